@@ -1,0 +1,37 @@
+# Two commands for a new machine: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test check format lint types install clean
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,local,dev]'
+	@touch $@
+
+install: $(STAMP)  ## make .venv with the tested versions
+
+test: $(STAMP)  ## install and run all tests
+	$(BIN)/python -m pytest
+
+format: $(STAMP)  ## rewrite the code in the house format
+	$(BIN)/ruff format .
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy .
+
+check: lint types test  ## format, lint, types and tests, as CI does
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) .demo build dist

@@ -1,0 +1,1 @@
+"""Machines and money: knows no SSH and no torch."""

@@ -1,0 +1,314 @@
+"""The seam between qft and whoever rents out machines: the promises that every provider keeps.
+
+The errors below say what to do next, not what went wrong inside a vendor's library:
+
+    ProviderError
+    ├── NoCapacity      nothing free there now: try the next offer, come back later
+    ├── OverQuota       the account may not: a human must ask for more
+    ├── PriceAboveCap   the market is above the cap: wait, or raise the cap
+    ├── NotAllowed      credentials or rights are missing: a human must fix them
+    ├── BadRequest      the provider did not understand us: our bug, never retried
+    ├── Transient       a hiccup: the same call may work in a moment
+    └── Gone            the machine does not exist any more
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+class Provider(Protocol):
+    """Rents machines. Every method is safe to call again after a crash at any point.
+
+    Methods raise only the classes of this module's error tree; a foreign error is translated once,
+    inside the provider. No method prints. None waits longer than its promise says: waiting, with a
+    clock and a budget, is the supervisor's work.
+    """
+
+    @property
+    def name(self) -> str:
+        """The value of `vm.provider` that selects this provider, such as `local` or `azure`."""
+        ...
+
+    @property
+    def traits(self) -> Traits:
+        """How this provider differs from others, as data, so that nobody asks for its class."""
+        ...
+
+    def offers(self, want: Want) -> list[Offer]:
+        """List what could be rented now, best first, including what is blocked and why.
+
+        Creates nothing and never waits long: a source that does not answer in seconds is replaced
+        by the dated table of `catalog.py`, which the offer's `price_source` then names.
+        """
+        ...
+
+    def create(self, spec: VmSpec) -> Vm:
+        """Ask for the machine of `spec.run_id`, or return the one that already exists for it.
+
+        Returns as soon as the provider has accepted, often before the machine has an address, and
+        tags everything it makes with the run id before anything bills. A create that fails leaves
+        nothing behind that bills.
+        """
+        ...
+
+    def observe(self, vm: Vm) -> Observation:
+        """Look at the machine once. A machine that is gone is an observation, not an error."""
+        ...
+
+    def start(self, vm: Vm) -> None:
+        """Start a deallocated machine under its old cap; silent if it runs or is starting.
+
+        Raises `NoCapacity`, `OverQuota` or `PriceAboveCap` as `create` does, `Gone` if it is gone.
+        Like `create` it may return before the machine answers.
+        """
+        ...
+
+    def deallocate(self, vm: Vm) -> None:
+        """Stop the machine so that its compute no longer bills, keeping its disk.
+
+        Returns when the provider says that the compute is released. Silent if already deallocated;
+        raises `Gone` if there is no such machine.
+        """
+        ...
+
+    def delete(self, run_id: str) -> list[Removed]:
+        """Remove everything that carries `run_id`, and return when the provider says it is gone.
+
+        Silent (an empty list) if nothing is left. Never touches what lacks our tag.
+        """
+        ...
+
+    def list_all(self) -> list[Vm]:
+        """Every machine of this account that carries our tag, from any computer, newest first.
+
+        A run of which only remnants exist (a disk, an address) is listed with `power` `REMNANTS`.
+        """
+        ...
+
+    def evict(self, vm: Vm) -> None:
+        """Ask the provider to rehearse an eviction of this machine, notice included."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """How one provider differs from another."""
+
+    rents: bool
+    """Whether `create` costs money and `delete` ends something; false for a machine of the user."""
+    evicts: bool
+    """Whether machines can be taken away, and `evict` works."""
+    simulated_prices: bool = False
+    """Whether dollars are a rehearsal: counted like real ones, marked as not charged."""
+    keeps_disk: bool = True
+    """Whether a deallocated machine keeps its disk, so that `start` finds the last checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Want:
+    """What the user asked for: the question that `offers` answers."""
+
+    gpu: str = ""
+    """A name from the catalog (`T4`, `A10`, …); empty means any."""
+    regions: Sequence[str] = ()
+    """In order of preference; empty means the provider's own default order."""
+    max_price_usd_per_h: float | None = None
+    """The hard cap per hour; an offer above it is listed as blocked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """One way to rent a machine now."""
+
+    provider: str
+    region: str
+    size: str
+    zone: str = ""
+    gpu: str = ""
+    gpu_memory_gb: float = 0.0
+    spot_usd_per_h: float
+    on_demand_usd_per_h: float | None = None
+    idle_usd_per_h: float = 0.0
+    """What disk and address cost per hour while the machine is deallocated."""
+    eviction_band: str = ""
+    """Evictions as the vendor publishes them, percent per hour such as `0-5`; empty if unknown."""
+    quota_left: int | None = None
+    """How many machines of this size the spot quota still admits; None if it cannot be read."""
+    price_source: str = ""
+    """Where the price comes from, such as `retail prices api` or `catalog of 2026-09-21`."""
+    priced_at: str = ""
+    """When that price was true, ISO 8601 UTC."""
+    blocked_by: str = ""
+    """Why this offer cannot be taken now (quota, price above cap, restriction); empty if it can."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people: `region`, or `region/zone`."""
+        return f"{self.region}/{self.zone}" if self.zone else self.region
+
+
+@dataclass(frozen=True, kw_only=True)
+class VmSpec:
+    """Everything `create` needs: one value instead of a dozen arguments."""
+
+    run_id: str
+    """Unique for the run, stable over its restarts; `[a-z0-9-]`, at most 40 characters."""
+    generation: int
+    """The how-manieth machine of this run, from 1; a new one gets a new host key."""
+    offer: Offer
+    max_price_usd_per_h: float | None
+    """The cap that goes to the provider; None leaves price evictions to the vendor's default."""
+    user: str = "qft"
+    public_key: str
+    """One `authorized_keys` line: the only way into the machine."""
+    host_private_key: str = field(repr=False)
+    """OpenSSH PEM of the host key that the machine must present; throwaway, never logged."""
+    host_public_key: str
+    """The matching public line, pinned before the first connection."""
+    disk_gb: int = 128
+    labels: dict[str, str] = field(default_factory=dict)
+    """Further tags for people, such as the run's name; no secrets."""
+
+
+class PowerState(StrEnum):
+    """Where a machine is in its life. Compute bills in all but the last four."""
+
+    CREATING = "creating"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    """Switched off from inside and still billed: the trap of `shutdown -h`."""
+    FAILED = "failed"
+    """The provider could not make it; treated as billing until it is deleted."""
+    DEALLOCATED = "deallocated"
+    """Compute released, disk kept."""
+    REMNANTS = "remnants"
+    """No machine, but something of the run remains, such as a disk or an address."""
+    GONE = "gone"
+
+    @property
+    def bills_compute(self) -> bool:
+        """Whether the hourly compute price runs in this state."""
+        return self not in {PowerState.DEALLOCATED, PowerState.REMNANTS, PowerState.GONE}
+
+
+class StopReason(StrEnum):
+    """Why a machine does not run, as far as the provider lets anyone know."""
+
+    EVICTED = "evicted"
+    PRICE = "price"
+    USER = "user"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vm:
+    """One machine as the provider names it; JSON-safe, so that the journal can hold it."""
+
+    provider: str
+    run_id: str
+    id: str
+    """The provider's own name for it: enough to find it again."""
+    region: str
+    size: str
+    zone: str = ""
+    generation: int = 1
+    user: str = "qft"
+    host: str = ""
+    """Address for SSH; empty until the provider has assigned one."""
+    port: int = 22
+    host_public_key: str = ""
+    """The pinned key line it must present."""
+    metadata_url: str = ""
+    """Base of the instance-metadata service as seen from inside the machine; empty if none."""
+    power: PowerState = PowerState.CREATING
+    """As last seen by the call that returned this value."""
+    created_at: str = ""
+    """ISO 8601 UTC; empty if unknown."""
+    price_usd_per_h: float = 0.0
+    """The price it was rented at; 0 when it costs nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What one look at a machine told."""
+
+    power: PowerState
+    host: str = ""
+    """The address now; it may change over a restart."""
+    port: int = 22
+    metadata_url: str = ""
+    stop_reason: StopReason | None = None
+    """Set when the machine does not run."""
+    detail: str = ""
+    """For people: what the provider said."""
+    price_usd_per_h: float | None = None
+    """The market price now, if the provider tells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """One resource that `delete` removed."""
+
+    kind: str
+    """The vendor's word for it: `virtual machine`, `disk`, `public IP`, `resource group`, …"""
+    id: str
+
+
+class ProviderError(Exception):
+    """Base of the tree: what happened, and a hint with the command or link that helps.
+
+    `retry_after_s` is the provider's own advice when it gave one.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.retry_after_s = retry_after_s
+
+
+class NoCapacity(ProviderError):  # noqa: N818  (the seam's vocabulary, not a suffix)
+    """Nothing of that size is free there now. Next: the next offer; forget this after a while."""
+
+
+class OverQuota(ProviderError):  # noqa: N818
+    """The account's quota forbids it. Next: other offers; a human raises `family` via the link."""
+
+    def __init__(
+        self, message: str, *, family: str = "", limit: int | None = None, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.family = family
+        self.limit = limit
+
+
+class PriceAboveCap(ProviderError):  # noqa: N818
+    """The market price exceeds the cap. Next: other offers, wait, or a human raises the cap."""
+
+    def __init__(
+        self, message: str, *, current_usd_per_h: float | None = None, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.current_usd_per_h = current_usd_per_h
+
+
+class NotAllowed(ProviderError):  # noqa: N818
+    """Credentials or rights are missing. Next: a human; retrying cannot help."""
+
+
+class BadRequest(ProviderError):  # noqa: N818
+    """The provider did not understand us. Next: report a bug; never retried."""
+
+
+class Transient(ProviderError):  # noqa: N818
+    """A hiccup of the network or the provider. Next: the same call, after `retry_after_s`."""
+
+
+class Gone(ProviderError):  # noqa: N818
+    """There is no such machine. Next: a new one, from the newest checkpoint."""

@@ -1,0 +1,1 @@
+"""One host over SSH: knows no cloud and no training."""
