@@ -246,6 +246,9 @@ class Observation:
     metadata_url: str = ""
     stop_reason: StopReason | None = None
     """Set when the machine does not run."""
+    since: str = ""
+    """When this state began, ISO 8601 UTC; empty if the provider does not tell. Keeps an eviction
+    that nobody watched from being counted as hours of compute."""
     detail: str = ""
     """For people: what the provider said."""
     price_usd_per_h: float | None = None
