@@ -1,0 +1,294 @@
+"""Every choice of a training run as checked values: whole and sane, or all its faults are listed.
+
+The module needs pydantic only, so the laptop checks a run with the very tables that train it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class TrainerConfig(BaseModel):
+    """The tables of `config.json`, the trainer's one input; relative paths start at the run directory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelTable
+    method: MethodTable = Field(default_factory=lambda: MethodTable())  # noqa: PLW0108 - it is defined below
+    data: DataTable
+    train: TrainTable = Field(default_factory=lambda: TrainTable())  # noqa: PLW0108 - it is defined below
+    checkpoint: CheckpointTable = Field(default_factory=lambda: CheckpointTable())  # noqa: PLW0108 - it is defined below
+    eval: EvalTable | None = Field(
+        default=None, description="How to score the result; without it nothing is evaluated."
+    )
+
+    @model_validator(mode="after")
+    def _eval_has_rows(self) -> TrainerConfig:
+        if self.eval is not None and self.data.eval is None:
+            raise ValueError("the table `eval` needs rows to score: name a file in `data.eval`")
+        return self
+
+
+class ModelTable(BaseModel):
+    """Which base model is adapted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(
+        min_length=1, description="A hub id such as `microsoft/phi-1_5`, or a local directory."
+    )
+    revision: str = Field(
+        default="main", min_length=1, description="Branch, tag or commit; unused by a directory."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that came with the model. Off unless asked."
+    )
+
+
+class MethodKind(StrEnum):
+    """How the base is adapted: `lora` on a 16-bit or 32-bit base, `qlora` on a quantised one."""
+
+    LORA = "lora"
+    QLORA = "qlora"
+
+
+class Quant(StrEnum):
+    """How the frozen weights are stored; `auto` is nf4 for qlora and none for lora."""
+
+    AUTO = "auto"
+    NF4 = "nf4"
+    FP4 = "fp4"
+    NONE = "none"
+
+
+class OptimizerKind(StrEnum):
+    """AdamW with 32-bit moments, with 8-bit moments, or with 8-bit moments that page to the host."""
+
+    ADAMW = "adamw"
+    ADAMW8BIT = "adamw8bit"
+    PAGED_ADAMW8BIT = "paged_adamw8bit"
+
+
+class MethodTable(BaseModel):
+    """Which parameters are trained, and how the frozen ones are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: MethodKind = Field(default=MethodKind.QLORA, description="lora or qlora.")
+    r: int = Field(default=8, ge=1, le=1024, description="Rank of the adapter.")
+    alpha: float = Field(
+        default=16, gt=0, description="Adapter scale; the update is alpha/r times B·A."
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in front of the adapter.")
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
+        default="all-linear", description="Every linear layer but the head, or names of layers."
+    )
+    quant: Quant = Field(default=Quant.AUTO, description="Storage of the frozen weights.")
+    double_quant: bool = Field(
+        default=True, description="Quantise the scales of 4-bit weights too: 4.13 bits, not 4.5."
+    )
+    optimizer: OptimizerKind = Field(default=OptimizerKind.ADAMW, description="Optimizer.")
+
+    @property
+    def storage(self) -> Quant:
+        """The storage of the frozen weights with `auto` resolved."""
+        if self.quant is not Quant.AUTO:
+            return self.quant
+        return Quant.NF4 if self.kind is MethodKind.QLORA else Quant.NONE
+
+    @model_validator(mode="after")
+    def _kind_and_quant_agree(self) -> MethodTable:
+        quantised = self.storage is not Quant.NONE
+        if quantised != (self.kind is MethodKind.QLORA):
+            raise ValueError(
+                f"`kind: {self.kind}` and `quant: {self.quant}` contradict each other: "
+                "qlora keeps the base in nf4 or fp4, lora keeps it unquantised (none)"
+            )
+        return self
+
+
+class DataTable(BaseModel):
+    """Which rows are learnt, and how a row becomes text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str = Field(min_length=1, description="Rows to learn from, one JSON object per line.")
+    eval: str | None = Field(default=None, min_length=1, description="Rows held out for scoring.")
+    prompt: str = Field(min_length=1, description="Template of what the model reads, `{field}`s.")
+    completion: str = Field(min_length=1, description="Template of what it should answer.")
+    loss_on: Literal["completion", "all"] = Field(
+        default="completion", description="Learn the answer only, or every token."
+    )
+
+
+class Schedule(StrEnum):
+    """The course of the learning rate after warm-up."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class PrecisionChoice(StrEnum):
+    """Arithmetic of the forward and backward pass; `auto` follows the device."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class TrainTable(BaseModel):
+    """How long, how fast and in what portions to learn."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int | None = Field(default=None, ge=1, description="Optimizer steps; or give `epochs`.")
+    epochs: float | None = Field(
+        default=None, gt=0, description="Passes over the rows; one if neither is given."
+    )
+    batch_size: int = Field(default=8, ge=1, description="Sequences per optimizer step.")
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto", description="Sequences per forward pass; cuts the batch, never its meaning."
+    )
+    lr: float = Field(default=2e-4, gt=0, description="Peak learning rate.")
+    warmup: float = Field(
+        default=0.0, ge=0, description="Steps of linear warm-up; below 1, a share of all steps."
+    )
+    schedule: Schedule = Field(default=Schedule.LINEAR, description="Course after warm-up.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="Longest allowed gradient; 0 switches clipping off."
+    )
+    max_length: int = Field(default=1024, ge=8, description="Tokens of prompt and answer together.")
+    gradient_checkpointing: bool = Field(
+        default=True, description="Recompute activations in the backward pass to save memory."
+    )
+    precision: PrecisionChoice = Field(default=PrecisionChoice.AUTO, description="Arithmetic.")
+    seed: int = Field(
+        default=0, ge=0, le=2**63 - 1, description="Order, dropout and first weights."
+    )
+    group_by_length: bool = Field(
+        default=True, description="Put rows of similar length into one batch: less padding."
+    )
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        default="auto", description="CPU threads; their number is part of bit-exactness."
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainTable:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("`steps` and `epochs` both say how long to train: keep one")
+        return self
+
+
+class EvictionBand(StrEnum):
+    """Azure's published share of machines evicted per hour, in percent."""
+
+    UP_TO_5 = "0-5"
+    UP_TO_10 = "5-10"
+    UP_TO_15 = "10-15"
+    UP_TO_20 = "15-20"
+    OVER_20 = "20+"
+
+
+_EVERY = re.compile(r"^(?:auto|(\d+(?:\.\d+)?)\s*(s|min|h))$")
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+class CheckpointTable(BaseModel):
+    """When the state is saved, and how many saves are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=_EVERY)] = Field(
+        default="auto", description="`auto`, a number of steps, or a time such as `90s`, `10min`."
+    )
+    keep: int = Field(
+        default=2, ge=2, le=100, description="Verified saves kept; one alone could be the torn one."
+    )
+    eviction_band: EvictionBand | None = Field(
+        default=None, description="Evictions per hour in percent, for `every: auto`."
+    )
+
+    @property
+    def every_s(self) -> float | None:
+        """The interval in seconds, or None if it is counted in steps or chosen automatically."""
+        match = _EVERY.match(self.every) if isinstance(self.every, str) else None
+        if match is None or match.group(1) is None:
+            return None
+        return float(match.group(1)) * _SECONDS[match.group(2)]
+
+
+class EvalTable(BaseModel):
+    """How the base and the adapted model are scored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["multilabel", "label"] = Field(
+        description="Answers are sets of labels, or exactly one label."
+    )
+    labels: Annotated[list[str], Field(min_length=1)] = Field(description="All labels there are.")
+
+
+TABLES: tuple[type[BaseModel], ...] = (
+    ModelTable, MethodTable, DataTable, TrainTable, CheckpointTable, EvalTable,
+)  # fmt: skip
+
+
+class ConfigError(Exception):
+    """The config cannot be used; the message lists every fault (exit code 78)."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def load_config(path: Path) -> TrainerConfig:
+    """Read and check the JSON config at `path`; raise `ConfigError` with every fault at once."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: there is no such file"]) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError([f"{path}: this is not JSON in UTF-8: {error}"]) from error
+    try:
+        return TrainerConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(problems(error)) from error
+
+
+def problems(error: ValidationError) -> list[str]:
+    """Say each fault of a failed check in one line: `table.field: what is wrong`."""
+    found: dict[str, list[str]] = {}
+    for fault in error.errors(include_url=False):
+        path = [str(part) for part in fault["loc"]]
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(path[-1], known_keys(path[:-1]), n=1, cutoff=0.6)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            found.setdefault(".".join(path), []).append(f"unknown key{hint}")
+        else:  # beyond table and field a path names the branches of a union, which help nobody
+            said = fault["msg"].removeprefix("Value error, ")
+            found.setdefault(".".join(path[:2]) or "config", []).append(said)
+    return [f"{where}: {', or '.join(dict.fromkeys(said))}" for where, said in found.items()]
+
+
+def known_keys(path: list[str]) -> list[str]:
+    """List the keys that the table at `path` has; the empty path is the config itself."""
+    fields = TrainerConfig.model_fields
+    if not path:
+        return list(fields)
+    if path[0] not in fields:
+        return []
+    annotation = fields[path[0]].annotation
+    for table in TABLES:
+        if annotation is table or table in get_args(annotation):
+            return list(table.model_fields)
+    return []
