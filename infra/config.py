@@ -1,0 +1,106 @@
+"""The tables of `run.yaml` that this room owns, `vm` and `budget`: checked before any spending."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PRICE_DECIMALS_MAX = 5
+"""Azure's `billingProfile.maxPrice` admits five decimals."""
+
+
+class VmTable(BaseModel):
+    """Which machine to rent, where, and at what price at most."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: Literal["local", "azure", "ssh"] = Field(
+        default="local",
+        description="`local` plays a spot cloud on this computer, `azure` rents, `ssh` is yours.",
+    )
+    gpu: str = Field(default="T4", description="A GPU of the catalog, such as T4, A10, A100.")
+    regions: list[str] = Field(
+        default_factory=list, description="Regions in order of preference; several survive more."
+    )
+    max_price: float | None = Field(
+        default=None, gt=0, le=100, description="USD per hour, hard: it goes to the cloud itself."
+    )
+    disk_gb: int = Field(default=128, ge=30, le=4095, description="Size of the machine's disk.")
+    rehearse_evictions: list[Annotated[int, Field(ge=1)]] = Field(
+        default_factory=list,
+        description="Steps at which the cloud is asked to rehearse an eviction of the machine.",
+    )
+    local: LocalTable = Field(default_factory=lambda: LocalTable())  # noqa: PLW0108  (defined below)
+    ssh: SshTable | None = Field(default=None, description="Needed by `provider: ssh`.")
+    azure: AzureTable = Field(default_factory=lambda: AzureTable())  # noqa: PLW0108  (defined below)
+
+    @field_validator("max_price")
+    @classmethod
+    def _decimals(cls, value: float | None) -> float | None:
+        if value is not None and round(value, PRICE_DECIMALS_MAX) != value:
+            raise ValueError("at most five decimals, as the cloud allows no more")
+        return value
+
+    @model_validator(mode="after")
+    def _provider_has_its_table(self) -> VmTable:
+        if self.provider == "ssh" and self.ssh is None:
+            raise ValueError("`provider: ssh` needs a table `ssh`: host, user, key, host_key")
+        if self.provider == "azure" and self.max_price is None:
+            raise ValueError("`provider: azure` needs `max_price`, the hard cap in USD per hour")
+        return self
+
+
+class LocalTable(BaseModel):
+    """How the spot cloud on this computer behaves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    notice_s: float = Field(
+        default=5.0, ge=0, le=300, description="Warning before an eviction; 0 is none at all."
+    )
+    evict_after_s: list[Annotated[float, Field(gt=0)]] = Field(
+        default_factory=list, description="Evict each boot of the machine after so many seconds."
+    )
+
+
+class SshTable(BaseModel):
+    """A machine that the user already has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field(min_length=1, description="Its name or address.")
+    port: int = Field(default=22, ge=1, le=65535, description="Its SSH port.")
+    user: str = Field(min_length=1, description="Who to log in as.")
+    key: str = Field(min_length=1, description="Private key file; `~` is your home.")
+    host_key: str = Field(
+        default="",
+        description="Its public host key line; `qft doctor` reads it once and asks you to confirm.",
+    )
+    gpu: bool = Field(default=True, description="Whether to prepare a GPU on it.")
+    python: str = Field(
+        default="", description="An interpreter there that has everything; empty makes one."
+    )
+
+
+class AzureTable(BaseModel):
+    """Which account to use, and what to call things in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    subscription: str = Field(
+        default="", description="Subscription id; empty uses AZURE_SUBSCRIPTION_ID or `az account`."
+    )
+    sizes: list[str] = Field(
+        default_factory=list, description="VM sizes to consider; empty takes the catalog's."
+    )
+
+
+class BudgetTable(BaseModel):
+    """When to stop spending, counted across evictions, restarts and machines."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    usd: float | None = Field(default=5.0, gt=0, description="Dollars in all.")
+    hours: float | None = Field(default=24.0, gt=0, description="Billed machine hours in all.")
+    evictions: int | None = Field(default=20, ge=0, description="Evictions to survive.")

@@ -1,0 +1,378 @@
+"""What is known of a run: a pure fold over its journal, valid after any prefix of it.
+
+Nothing here acts or reads a clock. `lifecycle.decide` looks at the folded state and at what was
+just seen, and says what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from infra.journal import Event, Kind
+from infra.provider import Offer, PowerState, StopReason, Vm
+from infra.spans import Span, close_span, drop_open_span, open_span
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One refusal of the cloud, remembered so that the same place is not tried again and again."""
+
+    place: str
+    size: str
+    error: str
+    """Class name in the seam's error tree."""
+    message: str
+    at_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a run ended: an exit code of `qft`, and why in words."""
+
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Everything that must survive the laptop's death, derived from the journal alone."""
+
+    run_id: str = ""
+    name: str = ""
+    started_s: float = 0.0
+    pending: Kind | None = None
+    """An intent whose result was never written: the act may or may not have happened."""
+    offer: Offer | None = None
+    vm: Vm | None = None
+    generation: int = 0
+    """Machines asked for so far."""
+    up: bool = False
+    """Whether, as far as we know, compute bills."""
+    boots: int = 0
+    booted_s: float = 0.0
+    """When the machine was last created or started."""
+    prepared: bool = False
+    launched: bool = False
+    launches: int = 0
+    step: int = 0
+    steps: int = 0
+    home_step: int = 0
+    """Step of the newest verified checkpoint at home; 0 if none."""
+    evictions: int = 0
+    stops: int = 0
+    start_failures: int = 0
+    """Refused starts since the machine stopped."""
+    unreachable: int = 0
+    """How often this boot was given up because SSH did not answer."""
+    crashes: tuple[int, ...] = ()
+    """Steps at which the trainer ended by itself, in order."""
+    hangs: int = 0
+    failures: tuple[Failure, ...] = ()
+    rehearsed: frozenset[int] = frozenset()
+    rehearsing: int | None = None
+    trained: bool = False
+    fetched: str = ""
+    """Where the adapter lies at home; empty until it does."""
+    deleted: bool = False
+    """Whether the provider said that nothing of the run remains."""
+    ending: Ending | None = None
+    spans: tuple[Span, ...] = ()
+
+
+def fold(events: Iterable[Event]) -> RunState:
+    """Derive the state of a run from its events, oldest first. Total: any prefix folds."""
+    state = RunState()
+    for event in events:
+        state = apply(state, event)
+    return state
+
+
+def apply(state: RunState, event: Event) -> RunState:
+    """The state after one more event."""
+    return _RULES[event.kind](state, event)
+
+
+def vm_from_json(data: dict[str, Any]) -> Vm:
+    """Rebuild a machine from a journal line; unknown keys of later versions are ignored."""
+    known = {field.name for field in fields(Vm)}
+    values = {key: value for key, value in data.items() if key in known}
+    return Vm(**{**values, "power": PowerState(values.get("power", PowerState.CREATING))})
+
+
+def offer_from_json(data: dict[str, Any]) -> Offer:
+    """Rebuild an offer from a journal line; unknown keys of later versions are ignored."""
+    known = {field.name for field in fields(Offer)}
+    return Offer(**{key: value for key, value in data.items() if key in known})
+
+
+def to_json(value: Vm | Offer) -> dict[str, Any]:
+    """What the journal holds of a machine or an offer."""
+    return asdict(value)
+
+
+def _run_started(state: RunState, event: Event) -> RunState:
+    return replace(
+        state, run_id=event.data["run_id"], name=event.data["name"], started_s=event.at_s
+    )
+
+
+def _run_resumed(state: RunState, event: Event) -> RunState:
+    """A human asked again: an old ending and old crashes no longer bind.
+
+    With `changed`, the training itself was changed (more steps, say), so it is not over either.
+    """
+    changed = bool(event.data.get("changed"))
+    return replace(
+        state,
+        ending=None,
+        crashes=(),
+        unreachable=0,
+        trained=state.trained and not changed,
+        fetched="" if changed else state.fetched,
+    )
+
+
+def _create_intended(state: RunState, event: Event) -> RunState:
+    """Bills from here on: the machine may exist although its answer never arrived."""
+    offer = offer_from_json(event.data["offer"])
+    return replace(
+        state,
+        pending=event.kind,
+        offer=offer,
+        generation=event.data["generation"],
+        deleted=False,
+        spans=open_span(state.spans, event.at_s, offer.spot_usd_per_h, compute=True),
+    )
+
+
+def _create_accepted(state: RunState, event: Event) -> RunState:
+    return replace(
+        _booted(state, event),
+        vm=vm_from_json(event.data["vm"]),
+        pending=None,
+        start_failures=0,
+        unreachable=0,
+        trained=False,  # what an earlier machine finished but nobody fetched went with its disk
+    )
+
+
+def _create_failed(state: RunState, event: Event) -> RunState:
+    return replace(
+        _refused(state, event), pending=None, vm=None, spans=drop_open_span(state.spans), up=False
+    )
+
+
+def _start_intended(state: RunState, event: Event) -> RunState:
+    price = state.offer.spot_usd_per_h if state.offer else 0.0
+    return replace(
+        state, pending=event.kind, spans=open_span(state.spans, event.at_s, price, compute=True)
+    )
+
+
+def _start_accepted(state: RunState, event: Event) -> RunState:
+    return replace(_booted(state, event), pending=None, start_failures=0)
+
+
+def _start_failed(state: RunState, event: Event) -> RunState:
+    asked_s = state.spans[-1].start_s if state.spans else event.at_s
+    idle = state.offer.idle_usd_per_h if state.offer else 0.0
+    return replace(
+        _refused(state, event),
+        pending=None,
+        start_failures=state.start_failures + 1,
+        spans=open_span(drop_open_span(state.spans), asked_s, idle, compute=False),
+        up=False,
+    )
+
+
+def _address_seen(state: RunState, event: Event) -> RunState:
+    if state.vm is None:
+        return state
+    seen = {key: event.data[key] for key in ("host", "port", "metadata_url")}
+    return replace(state, vm=replace(state.vm, **seen))
+
+
+def _stop_seen(state: RunState, event: Event) -> RunState:
+    """The machine went down without our asking."""
+    evicted = event.data["reason"] in {StopReason.EVICTED, StopReason.PRICE}
+    gone = event.data["power"] in {PowerState.GONE, PowerState.REMNANTS}
+    rehearsed = (
+        state.rehearsed if state.rehearsing is None else state.rehearsed | {state.rehearsing}
+    )
+    idle = state.offer.idle_usd_per_h if state.offer else 0.0
+    when = min(event.data.get("since_s") or event.at_s, event.at_s)
+    spans = close_span(state.spans, when)
+    if event.data["power"] == PowerState.FAILED:
+        # Accepted, then not allocated: that is how a lack of capacity arrives late.
+        late = {"error": "NoCapacity", "message": event.data["detail"]}
+        state = _refused(state, replace(event, data=late))
+    return replace(
+        state,
+        up=False,
+        prepared=False,
+        launched=False,
+        start_failures=0,
+        unreachable=0,
+        evictions=state.evictions + evicted,
+        stops=state.stops + 1,
+        rehearsed=rehearsed,
+        rehearsing=None,
+        spans=spans if gone else open_span(spans, when, idle, compute=False),
+    )
+
+
+def _prepared(state: RunState, event: Event) -> RunState:
+    del event
+    return replace(state, prepared=True)
+
+
+def _launch_intended(state: RunState, event: Event) -> RunState:
+    return replace(state, pending=event.kind)
+
+
+def _launched(state: RunState, event: Event) -> RunState:
+    del event
+    return replace(state, pending=None, launched=True, launches=state.launches + 1)
+
+
+def _progress(state: RunState, event: Event) -> RunState:
+    return replace(state, step=event.data["step"], steps=event.data["steps"])
+
+
+def _checkpoint_home(state: RunState, event: Event) -> RunState:
+    return replace(state, home_step=max(state.home_step, event.data["step"]))
+
+
+def _evict_intended(state: RunState, event: Event) -> RunState:
+    return replace(state, rehearsing=event.data["step"])
+
+
+def _evict_requested(state: RunState, event: Event) -> RunState:
+    return replace(state, rehearsing=None, rehearsed=state.rehearsed | {event.data["step"]})
+
+
+def _trainer_exited(state: RunState, event: Event) -> RunState:
+    crashes = state.crashes
+    if event.data["crash"]:
+        crashes = (*crashes, event.data["step"])
+    return replace(state, launched=False, crashes=crashes)
+
+
+def _trainer_hung(state: RunState, event: Event) -> RunState:
+    return replace(
+        state,
+        launched=False,
+        hangs=state.hangs + 1,
+        crashes=(*state.crashes, event.data["step"]),
+    )
+
+
+def _machine_unreachable(state: RunState, event: Event) -> RunState:
+    del event
+    return replace(state, unreachable=state.unreachable + 1, prepared=False, launched=False)
+
+
+def _trained(state: RunState, event: Event) -> RunState:
+    del event
+    return replace(state, trained=True)
+
+
+def _fetched(state: RunState, event: Event) -> RunState:
+    return replace(state, fetched=event.data["path"])
+
+
+def _deallocate_intended(state: RunState, event: Event) -> RunState:
+    return replace(state, pending=event.kind)
+
+
+def _deallocated(state: RunState, event: Event) -> RunState:
+    idle = state.offer.idle_usd_per_h if state.offer else 0.0
+    return replace(
+        state,
+        pending=None,
+        up=False,
+        prepared=False,
+        launched=False,
+        start_failures=0,
+        spans=open_span(state.spans, event.at_s, idle, compute=False),
+    )
+
+
+def _delete_intended(state: RunState, event: Event) -> RunState:
+    return replace(state, pending=event.kind)
+
+
+def _deleted(state: RunState, event: Event) -> RunState:
+    return replace(
+        state,
+        pending=None,
+        vm=None,
+        up=False,
+        prepared=False,
+        launched=False,
+        deleted=True,
+        spans=close_span(state.spans, event.at_s),
+    )
+
+
+def _run_ended(state: RunState, event: Event) -> RunState:
+    return replace(state, ending=Ending(code=event.data["code"], reason=event.data["reason"]))
+
+
+def _booted(state: RunState, event: Event) -> RunState:
+    return replace(
+        state,
+        up=True,
+        boots=state.boots + 1,
+        booted_s=event.at_s,
+        prepared=False,
+        launched=False,
+    )
+
+
+def _refused(state: RunState, event: Event) -> RunState:
+    offer = state.offer
+    if offer is None:
+        return state
+    failure = Failure(
+        place=offer.place,
+        size=offer.size,
+        error=event.data["error"],
+        message=event.data["message"],
+        at_s=event.at_s,
+    )
+    others = tuple(f for f in state.failures if (f.place, f.size) != (offer.place, offer.size))
+    return replace(state, failures=(*others, failure))
+
+
+_RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
+    Kind.RUN_STARTED: _run_started,
+    Kind.RUN_RESUMED: _run_resumed,
+    Kind.CREATE_INTENDED: _create_intended,
+    Kind.CREATE_ACCEPTED: _create_accepted,
+    Kind.CREATE_FAILED: _create_failed,
+    Kind.START_INTENDED: _start_intended,
+    Kind.START_ACCEPTED: _start_accepted,
+    Kind.START_FAILED: _start_failed,
+    Kind.ADDRESS_SEEN: _address_seen,
+    Kind.STOP_SEEN: _stop_seen,
+    Kind.PREPARED: _prepared,
+    Kind.LAUNCH_INTENDED: _launch_intended,
+    Kind.LAUNCHED: _launched,
+    Kind.PROGRESS: _progress,
+    Kind.CHECKPOINT_HOME: _checkpoint_home,
+    Kind.EVICT_INTENDED: _evict_intended,
+    Kind.EVICT_REQUESTED: _evict_requested,
+    Kind.TRAINER_EXITED: _trainer_exited,
+    Kind.TRAINER_HUNG: _trainer_hung,
+    Kind.MACHINE_UNREACHABLE: _machine_unreachable,
+    Kind.TRAINED: _trained,
+    Kind.FETCHED: _fetched,
+    Kind.DEALLOCATE_INTENDED: _deallocate_intended,
+    Kind.DEALLOCATED: _deallocated,
+    Kind.DELETE_INTENDED: _delete_intended,
+    Kind.DELETED: _deleted,
+    Kind.RUN_ENDED: _run_ended,
+}

@@ -1,0 +1,398 @@
+"""The loop that brings a run home: observe, decide, journal, act, again.
+
+It holds no policy (that is `lifecycle.decide`) and no memory of its own that matters: killed at any
+point, a new supervisor over the same journal goes on. Clock and sleep come in as arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from infra import actions as act
+from infra.cost import Bill, bill
+from infra.journal import Journal, Kind
+from infra.lifecycle import CLOUD_REFUSED, UNREACHABLE, JobPhase, JobView, Plan, Seen, decide
+from infra.provider import (
+    Gone,
+    NotAllowed,
+    Observation,
+    Offer,
+    PowerState,
+    Provider,
+    ProviderError,
+    StopReason,
+    Transient,
+    Vm,
+    VmSpec,
+    Want,
+)
+from infra.state import Ending, RunState, apply, fold, to_json
+from infra.watch import Watch
+from infra.when import parse_utc_s
+
+Answer = TypeVar("Answer")
+
+TRANSIENT_TRIES_MAX = 8
+PROGRESS_EVERY_S = 10.0
+OFFERS_TTL_S = 300.0
+
+
+class Workload(Protocol):
+    """What happens on the machine; the door hands it in, so that this room knows no SSH.
+
+    Methods raise `HostUnreachable` when the machine does not answer and `HostNotTrusted` when it is
+    not who it claims to be. All are safe to repeat.
+    """
+
+    def reach(self, vm: Vm) -> None:
+        """Make sure that the machine answers; quick when it does."""
+        ...
+
+    def prepare(self, vm: Vm) -> None:
+        """Make the machine trainable and bring data, code and the newest checkpoint to it."""
+        ...
+
+    def launch(self, vm: Vm) -> None:
+        """Start the trainer unless it runs: never two."""
+        ...
+
+    def look(self, vm: Vm) -> JobView:
+        """Look at the trainer once."""
+        ...
+
+    def stop(self, vm: Vm) -> None:
+        """End the trainer, letting it save first if it still can."""
+        ...
+
+    def park(self, vm: Vm) -> None:
+        """End the trainer and bring its newest checkpoint home, before the machine goes."""
+        ...
+
+    def fetch(self, vm: Vm) -> str:
+        """Bring the results home, verified; return where they lie."""
+        ...
+
+    def clear(self, vm: Vm) -> None:
+        """Remove what the run left on a machine that stays the user's."""
+        ...
+
+    def home_step(self) -> int:
+        """Step of the newest verified checkpoint at home; 0 if there is none."""
+        ...
+
+    def forget(self) -> None:
+        """Drop connections to a machine that went down."""
+        ...
+
+
+class HostUnreachable(Exception):  # noqa: N818  (the seam's vocabulary)
+    """The machine does not answer over SSH (yet). Next: wait, then look at the provider."""
+
+
+class HostNotTrusted(Exception):  # noqa: N818
+    """The machine is not who it claims to be, or offered something illegal. Next: stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the supervisor tells the console at each turn."""
+
+    state: RunState
+    seen: Seen
+    action: act.Action
+    bill: Bill
+    now_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What the loop works with; nothing in it is global."""
+
+    provider: Provider
+    workload: Workload
+    journal: Journal
+    make_spec: Callable[[Offer, int], VmSpec]
+    """Offer and generation in, spec with that generation's keys out; same in, same out."""
+    want: Want
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    tell: Callable[[Report], None]
+
+
+class Supervisor:
+    """Drives one run towards a goal. One at a time per run: the caller holds the run's lock."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._state = fold(tools.journal.events)
+        self._offers: tuple[Offer, ...] = ()
+        self._offers_s = 0.0
+        self._watch = Watch(now_s=tools.clock())
+        self._progress_s = 0.0
+
+    @property
+    def state(self) -> RunState:
+        """The folded state, up to date with the journal."""
+        return self._state
+
+    def run(self, plan: Plan) -> Ending:
+        """Turn until the goal is reached or cannot be, and say how it ended.
+
+        Raises ProviderError only for what a human must fix (`NotAllowed`, `BadRequest`) or what
+        stayed broken through every retry (`Transient`); the journal is whole in every case.
+        """
+        while True:
+            seen = self._look()
+            now_s = self._tools.clock()
+            action = decide(self._state, seen, plan, now_s)
+            self._tools.tell(
+                Report(
+                    state=self._state,
+                    seen=seen,
+                    action=action,
+                    bill=bill(self._state, now_s),
+                    now_s=now_s,
+                )
+            )
+            try:
+                ending = self._act(action, plan)
+            except HostUnreachable:
+                self._watch.lost(self._tools.clock())
+            except HostNotTrusted as error:
+                return self._end(Ending(code=UNREACHABLE, reason=str(error)), plan)
+            else:
+                if ending is not None:
+                    return self._end(ending, plan)
+
+    # ---- observe ----
+
+    def _look(self) -> Seen:
+        home = self._tools.workload.home_step()
+        if home > self._state.home_step:
+            self._note(Kind.CHECKPOINT_HOME, step=home)
+        if self._tools.clock() - self._offers_s > OFFERS_TTL_S:
+            self._offers = ()
+        vm = self._state.vm
+        if vm is None:
+            return Seen(offers=self._offers)
+        observation = self._observe(vm)
+        vm = self._follow_address(vm, observation)
+        seen = Seen(vm=observation, offers=self._offers)
+        if observation.power is not PowerState.RUNNING or not vm.host or not self._state.up:
+            return seen
+        try:
+            if not self._state.prepared:
+                self._tools.workload.reach(vm)
+                job = None
+            else:
+                job = self._tools.workload.look(vm)
+        except HostUnreachable as error:
+            silent_s = self._watch.lost(self._tools.clock())
+            return replace(seen, unreachable=str(error), unreachable_s=silent_s)
+        self._watch.found()
+        if job is None:
+            return seen
+        job = self._watch.measure(job, self._tools.clock())
+        self._note_progress(job)
+        return replace(seen, job=job)
+
+    def _observe(self, vm: Vm) -> Observation:
+        return self._ask(lambda: self._tools.provider.observe(vm))
+
+    def _follow_address(self, vm: Vm, seen: Observation) -> Vm:
+        """Write down a changed address; return the machine with the address it has now."""
+        now = (seen.host, seen.port, seen.metadata_url)
+        if not seen.host or now == (vm.host, vm.port, vm.metadata_url):
+            return vm
+        self._note(
+            Kind.ADDRESS_SEEN, host=seen.host, port=seen.port, metadata_url=seen.metadata_url
+        )
+        return self._state.vm or vm
+
+    def _note_progress(self, job: JobView) -> None:
+        now_s = self._tools.clock()
+        changed = (job.step, job.steps) != (self._state.step, self._state.steps)
+        final = job.phase is JobPhase.EXITED
+        if changed and (final or abs(now_s - self._progress_s) >= PROGRESS_EVERY_S):
+            self._progress_s = now_s
+            self._note(Kind.PROGRESS, step=job.step, steps=job.steps)
+
+    # ---- act ----
+
+    def _act(self, action: act.Action, plan: Plan) -> Ending | None:
+        match action:
+            case act.Finish(ending=ending):
+                return ending
+            case act.Wait(wait_s=wait_s):
+                if self._state.vm is None:
+                    self._offers = ()  # prices and capacity will have moved on
+                self._tools.sleep(wait_s)
+            case act.FindOffers():
+                return self._find_offers()
+            case act.Create(offer=offer, generation=generation):
+                self._create(offer, generation)
+            case act.Start():
+                self._start()
+            case act.Deallocate(reason=reason):
+                self._deallocate(reason, park=True)
+            case act.Delete(reason=reason):
+                self._delete(reason, plan)
+            case act.RecordStop(observation=seen):
+                self._record_stop(seen)
+            case act.GiveUpOnBoot(reason=reason):
+                return self._give_up_on_boot(reason, plan)
+            case act.RecordTrained():
+                self._note(Kind.TRAINED)
+            case act.RecordExit(exit_code=code, step=step, crash=crash):
+                self._note(Kind.TRAINER_EXITED, exit_code=code, step=step, crash=crash)
+            case _:
+                self._work(action, self._machine())
+        return None
+
+    def _work(self, action: act.Action, vm: Vm) -> None:
+        """What happens on a machine that answers."""
+        workload = self._tools.workload
+        match action:
+            case act.Prepare():
+                workload.prepare(vm)
+                self._note(Kind.PREPARED)
+            case act.Launch():
+                self._note(Kind.LAUNCH_INTENDED)
+                workload.launch(vm)
+                self._watch = Watch(now_s=self._tools.clock())
+                self._note(Kind.LAUNCHED)
+            case act.StopHung(step=step, reason=reason):
+                workload.stop(vm)
+                self._note(Kind.TRAINER_HUNG, step=step, reason=reason)
+            case act.RehearseEviction(step=step):
+                self._note(Kind.EVICT_INTENDED, step=step)
+                self._ask(lambda: self._tools.provider.evict(vm))
+                self._note(Kind.EVICT_REQUESTED, step=step)
+            case act.Fetch():
+                self._note(Kind.FETCHED, path=workload.fetch(vm))
+
+    def _find_offers(self) -> Ending | None:
+        self._offers = tuple(self._ask(lambda: self._tools.provider.offers(self._tools.want)))
+        self._offers_s = self._tools.clock()
+        if self._offers:
+            return None
+        reason = f"{self._tools.provider.name} has no offer for {self._tools.want}"
+        return Ending(code=CLOUD_REFUSED, reason=reason)
+
+    def _create(self, offer: Offer, generation: int) -> None:
+        spec = self._tools.make_spec(offer, generation)
+        if self._state.pending is not Kind.CREATE_INTENDED:
+            self._note(Kind.CREATE_INTENDED, generation=generation, offer=to_json(offer))
+        try:
+            vm = self._ask(lambda: self._tools.provider.create(spec))
+        except ProviderError as error:
+            self._refused(Kind.CREATE_FAILED, error)
+            return
+        self._note(Kind.CREATE_ACCEPTED, vm=to_json(vm))
+
+    def _start(self) -> None:
+        vm = self._machine()
+        self._note(Kind.START_INTENDED)
+        try:
+            self._ask(lambda: self._tools.provider.start(vm))
+        except Gone:
+            seen = Observation(power=PowerState.GONE, stop_reason=StopReason.UNKNOWN)
+            self._record_stop(seen)
+        except ProviderError as error:
+            self._refused(Kind.START_FAILED, error)
+        else:
+            self._note(Kind.START_ACCEPTED)
+
+    def _refused(self, kind: Kind, error: ProviderError) -> None:
+        """Remember a refusal; hand on what only a human or a developer can fix."""
+        if isinstance(error, Transient):
+            raise error  # nothing is known of the act: its intent stays pending
+        self._note(kind, error=type(error).__name__, message=str(error), hint=error.hint)
+        if not _passes(error):
+            raise error
+
+    def _deallocate(self, reason: str, *, park: bool) -> None:
+        vm = self._machine()
+        if park and self._state.prepared:
+            try:
+                self._tools.workload.park(vm)
+            except HostUnreachable as error:
+                # The machine goes either way; what is at home is what remains of it.
+                reason = f"{reason}; its newest checkpoint could not be copied ({error})"
+        self._tools.workload.forget()
+        self._note(Kind.DEALLOCATE_INTENDED, reason=reason)
+        try:
+            self._ask(lambda: self._tools.provider.deallocate(vm))
+        except Gone:
+            self._note(Kind.DELETED, removed=[])
+        else:
+            self._note(Kind.DEALLOCATED, reason=reason)
+
+    def _delete(self, reason: str, plan: Plan) -> None:
+        vm = self._state.vm
+        if vm is not None and not plan.rents:
+            self._tools.workload.clear(vm)
+        self._tools.workload.forget()
+        self._note(Kind.DELETE_INTENDED, reason=reason)
+        removed = self._ask(lambda: self._tools.provider.delete(self._state.run_id))
+        self._note(Kind.DELETED, removed=[f"{r.kind} {r.id}" for r in removed])
+
+    def _record_stop(self, seen: Observation) -> None:
+        self._tools.workload.forget()
+        self._watch.found()
+        self._note(
+            Kind.STOP_SEEN,
+            power=seen.power,
+            reason=seen.stop_reason or StopReason.UNKNOWN,
+            detail=seen.detail,
+            since_s=parse_utc_s(seen.since),
+            step=self._state.step,
+        )
+
+    def _give_up_on_boot(self, reason: str, plan: Plan) -> Ending | None:
+        self._note(Kind.MACHINE_UNREACHABLE, reason=reason)
+        self._watch.found()
+        if not plan.rents:
+            return Ending(code=UNREACHABLE, reason=reason)
+        self._deallocate(reason, park=False)
+        return None
+
+    def _end(self, ending: Ending, plan: Plan) -> Ending:
+        """Write the ending down; a run that failed must not go on billing compute."""
+        if ending.code and plan.rents and self._state.up and self._state.vm is not None:
+            self._deallocate(ending.reason, park=True)
+        self._note(Kind.RUN_ENDED, code=ending.code, reason=ending.reason)
+        return ending
+
+    # ---- helpers ----
+
+    def _note(self, kind: Kind, **data: object) -> None:
+        self._state = apply(self._state, self._tools.journal.append(kind, **data))
+
+    def _machine(self) -> Vm:
+        if self._state.vm is None:
+            raise AssertionError("decided to act on a machine although there is none")
+        return self._state.vm
+
+    def _ask(self, call: Callable[[], Answer]) -> Answer:
+        """Call the provider, riding out hiccups; every call of the seam is safe to repeat."""
+        for attempt in range(TRANSIENT_TRIES_MAX):
+            try:
+                return call()
+            except Transient as error:
+                if attempt == TRANSIENT_TRIES_MAX - 1:
+                    raise
+                backoff_s = min(2.0**attempt, 60.0)
+                self._tools.sleep(error.retry_after_s or backoff_s)
+        raise AssertionError("unreachable")
+
+
+def _passes(error: ProviderError) -> bool:
+    """Whether a refusal is one that another offer or time can get around."""
+    return not isinstance(error, NotAllowed) and type(error).__name__ in {
+        "NoCapacity",
+        "OverQuota",
+        "PriceAboveCap",
+    }

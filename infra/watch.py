@@ -1,0 +1,41 @@
+"""How long a trainer or its machine has been silent, told by the watcher's own clock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from infra.lifecycle import JobView
+
+
+class Watch:
+    """Tells how long the trainer has been silent or stalled, on this side's clock.
+
+    The machine's clock may be wrong, so only the change of what it says counts.
+    """
+
+    def __init__(self, *, now_s: float) -> None:
+        self._beat: object = None
+        self._beat_s = now_s
+        self._mark: object = None
+        self._mark_s = now_s
+        self._lost_s: float | None = None
+
+    def measure(self, job: JobView, now_s: float) -> JobView:
+        """Fill in `silent_s` and `stalled_s`."""
+        beat = job.detail.get("updated_at")
+        mark = (job.step, job.detail.get("phase"), job.detail.get("message"))
+        if beat != self._beat:
+            self._beat, self._beat_s = beat, now_s
+        if mark != self._mark:
+            self._mark, self._mark_s = mark, now_s
+        return replace(job, silent_s=now_s - self._beat_s, stalled_s=now_s - self._mark_s)
+
+    def lost(self, now_s: float) -> float:
+        """The machine does not answer; return since how many seconds."""
+        if self._lost_s is None:
+            self._lost_s = now_s
+        return now_s - self._lost_s
+
+    def found(self) -> None:
+        """The machine answers, or is known to be down."""
+        self._lost_s = None

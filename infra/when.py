@@ -1,0 +1,19 @@
+"""Times as the seam writes them: ISO 8601 in UTC, to the second, and back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def utc(at_s: float) -> str:
+    """`2026-11-22T06:50:00Z` for seconds since the epoch."""
+    return datetime.fromtimestamp(at_s, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_utc_s(text: str) -> float | None:
+    """Seconds since the epoch for an ISO 8601 time; None for an empty or foreign text."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
