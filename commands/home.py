@@ -1,0 +1,176 @@
+"""Where qft keeps what it knows on this computer: a private folder per run, one driver each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from commands.errors import Usage
+from infra.durable import LockTimeout, locked, read_json
+
+RUN_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,28}[a-z0-9])?")
+"""What may name a run: it becomes part of cloud names, tags and folders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """The paths of one run under `$QFT_HOME/runs/<name>`."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.root.name
+
+    @property
+    def journal(self) -> Path:
+        """The append-only record."""
+        return self.root / "journal.jsonl"
+
+    @property
+    def config(self) -> Path:
+        """The resolved config the run was started with."""
+        return self.root / "run.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by whoever drives the run."""
+        return self.root / "lock"
+
+    @property
+    def keys(self) -> Path:
+        """The run's own SSH keys, mode 0600 in a 0700 folder."""
+        return self.root / "keys"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Verified checkpoints that came home."""
+        return self.root / "checkpoints"
+
+    @property
+    def staging(self) -> Path:
+        """What is about to be pushed: the trainer's package and its config."""
+        return self.root / "staging"
+
+    def exists(self) -> bool:
+        """Whether the run was ever started here."""
+        return self.journal.exists()
+
+
+def qft_home(environment: Mapping[str, str]) -> Path:
+    """`$QFT_HOME`, or `~/.qft`."""
+    chosen = environment.get("QFT_HOME")
+    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".qft"
+
+
+def run_folder(home: Path, name: str) -> RunFolder:
+    """The folder of the run `name`. Raises Usage for a name that could not be one."""
+    check_name(name)
+    return RunFolder(root=home / "runs" / name)
+
+
+def check_name(name: str) -> None:
+    """Raise Usage unless `name` can name a run."""
+    if not RUN_NAME.fullmatch(name):
+        raise Usage(
+            f"`{name}` cannot name a run",
+            hint="use 1 to 30 of a-z, 0-9 and `-`, with a letter or digit at both ends",
+        )
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner can enter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if stat.S_IMODE(folder.stat().st_mode) != stat.S_IRWXU:
+        folder.chmod(stat.S_IRWXU)
+
+
+def all_runs(home: Path) -> list[RunFolder]:
+    """Every run that was ever started here, by name."""
+    folder = home / "runs"
+    if not folder.is_dir():
+        return []
+    found = [RunFolder(root=path) for path in sorted(folder.iterdir()) if path.is_dir()]
+    return [run for run in found if run.exists() and RUN_NAME.fullmatch(run.name)]
+
+
+def pick_run(home: Path, wanted: str, *, cwd: Path) -> RunFolder:
+    """The run that a command means: its name, its `run.yaml`, the one here, or the only one.
+
+    Raises Usage when there is none or no telling which.
+    """
+    if wanted.endswith((".yaml", ".yml")) or "/" in wanted:
+        return _known(home, _name_in(Path(wanted)))
+    if wanted:
+        return _known(home, wanted)
+    here = cwd / "run.yaml"
+    if here.exists() and run_folder(home, _name_in(here)).exists():
+        return _known(home, _name_in(here))
+    runs = all_runs(home)
+    if len(runs) == 1:
+        return runs[0]
+    if not runs:
+        raise Usage("there is no run yet", hint="start one with `qft run run.yaml`")
+    names = ", ".join(run.name for run in runs)
+    raise Usage(f"which run? there are {names}", hint=f"for example `qft status {runs[0].name}`")
+
+
+def _known(home: Path, name: str) -> RunFolder:
+    run = run_folder(home, name)
+    if not run.exists():
+        known = ", ".join(other.name for other in all_runs(home)) or "none yet"
+        raise Usage(f"there is no run `{name}` (known: {known})", hint="`qft ls` lists them")
+    return run
+
+
+def _name_in(path: Path) -> str:
+    """The `name` in a run.yaml, without judging the rest of it."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise Usage(f"`{path}` cannot be read: {error}") from error
+    name = content.get("name") if isinstance(content, dict) else None
+    if not isinstance(name, str):
+        raise Usage(f"`{path}` has no `name`")
+    return name
+
+
+@contextlib.contextmanager
+def driving(run: RunFolder, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
+    """Hold the run alone; raise Busy if another `qft` drives it."""
+    try:
+        with locked(run.lock, timeout_s=0.0, sleep=sleep):
+            yield
+    except LockTimeout as error:
+        raise Busy(run, error.holder) from error
+
+
+class Busy(Usage):
+    """Another `qft` drives the run; a second driver could rent a second machine."""
+
+    def __init__(self, run: RunFolder, holder: str) -> None:
+        who = f" ({holder})" if holder else ""
+        super().__init__(
+            f"another `qft` is already driving the run `{run.name}`{who}",
+            hint=f"watch it with `qft logs -f {run.name}`, or give this run another `name`",
+        )
+
+
+def saved_config(run: RunFolder) -> dict[str, object]:
+    """The config the run was last started with; empty if it never got that far."""
+    value = read_json(run.config)
+    return value if isinstance(value, dict) else {}
+
+
+def environment() -> Mapping[str, str]:
+    """The process environment, read at the door only."""
+    return os.environ
