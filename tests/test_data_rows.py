@@ -1,0 +1,108 @@
+"""Rows are read whole with their places, or the user learns everything that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.rows import DataError, read_rows
+from trainer.template import Template, TemplateError
+
+
+def test_a_csv_cell_may_span_lines_and_rows_count_records(tmp_path: Path) -> None:
+    """Records are counted, not physical lines, and cells come back byte for byte."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'id,text\r\n0a,"one\r\ntwo, ""three"""\r\n0b,\xc2\x85x\n')
+    rows = [(row.number, dict(row.fields)) for row in read_rows(path)]
+
+    assert rows == [
+        (1, {"id": "0a", "text": 'one\r\ntwo, "three"'}),
+        (2, {"id": "0b", "text": "\x85x"}),
+    ]
+
+
+def test_jsonl_rows_carry_their_line(tmp_path: Path) -> None:
+    """Blank lines are passed over, and separators inside a string do not break a line."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('\ufeff{"a": "x\u2028y"}\n\n{"a": 2}\n'.encode())
+
+    assert [(row.number, dict(row.fields)) for row in read_rows(path)] == [
+        (1, {"a": "x\u2028y"}),
+        (3, {"a": 2}),
+    ]
+
+
+def test_a_json_list_is_read(tmp_path: Path) -> None:
+    """A `.json` file is a list of objects, numbered from one."""
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}, {"a": 2}]')
+
+    assert [row.number for row in read_rows(path)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "a.jsonl: the file is empty"),
+        ("a.jsonl", b" \n\n", "a.jsonl: the file is empty"),
+        ("a.json", b"[]", "a.json: the file holds no rows"),
+        ("a.csv", b"id,text\n", "a.csv: the file holds no rows"),
+        ("a.json", b'{"a": 1}', "a.json: a `.json` file must hold a list of objects"),
+        ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl:1: not UTF-8 (byte 0xff at 7)"),
+        ("a.csv", b"id,text\n1,a\n2,\xe9\n", "a.csv, line 3: not UTF-8 (byte 0xe9 at 14)"),
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl:2: not JSON"),
+        ("a.jsonl", b"[1]\n", "a.jsonl:1: a row must be a JSON object, this one is a list"),
+        ("a.csv", b"id,text\n1,a,b\n", "a.csv:1: 3 cells where the header has 2"),
+        ("a.csv", b"id,id\n1,a\n", "a column name stands twice"),
+        ("a.csv", b'id,text\n1,"a\n', "a.csv:1: not CSV (unexpected end of data"),
+        ("a.xlsx", b"x", "`.xlsx` is not a format qft reads"),
+    ],
+)
+def test_a_broken_file_is_named_with_what_is_wrong(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    """Each kind of damage has a message that names the file, and the row where there is one."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
+    """Neither is a traceback."""
+    (tmp_path / "d.jsonl").mkdir()
+    with pytest.raises(DataError, match="there is no such file"):
+        read_rows(tmp_path / "no.jsonl")
+    with pytest.raises(DataError, match="is a directory"):
+        read_rows(tmp_path / "d.jsonl")
+
+
+def test_all_broken_rows_are_found_in_one_reading(tmp_path: Path) -> None:
+    """Two broken lines are two problems of one error."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": \n{"a": 1}\n\xff\n')
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+
+    assert [f"{path}:1", f"{path}:3"] == [p.split(": ")[0] for p in caught.value.problems]
+
+
+def test_a_template_fills_nested_fields_braces_and_lists() -> None:
+    """Dots reach into objects, doubled braces are braces, lists of words are joined."""
+    template = Template.parse("{{{meta.library}}} {labels} {n}\n  ")
+
+    assert template.fields == ("meta.library", "labels", "n")
+    assert (
+        template.render({"meta": {"library": "Pandas"}, "labels": ["a", "b"], "n": 3})
+        == "{Pandas} a, b 3\n  "
+    )
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "{a!r}", "{a:>3}", "a}"])
+def test_a_broken_template_is_refused(text: str) -> None:
+    """A template is plain `{field}` or an error that shows it."""
+    with pytest.raises(TemplateError, match="the template"):
+        Template.parse(text)
