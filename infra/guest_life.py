@@ -1,0 +1,139 @@
+"""One life of a local machine: it boots, listens, and its end spares nothing that ran in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from infra.guest_metadata import MetadataService
+from infra.guest_ssh import SshServer
+from infra.local_machine import Machine
+from infra.local_processes import GUEST, adopt_orphans, end_all, inside
+
+WATCH_S = 0.05
+CHORES_EVERY_S = 1.0
+
+
+def play(directory: Path, life: int) -> None:
+    """Play that life of the machine in `directory`, if nobody else does and its owner wants it."""
+    adopt_orphans()
+    machine = Machine(directory)
+    with machine.alone_as_guest() as alone:
+        if alone:
+            asyncio.run(Guest(machine=machine, life=life).play())
+
+
+@dataclass(kw_only=True)
+class Guest:
+    """One life of one machine."""
+
+    machine: Machine
+    life: int
+    _reaping: set[int] = field(default_factory=set)
+    _deadline: float | None = None
+    """When the announced end comes, in seconds of `time.monotonic`."""
+
+    async def play(self) -> None:
+        """Boot, listen, and watch the machine's directory until something ends this life."""
+        spec, orders = self.machine.spec(), self.machine.orders()
+        if spec is None or orders is None or orders.life != self.life or not orders.on:
+            return  # deleted or restarted while we were starting
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self._end, spec.mark)
+        began = time.monotonic()
+        metadata = MetadataService(
+            vm_name=spec.name,
+            compute={"name": spec.name, **spec.instance},
+            first_call_s=spec.first_metadata_s,
+            clock=time.time,
+            on_start_request=self._hurry,
+        )
+        listener = await metadata.serve()
+        metadata_port: int = listener.sockets[0].getsockname()[1]
+        ssh = SshServer(
+            home=self.machine.disk,
+            user=spec.user,
+            public_key=spec.public_key,
+            host_key=self.machine.host_key,
+            environ=_environ_inside(self.machine.disk, spec.user),
+        )
+        os.chdir(self.machine.disk)
+        await asyncio.sleep(spec.boot_s)
+        port = await ssh.serve()
+        self.machine.report_listening(self.life, ssh_port=port, metadata_port=metadata_port)
+        if orders.evict_after_s is not None:
+            due = max(0.0, orders.evict_after_s - (time.monotonic() - began))
+            asyncio.get_running_loop().call_later(
+                due, self.machine.order_eviction, spec.notice_s, "evicted", "scripted", self.life
+            )
+        await self._watch(spec.mark, metadata, ssh)
+
+    async def _watch(self, mark: str, metadata: MetadataService, ssh: SshServer) -> None:
+        """Look at the directory many times a second; ends by ending the process."""
+        chores_at = 0.0
+        while True:
+            orders = self.machine.orders()
+            if orders is None or orders.life != self.life or not orders.on:
+                self._end(mark)
+            eviction = self.machine.eviction(self.life)
+            if eviction is not None and self._deadline is None:
+                self._deadline = time.monotonic() + eviction.notice_s
+                if eviction.notice_s > 0:
+                    metadata.announce_preemption(eviction.notice_s)
+            if eviction is not None and time.monotonic() >= (self._deadline or 0.0):
+                metadata.start_preemption()
+                self.machine.report_stop(self.life, eviction.reason, eviction.detail)
+                self._end(mark)
+            if time.monotonic() >= chores_at:
+                self._reap(ssh.children)
+                self.machine.report_alive()
+                chores_at = time.monotonic() + CHORES_EVERY_S
+            await asyncio.sleep(WATCH_S)
+
+    def _hurry(self) -> None:
+        """The machine does not want to wait for its announced end."""
+        if self._deadline is not None:
+            self._deadline = time.monotonic()
+
+    def _end(self, mark: str) -> None:
+        """Kill everything that runs here, then this process; nothing gets a chance to clean up."""
+        end_all(lambda: inside(mark))
+        os._exit(0)
+
+    def _reap(self, waited_for: set[int]) -> None:
+        """Collect adopted orphans that ended; twice seen, so that it is not a newborn's end."""
+        zombies = {
+            child.pid
+            for child in psutil.Process().children()
+            if child.pid not in waited_for and _is_zombie(child)
+        }
+        for pid in zombies & self._reaping:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        self._reaping = zombies
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    """Whether a process has ended and waits to be collected."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _environ_inside(home: Path, user: str) -> dict[str, str]:
+    """The whole environment of what runs in the machine; ours is clean already, see `launch`."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"PYTHONPATH", GUEST, "PWD", "OLDPWD", "SHLVL", "_"}
+    }
+    shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
+    return {**kept, "HOME": str(home), "USER": user, "LOGNAME": user, "SHELL": shell}

@@ -1,0 +1,165 @@
+"""The instance-metadata service of a local machine, speaking Azure's scheduled-events protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import urllib.parse
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+REQUEST_BYTES_MAX = 65536
+READ_TIMEOUT_S = 10.0
+
+
+@dataclass(kw_only=True)
+class MetadataService:
+    """Answers `/metadata/scheduledevents` and `/metadata/instance` as Azure documents them.
+
+    Every request must carry `Metadata: true` and an `api-version`, or it is a 400: the header
+    keeps a browser or a redirected request from reading what only the machine may know.
+    """
+
+    vm_name: str
+    compute: dict[str, str]
+    first_call_s: float
+    """How long the first look at the events takes; on Azure that call switches them on."""
+    clock: Callable[[], float]
+    """Seconds since 1970."""
+    on_start_request: Callable[[], None]
+    """Called when the machine says that the announced event need not wait for its time."""
+    _incarnation: int = 1
+    _events: list[dict[str, Any]] = field(default_factory=list)
+    _asked_before: bool = False
+
+    def announce_preemption(self, notice_s: float) -> None:
+        """Tell the machine that it will be taken away in `notice_s` seconds."""
+        self._incarnation += 1
+        not_before = email.utils.formatdate(self.clock() + notice_s, usegmt=True)
+        self._events = [
+            {
+                "EventId": str(uuid.uuid4()).upper(),
+                "EventType": "Preempt",
+                "ResourceType": "VirtualMachine",
+                "Resources": [self.vm_name],
+                "EventStatus": "Scheduled",
+                "NotBefore": not_before,
+                "Description": "",
+                "EventSource": "Platform",
+                "DurationInSeconds": -1,
+            }
+        ]
+
+    def start_preemption(self) -> None:
+        """Mark the announced event as begun; its `NotBefore` is empty from now on."""
+        self._incarnation += 1
+        for event in self._events:
+            event.update(EventStatus="Started", NotBefore="")
+
+    async def serve(self) -> asyncio.Server:
+        """Listen on a free loopback port."""
+        return await asyncio.start_server(self._converse, "127.0.0.1", 0)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request and close: polls come once a second, so nothing is gained by more."""
+        try:
+            request = await asyncio.wait_for(_read_request(reader), READ_TIMEOUT_S)
+            status, body = await self._answer(request)
+        except (ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
+            status, body = HTTPStatus.BAD_REQUEST, {"error": f"Bad request: {error}"}
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        kind = "text/plain" if isinstance(body, str) else "application/json"
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}; charset=utf-8\r\n"
+            f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
+        )
+        writer.write(head.encode() + data)
+        try:
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+        except ConnectionError:
+            return  # the asker hung up, which is the asker's business
+
+    async def _answer(self, request: _Request) -> tuple[HTTPStatus, Any]:
+        """Choose the reply; the order of the checks is Azure's."""
+        url = urllib.parse.urlsplit(request.target)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        path = url.path.rstrip("/").lower()
+        if request.headers.get("metadata", "").lower() != "true":
+            return HTTPStatus.BAD_REQUEST, {
+                "error": "Bad request. Required metadata header missing"
+            }
+        if "api-version" not in query:
+            error = "Bad request. api-version was not specified in the request"
+            return HTTPStatus.BAD_REQUEST, {"error": error}
+        if path == "/metadata/scheduledevents":
+            return await self._scheduled_events(request)
+        if request.method != "GET":
+            return HTTPStatus.METHOD_NOT_ALLOWED, {"error": "Method not allowed"}
+        if path == "/metadata/instance" or path.startswith("/metadata/instance/"):
+            return self._instance(path.split("/")[3:], query.get("format", "json"))
+        return HTTPStatus.NOT_FOUND, {"error": "Not found"}
+
+    async def _scheduled_events(self, request: _Request) -> tuple[HTTPStatus, Any]:
+        """Show the events, or take the machine's word that one of them may start now."""
+        if request.method == "POST":
+            message = json.loads(request.body)
+            asked = message.get("StartRequests") if isinstance(message, dict) else None
+            if not isinstance(asked, list) or not asked:
+                raise ValueError("StartRequests is missing")
+            known = {event["EventId"] for event in self._events}
+            if any(not isinstance(one, dict) or one.get("EventId") not in known for one in asked):
+                return HTTPStatus.BAD_REQUEST, {"error": "Unknown EventId"}
+            self.on_start_request()
+            return HTTPStatus.OK, {}
+        if not self._asked_before:
+            self._asked_before = True
+            await asyncio.sleep(self.first_call_s)
+        return HTTPStatus.OK, {"DocumentIncarnation": self._incarnation, "Events": self._events}
+
+    def _instance(self, path: list[str], style: str) -> tuple[HTTPStatus, Any]:
+        """Show facts about the machine; a single value is only served as text."""
+        value: Any = {"compute": self.compute}
+        for name in path:
+            folded = {key.lower(): key for key in value} if isinstance(value, dict) else {}
+            if name not in folded:
+                return HTTPStatus.NOT_FOUND, {"error": "Not found"}
+            value = value[folded[name]]
+        if isinstance(value, str) != (style == "text"):
+            error = "Bad request. Single values need format=text, and only they can have it"
+            return HTTPStatus.BAD_REQUEST, {"error": error}
+        return HTTPStatus.OK, value
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """One HTTP request as far as this service needs to understand it."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+
+async def _read_request(reader: asyncio.StreamReader) -> _Request:
+    """Read one request; raises `ValueError` for what is no HTTP or too long."""
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    except asyncio.LimitOverrunError as error:
+        raise ValueError("the head is too long") from error
+    method, target, _version = head[0].split(" ")
+    headers = {}
+    for line in head[1:]:
+        name, _, value = line.partition(":")
+        headers[name.strip().lower()] = value.strip()
+    length = int(headers.get("content-length", "0"))
+    if not 0 <= length <= REQUEST_BYTES_MAX:
+        raise ValueError("the body is too long")
+    return _Request(
+        method=method, target=target, headers=headers, body=await reader.readexactly(length)
+    )

@@ -1,0 +1,245 @@
+"""The way into a local machine: SSH and SFTP as a Linux server speaks them, for one key only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import pty
+import signal
+import termios
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, cast
+
+import asyncssh
+
+CHUNK_BYTES = 65536
+
+
+@dataclass(kw_only=True)
+class SshServer:
+    """Admits one user with one key to one home directory; everything in it runs as a real process.
+
+    The caller has made `home` the working directory, so that relative SFTP paths start there.
+    """
+
+    home: Path
+    user: str
+    public_key: str
+    host_key: Path
+    environ: dict[str, str]
+    """The whole environment of what runs here."""
+    children: set[int] = field(default_factory=set)
+    """Processes that somebody here waits for; nobody else may reap them."""
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def serve(self) -> int:
+        """Listen on a free loopback port and return it."""
+        keys = asyncssh.import_authorized_keys(self.public_key)
+
+        def door() -> asyncssh.SSHServer:
+            return _Door(user=self.user, keys=keys)
+
+        acceptor = await asyncssh.create_server(
+            door,
+            "127.0.0.1",
+            0,
+            server_host_keys=[str(self.host_key)],
+            process_factory=self._begin,
+            sftp_factory=_Files,
+            sftp_version=3,
+            password_auth=False,
+            kbdint_auth=False,
+            gss_host=None,
+            x11_forwarding=False,
+            agent_forwarding=False,
+            line_editor=False,
+            encoding=None,
+            compression_algs=None,
+            server_version="qft_local",
+        )
+        return acceptor.get_port()
+
+    def _begin(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        """Run what the client asked for in a task that survives the client's connection."""
+        run = self._run_on_terminal if process.term_type else self._run
+        task = asyncio.get_running_loop().create_task(run(process))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        """Run one command with pipes, as sshd does without a terminal.
+
+        Like OpenSSH's server, the channel ends when the command has ended *and* nobody holds its
+        output any more; and a command outlives a lost connection until it writes to it.
+        """
+        stdin_end, stdin = os.pipe()
+        stdout, stdout_end = os.pipe()
+        stderr, stderr_end = os.pipe()
+        child = await asyncio.create_subprocess_exec(
+            *self._argv(process.command),
+            stdin=stdin_end,
+            stdout=stdout_end,
+            stderr=stderr_end,
+            cwd=self.home,
+            env=self.environ,
+            start_new_session=True,
+        )
+        self.children.add(child.pid)
+        for end in (stdin_end, stdout_end, stderr_end):
+            os.close(end)
+        feeding = asyncio.ensure_future(_feed(process, stdin, child.pid))
+        try:
+            await asyncio.gather(
+                _pour(stdout, process.stdout), _pour(stderr, process.stderr), child.wait()
+            )
+        finally:
+            feeding.cancel()
+            self.children.discard(child.pid)
+        _report_exit(process, child.returncode)
+
+    async def _run_on_terminal(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        """Run a shell or command on a terminal of its own, for people."""
+        master, slave = pty.openpty()
+        _resize(slave, process.term_size)
+        child = await asyncio.create_subprocess_exec(
+            *self._argv(process.command),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            cwd=self.home,
+            env={**self.environ, "TERM": process.term_type or "dumb"},
+            start_new_session=True,
+            preexec_fn=_take_terminal,
+        )
+        self.children.add(child.pid)
+        os.close(slave)
+        feeding = asyncio.ensure_future(_feed(process, os.dup(master), child.pid))
+        try:
+            await asyncio.gather(_pour(master, process.stdout), child.wait())
+        finally:
+            feeding.cancel()
+            self.children.discard(child.pid)
+        _report_exit(process, child.returncode)
+
+    def _argv(self, command: str | None) -> list[str]:
+        """The user's shell, given the command if there is one."""
+        shell = self.environ["SHELL"]
+        return [shell, "-c", command] if command is not None else [shell, "-i"]
+
+
+class _Door(asyncssh.SSHServer):
+    """Lets in the one user with the one key, and lets that user forward ports."""
+
+    def __init__(self, *, user: str, keys: asyncssh.SSHAuthorizedKeys) -> None:
+        self._user = user
+        self._keys = keys
+        self._connection: asyncssh.SSHServerConnection | None = None
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        """Remember the connection that is to be authenticated."""
+        self._connection = conn
+
+    def begin_auth(self, username: str) -> bool:
+        """Demand a key; only the machine's own user has one that fits."""
+        if username == self._user and self._connection is not None:
+            self._connection.set_authorized_keys(self._keys)
+        return True
+
+    def connection_requested(
+        self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
+    ) -> bool:
+        """Allow `ssh -L`, which is how a person looks at TensorBoard on the machine."""
+        del dest_port, orig_host, orig_port
+        return dest_host in {"localhost", "127.0.0.1"}
+
+
+class _Files(asyncssh.SFTPServer):
+    """SFTP on the machine's disk, where a full disk is an error and never a short file."""
+
+    def write(self, file_obj: object, offset: int, data: bytes) -> int:
+        """Write all of `data`; a raw file may take only a part when the disk fills up."""
+        handle = cast("IO[bytes]", file_obj).fileno()
+        done = 0
+        while done < len(data):
+            done += os.pwrite(handle, data[done:], offset + done)
+        return done
+
+
+async def _feed(process: asyncssh.SSHServerProcess[bytes], handle: int, pid: int) -> None:
+    """Carry the client's input and signals to the command until either side ends."""
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.connect_write_pipe(
+        asyncio.streams.FlowControlMixin, os.fdopen(handle, "wb", buffering=0)
+    )
+    writer = asyncio.StreamWriter(transport, protocol, None, loop)
+    try:
+        while True:
+            try:
+                data = await process.stdin.read(CHUNK_BYTES)
+            except asyncssh.SignalReceived as event:
+                _signal_group(pid, f"SIG{event.signal}")
+                continue
+            except asyncssh.BreakReceived:
+                _signal_group(pid, "SIGINT")
+                continue
+            except asyncssh.TerminalSizeChanged as event:
+                _resize(handle, event.term_size)
+                continue
+            if not data:
+                return
+            writer.write(data)
+            await writer.drain()
+    except (ConnectionError, asyncssh.Error):
+        return  # the command reads no more, or the client is gone: nothing left to carry
+    finally:
+        transport.close()
+
+
+async def _pour(handle: int, client: asyncssh.SSHWriter[bytes]) -> None:
+    """Carry output to the client; if the client is gone, close it, so that writing is an error."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=CHUNK_BYTES)
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(handle, "rb", buffering=0)
+    )
+    try:
+        while data := await reader.read(CHUNK_BYTES):
+            client.write(data)
+            await client.drain()
+    except (OSError, asyncssh.Error):
+        return  # a terminal reports its end as EIO; a lost client is a broken pipe
+    finally:
+        transport.close()
+
+
+def _report_exit(process: asyncssh.SSHServerProcess[bytes], code: int | None) -> None:
+    """Tell the client how the command ended, if there is still a client."""
+    with contextlib.suppress(OSError, asyncssh.Error):
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name.removeprefix("SIG")
+            process.exit_with_signal(name)
+        else:
+            process.exit(code or 0)
+
+
+def _signal_group(pid: int, name: str) -> None:
+    """Send a signal by name to the command and whatever shares its group."""
+    number = getattr(signal, name, None)
+    if isinstance(number, signal.Signals):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, number)
+
+
+def _resize(handle: int, size: tuple[int, int, int, int]) -> None:
+    """Give a terminal the client's size (columns, rows, and both in pixels)."""
+    columns, rows, _, _ = size
+    if columns and rows:
+        termios.tcsetwinsize(handle, (rows, columns))
+
+
+def _take_terminal() -> None:
+    """Make standard input the controlling terminal of this new session; runs in the child."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -1,0 +1,155 @@
+"""Every process that ever ran in a local machine is found and ended, whatever it did to hide."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+import psutil
+
+MARK = "QFT_VM"
+"""Environment variable that every process of a machine inherits; it holds the machine's mark."""
+GUEST = "QFT_GUEST"
+"""Environment variable that only the guest itself carries: the life it plays."""
+
+
+class StillAlive(Exception):  # noqa: N818  (says what is so; the provider decides what it means)
+    """Some processes did not die in time, such as one stuck in a disk that hangs."""
+
+    def __init__(self, pids: Iterable[int], *, waited_s: float) -> None:
+        names = ", ".join(str(pid) for pid in sorted(pids))
+        super().__init__(f"these processes survived SIGKILL for {waited_s:.0f} s: {names}")
+
+
+def end_all(
+    find: Callable[[], set[psutil.Process]],
+    *,
+    timeout_s: float = 10.0,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Kill what `find` finds until it finds nothing; raises `StillAlive` after `timeout_s`.
+
+    All are frozen before the first is killed: otherwise one that forks quickly enough, or a parent
+    that restarts its children, is always one step ahead.
+    """
+    began = clock()
+    while True:
+        frozen: set[psutil.Process] = set()
+        while fresh := find() - frozen:
+            for process in fresh:
+                _send(process, signal.SIGSTOP)
+            frozen |= fresh
+        if not frozen:
+            return
+        for process in frozen:
+            _send(process, signal.SIGKILL)
+        if clock() - began > timeout_s:
+            raise StillAlive((process.pid for process in frozen), waited_s=timeout_s)
+        sleep(0.005)
+
+
+def of_machine(mark: str) -> set[psutil.Process]:
+    """All living processes that carry the mark, and all their descendants.
+
+    The mark finds those whose ancestors died; descent finds those that cleaned their environment.
+    """
+    return _with_descendants(lambda pid, environ: pid != os.getpid() and environ.get(MARK) == mark)
+
+
+def inside(mark: str) -> set[psutil.Process]:
+    """All living processes of the machine except this one, the guest that plays it."""
+    me = os.getpid()
+    found = _with_descendants(lambda pid, environ: pid == me or environ.get(MARK) == mark)
+    return {process for process in found if process.pid != me}
+
+
+def guest_of(mark: str, life: int) -> psutil.Process | None:
+    """Find the living guest that plays this life of the machine, by search over all processes."""
+    for process in psutil.process_iter():
+        environ = _environ(process)
+        if environ.get(MARK) == mark and environ.get(GUEST) == str(life) and _alive(process):
+            return process
+    return None
+
+
+def is_guest(pid: int, created_at: float, mark: str, life: int) -> bool:
+    """Whether `pid` is alive and still the guest it was, not a later process of that number.
+
+    `created_at` (seconds since 1970) decides only where the environment may not be read: it moves
+    when the clock of the computer is set.
+    """
+    try:
+        process = psutil.Process(pid)
+        if not _alive(process):
+            return False
+        try:
+            environ = process.environ()
+        except psutil.AccessDenied:
+            return abs(process.create_time() - created_at) < 1.0
+    except psutil.NoSuchProcess:
+        return False
+    return environ.get(MARK) == mark and environ.get(GUEST) == str(life)
+
+
+def adopt_orphans() -> bool:
+    """Become the parent of every descendant whose own parent dies; false where that is unknown.
+
+    On Linux this is PR_SET_CHILD_SUBREAPER (36) of prctl(2): a process that called setsid and lost
+    its parent stays below us instead of moving to process 1.
+    """
+    if sys.platform != "linux":
+        return False
+    return bool(ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0) == 0)
+
+
+def _with_descendants(is_root: Callable[[int, dict[str, str]], bool]) -> set[psutil.Process]:
+    """The living processes that satisfy `is_root`, and all that descend from them."""
+    children: dict[int, list[psutil.Process]] = {}
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        try:
+            parent = process.ppid()
+        except psutil.NoSuchProcess:
+            continue
+        children.setdefault(parent, []).append(process)
+        if is_root(process.pid, _environ(process)):
+            found.add(process)
+    queue = list(found)
+    while queue:
+        for child in children.get(queue.pop().pid, ()):
+            if child not in found:
+                found.add(child)
+                queue.append(child)
+    return {process for process in found if _alive(process)}
+
+
+def _environ(process: psutil.Process) -> dict[str, str]:
+    """The environment of a process; empty if it is gone or somebody else's."""
+    try:
+        return process.environ()
+    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+        return {}
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Whether a process can still do anything; a zombie cannot, it only waits to be counted."""
+    try:
+        return process.is_running() and process.status() not in {
+            psutil.STATUS_ZOMBIE,
+            psutil.STATUS_DEAD,
+        }
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    """Send a signal; a process that is gone already is what we want anyway."""
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
