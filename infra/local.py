@@ -1,0 +1,387 @@
+"""A spot cloud played by this computer: the seam's promises kept by real processes, for free.
+
+State lives under one directory and nowhere else, so that any process finds it again:
+
+    lock            one caller at a time changes anything
+    market.json     prices and capacity, if the user wants other than the default (local_market.py)
+    vms/RUN/        one machine: vm.json is what we told the caller, the rest local_machine.py's
+    trash/RUN.ID/   a machine being deleted
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from infra.catalog import SPOT_DATE, reference_spot_usd_per_h, resolve_gpu
+from infra.durable import LockTimeout, locked, read_json, sync_directory, write_json
+from infra.local_machine import LaunchFailed, Machine, MachineSpec, MachineState, Power
+from infra.local_market import Quote, read_market
+from infra.local_processes import StillAlive
+from infra.provider import (
+    BadRequest,
+    Gone,
+    NoCapacity,
+    NotAllowed,
+    Observation,
+    Offer,
+    PowerState,
+    PriceAboveCap,
+    Removed,
+    StopReason,
+    Traits,
+    Transient,
+    Vm,
+    VmSpec,
+    Want,
+)
+
+SIZE = "local-gpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """How machines made by this provider behave; stored with each machine when it is made."""
+
+    notice_s: float = 5.0
+    """How long an eviction is announced; 0 is no notice at all."""
+    evict_after_s: Sequence[float] = ()
+    """One entry per life: after how many seconds it is evicted by script. Lives of later machines
+    of a run count on from the generation."""
+    boot_s: float = 0.0
+    first_metadata_s: float = 0.0
+
+
+class LocalProvider:
+    """Keeps the promises of `Provider` with processes of this computer."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        settings: LocalSettings | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._root = root.absolute()
+        self._settings = settings or LocalSettings()
+        self._sleep = sleep
+        self._clock = clock
+
+    @property
+    def name(self) -> str:
+        """The value of `vm.provider`."""
+        return "local"
+
+    @property
+    def traits(self) -> Traits:
+        """Rented and evicted like the real thing, at prices nobody is charged."""
+        return Traits(rents=True, evicts=True, simulated_prices=True)
+
+    def offers(self, want: Want) -> list[Offer]:
+        """One offer per simulated region, in the order wanted, cheapest first among free ones."""
+        gpu = resolve_gpu(want.gpu or "T4").gpu
+        market = read_market(self._root / "market.json", self._clock())
+        regions = list(want.regions) or sorted(
+            market, key=lambda region: self._price(market[region], gpu.name)
+        )
+        source = "market.json" if (self._root / "market.json").exists() else "catalog, simulated"
+        offers = []
+        for region in regions:
+            quote = market.get(region)
+            price = self._price(quote, gpu.name) if quote else 0.0
+            offers.append(
+                Offer(
+                    provider=self.name,
+                    region=region,
+                    size=SIZE,
+                    gpu=gpu.name,
+                    gpu_memory_gb=gpu.memory_gb,
+                    spot_usd_per_h=price,
+                    on_demand_usd_per_h=quote.on_demand_usd_per_h if quote else None,
+                    price_source=source,
+                    priced_at=SPOT_DATE if source != "market.json" else self._now(),
+                    blocked_by=_obstacle(quote, price, want.max_price_usd_per_h, list(market)),
+                )
+            )
+        return sorted(offers, key=lambda offer: bool(offer.blocked_by))
+
+    def create(self, spec: VmSpec) -> Vm:
+        """Make the machine of `spec.run_id` or return it; `vm.json` is written before it starts."""
+        if importlib.util.find_spec("asyncssh") is None:
+            raise NotAllowed(
+                "machines played by this computer need the embedded SSH server",
+                hint="pip install 'qft[local]'",
+            )
+        directory = self._directory(spec.run_id)
+        with self._locked(), _translated():
+            machine = self._machine(directory)
+            record = read_json(directory / "vm.json")
+            if record is None or machine.orders() is None:
+                self._admit(spec.offer.region, spec.offer.gpu, spec.max_price_usd_per_h)
+                record = self._make(machine, spec)
+            if machine.look().power in {Power.OFF, Power.DEAD} and machine.orders() is not None:
+                return self._vm(record, machine.look())
+            machine.power_on(evict_after_s=_scripted(record, machine))
+            return self._vm(record, machine.look())
+
+    def observe(self, vm: Vm) -> Observation:
+        """Look at the machine; prices come from the market of its region."""
+        directory = self._directory(vm.run_id)
+        with _translated():
+            record = read_json(directory / "vm.json")
+            if record is None or record["vm"]["id"] != vm.id:
+                return Observation(
+                    power=PowerState.GONE,
+                    stop_reason=StopReason.UNKNOWN,
+                    detail="no such machine on this computer",
+                )
+            state = self._machine(directory).look()
+        seen = self._vm(record, state)
+        quote = read_market(self._root / "market.json", self._clock()).get(seen.region)
+        return Observation(
+            power=seen.power,
+            host=seen.host,
+            port=seen.port,
+            metadata_url=seen.metadata_url,
+            stop_reason=StopReason(state.reason) if state.reason else None,
+            since=state.since,
+            detail=state.detail,
+            price_usd_per_h=self._price(quote, record["gpu"]) if quote else None,
+        )
+
+    def start(self, vm: Vm) -> None:
+        """Begin the machine's next life on the same disk, behind the same host key."""
+        with self._existing(vm) as (record, machine):
+            power = machine.look().power
+            if power in {Power.ON, Power.BOOTING} and machine.orders() is not None:
+                return
+            self._admit(vm.region, record["gpu"], record["max_price_usd_per_h"])
+            machine.power_off("user")  # an eviction that is under way is over now
+            machine.power_on(evict_after_s=_scripted(record, machine))
+
+    def deallocate(self, vm: Vm) -> None:
+        """Kill everything that runs in the machine and keep its disk."""
+        with self._existing(vm) as (_, machine):
+            machine.power_off(StopReason.USER)
+
+    def delete(self, run_id: str) -> list[Removed]:
+        """Kill everything of the run, remove its disk, and say what that was."""
+        directory = self._directory(run_id)
+        trash = self._root / "trash"
+        removed = []
+        with self._locked(), _translated():
+            if directory.exists():
+                machine = self._machine(directory)
+                machine.power_off(StopReason.USER)
+                record = read_json(directory / "vm.json")
+                if record is not None:
+                    removed.append(Removed(kind="virtual machine", id=record["vm"]["id"]))
+                trash.mkdir(exist_ok=True)
+                directory.rename(trash / f"{run_id}.{secrets.token_hex(4)}")
+                sync_directory(directory.parent)
+            for remnant in self._trash_of(run_id):
+                shutil.rmtree(remnant)
+                removed.append(Removed(kind="disk", id=str(remnant.name)))
+            if removed:
+                sync_directory(trash)
+        return removed
+
+    def list_all(self) -> list[Vm]:
+        """Every machine of this directory, and every half of one, newest first."""
+        found = []
+        with _translated():
+            for directory in _entries(self._root / "vms"):
+                record = read_json(directory / "vm.json")
+                if record is None:
+                    found.append(_remnant(directory.name))
+                else:
+                    found.append(self._vm(record, self._machine(directory).look()))
+            trash = _entries(self._root / "trash")
+            found.extend(_remnant(directory.name.rpartition(".")[0]) for directory in trash)
+        return sorted(found, key=lambda vm: vm.created_at, reverse=True)
+
+    def evict(self, vm: Vm) -> None:
+        """Order the eviction; the machine carries it out itself, whatever becomes of us."""
+        with self._existing(vm) as (record, machine):
+            machine.order_eviction(record["notice_s"], StopReason.EVICTED, "asked for")
+
+    def _make(self, machine: Machine, spec: VmSpec) -> dict[str, Any]:
+        """Write down what the machine is; nothing runs yet."""
+        vm = Vm(
+            provider=self.name,
+            run_id=spec.run_id,
+            id=f"{spec.run_id}.{secrets.token_hex(4)}",
+            region=spec.offer.region,
+            size=spec.offer.size,
+            generation=spec.generation,
+            user=spec.user,
+            host_public_key=spec.host_public_key,
+            created_at=self._now(),
+            price_usd_per_h=spec.offer.spot_usd_per_h,
+        )
+        record = {
+            "version": 1,
+            "vm": asdict(vm),
+            "gpu": spec.offer.gpu,
+            "max_price_usd_per_h": spec.max_price_usd_per_h,
+            "labels": spec.labels,
+            "notice_s": self._settings.notice_s,
+            "evict_after_s": list(self._settings.evict_after_s),
+        }
+        machine.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_json(machine.directory / "vm.json", record)
+        machine.make(
+            MachineSpec(
+                name=spec.run_id,
+                user=spec.user,
+                public_key=spec.public_key,
+                notice_s=self._settings.notice_s,
+                boot_s=self._settings.boot_s,
+                first_metadata_s=self._settings.first_metadata_s,
+                instance={
+                    "location": spec.offer.region,
+                    "vmSize": spec.offer.size,
+                    "vmId": vm.id,
+                    "priority": "Spot",
+                    "evictionPolicy": "Deallocate",
+                },
+            ),
+            spec.host_private_key,
+        )
+        return record
+
+    def _admit(self, region: str, gpu: str, cap_usd_per_h: float | None) -> None:
+        """Refuse as a cloud would: no such region, no capacity, or a price above the cap."""
+        market = read_market(self._root / "market.json", self._clock())
+        quote = market.get(region)
+        if quote is None:
+            raise BadRequest(f"there is no region `{region}`; there are {', '.join(market)}")
+        if not quote.capacity:
+            raise NoCapacity(f"no machine is free in {region} now")
+        price = self._price(quote, gpu)
+        if cap_usd_per_h is not None and price > cap_usd_per_h:
+            raise PriceAboveCap(
+                f"the price in {region} is ${price:.4f} per hour, above the cap of "
+                f"${cap_usd_per_h:.4f}",
+                current_usd_per_h=price,
+                hint="wait, allow other regions, or raise `vm.max_price`",
+            )
+
+    def _vm(self, record: dict[str, Any], state: MachineState) -> Vm:
+        """What the caller was told once, with what is true now."""
+        vm = Vm(**{**record["vm"], "power": PowerState(record["vm"]["power"])})
+        power = {
+            Power.ABSENT: PowerState.REMNANTS,
+            Power.OFF: PowerState.DEALLOCATED,
+            Power.BOOTING: PowerState.STARTING if state.life > 1 else PowerState.CREATING,
+            Power.ON: PowerState.RUNNING,
+            Power.ENDING: PowerState.STOPPING,
+            Power.DEAD: PowerState.DEALLOCATED,
+        }[state.power]
+        if state.power is not Power.ON:
+            return replace(vm, power=power)
+        return replace(
+            vm,
+            power=power,
+            host="127.0.0.1",
+            port=state.ssh_port,
+            metadata_url=f"http://127.0.0.1:{state.metadata_port}",
+        )
+
+    @contextlib.contextmanager
+    def _existing(self, vm: Vm) -> Iterator[tuple[dict[str, Any], Machine]]:
+        """The machine, for us alone; raises `Gone` if it is not there or not the same any more."""
+        directory = self._directory(vm.run_id)
+        with self._locked(), _translated():
+            record = read_json(directory / "vm.json")
+            if record is None or record["vm"]["id"] != vm.id:
+                raise Gone(f"the machine `{vm.id}` does not exist any more")
+            yield record, self._machine(directory)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other callers out; raises `Transient` if one of them stays too long."""
+        try:
+            with locked(self._root / "lock", timeout_s=60.0, sleep=self._sleep):
+                yield
+        except LockTimeout as error:
+            raise Transient(str(error), retry_after_s=1.0) from error
+
+    def _directory(self, run_id: str) -> Path:
+        """Where the machine of a run lives; raises `BadRequest` for an id that is no name."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", run_id):
+            raise BadRequest(f"`{run_id}` cannot be a run id: 1 to 40 of a-z, 0-9 and -")
+        return self._root / "vms" / run_id
+
+    def _machine(self, directory: Path) -> Machine:
+        """The levers of the machine that lives in `directory`."""
+        return Machine(directory, sleep=self._sleep, clock=self._clock)
+
+    def _trash_of(self, run_id: str) -> list[Path]:
+        """What is left of deleted machines of the run."""
+        every = _entries(self._root / "trash")
+        return [path for path in every if path.name.rpartition(".")[0] == run_id]
+
+    def _price(self, quote: Quote, gpu: str) -> float:
+        """The spot price of a quote, USD per hour."""
+        if quote.spot_usd_per_h is not None:
+            return quote.spot_usd_per_h
+        return reference_spot_usd_per_h(gpu or "T4")
+
+    def _now(self) -> str:
+        """The time, ISO 8601 UTC."""
+        return datetime.fromtimestamp(self._clock(), UTC).isoformat()
+
+
+def _scripted(record: dict[str, Any], machine: Machine) -> float | None:
+    """When the life that would begin now is to be evicted by script."""
+    orders = machine.orders()
+    index = record["vm"]["generation"] - 1 + (orders.life if orders else 0)
+    script: list[float] = record["evict_after_s"]
+    return script[index] if index < len(script) else None
+
+
+def _obstacle(quote: Quote | None, price: float, cap: float | None, known: list[str]) -> str:
+    """Why an offer cannot be taken; empty if it can."""
+    if quote is None:
+        return f"no such region, there are {', '.join(known)}"
+    if not quote.capacity:
+        return "no capacity"
+    if cap is not None and price > cap:
+        return f"price above the cap of ${cap:.4f} per hour"
+    return ""
+
+
+def _remnant(run_id: str) -> Vm:
+    """A run of which only parts are left."""
+    return Vm(
+        provider="local", run_id=run_id, id=run_id, region="", size="", power=PowerState.REMNANTS
+    )
+
+
+def _entries(directory: Path) -> list[Path]:
+    """The directories in a directory that may not exist."""
+    return [path for path in directory.iterdir() if path.is_dir()] if directory.exists() else []
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what a computer can do to its processes and files into the seam's errors."""
+    try:
+        yield
+    except LaunchFailed as error:
+        raise Transient(str(error), hint="look at the log it names") from error
+    except StillAlive as error:
+        raise Transient(str(error), retry_after_s=5.0) from error
+    except OSError as error:
+        raise Transient(f"this computer refused: {error}") from error
