@@ -124,9 +124,8 @@ def resolve_gpu(name: str) -> ResolvedGpu:
     if key in _FOREIGN_NAMES:
         ours, note = _FOREIGN_NAMES[key]
         return ResolvedGpu(gpu=GPUS[ours], note=note)
-    candidates = difflib.get_close_matches(key, [*GPUS, *_FOREIGN_NAMES], n=3, cutoff=0.5)
-    ours_only = list(dict.fromkeys(_FOREIGN_NAMES.get(one, (one, ""))[0] for one in candidates))
-    raise UnknownGpu(name, candidates=ours_only, known=list(GPUS))
+    candidates = difflib.get_close_matches(key, GPUS, n=3, cutoff=0.6)
+    raise UnknownGpu(name, candidates=candidates, known=list(GPUS))
 
 
 def sizes(*, provider: str = "azure", gpu: str = "", whole_cards: bool = True) -> list[GpuSize]:

@@ -1,0 +1,101 @@
+"""The catalog finds sizes by what people call them, and never guesses silently."""
+
+from __future__ import annotations
+
+import pytest
+
+from infra.catalog import (
+    GPUS,
+    SIZES,
+    Driver,
+    UnknownGpu,
+    find_size,
+    folded,
+    reference_spot_usd_per_h,
+    resolve_gpu,
+    sizes,
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu"),
+    [("T4", "T4"), ("t4", "T4"), ("nvidia_t4", "T4"), ("Tesla T4", "T4"), ("A100 80GB", "A100")],
+)
+def test_spellings_of_one_gpu_are_one_gpu(asked: str, gpu: str) -> None:
+    """Case, vendor prefixes and separators do not matter, and cause no note."""
+    resolved = resolve_gpu(asked)
+
+    assert (resolved.gpu.name, resolved.note) == (gpu, "")
+
+
+def test_a10g_means_a10_and_says_so() -> None:
+    """The card that only AWS has is answered with its sibling and a note."""
+    resolved = resolve_gpu("A10G")
+
+    assert resolved.gpu.name == "A10"
+    assert "only AWS" in resolved.note
+
+
+@pytest.mark.parametrize(
+    ("asked", "candidates"), [("A10X", ["A10", "A100"]), ("T44", ["T4"]), ("teapot", [])]
+)
+def test_unknown_gpu_lists_candidates(asked: str, candidates: list[str]) -> None:
+    """An unknown name is refused with the likeliest and all known names."""
+    with pytest.raises(UnknownGpu, match=asked) as caught:
+        resolve_gpu(asked)
+
+    assert caught.value.candidates == candidates
+    assert "known: T4, A10, A100, H100" in caught.value.hint
+
+
+def test_a10_needs_the_grid_driver_and_cuda_12() -> None:
+    """Every A10 size takes the vGPU driver, which ends at CUDA 12.8; no other size does."""
+    grid = {one.gpu for one in SIZES if one.driver is Driver.GRID}
+
+    assert grid == {"A10"}
+    assert {one.cuda_max for one in sizes(gpu="A10", whole_cards=False)} == {"12.8"}
+    assert {one.cuda_max for one in SIZES if one.gpu != "A10"} == {""}
+
+
+def test_cheapest_size_comes_first_and_slices_are_left_out() -> None:
+    """A wanted GPU means a whole one, at the lowest reference price first."""
+    assert [one.size for one in sizes(gpu="A10")] == [
+        "Standard_NV36ads_A10_v5",
+        "Standard_NV72ads_A10_v5",
+    ]
+    assert sizes(gpu="T4")[0].size == "Standard_NC4as_T4_v3"
+    assert [one.gpu_memory_gb for one in sizes(gpu="A10", whole_cards=False)] == [4, 8, 12, 24, 48]
+
+
+def test_sizes_are_found_in_any_case() -> None:
+    """A size is found however its name is written, and only at its vendor."""
+    found = find_size("standard_nc4as_t4_v3")
+
+    assert found is not None
+    assert (found.size, found.vcpus, found.compute_capability) == (
+        "Standard_NC4as_T4_v3",
+        4,
+        (7, 5),
+    )
+    assert find_size("Standard_NC4as_T4_v3", provider="aws") is None
+
+
+def test_reference_price_is_the_seen_spot_price() -> None:
+    """Where a spot price was seen it is used; elsewhere a cautious share of on demand."""
+    assert reference_spot_usd_per_h("T4") == 0.149174
+    assert reference_spot_usd_per_h("H100") == 2.094
+
+
+def test_every_size_is_complete() -> None:
+    """No row lacks what choosing, setting up and paying for a machine needs."""
+    for one in SIZES:
+        assert one.gpu in GPUS
+        assert one.vcpus > 0
+        assert one.quota_family
+        assert one.on_demand_usd_per_h["eastus"] > (one.spot_usd_per_h or 0)
+    assert len({one.size.lower() for one in SIZES}) == len(SIZES)
+
+
+def test_quota_names_compare_folded() -> None:
+    """Names of one quota that differ in case and spaces are equal."""
+    assert folded("Standard NCASv3_T4 Family") == folded("standardncasv3_t4family ")
