@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,14 @@ import psutil
 
 from infra.guest_metadata import MetadataService
 from infra.guest_ssh import SshServer
-from infra.local_machine import Machine
+from infra.local_machine import Machine, MachineSpec
+from infra.local_market import read_market
 from infra.local_processes import GUEST, adopt_orphans, end_all, inside
+from infra.provider import BadRequest
 
 WATCH_S = 0.05
-CHORES_EVERY_S = 1.0
+MARKET_EVERY_S = 0.25
+CHORES_EVERY_S = 2.0
 
 
 def play(directory: Path, life: int) -> None:
@@ -73,29 +77,52 @@ class Guest:
             asyncio.get_running_loop().call_later(
                 due, self.machine.order_eviction, spec.notice_s, "evicted", "scripted", self.life
             )
-        await self._watch(spec.mark, metadata, ssh)
+        await self._watch(spec, metadata, ssh)
 
-    async def _watch(self, mark: str, metadata: MetadataService, ssh: SshServer) -> None:
+    async def _watch(self, spec: MachineSpec, metadata: MetadataService, ssh: SshServer) -> None:
         """Look at the directory many times a second; ends by ending the process."""
-        chores_at = 0.0
+        chores_at = market_at = 0.0
         while True:
-            orders = self.machine.orders()
+            orders, now = self.machine.orders(), time.monotonic()
             if orders is None or orders.life != self.life or not orders.on:
-                self._end(mark)
-            eviction = self.machine.eviction(self.life)
-            if eviction is not None and self._deadline is None:
-                self._deadline = time.monotonic() + eviction.notice_s
-                if eviction.notice_s > 0:
-                    metadata.announce_preemption(eviction.notice_s)
-            if eviction is not None and time.monotonic() >= (self._deadline or 0.0):
-                metadata.start_preemption()
-                self.machine.report_stop(self.life, eviction.reason, eviction.detail)
-                self._end(mark)
-            if time.monotonic() >= chores_at:
+                self._end(spec.mark)
+            self._carry_out_eviction(spec.mark, metadata, now)
+            if now >= market_at:
+                market_at = now + MARKET_EVERY_S
+                self._obey_market(spec)
+            if now >= chores_at:
+                chores_at = now + CHORES_EVERY_S
                 self._reap(ssh.children)
                 self.machine.report_alive()
-                chores_at = time.monotonic() + CHORES_EVERY_S
             await asyncio.sleep(WATCH_S)
+
+    def _carry_out_eviction(self, mark: str, metadata: MetadataService, now: float) -> None:
+        """Announce an eviction that was ordered, and end this life when its time has come."""
+        eviction = self.machine.eviction(self.life)
+        if eviction is None:
+            return
+        if self._deadline is None:
+            self._deadline = now + eviction.notice_s
+            if eviction.notice_s > 0:
+                metadata.announce_preemption(eviction.notice_s)
+        if now >= self._deadline:
+            metadata.start_preemption()
+            self.machine.report_stop(self.life, eviction.reason, eviction.detail)
+            self._end(mark)
+
+    def _obey_market(self, spec: MachineSpec) -> None:
+        """Order our own eviction when the price has risen above the cap."""
+        if not spec.market_file or spec.max_price_usd_per_h is None:
+            return
+        try:
+            quote = read_market(Path(spec.market_file), time.time()).get(spec.region)
+        except BadRequest as error:
+            print(error, file=sys.stderr)  # noqa: T201  (standard error is guest.log)
+            return
+        price = quote.spot_usd_per_h if quote else None
+        if price is not None and price > spec.max_price_usd_per_h:
+            detail = f"${price:.4f} per hour exceeds the cap of ${spec.max_price_usd_per_h:.4f}"
+            self.machine.order_eviction(spec.notice_s, "price", detail, self.life)
 
     def _hurry(self) -> None:
         """The machine does not want to wait for its announced end."""

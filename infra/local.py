@@ -248,6 +248,9 @@ class LocalProvider:
                 notice_s=self._settings.notice_s,
                 boot_s=self._settings.boot_s,
                 first_metadata_s=self._settings.first_metadata_s,
+                market_file=str(self._root / "market.json"),
+                region=spec.offer.region,
+                max_price_usd_per_h=spec.max_price_usd_per_h,
                 instance={
                     "location": spec.offer.region,
                     "vmSize": spec.offer.size,

@@ -65,6 +65,11 @@ class MachineSpec:
     """How long the first question to the metadata service takes."""
     instance: dict[str, str] = field(default_factory=dict)
     """Facts for `/metadata/instance/compute`."""
+    market_file: str = ""
+    """Where the machine's price stands (local_market.py); empty if it has none."""
+    region: str = ""
+    max_price_usd_per_h: float | None = None
+    """The machine evicts itself when its price in `region` rises above this."""
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
     """What its processes carry in their environment; unique on this computer."""
 
