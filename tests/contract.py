@@ -150,7 +150,8 @@ class ProviderContract:
 
         (listed,) = harness.provider().list_all()
         observation = harness.provider().observe(vm)
-        assert listed.host_public_key.split()[:2] == spec.host_public_key.split()[:2]
+        assert listed.host_public_key.startswith("ssh-ed25519 ")
+        assert listed.host_public_key == vm.host_public_key
         assert (listed.run_id, listed.power) == (spec.run_id, PowerState.RUNNING)
         assert observation.host != ""
         assert observation.port > 0
@@ -210,6 +211,16 @@ class ProviderContract:
 
 class RentingContract(ProviderContract):
     """What holds for every provider that rents machines and may take them away."""
+
+    def test_machine_presents_the_key_it_was_given(self, harness: Harness) -> None:
+        """The host key of the request is the one that is pinned, before the machine is up."""
+        provider = harness.provider()
+        spec = make_spec(provider, region=harness.regions[0])
+
+        vm = provider.create(spec)
+
+        assert vm.host_public_key.split()[:2] == spec.host_public_key.split()[:2]
+        assert vm.user == spec.user
 
     def test_expensive_offers_are_blocked(self, harness: Harness) -> None:
         """An offer above the cap is listed last, with its price and why it cannot be taken."""

@@ -1,0 +1,139 @@
+"""A machine of the user's is used, never rented, and never touched by what we forget."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from contract import Harness, ProviderContract, make_spec, openssh_keys
+
+from infra.host import HostProvider, HostSettings
+from infra.provider import BadRequest, PowerState, Provider, Transient, Want
+
+
+class HostHarness:
+    """A port on loopback that answers, and a directory for what is remembered."""
+
+    regions = ("yours", "yours")
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.settings = HostSettings(
+            host="127.0.0.1",
+            port=self.listener.getsockname()[1],
+            user="somebody",
+            host_public_key=openssh_keys()[1],
+        )
+
+    def provider(self) -> Provider:
+        """A provider that knows the settings and the directory."""
+        return HostProvider(self.root, self.settings, connect_timeout_s=1.0)
+
+    def advance(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+    def set_capacity(self, region: str, *, free: bool) -> None:
+        """Refuse: a machine of one's own has no market."""
+        raise NotImplementedError
+
+    def set_price(self, region: str, usd_per_h: float) -> None:
+        """Refuse: a machine of one's own has no market."""
+        raise NotImplementedError
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[HostHarness]:
+    """A host that answers."""
+    harness = HostHarness(tmp_path / "host")
+    yield harness
+    harness.listener.close()
+
+
+class TestHost(ProviderContract):
+    """HostProvider joins the part of the contract that is not about renting."""
+
+    @pytest.fixture
+    def harness(self, tmp_path: Path) -> Iterator[Harness]:
+        """A host that answers."""
+        harness = HostHarness(tmp_path / "host")
+        yield harness
+        harness.listener.close()
+
+
+def test_host_is_what_the_user_said(harness: HostHarness) -> None:
+    """Address, user and pinned key come from the settings; the price is nothing."""
+    provider = harness.provider()
+
+    vm = provider.create(make_spec(provider, region="yours"))
+
+    said = harness.settings
+    assert (vm.host, vm.port, vm.user) == (said.host, said.port, said.user)
+    assert vm.host_public_key == said.host_public_key
+    assert vm.price_usd_per_h == 0.0
+    assert not provider.traits.rents
+
+
+def test_silent_host_is_refused(harness: HostHarness) -> None:
+    """A machine that does not answer is not taken, and nothing is remembered."""
+    provider = harness.provider()
+    spec = make_spec(provider, region="yours")
+    harness.listener.close()
+
+    with pytest.raises(Transient, match="does not answer") as caught:
+        provider.create(spec)
+
+    assert "run.yaml" in caught.value.hint
+    assert provider.list_all() == []
+
+
+def test_host_that_falls_silent_is_stopped(harness: HostHarness) -> None:
+    """A machine that stops answering is seen as stopped, and starting it is its owner's work."""
+    provider = harness.provider()
+    vm = provider.create(make_spec(provider, region="yours"))
+    harness.listener.close()
+
+    assert provider.observe(vm).power is PowerState.STOPPED
+    with pytest.raises(Transient):
+        provider.start(vm)
+    provider.deallocate(vm)
+
+
+def test_delete_lists_nothing(harness: HostHarness) -> None:
+    """Forgetting a machine removes nothing, so nothing is listed; other runs keep it."""
+    provider = harness.provider()
+    provider.create(make_spec(provider, "run-a", region="yours"))
+    kept = provider.create(make_spec(provider, "run-b", region="yours"))
+
+    assert provider.delete("run-a") == []
+    assert [vm.run_id for vm in provider.list_all()] == [kept.run_id]
+
+
+def test_eviction_is_refused(harness: HostHarness) -> None:
+    """Nobody can rehearse an eviction of a machine that nobody can evict."""
+    provider = harness.provider()
+    vm = provider.create(make_spec(provider, region="yours"))
+
+    with pytest.raises(BadRequest, match="never evicted"):
+        provider.evict(vm)
+
+
+def test_damaged_memory_is_named(harness: HostHarness) -> None:
+    """A file that cannot be read is refused by name, with what to do."""
+    provider = harness.provider()
+    harness.root.mkdir()
+    (harness.root / "hosts.json").write_text("[]")
+
+    with pytest.raises(BadRequest, match=r"hosts\.json"):
+        provider.list_all()
+
+
+def test_the_offer_takes_any_gpu(harness: HostHarness) -> None:
+    """Whatever GPU is wanted, there is one machine, and it is free of charge."""
+    (offer,) = harness.provider().offers(Want(gpu="B300", max_price_usd_per_h=0.01))
+
+    assert (offer.spot_usd_per_h, offer.blocked_by) == (0.0, "")
