@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 
 class TrainerConfig(BaseModel):
-    """The tables of `config.json`, the trainer's one input; relative paths start at the run directory."""
+    """The tables of `config.json`; a relative path in them starts at the run directory."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,7 +69,7 @@ class Quant(StrEnum):
 
 
 class OptimizerKind(StrEnum):
-    """AdamW with 32-bit moments, with 8-bit moments, or with 8-bit moments that page to the host."""
+    """AdamW with 32-bit moments, with 8-bit ones, or with 8-bit ones that page to the host."""
 
     ADAMW = "adamw"
     ADAMW8BIT = "adamw8bit"

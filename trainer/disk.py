@@ -1,0 +1,113 @@
+"""The few ways in which the trainer touches a disk, so that tests can make each of them fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+
+class Disk(Protocol):
+    """What a save needs from a file system; every method raises `OSError` if it fails."""
+
+    def make_directory(self, path: Path) -> None:
+        """Make `path`; its parent exists, it does not."""
+        ...
+
+    def create(self, path: Path) -> int:
+        """Open a new file for writing and return its descriptor; refuse one that exists."""
+        ...
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Write some of `data` and return how many bytes were taken."""
+        ...
+
+    def sync(self, descriptor: int) -> None:
+        """Return once everything written to `descriptor` would survive a power cut."""
+        ...
+
+    def close(self, descriptor: int) -> None:
+        """Give the descriptor back."""
+        ...
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give `source` the name `target` in one step."""
+        ...
+
+    def sync_directory(self, path: Path) -> None:
+        """Return once the names in `path` would survive a power cut."""
+        ...
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a file, a link (not what it points to) or a whole directory."""
+        ...
+
+
+class RealDisk:
+    """The operating system's own calls."""
+
+    def make_directory(self, path: Path) -> None:
+        """Make `path`, for its owner only."""
+        path.mkdir(mode=0o700)
+
+    def create(self, path: Path) -> int:
+        """Open a new file for writing; an existing name, or a link, is refused."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(path, flags, 0o600)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Write some of `data`; the interpreter runs other threads meanwhile."""
+        return os.write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        """Bring the file's bytes to the medium."""
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close the file."""
+        os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename within one file system."""
+        source.rename(target)
+
+    def sync_directory(self, path: Path) -> None:
+        """Bring a directory's names to the medium."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove whatever carries the name; a link is removed, never followed."""
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def write_all(disk: Disk, descriptor: int, data: memoryview) -> None:
+    """Write every byte of `data`, in portions so that other threads get their turn."""
+    portion = 4 << 20
+    view = data.cast("B")
+    done = 0
+    while done < len(view):
+        done += disk.write(descriptor, view[done : done + portion])
+
+
+def replace_file(path: Path, text: str, *, disk: Disk) -> None:
+    """Make `path` hold `text`, whole or not at all: temp file beside it, fsync, rename, fsync."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with suppress(FileNotFoundError):
+        disk.remove_tree(partial)
+    descriptor = disk.create(partial)
+    try:
+        write_all(disk, descriptor, memoryview(text.encode()))
+        disk.sync(descriptor)
+    finally:
+        disk.close(descriptor)
+    disk.rename(partial, path)
+    disk.sync_directory(path.parent)

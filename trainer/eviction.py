@@ -1,0 +1,161 @@
+"""Hears that the machine will be taken away, and only ever raises a flag with a deadline.
+
+Two voices: Azure's scheduled events, asked once a second, and SIGTERM. Neither stops anything by
+itself: the loop reads the flag where the state is whole.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+EVENTS_PATH = "/metadata/scheduledevents?api-version=2020-07-01"
+POLL_S = 1.0
+FIRST_CALL_S_MAX = 150.0  # Azure switches the service on at the first call; documented: 2 minutes
+CALL_S_MAX = 10.0
+NOTICE_S = 30.0  # Azure's documented minimum, assumed when the event tells no time
+NOTICE_S_MAX = 900.0
+SIGTERM_S = 10.0  # what service managers usually leave before SIGKILL
+ANSWER_BYTES_MAX = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """The machine goes away at `deadline_s` of the monotonic clock, for the reason given."""
+
+    deadline_s: float
+    reason: str
+
+
+class Flag:
+    """Set once by whoever hears of the eviction, read by the loop; later notices change nothing."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self._notice: Notice | None = None
+
+    @property
+    def notice(self) -> Notice | None:
+        """The first notice, or None as long as nothing was heard."""
+        return self._notice
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the announced end, infinite without a notice, possibly negative."""
+        return self._notice.deadline_s - self.clock() if self._notice else float("inf")
+
+    def set(self, *, seconds_left: float, reason: str) -> None:
+        """Announce the end. Takes no lock, so a signal handler may call it."""
+        if self._notice is None:
+            self._notice = Notice(deadline_s=self.clock() + seconds_left, reason=reason)
+
+
+@contextmanager
+def on_signals(flag: Flag) -> Iterator[None]:
+    """Let SIGTERM and SIGINT set `flag` while inside; a second SIGINT interrupts at once."""
+
+    def heard(number: int, _frame: object) -> None:
+        if number == signal.SIGINT and flag.notice is not None:
+            raise KeyboardInterrupt
+        flag.set(seconds_left=SIGTERM_S, reason=signal.Signals(number).name)
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class MetadataPoll:
+    """Asks the metadata service once a second from a daemon thread, until it is closed."""
+
+    def __init__(
+        self,
+        url: str,
+        flag: Flag,
+        *,
+        now: Callable[[], datetime],
+        poll_s: float = POLL_S,
+        first_call_s_max: float = FIRST_CALL_S_MAX,
+    ) -> None:
+        self._url = url.rstrip("/") + EVENTS_PATH
+        self._flag = flag
+        self._now = now
+        self._poll_s = poll_s
+        self._first_call_s_max = first_call_s_max
+        self._closed = threading.Event()
+        self.last_error: str | None = None
+
+    def start(self) -> None:
+        """Begin to ask; the slow first call does not hold up the caller."""
+        threading.Thread(target=self._run, name="eviction-poll", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop asking; a call under way is left to end by itself."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        timeout_s = self._first_call_s_max
+        while not self._closed.is_set() and self._flag.notice is None:
+            try:
+                events = fetch_events(self._url, timeout_s=timeout_s)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                self.last_error = str(error)
+            else:
+                self.last_error = None
+                timeout_s = CALL_S_MAX
+                seconds_left = preemption_in(events, self._now())
+                if seconds_left is not None:
+                    self._flag.set(seconds_left=seconds_left, reason="eviction notice")
+            self._closed.wait(self._poll_s)
+
+
+def fetch_events(url: str, *, timeout_s: float) -> object:
+    """Ask the metadata service for its document, never through a proxy.
+
+    Raises OSError (also a time-out or a refusing status), HTTPException or ValueError (not JSON).
+    """
+    request = urllib.request.Request(url, headers={"Metadata": "true"})  # noqa: S310 - link-local
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=timeout_s) as answer:
+        return json.loads(answer.read(ANSWER_BYTES_MAX))
+
+
+def preemption_in(document: object, now: datetime) -> float | None:
+    """Return the seconds until the earliest announced preemption, or None if there is none.
+
+    The service of a virtual machine lists events of that machine only, so any named resource
+    counts. A missing or unreadable time is taken as Azure's minimum, one in the past as zero, and
+    a far one is bounded, because the clock of the machine may be wrong.
+    """
+    events = document.get("Events") if isinstance(document, Mapping) else None
+    if not isinstance(events, list):
+        return None
+    times = [
+        _seconds_until(event, now)
+        for event in events
+        if isinstance(event, Mapping) and event.get("EventType") == "Preempt"
+    ]
+    return min(times, default=None)
+
+
+def _seconds_until(event: Mapping[str, Any], now: datetime) -> float:
+    """Return the seconds from `now` to the event's NotBefore, within 0 and the longest notice."""
+    if event.get("EventStatus") == "Started":
+        return 0.0
+    try:
+        moment = parsedate_to_datetime(str(event.get("NotBefore")))
+    except (TypeError, ValueError):
+        return NOTICE_S
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return min(max(0.0, (aware - now).total_seconds()), NOTICE_S_MAX)
