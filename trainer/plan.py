@@ -15,7 +15,8 @@ from functools import cached_property
 
 from trainer.config import Schedule, TrainTable
 
-GROUP_BATCHES = 50  # rows are sorted by length within so many batches, so epochs still differ
+GROUP_BATCHES_MAX = 50  # rows are sorted by length within groups of so many batches,
+GROUPS_MIN = 4  # and there are at least so many groups, so that epochs still differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +112,14 @@ def batches(
 ) -> tuple[tuple[int, ...], ...]:
     """Cut one epoch into batches of row numbers: every row once, in an order set by seed and epoch.
 
-    With `group`, rows of similar length share a batch (sorted within groups of `GROUP_BATCHES`
-    batches), and the batches are shuffled again so that lengths do not drift through the epoch.
+    With `group`, rows of similar length share a batch: rows are sorted within groups of at most
+    `GROUP_BATCHES_MAX` batches, and the batches shuffled again so that lengths do not drift.
     """
     rows = sorted(range(len(lengths)), key=lambda row: ordinal(seed, "row", epoch, row))
     if not group:
         return tuple(_cut(rows, batch_size))
-    span = batch_size * GROUP_BATCHES
+    group_batches = len(rows) // (batch_size * GROUPS_MIN)
+    span = batch_size * min(max(1, group_batches), GROUP_BATCHES_MAX)
     grouped = [
         batch
         for part in _cut(rows, span)

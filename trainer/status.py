@@ -70,6 +70,7 @@ class Heartbeat:
         self._path = path
         self._disk = disk
         self._now = now
+        self.previous = _read_previous(path)
         self._status = Status(started_at=_iso(now()), pid=os.getpid())
         self._lock = threading.Lock()
         self._changed = threading.Event()
@@ -122,7 +123,7 @@ class MetricsLog:
     """`metrics.jsonl`: one JSON object per optimizer step, in order, each step once."""
 
     def __init__(self, path: Path, lines: Iterable[bytes] = ()) -> None:
-        self._path = path
+        self.path = path
         self._lines = list(lines)
         self._written: int | None = None  # bytes known to be in the file; None: write it anew
 
@@ -140,12 +141,12 @@ class MetricsLog:
 
     def _flush(self) -> None:
         if self._written is None:
-            with self._path.open("wb") as file:
+            with self.path.open("wb") as file:
                 file.write(self.to_bytes())
         else:
-            with self._path.open("ab") as file:
+            with self.path.open("ab") as file:
                 file.write(self._lines[-1])
-        self._written = self._path.stat().st_size
+        self._written = self.path.stat().st_size
 
 
 def parse_log(data: bytes) -> list[bytes]:
@@ -160,6 +161,15 @@ def count_steps(path: Path) -> int:
         return int(json.loads(lines[-1])["step"]) if lines else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0
+
+
+def _read_previous(path: Path) -> Status:
+    """Return the counts that the process before left behind; nothing else of it is believed."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return Status(resumes=int(raw["resumes"]), redone_steps=int(raw["redone_steps"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Status()
 
 
 def _iso(moment: datetime) -> str:

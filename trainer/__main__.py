@@ -1,0 +1,104 @@
+"""The trainer's door: `python -m trainer`, its commands and the exit codes that the laptop acts on.
+
+0 done · 65 bad data · 70 bug · 73 another trainer works here · 75 preempted, state saved
+78 bad config · 128+N ended by signal N
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.config import ConfigError, EvictionBand
+from trainer.errors import Busy, Preempted
+from trainer.job import Order, run_job
+from trainer.rows import DataError
+
+DONE, BAD_DATA, BUG, BUSY, PREEMPTED, BAD_CONFIG = 0, 65, 70, 73, 75, 78
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; only a bug of ours shows a traceback."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except Preempted:
+        say("preempted: the state is saved, the same command goes on from there")
+        return PREEMPTED
+    except ConfigError as error:
+        return complain("the config cannot be used", error.problems, BAD_CONFIG)
+    except DataError as error:
+        return complain("the data cannot be used", [str(error)], BAD_DATA)
+    except Busy as error:
+        return complain("busy", [str(error)], BUSY)
+    except Exception:  # noqa: BLE001 - the last resort, with its own exit code
+        traceback.print_exc()
+        return BUG
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the commands."""
+    top = argparse.ArgumentParser(prog="python -m trainer", description=__doc__.split("\n")[0])
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train", help="train, or go on training, until the adapter is whole"
+    )
+    train.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
+    train.add_argument("--metadata-url", help="metadata service that announces evictions")
+    train.add_argument(
+        "--allow-change", nargs="+", action="extend", default=[], metavar="KEY",
+        help="accept that this setting differs from the interrupted run",
+    )  # fmt: skip
+    train.add_argument(
+        "--eviction-band", type=EvictionBand, choices=list(EvictionBand), metavar="BAND",
+        help="evictions per hour in percent: 0-5, 5-10, 10-15, 15-20 or 20+",
+    )  # fmt: skip
+    train.set_defaults(run=run_train)
+
+    probe = commands.add_parser("probe", help="print versions and device as JSON")
+    probe.set_defaults(run=run_probe)
+    return top
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """Do the whole job."""
+    run_job(
+        Order(
+            run_dir=arguments.run_dir.resolve(),
+            metadata_url=arguments.metadata_url,
+            allow_change=tuple(arguments.allow_change),
+            band=arguments.eviction_band,
+        ),
+        say,
+    )
+    return DONE
+
+
+def run_probe(_arguments: argparse.Namespace) -> int:
+    """Print what this machine can do, for the laptop to check before it trains."""
+    from trainer.probe import probe
+
+    sys.stdout.write(json.dumps(probe(), indent=1) + "\n")
+    return DONE
+
+
+def complain(what: str, problems: Sequence[str], code: int) -> int:
+    """Tell the user what to change, and return the exit code."""
+    say(f"{what}:")
+    for problem in problems:
+        say(f"  {problem}")
+    return code
+
+
+def say(text: str) -> None:
+    """Talk to the person who reads the log."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the log of the job is its stderr
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""One training job from config to adapter, in stages that are skipped when their result is whole.
+
+An eviction in any stage is one and the same case: the next start does what is still missing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainer.config import ConfigError, EvictionBand, TrainerConfig, load_config
+from trainer.disk import RealDisk
+from trainer.errors import Busy, Preempted
+from trainer.eviction import Flag, MetadataPoll, on_signals
+from trainer.fingerprint import Facts, file_sha256, flatten_config
+from trainer.rows import DataError
+from trainer.status import Heartbeat, Phase
+
+CONFIG = "config.json"
+ADAPTER = "adapter"
+RECEIPT = "qft.json"  # inside the adapter: which run it is the result of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the command line asks for."""
+
+    run_dir: Path
+    metadata_url: str | None = None
+    allow_change: tuple[str, ...] = ()
+    band: EvictionBand | None = None
+
+
+def run_job(order: Order, say: Callable[[str], None]) -> None:
+    """Do the whole job; return when the adapter is whole and scored.
+
+    Raises:
+        Preempted: a notice came; everything done so far is saved (exit 75).
+        ConfigError, DoesNotFit, Diverged: the settings must change (exit 78).
+        DataError: the rows must change (exit 65).
+        Busy: another trainer runs in this directory (exit 73).
+    """
+    if not order.run_dir.is_dir():
+        raise ConfigError([f"--run-dir: there is no directory {order.run_dir}"])
+    with alone_in(order.run_dir):
+        heartbeat = Heartbeat(order.run_dir / "status.json", disk=RealDisk(), now=_now)
+        flag = Flag(time.monotonic)
+        with heartbeat, on_signals(flag), polling(order.metadata_url, flag):
+            _reported(order, heartbeat, flag, say)
+
+
+def _reported(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str], None]) -> None:
+    """Do the job and leave its end, whatever it is, in the status."""
+    try:
+        _stages(order, heartbeat, flag, say)
+    except Preempted:
+        reason = flag.notice.reason if flag.notice else "notice"
+        heartbeat.update(phase=Phase.PREEMPTED, message=f"stopped by {reason}, state saved")
+        raise
+    except BaseException as error:
+        heartbeat.update(phase=Phase.FAILED, error=f"{type(error).__name__}: {error}")
+        raise
+    heartbeat.update(phase=Phase.DONE, message=None, eta_s=0.0)
+
+
+def _stages(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str], None]) -> None:
+    config = load_config(order.run_dir / CONFIG)
+    inputs = data_facts(config, order.run_dir)
+    if finished(order.run_dir, config, inputs):
+        say("everything is done already: nothing to do")
+        return
+    from trainer import stages  # torch and friends take seconds; what is done needs none of them
+
+    desk = stages.Desk(
+        order=order, config=config, inputs=inputs, heartbeat=heartbeat, flag=flag, say=say
+    )
+    stages.work(desk)
+
+
+def finished(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
+    """Tell whether adapter and scores of this very config and data are all there."""
+    scores = [] if config.eval is None else ["eval-before.json", "eval-after.json"]
+    return adapter_done(run_dir, config, inputs) and all(
+        (run_dir / name).is_file() for name in scores
+    )
+
+
+def adapter_done(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
+    """Tell whether the adapter in `run_dir` is the result of this very config and data."""
+    try:
+        receipt = json.loads((run_dir / ADAPTER / RECEIPT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    return bool(receipt.get("training") == training_facts(config, inputs))
+
+
+def training_facts(config: TrainerConfig, inputs: Facts) -> Facts:
+    """Return the part of config and data that decides about the adapter."""
+    flat = {k: v for k, v in flatten_config(config).items() if not k.startswith("eval.")}
+    return {**flat, "data.train": inputs["data.train"]}
+
+
+def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
+    """Return the SHA-256 of the data files; raise `DataError` if one cannot be read."""
+    facts: Facts = {"data.train": None, "data.eval": None}
+    missing: list[str] = []
+    for key, name in (("data.train", config.data.train), ("data.eval", config.data.eval)):
+        if name is not None:
+            path = resolve(run_dir, name)
+            try:
+                facts[key] = file_sha256(path)
+            except OSError as error:
+                missing.append(f"{path}: {error.strerror} (`{key}`)")
+    if missing:
+        raise DataError(missing)
+    return facts
+
+
+def resolve(run_dir: Path, name: str) -> Path:
+    """Return the file that a path of the config means."""
+    return (run_dir / Path(name).expanduser()).resolve()
+
+
+@contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory's lock, which dies with the process; raise `Busy` if it is taken."""
+    descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(
+                f"another trainer works in {run_dir} (its pid is in status.json); "
+                "follow that one, or stop it first"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def polling(url: str | None, flag: Flag) -> Iterator[None]:
+    """Ask the metadata service for notices while inside; without a URL, ask nobody."""
+    if url is None:
+        yield
+        return
+    poll = MetadataPoll(url, flag, now=_now)
+    poll.start()
+    try:
+        yield
+    finally:
+        poll.close()
+
+
+def _now() -> datetime:
+    return datetime.now(tz=UTC)

@@ -1,0 +1,172 @@
+"""The training loop, to be read aloud: one optimizer step, and when to look up.
+
+Everything a step does is set by its number and the state before it. So a step can be given up in
+the middle, done again, or done on another day, and gives the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from trainer.data import NOT_TRAINED, Example, collate
+from trainer.errors import Diverged, DoesNotFit, Preempted
+from trainer.eviction import Flag
+from trainer.plan import Plan, locate, micro_batches, ordinal
+from trainer.state import TrainingState, digest, finite_or_none
+from trainer.supervised import supervised_loss
+
+SKIPS_MAX = 20  # the first float16 steps may overflow until the loss scale fits: 2^16 to 2^-4
+
+
+class Layer(Protocol):
+    """What the loop needs of `accelerate.Accelerator`, its device and precision layer."""
+
+    device: torch.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Choose types per operation while inside."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Run the backward pass, with the loss scaled if the precision needs it."""
+
+    def clip_grad_norm_(self, parameters: Any, max_norm: float) -> torch.Tensor:
+        """Unscale and clip; return the length of the gradient before clipping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """The tools of the loop; none of them changes which numbers come out."""
+
+    model: Any
+    optimizer: Any  # accelerate's wrapper, which knows whether an update was skipped
+    layer: Layer
+    plan: Plan
+    examples: Sequence[Example]
+    pad_id: int
+    seed: int
+    max_grad_norm: float
+    flag: Flag
+    say: Callable[[str], None]
+
+
+class Watcher(Protocol):
+    """Who is told after every step, and decides about saving."""
+
+    def after_step(self, record: dict[str, Any]) -> None:
+        """Log the step, and start a save if one is due."""
+
+
+def train(bench: Bench, state: TrainingState, watcher: Watcher) -> None:
+    """Do all steps that are left; raise `Preempted` between two steps when the flag is up."""
+    counters = state.counters
+    bench.model.train()
+    while counters.step < bench.plan.steps:
+        if bench.flag.notice is not None:
+            raise Preempted
+        began_s = time.perf_counter()
+        result = whole_step(bench, state)
+        counters.step += 1
+        counters.tokens += result.tokens
+        counters.target_tokens += result.targets
+        counters.skipped += result.skipped
+        counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if result.skipped else 0
+        seconds = time.perf_counter() - began_s
+        counters.train_s += seconds
+        per_epoch = max(1, -(-len(bench.examples) // bench.plan.batch_size))
+        watcher.after_step(
+            {
+                "step": counters.step,
+                "epoch": locate(counters.step - 1, per_epoch).epoch,
+                "loss": finite_or_none(result.loss),
+                "lr": bench.plan.lr(counters.step - 1),
+                "grad_norm": finite_or_none(result.grad_norm),
+                "tokens": result.tokens,
+                "targets": result.targets,
+                "skipped": result.skipped,
+                "params": digest(state.parameters),
+                "seconds": round(seconds, 4),
+            }
+        )
+        if counters.skipped_in_a_row >= SKIPS_MAX:
+            raise Diverged(
+                f"{SKIPS_MAX} steps in a row had no finite gradient, up to step {counters.step}; "
+                "lower `train.lr`, or try `train.precision: bf16` on a GPU that has it"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one optimizer step did; the loss is the mean over its target tokens."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    targets: int
+    skipped: bool
+
+
+def whole_step(bench: Bench, state: TrainingState) -> StepResult:
+    """Do one step; if memory runs out, do it again from the same state with smaller portions."""
+    while True:
+        try:
+            return one_step(bench, state)
+        except torch.OutOfMemoryError as error:
+            bench.optimizer.zero_grad(set_to_none=True)
+            if state.counters.micro_batch == 1:
+                raise DoesNotFit(
+                    "one sequence does not fit into the memory of the device; lower "
+                    f"`train.max_length` or `method.r`, or rent a larger GPU ({error})"
+                ) from error
+            state.counters.micro_batch = -(-state.counters.micro_batch // 2)
+            bench.say(f"out of memory: going on with {state.counters.micro_batch} at a time")
+        torch.cuda.empty_cache()
+
+
+def one_step(bench: Bench, state: TrainingState) -> StepResult:
+    """Do one optimizer step: forward and backward per micro-batch, clip, update.
+
+    The loss of every micro-batch is divided by the target tokens of the whole step, so that the
+    cut into micro-batches does not change the gradient's meaning. Raises `Preempted`, with
+    nothing changed, if a notice leaves no time for the rest of the step.
+    """
+    step = state.counters.step
+    rows = bench.plan.batch(step)
+    batch = [bench.examples[row] for row in rows]
+    targets = sum(label != NOT_TRAINED for example in batch for label in example.labels)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=bench.layer.device)
+    began_s = time.perf_counter()
+    portions = micro_batches(rows, state.counters.micro_batch)
+    for number, portion in enumerate(portions):
+        if number and bench.flag.notice is not None:
+            per_portion_s = (time.perf_counter() - began_s) / number
+            if bench.flag.seconds_left < 3 * per_portion_s * (len(portions) - number):
+                bench.optimizer.zero_grad(set_to_none=True)
+                raise Preempted
+        inputs = collate([bench.examples[row] for row in portion], bench.pad_id)
+        inputs = {name: value.to(bench.layer.device) for name, value in inputs.items()}
+        torch.manual_seed(ordinal(bench.seed, "dropout", step, number))
+        with bench.layer.autocast():
+            loss = supervised_loss(bench.model, inputs)
+        loss_sum += loss.detach()
+        bench.layer.backward(loss / targets)
+    for group in bench.optimizer.param_groups:
+        group["lr"] = bench.plan.lr(step)
+    limit = bench.max_grad_norm or float("inf")
+    grad_norm = bench.layer.clip_grad_norm_(list(state.parameters.values()), limit).item()
+    skipped = not torch.tensor(grad_norm).isfinite().item()
+    if state.scaler is not None or not skipped:  # a loss scaler skips by itself, and learns from it
+        bench.optimizer.step()
+    bench.optimizer.zero_grad(set_to_none=True)
+    return StepResult(
+        loss=(loss_sum / targets).item(),
+        grad_norm=grad_norm,
+        tokens=sum(len(example.input_ids) for example in batch),
+        targets=targets,
+        skipped=skipped,
+    )

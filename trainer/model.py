@@ -1,0 +1,240 @@
+"""The model to train: a frozen base in the right types with a float32 adapter, nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTable
+from trainer.plan import ordinal
+from trainer.precision import Precision, choose_precision
+
+Model = Any  # a transformers model, later wrapped by PEFT; neither ships types
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a base model comes from: a directory, or a hub id with its revision."""
+
+    name: str
+    revision: str | None
+    trust_remote_code: bool
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a directory of this machine."""
+        return self.revision is None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What every `from_pretrained` gets."""
+        revision = {} if self.revision is None else {"revision": self.revision}
+        return {"trust_remote_code": self.trust_remote_code, **revision}
+
+
+def find_source(table: ModelTable, run_dir: Path) -> Source:
+    """Resolve `model.id`: a directory (absolute, or relative to the run directory) or a hub id.
+
+    Raises:
+        ConfigError: it is written like a path, but no such directory exists.
+    """
+    path = (run_dir / Path(table.id).expanduser()).resolve()
+    if path.is_dir():
+        return Source(name=str(path), revision=None, trust_remote_code=table.trust_remote_code)
+    if table.id.startswith((".", "/", "~")) or table.id.count("/") > 1:
+        raise ConfigError([f"model.id: there is no directory {path}"])
+    return Source(name=table.id, revision=table.revision, trust_remote_code=table.trust_remote_code)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Load the tokenizer of the base; raises `ConfigError` if there is none."""
+    from transformers import AutoTokenizer
+
+    with _readable_failure(source):
+        return AutoTokenizer.from_pretrained(source.name, **source.arguments)
+
+
+def load_config(source: Source) -> Any:
+    """Load the description of the base (no weights); raises `ConfigError` if there is none."""
+    from transformers import AutoConfig
+
+    with _readable_failure(source):
+        return AutoConfig.from_pretrained(source.name, **source.arguments)
+
+
+def is_seq2seq(model_config: Any) -> bool:
+    """Tell whether the base reads with an encoder and writes with a decoder, as T5 does."""
+    return bool(getattr(model_config, "is_encoder_decoder", False))
+
+
+def device_precision(train: TrainTable, *, device: torch.device, seq2seq: bool) -> Precision:
+    """Choose the arithmetic for the device at hand."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return choose_precision(
+        train.precision, device=device.type, capability=capability, seq2seq=seq2seq
+    )
+
+
+def load_base(
+    source: Source, method: MethodTable, *, precision: Precision, device: torch.device
+) -> Model:
+    """Load the frozen base on `device`, quantised if the method says so.
+
+    Attention is SDPA where the architecture has it. Nothing is upcast to float32: PEFT's
+    `prepare_model_for_kbit_training` would double the memory of the embeddings for no gain.
+
+    Raises:
+        ConfigError: there is no such model, or it is not one that generates text.
+    """
+    import transformers
+
+    model_config = load_config(source)
+    family = (
+        transformers.AutoModelForSeq2SeqLM
+        if is_seq2seq(model_config)
+        else transformers.AutoModelForCausalLM
+    )
+    dtype = _DTYPES[precision.compute]
+    arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, **source.arguments}
+    if method.storage is not Quant.NONE:
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=str(method.storage),
+            bnb_4bit_use_double_quant=method.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    with _readable_failure(source):
+        base = family.from_pretrained(source.name, config=model_config, **arguments)
+    base.requires_grad_(requires_grad=False)
+    if method.storage is not Quant.NONE:
+        forbid_repacking(base)
+    return base
+
+
+def forbid_repacking(model: Model) -> int:
+    """Keep every 4-bit layer from repacking its weights in place; return how many layers there are.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 converts a layer to an inference-only layout in the
+    first forward pass in eval mode (`Linear4bit.forward`); a training pass after it then computes
+    with the wrong weights and no error. The layer decides by this attribute.
+    """
+    layers = list(four_bit_layers(model))
+    for _, layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+    return len(layers)
+
+
+def four_bit_layers(model: Model) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the module of every 4-bit linear layer."""
+    from bitsandbytes.nn import Linear4bit
+
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            yield name, module
+
+
+def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model:
+    """Put a fresh trainable adapter on `base`; its first weights depend on the seed only.
+
+    Raises:
+        ConfigError: a target is no linear layer of this model; the message lists the candidates.
+    """
+    import peft
+
+    torch.manual_seed(ordinal(train.seed, "adapter"))
+    settings = peft.LoraConfig(
+        r=method.r,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=find_targets(base, method),
+        task_type="SEQ_2_SEQ_LM" if is_seq2seq(base.config) else "CAUSAL_LM",
+    )
+    model = peft.get_peft_model(base, settings)
+    if train.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    base.config.use_cache = False
+    for name, parameter in trainable(model).items():
+        if parameter.dtype is not torch.float32:
+            raise TypeError(f"{name} is {parameter.dtype}; trained parameters must be float32")
+    return model
+
+
+def load_adapter(base: Model, directory: Path) -> Model:
+    """Put a finished adapter on `base` for inference."""
+    import peft
+
+    return peft.PeftModel.from_pretrained(base, str(directory)).eval()
+
+
+def trainable(model: Model) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters that are trained, by name, in a fixed order."""
+    named = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+    return dict(sorted(named))
+
+
+def find_targets(base: Model, method: MethodTable) -> list[str]:
+    """Return the last name parts of the layers to adapt, sorted.
+
+    Raises:
+        ConfigError: a wanted name fits no linear layer.
+    """
+    candidates = sorted({name.rsplit(".", 1)[-1] for name in _linear_names(base)})
+    if method.targets == "all-linear":
+        return candidates
+    unknown = sorted(set(method.targets) - set(candidates))
+    if unknown:
+        missing = f"the model has no linear layer called {', '.join(unknown)}"
+        raise ConfigError([f"method.targets: {missing}; it has {', '.join(candidates)}"])
+    return sorted(set(method.targets))
+
+
+def _linear_names(base: Model) -> Iterator[str]:
+    """Yield the name of every linear layer but the one that makes the logits."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = base.get_output_embeddings()
+    for name, module in base.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
+            yield name
+
+
+class _readable_failure:  # noqa: N801 - used as a context manager
+    """Turns the many errors of a model that cannot be loaded into one that says what to do."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError | ValueError | KeyError):
+            where = "directory" if self._source.local else f"revision {self._source.revision}"
+            raise ConfigError(
+                [f"model.id: {self._source.name} ({where}) cannot be loaded: {error}"]
+            ) from error
+
+
+_DTYPES: Mapping[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def set_threads(train: TrainTable) -> int:
+    """Apply the configured number of CPU threads and return the number in use."""
+    if train.threads != "auto":
+        torch.set_num_threads(train.threads)
+    return torch.get_num_threads()
+
+
+def make_deterministic() -> None:
+    """Ask torch for the same bits in every run; on CUDA this needs the workspace setting too."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)

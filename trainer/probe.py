@@ -1,0 +1,37 @@
+"""Facts about the machine as JSON, so that a wrong driver is found before anything is trained."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from trainer.fingerprint import cpu_model, installed_versions
+
+
+def probe() -> dict[str, Any]:
+    """Return versions, processor and GPU; `problem` says what stands in the way, or is None."""
+    facts: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "versions": installed_versions(),
+        "cpu": cpu_model(),
+        "device": "cpu",
+        "gpu": None,
+        "capability": None,
+        "memory_bytes": None,
+        "problem": None,
+    }
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        facts["problem"] = f"torch cannot be imported: {error}"
+        return facts
+    facts["threads"] = torch.get_num_threads()
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        facts["device"] = "cuda"
+        facts["gpu"] = properties.name
+        facts["capability"] = [properties.major, properties.minor]
+        facts["memory_bytes"] = properties.total_memory
+    elif torch.version.cuda is not None:
+        facts["problem"] = "torch was built for CUDA but finds no usable GPU or driver"
+    return facts

@@ -1,0 +1,332 @@
+"""The stages of a job in the order they happen: data, base, score, train, adapter, score."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import model as models
+from trainer.checkpoint import Snapshot, Store
+from trainer.config import ConfigError, OptimizerKind, TrainerConfig
+from trainer.data import Examples, load_examples, padding_id
+from trainer.disk import RealDisk
+from trainer.errors import Preempted
+from trainer.events import EventWriter
+from trainer.eviction import Flag
+from trainer.fingerprint import (
+    Facts,
+    compare,
+    cpu_model,
+    directory_sha256,
+    take_fingerprint,
+)
+from trainer.job import ADAPTER, RECEIPT, Order, adapter_done, resolve, training_facts
+from trainer.keeper import Keeper
+from trainer.loop import Bench, train
+from trainer.manifest import Damaged
+from trainer.plan import Plan, make_plan
+from trainer.precision import Precision
+from trainer.saver import Saver
+from trainer.state import TrainingState
+from trainer.status import Heartbeat, MetricsLog, Phase, count_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """What every stage needs."""
+
+    order: Order
+    config: TrainerConfig
+    inputs: Facts
+    heartbeat: Heartbeat
+    flag: Flag
+    say: Callable[[str], None]
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory that everything is read from and written to."""
+        return self.order.run_dir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What is loaded before anything is computed."""
+
+    source: models.Source
+    tokenizer: Any
+    rows: Examples
+    held_out: Examples | None
+    plan: Plan
+    device: torch.device
+    precision: Precision
+    fingerprint: Facts
+    seq2seq: bool
+
+
+def work(desk: Desk) -> None:
+    """Do what is missing; raise `Preempted` at the first moment that suits after a notice."""
+    material = prepare(desk)
+    look_up(desk)
+    done = adapter_done(desk.run_dir, desk.config, desk.inputs)
+    base = models.load_base(
+        material.source, desk.config.method, precision=material.precision, device=material.device
+    )
+    look_up(desk)
+    score(desk, material, base, "eval-before.json")
+    if done:
+        adapted = models.load_adapter(base, desk.run_dir / ADAPTER)
+    else:
+        adapted = models.attach_adapter(base, desk.config.method, desk.config.train)
+        learn(desk, material, adapted)
+        write_adapter(desk, adapted)
+    score(desk, material, adapted, "eval-after.json")
+
+
+def look_up(desk: Desk) -> None:
+    """Leave if a notice came; between stages nothing is at stake."""
+    if desk.flag.notice is not None:
+        raise Preempted
+
+
+def prepare(desk: Desk) -> Material:
+    """Read rows, tokenizer and the base's description; everything that can be wrong, is now."""
+    config, run_dir = desk.config, desk.run_dir
+    models.make_deterministic()
+    threads = models.set_threads(config.train)
+    source = models.find_source(config.model, run_dir)
+    tokenizer = models.load_tokenizer(source)
+    described = models.load_config(source)
+    seq2seq = models.is_seq2seq(described)
+    read = partial(
+        load_examples,
+        config.data,
+        tokenizer=tokenizer,
+        max_length=config.train.max_length,
+        seq2seq=seq2seq,
+    )
+    rows = read(resolve(run_dir, config.data.train))
+    held_out = (
+        read(resolve(run_dir, config.data.eval)) if config.eval and config.data.eval else None
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plan = make_plan(config.train, [len(item.input_ids) for item in rows.items])
+    precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
+    desk.say(
+        f"{rows.report.rows} rows, {plan.steps} steps of {config.train.batch_size}; "
+        f"{device.type}, {precision.reason}"
+    )
+    desk.heartbeat.update(steps=plan.steps, at_once=True)
+    identity = (
+        directory_sha256(Path(source.name), cache=run_dir / ".hashes.json")
+        if source.local
+        else getattr(described, "_commit_hash", None) or source.revision
+    )
+    fingerprint = take_fingerprint(
+        config,
+        data=desk.inputs,
+        base={"base.model": identity, "base.tokenizer": _tokenizer_sha256(tokenizer)},
+        hardware=_hardware(device, threads),
+    )
+    return Material(
+        source=source,
+        tokenizer=tokenizer,
+        rows=rows,
+        held_out=held_out,
+        plan=plan,
+        device=device,
+        precision=precision,
+        fingerprint=fingerprint,
+        seq2seq=seq2seq,
+    )
+
+
+def learn(desk: Desk, material: Material, adapted: Any) -> None:
+    """Train from the newest whole checkpoint to the last step, and leave one of the end."""
+    bench, state = set_up(desk, material, adapted)
+    store = Store(desk.run_dir / "checkpoints", keep=desk.config.checkpoint.keep, disk=RealDisk())
+    store.sweep()
+    resume(desk, material, store, state)
+    keeper = Keeper(
+        state=state,
+        saver=Saver(store, clock=time.monotonic),
+        table=desk.config.checkpoint,
+        band=desk.order.band,
+        fingerprint=material.fingerprint,
+        heartbeat=desk.heartbeat,
+        events=EventWriter(desk.run_dir / "tb", first_step=state.counters.step, wall_s=time.time),
+        clock=time.monotonic,
+        say=desk.say,
+    )
+    desk.heartbeat.update(phase=Phase.TRAINING, step=state.counters.step, at_once=True)
+    try:
+        train(bench, state, keeper)
+    except Preempted:
+        if not keeper.save_now():
+            desk.say("the state of this moment could not be saved; the checkpoint before it stands")
+        raise
+    keeper.save_now()
+
+
+def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, TrainingState]:
+    """Make the optimizer and the device layer around the model, with nothing learnt yet."""
+    from accelerate import Accelerator
+
+    table, precision = desk.config.train, material.precision
+    layer = Accelerator(mixed_precision=precision.mixed, cpu=material.device.type == "cpu")
+    if precision.loss_scaling and layer.scaler is None:  # T5 in float16 without autocast
+        layer.scaler = torch.amp.GradScaler("cuda")
+    parameters = models.trainable(adapted)
+    optimizer = make_optimizer(desk.config, list(parameters.values()))
+    prepared, wrapped = layer.prepare(adapted, optimizer)
+    state = TrainingState(
+        parameters=parameters,
+        optimizer=optimizer,
+        scaler=layer.scaler,
+        log=MetricsLog(desk.run_dir / "metrics.jsonl"),
+    )
+    wanted = table.batch_size if table.micro_batch == "auto" else table.micro_batch
+    state.counters.micro_batch = min(wanted, table.batch_size)
+    bench = Bench(
+        model=prepared,
+        optimizer=wrapped,
+        layer=layer,
+        plan=material.plan,
+        examples=material.rows.items,
+        pad_id=padding_id(material.tokenizer),
+        seed=table.seed,
+        max_grad_norm=table.max_grad_norm,
+        flag=desk.flag,
+        say=desk.say,
+    )
+    return bench, state
+
+
+def make_optimizer(
+    config: TrainerConfig, parameters: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the config over `parameters`."""
+    arguments: dict[str, Any] = {
+        "lr": config.train.lr,
+        "weight_decay": config.train.weight_decay,
+    }
+    if config.method.optimizer is OptimizerKind.ADAMW:
+        return torch.optim.AdamW(parameters, **arguments)
+    import bitsandbytes
+
+    paged = config.method.optimizer is OptimizerKind.PAGED_ADAMW8BIT
+    if paged and parameters[0].device.type != "cuda":
+        raise ConfigError(["method.optimizer: paged_adamw8bit needs a GPU; use adamw8bit"])
+    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+        parameters, is_paged=paged, **arguments
+    )
+    return made
+
+
+def resume(desk: Desk, material: Material, store: Store, state: TrainingState) -> None:
+    """Restore the newest whole checkpoint into `state`, or begin anew, and say which.
+
+    Raises:
+        ConfigError: the checkpoint belongs to a run with other settings.
+    """
+    size = sum(p.numel() * p.element_size() for p in state.parameters.values())
+    limit = 4 * size + (64 << 20)  # adapter 1, moments 2, and room for headers
+    lost = count_steps(state.log.path)
+    below: int | None = None
+    while found := store.load_newest(tensor_bytes_max=limit, say=desk.say, below=below):
+        verdict = compare(found.fingerprint, material.fingerprint, allowed=desk.order.allow_change)
+        verdict.require()
+        try:
+            state.restore(found)
+        except Damaged as error:
+            desk.say(
+                f"checkpoint of step {found.step} is unusable ({error}); trying the one before"
+            )
+            below = found.step
+            continue
+        _note_inexact(desk, state, found, verdict.inexact)
+        break
+    counters = state.counters
+    previous = desk.heartbeat.previous
+    if found is not None or lost:
+        counters.resumes = max(counters.resumes, previous.resumes) + 1
+        redone = max(counters.redone_steps, previous.redone_steps)
+        counters.redone_steps = redone + max(0, lost - counters.step)
+        desk.say(f"resuming after step {counters.step} of {material.plan.steps}")
+    desk.heartbeat.update(
+        resumed_from=found.step if found else None,
+        checkpoint_step=found.step if found else None,
+        resumes=counters.resumes,
+        redone_steps=counters.redone_steps,
+        exact=counters.inexact_from is None,
+        inexact_from=counters.inexact_from,
+        at_once=True,
+    )
+
+
+def _note_inexact(
+    desk: Desk, state: TrainingState, found: Snapshot, differences: tuple[str, ...]
+) -> None:
+    if differences and state.counters.inexact_from is None:
+        state.counters.inexact_from = found.step + 1
+    for line in differences:
+        desk.say(f"not bit-exact from step {found.step + 1}: {line}")
+
+
+def write_adapter(desk: Desk, adapted: Any) -> None:
+    """Write `adapter/` in PEFT's own format, whole or not at all, with a receipt inside."""
+    disk = RealDisk()
+    target = desk.run_dir / ADAPTER
+    temporary = desk.run_dir / f".{ADAPTER}.partial"
+    for leftover in (temporary, target):
+        if leftover.exists():
+            disk.remove_tree(leftover)
+    adapted.save_pretrained(str(temporary), save_embedding_layers=False)
+    status = desk.heartbeat.status
+    receipt = {
+        "training": training_facts(desk.config, desk.inputs),
+        "steps": status.steps,
+        "exact": status.exact,
+        "inexact_from": status.inexact_from,
+        "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
+    }
+    (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
+    for path in sorted(temporary.iterdir()):
+        with path.open("rb") as file:
+            disk.sync(file.fileno())
+    disk.sync_directory(temporary)
+    disk.rename(temporary, target)
+    disk.sync_directory(desk.run_dir)
+
+
+def score(desk: Desk, _material: Material, _model: Any, name: str) -> None:
+    """Evaluate `model` and write the result to `name`, unless that is there or not wanted."""
+    if desk.config.eval is None or (desk.run_dir / name).is_file():
+        return
+    raise ConfigError(["eval: not built in yet"])
+
+
+def _hardware(device: torch.device, threads: int) -> Facts:
+    """Name what computes; the bits of a result depend on it."""
+    facts: Facts = {"device": device.type, "cpu": cpu_model(), "threads": threads}
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+        del facts["cpu"]
+    return facts
+
+
+def _tokenizer_sha256(tokenizer: Any) -> str:
+    """Return one SHA-256 over everything that decides about tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    return hashlib.sha256(f"{text}\n{special}".encode()).hexdigest()

@@ -1,0 +1,176 @@
+"""All that must survive an interruption, in one object, saved and restored by the same code path.
+
+There is no random-generator state and no data position: both are functions of the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from trainer.checkpoint import Snapshot, check_same_tensors
+from trainer.manifest import Damaged
+from trainer.status import MetricsLog, parse_log
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """What is counted over the whole run, across interruptions."""
+
+    step: int = 0  # optimizer steps done
+    tokens: int = 0  # without padding
+    target_tokens: int = 0  # of those, the ones learnt from
+    skipped: int = 0  # steps without an update, because a gradient was not finite
+    skipped_in_a_row: int = 0
+    micro_batch: int = 0  # sequences per forward pass; shrinks if memory runs out
+    train_s: float = 0.0  # time spent in steps that survived
+    resumes: int = 0
+    redone_steps: int = 0
+    inexact_from: int | None = None  # first step computed on other hardware or versions
+
+
+class TrainingState:
+    """The adapter, the optimizer, the loss scale, the counters and the log of one run."""
+
+    def __init__(
+        self,
+        *,
+        parameters: Mapping[str, torch.nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        scaler: Any | None,
+        log: MetricsLog,
+    ) -> None:
+        self.parameters = parameters
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.log = log
+        self.counters = Counters()
+
+    def snapshot(self, fingerprint: Mapping[str, Any]) -> Snapshot:
+        """Copy everything to the host; training may go on while the copy is written."""
+        tensors, plain = self._optimizer_state()
+        return Snapshot(
+            step=self.counters.step,
+            adapter={name: _to_host(value) for name, value in self.parameters.items()},
+            optimizer={name: _to_host(value) for name, value in tensors.items()},
+            state={
+                "counters": asdict(self.counters),
+                "optimizer": plain,
+                "scaler": self.scaler.state_dict() if self.scaler else None,
+            },
+            log=self.log.to_bytes(),
+            fingerprint=fingerprint,
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Become what `snapshot` holds, or raise `Damaged` before anything has changed."""
+        counters = _read_counters(snapshot)
+        lines = parse_log(snapshot.log)
+        if len(lines) != counters.step:
+            raise Damaged(f"its log has {len(lines)} lines for {counters.step} steps")
+        check_same_tensors("adapter", dict(self.parameters), snapshot.adapter)
+        plain = snapshot.state.get("optimizer")
+        scaler = snapshot.state.get("scaler")
+        if not isinstance(plain, dict) or (scaler is None) != (self.scaler is None):
+            raise Damaged("its optimizer or loss scale is missing")
+        moments = self._match_moments(snapshot, plain)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(snapshot.adapter[name])
+        self.optimizer.state.clear()
+        for name, values in moments.items():
+            self.optimizer.state[self.parameters[name]] = values
+        if self.scaler is not None:
+            self.scaler.load_state_dict(scaler)
+        self.log = MetricsLog(self.log.path, lines)
+        self.counters = counters
+
+    def _optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Split the optimizer's state into tensors and plain values, keyed `parameter/entry`."""
+        tensors: dict[str, torch.Tensor] = {}
+        plain: dict[str, Any] = {}
+        for name, parameter in self.parameters.items():
+            for entry, value in self.optimizer.state.get(parameter, {}).items():
+                target = tensors if isinstance(value, torch.Tensor) else plain
+                target[f"{name}/{entry}"] = value
+        return tensors, plain
+
+    def _match_moments(self, snapshot: Snapshot, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return the optimizer state by parameter, checked against what this optimizer would make.
+
+        A parameter without any state (no update yet) is fine; half a state is not.
+        """
+        self._warm_up()
+        expected, expected_plain = self._optimizer_state()
+        present = {key.rpartition("/")[0] for key in (*snapshot.optimizer, *plain)}
+        wanted = {k: v for k, v in expected.items() if k.rpartition("/")[0] in present}
+        wanted_plain = {k for k in expected_plain if k.rpartition("/")[0] in present}
+        check_same_tensors("optimizer", wanted, snapshot.optimizer)
+        if wanted_plain != set(plain):
+            raise Damaged("its optimizer lacks entries or has foreign ones")
+        moments: dict[str, dict[str, Any]] = {}
+        for key, value in snapshot.optimizer.items():
+            name, _, entry = key.rpartition("/")
+            moments.setdefault(name, {})[entry] = value.to(expected[key].device)
+        for key, value in plain.items():
+            name, _, entry = key.rpartition("/")
+            moments.setdefault(name, {})[entry] = value
+        return moments
+
+    def _warm_up(self) -> None:
+        """Let the optimizer create its state by an update of length zero."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for parameter in self.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def digest(parameters: Mapping[str, torch.Tensor]) -> str:
+    """Return 16 hex digits that change with any bit of any parameter, cheap enough for every step.
+
+    Per tensor the bit patterns are summed as integers, which is exact and does not depend on the
+    order of summation; the sums are hashed. Full SHA-256s are in every checkpoint's manifest.
+    """
+    sums = torch.stack([_bit_sum(value.detach()) for value in parameters.values()])
+    return hashlib.sha256(sums.cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def _bit_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum a float32 tensor's bit patterns modulo 2^64."""
+    return tensor.contiguous().view(torch.int32).sum(dtype=torch.int64)
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return `value`, or None where JSON has no word for it."""
+    return value if math.isfinite(value) else None
+
+
+def _to_host(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _read_counters(snapshot: Snapshot) -> Counters:
+    raw = snapshot.state.get("counters")
+    names = {field.name for field in fields(Counters)}
+    if not isinstance(raw, dict) or set(raw) != names:
+        raise Damaged("its counters are missing or foreign")
+    numbers = {k: v for k, v in raw.items() if not (k == "inexact_from" and v is None)}
+    for name, value in numbers.items():
+        kinds = (int, float) if name == "train_s" else (int,)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not value >= 0:
+            raise Damaged(f"its counter {name} is {json.dumps(value)[:40]}")
+    counters = Counters(**raw)
+    if counters.step != snapshot.step:
+        raise Damaged(f"its counters are about step {counters.step}")
+    return counters
