@@ -95,7 +95,7 @@ class HostProvider:
             return table[spec.run_id]
 
     def observe(self, vm: Vm) -> Observation:
-        """See whether its port answers. `STOPPED` is all that silence can mean from here."""
+        """See whether its port answers; one that does not is down, and bills nothing either way."""
         if vm.run_id not in self._read():
             return Observation(
                 power=PowerState.GONE,
@@ -106,7 +106,7 @@ class HostProvider:
             self._knock()
         except Transient as error:
             return Observation(
-                power=PowerState.STOPPED,
+                power=PowerState.DEALLOCATED,
                 host=vm.host,
                 port=vm.port,
                 stop_reason=StopReason.UNKNOWN,

@@ -91,13 +91,13 @@ def test_silent_host_is_refused(harness: HostHarness) -> None:
     assert provider.list_all() == []
 
 
-def test_host_that_falls_silent_is_stopped(harness: HostHarness) -> None:
-    """A machine that stops answering is seen as stopped, and starting it is its owner's work."""
+def test_host_that_falls_silent_is_down(harness: HostHarness) -> None:
+    """A machine that stops answering is seen as down, and starting it is its owner's work."""
     provider = harness.provider()
     vm = provider.create(make_spec(provider, region="yours"))
     harness.listener.close()
 
-    assert provider.observe(vm).power is PowerState.STOPPED
+    assert provider.observe(vm).power is PowerState.DEALLOCATED
     with pytest.raises(Transient):
         provider.start(vm)
     provider.deallocate(vm)
