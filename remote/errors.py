@@ -1,0 +1,102 @@
+"""What can go wrong with one host over SSH, as classes that say what to do next.
+
+RemoteError
+├── Unreachable         nobody answers, or the line was cut: try again later, partial work is kept
+│   └── TimedOut        a command did not end in time; it may still be running over there
+├── HostKeyMismatch     another machine answers at that address: never retry, never send data
+├── AuthRefused         the machine does not know our key: a human, or a new machine
+├── CommandFailed       a command ended with an exit code other than 0; carries the whole result
+├── NoSpace             a disk is too small: what is needed and what is free, nothing overwritten
+├── Damaged             bytes differ from their checksum, or a source changed while it was read
+└── Untrusted           the machine offered something illegal; nothing of it was written
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class RemoteError(Exception):
+    """Base of the tree: what happened, and a hint with the command or step that helps."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Unreachable(RemoteError):  # noqa: N818  (the room's vocabulary, not a suffix)
+    """Nobody answers, or the connection was cut. Next: the same call again, after a while."""
+
+
+class TimedOut(Unreachable):
+    """A command did not end in time; it may still run there. Next: look, then try again."""
+
+
+class HostKeyMismatch(RemoteError):  # noqa: N818
+    """The host presented another key than the pinned one. Next: a human; never retried."""
+
+    def __init__(self, message: str, *, expected: str, got: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.expected = expected
+        self.got = got
+
+
+class AuthRefused(RemoteError):  # noqa: N818
+    """The host does not accept our key for that user. Next: a human, or a new machine."""
+
+
+class CommandFailed(RemoteError):  # noqa: N818
+    """A command ended with an exit code other than 0; `result` holds all it said."""
+
+    def __init__(self, command: str, result: Result, *, hint: str = "") -> None:
+        said = (result.stderr.strip() or result.stdout.strip()).splitlines()[-10:]
+        lines = "".join(f"\n  {line}" for line in said) or " without a word"
+        super().__init__(f"`{shorten(command)}` ended {result.exit_code}:{lines}", hint=hint)
+        self.command = command
+        self.result = result
+
+
+class NoSpace(RemoteError):  # noqa: N818
+    """A disk cannot hold what should be written; what was there before is intact."""
+
+    def __init__(self, where: str, *, needed_bytes: int, free_bytes: int, hint: str = "") -> None:
+        super().__init__(
+            f"no space left on {where}: {megabytes(needed_bytes)} needed,"
+            f" {megabytes(free_bytes)} free; the files that were there are intact",
+            hint=hint or "free some space or choose a bigger disk, then repeat the command",
+        )
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class Damaged(RemoteError):  # noqa: N818
+    """Bytes differ from their checksum, or a source changed while it was read. Next: once more."""
+
+
+class Untrusted(RemoteError):  # noqa: N818
+    """The machine offered something illegal. Next: a human; nothing of it was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a command said before it ended."""
+
+    exit_code: int
+    """As the shell reports it; -1 if a signal ended the command."""
+    stdout: str
+    stderr: str
+
+
+def shorten(text: str, limit: int = 160) -> str:
+    """Cut `text` to one line of at most `limit` characters, for messages."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def megabytes(count: int) -> str:
+    """Render a number of bytes for people, exact below 10 KB."""
+    if abs(count) < 10_000:
+        return f"{count} bytes"
+    if abs(count) < 10_000_000:
+        return f"{count / 1e3:.1f} KB"
+    return f"{count / 1e6:,.1f} MB" if abs(count) < 10_000_000_000 else f"{count / 1e9:,.1f} GB"

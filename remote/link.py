@@ -1,0 +1,354 @@
+"""One connection to one host, which has proved with its pinned key that it is the one we mean.
+
+The key is compared before anything is sent, neither the user's `known_hosts` nor an agent nor any
+other key of the user takes part, and a host without a pinned key is not connected to at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from remote import keys
+from remote.errors import (
+    AuthRefused,
+    CommandFailed,
+    HostKeyMismatch,
+    RemoteError,
+    Result,
+    TimedOut,
+    Unreachable,
+    Untrusted,
+    megabytes,
+    shorten,
+)
+
+if TYPE_CHECKING:
+    import paramiko
+
+READ_BYTES = 1 << 18
+ANSWER_BYTES_MAX = 64 << 20
+LOG_NAME = "qft.ssh"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """Where to connect, as whom, and which key must answer there."""
+
+    address: str
+    port: int = 22
+    user: str
+    key_path: Path
+    """The private key that opens the door, without a password, mode 0600."""
+    host_key: str
+    """The pinned public line (`ssh-ed25519 AAAA…`) that the host must present."""
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.address}:{self.port}"
+
+
+def connect(
+    host: Host, *, timeout_s: float = 20.0, keepalive_s: int = 15, dead_after_s: int = 45
+) -> Link:
+    """Open a connection to `host`, or say why not.
+
+    A silent peer is given up after `dead_after_s`, so that nothing hangs on a machine that is gone.
+    Raises `Unreachable` (refused, time-out, reset, no such name), `HostKeyMismatch`, `AuthRefused`,
+    and `RemoteError` if the key file or the pinned key cannot be read.
+    """
+    import fabric
+    import paramiko
+
+    kind, blob = keys.parse_line(host.host_key)
+    keys.public_line(host.key_path)  # says what is wrong with the file better than a library does
+    connection = fabric.Connection(
+        host=host.address,
+        user=host.user,
+        port=host.port,
+        config=fabric.Config(ssh_config=paramiko.SSHConfig()),  # the user's files are not read
+    )
+    client: paramiko.SSHClient = connection.client
+    client.set_log_channel(quiet_log())
+    # Fabric would accept any host; from here on only the pinned key is.
+    client.set_missing_host_key_policy(paramiko.RejectPolicy())
+    name = host.address if host.port == 22 else f"[{host.address}]:{host.port}"
+    client.get_host_keys().add(name, kind, paramiko.PKey.from_type_string(kind, blob))
+    with refusals_named(host), translated(host):
+        sock = dial(host, timeout_s=timeout_s, dead_after_s=dead_after_s)
+        try:
+            connection.connect_kwargs = {
+                "sock": sock,
+                "key_filename": str(host.key_path),
+                "allow_agent": False,
+                "look_for_keys": False,
+                "timeout": timeout_s,
+                "banner_timeout": timeout_s,
+                "auth_timeout": timeout_s,
+                "channel_timeout": timeout_s,
+            }
+            connection.open()
+        except BaseException:
+            connection.close()
+            sock.close()
+            raise
+        transport: paramiko.Transport = connection.transport
+        transport.set_keepalive(keepalive_s)
+        return Link(host=host, connection=connection, transport=transport)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """An open connection; a context manager. Several threads may use it at once."""
+
+    host: Host
+    connection: Any
+    """The fabric connection that owns the socket."""
+    transport: paramiko.Transport
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout_s: float = 60.0,
+        check: bool = True,
+        input: str | bytes | None = None,  # noqa: A002  (the contract's and subprocess's name)
+    ) -> Result:
+        """Run `command` through the login shell in the home directory, feed it, and wait.
+
+        A sequence is quoted word by word. Raises `CommandFailed` on another exit code than 0 (if
+        `check`), `TimedOut` if it has not ended after `timeout_s` (it may still run over there),
+        `Unreachable` if the line is cut, `Untrusted` if it says more than a machine should.
+        """
+        said: list[bytes] = []
+        line = command if isinstance(command, str) else shlex.join(command)
+        code, stderr = self.stream(line, said.append, timeout_s=timeout_s, input=input)
+        result = Result(
+            exit_code=code,
+            stdout=b"".join(said).decode("utf-8", "replace"),
+            stderr=stderr.decode("utf-8", "replace"),
+        )
+        if check and result.exit_code != 0:
+            raise CommandFailed(line, result)
+        return result
+
+    def stream(
+        self,
+        command: str,
+        take: Callable[[bytes], object],
+        *,
+        timeout_s: float,
+        limit_bytes: int = ANSWER_BYTES_MAX,
+        input: str | bytes | None = None,  # noqa: A002
+    ) -> tuple[int, bytes]:
+        """Run `command`, hand its output to `take` as it comes; return exit code and stderr.
+
+        Raises as `run` does, except that the exit code is not judged.
+        """
+        ends_at = time.monotonic() + timeout_s
+        with translated(self.host, self.transport):
+            channel = self.transport.open_session(timeout=max(timeout_s, 1.0))
+            with channel:
+                channel.settimeout(timeout_s)
+                channel.exec_command(command)
+                helpers = _Helpers(channel, input, limit_bytes)
+                got = 0
+                try:
+                    while data := channel.recv(READ_BYTES):
+                        got += len(data)
+                        if got > limit_bytes:
+                            raise Untrusted(
+                                f"{self.host} answered `{shorten(command)}` with more than"
+                                f" {megabytes(limit_bytes)}: given up"
+                            )
+                        take(data)
+                        channel.settimeout(max(ends_at - time.monotonic(), 0.0))
+                    ended = channel.status_event.wait(max(ends_at - time.monotonic(), 0.0))
+                except TimeoutError:
+                    ended = False
+                if not ended and self.transport.is_active():
+                    raise TimedOut(
+                        f"`{shorten(command)}` on {self.host} did not end within {timeout_s:g} s",
+                        hint="it may still be running there; look before repeating it",
+                    )
+                stderr = helpers.join(max(ends_at - time.monotonic(), 1.0))
+                code = channel.recv_exit_status() if ended else -1
+        if code == -1 and not self.transport.is_active():
+            raise Unreachable(f"the connection to {self.host} was cut during `{shorten(command)}`")
+        return code, stderr
+
+    def shell(self) -> int:
+        """Hand the terminal to a login shell there until it ends; return its exit code."""
+        return int(self.connection.shell(hide=False, warn=True).exited)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection is open as far as this side knows; a cut may show later."""
+        return bool(self.transport.is_active())
+
+    def close(self) -> None:
+        """End the connection; what runs detached over there goes on."""
+        self.connection.close()
+        self.transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Helpers:
+    """Two threads that feed a channel's stdin and drain its stderr, so that neither blocks."""
+
+    def __init__(
+        self, channel: paramiko.Channel, given: str | bytes | None, limit_bytes: int
+    ) -> None:
+        self._channel = channel
+        self._given = given.encode() if isinstance(given, str) else given or b""
+        self._limit_bytes = limit_bytes
+        self._stderr = bytearray()
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._feed, self._drain)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _feed(self) -> None:
+        try:
+            self._channel.sendall(self._given)
+            self._channel.shutdown_write()
+        except OSError:
+            # The command ended without reading all of it; its exit code tells the story.
+            return
+
+    def _drain(self) -> None:
+        try:
+            while data := self._channel.recv_stderr(READ_BYTES):
+                room = max(self._limit_bytes - len(self._stderr), 0)
+                self._stderr += data[:room]
+        except OSError:
+            return  # the reader of stdout meets the same error and reports it
+
+    def join(self, timeout_s: float) -> bytes:
+        for thread in self._threads:
+            thread.join(timeout_s)
+        return bytes(self._stderr)
+
+
+def scan_host_key(address: str, port: int = 22, *, timeout_s: float = 20.0) -> str:
+    """Read the key line that answers at `address`, once, for a human to confirm; send nothing.
+
+    Whoever sits in between could answer too: never pin the result without asking (show
+    `keys.fingerprint` of it). Raises `Unreachable`.
+    """
+    import paramiko
+
+    host = Host(address=address, port=port, user="nobody", key_path=Path(), host_key="")
+    with translated(host):
+        sock = dial(host, timeout_s=timeout_s, dead_after_s=int(timeout_s) + 1)
+        transport = paramiko.Transport(sock)
+        try:
+            transport.set_log_channel(quiet_log())
+            transport.banner_timeout = timeout_s
+            transport.start_client(timeout=timeout_s)
+            key = transport.get_remote_server_key()
+        finally:
+            transport.close()
+            sock.close()
+    return f"{key.get_name()} {key.get_base64()}"
+
+
+def dial(host: Host, *, timeout_s: float, dead_after_s: int) -> socket.socket:
+    """Open the TCP connection, set up so that the kernel notices a peer that fell silent."""
+    sock = socket.create_connection((host.address, host.port), timeout=timeout_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    wanted = {
+        "TCP_KEEPIDLE": max(dead_after_s // 3, 1),
+        "TCP_KEEPINTVL": max(dead_after_s // 6, 1),
+        "TCP_KEEPCNT": 4,
+        "TCP_USER_TIMEOUT": dead_after_s * 1000,  # unacknowledged data; Linux only
+    }
+    for name, value in wanted.items():
+        if (option := getattr(socket, name, None)) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    return sock
+
+
+@contextmanager
+def refusals_named(host: Host) -> Iterator[None]:
+    """Translate what can go wrong only while connecting: a wrong host key, a refused login."""
+    import paramiko
+
+    try:
+        yield
+    except paramiko.BadHostKeyException as error:
+        expected = keys.fingerprint(host.host_key)
+        got = keys.fingerprint(f"{error.key.get_name()} {error.key.get_base64()}")
+        raise HostKeyMismatch(
+            f"the machine at {host.address}:{host.port} is not the one that was pinned:"
+            f"\n  expected {expected}\n  got      {got}\nnothing was sent to it",
+            expected=expected,
+            got=got,
+            hint="the address may have been given to another machine, or somebody is in between;"
+            f" compare with `ssh-keyscan -p {host.port} {host.address} | ssh-keygen -lf -`"
+            " from a network you trust",
+        ) from error
+    except paramiko.AuthenticationException as error:
+        raise AuthRefused(
+            f"{host.address}:{host.port} does not accept the key {host.key_path}"
+            f" for user `{host.user}`: {error}",
+            hint=f"add {host.key_path}.pub to ~{host.user}/.ssh/authorized_keys there",
+        ) from error
+
+
+@contextmanager
+def translated(host: Host, transport: paramiko.Transport | None = None) -> Iterator[None]:
+    """Translate the network's errors to `Unreachable`, once; all others pass as they are."""
+    import paramiko
+
+    try:
+        yield
+    except (RemoteError, paramiko.BadHostKeyException, paramiko.AuthenticationException):
+        raise
+    except (EOFError, paramiko.SSHException, OSError) as error:
+        if transport is not None and not is_cut(error, transport):
+            raise
+        reason = str(error) or type(error).__name__
+        raise Unreachable(
+            f"no connection to {host}: {reason}",
+            hint="is the machine running, and does its firewall admit this address?",
+        ) from error
+
+
+def is_cut(error: BaseException, transport: paramiko.Transport) -> bool:
+    """Tell whether an error means that the line is cut, rather than that a file is missing."""
+    if isinstance(error, OSError) and error.errno is None and transport.is_active():
+        return isinstance(error, TimeoutError) or str(error) == "Socket is closed"
+    return (
+        not transport.is_active()
+        or not isinstance(error, OSError)
+        or isinstance(error, ConnectionError)
+    )
+
+
+def quiet_log() -> str:
+    """Name the log channel of the SSH library, whose tracebacks would otherwise reach stderr."""
+    logger = logging.getLogger(LOG_NAME)
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    return LOG_NAME

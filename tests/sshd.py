@@ -1,0 +1,109 @@
+"""A real OpenSSH server on loopback, with throwaway keys and a home directory of its own."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from remote import keys
+from remote.link import Host
+
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/sftp-server")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sshd:
+    """A running server."""
+
+    port: int
+    home: Path
+    """What the user sees as the home directory; everything there is the test's own."""
+    user: str
+    client_key: Path
+    host_key: str
+    """The public line that the server presents."""
+    process: subprocess.Popen[bytes]
+
+    def host(self, **changes: object) -> Host:
+        """Say how to connect; `changes` replace single fields."""
+        given: dict[str, object] = {
+            "address": "127.0.0.1",
+            "port": self.port,
+            "user": self.user,
+            "key_path": self.client_key,
+            "host_key": self.host_key,
+        }
+        return Host(**(given | changes))  # type: ignore[arg-type]  # fields by name
+
+
+@contextmanager
+def serve(folder: Path, *, config: str = "") -> Iterator[Sshd]:
+    """Run `sshd` for the calling user below `folder` until the block ends.
+
+    Needs OpenSSH's server. Commands and SFTP start in `folder/home`, with HOME set to it, so that
+    the real home of the user is never touched. `config` is added to the server's configuration.
+    """
+    if SSHD is None:
+        raise RuntimeError("OpenSSH's sshd is needed: apt-get install openssh-server")
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # root's sshd insists on it
+    home = folder / "home"
+    home.mkdir(parents=True)
+    for name in ("client", "host"):
+        keys.generate(folder / name)
+    authorized = folder / "authorized_keys"
+    authorized.write_text(f"{keys.public_line(folder / 'client')}\n")
+    authorized.chmod(0o600)
+    wrapper = folder / "enter"
+    wrapper.write_text(
+        f"#!/bin/sh\nexport HOME={home} PATH={Path(sys.executable).parent}:$PATH\ncd {home}\n"
+        'exec /bin/sh -c "${SSH_ORIGINAL_COMMAND:-/bin/sh}"\n'
+    )
+    wrapper.chmod(0o700)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = folder / "sshd_config"
+    settings.write_text(
+        f"ListenAddress 127.0.0.1:{port}\nHostKey {folder / 'host'}\nPidFile none\n"
+        f"AuthorizedKeysFile {authorized}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+        f"PermitRootLogin prohibit-password\nForceCommand {wrapper}\n{config}\n"
+        f"Subsystem sftp {next(path for path in SFTP_SERVERS if Path(path).exists())}\n"
+    )
+    with (folder / "sshd.log").open("wb") as log:
+        process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(settings)], stderr=log)
+    try:
+        wait_for_port(port, process)
+        yield Sshd(
+            port=port,
+            home=home,
+            user=getpass.getuser(),
+            client_key=folder / "client",
+            host_key=keys.public_line(folder / "host"),
+            process=process,
+        )
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> None:
+    """Wait until somebody listens; fail at once if the server has ended."""
+    ends_at = time.monotonic() + timeout_s
+    while time.monotonic() < ends_at and process.poll() is None:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise RuntimeError(f"sshd does not listen; exit code {process.poll()}")
