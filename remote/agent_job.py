@@ -1,0 +1,296 @@
+"""Runs ON THE MACHINE: one process that outlives our connection, started once, never twice.
+
+What proves that the job runs is a kernel lock on `job.lock`, taken before the job exists, inherited
+by it, and released by the kernel when its last process is gone: neither a pid that was reused nor a
+reboot can fool it. Shipped alone by content hash, `python agent_job-<sha8>.py VERB`: request as
+JSON on stdin, answer as JSON on stdout. Standard library only, Python 3.8 or later, Linux or macOS.
+
+In the job's directory: `job.lock` (held by the job), `start.lock` (held for moments by who looks or
+starts), `job.json` (what was started), `exit.json` (how it ended, whole or absent), `job.log`.
+"""
+
+# Plain os calls, as descriptors and locks need them:
+# ruff: noqa: PTH103, PTH118, PTH123, PTH202, PTH105, PTH116, PTH208, PTH108, PTH120
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+POLL_S = 0.05
+READY = b"ok"
+
+
+def main(argv: list[str]) -> int:
+    """Do one verb. Exit 0 with the answer, 3 with `{"error": …}` for what the caller can handle."""
+    verbs = {"start": start, "status": status, "tail": tail, "stop": stop}
+    request = json.loads(sys.stdin.buffer.read() or b"{}")
+    try:
+        answer = verbs[argv[1]](request)
+    except OSError as error:
+        answer = {"error": "failed", "path": str(error.filename or "")}
+        answer["said"] = error.strerror or str(error)
+    json.dump(answer, sys.stdout)
+    return 3 if "error" in answer else 0
+
+
+def start(request: dict[str, Any]) -> dict[str, Any]:
+    """Start `argv` detached, unless the job runs already; answer as `status`, and `started`.
+
+    Returns when the process exists, or when it is known why it cannot.
+    """
+    folder = request["directory"]
+    os.makedirs(folder, exist_ok=True)
+    with looking(folder) as start_lock:
+        lock = take_lock(folder)
+        if lock is None:
+            return dict(look(folder, running=True), started=False)
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            os.close(reader)
+            os.close(start_lock)  # or it would stay locked for the life of the job
+            keep(request, folder, lock, writer)  # never returns
+        os.close(writer)
+        os.close(lock)
+        with os.fdopen(reader, "rb") as pipe:
+            said = pipe.read()
+        os.wait()
+        if said != READY:
+            return {"error": "failed", "said": said.decode("utf-8", "replace"), "path": folder}
+        return dict(look(folder, running=is_running(folder)), started=True)
+
+
+def keep(request: dict[str, Any], folder: str, lock: int, writer: int) -> None:
+    """Be the job's keeper: leave the session, start it, wait for it, write down how it ended.
+
+    The keeper shares the lock with the job; the one that ends last releases it.
+    """
+    with contextlib.suppress(OSError):
+        os.setsid()
+    if os.fork() != 0:
+        os._exit(0)  # the starter waits for this one only
+    code = 1
+    try:
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        child = launch(request, folder, lock)
+        os.write(writer, READY)
+        os.close(writer)
+        for descriptor in (0, 1, 2):
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+        sweep(child)
+        code = child.wait()
+        ended = {"exit_code": code if code >= 0 else 128 - code, "ended_at": time.time()}
+        write_whole(os.path.join(folder, "exit.json"), ended)
+        code = 0
+    except OSError as error:
+        with contextlib.suppress(OSError):  # the pipe is closed once the job runs
+            ended = {"exit_code": 127, "ended_at": time.time()}
+            write_whole(os.path.join(folder, "exit.json"), ended)
+            os.write(writer, f"{error.filename or ''}: {error.strerror}".encode())
+    finally:
+        os._exit(code)
+
+
+def launch(request: dict[str, Any], folder: str, lock: int) -> subprocess.Popen[bytes]:
+    """Start the job itself in a session of its own, the lock open, all output in the log."""
+    attempt = load(os.path.join(folder, "job.json")).get("attempt", 0) + 1
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder, "exit.json"))
+    record = {"attempt": attempt, "argv": request["argv"], "started_at": time.time()}
+    record["keeper"] = os.getpid()
+    write_whole(os.path.join(folder, "job.json"), dict(record, pid=0))
+    mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    log = os.open(os.path.join(folder, "job.log"), mode, 0o600)
+    child = subprocess.Popen(
+        request["argv"],
+        cwd=request["cwd"],
+        env={**os.environ, **request["env"]},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        pass_fds=[lock],
+        preexec_fn=natural_signals,  # noqa: PLW1509  (one thread only)
+    )
+    os.close(log)
+    write_whole(os.path.join(folder, "job.json"), dict(record, pid=child.pid))
+    return child
+
+
+def sweep(child: subprocess.Popen[bytes]) -> None:
+    """Wait for the end, then kill what the job left in its group: it may still hold the GPU."""
+    if hasattr(os, "waitid"):
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # not reaped: the pid stays ours
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+def natural_signals() -> None:
+    """Give the job the signals back that its keeper ignores."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def status(request: dict[str, Any]) -> dict[str, Any]:
+    """Tell how the job is: `absent`, `running`, `exited` with a code, or `lost` without one."""
+    folder = request["directory"]
+    if not os.path.isdir(folder):  # noqa: PTH112
+        return {"state": "absent", "log_bytes": 0}
+    with looking(folder):
+        return look(folder, running=is_running(folder))
+
+
+def look(folder: str, *, running: bool) -> dict[str, Any]:
+    """Fold what is known into one answer."""
+    record = load(os.path.join(folder, "job.json"))
+    ended = load(os.path.join(folder, "exit.json"))
+    log = os.path.join(folder, "job.log")
+    answer = {key: record.get(key) for key in ("attempt", "pid", "started_at", "argv")}
+    answer["log_bytes"] = os.path.getsize(log) if os.path.exists(log) else 0  # noqa: PTH110
+    if running:
+        return dict(answer, state="running")
+    if not record:
+        return dict(answer, state="absent")
+    return dict(answer, state="exited" if ended else "lost", **ended)
+
+
+def tail(request: dict[str, Any]) -> dict[str, Any]:
+    """Read the log from `offset` (negative: from its end), at most `limit` bytes, as base64."""
+    path = os.path.join(request["directory"], "job.log")
+    answer: dict[str, Any] = {"data": "", "offset": max(request["offset"], 0)}
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            offset = request["offset"] + (size if request["offset"] < 0 else 0)
+            file.seek(max(offset, 0))
+            data = file.read(request["limit"])
+            answer["offset"] = max(offset, 0) + len(data)
+            answer["data"] = base64.b64encode(data).decode("ascii")
+    except FileNotFoundError:
+        answer["offset"] = 0
+    if request.get("status"):
+        answer["status"] = status(request)
+    return answer
+
+
+def stop(request: dict[str, Any]) -> dict[str, Any]:
+    """Ask the job to end (SIGTERM to its groups), kill it after `grace_s`; answer as `status`."""
+    folder, grace_s = request["directory"], request["grace_s"]
+    for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
+        if status(request)["state"] != "running":
+            break
+        for group in groups_of(folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)
+        ends_at = time.monotonic() + wait_s
+        while time.monotonic() < ends_at and status(request)["state"] == "running":
+            time.sleep(POLL_S)
+    return status(request)
+
+
+def groups_of(folder: str) -> set[int]:
+    """Find the process groups of the job: of the recorded process, and of all that hold the lock.
+
+    Who holds the lock is part of the job by the kernel's word, whatever its pid. The keeper is left
+    out: it must live to write down the end.
+    """
+    record = load(os.path.join(folder, "job.json"))
+    if not is_linux():
+        return {record["pid"]} if record.get("pid") else set()
+    lock = os.stat(os.path.join(folder, "job.lock"))
+    groups: set[int] = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) not in (os.getpid(), record.get("keeper")):
+            with contextlib.suppress(ProcessLookupError):
+                if holds(int(name), lock):
+                    groups.add(os.getpgid(int(name)))
+    return groups
+
+
+def is_linux() -> bool:
+    """Tell whether /proc can be asked."""
+    return os.path.isdir("/proc/self/fd")  # noqa: PTH112
+
+
+def holds(pid: int, lock: os.stat_result) -> bool:
+    """Tell whether a process has the lock file open."""
+    folder = f"/proc/{pid}/fd"
+    with contextlib.suppress(OSError):  # it ended, or belongs to somebody else
+        for name in os.listdir(folder):
+            with contextlib.suppress(FileNotFoundError):
+                found = os.stat(os.path.join(folder, name))
+                if (found.st_dev, found.st_ino) == (lock.st_dev, lock.st_ino):
+                    return True
+    return False
+
+
+@contextlib.contextmanager
+def looking(folder: str) -> Iterator[int]:
+    """Let only one process at a time try the job's lock: a try must not look like a job."""
+    descriptor = os.open(os.path.join(folder, "start.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def take_lock(folder: str) -> int | None:
+    """Take the job's lock if nobody holds it; the descriptor keeps it."""
+    descriptor = os.open(os.path.join(folder, "job.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def is_running(folder: str) -> bool:
+    """Ask the kernel whether a process of the job is alive."""
+    lock = take_lock(folder)
+    if lock is None:
+        return True
+    os.close(lock)
+    return False
+
+
+def load(path: str) -> dict[str, Any]:
+    """Read a record; one that is absent or torn is empty."""
+    try:
+        with open(path, "rb") as file:
+            found = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_whole(path: str, record: dict[str, Any]) -> None:
+    """Replace `path` so that a crash leaves the old or the new content, never a part."""
+    temp = f"{path}.{os.getpid()}.tmp"
+    with open(temp, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temp, path)
+    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

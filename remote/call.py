@@ -1,0 +1,102 @@
+"""Runs one of our scripts on the machine, shipped by content hash, so that versions never mix."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remote.errors import CommandFailed, RemoteError, Result, Untrusted
+from remote.link import Link
+
+MISSING = 97
+HANDLED = 3
+HOME = "qft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """One of our stand-alone scripts over one connection."""
+
+    link: Link
+    path: Path
+    """The script here; it needs nothing but Python's standard library."""
+    python: str = "python3"
+    """The interpreter there."""
+
+    def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """Do `verb` there and return its answer, which is a stranger's word: check it.
+
+        An answer may carry `error` `no-space` for the caller to explain; any other error there is
+        raised as `RemoteError`. Raises `CommandFailed` if the script cannot run at all.
+        """
+        said: list[bytes] = []
+        code, stderr = self.stream(verb, request, said.append, timeout_s=timeout_s)
+        text = b"".join(said)
+        if code not in {0, HANDLED}:
+            raise self.failure(verb, code, text, stderr)
+        try:
+            answer = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Untrusted(f"{self.link.host} answered `{verb}` with what is no JSON") from error
+        if not isinstance(answer, dict):
+            raise Untrusted(f"{self.link.host} answered `{verb}` with what is no object")
+        if answer.get("error", "no-space") != "no-space":
+            raise RemoteError(
+                f"{self.link.host} could not do `{verb}`:"
+                f" {str(answer.get('said'))[:300]} ({str(answer.get('path'))[:300]})"
+            )
+        return answer
+
+    def stream(
+        self,
+        verb: str,
+        request: Mapping[str, Any],
+        take: Callable[[bytes], object],
+        *,
+        timeout_s: float,
+        limit_bytes: int = 64 << 20,
+    ) -> tuple[int, bytes]:
+        """Do `verb` there, hand its output to `take` as it comes; return exit code and stderr.
+
+        Ships the script when it is not there yet. At most `limit_bytes` are taken.
+        """
+        source = self.path.read_bytes()
+        target = f"{HOME}/{self.path.stem}-{hashlib.sha256(source).hexdigest()[:8]}.py"
+        words = [self.python, target, verb]
+        command = f"test -f {target} || exit {MISSING}; exec {shlex.join(words)}"
+        given = json.dumps(request).encode()
+        for _ in range(2):
+            code, stderr = self.link.stream(
+                command, take, timeout_s=timeout_s, limit_bytes=limit_bytes, input=given
+            )
+            if code != MISSING:
+                break
+            temp = f"{target}.$$.tmp"
+            self.link.run(
+                f"mkdir -p {HOME} && cat > {temp} && mv -f {temp} {target}",
+                timeout_s=timeout_s,
+                input=source,
+            )
+        return code, stderr
+
+    def failure(self, verb: str, code: int, text: bytes, stderr: bytes) -> CommandFailed:
+        """Describe a script that could not run."""
+        result = Result(
+            exit_code=code,
+            stdout=text[-2000:].decode("utf-8", "replace"),
+            stderr=stderr[-4000:].decode("utf-8", "replace"),
+        )
+        hint = ""
+        if code == 127:
+            hint = f"is there a Python >= 3.8 named `{self.python}` on {self.link.host.address}?"
+        return CommandFailed(f"{self.python} {self.path.name} {verb}", result, hint=hint)
+
+
+def tree_cache(root: str) -> str:
+    """Name the file there that remembers the hashes of the tree `root`."""
+    return f"{HOME}/.hashes-{hashlib.sha256(root.encode()).hexdigest()[:16]}.json"

@@ -1,0 +1,144 @@
+"""A process on the machine that outlives our line: start once, look, read its log, stop it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from remote import agent_job
+from remote.call import Script
+from remote.errors import Untrusted
+from remote.link import Link
+
+CALL_S = 60.0
+TAIL_BYTES = 256 << 10
+
+
+class JobState(StrEnum):
+    """Where a job is in its life."""
+
+    ABSENT = "absent"
+    """Never started here."""
+    RUNNING = "running"
+    """The kernel says that a process of it is alive."""
+    EXITED = "exited"
+    """It ended, and its exit code is known."""
+    LOST = "lost"
+    """It is gone without an exit code: killed together with its keeper, or the machine was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """What is known about a job at one moment."""
+
+    state: JobState
+    exit_code: int | None = None
+    """As a shell reports it: 143 for SIGTERM, 137 for SIGKILL; None unless it exited."""
+    attempt: int = 0
+    """The how-manieth start in this directory."""
+    pid: int | None = None
+    """The process over there; for people only."""
+    argv: tuple[str, ...] = ()
+    started_at: float | None = None
+    """Seconds since 1970 by the machine's clock."""
+    ended_at: float | None = None
+    log_bytes: int = 0
+    started: bool = False
+    """Whether this very call to `start` started it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tail:
+    """A piece of the log."""
+
+    data: bytes
+    """Not cut at lines or characters: keep what is incomplete until the next piece."""
+    offset: int
+    """Where the next piece begins."""
+    status: JobStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One job in one directory there, relative to the user's home. Every method may be repeated."""
+
+    link: Link
+    directory: str
+    python: str = "python3"
+    """The interpreter that runs our script there, at least 3.8; not the job's own."""
+
+    def start(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str) -> JobStatus:
+        """Start the job, unless it runs already: two callers at once start one process.
+
+        `env` is added to the environment of the login; `cwd` is relative to the user's home. All
+        output is appended to `job.log`. A job that has ended is started anew, as attempt n + 1.
+        Raises `RemoteError` if the program cannot be started, `Unreachable` if the line is cut
+        (then it may have started: look before anything else).
+        """
+        return self._ask("start", argv=list(argv), env=dict(env), cwd=cwd)
+
+    def status(self) -> JobStatus:
+        """Look once; waits for nothing but the line."""
+        return self._ask("status")
+
+    def tail(self, offset: int = 0, limit: int = TAIL_BYTES) -> Tail:
+        """Read at most `limit` bytes of the log from `offset` (negative: counted from its end).
+
+        The status comes with it, looked up after the reading, so that one round trip follows a job
+        and a job that is no longer running has nothing more to say once `data` is empty.
+        """
+        answer = self._call("tail", CALL_S, offset=offset, limit=limit, status=True)
+        try:
+            data = base64.b64decode(str(answer["data"]), validate=True)
+            after = int(answer["offset"])
+        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+            raise Untrusted(f"{self.link.host} sent a log that is none") from error
+        return Tail(data=data[:limit], offset=after, status=self._read(answer.get("status")))
+
+    def stop(self, grace_s: float = 30.0) -> JobStatus:
+        """End the job: SIGTERM to all of it, SIGKILL after `grace_s`; silent if it does not run."""
+        return self._read(self._call("stop", grace_s + CALL_S, grace_s=grace_s))
+
+    def _ask(self, verb: str, **request: Any) -> JobStatus:
+        return self._read(self._call(verb, CALL_S, **request))
+
+    def _call(self, verb: str, timeout_s: float, **request: Any) -> dict[str, Any]:
+        script = Script(link=self.link, path=Path(agent_job.__file__), python=self.python)
+        return script.call(verb, {"directory": self.directory, **request}, timeout_s=timeout_s)
+
+    def _read(self, answer: object) -> JobStatus:
+        """Read a stranger's answer."""
+        found: dict[Any, Any] = answer if isinstance(answer, dict) else {}
+        try:
+            return JobStatus(
+                state=JobState(str(found.get("state"))),
+                exit_code=whole(found.get("exit_code")),
+                attempt=whole(found.get("attempt")) or 0,
+                pid=whole(found.get("pid")) or None,
+                argv=tuple(str(word) for word in found.get("argv") or ()),
+                started_at=moment(found.get("started_at")),
+                ended_at=moment(found.get("ended_at")),
+                log_bytes=whole(found.get("log_bytes")) or 0,
+                started=found.get("started") is True,
+            )
+        except (TypeError, ValueError) as error:
+            raise Untrusted(f"{self.link.host} described a job in a way that is none") from error
+
+
+def whole(value: object) -> int | None:
+    """Read a whole number that may be absent; raises `TypeError` for what is none."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(value)
+    return value
+
+
+def moment(value: object) -> float | None:
+    """Read seconds since 1970 that may be absent; raises `TypeError` for what is none."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise TypeError(value)
+    return value
