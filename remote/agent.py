@@ -1,0 +1,394 @@
+"""Runs ON THE MACHINE: lists, stages and commits trees so that every file is whole or absent.
+
+Shipped alone, by content hash, and started over SSH: `python agent-<sha8>.py VERB`, request as JSON
+on stdin, answer as JSON on stdout (`pack` answers with bytes). Standard library only, Python 3.8 or
+later, nothing of ours imported. The caller does not trust the answers; this side trusts the caller,
+but still refuses a path that would leave the root. The caller uses `scan` for its own trees too.
+"""
+# Plain os calls, since pathlib costs seconds over 100,000 files:
+# ruff: noqa: PTH100, PTH101, PTH103, PTH105, PTH106, PTH108, PTH110, PTH112, PTH113, PTH114, PTH116
+# ruff: noqa: PTH118, PTH120, PTH123, PTH202, PTH208
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import hashlib
+import json
+import os
+import shutil
+import stat
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+STAGING = ".qft-partial"
+BLOCK = 1 << 20
+SETTLED_NS = 2_000_000_000
+"""A file changed less than this ago is hashed again: its clock tick may hide a second change."""
+
+
+def main(argv: list[str]) -> int:
+    """Do one verb. Exit 0 with the answer, 3 with `{"error": …}` for what the caller can handle."""
+    verbs = {"manifest": manifest, "stage": stage, "commit": commit, "hashes": hashes, "free": free}
+    request = json.loads(sys.stdin.buffer.read() or b"{}")
+    try:
+        if argv[1] == "pack":
+            pack(request)
+            return 0
+        answer = verbs[argv[1]](request)
+    except OSError as error:
+        answer = {"error": error_name(error), "path": str(error.filename or "")}
+        answer["said"] = error.strerror or str(error)
+        answer["free"] = free_bytes(request.get("root", "."))
+    json.dump(answer, sys.stdout)
+    return 3 if "error" in answer else 0
+
+
+def manifest(request: dict[str, Any]) -> dict[str, Any]:
+    """List the tree at `root` with size and sha256 of every file, and the free bytes there."""
+    root = request["root"]
+    cache = request.get("cache") or ""
+    only = request.get("only")
+    if only is None:
+        found = scan(root, request.get("exclude", ()), cache_path=cache)
+    else:
+        pairs = ((path, inside(root, path)) for path in only)
+        rows = [(path, full, kind_of(full)) for path, full in pairs if os.path.lexists(full)]
+        found = listing(rows, cache)
+    found["exists"] = os.path.isdir(root)
+    found["free"] = free_bytes(root)
+    return found
+
+
+def scan(
+    root: str, exclude: Iterable[str] = (), cache_path: str = "", *, follow_links: bool = False
+) -> dict[str, Any]:
+    """List every file below `root`: `{"files": {path: [size, sha256]}, "odd": [[path, kind]]}`.
+
+    `odd` names what is neither file nor directory. With `follow_links` a link counts as what it
+    points to (a link back to a parent is odd). Hashes are remembered in `cache_path` by size, mtime
+    and inode. A root that is absent or empty has no files.
+    """
+    return listing(walk(root, tuple(exclude), follow=follow_links), cache_path)
+
+
+def listing(rows: Iterable[tuple[str, str, str]], cache_path: str = "") -> dict[str, Any]:
+    """Hash the rows (path, full path, kind) of a walk, or of files that were named one by one."""
+    known = load_json(cache_path) if cache_path else {}
+    files: dict[str, list[Any]] = {}
+    odd: list[list[str]] = []
+    fresh: dict[str, list[Any]] = {}
+    now_ns = time.time_ns()
+    for path, full, kind in rows:
+        if kind != "file":
+            odd.append([path, kind])
+            continue
+        info = os.stat(full)
+        mark = [info.st_size, info.st_mtime_ns, info.st_ino]
+        entry = known.get(path)
+        digest = entry[3] if entry and entry[:3] == mark else file_sha256(full)
+        files[path] = [info.st_size, digest]
+        if now_ns - info.st_mtime_ns > SETTLED_NS:
+            fresh[path] = [*mark, digest]
+    if cache_path and fresh != known:
+        os.makedirs(os.path.dirname(cache_path) or ".", exist_ok=True)
+        write_whole(cache_path, json.dumps(fresh).encode())
+    return {"files": files, "odd": odd}
+
+
+def walk(root: str, exclude: tuple[str, ...], *, follow: bool) -> Iterator[tuple[str, str, str]]:
+    """Yield (relative path, full path, kind) of all that is no directory, in sorted order."""
+    pending = [("", root, frozenset([os.path.realpath(root)]))]
+    while pending:
+        prefix, folder, above = pending.pop()
+        if not os.path.isdir(folder):
+            continue
+        for entry in sorted(os.scandir(folder), key=lambda item: item.name):
+            path = prefix + entry.name
+            if entry.name == STAGING or excluded(path, exclude):
+                continue
+            if not entry.is_dir(follow_symlinks=follow):
+                yield path, entry.path, kind_of(entry.path, follow=follow)
+                continue
+            real = os.path.realpath(entry.path)
+            if real in above:
+                yield path, entry.path, "loop"
+            else:
+                pending.append((path + "/", entry.path, above | {real}))
+
+
+def kind_of(full: str, *, follow: bool = False) -> str:
+    """Name what is at `full`: `file`, `link`, `dangling` or `special` (a directory too)."""
+    if os.path.islink(full) and not (follow and os.path.exists(full)):
+        return "dangling" if follow else "link"
+    return "file" if os.path.isfile(full) else "special"
+
+
+def excluded(path: str, patterns: Iterable[str]) -> bool:
+    """Tell whether a pattern covers `path`: with `/` the whole path, without it the last name."""
+    name = path.rsplit("/", 1)[-1]
+    return any(fnmatch.fnmatchcase(path if "/" in p else name, p.strip("/")) for p in patterns)
+
+
+def stage(request: dict[str, Any]) -> dict[str, Any]:
+    """Reserve room below `root` for every blob `[name, size]` before a byte travels.
+
+    Answers with the sha256 of every chunk of the blobs that were begun earlier, so that only what
+    is missing travels. If the disk is too small, what was reserved is given back.
+    """
+    root, chunk = request["root"], request["chunk"]
+    folder = os.path.join(root, STAGING)
+    os.makedirs(folder, exist_ok=True)
+    wanted = dict(request["blobs"])
+    begun = {}
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if name not in wanted or os.path.getsize(path) > wanted[name]:
+            os.unlink(path)
+        else:
+            begun[name] = path
+    there = sum(os.stat(path).st_blocks * 512 for path in begun.values())
+    needed = sum(wanted.values()) + request.get("extra", 0)
+    free = free_bytes(root) + there
+    try:
+        for name, size in wanted.items() if needed <= free else ():
+            reserve(os.path.join(folder, name), size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        needed = max(needed, free + 1)  # the disk gives less than it says it has free
+    if needed > free:
+        shutil.rmtree(folder)
+        return {"error": "no-space", "needed": needed, "free": free_bytes(root)}
+    if not request.get("hash", True):
+        return {"begun": sorted(begun)}
+    return {"begun": {name: chunk_hashes(path, chunk) for name, path in begun.items()}}
+
+
+def reserve(path: str, size: int) -> None:
+    """Create `path` or extend it to `size` bytes that the disk has really set aside."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def chunk_hashes(path: str, chunk: int) -> list[str]:
+    """Hash a file chunk by chunk."""
+    found = []
+    with open(path, "rb") as file:
+        while data := file.read(chunk):
+            found.append(hashlib.sha256(data).hexdigest())
+    return found
+
+
+def free(request: dict[str, Any]) -> dict[str, Any]:
+    """Tell how many bytes the disk of `root` still takes."""
+    return {"free": free_bytes(request["root"])}
+
+
+def hashes(request: dict[str, Any]) -> dict[str, Any]:
+    """Hash the files `paths` below `root` chunk by chunk, for a pull that resumes."""
+    root, chunk = request["root"], request["chunk"]
+    return {"hashes": {p: chunk_hashes(inside(root, p), chunk) for p in request["paths"]}}
+
+
+def commit(request: dict[str, Any]) -> dict[str, Any]:
+    """Put staged blobs in place: verify, fsync, rename; then remove what should go.
+
+    `files` are `[blob, path, size, sha256]`, `bundles` are `[blob, [[path, size, sha256], …]]`.
+    Answers `damaged` (paths whose bytes do not match: their blob is removed) and `absent` (their
+    blob is not there). A file that is already right at its place needs no blob.
+    """
+    root = request["root"]
+    folder = os.path.join(root, STAGING)
+    os.makedirs(folder, exist_ok=True)
+    answer: dict[str, Any] = {"damaged": [], "absent": []}
+    ready: list[tuple[str, str]] = []
+    for name, path, size, digest in request["files"]:
+        blob = os.path.join(folder, name)
+        target = inside(root, path)
+        if not os.path.exists(blob):
+            if not is_right(target, size, digest):
+                answer["absent"].append(path)
+        elif is_right(blob, size, digest):
+            ready.append((blob, target))
+        else:
+            os.unlink(blob)
+            answer["damaged"].append(path)
+    for name, index in request["bundles"]:
+        unpack(root, os.path.join(folder, name), index, ready, answer)
+    place(ready)
+    for path in request.get("remove", ()):
+        remove(root, path)
+    if not answer["damaged"] and not answer["absent"]:
+        clear(root)
+    return answer
+
+
+def clear(root: str) -> None:
+    """Remove the partial files of a transfer that is complete, and what older ones left behind."""
+    shutil.rmtree(os.path.join(root, STAGING), ignore_errors=True)
+
+
+def unpack(
+    root: str,
+    blob: str,
+    index: list[list[Any]],
+    ready: list[tuple[str, str]],
+    answer: dict[str, Any],
+) -> None:
+    """Cut a bundle (files one after another) into temporary files, checked, beside the blob."""
+    if not os.path.exists(blob):
+        wrong = [path for path, size, sha in index if not is_right(inside(root, path), size, sha)]
+        answer["absent"].extend(wrong)
+        return
+    with open(blob, "rb") as file:
+        for number, (path, size, digest) in enumerate(index):
+            data = file.read(size)
+            if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
+                answer["damaged"].append(path)
+                continue
+            part = f"{blob}.{number}"
+            with open(part, "wb") as out:
+                out.write(data)
+            ready.append((part, inside(root, path)))
+    os.unlink(blob)
+
+
+def place(ready: list[tuple[str, str]]) -> None:
+    """Make files durable, then visible: fsync all, rename all, fsync every directory touched."""
+    with ThreadPoolExecutor(16) as pool:  # a journal commits many fsyncs at the price of one
+        list(pool.map(sync, [blob for blob, _ in ready]))
+        folders = {os.path.dirname(target) for _, target in ready}
+        for folder in sorted(folders):
+            os.makedirs(folder, exist_ok=True)
+        for blob, target in ready:
+            os.chmod(blob, 0o666 & ~current_umask())
+            os.replace(blob, target)
+        list(pool.map(sync, folders))
+
+
+def remove(root: str, path: str) -> None:
+    """Remove one file and the directories that it leaves empty."""
+    target = inside(root, path)
+    if os.path.lexists(target):
+        os.unlink(target)
+    folder = os.path.dirname(target)
+    while os.path.normpath(folder) != os.path.normpath(root) and not os.listdir(folder):
+        os.rmdir(folder)
+        folder = os.path.dirname(folder)
+
+
+def pack(request: dict[str, Any]) -> None:
+    """Write the files `[path, size]` one after another to stdout, each exactly `size` bytes long.
+
+    A file that has become shorter is filled up with zeros: its checksum tells the reader.
+    """
+    out = sys.stdout.buffer
+    for path, size in request["files"]:
+        left = size
+        full = inside(request["root"], path)
+        # If it has vanished, the zeros below will tell.
+        with contextlib.suppress(FileNotFoundError), open(full, "rb") as file:
+            while left and (data := file.read(min(left, BLOCK))):
+                out.write(data)
+                left -= len(data)
+        while left:
+            out.write(bytes(min(left, BLOCK)))
+            left -= min(left, BLOCK)
+    out.flush()
+
+
+def inside(root: str, path: str) -> str:
+    """Join `path` to `root`; refuse one that leaves it, also through a link on the way."""
+    parts = path.split("/")
+    if path.startswith("/") or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise OSError(errno.EPERM, "illegal path", path)
+    folder = root
+    for part in parts[:-1]:
+        folder = os.path.join(folder, part)
+        if os.path.islink(folder):
+            raise OSError(errno.ELOOP, "a link on the way", folder)
+    return os.path.join(root, *parts)
+
+
+def is_right(path: str, size: int, digest: str) -> bool:
+    """Tell whether a regular file at `path` has these very bytes."""
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(info.st_mode) and info.st_size == size and file_sha256(path) == digest
+
+
+def file_sha256(path: str) -> str:
+    """Hash a file without holding it in memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(BLOCK):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def free_bytes(path: str) -> int:
+    """Bytes that an ordinary user may still write on the disk of `path` or its nearest parent."""
+    path = os.path.abspath(path)
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return shutil.disk_usage(path).free
+
+
+def load_json(path: str) -> dict[str, Any]:
+    """Read a cache; one that is absent or torn is empty."""
+    try:
+        with open(path, "rb") as file:
+            found = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Replace `path` so that a crash leaves the old or the new content, never a part."""
+    temp = f"{path}.{os.getpid()}.tmp"
+    with open(temp, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temp, path)
+    sync(os.path.dirname(path) or ".")
+
+
+def sync(path: str) -> None:
+    """Wait until a file or directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def current_umask() -> int:
+    """Read the mask that new files get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def error_name(error: OSError) -> str:
+    """Name an error for the caller."""
+    return "no-space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

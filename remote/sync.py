@@ -1,0 +1,76 @@
+"""Makes a tree there equal to a tree here, or the other way round, over SFTP and by manifest.
+
+Every file is whole or absent: it travels into a partial file, its sha256 is verified where it has
+arrived, it is fsynced and renamed. What is equal does not travel; what was begun and cut is
+continued; a disk that is too small is noticed before anything is overwritten. See docs/sync.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from remote.errors import Damaged
+from remote.link import Link
+from remote.manifest import DEFAULT_LIMITS, Limits
+from remote.sync_local import StaleError
+from remote.sync_plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, Travelled
+from remote.sync_pull import pull_once
+from remote.sync_push import push_once
+from remote.sync_wire import Trip
+
+
+def push(
+    link: Link,
+    local: Path | Mapping[str, Path],
+    remote: str,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    options: SyncOptions = DEFAULT_OPTIONS,
+) -> SyncReport:
+    """Make the directory `remote` there hold what `local` holds; touch nothing that is equal.
+
+    `local` is a directory (links to files and directories in it are followed), or files by the path
+    that they get below `remote`; `remote` is relative to the user's home there. Files that only the
+    machine has stay, unless `options.delete`. Safe to repeat after anything: a cut connection is
+    `Unreachable`, and the next push goes on where this one ended. Raises `NoSpace` before a byte
+    travels if the disk there is too small, `Damaged` if a source keeps changing while it is read,
+    `RemoteError` if there is nothing at `local`.
+    """
+    trip = Trip(link=link, remote=remote, options=options, progress=progress, travelled=Travelled())
+    return settle(lambda: push_once(trip, local), options.attempts)
+
+
+def pull(  # noqa: PLR0913  (the contract between rooms)
+    link: Link,
+    remote: str,
+    local: Path,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    progress: Callable[[Progress], None] | None = None,
+    options: SyncOptions = DEFAULT_OPTIONS,
+) -> SyncReport:
+    """Make the directory `local` here hold what `remote` holds there; touch nothing that is equal.
+
+    The machine is not trusted: whatever it says, nothing outside `local` is written, and nothing at
+    all if its list of files is illegal or above `limits` (`Untrusted`). Otherwise as `push`, with
+    `NoSpace` for the disk here. A `remote` that does not exist is an error, not an empty tree.
+    """
+    trip = Trip(link=link, remote=remote, options=options, progress=progress, travelled=Travelled())
+    return settle(lambda: pull_once(trip, local, limits), options.attempts)
+
+
+def settle(attempt: Callable[[], SyncReport], attempts: int) -> SyncReport:
+    """Repeat an attempt whose source changed under its hands; give up after `attempts`."""
+    for left in reversed(range(max(attempts, 1))):
+        try:
+            return attempt()
+        except StaleError as stale:
+            if left == 0:
+                names = ", ".join(sorted(stale.paths)[:5])
+                raise Damaged(
+                    f"{names} did not arrive as announced, {attempts} times over:"
+                    " it changes while it is read, or a disk or line is faulty",
+                    hint="wait until whatever writes it is done, then repeat the command",
+                ) from stale
+    raise AssertionError("the last attempt returns or raises")

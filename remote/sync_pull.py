@@ -1,0 +1,174 @@
+"""One attempt to pull: what the machine offers is distrusted first, then fetched and verified."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remote import agent, manifest
+from remote.call import tree_cache
+from remote.errors import NoSpace, RemoteError, Untrusted
+from remote.manifest import Entry, Limits
+from remote.sync_local import StaleError, scan_target
+from remote.sync_plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
+from remote.sync_wire import Trip, carry, read_range
+
+if TYPE_CHECKING:
+    import paramiko
+
+STREAM_BYTES_PER_S = 50_000
+"""The slowest line on which a bundle is still waited for."""
+
+
+def pull_once(trip: Trip, local: Path, limits: Limits) -> SyncReport:
+    """Pull what differs; raises `StaleError` if the machine's files changed meanwhile."""
+    want = list_there(trip, limits)
+    todo = manifest.difference(want, scan_target(local, want, trip.options))
+    blobs = blobs_for(todo.missing, want, trip.options)
+    if blobs:
+        tally = trip.tally(blobs)
+        begun = reserve(local, blobs)
+        tally.report()
+        for blob in blobs:
+            if blob.bundled:
+                fetch_bundle(trip, local, blob, want)
+                tally.add(Chunk(blob=blob, offset=0, size=blob.size))
+        big = [blob for blob in blobs if not blob.bundled]
+        chunks = to_fetch(trip, local, big, begun, tally)
+        carry(trip, chunks, partial(fetch, trip.remote, local), tally)
+        place(local, big, want)
+    removed = todo.extraneous if trip.options.delete else ()
+    for path in removed:
+        agent.remove(str(local), path)
+    agent.clear(str(local))
+    return SyncReport(
+        files=len(want),
+        bytes=manifest.total_bytes(want),
+        files_sent=len(todo.missing),
+        bytes_sent=trip.travelled.sent,
+        bytes_resumed=trip.travelled.resumed,
+        removed=removed,
+    )
+
+
+def list_there(trip: Trip, limits: Limits) -> dict[str, Entry]:
+    """Ask the machine what it has, and admit only what may be written here."""
+    request: dict[str, Any] = {"root": trip.remote, "exclude": trip.options.exclude}
+    request |= {"cache": tree_cache(trip.remote), "only": trip.options.only}
+    answer = trip.script.call("manifest", request, timeout_s=HASHING_S_MAX)
+    if answer.get("exists") is not True:
+        raise RemoteError(f"there is no directory {trip.there}")
+    found = manifest.read_tree(
+        answer.get("files"), odd=answer.get("odd"), limits=limits, source=str(trip.link.host)
+    )
+    if trip.options.only is not None and (alien := sorted(set(found) - set(trip.options.only))):
+        raise Untrusted(f"{trip.there} offers {alien[0]!r}, which was not asked for")
+    return found
+
+
+def reserve(local: Path, blobs: Sequence[Blob]) -> list[str]:
+    """Set room aside here and name the blobs begun earlier; raises `NoSpace` before any travels."""
+    answer = agent.stage(
+        {
+            "root": str(local),
+            "chunk": 1,
+            "hash": False,
+            "blobs": [[blob.name, blob.size] for blob in blobs if not blob.bundled],
+            "extra": sum(blob.size for blob in blobs if blob.bundled),
+        }
+    )
+    if "error" in answer:
+        raise NoSpace(str(local), needed_bytes=answer["needed"], free_bytes=answer["free"])
+    begun: list[str] = answer["begun"]
+    return begun
+
+
+def fetch_bundle(trip: Trip, local: Path, blob: Blob, want: Mapping[str, Entry]) -> None:
+    """Stream small files in one go, verify each, and put the good ones in place at once."""
+    said: list[bytes] = []
+    code, stderr = trip.script.stream(
+        "pack",
+        {"root": trip.remote, "files": blob.parts},
+        said.append,
+        timeout_s=60 + blob.size / STREAM_BYTES_PER_S,
+        limit_bytes=blob.size,
+    )
+    data = b"".join(said)
+    if code != 0:
+        raise trip.script.failure("pack", code, b"", stderr)
+    if len(data) != blob.size:
+        raise Untrusted(f"{trip.there} sent {len(data)} bytes instead of {blob.size}")
+    staged = str(partial_file(local, blob))
+    agent.write_whole(staged, data)
+    index = [[path, size, want[path].sha256] for path, size in blob.parts]
+    ready: list[tuple[str, str]] = []
+    wrong: dict[str, Any] = {"damaged": [], "absent": []}
+    agent.unpack(str(local), staged, index, ready, wrong)
+    agent.place(ready)
+    if wrong["damaged"]:
+        raise StaleError(wrong["damaged"])
+
+
+def to_fetch(
+    trip: Trip, local: Path, blobs: Sequence[Blob], begun: Sequence[str], tally: Tally
+) -> list[Chunk]:
+    """Leave out the chunks that an earlier transfer has brought, by their hash."""
+    size = trip.options.chunk_bytes
+    there: Any = {}
+    if paths := [blob.parts[0][0] for blob in blobs if blob.name in begun]:
+        request = {"root": trip.remote, "chunk": size, "paths": paths}
+        there = trip.script.call("hashes", request, timeout_s=HASHING_S_MAX).get("hashes")
+    chunks = []
+    for blob in blobs:
+        hashes = there.get(blob.parts[0][0], ()) if isinstance(there, dict) else ()
+        for number, chunk in enumerate(chunks_of(blob, size)):
+            if number < len(hashes) and chunk_digest(local, chunk) == hashes[number]:
+                tally.add(chunk, sent=False)
+            else:
+                chunks.append(chunk)
+    return chunks
+
+
+def chunk_digest(local: Path, chunk: Chunk) -> str:
+    """Hash what the partial file holds at the place of a chunk."""
+    with partial_file(local, chunk.blob).open("rb") as file:
+        file.seek(chunk.offset)
+        return hashlib.sha256(file.read(chunk.size)).hexdigest()
+
+
+def fetch(remote: str, local: Path, sftp: paramiko.SFTPClient, chunk: Chunk) -> None:
+    """Carry one chunk into its partial file here."""
+    path = chunk.blob.parts[0][0]
+    try:
+        data = read_range(sftp, f"{remote}/{path}", chunk.offset, chunk.size)
+    except FileNotFoundError as error:
+        raise StaleError([path]) from error
+    if len(data) != chunk.size:
+        raise StaleError([path])
+    with partial_file(local, chunk.blob).open("r+b") as file:
+        file.seek(chunk.offset)
+        file.write(data)
+
+
+def place(local: Path, blobs: Sequence[Blob], want: Mapping[str, Entry]) -> None:
+    """Verify, fsync and rename the big files; raises `StaleError` for what is not as announced."""
+    ready, wrong = [], []
+    for blob in blobs:
+        path = blob.parts[0][0]
+        staged = partial_file(local, blob)
+        if agent.is_right(str(staged), want[path].size, want[path].sha256):
+            ready.append((str(staged), agent.inside(str(local), path)))
+        else:
+            staged.unlink()
+            wrong.append(path)
+    agent.place(ready)
+    if wrong:
+        raise StaleError(wrong)
+
+
+def partial_file(local: Path, blob: Blob) -> Path:
+    """Name the file in which a blob gathers."""
+    return local / agent.STAGING / blob.name

@@ -1,0 +1,132 @@
+"""One attempt to push: list, compare, reserve room, send what is missing, verify, put in place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remote import agent, manifest
+from remote.call import tree_cache
+from remote.errors import NoSpace, RemoteError, Untrusted
+from remote.manifest import Entry
+from remote.sync_local import Source, StaleError, read_chunk, scan_source
+from remote.sync_plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
+from remote.sync_wire import Trip, carry, write_range
+
+if TYPE_CHECKING:
+    import paramiko
+
+
+def push_once(trip: Trip, local: Path | Mapping[str, Path]) -> SyncReport:
+    """Push what differs; raises `StaleError` if the source changed meanwhile."""
+    source = scan_source(local, trip.options)
+    todo = manifest.difference(source.tree, list_there(trip, source))
+    blobs = blobs_for(todo.missing, source.tree, trip.options)
+    removed = todo.extraneous if trip.options.delete and not source.named else ()
+    if blobs:
+        tally = trip.tally(blobs)
+        chunks = to_send(trip, blobs, source, tally)
+        tally.report()
+        try:
+            carry(trip, chunks, partial(send, trip.remote, source), tally)
+        except OSError as error:
+            raise explain(trip, tally, error) from error
+    if blobs or removed:
+        commit(trip, source, blobs, removed)
+    return SyncReport(
+        files=len(source.tree),
+        bytes=manifest.total_bytes(source.tree),
+        files_sent=len(todo.missing),
+        bytes_sent=trip.travelled.sent,
+        bytes_resumed=trip.travelled.resumed,
+        removed=removed,
+        skipped=source.skipped,
+    )
+
+
+def list_there(trip: Trip, source: Source) -> dict[str, Entry]:
+    """Ask the machine what it has; what is no regular file counts as absent."""
+    request: dict[str, Any] = {"root": trip.remote, "exclude": trip.options.exclude}
+    request["cache"] = tree_cache(trip.remote)
+    if source.named or not trip.options.delete:
+        request["only"] = sorted(source.tree)  # a machine full of other files is not hashed
+    answer = trip.script.call("manifest", request, timeout_s=HASHING_S_MAX)
+    return manifest.read_tree(answer.get("files"), source=str(trip.link.host))
+
+
+def to_send(trip: Trip, blobs: Sequence[Blob], source: Source, tally: Tally) -> list[Chunk]:
+    """Set room aside for every blob; leave out chunks that an earlier transfer has brought.
+
+    Raises `NoSpace`: then nothing is set aside and nothing has changed.
+    """
+    request = {
+        "root": trip.remote,
+        "chunk": trip.options.chunk_bytes,
+        "blobs": [[blob.name, blob.size] for blob in blobs],
+        "extra": max((blob.size for blob in blobs if blob.bundled), default=0),
+    }
+    answer = trip.script.call("stage", request, timeout_s=HASHING_S_MAX)
+    if "error" in answer:
+        needed, free = whole(answer.get("needed")), whole(answer.get("free"))
+        raise NoSpace(trip.there, needed_bytes=needed, free_bytes=free)
+    begun = answer.get("begun")
+    if not isinstance(begun, dict):
+        raise Untrusted(f"{trip.link.host} did not say what it has")
+    chunks = []
+    for blob in blobs:
+        there = begun.get(blob.name, ())
+        for number, chunk in enumerate(chunks_of(blob, trip.options.chunk_bytes)):
+            if number < len(there):
+                digest = hashlib.sha256(read_chunk(chunk, source.paths)).hexdigest()
+                if digest == there[number]:
+                    tally.add(chunk, sent=False)
+                    continue
+            chunks.append(chunk)
+    return chunks
+
+
+def send(remote: str, source: Source, sftp: paramiko.SFTPClient, chunk: Chunk) -> None:
+    """Carry one chunk to its place in its partial file."""
+    data = read_chunk(chunk, source.paths)
+    write_range(sftp, f"{remote}/{agent.STAGING}/{chunk.blob.name}", chunk.offset, data)
+
+
+def explain(trip: Trip, tally: Tally, error: OSError) -> Exception:
+    """Find out why a write failed: SFTP itself says no more than `Failure`."""
+    answer = trip.script.call("free", {"root": trip.remote}, timeout_s=60)
+    left = tally.bytes_total - tally.bytes_done
+    free = whole(answer.get("free"))
+    if free < left:
+        return NoSpace(trip.there, needed_bytes=left, free_bytes=free)
+    return RemoteError(f"{trip.there}: a write was refused: {error}")
+
+
+def commit(trip: Trip, source: Source, blobs: Sequence[Blob], removed: Sequence[str]) -> None:
+    """Have the machine verify and rename; raises `StaleError` for what is not as announced."""
+
+    def row(path: str) -> list[Any]:
+        return [path, source.tree[path].size, source.tree[path].sha256]
+
+    request = {
+        "root": trip.remote,
+        "files": [[blob.name, *row(blob.parts[0][0])] for blob in blobs if not blob.bundled],
+        "bundles": [
+            [blob.name, [row(path) for path, _ in blob.parts]] for blob in blobs if blob.bundled
+        ],
+        "remove": list(removed),
+    }
+    answer = trip.script.call("commit", request, timeout_s=HASHING_S_MAX)
+    if "error" in answer:
+        needed = max((blob.size for blob in blobs), default=0)
+        raise NoSpace(trip.there, needed_bytes=needed, free_bytes=whole(answer.get("free")))
+    wrong = [*answer.get("damaged", ()), *answer.get("absent", ())]
+    if wrong:
+        raise StaleError([str(path) for path in wrong])
+
+
+def whole(value: object) -> int:
+    """Read a number of bytes from a machine that may say anything."""
+    return value if isinstance(value, int) and value >= 0 else 0
