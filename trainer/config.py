@@ -236,6 +236,25 @@ class EvalTable(BaseModel):
         description="Answers are sets of labels, or exactly one label."
     )
     labels: Annotated[list[str], Field(min_length=1)] = Field(description="All labels there are.")
+    none: str = Field(
+        default="N/A", min_length=1, description="What stands for no label at all (multilabel)."
+    )
+    decoding: Literal["bound", "free"] = Field(
+        default="bound",
+        description="Take the headline from answers bound to the labels, or from free text.",
+    )
+    resamples: int = Field(
+        default=1000, ge=1000, le=100_000, description="Bootstrap resamples of each interval."
+    )
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> EvalTable:
+        folded = [label.strip().casefold() for label in self.labels]
+        if "" in folded or len(set(folded)) < len(folded):
+            raise ValueError("`labels` must be words that differ, also without regard to case")
+        if self.kind == "multilabel" and self.none.strip().casefold() in folded:
+            raise ValueError("`none` stands for no label, so it cannot be one of `labels`")
+        return self
 
 
 TABLES: tuple[type[BaseModel], ...] = (

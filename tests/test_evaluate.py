@@ -1,0 +1,268 @@
+"""A score is what the model would really answer, and taking it leaves the model as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_config, make_model, make_rows, make_tokenizer
+
+from trainer.answers import all_answers, read_answer, write_answer
+from trainer.config import EvalTable, TrainerConfig
+from trainer.decode import Decoder, Trie, batches, undisturbed
+from trainer.evaluate import load_result, run
+from trainer.rows import DataError
+
+MOODS = ["negative", "neutral", "positive"]
+PROMPTS = [[5, 9, 30], [0, 44, 81, 7, 7, 12], [99], [3, 4, 5, 6, 7, 8, 9, 10]]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A decoder-only model in training mode."""
+    from transformers import AutoModelForCausalLM
+
+    directory = make_model(tmp_path_factory.mktemp("model"))
+    return AutoModelForCausalLM.from_pretrained(str(directory)).train()
+
+
+@pytest.fixture(scope="module")
+def t5() -> Any:
+    """An encoder-decoder model of the T5 kind."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=320, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+            decoder_start_token_id=3, pad_token_id=3, eos_token_id=1,
+        )
+    ).eval()  # fmt: skip
+
+
+def make_falcon() -> Any:
+    """A model with ALiBi instead of position ids."""
+    from transformers import FalconConfig, FalconForCausalLM
+
+    torch.manual_seed(0)
+    return FalconForCausalLM(
+        FalconConfig(
+            vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            alibi=True, bos_token_id=0, eos_token_id=1,
+        )
+    ).eval()  # fmt: skip
+
+
+def log_share(model: Any, prompt: list[int], answer: list[int]) -> float:
+    """The log-probability of an answer after a prompt, computed without cache or padding."""
+    ids = torch.tensor([prompt + answer])
+    with torch.no_grad():
+        if model.config.is_encoder_decoder:
+            start = [model.config.decoder_start_token_id]
+            out = model(
+                input_ids=torch.tensor([prompt]),
+                decoder_input_ids=torch.tensor([start + answer[:-1]]),
+            ).logits[0]
+        else:
+            out = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+    return float(out.log_softmax(-1)[range(len(answer)), answer].sum())
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "falcon"])
+def test_answers_are_weighed_as_the_model_weighs_them(kind: str, llama: Any, t5: Any) -> None:
+    """At a single fork, shares are the model's own, whatever padding and caches do."""
+    model = {"llama": llama, "t5": t5}.get(kind) or make_falcon()
+    answers = [[20, 21], [30], [40, 41, 42]]
+    decoder = Decoder(model, eos_ids=[1], pad_id=3)
+    with undisturbed(model):
+        weights = decoder.weigh(decoder.read(PROMPTS), Trie(answers, eos_id=1))
+        expected = torch.tensor(
+            [[log_share(model, prompt, [answer[0]]) for answer in answers] for prompt in PROMPTS]
+        ).softmax(dim=-1)
+
+    assert torch.allclose(weights.float(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_forks_below_forks_multiply(kind: str, llama: Any, t5: Any) -> None:
+    """An answer that goes on where another ends is told apart by the end token."""
+    model = llama if kind == "llama" else t5
+    decoder = Decoder(model, eos_ids=[1], pad_id=3)
+    with undisturbed(model):
+        weights = decoder.weigh(decoder.read(PROMPTS), Trie([[20], [20, 30], [50]], eos_id=1))
+        for prompt, found in zip(PROMPTS, weights, strict=True):
+            first = torch.tensor([log_share(model, prompt, [token]) for token in (20, 50)])
+            second = torch.tensor([log_share(model, prompt, [20, token]) for token in (1, 30)])
+            a, b = first.softmax(0)
+            end, on = second.softmax(0)
+            assert torch.allclose(found.float(), torch.stack([a * end, a * on, b]), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_free_answers_equal_the_librarys_greedy_search(kind: str, llama: Any, t5: Any) -> None:
+    """Batched and padded, our loop writes what `generate` writes for each prompt alone."""
+    model = llama if kind == "llama" else t5
+    decoder = Decoder(model, eos_ids=[1], pad_id=3)
+    with undisturbed(model):
+        written = decoder.write(decoder.read(PROMPTS), tokens_max=6)
+        for prompt, found in zip(PROMPTS, written, strict=True):
+            alone = model.generate(
+                input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(),
+                do_sample=False, max_new_tokens=6, eos_token_id=1, pad_token_id=3,
+            )[0].tolist()  # fmt: skip
+            new = alone[1:] if model.config.is_encoder_decoder else alone[len(prompt) :]
+            assert list(found.tokens) == [token for token in new if token != 1]
+            assert found.stopped == (1 in new)
+
+
+def test_nothing_of_the_model_changes(llama: Any) -> None:
+    """Modes, random state and the next training step are those of a model never asked."""
+    llama.train()
+    llama.lm_head.eval()
+
+    def step() -> torch.Tensor:
+        torch.manual_seed(5)
+        loss = llama(input_ids=torch.tensor([PROMPTS[3]]), labels=torch.tensor([PROMPTS[3]])).loss
+        llama.zero_grad()
+        loss.backward()
+        return llama.model.layers[0].mlp.up_proj.weight.grad.clone()  # type: ignore[no-any-return]  # torch's own
+
+    before, random = step(), torch.get_rng_state()
+    with undisturbed(llama):
+        decoder = Decoder(llama, eos_ids=[1], pad_id=3)
+        decoder.write(decoder.read(PROMPTS), tokens_max=3)
+        torch.rand(3)
+        assert not llama.training
+
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [llama.training, llama.lm_head.training] == [True, False]
+    assert torch.equal(step(), before)
+
+
+def test_batches_hold_every_place_once_within_their_limits() -> None:
+    """Long prompts come first, alone if need be; nobody is left out."""
+    found = list(batches([3, 50, 4, 4, 200, 5], tokens=100, rows=3))
+
+    assert found == [[4], [1, 5], [2, 3, 0]]
+
+
+def evaluation(tmp_path: Path, **fields: Any) -> tuple[Path, TrainerConfig]:
+    """A run directory with rows of moods, and a config that scores them."""
+    rows = make_rows(tmp_path / "eval.jsonl", 9)
+    table = {"kind": "label", "labels": MOODS} | fields
+    config = make_config(tmp_path / "model", rows, data={"eval": "eval.jsonl"}, eval=table)
+    return tmp_path, TrainerConfig.model_validate(config)
+
+
+def test_a_run_scores_every_row_and_leaves_a_whole_file(llama: Any, tmp_path: Path) -> None:
+    """The result counts all rows in both ways of answering, is on the disk, and is read back."""
+    run_dir, config = evaluation(tmp_path)
+    told: list[tuple[int, int]] = []
+    result = run(
+        run_dir, config, llama, make_tokenizer(), stage="before",
+        beat=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+
+    assert told == [(0, 9), (9, 9)]
+    assert load_result(tmp_path / "eval-before.json") == result
+    assert (result.n, result.metric, result.low <= result.value <= result.high) == (
+        9, "accuracy", True,
+    )  # fmt: skip
+    for way in ("bound", "free"):
+        assert sum(map(sum, result.details[way]["confusion"])) == 9
+    assert [document["row"] for document in result.details["documents"]] == list(range(1, 10))
+    right = sum(document["gold"] == document["bound"] for document in result.details["documents"])
+    assert result.value == pytest.approx(right / 9)
+    assert result.parse_failures == sum(
+        not read_answer(document["free"], config.eval).readable  # type: ignore[arg-type]  # set above
+        for document in result.details["documents"]
+    )
+
+
+def test_sets_of_labels_are_scored(llama: Any, tmp_path: Path) -> None:
+    """A multi-label table runs the same way, the word for none included."""
+    run_dir, config = evaluation(tmp_path, kind="multilabel", labels=MOODS[:2], none="positive")
+    result = run(run_dir, config, llama, make_tokenizer(), stage="after", beat=lambda *_: None)
+
+    assert (result.metric, result.n) == ("micro_f1", 9)
+    assert [row["gold"] for row in result.details["documents"]] == [
+        ["negative"], ["neutral"], [], ["negative"], ["neutral"], [], ["negative"], ["neutral"], [],
+    ]  # fmt: skip
+    assert result.details["bound"]["figures"]["hamming_loss"]["value"] <= 1
+
+
+def test_a_label_outside_the_list_is_an_error_with_its_row(llama: Any, tmp_path: Path) -> None:
+    """All such rows are named at once, and no result is written."""
+    run_dir, config = evaluation(tmp_path, labels=MOODS[:2])
+    with pytest.raises(DataError) as caught:
+        run(run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+
+    assert [f"eval.jsonl:{row}" for row in (3, 6, 9)] == [
+        problem.split(": ")[0] for problem in caught.value.problems
+    ]
+    assert "'positive' is not among the labels (negative, neutral)" in str(caught.value)
+    assert load_result(tmp_path / "eval-before.json") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "unknown", "readable"),
+    [
+        (" toxic, insult", {"toxic", "insult"}, (), True),
+        ("Toxic\nINSULT", {"toxic", "insult"}, (), True),
+        ('["toxic", "threat"]', {"toxic", "threat"}, (), True),
+        ("toxic, rude.", {"toxic"}, ("rude",), True),
+        ("n/a", set(), (), True),
+        ("", set(), (), False),
+        ("rude", set(), ("rude",), False),
+    ],
+)
+def test_sets_are_read_in_every_usual_form(
+    text: str,
+    labels: set[str],
+    unknown: tuple[str, ...],
+    readable: bool,  # noqa: FBT001 - a case
+) -> None:
+    """Comma lists, line lists and JSON lists are one; foreign words are counted, not lost."""
+    table = EvalTable(kind="multilabel", labels=["toxic", "insult", "threat"])
+    answer = read_answer(text, table)
+
+    assert (set(answer.labels), answer.unknown, answer.readable) == (labels, unknown, readable)
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        (" Positive\nbecause", "positive"), ("neutral.", "neutral"), ("positively", None),
+        ("not positive", None), ("", None), ('"negative"', "negative"),
+    ],
+)  # fmt: skip
+def test_a_single_label_opens_the_answer_or_is_not_there(text: str, label: str | None) -> None:
+    """The first words of the first line are the label; a label inside other words is none."""
+    answer = read_answer(text, EvalTable(kind="label", labels=MOODS))
+
+    assert answer.labels == (frozenset([label]) if label else frozenset())
+    assert answer.readable == (label is not None)
+
+
+def test_every_possible_answer_is_read_back_as_itself() -> None:
+    """Writing and reading a set of labels are inverse, for all sets there are."""
+    table = EvalTable(kind="multilabel", labels=["a", "b c", "d"])
+    sets = list(all_answers(table))
+
+    assert len(set(sets)) == 8
+    assert [read_answer(write_answer(labels, table), table).labels for labels in sets] == sets
+
+
+def test_a_result_is_plain_json(llama: Any, tmp_path: Path) -> None:
+    """The file holds no NaN and no type that only Python knows."""
+    run_dir, config = evaluation(tmp_path)
+    run(run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+
+    def refuse(name: str) -> None:
+        pytest.fail(f"{name} is not JSON")
+
+    text = (tmp_path / "eval-before.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=refuse)["version"] == 1

@@ -1,0 +1,109 @@
+"""Reads what a model wrote as labels; whatever cannot be read is counted, never dropped.
+
+The same reader checks the training rows and scores the answers, so both mean the same by a label.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+SETS_MAX = 256  # more sets of labels than this are not listed for constrained decoding
+
+
+class Vocabulary(Protocol):
+    """What this module needs of the eval table."""
+
+    @property
+    def kind(self) -> str:
+        """`label` for exactly one label, `multilabel` for a set."""
+
+    @property
+    def labels(self) -> list[str]:
+        """All labels there are, in their canonical order."""
+
+    @property
+    def none(self) -> str:
+        """What is written for the empty set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The labels read from a text; `unknown` are words in their place that are no labels."""
+
+    labels: frozenset[str]
+    unknown: tuple[str, ...]
+    readable: bool
+
+
+def read_answer(text: str, vocabulary: Vocabulary) -> Answer:
+    """Read one label, or a set written as a comma list, a line list or a JSON list.
+
+    Case, outer spaces and a closing full stop do not matter. A single label is the first line, and
+    may be followed by further words; a set may be the word for "none". Nothing readable is the
+    empty set with `readable` false.
+    """
+    known = {label.casefold(): label for label in vocabulary.labels}
+    if vocabulary.kind == "label":
+        return _read_one(text, known)
+    words = _words(text)
+    if [word.casefold() for word in words] == [_bare(vocabulary.none).casefold()]:
+        return Answer(labels=frozenset(), unknown=(), readable=True)
+    labels = frozenset(known[word.casefold()] for word in words if word.casefold() in known)
+    unknown = tuple(word for word in words if word.casefold() not in known)
+    return Answer(labels=labels, unknown=unknown, readable=bool(labels))
+
+
+def write_answer(labels: Sequence[str] | frozenset[str], vocabulary: Vocabulary) -> str:
+    """Write a set of labels in canonical order, as `read_answer` reads it back."""
+    if not labels:
+        return vocabulary.none
+    return ", ".join(label for label in vocabulary.labels if label in labels)
+
+
+def all_answers(vocabulary: Vocabulary) -> Iterator[frozenset[str]]:
+    """Yield every answer there can be: each label, or each set of them, small sets first.
+
+    If there are more than SETS_MAX sets, only those up to the size that keeps below it.
+    """
+    if vocabulary.kind == "label":
+        yield from (frozenset([label]) for label in vocabulary.labels)
+        return
+    count = 0
+    for size in range(len(vocabulary.labels) + 1):
+        sets = [frozenset(chosen) for chosen in itertools.combinations(vocabulary.labels, size)]
+        count += len(sets)
+        if count > SETS_MAX:
+            return
+        yield from sets
+
+
+def _read_one(text: str, known: dict[str, str]) -> Answer:
+    lines = text.strip().splitlines()
+    line = lines[0] if lines else ""
+    folded = line.casefold().lstrip("\"'`*[( ")
+    # The longest first: with `toxic` and `toxic spam` the text `toxic spam` is the latter.
+    for word in sorted(known, key=len, reverse=True):
+        if folded.startswith(word) and not folded[len(word) : len(word) + 1].isalnum():
+            return Answer(labels=frozenset([known[word]]), unknown=(), readable=True)
+    return Answer(labels=frozenset(), unknown=(line,) if line else (), readable=False)
+
+
+def _words(text: str) -> list[str]:
+    stripped = text.strip()
+    if stripped.startswith("["):
+        try:
+            value = json.loads(stripped)
+        except json.JSONDecodeError:
+            value = None
+        if isinstance(value, list) and all(isinstance(word, str) for word in value):
+            return [_bare(word) for word in value if _bare(word)]
+    parts = (part for line in stripped.splitlines() for part in line.replace(";", ",").split(","))
+    return [word for word in map(_bare, parts) if word]
+
+
+def _bare(word: str) -> str:
+    return word.strip().strip("\"'`[]").removesuffix(".").strip()

@@ -1,0 +1,237 @@
+"""How good a set of answers is: the same figures as scikit-learn's, each with its uncertainty.
+
+A document's answer is a set of labels, written as a row of booleans; a single label is a set of
+one, and an answer that could not be read is the empty set. Nothing is ever left out of a mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+AVERAGES = (
+    "exact_match", "micro_precision", "micro_recall", "micro_f1", "macro_precision",
+    "macro_recall", "macro_f1", "weighted_f1", "samples_f1", "jaccard", "hamming_loss",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A figure with its percentile interval over resampled documents."""
+
+    value: float
+    low: float
+    high: float
+
+
+def scores(gold: Bools, answered: Bools) -> dict[str, float]:
+    """Return every figure of AVERAGES for answers against gold, both of shape [documents, labels].
+
+    Definitions are scikit-learn's with `zero_division=0`: `exact_match` is `accuracy_score` of
+    sets, `jaccard` and `samples_f1` are means over documents (an empty answer to an empty gold set
+    counts 0, as there), `macro_*` are means over all labels, also those without a document.
+    """
+    weights = np.ones((1, len(gold)))
+    return {name: float(values[0]) for name, values in _weighted(gold, answered, weights).items()}
+
+
+def per_label(gold: Bools, answered: Bools, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return precision, recall, f1, support and the four counts of every label."""
+    hit, false, missed = _counts(gold, answered)
+    precision, recall, f1 = _rates(hit.sum(0), false.sum(0), missed.sum(0))
+    return {
+        label: {
+            "precision": float(precision[at]),
+            "recall": float(recall[at]),
+            "f1": float(f1[at]),
+            "support": int(gold[:, at].sum()),
+            "answered": int(answered[:, at].sum()),
+            "true_positives": int(hit[:, at].sum()),
+            "false_positives": int(false[:, at].sum()),
+            "false_negatives": int(missed[:, at].sum()),
+        }
+        for at, label in enumerate(labels)
+    }
+
+
+def bootstrap(
+    gold: Bools, answered: Bools, *, resamples: int, seed: int, share: float = 0.95
+) -> dict[str, Interval]:
+    """Return every figure of AVERAGES with its percentile interval over resampled documents.
+
+    Documents are drawn with replacement, whole, `resamples` times (Efron's percentile method); the
+    same seed gives the same intervals on every machine.
+    """
+    count = len(gold)
+    draws = np.random.default_rng(seed)
+    # A resample is how often each document was drawn: a row of multinomial counts.
+    weights = draws.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
+    point = scores(gold, answered)
+    spread = _weighted(gold, answered, weights)
+    outer = [(1 - share) / 2, (1 + share) / 2]
+    intervals = {}
+    for name, value in point.items():
+        low, high = np.quantile(spread[name], outer)
+        intervals[name] = Interval(value=value, low=float(low), high=float(high))
+    return intervals
+
+
+def paired_difference(
+    before: Floats, after: Floats, *, resamples: int, seed: int, share: float = 0.95
+) -> Interval:
+    """Return mean(after - before) over the same documents, with its percentile interval."""
+    difference = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
+    draws = np.random.default_rng(seed)
+    count = len(difference)
+    weights = draws.multinomial(count, np.full(count, 1 / count), size=resamples)
+    means = weights @ difference / count
+    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
+    return Interval(value=float(difference.mean()), low=float(low), high=float(high))
+
+
+def confusion(gold: Sequence[int], answered: Sequence[int], labels: int) -> list[list[int]]:
+    """Return counts [gold][answered]; the last column counts unreadable answers (-1)."""
+    table = [[0] * (labels + 1) for _ in range(labels)]
+    for right, given in zip(gold, answered, strict=True):
+        table[right][given if given >= 0 else labels] += 1
+    return table
+
+
+def cooccurrence(gold: Bools, answered: Bools) -> list[list[int]]:
+    """Return counts [gold][answered] of documents that carry the one and got the other."""
+    return [[int(cell) for cell in row] for row in gold.astype(int).T @ answered.astype(int)]
+
+
+def reliability(probabilities: Floats, right: Bools, *, bins: int = 10) -> dict[str, Any]:
+    """Return the reliability table, the expected calibration error and the Brier score.
+
+    `probabilities` is the confidence of each statement and `right` whether it was true, both flat.
+    ECE is the mean gap between confidence and truth over equal-width bins, weighted by their
+    documents (Naeini et al. 2015); Brier is the mean squared gap.
+    """
+    place = np.minimum((probabilities * bins).astype(int), bins - 1)
+    table = []
+    gap = 0.0
+    for at in range(bins):
+        inside = place == at
+        count = int(inside.sum())
+        if count:
+            said, was = float(probabilities[inside].mean()), float(right[inside].mean())
+            gap += count * abs(said - was)
+            table.append({"from": at / bins, "to": (at + 1) / bins, "count": count,
+                          "confidence": said, "truth": was})  # fmt: skip
+    total = max(len(probabilities), 1)
+    brier = float(((probabilities - right) ** 2).mean()) if len(probabilities) else 0.0
+    return {"table": table, "ece": gap / total, "brier": brier}
+
+
+def average_precision(probabilities: Floats, right: Bools) -> float:
+    """Return the area under the precision-recall curve, as scikit-learn's step sum; 0 without hits.
+
+    Documents of equal probability are taken together, so their order cannot matter.
+    """
+    positives = int(right.sum())
+    if not positives:
+        return 0.0
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, hits = probabilities[order], np.cumsum(right[order])
+    last = np.append(np.nonzero(np.diff(ranked))[0], len(ranked) - 1)
+    precision = hits[last] / (last + 1)
+    recall = hits[last] / positives
+    return float(np.sum(np.diff(np.append(0.0, recall)) * precision))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a label's mistakes cost, in any one unit."""
+
+    miss: float
+    false_alarm: float
+
+
+def expected_cost(
+    gold: Bools, answered: Bools, labels: Sequence[str], costs: Mapping[str, Cost]
+) -> float:
+    """Return the mean cost of a document's mistakes; labels without a cost cost 1 either way."""
+    total = 0.0
+    for at, label in enumerate(labels):
+        cost = costs.get(label, Cost(miss=1.0, false_alarm=1.0))
+        total += cost.miss * int((gold[:, at] & ~answered[:, at]).sum())
+        total += cost.false_alarm * int((~gold[:, at] & answered[:, at]).sum())
+    return total / max(len(gold), 1)
+
+
+def cheapest_threshold(probabilities: Floats, right: Bools, cost: Cost) -> tuple[float, float]:
+    """Return (threshold, mean cost) such that answering from the threshold up costs least.
+
+    Tried are all cuts between neighbouring probabilities, never to answer and always to answer.
+    Choose it on validation rows, and use it on others.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, truth = probabilities[order], right[order].astype(float)
+    hits = np.append(0.0, np.cumsum(truth))
+    alarms = np.append(0.0, np.cumsum(1 - truth))
+    totals = cost.miss * (truth.sum() - hits) + cost.false_alarm * alarms
+    # A cut between equal probabilities cannot be made.
+    allowed = np.append(True, np.append(np.diff(ranked) != 0, True))
+    best = int(np.argmin(np.where(allowed, totals, np.inf)))
+    if best == 0:
+        threshold = float(np.nextafter(ranked[0], 2.0))
+    elif best == len(ranked):
+        threshold = 0.0
+    else:
+        threshold = float((ranked[best - 1] + ranked[best]) / 2)
+    return threshold, float(totals[best] / max(len(right), 1))
+
+
+def _weighted(gold: Bools, answered: Bools, weights: Floats) -> dict[str, Floats]:
+    """Compute every average for each row of document weights [resamples, documents]."""
+    hit, false, missed = _counts(gold, answered)
+    hits, falses, misses = weights @ hit, weights @ false, weights @ missed
+    precision, recall, f1 = _rates(hits, falses, misses)
+    micro = _rates(hits.sum(1), falses.sum(1), misses.sum(1))
+    support = hits + misses
+    both, either = hit.sum(1), hit.sum(1) + false.sum(1) + missed.sum(1)
+    total = weights.sum(1)
+    return {
+        "exact_match": weights @ (gold == answered).all(1).astype(float) / total,
+        "micro_precision": micro[0],
+        "micro_recall": micro[1],
+        "micro_f1": micro[2],
+        "macro_precision": precision.mean(1),
+        "macro_recall": recall.mean(1),
+        "macro_f1": f1.mean(1),
+        "weighted_f1": _ratio((f1 * support).sum(1), support.sum(1)),
+        "samples_f1": weights @ _ratio(2 * both, both + either) / total,
+        "jaccard": weights @ _ratio(both, either) / total,
+        "hamming_loss": (falses.sum(1) + misses.sum(1)) / (total * gold.shape[1]),
+    }
+
+
+def _counts(gold: Bools, answered: Bools) -> tuple[Floats, Floats, Floats]:
+    return (
+        (gold & answered).astype(float),
+        (~gold & answered).astype(float),
+        (gold & ~answered).astype(float),
+    )
+
+
+def _rates(hits: Floats, falses: Floats, misses: Floats) -> tuple[Floats, Floats, Floats]:
+    return (
+        _ratio(hits, hits + falses),
+        _ratio(hits, hits + misses),
+        _ratio(2 * hits, 2 * hits + falses + misses),
+    )
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    out: Floats = np.zeros_like(above, dtype=np.float64)
+    np.divide(above, below, out=out, where=below > 0)
+    return out
