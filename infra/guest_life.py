@@ -131,7 +131,7 @@ class Guest:
 
     def _end(self, mark: str) -> None:
         """Kill everything that runs here, then this process; nothing gets a chance to clean up."""
-        end_all(lambda: inside(mark))
+        end_all(lambda: inside(mark, self.machine.disk))
         os._exit(0)
 
     def _reap(self, waited_for: set[int]) -> None:

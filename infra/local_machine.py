@@ -132,7 +132,7 @@ class Machine:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.directory = directory.absolute()
+        self.directory = directory.resolve()
         self.disk = self.directory / "disk"
         self.host_key = self.directory / "host_key"
         self._sleep = sleep
@@ -150,7 +150,7 @@ class Machine:
         if spec is None:
             raise FileNotFoundError(f"`{self.directory}` holds no machine")
         if orders is None or self.look().power in {Power.OFF, Power.DEAD}:
-            end_all(lambda: of_machine(spec.mark), sleep=self._sleep)
+            end_all(lambda: of_machine(spec.mark, self.disk), sleep=self._sleep)
             life = orders.life + 1 if orders else 1
             orders = Orders(life=life, on=True, since=self._now(), evict_after_s=evict_after_s)
             self._write("orders.json", orders)
@@ -165,7 +165,7 @@ class Machine:
         if orders.on and self._stop_record(orders.life) is None:
             off = Orders(life=orders.life, on=False, since=self._now(), reason=reason)
             self._write("orders.json", off)
-        end_all(lambda: of_machine(spec.mark), sleep=self._sleep)
+        end_all(lambda: of_machine(spec.mark, self.disk), sleep=self._sleep)
 
     def order_eviction(
         self, notice_s: float, reason: str = "evicted", detail: str = "", life: int | None = None
@@ -270,7 +270,7 @@ class Machine:
 
     def _look_at_the_dead(self, mark: str, orders: Orders) -> MachineState:
         """Make it so that nothing of a machine without a guest runs, and say what was found."""
-        end_all(lambda: of_machine(mark), sleep=self._sleep)
+        end_all(lambda: of_machine(mark, self.disk), sleep=self._sleep)
         stop = self._stop_record(orders.life)
         if stop is not None:  # it ended properly between two of our looks
             return MachineState(power=Power.OFF, life=orders.life, **stop)

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import psutil
 
@@ -53,19 +54,28 @@ def end_all(
         sleep(0.005)
 
 
-def of_machine(mark: str) -> set[psutil.Process]:
-    """All living processes that carry the mark, and all their descendants.
+def of_machine(mark: str, disk: Path) -> set[psutil.Process]:
+    """All living processes of a machine: those that carry its mark, and all their descendants.
 
     The mark finds those whose ancestors died; descent finds those that cleaned their environment.
+    If the guest was killed from outside, something may be neither marked nor descended: then it is
+    known by standing in the machine's disk without a terminal, which no person does.
     """
-    return _with_descendants(lambda pid, environ: pid != os.getpid() and environ.get(MARK) == mark)
+    ours = _lineage()
+
+    def belongs(process: psutil.Process) -> bool:
+        if process.pid in ours:
+            return False
+        return _environ(process).get(MARK) == mark or _stands_in(process, disk)
+
+    return {process for process in _with_descendants(belongs) if process.pid not in ours}
 
 
-def inside(mark: str) -> set[psutil.Process]:
+def inside(mark: str, disk: Path) -> set[psutil.Process]:
     """All living processes of the machine except this one, the guest that plays it."""
     me = os.getpid()
-    found = _with_descendants(lambda pid, environ: pid == me or environ.get(MARK) == mark)
-    return {process for process in found if process.pid != me}
+    below = _with_descendants(lambda process: process.pid == me)
+    return {process for process in below if process.pid != me} | of_machine(mark, disk)
 
 
 def guest_of(mark: str, life: int) -> psutil.Process | None:
@@ -107,7 +117,21 @@ def adopt_orphans() -> bool:
     return bool(ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0) == 0)
 
 
-def _with_descendants(is_root: Callable[[int, dict[str, str]], bool]) -> set[psutil.Process]:
+def _lineage() -> set[int]:
+    """This process and its ancestors, none of which may be ended by mistake."""
+    me = psutil.Process()
+    return {me.pid, *(parent.pid for parent in me.parents())}
+
+
+def _stands_in(process: psutil.Process, disk: Path) -> bool:
+    """Whether a process without a terminal has its working directory in `disk`."""
+    try:
+        return process.terminal() is None and Path(process.cwd()).is_relative_to(disk)
+    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+        return False
+
+
+def _with_descendants(is_root: Callable[[psutil.Process], bool]) -> set[psutil.Process]:
     """The living processes that satisfy `is_root`, and all that descend from them."""
     children: dict[int, list[psutil.Process]] = {}
     found: set[psutil.Process] = set()
@@ -117,7 +141,7 @@ def _with_descendants(is_root: Callable[[int, dict[str, str]], bool]) -> set[psu
         except psutil.NoSuchProcess:
             continue
         children.setdefault(parent, []).append(process)
-        if is_root(process.pid, _environ(process)):
+        if is_root(process):
             found.add(process)
     queue = list(found)
     while queue:

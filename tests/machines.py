@@ -58,7 +58,7 @@ class Subject:
 
     def processes(self) -> int:
         """How many processes of the machine live, the guest included."""
-        return len(of_machine(self.mark))
+        return len(of_machine(self.mark, self.machine.disk))
 
     def enter(self, *, user: str = "qft", key: Path | None = None) -> paramiko.SSHClient:
         """Connect, trusting the machine's own key and no other."""

@@ -1,0 +1,315 @@
+"""When a local machine ends, everything that ever ran in it ends; its disk and its key stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from machines import Subject, execute
+
+from infra.durable import write_json
+from infra.local_machine import Power
+
+QUIET = "</dev/null >/dev/null 2>&1 &"
+HIDERS = {
+    "child": "sleep 300",
+    "detached": f"setsid nohup sleep 300 {QUIET}",
+    "twice detached": f"setsid sh -c 'setsid sh -c \"sleep 300 & sleep 300\" & exit' {QUIET}",
+    "without the mark": f"env -i setsid sh -c 'sleep 300; true' {QUIET}",
+    "deaf": f"setsid sh -c 'trap \"\" TERM HUP INT; sleep 300; sleep 300' {QUIET}",
+    "frozen": f"setsid sh -c 'kill -STOP $$; true' {QUIET}",
+    "breeding": f"setsid sh -c 'while :; do sleep 300 & sleep 0.01; done' {QUIET}",
+}
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Iterator[Subject]:
+    """A machine, switched off; nothing of it is left after the test."""
+    subject = Subject.make(tmp_path)
+    yield subject
+    subject.machine.power_off("user")
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """A machine full of processes that hide in every way we know."""
+
+    guest: psutil.Process
+    processes: set[psutil.Process]
+
+    @classmethod
+    def gather(cls, subject: Subject) -> Crowd:
+        """Let them in one by one, and see that each is there."""
+        record = json.loads((subject.machine.directory / "guest.json").read_text())
+        guest = psutil.Process(record["pid"])
+        client = subject.enter()
+        count = 0
+        for command in HIDERS.values():
+            client.exec_command(command)
+            until(lambda: len(guest.children(recursive=True)) > count)  # noqa: B023  (called at once)
+            count = len(guest.children(recursive=True))
+        until(lambda: len(guest.children(recursive=True)) > len(HIDERS) + 5)
+        return cls(guest, {guest, *guest.children(recursive=True)})
+
+    def living(self) -> list[list[str]]:
+        """Which of them can still do anything."""
+        alive = []
+        for process in self.processes:
+            try:
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(process.cmdline())
+            except psutil.NoSuchProcess:
+                continue
+        return alive
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait for something that will be so."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_power_off_spares_nothing(subject: Subject) -> None:
+    """When a power-off returns, no process of the machine lives, however it hid."""
+    subject.up()
+    crowd = Crowd.gather(subject)
+
+    subject.machine.power_off("user")
+
+    assert crowd.living() == []
+    state = subject.machine.look()
+    assert (state.power, state.reason) == (Power.OFF, "user")
+
+
+def test_eviction_spares_nothing(subject: Subject) -> None:
+    """The machine that takes itself away leaves no process, and says why it went."""
+    subject.up()
+    crowd = Crowd.gather(subject)
+
+    subject.machine.order_eviction(0.0, "evicted", "asked for")
+    state = subject.wait_for(Power.OFF)
+
+    assert crowd.living() == []
+    assert (state.reason, state.detail) == ("evicted", "asked for")
+    assert state.since != ""
+
+
+def test_eviction_is_announced_inside(subject: Subject) -> None:
+    """A job that asks the metadata service learns of its end, and lives until it comes."""
+    port = subject.up().metadata_port
+    client = subject.enter()
+    job = (
+        "import json, time, urllib.request\n"
+        f"url = 'http://127.0.0.1:{port}/metadata/scheduledevents?api-version=2020-07-01'\n"
+        "while True:\n"
+        "    request = urllib.request.Request(url, headers={'Metadata': 'true'})\n"
+        "    events = json.load(urllib.request.urlopen(request))['Events']\n"
+        "    open('seen', 'a').write(f'{time.time()} {[e[\"EventType\"] for e in events]}\\n')\n"
+        "    time.sleep(0.02)\n"
+    )
+    execute(client, "cat > job.py", job.encode())
+    execute(client, "setsid python job.py </dev/null >job.log 2>&1 &")
+    seen = subject.machine.disk / "seen"
+    until(seen.exists)
+
+    asked_at = time.time()
+    subject.machine.order_eviction(1.0)
+    subject.wait_for(Power.OFF)
+
+    lines = [line.split(" ", 1) for line in seen.read_text().splitlines() if "]" in line]
+    told = [float(at) for at, events in lines if "Preempt" in events]
+    assert "[]" in lines[0][1]
+    assert told[0] - asked_at < 0.6
+    assert 0.7 < told[-1] - asked_at < 1.6
+
+
+def test_zero_notice_is_no_notice(subject: Subject) -> None:
+    """An eviction without notice is over at once."""
+    subject.up()
+    began = time.monotonic()
+
+    subject.machine.order_eviction(0.0)
+    subject.wait_for(Power.OFF)
+
+    assert time.monotonic() - began < 1.0
+
+
+def test_second_eviction_does_not_move_the_first(subject: Subject) -> None:
+    """While an eviction is under way, another one changes nothing."""
+    subject.up()
+    subject.machine.order_eviction(0.5, "price")
+
+    subject.machine.order_eviction(300.0, "evicted")
+
+    assert subject.wait_for(Power.OFF).reason == "price"
+
+
+def test_eviction_needs_nobody(subject: Subject) -> None:
+    """An eviction is carried out although whoever asked for it is killed at once."""
+    subject.up()
+    script = (
+        "import os, pathlib, signal, sys\nfrom infra.local_machine import Machine\n"
+        "Machine(pathlib.Path(sys.argv[1])).order_eviction(0.5)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    asker = subprocess.run(
+        [sys.executable, "-c", script, str(subject.machine.directory)],
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+
+    assert asker.returncode == -signal.SIGKILL
+    assert subject.machine.look().power is Power.ON
+    assert subject.wait_for(Power.OFF).reason == "evicted"
+
+
+def test_scripted_eviction_comes_by_itself(subject: Subject) -> None:
+    """A life that is to be evicted after a while is, and the next one is not."""
+    spec = subject.machine.spec()
+    assert spec is not None
+    data = json.loads((subject.machine.directory / "spec.json").read_text())
+    write_json(subject.machine.directory / "spec.json", data | {"notice_s": 0})
+    subject.machine.power_on(evict_after_s=0.6)
+    subject.wait_for(Power.ON)
+
+    state = subject.wait_for(Power.OFF)
+    subject.up()
+    time.sleep(0.8)
+
+    assert (state.reason, state.detail) == ("evicted", "scripted")
+    assert subject.machine.look().power is Power.ON
+
+
+def test_next_life_has_the_disk_and_the_key(subject: Subject) -> None:
+    """After an end the machine starts again with its files, behind the key that was pinned."""
+    subject.up()
+    execute(subject.enter(), "echo kept > file")
+    subject.machine.power_off("user")
+
+    state = subject.up()
+
+    assert state.life == 2
+    assert execute(subject.enter(), "cat file") == (0, b"kept\n", b"")
+
+
+def test_vanished_guest_is_no_running_machine(subject: Subject) -> None:
+    """If the guest is killed from outside, the machine is dead, with everything in it."""
+    subject.up()
+    crowd = Crowd.gather(subject)
+    crowd.guest.kill()
+
+    state = subject.wait_for(Power.DEAD)
+
+    assert crowd.living() == []
+    assert state.reason == "failed"
+    assert state.since != ""
+    assert "guest.log" in state.detail
+    assert subject.up().life == 2
+
+
+def test_reused_process_number_is_no_guest(subject: Subject) -> None:
+    """Another living process under the guest's number does not make a machine run."""
+    subject.up()
+    file = subject.machine.directory / "guest.json"
+    record = json.loads(file.read_text())
+    psutil.Process(record["pid"]).kill()
+    me = psutil.Process()
+
+    write_json(file, record | {"pid": me.pid, "created_at": me.create_time()})
+
+    assert subject.wait_for(Power.DEAD).reason == "failed"
+
+
+def test_terminated_guest_takes_all_along(subject: Subject) -> None:
+    """A guest that is asked to end, as when the computer shuts down, leaves nothing running."""
+    subject.up()
+    crowd = Crowd.gather(subject)
+
+    crowd.guest.terminate()
+
+    until(lambda: crowd.living() == [])
+    assert subject.machine.look().power is Power.DEAD
+
+
+def test_deleted_machine_ends_by_itself(subject: Subject) -> None:
+    """If somebody removes the machine's directory by hand, all its processes end."""
+    subject.up()
+    crowd = Crowd.gather(subject)
+
+    shutil.rmtree(subject.machine.directory)
+
+    until(lambda: crowd.living() == [])
+
+
+def test_life_has_one_guest(subject: Subject) -> None:
+    """A second guest for a life that is being played leaves at once."""
+    subject.up()
+    before = subject.processes()
+    environ = {**os.environ, "QFT_VM": subject.mark, "QFT_GUEST": "1"}
+    argv = ["-m", "infra.guest", "--dir", str(subject.machine.directory), "--life", "1"]
+
+    subprocess.run([sys.executable, *argv], cwd=Path(__file__).parents[1], env=environ, check=True)
+
+    until(lambda: subject.processes() == before)
+    assert subject.machine.look().power is Power.ON
+
+
+def test_guest_of_a_past_life_leaves(subject: Subject) -> None:
+    """A guest that comes up after its life was ended touches nothing and leaves."""
+    subject.machine.power_on()
+    subject.machine.power_off("user")
+    environ = {**os.environ, "QFT_VM": subject.mark, "QFT_GUEST": "1"}
+    argv = ["-m", "infra.guest", "--dir", str(subject.machine.directory), "--life", "1"]
+
+    subprocess.run([sys.executable, *argv], cwd=Path(__file__).parents[1], env=environ, check=True)
+
+    until(lambda: subject.processes() == 0)
+    assert not (subject.machine.directory / "guest.json").exists()
+
+
+def test_orphans_are_buried(subject: Subject) -> None:
+    """A detached process that has ended does not stay a zombie of the guest for ever."""
+    subject.up()
+    guest = psutil.Process(
+        json.loads((subject.machine.directory / "guest.json").read_text())["pid"]
+    )
+
+    execute(subject.enter(), "setsid sh -c 'setsid sleep 0.1 & exit' </dev/null >/dev/null 2>&1")
+    time.sleep(0.3)
+
+    until(lambda: guest.children() == [])
+
+
+def test_machine_outlives_its_maker(tmp_path: Path) -> None:
+    """A machine switched on by a process that is killed runs on, in a session of its own."""
+    subject = Subject.make(tmp_path)
+    script = (
+        "import os, pathlib, signal, sys\nfrom infra.local_machine import Machine\n"
+        "Machine(pathlib.Path(sys.argv[1])).power_on()\n"
+        "os.killpg(0, signal.SIGKILL)\n"
+    )
+    maker = subprocess.Popen(
+        [sys.executable, "-c", script, str(subject.machine.directory)],
+        cwd=Path(__file__).parents[1],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+    )
+    with maker:
+        output = maker.communicate(timeout=20)[0]  # ends only if the guest holds no pipe of ours
+
+    subject.wait_for(Power.ON)
+    subject.machine.power_off("user")
+
+    assert (maker.returncode, output) == (-signal.SIGKILL, b"")
