@@ -12,13 +12,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 
 from trainer.config import ConfigError, EvictionBand
 from trainer.errors import Busy, Preempted
-from trainer.job import Order, run_job
+from trainer.job import Order, never_compile, run_job
 from trainer.rows import DataError
 
-DONE, BAD_DATA, BUG, BUSY, PREEMPTED, BAD_CONFIG = 0, 65, 70, 73, 75, 78
+DONE, DIFFERS, BAD_DATA, BUG, BUSY, PREEMPTED, BAD_CONFIG = 0, 1, 65, 70, 73, 75, 78
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     train.set_defaults(run=run_train)
 
+    verify = commands.add_parser("verify", help="do some steps again and compare every bit")
+    verify.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
+    verify.add_argument("--steps", type=positive, help="how many; default: to the last checkpoint")
+    verify.add_argument("--json", action="store_true", help="print the result as JSON")
+    verify.set_defaults(run=run_verify)
+
     probe = commands.add_parser("probe", help="print versions and device as JSON")
     probe.set_defaults(run=run_probe)
     return top
@@ -77,6 +84,25 @@ def run_train(arguments: argparse.Namespace) -> int:
         say,
     )
     return DONE
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Replay a part of the run and say whether it gave the same bits."""
+    never_compile()
+    from trainer.verify import replay, to_json, to_text
+
+    result = replay(arguments.run_dir.resolve(), steps=arguments.steps, clock=monotonic, say=say)
+    text = json.dumps(to_json(result), indent=1) if arguments.json else to_text(result)
+    sys.stdout.write(text + "\n")
+    return DONE if result.equal else DIFFERS
+
+
+def positive(text: str) -> int:
+    """Read a whole number above zero."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
 
 
 def run_probe(_arguments: argparse.Namespace) -> int:

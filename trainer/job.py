@@ -76,12 +76,22 @@ def _stages(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str],
     if finished(order.run_dir, config, inputs):
         say("everything is done already: nothing to do")
         return
+    never_compile()
     from trainer import stages  # torch and friends take seconds; what is done needs none of them
 
     desk = stages.Desk(
         order=order, config=config, inputs=inputs, heartbeat=heartbeat, flag=flag, say=say
     )
     stages.work(desk)
+
+
+def never_compile() -> None:
+    """Keep torch from compiling; call before torch is imported.
+
+    bitsandbytes quantises through `torch.compile` where a C++ compiler happens to be installed:
+    slow to load, and the bits of the base would depend on the machine's compiler.
+    """
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
 def finished(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:

@@ -17,7 +17,7 @@ import torch
 from trainer.data import NOT_TRAINED, Example, collate
 from trainer.errors import Diverged, DoesNotFit, Preempted
 from trainer.eviction import Flag
-from trainer.plan import Plan, locate, micro_batches, ordinal
+from trainer.plan import Plan, micro_batches, ordinal
 from trainer.state import TrainingState, digest, finite_or_none
 from trainer.supervised import supervised_loss
 
@@ -62,11 +62,11 @@ class Watcher(Protocol):
         """Log the step, and start a save if one is due."""
 
 
-def train(bench: Bench, state: TrainingState, watcher: Watcher) -> None:
-    """Do all steps that are left; raise `Preempted` between two steps when the flag is up."""
+def train(bench: Bench, state: TrainingState, watcher: Watcher, *, until: int) -> None:
+    """Do the steps that are left until `until` are done; raise `Preempted` when the flag is up."""
     counters = state.counters
     bench.model.train()
-    while counters.step < bench.plan.steps:
+    while counters.step < until:
         if bench.flag.notice is not None:
             raise Preempted
         began_s = time.perf_counter()
@@ -78,11 +78,10 @@ def train(bench: Bench, state: TrainingState, watcher: Watcher) -> None:
         counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if result.skipped else 0
         seconds = time.perf_counter() - began_s
         counters.train_s += seconds
-        per_epoch = max(1, -(-len(bench.examples) // bench.plan.batch_size))
         watcher.after_step(
             {
                 "step": counters.step,
-                "epoch": locate(counters.step - 1, per_epoch).epoch,
+                "epoch": bench.plan.locate(counters.step - 1).epoch,
                 "loss": finite_or_none(result.loss),
                 "lr": bench.plan.lr(counters.step - 1),
                 "grad_norm": finite_or_none(result.grad_norm),

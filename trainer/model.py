@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ def load_base(
     """
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # the log is a file
     model_config = load_config(source)
     family = (
         transformers.AutoModelForSeq2SeqLM
@@ -154,7 +156,9 @@ def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model
         target_modules=find_targets(base, method),
         task_type="SEQ_2_SEQ_LM" if is_seq2seq(base.config) else "CAUSAL_LM",
     )
-    model = peft.get_peft_model(base, settings)
+    with warnings.catch_warnings():  # PEFT asks transformers by a name that v6 will drop
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        model = peft.get_peft_model(base, settings)
     if train.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     base.config.use_cache = False
@@ -168,7 +172,9 @@ def load_adapter(base: Model, directory: Path) -> Model:
     """Put a finished adapter on `base` for inference."""
     import peft
 
-    return peft.PeftModel.from_pretrained(base, str(directory)).eval()
+    with warnings.catch_warnings():  # as above
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return peft.PeftModel.from_pretrained(base, str(directory)).eval()
 
 
 def trainable(model: Model) -> dict[str, torch.nn.Parameter]:

@@ -36,13 +36,17 @@ class Plan:
 
     def batch(self, step: int) -> tuple[int, ...]:
         """Return the rows of `step`, longest first if rows are grouped by length."""
-        at = locate(step, batches_per_epoch(len(self.lengths), self.batch_size))
+        at = self.locate(step)
         if self._epochs.get(at.epoch) is None:
             self._epochs.clear()  # one epoch is in memory at a time
             self._epochs[at.epoch] = batches(
                 self.seed, at.epoch, self.lengths, self.batch_size, group=self.group_by_length
             )
         return self._epochs[at.epoch][at.index]
+
+    def locate(self, step: int) -> Position:
+        """Return the epoch and the batch within it that `step` works on."""
+        return locate(step, batches_per_epoch(len(self.lengths), self.batch_size))
 
     def lr(self, step: int) -> float:
         """Return the learning rate of `step`."""

@@ -168,7 +168,7 @@ def learn(desk: Desk, material: Material, adapted: Any) -> None:
     )
     desk.heartbeat.update(phase=Phase.TRAINING, step=state.counters.step, at_once=True)
     try:
-        train(bench, state, keeper)
+        train(bench, state, keeper, until=material.plan.steps)
     except Preempted:
         if not keeper.save_now():
             desk.say("the state of this moment could not be saved; the checkpoint before it stands")
@@ -237,8 +237,7 @@ def resume(desk: Desk, material: Material, store: Store, state: TrainingState) -
     Raises:
         ConfigError: the checkpoint belongs to a run with other settings.
     """
-    size = sum(p.numel() * p.element_size() for p in state.parameters.values())
-    limit = 4 * size + (64 << 20)  # adapter 1, moments 2, and room for headers
+    limit = size_limit(state)
     lost = count_steps(state.log.path)
     below: int | None = None
     while found := store.load_newest(tensor_bytes_max=limit, say=desk.say, below=below):
@@ -270,6 +269,12 @@ def resume(desk: Desk, material: Material, store: Store, state: TrainingState) -
         inexact_from=counters.inexact_from,
         at_once=True,
     )
+
+
+def size_limit(state: TrainingState) -> int:
+    """Return more bytes than any tensor file of this run can have; two moments are twice."""
+    size = sum(p.numel() * p.element_size() for p in state.parameters.values())
+    return 4 * size + (64 << 20)
 
 
 def _note_inexact(

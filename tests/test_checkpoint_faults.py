@@ -1,0 +1,194 @@
+"""A save that is interrupted or refused anywhere leaves the checkpoints before it whole."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from faulty_disk import Died, DyingDisk, FailingDisk, ForgetfulDisk, FullDisk
+
+from trainer.checkpoint import Snapshot, Store, load
+from trainer.disk import Disk, RealDisk
+from trainer.manifest import Damaged, directory_name, steps_present, verify
+
+LIMIT = 1 << 20
+
+
+def snapshot(step: int) -> Snapshot:
+    """Return a snapshot whose every tensor tells its step."""
+    return Snapshot(
+        step=step,
+        adapter={"a": torch.full((3, 5), float(step)), "b": torch.zeros(2, dtype=torch.bfloat16)},
+        optimizer={"a/exp_avg": torch.full((3, 5), step / 3), "a/step": torch.tensor(float(step))},
+        state={"counters": {"step": step}},
+        log=b'{"step": 1}\n' * step,
+        fingerprint={"config": {"x": 1}},
+    )
+
+
+def store(root: Path, disk: Disk | None = None) -> Store:
+    """Return a store that keeps two checkpoints."""
+    return Store(root, keep=2, disk=disk or RealDisk())
+
+
+def newest(root: Path) -> int | None:
+    """Return the step that a fresh process would resume from."""
+    fresh = store(root)
+    fresh.sweep()
+    found = fresh.load_newest(tensor_bytes_max=LIMIT, say=lambda _text: None)
+    if found is None:
+        return None
+    assert torch.equal(found.adapter["a"], torch.full((3, 5), float(found.step)))
+    return found.step
+
+
+def calls_of_a_save(root: Path) -> list[str]:
+    """Return the names of all disk calls of a third save, rotation included."""
+    disk = DyingDisk(10**9)
+    for step in (1, 2):
+        store(root).save(snapshot(step))
+    store(root, disk).save(snapshot(3))
+    return disk.calls
+
+
+def test_a_save_makes_everything_durable_in_the_promised_order(tmp_path: Path) -> None:
+    """Every file is synced, then the directory, then it is renamed, then the parent is synced."""
+    calls = calls_of_a_save(tmp_path)
+    last_sync = max(at for at, name in enumerate(calls) if name == "sync")
+    rename = calls.index("rename", last_sync)
+
+    assert calls[last_sync : rename + 2] == ["sync", "sync_directory", "rename", "sync_directory"]
+    assert calls.count("sync") == 6
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_death_at_any_disk_call_loses_no_older_checkpoint(tmp_path: Path, halves: bool) -> None:  # noqa: FBT001 - a parameter of the case
+    """Killed at every single call of a save in turn, a fresh process finds step 2 or 3, whole."""
+    total = len(calls_of_a_save(tmp_path / "count"))
+    found = []
+    for calls in range(total):
+        root = tmp_path / f"{calls}"
+        for step in (1, 2):
+            store(root).save(snapshot(step))
+        with pytest.raises(Died):
+            store(root, DyingDisk(calls, halves=halves)).save(snapshot(3))
+        found.append(newest(root))
+        store(root).save(snapshot(4))
+        assert newest(root) == 4
+        assert not [path for path in root.iterdir() if path.name.startswith(".")]
+
+    assert set(found) == {2, 3}
+    assert found == sorted(found, key=str)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_an_error_at_any_disk_call_loses_no_older_checkpoint(tmp_path: Path, code: int) -> None:
+    """With every single call of a save failing in turn, the newest whole checkpoint loads."""
+    total = len(calls_of_a_save(tmp_path / "count"))
+    for calls in range(total):
+        root = tmp_path / f"{calls}"
+        for step in (1, 2):
+            store(root).save(snapshot(step))
+        failing = store(root, FailingDisk(calls, code))
+        try:
+            failing.save(snapshot(3))
+            expected = {3}
+        except OSError:
+            expected = {2, 3}  # the error may have come after the rename
+
+        assert newest(root) in expected
+        assert len([s for s in steps_present(root) if _whole(root, s)]) >= 2
+        failing.save(snapshot(4))
+        assert newest(root) == 4
+
+
+def test_a_power_cut_after_a_save_takes_nothing_of_it(tmp_path: Path) -> None:
+    """What a finished save wrote survives a power cut that drops everything not synced."""
+    disk = ForgetfulDisk()
+    saving = store(tmp_path, disk)
+    for step in (1, 2, 3, 4):
+        saving.save(snapshot(step))
+    disk.cut()
+
+    assert newest(tmp_path) == 4
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_leaves_no_rubbish(tmp_path: Path) -> None:
+    """However little room is left, a save that does not fit leaves the directory as it was."""
+    for step in (1, 2):
+        store(tmp_path).save(snapshot(step))
+    before = sorted(tmp_path.rglob("*"))
+    for room in (0, 1, 100, 500, 1000):
+        with pytest.raises(OSError, match="No space left"):
+            store(tmp_path, FullDisk(room)).save(snapshot(3))
+        assert sorted(tmp_path.rglob("*")) == before
+
+    assert newest(tmp_path) == 2
+
+
+def test_rotation_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
+    """Of many saves the two newest stay."""
+    saving = store(tmp_path)
+    for step in range(1, 7):
+        saving.save(snapshot(step))
+
+    assert steps_present(tmp_path) == [6, 5]
+
+
+def test_rotation_counts_only_checkpoints_that_verify(tmp_path: Path) -> None:
+    """A damaged checkpoint takes no place of a good one when old ones are removed."""
+    for step in (1, 2, 3):
+        store(tmp_path).save(snapshot(step))
+    flip(tmp_path / directory_name(3) / "adapter.safetensors", 90)
+    store(tmp_path).save(snapshot(4))
+
+    assert [step for step in steps_present(tmp_path) if _whole(tmp_path, step)] == [4, 2]
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    """A resumed run that reaches the step of a damaged checkpoint saves it anew."""
+    store(tmp_path).save(snapshot(2))
+    store(tmp_path).save(snapshot(3))
+    flip(tmp_path / directory_name(3) / "optimizer.safetensors", 200)
+    assert newest(tmp_path) == 2
+    store(tmp_path).save(snapshot(3))
+
+    assert newest(tmp_path) == 3
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".damaged")] == []
+
+
+def test_a_round_trip_returns_the_same_bits_and_types(tmp_path: Path) -> None:
+    """What is loaded equals what was saved, for every tensor type that an optimizer may hold."""
+    kinds = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int8)
+    tensors = {str(kind): torch.arange(7).to(kind).reshape(7, 1) for kind in kinds}
+    tensors |= {"empty": torch.zeros(0, 3), "scalar": torch.tensor(5), "mask": torch.ones(2) > 0}
+    saved = Snapshot(
+        step=7, adapter=tensors, optimizer={}, state={"x": 0.1}, log=b"", fingerprint={}
+    )
+    store(tmp_path).save(saved)
+    found = load(tmp_path / directory_name(7), tensor_bytes_max=LIMIT)
+
+    assert set(found.adapter) == set(tensors)
+    for name, tensor in tensors.items():
+        assert (found.adapter[name].dtype, found.adapter[name].shape) == (
+            tensor.dtype,
+            tensor.shape,
+        )
+        assert torch.equal(found.adapter[name], tensor)
+    assert found.state == {"x": 0.1}
+
+
+def flip(path: Path, at: int) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def _whole(root: Path, step: int) -> bool:
+    try:
+        return verify(root / directory_name(step)).step == step
+    except Damaged:
+        return False

@@ -1,0 +1,295 @@
+"""Stopped at any step and resumed, a run gives the same losses and adapter, bit for bit."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from trainer import model as models
+from trainer.checkpoint import Store, load
+from trainer.config import load_config
+from trainer.disk import RealDisk
+from trainer.errors import Diverged, DoesNotFit, Preempted
+from trainer.eviction import Flag
+from trainer.job import CONFIG, Order, data_facts
+from trainer.loop import Bench, train
+from trainer.manifest import Damaged, directory_name
+from trainer.stages import Desk, prepare, set_up, size_limit
+from trainer.state import TrainingState
+from trainer.status import Heartbeat
+
+HARD: dict[str, dict[str, Any]] = {
+    "stretch": {"steps": 14, "batch_size": 4, "micro_batch": 1, "lr": 1e-2, "warmup": 2.0},
+    "whole": {"steps": 14, "batch_size": 4, "micro_batch": 4, "lr": 1e-2, "schedule": "cosine"},
+}
+
+
+@dataclass(kw_only=True)
+class Rig:
+    """A training set up on the tiny model, as a process would have it after its start."""
+
+    run_dir: Path
+    bench: Bench
+    state: TrainingState
+    store: Store
+    said: list[str]
+    heartbeat: Heartbeat
+
+    def train(self, until: int) -> None:
+        """Train up to and including step `until`."""
+        train(self.bench, self.state, Logger(self.state), until=until)
+
+    def save(self) -> None:
+        """Save the present state, durably."""
+        self.store.save(self.state.snapshot(FACTS))
+
+
+FACTS: dict[str, Any] = {"config": {}, "data": {}, "base": {}, "hardware": {}, "versions": {}}
+
+
+@dataclass
+class Logger:
+    """Writes the log, and raises the flag after a chosen step."""
+
+    state: TrainingState
+    flag: Flag | None = None
+    stop_after: int = -1
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def after_step(self, record: dict[str, Any]) -> None:
+        """Do what a keeper does, without saving."""
+        self.records.append(record)
+        self.state.log.append(record)
+        if self.flag and record["step"] == self.stop_after:
+            self.flag.set(seconds_left=30, reason="test")
+
+
+def rig(run_dir: Path) -> Rig:
+    """Set everything up from the config in `run_dir` and restore the newest checkpoint."""
+    said: list[str] = []
+    config = load_config(run_dir / CONFIG)
+    heartbeat = Heartbeat(run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC))
+    desk = Desk(
+        order=Order(run_dir=run_dir),
+        config=config,
+        inputs=data_facts(config, run_dir),
+        heartbeat=heartbeat,
+        flag=Flag(time.monotonic),
+        say=said.append,
+    )
+    material = prepare(desk)
+    base = models.load_base(
+        material.source, config.method, precision=material.precision, device=material.device
+    )
+    adapted = models.attach_adapter(base, config.method, config.train)
+    bench, state = set_up(desk, material, adapted)
+    store = Store(run_dir / "checkpoints", keep=2, disk=RealDisk())
+    return Rig(
+        run_dir=run_dir, bench=bench, state=state, store=store, said=said, heartbeat=heartbeat
+    )
+
+
+def restored(run_dir: Path) -> Rig:
+    """Return a rig that goes on from the newest checkpoint, as a new process would."""
+    made = rig(run_dir)
+    found = made.store.load_newest(tensor_bytes_max=size_limit(made.state), say=made.said.append)
+    if found is not None:
+        made.state.restore(found)
+    return made
+
+
+def outcome(made: Rig) -> tuple[list[dict[str, Any]], dict[str, bytes], dict[str, bytes]]:
+    """Return log, adapter and optimizer so that == compares every bit."""
+    snapshot = made.state.snapshot({})
+    spell = [
+        {k: v.numpy().tobytes() for k, v in tensors.items()}
+        for tensors in (snapshot.adapter, snapshot.optimizer)
+    ]
+    return tiny.losses(made.run_dir), spell[0], spell[1]
+
+
+@pytest.fixture(scope="module", params=sorted(HARD))
+def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    """Return a finished run: grouped by length, dropout 0.1, almost three epochs of 20 rows."""
+    run = tiny.make_run(tmp_path_factory.mktemp(request.param), rows=20, train=HARD[request.param])
+    made = rig(run)
+    made.train(until=14)
+    return made
+
+
+def twin_of(made: Rig, directory: Path) -> Path:
+    """Return a new run directory with the same config."""
+    run = directory / "run"
+    run.mkdir(parents=True)
+    (run / CONFIG).write_bytes((made.run_dir / CONFIG).read_bytes())
+    return run
+
+
+def test_stopped_after_every_step_the_bits_are_the_same(undisturbed: Rig, tmp_path: Path) -> None:
+    """For every step: train to it, save, start anew, finish: log, adapter and moments are equal."""
+    expected = outcome(undisturbed)
+    finely = undisturbed.state.counters.micro_batch == 1
+    for stop in range(14) if finely else (3, 8, 13):
+        run = twin_of(undisturbed, tmp_path / str(stop))
+        first = rig(run)
+        first.train(until=stop)
+        first.save()
+        second = restored(run)
+
+        assert second.state.counters.step == stop
+        second.train(until=14)
+        assert expected == outcome(second)
+
+
+def test_stopped_after_each_step_in_one_run(undisturbed: Rig, tmp_path: Path) -> None:
+    """A run that is evicted after every single step still ends with the same bits."""
+    run = twin_of(undisturbed, tmp_path)
+    for stop in range(1, 15):
+        made = restored(run)
+        made.train(until=stop)
+        made.save()
+
+    assert outcome(undisturbed) == outcome(made)
+
+
+def test_a_notice_stops_between_steps_and_the_log_ends_there(
+    undisturbed: Rig, tmp_path: Path
+) -> None:
+    """With the flag up the loop leaves after the step it is in, before the next begins."""
+    made = rig(twin_of(undisturbed, tmp_path))
+    logger = Logger(made.state, flag=made.bench.flag, stop_after=5)
+
+    with pytest.raises(Preempted):
+        train(made.bench, made.state, logger, until=14)
+    assert [record["step"] for record in logger.records] == [1, 2, 3, 4, 5]
+
+
+def test_a_step_given_up_in_the_middle_changes_nothing(tmp_path: Path) -> None:
+    """A notice without time left abandons a step between micro-batches; doing it again is exact."""
+    run = tiny.make_run(tmp_path, rows=20, train=HARD["stretch"])
+    made = rig(run)
+    made.train(until=3)
+    before = outcome(made)
+    model_forward = made.bench.model.forward
+    passes = []
+
+    def forward_and_hear(*args: Any, **kwargs: Any) -> Any:
+        passes.append(1)
+        if len(passes) == 2:
+            made.bench.flag.set(seconds_left=0, reason="test")
+        return model_forward(*args, **kwargs)
+
+    made.bench.model.forward = forward_and_hear
+    with pytest.raises(Preempted):
+        made.train(until=14)
+
+    assert len(passes) == 2
+    assert before == outcome(made)
+    assert all(parameter.grad is None for parameter in made.state.parameters.values())
+
+
+def test_out_of_memory_halves_the_portion_and_redoes_the_step(tmp_path: Path) -> None:
+    """When memory runs out the same step is done with half as much at a time, and it is kept so."""
+    run = tiny.make_run(tmp_path, rows=20, train=HARD["whole"], method={"dropout": 0.0})
+    plain = rig(run)
+    plain.train(until=2)
+    expected = tiny.losses(run)
+    made = rig(run)
+    original = made.bench.model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if len(kwargs["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("test")
+        return original(*args, **kwargs)
+
+    made.bench.model.forward = forward
+    made.train(until=2)
+
+    assert made.state.counters.micro_batch == 1
+    assert [r["loss"] for r in tiny.losses(run)] == pytest.approx(
+        [r["loss"] for r in expected], rel=1e-6
+    )
+    made.save()
+    assert restored(run).state.counters.micro_batch == 1
+
+
+def test_one_sequence_that_does_not_fit_is_said_so(tmp_path: Path) -> None:
+    """If even one sequence exceeds the memory, the error says what to lower."""
+    made = rig(tiny.make_run(tmp_path, rows=20, train=HARD["stretch"]))
+
+    def forward(**_kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("test")
+
+    made.bench.model.forward = forward
+    with pytest.raises(DoesNotFit, match=r"train\.max_length"):
+        made.train(until=1)
+
+
+def test_steps_without_finite_gradient_are_skipped_and_end_the_run(tmp_path: Path) -> None:
+    """A non-finite gradient changes no parameter; twenty in a row end the run."""
+    made = rig(tiny.make_run(tmp_path, rows=20, train={**HARD["whole"], "steps": 40}))
+    made.train(until=1)
+    before = outcome(made)[1]
+    original = made.bench.model.forward
+
+    def forward(**kwargs: Any) -> Any:
+        out = original(**kwargs)
+        out.logits = out.logits * float("nan")
+        return out
+
+    made.bench.model.forward = forward
+    with pytest.raises(Diverged, match="20 steps in a row"):
+        made.train(until=40)
+
+    assert before == outcome(made)[1]
+    assert made.state.counters.skipped == 20
+    assert tiny.losses(made.run_dir)[-1]["loss"] is None
+    assert tiny.losses(made.run_dir)[-1]["lr"] == made.bench.plan.lr(20)
+
+
+def test_foreign_tensors_are_refused_before_anything_changes(tmp_path: Path) -> None:
+    """A checkpoint of another rank is damaged for this run, and the state stays as it was."""
+    other = rig(tiny.make_run(tmp_path / "other", rows=20, method={"r": 2}))
+    other.train(until=1)
+    other.save()
+    made = rig(tiny.make_run(tmp_path / "mine", rows=20))
+    before = outcome_tensors(made)
+    snapshot = load(
+        other.run_dir / "checkpoints" / directory_name(1), tensor_bytes_max=size_limit(made.state)
+    )
+
+    with pytest.raises(Damaged, match="adapter"):
+        made.state.restore(snapshot)
+    assert before == outcome_tensors(made)
+
+
+def outcome_tensors(made: Rig) -> dict[str, bytes]:
+    """Return the adapter's bits."""
+    return {k: v.detach().numpy().tobytes() for k, v in made.state.parameters.items()}
+
+
+@pytest.mark.parametrize("kind", ["adamw8bit", "adamw"])
+def test_every_optimizer_resumes_to_the_same_bits(tmp_path: Path, kind: str) -> None:
+    """The moments of each optimizer survive, 8-bit ones with their scales and maps."""
+    run = tiny.make_run(
+        tmp_path / "a", rows=20, method={"optimizer": kind, "r": 64}, train=HARD["whole"]
+    )
+    whole = rig(run)
+    whole.train(until=6)
+    twin = twin_of(whole, tmp_path / "b")
+    first = rig(twin)
+    first.train(until=3)
+    first.save()
+    second = restored(twin)
+    second.train(until=6)
+    kinds = {tensor.dtype for tensor in second.state.snapshot({}).optimizer.values()}
+
+    assert outcome(whole) == outcome(second)
+    assert (torch.uint8 in kinds) == (kind == "adamw8bit")

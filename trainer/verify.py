@@ -1,0 +1,203 @@
+"""Proves a run by doing a part of it again: the same steps must give the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainer import model as models
+from trainer.checkpoint import load, tensor_chunks
+from trainer.config import ConfigError, load_config
+from trainer.disk import RealDisk
+from trainer.eviction import Flag
+from trainer.fingerprint import compare
+from trainer.job import CONFIG, Order, alone_in, data_facts
+from trainer.loop import train
+from trainer.manifest import (
+    ADAPTER,
+    OPTIMIZER,
+    Damaged,
+    Manifest,
+    directory_name,
+    steps_present,
+    verify,
+)
+from trainer.stages import Desk, prepare, set_up, size_limit
+from trainer.state import TrainingState
+from trainer.status import Heartbeat, parse_log
+
+STEPS_DEFAULT = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What a replay found; step numbers count from one, as in the log."""
+
+    after_step: int  # the checkpoint it began from; 0 is the first weights, which the seed makes
+    steps: int
+    equal: bool
+    first_difference: dict[str, Any] | None  # step, key, logged, replayed
+    params: str | None  # digest of the parameters after the last replayed step
+    checkpoint_compared: int | None  # step of a saved checkpoint whose tensors were compared too
+    caveats: tuple[str, ...]  # other hardware or versions, which may change bits
+
+
+def replay(
+    run_dir: Path, *, steps: int | None, clock: Callable[[], float], say: Callable[[str], None]
+) -> Replay:
+    """Do `steps` steps of the run in `run_dir` again, from a checkpoint, and compare everything.
+
+    Writes nothing into the run. Without `steps`, the replay goes from the last checkpoint but one
+    to the last, at most `STEPS_DEFAULT` steps.
+
+    Raises:
+        ConfigError: the run has no log yet, or its settings are not those it was trained with.
+        Busy: a trainer is at work there.
+    """
+    with alone_in(run_dir):
+        logged = _logged(run_dir)
+        heartbeat = Heartbeat(
+            run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC)
+        )
+        config = load_config(run_dir / CONFIG)
+        desk = Desk(
+            order=Order(run_dir=run_dir),
+            config=config,
+            inputs=data_facts(config, run_dir),
+            heartbeat=heartbeat,  # never started, so it writes nothing
+            flag=Flag(clock),
+            say=say,
+        )
+        material = prepare(desk)
+        base = models.load_base(
+            material.source, config.method, precision=material.precision, device=material.device
+        )
+        adapted = models.attach_adapter(base, config.method, config.train)
+        bench, state = set_up(desk, material, adapted)
+        root = run_dir / "checkpoints"
+        start = choose_start(root, last=len(logged), steps=steps)
+        caveats: tuple[str, ...] = ()
+        if start:
+            directory = root / directory_name(start)
+            snapshot = load(directory, tensor_bytes_max=size_limit(state))
+            verdict = compare(snapshot.fingerprint, material.fingerprint, allowed=())
+            verdict.require()
+            caveats = verdict.inexact
+            state.restore(snapshot)
+        until = min(start + (steps or STEPS_DEFAULT), len(logged))
+        comparer = Comparer(logged=logged)
+        train(bench, state, comparer, until=until)
+        return _judge(root, state, comparer, start=start, caveats=caveats)
+
+
+def choose_start(root: Path, *, last: int, steps: int | None) -> int:
+    """Return the newest whole checkpoint with enough logged steps after it, else 0.
+
+    "Enough" is `steps`, or at least one if that is None.
+    """
+    for step in steps_present(root):
+        if step + (steps or 1) <= last and _whole(root / directory_name(step)) is not None:
+            return step
+    return 0
+
+
+@dataclass(kw_only=True)
+class Comparer:
+    """Compares every replayed step with its line in the log."""
+
+    logged: dict[int, dict[str, Any]]
+    compared: int = 0
+    difference: dict[str, Any] | None = None
+    last: dict[str, Any] = field(default_factory=dict)
+
+    def after_step(self, record: dict[str, Any]) -> None:
+        """Note the first value that differs from the log."""
+        self.compared += 1
+        self.last = record
+        line = self.logged.get(record["step"], {})
+        for key, value in record.items():
+            if self.difference is None and key != "seconds" and line.get(key) != value:
+                self.difference = {
+                    "step": record["step"],
+                    "key": key,
+                    "logged": line.get(key),
+                    "replayed": value,
+                }
+
+
+def _judge(
+    root: Path, state: TrainingState, comparer: Comparer, *, start: int, caveats: tuple[str, ...]
+) -> Replay:
+    """Compare the tensors too, if a checkpoint of the last replayed step is there."""
+    difference, compared = comparer.difference, None
+    manifest = _whole(root / directory_name(state.counters.step))
+    if manifest is not None:
+        now = state.snapshot({})
+        compared = manifest.step
+        for name, tensors in ((ADAPTER, now.adapter), (OPTIMIZER, now.optimizer)):
+            found = hashlib.sha256(b"".join(tensor_chunks(tensors))).hexdigest()
+            if difference is None and found != manifest.files[name].sha256:
+                difference = {
+                    "step": manifest.step,
+                    "key": name,
+                    "logged": manifest.files[name].sha256,
+                    "replayed": found,
+                }
+    return Replay(
+        after_step=start,
+        steps=comparer.compared,
+        equal=difference is None,
+        first_difference=difference,
+        params=comparer.last.get("params"),
+        checkpoint_compared=compared,
+        caveats=caveats,
+    )
+
+
+def _whole(directory: Path) -> Manifest | None:
+    """Return the manifest of a checkpoint if it is there and verifies."""
+    try:
+        return verify(directory)
+    except Damaged:
+        return None
+
+
+def _logged(run_dir: Path) -> dict[int, dict[str, Any]]:
+    """Return the lines of the log by step; raise `ConfigError` if there is none."""
+    try:
+        records = [json.loads(x) for x in parse_log((run_dir / "metrics.jsonl").read_bytes())]
+        found = {int(record["step"]): record for record in records}
+    except FileNotFoundError:
+        found = {}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError([f"{run_dir}/metrics.jsonl is no log of a run: {error}"]) from error
+    if not found:
+        raise ConfigError([f"{run_dir} has no logged step yet: there is nothing to verify"])
+    return found
+
+
+def to_json(result: Replay) -> dict[str, Any]:
+    """Return the result as a JSON-safe table."""
+    return asdict(result)
+
+
+def to_text(result: Replay) -> str:
+    """Say the result in words."""
+    span = f"steps {result.after_step + 1}-{result.after_step + result.steps}"
+    if result.equal:
+        extra = (
+            f", and adapter and optimizer equal the checkpoint of step {result.checkpoint_compared}"
+            if result.checkpoint_compared
+            else ""
+        )
+        return f"verified: {span} replayed to the same losses and parameters{extra}"
+    what = result.first_difference or {}
+    where = f"first difference at step {what.get('step')}, {what.get('key')}"
+    values = f"was {what.get('logged')}, is {what.get('replayed')}"
+    caveats = [f"  other than at training: {line}" for line in result.caveats]
+    return "\n".join([f"NOT the same: {span} replayed; {where}: {values}", *caveats])
