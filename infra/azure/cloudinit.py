@@ -1,0 +1,43 @@
+"""The first boot: the machine presents the host key that we pinned before it existed."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+CUSTOM_DATA_BYTES_MAX = 65_535
+"""Azure's limit, counted before base64."""
+PRIME_NOTICES = (
+    'nohup sh -c \'curl -s -m 180 --noproxy "*" -H Metadata:true'
+    ' "http://169.254.169.254/metadata/scheduledevents?api-version=2020-07-01"\''
+    " >/dev/null 2>&1 &"
+)
+
+
+def custom_data(*, host_private_key: str, host_public_key: str) -> str:
+    """The base64 `customData` that makes cloud-init install exactly this ed25519 host key.
+
+    `customData` is returned neither by ARM nor by the metadata service; `userData` would be, to
+    every process. The key is throwaway: it dies with the machine. JSON is YAML, so the document
+    needs no YAML writer and nothing in a key can break out of it.
+
+    Raises ValueError if the document outgrows Azure's limit.
+    """
+    document = {
+        "ssh_deletekeys": True,
+        "ssh_genkeytypes": ["ed25519"],
+        "ssh_keys": {
+            "ed25519_private": host_private_key,
+            "ed25519_public": host_public_key,
+        },
+        "ssh_pwauth": False,
+        "disable_root": True,
+        # The first question switches eviction notices on, and may take two minutes to be answered:
+        # asked at boot, they flow by the time training starts.
+        "bootcmd": [PRIME_NOTICES],
+    }
+    text = f"#cloud-config\n{json.dumps(document, indent=1)}\n".encode()
+    if len(text) > CUSTOM_DATA_BYTES_MAX:
+        message = f"first-boot data of {len(text)} bytes exceeds Azure's {CUSTOM_DATA_BYTES_MAX}"
+        raise ValueError(message)
+    return base64.b64encode(text).decode()

@@ -1,0 +1,226 @@
+"""What one look at Azure tells: power, address, and why a machine stopped, if anyone knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+from infra.azure import machine
+from infra.azure.account import Account
+from infra.azure.naming import GENERATION, RUN, Names, names_of, vm_from_tags
+from infra.azure.record import RunRecord
+from infra.provider import (
+    Gone,
+    NotAllowed,
+    Observation,
+    PowerState,
+    StopReason,
+    Transient,
+    Vm,
+)
+from infra.when import utc
+
+LOG_VERSION = "2015-04-01"
+LOG_DAYS = 14
+_ASKED = {
+    "deallocate": (StopReason.USER, "deallocated because qft asked for it"),
+    "delete": (StopReason.USER, "deleted because qft asked for it"),
+    "evict": (StopReason.EVICTED, "evicted: the rehearsal that qft asked for"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looking:
+    """Reads; changes nothing."""
+
+    account: Account
+    price_now: Callable[[str, str], float | None]
+    """Size and region in, the spot price of now out; None if nobody tells."""
+
+    def observe(self, vm: Vm) -> Observation:
+        """One look at a machine: one request while it runs, one more to learn why it stopped."""
+        names = names_of(vm, self.account.settings.subscription_id)
+        record = self.account.record(vm.run_id)
+        try:
+            answer = self.get(names)
+        except Gone:
+            return self._gone(names, record)
+        power, words = machine.power_of(answer)
+        code, message = machine.failure_of(answer)
+        if power is PowerState.FAILED:
+            return Observation(
+                power=power,
+                host=self.address(record, names),
+                stop_reason=StopReason.FAILED,
+                detail=f"{code}: {message}" if code else words,
+            )
+        host = self.address(record, names)
+        url = self.account.settings.metadata_url
+        if power not in {PowerState.DEALLOCATED, PowerState.STOPPED}:
+            return Observation(power=power, host=host, metadata_url=url, detail=words)
+        if power is PowerState.STOPPED:
+            return Observation(
+                power=power,
+                host=host,
+                metadata_url=url,
+                stop_reason=StopReason.USER,
+                detail="switched off from inside: still billed until it is deallocated",
+            )
+        reason, since, told = self._why(names, record, answer)
+        return Observation(
+            power=power,
+            host=host,
+            metadata_url=url,
+            stop_reason=reason,
+            since=since,
+            detail=told or words,
+        )
+
+    def get(self, names: Names) -> dict[str, Any]:
+        """The machine with its instance view; raises `Gone` if there is none."""
+        machines = self.account.arm.compute.virtual_machines
+        return dict(
+            self.account.arm.call(
+                "look at the machine", machines.get, names.group, names.vm, expand="instanceView"
+            )
+        )
+
+    def address(self, record: RunRecord, names: Names) -> str:
+        """The machine's public address, asked for once: it is static. Empty if there is none."""
+        if record.address and record.generation == names.generation:
+            return record.address
+        addresses = self.account.arm.network.public_ip_addresses
+        try:
+            found = self.account.arm.call(
+                "look at the address", addresses.get, names.group, names.address
+            )
+        except Gone:
+            return ""
+        text = str((found.get("properties") or {}).get("ipAddress") or "")
+        if text and record.generation == names.generation:
+            record.address = text
+            record.save()
+        return text
+
+    def _gone(self, names: Names, record: RunRecord) -> Observation:
+        """No such machine: gone, or remnants if its group still stands."""
+        groups = self.account.arm.resources.resource_groups
+        try:
+            group = self.account.arm.call("look at the group", groups.get, names.group)
+        except Gone:
+            power, told = PowerState.GONE, "nothing of it is left"
+        else:
+            tags = group.get("tags") or {}
+            ours = (tags.get(RUN), tags.get(GENERATION)) == (names.run_id, str(names.generation))
+            power = PowerState.REMNANTS if ours else PowerState.GONE
+            told = "the machine is gone; its resource group remains" if ours else "gone"
+        asked = record.generation == names.generation and record.asked == "delete"
+        reason = StopReason.USER if asked else StopReason.UNKNOWN
+        return Observation(power=power, stop_reason=reason, detail=told)
+
+    # ---- why it stopped ----
+
+    def _why(
+        self, names: Names, record: RunRecord, answer: dict[str, Any]
+    ) -> tuple[StopReason, str, str]:
+        """Reason, since when, and words. Azure's model of an evicted machine does not say so.
+
+        Proof comes from our own record of what we asked, then from the activity log, which may be
+        minutes late or closed to this account. Without proof the answer is `UNKNOWN`.
+        """
+        if record.generation == names.generation and record.asked in _ASKED:
+            reason, told = _ASKED[record.asked]
+            return reason, utc(record.asked_at), told
+        code, message = machine.failure_of(answer)
+        note = f" (the last start failed: {code} {message})".rstrip() if code else ""
+        try:
+            events = self._log(names)
+        except (NotAllowed, Transient) as error:
+            told = f"deallocated, not by us; the activity log cannot be read ({error}){note}"
+            return StopReason.UNKNOWN, "", told
+        for event in events:
+            reason_of = _reason_of(event)
+            if reason_of is not None:
+                reason, told = reason_of
+                return reason, str(event.get("eventTimestamp") or ""), told + note
+        if dear := self._above_cap(answer):
+            return StopReason.PRICE, "", dear + note
+        told = "deallocated, not by us; the activity log has nothing yet, it lags by minutes"
+        return StopReason.UNKNOWN, "", told + note
+
+    def _above_cap(self, answer: dict[str, Any]) -> str:
+        """Words for a market price above the machine's cap; empty if it is not known to be."""
+        properties = answer.get("properties") or {}
+        cap = float((properties.get("billingProfile") or {}).get("maxPrice") or machine.NO_CAP)
+        size = str((properties.get("hardwareProfile") or {}).get("vmSize") or "")
+        if cap == machine.NO_CAP or not size:
+            return ""
+        price = self.price_now(size, str(answer.get("location") or "").lower())
+        if price is None or price <= cap:
+            return ""
+        return f"evicted, it seems: the market price is {price} USD/h, above the cap of {cap}"
+
+    def _log(self, names: Names) -> list[dict[str, Any]]:
+        """What the activity log tells of the machine, newest first."""
+        start = datetime.fromtimestamp(self.account.clock(), tz=UTC) - timedelta(days=LOG_DAYS)
+        wanted = (
+            f"eventTimestamp ge '{start:%Y-%m-%dT%H:%M:%SZ}' and resourceUri eq '{names.vm_id}'"
+        )
+        answer = self.account.arm.send(
+            "read the activity log",
+            "GET",
+            f"/subscriptions/{names.subscription_id}/providers/Microsoft.Insights"
+            f"/eventtypes/management/values?$filter={quote(wanted)}",
+            version=LOG_VERSION,
+        )
+        events = [one for one in answer.get("value") or [] if isinstance(one, dict)]
+        return sorted(events, key=lambda one: str(one.get("eventTimestamp")), reverse=True)
+
+    # ---- everything ----
+
+    def list_all(self) -> list[Vm]:
+        """Every machine whose group carries our tag, newest first, whoever made it."""
+        self.account.names("-", 1)  # a subscription must be chosen
+        groups = self.account.arm.pages(
+            "list the resource groups",
+            self.account.arm.resources.resource_groups.list,
+            filter=f"tagName eq '{RUN}'",
+        )
+        found = [one for one in map(self._of_group, groups) if one is not None]
+        return sorted(found, key=lambda vm: vm.created_at, reverse=True)
+
+    def _of_group(self, group: dict[str, Any]) -> Vm | None:
+        """The machine of one group; the group's tags say where to look, lists may lag."""
+        vm = vm_from_tags(
+            group.get("tags") or {},
+            subscription_id=self.account.settings.subscription_id,
+            power=PowerState.REMNANTS,
+        )
+        if vm is None:
+            return None
+        seen = self.observe(vm)
+        if seen.power is PowerState.GONE:
+            return None
+        return Vm(**{**vars(vm), "power": seen.power, "host": seen.host})
+
+
+def _reason_of(event: dict[str, Any]) -> tuple[StopReason, str] | None:
+    """What one event of the activity log says about why a machine stopped; None if nothing."""
+    operation = str((event.get("operationName") or {}).get("value") or "").lower()
+    status = str((event.get("status") or {}).get("value") or "").lower()
+    if status and status not in {"succeeded", "started", "accepted"}:
+        return None
+    who = str(event.get("caller") or "somebody")
+    if operation.endswith("/evictspotvm/action"):
+        words = " ".join(str(value) for value in (event.get("properties") or {}).values())
+        if "price" in words.lower():
+            return StopReason.PRICE, "evicted: the market price rose above the cap"
+        return StopReason.EVICTED, "evicted: Azure took the capacity back"
+    if operation.endswith("/simulateeviction/action"):
+        return StopReason.EVICTED, f"evicted: a rehearsal asked for by {who}"
+    if operation.endswith(("/deallocate/action", "/delete")):
+        return StopReason.USER, f"deallocated by {who}"
+    return None

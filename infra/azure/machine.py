@@ -1,0 +1,175 @@
+"""The body that asks for one spot machine, and the reading of what Azure made of it; all pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from infra.azure.cloudinit import custom_data
+from infra.azure.naming import CARD, Names
+from infra.provider import BadRequest, PowerState, VmSpec
+
+NO_CAP = -1
+"""Azure's word for "never evict for the price"; the price is then capped at on-demand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Make:
+    """How machines are made, apart from what the spec says."""
+
+    image: str
+    """URN: publisher:offer:sku:version."""
+    disk_sku: str
+    identity: bool
+    """Whether it gets a managed identity of its own."""
+
+
+def body(spec: VmSpec, *, names: Names, tags: dict[str, str], make: Make) -> dict[str, Any]:
+    """The `virtualMachines` PUT body: spot, under the cap, gone without a trace when deleted.
+
+    `securityProfile` is left out on purpose:
+    naming `Standard` needs a feature that few subscriptions have, and Secure Boot breaks drivers.
+    """
+    machine: dict[str, Any] = {
+        "location": spec.offer.region,
+        "tags": tags,
+        "properties": {
+            "priority": "Spot",
+            "evictionPolicy": "Deallocate",
+            "billingProfile": {"maxPrice": cap_of(spec)},
+            "hardwareProfile": {"vmSize": spec.offer.size},
+            "storageProfile": {
+                "imageReference": image_of(make.image),
+                "osDisk": {
+                    "name": names.disk,
+                    "createOption": "FromImage",
+                    "deleteOption": "Delete",
+                    "caching": "ReadWrite",
+                    "diskSizeGB": spec.disk_gb,
+                    "managedDisk": {"storageAccountType": make.disk_sku},
+                },
+            },
+            "osProfile": {
+                "computerName": names.vm[:63].rstrip("-"),
+                "adminUsername": spec.user,
+                "customData": custom_data(
+                    host_private_key=spec.host_private_key, host_public_key=spec.host_public_key
+                ),
+                "linuxConfiguration": {
+                    "disablePasswordAuthentication": True,
+                    "ssh": {
+                        "publicKeys": [
+                            {
+                                "path": f"/home/{spec.user}/.ssh/authorized_keys",
+                                "keyData": spec.public_key.strip(),
+                            }
+                        ]
+                    },
+                },
+            },
+            "networkProfile": {
+                "networkInterfaces": [
+                    {
+                        "id": names.id_of(CARD, names.card),
+                        "properties": {"primary": True, "deleteOption": "Delete"},
+                    }
+                ]
+            },
+            "diagnosticsProfile": {"bootDiagnostics": {"enabled": True}},
+        },
+    }
+    if make.identity:
+        machine["identity"] = {"type": "SystemAssigned"}
+    if spec.offer.zone:
+        machine["zones"] = [spec.offer.zone]
+    return machine
+
+
+def cap_of(spec: VmSpec) -> float:
+    """The cap as Azure wants it: USD per hour with five decimals, or -1 for none.
+
+    Raises `BadRequest` for a cap that is not above zero.
+    """
+    cap = spec.max_price_usd_per_h
+    if cap is None:
+        return NO_CAP
+    if not cap > 0 or round(cap, 5) <= 0:
+        raise BadRequest(f"a cap of {cap} USD/h rents nothing", hint="raise `vm.max_price`")
+    return round(cap, 5)
+
+
+def image_of(urn: str) -> dict[str, str]:
+    """`publisher:offer:sku:version` as Azure's image reference."""
+    parts = urn.split(":")
+    if len(parts) != 4 or not all(parts):
+        raise BadRequest(f"`{urn}` is not publisher:offer:sku:version")
+    return dict(zip(("publisher", "offer", "sku", "version"), parts, strict=True))
+
+
+def not_as_asked(answer: dict[str, Any], spec: VmSpec) -> str:
+    """Why the machine that Azure describes is not a spot machine under our cap; empty if it is."""
+    properties = answer.get("properties") or {}
+    priority = properties.get("priority") or "Regular"
+    cap = (properties.get("billingProfile") or {}).get("maxPrice")
+    policy = properties.get("evictionPolicy")
+    if priority != "Spot":
+        return f"its priority is {priority}, which is billed at the on-demand price"
+    if cap is None or abs(float(cap) - cap_of(spec)) > 1e-6:
+        return f"its price cap is {cap} instead of {cap_of(spec)} USD/h"
+    if policy != "Deallocate":
+        return f"its eviction policy is {policy}, which loses the disk"
+    return ""
+
+
+def power_of(answer: dict[str, Any]) -> tuple[PowerState, str]:
+    """The power state and Azure's own words for it, from a GET with the instance view.
+
+    Statuses come in any order, and the power state can be absent, so nothing is read by position.
+    """
+    properties = answer.get("properties") or {}
+    made = str(properties.get("provisioningState") or "").lower()
+    view = properties.get("instanceView") or {}
+    statuses = [one for one in view.get("statuses") or [] if isinstance(one, dict)]
+    codes = [str(one.get("code") or "") for one in statuses]
+    power = next((c.partition("/")[2] for c in codes if c.lower().startswith("powerstate/")), "")
+    known = _POWER.get(power.lower())
+    if made == "deleting":
+        return PowerState.STOPPING, "being deleted"
+    if known is not None and (made != "failed" or known in _TRUSTED_AFTER_FAILURE):
+        return known, _words(statuses, "powerstate/")
+    if made == "failed":
+        return PowerState.FAILED, _words(statuses, "provisioningstate/") or "provisioning failed"
+    return PowerState.CREATING, _words(statuses, "provisioningstate/") or made
+
+
+_POWER = {
+    "creating": PowerState.CREATING,
+    "starting": PowerState.STARTING,
+    "running": PowerState.RUNNING,
+    "stopping": PowerState.STOPPING,
+    "stopped": PowerState.STOPPED,
+    "deallocating": PowerState.STOPPING,
+    "deallocated": PowerState.DEALLOCATED,
+}
+_TRUSTED_AFTER_FAILURE = {PowerState.RUNNING, PowerState.DEALLOCATED}
+
+
+def failure_of(answer: dict[str, Any]) -> tuple[str, str]:
+    """Code and message of a failed provisioning, from the instance view; empty if not told."""
+    view = (answer.get("properties") or {}).get("instanceView") or {}
+    for one in view.get("statuses") or []:
+        parts = str(one.get("code") or "").split("/")
+        if len(parts) == 3 and [part.lower() for part in parts[:2]] == [
+            "provisioningstate",
+            "failed",
+        ]:
+            return parts[2], str(one.get("message") or one.get("displayStatus") or "")
+    return "", ""
+
+
+def _words(statuses: list[dict[str, Any]], prefix: str) -> str:
+    for one in statuses:
+        if str(one.get("code") or "").lower().startswith(prefix):
+            told = [one.get("displayStatus"), one.get("message")]
+            return ": ".join(str(word) for word in told if word)
+    return ""

@@ -1,0 +1,79 @@
+"""What Azure refused lately, so that no run tries again and again where there is nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from infra.durable import read_json, write_json
+from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError
+from infra.when import utc
+
+TTL_S: dict[type[ProviderError], float] = {
+    NoCapacity: 600.0,  # a region that was full is free again after ten minutes in 28 of 100 cases
+    PriceAboveCap: 300.0,
+    OverQuota: 3600.0,  # unless the usage list can be read: then it decides
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """One refusal and until when it is believed."""
+
+    size: str
+    region: str
+    error: str
+    why: str
+    at_s: float
+    until_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Refusals of this account, shared by all runs of this computer; losing it costs a retry."""
+
+    path: Path
+    clock: Callable[[], float]
+
+    def note(self, offer: Offer, error: ProviderError) -> None:
+        """Remember a refusal that another offer may get around; ignores all other errors."""
+        ttl_s = TTL_S.get(type(error))
+        if ttl_s is None:
+            return
+        now = self.clock()
+        fresh = Refusal(
+            size=offer.size,
+            region=offer.region,
+            error=type(error).__name__,
+            why=str(error),
+            at_s=now,
+            until_s=now + ttl_s,
+        )
+        others = [
+            one for one in self.refusals() if (one.size, one.region) != (fresh.size, fresh.region)
+        ]
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_json(self.path, [asdict(one) for one in (*others, fresh)])
+
+    def refusals(self) -> list[Refusal]:
+        """The refusals that are still believed."""
+        try:
+            rows = read_json(self.path) or []
+            known = [Refusal(**row) for row in rows]
+        except (ValueError, TypeError):  # damaged or of another version: forgotten
+            return []
+        return [one for one in known if one.until_s > self.clock()]
+
+    def why_not(self, size: str, region: str, *, quota_known: bool) -> str:
+        """Why that place is not worth asking now; empty if it is.
+
+        The spot quota is one pool for a whole region, so its refusal counts for every size there.
+        """
+        for one in self.refusals():
+            of_quota = one.error == OverQuota.__name__
+            if of_quota and quota_known:
+                continue
+            if one.region == region and (of_quota or one.size.lower() == size.lower()):
+                return f"refused at {utc(one.at_s)}: {one.why}"
+        return ""

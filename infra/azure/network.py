@@ -1,0 +1,107 @@
+"""The network of one machine: only the caller's address reaches it, and only on port 22."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from infra.provider import NotAllowed
+
+RULE = "ssh-from-caller"
+SUBNET = "qft"
+
+
+def source_prefix(address: str) -> str:
+    """The caller's address as the source that the firewall admits: one host, or a given CIDR.
+
+    Raises `NotAllowed` for anything that would open the machine to the world or is no address.
+    """
+    try:
+        network = ipaddress.ip_network(address.strip(), strict=False)
+    except ValueError as error:
+        raise NotAllowed(
+            f"`{address}` is not an address; the firewall must admit exactly yours",
+            hint="set QFT_CALLER_ADDRESS to your public address",
+        ) from error
+    widest = 16 if network.version == 4 else 48
+    if network.prefixlen < widest:
+        raise NotAllowed(
+            f"`{network}` would admit too many strangers; the widest allowed is /{widest}",
+            hint="set QFT_CALLER_ADDRESS to your public address",
+        )
+    return str(network)
+
+
+def firewall(*, region: str, tags: dict[str, str], source: str) -> dict[str, Any]:
+    """The network security group: SSH from `source`, nothing else from outside."""
+    return {"location": region, "tags": tags, "properties": {"securityRules": [rule(source)]}}
+
+
+def rule(source: str) -> dict[str, Any]:
+    """The one rule that admits the caller."""
+    return {
+        "name": RULE,
+        "properties": {
+            "description": "SSH from the computer that rented this machine",
+            "protocol": "Tcp",
+            "direction": "Inbound",
+            "access": "Allow",
+            "priority": 1000,
+            "sourceAddressPrefix": source,
+            "sourcePortRange": "*",
+            "destinationAddressPrefix": "*",
+            "destinationPortRange": "22",
+        },
+    }
+
+
+def network(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
+    """A virtual network with one subnet; the firewall stands at the network card.
+
+    Subnets made with this API version have no way out of their own: the public address is not a
+    convenience but what lets the machine install anything.
+    """
+    return {
+        "location": region,
+        "tags": tags,
+        "properties": {
+            "addressSpace": {"addressPrefixes": ["10.42.0.0/24"]},
+            "subnets": [{"name": SUBNET, "properties": {"addressPrefix": "10.42.0.0/24"}}],
+        },
+    }
+
+
+def address(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
+    """A static Standard address, so that it survives deallocation (and bills while it exists)."""
+    return {
+        "location": region,
+        "tags": tags,
+        "sku": {"name": "Standard"},
+        "properties": {"publicIPAllocationMethod": "Static", "publicIPAddressVersion": "IPv4"},
+    }
+
+
+def card(
+    *, region: str, tags: dict[str, str], subnet_id: str, address_id: str, firewall_id: str
+) -> dict[str, Any]:
+    """The network card; its address is deleted with the machine that carries it."""
+    return {
+        "location": region,
+        "tags": tags,
+        "properties": {
+            "networkSecurityGroup": {"id": firewall_id},
+            "ipConfigurations": [
+                {
+                    "name": "main",
+                    "properties": {
+                        "primary": True,
+                        "subnet": {"id": subnet_id},
+                        "publicIPAddress": {
+                            "id": address_id,
+                            "properties": {"deleteOption": "Delete"},
+                        },
+                    },
+                }
+            ],
+        },
+    }

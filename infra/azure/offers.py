@@ -1,0 +1,148 @@
+"""What could be rented now, best first, with price, age, band, quota, and why something cannot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from infra.azure.account import Account
+from infra.azure.errors import QUOTA_PORTAL
+from infra.azure.memory import Memory
+from infra.azure.sources import SPOT_QUOTA, Findings, Sources
+from infra.azure.web import fetch
+from infra.catalog import REGIONS, GpuSize, folded, reference_spot_usd_per_h, sizes
+from infra.pricing import PriceList, Quote
+from infra.provider import Offer, ProviderError, Want
+
+DISK_USD_PER_GB_H = 9.60 / 128 / 730
+"""StandardSSD E10, public list price of a month of 730 hours."""
+ADDRESS_USD_PER_H = 0.005
+"""Static Standard public address, public list price."""
+RETAIL_PATH = "/api/retail/prices"
+PRICES_FRESH_S = 900.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offers:
+    """Sizes times regions, with what could be learnt of each in a few seconds."""
+
+    account: Account
+    sources: Sources
+    memory: Memory
+
+    def list(self, want: Want) -> list[Offer]:
+        """Every machine with one whole card of `want.gpu`; creates nothing, waits seconds at most.
+
+        Free offers come first. Named regions keep the user's order for each size; otherwise the
+        cheapest comes first.
+        """
+        known = [one for one in sizes(gpu=want.gpu) if one.gpu_count == 1]
+        regions = [one.lower() for one in want.regions or REGIONS["azure"]]
+        quotes: list[Quote] = []
+        prices = self.prices(fresh_s=PRICES_FRESH_S)
+        names = [one.size for one in known]
+        found = self.sources.gather(
+            names, regions, also=lambda: quotes.extend(prices.quotes(names, regions))
+        )
+        table = {(one.size.lower(), one.region): one for one in list_of(quotes)}
+        if not table:
+            offline = replace(prices, fetch=_refuse, fresh_s=float("inf"))
+            table = {(one.size.lower(), one.region): one for one in offline.quotes(names, regions)}
+        offers = [
+            self._offer(size, region, table[size.size.lower(), region], want, found)
+            for size in known
+            for region in regions
+        ]
+        rank = {region: index for index, region in enumerate(regions)}
+        order = {one.size: index for index, one in enumerate(known)}
+        if want.regions:
+            return sorted(offers, key=lambda o: (bool(o.blocked_by), order[o.size], rank[o.region]))
+        return sorted(
+            offers,
+            key=lambda o: (bool(o.blocked_by), o.spot_usd_per_h, o.eviction_band, rank[o.region]),
+        )
+
+    def prices(self, *, fresh_s: float) -> PriceList:
+        """The vendor's price list, from disk if it is younger than `fresh_s`."""
+        endpoint = self.account.settings.prices_endpoint
+        self.account.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return PriceList(
+            fetch=fetch_json,
+            cache=self.account.state_dir / "prices.json",
+            clock=self.account.clock,
+            endpoint=endpoint if RETAIL_PATH in endpoint else f"{endpoint}{RETAIL_PATH}",
+            fresh_s=fresh_s,
+            patience_s=self.account.settings.offers_wait_s,
+        )
+
+    def price_now(self, size: str, region: str) -> float | None:
+        """The spot price of this minute as the price list tells it; None if it does not answer."""
+        prices = self.prices(fresh_s=60.0)
+        (quote,) = prices.quotes([size], [region])
+        return None if prices.problems else quote.spot_usd_per_h
+
+    def _offer(
+        self, size: GpuSize, region: str, quote: Quote, want: Want, found: Findings
+    ) -> Offer:
+        reference = size.spot_usd_per_h or quote.on_demand_usd_per_h
+        price = quote.spot_usd_per_h or reference or reference_spot_usd_per_h(size.gpu)
+        quota = found.quota.get(region, {}).get(folded(SPOT_QUOTA))
+        left = None if quota is None else max(quota[1] - quota[0], 0) // size.vcpus
+        offer = Offer(
+            provider="azure",
+            region=region,
+            size=size.size,
+            gpu=size.gpu,
+            gpu_memory_gb=size.gpu_memory_gb,
+            spot_usd_per_h=price,
+            on_demand_usd_per_h=quote.on_demand_usd_per_h,
+            idle_usd_per_h=round(128 * DISK_USD_PER_GB_H + ADDRESS_USD_PER_H, 4),
+            eviction_band=found.bands.get((size.size.lower(), region), ""),
+            quota_left=left,
+            price_source=quote.source,
+            priced_at=quote.priced_at,
+        )
+        unsold = quote.spot_usd_per_h is None and "catalog" not in quote.source
+        why = (
+            found.restricted.get(region, {}).get(size.size.lower(), "")
+            or ("the price list has no spot price for it there" if unsold else "")
+            or _quota_obstacle(size, region, quota)
+            or _price_obstacle(price, want.max_price_usd_per_h)
+            or self.memory.why_not(size.size, region, quota_known=quota is not None)
+        )
+        return replace(offer, blocked_by=why)
+
+
+def _quota_obstacle(size: GpuSize, region: str, quota: tuple[int, int] | None) -> str:
+    if quota is None or quota[1] - quota[0] >= size.vcpus:
+        return ""
+    used, limit = quota
+    return (
+        f"spot quota ({SPOT_QUOTA}) of {region}: {used} of {limit} vCPUs used, {size.vcpus} needed;"
+        f" ask for more at {QUOTA_PORTAL}"
+    )
+
+
+def _price_obstacle(price: float, cap: float | None) -> str:
+    if cap is None or price <= cap:
+        return ""
+    return f"costs {price:.4f} USD/h now, above the cap of {cap:.4f}"
+
+
+def fetch_json(url: str) -> Any:
+    """A page of JSON; raises `OSError` or `ValueError`, as `pricing.py` expects."""
+    try:
+        return json.loads(fetch(url, timeout_s=3.0))
+    except ProviderError as error:
+        raise OSError(str(error)) from error
+
+
+def _refuse(url: str) -> Any:
+    raise OSError(f"{url} is not asked again")
+
+
+def list_of(quotes: Sequence[Quote]) -> list[Quote]:
+    """A copy taken in one step: a late answer may still be adding to the original."""
+    return [*quotes]

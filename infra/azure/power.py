@@ -1,0 +1,153 @@
+"""Start, deallocate, rehearse an eviction, and let the caller's present address through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from infra.azure import machine, network
+from infra.azure.account import Account
+from infra.azure.looking import Looking
+from infra.azure.naming import Names, names_of
+from infra.azure.record import RunRecord
+from infra.provider import Gone, PowerState, Transient, Vm
+
+if TYPE_CHECKING:
+    from infra.azure.sdk import Operation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """Changes the power of an existing machine."""
+
+    account: Account
+    looking: Looking
+
+    def start(self, vm: Vm) -> None:
+        """Start the machine; silent if it runs or is starting.
+
+        Waits `accept_wait_s` at most, to hear of an early refusal. Raises `NoCapacity`,
+        `OverQuota`, `PriceAboveCap`, `Gone`.
+        """
+        names = names_of(vm, self.account.settings.subscription_id)
+        power, _ = machine.power_of(self.looking.get(names))
+        if power in {PowerState.RUNNING, PowerState.STARTING, PowerState.CREATING}:
+            return
+        self.admit_caller(vm)
+        record = self._record(vm)
+        self._act(record, names, "start", wait_s=self.account.settings.accept_wait_s)
+
+    def deallocate(self, vm: Vm) -> None:
+        """Release the compute; silent if it is released, returns when Azure says so."""
+        names = names_of(vm, self.account.settings.subscription_id)
+        power, _ = machine.power_of(self.looking.get(names))
+        if power is PowerState.DEALLOCATED:
+            return
+        record = self._record(vm)
+        wait_s = self.account.settings.operation_wait_s
+        if not self._act(record, names, "deallocate", wait_s=wait_s):
+            raise Transient(
+                f"Azure has been deallocating `{names.vm}` for {wait_s:.0f} s: it still bills",
+                hint="`qft ls --all` shows when it stops; the portal can stop it too",
+            )
+
+    def evict(self, vm: Vm) -> None:
+        """Ask for a rehearsal. The record knows that the eviction, when seen, was asked for."""
+        names = names_of(vm, self.account.settings.subscription_id)
+        self._record(vm).note("evict", self.account.clock())
+        machines = self.account.arm.compute.virtual_machines
+        self.account.arm.call(
+            "rehearse an eviction", machines.simulate_eviction, names.group, names.vm
+        )
+
+    def admit_caller(self, vm: Vm) -> bool:
+        """Make the firewall admit the caller's address of now; whether it had to change.
+
+        The firewall is asked, not our memory: another computer may have changed it.
+        """
+        names = names_of(vm, self.account.settings.subscription_id)
+        source = network.source_prefix(self.account.caller())
+        record = self._record(vm)
+        rules = self.account.arm.network.security_rules
+        try:
+            found = self.account.arm.call(
+                "look at the firewall", rules.get, names.group, names.firewall, network.RULE
+            )
+        except Gone:
+            found = {}
+        admitted = (found.get("properties") or {}).get("sourceAddressPrefix")
+        record.caller, record.caller_at = source, self.account.clock()
+        record.save()
+        if admitted == source:
+            return False
+        operation = self.account.arm.begin(
+            f"let {source} through the firewall",
+            rules.begin_create_or_update,
+            names.group,
+            names.firewall,
+            network.RULE,
+            {"properties": network.rule(source)["properties"]},
+        )
+        if not operation.settle(wait_s=self.account.settings.accept_wait_s):
+            raise Transient("Azure is still changing the firewall")
+        return True
+
+    def _record(self, vm: Vm) -> RunRecord:
+        record = self.account.record(vm.run_id)
+        if record.generation != vm.generation:
+            record = RunRecord(path=record.path, generation=vm.generation)
+        return record
+
+    def _act(self, record: RunRecord, names: Names, verb: str, *, wait_s: float) -> bool:
+        """Start or deallocate; whether it was done within `wait_s`."""
+        if record.asked != verb:
+            record.tokens.pop(verb, None)  # an older order of the same kind has long ended
+        record.note(verb, self.account.clock())
+        try:
+            operation = self.account.pursue(
+                record, verb, lambda token: self._begin(names, verb, token)
+            )
+            done = operation.settle(wait_s=wait_s)
+        except Transient:
+            # A broken connection does not say whether the order arrived: the machine does.
+            self.account.finished(record, verb)
+            if not self._under_way(names, verb):
+                raise
+            done = self._watch(names, verb, wait_s=wait_s)
+        except Gone:
+            self.account.finished(record, verb)
+            self.looking.get(names)  # raises Gone if it is the machine that is gone
+            done = self._watch(names, verb, wait_s=wait_s)
+        if done:
+            self.account.finished(record, verb)
+        return done
+
+    def _begin(self, names: Names, verb: str, token: str) -> Operation:
+        machines = self.account.arm.compute.virtual_machines
+        order: Any = {"start": machines.begin_start, "deallocate": machines.begin_deallocate}[verb]
+        more = {"continuation_token": token} if token else {}
+        return self.account.arm.begin(f"{verb} `{names.vm}`", order, names.group, names.vm, **more)
+
+    def _under_way(self, names: Names, verb: str) -> bool:
+        power, _ = machine.power_of(self.looking.get(names))
+        return power in _TOWARDS[verb]
+
+    def _watch(self, names: Names, verb: str, *, wait_s: float) -> bool:
+        """Look at the machine itself until it is where `verb` leads, for at most `wait_s`."""
+        deadline = self.account.clock() + wait_s
+        while True:
+            power, _ = machine.power_of(self.looking.get(names))
+            if power is _GOALS[verb]:
+                return True
+            if power not in _TOWARDS[verb]:
+                raise Transient(f"`{names.vm}` is {power}: the order to {verb} it got lost")
+            if self.account.clock() >= deadline:
+                return False
+            self.account.sleep(self.account.settings.polling_s)
+
+
+_GOALS = {"start": PowerState.RUNNING, "deallocate": PowerState.DEALLOCATED}
+_TOWARDS = {
+    "start": {PowerState.STARTING, PowerState.RUNNING},
+    "deallocate": {PowerState.STOPPING, PowerState.DEALLOCATED},
+}

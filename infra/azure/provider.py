@@ -1,0 +1,136 @@
+"""`Provider` over Azure: each promise of the seam in the words of Azure Resource Manager."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.azure.account import Account
+from infra.azure.creation import Creation
+from infra.azure.looking import Looking
+from infra.azure.memory import Memory
+from infra.azure.offers import Offers
+from infra.azure.power import Power
+from infra.azure.settings import AzureSettings
+from infra.azure.sources import Sources
+from infra.azure.teardown import Teardown
+from infra.azure.web import public_address
+from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
+
+if TYPE_CHECKING:
+    from infra.azure.sdk import Arm
+
+
+class AzureProvider:
+    """Rents spot machines on Azure. Safe to call again after a crash at any point."""
+
+    def __init__(
+        self,
+        settings: AzureSettings,
+        state_dir: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+        arm: Arm | None = None,
+    ) -> None:
+        self._settings = settings
+        self._state_dir = state_dir
+        self._clock = clock
+        self._sleep = sleep
+        self._arm = arm
+
+    name = "azure"
+    traits = Traits(rents=True, evicts=True)
+
+    def offers(self, want: Want) -> list[Offer]:
+        """What could be rented now, best first, with what is blocked and why; creates nothing."""
+        return self._offers.list(want)
+
+    def create(self, spec: VmSpec) -> Vm:
+        """The machine of `spec.run_id`: accepted by ARM, spot, under the cap; or an error."""
+        return self._creation.create(spec)
+
+    def observe(self, vm: Vm) -> Observation:
+        """Look at the machine once."""
+        return self._looking.observe(vm)
+
+    def start(self, vm: Vm) -> None:
+        """Start a deallocated machine under its old cap, admitting the caller's address of now."""
+        self._power.start(vm)
+
+    def deallocate(self, vm: Vm) -> None:
+        """Release the compute and keep the disk; returns when Azure says that it is released."""
+        self._power.deallocate(vm)
+
+    def delete(self, run_id: str) -> list[Removed]:
+        """Remove the run's resource group and wait until it is gone."""
+        return self._teardown.remove(run_id)
+
+    def list_all(self) -> list[Vm]:
+        """Every machine with our tag, newest first, from the cloud's memory alone."""
+        return self._looking.list_all()
+
+    def evict(self, vm: Vm) -> None:
+        """Ask Azure to rehearse an eviction; the machine is deallocated within minutes."""
+        self._power.evict(vm)
+
+    def admit_caller(self, vm: Vm) -> bool:
+        """Let the firewall admit the caller's address of now; whether it had to change."""
+        return self._power.admit_caller(vm)
+
+    def close(self) -> None:
+        """Let go of open connections; the provider can be used again afterwards."""
+        if "account" in self.__dict__:
+            self.account.arm.close()
+
+    # ---- the parts, made when first needed: importing the SDKs takes half a second ----
+
+    @cached_property
+    def account(self) -> Account:
+        """The account with everything that its parts share."""
+        return Account(
+            settings=self._settings,
+            arm=self._arm or self._open(),
+            state_dir=self._state_dir,
+            clock=self._clock,
+            sleep=self._sleep,
+            find_address=lambda: public_address(self._settings.address_endpoint),
+        )
+
+    def _open(self) -> Arm:
+        from infra.azure.sdk import Arm
+
+        return Arm(self._settings, sleep=self._sleep, clock=self._clock)
+
+    @cached_property
+    def _looking(self) -> Looking:
+        return Looking(account=self.account, price_now=self._offers.price_now)
+
+    @cached_property
+    def _memory(self) -> Memory:
+        return Memory(path=self._state_dir / "refusals.json", clock=self._clock)
+
+    @cached_property
+    def _offers(self) -> Offers:
+        sources = Sources(account=self.account)
+        return Offers(account=self.account, sources=sources, memory=self._memory)
+
+    @cached_property
+    def _teardown(self) -> Teardown:
+        return Teardown(account=self.account)
+
+    @cached_property
+    def _power(self) -> Power:
+        return Power(account=self.account, looking=self._looking)
+
+    @cached_property
+    def _creation(self) -> Creation:
+        return Creation(
+            account=self.account,
+            looking=self._looking,
+            teardown=self._teardown,
+            memory=self._memory,
+        )

@@ -1,0 +1,65 @@
+"""What this computer remembers of a run's machine, written before and after every request.
+
+It makes resuming quicker and more certain; nothing depends on it: with the file lost, tags and
+names find everything again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from infra.durable import read_json, write_json
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """The memory of one run; `save` makes it durable."""
+
+    path: Path
+    generation: int = 0
+    """The generation that the rest of the record speaks of."""
+    asked: str = ""
+    """The last thing asked of the machine: create, start, deallocate, evict, delete."""
+    asked_at: float = 0.0
+    """When, in seconds since 1970."""
+    ids: dict[str, str] = field(default_factory=dict)
+    """Full ids of what exists or may exist, by name; written before each is asked for."""
+    tokens: dict[str, str] = field(default_factory=dict)
+    """Continuation tokens of operations that were accepted and not seen to end."""
+    address: str = ""
+    """The machine's public address."""
+    caller: str = ""
+    """The source that the firewall admits."""
+    caller_at: float = 0.0
+    """When the caller's address was last looked up."""
+    removing: list[list[str]] = field(default_factory=list)
+    """Kind and id of what a deletion under way removes."""
+
+    @classmethod
+    def load(cls, directory: Path, run_id: str) -> RunRecord:
+        """The record of `run_id`, an empty one if there is none or it cannot be read."""
+        path = directory / f"{run_id}.json"
+        try:
+            value = read_json(path)
+        except ValueError:  # a damaged memory is a lost one; the cloud's tags are the truth
+            value = None
+        known = {one.name for one in fields(cls)} - {"path"}
+        kept = {key: value[key] for key in known & set(value)} if isinstance(value, dict) else {}
+        return cls(path=path, **kept)
+
+    def save(self) -> None:
+        """Replace the file, whole and durably."""
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        value = asdict(self)
+        del value["path"]
+        write_json(self.path, {"version": 1, **value})
+
+    def note(self, asked: str, at: float) -> None:
+        """Write down what is about to be asked for."""
+        self.asked, self.asked_at = asked, at
+        self.save()
+
+    def forget(self) -> None:
+        """Remove the file: nothing of the run remains."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,295 @@
+"""The only door to the Azure SDKs: they wait with our clock, and fail with our errors.
+
+What is set right here, each found by running these very versions: the pollers' own threads and
+30-second sleeps (operations are stepped by the caller instead), retries that sleep where nobody
+can inject a clock, resource-provider registration that fails for every `begin_*`, and exception
+classes that say nothing about what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+from azure.core import MatchConditions
+from azure.core.credentials import TokenCredential
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    ResponseNotReadError,
+    StreamClosedError,
+    StreamConsumedError,
+)
+from azure.core.pipeline.transport import RequestsTransport
+from azure.core.rest import HttpRequest
+from azure.identity import DefaultAzureCredential
+from azure.mgmt.compute import ComputeManagementClient
+from azure.mgmt.core.polling.arm_polling import ARMPolling
+from azure.mgmt.network import NetworkManagementClient
+from azure.mgmt.resource.resources import ResourceManagementClient
+
+from infra.azure.errors import Fault, translate
+from infra.azure.settings import PUBLIC_ARM, AzureSettings
+
+RETRIES_MAX = 5
+BACKOFF_S_MAX = 30.0
+IF_MISSING = MatchConditions.IfMissing
+
+
+class Arm:
+    """Azure Resource Manager for one account: the SDK's clients, made late, sharing one pool."""
+
+    def __init__(
+        self,
+        settings: AzureSettings,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.time,
+        credential: TokenCredential | None = None,
+        transport: RequestsTransport | None = None,
+    ) -> None:
+        self.settings = settings
+        self._sleep = sleep
+        self._clock = clock
+        self._credential = credential
+        self._owns_credential = credential is None
+        self._transport = transport or PatientTransport(settings, sleep)
+
+    @cached_property
+    def compute(self) -> ComputeManagementClient:
+        """Machines, disks, sizes and their quota."""
+        return ComputeManagementClient(**self._options())
+
+    @cached_property
+    def network(self) -> NetworkManagementClient:
+        """Networks, addresses and firewalls."""
+        return NetworkManagementClient(**self._options())
+
+    @cached_property
+    def resources(self) -> ResourceManagementClient:
+        """Resource groups, tags and provider registration."""
+        return ResourceManagementClient(**self._options())
+
+    def warm(self) -> None:
+        """Make every client now, before several threads ask for them at once."""
+        _ = self.compute, self.network, self.resources
+
+    def close(self) -> None:
+        """Let go of open connections."""
+        self._transport.close()
+        if self._owns_credential and isinstance(self._credential, DefaultAzureCredential):
+            self._credential.close()
+
+    def _options(self) -> dict[str, Any]:
+        credential = self._credential or chain()
+        self._credential = credential
+        audience = self.settings.arm_audience or PUBLIC_ARM
+        return {
+            "credential": credential,
+            "subscription_id": self.settings.subscription_id,
+            "base_url": self.settings.arm_endpoint,
+            "credential_scopes": [f"{audience}/.default"],
+            "transport": self._transport,
+            "user_agent": "qft",
+            "retry_total": RETRIES_MAX,
+            "retry_backoff_max": BACKOFF_S_MAX,
+            "retry_backoff_factor": 0.5,
+            "logging_enable": False,
+        }
+
+    def call(self, doing: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call one plain SDK operation; the answer as JSON values, errors as the seam's.
+
+        Raises the seam's errors only, worded as "cannot `doing`".
+        """
+        with translated(doing):
+            return _plain(function(*args, **kwargs))
+
+    def pages(self, doing: str, function: Callable[..., Any], **kwargs: Any) -> list[Any]:
+        """Every item of a paged list."""
+        with translated(doing):
+            return [_plain(item) for item in function(**kwargs)]
+
+    def send(
+        self, doing: str, method: str, path: str, *, version: str, body: Any = None
+    ) -> dict[str, Any]:
+        """Ask an API for which no client is installed; `path` is absolute within ARM.
+
+        Returns the JSON answer, `{}` for an empty one.
+        """
+        glue = "&" if "?" in path else "?"
+        request = HttpRequest(method, f"{path}{glue}api-version={version}", json=body)
+        with translated(doing):
+            response = self.resources.send_request(request)
+            response.raise_for_status()
+            return dict(response.json()) if response.content else {}
+
+    def begin(
+        self, doing: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Operation:
+        """Start a long-running operation, or take one up again with `continuation_token=`.
+
+        Returns as soon as ARM has accepted it; nothing polls until `Operation.settle`.
+        """
+        method = SteppedPolling(self.settings.polling_s, clock=self._clock, sleep=self._sleep)
+        with translated(doing):
+            poller = function(*args, polling=method, **kwargs)
+        return Operation(doing, poller, method)
+
+
+class Operation:
+    """One long-running operation of ARM, polled only while somebody waits in `settle`."""
+
+    def __init__(self, doing: str, poller: Any, method: SteppedPolling) -> None:
+        self._doing = doing
+        self._poller = poller
+        self._method = method
+
+    @property
+    def token(self) -> str:
+        """Enough for another process to go on polling; holds no credential."""
+        return str(self._poller.continuation_token())
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """The resource as ARM described it, on acceptance or at the end; `{}` if it did not."""
+        with translated(self._doing):
+            return dict(_plain(self._method.resource()) or {})
+
+    def settle(self, *, wait_s: float) -> bool:
+        """Poll until the operation ends, or for `wait_s`; whether it ended well within that.
+
+        Raises the seam's error for an operation that ended badly.
+        """
+        with translated(self._doing):
+            return self._method.drive(wait_s=wait_s)
+
+
+class SteppedPolling(ARMPolling):
+    """Polling in the caller's thread, with the caller's clock, for no longer than asked."""
+
+    def __init__(
+        self, interval_s: float, *, clock: Callable[[], float], sleep: Callable[[float], None]
+    ) -> None:
+        super().__init__(timeout=interval_s)
+        self._clock = clock
+        self._pause = sleep
+        self._deadline = 0.0
+
+    def run(self) -> None:
+        """Leave the polling to `drive`: the SDK would do it in a thread that nobody can stop."""
+
+    def drive(self, *, wait_s: float) -> bool:
+        """Poll to the end of the operation; False if that is more than `wait_s` away."""
+        self._deadline = self._clock() + wait_s
+        try:
+            super().run()
+        except _OutOfTimeError:
+            return False
+        return True
+
+    def _sleep(self, delay: float) -> None:
+        left = self._deadline - self._clock()
+        if left <= 0:
+            raise _OutOfTimeError
+        self._pause(min(delay, left))
+
+
+class _OutOfTimeError(Exception):
+    """The caller's patience ended before the operation did."""
+
+
+class PatientTransport(RequestsTransport):  # type: ignore[misc]  # exported without types
+    """HTTP whose pauses between retries go through the injected `sleep`."""
+
+    def __init__(self, settings: AzureSettings, sleep: Callable[[float], None]) -> None:
+        super().__init__(
+            connection_timeout=settings.connect_timeout_s, read_timeout=settings.read_timeout_s
+        )
+        self._pause = sleep
+
+    def sleep(self, duration: float) -> None:
+        """Wait as the retry policy asks, capped so that a wild `Retry-After` cannot hang us."""
+        self._pause(min(duration, 10 * BACKOFF_S_MAX))
+
+
+def chain() -> DefaultAzureCredential:
+    """The usual ways to sign in: environment, managed identity, `az login` and the rest.
+
+    `AZURE_TOKEN_CREDENTIALS` narrows them. A private authority (`AZURE_AUTHORITY_HOST`) is not
+    known to the public directory, so it is taken at its word.
+    """
+    private = "AZURE_AUTHORITY_HOST" in os.environ
+    return DefaultAzureCredential(
+        exclude_interactive_browser_credential=True,
+        **({"disable_instance_discovery": True} if private else {}),
+    )
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn whatever the SDK raises inside into the seam's error for "cannot `doing`"."""
+    quiet = logging.getLogger("azure.identity")
+    before = quiet.level
+    quiet.setLevel(logging.ERROR)  # the chain warns about every way that it tried
+    try:
+        yield
+    except AzureError as error:
+        raise translate(fault_of(error), doing=doing) from error
+    except OSError as error:  # such as a CA bundle that does not exist
+        raise translate(Fault(message=str(error)), doing=doing) from error
+    finally:
+        quiet.setLevel(before)
+
+
+def fault_of(error: AzureError) -> Fault:
+    """What the SDK's exception carries: code, message, status, advice; it may lack all of them."""
+    if isinstance(error, ClientAuthenticationError) and error.response is None:
+        return Fault(message=str(error.message), auth=True)
+    if not isinstance(error, HttpResponseError) or error.response is None:
+        return Fault(message=_short(error))
+    body = _body_of(error)
+    problem = body.get("error") if isinstance(body.get("error"), dict) else body
+    problem = problem if isinstance(problem, dict) else {}
+    details = problem.get("details") or []
+    return Fault(
+        code=str(problem.get("code") or ""),
+        message=str(problem.get("message") or _short(error)),
+        status=int(error.status_code or 0),
+        retry_after_s=_retry_after(error),
+        nested=tuple(
+            (str(one.get("code") or ""), str(one.get("message") or ""))
+            for one in details
+            if isinstance(one, dict)
+        ),
+    )
+
+
+def _body_of(error: HttpResponseError) -> dict[str, Any]:
+    response: Any = error.response
+    try:
+        body = response.json()
+    except (ValueError, ResponseNotReadError, StreamConsumedError, StreamClosedError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _retry_after(error: HttpResponseError) -> float | None:
+    response: Any = error.response
+    text = str(response.headers.get("Retry-After", ""))
+    return float(text) if text.isdigit() else None
+
+
+def _short(error: AzureError) -> str:
+    return str(error.message or error).splitlines()[0][:300] if str(error) else ""
+
+
+def _plain(value: Any) -> Any:
+    """SDK models as JSON values with the names that travel on the wire."""
+    return value.as_dict() if hasattr(value, "as_dict") else value

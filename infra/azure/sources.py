@@ -1,0 +1,170 @@
+"""What the account may rent and is likely to keep; each source answers soon or not at all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.azure.account import Account
+from infra.catalog import folded
+from infra.durable import read_json, write_json
+from infra.provider import ProviderError
+
+GRAPH_VERSION = "2022-10-01"
+SKUS_FRESH_S = 24 * 3600.0
+SPOT_QUOTA = "lowPriorityCores"
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What could be learnt in time; what is missing is unknown, never assumed."""
+
+    quota: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
+    """By region: used and limit by folded quota name."""
+    restricted: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By region: why a size (in lower case) cannot be rented as spot; all others can."""
+    bands: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Eviction band by size (in lower case) and region."""
+    problems: list[str] = field(default_factory=list)
+    """What could not be learnt, for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Quota, restrictions and eviction bands of one account."""
+
+    account: Account
+
+    def gather(
+        self, sizes: Sequence[str], regions: Sequence[str], also: Callable[[], None]
+    ) -> Findings:
+        """Ask everything at once and return what came within `offers_wait_s` of real time.
+
+        `also` is one more thing to do meanwhile. The list of sizes takes Azure 20-30 s a region:
+        it is taken from disk, and refreshed there for the next time.
+        """
+        found = Findings()
+        self.account.arm.warm()  # the SDK's clients are made once, not by every thread
+        jobs: list[Callable[[], None]] = [also, lambda: self._bands(found, sizes, regions)]
+        for region in regions:
+            jobs.append(lambda region=region: self._quota(found, region))  # type: ignore[misc]  # bound now
+            jobs.append(lambda region=region: self._skus(found, region))  # type: ignore[misc]  # bound now
+        run_all(jobs, found.problems, wait_s=self.account.settings.offers_wait_s)
+        return found
+
+    def _quota(self, found: Findings, region: str) -> None:
+        rows = self.account.arm.pages(
+            f"read the quota of {region}",
+            lambda: self.account.arm.compute.usage.list(region),
+        )
+        found.quota[region] = usage_of(rows)
+
+    def _bands(self, found: Findings, sizes: Sequence[str], regions: Sequence[str]) -> None:
+        answer = self.account.arm.send(
+            "read the eviction rates",
+            "POST",
+            "/providers/Microsoft.ResourceGraph/resources",
+            version=GRAPH_VERSION,
+            body={
+                "subscriptions": [self.account.settings.subscription_id],
+                "query": bands_query(sizes, regions),
+            },
+        )
+        for row in answer.get("data") or []:
+            key = (str(row.get("skuName")).lower(), str(row.get("location")).lower())
+            found.bands[key] = str(row.get("spotEvictionRate") or "")
+
+    def _skus(self, found: Findings, region: str) -> None:
+        cache = self.account.state_dir / "sizes" / f"{region}.json"
+        kept = fresh_skus(cache, self.account.clock())
+        if kept is None:
+            rows = self.account.arm.pages(
+                f"list the sizes of {region}",
+                self.account.arm.compute.resource_skus.list,
+                filter=f"location eq '{region}'",
+            )
+            kept = restrictions_of(rows, region)
+            cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_json(cache, {"at_s": self.account.clock(), "restricted": kept})
+        found.restricted[region] = kept
+
+
+def run_all(jobs: Sequence[Callable[[], None]], problems: list[str], *, wait_s: float) -> None:
+    """Run jobs side by side and return after `wait_s` of real time at the latest.
+
+    Slow ones go on behind; daemon threads, so that they cannot keep the program from ending.
+    """
+
+    def one(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except (ProviderError, OSError) as error:
+            problems.append(str(error))
+
+    threads = [threading.Thread(target=one, args=(job,), daemon=True) for job in jobs]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + wait_s
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0.0))
+    late = sum(thread.is_alive() for thread in threads)
+    if late:
+        problems.append(f"{late} of {len(threads)} questions were not answered in {wait_s:.1f} s")
+
+
+def usage_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Used and limit by folded name: one account spells one family in several ways."""
+    return {
+        folded(str((row.get("name") or {}).get("value") or "")): (
+            int(row.get("currentValue") or 0),
+            int(row.get("limit") or 0),
+        )
+        for row in rows
+    }
+
+
+def bands_query(sizes: Sequence[str], regions: Sequence[str]) -> str:
+    """The Resource Graph query for eviction rates of the last 28 days."""
+    names = ", ".join(f"'{size.lower()}'" for size in sizes)
+    places = ", ".join(f"'{region.lower()}'" for region in regions)
+    return (
+        "SpotResources | where type =~ 'microsoft.compute/skuspotevictionrate/location'"
+        f" | where sku.name in~ ({names}) | where location in~ ({places})"
+        " | project skuName=tostring(sku.name), location,"
+        " spotEvictionRate=tostring(properties.evictionRate)"
+    )
+
+
+def restrictions_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str, str]:
+    """Why sizes cannot be rented as spot in a region, by name in lower case.
+
+    A restriction of type `Zone` only takes zones away, and does not count.
+    """
+    found = {}
+    for row in rows:
+        if row.get("resourceType") != "virtualMachines":
+            continue
+        name = str(row.get("name")).lower()
+        powers = {one.get("name"): one.get("value") for one in row.get("capabilities") or []}
+        if str(powers.get("LowPriorityCapable")) != "True":
+            found[name] = "Azure does not rent this size as spot"
+        for one in row.get("restrictions") or []:
+            places = {str(place).lower() for place in one.get("values") or []}
+            if one.get("type") == "Location" and region.lower() in places:
+                found[name] = f"closed to this subscription ({one.get('reasonCode')})"
+    return found
+
+
+def fresh_skus(cache: Path, now: float) -> dict[str, str] | None:
+    """Restrictions from disk, unless they are older than a day or unreadable."""
+    try:
+        value = read_json(cache)
+    except ValueError:
+        return None
+    if not isinstance(value, dict) or now - float(value.get("at_s") or 0) > SKUS_FRESH_S:
+        return None
+    return {str(k): str(v) for k, v in dict(value.get("restricted") or {}).items()}

@@ -1,0 +1,210 @@
+"""Removal that proves itself: it returns when Azure says that nothing of the run remains."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from infra.azure.account import Account
+from infra.azure.naming import GENERATION, KINDS, RUN, VM, Names
+from infra.azure.record import RunRecord
+from infra.provider import BadRequest, Gone, NotAllowed, Removed, Transient
+
+if TYPE_CHECKING:
+    from infra.azure.sdk import Operation
+
+LOOK_AGAIN_S = 15.0
+VERSIONS = {
+    "microsoft.compute": "2024-07-01",
+    "microsoft.network": "2024-05-01",
+    "microsoft.devtestlab": "2018-09-15",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teardown:
+    """Removes what carries our tag, and nothing else."""
+
+    account: Account
+
+    def remove(self, run_id: str) -> list[Removed]:
+        """Remove all of the run; the list of what there was. Empty if nothing was left.
+
+        Killed at any point it may simply be called again: what is half removed is found by name
+        and by tag. Raises `NotAllowed` rather than touch a group without our tag, `Transient` if
+        Azure is not done within `operation_wait_s`.
+        """
+        record = self.account.record(run_id)
+        names = self.account.names(run_id, max(record.generation, 1))
+        deadline = self.account.clock() + self.account.settings.operation_wait_s
+        while True:
+            group = self._group(names)
+            if group is None:
+                break
+            self._check_ours(group, run_id)
+            names = self._generation(names, group)
+            self._remember(record, names, group)
+            try:
+                if self._once(record, names, deadline):
+                    break
+            except Transient as error:
+                # Such as a network card reserved for the failed machine for another 180 s.
+                if self.account.clock() >= deadline:
+                    raise
+                self.account.sleep(error.retry_after_s or LOOK_AGAIN_S)
+        removed = [Removed(kind=kind, id=id_) for kind, id_ in record.removing]
+        record.forget()
+        return removed
+
+    def settled_group(self, run_id: str) -> dict[str, Any] | None:
+        """The run's group, after waiting out a deletion under way; None if there is none."""
+        names = self.account.names(run_id, 1)
+        deadline = self.account.clock() + self.account.settings.operation_wait_s
+        while True:
+            group = self._group(names)
+            if group is None or not _deleting(group):
+                return group
+            if self.account.clock() >= deadline:
+                raise Transient(f"Azure is still removing `{names.group}`")
+            self.account.sleep(LOOK_AGAIN_S)
+
+    def _group(self, names: Names) -> dict[str, Any] | None:
+        groups = self.account.arm.resources.resource_groups
+        try:
+            return dict(
+                self.account.arm.call("look at the resource group", groups.get, names.group)
+            )
+        except Gone:
+            return None
+
+    @staticmethod
+    def _check_ours(group: dict[str, Any], run_id: str) -> None:
+        if (group.get("tags") or {}).get(RUN) != run_id:
+            raise NotAllowed(
+                f"the resource group `{group.get('name')}` does not carry our tag: not touched",
+                hint="remove it in the portal if it is yours",
+            )
+
+    @staticmethod
+    def _generation(names: Names, group: dict[str, Any]) -> Names:
+        text = (group.get("tags") or {}).get(GENERATION, "")
+        generation = int(text) if text.isdigit() else names.generation
+        return Names(
+            subscription_id=names.subscription_id, run_id=names.run_id, generation=generation
+        )
+
+    def _remember(self, record: RunRecord, names: Names, group: dict[str, Any]) -> None:
+        """Write down what will be removed before it is, so that a killed removal can still tell."""
+        known = {id_.lower() for _, id_ in record.removing}
+        for one in [*self._inventory(names), group]:
+            id_ = str(one.get("id") or "")
+            if id_.lower() not in known and (one is group or _ours(one, names)):
+                kind = "resource group" if one is group else KINDS.get(_type(one), _type(one))
+                record.removing.append([kind, id_])
+        record.note("delete", self.account.clock())
+
+    def _inventory(self, names: Names) -> list[dict[str, Any]]:
+        """What the group holds, as the (lagging) list says."""
+        with contextlib.suppress(Gone):
+            return self.account.arm.pages(
+                "list what the group holds",
+                lambda: self.account.arm.resources.resources.list_by_resource_group(names.group),
+            )
+        return []
+
+    def _once(self, record: RunRecord, names: Names, deadline: float) -> bool:
+        """One attempt; whether everything is gone now."""
+        foreign = [one for one in self._inventory(names) if not _ours(one, names)]
+        if foreign:
+            self._piece_by_piece(record, names, foreign, deadline)
+            return True
+        try:
+            operation = self.account.pursue(
+                record, "group", lambda token: self._begin_group(names, token)
+            )
+            operation.settle(wait_s=max(deadline - self.account.clock(), 0.0))
+        except Gone:  # the operation's page expired, or somebody was quicker
+            pass
+        except (Transient, BadRequest):
+            self.account.finished(record, "group")
+            raise
+        self.account.finished(record, "group")
+        if self._group(names) is not None:
+            raise Transient(f"`{names.group}` is not gone yet")
+        return True
+
+    def _begin_group(self, names: Names, token: str) -> Operation:
+        groups = self.account.arm.resources.resource_groups
+        more = {"continuation_token": token} if token else {}
+        return self.account.arm.begin(
+            f"remove the resource group `{names.group}`",
+            groups.begin_delete,
+            names.group,
+            force_deletion_types=VM,
+            **more,
+        )
+
+    # ---- a group that also holds things that are not ours ----
+
+    def _piece_by_piece(
+        self, record: RunRecord, names: Names, foreign: list[dict[str, Any]], deadline: float
+    ) -> None:
+        """Remove only our own parts and leave the group, without our tags, to what is not ours."""
+        for id_ in names.all_ids():
+            self._remove_id(id_)
+        for id_ in names.all_ids():
+            while self._exists(id_):
+                if self.account.clock() >= deadline:
+                    raise Transient(f"`{id_}` is not gone yet")
+                self.account.sleep(self.account.settings.polling_s)
+        kept = ", ".join(str(one.get("name")) for one in foreign)
+        record.removing = [[kind, id_] for kind, id_ in record.removing if kind != "resource group"]
+        group = self._group(names)
+        if group is not None:
+            tags = {k: v for k, v in (group.get("tags") or {}).items() if not k.startswith("qft-")}
+            self.account.arm.call(
+                f"leave the resource group to {kept}",
+                self.account.arm.resources.resource_groups.create_or_update,
+                names.group,
+                {"location": group["location"], "tags": tags},
+            )
+
+    def _remove_id(self, id_: str) -> None:
+        with contextlib.suppress(Gone):
+            self.account.arm.send(f"remove `{id_}`", "DELETE", id_, version=_version(id_))
+        for _ in range(2):
+            if not self._exists(id_):
+                return
+            self.account.sleep(self.account.settings.polling_s)
+
+    def _exists(self, id_: str) -> bool:
+        try:
+            self.account.arm.send(f"look at `{id_}`", "GET", id_, version=_version(id_))
+        except Gone:
+            return False
+        return True
+
+
+def _deleting(group: dict[str, Any]) -> bool:
+    state = str((group.get("properties") or {}).get("provisioningState") or "")
+    return state.lower() == "deleting"
+
+
+def _type(resource: dict[str, Any]) -> str:
+    return str(resource.get("type") or "").lower()
+
+
+def _ours(resource: dict[str, Any], names: Names) -> bool:
+    """Whether a resource is part of the run: by tag, by name, or as a part of its machine."""
+    if (resource.get("tags") or {}).get(RUN) == names.run_id:
+        return True
+    id_ = str(resource.get("id") or "").lower()
+    known = [one.lower() for one in names.all_ids()]
+    return any(id_ == one or id_.startswith(f"{one}/") for one in known) or (
+        str(resource.get("managedBy") or "").lower() == names.vm_id.lower()
+    )
+
+
+def _version(id_: str) -> str:
+    return VERSIONS[id_.lower().partition("/providers/")[2].partition("/")[0]]
