@@ -1,0 +1,7 @@
+"""A small Azure for tests: unmodified SDKs talk to it over TLS, and it keeps the bill."""
+
+from arm.cloud import Cloud
+from arm.faults import Fault, Weather, throttled
+from arm.market import Market
+
+__all__ = ["Cloud", "Fault", "Market", "Weather", "throttled"]

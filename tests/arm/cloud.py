@@ -1,0 +1,135 @@
+"""The simulated Azure as a test holds it: one object with the cloud's state and its environment."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from arm import facts, lives
+from arm.clock import SimClock
+from arm.dispatch import dispatch
+from arm.faults import Faults
+from arm.ledger import Ledger
+from arm.login import CLIENT, TENANT, Login
+from arm.market import Market
+from arm.replies import ArmError, Reply, Request
+from arm.server import Server
+from arm.world import SUBSCRIPTION, Resource, World
+
+CALLER = "203.0.113.7"
+
+
+@dataclass
+class Cloud:
+    """An Azure of one's own: `with Cloud() as cloud: …`.
+
+    With `pace` 0 time stands still unless somebody calls `cloud.clock.sleep`; with another pace
+    it runs that much faster than outside, for clients that really sleep.
+    """
+
+    pace: float = 0.0
+    registered: bool = True
+    """False plays a subscription on which nothing was ever used."""
+    market: Market = field(default_factory=Market)
+    faults: Faults = field(default_factory=Faults)
+    login: Login = field(default_factory=Login)
+    guests: lives.Guests = field(default_factory=lives.NoGuests)
+    caller: str = CALLER
+    """What the address page answers."""
+
+    def __enter__(self) -> Self:
+        self.clock = SimClock(pace=self.pace)
+        self.world = World(self.clock, self.market)
+        self.world.guests = self.guests
+        for namespace in ("microsoft.compute", "microsoft.network", "microsoft.devtestlab"):
+            self.world.providers[namespace] = "Registered" if self.registered else "NotRegistered"
+        self._directory = tempfile.TemporaryDirectory(prefix="sim-azure-")
+        self.server = Server(self._answer, self.faults, directory=Path(self._directory.name))
+        self.server.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.close()
+        self._directory.cleanup()
+
+    # ---- what a test reads ----
+
+    @property
+    def ledger(self) -> Ledger:
+        """What bills and what has been run up."""
+        self.world.settle()
+        return self.world.ledger
+
+    @property
+    def requests(self) -> list[Request]:
+        """Every request so far, in order."""
+        return [request for request, _ in self.server.recorded]
+
+    def leftovers(self) -> list[str]:
+        """The id of everything that exists, groups included."""
+        self.world.settle()
+        return sorted(
+            [one.id for one in self.world.resources.values()]
+            + [one.id for one in self.world.groups.values()]
+        )
+
+    def machines(self) -> list[Resource]:
+        """The machines that exist."""
+        self.world.settle()
+        return [r for r in self.world.resources.values() if r.type.endswith("/virtualMachines")]
+
+    def set_price(self, size: str, region: str, usd_per_h: float) -> None:
+        """Move a spot price; machines whose cap it exceeds are taken away."""
+        self.market.prices[size.lower(), region] = usd_per_h
+        for vm in self.machines():
+            sold = vm.properties["hardwareProfile"]["vmSize"].lower() == size.lower()
+            cap = float((vm.properties.get("billingProfile") or {}).get("maxPrice", -1))
+            if sold and vm.location == region and vm.properties["priority"] == "Spot":
+                lives.bill(self.world, vm)
+                if cap != -1 and usd_per_h > cap:
+                    self.evict(vm, words="The spot price is above the max price.")
+
+    def evict(self, vm: Resource, *, notice_s: float = 30.0, words: str = "") -> None:
+        """Take a machine away as the market does."""
+        lives.evict(self.world, vm, notice_s=notice_s, words=words)
+
+    def environment(self) -> dict[str, str]:
+        """What a qft process needs in its environment to live in this cloud."""
+        return {
+            "QFT_ARM_ENDPOINT": self.server.base,
+            "QFT_AZURE_PRICES_ENDPOINT": self.server.base,
+            "QFT_ADDRESS_ENDPOINT": f"{self.server.base}/address",
+            "QFT_AZURE_POLLING_S": "0.05",
+            "REQUESTS_CA_BUNDLE": str(self.server.ca_file),
+            "AZURE_SUBSCRIPTION_ID": SUBSCRIPTION,
+            "AZURE_TOKEN_CREDENTIALS": "EnvironmentCredential",
+            "AZURE_AUTHORITY_HOST": self.server.base,
+            "AZURE_TENANT_ID": TENANT,
+            "AZURE_CLIENT_ID": CLIENT,
+            "AZURE_CLIENT_SECRET": self.login.client_secret,
+        }
+
+    # ---- the front ----
+
+    def _answer(self, request: Request) -> Reply:
+        with self.world.lock:
+            self.world.settle()
+            try:
+                return self._page(request)
+            except ArmError as error:
+                return error.reply()
+
+    def _page(self, request: Request) -> Reply:
+        base = self.server.base
+        if request.path == "/address":
+            return Reply(body=self.caller)
+        if request.path == "/api/retail/prices":
+            return facts.prices(self.world, base, request)
+        if request.path.startswith(f"/{TENANT}/"):
+            return self.login.handle(base, request)
+        if request.path == "/metadata/identity/oauth2/token":
+            return self.login.identity(request)
+        self.login.check(request)
+        return dispatch(self.world, base, request)

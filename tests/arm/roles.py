@@ -1,0 +1,149 @@
+"""Rights and dead-man switches of the simulated cloud: roles, assignments, auto-shutdown."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from arm import lives
+from arm.replies import ArmError, Reply, Request, Route
+from arm.world import SUBSCRIPTION, Resource, World
+
+VERSIONS = {
+    "microsoft.authorization/roledefinitions": "2022-04-01",
+    "microsoft.authorization/roleassignments": "2022-04-01",
+    "microsoft.authorization/permissions": "2022-04-01",
+    "microsoft.devtestlab/schedules": "2018-09-15",
+}
+
+
+def authorization(world: World, request: Request, type_: str, scope: str, name: str) -> Reply:
+    """Role definitions and assignments; both need rights that a Contributor lacks."""
+    key = f"{type_}/{name}".lower()
+    if request.method == "GET":
+        if key not in world.roles:
+            raise ArmError(404, "RoleDefinitionDoesNotExist", f"'{name}' does not exist.")
+        return Reply(body=world.roles[key])
+    if not world.may_assign:
+        verb = "write" if request.method == "PUT" else "delete"
+        raise ArmError(
+            403,
+            "AuthorizationFailed",
+            f"The client 'someone' does not have authorization to perform action "
+            f"'Microsoft.Authorization/{type_}/{verb}' over scope '{scope}' or the scope is "
+            "invalid.",
+        )
+    if request.method == "DELETE":
+        world.roles.pop(key, None)
+        return Reply(status=204)
+    properties = (request.body or {}).get("properties") or {}
+    if type_ == "roleassignments":
+        _check_assignment(world, properties)
+    else:
+        _check_definition(properties)
+    made = {"id": f"{scope}/providers/Microsoft.Authorization/{type_}/{name}", "name": name}
+    world.roles[key] = {**made, "properties": {**properties, "scope": scope}}
+    return Reply(status=201, body=world.roles[key])
+
+
+def _check_assignment(world: World, properties: dict[str, Any]) -> None:
+    allowed = {"roleDefinitionId", "principalId", "principalType", "description"}
+    if set(properties) - allowed or not {"roleDefinitionId", "principalId"} <= set(properties):
+        raise ArmError(400, "InvalidRequestContent", "Could not find member.")
+    known = {
+        (one.more.get("identity") or {}).get("principalId") for one in world.resources.values()
+    }
+    if properties["principalId"] not in known:
+        raise ArmError(400, "PrincipalNotFound", "Principal does not exist in the directory.")
+    name = properties["roleDefinitionId"].rpartition("/")[2].lower()
+    if f"roledefinitions/{name}" not in world.roles:
+        raise ArmError(404, "RoleDefinitionDoesNotExist", "The role definition does not exist.")
+
+
+def _check_definition(properties: dict[str, Any]) -> None:
+    allowed = {"roleName", "description", "type", "permissions", "assignableScopes"}
+    if set(properties) - allowed or not {"roleName", "permissions", "assignableScopes"} <= set(
+        properties
+    ):
+        raise ArmError(400, "InvalidRequestContent", "Could not find member.")
+
+
+def schedule(world: World, request: Request, route: Route) -> Reply:
+    """`Microsoft.DevTestLab/schedules`: deallocates a machine at a time of day."""
+    id_ = (
+        f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{route.group}"
+        f"/providers/Microsoft.DevTestLab/schedules/{route.name}"
+    )
+    if request.method == "DELETE":
+        found = world.find(id_)
+        if found is not None:
+            world.drop(found)
+        return Reply(status=200 if found else 204)
+    if request.method == "GET":
+        return Reply(body=world.need(id_).view())
+    world.writable_group(route.group)
+    body = request.body or {}
+    properties = body.get("properties") or {}
+    _check_schedule(world, route, body, properties)
+    made = world.add(
+        Resource(
+            id=id_,
+            type="Microsoft.DevTestLab/schedules",
+            group=route.group,
+            location=body["location"],
+            tags=dict(body.get("tags") or {}),
+            properties={**properties, "provisioningState": "Succeeded"},
+        )
+    )
+    _arm(world, made)
+    return Reply(status=201, body=made.view())
+
+
+def _check_schedule(
+    world: World, route: Route, body: dict[str, Any], properties: dict[str, Any]
+) -> None:
+    allowed = {
+        "status",
+        "taskType",
+        "dailyRecurrence",
+        "timeZoneId",
+        "notificationSettings",
+        "targetResourceId",
+    }
+    if set(body) - {"location", "tags", "properties"} or set(properties) - allowed:
+        raise ArmError(400, "InvalidRequestContent", "Could not find member.")
+    target = world.need(str(properties.get("targetResourceId", "")))
+    time = str((properties.get("dailyRecurrence") or {}).get("time", ""))
+    if (
+        properties.get("taskType") != "ComputeVmShutdownTask"
+        or not re.fullmatch(r"([01]\d|2[0-3])[0-5]\d", time)
+        or route.name.lower() != f"shutdown-computevm-{target.name.lower()}"
+        or body.get("location") != target.location
+    ):
+        raise ArmError(400, "InvalidSchedule", "The schedule is not valid.")
+
+
+def _arm(world: World, made: Resource) -> None:
+    """Deallocate the target at the next occurrence, and every day after it."""
+    time = made.properties["dailyRecurrence"]["time"]
+    now = datetime.fromtimestamp(world.now(), tz=UTC)
+    seconds = (
+        (int(time[:2]) - now.hour) * 3600 + (int(time[2:]) - now.minute) * 60 - now.second
+    ) % 86_400
+
+    def strike() -> None:
+        if world.find(made.id) is not made:
+            return  # replaced or removed meanwhile
+        target = world.find(made.properties["targetResourceId"])
+        if made.properties.get("status") == "Enabled" and target is not None:
+            lives.guests_of(world).halt(target)
+            lives.power(world, target, "deallocated")
+            world.event(
+                target,
+                "Microsoft.Compute/virtualMachines/deallocate/action",
+                caller="Microsoft.DevTestLab",
+            )
+        world.after(86_400, strike)
+
+    world.after(seconds or 86_400, strike)
