@@ -42,8 +42,8 @@ OFFERS_TTL_S = 300.0
 class Workload(Protocol):
     """What happens on the machine; the door hands it in, so that this room knows no SSH.
 
-    Methods raise `HostUnreachable` when the machine does not answer and `HostNotTrusted` when it is
-    not who it claims to be. All are safe to repeat.
+    Methods raise `HostUnreachable` when the machine does not answer, `HostNotTrusted` when it is
+    not who it claims to be, and `HostUnfit` when the work cannot be done there. All may be repeated.
     """
 
     def reach(self, vm: Vm) -> None:
@@ -93,6 +93,10 @@ class HostUnreachable(Exception):  # noqa: N818  (the seam's vocabulary)
 
 class HostNotTrusted(Exception):  # noqa: N818
     """The machine is not who it claims to be, or offered something illegal. Next: stop."""
+
+
+class HostUnfit(Exception):  # noqa: N818
+    """The machine answers but cannot do the work (disk full, no driver). Next: a human."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +164,7 @@ class Supervisor:
                 ending = self._act(action, plan)
             except HostUnreachable:
                 self._watch.lost(self._tools.clock())
-            except HostNotTrusted as error:
+            except (HostNotTrusted, HostUnfit) as error:
                 return self._end(Ending(code=UNREACHABLE, reason=str(error)), plan)
             else:
                 if ending is not None:
@@ -362,7 +366,10 @@ class Supervisor:
     def _end(self, ending: Ending, plan: Plan) -> Ending:
         """Write the ending down; a run that failed must not go on billing compute."""
         if ending.code and plan.rents and self._state.up and self._state.vm is not None:
-            self._deallocate(ending.reason, park=True)
+            if self._state.step == 0 and self._state.home_step == 0:
+                self._delete(ending.reason, plan)  # nothing is on it that anybody could miss
+            else:
+                self._deallocate(ending.reason, park=True)
         self._note(Kind.RUN_ENDED, code=ending.code, reason=ending.reason)
         return ending
 

@@ -1,0 +1,253 @@
+"""One `run.yaml`, checked whole before anything is rented: every fault at once, with the fix in it.
+
+Each room owns its tables (`infra.config`, `trainer.config`); this file puts them together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from commands.errors import Usage
+from commands.home import check_name
+from infra.config import BudgetTable, VmTable
+from trainer.config import (
+    CheckpointTable,
+    DataTable,
+    EvalTable,
+    MethodTable,
+    ModelTable,
+    TrainerConfig,
+    TrainTable,
+)
+
+TRAINER_TABLES = ("model", "method", "data", "train", "checkpoint", "eval")
+
+
+class RunConfig(BaseModel):
+    """Everything that a run needs to know, as its user wrote it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        description="Names the run, its folders and its cloud resources: a-z, 0-9, -."
+    )
+    vm: VmTable = Field(default_factory=VmTable)
+    budget: BudgetTable = Field(default_factory=BudgetTable)
+    model: ModelTable
+    method: MethodTable = Field(default_factory=MethodTable)
+    data: DataTable
+    train: TrainTable = Field(default_factory=TrainTable)
+    checkpoint: CheckpointTable = Field(default_factory=CheckpointTable)
+    eval: EvalTable | None = None
+
+    @property
+    def trainer_tables(self) -> dict[str, Any]:
+        """The tables that go to the machine."""
+        return self.model_dump(mode="json", include=set(TRAINER_TABLES), exclude_none=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedConfig:
+    """A checked config and where it came from; relative paths start at the file's folder."""
+
+    config: RunConfig
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths start from."""
+        return self.path.parent
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The base model's directory, or None when `model.id` is a hub id."""
+        candidate = self.folder / Path(self.config.model.id).expanduser()
+        return candidate if candidate.is_dir() else None
+
+    @property
+    def data_files(self) -> dict[str, Path]:
+        """`train` and, if named, `eval`, with their absolute paths."""
+        table = self.config.data
+        named = {"train": table.train, "eval": table.eval}
+        return {
+            key: self.folder / Path(value).expanduser() for key, value in named.items() if value
+        }
+
+    @property
+    def out(self) -> Path:
+        """Where the results of the run go."""
+        return self.folder / "out" / self.config.name
+
+
+def load(path: Path) -> LoadedConfig:
+    """Read and check a `run.yaml`. Raises Usage with every fault at once."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Usage(
+            f"there is no `{path}`", hint="`qft init` writes a run.yaml to start from"
+        ) from None
+    except IsADirectoryError:
+        raise Usage(f"`{path}` is a directory", hint=f"try `{path}/run.yaml`") from None
+    except UnicodeDecodeError as error:
+        raise Usage(f"`{path}` is not UTF-8 text: {error}") from error
+    except yaml.YAMLError as error:
+        raise Usage(f"`{path}` is not YAML", problems=str(error).splitlines()) from error
+    if not isinstance(content, dict):
+        raise Usage(f"`{path}` holds no tables", hint="`qft init` writes a run.yaml to start from")
+    return check(content, path.absolute())
+
+
+def check(content: dict[str, Any], path: Path) -> LoadedConfig:
+    """Check what a `run.yaml` holds, its names and the files it points at."""
+    faults: list[str] = []
+    config: RunConfig | None = None
+    try:
+        config = RunConfig.model_validate(content)
+    except ValidationError as error:
+        faults += say(error)
+    else:
+        faults += _cross_faults(config)
+    name = content.get("name")
+    if isinstance(name, str):
+        try:
+            check_name(name)
+        except Usage as error:
+            faults.append(f"name: {error.message}; {error.hint}")
+    if config is None or faults:
+        raise Usage(
+            f"`{path.name}` has {len(faults)} fault{'s' if len(faults) > 1 else ''}",
+            problems=faults,
+            hint="`qft init --schema` prints the schema; editors can check as you type",
+        )
+    return LoadedConfig(config=config, path=path)
+
+
+def _cross_faults(config: RunConfig) -> list[str]:
+    """What only shows when the tables are seen together, in the trainer's own words."""
+    try:
+        TrainerConfig.model_validate(config.trainer_tables)
+    except ValidationError as error:
+        return say(error)
+    late = [
+        step for step in config.vm.rehearse_evictions if step >= (config.train.steps or step + 1)
+    ]
+    return [
+        f"vm.rehearse_evictions: step {step} never comes, the run has {config.train.steps} steps"
+        for step in late
+    ]
+
+
+def say(error: ValidationError) -> list[str]:
+    """Each fault in one line: `table.field: what is wrong`, with the nearest known key."""
+    lines: dict[str, list[str]] = {}
+    for fault in error.errors(include_url=False):
+        where = [str(part) for part in fault["loc"]]
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(where[-1], _keys(where[:-1]), n=1, cutoff=0.6)
+            hint = f"; did you mean `{near[0]}`?" if near else _known_keys(where[:-1])
+            lines.setdefault(".".join(where), []).append(f"unknown key{hint}")
+            continue
+        path = _named(where)
+        said = fault["msg"].removeprefix("Value error, ")
+        got = fault["input"]
+        if fault["type"] not in {"missing", "value_error"} and isinstance(got, str | int | float):
+            said = f"{said}, not `{got}`"
+        lines.setdefault(path, []).append(said)
+    return [f"{where}: {', or '.join(dict.fromkeys(said))}" for where, said in lines.items()]
+
+
+def _named(where: list[str]) -> str:
+    """The part of a fault's path that the user wrote; beyond it pydantic names union branches."""
+    kept: list[str] = []
+    for part in where:
+        if part not in _keys(kept) and not (part.isdigit() and kept):
+            break
+        kept.append(part)
+    return ".".join(kept) or "config"
+
+
+def _known_keys(where: list[str]) -> str:
+    keys = _keys(where)
+    return f"; known keys are {', '.join(keys)}" if keys else ""
+
+
+def _keys(where: list[str]) -> list[str]:
+    """The keys of the table at a path; empty if there is no such table."""
+    table: type[BaseModel] | None = RunConfig
+    for part in where:
+        field = table.model_fields.get(part) if table else None
+        table = _table_in(field.annotation) if field else None
+    return list(table.model_fields) if table else []
+
+
+def _table_in(annotation: Any) -> type[BaseModel] | None:
+    """The table behind a field's type, also behind `Table | None`."""
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def check_files(loaded: LoadedConfig) -> None:
+    """Check that model and data are there, readable, and fit the templates, before renting.
+
+    Raises Usage with every fault at once. Reads the data files whole; loads no model.
+    """
+    from trainer.rows import DataError, read_rows
+    from trainer.template import MissingFieldError, Template, TemplateError
+
+    faults: list[str] = []
+    table = loaded.config.data
+    templates: list[Template] = []
+    for field, text in (("prompt", table.prompt), ("completion", table.completion)):
+        try:
+            templates.append(Template.parse(text))
+        except TemplateError as error:
+            faults.append(f"data.{field}: {error}")
+    for file in loaded.data_files.values():
+        try:
+            rows = read_rows(file)
+        except DataError as error:
+            faults += str(error).splitlines()
+            continue
+        for row in rows:
+            for template in templates:
+                try:
+                    template.render(row.fields)
+                except MissingFieldError as error:
+                    faults.append(f"{file}:{row.number}: {error}")
+    faults += _model_faults(loaded)
+    if faults:
+        shown = faults[:20]
+        if len(faults) > len(shown):
+            shown.append(f"… and {len(faults) - len(shown)} more")
+        raise Usage("the data or the model cannot be used; nothing was rented", problems=shown)
+
+
+def _model_faults(loaded: LoadedConfig) -> list[str]:
+    folder = loaded.model_folder
+    name = loaded.config.model.id
+    if folder is not None:
+        missing = [] if (folder / "config.json").exists() else ["config.json"]
+        return [f"model.id: `{name}` is a directory without {part}" for part in missing]
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if looks_like_path:
+        return [
+            f"model.id: there is no directory `{name}` beside {loaded.path.name}, "
+            "and a hub id reads `owner/name`"
+        ]
+    return []
+
+
+def schema() -> str:
+    """The JSON schema of `run.yaml`, for editors."""
+    return json.dumps(RunConfig.model_json_schema(), indent=2)

@@ -1,0 +1,117 @@
+"""Brings every new checkpoint home while the training goes on, so that no machine holds the only copy.
+
+What arrives counts only after the trainer's own verification; the newest verified one at home is
+never removed, and goes to the next machine when that has nothing newer.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.manifest import Damaged, directory_name, step_of, steps_present, verify
+
+from infra.provider import Vm
+from remote import errors, link, sync
+
+EVERY_S = 5.0
+KEEP = 2
+NOT_HOME = ("config.json", "status.json", "adapter", "adapter/*", "tb", "tb/*", "lock")
+
+
+class Homing:
+    """One background thread with a connection of its own; starts and stops as often as asked."""
+
+    def __init__(self, *, connect: Callable[[Vm], link.Link], remote_run: str, home: Path) -> None:
+        self._connect = connect
+        self._remote = remote_run
+        self._home = home
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._verified: dict[int, bool] = {}
+
+    def start(self, vm: Vm) -> None:
+        """Begin to copy from `vm`; nothing happens if that is already going on."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._ended.clear()
+        self._thread = threading.Thread(target=self._loop, args=(vm,), name="homing", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the copying; what was on its way is resumed by the next copy."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def newest_step(self) -> int:
+        """Step of the newest checkpoint at home that verifies; 0 if there is none."""
+        steps = [step for step in steps_present(self._checkpoints) if self._is_whole(step)]
+        return max(steps, default=0)
+
+    def bring(self, connection: link.Link) -> None:
+        """Copy now what is newer on the machine, verify it, and drop what is older than the last.
+
+        Raises the errors of `remote`.
+        """
+        listing = connection.run(
+            ["ls", "-1", f"{self._remote}/checkpoints"], timeout_s=30, check=False
+        )
+        offered = [step for name in listing.stdout.split() if (step := step_of(name)) is not None]
+        if not offered or max(offered) <= self.newest_step():
+            return
+        name = directory_name(max(offered))
+        sync.pull(
+            connection,
+            f"{self._remote}/checkpoints/{name}",
+            self._checkpoints / name,
+        )
+        self._verified.pop(max(offered), None)
+        if self._is_whole(max(offered)):
+            self._rotate()
+
+    def send_back(self, connection: link.Link) -> None:
+        """Give the machine the newest checkpoint at home if it has none as new."""
+        mine = self.newest_step()
+        if not mine:
+            return
+        listing = connection.run(
+            ["ls", "-1", f"{self._remote}/checkpoints"], timeout_s=30, check=False
+        )
+        theirs = [step for name in listing.stdout.split() if (step := step_of(name)) is not None]
+        if max(theirs, default=0) >= mine:
+            return
+        name = directory_name(mine)
+        sync.push(connection, self._checkpoints / name, f"{self._remote}/checkpoints/{name}")
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self._home
+
+    def _loop(self, vm: Vm) -> None:
+        """Copy until told to stop; a machine that goes away ends the loop, not the run."""
+        try:
+            with self._connect(vm) as connection:
+                while not self._ended.wait(EVERY_S):
+                    self.bring(connection)
+        except errors.RemoteError:
+            return  # the supervisor sees the machine itself, and starts this again when it is back
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether the checkpoint verifies; asked once, because the bytes do not change after."""
+        if step not in self._verified:
+            try:
+                verify(self._checkpoints / directory_name(step))
+            except (Damaged, OSError):
+                return False
+            self._verified[step] = True
+        return True
+
+    def _rotate(self) -> None:
+        whole = [step for step in steps_present(self._checkpoints) if self._is_whole(step)]
+        for step in sorted(whole)[:-KEEP]:
+            shutil.rmtree(self._checkpoints / directory_name(step))
+            self._verified.pop(step)

@@ -1,0 +1,266 @@
+"""What happens on the machine: set-up, sync, the trainer's job, and its results brought home.
+
+Implements `infra.supervisor.Workload` with the rooms `remote` and `trainer`; every remote error is
+translated here into the three that the supervisor acts on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commands.homing import Homing
+from commands.staging import Staged
+from infra.lifecycle import JobPhase, JobView
+from infra.provider import Vm
+from infra.supervisor import HostNotTrusted, HostUnfit, HostUnreachable
+from remote import errors, job, link, sync
+
+CONNECT_TIMEOUT_S = 20.0
+STOP_GRACE_S = 60.0
+STATUS_BYTES_MAX = 1 << 20
+SYNC_TRIES_MAX = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where things lie on the machine, relative to the home of its user."""
+
+    run_id: str
+
+    @property
+    def base(self) -> str:
+        """The one folder that the run uses there."""
+        return f"qft/{self.run_id}"
+
+    @property
+    def run_dir(self) -> str:
+        """The trainer's run directory."""
+        return f"{self.base}/run"
+
+    @property
+    def code(self) -> str:
+        """Where the shipped trainer lies; the trainer's working directory."""
+        return f"{self.base}/code"
+
+    @property
+    def job(self) -> str:
+        """The record and the log of the detached job."""
+        return f"{self.base}/job"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the workload of one run needs to know and may use."""
+
+    site: Site
+    key_path: Path
+    staged: Staged
+    home: Path
+    """Where checkpoints come home to."""
+    out: Path
+    """Where results go in the end."""
+    make_ready: Callable[[link.Link], str]
+    """Make the machine trainable; returns the Python interpreter there."""
+    rents: bool
+    eviction_band: str = ""
+    allow_change: Sequence[str] = ()
+    say: Callable[[str], None]
+    """Tell people what is being done, one line at a time."""
+    progress: Callable[[str, int, int], None]
+    """Tell how far a transfer is: what, bytes done, bytes in all."""
+
+
+class SshWorkload:
+    """Drives the trainer on one machine over SSH."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._link: link.Link | None = None
+        self._python = ""
+        self._homing = Homing(
+            connect=self._connect, remote_run=setting.site.run_dir, home=setting.home
+        )
+
+    def reach(self, vm: Vm) -> None:
+        """Connect, or find the connection alive."""
+        with self._translated():
+            self._open(vm)
+
+    def prepare(self, vm: Vm) -> None:
+        """Set up, then push code, model, data, config, and what is ahead at home."""
+        setting = self._setting
+        with self._translated():
+            connection = self._open(vm)
+            setting.say("setting up the machine")
+            self._python = setting.make_ready(connection)
+            for what, source, target in setting.staged.pushes(setting.site.base):
+                self._push(connection, what, source, target)
+            self._homing.send_back(connection)
+
+    def _push(self, connection: link.Link, what: str, source: Path, target: str) -> None:
+        def progress(done: int, total: int, _files: int) -> None:
+            self._setting.progress(what, done, total)
+
+        for attempt in range(SYNC_TRIES_MAX):
+            try:
+                sync.push(connection, source, target, progress=progress)
+            except errors.Damaged:
+                if attempt == SYNC_TRIES_MAX - 1:
+                    raise
+            else:
+                return
+
+    def launch(self, vm: Vm) -> None:
+        """Start the trainer, once, detached."""
+        setting = self._setting
+        argv = [self._interpreter(vm), "-m", "trainer", "train", "--run-dir", "../run"]
+        if vm.metadata_url:
+            argv += ["--metadata-url", vm.metadata_url]
+        if setting.eviction_band:
+            argv += ["--eviction-band", setting.eviction_band]
+        for key in setting.allow_change:
+            argv += ["--allow-change", key]
+        with self._translated():
+            self._job(vm).start(argv, env={"PYTHONUNBUFFERED": "1"}, cwd=setting.site.code)
+        self._homing.start(vm)
+
+    def look(self, vm: Vm) -> JobView:
+        """The job's state and the trainer's own heartbeat."""
+        with self._translated():
+            status = self._job(vm).status()
+            detail = self._heartbeat(vm)
+        if status.state is job.JobState.RUNNING:
+            self._homing.start(vm)
+        return JobView(
+            phase=_PHASES[status.state],
+            exit_code=status.exit_code,
+            step=_count(detail.get("step")),
+            steps=_count(detail.get("steps")),
+            detail=detail,
+        )
+
+    def stop(self, vm: Vm) -> None:
+        """SIGTERM, so that the trainer saves; SIGKILL if it does not end."""
+        with self._translated():
+            self._job(vm).stop(STOP_GRACE_S)
+
+    def park(self, vm: Vm) -> None:
+        """Let the trainer save, bring that home, and let go of the machine."""
+        self._setting.say("saving the state and bringing it home")
+        self.stop(vm)
+        with self._translated():
+            self._homing.stop()
+            self._homing.bring(self._open(vm))
+
+    def fetch(self, vm: Vm) -> str:
+        """Pull everything the trainer left, verified, into the run's out folder."""
+        self._homing.stop()
+        setting = self._setting
+        with self._translated():
+            sync.pull(
+                self._open(vm),
+                setting.site.run_dir,
+                setting.out,
+                exclude=("checkpoints", "checkpoints/*", "config.json", "lock", "*.tmp"),
+                progress=lambda done, total, _files: setting.progress("adapter", done, total),
+            )
+        if not (setting.out / "adapter" / "adapter_config.json").exists():
+            raise HostUnfit("the trainer says that it is done, but left no adapter")
+        return str(setting.out)
+
+    def clear(self, vm: Vm) -> None:
+        """Remove the run's folder from a machine that stays the user's."""
+        with self._translated():
+            self._job(vm).stop(STOP_GRACE_S)
+            self._open(vm).run(["rm", "-rf", "--", self._setting.site.base], timeout_s=120)
+
+    def home_step(self) -> int:
+        """Step of the newest verified checkpoint at home."""
+        return self._homing.newest_step()
+
+    def forget(self) -> None:
+        """Drop every connection; the machine went down or is about to."""
+        self._homing.stop()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    # ---- connections ----
+
+    def _connect(self, vm: Vm) -> link.Link:
+        host = link.Host(
+            address=vm.host,
+            port=vm.port,
+            user=vm.user,
+            key_path=self._setting.key_path,
+            host_key=vm.host_public_key,
+        )
+        return link.connect(host, timeout_s=CONNECT_TIMEOUT_S)
+
+    def _open(self, vm: Vm) -> link.Link:
+        if self._link is not None and not self._link.alive:
+            self._link.close()
+            self._link = None
+        if self._link is None:
+            self._link = self._connect(vm)
+        return self._link
+
+    def _job(self, vm: Vm) -> job.Job:
+        return job.Job(self._open(vm), self._setting.site.job)
+
+    def _interpreter(self, vm: Vm) -> str:
+        if not self._python:  # a new `qft` over a machine that an earlier one prepared
+            with self._translated():
+                self._python = self._setting.make_ready(self._open(vm))
+        return self._python
+
+    def _heartbeat(self, vm: Vm) -> dict[str, Any]:
+        """The trainer's status; empty before its first beat."""
+        path = f"{self._setting.site.run_dir}/status.json"
+        result = self._open(vm).run(["cat", path], timeout_s=30, check=False)
+        if result.exit_code or len(result.stdout) > STATUS_BYTES_MAX:
+            return {}
+        try:
+            status = json.loads(result.stdout)
+        except ValueError:
+            return {}
+        return status if isinstance(status, dict) else {}
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except errors.AuthRefused as error:
+            # A booting cloud machine opens its port before cloud-init has put our key there.
+            raise (HostUnreachable if self._setting.rents else HostUnfit)(_say(error)) from error
+        except errors.Unreachable as error:
+            if self._link is not None:
+                self._link.close()
+                self._link = None
+            raise HostUnreachable(_say(error)) from error
+        except (errors.HostKeyMismatch, errors.Untrusted) as error:
+            raise HostNotTrusted(_say(error)) from error
+        except errors.RemoteError as error:
+            raise HostUnfit(_say(error)) from error
+
+
+_PHASES = {
+    job.JobState.ABSENT: JobPhase.ABSENT,
+    job.JobState.RUNNING: JobPhase.RUNNING,
+    job.JobState.EXITED: JobPhase.EXITED,
+    job.JobState.LOST: JobPhase.EXITED,
+}
+
+
+def _count(value: object) -> int:
+    """A count as the machine claims it; anything else is 0, because the machine is not trusted."""
+    return value if isinstance(value, int) and 0 <= value < 1 << 40 else 0
+
+
+def _say(error: errors.RemoteError) -> str:
+    return f"{error}\n  hint: {error.hint}" if error.hint else str(error)
