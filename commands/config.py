@@ -241,10 +241,8 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
         return [f"model.id: `{name}` is a directory without {part}" for part in missing]
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_like_path:
-        return [
-            f"model.id: there is no directory `{name}` beside {loaded.path.name}, "
-            "and a hub id reads `owner/name`"
-        ]
+        beside = f"there is no directory `{name}` beside {loaded.path.name}"
+        return [f"model.id: {beside}, and a hub id reads `owner/name`"]
     return []
 
 

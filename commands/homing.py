@@ -1,4 +1,4 @@
-"""Brings every new checkpoint home while the training goes on, so that no machine holds the only copy.
+"""Brings every new checkpoint home during training, so that no machine holds the only copy.
 
 What arrives counts only after the trainer's own verification; the newest verified one at home is
 never removed, and goes to the next machine when that has nothing newer.
@@ -18,7 +18,6 @@ from remote import errors, link, sync
 
 EVERY_S = 5.0
 KEEP = 2
-NOT_HOME = ("config.json", "status.json", "adapter", "adapter/*", "tb", "tb/*", "lock")
 
 
 class Homing:

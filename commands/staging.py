@@ -1,4 +1,4 @@
-"""What goes to the machine, laid out on this computer first: trainer, config, data and base model."""
+"""What goes to the machine, laid out on this computer first: trainer, config, data, base model."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Workload(Protocol):
     """What happens on the machine; the door hands it in, so that this room knows no SSH.
 
     Methods raise `HostUnreachable` when the machine does not answer, `HostNotTrusted` when it is
-    not who it claims to be, and `HostUnfit` when the work cannot be done there. All may be repeated.
+    not who it claims to be, `HostUnfit` when the work cannot be done there. All may be repeated.
     """
 
     def reach(self, vm: Vm) -> None:

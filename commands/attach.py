@@ -1,0 +1,70 @@
+"""Follows a run that another process drives: looks at the same machine, starts and changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from commands import wire
+from commands.home import Busy, driving
+from commands.session import Desk, make_workload
+from infra import actions as act
+from infra.cost import bill
+from infra.journal import read
+from infra.lifecycle import JobView, Seen
+from infra.state import Ending, RunState, fold
+from infra.supervisor import HostNotTrusted, HostUnfit, HostUnreachable, Report
+
+LOOK_EVERY_S = 1.0
+
+
+def follow(desk: Desk, *, sleep: Callable[[float], None] = time.sleep) -> Ending | None:
+    """Show the run until its driver ends it; None if the driver died without an ending.
+
+    The journal is only read, and the trainer only looked at.
+    """
+    first = fold(read(desk.folder.journal))
+    provider = wire.make_provider(desk.loaded.config.vm, desk.home)
+    workload = make_workload(desk, first.run_id, rents=provider.traits.rents)
+    began = len(read(desk.folder.journal))
+    try:
+        while True:
+            events = read(desk.folder.journal)
+            state = fold(events)
+            if state.ending is not None and len(events) > began:
+                return state.ending
+            if _is_free(desk):
+                return None
+            now_s = time.time()
+            job = _glance(workload.look, state)
+            desk.console.report(
+                Report(
+                    state=state,
+                    seen=Seen(job=job),
+                    action=act.Wait(wait_s=LOOK_EVERY_S, reason="following another `qft`"),
+                    bill=bill(state, now_s),
+                    now_s=now_s,
+                )
+            )
+            sleep(LOOK_EVERY_S)
+    finally:
+        workload.forget()
+
+
+def _glance(look: Callable[..., JobView], state: RunState) -> JobView | None:
+    """Look at the trainer if there is one; what the machine's own trouble is, its driver tells."""
+    if state.vm is None or not state.up or not state.launched:
+        return None
+    try:
+        return look(state.vm)
+    except (HostUnreachable, HostNotTrusted, HostUnfit):
+        return None
+
+
+def _is_free(desk: Desk) -> bool:
+    """Whether nobody drives the run any more."""
+    try:
+        with driving(desk.folder):
+            return True
+    except Busy:
+        return False

@@ -1,0 +1,154 @@
+"""`up`, `train`, `fetch` and `run`: one way to a goal, resumable at any point, by anybody once."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commands.attach import follow
+from commands.config import LoadedConfig, load
+from commands.console import make_console
+from commands.errors import BY_CODE, CloudTrouble, Trouble, Usage
+from commands.home import Busy, environment, pick_run, qft_home
+from commands.receipt import Receipt, make_receipt
+from commands.session import Desk, Session, is_over, opened, reopen
+from infra.durable import write_json
+from infra.lifecycle import Goal
+from infra.provider import BadRequest, ProviderError
+from infra.state import Ending
+
+REATTACH = "the job goes on without this terminal; `qft train {name}` follows it again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the command line asked for."""
+
+    goal: Goal
+    wanted: str
+    """A run.yaml or the name of a known run; empty takes `run.yaml` here."""
+    allow_change: tuple[str, ...] = ()
+    fresh: bool = False
+    plain: bool = False
+    attach: bool = False
+    """Whether to follow, rather than refuse, when another process drives the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrived:
+    """How a drive ended well: what `--json` prints."""
+
+    name: str
+    goal: Goal
+    reason: str
+    receipt: Receipt
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "run": self.name,
+            "goal": str(self.goal),
+            "result": self.reason,
+            **self.receipt.to_json(),
+        }
+
+
+def drive(order: Order) -> Arrived:
+    """Bring a run to the goal. Raises a class of `commands.errors` if it cannot get there."""
+    home = qft_home(environment())
+    loaded = find_config(order.wanted, home)
+    name = loaded.config.name
+    simulated = loaded.config.vm.provider == "local"
+    console = make_console(simulated=simulated, plain=order.plain, clock=time.monotonic)
+    desk = Desk(
+        loaded=loaded,
+        home=home,
+        console=console,
+        allow_change=order.allow_change,
+        fresh=order.fresh,
+    )
+    try:
+        while True:
+            try:
+                with opened(desk) as session:
+                    return _steer(session, order)
+            except Busy:
+                if not order.attach:
+                    raise
+                console.say(f"another `qft` drives `{name}`; following it")
+                ending = follow(desk)
+                if ending is not None:
+                    receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
+                    return _arrived(name, order.goal, ending, receipt)
+                console.say("the other `qft` is gone; driving on from here")
+    except KeyboardInterrupt:
+        console.close()
+        console.say("\n" + REATTACH.format(name=name))
+        raise
+    except BadRequest:
+        raise
+    except ProviderError as error:
+        raise CloudTrouble(str(error), hint=error.hint) from error
+    finally:
+        console.close()
+
+
+def find_config(wanted: str, home: Path) -> LoadedConfig:
+    """The config that a command line means: a file, or a run that was started before."""
+    if not wanted:
+        here = Path("run.yaml")
+        if here.exists():
+            return load(here)
+        return reopen(pick_run(home, "", cwd=Path.cwd()))
+    if wanted.endswith((".yaml", ".yml")) or Path(wanted).is_file():
+        return load(Path(wanted))
+    if Path(wanted).is_dir():
+        raise Usage(f"`{wanted}` is a directory", hint=f"try `{wanted.rstrip('/')}/run.yaml`")
+    return reopen(pick_run(home, wanted, cwd=Path.cwd()))
+
+
+def _steer(session: Session, order: Order) -> Arrived:
+    """Let the supervisor work, then write the receipt."""
+    name = session.loaded.config.name
+    simulated = session.provider.traits.simulated_prices
+    plan = session.plan(order.goal)
+    if order.goal is Goal.RUN and is_over(session.supervisor.state):
+        reason = "this run was complete already; `--fresh` begins it again"
+        receipt = make_receipt(session.folder, session.loaded.out, simulated=simulated)
+        return _arrived(name, order.goal, Ending(code=0, reason=reason), receipt)
+    ending = session.supervisor.run(plan)
+    receipt = make_receipt(session.folder, session.loaded.out, simulated=simulated)
+    if session.loaded.out.is_dir():
+        write_json(session.loaded.out / "receipt.json", receipt.to_json(), mode=0o644)
+    return _arrived(name, order.goal, ending, receipt)
+
+
+def _arrived(name: str, goal: Goal, ending: Ending, receipt: Receipt) -> Arrived:
+    if ending.code == 0:
+        return Arrived(name=name, goal=goal, reason=ending.reason, receipt=receipt)
+    kind = BY_CODE.get(ending.code, Trouble)
+    raise kind(ending.reason, hint=_what_now(name, ending.code, receipt))
+
+
+def _what_now(name: str, code: int, receipt: Receipt) -> str:
+    """What a person can do about an ending, and what still bills."""
+    bills = (
+        f"still billing ${receipt.usd_per_h_now:.4f}/h: `qft down --delete {name}` ends it"
+        if receipt.usd_per_h_now
+        else "nothing of this run bills"
+    )
+    advice = {
+        3: f"`qft plan {name}` shows every offer and why it cannot be had",
+        4: f"`qft doctor {name}` looks at the connection",
+        5: f"`qft logs {name}` shows what the trainer said",
+        6: "raise `budget` in run.yaml and run the same command again: it goes on where it was",
+    }.get(code, "")
+    return "; ".join(part for part in (advice, bills) if part)
+
+
+def dump(arrived: Arrived) -> str:
+    """The JSON of an arrival."""
+    return json.dumps(arrived.to_json(), indent=2)

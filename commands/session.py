@@ -1,0 +1,226 @@
+"""One run opened for driving: its lock, journal, rooms and plan, ready for the supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commands import wire
+from commands.config import LoadedConfig, check, check_files
+from commands.console import Console
+from commands.errors import Usage
+from commands.home import RunFolder, driving, make_private, run_folder, saved_config
+from commands.staging import stage
+from commands.workload import Setting, Site, SshWorkload
+from infra.cost import Budget
+from infra.durable import write_json
+from infra.journal import Journal, Kind
+from infra.lifecycle import Goal, Plan, Policy
+from infra.provider import Provider
+from infra.state import RunState, fold
+from infra.supervisor import Supervisor, Tools
+
+LOCAL_POLICY = Policy(
+    poll_s=1.0,
+    boot_wait_s=60.0,
+    unreachable_wait_s=20.0,
+    backoff_first_s=1.0,
+    backoff_max_s=15.0,
+    capacity_ttl_s=10.0,
+    price_ttl_s=10.0,
+    preempt_grace_s=30.0,
+)
+"""A cloud played by this computer boots in a second, so patience of minutes would be idleness."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A run under this process's control."""
+
+    folder: RunFolder
+    loaded: LoadedConfig
+    journal: Journal
+    provider: Provider
+    workload: SshWorkload
+    supervisor: Supervisor
+
+    def plan(self, goal: Goal) -> Plan:
+        """What the supervisor is told to reach."""
+        config = self.loaded.config
+        budget = config.budget
+        return Plan(
+            goal=goal,
+            budget=Budget(usd=budget.usd, hours=budget.hours, evictions=budget.evictions),
+            policy=LOCAL_POLICY if config.vm.provider == "local" else Policy(),
+            rehearse_evictions=tuple(config.vm.rehearse_evictions),
+            rents=self.provider.traits.rents,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """What the command line says about a run."""
+
+    loaded: LoadedConfig
+    home: Path
+    console: Console
+    allow_change: tuple[str, ...] = ()
+    fresh: bool = False
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder on this computer."""
+        return run_folder(self.home, self.loaded.config.name)
+
+
+@contextlib.contextmanager
+def opened(desk: Desk) -> Iterator[Session]:
+    """Take control of the run on the desk, starting it if it is new.
+
+    Raises Busy if another process drives it, Usage if config or data cannot be used; nothing is
+    written to the cloud before everything on this side is in order.
+    """
+    loaded, folder = desk.loaded, desk.folder
+    check_files(loaded)
+    make_private(desk.home)
+    make_private(folder.root)
+    with driving(folder):
+        if desk.fresh:
+            _set_aside(folder)
+        journal = Journal(folder.journal, clock=time.time)
+        changed = _changes(loaded, saved_config(folder), desk.allow_change)
+        state = fold(journal.events)
+        if not state.run_id:
+            run_id = f"{loaded.config.name}-{secrets.token_hex(2)}"
+            journal.append(Kind.RUN_STARTED, run_id=run_id, name=loaded.config.name)
+        elif not is_over(state) or changed:
+            journal.append(Kind.RUN_RESUMED, changed=bool(changed))
+        write_json(folder.config, _saved(loaded))
+        session = build(desk, journal)
+        try:
+            yield session
+        finally:
+            session.workload.forget()
+
+
+def reopen(folder: RunFolder) -> LoadedConfig:
+    """The config that the run was last started with, checked again."""
+    saved = saved_config(folder)
+    content, path = saved.get("config"), saved.get("path")
+    if not isinstance(content, dict) or not isinstance(path, str):
+        raise Usage(
+            f"the run `{folder.name}` has lost its config `{folder.config}`",
+            hint="`qft ls --all` and `qft down --all` work without it",
+        )
+    return check(content, Path(path))
+
+
+def build(desk: Desk, journal: Journal) -> Session:
+    """Wire the rooms of one run."""
+    vm = desk.loaded.config.vm
+    run_id = fold(journal.events).run_id
+    provider = wire.make_provider(vm, desk.home)
+    workload = make_workload(desk, run_id, rents=provider.traits.rents)
+    tools = Tools(
+        provider=provider,
+        workload=workload,
+        journal=journal,
+        make_spec=wire.spec_maker(vm, desk.folder, run_id),
+        want=wire.want(vm),
+        clock=time.time,
+        sleep=time.sleep,
+        tell=desk.console.report,
+    )
+    return Session(
+        folder=desk.folder,
+        loaded=desk.loaded,
+        journal=journal,
+        provider=provider,
+        workload=workload,
+        supervisor=Supervisor(tools),
+    )
+
+
+def make_workload(desk: Desk, run_id: str, *, rents: bool) -> SshWorkload:
+    """What this run does on a machine."""
+    vm, say = desk.loaded.config.vm, desk.console.say
+    setting = Setting(
+        site=Site(run_id=run_id),
+        key_path=wire.user_key(vm, desk.folder),
+        staged=stage(desk.loaded, desk.folder.staging),
+        home=desk.folder.checkpoints,
+        out=desk.loaded.out,
+        make_ready=wire.make_ready(vm, say),
+        rents=rents,
+        allow_change=desk.allow_change,
+        say=say,
+        progress=desk.console.progress,
+    )
+    return SshWorkload(setting)
+
+
+def is_over(state: RunState) -> bool:
+    """Whether the run has reached everything that `qft run` promises."""
+    return bool(state.fetched) and state.deleted
+
+
+def _saved(loaded: LoadedConfig) -> dict[str, Any]:
+    return {"path": str(loaded.path), "config": loaded.config.model_dump(mode="json")}
+
+
+def _changes(
+    loaded: LoadedConfig, saved: dict[str, object], allowed: Sequence[str]
+) -> dict[str, tuple[object, object]]:
+    """What training would do differently from what the run was started with.
+
+    Machine and budget may change freely. Raises Usage, with the difference, for a change of the
+    training itself that was not allowed: half a run of each would be no experiment.
+    """
+    before = saved.get("config")
+    if not isinstance(before, dict):
+        return {}
+    now = loaded.config.model_dump(mode="json")
+    found: dict[str, tuple[object, object]] = {}
+    for table in ("model", "method", "data", "train", "checkpoint", "eval"):
+        was, is_now = before.get(table) or {}, now.get(table) or {}
+        for key in sorted({*was, *is_now}):
+            if was.get(key) != is_now.get(key):
+                found[f"{table}.{key}"] = (was.get(key), is_now.get(key))
+    refused = {key: pair for key, pair in found.items() if not _is_allowed(key, allowed)}
+    if refused:
+        raise Usage(
+            f"the run `{loaded.config.name}` was started with another config",
+            problems=[
+                f"{key}: {was!r} became {is_now!r}" for key, (was, is_now) in refused.items()
+            ],
+            hint="undo the change, use `--allow-change KEY`, choose another `name`, or `--fresh`",
+        )
+    return found
+
+
+def _is_allowed(key: str, allowed: Sequence[str]) -> bool:
+    table, _, field = key.partition(".")
+    return table == "checkpoint" or any(name in {key, table, field} for name in allowed)
+
+
+def _set_aside(folder: RunFolder, *, clock: Callable[[], float] = time.time) -> None:
+    """Begin again: keep the old record beside the new one. Raises Usage while it has a machine."""
+    if not folder.exists():
+        return
+    state = fold(Journal(folder.journal, clock=clock).events)
+    if state.vm is not None or state.pending is not None:
+        raise Usage(
+            f"the run `{folder.name}` still has a machine",
+            hint=f"`qft down --delete {folder.name}` removes it; then begin afresh",
+        )
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(clock()))
+    old = folder.root / f"before-{stamp}"
+    old.mkdir()
+    for path in (folder.journal, folder.config, folder.checkpoints, folder.staging):
+        if path.exists():
+            path.rename(old / path.name)

@@ -1,0 +1,140 @@
+"""What a person sees of a run while it goes on: pure, so that all consoles show the same facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infra import actions as act
+from infra.supervisor import Report
+
+MINUTE_S, HOUR_S = 60, 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One moment of a run, in words and figures."""
+
+    phase: str
+    step: int
+    steps: int
+    loss: float | None
+    tokens_per_s: float | None
+    eta_s: float | None
+    place: str
+    price_usd_per_h: float
+    spent_usd: float
+    simulated: bool
+    evictions: int
+    home_step: int
+    note: str
+
+    @property
+    def line(self) -> str:
+        """The moment in one line of plain text."""
+        parts = [self.phase]
+        if self.steps:
+            parts.append(f"step {self.step}/{self.steps}")
+        if self.eta_s is not None and self.step < self.steps:
+            parts.append(f"{duration(self.eta_s)} left")
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.3f}")
+        if self.tokens_per_s:
+            parts.append(f"{self.tokens_per_s:.0f} tokens/s")
+        parts.append(self.money)
+        if self.evictions:
+            parts.append(f"{self.evictions} eviction{'s' * (self.evictions > 1)} survived")
+        return " · ".join(parts)
+
+    @property
+    def money(self) -> str:
+        """Price and spending; dollars of a rehearsal are marked."""
+        mark = " (simulated)" if self.simulated else ""
+        return f"${self.price_usd_per_h:.3f}/h, ${self.spent_usd:.4f} so far{mark}"
+
+
+def view(report: Report, *, simulated: bool) -> View:
+    """Put what the supervisor reported into words."""
+    state, job = report.state, report.seen.job
+    detail = job.detail if job else {}
+    training = state.launched and job is not None and not state.trained
+    return View(
+        phase=_phase(report),
+        step=job.step if job else state.step,
+        steps=job.steps if job else state.steps,
+        loss=_number(detail.get("loss")) if training else None,
+        tokens_per_s=_number(detail.get("tokens_per_s")) if training else None,
+        eta_s=_number(detail.get("eta_s")) if training else None,
+        place=f"{state.offer.size} in {state.offer.place}" if state.offer else "",
+        price_usd_per_h=report.bill.usd_per_h_now,
+        spent_usd=report.bill.usd,
+        simulated=simulated,
+        evictions=state.evictions,
+        home_step=state.home_step,
+        note=_text(detail.get("message")),
+    )
+
+
+def _phase(report: Report) -> str:
+    job = report.seen.job
+    if isinstance(report.action, act.Wait) and job is not None:
+        phase = job.detail.get("phase")
+        return phase if isinstance(phase, str) and phase.isalpha() else "starting the trainer"
+    return _words(report.action)
+
+
+def _words(action: act.Action) -> str:  # the table of what each act is called
+    match action:
+        case act.FindOffers():
+            return "looking for machines"
+        case act.Create(offer=offer):
+            return f"renting {offer.size} in {offer.place} at ${offer.spot_usd_per_h:.3f}/h"
+        case act.Start():
+            return "starting the same machine again"
+        case act.RecordStop(observation=seen):
+            return f"the machine went down ({seen.stop_reason or 'no reason given'})"
+        case act.GiveUpOnBoot(reason=reason):
+            return f"giving up on this boot: {reason}"
+        case act.Prepare():
+            return "preparing the machine"
+        case act.Launch():
+            return "starting the trainer"
+        case act.RecordExit(exit_code=code):
+            return f"the trainer ended ({'killed' if code is None else f'exit {code}'})"
+        case act.StopHung(reason=reason):
+            return f"stopping a hung trainer: {reason}"
+        case act.RehearseEviction(step=step):
+            return f"asking the cloud for an eviction at step {step}"
+        case act.RecordTrained():
+            return "training complete"
+        case act.Fetch():
+            return "fetching the adapter"
+        case act.Deallocate(reason=reason) | act.Delete(reason=reason):
+            kind = "releasing the machine" if isinstance(action, act.Deallocate) else "removing it"
+            return f"{kind}: {reason}"
+        case act.Wait(reason=reason):
+            return reason
+        case act.Finish(ending=ending):
+            return ending.reason
+    raise AssertionError(f"no words for {action}")
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `7 h 12 min`."""
+    whole = max(0, round(seconds))
+    if whole < MINUTE_S:
+        return f"{whole} s"
+    if whole < HOUR_S:
+        return f"{whole // MINUTE_S} min {whole % MINUTE_S:02d} s"
+    return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S:02d} min"
+
+
+def _number(value: object) -> float | None:
+    """A figure as the machine claims it; anything else is left out."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _text(value: object) -> str:
+    """Words from the machine, without control characters that could repaint a terminal."""
+    if not isinstance(value, str):
+        return ""
+    return "".join(char for char in value if char.isprintable())[:200]

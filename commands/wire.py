@@ -1,0 +1,131 @@
+"""Hands the rooms to each other: which provider, which keys, which interpreter on the machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from commands.errors import Usage
+from commands.home import RunFolder, make_private
+from infra.config import SshTable, VmTable
+from infra.provider import Offer, Provider, VmSpec, Want
+from remote import keys, link, setup
+
+USER_KEY = "user_ed25519"
+
+
+def make_provider(vm: VmTable, home: Path) -> Provider:
+    """The provider that `vm.provider` names. Raises Usage if it cannot work here."""
+    if vm.provider == "local":
+        from infra.local import LocalProvider, LocalSettings
+
+        settings = LocalSettings(
+            notice_s=vm.local.notice_s, evict_after_s=tuple(vm.local.evict_after_s)
+        )
+        return LocalProvider(home / "local", settings=settings)
+    if vm.provider == "ssh":
+        from infra.host import HostProvider
+
+        return HostProvider(home / "ssh", machine=ssh_machine(vm))
+    return _azure(vm, home)
+
+
+def _azure(vm: VmTable, home: Path) -> Provider:
+    del vm, home
+    raise Usage("`provider: azure` is not in this version", hint="use `provider: local` or `ssh`")
+
+
+def ssh_machine(vm: VmTable) -> Any:
+    """The user's own machine as the provider wants it told. Raises Usage without a host key."""
+    from infra.host import HostMachine
+
+    table = need_ssh(vm)
+    if not table.host_key:
+        raise Usage(
+            "`vm.ssh.host_key` is empty, and a machine is never trusted on first use",
+            hint="`qft doctor` reads the key from the machine and shows what to compare and paste",
+        )
+    return HostMachine(
+        address=table.host, port=table.port, user=table.user, host_public_key=table.host_key
+    )
+
+
+def need_ssh(vm: VmTable) -> SshTable:
+    """The table `ssh`, which the config's own check has made sure of."""
+    if vm.ssh is None:
+        raise Usage("`provider: ssh` needs a table `vm.ssh`")
+    return vm.ssh
+
+
+def user_key(vm: VmTable, run: RunFolder) -> Path:
+    """The private key that opens the machine: the user's for `ssh`, else one of the run's own."""
+    if vm.provider == "ssh":
+        path = Path(need_ssh(vm).key).expanduser()
+        if not path.is_file():
+            raise Usage(f"`vm.ssh.key` names `{path}`, which is no file")
+        return path
+    return _key(run, USER_KEY)
+
+
+def _key(run: RunFolder, name: str) -> Path:
+    """A key of this run, made on first use; the same one ever after."""
+    make_private(run.keys)
+    path = run.keys / name
+    if not path.exists():
+        keys.generate(path)
+    return path
+
+
+def spec_maker(vm: VmTable, run: RunFolder, run_id: str) -> Callable[[Offer, int], VmSpec]:
+    """What to ask the provider for. Each generation has a host key of its own, made beforehand."""
+
+    def make(offer: Offer, generation: int) -> VmSpec:
+        host_key = _key(run, f"host_ed25519_{generation}")
+        mine = user_key(vm, run)
+        return VmSpec(
+            run_id=run_id,
+            generation=generation,
+            offer=offer,
+            max_price_usd_per_h=vm.max_price,
+            public_key=keys.public_line(mine),
+            host_private_key=host_key.read_text(),
+            host_public_key=keys.public_line(host_key),
+            disk_gb=vm.disk_gb,
+            labels={"name": run.name},
+        )
+
+    return make
+
+
+def want(vm: VmTable) -> Want:
+    """The question for `offers`."""
+    return Want(gpu=vm.gpu, regions=tuple(vm.regions), max_price_usd_per_h=vm.max_price)
+
+
+def make_ready(vm: VmTable, say: Callable[[str], None]) -> Callable[[link.Link], str]:
+    """How a machine of this provider becomes trainable; the result is its Python interpreter.
+
+    A machine that this computer plays uses the interpreter that runs `qft`.
+    """
+    if vm.provider == "local":
+        return lambda _link: sys.executable
+    if vm.provider == "ssh" and need_ssh(vm).python:
+        fixed = need_ssh(vm).python
+        return lambda _link: fixed
+    wanted = setup.Want(gpu=_gpu_flavour(vm))
+
+    def ready(connection: link.Link) -> str:
+        return setup.apply(connection, wanted, say=say)
+
+    return ready
+
+
+def _gpu_flavour(vm: VmTable) -> str:
+    """The driver flavour that the machine needs; empty for none."""
+    from infra.catalog import resolve_gpu
+
+    if vm.provider == "ssh" and not need_ssh(vm).gpu:
+        return ""
+    return str(resolve_gpu(vm.gpu).gpu.driver)
