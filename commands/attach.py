@@ -1,4 +1,4 @@
-"""Follows a run that another process drives: looks at the same machine, starts and changes nothing."""
+"""Follows a run that another process drives: looks at the same machine and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What a run cost and what it was good for: the receipt, added up from the journal and the results."""
+"""What a run cost and what it was good for, added up from its journal and its results."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def _worked_s(events: list[Event]) -> float:
     A clock that jumped back counts as nothing.
     """
     total = 0.0
-    for before, after in zip(events, events[1:], strict=False):
+    for before, after in pairwise(events):
         idle = before.kind is Kind.RUN_ENDED or after.kind is Kind.RUN_RESUMED
         total += 0.0 if idle else max(0.0, after.at_s - before.at_s)
     return total

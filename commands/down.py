@@ -1,0 +1,153 @@
+"""`qft down`: stop the billing, and prove it by looking again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from commands import wire
+from commands.errors import CloudTrouble, Usage
+from commands.home import RUN_NAME, driving, environment, pick_run, qft_home, run_folder
+from commands.session import reopen
+from infra.config import VmTable
+from infra.journal import Journal, Kind
+from infra.provider import Gone, Provider, ProviderError, Vm
+from infra.state import RunState, apply, fold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was released or removed, and what still bills."""
+
+    run: str
+    removed: list[str] = field(default_factory=list)
+    deallocated: list[str] = field(default_factory=list)
+    idle_usd_per_h: float = 0.0
+    left: list[str] = field(default_factory=list)
+    """What the provider still lists afterwards."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "run": self.run,
+            "removed": self.removed,
+            "deallocated": self.deallocated,
+            "idle_usd_per_h": self.idle_usd_per_h,
+            "left": self.left,
+        }
+
+    def lines(self) -> list[str]:
+        """What to print."""
+        said = [f"removed {what}" for what in self.removed]
+        said += [f"released {what}; its disk is kept" for what in self.deallocated]
+        if self.left:
+            price = f"${self.idle_usd_per_h:.4f}/h for the disk and address"
+            said.append(f"still there: {', '.join(self.left)} ({price})")
+            said.append(f"hint: `qft down --delete {self.run}` removes it too")
+        else:
+            said.append(f"nothing of `{self.run}` bills: the provider lists no machine of it")
+        return said
+
+
+def down(wanted: str, *, delete: bool, say: Callable[[str], None]) -> Result:
+    """Release (or with `delete` remove) the machine of one run. Safe to repeat.
+
+    Works with the local record lost, from the tags in the cloud alone.
+    """
+    home = qft_home(environment())
+    if RUN_NAME.fullmatch(wanted) and not run_folder(home, wanted).exists():
+        return _down_unknown(wanted, home, delete=delete)
+    folder = pick_run(home, wanted, cwd=Path.cwd())
+    with driving(folder):
+        loaded = reopen(folder)
+        provider = wire.make_provider(loaded.config.vm, home)
+        journal = Journal(folder.journal, clock=time.time)
+        state = fold(journal.events)
+        say(f"asking {provider.name} about `{folder.name}`")
+        try:
+            return _down_known(folder.name, provider, journal, state, delete=delete)
+        except ProviderError as error:
+            raise CloudTrouble(str(error), hint=error.hint) from error
+
+
+def _down_known(
+    name: str, provider: Provider, journal: Journal, state: RunState, *, delete: bool
+) -> Result:
+    """Journal the intent, act, and look again."""
+    unsure = state.pending in {Kind.CREATE_INTENDED, Kind.DELETE_INTENDED}
+    if delete or unsure or not provider.traits.keeps_disk:
+        state = apply(state, journal.append(Kind.DELETE_INTENDED, reason="qft down"))
+        removed = [f"{r.kind} {r.id}" for r in provider.delete(state.run_id)]
+        journal.append(Kind.DELETED, removed=removed)
+        return Result(run=name, removed=removed, left=_left(provider, state.run_id))
+    released = []
+    if state.vm is not None and provider.traits.rents:
+        journal.append(Kind.DEALLOCATE_INTENDED, reason="qft down")
+        try:
+            provider.deallocate(state.vm)
+        except Gone:
+            journal.append(Kind.DELETED, removed=[])
+        else:
+            journal.append(Kind.DEALLOCATED, reason="qft down")
+            released.append(f"{state.vm.size} {state.vm.id}")
+    idle = state.offer.idle_usd_per_h if state.offer else 0.0
+    left = _left(provider, state.run_id)
+    return Result(run=name, deallocated=released, idle_usd_per_h=idle if left else 0.0, left=left)
+
+
+def down_all(providers: list[Provider], *, delete: bool) -> list[Result]:
+    """Release or remove every machine that carries our tag, with or without a local record."""
+    results = []
+    for provider in providers:
+        try:
+            for vm in provider.list_all():
+                results.append(_down_listed(provider, vm, delete=delete))
+        except ProviderError as error:
+            raise CloudTrouble(str(error), hint=error.hint) from error
+    return results
+
+
+def _down_listed(provider: Provider, vm: Vm, *, delete: bool) -> Result:
+    if delete or not provider.traits.keeps_disk or not provider.traits.rents:
+        removed = [f"{r.kind} {r.id}" for r in provider.delete(vm.run_id)]
+        return Result(run=vm.run_id, removed=removed, left=_left(provider, vm.run_id))
+    try:
+        provider.deallocate(vm)
+    except Gone:
+        return Result(run=vm.run_id)
+    left = _left(provider, vm.run_id)
+    return Result(run=vm.run_id, deallocated=[f"{vm.size} {vm.id}"], left=left)
+
+
+def _down_unknown(name: str, home: Path, *, delete: bool) -> Result:
+    """A run that this computer has no record of: the tags decide."""
+    for provider in known_providers(home):
+        try:
+            listed = provider.list_all()
+        except ProviderError as error:
+            raise CloudTrouble(str(error), hint=error.hint) from error
+        for vm in listed:
+            if vm.run_id == name or vm.run_id.rpartition("-")[0] == name:
+                return _down_listed(provider, vm, delete=delete)
+    raise Usage(f"there is no run `{name}`, here or in the cloud", hint="`qft ls --all` lists all")
+
+
+def known_providers(home: Path) -> list[Provider]:
+    """The providers that can be asked without a config: the local one, and those runs have used."""
+    from commands.home import all_runs
+
+    tables: dict[str, VmTable] = {"local": VmTable()}
+    for run in all_runs(home):
+        try:
+            vm = reopen(run).config.vm
+        except Usage:
+            continue  # a damaged record must not hide the machines of others
+        tables.setdefault(vm.provider, vm)
+    return [wire.make_provider(vm, home) for vm in tables.values()]
+
+
+def _left(provider: Provider, run_id: str) -> list[str]:
+    return [f"{vm.size} {vm.id} ({vm.power})" for vm in provider.list_all() if vm.run_id == run_id]

@@ -1,0 +1,145 @@
+"""`qft logs`, `qft evict`, `qft ssh`: reach into the machine of a run without driving it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from commands import wire
+from commands.config import LoadedConfig
+from commands.errors import CloudTrouble, HostTrouble, Usage
+from commands.home import RunFolder, environment, pick_run, qft_home
+from commands.session import reopen
+from commands.workload import Site
+from infra.journal import read
+from infra.provider import PowerState, ProviderError, Vm
+from infra.state import fold
+from remote import errors, job, keys, link
+
+FOLLOW_EVERY_S = 0.5
+TAIL_BYTES = 1 << 18
+
+
+def logs(wanted: str, *, follow: bool, write: Callable[[bytes], None]) -> None:
+    """Write what the trainer printed; with `follow`, go on until it ends.
+
+    Without a machine, the log that was fetched is written.
+    """
+    folder, loaded = _run(wanted)
+    vm = _machine(folder)
+    if vm is None or not _is_running(loaded, vm):
+        fetched = loaded.out / "trainer.log"
+        if not fetched.exists():
+            raise Usage(
+                f"the machine of `{folder.name}` does not run, and no log was fetched yet",
+                hint=f"`qft train {folder.name}` goes on with the run",
+            )
+        write(fetched.read_bytes())
+        return
+    site = Site(run_id=fold(read(folder.journal)).run_id)
+    try:
+        with link.connect(_host(folder, loaded, vm)) as connection:
+            _tail(job.Job(connection, site.job), follow=follow, write=write)
+    except errors.RemoteError as error:
+        raise HostTrouble(str(error), hint=error.hint) from error
+
+
+def _tail(
+    running: job.Job,
+    *,
+    follow: bool,
+    write: Callable[[bytes], None],
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    offset = 0
+    while True:
+        alive = running.status().state is job.JobState.RUNNING
+        while True:
+            tail = running.tail(offset, TAIL_BYTES)
+            offset = tail.offset
+            if not tail.data:
+                break
+            write(tail.data)
+        if not follow or not alive:
+            return
+        sleep(FOLLOW_EVERY_S)
+
+
+def evict(wanted: str) -> str:
+    """Ask the provider to rehearse an eviction of the run's machine; return what was asked."""
+    folder, loaded = _run(wanted)
+    vm = _machine(folder)
+    if vm is None:
+        raise Usage(f"`{folder.name}` has no machine to evict")
+    provider = wire.make_provider(loaded.config.vm, qft_home(environment()))
+    if not provider.traits.evicts:
+        raise Usage(f"machines of `provider: {provider.name}` are never evicted")
+    try:
+        provider.evict(vm)
+    except ProviderError as error:
+        raise CloudTrouble(str(error), hint=error.hint) from error
+    return f"{provider.name} was asked to evict {vm.id}"
+
+
+def ssh_argv(wanted: str, command: list[str]) -> list[str]:
+    """The `ssh` command line into the run's machine, with the pinned host key and nothing else."""
+    folder, loaded = _run(wanted)
+    vm = _machine(folder)
+    if vm is None or not vm.host:
+        raise Usage(
+            f"`{folder.name}` has no machine that runs", hint=f"`qft up {folder.name}` rents one"
+        )
+    program = shutil.which("ssh")
+    if program is None:
+        raise Usage("there is no `ssh` on this computer", hint="install OpenSSH's client")
+    known = folder.root / "known_hosts"
+    alias = f"qft-{folder.name}"
+    kind, _blob = keys.parse_line(vm.host_public_key)
+    known.write_text(f"{alias} {kind} {vm.host_public_key.split()[1]}\n")
+    options = {
+        "HostKeyAlias": alias,
+        "UserKnownHostsFile": str(known),
+        "StrictHostKeyChecking": "yes",
+        "IdentitiesOnly": "yes",
+        "IdentityFile": str(wire.user_key(loaded.config.vm, folder)),
+    }
+    flags = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
+    return [program, *flags, "-p", str(vm.port), f"{vm.user}@{vm.host}", *command]
+
+
+def ssh(wanted: str, command: list[str]) -> None:
+    """Become that `ssh`; does not return."""
+    argv = ssh_argv(wanted, command)
+    sys.stdout.flush()
+    os.execv(argv[0], argv)  # noqa: S606  (a list of arguments, and no shell between)
+
+
+def _run(wanted: str) -> tuple[RunFolder, LoadedConfig]:
+    folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
+    return folder, reopen(folder)
+
+
+def _machine(folder: RunFolder) -> Vm | None:
+    return fold(read(folder.journal)).vm
+
+
+def _is_running(loaded: LoadedConfig, vm: Vm) -> bool:
+    provider = wire.make_provider(loaded.config.vm, qft_home(environment()))
+    try:
+        return provider.observe(vm).power is PowerState.RUNNING
+    except ProviderError as error:
+        raise CloudTrouble(str(error), hint=error.hint) from error
+
+
+def _host(folder: RunFolder, loaded: LoadedConfig, vm: Vm) -> link.Host:
+    return link.Host(
+        address=vm.host,
+        port=vm.port,
+        user=vm.user,
+        key_path=wire.user_key(loaded.config.vm, folder),
+        host_key=vm.host_public_key,
+    )

@@ -1,0 +1,180 @@
+"""`qft status`: where a run is, what it has cost and what still bills, without changing anything."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commands import wire
+from commands.console import PlainConsole
+from commands.home import Busy, RunFolder, driving, environment, pick_run, qft_home
+from commands.receipt import Receipt, make_receipt
+from commands.session import Desk, make_workload, reopen
+from commands.view import duration
+from infra.cost import bill
+from infra.journal import read
+from infra.lifecycle import JobPhase, JobView
+from infra.provider import Observation, PowerState, ProviderError
+from infra.state import RunState, fold
+from infra.supervisor import HostNotTrusted, HostUnfit, HostUnreachable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Everything `qft status` tells."""
+
+    name: str
+    state: RunState
+    receipt: Receipt
+    driven: bool
+    """Whether a `qft` drives the run at this moment."""
+    machine: Observation | None
+    job: JobView | None
+    trouble: str
+    usd: float
+    usd_per_h_now: float
+
+    @property
+    def summary(self) -> str:
+        """The state of the run in one word or two."""
+        if self.state.fetched and self.state.deleted:
+            return "done"
+        if self.job is not None and self.job.phase is JobPhase.RUNNING:
+            return str(self.job.detail.get("phase") or "starting")
+        if self.state.fetched:
+            return "fetched"
+        if self.state.trained:
+            return "trained"
+        if self.state.ending is not None and self.state.ending.code:
+            return "stopped"
+        if self.machine is not None:
+            return f"machine {self.machine.power}"
+        return "not started" if not self.state.generation else "no machine"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        state = self.state
+        return {
+            "run": self.name,
+            "run_id": state.run_id,
+            "summary": self.summary,
+            "driven": self.driven,
+            "step": self.job.step if self.job else state.step,
+            "steps": self.job.steps if self.job else state.steps,
+            "checkpoint_home_step": state.home_step,
+            "evictions": state.evictions,
+            "trained": state.trained,
+            "fetched": state.fetched or None,
+            "machine": _machine_json(self),
+            "trainer": dict(self.job.detail) if self.job else None,
+            "job": str(self.job.phase) if self.job else None,
+            "usd": round(self.usd, 6),
+            "usd_per_h_now": self.usd_per_h_now,
+            "simulated": self.receipt.simulated,
+            "ending": {"code": state.ending.code, "reason": state.ending.reason}
+            if state.ending
+            else None,
+            "trouble": self.trouble or None,
+        }
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What to print: a word and its fact."""
+        state, job = self.state, self.job
+        step, steps = (job.step, job.steps) if job else (state.step, state.steps)
+        rows = [("run", f"{self.name}: {self.summary}")]
+        if steps:
+            rows.append(("step", f"{step}/{steps}, checkpoint at home: step {state.home_step}"))
+        eta_s = job.detail.get("eta_s") if job else None
+        if isinstance(eta_s, int | float) and step < steps:
+            rows.append(("time left", duration(eta_s)))
+        if state.vm is not None:
+            power = self.machine.power if self.machine else state.vm.power
+            rows.append(("machine", f"{state.vm.size} in {state.vm.region}, {power}"))
+        if job is not None and job.detail.get("exact") is False:
+            since = job.detail.get("inexact_from")
+            rows.append(("exactness", f"not bit-exact from step {since}"))
+        rows.append(("evictions", str(state.evictions)))
+        mark = " (simulated)" if self.receipt.simulated else ""
+        rows.append(("cost", f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"))
+        if state.ending is not None and state.ending.code:
+            rows.append(("stopped", state.ending.reason))
+        if state.fetched:
+            rows.append(("results", state.fetched))
+        if self.trouble:
+            rows.append(("trouble", self.trouble))
+        rows.append(("driven", "by another `qft` right now" if self.driven else "by nobody"))
+        return rows
+
+
+def status(wanted: str) -> Status:
+    """Look at a run: its journal, then its machine, then the trainer."""
+    import sys
+
+    home = qft_home(environment())
+    folder = pick_run(home, wanted, cwd=Path.cwd())
+    loaded = reopen(folder)
+    state = fold(read(folder.journal))
+    console = PlainConsole(sys.stderr, simulated=False, clock=time.monotonic)
+    desk = Desk(loaded=loaded, home=home, console=console)
+    machine, job, trouble = _look(desk, state)
+    used = bill(state, time.time())
+    simulated = loaded.config.vm.provider == "local"
+    return Status(
+        name=folder.name,
+        state=state,
+        receipt=make_receipt(folder, loaded.out, simulated=simulated),
+        driven=_is_driven(folder),
+        machine=machine,
+        job=job,
+        trouble=trouble,
+        usd=used.usd,
+        usd_per_h_now=used.usd_per_h_now,
+    )
+
+
+def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | None, str]:
+    """The machine and the trainer as they are now, or what kept us from seeing them."""
+    if state.vm is None:
+        return None, None, ""
+    try:
+        provider = wire.make_provider(desk.loaded.config.vm, desk.home)
+        machine = provider.observe(state.vm)
+    except ProviderError as error:
+        return None, None, str(error)
+    if machine.power is not PowerState.RUNNING or not state.prepared:
+        return machine, None, ""
+    workload = make_workload(desk, state.run_id, rents=provider.traits.rents, watch_only=True)
+    try:
+        return machine, workload.look(state.vm), ""
+    except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
+        return machine, None, str(error)
+    finally:
+        workload.forget()
+
+
+def _is_driven(folder: RunFolder) -> bool:
+    try:
+        with driving(folder):
+            return False
+    except Busy:
+        return True
+
+
+def _machine_json(status: Status) -> dict[str, Any] | None:
+    vm = status.state.vm
+    if vm is None:
+        return None
+    power = status.machine.power if status.machine else vm.power
+    return {
+        "provider": vm.provider,
+        "id": vm.id,
+        "region": vm.region,
+        "zone": vm.zone or None,
+        "size": vm.size,
+        "host": vm.host or None,
+        "port": vm.port,
+        "power": str(power),
+        "generation": vm.generation,
+    }
