@@ -1,1 +1,350 @@
-"""The door: parse the command line, wire the rooms, and map every error to its exit code."""
+"""The door: parse the command line, call the command, and map every error to its exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from commands.errors import Exit, Trouble
+
+VERSION = "0.1.0"
+
+app = typer.Typer(
+    name="qft",
+    help="Fine-tune a language model with QLoRA on one cheap spot GPU machine, and bring the adapter "
+    "home whatever the cloud does to the machine meanwhile.",
+    epilog="Exit codes: 0 done, 1 our bug, 2 usage or config, 3 the cloud refused, 4 host unreachable "
+    "or unfit, 5 training failed, 6 budget reached, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Run = Annotated[str, typer.Argument(help="A run's name or its run.yaml; default: the one here.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live view.")]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option("--allow-change", metavar="KEY", help="Resume although KEY changed, e.g. steps."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Set an earlier run of this name aside.")]
+
+
+@app.command()
+def init(
+    directory: Annotated[str, typer.Argument(help="Where to write run.yaml.")] = ".",
+    *,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema.")] = False,
+) -> None:
+    """Write a run.yaml to start from."""
+    from commands import init as command
+
+    if schema:
+        _out(command.schema())
+    else:
+        _talk(f"wrote {command.write_template(directory)}\nnext: edit it, then `qft run`")
+
+
+@app.command()
+def doctor(run: Run = "", *, as_json: Json = False) -> None:
+    """Check this computer, the account and the host, each with the fix."""
+    from commands import doctor as command
+
+    checks = command.examine(run)
+    if as_json:
+        _out_json([check.to_json() for check in checks])
+    else:
+        _out("\n".join(check.line for check in checks))
+    if not all(check.ok for check in checks):
+        raise typer.Exit(Exit.USAGE)
+
+
+@app.command()
+def plan(run: Run = "", *, as_json: Json = False) -> None:
+    """Show offers, prices, memory and the worst-case bill; create nothing."""
+    from commands import plan as command
+
+    made = command.make_plan(run)
+    if as_json:
+        _out_json(made.to_json())
+    else:
+        _out("\n".join(made.lines()))
+
+
+@app.command()
+def up(run: Run = "", *, plain: Plain = False, as_json: Json = False) -> None:
+    """Rent a machine and make it ready to train."""
+    _drive("up", run, plain=plain, as_json=as_json)
+
+
+@app.command()
+def train(
+    run: Run = "",
+    *,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Go on from the newest checkpoint, or anew.")
+    ] = True,
+    allow_change: AllowChange = None,
+    plain: Plain = False,
+    as_json: Json = False,
+) -> None:
+    """Sync, train and survive evictions; attaches if another qft drives the run."""
+    _drive(
+        "train",
+        run,
+        allow_change=tuple(allow_change or ()),
+        fresh=not resume,
+        plain=plain,
+        attach=True,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def status(run: Run = "", *, as_json: Json = False) -> None:
+    """Show where a run is and what it costs."""
+    from commands import status as command
+
+    found = command.status(run)
+    if as_json:
+        _out_json(found.to_json())
+    else:
+        _out(_columns(found.lines()))
+
+
+@app.command()
+def logs(
+    run: Run = "",
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
+) -> None:
+    """Print what the trainer said."""
+    from commands import machine
+
+    def write(data: bytes) -> None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+    machine.logs(run, follow=follow, write=write)
+
+
+@app.command()
+def fetch(run: Run = "", *, plain: Plain = False, as_json: Json = False) -> None:
+    """Bring the adapter home, verified."""
+    _drive("fetch", run, plain=plain, as_json=as_json)
+
+
+@app.command()
+def down(
+    run: Run = "",
+    *,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the disk and all else.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every machine with our tag.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stop the billing: release the machine (disk kept), or remove everything; then prove it."""
+    from commands import down as command
+    from commands.home import environment, qft_home
+
+    if everything:
+        providers = command.known_providers(qft_home(environment()))
+        results = command.down_all(providers, delete=delete)
+    else:
+        results = [command.down(run, delete=delete, say=_talk)]
+    if as_json:
+        _out_json([result.to_json() for result in results])
+        return
+    if not results:
+        _out("nothing to release: no provider lists a machine of ours")
+    for result in results:
+        _out("\n".join(result.lines()))
+
+
+@app.command(name="run")
+def run_all(
+    run: Run = "",
+    *,
+    allow_change: AllowChange = None,
+    fresh: Fresh = False,
+    plain: Plain = False,
+    as_json: Json = False,
+) -> None:
+    """Do all of it: up, sync, train, recover, evaluate, fetch, down. Resumable at any point."""
+    _drive(
+        "run",
+        run,
+        allow_change=tuple(allow_change or ()),
+        fresh=fresh,
+        plain=plain,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def ls(
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Machines in the cloud.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List runs, or with --all every machine that carries our tag."""
+    from commands import ls as command
+
+    lines = command.machines() if everything else command.runs()
+    table = command.to_json(lines)
+    if as_json:
+        _out_json(table)
+    elif table:
+        _out(_table(table))
+    else:
+        _talk("no machine of ours anywhere" if everything else "no run yet: try `qft run run.yaml`")
+
+
+@app.command()
+def evict(run: Run = "") -> None:
+    """Ask the cloud to rehearse an eviction of the run's machine."""
+    from commands import machine
+
+    _talk(machine.evict(run))
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Run = "",
+    *,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew on this computer.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the metric before and after training, with its interval."""
+    from commands import evaluation
+
+    scores = evaluation.scores(run, again=again, say=_talk)
+    if as_json:
+        _out_json(scores.to_json())
+    else:
+        _out("\n".join(scores.lines()))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def ssh(
+    run: Run = "",
+    command: Annotated[list[str] | None, typer.Argument(help="A command to run there.")] = None,
+) -> None:
+    """Open a shell on the machine, with its pinned host key."""
+    from commands import machine
+
+    machine.ssh(run, command or [])
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    *, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Hold the options that come before a command."""
+    if version:
+        _out(VERSION)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; every error leaves through here, with its documented exit code."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app(standalone_mode=False)
+    except Trouble as trouble:
+        _tell_trouble(trouble, as_json=as_json)
+        sys.exit(trouble.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(Exit.INTERRUPTED)
+    except Exception as error:  # noqa: BLE001  (the one place that maps whatever is left)
+        sys.exit(_last_resort(error, as_json=as_json))
+
+
+def _last_resort(error: Exception, *, as_json: bool) -> int:
+    """Usage errors of the parser, a full disk at home, a damaged journal; the rest is our bug."""
+    import click
+
+    from infra.journal import JournalDamaged
+
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return Exit.USAGE
+    if isinstance(error, click.ClickException):
+        _tell_trouble(Trouble(error.format_message(), hint="try `qft --help`"), as_json=as_json)
+        return Exit.USAGE
+    if isinstance(error, JournalDamaged):
+        _tell_trouble(Trouble(str(error), hint=error.hint), as_json=as_json)
+        return Exit.USAGE
+    if isinstance(error, OSError) and error.errno is not None:
+        hint = "nothing was lost: make room or mend the rights, then run the same command again"
+        _tell_trouble(Trouble(f"this computer refused: {error}", hint=hint), as_json=as_json)
+        return Exit.USAGE
+    import traceback
+
+    traceback.print_exception(error)
+    _talk("this is a bug in qft, and nothing you did wrong")
+    _talk("hint: `qft ls --all` shows what may still bill; `qft down` ends it")
+    return Exit.BUG
+
+
+def _drive(goal: str, run: str, *, as_json: bool, **options: Any) -> None:
+    from commands import drive
+    from infra.lifecycle import Goal
+
+    options["plain"] = options["plain"] or as_json
+    arrived = drive.drive(drive.Order(goal=Goal(goal), wanted=run, **options))
+    if as_json:
+        _out(drive.dump(arrived))
+    else:
+        _out(_columns([("result", arrived.reason), *arrived.receipt.lines()]))
+
+
+def _tell_trouble(trouble: Trouble, *, as_json: bool) -> None:
+    """Say what is wrong on stderr; with --json also as data, so that a script can read it."""
+    _talk(f"error: {trouble.message}")
+    for problem in trouble.problems:
+        _talk(f"  - {problem}")
+    if trouble.hint:
+        _talk(f"\nhint: {trouble.hint}")
+    if as_json:
+        said = {"error": trouble.message, "problems": trouble.problems, "hint": trouble.hint}
+        _out_json({**said, "exit_code": int(trouble.exit_code)})
+
+
+def _columns(rows: list[tuple[str, str]]) -> str:
+    width = max(len(word) for word, _ in rows)
+    return "\n".join(f"{word:<{width}}  {fact}" for word, fact in rows)
+
+
+def _table(rows: list[dict[str, object]]) -> str:
+    """A plain table: the keys as heading, a line per row."""
+    heads = list(rows[0])
+    cells = [heads, *([str(row[head]) for head in heads] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
+    shape: Callable[[list[str]], str] = lambda line: "  ".join(  # noqa: E731
+        cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+    ).rstrip()
+    return "\n".join(shape(line) for line in cells)
+
+
+def _out(text: str) -> None:
+    """Data, to stdout."""
+    print(text)  # noqa: T201
+
+
+def _out_json(value: object) -> None:
+    _out(json.dumps(value, indent=2))
+
+
+def _talk(text: str) -> None:
+    """Talk, to stderr."""
+    print(text, file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

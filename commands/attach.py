@@ -25,7 +25,7 @@ def follow(desk: Desk, *, sleep: Callable[[float], None] = time.sleep) -> Ending
     """
     first = fold(read(desk.folder.journal))
     provider = wire.make_provider(desk.loaded.config.vm, desk.home)
-    workload = make_workload(desk, first.run_id, rents=provider.traits.rents)
+    workload = make_workload(desk, first.run_id, rents=provider.traits.rents, watch_only=True)
     began = len(read(desk.folder.journal))
     try:
         while True:

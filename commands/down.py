@@ -103,8 +103,7 @@ def down_all(providers: list[Provider], *, delete: bool) -> list[Result]:
     results = []
     for provider in providers:
         try:
-            for vm in provider.list_all():
-                results.append(_down_listed(provider, vm, delete=delete))
+            results += [_down_listed(provider, vm, delete=delete) for vm in provider.list_all()]
         except ProviderError as error:
             raise CloudTrouble(str(error), hint=error.hint) from error
     return results

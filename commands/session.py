@@ -146,8 +146,8 @@ def build(desk: Desk, journal: Journal) -> Session:
     )
 
 
-def make_workload(desk: Desk, run_id: str, *, rents: bool) -> SshWorkload:
-    """What this run does on a machine."""
+def make_workload(desk: Desk, run_id: str, *, rents: bool, watch_only: bool = False) -> SshWorkload:
+    """What this run does on a machine; with `watch_only` it copies nothing home."""
     vm, say = desk.loaded.config.vm, desk.console.say
     setting = Setting(
         site=Site(run_id=run_id),
@@ -157,6 +157,7 @@ def make_workload(desk: Desk, run_id: str, *, rents: bool) -> SshWorkload:
         out=desk.loaded.out,
         make_ready=wire.make_ready(vm, say),
         rents=rents,
+        brings_home=not watch_only,
         allow_change=desk.allow_change,
         say=say,
         progress=desk.console.progress,

@@ -1,4 +1,4 @@
-"""`qft status`: where a run is, what it has cost and what still bills, without changing anything."""
+"""`qft status`: where a run is, what it has cost, what still bills; looks and changes nothing."""
 
 from __future__ import annotations
 

@@ -67,6 +67,8 @@ class Setting:
     make_ready: Callable[[link.Link], str]
     """Make the machine trainable; returns the Python interpreter there."""
     rents: bool
+    brings_home: bool = True
+    """Whether checkpoints are copied home; a mere onlooker leaves that to the driver."""
     eviction_band: str = ""
     allow_change: Sequence[str] = ()
     say: Callable[[str], None]
@@ -127,7 +129,7 @@ class SshWorkload:
             argv += ["--allow-change", key]
         with self._translated():
             self._job(vm).start(argv, env={"PYTHONUNBUFFERED": "1"}, cwd=setting.site.code)
-        self._homing.start(vm)
+        self._bring_home_from(vm)
 
     def look(self, vm: Vm) -> JobView:
         """The job's state and the trainer's own heartbeat."""
@@ -135,7 +137,7 @@ class SshWorkload:
             status = self._job(vm).status()
             detail = self._heartbeat(vm)
         if status.state is job.JobState.RUNNING:
-            self._homing.start(vm)
+            self._bring_home_from(vm)
         return JobView(
             phase=_PHASES[status.state],
             exit_code=status.exit_code,
@@ -189,6 +191,10 @@ class SshWorkload:
         if self._link is not None:
             self._link.close()
             self._link = None
+
+    def _bring_home_from(self, vm: Vm) -> None:
+        if self._setting.brings_home:
+            self._homing.start(vm)
 
     # ---- connections ----
 

@@ -1,0 +1,149 @@
+"""`qft doctor`: is everything in place before money is spent; each check says how to mend it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from commands.config import LoadedConfig, check_files
+from commands.drive import find_config
+from commands.errors import Trouble, Usage
+from commands.home import environment, qft_home
+from commands.wire import need_ssh
+from infra.config import VmTable
+
+PYTHON_MIN = (3, 11)
+ROOMS = ("cli", "commands", "infra", "remote", "trainer")
+SCAN_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+    @property
+    def line(self) -> str:
+        """The check in words."""
+        mark = "ok  " if self.ok else "FAIL"
+        fix = f"\n      fix: {self.fix}" if self.fix and not self.ok else ""
+        return f"{mark}  {self.name}: {self.detail}{fix}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def examine(wanted: str) -> list[Check]:
+    """Look at this computer, and, if there is a config, at what it needs."""
+    checks = [_python(), _rooms(), _home()]
+    loaded: LoadedConfig | None = None
+    if wanted or Path("run.yaml").exists():
+        try:
+            loaded = find_config(wanted, qft_home(environment()))
+            check_files(loaded)
+            checks.append(Check(name="config", ok=True, detail=str(loaded.path)))
+        except Trouble as trouble:
+            detail = "; ".join([trouble.message, *trouble.problems])
+            checks.append(Check(name="config", ok=False, detail=detail, fix=trouble.hint))
+    provider = loaded.config.vm.provider if loaded else "local"
+    if provider == "local":
+        checks += [_package("asyncssh", "local"), _package("torch", "train")]
+        checks += [_package("bitsandbytes", "train")]
+    if loaded and provider == "ssh":
+        checks.append(_host_key(loaded.config.vm))
+    return checks
+
+
+def _python() -> Check:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    return Check(
+        name="python",
+        ok=sys.version_info[:2] >= PYTHON_MIN,
+        detail=version,
+        fix="install Python 3.11 or later",
+    )
+
+
+def _rooms() -> Check:
+    """The packages have plain names, so another project's could stand in front of ours."""
+    places = {}
+    for room in ROOMS:
+        spec = importlib.util.find_spec(room)
+        places[room] = Path(spec.origin).resolve() if spec and spec.origin else None
+    roots = {
+        path.parent if room == "cli" else path.parent.parent
+        for room, path in places.items()
+        if path is not None
+    }
+    missing = [room for room, path in places.items() if path is None]
+    ok = len(roots) == 1 and not missing
+    detail = f"{', '.join(ROOMS)} in {roots.pop()}" if ok else f"{places}"
+    return Check(
+        name="rooms",
+        ok=ok,
+        detail=detail,
+        fix="another package of that name comes first: install qft into an environment of its own",
+    )
+
+
+def _home() -> Check:
+    home = qft_home(environment())
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        probe = home / ".doctor"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        return Check(
+            name="home", ok=False, detail=str(error), fix="set QFT_HOME to a folder of yours"
+        )
+    return Check(name="home", ok=True, detail=str(home))
+
+
+def _package(name: str, extra: str) -> Check:
+    found = importlib.util.find_spec(name) is not None
+    return Check(
+        name=name,
+        ok=found,
+        detail="installed" if found else "not installed; `provider: local` needs it here",
+        fix=f"pip install 'qft[{extra}]'",
+    )
+
+
+def _host_key(vm: VmTable) -> Check:
+    """Compare the pinned key of the user's machine, or read it once for a person to confirm."""
+    from remote import errors, keys, link
+
+    table = need_ssh(vm)
+    where = f"{table.host}:{table.port}"
+    try:
+        offered = link.scan_host_key(table.host, table.port, timeout_s=SCAN_TIMEOUT_S)
+    except errors.RemoteError as error:
+        return Check(name="host", ok=False, detail=f"{where}: {error}", fix=error.hint)
+    mark = keys.fingerprint(offered)
+    if not table.host_key:
+        return Check(
+            name="host key",
+            ok=False,
+            detail=f"{where} presents {mark}",
+            fix="compare that with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the machine "
+            f'itself; if they agree, put into vm.ssh: host_key: "{offered}"',
+        )
+    try:
+        same = keys.parse_line(table.host_key) == keys.parse_line(offered)
+    except errors.RemoteError as error:
+        raise Usage(f"vm.ssh.host_key: {error}") from error
+    return Check(
+        name="host key",
+        ok=same,
+        detail=f"{where} presents {mark}" + ("" if same else ", which is not the pinned one"),
+        fix="find out why before anything is sent there; it may be another machine",
+    )

@@ -1,0 +1,87 @@
+"""`qft eval`: is the adapter better than its base, with the interval that makes it evidence."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from commands.config import LoadedConfig
+from commands.errors import TrainingTrouble, Usage
+from commands.home import environment, pick_run, qft_home
+from commands.receipt import Score, read_score
+from commands.session import reopen
+from commands.staging import machine_tables
+from infra.durable import write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The metric of the base and of the adapter."""
+
+    run: str
+    before: Score | None
+    after: Score | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "run": self.run,
+            "before": asdict(self.before) if self.before else None,
+            "after": asdict(self.after) if self.after else None,
+        }
+
+    def lines(self) -> list[str]:
+        """What to print."""
+        said = [
+            f"before  {self.before or 'not measured'}",
+            f"after   {self.after or 'not measured'}",
+        ]
+        if self.before and self.after:
+            apart = self.after.low > self.before.high
+            verdict = "the intervals do not overlap" if apart else "the intervals overlap"
+            said.append(f"change  {self.after.value - self.before.value:+.3f}; {verdict}")
+        return said
+
+
+def scores(wanted: str, *, again: bool, say: Callable[[str], None]) -> Scores:
+    """The scores that were fetched; with `again`, the adapter's measured anew on this computer."""
+    folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
+    loaded = reopen(folder)
+    if loaded.config.eval is None:
+        raise Usage(f"`{folder.name}` has no table `eval`", hint="add one to run.yaml")
+    if not (loaded.out / "adapter").is_dir():
+        raise Usage(
+            f"the adapter of `{folder.name}` is not at home", hint=f"`qft fetch {folder.name}`"
+        )
+    if again:
+        _measure(loaded, say)
+    return Scores(
+        run=folder.name,
+        before=read_score(loaded.out / "eval-before.json"),
+        after=read_score(loaded.out / "eval-after.json"),
+    )
+
+
+def _measure(loaded: LoadedConfig, say: Callable[[str], None]) -> None:
+    """Run the trainer's own evaluation here, and put its result beside the adapter."""
+    names = {key: str(path) for key, path in loaded.data_files.items()}
+    tables = machine_tables(loaded, {})
+    tables["data"] = {**tables["data"], **names}
+    tables["model"] = {**tables["model"], "id": str(loaded.model_folder or tables["model"]["id"])}
+    with tempfile.TemporaryDirectory(prefix="qft-eval-") as scratch:
+        run_dir = Path(scratch)
+        write_json(run_dir / "config.json", tables)
+        argv = [sys.executable, "-m", "trainer", "eval", "--run-dir", str(run_dir)]
+        argv += ["--adapter", str(loaded.out / "adapter")]
+        say("measuring on this computer")
+        done = subprocess.run(argv, cwd=Path(__file__).parent.parent, check=False)
+        result = run_dir / "eval-after.json"
+        if done.returncode or not result.exists():
+            raise TrainingTrouble(f"the evaluation ended with exit code {done.returncode}")
+        shutil.copyfile(result, loaded.out / "eval-after.json")

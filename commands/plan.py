@@ -1,0 +1,112 @@
+"""`qft plan`: what would be rented, at what price, and the most it can cost; creates nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from commands import wire
+from commands.config import check_files
+from commands.drive import find_config
+from commands.errors import CloudTrouble
+from commands.home import environment, qft_home
+from infra.cost import Budget, worst_case_usd
+from infra.provider import Offer, ProviderError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanPage:
+    """The offers in the order they would be tried, and what limits the bill."""
+
+    run: str
+    provider: str
+    offers: tuple[Offer, ...]
+    max_price_usd_per_h: float | None
+    budget: Budget
+    worst_case_usd: float | None
+    simulated: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "run": self.run,
+            "provider": self.provider,
+            "max_price_usd_per_h": self.max_price_usd_per_h,
+            "budget": asdict(self.budget),
+            "worst_case_usd": self.worst_case_usd,
+            "simulated": self.simulated,
+            "offers": [asdict(offer) for offer in self.offers],
+        }
+
+    def lines(self) -> list[str]:
+        """What to print."""
+        cap = self.max_price_usd_per_h
+        said = [
+            f"run `{self.run}` on {self.provider}"
+            + (f", cap ${cap}/h" if cap is not None else ", no price cap"),
+            "",
+        ]
+        said += [f"{_mark(offer, self.offers)} {_offer_line(offer)}" for offer in self.offers]
+        if not self.offers:
+            said.append("  no offer")
+        worst = "unlimited: set `budget`" if self.worst_case_usd is None else ""
+        said += [
+            "",
+            f"budget: {_budget_line(self.budget)}",
+            f"worst case: {worst or f'${self.worst_case_usd:.2f}'}"
+            + (" (simulated, nobody is charged)" if self.simulated else ""),
+            "nothing was created; `qft run` goes ahead",
+        ]
+        return said
+
+
+def make_plan(wanted: str) -> PlanPage:
+    """Ask the provider for offers and add up the worst case."""
+    home = qft_home(environment())
+    loaded = find_config(wanted, home)
+    check_files(loaded)
+    vm, table = loaded.config.vm, loaded.config.budget
+    provider = wire.make_provider(vm, home)
+    try:
+        offers = tuple(provider.offers(wire.want(vm)))
+    except ProviderError as error:
+        raise CloudTrouble(str(error), hint=error.hint) from error
+    budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
+    return PlanPage(
+        run=loaded.config.name,
+        provider=provider.name,
+        offers=offers,
+        max_price_usd_per_h=vm.max_price,
+        budget=budget,
+        worst_case_usd=worst_case_usd(budget, vm.max_price),
+        simulated=provider.traits.simulated_prices,
+    )
+
+
+def _mark(offer: Offer, offers: tuple[Offer, ...]) -> str:
+    """An arrow at the offer that would be tried first."""
+    first = next((candidate for candidate in offers if not candidate.blocked_by), None)
+    return "→" if offer is first else " "
+
+
+def _offer_line(offer: Offer) -> str:
+    parts = [
+        f"{offer.size} in {offer.place}",
+        f"{offer.gpu} {offer.gpu_memory_gb:g} GB" if offer.gpu else "",
+        f"${offer.spot_usd_per_h:.4f}/h",
+        f"on demand ${offer.on_demand_usd_per_h:.3f}/h" if offer.on_demand_usd_per_h else "",
+        f"evicted {offer.eviction_band} %/h" if offer.eviction_band else "",
+        f"quota for {offer.quota_left}" if offer.quota_left is not None else "",
+        f"price of {offer.priced_at} from {offer.price_source}" if offer.price_source else "",
+        f"blocked: {offer.blocked_by}" if offer.blocked_by else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _budget_line(budget: Budget) -> str:
+    parts = [
+        f"${budget.usd:.2f}" if budget.usd is not None else "",
+        f"{budget.hours:g} machine hours" if budget.hours is not None else "",
+        f"{budget.evictions} evictions" if budget.evictions is not None else "",
+    ]
+    return ", ".join(part for part in parts if part) or "none"
