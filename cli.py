@@ -15,10 +15,10 @@ VERSION = "0.1.0"
 
 app = typer.Typer(
     name="qft",
-    help="Fine-tune a language model with QLoRA on one cheap spot GPU machine, and bring the adapter "
-    "home whatever the cloud does to the machine meanwhile.",
-    epilog="Exit codes: 0 done, 1 our bug, 2 usage or config, 3 the cloud refused, 4 host unreachable "
-    "or unfit, 5 training failed, 6 budget reached, 130 interrupted.",
+    help="Fine-tune a language model with QLoRA on one cheap spot GPU machine, and bring the "
+    "adapter home whatever the cloud does to the machine meanwhile.",
+    epilog="Exit codes: 0 done, 1 our bug, 2 usage or config, 3 the cloud refused, 4 host "
+    "unreachable or unfit, 5 training failed, 6 budget reached, 130 interrupted.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -53,7 +53,7 @@ def init(
 
 @app.command()
 def doctor(run: Run = "", *, as_json: Json = False) -> None:
-    """Check this computer, the account and the host, each with the fix."""
+    """Check this computer, account and host; say the fixes."""
     from commands import doctor as command
 
     checks = command.examine(run)
@@ -67,7 +67,7 @@ def doctor(run: Run = "", *, as_json: Json = False) -> None:
 
 @app.command()
 def plan(run: Run = "", *, as_json: Json = False) -> None:
-    """Show offers, prices, memory and the worst-case bill; create nothing."""
+    """Show offers, prices and the worst-case bill; create nothing."""
     from commands import plan as command
 
     made = command.make_plan(run)
@@ -94,7 +94,7 @@ def train(
     plain: Plain = False,
     as_json: Json = False,
 ) -> None:
-    """Sync, train and survive evictions; attaches if another qft drives the run."""
+    """Sync, train, survive evictions; attach if it already runs."""
     _drive(
         "train",
         run,
@@ -148,7 +148,7 @@ def down(
     everything: Annotated[bool, typer.Option("--all", help="Every machine with our tag.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Stop the billing: release the machine (disk kept), or remove everything; then prove it."""
+    """Stop the billing, keep or delete the disk, and prove it."""
     from commands import down as command
     from commands.home import environment, qft_home
 
@@ -175,7 +175,7 @@ def run_all(
     plain: Plain = False,
     as_json: Json = False,
 ) -> None:
-    """Do all of it: up, sync, train, recover, evaluate, fetch, down. Resumable at any point."""
+    """Do all of it: up, train, recover, eval, fetch, down."""
     _drive(
         "run",
         run,
@@ -192,7 +192,7 @@ def ls(
     everything: Annotated[bool, typer.Option("--all", help="Machines in the cloud.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List runs, or with --all every machine that carries our tag."""
+    """List runs; with --all, every machine with our tag."""
     from commands import ls as command
 
     lines = command.machines() if everything else command.runs()
@@ -207,7 +207,7 @@ def ls(
 
 @app.command()
 def evict(run: Run = "") -> None:
-    """Ask the cloud to rehearse an eviction of the run's machine."""
+    """Ask the cloud to rehearse an eviction."""
     from commands import machine
 
     _talk(machine.evict(run))
@@ -220,7 +220,7 @@ def evaluate(
     again: Annotated[bool, typer.Option("--again", help="Measure anew on this computer.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the metric before and after training, with its interval."""
+    """Show the metric before and after, with intervals."""
     from commands import evaluation
 
     scores = evaluation.scores(run, again=again, say=_talk)
@@ -235,7 +235,7 @@ def ssh(
     run: Run = "",
     command: Annotated[list[str] | None, typer.Argument(help="A command to run there.")] = None,
 ) -> None:
-    """Open a shell on the machine, with its pinned host key."""
+    """Open a shell on the machine, its host key pinned."""
     from commands import machine
 
     machine.ssh(run, command or [])
@@ -267,15 +267,11 @@ def main() -> None:
 
 def _last_resort(error: Exception, *, as_json: bool) -> int:
     """Usage errors of the parser, a full disk at home, a damaged journal; the rest is our bug."""
-    import click
-
     from infra.journal import JournalDamaged
 
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        error.show()
-        return Exit.USAGE
-    if isinstance(error, click.ClickException):
-        _tell_trouble(Trouble(error.format_message(), hint="try `qft --help`"), as_json=as_json)
+    say = getattr(error, "format_message", None)  # the parser's errors, whichever click it is
+    if say is not None:
+        _tell_trouble(Trouble(say(), hint="`qft --help` lists every command"), as_json=as_json)
         return Exit.USAGE
     if isinstance(error, JournalDamaged):
         _tell_trouble(Trouble(str(error), hint=error.hint), as_json=as_json)

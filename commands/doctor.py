@@ -134,8 +134,8 @@ def _host_key(vm: VmTable) -> Check:
             name="host key",
             ok=False,
             detail=f"{where} presents {mark}",
-            fix="compare that with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the machine "
-            f'itself; if they agree, put into vm.ssh: host_key: "{offered}"',
+            fix="compare that with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the "
+            f'machine itself; if they agree, put into vm.ssh: host_key: "{offered}"',
         )
     try:
         same = keys.parse_line(table.host_key) == keys.parse_line(offered)

@@ -154,6 +154,8 @@ def decide(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
         return _rent(state, seen, plan, now_s)
     if not _is_up(seen.vm):
         return _recover(state, seen, seen.vm, plan, now_s)
+    if not state.up:
+        return Start()  # it runs although nobody wrote that down: starting twice is harmless
     return _work(state, seen, seen.vm, plan, now_s)
 
 
