@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.manifest import Damaged, directory_name, step_of, steps_present, verify
-
 from infra.provider import Vm
 from remote import errors, link, sync
+from remote.sync_plan import SyncOptions
+from trainer.manifest import Damaged, directory_name, step_of, steps_present, verify
 
 EVERY_S = 5.0
 KEEP = 2
@@ -23,10 +23,18 @@ KEEP = 2
 class Homing:
     """One background thread with a connection of its own; starts and stops as often as asked."""
 
-    def __init__(self, *, connect: Callable[[Vm], link.Link], remote_run: str, home: Path) -> None:
+    def __init__(
+        self,
+        *,
+        connect: Callable[[Vm], link.Link],
+        remote_run: str,
+        home: Path,
+        options: SyncOptions,
+    ) -> None:
         self._connect = connect
         self._remote = remote_run
         self._home = home
+        self._options = options
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
         self._verified: dict[int, bool] = {}
@@ -48,7 +56,7 @@ class Homing:
 
     def newest_step(self) -> int:
         """Step of the newest checkpoint at home that verifies; 0 if there is none."""
-        steps = [step for step in steps_present(self._checkpoints) if self._is_whole(step)]
+        steps = [step for step in steps_present(self._home) if self._is_whole(step)]
         return max(steps, default=0)
 
     def bring(self, connection: link.Link) -> None:
@@ -66,7 +74,8 @@ class Homing:
         sync.pull(
             connection,
             f"{self._remote}/checkpoints/{name}",
-            self._checkpoints / name,
+            self._home / name,
+            options=self._options,
         )
         self._verified.pop(max(offered), None)
         if self._is_whole(max(offered)):
@@ -81,14 +90,15 @@ class Homing:
             ["ls", "-1", f"{self._remote}/checkpoints"], timeout_s=30, check=False
         )
         theirs = [step for name in listing.stdout.split() if (step := step_of(name)) is not None]
-        if max(theirs, default=0) >= mine:
-            return
+        if max(theirs, default=0) > mine:
+            return  # an equal one may have been cut off half-way; pushing it again costs nothing
         name = directory_name(mine)
-        sync.push(connection, self._checkpoints / name, f"{self._remote}/checkpoints/{name}")
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self._home
+        sync.push(
+            connection,
+            self._home / name,
+            f"{self._remote}/checkpoints/{name}",
+            options=self._options,
+        )
 
     def _loop(self, vm: Vm) -> None:
         """Copy until told to stop; a machine that goes away ends the loop, not the run."""
@@ -103,14 +113,17 @@ class Homing:
         """Whether the checkpoint verifies; asked once, because the bytes do not change after."""
         if step not in self._verified:
             try:
-                verify(self._checkpoints / directory_name(step))
+                verify(self._home / directory_name(step))
             except (Damaged, OSError):
                 return False
             self._verified[step] = True
         return True
 
     def _rotate(self) -> None:
-        whole = [step for step in steps_present(self._checkpoints) if self._is_whole(step)]
-        for step in sorted(whole)[:-KEEP]:
-            shutil.rmtree(self._checkpoints / directory_name(step))
-            self._verified.pop(step)
+        present = sorted(steps_present(self._home))
+        whole = [step for step in present if self._is_whole(step)]
+        oldest_kept = whole[-KEEP:][0]
+        for step in present:
+            if step < oldest_kept:
+                shutil.rmtree(self._home / directory_name(step))
+                self._verified.pop(step, None)

@@ -43,7 +43,12 @@ def logs(wanted: str, *, follow: bool, write: Callable[[bytes], None]) -> None:
     site = Site(run_id=fold(read(folder.journal)).run_id)
     try:
         with link.connect(_host(folder, loaded, vm)) as connection:
-            _tail(job.Job(connection, site.job), follow=follow, write=write)
+            running = job.Job(
+                link=connection,
+                directory=site.job,
+                python=wire.helper_python(loaded.config.vm),
+            )
+            _tail(running, follow=follow, write=write)
     except errors.RemoteError as error:
         raise HostTrouble(str(error), hint=error.hint) from error
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from commands.errors import Usage
 from commands.home import RunFolder, make_private
 from infra.config import SshTable, VmTable
 from infra.provider import Offer, Provider, VmSpec, Want
-from remote import keys, link, setup
+from remote import keys, link
+
+if TYPE_CHECKING:
+    from infra.host import HostSettings
 
 USER_KEY = "user_ed25519"
 
@@ -28,7 +31,7 @@ def make_provider(vm: VmTable, home: Path) -> Provider:
     if vm.provider == "ssh":
         from infra.host import HostProvider
 
-        return HostProvider(home / "ssh", machine=ssh_machine(vm))
+        return HostProvider(home / "ssh", ssh_machine(vm))
     return _azure(vm, home)
 
 
@@ -37,9 +40,9 @@ def _azure(vm: VmTable, home: Path) -> Provider:
     raise Usage("`provider: azure` is not in this version", hint="use `provider: local` or `ssh`")
 
 
-def ssh_machine(vm: VmTable) -> Any:
+def ssh_machine(vm: VmTable) -> HostSettings:
     """The user's own machine as the provider wants it told. Raises Usage without a host key."""
-    from infra.host import HostMachine
+    from infra.host import HostSettings
 
     table = need_ssh(vm)
     if not table.host_key:
@@ -47,8 +50,8 @@ def ssh_machine(vm: VmTable) -> Any:
             "`vm.ssh.host_key` is empty, and a machine is never trusted on first use",
             hint="`qft doctor` reads the key from the machine and shows what to compare and paste",
         )
-    return HostMachine(
-        address=table.host, port=table.port, user=table.user, host_public_key=table.host_key
+    return HostSettings(
+        host=table.host, port=table.port, user=table.user, host_public_key=table.host_key
     )
 
 
@@ -99,6 +102,13 @@ def spec_maker(vm: VmTable, run: RunFolder, run_id: str) -> Callable[[Offer, int
     return make
 
 
+def helper_python(vm: VmTable) -> str:
+    """An interpreter that is on the machine before anything is set up there."""
+    if vm.provider == "local":
+        return sys.executable
+    return (vm.ssh.python if vm.ssh and vm.provider == "ssh" else "") or "python3"
+
+
 def want(vm: VmTable) -> Want:
     """The question for `offers`."""
     return Want(gpu=vm.gpu, regions=tuple(vm.regions), max_price_usd_per_h=vm.max_price)
@@ -114,18 +124,4 @@ def make_ready(vm: VmTable, say: Callable[[str], None]) -> Callable[[link.Link],
     if vm.provider == "ssh" and need_ssh(vm).python:
         fixed = need_ssh(vm).python
         return lambda _link: fixed
-    wanted = setup.Want(gpu=_gpu_flavour(vm))
-
-    def ready(connection: link.Link) -> str:
-        return setup.apply(connection, wanted, say=say)
-
-    return ready
-
-
-def _gpu_flavour(vm: VmTable) -> str:
-    """The driver flavour that the machine needs; empty for none."""
-    from infra.catalog import resolve_gpu
-
-    if vm.provider == "ssh" and not need_ssh(vm).gpu:
-        return ""
-    return str(resolve_gpu(vm.gpu).gpu.driver)
+    raise Usage("setting machines up is not in this version", hint="set `vm.ssh.python`")

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from commands.homing import Homing
 from commands.staging import Staged
+from infra.durable import write_bytes
 from infra.lifecycle import JobPhase, JobView
 from infra.provider import Vm
 from infra.supervisor import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, link, sync
+from remote.sync_plan import Progress, SyncOptions
 
 CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
 STATUS_BYTES_MAX = 1 << 20
-SYNC_TRIES_MAX = 3
+LOG_BYTES_MAX = 4 << 20
+NOT_FETCHED = ("checkpoints", "config.json", "lock", "*.tmp", "*.lock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,10 @@ class Setting:
     """Where results go in the end."""
     make_ready: Callable[[link.Link], str]
     """Make the machine trainable; returns the Python interpreter there."""
+    cache: Path
+    """Where hashes of local files are remembered."""
+    helper_python: str = "python3"
+    """The interpreter there for our own small scripts, before any environment is made."""
     rents: bool
     brings_home: bool = True
     """Whether checkpoints are copied home; a mere onlooker leaves that to the driver."""
@@ -84,8 +91,12 @@ class SshWorkload:
         self._setting = setting
         self._link: link.Link | None = None
         self._python = ""
+        self._helper = setting.helper_python
         self._homing = Homing(
-            connect=self._connect, remote_run=setting.site.run_dir, home=setting.home
+            connect=self._connect,
+            remote_run=setting.site.run_dir,
+            home=setting.home,
+            options=SyncOptions(python=setting.helper_python),
         )
 
     def reach(self, vm: Vm) -> None:
@@ -104,18 +115,23 @@ class SshWorkload:
                 self._push(connection, what, source, target)
             self._homing.send_back(connection)
 
-    def _push(self, connection: link.Link, what: str, source: Path, target: str) -> None:
-        def progress(done: int, total: int, _files: int) -> None:
-            self._setting.progress(what, done, total)
+    def _push(
+        self,
+        connection: link.Link,
+        what: str,
+        source: Path | Mapping[str, Path],
+        target: str,
+    ) -> None:
+        options = SyncOptions(
+            python=self._helper,
+            exclude=("__pycache__",),
+            delete=what != "config",
+            cache_dir=self._setting.cache,
+        )
+        sync.push(connection, source, target, progress=self._shower(what), options=options)
 
-        for attempt in range(SYNC_TRIES_MAX):
-            try:
-                sync.push(connection, source, target, progress=progress)
-            except errors.Damaged:
-                if attempt == SYNC_TRIES_MAX - 1:
-                    raise
-            else:
-                return
+    def _shower(self, what: str) -> Callable[[Progress], None]:
+        return lambda seen: self._setting.progress(what, seen.bytes_done, seen.bytes_total)
 
     def launch(self, vm: Vm) -> None:
         """Start the trainer, once, detached."""
@@ -164,16 +180,26 @@ class SshWorkload:
         self._homing.stop()
         setting = self._setting
         with self._translated():
+            connection = self._open(vm)
+            options = SyncOptions(python=self._helper, exclude=NOT_FETCHED, cache_dir=setting.cache)
             sync.pull(
-                self._open(vm),
+                connection,
                 setting.site.run_dir,
                 setting.out,
-                exclude=("checkpoints", "checkpoints/*", "config.json", "lock", "*.tmp"),
-                progress=lambda done, total, _files: setting.progress("adapter", done, total),
+                progress=self._shower("adapter"),
+                options=options,
             )
+            self._fetch_log(vm)
         if not (setting.out / "adapter" / "adapter_config.json").exists():
             raise HostUnfit("the trainer says that it is done, but left no adapter")
         return str(setting.out)
+
+    def _fetch_log(self, vm: Vm) -> None:
+        """The end of what the trainer said, for `qft logs` when the machine is gone."""
+        running = self._job(vm)
+        held = running.status().log_bytes
+        tail = running.tail(max(0, held - LOG_BYTES_MAX), LOG_BYTES_MAX)
+        write_bytes(self._setting.out / "trainer.log", tail.data, mode=0o644)
 
     def clear(self, vm: Vm) -> None:
         """Remove the run's folder from a machine that stays the user's."""
@@ -217,7 +243,7 @@ class SshWorkload:
         return self._link
 
     def _job(self, vm: Vm) -> job.Job:
-        return job.Job(self._open(vm), self._setting.site.job)
+        return job.Job(link=self._open(vm), directory=self._setting.site.job, python=self._helper)
 
     def _interpreter(self, vm: Vm) -> str:
         if not self._python:  # a new `qft` over a machine that an earlier one prepared
