@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -81,14 +81,14 @@ def work(desk: Desk) -> None:
         material.source, desk.config.method, precision=material.precision, device=material.device
     )
     look_up(desk)
-    score(desk, material, base, "eval-before.json")
+    score(desk, material, base, "before")
     if done:
         adapted = models.load_adapter(base, desk.run_dir / ADAPTER)
     else:
         adapted = models.attach_adapter(base, desk.config.method, desk.config.train)
         learn(desk, material, adapted)
         write_adapter(desk, adapted)
-    score(desk, material, adapted, "eval-after.json")
+    score(desk, material, adapted, "after")
 
 
 def look_up(desk: Desk) -> None:
@@ -312,11 +312,19 @@ def write_adapter(desk: Desk, adapted: Any) -> None:
     disk.sync_directory(desk.run_dir)
 
 
-def score(desk: Desk, _material: Material, _model: Any, name: str) -> None:
-    """Evaluate `model` and write the result to `name`, unless that is there or not wanted."""
-    if desk.config.eval is None or (desk.run_dir / name).is_file():
+def score(desk: Desk, material: Material, model: Any, stage: Literal["before", "after"]) -> None:
+    """Evaluate `model` into `eval-<stage>.json`, unless that is there or not wanted."""
+    if desk.config.eval is None or (desk.run_dir / f"eval-{stage}.json").is_file():
         return
-    raise ConfigError(["eval: not built in yet"])
+    from trainer import evaluate  # scikit-learn is slow to import, and a resumed job has its scores
+
+    def beat(done: int, total: int) -> None:
+        look_up(desk)
+        desk.heartbeat.update(message=f"{stage} training: {done} of {total} rows scored")
+
+    desk.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
+    evaluate.run(desk.run_dir, desk.config, model, material.tokenizer, stage=stage, beat=beat)
+    desk.heartbeat.update(message=None)
 
 
 def _hardware(device: torch.device, threads: int) -> Facts:
