@@ -163,10 +163,11 @@ class LocalProvider:
         """Begin the machine's next life on the same disk, behind the same host key."""
         with self._existing(vm) as (record, machine):
             power = machine.look().power
-            if power in {Power.ON, Power.BOOTING} and machine.orders() is not None:
+            if power is Power.ON:
                 return
-            self._admit(vm.region, record["gpu"], record["max_price_usd_per_h"])
-            machine.power_off("user")  # an eviction that is under way is over now
+            if power is not Power.BOOTING:
+                self._admit(vm.region, record["gpu"], record["max_price_usd_per_h"])
+                machine.power_off(StopReason.USER)  # an eviction that is under way is over now
             machine.power_on(evict_after_s=_scripted(record, machine))
 
     def deallocate(self, vm: Vm) -> None:

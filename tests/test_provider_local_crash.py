@@ -1,0 +1,200 @@
+"""A caller of the local cloud may be killed between any two steps; calling again converges."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import pytest
+from contract import make_spec
+
+from infra.local import LocalProvider, LocalSettings
+from infra.provider import PowerState, VmSpec
+
+VICTIM = """
+import json, os, pathlib, signal, sys
+from infra.local import LocalProvider, LocalSettings
+from infra.provider import Offer, Vm, VmSpec
+
+task = json.loads(sys.argv[1])
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.posix_spawn", "os.kill"}
+left = task["after"]
+
+def hook(event, args):
+    global armed, left
+    if not armed or event not in EVENTS and not (event == "open" and args[2] & WRITES):
+        return
+    if left == 0:
+        armed = False
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+
+spec = VmSpec(**task["spec"] | {"offer": Offer(**task["spec"]["offer"])})
+provider = LocalProvider(pathlib.Path(task["root"]), settings=LocalSettings(notice_s=0))
+armed = False
+sys.addaudithook(hook)
+vm = provider.list_all()[0] if task["act"] in {"start", "deallocate"} else None
+armed = True
+if task["act"] == "create":
+    provider.create(spec)
+elif task["act"] == "delete":
+    provider.delete(spec.run_id)
+else:
+    getattr(provider, task["act"])(vm)
+armed = False
+print(left)
+"""
+STEPS_MAX = 60
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> Iterator[LocalProvider]:
+    """A fresh cloud; every run in it is deleted after the test."""
+    provider = LocalProvider(tmp_path / "local", settings=LocalSettings(notice_s=0))
+    yield provider
+    for vm in provider.list_all():
+        provider.delete(vm.run_id)
+
+
+def act_and_die(root: Path, spec: VmSpec, act: str, after: int) -> bool:
+    """Do something to the cloud in a process that is killed after so many steps; was it killed?"""
+    task = {"root": str(root), "spec": asdict(spec), "act": act, "after": after}
+    done = subprocess.run(
+        [sys.executable, "-c", VICTIM, json.dumps(task)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode in {0, -9}, done.stderr.decode()
+    return done.returncode == -9
+
+
+def guests(root: Path) -> int:
+    """How many guests of this cloud live."""
+    count = 0
+    for process in psutil.process_iter():
+        try:
+            argv = process.cmdline()
+        except psutil.Error:
+            continue
+        count += "infra.guest" in argv and any(str(root) in part for part in argv)
+    return count
+
+
+def wait_until_running(provider: LocalProvider, run_id: str) -> None:
+    """Look until the run's machine runs."""
+    deadline = time.monotonic() + 20
+    while [vm.power for vm in provider.list_all() if vm.run_id == run_id] != [PowerState.RUNNING]:
+        assert time.monotonic() < deadline, provider.list_all()
+        time.sleep(0.02)
+
+
+def test_killed_create_converges(provider: LocalProvider, tmp_path: Path) -> None:
+    """After a create killed at any step, a second one ends with one machine, one guest."""
+    root = tmp_path / "local"
+    for after in range(STEPS_MAX):
+        spec = make_spec(provider, f"run-{after}", region="local-1")
+        killed = act_and_die(root, spec, "create", after)
+
+        vm = provider.create(spec)
+
+        assert guests(root) == 1
+        assert [one.id for one in provider.list_all()] == [vm.id]
+        assert vm.host_public_key == spec.host_public_key
+        provider.delete(spec.run_id)
+        assert guests(root) == 0
+        if not killed:
+            break
+    assert 10 < after < STEPS_MAX - 1, after
+
+
+def test_create_killed_and_never_repeated_can_be_deleted(
+    provider: LocalProvider, tmp_path: Path
+) -> None:
+    """After a create killed at any step, what is left is listed, and a delete ends all of it."""
+    root = tmp_path / "local"
+    for after in range(0, STEPS_MAX, 3):
+        spec = make_spec(provider, f"run-{after}", region="local-1")
+        killed = act_and_die(root, spec, "create", after)
+        listed = [vm.run_id for vm in provider.list_all()]
+        directories = [path.name for path in (root / "vms").glob("*")]
+
+        provider.delete(spec.run_id)
+
+        assert listed == directories
+        assert provider.list_all() == []
+        deadline = time.monotonic() + 5
+        while guests(root) and time.monotonic() < deadline:  # one born as its maker died
+            time.sleep(0.02)
+        assert guests(root) == 0
+        if not killed:
+            break
+    assert 10 < after < STEPS_MAX - 1
+
+
+def test_killed_delete_converges(provider: LocalProvider, tmp_path: Path) -> None:
+    """After a delete killed at any step, the rest is listed, and a second one removes it."""
+    root = tmp_path / "local"
+    for after in range(STEPS_MAX):
+        spec = make_spec(provider, f"run-{after}", region="local-1")
+        provider.create(spec)
+        killed = act_and_die(root, spec, "delete", after)
+        left = provider.list_all()
+
+        removed = provider.delete(spec.run_id)
+
+        assert bool(removed) == bool(left)
+        assert provider.list_all() == []
+        assert guests(root) == 0
+        assert [*(root / "vms").iterdir(), *(root / "trash").iterdir()] == []
+        if not killed:
+            break
+    assert 5 < after < STEPS_MAX - 1
+
+
+@pytest.mark.parametrize("act", ["start", "deallocate"])
+def test_killed_switch_converges(provider: LocalProvider, tmp_path: Path, act: str) -> None:
+    """After a start or a deallocate killed at any step, a second one does what was meant."""
+    root = tmp_path / "local"
+    spec = make_spec(provider, region="local-1")
+    vm = provider.create(spec)
+    for after in range(STEPS_MAX):
+        (provider.deallocate if act == "start" else provider.start)(vm)
+        killed = act_and_die(root, spec, act, after)
+
+        getattr(provider, act)(vm)
+
+        assert guests(root) == (act == "start")
+        if not killed:
+            break
+    if act == "start":
+        wait_until_running(provider, spec.run_id)
+    assert 3 < after < STEPS_MAX - 1
+
+
+def test_callers_at_once_make_one_machine(provider: LocalProvider, tmp_path: Path) -> None:
+    """Many creates of one run at one moment end with one machine that all of them were given."""
+    spec = make_spec(provider, region="local-1")
+    ids = []
+
+    def create() -> None:
+        ids.append(LocalProvider(tmp_path / "local").create(spec).id)
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until_running(provider, spec.run_id)
+
+    assert len(ids) == 8
+    assert len(set(ids)) == 1
+    assert guests(tmp_path / "local") == 1
