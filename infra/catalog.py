@@ -165,6 +165,11 @@ def reference_spot_usd_per_h(gpu: str) -> float:
     return round(0.3 * min(first.on_demand_usd_per_h.values()), 4)
 
 
+def reference_on_demand_usd_per_h(gpu: str) -> float:
+    """The lowest reference on-demand price of a whole card, USD per hour. Raises `UnknownGpu`."""
+    return min(sizes(gpu=gpu)[0].on_demand_usd_per_h.values())
+
+
 def folded(quota_name: str) -> str:
     """A quota name as it can be compared: vendors differ in case and spaces within one account."""
     return quota_name.replace(" ", "").lower()

@@ -115,7 +115,7 @@ class Guest:
         if not spec.market_file or spec.max_price_usd_per_h is None:
             return
         try:
-            quote = read_market(Path(spec.market_file), time.time()).get(spec.region)
+            quote = read_market(Path(spec.market_file), time.time()).quote(spec.region)
         except BadRequest as error:
             print(error, file=sys.stderr)  # noqa: T201  (standard error is guest.log)
             return

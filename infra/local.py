@@ -22,20 +22,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infra.catalog import SPOT_DATE, reference_spot_usd_per_h, resolve_gpu
+from infra.catalog import (
+    SPOT_DATE,
+    reference_on_demand_usd_per_h,
+    resolve_gpu,
+)
 from infra.durable import LockTimeout, locked, read_json, sync_directory, write_json
 from infra.local_machine import LaunchFailed, Machine, MachineSpec, MachineState, Power
-from infra.local_market import Quote, read_market
+from infra.local_market import Market, read_market
 from infra.local_processes import StillAlive
 from infra.provider import (
     BadRequest,
     Gone,
-    NoCapacity,
     NotAllowed,
     Observation,
     Offer,
     PowerState,
-    PriceAboveCap,
     Removed,
     StopReason,
     Traits,
@@ -46,6 +48,8 @@ from infra.provider import (
 )
 
 SIZE = "local-gpu"
+DEFAULT_GPU = "T4"
+LOCK_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +92,14 @@ class LocalProvider:
         return Traits(rents=True, evicts=True, simulated_prices=True)
 
     def offers(self, want: Want) -> list[Offer]:
-        """One offer per simulated region, in the order wanted, cheapest first among free ones."""
-        gpu = resolve_gpu(want.gpu or "T4").gpu
-        market = read_market(self._root / "market.json", self._clock())
-        regions = list(want.regions) or sorted(
-            market, key=lambda region: self._price(market[region], gpu.name)
-        )
-        source = "market.json" if (self._root / "market.json").exists() else "catalog, simulated"
+        """One offer per simulated region: free ones first, as wanted or else the cheapest first."""
+        gpu = resolve_gpu(want.gpu or DEFAULT_GPU).gpu
+        market = self._market()
+        told = market.quotes is not None
         offers = []
-        for region in regions:
-            quote = market.get(region)
-            price = self._price(quote, gpu.name) if quote else 0.0
+        for region in want.regions or market.regions:
+            quote = market.quote(region)
+            on_demand = quote.on_demand_usd_per_h if quote else None
             offers.append(
                 Offer(
                     provider=self.name,
@@ -106,14 +107,15 @@ class LocalProvider:
                     size=SIZE,
                     gpu=gpu.name,
                     gpu_memory_gb=gpu.memory_gb,
-                    spot_usd_per_h=price,
-                    on_demand_usd_per_h=quote.on_demand_usd_per_h if quote else None,
-                    price_source=source,
-                    priced_at=SPOT_DATE if source != "market.json" else self._now(),
-                    blocked_by=_obstacle(quote, price, want.max_price_usd_per_h, list(market)),
+                    spot_usd_per_h=market.price(region, gpu.name) if quote else 0.0,
+                    on_demand_usd_per_h=on_demand or reference_on_demand_usd_per_h(gpu.name),
+                    price_source="market.json, simulated" if told else "catalog, simulated",
+                    priced_at=self._now() if told else SPOT_DATE,
+                    blocked_by=market.obstacle(region, gpu.name, want.max_price_usd_per_h),
                 )
             )
-        return sorted(offers, key=lambda offer: bool(offer.blocked_by))
+        dearness = 0.0 if want.regions else 1.0
+        return sorted(offers, key=lambda o: (bool(o.blocked_by), dearness * o.spot_usd_per_h))
 
     def create(self, spec: VmSpec) -> Vm:
         """Make the machine of `spec.run_id` or return it; `vm.json` is written before it starts."""
@@ -127,7 +129,9 @@ class LocalProvider:
             machine = self._machine(directory)
             record = read_json(directory / "vm.json")
             if record is None or machine.orders() is None:
-                self._admit(spec.offer.region, spec.offer.gpu, spec.max_price_usd_per_h)
+                self._market().admit(
+                    spec.offer.region, spec.offer.gpu or DEFAULT_GPU, spec.max_price_usd_per_h
+                )
                 record = self._make(machine, spec)
             if machine.look().power in {Power.OFF, Power.DEAD} and machine.orders() is not None:
                 return self._vm(record, machine.look())
@@ -147,7 +151,8 @@ class LocalProvider:
                 )
             state = self._machine(directory).look()
         seen = self._vm(record, state)
-        quote = read_market(self._root / "market.json", self._clock()).get(seen.region)
+        market = self._market()
+        known = market.quote(seen.region) is not None
         return Observation(
             power=seen.power,
             host=seen.host,
@@ -156,7 +161,7 @@ class LocalProvider:
             stop_reason=StopReason(state.reason) if state.reason else None,
             since=state.since,
             detail=state.detail,
-            price_usd_per_h=self._price(quote, record["gpu"]) if quote else None,
+            price_usd_per_h=market.price(seen.region, record["gpu"]) if known else None,
         )
 
     def start(self, vm: Vm) -> None:
@@ -166,7 +171,7 @@ class LocalProvider:
             if power is Power.ON:
                 return
             if power is not Power.BOOTING:
-                self._admit(vm.region, record["gpu"], record["max_price_usd_per_h"])
+                self._market().admit(vm.region, record["gpu"], record["max_price_usd_per_h"])
                 machine.power_off(StopReason.USER)  # an eviction that is under way is over now
             machine.power_on(evict_after_s=_scripted(record, machine))
 
@@ -233,7 +238,7 @@ class LocalProvider:
         record = {
             "version": 1,
             "vm": asdict(vm),
-            "gpu": spec.offer.gpu,
+            "gpu": spec.offer.gpu or DEFAULT_GPU,
             "max_price_usd_per_h": spec.max_price_usd_per_h,
             "labels": spec.labels,
             "notice_s": self._settings.notice_s,
@@ -263,23 +268,6 @@ class LocalProvider:
             spec.host_private_key,
         )
         return record
-
-    def _admit(self, region: str, gpu: str, cap_usd_per_h: float | None) -> None:
-        """Refuse as a cloud would: no such region, no capacity, or a price above the cap."""
-        market = read_market(self._root / "market.json", self._clock())
-        quote = market.get(region)
-        if quote is None:
-            raise BadRequest(f"there is no region `{region}`; there are {', '.join(market)}")
-        if not quote.capacity:
-            raise NoCapacity(f"no machine is free in {region} now")
-        price = self._price(quote, gpu)
-        if cap_usd_per_h is not None and price > cap_usd_per_h:
-            raise PriceAboveCap(
-                f"the price in {region} is ${price:.4f} per hour, above the cap of "
-                f"${cap_usd_per_h:.4f}",
-                current_usd_per_h=price,
-                hint="wait, allow other regions, or raise `vm.max_price`",
-            )
 
     def _vm(self, record: dict[str, Any], state: MachineState) -> Vm:
         """What the caller was told once, with what is true now."""
@@ -316,7 +304,7 @@ class LocalProvider:
     def _locked(self) -> Iterator[None]:
         """Keep other callers out; raises `Transient` if one of them stays too long."""
         try:
-            with locked(self._root / "lock", timeout_s=60.0, sleep=self._sleep):
+            with locked(self._root / "lock", timeout_s=LOCK_PATIENCE_S, sleep=self._sleep):
                 yield
         except LockTimeout as error:
             raise Transient(str(error), retry_after_s=1.0) from error
@@ -336,11 +324,9 @@ class LocalProvider:
         every = _entries(self._root / "trash")
         return [path for path in every if path.name.rpartition(".")[0] == run_id]
 
-    def _price(self, quote: Quote, gpu: str) -> float:
-        """The spot price of a quote, USD per hour."""
-        if quote.spot_usd_per_h is not None:
-            return quote.spot_usd_per_h
-        return reference_spot_usd_per_h(gpu or "T4")
+    def _market(self) -> Market:
+        """Prices and capacity now."""
+        return read_market(self._root / "market.json", self._clock())
 
     def _now(self) -> str:
         """The time, ISO 8601 UTC."""
@@ -353,17 +339,6 @@ def _scripted(record: dict[str, Any], machine: Machine) -> float | None:
     index = record["vm"]["generation"] - 1 + (orders.life if orders else 0)
     script: list[float] = record["evict_after_s"]
     return script[index] if index < len(script) else None
-
-
-def _obstacle(quote: Quote | None, price: float, cap: float | None, known: list[str]) -> str:
-    """Why an offer cannot be taken; empty if it can."""
-    if quote is None:
-        return f"no such region, there are {', '.join(known)}"
-    if not quote.capacity:
-        return "no capacity"
-    if cap is not None and price > cap:
-        return f"price above the cap of ${cap:.4f} per hour"
-    return ""
 
 
 def _remnant(run_id: str) -> Vm:

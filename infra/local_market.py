@@ -1,6 +1,7 @@
 """The price and capacity of simulated regions over time, as one file of the user's tells them.
 
-`market.json` beside the machines; without it every region is open at the reference price:
+`market.json` beside the machines; without it every region, whatever its name, is open at the
+reference price, so that a `run.yaml` meant for a real cloud can be rehearsed as it is:
 
     {"version": 1,
      "started_at": "2026-11-22T07:00:00+00:00",
@@ -22,8 +23,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from infra.catalog import reference_spot_usd_per_h
 from infra.durable import read_json
-from infra.provider import BadRequest
+from infra.provider import BadRequest, NoCapacity, PriceAboveCap
 
 DEFAULT_REGIONS = ("local-1", "local-2")
 _REGION_KEYS = {"spot_usd_per_h", "on_demand_usd_per_h", "capacity", "changes"}
@@ -40,23 +42,78 @@ class Quote:
     capacity: bool = True
 
 
-def read_market(path: Path, now: float) -> Mapping[str, Quote]:
-    """Return the quotes of all regions at `now` (seconds since 1970), in the file's order.
+@dataclass(frozen=True, kw_only=True)
+class Market:
+    """All regions at one moment."""
+
+    quotes: Mapping[str, Quote] | None
+    """As a file tells them, in its order; None where there is no file."""
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """The regions to offer when nobody names any."""
+        return DEFAULT_REGIONS if self.quotes is None else tuple(self.quotes)
+
+    def quote(self, region: str) -> Quote | None:
+        """One region's quote; None if there is no such region."""
+        if self.quotes is None:
+            return Quote(spot_usd_per_h=None)
+        return self.quotes.get(region)
+
+    def price(self, region: str, gpu: str) -> float:
+        """The spot price of a GPU there, USD per hour. Raises `BadRequest` for no region."""
+        quote = self.quote(region)
+        if quote is None:
+            known = ", ".join(self.regions)
+            raise BadRequest(f"there is no region `{region}` in market.json, only {known}")
+        if quote.spot_usd_per_h is None:
+            return reference_spot_usd_per_h(gpu)
+        return quote.spot_usd_per_h
+
+    def admit(self, region: str, gpu: str, cap_usd_per_h: float | None) -> None:
+        """Refuse a machine as a cloud would; raises `BadRequest`, `NoCapacity`, `PriceAboveCap`."""
+        price, quote = self.price(region, gpu), self.quote(region)
+        if quote is not None and not quote.capacity:
+            raise NoCapacity(f"no machine is free in {region} now")
+        if cap_usd_per_h is not None and price > cap_usd_per_h:
+            raise PriceAboveCap(
+                f"the price in {region} is ${price:.4f} per hour, above the cap of "
+                f"${cap_usd_per_h:.4f}",
+                current_usd_per_h=price,
+                hint="wait, allow other regions, or raise `vm.max_price`",
+            )
+
+    def obstacle(self, region: str, gpu: str, cap_usd_per_h: float | None) -> str:
+        """Why a machine would be refused, in few words; empty if it would not."""
+        try:
+            self.admit(region, gpu, cap_usd_per_h)
+        except PriceAboveCap:
+            return f"price above the cap of ${cap_usd_per_h:.4f} per hour"
+        except NoCapacity:
+            return "no capacity"
+        except BadRequest as error:
+            return str(error)
+        return ""
+
+
+def read_market(path: Path, now: float) -> Market:
+    """Return the market at `now` (seconds since 1970).
 
     Raises `BadRequest` naming the file and what is wrong with it.
     """
     try:
         data = read_json(path)
         if data is None:
-            return {region: Quote(spot_usd_per_h=None) for region in DEFAULT_REGIONS}
+            return Market(quotes=None)
         began = data.get("started_at")
         start = datetime.fromisoformat(began).timestamp() if began else path.stat().st_mtime
-        return {name: _quote(region, now - start) for name, region in data["regions"].items()}
+        quotes = {name: _quote(region, now - start) for name, region in data["regions"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadRequest(
             f"`{path}` is not a market file: {error!r}",
             hint="docs/local.md shows the format; remove the file for the default market",
         ) from error
+    return Market(quotes=quotes)
 
 
 def _quote(region: dict[str, Any], elapsed_s: float) -> Quote:
