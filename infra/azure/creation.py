@@ -31,6 +31,7 @@ from infra.azure.teardown import Teardown
 from infra.provider import (
     BadRequest,
     Gone,
+    NoCapacity,
     NotAllowed,
     PowerState,
     ProviderError,
@@ -72,6 +73,14 @@ class Creation:
             vm = self._make(spec, names, record)
         except Transient:
             raise
+        except Gone as error:
+            gone = NoCapacity(
+                f"the machine was taken away while it was being made ({error})",
+                hint="evictions can come that early; the next offer is tried",
+            )
+            self.memory.note(spec.offer, gone)
+            self._clean_up(spec.run_id, gone)
+            raise gone from error
         except ProviderError as error:
             self.memory.note(spec.offer, error)
             self._clean_up(spec.run_id, error)
@@ -242,7 +251,7 @@ class Creation:
             operation = self.account.pursue(
                 record, "vm", lambda token: self._begin_machine(doing, names, body, token)
             )
-            self._verify(spec, operation.answer)
+            self._verify(spec, operation.answer or self._get(names))
             done = operation.settle(wait_s=self.account.settings.accept_wait_s)
             if done:
                 self._verify(spec, operation.answer)

@@ -140,13 +140,17 @@ class Arm:
         method = SteppedPolling(self.settings.polling_s, clock=self._clock, sleep=self._sleep)
         with translated(doing):
             poller = function(*args, polling=method, **kwargs)
-        return Operation(doing, poller, method)
+        return Operation(doing, poller, method, resumed="continuation_token" in kwargs)
 
 
 class Operation:
     """One long-running operation of ARM, polled only while somebody waits in `settle`."""
 
-    def __init__(self, doing: str, poller: Any, method: SteppedPolling) -> None:
+    def __init__(
+        self, doing: str, poller: Any, method: SteppedPolling, *, resumed: bool = False
+    ) -> None:
+        self._resumed = resumed
+        self._polled = False
         self._doing = doing
         self._poller = poller
         self._method = method
@@ -158,7 +162,13 @@ class Operation:
 
     @property
     def answer(self) -> dict[str, Any]:
-        """The resource as ARM described it, on acceptance or at the end; `{}` if it did not."""
+        """The resource as ARM described it, on acceptance or at the end; `{}` if it did not.
+
+        An operation taken up from a token has nothing to show before it has been polled: the
+        SDK's stand-in for the first response cannot be read as a resource.
+        """
+        if self._resumed and not self._polled:
+            return {}
         with translated(self._doing):
             return dict(_plain(self._method.resource()) or {})
 
@@ -167,6 +177,7 @@ class Operation:
 
         Raises the seam's error for an operation that ended badly.
         """
+        self._polled = True
         with translated(self._doing):
             return self._method.drive(wait_s=wait_s)
 
