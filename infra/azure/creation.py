@@ -33,6 +33,7 @@ from infra.provider import (
     Gone,
     NoCapacity,
     NotAllowed,
+    Observation,
     PowerState,
     ProviderError,
     Transient,
@@ -106,9 +107,9 @@ class Creation:
             )
         seen = self.looking.observe(found)
         if found.generation == spec.generation:
-            return self._same_generation(spec, replace(found, host=seen.host, power=seen.power))
+            return self._same_generation(spec, _as_seen(found, seen))
         if seen.power in {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}:
-            return replace(found, host=seen.host, power=seen.power)
+            return _as_seen(found, seen)
         self.teardown.remove(spec.run_id)
         return None
 
@@ -320,6 +321,7 @@ class Creation:
             generation=spec.generation,
             user=spec.user,
             host_public_key=spec.host_public_key,
+            port=self.account.settings.ssh_port,
             metadata_url=self.account.settings.metadata_url,
             power=PowerState.RUNNING if done else PowerState.CREATING,
             created_at=tags["qft-created"],
@@ -333,6 +335,12 @@ class Creation:
         except ProviderError as second:
             error.add_note(f"removing what had been made failed too: {second}")
             error.hint = f"{error.hint}; `qft down --delete` removes what is left".lstrip("; ")
+
+
+def _as_seen(vm: Vm, seen: Observation) -> Vm:
+    return replace(
+        vm, host=seen.host, port=seen.port, power=seen.power, metadata_url=seen.metadata_url
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

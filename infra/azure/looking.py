@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -58,13 +58,14 @@ class Looking:
                 detail=f"{code}: {message}" if code else words,
             )
         host = self.address(record, names)
-        url = self.account.settings.metadata_url
+        port, url = self.account.settings.ssh_port, self.account.settings.metadata_url
         if power not in {PowerState.DEALLOCATED, PowerState.STOPPED}:
-            return Observation(power=power, host=host, metadata_url=url, detail=words)
+            return Observation(power=power, host=host, port=port, metadata_url=url, detail=words)
         if power is PowerState.STOPPED:
             return Observation(
                 power=power,
                 host=host,
+                port=port,
                 metadata_url=url,
                 stop_reason=StopReason.USER,
                 detail="switched off from inside: still billed until it is deallocated",
@@ -73,6 +74,7 @@ class Looking:
         return Observation(
             power=power,
             host=host,
+            port=port,
             metadata_url=url,
             stop_reason=reason,
             since=since,
@@ -204,7 +206,9 @@ class Looking:
         seen = self.observe(vm)
         if seen.power is PowerState.GONE:
             return None
-        return Vm(**{**vars(vm), "power": seen.power, "host": seen.host})
+        return replace(
+            vm, power=seen.power, host=seen.host, port=seen.port, metadata_url=seen.metadata_url
+        )
 
 
 def _reason_of(event: dict[str, Any]) -> tuple[StopReason, str] | None:

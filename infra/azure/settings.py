@@ -27,6 +27,8 @@ class AzureSettings:
     """The caller's public address or CIDR, if the user prefers to name it; never `*`."""
     metadata_url: str = "http://169.254.169.254"
     """Base of the instance-metadata service as seen from inside the machine."""
+    ssh_port: int = 22
+    """Where SSH answers, for machines behind a gateway that forwards it, and for tests."""
     polling_s: float = 5.0
     """How often a running operation is asked about when Azure gives no advice."""
     connect_timeout_s: float = 10.0
@@ -65,6 +67,8 @@ class AzureSettings:
         for key, name in numbers.items():
             if environment.get(name):
                 chosen[key] = _positive(name, environment[name])
+        if environment.get("QFT_AZURE_SSH_PORT"):
+            chosen["ssh_port"] = int(environment["QFT_AZURE_SSH_PORT"])
         return cls(**chosen)  # type: ignore[arg-type]  # keys and types are matched above
 
 

@@ -2,6 +2,7 @@
 
 from arm.cloud import Cloud
 from arm.faults import Fault, Weather, throttled
+from arm.guests import LocalGuests
 from arm.market import Market
 
-__all__ = ["Cloud", "Fault", "Market", "Weather", "throttled"]
+__all__ = ["Cloud", "Fault", "LocalGuests", "Market", "Weather", "throttled"]

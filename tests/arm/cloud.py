@@ -11,6 +11,7 @@ from arm import facts, lives
 from arm.clock import SimClock
 from arm.dispatch import dispatch
 from arm.faults import Faults
+from arm.guests import LocalGuests
 from arm.ledger import Ledger
 from arm.login import CLIENT, TENANT, Login
 from arm.market import Market
@@ -52,6 +53,8 @@ class Cloud:
 
     def __exit__(self, *_: object) -> None:
         self.server.close()
+        if isinstance(self.guests, LocalGuests):
+            self.guests.close()
         self._directory.cleanup()
 
     # ---- what a test reads ----
@@ -97,7 +100,11 @@ class Cloud:
 
     def environment(self) -> dict[str, str]:
         """What a qft process needs in its environment to live in this cloud."""
-        return {
+        inside = {}
+        if isinstance(self.guests, LocalGuests):
+            inside["QFT_AZURE_SSH_PORT"] = str(self.guests.ssh_port)
+            inside["QFT_IMDS_ENDPOINT"] = self.guests.metadata_url
+        return inside | {
             "QFT_ARM_ENDPOINT": self.server.base,
             "QFT_AZURE_PRICES_ENDPOINT": self.server.base,
             "QFT_ADDRESS_ENDPOINT": f"{self.server.base}/address",

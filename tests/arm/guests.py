@@ -1,0 +1,149 @@
+"""What runs inside simulated machines: real guests with SSH and metadata, under their public IP."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from arm.world import Resource
+from infra.local_machine import Machine, MachineSpec
+
+ONCE_BYTES = 1 << 16
+
+
+@dataclass
+class LocalGuests:
+    """Plays every machine as a process of this computer, behind the address the cloud gave it.
+
+    SSH answers on the machine's own loopback address at `ssh_port`. The metadata service of the
+    machine that booted last answers on `metadata_port` of 127.0.0.1, for `QFT_IMDS_ENDPOINT`.
+    """
+
+    directory: Path
+    pace: float = 1.0
+    """How much faster the cloud's time runs than the guests'."""
+    ssh_port: int = 0
+    doors: dict[str, Door] = field(default_factory=dict)
+    machines: dict[str, Machine] = field(default_factory=dict)
+    latest: str = ""
+
+    def __post_init__(self) -> None:
+        self.ssh_port = self.ssh_port or _free_port()
+        self._metadata = Door("127.0.0.1", 0, self._metadata_of_latest)
+
+    @property
+    def metadata_url(self) -> str:
+        """Where the metadata service of the latest machine is reached."""
+        return f"http://127.0.0.1:{self._metadata.port}"
+
+    def boot(self, vm: Resource, host: str) -> None:
+        """Switch the machine on; made from its cloud-init data when it first boots."""
+        machine = self.machines.get(vm.id) or self._make(vm)
+        self.latest = vm.id
+        machine.power_on()
+        if vm.id not in self.doors:
+            self.doors[vm.id] = Door(host, self.ssh_port, lambda: machine.look().ssh_port)
+
+    def warn(self, vm: Resource, notice_s: float) -> None:
+        """Announce the eviction; the guest ends itself when the notice has run out."""
+        self.machines[vm.id].order_eviction(notice_s / max(self.pace, 1.0))
+
+    def halt(self, vm: Resource) -> None:
+        """Pull the plug; the disk stays."""
+        if vm.id in self.machines:
+            self.machines[vm.id].power_off("user")
+
+    def remove(self, vm: Resource) -> None:
+        """Pull the plug and wipe the disk."""
+        machine = self.machines.pop(vm.id, None)
+        door = self.doors.pop(vm.id, None)
+        if door is not None:
+            door.close()
+        if machine is not None:
+            machine.power_off("user")
+            shutil.rmtree(machine.directory, ignore_errors=True)
+
+    def close(self) -> None:
+        """End everything that still runs."""
+        for machine in self.machines.values():
+            machine.power_off("user")
+        for door in (*self.doors.values(), self._metadata):
+            door.close()
+
+    def _make(self, vm: Resource) -> Machine:
+        profile = vm.properties["osProfile"]
+        text = base64.b64decode(profile["customData"]).decode()
+        data = json.loads(text.removeprefix("#cloud-config\n"))
+        directory = self.directory / vm.name
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        machine = Machine(directory)
+        spec = MachineSpec(
+            name=vm.name,
+            user=profile["adminUsername"],
+            public_key=profile["linuxConfiguration"]["ssh"]["publicKeys"][0]["keyData"],
+            instance={"vmId": vm.properties["vmId"], "location": vm.location, "resourceId": vm.id},
+        )
+        machine.make(spec, data["ssh_keys"]["ed25519_private"])
+        self.machines[vm.id] = machine
+        return machine
+
+    def _metadata_of_latest(self) -> int:
+        machine = self.machines.get(self.latest)
+        return machine.look().metadata_port if machine else 0
+
+
+class Door:
+    """Listens on one address and carries every connection to whatever port holds just then."""
+
+    def __init__(self, host: str, port: int, target: Callable[[], int]) -> None:
+        self._target = target
+        self._listener = socket.create_server((host, port))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                caller, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=(caller,), daemon=True).start()
+
+    def _carry(self, caller: socket.socket) -> None:
+        with caller, contextlib.suppress(OSError):
+            port = self._target()
+            if not port:
+                return
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as guest:
+                guest.settimeout(None)
+                back = threading.Thread(target=_pump, args=(guest, caller), daemon=True)
+                back.start()
+                _pump(caller, guest)
+                back.join()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(ONCE_BYTES):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
+
+
+def _free_port() -> int:
+    """A port that is free on every loopback address just now."""
+    with socket.create_server(("0.0.0.0", 0)) as probe:  # noqa: S104  (asks for a number only)
+        return int(probe.getsockname()[1])

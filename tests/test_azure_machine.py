@@ -1,0 +1,89 @@
+"""A machine rented from the simulated cloud is a real one: pinned key, own disk, real evictions."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from arm import LocalGuests
+from arm.harness import AzureHarness, azure, spec
+
+from infra.provider import PowerState, Vm
+from remote import keys
+from remote.errors import HostKeyMismatch, Unreachable
+from remote.link import Host, Link, connect
+
+
+@pytest.fixture
+def guests(tmp_path: Path) -> LocalGuests:
+    """Room for real machines."""
+    return LocalGuests(tmp_path / "guests")
+
+
+@pytest.fixture
+def harness(tmp_path: Path, guests: LocalGuests) -> Iterator[AzureHarness]:
+    """A cloud whose machines are real processes."""
+    with azure(tmp_path / "state", guests=guests) as harness:
+        yield harness
+
+
+def enter(vm: Vm, key: Path, host_key: str, *, tries: int = 200) -> Link:
+    """Connect as soon as SSH answers."""
+    host = Host(address=vm.host, port=vm.port, user=vm.user, key_path=key, host_key=host_key)
+    for _ in range(tries):
+        try:
+            return connect(host, timeout_s=5)
+        except Unreachable:
+            time.sleep(0.05)
+    raise AssertionError(f"{host} never answered")
+
+
+def test_machine_lives_through_an_eviction(harness: AzureHarness, tmp_path: Path) -> None:
+    """The pinned key answers, the notice comes, the disk outlives the eviction, delete ends all."""
+    public = keys.generate(tmp_path / "user")
+    host_public = keys.generate(tmp_path / "host")
+    vm = harness.provider().create(
+        spec(
+            public_key=public,
+            host_private_key=(tmp_path / "host").read_text(),
+            host_public_key=host_public,
+        )
+    )
+    (listed,) = harness.provider(state_dir=tmp_path / "elsewhere").list_all()
+    with enter(listed, tmp_path / "user", listed.host_public_key) as link:
+        assert link.run("echo kept > note; hostname; cat note", timeout_s=20).exit_code == 0
+    with pytest.raises(HostKeyMismatch):
+        enter(vm, tmp_path / "user", keys.generate(tmp_path / "other"))
+
+    harness.cloud.evict(harness.cloud.machines()[0], notice_s=3.0)
+    harness.cloud.world.settle()
+
+    assert notice(listed.metadata_url) == "Preempt"
+    harness.advance(4)
+    seen = harness.provider().observe(vm)
+    assert (seen.power, harness.cloud.ledger.billing("compute")) == (PowerState.DEALLOCATED, [])
+    harness.provider().start(vm)
+    with enter(vm, tmp_path / "user", host_public) as link:
+        assert link.run("cat note", timeout_s=20).stdout.strip() == "kept"
+    harness.provider().delete(vm.run_id)
+    assert harness.cloud.ledger.billing() == []
+    assert list((tmp_path / "guests").iterdir()) == []
+
+
+def notice(metadata_url: str) -> str:
+    """The kind of event that the machine's metadata service announces, waiting for one."""
+    request = urllib.request.Request(  # noqa: S310  (loopback)
+        f"{metadata_url}/metadata/scheduledevents?api-version=2020-07-01",
+        headers={"Metadata": "true"},
+    )
+    for _ in range(60):
+        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+            events = json.load(answer)["Events"]
+        if events:
+            return str(events[0]["EventType"])
+        time.sleep(0.05)
+    return ""
