@@ -13,6 +13,7 @@ RemoteError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -75,6 +76,14 @@ class Damaged(RemoteError):  # noqa: N818
 
 class Untrusted(RemoteError):  # noqa: N818
     """The machine offered something illegal. Next: a human; nothing of it was written."""
+
+
+class Unfit(RemoteError):  # noqa: N818
+    """Nothing that we may do makes the machine trainable. Next: another size, image or machine."""
+
+    def __init__(self, reasons: Sequence[str], *, hint: str = "") -> None:
+        super().__init__(f"this machine cannot train: {'; '.join(reasons)}", hint=hint)
+        self.reasons = tuple(reasons)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,8 @@ def serve(folder: Path, *, config: str = "") -> Iterator[Sshd]:
     authorized.chmod(0o600)
     wrapper = folder / "enter"
     wrapper.write_text(
-        f"#!/bin/sh\nexport HOME={home} PATH={Path(sys.executable).parent}:$PATH\ncd {home}\n"
+        f"#!/bin/sh\nexport HOME={home}\n"
+        f"export PATH={home}/bin:{Path(sys.executable).parent}:$PATH\ncd {home}\n"
         'exec /bin/sh -c "${SSH_ORIGINAL_COMMAND:-/bin/sh}"\n'
     )
     wrapper.chmod(0o700)

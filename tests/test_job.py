@@ -11,25 +11,27 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import doors
 import pytest
-import sshd
 
 from remote.errors import RemoteError
 from remote.job import Job, JobState, JobStatus
 from remote.link import Link, connect
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Sshd]:
-    """One OpenSSH server for the file."""
-    with sshd.serve(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
+@pytest.fixture(scope="module", params=doors.MAKES)
+def door(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[doors.Door]:
+    """A server of each make for the file."""
+    with doors.open_door(request.param, tmp_path_factory.mktemp(request.param)) as opened:
+        yield opened
 
 
 @pytest.fixture
-def link(server: sshd.Sshd) -> Iterator[Link]:
+def link(door: doors.Door) -> Iterator[Link]:
     """A connection of the test's own."""
-    with connect(server.host()) as opened:
+    with connect(door.host) as opened:
         yield opened
 
 
@@ -76,7 +78,7 @@ def test_runs_to_its_end(job: Job) -> None:
     assert (ended(job).state, job.status().exit_code, first.attempt) == (JobState.EXITED, 7, 1)
     lines = job.tail().data.decode().splitlines()
     assert [lines[0], lines[2]] == ["hi", "oops"]
-    assert lines[1].endswith("/home/qft")
+    assert lines[1].endswith("/qft")
 
 
 def test_start_while_running_starts_nothing(job: Job) -> None:
@@ -89,11 +91,11 @@ def test_start_while_running_starts_nothing(job: Job) -> None:
     assert job.tail().data == b""
 
 
-def test_start_race(server: sshd.Sshd, job: Job) -> None:
+def test_start_race(door: doors.Door, job: Job) -> None:
     """Of eight clients that start at the same moment on eight connections, one starts it."""
 
     def attempt(number: int) -> JobStatus:
-        with connect(server.host()) as link:
+        with connect(door.host) as link:
             return start(Job(link=link, directory=job.directory), f"echo {number}; sleep 60")
 
     with ThreadPoolExecutor(8) as pool:
@@ -116,12 +118,12 @@ def test_start_after_end_is_the_next_attempt(job: Job) -> None:
     assert job.tail().data == b"one\ntwo\n"
 
 
-def test_survives_disconnect(server: sshd.Sshd, tmp_path: Path) -> None:
+def test_survives_disconnect(door: doors.Door, tmp_path: Path) -> None:
     """A job goes on when the connection that started it is cut, and is found by the next."""
     directory = f"qft/{tmp_path.name}"
-    with connect(server.host()) as link:
+    with connect(door.host) as link:
         begun = start(Job(link=link, directory=directory), "sleep 0.5; echo later; exit 3")
-    with connect(server.host()) as link:
+    with connect(door.host) as link:
         job = Job(link=link, directory=directory)
 
         assert begun.pid == job.status().pid
@@ -138,10 +140,10 @@ def test_kill_9_of_the_job_alone(job: Job) -> None:
     assert (ended(job).state, job.status().exit_code) == (JobState.EXITED, 137)
 
 
-def test_kill_9_of_everything(job: Job, server: sshd.Sshd) -> None:
+def test_kill_9_of_everything(job: Job, door: doors.Door) -> None:
     """A job killed together with its keeper is lost: not running, no exit code."""
     start(job, "sleep 60")
-    lock = server.home / job.directory / "job.lock"
+    lock = door.home / job.directory / "job.lock"
     for pid in holders(lock):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -150,10 +152,10 @@ def test_kill_9_of_everything(job: Job, server: sshd.Sshd) -> None:
     assert start(job, "true").started
 
 
-def test_keeper_killed_leaves_a_running_job(job: Job, server: sshd.Sshd) -> None:
+def test_keeper_killed_leaves_a_running_job(job: Job, door: doors.Door) -> None:
     """Without its keeper a job still counts as running, cannot be started twice, can be stopped."""
     start(job, "exec sleep 60")
-    record = json.loads((server.home / job.directory / "job.json").read_text())
+    record = json.loads((door.home / job.directory / "job.json").read_text())
     os.kill(record["keeper"], signal.SIGKILL)
 
     assert JobState.RUNNING is job.status().state
@@ -161,9 +163,9 @@ def test_keeper_killed_leaves_a_running_job(job: Job, server: sshd.Sshd) -> None
     assert JobState.LOST is job.stop(grace_s=5).state
 
 
-def test_pid_of_a_stranger_is_no_job(job: Job, server: sshd.Sshd) -> None:
+def test_pid_of_a_stranger_is_no_job(job: Job, door: doors.Door) -> None:
     """A record that names a living process, as after a reboot, does not count as running."""
-    folder = server.home / job.directory
+    folder = door.home / job.directory
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(f'{{"attempt": 4, "pid": {os.getpid()}, "argv": []}}')
 
@@ -172,9 +174,9 @@ def test_pid_of_a_stranger_is_no_job(job: Job, server: sshd.Sshd) -> None:
     assert start(job, "true").attempt == 5
 
 
-def test_torn_record(job: Job, server: sshd.Sshd) -> None:
+def test_torn_record(job: Job, door: doors.Door) -> None:
     """A record that a crash of the disk has torn reads as absent rather than failing."""
-    folder = server.home / job.directory
+    folder = door.home / job.directory
     folder.mkdir(parents=True)
     (folder / "job.json").write_text('{"att')
 

@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import doors
 import pytest
-import sshd
 
 from remote.errors import RemoteError
 from remote.link import Link, connect
@@ -16,17 +16,19 @@ from remote.sync import push
 from remote.sync_plan import Progress, SyncOptions
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Sshd]:
-    """One OpenSSH server for the file."""
-    with sshd.serve(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
+@pytest.fixture(scope="module", params=doors.MAKES)
+def door(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[doors.Door]:
+    """A server of each make for the file."""
+    with doors.open_door(request.param, tmp_path_factory.mktemp(request.param)) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
-def link(server: sshd.Sshd) -> Iterator[Link]:
+def link(door: doors.Door) -> Iterator[Link]:
     """One connection for the file."""
-    with connect(server.host()) as opened:
+    with connect(door.host) as opened:
         yield opened
 
 
@@ -50,21 +52,21 @@ def read_tree(root: Path) -> dict[str, bytes]:
 SMALL_CHUNKS = SyncOptions(chunk_bytes=1 << 20)
 
 
-def test_push_into_nothing(link: Link, server: sshd.Sshd, tmp_path: Path) -> None:
+def test_push_into_nothing(link: Link, door: doors.Door, tmp_path: Path) -> None:
     """Everything arrives, bit for bit, and no partial file stays behind."""
     tree = make_tree(tmp_path / "tree")
     report = push(link, tree, f"qft/{tmp_path.name}", options=SMALL_CHUNKS)
 
-    assert read_tree(server.home / "qft" / tmp_path.name) == read_tree(tree)
+    assert read_tree(door.home / "qft" / tmp_path.name) == read_tree(tree)
     assert (report.files, report.files_sent, report.bytes_resumed) == (5, 5, 0)
     assert report.bytes == report.bytes_sent == 3_004_115
 
 
-def test_second_push_sends_nothing(link: Link, server: sshd.Sshd, tmp_path: Path) -> None:
+def test_second_push_sends_nothing(link: Link, door: doors.Door, tmp_path: Path) -> None:
     """An unchanged tree transfers nothing and rewrites nothing."""
     tree = make_tree(tmp_path / "tree")
     push(link, tree, f"qft/{tmp_path.name}")
-    there = server.home / "qft" / tmp_path.name
+    there = door.home / "qft" / tmp_path.name
     before = {path: path.stat().st_ino for path in there.rglob("*")}
     report = push(link, tree, f"qft/{tmp_path.name}")
 
@@ -72,7 +74,7 @@ def test_second_push_sends_nothing(link: Link, server: sshd.Sshd, tmp_path: Path
     assert {path: path.stat().st_ino for path in there.rglob("*")} == before
 
 
-def test_push_sends_what_differs(link: Link, server: sshd.Sshd, tmp_path: Path) -> None:
+def test_push_sends_what_differs(link: Link, door: doors.Door, tmp_path: Path) -> None:
     """Only changed and new files travel, also when size and time are the same."""
     tree = make_tree(tmp_path / "tree")
     push(link, tree, f"qft/{tmp_path.name}")
@@ -83,13 +85,13 @@ def test_push_sends_what_differs(link: Link, server: sshd.Sshd, tmp_path: Path) 
     report = push(link, tree, f"qft/{tmp_path.name}")
 
     assert (report.files_sent, report.bytes_sent) == (2, 4098)
-    assert read_tree(server.home / "qft" / tmp_path.name) == read_tree(tree)
+    assert read_tree(door.home / "qft" / tmp_path.name) == read_tree(tree)
 
 
-def test_extraneous_files_go_only_if_asked(link: Link, server: sshd.Sshd, tmp_path: Path) -> None:
+def test_extraneous_files_go_only_if_asked(link: Link, door: doors.Door, tmp_path: Path) -> None:
     """Files that only the machine has stay, unless deletion is asked for; excluded ones stay."""
     tree = make_tree(tmp_path / "tree")
-    there = server.home / "qft" / tmp_path.name
+    there = door.home / "qft" / tmp_path.name
     for name in ("old/one", "kept.log"):
         (there / name).parent.mkdir(parents=True, exist_ok=True)
         (there / name).write_text("x")
@@ -102,7 +104,7 @@ def test_extraneous_files_go_only_if_asked(link: Link, server: sshd.Sshd, tmp_pa
     assert (there / "kept.log").read_text() == "x"
 
 
-def test_excluded_files_stay_home(link: Link, server: sshd.Sshd, tmp_path: Path) -> None:
+def test_excluded_files_stay_home(link: Link, door: doors.Door, tmp_path: Path) -> None:
     """Names and whole paths can be excluded by patterns."""
     tree = make_tree(tmp_path / "tree")
     for name in (".git/HEAD", "a/__pycache__/x.pyc", "a/keep.py", "out/a/skip"):
@@ -110,20 +112,20 @@ def test_excluded_files_stay_home(link: Link, server: sshd.Sshd, tmp_path: Path)
         (tree / name).write_text(name)
     options = SyncOptions(exclude=(".git", "__pycache__", "out/a/*", "big"))
     push(link, tree, f"qft/{tmp_path.name}", options=options)
-    there = read_tree(server.home / "qft" / tmp_path.name)
+    there = read_tree(door.home / "qft" / tmp_path.name)
 
     assert sorted(there) == ["a/b/c/deep", "a/keep.py", "a/small", "empty", "one"]
 
 
-def test_named_files_from_anywhere(link: Link, server: sshd.Sshd, tmp_path: Path) -> None:
+def test_named_files_from_anywhere(link: Link, door: doors.Door, tmp_path: Path) -> None:
     """Files can be named one by one, and get other names over there."""
     (tmp_path / "Mine.JSONL").write_text("{}")
     push(link, {"train.jsonl": tmp_path / "Mine.JSONL"}, f"qft/{tmp_path.name}/data")
 
-    assert read_tree(server.home / "qft" / tmp_path.name) == {"data/train.jsonl": b"{}"}
+    assert read_tree(door.home / "qft" / tmp_path.name) == {"data/train.jsonl": b"{}"}
 
 
-def test_links_are_followed(link: Link, server: sshd.Sshd, tmp_path: Path) -> None:
+def test_links_are_followed(link: Link, door: doors.Door, tmp_path: Path) -> None:
     """Links to files and directories travel as what they point to, as a model cache needs."""
     blob = tmp_path / "blobs" / "abc"
     blob.parent.mkdir()
@@ -136,14 +138,14 @@ def test_links_are_followed(link: Link, server: sshd.Sshd, tmp_path: Path) -> No
     (tree / "dangling").symlink_to("nowhere")
     report = push(link, tree, f"qft/{tmp_path.name}")
 
-    assert read_tree(server.home / "qft" / tmp_path.name) == {
+    assert read_tree(door.home / "qft" / tmp_path.name) == {
         "model.safetensors": b"weights",
         "more/abc": b"weights",
     }
     assert sorted(report.skipped) == ["dangling", "loop"]
 
 
-def test_unusual_names(link: Link, server: sshd.Sshd, tmp_path: Path) -> None:
+def test_unusual_names(link: Link, door: doors.Door, tmp_path: Path) -> None:
     """Names with blanks, quotes and other scripts arrive as they are."""
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -151,7 +153,7 @@ def test_unusual_names(link: Link, server: sshd.Sshd, tmp_path: Path) -> None:
         (tree / name).write_text(name)
     push(link, tree, f"qft/{tmp_path.name}")
 
-    assert read_tree(server.home / "qft" / tmp_path.name) == read_tree(tree)
+    assert read_tree(door.home / "qft" / tmp_path.name) == read_tree(tree)
 
 
 def test_progress_reaches_its_total(link: Link, tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+# Prints what set-up must know about this machine, one `key=value` a line, and changes nothing.
+# Runs ON THE MACHINE as `sh -s`, POSIX only, without sudo where it can.
+
+say() { printf '%s=%s\n' "$1" "$2"; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+say uid "$(id -u)"
+if [ "$(id -u)" = 0 ] || { have sudo && sudo -n true 2>/dev/null; }; then say sudo yes; else say sudo no; fi
+if [ -r /etc/os-release ]; then
+  say os "$(. /etc/os-release; echo "$ID $VERSION_ID")"
+fi
+say arch "$(uname -m)"
+say kernel "$(uname -r)"
+say boot "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)"
+say home "$HOME"
+say free_kb "$(df -Pk "$HOME" 2>/dev/null | awk 'NR == 2 { print $4 }')"
+
+for python in python3.14 python3.13 python3.12 python3.11 python3; do
+  if have "$python"; then
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+    if "$python" -c 'import ensurepip, venv' 2>/dev/null; then venv=yes; else venv=no; fi
+    say python "$python $version $venv"
+  fi
+done
+for marker in qft/venv-*/.ready; do
+  [ -f "$marker" ] && say venv "$(basename "$(dirname "$marker")")"
+done
+for marker in qft/venv-*/.cuda; do
+  [ -f "$marker" ] && say cuda_seen "$(basename "$(dirname "$marker")") $(cat "$marker")"
+done
+
+if have lspci; then
+  lspci -n -d 10de: | awk '$2 ~ /^03/ { print "pci=" $3 }'
+else
+  for device in /sys/bus/pci/devices/*; do
+    [ "$(cat "$device/vendor" 2>/dev/null)" = 0x10de ] || continue
+    case "$(cat "$device/class" 2>/dev/null)" in 0x03*) say pci "$(cat "$device/device")" ;; esac
+  done
+fi
+if have nvidia-smi; then
+  gpus=$(timeout 60 nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap \
+    --format=csv,noheader,nounits 2>&1)
+  code=$?
+  say smi_code "$code"
+  if [ "$code" = 0 ]; then
+    printf '%s\n' "$gpus" | sed 's/^/gpu=/'
+  else
+    say smi_said "$(printf '%s' "$gpus" | tr '\n' ' ' | cut -c 1-300)"
+  fi
+fi
+say nouveau "$(grep -q '^nouveau ' /proc/modules 2>/dev/null && echo yes || echo no)"
+if have dpkg-query; then
+  dpkg-query -W -f '${Status} ${Package}\n' 'nvidia-*' 'libnvidia-*' 'linux-modules-nvidia-*' 2>/dev/null |
+    sed -n 's/^[a-z]* ok installed /package=/p'
+  apt-mark showhold 2>/dev/null | sed 's/^/held=/'
+fi
+if [ -f /etc/nvidia/gridd.conf ]; then
+  say gridd "$(grep -E '^(IgnoreSP|EnableUI|FeatureType)=' /etc/nvidia/gridd.conf | sort | tr '\n' ' ')"
+fi
+
+for variable in /sys/firmware/efi/efivars/SecureBoot-*; do
+  [ -r "$variable" ] && say secure_boot "$(od -An -tu1 -j4 -N1 "$variable" | tr -d ' ')"
+done
+have cloud-init && say cloud_init "$(timeout 20 cloud-init status 2>/dev/null | sed -n 's/^status: //p')"
+if have systemctl; then
+  for unit in unattended-upgrades.service apt-daily.timer apt-daily-upgrade.timer; do
+    [ "$(systemctl is-active "$unit" 2>/dev/null)" = active ] && say upgrader "$unit"
+  done
+fi
+for process in apt-get apt dpkg unattended-upgr; do
+  pgrep -x "$process" >/dev/null 2>&1 && say apt_busy "$process"
+done
+[ -f /var/run/reboot-required ] && say reboot_required yes
+exit 0

@@ -1,0 +1,176 @@
+"""Makes a machine ready to train: look, plan, do, look again, until nothing is left to do.
+
+Repeating it after anything is safe: a step that is still running from before is followed rather
+than started twice, a cut line is picked up again, and a machine that is ready is left alone.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from remote.errors import CommandFailed, Result, TimedOut, Unfit, Unreachable
+from remote.job import Job, JobState, JobStatus
+from remote.link import Host, Link, connect
+from remote.setup_facts import Facts, gather
+from remote.setup_plan import plan
+from remote.setup_python import cuda_for, interpreter
+from remote.setup_steps import REBOOT_S_MAX, Driver, Step, Want
+from remote.xid import explain
+
+__all__ = [
+    "Driver", "Facts", "Ready", "Step", "Want", "apply", "cuda_for", "gather", "interpreter", "plan"
+]  # fmt: skip
+
+DIRECTORY = "qft/setup"
+POLL_S = 2.0
+RECONNECT_S_MAX = 300.0
+ROUNDS_MAX = 6
+LOG_BYTES = 3000
+AS_ROOT = 'if [ "$(id -u)" = 0 ]; then exec sh -c "$1"; else exec sudo -n sh -c "$1"; fi'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A machine that can train."""
+
+    link: Link
+    """The connection to go on with; another one than before if there was a reboot."""
+    facts: Facts
+    python: str
+    """The interpreter for the trainer, relative to the home (or as the caller named it)."""
+    done: tuple[Step, ...]
+    """The steps that were needed."""
+
+
+def apply(  # noqa: PLR0913  (clock, sleep and connecting are arguments here, by house rule)
+    link: Link,
+    want: Want,
+    *,
+    tell: Callable[[str], None],
+    reconnect: Callable[[Host], Link] = connect,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Ready:
+    """Bring the machine of `link` to `want`; `tell` hears each step before it begins.
+
+    Raises `Unfit` if no step can help or a step changed nothing, `CommandFailed` with the end of
+    the log if a step fails, `TimedOut` if one takes too long, `Unreachable` if the machine does not
+    come back. All of it may be repeated.
+    """
+    work = _Work(link=link, want=want, tell=tell, reconnect=reconnect, sleep=sleep, clock=clock)
+    before: list[Step] = []
+    for _ in range(ROUNDS_MAX):
+        facts = gather(work.link)
+        steps = plan(facts, want)
+        if not steps:
+            return Ready(
+                link=work.link,
+                facts=facts,
+                python=interpreter(facts, want),
+                done=tuple(work.done),
+            )
+        if steps == before:
+            break
+        before = steps
+        for step in steps:
+            work.do(step)
+            if step.reboot_after:
+                work.reboot(facts)
+                break
+    names = [f"after `{step.name}` it is still needed ({step.why})" for step in before]
+    raise Unfit(names, hint=f"look at {DIRECTORY}/job.log on the machine: `qft ssh`")
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """The state of one call of `apply`: the connection changes under way."""
+
+    link: Link
+    want: Want
+    tell: Callable[[str], None]
+    reconnect: Callable[[Host], Link]
+    sleep: Callable[[float], None]
+    clock: Callable[[], float]
+    done: list[Step] = field(default_factory=list)
+
+    def do(self, step: Step) -> None:
+        """Run one step detached, so that a cut line does not cut it, and wait for its end."""
+        self.tell(f"{step.name} ({step.why})")
+        argv = ["sh", "-c", step.command]
+        if step.sudo:
+            argv = ["sh", "-c", AS_ROOT, "as-root", step.command]
+        ends_at = self.clock() + step.timeout_s
+        status = self.follow(self.start(argv, ends_at), ends_at)
+        if status.state is not JobState.EXITED or status.exit_code != 0:
+            self.fail(step, status)
+        self.done.append(step)
+
+    def start(self, argv: list[str], ends_at: float) -> JobStatus:
+        """Start a step, after one that an earlier call left running."""
+        while True:
+            status = self.ask(lambda job: job.start(argv, env={}, cwd="."))
+            if status.started or status.argv == tuple(argv):
+                return status
+            self.follow(status, ends_at)
+
+    def follow(self, status: JobStatus, ends_at: float) -> JobStatus:
+        """Wait until the running step ends; stop it when its time is over."""
+        while status.state is JobState.RUNNING:
+            if self.clock() > ends_at:
+                self.ask(lambda job: job.stop(grace_s=10))
+                raise TimedOut(
+                    f"`{' '.join(status.argv)[:100]}` on {self.link.host} took too long",
+                    hint=f"its log is {DIRECTORY}/job.log there; repeat the command to try again",
+                )
+            self.sleep(POLL_S)
+            status = self.ask(lambda job: job.status())
+        return status
+
+    def ask(self, question: Callable[[Job], JobStatus]) -> JobStatus:
+        """Ask about the step; pick up a line that was cut."""
+        python = self.want.python or "python3"
+        try:
+            return question(Job(link=self.link, directory=DIRECTORY, python=python))
+        except Unreachable:
+            self.wait_for_ssh(RECONNECT_S_MAX)
+            return question(Job(link=self.link, directory=DIRECTORY, python=python))
+
+    def fail(self, step: Step, status: JobStatus) -> None:
+        """Say why a step failed, with the end of its log and what the card says."""
+        log = Job(link=self.link, directory=DIRECTORY).tail(-LOG_BYTES).data
+        code = -1 if status.exit_code is None else status.exit_code
+        kernel = self.link.run("(dmesg || sudo -n dmesg) | grep -i xid", check=False)
+        result = Result(exit_code=code, stdout="", stderr=log.decode("utf-8", "replace"))
+        hint = "; ".join(explain(kernel.stdout))
+        raise CommandFailed(step.name, result, hint=hint or "repeat the command to try again")
+
+    def reboot(self, facts: Facts) -> None:
+        """Reboot, and wait until the machine answers from its next life."""
+        self.tell("reboot")
+        words = ["sh", "-c", AS_ROOT, "as-root", "sleep 1; systemctl reboot"]
+        self.link.run(f"nohup {shlex.join(words)} > /dev/null 2>&1 < /dev/null &")
+        self.link.close()
+        self.wait_for_ssh(REBOOT_S_MAX, not_in=facts.boot_id)
+
+    def wait_for_ssh(self, budget_s: float, *, not_in: str = "") -> None:
+        """Connect again, patiently; with `not_in` only to another boot than that one."""
+        ends_at = self.clock() + budget_s
+        while True:
+            self.sleep(POLL_S)
+            try:
+                self.link = self.reconnect(self.link.host)
+                if not not_in or gather(self.link).boot_id != not_in:
+                    return
+                self.link.close()
+            except Unreachable as error:
+                reason: Exception | None = error
+            else:
+                reason = None
+            if self.clock() > ends_at:
+                raise Unreachable(
+                    f"{self.link.host} did not come back within {budget_s:g} s",
+                    hint="look at its boot log in the cloud's console",
+                ) from reason

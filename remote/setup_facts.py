@@ -1,0 +1,168 @@
+"""What a machine is like before set-up, read in one round trip and without changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from remote.link import Link
+
+FACTS_S = 180.0
+PYTHON_MIN = (3, 11)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One card, as `nvidia-smi` sees it."""
+
+    name: str
+    driver: str
+    """Version of the driver, such as `570.211.01`."""
+    memory_mb: int
+    capability: str
+    """Compute capability, such as `7.5`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Python:
+    """An interpreter on the machine."""
+
+    command: str
+    version: tuple[int, int]
+    venv: bool
+    """Whether it can make environments (Debian and Ubuntu ship that part apart)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """A machine, as far as set-up must know it; the defaults are those of a bare one."""
+
+    os: str = ""
+    """Such as `ubuntu 24.04`."""
+    arch: str = "x86_64"
+    kernel: str = ""
+    boot_id: str = ""
+    """Changes with every boot."""
+    home: str = ""
+    free_bytes: int = 0
+    sudo: bool = False
+    """Whether commands may run as root without a password."""
+    pythons: tuple[Python, ...] = ()
+    venvs: tuple[str, ...] = ()
+    """Environments of ours that are complete, by name."""
+    cuda_seen: tuple[tuple[str, str], ...] = ()
+    """(environment, `boot driver`) for which a tensor has reached the GPU."""
+    pci_gpus: int = 0
+    """NVIDIA cards on the bus, whether or not a driver sees them."""
+    gpus: tuple[Gpu, ...] = ()
+    smi_code: int | None = None
+    """Exit code of `nvidia-smi`; None if there is no such command."""
+    smi_said: str = ""
+    nouveau: bool = False
+    """Whether the free driver has taken the card."""
+    packages: tuple[str, ...] = ()
+    """Installed packages of NVIDIA's driver."""
+    held: tuple[str, ...] = ()
+    """Packages that upgrades leave alone."""
+    gridd: str = ""
+    """The settings of the vGPU service that matter; empty if it is not configured."""
+    secure_boot: bool = False
+    cloud_init: str = ""
+    """`running`, `done`, `error`, …; empty if the machine has no cloud-init."""
+    upgraders: tuple[str, ...] = ()
+    """Active units that install upgrades on their own."""
+    apt_busy: tuple[str, ...] = ()
+    """Package tools that run right now."""
+    reboot_required: bool = False
+
+    @property
+    def driver(self) -> str:
+        """The driver's version; empty if no card answers."""
+        return self.gpus[0].driver if self.gpus else ""
+
+    @property
+    def python(self) -> Python | None:
+        """The interpreter to build an environment from: the newest that can, else the newest."""
+        fit = [one for one in self.pythons if one.version >= PYTHON_MIN]
+        ranked = sorted(fit, key=lambda one: (one.venv, one.version), reverse=True)
+        return ranked[0] if ranked else None
+
+
+def gather(link: Link) -> Facts:
+    """Look at the machine once. Raises what `Link.run` raises."""
+    script = Path(__file__).with_name("facts.sh").read_bytes()
+    return parse(link.run("sh -s", input=script, timeout_s=FACTS_S).stdout.splitlines())
+
+
+def parse(lines: Iterable[str]) -> Facts:
+    """Read `key=value` lines; what is malformed counts as not said."""
+    said: dict[str, list[str]] = {}
+    for line in lines:
+        key, equals, value = line.partition("=")
+        if equals:
+            said.setdefault(key.strip(), []).append(value.strip())
+
+    def first(key: str) -> str:
+        return said.get(key, [""])[0]
+
+    return Facts(
+        os=first("os"),
+        arch=first("arch"),
+        kernel=first("kernel"),
+        boot_id=first("boot"),
+        home=first("home"),
+        free_bytes=number(first("free_kb")) * 1024,
+        sudo=first("sudo") == "yes",
+        pythons=tuple(filter(None, map(read_python, said.get("python", ())))),
+        venvs=tuple(said.get("venv", ())),
+        cuda_seen=tuple(pair(row) for row in said.get("cuda_seen", ())),
+        pci_gpus=len(said.get("pci", ())),
+        gpus=tuple(filter(None, map(read_gpu, said.get("gpu", ())))),
+        smi_code=number(first("smi_code")) if first("smi_code") else None,
+        smi_said=first("smi_said"),
+        nouveau=first("nouveau") == "yes",
+        packages=tuple(said.get("package", ())),
+        held=tuple(said.get("held", ())),
+        gridd=first("gridd"),
+        secure_boot=first("secure_boot") == "1",
+        cloud_init=first("cloud_init"),
+        upgraders=tuple(said.get("upgrader", ())),
+        apt_busy=tuple(said.get("apt_busy", ())),
+        reboot_required=first("reboot_required") == "yes",
+    )
+
+
+def read_gpu(row: str) -> Gpu | None:
+    """Read one line of `nvidia-smi`'s table."""
+    cells = [cell.strip() for cell in row.split(",")]
+    if len(cells) != 4 or not cells[1][:1].isdigit():
+        return None
+    name, driver, memory, capability = cells
+    return Gpu(name=name, driver=driver, memory_mb=number(memory), capability=capability)
+
+
+def read_python(row: str) -> Python | None:
+    """Read `command version venv`."""
+    words = row.split()
+    if len(words) != 3:
+        return None
+    version = version_of(words[1])
+    return Python(command=words[0], version=(version[0], version[1]), venv=words[2] == "yes")
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """Read `570.211.01` as numbers, at least two of them, so that versions can be compared."""
+    numbers = [number(part) for part in text.split(".")]
+    return tuple(numbers + [0] * (2 - len(numbers)))
+
+
+def pair(row: str) -> tuple[str, str]:
+    """Split a line into its first word and the rest."""
+    head, _, rest = row.partition(" ")
+    return head, rest.strip()
+
+
+def number(text: str) -> int:
+    """Read a number; 0 for what is none."""
+    return int(text) if text.isdecimal() else 0

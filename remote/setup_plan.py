@@ -1,0 +1,30 @@
+"""Decides what a machine still needs before it can train: facts in, ordered steps out, no I/O.
+
+A machine that is ready needs nothing: then the plan is empty. A plan ends where a reboot or a new
+look at the facts is needed; `setup.apply` looks again and plans again until it is empty.
+"""
+
+from __future__ import annotations
+
+from remote.setup_driver import driver_steps
+from remote.setup_facts import Facts
+from remote.setup_python import cuda_for, environment_steps, gpu_steps
+from remote.setup_steps import Driver, Step, Want, quiet_steps, require_root
+
+
+def plan(facts: Facts, want: Want) -> list[Step]:
+    """List what must be done, in order; empty if the machine is ready.
+
+    Raises `Unfit` with every reason at once if no command of ours can make it ready.
+    """
+    steps: list[Step] = []
+    if want.driver is not Driver.NONE:
+        drivers = driver_steps(facts, want)
+        if drivers:
+            return require_root(facts, quiet_steps(facts, want) + drivers)
+    steps += environment_steps(facts, want, cuda_for(facts, want))
+    if want.driver is not Driver.NONE:
+        steps += gpu_steps(facts, want)
+    if any(step.sudo for step in steps):
+        steps = quiet_steps(facts, want) + steps
+    return require_root(facts, steps)

@@ -1,0 +1,99 @@
+"""The words in which set-up speaks: what is wanted, one step, and the steps that keep apt quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from remote.errors import Unfit
+from remote.setup_facts import Facts
+
+APT = "DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -y"
+UPGRADERS = (
+    "unattended-upgrades.service apt-daily.timer apt-daily-upgrade.timer"
+    " apt-daily.service apt-daily-upgrade.service"
+)
+REBOOT_S_MAX = 600.0
+
+
+class Driver(StrEnum):
+    """Which kind of NVIDIA driver the machine needs."""
+
+    NONE = "none"
+    """No GPU is wanted."""
+    DATACENTER = "datacenter"
+    """The ordinary one: T4, A100, H100, and the user's own cards."""
+    GRID = "grid"
+    """The cloud's vGPU driver, as the A10 of Azure needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Want:
+    """What the machine should be able to do."""
+
+    driver: Driver = Driver.NONE
+    cuda_max: str = ""
+    """Newest CUDA that the size's driver admits, such as `12.8`; empty if it is not capped."""
+    cuda: str = "auto"
+    """The requirement set: `cpu`, `cu128`, `cu130`, or `auto` for the newest that fits."""
+    python: str = ""
+    """An interpreter that has everything already: then no environment is made."""
+    rented: bool = True
+    """Whether the machine is ours alone: only then drivers are installed and upgrades stopped."""
+    spare_bytes: int = 0
+    """Free disk that must remain for data, model and checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command that is still needed."""
+
+    name: str
+    """What it does, for people, in the imperative."""
+    command: str
+    """For `sh -c`, in the user's home."""
+    why: str
+    timeout_s: float
+    sudo: bool = False
+    reboot_after: bool = False
+
+
+def quiet_steps(facts: Facts, want: Want) -> list[Step]:
+    """Wait for the first boot to finish, and stop what fights over the package lock."""
+    steps = []
+    if facts.cloud_init in {"running", "not started", "not run"}:
+        steps.append(
+            Step(
+                name="wait for the first boot to finish",
+                # Exit code 2 means: finished, with warnings.
+                command="cloud-init status --wait > /dev/null || [ $? -eq 2 ]",
+                why="cloud-init still installs and configures",
+                timeout_s=900,
+                sudo=True,
+            )
+        )
+    if want.rented and facts.upgraders:
+        steps.append(
+            Step(
+                name="stop automatic upgrades",
+                command=f"systemctl disable --now {UPGRADERS} 2>/dev/null;"
+                " ! systemctl is-active --quiet unattended-upgrades.service",
+                why="they hold the package lock for minutes after boot, and would replace the"
+                " driver under a running training",
+                timeout_s=300,
+                sudo=True,
+            )
+        )
+    return steps
+
+
+def require_root(facts: Facts, steps: Sequence[Step]) -> list[Step]:
+    """Refuse steps that need root on a machine that does not give it."""
+    needy = [step.name for step in steps if step.sudo]
+    if needy and not facts.sudo:
+        raise Unfit(
+            [f"root is needed to {name}" for name in needy],
+            hint="allow this user `sudo` without a password, or do these steps yourself",
+        )
+    return list(steps)

@@ -1,0 +1,333 @@
+"""Set-up decides from facts alone: each row of these tables is a machine and what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remote import setup_python
+from remote.errors import Unfit
+from remote.setup import Driver, Want, cuda_for, interpreter, plan
+from remote.setup_facts import Facts, Gpu, Python, parse, version_of
+from remote.xid import MEANINGS, explain
+
+PYTHON = Python(command="python3.12", version=(3, 12), venv=True)
+BARE = Facts(
+    os="ubuntu 24.04",
+    kernel="6.8.0-1030-azure",
+    boot_id="b1",
+    home="/home/qft",
+    free_bytes=100_000_000_000,
+    sudo=True,
+    pythons=(PYTHON,),
+    cloud_init="done",
+)
+CARD = replace(BARE, pci_gpus=1)
+T4 = Gpu(name="Tesla T4", driver="580.173.02", memory_mb=15360, capability="7.5")
+A10 = Gpu(name="NVIDIA A10-24Q", driver="570.211.01", memory_mb=24512, capability="8.6")
+T4_OK = replace(CARD, gpus=(T4,), smi_code=0)
+A10_OK = replace(
+    CARD, gpus=(A10,), smi_code=0, gridd="EnableUI=FALSE IgnoreSP=FALSE", secure_boot=False
+)
+DATACENTER = Want(driver=Driver.DATACENTER)
+GRID = Want(driver=Driver.GRID, cuda_max="12.8")
+CPU = Want()
+UPGRADERS = ("unattended-upgrades.service", "apt-daily.timer")
+
+
+def ready(facts: Facts, want: Want) -> Facts:
+    """Say what the machine looks like once its environment is there and has used the GPU."""
+    name = Path(interpreter(facts, want)).parts[1]
+    seen = f"{facts.boot_id} {facts.driver}"
+    return replace(facts, venvs=(name,), cuda_seen=((name, seen),))
+
+
+TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
+    "cpu": (BARE, CPU, ["make the Python environment"]),
+    "cpu, ready": (ready(BARE, CPU), CPU, []),
+    "cpu, interpreter given": (Facts(), Want(python="/usr/bin/python3"), []),
+    "cpu, booting": (
+        replace(BARE, cloud_init="running", upgraders=UPGRADERS),
+        CPU,
+        ["make the Python environment"],
+    ),
+    "cpu, no venv": (
+        replace(BARE, pythons=(replace(PYTHON, venv=False),), upgraders=UPGRADERS),
+        CPU,
+        ["stop automatic upgrades", "install Python's venv", "make the Python environment"],
+    ),
+    "cpu, no venv, machine of the user": (
+        replace(BARE, pythons=(replace(PYTHON, venv=False),), upgraders=UPGRADERS),
+        Want(rented=False),
+        ["install Python's venv", "make the Python environment"],
+    ),
+    "T4, driver in the image": (
+        T4_OK,
+        DATACENTER,
+        ["make the Python environment", "put a tensor on the GPU"],
+    ),
+    "T4, ready": (ready(T4_OK, DATACENTER), DATACENTER, []),
+    "T4, after a reboot": (
+        replace(ready(T4_OK, DATACENTER), boot_id="b2"),
+        DATACENTER,
+        ["put a tensor on the GPU"],
+    ),
+    "T4, packages not held": (
+        replace(ready(T4_OK, DATACENTER), packages=("nvidia-driver-580",)),
+        DATACENTER,
+        ["hold kernel and driver"],
+    ),
+    "T4, packages held": (
+        replace(
+            ready(T4_OK, DATACENTER),
+            packages=("nvidia-driver-580",),
+            held=("nvidia-driver-580", "linux-image-azure"),
+        ),
+        DATACENTER,
+        [],
+    ),
+    "T4, machine of the user": (
+        replace(
+            T4_OK, packages=("nvidia-driver-580",), upgraders=UPGRADERS, cloud_init="", sudo=False
+        ),
+        replace(DATACENTER, rented=False),
+        ["make the Python environment", "put a tensor on the GPU"],
+    ),
+    "T4, bare, first boot": (
+        replace(CARD, cloud_init="running", upgraders=UPGRADERS, nouveau=True),
+        DATACENTER,
+        [
+            "wait for the first boot to finish",
+            "stop automatic upgrades",
+            "install the NVIDIA driver",
+        ],
+    ),
+    "T4, driver replaced under the kernel": (
+        replace(CARD, smi_code=18, smi_said="Driver/library version mismatch"),
+        DATACENTER,
+        ["reboot into the installed driver"],
+    ),
+    "T4, driver waits for a reboot": (
+        replace(CARD, packages=("nvidia-driver-580",), reboot_required=True, smi_code=9),
+        DATACENTER,
+        ["reboot into the installed driver"],
+    ),
+    "A10, bare": (
+        CARD,
+        GRID,
+        ["install the vGPU driver", "configure the vGPU service"],
+    ),
+    "A10, with the ordinary driver": (
+        replace(CARD, packages=("nvidia-driver-580",), smi_code=6, smi_said="No devices"),
+        GRID,
+        [
+            "remove the ordinary NVIDIA driver",
+            "install the vGPU driver",
+            "configure the vGPU service",
+        ],
+    ),
+    "A10, driver of an older host": (
+        replace(A10_OK, gpus=(replace(A10, driver="535.161.08"),)),
+        GRID,
+        ["install the vGPU driver", "configure the vGPU service"],
+    ),
+    "A10, service not configured": (
+        replace(ready(A10_OK, GRID), gridd="FeatureType=1 IgnoreSP=FALSE"),
+        GRID,
+        ["configure the vGPU service"],
+    ),
+    "A10, driver there": (
+        A10_OK,
+        GRID,
+        ["make the Python environment", "put a tensor on the GPU"],
+    ),
+    "A10, ready": (ready(A10_OK, GRID), GRID, []),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_plan(name: str) -> None:
+    """The machine of this row needs exactly these steps, in this order."""
+    facts, want, names = TABLE[name]
+
+    assert [step.name for step in plan(facts, want)] == names
+
+
+REFUSED: dict[str, tuple[Facts, Want, str]] = {
+    "no card": (BARE, DATACENTER, "no NVIDIA card on its PCI bus"),
+    "GRID under Secure Boot": (replace(CARD, secure_boot=True), GRID, "Secure Boot is on"),
+    "CUDA 13 wheels on a vGPU": (A10_OK, replace(GRID, cuda="cu130"), "this size admits 12.8"),
+    "CUDA 13 wheels on an old driver": (
+        replace(T4_OK, gpus=(replace(T4, driver="550.54.14"),)),
+        replace(DATACENTER, cuda="cu130"),
+        "needs a driver of at least 580.65; this machine has 550.54.14",
+    ),
+    "a driver that no wheel of ours knows": (
+        replace(T4_OK, gpus=(replace(T4, driver="470.82.01"),)),
+        DATACENTER,
+        "needs a driver of at least 525.60",
+    ),
+    "an unknown set": (T4_OK, replace(DATACENTER, cuda="cu11"), "no requirement set `cu11`"),
+    "the CPU set with a GPU": (T4_OK, replace(DATACENTER, cuda="cpu"), "leave the GPU unused"),
+    "too little disk": (replace(BARE, free_bytes=3_000_000_000), CPU, "3,000.0 MB are free"),
+    "too little disk for the data": (
+        replace(BARE, free_bytes=20_000_000_000),
+        replace(CPU, spare_bytes=17_000_000_000),
+        "21.0 GB are needed",
+    ),
+    "old Python": (
+        replace(BARE, pythons=(Python(command="python3", version=(3, 10), venv=True),)),
+        CPU,
+        "no Python of at least 3.11 is there, only python3 3.10",
+    ),
+    "no root": (replace(CARD, sudo=False), DATACENTER, "root is needed to install the NVIDIA"),
+    "not Ubuntu": (replace(CARD, os="debian 12"), DATACENTER, "on Ubuntu only, not on `debian 12`"),
+    "not Ubuntu, GRID": (replace(CARD, os="rhel 9"), GRID, "on Ubuntu only, not on `rhel 9`"),
+    "a machine of the user without driver": (
+        replace(CARD, smi_said="couldn't communicate"),
+        replace(DATACENTER, rented=False),
+        "does not answer: couldn't communicate",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusal(name: str) -> None:
+    """The machine of this row is refused with the reason, before anything is changed."""
+    facts, want, reason = REFUSED[name]
+    with pytest.raises(Unfit) as caught:
+        plan(facts, want)
+
+    assert reason in str(caught.value)
+
+
+CUDA: dict[str, tuple[Facts, Want, str]] = {
+    "no GPU": (BARE, CPU, "cpu"),
+    "driver 580": (T4_OK, DATACENTER, "cu130"),
+    "driver 575": (replace(T4_OK, gpus=(replace(T4, driver="575.57.08"),)), DATACENTER, "cu128"),
+    "driver 580.65.06": (
+        replace(T4_OK, gpus=(replace(T4, driver="580.65.06"),)), DATACENTER, "cu130"
+    ),
+    "vGPU": (A10_OK, GRID, "cu128"),
+    "demanded": (T4_OK, replace(DATACENTER, cuda="cu128"), "cu128"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUDA)
+def test_requirement_set(name: str) -> None:
+    """The newest set that driver and size admit is chosen."""
+    facts, want, cuda = CUDA[name]
+
+    assert cuda_for(facts, want) == cuda
+
+
+def test_steps_say_why_and_end() -> None:
+    """Every step of every plan has a reason, a command and a time-out."""
+    steps = [step for facts, want, _ in TABLE.values() for step in plan(facts, want)]
+
+    assert steps
+    assert all(step.why and step.command and 0 < step.timeout_s <= 3600 for step in steps)
+
+
+def test_driver_steps_wait_for_the_package_lock() -> None:
+    """Every step that uses apt waits for the lock rather than failing on it."""
+    steps = [step for facts, want, _ in TABLE.values() for step in plan(facts, want)]
+    users = [step for step in steps if "apt-get" in step.command]
+
+    assert users
+    assert all("DPkg::Lock::Timeout=600" in step.command and step.sudo for step in users)
+
+
+def test_environment_is_named_after_all_that_matters() -> None:
+    """Another interpreter or another requirement is another environment."""
+    older = replace(PYTHON, version=(3, 11))
+    names = {
+        setup_python.environment(python, cuda)
+        for python in (PYTHON, older)
+        for cuda in ("cpu", "cu128", "cu130")
+    }
+
+    assert len(names) == 6
+
+
+def test_requirements_are_the_tested_versions() -> None:
+    """The machine gets the versions that the constraints file of the tests pins."""
+    root = Path(__file__).parents[1]
+    tested = set((root / "constraints.txt").read_text().split())
+    for cuda in ("cpu", "cu130"):
+        lines = [line for line in setup_python.requirements(cuda).splitlines() if line[0] != "#"]
+
+        assert len(lines) > 10
+        assert set(lines) <= tested
+
+
+def test_requirements_name_no_registry() -> None:
+    """No requirement file names a place to download from."""
+    for cuda in setup_python.DRIVER_MIN:
+        assert "://" not in setup_python.requirements(cuda)
+        assert "--" not in setup_python.requirements(cuda)
+
+
+def test_parse_reads_a_whole_machine() -> None:
+    """Facts are read line by line; what is malformed or unknown is left out."""
+    text = """os=ubuntu 24.04
+kernel=6.8.0
+boot=b7
+free_kb=1000
+sudo=yes
+python=python3.12 3.12 no
+python=broken
+python=python3 3.12 yes
+pci=0x2236
+gpu=NVIDIA A10-24Q, 570.211.01, 24512, 8.6
+gpu=Failed to initialize NVML
+smi_code=0
+package=nvidia-driver-570
+secure_boot=1
+venv=venv-abc
+cuda_seen=venv-abc b7 570.211.01
+upgrader=apt-daily.timer
+nonsense
+key=with=equals"""
+    facts = parse(text.splitlines())
+
+    assert (facts.gpus, facts.driver, facts.pci_gpus) == ((A10,), "570.211.01", 1)
+    assert (facts.free_bytes, facts.sudo, facts.secure_boot) == (1_024_000, True, True)
+    assert facts.python == Python(command="python3", version=(3, 12), venv=True)
+    assert facts.cuda_seen == (("venv-abc", "b7 570.211.01"),)
+    assert facts.upgraders == ("apt-daily.timer",)
+
+
+@given(st.lists(st.text(max_size=40), max_size=20))
+def test_parse_survives_anything(lines: list[str]) -> None:
+    """A machine that says nonsense has no facts, and does not break set-up."""
+    assert isinstance(parse(lines), Facts)
+
+
+def test_versions_compare_as_numbers() -> None:
+    """580.9 is older than 580.65, and a lone number has a minor part."""
+    assert version_of("580.9") < version_of("580.65.06")
+    assert version_of("570") == (570, 0)
+
+
+def test_xids_are_explained() -> None:
+    """A kernel log is explained, each error once; an unknown one is named."""
+    log = """[  5.1] NVRM: Xid (PCI:0001:00:00): 78, pid='<unknown>', name=<unknown>
+[  6.0] NVRM: Xid (PCI:0001:00:00): 78, again
+[  7.0] NVRM: Xid (PCI:0001:00:00): 999, new"""
+
+    assert explain(log) == [f"Xid 78: {MEANINGS[78]}", explain("Xid (x): 999")[0]]
+    assert "570" in MEANINGS[78]
+    assert explain("all is well") == []
+
+
+def test_wanting_the_same_twice_changes_nothing() -> None:
+    """A plan depends on nothing but its arguments."""
+    rows: list[Any] = [(facts, want) for facts, want, _ in TABLE.values()]
+
+    assert [plan(*row) for row in rows] == [plan(*row) for row in rows]
