@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import re
 import secrets
 import shutil
@@ -196,7 +197,7 @@ class LocalProvider:
                 directory.rename(trash / f"{run_id}.{secrets.token_hex(4)}")
                 sync_directory(directory.parent)
             for remnant in self._trash_of(run_id):
-                shutil.rmtree(remnant)
+                _remove_tree(remnant)
                 removed.append(Removed(kind="disk", id=str(remnant.name)))
             if removed:
                 sync_directory(trash)
@@ -351,6 +352,15 @@ def _remnant(run_id: str) -> Vm:
 def _entries(directory: Path) -> list[Path]:
     """The directories in a directory that may not exist."""
     return [path for path in directory.iterdir() if path.is_dir()] if directory.exists() else []
+
+
+def _remove_tree(directory: Path) -> None:
+    """Remove a directory, also where its owner made parts of it read-only; links stay links."""
+    for inner, names, _ in os.walk(directory):
+        for path in (Path(inner, name) for name in names):
+            if not path.is_symlink():
+                path.chmod(0o700)
+    shutil.rmtree(directory)
 
 
 @contextlib.contextmanager

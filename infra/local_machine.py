@@ -279,9 +279,16 @@ class Machine:
             life=orders.life,
             since=self._last_alive(),
             reason="failed",
-            detail="its process ended without a word, as when this computer restarts; see "
-            f"`{self.directory / 'guest.log'}`",
+            detail=f"its process ended without a word, as when this computer restarts{self._log()}",
         )
+
+    def _log(self) -> str:
+        """The last words of a guest, for people; empty if it had none."""
+        try:
+            lines = (self.directory / "guest.log").read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            lines = []
+        return f"; `guest.log` ends with: {lines[-1][:300]}" if lines else ""
 
     def _last_alive(self) -> str:
         """When a guest was last seen, ISO 8601 UTC; empty if there never was one."""

@@ -215,8 +215,24 @@ def test_vanished_guest_is_no_running_machine(subject: Subject) -> None:
     assert crowd.living() == []
     assert state.reason == "failed"
     assert state.since != ""
-    assert "guest.log" in state.detail
+    assert "restarts" in state.detail
     assert subject.up().life == 2
+
+
+def test_guest_that_cannot_play_says_why(subject: Subject) -> None:
+    """A guest that fails on its own leaves its last words to whoever looks."""
+    subject.machine.host_key.write_text("no key")
+
+    subject.machine.power_on()
+    subject.wait_for(Power.BOOTING)
+    orders = json.loads((subject.machine.directory / "orders.json").read_text())
+    until(lambda: subject.processes() == 0)
+    long_ago = {"since": "2020-01-01T00:00:00+00:00"}
+    write_json(subject.machine.directory / "orders.json", orders | long_ago)
+
+    state = subject.wait_for(Power.DEAD)
+    assert "guest.log" in state.detail
+    assert "KeyImportError" in state.detail
 
 
 def test_reused_process_number_is_no_guest(subject: Subject) -> None:

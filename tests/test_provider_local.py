@@ -234,6 +234,24 @@ def test_stale_machine_is_gone(cloud: LocalHarness) -> None:
     assert cloud.provider().observe(new).power is PowerState.RUNNING
 
 
+def test_read_only_remains_are_removed(cloud: LocalHarness, tmp_path: Path) -> None:
+    """What a job made read-only does not stop a delete, and what it linked to is not touched."""
+    _, spec = running(cloud)
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o555)
+    (outside / "kept").touch()
+    disk = cloud.root / "vms" / spec.run_id / "disk"
+    (disk / "link").symlink_to(outside)
+    (disk / "cache" / "inner").mkdir(parents=True)
+    (disk / "cache" / "inner" / "file").touch(mode=0o400)
+    (disk / "cache" / "inner").chmod(0o500)
+    (disk / "cache").chmod(0o000)
+
+    assert cloud.provider().delete(spec.run_id) != []
+    assert list((cloud.root / "trash").iterdir()) == []
+    assert (outside.stat().st_mode & 0o777, (outside / "kept").exists()) == (0o555, True)
+
+
 def test_files_are_private(cloud: LocalHarness) -> None:
     """Nobody else on this computer can read the machine's key or its disk."""
     running(cloud)
