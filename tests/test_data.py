@@ -25,6 +25,7 @@ class Table:
 
     prompt: str = "Tweet: {text}\nSentiment:"
     completion: str = " {label}"
+    loss_on: str = "completion"
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -167,6 +168,17 @@ def test_an_encoder_decoder_gets_prompt_and_completion_apart(tmp_path: Path) -> 
 
     assert item.prompt_ids == item.input_ids
     assert (*alone, tokenizer.eos_token_id) == item.labels
+
+
+def test_loss_on_everything_supervises_the_prompt_too(tmp_path: Path) -> None:
+    """With `loss_on: all` every token is a label, and generation still starts after the prompt."""
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": "nice", "label": "positive"}])
+    part = load_examples(Table(), path, build(), max_length=32).items[0]
+    whole = load_examples(Table(loss_on="all"), path, build(), max_length=32).items[0]
+
+    assert whole.labels == whole.input_ids == part.input_ids
+    assert whole.prompt_ids == part.prompt_ids
+    assert whole.answer_length == part.answer_length == len(part.labels) - part.prompt_length
 
 
 def test_generation_sees_the_very_tokens_that_training_saw(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 from trainer.rows import DataError, read_rows
@@ -33,6 +36,17 @@ def test_jsonl_rows_carry_their_line(tmp_path: Path) -> None:
     ]
 
 
+def test_packed_and_columnar_files_give_the_same_rows(tmp_path: Path) -> None:
+    """Gzip and Parquet are read like the plain file of the same rows."""
+    rows = [{"text": "a\nb", "n": 1}, {"text": "c", "n": 2}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+
+    for name in ("a.jsonl.gz", "a.parquet"):
+        assert [dict(row.fields) for row in read_rows(tmp_path / name)] == rows
+
+
 def test_a_json_list_is_read(tmp_path: Path) -> None:
     """A `.json` file is a list of objects, numbered from one."""
     path = tmp_path / "a.json"
@@ -45,12 +59,14 @@ def test_a_json_list_is_read(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl", b"", "a.jsonl: the file is empty"),
-        ("a.jsonl", b" \n\n", "a.jsonl: the file is empty"),
+        ("a.jsonl", b" \n\n", "a.jsonl: the file holds no rows"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08", "a.jsonl.gz: is no whole gzip file"),
+        ("a.parquet", b"PAR1", "a.parquet:1: not Parquet"),
         ("a.json", b"[]", "a.json: the file holds no rows"),
         ("a.csv", b"id,text\n", "a.csv: the file holds no rows"),
         ("a.json", b'{"a": 1}', "a.json: a `.json` file must hold a list of objects"),
         ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl:1: not UTF-8 (byte 0xff at 7)"),
-        ("a.csv", b"id,text\n1,a\n2,\xe9\n", "a.csv, line 3: not UTF-8 (byte 0xe9 at 14)"),
+        ("a.csv", b"id,text\n1,a\n2,\xe9\n", "a.csv:2: not UTF-8 (byte 0xe9)"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl:2: not JSON"),
         ("a.jsonl", b"[1]\n", "a.jsonl:1: a row must be a JSON object, this one is a list"),
         ("a.csv", b"id,text\n1,a,b\n", "a.csv:1: 3 cells where the header has 2"),

@@ -33,6 +33,10 @@ class Templates(Protocol):
     def completion(self) -> str:
         """The template of what the model shall answer."""
 
+    @property
+    def loss_on(self) -> str:
+        """`completion`, or `all` to learn the prompt too."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -49,6 +53,15 @@ class Example:
     completion: str
     row: int
     prompt_length: int
+
+    @property
+    def answer_length(self) -> int:
+        """How many tokens the right answer has, its EOS included."""
+        return len(self.labels) - (self.prompt_length if self._causal else 0)
+
+    @property
+    def _causal(self) -> bool:
+        return len(self.input_ids) > self.prompt_length
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -113,6 +126,8 @@ def load_examples(
     for (row, prompt, completion), head, tail in zip(texts, prompts, completions, strict=True):
         try:
             ids, labels, length, cut = codec.assemble(head, tail)
+            if table.loss_on == "all" and not seq2seq:
+                labels = ids
         except TooLongError as error:
             problems.append(f"{path}:{row.number}: {error}")
             continue

@@ -200,7 +200,7 @@ def ask(model: Any, tokenizer: Any, sheet: Sheet, *, beat: Beat) -> Asked:
     listed = codec.encode(texts, completion)
     trie = Trie(listed, eos_id=codec.eos_id)
     members = np.array([[label in labels for label in table.labels] for labels in sets])
-    longest = max(sum(label >= 0 for label in item.labels) for item in items)
+    longest = max(item.answer_length for item in items)
     decoder = Decoder(model, eos_ids=[codec.eos_id], pad_id=padding_id(tokenizer))
     asked = Asked(
         texts=[""] * len(items),

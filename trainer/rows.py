@@ -1,21 +1,26 @@
 """Reads the user's rows, every one of them with its place in the file, or says all that is wrong.
 
 Formats are told by the name's ending: `.jsonl`/`.ndjson` (one object a line), `.json` (a list of
-objects), `.csv`/`.tsv` (a header, then records; a cell may span lines). Text is UTF-8.
+objects), `.csv`/`.tsv` (a header, then records; a cell may span lines), `.parquet`; each but the
+last also with `.gz` behind it. Text is UTF-8. All but `.json` are read as a stream.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 PROBLEMS_SHOWN_MAX = 20
+CELL_CHARACTERS_MAX = 1 << 30  # csv's own limit of 131,072 is too small for documents
+BOM = b"\xef\xbb\xbf"
 
 
 class DataError(Exception):
@@ -37,7 +42,7 @@ class DataError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One record: `number` is its line (JSONL) or its 1-based place among records (JSON, CSV)."""
+    """One record: `number` is its line (JSONL) or its 1-based place among records (the others)."""
 
     number: int
     fields: Mapping[str, Any]
@@ -50,13 +55,8 @@ def read_rows(path: Path) -> list[Row]:
         DataError: the file is missing, empty, of an unknown kind, not UTF-8, or has broken rows;
             every broken row is named as `file:row`.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        known = ", ".join(sorted(READERS))
-        raise DataError([f"{path}: `{path.suffix}` is not a format qft reads (it reads {known})"])
-    raw = _read_bytes(path)
     problems: list[str] = []
-    rows = list(reader(path, raw, problems))
+    rows = list(stream_rows(path, problems))
     if not rows and not problems:
         problems.append(f"{path}: the file holds no rows")
     if problems:
@@ -64,41 +64,76 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _read_bytes(path: Path) -> bytes:
+def stream_rows(path: Path, problems: list[str]) -> Iterator[Row]:
+    """Yield the rows one by one; a broken row is passed over and told in `problems`.
+
+    Raises:
+        DataError: the file as a whole cannot be read.
+    """
+    kind, opener = _kind(path)
     try:
-        raw = path.read_bytes()
+        with opener(path) as file:
+            start = file.read(len(BOM))
+            if not start:
+                raise DataError([f"{path}: the file is empty"])
+            if start != BOM:
+                file.seek(0)
+            yield from READERS[kind](path, file, problems)
     except FileNotFoundError:
         raise DataError([f"{path}: there is no such file"]) from None
     except IsADirectoryError:
         raise DataError([f"{path}: is a directory, not a data file"]) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError([f"{path}: is no whole gzip file ({error})"]) from error
     except OSError as error:
-        raise DataError([f"{path}: cannot be read ({error.strerror})"]) from error
-    if not raw.strip():
-        raise DataError([f"{path}: the file is empty"])
-    return raw.removeprefix(b"\xef\xbb\xbf")
+        raise DataError([f"{path}: cannot be read ({error.strerror or error})"]) from error
 
 
-def _jsonl(path: Path, raw: bytes, problems: list[str]) -> Iterator[Row]:
-    # Split at LF bytes alone: str.splitlines() also breaks at U+0085 and U+2028 inside strings.
-    for number, line in enumerate(raw.split(b"\n"), start=1):
+def _kind(path: Path) -> tuple[str, Callable[[Path], IO[bytes]]]:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes[-1:] == [".gz"]
+    kind = (suffixes[-2:-1] if packed else suffixes[-1:]) or [""]
+    if kind[0] not in READERS or (packed and kind[0] == ".parquet"):
+        known = ", ".join(sorted(READERS))
+        raise DataError(
+            [f"{path}: `{path.suffix}` is not a format qft reads (it reads {known} and .gz)"]
+        )
+    return kind[0], _open_gzip if packed else _open_plain
+
+
+def _open_plain(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def _open_gzip(path: Path) -> IO[bytes]:
+    opened: IO[bytes] = gzip.open(path, "rb")  # type: ignore[assignment]  # a GzipFile is one
+    return opened
+
+
+def _jsonl(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
+    # A binary file breaks lines at LF alone: text would break at U+0085 and U+2028 too.
+    for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            problems.append(_not_utf8(f"{path}:{number}", error))
+            byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+            problems.append(_not_utf8(f"{path}:{number}", byte))
         except json.JSONDecodeError as error:
             problems.append(f"{path}:{number}: not JSON ({error.msg}, column {error.colno})")
         else:
             yield from _object(path, number, value, problems)
 
 
-def _json(path: Path, raw: bytes, problems: list[str]) -> Iterator[Row]:
-    text = _decode(path, raw, problems)
-    if text is None:
-        return
+def _json(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
+    raw = file.read()
     try:
-        values = json.loads(text)
+        values = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        problems.append(_not_utf8(f"{path}, line {line}", f"byte 0x{raw[error.start]:02x}"))
+        return
     except json.JSONDecodeError as error:
         problems.append(f"{path}: not JSON ({error.msg}, line {error.lineno} column {error.colno})")
         return
@@ -117,14 +152,12 @@ def _object(path: Path, number: int, value: object, problems: list[str]) -> Iter
         problems.append(f"{path}:{number}: a row must be a JSON object, this one is a {kind}")
 
 
-def _csv(path: Path, raw: bytes, problems: list[str]) -> Iterator[Row]:
-    text = _decode(path, raw, problems)
-    if text is None:
-        return
-    # A cell is never longer than its file, so this limit never cuts one.
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+def _csv(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
+    # Bytes that are no UTF-8 come through as lone surrogates, so that only their record is lost.
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+    csv.field_size_limit(CELL_CHARACTERS_MAX)
+    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     number = 0
     try:
@@ -138,32 +171,53 @@ def _csv(path: Path, raw: bytes, problems: list[str]) -> Iterator[Row]:
                     return
                 continue
             number += 1
-            if len(cells) != len(header):
+            stray = _stray_byte(cells)
+            if stray is not None:
+                problems.append(_not_utf8(f"{path}:{number}", f"byte 0x{stray:02x}"))
+            elif len(cells) != len(header):
                 problems.append(
                     f"{path}:{number}: {len(cells)} cells where the header has {len(header)}"
                 )
-                continue
-            yield Row(number=number, fields=dict(zip(header, cells, strict=True)))
+            else:
+                yield Row(number=number, fields=dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         problems.append(f"{path}:{number + 1}: not CSV ({error}, line {reader.line_num})")
+    finally:
+        text.detach()
 
 
-def _decode(path: Path, raw: bytes, problems: list[str]) -> str | None:
+def _stray_byte(cells: Sequence[str]) -> int | None:
+    for cell in cells:
+        if not cell.isascii():
+            for character in cell:
+                if "\udc80" <= character <= "\udcff":
+                    return ord(character) - 0xDC00
+    return None
+
+
+def _parquet(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
     try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        problems.append(_not_utf8(f"{path}, line {line}", error))
-        return None
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise DataError([f"{path}: Parquet needs the package pyarrow"]) from None
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=1024):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Row(number=number, fields=fields)
+    except pyarrow.ArrowInvalid as error:
+        problems.append(f"{path}:{number + 1}: not Parquet ({error})")
 
 
-def _not_utf8(place: str, error: UnicodeDecodeError) -> str:
-    return (
-        f"{place}: not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}); "
-        "save the file as UTF-8"
-    )
+def _not_utf8(place: str, byte: str) -> str:
+    return f"{place}: not UTF-8 ({byte}); save the file as UTF-8"
 
 
-READERS: Mapping[str, Callable[[Path, bytes, list[str]], Iterator[Row]]] = MappingProxyType(
-    {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv}
-)
+READERS: Mapping[str, Callable[[Path, IO[bytes], list[str]], Iterator[Row]]] = MappingProxyType(
+    {
+        ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv,
+        ".parquet": _parquet,
+    }
+)  # fmt: skip
