@@ -120,8 +120,9 @@ def locked(
                 holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
                 raise LockTimeout(path, holder=holder, waited_s=timeout_s)
             sleep(0.02)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk must not keep us from making room
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)

@@ -31,7 +31,12 @@ def play(directory: Path, life: int) -> None:
     machine = Machine(directory)
     with machine.alone_as_guest() as alone:
         if alone:
-            asyncio.run(Guest(machine=machine, life=life).play())
+            try:
+                asyncio.run(Guest(machine=machine, life=life).play())
+            finally:  # also if we failed: a machine without its guest is no machine
+                spec = machine.spec()
+                if spec is not None:
+                    end_all(lambda: inside(spec.mark, machine.disk))
 
 
 @dataclass(kw_only=True)
@@ -107,8 +112,10 @@ class Guest:
                 metadata.announce_preemption(eviction.notice_s)
         if now >= self._deadline:
             metadata.start_preemption()
-            self.machine.report_stop(self.life, eviction.reason, eviction.detail)
-            self._end(mark)
+            try:
+                self.machine.report_stop(self.life, eviction.reason, eviction.detail)
+            finally:  # a full disk may lose the reason, but not the eviction
+                self._end(mark)
 
     def _obey_market(self, spec: MachineSpec) -> None:
         """Order our own eviction when the price has risen above the cap."""

@@ -182,25 +182,25 @@ class LocalProvider:
             machine.power_off(StopReason.USER)
 
     def delete(self, run_id: str) -> list[Removed]:
-        """Kill everything of the run, remove its disk, and say what that was."""
+        """Kill everything of the run, remove its disk, and say what that was.
+
+        Moving it away comes first: it needs no space, and the guest takes it as its end.
+        """
         directory = self._directory(run_id)
         trash = self._root / "trash"
         removed = []
         with self._locked(), _translated():
             if directory.exists():
-                machine = self._machine(directory)
-                machine.power_off(StopReason.USER)
-                record = read_json(directory / "vm.json")
-                if record is not None:
-                    removed.append(Removed(kind="virtual machine", id=record["vm"]["id"]))
                 trash.mkdir(exist_ok=True)
                 directory.rename(trash / f"{run_id}.{secrets.token_hex(4)}")
                 sync_directory(directory.parent)
             for remnant in self._trash_of(run_id):
+                self._machine(remnant).end_processes()
+                record = read_json(remnant / "vm.json")
                 _remove_tree(remnant)
-                removed.append(Removed(kind="disk", id=str(remnant.name)))
-            if removed:
-                sync_directory(trash)
+                if record is not None:
+                    removed.append(Removed(kind="virtual machine", id=record["vm"]["id"]))
+                removed.append(Removed(kind="disk", id=remnant.name))
         return removed
 
     def list_all(self) -> list[Vm]:
@@ -246,6 +246,7 @@ class LocalProvider:
             "evict_after_s": list(self._settings.evict_after_s),
         }
         machine.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self._root / "trash").mkdir(exist_ok=True)  # now, while there is space
         write_json(machine.directory / "vm.json", record)
         machine.make(
             MachineSpec(

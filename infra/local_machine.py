@@ -150,7 +150,7 @@ class Machine:
         if spec is None:
             raise FileNotFoundError(f"`{self.directory}` holds no machine")
         if orders is None or self.look().power in {Power.OFF, Power.DEAD}:
-            end_all(lambda: of_machine(spec.mark, self.disk), sleep=self._sleep)
+            self.end_processes()
             life = orders.life + 1 if orders else 1
             orders = Orders(life=life, on=True, since=self._now(), evict_after_s=evict_after_s)
             self._write("orders.json", orders)
@@ -158,14 +158,23 @@ class Machine:
             self._launch(spec.mark, orders.life)
 
     def power_off(self, reason: str) -> None:
-        """End this life at once: no notice, no process left when this returns."""
-        spec, orders = self.spec(), self.orders()
-        if spec is None or orders is None:
-            return
-        if orders.on and self._stop_record(orders.life) is None:
-            off = Orders(life=orders.life, on=False, since=self._now(), reason=reason)
-            self._write("orders.json", off)
-        end_all(lambda: of_machine(spec.mark, self.disk), sleep=self._sleep)
+        """End this life at once: no notice, no process left when this returns.
+
+        If the reason cannot be written down, as on a full disk, the life ends all the same.
+        """
+        orders = self.orders()
+        try:
+            if orders is not None and orders.on and self._stop_record(orders.life) is None:
+                off = Orders(life=orders.life, on=False, since=self._now(), reason=reason)
+                self._write("orders.json", off)
+        finally:
+            self.end_processes()
+
+    def end_processes(self) -> None:
+        """Kill whatever runs in the machine and write nothing: for one that is being deleted."""
+        spec = self.spec()
+        if spec is not None:
+            end_all(lambda: of_machine(spec.mark, self.disk), sleep=self._sleep)
 
     def order_eviction(
         self, notice_s: float, reason: str = "evicted", detail: str = "", life: int | None = None
@@ -210,7 +219,7 @@ class Machine:
             )
         if listening is None and self._may_still_boot(spec.mark, orders):
             return MachineState(power=Power.BOOTING, life=orders.life, since=orders.since)
-        return self._look_at_the_dead(spec.mark, orders)
+        return self._look_at_the_dead(orders)
 
     def spec(self) -> MachineSpec | None:
         """What the machine is; None if it does not exist."""
@@ -268,9 +277,9 @@ class Machine:
         finally:
             os.close(handle)
 
-    def _look_at_the_dead(self, mark: str, orders: Orders) -> MachineState:
+    def _look_at_the_dead(self, orders: Orders) -> MachineState:
         """Make it so that nothing of a machine without a guest runs, and say what was found."""
-        end_all(lambda: of_machine(mark, self.disk), sleep=self._sleep)
+        self.end_processes()
         stop = self._stop_record(orders.life)
         if stop is not None:  # it ended properly between two of our looks
             return MachineState(power=Power.OFF, life=orders.life, **stop)

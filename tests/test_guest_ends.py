@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -293,6 +294,24 @@ def test_guest_of_a_past_life_leaves(subject: Subject) -> None:
 
     until(lambda: subject.processes() == 0)
     assert not (subject.machine.directory / "guest.json").exists()
+
+
+def test_full_disk_does_not_keep_a_machine_alive(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power-off whose record cannot be written says so, and ends everything all the same."""
+    subject.up()
+
+    def refuse(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("infra.local_machine.write_json", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            subject.machine.power_off("user")
+
+    assert subject.processes() == 0
+    assert subject.machine.look().power is Power.DEAD
 
 
 def test_orphans_are_buried(subject: Subject) -> None:

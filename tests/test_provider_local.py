@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import time
@@ -250,6 +251,23 @@ def test_read_only_remains_are_removed(cloud: LocalHarness, tmp_path: Path) -> N
     assert cloud.provider().delete(spec.run_id) != []
     assert list((cloud.root / "trash").iterdir()) == []
     assert (outside.stat().st_mode & 0o777, (outside / "kept").exists()) == (0o555, True)
+
+
+def test_full_disk_can_be_cleared(cloud: LocalHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delete writes nothing, so that it works when there is no space to write."""
+    vm, spec = running(cloud)
+
+    def refuse(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("infra.local_machine.write_json", refuse)
+        full.setattr("infra.local.write_json", refuse)
+        with pytest.raises(Transient, match="No space left"):
+            cloud.provider().deallocate(vm)
+        removed = cloud.provider().delete(spec.run_id)
+
+    assert [one.kind for one in removed] == ["virtual machine", "disk"]
 
 
 def test_files_are_private(cloud: LocalHarness) -> None:
