@@ -1,0 +1,236 @@
+"""Published data sets become rows by their published rules, and nothing is lost unsaid."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.convert import convert, main
+from trainer.formats import CONVERTERS, TOXIC, Choice, Tally
+from trainer.rows import DataError
+from trainer.split import find_duplicates, is_held_out, split
+
+
+def converted(kind: str, path: Path, **choice: Any) -> tuple[list[dict[str, Any]], Tally]:
+    """All rows of a source, and the tally."""
+    tally = Tally()
+    return list(CONVERTERS[kind](path, Choice(**choice), tally)), tally
+
+
+def write_json(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write a JSON list."""
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def write_jigsaw(path: Path, count: int, *, order: int = 1) -> Path:
+    """Write comments that span lines and hold quotes; every seventh is toxic, some more so."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "comment_text", *TOXIC])
+        for number in range(count)[::order]:
+            toxic = number % 7 == 0
+            flags = [toxic, False, toxic and number % 2 == 0, False, number % 21 == 0, False]
+            text = f'"comment {number}\n\nsays ""so"", and more'
+            writer.writerow([f"{number:016x}", text, *map(int, flags)])
+    return path
+
+
+def test_jigsaw_keeps_the_malicious_and_draws_the_benign(tmp_path: Path) -> None:
+    """All labelled rows, the wanted number of others, labels joined as published."""
+    rows, tally = converted("jigsaw", write_jigsaw(tmp_path / "t.csv", 210), benign=40)
+
+    assert tally.classes == {"benign": 40, "toxic": 30, "obscene": 15, "insult": 10}
+    assert (tally.read, tally.kept) == (210, 70)
+    assert {row["classifications"] for row in rows} == {
+        "N/A", "toxic", "toxic, obscene", "toxic, insult", "toxic, obscene, insult",
+    }  # fmt: skip
+    assert rows[0]["text"] == '"comment 0\n\nsays ""so"", and more'
+    assert rows[0]["group"] == "0" * 16
+
+
+def test_jigsaws_draw_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> None:
+    """The same comments are drawn from a file turned round, others with another seed."""
+    forth, back = (
+        write_jigsaw(tmp_path / "a.csv", 300),
+        write_jigsaw(tmp_path / "b.csv", 300, order=-1),
+    )
+    drawn = {row["group"] for row in converted("jigsaw", forth, benign=50)[0]}
+
+    assert {row["group"] for row in converted("jigsaw", back, benign=50)[0]} == drawn
+    assert {row["group"] for row in converted("jigsaw", forth, benign=50, seed=1)[0]} != drawn
+
+
+def test_jigsaw_leaves_out_what_does_not_decode_or_fit_and_says_so(tmp_path: Path) -> None:
+    """Undecodable bytes cost their own record only; long ones are dropped before drawing."""
+    path = write_jigsaw(tmp_path / "t.csv", 21)
+    raw = path.read_bytes().replace(b"comment 3\n", b"comment \xe9\xff\n")
+    path.write_bytes(raw)
+    rows, tally = converted("jigsaw", path, fits=lambda text: "comment 14" not in text)
+
+    assert tally.left_out == {"does not decode": 1, "too long": 1}
+    assert tally.places["does not decode"] == ["t.csv:4"]
+    assert (tally.read, len(rows)) == (21, 19)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("threat", "menace", r"no column `threat`\n.*`menace` is no label known here"),
+        ('more",1', 'more",2', "t.csv:1: a label must be 0 or 1, not '2'"),
+    ],
+)
+def test_labels_outside_the_listed_ones_are_an_error(
+    before: str, after: str, message: str, tmp_path: Path
+) -> None:
+    """An unknown column and a value that is no flag stop the conversion, and nothing is written."""
+    path = write_jigsaw(tmp_path / "t.csv", 8)
+    path.write_text(path.read_text(encoding="utf-8").replace(before, after, 1), encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        convert("jigsaw", path, tmp_path / "out", choice=Choice(), held_out=0.1)
+
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_ds1000_keeps_indentation_and_families(tmp_path: Path) -> None:
+    """Code is never stripped, and perturbations of one problem are one group."""
+    about = {"library": "Pandas", "perturbation_origin_id": 7, "problem_id": 9}
+    path = write_json(
+        tmp_path / "d.json",
+        [
+            {"prompt": "p\n<code>\n", "reference_code": "    a = 1\n", "metadata": about},
+            {"prompt": "q", "reference_code": " b", "metadata": about | {"problem_id": 10}},
+            {"prompt": "r", "reference_code": "", "metadata": about},
+        ],
+    )
+    rows, tally = converted("ds1000", path)
+
+    assert [(row["code"], row["group"]) for row in rows] == [
+        ("    a = 1\n", "Pandas/7"), (" b", "Pandas/7"),
+    ]  # fmt: skip
+    assert tally.left_out == {"no prompt or no reference code": 1}
+
+
+def test_counselling_keeps_all_answers_to_a_question_together(tmp_path: Path) -> None:
+    """The same pair counts once; several answers to one question share a group."""
+    path = write_json(
+        tmp_path / "c.json",
+        [
+            {"Context": " I worry.", "Response": "A "}, {"Context": "I worry!", "Response": "B"},
+            {"Context": "I worry.", "Response": "A"}, {"Context": "", "Response": "C"},
+        ],
+    )  # fmt: skip
+    rows, tally = converted("counselling", path)
+
+    assert [(row["context"], row["response"]) for row in rows] == [
+        ("I worry.", "A"), ("I worry!", "B"),
+    ]  # fmt: skip
+    assert rows[0]["group"] == rows[1]["group"]
+    assert tally.left_out == {"the same pair again": 1, "an empty Context or Response": 1}
+
+
+def turns(*pairs: tuple[str, str]) -> dict[str, Any]:
+    """A conversation in ShareGPT's form."""
+    return {
+        "id": "abcdefg_0",
+        "conversations": [{"from": who, "value": says} for who, says in pairs],
+    }
+
+
+def test_conversations_report_every_kind_of_disorder(tmp_path: Path) -> None:
+    """Good ones become messages; bad order, silence and strangers are left out by name."""
+    path = write_json(
+        tmp_path / "s.json",
+        [
+            turns(("human", "hi"), ("gpt", "hello"), ("human", "and?")),
+            turns(("gpt", "hello"), ("human", "hi")),
+            turns(("human", "hi"), ("gpt", " ")),
+            turns(("human", "hi"), ("alien", "x")),
+            turns(("human", "hi")),
+            turns(("system", "be kind"), ("human", "hi"), ("gpt", "hello")),
+            {"id": "x", "conversations": "hi"},
+        ],
+    )
+    rows, tally = converted("conversations", path)
+
+    assert [[m["role"] for m in row["messages"]] for row in rows] == [
+        ["user", "assistant"], ["system", "user", "assistant"],
+    ]  # fmt: skip
+    assert rows[0]["group"] == "abcdefg"
+    assert tally.left_out == {
+        "turns out of order": 1, "an empty turn": 1, "an unknown speaker": 1, "no answer": 1,
+        "no list of turns": 1,
+    }  # fmt: skip
+
+
+def test_sentiments_and_instructions(tmp_path: Path) -> None:
+    """Numbers become words, and an instruction has its input behind it only if there is one."""
+    (tmp_path / "i.csv").write_text('label,text\n1,"good, really"\n0,bad\n', encoding="utf-8")
+    moods, _ = converted("sentiment", tmp_path / "i.csv")
+    path = write_json(
+        tmp_path / "a.json",
+        [
+            {"instruction": "Add.", "input": "1 1", "output": "2"},
+            {"instruction": "Sing.", "input": "No input", "output": "la"},
+            {"instruction": "Sing.", "input": "", "output": ""},
+        ],
+    )
+    orders, tally = converted("instructions", path)
+
+    assert [(row["text"], row["label"]) for row in moods] == [
+        ("good, really", "positive"), ("bad", "negative"),
+    ]  # fmt: skip
+    assert [row["request"] for row in orders] == ["Add.\n\n1 1", "Sing."]
+    assert tally.classes == {"with input": 1, "without input": 1}
+
+
+def test_converting_writes_both_sides_and_prints_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command splits by group, writes JSONL, and shows classes and losses."""
+    source = write_jigsaw(tmp_path / "t.csv", 210)
+    code = main(
+        ["jigsaw", str(source), "--out", str(tmp_path), "--benign", "40", "--held-out", "0.5"]
+    )
+    sides = [
+        {json.loads(line)["group"] for line in (tmp_path / name).read_text().splitlines()}
+        for name in ("train.jsonl", "eval.jsonl")
+    ]
+
+    assert code == 0
+    assert sum(map(len, sides)) == 70
+    assert min(map(len, sides)) > 20
+    assert "     15  obscene\n" in capsys.readouterr().err
+    assert main(["jigsaw", str(tmp_path / "no.csv"), "--out", str(tmp_path)]) == 65
+
+
+@given(groups=st.lists(st.text(max_size=3), max_size=40), seed=st.integers(0, 9))
+def test_a_group_is_never_torn(groups: list[str], seed: int) -> None:
+    """Whatever the rows, a group stands on one side, and every row on exactly one."""
+    rows = [{"n": n, "group": group} for n, group in enumerate(groups)]
+    learn, keep = split(rows, share=0.3, seed=seed)
+
+    assert not {row["group"] for row in learn} & {row["group"] for row in keep}
+    assert sorted([row["n"] for row in learn + keep]) == list(range(len(rows)))
+
+
+def test_about_the_wanted_share_is_held_out() -> None:
+    """Of 5000 groups a tenth is held out, give or take."""
+    assert 440 < sum(is_held_out(str(n), share=0.1, seed=0) for n in range(5000)) < 560
+
+
+def test_duplicates_within_and_across_are_found() -> None:
+    """Equal texts, texts equal but for marks, and held-out texts that were trained on."""
+    found = find_duplicates(
+        [(1, "Hello you"), (2, "Hello you"), (3, "hello, YOU!"), (4, "other")],
+        [(1, "HELLO you."), (2, "new")],
+    )
+
+    assert (found.exact, found.near) == (1, 1)
+    assert (found.across, found.across_count) == (((1, 1),), 1)

@@ -1,0 +1,103 @@
+"""`python -m trainer.convert`: a published data set in, training and held-out rows out, or nothing.
+
+    python -m trainer.convert jigsaw train.csv --out data --held-out 0.1
+
+Writes `train.jsonl` and `eval.jsonl`, each whole or not at all, and prints what was left out and
+how often each class stands. Exit codes: 0 done, 65 the source cannot be converted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.formats import BENIGN_PUBLISHED, CONVERTERS, Choice, Tally
+from trainer.rows import DataError
+from trainer.split import is_held_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """How many rows went where, and the tally of the source."""
+
+    train: int
+    held_out: int
+    tally: Tally
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert as the command line says; the table goes to stderr."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.convert")
+    parser.add_argument("format", choices=sorted(CONVERTERS))
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(), help="directory to write to")
+    parser.add_argument("--held-out", type=float, default=0.1, help="share of groups held out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--benign", type=int, default=BENIGN_PUBLISHED, help="jigsaw: rows drawn")
+    parser.add_argument("--tokenizer", help="drop rows longer than --max-length of its tokens")
+    parser.add_argument("--max-length", type=int, default=1024)
+    args = parser.parse_args(argv)
+    fits = fitting(args.tokenizer, args.max_length) if args.tokenizer else None
+    choice = Choice(seed=args.seed, benign=args.benign, fits=fits)
+    try:
+        done = convert(args.format, args.source, args.out, choice=choice, held_out=args.held_out)
+    except DataError as error:
+        sys.stderr.write(f"{error}\n")
+        return DataError.exit_code
+    sys.stderr.write(f"{done.tally.table()}\n{done.train} to learn, {done.held_out} held out\n")
+    return 0
+
+
+def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: float) -> Converted:
+    """Stream `source` into `out/train.jsonl` and `out/eval.jsonl`, split by group.
+
+    Raises:
+        DataError: the source cannot be converted; then neither file is touched.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    targets = [out / "train.jsonl", out / "eval.jsonl"]
+    partial = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in targets]
+    tally = Tally()
+    counts = [0, 0]
+    try:
+        with partial[0].open("w", encoding="utf-8") as learn, \
+             partial[1].open("w", encoding="utf-8") as keep:  # fmt: skip
+            for row in CONVERTERS[kind](source, choice, tally):
+                side = is_held_out(str(row["group"]), share=held_out, seed=choice.seed)
+                counts[side] += 1
+                (keep if side else learn).write(json.dumps(row, ensure_ascii=False) + "\n")
+            for file in (learn, keep):
+                file.flush()
+                os.fsync(file.fileno())
+        if not tally.kept:
+            raise DataError([f"{source}: no row could be kept\n{tally.table()}"])
+        for path, target in zip(partial, targets, strict=True):
+            path.replace(target)
+    finally:
+        for path in partial:
+            path.unlink(missing_ok=True)
+    return Converted(train=counts[0], held_out=counts[1], tally=tally)
+
+
+def fitting(tokenizer: str, max_length: int) -> Callable[[str], bool]:
+    """Return a test whether a text has at most `max_length` tokens."""
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+
+    def fits(text: str) -> bool:
+        # A character is four bytes at most, and no token is less than a byte.
+        return len(text) <= max_length // 4 or (
+            len(loaded(text, add_special_tokens=False, verbose=False)["input_ids"]) <= max_length
+        )
+
+    return fits
+
+
+if __name__ == "__main__":
+    sys.exit(main())
