@@ -22,7 +22,7 @@ from infra.provider import BadRequest
 
 WATCH_S = 0.05
 MARKET_EVERY_S = 0.25
-CHORES_EVERY_S = 2.0
+CHORES_EVERY_S = 1.0
 
 
 def play(directory: Path, life: int) -> None:

@@ -194,8 +194,7 @@ def test_only_loopback_listens(subject: Subject) -> None:
 def test_terminal_is_a_terminal(client: paramiko.SSHClient) -> None:
     """A person's shell has a terminal of the asked size, and Ctrl-C interrupts."""
     channel = client.invoke_shell(term="xterm", width=101, height=31)
-    channel.settimeout(10)
-    channel.send(b"tty; stty size; echo $TERM; sleep 60; echo after\n")
+    channel.settimeout(20)
 
     def until(wanted: bytes) -> bytes:
         seen = b""
@@ -203,13 +202,17 @@ def test_terminal_is_a_terminal(client: paramiko.SSHClient) -> None:
             seen += channel.recv(1000)
         return seen
 
+    channel.send(b"PS1=pro''mpt:\n")
+    until(b"prompt:")
+    channel.send(b"tty; stty size; echo $TERM; sleep 60; echo after\n")
     shown = until(b"xterm\r\n")
     channel.send(b"\x03")
-    channel.send(b"echo $((40+2)); exit 5\n")
-    until(b"42\r\n")
+    interrupted = until(b"prompt:")
+    channel.send(b"exit 5\n")
 
     assert b"31 101" in shown
     assert b"/dev/" in shown
+    assert b"after" not in interrupted
     assert channel.recv_exit_status() == 5
 
 
