@@ -254,12 +254,23 @@ def _no_credentials(fault: Fault) -> ProviderError:
     )
     useful = [line for line in lines if not dull.search(line)][:3]
     told = "; ".join(useful) or "no way to sign in was found"
+    if _BROKEN_NETWORK.search(told) and "AADSTS" not in told:
+        return Transient(
+            f"cannot sign in to Azure just now: {told}",
+            hint="the network seems to be away; the same call is safe to repeat",
+        )
     return NotAllowed(
         f"cannot sign in to Azure: {told}",
         hint="`az login`, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET",
     )
 
 
+_BROKEN_NETWORK = re.compile(
+    r"Connection aborted|RemoteDisconnected|Connection refused|Connection reset|timed out|"
+    r"Max retries exceeded|Name or service not known|getaddrinfo|NameResolution|"
+    r"Temporary failure|unreachable",
+    re.IGNORECASE,
+)
 _Build = Callable[[Fault, str], ProviderError]
 
 _CODES: dict[_Build, str] = {

@@ -80,6 +80,9 @@ def _put(world: World, base: str, request: Request, route: Route, id_: str) -> R
     body: dict[str, Any] = copy.deepcopy(request.body)
     _check_spot(world, body)
     card = _check_card(world, body, id_)
+    if world.loses_priority:
+        for member in ("priority", "billingProfile", "evictionPolicy"):
+            body["properties"].pop(member, None)
     vm = _add(world, body, route, id_)
     card.hidden["vm"] = id_
     world.machines_made.append(id_)

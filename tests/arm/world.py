@@ -113,6 +113,8 @@ class World:
         """What runs inside the machines; see `lives.Guests`."""
         self.roles: dict[str, dict[str, Any]] = {}
         """Role definitions and assignments by type and name."""
+        self.loses_priority = False
+        """Whether machines come out as Regular although Spot was asked for."""
         self.may_assign = True
         """Whether the account may write role assignments; a mere Contributor may not."""
         self.subscription: dict[str, Any] = {

@@ -1,0 +1,251 @@
+"""Every refusal of Azure reaches the user as the one class that says what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from arm import Fault as Weather
+from arm import Weather as Kind
+from arm.harness import T4, AzureHarness, azure, spec
+from arm.market import ALLOCATION_TEXTS, QUOTA_LINK
+from arm.replies import ArmError, Reply
+
+from infra.azure.errors import Fault, translate
+from infra.provider import (
+    BadRequest,
+    Gone,
+    NoCapacity,
+    NotAllowed,
+    OverQuota,
+    PriceAboveCap,
+    ProviderError,
+    Transient,
+    Want,
+)
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[AzureHarness]:
+    """A cloud to be refused by."""
+    with azure(tmp_path) as harness:
+        yield harness
+
+
+def quota_text(family: str, limit: int = 0) -> str:
+    """ARM's words for a quota that is too small."""
+    return (
+        "Operation could not be completed as it results in exceeding approved "
+        f"{family} quota. Additional details - Deployment Model: Resource Manager, Location: "
+        f"eastus, Current Limit: {limit}, Current Usage: 0, Additional Required: 4, (Minimum) New "
+        f"Limit Required: {limit + 4}. Submit a request for Quota increase at {QUOTA_LINK} by "
+        "specifying parameters listed in the 'Details' section for deployment to succeed."
+    )
+
+
+PRICE = (
+    "Unable to perform operation 'Create' since the provided max price '0.05 USD' is lower than "
+    "the current spot price '0.149 USD' for Azure Spot Virtual Machine size 'Standard_NC4as_T4_v3'."
+)
+RESERVED = (
+    "Nic(s) in request is reserved for another Virtual Machine for 180 seconds. Please provide "
+    "another nic(s) or retry after 180 seconds. Reserved VM: /subscriptions/x"
+)
+TABLE: list[tuple[str, int, str, type[ProviderError], str]] = [
+    # code, HTTP status, message, class, what the user must read in message or hint
+    ("OperationNotAllowed", 409, quota_text("LowPriorityCores"), OverQuota, "none at all"),
+    ("OperationNotAllowed", 409, quota_text("LowPriorityCores", 3), OverQuota, "at least 7"),
+    (
+        "OperationNotAllowed",
+        409,
+        quota_text("Standard NCASv3_T4 Family Cores"),
+        OverQuota,
+        QUOTA_LINK,
+    ),
+    ("OperationNotAllowed", 409, quota_text("Total Regional Cores"), OverQuota, "eastus"),
+    ("OperationNotAllowed", 409, "Another operation is in progress on it.", Transient, "repeat"),
+    ("OperationNotAllowed", 409, "Something else.", BadRequest, "Something else"),
+    ("SkuNotAvailable", 409, "… not available in location 'x'.", NoCapacity, "vm.regions"),
+    *((code, 200, text, NoCapacity, "vm.regions") for code, text in ALLOCATION_TEXTS.items()),
+    ("SpotPriceGreaterThanProvidedMaxPrice", 409, PRICE, PriceAboveCap, "0.149"),
+    ("MaxPriceValueInvalid", 400, "Invalid.", BadRequest, "USD per hour"),
+    ("MaxPriceChangeNotAllowedForAllocatedVMs", 409, "No.", BadRequest, "qft down"),
+    ("MaxPriceChangeNotAllowed", 409, "No.", BadRequest, "qft down"),
+    ("MaxPriceIsSupportedOnlyForAzureSpotVirtualMachines", 400, "No.", BadRequest, "vm.max_price"),
+    ("EvictionPolicyCanBeSetOnlyOnAzureSpotVirtualMachines", 400, "No.", BadRequest, "bug of qft"),
+    ("AzureSpotIsNotSupportedForThisVMSize", 400, "No.", NoCapacity, "another `vm.gpu`"),
+    ("AzureSpotFeatureNotEnabledForSubscription", 409, "No.", NotAllowed, "free trials"),
+    ("VMPriorityCannotBeApplied", 409, "No.", BadRequest, "bug of qft"),
+    ("AzureSpotVMNotSupportedInAvailabilitySet", 400, "No.", BadRequest, "bug of qft"),
+    ("NicReservedForAnotherVm", 400, RESERVED, Transient, "reserved"),
+    ("PublicIPAddressCannotBeDeleted", 400, "In use.", Transient, "In use"),
+    ("InUseSubnetCannotBeDeleted", 400, "In use.", Transient, "In use"),
+    ("InUseNetworkSecurityGroupCannotBeDeleted", 400, "In use.", Transient, "In use"),
+    (
+        "MissingSubscriptionRegistration",
+        409,
+        "The subscription is not registered to use namespace 'Microsoft.Compute'.",
+        NotAllowed,
+        "az provider register --wait --namespace Microsoft.Compute",
+    ),
+    ("AuthorizationFailed", 403, "No right.", NotAllowed, "Contributor"),
+    ("ExpiredAuthenticationToken", 401, "Expired.", NotAllowed, "az login"),
+    ("SubscriptionNotFound", 404, "No such.", NotAllowed, "AZURE_SUBSCRIPTION_ID"),
+    ("RequestDisallowedByPolicy", 403, "Policy.", NotAllowed, "administrator"),
+    ("TooManyRequests", 429, "Slow down.", Transient, "Slow down"),
+    ("InternalServerError", 500, "Oops.", Transient, "Oops"),
+    ("ResourceGroupNotFound", 404, "Gone.", Gone, "does not exist"),
+    ("NotFound", 404, "The entity was not found.", Gone, "does not exist"),
+    ("ResourceNotFound", 404, "Gone.", Gone, "does not exist"),
+    ("", 503, "", Transient, "did not answer"),
+    ("", 0, "Connection reset by peer", Transient, "Connection reset"),
+    ("", 200, "", NoCapacity, "without saying why"),
+    ("BrandNewCode", 400, "Never seen.", BadRequest, "BrandNewCode: Never seen."),
+]
+
+
+@pytest.mark.parametrize(("code", "status", "message", "kind", "told"), TABLE)
+def test_refusal_says_what_to_do(
+    code: str, status: int, message: str, kind: type[ProviderError], told: str
+) -> None:
+    """Code and message decide, whatever the HTTP status; the reader learns what helps."""
+    error = translate(Fault(code=code, message=message, status=status), doing="rent it")
+
+    assert type(error) is kind
+    assert told in f"{error} {error.hint}"
+
+
+def test_price_refusal_carries_the_price_of_now() -> None:
+    """The current price is a number, not only a word in a sentence."""
+    error = translate(
+        Fault(code="SpotPriceGreaterThanProvidedMaxPrice", message=PRICE, status=409), doing="x"
+    )
+
+    assert isinstance(error, PriceAboveCap)
+    assert error.current_usd_per_h == 0.149
+
+
+def test_quota_refusal_carries_family_and_limit() -> None:
+    """A program can read which pool is too small, and how small."""
+    error = translate(
+        Fault(code="OperationNotAllowed", message=quota_text("LowPriorityCores", 3), status=409),
+        doing="x",
+    )
+
+    assert isinstance(error, OverQuota)
+    assert (error.family, error.limit) == ("LowPriorityCores", 3)
+
+
+def test_nested_reason_decides() -> None:
+    """A group deletion names its reason in the details."""
+    fault = Fault(
+        code="ResourceGroupDeletionBlocked",
+        status=409,
+        nested=(("NicReservedForAnotherVm", RESERVED),),
+    )
+
+    assert isinstance(translate(fault, doing="remove it"), Transient)
+
+
+def test_failed_sign_in_keeps_the_useful_lines() -> None:
+    """Of ten ways to sign in, the reader sees what went wrong with the one that could work."""
+    told = (
+        "DefaultAzureCredential failed to retrieve a token from the included credentials.\n"
+        "Attempted credentials:\n"
+        "\tEnvironmentCredential: Authentication failed: AADSTS7000215: Invalid client secret.\n"
+        "\tAzureCliCredential: Azure CLI not found on path\n"
+        "\tAzurePowerShellCredential: PowerShell is not installed\n"
+        "To mitigate this issue, please refer to the troubleshooting guidelines."
+    )
+
+    error = translate(Fault(message=told, auth=True), doing="x")
+
+    assert isinstance(error, NotAllowed)
+    assert "AADSTS7000215" in str(error)
+    assert "PowerShell" not in str(error)
+    assert "az login" in error.hint
+
+
+def test_sign_in_without_network_is_transient() -> None:
+    """A laptop that lost its network while its token ran out is no case for a human."""
+    told = (
+        "DefaultAzureCredential failed to retrieve a token from the included credentials.\n"
+        "\tEnvironmentCredential: Authentication failed: ('Connection aborted.', "
+        "RemoteDisconnected('Remote end closed connection without response'))\n"
+    )
+
+    assert isinstance(translate(Fault(message=told, auth=True), doing="x"), Transient)
+
+
+REFUSALS: list[tuple[int, str, str, type[ProviderError]]] = [
+    (status, code, message, kind)
+    for code, status, message, kind, _ in TABLE
+    if code and status >= 400 and kind not in {Transient, Gone}
+]
+
+
+@pytest.mark.parametrize(("status", "code", "message", "kind"), REFUSALS)
+def test_refused_create_leaves_nothing(
+    harness: AzureHarness, status: int, code: str, message: str, kind: type[ProviderError]
+) -> None:
+    """Through the real SDK, each refusal of the machine ends in its class and an empty ledger."""
+    reply = Reply(status=status, body=ArmError(status, code, message).body)
+    path = r"/virtualMachines/[^/]+$"
+    harness.cloud.faults.add(Weather(weather=Kind.ANSWER, method="PUT", path=path, reply=reply))
+
+    with pytest.raises(kind):
+        harness.provider().create(spec())
+
+    assert harness.cloud.leftovers() == []
+    assert harness.cloud.ledger.billing() == []
+
+
+@pytest.mark.parametrize("code", sorted(ALLOCATION_TEXTS))
+def test_late_refusal_leaves_nothing(harness: AzureHarness, code: str) -> None:
+    """A machine that was accepted and then failed goes, with its disk and its reserved card."""
+    harness.cloud.market.sold_out[T4.lower(), "eastus"] = code
+    began = harness.cloud.clock.now()
+
+    with pytest.raises(NoCapacity):
+        harness.provider().create(spec())
+
+    assert harness.cloud.leftovers() == []
+    assert harness.cloud.clock.now() - began > 180  # the card was reserved for that long
+
+
+def test_refusal_is_remembered_for_a_while(harness: AzureHarness) -> None:
+    """The next question for offers skips the place that was full, and comes back to it later."""
+    harness.cloud.market.sold_out[T4.lower(), "eastus"] = "SkuNotAvailable"
+    with pytest.raises(NoCapacity):
+        harness.provider().create(spec())
+    want = Want(gpu="T4", regions=["eastus", "westus2"])
+
+    first = harness.provider().offers(want)[0]
+    harness.advance(601)
+    later = harness.provider().offers(want)[0]
+
+    assert (first.region, later.region) == ("westus2", "eastus")
+
+
+def test_regular_machine_is_removed(harness: AzureHarness) -> None:
+    """A machine that Azure made without Spot would cost three times as much: it goes at once."""
+    harness.cloud.world.loses_priority = True
+
+    with pytest.raises(BadRequest, match="on-demand price"):
+        harness.provider().create(spec())
+
+    assert harness.cloud.leftovers() == []
+    assert harness.cloud.ledger.billing() == []
+
+
+def test_machine_taken_while_it_is_made_is_no_capacity(harness: AzureHarness) -> None:
+    """An eviction can come before the machine is ready; that is a place with no room."""
+    gone = Reply(status=404, body=ArmError(404, "NotFound", "The entity was not found.").body)
+    for path in (r"Microsoft.Compute/locations/.+/operations/", r"/virtualMachines/[^/]+$"):
+        harness.cloud.faults.add(Weather(weather=Kind.ANSWER, method="GET", path=path, reply=gone))
+
+    with pytest.raises(NoCapacity, match="while it was being made"):
+        harness.provider().create(spec())
+
+    assert harness.cloud.leftovers() == []

@@ -1,0 +1,129 @@
+"""Throttling, server errors, broken and slow connections: all is done once, in bounded steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from arm import Fault, Weather, throttled
+from arm.harness import AzureHarness, azure, spec
+from arm.replies import Reply
+
+from infra.provider import PowerState, Transient
+
+REQUESTS_MAX = 120
+"""A create takes 25 requests in fair weather."""
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[AzureHarness]:
+    """A cloud with bad weather to come."""
+    with azure(tmp_path) as harness:
+        yield harness
+
+
+def error(status: int) -> Fault:
+    """A bare server error, twice."""
+    reply = Reply(status=status, body={"error": {"code": "InternalServerError", "message": "Oops"}})
+    return Fault(weather=Weather.ANSWER, times=2, reply=reply)
+
+
+WEATHERS = {
+    "throttled": lambda: throttled(times=3),
+    "throttled without advice": lambda: throttled(times=2, retry_after_s=None, method="PUT"),
+    "error 500": lambda: error(500),
+    "error 503": lambda: error(503),
+    "dropped before": lambda: Fault(weather=Weather.DROP_BEFORE, times=1),
+    "dropped after": lambda: Fault(weather=Weather.DROP_AFTER, times=1),
+    "slow": lambda: Fault(weather=Weather.SLOW, times=1, slow_s=0.2),
+}
+PLACES = {
+    "provider": r"/providers/Microsoft\.Network$",
+    "group": r"/resourcegroups/[^/]+$",
+    "firewall": r"/networkSecurityGroups/",
+    "card": r"/networkInterfaces/",
+    "machine": r"/virtualMachines/[^/]+$",
+    "poll": r"/operations/",
+}
+
+
+@pytest.mark.parametrize("weather", WEATHERS)
+def test_create_converges(harness: AzureHarness, weather: str) -> None:
+    """Whatever the weather over whichever request, one machine comes up in bounded requests."""
+    for number, (place, path) in enumerate(PLACES.items()):
+        fault = WEATHERS[weather]()
+        fault.path = path
+        harness.cloud.faults.add(fault)
+        before = len(harness.cloud.requests)
+        run_id = f"w-{number}"
+
+        vm = again(harness, run_id)
+
+        assert harness.provider().observe(vm).power is PowerState.RUNNING, place
+        made = [id_ for id_ in harness.cloud.world.machines_made if f"/qft-{run_id}/" in id_]
+        assert len(made) == 1, place
+        assert len(harness.cloud.requests) - before < REQUESTS_MAX, place
+        harness.cloud.faults.queue.clear()
+
+
+def again(harness: AzureHarness, run_id: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """Create as the supervisor does: a Transient error is followed by the same call."""
+    for _ in range(4):
+        try:
+            return harness.provider().create(spec(run_id=run_id))
+        except Transient:
+            harness.advance(5)
+    raise AssertionError("never came up")
+
+
+@pytest.mark.parametrize("weather", WEATHERS)
+@pytest.mark.parametrize("verb", ["start", "deallocate"])
+def test_orders_converge(harness: AzureHarness, weather: str, verb: str) -> None:
+    """An order whose answer was lost is not taken for refused: the machine itself is asked."""
+    vm = harness.provider().create(spec())
+    harness.advance(60)
+    if verb == "start":
+        harness.provider().deallocate(vm)
+    fault = WEATHERS[weather]()
+    fault.path = f"/{verb}$"
+    harness.cloud.faults.add(fault)
+    before = len(harness.cloud.requests)
+    goal = PowerState.RUNNING if verb == "start" else PowerState.DEALLOCATED
+
+    for _ in range(4):
+        try:
+            getattr(harness.provider(), verb)(vm)
+        except Transient:
+            harness.advance(5)
+        else:
+            break
+
+    assert harness.provider().observe(vm).power is goal
+    assert len(harness.cloud.requests) - before < REQUESTS_MAX
+
+
+@pytest.mark.parametrize("weather", WEATHERS)
+def test_delete_converges(harness: AzureHarness, weather: str) -> None:
+    """Removal in bad weather still ends with nothing left."""
+    harness.provider().create(spec())
+    fault = WEATHERS[weather]()
+    fault.path = r"/(resourcegroups/[^/]+|operationresults/.+)$"
+    harness.cloud.faults.add(fault)
+
+    removed = harness.provider().delete("run-a")
+
+    assert harness.cloud.leftovers() == []
+    assert "virtual machine" in {one.kind for one in removed}
+
+
+def test_dead_network_is_transient_and_soon_told(harness: AzureHarness) -> None:
+    """With nobody answering, the caller hears of it after a few tries, not after hours."""
+    harness.cloud.faults.add(Fault(weather=Weather.DROP_BEFORE, path="^/sub", times=999))
+    began = harness.cloud.clock.now()
+
+    with pytest.raises(Transient):
+        harness.provider().create(spec())
+
+    assert len(harness.cloud.requests) < 20
+    assert harness.cloud.clock.now() - began < 300
