@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from infra.azure.account import Account
 from infra.azure.creation import Creation
+from infra.azure.doctor import Check, Doctor
 from infra.azure.looking import Looking
 from infra.azure.memory import Memory
 from infra.azure.offers import Offers
@@ -17,7 +18,9 @@ from infra.azure.power import Power
 from infra.azure.settings import AzureSettings
 from infra.azure.sources import Sources
 from infra.azure.teardown import Teardown
+from infra.azure.watchdog import Protection, Watchdog
 from infra.azure.web import public_address
+from infra.catalog import REGIONS, sizes
 from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
 
 if TYPE_CHECKING:
@@ -80,6 +83,19 @@ class AzureProvider:
     def admit_caller(self, vm: Vm) -> bool:
         """Let the firewall admit the caller's address of now; whether it had to change."""
         return self._power.admit_caller(vm)
+
+    def protect(self, vm: Vm, *, until_s: float) -> list[Protection]:
+        """Set what ends the bill when everything of ours is dead; which of it holds.
+
+        `until_s` is the limit in seconds since 1970. Call again within 23 hours.
+        """
+        return Watchdog(account=self.account, looking=self._looking).protect(vm, until_s=until_s)
+
+    def checks(self, want: Want) -> list[Check]:
+        """What `qft doctor` tells of this account, in the order of mending; changes nothing."""
+        size = next(one for one in sizes(gpu=want.gpu) if one.gpu_count == 1)
+        regions = want.regions or REGIONS["azure"][:3]
+        return Doctor(account=self.account).checks(regions, size)
 
     def close(self) -> None:
         """Let go of open connections; the provider can be used again afterwards."""

@@ -59,6 +59,7 @@ class Arm:
         self._clock = clock
         self._credential = credential
         self._owns_credential = credential is None
+        quieten()
         self._transport = transport or PatientTransport(settings, sleep)
 
     @cached_property
@@ -243,20 +244,25 @@ def chain() -> DefaultAzureCredential:
     )
 
 
+def quieten() -> None:
+    """Keep the SDKs from writing warnings beside our own words, unless somebody asked for them.
+
+    They warn of every way to sign in that was tried, and of a registration that they get wrong.
+    """
+    logger = logging.getLogger("azure")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.ERROR)
+
+
 @contextlib.contextmanager
 def translated(doing: str) -> Iterator[None]:
     """Turn whatever the SDK raises inside into the seam's error for "cannot `doing`"."""
-    quiet = logging.getLogger("azure.identity")
-    before = quiet.level
-    quiet.setLevel(logging.ERROR)  # the chain warns about every way that it tried
     try:
         yield
     except AzureError as error:
         raise translate(fault_of(error), doing=doing) from error
     except OSError as error:  # such as a CA bundle that does not exist
         raise translate(Fault(message=str(error)), doing=doing) from error
-    finally:
-        quiet.setLevel(before)
 
 
 def fault_of(error: AzureError) -> Fault:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from infra.provider import ProviderError
 
 GRAPH_VERSION = "2022-10-01"
 SKUS_FRESH_S = 24 * 3600.0
+WORKERS = 8
+"""At most as many as the SDK's connection pool keeps."""
 SPOT_QUOTA = "lowPriorityCores"
 
 
@@ -50,9 +54,8 @@ class Sources:
         found = Findings()
         self.account.arm.warm()  # the SDK's clients are made once, not by every thread
         jobs: list[Callable[[], None]] = [also, lambda: self._bands(found, sizes, regions)]
-        for region in regions:
-            jobs.append(lambda region=region: self._quota(found, region))  # type: ignore[misc]  # bound now
-            jobs.append(lambda region=region: self._skus(found, region))  # type: ignore[misc]  # bound now
+        jobs += [partial(self._quota, found, region) for region in regions]
+        jobs += [partial(self._skus, found, region) for region in regions]  # slowest, so last
         run_all(jobs, found.problems, wait_s=self.account.settings.offers_wait_s)
         return found
 
@@ -94,26 +97,34 @@ class Sources:
 
 
 def run_all(jobs: Sequence[Callable[[], None]], problems: list[str], *, wait_s: float) -> None:
-    """Run jobs side by side and return after `wait_s` of real time at the latest.
+    """Run jobs a few at a time and return after `wait_s` of real time at the latest.
 
     Slow ones go on behind; daemon threads, so that they cannot keep the program from ending.
     """
+    waiting = deque(jobs)
+    ended: list[None] = []
 
-    def one(job: Callable[[], None]) -> None:
-        try:
-            job()
-        except (ProviderError, OSError) as error:
-            problems.append(str(error))
+    def work() -> None:
+        while waiting:
+            try:
+                job = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                job()
+            except (ProviderError, OSError, ValueError) as error:  # ValueError: closed meanwhile
+                problems.append(str(error))
+            ended.append(None)
 
-    threads = [threading.Thread(target=one, args=(job,), daemon=True) for job in jobs]
-    for thread in threads:
-        thread.start()
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(WORKERS)]
     deadline = time.monotonic() + wait_s
     for thread in threads:
+        thread.start()
+    for thread in threads:
         thread.join(max(deadline - time.monotonic(), 0.0))
-    late = sum(thread.is_alive() for thread in threads)
+    late = len(jobs) - len(ended)
     if late:
-        problems.append(f"{late} of {len(threads)} questions were not answered in {wait_s:.1f} s")
+        problems.append(f"{late} of {len(jobs)} questions were not answered in {wait_s:.1f} s")
 
 
 def usage_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:

@@ -45,6 +45,7 @@ class Teardown:
             self._check_ours(group, run_id)
             names = self._generation(names, group)
             self._remember(record, names, group)
+            self._unassign(record)
             try:
                 if self._once(record, names, deadline):
                     break
@@ -103,6 +104,15 @@ class Teardown:
                 kind = "resource group" if one is group else KINDS.get(_type(one), _type(one))
                 record.removing.append([kind, id_])
         record.note("delete", self.account.clock())
+
+    def _unassign(self, record: RunRecord) -> None:
+        """Take back the machine's right to deallocate itself, which costs nothing if it stays."""
+        assignment = record.ids.get("role", "")
+        if assignment:
+            with contextlib.suppress(Gone, NotAllowed):
+                self.account.arm.send(
+                    "take back the role", "DELETE", assignment, version="2022-04-01"
+                )
 
     def _inventory(self, names: Names) -> list[dict[str, Any]]:
         """What the group holds, as the (lagging) list says."""

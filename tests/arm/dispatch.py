@@ -57,15 +57,19 @@ def dispatch(world: World, base: str, request: Request) -> Reply:
 def _route(world: World, base: str, request: Request, route: Route) -> Reply:
     lower = request.path.lower().rstrip("/")
     if not route.namespace:
+        if re.fullmatch(r"/subscriptions/[^/]+", lower):
+            _check_version(request, {"2022-12-01"})
+            return Reply(body=world.subscription)
         _check_version(request, RESOURCES)
         if lower.endswith("/resources"):
             return groups.list_resources(world, request, route)
-        if re.fullmatch(r"/subscriptions/[^/]+", lower):
-            return Reply(body=world.subscription)
         return groups.handle(world, base, request, route)
     if re.fullmatch(r"/subscriptions/[^/]+/providers/[^/]+(/register)?", lower):
         _check_version(request, RESOURCES)
         return groups.provider(world, request, route)
+    if lower.endswith("/providers/microsoft.authorization/permissions"):
+        _check_version(request, {"2022-04-01"})
+        return roles.permissions(world)
     _check_registered(world, route)
     if route.namespace == "microsoft.network":
         _check_version(request, NETWORK)

@@ -12,6 +12,7 @@ from arm.world import SUBSCRIPTION, World
 
 LOG_LAG_S = 120.0
 PAGE = 3
+PRICES_PAGE = 20
 
 
 def usages(world: World, base: str, request: Request, route: Route) -> Reply:
@@ -136,17 +137,17 @@ def prices(world: World, base: str, request: Request) -> Reply:
             if f"armRegionName eq '{region}'" in text:
                 items += _items(world, size, region)
     start = int(request.query.get("$skip", "0"))
-    rest = start + PAGE < len(items)
+    rest = start + PRICES_PAGE < len(items)
     query = "&".join(f"{key}={value}" for key, value in request.query.items() if key != "$skip")
-    link = f"{base}{request.path}?{query}&$skip={start + PAGE}".replace(" ", "%20")
+    link = f"{base}{request.path}?{query}&$skip={start + PRICES_PAGE}".replace(" ", "%20")
     return Reply(
         body={
             "BillingCurrency": "USD",
             "CustomerEntityId": "Default",
             "CustomerEntityType": "Retail",
-            "Items": items[start : start + PAGE],
+            "Items": items[start : start + PRICES_PAGE],
             "NextPageLink": link if rest else None,
-            "Count": len(items[start : start + PAGE]),
+            "Count": len(items[start : start + PRICES_PAGE]),
         }
     )
 

@@ -225,7 +225,7 @@ def instance_view(world: World, vm: Resource) -> dict[str, Any]:
                 "level": "Error",
                 "displayStatus": "Provisioning failed",
                 "message": failure[1],
-                "time": world.clock.iso(),
+                "time": world.iso(),
             }
         ]
     else:
@@ -234,7 +234,7 @@ def instance_view(world: World, vm: Resource) -> dict[str, Any]:
                 "code": f"ProvisioningState/{state.lower()}",
                 "level": "Info",
                 "displayStatus": f"Provisioning {state.lower()}",
-                "time": world.clock.iso(),
+                "time": world.iso(),
             }
         ]
     if vm.hidden["power"]:

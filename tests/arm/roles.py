@@ -18,6 +18,12 @@ VERSIONS = {
 }
 
 
+def permissions(world: World) -> Reply:
+    """What the account may do: everything, or what a Contributor may."""
+    refused = [] if world.may_assign else ["Microsoft.Authorization/*/Write"]
+    return Reply(body={"value": [{"actions": ["*"], "notActions": refused}]})
+
+
 def authorization(world: World, request: Request, type_: str, scope: str, name: str) -> Reply:
     """Role definitions and assignments; both need rights that a Contributor lacks."""
     key = f"{type_}/{name}".lower()

@@ -101,7 +101,9 @@ class World:
     def __init__(self, clock: SimClock, market: Market, *, seed: int = 0) -> None:
         self.clock = clock
         self.market = market
-        self.ledger = Ledger(clock.now)
+        self._at: float | None = None
+        """The time at which a due event happens, while it does."""
+        self.ledger = Ledger(self.now)
         self.lock = threading.RLock()
         self.random = random.Random(seed)  # noqa: S311  (shuffles lists, keeps no secret)
         self.groups: dict[str, Group] = {}
@@ -133,7 +135,11 @@ class World:
 
     def now(self) -> float:
         """Simulated seconds since 1970."""
-        return self.clock.now()
+        return self.clock.now() if self._at is None else self._at
+
+    def iso(self) -> str:
+        """The simulated time as Azure writes it."""
+        return self.clock.iso(self.now())
 
     def after(self, seconds: float, happen: Callable[[], None]) -> None:
         """Let something happen later."""
@@ -142,8 +148,12 @@ class World:
     def settle(self) -> None:
         """Let everything that is due happen, in order."""
         with self.lock:
-            while self._due and self._due[0][0] <= self.now():
-                heapq.heappop(self._due)[2]()
+            while self._due and self._due[0][0] <= self.clock.now():
+                self._at, _, happen = heapq.heappop(self._due)
+                try:
+                    happen()
+                finally:
+                    self._at = None
 
     # ---- operations ----
 
@@ -227,6 +237,6 @@ class World:
                 "status": {"value": "Succeeded"},
                 "caller": caller,
                 "properties": {"statusMessage": words} if words else {},
-                "eventTimestamp": self.clock.iso(),
+                "eventTimestamp": self.iso(),
             }
         )

@@ -1,0 +1,178 @@
+"""Is everything in place before money is spent: each check says how to mend what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infra.azure.account import Account
+from infra.azure.errors import QUOTA_PORTAL, SPOT_OFFERS
+from infra.azure.network import source_prefix
+from infra.azure.registration import registered
+from infra.azure.rights import ASSIGN, RENT, allowed, permissions
+from infra.azure.sources import SPOT_QUOTA, usage_of
+from infra.catalog import GpuSize, folded
+from infra.provider import ProviderError
+
+SUBSCRIPTION_VERSION = "2022-12-01"
+NAMESPACES = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.DevTestLab")
+_SPOT_OFFERS = ("enterpriseagreement", "payasyougo", "sponsored", "csp", "mca", "microsoftcustomer")
+_NO_SPOT_OFFERS = ("freetrial", "azureforstudents", "azurepass", "dreamspark", "students")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One finding."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+    """The command or link that mends it; empty if nothing needs mending."""
+    required: bool = True
+    """Whether nothing can be rented while this is not ok."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Looks at the account; changes nothing."""
+
+    account: Account
+
+    def checks(self, regions: Sequence[str], size: GpuSize) -> list[Check]:
+        """Every check in the order in which they should be mended.
+
+        Without credentials or a subscription nothing further can be seen, and nothing is asked.
+        """
+        found = [self._subscription()]
+        if not found[0].ok:
+            return found
+        found.append(self._offer_type())
+        found += [self._provider(namespace) for namespace in NAMESPACES]
+        found += self._rights()
+        found += [self._quota(region, size) for region in regions]
+        found.append(self._caller())
+        return found
+
+    def _subscription(self) -> Check:
+        def look() -> Check:
+            name = str(self._facts().get("displayName") or "")
+            state = str(self._facts().get("state") or "")
+            return Check(
+                name="subscription",
+                ok=state in {"Enabled", "Warned"},
+                detail=f"`{name}` ({self.account.settings.subscription_id}) is {state.lower()}",
+                fix=""
+                if state == "Enabled"
+                else "https://portal.azure.com/#view/Microsoft_Azure_GTM",
+            )
+
+        return _guarded("subscription", look)
+
+    def _facts(self) -> dict[str, Any]:
+        names = self.account.names("-", 1)
+        return self.account.arm.send(
+            "look at the subscription",
+            "GET",
+            f"/subscriptions/{names.subscription_id}",
+            version=SUBSCRIPTION_VERSION,
+        )
+
+    def _offer_type(self) -> Check:
+        def look() -> Check:
+            policies = self._facts().get("subscriptionPolicies") or {}
+            quota_id = str(policies.get("quotaId") or "")
+            folded_id = quota_id.lower().replace("_", "")
+            bad = any(word in folded_id for word in _NO_SPOT_OFFERS)
+            known = bad or any(word in folded_id for word in _SPOT_OFFERS)
+            told = "cannot rent spot" if bad else "can rent spot"
+            return Check(
+                name="offer type",
+                ok=not bad,
+                detail=f"`{quota_id}` {told if known else 'is not known to rent spot or not'}",
+                fix=f"upgrade to pay-as-you-go: {SPOT_OFFERS}" if bad else "",
+            )
+
+        return _guarded("offer type", look)
+
+    def _provider(self, namespace: str) -> Check:
+        needed = namespace != "Microsoft.DevTestLab"
+
+        def look() -> Check:
+            ok = registered(self.account, namespace)
+            return Check(
+                name=namespace,
+                ok=ok,
+                detail="registered" if ok else "not registered; the first `qft up` does it",
+                fix="" if ok else f"az provider register --wait --namespace {namespace}",
+                required=False,
+            )
+
+        return _guarded(namespace, look, required=needed)
+
+    def _rights(self) -> list[Check]:
+        def rent() -> Check:
+            granted = permissions(self.account)
+            missing = [action for action in RENT if not allowed(granted, action)]
+            return Check(
+                name="rights",
+                ok=not missing,
+                detail=f"missing: {', '.join(missing)}" if missing else "may rent and remove",
+                fix="ask for `Contributor` on the subscription" if missing else "",
+            )
+
+        def assign() -> Check:
+            ok = allowed(permissions(self.account), ASSIGN)
+            return Check(
+                name="self-release",
+                ok=ok,
+                detail="machines may be allowed to deallocate themselves"
+                if ok
+                else "machines cannot deallocate themselves; auto-shutdown still holds",
+                fix="" if ok else "ask for `Role Based Access Control Administrator`",
+                required=False,
+            )
+
+        return [_guarded("rights", rent), _guarded("self-release", assign, required=False)]
+
+    def _quota(self, region: str, size: GpuSize) -> Check:
+        name = f"spot quota in {region}"
+
+        def look() -> Check:
+            rows = self.account.arm.pages(
+                f"read the quota of {region}",
+                lambda: self.account.arm.compute.usage.list(region),
+            )
+            found = usage_of(rows).get(folded(SPOT_QUOTA))
+            if found is None:
+                return Check(name=name, ok=True, detail="not listed; Azure will say on `qft up`")
+            used, limit = found
+            ok = limit - used >= size.vcpus
+            return Check(
+                name=name,
+                ok=ok,
+                detail=f"{used} of {limit} vCPUs used, {size.size} needs {size.vcpus}",
+                fix="" if ok else f"ask for more: {QUOTA_PORTAL}",
+                required=False,  # another region may do
+            )
+
+        return _guarded(name, look, required=False)
+
+    def _caller(self) -> Check:
+        def look() -> Check:
+            return Check(
+                name="your address",
+                ok=True,
+                detail=f"the firewall will admit {source_prefix(self.account.caller())} only",
+            )
+
+        return _guarded("your address", look)
+
+
+def _guarded(name: str, look: Callable[[], Check], *, required: bool = True) -> Check:
+    """A check that could not be made is a finding, not a crash."""
+    try:
+        return look()
+    except ProviderError as error:
+        return Check(name=name, ok=False, detail=str(error), fix=error.hint, required=required)

@@ -1,0 +1,223 @@
+"""What ends the bill when everything of ours is dead: switches that Azure itself pulls.
+
+    price cap       at the cloud, from the first second; always there
+    auto-shutdown   a schedule of Azure's that deallocates at a time of day; any Contributor may
+    self-release    the machine may deallocate itself, and nothing else; needs a role assignment
+
+`shutdown` from inside is none of them: a machine that is switched off goes on billing.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from infra.azure.account import Account
+from infra.azure.looking import Looking
+from infra.azure.naming import RUN, SCHEDULE, Names, names_of
+from infra.azure.registration import ensure_registered
+from infra.provider import BadRequest, ProviderError, Vm
+from infra.when import utc
+
+SCHEDULE_VERSION = "2018-09-15"
+ROLE_VERSION = "2022-04-01"
+LEAD_S = 30 * 60.0
+"""A schedule set less than half an hour ahead may first strike a day later."""
+AHEAD_S_MAX = 23 * 3600.0
+"""A schedule strikes every day, so it cannot wait longer than one."""
+ACTION = "Microsoft.Compute/virtualMachines/deallocate/action"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protection:
+    """One switch: whether it holds, and what it does."""
+
+    name: str
+    holds: bool
+    detail: str
+    hint: str = ""
+    stops_at_s: float | None = None
+    """When it ends compute billing at the latest, in seconds since 1970; None if it names none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watchdog:
+    """Sets the switches of one machine; safe to repeat, and meant to be."""
+
+    account: Account
+    looking: Looking
+
+    def protect(self, vm: Vm, *, until_s: float) -> list[Protection]:
+        """Set every switch that this account may set, so that compute ends soon after `until_s`.
+
+        A limit more than 23 hours away is approached in steps: call again within that time. Never
+        raises for a switch that cannot be set: that is a finding, to be shown to the user.
+        """
+        names = names_of(vm, self.account.settings.subscription_id)
+        answer = self.looking.get(names)
+        found = [_cap_of(answer)]
+        strike_s = next_strike_s(self.account.clock(), until_s)
+        found.append(
+            self._guarded("auto-shutdown", lambda: self._schedule(names, answer, strike_s))
+        )
+        found.append(self._guarded("self-release", lambda: self._role(vm, names, answer)))
+        return found
+
+    @staticmethod
+    def _guarded(name: str, switch: Any) -> Protection:
+        try:
+            return switch()  # type: ignore[no-any-return]  # a closure that returns a Protection
+        except ProviderError as error:
+            return Protection(name=name, holds=False, detail=str(error), hint=error.hint)
+
+    def _schedule(self, names: Names, answer: dict[str, Any], strike_s: float) -> Protection:
+        ensure_registered(self.account, ("Microsoft.DevTestLab",))
+        self.account.arm.send(
+            "set the auto-shutdown",
+            "PUT",
+            names.id_of(SCHEDULE, names.schedule),
+            version=SCHEDULE_VERSION,
+            body=schedule_body(names, region=str(answer["location"]), strike_s=strike_s),
+        )
+        return Protection(
+            name="auto-shutdown",
+            holds=True,
+            detail=f"Azure deallocates the machine at {utc(strike_s)} unless this is renewed",
+            stops_at_s=strike_s,
+        )
+
+    def _role(self, vm: Vm, names: Names, answer: dict[str, Any]) -> Protection:
+        principal = str((answer.get("identity") or {}).get("principalId") or "")
+        if not principal:
+            return Protection(
+                name="self-release", holds=False, detail="the machine has no identity of its own"
+            )
+        role = role_id(names.subscription_id)
+        self.account.arm.send(
+            "define the role that may only deallocate",
+            "PUT",
+            role,
+            version=ROLE_VERSION,
+            body=role_body(names.subscription_id),
+        )
+        assignment = assignment_id(names.vm_id, principal)
+        record = self.account.record(vm.run_id)
+        record.ids["role"] = assignment
+        record.save()
+        try:
+            self.account.arm.send(
+                "let the machine deallocate itself",
+                "PUT",
+                assignment,
+                version=ROLE_VERSION,
+                body={
+                    "properties": {
+                        "roleDefinitionId": role,
+                        "principalId": principal,
+                        "principalType": "ServicePrincipal",
+                    }
+                },
+            )
+        except BadRequest as error:
+            if "RoleAssignmentExists" not in str(error):
+                raise
+        return Protection(
+            name="self-release",
+            holds=True,
+            detail="the machine may deallocate itself, and nothing else",
+        )
+
+
+def next_strike_s(now_s: float, until_s: float) -> float:
+    """When the schedule should strike: at the limit, on a full minute, within what Azure can do."""
+    wanted = min(max(until_s, now_s + LEAD_S), now_s + AHEAD_S_MAX)
+    return math.ceil(wanted / 60) * 60.0
+
+
+def schedule_body(names: Names, *, region: str, strike_s: float) -> dict[str, Any]:
+    """The auto-shutdown schedule of one machine, in UTC, without mails."""
+    at = datetime.fromtimestamp(strike_s, tz=UTC)
+    return {
+        "location": region,
+        "tags": {RUN: names.run_id},
+        "properties": {
+            "status": "Enabled",
+            "taskType": "ComputeVmShutdownTask",
+            "dailyRecurrence": {"time": f"{at:%H%M}"},
+            "timeZoneId": "UTC",
+            "notificationSettings": {"status": "Disabled", "timeInMinutes": 30},
+            "targetResourceId": names.vm_id,
+        },
+    }
+
+
+def role_id(subscription_id: str) -> str:
+    """The one role of ours in a subscription; the same for every machine and every computer."""
+    name = uuid.uuid5(uuid.NAMESPACE_URL, f"qft/{subscription_id}/deallocate")
+    home = f"/subscriptions/{subscription_id}"
+    return f"{home}/providers/Microsoft.Authorization/roleDefinitions/{name}"
+
+
+def role_body(subscription_id: str) -> dict[str, Any]:
+    """A role with a single right."""
+    return {
+        "properties": {
+            "roleName": f"qft deallocate ({subscription_id})",
+            "description": "Lets a machine rented by qft deallocate itself, and nothing else",
+            "type": "CustomRole",
+            "permissions": [{"actions": [ACTION], "notActions": []}],
+            "assignableScopes": [f"/subscriptions/{subscription_id}"],
+        }
+    }
+
+
+def assignment_id(vm_id: str, principal: str) -> str:
+    """The assignment that lets one machine's identity deallocate that machine."""
+    name = uuid.uuid5(uuid.NAMESPACE_URL, f"qft{vm_id.lower()}/{principal}")
+    return f"{vm_id}/providers/Microsoft.Authorization/roleAssignments/{name}"
+
+
+def _cap_of(answer: dict[str, Any]) -> Protection:
+    profile = (answer.get("properties") or {}).get("billingProfile") or {}
+    cap = float(profile.get("maxPrice") or -1)
+    if cap > 0:
+        told = f"Azure evicts the machine before it costs more than {cap} USD/h"
+        return Protection(name="price cap", holds=True, detail=told)
+    return Protection(
+        name="price cap",
+        holds=False,
+        detail="no cap: the price is at most the on-demand price",
+        hint="set `vm.max_price`",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstCase:
+    """The most that a machine can cost if nobody ever looks at it again."""
+
+    compute_usd: float
+    """Until the last switch that names a time has been pulled; infinite if none holds."""
+    idle_usd_per_day: float
+    """Disk and address, from then on, until `qft down --delete`."""
+    why: str
+
+
+def worst_case(
+    protections: list[Protection], *, now_s: float, cap_usd_per_h: float, idle_usd_per_h: float
+) -> WorstCase:
+    """The bill of a machine at its cap until the earliest switch that names a time."""
+    times = [p.stops_at_s for p in protections if p.holds and p.stops_at_s is not None]
+    per_day = idle_usd_per_h * 24
+    if not times:
+        return WorstCase(
+            compute_usd=math.inf, idle_usd_per_day=per_day, why="nothing stops it by itself"
+        )
+    hours = max(min(times) - now_s, 0.0) / 3600
+    return WorstCase(
+        compute_usd=hours * cap_usd_per_h,
+        idle_usd_per_day=per_day,
+        why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {utc(min(times))}",
+    )

@@ -1,0 +1,201 @@
+"""What ends the bill, what the bill can come to, and what a doctor says before there is one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from arm.harness import T4, AzureHarness, azure, spec
+
+from infra.azure.rights import allowed
+from infra.azure.watchdog import ACTION, Protection, next_strike_s, worst_case
+from infra.provider import NotAllowed, PowerState, StopReason, Want
+
+HOUR_S = 3600.0
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[AzureHarness]:
+    """A cloud that keeps the bill."""
+    with azure(tmp_path) as harness:
+        yield harness
+
+
+def holding(protections: list[Protection]) -> set[str]:
+    """The names of the switches that hold."""
+    return {one.name for one in protections if one.holds}
+
+
+def test_all_switches_hold_for_an_owner(harness: AzureHarness) -> None:
+    """Cap, auto-shutdown and self-release are set; the role has one right and one machine."""
+    vm = harness.provider().create(spec())
+
+    found = harness.provider().protect(vm, until_s=harness.cloud.clock.now() + 5 * HOUR_S)
+
+    assert holding(found) == {"price cap", "auto-shutdown", "self-release"}
+    roles = harness.cloud.world.roles
+    (role,) = [v for k, v in roles.items() if k.startswith("roledefinitions")]
+    assert role["properties"]["permissions"] == [{"actions": [ACTION], "notActions": []}]
+    (assignment,) = [v for k, v in roles.items() if k.startswith("roleassignments")]
+    assert assignment["properties"]["scope"].lower() == vm.id.lower()
+
+
+def test_contributor_keeps_the_schedule(harness: AzureHarness) -> None:
+    """Who may not assign roles is told so, and still has the switch that Azure pulls."""
+    harness.cloud.world.may_assign = False
+    vm = harness.provider().create(spec())
+
+    found = harness.provider().protect(vm, until_s=harness.cloud.clock.now() + 5 * HOUR_S)
+
+    assert holding(found) == {"price cap", "auto-shutdown"}
+    (refused,) = [one for one in found if not one.holds]
+    assert "AuthorizationFailed" in refused.detail
+
+
+def test_bill_ends_with_everything_of_ours_dead(harness: AzureHarness) -> None:
+    """Nobody looks for a day: compute stops at the limit, and the ledger has the sum foretold."""
+    vm = harness.provider().create(spec())
+    now = harness.cloud.clock.now()
+    found = harness.provider().protect(vm, until_s=now + 5 * HOUR_S)
+    worst = worst_case(found, now_s=now, cap_usd_per_h=0.149174, idle_usd_per_h=0.0181)
+
+    harness.advance(24 * HOUR_S)
+
+    assert harness.cloud.ledger.billing("compute") == []
+    spent = harness.cloud.ledger.usd("compute")
+    assert spent == pytest.approx(5 * 0.149174, rel=0.02)
+    assert worst.compute_usd == pytest.approx(spent, rel=0.02)
+    idle = harness.cloud.ledger.usd("disk") + harness.cloud.ledger.usd("address")
+    assert worst.idle_usd_per_day == pytest.approx(idle, rel=0.01)
+    seen = harness.provider().observe(vm)
+    assert (seen.power, seen.stop_reason) == (PowerState.DEALLOCATED, StopReason.USER)
+    assert "Microsoft.DevTestLab" in seen.detail
+
+
+def test_renewed_schedule_strikes_once_and_later(harness: AzureHarness) -> None:
+    """Setting the switches again moves the end; the old time passes without harm."""
+    vm = harness.provider().create(spec())
+    now = harness.cloud.clock.now()
+    harness.provider().protect(vm, until_s=now + 2 * HOUR_S)
+    harness.advance(HOUR_S)
+    harness.provider().protect(vm, until_s=now + 6 * HOUR_S)
+
+    harness.advance(2 * HOUR_S)
+    between = harness.cloud.ledger.billing("compute")
+    harness.advance(4 * HOUR_S)
+
+    assert between != []
+    assert harness.cloud.ledger.billing("compute") == []
+
+
+@pytest.mark.parametrize(
+    ("until_h", "strike_h"), [(5, 5), (0, 0.5), (-3, 0.5), (100, 23), (22.99, 22.99)]
+)
+def test_schedule_is_set_where_azure_can_keep_it(until_h: float, strike_h: float) -> None:
+    """Half an hour ahead at least, less than a day at most, on a full minute."""
+    now = datetime(2026, 9, 21, 12, 0, 30, tzinfo=UTC).timestamp()
+
+    strike = next_strike_s(now, now + until_h * HOUR_S)
+
+    assert strike % 60 == 0
+    assert 0 <= strike - (now + strike_h * HOUR_S) < 60
+
+
+def test_nothing_that_holds_is_said_to_be_unbounded() -> None:
+    """Without a switch that names a time the worst case is not a number, and says why."""
+    found = [Protection(name="price cap", holds=True, detail="")]
+
+    worst = worst_case(found, now_s=0, cap_usd_per_h=0.25, idle_usd_per_h=0.02)
+
+    assert math.isinf(worst.compute_usd)
+    assert "nothing stops it" in worst.why
+
+
+def test_role_goes_with_the_machine(harness: AzureHarness) -> None:
+    """Delete takes the assignment back; the schedule goes with the group."""
+    vm = harness.provider().create(spec())
+    harness.provider().protect(vm, until_s=harness.cloud.clock.now() + HOUR_S)
+
+    removed = harness.provider().delete(vm.run_id)
+
+    assert "virtual machine" in {one.kind for one in removed}
+    assert [k for k in harness.cloud.world.roles if k.startswith("roleassignments")] == []
+    assert harness.cloud.leftovers() == []
+
+
+def test_stopped_is_not_deallocated(harness: AzureHarness) -> None:
+    """A machine switched off from inside goes on billing, and is shown as doing so."""
+    vm = harness.provider().create(spec())
+    arm = harness.provider().account.arm
+    arm.call("stop", arm.compute.virtual_machines.begin_power_off, "qft-run-a", "qft-run-a-1")
+
+    seen = harness.provider().observe(vm)
+
+    assert (seen.power, seen.power.bills_compute) == (PowerState.STOPPED, True)
+    assert "still billed" in seen.detail
+    assert harness.cloud.ledger.billing("compute") != []
+
+
+# ---- the doctor ----
+
+
+def names_of_bad(harness: AzureHarness) -> dict[str, str]:
+    """What the doctor finds wrong, with the fix."""
+    found = harness.provider().checks(Want(gpu="T4", regions=["eastus"]))
+    return {one.name: one.fix for one in found if not one.ok}
+
+
+def test_doctor_finds_a_good_account_good(harness: AzureHarness) -> None:
+    """On an account that can rent, every check is ok, and nothing is changed by looking."""
+    assert names_of_bad(harness) == {}
+    assert {r.method for r in harness.cloud.requests if "oauth2" not in r.path} == {"GET"}
+
+
+def test_doctor_names_what_is_missing_and_how_to_mend_it(harness: AzureHarness) -> None:
+    """Free trial, quota, providers and rights each come with a command or a link."""
+    world = harness.cloud.world
+    world.subscription["subscriptionPolicies"]["quotaId"] = "FreeTrial_2014-09-01"
+    harness.cloud.market.spot_cores = 3
+    world.providers["microsoft.network"] = "NotRegistered"
+    world.may_assign = False
+
+    bad = names_of_bad(harness)
+
+    assert "pay-as-you-go" in bad["offer type"]
+    assert "portal.azure.com" in bad["spot quota in eastus"]
+    assert bad["Microsoft.Network"] == "az provider register --wait --namespace Microsoft.Network"
+    assert "Role Based Access Control" in bad["self-release"]
+
+
+def test_doctor_stops_at_credentials(harness: AzureHarness) -> None:
+    """Without a way in, one finding with one command, not ten tracebacks."""
+    harness.cloud.login.forbidden = True
+
+    bad = names_of_bad(harness)
+
+    assert list(bad) == ["subscription"]
+    assert "qft doctor" in bad["subscription"]
+
+
+def test_rights_understand_wildcards() -> None:
+    """A role grants what its patterns cover, less what it takes away."""
+    contributor = {"actions": ["*"], "notActions": ["Microsoft.Authorization/*/Write"]}
+    reader = {"actions": ["*/read"], "notActions": []}
+
+    assert allowed([contributor], "Microsoft.Compute/virtualMachines/write")
+    assert not allowed([contributor], "Microsoft.Authorization/roleAssignments/write")
+    assert not allowed([reader], "Microsoft.Compute/virtualMachines/write")
+    assert allowed([reader], "Microsoft.Compute/virtualMachines/read")
+
+
+def test_free_trial_is_told_by_azure_too(harness: AzureHarness) -> None:
+    """An account that cannot use spot leaves nothing behind when it tries."""
+    harness.cloud.market.spot_allowed = False
+
+    with pytest.raises(NotAllowed, match="may not use spot"):
+        harness.provider().create(spec(size=T4))
+
+    assert harness.cloud.leftovers() == []

@@ -1,0 +1,166 @@
+"""Offers say what could be rented now, at which price and risk, and why something cannot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from arm import Fault, Weather
+from arm.harness import T4, AzureHarness, azure
+from arm.replies import Reply
+
+from infra.azure.sources import bands_query, restrictions_of, usage_of
+from infra.catalog import UnknownGpu
+from infra.provider import Offer, Want
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[AzureHarness]:
+    """A cloud that sells GPUs."""
+    with azure(tmp_path) as harness:
+        yield harness
+
+
+def ask(harness: AzureHarness, *regions: str, cap: float | None = None) -> list[Offer]:
+    """Offers of a T4."""
+    want = Want(gpu="T4", regions=regions, max_price_usd_per_h=cap)
+    return harness.provider().offers(want)
+
+
+def of(offers: list[Offer], size: str, region: str) -> Offer:
+    """The one offer of that size there."""
+    (found,) = [one for one in offers if (one.size, one.region) == (size, region)]
+    return found
+
+
+def test_offer_tells_price_age_band_and_quota(harness: AzureHarness) -> None:
+    """Everything that a choice needs is in the offer, with its source."""
+    harness.cloud.market.bands[T4.lower(), "eastus"] = "0-5"
+    harness.cloud.market.cores["eastus"] = 10
+
+    offer = of(ask(harness, "eastus", "westus2"), T4, "eastus")
+
+    assert (offer.spot_usd_per_h, offer.on_demand_usd_per_h) == (0.149174, 0.526)
+    assert (offer.eviction_band, offer.quota_left) == ("0-5", 2)
+    assert offer.price_source == "retail prices api"
+    assert offer.priced_at.startswith("2026-09-21")
+    assert 0.015 < offer.idle_usd_per_h < 0.02
+    assert of(ask(harness, "eastus", "westus2"), T4, "westus2").eviction_band == ""
+
+
+def test_plan_is_quick_and_creates_nothing(harness: AzureHarness) -> None:
+    """All regions are asked in well under 3 s, with reads only."""
+    ask(harness)  # the SDK's own first use
+    before = len(harness.cloud.requests)
+    began = time.monotonic()
+
+    offers = harness.provider(state_dir=harness.state_dir / "other").offers(Want(gpu="T4"))
+
+    assert time.monotonic() - began < 3
+    assert len({one.region for one in offers}) == 15
+    asked = harness.cloud.requests[before:]
+    assert {r.method for r in asked if "resourcegraph" not in r.path.lower()} == {"GET"}
+    assert harness.cloud.leftovers() == []
+    assert offers == sorted(offers, key=lambda one: bool(one.blocked_by))
+
+
+def test_dead_sources_are_done_without(harness: AzureHarness) -> None:
+    """With nobody answering, the catalog's dated prices come, marked as such, in seconds."""
+    harness.provider().account.arm.warm()
+    reply = Reply(status=403, body={"error": {"code": "AuthorizationFailed", "message": "No."}})
+    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, times=999, reply=reply))
+    began = time.monotonic()
+
+    offers = ask(harness, "eastus", "westus2")
+
+    assert time.monotonic() - began < 5
+    assert all("catalog of" in one.price_source for one in offers)
+    assert {one.quota_left for one in offers} == {None}
+    assert {one.blocked_by for one in offers} == {""}
+
+
+def test_slow_sources_are_not_waited_for(harness: AzureHarness) -> None:
+    """The list of sizes takes Azure half a minute: the answer comes without it."""
+    harness.cloud.faults.add(Fault(weather=Weather.SLOW, path="/skus$", times=9, slow_s=4))
+    began = time.monotonic()
+
+    offers = ask(harness, "eastus")
+
+    assert time.monotonic() - began < 3.5
+    assert of(offers, T4, "eastus").quota_left == 25
+
+
+def test_too_small_quota_blocks_before_anything_is_made(harness: AzureHarness) -> None:
+    """New accounts have 3 spot vCPUs, one less than the smallest T4: said with the link."""
+    harness.cloud.market.spot_cores = 3
+
+    offers = ask(harness, "eastus", "westus2")
+
+    assert all("0 of 3 vCPUs used" in one.blocked_by for one in offers)
+    assert all("https://portal.azure.com" in one.blocked_by for one in offers)
+
+
+def test_region_closed_to_the_account_is_blocked(harness: AzureHarness) -> None:
+    """A size that this subscription may not use somewhere says so; a closed zone does not count."""
+    harness.cloud.market.restricted.add((T4.lower(), "eastus"))
+
+    offers = ask(harness, "eastus", "westus2")
+
+    assert "closed to this subscription" in of(offers, T4, "eastus").blocked_by
+    assert of(offers, T4, "westus2").blocked_by == ""
+    assert (offers[0].region, offers[0].size) == ("westus2", T4)
+
+
+def test_price_above_cap_says_the_price(harness: AzureHarness) -> None:
+    """Whoever sets the cap too low learns the market price without renting anything."""
+    offer = of(ask(harness, "eastus", cap=0.10), T4, "eastus")
+
+    assert "costs 0.1492 USD/h now, above the cap of 0.1000" in offer.blocked_by
+
+
+def test_cheapest_comes_first_unless_regions_are_named(harness: AzureHarness) -> None:
+    """Named regions keep their order; otherwise the price decides."""
+    harness.cloud.market.prices[T4.lower(), "japaneast"] = 0.08
+
+    assert ask(harness)[0].region == "japaneast"
+    named = ask(harness, "westus2", "japaneast")
+    assert [one.region for one in named[:2]] == ["westus2", "japaneast"]
+
+
+def test_a10g_means_the_a10(harness: AzureHarness) -> None:
+    """The name that only AWS uses finds Azure's card."""
+    offers = harness.provider().offers(Want(gpu="A10G", regions=["eastus"]))
+
+    assert {(one.gpu, one.size) for one in offers} == {("A10", "Standard_NV36ads_A10_v5")}
+
+
+def test_family_names_are_compared_folded() -> None:
+    """One account spells one family with and without spaces."""
+    rows = [{"name": {"value": "StandardNVADSA10v5Family "}, "currentValue": 1, "limit": 2}]
+
+    assert usage_of(rows) == {"standardnvadsa10v5family": (1, 2)}
+
+
+def test_sizes_that_are_never_spot_are_named() -> None:
+    """A size without `LowPriorityCapable` cannot be rented at all."""
+    row = {"resourceType": "virtualMachines", "name": "Standard_B1s", "capabilities": []}
+
+    assert restrictions_of([row], "eastus") == {
+        "standard_b1s": "Azure does not rent this size as spot"
+    }
+
+
+def test_query_names_sizes_and_regions_in_lower_case() -> None:
+    """Resource Graph is asked for all places in one question."""
+    query = bands_query(["Standard_A"], ["EastUS", "westus2"])
+
+    assert "in~ ('standard_a')" in query
+    assert "in~ ('eastus', 'westus2')" in query
+
+
+def test_unknown_gpu_names_what_there_is(harness: AzureHarness) -> None:
+    """A misspelt card is a mistake of the config, told with candidates."""
+    with pytest.raises(UnknownGpu, match="T5"):
+        harness.provider().offers(Want(gpu="T5"))
