@@ -26,6 +26,8 @@ class Table:
     prompt: str = "Tweet: {text}\nSentiment:"
     completion: str = " {label}"
     loss_on: str = "completion"
+    messages: str | None = None
+    chat: str = "template"
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

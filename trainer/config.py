@@ -121,11 +121,32 @@ class DataTable(BaseModel):
 
     train: str = Field(min_length=1, description="Rows to learn from, one JSON object per line.")
     eval: str | None = Field(default=None, min_length=1, description="Rows held out for scoring.")
-    prompt: str = Field(min_length=1, description="Template of what the model reads, `{field}`s.")
-    completion: str = Field(min_length=1, description="Template of what it should answer.")
+    prompt: str = Field(default="", description="Template of what the model reads, `{field}`s.")
+    completion: str = Field(default="", description="Template of what it should answer.")
+    messages: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field that holds a conversation, instead of `prompt` and `completion`.",
+    )
+    chat: Literal["markers", "template"] = Field(
+        default="template",
+        description="Write turns with the tokenizer's chat template, or under plain headings.",
+    )
     loss_on: Literal["completion", "all"] = Field(
         default="completion", description="Learn the answer only, or every token."
     )
+
+    @model_validator(mode="after")
+    def _templates_or_messages(self) -> DataTable:
+        given = [name for name in ("prompt", "completion") if getattr(self, name)]
+        if self.messages is not None and given:
+            raise ValueError(
+                "`messages` takes the place of `prompt` and `completion`: keep one way"
+            )
+        if self.messages is None and len(given) < 2:
+            missing = " and ".join({"prompt", "completion"} - set(given))
+            raise ValueError(f"`{missing}` is missing: say what is read and what is answered")
+        return self
 
 
 class Schedule(StrEnum):

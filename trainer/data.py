@@ -8,7 +8,7 @@ at most one BOS, and only the prompt is ever shortened.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +36,14 @@ class Templates(Protocol):
     @property
     def loss_on(self) -> str:
         """`completion`, or `all` to learn the prompt too."""
+
+    @property
+    def messages(self) -> str | None:
+        """The field that holds a conversation, instead of the two templates."""
+
+    @property
+    def chat(self) -> str:
+        """`markers` or `template`: how turns are written."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +106,27 @@ def load_examples(
     Raises:
         DataError: with every problem of the file at once, each as `file:row`.
     """
-    prompt_of, completion_of = _parse(table)
-    rows = read_rows(path)
     codec = Codec.of(tokenizer, max_length=max_length, seq2seq=seq2seq)
     problems: list[str] = []
+    if table.messages is not None:
+        found = _conversations(table, path, codec, problems)
+    else:
+        found = _templated(table, path, codec, problems)
+    if problems:
+        raise DataError(problems)
+    if table.loss_on == "all" and not seq2seq:
+        found = [(replace(item, labels=item.input_ids), cut) for item, cut in found]
+    items = tuple(item for item, _ in found)
+    return Examples(items=items, report=_report(path, found))
+
+
+def _templated(
+    table: Templates, path: Path, codec: Codec, problems: list[str]
+) -> list[tuple[Example, bool]]:
+    """Return the examples of rows that fill two templates, and which of them were shortened."""
+    prompt_of, completion_of = _parse(table)
     texts: list[tuple[Row, str, str]] = []
-    for row in rows:
+    for row in read_rows(path):
         try:
             prompt, completion = prompt_of.render(row.fields), completion_of.render(row.fields)
         except MissingFieldError as error:
@@ -121,22 +144,34 @@ def load_examples(
         texts.append((row, prompt, completion))
     prompts = codec.encode([prompt for _, prompt, _ in texts], prompt_of)
     completions = codec.encode([completion for _, _, completion in texts], completion_of)
-    items: list[Example] = []
-    truncated: list[int] = []
+    found: list[tuple[Example, bool]] = []
     for (row, prompt, completion), head, tail in zip(texts, prompts, completions, strict=True):
         try:
             ids, labels, length, cut = codec.assemble(head, tail)
-            if table.loss_on == "all" and not seq2seq:
-                labels = ids
         except TooLongError as error:
             problems.append(f"{path}:{row.number}: {error}")
             continue
-        items.append(Example(ids, labels, prompt, completion, row.number, length))
-        if cut:
-            truncated.append(row.number)
-    if problems:
-        raise DataError(problems)
-    return Examples(items=tuple(items), report=_report(path, items, truncated))
+        found.append((Example(ids, labels, prompt, completion, row.number, length), cut))
+    return found
+
+
+def _conversations(
+    table: Templates, path: Path, codec: Codec, problems: list[str]
+) -> list[tuple[Example, bool]]:
+    """Return the examples of rows that hold conversations, and which of them were shortened."""
+    from trainer.chat import encode_conversation  # it builds on this module
+
+    if codec.seq2seq:
+        raise DataError(["`data.messages`: an encoder-decoder reads a prompt, not a conversation"])
+    template = Template.parse("{" + (table.messages or "") + "}")
+    found: list[tuple[Example, bool]] = []
+    for row in read_rows(path):
+        try:
+            value = template.value(row.fields)
+            found.append(encode_conversation(codec, value, style=table.chat, row=row.number))
+        except (MissingFieldError, TooLongError) as error:
+            problems.append(f"{path}:{row.number}: {error}")
+    return found
 
 
 def encode_prompt(
@@ -330,7 +365,9 @@ def _parse(table: Templates) -> tuple[Template, Template]:
         raise DataError([str(error)]) from error
 
 
-def _report(path: Path, items: Sequence[Example], truncated: Sequence[int]) -> DataReport:
+def _report(path: Path, found: Sequence[tuple[Example, bool]]) -> DataReport:
+    items = [item for item, _ in found]
+    truncated = [item.row for item, cut in found if cut]
     return DataReport(
         path=str(path),
         rows=len(items),

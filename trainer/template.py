@@ -68,6 +68,14 @@ class Template:
             for literal, field in self.parts
         )
 
+    def value(self, row: Mapping[str, Any]) -> object:
+        """Return what the row holds under a template that is one field and no words.
+
+        Raises:
+            MissingFieldError: names the field, the fields there are, and a near name if any.
+        """
+        return _look_up(row, self.fields[0])
+
 
 def as_text(field: str, value: object) -> str:
     """Write a value as it is read in a prompt: text as it is, a list of words joined by ", "."""

@@ -1,0 +1,133 @@
+"""Conversations: every answer is learnt with its end, and nothing that people said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers_built import build
+
+from trainer.config import DataTable
+from trainer.data import NOT_TRAINED, Example, load_examples
+from trainer.rows import DataError
+
+CHATML = (
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+TALK = [
+    {"role": "system", "content": "be kind"},
+    {"role": "user", "content": "are you nice"},
+    {"role": "assistant", "content": "very"},
+    {"role": "user", "content": "why </s> so"},
+    {"role": "assistant", "content": "I like it"},
+]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A data table of conversations."""
+
+    chat: str
+    prompt: str = ""
+    completion: str = ""
+    messages: str | None = "messages"
+    loss_on: str = "completion"
+
+
+def load(tmp_path: Path, tokenizer: Any, talk: Any, *, chat: str, max_length: int = 256) -> Example:
+    """Write one conversation and load it."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": talk}) + "\n", encoding="utf-8")
+    return load_examples(Table(chat=chat), path, tokenizer, max_length=max_length).items[0]
+
+
+def learnt(tokenizer: Any, item: Example) -> list[str]:
+    """The stretches of tokens that are learnt, as text."""
+    stretches: list[list[int]] = [[]]
+    for label in item.labels:
+        if label == NOT_TRAINED:
+            stretches.append([])
+        else:
+            stretches[-1].append(label)
+    return [tokenizer.decode(stretch) for stretch in stretches if stretch]
+
+
+def test_markers_are_written_as_published(tmp_path: Path) -> None:
+    """The turns stand under their headings, each answer ends with EOS, and only answers count."""
+    tokenizer = build(bos=True)
+    item = load(tmp_path, tokenizer, TALK, chat="markers")
+
+    assert learnt(tokenizer, item) == ["very</s>", "I like it</s>"]
+    assert tokenizer.decode(item.input_ids) == (
+        "<s>be kind\n\n### HUMAN:\nare you nice\n\n### RESPONSE:\nvery</s>\n\n"
+        "### HUMAN:\nwhy </s> so\n\n### RESPONSE:\nI like it</s>"
+    )
+    # What a person typed is only characters: three end tokens are written, two of them tokens.
+    assert item.input_ids.count(tokenizer.eos_token_id) == 2
+    assert item.input_ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.decode(item.prompt_ids).endswith("### RESPONSE:\n")
+
+
+def test_the_tokenizers_own_template_is_followed(tmp_path: Path) -> None:
+    """The text is the template's own, and generation starts where the template asks."""
+    tokenizer = build(bos=False)
+    tokenizer.chat_template = CHATML
+    talk = [message | {"content": message["content"].replace(" </s>", "")} for message in TALK]
+    item = load(tmp_path, tokenizer, talk, chat="template")
+
+    whole = tokenizer.apply_chat_template(talk, tokenize=False)
+    assert tokenizer.decode(item.input_ids) + "\n" == whole
+    assert learnt(tokenizer, item) == ["very</s>", "I like it</s>"]
+    asked = tokenizer.apply_chat_template(talk[:-1], tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(item.prompt_ids) == asked
+
+
+def test_a_control_token_in_a_message_is_refused_under_a_template(tmp_path: Path) -> None:
+    """Nobody can speak for the assistant by typing its tokens."""
+    tokenizer = build(bos=False)
+    tokenizer.chat_template = CHATML
+    with pytest.raises(DataError, match=r"rows.jsonl:1: message 4 holds the control token '</s>'"):
+        load(tmp_path, tokenizer, TALK, chat="template")
+
+
+def test_a_long_conversation_loses_its_oldest_exchange_and_no_answer(tmp_path: Path) -> None:
+    """What does not fit goes from the front; the answers that stay are whole."""
+    tokenizer = build(bos=True)
+    item = load(tmp_path, tokenizer, TALK, chat="markers", max_length=40)
+
+    assert learnt(tokenizer, item) == ["I like it</s>"]
+    assert len(item.input_ids) <= 40
+    assert item.input_ids[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize(
+    ("talk", "message"),
+    [
+        ("hi", "the conversation is no list of messages"),
+        (TALK[:2], "the conversation does not end with an answer"),
+        (TALK[2:], "message 1 is by 'assistant', and user's turn it is"),
+        ([TALK[1], {"role": "assistant", "content": " "}], "message 2 says nothing"),
+        ([TALK[1], TALK[2] | {"content": "x" * 300}], "an answer needs"),
+    ],
+)
+def test_a_broken_conversation_names_its_message(talk: Any, message: str, tmp_path: Path) -> None:
+    """Each disorder is an error with the row and the message."""
+    with pytest.raises(DataError, match=f"rows.jsonl:1: {message}"):
+        load(tmp_path, build(), talk, chat="markers")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": "{a}"}, "`completion` is missing"),
+        ({"prompt": "{a}", "completion": "{b}", "messages": "m"}, "keep one way"),
+    ],
+)
+def test_a_table_says_templates_or_messages(fields: dict[str, str], message: str) -> None:
+    """Half a pair of templates, or both ways at once, are refused."""
+    with pytest.raises(ValueError, match=message):
+        DataTable(train="a.jsonl", **fields)  # type: ignore[arg-type]  # a case of wrong fields

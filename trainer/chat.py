@@ -1,0 +1,182 @@
+"""Turns conversations into tokens in which every answer, and nothing else, is learnt with its end.
+
+Two ways of writing turns: `markers`, as `### HUMAN:` and `### RESPONSE:`, and `template`, the chat
+template that came with the tokenizer. A conversation that is too long loses its oldest exchanges
+first, then the middle of its last question, and never a part of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trainer.data import NOT_TRAINED, Codec, Example, TooLongError
+from trainer.template import MissingFieldError, Template
+
+HUMAN = "### HUMAN:\n{}\n\n"
+RESPONSE = "### RESPONSE:\n"
+AFTER = "\n\n"
+PLAIN = Template.parse("")  # a template without control tokens: what people wrote is only text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A stretch of a conversation; a learnt one is an answer."""
+
+    text: str
+    learnt: bool = False
+    control: bool = False  # written by a chat template, whose control tokens count as such
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What leads to an answer, and the answer; `ids` and `answer` are its tokens."""
+
+    ids: list[int]
+    answer: list[int]
+
+
+def encode_conversation(
+    codec: Codec, messages: object, *, style: str, row: int
+) -> tuple[Example, bool]:
+    """Return the example of one conversation, and whether it was shortened.
+
+    Raises:
+        MissingFieldError: `messages` is no conversation that ends with an answer.
+        TooLongError: an answer alone does not fit.
+    """
+    talk = checked(messages)
+    pieces = by_template(codec, talk) if style == "template" else by_markers(talk)
+    exchanges, cut = _shorten(codec, _tokens(codec, pieces))
+    ids, labels = list(codec.prefix), [NOT_TRAINED] * len(codec.prefix)
+    start = 0
+    for exchange in exchanges:
+        ids += exchange.ids
+        start = len(ids)
+        ids += exchange.answer
+        labels += [NOT_TRAINED] * len(exchange.ids) + exchange.answer
+    last = next(piece for piece in reversed(pieces) if piece.learnt)
+    asked = "".join(piece.text for piece in pieces[: pieces.index(last)])
+    return Example(tuple(ids), tuple(labels), asked, last.text, row, start), cut
+
+
+def checked(messages: object) -> list[Mapping[str, str]]:
+    """Return the messages if they are a conversation: a system's word, then turn and turn about.
+
+    Raises:
+        MissingFieldError: they are not; the message says where it breaks.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise MissingFieldError("the conversation is no list of messages")
+    expected = "user"
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping):
+            raise MissingFieldError(f"message {number} is no object with `role` and `content`")
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(content, str) or not content.strip():
+            raise MissingFieldError(f"message {number} says nothing")
+        if role == "system" and number == 1:
+            continue
+        if role != expected:
+            raise MissingFieldError(f"message {number} is by {role!r}, and {expected}'s turn it is")
+        expected = "assistant" if expected == "user" else "user"
+    if expected == "assistant" or len(messages) < 2:
+        raise MissingFieldError("the conversation does not end with an answer")
+    return messages
+
+
+def by_markers(messages: Sequence[Mapping[str, str]]) -> list[Piece]:
+    """Write the turns under plain headings; the end token after each answer is added later."""
+    pieces: list[Piece] = []
+    for message in messages:
+        content = message["content"]
+        if message["role"] == "assistant":
+            pieces += [Piece(text=RESPONSE), Piece(text=content, learnt=True), Piece(text=AFTER)]
+        elif message["role"] == "user":
+            pieces.append(Piece(text=HUMAN.format(content)))
+        else:
+            pieces.append(Piece(text=content + AFTER))
+    return pieces[:-1]  # nothing follows the last answer
+
+
+def by_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Piece]:
+    """Write the turns with the tokenizer's template, cut where answers begin and end.
+
+    Raises:
+        MissingFieldError: a message holds a control token, or the template rewrites what was said.
+    """
+    if not getattr(codec.tokenizer, "chat_template", None):
+        raise MissingFieldError("the tokenizer has no chat template; use `chat: markers`")
+    for number, message in enumerate(messages, start=1):
+        for token in codec.control_tokens:
+            if token in message["content"]:
+                raise MissingFieldError(f"message {number} holds the control token {token!r}")
+    eos = codec.tokenizer.convert_ids_to_tokens(codec.eos_id)
+    pieces: list[Piece] = []
+    written = ""
+    for at, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _rendered(codec, messages[:at], asking=True)
+        after = _rendered(codec, messages[: at + 1], asking=False)
+        if not before.startswith(written) or not after.startswith(before):
+            raise MissingFieldError("the chat template rewrites earlier turns; use `chat: markers`")
+        answer, end, rest = after[len(before) :].partition(eos)
+        pieces += [
+            Piece(text=before[len(written) :], control=True),
+            Piece(text=answer, learnt=True),
+        ]
+        written = before + answer + end
+        if rest:
+            pieces.append(Piece(text=rest, control=True))
+            written += rest
+    return pieces[:-1] if not pieces[-1].learnt else pieces
+
+
+def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], *, asking: bool) -> str:
+    text: str = codec.tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=asking
+    )
+    return text
+
+
+def _tokens(codec: Codec, pieces: Sequence[Piece]) -> list[Exchange]:
+    """Tokenize piece by piece, so that generation meets the same tokens before an answer."""
+    exchanges: list[Exchange] = []
+    lead: list[int] = []
+    for piece in pieces:
+        template = Template.parse(_literal(piece.text)) if piece.control else PLAIN
+        ids = codec.encode([piece.text], template)[0] if piece.text else []
+        if piece.learnt:
+            exchanges.append(Exchange(ids=lead, answer=[*ids, codec.eos_id]))
+            lead = []
+        else:
+            lead = lead + ids
+    first, prefix = exchanges[0], list(codec.prefix)
+    if prefix and first.ids[: len(prefix)] == prefix:  # the template writes its BOS itself
+        exchanges[0] = Exchange(ids=first.ids[len(prefix) :], answer=first.answer)
+    return exchanges
+
+
+def _literal(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _shorten(codec: Codec, exchanges: list[Exchange]) -> tuple[list[Exchange], bool]:
+    room = codec.max_length - len(codec.prefix)
+    for exchange in exchanges:
+        if len(exchange.answer) > room:
+            raise TooLongError(
+                f"an answer needs {len(exchange.answer)} tokens with its end, and `max_length` "
+                f"leaves {room}; raise it or leave the conversation out"
+            )
+    kept = list(exchanges)
+    while len(kept) > 1 and sum(len(one.ids) + len(one.answer) for one in kept) > room:
+        kept.pop(0)
+    last = kept[-1]
+    spare = room - len(last.answer)
+    if len(kept) == 1 and len(last.ids) > spare:
+        tail = (spare + 1) // 2
+        ids = last.ids[: spare - tail] + last.ids[len(last.ids) - tail :]
+        return [Exchange(ids=ids, answer=last.answer)], True
+    return kept, len(kept) < len(exchanges)
