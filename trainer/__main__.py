@@ -16,7 +16,7 @@ from time import monotonic
 
 from trainer.config import ConfigError, EvictionBand
 from trainer.errors import Busy, Preempted
-from trainer.job import Order, never_compile, run_job
+from trainer.job import Order, prepare_environment, run_job
 from trainer.rows import DataError
 
 DONE, DIFFERS, BAD_DATA, BUG, BUSY, PREEMPTED, BAD_CONFIG = 0, 1, 65, 70, 73, 75, 78
@@ -61,6 +61,11 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     train.set_defaults(run=run_train)
 
+    score = commands.add_parser("eval", help="score the base, or an adapter, on the held-out rows")
+    score.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
+    score.add_argument("--adapter", type=Path, help="directory of an adapter; without: the base")
+    score.set_defaults(run=run_eval)
+
     verify = commands.add_parser("verify", help="do some steps again and compare every bit")
     verify.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
     verify.add_argument("--steps", type=positive, help="how many; default: to the last checkpoint")
@@ -86,9 +91,22 @@ def run_train(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def run_eval(arguments: argparse.Namespace) -> int:
+    """Score once more and print the result as JSON."""
+    prepare_environment()
+    from trainer.rescore import rescore
+
+    def beat(done: int, total: int) -> None:
+        say(f"evaluated {done} of {total} rows")
+
+    result = rescore(arguments.run_dir.resolve(), arguments.adapter, beat=beat)
+    sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return DONE
+
+
 def run_verify(arguments: argparse.Namespace) -> int:
     """Replay a part of the run and say whether it gave the same bits."""
-    never_compile()
+    prepare_environment()
     from trainer.verify import replay, to_json, to_text
 
     result = replay(arguments.run_dir.resolve(), steps=arguments.steps, clock=monotonic, say=say)

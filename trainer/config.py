@@ -189,8 +189,9 @@ class TrainTable(BaseModel):
         default=1.0, ge=0, description="Longest allowed gradient; 0 switches clipping off."
     )
     max_length: int = Field(default=1024, ge=8, description="Tokens of prompt and answer together.")
-    gradient_checkpointing: bool = Field(
-        default=True, description="Recompute activations in the backward pass to save memory."
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        default="auto",
+        description="Recompute activations to save memory; `auto`: on a GPU, where it is scarce.",
     )
     precision: PrecisionChoice = Field(default=PrecisionChoice.AUTO, description="Arithmetic.")
     seed: int = Field(

@@ -25,6 +25,8 @@ from trainer.status import Heartbeat, Phase
 
 CONFIG = "config.json"
 ADAPTER = "adapter"
+SCORED = ".scored.json"  # of which config and data the scores are
+STAGES = ("before", "after")
 RECEIPT = "qft.json"  # inside the adapter: which run it is the result of
 
 
@@ -76,7 +78,7 @@ def _stages(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str],
     if finished(order.run_dir, config, inputs):
         say("everything is done already: nothing to do")
         return
-    never_compile()
+    prepare_environment()
     from trainer import stages  # torch and friends take seconds; what is done needs none of them
 
     desk = stages.Desk(
@@ -85,30 +87,55 @@ def _stages(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str],
     stages.work(desk)
 
 
-def never_compile() -> None:
-    """Keep torch from compiling; call before torch is imported.
+def prepare_environment() -> None:
+    """Set what torch reads when it is imported; call before that.
 
-    bitsandbytes quantises through `torch.compile` where a C++ compiler happens to be installed:
-    slow to load, and the bits of the base would depend on the machine's compiler.
+    No compiling: bitsandbytes quantises through `torch.compile` where a C++ compiler happens to be
+    installed, which is slow to load and makes the bits of the base depend on the machine. No
+    spinning: threads that wait by spinning slow a step on a busy machine tenfold (measured 2.6 s
+    against 36 s with two trainers on two cores); a user's own choice is respected.
     """
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def finished(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
     """Tell whether adapter and scores of this very config and data are all there."""
-    scores = [] if config.eval is None else ["eval-before.json", "eval-after.json"]
     return adapter_done(run_dir, config, inputs) and all(
-        (run_dir / name).is_file() for name in scores
+        scored(run_dir, stage, config, inputs) for stage in STAGES
     )
+
+
+def scored(run_dir: Path, stage: str, config: TrainerConfig, inputs: Facts) -> bool:
+    """Tell whether `eval-<stage>.json` scores this very config and data, or nothing is wanted."""
+    if config.eval is None:
+        return True
+    if not (run_dir / f"eval-{stage}.json").is_file():
+        return False
+    return bool(read_table(run_dir / SCORED).get(stage) == scoring_facts(stage, config, inputs))
+
+
+def scoring_facts(stage: str, config: TrainerConfig, inputs: Facts) -> Facts:
+    """Return the part of config and data that decides about the score of a stage."""
+    flat = {k: v for k, v in flatten_config(config).items() if k.startswith(("eval.", "data."))}
+    learnt = training_facts(config, inputs) if stage == "after" else {}
+    return {**flat, "data.eval": inputs["data.eval"], **learnt}
 
 
 def adapter_done(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
     """Tell whether the adapter in `run_dir` is the result of this very config and data."""
-    try:
-        receipt = json.loads((run_dir / ADAPTER / RECEIPT).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
+    receipt = read_table(run_dir / ADAPTER / RECEIPT)
     return bool(receipt.get("training") == training_facts(config, inputs))
+
+
+def read_table(path: Path) -> Facts:
+    """Return a JSON table, empty if there is none or it cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def training_facts(config: TrainerConfig, inputs: Facts) -> Facts:

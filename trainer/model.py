@@ -156,11 +156,14 @@ def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model
         target_modules=find_targets(base, method),
         task_type="SEQ_2_SEQ_LM" if is_seq2seq(base.config) else "CAUSAL_LM",
     )
-    with warnings.catch_warnings():  # PEFT asks transformers by a name that v6 will drop
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    on_gpu = base.device.type == "cuda"
+    with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
         model = peft.get_peft_model(base, settings)
-    if train.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if on_gpu if train.gradient_checkpointing == "auto" else train.gradient_checkpointing:
+            base.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
     base.config.use_cache = False
     for name, parameter in trainable(model).items():
         if parameter.dtype is not torch.float32:
@@ -173,7 +176,7 @@ def load_adapter(base: Model, directory: Path) -> Model:
     import peft
 
     with warnings.catch_warnings():  # as above
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
         return peft.PeftModel.from_pretrained(base, str(directory)).eval()
 
 
@@ -244,3 +247,5 @@ def make_deterministic() -> None:
     """Ask torch for the same bits in every run; on CUDA this needs the workspace setting too."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    # Filling memory that is overwritten anyway costs 7 % of a step and guards against bugs only.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property that torch does not declare

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from trainer import model as models
 from trainer.checkpoint import Snapshot, Store
 from trainer.config import ConfigError, OptimizerKind, TrainerConfig
 from trainer.data import Examples, load_examples, padding_id
-from trainer.disk import RealDisk
+from trainer.disk import RealDisk, replace_file
 from trainer.errors import Preempted
 from trainer.events import EventWriter
 from trainer.eviction import Flag
@@ -29,7 +28,18 @@ from trainer.fingerprint import (
     directory_sha256,
     take_fingerprint,
 )
-from trainer.job import ADAPTER, RECEIPT, Order, adapter_done, resolve, training_facts
+from trainer.job import (
+    ADAPTER,
+    RECEIPT,
+    SCORED,
+    Order,
+    adapter_done,
+    read_table,
+    resolve,
+    scored,
+    scoring_facts,
+    training_facts,
+)
 from trainer.keeper import Keeper
 from trainer.loop import Bench, train
 from trainer.manifest import Damaged
@@ -64,7 +74,6 @@ class Material:
     source: models.Source
     tokenizer: Any
     rows: Examples
-    held_out: Examples | None
     plan: Plan
     device: torch.device
     precision: Precision
@@ -106,16 +115,12 @@ def prepare(desk: Desk) -> Material:
     tokenizer = models.load_tokenizer(source)
     described = models.load_config(source)
     seq2seq = models.is_seq2seq(described)
-    read = partial(
-        load_examples,
+    rows = load_examples(
         config.data,
-        tokenizer=tokenizer,
+        resolve(run_dir, config.data.train),
+        tokenizer,
         max_length=config.train.max_length,
         seq2seq=seq2seq,
-    )
-    rows = read(resolve(run_dir, config.data.train))
-    held_out = (
-        read(resolve(run_dir, config.data.eval)) if config.eval and config.data.eval else None
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = make_plan(config.train, [len(item.input_ids) for item in rows.items])
@@ -140,7 +145,6 @@ def prepare(desk: Desk) -> Material:
         source=source,
         tokenizer=tokenizer,
         rows=rows,
-        held_out=held_out,
         plan=plan,
         device=device,
         precision=precision,
@@ -313,18 +317,28 @@ def write_adapter(desk: Desk, adapted: Any) -> None:
 
 
 def score(desk: Desk, material: Material, model: Any, stage: Literal["before", "after"]) -> None:
-    """Evaluate `model` into `eval-<stage>.json`, unless that is there or not wanted."""
-    if desk.config.eval is None or (desk.run_dir / f"eval-{stage}.json").is_file():
+    """Evaluate `model` and write `eval-<stage>.json`, unless that is there or nothing is wanted."""
+    if scored(desk.run_dir, stage, desk.config, desk.inputs):
         return
-    from trainer import evaluate  # scikit-learn is slow to import, and a resumed job has its scores
-
-    def beat(done: int, total: int) -> None:
-        look_up(desk)
-        desk.heartbeat.update(message=f"{stage} training: {done} of {total} rows scored")
+    from trainer import evaluate
 
     desk.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
-    evaluate.run(desk.run_dir, desk.config, model, material.tokenizer, stage=stage, beat=beat)
+
+    def beat(done: int, total: int) -> None:
+        desk.heartbeat.update(message=f"evaluated {done} of {total} rows ({stage} training)")
+        look_up(desk)
+
+    result = evaluate.run(
+        desk.run_dir, desk.config, model, material.tokenizer, stage=stage, beat=beat
+    )
+    receipt = read_table(desk.run_dir / SCORED)
+    receipt[stage] = scoring_facts(stage, desk.config, desk.inputs)
+    replace_file(desk.run_dir / SCORED, json.dumps(receipt, indent=1) + "\n", disk=RealDisk())
     desk.heartbeat.update(message=None)
+    desk.say(
+        f"{stage} training: {result.metric} {result.value:.3f} "
+        f"[{result.low:.3f}, {result.high:.3f}] on {result.n} rows"
+    )
 
 
 def _hardware(device: torch.device, threads: int) -> Facts:
