@@ -256,7 +256,7 @@ def foretell(
         dropout=method.dropout > 0,
         optimizer=method.optimizer,
         precision=gpu.precision if chosen is PrecisionChoice.AUTO else chosen,
-        checkpointing=train.gradient_checkpointing,
+        checkpointing=train.gradient_checkpointing is not False,
         supervised=supervised if config.data.loss_on == "completion" else None,
     )
     fitting = largest_micro_batch(
