@@ -97,12 +97,19 @@ class Teardown:
 
     def _remember(self, record: RunRecord, names: Names, group: dict[str, Any]) -> None:
         """Write down what will be removed before it is, so that a killed removal can still tell."""
+        ours = {
+            str(one.get("id") or ""): KINDS.get(_type(one), _type(one))
+            for one in self._inventory(names)
+            if _ours(one, names)
+        }
+        listed = {id_.lower() for id_ in ours}
+        for id_ in names.all_ids():  # lists lag: what they do not show yet is asked for by name
+            if id_.lower() not in listed and self._exists(id_):
+                type_ = id_.partition("/providers/")[2].rpartition("/")[0]
+                ours[id_] = KINDS[type_.lower()]
+        ours[str(group["id"])] = "resource group"
         known = {id_.lower() for _, id_ in record.removing}
-        for one in [*self._inventory(names), group]:
-            id_ = str(one.get("id") or "")
-            if id_.lower() not in known and (one is group or _ours(one, names)):
-                kind = "resource group" if one is group else KINDS.get(_type(one), _type(one))
-                record.removing.append([kind, id_])
+        record.removing += [[kind, id_] for id_, kind in ours.items() if id_.lower() not in known]
         record.note("delete", self.account.clock())
 
     def _unassign(self, record: RunRecord) -> None:
@@ -162,12 +169,8 @@ class Teardown:
     ) -> None:
         """Remove only our own parts and leave the group, without our tags, to what is not ours."""
         for id_ in names.all_ids():
-            self._remove_id(id_)
-        for id_ in names.all_ids():
-            while self._exists(id_):
-                if self.account.clock() >= deadline:
-                    raise Transient(f"`{id_}` is not gone yet")
-                self.account.sleep(self.account.settings.polling_s)
+            if self._exists(id_):
+                self._remove_id(id_, deadline)
         kept = ", ".join(str(one.get("name")) for one in foreign)
         record.removing = [[kind, id_] for kind, id_ in record.removing if kind != "resource group"]
         group = self._group(names)
@@ -180,12 +183,13 @@ class Teardown:
                 {"location": group["location"], "tags": tags},
             )
 
-    def _remove_id(self, id_: str) -> None:
+    def _remove_id(self, id_: str, deadline: float) -> None:
+        """Remove one part and wait until it is gone, so that nothing holds on to the next."""
         with contextlib.suppress(Gone):
             self.account.arm.send(f"remove `{id_}`", "DELETE", id_, version=_version(id_))
-        for _ in range(2):
-            if not self._exists(id_):
-                return
+        while self._exists(id_):
+            if self.account.clock() >= deadline:
+                raise Transient(f"`{id_}` is not gone yet")
             self.account.sleep(self.account.settings.polling_s)
 
     def _exists(self, id_: str) -> bool:

@@ -1,0 +1,201 @@
+"""Why a machine stopped is told as far as Azure lets anyone know, and never guessed further."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from arm import Fault, Weather
+from arm.harness import T4, AzureHarness, azure, spec
+from arm.replies import ArmError, Reply
+
+from infra.azure import machine
+from infra.provider import NoCapacity, Observation, PowerState, StopReason, Vm
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[AzureHarness]:
+    """A cloud in which machines stop."""
+    with azure(tmp_path / "here") as harness:
+        yield harness
+
+
+def running(harness: AzureHarness) -> Vm:
+    """A machine that has been up for a while."""
+    vm = harness.provider().create(spec())
+    harness.advance(300)
+    return vm
+
+
+def elsewhere(harness: AzureHarness, vm: Vm) -> Observation:
+    """What another computer sees, which remembers nothing of what was asked."""
+    return harness.provider(state_dir=harness.state_dir.parent / "elsewhere").observe(vm)
+
+
+def test_eviction_is_proved_by_the_activity_log(harness: AzureHarness) -> None:
+    """First nobody can know; when the log has caught up, it is an eviction, with its time."""
+    vm = running(harness)
+    harness.cloud.evict(harness.cloud.machines()[0])
+    harness.advance(31)
+
+    early = harness.provider().observe(vm)
+    harness.advance(150)
+    late = harness.provider().observe(vm)
+
+    assert (early.power, early.stop_reason) == (PowerState.DEALLOCATED, StopReason.UNKNOWN)
+    assert "lags by minutes" in early.detail
+    assert late.stop_reason is StopReason.EVICTED
+    assert late.since.startswith("2026-09-21T")
+    assert elsewhere(harness, vm).stop_reason is StopReason.EVICTED
+
+
+def test_price_eviction_is_known_at_once(harness: AzureHarness) -> None:
+    """A market above the cap explains the stop before the log does, with both numbers."""
+    vm = running(harness)
+    harness.cloud.set_price(T4, "eastus", 0.40)
+    harness.advance(31)
+
+    early = harness.provider().observe(vm)
+    harness.advance(150)
+    late = harness.provider().observe(vm)
+
+    assert early.stop_reason is StopReason.PRICE
+    assert "0.4 USD/h, above the cap of 0.25" in early.detail
+    assert late.stop_reason is StopReason.PRICE
+
+
+def test_own_order_is_remembered_here_and_found_in_the_log_elsewhere(
+    harness: AzureHarness,
+) -> None:
+    """A deallocation that we asked for is the user's, whoever looks."""
+    vm = running(harness)
+    harness.provider().deallocate(vm)
+
+    assert harness.provider().observe(vm).stop_reason is StopReason.USER
+    harness.advance(150)
+    there = elsewhere(harness, vm)
+    assert (there.stop_reason, there.detail) == (
+        StopReason.USER,
+        "deallocated by a@b.example",
+    )
+
+
+def test_rehearsal_is_an_eviction_everywhere(harness: AzureHarness) -> None:
+    """The rehearsed eviction counts as one, here at once and elsewhere by the log."""
+    vm = running(harness)
+    harness.provider().evict(vm)
+    harness.advance(60)
+
+    here = harness.provider().observe(vm)
+    harness.advance(150)
+
+    assert here.stop_reason is StopReason.EVICTED
+    assert elsewhere(harness, vm).stop_reason is StopReason.EVICTED
+
+
+def test_closed_log_is_no_error(harness: AzureHarness) -> None:
+    """An account that may not read the log still learns that the machine is down."""
+    vm = running(harness)
+    harness.cloud.evict(harness.cloud.machines()[0], notice_s=0)
+    harness.advance(1)
+    reply = Reply(status=403, body=ArmError(403, "AuthorizationFailed", "No.").body)
+    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, path="/eventtypes/", reply=reply))
+
+    seen = elsewhere(harness, vm)
+
+    assert (seen.power, seen.stop_reason) == (PowerState.DEALLOCATED, StopReason.UNKNOWN)
+    assert "cannot be read" in seen.detail
+
+
+def test_failed_start_is_told_beside_the_reason(harness: AzureHarness) -> None:
+    """After an eviction and a start without capacity the machine is down, not failed."""
+    vm = running(harness)
+    harness.provider().evict(vm)
+    harness.advance(60)
+    harness.set_capacity("eastus", free=False)
+    with pytest.raises(NoCapacity):
+        harness.provider().start(vm)
+    harness.advance(150)
+
+    seen = harness.provider().observe(vm)
+    assert seen.power is PowerState.DEALLOCATED
+    assert "AllocationFailed" in seen.detail
+
+
+def test_deleted_by_somebody_is_gone(harness: AzureHarness) -> None:
+    """A machine that somebody removed in the portal leaves remnants, which are listed as such."""
+    vm = running(harness)
+    arm = harness.provider().account.arm
+    arm.begin("x", arm.compute.virtual_machines.begin_delete, "qft-run-a", "qft-run-a-1").settle(
+        wait_s=300
+    )
+
+    seen = elsewhere(harness, vm)
+    (listed,) = harness.provider().list_all()
+
+    assert (seen.power, listed.power) == (PowerState.REMNANTS, PowerState.REMNANTS)
+    assert not seen.power.bills_compute
+    assert harness.provider().delete("run-a") != []
+    assert harness.provider().observe(vm).power is PowerState.GONE
+
+
+def test_looking_at_a_running_machine_takes_one_request(harness: AzureHarness) -> None:
+    """A supervisor that looks every few seconds stays far below Azure's limits."""
+    vm = running(harness)
+    provider = harness.provider()
+    provider.observe(vm)
+    before = len(harness.cloud.requests)
+
+    for _ in range(5):
+        provider.observe(vm)
+
+    assert len(harness.cloud.requests) - before == 5
+
+
+@pytest.mark.parametrize(
+    ("statuses", "made", "power"),
+    [
+        (["ProvisioningState/succeeded", "PowerState/running"], "Succeeded", PowerState.RUNNING),
+        (["PowerState/running", "ProvisioningState/updating"], "Updating", PowerState.RUNNING),
+        (["ProvisioningState/creating"], "Creating", PowerState.CREATING),
+        (
+            ["ProvisioningState/creating/osProvisioningComplete", "PowerState/running"],
+            "Creating",
+            PowerState.RUNNING,
+        ),
+        ([], "Creating", PowerState.CREATING),
+        (["PowerState/starting"], "Updating", PowerState.STARTING),
+        (["PowerState/stopped"], "Succeeded", PowerState.STOPPED),
+        (["PowerState/deallocating"], "Updating", PowerState.STOPPING),
+        (["PowerState/deallocated"], "Succeeded", PowerState.DEALLOCATED),
+        (
+            ["ProvisioningState/failed/AllocationFailed", "PowerState/deallocated"],
+            "Failed",
+            PowerState.DEALLOCATED,
+        ),
+        (["ProvisioningState/failed/AllocationFailed"], "Failed", PowerState.FAILED),
+        (["PowerState/stopped", "ProvisioningState/failed/x"], "Failed", PowerState.FAILED),
+        (["PowerState/running"], "Deleting", PowerState.STOPPING),
+        (["PowerState/unknown"], "Succeeded", PowerState.CREATING),
+    ],
+)
+def test_power_is_found_by_prefix(statuses: list[str], made: str, power: PowerState) -> None:
+    """The power state may stand anywhere among the statuses, or nowhere."""
+    answer = {
+        "properties": {
+            "provisioningState": made,
+            "instanceView": {"statuses": [{"code": code} for code in statuses]},
+        }
+    }
+
+    assert machine.power_of(answer)[0] is power
+
+
+def test_agent_that_is_late_does_not_confuse(harness: AzureHarness) -> None:
+    """While the machine's agent is not ready and statuses come in any order, it runs."""
+    vm = harness.provider().create(spec())
+
+    seen = {harness.provider().observe(vm).power for _ in range(8)}
+
+    assert seen == {PowerState.RUNNING}
