@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
+from typing import Any
+
+from infra.azure import vmwatch
 
 CUSTOM_DATA_BYTES_MAX = 65_535
 """Azure's limit, counted before base64."""
@@ -14,7 +18,7 @@ PRIME_NOTICES = (
 )
 
 
-def custom_data(*, host_private_key: str, host_public_key: str) -> str:
+def custom_data(*, host_private_key: str, host_public_key: str, watch_home: str = "") -> str:
     """The base64 `customData` that makes cloud-init install exactly this ed25519 host key.
 
     `customData` is returned neither by ARM nor by the metadata service; `userData` would be, to
@@ -23,7 +27,7 @@ def custom_data(*, host_private_key: str, host_public_key: str) -> str:
 
     Raises ValueError if the document outgrows Azure's limit.
     """
-    document = {
+    document: dict[str, Any] = {
         "ssh_deletekeys": True,
         "ssh_genkeytypes": ["ed25519"],
         "ssh_keys": {
@@ -36,8 +40,44 @@ def custom_data(*, host_private_key: str, host_public_key: str) -> str:
         # asked at boot, they flow by the time training starts.
         "bootcmd": [PRIME_NOTICES],
     }
+    if watch_home:
+        document |= _watch(watch_home)
     text = f"#cloud-config\n{json.dumps(document, indent=1)}\n".encode()
     if len(text) > CUSTOM_DATA_BYTES_MAX:
         message = f"first-boot data of {len(text)} bytes exceeds Azure's {CUSTOM_DATA_BYTES_MAX}"
         raise ValueError(message)
     return base64.b64encode(text).decode()
+
+
+def _watch(home: str) -> dict[str, Any]:
+    """Files and commands that install `vmwatch.py` as a service of the system, not of the user."""
+    return {
+        "write_files": [
+            {
+                "path": WATCH_PATH,
+                "permissions": "0755",
+                "content": Path(vmwatch.__file__).read_text(encoding="utf-8"),
+            },
+            {
+                "path": "/etc/systemd/system/qft-watch.service",
+                "permissions": "0644",
+                "content": _UNIT.format(path=WATCH_PATH, home=home),
+            },
+        ],
+        "runcmd": [["systemctl", "enable", "--now", "qft-watch.service"]],
+    }
+
+
+WATCH_PATH = "/usr/local/lib/qft-watch.py"
+_UNIT = """[Unit]
+Description=Gives this machine back to Azure when nobody needs it any more
+After=network-online.target
+
+[Service]
+ExecStart=/usr/bin/python3 {path} --home {home}
+Restart=always
+RestartSec=60
+
+[Install]
+WantedBy=multi-user.target
+"""

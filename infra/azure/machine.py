@@ -53,7 +53,9 @@ def body(spec: VmSpec, *, names: Names, tags: dict[str, str], make: Make) -> dic
                 "computerName": names.vm[:63].rstrip("-"),
                 "adminUsername": spec.user,
                 "customData": custom_data(
-                    host_private_key=spec.host_private_key, host_public_key=spec.host_public_key
+                    host_private_key=spec.host_private_key,
+                    host_public_key=spec.host_public_key,
+                    watch_home=f"/home/{spec.user}" if make.identity else "",
                 ),
                 "linuxConfiguration": {
                     "disablePasswordAuthentication": True,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from arm import facts, lives
+from arm import facts, lives, roles
 from arm.clock import SimClock
 from arm.dispatch import dispatch
 from arm.faults import Faults
@@ -138,5 +138,9 @@ class Cloud:
             return self.login.handle(base, request)
         if request.path == "/metadata/identity/oauth2/token":
             return self.login.identity(request)
+        if request.path == "/metadata/instance/compute":
+            return Reply(body={"resourceId": self.world.machines_made[-1]})
         self.login.check(request)
+        if request.header("authorization").removeprefix("Bearer ") in self.login.own_tokens:
+            roles.check_own(self.world, request)
         return dispatch(self.world, base, request)

@@ -20,6 +20,8 @@ class Login:
 
     client_secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     tokens: set[str] = field(default_factory=set)
+    own_tokens: set[str] = field(default_factory=set)
+    """Tokens of machines' own identities."""
     forbidden: bool = False
     """Answer 403 to everything, as for an account without rights."""
 
@@ -66,9 +68,11 @@ class Login:
             return Reply(status=400, body={"error": "invalid_request"})
         if request.query.get("resource", "").rstrip("/") != AUDIENCE:
             return Reply(status=400, body={"error": "invalid_resource"})
+        made = self.token()
+        self.own_tokens.add(made)
         return Reply(
             body={
-                "access_token": self.token(),
+                "access_token": made,
                 "expires_in": str(TOKEN_TTL_S),
                 "expires_on": "9999999999",
                 "resource": AUDIENCE,

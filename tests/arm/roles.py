@@ -24,6 +24,26 @@ def permissions(world: World) -> Reply:
     return Reply(body={"value": [{"actions": ["*"], "notActions": refused}]})
 
 
+def check_own(world: World, request: Request) -> None:
+    """A machine's own identity may do what a role assignment on that machine grants, no more."""
+    for key, made in world.roles.items():
+        if not key.startswith("roleassignments/"):
+            continue
+        properties = made["properties"]
+        name = properties["roleDefinitionId"].rpartition("/")[2].lower()
+        actions = world.roles[f"roledefinitions/{name}"]["properties"]["permissions"][0]["actions"]
+        wanted = f"{properties['scope']}/deallocate".lower()
+        if request.path.lower() == wanted and any(
+            a.endswith("/deallocate/action") for a in actions
+        ):
+            return
+    raise ArmError(
+        403,
+        "AuthorizationFailed",
+        f"The client 'a machine' does not have authorization over scope '{request.path}'.",
+    )
+
+
 def authorization(world: World, request: Request, type_: str, scope: str, name: str) -> Reply:
     """Role definitions and assignments; both need rights that a Contributor lacks."""
     key = f"{type_}/{name}".lower()

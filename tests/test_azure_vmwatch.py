@@ -1,0 +1,131 @@
+"""A machine that nobody needs gives itself back, with every laptop dead, and only itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from arm.harness import AzureHarness, azure, spec
+
+from infra.azure import vmwatch
+from infra.azure.vmwatch import last_sign_of_life_s, limit_of, ssh_sessions, why_end
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[AzureHarness]:
+    """A cloud with a machine that may give itself back."""
+    with azure(tmp_path / "state") as harness:
+        yield harness
+
+
+def watch(harness: AzureHarness, home: Path, script: Path, *more: str) -> int:
+    """Run the shipped script once, as the machine would, and return its exit code."""
+    base = harness.cloud.server.base
+    argv = [sys.executable, "-I", str(script), "--home", str(home), "--once"]
+    argv += ["--imds", base, "--arm", base, *more]
+    environment = {"SSL_CERT_FILE": str(harness.cloud.server.ca_file)}
+    return subprocess.run(argv, env=environment, check=False, timeout=60).returncode
+
+
+def shipped(harness: AzureHarness, tmp_path: Path) -> Path:
+    """The script as it travelled in the first-boot data."""
+    request = next(
+        r for r in harness.cloud.requests if r.method == "PUT" and "/virtualMachines/" in r.path
+    )
+    data = request.body["properties"]["osProfile"]["customData"]
+    document = json.loads(base64.b64decode(data).decode().removeprefix("#cloud-config\n"))
+    assert document["runcmd"] == [["systemctl", "enable", "--now", "qft-watch.service"]]
+    assert "--home /home/qft" in document["write_files"][1]["content"]
+    script = tmp_path / "watch.py"
+    script.write_text(document["write_files"][0]["content"])
+    return script
+
+
+def test_machine_gives_itself_back(harness: AzureHarness, tmp_path: Path) -> None:
+    """Past the limit that the laptop wrote, the shipped script stops the bill by itself."""
+    vm = harness.provider().create(spec())
+    harness.provider().protect(vm, until_s=harness.cloud.clock.now() + 3600)
+    home = tmp_path / "home"
+    (home / "qft").mkdir(parents=True)
+    script = shipped(harness, tmp_path)
+
+    busy = watch(harness, home, script)
+    still = harness.cloud.ledger.billing("compute")
+    (home / "qft" / "limit").write_text(str(time.time() - 1))
+    over = watch(harness, home, script)
+    harness.advance(60)
+
+    assert (busy, over) == (0, 0)
+    assert still != []
+    assert harness.cloud.ledger.billing("compute") == []
+
+
+def test_machine_without_the_right_is_refused(harness: AzureHarness, tmp_path: Path) -> None:
+    """Without the role Azure refuses, the script says so and will try again."""
+    harness.provider().create(spec())
+    script = shipped(harness, tmp_path)
+
+    code = watch(harness, tmp_path / "home", script, "--idle-s", "0")
+
+    assert code == 1
+    assert harness.cloud.ledger.billing("compute") != []
+
+
+@pytest.mark.parametrize(
+    ("now_s", "active_s", "limit_s", "ends"),
+    [
+        (1000, 990, None, False),
+        (1000, 100, None, True),
+        (1000, 990, 999, True),
+        (1000, 990, 1001, False),
+        (1000, 400, None, True),
+    ],
+)
+def test_reasons_to_end(
+    now_s: float, active_s: float, limit_s: float | None, *, ends: bool
+) -> None:
+    """Silence for longer than the patience ends it, and so does the limit, whatever still runs."""
+    reason = why_end(now_s=now_s, active_s=active_s, limit_s=limit_s, idle_s=600)
+
+    assert bool(reason) is ends
+
+
+def test_heartbeat_is_a_sign_of_life(tmp_path: Path) -> None:
+    """A trainer that writes its status keeps the machine; a broken limit file is none."""
+    status = tmp_path / "qft" / "run-a" / "run" / "status.json"
+    status.parent.mkdir(parents=True)
+    status.write_text("{}")
+    (tmp_path / "qft" / "limit").write_text("soon")
+
+    assert last_sign_of_life_s(tmp_path, 5.0) == status.stat().st_mtime
+    assert last_sign_of_life_s(tmp_path / "nowhere", 5.0) == 5.0
+    assert limit_of(tmp_path) is None
+
+
+def test_visitors_are_counted(tmp_path: Path) -> None:
+    """Only established connections to port 22 count."""
+    table = tmp_path / "tcp"
+    table.write_text(
+        "  sl  local_address rem_address   st\n"
+        "   0: 0100007F:0016 0100007F:D2F0 01 0\n"
+        "   1: 00000000:0016 00000000:0000 0A 0\n"
+        "   2: 0100007F:1F90 0100007F:D2F1 01 0\n"
+    )
+
+    assert ssh_sessions(table) == 1
+    assert ssh_sessions(tmp_path / "absent") == 0
+
+
+def test_script_needs_nothing_but_python() -> None:
+    """It is shipped as text to a machine on which nothing is installed yet."""
+    text = Path(vmwatch.__file__).read_text()
+
+    imported = {line.split()[1].split(".")[0] for line in text.splitlines() if line[:6] == "import"}
+    assert imported <= sys.stdlib_module_names
+    assert "infra" not in text
