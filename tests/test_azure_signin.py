@@ -1,0 +1,186 @@
+"""Every usual way to sign in works through the unmodified identity library, and so does none."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from arm import Cloud
+
+from infra.azure import AzureProvider, AzureSettings
+from infra.azure.settings import PUBLIC_ARM
+from infra.provider import NotAllowed
+
+PAGE = (Path(__file__).parents[1] / "docs" / "azure.md").read_text()
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """A cloud whose environment is this process's, without any credential yet."""
+    with Cloud() as cloud:
+        for name in [*os.environ]:
+            if name.startswith(("AZURE_", "QFT_", "IDENTITY_", "MSI_")):
+                monkeypatch.delenv(name)
+        for name, value in cloud.environment().items():
+            if not name.startswith("AZURE_CLIENT") and name != "AZURE_TENANT_ID":
+                monkeypatch.setenv(name, value)
+        yield cloud
+
+
+def sign_in(cloud: Cloud, directory: Path) -> list[object]:
+    """Ask for something that needs an account."""
+    settings = AzureSettings.from_environment(os.environ)
+    provider = AzureProvider(settings, directory, clock=cloud.clock.now, sleep=cloud.clock.sleep)
+    try:
+        return list(provider.list_all())
+    finally:
+        provider.close()
+
+
+def test_client_secret(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service principal signs in at the directory that the environment names."""
+    for name, value in cloud.environment().items():
+        monkeypatch.setenv(name, value)
+
+    assert sign_in(cloud, tmp_path) == []
+    assert any(r.path.endswith("/oauth2/v2.0/token") for r in cloud.requests)
+
+
+def test_wrong_client_secret(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong secret is told as what it is, with the directory's own code, and not repeated."""
+    for name, value in cloud.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AZURE_CLIENT_SECRET", "hunter2hunter2")
+
+    with pytest.raises(NotAllowed, match="AADSTS7000215") as caught:
+        sign_in(cloud, tmp_path)
+
+    assert "hunter2" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_az_login(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has signed in with `az` needs nothing else."""
+    az = tmp_path / "bin" / "az"
+    az.parent.mkdir()
+    token = cloud.login.token()
+    az.write_text(
+        "#!/bin/sh\n"
+        f'echo \'{{"accessToken": "{token}", "expires_on": 9999999999,'
+        ' "expiresOn": "2099-01-01 00:00:00.000000", "subscription": "s", "tenant": "t"}\'\n'
+    )
+    az.chmod(az.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{az.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "AzureCliCredential")
+
+    assert sign_in(cloud, tmp_path) == []
+
+
+def test_managed_identity(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine of Azure's own, its identity is enough."""
+    token = cloud.login.token()
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            good = "/metadata/identity/oauth2/token" in self.path and self.headers["Metadata"]
+            self.send_response(200 if good else 400)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            body = f'{{"access_token": "{token}", "expires_in": "3600", "expires_on": "9999999999",'
+            self.wfile.write(f'{body} "resource": "x", "token_type": "Bearer"}}'.encode())
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", base)
+        monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "ManagedIdentityCredential")
+        found = sign_in(cloud, tmp_path)
+        server.shutdown()
+
+    assert found == []
+
+
+def test_nobody_signed_in(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any credential there is one sentence and one command, not a page of attempts."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "AzureCliCredential")
+
+    with pytest.raises(NotAllowed) as caught:
+        sign_in(cloud, tmp_path)
+
+    assert len(str(caught.value)) < 200
+    assert caught.value.hint.startswith("`az login`")
+
+
+def test_no_subscription(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a subscription nothing is asked of anybody, and the command to choose one is told."""
+    monkeypatch.delenv("AZURE_SUBSCRIPTION_ID")
+
+    with pytest.raises(NotAllowed, match="no Azure subscription") as caught:
+        sign_in(cloud, tmp_path)
+
+    assert "az account list" in caught.value.hint
+    assert cloud.requests == []
+
+
+def test_expired_token_is_told(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sign-in that Azure has forgotten is a matter of signing in again."""
+    for name, value in cloud.environment().items():
+        monkeypatch.setenv(name, value)
+    settings = AzureSettings.from_environment(os.environ)
+    provider = AzureProvider(settings, tmp_path, clock=cloud.clock.now, sleep=cloud.clock.sleep)
+    provider.list_all()
+    cloud.login.tokens.clear()
+
+    with pytest.raises(NotAllowed, match="ExpiredAuthenticationToken") as caught:
+        provider.list_all()
+    provider.close()
+
+    assert "az login" in caught.value.hint
+
+
+def test_settings_default_to_the_public_cloud() -> None:
+    """An empty environment is the ordinary case."""
+    assert AzureSettings.from_environment({}) == AzureSettings()
+    assert AzureSettings().arm_endpoint == PUBLIC_ARM
+
+
+def test_nonsense_in_a_setting_is_told() -> None:
+    """A polling interval of nothing would be a storm of requests."""
+    with pytest.raises(ValueError, match="QFT_AZURE_POLLING_S"):
+        AzureSettings.from_environment({"QFT_AZURE_POLLING_S": "0"})
+
+
+def test_page_names_every_setting() -> None:
+    """docs/azure.md knows each variable that the program reads, and invents none."""
+    source = (Path(__file__).parents[1] / "infra" / "azure" / "settings.py").read_text()
+    read = set(re.findall(r'"((?:QFT|AZURE)_[A-Z_]+)"', source))
+    shown = set(re.findall(r"QFT_[A-Z_]+", PAGE))
+
+    assert shown == {name for name in read if name.startswith("QFT_")}
+    assert "AZURE_SUBSCRIPTION_ID" in PAGE
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    """Importing the provider costs no SDK: `--help` and `plan` of other providers stay quick."""
+    script = (
+        "import sys, infra.azure; print([m for m in sys.modules if m.split('.')[0] == 'azure'])"
+    )
+
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert told.strip() == "[]"
