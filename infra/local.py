@@ -127,6 +127,7 @@ class LocalProvider:
             )
         directory = self._directory(spec.run_id)
         with self._locked(), _translated():
+            self._empty_trash(spec.run_id)
             machine = self._machine(directory)
             record = read_json(directory / "vm.json")
             if record is None or machine.orders() is None:
@@ -187,21 +188,13 @@ class LocalProvider:
         Moving it away comes first: it needs no space, and the guest takes it as its end.
         """
         directory = self._directory(run_id)
-        trash = self._root / "trash"
-        removed = []
         with self._locked(), _translated():
             if directory.exists():
+                trash = self._root / "trash"
                 trash.mkdir(exist_ok=True)
                 directory.rename(trash / f"{run_id}.{secrets.token_hex(4)}")
                 sync_directory(directory.parent)
-            for remnant in self._trash_of(run_id):
-                self._machine(remnant).end_processes()
-                record = read_json(remnant / "vm.json")
-                _remove_tree(remnant)
-                if record is not None:
-                    removed.append(Removed(kind="virtual machine", id=record["vm"]["id"]))
-                removed.append(Removed(kind="disk", id=remnant.name))
-        return removed
+            return self._empty_trash(run_id)
 
     def list_all(self) -> list[Vm]:
         """Every machine of this directory, and every half of one, newest first."""
@@ -321,10 +314,19 @@ class LocalProvider:
         """The levers of the machine that lives in `directory`."""
         return Machine(directory, sleep=self._sleep, clock=self._clock)
 
-    def _trash_of(self, run_id: str) -> list[Path]:
-        """What is left of deleted machines of the run."""
-        every = _entries(self._root / "trash")
-        return [path for path in every if path.name.rpartition(".")[0] == run_id]
+    def _empty_trash(self, run_id: str) -> list[Removed]:
+        """Finish what a delete of the run began, perhaps in a process that was killed over it."""
+        removed = []
+        for remnant in _entries(self._root / "trash"):
+            if remnant.name.rpartition(".")[0] != run_id:
+                continue
+            self._machine(remnant).end_processes()
+            record = read_json(remnant / "vm.json")
+            _remove_tree(remnant)
+            if record is not None:
+                removed.append(Removed(kind="virtual machine", id=record["vm"]["id"]))
+            removed.append(Removed(kind="disk", id=remnant.name))
+        return removed
 
     def _market(self) -> Market:
         """Prices and capacity now."""

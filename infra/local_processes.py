@@ -16,6 +16,8 @@ MARK = "QFT_VM"
 """Environment variable that every process of a machine inherits; it holds the machine's mark."""
 GUEST = "QFT_GUEST"
 """Environment variable that only the guest itself carries: the life it plays."""
+FREEZE_AFTER_S = 0.5
+"""How long processes are killed one by one before they are suspected of breeding."""
 
 
 class StillAlive(Exception):  # noqa: N818  (says what is so; the provider decides what it means)
@@ -35,22 +37,20 @@ def end_all(
 ) -> None:
     """Kill what `find` finds until it finds nothing; raises `StillAlive` after `timeout_s`.
 
-    All are frozen before the first is killed: otherwise one that forks quickly enough, or a parent
-    that restarts its children, is always one step ahead.
+    The guest dies last, because it adopts what the others leave behind. What is not dead soon may
+    be breeding: then all are frozen before the first is killed. Not sooner, because if we were
+    killed in between, the frozen would stay.
     """
     began = clock()
-    while True:
-        frozen: set[psutil.Process] = set()
-        while fresh := find() - frozen:
-            for process in fresh:
-                _send(process, signal.SIGSTOP)
-            frozen |= fresh
-        if not frozen:
-            return
-        for process in frozen:
+    while found := find():
+        elapsed_s = clock() - began
+        if elapsed_s > timeout_s:
+            raise StillAlive((process.pid for process in found), waited_s=timeout_s)
+        victims = {process for process in found if GUEST not in _environ(process)} or found
+        if elapsed_s > FREEZE_AFTER_S:
+            victims |= _frozen(find)
+        for process in victims:
             _send(process, signal.SIGKILL)
-        if clock() - began > timeout_s:
-            raise StillAlive((process.pid for process in frozen), waited_s=timeout_s)
         sleep(0.005)
 
 
@@ -115,6 +115,16 @@ def adopt_orphans() -> bool:
     if sys.platform != "linux":
         return False
     return bool(ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0) == 0)
+
+
+def _frozen(find: Callable[[], set[psutil.Process]]) -> set[psutil.Process]:
+    """Stop all that `find` finds, and what these did before they stopped, until nothing is new."""
+    frozen: set[psutil.Process] = set()
+    while fresh := find() - frozen:
+        for process in fresh:
+            _send(process, signal.SIGSTOP)
+        frozen |= fresh
+    return frozen
 
 
 def _lineage() -> set[int]:
