@@ -255,7 +255,8 @@ def main() -> None:
     """Run the command line; every error leaves through here, with its documented exit code."""
     as_json = "--json" in sys.argv[1:]
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what `typer.Exit` carries is returned, not raised
+        sys.exit(code if isinstance(code, int) else Exit.DONE)
     except Trouble as trouble:
         _tell_trouble(trouble, as_json=as_json)
         sys.exit(trouble.exit_code)

@@ -13,7 +13,8 @@ from infra.cost import bill
 from infra.journal import read
 from infra.lifecycle import JobView, Seen
 from infra.state import Ending, RunState, fold
-from infra.supervisor import HostNotTrusted, HostUnfit, HostUnreachable, Report
+from infra.supervisor import Report
+from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 LOOK_EVERY_S = 1.0
 

@@ -18,7 +18,7 @@ from infra.journal import read
 from infra.lifecycle import JobPhase, JobView
 from infra.provider import Observation, PowerState, ProviderError
 from infra.state import RunState, fold
-from infra.supervisor import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 
 @dataclass(frozen=True, kw_only=True)

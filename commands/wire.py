@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING
 
 from commands.errors import Usage
 from commands.home import RunFolder, make_private
+from infra.catalog import find_size
 from infra.config import SshTable, VmTable
-from infra.provider import Offer, Provider, VmSpec, Want
+from infra.provider import Offer, Provider, Vm, VmSpec, Want
 from remote import keys, link
 
 if TYPE_CHECKING:
     from infra.host import HostSettings
+    from remote import setup
 
 USER_KEY = "user_ed25519"
+
+MakeReady = Callable[[link.Link, Vm], tuple[link.Link, str]]
+"""Makes a machine trainable; returns the connection to go on with (there may have been a reboot)
+and the Python interpreter there."""
 
 
 def make_provider(vm: VmTable, home: Path) -> Provider:
@@ -114,14 +120,33 @@ def want(vm: VmTable) -> Want:
     return Want(gpu=vm.gpu, regions=tuple(vm.regions), max_price_usd_per_h=vm.max_price)
 
 
-def make_ready(vm: VmTable, say: Callable[[str], None]) -> Callable[[link.Link], str]:
-    """How a machine of this provider becomes trainable; the result is its Python interpreter.
+def make_ready(vm: VmTable, say: Callable[[str], None]) -> MakeReady:
+    """How a machine of this provider becomes trainable.
 
-    A machine that this computer plays uses the interpreter that runs `qft`.
+    A machine that this computer plays uses the interpreter that runs `qft`; so does a user's
+    machine with an interpreter named. Others get driver and environment by `remote.setup`.
     """
+
+    def ready(connection: link.Link, machine: Vm) -> tuple[link.Link, str]:
+        from remote import setup
+
+        done = setup.apply(connection, setup_wanted(vm, machine), tell=say)
+        return done.link, done.python
+
     if vm.provider == "local":
-        return lambda _link: sys.executable
-    if vm.provider == "ssh" and need_ssh(vm).python:
-        fixed = need_ssh(vm).python
-        return lambda _link: fixed
-    raise Usage("setting machines up is not in this version", hint="set `vm.ssh.python`")
+        return lambda connection, _machine: (connection, sys.executable)
+    return ready
+
+
+def setup_wanted(vm: VmTable, machine: Vm) -> setup.Want:
+    """What the machine must be able to do, from its size in the catalog or the user's word."""
+    from remote import setup
+
+    if vm.provider == "ssh":
+        table = need_ssh(vm)
+        driver = setup.Driver.DATACENTER if table.gpu else setup.Driver.NONE
+        return setup.Want(driver=driver, python=table.python, rented=False)
+    size = find_size(machine.size, provider=vm.provider)
+    if size is None:
+        return setup.Want(driver=setup.Driver.DATACENTER)
+    return setup.Want(driver=setup.Driver(size.driver.value), cuda_max=size.cuda_max)

@@ -15,10 +15,11 @@ from typing import Any
 
 from commands.homing import Homing
 from commands.staging import Staged
+from commands.wire import MakeReady
 from infra.durable import write_bytes
 from infra.lifecycle import JobPhase, JobView
 from infra.provider import Vm
-from infra.supervisor import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, link, sync
 from remote.sync_plan import Progress, SyncOptions
 
@@ -67,8 +68,7 @@ class Setting:
     """Where checkpoints come home to."""
     out: Path
     """Where results go in the end."""
-    make_ready: Callable[[link.Link], str]
-    """Make the machine trainable; returns the Python interpreter there."""
+    make_ready: MakeReady
     cache: Path
     """Where hashes of local files are remembered."""
     helper_python: str = "python3"
@@ -110,7 +110,7 @@ class SshWorkload:
         with self._translated():
             connection = self._open(vm)
             setting.say("setting up the machine")
-            self._python = setting.make_ready(connection)
+            connection = self._make_ready(connection, vm)
             for what, source, target in setting.staged.pushes(setting.site.base):
                 self._push(connection, what, source, target)
             self._homing.send_back(connection)
@@ -248,8 +248,16 @@ class SshWorkload:
     def _interpreter(self, vm: Vm) -> str:
         if not self._python:  # a new `qft` over a machine that an earlier one prepared
             with self._translated():
-                self._python = self._setting.make_ready(self._open(vm))
+                self._make_ready(self._open(vm), vm)
         return self._python
+
+    def _make_ready(self, connection: link.Link, vm: Vm) -> link.Link:
+        connection, python = self._setting.make_ready(connection, vm)
+        self._link = connection
+        relative = "/" in python and not python.startswith("/")
+        # The job's working directory is the code's, set-up speaks of the user's home.
+        self._python = f"../../../{python}" if relative else python
+        return connection
 
     def _heartbeat(self, vm: Vm) -> dict[str, Any]:
         """The trainer's status; empty before its first beat."""

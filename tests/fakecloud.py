@@ -16,7 +16,8 @@ from infra.journal import Event, Journal, Kind
 from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
 from infra.state import Ending
-from infra.supervisor import HostUnreachable, Supervisor, Tools
+from infra.supervisor import Supervisor, Tools
+from infra.workload import HostUnreachable
 
 SAVE_EVERY = 10
 

@@ -1,0 +1,195 @@
+"""The plan of the house holds: who imports whom, what is loaded when, and how long things get."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("infra", "remote", "trainer")
+FILE_LINES_MAX = 400
+TEST_LINES_MAX = 450
+FUNCTION_LINES_MAX = 60
+LOOP_LINES_MAX = 90
+CONFINED = {
+    "azure": ("infra/azure",),
+    "asyncssh": ("infra/guest",),
+    "fabric": ("remote/link.py", "remote/sync"),
+    "paramiko": ("remote/link.py", "remote/sync"),
+    "torch": ("trainer/",),
+    "transformers": ("trainer/",),
+    "peft": ("trainer/",),
+    "bitsandbytes": ("trainer/",),
+    "accelerate": ("trainer/",),
+    "rich": ("commands/console", "cli.py"),
+}
+HEAVY = {*CONFINED, "pydantic", "yaml", "psutil"} - {"rich"}
+
+
+def sources(*places: str) -> list[Path]:
+    """The Python files of the house, or of some rooms."""
+    found = [ROOT / "cli.py"] if not places else []
+    for place in places or (*ROOMS, "commands"):
+        found += sorted((ROOT / place).rglob("*.py"))
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules that a file imports anywhere, by their full names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+def trespasses(paths: list[Path], room: str) -> list[str]:
+    """The imports of other rooms, or of the door, in the files of a room."""
+    foreign = {*ROOMS, "cli", "commands"} - {room}
+    return [
+        f"{path.name} imports {name}"
+        for path in paths
+        for name in imported(path)
+        if name.split(".")[0] in foreign
+    ]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_room_imports_another(room: str) -> None:
+    """Infra, remote and trainer know nothing of each other, nor of the door."""
+    assert trespasses(sources(room), room) == []
+
+
+def test_an_import_across_rooms_would_be_noticed(tmp_path: Path) -> None:
+    """The check above fails on a file that imports another room, even inside a function."""
+    bad = tmp_path / "bad.py"
+    bad.write_text("def act():\n    from remote.link import connect\n    return connect\n")
+
+    assert trespasses([bad], "infra") == ["bad.py imports remote.link"]
+
+
+@pytest.mark.parametrize("library", sorted(CONFINED))
+def test_heavy_libraries_stay_in_their_rooms(library: str) -> None:
+    """A vendor's library is imported only where the design says, so that it can be replaced."""
+    outside = [
+        str(path.relative_to(ROOT))
+        for path in sources() + sources(*ROOMS, "commands")
+        if library in {name.split(".")[0] for name in imported(path)}
+        and not str(path.relative_to(ROOT)).startswith(CONFINED[library])
+    ]
+
+    assert outside == []
+
+
+def test_help_loads_none_of_the_heavy_libraries() -> None:
+    """`qft --help` imports neither clouds nor SSH nor torch, which is why it is instant."""
+    ask = (
+        "import sys, cli; sys.argv = ['qft', '--help'];\ntry: cli.main()\nexcept SystemExit: pass\n"
+    )
+    tell = "print('LOADED', *sorted({name.split('.')[0] for name in sys.modules}))"
+
+    done = subprocess.run(
+        [sys.executable, "-c", ask + tell], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    loaded = set(done.stdout.rpartition("LOADED")[2].split())
+    assert HEAVY & loaded == set()
+    assert "typer" in loaded
+
+
+def test_no_file_is_longer_than_a_room_should_be() -> None:
+    """A longer file is a sign that there is a second room inside it."""
+    limits = [(path, FILE_LINES_MAX) for path in sources() + sources(*ROOMS, "commands")]
+    limits += [(path, TEST_LINES_MAX) for path in sources("tests")]
+
+    long = [
+        str(path.relative_to(ROOT))
+        for path, most in limits
+        if len(path.read_text(encoding="utf-8").splitlines()) > most
+    ]
+    assert long == []
+
+
+def test_no_function_is_longer_than_a_page() -> None:
+    """Functions fit on a screen; the training loop may take a page."""
+    long = []
+    for path in sources() + sources(*ROOMS, "commands"):
+        most = LOOP_LINES_MAX if path.name == "loop.py" else FUNCTION_LINES_MAX
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > most:
+                    long.append(f"{path.relative_to(ROOT)}:{node.name} {length}")
+
+    assert long == []
+
+
+def test_every_file_opens_with_its_promise() -> None:
+    """The first thing in a file is a sentence that says what it is for."""
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in sources() + sources(*ROOMS, "commands", "tests", "examples")
+        if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+
+    assert silent == []
+
+
+def test_no_exception_is_swallowed_in_silence() -> None:
+    """No handler consists of `pass`: what is caught is answered or told."""
+    silent = []
+    for path in sources() + sources(*ROOMS, "commands"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                empty = all(isinstance(part, ast.Pass) for part in node.body)
+                if empty or node.type is None:
+                    silent.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+
+    assert silent == []
+
+
+def test_every_test_says_what_it_proves_and_can_fail() -> None:
+    """Each test has a docstring, and asserts or expects an error, itself or through a helper."""
+    idle = [
+        f"{path.name}:{node.name}"
+        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        and node.name.startswith("test_")
+        and not (ast.get_docstring(node) and can_fail(node))
+    ]
+
+    assert idle == []
+
+
+def can_fail(test: ast.FunctionDef) -> bool:
+    """Whether a test asserts, expects an error, or hands that to a helper that says so by name."""
+    for node in ast.walk(test):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func).rpartition(".")[2]
+            if name in {"raises", "warns"} or name.startswith(("assert_", "check", "expect")):
+                return True
+    return False
+
+
+def test_every_dependency_is_bounded() -> None:
+    """Each dependency has an upper bound, type stubs aside, and a line in the constraints."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    wanted = [line for line in [*project["dependencies"], *extras] if not line.startswith("types-")]
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
+
+    assert [line for line in wanted if ",<" not in line] == []
+    names = [line.split(">=")[0].lower().replace("_", "-") for line in wanted]
+    assert [name for name in names if name not in pinned] == []

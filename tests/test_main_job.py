@@ -1,0 +1,182 @@
+"""The main job, from the command line: rented, trained, evicted, resumed, fetched, given back."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runs import Project, json_of, make_project, wait_until
+
+from infra.journal import Kind
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    """A tiny project whose machine is evicted once."""
+    made = make_project(tmp_path / "project", vm={"rehearse_evictions": [60]})
+    yield made
+    made.tidy()
+
+
+def kinds(project: Project) -> list[Kind]:
+    """What its journal says happened."""
+    return [event.kind for event in project.events()]
+
+
+def test_one_command_brings_the_adapter_home_through_an_eviction(project: Project) -> None:
+    """`qft run` survives an eviction, leaves a plain PEFT adapter and no machine; again, it rests."""
+    done = project.qft("run", "--json")
+
+    assert done.returncode == 0, done.stderr
+    receipt = json_of(done)
+    assert receipt["evictions"] == 1
+    assert receipt["resumes"] >= 1
+    assert receipt["before"]["n"] == receipt["after"]["n"] == 6
+    assert receipt["usd_per_h_now"] == 0
+    assert {Kind.STOP_SEEN, Kind.START_ACCEPTED, Kind.DELETED} <= set(kinds(project))
+    assert json_of(project.qft("ls", "--all", "--json")) == []
+    assert project.processes() == []
+    load = (
+        "import sys; from peft import PeftModel;"
+        "from transformers import AutoModelForCausalLM as M;"
+        "PeftModel.from_pretrained(M.from_pretrained(sys.argv[1]), sys.argv[2]); print('loaded')"
+    )
+    argv = [sys.executable, "-W", "ignore", "-c", load, "model", str(project.out / "adapter")]
+    loaded = subprocess.run(argv, cwd=project.folder, capture_output=True, text=True, check=False)
+    assert "loaded" in loaded.stdout, loaded.stderr
+    before = kinds(project)
+    again = project.qft("run", "--json")
+    assert (again.returncode, kinds(project)) == (0, before)
+    assert "complete already" in json_of(again)["result"]
+
+
+def test_an_evicted_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
+    """Adapter and per-step losses are the same, byte for byte, with and without an eviction."""
+    calm = make_project(tmp_path / "calm")
+    rough = make_project(tmp_path / "rough", vm={"rehearse_evictions": [40, 130]})
+
+    assert calm.qft("run").returncode == 0
+    done = rough.qft("run", "--json")
+
+    assert json_of(done)["evictions"] == 2
+    assert adapter(calm) == adapter(rough)
+    assert losses(calm) == losses(rough)
+
+
+def test_killed_at_random_moments_the_same_command_finishes(tmp_path: Path) -> None:
+    """SIGKILL of `qft run` at random moments, each followed by the same command: one adapter."""
+    rng = random.Random(20261122)  # noqa: S311  (moments to kill at, no secret)
+    project = make_project(tmp_path / "project", vm={"rehearse_evictions": [60]})
+    kills = 0
+    try:
+        for _ in range(4):
+            process = project.start("run", "--plain")
+            time.sleep(rng.uniform(0.3, 6.0))
+            assert alive_machines(project) <= 1
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+            process.communicate()
+        done = project.qft("run", "--json")
+
+        assert done.returncode == 0, done.stderr
+        assert kills >= 1
+        assert (project.out / "adapter" / "adapter_model.safetensors").exists()
+        assert json_of(project.qft("ls", "--all", "--json")) == []
+        assert project.processes() == []
+    finally:
+        project.tidy()
+
+
+def test_a_second_train_attaches_and_interrupting_it_leaves_the_job(tmp_path: Path) -> None:
+    """`qft train` beside another follows it and starts no trainer; Ctrl-C leaves the job."""
+    project = make_project(tmp_path / "project", train={"steps": 3000})
+    first = project.start("train", "--plain")
+    try:
+        wait_until(lambda: first.poll() is not None or Kind.LAUNCHED in kinds(project))
+        second = project.start("train", "--plain")
+        time.sleep(6)
+        second.send_signal(signal.SIGINT)
+        _, said = second.communicate(timeout=30)
+
+        assert second.returncode == 130, said
+        assert "following it" in said
+        assert "qft train tiny" in said
+        assert kinds(project).count(Kind.LAUNCHED) == 1
+        trainers = [p for p in project.processes() if "trainer" in p.cmdline()]
+        assert len([p for p in trainers if "train" in p.cmdline()]) >= 1
+
+        first.send_signal(signal.SIGINT)
+        _, said = first.communicate(timeout=30)
+        assert first.returncode == 130, said
+        assert json_of(project.qft("status", "--json"))["job"] == "running"
+    finally:
+        first.kill()
+        first.communicate()
+        project.tidy()
+
+
+def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
+    """A second `qft run` of a name that is being driven is a usage error that rents nothing."""
+    project = make_project(tmp_path / "project", train={"steps": 3000})
+    first = project.start("run", "--plain")
+    try:
+        wait_until(lambda: first.poll() is not None or Kind.CREATE_ACCEPTED in kinds(project))
+        second = project.qft("run")
+
+        assert second.returncode == 2
+        assert "already driving" in second.stderr
+        assert kinds(project).count(Kind.CREATE_INTENDED) == 1
+    finally:
+        first.kill()
+        first.communicate()
+        project.tidy()
+
+
+def test_status_is_json_in_every_state(project: Project) -> None:
+    """Before, during and after a run, and for an unknown one, stdout of --json parses."""
+    before = project.qft("status", "--json")
+    assert (before.returncode, "error" in json_of(before)) == (2, True)
+
+    up = project.qft("up")
+    assert up.returncode == 0, up.stderr
+    assert json_of(project.qft("status", "--json"))["summary"] == "machine running"
+
+    assert project.qft("down").returncode == 0
+    assert json_of(project.qft("status", "--json"))["summary"] == "machine deallocated"
+
+    trained = project.qft("train", "--resume")
+    assert trained.returncode == 0, trained.stderr
+    assert json_of(project.qft("status", "--json"))["summary"] == "trained"
+
+    assert project.qft("fetch").returncode == 0
+    assert json_of(project.qft("status", "--json"))["summary"] == "fetched"
+    assert project.qft("logs").returncode == 0
+
+    down = project.qft("down", "--delete", "--json")
+    assert json_of(down)[0]["left"] == []
+    assert json_of(project.qft("status", "--json"))["summary"] == "done"
+
+
+def adapter(project: Project) -> bytes:
+    """The tensors that came home."""
+    return (project.out / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def losses(project: Project) -> list[tuple[int, float]]:
+    """Step and loss of every step."""
+    lines = (project.out / "metrics.jsonl").read_text().splitlines()
+    return [(record["step"], record["loss"]) for record in map(json.loads, lines)]
+
+
+def alive_machines(project: Project) -> int:
+    """How many machines run at this moment."""
+    guests = [p for p in project.processes() if "infra.guest" in p.cmdline()]
+    return len({word for p in guests for word in p.cmdline() if "vms" in word})
