@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import make_config, make_model, make_rows, make_tokenizer
 
 from trainer.answers import all_answers, read_answer, write_answer
-from trainer.config import EvalTable, TrainerConfig
+from trainer.config import CostTable, EvalTable, TrainerConfig
 from trainer.decode import Decoder, Trie, batches, undisturbed
-from trainer.evaluate import load_result, run
+from trainer.evaluate import _costs, load_result, run
 from trainer.rows import DataError
 
 MOODS = ["negative", "neutral", "positive"]
@@ -194,6 +195,17 @@ def test_sets_of_labels_are_scored(llama: Any, tmp_path: Path) -> None:
     assert result.details["bound"]["figures"]["hamming_loss"]["value"] <= 1
 
 
+def test_a_wrong_label_to_learn_is_told_before_training(llama: Any, tmp_path: Path) -> None:
+    """The rows to learn from are read with the same eyes as the held-out ones."""
+    run_dir, config = evaluation(tmp_path)
+    rows = (tmp_path / "eval.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text(rows.replace("neutral", "dunno", 1), encoding="utf-8")
+    data = config.data.model_copy(update={"train": "train.jsonl"})
+    config = config.model_copy(update={"data": data})
+    with pytest.raises(DataError, match=r"train\.jsonl:2: 'dunno' is not among the labels"):
+        run(run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+
+
 def test_a_label_outside_the_list_is_an_error_with_its_row(llama: Any, tmp_path: Path) -> None:
     """All such rows are named at once, and no result is written."""
     run_dir, config = evaluation(tmp_path, labels=MOODS[:2])
@@ -254,6 +266,60 @@ def test_every_possible_answer_is_read_back_as_itself() -> None:
 
     assert len(set(sets)) == 8
     assert [read_answer(write_answer(labels, table), table).labels for labels in sets] == sets
+
+
+def test_a_result_stands_beside_its_baselines(llama: Any, tmp_path: Path) -> None:
+    """The commonest answer gets its third of balanced rows, and regression learns the rest."""
+    run_dir, config = evaluation(tmp_path)
+    result = run(run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+    found = result.details["baselines"]
+
+    assert found["majority"]["figures"]["exact_match"]["value"] == pytest.approx(1 / 3)
+    assert found["tfidf_regression"]["figures"]["exact_match"]["value"] > 0.9
+    assert found["tfidf_regression"]["rows"] == 9
+
+
+def test_the_gain_is_measured_on_the_same_rows(llama: Any, tmp_path: Path) -> None:
+    """After training the change per row is told with its interval; without change it is zero."""
+    run_dir, config = evaluation(tmp_path)
+    for stage in ("before", "after"):
+        result = run(run_dir, config, llama, make_tokenizer(), stage=stage, beat=lambda *_: None)
+
+    assert result.details["gain"] == {
+        "metric": "exact_match", "value": 0.0, "low": 0.0, "high": 0.0
+    }  # fmt: skip
+
+
+def test_costs_choose_thresholds(llama: Any, tmp_path: Path) -> None:
+    """With costs, the price of the answers stands beside that of the cheapest thresholds."""
+    run_dir, config = evaluation(tmp_path, costs={"negative": {"miss": 50.0}})
+    details = run(
+        run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None
+    ).details
+    paid = sum(
+        (50.0 if label == "negative" else 1.0)
+        * (label in row["gold"] and label not in row["bound"])
+        + (label in row["bound"] and label not in row["gold"])
+        for row in details["documents"]
+        for label in MOODS
+    )
+
+    assert details["costs"]["as_answered"] == pytest.approx(paid / 9)
+    assert set(details["costs"]["thresholds"]) == set(MOODS)
+    with pytest.raises(ValueError, match="`costs` names joyful"):
+        evaluation(tmp_path, costs={"joyful": {"miss": 5}})
+
+
+def test_thresholds_found_on_one_half_hold_on_the_other() -> None:
+    """Probabilities that tell right from wrong cost nothing with thresholds, whatever was said."""
+    table = EvalTable(kind="multilabel", labels=["a"], costs={"a": CostTable(miss=9)})
+    right = np.array([[True], [True], [False], [False]] * 3)
+    shares = np.where(right, 0.4, 0.2)
+    found = _costs(right, np.zeros_like(right), shares, table)
+
+    assert found is not None
+    assert (found["as_answered"], found["with_thresholds"]) == (4.5, 0.0)
+    assert found["thresholds"]["a"] == pytest.approx(0.3)
 
 
 def test_a_result_is_plain_json(llama: Any, tmp_path: Path) -> None:

@@ -249,6 +249,15 @@ class CheckpointTable(BaseModel):
         return float(match.group(1)) * _SECONDS[match.group(2)]
 
 
+class CostTable(BaseModel):
+    """What the two kinds of mistake about one label cost, in any one unit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    miss: float = Field(default=1.0, ge=0, description="Not saying the label where it is right.")
+    false_alarm: float = Field(default=1.0, ge=0, description="Saying it where it is wrong.")
+
+
 class EvalTable(BaseModel):
     """How the base and the adapted model are scored."""
 
@@ -265,6 +274,13 @@ class EvalTable(BaseModel):
         default="bound",
         description="Take the headline from answers bound to the labels, or from free text.",
     )
+    baselines: bool = Field(
+        default=True, description="Score the commonest answer and TF-IDF with regression too."
+    )
+    costs: dict[str, CostTable] = Field(
+        default_factory=dict,
+        description="What a miss and a false alarm of a label cost; 1 each where nothing is said.",
+    )
     resamples: int = Field(
         default=1000, ge=1000, le=100_000, description="Bootstrap resamples of each interval."
     )
@@ -276,6 +292,9 @@ class EvalTable(BaseModel):
             raise ValueError("`labels` must be words that differ, also without regard to case")
         if self.kind == "multilabel" and self.none.strip().casefold() in folded:
             raise ValueError("`none` stands for no label, so it cannot be one of `labels`")
+        strangers = ", ".join(sorted(set(self.costs) - set(self.labels)))
+        if strangers:
+            raise ValueError(f"`costs` names {strangers}, not among `labels`")
         return self
 
 

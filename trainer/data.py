@@ -174,6 +174,24 @@ def _conversations(
     return found
 
 
+def load_texts(table: Templates, path: Path) -> list[tuple[int, str, str]]:
+    """Return row number, prompt and completion of every row, for whoever needs no tokens.
+
+    Raises:
+        DataError: the rows cannot be read, lack a field, or are conversations.
+    """
+    if table.messages is not None:
+        raise DataError([f"{path}: conversations are no pairs of prompt and completion"])
+    prompt_of, completion_of = _parse(table)
+    try:
+        return [
+            (row.number, prompt_of.render(row.fields), completion_of.render(row.fields))
+            for row in read_rows(path)
+        ]
+    except MissingFieldError as error:
+        raise DataError([f"{path}: {error}"]) from error
+
+
 def encode_prompt(
     table: Templates, fields: dict[str, Any], tokenizer: Any, *, max_length: int, seq2seq: bool
 ) -> tuple[int, ...]:

@@ -19,8 +19,9 @@ import numpy as np
 
 from trainer import metrics
 from trainer.answers import Answer, all_answers, read_answer, write_answer
+from trainer.baselines import Known, baselines
 from trainer.config import EvalTable, TrainerConfig
-from trainer.data import Codec, Example, load_examples, padding_id
+from trainer.data import Codec, Example, load_examples, load_texts, padding_id
 from trainer.disk import RealDisk, replace_file
 from trainer.rows import DataError
 from trainer.template import Template
@@ -80,16 +81,37 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
         max_length=config.train.max_length,
         seq2seq=bool(model.config.is_encoder_decoder),
     )
+    answers = [(item.row, item.completion) for item in examples.items]
     sheet = Sheet(
         items=examples.items,
-        gold=tuple(read_gold(examples.items, config.eval, place=config.data.eval)),
+        gold=tuple(read_gold(answers, config.eval, place=config.data.eval)),
         table=config.eval,
         completion=Template.parse(config.data.completion),
     )
+    known = _known(config, run_dir) if stage == "before" and config.data.messages is None else None
     result = evaluate(model, tokenizer, sheet, stage=stage, beat=beat)
+    if known is not None and config.eval.baselines:
+        result.details["baselines"] = compare(known, sheet)
+    elif stage == "after":
+        earlier = load_result(run_dir / "eval-before.json")
+        result.details["gain"] = gain(earlier, result) if earlier else None
     text = json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n"
     replace_file(run_dir / f"eval-{stage}.json", text, disk=RealDisk())
     return result
+
+
+def _known(config: TrainerConfig, run_dir: Path) -> Known:
+    """Read what is learnt as texts and labels, so that a wrong label is told before training."""
+    assert config.eval is not None
+    rows = load_texts(config.data, run_dir / config.data.train)
+    gold = read_gold(
+        [(number, completion) for number, _, completion in rows],
+        config.eval,
+        place=config.data.train,
+    )
+    return Known(
+        texts=[prompt for _, prompt, _ in rows], labels=_indicator(gold, config.eval.labels)
+    )
 
 
 def load_result(path: Path) -> EvalResult | None:
@@ -100,20 +122,22 @@ def load_result(path: Path) -> EvalResult | None:
         return None
 
 
-def read_gold(items: Sequence[Example], table: EvalTable, *, place: str) -> list[frozenset[str]]:
-    """Return the right labels of every row, read from its completion as an answer would be.
+def read_gold(
+    completions: Sequence[tuple[int, str]], table: EvalTable, *, place: str
+) -> list[frozenset[str]]:
+    """Return the right labels of numbered rows, read from completions as an answer would be.
 
     Raises:
         DataError: naming every row whose labels `eval.labels` does not list.
     """
     gold, problems = [], []
-    for item in items:
-        answer = read_answer(item.completion, table)
-        exact = write_answer(answer.labels, table).casefold() == item.completion.strip().casefold()
+    for row, completion in completions:
+        answer = read_answer(completion, table)
+        exact = write_answer(answer.labels, table).casefold() == completion.strip().casefold()
         if not answer.readable or answer.unknown or (table.kind == "label" and not exact):
             listed = ", ".join(table.labels)
-            words = ", ".join(map(repr, answer.unknown)) or repr(item.completion.strip())
-            problems.append(f"{place}:{item.row}: {words} is not among the labels ({listed})")
+            words = ", ".join(map(repr, answer.unknown)) or repr(completion.strip())
+            problems.append(f"{place}:{row}: {words} is not among the labels ({listed})")
         gold.append(answer.labels)
     if problems:
         raise DataError(problems)
@@ -160,6 +184,7 @@ def evaluate(model: Any, tokenizer: Any, sheet: Sheet, *, stage: str, beat: Beat
             "labels": list(table.labels),
             **parts,
             "calibration": _calibration(right, asked.probabilities, table),
+            "costs": _costs(right, bound, asked.probabilities, table),
             "absent_labels": [
                 label for at, label in enumerate(table.labels) if not right[:, at].any()
             ],
@@ -175,6 +200,40 @@ def evaluate(model: Any, tokenizer: Any, sheet: Sheet, *, stage: str, beat: Beat
             ],
         },
     )
+
+
+def compare(known: Known, sheet: Sheet) -> dict[str, Any]:
+    """Score the baselines, learnt from `known`, on the same questions."""
+    return baselines(
+        known,
+        Known(
+            texts=[item.prompt for item in sheet.items],
+            labels=_indicator(sheet.gold, sheet.table.labels),
+        ),
+        single=sheet.table.kind == "label",
+        resamples=sheet.table.resamples,
+    )
+
+
+def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
+    """Return how many more documents are wholly right, paired, with its interval.
+
+    None if the two did not answer the same questions.
+    """
+    right = []
+    for result in (before, after):
+        documents = {one["row"]: one for one in result.details["documents"]}
+        right.append({row: float(one["gold"] == one["bound"]) for row, one in documents.items()})
+    if right[0].keys() != right[1].keys():
+        return None
+    rows = sorted(right[0])
+    change = metrics.paired_difference(
+        np.array([right[0][row] for row in rows]),
+        np.array([right[1][row] for row in rows]),
+        resamples=1000,
+        seed=0,
+    )
+    return {"metric": "exact_match", **asdict(change)}
 
 
 @dataclass(kw_only=True)
@@ -257,6 +316,38 @@ def _calibration(
         for at, label in enumerate(table.labels)
     }
     return result
+
+
+def _costs(
+    right: metrics.Bools, bound: metrics.Bools, probabilities: metrics.Floats, table: EvalTable
+) -> dict[str, Any] | None:
+    """Return what the mistakes cost as answered, and with the cheapest threshold per label.
+
+    The thresholds for even rows are chosen on odd rows and the other way round, so that the cost
+    they promise is one they kept on rows they had not seen. None without a table of costs.
+    """
+    if not table.costs:
+        return None
+    costs = {
+        label: metrics.Cost(miss=cost.miss, false_alarm=cost.false_alarm)
+        for label, cost in table.costs.items()
+    }
+    even = np.arange(len(right)) % 2 == 0
+    decided = np.zeros_like(bound)
+    thresholds = {}
+    for at, label in enumerate(table.labels):
+        cost = costs.get(label, metrics.Cost(miss=1.0, false_alarm=1.0))
+        share, truth = probabilities[:, at], right[:, at]
+        for chosen_on, used_on in ((even, ~even), (~even, even)):
+            if chosen_on.any():
+                cut, _ = metrics.cheapest_threshold(share[chosen_on], truth[chosen_on], cost)
+                decided[used_on, at] = share[used_on] >= cut
+        thresholds[label], _ = metrics.cheapest_threshold(share, truth, cost)
+    return {
+        "as_answered": metrics.expected_cost(right, bound, table.labels, costs),
+        "with_thresholds": metrics.expected_cost(right, decided, table.labels, costs),
+        "thresholds": thresholds,
+    }
 
 
 def _indicator(sets: Sequence[frozenset[str]], labels: Sequence[str]) -> metrics.Bools:

@@ -1,0 +1,100 @@
+"""The audit shows what will be learnt, from the very tokens, and warns of what spoils a result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import read
+from tiny import make_config, make_model, make_rows, make_tokenizer, write_config
+
+from trainer.audit import as_page, as_text, audit, main
+from trainer.config import TrainerConfig
+
+MOODS = ["negative", "neutral", "positive"]
+
+
+def audited(tmp_path: Path, rows: list[dict[str, Any]] | None = None, **tables: Any) -> Any:
+    """Audit rows against nine held-out ones of other texts."""
+    train = make_rows(tmp_path / "train.jsonl", 40)
+    if rows is not None:
+        train.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    held_out = tmp_path / "eval.jsonl"
+    lines = [json.dumps({"text": f"text {n}", "mood": MOODS[n % 3]}) + "\n" for n in range(9)]
+    held_out.write_text("".join(lines), encoding="utf-8")
+    defaults: dict[str, Any] = {
+        "data": {"eval": "eval.jsonl"}, "eval": {"kind": "label", "labels": MOODS},
+    }  # fmt: skip
+    config = TrainerConfig.model_validate(
+        make_config(tmp_path / "model", train, **(defaults | tables))
+    )
+    return audit(config, tmp_path, make_tokenizer(), seq2seq=False)
+
+
+def test_the_sample_highlights_exactly_what_is_learnt(tmp_path: Path) -> None:
+    """Text and page mark the answer and its end token, and nothing of the prompt."""
+    found = audited(tmp_path)
+    page = read(as_page(found, "moods"))
+
+    assert page.marked[0] == "negative</s>"
+    assert "mood: 【negative</s>】" in as_text(found)
+    assert len(page.marked) == 5
+
+
+def test_counts_are_those_of_the_rows(tmp_path: Path) -> None:
+    """Rows, tokens, the histogram and the table of answers add up."""
+    found = audited(tmp_path)
+
+    assert (found.train["rows"], found.held_out["rows"]) == (40, 9)
+    assert sum(count for _, count in found.lengths) == 40
+    assert {(name, kept) for name, _, kept in found.labels} == {(mood, 3) for mood in MOODS}
+    assert sum(count for _, count, _ in found.labels) == 40
+    assert 0 <= found.padding_waste < found.padding_waste_unsorted < 1
+
+
+def test_spoilt_rows_are_warned_of(tmp_path: Path) -> None:
+    """Leaks, repetitions, missing labels, one-sided answers and shortened prompts are told."""
+    rows = [{"text": "TEXT 1!" if n else "x" * 300, "mood": "neutral"} for n in range(8)]
+    found = audited(tmp_path, rows)
+    warnings = "\n".join(found.warnings)
+
+    assert "1 held-out rows are also learnt" in warnings
+    assert "1 of 8 prompts are shortened" in warnings
+    assert "6 of 8 rows are repeated" in warnings
+    assert "no row to learn negative, positive from" in warnings
+    assert "8 of 8 answers are 'neutral'" in warnings
+    assert as_text(found).count("warning: ") == 5
+    assert audited(tmp_path).warnings == []
+
+
+def test_the_page_stands_alone_and_executes_nothing(tmp_path: Path) -> None:
+    """Nothing is fetched, every tag closes, and markup in a row is shown, not obeyed."""
+    rows = [{"text": "<script>alert(1)</script>", "mood": mood} for mood in MOODS]
+    page = read(as_page(audited(tmp_path, rows), "<b>name</b>"))
+
+    assert page.foreign == []
+    assert page.plots == ["tokens per row"]
+    assert "<script>alert(1)</script>" in page.text
+    assert page.headings == [
+        "Warnings", "Rows", "What is learnt", "Lengths", "Answers", "Duplicates",
+    ]  # fmt: skip
+
+
+def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command audits a run directory, as text, as JSON and as a page; bad rows exit 65."""
+    model = make_model(tmp_path / "model")
+    rows = make_rows(tmp_path / "train.jsonl", 12)
+    run_dir = write_config(tmp_path / "run", make_config(model, rows))
+    page = tmp_path / "audit.html"
+
+    assert main(["--run-dir", str(run_dir), "--html", str(page)]) == 0
+    assert "to learn from: 12 rows" in capsys.readouterr().out
+    assert read(page.read_text(encoding="utf-8")).plots == ["tokens per row"]
+    assert main(["--run-dir", str(run_dir), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["train"]["rows"] == 12
+    rows.write_text('{"text": "a"}\n', encoding="utf-8")
+    assert main(["--run-dir", str(run_dir)]) == 65
+    assert "no field `mood`" in capsys.readouterr().err
+    assert main(["--run-dir", str(tmp_path)]) == 78

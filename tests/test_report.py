@@ -1,0 +1,134 @@
+"""The report tells what the run's own files say, on a page that stands alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pages import read
+
+from trainer import evaluate, report
+from trainer.answers import Answer
+from trainer.baselines import Known
+from trainer.config import CostTable, EvalTable
+from trainer.data import Example
+from trainer.template import Template
+
+MOODS = ["negative", "neutral", "positive"]
+
+
+class _Oracle:
+    """Stands in for a model: answers a share of the rows rightly."""
+
+    def __init__(self, right: int) -> None:
+        self.right = right
+
+    def ask(self, _model: object, _tokenizer: object, sheet: Any, **_: object) -> evaluate.Asked:
+        answers = [
+            labels if at < self.right else frozenset({"neutral"})
+            for at, labels in enumerate(sheet.gold)
+        ]
+        return evaluate.Asked(
+            texts=["<b>" for _ in answers],
+            stopped=[True] * len(answers),
+            free=[Answer(labels=labels, unknown=(), readable=True) for labels in answers],
+            bound=answers,
+            probabilities=np.array(
+                [[0.8 if mood in labels else 0.1 for mood in MOODS] for labels in answers]
+            ),
+        )
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a finished run of thirty steps leaves behind."""
+    steps = [
+        {"step": at, "loss": 3 / at, "lr": 1e-3, "tokens": 100, "seconds": 0.5, "skipped": False}
+        for at in range(1, 31)
+    ]
+    lines = "".join(json.dumps(step) + "\n" for step in steps)
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 31, "lo', encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model": {"id": "<i>m</i>"}}', encoding="utf-8")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "qft.json").write_text('{"exact": true}', encoding="utf-8")
+    table = EvalTable(kind="label", labels=MOODS, costs={"negative": CostTable(miss=5)})
+    gold = tuple(frozenset({MOODS[at % 3]}) for at in range(12))
+    items = tuple(Example((1, 2), (-100, 2), f"p{at}", "c", at + 1, 1) for at in range(12))
+    sheet = evaluate.Sheet(items=items, gold=gold, table=table, completion=Template.parse("{mood}"))
+    results = []
+    for stage, right in (("before", 0), ("after", 12)):
+        monkeypatch.setattr(evaluate, "ask", _Oracle(right).ask)
+        result = evaluate.evaluate(None, None, sheet, stage=stage, beat=lambda *_: None)
+        results.append(result)
+    known = Known(
+        texts=[f"mood {mood} {at}" for at in range(4) for mood in MOODS],
+        labels=np.tile(np.eye(3, dtype=bool), (4, 1)),
+    )
+    results[0].details["baselines"] = evaluate.compare(known, sheet)
+    results[1].details["gain"] = evaluate.gain(*results)
+    for result in results:
+        path = tmp_path / f"eval-{result.stage}.json"
+        path.write_text(json.dumps(asdict(result)), encoding="utf-8")
+    return tmp_path
+
+
+def test_the_figures_are_those_of_the_files(run_dir: Path) -> None:
+    """Steps, losses, speed, scores and the paired gain come from what the run wrote."""
+    found = report.build(run_dir, {"evictions": [{"step": 12}], "usd": 0.02})
+
+    assert (found["steps"], found["tokens"], found["tokens_per_s"]) == (30, 3000, 200.0)
+    assert found["first_loss"] == pytest.approx(sum(3 / at for at in range(1, 11)) / 10)
+    assert (found["before"]["value"], found["after"]["value"]) == (pytest.approx(1 / 3), 1.0)
+    assert found["gain"]["value"] == pytest.approx(2 / 3)
+    assert found["gain"]["low"] > 0
+    assert set(found["baselines"]) == {"majority", "tfidf_regression"}
+    assert found["exact"] is True
+
+
+def test_the_page_shows_every_plot_and_stands_alone(run_dir: Path, tmp_path: Path) -> None:
+    """Loss, throughput and calibration are drawn, evictions stand on the time line."""
+    report.write(run_dir, tmp_path, {"evictions": [{"step": 12}], "usd": 0.02}, name="<run>")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = read(text)
+
+    assert page.plots == ["Training loss", "Throughput", "Calibration", "Calibration"]
+    assert page.foreign == []
+    assert page.text.count("evicted") == 2
+    assert page.headings == [
+        "Summary", "Learning", "Scores", "Answers before training", "Answers after training",
+        "Config",
+    ]  # fmt: skip
+    assert '<table class="heat">' in text
+    assert "tfidf + regression" in page.text
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["steps"] == 30
+
+
+def test_validation_losses_are_drawn_when_there_are_any(run_dir: Path) -> None:
+    """A run that looked at validation rows has a curve for them."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    changed = [json.loads(line) | {"validation_loss": 1.0 + at} for at, line in enumerate(lines)]
+    path.write_text("".join(json.dumps(step) + "\n" for step in changed), encoding="utf-8")
+    page = read(report.as_page(report.build(run_dir), run_dir, name="run"))
+
+    assert page.plots[:3] == ["Training loss", "Validation loss", "Throughput"]
+
+
+def test_a_run_that_has_hardly_begun_has_a_report_too(tmp_path: Path) -> None:
+    """Without a log or a score the page says so instead of failing."""
+    assert report.main(["--run-dir", str(tmp_path)]) == 0
+    page = read((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+    assert page.plots == []
+    assert "Training loss: nothing was recorded" in page.text
+
+
+def test_a_log_out_of_order_is_refused(tmp_path: Path) -> None:
+    """A step that stands twice would be a resume gone wrong, and no curve hides it."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 2}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="step 2 stands after step 2"):
+        report.build(tmp_path)

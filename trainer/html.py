@@ -1,0 +1,223 @@
+"""Small self-contained HTML pages: no script, no font, no picture from elsewhere, nothing injected.
+
+Every text goes through `escape`; plots are inline SVG drawn here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1f23; --dim: #667; --line: #d5d9df; --back: #fff;
+  --mark: #fff0b8; --a: #1f6feb; --b: #d1242f; --c: #1a7f37; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --dim: #9aa3ad; --line: #3a4048;
+  --back: #16181b; --mark: #5a4a12; --a: #6ea8fe; --b: #ff7b72; --c: #56d364; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back);
+  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; margin: .6rem 0; }
+caption { text-align: left; color: var(--dim); }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem .8rem .25rem 0; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line);
+  border-radius: 6px; padding: .7rem; margin: .5rem 0; font-size: 13px; }
+mark { background: var(--mark); color: inherit; border-radius: 3px; }
+svg { max-width: 100%; height: auto; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--dim); }
+.a { stroke: var(--a); fill: none; } .b { stroke: var(--b); fill: none; } .c { stroke: var(--c); }
+.fa { fill: var(--a); } .fb { fill: var(--b); } .axis { stroke: var(--line); }
+"""
+WIDE, HIGH, LEFT, BOTTOM = 760, 240, 58, 34
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One curve of a plot; `style` is one of the page's classes a, b, c."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    style: str = "a"
+
+
+def page(title: str, sections: Iterable[str]) -> str:
+    """Return a whole page of ready sections under `title`."""
+    body = "\n".join(sections)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
+    )
+
+
+def section(title: str, *parts: str) -> str:
+    """Return ready parts under a heading."""
+    return f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "</section>"
+
+
+def paragraph(text: str) -> str:
+    """Return a text as a paragraph."""
+    return f"<p>{escape(text)}</p>"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table; numbers are written with at most four digits behind the point."""
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{escape(written(cell))}</td>" for cell in row) + "</tr>\n"
+        for row in rows
+    )
+    return f"<table><thead><tr>{top}</tr></thead><tbody>\n{lines}</tbody></table>"
+
+
+def written(value: object) -> str:
+    """Return a value as people read it."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.2e}"
+    return "" if value is None else str(value)
+
+
+def marked(pieces: Iterable[tuple[str, bool]]) -> str:
+    """Return text pieces as one block, with those that are learnt highlighted."""
+    inner = "".join(
+        f"<mark>{escape(text)}</mark>" if learnt else escape(text) for text, learnt in pieces
+    )
+    return f"<pre>{inner}</pre>"
+
+
+def line_plot(
+    name: str, lines: Sequence[Line], *, x: str, y: str, events: Mapping[float, str] | None = None
+) -> str:
+    """Return curves over one another; `events` are dashed uprights with their words."""
+    points = [point for line in lines for point in line.points]
+    if not points:
+        return paragraph(f"{name}: nothing was recorded")
+    events = events or {}
+    xs = [at for at, _ in points] + list(events)
+    ys = [value for _, value in points]
+    frame = _Frame.around(xs, ys)
+    parts = [frame.axes(x, y)]
+    for at, word in events.items():
+        place = frame.right(at)
+        parts.append(
+            f'<line class="b" stroke-dasharray="4 3" x1="{place:.1f}" x2="{place:.1f}" '
+            f'y1="10" y2="{HIGH - BOTTOM}"/><text x="{place + 4:.1f}" y="20">{escape(word)}</text>'
+        )
+    for number, line in enumerate(lines):
+        path = " ".join(f"{frame.right(at):.1f},{frame.up(value):.1f}" for at, value in line.points)
+        parts.append(f'<polyline class="{line.style}" stroke-width="1.8" points="{path}"/>')
+        if len(lines) > 1:
+            parts.append(
+                f'<text x="{WIDE - 8}" y="{24 + 16 * number}" text-anchor="end">'
+                f'<tspan class="f{line.style}">■</tspan> {escape(line.name)}</text>'
+            )
+    return _svg(name, parts)
+
+
+def bar_plot(name: str, bars: Sequence[tuple[str, float]], *, x: str, y: str) -> str:
+    """Return upright bars, each with its word below; many bars show every other word."""
+    if not bars:
+        return paragraph(f"{name}: there is nothing to show")
+    frame = _Frame.around([0, len(bars)], [0, *(value for _, value in bars)])
+    parts = [frame.axes(x, y, ticks=False)]
+    width = (WIDE - LEFT - 10) / len(bars)
+    every = max(1, len(bars) // 10)
+    for number, (word, value) in enumerate(bars):
+        left, top = LEFT + number * width, frame.up(value)
+        height = HIGH - BOTTOM - top
+        parts.append(
+            f'<rect class="fa" x="{left + 1:.1f}" y="{top:.1f}" width="{max(width - 2, 1):.1f}" '
+            f'height="{height:.1f}"><title>{escape(word)}: {escape(written(value))}</title></rect>'
+        )
+        if number % every == 0:
+            parts.append(
+                f'<text x="{left + width / 2:.1f}" y="{HIGH - 18}" text-anchor="middle">'
+                f"{escape(word)}</text>"
+            )
+    return _svg(name, parts)
+
+
+def heat_table(
+    name: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[float]]
+) -> str:
+    """Return a table whose cells are the darker the larger their share of the row."""
+    head = "".join(f"<th>{escape(word)}</th>" for word in ("", *columns))
+    body = ""
+    for word, values in zip(rows, cells, strict=True):
+        total = sum(values) or 1
+        body += (
+            f"<tr><td>{escape(word)}</td>"
+            + "".join(
+                f'<td style="background: color-mix(in srgb, var(--a) {60 * value / total:.0f}%, '
+                f'transparent)">{escape(written(value))}</td>'
+                for value in values
+            )
+            + "</tr>\n"
+        )
+    return (
+        f'<table class="heat"><caption>{escape(name)}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _svg(name: str, parts: Iterable[str]) -> str:
+    return (
+        f'<svg role="img" aria-label="{escape(name)}" viewBox="0 0 {WIDE} {HIGH}" '
+        f'width="{WIDE}" height="{HIGH}"><title>{escape(name)}</title>{"".join(parts)}</svg>'
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frame:
+    """Where numbers lie on the drawing."""
+
+    left: float
+    right_end: float
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, xs: Sequence[float], ys: Sequence[float]) -> _Frame:
+        low, high = min(ys), max(ys)
+        margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
+        start, end = min(xs), max(xs)
+        return cls(
+            left=start,
+            right_end=end if end > start else start + 1,
+            low=0.0 if 0 <= low < high / 2 else low - margin,
+            high=high + margin,
+        )
+
+    def right(self, x: float) -> float:
+        return LEFT + (x - self.left) / (self.right_end - self.left) * (WIDE - LEFT - 10)
+
+    def up(self, y: float) -> float:
+        return HIGH - BOTTOM - (y - self.low) / (self.high - self.low) * (HIGH - BOTTOM - 10)
+
+    def axes(self, x: str, y: str, *, ticks: bool = True) -> str:
+        foot = HIGH - BOTTOM
+        parts = [
+            (
+                f'<line class="axis" x1="{LEFT}" x2="{WIDE - 10}" y1="{foot}" y2="{foot}"/>'
+                f'<text x="{(LEFT + WIDE) / 2:.0f}" y="{HIGH - 3}" text-anchor="middle">'
+                f"{escape(x)}</text>"
+                f'<text x="4" y="12">{escape(y)}</text>'
+            )
+        ]
+        for part in range(5):
+            value = self.low + (self.high - self.low) * part / 4
+            place = self.up(value)
+            parts.append(
+                f'<line class="axis" x1="{LEFT}" x2="{WIDE - 10}" y1="{place:.1f}" '
+                f'y2="{place:.1f}" opacity=".5"/><text x="{LEFT - 6}" y="{place + 4:.1f}" '
+                f'text-anchor="end">{escape(f"{value:.3g}")}</text>'
+            )
+            if ticks:
+                at = self.left + (self.right_end - self.left) * part / 4
+                parts.append(
+                    f'<text x="{self.right(at):.1f}" y="{HIGH - 18}" text-anchor="middle">'
+                    f"{escape(f'{at:.3g}')}</text>"
+                )
+        return "".join(parts)
