@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check format lint types install clean
+.PHONY: help demo test check format lint types install slow chaos clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -18,8 +18,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)  ## make .venv with the tested versions
 
+demo: $(STAMP)  ## the main job on a spot machine that this computer plays: rent, train, be evicted, resume
+	$(BIN)/python examples/quickstart/prepare.py
+	QFT_HOME=$(CURDIR)/.demo $(BIN)/qft run examples/quickstart/run.yaml --fresh
+	QFT_HOME=$(CURDIR)/.demo $(BIN)/qft ls --all
+
 test: $(STAMP)  ## install and run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not slow and not chaos'
 
 format: $(STAMP)  ## rewrite the code in the house format
 	$(BIN)/ruff format .
@@ -30,6 +35,12 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy .
+
+slow: $(STAMP)  ## the proofs that take minutes
+	$(BIN)/python -m pytest -m slow
+
+chaos: $(STAMP)  ## a hundred kills over real trainings; prints the count and the digests
+	$(BIN)/python tests/chaos.py
 
 check: lint types test  ## format, lint, types and tests, as CI does
 

@@ -175,7 +175,7 @@ def can_fail(test: ast.FunctionDef) -> bool:
             return True
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func).rpartition(".")[2]
-            if name in {"raises", "warns"} or name.startswith(("assert_", "check", "expect")):
+            if name in {"raises", "warns"} or name.startswith(("assert_", "check", "expect", "wait_for")):
                 return True
     return False
 

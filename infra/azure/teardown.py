@@ -137,12 +137,11 @@ class Teardown:
             self._piece_by_piece(record, names, foreign, deadline)
             return True
         try:
-            operation = self.account.pursue(
-                record, "group", lambda token: self._begin_group(names, token)
-            )
-            operation.settle(wait_s=max(deadline - self.account.clock(), 0.0))
-        except Gone:  # the operation's page expired, or somebody was quicker
-            pass
+            with contextlib.suppress(Gone):  # its page expired, or somebody was quicker
+                operation = self.account.pursue(
+                    record, "group", lambda token: self._begin_group(names, token)
+                )
+                operation.settle(wait_s=max(deadline - self.account.clock(), 0.0))
         except (Transient, BadRequest):
             self.account.finished(record, "group")
             raise
