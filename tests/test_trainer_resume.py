@@ -2,117 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from rig import Logger, Rig, outcome, outcome_tensors, restored, rig, twin_of
 
-from trainer import model as models
-from trainer.checkpoint import Store, load
-from trainer.config import load_config
-from trainer.disk import RealDisk
+from trainer.checkpoint import load
 from trainer.errors import Diverged, DoesNotFit, Preempted
-from trainer.eviction import Flag
-from trainer.job import CONFIG, Order, data_facts
-from trainer.loop import Bench, train
+from trainer.loop import train
 from trainer.manifest import Damaged, directory_name
-from trainer.stages import Desk, prepare, set_up, size_limit
-from trainer.state import TrainingState
-from trainer.status import Heartbeat
+from trainer.stages import size_limit
 
 HARD: dict[str, dict[str, Any]] = {
     "stretch": {"steps": 14, "batch_size": 4, "micro_batch": 1, "lr": 1e-2, "warmup": 2.0},
     "whole": {"steps": 14, "batch_size": 4, "micro_batch": 4, "lr": 1e-2, "schedule": "cosine"},
 }
-
-
-@dataclass(kw_only=True)
-class Rig:
-    """A training set up on the tiny model, as a process would have it after its start."""
-
-    run_dir: Path
-    bench: Bench
-    state: TrainingState
-    store: Store
-    said: list[str]
-    heartbeat: Heartbeat
-
-    def train(self, until: int) -> None:
-        """Train up to and including step `until`."""
-        train(self.bench, self.state, Logger(self.state), until=until)
-
-    def save(self) -> None:
-        """Save the present state, durably."""
-        self.store.save(self.state.snapshot(FACTS))
-
-
-FACTS: dict[str, Any] = {"config": {}, "data": {}, "base": {}, "hardware": {}, "versions": {}}
-
-
-@dataclass
-class Logger:
-    """Writes the log, and raises the flag after a chosen step."""
-
-    state: TrainingState
-    flag: Flag | None = None
-    stop_after: int = -1
-    records: list[dict[str, Any]] = field(default_factory=list)
-
-    def after_step(self, record: dict[str, Any]) -> None:
-        """Do what a keeper does, without saving."""
-        self.records.append(record)
-        self.state.log.append(record)
-        if self.flag and record["step"] == self.stop_after:
-            self.flag.set(seconds_left=30, reason="test")
-
-
-def rig(run_dir: Path) -> Rig:
-    """Set everything up from the config in `run_dir` and restore the newest checkpoint."""
-    said: list[str] = []
-    config = load_config(run_dir / CONFIG)
-    heartbeat = Heartbeat(run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC))
-    desk = Desk(
-        order=Order(run_dir=run_dir),
-        config=config,
-        inputs=data_facts(config, run_dir),
-        heartbeat=heartbeat,
-        flag=Flag(time.monotonic),
-        say=said.append,
-    )
-    material = prepare(desk)
-    base = models.load_base(
-        material.source, config.method, precision=material.precision, device=material.device
-    )
-    adapted = models.attach_adapter(base, config.method, config.train)
-    bench, state = set_up(desk, material, adapted)
-    store = Store(run_dir / "checkpoints", keep=2, disk=RealDisk())
-    return Rig(
-        run_dir=run_dir, bench=bench, state=state, store=store, said=said, heartbeat=heartbeat
-    )
-
-
-def restored(run_dir: Path) -> Rig:
-    """Return a rig that goes on from the newest checkpoint, as a new process would."""
-    made = rig(run_dir)
-    found = made.store.load_newest(tensor_bytes_max=size_limit(made.state), say=made.said.append)
-    if found is not None:
-        made.state.restore(found)
-    return made
-
-
-def outcome(made: Rig) -> tuple[list[dict[str, Any]], dict[str, bytes], dict[str, bytes]]:
-    """Return log, adapter and optimizer so that == compares every bit."""
-    snapshot = made.state.snapshot({})
-    spell = [
-        {k: v.numpy().tobytes() for k, v in tensors.items()}
-        for tensors in (snapshot.adapter, snapshot.optimizer)
-    ]
-    return tiny.losses(made.run_dir), spell[0], spell[1]
 
 
 @pytest.fixture(scope="module", params=sorted(HARD))
@@ -122,14 +29,6 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     made = rig(run)
     made.train(until=14)
     return made
-
-
-def twin_of(made: Rig, directory: Path) -> Path:
-    """Return a new run directory with the same config."""
-    run = directory / "run"
-    run.mkdir(parents=True)
-    (run / CONFIG).write_bytes((made.run_dir / CONFIG).read_bytes())
-    return run
 
 
 def test_stopped_after_every_step_the_bits_are_the_same(undisturbed: Rig, tmp_path: Path) -> None:
@@ -268,11 +167,6 @@ def test_foreign_tensors_are_refused_before_anything_changes(tmp_path: Path) -> 
     with pytest.raises(Damaged, match="adapter"):
         made.state.restore(snapshot)
     assert before == outcome_tensors(made)
-
-
-def outcome_tensors(made: Rig) -> dict[str, bytes]:
-    """Return the adapter's bits."""
-    return {k: v.detach().numpy().tobytes() for k, v in made.state.parameters.items()}
 
 
 @pytest.mark.parametrize("kind", ["adamw8bit", "adamw"])

@@ -1,0 +1,219 @@
+"""Kills real training runs at random moments until they are done, and compares every bit.
+
+    python tests/chaos.py --kills 90
+    python tests/chaos.py --kills 10 --model examples/quickstart/model \
+        --rows examples/quickstart/train.jsonl
+
+Without `--model` the runs train the tiny model of `tiny.py` in float32; with it they train that
+model in 4 bits. Every run has length grouping, accumulation and dropout. A killed process is
+SIGKILLed without warning, or first gets a SIGTERM and then as little time as it deserves. The
+processes are forked from one that has imported the libraries, because importing takes longer than
+training. The exit code is 0 if all runs ended with the same adapter and the same log.
+"""
+
+# ruff: noqa: T201 - it is a command that talks
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+KILLS_PER_RUN_MAX = 8  # then the run is left alone, so that it ends
+GRACES_S = (0.0, 0.02, 0.1, 0.5)  # between SIGTERM and SIGKILL
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What must be the same in every run."""
+
+    adapter: str
+    log: str
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What the chaos did."""
+
+    kills: int = 0
+    terms: int = 0  # of the kills, those announced by SIGTERM
+    graceful: int = 0  # of those, the ones that the trainer answered in time with 75
+    runs: int = 0
+    torn: int = 0  # kills that left half a save behind
+    redone: int = 0  # steps
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do the kills and print count and digests."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--model", type=Path, help="a real model directory, trained in 4 bits")
+    parser.add_argument("--rows", type=Path, help="its rows: JSON lines with `text` and `label`")
+    arguments = parser.parse_args(argv)
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    from trainer.job import prepare_environment
+
+    os.environ.update({"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
+    prepare_environment()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
+        config = make_config(arguments, Path(directory))
+        chance = random.Random(arguments.seed)  # noqa: S311 - moments, not secrets
+        tally, expected, odd = chaos(Path(directory), config, kills=arguments.kills, chance=chance)
+    name = "tiny model, float32" if arguments.model is None else f"{arguments.model.name}, NF4"
+    print(
+        f"{name}: {tally.kills} kills over {tally.runs} runs "
+        f"({tally.terms} after a SIGTERM, {tally.graceful} of these ended in time with 75; "
+        f"{tally.torn} left half a save; {tally.redone} steps done again)"
+    )
+    print(f"undisturbed: adapter sha256 {expected.adapter}, log sha256 {expected.log}")
+    print(f"identical to it: {tally.runs - len(odd)} of {tally.runs} runs")
+    for one in odd:
+        print(f"  DIFFERS: adapter {one.adapter}, log {one.log}")
+    return 1 if odd or not tally.runs else 0
+
+
+def make_config(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """Return the config of the runs; makes the tiny model if no real one is given."""
+    import tiny
+
+    settings: Mapping[str, Any]
+    if arguments.model is None:
+        model, rows = tiny.make_model(directory / "model"), directory / "rows.jsonl"
+        tiny.make_rows(rows, 24)
+        settings = {"steps": 40, "batch_size": 4, "micro_batch": 2, "lr": 1e-2}
+        return tiny.make_config(model, rows, train=settings, checkpoint={"every": 3})
+    config = tiny.make_config(arguments.model.resolve(), arguments.rows.resolve())
+    config["method"] = {"kind": "qlora", "quant": "nf4", "r": 4, "dropout": 0.1}
+    config["data"].update(prompt="Tweet: {text}\nSentiment:", completion=" {label}")
+    config["train"].update(steps=12, batch_size=4, micro_batch=2, lr=3e-4, max_length=64)
+    config["checkpoint"] = {"every": 2}
+    return config
+
+
+def chaos(
+    directory: Path, config: Mapping[str, Any], *, kills: int, chance: random.Random
+) -> tuple[Tally, Digests, list[Digests]]:
+    """Train once undisturbed, then again and again under fire; return what differed from it."""
+    import peft  # noqa: F401 - imported here so that every child has it
+    import tiny
+    import transformers.models.llama.modeling_llama  # noqa: F401 - likewise
+
+    import trainer.stages  # noqa: F401 - likewise
+
+    calm = tiny.write_config(directory / "calm", config)
+    began_s = time.monotonic()
+    code = wait(fork(calm))
+    span_s = time.monotonic() - began_s
+    if code != 0:
+        raise RuntimeError(f"the undisturbed run ended with {code}: {(calm / 'log').read_text()}")
+    expected = digests(calm)
+    print(f"undisturbed: {span_s:.1f} s", flush=True)
+    tally, odd = Tally(), list[Digests]()
+    while tally.kills < kills:
+        run = tiny.write_config(directory / f"run-{tally.runs}", config)
+        under_fire(run, tally, kills=kills, span_s=span_s, chance=chance)
+        found = digests(run)
+        if found != expected:
+            odd.append(found)
+        tally.runs += 1
+        tally.redone += json.loads((run / "status.json").read_text())["redone_steps"]
+        print(f"  {tally.kills} kills, {tally.runs} runs, {len(odd)} differ", flush=True)
+        shutil.rmtree(run)
+    return tally, expected, odd
+
+
+def under_fire(
+    run: Path, tally: Tally, *, kills: int, span_s: float, chance: random.Random
+) -> None:
+    """Start the run and kill it, again and again, until it ends well."""
+    fired = 0
+    while True:
+        process = fork(run)
+        if fired < KILLS_PER_RUN_MAX and tally.kills < kills:
+            delay_s = chance.uniform(0, span_s)
+            ended = wait(process, for_s=delay_s)
+            if ended is None:
+                fired += 1
+                kill(process, tally, chance)
+                partial = (run / "checkpoints").glob(".*.partial")
+                tally.torn += any(True for _ in partial)
+                continue
+        else:
+            ended = wait(process)
+        if ended != 0:
+            raise RuntimeError(f"the run ended with {ended}: {(run / 'log').read_text()}")
+        return
+
+
+def kill(process: int, tally: Tally, chance: random.Random) -> None:
+    """End a process: at once, or with a notice that is too short or long enough."""
+    tally.kills += 1
+    if chance.random() < 0.4:
+        tally.terms += 1
+        os.kill(process, signal.SIGTERM)
+        ended = wait(process, for_s=chance.choice(GRACES_S))
+        if ended is not None:
+            if ended not in (75, 0):
+                raise RuntimeError(f"a terminated run ended with {ended}")
+            tally.graceful += 1
+            return
+    os.kill(process, signal.SIGKILL)
+    wait(process)
+
+
+def fork(run: Path) -> int:
+    """Start the trainer on `run` in a child of this process and return its id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = os.fork()
+    if process:
+        return process
+    code = 70
+    try:
+        log = os.open(run / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        from trainer.__main__ import main as train
+
+        code = train(["train", "--run-dir", str(run)])
+    finally:
+        os._exit(code)
+
+
+def wait(process: int, *, for_s: float | None = None) -> int | None:
+    """Return the exit code of a child (negative: the signal), or None if it outlives `for_s`."""
+    deadline_s = None if for_s is None else time.monotonic() + for_s
+    while True:
+        found, status = os.waitpid(process, 0 if deadline_s is None else os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if deadline_s is not None and time.monotonic() >= deadline_s:
+            return None
+        time.sleep(0.002)
+
+
+def digests(run: Path) -> Digests:
+    """Return the SHA-256 of the adapter file and of the log without its timings."""
+    import tiny
+
+    log = json.dumps(tiny.losses(run)).encode()
+    return Digests(
+        adapter=hashlib.sha256(tiny.adapter_bytes(run)).hexdigest(),
+        log=hashlib.sha256(log).hexdigest(),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

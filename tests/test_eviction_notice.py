@@ -1,0 +1,200 @@
+"""A notice, however it comes, becomes a flag with a deadline, and every notice ends well."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from trainer.eviction import NOTICE_S, NOTICE_S_MAX, Flag, MetadataPoll, on_signals, preemption_in
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    """Return a preemption as Azure spells it, 30 s from NOW."""
+    return {
+        "EventId": "A123BC45-1234-5678-AB90-ABCDEF123456",
+        "EventType": "Preempt",
+        "ResourceType": "VirtualMachine",
+        "Resources": ["vm"],
+        "EventStatus": "Scheduled",
+        "NotBefore": format_datetime(NOW + timedelta(seconds=30), usegmt=True),
+        "Description": "",
+        "EventSource": "Platform",
+        "DurationInSeconds": -1,
+        **changes,
+    }
+
+
+@contextmanager
+def metadata(answers: list[Any], *, first_s: float = 0.0) -> Iterator[tuple[str, list[str]]]:
+    """Serve `answers` one after another (the last one for ever); yields URL and what was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(f"{self.path} {self.headers.get('Metadata')}")
+            if len(asked) == 1:
+                time.sleep(first_s)
+            answer = answers[min(len(asked), len(answers)) - 1]
+            body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            self.send_response(500 if answer == b"500" else 200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_arguments: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def heard(url: str, *, within_s: float = 5.0, first_call_s_max: float = 5.0) -> Flag:
+    """Poll `url` fast until the flag is up or `within_s` have passed."""
+    flag = Flag(time.monotonic)
+    poll = MetadataPoll(url, flag, now=lambda: NOW, poll_s=0.01, first_call_s_max=first_call_s_max)
+    poll.start()
+    end_s = time.monotonic() + within_s
+    while flag.notice is None and time.monotonic() < end_s:
+        time.sleep(0.005)
+    poll.close()
+    return flag
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 5, 30])
+def test_a_preemption_raises_the_flag_with_its_deadline(seconds: int) -> None:
+    """A notice of 0, 1, 5 or 30 s is heard with just that much time left."""
+    notice = event(NotBefore=format_datetime(NOW + timedelta(seconds=seconds), usegmt=True))
+    with metadata([{"Events": []}, {"Events": [notice]}]) as (url, asked):
+        flag = heard(url)
+
+    assert flag.notice is not None
+    assert flag.notice.reason == "eviction notice"
+    assert flag.seconds_left == pytest.approx(seconds, abs=1)
+    assert set(asked) == {"/metadata/scheduledevents?api-version=2020-07-01 true"}
+
+
+def test_other_events_are_no_preemption() -> None:
+    """A reboot, a freeze or an odd document leave the flag down."""
+    with metadata([{"Events": [event(EventType="Reboot"), event(EventType="Freeze")]}]) as (url, _):
+        assert heard(url, within_s=0.2).notice is None
+
+
+@pytest.mark.parametrize("broken", [b"500", b"not json", b"[]", b'{"Events": 3}', b""])
+def test_a_broken_answer_is_survived(broken: bytes) -> None:
+    """Errors and nonsense from the service are no notice, and the next good answer is heard."""
+    with metadata([broken, broken, {"Events": [event()]}]) as (url, asked):
+        flag = heard(url)
+
+    assert flag.notice is not None
+    assert len(asked) == 3
+
+
+def test_the_slow_first_call_is_waited_for() -> None:
+    """The first call may take long (minutes at Azure): it is waited for, and it counts."""
+    with metadata([{"Events": [event()]}], first_s=0.5) as (url, asked):
+        flag = heard(url)
+
+    assert flag.notice is not None
+    assert len(asked) == 1
+
+
+def test_no_proxy_is_ever_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in the environment is ignored: the service is link-local."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with metadata([{"Events": [event()]}]) as (url, _):
+        assert heard(url).notice is not None
+
+
+def test_nobody_at_the_address_is_survived() -> None:
+    """Without a service there is simply no notice."""
+    assert heard("http://127.0.0.1:1", within_s=0.2).notice is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected_s"),
+    [
+        ({}, 30.0),
+        ({"EventStatus": "Started", "NotBefore": ""}, 0.0),
+        ({"NotBefore": ""}, NOTICE_S),
+        ({"NotBefore": None}, NOTICE_S),
+        ({"NotBefore": "soon"}, NOTICE_S),
+        ({"NotBefore": "Mon, 19 Sep 2016 18:29:47 GMT"}, 0.0),
+        ({"NotBefore": "Tue, 19 Sep 2046 18:29:47 GMT"}, NOTICE_S_MAX),
+        ({"NotBefore": "Sun, 01 Mar 2026 12:00:07 -0000"}, 7.0),
+        ({"NotBefore": "Sun, 01 Mar 2026 13:00:07 +0100"}, 7.0),
+    ],
+)
+def test_the_deadline_is_sane_whatever_the_event_says(
+    changes: dict[str, Any], expected_s: float
+) -> None:
+    """Missing, unreadable, past and far times, and clocks that jumped, give a bounded deadline."""
+    assert preemption_in({"Events": [event(**changes)]}, NOW) == expected_s
+
+
+def test_the_earliest_of_several_preemptions_counts() -> None:
+    """Two notices leave the time of the nearer one."""
+    later = event(NotBefore=format_datetime(NOW + timedelta(seconds=60), usegmt=True))
+
+    assert preemption_in({"Events": [later, event()]}, NOW) == 30.0
+
+
+@pytest.mark.parametrize("document", [None, [], {}, {"Events": None}, {"Events": [1, None]}])
+def test_a_document_without_events_is_no_notice(document: object) -> None:
+    """Whatever stands in the document's place, nothing is announced by it."""
+    assert preemption_in(document, NOW) is None
+
+
+def test_signals_raise_the_flag_and_are_given_back() -> None:
+    """SIGTERM sets the flag, a later notice changes nothing, and the handler is put back."""
+    before = signal.getsignal(signal.SIGTERM)
+    flag = Flag(lambda: 100.0)
+    with on_signals(flag):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT) if flag.notice is None else None
+        first = flag.notice
+        flag.set(seconds_left=1, reason="later")
+
+    assert first is not None
+    assert first.reason == "SIGTERM"
+    assert flag.notice is first
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    """Ctrl-C twice leaves at once."""
+    flag = Flag(lambda: 0.0)
+    with on_signals(flag):
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_deadline_runs_on_the_monotonic_clock() -> None:
+    """Time left counts on the flag's own clock, so a jump of the wall clock changes nothing."""
+    now = [50.0]
+    flag = Flag(lambda: now[0])
+    flag.set(seconds_left=30, reason="test")
+    now[0] = 75.0
+
+    assert flag.seconds_left == 5.0
