@@ -21,7 +21,6 @@ import shutil
 import stat
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -225,8 +224,12 @@ def commit(request: dict[str, Any]) -> dict[str, Any]:
         else:
             os.unlink(blob)
             answer["damaged"].append(path)
-    for name, index in request["bundles"]:
-        unpack(root, os.path.join(folder, name), index, ready, answer)
+    try:
+        for name, index in request["bundles"]:
+            unpack(root, os.path.join(folder, name), index, ready, answer)
+    except OSError:
+        clear(root)  # the room is worth more than what has come so far
+        raise
     place(ready)
     for path in request.get("remove", ()):
         remove(root, path)
@@ -267,6 +270,8 @@ def unpack(
 
 def place(ready: list[tuple[str, str]]) -> None:
     """Make files durable, then visible: fsync all, rename all, fsync every directory touched."""
+    from concurrent.futures import ThreadPoolExecutor  # half of the start-up time of this script
+
     with ThreadPoolExecutor(16) as pool:  # a journal commits many fsyncs at the price of one
         list(pool.map(sync, [blob for blob, _ in ready]))
         folders = {os.path.dirname(target) for _, target in ready}

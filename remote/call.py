@@ -67,7 +67,7 @@ class Script:
         """
         source = self.path.read_bytes()
         target = f"{HOME}/{self.path.stem}-{hashlib.sha256(source).hexdigest()[:8]}.py"
-        words = [self.python, target, verb]
+        words = [self.python, "-I", "-S", target, verb]  # no site packages: they cost start-up time
         command = f"test -f {target} || exit {MISSING}; exec {shlex.join(words)}"
         given = json.dumps(request).encode()
         for _ in range(2):

@@ -62,7 +62,11 @@ def public_line(path: Path, comment: str = "qft") -> str:
     from cryptography.hazmat.primitives import serialization as form
 
     try:
-        key = form.load_ssh_private_key(path.read_bytes(), password=None)
+        content = path.read_bytes()
+    except OSError as error:
+        raise RemoteError(f"the private key {path} cannot be read: {error.strerror}") from error
+    try:
+        key = form.load_ssh_private_key(content, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise RemoteError(
             f"{path} is not a private key that can be read without a password: {error}",

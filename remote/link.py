@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 READ_BYTES = 1 << 18
 ANSWER_BYTES_MAX = 64 << 20
 LOG_NAME = "qft.ssh"
+FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,7 @@ def connect(
                 "banner_timeout": timeout_s,
                 "auth_timeout": timeout_s,
                 "channel_timeout": timeout_s,
+                "transport_factory": make_transport,
             }
             connection.open()
         except BaseException:
@@ -270,6 +272,17 @@ def scan_host_key(address: str, port: int = 22, *, timeout_s: float = 20.0) -> s
             transport.close()
             sock.close()
     return f"{key.get_name()} {key.get_base64()}"
+
+
+def make_transport(sock: socket.socket, **options: Any) -> paramiko.Transport:
+    """Prefer ciphers that also authenticate: a separate checksum in Python halves the speed."""
+    import paramiko
+
+    transport = paramiko.Transport(sock, **options)
+    security = transport.get_security_options()
+    first = [name for name in FAST_CIPHERS if name in security.ciphers]
+    security.ciphers = [*first, *(name for name in security.ciphers if name not in first)]
+    return transport
 
 
 def dial(host: Host, *, timeout_s: float, dead_after_s: int) -> socket.socket:

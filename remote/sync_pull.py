@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from remote import agent, manifest
 from remote.call import tree_cache
@@ -14,10 +14,8 @@ from remote.errors import NoSpace, RemoteError, Untrusted
 from remote.manifest import Entry, Limits
 from remote.sync_local import StaleError, scan_target
 from remote.sync_plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
-from remote.sync_wire import Trip, carry, read_range
-
-if TYPE_CHECKING:
-    import paramiko
+from remote.sync_sftp import Sftp
+from remote.sync_wire import Trip, carry
 
 STREAM_BYTES_PER_S = 50_000
 """The slowest line on which a bundle is still waited for."""
@@ -139,11 +137,11 @@ def chunk_digest(local: Path, chunk: Chunk) -> str:
         return hashlib.sha256(file.read(chunk.size)).hexdigest()
 
 
-def fetch(remote: str, local: Path, sftp: paramiko.SFTPClient, chunk: Chunk) -> None:
+def fetch(remote: str, local: Path, sftp: Sftp, chunk: Chunk) -> None:
     """Carry one chunk into its partial file here."""
     path = chunk.blob.parts[0][0]
     try:
-        data = read_range(sftp, f"{remote}/{path}", chunk.offset, chunk.size)
+        data = sftp.read(f"{remote}/{path}", chunk.offset, chunk.size)
     except FileNotFoundError as error:
         raise StaleError([path]) from error
     if len(data) != chunk.size:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from remote import agent, manifest
 from remote.call import tree_cache
@@ -14,10 +14,8 @@ from remote.errors import NoSpace, RemoteError, Untrusted
 from remote.manifest import Entry
 from remote.sync_local import Source, StaleError, read_chunk, scan_source
 from remote.sync_plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
-from remote.sync_wire import Trip, carry, write_range
-
-if TYPE_CHECKING:
-    import paramiko
+from remote.sync_sftp import Sftp
+from remote.sync_wire import Trip, carry
 
 
 def push_once(trip: Trip, local: Path | Mapping[str, Path]) -> SyncReport:
@@ -88,10 +86,10 @@ def to_send(trip: Trip, blobs: Sequence[Blob], source: Source, tally: Tally) -> 
     return chunks
 
 
-def send(remote: str, source: Source, sftp: paramiko.SFTPClient, chunk: Chunk) -> None:
+def send(remote: str, source: Source, sftp: Sftp, chunk: Chunk) -> None:
     """Carry one chunk to its place in its partial file."""
     data = read_chunk(chunk, source.paths)
-    write_range(sftp, f"{remote}/{agent.STAGING}/{chunk.blob.name}", chunk.offset, data)
+    sftp.write(f"{remote}/{agent.STAGING}/{chunk.blob.name}", chunk.offset, data)
 
 
 def explain(trip: Trip, tally: Tally, error: OSError) -> Exception:

@@ -8,21 +8,13 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from remote import agent
 from remote.call import Script
 from remote.errors import NoSpace, RemoteError, Unreachable
 from remote.link import Link, translated
 from remote.sync_plan import Blob, Chunk, Progress, SyncOptions, Tally, Travelled
-
-if TYPE_CHECKING:
-    import paramiko
-
-PACKET_BYTES = 32 << 10
-"""What SSH servers accept in one channel packet."""
-WINDOW_BYTES = 16 << 20
-"""What the machine may send ahead of our reading, per channel: 320 MB/s at 50 ms."""
+from remote.sync_sftp import Sftp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +52,7 @@ class Trip:
 def carry(
     trip: Trip,
     chunks: Sequence[Chunk],
-    work: Callable[[paramiko.SFTPClient, Chunk], None],
+    work: Callable[[Sftp, Chunk], None],
     tally: Tally,
 ) -> None:
     """Do `work` for every chunk, on as many channels as are useful; stop all at the first error.
@@ -78,7 +70,7 @@ def carry(
         try:
             with (
                 translated(trip.link.host, trip.link.transport),
-                closing(open_sftp(trip.link, trip.options)) as sftp,
+                closing(Sftp.open(trip.link.transport, silence_s=trip.options.silence_s)) as sftp,
             ):
                 while not stop.is_set():
                     try:
@@ -115,39 +107,3 @@ def worst(failures: Sequence[BaseException]) -> BaseException:
             if isinstance(failure, kind):
                 return failure
     return failures[0]
-
-
-def open_sftp(link: Link, options: SyncOptions) -> paramiko.SFTPClient:
-    """Open one more SFTP channel; raises `Unreachable` if the machine offers none."""
-    import paramiko
-
-    sftp = paramiko.SFTPClient.from_transport(link.transport, window_size=WINDOW_BYTES)
-    if sftp is None:
-        raise Unreachable(f"{link.host} opens no SFTP channel")
-    channel = sftp.get_channel()
-    if channel is not None:
-        channel.settimeout(options.silence_s)
-    return sftp
-
-
-def write_range(sftp: paramiko.SFTPClient, path: str, offset: int, data: bytes) -> None:
-    """Write `data` into an existing file; returns when the machine has acknowledged all of it."""
-    with sftp.open(path, "r+") as file:
-        file.set_pipelined(True)
-        file.seek(offset)
-        last = (len(data) - 1) // PACKET_BYTES * PACKET_BYTES
-        for start in range(0, last, PACKET_BYTES):
-            file.write(data[start : start + PACKET_BYTES])
-        # A write that is not pipelined reads every answer that is due, so that no failure is lost.
-        file.set_pipelined(False)
-        file.write(data[last:])
-
-
-def read_range(sftp: paramiko.SFTPClient, path: str, offset: int, size: int) -> bytes:
-    """Read `size` bytes; all requests are under way before the first answer. May come short."""
-    with sftp.open(path, "r") as file:
-        spans = [
-            (start, min(PACKET_BYTES, offset + size - start))
-            for start in range(offset, offset + size, PACKET_BYTES)
-        ]
-        return b"".join(file.readv(spans))

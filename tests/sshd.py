@@ -79,6 +79,7 @@ def serve(folder: Path, *, config: str = "") -> Iterator[Sshd]:
         f"ListenAddress 127.0.0.1:{port}\nHostKey {folder / 'host'}\nPidFile none\n"
         f"AuthorizedKeysFile {authorized}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
         f"PermitRootLogin prohibit-password\nForceCommand {wrapper}\n{config}\n"
+        f"SetEnv HOME={home}\n"  # or bash reads the start-up files of whoever runs the tests
         f"Subsystem sftp {next(path for path in SFTP_SERVERS if Path(path).exists())}\n"
     )
     with (folder / "sshd.log").open("wb") as log:

@@ -1,0 +1,178 @@
+"""Speaks the part of SFTP that a sync needs (version 3), with every request of a chunk under way.
+
+The library's own client drops the answers of pipelined writes, so that a full disk goes unnoticed,
+and reads ahead in a thread that dies loudly when the line is cut. Protocol: the Internet draft
+draft-ietf-secsh-filexfer-02, which OpenSSH and asyncssh implement.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import paramiko
+
+INIT, VERSION, OPEN, CLOSE, READ, WRITE = 1, 2, 3, 4, 5, 6
+STATUS, HANDLE, DATA = 101, 102, 103
+OK, EOF, NO_SUCH_FILE, PERMISSION_DENIED = 0, 1, 2, 3
+FLAG_READ, FLAG_WRITE = 1, 2
+
+BLOCK_BYTES = 32 << 10
+"""What every server must accept in one request."""
+ANSWER_BYTES_MAX = 256 << 10
+WINDOW_BYTES = 8 << 20
+"""What the server may send ahead of our reading: 160 MB/s per channel at 50 ms."""
+RECEIVE_BYTES = 1 << 18
+
+
+@dataclass(kw_only=True)
+class Sftp:
+    """One SFTP channel, used by one thread. Every method may raise `OSError` and `EOFError`."""
+
+    channel: paramiko.Channel
+    _buffer: bytearray = field(default_factory=bytearray)
+    _number: int = 0
+
+    @classmethod
+    def open(cls, transport: paramiko.Transport, *, silence_s: float) -> Self:
+        """Open one more channel; a server that says nothing for `silence_s` is a time-out."""
+        channel = transport.open_session(window_size=WINDOW_BYTES, timeout=silence_s)
+        channel.settimeout(silence_s)
+        channel.invoke_subsystem("sftp")
+        sftp = cls(channel=channel)
+        channel.sendall(packet(INIT, struct.pack(">I", 3)))
+        kind, _ = sftp._receive()
+        if kind != VERSION:
+            raise OSError(errno.EPROTO, f"the SFTP server greets with packet type {kind}")
+        return sftp
+
+    def write(self, path: str, offset: int, data: bytes) -> None:
+        """Write `data` into an existing file; returns when all of it is acknowledged."""
+        with self._opened(path, FLAG_WRITE) as handle:
+            view = memoryview(data)
+            requests = bytearray()
+            count = 0
+            for start in range(0, len(data), BLOCK_BYTES):
+                block = view[start : start + BLOCK_BYTES]
+                place = struct.pack(">QI", offset + start, len(block))
+                requests += self._request(WRITE, string(handle), place, block)
+                count += 1
+            self.channel.sendall(requests)
+            for _ in range(count):
+                self._expect_ok(path)
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """Read `size` bytes; shorter only if the file ends before."""
+        found = bytearray(size)
+        end = size
+        with self._opened(path, FLAG_READ) as handle:
+            wanted = {}
+
+            def ask(start: int, length: int) -> bytes:
+                place = struct.pack(">QI", offset + start, length)
+                request = self._request(READ, string(handle), place)
+                wanted[self._number] = (start, length)
+                return request
+
+            spans = range(0, size, BLOCK_BYTES)
+            self.channel.sendall(b"".join(ask(at, min(BLOCK_BYTES, size - at)) for at in spans))
+            while wanted:
+                kind, body = self._receive()
+                start, length = wanted.pop(number_of(body))
+                if kind == DATA:
+                    data = body[8:][:length]
+                    found[start : start + len(data)] = data
+                    if 0 < len(data) < length:  # a server may give less than was asked for
+                        self.channel.sendall(ask(start + len(data), length - len(data)))
+                    elif not data:
+                        end = min(end, start)
+                elif status_of(kind, body) == EOF:
+                    end = min(end, start)
+                else:
+                    fail(kind, body, path)
+        return bytes(found[:end])
+
+    def close(self) -> None:
+        """Close the channel; the connection stays."""
+        self.channel.close()
+
+    @contextmanager
+    def _opened(self, path: str, flags: int) -> Iterator[bytes]:
+        """Hold a file open; its answers must be read before the block ends."""
+        name = path.encode("utf-8", "surrogateescape")
+        self.channel.sendall(self._request(OPEN, string(name), struct.pack(">II", flags, 0)))
+        kind, body = self._receive()
+        if kind != HANDLE:
+            fail(kind, body, path)
+        handle = bytes(body[8:])
+        yield handle
+        self.channel.sendall(self._request(CLOSE, string(handle)))
+        self._expect_ok(path)
+
+    def _request(self, kind: int, *parts: bytes | memoryview) -> bytes:
+        """Build the next request."""
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        return packet(kind, struct.pack(">I", self._number), *parts)
+
+    def _expect_ok(self, path: str) -> None:
+        """Read one status; raise what it says if it is none of success."""
+        kind, body = self._receive()
+        if status_of(kind, body) != OK:
+            fail(kind, body, path)
+
+    def _receive(self) -> tuple[int, bytes]:
+        """Read one packet: its type and its body."""
+        length = int.from_bytes(self._take(4), "big")
+        if not 1 <= length <= ANSWER_BYTES_MAX:
+            raise OSError(errno.EPROTO, f"the SFTP server sends a packet of {length} bytes")
+        body = self._take(length)
+        return body[0], body[1:]
+
+    def _take(self, size: int) -> bytes:
+        """Read exactly `size` bytes."""
+        while len(self._buffer) < size:
+            data = self.channel.recv(RECEIVE_BYTES)
+            if not data:
+                raise EOFError
+            self._buffer += data
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken
+
+
+def packet(kind: int, *parts: bytes | memoryview) -> bytes:
+    """Frame a packet."""
+    length = 1 + sum(len(part) for part in parts)
+    return b"".join((struct.pack(">IB", length, kind), *parts))
+
+
+def string(data: bytes) -> bytes:
+    """Write a string as the protocol does."""
+    return struct.pack(">I", len(data)) + data
+
+
+def number_of(body: bytes) -> int:
+    """Read which request an answer belongs to."""
+    return int.from_bytes(body[:4], "big")
+
+
+def status_of(kind: int, body: bytes) -> int:
+    """Read the code of a status; -1 for an answer of another type."""
+    return int.from_bytes(body[4:8], "big") if kind == STATUS else -1
+
+
+def fail(kind: int, body: bytes, path: str) -> None:
+    """Raise what the server means."""
+    code = status_of(kind, body)
+    if code == NO_SUCH_FILE:
+        raise FileNotFoundError(errno.ENOENT, "no such file over there", path)
+    if code == PERMISSION_DENIED:
+        raise PermissionError(errno.EACCES, "not permitted over there", path)
+    length = int.from_bytes(body[8:12], "big")
+    said = body[12 : 12 + min(length, 200)].decode("utf-8", "replace")
+    raise OSError(errno.EIO, said or f"SFTP answers with type {kind}, code {code}", path)

@@ -1,0 +1,118 @@
+"""A connection cut anywhere in a transfer leaves whole files only, and the next one goes on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import doors
+import pytest
+import wire
+from test_sync_push import make_tree, read_tree
+
+from remote.agent import STAGING
+from remote.errors import Unreachable
+from remote.link import Link, connect
+from remote.sync import pull, push
+from remote.sync_plan import SyncOptions, SyncReport
+
+OPTIONS = SyncOptions(
+    chunk_bytes=128 << 10, small_bytes=16 << 10, channels=3, python=sys.executable
+)
+TOTAL = 3_004_115
+FEW = 6
+EVERY_CHUNK = TOTAL // OPTIONS.chunk_bytes
+
+
+@pytest.fixture(scope="module", params=doors.MAKES)
+def door(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[doors.Door]:
+    """A server of each make for the file."""
+    with doors.open_door(request.param, tmp_path_factory.mktemp(request.param)) as opened:
+        yield opened
+
+
+def over(door: doors.Door, work: Callable[[Link], SyncReport], cut_after: int | None) -> int:
+    """Do `work` over a wire of its own; return the bytes that went through."""
+    with wire.stretch(door.host.port, cut_after=cut_after) as line:
+        host = replace(door.host, port=line.port)
+        with connect(host) as link:
+            work(link)
+        return line.carried_bytes
+
+
+def cuts_of(total: int, count: int) -> list[int]:
+    """Spread the cuts over the whole transfer, login included."""
+    return [total * number // count for number in range(1, count)]
+
+
+@pytest.mark.parametrize("count", [FEW, pytest.param(EVERY_CHUNK, marks=pytest.mark.slow)])
+def test_push_cut_everywhere(door: doors.Door, tmp_path: Path, count: int) -> None:
+    """Wherever a push is cut, only whole files are visible and the next push completes the tree."""
+    tree = make_tree(tmp_path / "tree")
+    expected = read_tree(tree)
+    root = f"qft/push-{count}"
+    total = over(door, lambda link: push(link, tree, f"{root}/whole", options=OPTIONS), None)
+    resumed = []
+    for cut in cuts_of(total, count):
+        work = partial(push, local=tree, remote=f"{root}/{cut}", options=OPTIONS)
+        with pytest.raises(Unreachable):
+            over(door, work, cut)
+        assert visible(door.home / root / str(cut)).items() <= expected.items()
+        with connect(door.host) as link:
+            report = work(link)
+        assert read_tree(door.home / root / str(cut)) == expected
+        assert report.bytes_sent + report.bytes_resumed == TOTAL
+        resumed.append(report.bytes_resumed)
+
+    assert resumed[0] < TOTAL * 0.3
+    assert resumed[-1] > TOTAL * 0.5
+
+
+@pytest.mark.parametrize("count", [FEW, pytest.param(EVERY_CHUNK, marks=pytest.mark.slow)])
+def test_pull_cut_everywhere(door: doors.Door, tmp_path: Path, count: int) -> None:
+    """Wherever a pull is cut, only whole files are visible and the next pull completes the tree."""
+    make_tree(door.home / "qft" / "source")
+    expected = read_tree(door.home / "qft" / "source")
+    whole = partial(pull, remote="qft/source", local=tmp_path / "whole", options=OPTIONS)
+    total = over(door, whole, None)
+    sent = []
+    for cut in cuts_of(total, count):
+        target = tmp_path / str(cut)
+        work = partial(pull, remote="qft/source", local=target, options=OPTIONS)
+        with pytest.raises(Unreachable):
+            over(door, work, cut)
+        assert visible(target).items() <= expected.items()
+        with connect(door.host) as link:
+            report = work(link)
+        assert read_tree(target) == expected
+        sent.append(report.bytes_sent)
+
+    assert sent[0] > TOTAL * 0.7
+    assert sent[-1] < TOTAL * 0.5
+
+
+def test_push_cut_again_and_again(door: doors.Door, tmp_path: Path) -> None:
+    """A push that is cut after every megabyte still ends, and sends little twice."""
+    tree = make_tree(tmp_path / "tree", seed=5)
+    cuts = 0
+    while cuts < 10:
+        try:
+            work = partial(push, local=tree, remote="qft/again", options=OPTIONS)
+            over(door, work, 1_000_000)
+            break
+        except Unreachable:
+            cuts += 1
+
+    assert read_tree(door.home / "qft" / "again") == read_tree(tree)
+    assert 2 < cuts < 6
+
+
+def visible(root: Path) -> dict[str, bytes]:
+    """Read the files that somebody over there would see as data."""
+    found = read_tree(root) if root.exists() else {}
+    return {path: data for path, data in found.items() if STAGING not in path}
