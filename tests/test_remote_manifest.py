@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def test_hashes_are_remembered_and_distrusted_when_fresh(tmp_path: Path) -> None
 
     remembered = agent.load_json(cache)
     remembered["a"][3] = "f" * 64
-    agent.write_whole(cache, agent.json.dumps(remembered).encode())
+    agent.write_whole(cache, json.dumps(remembered).encode())
     assert agent.scan(str(tree), (), cache)["files"]["a"] == [3, "f" * 64]
 
     file.write_bytes(b"two")
