@@ -1,4 +1,4 @@
-"""What holds for all tests: hypothesis gives the same examples every time, and slow boxes get time."""
+"""What holds for all tests: the same examples every time, and patience with a slow computer."""
 
 from __future__ import annotations
 

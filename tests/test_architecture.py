@@ -17,6 +17,8 @@ FILE_LINES_MAX = 400
 TEST_LINES_MAX = 450
 FUNCTION_LINES_MAX = 60
 LOOP_LINES_MAX = 90
+ASSERTING = ("assert_", "check", "expect", "wait_for", "await_", "until")
+"""How helpers that fail a test begin."""
 CONFINED = {
     "azure": ("infra/azure",),
     "asyncssh": ("infra/guest",),
@@ -117,13 +119,13 @@ def test_no_file_is_longer_than_a_room_should_be() -> None:
 
 
 def test_no_function_is_longer_than_a_page() -> None:
-    """Functions fit on a screen; the training loop may take a page."""
+    """Bodies of functions fit on a screen; the training loop may take a page."""
     long = []
     for path in sources() + sources(*ROOMS, "commands"):
         most = LOOP_LINES_MAX if path.name == "loop.py" else FUNCTION_LINES_MAX
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or 0) - node.lineno + 1
+                length = (node.end_lineno or 0) - node.body[0].lineno + 1
                 if length > most:
                     long.append(f"{path.relative_to(ROOT)}:{node.name} {length}")
 
@@ -175,7 +177,7 @@ def can_fail(test: ast.FunctionDef) -> bool:
             return True
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func).rpartition(".")[2]
-            if name in {"raises", "warns"} or name.startswith(("assert_", "check", "expect", "wait_for")):
+            if name in {"raises", "warns"} or name.startswith(ASSERTING):
                 return True
     return False
 

@@ -31,7 +31,7 @@ def kinds(project: Project) -> list[Kind]:
 
 
 def test_one_command_brings_the_adapter_home_through_an_eviction(project: Project) -> None:
-    """`qft run` survives an eviction, leaves a plain PEFT adapter and no machine; again, it rests."""
+    """`qft run` survives an eviction, leaves a plain PEFT adapter and no machine, and rests."""
     done = project.qft("run", "--json")
 
     assert done.returncode == 0, done.stderr
