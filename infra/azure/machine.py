@@ -49,26 +49,7 @@ def body(spec: VmSpec, *, names: Names, tags: dict[str, str], make: Make) -> dic
                     "managedDisk": {"storageAccountType": make.disk_sku},
                 },
             },
-            "osProfile": {
-                "computerName": names.vm[:63].rstrip("-"),
-                "adminUsername": spec.user,
-                "customData": custom_data(
-                    host_private_key=spec.host_private_key,
-                    host_public_key=spec.host_public_key,
-                    watch_home=f"/home/{spec.user}" if make.identity else "",
-                ),
-                "linuxConfiguration": {
-                    "disablePasswordAuthentication": True,
-                    "ssh": {
-                        "publicKeys": [
-                            {
-                                "path": f"/home/{spec.user}/.ssh/authorized_keys",
-                                "keyData": spec.public_key.strip(),
-                            }
-                        ]
-                    },
-                },
-            },
+            "osProfile": _os_profile(spec, names, make),
             "networkProfile": {
                 "networkInterfaces": [
                     {
@@ -85,6 +66,30 @@ def body(spec: VmSpec, *, names: Names, tags: dict[str, str], make: Make) -> dic
     if spec.offer.zone:
         machine["zones"] = [spec.offer.zone]
     return machine
+
+
+def _os_profile(spec: VmSpec, names: Names, make: Make) -> dict[str, Any]:
+    """Who may enter (one key, no password) and what happens at the first boot."""
+    return {
+        "computerName": names.vm[:63].rstrip("-"),
+        "adminUsername": spec.user,
+        "customData": custom_data(
+            host_private_key=spec.host_private_key,
+            host_public_key=spec.host_public_key,
+            watch_home=f"/home/{spec.user}" if make.identity else "",
+        ),
+        "linuxConfiguration": {
+            "disablePasswordAuthentication": True,
+            "ssh": {
+                "publicKeys": [
+                    {
+                        "path": f"/home/{spec.user}/.ssh/authorized_keys",
+                        "keyData": spec.public_key.strip(),
+                    }
+                ]
+            },
+        },
+    }
 
 
 def cap_of(spec: VmSpec) -> float:
