@@ -16,6 +16,7 @@ from typing import IO, cast
 import asyncssh
 
 CHUNK_BYTES = 65536
+UNSENT_BYTES_MAX = 4 << 20
 
 
 @dataclass(kw_only=True)
@@ -158,6 +159,14 @@ class _Door(asyncssh.SSHServer):
 
 class _Files(asyncssh.SFTPServer):
     """SFTP on the machine's disk, where a full disk is an error and never a short file."""
+
+    async def read(self, file_obj: object, offset: int, size: int) -> bytes:
+        """Read, but not faster than the client takes it: its requests may run far ahead."""
+        while self.channel.get_write_buffer_size() > UNSENT_BYTES_MAX:
+            if self.channel.is_closing():
+                raise asyncssh.SFTPConnectionLost("the client is gone")
+            await asyncio.sleep(0.001)
+        return os.pread(cast("IO[bytes]", file_obj).fileno(), size, offset)
 
     def write(self, file_obj: object, offset: int, data: bytes) -> int:
         """Write all of `data`; a raw file may take only a part when the disk fills up."""
