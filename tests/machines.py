@@ -79,6 +79,7 @@ class Subject:
         )
         transport = client.get_transport()
         assert transport is not None
+        assert isinstance(transport.sock, socket.socket)
         transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a command
         return client
 

@@ -66,9 +66,7 @@ def accept(listener: socket.socket, wire: Wire) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for source, sink in ((near, far), (far, near)):
                 under_way: queue.Queue[tuple[float, bytes]] = queue.Queue()
-                threading.Thread(
-                    target=take, args=(source, under_way, wire), daemon=True
-                ).start()
+                threading.Thread(target=take, args=(source, under_way, wire), daemon=True).start()
                 threading.Thread(
                     target=give, args=(sink, source, under_way, wire), daemon=True
                 ).start()
