@@ -89,20 +89,8 @@ class Supervisor:
         stayed broken through every retry (`Transient`); the journal is whole in every case.
         """
         while True:
-            seen = self._look()
-            now_s = self._tools.clock()
-            action = decide(self._state, seen, plan, now_s)
-            self._tools.tell(
-                Report(
-                    state=self._state,
-                    seen=seen,
-                    action=action,
-                    bill=bill(self._state, now_s),
-                    now_s=now_s,
-                )
-            )
             try:
-                ending = self._act(action, plan)
+                ending = self._turn(plan)
             except HostUnreachable:
                 self._watch.lost(self._tools.clock())
             except (HostNotTrusted, HostUnfit) as error:
@@ -110,6 +98,17 @@ class Supervisor:
             else:
                 if ending is not None:
                     return self._end(ending, plan)
+
+    def _turn(self, plan: Plan) -> Ending | None:
+        """Look, decide, tell, act: once."""
+        seen = self._look()
+        now_s = self._tools.clock()
+        action = decide(self._state, seen, plan, now_s)
+        used = bill(self._state, now_s)
+        self._tools.tell(
+            Report(state=self._state, seen=seen, action=action, bill=used, now_s=now_s)
+        )
+        return self._act(action, plan)
 
     # ---- observe ----
 
@@ -263,7 +262,7 @@ class Supervisor:
         if park and self._state.prepared:
             try:
                 self._tools.workload.park(vm)
-            except HostUnreachable as error:
+            except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
                 # The machine goes either way; what is at home is what remains of it.
                 reason = f"{reason}; its newest checkpoint could not be copied ({error})"
         self._tools.workload.forget()

@@ -17,7 +17,7 @@ from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
 from infra.state import Ending
 from infra.supervisor import Supervisor, Tools
-from infra.workload import HostUnreachable
+from infra.workload import HostNotTrusted, HostUnreachable
 
 SAVE_EVERY = 10
 
@@ -231,10 +231,14 @@ class FakeWorkload:
     exit_codes: list[int | None] = field(default_factory=list)
     """How the next launches end, once each, instead of training."""
     mute: bool = False
+    stranger: bool = False
+    """Whether another machine answers in its place."""
     launches: int = 0
 
     def reach(self, vm: Vm) -> None:
         """Answer, unless mute or down."""
+        if self.stranger:
+            raise HostNotTrusted("another host key")
         if self.mute or self.cloud.power.get(vm.id) is not PowerState.RUNNING:
             raise HostUnreachable("no answer")
 
@@ -280,6 +284,7 @@ class FakeWorkload:
 
     def stop(self, vm: Vm) -> None:
         """Let it save and end."""
+        self.reach(vm)
         disk = self.cloud.progress(vm)
         disk.saved, disk.running_since, disk.exit_code = disk.step, None, 75
         self.cloud.hung = False

@@ -161,6 +161,16 @@ def test_a_mute_machine_is_given_up_after_three_boots(story: Story) -> None:
     assert not any(p is PowerState.RUNNING for p in story.cloud.power.values())
 
 
+def test_a_stranger_at_the_address_ends_the_run_and_the_billing(story: Story) -> None:
+    """A wrong host key, seen in mid-training, is exit 4; the rented machine is released."""
+    story.between = lambda: setattr(story.work, "stranger", story.work.home >= 20)
+
+    ending = story.go()
+
+    assert (4, "another host key") == (ending.code, ending.reason)
+    assert not any(p is PowerState.RUNNING for p in story.cloud.power.values())
+
+
 @pytest.mark.parametrize(
     ("budget", "said"),
     [

@@ -1,0 +1,154 @@
+"""Bad input gets a clear message, the documented exit code, and leaves nothing half-made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from runs import Project, json_of, make_project
+
+from commands.config import check_files, load
+from commands.errors import Usage
+from commands.home import check_name
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A project that is in order."""
+    return make_project(tmp_path / "project")
+
+
+def rewrite(project: Project, **tables: Any) -> None:
+    """Change tables of its run.yaml."""
+    config = yaml.safe_load(project.config.read_text())
+    for table, fields in tables.items():
+        config[table] = {**config.get(table, {}), **fields} if isinstance(fields, dict) else fields
+    project.config.write_text(yaml.safe_dump(config))
+
+
+def refused(project: Project) -> str:
+    """What a person reads about this project's config or files."""
+    with pytest.raises(Usage) as caught:
+        check_files(load(project.config))
+    return "\n".join([caught.value.message, *caught.value.problems, caught.value.hint])
+
+
+def test_every_fault_of_a_config_is_told_at_once(project: Project) -> None:
+    """Unknown keys with the nearest known one, wrong types and missing tables, in one go."""
+    rewrite(
+        project,
+        vm={"max_prise": 0.2, "gpu": 4},
+        train={"stepps": 3, "lr": "fast"},
+        budget={"usd": -1},
+        modle={"id": "x"},
+    )
+
+    said = refused(project)
+
+    assert "vm.max_prise: unknown key; did you mean `max_price`?" in said
+    assert "train.stepps: unknown key; did you mean `steps`?" in said
+    assert "modle: unknown key; did you mean `model`?" in said
+    assert "vm.gpu: " in said
+    assert "train.lr: " in said
+    assert "not `fast`" in said
+    assert "budget.usd: " in said
+    assert "6 faults" in said
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "../x", "", "UPPER", "-x", "x" * 31, "x y"])
+def test_a_name_that_could_leave_its_folder_is_refused(name: str) -> None:
+    """A run's name becomes folders and cloud names, so only plain ones pass."""
+    with pytest.raises(Usage, match="cannot name a run"):
+        check_name(name)
+
+
+def test_a_missing_data_file_is_named(project: Project) -> None:
+    """A file that is not there is told with its path."""
+    (project.folder / "train.jsonl").unlink()
+
+    assert "train.jsonl" in refused(project)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "train.jsonl"),
+        (b'{"text": "\xff", "mood": "x"}\n', "UTF-8"),
+        (b'{"text": "a"}\n', "mood"),
+        (b"not json\n", "train.jsonl:1"),
+    ],
+    ids=["empty", "not UTF-8", "a field is missing", "not JSON"],
+)
+def test_unusable_rows_are_told_before_anything_is_rented(
+    project: Project, content: bytes, said: str
+) -> None:
+    """Empty, undecodable or incomplete data is refused on this computer, with file and row."""
+    (project.folder / "train.jsonl").write_bytes(content)
+
+    assert said in refused(project)
+
+
+def test_a_model_directory_that_is_not_there_is_told(project: Project) -> None:
+    """A base model that is neither a directory nor a hub id is refused, with both readings."""
+    rewrite(project, model={"id": "modell"})
+
+    said = refused(project)
+    assert "no directory `modell`" in said
+    assert "owner/name" in said
+
+
+def test_a_step_that_never_comes_cannot_be_rehearsed(project: Project) -> None:
+    """An eviction asked for after the last step is a mistake, not a silent nothing."""
+    rewrite(project, vm={"rehearse_evictions": [9999]})
+
+    assert "step 9999 never comes" in refused(project)
+
+
+def test_a_refusal_exits_2_and_leaves_nothing(project: Project) -> None:
+    """The command line prints the faults without a traceback, exits 2, and makes no run."""
+    rewrite(project, train={"stepps": 3})
+
+    done = project.qft("run")
+
+    assert done.returncode == 2
+    assert "did you mean `steps`?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (project.home / "runs").exists()
+
+
+def test_a_completion_that_is_too_long_exits_2_and_leaves_no_machine(project: Project) -> None:
+    """What only the tokenizer can tell ends the run on the machine, with the row in the message."""
+    rewrite(project, train={"max_length": 8})
+
+    done = project.qft("run")
+
+    assert done.returncode == 2, done.stderr
+    assert "train.jsonl" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json_of(project.qft("ls", "--all", "--json")) == []
+
+
+def test_unknown_commands_and_runs_exit_2(project: Project) -> None:
+    """A misspelt command or run is a usage error with a hint, also as JSON."""
+    command = project.qft("rum")
+    run = project.qft("status", "nobody", "--json")
+
+    assert (command.returncode, run.returncode) == (2, 2)
+    assert "Did you mean 'run'?" in command.stderr
+    assert "no run `nobody`" in json_of(run)["error"]
+
+
+def test_a_changed_config_refuses_to_resume_with_the_difference(project: Project) -> None:
+    """Half a run of each config would be no experiment; the difference is printed."""
+    assert project.qft("up").returncode == 0
+    try:
+        rewrite(project, train={"lr": 0.5})
+
+        done = project.qft("train")
+
+        assert done.returncode == 2
+        assert "train.lr: 0.01 became 0.5" in done.stderr
+    finally:
+        project.tidy()
