@@ -1,0 +1,127 @@
+"""A merged model answers as base and adapter do together, and is a plain model directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_model
+
+from trainer.merge import CannotMergeError, main, merge, parity, read_adapter
+
+# PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
+PROMPTS = [[5, 9, 30], [0, 44, 81, 7, 7, 12], [99], [3, 4, 5, 6, 7, 8, 9, 10]]
+
+
+def load(directory: Path, **more: Any) -> Any:
+    """Load a model in float32."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32, **more)
+
+
+def make_adapter(base: Path, directory: Path, **settings: Any) -> Any:
+    """Write an adapter whose every number is random, and return base + adapter."""
+    import peft
+
+    wanted = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | settings
+    model = peft.get_peft_model(load(base), peft.LoraConfig(task_type="CAUSAL_LM", **wanted))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(str(directory))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_rslora": True}, {"use_dora": True}, {"target_modules": ["q_proj", "down_proj"]},
+     {"modules_to_save": ["lm_head"], "target_modules": ["v_proj"]}],
+    ids=["lora", "rslora", "dora", "named", "whole-module"],
+)  # fmt: skip
+def test_merged_equals_base_and_adapter(settings: dict[str, Any], tmp_path: Path) -> None:
+    """For each method greedy answers are the same, and logits differ by rounding alone."""
+    base = make_model(tmp_path / "base")
+    if "modules_to_save" in settings:
+        untie(base)
+    adapted = make_adapter(base, tmp_path / "adapter", **settings)
+    merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, say=lambda _: None)
+    found = parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=6, eos_id=1)
+    untouched = parity(adapted, load(base), PROMPTS, tokens_max=6, eos_id=1)
+
+    assert found["logits_difference_max"] < 1e-4
+    assert (found["rows"], found["equal"], found["share"]) == (4, 4, 1.0)
+    assert untouched["logits_difference_max"] > 0.01
+
+
+def untie(base: Path) -> None:
+    """Give the head of a model its own matrix."""
+    model = load(base, tie_word_embeddings=False)
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(str(base))
+
+
+def test_shards_are_merged_one_by_one(tmp_path: Path) -> None:
+    """A base in several files becomes a merged model in the same files."""
+    base = make_model(tmp_path / "base", hidden=64)
+    load(base).save_pretrained(str(tmp_path / "cut"), max_shard_size="100KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "cut" / name).write_bytes((base / name).read_bytes())
+    adapted = make_adapter(base, tmp_path / "adapter")
+    told: list[str] = []
+    merge(tmp_path / "cut", tmp_path / "adapter", tmp_path / "out", dtype=None, say=told.append)
+    files = sorted(path.name for path in (tmp_path / "cut").glob("*.safetensors"))
+
+    assert len(files) > 2
+    assert files == sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert told[-1] == f"shard {len(files)} of {len(files)} merged"
+    assert parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)["share"] == 1.0
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_weights_may_be_written_in_another_type(tmp_path: Path) -> None:
+    """In half precision the directory is half the size and says so in its config."""
+    base = make_model(tmp_path / "base")
+    make_adapter(base, tmp_path / "adapter")
+    arguments = ["--base", str(base), "--adapter", str(tmp_path / "adapter")]
+
+    assert main([*arguments, "--out", str(tmp_path / "half"), "--dtype", "float16"]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+    config = json.loads((tmp_path / "half" / "config.json").read_text(encoding="utf-8"))
+    assert config["dtype"] == "float16"
+
+
+def test_what_cannot_be_merged_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A foreign base, half an adapter and a directory in use are refused by name."""
+    base = make_model(tmp_path / "base")
+    other = make_model(tmp_path / "other", layers=1)
+    adapter = tmp_path / "adapter"
+    make_adapter(base, adapter)
+    with pytest.raises(CannotMergeError, match=r"the base has no place for model\.layers\.1"):
+        merge(other, adapter, tmp_path / "out", dtype=None, say=lambda _: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "other"]
+
+    with pytest.raises(CannotMergeError, match="exists already"):
+        merge(base, adapter, other, dtype=None, say=lambda _: None)
+    assert main(["--base", str(base), "--adapter", str(other), "--out", str(tmp_path / "x")]) == 78
+    assert "holds no adapter" in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """Only what is understood is merged."""
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "VERA"}', encoding="utf-8")
+    with pytest.raises(CannotMergeError, match="the kind VERA cannot be merged"):
+        read_adapter(tmp_path)
