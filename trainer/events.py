@@ -21,15 +21,15 @@ CURVES = ("loss", "lr", "grad_norm", "tokens")
 class EventWriter:
     """Appends scalars that TensorBoard shows; what finds no room on the disk is not shown."""
 
-    def __init__(self, directory: Path, *, first_step: int, wall_s: Callable[[], float]) -> None:
+    def __init__(self, directory: Path, *, steps_done: int, wall_s: Callable[[], float]) -> None:
         self._wall_s = wall_s
         self._path = directory / f"events.out.tfevents.{int(wall_s())}.{os.getpid()}"
         with suppress(OSError):
             directory.mkdir(parents=True, exist_ok=True)
         self._append(_field(3, b"brain.Event:2"))
-        if first_step:  # makes TensorBoard forget what an evicted process wrote beyond this step
+        if steps_done:  # makes TensorBoard forget what an evicted process wrote after this step
             start = _varint_field(1, 1)
-            self._append(_varint_field(2, first_step) + _field(7, start))
+            self._append(_varint_field(2, steps_done + 1) + _field(7, start))
 
     def scalars(self, record: dict[str, Any]) -> None:
         """Add the points of one step to the curves; `record` is a line of the metrics log."""

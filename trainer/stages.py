@@ -166,7 +166,7 @@ def learn(desk: Desk, material: Material, adapted: Any) -> None:
         band=desk.order.band,
         fingerprint=material.fingerprint,
         heartbeat=desk.heartbeat,
-        events=EventWriter(desk.run_dir / "tb", first_step=state.counters.step, wall_s=time.time),
+        events=EventWriter(desk.run_dir / "tb", steps_done=state.counters.step, wall_s=time.time),
         clock=time.monotonic,
         say=desk.say,
     )
