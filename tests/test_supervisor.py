@@ -167,7 +167,7 @@ def test_a_stranger_at_the_address_ends_the_run_and_the_billing(story: Story) ->
 
     ending = story.go()
 
-    assert (4, "another host key") == (ending.code, ending.reason)
+    assert (ending.code, ending.reason) == (4, "another host key")
     assert not any(p is PowerState.RUNNING for p in story.cloud.power.values())
 
 
