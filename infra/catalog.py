@@ -81,16 +81,18 @@ class ResolvedGpu:
     """What to tell the user when it is not literally what was asked for."""
 
 
-class UnknownGpu(BadRequest):
-    """No GPU of that name is in the catalog; the hint lists those that are."""
+class UnknownGpu(BadRequest, ValueError):  # noqa: N818  (the seam's vocabulary)
+    """No GPU of that name is in the catalog; the hint lists those that are.
+
+    Also a `ValueError`, so that a config that names it is refused where it is read.
+    """
 
     def __init__(self, name: str, *, candidates: list[str], known: list[str]) -> None:
-        guess = (
-            f"did you mean {' or '.join(f'`{one}`' for one in candidates)}? " if candidates else ""
-        )
+        guess = " or ".join(f"`{one}`" for one in candidates)
+        question = f": did you mean {guess}?" if guess else ""
         super().__init__(
-            f"no GPU called `{name}` is in the catalog",
-            hint=f"{guess}known: {', '.join(known)}",
+            f"no GPU called `{name}` is in the catalog{question}",
+            hint=f"known: {', '.join(known)}",
         )
         self.candidates = candidates
 

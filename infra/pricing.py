@@ -6,6 +6,7 @@ the dated table of `catalog.py`. The quote says which it is.
 
 from __future__ import annotations
 
+import math
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -84,15 +85,21 @@ class PriceList:
                 known[key] = found.get(key) or _not_sold(size, region, now)
             learnt = True
         if learnt:
-            write_json(
-                self.cache,
-                {"version": CACHE_VERSION, "quotes": [asdict(quote) for quote in known.values()]},
-            )
+            self._remember(known.values())
         return [
             known.get((size.lower(), region)) or catalog_quote(size, region)
             for size in sizes
             for region in regions
         ]
+
+    def _remember(self, quotes: Iterable[Quote]) -> None:
+        """Write the cache; a disk that refuses costs the next look a request, not this one."""
+        data = {"version": CACHE_VERSION, "quotes": [asdict(quote) for quote in quotes]}
+        try:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.cache, data)
+        except OSError as error:
+            self.problems.append(f"the price cache cannot be written: {error}")
 
     def _is_fresh(self, quote: Quote | None) -> bool:
         """Whether a quote need not be asked for again."""
@@ -179,7 +186,9 @@ def parse_retail(
     for item in items:
         size, region = str(item.get("armSkuName", "")), str(item.get("armRegionName", ""))
         price, begins = item.get("retailPrice"), str(item.get("effectiveStartDate", ""))
-        if not size or not region or not isinstance(price, int | float) or price <= 0:
+        if not size or not region or not isinstance(price, int | float):
+            continue
+        if not 0 < price < math.inf:
             continue
         if not _is_linux_by_the_hour(item) or _begins_after(begins, now):
             continue

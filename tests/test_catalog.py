@@ -15,6 +15,7 @@ from infra.catalog import (
     resolve_gpu,
     sizes,
 )
+from infra.provider import BadRequest
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,9 @@ def test_unknown_gpu_lists_candidates(asked: str, candidates: list[str]) -> None
         resolve_gpu(asked)
 
     assert caught.value.candidates == candidates
+    assert ("did you mean" in str(caught.value)) == bool(candidates)
+    assert isinstance(caught.value, BadRequest)
+    assert isinstance(caught.value, ValueError)
     assert "known: T4, A10, A100, H100" in caught.value.hint
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.pricing import (
     Fetch,
@@ -100,6 +102,8 @@ def test_spot_and_on_demand_are_told_apart() -> None:
         item(0.01, unitOfMeasure="1 Month"),
         item(0.01, currencyCode="EUR"),
         item(0.0),
+        item(float("nan")),
+        item(float("inf")),
         {"armSkuName": T4},
     ],
 )
@@ -109,6 +113,49 @@ def test_what_is_not_the_price_is_left_out(other: dict[str, Any], *, first: bool
     items = [other, item(0.526)] if first else [item(0.526), other]
 
     assert parse_retail(items, now=NOW)[T4.lower(), "eastus"].on_demand_usd_per_h == 0.526
+
+
+@given(
+    st.permutations(
+        [
+            item(0.526),
+            item(0.6, effectiveStartDate="2024-01-01T00:00:00Z"),
+            item(0.149, **SPOT),
+            item(0.2, effectiveStartDate="2024-01-01T00:00:00Z", **SPOT),
+            item(0.9, productName="Virtual Machines NCasT4 v3 Series Windows"),
+            item(0.658, armRegionName="westeurope"),
+        ]
+    )
+)
+def test_order_of_items_does_not_matter(items: list[dict[str, Any]]) -> None:
+    """However the list is ordered, the quotes are the same."""
+    quotes = parse_retail(items, now=NOW)
+
+    prices = {key[1]: (one.spot_usd_per_h, one.on_demand_usd_per_h) for key, one in quotes.items()}
+    assert prices == {"eastus": (0.149, 0.526), "westeurope": (None, 0.658)}
+
+
+JUNK: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({})
+)
+
+
+@given(JUNK)
+def test_nonsense_never_breaks_the_good(junk: Any) -> None:
+    """An item with nonsense in any one place is left out or read, and spoils no other item."""
+    good = item(0.526, armRegionName="westus2")
+    odd = [item(1.0) | {key: junk} for key in item(1.0)]
+
+    quotes = parse_retail([*odd, good], now=NOW)
+
+    assert quotes[T4.lower(), "westus2"].on_demand_usd_per_h == 0.526
+
+
+@given(JUNK | st.builds(lambda x: {"Items": x}, st.none() | st.text() | st.integers()))
+def test_reply_without_items_is_refused(junk: Any) -> None:
+    """What is no list of items is a `ValueError`, which the catalog then stands in for."""
+    with pytest.raises(ValueError, match="no list"):
+        retail_items("https://prices.test/x", lambda _: junk)
 
 
 def test_all_pages_are_read() -> None:
@@ -228,3 +275,15 @@ def test_damaged_cache_is_ignored(tmp_path: Path, text: str) -> None:
 
     assert quote.spot_usd_per_h == 0.149
     assert price_list(tmp_path, refuse).quotes([T4], ["eastus"]) == [quote]
+
+
+def test_unwritable_cache_costs_no_quote(tmp_path: Path) -> None:
+    """If the disk refuses the cache, the quote comes back all the same, and the problem is told."""
+    (tmp_path / "file").touch()
+    server = Server([item(0.149, **SPOT)])
+    prices = price_list(tmp_path, server.fetch, cache=tmp_path / "file" / "prices.json")
+
+    (quote,) = prices.quotes([T4], ["eastus"])
+
+    assert quote.spot_usd_per_h == 0.149
+    assert "cannot be written" in prices.problems[0]
