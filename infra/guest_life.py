@@ -48,6 +48,8 @@ class Guest:
     _reaping: set[int] = field(default_factory=set)
     _deadline: float | None = None
     """When the announced end comes, in seconds of `time.monotonic`."""
+    _market_at: float = 0.0
+    _chores_at: float = 0.0
 
     async def play(self) -> None:
         """Boot, listen, and watch the machine's directory until something ends this life."""
@@ -56,7 +58,11 @@ class Guest:
             return  # deleted or restarted while we were starting
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self._end, spec.mark)
-        began = time.monotonic()
+        if orders.evict_after_s is not None:
+            script = (spec.notice_s, "evicted", "scripted", self.life)
+            asyncio.get_running_loop().call_later(
+                orders.evict_after_s, self.machine.order_eviction, *script
+            )
         metadata = MetadataService(
             vm_name=spec.name,
             compute={"name": spec.name, **spec.instance},
@@ -64,8 +70,7 @@ class Guest:
             clock=time.time,
             on_start_request=self._hurry,
         )
-        listener = await metadata.serve()
-        metadata_port: int = listener.sockets[0].getsockname()[1]
+        os.chdir(self.machine.disk)
         ssh = SshServer(
             home=self.machine.disk,
             user=spec.user,
@@ -73,33 +78,34 @@ class Guest:
             host_key=self.machine.host_key,
             environ=_environ_inside(self.machine.disk, spec.user),
         )
-        os.chdir(self.machine.disk)
-        await asyncio.sleep(spec.boot_s)
+        booting = asyncio.ensure_future(self._boot(spec.boot_s, metadata, ssh))
+        while True:  # a machine may be evicted or deleted before it is up, as on a real cloud
+            self._watch(spec, metadata, ssh)
+            if booting.done():
+                booting.result()  # a machine that cannot boot ends, with the reason in its log
+            await asyncio.sleep(WATCH_S)
+
+    async def _boot(self, boot_s: float, metadata: MetadataService, ssh: SshServer) -> None:
+        """Take the time that booting takes, then listen and say so."""
+        listener = await metadata.serve()
+        metadata_port: int = listener.sockets[0].getsockname()[1]
+        await asyncio.sleep(boot_s)
         port = await ssh.serve()
         self.machine.report_listening(self.life, ssh_port=port, metadata_port=metadata_port)
-        if orders.evict_after_s is not None:
-            due = max(0.0, orders.evict_after_s - (time.monotonic() - began))
-            asyncio.get_running_loop().call_later(
-                due, self.machine.order_eviction, spec.notice_s, "evicted", "scripted", self.life
-            )
-        await self._watch(spec, metadata, ssh)
 
-    async def _watch(self, spec: MachineSpec, metadata: MetadataService, ssh: SshServer) -> None:
-        """Look at the directory many times a second; ends by ending the process."""
-        chores_at = market_at = 0.0
-        while True:
-            orders, now = self.machine.orders(), time.monotonic()
-            if orders is None or orders.life != self.life or not orders.on:
-                self._end(spec.mark)
-            self._carry_out_eviction(spec.mark, metadata, now)
-            if now >= market_at:
-                market_at = now + MARKET_EVERY_S
-                self._obey_market(spec)
-            if now >= chores_at:
-                chores_at = now + CHORES_EVERY_S
-                self._reap(ssh.children)
-                self.machine.report_alive()
-            await asyncio.sleep(WATCH_S)
+    def _watch(self, spec: MachineSpec, metadata: MetadataService, ssh: SshServer) -> None:
+        """Look at the directory, many times a second, and do what it says."""
+        orders, now = self.machine.orders(), time.monotonic()
+        if orders is None or orders.life != self.life or not orders.on:
+            self._end(spec.mark)
+        self._carry_out_eviction(spec.mark, metadata, now)
+        if now >= self._market_at:
+            self._market_at = now + MARKET_EVERY_S
+            self._obey_market(spec)
+        if now >= self._chores_at:
+            self._chores_at = now + CHORES_EVERY_S
+            self._reap(ssh.children)
+            self.machine.report_alive()
 
     def _carry_out_eviction(self, mark: str, metadata: MetadataService, now: float) -> None:
         """Announce an eviction that was ordered, and end this life when its time has come."""

@@ -154,7 +154,7 @@ class Machine:
             life = orders.life + 1 if orders else 1
             orders = Orders(life=life, on=True, since=self._now(), evict_after_s=evict_after_s)
             self._write("orders.json", orders)
-        if orders.on and not self._has_guest(spec.mark, orders.life):
+        if orders.on and guest_of(spec.mark, orders.life) is None:
             self._launch(spec.mark, orders.life)
 
     def power_off(self, reason: str) -> None:
@@ -202,8 +202,10 @@ class Machine:
                 power=Power.OFF, life=orders.life, since=orders.since, reason=orders.reason
             )
         listening = self._record("guest.json", orders.life)
-        alive = listening is not None and is_guest(
-            listening["pid"], listening["created_at"], spec.mark, orders.life
+        alive = (
+            is_guest(listening["pid"], listening["created_at"], spec.mark, orders.life)
+            if listening is not None
+            else guest_of(spec.mark, orders.life) is not None
         )
         stop = self._stop_record(orders.life)
         if stop is not None:
@@ -217,7 +219,7 @@ class Machine:
                 ssh_port=listening["ssh_port"],
                 metadata_port=listening["metadata_port"],
             )
-        if listening is None and self._may_still_boot(spec.mark, orders):
+        if listening is None and (alive or self._may_still_be_born(orders)):
             return MachineState(power=Power.BOOTING, life=orders.life, since=orders.since)
         return self._look_at_the_dead(orders)
 
@@ -307,14 +309,10 @@ class Machine:
             return ""
         return datetime.fromtimestamp(seen, UTC).isoformat()
 
-    def _may_still_boot(self, mark: str, orders: Orders) -> bool:
-        """Whether a life that does not listen yet is on its way."""
+    def _may_still_be_born(self, orders: Orders) -> bool:
+        """Whether whoever began this life may be about to launch its guest."""
         age_s = self._clock() - datetime.fromisoformat(orders.since).timestamp()
-        return guest_of(mark, orders.life) is not None or 0 <= age_s < BOOT_PATIENCE_S
-
-    def _has_guest(self, mark: str, life: int) -> bool:
-        """Whether some process plays that life."""
-        return guest_of(mark, life) is not None
+        return 0 <= age_s < BOOT_PATIENCE_S
 
     def _launch(self, mark: str, life: int) -> None:
         """Start the guest in a session of its own, with nothing of ours but this code."""

@@ -20,6 +20,7 @@ from machines import Subject, execute
 
 from infra.durable import write_json
 from infra.local_machine import Power
+from infra.local_processes import of_machine
 
 QUIET = "</dev/null >/dev/null 2>&1 &"
 HIDERS = {
@@ -191,6 +192,24 @@ def test_scripted_eviction_comes_by_itself(subject: Subject) -> None:
 
     assert (state.reason, state.detail) == ("evicted", "scripted")
     assert subject.machine.look().power is Power.ON
+
+
+@pytest.mark.parametrize("how", ["order", "script", "rm"])
+def test_machine_may_end_before_it_is_up(tmp_path: Path, how: str) -> None:
+    """A machine that takes long to boot is evicted or deleted while it boots, not later."""
+    subject = Subject.make(tmp_path, boot_s=60.0, notice_s=0.0)
+    mark, disk = subject.mark, subject.machine.disk
+    subject.machine.power_on(evict_after_s=0.3 if how == "script" else None)
+    until(lambda: subject.processes() == 1)
+    assert subject.machine.look().power is Power.BOOTING
+
+    if how == "order":
+        subject.machine.order_eviction(0.0)
+    if how == "rm":
+        shutil.rmtree(subject.machine.directory)
+
+    until(lambda: of_machine(mark, disk) == set())
+    assert subject.machine.look().power is (Power.ABSENT if how == "rm" else Power.OFF)
 
 
 def test_next_life_has_the_disk_and_the_key(subject: Subject) -> None:
