@@ -49,6 +49,14 @@ KEPT_ENVIRONMENT = (
 """What describes this computer rather than its user; nothing else of the caller gets in."""
 
 
+def inherited_environ() -> dict[str, str]:
+    """What of our environment a machine made now gets for life.
+
+    Settled once: a job resumed from another shell must compute with the same number of threads.
+    """
+    return {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+
+
 @dataclass(frozen=True, kw_only=True)
 class MachineSpec:
     """What a machine is, for as long as it exists."""
@@ -65,6 +73,7 @@ class MachineSpec:
     """How long the first question to the metadata service takes."""
     instance: dict[str, str] = field(default_factory=dict)
     """Facts for `/metadata/instance/compute`."""
+    environ: dict[str, str] = field(default_factory=inherited_environ)
     market_file: str = ""
     """Where the machine's price stands (local_market.py); empty if it has none."""
     region: str = ""
@@ -155,7 +164,7 @@ class Machine:
             orders = Orders(life=life, on=True, since=self._now(), evict_after_s=evict_after_s)
             self._write("orders.json", orders)
         if orders.on and guest_of(spec.mark, orders.life) is None:
-            self._launch(spec.mark, orders.life)
+            self._launch(spec, orders.life)
 
     def power_off(self, reason: str) -> None:
         """End this life at once: no notice, no process left when this returns.
@@ -314,15 +323,14 @@ class Machine:
         age_s = self._clock() - datetime.fromisoformat(orders.since).timestamp()
         return 0 <= age_s < BOOT_PATIENCE_S
 
-    def _launch(self, mark: str, life: int) -> None:
+    def _launch(self, spec: MachineSpec, life: int) -> None:
         """Start the guest in a session of its own, with nothing of ours but this code."""
-        inherited = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
         environ = {
-            **inherited,
+            "LANG": "C.UTF-8",
+            **spec.environ,
             "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
-            "LANG": inherited.get("LANG", "C.UTF-8"),
             "PYTHONPATH": str(Path(__file__).absolute().parent.parent),
-            MARK: mark,
+            MARK: spec.mark,
             GUEST: str(life),
         }
         # -P: the machine's disk must not be able to stand in for a module of ours.

@@ -224,6 +224,20 @@ def test_next_life_has_the_disk_and_the_key(subject: Subject) -> None:
     assert execute(subject.enter(), "cat file") == (0, b"kept\n", b"")
 
 
+def test_environment_is_settled_for_all_lives(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine started again from a shell with other settings computes as it did before."""
+    with monkeypatch.context() as other:
+        other.setenv("OMP_NUM_THREADS", "7")
+        other.setenv("MKL_NUM_THREADS", "7")
+        subject.up()
+    with subject.enter() as client:
+        _, out, _ = execute(client, "env")
+
+    assert b"NUM_THREADS=7" not in out
+
+
 def test_vanished_guest_is_no_running_machine(subject: Subject) -> None:
     """If the guest is killed from outside, the machine is dead, with everything in it."""
     subject.up()
