@@ -33,6 +33,9 @@ AllowChange = Annotated[
     list[str] | None,
     typer.Option("--allow-change", metavar="KEY", help="Resume although KEY changed, e.g. steps."),
 ]
+ProviderName = Annotated[
+    str, typer.Option("--provider", help="Ask only this one: local or azure; needs no record.")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Set an earlier run of this name aside.")]
 
 
@@ -146,6 +149,7 @@ def down(
     *,
     delete: Annotated[bool, typer.Option("--delete", help="Remove the disk and all else.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Every machine with our tag.")] = False,
+    provider: ProviderName = "",
     as_json: Json = False,
 ) -> None:
     """Stop the billing, keep or delete the disk, and prove it."""
@@ -153,7 +157,7 @@ def down(
     from commands.home import environment, qft_home
 
     if everything:
-        providers = command.known_providers(qft_home(environment()))
+        providers = command.known_providers(qft_home(environment()), provider)
         results = command.down_all(providers, delete=delete)
     else:
         results = [command.down(run, delete=delete, say=_talk)]
@@ -190,12 +194,13 @@ def run_all(
 def ls(
     *,
     everything: Annotated[bool, typer.Option("--all", help="Machines in the cloud.")] = False,
+    provider: ProviderName = "",
     as_json: Json = False,
 ) -> None:
     """List runs; with --all, every machine with our tag."""
     from commands import ls as command
 
-    lines = command.machines() if everything else command.runs()
+    lines = command.machines(provider) if everything else command.runs()
     table = command.to_json(lines)
     if as_json:
         _out_json(table)

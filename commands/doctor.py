@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from commands import wire
 from commands.config import LoadedConfig, check_files
 from commands.drive import find_config
 from commands.errors import Trouble, Usage
@@ -57,6 +58,8 @@ def examine(wanted: str) -> list[Check]:
     if provider == "local":
         checks += [_package("asyncssh", "local"), _package("torch", "train")]
         checks += [_package("bitsandbytes", "train")]
+    if loaded and provider == "azure":
+        checks += _azure(loaded.config.vm)
     if loaded and provider == "ssh":
         checks.append(_host_key(loaded.config.vm))
     return checks
@@ -116,6 +119,19 @@ def _package(name: str, extra: str) -> Check:
         detail="installed" if found else "not installed; `provider: local` needs it here",
         fix=f"pip install 'qft[{extra}]'",
     )
+
+
+def _azure(vm: VmTable) -> list[Check]:
+    """What the account lacks, each with the command or link that mends it."""
+    from infra.azure import AzureProvider
+
+    provider = wire.make_provider(vm, qft_home(environment()))
+    if not isinstance(provider, AzureProvider):
+        raise AssertionError(provider.name)
+    return [
+        Check(name=found.name, ok=found.ok, detail=found.detail, fix=found.fix)
+        for found in provider.checks(wire.want(vm))
+    ]
 
 
 def _host_key(vm: VmTable) -> Check:

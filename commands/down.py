@@ -10,9 +10,17 @@ from typing import Any
 
 from commands import wire
 from commands.errors import CloudTrouble, Usage
-from commands.home import RUN_NAME, driving, environment, pick_run, qft_home, run_folder
+from commands.home import (
+    RUN_NAME,
+    all_runs,
+    driving,
+    environment,
+    pick_run,
+    qft_home,
+    run_folder,
+)
 from commands.session import reopen
-from infra.config import VmTable
+from infra.config import AzureTable, LocalTable, VmTable
 from infra.journal import Journal, Kind
 from infra.provider import Gone, Provider, ProviderError, Vm
 from infra.state import RunState, apply, fold
@@ -134,10 +142,13 @@ def _down_unknown(name: str, home: Path, *, delete: bool) -> Result:
     raise Usage(f"there is no run `{name}`, here or in the cloud", hint="`qft ls --all` lists all")
 
 
-def known_providers(home: Path) -> list[Provider]:
-    """The providers that can be asked without a config: the local one, and those runs have used."""
-    from commands.home import all_runs
+def known_providers(home: Path, name: str = "") -> list[Provider]:
+    """The providers to ask: the one named; else local, those that runs used, and a set-up Azure.
 
+    Works with every local file lost: what is in the cloud is found by its tags.
+    """
+    if name:
+        return [wire.make_provider(_bare_table(name), home)]
     tables: dict[str, VmTable] = {"local": VmTable()}
     for run in all_runs(home):
         try:
@@ -145,7 +156,18 @@ def known_providers(home: Path) -> list[Provider]:
         except Usage:
             continue  # a damaged record must not hide the machines of others
         tables.setdefault(vm.provider, vm)
+    if environment().get("AZURE_SUBSCRIPTION_ID"):
+        tables.setdefault("azure", _bare_table("azure"))
     return [wire.make_provider(vm, home) for vm in tables.values()]
+
+
+def _bare_table(name: str) -> VmTable:
+    """What it takes to list and remove machines of a provider, without any run's config."""
+    if name not in {"local", "azure"}:
+        raise Usage(f"`--provider {name}` lists no machines", hint="it is `local` or `azure`")
+    return VmTable.model_construct(
+        provider=name, local=LocalTable(), azure=AzureTable(), ssh=None, max_price=None
+    )
 
 
 def _left(provider: Provider, run_id: str) -> list[str]:

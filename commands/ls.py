@@ -66,10 +66,10 @@ def runs() -> list[RunLine]:
     return lines
 
 
-def machines() -> list[MachineLine]:
+def machines(provider_name: str = "") -> list[MachineLine]:
     """Every machine that the providers list as ours. Raises CloudTrouble if one does not answer."""
     lines = []
-    for provider in known_providers(qft_home(environment())):
+    for provider in known_providers(qft_home(environment()), provider_name):
         try:
             listed = provider.list_all()
         except ProviderError as error:

@@ -21,7 +21,7 @@ from infra.cost import Budget
 from infra.durable import write_json
 from infra.journal import Journal, Kind
 from infra.lifecycle import Goal, Plan, Policy
-from infra.provider import Provider
+from infra.provider import Guarding, Provider
 from infra.state import RunState, fold
 from infra.supervisor import Supervisor, Tools
 
@@ -59,6 +59,7 @@ class Session:
             policy=LOCAL_POLICY if config.vm.provider == "local" else Policy(),
             rehearse_evictions=tuple(config.vm.rehearse_evictions),
             rents=self.provider.traits.rents,
+            guards=isinstance(self.provider, Guarding),
         )
 
 

@@ -70,6 +70,7 @@ class Status:
             "machine": _machine_json(self),
             "trainer": dict(self.job.detail) if self.job else None,
             "job": str(self.job.phase) if self.job else None,
+            "switches": list(state.switches),
             "usd": round(self.usd, 6),
             "usd_per_h_now": self.usd_per_h_now,
             "simulated": self.receipt.simulated,
@@ -96,6 +97,7 @@ class Status:
             since = job.detail.get("inexact_from")
             rows.append(("exactness", f"not bit-exact from step {since}"))
         rows.append(("evictions", str(state.evictions)))
+        rows += [("ends the bill", switch) for switch in state.switches if state.up]
         mark = " (simulated)" if self.receipt.simulated else ""
         rows.append(("cost", f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"))
         if state.ending is not None and state.ending.code:

@@ -96,6 +96,8 @@ def _words(action: act.Action) -> str:  # the table of what each act is called
             return f"giving up on this boot: {reason}"
         case act.Prepare():
             return "preparing the machine"
+        case act.Guard():
+            return "setting what ends the bill without us"
         case act.Launch():
             return "starting the trainer"
         case act.RecordExit(exit_code=code):

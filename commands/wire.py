@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.errors import Usage
-from commands.home import RunFolder, make_private
+from commands.home import RunFolder, environment, make_private
 from infra.catalog import find_size
 from infra.config import SshTable, VmTable
 from infra.provider import Offer, Provider, Vm, VmSpec, Want
@@ -42,8 +43,15 @@ def make_provider(vm: VmTable, home: Path) -> Provider:
 
 
 def _azure(vm: VmTable, home: Path) -> Provider:
-    del vm, home
-    raise Usage("`provider: azure` is not in this version", hint="use `provider: local` or `ssh`")
+    from infra.azure import AzureProvider, AzureSettings
+
+    try:
+        settings = AzureSettings.from_environment(environment())
+    except ValueError as error:
+        raise Usage(str(error)) from error
+    if vm.azure.subscription:
+        settings = replace(settings, subscription_id=vm.azure.subscription)
+    return AzureProvider(settings, home / "azure")
 
 
 def ssh_machine(vm: VmTable) -> HostSettings:

@@ -133,6 +133,12 @@ class SshWorkload:
     def _shower(self, what: str) -> Callable[[Progress], None]:
         return lambda seen: self._setting.progress(what, seen.bytes_done, seen.bytes_total)
 
+    def limit(self, vm: Vm, until_s: float) -> None:
+        """Write the end of the budget where the machine's own watchdog looks."""
+        put = 'mkdir -p qft && printf %s "$1" > qft/limit.new && mv qft/limit.new qft/limit'
+        with self._translated():
+            self._open(vm).run(["sh", "-c", put, "limit", f"{until_s:.0f}"], timeout_s=30)
+
     def launch(self, vm: Vm) -> None:
         """Start the trainer, once, detached."""
         setting = self._setting

@@ -46,6 +46,11 @@ class Prepare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Set the switches that end the bill when everything of ours is dead."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """Start the trainer, once."""
 
@@ -120,6 +125,7 @@ Action = (
     | RecordStop
     | GiveUpOnBoot
     | Prepare
+    | Guard
     | Launch
     | RecordExit
     | StopHung

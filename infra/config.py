@@ -84,15 +84,12 @@ class SshTable(BaseModel):
 
 
 class AzureTable(BaseModel):
-    """Which account to use, and what to call things in it."""
+    """Which account to use."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     subscription: str = Field(
         default="", description="Subscription id; empty uses AZURE_SUBSCRIPTION_ID or `az account`."
-    )
-    sizes: list[str] = Field(
-        default_factory=list, description="VM sizes to consider; empty takes the catalog's."
     )
 
 

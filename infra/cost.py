@@ -61,6 +61,17 @@ def reached(budget: Budget, state: RunState, now_s: float) -> str:
     return ""
 
 
+def seconds_left(budget: Budget, state: RunState, now_s: float, usd_per_h: float) -> float | None:
+    """How long a machine at that price may go on within the budget; None if nothing limits it."""
+    used = bill(state, now_s)
+    limits = []
+    if budget.hours is not None:
+        limits.append((budget.hours - used.compute_h) * SECONDS_PER_H)
+    if budget.usd is not None and usd_per_h > 0:
+        limits.append((budget.usd - used.usd) / usd_per_h * SECONDS_PER_H)
+    return max(0.0, min(limits)) if limits else None
+
+
 def worst_case_usd(budget: Budget, max_price_usd_per_h: float | None) -> float | None:
     """The most a run can cost: the smaller of the dollar budget and cap times hours.
 

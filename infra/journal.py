@@ -33,6 +33,7 @@ class Kind(StrEnum):
     ADDRESS_SEEN = "address_seen"
     STOP_SEEN = "stop_seen"
     PREPARED = "prepared"
+    GUARDED = "guarded"
     LAUNCH_INTENDED = "launch_intended"
     LAUNCHED = "launched"
     PROGRESS = "progress"

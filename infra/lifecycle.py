@@ -20,6 +20,7 @@ from infra.actions import (
     FindOffers,
     Finish,
     GiveUpOnBoot,
+    Guard,
     Launch,
     Prepare,
     RecordExit,
@@ -111,6 +112,8 @@ class Policy:
     """Crashes at the same step that make a failure out of bad luck."""
     preempt_grace_s: float = 60.0
     """A trainer that saved for an eviction is started again if none has come by then."""
+    guard_every_s: float = 6 * 3600.0
+    """The switches strike at a time of day, so they are set anew well within a day."""
     silent_max_s: float = 180.0
     stalled_max_s: float = 3600.0
 
@@ -124,6 +127,8 @@ class Plan:
     policy: Policy = field(default_factory=Policy)
     rehearse_evictions: tuple[int, ...] = ()
     """Steps at which the provider is asked to rehearse an eviction."""
+    guards: bool = False
+    """Whether the provider has switches that end the bill without us."""
     rents: bool = True
     """Whether the provider rents; a user's own machine is never deallocated for a budget."""
 
@@ -277,6 +282,8 @@ def _work(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: float
         if seen.unreachable_s > patience_s:
             return GiveUpOnBoot(reason=seen.unreachable)
         return Wait(wait_s=policy.poll_s, reason=seen.unreachable)
+    if plan.guards and now_s - state.guarded_s > policy.guard_every_s:
+        return Guard()
     if not state.prepared:
         return Prepare()
     if plan.goal is Goal.UP:

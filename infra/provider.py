@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Provider(Protocol):
@@ -91,6 +91,41 @@ class Provider(Protocol):
 
     def evict(self, vm: Vm) -> None:
         """Ask the provider to rehearse an eviction of this machine, notice included."""
+        ...
+
+
+class Switch(Protocol):
+    """Something outside this computer that ends compute billing."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is set."""
+        ...
+
+    @property
+    def detail(self) -> str:
+        """What it does, or why it could not be set."""
+        ...
+
+
+@runtime_checkable
+class Guarding(Protocol):
+    """An extra power that some providers have: to end the bill when everything of ours is dead."""
+
+    def protect(self, vm: Vm, *, until_s: float) -> Sequence[Switch]:
+        """Set every switch that may be set, to strike soon after `until_s`, seconds since 1970.
+
+        Never raises for one that cannot be set. Call again within 23 hours for a later limit.
+        """
+        ...
+
+    def admit_caller(self, vm: Vm) -> bool:
+        """Let the firewall admit the caller's address of now; whether it had to change."""
         ...
 
 

@@ -77,6 +77,10 @@ class RunState:
     """Where the adapter lies at home; empty until it does."""
     deleted: bool = False
     """Whether the provider said that nothing of the run remains."""
+    guarded_s: float = 0.0
+    """When the switches that end the bill without us were last set, on this boot."""
+    switches: tuple[str, ...] = ()
+    """Which of them hold."""
     ending: Ending | None = None
     spans: tuple[Span, ...] = ()
 
@@ -228,6 +232,10 @@ def _prepared(state: RunState, event: Event) -> RunState:
     return replace(state, prepared=True)
 
 
+def _guarded(state: RunState, event: Event) -> RunState:
+    return replace(state, guarded_s=event.at_s, switches=tuple(event.data["holding"]))
+
+
 def _launch_intended(state: RunState, event: Event) -> RunState:
     return replace(state, pending=event.kind)
 
@@ -329,6 +337,7 @@ def _booted(state: RunState, event: Event) -> RunState:
         booted_s=event.at_s,
         prepared=False,
         launched=False,
+        guarded_s=0.0,
     )
 
 
@@ -359,6 +368,7 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
     Kind.ADDRESS_SEEN: _address_seen,
     Kind.STOP_SEEN: _stop_seen,
     Kind.PREPARED: _prepared,
+    Kind.GUARDED: _guarded,
     Kind.LAUNCH_INTENDED: _launch_intended,
     Kind.LAUNCHED: _launched,
     Kind.PROGRESS: _progress,

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from infra import actions as act
-from infra.cost import Bill, bill
+from infra.cost import Bill, bill, seconds_left
 from infra.journal import Journal, Kind
 from infra.lifecycle import CLOUD_REFUSED, UNREACHABLE, JobPhase, JobView, Plan, Seen, decide
 from infra.provider import (
     Gone,
+    Guarding,
     NotAllowed,
     Observation,
     Offer,
@@ -38,6 +39,8 @@ Answer = TypeVar("Answer")
 TRANSIENT_TRIES_MAX = 8
 PROGRESS_EVERY_S = 10.0
 OFFERS_TTL_S = 300.0
+LIMIT_S_MAX = 24 * 3600.0
+"""A machine without a budget is still looked after once a day, or gives itself back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,7 @@ class Supervisor:
                 job = self._tools.workload.look(vm)
         except HostUnreachable as error:
             silent_s = self._watch.lost(self._tools.clock())
+            self._open_firewall(vm, silent_s)
             return replace(seen, unreachable=str(error), unreachable_s=silent_s)
         self._watch.found()
         if job is None:
@@ -144,6 +148,13 @@ class Supervisor:
 
     def _observe(self, vm: Vm) -> Observation:
         return self._ask(lambda: self._tools.provider.observe(vm))
+
+    def _open_firewall(self, vm: Vm, silent_s: float) -> None:
+        """The laptop may have moved: once a silence has begun, let its address of now in."""
+        provider = self._tools.provider
+        if silent_s > 0 and isinstance(provider, Guarding) and not self._watch.admitted:
+            self._watch.admitted = True
+            self._ask(lambda: provider.admit_caller(vm))
 
     def _follow_address(self, vm: Vm, seen: Observation) -> Vm:
         """Write down a changed address; return the machine with the address it has now."""
@@ -192,13 +203,15 @@ class Supervisor:
             case act.RecordExit(exit_code=code, step=step, crash=crash):
                 self._note(Kind.TRAINER_EXITED, exit_code=code, step=step, crash=crash)
             case _:
-                self._work(action, self._machine())
+                self._work(action, self._machine(), plan)
         return None
 
-    def _work(self, action: act.Action, vm: Vm) -> None:
+    def _work(self, action: act.Action, vm: Vm, plan: Plan) -> None:
         """What happens on a machine that answers."""
         workload = self._tools.workload
         match action:
+            case act.Guard():
+                self._guard(vm, plan)
             case act.Prepare():
                 workload.prepare(vm)
                 self._note(Kind.PREPARED)
@@ -216,6 +229,19 @@ class Supervisor:
                 self._note(Kind.EVICT_REQUESTED, step=step)
             case act.Fetch():
                 self._note(Kind.FETCHED, path=workload.fetch(vm))
+
+    def _guard(self, vm: Vm, plan: Plan) -> None:
+        """Set what ends the bill without us, at the provider and on the machine."""
+        provider, now_s = self._tools.provider, self._tools.clock()
+        price = max(self._tools.want.max_price_usd_per_h or 0.0, vm.price_usd_per_h)
+        left_s = seconds_left(plan.budget, self._state, now_s, price)
+        until_s = now_s + (LIMIT_S_MAX if left_s is None else left_s)
+        self._tools.workload.limit(vm, until_s)
+        holding = []
+        if isinstance(provider, Guarding):
+            switches = self._ask(lambda: provider.protect(vm, until_s=until_s))
+            holding = [f"{switch.name}: {switch.detail}" for switch in switches if switch.holds]
+        self._note(Kind.GUARDED, until_s=until_s, holding=holding)
 
     def _find_offers(self) -> Ending | None:
         self._offers = tuple(self._ask(lambda: self._tools.provider.offers(self._tools.want)))

@@ -19,6 +19,8 @@ class Watch:
         self._mark: object = None
         self._mark_s = now_s
         self._lost_s: float | None = None
+        self.admitted = False
+        """Whether, in this silence, the firewall was asked to let this computer in."""
 
     def measure(self, job: JobView, now_s: float) -> JobView:
         """Fill in `silent_s` and `stalled_s`."""
@@ -39,3 +41,4 @@ class Watch:
     def found(self) -> None:
         """The machine answers, or is known to be down."""
         self._lost_s = None
+        self.admitted = False

@@ -23,6 +23,10 @@ class Workload(Protocol):
         """Make the machine trainable and bring data, code and the newest checkpoint to it."""
         ...
 
+    def limit(self, vm: Vm, until_s: float) -> None:
+        """Tell the machine when its budget ends, in seconds since 1970, for its own watchdog."""
+        ...
+
     def launch(self, vm: Vm) -> None:
         """Start the trainer unless it runs: never two."""
         ...

@@ -234,6 +234,7 @@ class FakeWorkload:
     stranger: bool = False
     """Whether another machine answers in its place."""
     launches: int = 0
+    limits: list[float] = field(default_factory=list)
 
     def reach(self, vm: Vm) -> None:
         """Answer, unless mute or down."""
@@ -251,6 +252,10 @@ class FakeWorkload:
         if disk.running_since is None:
             disk.step = disk.saved
         self.world.moment()
+
+    def limit(self, vm: Vm, until_s: float) -> None:  # noqa: ARG002  (the seam names it)
+        """Note the limit."""
+        self.limits.append(until_s)
 
     def launch(self, vm: Vm) -> None:
         """Start training unless it runs."""
