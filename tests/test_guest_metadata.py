@@ -189,7 +189,7 @@ def test_first_look_may_be_slow() -> None:
         return times
 
     second, first = serving(story, first_call_s=0.5)
-    assert second < 0.4
+    assert second < first
     assert first >= 0.5
 
 

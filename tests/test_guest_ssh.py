@@ -136,7 +136,7 @@ def test_many_channels_share_a_connection(client: paramiko.SSHClient) -> None:
         thread.join()
 
     assert sorted(results) == [(n, f"{n}\n".encode(), b"") for n in range(8)]
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8 * 0.5
 
 
 def test_detached_job_survives_the_connection(subject: Subject) -> None:
@@ -204,13 +204,13 @@ def test_terminal_is_a_terminal(client: paramiko.SSHClient) -> None:
 
     channel.send(b"PS1=pro''mpt:\n")
     until(b"prompt:")
-    channel.send(b"tty; stty size; echo $TERM; sleep 60; echo after\n")
-    shown = until(b"xterm\r\n")
+    channel.send(b"tty; stty size; echo $TERM; sh -c 'echo on''ward; exec sleep 60'; echo after\n")
+    shown = until(b"onward\r\n")  # said by what Ctrl-C is to hit, so that it is there
     channel.send(b"\x03")
     interrupted = until(b"prompt:")
     channel.send(b"exit 5\n")
 
-    assert b"31 101" in shown
+    assert b"31 101\r\nxterm" in shown
     assert b"/dev/" in shown
     assert b"after" not in interrupted
     assert channel.recv_exit_status() == 5
