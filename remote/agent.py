@@ -6,7 +6,7 @@ later, nothing of ours imported. The caller does not trust the answers; this sid
 but still refuses a path that would leave the root. The caller uses `scan` for its own trees too.
 """
 # Plain os calls, since pathlib costs seconds over 100,000 files:
-# ruff: noqa: PTH100, PTH101, PTH103, PTH105, PTH106, PTH108, PTH110, PTH112, PTH113, PTH114, PTH116
+# ruff: noqa: PTH100, PTH103, PTH105, PTH106, PTH108, PTH110, PTH112, PTH113, PTH114, PTH116
 # ruff: noqa: PTH118, PTH120, PTH123, PTH202, PTH208
 
 from __future__ import annotations
@@ -28,32 +28,34 @@ if TYPE_CHECKING:
 
 STAGING = ".qft-partial"
 BLOCK = 1 << 20
+MARK = "--qft-answer--\n"
+"""What comes before it is chatter of the login shell's start-up files."""
 SETTLED_NS = 2_000_000_000
 """A file changed less than this ago is hashed again: its clock tick may hide a second change."""
 
 
 def main(argv: list[str]) -> int:
     """Do one verb. Exit 0 with the answer, 3 with `{"error": …}` for what the caller can handle."""
-    verbs = {"manifest": manifest, "stage": stage, "commit": commit, "hashes": hashes, "free": free}
+    verbs = {"manifest": manifest, "stage": stage, "commit": commit, "hashes": hashes}
     request = json.loads(sys.stdin.buffer.read() or b"{}")
+    sys.stdout.write(MARK)
+    sys.stdout.flush()
     try:
         if argv[1] == "pack":
             pack(request)
             return 0
         answer = verbs[argv[1]](request)
     except OSError as error:
-        answer = {"error": error_name(error), "path": str(error.filename or "")}
-        answer["said"] = error.strerror or str(error)
-        answer["free"] = free_bytes(request.get("root", "."))
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        answer = {"error": "no-space" if full else "failed", "path": place_of(error)}
+        answer.update(said=error.strerror or str(error), free=free_bytes(request["root"]))
     json.dump(answer, sys.stdout)
     return 3 if "error" in answer else 0
 
 
 def manifest(request: dict[str, Any]) -> dict[str, Any]:
     """List the tree at `root` with size and sha256 of every file, and the free bytes there."""
-    root = request["root"]
-    cache = request.get("cache") or ""
-    only = request.get("only")
+    root, cache, only = request["root"], request.get("cache", ""), request.get("only")
     if only is None:
         found = scan(root, request.get("exclude", ()), cache_path=cache)
     else:
@@ -88,10 +90,13 @@ def listing(rows: Iterable[tuple[str, str, str]], cache_path: str = "") -> dict[
         if kind != "file":
             odd.append([path, kind])
             continue
-        info = os.stat(full)
-        mark = [info.st_size, info.st_mtime_ns, info.st_ino]
-        entry = known.get(path)
-        digest = entry[3] if entry and entry[:3] == mark else file_sha256(full)
+        try:
+            info = os.stat(full)
+            mark = [info.st_size, info.st_mtime_ns, info.st_ino]
+            entry = known.get(path)
+            digest = entry[3] if entry and entry[:3] == mark else file_sha256(full)
+        except FileNotFoundError:
+            continue  # it vanished while we looked, as a rotated checkpoint does
         files[path] = [info.st_size, digest]
         if now_ns - info.st_mtime_ns > SETTLED_NS:
             fresh[path] = [*mark, digest]
@@ -106,9 +111,11 @@ def walk(root: str, exclude: tuple[str, ...], *, follow: bool) -> Iterator[tuple
     pending = [("", root, frozenset([os.path.realpath(root)]))]
     while pending:
         prefix, folder, above = pending.pop()
-        if not os.path.isdir(folder):
+        try:
+            entries = sorted(os.scandir(folder), key=lambda item: item.name)
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        for entry in sorted(os.scandir(folder), key=lambda item: item.name):
+        for entry in entries:
             path = prefix + entry.name
             if entry.name == STAGING or excluded(path, exclude):
                 continue
@@ -172,7 +179,7 @@ def stage(request: dict[str, Any]) -> dict[str, Any]:
 
 def reserve(path: str, size: int) -> None:
     """Create `path` or extend it to `size` bytes that the disk has really set aside."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if size and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, size)
@@ -182,17 +189,12 @@ def reserve(path: str, size: int) -> None:
 
 
 def chunk_hashes(path: str, chunk: int) -> list[str]:
-    """Hash a file chunk by chunk."""
+    """Hash a file chunk by chunk; one that is not there has no chunks."""
     found = []
-    with open(path, "rb") as file:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         while data := file.read(chunk):
             found.append(hashlib.sha256(data).hexdigest())
     return found
-
-
-def free(request: dict[str, Any]) -> dict[str, Any]:
-    """Tell how many bytes the disk of `root` still takes."""
-    return {"free": free_bytes(request["root"])}
 
 
 def hashes(request: dict[str, Any]) -> dict[str, Any]:
@@ -274,13 +276,21 @@ def place(ready: list[tuple[str, str]]) -> None:
 
     with ThreadPoolExecutor(16) as pool:  # a journal commits many fsyncs at the price of one
         list(pool.map(sync, [blob for blob, _ in ready]))
-        folders = {os.path.dirname(target) for _, target in ready}
-        for folder in sorted(folders):
-            os.makedirs(folder, exist_ok=True)
+        folders = set()
+        for folder in sorted({os.path.dirname(target) for _, target in ready}):
+            folders.update(make_folders(folder))
         for blob, target in ready:
-            os.chmod(blob, 0o666 & ~current_umask())
             os.replace(blob, target)
         list(pool.map(sync, folders))
+
+
+def make_folders(folder: str) -> list[str]:
+    """Make a directory and what is missing above it; return all whose entries must be synced."""
+    changed = [folder]
+    while not os.path.isdir(changed[-1]):
+        changed.append(os.path.dirname(changed[-1]))
+    os.makedirs(folder, exist_ok=True)
+    return changed
 
 
 def remove(root: str, path: str) -> None:
@@ -355,12 +365,10 @@ def free_bytes(path: str) -> int:
 
 def load_json(path: str) -> dict[str, Any]:
     """Read a cache; one that is absent or torn is empty."""
-    try:
-        with open(path, "rb") as file:
-            found = json.load(file)
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    with contextlib.suppress(FileNotFoundError, ValueError), open(path, "rb") as file:
+        found = json.load(file)
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def write_whole(path: str, data: bytes) -> None:
@@ -383,16 +391,9 @@ def sync(path: str) -> None:
         os.close(descriptor)
 
 
-def current_umask() -> int:
-    """Read the mask that new files get."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def error_name(error: OSError) -> str:
-    """Name an error for the caller."""
-    return "no-space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed"
+def place_of(error: OSError) -> str:
+    """Name the file that an error is about: where a rename should lead, rather than from where."""
+    return str(error.filename2 or error.filename or "")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 POLL_S = 0.05
+MARK = "--qft-answer--\n"
+"""What comes before it is chatter of the login shell's start-up files."""
 READY = b"ok"
 
 
@@ -36,6 +38,8 @@ def main(argv: list[str]) -> int:
     """Do one verb. Exit 0 with the answer, 3 with `{"error": …}` for what the caller can handle."""
     verbs = {"start": start, "status": status, "tail": tail, "stop": stop}
     request = json.loads(sys.stdin.buffer.read() or b"{}")
+    sys.stdout.write(MARK)
+    sys.stdout.flush()
     try:
         answer = verbs[argv[1]](request)
     except OSError as error:

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remote import agent
 from remote.errors import CommandFailed, RemoteError, Result, Untrusted
 from remote.link import Link
 
 MISSING = 97
 HANDLED = 3
 HOME = "qft"
+MARK = agent.MARK.encode()
+CHATTER_BYTES_MAX = 64 << 10
+"""How much a login shell may print before our script does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +75,16 @@ class Script:
         command = f"test -f {target} || exit {MISSING}; exec {shlex.join(words)}"
         given = json.dumps(request).encode()
         for _ in range(2):
+            answer = _Answer(take)
             code, stderr = self.link.stream(
-                command, take, timeout_s=timeout_s, limit_bytes=limit_bytes, input=given
+                command,
+                answer.hear,
+                timeout_s=timeout_s,
+                limit_bytes=limit_bytes + CHATTER_BYTES_MAX,
+                input=given,
             )
+            if answer.size > limit_bytes:
+                raise Untrusted(f"{self.link.host} answered `{verb}` with more than was asked for")
             if code != MISSING:
                 break
             temp = f"{target}.$$.tmp"
@@ -95,6 +106,24 @@ class Script:
         if code == 127:
             hint = f"is there a Python >= 3.8 named `{self.python}` on {self.link.host.address}?"
         return CommandFailed(f"{self.python} {self.path.name} {verb}", result, hint=hint)
+
+
+class _Answer:
+    """Hands on what follows the mark, however the output is cut into pieces."""
+
+    def __init__(self, take: Callable[[bytes], object]) -> None:
+        self._take = take
+        self._chatter: bytes | None = b""
+        self.size = 0
+
+    def hear(self, data: bytes) -> None:
+        """Take the next piece of output."""
+        if self._chatter is not None:
+            before, mark, data = (self._chatter + data).partition(MARK)
+            self._chatter = None if mark else before[-CHATTER_BYTES_MAX:]
+        if data:
+            self.size += len(data)
+            self._take(data)
 
 
 def tree_cache(root: str) -> str:

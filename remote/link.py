@@ -70,7 +70,7 @@ def connect(
     import paramiko
 
     kind, blob = keys.parse_line(host.host_key)
-    keys.public_line(host.key_path)  # says what is wrong with the file better than a library does
+    door_key = load_key(host.key_path)
     connection = fabric.Connection(
         host=host.address,
         user=host.user,
@@ -88,7 +88,7 @@ def connect(
         try:
             connection.connect_kwargs = {
                 "sock": sock,
-                "key_filename": str(host.key_path),
+                "pkey": door_key,
                 "allow_agent": False,
                 "look_for_keys": False,
                 "timeout": timeout_s,
@@ -272,6 +272,29 @@ def scan_host_key(address: str, port: int = 22, *, timeout_s: float = 20.0) -> s
             transport.close()
             sock.close()
     return f"{key.get_name()} {key.get_base64()}"
+
+
+def load_key(path: Path) -> paramiko.PKey:
+    """Read a private key of any type and format; raises `RemoteError` that says what is wrong."""
+    import paramiko
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from paramiko.pkey import UnknownKeyType
+
+    try:
+        return paramiko.PKey.from_path(path)
+    except OSError as error:
+        raise RemoteError(f"the private key {path} cannot be read: {error.strerror}") from error
+    except (
+        paramiko.SSHException,
+        UnknownKeyType,
+        UnsupportedAlgorithm,
+        ValueError,
+        TypeError,
+    ) as error:
+        raise RemoteError(
+            f"{path} is not a private key that can be read without a password: {error}",
+            hint="name another key file, or make one with `ssh-keygen -t ed25519 -N ''`",
+        ) from error
 
 
 def make_transport(sock: socket.socket, **options: Any) -> paramiko.Transport:

@@ -13,7 +13,7 @@ from pathlib import Path
 from remote.errors import Damaged
 from remote.link import Link
 from remote.manifest import DEFAULT_LIMITS, Limits
-from remote.sync_local import StaleError
+from remote.sync_local import StaleError, local_errors
 from remote.sync_plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, Travelled
 from remote.sync_pull import pull_once
 from remote.sync_push import push_once
@@ -38,7 +38,8 @@ def push(
     `RemoteError` if there is nothing at `local`.
     """
     trip = Trip(link=link, remote=remote, options=options, progress=progress, travelled=Travelled())
-    return settle(lambda: push_once(trip, local), options.attempts)
+    with local_errors(local if isinstance(local, Path) else "this computer"):
+        return settle(lambda: push_once(trip, local), options.attempts)
 
 
 def pull(  # noqa: PLR0913  (the contract between rooms)
@@ -57,7 +58,8 @@ def pull(  # noqa: PLR0913  (the contract between rooms)
     `NoSpace` for the disk here. A `remote` that does not exist is an error, not an empty tree.
     """
     trip = Trip(link=link, remote=remote, options=options, progress=progress, travelled=Travelled())
-    return settle(lambda: pull_once(trip, local, limits), options.attempts)
+    with local_errors(local):
+        return settle(lambda: pull_once(trip, local, limits), options.attempts)
 
 
 def settle(attempt: Callable[[], SyncReport], attempts: int) -> SyncReport:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from remote import agent
-from remote.errors import RemoteError
+from remote.errors import NoSpace, RemoteError
 from remote.manifest import Entry, Tree, illegal_path
 from remote.sync_plan import Chunk, SyncOptions, pieces
 
@@ -88,6 +90,19 @@ def scan_target(local: Path, want: Tree, options: SyncOptions) -> dict[str, Entr
 def as_tree(files: Mapping[str, tuple[int, str]]) -> dict[str, Entry]:
     """Turn our own listing into a tree."""
     return {path: Entry(size=size, sha256=digest) for path, (size, digest) in files.items()}
+
+
+@contextmanager
+def local_errors(where: object) -> Iterator[None]:
+    """Translate this computer's file errors, once: a full disk, a file that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        said = f"{agent.place_of(error) or where}: {error.strerror or error}"
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            free = agent.free_bytes(str(where))
+            raise NoSpace(str(where), needed_bytes=free + 1, free_bytes=free) from error
+        raise RemoteError(f"a file cannot be synced: {said}") from error
 
 
 def cache_path(local: Path | Mapping[str, Path], options: SyncOptions) -> str:

@@ -94,7 +94,7 @@ def send(remote: str, source: Source, sftp: Sftp, chunk: Chunk) -> None:
 
 def explain(trip: Trip, tally: Tally, error: OSError) -> Exception:
     """Find out why a write failed: SFTP itself says no more than `Failure`."""
-    answer = trip.script.call("free", {"root": trip.remote}, timeout_s=60)
+    answer = trip.script.call("manifest", {"root": trip.remote, "only": []}, timeout_s=60)
     left = tally.bytes_total - tally.bytes_done
     free = whole(answer.get("free"))
     if free < left:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -37,6 +35,8 @@ class Sftp:
     channel: paramiko.Channel
     _buffer: bytearray = field(default_factory=bytearray)
     _number: int = 0
+    _open: tuple[tuple[str, int], bytes] = (("", 0), b"")
+    """The file that is open, how, and its handle."""
 
     @classmethod
     def open(cls, transport: paramiko.Transport, *, silence_s: float) -> Self:
@@ -53,83 +53,92 @@ class Sftp:
 
     def write(self, path: str, offset: int, data: bytes) -> None:
         """Write `data` into an existing file; returns when all of it is acknowledged."""
-        with self._opened(path, FLAG_WRITE) as handle:
-            view = memoryview(data)
-            requests = bytearray()
-            count = 0
-            for start in range(0, len(data), BLOCK_BYTES):
-                block = view[start : start + BLOCK_BYTES]
-                place = struct.pack(">QI", offset + start, len(block))
-                requests += self._request(WRITE, string(handle), place, block)
-                count += 1
-            self.channel.sendall(requests)
-            for _ in range(count):
-                self._expect_ok(path)
+        handle = self._handle(path, FLAG_WRITE)
+        view = memoryview(data)
+        requests = []
+        for start in range(0, len(data), BLOCK_BYTES):
+            block = view[start : start + BLOCK_BYTES]
+            place = struct.pack(">QI", offset + start, len(block))
+            requests.append(self._request(WRITE, string(handle), place, block))
+        self.channel.sendall(b"".join(requests))
+        answers = [self._receive() for _ in requests]  # all of them: the next call finds none
+        for kind, body in answers:
+            if status_of(kind, body) != OK:
+                fail(kind, body, path)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Read `size` bytes; shorter only if the file ends before."""
+        handle = self._handle(path, FLAG_READ)
         found = bytearray(size)
         end = size
-        with self._opened(path, FLAG_READ) as handle:
-            wanted = {}
+        wanted: dict[int, tuple[int, int]] = {}
+        failures = []
 
-            def ask(start: int, length: int) -> bytes:
-                place = struct.pack(">QI", offset + start, length)
-                request = self._request(READ, string(handle), place)
-                wanted[self._number] = (start, length)
-                return request
+        def ask(start: int, length: int) -> bytes:
+            place = struct.pack(">QI", offset + start, length)
+            request = self._request(READ, string(handle), place)
+            wanted[self._number] = (start, length)
+            return request
 
-            spans = range(0, size, BLOCK_BYTES)
-            self.channel.sendall(b"".join(ask(at, min(BLOCK_BYTES, size - at)) for at in spans))
-            while wanted:
-                kind, body = self._receive()
-                start, length = wanted.pop(number_of(body))
-                if kind == DATA:
-                    data = body[8:][:length]
-                    found[start : start + len(data)] = data
-                    if 0 < len(data) < length:  # a server may give less than was asked for
-                        self.channel.sendall(ask(start + len(data), length - len(data)))
-                    elif not data:
-                        end = min(end, start)
-                elif status_of(kind, body) == EOF:
-                    end = min(end, start)
-                else:
-                    fail(kind, body, path)
+        spans = range(0, size, BLOCK_BYTES)
+        self.channel.sendall(b"".join(ask(at, min(BLOCK_BYTES, size - at)) for at in spans))
+        while wanted:
+            kind, body = self._receive()
+            if number_of(body) not in wanted:
+                raise OSError(errno.EPROTO, "the SFTP server answers what was not asked", path)
+            start, length = wanted.pop(number_of(body))
+            data = body[8:][:length] if kind == DATA else b""
+            found[start : start + len(data)] = data
+            if 0 < len(data) < length:  # a server may give less than was asked for
+                self.channel.sendall(ask(start + len(data), length - len(data)))
+            elif not data:
+                end = min(end, start)
+                if status_of(kind, body) != EOF:
+                    failures.append((kind, body))
+        for kind, body in failures:
+            fail(kind, body, path)
         return bytes(found[:end])
 
     def close(self) -> None:
         """Close the channel; the connection stays."""
         self.channel.close()
 
-    @contextmanager
-    def _opened(self, path: str, flags: int) -> Iterator[bytes]:
-        """Hold a file open; its answers must be read before the block ends."""
+    def _handle(self, path: str, flags: int) -> bytes:
+        """Open a file, or go on with the one that is open: most chunks are neighbours."""
+        if (path, flags) == self._open[0]:
+            return self._open[1]
         name = path.encode("utf-8", "surrogateescape")
-        self.channel.sendall(self._request(OPEN, string(name), struct.pack(">II", flags, 0)))
+        requests = self._request(OPEN, string(name), struct.pack(">II", flags, 0))
+        closing = bool(self._open[1])
+        if closing:
+            requests = self._request(CLOSE, string(self._open[1])) + requests
+        self.channel.sendall(requests)
+        old, self._open = self._open, (("", 0), b"")
+        if closing:
+            kind, body = self._receive()
+            if status_of(kind, body) != OK:
+                self._receive()
+                fail(kind, body, old[0][0])
         kind, body = self._receive()
         if kind != HANDLE:
             fail(kind, body, path)
-        handle = bytes(body[8:])
-        yield handle
-        self.channel.sendall(self._request(CLOSE, string(handle)))
-        self._expect_ok(path)
+        self._open = ((path, flags), bytes(body[8:]))
+        return self._open[1]
 
     def _request(self, kind: int, *parts: bytes | memoryview) -> bytes:
         """Build the next request."""
         self._number = (self._number + 1) & 0xFFFFFFFF
         return packet(kind, struct.pack(">I", self._number), *parts)
 
-    def _expect_ok(self, path: str) -> None:
-        """Read one status; raise what it says if it is none of success."""
-        kind, body = self._receive()
-        if status_of(kind, body) != OK:
-            fail(kind, body, path)
-
     def _receive(self) -> tuple[int, bytes]:
         """Read one packet: its type and its body."""
         length = int.from_bytes(self._take(4), "big")
         if not 1 <= length <= ANSWER_BYTES_MAX:
-            raise OSError(errno.EPROTO, f"the SFTP server sends a packet of {length} bytes")
+            raise OSError(
+                errno.EPROTO,
+                f"the SFTP server sends a packet of {length} bytes; does a start-up file of the"
+                " shell there (such as ~/.bashrc) print something?",
+            )
         body = self._take(length)
         return body[0], body[1:]
 
