@@ -206,6 +206,7 @@ def lie(link: Link, door: doors.Door, answer: dict[str, Any], packed: bytes = b"
     target.write_text(
         "import json, sys\n"
         "sys.stdin.buffer.read()\n"
+        f"sys.stdout.write({agent.MARK!r}); sys.stdout.flush()\n"
         f"if sys.argv[1] == 'pack': sys.stdout.buffer.write({packed!r})\n"
         f"else: sys.stdout.write({json.dumps(json.dumps(answer))})\n"
     )
@@ -280,7 +281,8 @@ def test_answer_that_is_none(
     """An answer that is no answer is refused, and does not break anything."""
     lying({})
     script = next((door.home / "qft").glob("agent-*.py"))
-    script.write_text(f"import sys\nsys.stdin.buffer.read()\nsys.stdout.write({answer!r})\n")
+    said = agent.MARK + answer
+    script.write_text(f"import sys\nsys.stdin.buffer.read()\nsys.stdout.write({said!r})\n")
     with pytest.raises(RemoteError):
         pull(link, "qft/x", tmp_path / "home", options=OPTIONS)
 

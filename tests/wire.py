@@ -61,15 +61,24 @@ def accept(listener: socket.socket, wire: Wire) -> None:
     with suppress(OSError):
         while True:
             near, _ = listener.accept()
-            far = socket.create_connection(("127.0.0.1", wire.target_port))
-            for sock in (near, far):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for source, sink in ((near, far), (far, near)):
-                under_way: queue.Queue[tuple[float, bytes]] = queue.Queue()
-                threading.Thread(target=take, args=(source, under_way, wire), daemon=True).start()
-                threading.Thread(
-                    target=give, args=(sink, source, under_way, wire), daemon=True
-                ).start()
+            threading.Thread(target=converse, args=(near, wire), daemon=True).start()
+
+
+def converse(near: socket.socket, wire: Wire) -> None:
+    """Carry both directions of one connection until both have ended."""
+    with near, suppress(OSError), socket.create_connection(("127.0.0.1", wire.target_port)) as far:
+        threads = []
+        for source, sink in ((near, far), (far, near)):
+            sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            under_way: queue.Queue[tuple[float, bytes]] = queue.Queue()
+            threads += [
+                threading.Thread(target=take, args=(source, under_way, wire), daemon=True),
+                threading.Thread(target=give, args=(sink, source, under_way, wire), daemon=True),
+            ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
 
 def take(source: socket.socket, under_way: queue.Queue[tuple[float, bytes]], wire: Wire) -> None:
@@ -103,7 +112,6 @@ def give(
             # Lingering for no time makes the close a reset, as a machine that is gone does.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.shutdown(socket.SHUT_RDWR)
-        sock.close()
 
 
 @contextmanager
