@@ -1,0 +1,135 @@
+"""A model hub on loopback that speaks enough of the protocol to be published to, and remembers."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+TOKEN = "hf_secretOfTheTest"
+
+
+@dataclass
+class Hub:
+    """What the hub was told."""
+
+    endpoint: str = ""
+    created: list[dict[str, object]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    stored: dict[str, bytes] = field(default_factory=dict)
+    commits: list[str] = field(default_factory=list)
+    refused: int = 0
+
+
+@contextmanager
+def running() -> Iterator[Hub]:
+    """Serve a hub until the block ends."""
+    hub = Hub()
+
+    class Handler(_Handler):
+        store = hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    store: Hub
+
+    def do_POST(self) -> None:
+        """Create, ask how to upload, or commit."""
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.store.refused += 1
+            self._answer({"error": "Invalid username or password."}, code=401)
+        elif self.path == "/api/repos/create":
+            self.store.created.append(json.loads(body))
+            self._answer({"url": f"{self.store.endpoint}/me/model", "id": "me/model"})
+        elif self.path == "/api/validate-yaml":
+            self._answer({"errors": [], "warnings": []})
+        elif "/preupload/" in self.path:
+            asked = json.loads(body)["files"]
+            modes = [
+                {
+                    "path": one["path"],
+                    "uploadMode": "lfs" if one["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for one in asked
+            ]
+            self._answer({"files": modes})
+        elif self.path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {
+                    "oid": one["oid"],
+                    "size": one["size"],
+                    "actions": {"upload": {"href": f"{self.store.endpoint}/put/{one['oid']}"}},
+                }
+                for one in json.loads(body)["objects"]
+            ]
+            self._answer({"transfer": "basic", "objects": objects})
+        elif "/commit/" in self.path:
+            self._commit(body)
+        else:
+            self._answer({"error": f"no such place: {self.path}"}, code=404)
+
+    def do_PUT(self) -> None:
+        """Take the bytes of a large file."""
+        oid = self.path.rpartition("/")[2]
+        length = self.headers.get("Content-Length")
+        self.store.stored[oid] = self.rfile.read(int(length)) if length else self._chunks()
+        self._answer({})
+
+    def do_GET(self) -> None:
+        """Tell what a repository is."""
+        self._answer({"id": "me/model", "sha": "0" * 40, "siblings": [], "files": []})
+
+    def do_HEAD(self) -> None:
+        """Tell that something is there."""
+        self._answer({})
+
+    def _chunks(self) -> bytes:
+        """Read a body that comes in pieces, each with its length before it."""
+        pieces = []
+        while size := int(self.rfile.readline(), 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
+
+    def _commit(self, body: bytes) -> None:
+        for line in body.splitlines():
+            part = json.loads(line)
+            value = part["value"]
+            if part["key"] == "header":
+                self.store.commits.append(value["summary"])
+            elif part["key"] == "file":
+                self.store.files[value["path"]] = base64.b64decode(value["content"])
+            elif part["key"] == "lfsFile":
+                self.store.files[value["path"]] = self.store.stored[value["oid"]]
+        url = f"{self.store.endpoint}/me/model/commit/{'1' * 40}"
+        self._answer({"commitUrl": url, "commitOid": "1" * 40, "success": True})
+
+    def _answer(self, value: object, *, code: int = 200) -> None:
+        text = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""

@@ -1,0 +1,85 @@
+"""Generation asks as training asked, answers on stdout, and ends where the model ends."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_config, make_model, make_rows, make_tokenizer, write_config
+
+from trainer.config import TrainerConfig
+from trainer.data import load_examples
+from trainer.generate import Speaker, main, talk
+
+CHATML = (
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory around a tiny model that was not trained."""
+    place = tmp_path_factory.mktemp("generate")
+    model, rows = make_model(place / "model"), make_rows(place / "train.jsonl", 6)
+    return write_config(place / "run", make_config(model, rows))
+
+
+def speaker(run_dir: Path, **tables: Any) -> Speaker:
+    """The tiny model, loaded."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(run_dir.parent / "model"))
+    rows = run_dir.parent / "train.jsonl"
+    config = TrainerConfig.model_validate(make_config(run_dir.parent / "model", rows) | tables)
+    return Speaker(model=model.eval(), tokenizer=make_tokenizer(), config=config)
+
+
+def test_a_row_is_asked_as_training_asked_it(run_dir: Path) -> None:
+    """The prompt's tokens are those before the completion of the same row in training."""
+    asked = speaker(run_dir)
+    rows = run_dir.parent / "train.jsonl"
+    item = load_examples(asked.config.data, rows, asked.tokenizer, max_length=128).items[0]
+    text = item.prompt.removesuffix("\nmood: ")
+
+    assert asked.read_row({"text": text}) == item.prompt_ids
+    assert asked.read_text(item.prompt) == item.prompt_ids
+
+
+def test_one_question_gets_one_answer(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The base can be asked without an adapter; an endless answer is cut and said to be."""
+    arguments = ["--run-dir", str(run_dir), "--base-only", "--tokens", "4"]
+
+    assert main([*arguments, "--field", "text=the sky"]) == 0
+    first = capsys.readouterr()
+    assert main([*arguments, "--prompt", "the sky\nmood: "]) == 0
+    assert capsys.readouterr().out == first.out
+    assert first.err == "(stopped after 4 tokens without an end)\n"
+
+
+def test_what_is_missing_is_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A field the template names, and an adapter that is not there yet."""
+    assert main(["--run-dir", str(run_dir), "--base-only", "--field", "txt=a"]) == 65
+    assert "no field `text`" in capsys.readouterr().err
+    assert main(["--run-dir", str(run_dir)]) == 78
+    assert "holds no adapter; train first" in capsys.readouterr().err
+
+
+def test_a_conversation_keeps_what_was_said(run_dir: Path) -> None:
+    """Each question is asked after all before it, with the answers the model gave."""
+    data = {"train": "rows.jsonl", "messages": "messages"}
+    asked = speaker(run_dir, data=data)
+    asked.tokenizer.chat_template = CHATML
+    answers: list[str] = []
+    talk(asked, iter(io.StringIO("hi\n\nand why\n")), answers.append, tokens_max=3)
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": answers[0] if answers[0].strip() else "."},
+        {"role": "user", "content": "and why"},
+    ]
+    second, _ = asked.answer(asked.read_talk(messages), tokens_max=3)
+
+    assert [second] == answers[1:]
+    assert asked.tokenizer.decode(asked.read_talk(messages)).endswith("and why</s>\n<s>assistant\n")

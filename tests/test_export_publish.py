@@ -1,0 +1,109 @@
+"""Publishing sends the model and its card to a hub, and the token nowhere else."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import hub as hubs
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import make_config, write_config
+
+from trainer.publish import main
+
+
+@pytest.fixture
+def hub() -> Iterator[hubs.Hub]:
+    """A hub on loopback."""
+    with hubs.running() as running:
+        yield running
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A finished run with an adapter, beside things that are nobody's business."""
+    config = make_config(tmp_path / "secret place" / "model", tmp_path / "rows.jsonl")
+    directory = write_config(tmp_path / "run", config)
+    (directory / "adapter").mkdir()
+    save_file({"a": torch.arange(4.0)}, directory / "adapter" / "adapter_model.safetensors")
+    for name in ("adapter_config.json", "qft.json"):
+        (directory / "adapter" / name).write_text("{}", encoding="utf-8")
+    (directory / "adapter" / "README.md").write_text("made by somebody else", encoding="utf-8")
+    (directory / "adapter" / "optimizer.safetensors").write_bytes(b"moments")
+    steps = [{"step": at, "loss": 1.0, "tokens": 8, "seconds": 36.0} for at in range(1, 13)]
+    lines = "".join(json.dumps(step) + "\n" for step in steps)
+    (directory / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    return directory
+
+
+# huggingface_hub 2.4 uploads with an argument that its HTTP library is about to rename.
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_weights_and_card_arrive_and_nothing_else(
+    hub: hubs.Hub, run_dir: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Files come byte for byte, the card is ours, and the token appears in no output or file."""
+    monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
+    facts = run_dir / "facts.json"
+    facts.write_text('{"usd": 0.034, "listed": true, "evictions": [{"step": 3}]}')
+    caplog.set_level(logging.DEBUG)
+    code = main(
+        ["--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint,
+         "--facts", str(facts)]
+    )  # fmt: skip
+    said = capsys.readouterr()
+
+    assert code == 0, said.err
+    assert said.out == f"{hub.endpoint}/me/model\n"
+    assert set(hub.files) == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    weights = (run_dir / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert hub.files["adapter_model.safetensors"] == weights
+    assert hub.created[0]["visibility"] == "private"
+    assert hub.commits == ["Add the model and its card"]
+    card = hub.files["README.md"].decode()
+    assert card.startswith('---\nbase_model: "model"\nlibrary_name: peft\n')
+    assert "- lora, rank 4, alpha 8, dropout 0.1, base stored as none" in card
+    assert "- 12 optimizer steps of 4 sequences" in card
+    assert "- 0.12 hours of training steps\n- 0.03 USD at the listed price\n- 1 evictions" in card
+    assert "secret place" not in card
+    everything = said.out + said.err + caplog.text + "".join(map(repr, hub.files.values()))
+    assert hubs.TOKEN not in everything
+
+
+def test_a_refusal_is_told_without_the_token(
+    hub: hubs.Hub, run_dir: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A wrong token is named as the likely cause, and not shown."""
+    monkeypatch.setenv("HF_TOKEN", "hf_wrongOfTheTest")
+    code = main(["--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint])
+    said = capsys.readouterr().err
+
+    assert code == 78
+    assert "the hub refused" in said
+    assert "hint: check that HF_TOKEN may write to me/model" in said
+    assert "hf_wrongOfTheTest" not in said
+    assert hub.refused > 0
+    assert hub.files == {}
+
+
+def test_without_a_token_or_weights_nothing_is_sent(
+    hub: hubs.Hub, run_dir: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Both are told before the hub hears of it."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    arguments = ["--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint]
+    assert main(arguments) == 78
+    assert "HF_TOKEN is not set" in capsys.readouterr().err
+
+    monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
+    for path in (run_dir / "adapter").glob("*.safetensors"):
+        path.unlink()
+    assert main(arguments) == 78
+    assert "nothing to publish" in capsys.readouterr().err
+    assert hub.created == []
