@@ -127,9 +127,9 @@ def _azure(vm: VmTable) -> list[Check]:
 
     provider = wire.make_provider(vm, qft_home(environment()))
     if not isinstance(provider, AzureProvider):
-        raise AssertionError(provider.name)
+        raise TypeError(provider.name)
     return [
-        Check(name=found.name, ok=found.ok, detail=found.detail, fix=found.fix)
+        Check(name=found.name, ok=found.ok or not found.required, detail=found.detail, fix=found.fix)
         for found in provider.checks(wire.want(vm))
     ]
 
