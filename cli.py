@@ -235,6 +235,25 @@ def evaluate(
         _out("\n".join(scores.lines()))
 
 
+@app.command()
+def verify(
+    run: Run = "",
+    *,
+    steps: Annotated[int | None, typer.Option(min=1, help="How many steps to do again.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Do some steps again and compare every bit."""
+    from commands import verify as command
+
+    verdict = command.verify(run, steps=steps, say=_talk)
+    if as_json:
+        _out_json(verdict.to_json())
+    else:
+        _out("\n".join(verdict.lines()))
+    if not verdict.equal:
+        raise typer.Exit(Exit.TRAINING)
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def ssh(
     run: Run = "",

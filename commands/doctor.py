@@ -129,7 +129,9 @@ def _azure(vm: VmTable) -> list[Check]:
     if not isinstance(provider, AzureProvider):
         raise TypeError(provider.name)
     return [
-        Check(name=found.name, ok=found.ok or not found.required, detail=found.detail, fix=found.fix)
+        Check(
+            name=found.name, ok=found.ok or not found.required, detail=found.detail, fix=found.fix
+        )
         for found in provider.checks(wire.want(vm))
     ]
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-import tempfile
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from commands.bench import laid_out, trainer
 from commands.config import LoadedConfig
 from commands.errors import TrainingTrouble, Usage
-from commands.home import environment, pick_run, qft_home
+from commands.home import RunFolder, environment, pick_run, qft_home
 from commands.receipt import Score, read_score
 from commands.session import reopen
-from commands.staging import machine_tables
 from infra.durable import write_json
 
 
@@ -60,7 +57,7 @@ def scores(wanted: str, *, again: bool, say: Callable[[str], None]) -> Scores:
             f"the adapter of `{folder.name}` is not at home", hint=f"`qft fetch {folder.name}`"
         )
     if again:
-        _measure(loaded, say)
+        _measure(loaded, folder, say)
     return Scores(
         run=folder.name,
         before=read_score(loaded.out / "eval-before.json"),
@@ -68,20 +65,11 @@ def scores(wanted: str, *, again: bool, say: Callable[[str], None]) -> Scores:
     )
 
 
-def _measure(loaded: LoadedConfig, say: Callable[[str], None]) -> None:
+def _measure(loaded: LoadedConfig, folder: RunFolder, say: Callable[[str], None]) -> None:
     """Run the trainer's own evaluation here, and put its result beside the adapter."""
-    names = {key: str(path) for key, path in loaded.data_files.items()}
-    tables = machine_tables(loaded, {})
-    tables["data"] = {**tables["data"], **names}
-    tables["model"] = {**tables["model"], "id": str(loaded.model_folder or tables["model"]["id"])}
-    with tempfile.TemporaryDirectory(prefix="qft-eval-") as scratch:
-        run_dir = Path(scratch)
-        write_json(run_dir / "config.json", tables)
-        argv = [sys.executable, "-m", "trainer", "eval", "--run-dir", str(run_dir)]
-        argv += ["--adapter", str(loaded.out / "adapter")]
-        say("measuring on this computer")
-        done = subprocess.run(argv, cwd=Path(__file__).parent.parent, check=False)
-        result = run_dir / "eval-after.json"
-        if done.returncode or not result.exists():
+    say("measuring on this computer")
+    with laid_out(loaded, folder) as run_dir:
+        done = trainer(run_dir, "eval", "--adapter", str((loaded.out / "adapter").absolute()))
+        if done.returncode:
             raise TrainingTrouble(f"the evaluation ended with exit code {done.returncode}")
-        shutil.copyfile(result, loaded.out / "eval-after.json")
+        write_json(loaded.out / "eval-after.json", json.loads(done.stdout), mode=0o644)

@@ -31,7 +31,7 @@ def logs(wanted: str, *, follow: bool, write: Callable[[bytes], None]) -> None:
     """
     folder, loaded = _run(wanted)
     vm = _machine(folder)
-    if vm is None or not _is_running(loaded, vm):
+    if vm is None or not is_running(loaded, vm):
         fetched = loaded.out / "trainer.log"
         if not fetched.exists():
             raise Usage(
@@ -42,7 +42,7 @@ def logs(wanted: str, *, follow: bool, write: Callable[[bytes], None]) -> None:
         return
     site = Site(run_id=fold(read(folder.journal)).run_id)
     try:
-        with link.connect(_host(folder, loaded, vm)) as connection:
+        with link.connect(host_of(folder, loaded, vm)) as connection:
             running = job.Job(
                 link=connection,
                 directory=site.job,
@@ -132,7 +132,8 @@ def _machine(folder: RunFolder) -> Vm | None:
     return fold(read(folder.journal)).vm
 
 
-def _is_running(loaded: LoadedConfig, vm: Vm) -> bool:
+def is_running(loaded: LoadedConfig, vm: Vm) -> bool:
+    """Whether the machine runs, as its provider says."""
     provider = wire.make_provider(loaded.config.vm, qft_home(environment()))
     try:
         return provider.observe(vm).power is PowerState.RUNNING
@@ -140,7 +141,8 @@ def _is_running(loaded: LoadedConfig, vm: Vm) -> bool:
         raise CloudTrouble(str(error), hint=error.hint) from error
 
 
-def _host(folder: RunFolder, loaded: LoadedConfig, vm: Vm) -> link.Host:
+def host_of(folder: RunFolder, loaded: LoadedConfig, vm: Vm) -> link.Host:
+    """How to connect to the machine of a run."""
     return link.Host(
         address=vm.host,
         port=vm.port,

@@ -19,11 +19,12 @@ from commands.staging import stage
 from commands.workload import Setting, Site, SshWorkload
 from infra.cost import Budget
 from infra.durable import write_json
-from infra.journal import Journal, Kind
+from infra.journal import Journal, Kind, read
 from infra.lifecycle import Goal, Plan, Policy
 from infra.provider import Guarding, Provider
 from infra.state import RunState, fold
 from infra.supervisor import Supervisor, Tools
+from trainer.config import EvictionBand
 
 LOCAL_POLICY = Policy(
     poll_s=1.0,
@@ -161,11 +162,19 @@ def make_workload(desk: Desk, run_id: str, *, rents: bool, watch_only: bool = Fa
         helper_python=wire.helper_python(vm),
         rents=rents,
         brings_home=not watch_only,
+        eviction_band=lambda: _band(desk.folder),
         allow_change=desk.allow_change,
         say=say,
         progress=desk.console.progress,
     )
     return SshWorkload(setting)
+
+
+def _band(folder: RunFolder) -> str:
+    """The eviction band of the offer that was taken; empty if the vendor tells none."""
+    offer = fold(read(folder.journal)).offer
+    known = {str(band) for band in EvictionBand}
+    return offer.eviction_band if offer and offer.eviction_band in known else ""
 
 
 def is_over(state: RunState) -> bool:

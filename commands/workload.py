@@ -76,7 +76,8 @@ class Setting:
     rents: bool
     brings_home: bool = True
     """Whether checkpoints are copied home; a mere onlooker leaves that to the driver."""
-    eviction_band: str = ""
+    eviction_band: Callable[[], str]
+    """Evictions per hour in percent where the machine was rented, for the checkpoint interval."""
     allow_change: Sequence[str] = ()
     say: Callable[[str], None]
     """Tell people what is being done, one line at a time."""
@@ -145,8 +146,9 @@ class SshWorkload:
         argv = [self._interpreter(vm), "-m", "trainer", "train", "--run-dir", "../run"]
         if vm.metadata_url:
             argv += ["--metadata-url", vm.metadata_url]
-        if setting.eviction_band:
-            argv += ["--eviction-band", setting.eviction_band]
+        band = setting.eviction_band()
+        if band:
+            argv += ["--eviction-band", band]
         for key in setting.allow_change:
             argv += ["--allow-change", key]
         with self._translated():

@@ -159,10 +159,21 @@ def test_status_is_json_in_every_state(project: Project) -> None:
     assert project.qft("fetch").returncode == 0
     assert json_of(project.qft("status", "--json"))["summary"] == "fetched"
     assert project.qft("logs").returncode == 0
+    there = project.qft("verify", "--steps", "5", "--json")
+    assert there.returncode == 0, there.stderr
+    assert (json_of(there)["equal"], json_of(there)["where"]) == (True, "on the machine")
 
     down = project.qft("down", "--delete", "--json")
     assert json_of(down)[0]["left"] == []
     assert json_of(project.qft("status", "--json"))["summary"] == "done"
+
+    here = project.qft("verify", "--json")
+    assert here.returncode == 0, here.stderr
+    assert (json_of(here)["equal"], json_of(here)["where"]) == (True, "on this computer")
+    scores = json_of(project.qft("eval", "--json"))
+    again = project.qft("eval", "--again", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json_of(again)["after"]["value"] == scores["after"]["value"]
 
 
 def adapter(project: Project) -> bytes:
