@@ -10,6 +10,7 @@ from commands.config import check_files
 from commands.drive import find_config
 from commands.errors import CloudTrouble
 from commands.home import environment, qft_home
+from infra.catalog import resolve_gpu
 from infra.cost import Budget, worst_case_usd
 from infra.provider import Offer, ProviderError
 
@@ -25,6 +26,8 @@ class PlanPage:
     budget: Budget
     worst_case_usd: float | None
     simulated: bool
+    note: str = ""
+    """What the catalog says about the name of the GPU."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -35,6 +38,7 @@ class PlanPage:
             "budget": asdict(self.budget),
             "worst_case_usd": self.worst_case_usd,
             "simulated": self.simulated,
+            "note": self.note or None,
             "offers": [asdict(offer) for offer in self.offers],
         }
 
@@ -49,6 +53,8 @@ class PlanPage:
         said += [f"{_mark(offer, self.offers)} {_offer_line(offer)}" for offer in self.offers]
         if not self.offers:
             said.append("  no offer")
+        if self.note:
+            said.append(f"note: {self.note}")
         worst = "unlimited: set `budget`" if self.worst_case_usd is None else ""
         said += [
             "",
@@ -80,6 +86,7 @@ def make_plan(wanted: str) -> PlanPage:
         budget=budget,
         worst_case_usd=worst_case_usd(budget, vm.max_price),
         simulated=provider.traits.simulated_prices,
+        note=resolve_gpu(vm.gpu).note if vm.gpu else "",
     )
 
 

@@ -14,10 +14,11 @@ from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, make_workload, reopen
 from commands.view import duration
 from infra.cost import bill
-from infra.journal import read
+from infra.journal import Event, Kind, read
 from infra.lifecycle import JobPhase, JobView
-from infra.provider import Observation, PowerState, ProviderError
-from infra.state import RunState, fold
+from infra.provider import Observation, PowerState, ProviderError, StopReason
+from infra.state import RunState, apply, fold
+from infra.when import parse_utc_s
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 
@@ -121,6 +122,7 @@ def status(wanted: str) -> Status:
     console = PlainConsole(sys.stderr, simulated=False, clock=time.monotonic)
     desk = Desk(loaded=loaded, home=home, console=console)
     machine, job, trouble = _look(desk, state)
+    state = _as_seen(state, machine)
     used = bill(state, time.time())
     simulated = loaded.config.vm.provider == "local"
     return Status(
@@ -134,6 +136,19 @@ def status(wanted: str) -> Status:
         usd=used.usd,
         usd_per_h_now=used.usd_per_h_now,
     )
+
+
+def _as_seen(state: RunState, machine: Observation | None) -> RunState:
+    """The state as a driver would fold it after what was just seen: a machine that is down."""
+    if machine is None or not state.up or machine.power.bills_compute:
+        return state
+    data = {
+        "power": machine.power,
+        "reason": machine.stop_reason or StopReason.UNKNOWN,
+        "detail": machine.detail,
+        "since_s": parse_utc_s(machine.since),
+    }
+    return apply(state, Event(number=0, at_s=time.time(), kind=Kind.STOP_SEEN, data=data))
 
 
 def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | None, str]:

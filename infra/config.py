@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from infra.catalog import resolve_gpu
+
 PRICE_DECIMALS_MAX = 5
 """Azure's `billingProfile.maxPrice` admits five decimals."""
 
@@ -34,6 +36,13 @@ class VmTable(BaseModel):
     local: LocalTable = Field(default_factory=lambda: LocalTable())  # noqa: PLW0108  (defined below)
     ssh: SshTable | None = Field(default=None, description="Needed by `provider: ssh`.")
     azure: AzureTable = Field(default_factory=lambda: AzureTable())  # noqa: PLW0108  (defined below)
+
+    @field_validator("gpu")
+    @classmethod
+    def _known_gpu(cls, value: str) -> str:
+        if value:
+            resolve_gpu(value)  # its error names the candidates
+        return value
 
     @field_validator("max_price")
     @classmethod
