@@ -31,7 +31,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS_PER_RUN_MAX = 8  # then the run is left alone, so that it ends
-GRACES_S = (0.0, 0.02, 0.1, 0.5)  # between SIGTERM and SIGKILL
+GRACES_STEPS = (0.0, 0.1, 1.0, 8.0)  # between SIGTERM and SIGKILL, in mean lengths of a step
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,15 @@ class Tally:
     runs: int = 0
     torn: int = 0  # kills that left half a save behind
     redone: int = 0  # steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long an undisturbed run takes, in seconds."""
+
+    start_s: float
+    train_s: float
+    steps: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,11 +128,14 @@ def chaos(
     if code != 0:
         raise RuntimeError(f"the undisturbed run ended with {code}: {(calm / 'log').read_text()}")
     expected = digests(calm)
-    print(f"undisturbed: {span_s:.1f} s", flush=True)
+    lines = (calm / "metrics.jsonl").read_text().splitlines()
+    train_s = sum(json.loads(line)["seconds"] for line in lines)
+    pace = Pace(start_s=span_s - train_s, train_s=train_s, steps=len(lines))
+    print(f"undisturbed: {span_s:.1f} s, of it {train_s:.1f} s training", flush=True)
     tally, odd = Tally(), list[Digests]()
     while tally.kills < kills:
         run = tiny.write_config(directory / f"run-{tally.runs}", config)
-        under_fire(run, tally, kills=kills, span_s=span_s, chance=chance)
+        under_fire(run, tally, kills=kills, pace=pace, chance=chance)
         found = digests(run)
         if found != expected:
             odd.append(found)
@@ -134,19 +146,24 @@ def chaos(
     return tally, expected, odd
 
 
-def under_fire(
-    run: Path, tally: Tally, *, kills: int, span_s: float, chance: random.Random
-) -> None:
-    """Start the run and kill it, again and again, until it ends well."""
+def under_fire(run: Path, tally: Tally, *, kills: int, pace: Pace, chance: random.Random) -> None:
+    """Start the run and kill it, again and again, until it ends well.
+
+    Three kills of four come while it trains, the others at any moment from its start.
+    """
     fired = 0
     while True:
         process = fork(run)
         if fired < KILLS_PER_RUN_MAX and tally.kills < kills:
-            delay_s = chance.uniform(0, span_s)
+            if chance.random() < 0.75:
+                await_step(process, run, patience_s=10 * pace.start_s)
+                delay_s = chance.uniform(0, pace.train_s)
+            else:
+                delay_s = chance.uniform(0, pace.start_s)
             ended = wait(process, for_s=delay_s)
             if ended is None:
                 fired += 1
-                kill(process, tally, chance)
+                kill(process, tally, chance, step_s=pace.train_s / pace.steps)
                 partial = (run / "checkpoints").glob(".*.partial")
                 tally.torn += any(True for _ in partial)
                 continue
@@ -157,13 +174,26 @@ def under_fire(
         return
 
 
-def kill(process: int, tally: Tally, chance: random.Random) -> None:
+def await_step(process: int, run: Path, *, patience_s: float) -> None:
+    """Wait until the process has logged a step, or has ended."""
+    log = run / "metrics.jsonl"
+    before = log.stat().st_mtime_ns if log.exists() else 0
+    deadline_s = time.monotonic() + patience_s
+    while time.monotonic() < deadline_s:
+        if log.exists() and log.stat().st_mtime_ns != before:
+            return
+        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.002)
+
+
+def kill(process: int, tally: Tally, chance: random.Random, *, step_s: float) -> None:
     """End a process: at once, or with a notice that is too short or long enough."""
     tally.kills += 1
     if chance.random() < 0.4:
         tally.terms += 1
         os.kill(process, signal.SIGTERM)
-        ended = wait(process, for_s=chance.choice(GRACES_S))
+        ended = wait(process, for_s=chance.choice(GRACES_STEPS) * step_s)
         if ended is not None:
             if ended not in (75, 0):
                 raise RuntimeError(f"a terminated run ended with {ended}")

@@ -30,10 +30,10 @@ def run_chaos(*arguments: str, timeout_s: float) -> str:
 
 
 def test_a_few_kills_change_nothing() -> None:
-    """Runs killed eight times at random moments end with the adapter and log of a calm run."""
-    said = run_chaos("--kills", "8", timeout_s=150)
+    """Runs killed twelve times at random moments end with the adapter and log of a calm run."""
+    said = run_chaos("--kills", "12", timeout_s=150)
 
-    assert re.search(r"8 kills over \d+ runs", said)
+    assert re.search(r"12 kills over \d+ runs", said)
     assert re.search(r"identical to it: (\d+) of \1 runs", said)
 
 
