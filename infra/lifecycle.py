@@ -266,7 +266,7 @@ def _recover(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: fl
     backoff_s = policy.backoff_first_s * 2.0 ** min(state.start_failures - 1, 10)
     due_s = last_s + min(backoff_s, policy.backoff_max_s)
     if now_s < due_s:
-        return Wait(wait_s=due_s - now_s, reason=f"{state.failures[-1].message}; trying again")
+        return Wait(wait_s=due_s - now_s, reason="its place has no capacity; trying again")
     return Start()
 
 

@@ -1,0 +1,179 @@
+"""The next act of a run is a pure decision: total, careful with money, and the same every time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from fakecloud import Story, World
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infra import actions as act
+from infra.cost import Budget, bill, seconds_left, worst_case_usd
+from infra.journal import read
+from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy, Seen, decide
+from infra.provider import Observation, Offer, PowerState, StopReason, Vm
+from infra.spans import Span, close_span, open_span
+from infra.state import Failure, RunState, fold
+
+NOW_S = 1_000_000.0
+OFFER = Offer(provider="x", region="a", size="s", spot_usd_per_h=0.2)
+VM = Vm(provider="x", run_id="run-1", id="vm1", region="a", size="s", host="h")
+UP = RunState(run_id="run-1", offer=OFFER, vm=VM, generation=1, up=True, booted_s=NOW_S, steps=50)
+
+powers = st.sampled_from(list(PowerState))
+jobs = st.none() | st.builds(
+    JobView,
+    phase=st.sampled_from(list(JobPhase)),
+    exit_code=st.none() | st.sampled_from([0, 65, 70, 75, 78, 137]),
+    step=st.integers(0, 60),
+    steps=st.just(50),
+    stalled_s=st.floats(0, 1e5),
+    silent_s=st.floats(0, 1e5),
+)
+observations = st.none() | st.builds(
+    Observation,
+    power=powers,
+    host=st.sampled_from(["", "h"]),
+    stop_reason=st.none() | st.sampled_from(list(StopReason)),
+)
+states = st.builds(
+    RunState,
+    run_id=st.just("run-1"),
+    offer=st.just(OFFER),
+    vm=st.none() | st.just(VM),
+    generation=st.integers(0, 3),
+    up=st.booleans(),
+    booted_s=st.floats(NOW_S - 1e5, NOW_S),
+    prepared=st.booleans(),
+    launched=st.booleans(),
+    step=st.integers(0, 50),
+    home_step=st.integers(0, 50),
+    start_failures=st.just(0),
+    crashes=st.lists(st.integers(0, 3), max_size=4).map(tuple),
+    evictions=st.integers(0, 3),
+    trained=st.booleans(),
+    fetched=st.sampled_from(["", "out"]),
+)
+
+
+@settings(max_examples=400)
+@given(state=states, vm=observations, job=jobs, goal=st.sampled_from(list(Goal)))
+def test_every_state_has_a_next_act_and_the_same_one_twice(
+    state: RunState, vm: Observation | None, job: JobView | None, goal: Goal
+) -> None:
+    """Whatever is known and seen, there is an answer, and asking again does not change it."""
+    seen = Seen(vm=vm, job=job, offers=(OFFER,))
+    plan = Plan(goal=goal)
+
+    first = decide(state, seen, plan, NOW_S)
+
+    assert first == decide(state, seen, plan, NOW_S)
+
+
+@settings(max_examples=400)
+@given(state=states, vm=observations, job=jobs, goal=st.sampled_from(list(Goal)))
+def test_a_second_machine_is_never_rented_beside_one_that_is_seen(
+    state: RunState, vm: Observation | None, job: JobView | None, goal: Goal
+) -> None:
+    """While a machine of the run is there, whatever its state, none is created."""
+    seen = Seen(vm=vm, job=job, offers=(OFFER,))
+
+    action = decide(state, seen, Plan(goal=goal), NOW_S)
+
+    if state.vm is not None and vm is not None:
+        assert not isinstance(action, act.Create)
+
+
+@settings(max_examples=300)
+@given(state=states, vm=observations, job=jobs)
+def test_nothing_is_rented_or_started_over_budget(
+    state: RunState, vm: Observation | None, job: JobView | None
+) -> None:
+    """With the dollars spent, the only acts left are those that end the billing."""
+    spent = (Span(start_s=NOW_S - 36_000, end_s=NOW_S, usd_per_h=1.0, compute=True),)
+    poor = replace(state, spans=spent, fetched="", trained=False)
+    plan = Plan(goal=Goal.RUN, budget=Budget(usd=5.0))
+
+    action = decide(poor, Seen(vm=vm, job=job, offers=(OFFER,)), plan, NOW_S)
+
+    assert isinstance(action, act.Deallocate | act.Delete | act.Finish)
+
+
+def test_a_disk_that_is_ahead_is_worth_more_tries() -> None:
+    """A machine whose disk is ahead of the copy at home is tried again before it is given up."""
+    down = Observation(power=PowerState.DEALLOCATED, stop_reason=StopReason.EVICTED)
+    other = Offer(provider="x", region="b", size="s", spot_usd_per_h=0.2)
+    seen = Seen(vm=down, offers=(OFFER, other))
+    failed = Failure(place="a", size="s", error="NoCapacity", message="full", at_s=NOW_S - 60)
+    refused = replace(UP, up=False, start_failures=1, failures=(failed,), step=40)
+    ahead, level = replace(refused, home_step=20), replace(refused, home_step=40)
+
+    assert isinstance(decide(ahead, seen, Plan(goal=Goal.RUN), NOW_S), act.Start)
+    assert isinstance(decide(level, seen, Plan(goal=Goal.RUN), NOW_S), act.Delete)
+
+
+def test_switched_off_from_inside_is_deallocated_because_it_still_bills() -> None:
+    """`shutdown` on the machine does not end the bill; deallocating does."""
+    off = Observation(power=PowerState.STOPPED, stop_reason=StopReason.USER)
+    known = replace(UP, up=False)
+
+    assert isinstance(decide(known, Seen(vm=off), Plan(goal=Goal.RUN), NOW_S), act.Deallocate)
+
+
+@given(
+    moves=st.lists(
+        st.tuples(st.floats(-50, 500), st.booleans(), st.sampled_from([0.0, 0.3])), max_size=12
+    )
+)
+def test_a_bill_never_shrinks_and_never_counts_a_second_twice(
+    moves: list[tuple[float, bool, float]],
+) -> None:
+    """Whatever the clock does, spans do not overlap and dollars are not negative."""
+    now_s, dollars = NOW_S, 0.0
+    spans: tuple[Span, ...] = ()
+    for passed_s, opens, price in moves:
+        now_s += passed_s
+        before = bill(RunState(spans=spans), now_s).usd
+        spans = open_span(spans, now_s, price, compute=True) if opens else close_span(spans, now_s)
+        dollars = bill(RunState(spans=spans), now_s).usd
+        assert dollars >= 0
+        assert abs(dollars - before) < 1e-9
+    open_ones = [span for span in spans if span.end_s is None]
+    assert len(open_ones) <= 1
+
+
+def test_the_worst_case_is_the_tighter_of_budget_and_cap() -> None:
+    """Five dollars or 24 hours at a quarter: five; without any limit there is no figure."""
+    assert worst_case_usd(Budget(usd=5.0, hours=24), 0.25) == 5.0
+    assert worst_case_usd(Budget(usd=50.0, hours=24), 0.25) == 6.0
+    assert worst_case_usd(Budget(), 0.25) is None
+
+
+def test_the_seconds_left_follow_what_was_used() -> None:
+    """An hour at 0.5 of a budget of 1 dollar leaves an hour."""
+    used = (Span(start_s=NOW_S - 3600, end_s=NOW_S, usd_per_h=0.5, compute=True),)
+
+    left_s = seconds_left(Budget(usd=1.0), RunState(spans=used), NOW_S, 0.5)
+
+    assert left_s == 3600
+
+
+def test_the_policy_needs_no_wall_clock(tmp_path: Path) -> None:
+    """A run replayed over a week of simulated time ends as it does over seconds."""
+    slow = Story(
+        path=tmp_path / "slow.jsonl",
+        world=World(now_s=0.0),
+        policy=Policy(poll_s=1.0, machineless_max_s=1e9),
+    )
+    slow.cloud.full = {"a", "b"}
+
+    def free_after_a_week() -> None:
+        if slow.world.now_s > 7 * 86_400:
+            slow.cloud.full.clear()
+
+    slow.between = free_after_a_week
+
+    assert slow.go().code == 0
+    assert fold(read(slow.path)).deleted
