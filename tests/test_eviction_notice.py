@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -12,10 +13,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
+from trainer.__main__ import main
 from trainer.eviction import NOTICE_S, NOTICE_S_MAX, Flag, MetadataPoll, on_signals, preemption_in
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -48,6 +52,7 @@ def metadata(answers: list[Any], *, first_s: float = 0.0) -> Iterator[tuple[str,
             if len(asked) == 1:
                 time.sleep(first_s)
             answer = answers[min(len(asked), len(answers)) - 1]
+            answer = answer() if callable(answer) else answer
             body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(500 if answer == b"500" else 200)
             self.end_headers()
@@ -198,3 +203,42 @@ def test_the_deadline_runs_on_the_monotonic_clock() -> None:
     now[0] = 75.0
 
     assert flag.seconds_left == 5.0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run directory of a run that heard of no eviction."""
+    run = tiny.make_run(tmp_path_factory.mktemp("calm"), rows=12, train={"steps": 30})
+
+    assert main(["train", "--run-dir", str(run)]) == 0
+    return run
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 5, 30])
+def test_a_notice_of_any_length_ends_well(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """A notice in mid-training ends with 75 and a saved state, and the same bits after all."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_bytes((undisturbed / "config.json").read_bytes())
+    monkeypatch.setattr("trainer.job.MetadataPoll", functools.partial(MetadataPoll, poll_s=0.01))
+
+    def answer() -> dict[str, Any]:
+        moment = datetime.now(UTC) + timedelta(seconds=seconds)
+        notice = event(NotBefore=format_datetime(moment, usegmt=True))
+        return {"Events": [notice] if (run / "metrics.jsonl").exists() else []}
+
+    with metadata([answer]) as (url, _):
+        code = main(["train", "--run-dir", str(run), "--metadata-url", url])
+    status = json.loads((run / "status.json").read_text())
+    again = main(["train", "--run-dir", str(run)])
+
+    assert (code, again) == (75, 0)
+    assert (status["phase"], status["message"]) == (
+        "preempted",
+        "stopped by eviction notice, state saved",
+    )
+    assert 1 <= status["checkpoint_step"] == status["step"] < 30
+    assert tiny.losses(undisturbed) == tiny.losses(run)
+    assert tiny.adapter_bytes(undisturbed) == tiny.adapter_bytes(run)

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import tiny
 
+from trainer.__main__ import main
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the run directory of a run that nothing interrupted."""
     run = tiny.make_run(tmp_path_factory.mktemp("undisturbed"), rows=24, train={"steps": 30})
-    ended = tiny.run_trainer("train", run)
 
-    assert ended.returncode == 0, ended.stderr
+    assert main(["train", "--run-dir", str(run)]) == 0
     return run
 
 
@@ -32,13 +33,15 @@ def test_a_run_leaves_adapter_status_log_and_curves(undisturbed: Path) -> None:
     assert [path.stat().st_size > 0 for path in (undisturbed / "tb").iterdir()] == [True]
 
 
-def test_a_finished_run_is_not_done_again(undisturbed: Path) -> None:
+def test_a_finished_run_is_not_done_again(
+    undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Started once more, a finished run ends well at once and leaves its adapter alone."""
     before = (undisturbed / "adapter" / "adapter_model.safetensors").stat()
-    ended = tiny.run_trainer("train", undisturbed)
+    code = main(["train", "--run-dir", str(undisturbed)])
 
-    assert ended.returncode == 0
-    assert "nothing to do" in ended.stderr
+    assert code == 0
+    assert "nothing to do" in capsys.readouterr().err
     assert before == (undisturbed / "adapter" / "adapter_model.safetensors").stat()
 
 
@@ -61,7 +64,49 @@ def test_a_terminated_run_saves_and_goes_on_to_the_same_bits(
     stopped_at = json.loads((run / "status.json").read_text())["checkpoint_step"]
     second = tiny.run_trainer("train", run)
 
-    assert (first, second.returncode) == (75, 0)
+    assert (first, second.returncode) == (75, 0), second.stderr
     assert 1 <= stopped_at < 30
     assert tiny.losses(undisturbed) == tiny.losses(run)
     assert tiny.adapter_bytes(undisturbed) == tiny.adapter_bytes(run)
+
+
+def test_scores_are_made_once_and_again_when_their_question_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both scores are there after a run; a changed question is asked anew, without training."""
+    rows = tiny.make_rows(tmp_path / "eval.jsonl", 6)
+    labels = list(tiny.MOODS)
+    run = tiny.make_run(
+        tmp_path,
+        rows=8,
+        train={"steps": 2},
+        data={"eval": str(rows)},
+        eval={"kind": "label", "labels": labels},
+    )
+    first = main(["train", "--run-dir", str(run)])
+    scores = [json.loads((run / f"eval-{stage}.json").read_text()) for stage in ("before", "after")]
+    adapter = (run / "adapter" / "adapter_model.safetensors").stat()
+    capsys.readouterr()
+    rows.write_text(rows.read_text() + rows.read_text().splitlines()[0] + "\n")
+    again = main(["train", "--run-dir", str(run)])
+    anew = json.loads((run / "eval-after.json").read_text())
+
+    assert (first, again) == (0, 0)
+    assert [score["n"] for score in scores] == [6, 6]
+    assert anew["n"] == 7
+    assert adapter == (run / "adapter" / "adapter_model.safetensors").stat()
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT's own call
+def test_the_adapter_loads_with_plain_peft(undisturbed: Path) -> None:
+    """`peft.PeftModel.from_pretrained` takes the result as it lies there."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    config = json.loads((undisturbed / "config.json").read_text())
+    base = AutoModelForCausalLM.from_pretrained(config["model"]["id"])
+    model = peft.PeftModel.from_pretrained(base, str(undisturbed / "adapter"))
+    learnt = [value for name, value in model.named_parameters() if "lora_B" in name]
+
+    assert len(learnt) == 14
+    assert all(value.abs().sum() > 0 for value in learnt)

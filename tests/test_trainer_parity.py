@@ -112,6 +112,53 @@ def test_the_head_sees_supervised_positions_only(tmp_path: Path) -> None:
     assert shapes == [(int((inputs["labels"] != NOT_TRAINED).sum()), 320)]
 
 
+@pytest.mark.parametrize("loss_on", ["completion", "all"])
+def test_the_head_in_chunks_gives_the_same_gradient(tmp_path: Path, loss_on: str) -> None:
+    """Going through the head in chunks of two positions changes loss and gradient by rounding."""
+    made = rig(tiny.make_run(tmp_path, rows=8, data={"loss_on": loss_on}))
+    made.bench.model.eval()
+    inputs = collate(made.bench.examples[:5], made.bench.pad_id)
+    shapes: list[int] = []
+    made.bench.model.get_base_model().get_output_embeddings().register_forward_hook(
+        lambda _head, _inputs, logits: shapes.append(logits.shape[0])
+    )
+    found = []
+    for chunk_bytes in (1 << 30, 2 * 320 * 4):
+        loss = supervised_loss(made.bench.model, inputs, chunk_bytes=chunk_bytes)
+        torch.autograd.backward([loss])
+        grads = [p.grad for p in made.state.parameters.values() if p.grad is not None]
+        found.append((loss.detach(), [grad.clone() for grad in grads]))
+        made.bench.optimizer.zero_grad()
+
+    torch.testing.assert_close(found[0], found[1])
+    assert max(shapes[1:]) == 2
+
+
+def test_a_soft_cap_after_the_head_survives_chunks() -> None:
+    """A model that caps its logits (Gemma 2) gets its own loss, however small the chunks."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            final_logit_softcapping=0.05,
+        )
+    ).eval()
+    ids = torch.arange(4, 16).reshape(2, 6)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+    torch.testing.assert_close(
+        supervised_loss(model, inputs, chunk_bytes=64), model(**inputs).loss * 10
+    )
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 def test_the_cut_into_micro_batches_does_not_change_the_gradient(
     tmp_path: Path, micro_batch: int

@@ -43,7 +43,9 @@ from trainer.job import (
 from trainer.keeper import Keeper
 from trainer.loop import Bench, train
 from trainer.manifest import Damaged
+from trainer.memory import Gpu
 from trainer.plan import Plan, make_plan
+from trainer.portion import choose_portion
 from trainer.precision import Precision
 from trainer.saver import Saver
 from trainer.state import TrainingState
@@ -78,7 +80,7 @@ class Material:
     device: torch.device
     precision: Precision
     fingerprint: Facts
-    seq2seq: bool
+    described: dict[str, Any]  # the base's config.json
 
 
 def work(desk: Desk) -> None:
@@ -149,7 +151,7 @@ def prepare(desk: Desk) -> Material:
         device=device,
         precision=precision,
         fingerprint=fingerprint,
-        seq2seq=seq2seq,
+        described=described.to_dict(),
     )
 
 
@@ -197,8 +199,11 @@ def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, Trainin
         scaler=layer.scaler,
         log=MetricsLog(desk.run_dir / "metrics.jsonl"),
     )
-    wanted = table.batch_size if table.micro_batch == "auto" else table.micro_batch
-    state.counters.micro_batch = min(wanted, table.batch_size)
+    portion = choose_portion(
+        desk.config, material.described, material.rows.items, gpu=_card(material)
+    )
+    desk.say(f"{portion.size} of {table.batch_size} sequences at a time: {portion.reason}")
+    state.counters.micro_batch = portion.size
     bench = Bench(
         model=prepared,
         optimizer=wrapped,
@@ -212,6 +217,19 @@ def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, Trainin
         say=desk.say,
     )
     return bench, state
+
+
+def _card(material: Material) -> Gpu | None:
+    """Return the GPU at hand as the memory estimate wants it, None on a CPU."""
+    if material.device.type != "cuda":
+        return None
+    found = torch.cuda.get_device_properties(material.device)
+    return Gpu(
+        name=found.name,
+        memory_bytes=found.total_memory,
+        precision=material.precision.compute,
+        flops=1e12,  # speed does not matter here
+    )
 
 
 def make_optimizer(
@@ -247,6 +265,7 @@ def resume(desk: Desk, material: Material, store: Store, state: TrainingState) -
     while found := store.load_newest(tensor_bytes_max=limit, say=desk.say, below=below):
         verdict = compare(found.fingerprint, material.fingerprint, allowed=desk.order.allow_change)
         verdict.require()
+        portion = state.counters.micro_batch
         try:
             state.restore(found)
         except Damaged as error:
@@ -255,6 +274,8 @@ def resume(desk: Desk, material: Material, store: Store, state: TrainingState) -
             )
             below = found.step
             continue
+        if verdict.inexact:  # another card, or asked for: what once fitted says nothing
+            state.counters.micro_batch = portion
         _note_inexact(desk, state, found, verdict.inexact)
         break
     counters = state.counters

@@ -1,0 +1,180 @@
+"""Mistakes end with the documented code and a sentence, never with a traceback or half a result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from pydantic import BaseModel
+
+from trainer.__main__ import main
+from trainer.config import TABLES, TrainerConfig, known_keys
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the tiny model."""
+    return tiny.make_model(tmp_path_factory.mktemp("base") / "model")
+
+
+def ended(
+    directory: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    /,
+    *,
+    rows: bytes | None = None,
+    **tables: Mapping[str, Any],
+) -> tuple[int, str, dict[str, Any]]:
+    """Train on these rows and settings; return exit code, what was said, and the status."""
+    data = tiny.make_rows(directory / "train.jsonl", 6)
+    if rows is not None:
+        data.write_bytes(rows)
+    run = tiny.write_config(directory / "run", tiny.make_config(model, data, **tables))
+    code = main(["train", "--run-dir", str(run)])
+    said = capsys.readouterr().err
+
+    assert "Traceback" not in said
+    assert not (run / "adapter").exists()
+    return code, said, json.loads((run / "status.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"train": {"batchsize": 3}}, ["train.batchsize: unknown key; did you mean `batch_size`?"]),
+        (
+            {"train": {"lr": -1}, "method": {"r": 0}, "checkpoint": {"keep": 1}},
+            ["train.lr: ", "method.r: ", "checkpoint.keep: "],
+        ),
+        ({"train": {"epochs": 2}}, ["`steps` and `epochs` both say how long"]),
+        ({"method": {"kind": "lora", "quant": "nf4"}}, ["contradict each other"]),
+        ({"method": {"kind": "dora"}}, ["method.kind: Input should be 'lora' or 'qlora'"]),
+        ({"checkpoint": {"every": "often"}}, ["checkpoint.every: "]),
+        ({"eval": {"kind": "label", "labels": ["a"]}}, ["name a file in `data.eval`"]),
+        ({"model": {"id": "../nowhere"}}, ["there is no directory"]),
+        ({"method": {"targets": ["qq"]}}, ["no linear layer called qq; it has down_proj"]),
+        ({"method": {"optimizer": "paged_adamw8bit"}}, ["needs a GPU; use adamw8bit"]),
+        ({"train": {"precision": "fp16"}}, ["fp16 needs a GPU"]),
+    ],
+)
+def test_bad_settings_end_with_78(
+    tmp_path: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    tables: dict[str, Any],
+    words: list[str],
+) -> None:
+    """Every wrong setting is named, all at once, and the status says that the run failed."""
+    code, said, status = ended(tmp_path, model, capsys, **tables)
+
+    assert code == 78
+    assert [word for word in words if word not in said] == []
+    assert (status["phase"], status["error"][:11]) == ("failed", "ConfigError")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (b"", "train.jsonl"),
+        (b"\xff\xfe\n", "train.jsonl"),
+        (b'{"text": "x"}\n', "mood"),
+        (b'{"text": "x", "mood": "' + b"y" * 400 + b'"}\n', "train.jsonl:1"),
+        (b"not json\n", "train.jsonl:1"),
+    ],
+)
+def test_bad_rows_end_with_65(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], rows: bytes, words: str
+) -> None:
+    """Rows that cannot be learnt from are named by file and line."""
+    code, said, status = ended(tmp_path, model, capsys, rows=rows)
+
+    assert code == 65
+    assert words in said
+    assert status["phase"] == "failed"
+
+
+def test_missing_rows_end_with_65(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A data file that is not there is bad data, and named."""
+    code, said, _ = ended(tmp_path, model, capsys, data={"train": "nowhere.jsonl"})
+
+    assert code == 65
+    assert "nowhere.jsonl" in said
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "\x00"])
+def test_a_config_that_is_none_ends_with_78(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    """A missing or broken config.json is said, not raised."""
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+
+    assert main(["train", "--run-dir", str(tmp_path)]) == 78
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_missing_run_directory_ends_with_78(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is made where nothing is."""
+    assert main(["train", "--run-dir", str(tmp_path / "no")]) == 78
+    assert "there is no directory" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_probe_prints_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    """`probe` prints one JSON document with versions and device."""
+    assert main(["probe"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+
+    assert facts["device"] in {"cpu", "cuda"}
+    assert set(facts["versions"]) >= {"torch", "peft", "bitsandbytes"}
+
+
+def test_help_and_checks_need_no_torch() -> None:
+    """The config, the schedule, the status and a checkpoint's manifest load without torch."""
+    code = (
+        "import sys, trainer.config, trainer.plan, trainer.status, trainer.eviction, "
+        "trainer.manifest, trainer.job, trainer.__main__ as door; door.parser().format_help(); "
+        "print(sorted({'torch', 'transformers', 'numpy', 'peft'} & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert found.stdout == "[]\n"
+
+
+def test_every_field_is_described_and_known() -> None:
+    """Each field of each table has a description, and the hints know all of them."""
+    assert len(TABLES) == len(TrainerConfig.model_fields)
+    for name, field in TrainerConfig.model_fields.items():
+        table = next(t for t in TABLES if t.__name__.removesuffix("Table").lower() == name)
+        assert issubclass(table, BaseModel)
+        assert known_keys([name]) == list(table.model_fields), field
+        assert [k for k, f in table.model_fields.items() if not f.description] == []
+
+
+def test_every_field_is_used() -> None:
+    """Each field is read somewhere in the trainer, besides where it is defined."""
+    rooms = [path for path in (tiny.ROOT / "trainer").glob("*.py") if path.name != "config.py"]
+    source = "\n".join(path.read_text() for path in rooms)
+    own = (tiny.ROOT / "trainer" / "config.py").read_text()
+    derived = {"quant": "self.quant", "every": "self.every"}
+    unread = [
+        f"{table.__name__}.{name}"
+        for table in TABLES
+        for name in table.model_fields
+        if f".{name}" not in source and derived.get(name, "?") not in own
+    ]
+
+    assert unread == []
