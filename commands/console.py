@@ -134,7 +134,8 @@ def _panel(shown: View) -> Any:
     if shown.tokens_per_s:
         learning.append(f"{shown.tokens_per_s:.0f} tokens/s")
     facts.add_row(Text(shown.phase, style="bold"), Text(" · ".join(learning)))
-    money = f"{shown.money} · {shown.evictions} evictions survived"
+    plural = "" if shown.evictions == 1 else "s"
+    money = f"{shown.money} · {shown.evictions} eviction{plural} survived"
     return Group(facts, bar, Text(f"{money} · checkpoint at home: step {shown.home_step}"))
 
 
