@@ -16,7 +16,7 @@ import psutil
 import yaml
 from tiny import ROOT, make_model, make_rows
 
-from infra.journal import Event, read
+from infra.journal import Event, Kind, read
 
 TIMEOUT_S = 100.0
 
@@ -82,6 +82,19 @@ class Project:
     def events(self) -> list[Event]:
         """What its journal says."""
         return read(self.home / "runs" / self.name / "journal.jsonl")
+
+    def kinds(self) -> list[Kind]:
+        """What its journal says happened, in order."""
+        return [event.kind for event in self.events()]
+
+    def tensors(self) -> bytes:
+        """The adapter that came home, as it lies on the disk."""
+        return (self.out / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    def losses(self) -> list[tuple[int, float]]:
+        """Step and loss of every step."""
+        lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [(record["step"], record["loss"]) for record in map(json.loads, lines)]
 
     def processes(self) -> list[psutil.Process]:
         """Every process that works for a machine of this project."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import subprocess
@@ -25,11 +24,6 @@ def project(tmp_path: Path) -> Iterator[Project]:
     made.tidy()
 
 
-def kinds(project: Project) -> list[Kind]:
-    """What its journal says happened."""
-    return [event.kind for event in project.events()]
-
-
 def test_one_command_brings_the_adapter_home_through_an_eviction(project: Project) -> None:
     """`qft run` survives an eviction, leaves a plain PEFT adapter and no machine, and rests."""
     done = project.qft("run", "--json")
@@ -40,7 +34,7 @@ def test_one_command_brings_the_adapter_home_through_an_eviction(project: Projec
     assert receipt["resumes"] >= 1
     assert receipt["before"]["n"] == receipt["after"]["n"] == 6
     assert receipt["usd_per_h_now"] == 0
-    assert {Kind.STOP_SEEN, Kind.START_ACCEPTED, Kind.DELETED} <= set(kinds(project))
+    assert {Kind.STOP_SEEN, Kind.START_ACCEPTED, Kind.DELETED} <= set(project.kinds())
     assert json_of(project.qft("ls", "--all", "--json")) == []
     assert project.processes() == []
     load = (
@@ -51,9 +45,9 @@ def test_one_command_brings_the_adapter_home_through_an_eviction(project: Projec
     argv = [sys.executable, "-W", "ignore", "-c", load, "model", str(project.out / "adapter")]
     loaded = subprocess.run(argv, cwd=project.folder, capture_output=True, text=True, check=False)
     assert "loaded" in loaded.stdout, loaded.stderr
-    before = kinds(project)
+    before = project.kinds()
     again = project.qft("run", "--json")
-    assert (again.returncode, kinds(project)) == (0, before)
+    assert (again.returncode, project.kinds()) == (0, before)
     assert "complete already" in json_of(again)["result"]
 
 
@@ -66,8 +60,8 @@ def test_an_evicted_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path)
     done = rough.qft("run", "--json")
 
     assert json_of(done)["evictions"] == 2
-    assert adapter(calm) == adapter(rough)
-    assert losses(calm) == losses(rough)
+    assert calm.tensors() == rough.tensors()
+    assert calm.losses() == rough.losses()
 
 
 def test_killed_at_random_moments_the_same_command_finishes(tmp_path: Path) -> None:
@@ -100,7 +94,7 @@ def test_a_second_train_attaches_and_interrupting_it_leaves_the_job(tmp_path: Pa
     project = make_project(tmp_path / "project", train={"steps": 3000})
     first = project.start("train", "--plain")
     try:
-        wait_until(lambda: first.poll() is not None or Kind.LAUNCHED in kinds(project))
+        wait_until(lambda: first.poll() is not None or Kind.LAUNCHED in project.kinds())
         second = project.start("train", "--plain")
         time.sleep(6)
         second.send_signal(signal.SIGINT)
@@ -109,7 +103,7 @@ def test_a_second_train_attaches_and_interrupting_it_leaves_the_job(tmp_path: Pa
         assert second.returncode == 130, said
         assert "following it" in said
         assert "qft train tiny" in said
-        assert kinds(project).count(Kind.LAUNCHED) == 1
+        assert project.kinds().count(Kind.LAUNCHED) == 1
         trainers = [p for p in project.processes() if "trainer" in p.cmdline()]
         assert len([p for p in trainers if "train" in p.cmdline()]) >= 1
 
@@ -128,12 +122,12 @@ def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", train={"steps": 3000})
     first = project.start("run", "--plain")
     try:
-        wait_until(lambda: first.poll() is not None or Kind.CREATE_ACCEPTED in kinds(project))
+        wait_until(lambda: first.poll() is not None or Kind.CREATE_ACCEPTED in project.kinds())
         second = project.qft("run")
 
         assert second.returncode == 2
         assert "already driving" in second.stderr
-        assert kinds(project).count(Kind.CREATE_INTENDED) == 1
+        assert project.kinds().count(Kind.CREATE_INTENDED) == 1
     finally:
         first.kill()
         first.communicate()
@@ -174,17 +168,6 @@ def test_status_is_json_in_every_state(project: Project) -> None:
     again = project.qft("eval", "--again", "--json")
     assert again.returncode == 0, again.stderr
     assert json_of(again)["after"]["value"] == scores["after"]["value"]
-
-
-def adapter(project: Project) -> bytes:
-    """The tensors that came home."""
-    return (project.out / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def losses(project: Project) -> list[tuple[int, float]]:
-    """Step and loss of every step."""
-    lines = (project.out / "metrics.jsonl").read_text().splitlines()
-    return [(record["step"], record["loss"]) for record in map(json.loads, lines)]
 
 
 def alive_machines(project: Project) -> int:
