@@ -1,0 +1,40 @@
+"""DS-1000 (simplified JSONL) as rows for Phi-1.5, families of problems kept together."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+FORMAT = "ds1000"
+SOURCE = "ds1000.jsonl or ds1000.jsonl.gz of xlang-ai/DS-1000"
+TINY_MODEL = "phi"
+
+
+def write_tiny(directory: Path) -> Path:
+    """Write a handful of rows in the original format and return the file."""
+    path = directory / "ds1000.jsonl"
+    libraries = ("Pandas", "Numpy", "Scipy", "Sklearn")
+    rows = [
+        {
+            "prompt": f"Problem:\nSum column {number} of the frame df.\nA:\n<code>\n"
+            "import pandas as pd\n</code>\nBEGIN SOLUTION\n<code>\n",
+            "reference_code": f"    result = df['{number}'].sum()\n",
+            "metadata": {
+                "problem_id": number,
+                "library": libraries[number % 4],
+                "perturbation_origin_id": number // 2,
+            },
+            "code_context": "",
+        }
+        for number in range(24)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    shared = Path(__file__).parents[1] / "recipes.py"
+    command = [sys.executable, str(shared), Path(__file__).parent.name, *sys.argv[1:]]
+    raise SystemExit(subprocess.call(command))

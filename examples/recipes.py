@@ -1,0 +1,141 @@
+"""Prepares a recipe: its published data as rows, or with `--tiny` all it needs to run right here.
+
+    python examples/recipes.py NAME --source FILE     # rows for the real run
+    python examples/recipes.py NAME --tiny            # a small model, rows, and out/tiny/run.yaml
+
+`--tiny` keeps every choice of the recipe but the model's size, the machine (`provider: local`, with
+one eviction) and the number of steps: the same code walks the same path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from trainer.convert import convert, fitting
+from trainer.formats import Choice
+from trainer.rows import DataError, read_rows
+
+EXAMPLES = Path(__file__).parent
+TINY_STEPS, TINY_LENGTH, EVICTED_AT = 60, 256, 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare one recipe; exit 65 with the reason if its source cannot be read."""
+    parser = argparse.ArgumentParser(prog="python examples/recipes.py")
+    parser.add_argument("name", choices=names())
+    parser.add_argument("--source", type=Path, help="the published data file")
+    parser.add_argument(
+        "--tokenizer", help="model whose tokens are counted (jigsaw drops long rows)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--held-out", type=float, default=0.1, help="share of groups held out")
+    parser.add_argument("--tiny", action="store_true", help="make everything for a run right here")
+    args = parser.parse_args(argv)
+    here = EXAMPLES / args.name
+    recipe = load(args.name)
+    if args.tiny:
+        print(f"ready: qft run {tiny(args.name, here / 'out' / 'tiny')}")
+        return 0
+    if args.source is None:
+        parser.error(f"--source is missing: {recipe.SOURCE}")
+    fits = fitting(args.tokenizer, 1024) if args.tokenizer else None
+    choice = Choice(seed=args.seed, fits=fits)
+    try:
+        done = convert(recipe.FORMAT, args.source, here, choice=choice, held_out=args.held_out)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return DataError.exit_code
+    print(done.tally.table())
+    print(f"{done.train} to learn, {done.held_out} held out; next: qft run {here / 'run.yaml'}")
+    return 0
+
+
+def names() -> list[str]:
+    """Return the recipes there are: the directories that say which small model they need."""
+    return sorted(
+        path.parent.name
+        for path in EXAMPLES.glob("*/prepare.py")
+        if "TINY_MODEL" in path.read_text(encoding="utf-8")
+    )
+
+
+def load(name: str) -> ModuleType:
+    """Return a recipe's `prepare.py`: FORMAT, SOURCE, TINY_MODEL and `write_tiny(directory)`."""
+    path = EXAMPLES / name / "prepare.py"
+    spec = importlib.util.spec_from_file_location(f"recipe_{name.replace('-', '_')}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tiny(name: str, target: Path) -> Path:
+    """Make model, rows and `run.yaml` in `target`, whole or not at all; return the run file."""
+    recipe = load(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="tiny-") as directory:
+        partial = Path(directory) / "tiny"
+        partial.mkdir()
+        source = recipe.write_tiny(partial)
+        convert(recipe.FORMAT, source, partial, choice=Choice(benign=12), held_out=0.34)
+        texts = [
+            str(value)
+            for side in ("train.jsonl", "eval.jsonl")
+            for row in read_rows(partial / side)
+            for value in row.fields.values()
+        ]
+        _make_model(recipe.TINY_MODEL, partial / "model", texts)
+        settings = tiny_settings(
+            yaml.safe_load((EXAMPLES / name / "run.yaml").read_text(encoding="utf-8"))
+        )
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        (partial / "run.yaml").write_text(text, encoding="utf-8")
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+    return target / "run.yaml"
+
+
+def tiny_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's settings for a small model on a machine that this computer plays."""
+    train = dict(settings["train"])
+    train.pop("epochs", None)
+    train |= {"steps": TINY_STEPS, "max_length": TINY_LENGTH, "precision": "auto"}
+    return settings | {
+        "name": f"tiny-{settings['name']}",
+        "vm": {
+            "provider": "local",
+            "gpu": settings["vm"]["gpu"],
+            "max_price": settings["vm"]["max_price"],
+            "rehearse_evictions": [EVICTED_AT],
+        },
+        "budget": {"usd": 1.0, "hours": 1, "evictions": 5},
+        "model": {"id": "model"},
+        "train": train,
+        "checkpoint": {"every": 10, "keep": 2},
+    }
+
+
+def _make_model(kind: str, directory: Path, texts: Sequence[str]) -> None:
+    path = EXAMPLES / "tiny_models.py"
+    spec = importlib.util.spec_from_file_location("tiny_models", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.make(kind, directory, texts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

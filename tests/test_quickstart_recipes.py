@@ -1,0 +1,83 @@
+"""Every published experiment is a recipe whose whole path can be walked here with a small model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from commands.config import RunConfig
+from trainer.config import TrainerConfig
+from trainer.data import NOT_TRAINED, load_examples
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = (
+    "falcon7b-counselling", "flan-t5-xxl", "openllama7b-chat", "phi15-ds1000", "phi15-toxic",
+    "phi2-sentiment", "t5-3b-footprint",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipes() -> ModuleType:
+    """Load the shared script as a module."""
+    spec = importlib.util.spec_from_file_location("recipes", EXAMPLES / "recipes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_seven_experiments_are_there(recipes: ModuleType) -> None:
+    """Each has a run file, a preparation and a page that tells what was published."""
+    assert recipes.names() == list(NAMES)
+    for name in NAMES:
+        assert "## Published" in (EXAMPLES / name / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_accepted_as_it_stands_and_tiny(name: str, recipes: ModuleType) -> None:
+    """Both run files pass the check of `qft`, and the tiny one keeps the recipe's choices."""
+    settings = yaml.safe_load((EXAMPLES / name / "run.yaml").read_text(encoding="utf-8"))
+    real, tiny = (
+        RunConfig.model_validate(each) for each in (settings, recipes.tiny_settings(settings))
+    )
+
+    assert (real.vm.provider, tiny.vm.provider) == ("azure", "local")
+    assert (real.method, real.data, real.eval) == (tiny.method, tiny.data, tiny.eval)
+    assert tiny.vm.rehearse_evictions == [recipes.EVICTED_AT]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiny_rows_become_whole_supervised_examples(
+    name: str, recipes: ModuleType, tmp_path: Path
+) -> None:
+    """Rows in the original format go through converter, template and the tokenizer's own rules."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    run_file = recipes.tiny(name, tmp_path / "tiny")
+    settings = yaml.safe_load(run_file.read_text(encoding="utf-8"))
+    config = TrainerConfig.model_validate(
+        {key: settings[key] for key in TrainerConfig.model_fields if key in settings}
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "tiny" / "model"))
+    described = AutoConfig.from_pretrained(str(tmp_path / "tiny" / "model"))
+    rows = tmp_path / "tiny" / config.data.train
+    items = load_examples(
+        config.data, rows, tokenizer, max_length=config.train.max_length,
+        seq2seq=described.is_encoder_decoder,
+    ).items  # fmt: skip
+
+    assert len(items) == len(rows.read_text(encoding="utf-8").splitlines()) > 8
+    for item in items:
+        learnt = [label for label in item.labels if label != NOT_TRAINED]
+        assert learnt[-1] == tokenizer.eos_token_id
+        if "llama" in name:
+            assert item.input_ids.count(tokenizer.bos_token_id) == 1
+        if "code" in config.data.completion:
+            code = json.loads(rows.read_text(encoding="utf-8").splitlines()[item.row - 1])["code"]
+            assert tokenizer.decode(learnt[:-1]) == code
