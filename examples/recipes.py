@@ -88,7 +88,7 @@ def tiny(name: str, target: Path) -> Path:
         partial = Path(directory) / "tiny"
         partial.mkdir()
         source = recipe.write_tiny(partial)
-        convert(recipe.FORMAT, source, partial, choice=Choice(benign=12), held_out=0.34)
+        convert(recipe.FORMAT, source, partial, choice=Choice(benign=12), held_out=0.5)
         texts = [
             str(value)
             for side in ("train.jsonl", "eval.jsonl")
