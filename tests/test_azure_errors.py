@@ -112,7 +112,7 @@ def test_refusal_says_what_to_do(
     """Code and message decide, whatever the HTTP status; the reader learns what helps."""
     error = translate(Fault(code=code, message=message, status=status), doing="rent it")
 
-    assert type(error) is kind
+    assert isinstance(error, kind)
     assert told in f"{error} {error.hint}"
 
 

@@ -173,3 +173,13 @@ def test_delete_by_two_at_once_is_one_deletion(harness: AzureHarness) -> None:
     harness.provider().delete(vm.run_id)
 
     assert harness.cloud.leftovers() == []
+
+
+def test_part_of_azure_that_was_never_used_is_no_obstacle(harness: AzureHarness) -> None:
+    """On a subscription that has never known a schedule, removal does not ask for one."""
+    harness.provider().create(spec())
+    harness.cloud.world.providers["microsoft.devtestlab"] = "NotRegistered"
+
+    harness.provider().delete("run-a")
+
+    assert harness.cloud.leftovers() == []

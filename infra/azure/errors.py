@@ -37,6 +37,10 @@ class AlreadyThereError(BadRequest):
     """A create with `If-None-Match: *` met something; `create` looks whether it is our own."""
 
 
+class UnregisteredError(NotAllowed):
+    """The subscription has never used this part of Azure, so nothing of it can exist either."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """What Azure said, freed from the SDK's classes."""
@@ -222,7 +226,7 @@ def _no_subscription(fault: Fault, doing: str) -> ProviderError:
 
 def _unregistered(fault: Fault, doing: str) -> ProviderError:
     found = re.search(r"namespace '([\w.]+)'", fault.message)
-    return NotAllowed(
+    return UnregisteredError(
         f"cannot {doing}: {fault.said}",
         hint=f"`az provider register --wait --namespace {found[1] if found else 'NAMESPACE'}`",
     )

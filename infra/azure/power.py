@@ -120,6 +120,8 @@ class Power:
             done = self._watch(names, verb, wait_s=wait_s)
         if done:
             self.account.finished(record, verb)
+            if not self._under_way(names, verb):  # an answer may come from a proxy, not from Azure
+                raise Transient(f"Azure says that `{names.vm}` obeyed ({verb}); it did not")
         return done
 
     def _begin(self, names: Names, verb: str, token: str) -> Operation:

@@ -263,6 +263,9 @@ def translated(doing: str) -> Iterator[None]:
         raise translate(fault_of(error), doing=doing) from error
     except OSError as error:  # such as a CA bundle that does not exist
         raise translate(Fault(message=str(error)), doing=doing) from error
+    except ValueError as error:  # such as a proxy's page where JSON should be
+        told = f"the answer cannot be read: {error}"
+        raise translate(Fault(message=told), doing=doing) from error
 
 
 def fault_of(error: AzureError) -> Fault:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.azure.account import Account
+from infra.azure.errors import UnregisteredError
 from infra.azure.naming import GENERATION, KINDS, RUN, VM, Names
 from infra.azure.record import RunRecord
 from infra.provider import BadRequest, Gone, NotAllowed, Removed, Transient
@@ -194,7 +195,7 @@ class Teardown:
     def _exists(self, id_: str) -> bool:
         try:
             self.account.arm.send(f"look at `{id_}`", "GET", id_, version=_version(id_))
-        except Gone:
+        except (Gone, UnregisteredError):
             return False
         return True
 

@@ -29,6 +29,14 @@ class SimClock:
         with self._lock:
             self._skipped_s += max(seconds, 0.0)
 
+    def retry_after(self, seconds: float) -> str:
+        """The `Retry-After` with which a client that really sleeps waits that long in here.
+
+        Empty, for no advice, where that would be less than a second: the header is an integer.
+        """
+        real_s = seconds / max(self.pace, 1.0)
+        return str(round(real_s)) if real_s >= 1 else ""
+
     def iso(self, at_s: float | None = None) -> str:
         """A time as Azure writes it."""
         moment = datetime.fromtimestamp(self.now() if at_s is None else at_s, tz=UTC)

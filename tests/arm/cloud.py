@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from arm import facts, lives, roles
-from arm.clock import SimClock
+from arm.clock import EPOCH_S, SimClock
 from arm.dispatch import dispatch
 from arm.faults import Faults
 from arm.guests import LocalGuests
@@ -41,7 +42,8 @@ class Cloud:
     """What the address page answers."""
 
     def __enter__(self) -> Self:
-        self.clock = SimClock(pace=self.pace)
+        start_s = time.time() if self.pace else EPOCH_S
+        self.clock = SimClock(pace=self.pace, start_s=start_s)
         self.world = World(self.clock, self.market)
         self.world.guests = self.guests
         for namespace in ("microsoft.compute", "microsoft.network", "microsoft.devtestlab"):

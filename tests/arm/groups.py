@@ -117,7 +117,7 @@ def _delete(world: World, base: str, route: Route) -> Reply:
         )
 
     world.after(GROUP_DELETE_S, finish)
-    return accepted(operation, base, status=202)
+    return accepted(world, operation, base, status=202)
 
 
 def _sweep(world: World, group: Group) -> list[str]:

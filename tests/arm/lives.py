@@ -143,7 +143,7 @@ def _start(world: World, base: str, vm: Resource) -> Reply:
         operation.end(world.now())
 
     world.after(START_S, finish)
-    return accepted(operation, base, status=202)
+    return accepted(world, operation, base, status=202)
 
 
 def _deallocate(world: World, base: str, vm: Resource) -> Reply:
@@ -161,7 +161,7 @@ def _deallocate(world: World, base: str, vm: Resource) -> Reply:
         operation.end(world.now())
 
     world.after(DEALLOCATE_S, finish)
-    return accepted(operation, base, status=202)
+    return accepted(world, operation, base, status=202)
 
 
 def _check_idle(vm: Resource) -> None:

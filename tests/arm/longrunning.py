@@ -15,11 +15,14 @@ _HOMES = {
 }
 
 
-def accepted(operation: Operation, base: str, body: Any = None, *, status: int) -> Reply:
+def accepted(
+    world: World, operation: Operation, base: str, body: Any = None, *, status: int
+) -> Reply:
     """The first answer: VM PUT tells to wait 10 s, network 3 s, POST and DELETE nothing."""
+    wait = world.clock.retry_after
     if operation.kind == "group":
         url = f"{base}/subscriptions/{SUBSCRIPTION}/operationresults/{operation.id}"
-        headers = {"Location": f"{url}?api-version=2025-04-01", "Retry-After": "15"}
+        headers = {"Location": f"{url}?api-version=2025-04-01", "Retry-After": wait(15)}
         return Reply(status=status, headers=headers)
     url = (
         f"{base}/subscriptions/{SUBSCRIPTION}/providers/{_HOMES[operation.kind]}"
@@ -27,9 +30,9 @@ def accepted(operation: Operation, base: str, body: Any = None, *, status: int) 
     )
     headers = {"Azure-AsyncOperation": url, "Azure-AsyncNotification": "Enabled"}
     if operation.kind == "vm":
-        headers["Retry-After"] = "10"
+        headers["Retry-After"] = wait(10)
     elif operation.kind == "network":
-        headers["Retry-After"] = "3"
+        headers["Retry-After"] = wait(3)
     else:
         headers["Location"] = url.replace("?p=", "?monitor=true&p=")
     return Reply(status=status, body=body, headers=headers)
@@ -43,7 +46,7 @@ def poll(world: World, request: Request, id_: str) -> Reply:
         raise ArmError(404, "NotFound", f"The operation '{id_}' was not found.")
     found.polls += 1
     if found.kind == "group":
-        return _poll_group(found)
+        return _poll_group(world, found)
     if "monitor" in request.query:
         return Reply(status=202 if found.ended_s is None else 200)
     body: dict[str, Any] = {"status": found.status}
@@ -56,16 +59,16 @@ def poll(world: World, request: Request, id_: str) -> Reply:
     headers = {}
     if found.status == "InProgress":
         if found.kind == "vm" and found.polls == 1:
-            headers["Retry-After"] = "50"
+            headers["Retry-After"] = world.clock.retry_after(50)
         elif found.kind == "network":
-            headers["Retry-After"] = "10"
+            headers["Retry-After"] = world.clock.retry_after(10)
     return Reply(body=body, headers=headers)
 
 
-def _poll_group(found: Operation) -> Reply:
+def _poll_group(world: World, found: Operation) -> Reply:
     """Group deletion answers 202 until it is over, and its error as the answer itself."""
     if found.error is not None:
         raise found.error
     if found.ended_s is not None:
         return Reply(status=200)
-    return Reply(status=202, headers={"Location": "", "Retry-After": "15"})
+    return Reply(status=202, headers={"Retry-After": world.clock.retry_after(15)})

@@ -103,7 +103,7 @@ def _put(world: World, base: str, request: Request, route: Route, id_: str) -> R
 
     world.after(CREATE_S if failure is None else FAIL_S, finish)
     del group
-    return accepted(operation, base, view(world, vm), status=201)
+    return accepted(world, operation, base, view(world, vm), status=201)
 
 
 def _check_spot(world: World, body: dict[str, Any]) -> None:
@@ -229,7 +229,7 @@ def _delete(world: World, base: str, id_: str) -> Reply:
         operation.end(world.now())
 
     world.after(DELETE_S, finish)
-    return accepted(operation, base, status=202)
+    return accepted(world, operation, base, status=202)
 
 
 def vanish(world: World, vm: Resource) -> None:

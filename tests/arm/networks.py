@@ -86,7 +86,7 @@ def _put(world: World, base: str, request: Request, route: Route, type_: str) ->
         operation.end(world.now())
 
     world.after(MAKE_S, finish)
-    return accepted(operation, base, resource.view(), status=200 if found else 201)
+    return accepted(world, operation, base, resource.view(), status=200 if found else 201)
 
 
 def _new_address(world: World) -> str:
@@ -163,7 +163,7 @@ def _delete(world: World, base: str, route: Route, id_: str) -> Reply:
 
     world.after(DELETE_S, finish)
     del route
-    return accepted(operation, base, status=202)
+    return accepted(world, operation, base, status=202)
 
 
 def user_of(world: World, resource: Resource) -> Resource | None:
@@ -244,4 +244,4 @@ def _rule(world: World, base: str, request: Request, route: Route) -> Reply:
     firewall.properties["securityRules"] = [one for one in rules if one is not found] + [made]
     operation = world.operation("network")
     world.after(MAKE_S, lambda: operation.end(world.now()))
-    return accepted(operation, base, made, status=200 if found else 201)
+    return accepted(world, operation, base, made, status=200 if found else 201)

@@ -1,0 +1,130 @@
+"""The whole story on the simulated Azure: real CLI, SDKs, SSH, SFTP and trainer, and the bill."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from arm import Cloud, LocalGuests, qft
+from arm.market import SIZES
+from runs import Project, json_of, make_project
+
+from infra.journal import Kind
+
+PACE = 30.0
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[Cloud]:
+    """A cloud in which minutes take seconds, with machines that are real processes."""
+    guests = LocalGuests(tmp_path / "guests", pace=PACE)
+    with (
+        Cloud(pace=PACE, guests=guests, registered=False) as cloud,
+        mock.patch.dict(os.environ, cloud.environment()),
+    ):
+        yield cloud
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A tiny project that rents from two regions and rehearses one eviction."""
+    made = make_project(
+        tmp_path / "project",
+        vm={
+            "provider": "azure",
+            "regions": ["eastus", "westus2"],
+            "rehearse_evictions": [40],
+        },
+        train={"steps": 500},
+    )
+    return AzureProject(folder=made.folder, name=made.name)
+
+
+class AzureProject(Project):
+    """A project whose machines need no setting up."""
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `qft` with these arguments in the project's folder."""
+        return subprocess.Popen(
+            [sys.executable, str(qft.__file__), *arguments],
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+class Fate(threading.Thread):
+    """Fills the first region after its eviction, and evicts once without notice in the second."""
+
+    def __init__(self, cloud: Cloud, guests: Path) -> None:
+        super().__init__(daemon=True)
+        self.cloud = cloud
+        self.guests = guests
+        self.struck = False
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        """Watch until both have happened."""
+        while not (self.struck or self.over.wait(0.1)):
+            for vm in self.cloud.machines():
+                if vm.location == "eastus" and vm.hidden["power"] == "deallocated":
+                    for size in SIZES:
+                        self.cloud.market.sold_out[size, "eastus"] = "AllocationFailed"
+                if vm.location == "westus2" and self.step(vm.name) > 250:
+                    self.struck = True
+                    self.cloud.evict(vm, notice_s=0)
+
+    def step(self, name: str) -> int:
+        """How far the trainer on a machine is."""
+        for status in (self.guests / name / "disk").glob("qft/*/run/status.json"):
+            return int(json.loads(status.read_text()).get("step") or 0)
+        return 0
+
+
+def test_run_survives_two_evictions_and_a_full_region(
+    cloud: Cloud, project: Project, tmp_path: Path
+) -> None:
+    """Evicted with notice, refused, moved, evicted without notice: the adapter comes home.
+
+    At the end nothing exists and nothing bills, one machine at a time was ever there, and the
+    receipt's cost is what the cloud's own ledger says.
+    """
+    fate = Fate(cloud, tmp_path / "guests")
+    fate.start()
+    began = time.monotonic()
+
+    done = project.qft("run", "--json", timeout_s=170)
+
+    fate.over.set()
+    told = f"{done.stderr[-3000:]}\nafter {time.monotonic() - began:.0f} s"
+    assert done.returncode == 0, told
+    receipt = json_of(done)
+    kinds = [event.kind for event in project.events()]
+    assert fate.struck
+    assert receipt["evictions"] == 2
+    assert kinds.count(Kind.START_FAILED) >= 1
+    assert [id_.rpartition("/")[2][-1] for id_ in cloud.world.machines_made] == ["1", "2"]
+    assert (project.out / "adapter" / "adapter_model.safetensors").exists()
+    assert cloud.leftovers() == []
+    assert cloud.ledger.billing() == []
+    assert project.processes() == []
+    spent = cloud.ledger.usd() / PACE
+    assert receipt["usd"] == pytest.approx(spent, rel=0.6)
+    secrets = [*cloud.login.tokens, cloud.login.client_secret]
+    kept = "".join(
+        path.read_text(errors="replace")
+        for path in sorted(project.home.rglob("*.json*"))
+        if path.is_file() and "keys" not in path.parts
+    )
+    assert [one for one in secrets if one in kept + done.stdout + done.stderr] == []
+    assert "PRIVATE KEY" not in kept + done.stdout + done.stderr
