@@ -1,9 +1,8 @@
 """Runs ON THE MACHINE: lists, stages and commits trees so that every file is whole or absent.
 
 Shipped alone, by content hash, and started over SSH: `python agent-<sha8>.py VERB`, request as JSON
-on stdin, answer as JSON on stdout (`pack` answers with bytes). Standard library only, Python 3.8 or
-later, nothing of ours imported. The caller does not trust the answers; this side trusts the caller,
-but still refuses a path that would leave the root. The caller uses `scan` for its own trees too.
+on stdin, answer as JSON on stdout (`pack` answers with bytes). Standard library, Python >= 3.8. The
+caller distrusts the answers; this side trusts the caller, but refuses a path that leaves its root.
 """
 # Plain os calls, since pathlib costs seconds over 100,000 files:
 # ruff: noqa: PTH100, PTH103, PTH105, PTH106, PTH108, PTH110, PTH112, PTH113, PTH114, PTH116
@@ -13,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import fnmatch
 import hashlib
 import json
@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
 STAGING = ".qft-partial"
 BLOCK = 1 << 20
-MARK = "--qft-answer--\n"
-"""What comes before it is chatter of the login shell's start-up files."""
-SETTLED_NS = 2_000_000_000
-"""A file changed less than this ago is hashed again: its clock tick may hide a second change."""
+MARK = "--qft-answer--\n"  # what comes before it is chatter of the login shell
+SETTLED_NS = 2_000_000_000  # a file changed since is hashed again: a tick may hide a second change
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +42,9 @@ def main(argv: list[str]) -> int:
         if argv[1] == "pack":
             pack(request)
             return 0
-        answer = verbs[argv[1]](request)
+        writes = argv[1] in ("stage", "commit")
+        with alone_in(request["root"]) if writes else contextlib.nullcontext():
+            answer = verbs[argv[1]](request)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         answer = {"error": "no-space" if full else "failed", "path": place_of(error)}
@@ -111,10 +111,9 @@ def walk(root: str, exclude: tuple[str, ...], *, follow: bool) -> Iterator[tuple
     pending = [("", root, frozenset([os.path.realpath(root)]))]
     while pending:
         prefix, folder, above = pending.pop()
-        try:
+        entries: list[os.DirEntry[str]] = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             entries = sorted(os.scandir(folder), key=lambda item: item.name)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
         for entry in entries:
             path = prefix + entry.name
             if entry.name == STAGING or excluded(path, exclude):
@@ -145,8 +144,7 @@ def excluded(path: str, patterns: Iterable[str]) -> bool:
 def stage(request: dict[str, Any]) -> dict[str, Any]:
     """Reserve room below `root` for every blob `[name, size]` before a byte travels.
 
-    Answers with the sha256 of every chunk of the blobs that were begun earlier, so that only what
-    is missing travels. If the disk is too small, what was reserved is given back.
+    Answers with the sha256 of every chunk that came earlier. A disk too small gets all room back.
     """
     root, chunk = request["root"], request["chunk"]
     folder = os.path.join(root, STAGING)
@@ -179,13 +177,10 @@ def stage(request: dict[str, Any]) -> dict[str, Any]:
 
 def reserve(path: str, size: int) -> None:
     """Create `path` or extend it to `size` bytes that the disk has really set aside."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+    with open(path, "ab") as file:
         if size and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, size)
-        os.ftruncate(descriptor, size)
-    finally:
-        os.close(descriptor)
+            os.posix_fallocate(file.fileno(), 0, size)
+        file.truncate(size)
 
 
 def chunk_hashes(path: str, chunk: int) -> list[str]:
@@ -199,16 +194,18 @@ def chunk_hashes(path: str, chunk: int) -> list[str]:
 
 def hashes(request: dict[str, Any]) -> dict[str, Any]:
     """Hash the files `paths` below `root` chunk by chunk, for a pull that resumes."""
-    root, chunk = request["root"], request["chunk"]
-    return {"hashes": {p: chunk_hashes(inside(root, p), chunk) for p in request["paths"]}}
+    found = {
+        p: chunk_hashes(inside(request["root"], p), request["chunk"]) for p in request["paths"]
+    }
+    return {"hashes": found}
 
 
 def commit(request: dict[str, Any]) -> dict[str, Any]:
     """Put staged blobs in place: verify, fsync, rename; then remove what should go.
 
     `files` are `[blob, path, size, sha256]`, `bundles` are `[blob, [[path, size, sha256], …]]`.
-    Answers `damaged` (paths whose bytes do not match: their blob is removed) and `absent` (their
-    blob is not there). A file that is already right at its place needs no blob.
+    Answers `damaged` (paths whose bytes do not match) and `absent` (their blob is not there). A
+    file that is already right at its place needs no blob.
     """
     root = request["root"]
     folder = os.path.join(root, STAGING)
@@ -235,7 +232,7 @@ def commit(request: dict[str, Any]) -> dict[str, Any]:
     place(ready)
     for path in request.get("remove", ()):
         remove(root, path)
-    if not answer["damaged"] and not answer["absent"]:
+    if not answer["damaged"] + answer["absent"]:
         clear(root)
     return answer
 
@@ -246,11 +243,7 @@ def clear(root: str) -> None:
 
 
 def unpack(
-    root: str,
-    blob: str,
-    index: list[list[Any]],
-    ready: list[tuple[str, str]],
-    answer: dict[str, Any],
+    root: str, blob: str, index: list[Any], ready: list[tuple[str, str]], answer: dict[str, Any]
 ) -> None:
     """Cut a bundle (files one after another) into temporary files, checked, beside the blob."""
     if not os.path.exists(blob):
@@ -296,7 +289,7 @@ def make_folders(folder: str) -> list[str]:
 def remove(root: str, path: str) -> None:
     """Remove one file and the directories that it leaves empty."""
     target = inside(root, path)
-    if os.path.lexists(target):
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(target)
     folder = os.path.dirname(target)
     while os.path.normpath(folder) != os.path.normpath(root) and not os.listdir(folder):
@@ -305,7 +298,7 @@ def remove(root: str, path: str) -> None:
 
 
 def pack(request: dict[str, Any]) -> None:
-    """Write the files `[path, size]` one after another to stdout, each exactly `size` bytes long.
+    """Write the files `[path, size]` to stdout, one after another, each exactly `size` bytes long.
 
     A file that has become shorter is filled up with zeros: its checksum tells the reader.
     """
@@ -313,15 +306,25 @@ def pack(request: dict[str, Any]) -> None:
     for path, size in request["files"]:
         left = size
         full = inside(request["root"], path)
-        # If it has vanished, the zeros below will tell.
         with contextlib.suppress(FileNotFoundError), open(full, "rb") as file:
             while left and (data := file.read(min(left, BLOCK))):
                 out.write(data)
                 left -= len(data)
-        while left:
-            out.write(bytes(min(left, BLOCK)))
-            left -= min(left, BLOCK)
+        for start in range(0, left, BLOCK):
+            out.write(bytes(min(left - start, BLOCK)))
     out.flush()
+
+
+@contextlib.contextmanager
+def alone_in(root: str) -> Iterator[None]:
+    """Let one process at a time write below `root`: the next one waits."""
+    os.makedirs(root, exist_ok=True)
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def inside(root: str, path: str) -> str:
@@ -339,11 +342,10 @@ def inside(root: str, path: str) -> str:
 
 def is_right(path: str, size: int, digest: str) -> bool:
     """Tell whether a regular file at `path` has these very bytes."""
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         info = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return stat.S_ISREG(info.st_mode) and info.st_size == size and file_sha256(path) == digest
+        return stat.S_ISREG(info.st_mode) and info.st_size == size and file_sha256(path) == digest
+    return False
 
 
 def file_sha256(path: str) -> str:
@@ -385,10 +387,8 @@ def write_whole(path: str, data: bytes) -> None:
 def sync(path: str) -> None:
     """Wait until a file or directory is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def place_of(error: OSError) -> str:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import paramiko
 
 READ_BYTES = 1 << 18
+PACKET_BYTES = 32 << 10  # what SSH servers accept in one packet of a channel
 ANSWER_BYTES_MAX = 64 << 20
 LOG_NAME = "qft.ssh"
 FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
@@ -231,9 +232,9 @@ class _Helpers:
 
     def _feed(self) -> None:
         try:
-            self._channel.sendall(self._given)
+            send_all(self._channel, self._given)
             self._channel.shutdown_write()
-        except OSError:
+        except (OSError, EOFError):
             # The command ended without reading all of it; its exit code tells the story.
             return
 
@@ -249,6 +250,19 @@ class _Helpers:
         for thread in self._threads:
             thread.join(timeout_s)
         return bytes(self._stderr)
+
+
+def send_all(channel: paramiko.Channel, data: bytes) -> None:
+    """Send everything; the library's own loop copies all that is left for every packet.
+
+    Raises `EOFError` if the other side takes no more, and `OSError` as the channel does.
+    """
+    view = memoryview(data)
+    while view:
+        sent = channel.send(bytes(view[:PACKET_BYTES]))
+        if not sent:
+            raise EOFError("the other side takes no more")
+        view = view[sent:]
 
 
 def scan_host_key(address: str, port: int = 22, *, timeout_s: float = 20.0) -> str:
@@ -284,13 +298,7 @@ def load_key(path: Path) -> paramiko.PKey:
         return paramiko.PKey.from_path(path)
     except OSError as error:
         raise RemoteError(f"the private key {path} cannot be read: {error.strerror}") from error
-    except (
-        paramiko.SSHException,
-        UnknownKeyType,
-        UnsupportedAlgorithm,
-        ValueError,
-        TypeError,
-    ) as error:
+    except (paramiko.SSHException, UnknownKeyType, UnsupportedAlgorithm, ValueError) as error:
         raise RemoteError(
             f"{path} is not a private key that can be read without a password: {error}",
             hint="name another key file, or make one with `ssh-keygen -t ed25519 -N ''`",
@@ -303,8 +311,7 @@ def make_transport(sock: socket.socket, **options: Any) -> paramiko.Transport:
 
     transport = paramiko.Transport(sock, **options)
     security = transport.get_security_options()
-    first = [name for name in FAST_CIPHERS if name in security.ciphers]
-    security.ciphers = [*first, *(name for name in security.ciphers if name not in first)]
+    security.ciphers = sorted(security.ciphers, key=lambda name: name not in FAST_CIPHERS)
     return transport
 
 

@@ -72,7 +72,6 @@ def scan_target(local: Path, want: Tree, options: SyncOptions) -> dict[str, Entr
 
     Raises `RemoteError` if a directory on the way to a wanted file is a link or a file.
     """
-    local.mkdir(parents=True, exist_ok=True)
     try:
         places = {path: agent.inside(str(local), path) for path in want}
     except OSError as error:

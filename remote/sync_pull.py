@@ -24,24 +24,25 @@ STREAM_BYTES_PER_S = 50_000
 def pull_once(trip: Trip, local: Path, limits: Limits) -> SyncReport:
     """Pull what differs; raises `StaleError` if the machine's files changed meanwhile."""
     want = list_there(trip, limits)
-    todo = manifest.difference(want, scan_target(local, want, trip.options))
-    blobs = blobs_for(todo.missing, want, trip.options)
-    if blobs:
-        tally = trip.tally(blobs)
-        begun = reserve(local, blobs)
-        tally.report()
-        for blob in blobs:
-            if blob.bundled:
-                fetch_bundle(trip, local, blob, want)
-                tally.add(Chunk(blob=blob, offset=0, size=blob.size))
-        big = [blob for blob in blobs if not blob.bundled]
-        chunks = to_fetch(trip, local, big, begun, tally)
-        carry(trip, chunks, partial(fetch, trip.remote, local), tally)
-        place(local, big, want)
-    removed = todo.extraneous if trip.options.delete else ()
-    for path in removed:
-        agent.remove(str(local), path)
-    agent.clear(str(local))
+    with agent.alone_in(str(local)):
+        todo = manifest.difference(want, scan_target(local, want, trip.options))
+        blobs = blobs_for(todo.missing, want, trip.options)
+        if blobs:
+            tally = trip.tally(blobs)
+            begun = reserve(local, blobs)
+            tally.report()
+            for blob in blobs:
+                if blob.bundled:
+                    fetch_bundle(trip, local, blob, want)
+                    tally.add(Chunk(blob=blob, offset=0, size=blob.size))
+            big = [blob for blob in blobs if not blob.bundled]
+            chunks = to_fetch(trip, local, big, begun, tally)
+            carry(trip, chunks, partial(fetch, trip.remote, local), tally)
+            place(local, big, want)
+        removed = todo.extraneous if trip.options.delete else ()
+        for path in removed:
+            agent.remove(str(local), path)
+        agent.clear(str(local))
     return SyncReport(
         files=len(want),
         bytes=manifest.total_bytes(want),

@@ -30,6 +30,8 @@ def push_once(trip: Trip, local: Path | Mapping[str, Path]) -> SyncReport:
         tally.report()
         try:
             carry(trip, chunks, partial(send, trip.remote, source), tally)
+        except FileNotFoundError as error:
+            raise StaleError(todo.missing) from error  # another push cleared the partial files
         except OSError as error:
             raise explain(trip, tally, error) from error
     if blobs or removed:
@@ -75,6 +77,8 @@ def to_send(trip: Trip, blobs: Sequence[Blob], source: Source, tally: Tally) -> 
         raise Untrusted(f"{trip.link.host} did not say what it has")
     chunks = []
     for blob in blobs:
+        if blob.size == 0:
+            tally.add(Chunk(blob=blob, offset=0, size=0))
         there = begun.get(blob.name, ())
         for number, chunk in enumerate(chunks_of(blob, trip.options.chunk_bytes)):
             if number < len(there):

@@ -12,6 +12,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from remote.link import send_all
+
 if TYPE_CHECKING:
     import paramiko
 
@@ -45,7 +47,7 @@ class Sftp:
         channel.settimeout(silence_s)
         channel.invoke_subsystem("sftp")
         sftp = cls(channel=channel)
-        channel.sendall(packet(INIT, struct.pack(">I", 3)))
+        send_all(channel, packet(INIT, struct.pack(">I", 3)))
         kind, _ = sftp._receive()
         if kind != VERSION:
             raise OSError(errno.EPROTO, f"the SFTP server greets with packet type {kind}")
@@ -60,7 +62,7 @@ class Sftp:
             block = view[start : start + BLOCK_BYTES]
             place = struct.pack(">QI", offset + start, len(block))
             requests.append(self._request(WRITE, string(handle), place, block))
-        self.channel.sendall(b"".join(requests))
+        send_all(self.channel, b"".join(requests))
         answers = [self._receive() for _ in requests]  # all of them: the next call finds none
         for kind, body in answers:
             if status_of(kind, body) != OK:
@@ -81,7 +83,7 @@ class Sftp:
             return request
 
         spans = range(0, size, BLOCK_BYTES)
-        self.channel.sendall(b"".join(ask(at, min(BLOCK_BYTES, size - at)) for at in spans))
+        send_all(self.channel, b"".join(ask(at, min(BLOCK_BYTES, size - at)) for at in spans))
         while wanted:
             kind, body = self._receive()
             if number_of(body) not in wanted:
@@ -90,7 +92,7 @@ class Sftp:
             data = body[8:][:length] if kind == DATA else b""
             found[start : start + len(data)] = data
             if 0 < len(data) < length:  # a server may give less than was asked for
-                self.channel.sendall(ask(start + len(data), length - len(data)))
+                send_all(self.channel, ask(start + len(data), length - len(data)))
             elif not data:
                 end = min(end, start)
                 if status_of(kind, body) != EOF:
@@ -112,7 +114,7 @@ class Sftp:
         closing = bool(self._open[1])
         if closing:
             requests = self._request(CLOSE, string(self._open[1])) + requests
-        self.channel.sendall(requests)
+        send_all(self.channel, requests)
         old, self._open = self._open, (("", 0), b"")
         if closing:
             kind, body = self._receive()
