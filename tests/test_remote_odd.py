@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,24 @@ def test_file_at_a_directorys_place(tmp_path: Path) -> None:
 
         assert (server.home / "qft/x/a").read_text() == "in the way"
         assert (tmp_path / "back/a").read_text() == "in the way"
+
+
+def test_clients_that_sync_the_same_tree_at_once(tmp_path: Path) -> None:
+    """Four pushes of one tree, and four pulls into one directory, all end well at the same time."""
+    tree = make_tree(tmp_path / "tree")
+    options = SyncOptions(chunk_bytes=64 << 10, attempts=10)
+    with sshd.serve(tmp_path / "server") as server:
+
+        def send(_: int) -> None:
+            with connect(server.host()) as link:
+                push(link, tree, "qft/x", options=options)
+
+        def bring(_: int) -> None:
+            with connect(server.host()) as link:
+                pull(link, "qft/x", tmp_path / "back", options=options)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(send, range(4)))
+            assert read_tree(server.home / "qft/x") == read_tree(tree)
+            list(pool.map(bring, range(4)))
+            assert read_tree(tmp_path / "back") == read_tree(tree)
