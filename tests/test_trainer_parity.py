@@ -128,7 +128,7 @@ def test_the_head_in_chunks_gives_the_same_gradient(tmp_path: Path, loss_on: str
         torch.autograd.backward([loss])
         grads = [p.grad for p in made.state.parameters.values() if p.grad is not None]
         found.append((loss.detach(), [grad.clone() for grad in grads]))
-        made.bench.optimizer.zero_grad()
+        made.state.optimizer.zero_grad()
 
     torch.testing.assert_close(found[0], found[1])
     assert max(shapes[1:]) == 2

@@ -187,3 +187,62 @@ def test_every_optimizer_resumes_to_the_same_bits(tmp_path: Path, kind: str) -> 
 
     assert outcome(whole) == outcome(second)
     assert (torch.uint8 in kinds) == (kind == "adamw8bit")
+
+
+def scaled(made: Rig) -> Rig:
+    """Give a rig the loss scale of float16, which grows after every second good step."""
+    made.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=2)
+    return made
+
+
+def overflow_in(made: Rig, step: int) -> None:
+    """Make the gradient of one step overflow, as float16 does."""
+    original = made.bench.model.forward
+
+    def forward(**kwargs: Any) -> Any:
+        out = original(**kwargs)
+        if made.state.counters.step == step:
+            out.logits = out.logits * torch.tensor(float("inf"))
+        return out
+
+    made.bench.model.forward = forward
+
+
+def test_a_scaled_loss_gives_the_bits_of_an_unscaled_one(tmp_path: Path) -> None:
+    """Scaling by powers of two and unscaling before the clip changes nothing at all."""
+    plain = rig(tiny.make_run(tmp_path / "plain", rows=20, train=HARD["stretch"]))
+    plain.train(until=6)
+    other = scaled(rig(tiny.make_run(tmp_path / "scaled", rows=20, train=HARD["stretch"])))
+    other.train(until=6)
+
+    assert outcome(plain) == outcome(other)
+    assert other.state.scaler is not None
+    assert other.state.scaler.get_scale() == 2.0**17
+
+
+def test_the_loss_scale_survives_with_its_history(tmp_path: Path) -> None:
+    """Stopped after any step around an overflow, scale, growth and bits are as if undisturbed."""
+    whole = scaled(rig(tiny.make_run(tmp_path / "whole", rows=20, train=HARD["stretch"])))
+    overflow_in(whole, 3)
+    whole.train(until=8)
+    assert whole.state.scaler is not None
+    for stop in range(1, 8):
+        run = twin_of(whole, tmp_path / str(stop))
+        first = scaled(rig(run))
+        overflow_in(first, 3)
+        first.train(until=stop)
+        first.save()
+        second = scaled(rig(run))
+        overflow_in(second, 3)
+        found = second.store.load_newest(
+            tensor_bytes_max=size_limit(second.state), say=second.said.append
+        )
+        assert found is not None
+        second.state.restore(found)
+        second.train(until=8)
+
+        assert outcome(whole) == outcome(second)
+        assert second.state.scaler is not None
+        assert second.state.scaler.state_dict() == whole.state.scaler.state_dict()
+    assert [record["skipped"] for record in tiny.losses(whole.run_dir)][3] is True
+    assert whole.state.counters.skipped == 1

@@ -6,6 +6,7 @@ the middle, done again, or done on another day, and gives the same bits.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 from trainer.data import NOT_TRAINED, Example, collate
 from trainer.errors import Diverged, DoesNotFit, Preempted
@@ -33,10 +35,7 @@ class Layer(Protocol):
         """Choose types per operation while inside."""
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Run the backward pass, with the loss scaled if the precision needs it."""
-
-    def clip_grad_norm_(self, parameters: Any, max_norm: float) -> torch.Tensor:
-        """Unscale and clip; return the length of the gradient before clipping."""
+        """Run the backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,6 @@ class Bench:
     """The tools of the loop; none of them changes which numbers come out."""
 
     model: Any
-    optimizer: Any  # accelerate's wrapper, which knows whether an update was skipped
     layer: Layer
     plan: Plan
     examples: Sequence[Example]
@@ -116,7 +114,7 @@ def whole_step(bench: Bench, state: TrainingState) -> StepResult:
         try:
             return one_step(bench, state)
         except torch.OutOfMemoryError as error:
-            bench.optimizer.zero_grad(set_to_none=True)
+            state.optimizer.zero_grad(set_to_none=True)
             if state.counters.micro_batch == 1:
                 raise DoesNotFit(
                     "one sequence does not fit into the memory of the device; lower "
@@ -131,10 +129,11 @@ def one_step(bench: Bench, state: TrainingState) -> StepResult:
     """Do one optimizer step: forward and backward per micro-batch, clip, update.
 
     The loss of every micro-batch is divided by the target tokens of the whole step, so that the
-    cut into micro-batches does not change the gradient's meaning. Raises `Preempted`, with
+    cut into micro-batches does not change the gradient's meaning. A gradient that is not finite
+    updates nothing; a loss scale then learns from it. Raises `Preempted`, with
     nothing changed, if a notice leaves no time for the rest of the step.
     """
-    step = state.counters.step
+    step, scaler = state.counters.step, state.scaler
     rows = bench.plan.batch(step)
     batch = [bench.examples[row] for row in rows]
     targets = sum(label != NOT_TRAINED for example in batch for label in example.labels)
@@ -145,7 +144,7 @@ def one_step(bench: Bench, state: TrainingState) -> StepResult:
         if number and bench.flag.notice is not None:
             per_portion_s = (time.perf_counter() - began_s) / number
             if bench.flag.seconds_left < 3 * per_portion_s * (len(portions) - number):
-                bench.optimizer.zero_grad(set_to_none=True)
+                state.optimizer.zero_grad(set_to_none=True)
                 raise Preempted
         inputs = collate([bench.examples[row] for row in portion], bench.pad_id)
         inputs = {name: value.to(bench.layer.device) for name, value in inputs.items()}
@@ -153,15 +152,21 @@ def one_step(bench: Bench, state: TrainingState) -> StepResult:
         with bench.layer.autocast():
             loss = supervised_loss(bench.model, inputs)
         loss_sum += loss.detach()
-        bench.layer.backward(loss / targets)
-    for group in bench.optimizer.param_groups:
+        mean = loss / targets
+        bench.layer.backward(scaler.scale(mean) if scaler else mean)
+    for group in state.optimizer.param_groups:
         group["lr"] = bench.plan.lr(step)
+    if scaler:
+        scaler.unscale_(state.optimizer)
     limit = bench.max_grad_norm or float("inf")
-    grad_norm = bench.layer.clip_grad_norm_(list(state.parameters.values()), limit).item()
-    skipped = not torch.tensor(grad_norm).isfinite().item()
-    if state.scaler is not None or not skipped:  # a loss scaler skips by itself, and learns from it
-        bench.optimizer.step()
-    bench.optimizer.zero_grad(set_to_none=True)
+    grad_norm = clip_grad_norm_(state.parameters.values(), limit).item()
+    skipped = not math.isfinite(grad_norm)
+    if scaler:
+        scaler.step(state.optimizer)  # does nothing if a gradient overflowed
+        scaler.update()
+    elif not skipped:
+        state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
     return StepResult(
         loss=(loss_sum / targets).item(),
         grad_norm=grad_norm,

@@ -188,15 +188,13 @@ def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, Trainin
 
     table, precision = desk.config.train, material.precision
     layer = Accelerator(mixed_precision=precision.mixed, cpu=material.device.type == "cpu")
-    if precision.loss_scaling and layer.scaler is None:  # T5 in float16 without autocast
-        layer.scaler = torch.amp.GradScaler("cuda")
+    layer.scaler = None  # the loop scales by itself: accelerate does it under autocast only
     parameters = models.trainable(adapted)
     optimizer = make_optimizer(desk.config, list(parameters.values()))
-    prepared, wrapped = layer.prepare(adapted, optimizer)
     state = TrainingState(
         parameters=parameters,
         optimizer=optimizer,
-        scaler=layer.scaler,
+        scaler=torch.amp.GradScaler(material.device.type) if precision.loss_scaling else None,
         log=MetricsLog(desk.run_dir / "metrics.jsonl"),
     )
     portion = choose_portion(
@@ -205,8 +203,7 @@ def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, Trainin
     desk.say(f"{portion.size} of {table.batch_size} sequences at a time: {portion.reason}")
     state.counters.micro_batch = portion.size
     bench = Bench(
-        model=prepared,
-        optimizer=wrapped,
+        model=layer.prepare(adapted),
         layer=layer,
         plan=material.plan,
         examples=material.rows.items,
