@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,23 @@ def test_foreign_tensors_are_refused_before_anything_changes(tmp_path: Path) -> 
     with pytest.raises(Damaged, match="adapter"):
         made.state.restore(snapshot)
     assert before == outcome_tensors(made)
+
+
+def test_foreign_moments_leave_a_fresh_start_fresh(undisturbed: Rig, tmp_path: Path) -> None:
+    """A whole checkpoint with moments of another shape is refused, and what follows is exact."""
+    made = rig(twin_of(undisturbed, tmp_path))
+    made.train(until=2)
+    good = made.state.snapshot({})
+    key = next(key for key in good.optimizer if key.endswith("exp_avg"))
+    made.store.save(replace(good, optimizer={**good.optimizer, key: torch.zeros(3)}))
+    fresh = rig(made.run_dir)
+    found = fresh.store.load_newest(tensor_bytes_max=size_limit(fresh.state), say=fresh.said.append)
+
+    assert found is not None
+    with pytest.raises(Damaged, match=r"optimizer: .*exp_avg is"):
+        fresh.state.restore(found)
+    fresh.train(until=14)
+    assert outcome(undisturbed) == outcome(fresh)
 
 
 @pytest.mark.parametrize("kind", ["adamw8bit", "adamw"])

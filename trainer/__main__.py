@@ -19,6 +19,7 @@ from trainer.errors import Busy, Preempted
 from trainer.job import Order, prepare_environment, run_job
 from trainer.rows import DataError
 
+INTERRUPTED = 130
 DONE, DIFFERS, BAD_DATA, BUG, BUSY, PREEMPTED, BAD_CONFIG = 0, 1, 65, 70, 73, 75, 78
 
 
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain("the data cannot be used", [str(error)], BAD_DATA)
     except Busy as error:
         return complain("busy", [str(error)], BUSY)
+    except KeyboardInterrupt:
+        say("interrupted: the newest checkpoint stands, the same command goes on from there")
+        return INTERRUPTED
     except Exception:  # noqa: BLE001 - the last resort, with its own exit code
         traceback.print_exc()
         return BUG

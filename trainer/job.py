@@ -75,6 +75,8 @@ def _reported(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str
 def _stages(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str], None]) -> None:
     config = load_config(order.run_dir / CONFIG)
     inputs = data_facts(config, order.run_dir)
+    if adapter_done(order.run_dir, config, inputs):
+        heartbeat.update(**read_table(order.run_dir / ADAPTER / RECEIPT).get("status", {}))
     if finished(order.run_dir, config, inputs):
         say("everything is done already: nothing to do")
         return

@@ -51,6 +51,9 @@ from trainer.saver import Saver
 from trainer.state import TrainingState
 from trainer.status import Heartbeat, MetricsLog, Phase, count_steps
 
+# What the receipt in the adapter keeps of the status, for a watcher who comes after the end.
+KEPT = ("step", "steps", "loss", "checkpoint_step", "exact", "inexact_from")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Desk:
@@ -320,9 +323,7 @@ def write_adapter(desk: Desk, adapted: Any) -> None:
     status = desk.heartbeat.status
     receipt = {
         "training": training_facts(desk.config, desk.inputs),
-        "steps": status.steps,
-        "exact": status.exact,
-        "inexact_from": status.inexact_from,
+        "status": {name: getattr(status, name) for name in KEPT},
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
     }
     (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")

@@ -83,7 +83,6 @@ class TrainingState:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(snapshot.adapter[name])
-        self.optimizer.state.clear()
         for name, values in moments.items():
             self.optimizer.state[self.parameters[name]] = values
         if self.scaler is not None:
@@ -106,8 +105,7 @@ class TrainingState:
 
         A parameter without any state (no update yet) is fine; half a state is not.
         """
-        self._warm_up()
-        expected, expected_plain = self._optimizer_state()
+        expected, expected_plain = self._fresh_optimizer_state()
         present = {key.rpartition("/")[0] for key in (*snapshot.optimizer, *plain)}
         wanted = {k: v for k, v in expected.items() if k.rpartition("/")[0] in present}
         wanted_plain = {k for k in expected_plain if k.rpartition("/")[0] in present}
@@ -123,8 +121,13 @@ class TrainingState:
             moments.setdefault(name, {})[entry] = value
         return moments
 
-    def _warm_up(self) -> None:
-        """Let the optimizer create its state by an update of length zero."""
+    def _fresh_optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return the state that the optimizer makes in its first step, and forget it again.
+
+        The step has length zero, so parameters stay; only a fresh optimizer may be asked.
+        """
+        if self.optimizer.state:
+            raise RuntimeError("a state is restored into a fresh optimizer only")
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for parameter in self.parameters.values():
             parameter.grad = torch.zeros_like(parameter)
@@ -134,6 +137,9 @@ class TrainingState:
         self.optimizer.zero_grad(set_to_none=True)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+        made = self._optimizer_state()
+        self.optimizer.state.clear()
+        return made
 
 
 def digest(parameters: Mapping[str, torch.Tensor]) -> str:

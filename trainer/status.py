@@ -71,7 +71,7 @@ class Heartbeat:
         self._disk = disk
         self._now = now
         self.previous = _read_previous(path)
-        self._status = Status(started_at=_iso(now()), pid=os.getpid())
+        self._status = replace(self.previous, started_at=_iso(now()), pid=os.getpid())
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._ended = threading.Event()
