@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import posixpath
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote import agent
+from remote import agent, agent_job
 from remote.errors import Untrusted
 from remote.manifest import Entry, Limits, difference, illegal_path, read_tree, total_bytes
 from remote.sync_plan import Chunk, SyncOptions, blobs_for, chunks_of, pieces
@@ -167,3 +170,17 @@ def test_a_torn_cache_is_empty(tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b'{"a": [3, 1')
 
     assert agent.scan(str(tmp_path), ("cache",), str(tmp_path / "cache"))["files"]["a"][0] == 3
+
+
+@pytest.mark.parametrize("script", [agent, agent_job])
+def test_shipped_scripts_speak_old_python(script: ModuleType) -> None:
+    """What is shipped parses as Python 3.8 and imports nothing but the standard library."""
+    source = Path(str(script.__file__)).read_text()
+    tree = ast.parse(source, feature_version=(3, 8))
+    names = {
+        (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
+
+    assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
