@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from commands.errors import Exit, Trouble
+from commands.output import columns, out, out_json, table, talk, tell_trouble
 
 VERSION = "0.1.0"
 
@@ -49,9 +48,9 @@ def init(
     from commands import init as command
 
     if schema:
-        _out(command.schema())
+        out(command.schema())
     else:
-        _talk(f"wrote {command.write_template(directory)}\nnext: edit it, then `qft run`")
+        talk(f"wrote {command.write_template(directory)}\nnext: edit it, then `qft run`")
 
 
 @app.command()
@@ -61,9 +60,9 @@ def doctor(run: Run = "", *, as_json: Json = False) -> None:
 
     checks = command.examine(run)
     if as_json:
-        _out_json([check.to_json() for check in checks])
+        out_json([check.to_json() for check in checks])
     else:
-        _out("\n".join(check.line for check in checks))
+        out("\n".join(check.line for check in checks))
     if not all(check.ok for check in checks):
         raise typer.Exit(Exit.USAGE)
 
@@ -75,9 +74,9 @@ def plan(run: Run = "", *, as_json: Json = False) -> None:
 
     made = command.make_plan(run)
     if as_json:
-        _out_json(made.to_json())
+        out_json(made.to_json())
     else:
-        _out("\n".join(made.lines()))
+        out("\n".join(made.lines()))
 
 
 @app.command()
@@ -116,9 +115,9 @@ def status(run: Run = "", *, as_json: Json = False) -> None:
 
     found = command.status(run)
     if as_json:
-        _out_json(found.to_json())
+        out_json(found.to_json())
     else:
-        _out(_columns(found.lines()))
+        out(columns(found.lines()))
 
 
 @app.command()
@@ -160,14 +159,14 @@ def down(
         providers = command.known_providers(qft_home(environment()), provider)
         results = command.down_all(providers, delete=delete)
     else:
-        results = [command.down(run, delete=delete, say=_talk)]
+        results = [command.down(run, delete=delete, say=talk)]
     if as_json:
-        _out_json([result.to_json() for result in results])
+        out_json([result.to_json() for result in results])
         return
     if not results:
-        _out("nothing to release: no provider lists a machine of ours")
+        out("nothing to release: no provider lists a machine of ours")
     for result in results:
-        _out("\n".join(result.lines()))
+        out("\n".join(result.lines()))
 
 
 @app.command(name="run")
@@ -201,13 +200,13 @@ def ls(
     from commands import ls as command
 
     lines = command.machines(provider) if everything else command.runs()
-    table = command.to_json(lines)
+    rows = command.to_json(lines)
     if as_json:
-        _out_json(table)
-    elif table:
-        _out(_table(table))
+        out_json(rows)
+    elif rows:
+        out(table(rows))
     else:
-        _talk("no machine of ours anywhere" if everything else "no run yet: try `qft run run.yaml`")
+        talk("no machine of ours anywhere" if everything else "no run yet: try `qft run run.yaml`")
 
 
 @app.command()
@@ -215,7 +214,7 @@ def evict(run: Run = "") -> None:
     """Ask the cloud to rehearse an eviction."""
     from commands import machine
 
-    _talk(machine.evict(run))
+    talk(machine.evict(run))
 
 
 @app.command(name="eval")
@@ -228,11 +227,11 @@ def evaluate(
     """Show the metric before and after, with intervals."""
     from commands import evaluation
 
-    scores = evaluation.scores(run, again=again, say=_talk)
+    scores = evaluation.scores(run, again=again, say=talk)
     if as_json:
-        _out_json(scores.to_json())
+        out_json(scores.to_json())
     else:
-        _out("\n".join(scores.lines()))
+        out("\n".join(scores.lines()))
 
 
 @app.command()
@@ -245,13 +244,83 @@ def verify(
     """Do some steps again and compare every bit."""
     from commands import verify as command
 
-    verdict = command.verify(run, steps=steps, say=_talk)
+    verdict = command.verify(run, steps=steps, say=talk)
     if as_json:
-        _out_json(verdict.to_json())
+        out_json(verdict.to_json())
     else:
-        _out("\n".join(verdict.lines()))
+        out("\n".join(verdict.lines()))
     if not verdict.equal:
         raise typer.Exit(Exit.TRAINING)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def data(
+    arguments: Annotated[list[str] | None, typer.Argument(help="The converter's.")] = None,
+) -> None:
+    """Turn a published data set into rows: FORMAT SOURCE --out DIR."""
+    from commands import after
+
+    after.convert(arguments or ["--help"])
+
+
+@app.command()
+def audit(
+    run: Run = "",
+    *,
+    html: Annotated[str, typer.Option("--html", help="Also write a page there.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show what would be trained, before any money is spent."""
+    from commands import after
+
+    after.audit(run, html=html, as_json=as_json)
+
+
+@app.command()
+def report(run: Run = "") -> None:
+    """Write report.html beside the adapter: curves, scores, costs."""
+    from commands import after
+
+    out(str(after.report(run)))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def generate(
+    run: str,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="--field, --prompt, --chat.")
+    ] = None,
+) -> None:
+    """Let the adapter answer, as training asked."""
+    from commands import after
+
+    after.generate(run, arguments or [])
+
+
+@app.command()
+def merge(
+    run: Run = "",
+    *,
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "",
+) -> None:
+    """Merge the adapter into its 16-bit base."""
+    from commands import after
+
+    out(str(after.merge(run, dtype=dtype)))
+
+
+@app.command()
+def push(
+    run: Run = "",
+    *,
+    repo: Annotated[str, typer.Option(help="OWNER/MODEL on the hub.")],
+    merged: Annotated[bool, typer.Option("--merged", help="The merged model instead.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Visible to everybody.")] = False,
+) -> None:
+    """Publish the adapter with its model card."""
+    from commands import after
+
+    after.push(run, repo=repo, merged=merged, public=public)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -271,7 +340,7 @@ def root(
 ) -> None:
     """Hold the options that come before a command."""
     if version:
-        _out(VERSION)
+        out(VERSION)
         raise typer.Exit
 
 
@@ -282,7 +351,7 @@ def main() -> None:
         code = app(standalone_mode=False)  # what `typer.Exit` carries is returned, not raised
         sys.exit(code if isinstance(code, int) else Exit.DONE)
     except Trouble as trouble:
-        _tell_trouble(trouble, as_json=as_json)
+        tell_trouble(trouble, as_json=as_json)
         sys.exit(trouble.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(Exit.INTERRUPTED)
@@ -296,20 +365,20 @@ def _last_resort(error: Exception, *, as_json: bool) -> int:
 
     say = getattr(error, "format_message", None)  # the parser's errors, whichever click it is
     if say is not None:
-        _tell_trouble(Trouble(say(), hint="`qft --help` lists every command"), as_json=as_json)
+        tell_trouble(Trouble(say(), hint="`qft --help` lists every command"), as_json=as_json)
         return Exit.USAGE
     if isinstance(error, JournalDamaged):
-        _tell_trouble(Trouble(str(error), hint=error.hint), as_json=as_json)
+        tell_trouble(Trouble(str(error), hint=error.hint), as_json=as_json)
         return Exit.USAGE
     if isinstance(error, OSError) and error.errno is not None:
         hint = "nothing was lost: make room or mend the rights, then run the same command again"
-        _tell_trouble(Trouble(f"this computer refused: {error}", hint=hint), as_json=as_json)
+        tell_trouble(Trouble(f"this computer refused: {error}", hint=hint), as_json=as_json)
         return Exit.USAGE
     import traceback
 
     traceback.print_exception(error)
-    _talk("this is a bug in qft, and nothing you did wrong")
-    _talk("hint: `qft ls --all` shows what may still bill; `qft down` ends it")
+    talk("this is a bug in qft, and nothing you did wrong")
+    talk("hint: `qft ls --all` shows what may still bill; `qft down` ends it")
     return Exit.BUG
 
 
@@ -320,51 +389,9 @@ def _drive(goal: str, run: str, *, as_json: bool, **options: Any) -> None:
     options["plain"] = options["plain"] or as_json
     arrived = drive.drive(drive.Order(goal=Goal(goal), wanted=run, **options))
     if as_json:
-        _out(drive.dump(arrived))
+        out(drive.dump(arrived))
     else:
-        _out(_columns([("result", arrived.reason), *arrived.receipt.lines()]))
-
-
-def _tell_trouble(trouble: Trouble, *, as_json: bool) -> None:
-    """Say what is wrong on stderr; with --json also as data, so that a script can read it."""
-    _talk(f"error: {trouble.message}")
-    for problem in trouble.problems:
-        _talk(f"  - {problem}")
-    if trouble.hint:
-        _talk(f"\nhint: {trouble.hint}")
-    if as_json:
-        said = {"error": trouble.message, "problems": trouble.problems, "hint": trouble.hint}
-        _out_json({**said, "exit_code": int(trouble.exit_code)})
-
-
-def _columns(rows: list[tuple[str, str]]) -> str:
-    width = max(len(word) for word, _ in rows)
-    return "\n".join(f"{word:<{width}}  {fact}" for word, fact in rows)
-
-
-def _table(rows: list[dict[str, object]]) -> str:
-    """A plain table: the keys as heading, a line per row."""
-    heads = list(rows[0])
-    cells = [heads, *([str(row[head]) for head in heads] for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
-    shape: Callable[[list[str]], str] = lambda line: "  ".join(  # noqa: E731
-        cell.ljust(width) for cell, width in zip(line, widths, strict=True)
-    ).rstrip()
-    return "\n".join(shape(line) for line in cells)
-
-
-def _out(text: str) -> None:
-    """Data, to stdout."""
-    print(text)  # noqa: T201
-
-
-def _out_json(value: object) -> None:
-    _out(json.dumps(value, indent=2))
-
-
-def _talk(text: str) -> None:
-    """Talk, to stderr."""
-    print(text, file=sys.stderr)  # noqa: T201
+        out(columns([("result", arrived.reason), *arrived.receipt.lines()]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -168,6 +169,24 @@ def test_status_is_json_in_every_state(project: Project) -> None:
     again = project.qft("eval", "--again", "--json")
     assert again.returncode == 0, again.stderr
     assert json_of(again)["after"]["value"] == scores["after"]["value"]
+
+
+def test_what_comes_after_the_training_works_at_home(project: Project) -> None:
+    """Audit before, then report, merge and generate from what came home."""
+    audit = project.qft("audit", "--html", str(project.folder / "audit.html"))
+    assert "what is learnt" in audit.stdout, audit.stderr
+    assert project.qft("run").returncode == 0
+
+    report = project.qft("report")
+    merge = project.qft("merge", "--dtype", "float32")
+    answer = project.qft("generate", "tiny", "--field", "text=the sky is blue")
+
+    assert report.returncode == merge.returncode == answer.returncode == 0, merge.stderr
+    facts = json.loads((project.out / "report.json").read_text())
+    assert [one["reason"] for one in facts["evictions"]] == ["evicted"]
+    assert "<svg" in (project.out / "report.html").read_text()
+    assert (project.out / "merged" / "config.json").exists()
+    assert answer.stdout.strip()
 
 
 def alive_machines(project: Project) -> int:

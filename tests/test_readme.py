@@ -1,0 +1,74 @@
+"""What the README says about the program is what the program does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from commands.config import RunConfig
+from commands.errors import Exit
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def help_of(*command: str) -> str:
+    """What `qft … --help` prints."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_every_command_is_in_the_readme_and_the_other_way_round() -> None:
+    """The table of commands has exactly the commands of `qft --help`."""
+    listed = help_of().partition("Commands:")[2]
+    real = set(re.findall(r"^  ([a-z]+)  ", listed, flags=re.MULTILINE))
+    told = set(re.findall(r"^\| `qft ([a-z]+)", README, flags=re.MULTILINE))
+
+    assert told == real
+
+
+def test_the_options_that_the_readme_names_exist() -> None:
+    """Every `qft command --option` in the README is understood by the command."""
+    pairs = re.findall(r"`qft ([a-z]+)(?: [A-Za-z.]+)? (--[a-z-]+)", README)
+
+    missing = [f"{command} {option}" for command, option in pairs if option not in help_of(command)]
+
+    assert missing == []
+    assert pairs
+
+
+def test_the_exit_codes_are_the_programs() -> None:
+    """The table of exit codes lists each code that the program can give."""
+    table = README.partition("## Exit codes")[2]
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
+
+    assert told == {int(code) for code in Exit}
+
+
+def test_the_example_config_is_one() -> None:
+    """The run.yaml of the README passes the program's own check."""
+    block = README.partition("```yaml")[2].partition("```")[0]
+
+    assert RunConfig.model_validate(yaml.safe_load(block)).name == "toxic-phi"
+
+
+def test_the_documents_that_are_linked_exist() -> None:
+    """No link of the README or of docs/ leads nowhere."""
+    link = re.compile(r"\]\(([^)#:]+?)(?:#[^)]*)?\)")
+    broken = [
+        f"{page.name}: {target}"
+        for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        for target in link.findall(page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+
+    assert broken == []
