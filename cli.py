@@ -253,7 +253,7 @@ def verify(
         raise typer.Exit(Exit.TRAINING)
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 def data(
     arguments: Annotated[list[str] | None, typer.Argument(help="The converter's.")] = None,
 ) -> None:
