@@ -106,12 +106,17 @@ class SshWorkload:
             self._open(vm)
 
     def prepare(self, vm: Vm) -> None:
-        """Set up, then push code, model, data, config, and what is ahead at home."""
+        """Set up, then push code, model, data, config, and what is ahead at home.
+
+        A trainer that runs is left in peace: nothing is changed under its feet.
+        """
         setting = self._setting
         with self._translated():
             connection = self._open(vm)
             setting.say("setting up the machine")
             connection = self._make_ready(connection, vm)
+            if self._job(vm).status().state is job.JobState.RUNNING:
+                return
             for what, source, target in setting.staged.pushes(setting.site.base):
                 self._push(connection, what, source, target)
             self._homing.send_back(connection)

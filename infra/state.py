@@ -126,6 +126,7 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
     """A human asked again: an old ending and old crashes no longer bind.
 
     With `changed`, the training itself was changed (more steps, say), so it is not over either.
+    The machine is prepared anew, because data or config may have been edited in between.
     """
     changed = bool(event.data.get("changed"))
     return replace(
@@ -133,6 +134,7 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
         ending=None,
         crashes=(),
         unreachable=0,
+        prepared=False,
         trained=state.trained and not changed,
         fetched="" if changed else state.fetched,
     )
