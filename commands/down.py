@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from commands import wire
+from commands.config import LoadedConfig
+from commands.console import PlainConsole
 from commands.errors import CloudTrouble, Usage
 from commands.home import (
     RUN_NAME,
@@ -19,11 +22,12 @@ from commands.home import (
     qft_home,
     run_folder,
 )
-from commands.session import reopen
+from commands.session import Desk, make_workload, reopen
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.journal import Journal, Kind
 from infra.provider import Gone, Provider, ProviderError, Vm
 from infra.state import RunState, apply, fold
+from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +79,26 @@ def down(wanted: str, *, delete: bool, say: Callable[[str], None]) -> Result:
         journal = Journal(folder.journal, clock=time.time)
         state = fold(journal.events)
         say(f"asking {provider.name} about `{folder.name}`")
+        if state.vm is not None and not provider.traits.rents:
+            _clear(loaded, home, state, say)
         try:
             return _down_known(folder.name, provider, journal, state, delete=delete)
         except ProviderError as error:
             raise CloudTrouble(str(error), hint=error.hint) from error
+
+
+def _clear(loaded: LoadedConfig, home: Path, state: RunState, say: Callable[[str], None]) -> None:
+    """Stop the trainer on a machine that stays the user's, and remove the run's folder there."""
+    console = PlainConsole(sys.stderr, simulated=False, clock=time.monotonic)
+    desk = Desk(loaded=loaded, home=home, console=console)
+    workload = make_workload(desk, state.run_id, rents=False, watch_only=True)
+    try:
+        if state.vm is not None:
+            workload.clear(state.vm)
+    except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
+        say(f"the folder `qft/{state.run_id}` stays on the machine: {error}")
+    finally:
+        workload.forget()
 
 
 def _down_known(
@@ -86,7 +106,7 @@ def _down_known(
 ) -> Result:
     """Journal the intent, act, and look again."""
     unsure = state.pending in {Kind.CREATE_INTENDED, Kind.DELETE_INTENDED}
-    if delete or unsure or not provider.traits.keeps_disk:
+    if delete or unsure or not provider.traits.rents or not provider.traits.keeps_disk:
         state = apply(state, journal.append(Kind.DELETE_INTENDED, reason="qft down"))
         removed = [f"{r.kind} {r.id}" for r in provider.delete(state.run_id)]
         journal.append(Kind.DELETED, removed=removed)

@@ -48,6 +48,19 @@ def test_the_main_job_runs_through_openssh(server: Sshd, tmp_path: Path) -> None
     assert [path.name for path in (server.home / "qft").glob("tiny-*")] == []
 
 
+def test_down_leaves_the_users_machine_as_it_was(server: Sshd, tmp_path: Path) -> None:
+    """What a run left on a machine that stays yours is removed, and the machine is forgotten."""
+    project = project_on(server, tmp_path / "project", server.host_key)
+    assert project.qft("up").returncode == 0
+    assert len(list((server.home / "qft").glob("tiny-*"))) == 1
+
+    down = project.qft("down", "--json")
+
+    assert json_of(down)[0]["left"] == []
+    assert list((server.home / "qft").glob("tiny-*")) == []
+    assert json_of(project.qft("ls", "--all", "--json")) == []
+
+
 def test_another_host_key_is_refused_with_exit_4(server: Sshd, tmp_path: Path) -> None:
     """A machine that is not who it should be gets no byte of ours."""
     _private, other = keys.pair()
