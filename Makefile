@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check format lint types install slow chaos clean
+.PHONY: help demo test check format lint types install slow chaos recipes clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -41,6 +41,16 @@ slow: $(STAMP)  ## the proofs that take minutes
 
 chaos: $(STAMP)  ## a hundred kills over real trainings; prints the count and the digests
 	$(BIN)/python tests/chaos.py
+
+recipes: $(STAMP)  ## every published experiment on a small model, each through one eviction
+	@set -e; export QFT_HOME=$(CURDIR)/.demo/recipes; \
+	for folder in examples/*/; do \
+	  name=$$(basename $$folder); [ $$name = quickstart ] && continue; \
+	  echo "== $$name"; \
+	  $(BIN)/python examples/recipes.py $$name --tiny; \
+	  $(BIN)/qft run $$folder/out/tiny/run.yaml --fresh --plain; \
+	  $(BIN)/qft report $$folder/out/tiny/run.yaml; \
+	done; $(BIN)/qft ls --all
 
 check: lint types test  ## format, lint, types and tests, as CI does
 
