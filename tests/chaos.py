@@ -1,14 +1,13 @@
 """Kills real training runs at random moments until they are done, and compares every bit.
 
-    python tests/chaos.py --kills 90
-    python tests/chaos.py --kills 10 --model examples/quickstart/model \
-        --rows examples/quickstart/train.jsonl
+    python tests/chaos.py                                100 kills: 90 tiny, 10 of the quickstart
+    python tests/chaos.py --kills 20 --real-kills 0      a short one
 
-Without `--model` the runs train the tiny model of `tiny.py` in float32; with it they train that
-model in 4 bits. Every run has length grouping, accumulation and dropout. A killed process is
-SIGKILLed without warning, or first gets a SIGTERM and then as little time as it deserves. The
-processes are forked from one that has imported the libraries, because importing takes longer than
-training. The exit code is 0 if all runs ended with the same adapter and the same log.
+The tiny model of `tiny.py` trains in float32, the quickstart's real model in 4 bits. Every run has
+length grouping, accumulation and dropout. A killed process is SIGKILLed without warning, or first
+gets a SIGTERM and then too little or enough time. The processes are forked from one that has
+imported the libraries, because importing takes longer than training. The exit code is 0 if all
+runs ended with the same adapter and the same log as one that nobody disturbed.
 """
 
 # ruff: noqa: T201 - it is a command that talks
@@ -21,6 +20,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -66,44 +66,60 @@ class Pace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Do the kills and print count and digests."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=90, help="of runs of the tiny model")
+    parser.add_argument("--real-kills", type=int, default=10, help="of runs of the real model")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--model", type=Path, help="a real model directory, trained in 4 bits")
-    parser.add_argument("--rows", type=Path, help="its rows: JSON lines with `text` and `label`")
+    parser.add_argument("--quickstart", type=Path, default=ROOT / "examples" / "quickstart")
     arguments = parser.parse_args(argv)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     from trainer.job import prepare_environment
 
     os.environ.update({"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
     prepare_environment()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
-        config = make_config(arguments, Path(directory))
-        chance = random.Random(arguments.seed)  # noqa: S311 - moments, not secrets
-        tally, expected, odd = chaos(Path(directory), config, kills=arguments.kills, chance=chance)
-    name = "tiny model, float32" if arguments.model is None else f"{arguments.model.name}, NF4"
+    chance = random.Random(arguments.seed)  # noqa: S311 - moments, not secrets
+    odd = 0
+    for name, make, kills in (
+        ("tiny model, float32", tiny_config, arguments.kills),
+        ("SmolLM2-135M, NF4", real_config, arguments.real_kills),
+    ):
+        if kills:
+            with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
+                config = make(Path(directory), arguments.quickstart)
+                odd += report(name, *chaos(Path(directory), config, kills=kills, chance=chance))
+    return 1 if odd else 0
+
+
+def report(name: str, tally: Tally, expected: Digests, odd: Sequence[Digests]) -> int:
+    """Print what happened and return the number of runs that differ."""
     print(
         f"{name}: {tally.kills} kills over {tally.runs} runs "
         f"({tally.terms} after a SIGTERM, {tally.graceful} of these ended in time with 75; "
         f"{tally.torn} left half a save; {tally.redone} steps done again)"
     )
     print(f"undisturbed: adapter sha256 {expected.adapter}, log sha256 {expected.log}")
-    print(f"identical to it: {tally.runs - len(odd)} of {tally.runs} runs")
+    print(f"identical to it: {tally.runs - len(odd)} of {tally.runs} runs", flush=True)
     for one in odd:
         print(f"  DIFFERS: adapter {one.adapter}, log {one.log}")
-    return 1 if odd or not tally.runs else 0
+    return len(odd)
 
 
-def make_config(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """Return the config of the runs; makes the tiny model if no real one is given."""
+def tiny_config(directory: Path, _quickstart: Path) -> dict[str, Any]:
+    """Make the tiny model and return a config of 40 steps, more than six epochs."""
     import tiny
 
-    settings: Mapping[str, Any]
-    if arguments.model is None:
-        model, rows = tiny.make_model(directory / "model"), directory / "rows.jsonl"
-        tiny.make_rows(rows, 24)
-        settings = {"steps": 40, "batch_size": 4, "micro_batch": 2, "lr": 1e-2}
-        return tiny.make_config(model, rows, train=settings, checkpoint={"every": 3})
-    config = tiny.make_config(arguments.model.resolve(), arguments.rows.resolve())
+    model = tiny.make_model(directory / "model")
+    rows = tiny.make_rows(directory / "rows.jsonl", 24)
+    settings = {"steps": 40, "batch_size": 4, "micro_batch": 2, "lr": 1e-2}
+    return tiny.make_config(model, rows, train=settings, checkpoint={"every": 3})
+
+
+def real_config(_directory: Path, quickstart: Path) -> dict[str, Any]:
+    """Prepare the quickstart's model and rows and return a config of 12 steps in 4 bits."""
+    import tiny
+
+    program = [sys.executable, str(ROOT / "examples" / "quickstart" / "prepare.py")]
+    subprocess.run([*program, "--out", str(quickstart)], check=True)
+    config = tiny.make_config(quickstart.resolve() / "model", quickstart.resolve() / "train.jsonl")
     config["method"] = {"kind": "qlora", "quant": "nf4", "r": 4, "dropout": 0.1}
     config["data"].update(prompt="Tweet: {text}\nSentiment:", completion=" {label}")
     config["train"].update(steps=12, batch_size=4, micro_batch=2, lr=3e-4, max_length=64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.config import Schedule, TrainTable
@@ -29,6 +29,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return make_plan(table, lengths)
 
 
+@settings(deadline=None, max_examples=50)
 @given(plan=plans())
 def test_every_stop_step_resumes_into_the_same_future(plan: Plan) -> None:
     """A plan made anew at any step gives the batches and rates that the old one would give."""
@@ -45,6 +46,7 @@ def test_every_stop_step_resumes_into_the_same_future(plan: Plan) -> None:
         assert whole[stop:] == [(fresh.batch(s), fresh.lr(s)) for s in range(stop, plan.steps)]
 
 
+@settings(deadline=None)
 @given(
     lengths=lengths_of_rows,
     size=st.integers(1, 9),
@@ -63,6 +65,7 @@ def test_an_epoch_has_every_row_once(
     assert sorted(len(batch) for batch in cut)[1:] == [size] * (len(cut) - 1)
 
 
+@settings(deadline=None)
 @given(step=st.integers(0, 10**9), per_epoch=st.integers(1, 10**5))
 def test_a_step_is_one_place_in_one_epoch(step: int, per_epoch: int) -> None:
     """Epoch and batch number together are the step, and nothing else is needed to find them."""
@@ -72,6 +75,7 @@ def test_a_step_is_one_place_in_one_epoch(step: int, per_epoch: int) -> None:
     assert 0 <= at.index < per_epoch
 
 
+@settings(deadline=None)
 @given(batch=st.lists(st.integers(), max_size=20), size=st.integers(1, 7))
 def test_micro_batches_are_the_batch_in_order(batch: list[int], size: int) -> None:
     """Cutting a batch changes neither its rows nor their order."""

@@ -61,7 +61,7 @@ def test_a_terminated_run_saves_and_goes_on_to_the_same_bits(
         tiny.trainer_command("train", run), cwd=tiny.ROOT, env=tiny.quiet_environment()
     )
     log = run / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from faulty_disk import FullDisk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_checkpoint_faults import snapshot
 
@@ -209,6 +209,7 @@ def test_the_automatic_interval_is_young_and_daly_s(
     assert f"{save_s:.2f} s" in cadence.reason
 
 
+@settings(deadline=None)
 @given(band=st.sampled_from([None, *EvictionBand]), save_s=st.floats(0, 1e6))
 def test_the_automatic_interval_keeps_its_limits(band: EvictionBand | None, save_s: float) -> None:
     """However long a save takes, the interval stays within its limits."""
