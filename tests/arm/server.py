@@ -35,6 +35,8 @@ class Server(ThreadingHTTPServer):
         self.recorded: list[tuple[Request, int]] = []
         """Every request with the status it got; 0 for a broken connection."""
         self.lock = threading.Lock()
+        self.watcher: Callable[[Request, bool], None] | None = None
+        """Told of every request before it is done (False) and after (True), before the answer."""
         self.ca_file = directory / "sim-ca.pem"
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(self.ca_file))
@@ -102,11 +104,13 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.weather is Weather.DROP_BEFORE:
             self._drop(request)
             return
+        self._watch(request, done=False)
         reply = (
             fault.reply
             if fault is not None and fault.weather is Weather.ANSWER
             else self.server.answer(request)
         )
+        self._watch(request, done=True)
         if fault is not None and fault.weather is Weather.DROP_AFTER:
             self._drop(request)
             return
@@ -129,6 +133,10 @@ class _Handler(BaseHTTPRequestHandler):
             body=body,
             headers={name.lower(): value for name, value in self.headers.items()},
         )
+
+    def _watch(self, request: Request, *, done: bool) -> None:
+        if self.server.watcher is not None:
+            self.server.watcher(request, done)
 
     def _record(self, request: Request, status: int) -> None:
         with self.server.lock:

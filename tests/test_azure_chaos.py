@@ -1,0 +1,115 @@
+"""The real command line, killed with SIGKILL at chosen requests, by the cloud it talks to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from arm import Cloud, LocalGuests
+from arm.replies import Request
+from runs import json_of, make_project
+from test_azure_story import AzureProject
+
+PACE = 60.0
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[Cloud]:
+    """A quick cloud."""
+    guests = LocalGuests(tmp_path / "guests", pace=PACE)
+    with (
+        Cloud(pace=PACE, guests=guests) as cloud,
+        mock.patch.dict(os.environ, cloud.environment()),
+    ):
+        yield cloud
+
+
+class Killer:
+    """Sends SIGKILL to a process at its request number `at` to Resource Manager."""
+
+    def __init__(self, process: subprocess.Popen[str], *, at: int, answered: bool) -> None:
+        self.process = process
+        self.at = at
+        self.answered = answered
+        self.lock = threading.Lock()
+        self.seen = 0
+        self.struck = ""
+
+    def __call__(self, request: Request, done: bool) -> None:  # noqa: FBT001  (the server's call)
+        """Count, and strike."""
+        if not request.path.lower().startswith("/subscriptions/"):
+            return
+        with self.lock:
+            self.seen += not done
+            if self.seen == self.at and done is self.answered and not self.struck:
+                self.struck = f"{request.method} {request.path}"
+                self.process.send_signal(signal.SIGKILL)
+                self.process.wait()
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("at", range(1, 100, 3))
+def test_killed_up_is_cleared_up_from_another_computer(
+    cloud: Cloud, tmp_path: Path, at: int, *, answered: bool
+) -> None:
+    """`qft up`, killed around a request, then `qft down --all --delete` where nothing is known."""
+    made = make_project(
+        tmp_path / "project", vm={"provider": "azure", "regions": ["eastus"]}, budget={"hours": 20}
+    )
+    here = AzureProject(folder=made.folder, name=made.name)
+    process = here.start("up", "--plain")
+    killer = Killer(process, at=at, answered=answered)
+    cloud.server.watcher = killer
+    process.communicate(timeout=200)
+    cloud.server.watcher = None
+    there = AzureProject(folder=made.folder, name=made.name)
+    if (there.home / "runs").exists():
+        (there.home / "runs").rename(tmp_path / "lost")
+    if (there.home / "azure").exists():
+        (there.home / "azure").rename(tmp_path / "lost too")
+
+    down = there.qft("down", "--all", "--delete", "--json")
+
+    assert down.returncode == 0, f"{killer.struck}\n{down.stderr}"
+    assert json_of(there.qft("ls", "--all", "--json")) == [], killer.struck
+    assert len(cloud.world.machines_made) <= 1
+    assert cloud.leftovers() == [], killer.struck
+    assert cloud.ledger.billing() == []
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("at", range(2, 100, 6))
+def test_killed_run_is_finished_by_the_same_command(
+    cloud: Cloud, tmp_path: Path, at: int, *, answered: bool
+) -> None:
+    """`qft run`, killed around a request, then `qft run`: the adapter is home, nothing bills."""
+    made = make_project(
+        tmp_path / "project",
+        vm={"provider": "azure", "regions": ["eastus"]},
+        budget={"hours": 20},
+        train={"steps": 60},
+    )
+    project = AzureProject(folder=made.folder, name=made.name)
+    process = project.start("run", "--plain")
+    killer = Killer(process, at=at, answered=answered)
+    cloud.server.watcher = killer
+    process.communicate(timeout=200)
+    cloud.server.watcher = None
+
+    done = project.qft("run", "--json", timeout_s=200)
+
+    assert done.returncode == 0, f"{killer.struck}\n{done.stderr}"
+    assert (project.out / "adapter" / "adapter_model.safetensors").exists()
+    assert len(cloud.world.machines_made) == 1
+    assert cloud.leftovers() == []
+    assert cloud.ledger.billing() == []
