@@ -183,3 +183,22 @@ def test_part_of_azure_that_was_never_used_is_no_obstacle(harness: AzureHarness)
     harness.provider().delete("run-a")
 
     assert harness.cloud.leftovers() == []
+
+
+def test_lost_keys_are_told_and_never_mixed_up(harness: AzureHarness, tmp_path: Path) -> None:
+    """Whoever comes back with other keys gets the truth: the key that the machine presents."""
+    other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOtherotherotherotherotherotherotherother qft"
+    path = r"/virtualMachines/[^/]+$"
+    reply = Reply(status=503, body=ArmError(503, "ServerBusy", "Busy.").body)
+    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, times=99, path=path, reply=reply))
+    with pytest.raises(Transient):
+        harness.provider().create(spec())
+    harness.cloud.faults.queue.clear()
+    there = harness.provider(state_dir=tmp_path / "there")
+
+    made = there.create(spec(host_public_key=other))
+    again = harness.provider().create(spec())
+
+    (listed,) = harness.provider().list_all()
+    assert made.host_public_key == again.host_public_key == listed.host_public_key == other
+    assert len(harness.cloud.world.machines_made) == 1

@@ -121,7 +121,9 @@ class Creation:
             self.teardown.remove(spec.run_id)
             return None
         if found.power is PowerState.CREATING:
-            return None  # `_make` resumes: by token, or by looking
+            # `_make` resumes, by token or by looking; but a machine that is being made with keys
+            # that this caller does not know is somebody else's, and is only reported.
+            return None if _same_key(found.host_public_key, spec.host_public_key) else found
         self._verify(spec, self._get(self.account.names(spec.run_id, spec.generation)))
         return found
 
@@ -145,23 +147,26 @@ class Creation:
         ensure_registered(self.account, NAMESPACES)
         source = network.source_prefix(self.account.caller())
         tags = tags_of(spec, created_at=utc(self.account.clock()))
-        self._group(spec, names, tags)
+        tags = self._group(spec, names, tags)
         if "vm" not in record.tokens:
             self._network(spec, names, record, tags=tags, source=source)
         return self._machine(spec, names, record, tags)
 
-    def _group(self, spec: VmSpec, names: Names, tags: dict[str, str]) -> None:
-        """The group with the intent in its tags, before anything that bills."""
+    def _group(self, spec: VmSpec, names: Names, tags: dict[str, str]) -> dict[str, str]:
+        """The group with the intent in its tags, before anything that bills; the tags it has."""
         groups = self.account.arm.resources.resource_groups
         body = {"location": spec.offer.region, "tags": tags}
         with contextlib.suppress(Gone):
             found = self.account.arm.call("look at the resource group", groups.get, names.group)
-            if (found.get("tags") or {}).get(GENERATION) == str(spec.generation):
-                return
+            known: dict[str, str] = dict(found.get("tags") or {})
+            same_key = _same_key(known.get("qft-host-key", ""), spec.host_public_key)
+            if same_key and known.get(GENERATION) == str(spec.generation):
+                return known
             body["location"] = found["location"]  # a group cannot move; what is in it may differ
         self.account.arm.call(
             f"make the resource group `{names.group}`", groups.create_or_update, names.group, body
         )
+        return tags
 
     # ---- network ----
 
@@ -335,6 +340,11 @@ class Creation:
         except ProviderError as second:
             error.add_note(f"removing what had been made failed too: {second}")
             error.hint = f"{error.hint}; `qft down --delete` removes what is left".lstrip("; ")
+
+
+def _same_key(one: str, other: str) -> bool:
+    """Whether two public lines are one key, whatever their comments."""
+    return one.split()[:2] == other.split()[:2]
 
 
 def _as_seen(vm: Vm, seen: Observation) -> Vm:
