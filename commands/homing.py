@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from infra.provider import Vm
@@ -18,6 +19,8 @@ from trainer.manifest import Damaged, directory_name, step_of, steps_present, ve
 
 EVERY_S = 5.0
 KEEP = 2
+SCORES = ("eval-before.json", ".scored.json")
+"""What need not be measured again on the next machine."""
 
 
 class Homing:
@@ -34,6 +37,7 @@ class Homing:
         self._connect = connect
         self._remote = remote_run
         self._home = home
+        self._scores = home.parent / "scores"
         self._options = options
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
@@ -77,6 +81,9 @@ class Homing:
             self._home / name,
             options=self._options,
         )
+        sync.pull(
+            connection, self._remote, self._scores, options=replace(self._options, only=SCORES)
+        )
         self._verified.pop(max(offered), None)
         if self._is_whole(max(offered)):
             self._rotate()
@@ -93,6 +100,9 @@ class Homing:
         if max(theirs, default=0) > mine:
             return  # an equal one may have been cut off half-way; pushing it again costs nothing
         name = directory_name(mine)
+        scores = {path.name: path for path in self._scores.glob("*") if path.name in SCORES}
+        if scores:
+            sync.push(connection, scores, self._remote, options=self._options)
         sync.push(
             connection,
             self._home / name,

@@ -234,6 +234,12 @@ def _set_aside(folder: RunFolder, *, clock: Callable[[], float] = time.time) -> 
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(clock()))
     old = folder.root / f"before-{stamp}"
     old.mkdir()
-    for path in (folder.journal, folder.config, folder.checkpoints, folder.staging):
+    for path in (
+        folder.journal,
+        folder.config,
+        folder.checkpoints,
+        folder.staging,
+        folder.root / "scores",
+    ):
         if path.exists():
             path.rename(old / path.name)
