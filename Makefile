@@ -40,17 +40,11 @@ slow: $(STAMP)  ## the proofs that take minutes
 	$(BIN)/python -m pytest -m slow
 
 chaos: $(STAMP)  ## a hundred kills over real trainings; prints the count and the digests
+	$(BIN)/python examples/quickstart/prepare.py
 	$(BIN)/python tests/chaos.py
 
 recipes: $(STAMP)  ## every published experiment on a small model, each through one eviction
-	@set -e; export QFT_HOME=$(CURDIR)/.demo/recipes; \
-	for folder in examples/*/; do \
-	  name=$$(basename $$folder); [ $$name = quickstart ] && continue; \
-	  echo "== $$name"; \
-	  $(BIN)/python examples/recipes.py $$name --tiny; \
-	  $(BIN)/qft run $$folder/out/tiny/run.yaml --fresh --plain; \
-	  $(BIN)/qft report $$folder/out/tiny/run.yaml; \
-	done; $(BIN)/qft ls --all
+	$(BIN)/python examples/walk.py
 
 check: lint types test  ## format, lint, types and tests, as CI does
 
