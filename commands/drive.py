@@ -12,6 +12,7 @@ from commands.attach import follow
 from commands.config import LoadedConfig, load
 from commands.console import make_console
 from commands.errors import BY_CODE, CloudTrouble, Trouble, Usage
+from commands.forecast import forecast, forecast_line
 from commands.home import Busy, environment, pick_run, qft_home
 from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, Session, is_over, opened, reopen
@@ -70,6 +71,9 @@ def drive(order: Order) -> Arrived:
         allow_change=order.allow_change,
         fresh=order.fresh,
     )
+    told = forecast(loaded)
+    if told is not None and not told["fits"] and not simulated:
+        console.say(f"warning: {forecast_line(told)}")
     try:
         while True:
             try:

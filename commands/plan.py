@@ -9,6 +9,7 @@ from commands import wire
 from commands.config import check_files
 from commands.drive import find_config
 from commands.errors import CloudTrouble
+from commands.forecast import forecast, forecast_line
 from commands.home import environment, qft_home
 from infra.catalog import resolve_gpu
 from infra.cost import Budget, worst_case_usd
@@ -26,6 +27,8 @@ class PlanPage:
     budget: Budget
     worst_case_usd: float | None
     simulated: bool
+    forecast: dict[str, Any] | None = None
+    """Memory and time as `trainer.memory` foretells them; None if the model's sizes are unknown."""
     note: str = ""
     """What the catalog says about the name of the GPU."""
 
@@ -39,6 +42,7 @@ class PlanPage:
             "worst_case_usd": self.worst_case_usd,
             "simulated": self.simulated,
             "note": self.note or None,
+            "forecast": self.forecast,
             "offers": [asdict(offer) for offer in self.offers],
         }
 
@@ -53,6 +57,7 @@ class PlanPage:
         said += [f"{_mark(offer, self.offers)} {_offer_line(offer)}" for offer in self.offers]
         if not self.offers:
             said.append("  no offer")
+        said += ["", forecast_line(self.forecast)]
         if self.note:
             said.append(f"note: {self.note}")
         worst = "unlimited: set `budget`" if self.worst_case_usd is None else ""
@@ -86,6 +91,7 @@ def make_plan(wanted: str) -> PlanPage:
         budget=budget,
         worst_case_usd=worst_case_usd(budget, vm.max_price),
         simulated=provider.traits.simulated_prices,
+        forecast=forecast(loaded),
         note=resolve_gpu(vm.gpu).note if vm.gpu else "",
     )
 

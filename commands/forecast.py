@@ -1,0 +1,44 @@
+"""Will it fit the card, and how long will it take: asked before a machine is rented."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from commands.config import LoadedConfig
+from commands.view import duration
+from infra.catalog import resolve_gpu
+from trainer.config import TrainerConfig
+from trainer.memory import GPUS, foretell
+from trainer.shapes import UnknownShapeError
+
+
+def forecast(loaded: LoadedConfig) -> dict[str, Any] | None:
+    """Memory and time from the base's own description and the catalog; None if one is unknown.
+
+    The keys are those of `trainer.memory.foretell`.
+    """
+    folder, gpu = loaded.model_folder, loaded.config.vm.gpu
+    if folder is None or not gpu:
+        return None
+    known = GPUS.get(resolve_gpu(gpu).gpu.name)
+    if known is None:
+        return None
+    tables = TrainerConfig.model_validate(loaded.config.trainer_tables)
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return foretell(tables, described, gpu=known)
+    except (ValueError, UnknownShapeError):
+        return None
+
+
+def forecast_line(told: dict[str, Any] | None) -> str:
+    """The forecast in one line."""
+    if told is None:
+        return "memory and time: unknown until the base's config.json lies here"
+    memory = f"{told['memory_bytes']['reserved'] / 1e9:.1f} of {told['gpu_bytes'] / 1e9:.1f} GB"
+    if not told["fits"]:
+        return f"memory: does NOT fit a {told['gpu']}, {memory}; shorten rows or choose another"
+    hours = told["hours"]
+    how_long = "" if hours is None else f"; {duration(hours * 3600)}, within a factor of three"
+    return f"memory: {memory} of a {told['gpu']}, {told['micro_batch']} rows at once{how_long}"
