@@ -76,6 +76,12 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
     verify.set_defaults(run=run_verify)
 
+    export = commands.add_parser("export", help="write a plain LoRA adapter that any PEFT loads")
+    export.add_argument("--run-dir", type=Path, required=True, help="where adapter/ lies")
+    export.add_argument("--rank", type=positive, help="of a DyLoRA run; default: the best one")
+    export.add_argument("--out", type=Path, help="new directory; default: exported/ in the run")
+    export.set_defaults(run=run_export)
+
     probe = commands.add_parser("probe", help="print versions and device as JSON")
     probe.set_defaults(run=run_probe)
     return top
@@ -117,6 +123,17 @@ def run_verify(arguments: argparse.Namespace) -> int:
     text = json.dumps(to_json(result), indent=1) if arguments.json else to_text(result)
     sys.stdout.write(text + "\n")
     return DONE if result.equal else DIFFERS
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Write the plain adapter and print where it is."""
+    from trainer.export import export
+
+    run_dir = arguments.run_dir.resolve()
+    out = arguments.out.resolve() if arguments.out else run_dir / "exported"
+    done = export(run_dir / "adapter", out, rank=arguments.rank)
+    sys.stdout.write(f"{done.directory}: rank {done.rank}, {done.bytes} bytes\n")
+    return DONE
 
 
 def positive(text: str) -> int:

@@ -14,6 +14,11 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trainer.method_table import MethodKind, MethodTable, OptimizerKind, Quant
+
+# The table of methods is long enough for a file of its own, and is used as if it were here.
+__all__ = ["MethodKind", "MethodTable", "OptimizerKind", "Quant"]
+
 
 class TrainerConfig(BaseModel):
     """The tables of `config.json`; a relative path in them starts at the run directory."""
@@ -50,68 +55,6 @@ class ModelTable(BaseModel):
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that came with the model. Off unless asked."
     )
-
-
-class MethodKind(StrEnum):
-    """How the base is adapted: `lora` on a 16-bit or 32-bit base, `qlora` on a quantised one."""
-
-    LORA = "lora"
-    QLORA = "qlora"
-
-
-class Quant(StrEnum):
-    """How the frozen weights are stored; `auto` is nf4 for qlora and none for lora."""
-
-    AUTO = "auto"
-    NF4 = "nf4"
-    FP4 = "fp4"
-    NONE = "none"
-
-
-class OptimizerKind(StrEnum):
-    """AdamW with 32-bit moments, with 8-bit ones, or with 8-bit ones that page to the host."""
-
-    ADAMW = "adamw"
-    ADAMW8BIT = "adamw8bit"
-    PAGED_ADAMW8BIT = "paged_adamw8bit"
-
-
-class MethodTable(BaseModel):
-    """Which parameters are trained, and how the frozen ones are kept."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: MethodKind = Field(default=MethodKind.QLORA, description="lora or qlora.")
-    r: int = Field(default=8, ge=1, le=1024, description="Rank of the adapter.")
-    alpha: float = Field(
-        default=16, gt=0, description="Adapter scale; the update is alpha/r times B·A."
-    )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in front of the adapter.")
-    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
-        default="all-linear", description="Every linear layer but the head, or names of layers."
-    )
-    quant: Quant = Field(default=Quant.AUTO, description="Storage of the frozen weights.")
-    double_quant: bool = Field(
-        default=True, description="Quantise the scales of 4-bit weights too: 4.13 bits, not 4.5."
-    )
-    optimizer: OptimizerKind = Field(default=OptimizerKind.ADAMW, description="Optimizer.")
-
-    @property
-    def storage(self) -> Quant:
-        """The storage of the frozen weights with `auto` resolved."""
-        if self.quant is not Quant.AUTO:
-            return self.quant
-        return Quant.NF4 if self.kind is MethodKind.QLORA else Quant.NONE
-
-    @model_validator(mode="after")
-    def _kind_and_quant_agree(self) -> MethodTable:
-        quantised = self.storage is not Quant.NONE
-        if quantised != (self.kind is MethodKind.QLORA):
-            raise ValueError(
-                f"`kind: {self.kind}` and `quant: {self.quant}` contradict each other: "
-                "qlora keeps the base in nf4 or fp4, lora keeps it unquantised (none)"
-            )
-        return self
 
 
 class DataTable(BaseModel):

@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 from trainer.data import NOT_TRAINED, Example, collate
 from trainer.errors import Diverged, DoesNotFit, Preempted
 from trainer.eviction import Flag
+from trainer.methods import Method
 from trainer.plan import Plan, micro_batches, ordinal
 from trainer.state import TrainingState, digest, finite_or_none
 from trainer.supervised import supervised_loss
@@ -43,6 +44,7 @@ class Bench:
     """The tools of the loop; none of them changes which numbers come out."""
 
     model: Any
+    method: Method
     layer: Layer
     plan: Plan
     examples: Sequence[Example]
@@ -134,6 +136,7 @@ def one_step(bench: Bench, state: TrainingState) -> StepResult:
     nothing changed, if a notice leaves no time for the rest of the step.
     """
     step, scaler = state.counters.step, state.scaler
+    bench.method.begin(step)
     rows = bench.plan.batch(step)
     batch = [bench.examples[row] for row in rows]
     targets = sum(label != NOT_TRAINED for example in batch for label in example.labels)
@@ -154,6 +157,7 @@ def one_step(bench: Bench, state: TrainingState) -> StepResult:
         loss_sum += loss.detach()
         mean = loss / targets
         bench.layer.backward(scaler.scale(mean) if scaler else mean)
+    bench.method.gather()
     for group in state.optimizer.param_groups:
         group["lr"] = bench.plan.lr(step)
     if scaler:

@@ -125,7 +125,8 @@ def base_bytes(shape: Shape, work: Workload) -> float:
     """Return the bytes of the frozen weights as they lie in the GPU's memory.
 
     A 4-bit weight takes half a byte and its share of the scales: one float32 per 64 weights, or
-    with double quantisation one byte per 64 and a float32 per 64 x 256 of those.
+    with double quantisation one byte per 64 and a float32 per 64 x 256 of those. An 8-bit weight
+    takes a byte; its scales, one float32 per row, are left out.
     """
     size = BYTES[work.precision]
     fp16 = work.precision is PrecisionChoice.FP16
@@ -136,6 +137,8 @@ def base_bytes(shape: Shape, work: Workload) -> float:
                 each = 4.0 if fp16 else float(size)
             elif work.quant is Quant.NONE or not block.quantisable:
                 each = float(size)
+            elif work.quant is Quant.INT8:
+                each = 1.0
             elif work.double_quant:
                 each = 0.5 + 1 / 64 + 4 / (64 * 256)
             else:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from trainer import methods, nola
 from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTable
 from trainer.plan import ordinal
 from trainer.precision import Precision, choose_precision
@@ -105,8 +106,9 @@ def load_base(
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, **source.arguments}
     if method.storage is not Quant.NONE:
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=str(method.storage),
+            load_in_8bit=not method.storage.four_bit,
+            load_in_4bit=method.storage.four_bit,
+            bnb_4bit_quant_type=str(method.storage) if method.storage.four_bit else "fp4",
             bnb_4bit_use_double_quant=method.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
@@ -149,12 +151,8 @@ def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model
     import peft
 
     torch.manual_seed(ordinal(train.seed, "adapter"))
-    settings = peft.LoraConfig(
-        r=method.r,
-        lora_alpha=method.alpha,
-        lora_dropout=method.dropout,
-        target_modules=find_targets(base, method),
-        task_type="SEQ_2_SEQ_LM" if is_seq2seq(base.config) else "CAUSAL_LM",
+    settings = methods.settings(
+        method, targets=find_targets(base, method), seq2seq=is_seq2seq(base.config)
     )
     on_gpu = base.device.type == "cuda"
     with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
@@ -165,6 +163,7 @@ def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
     base.config.use_cache = False
+    methods.equip(model, method, train)
     for name, parameter in trainable(model).items():
         if parameter.dtype is not torch.float32:
             raise TypeError(f"{name} is {parameter.dtype}; trained parameters must be float32")
@@ -177,6 +176,8 @@ def load_adapter(base: Model, directory: Path) -> Model:
 
     with warnings.catch_warnings():  # as above
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+        if (directory / nola.FACTS).is_file():
+            return nola.load(base, directory).eval()
         return peft.PeftModel.from_pretrained(base, str(directory)).eval()
 
 

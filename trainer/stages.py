@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import torch
 
+from trainer import methods, ranks
 from trainer import model as models
 from trainer.checkpoint import Snapshot, Store
-from trainer.config import ConfigError, OptimizerKind, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.data import Examples, load_examples, padding_id
 from trainer.disk import RealDisk, replace_file
 from trainer.errors import Preempted
@@ -101,6 +102,7 @@ def work(desk: Desk) -> None:
     else:
         adapted = models.attach_adapter(base, desk.config.method, desk.config.train)
         learn(desk, material, adapted)
+        ranks.compare(desk, material, adapted)
         write_adapter(desk, adapted)
     score(desk, material, adapted, "after")
 
@@ -128,12 +130,15 @@ def prepare(desk: Desk) -> Material:
         seq2seq=seq2seq,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    methods.check_device(config.method, device)
     plan = make_plan(config.train, [len(item.input_ids) for item in rows.items])
     precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
     desk.say(
         f"{rows.report.rows} rows, {plan.steps} steps of {config.train.batch_size}; "
         f"{device.type}, {precision.reason}"
     )
+    for line in methods.advice(config.method):
+        desk.say(line)
     desk.heartbeat.update(steps=plan.steps, at_once=True)
     identity = (
         directory_sha256(Path(source.name), cache=run_dir / ".hashes.json")
@@ -182,6 +187,7 @@ def learn(desk: Desk, material: Material, adapted: Any) -> None:
         if not keeper.save_now():
             desk.say("the state of this moment could not be saved; the checkpoint before it stands")
         raise
+    bench.method.settle()
     keeper.save_now()
 
 
@@ -193,7 +199,7 @@ def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, Trainin
     layer = Accelerator(mixed_precision=precision.mixed, cpu=material.device.type == "cpu")
     layer.scaler = None  # the loop scales by itself: accelerate does it under autocast only
     parameters = models.trainable(adapted)
-    optimizer = make_optimizer(desk.config, list(parameters.values()))
+    optimizer = methods.make_optimizer(desk.config.method, table, list(parameters.values()))
     state = TrainingState(
         parameters=parameters,
         optimizer=optimizer,
@@ -207,6 +213,7 @@ def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, Trainin
     state.counters.micro_batch = portion.size
     bench = Bench(
         model=layer.prepare(adapted),
+        method=methods.method_of(adapted),
         layer=layer,
         plan=material.plan,
         examples=material.rows.items,
@@ -230,27 +237,6 @@ def _card(material: Material) -> Gpu | None:
         precision=material.precision.compute,
         flops=1e12,  # speed does not matter here
     )
-
-
-def make_optimizer(
-    config: TrainerConfig, parameters: list[torch.nn.Parameter]
-) -> torch.optim.Optimizer:
-    """Return the optimizer of the config over `parameters`."""
-    arguments: dict[str, Any] = {
-        "lr": config.train.lr,
-        "weight_decay": config.train.weight_decay,
-    }
-    if config.method.optimizer is OptimizerKind.ADAMW:
-        return torch.optim.AdamW(parameters, **arguments)
-    import bitsandbytes
-
-    paged = config.method.optimizer is OptimizerKind.PAGED_ADAMW8BIT
-    if paged and parameters[0].device.type != "cuda":
-        raise ConfigError(["method.optimizer: paged_adamw8bit needs a GPU; use adamw8bit"])
-    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
-        parameters, is_paged=paged, **arguments
-    )
-    return made
 
 
 def resume(desk: Desk, material: Material, store: Store, state: TrainingState) -> None:
@@ -319,7 +305,8 @@ def write_adapter(desk: Desk, adapted: Any) -> None:
     for leftover in (temporary, target):
         if leftover.exists():
             disk.remove_tree(leftover)
-    adapted.save_pretrained(str(temporary), save_embedding_layers=False)
+    temporary.mkdir()
+    methods.method_of(adapted).save(temporary)
     status = desk.heartbeat.status
     receipt = {
         "training": training_facts(desk.config, desk.inputs),

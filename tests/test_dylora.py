@@ -1,0 +1,189 @@
+"""One DyLoRA run trains every rank, and each can be cut out, compared and loaded by plain PEFT."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from rig import Rig, rig
+from test_methods import logits, plain_peft
+
+from trainer import methods
+from trainer.config import ConfigError
+from trainer.dylora import Dial, compare_ranks, draw_rank, mean_loss, ranks_to_compare
+from trainer.export import export, export_rank
+
+R = 8
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    """Return a finished DyLoRA training of ranks 1 to 8."""
+    made = rig(
+        tiny.make_run(
+            tmp_path_factory.mktemp("trained"),
+            rows=20,
+            method={"kind": "dylora", "r": R},
+            train={"steps": 16},
+        )
+    )
+    made.train(until=16)
+    return made
+
+
+def dial_of(made: Rig) -> Dial:
+    """Return the dial of a DyLoRA rig."""
+    dial = methods.method_of(made.bench.model)
+    assert isinstance(dial, Dial)
+    return dial
+
+
+def test_the_draw_depends_on_seed_and_step_and_covers_all_ranks() -> None:
+    """The same step draws the same rank; over many steps every rank comes about equally often."""
+    drawn = [draw_rank(0, step, R) for step in range(8000)]
+    counts = Counter(drawn)
+
+    assert drawn == [draw_rank(0, step, R) for step in range(8000)]
+    assert drawn != [draw_rank(1, step, R) for step in range(8000)]
+    assert sorted(counts) == list(range(1, R + 1))
+    assert max(counts.values()) < 1.2 * min(counts.values())
+
+
+def test_a_step_at_rank_b_has_the_gradient_of_a_lora_of_rank_b(tmp_path: Path) -> None:
+    """Columns and rows up to b get what a LoRA of rank b and equal alpha would give them."""
+    fields: dict[str, Any] = {"alpha": 16, "dropout": 0.0}
+    big = rig(tiny.make_run(tmp_path / "big", method={"kind": "dylora", "r": R, **fields}))
+    dial_of(big).drawn = 3
+    small = rig(tiny.make_run(tmp_path / "small", method={"kind": "lora", "r": 3, **fields}))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in big.state.parameters.items():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 10
+        cut = parameter.data[:3] if "lora_A" in name else parameter.data[:, :3]
+        small.state.parameters[name].data = cut.clone()
+    gradients = []
+    for made in (big, small):
+        made.bench.model.train()
+        loss = mean_loss_with_gradient(made)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients.append({n: p.grad for n, p in made.state.parameters.items()})
+
+    for name, found in gradients[0].items():
+        assert found is not None
+        inside, outside = (
+            (found[:3], found[3:]) if "lora_A" in name else (found[:, :3], found[:, 3:])
+        )
+        torch.testing.assert_close(inside, gradients[1][name], rtol=1e-4, atol=1e-6)
+        assert outside.abs().max() == 0
+
+
+def mean_loss_with_gradient(made: Rig) -> torch.Tensor:
+    """Return the loss of four rows."""
+    from trainer.data import collate
+    from trainer.supervised import supervised_loss
+
+    return supervised_loss(made.bench.model, collate(made.bench.examples[:4], 3))
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_every_rank_can_be_cut_out(trained: Rig, tmp_path: Path, rank: int) -> None:
+    """The exported adapter of rank b gives in plain PEFT what the model gives dialled to b."""
+    adapter = saved(trained, tmp_path)
+    done = export_rank(adapter, rank, tmp_path / "plain")
+    settings = json.loads((tmp_path / "plain" / "adapter_config.json").read_text())
+    loaded = plain_peft(trained, tmp_path / "plain")
+    with dial_of(trained).at(rank):
+        expected = logits(trained.bench.model, trained)
+
+    torch.testing.assert_close(logits(loaded, trained), expected, rtol=0, atol=1e-5)
+    assert (settings["r"], settings["lora_alpha"], done.rank) == (rank, 8, rank)
+
+
+def saved(made: Rig, directory: Path) -> Path:
+    """Write the adapter as the job would."""
+    adapter = directory / "adapter"
+    adapter.mkdir()
+    methods.method_of(made.bench.model).save(adapter)
+    return adapter
+
+
+def test_ranks_are_compared_without_disturbing_the_training(trained: Rig) -> None:
+    """The loss of every rank is that of a pass at this rank, and mode and rank are as before."""
+    rows = trained.bench.examples
+    beats: list[tuple[int, int]] = []
+    trained.bench.model.train()
+    found = compare_ranks(
+        trained.bench.model, rows, pad_id=3, portion=7, beat=lambda *at: beats.append(at)
+    )
+
+    assert trained.bench.model.training
+    assert dial_of(trained).chosen == R
+    assert list(found) == list(range(1, R + 1))
+    assert beats == [(done, R) for done in range(R)]
+    trained.bench.model.eval()
+    with dial_of(trained).at(2):
+        alone = mean_loss(trained.bench.model, rows, pad_id=3, portion=1)
+    assert found[2] == pytest.approx(alone, rel=1e-5)
+    assert len({round(loss, 6) for loss in found.values()}) == R
+
+
+def test_many_ranks_are_compared_at_powers_of_two() -> None:
+    """Beyond 16 ranks the table has the powers of two and r itself."""
+    assert ranks_to_compare(4) == (1, 2, 3, 4)
+    assert ranks_to_compare(48) == (1, 2, 4, 8, 16, 32, 48)
+    assert ranks_to_compare(64) == (1, 2, 4, 8, 16, 32, 64)
+
+
+def test_without_a_rank_the_best_one_is_exported(trained: Rig, tmp_path: Path) -> None:
+    """The rank of the lowest validation loss is taken, the smaller of equals; else r."""
+    dial = dial_of(trained)
+    dial.losses = {1: 0.9, 2: 0.5, 4: 0.5, 8: 0.6}
+    (tmp_path / "measured").mkdir()
+    measured = export(saved(trained, tmp_path / "measured"), tmp_path / "a")
+    dial.losses = None
+    (tmp_path / "blind").mkdir()
+    blind = export(saved(trained, tmp_path / "blind"), tmp_path / "b")
+
+    assert (measured.rank, blind.rank) == (2, R)
+
+
+def test_what_cannot_be_exported_is_said(trained: Rig, tmp_path: Path) -> None:
+    """A rank that is not there, an adapter of one rank, and an existing target are refused."""
+    adapter = saved(trained, tmp_path)
+    with pytest.raises(ConfigError, match="9 is not one of 1 to 8"):
+        export(adapter, tmp_path / "out", rank=9)
+    (adapter / "ranks.json").unlink()
+    with pytest.raises(ConfigError, match="rank 8 only"):
+        export(adapter, tmp_path / "out", rank=4)
+    with pytest.raises(ConfigError, match="exists already"):
+        export(adapter, adapter)
+    with pytest.raises(ConfigError, match="there is no adapter"):
+        export(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_whole_job_leaves_a_table_of_ranks_and_exports(tmp_path: Path) -> None:
+    """`train` writes adapter/ranks.json from the held-out rows; `export` writes the best rank."""
+    held_out = tiny.make_rows(tmp_path / "eval.jsonl", 6)
+    run = tiny.make_run(
+        tmp_path,
+        rows=12,
+        method={"kind": "qdylora", "r": 4},
+        data={"eval": str(held_out)},
+        train={"steps": 4},
+    )
+    done = tiny.run_trainer("train", run)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((run / "adapter" / "ranks.json").read_text())
+    exported = tiny.run_trainer("export", run)
+    settings = json.loads((run / "exported" / "adapter_config.json").read_text())
+
+    assert list(table["losses"]) == ["1", "2", "3", "4"]
+    assert "validation loss by rank: 1:" in done.stderr
+    assert exported.returncode == 0, exported.stderr
+    assert settings["r"] == table["best"]
+    assert f"rank {table['best']}," in exported.stdout

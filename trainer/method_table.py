@@ -1,0 +1,114 @@
+"""The table `method`: which parameters are trained, and how the frozen ones are kept."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class MethodKind(StrEnum):
+    """How the base is adapted; the kinds that begin with q keep it quantised."""
+
+    LORA = "lora"
+    QLORA = "qlora"
+    DORA = "dora"  # LoRA with the length of every row trained apart from its direction
+    QDORA = "qdora"
+    RSLORA = "rslora"  # LoRA scaled by alpha/sqrt(r), on any base
+    DYLORA = "dylora"  # every rank up to r in one run
+    QDYLORA = "qdylora"
+    NOLA = "nola"  # a combination of seeded random bases, on any base
+
+    @property
+    def quantised(self) -> bool | None:
+        """Whether the kind asks for a quantised base; None if it goes with any."""
+        if self in {MethodKind.RSLORA, MethodKind.NOLA}:
+            return None
+        return self.startswith("q")
+
+    @property
+    def dora(self) -> bool:
+        """Whether lengths are trained apart from directions."""
+        return self in {MethodKind.DORA, MethodKind.QDORA}
+
+    @property
+    def dylora(self) -> bool:
+        """Whether every rank up to r is trained."""
+        return self in {MethodKind.DYLORA, MethodKind.QDYLORA}
+
+
+class Quant(StrEnum):
+    """How the frozen weights are stored; `auto` is nf4 for the q kinds and none for the others."""
+
+    AUTO = "auto"
+    NF4 = "nf4"
+    FP4 = "fp4"
+    INT8 = "int8"
+    NONE = "none"
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether a weight takes four bits."""
+        return self in {Quant.NF4, Quant.FP4}
+
+
+class OptimizerKind(StrEnum):
+    """AdamW with 32-bit moments, with 8-bit ones, or with 8-bit ones that page to the host."""
+
+    ADAMW = "adamw"
+    ADAMW8BIT = "adamw8bit"
+    PAGED_ADAMW8BIT = "paged_adamw8bit"
+
+
+class MethodTable(BaseModel):
+    """Which parameters are trained, and how the frozen ones are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: MethodKind = Field(
+        default=MethodKind.QLORA,
+        description="lora, dora, rslora, dylora or nola; qlora, qdora, qdylora: quantised base.",
+    )
+    r: int = Field(default=8, ge=1, le=1024, description="Rank of the adapter.")
+    alpha: float = Field(
+        default=16, gt=0, description="Adapter scale; the update is alpha/r times B·A."
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in front of the adapter.")
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
+        default="all-linear", description="Every linear layer but the head, or names of layers."
+    )
+    quant: Quant = Field(default=Quant.AUTO, description="Storage of the frozen weights.")
+    double_quant: bool = Field(
+        default=True, description="Quantise the scales of 4-bit weights too: 4.13 bits, not 4.5."
+    )
+    optimizer: OptimizerKind = Field(default=OptimizerKind.ADAMW, description="Optimizer.")
+    bases: int | None = Field(
+        default=None, ge=1, le=65536, description="Random bases per matrix (nola only); 256."
+    )
+
+    @property
+    def storage(self) -> Quant:
+        """The storage of the frozen weights with `auto` resolved."""
+        if self.quant is not Quant.AUTO:
+            return self.quant
+        return Quant.NF4 if self.kind.quantised else Quant.NONE
+
+    @model_validator(mode="after")
+    def _kind_and_quant_agree(self) -> MethodTable:
+        quantised = self.storage is not Quant.NONE
+        if self.kind.quantised is not None and quantised != self.kind.quantised:
+            other = f"q{self.kind}" if quantised else self.kind.removeprefix("q")
+            raise ValueError(
+                f"`kind: {self.kind}` and `quant: {self.quant}` contradict each other: "
+                "the kinds that begin with q keep the base in nf4, fp4 or int8, "
+                f"the others keep it unquantised (none); did you mean `kind: {other}`?"
+            )
+        if self.kind is MethodKind.QDORA and self.storage is Quant.INT8:
+            raise ValueError(
+                "`kind: qdora` needs `quant: nf4` or `fp4`: PEFT's DoRA takes the scales of an "
+                "8-bit layer away before its first pass"
+            )
+        if self.bases is not None and self.kind is not MethodKind.NOLA:
+            raise ValueError(f"`bases` belongs to `kind: nola`; {self.kind} has none")
+        return self

@@ -1,0 +1,54 @@
+"""After a DyLoRA run: the loss of every rank on held-out rows, so that the rank is chosen by it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from trainer import dylora, methods
+from trainer.data import load_examples, padding_id
+from trainer.errors import Preempted
+from trainer.job import resolve
+from trainer.status import Phase
+
+if TYPE_CHECKING:
+    from trainer.stages import Desk, Material
+
+
+def compare(desk: Desk, material: Material, adapted: Any) -> None:
+    """Measure the ranks of a DyLoRA model on `data.eval`; of other models there is only one.
+
+    Raises:
+        Preempted: a notice came; the comparison is done again from the last checkpoint.
+        DataError: the held-out rows cannot be used.
+    """
+    dial = methods.method_of(adapted)
+    if not isinstance(dial, dylora.Dial):
+        return
+    config = desk.config
+    if config.data.eval is None:
+        desk.say(f"no rows in `data.eval` to choose a rank by: {dial.r} it is")
+        return
+    desk.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
+
+    def beat(done: int, total: int) -> None:
+        desk.heartbeat.update(message=f"compared {done} of {total} ranks")
+        if desk.flag.notice is not None:
+            raise Preempted
+
+    rows = load_examples(
+        config.data,
+        resolve(desk.run_dir, config.data.eval),
+        material.tokenizer,
+        max_length=config.train.max_length,
+        seq2seq=bool(adapted.config.is_encoder_decoder),
+    )
+    dial.losses = dylora.compare_ranks(
+        adapted,
+        rows.items,
+        pad_id=padding_id(material.tokenizer),
+        portion=config.train.batch_size,
+        beat=beat,
+    )
+    desk.heartbeat.update(message=None)
+    shown = ", ".join(f"{rank}: {loss:.4f}" for rank, loss in dial.losses.items())
+    desk.say(f"validation loss by rank: {shown}; best: {dial.best}")
