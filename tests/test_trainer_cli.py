@@ -55,7 +55,7 @@ def ended(
         ),
         ({"train": {"epochs": 2}}, ["`steps` and `epochs` both say how long"]),
         ({"method": {"kind": "lora", "quant": "nf4"}}, ["contradict each other"]),
-        ({"method": {"kind": "dora"}}, ["method.kind: Input should be 'lora' or 'qlora'"]),
+        ({"method": {"kind": "vera"}}, ["method.kind: Input should be 'lora', 'qlora', 'dora'"]),
         ({"checkpoint": {"every": "often"}}, ["checkpoint.every: "]),
         ({"eval": {"kind": "label", "labels": ["a"]}}, ["name a file in `data.eval`"]),
         ({"model": {"id": "../nowhere"}}, ["there is no directory"]),
