@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trainer import methods, nola
+from trainer import methods, nola, quantise
 from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTable
 from trainer.plan import ordinal
 from trainer.precision import Precision, choose_precision
@@ -91,7 +91,8 @@ def load_base(
     `prepare_model_for_kbit_training` would double the memory of the embeddings for no gain.
 
     Raises:
-        ConfigError: there is no such model, or it is not one that generates text.
+        ConfigError: there is no such model, it is not one that generates text, or none of its
+            layers can be quantised.
     """
     import transformers
 
@@ -112,10 +113,11 @@ def load_base(
             bnb_4bit_use_double_quant=method.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
-    with _readable_failure(source):
+    with _readable_failure(source), quantise.all_linears():
         base = family.from_pretrained(source.name, config=model_config, **arguments)
     base.requires_grad_(requires_grad=False)
     if method.storage is not Quant.NONE:
+        quantise.require_quantised(base)
         forbid_repacking(base)
     return base
 

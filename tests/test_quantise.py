@@ -1,0 +1,119 @@
+"""A base asked for in four or eight bits is in four or eight bits, or is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from rig import outcome, restored, rig, twin_of
+from transformers import FalconConfig, FalconForCausalLM
+from transformers.models.falcon.modeling_falcon import FalconLinear
+
+from trainer import quantise
+from trainer.config import ConfigError
+
+
+def make_falcon(directory: Path) -> Path:
+    """Write a random Falcon of 7B's kind: parallel branches, one key and value head, no biases."""
+    tiny.make_tokenizer().save_pretrained(str(directory))
+    torch.manual_seed(0)
+    FalconForCausalLM(
+        FalconConfig(
+            vocab_size=320, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+            multi_query=True, parallel_attn=True, bias=False, alibi=False,
+            bos_token_id=0, eos_token_id=1, max_position_embeddings=256,
+        )
+    ).save_pretrained(str(directory))  # fmt: skip
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ({"kind": "qlora"}, "Linear4bit"),
+        ({"kind": "qlora", "quant": "int8"}, "Linear8bitLt"),
+        ({"kind": "lora"}, "FalconLinear"),
+    ],
+)
+def test_every_layer_of_falcon_is_stored_as_asked(
+    tmp_path: Path, method: dict[str, Any], kind: str
+) -> None:
+    """All eight linear layers of Falcon's two blocks are quantised, and untouched without it."""
+    make_falcon(tmp_path / "model")
+    made = rig(tiny.make_run(tmp_path, rows=8, method=method))
+    blocks = made.bench.model.get_base_model().transformer.h
+    layers = [module.base_layer for module in blocks.modules() if hasattr(module, "base_layer")]
+
+    assert len(layers) == 8
+    assert {type(layer).__name__ for layer in layers} == {kind}
+
+
+def test_falcon_in_four_bits_learns_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """The loss of a quantised Falcon falls, and an interrupted run is the undisturbed one."""
+    make_falcon(tmp_path / "model")
+    whole = rig(tiny.make_run(tmp_path, rows=20, method={"kind": "qlora"}))
+    whole.train(until=12)
+    twin = twin_of(whole, tmp_path / "twin")
+    first = rig(twin)
+    first.train(until=5)
+    first.save()
+    second = restored(twin)
+    second.train(until=12)
+    losses = [record["loss"] for record in tiny.losses(whole.run_dir)]
+
+    assert outcome(whole) == outcome(second)
+    assert losses[-1] < losses[0]
+
+
+class Scaled(torch.nn.Linear):
+    """Computes something else than a linear layer."""
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        """Return twice of it."""
+        return 2 * super().forward(given)
+
+
+class Stateful(torch.nn.Linear):
+    """Computes a linear layer as long as nobody changes its mind."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.doubled = False
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        """Return it, or twice of it."""
+        return super().forward(given) * (2 if self.doubled else 1)
+
+
+class Grouped(torch.nn.Linear):
+    """Wants its vectors cut into groups."""
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        """Return each group's own product."""
+        return given.view(-1, 5, 7) @ self.weight
+
+
+def test_only_what_computes_a_linear_layer_becomes_one() -> None:
+    """A layer that scales, that has attributes of its own, or wants groups stays what it is."""
+    with torch.device("meta"):
+        odd: list[torch.nn.Module] = [Scaled(4, 4), Stateful(), Grouped(4, 4)]
+        model = torch.nn.ModuleList([FalconLinear(4, 2), FalconLinear(4, 2, bias=False), *odd])
+
+    assert quantise.simplify(model) == 2
+    assert [type(module) for module in model] == [torch.nn.Linear] * 2 + [
+        Scaled, Stateful, Grouped,
+    ]  # fmt: skip
+
+
+def test_a_base_of_which_nothing_can_be_quantised_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If no layer could be quantised, the run ends before training and names the layers."""
+    make_falcon(tmp_path / "model")
+    monkeypatch.setattr(quantise, "simplify", lambda _model: 0)
+
+    with pytest.raises(ConfigError, match=r"no layer of this FalconForCausalLM .*FalconLinear"):
+        rig(tiny.make_run(tmp_path, rows=8, method={"kind": "qlora"}))
