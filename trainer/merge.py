@@ -20,6 +20,9 @@ from typing import Any
 
 import torch
 
+from trainer.config import ConfigError
+from trainer.nola import FACTS, expand
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.index.json")
@@ -65,7 +68,7 @@ class Adapter:
 
 
 def read_adapter(directory: Path) -> Adapter:
-    """Read LoRA, rsLoRA and DoRA adapters in PEFT's format.
+    """Read LoRA, rsLoRA and DoRA adapters in PEFT's format, and NOLA's.
 
     Raises:
         CannotMergeError: it is of another kind, or holds something that is not understood.
@@ -74,7 +77,13 @@ def read_adapter(directory: Path) -> Adapter:
 
     try:
         config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(directory / "adapter_model.safetensors")
+        tensors = (
+            expand(directory)
+            if (directory / FACTS).is_file()
+            else load_file(directory / "adapter_model.safetensors")
+        )
+    except ConfigError as error:
+        raise CannotMergeError(str(error)) from error
     except FileNotFoundError as error:
         raise CannotMergeError(f"{directory} holds no adapter: no {error.filename}") from error
     if config.get("peft_type") != "LORA":
@@ -226,7 +235,9 @@ def _copy_the_rest(base: Path, adapter: Path, target: Path, dtype: torch.dtype |
     """Copy config and tokenizer; the adapter's own tokenizer files win, if it has any."""
     for source in (base, adapter):
         for path in sorted(source.iterdir()):
-            named = path.name.startswith(("adapter_", "README", "qft.json", "training_args"))
+            named = path.name.startswith(
+                ("adapter_", "README", "qft.json", "training_args", "nola.", "ranks.json")
+            )
             weights = any(path.match(pattern) for pattern in WEIGHTS)
             if path.is_file() and not named and (not weights or path.name == INDEX):
                 shutil.copyfile(path, target / path.name)

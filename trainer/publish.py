@@ -23,6 +23,7 @@ from trainer.config import ConfigError, TrainerConfig, load_config
 
 HUB = "https://huggingface.co"
 SENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+FACTS = "nola.json"  # of an adapter that needs us to be loaded
 NEVER_SENT = ("qft.json", "*optimizer*", "*rng*", ".*")
 
 
@@ -99,6 +100,11 @@ def publish(folder: Path, shelf: Shelf, *, text: str) -> str:
     files = [path for path in sorted(folder.iterdir()) if _is_sent(path)]
     if not any(path.suffix == ".safetensors" for path in files):
         raise CannotPublishError(f"{folder} holds no safetensors file: nothing to publish")
+    if (folder / FACTS).is_file():
+        raise CannotPublishError(
+            f"{folder} holds a NOLA adapter, which PEFT alone cannot load; write a plain one with "
+            "`python -m trainer export --run-dir DIR --out PLAIN` and publish that (--folder PLAIN)"
+        )
     api = HfApi(endpoint=shelf.endpoint, token=shelf.token)
     with ExitStack() as opened:
         # Another hub than the official one need not know its storage protocol; an open file makes

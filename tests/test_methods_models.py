@@ -1,0 +1,141 @@
+"""Phi, Falcon, LLaMA and T5 are adapted by the same code, and T5 goes through the same loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from rig import outcome, restored, rig, twin_of
+from test_methods import fresh_base, logits, plain_peft
+
+from trainer import methods
+from trainer import model as models
+from trainer.config import ConfigError, MethodTable
+from trainer.data import collate
+from trainer.export import export
+
+TARGETS = {
+    "phi": ["dense", "fc1", "fc2", "k_proj", "q_proj", "v_proj"],
+    "falcon": ["dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"],
+    "llama": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
+    "t5": ["k", "o", "q", "v", "wi", "wo"],
+    "flan-t5": ["k", "o", "q", "v", "wi_0", "wi_1", "wo"],
+}
+KINDS = ({"kind": "qlora"}, {"kind": "qdora"}, {"kind": "qdylora"}, {"kind": "nola", "bases": 16})
+
+
+def make(kind: str, directory: Path) -> Path:
+    """Write a random model of this architecture with the byte tokenizer of the tiny one."""
+    import transformers
+
+    tiny.make_tokenizer().save_pretrained(str(directory))
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 3, "vocab_size": 320}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config: Any
+    if kind == "phi":
+        config = transformers.PhiConfig(**sizes, **ends, intermediate_size=64)
+    elif kind == "falcon":
+        config = transformers.FalconConfig(**sizes, **ends, multi_query=True)
+    elif kind == "llama":
+        config = transformers.LlamaConfig(**sizes, **ends, intermediate_size=64)
+    else:
+        config = transformers.T5Config(
+            **ends, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+            decoder_start_token_id=3, tie_word_embeddings=kind == "t5",
+            feed_forward_proj="relu" if kind == "t5" else "gated-gelu",
+        )  # fmt: skip
+    torch.manual_seed(0)
+    family = (
+        transformers.AutoModelForSeq2SeqLM
+        if config.is_encoder_decoder
+        else transformers.AutoModelForCausalLM
+    )
+    family.from_config(config).save_pretrained(str(directory))
+    return directory
+
+
+@pytest.mark.parametrize("kind", sorted(TARGETS))
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_targets_are_found_by_looking(tmp_path: Path, kind: str, quant: str) -> None:
+    """All linear layers but the head are found, quantised or not; others are refused by name."""
+    make(kind, tmp_path / "model")
+    method = {"kind": "lora" if quant == "none" else "qlora", "quant": quant}
+    made = rig(tiny.make_run(tmp_path, rows=4, method=method))
+    base = fresh_base(made)
+    adapted = {
+        name.rsplit(".", 1)[-1]
+        for name, module in made.bench.model.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    wrong = MethodTable.model_validate({**method, "targets": ["Wqkv"]})
+
+    assert models.find_targets(base, MethodTable.model_validate(method)) == TARGETS[kind]
+    assert sorted(adapted) == TARGETS[kind]
+    with pytest.raises(ConfigError, match=f"called Wqkv; it has {', '.join(TARGETS[kind])}"):
+        models.find_targets(base, wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("t5", KINDS[0]), *(("flan-t5", method) for method in KINDS)]
+)
+def test_an_encoder_decoder_resumes_to_the_same_bits(
+    tmp_path: Path, kind: str, method: dict[str, Any]
+) -> None:
+    """T5 learns in the loop of the others, is stopped in the middle, and ends with equal bits."""
+    make(kind, tmp_path / "model")
+    run = tiny.make_run(
+        tmp_path, rows=12, method={"dropout": 0.1, **method}, train={"steps": 6, "micro_batch": 2}
+    )
+    whole = rig(run)
+    whole.train(until=6)
+    twin = twin_of(whole, tmp_path / "twin")
+    first = rig(twin)
+    first.train(until=3)
+    first.save()
+    second = restored(twin)
+    second.train(until=6)
+    record = tiny.losses(run)
+
+    assert outcome(whole) == outcome(second)
+    assert record[-1]["loss"] < record[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), list(zip(("phi", "falcon", "llama", "t5"), KINDS, strict=True))
+)
+def test_every_architecture_ends_in_plain_peft(
+    tmp_path: Path, kind: str, method: dict[str, Any]
+) -> None:
+    """After some steps the exported adapter gives in plain PEFT the logits of the model."""
+    make(kind, tmp_path / "model")
+    made = rig(tiny.make_run(tmp_path, rows=8, method=method, train={"steps": 3}))
+    made.train(until=3)
+    ours = methods.method_of(made.bench.model)
+    ours.settle()
+    (tmp_path / "adapter").mkdir()
+    ours.save(tmp_path / "adapter")
+    export(tmp_path / "adapter", tmp_path / "plain")
+    loaded = plain_peft(made, tmp_path / "plain")
+    expected = logits(made.bench.model, made)
+
+    torch.testing.assert_close(logits(loaded, made), expected, rtol=0, atol=1e-5)
+
+
+def test_t5_reads_no_padding(tmp_path: Path) -> None:
+    """A row's loss is the same alone and beside longer rows, in encoder and decoder."""
+    from trainer.supervised import supervised_loss
+
+    make("flan-t5", tmp_path / "model")
+    made = rig(tiny.make_run(tmp_path, rows=6, method={"dropout": 0.0}))
+    made.bench.model.eval()
+    with torch.no_grad():
+        alone = [
+            supervised_loss(made.bench.model, collate([row], 3)).item()
+            for row in made.bench.examples
+        ]
+        together = supervised_loss(made.bench.model, collate(made.bench.examples, 3)).item()
+
+    assert together == pytest.approx(sum(alone), rel=1e-5)

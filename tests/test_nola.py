@@ -1,0 +1,203 @@
+"""A NOLA file holds coefficients and a seed, and becomes the matrices that were trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from rig import Rig, rig
+from test_methods import logits
+
+from trainer import methods, nola
+from trainer.config import ConfigError
+from trainer.merge import merge
+from trainer.nola import Basis, expand
+
+BITS = (1 << 64) - 1
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Rig:
+    """Return a NOLA training that has not begun."""
+    return rig(tiny.make_run(tmp_path, method={"kind": "nola", "bases": 40, "dropout": 0.0}))
+
+
+def splitmix(key: int, at: int) -> int:
+    """Return 64 bits by the published algorithm, in Python's unbounded integers."""
+    bits = (at * 0x9E3779B97F4A7C15 + key) & BITS
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & BITS
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & BITS
+    return bits ^ (bits >> 31)
+
+
+def signs_of(key: int, number: int, size: int) -> Iterator[int]:
+    """Yield one basis, computed without torch."""
+    words = -(-size // 64)
+    for place in range(size):
+        word = splitmix(key, number * words + place // 64)
+        yield 1 if word >> (place % 64) & 1 else -1
+
+
+def test_bases_are_what_the_format_says() -> None:
+    """Every sign equals that of an independent implementation, so old files stay readable."""
+    basis, size = Basis(seed=5, count=3), 150
+    key = basis.key("model.layers.0.mlp.up_proj", "A")
+    for number in range(3):
+        one = torch.zeros(3)
+        one[number] = math.sqrt(3)
+
+        found = basis.combine(key, one, (size,))
+        assert list(signs_of(key, number, size)) == found.round().int().tolist()
+        assert found.abs().tolist() == pytest.approx([1.0] * size)
+
+
+def test_bases_look_random() -> None:
+    """Bases have mean zero and are almost orthogonal, within and across layers and sides."""
+    basis, size = Basis(seed=0, count=16), 4096
+    unit = torch.eye(16) * 4
+    rows = [
+        torch.stack([basis.combine(basis.key(name, side), one, (size,)) for one in unit])
+        for name in ("a", "b")
+        for side in "AB"
+    ]
+    products = torch.cat(rows) @ torch.cat(rows).T / size - torch.eye(64)
+
+    assert products.abs().max() < 6 / math.sqrt(size)
+    assert torch.cat(rows).mean(dim=1).abs().max() < 5 / math.sqrt(size)
+
+
+def test_few_at_a_time_give_the_same_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many bases are in memory at once changes no sign."""
+    basis = Basis(seed=0, count=33)
+    coefficients = torch.randn(33, generator=torch.Generator().manual_seed(0))
+    whole = basis.combine(7, coefficients, (4, 100))
+    gradient = basis.project(7, whole)
+    monkeypatch.setattr(nola, "CHUNK", 1)
+
+    torch.testing.assert_close(basis.combine(7, coefficients, (4, 100)), whole)
+    torch.testing.assert_close(basis.project(7, whole), gradient)
+
+
+def test_coefficients_get_the_gradient_of_the_sum(made: Rig) -> None:
+    """The gradient that reaches a coefficient is that of autograd through the written-out sum."""
+    from trainer.data import collate
+    from trainer.supervised import supervised_loss
+
+    for name, parameter in made.state.parameters.items():  # B is not zero from here on
+        generator = torch.Generator().manual_seed(len(name))
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 10
+    method = methods.method_of(made.bench.model)
+    inputs = collate(made.bench.examples[:4], 3)
+    method.begin(0)
+    torch.autograd.backward([supervised_loss(made.bench.model, inputs)])
+    method.gather()
+    prefix = "base_model.model.model.layers.1.mlp.up_proj"
+    layer = made.bench.model.get_submodule(prefix)
+    basis = Basis(seed=0, count=40)
+    key = basis.key("model.layers.1.mlp.up_proj", "B")
+    stack = torch.stack([basis.combine(key, one, (64, 4)) for one in torch.eye(40)])
+    free = layer.nola_B.detach().clone().requires_grad_()
+    matrix = layer.lora_B["default"]
+    del matrix.weight
+    matrix.weight = torch.tensordot(free, stack, dims=1)
+    torch.autograd.backward([supervised_loss(made.bench.model, inputs)])
+
+    torch.testing.assert_close(layer.nola_B.grad, free.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_training_begins_at_the_base_and_moves_as_lora_does(made: Rig, tmp_path: Path) -> None:
+    """The first B is zero, the first A has LoRA's spread, and one step moves B as far as LoRA's."""
+    plain = rig(tiny.make_run(tmp_path / "lora", method={"dropout": 0.0}))
+    layers = [
+        one.bench.model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+        for one in (made, plain)
+    ]
+    spreads = [layer.lora_A["default"].weight.std().item() for layer in layers]
+    firsts = [layer.lora_B["default"].weight.abs().max().item() for layer in layers]
+    for one in (made, plain):
+        one.train(until=1)
+        methods.method_of(one.bench.model).settle()
+    moves = [layer.lora_B["default"].weight.std().item() for layer in layers]
+
+    assert firsts == [0, 0]
+    assert spreads[0] == pytest.approx(spreads[1], rel=0.5)
+    assert moves[0] == pytest.approx(moves[1], rel=0.5)
+
+
+def test_only_coefficients_are_trained_and_saved(made: Rig, tmp_path: Path) -> None:
+    """Parameters, checkpoint and file hold 2 x 40 numbers per layer; the rest is a seed."""
+    made.train(until=2)
+    methods.method_of(made.bench.model).save(tmp_path)
+    sizes = {value.shape for value in made.state.snapshot({}).adapter.values()}
+    facts = json.loads((tmp_path / "nola.json").read_text())
+
+    assert sizes == {(40,)}
+    assert len(made.state.parameters) == 2 * 14
+    assert (tmp_path / "nola.safetensors").stat().st_size < 14 * 2 * 40 * 4 + 200
+    assert (facts["seed"], facts["bases"], len(facts["layers"])) == (0, 40, 14)
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+
+
+def test_a_step_that_was_given_up_leaves_no_gradient(made: Rig) -> None:
+    """Passes of an abandoned step are forgotten when the next one begins."""
+    from trainer.data import collate
+    from trainer.supervised import supervised_loss
+
+    method = methods.method_of(made.bench.model)
+    method.begin(0)
+    torch.autograd.backward([supervised_loss(made.bench.model, collate(made.bench.examples, 3))])
+    method.begin(0)
+    method.gather()
+
+    assert {parameter.grad for parameter in made.state.parameters.values()} == {None}
+
+
+def test_a_nola_adapter_merges(made: Rig, tmp_path: Path) -> None:
+    """The merged model computes what the base computes with the adapter."""
+    from transformers import AutoModelForCausalLM
+
+    made.train(until=3)
+    method = methods.method_of(made.bench.model)
+    method.settle()
+    (tmp_path / "adapter").mkdir()
+    method.save(tmp_path / "adapter")
+    base = made.run_dir.parent / "model"
+    merge(base, tmp_path / "adapter", tmp_path / "merged", dtype=None, say=lambda _text: None)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    expected = logits(made.bench.model, made)
+
+    torch.testing.assert_close(logits(merged, made), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("nola.json", "{}"),
+        ("nola.json", "["),
+        ("nola.json", '{"seed": 0, "bases": 41, "layers": []}'),
+        ("nola.safetensors", "nonsense"),
+        ("adapter_config.json", "{}"),
+    ],
+)
+def test_a_damaged_file_is_refused(made: Rig, tmp_path: Path, name: str, content: str) -> None:
+    """Files that are not whole, or not of one adapter, are refused with the directory's name."""
+    methods.method_of(made.bench.model).save(tmp_path)
+    (tmp_path / name).write_text(content)
+
+    with pytest.raises(ConfigError, match=r"NOLA|not of one adapter"):
+        expand(tmp_path)
+
+
+def test_a_nola_adapter_is_not_published_as_one_that_peft_loads(made: Rig, tmp_path: Path) -> None:
+    """Before a hub is asked anything, the way to a plain adapter is told."""
+    from trainer.publish import CannotPublishError, Shelf, publish
+
+    methods.method_of(made.bench.model).save(tmp_path)
+
+    with pytest.raises(CannotPublishError, match=r"python -m trainer export"):
+        publish(tmp_path, Shelf(repo="a/b", token="none"), text="")
