@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from commands.aloud import Aloud
 from commands.attach import follow
 from commands.config import LoadedConfig, load
 from commands.console import make_console
-from commands.errors import BY_CODE, CloudTrouble, Trouble, Usage
+from commands.errors import BY_CODE, CloudTrouble, Exit, Trouble, Usage
 from commands.forecast import forecast, forecast_line
 from commands.home import Busy, environment, pick_run, qft_home
 from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, Session, is_over, opened, reopen
+from infra.cost import Budget, worst_case_usd
 from infra.durable import write_json
 from infra.lifecycle import Goal
 from infra.provider import BadRequest, ProviderError
@@ -57,13 +59,22 @@ class Arrived:
         }
 
 
+class Refused(Trouble):
+    """The provider calls a request of ours wrong: our bug, told without a page of Python."""
+
+    exit_code = Exit.BUG
+
+
 def drive(order: Order) -> Arrived:
     """Bring a run to the goal. Raises a class of `commands.errors` if it cannot get there."""
     home = qft_home(environment())
     loaded = find_config(order.wanted, home)
     name = loaded.config.name
     simulated = loaded.config.vm.provider == "local"
-    console = make_console(simulated=simulated, plain=order.plain, clock=time.monotonic)
+    console = Aloud(
+        make_console(simulated=simulated, plain=order.plain, clock=time.monotonic),
+        most=_most(loaded),
+    )
     desk = Desk(
         loaded=loaded,
         home=home,
@@ -92,12 +103,20 @@ def drive(order: Order) -> Arrived:
         console.close()
         console.say("\n" + REATTACH.format(name=name))
         raise
-    except BadRequest:
-        raise
+    except BadRequest as error:
+        raise Refused(str(error), hint=error.hint) from error
     except ProviderError as error:
         raise CloudTrouble(str(error), hint=error.hint) from error
     finally:
         console.close()
+
+
+def _most(loaded: LoadedConfig) -> str:
+    """The most that the budget lets the run cost; empty if it has no limit."""
+    table = loaded.config.budget
+    budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
+    usd = worst_case_usd(budget, loaded.config.vm.max_price)
+    return "" if usd is None else f"${usd:.2f} (budget)"
 
 
 def find_config(wanted: str, home: Path) -> LoadedConfig:

@@ -225,7 +225,7 @@ def refusal(state: RunState, offer: Offer, policy: Policy, now_s: float) -> str:
 
 def _may_clear(state: RunState, offer: Offer, policy: Policy, now_s: float) -> bool:
     if offer.blocked_by:
-        return False
+        return offer.clears
     return not refusal(state, offer, policy, now_s).startswith("OverQuota")
 
 

@@ -179,6 +179,8 @@ class Offer:
     """When that price was true, ISO 8601 UTC."""
     blocked_by: str = ""
     """Why this offer cannot be taken now (quota, price above cap, restriction); empty if it can."""
+    clears: bool = False
+    """Whether what blocks it passes by itself, as a lack of capacity or a high price does."""
 
     @property
     def place(self) -> str:

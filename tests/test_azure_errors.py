@@ -221,11 +221,14 @@ def test_refusal_is_remembered_for_a_while(harness: AzureHarness) -> None:
         harness.provider().create(spec())
     want = Want(gpu="T4", regions=["eastus", "westus2"])
 
-    first = harness.provider().offers(want)[0]
-    harness.advance(601)
+    first, *others = harness.provider().offers(want)
+    harness.advance(3601)
     later = harness.provider().offers(want)[0]
 
     assert (first.region, later.region) == ("westus2", "eastus")
+    (full,) = [one for one in others if (one.region, one.size) == ("eastus", T4)]
+    assert full.clears
+    assert "asked again at" in full.blocked_by
 
 
 def test_regular_machine_is_removed(harness: AzureHarness) -> None:

@@ -147,10 +147,11 @@ def over_quota(fault: Fault, doing: str, family: str) -> OverQuota:
     have = "none at all" if limit == 0 else f"a limit of {limit}" if limit is not None else "less"
     ask = f"at least {needed}" if needed is not None else "more"
     return OverQuota(
-        f"cannot {doing}: the account's {family} quota{where} is too small; it has {have}",
+        f"cannot {doing}: the account's {family} quota{where} is too small; it has {have}; "
+        f"ask for {ask} at {link}",
         family=family,
         limit=limit,
-        hint=f"ask for {ask} of {family}{where} at {link}; free trials cannot ask",
+        hint="name regions with quota under `vm.regions` meanwhile; free trials cannot ask",
     )
 
 

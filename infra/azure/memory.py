@@ -11,7 +11,7 @@ from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, Provider
 from infra.when import utc
 
 TTL_S: dict[type[ProviderError], float] = {
-    NoCapacity: 600.0,  # a region that was full is free again after ten minutes in 28 of 100 cases
+    NoCapacity: 3600.0,  # karpenter backs off as long: what Azure lists as free often is not
     PriceAboveCap: 300.0,
     OverQuota: 3600.0,  # unless the usage list can be read: then it decides
 }
@@ -27,6 +27,16 @@ class Refusal:
     why: str
     at_s: float
     until_s: float
+
+    @property
+    def told(self) -> str:
+        """The refusal in words, with its time."""
+        return f"refused at {utc(self.at_s)}, asked again at {utc(self.until_s)}: {self.why}"
+
+    @property
+    def clears(self) -> bool:
+        """Whether it passes by itself; quota needs a human."""
+        return self.error != OverQuota.__name__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +75,8 @@ class Memory:
             return []
         return [one for one in known if one.until_s > self.clock()]
 
-    def why_not(self, size: str, region: str, *, quota_known: bool) -> str:
-        """Why that place is not worth asking now; empty if it is.
+    def against(self, size: str, region: str, *, quota_known: bool) -> Refusal | None:
+        """The refusal for which that place is not worth asking now; None if it is.
 
         The spot quota is one pool for a whole region, so its refusal counts for every size there.
         """
@@ -75,5 +85,5 @@ class Memory:
             if of_quota and quota_known:
                 continue
             if one.region == region and (of_quota or one.size.lower() == size.lower()):
-                return f"refused at {utc(one.at_s)}: {one.why}"
-        return ""
+                return one
+        return None

@@ -1,0 +1,52 @@
+"""Refusals and switches are told when they happen, not only in the journal or at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from commands.console import Console
+from infra.state import Failure
+from infra.supervisor import Report
+
+
+@dataclass
+class Aloud:
+    """A console that also says why the cloud refused a place, and what ends the bill from now on.
+
+    What an earlier process was told already is not said again.
+    """
+
+    console: Console
+    most: str = ""
+    """The most that the run can cost, in words; empty if nothing limits it."""
+    _told: set[Failure] | None = None
+    _guarded_s: float = field(default=0.0)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.say(text)
+
+    def report(self, report: Report) -> None:
+        """Tell what is new since the last report, then what is being done."""
+        failures = set(report.state.failures)
+        if self._told is None:
+            self._told, self._guarded_s = failures, report.state.guarded_s
+        for one in report.state.failures:
+            if one not in self._told:
+                self.say(f"refused: {one.size} in {one.place}: {one.error}: {one.message}")
+        self._told |= failures
+        if report.state.guarded_s > self._guarded_s:
+            self._guarded_s = report.state.guarded_s
+            for switch in report.state.switches:
+                self.say(f"ends the bill: {switch}")
+            if self.most:
+                self.say(f"worst case of the whole run: {self.most}")
+        self.console.report(report)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Show a transfer."""
+        self.console.progress(what, done, total)
+
+    def close(self) -> None:
+        """Let go of the terminal."""
+        self.console.close()

@@ -1,0 +1,273 @@
+"""Each refusal of Azure at the level of the user: the words, the exit code, and what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from arm import Fault, Weather
+from arm.desk import CommandLine, command_line
+from arm.harness import T4, azure
+from arm.market import ALLOCATION_TEXTS, QUOTA_LINK, SIZES
+from arm.replies import ArmError, Reply
+from runs import make_project
+from test_azure_errors import PRICE, RESERVED, quota_text
+
+from infra.journal import Kind
+
+DONE, BUG, CLOUD = 0, 1, 3
+VM_PATH = r"/virtualMachines/[^/]+$"
+GROUP_PATH = r"/resourcegroups/[^/]+$"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that may rent in two regions."""
+    made = make_project(
+        tmp_path_factory.mktemp("project"),
+        vm={"provider": "azure", "regions": ["eastus", "westus2"]},
+    )
+    return made.folder
+
+
+@pytest.fixture
+def desk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+    """A command line in that project, with a home and a cloud of its own."""
+    with (
+        azure(tmp_path / "unused") as harness,
+        command_line(folder, tmp_path / "home", harness, capsys) as desk,
+    ):
+        yield desk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One refusal of a machine, and what the user must read."""
+
+    code: str
+    status: int
+    message: str
+    told: tuple[str, ...]
+    exit_code: int = DONE
+
+
+def refuse(desk: CommandLine, case: Case, *, times: int = 1) -> None:
+    """Let the next machines be refused so."""
+    reply = Reply(status=case.status, body=ArmError(case.status, case.code, case.message).body)
+    desk.harness.cloud.faults.add(
+        Fault(weather=Weather.ANSWER, method="PUT", path=VM_PATH, reply=reply, times=times)
+    )
+
+
+NEXT_OFFER = [
+    Case(
+        code="OperationNotAllowed",
+        status=409,
+        message=quota_text("LowPriorityCores"),
+        told=("OverQuota", "LowPriorityCores", "none at all", "at least 4", QUOTA_LINK),
+    ),
+    Case(
+        code="OperationNotAllowed",
+        status=409,
+        message=quota_text("Standard NCASv3_T4 Family Cores", 3),
+        told=("OverQuota", "NCASv3_T4 Family", "a limit of 3", "at least 7", QUOTA_LINK),
+    ),
+    Case(
+        code="OperationNotAllowed",
+        status=409,
+        message=quota_text("Total Regional Cores", 2),
+        told=("OverQuota", "Total Regional Cores", "eastus", "a limit of 2", QUOTA_LINK),
+    ),
+    Case(
+        code="SkuNotAvailable",
+        status=409,
+        message="The requested VM size for resource 'x' is currently not available.",
+        told=("NoCapacity", "no spot capacity there now", "SkuNotAvailable"),
+    ),
+    Case(
+        code="SpotPriceGreaterThanProvidedMaxPrice",
+        status=409,
+        message=PRICE,
+        told=("PriceAboveCap", "cap of 0.05 USD/h", "price of now, 0.149 USD/h"),
+    ),
+    Case(
+        code="AzureSpotIsNotSupportedForThisVMSize",
+        status=400,
+        message="Azure Spot is not supported for this VM size.",
+        told=("NoCapacity", "not rented as spot"),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", NEXT_OFFER, ids=lambda case: case.message[:60] or case.code)
+def test_refused_place_is_told_and_the_next_offer_is_taken(desk: CommandLine, case: Case) -> None:
+    """`up` says why the first place refused, rents the next one, and ends well."""
+    refuse(desk, case)
+
+    said = desk.qft("up", "--plain")
+
+    assert said.code == DONE, said.err
+    (line,) = [one for one in said.err.splitlines() if "refused: " in one]
+    assert [word for word in case.told if word not in line] == []
+    assert "Traceback" not in said.err
+    (vm,) = desk.harness.cloud.machines()
+    assert (vm.location, vm.properties["hardwareProfile"]["vmSize"]) != ("eastus", T4)
+
+
+@pytest.mark.parametrize("code", sorted(ALLOCATION_TEXTS))
+def test_late_refusal_moves_on_after_the_card_is_free(desk: CommandLine, code: str) -> None:
+    """An accepted machine that fails is cleared away, reserved card and all, before the next."""
+    desk.harness.cloud.market.sold_out[T4.lower(), "eastus"] = code
+
+    said = desk.qft("up", "--plain")
+
+    assert said.code == DONE, said.err
+    assert f"refused: {T4} in eastus: NoCapacity" in said.err
+    assert code in said.err
+    assert {one.location for one in desk.harness.cloud.machines()} == {"westus2"}
+    assert {id_ for id_ in desk.harness.cloud.leftovers() if "eastus" in id_} == set()
+    assert "Traceback" not in said.err
+
+
+STOP = [
+    Case(
+        code="AzureSpotFeatureNotEnabledForSubscription",
+        status=409,
+        message="No.",
+        told=("may not use spot machines", "free trials"),
+        exit_code=CLOUD,
+    ),
+    Case(
+        code="AuthorizationFailed",
+        status=403,
+        message="The client 'x' does not have authorization.",
+        told=("lacks the right", "Contributor", "qft doctor"),
+        exit_code=CLOUD,
+    ),
+    *(
+        Case(code=code, status=409, message="No.", told=(code, word), exit_code=BUG)
+        for code, word in {
+            "MaxPriceValueInvalid": "`vm.max_price` is USD per hour",
+            "MaxPriceChangeNotAllowedForAllocatedVMs": "qft down",
+            "MaxPriceChangeNotAllowed": "qft down",
+            "MaxPriceIsSupportedOnlyForAzureSpotVirtualMachines": "vm.max_price",
+            "EvictionPolicyCanBeSetOnlyOnAzureSpotVirtualMachines": "bug of qft",
+            "VMPriorityCannotBeApplied": "bug of qft",
+            "AzureSpotVMNotSupportedInAvailabilitySet": "bug of qft",
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize("case", STOP, ids=lambda case: case.code)
+def test_what_only_a_human_can_mend_stops_at_once(desk: CommandLine, case: Case) -> None:
+    """`up` ends with the words and the hint, tries no other place, and leaves nothing."""
+    refuse(desk, case)
+
+    said = desk.qft("up", "--plain")
+
+    assert said.code == case.exit_code, said.err
+    assert [word for word in case.told if word not in said.err] == []
+    assert "hint: " in said.err
+    assert "Traceback" not in said.err
+    assert desk.harness.cloud.leftovers() == []
+    puts = [
+        r
+        for r in desk.harness.cloud.requests
+        if r.method == "PUT" and "/virtualMachines/" in r.path
+    ]
+    assert len(puts) == 1
+
+
+def test_quota_that_is_known_to_be_too_small_ends_before_anything_is_made(
+    desk: CommandLine,
+) -> None:
+    """Three vCPUs everywhere: exit 3, each region with its figures and the link, no group made."""
+    desk.harness.cloud.market.spot_cores = 3
+
+    said = desk.qft("up", "--plain")
+
+    assert said.code == CLOUD
+    for region in ("eastus", "westus2"):
+        assert f"of {region}: 0 of 3 vCPUs used, 4 needed; ask for more at https://" in said.err
+    assert "qft plan" in said.err
+    assert {r.method for r in desk.harness.cloud.requests if "graph" not in r.path.lower()} <= {
+        "GET",
+        "POST",
+    }
+    assert desk.harness.cloud.leftovers() == []
+
+
+def test_full_cloud_is_waited_for(desk: CommandLine) -> None:
+    """Nowhere any capacity: `up` says so and waits, and rents when some comes free."""
+    cloud = desk.harness.cloud
+    for size in SIZES:
+        for region in ("eastus", "westus2"):
+            cloud.market.sold_out[size, region] = "SkuNotAvailable"
+    cloud.world.after(2.5 * 3600, cloud.market.sold_out.clear)
+
+    said = desk.qft("up", "--plain")
+
+    assert said.code == DONE, said.err
+    assert "no offer can be taken now" in said.err
+    waited_h = (cloud.clock.now() - desk.events()[0].at_s) / 3600
+    assert 2.5 < waited_h < 4
+    refusals = [one for one in desk.events() if one.kind is Kind.CREATE_FAILED]
+    assert len(refusals) < 24  # six offers, each asked once an hour
+
+
+def test_unregistered_subscription_is_registered_on_the_way(desk: CommandLine) -> None:
+    """The first `up` of a subscription registers what it needs, and goes on."""
+    for namespace in desk.harness.cloud.world.providers:
+        desk.harness.cloud.world.providers[namespace] = "NotRegistered"
+
+    said = desk.qft("up", "--plain")
+
+    assert said.code == DONE, said.err
+    assert desk.harness.cloud.world.providers["microsoft.compute"] == "Registered"
+
+
+def test_registering_that_is_forbidden_names_the_command(desk: CommandLine) -> None:
+    """Without the right to register, the reader gets the command for whoever has it."""
+    case = Case(
+        code="MissingSubscriptionRegistration",
+        status=409,
+        message="The subscription is not registered to use namespace 'Microsoft.Compute'.",
+        told=(),
+    )
+    refuse(desk, case, times=9)
+
+    said = desk.qft("up", "--plain")
+
+    assert said.code == CLOUD
+    assert "az provider register --wait --namespace Microsoft.Compute" in said.err
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("NicReservedForAnotherVm", RESERVED),
+        ("PublicIPAddressCannotBeDeleted", "Public IP address x can not be deleted: in use."),
+        ("InUseSubnetCannotBeDeleted", "Subnet x is in use."),
+        ("InUseNetworkSecurityGroupCannotBeDeleted", "Network security group x is in use."),
+    ],
+)
+def test_part_that_is_in_use_still_is_waited_for(
+    desk: CommandLine, code: str, message: str
+) -> None:
+    """`down --delete` meets parts that cannot go yet, comes back, and leaves nothing."""
+    assert desk.qft("up", "--plain").code == DONE
+    reply = Reply(status=400, body=ArmError(400, code, message).body)
+    desk.harness.cloud.faults.add(
+        Fault(weather=Weather.ANSWER, method="DELETE", path=GROUP_PATH, reply=reply, times=2)
+    )
+
+    said = desk.qft("down", "--delete")
+
+    assert said.code == DONE, said.err
+    assert "Traceback" not in said.err
+    assert desk.harness.cloud.leftovers() == []
+    assert desk.harness.cloud.ledger.billing() == []
