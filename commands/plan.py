@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from commands.errors import CloudTrouble
 from commands.forecast import forecast, forecast_line
 from commands.home import environment, qft_home
 from infra.catalog import resolve_gpu
-from infra.cost import Budget, worst_case_usd
-from infra.provider import Offer, ProviderError
+from infra.cost import Budget, seconds_left, worst_case_usd
+from infra.provider import Foreseeing, Offer, Provider, ProviderError, Switch, Want
+from infra.state import RunState
+from infra.supervisor import LIMIT_S_MAX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class PlanPage:
     """Memory and time as `trainer.memory` foretells them; None if the model's sizes are unknown."""
     note: str = ""
     """What the catalog says about the name of the GPU."""
+    switches: tuple[Switch, ...] = ()
+    """What can be expected to end the bill when everything of ours is dead."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -43,6 +48,10 @@ class PlanPage:
             "simulated": self.simulated,
             "note": self.note or None,
             "forecast": self.forecast,
+            "switches": [
+                {"name": one.name, "holds": one.holds, "detail": one.detail}
+                for one in self.switches
+            ],
             "offers": [asdict(offer) for offer in self.offers],
         }
 
@@ -66,6 +75,7 @@ class PlanPage:
             f"budget: {_budget_line(self.budget)}",
             f"worst case: {worst or f'${self.worst_case_usd:.2f}'}"
             + (" (simulated, nobody is charged)" if self.simulated else ""),
+            *(_switch_line(switch) for switch in self.switches),
             "nothing was created; `qft run` goes ahead",
         ]
         return said
@@ -77,12 +87,13 @@ def make_plan(wanted: str) -> PlanPage:
     loaded = find_config(wanted, home)
     check_files(loaded)
     vm, table = loaded.config.vm, loaded.config.budget
-    provider = wire.make_provider(vm, home)
+    budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
+    provider, want = wire.make_provider(vm, home), wire.want(vm)
     try:
-        offers = tuple(provider.offers(wire.want(vm)))
+        offers = tuple(provider.offers(want))
+        switches = _foreseen(provider, want, budget)
     except ProviderError as error:
         raise CloudTrouble(str(error), hint=error.hint) from error
-    budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
     return PlanPage(
         run=loaded.config.name,
         provider=provider.name,
@@ -93,7 +104,24 @@ def make_plan(wanted: str) -> PlanPage:
         simulated=provider.traits.simulated_prices,
         forecast=forecast(loaded),
         note=resolve_gpu(vm.gpu).note if vm.gpu else "",
+        switches=switches,
     )
+
+
+def _foreseen(provider: Provider, want: Want, budget: Budget) -> tuple[Switch, ...]:
+    """The switches of a machine that would be rented now and run until the budget's end."""
+    if not isinstance(provider, Foreseeing):
+        return ()
+    now_s = time.time()
+    left_s = seconds_left(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
+    until_s = now_s + (LIMIT_S_MAX if left_s is None else left_s)
+    return tuple(provider.foresee(want, until_s=until_s))
+
+
+def _switch_line(switch: Switch) -> str:
+    """Whether it holds comes first, for a reader in a hurry."""
+    word = "will end the bill" if switch.holds else "will NOT end the bill"
+    return f"{word}: {switch.name}: {switch.detail}"
 
 
 def _mark(offer: Offer, offers: tuple[Offer, ...]) -> str:

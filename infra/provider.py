@@ -129,6 +129,18 @@ class Guarding(Protocol):
         ...
 
 
+@runtime_checkable
+class Foreseeing(Protocol):
+    """An extra power that some providers have: to tell beforehand which switches will hold."""
+
+    def foresee(self, want: Want, *, until_s: float) -> Sequence[Switch]:
+        """What `protect` can be expected to set for such a machine; changes nothing, never raises.
+
+        `until_s` is the limit in seconds since 1970.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """How one provider differs from another."""

@@ -91,6 +91,11 @@ class AzureProvider:
         """
         return Watchdog(account=self.account, looking=self._looking).protect(vm, until_s=until_s)
 
+    def foresee(self, want: Want, *, until_s: float) -> list[Protection]:
+        """Which of those switches this account will be able to set; changes nothing."""
+        watchdog = Watchdog(account=self.account, looking=self._looking)
+        return watchdog.foresee(want.max_price_usd_per_h, until_s=until_s)
+
     def checks(self, want: Want) -> list[Check]:
         """What `qft doctor` tells of this account, in the order of mending; changes nothing."""
         size = next(one for one in sizes(gpu=want.gpu) if one.gpu_count == 1)

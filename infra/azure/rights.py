@@ -19,6 +19,7 @@ RENT = (
     "Microsoft.Network/networkInterfaces/write",
 )
 ASSIGN = "Microsoft.Authorization/roleAssignments/write"
+SCHEDULE = "Microsoft.DevTestLab/schedules/write"
 
 
 def permissions(account: Account) -> list[dict[str, Any]]:

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import math
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from infra.azure.account import Account
 from infra.azure.looking import Looking
 from infra.azure.naming import RUN, SCHEDULE, Names, names_of
+from infra.azure.offers import ADDRESS_USD_PER_H, DISK_USD_PER_GB_H
 from infra.azure.registration import ensure_registered
+from infra.azure.rights import ASSIGN, allowed, permissions
+from infra.azure.rights import SCHEDULE as SCHEDULE_RIGHT
 from infra.provider import BadRequest, ProviderError, Vm
 from infra.when import utc
 
@@ -28,6 +31,8 @@ LEAD_S = 30 * 60.0
 """A schedule set less than half an hour ahead may first strike a day later."""
 AHEAD_S_MAX = 23 * 3600.0
 """A schedule strikes every day, so it cannot wait longer than one."""
+DISK_GB = 128
+"""The disk of a machine unless `vm.disk_gb` says otherwise."""
 ACTION = "Microsoft.Compute/virtualMachines/deallocate/action"
 
 
@@ -58,13 +63,38 @@ class Watchdog:
         """
         names = names_of(vm, self.account.settings.subscription_id)
         answer = self.looking.get(names)
-        found = [_cap_of(answer)]
-        strike_s = next_strike_s(self.account.clock(), until_s)
-        found.append(
-            self._guarded("auto-shutdown", lambda: self._schedule(names, answer, strike_s))
-        )
-        found.append(self._guarded("self-release", lambda: self._role(vm, names, answer)))
-        return found
+        now_s = self.account.clock()
+        strike_s = next_strike_s(now_s, until_s)
+        found = [
+            _cap_of(answer),
+            self._guarded("auto-shutdown", lambda: self._schedule(names, answer, strike_s)),
+            self._guarded("self-release", lambda: self._role(vm, names, answer)),
+        ]
+        return _with_worst_case(found, now_s=now_s, cap=_cap(answer), disk_gb=_disk_gb(answer))
+
+    def foresee(self, cap_usd_per_h: float | None, *, until_s: float) -> list[Protection]:
+        """Which switches this account will be able to set, from its rights alone; changes nothing.
+
+        Rights that cannot be read count as missing, with the reason; never raises.
+        """
+        now_s = self.account.clock()
+        strike_s = next_strike_s(now_s, until_s)
+        cap = cap_usd_per_h or 0.0
+        found = [_cap_of({"properties": {"billingProfile": {"maxPrice": cap or -1}}})]
+        try:
+            self.account.names("-", 1)  # a subscription must be chosen
+            granted = permissions(self.account)
+        except ProviderError as error:
+            told = f"not known: {error}"
+            names = ("auto-shutdown", "self-release")
+            return [*found, *(Protection(name=n, holds=False, detail=told) for n in names)]
+        found += [
+            _expected_schedule(strike_s, holds=allowed(granted, SCHEDULE_RIGHT)),
+            _expected_release(
+                holds=allowed(granted, ASSIGN) and self.account.settings.self_release
+            ),
+        ]
+        return _with_worst_case(found, now_s=now_s, cap=cap, disk_gb=DISK_GB)
 
     @staticmethod
     def _guarded(name: str, switch: Any) -> Protection:
@@ -180,9 +210,44 @@ def assignment_id(vm_id: str, principal: str) -> str:
     return f"{vm_id}/providers/Microsoft.Authorization/roleAssignments/{name}"
 
 
-def _cap_of(answer: dict[str, Any]) -> Protection:
+def _cap(answer: dict[str, Any]) -> float:
+    """The cap of a machine, USD per hour; -1 for none."""
     profile = (answer.get("properties") or {}).get("billingProfile") or {}
-    cap = float(profile.get("maxPrice") or -1)
+    return float(profile.get("maxPrice") or -1)
+
+
+def _disk_gb(answer: dict[str, Any]) -> int:
+    """The size of its disk; Azure leaves it out of a machine that is deallocated."""
+    storage = (answer.get("properties") or {}).get("storageProfile") or {}
+    return int((storage.get("osDisk") or {}).get("diskSizeGB") or DISK_GB)
+
+
+def _expected_schedule(strike_s: float, *, holds: bool) -> Protection:
+    if not holds:
+        return Protection(
+            name="auto-shutdown",
+            holds=False,
+            detail="the account may not make schedules",
+            hint="ask for `Contributor` on the subscription",
+        )
+    told = f"Azure will deallocate the machine at {utc(strike_s)} unless that is renewed"
+    return Protection(name="auto-shutdown", holds=True, detail=told, stops_at_s=strike_s)
+
+
+def _expected_release(*, holds: bool) -> Protection:
+    if holds:
+        told = "the machine will be allowed to deallocate itself, and nothing else"
+        return Protection(name="self-release", holds=True, detail=told)
+    return Protection(
+        name="self-release",
+        holds=False,
+        detail="the account may not let machines deallocate themselves",
+        hint="ask for `Role Based Access Control Administrator`",
+    )
+
+
+def _cap_of(answer: dict[str, Any]) -> Protection:
+    cap = _cap(answer)
     if cap > 0:
         told = f"Azure evicts the machine before it costs more than {cap} USD/h"
         return Protection(name="price cap", holds=True, detail=told)
@@ -203,6 +268,28 @@ class WorstCase:
     idle_usd_per_day: float
     """Disk and address, from then on, until `qft down --delete`."""
     why: str
+
+    @property
+    def told(self) -> str:
+        """The sum in words."""
+        return (
+            f"at most ${self.compute_usd:.2f} of compute ({self.why}), then "
+            f"${self.idle_usd_per_day:.2f} a day for disk and address until `qft down --delete`"
+        )
+
+
+def _with_worst_case(
+    found: list[Protection], *, now_s: float, cap: float, disk_gb: int
+) -> list[Protection]:
+    """The switches, each that names a time with the bill that it leaves possible."""
+    if cap <= 0:
+        return found
+    idle = disk_gb * DISK_USD_PER_GB_H + ADDRESS_USD_PER_H
+    worst = worst_case(found, now_s=now_s, cap_usd_per_h=cap, idle_usd_per_h=idle)
+    return [
+        replace(one, detail=f"{one.detail}: {worst.told}") if one.stops_at_s is not None else one
+        for one in found
+    ]
 
 
 def worst_case(

@@ -15,7 +15,7 @@ import pytest
 
 import cli
 from arm.harness import AzureHarness
-from commands import session, wire
+from commands import plan, session, wire
 from infra.journal import Event, read
 from infra.lifecycle import JobPhase, JobView
 from infra.provider import Vm
@@ -79,6 +79,7 @@ def command_line(
             wire, "_azure", lambda _vm, where: harness.provider(state_dir=where / "azure")
         ),
         mock.patch.object(session, "time", clock),
+        mock.patch.object(plan, "time", clock),
         mock.patch.object(session, "make_workload", return_value=Obedient(harness)),
         pytest.MonkeyPatch.context() as patch,
     ):

@@ -1,0 +1,124 @@
+"""`qft plan` on Azure answers in seconds, shows what a choice needs, and creates nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from arm import Cloud, Fault, Weather
+from arm.desk import CommandLine, command_line
+from arm.harness import T4, azure
+from runs import Project, json_of, make_project
+
+REGIONS = ["eastus", "westus2", "westus3"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with three regions."""
+    return make_project(
+        tmp_path_factory.mktemp("plan"),
+        vm={"provider": "azure", "regions": REGIONS},
+        budget={"hours": 4, "usd": None},
+    )
+
+
+@pytest.fixture
+def desk(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[CommandLine]:
+    """A command line in that project, with a cloud of its own."""
+    with (
+        azure(tmp_path / "unused") as harness,
+        command_line(project.folder, tmp_path / "home", harness, capsys) as desk,
+    ):
+        yield desk
+
+
+def test_plan_tells_everything_in_three_seconds_and_only_reads(project: Project) -> None:
+    """The whole program, from its start to its end: offers in order, switches, the worst case.
+
+    The first plan of a computer may also fetch what it then keeps on disk; the second is timed,
+    by its own work, because this computer may be busy with other tests.
+    """
+    with Cloud(pace=1.0) as cloud, mock.patch.dict(os.environ, cloud.environment()):
+        cloud.market.bands[T4.lower(), "eastus"] = "0-5"
+        cloud.market.restricted.add((T4.lower(), "westus3"))
+        project.qft("plan", "--json")
+        before = os.times()
+
+        done = project.qft("plan", "--json")
+
+        after = os.times()
+        worked_s = after.children_user + after.children_system
+        worked_s -= before.children_user + before.children_system
+        asked = {r.method for r in cloud.requests if "oauth2" not in r.path.lower()}
+        posted = [r.path.lower() for r in cloud.requests if r.method == "POST"]
+        assert cloud.leftovers() == []
+    assert done.returncode == 0, done.stderr
+    assert worked_s < 2.5, f"{worked_s:.1f} s"
+    assert asked <= {"GET", "POST"}
+    reads = ("oauth2", "resourcegraph", "placementscores")
+    assert [path for path in posted if not any(word in path for word in reads)] == []
+    page = json_of(done)
+    first, *others = page["offers"]
+    assert (first["size"], first["region"], first["eviction_band"]) == (T4, "eastus", "0-5")
+    assert first["spot_usd_per_h"] == 0.149174
+    assert first["priced_at"]
+    assert first["quota_left"] == 25
+    blocked = [bool(one["blocked_by"]) for one in others]
+    assert blocked == sorted(blocked)
+    assert any("closed to this subscription" in one["blocked_by"] for one in others)
+    assert page["worst_case_usd"] == 1.0
+    assert {one["name"]: one["holds"] for one in page["switches"]} == {
+        "price cap": True,
+        "auto-shutdown": True,
+        "self-release": True,
+    }
+
+
+def test_plan_waits_three_seconds_at_most_for_slow_sources(desk: CommandLine) -> None:
+    """With the list of sizes taking longer than anybody waits, the page still comes in time."""
+    desk.qft("plan")  # the SDK's own first use
+    desk.harness.cloud.faults.add(Fault(weather=Weather.SLOW, path="/skus$", times=9, slow_s=6))
+    (desk.home / "azure" / "sizes" / "eastus.json").unlink()
+    began = time.monotonic()
+
+    said = desk.qft("plan", "--json")
+
+    assert time.monotonic() - began < 3.5  # the 2.5 s of waiting, and some for a busy computer
+    assert said.code == 0, said.err
+
+
+def test_plan_says_which_switch_will_not_hold(desk: CommandLine) -> None:
+    """A Contributor reads that the machine cannot release itself, and what the rest comes to."""
+    desk.harness.cloud.world.may_assign = False
+
+    said = desk.qft("plan")
+
+    assert said.code == 0, said.err
+    assert "will NOT end the bill: self-release" in said.out
+    assert "will end the bill: auto-shutdown" in said.out
+    assert "then $0.44 a day for disk and address" in said.out
+    assert "at most $1.00 of compute (4.0 h at 0.25 USD/h until" in said.out
+    assert "worst case: $1.00" in said.out
+
+
+def test_up_says_which_switches_hold_and_what_they_leave_possible(desk: CommandLine) -> None:
+    """After renting, each switch that was set is told with the bill that it leaves possible."""
+    desk.harness.cloud.world.may_assign = False
+
+    said = desk.qft("up", "--plain")
+    shown = desk.qft("status", "tiny")
+
+    assert said.code == 0, said.err
+    assert "ends the bill: price cap: Azure evicts the machine before" in said.err
+    assert "ends the bill: auto-shutdown: Azure deallocates the machine at" in said.err
+    assert "at most $1.00 of compute (4.0 h at 0.25 USD/h until" in said.err
+    assert "self-release" not in said.err
+    assert "worst case of the whole run: $1.00 (budget)" in said.err
+    assert "auto-shutdown: Azure deallocates" in shown.out
