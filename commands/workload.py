@@ -154,6 +154,8 @@ class SshWorkload:
         band = setting.eviction_band()
         if band:
             argv += ["--eviction-band", band]
+        if vm.price_usd_per_h:
+            argv += ["--price-usd-per-h", str(vm.price_usd_per_h)]
         for key in setting.allow_change:
             argv += ["--allow-change", key]
         with self._translated():

@@ -63,6 +63,10 @@ def parser() -> argparse.ArgumentParser:
         "--eviction-band", type=EvictionBand, choices=list(EvictionBand), metavar="BAND",
         help="evictions per hour in percent: 0-5, 5-10, 10-15, 15-20 or 20+",
     )  # fmt: skip
+    train.add_argument(
+        "--price-usd-per-h", type=float, default=0.0, metavar="USD",
+        help="what the machine costs, for the cost so far in every checkpoint",
+    )  # fmt: skip
     train.set_defaults(run=run_train)
 
     score = commands.add_parser("eval", help="score the base, or an adapter, on the held-out rows")
@@ -95,6 +99,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             metadata_url=arguments.metadata_url,
             allow_change=tuple(arguments.allow_change),
             band=arguments.eviction_band,
+            price_usd_per_h=arguments.price_usd_per_h,
         ),
         say,
     )

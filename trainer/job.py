@@ -38,6 +38,7 @@ class Order:
     metadata_url: str | None = None
     allow_change: tuple[str, ...] = ()
     band: EvictionBand | None = None
+    price_usd_per_h: float = 0.0
 
 
 def run_job(order: Order, say: Callable[[str], None]) -> None:

@@ -53,6 +53,7 @@ class Bench:
     max_grad_norm: float
     flag: Flag
     say: Callable[[str], None]
+    price_usd_per_h: float = 0.0
 
 
 class Watcher(Protocol):
@@ -78,6 +79,7 @@ def train(bench: Bench, state: TrainingState, watcher: Watcher, *, until: int) -
         counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if result.skipped else 0
         seconds = time.perf_counter() - began_s
         counters.train_s += seconds
+        counters.usd += seconds * bench.price_usd_per_h / 3600
         watcher.after_step(
             {
                 "step": counters.step,

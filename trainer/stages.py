@@ -222,6 +222,7 @@ def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, Trainin
         max_grad_norm=table.max_grad_norm,
         flag=desk.flag,
         say=desk.say,
+        price_usd_per_h=desk.order.price_usd_per_h,
     )
     return bench, state
 

@@ -30,6 +30,7 @@ class Counters:
     skipped_in_a_row: int = 0
     micro_batch: int = 0  # sequences per forward pass; shrinks if memory runs out
     train_s: float = 0.0  # time spent in steps that survived
+    usd: float = 0.0  # what those seconds cost at the price the machine was rented at
     resumes: int = 0
     redone_steps: int = 0
     inexact_from: int | None = None  # first step computed on other hardware or versions
@@ -173,7 +174,7 @@ def _read_counters(snapshot: Snapshot) -> Counters:
         raise Damaged("its counters are missing or foreign")
     numbers = {k: v for k, v in raw.items() if not (k == "inexact_from" and v is None)}
     for name, value in numbers.items():
-        kinds = (int, float) if name == "train_s" else (int,)
+        kinds = (int, float) if name in {"train_s", "usd"} else (int,)
         if isinstance(value, bool) or not isinstance(value, kinds) or not value >= 0:
             raise Damaged(f"its counter {name} is {json.dumps(value)[:40]}")
     counters = Counters(**raw)
