@@ -1,0 +1,230 @@
+"""No setting is read by nothing: changing any field of the trainer's config changes what happens.
+
+Every field has a case: settings around it, another value, and who looks. A new field without a case
+fails the test; so does one whose value makes no difference to what is seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from accelerate.state import AcceleratorState
+from pydantic import BaseModel
+from rig import outcome, rig
+
+from trainer import config as tables
+from trainer import model as models
+from trainer.cadence import choose_cadence
+from trainer.config import ConfigError, load_config
+from trainer.job import Order, run_job
+from trainer.rescore import rescore
+from trainer.rows import DataError
+
+Tables = Mapping[str, Mapping[str, Any]]
+LABEL: Tables = {
+    "eval": {"kind": "label", "labels": list(tiny.MOODS)},
+    "data": {"eval": "eval.jsonl"},
+}
+EPOCHS: Tables = {"train": {"steps": None, "epochs": 1}}
+NOLA: Tables = {"method": {"kind": "nola"}}
+AUTO: Tables = {"checkpoint": {"every": "auto"}}
+TALK: Mapping[str, Any] = {"messages": "talk", "prompt": "", "completion": ""}
+HUB: Tables = {"model": {"id": "somebody/something"}}
+
+
+def learning(run: Path) -> object:
+    """Two steps: the log, adapter, moments, plan, portions, recomputation and threads."""
+    made = rig(run)
+    made.train(until=2)
+    base = made.bench.model.get_base_model()
+    return (
+        outcome(made),
+        made.bench.plan.steps,
+        made.state.counters.micro_batch,
+        base.is_activation_checkpointing,
+        torch.get_num_threads(),
+    )
+
+
+def scores(run: Path) -> object:
+    """What the base scores on the held-out rows, with intervals and baselines."""
+    found = rescore(run, None, beat=lambda _done, _total: None)
+    return {key: value for key, value in found.items() if "seconds" not in key}
+
+
+def source(run: Path) -> object:
+    """What a hub would be asked for."""
+    return models.find_source(load_config(run / "config.json").model, run)
+
+
+def rhythm(run: Path) -> object:
+    """When the state would be saved if a save took ten seconds."""
+    return choose_cadence(load_config(run / "config.json").checkpoint, band=None, save_s=10.0)
+
+
+def kept(run: Path) -> object:
+    """How many checkpoints a whole job leaves behind."""
+    run_job(Order(run_dir=run), lambda _text: None)
+    return len(list((run / "checkpoints").iterdir()))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings around a field, what is set in its table instead, and who looks."""
+
+    change: Mapping[str, Any]
+    see: Callable[[Path], object] = learning
+    around: Tables = field(default_factory=dict)
+
+
+CASES: Mapping[str, Case] = {
+    "model.id": Case({"id": "other"}),
+    "model.revision": Case({"revision": "v2"}, source, HUB),
+    "model.trust_remote_code": Case({"trust_remote_code": True}, source, HUB),
+    "method.kind": Case({"kind": "dora"}),
+    "method.r": Case({"r": 2}),
+    "method.alpha": Case({"alpha": 2}),
+    "method.dropout": Case({"dropout": 0.5}),
+    "method.targets": Case({"targets": ["q_proj"]}),
+    "method.quant": Case({"quant": "nf4"}, around={"method": {"kind": "rslora"}}),
+    "method.double_quant": Case({"double_quant": False}, around={"method": {"kind": "qlora"}}),
+    "method.optimizer": Case({"optimizer": "adamw8bit"}),
+    "method.bases": Case({"bases": 7}, around=NOLA),
+    "data.train": Case({"train": "eval.jsonl"}),
+    "data.eval": Case({"eval": "train.jsonl"}, scores, LABEL),
+    "data.prompt": Case({"prompt": "{text} is "}),
+    "data.completion": Case({"completion": "{mood}!"}),
+    "data.messages": Case(TALK),
+    "data.chat": Case({"chat": "markers"}, around={"data": TALK}),
+    "data.loss_on": Case({"loss_on": "all"}),
+    "train.steps": Case({"steps": 9}),
+    "train.epochs": Case({"epochs": 2}, around=EPOCHS),
+    "train.batch_size": Case({"batch_size": 3}),
+    "train.micro_batch": Case({"micro_batch": 1}),
+    "train.lr": Case({"lr": 1e-3}),
+    "train.warmup": Case({"warmup": 3}),
+    "train.schedule": Case({"schedule": "constant"}),
+    "train.weight_decay": Case({"weight_decay": 0.5}),
+    "train.max_grad_norm": Case({"max_grad_norm": 0.01}),
+    "train.max_length": Case({"max_length": 24}),
+    "train.gradient_checkpointing": Case({"gradient_checkpointing": True}),
+    "train.precision": Case({"precision": "bf16"}),
+    "train.seed": Case({"seed": 1}),
+    "train.group_by_length": Case({"group_by_length": False}),
+    "train.threads": Case({"threads": 2}),
+    "checkpoint.every": Case({"every": "10min"}, rhythm),
+    "checkpoint.keep": Case(
+        {"keep": 3}, kept, {"checkpoint": {"every": 1}, "train": {"steps": 12}}
+    ),
+    "checkpoint.eviction_band": Case({"eviction_band": "0-5"}, rhythm, AUTO),
+    "eval.kind": Case({"kind": "multilabel"}, scores, LABEL),
+    "eval.labels": Case({"labels": [*tiny.MOODS, "mixed"]}, scores, LABEL),
+    "eval.none": Case(
+        {"none": "neutral"}, scores, {**LABEL, "eval": {**LABEL["eval"], "kind": "multilabel"}}
+    ),
+    "eval.decoding": Case({"decoding": "free"}, scores, LABEL),
+    "eval.baselines": Case({"baselines": False}, scores, LABEL),
+    "eval.costs": Case({"costs": {"positive": {"miss": 5}}}, scores, LABEL),
+    "eval.resamples": Case({"resamples": 1001}, scores, LABEL),
+    "cost.miss": Case({"costs": {"positive": {"miss": 5}}}, scores, LABEL),
+    "cost.false_alarm": Case({"costs": {"positive": {"false_alarm": 5}}}, scores, LABEL),
+}
+TURNS = (("user", "text"), ("assistant", "mood"))
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with two models and two files of rows that also hold conversations."""
+    root = tmp_path_factory.mktemp("fields")
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    for seed, name in enumerate(("model", "other")):
+        tiny.make_model(root / name, seed=seed)
+        tokenizer.save_pretrained(str(root / name))
+    for name, count, first in (("train.jsonl", 20, 0), ("eval.jsonl", 9, 4)):
+        rows = tiny.make_rows(root / name, count + first).read_text().splitlines()[first:]
+        talks = [
+            {**row, "talk": [{"role": role, "content": row[key]} for role, key in TURNS]}
+            for row in map(json.loads, rows)
+        ]
+        (root / name).write_text("".join(json.dumps(row) + "\n" for row in talks))
+    return root
+
+
+@pytest.fixture(scope="module")
+def notes() -> dict[str, object]:
+    """Return what was seen already, by settings: most fields are changed in the same ones."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def as_a_new_process() -> Iterator[None]:
+    """Leave threads, and accelerate's settings of the whole process, as they were."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def seen(place: Path, notes: dict[str, object], case: Case, changes: Tables) -> object:
+    """Return what the case's observer sees under these settings, or how they are refused."""
+    model, rows = place / "model", place / "train.jsonl"
+    settings = json.loads(json.dumps(tiny.make_config(model, rows)))
+    for layer in (case.around, changes):
+        for table, fields in layer.items():
+            settings[table] = {**settings.get(table, {}), **fields}
+    for table, key in (("model", "id"), ("data", "train"), ("data", "eval")):
+        value = settings[table].get(key)
+        if value and (place / value).exists():
+            settings[table][key] = str(place / value)
+    key = f"{case.see.__name__} {json.dumps(settings, sort_keys=True)}"
+    if key not in notes:
+        run = tiny.write_config(place / f"run-{len(list(place.iterdir()))}", settings)
+        try:
+            notes[key] = case.see(run)
+        except (ConfigError, DataError) as error:
+            notes[key] = f"refused: {error}"
+    return notes[key]
+
+
+def test_every_field_has_a_case() -> None:
+    """All fields of all tables are walked."""
+    walked: list[type[BaseModel]] = [*tables.TABLES, tables.CostTable]
+    fields = {
+        f"{table.__name__.removesuffix('Table').lower()}.{key}"
+        for table in walked
+        for key in table.model_fields
+    }
+
+    assert set(CASES) == fields
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_changing_a_field_changes_what_is_seen(
+    place: Path, notes: dict[str, object], name: str
+) -> None:
+    """With another value of this field alone, something observable is different."""
+    case = CASES[name]
+    table = name.split(".", maxsplit=1)[0].replace("cost", "eval")
+    others: Tables = {table: case.change}
+    before, after = seen(place, notes, case, {}), seen(place, notes, case, others)
+
+    assert not str(before).startswith("refused"), before
+    assert before != after
+
+
+@pytest.mark.parametrize("name", ["method.r", "eval.kind", "checkpoint.keep", "model.revision"])
+def test_changing_nothing_changes_nothing(place: Path, notes: dict[str, object], name: str) -> None:
+    """Every observer sees the same twice, so a difference above is made by the field."""
+    first = seen(place, notes, CASES[name], {})
+    notes.clear()
+
+    assert first == seen(place, notes, CASES[name], {})
