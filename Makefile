@@ -20,7 +20,7 @@ install: $(STAMP)  ## make .venv with the tested versions
 
 demo: $(STAMP)  ## the main job on a spot machine that this computer plays: rent, train, be evicted, resume
 	$(BIN)/python examples/quickstart/prepare.py
-	QFT_HOME=$(CURDIR)/.demo $(BIN)/qft run examples/quickstart/run.yaml --fresh
+	QFT_HOME=$(CURDIR)/.demo $(BIN)/qft run examples/quickstart/run.yaml
 	QFT_HOME=$(CURDIR)/.demo $(BIN)/qft ls --all
 
 test: $(STAMP)  ## install and run all tests
