@@ -61,6 +61,11 @@ class Logger:
         if self.flag and record["step"] == self.stop_after:
             self.flag.set(seconds_left=30, reason="test")
 
+    def amend(self, record: dict[str, Any]) -> None:
+        """Complete the last line of the log."""
+        self.records.append(record)
+        self.state.log.amend(record)
+
 
 def rig(run_dir: Path) -> Rig:
     """Set everything up from the config in `run_dir` and restore the newest checkpoint."""

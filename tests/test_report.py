@@ -54,7 +54,9 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 31, "lo', encoding="utf-8")
     (tmp_path / "config.json").write_text('{"model": {"id": "<i>m</i>"}}', encoding="utf-8")
     (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "qft.json").write_text('{"exact": true}', encoding="utf-8")
+    (tmp_path / "adapter" / "qft.json").write_text(
+        '{"status": {"exact": true}, "best": {"step": 20, "loss": 0.5}}', encoding="utf-8"
+    )
     table = EvalTable(kind="label", labels=MOODS, costs={"negative": CostTable(miss=5)})
     gold = tuple(frozenset({MOODS[at % 3]}) for at in range(12))
     items = tuple(Example((1, 2), (-100, 2), f"p{at}", "c", at + 1, 1) for at in range(12))
@@ -87,6 +89,7 @@ def test_the_figures_are_those_of_the_files(run_dir: Path) -> None:
     assert found["gain"]["low"] > 0
     assert set(found["baselines"]) == {"majority", "tfidf_regression"}
     assert found["exact"] is True
+    assert "0.5 after step 20" in report.as_page(found, run_dir, name="run")
 
 
 def test_the_page_shows_every_plot_and_stands_alone(run_dir: Path, tmp_path: Path) -> None:

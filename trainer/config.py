@@ -38,6 +38,8 @@ class TrainerConfig(BaseModel):
     def _eval_has_rows(self) -> TrainerConfig:
         if self.eval is not None and self.data.eval is None:
             raise ValueError("the table `eval` needs rows to score: name a file in `data.eval`")
+        if self.train.validate_every is not None and self.data.eval is None:
+            raise ValueError("`train.validate_every` needs held-out rows: name them in `data.eval`")
         return self
 
 
@@ -147,10 +149,22 @@ class TrainTable(BaseModel):
         default="auto", description="CPU threads; their number is part of bit-exactness."
     )
 
+    validate_every: int | None = Field(
+        default=None, ge=1, description="Steps between losses on `data.eval`; without it, none."
+    )
+    stop_after: int | None = Field(
+        default=None, ge=1, description="Validations without a new best that end the training."
+    )
+    keep_best: bool = Field(
+        default=True, description="Deliver the adapter of the best validation, not the last one."
+    )
+
     @model_validator(mode="after")
     def _one_length(self) -> TrainTable:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("`steps` and `epochs` both say how long to train: keep one")
+        if self.stop_after is not None and self.validate_every is None:
+            raise ValueError("`stop_after` counts validations: say when with `validate_every`")
         return self
 
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-CURVES = ("loss", "lr", "grad_norm", "tokens")
+CURVES = ("loss", "lr", "grad_norm", "tokens", "validation_loss")
 
 
 class EventWriter:
@@ -36,7 +36,7 @@ class EventWriter:
         summary = b"".join(
             _field(1, _field(1, name.encode()) + b"\x15" + struct.pack("<f", record[name]))
             for name in CURVES
-            if record[name] is not None
+            if record.get(name) is not None
         )
         self._append(_varint_field(2, record["step"]) + _field(5, summary))
 

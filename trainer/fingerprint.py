@@ -80,11 +80,13 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, allowed: Iterable
     permitted = _permitted(allowed)
     refused: list[str] = []
     inexact: list[str] = []
+    validates = (new.get("config") or {}).get("train.validate_every") is not None
     for part in ("config", "data", "base"):
         for key, before, after in differences(old.get(part), new.get(part)):
             line = f"{key}: was {_show(before)}, is {_show(after)}"
             if key in permitted or key.split(".", maxsplit=1)[0] in permitted:
-                if not key.startswith("eval.") and key != "data.eval":
+                scores_only = key == "data.eval" and not validates
+                if not key.startswith("eval.") and not scores_only:
                     inexact.append(line)
             else:
                 refused.append(line + ("" if _changeable(key) else " (this may never change)"))
@@ -105,6 +107,9 @@ def differences(old: object, new: object) -> list[tuple[str, Any, Any]]:
 def flatten_config(config: TrainerConfig) -> Facts:
     """Spell the config as `table.field: value`, without what does not influence the result."""
     dumped = config.model_dump(mode="json", exclude={"checkpoint"})
+    if config.train.validate_every is None:  # then the others have no say either
+        for field in ("validate_every", "stop_after", "keep_best"):
+            del dumped["train"][field]
     return {
         f"{table}.{field}": value
         for table, fields in dumped.items()

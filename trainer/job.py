@@ -144,7 +144,8 @@ def read_table(path: Path) -> Facts:
 def training_facts(config: TrainerConfig, inputs: Facts) -> Facts:
     """Return the part of config and data that decides about the adapter."""
     flat = {k: v for k, v in flatten_config(config).items() if not k.startswith("eval.")}
-    return {**flat, "data.train": inputs["data.train"]}
+    chosen_by = {} if config.train.validate_every is None else {"data.eval": inputs["data.eval"]}
+    return {**flat, "data.train": inputs["data.train"], **chosen_by}
 
 
 def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:

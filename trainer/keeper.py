@@ -36,6 +36,7 @@ class Keeper:
     _tried_s: float = field(init=False)
     _durable_step: int | None = field(init=False)
     _stall_s: float = field(default=0.0, init=False)
+    _news: str | None = field(default=None, init=False)  # of the last validation
     _recent: list[tuple[int, float]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -50,6 +51,7 @@ class Keeper:
         self.state.log.append(record)
         self.events.scalars(record)
         self._tell(record)
+        self._tell_validation(record)
         self._settle(self.saver.collect(wait=False))
         due = self._cadence.due(
             steps_since=self.state.counters.step - self._tried_step,
@@ -57,6 +59,12 @@ class Keeper:
         )
         if due and not self.saver.busy:
             self._start()
+
+    def amend(self, record: dict[str, Any]) -> None:
+        """Complete the record of the last step in log, curves and status."""
+        self.state.log.amend(record)
+        self.events.scalars({k: record[k] for k in ("step", "validation_loss")})
+        self._tell_validation(record)
 
     def save_now(self) -> bool:
         """Make the present state durable before returning; tell whether that worked."""
@@ -92,11 +100,20 @@ class Keeper:
             f"checkpoint of step {result.step}: durable after {result.seconds:.2f} s, "
             f"loop held up {self._stall_s:.3f} s"
         )
-        self.heartbeat.update(checkpoint_step=result.step, message=None, at_once=True)
+        self.heartbeat.update(checkpoint_step=result.step, message=self._news, at_once=True)
         cadence = choose_cadence(self.table, band=self.band, save_s=result.seconds)
         if cadence != self._cadence and self.table.every == "auto":
             self.say(f"checkpoints: {cadence.reason}")
         self._cadence = cadence
+
+    def _tell_validation(self, record: dict[str, Any]) -> None:
+        if "validation_loss" in record:
+            best = self.state.best
+            self._news = (
+                f"validation loss {record['validation_loss']} after step {record['step']}; "
+                f"best: {best.loss} after step {best.step}"
+            )
+            self.heartbeat.update(message=self._news)
 
     def _tell(self, record: dict[str, Any]) -> None:
         self._recent = [*self._recent, (record["tokens"], record["seconds"])][-SPEED_STEPS:]

@@ -23,6 +23,7 @@ from trainer.methods import Method
 from trainer.plan import Plan, micro_batches, ordinal
 from trainer.state import TrainingState, digest, finite_or_none
 from trainer.supervised import supervised_loss
+from trainer.validation import Exam
 
 SKIPS_MAX = 20  # the first float16 steps may overflow until the loss scale fits: 2^16 to 2^-4
 
@@ -54,6 +55,7 @@ class Bench:
     flag: Flag
     say: Callable[[str], None]
     price_usd_per_h: float = 0.0
+    exam: Exam | None = None
 
 
 class Watcher(Protocol):
@@ -62,12 +64,20 @@ class Watcher(Protocol):
     def after_step(self, record: dict[str, Any]) -> None:
         """Log the step, and start a save if one is due."""
 
+    def amend(self, record: dict[str, Any]) -> None:
+        """Complete the last record with the validation that a notice had cut short."""
+
 
 def train(bench: Bench, state: TrainingState, watcher: Watcher, *, until: int) -> None:
-    """Do the steps that are left until `until` are done; raise `Preempted` when the flag is up."""
-    counters = state.counters
+    """Do the steps that are left until `until` are done; raise `Preempted` when the flag is up.
+
+    With an exam, the state is validated when it is due, and the steps may end earlier.
+    """
+    counters, exam = state.counters, bench.exam
     bench.model.train()
-    while counters.step < until:
+    if exam is not None and exam.owed(state):
+        watcher.amend({**state.log.last, **exam.sit(bench, state)})
+    while counters.step < until and not (exam is not None and exam.over(state)):
         if bench.flag.notice is not None:
             raise Preempted
         began_s = time.perf_counter()
@@ -80,20 +90,23 @@ def train(bench: Bench, state: TrainingState, watcher: Watcher, *, until: int) -
         seconds = time.perf_counter() - began_s
         counters.train_s += seconds
         counters.usd += seconds * bench.price_usd_per_h / 3600
-        watcher.after_step(
-            {
-                "step": counters.step,
-                "epoch": bench.plan.locate(counters.step - 1).epoch,
-                "loss": finite_or_none(result.loss),
-                "lr": bench.plan.lr(counters.step - 1),
-                "grad_norm": finite_or_none(result.grad_norm),
-                "tokens": result.tokens,
-                "targets": result.targets,
-                "skipped": result.skipped,
-                "params": digest(state.parameters),
-                "seconds": round(seconds, 4),
-            }
-        )
+        record = {
+            "step": counters.step,
+            "epoch": bench.plan.locate(counters.step - 1).epoch,
+            "loss": finite_or_none(result.loss),
+            "lr": bench.plan.lr(counters.step - 1),
+            "grad_norm": finite_or_none(result.grad_norm),
+            "tokens": result.tokens,
+            "targets": result.targets,
+            "skipped": result.skipped,
+            "params": digest(state.parameters),
+            "seconds": round(seconds, 4),
+        }
+        try:
+            if exam is not None and exam.due(counters.step):
+                record |= exam.sit(bench, state)
+        finally:  # a step that is done is logged, even if its validation is cut short
+            watcher.after_step(record)
         if counters.skipped_in_a_row >= SKIPS_MAX:
             raise Diverged(
                 f"{SKIPS_MAX} steps in a row had no finite gradient, up to step {counters.step}; "

@@ -29,6 +29,7 @@ def build(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
     steps = _lines(run_dir / "metrics.jsonl")
     before, after = (_read(run_dir / f"eval-{stage}.json") for stage in ("before", "after"))
     receipt = _read(run_dir / "adapter" / "qft.json") or {}
+    ended = receipt.get("status") or {}
     seconds = sum(step.get("seconds") or 0.0 for step in steps)
     tokens = sum(step.get("tokens") or 0 for step in steps)
     return {
@@ -40,8 +41,9 @@ def build(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
         "training_seconds": seconds,
         "tokens": tokens,
         "tokens_per_s": tokens / seconds if seconds else None,
-        "exact": receipt.get("exact"),
-        "inexact_from": receipt.get("inexact_from"),
+        "exact": ended.get("exact"),
+        "inexact_from": ended.get("inexact_from"),
+        "best": receipt.get("best"),
         "skipped_steps": sum(bool(step.get("skipped")) for step in steps),
         "before": _headline(before),
         "after": _headline(after),
@@ -114,6 +116,7 @@ def _summary(report: Json) -> list[tuple[str, object]]:
         ("tokens", report["tokens"]),
         ("training time, s", round(report["training_seconds"], 1)),
         ("tokens per second", None if speed is None else round(speed, 1)),
+        ("lowest validation loss", _best(report["best"])),
         ("evictions survived", len(report["evictions"])),
         ("steps skipped for overflow", report["skipped_steps"]),
         ("the same bits as without interruption", _yes(report["exact"])),
@@ -223,6 +226,10 @@ def _finite(value: object) -> bool:
 
 def _between(first: float | None, last: float | None) -> str | None:
     return None if first is None or last is None else f"{first:.4g} to {last:.4g}"
+
+
+def _best(found: Mapping[str, Any] | None) -> str | None:
+    return None if not found else f"{found['loss']:.4g} after step {found['step']}"
 
 
 def _yes(value: object) -> str:

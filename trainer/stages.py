@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -49,8 +49,9 @@ from trainer.plan import Plan, make_plan
 from trainer.portion import choose_portion
 from trainer.precision import Precision
 from trainer.saver import Saver
-from trainer.state import TrainingState
+from trainer.state import Best, TrainingState
 from trainer.status import Heartbeat, MetricsLog, Phase, count_steps
+from trainer.validation import make_exam
 
 # What the receipt in the adapter keeps of the status, for a watcher who comes after the end.
 KEPT = ("step", "steps", "loss", "checkpoint_step", "exact", "inexact_from")
@@ -80,6 +81,7 @@ class Material:
     source: models.Source
     tokenizer: Any
     rows: Examples
+    held_out: Examples | None  # read only if they are looked at while training
     plan: Plan
     device: torch.device
     precision: Precision
@@ -101,9 +103,9 @@ def work(desk: Desk) -> None:
         adapted = models.load_adapter(base, desk.run_dir / ADAPTER)
     else:
         adapted = models.attach_adapter(base, desk.config.method, desk.config.train)
-        learn(desk, material, adapted)
+        best = learn(desk, material, adapted)
         ranks.compare(desk, material, adapted)
-        write_adapter(desk, adapted)
+        write_adapter(desk, adapted, best)
     score(desk, material, adapted, "after")
 
 
@@ -122,13 +124,19 @@ def prepare(desk: Desk) -> Material:
     tokenizer = models.load_tokenizer(source)
     described = models.load_config(source)
     seq2seq = models.is_seq2seq(described)
-    rows = load_examples(
-        config.data,
-        resolve(run_dir, config.data.train),
-        tokenizer,
-        max_length=config.train.max_length,
-        seq2seq=seq2seq,
-    )
+
+    def read(name: str) -> Examples:
+        return load_examples(
+            config.data,
+            resolve(run_dir, name),
+            tokenizer,
+            max_length=config.train.max_length,
+            seq2seq=seq2seq,
+        )
+
+    rows = read(config.data.train)
+    wanted = config.data.eval if config.train.validate_every is not None else None
+    held_out = read(wanted) if wanted else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     methods.check_device(config.method, device)
     plan = make_plan(config.train, [len(item.input_ids) for item in rows.items])
@@ -155,6 +163,7 @@ def prepare(desk: Desk) -> Material:
         source=source,
         tokenizer=tokenizer,
         rows=rows,
+        held_out=held_out,
         plan=plan,
         device=device,
         precision=precision,
@@ -163,8 +172,11 @@ def prepare(desk: Desk) -> Material:
     )
 
 
-def learn(desk: Desk, material: Material, adapted: Any) -> None:
-    """Train from the newest whole checkpoint to the last step, and leave one of the end."""
+def learn(desk: Desk, material: Material, adapted: Any) -> Best:
+    """Train from the newest whole checkpoint to the last step, and leave one of the end.
+
+    With validation, the model then holds the adapter that was best, if that is kept.
+    """
     bench, state = set_up(desk, material, adapted)
     store = Store(desk.run_dir / "checkpoints", keep=desk.config.checkpoint.keep, disk=RealDisk())
     store.sweep()
@@ -189,6 +201,11 @@ def learn(desk: Desk, material: Material, adapted: Any) -> None:
         raise
     bench.method.settle()
     keeper.save_now()
+    if bench.exam is not None and bench.exam.keep_best:
+        state.adopt_best()
+        bench.method.settle()
+        desk.say(f"the adapter is the one of step {state.best.step or state.counters.step}")
+    return state.best
 
 
 def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, TrainingState]:
@@ -223,6 +240,9 @@ def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, Trainin
         flag=desk.flag,
         say=desk.say,
         price_usd_per_h=desk.order.price_usd_per_h,
+        exam=make_exam(
+            table, material.held_out, last_step=material.plan.steps, heartbeat=desk.heartbeat
+        ),
     )
     return bench, state
 
@@ -298,7 +318,7 @@ def _note_inexact(
         desk.say(f"not bit-exact from step {found.step + 1}: {line}")
 
 
-def write_adapter(desk: Desk, adapted: Any) -> None:
+def write_adapter(desk: Desk, adapted: Any, best: Best) -> None:
     """Write `adapter/` in PEFT's own format, whole or not at all, with a receipt inside."""
     disk = RealDisk()
     target = desk.run_dir / ADAPTER
@@ -312,6 +332,7 @@ def write_adapter(desk: Desk, adapted: Any) -> None:
     receipt = {
         "training": training_facts(desk.config, desk.inputs),
         "status": {name: getattr(status, name) for name in KEPT},
+        "best": asdict(best) if best.step else None,
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
     }
     (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ import torch
 from trainer.checkpoint import Snapshot, check_same_tensors
 from trainer.manifest import Damaged
 from trainer.status import MetricsLog, parse_log
+
+BEST = "best/"  # in front of a parameter's name: its value at the best validation
 
 
 @dataclass(kw_only=True)
@@ -36,6 +38,15 @@ class Counters:
     inexact_from: int | None = None  # first step computed on other hardware or versions
 
 
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """How validation went: the lowest loss, after which step, and how many came since."""
+
+    step: int = 0  # 0: no loss was finite yet
+    loss: float | None = None
+    since: int = 0  # validations without a lower loss
+
+
 class TrainingState:
     """The adapter, the optimizer, the loss scale, the counters and the log of one run."""
 
@@ -52,17 +63,40 @@ class TrainingState:
         self.scaler = scaler
         self.log = log
         self.counters = Counters()
+        self.best = Best()
+        self.best_adapter: dict[str, torch.Tensor] = {}  # on the host; empty if none is kept
+
+    def judge(self, loss: float, *, keep: bool) -> bool:
+        """Take note of a validation; tell whether it is the best so far, and `keep` the adapter."""
+        gained = math.isfinite(loss) and (self.best.loss is None or loss < self.best.loss)
+        if gained:
+            self.best = Best(step=self.counters.step, loss=loss)
+            if keep:
+                self.best_adapter = {k: _to_host(v) for k, v in self.parameters.items()}
+        else:
+            self.best = replace(self.best, since=self.best.since + 1)
+        return gained
+
+    def adopt_best(self) -> None:
+        """Make the best adapter the present one, if one was kept."""
+        with torch.no_grad():
+            for name, value in self.best_adapter.items():
+                self.parameters[name].copy_(value)
 
     def snapshot(self, fingerprint: Mapping[str, Any]) -> Snapshot:
         """Copy everything to the host; training may go on while the copy is written."""
         tensors, plain = self._optimizer_state()
         return Snapshot(
             step=self.counters.step,
-            adapter={name: _to_host(value) for name, value in self.parameters.items()},
+            adapter={
+                **{name: _to_host(value) for name, value in self.parameters.items()},
+                **{BEST + name: value for name, value in self.best_adapter.items()},
+            },
             optimizer={name: _to_host(value) for name, value in tensors.items()},
             state={
                 "counters": asdict(self.counters),
                 "optimizer": plain,
+                "best": asdict(self.best),
                 "scaler": self.scaler.state_dict() if self.scaler else None,
             },
             log=self.log.to_bytes(),
@@ -75,7 +109,10 @@ class TrainingState:
         lines = parse_log(snapshot.log)
         if len(lines) != counters.step:
             raise Damaged(f"its log has {len(lines)} lines for {counters.step} steps")
-        check_same_tensors("adapter", dict(self.parameters), snapshot.adapter)
+        best, best_adapter = _read_best(snapshot), best_tensors(snapshot.adapter)
+        if best_adapter:
+            check_same_tensors("best adapter", dict(self.parameters), best_adapter)
+        check_same_tensors("adapter", dict(self.parameters), present_tensors(snapshot.adapter))
         plain = snapshot.state.get("optimizer")
         scaler = snapshot.state.get("scaler")
         if not isinstance(plain, dict) or (scaler is None) != (self.scaler is None):
@@ -90,6 +127,7 @@ class TrainingState:
             self.scaler.load_state_dict(scaler)
         self.log = MetricsLog(self.log.path, lines)
         self.counters = counters
+        self.best, self.best_adapter = best, best_adapter
 
     def _optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Split the optimizer's state into tensors and plain values, keyed `parameter/entry`."""
@@ -143,6 +181,16 @@ class TrainingState:
         return made
 
 
+def present_tensors(adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a snapshot's adapter without those of the best validation."""
+    return {name: value for name, value in adapter.items() if not name.startswith(BEST)}
+
+
+def best_tensors(adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of the best validation in a snapshot's adapter, none if none is kept."""
+    return {k.removeprefix(BEST): v for k, v in adapter.items() if k.startswith(BEST)}
+
+
 def digest(parameters: Mapping[str, torch.Tensor]) -> str:
     """Return 16 hex digits that change with any bit of any parameter, cheap enough for every step.
 
@@ -181,3 +229,17 @@ def _read_counters(snapshot: Snapshot) -> Counters:
     if counters.step != snapshot.step:
         raise Damaged(f"its counters are about step {counters.step}")
     return counters
+
+
+def _read_best(snapshot: Snapshot) -> Best:
+    """Return how validation went; checkpoints of runs without it need not say."""
+    raw = snapshot.state.get("best", asdict(Best()))
+    if not isinstance(raw, dict) or set(raw) != {field.name for field in fields(Best)}:
+        raise Damaged("its best validation is missing or foreign")
+    for name in ("step", "since"):
+        if type(raw[name]) is not int or not 0 <= raw[name] <= snapshot.step:
+            raise Damaged(f"its best validation has {name} {json.dumps(raw[name])[:40]}")
+    loss = raw["loss"]
+    if (loss is None) != (raw["step"] == 0) or not isinstance(loss, float | None):
+        raise Damaged(f"its best validation has loss {json.dumps(loss)[:40]}")
+    return Best(**raw)

@@ -135,6 +135,18 @@ class MetricsLog:
         except OSError:
             self._written = None  # a part of a line may be there: rewrite the file next time
 
+    @property
+    def last(self) -> dict[str, Any]:
+        """The record of the last step, empty if there is none."""
+        record: dict[str, Any] = json.loads(self._lines[-1]) if self._lines else {}
+        return record
+
+    def amend(self, record: dict[str, Any]) -> None:
+        """Replace the record of the last step, which lacked something."""
+        self._lines.pop()
+        self._written = None
+        self.append(record)
+
     def to_bytes(self) -> bytes:
         """Return the whole log, for a checkpoint."""
         return b"".join(self._lines)

@@ -28,7 +28,7 @@ from trainer.manifest import (
     verify,
 )
 from trainer.stages import Desk, prepare, set_up, size_limit
-from trainer.state import TrainingState
+from trainer.state import TrainingState, present_tensors
 from trainer.status import Heartbeat, parse_log
 
 STEPS_DEFAULT = 10
@@ -119,6 +119,10 @@ class Comparer:
         """Note the first value that differs from the log."""
         self.compared += 1
         self.last = record
+        self.amend(record)
+
+    def amend(self, record: dict[str, Any]) -> None:
+        """Compare a record that counts as no step of its own."""
         line = self.logged.get(record["step"], {})
         for key, value in record.items():
             if self.difference is None and key != "seconds" and line.get(key) != value:
@@ -133,19 +137,27 @@ class Comparer:
 def _judge(
     root: Path, state: TrainingState, comparer: Comparer, *, start: int, caveats: tuple[str, ...]
 ) -> Replay:
-    """Compare the tensors too, if a checkpoint of the last replayed step is there."""
+    """Compare the tensors too, if a checkpoint of the last replayed step is there.
+
+    A checkpoint can stem from before the validation of its step, so the best adapter that it holds
+    is left out; it is a copy of one whose parameters are in the log.
+    """
     difference, compared = comparer.difference, None
-    manifest = _whole(root / directory_name(state.counters.step))
-    if manifest is not None:
-        now = state.snapshot({})
-        compared = manifest.step
-        for name, tensors in ((ADAPTER, now.adapter), (OPTIMIZER, now.optimizer)):
-            found = hashlib.sha256(b"".join(tensor_chunks(tensors))).hexdigest()
-            if difference is None and found != manifest.files[name].sha256:
+    directory = root / directory_name(state.counters.step)
+    if _whole(directory) is not None:
+        now, then = state.snapshot({}), load(directory, tensor_bytes_max=size_limit(state))
+        compared = then.step
+        pairs = (
+            (ADAPTER, present_tensors(then.adapter), present_tensors(now.adapter)),
+            (OPTIMIZER, then.optimizer, now.optimizer),
+        )
+        for name, *both in pairs:
+            saved, found = (hashlib.sha256(b"".join(tensor_chunks(x))).hexdigest() for x in both)
+            if difference is None and found != saved:
                 difference = {
-                    "step": manifest.step,
+                    "step": then.step,
                     "key": name,
-                    "logged": manifest.files[name].sha256,
+                    "logged": saved,
                     "replayed": found,
                 }
     return Replay(

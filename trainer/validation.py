@@ -1,0 +1,112 @@
+"""Validation while training: the loss on held-out rows, which disturbs no bit of the training.
+
+It is a function of the parameters alone, so it can be given up in the middle and done again. Which
+adapter was best, and how long ago, is part of the state that every checkpoint holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trainer.config import TrainTable
+from trainer.data import NOT_TRAINED, Example, Examples, collate
+from trainer.decode import undisturbed
+from trainer.errors import DoesNotFit, Preempted
+from trainer.state import TrainingState, finite_or_none
+from trainer.status import Heartbeat
+from trainer.supervised import supervised_loss
+
+if TYPE_CHECKING:
+    from trainer.loop import Bench
+
+
+def make_exam(
+    train: TrainTable, held_out: Examples | None, *, last_step: int, heartbeat: Heartbeat
+) -> Exam | None:
+    """Return when and how to validate, None if it is not asked for."""
+    if train.validate_every is None or held_out is None:
+        return None
+    return Exam(
+        examples=held_out.items,
+        every=train.validate_every,
+        last_step=last_step,
+        stop_after=train.stop_after,
+        keep_best=train.keep_best,
+        beat=lambda done, total: heartbeat.update(message=f"validated on {done} of {total} rows"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """When to validate, on which rows, and what follows from it."""
+
+    examples: Sequence[Example]
+    every: int  # steps
+    last_step: int  # also validated, so that the end can be the best
+    stop_after: int | None  # validations without a new best
+    keep_best: bool
+    beat: Callable[[int, int], None]  # rows done, rows in all
+
+    def due(self, step: int) -> bool:
+        """Tell whether the state after `step` steps is validated."""
+        return step > 0 and (step % self.every == 0 or step == self.last_step)
+
+    def owed(self, state: TrainingState) -> bool:
+        """Tell whether a notice came in the middle of the validation of this state."""
+        return self.due(state.counters.step) and "validation_loss" not in state.log.last
+
+    def over(self, state: TrainingState) -> bool:
+        """Tell whether the training has not become better for too long."""
+        return self.stop_after is not None and state.best.since >= self.stop_after
+
+    def sit(self, bench: Bench, state: TrainingState) -> dict[str, Any]:
+        """Validate the present state, take note of it, and return what the log says of it.
+
+        Raises:
+            Preempted: a notice came; nothing was noted.
+        """
+        loss = self._measure(bench, state.counters.micro_batch)
+        gained = state.judge(loss, keep=self.keep_best)
+        best = state.best
+        bench.say(
+            f"validation loss {loss:.4f} after step {state.counters.step}"
+            + (", the best so far" if gained else f"; the best was {best.loss} at {best.step}")
+        )
+        if self.over(state):
+            bench.say(f"no better for {best.since} validations: the training ends here")
+        return {"validation_loss": finite_or_none(loss)}
+
+    def _measure(self, bench: Bench, portion: int) -> float:
+        """Return the mean cross-entropy (nats) over all supervised tokens of the rows."""
+        bench.method.settle()
+        with undisturbed(bench.model):
+            while True:
+                try:
+                    return self._pass(bench, portion)
+                except torch.OutOfMemoryError as error:
+                    if portion == 1:
+                        raise DoesNotFit(
+                            "one held-out row does not fit into the memory of the device; lower "
+                            f"`train.max_length`, or rent a larger GPU ({error})"
+                        ) from error
+                    portion = -(-portion // 2)
+                torch.cuda.empty_cache()
+
+    def _pass(self, bench: Bench, portion: int) -> float:
+        """Go through all rows, similar lengths together, `portion` at a time."""
+        rows = sorted(self.examples, key=lambda item: len(item.input_ids) + len(item.labels))
+        targets = sum(label != NOT_TRAINED for item in rows for label in item.labels)
+        total = torch.zeros((), dtype=torch.float64, device=bench.layer.device)
+        for at in range(0, len(rows), portion):
+            if bench.flag.notice is not None:
+                raise Preempted
+            inputs = collate(rows[at : at + portion], bench.pad_id)
+            inputs = {name: value.to(bench.layer.device) for name, value in inputs.items()}
+            with bench.layer.autocast():
+                total += supervised_loss(bench.model, inputs)
+            self.beat(min(at + portion, len(rows)), len(rows))
+        return (total / targets).item()
