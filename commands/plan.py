@@ -137,6 +137,7 @@ def _offer_line(offer: Offer) -> str:
         f"${offer.spot_usd_per_h:.4f}/h",
         f"on demand ${offer.on_demand_usd_per_h:.3f}/h" if offer.on_demand_usd_per_h else "",
         f"evicted {offer.eviction_band} %/h" if offer.eviction_band else "",
+        f"placement score {offer.placement_score}" if offer.placement_score else "",
         f"quota for {offer.quota_left}" if offer.quota_left is not None else "",
         f"price of {offer.priced_at} from {offer.price_source}" if offer.price_source else "",
         f"blocked: {offer.blocked_by}" if offer.blocked_by else "",

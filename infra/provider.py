@@ -183,6 +183,8 @@ class Offer:
     """What disk and address cost per hour while the machine is deallocated."""
     eviction_band: str = ""
     """Evictions as the vendor publishes them, percent per hour such as `0-5`; empty if unknown."""
+    placement_score: str = ""
+    """The vendor's guess of being granted such a machine now, in its words; empty if unknown."""
     quota_left: int | None = None
     """How many machines of this size the spot quota still admits; None if it cannot be read."""
     price_source: str = ""

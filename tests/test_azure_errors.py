@@ -226,7 +226,8 @@ def test_refusal_is_remembered_for_a_while(harness: AzureHarness) -> None:
     later = harness.provider().offers(want)[0]
 
     assert (first.region, later.region) == ("westus2", "eastus")
-    (full,) = [one for one in others if (one.region, one.size) == ("eastus", T4)]
+    place = ("eastus", T4, "")
+    (full,) = [one for one in others if (one.region, one.size, one.zone) == place]
     assert full.clears
     assert "asked again at" in full.blocked_by
 

@@ -34,7 +34,7 @@ def elsewhere(harness: AzureHarness, vm: Vm) -> Observation:
 
 
 def test_eviction_is_proved_by_the_activity_log(harness: AzureHarness) -> None:
-    """First nobody can know; when the log has caught up, it is an eviction, with its time."""
+    """At first it is inferred, and said to be; when the log has caught up, it is proved."""
     vm = running(harness)
     harness.cloud.evict(harness.cloud.machines()[0])
     harness.advance(31)
@@ -43,8 +43,10 @@ def test_eviction_is_proved_by_the_activity_log(harness: AzureHarness) -> None:
     harness.advance(150)
     late = harness.provider().observe(vm)
 
-    assert (early.power, early.stop_reason) == (PowerState.DEALLOCATED, StopReason.UNKNOWN)
+    assert (early.power, early.stop_reason) == (PowerState.DEALLOCATED, StopReason.EVICTED)
+    assert early.detail.startswith("evicted, it seems")
     assert "lags by minutes" in early.detail
+    assert "it seems" not in late.detail
     assert late.stop_reason is StopReason.EVICTED
     assert late.since.startswith("2026-09-21T")
     assert elsewhere(harness, vm).stop_reason is StopReason.EVICTED
@@ -95,7 +97,7 @@ def test_rehearsal_is_an_eviction_everywhere(harness: AzureHarness) -> None:
 
 
 def test_closed_log_is_no_error(harness: AzureHarness) -> None:
-    """An account that may not read the log still learns that the machine is down."""
+    """An account that may not read the log still learns what most likely happened, and why."""
     vm = running(harness)
     harness.cloud.evict(harness.cloud.machines()[0], notice_s=0)
     harness.advance(1)
@@ -104,8 +106,23 @@ def test_closed_log_is_no_error(harness: AzureHarness) -> None:
 
     seen = elsewhere(harness, vm)
 
-    assert (seen.power, seen.stop_reason) == (PowerState.DEALLOCATED, StopReason.UNKNOWN)
+    assert (seen.power, seen.stop_reason) == (PowerState.DEALLOCATED, StopReason.EVICTED)
+    assert "it seems" in seen.detail
     assert "cannot be read" in seen.detail
+
+
+def test_deallocation_by_somebody_else_is_the_users_once_the_log_tells(
+    harness: AzureHarness,
+) -> None:
+    """A colleague in the portal looks like an eviction until the log names who it was."""
+    vm = running(harness)
+    other = harness.provider(state_dir=harness.state_dir.parent / "colleague")
+    other.deallocate(vm)
+    harness.advance(150)
+
+    seen = harness.provider().observe(vm)
+
+    assert (seen.stop_reason, seen.detail) == (StopReason.USER, "deallocated by a@b.example")
 
 
 def test_failed_start_is_told_beside_the_reason(harness: AzureHarness) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from arm import Fault, Weather
-from arm.harness import T4, AzureHarness, azure
+from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import Reply
 
+from infra.azure.offers import ZONED_PLACES_MAX
 from infra.azure.sources import bands_query, restrictions_of, usage_of
 from infra.catalog import UnknownGpu
-from infra.provider import Offer, Want
+from infra.provider import NoCapacity, Offer, Want
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def ask(harness: AzureHarness, *regions: str, cap: float | None = None) -> list[
 
 def of(offers: list[Offer], size: str, region: str) -> Offer:
     """The one offer of that size there."""
-    (found,) = [one for one in offers if (one.size, one.region) == (size, region)]
+    place = (size, region, "")
+    (found,) = [one for one in offers if (one.size, one.region, one.zone) == place]
     return found
 
 
@@ -61,7 +63,9 @@ def test_plan_is_quick_and_creates_nothing(harness: AzureHarness) -> None:
     assert time.monotonic() - began < 3
     assert len({one.region for one in offers}) == 15
     asked = harness.cloud.requests[before:]
-    assert {r.method for r in asked if "resourcegraph" not in r.path.lower()} == {"GET"}
+    questions = ("resourcegraph", "placementscores")
+    orders = [r for r in asked if not any(word in r.path.lower() for word in questions)]
+    assert {r.method for r in orders} == {"GET"}
     assert harness.cloud.leftovers() == []
     assert offers == sorted(offers, key=lambda one: bool(one.blocked_by))
 
@@ -164,3 +168,63 @@ def test_unknown_gpu_names_what_there_is(harness: AzureHarness) -> None:
     """A misspelt card is a mistake of the config, told with candidates."""
     with pytest.raises(UnknownGpu, match="T5"):
         harness.provider().offers(Want(gpu="T5"))
+
+
+def test_zones_come_after_the_regions_without_the_closed_ones(harness: AzureHarness) -> None:
+    """Single zones are later fallbacks; zone 3 is closed to this subscription."""
+    offers = ask(harness, "eastus", "westus2")
+
+    zonal = [one for one in offers if one.zone]
+    assert {one.zone for one in zonal} == {"1", "2"}
+    assert len(zonal) == 2 * ZONED_PLACES_MAX
+    assert [bool(one.zone) for one in offers] == sorted(bool(one.zone) for one in offers)
+
+
+def test_zone_with_room_is_taken_when_its_region_is_full(harness: AzureHarness) -> None:
+    """A refusal of the region says nothing about its zones, and one of a zone only about it."""
+    harness.set_capacity("eastus", free=False)
+    harness.cloud.market.free_zones.add(("eastus", "2"))
+    provider = harness.provider()
+    refused = []
+    for _ in range(9):
+        first = ask(harness, "eastus", cap=0.25)[0]
+        try:
+            vm = provider.create(spec(zone=first.zone, size=first.size))
+        except NoCapacity:
+            refused.append((first.size, first.zone))
+        else:
+            break
+
+    assert (vm.zone, vm.size) == ("2", T4)
+    assert len(refused) == len(set(refused)) == 3  # the two sizes under the cap, and zone 1
+    assert harness.cloud.machines()[0].more["zones"] == ["2"]
+
+
+def test_poor_placement_score_puts_a_place_behind(harness: AzureHarness) -> None:
+    """Azure's own guess counts more than the user's order of regions, and is asked once."""
+    harness.cloud.market.scores |= {(T4.lower(), "eastus"): "Low", (T4.lower(), "westus2"): "High"}
+
+    offers = ask(harness, "eastus", "westus2")
+    ask(harness, "eastus", "westus2")
+
+    assert [(one.region, one.placement_score) for one in offers[:2]] == [
+        ("westus2", "High"),
+        ("eastus", "Low"),
+    ]
+    asked = [one for one in harness.cloud.requests if "/placementscores/" in one.path.lower()]
+    assert len(asked) == 1
+    harness.advance(1201)
+    harness.cloud.market.scores.clear()
+    assert ask(harness, "eastus", "westus2")[0].region == "eastus"
+
+
+def test_closed_placement_scores_are_done_without(harness: AzureHarness) -> None:
+    """Without the role nothing is missing but the score, and nobody asks again at once."""
+    harness.cloud.market.may_score = False
+
+    first = ask(harness, "eastus", "westus2")[0]
+    ask(harness, "eastus", "westus2")
+
+    assert (first.region, first.placement_score) == ("eastus", "")
+    asked = [one for one in harness.cloud.requests if "/placementscores/" in one.path.lower()]
+    assert len(asked) == 1

@@ -215,7 +215,7 @@ def test_full_cloud_is_waited_for(desk: CommandLine) -> None:
     waited_h = (cloud.clock.now() - desk.events()[0].at_s) / 3600
     assert 2.5 < waited_h < 4
     refusals = [one for one in desk.events() if one.kind is Kind.CREATE_FAILED]
-    assert len(refusals) < 24  # six offers, each asked once an hour
+    assert len(refusals) <= 36  # six places and six zones, each asked once an hour
 
 
 def test_unregistered_subscription_is_registered_on_the_way(desk: CommandLine) -> None:

@@ -131,7 +131,8 @@ class Looking:
         """Reason, since when, and words. Azure's model of an evicted machine does not say so.
 
         Proof comes from our own record of what we asked, then from the activity log, which may be
-        minutes late or closed to this account. Without proof the answer is `UNKNOWN`.
+        minutes late or closed to this account. A spot machine that went down without anybody in
+        sight who asked for it counts as evicted, and the words say that this is inferred.
         """
         if record.generation == names.generation and record.asked in _ASKED:
             reason, told = _ASKED[record.asked]
@@ -141,8 +142,7 @@ class Looking:
         try:
             events = self._log(names)
         except (NotAllowed, Transient) as error:
-            told = f"deallocated, not by us; the activity log cannot be read ({error}){note}"
-            return StopReason.UNKNOWN, "", told
+            return _inferred(answer, f"the activity log cannot be read ({error})", note)
         for event in events:
             reason_of = _reason_of(event)
             if reason_of is not None:
@@ -150,8 +150,7 @@ class Looking:
                 return reason, str(event.get("eventTimestamp") or ""), told + note
         if dear := self._above_cap(answer):
             return StopReason.PRICE, "", dear + note
-        told = "deallocated, not by us; the activity log has nothing yet, it lags by minutes"
-        return StopReason.UNKNOWN, "", told + note
+        return _inferred(answer, "the activity log has nothing yet, it lags by minutes", note)
 
     def _above_cap(self, answer: dict[str, Any]) -> str:
         """Words for a market price above the machine's cap; empty if it is not known to be."""
@@ -211,6 +210,15 @@ class Looking:
         )
 
 
+def _inferred(answer: dict[str, Any], silence: str, note: str) -> tuple[StopReason, str, str]:
+    """Who did it when nobody says: of a spot machine, Azure, as far as anyone can tell."""
+    spot = str((answer.get("properties") or {}).get("priority") or "").lower() == "spot"
+    if not spot:
+        return StopReason.UNKNOWN, "", f"deallocated, not by us; {silence}{note}"
+    told = "evicted, it seems: a spot machine went down and qft did not ask for it"
+    return StopReason.EVICTED, "", f"{told}; {silence}{note}"
+
+
 def _reason_of(event: dict[str, Any]) -> tuple[StopReason, str] | None:
     """What one event of the activity log says about why a machine stopped; None if nothing."""
     operation = str((event.get("operationName") or {}).get("value") or "").lower()
@@ -225,6 +233,6 @@ def _reason_of(event: dict[str, Any]) -> tuple[StopReason, str] | None:
         return StopReason.EVICTED, "evicted: Azure took the capacity back"
     if operation.endswith("/simulateeviction/action"):
         return StopReason.EVICTED, f"evicted: a rehearsal asked for by {who}"
-    if operation.endswith(("/deallocate/action", "/delete")):
+    if operation.endswith(("/deallocate/action", "/poweroff/action", "/delete")):
         return StopReason.USER, f"deallocated by {who}"
     return None

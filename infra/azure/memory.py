@@ -23,6 +23,7 @@ class Refusal:
 
     size: str
     region: str
+    zone: str = ""
     error: str
     why: str
     at_s: float
@@ -55,14 +56,14 @@ class Memory:
         fresh = Refusal(
             size=offer.size,
             region=offer.region,
+            zone=offer.zone,
             error=type(error).__name__,
             why=str(error),
             at_s=now,
             until_s=now + ttl_s,
         )
-        others = [
-            one for one in self.refusals() if (one.size, one.region) != (fresh.size, fresh.region)
-        ]
+        place = (fresh.size, fresh.region, fresh.zone)
+        others = [one for one in self.refusals() if (one.size, one.region, one.zone) != place]
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_json(self.path, [asdict(one) for one in (*others, fresh)])
 
@@ -75,7 +76,9 @@ class Memory:
             return []
         return [one for one in known if one.until_s > self.clock()]
 
-    def against(self, size: str, region: str, *, quota_known: bool) -> Refusal | None:
+    def against(
+        self, size: str, region: str, *, zone: str = "", quota_known: bool
+    ) -> Refusal | None:
         """The refusal for which that place is not worth asking now; None if it is.
 
         The spot quota is one pool for a whole region, so its refusal counts for every size there.
@@ -84,6 +87,7 @@ class Memory:
             of_quota = one.error == OverQuota.__name__
             if of_quota and quota_known:
                 continue
-            if one.region == region and (of_quota or one.size.lower() == size.lower()):
+            same = (one.size.lower(), one.zone) == (size.lower(), zone)
+            if one.region == region and (of_quota or same):
                 return one
         return None

@@ -10,6 +10,7 @@ from typing import Any
 from infra.azure.account import Account
 from infra.azure.errors import QUOTA_PORTAL
 from infra.azure.memory import Memory
+from infra.azure.placement import POOR
 from infra.azure.sources import SPOT_QUOTA, Findings, Sources
 from infra.azure.web import fetch
 from infra.catalog import REGIONS, GpuSize, folded, reference_spot_usd_per_h, sizes
@@ -22,6 +23,8 @@ ADDRESS_USD_PER_H = 0.005
 """Static Standard public address, public list price."""
 RETAIL_PATH = "/api/retail/prices"
 PRICES_FRESH_S = 900.0
+ZONED_PLACES_MAX = 3
+"""Of how many places the zones are offered: each costs a refusal of its own to find out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class Offers:
         """Every machine with one whole card of `want.gpu`; creates nothing, waits seconds at most.
 
         Free offers come first. Named regions keep the user's order for each size; otherwise the
-        cheapest comes first.
+        cheapest comes first. Places that Azure scores as poor come behind, single zones last.
         """
         known = [one for one in sizes(gpu=want.gpu) if one.gpu_count == 1]
         regions = [one.lower() for one in want.regions or REGIONS["azure"]]
@@ -58,10 +61,39 @@ class Offers:
         rank = {region: index for index, region in enumerate(regions)}
         order = {one.size: index for index, one in enumerate(known)}
         if want.regions:
-            return sorted(offers, key=lambda o: (bool(o.blocked_by), order[o.size], rank[o.region]))
-        return sorted(
-            offers,
-            key=lambda o: (bool(o.blocked_by), o.spot_usd_per_h, o.eviction_band, rank[o.region]),
+            offers.sort(key=lambda o: (order[o.size], _is_poor(o), rank[o.region]))
+        else:
+            offers.sort(
+                key=lambda o: (_is_poor(o), o.spot_usd_per_h, o.eviction_band, rank[o.region])
+            )
+        zonal = self._zonal(offers, found, want.max_price_usd_per_h)
+        return sorted([*offers, *zonal], key=lambda o: bool(o.blocked_by))
+
+    def _zonal(
+        self, offers: Sequence[Offer], found: Findings, cap: float | None
+    ) -> tuple[Offer, ...]:
+        """The zones of the first few places, to be tried when every region has refused.
+
+        A machine without a zone and one in a zone are granted from different stocks.
+        """
+        affordable = [o for o in offers if not _price_obstacle(o.spot_usd_per_h, cap)]
+        places = [o for o in affordable if not o.blocked_by or o.clears]
+        return tuple(
+            self._in_zone(offer, zone, found)
+            for offer in places[:ZONED_PLACES_MAX]
+            for zone in found.zones.get(offer.region, {}).get(offer.size.lower(), [])
+        )
+
+    def _in_zone(self, offer: Offer, zone: str, found: Findings) -> Offer:
+        """The same offer in one zone; a region's refusal for capacity says nothing about it."""
+        past = self.memory.against(
+            offer.size, offer.region, zone=zone, quota_known=offer.region in found.quota
+        )
+        return replace(
+            offer,
+            zone=zone,
+            blocked_by=past.told if past else "",
+            clears=past is not None and past.clears,
         )
 
     def prices(self, *, fresh_s: float) -> PriceList:
@@ -100,6 +132,7 @@ class Offers:
             on_demand_usd_per_h=quote.on_demand_usd_per_h,
             idle_usd_per_h=round(128 * DISK_USD_PER_GB_H + ADDRESS_USD_PER_H, 4),
             eviction_band=found.bands.get((size.size.lower(), region), ""),
+            placement_score=found.scores.get((size.size.lower(), region), ""),
             quota_left=left,
             price_source=quote.source,
             priced_at=quote.priced_at,
@@ -117,6 +150,10 @@ class Offers:
             blocked_by=stays or dear or (past.told if past else ""),
             clears=not stays and (bool(dear) or (past is not None and past.clears)),
         )
+
+
+def _is_poor(offer: Offer) -> bool:
+    return offer.placement_score in POOR
 
 
 def _quota_obstacle(size: GpuSize, region: str, quota: tuple[int, int] | None) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.azure.account import Account
+from infra.azure.placement import LOCATIONS_MAX, Placement, chunks
 from infra.catalog import folded
 from infra.durable import read_json, write_json
 from infra.provider import ProviderError
@@ -31,6 +32,10 @@ class Findings:
     """By region: used and limit by folded quota name."""
     restricted: dict[str, dict[str, str]] = field(default_factory=dict)
     """By region: why a size (in lower case) cannot be rented as spot; all others can."""
+    zones: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """By region: the zones in which a size (in lower case) is sold to this subscription."""
+    scores: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Placement score (`High`, `Medium`, `Low`, ...) by size (in lower case) and region."""
     bands: dict[tuple[str, str], str] = field(default_factory=dict)
     """Eviction band by size (in lower case) and region."""
     problems: list[str] = field(default_factory=list)
@@ -54,6 +59,11 @@ class Sources:
         found = Findings()
         self.account.arm.warm()  # the SDK's clients are made once, not by every thread
         jobs: list[Callable[[], None]] = [also, lambda: self._bands(found, sizes, regions)]
+        placement = Placement(account=self.account)
+        jobs += [
+            partial(placement.gather, found.scores, sizes, some)
+            for some in chunks(regions, LOCATIONS_MAX)
+        ]
         jobs += [partial(self._quota, found, region) for region in regions]
         jobs += [partial(self._skus, found, region) for region in regions]  # slowest, so last
         run_all(jobs, found.problems, wait_s=self.account.settings.offers_wait_s)
@@ -90,10 +100,11 @@ class Sources:
                 self.account.arm.compute.resource_skus.list,
                 filter=f"location eq '{region}'",
             )
-            kept = restrictions_of(rows, region)
+            kept = {"restricted": restrictions_of(rows, region), "zones": zones_of(rows, region)}
             cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_json(cache, {"at_s": self.account.clock(), "restricted": kept})
-        found.restricted[region] = kept
+            write_json(cache, {"at_s": self.account.clock(), **kept})
+        found.restricted[region] = kept["restricted"]
+        found.zones[region] = kept["zones"]
 
 
 def run_all(jobs: Sequence[Callable[[], None]], problems: list[str], *, wait_s: float) -> None:
@@ -170,12 +181,34 @@ def restrictions_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str,
     return found
 
 
-def fresh_skus(cache: Path, now: float) -> dict[str, str] | None:
-    """Restrictions from disk, unless they are older than a day or unreadable."""
+def zones_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str, list[str]]:
+    """The zones of a region in which sizes are sold, less those closed to this subscription."""
+    found = {}
+    for row in rows:
+        if row.get("resourceType") != "virtualMachines":
+            continue
+        zones = {
+            str(zone)
+            for place in row.get("locationInfo") or []
+            if str(place.get("location")).lower() == region.lower()
+            for zone in place.get("zones") or []
+        }
+        for one in row.get("restrictions") or []:
+            if one.get("type") == "Zone":
+                zones -= set((one.get("restrictionInfo") or {}).get("zones") or [])
+        if zones:
+            found[str(row.get("name")).lower()] = sorted(zones)
+    return found
+
+
+def fresh_skus(cache: Path, now: float) -> dict[str, dict[str, Any]] | None:
+    """Restrictions and zones from disk, unless they are older than a day or unreadable."""
     try:
         value = read_json(cache)
     except ValueError:
         return None
     if not isinstance(value, dict) or now - float(value.get("at_s") or 0) > SKUS_FRESH_S:
         return None
-    return {str(k): str(v) for k, v in dict(value.get("restricted") or {}).items()}
+    if not isinstance(value.get("zones"), dict):  # written before zones were kept
+        return None
+    return {"restricted": dict(value.get("restricted") or {}), "zones": value["zones"]}

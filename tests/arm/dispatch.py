@@ -80,6 +80,9 @@ def _route(world: World, base: str, request: Request, route: Route) -> Reply:
     if lower.endswith("/usages"):
         _check_version(request, VERSIONS["microsoft.compute/locations/usages"])
         return facts.usages(world, base, request, route)
+    if lower.endswith("/placementscores/spot/generate"):
+        _check_version(request, {"2025-06-05"})
+        return facts.placement(world, request)
     _check_version(request, VERSIONS.get(route.type, set()))
     match route.type:
         case "microsoft.compute/virtualmachines":

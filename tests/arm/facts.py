@@ -110,6 +110,29 @@ def graph(world: World, request: Request) -> Reply:
     return Reply(body={"totalRecords": len(rows), "count": len(rows), "data": rows})
 
 
+def placement(world: World, request: Request) -> Reply:
+    """Spot placement scores, for those who have the role."""
+    body = request.body or {}
+    places, sizes = body.get("desiredLocations") or [], body.get("desiredSizes") or []
+    known = {"desiredLocations", "desiredSizes", "desiredCount", "availabilityZones"}
+    if set(body) - known or not 0 < len(places) <= 8 or not 0 < len(sizes) <= 5:
+        raise ArmError(400, "InvalidParameter", "At most 8 locations and 5 sizes.")
+    if not world.market.may_score:
+        raise ArmError(403, "AuthorizationFailed", "No right to generate placement scores.")
+    rows = [
+        {
+            "sku": size["sku"],
+            "region": place,
+            "availabilityZone": None,
+            "score": world.market.scores.get((size["sku"].lower(), place), "DataNotFoundOrStale"),
+            "isQuotaAvailable": True,
+        }
+        for place in places
+        for size in sizes
+    ]
+    return Reply(body={**body, "placementScores": rows})
+
+
 def activity(world: World, request: Request) -> Reply:
     """The activity log, minutes late."""
     found = re.fullmatch(

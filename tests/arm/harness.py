@@ -102,6 +102,7 @@ def spec(**changes: Any) -> VmSpec:
         provider="azure",
         region=changes.pop("region", "eastus"),
         size=changes.pop("size", T4),
+        zone=changes.pop("zone", ""),
         spot_usd_per_h=0.149174,
     )
     base = VmSpec(

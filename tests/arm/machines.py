@@ -88,7 +88,7 @@ def _put(world: World, base: str, request: Request, route: Route, id_: str) -> R
     world.machines_made.append(id_)
     operation = world.operation("vm")
     size = body["properties"]["hardwareProfile"]["vmSize"]
-    failure = world.market.later_failure(size, vm.location)
+    failure = world.market.later_failure(size, vm.location, _zone(body))
 
     def finish() -> None:
         if world.find(id_) is not vm:
@@ -135,8 +135,14 @@ def _check_spot(world: World, body: dict[str, Any]) -> None:
             f"Azure Spot is not supported for this VM size {size}.",
         )
     cap = float((properties.get("billingProfile") or {}).get("maxPrice", -1))
-    world.market.check(size, region, cap=cap, doing="Create")
+    world.market.check(size, region, zone=_zone(body), cap=cap, doing="Create")
     world.market.check_quota(size, region, spot_cores_used(world, region))
+
+
+def _zone(body: dict[str, Any]) -> str:
+    """The zone that a body names; empty for none."""
+    (zone,) = body.get("zones") or [""]
+    return str(zone)
 
 
 def spot_cores_used(world: World, region: str) -> int:

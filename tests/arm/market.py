@@ -101,6 +101,19 @@ class Market:
     bands: dict[tuple[str, str], str] = field(default_factory=dict)
     """Eviction band by (size, region); the rows of others are missing, as they can be."""
 
+    scores: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Placement score by (size, region); others have none."""
+    may_score: bool = True
+    """Whether the account has the role that reads placement scores."""
+    free_zones: set[tuple[str, str]] = field(default_factory=set)
+    """(region, zone) with room for what is sold out in the region as a whole."""
+
+    def full(self, size: str, region: str, zone: str = "") -> str | None:
+        """The code with which that place refuses; None if it has room."""
+        if (region, zone) in self.free_zones:
+            return None
+        return self.sold_out.get((size.lower(), region))
+
     def price(self, size: str, region: str) -> float:
         """The spot price now, USD per hour."""
         return self.prices.get((size.lower(), region), SIZES[size.lower()].spot_usd_per_h)
@@ -109,7 +122,7 @@ class Market:
         """The spot quota of a region."""
         return self.cores.get(region, self.spot_cores)
 
-    def check(self, size: str, region: str, *, cap: float, doing: str) -> None:
+    def check(self, size: str, region: str, *, zone: str = "", cap: float, doing: str) -> None:
         """Refuse a cap below the price of now, or what is sold out at once."""
         price = self.price(size, region)
         if cap != -1 and not 0 < cap <= 1e6:
@@ -126,7 +139,7 @@ class Market:
                 f"'{cap} USD' is lower than the current spot price '{price} USD' for "
                 f"Azure Spot Virtual Machine size '{size}'.",
             )
-        code = self.sold_out.get((size.lower(), region))
+        code = self.full(size, region, zone)
         if code == "SkuNotAvailable" or (size.lower(), region) in self.restricted:
             raise ArmError(
                 409,
@@ -137,9 +150,9 @@ class Market:
                 "See https://aka.ms/azureskunotavailable for details.",
             )
 
-    def later_failure(self, size: str, region: str) -> tuple[str, str] | None:
+    def later_failure(self, size: str, region: str, zone: str = "") -> tuple[str, str] | None:
         """Code and message with which an accepted allocation will fail; None if it will not."""
-        code = self.sold_out.get((size.lower(), region))
+        code = self.full(size, region, zone)
         if code is None or code == "SkuNotAvailable":
             return None
         return code, ALLOCATION_TEXTS[code].format(size, "1")
