@@ -39,9 +39,10 @@ types: $(STAMP)
 slow: $(STAMP)  ## the proofs that take minutes
 	$(BIN)/python -m pytest -m slow
 
-chaos: $(STAMP)  ## a hundred kills over real trainings; prints the count and the digests
+chaos: $(STAMP)  ## a hundred kills over real trainings, twenty of qft on Azure; count and digests
 	$(BIN)/python examples/quickstart/prepare.py
 	$(BIN)/python tests/chaos.py
+	$(BIN)/python -m pytest -m chaos tests/test_azure_chaos.py
 
 recipes: $(STAMP)  ## every published experiment on a small model, each through one eviction
 	$(BIN)/python examples/walk.py

@@ -1,4 +1,9 @@
-"""The real command line, killed with SIGKILL at chosen requests, by the cloud it talks to."""
+"""The real command line, killed with SIGKILL at chosen requests, by the cloud it talks to.
+
+pytest -m chaos tests/test_azure_chaos.py                        20 kills, evenly spread
+QFT_CHAOS_KILLS=all pytest -m chaos tests/test_azure_chaos.py    all of them, for an hour
+QFT_CHAOS_KILLS=6 pytest -m chaos tests/test_azure_chaos.py      fewer
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,17 @@ def cloud(tmp_path: Path) -> Iterator[Cloud]:
         yield cloud
 
 
+def spread(first: int, step: int, *, share: float) -> list[tuple[int, bool]]:
+    """Before or after which requests to kill: some of `first`, `first + step`, ... up to 100.
+
+    `share` is this test's part of `QFT_CHAOS_KILLS`, 20 if unset; `all` is every one.
+    """
+    every = [(at, answered) for at in range(first, 100, step) for answered in (False, True)]
+    wanted = os.environ.get("QFT_CHAOS_KILLS", "20")
+    count = len(every) if wanted == "all" else min(max(round(int(wanted) * share), 1), len(every))
+    return [every[index * len(every) // count] for index in range(count)]
+
+
 class Killer:
     """Sends SIGKILL to a process at its request number `at` to Resource Manager."""
 
@@ -55,8 +71,7 @@ class Killer:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("answered", [False, True])
-@pytest.mark.parametrize("at", range(1, 100, 3))
+@pytest.mark.parametrize(("at", "answered"), spread(1, 3, share=0.65))
 def test_killed_up_is_cleared_up_from_another_computer(
     cloud: Cloud, tmp_path: Path, at: int, *, answered: bool
 ) -> None:
@@ -87,8 +102,7 @@ def test_killed_up_is_cleared_up_from_another_computer(
 
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("answered", [False, True])
-@pytest.mark.parametrize("at", range(2, 100, 6))
+@pytest.mark.parametrize(("at", "answered"), spread(2, 6, share=0.35))
 def test_killed_run_is_finished_by_the_same_command(
     cloud: Cloud, tmp_path: Path, at: int, *, answered: bool
 ) -> None:
