@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from commands.errors import Usage
 from commands.home import check_name
 from infra.config import BudgetTable, VmTable
+from trainer import hub
 from trainer.config import (
     CheckpointTable,
     DataTable,
@@ -72,11 +73,13 @@ class LoadedConfig:
 
     @property
     def data_files(self) -> dict[str, Path]:
-        """`train` and, if named, `eval`, with their absolute paths."""
+        """`train` and, if named, `eval`, with their absolute paths; the machine fetches a hub's."""
         table = self.config.data
         named = {"train": table.train, "eval": table.eval}
         return {
-            key: self.folder / Path(value).expanduser() for key, value in named.items() if value
+            key: self.folder / Path(value).expanduser()
+            for key, value in named.items()
+            if value and hub.parse(value) is None
         }
 
     @property

@@ -24,8 +24,9 @@ class Staged:
         """What to push, from where, to where; the config last, because it names the others."""
         every: list[tuple[str, Path | Mapping[str, Path], str]] = [
             ("code", self.trainer, f"{base}/code/trainer"),
-            ("data", self.data, f"{base}/data"),
         ]
+        if self.data:  # nothing is sent of what the machine fetches from a hub
+            every.append(("data", self.data, f"{base}/data"))
         if self.model is not None:
             every.append(("base model", self.model, f"{base}/model"))
         return [*every, ("config", {"config.json": self.config}, f"{base}/run")]

@@ -1,8 +1,9 @@
-"""A model hub on loopback that speaks enough of the protocol to be published to, and remembers."""
+"""A hub on loopback that speaks enough of the protocol to publish to and fetch from."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ class Hub:
     stored: dict[str, bytes] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
     refused: int = 0
+    datasets: dict[str, bytes] = field(default_factory=dict)  # `owner/name/resolve/revision/path`
+    asked: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -93,12 +96,32 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({})
 
     def do_GET(self) -> None:
-        """Tell what a repository is."""
+        """Tell what a repository is, or give a file of a data set."""
+        if self.path.startswith("/datasets/"):
+            self._file()
+            return
         self._answer({"id": "me/model", "sha": "0" * 40, "siblings": [], "files": []})
 
     def do_HEAD(self) -> None:
         """Tell that something is there."""
+        if self.path.startswith("/datasets/"):
+            self._file()
+            return
         self._answer({})
+
+    def _file(self) -> None:
+        """Give a file of a data set, or only its size, commit and hash."""
+        self.store.asked.append(f"{self.command} {self.path}")
+        body = self.store.datasets.get(self.path.removeprefix("/datasets/"))
+        self.send_response(404 if body is None else 200)
+        if body is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.send_header("X-Repo-Commit", "2" * 40)
+        self.send_header("ETag", f'"{hashlib.sha256(body or b"").hexdigest()}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body or b"")
 
     def _chunks(self) -> bytes:
         """Read a body that comes in pieces, each with its length before it."""

@@ -21,6 +21,7 @@ from trainer import html
 from trainer.config import ConfigError, EvalTable, TrainerConfig, load_config
 from trainer.data import NOT_TRAINED, Example, Examples, load_examples
 from trainer.disk import RealDisk, replace_file
+from trainer.job import resolve
 from trainer.plan import make_plan
 from trainer.rows import DataError
 from trainer.split import Duplicates, find_duplicates
@@ -53,7 +54,9 @@ def audit(config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool
     """
     length = config.train.max_length
     sides = [
-        load_examples(config.data, run_dir / name, tokenizer, max_length=length, seq2seq=seq2seq)
+        load_examples(
+            config.data, resolve(run_dir, name), tokenizer, max_length=length, seq2seq=seq2seq
+        )
         if name
         else None
         for name in (config.data.train, config.data.eval)

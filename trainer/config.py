@@ -12,8 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from trainer import hub
 from trainer.method_table import MethodKind, MethodTable, OptimizerKind, Quant
 
 # The table of methods is long enough for a file of its own, and is used as if it were here.
@@ -64,7 +65,9 @@ class DataTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    train: str = Field(min_length=1, description="Rows to learn from, one JSON object per line.")
+    train: str = Field(
+        min_length=1, description="Rows to learn from: a file, or `hub:OWNER/NAME@REVISION/PATH`."
+    )
     eval: str | None = Field(default=None, min_length=1, description="Rows held out for scoring.")
     prompt: str = Field(default="", description="Template of what the model reads, `{field}`s.")
     completion: str = Field(default="", description="Template of what it should answer.")
@@ -80,6 +83,13 @@ class DataTable(BaseModel):
     loss_on: Literal["completion", "all"] = Field(
         default="completion", description="Learn the answer only, or every token."
     )
+
+    @field_validator("train", "eval")
+    @classmethod
+    def _named_whole(cls, name: str | None) -> str | None:
+        if name is not None:
+            hub.parse(name)
+        return name
 
     @model_validator(mode="after")
     def _templates_or_messages(self) -> DataTable:

@@ -23,6 +23,7 @@ from trainer.baselines import Known, baselines
 from trainer.config import EvalTable, TrainerConfig
 from trainer.data import Codec, Example, load_examples, load_texts, padding_id
 from trainer.disk import RealDisk, replace_file
+from trainer.job import resolve
 from trainer.rows import DataError
 from trainer.template import Template
 
@@ -76,7 +77,7 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
         raise ValueError("the config has no table `eval`, so there is nothing to score")
     examples = load_examples(
         config.data,
-        run_dir / config.data.eval,
+        resolve(run_dir, config.data.eval),
         tokenizer,
         max_length=config.train.max_length,
         seq2seq=bool(model.config.is_encoder_decoder),
@@ -103,7 +104,7 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
 def _known(config: TrainerConfig, run_dir: Path) -> Known:
     """Read what is learnt as texts and labels, so that a wrong label is told before training."""
     assert config.eval is not None
-    rows = load_texts(config.data, run_dir / config.data.train)
+    rows = load_texts(config.data, resolve(run_dir, config.data.train))
     gold = read_gold(
         [(number, completion) for number, _, completion in rows],
         config.eval,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from trainer import hub
 from trainer.config import ConfigError, EvictionBand, TrainerConfig, load_config
 from trainer.disk import RealDisk
 from trainer.errors import Busy, Preempted
@@ -165,7 +166,14 @@ def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
 
 
 def resolve(run_dir: Path, name: str) -> Path:
-    """Return the file that a path of the config means."""
+    """Return the file that a name in the config means; one on a hub is fetched.
+
+    Raises:
+        DataError: it cannot be fetched.
+    """
+    remote = hub.parse(name)
+    if remote is not None:
+        return hub.fetch(remote)
     return (run_dir / Path(name).expanduser()).resolve()
 
 

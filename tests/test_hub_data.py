@@ -1,0 +1,118 @@
+"""Rows of a hub are fetched by name and revision on the machine, and nothing else is."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hub as hubs
+import pytest
+import tiny
+from pydantic import ValidationError
+
+from commands.config import check, check_files
+from commands.staging import stage
+from trainer.config import DataTable
+from trainer.hub import HubFile, fetch, parse
+from trainer.rows import DataError, read_rows
+
+NAMED = "hub:me/pairs@v1/data/train.jsonl"
+PLACE = "me/pairs/resolve/v1/data/train.jsonl"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[hubs.Hub]:
+    """A hub on loopback with rows in two formats."""
+    with hubs.running() as running:
+        rows = tiny.make_rows(tmp_path / "rows.jsonl", 12)
+        running.datasets[PLACE] = rows.read_bytes()
+        yield running
+
+
+def train(run: Path, hub: hubs.Hub, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run the trainer in a process of its own that knows this hub."""
+    env = {**tiny.quiet_environment(), "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home)}
+    env["HF_HUB_OFFLINE"] = "0"
+    return subprocess.run(
+        tiny.trainer_command("train", run),
+        cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_a_run_on_a_hub_is_the_run_on_the_same_file(hub: hubs.Hub, tmp_path: Path) -> None:
+    """Fetched rows give the adapter of local ones; other bytes under the name are refused."""
+    steps = {"steps": 3}
+    local = tiny.make_run(tmp_path / "local", rows=12, train=steps)
+    remote = tiny.make_run(tmp_path / "remote", rows=1, train=steps, data={"train": NAMED})
+    ended = [train(run, hub, tmp_path / "home") for run in (local, remote)]
+    hub.datasets[PLACE] += hub.datasets[PLACE]
+    changed = train(remote, hub, tmp_path / "another home")
+
+    assert [one.returncode for one in ended] == [0, 0], ended[1].stderr
+    assert tiny.adapter_bytes(local) == tiny.adapter_bytes(remote)
+    assert changed.returncode == 78
+    assert "data.train: was" in changed.stderr
+
+
+def test_every_format_is_read_from_a_hub(hub: hubs.Hub, tmp_path: Path) -> None:
+    """JSON lines, a JSON list, CSV and Parquet keep their endings, which tell the format."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    packed = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a"], "mood": ["b"]}), packed)
+    bodies = {
+        "a.jsonl": b'{"text": "a", "mood": "b"}\n',
+        "a.json": b'[{"text": "a", "mood": "b"}]',
+        "a.csv": b"text,mood\na,b\n",
+        "a.parquet": packed.getvalue(),
+    }
+    for name, body in bodies.items():
+        hub.datasets[f"me/pairs/resolve/v1/{name}"] = body
+        wanted = HubFile(repo="me/pairs", revision="v1", path=name)
+        rows = read_rows(fetch(wanted, endpoint=hub.endpoint, cache=tmp_path / "cache"))
+
+        assert [dict(row.fields) for row in rows] == [{"text": "a", "mood": "b"}]
+    assert {line.rpartition("/")[2] for line in hub.asked} == set(bodies)
+
+
+def test_a_file_that_is_not_there_is_said_so(hub: hubs.Hub, tmp_path: Path) -> None:
+    """A wrong path ends with the data set, its revision and the path."""
+    wanted = HubFile(repo="me/pairs", revision="v1", path="no.jsonl")
+
+    with pytest.raises(DataError, match=r"no\.jsonl of the data set me/pairs at v1 cannot be"):
+        fetch(wanted, endpoint=hub.endpoint, cache=tmp_path / "cache")
+    assert hub.asked != []
+
+
+def test_names_are_taken_apart() -> None:
+    """Repository, revision and path are told apart, and a plain file name is no hub's."""
+    assert parse(NAMED) == HubFile(repo="me/pairs", revision="v1", path="data/train.jsonl")
+    assert parse("train.jsonl") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hub:me/pairs/train.jsonl", "hub:pairs@v1/a.jsonl", "hub:me/pairs@v1/../a.jsonl", "hub:"],
+)
+def test_a_name_without_revision_or_path_is_refused(name: str) -> None:
+    """A hub's name without a revision, or with a path that climbs, is a fault of the config."""
+    with pytest.raises(ValidationError, match="write `hub:OWNER/NAME@REVISION/PATH`"):
+        DataTable(train=name, prompt="{a}", completion="{b}")
+
+
+def test_nothing_is_staged_for_a_hub(tmp_path: Path) -> None:
+    """The laptop accepts the name, sends no rows, and the machine's config still names the hub."""
+    model = tiny.make_model(tmp_path / "model")
+    tables: dict[str, Any] = tiny.make_config(model, Path("x"), data={"train": NAMED})
+    loaded = check({"name": "rows", **tables}, tmp_path / "run.yaml")
+    check_files(loaded)
+    staged = stage(loaded, tmp_path / "staged")
+
+    assert staged.data == {}
+    assert NAMED in staged.config.read_text(encoding="utf-8")
+    assert [what for what, *_ in staged.pushes("qft/rows")] == ["code", "base model", "config"]

@@ -1,0 +1,78 @@
+"""Rows from a hub: one named file of a data set at one named revision, and no code of anybody's.
+
+Written `hub:OWNER/NAME@REVISION/PATH`, such as `hub:me/pairs@1f0c…/data/train.parquet`. Splits are
+not guessed: what is learnt is a file, and its SHA-256 is in the run's fingerprint like any other's.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.rows import DataError
+
+PREFIX = "hub:"
+FORM = "hub:OWNER/NAME@REVISION/PATH"
+_NAME = re.compile(
+    r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[\w.-]+)/(?P<path>[^\\:]+)", re.ASCII
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubFile:
+    """One file of a data set on a hub."""
+
+    repo: str
+    revision: str
+    path: str
+
+
+def parse(name: str) -> HubFile | None:
+    """Return the file that `name` means, None if it lies on no hub.
+
+    Raises:
+        ValueError: it names a hub, but not a repository, a revision and a path.
+    """
+    if not name.startswith(PREFIX):
+        return None
+    found = _NAME.fullmatch(name)
+    if found is None or {"", ".", ".."} & set(found["path"].split("/")):
+        raise ValueError(
+            f"`{name}` is no file on a hub: write `{FORM}` with a commit, tag or branch as REVISION"
+        )
+    return HubFile(repo=found["repo"], revision=found["revision"], path=found["path"])
+
+
+def fetch(file: HubFile, *, endpoint: str | None = None, cache: Path | None = None) -> Path:
+    """Return the local copy of `file`, fetched if it is not there yet.
+
+    Endpoint and cache, where not given, and the token are those of `huggingface_hub`
+    (`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`).
+
+    Raises:
+        DataError: there is no such file, or the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()  # the log is a file
+    try:
+        found = hf_hub_download(
+            file.repo,
+            file.path,
+            repo_type="dataset",
+            revision=file.revision,
+            endpoint=endpoint,
+            cache_dir=cache,
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(
+            [
+                f"{file.path} of the data set {file.repo} at {file.revision} cannot be fetched: "
+                + said[0]
+            ]
+        ) from error
+    return Path(found)
