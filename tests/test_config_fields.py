@@ -35,6 +35,9 @@ LABEL: Tables = {
 EPOCHS: Tables = {"train": {"steps": None, "epochs": 1}}
 NOLA: Tables = {"method": {"kind": "nola"}}
 AUTO: Tables = {"checkpoint": {"every": "auto"}}
+HELD_OUT: Tables = {"data": {"eval": "eval.jsonl"}}
+VALIDATED: Tables = {**HELD_OUT, "train": {"validate_every": 1}}
+WORSENING: Tables = {**HELD_OUT, "train": {"validate_every": 1, "lr": 10}}
 TALK: Mapping[str, Any] = {"messages": "talk", "prompt": "", "completion": ""}
 HUB: Tables = {"model": {"id": "somebody/something"}}
 
@@ -51,6 +54,13 @@ def learning(run: Path) -> object:
         base.is_activation_checkpointing,
         torch.get_num_threads(),
     )
+
+
+def lasting(run: Path) -> object:
+    """After how many steps a training of six ends."""
+    made = rig(run)
+    made.train(until=6)
+    return made.state.counters.step
 
 
 def scores(run: Path) -> object:
@@ -119,6 +129,9 @@ CASES: Mapping[str, Case] = {
     "train.seed": Case({"seed": 1}),
     "train.group_by_length": Case({"group_by_length": False}),
     "train.threads": Case({"threads": 2}),
+    "train.validate_every": Case({"validate_every": 1}, around=HELD_OUT),
+    "train.stop_after": Case({"stop_after": 1}, lasting, WORSENING),
+    "train.keep_best": Case({"keep_best": False}, around=VALIDATED),
     "checkpoint.every": Case({"every": "10min"}, rhythm),
     "checkpoint.keep": Case(
         {"keep": 3}, kept, {"checkpoint": {"every": 1}, "train": {"steps": 12}}
