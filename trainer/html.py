@@ -26,10 +26,12 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--li
 mark { background: var(--mark); color: inherit; border-radius: 3px; }
 svg { max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--dim); }
-.a { stroke: var(--a); fill: none; } .b { stroke: var(--b); fill: none; } .c { stroke: var(--c); }
+.a { stroke: var(--a); fill: none; } .b { stroke: var(--b); fill: none; }
+.c { stroke: var(--c); fill: none; }
 .fa { fill: var(--a); } .fb { fill: var(--b); } .axis { stroke: var(--line); }
 """
 WIDE, HIGH, LEFT, BOTTOM = 760, 240, 58, 34
+HEAD = 22  # above the plot, for its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +166,10 @@ def heat_table(
 
 def _svg(name: str, parts: Iterable[str]) -> str:
     return (
-        f'<svg role="img" aria-label="{escape(name)}" viewBox="0 0 {WIDE} {HIGH}" '
-        f'width="{WIDE}" height="{HIGH}"><title>{escape(name)}</title>{"".join(parts)}</svg>'
+        f'<svg role="img" aria-label="{escape(name)}" viewBox="0 {-HEAD} {WIDE} {HIGH + HEAD}" '
+        f'width="{WIDE}" height="{HIGH + HEAD}"><title>{escape(name)}</title>'
+        f'<text x="{(LEFT + WIDE) / 2:.0f}" y="-8" text-anchor="middle" font-weight="bold">'
+        f"{escape(name)}</text>{''.join(parts)}</svg>"
     )
 
 
@@ -203,7 +207,7 @@ class _Frame:
                 f'<line class="axis" x1="{LEFT}" x2="{WIDE - 10}" y1="{foot}" y2="{foot}"/>'
                 f'<text x="{(LEFT + WIDE) / 2:.0f}" y="{HIGH - 3}" text-anchor="middle">'
                 f"{escape(x)}</text>"
-                f'<text x="4" y="12">{escape(y)}</text>'
+                f'<text x="4" y="-8">{escape(y)}</text>'
             )
         ]
         for part in range(5):
