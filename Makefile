@@ -36,7 +36,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy .
 
-slow: $(STAMP)  ## the proofs that take minutes
+slow: $(STAMP)  ## the proofs that take minutes; needs Debian's chromium
 	$(BIN)/python -m pytest -m slow
 
 chaos: $(STAMP)  ## a hundred kills over real trainings, twenty of qft on Azure; count and digests
