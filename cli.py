@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from commands.errors import Exit, Trouble
-from commands.output import columns, out, out_json, table, talk, tell_trouble
+from commands.output import columns, last_resort, out, out_json, table, talk, tell_trouble
 
 VERSION = "0.1.0"
 
@@ -298,6 +298,18 @@ def generate(
 
 
 @app.command()
+def export(
+    run: Run = "",
+    *,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of a DyLoRA run; default: best.")] = None,
+) -> None:
+    """Write a plain LoRA adapter of one rank that any PEFT loads."""
+    from commands import after
+
+    out(str(after.export(run, rank=rank)))
+
+
+@app.command()
 def merge(
     run: Run = "",
     *,
@@ -356,30 +368,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(Exit.INTERRUPTED)
     except Exception as error:  # noqa: BLE001  (the one place that maps whatever is left)
-        sys.exit(_last_resort(error, as_json=as_json))
-
-
-def _last_resort(error: Exception, *, as_json: bool) -> int:
-    """Usage errors of the parser, a full disk at home, a damaged journal; the rest is our bug."""
-    from infra.journal import JournalDamaged
-
-    say = getattr(error, "format_message", None)  # the parser's errors, whichever click it is
-    if say is not None:
-        tell_trouble(Trouble(say(), hint="`qft --help` lists every command"), as_json=as_json)
-        return Exit.USAGE
-    if isinstance(error, JournalDamaged):
-        tell_trouble(Trouble(str(error), hint=error.hint), as_json=as_json)
-        return Exit.USAGE
-    if isinstance(error, OSError) and error.errno is not None:
-        hint = "nothing was lost: make room or mend the rights, then run the same command again"
-        tell_trouble(Trouble(f"this computer refused: {error}", hint=hint), as_json=as_json)
-        return Exit.USAGE
-    import traceback
-
-    traceback.print_exception(error)
-    talk("this is a bug in qft, and nothing you did wrong")
-    talk("hint: `qft ls --all` shows what may still bill; `qft down` ends it")
-    return Exit.BUG
+        sys.exit(last_resort(error, as_json=as_json))
 
 
 def _drive(goal: str, run: str, *, as_json: bool, **options: Any) -> None:

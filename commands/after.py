@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands.bench import laid_out
+from commands.bench import laid_out, trainer
 from commands.config import LoadedConfig
 from commands.drive import find_config
 from commands.errors import Exit, TrainingTrouble, Usage
@@ -78,6 +78,20 @@ def merge(wanted: str, *, dtype: str) -> Path:
     return target
 
 
+def export(wanted: str, *, rank: int | None) -> Path:
+    """Write the adapter of one rank as plain LoRA beside the trained one; return its folder."""
+    folder, loaded = _fetched(wanted)
+    target = loaded.out / (f"exported-rank-{rank}" if rank else "exported")
+    if target.exists():
+        raise Usage(f"`{target}` is there already", hint="remove it, or choose another rank")
+    with laid_out(loaded, folder) as run_dir:
+        _add_results(run_dir, loaded)
+        ranked = ["--rank", str(rank)] if rank else []
+        done = trainer(run_dir, "export", "--out", str(target.absolute()), *ranked)
+    _judge("export", done.returncode)
+    return target
+
+
 def push(wanted: str, *, repo: str, merged: bool, public: bool) -> None:
     """Publish the adapter, or the merged model, with its model card."""
     folder, loaded = _fetched(wanted)
@@ -134,10 +148,13 @@ def _program(module: str, arguments: list[str]) -> None:
     root = Path(__file__).resolve().parent.parent
     argv = [sys.executable, "-m", f"trainer.{module}", *arguments]
     path = {**environment(), "PYTHONPATH": str(root)}
-    done = subprocess.run(argv, env=path, check=False)
-    if done.returncode == 0:
+    _judge(module, subprocess.run(argv, env=path, check=False).returncode)
+
+
+def _judge(module: str, code: int) -> None:
+    """Turn a tool's exit code into what a person can act on; its own words are on stderr."""
+    if code == 0:
         return
-    code = TRAINER_CODES.get(done.returncode)
-    if code is Exit.USAGE:
+    if TRAINER_CODES.get(code) is Exit.USAGE:
         raise Usage(f"`{module}` could not use what it was given; its message is above")
-    raise TrainingTrouble(f"`{module}` ended with exit code {done.returncode}")
+    raise TrainingTrouble(f"`{module}` ended with exit code {code}")

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from commands.errors import Trouble
+from commands.errors import Exit, Trouble
 
 
 def tell_trouble(trouble: Trouble, *, as_json: bool) -> None:
@@ -51,3 +51,26 @@ def out_json(value: object) -> None:
 def talk(text: str) -> None:
     """Talk, to stderr."""
     print(text, file=sys.stderr)  # noqa: T201
+
+
+def last_resort(error: Exception, *, as_json: bool) -> int:
+    """Usage errors of the parser, a full disk at home, a damaged journal; the rest is our bug."""
+    from infra.journal import JournalDamaged
+
+    say = getattr(error, "format_message", None)  # the parser's errors, whichever click it is
+    if say is not None:
+        tell_trouble(Trouble(say(), hint="`qft --help` lists every command"), as_json=as_json)
+        return Exit.USAGE
+    if isinstance(error, JournalDamaged):
+        tell_trouble(Trouble(str(error), hint=error.hint), as_json=as_json)
+        return Exit.USAGE
+    if isinstance(error, OSError) and error.errno is not None:
+        hint = "nothing was lost: make room or mend the rights, then run the same command again"
+        tell_trouble(Trouble(f"this computer refused: {error}", hint=hint), as_json=as_json)
+        return Exit.USAGE
+    import traceback
+
+    traceback.print_exception(error)
+    talk("this is a bug in qft, and nothing you did wrong")
+    talk("hint: `qft ls --all` shows what may still bill; `qft down` ends it")
+    return Exit.BUG

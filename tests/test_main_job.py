@@ -187,6 +187,10 @@ def test_what_comes_after_the_training_works_at_home(project: Project) -> None:
     assert "<svg" in (project.out / "report.html").read_text()
     assert (project.out / "merged" / "config.json").exists()
     assert answer.stdout.strip()
+    exported = project.qft("export")
+    assert exported.returncode == 0, exported.stderr
+    assert (project.out / "exported" / "adapter_config.json").exists()
+    assert project.qft("export", "--rank", "99").returncode == 2
 
 
 def alive_machines(project: Project) -> int:
