@@ -113,11 +113,10 @@ def test_the_guest_itself_holds_no_secret(client: paramiko.SSHClient) -> None:
 
 
 def test_python_of_the_machine_is_ours(client: paramiko.SSHClient) -> None:
-    """The interpreter that runs qft, with its libraries, is the machine's `python`; qft is not."""
+    """The interpreter that runs qft, with its libraries, is the machine's `python`."""
     code, out, _ = execute(client, "python -c 'import psutil, sys; print(sys.prefix)'")
-    hidden = execute(client, "python -c 'import infra.guest'")[0]
 
-    assert (code, hidden) == (0, 1)
+    assert code == 0
     assert out.decode().strip() == sys.prefix
 
 
