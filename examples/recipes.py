@@ -2,6 +2,7 @@
 
     python examples/recipes.py NAME --source FILE     # rows for the real run
     python examples/recipes.py NAME --tiny            # a small model, rows, and out/tiny/run.yaml
+    python examples/recipes.py NAME --plan            # memory, hours and dollars of the real run
 
 `--tiny` keeps every choice of the recipe but the model's size, the machine (`provider: local`, with
 one eviction) and the number of steps: the same code walks the same path.
@@ -14,19 +15,22 @@ import importlib.util
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import yaml
 
+from infra.catalog import SPOT_DATE, reference_spot_usd_per_h
+from trainer.config import TrainerConfig
 from trainer.convert import convert, fitting
 from trainer.formats import Choice
+from trainer.memory import GPUS, HOURS_FACTOR, foretell
 from trainer.rows import DataError, read_rows
 
 EXAMPLES = Path(__file__).parent
-TINY_PRICE = 0.25
+TINY_PRICE = 1.00
 TINY_STEPS, TINY_LENGTH, EVICTED_AT = 60, 256, 5
 
 
@@ -41,9 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", type=float, default=0.1, help="share of groups held out")
     parser.add_argument("--tiny", action="store_true", help="make everything for a run right here")
+    parser.add_argument("--plan", action="store_true", help="foretell memory, hours and dollars")
     args = parser.parse_args(argv)
     here = EXAMPLES / args.name
     recipe = load(args.name)
+    if args.plan:
+        print(foretold(args.name))
+        return 0
     if args.tiny:
         print(f"ready: qft run {tiny(args.name, here / 'out' / 'tiny')}")
         return 0
@@ -71,7 +79,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """Return a recipe's `prepare.py`: FORMAT, SOURCE, TINY_MODEL and `write_tiny(directory)`."""
+    """Return a recipe's `prepare.py`: FORMAT, SOURCE, TINY_MODEL, BASE and `write_tiny`."""
     path = EXAMPLES / name / "prepare.py"
     spec = importlib.util.spec_from_file_location(f"recipe_{name.replace('-', '_')}", path)
     assert spec is not None
@@ -81,6 +89,53 @@ def load(name: str) -> ModuleType:
     return module
 
 
+def foretold(name: str) -> str:
+    """Return what the real run needs, as lines for its page; asks nobody and loads no model.
+
+    The base's sizes and the usual length of a row are those that the recipe states; the price is
+    the catalog's dated one.
+    """
+    recipe = load(name)
+    settings = yaml.safe_load((EXAMPLES / name / "run.yaml").read_text(encoding="utf-8"))
+    told = forecast(recipe, settings)
+    gpu, cap, budget = settings["vm"]["gpu"], settings["vm"]["max_price"], settings["budget"]
+    price = reference_spot_usd_per_h(gpu)
+    hours = [told["hours"] * factor for factor in (1.0, 1 / HOURS_FACTOR, HOURS_FACTOR)]
+    usual, low, high = (_span(each) for each in hours)
+    spent = [f"{max(0.01, each * price):.2f}" for each in hours]
+    memory = told["memory_bytes"]["reserved"] / 1e9
+    rows = "1 row" if told["micro_batch"] == 1 else f"{told['micro_batch']} rows"
+    needs = (
+        f"{memory:.1f} GB of the {gpu}'s {told['gpu_bytes'] / 1e9:.1f}",
+        f"{rows} of {told['tokens']:,} tokens at once",
+        f"{usual} ({low} to {high})",
+        f"{told['steps']:,} steps, {recipe.USUAL_TOKENS} tokens in a usual row",
+        f"{spent[0]} ({spent[1]} to {spent[2]})",
+        f"{price:.3f} an hour, spot, {SPOT_DATE}; cap {cap:.2f}, budget {budget['usd']:.2f}",
+    )
+    return "\n".join(
+        f"{word:<8} {need}: {why}"
+        for word, need, why in zip(
+            ("memory", "time", "dollars"), needs[::2], needs[1::2], strict=True
+        )
+    )
+
+
+def _span(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(hours * 60))} min"
+
+
+def forecast(recipe: ModuleType, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `trainer.memory.foretell` of a recipe's real run on the GPU that it names."""
+    tables = {key: settings[key] for key in TrainerConfig.model_fields if key in settings}
+    config = TrainerConfig.model_validate(tables)
+    longest = config.train.max_length
+    return foretell(
+        config, recipe.BASE, gpu=GPUS[settings["vm"]["gpu"]],
+        lengths=[longest, *([recipe.USUAL_TOKENS] * (recipe.ROWS - 1))],
+    )  # fmt: skip
+
+
 def tiny(name: str, target: Path) -> Path:
     """Make model, rows and `run.yaml` in `target`, whole or not at all; return the run file."""
     recipe = load(name)
@@ -88,7 +143,8 @@ def tiny(name: str, target: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="tiny-") as directory:
         partial = Path(directory) / "tiny"
         partial.mkdir()
-        source = recipe.write_tiny(partial)
+        rows = load(recipe.TINY_ROWS) if hasattr(recipe, "TINY_ROWS") else recipe
+        source = rows.write_tiny(partial)
         convert(recipe.FORMAT, source, partial, choice=Choice(benign=12), held_out=0.5)
         texts = [
             str(value)

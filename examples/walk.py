@@ -3,77 +3,214 @@
     python examples/walk.py [NAME ...]
 
 Each goes through `provider: local` with one eviction; its adapter is then loaded with plain PEFT.
-Ends 0 when all arrived, 1 with the names of those that did not.
+Ends 0 when all arrived, 1 with the reasons of those that did not, 130 when interrupted; in each
+case no machine of it is left.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
 MERGED = ("openllama7b-chat",)  # the published run ended with a merged model
+EVICTIONS = 1
+COMMAND_S_MAX = 600
+CLEARING_S_MAX = 120
+SAID_LINES_MAX = 15
+
+
+class StrandedError(Exception):
+    """A recipe did not arrive; the message says at which command, and the end of its words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """What a recipe's walk came to; the parts that were not asked for are `-`."""
+
+    name: str
+    evictions: str = "-"
+    steps: str = "-"
+    adapter: str = "-"
+    report: str = "-"
+    merged: str = "-"
+    seconds: float = 0.0
+    trouble: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row of the table."""
+        parts = (self.evictions, self.steps, f"{self.seconds:.0f} s")
+        return (self.name, *parts, self.adapter, self.report, self.merged)
+
+
+HEAD = ("recipe", "evictions survived", "steps", "wall", "adapter", "report", "merged")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Walk the recipes named, or all of them."""
-    names = list(argv) or sorted(
+    """Walk the recipes named, or all of them; print a table at the end."""
+    known = names()
+    if unknown := sorted(set(argv) - set(known)):
+        print(f"no recipe {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, _interrupt)
+    arrived: list[Arrival] = []
+    begun = time.monotonic()
+    wanted = list(argv) or known
+    try:
+        arrived.extend(walk(name) for name in wanted)  # one by one, so a table is left of each
+    except KeyboardInterrupt:
+        print("\ninterrupted; its machine is gone", flush=True)
+        return 130
+    finally:
+        if arrived:
+            print("\n" + table(arrived), flush=True)
+    lost = [one for one in arrived if one.trouble]
+    spent = time.monotonic() - begun
+    print(f"{len(wanted) - len(lost)} of {len(wanted)} arrived in {spent / 60:.1f} min", flush=True)
+    for one in lost:
+        print(f"\n{one.name}: {one.trouble}", file=sys.stderr, flush=True)
+    return 1 if lost else 0
+
+
+def names() -> list[str]:
+    """Return the recipes there are: the directories that say which small model they need."""
+    return sorted(
         path.parent.name
-        for path in (ROOT / "examples").glob("*/prepare.py")
+        for path in EXAMPLES.glob("*/prepare.py")
         if "TINY_MODEL" in path.read_text(encoding="utf-8")
     )
-    failed = []
-    for name in names:
-        begun = time.monotonic()
-        print(f"== {name}", flush=True)
-        trouble = walk(name)
-        print(f"   {trouble or 'arrived'} after {time.monotonic() - begun:.0f} s", flush=True)
-        if trouble:
-            failed.append(name)
-    print(f"{len(names) - len(failed)} of {len(names)} arrived", flush=True)
-    return 1 if failed else 0
 
 
-def walk(name: str) -> str:
-    """Run one recipe from its rows to its report; return what went wrong, or nothing."""
-    place = ROOT / "examples" / name / "out" / "tiny"
+def walk(name: str) -> Arrival:
+    """Take one recipe from its rows to its report, one line of progress on stdout."""
+    print(f"{name:<22}", end="", flush=True)
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="qft-walk-") as home:
-        for command in (
-            ["examples/recipes.py", name, "--tiny"],
-            ["cli.py", "run", str(place / "run.yaml"), "--plain", "--fresh"],
-        ):
-            done = run(command, home)
-            if done.returncode:
-                return f"`{' '.join(command)}` exited {done.returncode}:\n{done.stderr[-2000:]}"
-    result = place / "out" / f"tiny-{name}"
-    if "1 survived" not in done.stdout + done.stderr:
-        return "no eviction was survived"
-    steps = [
-        ["-c", LOAD, str(place / "model"), str(result / "adapter")],
-        ["-m", "trainer.report", "--run-dir", str(result), "--name", name],
-    ]
-    if name in MERGED:
-        merged = ["--base", str(place / "model"), "--adapter", str(result / "adapter")]
-        steps.append(["-m", "trainer.merge", *merged, "--out", str(place / "merged")])
-    for command in steps:
-        done = run(command, home)
+        path = Path(home)
+        try:
+            done = Walk(name=name, home=path).all()
+        except StrandedError as error:
+            print(f" FAILED after {time.monotonic() - begun:.0f} s", flush=True)
+            done = Arrival(name=name, trouble=str(error))
+            clear(path)
+        except KeyboardInterrupt:
+            clear(path)
+            raise
+    return replace(done, seconds=time.monotonic() - begun)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """One recipe on its way; `home` holds its runs and its simulated machines."""
+
+    name: str
+    home: Path
+
+    @property
+    def place(self) -> Path:
+        """Where `--tiny` puts model, rows and run file."""
+        return EXAMPLES / self.name / "out" / "tiny"
+
+    def all(self) -> Arrival:
+        """Do every step; raise `StrandedError` at the first that fails."""
+        self.step("prepared", "examples/recipes.py", self.name, "--tiny")
+        run_file = str(self.place / "run.yaml")
+        said = self.step("run", "cli.py", "run", run_file, "--fresh", "--plain", "--json")
+        receipt = read_receipt(said)
+        survived, steps = receipt["evictions"], receipt["steps"]
+        if survived != EVICTIONS:
+            raise StrandedError(
+                f"{survived} evictions were survived where {EVICTIONS} was rehearsed"
+            )
+        if receipt["usd_per_h_now"]:
+            raise StrandedError(
+                f"the machine still bills {receipt['usd_per_h_now']} dollars per hour"
+            )
+        result = self.place / "out" / f"tiny-{self.name}"
+        self.step("adapter", "-c", LOAD, str(self.place / "model"), str(result / "adapter"))
+        self.step("report", "cli.py", "report", f"tiny-{self.name}")
+        if not (result / "report.html").is_file():
+            raise StrandedError("`qft report` left no report.html")
+        if self.name in MERGED:
+            self.step("merged", "cli.py", "merge", f"tiny-{self.name}")
+            self.step("", "-c", LOAD_MERGED, str(result / "merged"))
+        print(flush=True)
+        return Arrival(
+            name=self.name, evictions=str(survived), steps=str(steps), adapter="loads in PEFT",
+            report="written", merged="loads" if self.name in MERGED else "-",
+        )  # fmt: skip
+
+    def step(self, word: str, *command: str) -> str:
+        """Run one command of Python in the checkout; return its stdout."""
+        begun = time.monotonic()
+        shown = " ".join(command[:2] if command[0] != "-c" else ("loading", word or "merged"))
+        try:
+            done = run(command, self.home)
+        except subprocess.TimeoutExpired:
+            raise StrandedError(f"`{shown}` did not end in {COMMAND_S_MAX} s") from None
         if done.returncode:
-            return f"`{' '.join(command[:2])}` exited {done.returncode}:\n{done.stderr[-2000:]}"
-    return ""
+            words = (done.stderr or done.stdout).strip().splitlines()[-SAID_LINES_MAX:]
+            raise StrandedError(f"`{shown}` exited {done.returncode}:\n  " + "\n  ".join(words))
+        if word:
+            print(f" {word} {time.monotonic() - begun:.0f} s", end="", flush=True)
+        return done.stdout
 
 
-def run(command: Sequence[str], home: str) -> subprocess.CompletedProcess[str]:
+def read_receipt(said: str) -> dict[str, Any]:
+    """Return what `qft run --json` ended with; raise `StrandedError` if that is no receipt."""
+    try:
+        receipt = json.loads(said)
+    except ValueError:
+        raise StrandedError(f"`qft run --json` wrote no receipt: {said[-200:]!r}") from None
+    if (
+        not isinstance(receipt, dict)
+        or not {"evictions", "steps", "usd_per_h_now"} <= receipt.keys()
+    ):
+        raise StrandedError(f"`qft run --json` wrote no receipt: {said[-200:]!r}")
+    return receipt
+
+
+def clear(home: Path) -> None:
+    """Remove what machines are left in `home`; another Ctrl-C must not stop that half-way."""
+    run(["cli.py", "down", "--all", "--delete", "--provider", "local"], home, alone=True)
+
+
+def run(
+    command: Sequence[str], home: Path, *, alone: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run Python in the checkout with a home of its own for the runs."""
-    environment = os.environ | {"QFT_HOME": home, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "QFT_HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"
+    }  # fmt: skip
     return subprocess.run(
         [sys.executable, *command],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600,
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        timeout=CLEARING_S_MAX if alone else COMMAND_S_MAX, start_new_session=alone,
     )  # fmt: skip
+
+
+def table(arrived: Sequence[Arrival]) -> str:
+    """Return the walks as lines under their headings."""
+    rows = [HEAD, *(one.cells() for one in arrived)]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(HEAD))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 LOAD = """
@@ -85,6 +222,14 @@ family = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoMod
 model = peft.PeftModel.from_pretrained(family.from_pretrained(base), adapter)
 learnt = [p.abs().sum() > 0 for name, p in model.named_parameters() if "lora_B" in name]
 assert any(learnt), "nothing was learnt"
+"""
+LOAD_MERGED = """
+import sys
+import transformers
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
+asked = tokenizer("### HUMAN:", return_tensors="pt", return_token_type_ids=False)
+assert model.generate(**asked, max_new_tokens=2, do_sample=False).shape[1] > 0
 """
 
 

@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 import yaml
 
-from commands.config import RunConfig
+from commands.config import RunConfig, check
+from infra.catalog import reference_spot_usd_per_h
 from trainer.config import TrainerConfig
 from trainer.data import NOT_TRAINED, load_examples
 
@@ -50,6 +51,44 @@ def test_a_recipe_is_accepted_as_it_stands_and_tiny(name: str, recipes: ModuleTy
     assert (real.vm.provider, tiny.vm.provider) == ("azure", "local")
     assert (real.method, real.data, real.eval) == (tiny.method, tiny.data, tiny.eval)
     assert tiny.vm.rehearse_evictions == [recipes.EVICTED_AT]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_fits_the_card_it_names_within_its_budget(
+    name: str, recipes: ModuleType, tmp_path: Path
+) -> None:
+    """Its run file passes the check, its forecast fits, and even the slowest guess is paid for."""
+    text = (EXAMPLES / name / "run.yaml").read_text(encoding="utf-8")
+    loaded = check(yaml.safe_load(text), tmp_path / "run.yaml")
+    told = recipes.forecast(recipes.load(name), yaml.safe_load(text))
+    slowest_h = told["hours"] * told["hours_factor"]
+    vm, budget = loaded.config.vm, loaded.config.budget
+    price = reference_spot_usd_per_h(vm.gpu)
+
+    assert told["fits"]
+    assert told["gpu"] == vm.gpu
+    assert vm.max_price is not None
+    assert price < vm.max_price
+    assert budget.usd is not None
+    assert slowest_h * price < budget.usd
+    assert budget.hours is not None
+    assert slowest_h < budget.hours
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipes_page_tells_what_the_program_foretells(name: str, recipes: ModuleType) -> None:
+    """Memory, time and dollars on the page are what `--plan` prints, and its commands are there."""
+    page = (EXAMPLES / name / "README.md").read_text(encoding="utf-8")
+    told = "".join(f"    {line}\n" for line in recipes.foretold(name).splitlines())
+
+    assert told in page
+    for command in (
+        f"    python examples/{name}/prepare.py --source ",
+        f"    qft run examples/{name}/run.yaml\n",
+        f"    python examples/{name}/prepare.py --tiny\n",
+        f"    qft run examples/{name}/out/tiny/run.yaml\n",
+    ):
+        assert command in page
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,6 +10,12 @@ from pathlib import Path
 FORMAT = "conversations"
 SOURCE = "wizard_vicuna_70k_unfiltered as one JSON array"
 TINY_MODEL = "llama"
+BASE = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+ROWS, USUAL_TOKENS = 31_500, 900  # nine tenths of 35,000 conversations
 
 
 def write_tiny(directory: Path) -> Path:

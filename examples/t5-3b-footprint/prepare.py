@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,21 +9,12 @@ from pathlib import Path
 FORMAT = "instructions"
 SOURCE = "a JSON list of objects with instruction, input and output"
 TINY_MODEL = "t5"
-
-
-def write_tiny(directory: Path) -> Path:
-    """Write a handful of rows in the original format and return the file."""
-    path = directory / "instructions.json"
-    rows = [
-        {
-            "instruction": f"Count from {number} to {number + 2}.",
-            "input": "" if number % 2 else "In words or digits.",
-            "output": f"{number}, {number + 1}, {number + 2}",
-        }
-        for number in range(30)
-    ]
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    return path
+TINY_ROWS = "flan-t5-xxl"  # the same rows do
+BASE = {
+    "model_type": "t5", "d_model": 1024, "d_kv": 128, "d_ff": 16384, "num_layers": 24,
+    "num_decoder_layers": 24, "num_heads": 32, "vocab_size": 32128,
+}  # fmt: skip
+ROWS, USUAL_TOKENS = 1, 512  # one step is enough
 
 
 if __name__ == "__main__":
