@@ -121,7 +121,7 @@ def test_packed_in_one_piece_or_many_a_file_is_the_same(ending: str, tmp_path: P
     plain.write_bytes(body)
     whole.write_bytes(gzip.compress(body))
     many.write_bytes(b"".join(gzip.compress(part) for part in cut(body, 97)))
-    found = [[row.fields for row in read_rows(path)] for path in (plain, whole, many)]
+    found = [[dict(row.fields) for row in read_rows(path)] for path in (plain, whole, many)]
 
     assert found == [table, table, table]
 
