@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check format lint types install slow chaos recipes clean
+.PHONY: help demo test check format lint types install slow chaos recipes lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -46,6 +46,9 @@ chaos: $(STAMP)  ## a hundred kills over real trainings, twenty of qft on Azure;
 
 recipes: $(STAMP)  ## every published experiment on a small model, each through one eviction
 	$(BIN)/python examples/walk.py
+
+lock: $(STAMP)  ## resolve the machine's Python environments anew, with hashes; needs uv
+	$(BIN)/python -m remote.lock
 
 check: lint types test  ## format, lint, types and tests, as CI does
 

@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from remote.errors import CommandFailed, Result, TimedOut, Unfit, Unreachable
 from remote.job import Job, JobState, JobStatus
@@ -102,11 +103,24 @@ class _Work:
         argv = ["sh", "-c", step.command]
         if step.sudo:
             argv = ["sh", "-c", AS_ROOT, "as-root", step.command]
+        for path, text in step.files.items():
+            self.put(path, text)
         ends_at = self.clock() + step.timeout_s
         status = self.follow(self.start(argv, ends_at), ends_at)
         if status.state is not JobState.EXITED or status.exit_code != 0:
             self.fail(step, status)
         self.done.append(step)
+
+    def put(self, path: str, text: str) -> None:
+        """Write a text below the home, whole or not at all; pick up a line that was cut."""
+        place, temporary = shlex.quote(path), shlex.quote(f"{path}.tmp")
+        command = f"mkdir -p {shlex.quote(str(PurePosixPath(path).parent))}"
+        command += f" && cat > {temporary} && sync {temporary} && mv -f {temporary} {place}"
+        try:
+            self.link.run(command, input=text)
+        except Unreachable:
+            self.wait_for_ssh(RECONNECT_S_MAX)
+            self.link.run(command, input=text)
 
     def start(self, argv: list[str], ends_at: float) -> JobStatus:
         """Start a step, after one that an earlier call left running."""

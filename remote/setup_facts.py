@@ -10,6 +10,8 @@ from remote.link import Link
 
 FACTS_S = 180.0
 PYTHON_MIN = (3, 11)
+PYTHON_MAX = (3, 14)
+"""The newest for which every package of the locks has a wheel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class Facts:
     @property
     def python(self) -> Python | None:
         """The interpreter to build an environment from: the newest that can, else the newest."""
-        fit = [one for one in self.pythons if one.version >= PYTHON_MIN]
+        fit = [one for one in self.pythons if PYTHON_MIN <= one.version <= PYTHON_MAX]
         ranked = sorted(fit, key=lambda one: (one.venv, one.version), reverse=True)
         return ranked[0] if ranked else None
 

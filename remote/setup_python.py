@@ -1,4 +1,4 @@
-"""The environment in which the trainer runs, made from pinned requirements per CUDA generation."""
+"""The environment in which the trainer runs, made from hashed lock files per CUDA generation."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ import shlex
 from pathlib import Path
 
 from remote.errors import Unfit, megabytes
-from remote.setup_facts import PYTHON_MIN, Facts, Python, version_of
+from remote.setup_facts import PYTHON_MAX, PYTHON_MIN, Facts, Python, version_of
 from remote.setup_steps import APT, Driver, Step, Want
 
 DRIVER_MIN = {"cpu": (0, 0), "cu128": (525, 60), "cu130": (580, 65)}
 """What each set needs; CUDA 12 runs on every driver since 525, CUDA 13 since 580.65."""
 CUDA_OF = {"cu128": (12, 8), "cu130": (13, 0)}
-SIZE_BYTES = {"cpu": 4_000_000_000, "cu128": 12_000_000_000, "cu130": 12_000_000_000}
-"""An environment on the disk, with what pip needs on the way."""
 REQUIREMENTS = Path(__file__).with_name("requirements")
+LOCK_OF = {"cpu": "cu130"}
+"""Without a GPU the same wheels run: the default build for Linux is the one for CUDA."""
+DOWNLOAD = "# download: "
+UNPACKED = 3
+"""What an environment needs on the way, in sizes of its wheels: they and what is in them."""
 
 
 def requirements(cuda: str) -> str:
-    """Read the pinned requirements of a set, as pip does."""
-    parts = ("common", cuda)
-    return "".join((REQUIREMENTS / f"{part}.txt").read_text(encoding="utf-8") for part in parts)
+    """Read the lock of a set: every package that is installed, with the hashes of its wheels."""
+    return (REQUIREMENTS / f"{LOCK_OF.get(cuda, cuda)}.txt").read_text(encoding="utf-8")
+
+
+def size_bytes(cuda: str) -> int:
+    """Say how much disk an environment takes while it is made, from the sizes in its lock."""
+    said = requirements(cuda).partition(DOWNLOAD)[2].split(maxsplit=1)[0]
+    return UNPACKED * int(said)
 
 
 def environment(python: Python, cuda: str) -> str:
@@ -82,9 +90,9 @@ def environment_steps(facts: Facts, want: Want, cuda: str) -> list[Step]:
     name = environment(python, cuda)
     if name in facts.venvs:
         return []
-    needed = SIZE_BYTES[cuda] + want.spare_bytes
+    needed = size_bytes(cuda) + want.spare_bytes
     if facts.free_bytes < needed:
-        parts = f"environment {megabytes(SIZE_BYTES[cuda])}, rest {megabytes(want.spare_bytes)}"
+        parts = f"environment {megabytes(size_bytes(cuda))}, rest {megabytes(want.spare_bytes)}"
         reason = (
             f"{megabytes(needed)} are needed on the disk of {facts.home or 'its home'} ({parts});"
             f" {megabytes(facts.free_bytes)} are free"
@@ -101,20 +109,26 @@ def environment_steps(facts: Facts, want: Want, cuda: str) -> list[Step]:
                 sudo=True,
             )
         )
-    folder = f"qft/{name}"
-    steps.append(
-        Step(
-            name="make the Python environment",
-            command=f"{python.command} -m venv --clear {folder}"
-            f" && printf %s {shlex.quote(requirements(cuda))} > {folder}/requirements.txt"
-            f" && {folder}/bin/python -m pip install --disable-pip-version-check --no-input"
-            f" --no-cache-dir --retries 5 -r {folder}/requirements.txt"
-            f" && sync && touch {folder}/.ready",
-            why=f"the trainer needs the tested versions ({cuda})",
-            timeout_s=3600,
-        )
-    )
+    steps.append(install_step(python, cuda))
     return steps
+
+
+def install_step(python: Python, cuda: str) -> Step:
+    """Make the environment from its lock: every file is checked, and none is built on the way."""
+    folder = f"qft/{environment(python, cuda)}"
+    lock = f"{folder}.txt"
+    return Step(
+        name="make the Python environment",
+        # The wheels go beside the environment: a /tmp in memory would not hold them.
+        command=f"{python.command} -m venv --clear {folder} && mkdir -p {folder}/wheels"
+        f' && TMPDIR="$PWD"/{folder}/wheels {folder}/bin/python -m pip install'
+        " --disable-pip-version-check --no-input --no-cache-dir --retries 5"
+        f" --require-hashes --only-binary :all: -r {lock}"
+        f" && rm -rf {folder}/wheels && sync && touch {folder}/.ready",
+        why=f"the trainer needs the tested versions ({cuda})",
+        timeout_s=3600,
+        files={lock: requirements(cuda)},
+    )
 
 
 def gpu_steps(facts: Facts, want: Want) -> list[Step]:
@@ -136,12 +150,18 @@ def gpu_steps(facts: Facts, want: Want) -> list[Step]:
 
 
 def fit_python(facts: Facts) -> Python:
-    """Find the interpreter to build from; raises `Unfit` if there is none."""
+    """Find the interpreter to build from; raises `Unfit` if there is none, or no wheel fits."""
+    if facts.arch not in {"x86_64", ""}:
+        raise Unfit(
+            [f"the tested wheels are for x86_64, and this machine is {facts.arch}"],
+            hint="name an interpreter there that has all the trainer needs, as `vm.ssh.python`",
+        )
     if facts.python is None:
         found = ", ".join(f"{one.command} {dotted(one.version)}" for one in facts.pythons)
+        span = f"{dotted(PYTHON_MIN)} to {dotted(PYTHON_MAX)}"
         raise Unfit(
-            [f"no Python of at least {dotted(PYTHON_MIN)} is there, only {found or 'none'}"],
-            hint="use an image with a newer Python, such as Ubuntu 24.04",
+            [f"no Python of {span} is there, only {found or 'none'}"],
+            hint="use an image with one of these, such as Ubuntu 24.04",
         )
     return facts.python
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from remote.errors import Unfit
@@ -57,6 +57,8 @@ class Step:
     timeout_s: float
     sudo: bool = False
     reboot_after: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Texts that must be there first, by path below the home: too long for a command line."""
 
 
 def quiet_steps(facts: Facts, want: Want) -> list[Step]:

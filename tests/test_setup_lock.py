@@ -1,0 +1,243 @@
+"""Nothing is installed on a machine but files whose hash a lock names, and the locks are whole."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import re
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sshd
+
+from remote import lock, setup, setup_python
+from remote.errors import CommandFailed
+from remote.link import connect
+from remote.setup import Ready, Want
+from remote.setup_facts import PYTHON_MAX, PYTHON_MIN
+
+ROOT = Path(__file__).parents[1]
+LOCKS = ("cu128", "cu130")
+GROUP = re.compile(r"^([\w.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE)
+
+
+def pins(cuda: str) -> dict[str, str]:
+    """What a lock installs, by name."""
+    return {name: version for name, version, _ in GROUP.findall(setup_python.requirements(cuda))}
+
+
+@pytest.mark.parametrize("cuda", LOCKS)
+def test_every_line_of_a_lock_is_a_pin_with_hashes(cuda: str) -> None:
+    """Besides comments a lock has only exact versions, each with the hash of at least one file."""
+    text = setup_python.requirements(cuda)
+    rest = GROUP.sub("", text)
+
+    assert [line for line in rest.splitlines() if line and not line.startswith("# ")] == []
+    assert len(pins(cuda)) > 70
+
+
+@pytest.mark.parametrize("cuda", LOCKS)
+def test_a_lock_is_made_from_its_inputs(cuda: str) -> None:
+    """Whoever edits an `.in` file without making the lock again is told."""
+    inputs = lock.inputs_of(setup_python.REQUIREMENTS / f"{cuda}.in")
+    asked = dict(
+        line.split("==")
+        for path in inputs
+        for line in path.read_text().splitlines()
+        if not line.startswith("#")
+    )
+    locked = {name.replace("_", "-").lower(): version for name, version in pins(cuda).items()}
+
+    assert f"{lock.INPUTS}{lock.digest(inputs)}\n" in setup_python.requirements(cuda)
+    assert len(asked) > 15
+    assert {name: locked[name.replace("_", "-").lower()] for name in asked} == asked
+
+
+@pytest.mark.parametrize("cuda", LOCKS)
+def test_a_lock_has_the_tested_versions(cuda: str) -> None:
+    """What the tests run with and a machine gets are the same, but for torch of older drivers."""
+    tested = dict(
+        line.lower().replace("_", "-").split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    )
+    differing = {
+        name for name, version in pins(cuda).items() if tested.get(name, version) != version
+    }
+
+    assert differing == ({"torch"} if cuda == "cu128" else set())
+    assert len(tested.keys() & pins(cuda).keys()) > 50
+
+
+@pytest.mark.parametrize(("cuda", "major"), [("cu128", "12"), ("cu130", "13")])
+def test_a_lock_brings_the_cuda_of_its_name(cuda: str, major: str) -> None:
+    """Torch's own libraries of that CUDA generation are locked too, and none of another one."""
+    names = pins(cuda)
+    runtime = [name for name in names if name.startswith("nvidia-cudnn")]
+
+    assert runtime == [f"nvidia-cudnn-cu{major}"]
+    assert names["cuda-bindings"].startswith(f"{major}.")
+    assert "triton" in names
+    assert not {"torchvision", "torchaudio"} & names.keys()
+
+
+@pytest.mark.parametrize("cuda", LOCKS)
+def test_a_compiled_package_has_a_wheel_for_every_python(cuda: str) -> None:
+    """Torch, numpy and PyYAML, built per version, have a file for each Python that is accepted."""
+    pythons = PYTHON_MAX[1] - PYTHON_MIN[1] + 1
+    groups = {name: hashes for name, _, hashes in GROUP.findall(setup_python.requirements(cuda))}
+
+    for name in ("torch", "numpy", "pyyaml", "pydantic-core"):
+        assert groups[name].count("--hash") >= pythons
+
+
+@pytest.mark.parametrize("cuda", LOCKS)
+def test_a_lock_names_no_place_to_download_from(cuda: str) -> None:
+    """The index is the machine's own affair, and neither links nor options are in a lock."""
+    text = setup_python.requirements(cuda)
+
+    assert "://" not in text
+    assert set(re.findall(r"--\w+", text)) == {"--hash"}
+
+
+def test_the_disk_that_is_asked_for_grows_with_the_lock() -> None:
+    """The room for an environment is three times its wheels, and CUDA 12's are the larger ones."""
+    assert 8e9 < setup_python.size_bytes("cu130") < setup_python.size_bytes("cu128") < 15e9
+    assert setup_python.size_bytes("cpu") == setup_python.size_bytes("cu130")
+
+
+def test_a_difference_between_pythons_becomes_a_marker() -> None:
+    """A package that only some Pythons need is locked for these alone; wheels are joined."""
+
+    def package(name: str, *hashes: str) -> lock.Package:
+        return lock.Package(name=name, version="1", hashes=frozenset(hashes), size_bytes=7)
+
+    text = lock.render(
+        setup_python.REQUIREMENTS / "cu130.in",
+        {
+            (3, 11): [package("both", "aa", "bb"), package("old", "cc")],
+            (3, 12): [package("both", "bb", "dd")],
+        },
+    )
+
+    assert text.partition("# inputs")[2].splitlines()[1:] == [
+        "both==1 \\",
+        "    --hash=sha256:aa \\",
+        "    --hash=sha256:bb \\",
+        "    --hash=sha256:dd",
+        'old==1 ; python_version == "3.11" \\',
+        "    --hash=sha256:cc",
+    ]
+    assert "# download: 14 bytes" in text
+
+
+def test_a_package_without_a_wheel_cannot_be_locked() -> None:
+    """What would have to be built on the machine is refused when the lock is made."""
+    with pytest.raises(SystemExit, match="sdist-only 2 has no wheel"):
+        lock.read({"packages": [{"name": "sdist-only", "version": "2", "wheels": []}]})
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lock of one package, and the folder from which the machine's pip is set up to take it."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    make_wheel(folder, "honest")
+    requirements = tmp_path / "requirements"
+    requirements.mkdir()
+    wheel = folder / "qft_probe-1.0-py3-none-any.whl"
+    (requirements / "cu130.txt").write_text(
+        f"# download: 1 bytes\nqft_probe==1.0 \\\n    --hash=sha256:{sha256(wheel)}\n"
+    )
+    monkeypatch.setattr(setup_python, "REQUIREMENTS", requirements)
+    return folder
+
+
+@pytest.fixture
+def server(tmp_path: Path, shelf: Path) -> Iterator[sshd.Sshd]:
+    """A real machine without GPU, whose user has set pip up as companies do.
+
+    Its Python is the one that runs the tests; so is its pip, since unpacking another takes seconds.
+    """
+    pip = importlib.util.find_spec("pip")
+    assert pip is not None
+    assert pip.origin is not None
+    packages = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    with sshd.serve(tmp_path / "machine") as running:
+        settings = running.home / ".config" / "pip" / "pip.conf"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(f"[global]\nno-index = true\nfind-links = {shelf}\n")
+        python = running.home / "bin" / "python3.14"
+        python.parent.mkdir()
+        python.write_text(
+            '#!/bin/sh\ncase "$*" in *version_info*) echo 3.14 ;; "-m venv --clear "*)\n'
+            f'  {sys.executable} -m venv --without-pip --clear "$4" &&\n'
+            f'  echo {Path(pip.origin).parents[1]} > "$4/{packages}/pip.pth" ;;\n'
+            f'*) exec {sys.executable} "$@" ;; esac\n'
+        )
+        python.chmod(0o755)
+        yield running
+
+
+def test_the_environment_is_made_from_the_lock(server: sshd.Sshd) -> None:
+    """The real pip of a real environment installs what the lock names; a second pass is empty."""
+    ready = make(server)
+    with connect(server.host()) as link:
+        said = link.run([ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]).stdout
+        again = setup.apply(link, Want(), tell=lambda _: None, sleep=nap)
+    folder = (server.home / ready.python).parents[1]
+
+    assert [step.name for step in ready.done] == ["make the Python environment"]
+    assert said == "honest\n"
+    assert again.done == ()
+    assert not (folder / "wheels").exists()
+
+
+def test_a_file_with_another_hash_is_refused(server: sshd.Sshd, shelf: Path) -> None:
+    """A wheel that was replaced on the way is not installed, and the environment is not ready."""
+    make_wheel(shelf, "forged")
+    with pytest.raises(CommandFailed, match="DO NOT MATCH THE HASHES"):
+        make(server)
+
+    assert list(server.home.glob("qft/venv-*/.ready")) == []
+    assert list(server.home.glob("qft/venv-*/lib/*/site-packages/qft_probe*")) == []
+
+
+def make(server: sshd.Sshd) -> Ready:
+    """Set the machine up for training without a GPU."""
+    with connect(server.host()) as link:
+        return setup.apply(link, Want(), tell=lambda _: None, sleep=nap)
+
+
+def nap(wait_s: float) -> None:
+    """Look again sooner than on a machine far away."""
+    time.sleep(min(wait_s, 0.1))
+
+
+def make_wheel(folder: Path, word: str) -> None:
+    """Build the package by hand, with a list of contents that is right."""
+    files = {
+        "qft_probe.py": f"WORD = {word!r}\n",
+        "qft_probe-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: qft_probe\n"
+        "Version: 1.0\n",
+        "qft_probe-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
+        "Tag: py3-none-any\n",
+    }
+    record = "".join(
+        f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+        f",{len(text)}\n".replace("=,", ",")
+        for name, text in files.items()
+    )
+    with zipfile.ZipFile(folder / "qft_probe-1.0-py3-none-any.whl", "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+        archive.writestr("qft_probe-1.0.dist-info/RECORD", record)
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, as pip counts it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
