@@ -79,12 +79,13 @@ def test_comments_are_the_same_whatever_the_size_of_a_read(
     path = tmp_path / "train.csv"
     body = jigsaw(300, broken=True)
     path.write_bytes(body)
-    choice, found = Choice(benign=60), set()
+    choice = Choice(benign=60)
+    found: set[tuple[bytes, bytes, str]] = set()
     for piece in PIECES:
         monkeypatch.setattr(rows, "_open_plain", lambda _, size=piece: trickled(body, size))
         done = convert("jigsaw", path, tmp_path / "out", choice=choice, held_out=0.2)
-        sides = [(tmp_path / "out" / name).read_bytes() for name in ("train.jsonl", "eval.jsonl")]
-        found.add((*sides, done.tally.table()))
+        learnt, held_out = (tmp_path / "out" / f"{side}.jsonl" for side in ("train", "eval"))
+        found.add((learnt.read_bytes(), held_out.read_bytes(), done.tally.table()))
 
     assert len(found) == 1
     learn, keep, said = found.pop()

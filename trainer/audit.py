@@ -130,7 +130,8 @@ def as_page(found: Audit, name: str) -> str:
     sides = [("to learn from", found.train)]
     if found.held_out:
         sides.append(("held out", found.held_out))
-    keys = ("rows", "tokens", "supervised_tokens", "longest", "truncated")
+    keys = {"rows": "rows", "tokens": "tokens", "supervised_tokens": "tokens learnt",
+            "longest": "longest, tokens", "truncated": "prompts shortened"}  # fmt: skip
     rows = [(word, *(side[key] for key in keys)) for word, side in sides]
     doubles = found.duplicates
     waste = (
@@ -142,19 +143,17 @@ def as_page(found: Audit, name: str) -> str:
         ("near", doubles.near),
         ("held out and learnt", doubles.across_count),
     ]
+    heads = ("row to learn", "is held-out row")
+    across = [html.table(heads, doubles.across)] if doubles.across else []
     legend = html.paragraph("Highlighted tokens are learnt, the others are read.")
     plot = html.bar_plot("tokens per row", found.lengths, x="tokens", y="rows")
     sections = [
         html.section("Warnings", *map(html.paragraph, found.warnings or ["none"])),
-        html.section("Rows", html.table(("", *keys), rows)),
+        html.section("Rows", html.table(("", *keys.values()), rows)),
         html.section("What is learnt", legend, *map(html.marked, found.samples)),
         html.section("Lengths", plot, html.paragraph(waste)),
         html.section("Answers", html.table(("answer", "to learn", "held out"), found.labels)),
-        html.section(
-            "Duplicates",
-            html.table(("", "rows"), counts),
-            html.table(("row to learn", "held-out row"), doubles.across),
-        ),
+        html.section("Duplicates", html.table(("", "rows"), counts), *across),
     ]
     return html.page(f"Audit of {name}", sections)
 
@@ -176,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return DataError.exit_code
     if args.html:
-        replace_file(args.html, as_page(found, config.data.train), disk=RealDisk())
+        replace_file(args.html, as_page(found, Path(config.data.train).name), disk=RealDisk())
     sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n" if args.json else as_text(found))
     return 0
 

@@ -5,6 +5,7 @@ Every text goes through `escape`; plots are inline SVG drawn here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,30 +18,40 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back);
   max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; margin: .6rem 0; }
-caption { text-align: left; color: var(--dim); }
-th, td { border-bottom: 1px solid var(--line); padding: .25rem .8rem .25rem 0; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+figure { margin: .8rem 0; overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--dim); padding-bottom: .3rem; }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem .5rem; text-align: right; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.heat td + td { min-width: 3.5rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line);
   border-radius: 6px; padding: .7rem; margin: .5rem 0; font-size: 13px; }
 mark { background: var(--mark); color: inherit; border-radius: 3px; }
-svg { max-width: 100%; height: auto; }
+svg { width: 100%; min-width: 34rem; max-width: 52rem; height: auto; display: block; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--dim); }
+svg .name { font-weight: bold; fill: var(--ink); }
 .a { stroke: var(--a); fill: none; } .b { stroke: var(--b); fill: none; }
 .c { stroke: var(--c); fill: none; }
-.fa { fill: var(--a); } .fb { fill: var(--b); } .axis { stroke: var(--line); }
+.fa { fill: var(--a); } .fb { fill: var(--b); } .fc { fill: var(--c); }
+.axis { stroke: var(--line); } .event { stroke: var(--dim); stroke-dasharray: 4 3; }
+@media print { body { max-width: none; margin: 0; } svg { min-width: 0; }
+  h2 { break-after: avoid; } figure, pre, tr { break-inside: avoid; }
+  figure { overflow: visible; } }
 """
 WIDE, HIGH, LEFT, BOTTOM = 760, 240, 58, 34
+TICKS = 7  # about so many on an axis
+FAINT = ' opacity=".5"'
 HEAD = 22  # above the plot, for its name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve of a plot; `style` is one of the page's classes a, b, c."""
+    """One curve of a plot; `style` is one of the page's classes a, b, c; a faint one is thin."""
 
     name: str
     points: Sequence[tuple[float, float]]
     style: str = "a"
+    faint: bool = False
 
 
 def page(title: str, sections: Iterable[str]) -> str:
@@ -71,14 +82,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         "<tr>" + "".join(f"<td>{escape(written(cell))}</td>" for cell in row) + "</tr>\n"
         for row in rows
     )
-    return f"<table><thead><tr>{top}</tr></thead><tbody>\n{lines}</tbody></table>"
+    head_row = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
+    return f"<figure><table>{head_row}<tbody>\n{lines}</tbody></table></figure>"
 
 
 def written(value: object) -> str:
     """Return a value as people read it."""
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.2e}"
-    return "" if value is None else str(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.2e}"
 
 
 def marked(pieces: Iterable[tuple[str, bool]]) -> str:
@@ -103,26 +117,47 @@ def line_plot(
     parts = [frame.axes(x, y)]
     for at, word in events.items():
         place = frame.right(at)
+        late = place > WIDE - 120  # the word would leave the drawing
         parts.append(
-            f'<line class="b" stroke-dasharray="4 3" x1="{place:.1f}" x2="{place:.1f}" '
-            f'y1="10" y2="{HIGH - BOTTOM}"/><text x="{place + 4:.1f}" y="20">{escape(word)}</text>'
+            f'<line class="event" x1="{place:.1f}" x2="{place:.1f}" y1="10" y2="{HIGH - BOTTOM}"/>'
+            f'<text x="{place + (-4 if late else 4):.1f}" y="{HIGH - BOTTOM - 6}" '
+            f'text-anchor="{"end" if late else "start"}">{escape(word)}</text>'
         )
-    for number, line in enumerate(lines):
+    for line in lines:
         path = " ".join(f"{frame.right(at):.1f},{frame.up(value):.1f}" for at, value in line.points)
-        parts.append(f'<polyline class="{line.style}" stroke-width="1.8" points="{path}"/>')
-        if len(lines) > 1:
+        faint = f' stroke-width="1"{FAINT}' if line.faint else ' stroke-width="2"'
+        parts.append(f'<polyline class="{line.style}"{faint} points="{path}"/>')
+        if len(line.points) == 1:  # a line of one point is not to be seen
+            at, value = line.points[0]
             parts.append(
-                f'<text x="{WIDE - 8}" y="{24 + 16 * number}" text-anchor="end">'
-                f'<tspan class="f{line.style}">■</tspan> {escape(line.name)}</text>'
+                f'<circle class="f{line.style}" r="3" cx="{frame.right(at):.1f}" '
+                f'cy="{frame.up(value):.1f}"/>'
             )
+    if len(lines) > 1:
+        parts.append(_legend(lines))
     return _svg(name, parts)
 
 
-def bar_plot(name: str, bars: Sequence[tuple[str, float]], *, x: str, y: str) -> str:
-    """Return upright bars, each with its word below; many bars show every other word."""
+def _legend(lines: Sequence[Line]) -> str:
+    """Return the names of the curves, above the plot where no curve can run through them."""
+    words = "\u2003".join(
+        f'<tspan class="f{line.style}"{FAINT if line.faint else ""}>■</tspan> {escape(line.name)}'
+        for line in lines
+    )
+    return f'<text x="{WIDE - 8}" y="-8" text-anchor="end">{words}</text>'
+
+
+def bar_plot(
+    name: str, bars: Sequence[tuple[str, float]], *, x: str, y: str, diagonal: bool = False
+) -> str:
+    """Return upright bars, each with its word below; many bars show every other word.
+
+    With `diagonal` bars are shares from 0 to 1, and a line shows where they should end.
+    """
     if not bars:
         return paragraph(f"{name}: there is nothing to show")
-    frame = _Frame.around([0, len(bars)], [0, *(value for _, value in bars)])
+    top_value = [1.0] if diagonal else [value for _, value in bars]
+    frame = _Frame.around([0, len(bars)], [0, *top_value])
     parts = [frame.axes(x, y, ticks=False)]
     width = (WIDE - LEFT - 10) / len(bars)
     every = max(1, len(bars) // 10)
@@ -138,6 +173,11 @@ def bar_plot(name: str, bars: Sequence[tuple[str, float]], *, x: str, y: str) ->
                 f'<text x="{left + width / 2:.1f}" y="{HIGH - 18}" text-anchor="middle">'
                 f"{escape(word)}</text>"
             )
+    if diagonal:
+        parts.append(
+            f'<line class="b" stroke-width="1.5" x1="{LEFT}" y1="{frame.up(0):.1f}" '
+            f'x2="{WIDE - 10}" y2="{frame.up(1):.1f}"/>'
+        )
     return _svg(name, parts)
 
 
@@ -159,17 +199,18 @@ def heat_table(
             + "</tr>\n"
         )
     return (
-        f'<table class="heat"><caption>{escape(name)}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table>"
+        f'<figure><table class="heat"><caption>{escape(name)}</caption><thead><tr>{head}</tr>'
+        f"</thead><tbody>{body}</tbody></table></figure>"
     )
 
 
 def _svg(name: str, parts: Iterable[str]) -> str:
     return (
-        f'<svg role="img" aria-label="{escape(name)}" viewBox="0 {-HEAD} {WIDE} {HIGH + HEAD}" '
+        f'<figure><svg role="img" aria-label="{escape(name)}" '
+        f'viewBox="0 {-HEAD} {WIDE} {HIGH + HEAD}" '
         f'width="{WIDE}" height="{HIGH + HEAD}"><title>{escape(name)}</title>'
-        f'<text x="{(LEFT + WIDE) / 2:.0f}" y="-8" text-anchor="middle" font-weight="bold">'
-        f"{escape(name)}</text>{''.join(parts)}</svg>"
+        f'<text x="{(LEFT + WIDE) / 2:.0f}" y="-8" text-anchor="middle" class="name">'
+        f"{escape(name)}</text>{''.join(parts)}</svg></figure>"
     )
 
 
@@ -186,12 +227,15 @@ class _Frame:
     def around(cls, xs: Sequence[float], ys: Sequence[float]) -> _Frame:
         low, high = min(ys), max(ys)
         margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
+        if 0 <= low < high / 2:
+            low = margin = 0.0
+        step = _round_step(high + margin - (low - margin))
         start, end = min(xs), max(xs)
         return cls(
             left=start,
             right_end=end if end > start else start + 1,
-            low=0.0 if 0 <= low < high / 2 else low - margin,
-            high=high + margin,
+            low=math.floor((low - margin) / step) * step,
+            high=math.ceil((high + margin) / step) * step,
         )
 
     def right(self, x: float) -> float:
@@ -210,18 +254,30 @@ class _Frame:
                 f'<text x="4" y="-8">{escape(y)}</text>'
             )
         ]
-        for part in range(5):
-            value = self.low + (self.high - self.low) * part / 4
+        for value in _ticks(self.low, self.high):
             place = self.up(value)
             parts.append(
                 f'<line class="axis" x1="{LEFT}" x2="{WIDE - 10}" y1="{place:.1f}" '
                 f'y2="{place:.1f}" opacity=".5"/><text x="{LEFT - 6}" y="{place + 4:.1f}" '
-                f'text-anchor="end">{escape(f"{value:.3g}")}</text>'
+                f'text-anchor="end">{escape(written(value))}</text>'
             )
-            if ticks:
-                at = self.left + (self.right_end - self.left) * part / 4
-                parts.append(
-                    f'<text x="{self.right(at):.1f}" y="{HIGH - 18}" text-anchor="middle">'
-                    f"{escape(f'{at:.3g}')}</text>"
-                )
+        parts += [
+            f'<text x="{self.right(at):.1f}" y="{HIGH - 18}" text-anchor="middle">'
+            f"{escape(written(at))}</text>"
+            for at in (_ticks(self.left, self.right_end) if ticks else ())
+        ]
         return "".join(parts)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return the round numbers from `low` to `high`."""
+    step = _round_step(high - low)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(place * step, 12) for place in range(first, last + 1)]
+
+
+def _round_step(span: float) -> float:
+    """Return 1, 2 or 5 times a power of ten, so that a span has about TICKS of it."""
+    rough = span / TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(power * many for many in (1, 2, 5, 10) if power * many >= rough * 0.999)

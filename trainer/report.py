@@ -80,8 +80,8 @@ def as_page(report: Json, run_dir: Path, *, name: str) -> str:
     }
     curves = report["curves"]
     loss = [
-        html.Line(name="each step", points=curves["loss"], style="a"),
-        html.Line(name=f"mean of {SMOOTH_STEPS}", points=_smooth(curves["loss"]), style="b"),
+        html.Line(name="each step", points=curves["loss"], style="a", faint=True),
+        html.Line(name=f"mean of {SMOOTH_STEPS}", points=_smooth(curves["loss"]), style="a"),
     ]
     plots = [html.line_plot("Training loss", loss, x="step", y="loss", events=events)]
     if curves["validation"]:
@@ -94,56 +94,74 @@ def as_page(report: Json, run_dir: Path, *, name: str) -> str:
         html.section("Learning", *plots),
     ]
     if report["before"] or report["after"]:
-        sections.append(html.section("Scores", html.table(_SCORES, _scores(report))))
+        sections.append(html.section("Scores", *_scores(report)))
     for stage in ("before", "after"):
         result = _read(run_dir / f"eval-{stage}.json")
         if result:
             sections.append(html.section(f"Answers {stage} training", *_answers(result)))
-    config = json.dumps(report["config"], indent=1, ensure_ascii=False)
-    sections.append(html.section("Config", html.marked([(config, False)])))
+    if report["config"]:
+        config = json.dumps(report["config"], indent=1, ensure_ascii=False)
+        sections.append(html.section("Config", html.marked([(config, False)])))
     return html.page(f"Report of {name}", sections)
 
 
-_SCORES = ("", "figure", "value", "low", "high")
+_FIGURES = {"exact_match": "exact match", "micro_f1": "micro F1", "macro_f1": "macro F1"}
 
 
 def _summary(report: Json) -> list[tuple[str, object]]:
-    facts = report["facts"]
-    speed = report["tokens_per_s"]
+    """Return what is known, a word and its fact; what is not known has no line."""
+    facts, config = report["facts"], report["config"] or {}
+    method, train = config.get("method") or {}, config.get("train") or {}
+    speed, seconds = report["tokens_per_s"], report["training_seconds"]
     rows: list[tuple[str, object]] = [
+        ("base", (config.get("model") or {}).get("id")),
+        (
+            "method",
+            _named(method, {"kind": "", "r": "rank ", "alpha": "alpha ", "dropout": "dropout "}),
+        ),
+        (
+            "schedule",
+            _named(
+                train, {"batch_size": "batch ", "lr": "learning rate ", "max_length": "length "}
+            ),
+        ),
         ("optimizer steps", report["steps"]),
         ("loss, first and last steps", _between(report["first_loss"], report["last_loss"])),
-        ("tokens", report["tokens"]),
-        ("training time, s", round(report["training_seconds"], 1)),
-        ("tokens per second", None if speed is None else round(speed, 1)),
         ("lowest validation loss", _best(report["best"])),
+        ("tokens", report["tokens"]),
+        ("time in training steps", _span_of(seconds)),
+        ("tokens per second", None if speed is None else round(speed, 1)),
         ("evictions survived", len(report["evictions"])),
+        ("steps done again", facts.get("redone_steps")),
         ("steps skipped for overflow", report["skipped_steps"]),
         ("the same bits as without interruption", _yes(report["exact"])),
+        ("machine", facts.get("machine")),
+        ("hours rented", facts.get("hours")),
+        ("cost", _dollars(facts)),
     ]
-    words = (("machine", "machine"), ("hours", "hours rented"), ("usd", "cost, USD"))
-    return rows + [(word, facts[key]) for key, word in words if key in facts]
+    return [(word, fact) for word, fact in rows if fact is not None]
 
 
-def _scores(report: Json) -> list[tuple[object, ...]]:
-    shown = ("exact_match", "micro_f1", "macro_f1")
-    rows: list[tuple[object, ...]] = [
-        (name.replace("_", " + "), figure, *_span(figures[figure]))
-        for name, figures in report["baselines"].items()
-        for figure in shown
+def _scores(report: Json) -> list[str]:
+    """Return who answered how well, a line each, and what training gained."""
+    found: list[tuple[str, Mapping[str, Any]]] = [
+        (name.replace("_", " + "), figures) for name, figures in report["baselines"].items()
     ]
-    for stage in ("before", "after"):
-        found = report[stage]
-        if found:
-            word = "base model" if stage == "before" else "trained"
-            rows += [
-                (f"{word}, {way}", figure, *_span(found[way][figure]))
-                for way in ("bound", "free")
-                for figure in shown
-            ]
+    for stage, word in (("before", "base"), ("after", "fine-tuned")):
+        if report[stage]:
+            found += [(f"{word}, {way} answers", report[stage][way]) for way in ("bound", "free")]
+    rows = [(name, *(_interval(figures[key]) for key in _FIGURES)) for name, figures in found]
+    documents = next(report[stage]["n"] for stage in ("after", "before") if report[stage])
+    said = (
+        f"{documents:,} held-out documents, 95 % intervals over them; bound answers are held to "
+        "the labels, free ones are what the model writes."
+    )
+    parts = [html.table(("", *_FIGURES.values()), rows), html.paragraph(said)]
     if report["gain"]:
-        rows.append(("gain per document", report["gain"]["metric"], *_span(report["gain"])))
-    return rows
+        parts.append(
+            html.paragraph(f"Gain in documents wholly right: {_interval(report['gain'])}.")
+        )
+    return parts
 
 
 def _answers(result: Json) -> list[str]:
@@ -179,9 +197,20 @@ def _answers(result: Json) -> list[str]:
                             bound["cooccurrence"])
         )  # fmt: skip
     table = details["calibration"]["table"]
-    bars = [(f"{row['from']:.1f}", row["truth"]) for row in table]
+    truth = {round(row["from"], 6): row["truth"] for row in table}
+    width = round(table[0]["to"] - table[0]["from"], 6) if table else 1.0
+    bars = [
+        (f"{at * width:.1f}", truth.get(round(at * width, 6), 0.0))
+        for at in range(round(1 / width))
+    ]
     parts += [
-        html.bar_plot("Calibration", bars, x="stated probability from", y="share that was true"),
+        html.bar_plot(
+            "Calibration",
+            bars,
+            x="stated probability, from",
+            y="share that was true",
+            diagonal=True,
+        ),
         html.paragraph(
             f"Expected calibration error {details['calibration']['ece']:.3f}, "
             f"Brier score {details['calibration']['brier']:.3f}."
@@ -236,8 +265,27 @@ def _yes(value: object) -> str:
     return "unknown" if value is None else "yes" if value else "no"
 
 
-def _span(figure: Mapping[str, float]) -> tuple[float, float, float]:
-    return figure["value"], figure["low"], figure["high"]
+def _interval(figure: Mapping[str, float]) -> str:
+    span = f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+    return span.replace(" ", "\u00a0")  # it stays on one line
+
+
+def _named(table: Mapping[str, Any], words: Mapping[str, str]) -> str | None:
+    known = [f"{word}{html.written(table[key])}" for key, word in words.items() if key in table]
+    return ", ".join(known) or None
+
+
+def _span_of(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _dollars(facts: Mapping[str, Any]) -> str | None:
+    if "usd" not in facts:
+        return None
+    listed = " at the listed spot price; nobody was charged" if facts.get("listed") else ""
+    return f"${facts['usd']:.4g}{listed}"
 
 
 def _read(path: Path) -> Json | None:
