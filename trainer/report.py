@@ -196,26 +196,7 @@ def _answers(result: Json) -> list[str]:
             html.heat_table("right labels (rows), answered labels (columns)", labels, labels,
                             bound["cooccurrence"])
         )  # fmt: skip
-    table = details["calibration"]["table"]
-    truth = {round(row["from"], 6): row["truth"] for row in table}
-    width = round(table[0]["to"] - table[0]["from"], 6) if table else 1.0
-    bars = [
-        (f"{at * width:.1f}", truth.get(round(at * width, 6), 0.0))
-        for at in range(round(1 / width))
-    ]
-    parts += [
-        html.bar_plot(
-            "Calibration",
-            bars,
-            x="stated probability, from",
-            y="share that was true",
-            diagonal=True,
-        ),
-        html.paragraph(
-            f"Expected calibration error {details['calibration']['ece']:.3f}, "
-            f"Brier score {details['calibration']['brier']:.3f}."
-        ),
-    ]
+    parts += _calibration(details["calibration"])
     if details.get("costs"):
         costs = details["costs"]
         parts.append(
@@ -226,6 +207,24 @@ def _answers(result: Json) -> list[str]:
         )
         parts.append(html.table(("label", "say it from"), list(costs["thresholds"].items())))
     return parts
+
+
+def _calibration(found: Json) -> list[str]:
+    """Return how often what was held likely was true, on a scale that shows all probabilities."""
+    truth = {round(row["from"], 6): row["truth"] for row in found["table"]}
+    width = round(found["table"][0]["to"] - found["table"][0]["from"], 6)
+    bars = [
+        (f"{at * width:.1f}", truth.get(round(at * width, 6), 0.0))
+        for at in range(round(1 / width))
+    ]
+    words = {"x": "stated probability, from", "y": "share that was true"}
+    return [
+        html.bar_plot("Calibration", bars, **words, diagonal=True),
+        html.paragraph(
+            f"Expected calibration error {found['ece']:.3f}, Brier score {found['brier']:.3f}; the "
+            "line is where bars of honest probabilities end."
+        ),
+    ]
 
 
 def _headline(result: Json | None) -> Json | None:
