@@ -156,8 +156,9 @@ def down(
     from commands.home import environment, qft_home
 
     if everything:
-        providers = command.known_providers(qft_home(environment()), provider)
-        results = command.down_all(providers, delete=delete)
+        home = qft_home(environment())
+        providers = command.known_providers(home, provider)
+        results = command.down_all(providers, home, delete=delete, say=talk)
     else:
         results = [command.down(run, delete=delete, say=talk)]
     if as_json:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,18 @@ from commands.console import PlainConsole
 from commands.errors import CloudTrouble, Usage
 from commands.home import (
     RUN_NAME,
+    Busy,
+    RunFolder,
     all_runs,
-    driving,
     environment,
     pick_run,
     qft_home,
     run_folder,
 )
 from commands.session import Desk, make_workload, reopen
+from commands.takeover import taken
 from infra.config import AzureTable, LocalTable, VmTable
-from infra.journal import Journal, Kind
+from infra.journal import Journal, JournalDamaged, Kind, read
 from infra.provider import Gone, Provider, ProviderError, Vm
 from infra.state import RunState, apply, fold
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
@@ -73,7 +76,7 @@ def down(wanted: str, *, delete: bool, say: Callable[[str], None]) -> Result:
     if RUN_NAME.fullmatch(wanted) and not run_folder(home, wanted).exists():
         return _down_unknown(wanted, home, delete=delete)
     folder = pick_run(home, wanted, cwd=Path.cwd())
-    with driving(folder):
+    with taken(folder, say):
         loaded = reopen(folder)
         provider = wire.make_provider(loaded.config.vm, home)
         journal = Journal(folder.journal, clock=time.time)
@@ -126,15 +129,43 @@ def _down_known(
     return Result(run=name, deallocated=released, idle_usd_per_h=idle if left else 0.0, left=left)
 
 
-def down_all(providers: list[Provider], *, delete: bool) -> list[Result]:
-    """Release or remove every machine that carries our tag, with or without a local record."""
+def down_all(
+    providers: list[Provider], home: Path, *, delete: bool, say: Callable[[str], None]
+) -> list[Result]:
+    """Release or remove every machine that carries our tag, with or without a local record.
+
+    Whoever drives one of them from this computer is stopped first, or it would start it again.
+    """
     results = []
     for provider in providers:
         try:
-            results += [_down_listed(provider, vm, delete=delete) for vm in provider.list_all()]
+            for vm in provider.list_all():
+                with _released(home, vm, say):
+                    results.append(_down_listed(provider, vm, delete=delete))
         except ProviderError as error:
             raise CloudTrouble(str(error), hint=error.hint) from error
     return results
+
+
+@contextlib.contextmanager
+def _released(home: Path, vm: Vm, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep every driver of this computer away from a machine."""
+    with contextlib.ExitStack() as held:
+        for run in all_runs(home):
+            if _run_id(run) == vm.run_id:
+                try:
+                    held.enter_context(taken(run, say))
+                except Busy as busy:  # the money goes first
+                    say(f"{busy.message}, and may start the machine again")
+        yield
+
+
+def _run_id(run: RunFolder) -> str:
+    """The id that a run's machines carry; empty if its record cannot be read."""
+    try:
+        return fold(read(run.journal)).run_id
+    except JournalDamaged:
+        return ""
 
 
 def _down_listed(provider: Provider, vm: Vm, *, delete: bool) -> Result:

@@ -14,16 +14,15 @@ from commands.config import LoadedConfig, load
 from commands.console import make_console
 from commands.errors import BY_CODE, CloudTrouble, Exit, Trouble, Usage
 from commands.forecast import forecast, forecast_line
-from commands.home import Busy, environment, pick_run, qft_home
+from commands.home import Busy, RunFolder, environment, pick_run, qft_home
 from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, Session, is_over, opened, reopen
-from infra.cost import Budget, worst_case_usd
+from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
+from infra.journal import JournalDamaged, read
 from infra.lifecycle import Goal
 from infra.provider import BadRequest, ProviderError
-from infra.state import Ending
-
-REATTACH = "the job goes on without this terminal; `qft train {name}` follows it again"
+from infra.state import Ending, fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,7 @@ def drive(order: Order) -> Arrived:
                 console.say("the other `qft` is gone; driving on from here")
     except KeyboardInterrupt:
         console.close()
-        console.say("\n" + REATTACH.format(name=name))
+        console.say("\n" + _left_behind(desk.folder, order))
         raise
     except BadRequest as error:
         raise Refused(str(error), hint=error.hint) from error
@@ -109,6 +108,25 @@ def drive(order: Order) -> Arrived:
         raise CloudTrouble(str(error), hint=error.hint) from error
     finally:
         console.close()
+
+
+def _left_behind(folder: RunFolder, order: Order) -> str:
+    """What goes on after Ctrl-C, what it costs, and which commands take it up or end it.
+
+    The command is the one that was typed: `train` in the place of `run` would leave a machine.
+    """
+    try:
+        state = fold(read(folder.journal))
+    except JournalDamaged as error:
+        return f"interrupted; {error}"
+    again = f"`qft {order.goal} {folder.name}`"
+    if state.vm is None and state.pending is None:
+        return f"interrupted; nothing is rented; {again} goes on"
+    price = bill(state, time.time()).usd_per_h_now
+    ends = f"`qft down {folder.name}` ends the billing (${price:.3f}/h)"
+    if state.launched and state.up and not state.trained:
+        return f"the job goes on without this terminal; {again} follows it again; {ends}"
+    return f"interrupted; the machine stays; {again} goes on; {ends}"
 
 
 def _most(loaded: LoadedConfig) -> str:

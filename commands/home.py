@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 import stat
@@ -14,6 +15,7 @@ from pathlib import Path
 from commands.errors import Usage
 from infra.durable import LockTimeout, locked, read_json
 
+START_ONE = "`qft init` writes a run.yaml, `qft run` starts it, `qft ls` lists what was started"
 RUN_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,28}[a-z0-9])?")
 """What may name a run: it becomes part of cloud names, tags and folders."""
 
@@ -111,13 +113,13 @@ def pick_run(home: Path, wanted: str, *, cwd: Path) -> RunFolder:
     if wanted:
         return _known(home, wanted)
     here = cwd / "run.yaml"
-    if here.exists() and run_folder(home, _name_in(here)).exists():
-        return _known(home, _name_in(here))
+    if here.exists():
+        return _of_folder(home, _name_in(here))
     runs = all_runs(home)
     if len(runs) == 1:
         return runs[0]
     if not runs:
-        raise Usage("there is no run yet", hint="start one with `qft run run.yaml`")
+        raise Usage("there is no run yet", hint=START_ONE)
     names = ", ".join(run.name for run in runs)
     raise Usage(f"which run? there are {names}", hint=f"for example `qft status {runs[0].name}`")
 
@@ -125,8 +127,24 @@ def pick_run(home: Path, wanted: str, *, cwd: Path) -> RunFolder:
 def _known(home: Path, name: str) -> RunFolder:
     run = run_folder(home, name)
     if not run.exists():
-        known = ", ".join(other.name for other in all_runs(home)) or "none yet"
-        raise Usage(f"there is no run `{name}` (known: {known})", hint="`qft ls` lists them")
+        names = [other.name for other in all_runs(home)]
+        near = difflib.get_close_matches(name, names, n=1)
+        meant = f"; did you mean `{near[0]}`?" if near else ""
+        known = ", ".join(names) or "none yet"
+        raise Usage(f"there is no run `{name}` (known: {known}){meant}", hint=START_ONE)
+    return run
+
+
+def _of_folder(home: Path, name: str) -> RunFolder:
+    """The run that the run.yaml here names: another one would be a guess, and `down` acts on it."""
+    run = run_folder(home, name)
+    if not run.exists():
+        others = ", ".join(other.name for other in all_runs(home))
+        also = f"; for another run give its name: {others}" if others else ""
+        raise Usage(
+            f"the run `{name}` of the run.yaml here was not started yet",
+            hint=f"`qft run` starts it{also}",
+        )
     return run
 
 
@@ -136,11 +154,13 @@ def _name_in(path: Path) -> str:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Usage(f"there is no `{path}`", hint=START_ONE) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Usage(f"`{path}` cannot be read: {error}") from error
+        raise Usage(f"`{path}` cannot be read: {error}", hint="`qft plan` tells more") from error
     name = content.get("name") if isinstance(content, dict) else None
     if not isinstance(name, str):
-        raise Usage(f"`{path}` has no `name`")
+        raise Usage(f"`{path}` has no `name`", hint="add a line such as `name: my-run`")
     return name
 
 
@@ -155,13 +175,18 @@ def driving(run: RunFolder, *, sleep: Callable[[float], None] = time.sleep) -> I
 
 
 class Busy(Usage):
-    """Another `qft` drives the run; a second driver could rent a second machine."""
+    """Another `qft` drives the run; a second driver could rent a second machine.
+
+    `holder` is what that process says of itself.
+    """
 
     def __init__(self, run: RunFolder, holder: str) -> None:
+        self.holder = holder
         who = f" ({holder})" if holder else ""
         super().__init__(
             f"another `qft` is already driving the run `{run.name}`{who}",
-            hint=f"watch it with `qft logs -f {run.name}`, or give this run another `name`",
+            hint=f"`qft train {run.name}` follows it, `qft down {run.name}` stops it; "
+            "another run needs another `name`",
         )
 
 

@@ -1,0 +1,100 @@
+"""What a second terminal does to a run that a first one drives, and what Ctrl-C leaves behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runs import Project, json_of, make_project, wait_until
+
+from infra.journal import Kind
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    """A tiny project that would train for minutes."""
+    made = make_project(tmp_path / "project", train={"steps": 9000})
+    yield made
+    made.tidy()
+
+
+def driven(project: Project, until: Kind) -> subprocess.Popen[str]:
+    """Start `qft run` and wait until its journal says `until`."""
+    process = project.start("run", "--plain")
+    wait_until(lambda: process.poll() is not None or until in kinds(project))
+    return process
+
+
+def kinds(project: Project) -> list[Kind]:
+    """What the journal says so far; nothing before there is one."""
+    journal = project.home / "runs" / project.name / "journal.jsonl"
+    return project.kinds() if journal.exists() else []
+
+
+def test_down_stops_the_driver_first_and_the_machine_stays_down(project: Project) -> None:
+    """`qft down` beside a running `qft run` ends both: nothing starts the machine again."""
+    driver = driven(project, Kind.LAUNCHED)
+
+    done = project.qft("down", "--json")
+
+    _, said = driver.communicate(timeout=30)
+    assert (done.returncode, driver.returncode) == (0, 130), done.stderr + said
+    assert "stopping the `qft` that drives `tiny`" in done.stderr
+    assert [m["power"] for m in json_of(project.qft("ls", "--all", "--json"))] == ["deallocated"]
+
+
+def test_down_all_stops_a_driver_that_would_start_the_machine_again(project: Project) -> None:
+    """`qft down --all --delete` ends every driver of this computer and leaves no machine."""
+    driver = driven(project, Kind.LAUNCHED)
+
+    done = project.qft("down", "--all", "--delete", "--json")
+
+    driver.communicate(timeout=30)
+    assert (done.returncode, driver.returncode) == (0, 130), done.stderr
+    assert json_of(project.qft("ls", "--all", "--json")) == []
+    assert project.processes() == []
+
+
+def test_ctrl_c_names_the_command_that_was_typed_and_the_price(project: Project) -> None:
+    """After Ctrl-C a person reads what goes on, what it costs an hour, and how to end that."""
+    driver = driven(project, Kind.LAUNCHED)
+
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=30)
+
+    assert driver.returncode == 130
+    assert "the job goes on without this terminal; `qft run tiny` follows it again" in said
+    assert "`qft down tiny` ends the billing ($0.149/h)" in said
+
+
+def test_ctrl_c_before_the_training_does_not_claim_that_a_job_goes_on(project: Project) -> None:
+    """While the machine is made ready there is no job yet, only a machine that bills."""
+    driver = driven(project, Kind.CREATE_ACCEPTED)
+
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=30)
+
+    assert driver.returncode == 130
+    assert "the job goes on" not in said
+    assert "interrupted; the machine stays; `qft run tiny` goes on" in said
+
+
+def test_a_run_yaml_that_was_not_started_never_means_another_run(tmp_path: Path) -> None:
+    """In a folder whose own run was not started, `qft down` does not touch the only other run."""
+    first = make_project(tmp_path / "first")
+    second = make_project(tmp_path / "second", name="other")
+    try:
+        assert first.qft("up").returncode == 0
+        (second.folder / "home").symlink_to(first.home)
+
+        refused = second.qft("down", "--delete", "--json")
+
+        assert refused.returncode == 2
+        assert "`other`" in json_of(refused)["error"]
+        assert "tiny" in json_of(refused)["hint"]
+        assert len(json_of(first.qft("ls", "--all", "--json"))) == 1
+    finally:
+        first.tidy()
