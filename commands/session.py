@@ -35,6 +35,7 @@ LOCAL_POLICY = Policy(
     capacity_ttl_s=10.0,
     price_ttl_s=10.0,
     preempt_grace_s=30.0,
+    offline_max_s=60.0,
 )
 """A cloud played by this computer boots in a second, so patience of minutes would be idleness."""
 

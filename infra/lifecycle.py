@@ -105,7 +105,11 @@ class Policy:
     backoff_first_s: float = 15.0
     backoff_max_s: float = 600.0
     machineless_max_s: float = 12 * 3600.0
-    """Waiting for capacity costs nothing, but a human should hear of it eventually."""
+    """Waiting for capacity costs little, but a human should hear of it eventually."""
+    offline_max_s: float = 12 * 3600.0
+    """A cloud that cannot be asked may be so for this long: the job there goes on meanwhile."""
+    cut_max: int = 8
+    """Times in a row that an act may be cut on a machine that answers, before a new boot."""
     start_attempts_max: int = 3
     """Tries to restart a machine whose disk is ahead of the checkpoint at home."""
     crash_limit: int = 3
@@ -180,11 +184,15 @@ def _stop_for_budget(state: RunState, seen: Seen, plan: Plan, spent: str) -> Act
     if state.pending == "create_intended":
         return Delete(reason=f"budget reached: {spent}")  # the machine may exist, unknown to us
     if plan.rents and state.vm is not None and seen.vm is not None and seen.vm.power.bills_compute:
+        if seen.vm.power is PowerState.FAILED:  # nothing runs in it, and releasing may not help
+            return Delete(reason=f"budget reached: {spent}")
         return Deallocate(reason=f"budget reached: {spent}")
     return Finish(ending=Ending(code=BUDGET_REACHED, reason=f"budget reached: {spent}"))
 
 
 def _rent(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
+    if plan.goal is Goal.FETCH:
+        return Finish(ending=_too_early("there is no machine to fetch from"))
     if not seen.offers:
         return FindOffers()
     policy = plan.policy
@@ -192,17 +200,19 @@ def _rent(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
     if fresh:
         return Create(offer=fresh[0], generation=state.generation + 1)
     hopeful = [o for o in seen.offers if _may_clear(state, o, policy, now_s)]
-    idle_s = now_s - max([state.started_s, *(s.end_s or now_s for s in state.spans)])
+    idle_s = now_s - _idle_since_s(state, now_s)
     if not hopeful or idle_s > policy.machineless_max_s:
         return Finish(
             ending=Ending(code=CLOUD_REFUSED, reason=explain_refusals(state, seen.offers))
         )
-    tries = sum(1 for f in state.failures if f.error in _CLEARS_BY_ITSELF)
-    wait_s = min(policy.backoff_first_s * 2.0 ** min(tries, 10), policy.backoff_max_s)
+    wait_s = min(max(policy.backoff_first_s, idle_s / 2), policy.backoff_max_s)
     return Wait(wait_s=wait_s, reason=explain_refusals(state, seen.offers))
 
 
-_CLEARS_BY_ITSELF = frozenset({"NoCapacity", "PriceAboveCap", "Transient"})
+def _idle_since_s(state: RunState, now_s: float) -> float:
+    """When compute last ran, or somebody last asked for the run: pauses grow from there."""
+    ran = [now_s if span.end_s is None else span.end_s for span in state.spans if span.compute]
+    return max([state.started_s, state.resumed_s, *ran])
 
 
 def refusal(state: RunState, offer: Offer, policy: Policy, now_s: float) -> str:
@@ -260,14 +270,23 @@ def _recover(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: fl
     if state.start_failures >= attempts:
         if not seen.offers:
             return FindOffers()
-        if any(not o.blocked_by and not refusal(state, o, policy, now_s) for o in seen.offers):
+        if any(_is_elsewhere_and_free(state, o, policy, now_s) for o in seen.offers):
             return Delete(reason="its place has no capacity; moving to the next offer")
+        if now_s - _idle_since_s(state, now_s) > policy.machineless_max_s:
+            reason = explain_refusals(state, seen.offers)
+            return Finish(ending=Ending(code=CLOUD_REFUSED, reason=reason))
     last_s = max((f.at_s for f in state.failures), default=now_s)
     backoff_s = policy.backoff_first_s * 2.0 ** min(state.start_failures - 1, 10)
     due_s = last_s + min(backoff_s, policy.backoff_max_s)
     if now_s < due_s:
         return Wait(wait_s=due_s - now_s, reason="its place has no capacity; trying again")
     return Start()
+
+
+def _is_elsewhere_and_free(state: RunState, offer: Offer, policy: Policy, now_s: float) -> bool:
+    mine = state.offer is not None and (state.offer.place, state.offer.size)
+    elsewhere = (offer.place, offer.size) != mine
+    return elsewhere and not offer.blocked_by and not refusal(state, offer, policy, now_s)
 
 
 def _work(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: float) -> Action:
@@ -288,9 +307,23 @@ def _work(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: float
         return Prepare()
     if plan.goal is Goal.UP:
         return Finish(ending=Ending(code=DONE, reason="the machine is ready"))
-    if plan.goal is Goal.FETCH or state.trained:
+    if state.trained:
         return Fetch()
+    if plan.goal is Goal.FETCH:
+        return _fetch_untrained(seen.job)
     return _follow(state, seen.job, plan)
+
+
+def _fetch_untrained(job: JobView | None) -> Action:
+    """Nobody wrote down that the training is done: perhaps it ended while nobody watched."""
+    if job is not None and job.phase is JobPhase.EXITED and job.exit_code == TRAINER_DONE:
+        return RecordTrained()
+    at = f"step {job.step} of {job.steps}" if job and job.steps else "no step yet"
+    return Finish(ending=_too_early(f"the training is not done ({at})"))
+
+
+def _too_early(reason: str) -> Ending:
+    return Ending(code=BAD_INPUT, reason=f"{reason}: `qft train` goes on with it", keeps=True)
 
 
 def _follow(state: RunState, job: JobView | None, plan: Plan) -> Action:
@@ -299,13 +332,13 @@ def _follow(state: RunState, job: JobView | None, plan: Plan) -> Action:
         return Launch()
     if job.phase is JobPhase.RUNNING:
         return _watch(state, job, plan)
+    if not state.launched:  # how an earlier start ended does not bind this one: config may differ
+        return _launch_again(state, policy)
     if job.exit_code == TRAINER_DONE:
         return RecordTrained()
     if job.exit_code in {TRAINER_BAD_DATA, TRAINER_BAD_CONFIG}:
         reason = str(job.detail.get("error") or f"the trainer refused (exit {job.exit_code})")
         return Finish(ending=Ending(code=BAD_INPUT, reason=reason))
-    if not state.launched:
-        return _launch_again(state, policy)
     if job.exit_code == TRAINER_PREEMPTED and job.silent_s < policy.preempt_grace_s:
         return Wait(wait_s=policy.poll_s, reason="state saved; the machine is about to be taken")
     crash = job.exit_code != TRAINER_PREEMPTED
@@ -327,9 +360,10 @@ def _watch(state: RunState, job: JobView, plan: Plan) -> Action:
 
 
 def _launch_again(state: RunState, policy: Policy) -> Action:
-    """Start a trainer that ended; a crash that repeats at one step is a failure, not bad luck."""
+    """Start a trainer that ended; crashes that get no further are a failure, not bad luck."""
     last = state.crashes[-policy.crash_limit :]
-    if len(last) == policy.crash_limit and len(set(last)) == 1:
-        reason = f"the trainer failed {policy.crash_limit} times at step {last[-1]}"
+    if len(last) == policy.crash_limit and max(last) == last[0]:
+        beyond = "" if len(set(last)) == 1 else "or before "
+        reason = f"the trainer failed {policy.crash_limit} times at {beyond}step {last[0]}"
         return Finish(ending=Ending(code=TRAINING_FAILED, reason=reason))
     return Launch()

@@ -33,6 +33,8 @@ class Ending:
 
     code: int
     reason: str
+    keeps: bool = False
+    """Whether the machine is left as it is although the goal was missed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class RunState:
     run_id: str = ""
     name: str = ""
     started_s: float = 0.0
+    resumed_s: float = 0.0
+    """When somebody last asked for the run again."""
     pending: Kind | None = None
     """An intent whose result was never written: the act may or may not have happened."""
     offer: Offer | None = None
@@ -65,7 +69,7 @@ class RunState:
     start_failures: int = 0
     """Refused starts since the machine stopped."""
     unreachable: int = 0
-    """How often this boot was given up because SSH did not answer."""
+    """Boots given up in a row because SSH did not answer."""
     crashes: tuple[int, ...] = ()
     """Steps at which the trainer ended by itself, in order."""
     hangs: int = 0
@@ -131,10 +135,12 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
     changed = bool(event.data.get("changed"))
     return replace(
         state,
+        resumed_s=event.at_s,
         ending=None,
         crashes=(),
         unreachable=0,
         prepared=False,
+        launched=state.launched and not changed,
         trained=state.trained and not changed,
         fetched="" if changed else state.fetched,
     )
@@ -252,7 +258,8 @@ def _progress(state: RunState, event: Event) -> RunState:
 
 
 def _checkpoint_home(state: RunState, event: Event) -> RunState:
-    return replace(state, home_step=max(state.home_step, event.data["step"]))
+    """Work that got home shows that earlier silences were hiccups."""
+    return replace(state, home_step=max(state.home_step, event.data["step"]), unreachable=0)
 
 
 def _evict_intended(state: RunState, event: Event) -> RunState:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from infra import actions as act
 from infra.cost import Bill, bill, seconds_left
 from infra.journal import Journal, Kind
 from infra.lifecycle import CLOUD_REFUSED, UNREACHABLE, JobPhase, JobView, Plan, Seen, decide
+from infra.patience import Answer, ask
 from infra.provider import (
     Gone,
     Guarding,
@@ -34,9 +34,6 @@ from infra.watch import Watch
 from infra.when import parse_utc_s
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable, Workload
 
-Answer = TypeVar("Answer")
-
-TRANSIENT_TRIES_MAX = 8
 PROGRESS_EVERY_S = 10.0
 OFFERS_TTL_S = 300.0
 LIMIT_S_MAX = 24 * 3600.0
@@ -79,6 +76,9 @@ class Supervisor:
         self._offers_s = 0.0
         self._watch = Watch(now_s=tools.clock())
         self._progress_s = 0.0
+        self._cuts = 0
+        """Acts in a row that were cut on a machine that had just answered."""
+        self._last: act.Action | None = None
 
     @property
     def state(self) -> RunState:
@@ -94,28 +94,45 @@ class Supervisor:
         while True:
             try:
                 ending = self._turn(plan)
-            except HostUnreachable:
-                self._watch.lost(self._tools.clock())
+            except HostUnreachable as error:
+                ending = self._cut(str(error), plan)
             except (HostNotTrusted, HostUnfit) as error:
-                return self._end(Ending(code=UNREACHABLE, reason=str(error)), plan)
-            else:
-                if ending is not None:
-                    return self._end(ending, plan)
+                ending = Ending(code=UNREACHABLE, reason=str(error))
+            if ending is not None:
+                return self._end(ending, plan)
 
     def _turn(self, plan: Plan) -> Ending | None:
         """Look, decide, tell, act: once."""
-        seen = self._look()
+        seen = self._look(plan)
         now_s = self._tools.clock()
         action = decide(self._state, seen, plan, now_s)
         used = bill(self._state, now_s)
         self._tools.tell(
             Report(state=self._state, seen=seen, action=action, bill=used, now_s=now_s)
         )
-        return self._act(action, plan)
+        if isinstance(action, act.Wait):
+            return self._act(action, plan)
+        if action == self._last:  # it changed nothing; whatever the reason, never spin
+            self._tools.sleep(plan.policy.poll_s)
+        self._last = action
+        ending = self._act(action, plan)
+        self._cuts = 0
+        return ending
+
+    def _cut(self, reason: str, plan: Plan) -> Ending | None:
+        """The machine answered, then the act was cut: repeat it after a pause, but not for ever."""
+        self._watch.lost(self._tools.clock())
+        self._cuts += 1
+        if self._cuts > plan.policy.cut_max:
+            self._cuts = 0
+            return self._give_up_on_boot(reason, plan)
+        pause_s = plan.policy.poll_s * 2.0 ** min(self._cuts, 10)
+        self._tools.sleep(min(pause_s, plan.policy.unreachable_wait_s))
+        return None
 
     # ---- observe ----
 
-    def _look(self) -> Seen:
+    def _look(self, plan: Plan) -> Seen:
         home = self._tools.workload.home_step()
         if home > self._state.home_step:
             self._note(Kind.CHECKPOINT_HOME, step=home)
@@ -124,7 +141,7 @@ class Supervisor:
         vm = self._state.vm
         if vm is None:
             return Seen(offers=self._offers)
-        observation = self._observe(vm)
+        observation = self._observe(vm, plan)
         vm = self._follow_address(vm, observation)
         seen = Seen(vm=observation, offers=self._offers)
         if observation.power is not PowerState.RUNNING or not vm.host or not self._state.up:
@@ -146,8 +163,22 @@ class Supervisor:
         self._note_progress(job)
         return replace(seen, job=job)
 
-    def _observe(self, vm: Vm) -> Observation:
-        return self._ask(lambda: self._tools.provider.observe(vm))
+    def _observe(self, vm: Vm, plan: Plan) -> Observation:
+        """Ask the provider, for hours if need be: an offline laptop must not abandon the run."""
+        tools, began_s = self._tools, self._tools.clock()
+        while True:
+            try:
+                return self._ask(lambda: tools.provider.observe(vm))
+            except Transient as error:
+                now_s = tools.clock()
+                if now_s - began_s > plan.policy.offline_max_s:
+                    raise
+                wait = act.Wait(wait_s=plan.policy.backoff_first_s * 4, reason=f"no news: {error}")
+                used = bill(self._state, now_s)
+                tools.tell(
+                    Report(state=self._state, seen=Seen(), action=wait, bill=used, now_s=now_s)
+                )
+                tools.sleep(wait.wait_s)
 
     def _open_firewall(self, vm: Vm, silent_s: float) -> None:
         """The laptop may have moved: once a silence has begun, let its address of now in."""
@@ -295,8 +326,8 @@ class Supervisor:
         self._note(Kind.DEALLOCATE_INTENDED, reason=reason)
         try:
             self._ask(lambda: self._tools.provider.deallocate(vm))
-        except Gone:
-            self._note(Kind.DELETED, removed=[])
+        except Gone:  # the machine is; its disk or address may still be there, and bill
+            self._remove(reason)
         else:
             self._note(Kind.DEALLOCATED, reason=reason)
 
@@ -304,6 +335,9 @@ class Supervisor:
         vm = self._state.vm
         if vm is not None and not plan.rents:
             self._tools.workload.clear(vm)
+        self._remove(reason)
+
+    def _remove(self, reason: str) -> None:
         self._tools.workload.forget()
         self._note(Kind.DELETE_INTENDED, reason=reason)
         removed = self._ask(lambda: self._tools.provider.delete(self._state.run_id))
@@ -331,9 +365,10 @@ class Supervisor:
 
     def _end(self, ending: Ending, plan: Plan) -> Ending:
         """Write the ending down; a run that failed must not go on billing compute."""
-        if ending.code and plan.rents and self._state.up and self._state.vm is not None:
+        failed = ending.code and not ending.keeps
+        if failed and plan.rents and self._state.up and self._state.vm is not None:
             if self._state.step == 0 and self._state.home_step == 0:
-                self._delete(ending.reason, plan)  # nothing is on it that anybody could miss
+                self._remove(ending.reason)  # nothing is on it that anybody could miss
             else:
                 self._deallocate(ending.reason, park=True)
         self._note(Kind.RUN_ENDED, code=ending.code, reason=ending.reason)
@@ -350,16 +385,7 @@ class Supervisor:
         return self._state.vm
 
     def _ask(self, call: Callable[[], Answer]) -> Answer:
-        """Call the provider, riding out hiccups; every call of the seam is safe to repeat."""
-        for attempt in range(TRANSIENT_TRIES_MAX):
-            try:
-                return call()
-            except Transient as error:
-                if attempt == TRANSIENT_TRIES_MAX - 1:
-                    raise
-                backoff_s = min(2.0**attempt, 60.0)
-                self._tools.sleep(error.retry_after_s or backoff_s)
-        raise AssertionError("unreachable")
+        return ask(call, self._tools.sleep)
 
 
 def _passes(error: ProviderError) -> bool:

@@ -6,6 +6,9 @@ from dataclasses import replace
 
 from infra.lifecycle import JobView
 
+UNWATCHED_S = 600.0
+"""Nobody looked for longer than this: the computer slept, and the silence begins anew."""
+
 
 class Watch:
     """Tells how long the trainer has been silent or stalled, on this side's clock.
@@ -19,6 +22,7 @@ class Watch:
         self._mark: object = None
         self._mark_s = now_s
         self._lost_s: float | None = None
+        self._looked_s = now_s
         self.admitted = False
         """Whether, in this silence, the firewall was asked to let this computer in."""
 
@@ -34,8 +38,10 @@ class Watch:
 
     def lost(self, now_s: float) -> float:
         """The machine does not answer; return since how many seconds."""
-        if self._lost_s is None:
+        if self._lost_s is None or now_s - self._looked_s > UNWATCHED_S:
             self._lost_s = now_s
+            self.admitted = False
+        self._looked_s = now_s
         return now_s - self._lost_s
 
     def found(self) -> None:

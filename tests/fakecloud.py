@@ -291,7 +291,8 @@ class FakeWorkload:
         """Let it save and end."""
         self.reach(vm)
         disk = self.cloud.progress(vm)
-        disk.saved, disk.running_since, disk.exit_code = disk.step, None, 75
+        if disk.running_since is not None:
+            disk.saved, disk.running_since, disk.exit_code = disk.step, None, 75
         self.cloud.hung = False
 
     def park(self, vm: Vm) -> None:

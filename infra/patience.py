@@ -1,0 +1,23 @@
+"""Rides out a provider's hiccups: every call of the seam is safe to repeat, none is for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from infra.provider import Transient
+
+Answer = TypeVar("Answer")
+
+TRIES_MAX = 8
+PAUSE_S_MAX = 60.0
+
+
+def ask(call: Callable[[], Answer], sleep: Callable[[float], None]) -> Answer:
+    """Repeat `call` at the provider's advised or a doubling pace; raises its last `Transient`."""
+    for attempt in range(TRIES_MAX - 1):
+        try:
+            return call()
+        except Transient as error:
+            sleep(error.retry_after_s or min(2.0**attempt, PAUSE_S_MAX))
+    return call()
