@@ -27,6 +27,8 @@ CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
 STATUS_BYTES_MAX = 1 << 20
 LOG_BYTES_MAX = 4 << 20
+KILLED = (-1, 129, 137, 143)
+"""Exit codes of a command that a signal ended, as SSH or a shell tells them."""
 NOT_FETCHED = ("checkpoints", "config.json", "lock", "*.tmp", "*.lock")
 
 
@@ -298,6 +300,10 @@ class SshWorkload:
                 self._link.close()
                 self._link = None
             raise HostUnreachable(_say(error)) from error
+        except errors.CommandFailed as error:
+            # Killed rather than failed: a machine that is taken away ends its commands first.
+            killed = error.result.exit_code in KILLED
+            raise (HostUnreachable if killed else HostUnfit)(_say(error)) from error
         except (errors.HostKeyMismatch, errors.Untrusted) as error:
             raise HostNotTrusted(_say(error)) from error
         except errors.RemoteError as error:

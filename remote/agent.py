@@ -119,7 +119,9 @@ def walk(root: str, exclude: tuple[str, ...], *, follow: bool) -> Iterator[tuple
             if entry.name == STAGING or excluded(path, exclude):
                 continue
             if not entry.is_dir(follow_symlinks=follow):
-                yield path, entry.path, kind_of(entry.path, follow=follow)
+                kind = kind_of(entry.path, follow=follow)
+                if os.path.lexists(entry.path):  # else it went meanwhile, and has no kind
+                    yield path, entry.path, kind
                 continue
             real = os.path.realpath(entry.path)
             if real in above:
@@ -150,13 +152,10 @@ def stage(request: dict[str, Any]) -> dict[str, Any]:
     folder = os.path.join(root, STAGING)
     os.makedirs(folder, exist_ok=True)
     wanted = dict(request["blobs"])
-    begun = {}
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
+    begun = {name: os.path.join(folder, name) for name in os.listdir(folder)}
+    for name, path in list(begun.items()):
         if name not in wanted or os.path.getsize(path) > wanted[name]:
-            os.unlink(path)
-        else:
-            begun[name] = path
+            os.unlink(begun.pop(name))
     there = sum(os.stat(path).st_blocks * 512 for path in begun.values())
     needed = sum(wanted.values()) + request.get("extra", 0)
     free = free_bytes(root) + there
@@ -194,10 +193,8 @@ def chunk_hashes(path: str, chunk: int) -> list[str]:
 
 def hashes(request: dict[str, Any]) -> dict[str, Any]:
     """Hash the files `paths` below `root` chunk by chunk, for a pull that resumes."""
-    found = {
-        p: chunk_hashes(inside(request["root"], p), request["chunk"]) for p in request["paths"]
-    }
-    return {"hashes": found}
+    root, chunk = request["root"], request["chunk"]
+    return {"hashes": {path: chunk_hashes(inside(root, path), chunk) for path in request["paths"]}}
 
 
 def commit(request: dict[str, Any]) -> dict[str, Any]:
@@ -367,10 +364,10 @@ def free_bytes(path: str) -> int:
 
 def load_json(path: str) -> dict[str, Any]:
     """Read a cache; one that is absent or torn is empty."""
+    found = None
     with contextlib.suppress(FileNotFoundError, ValueError), open(path, "rb") as file:
         found = json.load(file)
-        return found if isinstance(found, dict) else {}
-    return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_whole(path: str, data: bytes) -> None:
@@ -387,8 +384,10 @@ def write_whole(path: str, data: bytes) -> None:
 def sync(path: str) -> None:
     """Wait until a file or directory is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def place_of(error: OSError) -> str:

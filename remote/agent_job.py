@@ -100,9 +100,10 @@ def keep(request: dict[str, Any], folder: str, lock: int, writer: int) -> None:
         code = 0
     except OSError as error:
         with contextlib.suppress(OSError):  # the pipe is closed once the job runs
+            os.write(writer, f"{error.filename or ''}: {error.strerror}".encode())
+        with contextlib.suppress(OSError):  # on a full disk nothing more can be written down
             ended = {"exit_code": 127, "ended_at": time.time()}
             write_whole(os.path.join(folder, "exit.json"), ended)
-            os.write(writer, f"{error.filename or ''}: {error.strerror}".encode())
     finally:
         os._exit(code)
 
@@ -195,7 +196,9 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
     for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
         if status(request)["state"] != "running":
             break
-        for group in groups_of(folder):
+        with looking(folder):  # whoever just tries the lock, in another call, is not the job
+            groups = groups_of(folder)
+        for group in groups:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, number)
         ends_at = time.monotonic() + wait_s

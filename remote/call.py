@@ -72,7 +72,8 @@ class Script:
         source = self.path.read_bytes()
         target = f"{HOME}/{self.path.stem}-{hashlib.sha256(source).hexdigest()[:8]}.py"
         words = [self.python, "-I", "-S", target, verb]  # no site packages: they cost start-up time
-        command = f"test -f {target} || exit {MISSING}; exec {shlex.join(words)}"
+        # Not empty: so a power cut soon after the sending would leave it, but for the sync below.
+        command = f"test -s {target} || exit {MISSING}; exec {shlex.join(words)}"
         given = json.dumps(request).encode()
         for _ in range(2):
             answer = _Answer(take)
@@ -89,7 +90,8 @@ class Script:
                 break
             temp = f"{target}.$$.tmp"
             self.link.run(
-                f"mkdir -p {HOME} && cat > {temp} && mv -f {temp} {target}",
+                f"mkdir -p {HOME} && cat > {temp} && {{ sync {temp} 2> /dev/null || sync; }}"
+                f" && mv -f {temp} {target}",
                 timeout_s=timeout_s,
                 input=source,
             )

@@ -31,6 +31,9 @@ def generate(path: Path) -> str:
         try:
             # A link, unlike a rename, never replaces the key of somebody who was faster.
             os.link(temp, path)
+            directory = os.open(path.parent, os.O_RDONLY)
+            os.fsync(directory)  # or a power cut may leave a machine whose key is gone
+            os.close(directory)
         except FileExistsError:
             return public_line(path)
         finally:

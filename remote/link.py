@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import shlex
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,13 +30,14 @@ from remote.errors import (
     megabytes,
     shorten,
 )
+from remote.link_channel import READ_BYTES, Helpers, answered
 
 if TYPE_CHECKING:
     import paramiko
 
-READ_BYTES = 1 << 18
-PACKET_BYTES = 32 << 10  # what SSH servers accept in one packet of a channel
 ANSWER_BYTES_MAX = 64 << 20
+LATE_S = 0.5
+"""How long after its channels a dead connection may still call itself alive."""
 LOG_NAME = "qft.ssh"
 FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
@@ -70,21 +70,22 @@ def connect(
     import fabric
     import paramiko
 
-    kind, blob = keys.parse_line(host.host_key)
+    pinned = load_host_key(host.host_key)
     door_key = load_key(host.key_path)
     connection = fabric.Connection(
         host=host.address,
         user=host.user,
         port=host.port,
-        config=fabric.Config(ssh_config=paramiko.SSHConfig()),  # the user's files are not read
+        # Lazy, and with an empty one given: no settings of the user are read, of any tool.
+        config=fabric.Config(ssh_config=paramiko.SSHConfig(), lazy=True),
     )
     client: paramiko.SSHClient = connection.client
     client.set_log_channel(quiet_log())
     # Fabric would accept any host; from here on only the pinned key is.
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     name = host.address if host.port == 22 else f"[{host.address}]:{host.port}"
-    client.get_host_keys().add(name, kind, paramiko.PKey.from_type_string(kind, blob))
-    with refusals_named(host), translated(host):
+    client.get_host_keys().add(name, pinned.get_name(), pinned)
+    with refusals_named(host, client), translated(host):
         sock = dial(host, timeout_s=timeout_s, dead_after_s=dead_after_s)
         try:
             connection.connect_kwargs = {
@@ -161,8 +162,9 @@ class Link:
             channel = self.transport.open_session(timeout=max(timeout_s, 1.0))
             with channel:
                 channel.settimeout(timeout_s)
-                channel.exec_command(command)
-                helpers = _Helpers(channel, input, limit_bytes)
+                with answered(channel, max(timeout_s, 1.0)):
+                    channel.exec_command(command)
+                helpers = Helpers(channel, input, limit_bytes)
                 got = 0
                 try:
                     while data := channel.recv(READ_BYTES):
@@ -184,6 +186,8 @@ class Link:
                     )
                 stderr = helpers.join(max(ends_at - time.monotonic(), 1.0))
                 code = channel.recv_exit_status() if ended else -1
+        if code == -1:  # no exit code: a signal, or a cut, which the library admits a moment late
+            self.transport.join(LATE_S)
         if code == -1 and not self.transport.is_active():
             raise Unreachable(f"the connection to {self.host} was cut during `{shorten(command)}`")
         return code, stderr
@@ -214,57 +218,6 @@ class Link:
         self.close()
 
 
-class _Helpers:
-    """Two threads that feed a channel's stdin and drain its stderr, so that neither blocks."""
-
-    def __init__(
-        self, channel: paramiko.Channel, given: str | bytes | None, limit_bytes: int
-    ) -> None:
-        self._channel = channel
-        self._given = given.encode() if isinstance(given, str) else given or b""
-        self._limit_bytes = limit_bytes
-        self._stderr = bytearray()
-        self._threads = [
-            threading.Thread(target=work, daemon=True) for work in (self._feed, self._drain)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _feed(self) -> None:
-        try:
-            send_all(self._channel, self._given)
-            self._channel.shutdown_write()
-        except (OSError, EOFError):
-            # The command ended without reading all of it; its exit code tells the story.
-            return
-
-    def _drain(self) -> None:
-        try:
-            while data := self._channel.recv_stderr(READ_BYTES):
-                room = max(self._limit_bytes - len(self._stderr), 0)
-                self._stderr += data[:room]
-        except OSError:
-            return  # the reader of stdout meets the same error and reports it
-
-    def join(self, timeout_s: float) -> bytes:
-        for thread in self._threads:
-            thread.join(timeout_s)
-        return bytes(self._stderr)
-
-
-def send_all(channel: paramiko.Channel, data: bytes) -> None:
-    """Send everything; the library's own loop copies all that is left for every packet.
-
-    Raises `EOFError` if the other side takes no more, and `OSError` as the channel does.
-    """
-    view = memoryview(data)
-    while view:
-        sent = channel.send(bytes(view[:PACKET_BYTES]))
-        if not sent:
-            raise EOFError("the other side takes no more")
-        view = view[sent:]
-
-
 def scan_host_key(address: str, port: int = 22, *, timeout_s: float = 20.0) -> str:
     """Read the key line that answers at `address`, once, for a human to confirm; send nothing.
 
@@ -286,6 +239,22 @@ def scan_host_key(address: str, port: int = 22, *, timeout_s: float = 20.0) -> s
             transport.close()
             sock.close()
     return f"{key.get_name()} {key.get_base64()}"
+
+
+def load_host_key(line: str) -> paramiko.PKey:
+    """Read a pinned public line; raises `RemoteError` for a type or form that cannot be checked."""
+    import paramiko
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from paramiko.pkey import UnknownKeyType
+
+    kind, blob = keys.parse_line(line)
+    try:
+        return paramiko.PKey.from_type_string(kind, blob)
+    except (paramiko.SSHException, UnknownKeyType, UnsupportedAlgorithm, ValueError) as error:
+        raise RemoteError(
+            f"the pinned host key of type {kind} cannot be used: {error!r}",
+            hint="pin the host's ed25519 key: /etc/ssh/ssh_host_ed25519_key.pub there",
+        ) from error
 
 
 def load_key(path: Path) -> paramiko.PKey:
@@ -333,8 +302,11 @@ def dial(host: Host, *, timeout_s: float, dead_after_s: int) -> socket.socket:
 
 
 @contextmanager
-def refusals_named(host: Host) -> Iterator[None]:
-    """Translate what can go wrong only while connecting: a wrong host key, a refused login."""
+def refusals_named(host: Host, client: paramiko.SSHClient) -> Iterator[None]:
+    """Translate what can go wrong only while connecting: a wrong host key, a refused login.
+
+    A login that was cut or never answered is no refusal: machines do that while they boot.
+    """
     import paramiko
 
     try:
@@ -352,6 +324,9 @@ def refusals_named(host: Host) -> Iterator[None]:
             " from a network you trust",
         ) from error
     except paramiko.AuthenticationException as error:
+        transport = client.get_transport()
+        if "timeout" in str(error) or transport is None or not transport.is_active():
+            raise Unreachable(f"{host} broke off the login: {error}") from error
         raise AuthRefused(
             f"{host.address}:{host.port} does not accept the key {host.key_path}"
             f" for user `{host.user}`: {error}",

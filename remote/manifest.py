@@ -71,13 +71,19 @@ def total_bytes(tree: Tree) -> int:
 
 
 def read_tree(
-    found: object, *, odd: object = (), limits: Limits = DEFAULT_LIMITS, source: str
+    found: object,
+    *,
+    odd: object = (),
+    limits: Limits = DEFAULT_LIMITS,
+    source: str,
+    here: bool = True,
 ) -> dict[str, Entry]:
     """Admit `{path: [size, sha256]}` from a stranger, or raise `Untrusted` naming the offence.
 
     Refused: paths that are absolute, leave the root, or hold NUL or control characters, names that
     collide once upper and lower case or Unicode forms are folded, a file that is also a directory,
     anything that is no regular file (`odd`), sizes or counts above `limits`, malformed checksums.
+    Colliding names are no offence in a tree that is not to be written `here`.
     """
     if not isinstance(found, dict) or not isinstance(odd, (list, tuple)):
         raise Untrusted(f"{source} sent a file list that is none")
@@ -101,7 +107,7 @@ def read_tree(
         raise Untrusted(
             f"{source} offers {megabytes(total)}; {megabytes(limits.total_bytes_max)} are allowed"
         )
-    if clash := find_clash(tree):
+    if here and (clash := find_clash(tree)):
         raise Untrusted(f"{source} offers {clash[0]!r} and {clash[1]!r}, which are one place")
     return tree
 

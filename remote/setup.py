@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from remote.errors import CommandFailed, Result, TimedOut, Unfit, Unreachable
+from remote.errors import AuthRefused, CommandFailed, Result, TimedOut, Unfit, Unreachable
 from remote.job import Job, JobState, JobStatus
 from remote.link import Host, Link, connect
 from remote.setup_facts import Facts, gather
@@ -154,7 +154,8 @@ class _Work:
 
     def fail(self, step: Step, status: JobStatus) -> None:
         """Say why a step failed, with the end of its log and what the card says."""
-        log = Job(link=self.link, directory=DIRECTORY).tail(-LOG_BYTES).data
+        python = self.want.python or "python3"
+        log = Job(link=self.link, directory=DIRECTORY, python=python).tail(-LOG_BYTES).data
         code = -1 if status.exit_code is None else status.exit_code
         kernel = self.link.run("(dmesg || sudo -n dmesg) | grep -i xid", check=False)
         result = Result(exit_code=code, stdout="", stderr=log.decode("utf-8", "replace"))
@@ -179,7 +180,8 @@ class _Work:
                 if not not_in or gather(self.link).boot_id != not_in:
                     return
                 self.link.close()
-            except Unreachable as error:
+            except (Unreachable, AuthRefused, CommandFailed) as error:
+                # While a machine goes down or comes up, it also refuses logins and kills commands.
                 reason: Exception | None = error
             else:
                 reason = None

@@ -54,7 +54,10 @@ def list_there(trip: Trip, source: Source) -> dict[str, Entry]:
     if source.named or not trip.options.delete:
         request["only"] = sorted(source.tree)  # a machine full of other files is not hashed
     answer = trip.script.call("manifest", request, timeout_s=HASHING_S_MAX)
-    return manifest.read_tree(answer.get("files"), source=str(trip.link.host))
+    found = answer.get("files")
+    if "only" in request and isinstance(found, dict):
+        found = {path: row for path, row in found.items() if path in source.tree}
+    return manifest.read_tree(found, source=str(trip.link.host), here=False)
 
 
 def to_send(trip: Trip, blobs: Sequence[Blob], source: Source, tally: Tally) -> list[Chunk]:

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from remote.link import send_all
+from remote.link_channel import answered, send_all
 
 if TYPE_CHECKING:
     import paramiko
@@ -45,7 +45,8 @@ class Sftp:
         """Open one more channel; a server that says nothing for `silence_s` is a time-out."""
         channel = transport.open_session(window_size=WINDOW_BYTES, timeout=silence_s)
         channel.settimeout(silence_s)
-        channel.invoke_subsystem("sftp")
+        with answered(channel, silence_s):
+            channel.invoke_subsystem("sftp")
         sftp = cls(channel=channel)
         send_all(channel, packet(INIT, struct.pack(">I", 3)))
         kind, _ = sftp._receive()

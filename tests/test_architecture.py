@@ -22,8 +22,8 @@ ASSERTING = ("assert_", "check", "expect", "wait_for", "await_", "until")
 CONFINED = {
     "azure": ("infra/azure",),
     "asyncssh": ("infra/guest",),
-    "fabric": ("remote/link.py", "remote/sync"),
-    "paramiko": ("remote/link.py", "remote/sync"),
+    "fabric": ("remote/link", "remote/sync"),
+    "paramiko": ("remote/link", "remote/sync"),
     "torch": ("trainer/",),
     "transformers": ("trainer/",),
     "peft": ("trainer/",),

@@ -184,3 +184,14 @@ def test_shipped_scripts_speak_old_python(script: ModuleType) -> None:
     }
 
     assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
+
+
+def test_a_file_that_vanishes_during_the_walk_is_no_offence(tmp_path: Path) -> None:
+    """A rotated checkpoint or a temporary file may go between listing and looking."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    rows = agent.walk(str(tmp_path), (), follow=False)
+    first = next(rows)
+    (tmp_path / "b").unlink()
+
+    assert (first[0], list(rows)) == ("a", [])
