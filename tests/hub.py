@@ -58,8 +58,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.store.refused += 1
             self._answer({"error": "Invalid username or password."}, code=401)
         elif self.path == "/api/repos/create":
-            self.store.created.append(json.loads(body))
-            self._answer({"url": f"{self.store.endpoint}/me/model", "id": "me/model"})
+            wanted = json.loads(body)
+            known = wanted in self.store.created
+            self.store.created.append(wanted)
+            where = {"url": f"{self.store.endpoint}/me/model", "id": "me/model"}
+            self._answer(where, code=409 if known else 200)
         elif self.path == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
