@@ -144,6 +144,7 @@ CASES: Mapping[str, Case] = {
     ),
     "eval.decoding": Case({"decoding": "free"}, scores, LABEL),
     "eval.baselines": Case({"baselines": False}, scores, LABEL),
+    "eval.shots": Case({"shots": 2}, scores, LABEL),
     "eval.costs": Case({"costs": {"positive": {"miss": 5}}}, scores, LABEL),
     "eval.resamples": Case({"resamples": 1001}, scores, LABEL),
     "cost.miss": Case({"costs": {"positive": {"miss": 5}}}, scores, LABEL),

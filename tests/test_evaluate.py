@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 import torch
 from tiny import make_config, make_model, make_rows, make_tokenizer
 
-from trainer.answers import all_answers, read_answer, write_answer
+from trainer import shots
+from trainer.answers import all_answers, possible_answers, read_answer, write_answer
 from trainer.config import CostTable, EvalTable, TrainerConfig
+from trainer.data import Codec, Example
 from trainer.decode import Decoder, Trie, batches, undisturbed
 from trainer.evaluate import _costs, load_result, run
 from trainer.rows import DataError
+from trainer.template import Template
 
 MOODS = ["negative", "neutral", "positive"]
 PROMPTS = [[5, 9, 30], [0, 44, 81, 7, 7, 12], [99], [3, 4, 5, 6, 7, 8, 9, 10]]
@@ -277,6 +281,95 @@ def test_a_result_stands_beside_its_baselines(llama: Any, tmp_path: Path) -> Non
     assert found["majority"]["figures"]["exact_match"]["value"] == pytest.approx(1 / 3)
     assert found["tfidf_regression"]["figures"]["exact_match"]["value"] > 0.9
     assert found["tfidf_regression"]["rows"] == 9
+
+
+def test_the_base_is_asked_with_examples_too(llama: Any, tmp_path: Path) -> None:
+    """Few-shot figures stand beside the baselines, from the same draw each time."""
+    run_dir, config = evaluation(tmp_path, shots=3)
+    found = [
+        run(run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+        for _ in range(2)
+    ]
+    told = [result.details["baselines"]["few_shot"] for result in found]
+
+    assert told[0] == told[1]
+    assert (told[0]["rows"], told[0]["fewest"]) == (3, 3)
+    assert 0 <= told[0]["figures"]["exact_match"]["value"] <= 1
+
+
+def test_examples_come_before_the_question_one_of_each_answer_first() -> None:
+    """The draw takes turns among answers and not the file's order; a question keeps its own end."""
+    rows = [(f"{at} is ", mood) for at, mood in enumerate(["good"] * 9 + ["bad"])]
+    tokenizer = make_tokenizer()
+    codec = Codec.of(tokenizer, max_length=100, seq2seq=False)
+    prompt = Template.parse("{text} is ")
+    asked = Example((2, 3, 1), (-100, -100, 1), "q is ", "good", 1, 2)
+    shown = shots.draw(rows, 3)
+    primed = shots.prime([asked], shown, codec, prompt)
+    text = "".join(f"{question}{mood}\n\n" for question, mood in shown) + "q is "
+
+    assert {mood for _, mood in shown[:2]} == {"good", "bad"}
+    assert shots.draw(rows[::-1], 3) == shown
+    assert primed.fewest == 3
+    assert list(primed.items[0].prompt_ids) == [*codec.prefix, *codec.encode([text], prompt)[0]]
+    assert primed.items[0].labels[-1:] == (1,)
+    short = replace(codec, max_length=len(primed.items[0].prompt_ids) - 1)
+    assert shots.prime([asked], shown, short, prompt).fewest == 2
+
+
+def test_with_too_many_sets_those_that_were_learnt_are_listed() -> None:
+    """Every label alone and every learnt set can be answered; the rest is small sets, up to 256."""
+    table = EvalTable(kind="multilabel", labels=[f"l{at}" for at in range(300)])
+    few = EvalTable(kind="multilabel", labels=[f"l{at}" for at in range(12)])
+    learnt = frozenset(f"l{at}" for at in range(9))
+    listed = list(all_answers(few, [learnt]))
+
+    assert len(list(all_answers(table, [learnt]))) == 301
+    assert len(listed) == len(set(listed)) == 256
+    assert listed[13] == learnt
+    assert learnt not in set(all_answers(few))
+    assert possible_answers(few) == 4096
+
+
+def test_what_bound_answers_cannot_say_is_counted(llama: Any, tmp_path: Path) -> None:
+    """A held-out set that nobody learnt, among too many to list, is told and scored as wrong."""
+    labels = [f"{mood}{at}" for mood in MOODS for at in range(4)]
+    run_dir, config = evaluation(tmp_path, kind="multilabel", labels=labels)
+    whole = ", ".join(labels)
+    for name, answer in (("train", labels[0]), ("eval", whole)):
+        row = json.dumps({"text": "so", "mood": answer}) + "\n"
+        (tmp_path / f"{name}.jsonl").write_text(row, encoding="utf-8")
+    data = config.data.model_copy(update={"train": "train.jsonl"})
+    config = config.model_copy(update={"data": data})
+    result = run(run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+
+    assert result.details["answers"] == {"possible": 4096, "listed": 256, "right_not_listed": 1}
+    assert result.details["bound"]["figures"]["exact_match"]["value"] == 0
+
+
+def test_conversations_that_end_in_a_label_are_scored(llama: Any, tmp_path: Path) -> None:
+    """The last answer is the label, and the baselines learn from the turns before it."""
+    talk = [
+        {"messages": [{"role": "user", "content": f"mood {at}"},
+                      {"role": "assistant", "content": MOODS[at % 3]}]}
+        for at in range(9)
+    ]  # fmt: skip
+    text = "".join(json.dumps(row) + "\n" for row in talk)
+    rows = tmp_path / "eval.jsonl"
+    rows.write_text(text, encoding="utf-8")
+    data = {"train": str(rows), "eval": "eval.jsonl", "messages": "messages", "chat": "markers"}
+    whole = make_config(tmp_path / "model", rows, eval={"kind": "label", "labels": MOODS})
+    config = TrainerConfig.model_validate(whole | {"data": data})
+    result = run(tmp_path, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+
+    assert [document["gold"] for document in result.details["documents"][:3]] == [
+        [mood] for mood in MOODS
+    ]
+    assert set(result.details["baselines"]) == {"majority", "tfidf_regression"}
+    with pytest.raises(ValueError, match=r"`eval.shots` writes prompts"):
+        TrainerConfig.model_validate(
+            whole | {"data": data, "eval": {"kind": "label", "labels": MOODS, "shots": 2}}
+        )
 
 
 def test_the_gain_is_measured_on_the_same_rows(llama: Any, tmp_path: Path) -> None:

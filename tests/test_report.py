@@ -106,7 +106,7 @@ def test_the_page_shows_every_plot_and_stands_alone(run_dir: Path, tmp_path: Pat
         "Config",
     ]  # fmt: skip
     assert '<table class="heat">' in text
-    assert "tfidf + regression" in page.text
+    assert "TF-IDF + regression" in page.text
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["steps"] == 30
 
 

@@ -64,21 +64,39 @@ def write_answer(labels: Sequence[str] | frozenset[str], vocabulary: Vocabulary)
     return ", ".join(label for label in vocabulary.labels if label in labels)
 
 
-def all_answers(vocabulary: Vocabulary) -> Iterator[frozenset[str]]:
+def all_answers(
+    vocabulary: Vocabulary, seen: Sequence[frozenset[str]] = ()
+) -> Iterator[frozenset[str]]:
     """Yield every answer there can be: each label, or each set of them, small sets first.
 
-    If there are more than SETS_MAX sets, only those up to the size that keeps below it.
+    If there are more than SETS_MAX sets: none, every single label, the sets in `seen` (those that
+    were learnt, the commonest first) and then small ones, as many as there is room for. Then a
+    right answer may be missing, and whoever asks must say so.
     """
+    labels = vocabulary.labels
     if vocabulary.kind == "label":
-        yield from (frozenset([label]) for label in vocabulary.labels)
+        yield from (frozenset([label]) for label in labels)
         return
-    count = 0
-    for size in range(len(vocabulary.labels) + 1):
-        sets = [frozenset(chosen) for chosen in itertools.combinations(vocabulary.labels, size)]
-        count += len(sets)
-        if count > SETS_MAX:
+    alone = [frozenset[str](), *(frozenset([label]) for label in labels)]
+    small = (
+        frozenset(chosen)
+        for size in range(2, len(labels) + 1)
+        for chosen in itertools.combinations(labels, size)
+    )
+    known = seen if possible_answers(vocabulary) > SETS_MAX else ()
+    told: set[frozenset[str]] = set()
+    for answer in itertools.chain(alone, known, small):
+        if len(told) >= max(SETS_MAX, len(alone)):
             return
-        yield from sets
+        if answer not in told:
+            told.add(answer)
+            yield answer
+
+
+def possible_answers(vocabulary: Vocabulary) -> int:
+    """Return how many answers there can be at all."""
+    count = len(vocabulary.labels)
+    return count if vocabulary.kind == "label" else 2**count
 
 
 def _read_one(text: str, known: dict[str, str]) -> Answer:

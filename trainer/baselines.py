@@ -17,10 +17,11 @@ ROWS_MAX = 50_000  # beyond it a baseline would take longer than it is worth
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """Texts with their labels as booleans [texts, labels]."""
+    """Texts with their labels as booleans [texts, labels], and as they are written, if needed."""
 
     texts: Sequence[str]
     labels: metrics.Bools
+    written: Sequence[str] = ()
 
 
 def baselines(learn: Known, held_out: Known, *, single: bool, resamples: int) -> dict[str, Any]:

@@ -39,6 +39,10 @@ class TrainerConfig(BaseModel):
     def _eval_has_rows(self) -> TrainerConfig:
         if self.eval is not None and self.data.eval is None:
             raise ValueError("the table `eval` needs rows to score: name a file in `data.eval`")
+        if self.eval is not None and self.eval.shots and self.data.messages is not None:
+            raise ValueError(
+                "`eval.shots` writes prompts; conversations (`data.messages`) have none"
+            )
         if self.train.validate_every is not None and self.data.eval is None:
             raise ValueError("`train.validate_every` needs held-out rows: name them in `data.eval`")
         return self
@@ -243,6 +247,12 @@ class EvalTable(BaseModel):
     )
     baselines: bool = Field(
         default=True, description="Score the commonest answer and TF-IDF with regression too."
+    )
+    shots: int = Field(
+        default=0,
+        ge=0,
+        le=32,
+        description="Score the base with that many learnt rows before each question, too.",
     )
     costs: dict[str, CostTable] = Field(
         default_factory=dict,

@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from trainer import metrics
-from trainer.answers import Answer, all_answers, read_answer, write_answer
+from trainer import metrics, shots
+from trainer.answers import Answer, all_answers, possible_answers, read_answer, write_answer
 from trainer.baselines import Known, baselines
 from trainer.config import EvalTable, TrainerConfig
-from trainer.data import Codec, Example, load_examples, load_texts, padding_id
+from trainer.data import Codec, Example, load_examples, padding_id
 from trainer.disk import RealDisk, replace_file
+from trainer.gold import commonest, indicator, read_gold, read_known
 from trainer.job import resolve
-from trainer.rows import DataError
 from trainer.template import Template
 
 Beat = Callable[[int, int], None]  # rows done, rows in all
 HEADLINE = {"label": "exact_match", "multilabel": "micro_f1"}
+CONTEXT_TOKENS = 2048  # of a model that does not say how much it can read
 MARGIN_TOKENS = 2  # beyond the longest right answer: enough to see that a model does not stop
 
 
@@ -83,36 +84,28 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
         seq2seq=bool(model.config.is_encoder_decoder),
     )
     answers = [(item.row, item.completion) for item in examples.items]
+    gold = tuple(read_gold(answers, config.eval, place=config.data.eval))
+    known = read_known(config, run_dir, model, tokenizer)
     sheet = Sheet(
         items=examples.items,
-        gold=tuple(read_gold(answers, config.eval, place=config.data.eval)),
+        gold=gold,
         table=config.eval,
         completion=Template.parse(config.data.completion),
+        seen=commonest(known.labels, config.eval.labels),
     )
-    known = _known(config, run_dir) if stage == "before" and config.data.messages is None else None
     result = evaluate(model, tokenizer, sheet, stage=stage, beat=beat)
-    if known is not None and config.eval.baselines:
-        result.details["baselines"] = compare(known, sheet)
-    elif stage == "after":
+    if stage == "before":
+        found = compare(known, sheet) if config.eval.baselines else {}
+        if config.eval.shots:
+            found["few_shot"] = few_shot(model, tokenizer, sheet, known, config, beat=beat)
+        if found:
+            result.details["baselines"] = found
+    else:
         earlier = load_result(run_dir / "eval-before.json")
         result.details["gain"] = gain(earlier, result) if earlier else None
     text = json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n"
     replace_file(run_dir / f"eval-{stage}.json", text, disk=RealDisk())
     return result
-
-
-def _known(config: TrainerConfig, run_dir: Path) -> Known:
-    """Read what is learnt as texts and labels, so that a wrong label is told before training."""
-    assert config.eval is not None
-    rows = load_texts(config.data, resolve(run_dir, config.data.train))
-    gold = read_gold(
-        [(number, completion) for number, _, completion in rows],
-        config.eval,
-        place=config.data.train,
-    )
-    return Known(
-        texts=[prompt for _, prompt, _ in rows], labels=_indicator(gold, config.eval.labels)
-    )
 
 
 def load_result(path: Path) -> EvalResult | None:
@@ -123,28 +116,6 @@ def load_result(path: Path) -> EvalResult | None:
         return None
 
 
-def read_gold(
-    completions: Sequence[tuple[int, str]], table: EvalTable, *, place: str
-) -> list[frozenset[str]]:
-    """Return the right labels of numbered rows, read from completions as an answer would be.
-
-    Raises:
-        DataError: naming every row whose labels `eval.labels` does not list.
-    """
-    gold, problems = [], []
-    for row, completion in completions:
-        answer = read_answer(completion, table)
-        exact = write_answer(answer.labels, table).casefold() == completion.strip().casefold()
-        if not answer.readable or answer.unknown or (table.kind == "label" and not exact):
-            listed = ", ".join(table.labels)
-            words = ", ".join(map(repr, answer.unknown)) or repr(completion.strip())
-            problems.append(f"{place}:{row}: {words} is not among the labels ({listed})")
-        gold.append(answer.labels)
-    if problems:
-        raise DataError(problems)
-    return gold
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
     """The questions with their right answers, and how an answer is written."""
@@ -153,6 +124,12 @@ class Sheet:
     gold: tuple[frozenset[str], ...]
     table: EvalTable
     completion: Template
+    seen: tuple[frozenset[str], ...] = ()
+
+    @property
+    def sets(self) -> list[frozenset[str]]:
+        """The answers that bound decoding chooses among."""
+        return list(all_answers(self.table, self.seen))
 
 
 def evaluate(model: Any, tokenizer: Any, sheet: Sheet, *, stage: str, beat: Beat) -> EvalResult:
@@ -160,9 +137,9 @@ def evaluate(model: Any, tokenizer: Any, sheet: Sheet, *, stage: str, beat: Beat
     begun = time.monotonic()
     table, items = sheet.table, sheet.items
     asked = ask(model, tokenizer, sheet, beat=beat)
-    right = _indicator(sheet.gold, table.labels)
-    free = _indicator([answer.labels for answer in asked.free], table.labels)
-    bound = _indicator(asked.bound, table.labels)
+    right = indicator(sheet.gold, table.labels)
+    free = indicator([answer.labels for answer in asked.free], table.labels)
+    bound = indicator(asked.bound, table.labels)
     parts: dict[str, Any] = {
         name: _figures(right, given, table) for name, given in (("free", free), ("bound", bound))
     }
@@ -183,6 +160,7 @@ def evaluate(model: Any, tokenizer: Any, sheet: Sheet, *, stage: str, beat: Beat
         seconds=time.monotonic() - begun,
         details={
             "labels": list(table.labels),
+            "answers": _listed(sheet),
             **parts,
             "calibration": _calibration(right, asked.probabilities, table),
             "costs": _costs(right, bound, asked.probabilities, table),
@@ -209,11 +187,38 @@ def compare(known: Known, sheet: Sheet) -> dict[str, Any]:
         known,
         Known(
             texts=[item.prompt for item in sheet.items],
-            labels=_indicator(sheet.gold, sheet.table.labels),
+            labels=indicator(sheet.gold, sheet.table.labels),
         ),
         single=sheet.table.kind == "label",
         resamples=sheet.table.resamples,
     )
+
+
+def few_shot(  # noqa: PLR0913 - all that a second asking needs
+    model: Any, tokenizer: Any, sheet: Sheet, known: Known, config: TrainerConfig, *, beat: Beat
+) -> dict[str, Any]:
+    """Ask the base again with learnt rows before each question, and return its figures."""
+    table, prompt = sheet.table, Template.parse(config.data.prompt)
+    longest = max(item.answer_length for item in sheet.items) + MARGIN_TOKENS
+    room = getattr(model.config, "max_position_embeddings", None) or CONTEXT_TOKENS
+    seq2seq = bool(model.config.is_encoder_decoder)
+    codec = Codec.of(tokenizer, max_length=room - longest, seq2seq=seq2seq)
+    shown = shots.draw(list(zip(known.texts, known.written, strict=True)), table.shots)
+    primed = shots.prime(sheet.items, shown, codec, prompt)
+    asked = ask(model, tokenizer, replace(sheet, items=primed.items), beat=beat)
+    answers = asked.bound if table.decoding == "bound" else [one.labels for one in asked.free]
+    right, given = (indicator(sets, table.labels) for sets in (sheet.gold, answers))
+    return {"rows": len(shown), "fewest": primed.fewest, **_figures(right, given, table)}
+
+
+def _listed(sheet: Sheet) -> dict[str, int]:
+    """Return how many answers there can be, how many are chosen among, and what that leaves out."""
+    sets = set(sheet.sets)
+    return {
+        "possible": possible_answers(sheet.table),
+        "listed": len(sets),
+        "right_not_listed": sum(labels not in sets for labels in sheet.gold),
+    }
 
 
 def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
@@ -255,7 +260,7 @@ def ask(model: Any, tokenizer: Any, sheet: Sheet, *, beat: Beat) -> Asked:
     seq2seq = bool(model.config.is_encoder_decoder)
     codec = Codec.of(tokenizer, max_length=2**30, seq2seq=seq2seq)
     table, items, completion = sheet.table, sheet.items, sheet.completion
-    sets = list(all_answers(table))
+    sets = sheet.sets
     texts = [_filled(completion, write_answer(labels, table)) for labels in sets]
     listed = codec.encode(texts, completion)
     trie = Trie(listed, eos_id=codec.eos_id)
@@ -349,7 +354,3 @@ def _costs(
         "with_thresholds": metrics.expected_cost(right, decided, table.labels, costs),
         "thresholds": thresholds,
     }
-
-
-def _indicator(sets: Sequence[frozenset[str]], labels: Sequence[str]) -> metrics.Bools:
-    return np.array([[label in chosen for label in labels] for chosen in sets], dtype=bool)

@@ -142,7 +142,7 @@ def _is_sent(path: Path) -> bool:
 def _scores(told: Mapping[str, Any]) -> list[str]:
     rows = ["| model | figure | value | 95 % interval |", "| --- | --- | --- | --- |"]
     for name, figures in told["baselines"].items():
-        rows.append(_score(name.replace("_", " + "), "exact_match", figures["exact_match"]))
+        rows.append(_score(report.RIVALS.get(name, name), "exact_match", figures["exact_match"]))
     for stage, word in (("before", "base"), ("after", "fine-tuned")):
         if told[stage]:
             rows.append(_score(word, told[stage]["metric"], told[stage]))

@@ -105,6 +105,11 @@ def as_page(report: Json, run_dir: Path, *, name: str) -> str:
     return html.page(f"Report of {name}", sections)
 
 
+RIVALS = {
+    "majority": "commonest answer",
+    "tfidf_regression": "TF-IDF + regression",
+    "few_shot": "base, few-shot",
+}
 _FIGURES = {"exact_match": "exact match", "micro_f1": "micro F1", "macro_f1": "macro F1"}
 
 
@@ -145,7 +150,7 @@ def _summary(report: Json) -> list[tuple[str, object]]:
 def _scores(report: Json) -> list[str]:
     """Return who answered how well, a line each, and what training gained."""
     found: list[tuple[str, Mapping[str, Any]]] = [
-        (name.replace("_", " + "), figures) for name, figures in report["baselines"].items()
+        (RIVALS.get(name, name), figures) for name, figures in report["baselines"].items()
     ]
     for stage, word in (("before", "base"), ("after", "fine-tuned")):
         if report[stage]:
@@ -175,6 +180,7 @@ def _answers(result: Json) -> list[str]:
             f"themselves, {result['parse_failures']} could not be read, "
             f"{result['out_of_vocabulary']} words were no labels."
         ),
+        *_left_out(details.get("answers") or {}),
         html.table(
             ("label", *heads),
             [
@@ -207,6 +213,19 @@ def _answers(result: Json) -> list[str]:
         )
         parts.append(html.table(("label", "say it from"), list(costs["thresholds"].items())))
     return parts
+
+
+def _left_out(answers: Mapping[str, int]) -> list[str]:
+    """Say so if bound answers could not be all that there are."""
+    if not answers or answers["listed"] == answers["possible"]:
+        return []
+    return [
+        html.paragraph(
+            f"Bound answers are the best of {answers['listed']:,} sets of labels out of "
+            f"{answers['possible']:,}; the right one of {answers['right_not_listed']:,} documents "
+            "is not among them and counts as a mistake."
+        )
+    ]
 
 
 def _calibration(found: Json) -> list[str]:
