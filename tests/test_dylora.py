@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rig import Rig, rig
 from test_methods import logits, plain_peft
 
 from trainer import methods
 from trainer.config import ConfigError
-from trainer.dylora import Dial, compare_ranks, draw_rank, mean_loss, ranks_to_compare
+from trainer.data import Example, collate
+from trainer.dylora import Dial, along, compare_ranks, cut, draw_ranks, ranks_to_compare
 from trainer.export import export, export_rank
+from trainer.supervised import mean_loss, supervised_loss
 
 R = 8
 
@@ -43,50 +49,94 @@ def dial_of(made: Rig) -> Dial:
     return dial
 
 
-def test_the_draw_depends_on_seed_and_step_and_covers_all_ranks() -> None:
-    """The same step draws the same rank; over many steps every rank comes about equally often."""
-    drawn = [draw_rank(0, step, R) for step in range(8000)]
-    counts = Counter(drawn)
+def test_ranks_depend_on_seed_and_step_and_each_row_gets_all_of_them() -> None:
+    """The same step draws the same ranks; a row is given 1, 2, 4 and 8 often and the rest too."""
+    drawn = [draw_ranks(0, step, 3, R) for step in range(4000)]
+    counts = Counter((row, rank) for ranks in drawn for row, rank in enumerate(ranks))
 
-    assert drawn == [draw_rank(0, step, R) for step in range(8000)]
-    assert drawn != [draw_rank(1, step, R) for step in range(8000)]
-    assert sorted(counts) == list(range(1, R + 1))
-    assert max(counts.values()) < 1.2 * min(counts.values())
+    assert drawn == [draw_ranks(0, step, 3, R) for step in range(4000)]
+    assert drawn != [draw_ranks(1, step, 3, R) for step in range(4000)]
+    for row in range(3):
+        for rank in range(1, R + 1):
+            share = 0.2 / 8 + (0.8 / 4 if rank in {1, 2, 4, 8} else 0)
+
+            assert counts[row, rank] / 4000 == pytest.approx(share, abs=0.015)
 
 
-def test_a_step_at_rank_b_has_the_gradient_of_a_lora_of_rank_b(tmp_path: Path) -> None:
-    """Columns and rows up to b get what a LoRA of rank b and equal alpha would give them."""
+@given(step=st.integers(0, 10**6), rows=st.integers(1, 40), r=st.integers(1, 40))
+def test_the_ranks_of_a_step_are_spread_evenly(step: int, rows: int, r: int) -> None:
+    """Below any rank lie as many rows as belong there, up to two: no step has only low ranks."""
+    ranks = draw_ranks(0, step, rows, r)
+    often = {r, *(rank for rank in (1, 2, 4, 8, 16, 32) if rank < r)}
+
+    assert len(ranks) == rows
+    for limit in range(r + 1):
+        share = 0.2 * limit / r + 0.8 * sum(rank <= limit for rank in often) / len(often)
+        assert abs(sum(rank <= limit for rank in ranks) - rows * share) < 2
+
+
+def test_a_row_of_rank_b_has_the_gradient_of_a_lora_of_rank_b(tmp_path: Path) -> None:
+    """What a step with ranks 3, 1 and 8 gives is the sum of what three separate LoRAs get."""
     fields: dict[str, Any] = {"alpha": 16, "dropout": 0.0}
     big = rig(tiny.make_run(tmp_path / "big", method={"kind": "dylora", "r": R, **fields}))
-    dial_of(big).drawn = 3
-    small = rig(tiny.make_run(tmp_path / "small", method={"kind": "lora", "r": 3, **fields}))
+    dial = dial_of(big)
+    dial.drawn = (7, 3, 1, 8)  # of which the first row goes through in a pass of its own
+    dial.take(range(1, 4))
     generator = torch.Generator().manual_seed(0)
-    for name, parameter in big.state.parameters.items():
+    for parameter in big.state.parameters.values():
         parameter.data = torch.randn(parameter.shape, generator=generator) / 10
-        cut = parameter.data[:3] if "lora_A" in name else parameter.data[:, :3]
-        small.state.parameters[name].data = cut.clone()
-    gradients = []
-    for made in (big, small):
-        made.bench.model.train()
-        loss = mean_loss_with_gradient(made)
-        loss.backward()  # type: ignore[no-untyped-call]
-        gradients.append({n: p.grad for n, p in made.state.parameters.items()})
+    found = gradient_of(big, big.bench.examples[1:4])
+    expected = {name: torch.zeros_like(gradient) for name, gradient in found.items()}
+    for row, rank in ((1, 3), (2, 1), (3, 8)):
+        directory = tmp_path / str(rank)
+        small = rig(tiny.make_run(directory, method={"kind": "lora", "r": rank, **fields}))
+        whole = {name: value.data for name, value in big.state.parameters.items()}
+        for name, part in cut(whole, rank).items():
+            small.state.parameters[name].data = part
+        for name, gradient in gradient_of(small, small.bench.examples[row : row + 1]).items():
+            inside = expected[name][:rank] if ".lora_A." in name else expected[name][:, :rank]
+            inside += gradient
 
-    for name, found in gradients[0].items():
-        assert found is not None
-        inside, outside = (
-            (found[:3], found[3:]) if "lora_A" in name else (found[:, :3], found[:, 3:])
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def gradient_of(made: Rig, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Return the gradient of the summed loss of these rows."""
+    made.bench.model.train()
+    torch.autograd.backward([supervised_loss(made.bench.model, collate(rows, 3))])
+    return {n: p.grad for n, p in made.state.parameters.items() if p.grad is not None}
+
+
+def test_the_cut_into_passes_changes_no_rank(tmp_path: Path) -> None:
+    """One pass of four rows and four of one give the same losses and gradients."""
+    logs = []
+    for size in (4, 3, 1):
+        made = rig(
+            tiny.make_run(
+                tmp_path / str(size),
+                method={"kind": "dylora", "r": R, "dropout": 0.0},
+                train={"micro_batch": size},
+            )
         )
-        torch.testing.assert_close(inside, gradients[1][name], rtol=1e-4, atol=1e-6)
-        assert outside.abs().max() == 0
+        made.train(until=4)
+        logs.append([(x["loss"], x["grad_norm"]) for x in tiny.losses(made.run_dir)])
+
+    for log in logs[1:]:
+        assert np.array(log) == pytest.approx(np.array(logs[0]), rel=1e-3)
 
 
-def mean_loss_with_gradient(made: Rig) -> torch.Tensor:
-    """Return the loss of four rows."""
-    from trainer.data import collate
-    from trainer.supervised import supervised_loss
+def test_layers_that_see_tokens_without_rows_know_the_rows_anyway() -> None:
+    """[rows x tokens, r] gets the ranks of [rows, tokens, r]; what has lost its rows is refused."""
+    mask = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
+    output = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    expected = output * mask[:, None]
 
-    return supervised_loss(made.bench.model, collate(made.bench.examples[:4], 3))
+    assert torch.equal(output * along(mask, output), expected)
+    flat = output.reshape(6, 2)
+    assert torch.equal(flat * along(mask, flat), expected.reshape(6, 2))
+    with pytest.raises(ConfigError, match=r"a layer of this model sees \[5, 2\] for 2 rows"):
+        along(mask, flat[:5])
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
@@ -138,17 +188,23 @@ def test_many_ranks_are_compared_at_powers_of_two() -> None:
     assert ranks_to_compare(64) == (1, 2, 4, 8, 16, 32, 64)
 
 
-def test_without_a_rank_the_best_one_is_exported(trained: Rig, tmp_path: Path) -> None:
+def test_the_best_rank_is_what_is_saved_exported_and_scored(trained: Rig, tmp_path: Path) -> None:
     """The rank of the lowest validation loss is taken, the smaller of equals; else r."""
     dial = dial_of(trained)
-    dial.losses = {1: 0.9, 2: 0.5, 4: 0.5, 8: 0.6}
     (tmp_path / "measured").mkdir()
-    measured = export(saved(trained, tmp_path / "measured"), tmp_path / "a")
-    dial.losses = None
     (tmp_path / "blind").mkdir()
+    dial.choose({1: 0.9, 2: 0.5, 4: 0.5, 8: 0.6})
+    try:
+        adapter = saved(trained, tmp_path / "measured")
+        measured = export(adapter, tmp_path / "a")
+        expected = logits(trained.bench.model, trained)
+    finally:
+        dial.losses, dial.chosen = None, R
     blind = export(saved(trained, tmp_path / "blind"), tmp_path / "b")
 
     assert (measured.rank, blind.rank) == (2, R)
+    loaded = plain_peft(trained, adapter)
+    torch.testing.assert_close(logits(loaded, trained), expected, rtol=0, atol=1e-5)
 
 
 def test_what_cannot_be_exported_is_said(trained: Rig, tmp_path: Path) -> None:
@@ -157,7 +213,7 @@ def test_what_cannot_be_exported_is_said(trained: Rig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="9 is not one of 1 to 8"):
         export(adapter, tmp_path / "out", rank=9)
     (adapter / "ranks.json").unlink()
-    with pytest.raises(ConfigError, match="rank 8 only"):
+    with pytest.raises(ConfigError, match="rank 8 only"):  # as best, for nothing was measured
         export(adapter, tmp_path / "out", rank=4)
     with pytest.raises(ConfigError, match="exists already"):
         export(adapter, adapter)
@@ -179,10 +235,12 @@ def test_the_whole_job_leaves_a_table_of_ranks_and_exports(tmp_path: Path) -> No
     done = tiny.run_trainer("train", run)
     assert done.returncode == 0, done.stderr
     table = json.loads((run / "adapter" / "ranks.json").read_text())
+    adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
     exported = tiny.run_trainer("export", run)
     settings = json.loads((run / "exported" / "adapter_config.json").read_text())
 
     assert list(table["losses"]) == ["1", "2", "3", "4"]
+    assert adapter["r"] == table["best"]
     assert "validation loss by rank: 1:" in done.stderr
     assert exported.returncode == 0, exported.stderr
     assert settings["r"] == table["best"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,10 @@ import torch
 from rig import Rig, rig
 from test_methods import logits
 
-from trainer import methods, nola
+from trainer import methods
 from trainer.config import ConfigError
 from trainer.merge import merge
-from trainer.nola import Basis, expand
+from trainer.nola import Basis, expand, walsh
 
 BITS = (1 << 64) - 1
 
@@ -35,31 +34,35 @@ def splitmix(key: int, at: int) -> int:
     return bits ^ (bits >> 31)
 
 
-def signs_of(key: int, number: int, size: int) -> Iterator[int]:
-    """Yield one basis, computed without torch."""
-    words = -(-size // 64)
-    for place in range(size):
-        word = splitmix(key, number * words + place // 64)
-        yield 1 if word >> (place % 64) & 1 else -1
+def sign(basis: Basis, key: int, number: int, size: int, place: int) -> int:
+    """Return one element of one basis as the format says, computed without torch."""
+    width = 1
+    while width < max(size, basis.count):
+        width *= 2
+    row = (number * (key | 1) + (key >> 32)) % width
+    odd = (row & place).bit_count() % 2
+    random = splitmix(key, place // 64) >> (place % 64) & 1
+    return (-1 if odd else 1) * (1 if random else -1)
 
 
-def test_bases_are_what_the_format_says() -> None:
-    """Every sign equals that of an independent implementation, so old files stay readable."""
-    basis, size = Basis(seed=5, count=3), 150
+@pytest.mark.parametrize(("size", "count"), [(150, 3), (4608, 5), (7, 30)])
+def test_bases_are_what_the_format_says(size: int, count: int) -> None:
+    """Every sign equals that of an independent implementation, so files stay readable."""
+    basis = Basis(seed=5, count=count)
     key = basis.key("model.layers.0.mlp.up_proj", "A")
-    for number in range(3):
-        one = torch.zeros(3)
-        one[number] = math.sqrt(3)
+    for number in range(count):
+        found = basis.combine(key, torch.eye(count)[number] * count / math.sqrt(size), (size,))
 
-        found = basis.combine(key, one, (size,))
-        assert list(signs_of(key, number, size)) == found.round().int().tolist()
         assert found.abs().tolist() == pytest.approx([1.0] * size)
+        assert found.round().int().tolist() == [
+            sign(basis, key, number, size, place) for place in range(size)
+        ]
 
 
-def test_bases_look_random() -> None:
-    """Bases have mean zero and are almost orthogonal, within and across layers and sides."""
-    basis, size = Basis(seed=0, count=16), 4096
-    unit = torch.eye(16) * 4
+def test_bases_look_random_and_are_orthogonal() -> None:
+    """Bases have mean zero, are orthogonal within a side, and almost so across layers and sides."""
+    basis, size = Basis(seed=0, count=16), 4608
+    unit = torch.eye(16) * 16 / math.sqrt(size)
     rows = [
         torch.stack([basis.combine(basis.key(name, side), one, (size,)) for one in unit])
         for name in ("a", "b")
@@ -67,20 +70,22 @@ def test_bases_look_random() -> None:
     ]
     products = torch.cat(rows) @ torch.cat(rows).T / size - torch.eye(64)
 
+    for at in range(0, 64, 16):
+        assert products[at : at + 16, at : at + 16].abs().max() < 1e-5
     assert products.abs().max() < 6 / math.sqrt(size)
     assert torch.cat(rows).mean(dim=1).abs().max() < 5 / math.sqrt(size)
 
 
-def test_few_at_a_time_give_the_same_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How many bases are in memory at once changes no sign."""
-    basis = Basis(seed=0, count=33)
-    coefficients = torch.randn(33, generator=torch.Generator().manual_seed(0))
-    whole = basis.combine(7, coefficients, (4, 100))
-    gradient = basis.project(7, whole)
-    monkeypatch.setattr(nola, "CHUNK", 1)
+@pytest.mark.parametrize("size", [1, 2, 64, 256, 1 << 15])
+def test_the_fast_transform_is_the_product_with_the_matrix(size: int) -> None:
+    """Walsh-Hadamard of single elements gives the matrix's columns; twice gives N times all."""
+    values = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    one = torch.zeros(size)
+    one[size // 3] = 1
+    column = [1 - 2 * ((place & (size // 3)).bit_count() % 2) for place in range(size)]
 
-    torch.testing.assert_close(basis.combine(7, coefficients, (4, 100)), whole)
-    torch.testing.assert_close(basis.project(7, whole), gradient)
+    assert walsh(one).int().tolist() == column
+    torch.testing.assert_close(walsh(walsh(values)) / size, values, rtol=0, atol=1e-4)
 
 
 def test_coefficients_get_the_gradient_of_the_sum(made: Rig) -> None:
@@ -93,7 +98,7 @@ def test_coefficients_get_the_gradient_of_the_sum(made: Rig) -> None:
         parameter.data = torch.randn(parameter.shape, generator=generator) / 10
     method = methods.method_of(made.bench.model)
     inputs = collate(made.bench.examples[:4], 3)
-    method.begin(0)
+    method.begin(0, 4)
     torch.autograd.backward([supervised_loss(made.bench.model, inputs)])
     method.gather()
     prefix = "base_model.model.model.layers.1.mlp.up_proj"
@@ -110,23 +115,53 @@ def test_coefficients_get_the_gradient_of_the_sum(made: Rig) -> None:
     torch.testing.assert_close(layer.nola_B.grad, free.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_training_begins_at_the_base_and_moves_as_lora_does(made: Rig, tmp_path: Path) -> None:
-    """The first B is zero, the first A has LoRA's spread, and one step moves B as far as LoRA's."""
+def test_training_begins_at_the_base_and_learns_as_fast_as_lora(made: Rig, tmp_path: Path) -> None:
+    """The first B is zero, the first A has LoRA's spread, and a step gains as much as LoRA's.
+
+    The gain is to first order: the step of B along the gradient that LoRA and NOLA both begin with.
+    """
     plain = rig(tiny.make_run(tmp_path / "lora", method={"dropout": 0.0}))
+    prefix = "base_model.model.model.layers.{}.mlp.up_proj"
     layers = [
-        one.bench.model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
-        for one in (made, plain)
+        [one.bench.model.get_submodule(prefix.format(at)) for at in (0, 1)] for one in (made, plain)
     ]
-    spreads = [layer.lora_A["default"].weight.std().item() for layer in layers]
-    firsts = [layer.lora_B["default"].weight.abs().max().item() for layer in layers]
-    for one in (made, plain):
+    spreads = [pair[0].lora_A["default"].weight.std().item() for pair in layers]
+    firsts = [pair[0].lora_B["default"].weight.abs().max().item() for pair in layers]
+    gains = []
+    for one, pair in zip((made, plain), layers, strict=True):
+        gradients = slopes(one, pair)
         one.train(until=1)
         methods.method_of(one.bench.model).settle()
-    moves = [layer.lora_B["default"].weight.std().item() for layer in layers]
+        moved = [layer.lora_B["default"].weight for layer in pair]
+        gains.append(
+            sum(
+                -(gradient * matrix).sum().item() / gradient.norm().item()
+                for gradient, matrix in zip(gradients, moved, strict=True)
+            )
+        )
 
     assert firsts == [0, 0]
     assert spreads[0] == pytest.approx(spreads[1], rel=0.5)
-    assert moves[0] == pytest.approx(moves[1], rel=0.5)
+    assert gains[0] == pytest.approx(gains[1], rel=0.5)
+
+
+def slopes(made: Rig, layers: list[torch.nn.Module]) -> list[torch.Tensor]:
+    """Return the gradients of the layers' B over the rows of the first step, before it is done."""
+    from trainer.data import collate
+    from trainer.supervised import supervised_loss
+
+    rows = [made.bench.examples[row] for row in made.bench.plan.batch(0)]
+    made.bench.model.train()
+    methods.method_of(made.bench.model).begin(0, len(rows))
+    torch.autograd.backward([supervised_loss(made.bench.model, collate(rows, 3))])
+    found = []
+    for layer in layers:
+        gradient = layer.get_submodule("lora_B.default").weight.grad
+        assert isinstance(gradient, torch.Tensor)
+        found.append(gradient.clone())
+    for parameter in made.state.parameters.values():
+        parameter.grad = None
+    return found
 
 
 def test_only_coefficients_are_trained_and_saved(made: Rig, tmp_path: Path) -> None:
@@ -149,9 +184,9 @@ def test_a_step_that_was_given_up_leaves_no_gradient(made: Rig) -> None:
     from trainer.supervised import supervised_loss
 
     method = methods.method_of(made.bench.model)
-    method.begin(0)
+    method.begin(0, 4)
     torch.autograd.backward([supervised_loss(made.bench.model, collate(made.bench.examples, 3))])
-    method.begin(0)
+    method.begin(0, 4)
     method.gather()
 
     assert {parameter.grad for parameter in made.state.parameters.values()} == {None}
@@ -179,7 +214,8 @@ def test_a_nola_adapter_merges(made: Rig, tmp_path: Path) -> None:
     [
         ("nola.json", "{}"),
         ("nola.json", "["),
-        ("nola.json", '{"seed": 0, "bases": 41, "layers": []}'),
+        ("nola.json", '{"version": 1, "seed": 0, "bases": 40, "layers": []}'),
+        ("nola.json", '{"version": 2, "seed": 0, "bases": 41, "layers": []}'),
         ("nola.safetensors", "nonsense"),
         ("adapter_config.json", "{}"),
     ],

@@ -1,48 +1,61 @@
 """DyLoRA: one run trains every rank up to r, and each can be cut out as a plain LoRA adapter.
 
-Every step draws a rank b and trains with A[:b] and B[:, :b], scaled by alpha/b as a LoRA of that
-rank is (Valipour et al., 2023; QDyLoRA is the same on a quantised base). The draw depends on seed
-and step only, so that an interrupted run draws what it would have drawn.
+A row with rank b trains A[:b] and B[:, :b], scaled by alpha/b as a LoRA of that rank is. Published
+is one draw of b per step (Valipour et al., 2023; QDyLoRA is the same on a quantised base); here
+every row of a step has its own, spread evenly over 1 to r, which expects the same gradient and
+scatters less. A rank depends on seed, step and the row's place in the step only: an interrupted run
+draws what it would have drawn, and the cut into portions changes no rank.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.config import MethodTable
-from trainer.data import Example, collate
+from trainer.config import ConfigError, MethodTable
+from trainer.data import Example
 from trainer.plan import ordinal
-from trainer.supervised import supervised_loss
+from trainer.supervised import mean_loss
 
 RANKS = "ranks.json"
+WHOLE = "ranks.safetensors"  # A and B of rank r, of which every lower rank is a part
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+OFTEN = Fraction(4, 5)  # of the rows work at a power of two or r: these are the ranks people want
 ALL_UP_TO = 16  # ranks beyond it are compared at powers of two only
 
 
 class Dial:
-    """Sets the rank at which the LoRA layers of a model work: drawn in training, else `chosen`."""
+    """Sets the ranks at which the LoRA layers of a model work: drawn in training, else `chosen`."""
 
     def __init__(self, model: Any, *, method: MethodTable, seed: int) -> None:
         self.r = method.r
         self.alpha = method.alpha
-        self.drawn = method.r
+        self.drawn: tuple[int, ...] = ()
         self.chosen = method.r
         self.losses: dict[int, float] | None = None
         self._model = model
         self._seed = seed
-        self._masks: dict[tuple[int, torch.device], torch.Tensor] = {}
+        self._ranks: tuple[int, ...] = ()
+        self._masks: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}
         for module in model.modules():
             if hasattr(module, "lora_A") and "default" in module.lora_A:
                 module.lora_A["default"].register_forward_hook(self._cut)
 
-    def begin(self, step: int) -> None:
-        """Draw the rank of `step`."""
-        self.drawn = draw_rank(self._seed, step, self.r)
+    def begin(self, step: int, rows: int) -> None:
+        """Draw the rank of every row of `step`."""
+        self.drawn = draw_ranks(self._seed, step, rows, self.r)
+        self.take(range(rows))
+
+    def take(self, rows: range) -> None:
+        """Let the next pass work at the ranks of these rows of the step."""
+        self._ranks = self.drawn[rows.start : rows.stop]
+        self._masks.clear()
 
     def gather(self) -> None:
         """The gradients are where they belong; those beyond the drawn rank are zero."""
@@ -50,9 +63,22 @@ class Dial:
     def settle(self) -> None:
         """Outside training the model works at the chosen rank, whatever was drawn last."""
 
+    def choose(self, losses: dict[int, float]) -> None:
+        """Take note of the validation loss of every rank, and work at the best from now on."""
+        self.losses = losses
+        self.chosen = self.best
+
     def save(self, directory: Path) -> None:
-        """Write the adapter of rank r in PEFT's format, and the table of ranks beside it."""
+        """Write a plain LoRA of the best rank, as PEFT does, and beside it all ranks together."""
+        from safetensors.torch import load_file, save_file
+
         self._model.save_pretrained(str(directory), save_embedding_layers=False)
+        whole = load_file(directory / TENSORS)
+        save_file(whole, directory / WHOLE, metadata={"format": "pt"})
+        save_file(cut(whole, self.best), directory / TENSORS, metadata={"format": "pt"})
+        settings = json.loads((directory / CONFIG).read_text(encoding="utf-8")) | {"r": self.best}
+        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+        (directory / CONFIG).write_text(text, encoding="utf-8")
         table = {
             "version": 1,
             "r": self.r,
@@ -83,28 +109,80 @@ class Dial:
 
         The factor stays float32: in bfloat16 it would be off by up to 0.4 % in one direction.
         """
-        rank = self.drawn if module.training else self.chosen
-        if rank == self.r:
+        ranks = self._ranks if module.training else (self.chosen,)
+        if all(rank == self.r for rank in ranks):
             return output
-        key = (rank, output.device)
-        if key not in self._masks:
-            mask = torch.zeros(self.r, device=output.device)
-            mask[:rank] = self.r / rank
-            self._masks[key] = mask
-        return output * self._masks[key]
+        mask = self._mask(ranks, output.device)
+        if len(ranks) > 1:
+            mask = along(mask, output)
+        return output * mask
+
+    def _mask(self, ranks: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Return [ranks, r]: in every row b times r/b, then zeros."""
+        if (ranks, device) not in self._masks:
+            mask = torch.zeros(len(ranks), self.r)
+            for row, rank in enumerate(ranks):
+                mask[row, :rank] = self.r / rank
+            self._masks[ranks, device] = mask.to(device)
+        return self._masks[ranks, device]
 
 
-def draw_rank(seed: int, step: int, r: int) -> int:
-    """Return the rank of a step, 1 to r, each about equally often, from seed and step alone."""
-    return 1 + ordinal(seed, "rank", step) % r
+def along(mask: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Return the mask [rows, r] spread over an output [rows, ..., r] or [rows x tokens, r].
+
+    Raises:
+        ConfigError: the layer mixes the rows of a batch, so that none has a rank of its own.
+    """
+    rows, r = mask.shape
+    if output.shape[0] == rows:
+        return mask.reshape(rows, *[1] * (output.dim() - 2), r)
+    if output.dim() == 2 and output.shape[0] % rows == 0:
+        return mask.repeat_interleave(output.shape[0] // rows, dim=0)
+    seen = f"a layer of this model sees {list(output.shape)} for {rows} rows"
+    raise ConfigError(
+        [f"method.kind: {seen}, so a row cannot have a rank of its own; take lora or qlora"]
+    )
+
+
+def cut(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """Return A[:rank] and B[:, :rank] of every layer, under the names they have in the file."""
+    return {
+        name: (tensor[:rank] if ".lora_A." in name else tensor[:, :rank]).contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def draw_ranks(seed: int, step: int, rows: int, r: int) -> tuple[int, ...]:
+    """Return the rank of every row of a step, 1 to r, from seed and step alone.
+
+    Each is drawn as if alone: in four of five cases one of 1, 2, 4, 8, ..., r, else any. Together
+    they are as different as they can be: the unit interval is cut into as many equal strata as
+    there are rows, each gives the rank at the same random height, and chance deals them out.
+    """
+    height = Fraction(ordinal(seed, "rank", step), 1 << 64)
+    spread = [_rank_at((stratum + height) / rows, r) for stratum in range(rows)]
+    order = sorted(range(rows), key=lambda row: ordinal(seed, "rank", step, row))
+    return tuple(rank for _, rank in sorted(zip(order, spread, strict=True)))
+
+
+def _rank_at(height: Fraction, r: int) -> int:
+    """Return the rank at a height from 0 to below 1 in the distribution that is drawn from."""
+    milestones = _milestones(r)
+    if height < OFTEN:
+        return milestones[int(height / OFTEN * len(milestones))]
+    return 1 + int((height - OFTEN) / (1 - OFTEN) * r)
+
+
+def _milestones(r: int) -> tuple[int, ...]:
+    """Return the powers of two up to r, and r."""
+    return (*(1 << at for at in range(r.bit_length()) if 1 << at < r), r)
 
 
 def ranks_to_compare(r: int) -> tuple[int, ...]:
     """Return every rank up to r, or from `ALL_UP_TO` on the powers of two and r."""
     if r <= ALL_UP_TO:
         return tuple(range(1, r + 1))
-    powers = [1 << at for at in range(r.bit_length()) if 1 << at < r]
-    return (*powers, r)
+    return _milestones(r)
 
 
 def compare_ranks(
@@ -133,16 +211,3 @@ def compare_ranks(
     finally:
         model.train(was_training)
     return losses
-
-
-def mean_loss(model: Any, examples: Sequence[Example], *, pad_id: int, portion: int) -> float:
-    """Return the mean loss over all target tokens of `examples` (nats), in the model's mode."""
-    order = sorted(examples, key=lambda example: -len(example.input_ids))
-    total, targets = 0.0, 0
-    with torch.no_grad():
-        for start in range(0, len(order), portion):
-            inputs = collate(order[start : start + portion], pad_id)
-            inputs = {name: value.to(model.device) for name, value in inputs.items()}
-            total += supervised_loss(model, inputs).item()
-            targets += sum(x >= 0 for e in order[start : start + portion] for x in e.labels)
-    return total / max(1, targets)

@@ -18,10 +18,8 @@ import torch
 
 from trainer.config import ConfigError
 from trainer.disk import RealDisk
-from trainer.dylora import RANKS
+from trainer.dylora import CONFIG, RANKS, TENSORS, WHOLE, cut
 from trainer.nola import FACTS, expand
-
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ def export(adapter: Path, out: Path, *, rank: int | None = None) -> Exported:
             raise ConfigError(
                 [f"--rank: this adapter has rank {settings.get('r')} only; train with qdylora"]
             )
-        return _write(out, settings, _load(adapter))
+        return _write(out, settings, _load(adapter / TENSORS))
     return export_rank(adapter, rank or int(_read(adapter / RANKS, "")["best"]), out)
 
 
@@ -68,11 +66,7 @@ def export_rank(adapter: Path, rank: int, out: Path) -> Exported:
     settings = _read(adapter / CONFIG, "there is no adapter")
     if not 1 <= rank <= table["r"]:
         raise ConfigError([f"--rank: {rank} is not one of 1 to {table['r']}"])
-    tensors = {
-        name: (tensor[:rank] if ".lora_A." in name else tensor[:, :rank]).contiguous()
-        for name, tensor in _load(adapter).items()
-    }
-    return _write(out, {**settings, "r": rank}, tensors)
+    return _write(out, {**settings, "r": rank}, cut(_load(adapter / WHOLE), rank))
 
 
 def _read(path: Path, otherwise: str) -> dict[str, Any]:
@@ -84,14 +78,14 @@ def _read(path: Path, otherwise: str) -> dict[str, Any]:
         raise ConfigError([f"{path} cannot be read: {error}"]) from error
 
 
-def _load(adapter: Path) -> dict[str, torch.Tensor]:
+def _load(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return dict(load_file(adapter / TENSORS))
+        return dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise ConfigError([f"{adapter / TENSORS} cannot be read: {error}"]) from error
+        raise ConfigError([f"{path} cannot be read: {error}"]) from error
 
 
 def _write(out: Path, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Exported:

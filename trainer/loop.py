@@ -151,8 +151,8 @@ def one_step(bench: Bench, state: TrainingState) -> StepResult:
     nothing changed, if a notice leaves no time for the rest of the step.
     """
     step, scaler = state.counters.step, state.scaler
-    bench.method.begin(step)
     rows = bench.plan.batch(step)
+    bench.method.begin(step, len(rows))
     batch = [bench.examples[row] for row in rows]
     targets = sum(label != NOT_TRAINED for example in batch for label in example.labels)
     loss_sum = torch.zeros((), dtype=torch.float64, device=bench.layer.device)
@@ -164,6 +164,8 @@ def one_step(bench: Bench, state: TrainingState) -> StepResult:
             if bench.flag.seconds_left < 3 * per_portion_s * (len(portions) - number):
                 state.optimizer.zero_grad(set_to_none=True)
                 raise Preempted
+        first = number * state.counters.micro_batch
+        bench.method.take(range(first, first + len(portion)))
         inputs = collate([bench.examples[row] for row in portion], bench.pad_id)
         inputs = {name: value.to(bench.layer.device) for name, value in inputs.items()}
         torch.manual_seed(ordinal(bench.seed, "dropout", step, number))

@@ -236,7 +236,7 @@ def _copy_the_rest(base: Path, adapter: Path, target: Path, dtype: torch.dtype |
     for source in (base, adapter):
         for path in sorted(source.iterdir()):
             named = path.name.startswith(
-                ("adapter_", "README", "qft.json", "training_args", "nola.", "ranks.json")
+                ("adapter_", "README", "qft.json", "training_args", "nola.", "ranks.")
             )
             weights = any(path.match(pattern) for pattern in WEIGHTS)
             if path.is_file() and not named and (not weights or path.name == INDEX):

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+BASES = 256  # per matrix, unless `method.bases` says otherwise
+
 
 class MethodKind(StrEnum):
     """How the base is adapted; the kinds that begin with q keep it quantised."""
@@ -86,6 +88,11 @@ class MethodTable(BaseModel):
     bases: int | None = Field(
         default=None, ge=1, le=65536, description="Random bases per matrix (nola only); 256."
     )
+
+    @property
+    def combined(self) -> int | None:
+        """How many bases a matrix is a combination of, None if it is trained itself."""
+        return (self.bases or BASES) if self.kind is MethodKind.NOLA else None
 
     @property
     def storage(self) -> Quant:

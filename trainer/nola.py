@@ -1,13 +1,14 @@
 """NOLA: an adapter whose matrices are combinations of random bases, and whose file is a seed.
 
-A = k^-1/2 · sum of a_i A_i and B = k^-1/2 · sum of b_i B_i over k frozen bases each; the 2k
-coefficients of a layer are all that is trained and stored (Koohpayegani et al., 2024). The bases
-are signs, +1 or -1, made by an integer hash of seed, layer and position: the same on every device
-and under every version of torch, so a file of today can be expanded for ever.
+A = √n/k · sum of a_i A_i and B = √n/k · sum of b_i B_i over k frozen bases of n elements each; the
+2k coefficients of a layer are all that is trained and stored (Koohpayegani et al., 2024). The bases
+are signs, +1 or -1: k rows of a Walsh-Hadamard matrix under random signs. So they need not be
+added up one by one: a fast transform does it, at the same price for any k. Rows and signs come from
+an integer hash of seed, layer and position: the same on every device and under every version of
+torch, so a file of today can be expanded for ever.
 
-Memory: the model holds A and B as LoRA does, but neither moments nor bases. The bases exist only
-once per step on the way from coefficients to matrices (`begin`) and once on the way from the
-matrices' gradients back (`gather`), at most `CHUNK` signs at a time.
+Memory: the model holds A and B as LoRA does, but no moments of them. Coefficients become matrices
+once per step (`begin`), and the matrices' gradients those of the coefficients (`gather`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ import torch
 from trainer.config import ConfigError, MethodTable
 from trainer.plan import ordinal
 
-BASES = 256  # per matrix, unless `method.bases` says otherwise
-CHUNK = 1 << 22  # signs in memory at once, 16 MB as float32
+VERSION = 2  # of the file; what version 1 described was never released
+FACTOR = 128  # a transform is done as products with matrices no larger than this
 FACTS, TENSORS = "nola.json", "nola.safetensors"
 PREFIX = "base_model.model."
 
@@ -35,7 +37,7 @@ class Combination:
 
     def __init__(self, model: Any, *, method: MethodTable, seed: int) -> None:
         self._model = model
-        self._basis = Basis(seed=seed, count=method.bases or BASES)
+        self._basis = Basis(seed=seed, count=method.combined or 1)
         self._layers = [
             (name.removeprefix(PREFIX), module)
             for name, module in sorted(model.named_modules())
@@ -45,9 +47,12 @@ class Combination:
             _give_coefficients(layer, name, self._basis)
         self.settle()
 
-    def begin(self, step: int) -> None:  # noqa: ARG002 - the seam; the step changes nothing here
+    def begin(self, step: int, rows: int) -> None:  # noqa: ARG002 - the seam; both change nothing
         """Bring the matrices to what the coefficients say."""
         self.settle()
+
+    def take(self, rows: range) -> None:
+        """All rows are treated alike."""
 
     def gather(self) -> None:
         """Turn the matrices' gradients into those of the coefficients."""
@@ -75,7 +80,7 @@ class Combination:
         rows = [torch.stack([c.detach() for _, _, c in _sides(layer)]) for _, layer in self._layers]
         save_file({"coefficients": torch.stack(rows).cpu()}, directory / TENSORS)
         facts = {
-            "version": 1,
+            "version": VERSION,
             "seed": self._basis.seed,
             "bases": self._basis.count,
             "layers": [
@@ -90,14 +95,14 @@ def _give_coefficients(layer: Any, name: str, basis: Basis) -> None:
     """Replace the layer's trained matrices by coefficients from which they are made.
 
     The matrices stay where PEFT looks for them, as buffers that collect gradients. The first A has
-    the spread of PEFT's own first A, 1/sqrt(3 · columns), and B is zero. As k^-1/2 stands before
-    the sums, an update of every coefficient by d moves every matrix element by about d: NOLA takes
-    steps of the size that LoRA takes at the same learning rate.
+    the spread of PEFT's own first A, 1/sqrt(3 · columns), and B is zero.
     """
     first = torch.zeros(2, basis.count)
     generator = torch.Generator().manual_seed(basis.key(name, "first") >> 1)
-    columns = layer.lora_A["default"].in_features
-    first[0] = torch.randn(basis.count, generator=generator) / (3 * columns) ** 0.5
+    linear = layer.lora_A["default"]
+    spread = basis.scale(linear.weight.numel()) * basis.count**0.5
+    first[0] = torch.randn(basis.count, generator=generator)
+    first[0] /= spread * (3 * linear.in_features) ** 0.5
     for at, (part, register) in enumerate(((layer.lora_A, "nola_A"), (layer.lora_B, "nola_B"))):
         linear = part["default"]
         weight = linear.weight.detach().clone().requires_grad_()
@@ -114,7 +119,13 @@ def _sides(layer: Any) -> Iterator[tuple[str, torch.Tensor, torch.nn.Parameter]]
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """`count` sign matrices for every layer and side, made anew from `seed` whenever needed."""
+    """`count` sign matrices for every layer and side, made anew from `seed` whenever needed.
+
+    Basis i has at element p the sign D(p) · W(row(i), p): D is random, W(j, p) is -1 to the number
+    of ones in the bits of j & p, and row(i) = (a·i + b) mod N with a odd, so that no two are alike.
+    N is the lowest power of two that is neither below the elements nor below `count`. Up to as
+    many bases as the largest power of two that divides the elements are exactly orthogonal.
+    """
 
     seed: int
     count: int
@@ -123,35 +134,77 @@ class Basis:
         """Return the 64 bits that set one layer's bases of one side apart from all others."""
         return ordinal(self.seed, f"nola {name} {side}")
 
+    def scale(self, size: int) -> float:
+        """Return √n/k, what the sum of `count` bases of so many elements is multiplied by.
+
+        It lets a learning rate mean what it means for LoRA. AdamW moves every trained number by
+        about the rate. LoRA thereby gains, along a gradient g with n elements of like size, about
+        lr·√n·|g|. The gradient of a coefficient under the factor s is about s·|g|, so k of them
+        gain lr·k·s·|g|: as much if s is √n/k. (As far as LoRA's would the elements move with k^-½,
+        but most of that way leads nowhere: the gain would be smaller by √(k/n).)
+        """
+        return math.sqrt(size) / self.count
+
     def combine(
         self, key: int, coefficients: torch.Tensor, shape: torch.Size | tuple[int, ...]
     ) -> torch.Tensor:
-        """Return count^-1/2 times the sum of coefficient times basis, of this shape."""
+        """Return `scale` times the sum of coefficient times basis, of this shape."""
         size = torch.Size(shape).numel()
-        total: torch.Tensor = torch.zeros(size, device=coefficients.device)
-        for part, signs in self._chunks(key, size, coefficients.device):
-            total += coefficients[part] @ signs
-        return total.mul_(1 / math.sqrt(self.count)).reshape(shape)
+        spread = torch.zeros(self._width(size), device=coefficients.device)
+        spread[self._rows(key, size, coefficients.device)] = coefficients.float()
+        signs = _signs(key, size, coefficients.device)
+        return (walsh(spread)[:size] * signs).mul_(self.scale(size)).reshape(shape)
 
     def project(self, key: int, gradient: torch.Tensor) -> torch.Tensor:
         """Return the gradient of the coefficients, given that of the combined matrix."""
         flat = gradient.reshape(-1).float()
-        parts = [signs @ flat for _, signs in self._chunks(key, flat.numel(), flat.device)]
-        return torch.cat(parts).mul_(1 / math.sqrt(self.count))
+        size = flat.numel()
+        spread = torch.zeros(self._width(size), device=flat.device)
+        spread[:size] = flat * _signs(key, size, flat.device)
+        return walsh(spread)[self._rows(key, size, flat.device)].mul_(self.scale(size))
 
-    def _chunks(
-        self, key: int, size: int, device: torch.device
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield slices of bases as matrices [bases, size] of +1 and -1."""
-        words = -(-size // 64)
-        table = _byte_signs(device)
-        rows = max(1, CHUNK // (words * 64))
-        for start in range(0, self.count, rows):
-            stop = min(start + rows, self.count)
-            at = torch.arange(start * words, stop * words, dtype=torch.int64, device=device)
-            octets = _hash(at, key).view(torch.uint8).int()
-            signs = table.index_select(0, octets).view(stop - start, words * 64)
-            yield slice(start, stop), signs[:, :size]
+    def _width(self, size: int) -> int:
+        """Return N."""
+        return 1 << (max(size, self.count) - 1).bit_length()
+
+    def _rows(self, key: int, size: int, device: torch.device) -> torch.Tensor:
+        """Return row(i) for every basis."""
+        width = self._width(size)
+        odd, first = (key | 1) % (width << 1), (key >> 32) % width
+        return (torch.arange(self.count, device=device) * odd + first) % width
+
+
+def walsh(values: torch.Tensor) -> torch.Tensor:
+    """Return W · values for 2^m values: the Walsh-Hadamard matrix in Sylvester's order.
+
+    W is the Kronecker product of small ones. Each turn multiplies the foremost axis by its small
+    matrix and puts it last, so that in the end all axes are where they began.
+    """
+    left = values.numel()
+    while left > 1:
+        size = min(left, FACTOR)
+        values = (_hadamard(size, values.device) @ values.reshape(size, -1)).T.reshape(-1)
+        left //= size
+    return values
+
+
+@cache
+def _hadamard(size: int, device: torch.device) -> torch.Tensor:
+    """Return the matrix of `size` x `size` signs, -1 to the number of ones in row & column."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat(
+            [torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)]
+        )
+    return matrix.to(device)
+
+
+def _signs(key: int, size: int, device: torch.device) -> torch.Tensor:
+    """Return D: sign p is bit p mod 64, lowest first, of the hash at p div 64; 1 is +1, 0 is -1."""
+    words = torch.arange(-(-size // 64), dtype=torch.int64, device=device)
+    octets = _hash(words, key).view(torch.uint8)
+    bits = octets[:, None] >> torch.arange(8, dtype=torch.uint8, device=device) & 1
+    return bits.reshape(-1)[:size].float().mul_(2).sub_(1)
 
 
 def _hash(at: torch.Tensor, key: int) -> torch.Tensor:
@@ -171,12 +224,6 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _byte_signs(device: torch.device) -> torch.Tensor:
-    """Return [256, 8]: the bits of every byte, lowest first, 1 as +1 and 0 as -1."""
-    numbers = torch.arange(256, device=device)[:, None]
-    return ((numbers >> torch.arange(8, device=device)) & 1).float() * 2 - 1
-
-
 def expand(directory: Path) -> dict[str, torch.Tensor]:
     """Return the matrices of a saved NOLA adapter under the names of PEFT's adapter files.
 
@@ -188,12 +235,15 @@ def expand(directory: Path) -> dict[str, torch.Tensor]:
 
     try:
         facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
+        version = facts["version"]
         rank = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))["r"]
         rows = load_file(directory / TENSORS)["coefficients"]
         basis = Basis(seed=facts["seed"], count=facts["bases"])
         layers = [(str(name), int(columns), int(out)) for name, columns, out in facts["layers"]]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError([f"{directory} holds no whole NOLA adapter: {error}"]) from error
+    if version != VERSION:
+        raise ConfigError([f"{directory}: a NOLA file of version {version}, not {VERSION}"])
     if rows.shape != (len(layers), 2, basis.count):
         raise ConfigError([f"{directory}: {TENSORS} and {FACTS} are not of one adapter"])
     found = {}

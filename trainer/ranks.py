@@ -42,13 +42,14 @@ def compare(desk: Desk, material: Material, adapted: Any) -> None:
         max_length=config.train.max_length,
         seq2seq=bool(adapted.config.is_encoder_decoder),
     )
-    dial.losses = dylora.compare_ranks(
+    losses = dylora.compare_ranks(
         adapted,
         rows.items,
         pad_id=padding_id(material.tokenizer),
         portion=config.train.batch_size,
         beat=beat,
     )
+    dial.choose(losses)
     desk.heartbeat.update(message=None)
-    shown = ", ".join(f"{rank}: {loss:.4f}" for rank, loss in dial.losses.items())
+    shown = ", ".join(f"{rank}: {loss:.4f}" for rank, loss in losses.items())
     desk.say(f"validation loss by rank: {shown}; best: {dial.best}")

@@ -7,14 +7,15 @@ Where many positions are learnt from, the rest goes through the head in chunks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from trainer.data import NOT_TRAINED
+from trainer.data import NOT_TRAINED, Example, collate
+from trainer.errors import DoesNotFit
 
 # Logits in float32, once for the values and once for their gradient, stay below about 1 GB.
 CHUNK_BYTES = 512 << 20
@@ -88,3 +89,48 @@ def _through(
 
 def _chunk_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+def mean_loss(
+    model: Any,
+    examples: Sequence[Example],
+    *,
+    pad_id: int,
+    portion: int,
+    beat: Callable[[int, int], None] = lambda _done, _total: None,
+) -> float:
+    """Return the mean cross-entropy (nats) over all target tokens of `examples`, in no-grad mode.
+
+    Rows of similar length go through the model together, the longest first, `portion` at a time,
+    and fewer if memory runs out. `beat` hears of rows done and in all, before the first pass and
+    after every one, and may raise. The model's mode is the caller's business.
+
+    Raises:
+        DoesNotFit: memory does not even suffice for one row.
+    """
+    rows = sorted(examples, key=lambda item: -len(item.input_ids) - len(item.labels))
+    targets = sum(label != NOT_TRAINED for item in rows for label in item.labels)
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    done = 0
+    beat(done, len(rows))
+    while done < len(rows):
+        inputs = collate(rows[done : done + portion], pad_id)
+        try:
+            with torch.no_grad():
+                total += supervised_loss(
+                    model, {name: value.to(device) for name, value in inputs.items()}
+                )
+        except torch.OutOfMemoryError as error:
+            if portion == 1:
+                raise DoesNotFit(
+                    "one held-out row does not fit into the memory of the device; lower "
+                    f"`train.max_length`, or rent a larger GPU ({error})"
+                ) from error
+            portion = -(-portion // 2)
+        else:
+            done = min(done + portion, len(rows))
+            beat(done, len(rows))
+            continue
+        torch.cuda.empty_cache()
+    return (total / max(1, targets)).item()

@@ -10,15 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from trainer.config import TrainTable
-from trainer.data import NOT_TRAINED, Example, Examples, collate
+from trainer.data import Example, Examples
 from trainer.decode import undisturbed
-from trainer.errors import DoesNotFit, Preempted
+from trainer.errors import Preempted
 from trainer.state import TrainingState, finite_or_none
 from trainer.status import Heartbeat
-from trainer.supervised import supervised_loss
+from trainer.supervised import mean_loss
 
 if TYPE_CHECKING:
     from trainer.loop import Bench
@@ -82,31 +80,14 @@ class Exam:
 
     def _measure(self, bench: Bench, portion: int) -> float:
         """Return the mean cross-entropy (nats) over all supervised tokens of the rows."""
-        bench.method.settle()
-        with undisturbed(bench.model):
-            while True:
-                try:
-                    return self._pass(bench, portion)
-                except torch.OutOfMemoryError as error:
-                    if portion == 1:
-                        raise DoesNotFit(
-                            "one held-out row does not fit into the memory of the device; lower "
-                            f"`train.max_length`, or rent a larger GPU ({error})"
-                        ) from error
-                    portion = -(-portion // 2)
-                torch.cuda.empty_cache()
 
-    def _pass(self, bench: Bench, portion: int) -> float:
-        """Go through all rows, similar lengths together, `portion` at a time."""
-        rows = sorted(self.examples, key=lambda item: len(item.input_ids) + len(item.labels))
-        targets = sum(label != NOT_TRAINED for item in rows for label in item.labels)
-        total = torch.zeros((), dtype=torch.float64, device=bench.layer.device)
-        for at in range(0, len(rows), portion):
-            if bench.flag.notice is not None:
+        def beat(done: int, total: int) -> None:
+            self.beat(done, total)
+            if done < total and bench.flag.notice is not None:
                 raise Preempted
-            inputs = collate(rows[at : at + portion], bench.pad_id)
-            inputs = {name: value.to(bench.layer.device) for name, value in inputs.items()}
-            with bench.layer.autocast():
-                total += supervised_loss(bench.model, inputs)
-            self.beat(min(at + portion, len(rows)), len(rows))
-        return (total / targets).item()
+
+        bench.method.settle()
+        with undisturbed(bench.model), bench.layer.autocast():
+            return mean_loss(
+                bench.model, self.examples, pad_id=bench.pad_id, portion=portion, beat=beat
+            )
