@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -21,12 +22,13 @@ from trainer.memory import (
     Workload,
     adapter_parameters,
     base_bytes,
+    dora_bytes,
     estimate,
     foretell,
     largest_micro_batch,
     step_seconds,
 )
-from trainer.shapes import UnknownShapeError, read_shape
+from trainer.shapes import Linear, UnknownShapeError, read_shape
 
 T5_3B = {
     "model_type": "t5", "d_model": 1024, "d_kv": 128, "d_ff": 16384, "num_layers": 24,
@@ -95,7 +97,10 @@ def test_small_models_have_exactly_the_parameters_transformers_gives_them() -> N
 # PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_adapter_is_counted_as_peft_makes_it(tmp_path: Path) -> None:
-    """Rank times columns plus rows of every adapted layer is the number PEFT trains."""
+    """Rank times columns plus rows of every adapted layer is the number PEFT trains.
+
+    For DoRA a length per row comes on top.
+    """
     import peft
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -103,13 +108,14 @@ def test_the_adapter_is_counted_as_peft_makes_it(tmp_path: Path) -> None:
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
         intermediate_size=48, num_key_value_heads=2,
     )  # fmt: skip
-    for targets in (None, ("q_proj", "down_proj")):
+    for targets, dora in itertools.product((None, ("q_proj", "down_proj")), (False, True)):
         model = LlamaForCausalLM(config)
         wanted = "all-linear" if targets is None else list(targets)
         adapted = peft.get_peft_model(
-            model, peft.LoraConfig(r=4, target_modules=wanted, task_type="CAUSAL_LM")
+            model,
+            peft.LoraConfig(r=4, target_modules=wanted, task_type="CAUSAL_LM", use_dora=dora),
         )
-        work = Workload(tokens=8, r=4, targets=targets)
+        work = Workload(tokens=8, r=4, targets=targets, dora=dora)
 
         assert adapter_parameters(read_shape(config.to_dict()), work) == sum(
             parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
@@ -152,7 +158,7 @@ def test_llama_7b_in_4_bits_without_checkpointing_fits_a_t4() -> None:
         {"micro_batch": 1}, {"tokens": 256}, {"quant": Quant.NF4}, {"r": 2},
         {"optimizer": OptimizerKind.ADAMW8BIT}, {"checkpointing": True}, {"dropout": False},
         {"targets": ("q_proj",)}, {"precision": PrecisionChoice.FP16}, {"supervised": 4},
-        {"adapter_bytes": 2},
+        {"adapter_bytes": 2}, {"dora": False},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -160,10 +166,58 @@ def test_each_saving_saves(cheaper: dict[str, Any]) -> None:
     """Changing one choice to its thriftier value lowers the foretold peak."""
     dear = Workload(
         tokens=1024, micro_batch=4, quant=Quant.NONE, r=64, checkpointing=False, dropout=True,
-        precision=PrecisionChoice.FP32,
+        precision=PrecisionChoice.FP32, dora=True,
     )  # fmt: skip
 
     assert estimate(PHI_15, replace(dear, **cheaper)).reserved < estimate(PHI_15, dear).reserved
+
+
+def test_nola_has_coefficients_with_moments_and_matrices_without() -> None:
+    """What NOLA saves of LoRA's need is the moments, but for those of its few coefficients."""
+    lora = Workload(tokens=64, r=64)
+    nola = replace(lora, bases=256)
+    shape = read_shape(PHI_15)
+    matrices, layers = adapter_parameters(shape, lora), 24 * 6
+    small, thrifty = (
+        replace(nola, optimizer=kind) for kind in (OptimizerKind.ADAMW, OptimizerKind.ADAMW8BIT)
+    )
+
+    assert adapter_parameters(shape, nola) == layers * 2 * 256
+    assert estimate(PHI_15, nola).adapter == (matrices + layers * 512) * 8
+    assert estimate(PHI_15, nola).optimizer == layers * 512 * 8
+    assert estimate(PHI_15, thrifty).optimizer == estimate(PHI_15, small).optimizer
+    assert estimate(PHI_15, replace(thrifty, bases=8192)).optimizer < layers * 2 * 8192 * 3
+
+
+# As above, for PEFT asks for checkpointing wherever it is put on a model.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("columns", "rows"), [(256, 128), (128, 512)])
+def test_dora_needs_what_peft_allocates(columns: int, rows: int) -> None:
+    """The foretold bytes of one layer are those of a pass through it, over what LoRA takes."""
+    import torch
+
+    peaks = [
+        one_pass(torch.nn.Linear(columns, rows, bias=False), dora=dora) for dora in (False, True)
+    ]
+    work = Workload(tokens=1, r=4, dora=True, quant=Quant.NONE, precision=PrecisionChoice.FP32)
+    foretold = dora_bytes(Linear(name="up", columns=columns, rows=rows), work)
+
+    assert peaks[1] - peaks[0] == pytest.approx(foretold, rel=0.03)
+
+
+def one_pass(linear: Any, *, dora: bool) -> int:
+    """Return the most bytes of tensors that were alive at once in a pass of three tokens."""
+    import peft
+    import torch
+    from allocations import Allocations
+
+    model = peft.get_peft_model(
+        torch.nn.Sequential(linear), peft.LoraConfig(r=4, target_modules=["0"], use_dora=dora)
+    )
+    seen = Allocations()
+    with seen:
+        model(torch.zeros(3, linear.in_features))
+    return seen.peak_bytes
 
 
 def test_double_quantisation_saves_its_third_of_a_bit() -> None:

@@ -19,6 +19,8 @@ from trainer.shapes import Block, Linear, Shape, read_shape
 GIB = 2**30
 SLACK = 1.08  # reserved over allocated, the low end of what is seen in training (1.08 to 1.41)
 CONTEXT_BYTES = 0.55e9  # CUDA context and workspaces: 0.36 to 0.65 GB are reported
+SMALL_TENSOR = 4096  # elements under which bitsandbytes keeps moments in 32 bits
+DORA_TIME = 1.26  # of a step over LoRA's, PEFT's own comparison on unquantised weights
 HOURS_FACTOR = 3.0  # published runs of one kind on one card differ by that much
 BYTES: Mapping[PrecisionChoice, int] = MappingProxyType(
     {PrecisionChoice.FP32: 4, PrecisionChoice.BF16: 2, PrecisionChoice.FP16: 2}
@@ -67,6 +69,8 @@ class Workload:
     checkpointing: bool = True
     supervised: int | None = None  # tokens per sequence that reach the head; None: all of them
     adapter_bytes: int = 4  # of one trained number; ours are always float32
+    dora: bool = False
+    bases: int | None = None  # per matrix, if the matrices are combinations of so many (NOLA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,10 @@ def estimate(config: Mapping[str, Any], work: Workload) -> Memory:
     base = base_bytes(shape, work)
     adapter = trained * work.adapter_bytes * 2  # weights and gradients
     moments = trained * (8 if work.optimizer is OptimizerKind.ADAMW else 2.03)
+    if work.bases is not None:  # made of coefficients, the matrices and their gradients are there
+        adapter += matrix_parameters(shape, work) * work.adapter_bytes * 2
+        # Tensors under 4096 elements keep 32-bit moments in every optimizer.
+        moments = trained * (8 if work.bases < SMALL_TENSOR else moments / trained)
     kept, live, brief = _activations(shape, work, rows)
     heads = work.micro_batch * (work.tokens if work.supervised is None else work.supervised)
     # Logits in the compute type, their float32 copy, and its gradient.
@@ -103,6 +111,8 @@ def estimate(config: Mapping[str, Any], work: Workload) -> Memory:
     quantised = work.quant is not Quant.NONE
     widest = max(one.weights for block in shape.blocks for one in block.linears)
     workspace = widest * size if quantised else 0.0
+    if work.dora:
+        workspace = max(dora_bytes(one, work) for b in shape.blocks for one in _adapted(b, work))
     # The head's moment is over before the backward pass of the last layer: the two never add up.
     if logits > live + brief:
         activations = kept
@@ -148,11 +158,37 @@ def base_bytes(shape: Shape, work: Workload) -> float:
 
 
 def adapter_parameters(shape: Shape, work: Workload) -> int:
-    """Return how many numbers LoRA trains: r x (columns + rows) for every adapted layer."""
+    """Return how many numbers are trained: LoRA's, with a length per row for DoRA.
+
+    NOLA trains two times `bases` per layer instead.
+    """
+    if work.bases is not None:
+        layers = sum(block.count * len(_adapted(block, work)) for block in shape.blocks)
+        return layers * 2 * work.bases
+    lengths = sum(
+        block.count * sum(one.rows for one in _adapted(block, work)) for block in shape.blocks
+    )
+    return matrix_parameters(shape, work) + (lengths if work.dora else 0)
+
+
+def matrix_parameters(shape: Shape, work: Workload) -> int:
+    """Return the elements of LoRA's matrices: r x (columns + rows) for every adapted layer."""
     return sum(
         block.count * sum(work.r * (one.columns + one.rows) for one in _adapted(block, work))
         for block in shape.blocks
     )
+
+
+def dora_bytes(one: Linear, work: Workload) -> float:
+    """Return what PEFT's DoRA holds at once to find the row lengths of one layer's weight.
+
+    It multiplies B and A by way of a unit matrix of float32, which the graph keeps with its product
+    with A. Then there are the product of both, the scaled product, its sum with the weight, and the
+    weight itself if it had to be unpacked; the norm of a 16-bit sum is taken of a float32 copy.
+    """
+    size = BYTES[work.precision]
+    copies = 3 * size + (0 if work.quant is Quant.NONE else size) + (4 if size < 4 else 0)
+    return one.columns * (one.columns * 4 + work.r * size) + copies * one.weights
 
 
 def _activations(shape: Shape, work: Workload, rows: int) -> tuple[float, float, float]:
@@ -189,7 +225,9 @@ def _layer_bytes(shape: Shape, block: Block, work: Workload) -> float:
             else max(inputs[one.columns], shared)
         )
     kept = 0 if work.quant is Quant.NONE else size * sum(one.columns for one in block.linears)
-    return norms + attention + feed + max(sum(inputs.values()), kept)
+    # DoRA keeps what the base and what the matrices gave, each to be multiplied by the lengths.
+    results = 2 * size * sum(one.rows for one in _adapted(block, work)) if work.dora else 0
+    return norms + attention + feed + results + max(sum(inputs.values()), kept)
 
 
 def _brief_bytes(shape: Shape, block: Block, work: Workload) -> float:
@@ -226,7 +264,7 @@ def step_seconds(config: Mapping[str, Any], work: Workload, *, gpu: Gpu, batch_s
     another 2; the head costs the same for supervised tokens. Right within a factor of HOURS_FACTOR.
     """
     shape = read_shape(config)
-    passes = 6 if work.checkpointing else 4
+    passes = (6 if work.checkpointing else 4) * (DORA_TIME if work.dora else 1.0)
     tokens = work.tokens * batch_size
     heads = batch_size * (work.tokens if work.supervised is None else work.supervised)
     head = shape.vocabulary * shape.hidden
@@ -261,6 +299,8 @@ def foretell(
         precision=gpu.precision if chosen is PrecisionChoice.AUTO else chosen,
         checkpointing=train.gradient_checkpointing is not False,
         supervised=supervised if config.data.loss_on == "completion" else None,
+        dora=method.kind.dora,
+        bases=method.combined,
     )
     fitting = largest_micro_batch(
         model, work, memory_bytes=gpu.memory_bytes, batch_size=train.batch_size
