@@ -319,6 +319,7 @@ def problems(error: ValidationError) -> list[str]:
 
 def known_keys(path: list[str]) -> list[str]:
     """List the keys that the table at `path` has; the empty path is the config itself."""
+    TrainerConfig.model_rebuild()  # its tables are defined below it; a no-op once they are known
     fields = TrainerConfig.model_fields
     if not path:
         return list(fields)
