@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from trainer.data import NOT_TRAINED, Codec, Example, TooLongError
 from trainer.template import MissingFieldError, Template
@@ -46,8 +47,17 @@ def encode_conversation(
         TooLongError: an answer alone does not fit.
     """
     talk = checked(messages)
-    pieces = by_template(codec, talk) if style == "template" else by_markers(talk)
-    exchanges, cut = _shorten(codec, _tokens(codec, pieces))
+    write = partial(by_template, codec) if style == "template" else by_markers
+    pieces = write(talk)
+    exchanges, cut = _tokens(codec, pieces), False
+    _check_answers(codec, exchanges)
+    while len(exchanges) > 1 and _length(codec, exchanges) > codec.max_length:
+        # Written anew, so that what opens a conversation (a system's word, a BOS) stays.
+        talk, cut = _without_oldest(talk), True
+        pieces = write(talk)
+        exchanges = _tokens(codec, pieces)
+    if _length(codec, exchanges) > codec.max_length:
+        exchanges, cut = [_squeezed(codec, exchanges[0])], True
     ids, labels = list(codec.prefix), [NOT_TRAINED] * len(codec.prefix)
     start = 0
     for exchange in exchanges:
@@ -162,7 +172,7 @@ def _literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def _shorten(codec: Codec, exchanges: list[Exchange]) -> tuple[list[Exchange], bool]:
+def _check_answers(codec: Codec, exchanges: Sequence[Exchange]) -> None:
     room = codec.max_length - len(codec.prefix)
     for exchange in exchanges:
         if len(exchange.answer) > room:
@@ -170,13 +180,20 @@ def _shorten(codec: Codec, exchanges: list[Exchange]) -> tuple[list[Exchange], b
                 f"an answer needs {len(exchange.answer)} tokens with its end, and `max_length` "
                 f"leaves {room}; raise it or leave the conversation out"
             )
-    kept = list(exchanges)
-    while len(kept) > 1 and sum(len(one.ids) + len(one.answer) for one in kept) > room:
-        kept.pop(0)
-    last = kept[-1]
-    spare = room - len(last.answer)
-    if len(kept) == 1 and len(last.ids) > spare:
-        tail = (spare + 1) // 2
-        ids = last.ids[: spare - tail] + last.ids[len(last.ids) - tail :]
-        return [Exchange(ids=ids, answer=last.answer)], True
-    return kept, len(kept) < len(exchanges)
+
+
+def _length(codec: Codec, exchanges: Sequence[Exchange]) -> int:
+    return len(codec.prefix) + sum(len(one.ids) + len(one.answer) for one in exchanges)
+
+
+def _without_oldest(talk: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    opening = 1 if talk[0]["role"] == "system" else 0
+    return [*talk[:opening], *talk[opening + 2 :]]
+
+
+def _squeezed(codec: Codec, exchange: Exchange) -> Exchange:
+    """Return an exchange that fits: what leads to the answer loses its middle."""
+    spare = codec.max_length - len(codec.prefix) - len(exchange.answer)
+    tail = (spare + 1) // 2
+    ids = exchange.ids[: spare - tail] + exchange.ids[len(exchange.ids) - tail :]
+    return Exchange(ids=ids, answer=exchange.answer)
