@@ -49,7 +49,7 @@ class Subject:
         self.machine.power_on()
         return self.wait_for(Power.ON)
 
-    def wait_for(self, power: Power, timeout_s: float = 20.0) -> MachineState:
+    def wait_for(self, power: Power, timeout_s: float = 120.0) -> MachineState:
         """Look until the machine is in that state."""
         began = time.monotonic()
         while (state := self.machine.look()).power is not power:

@@ -99,7 +99,7 @@ def serve(folder: Path, *, config: str = "") -> Iterator[Sshd]:
         process.wait(10)
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
     """Wait until somebody listens; fail at once if the server has ended."""
     ends_at = time.monotonic() + timeout_s
     while time.monotonic() < ends_at and process.poll() is None:

@@ -83,7 +83,7 @@ def test_killed_up_is_cleared_up_from_another_computer(
     process = here.start("up", "--plain")
     killer = Killer(process, at=at, answered=answered)
     cloud.server.watcher = killer
-    process.communicate(timeout=200)
+    process.communicate(timeout=600)
     cloud.server.watcher = None
     there = AzureProject(folder=made.folder, name=made.name)
     if (there.home / "runs").exists():
@@ -117,7 +117,7 @@ def test_killed_run_is_finished_by_the_same_command(
     process = project.start("run", "--plain")
     killer = Killer(process, at=at, answered=answered)
     cloud.server.watcher = killer
-    process.communicate(timeout=200)
+    process.communicate(timeout=600)
     cloud.server.watcher = None
 
     done = project.qft("run", "--json", timeout_s=200)

@@ -30,7 +30,7 @@ def watch(harness: AzureHarness, home: Path, script: Path, *more: str) -> int:
     argv = [sys.executable, "-I", str(script), "--home", str(home), "--once"]
     argv += ["--imds", base, "--arm", base, *more]
     environment = {"SSL_CERT_FILE": str(harness.cloud.server.ca_file)}
-    return subprocess.run(argv, env=environment, check=False, timeout=60).returncode
+    return subprocess.run(argv, env=environment, check=False, timeout=300).returncode
 
 
 def shipped(harness: AzureHarness, tmp_path: Path) -> Path:

@@ -21,7 +21,7 @@ def test_a_run_moves_to_another_region_and_keeps_every_bit(tmp_path: Path) -> No
     try:
         wait_until(lambda: process.poll() is not None or rough.kinds().count(Kind.LAUNCHED) > 0)
         market(rough, {"local-1": {"capacity": False}, "local-2": {}})
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=600)
 
         assert process.returncode == 0, err
         receipt = json.loads(out)

@@ -75,7 +75,7 @@ class Crowd:
         return alive
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait for something that will be so."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -375,7 +375,7 @@ def test_machine_outlives_its_maker(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
     )
     with maker:
-        output = maker.communicate(timeout=20)[0]  # ends only if the guest holds no pipe of ours
+        output = maker.communicate(timeout=60)[0]  # ends only if the guest holds no pipe of ours
 
     subject.wait_for(Power.ON)
     subject.machine.power_off("user")

@@ -37,7 +37,7 @@ def train(run: Path, hub: hubs.Hub, home: Path) -> subprocess.CompletedProcess[s
     env["HF_HUB_OFFLINE"] = "0"
     return subprocess.run(
         tiny.trainer_command("train", run),
-        cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
 

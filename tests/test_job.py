@@ -48,7 +48,7 @@ def start(job: Job, shell: str, **env: str) -> JobStatus:
     return job.start(["sh", "-c", shell], env=env, cwd=".")
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     """Wait for something that another process does; fail if it never comes."""
     ends_at = time.monotonic() + timeout_s
     while not condition():

@@ -99,7 +99,7 @@ def test_a_second_train_attaches_and_interrupting_it_leaves_the_job(tmp_path: Pa
         second = project.start("train", "--plain")
         time.sleep(6)
         second.send_signal(signal.SIGINT)
-        _, said = second.communicate(timeout=30)
+        _, said = second.communicate(timeout=120)
 
         assert second.returncode == 130, said
         assert "following it" in said
@@ -109,7 +109,7 @@ def test_a_second_train_attaches_and_interrupting_it_leaves_the_job(tmp_path: Pa
         assert len([p for p in trainers if "train" in p.cmdline()]) >= 1
 
         first.send_signal(signal.SIGINT)
-        _, said = first.communicate(timeout=30)
+        _, said = first.communicate(timeout=120)
         assert first.returncode == 130, said
         assert json_of(project.qft("status", "--json"))["job"] == "running"
     finally:

@@ -42,7 +42,7 @@ class Desk:
         command = ["cli.py", "push", "moods", "--repo", "me/model", *more]
         return subprocess.run(
             [sys.executable, *command],
-            cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=120, check=False,
+            cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
 
     def files(self) -> str:

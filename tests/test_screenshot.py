@@ -51,7 +51,7 @@ def browse(page: Path, scratch: Path, wish: str) -> str:
     ended = subprocess.run(
         [chromium, *FLAGS, f"--user-data-dir={profile}", f"--window-size={WIDTH},{HEIGHT}",
          wish, page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     return ended.stdout
 

@@ -40,7 +40,7 @@ def test_down_stops_the_driver_first_and_the_machine_stays_down(project: Project
 
     done = project.qft("down", "--json")
 
-    _, said = driver.communicate(timeout=30)
+    _, said = driver.communicate(timeout=120)
     assert (done.returncode, driver.returncode) == (0, 130), done.stderr + said
     assert "stopping the `qft` that drives `tiny`" in done.stderr
     assert [m["power"] for m in json_of(project.qft("ls", "--all", "--json"))] == ["deallocated"]
@@ -52,7 +52,7 @@ def test_down_all_stops_a_driver_that_would_start_the_machine_again(project: Pro
 
     done = project.qft("down", "--all", "--delete", "--json")
 
-    driver.communicate(timeout=30)
+    driver.communicate(timeout=120)
     assert (done.returncode, driver.returncode) == (0, 130), done.stderr
     assert json_of(project.qft("ls", "--all", "--json")) == []
     assert project.processes() == []
@@ -63,7 +63,7 @@ def test_ctrl_c_names_the_command_that_was_typed_and_the_price(project: Project)
     driver = driven(project, Kind.LAUNCHED)
 
     driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=30)
+    _, said = driver.communicate(timeout=120)
 
     assert driver.returncode == 130
     assert "the job goes on without this terminal; `qft run tiny` follows it again" in said
@@ -75,7 +75,7 @@ def test_ctrl_c_before_the_training_does_not_claim_that_a_job_goes_on(project: P
     driver = driven(project, Kind.CREATE_ACCEPTED)
 
     driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=30)
+    _, said = driver.communicate(timeout=120)
 
     assert driver.returncode == 130
     assert "the job goes on" not in said

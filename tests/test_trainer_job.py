@@ -65,7 +65,7 @@ def test_a_terminated_run_saves_and_goes_on_to_the_same_bits(
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    first = process.wait(timeout=60)
+    first = process.wait(timeout=300)
     stopped_at = json.loads((run / "status.json").read_text())["checkpoint_step"]
     second = tiny.run_trainer("train", run)
 

@@ -122,7 +122,7 @@ def trainer_command(command: str, run_dir: Path, *arguments: str) -> list[str]:
 
 
 def run_trainer(
-    command: str, run_dir: Path, *arguments: str, timeout_s: float = 120
+    command: str, run_dir: Path, *arguments: str, timeout_s: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """Run the trainer in a process of its own and return how it ended."""
     return subprocess.run(
