@@ -97,12 +97,12 @@ def test_a_second_train_attaches_and_interrupting_it_leaves_the_job(tmp_path: Pa
     try:
         wait_until(lambda: first.poll() is not None or Kind.LAUNCHED in project.kinds())
         second = project.start("train", "--plain")
-        time.sleep(6)
+        assert second.stderr is not None
+        assert any("following it" in line for line in second.stderr)  # reads until it is said
         second.send_signal(signal.SIGINT)
         _, said = second.communicate(timeout=120)
 
         assert second.returncode == 130, said
-        assert "following it" in said
         assert "qft train tiny" in said
         assert project.kinds().count(Kind.LAUNCHED) == 1
         trainers = [p for p in project.processes() if "trainer" in p.cmdline()]
