@@ -86,6 +86,41 @@ def test_the_tokenizers_own_template_is_followed(tmp_path: Path) -> None:
     assert tokenizer.decode(item.prompt_ids) == asked
 
 
+TURNS = (
+    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+TURNS_AND_EOS = TURNS.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
+
+
+@pytest.mark.parametrize("template", [TURNS, TURNS_AND_EOS])
+def test_an_answer_ends_with_the_token_that_its_template_closes_a_turn_with(
+    tmp_path: Path, template: str
+) -> None:
+    """A template's own end of turn is learnt as one token, and EOS after the last answer."""
+    tokenizer = build(bos=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|end|>"]})
+    tokenizer.chat_template = template
+    talk = [TALK[1], TALK[2], {"role": "user", "content": "why so"}, TALK[4]]
+    item = load(tmp_path, tokenizer, talk, chat="template")
+
+    assert learnt(tokenizer, item) == ["very<|end|>", "I like it<|end|></s>"]
+    assert tokenizer.decode(item.input_ids) == (
+        "<|turn|>user\nare you nice<|end|>\n<|turn|>assistant\nvery<|end|>\n"
+        "<|turn|>user\nwhy so<|end|>\n<|turn|>assistant\nI like it<|end|></s>"
+    )
+    assert item.input_ids.count(tokenizer.convert_tokens_to_ids("<|end|>")) == 4
+    assert item.completion == "I like it"
+
+
+def test_a_template_that_changes_an_answer_is_refused(tmp_path: Path) -> None:
+    """What is learnt must be what was said."""
+    tokenizer = build(bos=False)
+    tokenizer.chat_template = TURNS.replace("m['content']", "m['content'] | upper")
+    with pytest.raises(DataError, match="rewrites what was said"):
+        load(tmp_path, tokenizer, TALK[1:3], chat="template")
+
+
 def test_a_control_token_in_a_message_is_refused_under_a_template(tmp_path: Path) -> None:
     """Nobody can speak for the assistant by typing its tokens."""
     tokenizer = build(bos=False)

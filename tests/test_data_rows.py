@@ -72,6 +72,10 @@ def test_a_json_list_is_read(tmp_path: Path) -> None:
         ("a.csv", b"id,text\n1,a,b\n", "a.csv:1: 3 cells where the header has 2"),
         ("a.csv", b"id,id\n1,a\n", "a column name stands twice"),
         ("a.csv", b'id,text\n1,"a\n', "a.csv:1: not CSV (unexpected end of data"),
+        ("a.jsonl", b'{"a": {"b": ["\\ud83d"]}}\n', "a.jsonl:1: holds half of a character"),
+        ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}\n", "a.jsonl:1: JSON that cannot be read (a num"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: JSON that cannot be read (too deep)"),
+        ("a.json", b"[" * 100_000, "a.json: JSON that cannot be read (too deep)"),
         ("a.xlsx", b"x", "`.xlsx` is not a format qft reads"),
     ],
 )

@@ -65,9 +65,8 @@ def encode_conversation(
         start = len(ids)
         ids += exchange.answer
         labels += [NOT_TRAINED] * len(exchange.ids) + exchange.answer
-    last = next(piece for piece in reversed(pieces) if piece.learnt)
-    asked = "".join(piece.text for piece in pieces[: pieces.index(last)])
-    return Example(tuple(ids), tuple(labels), asked, last.text, row, start), cut
+    asked = "".join(piece.text for piece in pieces[:-1])
+    return Example(tuple(ids), tuple(labels), asked, talk[-1]["content"], row, start), cut
 
 
 def checked(messages: object) -> list[Mapping[str, str]]:
@@ -112,6 +111,9 @@ def by_markers(messages: Sequence[Mapping[str, str]]) -> list[Piece]:
 def by_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Piece]:
     """Write the turns with the tokenizer's template, cut where answers begin and end.
 
+    An answer ends with the token that the template closes a turn with. Many templates have one of
+    their own, such as `<|im_end|>`, beside the tokenizer's EOS.
+
     Raises:
         MissingFieldError: a message holds a control token, or the template rewrites what was said.
     """
@@ -121,7 +123,7 @@ def by_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Pie
         for token in codec.control_tokens:
             if token in message["content"]:
                 raise MissingFieldError(f"message {number} holds the control token {token!r}")
-    eos = codec.tokenizer.convert_ids_to_tokens(codec.eos_id)
+    closing = [*codec.control_tokens, codec.tokenizer.convert_ids_to_tokens(codec.eos_id)]
     pieces: list[Piece] = []
     written = ""
     for at, message in enumerate(messages):
@@ -131,16 +133,24 @@ def by_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Pie
         after = _rendered(codec, messages[: at + 1], asking=False)
         if not before.startswith(written) or not after.startswith(before):
             raise MissingFieldError("the chat template rewrites earlier turns; use `chat: markers`")
-        answer, end, rest = after[len(before) :].partition(eos)
+        answer = _closed(after[len(before) :], message["content"], closing)
         pieces += [
             Piece(text=before[len(written) :], control=True),
-            Piece(text=answer, learnt=True),
+            Piece(text=answer, learnt=True, control=True),
         ]
-        written = before + answer + end
-        if rest:
-            pieces.append(Piece(text=rest, control=True))
-            written += rest
-    return pieces[:-1] if not pieces[-1].learnt else pieces
+        written = before + answer
+    return pieces
+
+
+def _closed(turn: str, content: str, closing: Sequence[str]) -> str:
+    """Return a rendered answer up to and with the control token that closes it, if there is one."""
+    said = turn.find(content.strip())
+    if said < 0:
+        raise MissingFieldError("the chat template rewrites what was said; use `chat: markers`")
+    end = said + len(content.strip())
+    places = ((turn.find(token, end), token) for token in closing)
+    first = min(((at, token) for at, token in places if at >= 0), default=None)
+    return turn if first is None else turn[: first[0] + len(first[1])]
 
 
 def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], *, asking: bool) -> str:
@@ -151,14 +161,22 @@ def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], *, asking: bo
 
 
 def _tokens(codec: Codec, pieces: Sequence[Piece]) -> list[Exchange]:
-    """Tokenize piece by piece, so that generation meets the same tokens before an answer."""
+    """Tokenize piece by piece, so that generation meets the same tokens before an answer.
+
+    Every answer ends with a control token: the template's own, or EOS where it has none. After the
+    last answer EOS always follows, so that the model learns to stop.
+    """
+    closing = {*codec.control_tokens.values(), codec.eos_id}
     exchanges: list[Exchange] = []
     lead: list[int] = []
     for piece in pieces:
         template = Template.parse(_literal(piece.text)) if piece.control else PLAIN
         ids = codec.encode([piece.text], template)[0] if piece.text else []
         if piece.learnt:
-            exchanges.append(Exchange(ids=lead, answer=[*ids, codec.eos_id]))
+            open_ended = ids[-1] not in closing if ids else True
+            if open_ended or (piece is pieces[-1] and ids[-1] != codec.eos_id):
+                ids = [*ids, codec.eos_id]
+            exchanges.append(Exchange(ids=lead, answer=ids))
             lead = []
         else:
             lead = lead + ids

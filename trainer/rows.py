@@ -122,6 +122,8 @@ def _jsonl(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
             problems.append(_not_utf8(f"{path}:{number}", byte))
         except json.JSONDecodeError as error:
             problems.append(f"{path}:{number}: not JSON ({error.msg}, column {error.colno})")
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{path}:{number}: {_beyond(error)}")
         else:
             yield from _object(path, number, value, problems)
 
@@ -137,6 +139,9 @@ def _json(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
     except json.JSONDecodeError as error:
         problems.append(f"{path}: not JSON ({error.msg}, line {error.lineno} column {error.colno})")
         return
+    except (ValueError, RecursionError) as error:
+        problems.append(f"{path}: {_beyond(error)}")
+        return
     if not isinstance(values, list):
         problems.append(f"{path}: a `.json` file must hold a list of objects")
         return
@@ -145,11 +150,35 @@ def _json(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
 
 
 def _object(path: Path, number: int, value: object, problems: list[str]) -> Iterator[Row]:
-    if isinstance(value, dict):
-        yield Row(number=number, fields=value)
-    else:
+    if not isinstance(value, dict):
         kind = type(value).__name__
         problems.append(f"{path}:{number}: a row must be a JSON object, this one is a {kind}")
+    elif _halves_a_character(value):
+        problems.append(
+            f"{path}:{number}: holds half of a character (a lone surrogate such as \\ud83d), which "
+            "is no text; cut such texts between characters, or leave the row out"
+        )
+    else:
+        yield Row(number=number, fields=value)
+
+
+def _halves_a_character(value: object) -> bool:
+    """Tell whether a text in `value` cannot be written as UTF-8, as an escape in JSON can."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return True
+        return False
+    if isinstance(value, dict):
+        return any(map(_halves_a_character, (*value, *value.values())))
+    return isinstance(value, list) and any(map(_halves_a_character, value))
+
+
+def _beyond(error: ValueError | RecursionError) -> str:
+    """Say which limit of the reader a JSON text exceeds: digits of a number, or depth."""
+    what = "too deep" if isinstance(error, RecursionError) else "a number of too many digits"
+    return f"JSON that cannot be read ({what})"
 
 
 def _csv(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
@@ -207,7 +236,7 @@ def _parquet(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
             for fields in batch.to_pylist():
                 number += 1
                 yield Row(number=number, fields=fields)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         problems.append(f"{path}:{number + 1}: not Parquet ({error})")
 
 
