@@ -181,6 +181,8 @@ def test_loss_on_everything_supervises_the_prompt_too(tmp_path: Path) -> None:
     assert whole.labels == whole.input_ids == part.input_ids
     assert whole.prompt_ids == part.prompt_ids
     assert whole.answer_length == part.answer_length == len(part.labels) - part.prompt_length
+    assert part.targets == part.answer_length
+    assert whole.targets == len(whole.labels) - 1  # nothing is read before the first token
 
 
 def test_generation_sees_the_very_tokens_that_training_saw(tmp_path: Path) -> None:

@@ -72,10 +72,13 @@ def metadata(answers: list[Any], *, first_s: float = 0.0) -> Iterator[tuple[str,
         server.server_close()
 
 
-def heard(url: str, *, within_s: float = 5.0, first_call_s_max: float = 5.0) -> Flag:
+def heard(url: str, *, within_s: float = 5.0, said: list[str] | None = None) -> Flag:
     """Poll `url` fast until the flag is up or `within_s` have passed."""
     flag = Flag(time.monotonic)
-    poll = MetadataPoll(url, flag, now=lambda: NOW, poll_s=0.01, first_call_s_max=first_call_s_max)
+    said = [] if said is None else said
+    poll = MetadataPoll(
+        url=url, flag=flag, now=lambda: NOW, say=said.append, poll_s=0.01, first_call_s_max=5
+    )
     poll.start()
     end_s = time.monotonic() + within_s
     while flag.notice is None and time.monotonic() < end_s:
@@ -132,8 +135,17 @@ def test_no_proxy_is_ever_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nobody_at_the_address_is_survived() -> None:
-    """Without a service there is simply no notice."""
-    assert heard("http://127.0.0.1:1", within_s=0.2).notice is None
+    """Without a service there is simply no notice, and the user is told once."""
+    said: list[str] = []
+
+    assert heard("http://127.0.0.1:1", within_s=0.2, said=said).notice is None
+    assert len(said) == 1
+    assert said[0].startswith("eviction notices cannot be heard: ")
+
+
+def test_an_announced_deletion_is_a_notice() -> None:
+    """`Terminate` ends the machine as surely as `Preempt`."""
+    assert preemption_in({"Events": [event(EventType="Terminate")]}, NOW) == 30.0
 
 
 @pytest.mark.parametrize(
@@ -171,19 +183,27 @@ def test_a_document_without_events_is_no_notice(document: object) -> None:
 
 
 def test_signals_raise_the_flag_and_are_given_back() -> None:
-    """SIGTERM sets the flag, a later notice changes nothing, and the handler is put back."""
+    """SIGTERM sets the flag, and the handler is put back."""
     before = signal.getsignal(signal.SIGTERM)
     flag = Flag(lambda: 100.0)
     with on_signals(flag):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT) if flag.notice is None else None
-        first = flag.notice
-        flag.set(seconds_left=1, reason="later")
 
-    assert first is not None
-    assert first.reason == "SIGTERM"
-    assert flag.notice is first
+    assert flag.notice is not None
+    assert flag.notice.reason == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_nearest_of_several_ends_counts() -> None:
+    """SIGTERM shortens the time of a long notice; a later end than that changes nothing."""
+    flag = Flag(lambda: 100.0)
+    flag.set(seconds_left=300, reason="eviction notice")
+    flag.set(seconds_left=10, reason="SIGTERM")
+    flag.set(seconds_left=30, reason="eviction notice")
+
+    assert flag.notice is not None
+    assert (flag.notice.reason, flag.seconds_left) == ("SIGTERM", 10.0)
 
 
 def test_a_second_interrupt_does_not_wait() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -62,6 +64,7 @@ def ended(
         ({"method": {"targets": ["qq"]}}, ["no linear layer called qq; it has down_proj"]),
         ({"method": {"optimizer": "paged_adamw8bit"}}, ["needs a GPU; use adamw8bit"]),
         ({"train": {"precision": "fp16"}}, ["fp16 needs a GPU"]),
+        ({"train": {"lr": math.inf}, "method": {"alpha": math.nan}}, ["train.lr: ", "method.al"]),
     ],
 )
 def test_bad_settings_end_with_78(
@@ -129,6 +132,57 @@ def test_a_missing_run_directory_ends_with_78(
     assert main(["train", "--run-dir", str(tmp_path / "no")]) == 78
     assert "there is no directory" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "verify", "eval", "export"])
+@pytest.mark.parametrize(
+    "odd", ["nothing", "a file", "an empty directory", "a directory as config"]
+)
+def test_an_odd_run_directory_ends_with_78(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, odd: str
+) -> None:
+    """Whatever lies at the place of the run, each command says what is missing."""
+    run = tmp_path / "run"
+    if odd == "a file":
+        run.write_text("x")
+    elif odd == "a directory as config":
+        (run / "config.json").mkdir(parents=True)
+    elif odd == "an empty directory":
+        run.mkdir()
+
+    assert main([command, "--run-dir", str(run)]) == 78
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("price", ["nan", "-1", "inf", "much"])
+def test_an_odd_price_is_a_bad_command_line(price: str) -> None:
+    """A price that no checkpoint could hold is refused before anything starts."""
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--run-dir", ".", "--price-usd-per-h", price])
+
+    assert ended.value.code == 2
+
+
+def test_a_full_disk_at_the_end_is_told_and_ends_with_74(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No room for the adapter is no bug: file, reason and remedy are said, without a traceback."""
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "adapter_model.safetensors")
+
+    monkeypatch.setattr("trainer.methods.Plain.save", full)
+    data = tiny.make_rows(tmp_path / "train.jsonl", 6)
+    run = tiny.write_config(
+        tmp_path / "run", tiny.make_config(model, data, train={"steps": 1, "epochs": None})
+    )
+
+    assert main(["train", "--run-dir", str(run)]) == 74
+    said = capsys.readouterr().err
+    assert "adapter_model.safetensors: No space left on device; free some space" in said
+    assert "Traceback" not in said
+    monkeypatch.undo()
+    assert main(["train", "--run-dir", str(run)]) == 0
 
 
 def test_probe_prints_facts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 
 from trainer.__main__ import main
+from trainer.checkpoint import Store, load
+from trainer.disk import RealDisk
+from trainer.manifest import directory_name, steps_present
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +120,57 @@ def test_the_adapter_loads_with_plain_peft(undisturbed: Path) -> None:
 
     assert len(learnt) == 14
     assert all(value.abs().sum() > 0 for value in learnt)
+
+
+def test_a_run_whose_last_checkpoint_came_elsewhere_has_its_whole_log(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """On a new machine with only the checkpoint of the end, log and adapter are still made."""
+    run = moved(undisturbed, tmp_path)
+
+    assert main(["train", "--run-dir", str(run)]) == 0
+    assert (undisturbed / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    assert tiny.adapter_bytes(undisturbed) == tiny.adapter_bytes(run)
+
+
+def test_a_checkpoint_that_does_not_fit_stands_in_nobodys_way(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """A whole one of odd contents is set aside: what is saved after it is kept and counts."""
+    run = moved(undisturbed, tmp_path)
+    root = run / "checkpoints"
+    for step in steps_present(root):
+        snapshot = load(root / directory_name(step), tensor_bytes_max=1 << 30)
+        shutil.rmtree(root / directory_name(step))
+        state = {**snapshot.state, "counters": {"of": "another version"}}
+        Store(root, keep=9, disk=RealDisk()).save(replace(snapshot, state=state))
+
+    assert main(["train", "--run-dir", str(run)]) == 0
+    assert steps_present(root) == [30, 27]
+    assert sorted(path.name for path in root.iterdir()) == ["step-00000027", "step-00000030"]
+    assert tiny.adapter_bytes(undisturbed) == tiny.adapter_bytes(run)
+
+
+def test_fewer_steps_than_are_done_are_refused(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run cannot be shortened below its checkpoint, and says so instead of calling it done."""
+    run = moved(undisturbed, tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    config["train"]["steps"] = 20
+    (run / "config.json").write_text(json.dumps(config))
+
+    assert main(["train", "--run-dir", str(run), "--allow-change", "steps"]) == 78
+    assert "train.steps: 20 wanted, 30 done already" in capsys.readouterr().err
+    assert not (run / "adapter").exists()
+
+
+def moved(run: Path, directory: Path) -> Path:
+    """Return a new run directory with nothing but config and checkpoints of `run`."""
+    new = directory / "run"
+    shutil.copytree(run / "checkpoints", new / "checkpoints")
+    shutil.copyfile(run / "config.json", new / "config.json")
+    return new
 
 
 def identity(run: Path) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,55 @@ def test_a_missing_directory_is_not_looked_up_on_a_hub(tmp_path: Path, name: str
     """What is written like a path must be a directory."""
     with pytest.raises(ConfigError, match="there is no directory"):
         models.find_source(ModelTable(id=name), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({}, "Error while deserializing"),
+        ({"hidden_size": 64}, "cannot be loaded"),
+        ({"num_hidden_layers": 3}, "the files lack 9 weights of a LlamaForCausalLM, such as model"),
+        ({"_attn_implementation": "flash_attention_2"}, "cannot be loaded"),
+    ],
+)
+def test_a_damaged_base_is_refused_and_never_filled_up_with_random_weights(
+    tmp_path: Path, damage: dict[str, Any], words: str
+) -> None:
+    """Torn files, other sizes, missing weights, missing packages: all end with the reason."""
+    directory = tiny.make_model(tmp_path / "model")
+    if damage:
+        path = directory / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    else:
+        (directory / "model.safetensors").write_bytes(b"torn")
+    source = models.find_source(ModelTable(id=str(directory)), tmp_path)
+    precision = choose_precision(PrecisionChoice.AUTO, device="cpu", capability=None, seq2seq=False)
+
+    with pytest.raises(ConfigError, match=words):
+        models.load_base(
+            source,
+            MethodTable.model_validate({"kind": "lora"}),
+            precision=precision,
+            device=torch.device("cpu"),
+        )
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_silent_hub_is_no_fault_of_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, offline: bool
+) -> None:
+    """A hub that does not answer may be asked again, unless the network is switched off."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def silent(*_arguments: object, **_named: object) -> None:
+        raise OSError("We could not connect") from LocalEntryNotFoundError("no answer")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", silent)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    source = models.find_source(ModelTable(id="some/base"), tmp_path)
+
+    with pytest.raises(ConfigError if offline else ConnectionError, match="could not connect"):
+        models.load_config(source)
 
 
 def test_a_directory_that_is_no_model_is_refused_readably(tmp_path: Path) -> None:

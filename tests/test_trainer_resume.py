@@ -132,6 +132,43 @@ def test_one_sequence_that_does_not_fit_is_said_so(tmp_path: Path) -> None:
         made.train(until=1)
 
 
+def test_an_update_that_does_not_fit_is_never_done_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that runs out in the update ends the run: a half update cannot be done again."""
+    made = rig(tiny.make_run(tmp_path, rows=20, train=HARD["whole"]))
+    made.train(until=1)
+    calls = []
+
+    def step() -> None:
+        calls.append(1)
+        raise torch.OutOfMemoryError("test")
+
+    monkeypatch.setattr(made.state.optimizer, "step", step)
+    with pytest.raises(DoesNotFit, match=r"method\.r"):
+        made.train(until=2)
+
+    assert (calls, made.state.counters.step) == ([1], 1)
+
+
+def test_a_gradient_whose_length_overflows_updates_nothing_under_a_loss_scale(
+    tmp_path: Path,
+) -> None:
+    """Finite numbers can have an infinite length: the step counts as skipped, and is."""
+    made = scaled(
+        rig(tiny.make_run(tmp_path, rows=20, train={**HARD["whole"], "max_grad_norm": 0}))
+    )
+    made.train(until=1)
+    before = outcome(made)[1]
+    parameters: Any = made.state.parameters.values()
+    for parameter in parameters:
+        parameter.register_hook(lambda grad: torch.full_like(grad, 1e30))
+    made.train(until=2)
+
+    assert before == outcome(made)[1]
+    assert made.state.counters.skipped == 1
+
+
 def test_steps_without_finite_gradient_are_skipped_and_end_the_run(tmp_path: Path) -> None:
     """A non-finite gradient changes no parameter; twenty in a row end the run."""
     made = rig(tiny.make_run(tmp_path, rows=20, train={**HARD["whole"], "steps": 40}))
@@ -185,6 +222,33 @@ def test_foreign_moments_leave_a_fresh_start_fresh(undisturbed: Rig, tmp_path: P
         fresh.state.restore(found)
     fresh.train(until=14)
     assert outcome(undisturbed) == outcome(fresh)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scaler": {}}, "loss scale"),
+        ({"scaler": {"scale": "1"}}, "loss scale"),
+        ({"optimizer": {"x/step": 1}}, "optimizer"),
+        ({"log": b'{"step": 1}\n{"step": 1}\n'}, "log"),
+        ({"log": b"1\n[]\n"}, "log"),
+    ],
+)
+def test_a_whole_checkpoint_of_odd_contents_is_refused_before_anything_changes(
+    undisturbed: Rig, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    """Right hashes over a wrong scale, a wrong optimizer or a wrong log are damage too."""
+    made = scaled(rig(twin_of(undisturbed, tmp_path)))
+    made.train(until=2)
+    good = made.state.snapshot({})
+    odd = {k: v for k, v in change.items() if k == "log"}
+    bad = replace(good, state={**good.state, **{k: change[k] for k in change.keys() - odd}}, **odd)
+    fresh = scaled(rig(made.run_dir))
+    before = outcome_tensors(fresh)
+
+    with pytest.raises(Damaged, match=words):
+        fresh.state.restore(bad)
+    assert before == outcome_tensors(fresh)
 
 
 @pytest.mark.parametrize("kind", ["adamw8bit", "adamw"])

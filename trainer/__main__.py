@@ -1,12 +1,13 @@
 """The trainer's door: `python -m trainer`, its commands and the exit codes that the laptop acts on.
 
-0 done · 65 bad data · 70 bug · 73 another trainer works here · 75 preempted, state saved
-78 bad config · 128+N ended by signal N
+0 done · 2 bad command line · 65 bad data · 70 bug · 73 another trainer works here
+74 disk or network failed · 75 preempted, state saved · 78 bad config · 128+N ended by signal N
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 import traceback
@@ -20,7 +21,7 @@ from trainer.job import Order, prepare_environment, run_job
 from trainer.rows import DataError
 
 INTERRUPTED = 130
-DONE, DIFFERS, BAD_DATA, BUG, BUSY, PREEMPTED, BAD_CONFIG = 0, 1, 65, 70, 73, 75, 78
+DONE, DIFFERS, BAD_DATA, BUG, BUSY, FAILED_IO, PREEMPTED, BAD_CONFIG = 0, 1, 65, 70, 73, 74, 75, 78
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain("the data cannot be used", [str(error)], BAD_DATA)
     except Busy as error:
         return complain("busy", [str(error)], BUSY)
+    except OSError as error:
+        return complain("the disk or the network failed", [tell(error)], FAILED_IO)
     except KeyboardInterrupt:
         say("interrupted: the newest checkpoint stands, the same command goes on from there")
         return INTERRUPTED
@@ -64,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         help="evictions per hour in percent: 0-5, 5-10, 10-15, 15-20 or 20+",
     )  # fmt: skip
     train.add_argument(
-        "--price-usd-per-h", type=float, default=0.0, metavar="USD",
+        "--price-usd-per-h", type=amount, default=0.0, metavar="USD",
         help="what the machine costs, for the cost so far in every checkpoint",
     )  # fmt: skip
     train.set_defaults(run=run_train)
@@ -149,12 +152,28 @@ def positive(text: str) -> int:
     return value
 
 
+def amount(text: str) -> float:
+    """Read a finite number, zero or above."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
 def run_probe(_arguments: argparse.Namespace) -> int:
     """Print what this machine can do, for the laptop to check before it trains."""
     from trainer.probe import probe
 
     sys.stdout.write(json.dumps(probe(), indent=1) + "\n")
     return DONE
+
+
+def tell(error: OSError) -> str:
+    """Say what failed where, and what to do about a full disk."""
+    what = error.strerror or str(error) or type(error).__name__
+    where = f"{error.filename}: " if error.filename else ""
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return f"{where}{what}{'; free some space, or take a larger disk' if full else ''}"
 
 
 def complain(what: str, problems: Sequence[str], code: int) -> int:

@@ -67,13 +67,15 @@ class Store:
 
         A checkpoint of the same step that verifies is left as it is.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        if not self.root.is_dir():
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._disk.sync_directory(self.root.parent)
         target = self.root / directory_name(snapshot.step)
         if target.exists() or target.is_symlink():
             try:
                 return self._accept(verify(target))
             except Damaged:
-                self._set_aside(snapshot.step)
+                self.set_aside(snapshot.step)
         temporary = self.root / f".{target.name}.partial"
         self._discard(temporary)
         try:
@@ -102,11 +104,23 @@ class Store:
                 snapshot = load(directory, tensor_bytes_max=tensor_bytes_max)
             except Damaged as error:
                 say(f"checkpoint {directory.name} is unusable ({error}); trying the one before it")
-                self._set_aside(step)
+                self.set_aside(step)
                 continue
             self._verified.add(step)
             return snapshot
         return None
+
+    def set_aside(self, step: int) -> None:
+        """Rename a checkpoint that cannot be used, so that it counts no more.
+
+        Its step can be saved again, and rotation does not keep it in place of a better one.
+        """
+        damaged = self.root / directory_name(step)
+        aside = damaged.with_name(f"{damaged.name}.damaged")
+        self._discard(aside)
+        self._verified.discard(step)
+        with suppress(OSError):  # on a read-only disk it is skipped by name at every start
+            self._disk.rename(damaged, aside)
 
     def sweep(self) -> None:
         """Remove what an interrupted save left behind; called once, before training."""
@@ -170,14 +184,6 @@ class Store:
             with suppress(Damaged):
                 self._accept(verify(self.root / directory_name(step)))
         return step in self._verified
-
-    def _set_aside(self, step: int) -> None:
-        """Rename a damaged checkpoint so that its step can be saved again."""
-        damaged = self.root / directory_name(step)
-        aside = damaged.with_name(f"{damaged.name}.damaged")
-        self._discard(aside)
-        with suppress(OSError):  # on a read-only disk it is skipped by name at every start
-            self._disk.rename(damaged, aside)
 
     def _discard(self, path: Path) -> None:
         """Remove `path` if it is there; first under another name, so that no half of it counts."""

@@ -24,7 +24,7 @@ __all__ = ["MethodKind", "MethodTable", "OptimizerKind", "Quant"]
 class TrainerConfig(BaseModel):
     """The tables of `config.json`; a relative path in them starts at the run directory."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: ModelTable
     method: MethodTable = Field(default_factory=lambda: MethodTable())  # noqa: PLW0108 - it is defined below
@@ -51,7 +51,7 @@ class TrainerConfig(BaseModel):
 class ModelTable(BaseModel):
     """Which base model is adapted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     id: str = Field(
         min_length=1, description="A hub id such as `microsoft/phi-1_5`, or a local directory."
@@ -67,7 +67,7 @@ class ModelTable(BaseModel):
 class DataTable(BaseModel):
     """Which rows are learnt, and how a row becomes text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     train: str = Field(
         min_length=1, description="Rows to learn from: a file, or `hub:OWNER/NAME@REVISION/PATH`."
@@ -128,7 +128,7 @@ class PrecisionChoice(StrEnum):
 class TrainTable(BaseModel):
     """How long, how fast and in what portions to learn."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int | None = Field(default=None, ge=1, description="Optimizer steps; or give `epochs`.")
     epochs: float | None = Field(
@@ -199,7 +199,7 @@ _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 class CheckpointTable(BaseModel):
     """When the state is saved, and how many saves are kept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     every: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=_EVERY)] = Field(
         default="auto", description="`auto`, a number of steps, or a time such as `90s`, `10min`."
@@ -223,7 +223,7 @@ class CheckpointTable(BaseModel):
 class CostTable(BaseModel):
     """What the two kinds of mistake about one label cost, in any one unit."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     miss: float = Field(default=1.0, ge=0, description="Not saying the label where it is right.")
     false_alarm: float = Field(default=1.0, ge=0, description="Saying it where it is wrong.")
@@ -232,7 +232,7 @@ class CostTable(BaseModel):
 class EvalTable(BaseModel):
     """How the base and the adapted model are scored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["multilabel", "label"] = Field(
         description="Answers are sets of labels, or exactly one label."
@@ -294,7 +294,9 @@ def load_config(path: Path) -> TrainerConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError([f"{path}: there is no such file"]) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError([f"{path}: this is not JSON in UTF-8: {error}"]) from error
     try:
         return TrainerConfig.model_validate(raw)

@@ -68,6 +68,12 @@ class Example:
         return len(self.labels) - (self.prompt_length if self._causal else 0)
 
     @property
+    def targets(self) -> int:
+        """How many tokens are learnt: a causal model predicts none where it has read none."""
+        predicted = self.labels[1:] if self._causal else self.labels
+        return len(predicted) - predicted.count(NOT_TRAINED)
+
+    @property
     def _causal(self) -> bool:
         return len(self.input_ids) > self.prompt_length
 
@@ -289,19 +295,16 @@ class Codec:
     def encode(self, texts: Sequence[str], template: Template) -> list[list[int]]:
         """Tokenize rendered texts without framing.
 
-        Control tokens count as such only where the template itself writes them. If it writes none,
-        a `</s>` in somebody's comment is seven harmless characters.
+        Control tokens count only where the template itself writes them; elsewhere a `</s>` in
+        somebody's comment is harmless characters.
         """
         if self._writes_control(template):
             return self._tokenize(texts, split_special_tokens=False)
         encoded = self._tokenize(texts, split_special_tokens=True)
         for at, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
             # A Unigram vocabulary lists `</s>` as a piece, so asking for a split is not enough.
-            armed = [
-                token
-                for token, number in self.control_tokens.items()
-                if token in text and number in ids
-            ]
+            held = self.control_tokens.items()
+            armed = [token for token, number in held if token in text and number in ids]
             if armed:
                 encoded[at] = self._tokenize([_disarm(text, armed)], split_special_tokens=True)[0]
         return encoded

@@ -2,6 +2,7 @@
 
 Preempted    75  the machine goes away; the state is saved, start again elsewhere
 Busy         73  another trainer works here
+OSError      74  the disk or the network failed; whole checkpoints stand
 DataError    65  rows must change (defined in `rows.py`)
 ConfigError  78  settings must change (defined in `config.py`)
 ├── DoesNotFit   even one sequence exceeds the device's memory

@@ -13,7 +13,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -37,7 +37,7 @@ class Notice:
 
 
 class Flag:
-    """Set once by whoever hears of the eviction, read by the loop; later notices change nothing."""
+    """Set by whoever hears of the end, read by the loop; of several notices the nearest counts."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -45,7 +45,7 @@ class Flag:
 
     @property
     def notice(self) -> Notice | None:
-        """The first notice, or None as long as nothing was heard."""
+        """The notice of the nearest end, or None as long as nothing was heard."""
         return self._notice
 
     @property
@@ -55,8 +55,9 @@ class Flag:
 
     def set(self, *, seconds_left: float, reason: str) -> None:
         """Announce the end. Takes no lock, so a signal handler may call it."""
-        if self._notice is None:
-            self._notice = Notice(deadline_s=self.clock() + seconds_left, reason=reason)
+        notice = Notice(deadline_s=self.clock() + seconds_left, reason=reason)
+        if self._notice is None or notice.deadline_s < self._notice.deadline_s:
+            self._notice = notice
 
 
 @contextmanager
@@ -76,25 +77,18 @@ def on_signals(flag: Flag) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@dataclass(kw_only=True)
 class MetadataPoll:
     """Asks the metadata service once a second from a daemon thread, until it is closed."""
 
-    def __init__(
-        self,
-        url: str,
-        flag: Flag,
-        *,
-        now: Callable[[], datetime],
-        poll_s: float = POLL_S,
-        first_call_s_max: float = FIRST_CALL_S_MAX,
-    ) -> None:
-        self._url = url.rstrip("/") + EVENTS_PATH
-        self._flag = flag
-        self._now = now
-        self._poll_s = poll_s
-        self._first_call_s_max = first_call_s_max
-        self._closed = threading.Event()
-        self.last_error: str | None = None
+    url: str
+    flag: Flag
+    now: Callable[[], datetime]
+    say: Callable[[str], None]  # hears when the service falls silent
+    poll_s: float = POLL_S
+    first_call_s_max: float = FIRST_CALL_S_MAX
+
+    _closed: threading.Event = field(default_factory=threading.Event, init=False)
 
     def start(self) -> None:
         """Begin to ask; the slow first call does not hold up the caller."""
@@ -105,19 +99,20 @@ class MetadataPoll:
         self._closed.set()
 
     def _run(self) -> None:
-        timeout_s = self._first_call_s_max
-        while not self._closed.is_set() and self._flag.notice is None:
+        timeout_s, silent = self.first_call_s_max, False
+        while not self._closed.is_set() and self.flag.notice is None:
             try:
-                events = fetch_events(self._url, timeout_s=timeout_s)
+                events = fetch_events(self.url.rstrip("/") + EVENTS_PATH, timeout_s=timeout_s)
             except (OSError, http.client.HTTPException, ValueError) as error:
-                self.last_error = str(error)
+                if not silent:
+                    self.say(f"eviction notices cannot be heard: {error}; asking on")
+                silent = True
             else:
-                self.last_error = None
-                timeout_s = CALL_S_MAX
-                seconds_left = preemption_in(events, self._now())
+                timeout_s, silent = CALL_S_MAX, False
+                seconds_left = preemption_in(events, self.now())
                 if seconds_left is not None:
-                    self._flag.set(seconds_left=seconds_left, reason="eviction notice")
-            self._closed.wait(self._poll_s)
+                    self.flag.set(seconds_left=seconds_left, reason="eviction notice")
+            self._closed.wait(self.poll_s)
 
 
 def fetch_events(url: str, *, timeout_s: float) -> object:
@@ -132,8 +127,10 @@ def fetch_events(url: str, *, timeout_s: float) -> object:
 
 
 def preemption_in(document: object, now: datetime) -> float | None:
-    """Return the seconds until the earliest announced preemption, or None if there is none.
+    """Return the seconds until the earliest announced end of the machine, or None if there is none.
 
+    It ends by preemption, or by a deletion that was announced. A freeze is short, and before a
+    reboot comes SIGTERM.
     The service of a virtual machine lists events of that machine only, so any named resource
     counts. A missing or unreadable time is taken as Azure's minimum, one in the past as zero, and
     a far one is bounded, because the clock of the machine may be wrong.
@@ -144,7 +141,7 @@ def preemption_in(document: object, now: datetime) -> float | None:
     times = [
         _seconds_until(event, now)
         for event in events
-        if isinstance(event, Mapping) and event.get("EventType") == "Preempt"
+        if isinstance(event, Mapping) and event.get("EventType") in {"Preempt", "Terminate"}
     ]
     return min(times, default=None)
 

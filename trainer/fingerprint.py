@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -67,7 +68,11 @@ def take_fingerprint(
         "data": dict(data),
         "base": dict(base),
         "hardware": dict(hardware),
-        "versions": {"python": platform.python_version(), **installed_versions()},
+        "versions": {
+            "python": platform.python_version(),
+            "trainer": own_sha256(),
+            **installed_versions(),
+        },
     }
 
 
@@ -140,7 +145,8 @@ def directory_sha256(root: Path, *, cache: Path) -> str:
         fresh[key] = known.get(key) or file_sha256(path)
         total.update(f"{path.relative_to(root)}\0{fresh[key]}\n".encode())
     if fresh != known:
-        cache.write_text(json.dumps(fresh, indent=1), encoding="utf-8")
+        with suppress(OSError):  # no room: it is computed again next time
+            cache.write_text(json.dumps(fresh, indent=1), encoding="utf-8")
     return total.hexdigest()
 
 
@@ -153,6 +159,14 @@ def installed_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def own_sha256() -> str:
+    """Return one SHA-256 over the source files of this package, whatever their times."""
+    total = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        total.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    return total.hexdigest()
 
 
 def cpu_model() -> str:

@@ -51,7 +51,8 @@ def fetch(file: HubFile, *, endpoint: str | None = None, cache: Path | None = No
     (`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`).
 
     Raises:
-        DataError: there is no such file, or the hub cannot be reached.
+        DataError: there is no such file.
+        ConnectionError: the hub does not answer; try again.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -69,6 +70,8 @@ def fetch(file: HubFile, *, endpoint: str | None = None, cache: Path | None = No
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
+        if hub_is_silent(error):
+            raise ConnectionError(f"the hub does not answer: {said[0]}") from error
         raise DataError(
             [
                 f"{file.path} of the data set {file.repo} at {file.revision} cannot be fetched: "
@@ -76,3 +79,21 @@ def fetch(file: HubFile, *, endpoint: str | None = None, cache: Path | None = No
             ]
         ) from error
     return Path(found)
+
+
+def hub_is_silent(error: BaseException) -> bool:
+    """Tell whether something failed because the hub was not reached, or had a trouble of its own.
+
+    Trying again may then help; where the user has switched the network off, it cannot.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, LocalEntryNotFoundError):
+            return not constants.HF_HUB_OFFLINE
+        if isinstance(seen, HfHubHTTPError) and seen.response is not None:
+            return bool(seen.response.status_code >= 500 or seen.response.status_code == 429)
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -50,13 +50,12 @@ def run_job(order: Order, say: Callable[[str], None]) -> None:
         ConfigError, DoesNotFit, Diverged: the settings must change (exit 78).
         DataError: the rows must change (exit 65).
         Busy: another trainer runs in this directory (exit 73).
+        OSError: the disk or the network fails (exit 74); whole checkpoints stand.
     """
-    if not order.run_dir.is_dir():
-        raise ConfigError([f"--run-dir: there is no directory {order.run_dir}"])
     with alone_in(order.run_dir):
         heartbeat = Heartbeat(order.run_dir / "status.json", disk=RealDisk(), now=_now)
         flag = Flag(time.monotonic)
-        with heartbeat, on_signals(flag), polling(order.metadata_url, flag):
+        with heartbeat, on_signals(flag), polling(order.metadata_url, flag, say):
             _reported(order, heartbeat, flag, say)
 
 
@@ -179,7 +178,14 @@ def resolve(run_dir: Path, name: str) -> Path:
 
 @contextmanager
 def alone_in(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory's lock, which dies with the process; raise `Busy` if it is taken."""
+    """Hold the run directory's lock, which dies with the process.
+
+    Raises:
+        Busy: it is taken.
+        ConfigError: there is no such directory.
+    """
+    if not run_dir.is_dir():
+        raise ConfigError([f"--run-dir: there is no directory {run_dir}"])
     descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -195,12 +201,12 @@ def alone_in(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def polling(url: str | None, flag: Flag) -> Iterator[None]:
+def polling(url: str | None, flag: Flag, say: Callable[[str], None]) -> Iterator[None]:
     """Ask the metadata service for notices while inside; without a URL, ask nobody."""
     if url is None:
         yield
         return
-    poll = MetadataPoll(url, flag, now=_now)
+    poll = MetadataPoll(url=url, flag=flag, now=_now, say=say)
     poll.start()
     try:
         yield

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from trainer.data import NOT_TRAINED, Example, collate
+from trainer.data import Example, collate
 from trainer.errors import Diverged, DoesNotFit, Preempted
 from trainer.eviction import Flag
 from trainer.methods import Method
@@ -126,10 +126,14 @@ class StepResult:
 
 
 def whole_step(bench: Bench, state: TrainingState) -> StepResult:
-    """Do one step; if memory runs out, do it again from the same state with smaller portions."""
+    """Do one step; if memory runs out in a pass, do all passes again with smaller portions.
+
+    Nothing has changed by then. The update is never done twice: half of it may have happened.
+    """
     while True:
         try:
-            return one_step(bench, state)
+            loss_sum = all_passes(bench, state)
+            break
         except torch.OutOfMemoryError as error:
             state.optimizer.zero_grad(set_to_none=True)
             if state.counters.micro_batch == 1:
@@ -140,21 +144,35 @@ def whole_step(bench: Bench, state: TrainingState) -> StepResult:
             state.counters.micro_batch = -(-state.counters.micro_batch // 2)
             bench.say(f"out of memory: going on with {state.counters.micro_batch} at a time")
         torch.cuda.empty_cache()
+    try:
+        grad_norm = update(bench, state)
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFit(
+            "the update of the adapter does not fit into the memory of the device; lower "
+            f"`method.r`, try `method.optimizer: adamw8bit`, or rent a larger GPU ({error})"
+        ) from error
+    batch = [bench.examples[row] for row in bench.plan.batch(state.counters.step)]
+    targets = sum(example.targets for example in batch)
+    return StepResult(
+        loss=(loss_sum / targets).item(),
+        grad_norm=grad_norm,
+        tokens=sum(len(example.input_ids) for example in batch),
+        targets=targets,
+        skipped=not math.isfinite(grad_norm),
+    )
 
 
-def one_step(bench: Bench, state: TrainingState) -> StepResult:
-    """Do one optimizer step: forward and backward per micro-batch, clip, update.
+def all_passes(bench: Bench, state: TrainingState) -> torch.Tensor:
+    """Gather the gradient of a step, forward and backward per micro-batch; return the summed loss.
 
     The loss of every micro-batch is divided by the target tokens of the whole step, so that the
-    cut into micro-batches does not change the gradient's meaning. A gradient that is not finite
-    updates nothing; a loss scale then learns from it. Raises `Preempted`, with
+    cut into micro-batches does not change the gradient's meaning. Raises `Preempted`, with
     nothing changed, if a notice leaves no time for the rest of the step.
     """
     step, scaler = state.counters.step, state.scaler
     rows = bench.plan.batch(step)
     bench.method.begin(step, len(rows))
-    batch = [bench.examples[row] for row in rows]
-    targets = sum(label != NOT_TRAINED for example in batch for label in example.labels)
+    targets = sum(bench.examples[row].targets for row in rows)
     loss_sum = torch.zeros((), dtype=torch.float64, device=bench.layer.device)
     began_s = time.perf_counter()
     portions = micro_batches(rows, state.counters.micro_batch)
@@ -174,24 +192,27 @@ def one_step(bench: Bench, state: TrainingState) -> StepResult:
         loss_sum += loss.detach()
         mean = loss / targets
         bench.layer.backward(scaler.scale(mean) if scaler else mean)
+    return loss_sum
+
+
+def update(bench: Bench, state: TrainingState) -> float:
+    """Clip the gradient, update the parameters, and return the gradient's length before.
+
+    A length that is not finite updates nothing; a loss scale then learns from it.
+    """
     bench.method.gather()
     for group in state.optimizer.param_groups:
-        group["lr"] = bench.plan.lr(step)
-    if scaler:
-        scaler.unscale_(state.optimizer)
+        group["lr"] = bench.plan.lr(state.counters.step)
+    if state.scaler:
+        state.scaler.unscale_(state.optimizer)
     limit = bench.max_grad_norm or float("inf")
     grad_norm = clip_grad_norm_(state.parameters.values(), limit).item()
-    skipped = not math.isfinite(grad_norm)
-    if scaler:
-        scaler.step(state.optimizer)  # does nothing if a gradient overflowed
-        scaler.update()
-    elif not skipped:
-        state.optimizer.step()
+    if math.isfinite(grad_norm):
+        if state.scaler:
+            state.scaler.step(state.optimizer)
+        else:
+            state.optimizer.step()
+    if state.scaler:
+        state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    return StepResult(
-        loss=(loss_sum / targets).item(),
-        grad_norm=grad_norm,
-        tokens=sum(len(example.input_ids) for example in batch),
-        targets=targets,
-        skipped=skipped,
-    )
+    return grad_norm

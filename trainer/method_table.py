@@ -66,7 +66,7 @@ class OptimizerKind(StrEnum):
 class MethodTable(BaseModel):
     """Which parameters are trained, and how the frozen ones are kept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: MethodKind = Field(
         default=MethodKind.QLORA,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from trainer import methods, nola, quantise
 from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTable
+from trainer.errors import DoesNotFit
+from trainer.hub import hub_is_silent
 from trainer.plan import ordinal
 from trainer.precision import Precision, choose_precision
 
@@ -91,8 +94,9 @@ def load_base(
     `prepare_model_for_kbit_training` would double the memory of the embeddings for no gain.
 
     Raises:
-        ConfigError: there is no such model, it is not one that generates text, or none of its
-            layers can be quantised.
+        ConfigError: there is no such model, it is not one that generates text, some of its weights
+            are missing, none of its layers can be quantised, or it does not fit (`DoesNotFit`).
+        ConnectionError: the hub does not answer; try again.
     """
     import transformers
 
@@ -114,12 +118,23 @@ def load_base(
             bnb_4bit_compute_dtype=dtype,
         )
     with _readable_failure(source), quantise.all_linears():
-        base = family.from_pretrained(source.name, config=model_config, **arguments)
+        base, loading = family.from_pretrained(
+            source.name, config=model_config, output_loading_info=True, **arguments
+        )
+    _require_all_weights(base, loading["missing_keys"])
     base.requires_grad_(requires_grad=False)
     if method.storage is not Quant.NONE:
         quantise.require_quantised(base)
         forbid_repacking(base)
     return base
+
+
+def _require_all_weights(base: Model, missing: Iterable[str]) -> None:
+    """Raise `ConfigError` if a weight was not found: it would be random, and new at each start."""
+    lacking = sorted(set(missing) & {name for name, _ in base.named_parameters()})
+    if lacking:
+        what = f"{len(lacking)} weights of a {type(base).__name__}, such as {lacking[0]}"
+        raise ConfigError([f"model.id: the files lack {what}: config.json is of another base"])
 
 
 def forbid_repacking(model: Model) -> int:
@@ -160,7 +175,12 @@ def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model
     with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
         model = peft.get_peft_model(base, settings)
-        if on_gpu if train.gradient_checkpointing == "auto" else train.gradient_checkpointing:
+        wanted, able = train.gradient_checkpointing, base.supports_gradient_checkpointing
+        if wanted is True and not able:
+            raise ConfigError(
+                [f"train.gradient_checkpointing: {type(base).__name__} cannot; use `auto`"]
+            )
+        if (on_gpu and able) if wanted == "auto" else wanted:
             base.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
@@ -225,12 +245,22 @@ class _readable_failure:  # noqa: N801 - used as a context manager
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, OSError | ValueError | KeyError):
+        if isinstance(error, torch.OutOfMemoryError):
+            raise DoesNotFit(
+                f"{self._source.name} does not fit into the memory of the device; quantise it "
+                f"(`kind: qlora`), take a smaller base, or rent a larger GPU ({error})"
+            ) from error
+        if error is not None and hub_is_silent(error):
+            raise ConnectionError(f"the hub does not answer: {error}") from error
+        if isinstance(error, _UNUSABLE) and not isinstance(error, torch.AcceleratorError):
             where = "directory" if self._source.local else f"revision {self._source.revision}"
             raise ConfigError(
                 [f"model.id: {self._source.name} ({where}) cannot be loaded: {error}"]
             ) from error
 
+
+# What the libraries raise for a base that is not there, damaged, or needs what is not installed.
+_UNUSABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "fp32": torch.float32,

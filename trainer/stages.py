@@ -16,7 +16,7 @@ import torch
 from trainer import methods, ranks
 from trainer import model as models
 from trainer.checkpoint import Snapshot, Store
-from trainer.config import TrainerConfig
+from trainer.config import ConfigError, TrainerConfig
 from trainer.data import Examples, load_examples, padding_id
 from trainer.disk import RealDisk, replace_file
 from trainer.errors import Preempted
@@ -201,6 +201,7 @@ def learn(desk: Desk, material: Material, adapted: Any) -> Best:
         raise
     bench.method.settle()
     keeper.save_now()
+    state.log.settle()
     if bench.exam is not None and bench.exam.keep_best:
         state.adopt_best()
         bench.method.settle()
@@ -279,6 +280,7 @@ def resume(desk: Desk, material: Material, store: Store, state: TrainingState) -
             desk.say(
                 f"checkpoint of step {found.step} is unusable ({error}); trying the one before"
             )
+            store.set_aside(found.step)
             below = found.step
             continue
         if verdict.inexact:  # another card, or asked for: what once fitted says nothing
@@ -286,8 +288,13 @@ def resume(desk: Desk, material: Material, store: Store, state: TrainingState) -
         _note_inexact(desk, state, found, verdict.inexact)
         break
     counters = state.counters
+    if counters.step > material.plan.steps:
+        raise ConfigError(
+            [f"train.steps: {material.plan.steps} wanted, {counters.step} done already"]
+        )
     previous = desk.heartbeat.previous
     if found is not None or lost:
+        state.log.settle()  # even if no step follows that would write it
         counters.resumes = max(counters.resumes, previous.resumes) + 1
         redone = max(counters.redone_steps, previous.redone_steps)
         counters.redone_steps = redone + max(0, lost - counters.step)

@@ -16,7 +16,7 @@ import torch
 
 from trainer.checkpoint import Snapshot, check_same_tensors
 from trainer.manifest import Damaged
-from trainer.status import MetricsLog, parse_log
+from trainer.status import MetricsLog, last_step, parse_log
 
 BEST = "best/"  # in front of a parameter's name: its value at the best validation
 
@@ -107,16 +107,18 @@ class TrainingState:
         """Become what `snapshot` holds, or raise `Damaged` before anything has changed."""
         counters = _read_counters(snapshot)
         lines = parse_log(snapshot.log)
-        if len(lines) != counters.step:
+        if len(lines) != counters.step or last_step(snapshot.log) != counters.step:
             raise Damaged(f"its log has {len(lines)} lines for {counters.step} steps")
         best, best_adapter = _read_best(snapshot), best_tensors(snapshot.adapter)
         if best_adapter:
             check_same_tensors("best adapter", dict(self.parameters), best_adapter)
         check_same_tensors("adapter", dict(self.parameters), present_tensors(snapshot.adapter))
         plain = snapshot.state.get("optimizer")
+        if not isinstance(plain, dict):
+            raise Damaged("its optimizer is missing")
         scaler = snapshot.state.get("scaler")
-        if not isinstance(plain, dict) or (scaler is None) != (self.scaler is None):
-            raise Damaged("its optimizer or loss scale is missing")
+        if _kinds(scaler) != _kinds(self.scaler.state_dict() if self.scaler else None):
+            raise Damaged("its loss scale is missing or foreign")
         moments = self._match_moments(snapshot, plain)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -147,9 +149,9 @@ class TrainingState:
         expected, expected_plain = self._fresh_optimizer_state()
         present = {key.rpartition("/")[0] for key in (*snapshot.optimizer, *plain)}
         wanted = {k: v for k, v in expected.items() if k.rpartition("/")[0] in present}
-        wanted_plain = {k for k in expected_plain if k.rpartition("/")[0] in present}
+        wanted_plain = {k: v for k, v in expected_plain.items() if k.rpartition("/")[0] in present}
         check_same_tensors("optimizer", wanted, snapshot.optimizer)
-        if wanted_plain != set(plain):
+        if _kinds(wanted_plain) != _kinds(plain):
             raise Damaged("its optimizer lacks entries or has foreign ones")
         moments: dict[str, dict[str, Any]] = {}
         for key, value in snapshot.optimizer.items():
@@ -213,6 +215,11 @@ def finite_or_none(value: float) -> float | None:
 
 def _to_host(value: torch.Tensor) -> torch.Tensor:
     return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _kinds(table: object) -> dict[str, type] | None:
+    """Return the type of every value of a table, None if it is none."""
+    return {k: type(v) for k, v in table.items()} if isinstance(table, dict) else None
 
 
 def _read_counters(snapshot: Snapshot) -> Counters:

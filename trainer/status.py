@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trainer.disk import Disk, replace_file
+from trainer.disk import Disk, RealDisk, replace_file
 
 HEARTBEAT_S = 2.0
 
@@ -151,6 +151,12 @@ class MetricsLog:
         """Return the whole log, for a checkpoint."""
         return b"".join(self._lines)
 
+    def settle(self) -> None:
+        """Make the file hold this log and nothing else, durably; without room it stays as it is."""
+        with suppress(OSError):
+            replace_file(self.path, self.to_bytes().decode(), disk=RealDisk())
+            self._written = self.path.stat().st_size
+
     def _flush(self) -> None:
         if self._written is None:
             with self.path.open("wb") as file:
@@ -169,10 +175,20 @@ def parse_log(data: bytes) -> list[bytes]:
 def count_steps(path: Path) -> int:
     """Return the last step that the log at `path` tells of, 0 if none; never raises."""
     try:
-        lines = parse_log(path.read_bytes())
-        return int(json.loads(lines[-1])["step"]) if lines else 0
-    except (OSError, ValueError, KeyError, TypeError):
+        return last_step(path.read_bytes()) or 0
+    except OSError:
         return 0
+
+
+def last_step(log: bytes) -> int | None:
+    """Return the step of the last whole line, 0 if there is none, None if it tells no step."""
+    lines = parse_log(log)
+    if not lines:
+        return 0
+    try:
+        return int(json.loads(lines[-1])["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
 
 
 def _read_previous(path: Path) -> Status:

@@ -109,7 +109,7 @@ def mean_loss(
         DoesNotFit: memory does not even suffice for one row.
     """
     rows = sorted(examples, key=lambda item: -len(item.input_ids) - len(item.labels))
-    targets = sum(label != NOT_TRAINED for item in rows for label in item.labels)
+    targets = sum(item.targets for item in rows)
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     done = 0
