@@ -185,12 +185,11 @@ def test_torn_record(job: Job, door: doors.Door) -> None:
 
 def test_stop_is_polite_first(job: Job) -> None:
     """Stop sends SIGTERM to the whole group, so that a job can save its state."""
-    start(job, "trap 'echo saved; exit 75' TERM; sleep 60 & wait")
-    wait_until(lambda: job.status().state is JobState.RUNNING)
-    time.sleep(0.2)  # the shell needs a moment to set its trap
+    start(job, "trap 'echo saved; exit 75' TERM; echo ready; sleep 60 & wait")
+    wait_until(lambda: job.status().log_bytes > 0)
 
-    assert job.stop(grace_s=10).exit_code == 75
-    assert job.tail().data == b"saved\n"
+    assert job.stop(grace_s=60).exit_code == 75
+    assert job.tail().data == b"ready\nsaved\n"
 
 
 def test_stop_kills_the_stubborn(job: Job) -> None:
