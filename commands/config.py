@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,6 +27,9 @@ from trainer.config import (
     TrainerConfig,
     TrainTable,
 )
+
+if TYPE_CHECKING:
+    from trainer.template import Template
 
 TRAINER_TABLES = ("model", "method", "data", "train", "checkpoint", "eval")
 
@@ -223,11 +227,12 @@ def check_files(loaded: LoadedConfig) -> None:
             faults += str(error).splitlines()
             continue
         for row in rows:
-            for template in templates:
-                try:
-                    template.render(row.fields)
-                except MissingFieldError as error:
-                    faults.append(f"{file}:{row.number}: {error}")
+            try:
+                fault = _row_fault(row.fields, templates, loaded.config)
+            except MissingFieldError as error:
+                fault = str(error)
+            if fault:
+                faults.append(f"{file}:{row.number}: {fault}")
     faults += _model_faults(loaded)
     if faults:
         shown = faults[:20]
@@ -236,12 +241,43 @@ def check_files(loaded: LoadedConfig) -> None:
         raise Usage("the data or the model cannot be used; nothing was rented", problems=shown)
 
 
+def _row_fault(
+    fields: Mapping[str, Any], templates: Sequence[Template], config: RunConfig
+) -> str | None:
+    """Return what is wrong with one row, so far as it shows without a tokenizer.
+
+    Raises MissingFieldError if it lacks a field, or is no conversation where one is wanted.
+    """
+    from trainer.answers import fault_of
+    from trainer.chat import checked
+    from trainer.template import Template as Parsed
+
+    if config.data.messages is not None:
+        field = Parsed.parse("{" + config.data.messages + "}")
+        answer = checked(field.value(fields))[-1]["content"]
+    else:
+        rendered = [template.render(fields) for template in templates]
+        if len(rendered) < 2:  # the other template is broken, which is told on its own
+            return None
+        answer = rendered[1]
+    return None if config.eval is None else fault_of(answer, config.eval)
+
+
 def _model_faults(loaded: LoadedConfig) -> list[str]:
     folder = loaded.model_folder
     name = loaded.config.model.id
     if folder is not None:
-        missing = [] if (folder / "config.json").exists() else ["config.json"]
-        return [f"model.id: `{name}` is a directory without {part}" for part in missing]
+        try:
+            described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return [f"model.id: `{name}` is a directory without config.json"]
+        except ValueError as error:
+            return [f"model.id: `{name}/config.json` is not JSON: {error}"]
+        talks = loaded.config.data.messages is not None
+        if talks and isinstance(described, dict) and described.get("is_encoder_decoder"):
+            why = "is an encoder-decoder, which reads a prompt and no conversation"
+            return [f"data.messages: `{name}` {why}; give `prompt` and `completion`"]
+        return []
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_like_path:
         beside = f"there is no directory `{name}` beside {loaded.path.name}"

@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(error, file=sys.stderr)
         return DataError.exit_code
-    print(done.tally.table())
-    print(f"{done.train} to learn, {done.held_out} held out; next: qft run {here / 'run.yaml'}")
+    print(done.told())
+    print(f"next: qft audit {here / 'run.yaml'}, then qft run {here / 'run.yaml'}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,35 @@ def test_unusable_rows_are_told_before_anything_is_rented(
     (project.folder / "train.jsonl").write_bytes(content)
 
     assert said in refused(project)
+
+
+def test_a_label_outside_the_list_is_told_before_anything_is_rented(project: Project) -> None:
+    """Every such row of both files is named, whether the label is a completion or a last turn."""
+    rewrite(project, eval={"kind": "label", "labels": ["good", "bad"]}, data={"eval": "eval.jsonl"})
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "dunno"}]
+    row = json.dumps({"text": "a", "mood": "dunno", "talk": talk})
+    for name in ("train", "eval"):
+        (project.folder / f"{name}.jsonl").write_text(f"{row}\n", encoding="utf-8")
+    said = refused(project)
+
+    assert "train.jsonl:1: 'dunno' is not among the labels (good, bad)" in said
+    assert "eval.jsonl:1: 'dunno' is not among the labels (good, bad)" in said
+    rewrite(project, data={"messages": "talk", "prompt": "", "completion": ""})
+    assert refused(project) == said
+
+
+def test_conversations_for_an_encoder_decoder_are_told_before_anything_is_rented(
+    project: Project,
+) -> None:
+    """Its own config.json says what it is, and a broken conversation is named with its row."""
+    described = project.folder / "model" / "config.json"
+    described.write_text('{"is_encoder_decoder": true}', encoding="utf-8")
+    (project.folder / "train.jsonl").write_text('{"talk": []}\n', encoding="utf-8")
+    rewrite(project, data={"messages": "talk", "prompt": "", "completion": ""})
+    said = refused(project)
+
+    assert "data.messages: `model` is an encoder-decoder, which reads a prompt" in said
+    assert "train.jsonl:1: the conversation is no list of messages" in said
 
 
 def test_a_model_directory_that_is_not_there_is_told(project: Project) -> None:

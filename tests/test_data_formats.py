@@ -210,6 +210,31 @@ def test_converting_writes_both_sides_and_prints_the_table(
     assert main(["jigsaw", str(tmp_path / "no.csv"), "--out", str(tmp_path)]) == 65
 
 
+def test_rows_on_both_sides_of_a_split_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two comments with the same words and other ids may part; how many did is a warning."""
+    path = tmp_path / "pairs.json"
+    rows = [
+        {
+            "id": f"c{at}",
+            "conversations": [
+                {"from": "human", "value": f"Why {at % 5}?"},
+                {"from": "gpt", "value": "So!" if at < 20 else "so"},
+            ],
+        }
+        for at in range(40)
+    ]
+    write_json(path, rows)
+    code = main(["conversations", str(path), "--out", str(tmp_path), "--held-out", "0.5"])
+    said = capsys.readouterr().err
+    held_out = len((tmp_path / "eval.jsonl").read_text(encoding="utf-8").splitlines())
+
+    assert code == 0
+    assert held_out > 5
+    assert f"warning: {held_out} held-out rows stand among those to learn too" in said
+
+
 @given(groups=st.lists(st.text(max_size=3), max_size=40), seed=st.integers(0, 9))
 def test_a_group_is_never_torn(groups: list[str], seed: int) -> None:
     """Whatever the rows, a group stands on one side, and every row on exactly one."""

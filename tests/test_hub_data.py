@@ -105,6 +105,12 @@ def test_a_name_without_revision_or_path_is_refused(name: str) -> None:
         DataTable(train=name, prompt="{a}", completion="{b}")
 
 
+def test_shards_are_refused_with_what_to_do() -> None:
+    """A pattern that means several files is a fault of the config, told before anything else."""
+    with pytest.raises(ValidationError, match=r"means several files.*put the shards together"):
+        DataTable(train="hub:me/pairs@v1/data/train-*.parquet", prompt="{a}", completion="{b}")
+
+
 def test_nothing_is_staged_for_a_hub(tmp_path: Path) -> None:
     """The laptop accepts the name, sends no rows, and the machine's config still names the hub."""
     model = tiny.make_model(tmp_path / "model")

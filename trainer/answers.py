@@ -64,6 +64,16 @@ def write_answer(labels: Sequence[str] | frozenset[str], vocabulary: Vocabulary)
     return ", ".join(label for label in vocabulary.labels if label in labels)
 
 
+def fault_of(completion: str, vocabulary: Vocabulary) -> str | None:
+    """Say what is wrong with the right answer that a row gives; None if it is one of the listed."""
+    answer = read_answer(completion, vocabulary)
+    exact = write_answer(answer.labels, vocabulary).casefold() == completion.strip().casefold()
+    if answer.readable and not answer.unknown and (vocabulary.kind == "multilabel" or exact):
+        return None
+    words = ", ".join(map(repr, answer.unknown)) or repr(completion.strip())
+    return f"{words} is not among the labels ({', '.join(vocabulary.labels)})"
+
+
 def all_answers(
     vocabulary: Vocabulary, seen: Sequence[frozenset[str]] = ()
 ) -> Iterator[frozenset[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainer import metrics
-from trainer.answers import read_answer, write_answer
+from trainer.answers import fault_of, read_answer
 from trainer.baselines import Known
 from trainer.config import EvalTable, TrainerConfig
 from trainer.data import load_examples, load_texts
@@ -52,13 +52,10 @@ def read_gold(
     """
     gold, problems = [], []
     for row, completion in completions:
-        answer = read_answer(completion, table)
-        exact = write_answer(answer.labels, table).casefold() == completion.strip().casefold()
-        if not answer.readable or answer.unknown or (table.kind == "label" and not exact):
-            listed = ", ".join(table.labels)
-            words = ", ".join(map(repr, answer.unknown)) or repr(completion.strip())
-            problems.append(f"{place}:{row}: {words} is not among the labels ({listed})")
-        gold.append(answer.labels)
+        fault = fault_of(completion, table)
+        if fault is not None:
+            problems.append(f"{place}:{row}: {fault}")
+        gold.append(read_answer(completion, table).labels)
     if problems:
         raise DataError(problems)
     return gold

@@ -37,6 +37,11 @@ def parse(name: str) -> HubFile | None:
     if not name.startswith(PREFIX):
         return None
     found = _NAME.fullmatch(name)
+    if found is not None and set("*?[") & set(found["path"]):
+        raise ValueError(
+            f"`{name}` means several files, and a run learns one: put the shards together "
+            "(`pyarrow.parquet` reads them all and writes one) and name that file"
+        )
     if found is None or {"", ".", ".."} & set(found["path"].split("/")):
         raise ValueError(
             f"`{name}` is no file on a hub: write `{FORM}` with a commit, tag or branch as REVISION"
