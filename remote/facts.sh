@@ -17,9 +17,13 @@ say free_kb "$(df -Pk "$HOME" 2>/dev/null | awk 'NR == 2 { print $4 }')"
 
 for python in python3.14 python3.13 python3.12 python3.11 python3; do
   if have "$python"; then
-    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
-    if "$python" -c 'import ensurepip, venv' 2>/dev/null; then venv=yes; else venv=no; fi
-    say python "$python $version $venv"
+    found=$("$python" -c 'import sys
+try:
+    import ensurepip, venv
+    made = "yes"
+except ImportError:
+    made = "no"
+print("%d.%d" % sys.version_info[:2], made)' 2>/dev/null) && say python "$python $found"
   fi
 done
 for marker in qft/venv-*/.ready; do
@@ -50,9 +54,15 @@ if have nvidia-smi; then
 fi
 say nouveau "$(grep -q '^nouveau ' /proc/modules 2>/dev/null && echo yes || echo no)"
 if have dpkg-query; then
-  dpkg-query -W -f '${Status} ${Package}\n' 'nvidia-*' 'libnvidia-*' 'linux-modules-nvidia-*' 2>/dev/null |
-    sed -n 's/^[a-z]* ok installed /package=/p'
-  apt-mark showhold 2>/dev/null | sed 's/^/held=/'
+  dpkg-query -W -f '${Status} ${Package}\n' "linux-image-$(uname -r)" 'nvidia-*' 'libnvidia-*' \
+    'linux-modules-nvidia-*' 2>/dev/null | while read -r wanted _ state package; do
+    [ "$state" = installed ] || continue
+    case "$package" in
+      linux-image-*) say kernel_package "$package" ;;
+      *) say package "$package" ;;
+    esac
+    [ "$wanted" = hold ] && say held "$package"
+  done
 fi
 if [ -f /etc/nvidia/gridd.conf ]; then
   say gridd "$(grep -E '^(IgnoreSP|EnableUI|FeatureType)=' /etc/nvidia/gridd.conf | sort | tr '\n' ' ')"
@@ -61,14 +71,18 @@ fi
 for variable in /sys/firmware/efi/efivars/SecureBoot-*; do
   [ -r "$variable" ] && say secure_boot "$(od -An -tu1 -j4 -N1 "$variable" | tr -d ' ')"
 done
-have cloud-init && say cloud_init "$(timeout 20 cloud-init status 2>/dev/null | sed -n 's/^status: //p')"
+if have cloud-init; then
+  said=$(timeout 20 cloud-init status --long 2>/dev/null)
+  say cloud_init "$(printf '%s\n' "$said" | sed -n 's/^status: //p')"
+  say cloud_init_said "$(printf '%s\n' "$said" | sed -n '/^errors:/,/^[a-z_]*:/{/^[[:space:]]*-/p;}' |
+    tr '\n\t' '  ' | cut -c 1-300)"
+fi
 if have systemctl; then
-  for unit in unattended-upgrades.service apt-daily.timer apt-daily-upgrade.timer; do
-    [ "$(systemctl is-active "$unit" 2>/dev/null)" = active ] && say upgrader "$unit"
+  set -- unattended-upgrades.service apt-daily.timer apt-daily-upgrade.timer
+  systemctl is-active "$@" 2>/dev/null | while read -r state; do
+    [ "$state" = active ] && say upgrader "$1"
+    shift
   done
 fi
-for process in apt-get apt dpkg unattended-upgr; do
-  pgrep -x "$process" >/dev/null 2>&1 && say apt_busy "$process"
-done
 [ -f /var/run/reboot-required ] && say reboot_required yes
 exit 0

@@ -18,8 +18,8 @@ from remote.link import Host, Link, connect
 from remote.setup_facts import Facts, gather
 from remote.setup_plan import plan
 from remote.setup_python import cuda_for, interpreter
+from remote.setup_reasons import reason
 from remote.setup_steps import REBOOT_S_MAX, Driver, Step, Want
-from remote.xid import explain
 
 __all__ = [
     "Driver", "Facts", "Ready", "Step", "Want", "apply", "cuda_for", "gather", "interpreter", "plan"
@@ -27,6 +27,8 @@ __all__ = [
 
 DIRECTORY = "qft/setup"
 POLL_S = 2.0
+POLL_S_FIRST = 0.1
+"""How soon a step is looked at first: most are over in a moment, and only some take minutes."""
 RECONNECT_S_MAX = 300.0
 ROUNDS_MAX = 6
 LOG_BYTES = 3000
@@ -132,6 +134,7 @@ class _Work:
 
     def follow(self, status: JobStatus, ends_at: float) -> JobStatus:
         """Wait until the running step ends; stop it when its time is over."""
+        wait_s = POLL_S_FIRST
         while status.state is JobState.RUNNING:
             if self.clock() > ends_at:
                 self.ask(lambda job: job.stop(grace_s=10))
@@ -139,7 +142,8 @@ class _Work:
                     f"`{' '.join(status.argv)[:100]}` on {self.link.host} took too long",
                     hint=f"its log is {DIRECTORY}/job.log there; repeat the command to try again",
                 )
-            self.sleep(POLL_S)
+            self.sleep(wait_s)
+            wait_s = min(2 * wait_s, POLL_S)
             status = self.ask(lambda job: job.status())
         return status
 
@@ -158,9 +162,10 @@ class _Work:
         log = Job(link=self.link, directory=DIRECTORY, python=python).tail(-LOG_BYTES).data
         code = -1 if status.exit_code is None else status.exit_code
         kernel = self.link.run("(dmesg || sudo -n dmesg) | grep -i xid", check=False)
-        result = Result(exit_code=code, stdout="", stderr=log.decode("utf-8", "replace"))
-        hint = "; ".join(explain(kernel.stdout))
-        raise CommandFailed(step.name, result, hint=hint or "repeat the command to try again")
+        said = log.decode("utf-8", "replace")
+        result = Result(exit_code=code, stdout="", stderr=said)
+        hint = reason(said, kernel.stdout) or "repeat the command to try again"
+        raise CommandFailed(step.name, result, hint=hint)
 
     def reboot(self, facts: Facts) -> None:
         """Reboot, and wait until the machine answers from its next life."""

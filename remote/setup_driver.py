@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from remote.errors import Unfit
 from remote.setup_facts import Facts, version_of
-from remote.setup_steps import APT, Driver, Step, Want
+from remote.setup_steps import APT, APT_IDLE, APT_UPDATE, Driver, Step, Want
 
 GRID_BRANCH = 570
 """The newest branch that the hosts of Azure's A10 machines serve (vGPU 18, CUDA 12.8)."""
@@ -14,6 +14,10 @@ GRID_URL = (
 )
 GRID_SETTINGS = {"EnableUI": "FALSE", "IgnoreSP": "FALSE"}
 REBOOT_S = 60.0
+SECURE_BOOT_HINT = (
+    "create the machine with Secure Boot off (securityType Standard, or TrustedLaunch with"
+    " secureBootEnabled false)"
+)
 
 
 def driver_steps(facts: Facts, want: Want) -> list[Step]:
@@ -59,12 +63,13 @@ def settle_steps(facts: Facts, want: Want) -> list[Step]:
     steps = []
     if want.driver is Driver.GRID and not gridd_is_set(facts):
         steps.append(gridd_step())
-    kept = [name for name in facts.packages if name not in facts.held]
-    if want.rented and "ubuntu" in facts.os and kept:
+    kept = [name for name in (*facts.packages, facts.kernel_package) if name]
+    if want.rented and "ubuntu" in facts.os and set(kept) - set(facts.held):
         steps.append(
             Step(
                 name="hold kernel and driver",
-                command="apt-mark hold $(dpkg-query -W -f '${Status} ${Package}\\n' 'linux-image-*'"
+                command=f"{APT_IDLE} &&"
+                " apt-mark hold $(dpkg-query -W -f '${Status} ${Package}\\n' 'linux-image-*'"
                 " 'linux-azure*' 'nvidia-*' 'libnvidia-*' 'linux-modules-nvidia-*' 2>/dev/null"
                 " | sed -n 's/^[a-z]* ok installed //p') > /dev/null",
                 why="an upgrade in mid-training ends in `Driver/library version mismatch`",
@@ -88,6 +93,13 @@ def datacenter_steps(facts: Facts) -> list[Step]:
                 reboot_after=True,
             )
         ]
+    signed = any(name.startswith("linux-modules-nvidia-") for name in facts.packages)
+    if facts.secure_boot and facts.smi_code is not None and not signed:
+        refused = "Secure Boot is on, and the kernel refuses its NVIDIA driver, which is unsigned"
+        raise Unfit(
+            [f"{refused}: {facts.smi_said}"],
+            hint=SECURE_BOOT_HINT,
+        )
     if not facts.os.startswith("ubuntu"):
         raise Unfit(
             [f"no driver answers, and qft installs drivers on Ubuntu only, not on `{facts.os}`"],
@@ -96,7 +108,9 @@ def datacenter_steps(facts: Facts) -> list[Step]:
     return [
         Step(
             name="install the NVIDIA driver",
-            command=f"{APT} update && {APT} install ubuntu-drivers-common linux-headers-$(uname -r)"
+            command=f"{APT_UPDATE} && {APT} install ubuntu-drivers-common linux-headers-$(uname -r)"
+            # The libraries of NVIDIA's own installer would lie over those of the packages.
+            " && if command -v nvidia-uninstall; then nvidia-uninstall --silent; fi"
             " && DEBIAN_FRONTEND=noninteractive ubuntu-drivers install",
             why="`nvidia-smi` does not answer; the distribution's driver is signed, so that it"
             " also loads under Secure Boot",
@@ -112,8 +126,7 @@ def grid_steps(facts: Facts) -> list[Step]:
     if facts.secure_boot:
         raise Unfit(
             ["Secure Boot is on, and the vGPU driver that this size needs is not signed for it"],
-            hint="create the machine with Secure Boot off (securityType Standard, or TrustedLaunch"
-            " with secureBootEnabled false)",
+            hint=SECURE_BOOT_HINT,
         )
     if not facts.os.startswith("ubuntu"):
         raise Unfit([f"qft installs the vGPU driver on Ubuntu only, not on `{facts.os}`"])
@@ -134,7 +147,7 @@ def grid_steps(facts: Facts) -> list[Step]:
             name="install the vGPU driver",
             command="printf 'blacklist nouveau\\noptions nouveau modeset=0\\n'"
             " > /etc/modprobe.d/qft-nouveau.conf"
-            f" && {APT} update && {APT} install build-essential curl linux-headers-$(uname -r)"
+            f" && {APT_UPDATE} && {APT} install build-essential curl linux-headers-$(uname -r)"
             f" && curl -fsSL --retry 5 -o /root/qft-grid.run {GRID_URL}"
             " && sh /root/qft-grid.run --silent --disable-nouveau && rm /root/qft-grid.run",
             why=f"this size needs the cloud's vGPU driver of branch {GRID_BRANCH}",

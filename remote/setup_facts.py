@@ -65,6 +65,8 @@ class Facts:
     """Whether the free driver has taken the card."""
     packages: tuple[str, ...] = ()
     """Installed packages of NVIDIA's driver."""
+    kernel_package: str = ""
+    """The package of the running kernel; empty if it is not a package's."""
     held: tuple[str, ...] = ()
     """Packages that upgrades leave alone."""
     gridd: str = ""
@@ -72,10 +74,10 @@ class Facts:
     secure_boot: bool = False
     cloud_init: str = ""
     """`running`, `done`, `error`, …; empty if the machine has no cloud-init."""
+    cloud_init_said: str = ""
+    """What went wrong in the first boot, in its own words."""
     upgraders: tuple[str, ...] = ()
     """Active units that install upgrades on their own."""
-    apt_busy: tuple[str, ...] = ()
-    """Package tools that run right now."""
     reboot_required: bool = False
 
     @property
@@ -125,12 +127,13 @@ def parse(lines: Iterable[str]) -> Facts:
         smi_said=first("smi_said"),
         nouveau=first("nouveau") == "yes",
         packages=tuple(said.get("package", ())),
+        kernel_package=first("kernel_package"),
         held=tuple(said.get("held", ())),
         gridd=first("gridd"),
         secure_boot=first("secure_boot") == "1",
         cloud_init=first("cloud_init"),
+        cloud_init_said=first("cloud_init_said"),
         upgraders=tuple(said.get("upgrader", ())),
-        apt_busy=tuple(said.get("apt_busy", ())),
         reboot_required=first("reboot_required") == "yes",
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from remote.setup_driver import driver_steps
 from remote.setup_facts import Facts
 from remote.setup_python import cuda_for, environment_steps, gpu_steps
-from remote.setup_steps import Driver, Step, Want, quiet_steps, require_root
+from remote.setup_steps import Driver, Step, Want, first_boot_steps, quiet_steps, require_root
 
 
 def plan(facts: Facts, want: Want) -> list[Step]:
@@ -17,7 +17,9 @@ def plan(facts: Facts, want: Want) -> list[Step]:
 
     Raises `Unfit` with every reason at once if no command of ours can make it ready.
     """
-    steps: list[Step] = []
+    steps = first_boot_steps(facts, want)
+    if steps:
+        return steps
     if want.driver is not Driver.NONE:
         drivers = driver_steps(facts, want)
         if drivers:

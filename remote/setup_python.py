@@ -8,7 +8,7 @@ from pathlib import Path
 
 from remote.errors import Unfit, megabytes
 from remote.setup_facts import PYTHON_MAX, PYTHON_MIN, Facts, Python, version_of
-from remote.setup_steps import APT, Driver, Step, Want
+from remote.setup_steps import APT, APT_UPDATE, Driver, Step, Want
 
 DRIVER_MIN = {"cpu": (0, 0), "cu128": (525, 60), "cu130": (580, 65)}
 """What each set needs; CUDA 12 runs on every driver since 525, CUDA 13 since 580.65."""
@@ -103,7 +103,7 @@ def environment_steps(facts: Facts, want: Want, cuda: str) -> list[Step]:
         steps.append(
             Step(
                 name="install Python's venv",
-                command=f"{APT} update && {APT} install {python.command}-venv",
+                command=f"{APT_UPDATE} && {APT} install {python.command}-venv",
                 why=f"{python.command} cannot make environments yet",
                 timeout_s=900,
                 sudo=True,

@@ -10,6 +10,12 @@ from remote.errors import Unfit
 from remote.setup_facts import Facts
 
 APT = "DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -y"
+APT_UPDATE = (
+    f"{{ n=0; until {APT} update; do n=$((n+1)); [ $n -lt 60 ] || exit 100; sleep 10; done; }}"
+)
+"""The lock on the lists has no time-out: `DPkg::Lock::Timeout` is for installing only."""
+APT_IDLE = f"{APT} check > /dev/null"
+"""Waits for the lock on installing, for programs such as `apt-mark` that do not wait themselves."""
 UPGRADERS = (
     "unattended-upgrades.service apt-daily.timer apt-daily-upgrade.timer"
     " apt-daily.service apt-daily-upgrade.service"
@@ -61,20 +67,36 @@ class Step:
     """Texts that must be there first, by path below the home: too long for a command line."""
 
 
-def quiet_steps(facts: Facts, want: Want) -> list[Step]:
-    """Wait for the first boot to finish, and stop what fights over the package lock."""
-    steps = []
-    if facts.cloud_init in {"running", "not started", "not run"}:
-        steps.append(
-            Step(
-                name="wait for the first boot to finish",
-                # Exit code 2 means: finished, with warnings.
-                command="cloud-init status --wait > /dev/null || [ $? -eq 2 ]",
-                why="cloud-init still installs and configures",
-                timeout_s=900,
-                sudo=True,
-            )
+def first_boot_steps(facts: Facts, want: Want) -> list[Step]:
+    """Wait until a rented machine's first boot has finished; nothing else is planned before.
+
+    Raises `Unfit` if it ended in an error: then what we asked it to install may be missing, and
+    with it the watchdog that ends the bill.
+    """
+    if not want.rented or (want.python and want.driver is Driver.NONE):
+        return []
+    if facts.cloud_init == "error":
+        raise Unfit(
+            [f"its first boot failed: {facts.cloud_init_said or '`cloud-init status` says error'}"],
+            hint="`qft ssh` and then `cloud-init status --long` tell more; `qft down --delete` and"
+            " `qft up` make a new machine",
         )
+    if facts.cloud_init not in {"running", "not started", "not run"}:
+        return []
+    return [
+        Step(
+            name="wait for the first boot to finish",
+            # How it ended is told by the facts that are gathered next.
+            command="cloud-init status --wait > /dev/null; true",
+            why="cloud-init still installs and configures",
+            timeout_s=900,
+        )
+    ]
+
+
+def quiet_steps(facts: Facts, want: Want) -> list[Step]:
+    """Stop what fights over the package lock."""
+    steps = []
     if want.rented and facts.upgraders:
         steps.append(
             Step(
@@ -83,7 +105,7 @@ def quiet_steps(facts: Facts, want: Want) -> list[Step]:
                 " ! systemctl is-active --quiet unattended-upgrades.service",
                 why="they hold the package lock for minutes after boot, and would replace the"
                 " driver under a running training",
-                timeout_s=300,
+                timeout_s=1800,  # stopping waits for an upgrade that is under way
                 sudo=True,
             )
         )

@@ -18,8 +18,7 @@ from unittest import mock
 import pytest
 from arm import Cloud, LocalGuests
 from arm.replies import Request
-from runs import json_of, make_project
-from test_azure_story import AzureProject
+from runs import Project, json_of, make_project
 
 PACE = 60.0
 
@@ -76,16 +75,15 @@ def test_killed_up_is_cleared_up_from_another_computer(
     cloud: Cloud, tmp_path: Path, at: int, *, answered: bool
 ) -> None:
     """`qft up`, killed around a request, then `qft down --all --delete` where nothing is known."""
-    made = make_project(
+    here = make_project(
         tmp_path / "project", vm={"provider": "azure", "regions": ["eastus"]}, budget={"hours": 20}
     )
-    here = AzureProject(folder=made.folder, name=made.name)
     process = here.start("up", "--plain")
     killer = Killer(process, at=at, answered=answered)
     cloud.server.watcher = killer
     process.communicate(timeout=600)
     cloud.server.watcher = None
-    there = AzureProject(folder=made.folder, name=made.name)
+    there = Project(folder=here.folder, name=here.name)
     if (there.home / "runs").exists():
         (there.home / "runs").rename(tmp_path / "lost")
     if (there.home / "azure").exists():
@@ -107,13 +105,12 @@ def test_killed_run_is_finished_by_the_same_command(
     cloud: Cloud, tmp_path: Path, at: int, *, answered: bool
 ) -> None:
     """`qft run`, killed around a request, then `qft run`: the adapter is home, nothing bills."""
-    made = make_project(
+    project = make_project(
         tmp_path / "project",
         vm={"provider": "azure", "regions": ["eastus"]},
         budget={"hours": 20},
         train={"steps": 60},
     )
-    project = AzureProject(folder=made.folder, name=made.name)
     process = project.start("run", "--plain")
     killer = Killer(process, at=at, answered=answered)
     cloud.server.watcher = killer

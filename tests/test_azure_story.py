@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from arm import Cloud, LocalGuests, qft
+from arm import Cloud, LocalGuests
 from arm.market import SIZES
 from runs import Project, json_of, make_project
 
@@ -36,7 +34,7 @@ def cloud(tmp_path: Path) -> Iterator[Cloud]:
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """A tiny project that rents from two regions and rehearses one eviction."""
-    made = make_project(
+    return make_project(
         tmp_path / "project",
         vm={
             "provider": "azure",
@@ -46,22 +44,6 @@ def project(tmp_path: Path) -> Project:
         budget={"hours": 20},  # an hour of the cloud takes two minutes, and its schedule strikes
         train={"steps": 350},
     )
-    return AzureProject(folder=made.folder, name=made.name)
-
-
-class AzureProject(Project):
-    """A project whose machines need no setting up."""
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start `qft` with these arguments in the project's folder."""
-        return subprocess.Popen(
-            [sys.executable, str(qft.__file__), *arguments],
-            cwd=self.folder,
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
 
 class Fate(threading.Thread):

@@ -54,7 +54,7 @@ TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
     "cpu, booting": (
         replace(BARE, cloud_init="running", upgraders=UPGRADERS),
         CPU,
-        ["make the Python environment"],
+        ["wait for the first boot to finish"],
     ),
     "cpu, no venv": (
         replace(BARE, pythons=(replace(PYTHON, venv=False),), upgraders=UPGRADERS),
@@ -101,11 +101,12 @@ TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
     "T4, bare, first boot": (
         replace(CARD, cloud_init="running", upgraders=UPGRADERS, nouveau=True),
         DATACENTER,
-        [
-            "wait for the first boot to finish",
-            "stop automatic upgrades",
-            "install the NVIDIA driver",
-        ],
+        ["wait for the first boot to finish"],
+    ),
+    "T4, bare": (
+        replace(CARD, upgraders=UPGRADERS, nouveau=True),
+        DATACENTER,
+        ["stop automatic upgrades", "install the NVIDIA driver"],
     ),
     "T4, driver replaced under the kernel": (
         replace(CARD, smi_code=18, smi_said="Driver/library version mismatch"),

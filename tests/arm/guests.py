@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from metal.machine import Metal, Quirks
+
 from arm.world import Resource
-from infra.local_machine import Machine, MachineSpec
+from infra.local_machine import Machine, MachineSpec, Power, inherited_environ
 
 ONCE_BYTES = 1 << 16
 
@@ -32,10 +34,16 @@ class LocalGuests:
     ssh_port: int = 0
     doors: dict[str, Door] = field(default_factory=dict)
     machines: dict[str, Machine] = field(default_factory=dict)
+    metals: dict[str, Metal] = field(default_factory=dict)
+    """What is inside the machines: drivers, packages, Python."""
+    quirks: Quirks = field(default_factory=Quirks)
+    """What is special about the machines made from now on."""
     latest: str = ""
 
     def __post_init__(self) -> None:
         self.ssh_port = self.ssh_port or _free_port()
+        self._lever = threading.Lock()
+        self._button = Button(self._restart)
         self._metadata = Door("127.0.0.1", 0, self._metadata_of_latest)
 
     @property
@@ -43,12 +51,14 @@ class LocalGuests:
         """Where the metadata service of the latest machine is reached."""
         return f"http://127.0.0.1:{self._metadata.port}"
 
-    def boot(self, vm: Resource, host: str) -> None:
+    def boot(self, vm: Resource, host: str, *, outbound: bool) -> None:
         """Switch the machine on; made from its cloud-init data when it first boots."""
-        machine = self.machines.get(vm.id) or self._make(vm)
-        self.latest = vm.id
-        machine.power_on()
-        if vm.id not in self.doors:
+        with self._lever:
+            machine = self.machines.get(vm.id) or self._make(vm)
+            self.latest = vm.id
+            self.metals[vm.id].boot(outbound=outbound)
+            machine.power_on()
+        if host and vm.id not in self.doors:
             self.doors[vm.id] = Door(host, self.ssh_port, lambda: machine.look().ssh_port)
 
     def warn(self, vm: Resource, notice_s: float) -> None:
@@ -57,8 +67,9 @@ class LocalGuests:
 
     def halt(self, vm: Resource) -> None:
         """Pull the plug; the disk stays."""
-        if vm.id in self.machines:
-            self.machines[vm.id].power_off("user")
+        with self._lever:
+            if vm.id in self.machines:
+                self.machines[vm.id].power_off("user")
 
     def remove(self, vm: Resource) -> None:
         """Pull the plug and wipe the disk."""
@@ -67,15 +78,20 @@ class LocalGuests:
         if door is not None:
             door.close()
         if machine is not None:
-            machine.power_off("user")
+            with self._lever:
+                self.metals.pop(vm.id)
+                machine.power_off("user")
             shutil.rmtree(machine.directory, ignore_errors=True)
 
     def close(self) -> None:
         """End everything that still runs."""
-        for machine in self.machines.values():
-            machine.power_off("user")
+        with self._lever:
+            self.metals.clear()
+            for machine in self.machines.values():
+                machine.power_off("user")
         for door in (*self.doors.values(), self._metadata):
             door.close()
+        self._button.close()
 
     def _make(self, vm: Resource) -> Machine:
         profile = vm.properties["osProfile"]
@@ -83,20 +99,64 @@ class LocalGuests:
         data = json.loads(text.removeprefix("#cloud-config\n"))
         directory = self.directory / vm.name
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        machine = Machine(directory)
+        machine, metal = Machine(directory), Metal(directory / "metal")
         spec = MachineSpec(
             name=vm.name,
             user=profile["adminUsername"],
             public_key=profile["linuxConfiguration"]["ssh"]["publicKeys"][0]["keyData"],
             instance={"vmId": vm.properties["vmId"], "location": vm.location, "resourceId": vm.id},
+            environ={**inherited_environ(), **metal.environ()},
+        )
+        metal.make(
+            vm.properties,
+            self.quirks,
+            pace=self.pace,
+            button=self._button.port,
+            name=vm.id,
         )
         machine.make(spec, data["ssh_keys"]["ed25519_private"])
-        self.machines[vm.id] = machine
+        self.machines[vm.id], self.metals[vm.id] = machine, metal
         return machine
+
+    def _restart(self, name: str) -> None:
+        """The machine pressed its own button: everything in it ends, and it boots again."""
+        with self._lever:
+            machine, metal = self.machines.get(name), self.metals.get(name)
+            if machine is None or metal is None or machine.look().power is not Power.ON:
+                return
+            machine.power_off("reboot")
+            metal.boot(outbound=True)
+            machine.power_on()
 
     def _metadata_of_latest(self) -> int:
         machine = self.machines.get(self.latest)
         return machine.look().metadata_port if machine else 0
+
+
+class Button:
+    """Takes a line with a machine's name from within it, and has the machine restarted."""
+
+    def __init__(self, restart: Callable[[str], None]) -> None:
+        self._restart = restart
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                caller, _ = self._listener.accept()
+            except OSError:
+                return
+            with caller, caller.makefile() as line:
+                name = line.readline().strip()
+            self._restart(name)
 
 
 class Door:

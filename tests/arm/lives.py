@@ -20,8 +20,8 @@ BILLED = frozenset({"", "starting", "running", "stopping", "stopped", "deallocat
 class Guests(Protocol):
     """What runs inside the machines; the cloud tells it what becomes of them."""
 
-    def boot(self, vm: Resource, host: str) -> None:
-        """The machine was switched on."""
+    def boot(self, vm: Resource, host: str, *, outbound: bool) -> None:
+        """The machine was switched on; `outbound` tells whether its network has a way out."""
         ...
 
     def warn(self, vm: Resource, notice_s: float) -> None:
@@ -40,7 +40,7 @@ class Guests(Protocol):
 class NoGuests:
     """Machines with nothing inside."""
 
-    def boot(self, vm: Resource, host: str) -> None:
+    def boot(self, vm: Resource, host: str, *, outbound: bool) -> None:
         """Nothing boots."""
 
     def warn(self, vm: Resource, notice_s: float) -> None:
@@ -83,7 +83,8 @@ def run(world: World, vm: Resource) -> None:
     """The machine runs from now on."""
     power(world, vm, "running")
     vm.hidden["booted_s"] = world.now()
-    guests_of(world).boot(vm, address_of(world, vm))
+    address = address_of(world, vm)
+    guests_of(world).boot(vm, address, outbound=bool(address))
 
 
 def address_of(world: World, vm: Resource) -> str:

@@ -1,0 +1,219 @@
+"""The package tools: their locks, their way out to the archive, and what they refuse."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from metal.state import KERNEL, VENV, State, Store
+from metal.system import is_root
+
+DRIVER = "580.126.09"
+"""What the distribution has for a T4, signed by it."""
+DRIVER_PACKAGES = (
+    "nvidia-driver-580",
+    "nvidia-utils-580",
+    "nvidia-kernel-common-580",
+    "libnvidia-compute-580",
+    f"linux-modules-nvidia-580-{KERNEL}",
+)
+ARCHIVE = frozenset(
+    {
+        VENV,
+        "ubuntu-drivers-common",
+        f"linux-headers-{KERNEL}",
+        "build-essential",
+        "curl",
+        *DRIVER_PACKAGES,
+    }
+)
+FRONTEND = "/var/lib/dpkg/lock-frontend"
+LISTS = "/var/lib/apt/lists/lock"
+PID = 1187
+"""Of who holds the lock for installing."""
+MIRROR = "azure.archive.ubuntu.com"
+
+
+def apt_get(store: Store, arguments: list[str]) -> int:
+    """`update`, `install`, `purge`, `check`, with or without patience for the lock."""
+    options, words = split(arguments)
+    verb, names = words[0], words[1:]
+    if not is_root():
+        sys.stderr.write(f"E: Could not open lock file {FRONTEND} - open (13: Permission denied)\n")
+        return 100
+    if verb == "update":
+        return update(store)
+    if not wait(store, float(options.get("DPkg::Lock::Timeout", "0"))):
+        return 100
+    if verb == "check":
+        return 0
+    with store.change() as state:
+        unknown = [name for name in names if name not in ARCHIVE | set(state.packages)]
+        if unknown:
+            sys.stderr.write("".join(f"E: Unable to locate package {name}\n" for name in unknown))
+            return 100
+        if verb == "install":
+            return install(state, names)
+        held = [name for name in names if name in state.held]
+        if held:
+            sys.stderr.write("E: Held packages were changed and -y was used\n")
+            return 100
+        purge(state, names)
+    return 0
+
+
+def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Tell `-o NAME=VALUE` and flags from words."""
+    options: dict[str, str] = {}
+    words = []
+    rest = iter(arguments)
+    for one in rest:
+        if one == "-o":
+            name, _, value = next(rest).partition("=")
+            options[name] = value
+        elif not one.startswith("-"):
+            words.append(one)
+    return options, words
+
+
+def update(store: Store) -> int:
+    """Fetch the lists; a lost network is a warning only, as with the real one."""
+    state = store.read()
+    if state.lists_until > time.time():
+        sys.stderr.write(
+            f"E: Could not get lock {LISTS}. It is held by process 1203 (apt-get)\n"
+            "E: Unable to lock directory /var/lib/apt/lists/\n"
+        )
+        return 100
+    if not state.outbound:
+        store.nap(30)
+        sys.stdout.write(f"Ign:1 http://{MIRROR}/ubuntu noble InRelease\n")
+        sys.stderr.write(
+            f"W: Failed to fetch http://{MIRROR}/ubuntu/dists/noble/InRelease  Could not connect to"
+            f" {MIRROR}:80 (20.53.0.1), connection timed out\n"
+            "W: Some index files failed to download. They have been ignored, or old ones used"
+            " instead.\n"
+        )
+    return 0
+
+
+def wait(store: Store, patience_s: float) -> bool:
+    """Wait for the lock on installing as long as apt was told to; say who has it."""
+    began = time.time()
+    told = False
+    while (state := store.read()).frontend_until > time.time():
+        held = (
+            f"Could not get lock {FRONTEND}. It is held by process {PID} ({state.frontend_holder})"
+        )
+        if time.time() - began >= patience_s / state.pace:
+            sys.stderr.write(
+                f"E: {held}\nN: Be aware that removing the lock file is not a solution and may"
+                " break your system.\nE: Unable to acquire the dpkg frontend lock"
+                f" ({FRONTEND}), is another process using it?\n"
+            )
+            return False
+        if not told:
+            told = True
+            sys.stdout.write(f"Waiting for cache lock: {held}...\n")
+            sys.stdout.flush()
+        time.sleep(0.05)
+    return True
+
+
+def install(state: State, names: list[str]) -> int:
+    """Fetch and unpack, unless there is no way out to the archive."""
+    fresh = [name for name in names if name not in state.packages]
+    if fresh and not state.outbound:
+        sys.stderr.write(
+            "".join(
+                f"E: Failed to fetch http://{MIRROR}/ubuntu/pool/{name}.deb  Could not connect to"
+                f" {MIRROR}:80 (20.53.0.1), connection timed out\n"
+                for name in fresh
+            )
+            + "E: Unable to fetch some archives, maybe run apt-get update or try with"
+            " --fix-missing?\n"
+        )
+        return 100
+    if fresh:
+        state.done.append(f"apt-get install {' '.join(fresh)}")
+    state.packages = sorted({*state.packages, *fresh})
+    return 0
+
+
+def purge(state: State, names: list[str]) -> None:
+    """Remove packages, and the driver with them if it was theirs."""
+    state.done.append(f"apt-get purge {' '.join(names)}")
+    state.packages = [name for name in state.packages if name not in names]
+    if not state.by_file and state.driver and "nvidia-utils-580" in names:
+        state.driver = state.loaded = ""
+
+
+def apt_mark(store: Store, arguments: list[str]) -> int:
+    """`hold`, `unhold`, `showhold`; the first two need the lock at once, and wait for nothing."""
+    verb, names = arguments[0], arguments[1:]
+    if verb == "showhold":
+        sys.stdout.write("".join(f"{name}\n" for name in store.read().held))
+        return 0
+    if not names:
+        sys.stderr.write("E: No packages found\n")
+        return 100
+    if not is_root():
+        sys.stderr.write("dpkg: error: required read/write access to the dpkg database\n")
+        return 100
+    with store.change() as state:
+        if state.frontend_until > time.time():
+            sys.stderr.write(
+                "dpkg: error: dpkg frontend lock was locked by another process with pid"
+                f" {PID}\nE: Executing dpkg failed. Are you root?\n"
+            )
+            return 100
+        unknown = [name for name in names if name not in state.packages]
+        if unknown:
+            sys.stderr.write("".join(f"E: Unable to locate package {name}\n" for name in unknown))
+            return 100
+        state.done.append(f"apt-mark {verb} {' '.join(names)}")
+        kept = {*state.held, *names} if verb == "hold" else set(state.held) - set(names)
+        state.held = sorted(kept)
+    return 0
+
+
+def dpkg_query(store: Store, arguments: list[str]) -> int:
+    """List `${Status} ${Package}` of what matches; patterns that match nothing are an error."""
+    _, words = split([one for one in arguments if one != "-W"])
+    state = store.read()
+    code = 0
+    for pattern in words[1:]:  # the first is the format, after `-f`
+        stem = pattern.removesuffix("*")
+        found = [
+            name
+            for name in state.packages
+            if name == pattern or (stem != pattern and name.startswith(stem))
+        ]
+        for name in found:
+            sys.stdout.write(f"{'hold' if name in state.held else 'install'} ok installed {name}\n")
+        if not found:
+            sys.stderr.write(f"dpkg-query: no packages found matching {pattern}\n")
+            code = 1
+    return code
+
+
+def ubuntu_drivers(store: Store, arguments: list[str]) -> int:
+    """Install the distribution's driver, over whatever an installer of NVIDIA's left there."""
+    if "ubuntu-drivers-common" not in store.read().packages:
+        sys.stderr.write("sh: 1: ubuntu-drivers: not found\n")
+        return 127
+    if arguments[0] != "install" or not is_root():
+        sys.stderr.write("ubuntu-drivers: this needs root, and a verb\n")
+        return 1
+    if not wait(store, 0):
+        return 1
+    with store.change() as state:
+        if set(DRIVER_PACKAGES) <= set(state.packages):
+            sys.stdout.write("All the available drivers are already installed.\n")
+            return 0
+        code = install(state, list(DRIVER_PACKAGES))
+        if code == 0:
+            state.stray = state.by_file
+            state.driver, state.grid, state.by_file, state.signed = DRIVER, False, False, True
+            state.stuck = False
+        return code

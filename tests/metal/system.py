@@ -1,0 +1,122 @@
+"""The rest of the system: units, first boot, power, disk, downloads; all as Ubuntu answers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from metal.state import UNITS, Store
+
+ROOT = "METAL_ROOT"
+"""In the environment of what runs as root."""
+
+
+def is_root() -> bool:
+    """Whether the program was started through `sudo`."""
+    return os.environ.get(ROOT) == "1"
+
+
+def disk_free(store: Store, arguments: list[str]) -> int:
+    """The disk that was rented, not that of this computer."""
+    state = store.read()
+    total, used = int(state.disk_gb * 1e6), int(state.used_gb * 1e6)
+    sys.stdout.write(
+        "Filesystem     1024-blocks    Used Available Capacity Mounted on\n"
+        f"/dev/root {total} {used} {total - used} {100 * used // total}% /\n"
+    )
+    del arguments
+    return 0
+
+
+def sleep(store: Store, arguments: list[str]) -> int:
+    """Wait, at the machine's pace."""
+    store.nap(float(arguments[0].removesuffix("s")))
+    return 0
+
+
+def systemctl(store: Store, arguments: list[str]) -> int:
+    """`is-active`, `stop`, `disable`, `reboot`."""
+    verb, units = arguments[0], [one for one in arguments[1:] if not one.startswith("-")]
+    if verb == "is-active":
+        active = [unit in store.read().active for unit in units]
+        if "--quiet" not in arguments:
+            sys.stdout.write("".join("active\n" if one else "inactive\n" for one in active))
+        return 0 if any(active) else 3
+    if not is_root():
+        sys.stderr.write(
+            f"Failed to {verb} {' '.join(units)}: Interactive authentication required\n"
+        )
+        return 1
+    if verb == "reboot":
+        return reboot(store, [])
+    unknown = [unit for unit in units if unit not in UNITS]
+    if unknown:
+        sys.stderr.write(f"Failed to {verb} unit: Unit file {unknown[0]} does not exist.\n")
+        return 1
+    # Stopping the upgrades' service waits for an upgrade that is under way, up to half an hour.
+    while "unattended-upgrades.service" in units:
+        state = store.read()
+        if state.frontend_holder != "unattended-upgr" or state.frontend_until <= time.time():
+            break
+        time.sleep(0.02)
+    with store.change() as state:
+        state.active = [one for one in state.active if one not in units]
+        state.done.append(f"systemctl {verb} {' '.join(units)}")
+    return 0
+
+
+def reboot(store: Store, _arguments: list[str]) -> int:
+    """Press the button: whoever holds the other end of the line restarts the machine."""
+    import socket
+
+    with store.change() as state:
+        state.done.append("reboot")
+    with socket.create_connection(("127.0.0.1", state.button), timeout=5) as line:
+        line.sendall(f"{state.name}\n".encode())
+    return 0
+
+
+def cloud_init(store: Store, arguments: list[str]) -> int:
+    """Where the first boot is, and how it ended."""
+    state = store.read()
+    while "--wait" in arguments and state.cloud_init_until > time.time():
+        time.sleep(0.02)
+    running = state.cloud_init_until > time.time()
+    word = "running" if running else "error" if state.cloud_init_error else "done"
+    sys.stdout.write(f"status: {word}\n")
+    if "--long" in arguments:
+        errors = f"\n\t- {state.cloud_init_error}" if word == "error" else " []"
+        sys.stdout.write(
+            f"extended_status: {'error - done' if word == 'error' else word}\n"
+            "boot_status_code: enabled-by-generator\ndetail: DataSourceAzure [seed=/dev/sr0]\n"
+            f"errors:{errors}\nrecoverable_errors: {{}}\n"
+        )
+    return 1 if word == "error" else 0
+
+
+def mokutil(store: Store, _arguments: list[str]) -> int:
+    """Whether the firmware takes signed code only."""
+    word = "enabled" if store.read().secure_boot else "disabled"
+    sys.stdout.write(f"SecureBoot {word}\n")
+    return 0
+
+
+def curl(store: Store, arguments: list[str]) -> int:
+    """Fetch NVIDIA's installer, if there is a way out."""
+    state = store.read()
+    target = arguments[arguments.index("-o") + 1]
+    address = arguments[-1]
+    host = address.split("/")[2]
+    if not state.outbound:
+        store.nap(120)
+        sys.stderr.write(
+            f"curl: (28) Failed to connect to {host} port 443 after 129345 ms: Couldn't connect to"
+            " server\n"
+        )
+        return 28
+    with open(target, "w", encoding="utf-8") as file:  # noqa: PTH123  (pathlib is slow to import)
+        file.write(f'exec nvidia-installer {address.rpartition("/")[2]} "$@"\n')
+    with store.change() as state:
+        state.done.append(f"curl {address}")
+    return 0

@@ -1,0 +1,267 @@
+"""A machine rented from the simulated cloud becomes trainable, or is refused with the reason.
+
+Real SSH and the real set-up, on machines whose drivers, packages and boots are played (`metal`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from arm import LocalGuests
+from arm.harness import T4, azure, spec
+from metal.machine import Metal, Quirks
+from metal.state import VENV
+from test_azure_machine import enter
+
+from commands import wire
+from infra.config import VmTable
+from remote import keys, setup
+from remote.errors import CommandFailed, RemoteError, Unfit
+from remote.link import Link
+
+PACE = 60.0
+A10 = "Standard_NV36ads_A10_v5"
+OLD = "470.256.02"
+
+
+@dataclass
+class Rented:
+    """One machine, the line to it, and what is inside."""
+
+    link: Link
+    want: setup.Want
+    metal: Metal
+    told: list[str]
+
+    def apply(self) -> setup.Ready:
+        """Set the machine up as `qft` does."""
+        ready = setup.apply(self.link, self.want, tell=self.told.append)
+        self.link = ready.link
+        return ready
+
+    def refused(self, kind: type[RemoteError]) -> str:
+        """Set up in vain; what the user reads."""
+        with pytest.raises(kind) as caught:
+            self.apply()
+        return f"{caught.value}\nhint: {caught.value.hint}"
+
+
+Rent = Callable[[str, Quirks], Rented]
+
+
+@pytest.fixture
+def rent(tmp_path: Path) -> Iterator[Rent]:
+    """Rents machines by size, with something special about them."""
+    guests = LocalGuests(tmp_path / "guests", pace=PACE)
+    rented: list[Rented] = []
+
+    def rent_one(size: str, quirks: Quirks) -> Rented:
+        guests.quirks = quirks
+        public, host = keys.generate(tmp_path / "user"), keys.generate(tmp_path / "host")
+        vm = harness.provider().create(
+            spec(
+                size=size,
+                max_price_usd_per_h=5.0,
+                public_key=public,
+                host_private_key=(tmp_path / "host").read_text(),
+                host_public_key=host,
+            )
+        )
+        (metal,) = guests.metals.values()
+        want = wire.setup_wanted(VmTable(provider="azure", max_price=5.0), vm)
+        link = enter(vm, tmp_path / "user", host)
+        rented.append(Rented(link=link, want=want, metal=metal, told=[]))
+        return rented[-1]
+
+    with azure(tmp_path / "state", guests=guests) as harness:
+        yield rent_one
+        for one in rented:
+            one.link.close()
+
+
+def verbs(metal: Metal) -> list[str]:
+    """What was done to the system, without the names of packages and units."""
+    return [" ".join(line.split()[:2]) for line in metal.done()]
+
+
+@pytest.mark.timeout(120)
+def test_healthy_t4_needs_no_driver_and_no_reboot(rent: Rent) -> None:
+    """The image's driver is kept, CUDA 13 wheels go in; a second pass runs no command."""
+    machine = rent(T4, Quirks())
+
+    ready = machine.apply()
+    done = machine.metal.done()
+    again = machine.apply()
+
+    assert ready.facts.driver == "580.173.02"
+    assert verbs(machine.metal) == [
+        "systemctl disable",
+        "apt-mark hold",
+        "apt-get install",
+        "python -m",
+        "pip install",
+    ]
+    assert setup.cuda_for(ready.facts, machine.want) == "cu130"
+    assert again.done == ()
+    assert machine.metal.done() == done
+
+
+@pytest.mark.timeout(120)
+def test_t4_without_a_driver_gets_the_signed_one(rent: Rent) -> None:
+    """On plain Ubuntu, Secure Boot or not: install, reboot, reconnect, and a tensor on the GPU."""
+    machine = rent(T4, Quirks(image="plain", secure_boot=True))
+
+    ready = machine.apply()
+
+    assert [line.split(" (")[0] for line in machine.told] == [
+        "wait for the first boot to finish",
+        "stop automatic upgrades",
+        "install the NVIDIA driver",
+        "reboot",
+        "hold kernel and driver",
+        "install Python's venv",
+        "make the Python environment",
+        "put a tensor on the GPU",
+    ]
+    assert ready.facts.driver == "580.126.09"
+    assert machine.metal.store.read().boots == 2
+    assert set(ready.facts.packages) <= set(ready.facts.held)
+
+
+@pytest.mark.timeout(120)
+def test_image_whose_driver_does_not_answer_gets_another(rent: Rent) -> None:
+    """The installer's driver is removed first: its libraries do not fit the packages' modules."""
+    machine = rent(T4, Quirks(silent=True))
+
+    ready = machine.apply()
+
+    assert verbs(machine.metal)[:5] == [
+        "systemctl disable",
+        "apt-get install",
+        "nvidia-uninstall",
+        "apt-get install",
+        "reboot",
+    ]
+    assert ready.facts.driver == "580.126.09"
+
+
+@pytest.mark.timeout(120)
+def test_a10_gets_the_vgpu_driver_and_cuda_12(rent: Rent) -> None:
+    """Plain image, GRID 570, its settings, a reboot, CUDA 12.8 wheels; the kernel is held."""
+    machine = rent(A10, Quirks())
+
+    ready = machine.apply()
+
+    assert ready.facts.driver == "570.211.01"
+    assert ready.facts.gpus[0].name == "NVIDIA A10-24Q"
+    assert setup.cuda_for(ready.facts, machine.want) == "cu128"
+    assert ready.facts.gridd.split() == ["EnableUI=FALSE", "IgnoreSP=FALSE"]
+    assert ready.facts.kernel_package in ready.facts.held
+    assert machine.apply().done == ()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "quirks",
+    [Quirks(image="hpc"), Quirks(driver="595.58.03", grid=True)],
+    ids=["datacenter", "newer GRID"],
+)
+def test_a10_with_the_wrong_driver_gets_the_right_one(rent: Rent, quirks: Quirks) -> None:
+    """A driver that sees no card on the vGPU is replaced by the branch that the host serves."""
+    machine = rent(A10, quirks)
+
+    assert machine.apply().facts.driver == "570.211.01"
+
+
+REFUSALS: dict[str, tuple[str, Quirks, type[RemoteError], tuple[str, ...]]] = {
+    "Secure Boot, vGPU": (
+        A10,
+        Quirks(secure_boot=True),
+        Unfit,
+        ("Secure Boot is on, and the vGPU driver", "secureBootEnabled false"),
+    ),
+    "Secure Boot, driver of the image": (
+        T4,
+        Quirks(secure_boot=True),
+        Unfit,
+        ("Secure Boot is on, and the kernel refuses its NVIDIA driver", "secureBootEnabled false"),
+    ),
+    "driver too old": (
+        T4,
+        Quirks(driver=OLD),
+        Unfit,
+        ("`cu130` needs a driver of at least 580.65", f"this machine has {OLD}", "image"),
+    ),
+    "lock that is never released": (
+        T4,
+        Quirks(image="plain", lock_s=10**6, lock_holder="apt-get"),
+        CommandFailed,
+        ("Could not get lock /var/lib/dpkg/lock-frontend", "(apt-get)", "still at work"),
+    ),
+    "first boot failed": (
+        T4,
+        Quirks(cloud_init_error="('scripts_user', RuntimeError('Runparts: 1 failures'))"),
+        Unfit,
+        ("its first boot failed", "Runparts: 1 failures", "cloud-init status --long"),
+    ),
+    "no way out, driver": (
+        T4,
+        Quirks(image="plain", outbound=False),
+        CommandFailed,
+        ("install the NVIDIA driver", "connection timed out", "no way out to the Internet"),
+    ),
+    "no way out, vGPU driver": (
+        A10,
+        Quirks(outbound=False),
+        CommandFailed,
+        ("install the vGPU driver", "no way out to the Internet"),
+    ),
+    "Xid": (
+        T4,
+        Quirks(xid_on_cuda=79),
+        CommandFailed,
+        ("put a tensor on the GPU", "unspecified launch failure", "Xid 79: the card has fallen"),
+    ),
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusal_says_why(rent: Rent, name: str) -> None:
+    """A machine that cannot be made ready is refused with the reason and what helps."""
+    size, quirks, kind, words = REFUSALS[name]
+
+    said = rent(size, quirks).refused(kind)
+
+    assert [word for word in words if word not in said] == [], said
+
+
+@pytest.mark.timeout(120)
+def test_no_way_out_is_told_when_packages_are_fetched(rent: Rent) -> None:
+    """With everything but the wheels there, pip's failure is explained too."""
+    machine = rent(T4, Quirks())
+    with machine.metal.store.change() as state:
+        state.packages.append(VENV)
+        state.outbound = False
+
+    said = machine.refused(CommandFailed)
+
+    assert "No matching distribution found" in said
+    assert "no way out to the Internet" in said
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("holder", ["unattended-upgr", "apt-get"])
+def test_package_lock_is_waited_for(rent: Rent, holder: str) -> None:
+    """While another tool holds the locks after boot, set-up waits, whoever it is."""
+    machine = rent(T4, Quirks(lists_s=240, lock_s=300, lock_holder=holder))
+    began = time.monotonic()
+
+    ready = machine.apply()
+
+    assert ready.facts.driver
+    assert time.monotonic() - began > 300 / PACE / 2
