@@ -21,16 +21,26 @@ TOO_OLD = re.compile(r"driver on your system is too old|driver version is insuff
 
 
 def reason(log: str, kernel: str) -> str:
-    """Explain a step's log and the kernel's, the card's own words first; empty if nothing fits."""
+    """Explain a failed step; empty if nothing fits.
+
+    The card's own words come first, then the last line of the log that means something: a lock
+    that was waited for is no reason once it was had.
+    """
     if errors := explain(kernel):
         return "; ".join(errors)
-    if held := LOCKED.findall(log):
+    meant = (meaning(line) for line in reversed(log.splitlines()))
+    return next(filter(None, meant), "")
+
+
+def meaning(line: str) -> str:
+    """Explain one line of a log; empty if it tells nothing."""
+    if held := LOCKED.search(line):
         return (
-            f"another package tool is still at work (lock {held[-1]}): wait for it, or end it on"
+            f"another package tool is still at work (lock {held[0]}): wait for it, or end it on"
             " the machine (`qft ssh`), then repeat the command"
         )
-    if NO_WAY_OUT.search(log):
+    if NO_WAY_OUT.search(line):
         return NO_WAY_OUT_HINT
-    if TOO_OLD.search(log):
+    if TOO_OLD.search(line):
         return "the driver is older than the wheels need: choose another image or size"
     return ""

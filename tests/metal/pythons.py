@@ -103,31 +103,19 @@ def pip(store: Store, arguments: list[str]) -> int:
 
 
 def read(text: str) -> dict[str, tuple[str, list[str]]]:
-    """Version and hashes by name, of what is meant for this Python."""
+    """Version and hashes by name."""
     found = {}
     for line in text.replace("\\\n", " ").splitlines():
         words = line.partition(" #")[0].strip()
         if not words or words[0] in "#-":
             continue
         hashes = re.findall(r"--hash=(\S+)", words)
-        demand, _, marker = re.sub(r"\s--hash=\S+", "", words).partition(";")
-        if applies(marker):
-            name, _, version = demand.replace(" ", "").partition("==")
-            found[re.split(r"[<>=!~\[]", name)[0].lower()] = (version, hashes)
+        demand = re.sub(r"\s--hash=\S+", "", words).replace(" ", "")
+        if ";" in demand:
+            raise ValueError(f"a marker, which the played pip does not know: {demand}")
+        name, _, version = demand.partition("==")
+        found[re.split(r"[<>=!~\[]", name)[0].lower()] = (version, hashes)
     return found
-
-
-def applies(marker: str) -> bool:
-    """Whether a requirement is meant for this Python: comparisons of its version, joined by and."""
-    for one in filter(None, (part.strip() for part in marker.split(" and "))):
-        left, sign, right = one.replace("'", "").replace('"', "").split()
-        if left not in {"python_version", "python_full_version"}:
-            raise ValueError(f"a marker that is not played: {one}")
-        here, there = sys.version_info[:2], tuple(int(part) for part in right.split(".")[:2])
-        truth = {"==": here == there, "<": here < there, ">=": here >= there, "!=": here != there}
-        if not truth[sign]:
-            return False
-    return True
 
 
 def cuda_of(versions: dict[str, str]) -> str:
