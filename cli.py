@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from commands.errors import Exit, Trouble
-from commands.output import columns, last_resort, out, out_json, table, talk, tell_trouble
+from commands.output import columns, last_resort, out, out_json, settle, table, talk, tell_trouble
 
 VERSION = "0.1.0"
 
@@ -128,12 +128,9 @@ def logs(
 ) -> None:
     """Print what the trainer said."""
     from commands import machine
+    from commands.output import log_writer
 
-    def write(data: bytes) -> None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-
-    machine.logs(run, follow=follow, write=write)
+    machine.logs(run, follow=follow, write=log_writer())
 
 
 @app.command()
@@ -360,6 +357,7 @@ def root(
 def main() -> None:
     """Run the command line; every error leaves through here, with its documented exit code."""
     as_json = "--json" in sys.argv[1:]
+    settle()
     try:
         code = app(standalone_mode=False)  # what `typer.Exit` carries is returned, not raised
         sys.exit(code if isinstance(code, int) else Exit.DONE)

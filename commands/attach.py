@@ -65,7 +65,7 @@ def _glance(look: Callable[..., JobView], state: RunState) -> JobView | None:
 def _is_free(desk: Desk) -> bool:
     """Whether nobody drives the run any more."""
     try:
-        with driving(desk.folder):
+        with driving(desk.folder, patience_s=0.0):
             return True
     except Busy:
         return False

@@ -5,10 +5,12 @@ Data never goes through here; it belongs to stdout.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
+from commands.output import clean, say_to
 from commands.view import View, view
 from infra import actions as act
 from infra.supervisor import Report
@@ -50,7 +52,7 @@ class PlainConsole:
 
     def say(self, text: str) -> None:
         """Print the line."""
-        print(text, file=self._stream, flush=True)
+        say_to(self._stream, text)
 
     def report(self, report: Report) -> None:
         """Print the phase when it changes, and a progress line every quarter of a minute."""
@@ -85,7 +87,7 @@ class LiveConsole:
 
     def say(self, text: str) -> None:
         """Print the line above the live part."""
-        self._console.print(text, markup=False)
+        self._console.print(clean(text), markup=False, emoji=False)
 
     def report(self, report: Report) -> None:
         """Redraw; print milestones above."""
@@ -164,6 +166,6 @@ def _transfer(what: str, done: int, total: int) -> Any:
 
 def make_console(*, simulated: bool, plain: bool, clock: Callable[[], float]) -> Console:
     """The console that fits where stderr goes."""
-    if plain or not sys.stderr.isatty():
+    if plain or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         return PlainConsole(sys.stderr, simulated=simulated, clock=clock)
     return LiveConsole(simulated=simulated)

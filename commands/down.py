@@ -29,7 +29,7 @@ from commands.takeover import taken
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.journal import Journal, JournalDamaged, Kind, read
 from infra.provider import Gone, Provider, ProviderError, Vm
-from infra.state import RunState, apply, fold
+from infra.state import RunState, fold
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 
@@ -85,7 +85,7 @@ def down(wanted: str, *, delete: bool, say: Callable[[str], None]) -> Result:
         if state.vm is not None and not provider.traits.rents:
             _clear(loaded, home, state, say)
         try:
-            return _down_known(folder.name, provider, journal, state, delete=delete)
+            return _down_known(_Record(folder.name, journal, say), provider, state, delete=delete)
         except ProviderError as error:
             raise CloudTrouble(str(error), hint=error.hint) from error
 
@@ -104,29 +104,48 @@ def _clear(loaded: LoadedConfig, home: Path, state: RunState, say: Callable[[str
         workload.forget()
 
 
-def _down_known(
-    name: str, provider: Provider, journal: Journal, state: RunState, *, delete: bool
-) -> Result:
+@dataclass(frozen=True)
+class _Record:
+    """The journal of a run that goes down; it may not stand in the way of the end of the bill."""
+
+    name: str
+    journal: Journal
+    say: Callable[[str], None]
+
+    def note(self, kind: Kind, **data: object) -> None:
+        """Write an event; on a disk that refuses, say so and go on: the cloud is the truth."""
+        try:
+            self.journal.append(kind, **data)
+        except OSError as error:
+            self.say(f"warning: `{kind}` is not recorded ({error}); releasing all the same")
+
+
+def _down_known(record: _Record, provider: Provider, state: RunState, *, delete: bool) -> Result:
     """Journal the intent, act, and look again."""
     unsure = state.pending in {Kind.CREATE_INTENDED, Kind.DELETE_INTENDED}
     if delete or unsure or not provider.traits.rents or not provider.traits.keeps_disk:
-        state = apply(state, journal.append(Kind.DELETE_INTENDED, reason="qft down"))
-        removed = [f"{r.kind} {r.id}" for r in provider.delete(state.run_id)]
-        journal.append(Kind.DELETED, removed=removed)
-        return Result(run=name, removed=removed, left=_left(provider, state.run_id))
+        return _remove(record, provider, state)
     released = []
     if state.vm is not None and provider.traits.rents:
-        journal.append(Kind.DEALLOCATE_INTENDED, reason="qft down")
+        record.note(Kind.DEALLOCATE_INTENDED, reason="qft down")
         try:
             provider.deallocate(state.vm)
-        except Gone:
-            journal.append(Kind.DELETED, removed=[])
-        else:
-            journal.append(Kind.DEALLOCATED, reason="qft down")
-            released.append(f"{state.vm.size} {state.vm.id}")
+        except Gone:  # the machine is; its disk or address may still be there, and bill
+            return _remove(record, provider, state)
+        record.note(Kind.DEALLOCATED, reason="qft down")
+        released.append(f"{state.vm.size} {state.vm.id}")
     idle = state.offer.idle_usd_per_h if state.offer else 0.0
     left = _left(provider, state.run_id)
-    return Result(run=name, deallocated=released, idle_usd_per_h=idle if left else 0.0, left=left)
+    idle = idle if left else 0.0
+    return Result(run=record.name, deallocated=released, idle_usd_per_h=idle, left=left)
+
+
+def _remove(record: _Record, provider: Provider, state: RunState) -> Result:
+    """Remove everything of the run, and look again."""
+    record.note(Kind.DELETE_INTENDED, reason="qft down")
+    removed = [f"{r.kind} {r.id}" for r in provider.delete(state.run_id)]
+    record.note(Kind.DELETED, removed=removed)
+    return Result(run=record.name, removed=removed, left=_left(provider, state.run_id))
 
 
 def down_all(
@@ -140,24 +159,44 @@ def down_all(
     for provider in providers:
         try:
             for vm in provider.list_all():
-                with _released(home, vm, say):
-                    results.append(_down_listed(provider, vm, delete=delete))
+                with _released(home, vm, say) as run:
+                    results.append(_down_one(provider, vm, run, say, delete=delete))
         except ProviderError as error:
             raise CloudTrouble(str(error), hint=error.hint) from error
     return results
 
 
 @contextlib.contextmanager
-def _released(home: Path, vm: Vm, say: Callable[[str], None]) -> Iterator[None]:
-    """Keep every driver of this computer away from a machine."""
+def _released(home: Path, vm: Vm, say: Callable[[str], None]) -> Iterator[RunFolder | None]:
+    """Keep every driver of this computer away from a machine; yield the run if that is done."""
+    mine: RunFolder | None = None
     with contextlib.ExitStack() as held:
         for run in all_runs(home):
             if _run_id(run) == vm.run_id:
                 try:
                     held.enter_context(taken(run, say))
+                    mine = run
                 except Busy as busy:  # the money goes first
                     say(f"{busy.message}, and may start the machine again")
-        yield
+        yield mine
+
+
+def _down_one(
+    provider: Provider,
+    vm: Vm,
+    run: RunFolder | None,
+    say: Callable[[str], None],
+    *,
+    delete: bool,
+) -> Result:
+    """Release a machine, also in the record of its run: or the bill there would go on for ever."""
+    if run is not None:
+        journal = Journal(run.journal, clock=time.time)
+        state = fold(journal.events)
+        if state.vm is not None or delete:
+            record = _Record(run.name, journal, say)
+            return _down_known(record, provider, state, delete=delete)
+    return _down_listed(provider, vm, delete=delete)
 
 
 def _run_id(run: RunFolder) -> str:
@@ -187,9 +226,14 @@ def _down_unknown(name: str, home: Path, *, delete: bool) -> Result:
             listed = provider.list_all()
         except ProviderError as error:
             raise CloudTrouble(str(error), hint=error.hint) from error
-        for vm in listed:
-            if vm.run_id == name or vm.run_id.rpartition("-")[0] == name:
-                return _down_listed(provider, vm, delete=delete)
+        meant = [vm for vm in listed if name in {vm.run_id, vm.run_id.rpartition("-")[0]}]
+        if len({vm.run_id for vm in meant}) > 1:
+            found = [f"{vm.run_id}: {vm.size} in {vm.region}, {vm.power}" for vm in meant]
+            raise Usage(
+                f"several runs are named `{name}`", problems=found, hint="give the whole id"
+            )
+        if meant:
+            return _down_listed(provider, meant[0], delete=delete)
     raise Usage(f"there is no run `{name}`, here or in the cloud", hint="`qft ls --all` lists all")
 
 

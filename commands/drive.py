@@ -14,7 +14,15 @@ from commands.config import LoadedConfig, load
 from commands.console import make_console
 from commands.errors import BY_CODE, CloudTrouble, Exit, Trouble, Usage
 from commands.forecast import forecast, forecast_line
-from commands.home import Busy, RunFolder, environment, pick_run, qft_home
+from commands.home import (
+    RUN_NAME,
+    Busy,
+    RunFolder,
+    environment,
+    pick_run,
+    qft_home,
+    run_folder,
+)
 from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, Session, is_over, opened, reopen
 from infra.cost import Budget, bill, worst_case_usd
@@ -105,7 +113,9 @@ def drive(order: Order) -> Arrived:
     except BadRequest as error:
         raise Refused(str(error), hint=error.hint) from error
     except ProviderError as error:
-        raise CloudTrouble(str(error), hint=error.hint) from error
+        receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
+        hint = "; ".join(part for part in (error.hint, _bills(name, receipt)) if part)
+        raise CloudTrouble(str(error), hint=hint) from error
     finally:
         console.close()
 
@@ -146,7 +156,8 @@ def find_config(wanted: str, home: Path) -> LoadedConfig:
         return reopen(pick_run(home, "", cwd=Path.cwd()))
     if wanted.endswith((".yaml", ".yml")) or Path(wanted).is_file():
         return load(Path(wanted))
-    if Path(wanted).is_dir():
+    named = RUN_NAME.fullmatch(wanted) and run_folder(home, wanted).exists()
+    if Path(wanted).is_dir() and not named:
         raise Usage(f"`{wanted}` is a directory", hint=f"try `{wanted.rstrip('/')}/run.yaml`")
     return reopen(pick_run(home, wanted, cwd=Path.cwd()))
 
@@ -156,7 +167,7 @@ def _steer(session: Session, order: Order) -> Arrived:
     name = session.loaded.config.name
     simulated = session.provider.traits.simulated_prices
     plan = session.plan(order.goal)
-    if order.goal is Goal.RUN and is_over(session.supervisor.state):
+    if is_over(session.supervisor.state):
         reason = "this run was complete already; `--fresh` begins it again"
         receipt = make_receipt(session.folder, session.loaded.out, simulated=simulated)
         return _arrived(name, order.goal, Ending(code=0, reason=reason), receipt)
@@ -176,18 +187,20 @@ def _arrived(name: str, goal: Goal, ending: Ending, receipt: Receipt) -> Arrived
 
 def _what_now(name: str, code: int, receipt: Receipt) -> str:
     """What a person can do about an ending, and what still bills."""
-    bills = (
-        f"still billing ${receipt.usd_per_h_now:.4f}/h: `qft down --delete {name}` ends it"
-        if receipt.usd_per_h_now
-        else "nothing of this run bills"
-    )
     advice = {
         3: f"`qft plan {name}` shows every offer and why it cannot be had",
         4: f"`qft doctor {name}` looks at the connection",
         5: f"`qft logs {name}` shows what the trainer said",
         6: "raise `budget` in run.yaml and run the same command again: it goes on where it was",
     }.get(code, "")
-    return "; ".join(part for part in (advice, bills) if part)
+    return "; ".join(part for part in (advice, _bills(name, receipt)) if part)
+
+
+def _bills(name: str, receipt: Receipt) -> str:
+    """What still bills, and how to end it."""
+    if not receipt.usd_per_h_now:
+        return "nothing of this run bills"
+    return f"still billing ${receipt.usd_per_h_now:.4f}/h: `qft down --delete {name}` ends it"
 
 
 def dump(arrived: Arrived) -> str:

@@ -19,6 +19,9 @@ START_ONE = "`qft init` writes a run.yaml, `qft run` starts it, `qft ls` lists w
 RUN_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,28}[a-z0-9])?")
 """What may name a run: it becomes part of cloud names, tags and folders."""
 
+PROBE_S = 1.0
+"""Longer than `qft status` holds the lock to see whether anybody else does."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
@@ -85,6 +88,11 @@ def check_name(name: str) -> None:
             f"`{name}` cannot name a run",
             hint="use 1 to 30 of a-z, 0-9 and `-`, with a letter or digit at both ends",
         )
+
+
+def make_home(folder: Path) -> None:
+    """Make `$QFT_HOME` its owner's only; one that was there keeps its rights: it may be shared."""
+    folder.mkdir(parents=True, exist_ok=True, mode=stat.S_IRWXU)
 
 
 def make_private(folder: Path) -> None:
@@ -165,10 +173,15 @@ def _name_in(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def driving(run: RunFolder, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
+def driving(
+    run: RunFolder,
+    *,
+    patience_s: float = PROBE_S,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[None]:
     """Hold the run alone; raise Busy if another `qft` drives it."""
     try:
-        with locked(run.lock, timeout_s=0.0, sleep=sleep):
+        with locked(run.lock, timeout_s=patience_s, sleep=sleep):
             yield
     except LockTimeout as error:
         raise Busy(run, error.holder) from error

@@ -33,12 +33,16 @@ class Homing:
         remote_run: str,
         home: Path,
         options: SyncOptions,
+        say: Callable[[str], None],
     ) -> None:
         self._connect = connect
         self._remote = remote_run
         self._home = home
         self._scores = home.parent / "scores"
         self._options = options
+        self._say = say
+        self._said = ""
+        self._link: link.Link | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
         self._verified: dict[int, bool] = {}
@@ -52,8 +56,10 @@ class Homing:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the copying; what was on its way is resumed by the next copy."""
+        """End the copying at once; what was on its way is resumed by the next copy."""
         self._ended.set()
+        if self._link is not None:
+            self._link.close()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -114,10 +120,16 @@ class Homing:
         """Copy until told to stop; a machine that goes away ends the loop, not the run."""
         try:
             with self._connect(vm) as connection:
+                self._link = connection
                 while not self._ended.wait(EVERY_S):
                     self.bring(connection)
-        except errors.RemoteError:
+        except errors.Unreachable:
             return  # the supervisor sees the machine itself, and starts this again when it is back
+        except (errors.RemoteError, OSError) as error:
+            # It is tried again, so it is said once: a full disk here, most likely.
+            if not self._ended.is_set() and str(error) != self._said:
+                self._said = str(error)
+                self._say(f"warning: the newest checkpoint did not come home: {error}")
 
     def _is_whole(self, step: int) -> bool:
         """Whether the checkpoint verifies; asked once, because the bytes do not change after."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from commands import wire
@@ -30,8 +32,8 @@ def logs(wanted: str, *, follow: bool, write: Callable[[bytes], None]) -> None:
     Without a machine, the log that was fetched is written.
     """
     folder, loaded = _run(wanted)
-    vm = _machine(folder)
-    if vm is None or not is_running(loaded, vm):
+    vm = running_now(loaded, _machine(folder))
+    if vm is None:
         fetched = loaded.out / "trainer.log"
         if not fetched.exists():
             raise Usage(
@@ -103,17 +105,24 @@ def ssh_argv(wanted: str, command: list[str]) -> list[str]:
         raise Usage("there is no `ssh` on this computer", hint="install OpenSSH's client")
     known = folder.root / "known_hosts"
     alias = f"qft-{folder.name}"
-    kind, _blob = keys.parse_line(vm.host_public_key)
-    known.write_text(f"{alias} {kind} {vm.host_public_key.split()[1]}\n")
+    kind, blob = keys.parse_line(vm.host_public_key)
+    known.write_text(f"{alias} {kind} {base64.b64encode(blob).decode()}\n")
     options = {
         "HostKeyAlias": alias,
-        "UserKnownHostsFile": str(known),
+        "UserKnownHostsFile": _quoted(known),
+        "GlobalKnownHostsFile": "none",
         "StrictHostKeyChecking": "yes",
         "IdentitiesOnly": "yes",
-        "IdentityFile": str(wire.user_key(loaded.config.vm, folder)),
+        "IdentityFile": _quoted(wire.user_key(loaded.config.vm, folder)),
     }
     flags = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
-    return [program, *flags, "-p", str(vm.port), f"{vm.user}@{vm.host}", *command]
+    # No config file: `ForwardAgent yes` there would hand the user's keys to the machine.
+    return [program, "-F", "none", *flags, "-p", str(vm.port), f"{vm.user}@{vm.host}", *command]
+
+
+def _quoted(path: Path) -> str:
+    """A path as `ssh` reads it in an option: spaces part words there, and `%` begins a token."""
+    return '"{}"'.format(str(path).replace("%", "%%"))
 
 
 def ssh(wanted: str, command: list[str]) -> None:
@@ -132,13 +141,18 @@ def _machine(folder: RunFolder) -> Vm | None:
     return fold(read(folder.journal)).vm
 
 
-def is_running(loaded: LoadedConfig, vm: Vm) -> bool:
-    """Whether the machine runs, as its provider says."""
+def running_now(loaded: LoadedConfig, vm: Vm | None) -> Vm | None:
+    """The machine with the address it has now; None if its provider says that it does not run."""
+    if vm is None:
+        return None
     provider = wire.make_provider(loaded.config.vm, qft_home(environment()))
     try:
-        return provider.observe(vm).power is PowerState.RUNNING
+        seen = provider.observe(vm)
     except ProviderError as error:
         raise CloudTrouble(str(error), hint=error.hint) from error
+    if seen.power is not PowerState.RUNNING or not seen.host:
+        return None
+    return replace(vm, host=seen.host, port=seen.port)
 
 
 def host_of(folder: RunFolder, loaded: LoadedConfig, vm: Vm) -> link.Host:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import io
 import json
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from commands.errors import Exit, Trouble
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What could repaint a terminal or turn its text around; line ends and tabs are harmless."""
+READER_GONE = 141
+"""The exit code when nobody reads our output any more: as if SIGPIPE had come."""
 
 
 def tell_trouble(trouble: Trouble, *, as_json: bool) -> None:
@@ -19,6 +30,12 @@ def tell_trouble(trouble: Trouble, *, as_json: bool) -> None:
     if as_json:
         said = {"error": trouble.message, "problems": trouble.problems, "hint": trouble.hint}
         out_json({**said, "exit_code": int(trouble.exit_code)})
+
+
+def settle() -> None:
+    """Make stdout take any text: a terminal that lacks our arrows is no reason to end."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def columns(rows: list[tuple[str, str]]) -> str:
@@ -38,9 +55,28 @@ def table(rows: list[dict[str, object]]) -> str:
     return "\n".join(shape(line) for line in cells)
 
 
+def clean(text: str) -> str:
+    """Replace control characters: some of what we print are words of a machine we do not trust."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def log_writer() -> Callable[[bytes], None]:
+    """Make what writes a log to stdout: as it is to a file, cleaned to a terminal."""
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    to_terminal = sys.stdout.isatty()
+
+    def write(data: bytes) -> None:
+        with _readers():
+            sys.stdout.buffer.write(clean(decode(data)).encode() if to_terminal else data)
+            sys.stdout.buffer.flush()
+
+    return write
+
+
 def out(text: str) -> None:
     """Data, to stdout."""
-    print(text)  # noqa: T201
+    with _readers():
+        print(clean(text), flush=True)  # noqa: T201
 
 
 def out_json(value: object) -> None:
@@ -48,9 +84,34 @@ def out_json(value: object) -> None:
     out(json.dumps(value, indent=2))
 
 
+@contextlib.contextmanager
+def _readers() -> Iterator[None]:
+    """End quietly when nobody reads stdout any more: what is asked for is only to be read."""
+    try:
+        yield
+    except BrokenPipeError:
+        hush(sys.stdout)
+        sys.exit(READER_GONE)
+
+
 def talk(text: str) -> None:
     """Talk, to stderr."""
-    print(text, file=sys.stderr)  # noqa: T201
+    say_to(sys.stderr, text)
+
+
+def say_to(stream: TextIO, text: str) -> None:
+    """Print a line; if nobody listens any more, be silent from now on: the work goes on."""
+    try:
+        print(clean(text), file=stream, flush=True)
+    except BrokenPipeError:
+        hush(stream)
+
+
+def hush(stream: TextIO) -> None:
+    """Let what is still printed there vanish, so that the end of the process does not complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def last_resort(error: Exception, *, as_json: bool) -> int:
@@ -65,7 +126,10 @@ def last_resort(error: Exception, *, as_json: bool) -> int:
         tell_trouble(Trouble(str(error), hint=error.hint), as_json=as_json)
         return Exit.USAGE
     if isinstance(error, OSError) and error.errno is not None:
-        hint = "nothing was lost: make room or mend the rights, then run the same command again"
+        hint = (
+            "nothing was lost: make room or mend the rights, then run the same command again;"
+            " `qft ls --all` shows what bills meanwhile"
+        )
         tell_trouble(Trouble(f"this computer refused: {error}", hint=hint), as_json=as_json)
         return Exit.USAGE
     import traceback

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from commands import wire
-from commands.config import LoadedConfig, check, check_files
+from commands.config import LoadedConfig, RunConfig, check, check_files
 from commands.console import Console
 from commands.errors import Usage
-from commands.home import RunFolder, driving, make_private, run_folder, saved_config
+from commands.home import RunFolder, driving, make_home, make_private, run_folder, saved_config
 from commands.staging import stage
 from commands.workload import Setting, Site, SshWorkload
 from infra.cost import Budget
 from infra.durable import write_json
-from infra.journal import Journal, Kind, read
+from infra.journal import Event, Journal, Kind, read
 from infra.lifecycle import Goal, Plan, Policy
 from infra.provider import Guarding, Provider
 from infra.state import RunState, fold
@@ -90,13 +92,15 @@ def opened(desk: Desk) -> Iterator[Session]:
     """
     loaded, folder = desk.loaded, desk.folder
     check_files(loaded)
-    make_private(desk.home)
+    make_home(desk.home)
     make_private(folder.root)
     with driving(folder):
         if desk.fresh:
             _set_aside(folder)
         journal = Journal(folder.journal, clock=time.time)
-        changed = _changes(loaded, saved_config(folder), desk.allow_change)
+        saved = saved_config(folder)
+        _demand_same_file(loaded, saved)
+        changed = _changes(loaded, saved, desk.allow_change)
         state = fold(journal.events)
         if not state.run_id:
             run_id = f"{loaded.config.name}-{secrets.token_hex(2)}"
@@ -128,7 +132,8 @@ def build(desk: Desk, journal: Journal) -> Session:
     vm = desk.loaded.config.vm
     run_id = fold(journal.events).run_id
     provider = wire.make_provider(vm, desk.home)
-    workload = make_workload(desk, run_id, rents=provider.traits.rents)
+    changed = _is_changed(journal.events)
+    workload = make_workload(desk, run_id, rents=provider.traits.rents, changed=changed)
     tools = Tools(
         provider=provider,
         workload=workload,
@@ -149,7 +154,19 @@ def build(desk: Desk, journal: Journal) -> Session:
     )
 
 
-def make_workload(desk: Desk, run_id: str, *, rents: bool, watch_only: bool = False) -> SshWorkload:
+def _is_changed(events: Sequence[Event]) -> bool:
+    """Whether the training was changed since the trainer was last started."""
+    for event in reversed(events):
+        if event.kind is Kind.LAUNCHED:
+            return False
+        if event.kind is Kind.RUN_RESUMED and event.data.get("changed"):
+            return True
+    return False
+
+
+def make_workload(
+    desk: Desk, run_id: str, *, rents: bool, watch_only: bool = False, changed: bool = False
+) -> SshWorkload:
     """What this run does on a machine; with `watch_only` it copies nothing home."""
     vm, say = desk.loaded.config.vm, desk.console.say
     setting = Setting(
@@ -165,6 +182,7 @@ def make_workload(desk: Desk, run_id: str, *, rents: bool, watch_only: bool = Fa
         brings_home=not watch_only,
         eviction_band=lambda: _band(desk.folder),
         allow_change=desk.allow_change,
+        changed=changed,
         say=say,
         progress=desk.console.progress,
     )
@@ -187,6 +205,16 @@ def _saved(loaded: LoadedConfig) -> dict[str, Any]:
     return {"path": str(loaded.path), "config": loaded.config.model_dump(mode="json")}
 
 
+def _demand_same_file(loaded: LoadedConfig, saved: dict[str, object]) -> None:
+    """Raise Usage if the name belongs to another `run.yaml` that is still there; it may move."""
+    first = Path(str(saved.get("path", "")))
+    if first.is_file() and not first.samefile(loaded.path):
+        raise Usage(
+            f"the name `{loaded.config.name}` belongs to the run of `{first}`",
+            hint="choose another `name`, or `--fresh` to begin anew under this one",
+        )
+
+
 def _changes(
     loaded: LoadedConfig, saved: dict[str, object], allowed: Sequence[str]
 ) -> dict[str, tuple[object, object]]:
@@ -198,6 +226,8 @@ def _changes(
     before = saved.get("config")
     if not isinstance(before, dict):
         return {}
+    with contextlib.suppress(ValidationError):  # a later qft has more fields: with their defaults
+        before = RunConfig.model_validate(before).model_dump(mode="json")
     now = loaded.config.model_dump(mode="json")
     found: dict[str, tuple[object, object]] = {}
     for table in ("model", "method", "data", "train", "checkpoint", "eval"):

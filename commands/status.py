@@ -173,7 +173,7 @@ def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | No
 
 def _is_driven(folder: RunFolder) -> bool:
     try:
-        with driving(folder):
+        with driving(folder, patience_s=0.0):
             return False
     except Busy:
         return True

@@ -13,7 +13,7 @@ from commands.bench import laid_out, trainer
 from commands.config import LoadedConfig
 from commands.errors import HostTrouble, TrainingTrouble, Usage
 from commands.home import RunFolder, environment, pick_run, qft_home
-from commands.machine import host_of, is_running
+from commands.machine import host_of, running_now
 from commands.session import reopen
 from commands.workload import Site
 from infra.journal import read
@@ -59,9 +59,9 @@ def verify(wanted: str, *, steps: int | None, say: Callable[[str], None]) -> Ver
     """
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     loaded = reopen(folder)
-    vm = fold(read(folder.journal)).vm
+    vm = running_now(loaded, fold(read(folder.journal)).vm)
     more = ["--json", *(["--steps", str(steps)] if steps else [])]
-    if vm is not None and is_running(loaded, vm):
+    if vm is not None:
         say("replaying on the machine")
         text, where = _there(folder, loaded, vm, more), "on the machine"
     else:

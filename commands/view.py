@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from commands.output import clean
 from infra import actions as act
 from infra.supervisor import Report
 
@@ -58,7 +59,7 @@ def view(report: Report, *, simulated: bool) -> View:
     detail = job.detail if job else {}
     training = state.launched and job is not None and not state.trained
     return View(
-        phase=_phase(report),
+        phase=clean(_phase(report)),
         step=job.step if job else state.step,
         steps=job.steps if job else state.steps,
         loss=_number(detail.get("loss")) if training else None,

@@ -14,6 +14,7 @@ from infra.catalog import find_size
 from infra.config import SshTable, VmTable
 from infra.provider import Offer, Provider, Vm, VmSpec, Want
 from remote import keys, link
+from remote.errors import RemoteError
 
 if TYPE_CHECKING:
     from infra.host import HostSettings
@@ -64,6 +65,10 @@ def ssh_machine(vm: VmTable) -> HostSettings:
             "`vm.ssh.host_key` is empty, and a machine is never trusted on first use",
             hint="`qft doctor` reads the key from the machine and shows what to compare and paste",
         )
+    try:
+        keys.parse_line(table.host_key)
+    except RemoteError as error:
+        raise Usage(f"vm.ssh.host_key: {error}", hint=error.hint) from error
     return HostSettings(
         host=table.host, port=table.port, user=table.user, host_public_key=table.host_key
     )
@@ -100,13 +105,14 @@ def spec_maker(vm: VmTable, run: RunFolder, run_id: str) -> Callable[[Offer, int
 
     def make(offer: Offer, generation: int) -> VmSpec:
         host_key = _key(run, f"host_ed25519_{generation}")
-        mine = user_key(vm, run)
+        # A user's own machine knows the user's key already, which may be of any type.
+        mine = "" if vm.provider == "ssh" else keys.public_line(user_key(vm, run))
         return VmSpec(
             run_id=run_id,
             generation=generation,
             offer=offer,
             max_price_usd_per_h=vm.max_price,
-            public_key=keys.public_line(mine),
+            public_key=mine,
             host_private_key=host_key.read_text(),
             host_public_key=keys.public_line(host_key),
             disk_gb=vm.disk_gb,

@@ -81,6 +81,8 @@ class Setting:
     eviction_band: Callable[[], str]
     """Evictions per hour in percent where the machine was rented, for the checkpoint interval."""
     allow_change: Sequence[str] = ()
+    changed: bool = False
+    """Whether a trainer that runs was started with another config than this one."""
     say: Callable[[str], None]
     """Tell people what is being done, one line at a time."""
     progress: Callable[[str, int, int], None]
@@ -100,6 +102,7 @@ class SshWorkload:
             remote_run=setting.site.run_dir,
             home=setting.home,
             options=SyncOptions(python=setting.helper_python),
+            say=setting.say,
         )
 
     def reach(self, vm: Vm) -> None:
@@ -118,7 +121,10 @@ class SshWorkload:
             setting.say("setting up the machine")
             connection = self._make_ready(connection, vm)
             if self._job(vm).status().state is job.JobState.RUNNING:
-                return
+                if not setting.changed:
+                    return
+                setting.say("the config changed: the trainer saves, and starts anew with it")
+                self.stop(vm)
             for what, source, target in setting.staged.pushes(setting.site.base):
                 self._push(connection, what, source, target)
             self._homing.send_back(connection)

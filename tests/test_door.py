@@ -1,0 +1,374 @@
+"""The door's manners: it survives closed pipes, full disks and strange words, and harms nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+import yaml
+from fakecloud import Story
+from runs import Project, make_project
+from tiny import ROOT
+
+from commands import down, session, wire
+from commands.config import check, load
+from commands.console import PlainConsole
+from commands.errors import Usage
+from commands.home import RunFolder, driving, make_home, run_folder
+from commands.homing import Homing
+from commands.machine import _quoted
+from commands.output import clean, log_writer, say_to
+from commands.workload import SshWorkload
+from infra import provider as seam
+from infra.config import VmTable
+from infra.durable import locked, write_json
+from infra.journal import Event, Journal, Kind, read
+from infra.lifecycle import Goal, Plan
+from infra.provider import Vm
+from infra.state import fold
+from remote import errors, job
+from remote.sync_plan import SyncOptions
+
+
+def closed_pipe() -> io.TextIOWrapper:
+    """Make a stream whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w", encoding="utf-8")
+
+
+def test_words_of_a_machine_cannot_repaint_the_terminal() -> None:
+    """Escape sequences, backspaces and text direction are shown as what they are: foreign."""
+    said = "loss 1\r\x1b]0;evil\x07\x9b2J\b\u202eabc\tä→\n"
+
+    assert clean(said) == "loss 1\n�]0;evil��2J��abc\tä→\n"
+
+
+def test_a_log_is_written_as_it_is_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a terminal gets the cleaned words; a pipe or file gets the machine's bytes."""
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="utf-8"))
+
+    log_writer()(b"\x1b[31m\xff")
+
+    assert buffer.getvalue() == b"\x1b[31m\xff"
+
+
+def test_a_run_goes_on_when_nobody_listens_any_more() -> None:
+    """`qft run 2>&1 | head` must not end the supervision of a machine that bills."""
+    with closed_pipe() as stream:
+        console = PlainConsole(stream, simulated=True, clock=lambda: 0.0)
+        console.say("one")
+        console.progress("adapter", 2 << 20, 2 << 20)
+        say_to(stream, "two")
+
+        assert not stream.closed
+
+
+def test_output_that_nobody_reads_ends_quietly() -> None:
+    """A reader that leaves early gets no traceback, and the exit code of a broken pipe."""
+    with closed_pipe() as stream:
+        command = [sys.executable, str(ROOT / "cli.py"), "--version"]
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, check=False)
+
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_an_existing_home_keeps_its_rights(tmp_path: Path) -> None:
+    """`QFT_HOME=/tmp` must not lock everybody else out of /tmp; a new home is its owner's only."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+
+    make_home(shared)
+    make_home(tmp_path / "new")
+
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
+def test_a_look_at_the_lock_does_not_turn_a_driver_away(tmp_path: Path) -> None:
+    """`qft status` holds the lock for a moment; a `qft run` that comes just then waits it out."""
+    run = RunFolder(root=tmp_path)
+    held = threading.Event()
+
+    def probe() -> None:
+        with locked(run.lock):
+            held.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    held.wait(10)
+    with driving(run):
+        thread.join()
+
+        assert run.lock.exists()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A project that is in order."""
+    return make_project(tmp_path / "project")
+
+
+def test_a_name_belongs_to_one_file_that_may_move(project: Project, tmp_path: Path) -> None:
+    """A copy with the same name elsewhere is another run; a file that moved is the same one."""
+    first = load(project.config)
+    saved: dict[str, object] = {"path": str(project.config)}
+    copy = tmp_path / "copy" / "run.yaml"
+    copy.parent.mkdir()
+    shutil.copy(project.config, copy)
+
+    session._demand_same_file(first, saved)
+    with pytest.raises(Usage, match="belongs to the run of"):
+        session._demand_same_file(load(copy), saved)
+    project.config.unlink()
+    session._demand_same_file(load(copy), saved)
+
+    assert load(copy).config == first.config
+
+
+def test_a_later_version_with_more_fields_sees_no_change(project: Project) -> None:
+    """What a run was started with may lack fields of today: they had today's defaults."""
+    loaded = load(project.config)
+    old = loaded.config.model_dump(mode="json")
+    del old["train"]["seed"]
+
+    assert session._changes(loaded, {"config": old}, ()) == {}
+
+
+def test_a_change_holds_until_the_trainer_was_started_with_it() -> None:
+    """Killed between the resume and the launch, the next command still knows of the change."""
+    changed = Event(number=1, at_s=0.0, kind=Kind.RUN_RESUMED, data={"changed": True})
+    same = Event(number=2, at_s=0.0, kind=Kind.RUN_RESUMED, data={"changed": False})
+    launched = Event(number=3, at_s=0.0, kind=Kind.LAUNCHED, data={})
+
+    assert session._is_changed([launched, changed, same])
+    assert not session._is_changed([changed, launched, same])
+
+
+@pytest.mark.parametrize(("changed", "left_in_peace"), [(False, True), (True, False)])
+def test_a_trainer_that_runs_is_stopped_only_for_another_config(
+    monkeypatch: pytest.MonkeyPatch, *, changed: bool, left_in_peace: bool
+) -> None:
+    """More steps allowed while the old job runs: it saves, ends, and the new config is pushed."""
+    did: list[str] = []
+    setting = SimpleNamespace(
+        changed=changed,
+        say=lambda _text: None,
+        helper_python="python3",
+        site=SimpleNamespace(base="qft/x", run_dir="qft/x/run"),
+        home=Path("/nowhere"),
+        staged=SimpleNamespace(pushes=lambda _base: [("config", {}, "qft/x/run")]),
+    )
+    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    running = job.JobStatus(state=job.JobState.RUNNING)
+    fakes: dict[str, Any] = {
+        "_open": lambda _vm: None,
+        "_make_ready": lambda connection, _vm: connection,
+        "_job": lambda _vm: SimpleNamespace(status=lambda: running),
+        "stop": lambda _vm: did.append("stop"),
+        "_push": lambda *_all: did.append("push"),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(work, name, fake)
+    monkeypatch.setattr(work._homing, "send_back", lambda _link: None)
+
+    work.prepare(Vm(provider="x", run_id="x", id="x", region="a", size="s"))
+
+    assert did == ([] if left_in_peace else ["stop", "push"])
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    """A run with a machine that is up, in a home of its own."""
+    folder = tmp_path / "runs" / "run"
+    folder.mkdir(parents=True)
+    made = Story(path=folder / "journal.jsonl", plan=Plan(goal=Goal.UP))
+    made.go()
+    return made
+
+
+def test_down_releases_although_the_disk_here_is_full(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the bill does not wait for room in the record; what is not written is said."""
+    journal = Journal(story.path, clock=story.world.clock)
+    said: list[str] = []
+
+    def full(*_all: object, **_data: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal, "append", full)
+    record = down._Record("run", journal, said.append)
+
+    result = down._down_known(record, story.cloud, fold(journal.events), delete=True)
+
+    assert (story.cloud.vms, result.left) == ({}, [])
+    assert "No space left" in said[0]
+
+
+def test_down_of_a_machine_that_is_gone_removes_what_it_left(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine deleted by hand may have left disk and address, which bill."""
+
+    def gone(_vm: Vm) -> None:
+        raise seam.Gone("no such machine")
+
+    monkeypatch.setattr(story.cloud, "deallocate", gone)
+    journal = Journal(story.path, clock=story.world.clock)
+
+    down._down_known(
+        down._Record("run", journal, print), story.cloud, fold(journal.events), delete=False
+    )
+
+    assert story.cloud.log[-1] == "delete"
+    assert fold(read(story.path)).deleted
+
+
+@pytest.mark.parametrize("delete", [True, False])
+def test_down_of_everything_is_written_into_the_record_of_each_run(
+    story: Story, tmp_path: Path, *, delete: bool
+) -> None:
+    """Otherwise the run's bill would go on, and eat a budget that nobody spends."""
+    down.down_all([story.cloud], tmp_path, delete=delete, say=print)
+
+    state = fold(read(story.path))
+
+    assert (state.up, state.deleted) == (False, delete)
+    assert all(not span.compute for span in state.spans if span.end_s is None)
+
+
+def test_a_name_that_two_computers_gave_is_asked_about(
+    story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a record here, `down NAME` does not pick one of two machines silently."""
+    vms = [Vm(provider="x", run_id=f"tiny-{n}", id=n, region="a", size="s") for n in ("1", "2")]
+    monkeypatch.setattr(story.cloud, "list_all", lambda: vms)
+    monkeypatch.setattr(down, "known_providers", lambda _home: [story.cloud])
+
+    with pytest.raises(Usage, match="several runs") as caught:
+        down._down_unknown("tiny", tmp_path, delete=True)
+
+    assert len(caught.value.problems) == 2
+
+
+def test_paths_reach_ssh_whole(tmp_path: Path) -> None:
+    """A home with spaces and percent signs in its name is one path to OpenSSH's client."""
+    path = tmp_path / "my home 100%" / "known_hosts"
+    words = ["ssh", "-F", "none", "-o", f"UserKnownHostsFile={_quoted(path)}", "-G", "nowhere"]
+
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    assert f"userknownhostsfile {path}" in told.replace("%%", "%").replace('"', "")
+
+
+def test_a_pinned_host_key_that_is_none_is_told_before_anything_else() -> None:
+    """A mangled line in run.yaml is the user's to mend: exit 2, no traceback."""
+    ssh = {"host": "h", "user": "u", "key": "k", "host_key": "ssh-ed25519 nonsense!"}
+    table = VmTable.model_validate({"provider": "ssh", "ssh": ssh})
+
+    with pytest.raises(Usage, match=r"vm\.ssh\.host_key"):
+        wire.ssh_machine(table)
+
+
+class SlowLink:
+    """A connection on which every command lasts until it is closed."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.closed = threading.Event()
+
+    def run(self, *_words: object, **_more: object) -> None:
+        """Wait for the end."""
+        self.asked.set()
+        self.closed.wait(20)
+        raise errors.Unreachable("cut")
+
+    def close(self) -> None:
+        """Cut it."""
+        self.closed.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+VM = Vm(provider="x", run_id="x", id="x", region="a", size="s")
+
+
+def homing(tmp_path: Path, connect: Any, said: list[str]) -> Homing:
+    """Copy checkpoints from nowhere."""
+    return Homing(
+        connect=connect,
+        remote_run="run",
+        home=tmp_path / "checkpoints",
+        options=SyncOptions(),
+        say=said.append,
+    )
+
+
+def test_ctrl_c_does_not_wait_for_a_checkpoint_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopping closes the line under a copy; the next copy resumes it."""
+    monkeypatch.setattr("commands.homing.EVERY_S", 0.01)
+    link, said = SlowLink(), list[str]()
+    copying = homing(tmp_path, lambda _vm: link, said)
+    copying.start(VM)
+    link.asked.wait(10)
+
+    began_s = time.monotonic()
+    copying.stop()
+
+    assert time.monotonic() - began_s < 5
+    assert said == []
+
+
+def test_checkpoints_that_do_not_come_home_are_told_once(tmp_path: Path) -> None:
+    """A full disk here is said, not hidden behind a thread that ends and starts again."""
+    said: list[str] = []
+
+    def connect(_vm: Vm) -> None:
+        raise errors.NoSpace("home", needed_bytes=2, free_bytes=1)
+
+    copying = homing(tmp_path, connect, said)
+    for _ in range(3):
+        copying.start(VM)
+        while copying._thread is not None and copying._thread.is_alive():
+            time.sleep(0.01)
+
+    assert len(said) == 1
+    assert "no space left" in said[0]
+
+
+def test_a_run_is_found_by_name_beside_a_folder_of_that_name(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`qft run tiny` means the run, also where a folder `tiny` lies."""
+    from commands.drive import find_config
+
+    home = tmp_path / "home"
+    folder = run_folder(home, "tiny")
+    folder.root.mkdir(parents=True)
+    Journal(folder.journal, clock=time.time).append(Kind.RUN_STARTED, run_id="tiny-1", name="tiny")
+    content = yaml.safe_load(project.config.read_text())
+    write_json(folder.config, session._saved(check(content, project.config)))
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert find_config("tiny", home).path == project.config
