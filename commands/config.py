@@ -135,7 +135,17 @@ def check(content: dict[str, Any], path: Path) -> LoadedConfig:
             problems=faults,
             hint="`qft init --schema` prints the schema; editors can check as you type",
         )
-    return LoadedConfig(config=config, path=path)
+    return LoadedConfig(config=_with_key_beside(config, path.parent), path=path)
+
+
+def _with_key_beside(config: RunConfig, folder: Path) -> RunConfig:
+    """Make the path of a user's key absolute, since other commands start in other folders."""
+    table = config.vm.ssh
+    if table is None:
+        return config
+    key = str(folder / Path(table.key).expanduser())
+    vm = config.vm.model_copy(update={"ssh": table.model_copy(update={"key": key})})
+    return config.model_copy(update={"vm": vm})
 
 
 def _cross_faults(config: RunConfig) -> list[str]:

@@ -172,7 +172,7 @@ def make_workload(
     setting = Setting(
         site=Site(run_id=run_id),
         key_path=wire.user_key(vm, desk.folder),
-        staged=stage(desk.loaded, desk.folder.staging),
+        staged=stage(desk.loaded, desk.folder.staging, write=not watch_only),
         home=desk.folder.checkpoints,
         out=desk.loaded.out,
         make_ready=wire.make_ready(vm, say),

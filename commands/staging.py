@@ -32,15 +32,19 @@ class Staged:
         return [*every, ("config", {"config.json": self.config}, f"{base}/run")]
 
 
-def stage(loaded: LoadedConfig, folder: Path) -> Staged:
-    """Gather what a run needs, and write its config with the paths that hold on the machine."""
+def stage(loaded: LoadedConfig, folder: Path, *, write: bool = True) -> Staged:
+    """Gather what a run needs, and write its config with the paths that hold on the machine.
+
+    Without `write` nothing is pushed from it: an onlooker must not touch what a driver pushes.
+    """
     import trainer
 
     files = loaded.data_files
     names = {key: f"{key}{path.suffix.lower()}" for key, path in files.items()}
     config = folder / "config.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(config, machine_tables(loaded, names))
+    if write:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(config, machine_tables(loaded, names))
     return Staged(
         trainer=Path(trainer.__file__).parent,
         data={names[key]: path for key, path in files.items()},

@@ -177,6 +177,8 @@ def _is_driven(folder: RunFolder) -> bool:
             return False
     except Busy:
         return True
+    except OSError:  # a home that cannot be written can be looked at, and is driven by nobody
+        return False
 
 
 def _machine_json(status: Status) -> dict[str, Any] | None:

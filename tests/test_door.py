@@ -28,6 +28,7 @@ from commands.home import RunFolder, driving, make_home, run_folder
 from commands.homing import Homing
 from commands.machine import _quoted
 from commands.output import clean, log_writer, say_to
+from commands.staging import stage
 from commands.workload import SshWorkload
 from infra import provider as seam
 from infra.config import VmTable
@@ -372,3 +373,22 @@ def test_a_run_is_found_by_name_beside_a_folder_of_that_name(
     monkeypatch.chdir(tmp_path)
 
     assert find_config("tiny", home).path == project.config
+
+
+def test_a_key_beside_the_run_yaml_is_found_from_everywhere(project: Project) -> None:
+    """A relative `vm.ssh.key` starts at the file's folder, like every path in it."""
+    content = yaml.safe_load(project.config.read_text())
+    content["vm"] = {"provider": "ssh", "ssh": {"host": "h", "user": "u", "key": "keys/id"}}
+
+    table = check(content, project.config).config.vm.ssh
+
+    assert table is not None
+    assert table.key == str(project.folder / "keys" / "id")
+
+
+def test_an_onlooker_writes_nothing(project: Project, tmp_path: Path) -> None:
+    """`qft status` must not replace the config that a driver is about to push."""
+    staged = stage(load(project.config), tmp_path / "staging", write=False)
+
+    assert staged.config == tmp_path / "staging" / "config.json"
+    assert not (tmp_path / "staging").exists()
