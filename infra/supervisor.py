@@ -111,6 +111,7 @@ class Supervisor:
             Report(state=self._state, seen=seen, action=action, bill=used, now_s=now_s)
         )
         if isinstance(action, act.Wait):
+            self._last = None
             return self._act(action, plan)
         if action == self._last:  # it changed nothing; whatever the reason, never spin
             self._tools.sleep(plan.policy.poll_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from runs import Project, json_of, make_project, wait_until
 
@@ -195,5 +197,9 @@ def test_what_comes_after_the_training_works_at_home(project: Project) -> None:
 
 def alive_machines(project: Project) -> int:
     """How many machines run at this moment."""
-    guests = [p for p in project.processes() if "infra.guest" in p.cmdline()]
-    return len({word for p in guests for word in p.cmdline() if "vms" in word})
+    found = set()
+    for process in project.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while we looked
+            words = process.cmdline()
+            found |= {word for word in words if "infra.guest" in words and "vms" in word}
+    return len(found)
