@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 from tokenizers_built import KINDS, build
 
 from trainer.data import NOT_TRAINED, Example, collate, encode_prompt, load_examples, padding_id
@@ -183,6 +184,16 @@ def test_loss_on_everything_supervises_the_prompt_too(tmp_path: Path) -> None:
     assert whole.answer_length == part.answer_length == len(part.labels) - part.prompt_length
     assert part.targets == part.answer_length
     assert whole.targets == len(whole.labels) - 1  # nothing is read before the first token
+
+
+def test_a_completion_that_the_tokenizer_drops_is_empty(tmp_path: Path) -> None:
+    """Characters of which no token is left would teach the model to say nothing."""
+    tokenizer = build()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": "nice", "label": "\u200b"}])
+
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the completion is empty"):
+        load_examples(Table(completion="{label}"), path, tokenizer, max_length=32)
 
 
 def test_generation_sees_the_very_tokens_that_training_saw(tmp_path: Path) -> None:

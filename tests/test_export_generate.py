@@ -67,6 +67,28 @@ def test_what_is_missing_is_told(run_dir: Path, capsys: pytest.CaptureFixture[st
     assert "holds no adapter; train first" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ("--field text", (78, "--field text: write NAME=TEXT")),
+        ("--field text=a --tokens 0", (78, "--tokens: 0")),
+        ("--chat", (65, "no chat template; use `chat: markers`")),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_told(
+    run_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    answer: tuple[int, str],
+) -> None:
+    """Each slip of the command line ends with a sentence and a code."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    code = main(["--run-dir", str(run_dir), "--base-only", *asked.split()])
+
+    assert (code, answer[1] in capsys.readouterr().err) == (answer[0], True)
+
+
 def test_a_conversation_keeps_what_was_said(run_dir: Path) -> None:
     """Each question is asked after all before it, with the answers the model gave."""
     data = {"train": "rows.jsonl", "messages": "messages"}

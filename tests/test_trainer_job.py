@@ -151,6 +151,23 @@ def test_a_checkpoint_that_does_not_fit_stands_in_nobodys_way(
     assert tiny.adapter_bytes(undisturbed) == tiny.adapter_bytes(run)
 
 
+def test_scores_do_not_depend_on_where_a_run_was_stopped(tmp_path: Path) -> None:
+    """In mixed precision too, the model just trained is scored as the one loaded from its files."""
+    rows = str(tmp_path / "train.jsonl")
+    run = tiny.make_run(
+        tmp_path, rows=9, train={"steps": 2, "precision": "bf16"}, data={"eval": rows},
+        eval={"kind": "label", "labels": list(tiny.MOODS), "baselines": False},
+    )  # fmt: skip
+    scores = []
+    for _ in range(2):
+        assert tiny.run_trainer("train", run).returncode == 0
+        score = json.loads((run / "eval-after.json").read_text())
+        scores.append({**score, "seconds": None})
+        (run / "eval-after.json").unlink()
+
+    assert scores[0] == scores[1]
+
+
 def test_fewer_steps_than_are_done_are_refused(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,17 @@ def test_saves_come_every_so_many_seconds(tmp_path: Path) -> None:
     assert saved == [None, None, None, None, 5, 5, 5, 5, 5, 10, 10, 10]
 
 
+def test_a_smaller_portion_is_saved_at_once(tmp_path: Path) -> None:
+    """After memory ran out, the way batches are cut is durable with the very step it began at."""
+    made, state, _ = keeper(tmp_path, CheckpointTable(every=100), clock=Clock())
+    advance(made, state)
+    state.counters.micro_batch -= 1
+    for _ in range(3):
+        advance(made, state)
+
+    assert steps_present(tmp_path / "checkpoints") == [2]
+
+
 def test_a_clock_that_stands_or_leaps_saves_neither_always_nor_never(tmp_path: Path) -> None:
     """A leap of a day causes one save, not a save per step; a still clock causes none."""
     clock = Clock()

@@ -121,6 +121,20 @@ def test_a_run_without_steps_has_nothing_to_verify(
     assert "nothing to verify" in capsys.readouterr().err
 
 
+def test_other_settings_are_refused_also_from_the_first_step(
+    honest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A replay from the beginning of a run with a changed config would prove nothing."""
+    run = tmp_path / "run"
+    shutil.copytree(honest, run)
+    config = json.loads((run / "config.json").read_text())
+    config["train"]["lr"] = 0.5
+    (run / "config.json").write_text(json.dumps(config))
+
+    assert main(["verify", "--run-dir", str(run), "--steps", "8"]) == 78
+    assert "train.lr: was 0.01, is 0.5" in capsys.readouterr().err
+
+
 def test_a_run_at_work_is_not_verified(honest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """While a trainer holds the directory, `verify` and a second trainer end with 73."""
     with alone_in(honest):

@@ -138,11 +138,6 @@ def _templated(
         except MissingFieldError as error:
             problems.append(f"{path}:{row.number}: {error}")
             continue
-        if not completion.strip():
-            problems.append(
-                f"{path}:{row.number}: the completion is empty; "
-                "write a word for it (such as N/A) or leave the row out"
-            )
         for text, template in ((prompt, prompt_of), (completion, completion_of)):
             problems += [
                 f"{path}:{row.number}: {fault}" for fault in codec.smuggled(text, template)
@@ -152,6 +147,10 @@ def _templated(
     completions = codec.encode([completion for _, _, completion in texts], completion_of)
     found: list[tuple[Example, bool]] = []
     for (row, prompt, completion), head, tail in zip(texts, prompts, completions, strict=True):
+        if not tail or not completion.strip():  # characters that a tokenizer drops are none
+            hint = "write a word for it (such as N/A) or leave the row out"
+            problems.append(f"{path}:{row.number}: the completion is empty; {hint}")
+            continue
         try:
             ids, labels, length, cut = codec.assemble(head, tail)
         except TooLongError as error:

@@ -27,9 +27,8 @@ class EventWriter:
         with suppress(OSError):
             directory.mkdir(parents=True, exist_ok=True)
         self._append(_field(3, b"brain.Event:2"))
-        if steps_done:  # makes TensorBoard forget what an evicted process wrote after this step
-            start = _varint_field(1, 1)
-            self._append(_varint_field(2, steps_done + 1) + _field(7, start))
+        start = _varint_field(1, 1)  # TensorBoard forgets what an earlier process wrote from here
+        self._append(_varint_field(2, steps_done + 1) + _field(7, start))
 
     def scalars(self, record: dict[str, Any]) -> None:
         """Add the points of one step to the curves; `record` is a line of the metrics log."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import ConfigError, TrainerConfig, load_config
-from trainer.data import Codec, encode_prompt, padding_id
+from trainer.data import Codec, TooLongError, encode_prompt, padding_id
 from trainer.rows import DataError
-from trainer.template import Template
+from trainer.template import MissingFieldError, Template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,25 +134,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         speaker = load(args.run_dir, adapter=args.adapter, base_only=args.base_only)
+        _check_question(args, speaker.config)
         if args.chat:
             talk(speaker, iter(sys.stdin), _say, tokens_max=args.tokens)
             return 0
         if args.prompt is not None:
             prompt = speaker.read_text(args.prompt)
         else:
-            pairs = (pair.partition("=") for pair in args.field)
-            prompt = speaker.read_row({name: text for name, _, text in pairs})
+            prompt = speaker.read_row(dict(pair.split("=", 1) for pair in args.field))
         text, stopped = speaker.answer(prompt, tokens_max=args.tokens)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 78
-    except DataError as error:
+    except (DataError, MissingFieldError, TooLongError) as error:
         sys.stderr.write(f"{error}\n")
         return DataError.exit_code
     _say(text)
     if not stopped:
         sys.stderr.write(f"(stopped after {args.tokens} tokens without an end)\n")
     return 0
+
+
+def _check_question(args: argparse.Namespace, config: TrainerConfig) -> None:
+    """Raise `ConfigError` if the command line asks for nothing that this run can answer."""
+    if args.tokens < 1:
+        raise ConfigError([f"--tokens: {args.tokens} is no length of an answer"])
+    odd = [pair for pair in args.field if "=" not in pair]
+    if odd:
+        raise ConfigError([f"--field {odd[0]}: write NAME=TEXT"])
+    if config.data.messages is not None and not args.chat and args.prompt is None:
+        raise ConfigError(["this run learnt conversations: ask with --chat, or with --prompt TEXT"])
 
 
 def _say(text: str) -> None:

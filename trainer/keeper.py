@@ -35,6 +35,7 @@ class Keeper:
     _tried_step: int = field(init=False)
     _tried_s: float = field(init=False)
     _durable_step: int | None = field(init=False)
+    _portion: int = field(init=False)  # sequences at a time, as last saved
     _stall_s: float = field(default=0.0, init=False)
     _news: str | None = field(default=None, init=False)  # of the last validation
     _recent: list[tuple[int, float]] = field(default_factory=list, init=False)
@@ -44,6 +45,7 @@ class Keeper:
         self._tried_step = self.state.counters.step
         self._tried_s = self.clock()
         self._durable_step = self.state.counters.step or None
+        self._portion = self.state.counters.micro_batch
         self.say(f"checkpoints: {self._cadence.reason}")
 
     def after_step(self, record: dict[str, Any]) -> None:
@@ -57,6 +59,8 @@ class Keeper:
             steps_since=self.state.counters.step - self._tried_step,
             seconds_since=self.clock() - self._tried_s,
         )
+        # How a batch is cut decides about its dropout masks: a resume must know that at once.
+        due = due or self.state.counters.micro_batch != self._portion
         if due and not self.saver.busy:
             self._start()
 
@@ -80,6 +84,7 @@ class Keeper:
         snapshot = self.state.snapshot(self.fingerprint)
         self.saver.start(snapshot)
         self._tried_step, self._tried_s = snapshot.step, self.clock()
+        self._portion = self.state.counters.micro_batch
         self._stall_s = self._tried_s - began_s
 
     def _settle(self, result: SaveResult | None) -> None:

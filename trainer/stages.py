@@ -230,7 +230,7 @@ def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, Trainin
     desk.say(f"{portion.size} of {table.batch_size} sequences at a time: {portion.reason}")
     state.counters.micro_batch = portion.size
     bench = Bench(
-        model=layer.prepare(adapted),
+        model=adapted,  # not wrapped: scored and trained by one and the same arithmetic
         method=methods.method_of(adapted),
         layer=layer,
         plan=material.plan,

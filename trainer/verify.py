@@ -82,13 +82,15 @@ def replay(
         root = run_dir / "checkpoints"
         start = choose_start(root, last=len(logged), steps=steps)
         caveats: tuple[str, ...] = ()
-        if start:
-            directory = root / directory_name(start)
+        known = start or choose_start(root, last=len(logged) + 1, steps=None)
+        if known:
+            directory = root / directory_name(known)
             snapshot = load(directory, tensor_bytes_max=size_limit(state))
             verdict = compare(snapshot.fingerprint, material.fingerprint, allowed=())
             verdict.require()
             caveats = verdict.inexact
-            state.restore(snapshot)
+            if start:
+                state.restore(snapshot)
         until = min(start + (steps or STEPS_DEFAULT), len(logged))
         comparer = Comparer(logged=logged)
         train(bench, state, comparer, until=until)
