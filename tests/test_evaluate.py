@@ -16,7 +16,8 @@ from trainer import shots
 from trainer.answers import all_answers, possible_answers, read_answer, write_answer
 from trainer.config import CostTable, EvalTable, TrainerConfig
 from trainer.data import Codec, Example
-from trainer.decode import Decoder, Trie, batches, undisturbed
+from trainer.decode import Decoder, Trie, batches, in_batches, undisturbed
+from trainer.errors import DoesNotFit
 from trainer.evaluate import _costs, load_result, run
 from trainer.rows import DataError
 from trainer.template import Template
@@ -152,6 +153,24 @@ def test_batches_hold_every_place_once_within_their_limits() -> None:
     found = list(batches([3, 50, 4, 4, 200, 5], tokens=100, rows=3))
 
     assert found == [[4], [1, 5], [2, 3, 0]]
+
+
+def test_a_batch_for_which_memory_runs_out_is_asked_in_halves() -> None:
+    """Every place is answered once, progress never goes back, and one row too big is said so."""
+    answered: list[int] = []
+    told: list[tuple[int, int]] = []
+
+    def answer(batch: list[int], fitting: int = 3) -> None:
+        if len(batch) > fitting:
+            raise torch.OutOfMemoryError("test")
+        answered.extend(batch)
+
+    in_batches([[1]] * 9, answer, lambda done, total: told.append((done, total)))
+
+    assert sorted(answered) == list(range(9))
+    assert told == [(0, 9), (2, 9), (4, 9), (6, 9), (9, 9)]
+    with pytest.raises(DoesNotFit, match="one held-out row does not fit"):
+        in_batches([[1]] * 2, lambda batch: answer(batch, 0), lambda *_: None)
 
 
 def evaluation(tmp_path: Path, **fields: Any) -> tuple[Path, TrainerConfig]:

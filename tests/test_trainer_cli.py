@@ -154,6 +154,17 @@ def test_an_odd_run_directory_ends_with_78(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_change_that_can_never_be_allowed_is_told_at_once(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A slip in `--allow-change` does not wait for the first eviction."""
+    data = tiny.make_rows(tmp_path / "train.jsonl", 6)
+    run = tiny.write_config(tmp_path / "run", tiny.make_config(model, data))
+
+    assert main(["train", "--run-dir", str(run), "--allow-change", "stepz"]) == 78
+    assert "--allow-change stepz: this can never change" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("price", ["nan", "-1", "inf", "much"])
 def test_an_odd_price_is_a_bad_command_line(price: str) -> None:
     """A price that no checkpoint could hold is refused before anything starts."""

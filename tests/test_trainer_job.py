@@ -168,6 +168,20 @@ def test_scores_do_not_depend_on_where_a_run_was_stopped(tmp_path: Path) -> None
     assert scores[0] == scores[1]
 
 
+def test_a_finished_run_is_not_taken_for_that_of_another_base(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With another base in the config there is something to do, and it is refused."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["id"] = str(tiny.make_model(tmp_path / "other", seed=1))
+    (run / "config.json").write_text(json.dumps(config))
+
+    assert main(["train", "--run-dir", str(run)]) == 78
+    assert "base.model: was" in capsys.readouterr().err
+
+
 def test_fewer_steps_than_are_done_are_refused(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

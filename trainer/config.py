@@ -130,7 +130,9 @@ class TrainTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    steps: int | None = Field(default=None, ge=1, description="Optimizer steps; or give `epochs`.")
+    steps: int | None = Field(
+        default=None, ge=1, le=99_999_999, description="Optimizer steps; or give `epochs`."
+    )
     epochs: float | None = Field(
         default=None, gt=0, description="Passes over the rows; one if neither is given."
     )

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from trainer.errors import DoesNotFit
+
 TOKENS_PER_BATCH = 4096  # what a forward pass takes at once, padding included
 ROWS_PER_BATCH = 64
 
@@ -221,12 +223,34 @@ def batches(
 
 
 def in_batches(
-    prompts: Sequence[Sequence[int]], beat: Callable[[int, int], None]
-) -> Iterator[list[int]]:
-    """Yield batches of places, telling `beat(done, total)` after each and before the first."""
+    prompts: Sequence[Sequence[int]],
+    answer: Callable[[list[int]], None],
+    beat: Callable[[int, int], None],
+) -> None:
+    """Give `answer` all places in batches, telling `beat(done, total)` after each and before all.
+
+    A batch for which memory runs out is given again in halves.
+
+    Raises:
+        DoesNotFit: memory does not even suffice for one prompt.
+    """
+    waiting = list(batches([len(prompt) for prompt in prompts]))
     done = 0
     beat(done, len(prompts))
-    for batch in batches([len(prompt) for prompt in prompts]):
-        yield batch
-        done += len(batch)
-        beat(done, len(prompts))
+    while waiting:
+        batch = waiting.pop(0)
+        try:
+            answer(batch)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise DoesNotFit(
+                    "one held-out row does not fit into the memory of the device; shorten it, or "
+                    f"rent a larger GPU ({error})"
+                ) from error
+            middle = len(batch) // 2
+            waiting = [batch[:middle], batch[middle:], *waiting]
+        else:
+            done += len(batch)
+            beat(done, len(prompts))
+            continue
+        torch.cuda.empty_cache()

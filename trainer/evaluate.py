@@ -274,17 +274,20 @@ def ask(model: Any, tokenizer: Any, sheet: Sheet, *, beat: Beat) -> Asked:
         bound=[frozenset()] * len(items),
         probabilities=np.zeros((len(items), len(table.labels))),
     )
+
+    def answer(batch: list[int]) -> None:
+        reading = decoder.read([items[at].prompt_ids for at in batch])
+        weights = decoder.weigh(reading.fork(), trie).numpy()
+        written = decoder.write(reading, tokens_max=longest + MARGIN_TOKENS)
+        for at, given, weight in zip(batch, written, weights, strict=True):
+            asked.texts[at] = tokenizer.decode(given.tokens, skip_special_tokens=True)
+            asked.stopped[at] = given.stopped
+            asked.free[at] = read_answer(asked.texts[at], table)
+            asked.bound[at] = sets[int(weight.argmax())]
+            asked.probabilities[at] = weight @ members
+
     with undisturbed(model):
-        for batch in in_batches([item.prompt_ids for item in items], beat):
-            reading = decoder.read([items[at].prompt_ids for at in batch])
-            weights = decoder.weigh(reading.fork(), trie).numpy()
-            written = decoder.write(reading, tokens_max=longest + MARGIN_TOKENS)
-            for at, given, weight in zip(batch, written, weights, strict=True):
-                asked.texts[at] = tokenizer.decode(given.tokens, skip_special_tokens=True)
-                asked.stopped[at] = given.stopped
-                asked.free[at] = read_answer(asked.texts[at], table)
-                asked.bound[at] = sets[int(weight.argmax())]
-                asked.probabilities[at] = weight @ members
+        in_batches([item.prompt_ids for item in items], answer, beat)
     return asked
 
 

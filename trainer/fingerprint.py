@@ -82,7 +82,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, allowed: Iterable
     Raises:
         ConfigError: `allowed` names a key that may never change within a run.
     """
-    permitted = _permitted(allowed)
+    permitted = permitted_keys(allowed)
     refused: list[str] = []
     inexact: list[str] = []
     validates = (new.get("config") or {}).get("train.validate_every") is not None
@@ -99,6 +99,24 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, allowed: Iterable
         for key, before, after in differences(old.get(part), new.get(part)):
             inexact.append(f"{key}: was {_show(before)}, is {_show(after)}")
     return Verdict(refused=tuple(refused), inexact=tuple(inexact))
+
+
+def permitted_keys(allowed: Iterable[str]) -> frozenset[str]:
+    """Complete short names (`steps`) and check that each key may change at all.
+
+    Raises:
+        ConfigError: one may never change within a run.
+    """
+    permitted: set[str] = set()
+    for key in allowed:
+        fits = sorted(full for full in CHANGEABLE if full == key or full.split(".")[-1] == key)
+        if not fits and not key.startswith("eval."):
+            may = ", ".join(sorted(CHANGEABLE))
+            raise ConfigError([f"--allow-change {key}: this can never change; what may: {may}"])
+        permitted.update(fits or [key])
+    if permitted & {"train.steps", "train.epochs"}:  # one is given instead of the other
+        permitted |= {"train.steps", "train.epochs"}
+    return frozenset(permitted)
 
 
 def differences(old: object, new: object) -> list[tuple[str, Any, Any]]:
@@ -178,20 +196,6 @@ def cpu_model() -> str:
     except OSError:
         return platform.processor()
     return platform.machine()
-
-
-def _permitted(allowed: Iterable[str]) -> frozenset[str]:
-    """Complete short names (`steps`) and check that each key may change at all."""
-    permitted: set[str] = set()
-    for key in allowed:
-        fits = sorted(full for full in CHANGEABLE if full == key or full.split(".")[-1] == key)
-        if not fits and not key.startswith("eval."):
-            may = ", ".join(sorted(CHANGEABLE))
-            raise ConfigError([f"--allow-change {key}: this can never change; what may: {may}"])
-        permitted.update(fits or [key])
-    if permitted & {"train.steps", "train.epochs"}:  # one is given instead of the other
-        permitted |= {"train.steps", "train.epochs"}
-    return frozenset(permitted)
 
 
 def _changeable(key: str) -> bool:

@@ -20,7 +20,7 @@ from trainer.config import ConfigError, EvictionBand, TrainerConfig, load_config
 from trainer.disk import RealDisk
 from trainer.errors import Busy, Preempted
 from trainer.eviction import Flag, MetadataPoll, on_signals
-from trainer.fingerprint import Facts, file_sha256, flatten_config
+from trainer.fingerprint import Facts, file_sha256, flatten_config, permitted_keys
 from trainer.rows import DataError
 from trainer.status import Heartbeat, Phase
 
@@ -28,6 +28,11 @@ CONFIG = "config.json"
 ADAPTER = "adapter"
 SCORED = ".scored.json"  # of which config and data the scores are
 STAGES = ("before", "after")
+# What decides about an answer of the base: how it is stored and asked.
+SCORE_SETTINGS = (
+    "eval.", "data.", "method.kind", "method.quant", "method.double_quant", "train.max_length",
+    "train.precision",
+)  # fmt: skip
 RECEIPT = "qft.json"  # inside the adapter: which run it is the result of
 
 
@@ -75,6 +80,7 @@ def _reported(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str
 
 def _stages(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str], None]) -> None:
     config = load_config(order.run_dir / CONFIG)
+    permitted_keys(order.allow_change)  # a slip is told now, not at the first resume
     inputs = data_facts(config, order.run_dir)
     if adapter_done(order.run_dir, config, inputs):
         heartbeat.update(**read_table(order.run_dir / ADAPTER / RECEIPT).get("status", {}))
@@ -121,9 +127,9 @@ def scored(run_dir: Path, stage: str, config: TrainerConfig, inputs: Facts) -> b
 
 def scoring_facts(stage: str, config: TrainerConfig, inputs: Facts) -> Facts:
     """Return the part of config and data that decides about the score of a stage."""
-    flat = {k: v for k, v in flatten_config(config).items() if k.startswith(("eval.", "data."))}
+    flat = {k: v for k, v in flatten_config(config).items() if k.startswith(SCORE_SETTINGS)}
     learnt = training_facts(config, inputs) if stage == "after" else {}
-    return {**flat, "data.eval": inputs["data.eval"], **learnt}
+    return {**flat, **_base_named(config), "data.eval": inputs["data.eval"], **learnt}
 
 
 def adapter_done(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
@@ -145,7 +151,12 @@ def training_facts(config: TrainerConfig, inputs: Facts) -> Facts:
     """Return the part of config and data that decides about the adapter."""
     flat = {k: v for k, v in flatten_config(config).items() if not k.startswith("eval.")}
     chosen_by = {} if config.train.validate_every is None else {"data.eval": inputs["data.eval"]}
-    return {**flat, "data.train": inputs["data.train"], **chosen_by}
+    return {**flat, **_base_named(config), "data.train": inputs["data.train"], **chosen_by}
+
+
+def _base_named(config: TrainerConfig) -> Facts:
+    """Return which base is asked for; whether it is the same one still, only a resume can tell."""
+    return {"model.id": config.model.id, "model.revision": config.model.revision}
 
 
 def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
