@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Annotated, Any
 
 import typer
 
+from commands import tools
 from commands.errors import Exit, Trouble
+from commands.manual import EXIT_CODES, FIRST_STEPS, examples
+from commands.options import AllowChange, Fresh, Json, Plain, ProviderName, Run
 from commands.output import columns, last_resort, out, out_json, settle, table, talk, tell_trouble
 
 VERSION = "0.1.0"
@@ -16,44 +20,43 @@ app = typer.Typer(
     name="qft",
     help="Fine-tune a language model with QLoRA on one cheap spot GPU machine, and bring the "
     "adapter home whatever the cloud does to the machine meanwhile.",
-    epilog="Exit codes: 0 done, 1 our bug, 2 usage or config, 3 the cloud refused, 4 host "
-    "unreachable or unfit, 5 training failed, 6 budget reached, 130 interrupted.",
-    no_args_is_help=True,
+    epilog=f"{FIRST_STEPS}\n\n{EXIT_CODES}",
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Run = Annotated[str, typer.Argument(help="A run's name or its run.yaml; default: the one here.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live view.")]
-AllowChange = Annotated[
-    list[str] | None,
-    typer.Option("--allow-change", metavar="KEY", help="Resume although KEY changed, e.g. steps."),
-]
-ProviderName = Annotated[
-    str, typer.Option("--provider", help="Ask only this one: local or azure; needs no record.")
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Set an earlier run of this name aside.")]
 
-
-@app.command()
+@app.command(epilog=examples("init"))
 def init(
     directory: Annotated[str, typer.Argument(help="Where to write run.yaml.")] = ".",
     *,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema.")] = False,
+    rows: Annotated[
+        str,
+        typer.Option(
+            "--data", metavar="FILE", help="Your rows; the run.yaml then names its columns."
+        ),
+    ] = "",
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of run.yaml instead.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a run.yaml to start from."""
     from commands import init as command
 
     if schema:
         out(command.schema())
+        return
+    written = command.write(directory, rows)
+    if as_json:
+        out_json(written.to_json())
     else:
-        talk(f"wrote {command.write_template(directory)}\nnext: edit it, then `qft run`")
+        talk("\n".join(written.lines()))
 
 
-@app.command()
+@app.command(epilog=examples("doctor"))
 def doctor(run: Run = "", *, as_json: Json = False) -> None:
     """Check this computer, account and host; say the fixes."""
     from commands import doctor as command
@@ -67,7 +70,7 @@ def doctor(run: Run = "", *, as_json: Json = False) -> None:
         raise typer.Exit(Exit.USAGE)
 
 
-@app.command()
+@app.command(epilog=examples("plan"))
 def plan(run: Run = "", *, as_json: Json = False) -> None:
     """Show offers, prices and the worst-case bill; create nothing."""
     from commands import plan as command
@@ -79,13 +82,13 @@ def plan(run: Run = "", *, as_json: Json = False) -> None:
         out("\n".join(made.lines()))
 
 
-@app.command()
+@app.command(epilog=examples("up"))
 def up(run: Run = "", *, plain: Plain = False, as_json: Json = False) -> None:
     """Rent a machine and make it ready to train."""
     _drive("up", run, plain=plain, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples("train"))
 def train(
     run: Run = "",
     *,
@@ -108,7 +111,7 @@ def train(
     )
 
 
-@app.command()
+@app.command(epilog=examples("status"))
 def status(run: Run = "", *, as_json: Json = False) -> None:
     """Show where a run is and what it costs."""
     from commands import status as command
@@ -120,11 +123,13 @@ def status(run: Run = "", *, as_json: Json = False) -> None:
         out(columns(found.lines()))
 
 
-@app.command()
+@app.command(epilog=examples("logs"))
 def logs(
     run: Run = "",
     *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the training ends.")
+    ] = False,
 ) -> None:
     """Print what the trainer said."""
     from commands import machine
@@ -133,17 +138,19 @@ def logs(
     machine.logs(run, follow=follow, write=log_writer())
 
 
-@app.command()
+@app.command(epilog=examples("fetch"))
 def fetch(run: Run = "", *, plain: Plain = False, as_json: Json = False) -> None:
     """Bring the adapter home, verified."""
     _drive("fetch", run, plain=plain, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples("down"))
 def down(
     run: Run = "",
     *,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove the disk and all else.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the disk and all else, too.")
+    ] = False,
     everything: Annotated[bool, typer.Option("--all", help="Every machine with our tag.")] = False,
     provider: ProviderName = "",
     as_json: Json = False,
@@ -167,7 +174,7 @@ def down(
         out("\n".join(result.lines()))
 
 
-@app.command(name="run")
+@app.command(name="run", epilog=examples("run"))
 def run_all(
     run: Run = "",
     *,
@@ -187,7 +194,7 @@ def run_all(
     )
 
 
-@app.command()
+@app.command(epilog=examples("ls"))
 def ls(
     *,
     everything: Annotated[bool, typer.Option("--all", help="Machines in the cloud.")] = False,
@@ -207,133 +214,19 @@ def ls(
         talk("no machine of ours anywhere" if everything else "no run yet: try `qft run run.yaml`")
 
 
-@app.command()
-def evict(run: Run = "") -> None:
+@app.command(epilog=examples("evict"))
+def evict(run: Run = "", *, as_json: Json = False) -> None:
     """Ask the cloud to rehearse an eviction."""
     from commands import machine
 
-    talk(machine.evict(run))
-
-
-@app.command(name="eval")
-def evaluate(
-    run: Run = "",
-    *,
-    again: Annotated[bool, typer.Option("--again", help="Measure anew on this computer.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Show the metric before and after, with intervals."""
-    from commands import evaluation
-
-    scores = evaluation.scores(run, again=again, say=talk)
+    said = machine.evict(run)
     if as_json:
-        out_json(scores.to_json())
+        out_json({"asked": said})
     else:
-        out("\n".join(scores.lines()))
+        talk(said)
 
 
-@app.command()
-def verify(
-    run: Run = "",
-    *,
-    steps: Annotated[int | None, typer.Option(min=1, help="How many steps to do again.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Do some steps again and compare every bit."""
-    from commands import verify as command
-
-    verdict = command.verify(run, steps=steps, say=talk)
-    if as_json:
-        out_json(verdict.to_json())
-    else:
-        out("\n".join(verdict.lines()))
-    if not verdict.equal:
-        raise typer.Exit(Exit.TRAINING)
-
-
-@app.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
-def data(
-    arguments: Annotated[list[str] | None, typer.Argument(help="The converter's.")] = None,
-) -> None:
-    """Turn a published data set into rows: FORMAT SOURCE --out DIR."""
-    from commands import after
-
-    after.convert(arguments or ["--help"])
-
-
-@app.command()
-def audit(
-    run: Run = "",
-    *,
-    html: Annotated[str, typer.Option("--html", help="Also write a page there.")] = "",
-    as_json: Json = False,
-) -> None:
-    """Show what would be trained, before any money is spent."""
-    from commands import after
-
-    after.audit(run, html=html, as_json=as_json)
-
-
-@app.command()
-def report(run: Run = "") -> None:
-    """Write report.html beside the adapter: curves, scores, costs."""
-    from commands import after
-
-    out(str(after.report(run)))
-
-
-@app.command(context_settings={"ignore_unknown_options": True})
-def generate(
-    run: str,
-    arguments: Annotated[
-        list[str] | None, typer.Argument(help="--field, --prompt, --chat.")
-    ] = None,
-) -> None:
-    """Let the adapter answer, as training asked."""
-    from commands import after
-
-    after.generate(run, arguments or [])
-
-
-@app.command()
-def export(
-    run: Run = "",
-    *,
-    rank: Annotated[int | None, typer.Option(min=1, help="Of a DyLoRA run; default: best.")] = None,
-) -> None:
-    """Write a plain LoRA adapter of one rank that any PEFT loads."""
-    from commands import after
-
-    out(str(after.export(run, rank=rank)))
-
-
-@app.command()
-def merge(
-    run: Run = "",
-    *,
-    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "",
-) -> None:
-    """Merge the adapter into its 16-bit base."""
-    from commands import after
-
-    out(str(after.merge(run, dtype=dtype)))
-
-
-@app.command()
-def push(
-    run: Run = "",
-    *,
-    repo: Annotated[str, typer.Option(help="OWNER/MODEL on the hub.")],
-    merged: Annotated[bool, typer.Option("--merged", help="The merged model instead.")] = False,
-    public: Annotated[bool, typer.Option("--public", help="Visible to everybody.")] = False,
-) -> None:
-    """Publish the adapter with its model card."""
-    from commands import after
-
-    after.push(run, repo=repo, merged=merged, public=public)
-
-
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(epilog=examples("ssh"), context_settings={"ignore_unknown_options": True})
 def ssh(
     run: Run = "",
     command: Annotated[list[str] | None, typer.Argument(help="A command to run there.")] = None,
@@ -344,9 +237,15 @@ def ssh(
     machine.ssh(run, command or [])
 
 
+app.add_typer(tools.app)
+
+
 @app.callback(invoke_without_command=True)
 def root(
-    *, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Hold the options that come before a command."""
     if version:
@@ -358,6 +257,10 @@ def main() -> None:
     """Run the command line; every error leaves through here, with its documented exit code."""
     as_json = "--json" in sys.argv[1:]
     settle()
+    if not sys.argv[1:]:
+        with contextlib.redirect_stdout(sys.stderr):
+            app(["--help"], standalone_mode=False)
+        sys.exit(Exit.USAGE)
     try:
         code = app(standalone_mode=False)  # what `typer.Exit` carries is returned, not raised
         sys.exit(code if isinstance(code, int) else Exit.DONE)

@@ -10,71 +10,140 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 
 from commands.bench import laid_out, trainer
-from commands.config import LoadedConfig
+from commands.config import LoadedConfig, check_files
 from commands.drive import find_config
 from commands.errors import Exit, TrainingTrouble, Usage
 from commands.home import RunFolder, environment, pick_run, qft_home, run_folder
+from commands.output import out, talk
 from commands.receipt import make_receipt
 from commands.session import reopen
 from infra.durable import write_json
 from infra.journal import Kind, read
 from infra.provider import StopReason
+from infra.state import fold
 from infra.when import utc
+from trainer.template import Template
 
 TRAINER_CODES = {65: Exit.USAGE, 78: Exit.USAGE, 2: Exit.USAGE}
 """Bad data and bad config are the user's to mend; everything else is the trainer's failure."""
+LAST_WORDS = 20
 
 
-def convert(arguments: Sequence[str]) -> None:
-    """Turn a published data set into rows; the arguments are the converter's own."""
-    _program("convert", list(arguments))
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What the adapter is asked: fields of the prompt, a ready prompt, or a conversation."""
+
+    fields: tuple[str, ...] = ()
+    prompt: str | None = None
+    chat: bool = False
+    tokens: int = 256
+    base_only: bool = False
+
+    @property
+    def flags(self) -> list[str]:
+        """The same as flags of the generator."""
+        flags = ["--tokens", str(self.tokens)]
+        for pair in self.fields:
+            if "=" not in pair:
+                raise Usage(f"`--field {pair}` names no field", hint="write `--field NAME=TEXT`")
+            flags += ["--field", pair]
+        flags += [] if self.prompt is None else ["--prompt", self.prompt]
+        return [*flags, *["--chat"] * self.chat, *["--base-only"] * self.base_only]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelf:
+    """Where to publish, and what."""
+
+    repo: str
+    merged: bool
+    public: bool
+
+
+def convert(
+    kind: str, source: str, folder: str, flags: Sequence[str], *, as_json: bool
+) -> tuple[Path, Path]:
+    """Turn a published data set into rows; return the files to learn from and held out."""
+    _program("convert", [kind, source, "--out", folder, *flags], as_json=as_json)
+    return Path(folder) / "train.jsonl", Path(folder) / "eval.jsonl"
 
 
 def audit(wanted: str, *, html: str, as_json: bool) -> None:
     """Show what would be trained, before any money is spent."""
     loaded = find_config(wanted, qft_home(environment()))
+    check_files(loaded)
     folder = run_folder(qft_home(environment()), loaded.config.name)
     more = ["--html", str(Path(html).absolute())] if html else []
     with laid_out(loaded, folder) as run_dir:
-        _program("audit", ["--run-dir", str(run_dir), *more, *(["--json"] if as_json else [])])
+        flags = ["--run-dir", str(run_dir), *more, *(["--json"] if as_json else [])]
+        out(_program("audit", flags, as_json=as_json).rstrip("\n"))
 
 
-def report(wanted: str) -> Path:
+def report(wanted: str, *, as_json: bool) -> Path:
     """Write `report.html` and `report.json` beside the adapter; return the page."""
     folder, loaded = _fetched(wanted)
     with laid_out(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         facts = run_dir / "facts.json"
         write_json(facts, gather_facts(folder, loaded))
-        out = ["--out", str(loaded.out.absolute()), "--name", folder.name]
-        _program("report", ["--run-dir", str(run_dir), "--facts", str(facts), *out])
+        out_dir = ["--out", str(loaded.out.absolute()), "--name", folder.name]
+        flags = ["--run-dir", str(run_dir), "--facts", str(facts), *out_dir]
+        _program("report", flags, as_json=as_json)
     return loaded.out / "report.html"
 
 
-def generate(wanted: str, arguments: Sequence[str]) -> None:
-    """Let the adapter answer; the arguments are the generator's own."""
+def generate(wanted: str, asked: Question, *, as_json: bool) -> str | None:
+    """Let the adapter answer; return what it said, or None after a conversation."""
+    flags = asked.flags
     folder, loaded = _fetched(wanted)
+    if asked.chat and as_json:
+        raise Usage("a conversation is no JSON", hint="leave `--chat` or `--json` out")
+    if not (asked.fields or asked.chat or asked.prompt is not None):
+        raise Usage("there is nothing to answer", hint=_how_to_ask(folder, loaded))
     adapter = ["--adapter", str((loaded.out / "adapter").absolute())]
     with laid_out(loaded, folder) as run_dir:
-        _program("generate", ["--run-dir", str(run_dir), *adapter, *arguments])
+        flags = ["--run-dir", str(run_dir), *adapter, *flags]
+        if asked.chat:
+            _judge("generate", _start("generate", flags).returncode)
+            return None
+        return _program("generate", flags, as_json=as_json).removesuffix("\n")
 
 
-def merge(wanted: str, *, dtype: str) -> Path:
+def _how_to_ask(folder: RunFolder, loaded: LoadedConfig) -> str:
+    """The command that fills this run's own prompt."""
+    table = loaded.config.data
+    if table.messages:
+        return f"`qft generate {folder.name} --chat` holds a conversation"
+    fields = Template.parse(table.prompt).fields
+    flags = " ".join(f"--field {field}='...'" for field in fields) or "--prompt '...'"
+    return f"`qft generate {folder.name} {flags}`"
+
+
+def merge(wanted: str, *, base: str, dtype: str, as_json: bool) -> Path:
     """Merge the adapter into its 16-bit base; return the folder of the merged model."""
     folder, loaded = _fetched(wanted)
-    base = loaded.model_folder
-    if base is None:
+    source = Path(base).expanduser() if base else loaded.model_folder
+    model = loaded.config.model
+    if source is None:
+        here = model.id.rpartition("/")[2]
         raise Usage(
-            f"the base of `{folder.name}` is `{loaded.config.model.id}` on a hub",
-            hint="download it, and name its directory in `model.id`",
+            f"the base of `{folder.name}` is `{model.id}` on a hub",
+            hint=f"`hf download {model.id} --revision {model.revision} --local-dir {here}`, then "
+            f"`qft merge {folder.name} --base {here}`",
         )
+    if not (source / "config.json").is_file():
+        raise Usage(f"`{source}` holds no model", hint="name the directory with its config.json")
     target = loaded.out / "merged"
-    arguments = ["--base", str(base), "--adapter", str(loaded.out / "adapter")]
+    if target.exists():
+        raise Usage(f"`{target}` is there already", hint="use it, or remove it to merge again")
+    arguments = ["--base", str(source), "--adapter", str(loaded.out / "adapter")]
     arguments += ["--out", str(target), *(["--dtype", dtype] if dtype else [])]
-    _program("merge", arguments)
+    _program("merge", arguments, as_json=as_json)
     return target
 
 
@@ -92,18 +161,19 @@ def export(wanted: str, *, rank: int | None) -> Path:
     return target
 
 
-def push(wanted: str, *, repo: str, merged: bool, public: bool) -> None:
-    """Publish the adapter, or the merged model, with its model card."""
+def push(wanted: str, shelf: Shelf, *, as_json: bool) -> str:
+    """Publish the adapter, or the merged model, with its model card; return its address."""
     folder, loaded = _fetched(wanted)
-    shelf = ["--folder", str((loaded.out / "merged").absolute())] if merged else []
-    if merged and not (loaded.out / "merged").is_dir():
+    kept = ["--folder", str((loaded.out / "merged").absolute())] if shelf.merged else []
+    if shelf.merged and not (loaded.out / "merged").is_dir():
         raise Usage("there is no merged model yet", hint=f"`qft merge {folder.name}` makes it")
     with laid_out(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         facts = run_dir / "facts.json"
         write_json(facts, gather_facts(folder, loaded))
-        arguments = ["--run-dir", str(run_dir), "--repo", repo, "--facts", str(facts), *shelf]
-        _program("publish", [*arguments, *(["--public"] if public else [])])
+        flags = ["--run-dir", str(run_dir), "--repo", shelf.repo, "--facts", str(facts), *kept]
+        flags += ["--public"] if shelf.public else []
+        return _program("publish", flags, as_json=as_json).strip()
 
 
 def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
@@ -134,27 +204,49 @@ def _add_results(run_dir: Path, loaded: LoadedConfig) -> None:
 
 
 def _fetched(wanted: str) -> tuple[RunFolder, LoadedConfig]:
+    """A run whose adapter is at home. Raises Usage with the way there."""
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     loaded = reopen(folder)
     if not (loaded.out / "adapter").is_dir():
-        raise Usage(
-            f"the adapter of `{folder.name}` is not at home", hint=f"`qft fetch {folder.name}`"
-        )
+        state = fold(read(folder.journal))
+        if state.trained:
+            hint = f"`qft fetch {folder.name}` brings it"
+        else:
+            hint = (
+                f"it is not trained yet: `qft status {folder.name}` shows how far it is, "
+                f"`qft run {folder.name}` goes on"
+            )
+        raise Usage(f"the adapter of `{folder.name}` is not at home", hint=hint)
     return folder, loaded
 
 
-def _program(module: str, arguments: list[str]) -> None:
-    """Run one of the trainer's tools; it speaks for itself on stdout and stderr."""
+def _program(module: str, arguments: list[str], *, as_json: bool) -> str:
+    """Run one of the trainer's tools and return what it printed.
+
+    It talks for itself on stderr, except with --json, where its last words become the error's.
+    """
+    done = _start(module, arguments, stdout=PIPE, stderr=PIPE if as_json else None)
+    said = (done.stderr or "").strip()
+    if done.returncode == 0 and said:
+        talk(said)
+    _judge(module, done.returncode, said.splitlines()[-LAST_WORDS:])
+    return done.stdout
+
+
+def _start(
+    module: str, arguments: list[str], *, stdout: int | None = None, stderr: int | None = None
+) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).resolve().parent.parent
     argv = [sys.executable, "-m", f"trainer.{module}", *arguments]
     path = {**environment(), "PYTHONPATH": str(root)}
-    _judge(module, subprocess.run(argv, env=path, check=False).returncode)
+    return subprocess.run(argv, env=path, stdout=stdout, stderr=stderr, text=True, check=False)
 
 
-def _judge(module: str, code: int) -> None:
+def _judge(module: str, code: int, said: list[str] | None = None) -> None:
     """Turn a tool's exit code into what a person can act on; its own words are on stderr."""
     if code == 0:
         return
+    above = "" if said else "; its message is above"
     if TRAINER_CODES.get(code) is Exit.USAGE:
-        raise Usage(f"`{module}` could not use what it was given; its message is above")
-    raise TrainingTrouble(f"`{module}` ended with exit code {code}")
+        raise Usage(f"`{module}` could not use what it was given{above}", problems=said)
+    raise TrainingTrouble(f"`{module}` ended with exit code {code}", problems=said)

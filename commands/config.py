@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,11 +231,11 @@ def check_files(loaded: LoadedConfig) -> None:
             templates.append(Template.parse(text))
         except TemplateError as error:
             faults.append(f"data.{field}: {error}")
-    for file in loaded.data_files.values():
+    for key, file in loaded.data_files.items():
         try:
             rows = read_rows(file)
         except DataError as error:
-            faults += str(error).splitlines()
+            faults += [f"data.{key}: {problem}" for problem in error.problems]
             continue
         for row in rows:
             try:
@@ -242,13 +243,33 @@ def check_files(loaded: LoadedConfig) -> None:
             except MissingFieldError as error:
                 fault = str(error)
             if fault:
-                faults.append(f"{file}:{row.number}: {fault}")
-    faults += _model_faults(loaded)
+                faults.append(f"data.{key}: {file}:{row.number}: {fault}")
+    faults = [*gathered(faults), *_model_faults(loaded)]
     if faults:
         shown = faults[:20]
         if len(faults) > len(shown):
             shown.append(f"… and {len(faults) - len(shown)} more")
-        raise Usage("the data or the model cannot be used; nothing was rented", problems=shown)
+        raise Usage(
+            "the data or the model cannot be used; nothing was rented",
+            problems=shown,
+            hint="mend the file, or what run.yaml says of it (paths begin at its folder), then "
+            "`qft audit` shows what would be trained",
+        )
+
+
+def gathered(faults: list[str]) -> list[str]:
+    """One line for a fault that many rows of a file have, with the first row and how many more."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for fault in faults:
+        found = re.fullmatch(r"(.*?):(\d+): (.*)", fault, flags=re.DOTALL)
+        where, row, said = found.groups() if found else ("", "", fault)
+        rows.setdefault((where, said), []).append(row)
+    lines = []
+    for (where, said), numbers in rows.items():
+        more = len(numbers) - 1
+        same = f" (and {more} more row{'s' * (more > 1)})" if more else ""
+        lines.append(f"{where}:{numbers[0]}: {said}{same}" if where else said)
+    return lines
 
 
 def _row_fault(
@@ -270,6 +291,8 @@ def _row_fault(
         if len(rendered) < 2:  # the other template is broken, which is told on its own
             return None
         answer = rendered[1]
+    if not answer.strip():
+        return "the answer to learn is empty; write a word for it (such as N/A), or remove the row"
     return None if config.eval is None else fault_of(answer, config.eval)
 
 

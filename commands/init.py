@@ -1,48 +1,241 @@
-"""`qft init`: a run.yaml that works once three names in it are changed."""
+"""`qft init`: a run.yaml to start from; with the user's rows at hand, one that fits them.
+
+Whatever is guessed from the rows is said, so that a wrong guess is seen before it is trained.
+"""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from commands import config
 from commands.errors import Usage
 from infra.durable import write_bytes
 
 TEMPLATE = """\
-# One fine-tuning run. `qft plan` shows what it would cost; `qft run` does it.
-# Editors can check this file against the output of `qft init --schema`.
-name: my-run
+# One fine-tuning run. `qft audit` shows what would be trained, `qft plan` what it would cost;
+# `qft run` does it. Editors can check this file against the output of `qft init --schema`.
+name: {name}
 
 vm:
   provider: local        # rehearse on this computer; `azure` rents, `ssh` is a machine you have
   gpu: T4
   max_price: 0.25        # USD per hour, hard: the cloud itself enforces it
-budget: {usd: 5.00, hours: 24, evictions: 20}
+budget: {{usd: 5.00, hours: 24, evictions: 20}}
 
-model:  {id: microsoft/phi-1_5}          # a hub id, or a directory beside this file
-method: {kind: qlora, r: 8, alpha: 16, dropout: 0.1, targets: all-linear}
+# A hub id, or a directory beside this file. This one is small enough to rehearse on a laptop.
+model:  {{id: HuggingFaceTB/SmolLM2-135M}}
+method: {{kind: qlora, r: 8, alpha: 16, dropout: 0.1, targets: all-linear}}
 data:
-  train: train.jsonl                     # one JSON object per line
-  eval:  eval.jsonl
-  prompt:     "Text: {text}\\nLabel:"     # {field} names a field of every row
-  completion: " {label}"
-train:      {steps: 1000, batch_size: 8, lr: 2.0e-4, max_length: 1024}
-checkpoint: {every: auto, keep: 2}
-eval:       {kind: label, labels: [negative, neutral, positive]}
-"""
+  train: train.jsonl     # .jsonl, .json, .csv, .tsv or .parquet
+  eval:  eval.jsonl      # held out: never trained on, only scored
+{templates}
+train:      {{steps: {steps}, batch_size: 8, lr: 2.0e-4, max_length: 1024}}
+checkpoint: {{every: auto, keep: 2}}
+{scored}"""
+TEMPLATES = """\
+  prompt:     {prompt}     # {{field}} names a field of every row
+  completion: {completion}"""
+BLANK = {
+    "prompt": '"Text: {text}\\nLabel:"',
+    "completion": '" {label}"',
+    "labels": "[negative, neutral, positive]",
+}
+ANSWERS = (
+    *("label", "labels", "class", "category", "sentiment", "completion", "response", "answer"),
+    *("output", "target", "reply", "summary"),
+)
+"""Names that a column of answers usually has, surest first."""
+QUESTIONS = ("instruction", "input", "context", "question", "prompt", "text", "comment", "message")
+HELD_OUT, SEED = 0.1, 0
+BATCH, EPOCHS, STEPS_MIN, BLANK_STEPS = 8, 3, 20, 200
+LABELS_MAX, ROWS_PER_LABEL_MIN = 50, 3
 
 
-def write_template(directory: str) -> Path:
-    """Write `run.yaml` into a directory. Raises Usage rather than overwrite one."""
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """How rows become prompt and completion, as far as their names and contents tell."""
+
+    prompt: str = ""
+    completion: str = ""
+    messages: str = ""
+    labels: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """The guess in words."""
+        if self.messages:
+            return f"each row is a conversation in `{self.messages}`"
+        kind = f"one of {len(self.labels)} labels" if self.labels else "a text"
+        return f"from {self.prompt!r} the model learns {self.completion!r}, {kind}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What was written, and what was guessed on the way."""
+
+    config: Path
+    files: Mapping[Path, int]
+    """Files of rows, with how many each holds."""
+    guess: Guess | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        rows = {str(path): count for path, count in self.files.items()}
+        return {
+            "config": str(self.config),
+            "rows": rows,
+            "guess": self.guess.said if self.guess else None,
+        }
+
+    def lines(self) -> list[str]:
+        """What to say."""
+        said = [f"wrote {self.config}"]
+        said += [f"wrote {path}, {count} rows" for path, count in self.files.items()]
+        if self.guess is None:
+            return [*said, "next: name your rows and your model in it, then `qft audit`"]
+        return [*said, f"guessed: {self.guess.said}", "next: `qft audit` shows it row by row"]
+
+
+def write(directory: str, rows: str = "") -> Written:
+    """Write `run.yaml` into a directory, and the rows beside it, split, if a file of them is given.
+
+    Raises Usage rather than overwrite a file, and for rows that cannot be read.
+    """
     folder = Path(directory)
-    target = folder / "run.yaml"
-    if target.exists():
-        raise Usage(f"`{target}` is there already", hint="choose another directory")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(target, TEMPLATE.encode(), mode=0o644)
-    return target
+    targets = [
+        folder / "run.yaml",
+        *(folder / f"{side}.jsonl" for side in ("train", "eval") if rows),
+    ]
+    for target in targets:
+        if target.exists():
+            raise Usage(f"`{target}` is there already", hint="`qft init DIRECTORY` takes another")
+    if not rows:
+        text = _template(name="my-run", guess=None, steps=BLANK_STEPS)
+        _write(targets[0], text)
+        return Written(config=targets[0], files={}, guess=None)
+    fields = _read(Path(rows))
+    guess = _guess(fields)
+    kept, held_out = _split(fields, guess)
+    steps = max(STEPS_MIN, -(-len(kept) * EPOCHS // BATCH))
+    _write(targets[1], _lines(kept))
+    _write(targets[2], _lines(held_out))
+    _write(targets[0], _template(name=_name(Path(rows)), guess=guess, steps=steps))
+    counts = {targets[1]: len(kept), targets[2]: len(held_out)}
+    return Written(config=targets[0], files=counts, guess=guess)
 
 
 def schema() -> str:
     """The JSON schema of `run.yaml`."""
     return config.schema()
+
+
+def _template(*, name: str, guess: Guess | None, steps: int) -> str:
+    """The text of a run.yaml."""
+    words = dict(BLANK)
+    if guess is not None:
+        words = {
+            "prompt": json.dumps(guess.prompt, ensure_ascii=False),
+            "completion": json.dumps(guess.completion, ensure_ascii=False),
+            "labels": json.dumps(guess.labels, ensure_ascii=False),
+        }
+    templates = TEMPLATES.format_map(words)
+    scored = f"eval:       {{kind: label, labels: {words['labels']}}}\n"
+    if guess is not None and guess.messages:
+        templates = f"  messages: {json.dumps(guess.messages)}\n  chat: markers"
+    if guess is not None and not guess.labels:
+        scored = ""
+    return TEMPLATE.format(name=name, templates=templates, steps=steps, scored=scored)
+
+
+def _read(path: Path) -> list[Mapping[str, Any]]:
+    """The rows of a file. Raises Usage with everything that is wrong with it."""
+    from trainer.rows import DataError, read_rows
+
+    try:
+        rows = read_rows(path)
+    except DataError as error:
+        raise Usage(
+            f"`{path}` cannot be used",
+            problems=config.gathered(list(error.problems))[:20],
+            hint="mend the file, then type the same command again",
+        ) from error
+    return [row.fields for row in rows]
+
+
+def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
+    """Find the answer among the columns, and what it is the answer to. Raises Usage if unclear."""
+    shared = [name for name in rows[0] if all(name in row for row in rows)]
+    for name in shared:
+        if all(_is_talk(row[name]) for row in rows):
+            return Guess(messages=name)
+    plain = [name for name in shared if all(isinstance(row[name], str | int) for row in rows)]
+    folded = {name.strip().casefold(): name for name in plain}
+    answer = next((folded[name] for name in ANSWERS if name in folded), "")
+    asked = [folded[name] for name in QUESTIONS if name in folded and folded[name] != answer]
+    others = [name for name in plain if name != answer]
+    if not answer or not others:
+        raise Usage(
+            f"no telling which of the columns {', '.join(map(repr, rows[0]))} is the answer",
+            hint=f"name it one of {', '.join(ANSWERS)}; or write run.yaml by hand: `qft init`",
+        )
+    longest = max(others, key=lambda name: sum(len(str(row[name])) for row in rows))
+    titles = [(name, name.strip().capitalize()) for name in asked or [longest]]
+    prompt = "".join(f"{title}: {{{name}}}\n" for name, title in titles)
+    counts = Counter(str(row[answer]).strip() for row in rows)
+    few = len(counts) <= min(LABELS_MAX, len(rows) // ROWS_PER_LABEL_MIN)
+    labels = tuple(sorted(counts)) if few and len(counts) > 1 else ()
+    title = answer.strip().capitalize()
+    if counts[""]:
+        raise Usage(
+            f"{counts['']} rows have nothing in `{answer}`, the answer to learn",
+            hint="fill or remove them, then type the same command again",
+        )
+    return Guess(prompt=f"{prompt}{title}:", completion=f" {{{answer}}}", labels=labels)
+
+
+def _is_talk(value: object) -> bool:
+    """Whether a cell holds turns of a conversation."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
+
+
+def _split(
+    rows: Sequence[Mapping[str, Any]], guess: Guess
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Hold out a tenth, equal questions together; at least one row on each side."""
+    from trainer.split import is_held_out
+    from trainer.template import Template
+
+    asked = Template.parse(guess.prompt or f"{{{guess.messages}}}")
+    sides: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
+    for row in rows:
+        group = json.dumps([row[field] for field in asked.fields], sort_keys=True)
+        sides[is_held_out(group, share=HELD_OUT, seed=SEED)].append(row)
+    if not all(sides):
+        raise Usage(
+            f"{len(rows)} rows hold too few different questions to hold some out",
+            hint="name the files yourself: `qft init`, then edit run.yaml",
+        )
+    return sides
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+def _name(path: Path) -> str:
+    """A run's name after the file's."""
+    stem = path.name.partition(".")[0].casefold()
+    kept = "".join(char if char.isascii() and char.isalnum() else "-" for char in stem)
+    return kept.strip("-")[:30].strip("-") or "my-run"
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, text.encode(), mode=0o644)

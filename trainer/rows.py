@@ -1,8 +1,9 @@
 """Reads the user's rows, every one of them with its place in the file, or says all that is wrong.
 
 Formats are told by the name's ending: `.jsonl`/`.ndjson` (one object a line), `.json` (a list of
-objects), `.csv`/`.tsv` (a header, then records; a cell may span lines), `.parquet`; each but the
-last also with `.gz` behind it. Text is UTF-8. All but `.json` are read as a stream.
+objects), `.csv`/`.tsv` (a header, then records; a cell may span lines; a `.csv` may be separated by
+semicolons or tabs), `.parquet`; each but the last also with `.gz` behind it. Text is UTF-8. All but
+`.json` are read as a stream.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +23,16 @@ from typing import IO, Any
 PROBLEMS_SHOWN_MAX = 20
 CELL_CHARACTERS_MAX = 1 << 30  # csv's own limit of 131,072 is too small for documents
 BOM = b"\xef\xbb\xbf"
+SAVE_AS = 'in a spreadsheet: save as "CSV UTF-8"'
+SIGNATURES = MappingProxyType(
+    {
+        b"PK\x03": f"a zip archive or a spreadsheet, whatever its name; {SAVE_AS}",
+        b"\xff\xfe": f"UTF-16 text; save it as UTF-8; {SAVE_AS}",
+        b"\xfe\xff": f"UTF-16 text; save it as UTF-8; {SAVE_AS}",
+        b"\x1f\x8b": "gzip; let its name end in `.gz`",
+    }
+)
+"""What a file really is by its first bytes, when its name says that it is text."""
 
 
 class DataError(Exception):
@@ -76,6 +88,11 @@ def stream_rows(path: Path, problems: list[str]) -> Iterator[Row]:
             start = file.read(len(BOM))
             if not start:
                 raise DataError([f"{path}: the file is empty"])
+            strange = next(
+                (is_ for sign, is_ in SIGNATURES.items() if start.startswith(sign)), None
+            )
+            if strange and kind != ".parquet":
+                raise DataError([f"{path}: this is {strange}"])
             if start != BOM:
                 file.seek(0)
             yield from READERS[kind](path, file, problems)
@@ -95,8 +112,10 @@ def _kind(path: Path) -> tuple[str, Callable[[Path], IO[bytes]]]:
     kind = (suffixes[-2:-1] if packed else suffixes[-1:]) or [""]
     if kind[0] not in READERS or (packed and kind[0] == ".parquet"):
         known = ", ".join(sorted(READERS))
+        named = f"`{path.suffix}`" if path.suffix else "a name without an ending"
+        more = f"; {SAVE_AS}" if path.suffix.lower() in {".xls", ".xlsx", ".ods"} else ""
         raise DataError(
-            [f"{path}: `{path.suffix}` is not a format qft reads (it reads {known} and .gz)"]
+            [f"{path}: {named} is not a format qft reads (it reads {known} and .gz){more}"]
         )
     return kind[0], _open_gzip if packed else _open_plain
 
@@ -121,11 +140,25 @@ def _jsonl(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
             byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
             problems.append(_not_utf8(f"{path}:{number}", byte))
         except json.JSONDecodeError as error:
-            problems.append(f"{path}:{number}: not JSON ({error.msg}, column {error.colno})")
+            said = _mend_line(line.strip()) or f"{error.msg}, column {error.colno}"
+            problems.append(f"{path}:{number}: not JSON ({said})")
         except (ValueError, RecursionError) as error:
             problems.append(f"{path}:{number}: {_beyond(error)}")
         else:
             yield from _object(path, number, value, problems)
+
+
+def _mend_line(line: bytes) -> str:
+    """The usual mistake behind a line that is no JSON object; empty if it is another one."""
+    if line in {b"{", b"}", b"},"}:
+        return "each object must stand on one line; a list of objects goes into a `.json` file"
+    if line[:1] == b"[" or line == b"]":
+        return "a list of objects goes into a `.json` file; here each line is an object"
+    if line[:1] == b"{" and line[-1:] == b",":
+        return "the line ends with a comma; here each line is an object of its own"
+    if line[:2] == b"{'":
+        return "JSON takes double quotes, not single ones"
+    return ""
 
 
 def _json(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
@@ -137,7 +170,10 @@ def _json(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
         problems.append(_not_utf8(f"{path}, line {line}", f"byte 0x{raw[error.start]:02x}"))
         return
     except json.JSONDecodeError as error:
-        problems.append(f"{path}: not JSON ({error.msg}, line {error.lineno} column {error.colno})")
+        place = f"line {error.lineno} column {error.colno}"
+        lines = error.msg == "Extra data" and raw.lstrip()[:1] == b"{"
+        more = "; one object a line makes a `.jsonl` file" if lines else ""
+        problems.append(f"{path}: not JSON ({error.msg}, {place}{more})")
         return
     except (ValueError, RecursionError) as error:
         problems.append(f"{path}: {_beyond(error)}")
@@ -185,8 +221,9 @@ def _csv(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
     # Bytes that are no UTF-8 come through as lone surrogates, so that only their record is lost.
     text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
     csv.field_size_limit(CELL_CHARACTERS_MAX)
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    first = text.readline()
+    separator = "\t" if ".tsv" in path.suffixes else _separator(first)
+    reader = csv.reader(itertools.chain([first], text), delimiter=separator, strict=True)
     header: list[str] | None = None
     number = 0
     try:
@@ -213,6 +250,11 @@ def _csv(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
         problems.append(f"{path}:{number + 1}: not CSV ({error}, line {reader.line_num})")
     finally:
         text.detach()
+
+
+def _separator(header: str) -> str:
+    """A comma; but what spreadsheets put in its place where the header has that and no comma."""
+    return next((mark for mark in ",;\t" if mark in header), ",")
 
 
 def _stray_byte(cells: Sequence[str]) -> int | None:

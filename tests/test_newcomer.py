@@ -1,0 +1,177 @@
+"""What somebody with a file of rows types first: `qft`, `qft init --data`, and their mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from tiny import ROOT
+
+import cli
+from commands.config import load
+from commands.errors import Usage
+from commands.init import write
+from commands.manual import EXAMPLES
+from trainer.rows import DataError, read_rows
+
+HEAD, LABELS = ("text", "label"), ("negative", "neutral", "positive")
+
+
+def qft(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `qft` in a folder, with a `$QFT_HOME` of its own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *words],
+        cwd=folder,
+        env={**os.environ, "QFT_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def table(separator: str, *, newline: str = "\n") -> str:
+    """Sixty labelled rows under a heading."""
+    rows = [HEAD, *((f"order {n} was late", LABELS[n % 3]) for n in range(60))]
+    return newline.join(separator.join(row) for row in rows) + newline
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("excel.csv", b"\xef\xbb\xbf" + table(";", newline="\r\n").encode()),
+        ("plain.csv", table(",").encode()),
+        ("tabs.csv", table("\t").encode()),
+        ("tabs.tsv", table("\t").encode()),
+    ],
+)
+def test_a_spreadsheets_file_becomes_a_config_that_fits(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    """Separator, mark and line ends of a spreadsheet do not matter; labels are found."""
+    (tmp_path / name).write_bytes(content)
+
+    written = write(str(tmp_path), str(tmp_path / name))
+
+    loaded = load(tmp_path / "run.yaml")
+    assert loaded.config.data.prompt == "Text: {text}\nLabel:"
+    assert loaded.config.data.completion == " {label}"
+    assert loaded.config.eval is not None
+    assert tuple(loaded.config.eval.labels) == LABELS
+    assert sum(written.files.values()) == 60
+    assert all(count == len(read_rows(path)) for path, count in written.files.items())
+
+
+def test_conversations_are_told_from_columns(tmp_path: Path) -> None:
+    """A field of turns becomes `data.messages`, without labels to score."""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    lines = [
+        json.dumps({"id": n, "talk": [*turns, {"role": "user", "content": str(n)}]})
+        for n in range(60)
+    ]
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
+
+    write(str(tmp_path), str(tmp_path / "chats.jsonl"))
+
+    loaded = load(tmp_path / "run.yaml")
+    assert (loaded.config.data.messages, loaded.config.eval) == ("talk", None)
+
+
+def test_init_overwrites_nothing_and_leaves_nothing_half(tmp_path: Path) -> None:
+    """If any of its three files is there, none is written."""
+    (tmp_path / "rows.csv").write_text(table(","))
+    (tmp_path / "eval.jsonl").write_text("mine")
+
+    with pytest.raises(Usage, match="is there already"):
+        write(str(tmp_path), str(tmp_path / "rows.csv"))
+
+    assert not (tmp_path / "run.yaml").exists()
+    assert (tmp_path / "eval.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (table(",").replace("negative", ""), "20 rows have nothing in `label`"),
+        ("one,two\n" * 30, "no telling which of the columns"),
+        ("text,label\na,b\n", "too few different questions"),
+    ],
+)
+def test_rows_that_cannot_be_guessed_from_say_what_is_missing(
+    tmp_path: Path, content: str, said: str
+) -> None:
+    """An empty answer, unknown columns or too few rows are told instead of trained on."""
+    (tmp_path / "rows.csv").write_text(content)
+
+    with pytest.raises(Usage, match=said):
+        write(str(tmp_path), str(tmp_path / "rows.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"a": 1},\n', "the line ends with a comma"),
+        ("a.jsonl", b'[\n{"a": 1}\n]\n', "goes into a `.json` file"),
+        ("a.jsonl", b'{\n"a": 1\n}\n', "must stand on one line"),
+        ("a.jsonl", b"{'a': 1}\n", "double quotes"),
+        ("a.json", b'{"a": 1}\n{"a": 2}\n', "makes a `.jsonl` file"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16"), "UTF-16"),
+        ("a.csv", b"PK\x03\x04...", "save as"),
+        ("a.csv", b"\x1f\x8b...", "`.gz`"),
+        ("a.xlsx", b"PK\x03\x04...", "CSV UTF-8"),
+        ("a", b"a,b\n", "a name without an ending"),
+    ],
+)
+def test_the_usual_mistakes_in_files_are_named(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    """A file that is something else than its name says is refused with what it is."""
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(DataError, match=said):
+        read_rows(tmp_path / name)
+
+
+def test_a_fault_of_every_row_is_told_once(tmp_path: Path) -> None:
+    """A misspelt field is one line with a count, not a screenful."""
+    (tmp_path / "rows.csv").write_text(table(","))
+    write(str(tmp_path), str(tmp_path / "rows.csv"))
+    text = (tmp_path / "run.yaml").read_text().replace("{label}", "{lable}")
+    (tmp_path / "run.yaml").write_text(text)
+
+    done = qft(tmp_path, "audit", "--json")
+
+    said = json.loads(done.stdout)
+    assert (done.returncode, len(said["problems"])) == (2, 2)
+    assert "train.jsonl:1: no field `lable`" in said["problems"][0]
+    assert "more rows" in said["problems"][0]
+
+
+def test_without_arguments_the_help_comes_without_a_reproach(tmp_path: Path) -> None:
+    """`qft` alone prints its help on stderr, exits 2, and calls nothing an error."""
+    done = qft(tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "qft init --data rows.csv" in done.stderr
+    assert "error" not in done.stderr
+
+
+def test_every_command_has_examples_that_it_understands() -> None:
+    """The foot of each command's help shows it, with options that it has."""
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]  # a group has them
+    strange = [
+        (line, word)
+        for name, lines in EXAMPLES.items()
+        for line in lines
+        for word in line.partition(" <")[0].split()[2:]
+        if word.startswith("-")
+        and word not in {flag for option in commands[name].params for flag in option.opts}
+    ]
+
+    assert set(EXAMPLES) == set(commands)
+    assert all(line.startswith(f"qft {name}") for name, lines in EXAMPLES.items() for line in lines)
+    assert strange == []
