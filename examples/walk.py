@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -67,7 +67,9 @@ def main(argv: Sequence[str]) -> int:
     begun = time.monotonic()
     wanted = list(argv) or known
     try:
-        arrived.extend(walk(name) for name in wanted)  # one by one, so a table is left of each
+        with Loader() as loader:
+            # One by one, so that those which arrived before an interruption are in the table.
+            arrived.extend(walk(name, loader) for name in wanted)
     except KeyboardInterrupt:
         print("\ninterrupted; its machine is gone", flush=True)
         return 130
@@ -91,14 +93,14 @@ def names() -> list[str]:
     )
 
 
-def walk(name: str) -> Arrival:
+def walk(name: str, loader: Loader) -> Arrival:
     """Take one recipe from its rows to its report, one line of progress on stdout."""
     print(f"{name:<22}", end="", flush=True)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="qft-walk-") as home:
         path = Path(home)
         try:
-            done = Walk(name=name, home=path).all()
+            done = Walk(name=name, home=path, loader=loader).all()
         except StrandedError as error:
             print(f" FAILED after {time.monotonic() - begun:.0f} s", flush=True)
             done = Arrival(name=name, trouble=str(error))
@@ -115,6 +117,7 @@ class Walk:
 
     name: str
     home: Path
+    loader: Loader
 
     @property
     def place(self) -> Path:
@@ -137,13 +140,13 @@ class Walk:
                 f"the machine still bills {receipt['usd_per_h_now']} dollars per hour"
             )
         result = self.place / "out" / f"tiny-{self.name}"
-        self.step("adapter", "-c", LOAD, str(self.place / "model"), str(result / "adapter"))
+        self.load("adapter", str(self.place / "model"), str(result / "adapter"))
         self.step("report", "cli.py", "report", f"tiny-{self.name}")
         if not (result / "report.html").is_file():
             raise StrandedError("`qft report` left no report.html")
         if self.name in MERGED:
             self.step("merged", "cli.py", "merge", f"tiny-{self.name}")
-            self.step("", "-c", LOAD_MERGED, str(result / "merged"))
+            self.load("loaded", str(result / "merged"))
         print(flush=True)
         return Arrival(
             name=self.name, evictions=str(survived), steps=str(steps), adapter="loads in PEFT",
@@ -153,7 +156,7 @@ class Walk:
     def step(self, word: str, *command: str) -> str:
         """Run one command of Python in the checkout; return its stdout."""
         begun = time.monotonic()
-        shown = " ".join(command[:2] if command[0] != "-c" else ("loading", word or "merged"))
+        shown = " ".join(command[:2])
         try:
             done = run(command, self.home)
         except subprocess.TimeoutExpired:
@@ -161,9 +164,46 @@ class Walk:
         if done.returncode:
             words = (done.stderr or done.stdout).strip().splitlines()[-SAID_LINES_MAX:]
             raise StrandedError(f"`{shown}` exited {done.returncode}:\n  " + "\n  ".join(words))
-        if word:
-            print(f" {word} {time.monotonic() - begun:.0f} s", end="", flush=True)
+        print(f" {word} {time.monotonic() - begun:.0f} s", end="", flush=True)
         return done.stdout
+
+    def load(self, word: str, *directories: str) -> None:
+        """Load what was made with plain PEFT and transformers, or raise `StrandedError`."""
+        begun = time.monotonic()
+        trouble = self.loader.load(directories)
+        if trouble:
+            raise StrandedError(f"{' and '.join(directories)} cannot be loaded: {trouble}")
+        print(f" {word} {time.monotonic() - begun:.0f} s", end="", flush=True)
+
+
+class Loader:
+    """A process with nothing of ours in it that loads models; importing PEFT takes it seconds."""
+
+    def __enter__(self) -> Self:
+        """Start it; it imports while the first recipe walks."""
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", LOAD], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+
+    def load(self, directories: Sequence[str]) -> str:
+        """Load a base with an adapter, or a whole model; return what went wrong, or nothing."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(directories) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        return str(json.loads(answer)) if answer else "the process that loads models is gone"
 
 
 def read_receipt(said: str) -> dict[str, Any]:
@@ -216,20 +256,26 @@ def _interrupt(*_: object) -> None:
 LOAD = """
 import json, sys
 import peft, transformers
-base, adapter = sys.argv[1:]
-seq2seq = json.load(open(base + "/config.json")).get("is_encoder_decoder")
-family = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
-model = peft.PeftModel.from_pretrained(family.from_pretrained(base), adapter)
-learnt = [p.abs().sum() > 0 for name, p in model.named_parameters() if "lora_B" in name]
-assert any(learnt), "nothing was learnt"
-"""
-LOAD_MERGED = """
-import sys
-import transformers
-model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
-tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
-asked = tokenizer("### HUMAN:", return_tensors="pt", return_token_type_ids=False)
-assert model.generate(**asked, max_new_tokens=2, do_sample=False).shape[1] > 0
+answers, sys.stdout = sys.stdout, sys.stderr
+for line in sys.stdin:
+    try:
+        base, *adapter = json.loads(line)
+        config = transformers.AutoConfig.from_pretrained(base)
+        seq2seq = config.is_encoder_decoder
+        kind = "Seq2SeqLM" if seq2seq else "CausalLM"
+        model = getattr(transformers, "AutoModelFor" + kind).from_pretrained(base)
+        if adapter:
+            model = peft.PeftModel.from_pretrained(model, adapter[0])
+            if not any(p.abs().sum() > 0 for n, p in model.named_parameters() if "lora_B" in n):
+                raise ValueError("nothing was learnt")
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+            ids = tokenizer("### HUMAN:", return_tensors="pt")["input_ids"]
+            model.generate(input_ids=ids, max_new_tokens=2, do_sample=False)
+        said = ""
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    print(json.dumps(said), file=answers, flush=True)
 """
 
 
