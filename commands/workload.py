@@ -27,6 +27,8 @@ CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
 STATUS_BYTES_MAX = 1 << 20
 LOG_BYTES_MAX = 4 << 20
+FAILURES_BORNE = 2
+NO_SUCH_COMMAND = 127
 KILLED = (-1, 129, 137, 143)
 """Exit codes of a command that a signal ended, as SSH or a shell tells them."""
 NOT_FETCHED = ("checkpoints", "config.json", "lock", "*.tmp", "*.lock")
@@ -96,6 +98,7 @@ class SshWorkload:
         self._setting = setting
         self._link: link.Link | None = None
         self._python = ""
+        self._failures = 0
         self._helper = setting.helper_python
         self._homing = Homing(
             connect=self._connect,
@@ -116,7 +119,7 @@ class SshWorkload:
         A trainer that runs is left in peace: nothing is changed under its feet.
         """
         setting = self._setting
-        with self._translated():
+        with self._translated(), self._tried_again():
             connection = self._open(vm)
             setting.say("setting up the machine")
             connection = self._make_ready(connection, vm)
@@ -293,6 +296,19 @@ class SshWorkload:
         except ValueError:
             return {}
         return status if isinstance(status, dict) else {}
+
+    @contextlib.contextmanager
+    def _tried_again(self) -> Iterator[None]:
+        """Take the first failures of a set-up step for bad moments of a mirror or a lock."""
+        try:
+            yield
+        except errors.CommandFailed as error:
+            self._failures += 1
+            if self._failures > FAILURES_BORNE or error.result.exit_code == NO_SUCH_COMMAND:
+                raise
+            raise errors.Unreachable(f"{error}\ntrying again") from error
+        else:
+            self._failures = 0
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -106,10 +106,7 @@ class Supervisor:
         seen = self._look(plan)
         now_s = self._tools.clock()
         action = decide(self._state, seen, plan, now_s)
-        used = bill(self._state, now_s)
-        self._tools.tell(
-            Report(state=self._state, seen=seen, action=action, bill=used, now_s=now_s)
-        )
+        self._tell(seen, action, now_s)
         if isinstance(action, act.Wait):
             self._last = None
             return self._act(action, plan)
@@ -122,14 +119,22 @@ class Supervisor:
 
     def _cut(self, reason: str, plan: Plan) -> Ending | None:
         """The machine answered, then the act was cut: repeat it after a pause, but not for ever."""
-        self._watch.lost(self._tools.clock())
+        now_s = self._tools.clock()
+        self._watch.lost(now_s)
         self._cuts += 1
         if self._cuts > plan.policy.cut_max:
             self._cuts = 0
             return self._give_up_on_boot(reason, plan)
         pause_s = plan.policy.poll_s * 2.0 ** min(self._cuts, 10)
-        self._tools.sleep(min(pause_s, plan.policy.unreachable_wait_s))
+        wait = act.Wait(wait_s=min(pause_s, plan.policy.unreachable_wait_s), reason=reason)
+        self._tell(Seen(), wait, now_s)
+        self._tools.sleep(wait.wait_s)
         return None
+
+    def _tell(self, seen: Seen, action: act.Action, now_s: float) -> None:
+        used = bill(self._state, now_s)
+        report = Report(state=self._state, seen=seen, action=action, bill=used, now_s=now_s)
+        self._tools.tell(report)
 
     # ---- observe ----
 
@@ -175,10 +180,7 @@ class Supervisor:
                 if now_s - began_s > plan.policy.offline_max_s:
                     raise
                 wait = act.Wait(wait_s=plan.policy.backoff_first_s * 4, reason=f"no news: {error}")
-                used = bill(self._state, now_s)
-                tools.tell(
-                    Report(state=self._state, seen=Seen(), action=wait, bill=used, now_s=now_s)
-                )
+                self._tell(Seen(), wait, now_s)
                 tools.sleep(wait.wait_s)
 
     def _open_firewall(self, vm: Vm, silent_s: float) -> None:

@@ -37,6 +37,7 @@ from infra.journal import Event, Journal, Kind, read
 from infra.lifecycle import Goal, Plan
 from infra.provider import Vm
 from infra.state import fold
+from infra.workload import HostUnfit, HostUnreachable
 from remote import errors, job
 from remote.sync_plan import SyncOptions
 
@@ -189,6 +190,35 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
     work.prepare(Vm(provider="x", run_id="x", id="x", region="a", size="s"))
 
     assert did == ([] if left_in_peace else ["stop", "push"])
+
+
+@pytest.mark.parametrize(("code", "tries"), [(100, 3), (127, 1)])
+def test_a_set_up_step_that_fails_is_tried_again_twice(
+    monkeypatch: pytest.MonkeyPatch, code: int, tries: int
+) -> None:
+    """A package mirror has bad moments; a program that is not there stays away."""
+    setting = SimpleNamespace(
+        say=lambda _text: None,
+        helper_python="python3",
+        rents=True,
+        site=SimpleNamespace(run_dir="qft/x/run"),
+        home=Path("/nowhere"),
+    )
+    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    result = errors.Result(exit_code=code, stdout="", stderr="503")
+
+    def fail(*_all: object) -> None:
+        raise errors.CommandFailed("apt-get update", result)
+
+    monkeypatch.setattr(work, "_open", lambda _vm: None)
+    monkeypatch.setattr(work, "_make_ready", fail)
+    ends = []
+    while HostUnfit not in ends:
+        with pytest.raises((HostUnfit, HostUnreachable), match="503") as caught:
+            work.prepare(VM)
+        ends.append(caught.type)
+
+    assert len(ends) == tries
 
 
 @pytest.fixture
