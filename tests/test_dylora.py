@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny
 import torch
@@ -19,8 +17,15 @@ from test_methods import logits, plain_peft
 
 from trainer import methods
 from trainer.config import ConfigError
-from trainer.data import Example, collate
-from trainer.dylora import Dial, along, compare_ranks, cut, draw_ranks, ranks_to_compare
+from trainer.data import collate
+from trainer.dylora import (
+    Dial,
+    compare_ranks,
+    cut,
+    draw_rank,
+    milestones,
+    ranks_to_compare,
+)
 from trainer.export import export, export_rank
 from trainer.supervised import mean_loss, supervised_loss
 
@@ -49,94 +54,52 @@ def dial_of(made: Rig) -> Dial:
     return dial
 
 
-def test_ranks_depend_on_seed_and_step_and_each_row_gets_all_of_them() -> None:
-    """The same step draws the same ranks; a row is given 1, 2, 4 and 8 often and the rest too."""
-    drawn = [draw_ranks(0, step, 3, R) for step in range(4000)]
-    counts = Counter((row, rank) for ranks in drawn for row, rank in enumerate(ranks))
+@given(cycle=st.integers(0, 10**6), r=st.integers(1, 100))
+def test_every_cycle_has_each_power_of_two_and_r_once(cycle: int, r: int) -> None:
+    """However long the run, no rank is forgotten, and none is favoured."""
+    ranks = milestones(r)
+    steps = range(cycle * len(ranks), (cycle + 1) * len(ranks))
 
-    assert drawn == [draw_ranks(0, step, 3, R) for step in range(4000)]
-    assert drawn != [draw_ranks(1, step, 3, R) for step in range(4000)]
-    for row in range(3):
-        for rank in range(1, R + 1):
-            share = 0.2 / 8 + (0.8 / 4 if rank in {1, 2, 4, 8} else 0)
-
-            assert counts[row, rank] / 4000 == pytest.approx(share, abs=0.015)
+    assert sorted(draw_rank(0, step, r) for step in steps) == list(ranks)
+    assert list(ranks) == sorted({r, *(1 << at for at in range(7) if 1 << at < r)})
 
 
-@given(step=st.integers(0, 10**6), rows=st.integers(1, 40), r=st.integers(1, 40))
-def test_the_ranks_of_a_step_are_spread_evenly(step: int, rows: int, r: int) -> None:
-    """Below any rank lie as many rows as belong there, up to two: no step has only low ranks."""
-    ranks = draw_ranks(0, step, rows, r)
-    often = {r, *(rank for rank in (1, 2, 4, 8, 16, 32) if rank < r)}
+def test_the_order_depends_on_seed_and_cycle_alone() -> None:
+    """The same step draws the same rank; another seed and another cycle have another order."""
+    drawn = [[draw_rank(seed, step, R) for step in range(400)] for seed in (0, 0, 1)]
+    orders = Counter(tuple(drawn[0][at : at + 4]) for at in range(0, 400, 4))
 
-    assert len(ranks) == rows
-    for limit in range(r + 1):
-        share = 0.2 * limit / r + 0.8 * sum(rank <= limit for rank in often) / len(often)
-        assert abs(sum(rank <= limit for rank in ranks) - rows * share) < 2
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+    assert len(orders) > 20
 
 
-def test_a_row_of_rank_b_has_the_gradient_of_a_lora_of_rank_b(tmp_path: Path) -> None:
-    """What a step with ranks 3, 1 and 8 gives is the sum of what three separate LoRAs get."""
+def test_a_step_at_rank_b_has_the_gradient_of_a_lora_of_rank_b(tmp_path: Path) -> None:
+    """Columns and rows up to b get what a LoRA of rank b and equal alpha would give them."""
     fields: dict[str, Any] = {"alpha": 16, "dropout": 0.0}
     big = rig(tiny.make_run(tmp_path / "big", method={"kind": "dylora", "r": R, **fields}))
-    dial = dial_of(big)
-    dial.drawn = (7, 3, 1, 8)  # of which the first row goes through in a pass of its own
-    dial.take(range(1, 4))
+    dial_of(big).drawn = 3
+    small = rig(tiny.make_run(tmp_path / "small", method={"kind": "lora", "r": 3, **fields}))
     generator = torch.Generator().manual_seed(0)
-    for parameter in big.state.parameters.values():
+    for name, parameter in big.state.parameters.items():
         parameter.data = torch.randn(parameter.shape, generator=generator) / 10
-    found = gradient_of(big, big.bench.examples[1:4])
-    expected = {name: torch.zeros_like(gradient) for name, gradient in found.items()}
-    for row, rank in ((1, 3), (2, 1), (3, 8)):
-        directory = tmp_path / str(rank)
-        small = rig(tiny.make_run(directory, method={"kind": "lora", "r": rank, **fields}))
-        whole = {name: value.data for name, value in big.state.parameters.items()}
-        for name, part in cut(whole, rank).items():
-            small.state.parameters[name].data = part
-        for name, gradient in gradient_of(small, small.bench.examples[row : row + 1]).items():
-            inside = expected[name][:rank] if ".lora_A." in name else expected[name][:, :rank]
-            inside += gradient
+        small.state.parameters[name].data = cut({name: parameter.data}, 3)[name]
+    expected = gradient_of(small)
 
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
-
-
-def gradient_of(made: Rig, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """Return the gradient of the summed loss of these rows."""
-    made.bench.model.train()
-    torch.autograd.backward([supervised_loss(made.bench.model, collate(rows, 3))])
-    return {n: p.grad for n, p in made.state.parameters.items() if p.grad is not None}
-
-
-def test_the_cut_into_passes_changes_no_rank(tmp_path: Path) -> None:
-    """One pass of four rows and four of one give the same losses and gradients."""
-    logs = []
-    for size in (4, 3, 1):
-        made = rig(
-            tiny.make_run(
-                tmp_path / str(size),
-                method={"kind": "dylora", "r": R, "dropout": 0.0},
-                train={"micro_batch": size},
-            )
+    for name, found in gradient_of(big).items():
+        inside, outside = (
+            (found[:3], found[3:]) if "lora_A" in name else (found[:, :3], found[:, 3:])
         )
-        made.train(until=4)
-        logs.append([(x["loss"], x["grad_norm"]) for x in tiny.losses(made.run_dir)])
-
-    for log in logs[1:]:
-        assert np.array(log) == pytest.approx(np.array(logs[0]), rel=1e-3)
+        torch.testing.assert_close(inside, expected[name], rtol=1e-4, atol=1e-6)
+        assert outside.abs().max() == 0
 
 
-def test_layers_that_see_tokens_without_rows_know_the_rows_anyway() -> None:
-    """[rows x tokens, r] gets the ranks of [rows, tokens, r]; what has lost its rows is refused."""
-    mask = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
-    output = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
-    expected = output * mask[:, None]
-
-    assert torch.equal(output * along(mask, output), expected)
-    flat = output.reshape(6, 2)
-    assert torch.equal(flat * along(mask, flat), expected.reshape(6, 2))
-    with pytest.raises(ConfigError, match=r"a layer of this model sees \[5, 2\] for 2 rows"):
-        along(mask, flat[:5])
+def gradient_of(made: Rig) -> dict[str, torch.Tensor]:
+    """Return the gradient of the summed loss of four rows."""
+    made.bench.model.train()
+    inputs = collate(made.bench.examples[:4], 3)
+    torch.autograd.backward([supervised_loss(made.bench.model, inputs)])
+    return {n: p.grad for n, p in made.state.parameters.items() if p.grad is not None}
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])

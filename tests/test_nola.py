@@ -98,7 +98,7 @@ def test_coefficients_get_the_gradient_of_the_sum(made: Rig) -> None:
         parameter.data = torch.randn(parameter.shape, generator=generator) / 10
     method = methods.method_of(made.bench.model)
     inputs = collate(made.bench.examples[:4], 3)
-    method.begin(0, 4)
+    method.begin(0)
     torch.autograd.backward([supervised_loss(made.bench.model, inputs)])
     method.gather()
     prefix = "base_model.model.model.layers.1.mlp.up_proj"
@@ -152,7 +152,7 @@ def slopes(made: Rig, layers: list[torch.nn.Module]) -> list[torch.Tensor]:
 
     rows = [made.bench.examples[row] for row in made.bench.plan.batch(0)]
     made.bench.model.train()
-    methods.method_of(made.bench.model).begin(0, len(rows))
+    methods.method_of(made.bench.model).begin(0)
     torch.autograd.backward([supervised_loss(made.bench.model, collate(rows, 3))])
     found = []
     for layer in layers:
@@ -184,9 +184,9 @@ def test_a_step_that_was_given_up_leaves_no_gradient(made: Rig) -> None:
     from trainer.supervised import supervised_loss
 
     method = methods.method_of(made.bench.model)
-    method.begin(0, 4)
+    method.begin(0)
     torch.autograd.backward([supervised_loss(made.bench.model, collate(made.bench.examples, 3))])
-    method.begin(0, 4)
+    method.begin(0)
     method.gather()
 
     assert {parameter.grad for parameter in made.state.parameters.values()} == {None}

@@ -1,10 +1,9 @@
 """DyLoRA: one run trains every rank up to r, and each can be cut out as a plain LoRA adapter.
 
-A row with rank b trains A[:b] and B[:, :b], scaled by alpha/b as a LoRA of that rank is. Published
-is one draw of b per step (Valipour et al., 2023; QDyLoRA is the same on a quantised base); here
-every row of a step has its own, spread evenly over 1 to r, which expects the same gradient and
-scatters less. A rank depends on seed, step and the row's place in the step only: an interrupted run
-draws what it would have drawn, and the cut into portions changes no rank.
+A step at rank b trains A[:b] and B[:, :b], scaled by alpha/b as a LoRA of that rank is (Valipour et
+al., 2023; QDyLoRA is the same on a quantised base). The ranks are 1, 2, 4, ..., r, each once in a
+row of so many steps, in an order that depends on seed and step only: an interrupted run works at
+the ranks that it would have worked at.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.config import ConfigError, MethodTable
+from trainer.config import MethodTable
 from trainer.data import Example
 from trainer.plan import ordinal
 from trainer.supervised import mean_loss
@@ -26,36 +24,28 @@ from trainer.supervised import mean_loss
 RANKS = "ranks.json"
 WHOLE = "ranks.safetensors"  # A and B of rank r, of which every lower rank is a part
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-OFTEN = Fraction(4, 5)  # of the rows work at a power of two or r: these are the ranks people want
 ALL_UP_TO = 16  # ranks beyond it are compared at powers of two only
 
 
 class Dial:
-    """Sets the ranks at which the LoRA layers of a model work: drawn in training, else `chosen`."""
+    """Sets the rank at which the LoRA layers of a model work: drawn in training, else `chosen`."""
 
     def __init__(self, model: Any, *, method: MethodTable, seed: int) -> None:
         self.r = method.r
         self.alpha = method.alpha
-        self.drawn: tuple[int, ...] = ()
+        self.drawn = method.r
         self.chosen = method.r
         self.losses: dict[int, float] | None = None
         self._model = model
         self._seed = seed
-        self._ranks: tuple[int, ...] = ()
-        self._masks: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}
+        self._masks: dict[tuple[int, torch.device], torch.Tensor] = {}
         for module in model.modules():
             if hasattr(module, "lora_A") and "default" in module.lora_A:
                 module.lora_A["default"].register_forward_hook(self._cut)
 
-    def begin(self, step: int, rows: int) -> None:
-        """Draw the rank of every row of `step`."""
-        self.drawn = draw_ranks(self._seed, step, rows, self.r)
-        self.take(range(rows))
-
-    def take(self, rows: range) -> None:
-        """Let the next pass work at the ranks of these rows of the step."""
-        self._ranks = self.drawn[rows.start : rows.stop]
-        self._masks.clear()
+    def begin(self, step: int) -> None:
+        """Draw the rank of `step`."""
+        self.drawn = draw_rank(self._seed, step, self.r)
 
     def gather(self) -> None:
         """The gradients are where they belong; those beyond the drawn rank are zero."""
@@ -109,39 +99,15 @@ class Dial:
 
         The factor stays float32: in bfloat16 it would be off by up to 0.4 % in one direction.
         """
-        ranks = self._ranks if module.training else (self.chosen,)
-        if all(rank == self.r for rank in ranks):
+        rank = self.drawn if module.training else self.chosen
+        if rank == self.r:
             return output
-        mask = self._mask(ranks, output.device)
-        if len(ranks) > 1:
-            mask = along(mask, output)
-        return output * mask
-
-    def _mask(self, ranks: tuple[int, ...], device: torch.device) -> torch.Tensor:
-        """Return [ranks, r]: in every row b times r/b, then zeros."""
-        if (ranks, device) not in self._masks:
-            mask = torch.zeros(len(ranks), self.r)
-            for row, rank in enumerate(ranks):
-                mask[row, :rank] = self.r / rank
-            self._masks[ranks, device] = mask.to(device)
-        return self._masks[ranks, device]
-
-
-def along(mask: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """Return the mask [rows, r] spread over an output [rows, ..., r] or [rows x tokens, r].
-
-    Raises:
-        ConfigError: the layer mixes the rows of a batch, so that none has a rank of its own.
-    """
-    rows, r = mask.shape
-    if output.shape[0] == rows:
-        return mask.reshape(rows, *[1] * (output.dim() - 2), r)
-    if output.dim() == 2 and output.shape[0] % rows == 0:
-        return mask.repeat_interleave(output.shape[0] // rows, dim=0)
-    seen = f"a layer of this model sees {list(output.shape)} for {rows} rows"
-    raise ConfigError(
-        [f"method.kind: {seen}, so a row cannot have a rank of its own; take lora or qlora"]
-    )
+        key = (rank, output.device)
+        if key not in self._masks:
+            mask = torch.zeros(self.r, device=output.device)
+            mask[:rank] = self.r / rank
+            self._masks[key] = mask
+        return output * self._masks[key]
 
 
 def cut(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
@@ -152,28 +118,14 @@ def cut(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tenso
     }
 
 
-def draw_ranks(seed: int, step: int, rows: int, r: int) -> tuple[int, ...]:
-    """Return the rank of every row of a step, 1 to r, from seed and step alone.
-
-    Each is drawn as if alone: in four of five cases one of 1, 2, 4, 8, ..., r, else any. Together
-    they are as different as they can be: the unit interval is cut into as many equal strata as
-    there are rows, each gives the rank at the same random height, and chance deals them out.
-    """
-    height = Fraction(ordinal(seed, "rank", step), 1 << 64)
-    spread = [_rank_at((stratum + height) / rows, r) for stratum in range(rows)]
-    order = sorted(range(rows), key=lambda row: ordinal(seed, "rank", step, row))
-    return tuple(rank for _, rank in sorted(zip(order, spread, strict=True)))
+def draw_rank(seed: int, step: int, r: int) -> int:
+    """Return the rank of a step: every milestone once in a cycle, in an order new in each cycle."""
+    ranks = milestones(r)
+    cycle, place = divmod(step, len(ranks))
+    return sorted(ranks, key=lambda rank: ordinal(seed, "rank", cycle, rank))[place]
 
 
-def _rank_at(height: Fraction, r: int) -> int:
-    """Return the rank at a height from 0 to below 1 in the distribution that is drawn from."""
-    milestones = _milestones(r)
-    if height < OFTEN:
-        return milestones[int(height / OFTEN * len(milestones))]
-    return 1 + int((height - OFTEN) / (1 - OFTEN) * r)
-
-
-def _milestones(r: int) -> tuple[int, ...]:
+def milestones(r: int) -> tuple[int, ...]:
     """Return the powers of two up to r, and r."""
     return (*(1 << at for at in range(r.bit_length()) if 1 << at < r), r)
 
@@ -182,7 +134,7 @@ def ranks_to_compare(r: int) -> tuple[int, ...]:
     """Return every rank up to r, or from `ALL_UP_TO` on the powers of two and r."""
     if r <= ALL_UP_TO:
         return tuple(range(1, r + 1))
-    return _milestones(r)
+    return milestones(r)
 
 
 def compare_ranks(

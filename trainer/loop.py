@@ -170,8 +170,8 @@ def all_passes(bench: Bench, state: TrainingState) -> torch.Tensor:
     nothing changed, if a notice leaves no time for the rest of the step.
     """
     step, scaler = state.counters.step, state.scaler
+    bench.method.begin(step)
     rows = bench.plan.batch(step)
-    bench.method.begin(step, len(rows))
     targets = sum(bench.examples[row].targets for row in rows)
     loss_sum = torch.zeros((), dtype=torch.float64, device=bench.layer.device)
     began_s = time.perf_counter()
@@ -182,8 +182,6 @@ def all_passes(bench: Bench, state: TrainingState) -> torch.Tensor:
             if bench.flag.seconds_left < 3 * per_portion_s * (len(portions) - number):
                 state.optimizer.zero_grad(set_to_none=True)
                 raise Preempted
-        first = number * state.counters.micro_batch
-        bench.method.take(range(first, first + len(portion)))
         inputs = collate([bench.examples[row] for row in portion], bench.pad_id)
         inputs = {name: value.to(bench.layer.device) for name, value in inputs.items()}
         torch.manual_seed(ordinal(bench.seed, "dropout", step, number))

@@ -20,11 +20,8 @@ from trainer.nola import Combination
 class Method(Protocol):
     """What is done around the steps of a training, and at its end."""
 
-    def begin(self, step: int, rows: int) -> None:
-        """Prepare the model for the passes of `step` over so many rows, by these numbers alone."""
-
-    def take(self, rows: range) -> None:
-        """Prepare the model for a pass over these of the step's rows."""
+    def begin(self, step: int) -> None:
+        """Prepare the model for the passes of `step`, by the step's number alone."""
 
     def gather(self) -> None:
         """Bring the gradients of all passes to the trained parameters, before they are clipped."""
@@ -42,11 +39,8 @@ class Plain:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def begin(self, step: int, rows: int) -> None:
+    def begin(self, step: int) -> None:
         """Nothing to prepare."""
-
-    def take(self, rows: range) -> None:
-        """All rows are treated alike."""
 
     def gather(self) -> None:
         """The gradients are where they belong."""

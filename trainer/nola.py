@@ -47,12 +47,9 @@ class Combination:
             _give_coefficients(layer, name, self._basis)
         self.settle()
 
-    def begin(self, step: int, rows: int) -> None:  # noqa: ARG002 - the seam; both change nothing
+    def begin(self, step: int) -> None:  # noqa: ARG002 - the seam; the step changes nothing here
         """Bring the matrices to what the coefficients say."""
         self.settle()
-
-    def take(self, rows: range) -> None:
-        """All rows are treated alike."""
 
     def gather(self) -> None:
         """Turn the matrices' gradients into those of the coefficients."""
