@@ -167,11 +167,11 @@ def down(
         results = [command.down(run, delete=delete, say=talk)]
     if as_json:
         out_json([result.to_json() for result in results])
-        return
-    if not results:
+    elif not results:
         out("nothing to release: no provider lists a machine of ours")
-    for result in results:
-        out("\n".join(result.lines()))
+    else:
+        out("\n".join(line for result in results for line in result.lines()))
+    command.check_all(results)
 
 
 @app.command(name="run", epilog=examples("run"))

@@ -23,7 +23,7 @@ from commands.output import out, talk
 from commands.receipt import make_receipt
 from commands.session import reopen
 from infra.durable import write_json
-from infra.journal import Kind, read
+from infra.journal import Event, Kind, read
 from infra.provider import StopReason
 from infra.state import fold
 from infra.when import utc
@@ -180,19 +180,25 @@ def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
     """What only this computer knows of a run: evictions on the time line, dollars, hours."""
     simulated = loaded.config.vm.provider == "local"
     receipt = make_receipt(folder, loaded.out, simulated=simulated)
-    evictions = [
-        {"at": utc(event.at_s), "step": event.data.get("step"), "reason": event.data["reason"]}
-        for event in read(folder.journal)
-        if event.kind is Kind.STOP_SEEN
-        and event.data["reason"] in {StopReason.EVICTED, StopReason.PRICE}
-    ]
     return {
-        "evictions": evictions,
+        "evictions": _evictions(read(folder.journal)),
         "usd": receipt.usd,
         "listed": simulated,
         "hours": receipt.machine_h,
         "redone_steps": receipt.redone_steps,
     }
+
+
+def _evictions(events: Sequence[Event]) -> list[dict[str, object]]:
+    """The evictions of a run, each by the reason that was known in the end."""
+    stops: list[dict[str, object]] = []
+    for event in events:
+        if event.kind is Kind.STOP_SEEN:
+            step, reason = event.data.get("step"), event.data["reason"]
+            stops.append({"at": utc(event.at_s), "step": step, "reason": reason})
+        elif event.kind is Kind.STOP_EXPLAINED and stops:
+            stops[-1]["reason"] = event.data["reason"]
+    return [one for one in stops if one["reason"] in {StopReason.EVICTED, StopReason.PRICE}]
 
 
 def _add_results(run_dir: Path, loaded: LoadedConfig) -> None:

@@ -39,6 +39,8 @@ class Aloud:
             self._guarded_s = report.state.guarded_s
             for switch in report.state.switches:
                 self.say(f"ends the bill: {switch}")
+            for switch in report.state.unset:
+                self.say(f"does NOT end the bill: {switch}")
             if self.most:
                 self.say(f"worst case of the whole run: {self.most}")
         self.console.report(report)

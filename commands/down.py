@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from commands.home import (
 )
 from commands.session import Desk, make_workload, reopen
 from commands.takeover import taken
+from infra.azure.record import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.journal import Journal, JournalDamaged, Kind, read
-from infra.provider import Gone, Provider, ProviderError, Vm
+from infra.patience import ask
+from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
 from infra.state import RunState, fold
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
@@ -43,6 +45,10 @@ class Result:
     idle_usd_per_h: float = 0.0
     left: list[str] = field(default_factory=list)
     """What the provider still lists afterwards."""
+    bills_compute: bool = False
+    """Whether a machine among that still bills its full price."""
+    trouble: str = ""
+    """Why it could not be done; empty if it was."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -52,14 +58,19 @@ class Result:
             "deallocated": self.deallocated,
             "idle_usd_per_h": self.idle_usd_per_h,
             "left": self.left,
+            "bills_compute": self.bills_compute,
+            "trouble": self.trouble or None,
         }
 
     def lines(self) -> list[str]:
         """What to print."""
         said = [f"removed {what}" for what in self.removed]
         said += [f"released {what}; its disk is kept" for what in self.deallocated]
-        if self.left:
+        if self.trouble:
+            said.append(f"NOT done for `{self.run}`: {self.trouble}")
+        elif self.left:
             price = f"${self.idle_usd_per_h:.4f}/h for the disk and address"
+            price = "it bills its full price" if self.bills_compute else price
             said.append(f"still there: {', '.join(self.left)} ({price})")
             said.append(f"hint: `qft down --delete {self.run}` removes it too")
         else:
@@ -126,26 +137,24 @@ def _down_known(record: _Record, provider: Provider, state: RunState, *, delete:
     if delete or unsure or not provider.traits.rents or not provider.traits.keeps_disk:
         return _remove(record, provider, state)
     released = []
-    if state.vm is not None and provider.traits.rents:
+    vm = state.vm or next(iter(_listed(provider, state.run_id)), None)
+    if vm is not None and vm.power is not PowerState.REMNANTS:
         record.note(Kind.DEALLOCATE_INTENDED, reason="qft down")
         try:
-            provider.deallocate(state.vm)
+            ask(lambda: provider.deallocate(vm), time.sleep)
         except Gone:  # the machine is; its disk or address may still be there, and bill
             return _remove(record, provider, state)
         record.note(Kind.DEALLOCATED, reason="qft down")
-        released.append(f"{state.vm.size} {state.vm.id}")
-    idle = state.offer.idle_usd_per_h if state.offer else 0.0
-    left = _left(provider, state.run_id)
-    idle = idle if left else 0.0
-    return Result(run=record.name, deallocated=released, idle_usd_per_h=idle, left=left)
+        released.append(f"{vm.size} {vm.id}")
+    return _proved(Result(run=record.name, deallocated=released), provider, state.run_id)
 
 
 def _remove(record: _Record, provider: Provider, state: RunState) -> Result:
     """Remove everything of the run, and look again."""
     record.note(Kind.DELETE_INTENDED, reason="qft down")
-    removed = [f"{r.kind} {r.id}" for r in provider.delete(state.run_id)]
+    removed = _deleted(provider, state.run_id)
     record.note(Kind.DELETED, removed=removed)
-    return Result(run=record.name, removed=removed, left=_left(provider, state.run_id))
+    return _proved(Result(run=record.name, removed=removed), provider, state.run_id)
 
 
 def down_all(
@@ -154,16 +163,37 @@ def down_all(
     """Release or remove every machine that carries our tag, with or without a local record.
 
     Whoever drives one of them from this computer is stopped first, or it would start it again.
+    What fails for one machine, or one provider, is told in its result and stops no other.
     """
     results = []
     for provider in providers:
         try:
-            for vm in provider.list_all():
-                with _released(home, vm, say) as run:
-                    results.append(_down_one(provider, vm, run, say, delete=delete))
+            listed = ask(provider.list_all, time.sleep)
         except ProviderError as error:
-            raise CloudTrouble(str(error), hint=error.hint) from error
+            results.append(Result(run=provider.name, trouble=_told(error)))
+            continue
+        for vm in listed:
+            with _released(home, vm, say) as run:
+                try:
+                    results.append(_down_one(provider, vm, run, say, delete=delete))
+                except ProviderError as error:
+                    results.append(Result(run=vm.run_id, trouble=_told(error)))
     return results
+
+
+def check_all(results: list[Result]) -> None:
+    """Raise CloudTrouble if anything could not be done, after everything was tried."""
+    failed = [one for one in results if one.trouble]
+    if failed:
+        raise CloudTrouble(
+            f"{len(failed)} of {len(results)} could not be released or removed, and may bill",
+            problems=[f"{one.run}: {one.trouble}" for one in failed],
+            hint="`qft ls --all` shows what is there; the same command may be repeated",
+        )
+
+
+def _told(error: ProviderError) -> str:
+    return f"{error}; {error.hint}" if error.hint else str(error)
 
 
 @contextlib.contextmanager
@@ -209,21 +239,40 @@ def _run_id(run: RunFolder) -> str:
 
 def _down_listed(provider: Provider, vm: Vm, *, delete: bool) -> Result:
     if delete or not provider.traits.keeps_disk or not provider.traits.rents:
-        removed = [f"{r.kind} {r.id}" for r in provider.delete(vm.run_id)]
-        return Result(run=vm.run_id, removed=removed, left=_left(provider, vm.run_id))
-    try:
-        provider.deallocate(vm)
-    except Gone:
-        return Result(run=vm.run_id)
-    left = _left(provider, vm.run_id)
-    return Result(run=vm.run_id, deallocated=[f"{vm.size} {vm.id}"], left=left)
+        result = Result(run=vm.run_id, removed=_deleted(provider, vm.run_id))
+        return _proved(result, provider, vm.run_id)
+    released = []
+    if vm.power is not PowerState.REMNANTS:
+        with contextlib.suppress(Gone):
+            ask(lambda: provider.deallocate(vm), time.sleep)
+            released.append(f"{vm.size} {vm.id}")
+    return _proved(Result(run=vm.run_id, deallocated=released), provider, vm.run_id)
+
+
+def _deleted(provider: Provider, run_id: str) -> list[str]:
+    return [f"{r.kind} {r.id}" for r in ask(lambda: provider.delete(run_id), time.sleep)]
+
+
+def _listed(provider: Provider, run_id: str) -> list[Vm]:
+    return [vm for vm in ask(provider.list_all, time.sleep) if vm.run_id == run_id]
+
+
+def _proved(result: Result, provider: Provider, run_id: str) -> Result:
+    """The result with what the provider still lists, looked at again."""
+    left = _listed(provider, run_id)
+    return replace(
+        result,
+        left=[f"{vm.size} {vm.id} ({vm.power})" for vm in left],
+        idle_usd_per_h=sum(vm.idle_usd_per_h for vm in left),
+        bills_compute=any(vm.power.bills_compute for vm in left) and provider.traits.rents,
+    )
 
 
 def _down_unknown(name: str, home: Path, *, delete: bool) -> Result:
     """A run that this computer has no record of: the tags decide."""
     for provider in known_providers(home):
         try:
-            listed = provider.list_all()
+            listed = ask(provider.list_all, time.sleep)
         except ProviderError as error:
             raise CloudTrouble(str(error), hint=error.hint) from error
         meant = [vm for vm in listed if name in {vm.run_id, vm.run_id.rpartition("-")[0]}]
@@ -244,26 +293,30 @@ def known_providers(home: Path, name: str = "") -> list[Provider]:
     """
     if name:
         return [wire.make_provider(_bare_table(name), home)]
-    tables: dict[str, VmTable] = {"local": VmTable()}
+    tables: dict[tuple[str, str], VmTable] = {("local", ""): VmTable()}
     for run in all_runs(home):
         try:
             vm = reopen(run).config.vm
         except Usage:
             continue  # a damaged record must not hide the machines of others
-        tables.setdefault(vm.provider, vm)
-    if environment().get("AZURE_SUBSCRIPTION_ID"):
-        tables.setdefault("azure", _bare_table("azure"))
+        account = vm.azure.subscription.lower() if vm.provider == "azure" else ""
+        tables.setdefault((vm.provider, account), vm)
+    chosen = environment().get("AZURE_SUBSCRIPTION_ID", "")
+    accounts = {chosen.lower(), *subscriptions(home / "azure")} - {""}
+    tables |= {("azure", one): _bare_table("azure", one) for one in sorted(accounts)}
+    if accounts:
+        tables.pop(("azure", ""), None)
     return [wire.make_provider(vm, home) for vm in tables.values()]
 
 
-def _bare_table(name: str) -> VmTable:
+def _bare_table(name: str, subscription: str = "") -> VmTable:
     """What it takes to list and remove machines of a provider, without any run's config."""
     if name not in {"local", "azure"}:
         raise Usage(f"`--provider {name}` lists no machines", hint="it is `local` or `azure`")
     return VmTable.model_construct(
-        provider=name, local=LocalTable(), azure=AzureTable(), ssh=None, max_price=None
+        provider=name,
+        local=LocalTable(),
+        azure=AzureTable(subscription=subscription),
+        ssh=None,
+        max_price=None,
     )
-
-
-def _left(provider: Provider, run_id: str) -> list[str]:
-    return [f"{vm.size} {vm.id} ({vm.power})" for vm in provider.list_all() if vm.run_id == run_id]

@@ -111,7 +111,9 @@ def drive(order: Order) -> Arrived:
         console.say("\n" + _left_behind(desk.folder, order))
         raise
     except BadRequest as error:
-        raise Refused(str(error), hint=error.hint) from error
+        receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
+        hint = "; ".join(part for part in (error.hint, _bills(name, receipt)) if part)
+        raise Refused(str(error), hint=hint) from error
     except ProviderError as error:
         receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
         hint = "; ".join(part for part in (error.hint, _bills(name, receipt)) if part)

@@ -13,10 +13,13 @@ from commands.errors import CloudTrouble
 from commands.forecast import forecast, forecast_line
 from commands.home import environment, qft_home
 from infra.catalog import resolve_gpu
-from infra.cost import Budget, seconds_left, worst_case_usd
-from infra.provider import Foreseeing, Offer, Provider, ProviderError, Switch, Want
+from infra.cost import Budget, ends_s, worst_case_usd
+from infra.powers import Foreseeing, Switch
+from infra.provider import Offer, Provider, ProviderError, Want
 from infra.state import RunState
-from infra.supervisor import LIMIT_S_MAX
+
+CAP_MARGIN = 1.2
+"""A cap less than a fifth above the market is passed by ordinary moves of the price."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,12 @@ class PlanPage:
             "note": self.note or None,
             "forecast": self.forecast,
             "switches": [
-                {"name": one.name, "holds": one.holds, "detail": one.detail}
+                {
+                    "name": one.name,
+                    "holds": one.holds,
+                    "detail": one.detail,
+                    "hint": one.hint or None,
+                }
                 for one in self.switches
             ],
             "offers": [asdict(offer) for offer in self.offers],
@@ -67,6 +75,8 @@ class PlanPage:
         if not self.offers:
             said.append("  no offer")
         said += ["", forecast_line(self.forecast)]
+        if warning := _cap_warning(self.offers, cap):
+            said.append(f"warning: {warning}")
         if self.note:
             said.append(f"note: {self.note}")
         worst = "unlimited: set `budget`" if self.worst_case_usd is None else ""
@@ -74,7 +84,8 @@ class PlanPage:
             "",
             f"budget: {_budget_line(self.budget)}",
             f"worst case: {worst or f'${self.worst_case_usd:.2f}'}"
-            + (" (simulated, nobody is charged)" if self.simulated else ""),
+            + (" (simulated, nobody is charged)" if self.simulated else "")
+            + (" while `qft` watches; without it:" if self.switches else ""),
             *(_switch_line(switch) for switch in self.switches),
             "nothing was created; `qft run` goes ahead",
         ]
@@ -113,15 +124,27 @@ def _foreseen(provider: Provider, want: Want, budget: Budget) -> tuple[Switch, .
     if not isinstance(provider, Foreseeing):
         return ()
     now_s = time.time()
-    left_s = seconds_left(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
-    until_s = now_s + (LIMIT_S_MAX if left_s is None else left_s)
+    until_s = ends_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
     return tuple(provider.foresee(want, until_s=until_s))
 
 
 def _switch_line(switch: Switch) -> str:
     """Whether it holds comes first, for a reader in a hurry."""
-    word = "will end the bill" if switch.holds else "will NOT end the bill"
-    return f"{word}: {switch.name}: {switch.detail}"
+    if switch.holds:
+        return f"will end the bill: {switch.name}: {switch.detail}"
+    how = f"; to get it: {switch.hint}" if switch.hint else ""
+    return f"will NOT end the bill: {switch.name}: {switch.detail}{how}"
+
+
+def _cap_warning(offers: tuple[Offer, ...], cap: float | None) -> str:
+    """Words for a cap so close to the market that the machine will soon be taken; else empty."""
+    first = next((candidate for candidate in offers if not candidate.blocked_by), None)
+    if first is None or cap is None or cap >= first.spot_usd_per_h * CAP_MARGIN:
+        return ""
+    return (
+        f"the cap of ${cap}/h is close to the price of now, ${first.spot_usd_per_h:.4f}/h: a small "
+        "rise evicts the machine; a higher cap costs nothing extra while the price stays"
+    )
 
 
 def _mark(offer: Offer, offers: tuple[Offer, ...]) -> str:

@@ -23,7 +23,8 @@ from infra.cost import Budget
 from infra.durable import write_json
 from infra.journal import Event, Journal, Kind, read
 from infra.lifecycle import Goal, Plan, Policy
-from infra.provider import Guarding, Provider
+from infra.powers import Guarding
+from infra.provider import Provider
 from infra.state import RunState, fold
 from infra.supervisor import Supervisor, Tools
 from trainer.config import EvictionBand

@@ -72,6 +72,7 @@ class Status:
             "trainer": dict(self.job.detail) if self.job else None,
             "job": str(self.job.phase) if self.job else None,
             "switches": list(state.switches),
+            "switches_missing": list(state.unset),
             "usd": round(self.usd, 6),
             "usd_per_h_now": self.usd_per_h_now,
             "simulated": self.receipt.simulated,
@@ -99,6 +100,7 @@ class Status:
             rows.append(("exactness", f"not bit-exact from step {since}"))
         rows.append(("evictions", str(state.evictions)))
         rows += [("ends the bill", switch) for switch in state.switches if state.up]
+        rows += [("does not", switch) for switch in state.unset if state.up]
         mark = " (simulated)" if self.receipt.simulated else ""
         rows.append(("cost", f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"))
         if state.ending is not None and state.ending.code:

@@ -131,7 +131,12 @@ def helper_python(vm: VmTable) -> str:
 
 def want(vm: VmTable) -> Want:
     """The question for `offers`."""
-    return Want(gpu=vm.gpu, regions=tuple(vm.regions), max_price_usd_per_h=vm.max_price)
+    return Want(
+        gpu=vm.gpu,
+        regions=tuple(vm.regions),
+        max_price_usd_per_h=vm.max_price,
+        disk_gb=vm.disk_gb,
+    )
 
 
 def make_ready(vm: VmTable, say: Callable[[str], None]) -> MakeReady:

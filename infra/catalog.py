@@ -172,6 +172,16 @@ def reference_on_demand_usd_per_h(gpu: str) -> float:
     return min(sizes(gpu=gpu)[0].on_demand_usd_per_h.values())
 
 
+def on_demand_max_usd_per_h(*, gpu: str = "", size: str = "") -> float:
+    """The highest reference on-demand price of a size, or of the sizes of a GPU; 0 if unknown.
+
+    It bounds the spot price of a machine without a cap. Raises `UnknownGpu`.
+    """
+    known = find_size(size) if size else None
+    some = ([known] if known else []) if size else sizes(gpu=gpu)
+    return max((max(one.on_demand_usd_per_h.values()) for one in some), default=0.0)
+
+
 def folded(quota_name: str) -> str:
     """A quota name as it can be compared: vendors differ in case and spaces within one account."""
     return quota_name.replace(" ", "").lower()

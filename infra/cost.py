@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from infra.state import RunState
 
 SECONDS_PER_H = 3600.0
+LIMIT_S_MAX = 24 * SECONDS_PER_H
+"""A machine without a budget is still looked after once a day, or gives itself back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,12 @@ def seconds_left(budget: Budget, state: RunState, now_s: float, usd_per_h: float
     if budget.usd is not None and usd_per_h > 0:
         limits.append((budget.usd - used.usd) / usd_per_h * SECONDS_PER_H)
     return max(0.0, min(limits)) if limits else None
+
+
+def ends_s(budget: Budget, state: RunState, now_s: float, usd_per_h: float) -> float:
+    """When that is, in seconds since 1970; without a limit, a day from now."""
+    left_s = seconds_left(budget, state, now_s, usd_per_h)
+    return now_s + (LIMIT_S_MAX if left_s is None else left_s)
 
 
 def worst_case_usd(budget: Budget, max_price_usd_per_h: float | None) -> float | None:

@@ -32,6 +32,8 @@ class Kind(StrEnum):
     START_FAILED = "start_failed"
     ADDRESS_SEEN = "address_seen"
     STOP_SEEN = "stop_seen"
+    STOP_EXPLAINED = "stop_explained"
+    PRICE_SEEN = "price_seen"
     PREPARED = "prepared"
     GUARDED = "guarded"
     LAUNCH_INTENDED = "launch_intended"

@@ -251,14 +251,15 @@ def explain_refusals(state: RunState, offers: tuple[Offer, ...]) -> str:
 
 def _recover(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: float) -> Action:
     """The machine is down: same machine first (its disk may be ahead), then another place."""
+    if vm.power is PowerState.STOPPING:
+        # Why it stops is told when it has; until then its compute bills, whoever ordered it.
+        return Wait(wait_s=plan.policy.poll_s, reason="the machine is stopping")
     if state.up:
         return RecordStop(observation=vm)
     if vm.power in {PowerState.GONE, PowerState.REMNANTS, PowerState.FAILED}:
         return Delete(reason="the machine is gone; clearing what is left of it")
     if vm.power is PowerState.STOPPED:
         return Deallocate(reason="switched off from inside, which still bills")
-    if vm.power is PowerState.STOPPING:
-        return Wait(wait_s=plan.policy.poll_s, reason="the machine is stopping")
     policy = plan.policy
     if state.unreachable > policy.unreachable_max:
         reason = f"the machine did not answer over SSH in {state.unreachable} boots"

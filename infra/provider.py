@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 
 class Provider(Protocol):
@@ -94,53 +94,6 @@ class Provider(Protocol):
         ...
 
 
-class Switch(Protocol):
-    """Something outside this computer that ends compute billing."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        ...
-
-    @property
-    def holds(self) -> bool:
-        """Whether it is set."""
-        ...
-
-    @property
-    def detail(self) -> str:
-        """What it does, or why it could not be set."""
-        ...
-
-
-@runtime_checkable
-class Guarding(Protocol):
-    """An extra power that some providers have: to end the bill when everything of ours is dead."""
-
-    def protect(self, vm: Vm, *, until_s: float) -> Sequence[Switch]:
-        """Set every switch that may be set, to strike soon after `until_s`, seconds since 1970.
-
-        Never raises for one that cannot be set. Call again within 23 hours for a later limit.
-        """
-        ...
-
-    def admit_caller(self, vm: Vm) -> bool:
-        """Let the firewall admit the caller's address of now; whether it had to change."""
-        ...
-
-
-@runtime_checkable
-class Foreseeing(Protocol):
-    """An extra power that some providers have: to tell beforehand which switches will hold."""
-
-    def foresee(self, want: Want, *, until_s: float) -> Sequence[Switch]:
-        """What `protect` can be expected to set for such a machine; changes nothing, never raises.
-
-        `until_s` is the limit in seconds since 1970.
-        """
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """How one provider differs from another."""
@@ -165,6 +118,8 @@ class Want:
     """In order of preference; empty means the provider's own default order."""
     max_price_usd_per_h: float | None = None
     """The hard cap per hour; an offer above it is listed as blocked."""
+    disk_gb: int = 128
+    """How big the disk is to be: it bills even while nothing else does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +176,9 @@ class VmSpec:
     host_public_key: str
     """The matching public line, pinned before the first connection."""
     disk_gb: int = 128
+    until_s: float | None = None
+    """When the budget ends at this price, in seconds since 1970: switches that end the bill without
+    us are set for it as soon as there is a machine, not only when it answers. None sets none."""
     labels: dict[str, str] = field(default_factory=dict)
     """Further tags for people, such as the run's name; no secrets."""
 
@@ -284,6 +242,8 @@ class Vm:
     """ISO 8601 UTC; empty if unknown."""
     price_usd_per_h: float = 0.0
     """The price it was rented at; 0 when it costs nothing."""
+    idle_usd_per_h: float = 0.0
+    """What its disk and address cost per hour while it is deallocated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,13 +257,15 @@ class Observation:
     metadata_url: str = ""
     stop_reason: StopReason | None = None
     """Set when the machine does not run."""
+    certain: bool = True
+    """False if the reason is inferred, and the provider may know better in a few minutes."""
     since: str = ""
     """When this state began, ISO 8601 UTC; empty if the provider does not tell. Keeps an eviction
     that nobody watched from being counted as hours of compute."""
     detail: str = ""
     """For people: what the provider said."""
     price_usd_per_h: float | None = None
-    """The market price now, if the provider tells."""
+    """The market price now while the machine runs, if the provider tells: what is really billed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,3 +328,7 @@ class Transient(ProviderError):  # noqa: N818
 
 class Gone(ProviderError):  # noqa: N818
     """There is no such machine. Next: a new one, from the newest checkpoint."""
+
+
+PASSING = (NoCapacity, OverQuota, PriceAboveCap)
+"""Refusals that another offer, or time, can get around."""

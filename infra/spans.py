@@ -27,6 +27,13 @@ def open_span(
     return (*close_span(spans, at_s), Span(start_s=at_s, usd_per_h=usd_per_h, compute=compute))
 
 
+def reprice_span(spans: tuple[Span, ...], at_s: float, usd_per_h: float) -> tuple[Span, ...]:
+    """Let the running compute span go on at another price; without one nothing changes."""
+    if not spans or spans[-1].end_s is not None or not spans[-1].compute:
+        return spans
+    return open_span(spans, at_s, usd_per_h, compute=True)
+
+
 def close_span(spans: tuple[Span, ...], at_s: float) -> tuple[Span, ...]:
     """End the running span; a clock that jumped back makes it empty, never negative."""
     if not spans or spans[-1].end_s is not None:

@@ -7,86 +7,15 @@ just seen, and says what to do next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from infra.journal import Event, Kind
+from infra.known import Doubt, Ending, Failure, RunState
 from infra.provider import Offer, PowerState, StopReason, Vm
-from infra.spans import Span, close_span, drop_open_span, open_span
+from infra.spans import close_span, drop_open_span, open_span, reprice_span
 
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """One refusal of the cloud, remembered so that the same place is not tried again and again."""
-
-    place: str
-    size: str
-    error: str
-    """Class name in the seam's error tree."""
-    message: str
-    at_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """How a run ended: an exit code of `qft`, and why in words."""
-
-    code: int
-    reason: str
-    keeps: bool = False
-    """Whether the machine is left as it is although the goal was missed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunState:
-    """Everything that must survive the laptop's death, derived from the journal alone."""
-
-    run_id: str = ""
-    name: str = ""
-    started_s: float = 0.0
-    resumed_s: float = 0.0
-    """When somebody last asked for the run again."""
-    pending: Kind | None = None
-    """An intent whose result was never written: the act may or may not have happened."""
-    offer: Offer | None = None
-    vm: Vm | None = None
-    generation: int = 0
-    """Machines asked for so far."""
-    up: bool = False
-    """Whether, as far as we know, compute bills."""
-    boots: int = 0
-    booted_s: float = 0.0
-    """When the machine was last created or started."""
-    prepared: bool = False
-    launched: bool = False
-    launches: int = 0
-    step: int = 0
-    steps: int = 0
-    home_step: int = 0
-    """Step of the newest verified checkpoint at home; 0 if none."""
-    evictions: int = 0
-    stops: int = 0
-    start_failures: int = 0
-    """Refused starts since the machine stopped."""
-    unreachable: int = 0
-    """Boots given up in a row because SSH did not answer."""
-    crashes: tuple[int, ...] = ()
-    """Steps at which the trainer ended by itself, in order."""
-    hangs: int = 0
-    failures: tuple[Failure, ...] = ()
-    rehearsed: frozenset[int] = frozenset()
-    rehearsing: int | None = None
-    trained: bool = False
-    fetched: str = ""
-    """Where the adapter lies at home; empty until it does."""
-    deleted: bool = False
-    """Whether the provider said that nothing of the run remains."""
-    guarded_s: float = 0.0
-    """When the switches that end the bill without us were last set, on this boot."""
-    switches: tuple[str, ...] = ()
-    """Which of them hold."""
-    ending: Ending | None = None
-    spans: tuple[Span, ...] = ()
+__all__ = ["Ending", "Failure", "RunState", "apply", "fold", "to_json", "vm_from_json"]
 
 
 def fold(events: Iterable[Event]) -> RunState:
@@ -177,7 +106,9 @@ def _create_failed(state: RunState, event: Event) -> RunState:
 
 
 def _start_intended(state: RunState, event: Event) -> RunState:
-    price = state.offer.spot_usd_per_h if state.offer else 0.0
+    price = state.vm.price_usd_per_h if state.vm else 0.0
+    if not price and state.offer is not None:
+        price = state.offer.spot_usd_per_h
     return replace(
         state, pending=event.kind, spans=open_span(state.spans, event.at_s, price, compute=True)
     )
@@ -208,18 +139,19 @@ def _address_seen(state: RunState, event: Event) -> RunState:
 
 def _stop_seen(state: RunState, event: Event) -> RunState:
     """The machine went down without our asking."""
-    evicted = event.data["reason"] in {StopReason.EVICTED, StopReason.PRICE}
+    evicted = _is_eviction(event.data["reason"])
     gone = event.data["power"] in {PowerState.GONE, PowerState.REMNANTS}
     rehearsed = (
         state.rehearsed if state.rehearsing is None else state.rehearsed | {state.rehearsing}
     )
     idle = state.offer.idle_usd_per_h if state.offer else 0.0
-    when = min(event.data.get("since_s") or event.at_s, event.at_s)
+    when = _down_s(state, event)
     spans = close_span(state.spans, when)
-    if event.data["power"] == PowerState.FAILED:
-        # Accepted, then not allocated: that is how a lack of capacity arrives late.
+    if event.data["power"] == PowerState.FAILED or (gone and not state.prepared):
+        # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.
         late = {"error": "NoCapacity", "message": event.data["detail"]}
         state = _refused(state, replace(event, data=late))
+    doubt = Doubt(after_s=state.booted_s, at_s=event.at_s, counted=evicted)
     return replace(
         state,
         up=False,
@@ -229,10 +161,42 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
         unreachable=0,
         evictions=state.evictions + evicted,
         stops=state.stops + 1,
+        doubt=None if event.data.get("certain", True) else doubt,
         rehearsed=rehearsed,
         rehearsing=None,
         spans=spans if gone else open_span(spans, when, idle, compute=False),
     )
+
+
+def _is_eviction(reason: object) -> bool:
+    return reason in {StopReason.EVICTED, StopReason.PRICE}
+
+
+def _down_s(state: RunState, event: Event) -> float:
+    """Since when it has been down: as the provider says, unless that was before it last started.
+
+    A provider that speaks of an earlier stop must not make the hours since then free of charge.
+    """
+    since_s = event.data.get("since_s")
+    if not since_s or since_s < state.booted_s:
+        return event.at_s
+    return min(float(since_s), event.at_s)
+
+
+def _stop_explained(state: RunState, event: Event) -> RunState:
+    """The provider's records have caught up: an inferred reason gives way to the true one."""
+    if state.doubt is None:
+        return state
+    evicted = _is_eviction(event.data["reason"])
+    evictions = state.evictions + evicted - state.doubt.counted
+    return replace(state, evictions=evictions, doubt=None)
+
+
+def _price_seen(state: RunState, event: Event) -> RunState:
+    """The market moved while the machine ran: from here on it bills at the price of now."""
+    price = float(event.data["usd_per_h"])
+    vm = None if state.vm is None else replace(state.vm, price_usd_per_h=price)
+    return replace(state, vm=vm, spans=reprice_span(state.spans, event.at_s, price))
 
 
 def _prepared(state: RunState, event: Event) -> RunState:
@@ -241,7 +205,12 @@ def _prepared(state: RunState, event: Event) -> RunState:
 
 
 def _guarded(state: RunState, event: Event) -> RunState:
-    return replace(state, guarded_s=event.at_s, switches=tuple(event.data["holding"]))
+    return replace(
+        state,
+        guarded_s=event.at_s,
+        switches=tuple(event.data["holding"]),
+        unset=tuple(event.data.get("missing", ())),
+    )
 
 
 def _launch_intended(state: RunState, event: Event) -> RunState:
@@ -376,6 +345,8 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
     Kind.START_FAILED: _start_failed,
     Kind.ADDRESS_SEEN: _address_seen,
     Kind.STOP_SEEN: _stop_seen,
+    Kind.STOP_EXPLAINED: _stop_explained,
+    Kind.PRICE_SEEN: _price_seen,
     Kind.PREPARED: _prepared,
     Kind.GUARDED: _guarded,
     Kind.LAUNCH_INTENDED: _launch_intended,

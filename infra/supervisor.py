@@ -10,14 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from infra import actions as act
-from infra.cost import Bill, bill, seconds_left
+from infra.cost import Bill, bill, ends_s
+from infra.guarding import guard
 from infra.journal import Journal, Kind
 from infra.lifecycle import CLOUD_REFUSED, UNREACHABLE, JobPhase, JobView, Plan, Seen, decide
 from infra.patience import Answer, ask
+from infra.powers import Capping, Guarding
 from infra.provider import (
+    PASSING,
     Gone,
-    Guarding,
-    NotAllowed,
     Observation,
     Offer,
     PowerState,
@@ -29,6 +30,7 @@ from infra.provider import (
     VmSpec,
     Want,
 )
+from infra.records import Records
 from infra.state import Ending, RunState, apply, fold, to_json
 from infra.watch import Watch
 from infra.when import parse_utc_s
@@ -36,8 +38,6 @@ from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable, Workload
 
 PROGRESS_EVERY_S = 10.0
 OFFERS_TTL_S = 300.0
-LIMIT_S_MAX = 24 * 3600.0
-"""A machine without a budget is still looked after once a day, or gives itself back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,7 @@ class Supervisor:
         self._offers: tuple[Offer, ...] = ()
         self._offers_s = 0.0
         self._watch = Watch(now_s=tools.clock())
+        self._records = Records(tools.provider, clock=tools.clock, sleep=tools.sleep)
         self._progress_s = 0.0
         self._cuts = 0
         """Acts in a row that were cut on a machine that had just answered."""
@@ -94,7 +95,7 @@ class Supervisor:
         while True:
             try:
                 ending = self._turn(plan)
-            except HostUnreachable as error:
+            except (HostUnreachable, Gone) as error:  # the next look says what became of it
                 ending = self._cut(str(error), plan)
             except (HostNotTrusted, HostUnfit) as error:
                 ending = Ending(code=UNREACHABLE, reason=str(error))
@@ -149,6 +150,8 @@ class Supervisor:
             return Seen(offers=self._offers)
         observation = self._observe(vm, plan)
         vm = self._follow_address(vm, observation)
+        for kind, data in self._records.news(self._state, vm, observation):
+            self._note(kind, **data)
         seen = Seen(vm=observation, offers=self._offers)
         if observation.power is not PowerState.RUNNING or not vm.host or not self._state.up:
             return seen
@@ -221,7 +224,7 @@ class Supervisor:
             case act.FindOffers():
                 return self._find_offers()
             case act.Create(offer=offer, generation=generation):
-                self._create(offer, generation)
+                self._create(offer, generation, plan)
             case act.Start():
                 self._start()
             case act.Deallocate(reason=reason):
@@ -266,16 +269,16 @@ class Supervisor:
 
     def _guard(self, vm: Vm, plan: Plan) -> None:
         """Set what ends the bill without us, at the provider and on the machine."""
-        provider, now_s = self._tools.provider, self._tools.clock()
-        price = max(self._tools.want.max_price_usd_per_h or 0.0, vm.price_usd_per_h)
-        left_s = seconds_left(plan.budget, self._state, now_s, price)
-        until_s = now_s + (LIMIT_S_MAX if left_s is None else left_s)
-        self._tools.workload.limit(vm, until_s)
-        holding = []
-        if isinstance(provider, Guarding):
-            switches = self._ask(lambda: provider.protect(vm, until_s=until_s))
-            holding = [f"{switch.name}: {switch.detail}" for switch in switches if switch.holds]
-        self._note(Kind.GUARDED, until_s=until_s, holding=holding)
+        tools, until_s = self._tools, self._until_s(plan, vm.price_usd_per_h)
+        tools.workload.limit(vm, until_s)
+        cap = tools.want.max_price_usd_per_h
+        done = guard(tools.provider, vm, cap=cap, until_s=until_s, sleep=tools.sleep)
+        self._note(Kind.GUARDED, until_s=until_s, holding=done.holding, missing=done.missing)
+
+    def _until_s(self, plan: Plan, price_usd_per_h: float) -> float:
+        """When the budget ends, in seconds since 1970, if the price rises to the cap."""
+        price = max(self._tools.want.max_price_usd_per_h or 0.0, price_usd_per_h)
+        return ends_s(plan.budget, self._state, self._tools.clock(), price)
 
     def _find_offers(self) -> Ending | None:
         self._offers = tuple(self._ask(lambda: self._tools.provider.offers(self._tools.want)))
@@ -285,8 +288,10 @@ class Supervisor:
         reason = f"{self._tools.provider.name} has no offer for {self._tools.want}"
         return Ending(code=CLOUD_REFUSED, reason=reason)
 
-    def _create(self, offer: Offer, generation: int) -> None:
+    def _create(self, offer: Offer, generation: int, plan: Plan) -> None:
         spec = self._tools.make_spec(offer, generation)
+        if plan.guards:
+            spec = replace(spec, until_s=self._until_s(plan, offer.spot_usd_per_h))
         if self._state.pending is not Kind.CREATE_INTENDED:
             self._note(Kind.CREATE_INTENDED, generation=generation, offer=to_json(offer))
         try:
@@ -297,10 +302,12 @@ class Supervisor:
         self._note(Kind.CREATE_ACCEPTED, vm=to_json(vm))
 
     def _start(self) -> None:
-        vm = self._machine()
+        vm, provider = self._machine(), self._tools.provider
         self._note(Kind.START_INTENDED)
         try:
-            self._ask(lambda: self._tools.provider.start(vm))
+            if isinstance(provider, Capping):
+                self._ask(lambda: provider.recap(vm, self._tools.want.max_price_usd_per_h))
+            self._ask(lambda: provider.start(vm))
         except Gone:
             seen = Observation(power=PowerState.GONE, stop_reason=StopReason.UNKNOWN)
             self._record_stop(seen)
@@ -314,7 +321,7 @@ class Supervisor:
         if isinstance(error, Transient):
             raise error  # nothing is known of the act: its intent stays pending
         self._note(kind, error=type(error).__name__, message=str(error), hint=error.hint)
-        if not _passes(error):
+        if not isinstance(error, PASSING):
             raise error
 
     def _deallocate(self, reason: str, *, park: bool) -> None:
@@ -348,12 +355,14 @@ class Supervisor:
 
     def _record_stop(self, seen: Observation) -> None:
         self._tools.workload.forget()
+        reason = self._watch.reason_of(seen)
         self._watch.found()
         self._note(
             Kind.STOP_SEEN,
             power=seen.power,
-            reason=seen.stop_reason or StopReason.UNKNOWN,
+            reason=reason,
             detail=seen.detail,
+            certain=seen.certain,
             since_s=parse_utc_s(seen.since),
             step=self._state.step,
         )
@@ -389,12 +398,3 @@ class Supervisor:
 
     def _ask(self, call: Callable[[], Answer]) -> Answer:
         return ask(call, self._tools.sleep)
-
-
-def _passes(error: ProviderError) -> bool:
-    """Whether a refusal is one that another offer or time can get around."""
-    return not isinstance(error, NotAllowed) and type(error).__name__ in {
-        "NoCapacity",
-        "OverQuota",
-        "PriceAboveCap",
-    }

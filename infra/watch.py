@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from infra.lifecycle import JobView
+from infra.provider import Observation, StopReason
 
 UNWATCHED_S = 600.0
 """Nobody looked for longer than this: the computer slept, and the silence begins anew."""
@@ -25,16 +26,25 @@ class Watch:
         self._looked_s = now_s
         self.admitted = False
         """Whether, in this silence, the firewall was asked to let this computer in."""
+        self.noticed = False
+        """Whether the trainer wrote down that it was told of an eviction."""
 
     def measure(self, job: JobView, now_s: float) -> JobView:
         """Fill in `silent_s` and `stalled_s`."""
         beat = job.detail.get("updated_at")
         mark = (job.step, job.detail.get("phase"), job.detail.get("message"))
+        self.noticed |= job.detail.get("phase") == "preempted"
         if beat != self._beat:
             self._beat, self._beat_s = beat, now_s
         if mark != self._mark:
             self._mark, self._mark_s = mark, now_s
         return replace(job, silent_s=now_s - self._beat_s, stalled_s=now_s - self._mark_s)
+
+    def reason_of(self, stop: Observation) -> StopReason:
+        """Why the machine stopped; the notice that the trainer wrote down counts if nobody says."""
+        reason, noticed = stop.stop_reason or StopReason.UNKNOWN, self.noticed
+        self.noticed = False
+        return StopReason.EVICTED if noticed and reason is StopReason.UNKNOWN else reason
 
     def lost(self, now_s: float) -> float:
         """The machine does not answer; return since how many seconds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,7 +15,14 @@ import pytest
 from arm.harness import AzureHarness, azure, spec
 
 from infra.azure import vmwatch
-from infra.azure.vmwatch import last_sign_of_life_s, limit_of, ssh_sessions, why_end
+from infra.azure.vmwatch import (
+    booted_s,
+    is_over,
+    last_sign_of_life_s,
+    limit_of,
+    ssh_sessions,
+    why_end,
+)
 
 
 @pytest.fixture
@@ -41,9 +49,11 @@ def shipped(harness: AzureHarness, tmp_path: Path) -> Path:
     data = request.body["properties"]["osProfile"]["customData"]
     document = json.loads(base64.b64decode(data).decode().removeprefix("#cloud-config\n"))
     assert document["runcmd"] == [["systemctl", "enable", "--now", "qft-watch.service"]]
-    assert "--home /home/qft" in document["write_files"][1]["content"]
+    files = {one["path"]: one["content"] for one in document["write_files"]}
+    assert "--home /home/qft" in files["/etc/systemd/system/qft-watch.service"]
+    assert "ClientAliveInterval" in files["/etc/ssh/sshd_config.d/60-qft.conf"]
     script = tmp_path / "watch.py"
-    script.write_text(document["write_files"][0]["content"])
+    script.write_text(files["/usr/local/lib/qft-watch.py"])
     return script
 
 
@@ -105,7 +115,36 @@ def test_heartbeat_is_a_sign_of_life(tmp_path: Path) -> None:
 
     assert last_sign_of_life_s(tmp_path, 5.0) == status.stat().st_mtime
     assert last_sign_of_life_s(tmp_path / "nowhere", 5.0) == 5.0
-    assert limit_of(tmp_path) is None
+    assert limit_of(tmp_path, 0.0) is None
+
+
+def test_limit_of_an_earlier_life_is_over(tmp_path: Path) -> None:
+    """A machine started again with more budget does not give itself back for the old limit."""
+    (tmp_path / "qft").mkdir()
+    (tmp_path / "qft" / "limit").write_text("5.0")
+    uptime = tmp_path / "uptime"
+    uptime.write_text("100.5 200.0\n")
+
+    assert limit_of(tmp_path, time.time() - 60) == 5.0
+    assert limit_of(tmp_path, time.time() + 60) is None
+    assert booted_s(uptime) == pytest.approx(time.time() - 100.5, abs=5)
+    assert booted_s(tmp_path / "absent") == 0.0
+
+
+def test_ended_training_is_told_from_a_running_one(tmp_path: Path) -> None:
+    """Only the newest heartbeat counts, and one that cannot be read is one being written."""
+    assert not is_over(tmp_path)
+    for number, phase in enumerate(("done", "training")):
+        status = tmp_path / "qft" / f"run-{number}" / "run" / "status.json"
+        status.parent.mkdir(parents=True)
+        status.write_text(json.dumps({"phase": phase}))
+        os.utime(status, (1000 + number, 1000 + number))
+
+    assert not is_over(tmp_path)
+    status.write_text(json.dumps({"phase": "failed"}))
+    assert is_over(tmp_path)
+    status.write_text("{")
+    assert not is_over(tmp_path)
 
 
 def test_visitors_are_counted(tmp_path: Path) -> None:
@@ -118,8 +157,8 @@ def test_visitors_are_counted(tmp_path: Path) -> None:
         "   2: 0100007F:1F90 0100007F:D2F1 01 0\n"
     )
 
-    assert ssh_sessions(table) == 1
-    assert ssh_sessions(tmp_path / "absent") == 0
+    assert ssh_sessions(table, 22) == 1
+    assert ssh_sessions(tmp_path / "absent", 22) == 0
 
 
 def test_script_needs_nothing_but_python() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ PRIME_NOTICES = (
 )
 
 
-def custom_data(*, host_private_key: str, host_public_key: str, watch_home: str = "") -> str:
+def custom_data(*, host_private_key: str, host_public_key: str, watch: Sequence[str] = ()) -> str:
     """The base64 `customData` that makes cloud-init install exactly this ed25519 host key.
 
     `customData` is returned neither by ARM nor by the metadata service; `userData` would be, to
     every process. The key is throwaway: it dies with the machine. JSON is YAML, so the document
-    needs no YAML writer and nothing in a key can break out of it.
+    needs no YAML writer and nothing in a key can break out of it. With `watch`, the machine also
+    runs `vmwatch.py` with those arguments.
 
     Raises ValueError if the document outgrows Azure's limit.
     """
@@ -39,9 +42,11 @@ def custom_data(*, host_private_key: str, host_public_key: str, watch_home: str 
         # The first question switches eviction notices on, and may take two minutes to be answered:
         # asked at boot, they flow by the time training starts.
         "bootcmd": [PRIME_NOTICES],
+        "write_files": [_SSHD],
     }
-    if watch_home:
-        document |= _watch(watch_home)
+    if watch:
+        document["write_files"] += _watch_files(watch)
+        document["runcmd"] = [["systemctl", "enable", "--now", "qft-watch.service"]]
     text = f"#cloud-config\n{json.dumps(document, indent=1)}\n".encode()
     if len(text) > CUSTOM_DATA_BYTES_MAX:
         message = f"first-boot data of {len(text)} bytes exceeds Azure's {CUSTOM_DATA_BYTES_MAX}"
@@ -49,32 +54,36 @@ def custom_data(*, host_private_key: str, host_public_key: str, watch_home: str 
     return base64.b64encode(text).decode()
 
 
-def _watch(home: str) -> dict[str, Any]:
-    """Files and commands that install `vmwatch.py` as a service of the system, not of the user."""
-    return {
-        "write_files": [
-            {
-                "path": WATCH_PATH,
-                "permissions": "0755",
-                "content": Path(vmwatch.__file__).read_text(encoding="utf-8"),
-            },
-            {
-                "path": "/etc/systemd/system/qft-watch.service",
-                "permissions": "0644",
-                "content": _UNIT.format(path=WATCH_PATH, home=home),
-            },
-        ],
-        "runcmd": [["systemctl", "enable", "--now", "qft-watch.service"]],
-    }
+def _watch_files(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """The files that make `vmwatch.py` a service of the system, not of the user."""
+    return [
+        {
+            "path": WATCH_PATH,
+            "permissions": "0755",
+            "content": Path(vmwatch.__file__).read_text(encoding="utf-8"),
+        },
+        {
+            "path": "/etc/systemd/system/qft-watch.service",
+            "permissions": "0644",
+            "content": _UNIT.format(path=WATCH_PATH, arguments=shlex.join(arguments)),
+        },
+    ]
 
 
+# A computer that dies does not hang up: without this its connection would count as a visitor for
+# hours, and the machine would wait, and bill, for somebody who cannot come back.
+_SSHD = {
+    "path": "/etc/ssh/sshd_config.d/60-qft.conf",
+    "permissions": "0644",
+    "content": "ClientAliveInterval 60\nClientAliveCountMax 5\n",
+}
 WATCH_PATH = "/usr/local/lib/qft-watch.py"
 _UNIT = """[Unit]
 Description=Gives this machine back to Azure when nobody needs it any more
 After=network-online.target
 
 [Service]
-ExecStart=/usr/bin/python3 {path} --home {home}
+ExecStart=/usr/bin/python3 {path} {arguments}
 Restart=always
 RestartSec=60
 

@@ -22,12 +22,16 @@ from infra.azure.naming import (
     RUN,
     VM,
     Names,
+    check_subscription,
+    idle_usd_per_h,
     tags_of,
     vm_from_tags,
 )
 from infra.azure.record import RunRecord
 from infra.azure.registration import ensure_registered
+from infra.azure.settings import PUBLIC_ARM
 from infra.azure.teardown import Teardown
+from infra.azure.watchdog import Watchdog
 from infra.provider import (
     BadRequest,
     Gone,
@@ -56,6 +60,7 @@ class Creation:
     account: Account
     looking: Looking
     teardown: Teardown
+    watchdog: Watchdog
     memory: Memory
 
     def create(self, spec: VmSpec) -> Vm:
@@ -64,8 +69,10 @@ class Creation:
         Returns when ARM has accepted the machine and has not refused it for `accept_wait_s`. A
         `Transient` error leaves a half-made machine on purpose: the next call goes on from there.
         """
-        _check(spec)
+        machine.check(spec)
         names = self.account.names(spec.run_id, spec.generation)
+        known = self.account.record(spec.run_id).ids.get("group", "")
+        check_subscription(known, names.subscription_id)
         existing = self._existing(spec)
         if existing is not None:
             return existing
@@ -124,7 +131,10 @@ class Creation:
             # `_make` resumes, by token or by looking; but a machine that is being made with keys
             # that this caller does not know is somebody else's, and is only reported.
             return None if _same_key(found.host_public_key, spec.host_public_key) else found
-        self._verify(spec, self._get(self.account.names(spec.run_id, spec.generation)))
+        answer = self._get(self.account.names(spec.run_id, spec.generation))
+        if machine.not_as_asked(answer, spec):  # such as under a cap that was changed since
+            self.teardown.remove(spec.run_id)
+            return None
         return found
 
     def _begin_record(self, spec: VmSpec, names: Names) -> RunRecord:
@@ -241,6 +251,7 @@ class Creation:
     # ---- machine ----
 
     def _machine(self, spec: VmSpec, names: Names, record: RunRecord, tags: dict[str, str]) -> Vm:
+        settings = self.account.settings
         doing = f"rent {spec.offer.size} in {spec.offer.place}"
         body = machine.body(
             spec,
@@ -248,8 +259,10 @@ class Creation:
             tags=tags,
             make=machine.Make(
                 image=image_for(spec.offer.size),
-                disk_sku=self.account.settings.disk_sku,
-                identity=self.account.settings.self_release,
+                disk_sku=settings.disk_sku,
+                identity=settings.self_release,
+                arm=settings.arm_endpoint,
+                audience=settings.arm_audience or PUBLIC_ARM,
             ),
         )
         done = False
@@ -258,6 +271,7 @@ class Creation:
                 record, "vm", lambda token: self._begin_machine(doing, names, body, token)
             )
             self._verify(spec, operation.answer or self._get(names))
+            self._protect(spec, names, record, tags)
             done = operation.settle(wait_s=self.account.settings.accept_wait_s)
             if done:
                 self._verify(spec, operation.answer)
@@ -306,6 +320,14 @@ class Creation:
             )
         )
 
+    def _protect(self, spec: VmSpec, names: Names, record: RunRecord, tags: dict[str, str]) -> None:
+        """Set what ends the bill without us while we are sure to be alive: the machine bills."""
+        if spec.until_s is None:
+            return
+        vm = self._accepted(spec, names, tags, done=False)
+        self.watchdog.protect(vm, until_s=spec.until_s)
+        record.ids |= self.account.record(spec.run_id).ids  # the role that goes with the machine
+
     @staticmethod
     def _verify(spec: VmSpec, answer: dict[str, Any]) -> None:
         wrong = machine.not_as_asked(answer, spec) if answer else ""
@@ -331,6 +353,7 @@ class Creation:
             power=PowerState.RUNNING if done else PowerState.CREATING,
             created_at=tags["qft-created"],
             price_usd_per_h=spec.offer.spot_usd_per_h,
+            idle_usd_per_h=idle_usd_per_h(spec.disk_gb),
         )
 
     def _clean_up(self, run_id: str, error: ProviderError) -> None:
@@ -361,21 +384,3 @@ class Part:
     name: str
     client: Any
     body: dict[str, Any]
-
-
-def _check(spec: VmSpec) -> None:
-    """What Azure would refuse late and dearly is refused here at once."""
-    if spec.offer.provider != "azure":
-        raise BadRequest(f"an offer of `{spec.offer.provider}` cannot be rented from azure")
-    if spec.user.lower() in _FORBIDDEN_USERS:
-        raise BadRequest(f"Azure forbids the user name `{spec.user}`", hint="use `qft`")
-    machine.cap_of(spec)
-
-
-_FORBIDDEN_USERS = frozenset(
-    {
-        *("1", "a", "actuser", "adm", "admin", "administrator", "backup", "console", "david"),
-        *("guest", "john", "owner", "root", "server", "sql", "support", "sys", "test", "test1"),
-        *("test2", "user", "user1", "user2", "video"),
-    }
-)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -21,10 +22,12 @@ from infra.provider import (
     Transient,
     Vm,
 )
-from infra.when import utc
+from infra.when import parse_utc_s, utc
 
 LOG_VERSION = "2015-04-01"
 LOG_DAYS = 14
+SKEW_S = 120.0
+"""How far this computer's clock and Azure's may differ."""
 _ASKED = {
     "deallocate": (StopReason.USER, "deallocated because qft asked for it"),
     "delete": (StopReason.USER, "deleted because qft asked for it"),
@@ -39,6 +42,8 @@ class Looking:
     account: Account
     price_now: Callable[[str, str], float | None]
     """Size and region in, the spot price of now out; None if nobody tells."""
+    price_lately: Callable[[str, str], float | None]
+    """The same, some minutes old at most, for looks every few seconds."""
 
     def observe(self, vm: Vm) -> Observation:
         """One look at a machine: one request while it runs, one more to learn why it stopped."""
@@ -60,7 +65,14 @@ class Looking:
         host = self.address(record, names)
         port, url = self.account.settings.ssh_port, self.account.settings.metadata_url
         if power not in {PowerState.DEALLOCATED, PowerState.STOPPED}:
-            return Observation(power=power, host=host, port=port, metadata_url=url, detail=words)
+            return Observation(
+                power=power,
+                host=host,
+                port=port,
+                metadata_url=url,
+                detail=words,
+                price_usd_per_h=self.price_lately(*_sold(answer)),
+            )
         if power is PowerState.STOPPED:
             return Observation(
                 power=power,
@@ -70,15 +82,32 @@ class Looking:
                 stop_reason=StopReason.USER,
                 detail="switched off from inside: still billed until it is deallocated",
             )
-        reason, since, told = self._why(names, record, answer)
+        why = self._why(names, record, answer)
         return Observation(
             power=power,
             host=host,
             port=port,
             metadata_url=url,
-            stop_reason=reason,
-            since=since,
-            detail=told or words,
+            stop_reason=why.reason,
+            certain=why.certain,
+            since=why.since,
+            detail=why.told or words,
+        )
+
+    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:
+        """What the activity log tells by now of a stop between those times; None if nothing."""
+        names = names_of(vm, self.account.settings.subscription_id)
+        try:
+            answer = self.get(names)
+        except Gone:
+            answer = {}
+        except Transient:
+            return None
+        why = self._recorded(names, answer, after_s=after_s, before_s=before_s + SKEW_S)
+        if isinstance(why, str):
+            return None
+        return Observation(
+            power=PowerState.DEALLOCATED, stop_reason=why.reason, since=why.since, detail=why.told
         )
 
     def get(self, names: Names) -> dict[str, Any]:
@@ -119,15 +148,20 @@ class Looking:
             ours = (tags.get(RUN), tags.get(GENERATION)) == (names.run_id, str(names.generation))
             power = PowerState.REMNANTS if ours else PowerState.GONE
             told = "the machine is gone; its resource group remains" if ours else "gone"
-        asked = record.generation == names.generation and record.asked == "delete"
-        reason = StopReason.USER if asked else StopReason.UNKNOWN
-        return Observation(power=power, stop_reason=reason, detail=told)
+        if record.generation == names.generation and record.asked == "delete":
+            return Observation(power=power, stop_reason=StopReason.USER, detail=told)
+        why = self._recorded(names, {}, after_s=self._life_s(names, record))
+        if isinstance(why, str):
+            return Observation(
+                power=power, stop_reason=StopReason.UNKNOWN, certain=False, detail=told
+            )
+        return Observation(
+            power=power, stop_reason=why.reason, since=why.since, detail=f"{told}: {why.told}"
+        )
 
     # ---- why it stopped ----
 
-    def _why(
-        self, names: Names, record: RunRecord, answer: dict[str, Any]
-    ) -> tuple[StopReason, str, str]:
+    def _why(self, names: Names, record: RunRecord, answer: dict[str, Any]) -> Why:
         """Reason, since when, and words. Azure's model of an evicted machine does not say so.
 
         Proof comes from our own record of what we asked, then from the activity log, which may be
@@ -136,30 +170,61 @@ class Looking:
         """
         if record.generation == names.generation and record.asked in _ASKED:
             reason, told = _ASKED[record.asked]
-            return reason, utc(record.asked_at), told
+            # A rehearsal takes minutes to strike: until it was seen, the machine bills.
+            since = "" if record.asked == "evict" else utc(record.asked_at)
+            return Why(reason=reason, since=since, told=told)
         code, message = machine.failure_of(answer)
         note = f" (the last start failed: {code} {message})".rstrip() if code else ""
+        life_s = 0.0 if code else self._life_s(names, record)
+        why = self._recorded(names, answer, after_s=life_s)
+        if isinstance(why, Why):
+            return replace(why, told=why.told + note)
+        if dear := self._above_cap(answer):
+            return Why(reason=StopReason.PRICE, told=dear + note, certain=False)
+        return _inferred(answer, why, note)
+
+    @staticmethod
+    def _life_s(names: Names, record: RunRecord) -> float:
+        """When this life of the machine began, as far as this computer knows; 0 if it does not."""
+        known = record.generation == names.generation and record.asked in {"create", "start"}
+        return record.asked_at if known else 0.0
+
+    def _recorded(
+        self,
+        names: Names,
+        answer: dict[str, Any],
+        *,
+        after_s: float,
+        before_s: float = math.inf,
+    ) -> Why | str:
+        """Why the log says that the machine stopped between those times, or why it says nothing.
+
+        The log of an earlier life of the machine says nothing about this one, and an hour that is
+        dated back to it would be an hour that nobody counts.
+        """
         try:
             events = self._log(names)
         except (NotAllowed, Transient) as error:
-            return _inferred(answer, f"the activity log cannot be read ({error})", note)
+            return f"the activity log cannot be read ({error})"
+        own = str((answer.get("identity") or {}).get("principalId") or "")
         for event in events:
-            reason_of = _reason_of(event)
-            if reason_of is not None:
-                reason, told = reason_of
-                return reason, str(event.get("eventTimestamp") or ""), told + note
-        if dear := self._above_cap(answer):
-            return StopReason.PRICE, "", dear + note
-        return _inferred(answer, "the activity log has nothing yet, it lags by minutes", note)
+            at_s = parse_utc_s(str(event.get("eventTimestamp") or "")) or 0.0
+            if at_s < after_s or (before_s == math.inf and _is_start(event)):
+                break
+            found = _reason_of(event, own) if at_s <= before_s else None
+            if found is not None:
+                reason, told = found
+                return Why(reason=reason, since=str(event.get("eventTimestamp") or ""), told=told)
+        return "the activity log has nothing yet, it lags by minutes"
 
     def _above_cap(self, answer: dict[str, Any]) -> str:
         """Words for a market price above the machine's cap; empty if it is not known to be."""
         properties = answer.get("properties") or {}
         cap = float((properties.get("billingProfile") or {}).get("maxPrice") or machine.NO_CAP)
-        size = str((properties.get("hardwareProfile") or {}).get("vmSize") or "")
+        size, region = _sold(answer)
         if cap == machine.NO_CAP or not size:
             return ""
-        price = self.price_now(size, str(answer.get("location") or "").lower())
+        price = self.price_now(size, region)
         if price is None or price <= cap:
             return ""
         return f"evicted, it seems: the market price is {price} USD/h, above the cap of {cap}"
@@ -210,17 +275,44 @@ class Looking:
         )
 
 
-def _inferred(answer: dict[str, Any], silence: str, note: str) -> tuple[StopReason, str, str]:
+@dataclass(frozen=True, kw_only=True)
+class Why:
+    """Why a machine went down."""
+
+    reason: StopReason
+    told: str
+    since: str = ""
+    certain: bool = True
+
+
+def _sold(answer: dict[str, Any]) -> tuple[str, str]:
+    """Size and region of a machine."""
+    hardware = (answer.get("properties") or {}).get("hardwareProfile") or {}
+    return str(hardware.get("vmSize") or ""), str(answer.get("location") or "").lower()
+
+
+def _inferred(answer: dict[str, Any], silence: str, note: str) -> Why:
     """Who did it when nobody says: of a spot machine, Azure, as far as anyone can tell."""
     spot = str((answer.get("properties") or {}).get("priority") or "").lower() == "spot"
     if not spot:
-        return StopReason.UNKNOWN, "", f"deallocated, not by us; {silence}{note}"
+        told = f"deallocated, not by us; {silence}{note}"
+        return Why(reason=StopReason.UNKNOWN, told=told, certain=False)
     told = "evicted, it seems: a spot machine went down and qft did not ask for it"
-    return StopReason.EVICTED, "", f"{told}; {silence}{note}"
+    return Why(reason=StopReason.EVICTED, told=f"{told}; {silence}{note}", certain=False)
 
 
-def _reason_of(event: dict[str, Any]) -> tuple[StopReason, str] | None:
-    """What one event of the activity log says about why a machine stopped; None if nothing."""
+def _is_start(event: dict[str, Any]) -> bool:
+    """Whether an event says that the machine was started: older ones speak of earlier stops."""
+    operation = str((event.get("operationName") or {}).get("value") or "").lower()
+    status = str((event.get("status") or {}).get("value") or "").lower()
+    return operation.endswith("/virtualmachines/start/action") and status == "succeeded"
+
+
+def _reason_of(event: dict[str, Any], own: str) -> tuple[StopReason, str] | None:
+    """What one event of the activity log says about why a machine stopped; None if nothing.
+
+    `own` is the principal of the machine's own identity.
+    """
     operation = str((event.get("operationName") or {}).get("value") or "").lower()
     status = str((event.get("status") or {}).get("value") or "").lower()
     if status and status not in {"succeeded", "started", "accepted"}:
@@ -233,6 +325,10 @@ def _reason_of(event: dict[str, Any]) -> tuple[StopReason, str] | None:
         return StopReason.EVICTED, "evicted: Azure took the capacity back"
     if operation.endswith("/simulateeviction/action"):
         return StopReason.EVICTED, f"evicted: a rehearsal asked for by {who}"
-    if operation.endswith(("/deallocate/action", "/poweroff/action", "/delete")):
+    if operation.endswith("/deallocate/action") and own and who.lower() == own.lower():
+        return StopReason.USER, "it gave itself back: its limit was reached, or nobody needed it"
+    if operation.endswith("/virtualmachines/delete"):
+        return StopReason.USER, f"deleted by {who}"
+    if operation.endswith(("/deallocate/action", "/poweroff/action")):
         return StopReason.USER, f"deallocated by {who}"
     return None

@@ -7,10 +7,13 @@ from typing import Any
 
 from infra.azure.cloudinit import custom_data
 from infra.azure.naming import CARD, Names
+from infra.azure.settings import PUBLIC_ARM
 from infra.provider import BadRequest, PowerState, VmSpec
 
 NO_CAP = -1
 """Azure's word for "never evict for the price"; the price is then capped at on-demand."""
+CAP_STEP_USD = 1e-6
+"""Caps that differ by less are the same: Azure keeps five decimals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,9 @@ class Make:
     disk_sku: str
     identity: bool
     """Whether it gets a managed identity of its own."""
+    arm: str = PUBLIC_ARM
+    """The Resource Manager that the machine itself asks to take it back."""
+    audience: str = PUBLIC_ARM
 
 
 def body(spec: VmSpec, *, names: Names, tags: dict[str, str], make: Make) -> dict[str, Any]:
@@ -76,7 +82,7 @@ def _os_profile(spec: VmSpec, names: Names, make: Make) -> dict[str, Any]:
         "customData": custom_data(
             host_private_key=spec.host_private_key,
             host_public_key=spec.host_public_key,
-            watch_home=f"/home/{spec.user}" if make.identity else "",
+            watch=_watch(spec, make) if make.identity else (),
         ),
         "linuxConfiguration": {
             "disablePasswordAuthentication": True,
@@ -92,17 +98,35 @@ def _os_profile(spec: VmSpec, names: Names, make: Make) -> dict[str, Any]:
     }
 
 
+def _watch(spec: VmSpec, make: Make) -> list[str]:
+    """How the machine's own watchdog is started."""
+    home = ["--home", f"/home/{spec.user}"]
+    if make.arm == PUBLIC_ARM:
+        return home
+    return [*home, "--arm", make.arm, "--audience", f"{make.audience}/"]
+
+
 def cap_of(spec: VmSpec) -> float:
     """The cap as Azure wants it: USD per hour with five decimals, or -1 for none.
 
     Raises `BadRequest` for a cap that is not above zero.
     """
-    cap = spec.max_price_usd_per_h
+    return cap_for(spec.max_price_usd_per_h)
+
+
+def cap_for(cap: float | None) -> float:
+    """The same for a bare cap."""
     if cap is None:
         return NO_CAP
     if not cap > 0 or round(cap, 5) <= 0:
         raise BadRequest(f"a cap of {cap} USD/h rents nothing", hint="raise `vm.max_price`")
     return round(cap, 5)
+
+
+def held_cap(answer: dict[str, Any]) -> float:
+    """The cap of a machine as Azure tells it, USD per hour; `NO_CAP` if it has none."""
+    profile = (answer.get("properties") or {}).get("billingProfile") or {}
+    return float(profile.get("maxPrice") or NO_CAP)
 
 
 def image_of(urn: str) -> dict[str, str]:
@@ -121,7 +145,7 @@ def not_as_asked(answer: dict[str, Any], spec: VmSpec) -> str:
     policy = properties.get("evictionPolicy")
     if priority != "Spot":
         return f"its priority is {priority}, which is billed at the on-demand price"
-    if cap is None or abs(float(cap) - cap_of(spec)) > 1e-6:
+    if cap is None or abs(float(cap) - cap_of(spec)) > CAP_STEP_USD:
         return f"its price cap is {cap} instead of {cap_of(spec)} USD/h"
     if policy != "Deallocate":
         return f"its eviction policy is {policy}, which loses the disk"
@@ -180,3 +204,21 @@ def _words(statuses: list[dict[str, Any]], prefix: str) -> str:
             told = [one.get("displayStatus"), one.get("message")]
             return ": ".join(str(word) for word in told if word)
     return ""
+
+
+def check(spec: VmSpec) -> None:
+    """What Azure would refuse late and dearly is refused here at once."""
+    if spec.offer.provider != "azure":
+        raise BadRequest(f"an offer of `{spec.offer.provider}` cannot be rented from azure")
+    if spec.user.lower() in _FORBIDDEN_USERS:
+        raise BadRequest(f"Azure forbids the user name `{spec.user}`", hint="use `qft`")
+    cap_of(spec)
+
+
+_FORBIDDEN_USERS = frozenset(
+    {
+        *("1", "a", "actuser", "adm", "admin", "administrator", "backup", "console", "david"),
+        *("guest", "john", "owner", "root", "server", "sql", "support", "sys", "test", "test1"),
+        *("test2", "user", "user1", "user2", "video"),
+    }
+)

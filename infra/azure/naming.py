@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from infra.provider import BadRequest, PowerState, Vm, VmSpec
+from infra.provider import BadRequest, NotAllowed, PowerState, Vm, VmSpec
 
 RUN = "qft-run"
 GENERATION = "qft-generation"
 TAG_VALUE_CHARS_MAX = 256
 LABELS_MAX = 20
+DISK_GB = 128
+"""The disk of a machine unless `vm.disk_gb` says otherwise."""
+DISK_USD_PER_GB_H = 9.60 / 128 / 730
+"""StandardSSD E10, public list price of a month of 730 hours."""
+ADDRESS_USD_PER_H = 0.005
+"""Static Standard public address, public list price."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +114,29 @@ KINDS = {
 
 
 def names_of(vm: Vm, subscription_id: str) -> Names:
-    """The names of an existing machine's parts."""
+    """The names of an existing machine's parts.
+
+    Raises `NotAllowed` for a machine of another subscription than the one chosen: looked for there
+    it would seem to be gone, while it goes on billing.
+    """
+    check_subscription(vm.id, subscription_id)
     return Names(subscription_id=subscription_id, run_id=vm.run_id, generation=vm.generation)
+
+
+def check_subscription(id_: str, chosen: str) -> None:
+    """Raise `NotAllowed` if a full id belongs to another subscription than the one chosen."""
+    found = re.match(r"/subscriptions/([^/]+)/", id_, re.IGNORECASE)
+    if found and found[1].lower() != chosen.lower():
+        raise NotAllowed(
+            f"this run's machine is in the subscription {found[1]}, and "
+            f"{chosen or 'none'} is chosen: looked for here, it would bill there unseen",
+            hint=f"set AZURE_SUBSCRIPTION_ID={found[1]} (or `vm.azure.subscription`)",
+        )
+
+
+def idle_usd_per_h(disk_gb: int) -> float:
+    """What a disk of that size and the address cost per hour while the compute does not bill."""
+    return round(disk_gb * DISK_USD_PER_GB_H + ADDRESS_USD_PER_H, 6)
 
 
 def tags_of(spec: VmSpec, *, created_at: str) -> dict[str, str]:
@@ -128,6 +155,7 @@ def tags_of(spec: VmSpec, *, created_at: str) -> dict[str, str]:
         "qft-host-key": spec.host_public_key.strip(),
         "qft-cap": "" if spec.max_price_usd_per_h is None else f"{spec.max_price_usd_per_h:.5f}",
         "qft-price": f"{spec.offer.spot_usd_per_h:.6f}",
+        "qft-idle": f"{idle_usd_per_h(spec.disk_gb):.6f}",
     }
     for name, value in sorted(spec.labels.items())[:LABELS_MAX]:
         tags[f"qft-label-{re.sub('[<>%&?/]', '-', name)}"[:512]] = value
@@ -160,6 +188,7 @@ def vm_from_tags(
         power=power,
         created_at=tags.get("qft-created", ""),
         price_usd_per_h=_number(tags.get("qft-price", "")),
+        idle_usd_per_h=_number(tags.get("qft-idle", "")) or idle_usd_per_h(DISK_GB),
     )
 
 

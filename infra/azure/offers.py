@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infra.azure.account import Account
 from infra.azure.errors import QUOTA_PORTAL
 from infra.azure.memory import Memory
+from infra.azure.naming import idle_usd_per_h
 from infra.azure.placement import POOR
 from infra.azure.sources import SPOT_QUOTA, Findings, Sources
 from infra.azure.web import fetch
@@ -17,10 +19,6 @@ from infra.catalog import REGIONS, GpuSize, folded, reference_spot_usd_per_h, si
 from infra.pricing import PriceList, Quote
 from infra.provider import Offer, ProviderError, Want
 
-DISK_USD_PER_GB_H = 9.60 / 128 / 730
-"""StandardSSD E10, public list price of a month of 730 hours."""
-ADDRESS_USD_PER_H = 0.005
-"""Static Standard public address, public list price."""
 RETAIL_PATH = "/api/retail/prices"
 PRICES_FRESH_S = 900.0
 ZONED_PLACES_MAX = 3
@@ -109,9 +107,9 @@ class Offers:
             patience_s=self.account.settings.offers_wait_s,
         )
 
-    def price_now(self, size: str, region: str) -> float | None:
-        """The spot price of this minute as the price list tells it; None if it does not answer."""
-        prices = self.prices(fresh_s=60.0)
+    def price_now(self, size: str, region: str, *, fresh_s: float = 60.0) -> float | None:
+        """The spot price as the price list tells it, at most that old; None if it is silent."""
+        prices = self.prices(fresh_s=fresh_s)
         (quote,) = prices.quotes([size], [region])
         return None if prices.problems else quote.spot_usd_per_h
 
@@ -130,7 +128,7 @@ class Offers:
             gpu_memory_gb=size.gpu_memory_gb,
             spot_usd_per_h=price,
             on_demand_usd_per_h=quote.on_demand_usd_per_h,
-            idle_usd_per_h=round(128 * DISK_USD_PER_GB_H + ADDRESS_USD_PER_H, 4),
+            idle_usd_per_h=idle_usd_per_h(want.disk_gb),
             eviction_band=found.bands.get((size.size.lower(), region), ""),
             placement_score=found.scores.get((size.size.lower(), region), ""),
             quota_left=left,
@@ -150,6 +148,25 @@ class Offers:
             blocked_by=stays or dear or (past.told if past else ""),
             clears=not stays and (bool(dear) or (past is not None and past.clears)),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriceWatch:
+    """The price of a running machine, for looks every few seconds: the list is asked seldom."""
+
+    ask: Callable[..., float | None]
+    """`Offers.price_now`."""
+    clock: Callable[[], float]
+    known: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
+    """By size and region: when the list was asked, and what it said."""
+
+    def __call__(self, size: str, region: str) -> float | None:
+        """The spot price, at most `PRICES_FRESH_S` old; None if the list was silent then."""
+        at_s, price = self.known.get((size, region), (-math.inf, None))
+        if self.clock() - at_s >= PRICES_FRESH_S:
+            price = self.ask(size, region, fresh_s=PRICES_FRESH_S)
+            self.known[size, region] = (self.clock(), price)
+        return price
 
 
 def _is_poor(offer: Offer) -> bool:

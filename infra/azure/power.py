@@ -10,7 +10,7 @@ from infra.azure.account import Account
 from infra.azure.looking import Looking
 from infra.azure.naming import Names, names_of
 from infra.azure.record import RunRecord
-from infra.provider import Gone, PowerState, Transient, Vm
+from infra.provider import BadRequest, Gone, PowerState, Transient, Vm
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
@@ -36,6 +36,39 @@ class Power:
         self.admit_caller(vm)
         record = self._record(vm)
         self._act(record, names, "start", wait_s=self.account.settings.accept_wait_s)
+
+    def recap(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
+        """Give a deallocated machine that cap; the one then in force, USD per hour, None for none.
+
+        Azure changes it while the machine is deallocated only; one that is up keeps what it has.
+        """
+        names = names_of(vm, self.account.settings.subscription_id)
+        wanted = machine.cap_for(max_price_usd_per_h)
+        answer = self.looking.get(names)
+        held = machine.held_cap(answer)
+        if abs(held - wanted) > machine.CAP_STEP_USD and _is_down(answer):
+            held = self._recap(names, wanted)
+        if abs(held - wanted) <= machine.CAP_STEP_USD:
+            return max_price_usd_per_h
+        return None if held == machine.NO_CAP else held
+
+    def _recap(self, names: Names, wanted: float) -> float:
+        """Ask for another cap; the one that the machine then has."""
+        machines = self.account.arm.compute.virtual_machines
+        try:
+            operation = self.account.arm.begin(
+                "change the price cap",
+                machines.begin_update,
+                names.group,
+                names.vm,
+                {"properties": {"billingProfile": {"maxPrice": wanted}}},
+            )
+            if not operation.settle(wait_s=self.account.settings.accept_wait_s):
+                raise Transient("Azure is still changing the price cap")
+        except BadRequest as error:
+            if "MaxPriceChangeNotAllowed" not in str(error):  # somebody started it meanwhile
+                raise
+        return machine.held_cap(self.looking.get(names))
 
     def deallocate(self, vm: Vm) -> None:
         """Release the compute; silent if it is released, returns when Azure says so."""
@@ -146,6 +179,11 @@ class Power:
             if self.account.clock() >= deadline:
                 return False
             self.account.sleep(self.account.settings.polling_s)
+
+
+def _is_down(answer: dict[str, Any]) -> bool:
+    power, _ = machine.power_of(answer)
+    return power is PowerState.DEALLOCATED
 
 
 _GOALS = {"start": PowerState.RUNNING, "deallocate": PowerState.DEALLOCATED}

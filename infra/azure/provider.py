@@ -13,7 +13,7 @@ from infra.azure.creation import Creation
 from infra.azure.doctor import Check, Doctor
 from infra.azure.looking import Looking
 from infra.azure.memory import Memory
-from infra.azure.offers import Offers
+from infra.azure.offers import Offers, PriceWatch
 from infra.azure.power import Power
 from infra.azure.settings import AzureSettings
 from infra.azure.sources import Sources
@@ -89,12 +89,19 @@ class AzureProvider:
 
         `until_s` is the limit in seconds since 1970. Call again within 23 hours.
         """
-        return Watchdog(account=self.account, looking=self._looking).protect(vm, until_s=until_s)
+        return self._watchdog.protect(vm, until_s=until_s)
 
     def foresee(self, want: Want, *, until_s: float) -> list[Protection]:
         """Which of those switches this account will be able to set; changes nothing."""
-        watchdog = Watchdog(account=self.account, looking=self._looking)
-        return watchdog.foresee(want.max_price_usd_per_h, until_s=until_s)
+        return self._watchdog.foresee(want, until_s=until_s)
+
+    def recap(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
+        """Change the cap of a deallocated machine; the cap then in force, USD per hour."""
+        return self._power.recap(vm, max_price_usd_per_h)
+
+    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:
+        """What the activity log tells by now of a stop between those times; None if nothing."""
+        return self._looking.explain(vm, after_s=after_s, before_s=before_s)
 
     def checks(self, want: Want) -> list[Check]:
         """What `qft doctor` tells of this account, in the order of mending; changes nothing."""
@@ -128,7 +135,11 @@ class AzureProvider:
 
     @cached_property
     def _looking(self) -> Looking:
-        return Looking(account=self.account, price_now=self._offers.price_now)
+        return Looking(
+            account=self.account,
+            price_now=self._offers.price_now,
+            price_lately=PriceWatch(ask=self._offers.price_now, clock=self._clock),
+        )
 
     @cached_property
     def _memory(self) -> Memory:
@@ -144,6 +155,10 @@ class AzureProvider:
         return Teardown(account=self.account)
 
     @cached_property
+    def _watchdog(self) -> Watchdog:
+        return Watchdog(account=self.account, looking=self._looking)
+
+    @cached_property
     def _power(self) -> Power:
         return Power(account=self.account, looking=self._looking)
 
@@ -153,5 +168,6 @@ class AzureProvider:
             account=self.account,
             looking=self._looking,
             teardown=self._teardown,
+            watchdog=self._watchdog,
             memory=self._memory,
         )

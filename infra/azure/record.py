@@ -12,6 +12,19 @@ from pathlib import Path
 from infra.durable import read_json, write_json
 
 
+def subscriptions(directory: Path) -> set[str]:
+    """The subscriptions, in lower case, in which this computer remembers to have made something.
+
+    Whoever chooses another one afterwards should still see what the first one bills.
+    """
+    ids = [RunRecord.load(directory, one.stem).ids.get("group", "") for one in _files(directory)]
+    return {id_.split("/")[2].lower() for id_ in ids if id_.startswith("/subscriptions/")}
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.json")) if directory.is_dir() else []
+
+
 @dataclass(kw_only=True)
 class RunRecord:
     """The memory of one run; `save` makes it durable."""

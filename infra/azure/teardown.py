@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from infra.azure.account import Account
 from infra.azure.errors import UnregisteredError
-from infra.azure.naming import GENERATION, KINDS, RUN, VM, Names
+from infra.azure.naming import GENERATION, KINDS, RUN, VM, Names, check_subscription
 from infra.azure.record import RunRecord
-from infra.provider import BadRequest, Gone, NotAllowed, Removed, Transient
+from infra.provider import BadRequest, Gone, NotAllowed, ProviderError, Removed, Transient
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
@@ -34,10 +34,12 @@ class Teardown:
 
         Killed at any point it may simply be called again: what is half removed is found by name
         and by tag. Raises `NotAllowed` rather than touch a group without our tag, `Transient` if
-        Azure is not done within `operation_wait_s`.
+        Azure is not done within `operation_wait_s`, `NotAllowed` if what this computer remembers
+        of the run is in another subscription.
         """
         record = self.account.record(run_id)
         names = self.account.names(run_id, max(record.generation, 1))
+        check_subscription(record.ids.get("group", ""), names.subscription_id)
         deadline = self.account.clock() + self.account.settings.operation_wait_s
         while True:
             group = self._group(names)
@@ -50,6 +52,9 @@ class Teardown:
             try:
                 if self._once(record, names, deadline):
                     break
+            except NotAllowed as error:
+                self._release(names, error)
+                raise
             except Transient as error:
                 # Such as a network card reserved for the failed machine for another 180 s.
                 if self.account.clock() >= deadline:
@@ -58,6 +63,20 @@ class Teardown:
         removed = [Removed(kind=kind, id=id_) for kind, id_ in record.removing]
         record.forget()
         return removed
+
+    def _release(self, names: Names, refusal: NotAllowed) -> None:
+        """What may not be removed, as under a lock, is at least not left to bill its compute."""
+        machines = self.account.arm.compute.virtual_machines
+        try:
+            operation = self.account.arm.begin(
+                f"deallocate `{names.vm}`", machines.begin_deallocate, names.group, names.vm
+            )
+            done = operation.settle(wait_s=self.account.settings.operation_wait_s)
+        except ProviderError as error:
+            refusal.add_note(f"nor could it be deallocated: {error}")
+        else:
+            told = "its compute is released" if done else "its compute is being released"
+            refusal.hint = f"{refusal.hint}; {told}, its disk and address still bill".lstrip("; ")
 
     def settled_group(self, run_id: str) -> dict[str, Any] | None:
         """The run's group, after waiting out a deletion under way; None if there is none."""

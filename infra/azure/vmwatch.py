@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LOOK_EVERY_S = 60.0
-REFUSED_EVERY_S = 600.0
+GIVEN_EVERY_S = 600.0
 TOKEN_PATH = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource={audience}"  # noqa: S105  (a path)
 COMPUTE_PATH = "/metadata/instance/compute?api-version=2021-02-01"
 DEALLOCATE_VERSION = "2024-07-01"
@@ -28,23 +28,31 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, required=True, help="home directory of the SSH user")
     parser.add_argument("--idle-s", type=float, default=2700.0, help="patience with silence")
+    parser.add_argument("--done-s", type=float, default=600.0, help="the same once training ended")
+    parser.add_argument("--every-s", type=float, default=LOOK_EVERY_S, help="how often to look")
+    parser.add_argument("--ssh-port", type=int, default=22)
+    parser.add_argument("--boot-at", type=float, default=booted_s(Path("/proc/uptime")))
     parser.add_argument("--imds", default="http://169.254.169.254")
     parser.add_argument("--arm", default="https://management.azure.com")
     parser.add_argument("--audience", default="https://management.azure.com/")
     parser.add_argument("--once", action="store_true")
     chosen = parser.parse_args(arguments)
-    began_s = time.time()
+    visited_s = time.time()  # boot counts as a visit
     while True:
         now_s = time.time()
-        connected = ssh_sessions(Path("/proc/net/tcp")) + ssh_sessions(Path("/proc/net/tcp6"))
-        active_s = now_s if connected else last_sign_of_life_s(chosen.home, began_s)
+        if any(ssh_sessions(Path("/proc/net") / name, chosen.ssh_port) for name in ("tcp", "tcp6")):
+            visited_s = now_s
+        patience_s = min(chosen.done_s, chosen.idle_s) if is_over(chosen.home) else chosen.idle_s
         reason = why_end(
-            now_s=now_s, active_s=active_s, limit_s=limit_of(chosen.home), idle_s=chosen.idle_s
+            now_s=now_s,
+            active_s=last_sign_of_life_s(chosen.home, visited_s),
+            limit_s=limit_of(chosen.home, chosen.boot_at),
+            idle_s=patience_s,
         )
         given_back = bool(reason) and give_back(chosen, reason)
         if chosen.once:
             return 0 if given_back or not reason else 1
-        time.sleep(REFUSED_EVERY_S if reason else LOOK_EVERY_S)
+        time.sleep(max(GIVEN_EVERY_S, chosen.every_s) if given_back else chosen.every_s)
 
 
 def why_end(*, now_s: float, active_s: float, limit_s: float | None, idle_s: float) -> str:
@@ -56,9 +64,22 @@ def why_end(*, now_s: float, active_s: float, limit_s: float | None, idle_s: flo
     return ""
 
 
-def last_sign_of_life_s(home: Path, began_s: float) -> float:
-    """When a trainer last wrote its heartbeat; boot counts as a sign of life too."""
-    times = [began_s]
+def is_over(home: Path) -> bool:
+    """Whether the trainer that last wrote its heartbeat has ended, well or badly."""
+    newest, phase = 0.0, ""
+    for path in home.glob("qft/*/run/status.json"):
+        try:
+            written_s, told = path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # replaced just now: it is alive
+            return False
+        if written_s > newest:
+            newest, phase = written_s, str(told.get("phase"))
+    return phase in {"done", "failed"}
+
+
+def last_sign_of_life_s(home: Path, visited_s: float) -> float:
+    """When a trainer last wrote its heartbeat, or somebody was here, whichever is later."""
+    times = [visited_s]
     for path in home.glob("qft/*/run/status.json"):
         try:
             times.append(path.stat().st_mtime)
@@ -67,23 +88,36 @@ def last_sign_of_life_s(home: Path, began_s: float) -> float:
     return max(times)
 
 
-def limit_of(home: Path) -> float | None:
-    """The end of the budget in seconds since 1970, as the laptop wrote it; None if it did not."""
+def limit_of(home: Path, boot_s: float) -> float | None:
+    """The end of the budget in seconds since 1970, as the laptop wrote it; None if it did not.
+
+    One from before the last boot has been kept already: whoever started the machine again has more
+    to spend, and will write down how much. Until then silence counts, as without a limit.
+    """
+    path = home / "qft" / "limit"
     try:
-        return float((home / "qft" / "limit").read_text(encoding="ascii"))
+        return float(path.read_text(encoding="ascii")) if path.stat().st_mtime > boot_s else None
     except (OSError, ValueError):
         return None
 
 
-def ssh_sessions(table: Path) -> int:
-    """How many connections to port 22 are established, from the kernel's own table."""
+def booted_s(uptime: Path) -> float:
+    """When this machine was switched on, in seconds since 1970; 0 if the kernel does not tell."""
+    try:
+        return time.time() - float(uptime.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def ssh_sessions(table: Path, port: int) -> int:
+    """How many connections to SSH are established, from the kernel's own table."""
     try:
         lines = table.read_text(encoding="ascii").splitlines()[1:]
     except OSError:
         return 0
     rows = [line.split() for line in lines]
     return sum(
-        len(row) > 3 and row[1].endswith(":0016") and row[3] == "01"  # 0x16 is port 22
+        len(row) > 3 and row[1].endswith(f":{port:04X}") and row[3] == "01"  # established
         for row in rows
     )
 

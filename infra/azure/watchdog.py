@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from infra.azure import machine
 from infra.azure.account import Account
 from infra.azure.looking import Looking
-from infra.azure.naming import RUN, SCHEDULE, Names, names_of
-from infra.azure.offers import ADDRESS_USD_PER_H, DISK_USD_PER_GB_H
+from infra.azure.naming import DISK_GB, RUN, SCHEDULE, Names, idle_usd_per_h, names_of
 from infra.azure.registration import ensure_registered
 from infra.azure.rights import ASSIGN, allowed, permissions
 from infra.azure.rights import SCHEDULE as SCHEDULE_RIGHT
-from infra.provider import BadRequest, ProviderError, Vm
+from infra.catalog import on_demand_max_usd_per_h
+from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want
 from infra.when import utc
 
 SCHEDULE_VERSION = "2018-09-15"
@@ -31,8 +32,7 @@ LEAD_S = 30 * 60.0
 """A schedule set less than half an hour ahead may first strike a day later."""
 AHEAD_S_MAX = 23 * 3600.0
 """A schedule strikes every day, so it cannot wait longer than one."""
-DISK_GB = 128
-"""The disk of a machine unless `vm.disk_gb` says otherwise."""
+ASSIGN_HINT = "ask for `Role Based Access Control Administrator`"
 ACTION = "Microsoft.Compute/virtualMachines/deallocate/action"
 
 
@@ -68,40 +68,50 @@ class Watchdog:
         found = [
             _cap_of(answer),
             self._guarded("auto-shutdown", lambda: self._schedule(names, answer, strike_s)),
-            self._guarded("self-release", lambda: self._role(vm, names, answer)),
+            self._guarded(
+                "self-release", lambda: self._role(vm, names, answer, until_s), right=ASSIGN_HINT
+            ),
         ]
-        return _with_worst_case(found, now_s=now_s, cap=_cap(answer), disk_gb=_disk_gb(answer))
+        size = str(((answer.get("properties") or {}).get("hardwareProfile") or {}).get("vmSize"))
+        most = machine.held_cap(answer)
+        if most == machine.NO_CAP:
+            most = on_demand_max_usd_per_h(size=size)
+        return _with_worst_case(found, now_s=now_s, most=most, disk_gb=_disk_gb(answer))
 
-    def foresee(self, cap_usd_per_h: float | None, *, until_s: float) -> list[Protection]:
+    def foresee(self, want: Want, *, until_s: float) -> list[Protection]:
         """Which switches this account will be able to set, from its rights alone; changes nothing.
 
         Rights that cannot be read count as missing, with the reason; never raises.
         """
         now_s = self.account.clock()
         strike_s = next_strike_s(now_s, until_s)
-        cap = cap_usd_per_h or 0.0
-        found = [_cap_of({"properties": {"billingProfile": {"maxPrice": cap or -1}}})]
+        cap = want.max_price_usd_per_h
+        found = [_cap_of({"properties": {"billingProfile": {"maxPrice": cap}}})]
         try:
             self.account.names("-", 1)  # a subscription must be chosen
             granted = permissions(self.account)
         except ProviderError as error:
             told = f"not known: {error}"
-            names = ("auto-shutdown", "self-release")
-            return [*found, *(Protection(name=n, holds=False, detail=told) for n in names)]
+            found += [
+                Protection(name=name, holds=False, detail=told, hint=error.hint)
+                for name in ("auto-shutdown", "self-release")
+            ]
+            return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
         found += [
             _expected_schedule(strike_s, holds=allowed(granted, SCHEDULE_RIGHT)),
             _expected_release(
-                holds=allowed(granted, ASSIGN) and self.account.settings.self_release
+                until_s, holds=allowed(granted, ASSIGN) and self.account.settings.self_release
             ),
         ]
-        return _with_worst_case(found, now_s=now_s, cap=cap, disk_gb=DISK_GB)
+        return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
 
     @staticmethod
-    def _guarded(name: str, switch: Any) -> Protection:
+    def _guarded(name: str, switch: Any, *, right: str = "") -> Protection:
         try:
             return switch()  # type: ignore[no-any-return]  # a closure that returns a Protection
         except ProviderError as error:
-            return Protection(name=name, holds=False, detail=str(error), hint=error.hint)
+            hint = right if right and isinstance(error, NotAllowed) else error.hint
+            return Protection(name=name, holds=False, detail=str(error), hint=hint)
 
     def _schedule(self, names: Names, answer: dict[str, Any], strike_s: float) -> Protection:
         ensure_registered(self.account, ("Microsoft.DevTestLab",))
@@ -119,7 +129,7 @@ class Watchdog:
             stops_at_s=strike_s,
         )
 
-    def _role(self, vm: Vm, names: Names, answer: dict[str, Any]) -> Protection:
+    def _role(self, vm: Vm, names: Names, answer: dict[str, Any], until_s: float) -> Protection:
         principal = str((answer.get("identity") or {}).get("principalId") or "")
         if not principal:
             return Protection(
@@ -158,6 +168,7 @@ class Watchdog:
             name="self-release",
             holds=True,
             detail="the machine may deallocate itself, and nothing else",
+            stops_at_s=until_s,
         )
 
 
@@ -210,12 +221,6 @@ def assignment_id(vm_id: str, principal: str) -> str:
     return f"{vm_id}/providers/Microsoft.Authorization/roleAssignments/{name}"
 
 
-def _cap(answer: dict[str, Any]) -> float:
-    """The cap of a machine, USD per hour; -1 for none."""
-    profile = (answer.get("properties") or {}).get("billingProfile") or {}
-    return float(profile.get("maxPrice") or -1)
-
-
 def _disk_gb(answer: dict[str, Any]) -> int:
     """The size of its disk; Azure leaves it out of a machine that is deallocated."""
     storage = (answer.get("properties") or {}).get("storageProfile") or {}
@@ -234,20 +239,20 @@ def _expected_schedule(strike_s: float, *, holds: bool) -> Protection:
     return Protection(name="auto-shutdown", holds=True, detail=told, stops_at_s=strike_s)
 
 
-def _expected_release(*, holds: bool) -> Protection:
+def _expected_release(until_s: float, *, holds: bool) -> Protection:
     if holds:
         told = "the machine will be allowed to deallocate itself, and nothing else"
-        return Protection(name="self-release", holds=True, detail=told)
+        return Protection(name="self-release", holds=True, detail=told, stops_at_s=until_s)
     return Protection(
         name="self-release",
         holds=False,
         detail="the account may not let machines deallocate themselves",
-        hint="ask for `Role Based Access Control Administrator`",
+        hint=ASSIGN_HINT,
     )
 
 
 def _cap_of(answer: dict[str, Any]) -> Protection:
-    cap = _cap(answer)
+    cap = machine.held_cap(answer)
     if cap > 0:
         told = f"Azure evicts the machine before it costs more than {cap} USD/h"
         return Protection(name="price cap", holds=True, detail=told)
@@ -268,10 +273,14 @@ class WorstCase:
     idle_usd_per_day: float
     """Disk and address, from then on, until `qft down --delete`."""
     why: str
+    usd_per_day: float
+    """Of compute and all else, while it runs."""
 
     @property
     def told(self) -> str:
         """The sum in words."""
+        if math.isinf(self.compute_usd):
+            return f"if this computer dies, {self.why}: ${self.usd_per_day:.2f} a day, no end"
         return (
             f"at most ${self.compute_usd:.2f} of compute ({self.why}), then "
             f"${self.idle_usd_per_day:.2f} a day for disk and address until `qft down --delete`"
@@ -279,17 +288,28 @@ class WorstCase:
 
 
 def _with_worst_case(
-    found: list[Protection], *, now_s: float, cap: float, disk_gb: int
+    found: list[Protection], *, now_s: float, most: float, disk_gb: int
 ) -> list[Protection]:
-    """The switches, each that names a time with the bill that it leaves possible."""
-    if cap <= 0:
+    """The switches, those that could name a time with the bill that they leave possible.
+
+    `most` is the highest price that the machine can come to, USD per hour; 0 if nobody knows.
+    """
+    if most <= 0:
         return found
-    idle = disk_gb * DISK_USD_PER_GB_H + ADDRESS_USD_PER_H
-    worst = worst_case(found, now_s=now_s, cap_usd_per_h=cap, idle_usd_per_h=idle)
+    worst = worst_case(
+        found, now_s=now_s, cap_usd_per_h=most, idle_usd_per_h=idle_usd_per_h(disk_gb)
+    )
+    timed = [one.name for one in found if one.holds and one.stops_at_s is not None]
+    first = timed[0] if timed else "auto-shutdown"  # with nothing set, say what its lack costs
     return [
-        replace(one, detail=f"{one.detail}: {worst.told}") if one.stops_at_s is not None else one
+        replace(one, detail=f"{one.detail}: {worst.told}") if one.name == first else one
         for one in found
     ]
+
+
+def _most(want: Want) -> float:
+    """The highest price of a machine that would be rented: its cap, else on demand."""
+    return want.max_price_usd_per_h or on_demand_max_usd_per_h(gpu=want.gpu)
 
 
 def worst_case(
@@ -300,11 +320,15 @@ def worst_case(
     per_day = idle_usd_per_h * 24
     if not times:
         return WorstCase(
-            compute_usd=math.inf, idle_usd_per_day=per_day, why="nothing stops it by itself"
+            compute_usd=math.inf,
+            idle_usd_per_day=per_day,
+            why="nothing stops it by itself",
+            usd_per_day=cap_usd_per_h * 24 + per_day,
         )
     hours = max(min(times) - now_s, 0.0) / 3600
     return WorstCase(
         compute_usd=hours * cap_usd_per_h,
         idle_usd_per_day=per_day,
+        usd_per_day=cap_usd_per_h * 24 + per_day,
         why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {utc(min(times))}",
     )

@@ -96,9 +96,11 @@ class Cloud:
                 if cap != -1 and usd_per_h > cap:
                     self.evict(vm, words="The spot price is above the max price.")
 
-    def evict(self, vm: Resource, *, notice_s: float = 30.0, words: str = "") -> None:
+    def evict(
+        self, vm: Resource, *, notice_s: float = 30.0, leaving_s: float = 0.0, words: str = ""
+    ) -> None:
         """Take a machine away as the market does."""
-        lives.evict(self.world, vm, notice_s=notice_s, words=words)
+        lives.evict(self.world, vm, notice_s=notice_s, leaving_s=leaving_s, words=words)
 
     def environment(self) -> dict[str, str]:
         """What a qft process needs in its environment to live in this cloud."""
@@ -139,10 +141,15 @@ class Cloud:
         if request.path.startswith(f"/{TENANT}/"):
             return self.login.handle(base, request)
         if request.path == "/metadata/identity/oauth2/token":
-            return self.login.identity(request)
+            (latest,) = self.world.machines_made[-1:] or [""]
+            return self.login.identity(request, roles.principal_of(self.world, latest))
         if request.path == "/metadata/instance/compute":
             return Reply(body={"resourceId": self.world.machines_made[-1]})
         self.login.check(request)
-        if request.header("authorization").removeprefix("Bearer ") in self.login.own_tokens:
-            roles.check_own(self.world, request)
+        token = request.header("authorization").removeprefix("Bearer ")
+        if token in self.login.own_tokens:
+            self.world.caller = self.login.own_tokens[token]
+            roles.check_own(self.world, request, self.world.caller)
+        else:
+            self.world.caller = "a@b.example"
         return dispatch(self.world, base, request)

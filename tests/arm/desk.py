@@ -15,7 +15,7 @@ import pytest
 
 import cli
 from arm.harness import AzureHarness
-from commands import plan, session, wire
+from commands import down, plan, session, wire
 from infra.journal import Event, read
 from infra.lifecycle import JobPhase, JobView
 from infra.provider import Vm
@@ -70,6 +70,7 @@ def command_line(
     clock = SimpleNamespace(
         time=harness.cloud.clock.now,
         sleep=harness.advance,
+        monotonic=harness.cloud.clock.now,
         strftime=time.strftime,
         gmtime=time.gmtime,
     )
@@ -80,6 +81,7 @@ def command_line(
         ),
         mock.patch.object(session, "time", clock),
         mock.patch.object(plan, "time", clock),
+        mock.patch.object(down, "time", clock),
         mock.patch.object(session, "make_workload", return_value=Obedient(harness)),
         pytest.MonkeyPatch.context() as patch,
     ):

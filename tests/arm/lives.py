@@ -140,6 +140,7 @@ def _start(world: World, base: str, vm: Resource) -> Reply:
         if vm.hidden["power"] == "starting":
             vm.hidden.pop("failure", None)
             vm.properties["provisioningState"] = "Succeeded"
+            world.event(vm, "Microsoft.Compute/virtualMachines/start/action", caller="a@b.example")
             run(world, vm)
         operation.end(world.now())
 
@@ -154,7 +155,7 @@ def _deallocate(world: World, base: str, vm: Resource) -> Reply:
     operation = world.operation("post")
     power(world, vm, "deallocating")
     guests_of(world).halt(vm)
-    world.event(vm, "Microsoft.Compute/virtualMachines/deallocate/action", caller="a@b.example")
+    world.event(vm, "Microsoft.Compute/virtualMachines/deallocate/action", caller=world.caller)
 
     def finish() -> None:
         if vm.hidden["power"] == "deallocating":
@@ -190,9 +191,18 @@ def _rehearse(world: World, vm: Resource) -> Reply:
 
 
 def evict(
-    world: World, vm: Resource, *, notice_s: float, delay_s: float = 0.0, words: str = ""
+    world: World,
+    vm: Resource,
+    *,
+    notice_s: float,
+    delay_s: float = 0.0,
+    leaving_s: float = 0.0,
+    words: str = "",
 ) -> None:
-    """Take the machine away: a notice if there is one, then deallocation, by the policy."""
+    """Take the machine away: a notice if there is one, then deallocation, by the policy.
+
+    For `leaving_s` it is shown as deallocating, and bills.
+    """
 
     def warn() -> None:
         if vm.hidden["power"] == "running" and notice_s > 0:
@@ -202,6 +212,12 @@ def evict(
         if world.find(vm.id) is not vm or vm.hidden["power"] in {"deallocated", "deallocating"}:
             return
         guests_of(world).halt(vm)
+        power(world, vm, "deallocating")
+        world.after(leaving_s, gone)
+
+    def gone() -> None:
+        if world.find(vm.id) is not vm:
+            return
         power(world, vm, "deallocated")
         world.event(
             vm,

@@ -20,8 +20,8 @@ class Login:
 
     client_secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     tokens: set[str] = field(default_factory=set)
-    own_tokens: set[str] = field(default_factory=set)
-    """Tokens of machines' own identities."""
+    own_tokens: dict[str, str] = field(default_factory=dict)
+    """Tokens of machines' own identities, with the principal of each."""
     forbidden: bool = False
     """Answer 403 to everything, as for an account without rights."""
 
@@ -62,14 +62,19 @@ class Login:
             }
         )
 
-    def identity(self, request: Request) -> Reply:
-        """The managed identity's token page."""
+    def identity(self, request: Request, principal: str) -> Reply:
+        """The managed identity's token page, as a machine of that principal sees it."""
         if request.header("metadata").lower() != "true":
             return Reply(status=400, body={"error": "invalid_request"})
         if request.query.get("resource", "").rstrip("/") != AUDIENCE:
             return Reply(status=400, body={"error": "invalid_resource"})
+        if not principal:
+            return Reply(
+                status=400,
+                body={"error": "invalid_request", "error_description": "Identity not found"},
+            )
         made = self.token()
-        self.own_tokens.add(made)
+        self.own_tokens[made] = principal
         return Reply(
             body={
                 "access_token": made,

@@ -20,6 +20,7 @@ from arm.world import SUBSCRIPTION, Resource, World
 CREATE_S = 40.0
 FAIL_S = 25.0
 DELETE_S = 60.0
+PATCH_S = 5.0
 TYPE = "Microsoft.Compute/virtualMachines"
 
 
@@ -32,6 +33,8 @@ def handle(world: World, base: str, request: Request, route: Route) -> Reply:
     match request.method:
         case "PUT":
             return _put(world, base, request, route, id_)
+        case "PATCH":
+            return _patch(world, base, request, world.need(id_))
         case "DELETE":
             return _delete(world, base, id_)
         case "GET" if not route.name:
@@ -106,6 +109,32 @@ def _put(world: World, base: str, request: Request, route: Route, id_: str) -> R
     return accepted(world, operation, base, view(world, vm), status=201)
 
 
+def _patch(world: World, base: str, request: Request, vm: Resource) -> Reply:
+    """A change of the price cap, which only a deallocated spot machine admits."""
+    check(request.body, models.VirtualMachineUpdate, models)
+    billing = (request.body.get("properties") or {}).get("billingProfile")
+    if billing is not None:
+        if vm.properties.get("priority") != "Spot":
+            raise ArmError(
+                400,
+                "MaxPriceIsSupportedOnlyForAzureSpotVirtualMachines",
+                "Max price is supported only for Azure Spot Virtual Machines.",
+            )
+        if vm.hidden["power"] != "deallocated":
+            raise ArmError(
+                409,
+                "MaxPriceChangeNotAllowedForAllocatedVMs",
+                "Max price change is not allowed when VM is currently allocated. Please deallocate "
+                "and try again.",
+            )
+        size, cap = vm.properties["hardwareProfile"]["vmSize"], float(billing["maxPrice"])
+        world.market.check_price(size, vm.location, cap=cap, doing="Update")
+        vm.properties["billingProfile"] = {"maxPrice": cap}
+    operation = world.operation("vm")
+    world.after(PATCH_S, lambda: operation.end(world.now()))
+    return accepted(world, operation, base, view(world, vm), status=200)
+
+
 def _check_spot(world: World, body: dict[str, Any]) -> None:
     properties = body["properties"]
     size, region = properties["hardwareProfile"]["vmSize"], body["location"]
@@ -147,7 +176,7 @@ def _zone(body: dict[str, Any]) -> str:
 
 def spot_cores_used(world: World, region: str) -> int:
     """Cores that count against the spot quota: those of deallocated machines do too."""
-    return sum(
+    return world.market.others.get(region, 0) + sum(
         SIZES[one.properties["hardwareProfile"]["vmSize"].lower()].vcpus
         for one in world.resources.values()
         if one.type == TYPE and one.location == region and one.properties.get("priority") == "Spot"
@@ -228,6 +257,7 @@ def _delete(world: World, base: str, id_: str) -> Reply:
         return Reply(status=204)
     operation = world.operation("post")
     vm.properties["provisioningState"] = "Deleting"
+    world.event(vm, "Microsoft.Compute/virtualMachines/delete", caller="a@b.example")
 
     def finish() -> None:
         if world.find(id_) is vm:

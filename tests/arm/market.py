@@ -90,6 +90,8 @@ class Market:
     """`lowPriorityCores` of each region unless `cores` says otherwise; new accounts have 3."""
     cores: dict[str, int] = field(default_factory=dict)
     """`lowPriorityCores` by region."""
+    others: dict[str, int] = field(default_factory=dict)
+    """Spot cores by region that other deployments of the subscription use."""
     prices: dict[tuple[str, str], float] = field(default_factory=dict)
     """Spot price by (size in lower case, region) where it differs from the reference."""
     sold_out: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -124,6 +126,20 @@ class Market:
 
     def check(self, size: str, region: str, *, zone: str = "", cap: float, doing: str) -> None:
         """Refuse a cap below the price of now, or what is sold out at once."""
+        self.check_price(size, region, cap=cap, doing=doing)
+        code = self.full(size, region, zone)
+        if code == "SkuNotAvailable" or (size.lower(), region) in self.restricted:
+            raise ArmError(
+                409,
+                "SkuNotAvailable",
+                "The requested VM size for resource 'Following SKUs have failed for Capacity "
+                f"Restrictions: {size}' is currently not available in location '{region}'. "
+                "Please try another size or deploy to a different location or different zone. "
+                "See https://aka.ms/azureskunotavailable for details.",
+            )
+
+    def check_price(self, size: str, region: str, *, cap: float, doing: str) -> None:
+        """Refuse a cap that is none, or below the price of now."""
         price = self.price(size, region)
         if cap != -1 and not 0 < cap <= 1e6:
             raise ArmError(
@@ -138,16 +154,6 @@ class Market:
                 f"Unable to perform operation '{doing}' since the provided max price "
                 f"'{cap} USD' is lower than the current spot price '{price} USD' for "
                 f"Azure Spot Virtual Machine size '{size}'.",
-            )
-        code = self.full(size, region, zone)
-        if code == "SkuNotAvailable" or (size.lower(), region) in self.restricted:
-            raise ArmError(
-                409,
-                "SkuNotAvailable",
-                "The requested VM size for resource 'Following SKUs have failed for Capacity "
-                f"Restrictions: {size}' is currently not available in location '{region}'. "
-                "Please try another size or deploy to a different location or different zone. "
-                "See https://aka.ms/azureskunotavailable for details.",
             )
 
     def later_failure(self, size: str, region: str, zone: str = "") -> tuple[str, str] | None:

@@ -24,12 +24,20 @@ def permissions(world: World) -> Reply:
     return Reply(body={"value": [{"actions": ["*"], "notActions": refused}]})
 
 
-def check_own(world: World, request: Request) -> None:
-    """A machine's own identity may do what a role assignment on that machine grants, no more."""
+def principal_of(world: World, vm_id: str) -> str:
+    """The principal of a machine's own identity; empty if it has none."""
+    vm = world.find(vm_id)
+    return str(((vm.more.get("identity") if vm else None) or {}).get("principalId") or "")
+
+
+def check_own(world: World, request: Request, principal: str) -> None:
+    """A machine's own identity may do what a role assignment to it grants, no more."""
     for key, made in world.roles.items():
         if not key.startswith("roleassignments/"):
             continue
         properties = made["properties"]
+        if properties["principalId"] != principal:
+            continue
         name = properties["roleDefinitionId"].rpartition("/")[2].lower()
         actions = world.roles[f"roledefinitions/{name}"]["properties"]["permissions"][0]["actions"]
         wanted = f"{properties['scope']}/deallocate".lower()

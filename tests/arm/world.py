@@ -115,6 +115,8 @@ class World:
         """What runs inside the machines; see `lives.Guests`."""
         self.roles: dict[str, dict[str, Any]] = {}
         """Role definitions and assignments by type and name."""
+        self.caller = "a@b.example"
+        """Who makes the request that is being answered, as the activity log names them."""
         self.loses_priority = False
         """Whether machines come out as Regular although Spot was asked for."""
         self.may_assign = True

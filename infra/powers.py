@@ -1,0 +1,85 @@
+"""Extra powers that some providers have, each a small protocol, so that a plain one stays plain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from infra.provider import Observation, Vm, Want
+
+
+class Switch(Protocol):
+    """Something outside this computer that ends compute billing."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is set."""
+        ...
+
+    @property
+    def detail(self) -> str:
+        """What it does, or why it could not be set."""
+        ...
+
+    @property
+    def hint(self) -> str:
+        """How to get one that could not be set; empty if it holds or nobody knows."""
+        ...
+
+
+@runtime_checkable
+class Guarding(Protocol):
+    """To end the bill when everything of ours is dead, and to keep strangers out."""
+
+    def protect(self, vm: Vm, *, until_s: float) -> Sequence[Switch]:
+        """Set every switch that may be set, to strike soon after `until_s`, seconds since 1970.
+
+        Never raises for one that cannot be set. Call again within 23 hours for a later limit.
+        """
+        ...
+
+    def admit_caller(self, vm: Vm) -> bool:
+        """Let the firewall admit the caller's address of now; whether it had to change."""
+        ...
+
+
+@runtime_checkable
+class Foreseeing(Protocol):
+    """To tell beforehand which switches will hold."""
+
+    def foresee(self, want: Want, *, until_s: float) -> Sequence[Switch]:
+        """What `protect` can be expected to set for such a machine; changes nothing, never raises.
+
+        `until_s` is the limit in seconds since 1970.
+        """
+        ...
+
+
+@runtime_checkable
+class Capping(Protocol):
+    """To change the hard price cap of a machine that exists."""
+
+    def recap(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
+        """Make that the machine's cap where the vendor allows it now; the cap then in force.
+
+        Silent, and without effect, for a machine whose cap cannot change now because it runs: the
+        answer then differs from what was asked. Raises `Gone` if there is no such machine.
+        """
+        ...
+
+
+@runtime_checkable
+class Explaining(Protocol):
+    """To say, minutes after a stop, why it really was."""
+
+    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:
+        """What is on record of a stop between those two times, in seconds since 1970.
+
+        None if nothing is (yet). Only reason, `since` and `detail` of the answer mean something.
+        """
+        ...

@@ -1,0 +1,150 @@
+"""With every process of qft dead, the machine itself ends the bill: real script, identity, ARM."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from arm import Cloud
+from arm.watching import WatchedGuests
+from runs import Project, make_project, wait_until
+
+from infra.journal import Kind
+from infra.provider import StopReason
+
+PACE = 30.0
+SOON = ("--every-s", "0.2", "--idle-s", "4", "--done-s", "2")
+"""Minutes of patience as seconds."""
+
+
+@pytest.fixture
+def guests(tmp_path: Path) -> WatchedGuests:
+    """Machines that give themselves back."""
+    return WatchedGuests(tmp_path / "guests", pace=PACE, hurry=SOON)
+
+
+@pytest.fixture
+def cloud(guests: WatchedGuests) -> Iterator[Cloud]:
+    """A cloud in which minutes take seconds."""
+    with Cloud(pace=PACE, guests=guests) as cloud, mock.patch.dict(os.environ, cloud.environment()):
+        guests.cloud = cloud
+        yield cloud
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A tiny project in one region, with hours of budget."""
+    return make_project(
+        tmp_path / "project",
+        vm={"provider": "azure", "regions": ["eastus"]},
+        budget={"hours": 20},
+        train={"steps": 30},
+    )
+
+
+def given_back(cloud: Cloud) -> bool:
+    """Whether the one machine is deallocated, and no compute bills."""
+    (vm,) = cloud.machines()
+    return vm.hidden["power"] == "deallocated" and cloud.ledger.billing("compute") == []
+
+
+def who(cloud: Cloud) -> set[str]:
+    """Who asked for the deallocation, by the activity log."""
+    wanted = "Microsoft.Compute/virtualMachines/deallocate/action"
+    return {one["caller"] for one in cloud.world.log if one["operationName"]["value"] == wanted}
+
+
+def principal(cloud: Cloud) -> str:
+    """The machine's own identity."""
+    (vm,) = cloud.machines()
+    return str(vm.more["identity"]["principalId"])
+
+
+def limit(guests: WatchedGuests) -> Path:
+    """The file in which the laptop wrote down the end of the budget."""
+    (path,) = guests.directory.glob("*/disk/qft/limit")
+    return path
+
+
+def nobody_comes(guests: WatchedGuests) -> None:
+    """Nothing happens at all."""
+    assert float(limit(guests).read_text()) > time.time() + 3600
+
+
+def budget_ends(guests: WatchedGuests) -> None:
+    """The hours of the budget have gone by."""
+    limit(guests).write_text(str(time.time() - 1))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("hurry", "happen"),
+    [(SOON, nobody_comes), (("--every-s", "0.2"), budget_ends)],
+    ids=["nobody asks", "budget spent"],
+)
+def test_machine_that_nobody_needs_gives_itself_back(
+    cloud: Cloud,
+    project: Project,
+    guests: WatchedGuests,
+    hurry: tuple[str, ...],
+    happen: Callable[[WatchedGuests], None],
+) -> None:
+    """After `qft up` no process of ours lives: by silence or by its limit, compute ends to bill."""
+    guests.hurry = ("--every-s", "0.2")
+    up = project.qft("up", "--plain", timeout_s=500)
+    assert up.returncode == 0, up.stderr
+    assert cloud.ledger.billing("compute") != []
+    guests.hurry = hurry
+    (vm,) = cloud.machines()
+    guests.unwatch(vm)
+    guests.watch(vm)  # anew, with less patience
+
+    happen(guests)
+
+    wait_until(lambda: given_back(cloud), timeout_s=120)
+    assert who(cloud) == {principal(cloud)}
+
+
+@pytest.mark.timeout(900)  # 40 s on an idle computer
+def test_finished_training_is_not_paid_for_while_the_laptop_is_dead(
+    cloud: Cloud, project: Project, guests: WatchedGuests
+) -> None:
+    """Killed while it follows, `qft` finds the machine deallocated, and the adapter on its disk."""
+    process = project.start("run", "--plain")
+    wait_until(lambda: Kind.LAUNCHED in project.kinds(), timeout_s=500)
+    process.kill()
+    process.communicate()
+
+    wait_until(lambda: given_back(cloud), timeout_s=300)
+
+    (status,) = guests.directory.glob("*/disk/qft/*/run/status.json")
+    assert json.loads(status.read_text())["phase"] == "done"
+    assert who(cloud) == {principal(cloud)}
+    guests.hurry = ("--every-s", "0.2")
+    done = project.qft("run", "--json", timeout_s=500)
+    assert done.returncode == 0, done.stderr
+    stops = [e.data for e in project.events() if e.kind in {Kind.STOP_SEEN, Kind.STOP_EXPLAINED}]
+    assert stops[-1]["reason"] in {StopReason.USER, StopReason.EVICTED}
+    assert (project.out / "adapter" / "adapter_model.safetensors").exists()
+    assert cloud.leftovers() == []
+
+
+@pytest.mark.timeout(600)
+def test_machine_without_the_role_is_refused_and_goes_on_asking(
+    cloud: Cloud, project: Project, guests: WatchedGuests
+) -> None:
+    """Its identity alone allows nothing: Azure says 403, the script says so and asks again."""
+    cloud.world.may_assign = False
+    up = project.qft("up", "--plain", timeout_s=500)
+    assert up.returncode == 0, up.stderr
+    assert "does NOT end the bill: self-release" in up.stderr
+    (log,) = guests.directory.glob("*/watch.log")
+
+    wait_until(lambda: log.read_text().count("403") >= 2, timeout_s=120)
+
+    assert cloud.ledger.billing("compute") != []

@@ -1,0 +1,176 @@
+"""The cap of now is the cap at the cloud: raised, lowered, passed by the market, and waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from arm.desk import CommandLine, command_line
+from arm.harness import T4, AzureHarness, azure, spec
+from arm.killing import KilledError, MortalTransport
+from arm.market import SIZES
+from runs import make_project
+
+from infra.journal import Kind
+from infra.provider import PowerState, PriceAboveCap
+
+REGIONS = ["eastus", "westus2"]
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[AzureHarness]:
+    """A cloud in which a T4 costs 0.149 USD an hour."""
+    with azure(tmp_path / "here") as harness:
+        yield harness
+
+
+@pytest.fixture
+def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+    """A command line in a project under a cap of 0.25 USD an hour."""
+    made = make_project(
+        tmp_path / "project",
+        vm={"provider": "azure", "regions": REGIONS},
+        budget={"usd": 50.0, "hours": 100},
+    )
+    with (
+        azure(tmp_path / "unused") as harness,
+        command_line(made.folder, tmp_path / "home", harness, capsys) as desk,
+    ):
+        yield desk
+
+
+def set_cap(cap: float) -> None:
+    """Edit the run.yaml of the folder we are in."""
+    path = Path("run.yaml")
+    text = path.read_text()
+    assert "max_price: 0.25" in text
+    path.write_text(text.replace("max_price: 0.25", f"max_price: {cap}"))
+
+
+def cap_at_cloud(harness: AzureHarness) -> float:
+    """What Azure holds for the one machine."""
+    (vm,) = harness.cloud.machines()
+    return float(vm.properties["billingProfile"]["maxPrice"])
+
+
+def test_deallocated_machine_takes_another_cap_and_starts_under_it(harness: AzureHarness) -> None:
+    """Refused under the old cap with the price of now, the machine starts under a higher one."""
+    provider = harness.provider()
+    vm = provider.create(spec())
+    provider.deallocate(vm)
+    harness.cloud.set_price(T4, "eastus", 0.30)
+
+    with pytest.raises(PriceAboveCap) as refused:
+        provider.start(vm)
+    held = provider.recap(vm, 0.40)
+    provider.start(vm)
+
+    assert refused.value.current_usd_per_h == 0.30
+    assert (held, cap_at_cloud(harness)) == (0.40, 0.40)
+    assert provider.observe(vm).power is PowerState.RUNNING
+
+
+def test_running_machine_keeps_its_cap_and_that_is_told(harness: AzureHarness) -> None:
+    """Azure does not change the cap of a machine that is up; the answer is the cap in force."""
+    provider = harness.provider()
+    vm = provider.create(spec())
+
+    held = provider.recap(vm, 0.20)
+
+    assert (held, cap_at_cloud(harness)) == (0.25, 0.25)
+    assert provider.recap(vm, 0.25) == 0.25
+    assert [r.method for r in harness.cloud.requests if r.method == "PATCH"] == []
+
+
+def test_cap_below_the_market_is_refused_with_the_price_of_now(harness: AzureHarness) -> None:
+    """A cap that the market is above already is not taken over silently."""
+    provider = harness.provider()
+    vm = provider.create(spec())
+    provider.deallocate(vm)
+
+    with pytest.raises(PriceAboveCap, match=r"0\.149174"):
+        provider.recap(vm, 0.10)
+
+    assert cap_at_cloud(harness) == 0.25
+
+
+def test_machine_of_a_killed_create_is_not_kept_under_another_cap(harness: AzureHarness) -> None:
+    """Killed after the machine was accepted and called again with a lower cap: one, under that."""
+    transport = MortalTransport(harness.settings(), harness.advance)
+    harness.provider(transport=transport).create(spec(run_id="count"))
+    last = len(transport.sent)
+    dying = MortalTransport(harness.settings(), harness.advance, at=last, answered=True)
+    with pytest.raises(KilledError):
+        harness.provider(transport=dying).create(spec())
+    harness.advance(120)
+
+    vm = harness.provider().create(spec(max_price_usd_per_h=0.2))
+
+    ours = [one for one in harness.cloud.machines() if "run-a" in one.id]
+    assert [one.properties["billingProfile"]["maxPrice"] for one in ours] == [0.2]
+    assert harness.provider().observe(vm).power is PowerState.RUNNING
+
+
+def test_raised_cap_lets_a_run_go_on_that_the_market_had_stopped(desk: CommandLine) -> None:
+    """`down`, the price rises everywhere, the user raises the cap: the same machine comes up."""
+    assert desk.qft("up", "--plain").code == 0
+    assert desk.qft("down").code == 0
+    for region in REGIONS:
+        for size in SIZES.values():
+            desk.harness.cloud.set_price(size.name, region, 0.30)
+    set_cap(0.4)
+
+    said = desk.qft("up", "--plain")
+
+    assert said.code == 0, said.err
+    assert cap_at_cloud(desk.harness) == 0.4
+    assert len(desk.harness.cloud.world.machines_made) == 1
+
+
+def test_lowered_cap_of_a_running_machine_is_told_as_not_held(desk: CommandLine) -> None:
+    """The user reads that Azure still holds the old cap, and what changes it."""
+    assert desk.qft("up", "--plain").code == 0
+    set_cap(0.2)
+    desk.harness.advance(7 * 3600)
+
+    said = desk.qft("up", "--plain")
+
+    assert said.code == 0, said.err
+    (line,) = [one for one in said.err.splitlines() if "does NOT end the bill: price cap" in one]
+    assert "the machine's is 0.25 USD/h, not the 0.2 USD/h asked for" in line
+    assert "qft down" in line
+
+
+def test_price_that_passes_the_cap_at_a_restart_moves_the_run(desk: CommandLine) -> None:
+    """Stopped, and dearer than the cap where it stands: `up` says so and rents elsewhere."""
+    assert desk.qft("up", "--plain").code == 0
+    assert desk.qft("down").code == 0
+    for size in SIZES.values():
+        desk.harness.cloud.set_price(size.name, "eastus", 0.30)
+
+    said = desk.qft("up", "--plain")
+
+    assert said.code == 0, said.err
+    (line,) = [one for one in said.err.splitlines() if "refused: " in one]
+    assert "PriceAboveCap" in line
+    assert "0.3 USD/h" in line
+    assert {vm.location for vm in desk.harness.cloud.machines()} == {"westus2"}
+
+
+def test_price_above_the_cap_everywhere_is_waited_for(desk: CommandLine) -> None:
+    """Too dear everywhere: nothing is made, the price is told, and the machine is rented later."""
+    cloud = desk.harness.cloud
+    for region in REGIONS:
+        for size in SIZES.values():
+            cloud.market.prices[size.name.lower(), region] = 0.30
+    cloud.world.after(3 * 3600, cloud.market.prices.clear)
+
+    said = desk.qft("up", "--plain")
+
+    assert said.code == 0, said.err
+    assert "costs 0.3000 USD/h now, above the cap of 0.2500" in said.err
+    waited_h = (cloud.clock.now() - desk.events()[0].at_s) / 3600
+    assert 3 < waited_h < 4
+    assert [one for one in desk.events() if one.kind is Kind.CREATE_FAILED] == []
+    assert cloud.ledger.usd("compute") < 0.149174 * (waited_h - 3) + 0.01
