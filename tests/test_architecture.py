@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,15 @@ def sources(*places: str) -> list[Path]:
     return found
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file as a tree; most checks read all of them, and reading is what takes long."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path: Path) -> Iterator[str]:
     """The modules that a file imports anywhere, by their full names."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -123,7 +130,7 @@ def test_no_function_is_longer_than_a_page() -> None:
     long = []
     for path in sources() + sources(*ROOMS, "commands"):
         most = LOOP_LINES_MAX if path.name == "loop.py" else FUNCTION_LINES_MAX
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or 0) - node.body[0].lineno + 1
                 if length > most:
@@ -137,7 +144,7 @@ def test_every_file_opens_with_its_promise() -> None:
     silent = [
         str(path.relative_to(ROOT))
         for path in sources() + sources(*ROOMS, "commands", "tests", "examples")
-        if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        if not ast.get_docstring(parsed(path))
     ]
 
     assert silent == []
@@ -147,7 +154,7 @@ def test_no_exception_is_swallowed_in_silence() -> None:
     """No handler consists of `pass`: what is caught is answered or told."""
     silent = []
     for path in sources() + sources(*ROOMS, "commands"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ExceptHandler):
                 empty = all(isinstance(part, ast.Pass) for part in node.body)
                 if empty or node.type is None:
@@ -161,7 +168,7 @@ def test_every_test_says_what_it_proves_and_can_fail() -> None:
     idle = [
         f"{path.name}:{node.name}"
         for path in sorted((ROOT / "tests").glob("test_*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.FunctionDef)
         and node.name.startswith("test_")
         and not (ast.get_docstring(node) and can_fail(node))

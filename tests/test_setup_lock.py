@@ -105,8 +105,8 @@ def test_a_lock_names_no_place_to_download_from(cuda: str) -> None:
 
 
 def test_the_disk_that_is_asked_for_grows_with_the_lock() -> None:
-    """The room for an environment is three times its wheels, and CUDA 12's are the larger ones."""
-    assert 8e9 < setup_python.size_bytes("cu130") < setup_python.size_bytes("cu128") < 15e9
+    """The room for an environment is over three times its wheels, more for CUDA 12."""
+    assert 10e9 < setup_python.size_bytes("cu130") < setup_python.size_bytes("cu128") < 16e9
     assert setup_python.size_bytes("cpu") == setup_python.size_bytes("cu130")
 
 
