@@ -7,10 +7,11 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import psutil
 import pytest
@@ -27,44 +28,103 @@ def project(tmp_path: Path) -> Iterator[Project]:
     made.tidy()
 
 
-def test_one_command_brings_the_adapter_home_through_an_eviction(project: Project) -> None:
-    """`qft run` survives an eviction, leaves a plain PEFT adapter and no machine, and rests."""
-    done = project.qft("run", "--json")
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A project whose run has come to its end, and what was said."""
 
-    assert done.returncode == 0, done.stderr
-    receipt = json_of(done)
-    assert receipt["evictions"] == 1
+    project: Project
+    audit: subprocess.CompletedProcess[str]
+    run: subprocess.CompletedProcess[str]
+
+    @classmethod
+    def of(cls, project: Project) -> Self:
+        """Look at the rows before, as one should, and do the whole run."""
+        audit = project.qft("audit", "--html", str(project.folder / "audit.html"))
+        return cls(project=project, audit=audit, run=project.qft("run", "--json"))
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """A run that nothing disturbed."""
+    made = make_project(tmp_path_factory.mktemp("calm") / "project")
+    yield Finished.of(made)
+    made.tidy()
+
+
+@pytest.fixture(scope="module")
+def evicted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """The same run, evicted twice."""
+    made = make_project(
+        tmp_path_factory.mktemp("evicted") / "project", vm={"rehearse_evictions": [40, 130]}
+    )
+    yield Finished.of(made)
+    made.tidy()
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT's own call
+def test_one_command_brings_the_adapter_home_through_evictions(evicted: Finished) -> None:
+    """`qft run` survives evictions, leaves a plain PEFT adapter and no machine, and rests."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    project = evicted.project
+
+    assert evicted.run.returncode == 0, evicted.run.stderr
+    receipt = json_of(evicted.run)
+    assert receipt["evictions"] == 2
     assert receipt["resumes"] >= 1
     assert receipt["before"]["n"] == receipt["after"]["n"] == 6
     assert receipt["usd_per_h_now"] == 0
     assert {Kind.STOP_SEEN, Kind.START_ACCEPTED, Kind.DELETED} <= set(project.kinds())
     assert json_of(project.qft("ls", "--all", "--json")) == []
     assert project.processes() == []
-    load = (
-        "import sys; from peft import PeftModel;"
-        "from transformers import AutoModelForCausalLM as M;"
-        "PeftModel.from_pretrained(M.from_pretrained(sys.argv[1]), sys.argv[2]); print('loaded')"
-    )
-    argv = [sys.executable, "-W", "ignore", "-c", load, "model", str(project.out / "adapter")]
-    loaded = subprocess.run(argv, cwd=project.folder, capture_output=True, text=True, check=False)
-    assert "loaded" in loaded.stdout, loaded.stderr
+    base = AutoModelForCausalLM.from_pretrained(project.folder / "model")
+    loaded = peft.PeftModel.from_pretrained(base, str(project.out / "adapter"))
+    assert any("lora_B" in name for name, _ in loaded.named_parameters())
     before = project.kinds()
     again = project.qft("run", "--json")
     assert (again.returncode, project.kinds()) == (0, before)
     assert "complete already" in json_of(again)["result"]
 
 
-def test_an_evicted_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
-    """Adapter and per-step losses are the same, byte for byte, with and without an eviction."""
-    calm = make_project(tmp_path / "calm")
-    rough = make_project(tmp_path / "rough", vm={"rehearse_evictions": [40, 130]})
+def test_an_evicted_run_ends_with_the_bits_of_an_undisturbed_one(
+    calm: Finished, evicted: Finished
+) -> None:
+    """Adapter and per-step losses are the same, byte for byte, with and without evictions."""
+    assert calm.run.returncode == 0, calm.run.stderr
+    assert (json_of(calm.run)["evictions"], json_of(evicted.run)["evictions"]) == (0, 2)
+    assert calm.project.tensors() == evicted.project.tensors()
+    assert calm.project.losses() == evicted.project.losses()
 
-    assert calm.qft("run").returncode == 0
-    done = rough.qft("run", "--json")
 
-    assert json_of(done)["evictions"] == 2
-    assert calm.tensors() == rough.tensors()
-    assert calm.losses() == rough.losses()
+def test_a_full_region_costs_steps_and_not_the_run(calm: Finished, tmp_path: Path) -> None:
+    """Evicted, refused for capacity, moved with the checkpoint that came home: the same adapter."""
+    rough = make_project(
+        tmp_path / "rough", vm={"rehearse_evictions": [120], "regions": ["local-1", "local-2"]}
+    )
+    process = rough.start("run", "--json")
+    try:
+        wait_until(lambda: process.poll() is not None or rough.kinds().count(Kind.LAUNCHED) > 0)
+        market(rough, {"local-1": {"capacity": False}, "local-2": {}})
+        out, err = process.communicate(timeout=600)
+
+        assert process.returncode == 0, err
+        receipt = json.loads(out)
+        assert (receipt["evictions"], receipt["exact"]) == (1, True)
+        regions = [
+            event.data["offer"]["region"]
+            for event in rough.events()
+            if event.kind is Kind.CREATE_INTENDED
+        ]
+        assert (regions[0], regions[-1]) == ("local-1", "local-2")
+        assert Kind.START_FAILED in rough.kinds()
+        assert calm.project.tensors() == rough.tensors()
+        assert calm.project.losses() == rough.losses()
+        assert json_of(rough.qft("ls", "--all", "--json")) == []
+    finally:
+        process.kill()
+        process.communicate()
+        rough.tidy()
 
 
 def test_killed_at_random_moments_the_same_command_finishes(tmp_path: Path) -> None:
@@ -173,11 +233,11 @@ def test_status_is_json_in_every_state(project: Project) -> None:
     assert json_of(again)["after"]["value"] == scores["after"]["value"]
 
 
-def test_what_comes_after_the_training_works_at_home(project: Project) -> None:
+def test_what_comes_after_the_training_works_at_home(evicted: Finished) -> None:
     """Audit before, then report, merge and generate from what came home."""
-    audit = project.qft("audit", "--html", str(project.folder / "audit.html"))
-    assert "what is learnt" in audit.stdout, audit.stderr
-    assert project.qft("run").returncode == 0
+    project = evicted.project
+    assert "what is learnt" in evicted.audit.stdout, evicted.audit.stderr
+    assert (project.folder / "audit.html").exists()
 
     report = project.qft("report")
     merge = project.qft("merge", "--dtype", "float32")
@@ -185,7 +245,7 @@ def test_what_comes_after_the_training_works_at_home(project: Project) -> None:
 
     assert report.returncode == merge.returncode == answer.returncode == 0, merge.stderr
     facts = json.loads((project.out / "report.json").read_text())
-    assert [one["reason"] for one in facts["evictions"]] == ["evicted"]
+    assert [one["reason"] for one in facts["evictions"]] == ["evicted", "evicted"]
     assert "<svg" in (project.out / "report.html").read_text()
     assert (project.out / "merged" / "config.json").exists()
     assert answer.stdout.strip()
@@ -193,6 +253,14 @@ def test_what_comes_after_the_training_works_at_home(project: Project) -> None:
     assert exported.returncode == 0, exported.stderr
     assert (project.out / "exported" / "adapter_config.json").exists()
     assert project.qft("export", "--rank", "99").returncode == 2
+
+
+def market(project: Project, regions: dict[str, dict[str, object]]) -> None:
+    """Change the spot market that this project's machines are rented in."""
+    path = project.home / "local" / "market.json"
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps({"version": 1, "regions": regions}))
+    fresh.replace(path)
 
 
 def alive_machines(project: Project) -> int:
