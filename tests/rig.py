@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,6 +119,15 @@ def twin_of(made: Rig, directory: Path) -> Path:
     run.mkdir(parents=True)
     (run / CONFIG).write_bytes((made.run_dir / CONFIG).read_bytes())
     return run
+
+
+def stopped(made: Rig, directory: Path, stops: Iterable[int]) -> Iterator[tuple[int, Path]]:
+    """Do a run once more, saved after each of these steps; give what lay on the disk each time."""
+    again = rig(twin_of(made, directory / "again"))
+    for stop in stops:
+        again.train(until=stop)
+        again.save()
+        yield stop, shutil.copytree(again.run_dir, directory / str(stop))
 
 
 def outcome_tensors(made: Rig) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from rig import Rig, rig
 from test_methods import logits, plain_peft
 
 from trainer import methods
+from trainer.__main__ import main
 from trainer.config import ConfigError
 from trainer.data import collate
 from trainer.dylora import (
@@ -185,7 +186,9 @@ def test_what_cannot_be_exported_is_said(trained: Rig, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_whole_job_leaves_a_table_of_ranks_and_exports(tmp_path: Path) -> None:
+def test_the_whole_job_leaves_a_table_of_ranks_and_exports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`train` writes adapter/ranks.json from the held-out rows; `export` writes the best rank."""
     held_out = tiny.make_rows(tmp_path / "eval.jsonl", 6)
     run = tiny.make_run(
@@ -195,8 +198,8 @@ def test_the_whole_job_leaves_a_table_of_ranks_and_exports(tmp_path: Path) -> No
         data={"eval": str(held_out)},
         train={"steps": 4},
     )
-    done = tiny.run_trainer("train", run)
-    assert done.returncode == 0, done.stderr
+    assert main(["train", "--run-dir", str(run)]) == 0
+    said = capsys.readouterr().err
     table = json.loads((run / "adapter" / "ranks.json").read_text())
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
     exported = tiny.run_trainer("export", run)
@@ -204,7 +207,7 @@ def test_the_whole_job_leaves_a_table_of_ranks_and_exports(tmp_path: Path) -> No
 
     assert list(table["losses"]) == ["1", "2", "3", "4"]
     assert adapter["r"] == table["best"]
-    assert "validation loss by rank: 1:" in done.stderr
+    assert "validation loss by rank: 1:" in said
     assert exported.returncode == 0, exported.stderr
     assert settings["r"] == table["best"]
     assert f"rank {table['best']}," in exported.stdout

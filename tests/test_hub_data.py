@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from commands.config import check, check_files
 from commands.staging import stage
+from trainer.__main__ import main
 from trainer.config import DataTable
 from trainer.hub import HubFile, fetch, parse
 from trainer.rows import DataError, read_rows
@@ -46,11 +47,12 @@ def test_a_run_on_a_hub_is_the_run_on_the_same_file(hub: hubs.Hub, tmp_path: Pat
     steps = {"steps": 3}
     local = tiny.make_run(tmp_path / "local", rows=12, train=steps)
     remote = tiny.make_run(tmp_path / "remote", rows=1, train=steps, data={"train": NAMED})
-    ended = [train(run, hub, tmp_path / "home") for run in (local, remote)]
+    here = main(["train", "--run-dir", str(local)])
+    there = train(remote, hub, tmp_path / "home")
     hub.datasets[PLACE] += hub.datasets[PLACE]
     changed = train(remote, hub, tmp_path / "another home")
 
-    assert [one.returncode for one in ended] == [0, 0], ended[1].stderr
+    assert (here, there.returncode) == (0, 0), there.stderr
     assert tiny.adapter_bytes(local) == tiny.adapter_bytes(remote)
     assert changed.returncode == 78
     assert "data.train: was" in changed.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from rig import Logger, Rig, outcome, outcome_tensors, restored, rig, twin_of
+from rig import Logger, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
 
 from trainer.checkpoint import load
 from trainer.errors import Diverged, DoesNotFit, Preempted
@@ -36,11 +36,7 @@ def test_stopped_after_every_step_the_bits_are_the_same(undisturbed: Rig, tmp_pa
     """For every step: train to it, save, start anew, finish: log, adapter and moments are equal."""
     expected = outcome(undisturbed)
     finely = undisturbed.state.counters.micro_batch == 1
-    for stop in range(14) if finely else (3, 8, 13):
-        run = twin_of(undisturbed, tmp_path / str(stop))
-        first = rig(run)
-        first.train(until=stop)
-        first.save()
+    for stop, run in stopped(undisturbed, tmp_path, range(14) if finely else (3, 8, 13)):
         second = restored(run)
 
         assert second.state.counters.step == stop

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 from pydantic import ValidationError
-from rig import FACTS, Rig, outcome, outcome_tensors, restored, rig, twin_of
+from rig import FACTS, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
 
 from trainer.__main__ import main
 from trainer.config import CheckpointTable, TrainerConfig, load_config
@@ -108,11 +108,7 @@ def test_the_loss_is_the_mean_over_all_held_out_answers(undisturbed: Rig) -> Non
 
 def test_stopped_at_any_step_the_best_is_the_same(undisturbed: Rig, tmp_path: Path) -> None:
     """Saved and restored after any step, validated or not, log, adapters and best are equal."""
-    for stop in range(1, STEPS):
-        run = twin_of(undisturbed, tmp_path / str(stop))
-        first = rig(run)
-        first.train(until=stop)
-        first.save()
+    for _, run in stopped(undisturbed, tmp_path, range(1, STEPS)):
         second = restored(run)
         second.train(until=STEPS)
 
