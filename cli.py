@@ -283,6 +283,9 @@ def _drive(goal: str, run: str, *, as_json: bool, **options: Any) -> None:
         out(drive.dump(arrived))
     else:
         out(columns([("result", arrived.reason), *arrived.receipt.lines()]))
+        if goal == "run":
+            name = arrived.name
+            talk(f"\nnext: `qft report {name}`, `qft generate {name}`, `qft merge {name}`")
 
 
 if __name__ == "__main__":

@@ -129,16 +129,15 @@ def _panel(shown: View) -> Any:
             Text(f"{shown.step}/{shown.steps}"),
             Text(left),
         )
-    facts = Table.grid(padding=(0, 2))
     learning = []
     if shown.loss is not None:
         learning.append(f"loss {shown.loss:.3f}")
     if shown.tokens_per_s:
         learning.append(f"{shown.tokens_per_s:.0f} tokens/s")
-    facts.add_row(Text(shown.phase, style="bold"), Text(" · ".join(learning)))
-    plural = "" if shown.evictions == 1 else "s"
-    money = f"{shown.money} · {shown.evictions} eviction{plural} survived"
-    return Group(facts, bar, Text(f"{money} · checkpoint at home: step {shown.home_step}"))
+    first = Text.assemble((shown.phase, "bold"), "  " if learning else "", " · ".join(learning))
+    kept = [f"step {shown.home_step} is safe at home"] if shown.home_step else []
+    parts = [first, bar] if shown.steps else [first]
+    return Group(*parts, Text(" · ".join([shown.money, *shown.survived, *kept])))
 
 
 def duration_of(shown: View) -> str:

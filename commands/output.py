@@ -114,13 +114,22 @@ def hush(stream: TextIO) -> None:
     os.close(nowhere)
 
 
+def _help_for(error: Exception) -> str:
+    """Which help explains what the parser did not understand."""
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "info_name", None) if getattr(context, "parent", None) else None
+    if command is None:
+        return "`qft --help` lists every command"
+    return f"`qft {command} --help` explains its options"
+
+
 def last_resort(error: Exception, *, as_json: bool) -> int:
     """Usage errors of the parser, a full disk at home, a damaged journal; the rest is our bug."""
     from infra.journal import JournalDamaged
 
     say = getattr(error, "format_message", None)  # the parser's errors, whichever click it is
     if say is not None:
-        tell_trouble(Trouble(say(), hint="`qft --help` lists every command"), as_json=as_json)
+        tell_trouble(Trouble(say().rstrip(), hint=_help_for(error)), as_json=as_json)
         return Exit.USAGE
     if isinstance(error, JournalDamaged):
         tell_trouble(Trouble(str(error), hint=error.hint), as_json=as_json)

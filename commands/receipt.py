@@ -55,12 +55,18 @@ class Receipt:
     def lines(self) -> list[tuple[str, str]]:
         """What to print: a word and its fact."""
         mark = " at the listed spot price; simulated, nobody is charged" if self.simulated else ""
+        redone = f"{self.redone_steps} steps redone"
         exact = "bit for bit" if self.exact else "exact state, but not bit for bit (see status)"
         rows = [
             ("wall time", duration(self.wall_s)),
             ("machine time", duration(self.machine_h * 3600)),
             ("cost", f"${self.usd:.4f}{mark}"),
-            ("evictions", f"{self.evictions} survived, {self.redone_steps} steps redone, {exact}"),
+            (
+                "evictions",
+                f"{self.evictions} survived, {redone}, {exact}"
+                if self.evictions or self.redone_steps or not self.exact
+                else "none",
+            ),
             ("steps", str(self.steps)),
         ]
         if self.before:

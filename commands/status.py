@@ -109,7 +109,10 @@ class Status:
             rows.append(("results", state.fetched))
         if self.trouble:
             rows.append(("trouble", self.trouble))
-        rows.append(("driven", "by another `qft` right now" if self.driven else "by nobody"))
+        if self.driven:
+            rows.append(("driven", "by another `qft` right now"))
+        elif not (state.fetched and state.deleted):
+            rows.append(("driven", f"by nobody; `qft run {self.name}` goes on"))
         return rows
 
 

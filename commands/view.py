@@ -41,10 +41,13 @@ class View:
             parts.append(f"loss {self.loss:.3f}")
         if self.tokens_per_s:
             parts.append(f"{self.tokens_per_s:.0f} tokens/s")
-        parts.append(self.money)
-        if self.evictions:
-            parts.append(f"{self.evictions} eviction{'s' * (self.evictions > 1)} survived")
-        return " · ".join(parts)
+        return " · ".join([*parts, self.money, *self.survived])
+
+    @property
+    def survived(self) -> list[str]:
+        """How many evictions there were; nothing where there was none."""
+        plural = "s" * (self.evictions > 1)
+        return [f"{self.evictions} eviction{plural} survived"] if self.evictions else []
 
     @property
     def money(self) -> str:

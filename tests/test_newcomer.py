@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tiny import ROOT
 
 import cli
 from commands.config import load
+from commands.console import LiveConsole, PlainConsole, make_console
 from commands.errors import Usage
 from commands.init import write
 from commands.manual import EXAMPLES
@@ -175,3 +177,25 @@ def test_every_command_has_examples_that_it_understands() -> None:
     assert set(EXAMPLES) == set(commands)
     assert all(line.startswith(f"qft {name}") for name, lines in EXAMPLES.items() for line in lines)
     assert strange == []
+
+
+def test_a_terminal_that_cannot_move_its_lines_gets_plain_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With TERM=dumb a run is told line by line; in a real terminal the last lines move."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    kinds = []
+    for term in ("dumb", "xterm"):
+        monkeypatch.setenv("TERM", term)
+        kinds.append(type(make_console(simulated=True, plain=False, clock=time.monotonic)))
+
+    assert kinds == [PlainConsole, LiveConsole]
+
+
+def test_a_mistyped_option_points_to_the_help_of_its_command(tmp_path: Path) -> None:
+    """The hint names the command whose help explains the option, or the list of commands."""
+    option, command = qft(tmp_path, "run", "--jsn"), qft(tmp_path, "rum")
+
+    assert (option.returncode, command.returncode) == (2, 2)
+    assert "`qft run --help` explains its options" in option.stderr
+    assert "`qft --help` lists every command" in command.stderr
