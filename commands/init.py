@@ -51,7 +51,8 @@ ANSWERS = (
 )
 """Names that a column of answers usually has, surest first."""
 QUESTIONS = ("instruction", "input", "context", "question", "prompt", "text", "comment", "message")
-HELD_OUT, SEED = 0.1, 0
+HELD_OUT, HELD_OUT_MAX, SEED = 0.1, 0.3, 0
+SCORED_ROWS = 30  # fewer leave an interval too wide to tell an adapter from its base
 BATCH, EPOCHS, STEPS_MIN, BLANK_STEPS = 8, 3, 20, 200
 LABELS_MAX, ROWS_PER_LABEL_MIN = 50, 3
 
@@ -208,15 +209,16 @@ def _is_talk(value: object) -> bool:
 def _split(
     rows: Sequence[Mapping[str, Any]], guess: Guess
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Hold out a tenth, equal questions together; at least one row on each side."""
+    """Hold out a tenth, more where that is too little to score; equal questions stay together."""
     from trainer.split import is_held_out
     from trainer.template import Template
 
     asked = Template.parse(guess.prompt or f"{{{guess.messages}}}")
+    share = max(HELD_OUT, min(HELD_OUT_MAX, SCORED_ROWS / len(rows)))
     sides: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
     for row in rows:
         group = json.dumps([row[field] for field in asked.fields], sort_keys=True)
-        sides[is_held_out(group, share=HELD_OUT, seed=SEED)].append(row)
+        sides[is_held_out(group, share=share, seed=SEED)].append(row)
     if not all(sides):
         raise Usage(
             f"{len(rows)} rows hold too few different questions to hold some out",
