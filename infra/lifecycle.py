@@ -153,7 +153,7 @@ def decide(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
     if state.fetched or (plan.goal is Goal.TRAIN and state.trained):
         return _wind_down(state, seen, plan)
     spent = reached(plan.budget, state, now_s)
-    if spent:
+    if spent and not _is_within_reach(state, seen):
         return _stop_for_budget(state, seen, plan, spent)
     if state.pending == "create_intended" and state.offer is not None and state.vm is None:
         return Create(offer=state.offer, generation=state.generation)
@@ -166,6 +166,12 @@ def decide(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
     if not state.up:
         return Start()  # it runs although nobody wrote that down: starting twice is harmless
     return _work(state, seen, seen.vm, plan, now_s)
+
+
+def _is_within_reach(state: RunState, seen: Seen) -> bool:
+    """Whether only the fetching is left on a machine that answers: seconds, and all is saved."""
+    answers = seen.vm is not None and seen.vm.power is PowerState.RUNNING and not seen.unreachable
+    return state.trained and state.up and state.prepared and answers
 
 
 def _is_up(vm: Observation) -> bool:

@@ -101,6 +101,20 @@ def test_nothing_is_rented_or_started_over_budget(
     assert isinstance(action, act.Deallocate | act.Delete | act.Finish)
 
 
+def test_a_finished_training_comes_home_although_the_budget_is_just_used_up() -> None:
+    """All is paid for but the last seconds; a machine that does not answer is released instead."""
+    spent = (Span(start_s=NOW_S - 36_000, usd_per_h=1.0, compute=True),)
+    done = replace(UP, spans=spent, trained=True, prepared=True, launched=True)
+    plan = Plan(goal=Goal.RUN, budget=Budget(usd=5.0))
+    seen = Seen(vm=Observation(power=PowerState.RUNNING, host="h"))
+
+    assert isinstance(decide(done, seen, plan, NOW_S), act.Fetch)
+    assert isinstance(
+        decide(done, replace(seen, unreachable="silent"), plan, NOW_S), act.Deallocate
+    )
+    assert isinstance(decide(replace(done, trained=False), seen, plan, NOW_S), act.Deallocate)
+
+
 def test_a_disk_that_is_ahead_is_worth_more_tries() -> None:
     """A machine whose disk is ahead of the copy at home is tried again before it is given up."""
     down = Observation(power=PowerState.DEALLOCATED, stop_reason=StopReason.EVICTED)
