@@ -107,6 +107,24 @@ def test_scores_are_made_once_and_again_when_their_question_changes(
     assert adapter == identity(run)
 
 
+def test_names_beside_the_run_are_found_when_it_is_scored_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`eval` reads the rows that the config names relative to the run, learnt and held out."""
+    tiny.make_rows(tmp_path / "eval.jsonl", 6)
+    run = tiny.make_run(
+        tmp_path,
+        rows=8,
+        train={"steps": 1},
+        data={"train": "../train.jsonl", "eval": "../eval.jsonl"},
+        eval={"kind": "label", "labels": list(tiny.MOODS)},
+    )
+    code = main(["eval", "--run-dir", str(run)])
+
+    assert code == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 6
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT's own call
 def test_the_adapter_loads_with_plain_peft(undisturbed: Path) -> None:
     """`peft.PeftModel.from_pretrained` takes the result as it lies there."""

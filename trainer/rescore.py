@@ -33,7 +33,8 @@ def rescore(
         raise ConfigError(["eval: the config has no such table, so there is nothing to score"])
     if adapter is not None and not (adapter / "adapter_config.json").is_file():
         raise ConfigError([f"--adapter: there is no adapter in {adapter}"])
-    rows = str(resolve(run_dir, config.data.eval))  # holds in any directory
+    rows = {"train": config.data.train, "eval": config.data.eval}
+    places = {key: str(resolve(run_dir, name)) for key, name in rows.items()}  # from anywhere
     models.make_deterministic()
     models.set_threads(config.train)
     source = models.find_source(config.model, run_dir)
@@ -47,7 +48,7 @@ def rescore(
     with tempfile.TemporaryDirectory() as scratch:
         result = evaluate.run(
             Path(scratch),
-            config.model_copy(update={"data": config.data.model_copy(update={"eval": rows})}),
+            config.model_copy(update={"data": config.data.model_copy(update=places)}),
             model,
             tokenizer,
             stage="before" if adapter is None else "after",
