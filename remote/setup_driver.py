@@ -68,7 +68,7 @@ def settle_steps(facts: Facts, want: Want) -> list[Step]:
         steps.append(
             Step(
                 name="hold kernel and driver",
-                command=f"{APT_IDLE} &&"
+                command=f"{APT_IDLE};"
                 " apt-mark hold $(dpkg-query -W -f '${Status} ${Package}\\n' 'linux-image-*'"
                 " 'linux-azure*' 'nvidia-*' 'libnvidia-*' 'linux-modules-nvidia-*' 2>/dev/null"
                 " | sed -n 's/^[a-z]* ok installed //p') > /dev/null",

@@ -9,11 +9,13 @@ from enum import StrEnum
 from remote.errors import Unfit
 from remote.setup_facts import Facts
 
-APT = "DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -y"
+APT = "LC_ALL=C DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -y"
 APT_UPDATE = (
-    f"{{ n=0; until {APT} update; do n=$((n+1)); [ $n -lt 60 ] || exit 100; sleep 10; done; }}"
+    f"{{ n=0; while {APT} update 2>&1 | tee -a /dev/stderr | grep 'not get lock' > /dev/null"
+    " && [ $n -lt 60 ]; do n=$((n+1)); sleep 10; done; }"
 )
-"""The lock on the lists has no time-out: `DPkg::Lock::Timeout` is for installing only."""
+"""The lock on the lists has no time-out: `DPkg::Lock::Timeout` is for installing only. A list that
+cannot be fetched is no failure yet: installing tells what it lacks."""
 APT_IDLE = f"{APT} check > /dev/null"
 """Waits for the lock on installing, for programs such as `apt-mark` that do not wait themselves."""
 UPGRADERS = (

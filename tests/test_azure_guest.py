@@ -113,7 +113,7 @@ def test_healthy_t4_needs_no_driver_and_no_reboot(rent: Rent) -> None:
 @pytest.mark.timeout(120)
 def test_t4_without_a_driver_gets_the_signed_one(rent: Rent) -> None:
     """On plain Ubuntu, Secure Boot or not: install, reboot, reconnect, and a tensor on the GPU."""
-    machine = rent(T4, Quirks(image="plain", secure_boot=True))
+    machine = rent(T4, Quirks(image="plain", secure_boot=True, cloud_init_s=300))
 
     ready = machine.apply()
 

@@ -36,6 +36,8 @@ class LocalGuests:
     machines: dict[str, Machine] = field(default_factory=dict)
     metals: dict[str, Metal] = field(default_factory=dict)
     """What is inside the machines: drivers, packages, Python."""
+    history: dict[str, list[str]] = field(default_factory=dict)
+    """What had been done to the systems of machines that are gone."""
     quirks: Quirks = field(default_factory=Quirks)
     """What is special about the machines made from now on."""
     latest: str = ""
@@ -79,7 +81,7 @@ class LocalGuests:
             door.close()
         if machine is not None:
             with self._lever:
-                self.metals.pop(vm.id)
+                self.history[vm.id] = self.metals.pop(vm.id).done()
                 machine.power_off("user")
             shutil.rmtree(machine.directory, ignore_errors=True)
 

@@ -160,8 +160,8 @@ class Metal:
         for name_ in ("python3", f"python3.{sys.version_info[1]}"):
             executable(programs / name_, text)
         (self.directory / "profile").write_text(f"export PATH={programs}\n")
-        state = installed(properties, quirks)
-        state.root, state.pace = str(root), max(pace, 1.0)
+        state = installed(properties, quirks, pace=max(pace, 1.0))
+        state.root = str(root)
         state.button, state.name, state.secure_boot = button, name, secure
         self.store.write(state)
 
@@ -188,13 +188,14 @@ def secure_by(properties: dict[str, Any]) -> bool:
     return bool((profile.get("uefiSettings") or {}).get("secureBootEnabled"))
 
 
-def installed(properties: dict[str, Any], quirks: Quirks) -> State:
+def installed(properties: dict[str, Any], quirks: Quirks, *, pace: float) -> State:
     """The machine of that size and image, as its first boot will find it."""
     storage = properties["storageProfile"]
     offer = storage["imageReference"].get("offer", "")
     image = quirks.image or ("hpc" if "hpc" in offer else "plain")
     now = time.time()
     state = State(
+        pace=pace,
         disk_gb=float(storage["osDisk"].get("diskSizeGB", 30)),
         cloud_init_error=quirks.cloud_init_error,
         outbound=quirks.outbound,
@@ -209,9 +210,9 @@ def installed(properties: dict[str, Any], quirks: Quirks) -> State:
         state.held = [f"linux-image-{KERNEL}"]
     state.driver = quirks.driver if quirks.driver is not None else IMAGE_DRIVER * (image == "hpc")
     state.by_file, state.grid, state.stuck = bool(state.driver), quirks.grid, quirks.silent
-    state.cloud_init_until = now + quirks.cloud_init_s
-    state.lists_until = now + quirks.lists_s
-    state.frontend_until, state.frontend_holder = now + quirks.lock_s, quirks.lock_holder
+    state.cloud_init_until = now + quirks.cloud_init_s / pace
+    state.lists_until = now + quirks.lists_s / pace
+    state.frontend_until, state.frontend_holder = now + quirks.lock_s / pace, quirks.lock_holder
     return state
 
 
