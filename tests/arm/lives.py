@@ -92,7 +92,8 @@ def address_of(world: World, vm: Resource) -> str:
     for reference in vm.properties["networkProfile"]["networkInterfaces"]:
         card = world.find(reference["id"])
         for one in (card.properties.get("ipConfigurations") or []) if card else []:
-            address = world.find(one["properties"]["publicIPAddress"]["id"])
+            public = one["properties"].get("publicIPAddress")
+            address = world.find(public["id"]) if public else None
             if address is not None:
                 return str(address.hidden["address"])
     return ""
