@@ -103,6 +103,16 @@ TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
         DATACENTER,
         ["wait for the first boot to finish"],
     ),
+    "T4, signed driver not loaded yet, Secure Boot": (
+        replace(CARD, secure_boot=True, smi_code=9, packages=("linux-modules-nvidia-580-azure",)),
+        DATACENTER,
+        ["install the NVIDIA driver"],
+    ),
+    "T4, kernel not held": (
+        ready(replace(T4_OK, kernel_package="linux-image-6.8.0-1030-azure"), DATACENTER),
+        DATACENTER,
+        ["hold kernel and driver"],
+    ),
     "T4, bare": (
         replace(CARD, upgraders=UPGRADERS, nouveau=True),
         DATACENTER,
@@ -161,6 +171,16 @@ def test_plan(name: str) -> None:
 
 REFUSED: dict[str, tuple[Facts, Want, str]] = {
     "no card": (BARE, DATACENTER, "no NVIDIA card on its PCI bus"),
+    "an unsigned driver under Secure Boot": (
+        replace(CARD, secure_boot=True, smi_code=9, smi_said="couldn't communicate"),
+        DATACENTER,
+        "the kernel refuses its NVIDIA driver, which is unsigned: couldn't communicate",
+    ),
+    "a first boot that failed": (
+        replace(T4_OK, cloud_init="error", cloud_init_said="- ('scripts_user', 'failed')"),
+        DATACENTER,
+        "its first boot failed: - ('scripts_user', 'failed')",
+    ),
     "GRID under Secure Boot": (replace(CARD, secure_boot=True), GRID, "Secure Boot is on"),
     "CUDA 13 wheels on a vGPU": (A10_OK, replace(GRID, cuda="cu130"), "this size admits 12.8"),
     "CUDA 13 wheels on an old driver": (
