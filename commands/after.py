@@ -186,6 +186,8 @@ def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
         "listed": simulated,
         "hours": receipt.machine_h,
         "redone_steps": receipt.redone_steps,
+        # On the machine they have other names.
+        "data": {"train": loaded.config.data.train, "eval": loaded.config.data.eval},
     }
 
 

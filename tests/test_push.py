@@ -107,7 +107,7 @@ def test_an_adapter_arrives_with_a_card_of_method_data_scores_and_cost(desk: Des
         "library_name: peft",
         "- lora, rank 4, alpha 8, dropout 0.1, base stored as none",
         "- 12 optimizer steps of 4 sequences",
-        "- learnt from `train.jsonl`, scored on `eval.jsonl`",
+        "- learnt from `rows.jsonl`, scored on 6 rows of `rows.jsonl`",
         "| commonest answer | exact_match | 0.333 | 0.150 to 0.350 |",
         "| base | accuracy | 0.250 | 0.150 to 0.350 |",
         "| fine-tuned | accuracy | 0.750 | 0.650 to 0.850 |",

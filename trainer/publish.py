@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer import report
+from trainer import hub, report
 from trainer.config import ConfigError, TrainerConfig, load_config
 
 HUB = "https://huggingface.co"
@@ -47,7 +47,10 @@ def card(config: TrainerConfig, told: Mapping[str, Any], *, merged: bool) -> str
         f"- {told['steps']} optimizer steps of {train.batch_size} sequences, "
         f"learning rate {train.lr:g}, at most {train.max_length} tokens, seed {train.seed}"
     )
-    scored = f", scored on `{Path(config.data.eval).name}`" if config.data.eval else ""
+    named = {"train": config.data.train, "eval": config.data.eval} | told["facts"].get("data", {})
+    rows = (told["after"] or told["before"] or {}).get("n")
+    counted = f"{rows} rows of " if rows else ""
+    scored = f", scored on {counted}`{_data_name(named['eval'])}`" if config.data.eval else ""
     head = [
         "---",
         f"base_model: {json.dumps(base)}",
@@ -64,7 +67,7 @@ def card(config: TrainerConfig, told: Mapping[str, Any], *, merged: bool) -> str
         "",
         "## Data",
         "",
-        f"- learnt from `{Path(config.data.train).name}`{scored}",
+        f"- learnt from `{_data_name(named['train'])}`{scored}",
     ]
     if config.data.messages is None:
         head += [
@@ -162,6 +165,11 @@ def _cost(told: Mapping[str, Any]) -> list[str]:
         lines.append(f"- {facts['usd']:.2f} USD{listed}")
     lines.append(f"- {len(told['evictions'])} evictions survived")
     return lines
+
+
+def _data_name(name: str) -> str:
+    """Return a file's last part, but the whole name of one on a hub, which others can look up."""
+    return name if hub.parse(name) else Path(name).name
 
 
 def _public_name(model: str) -> str:
