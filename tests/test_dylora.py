@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from rig import Rig, rig
 from test_methods import logits, plain_peft
 
@@ -24,7 +22,6 @@ from trainer.dylora import (
     compare_ranks,
     cut,
     draw_rank,
-    milestones,
     ranks_to_compare,
 )
 from trainer.export import export, export_rank
@@ -55,24 +52,15 @@ def dial_of(made: Rig) -> Dial:
     return dial
 
 
-@given(cycle=st.integers(0, 10**6), r=st.integers(1, 100))
-def test_every_cycle_has_each_power_of_two_and_r_once(cycle: int, r: int) -> None:
-    """However long the run, no rank is forgotten, and none is favoured."""
-    ranks = milestones(r)
-    steps = range(cycle * len(ranks), (cycle + 1) * len(ranks))
+def test_the_draw_depends_on_seed_and_step_and_covers_all_ranks() -> None:
+    """The same step draws the same rank; over many steps every rank comes about equally often."""
+    drawn = [draw_rank(0, step, R) for step in range(8000)]
+    counts = Counter(drawn)
 
-    assert sorted(draw_rank(0, step, r) for step in steps) == list(ranks)
-    assert list(ranks) == sorted({r, *(1 << at for at in range(7) if 1 << at < r)})
-
-
-def test_the_order_depends_on_seed_and_cycle_alone() -> None:
-    """The same step draws the same rank; another seed and another cycle have another order."""
-    drawn = [[draw_rank(seed, step, R) for step in range(400)] for seed in (0, 0, 1)]
-    orders = Counter(tuple(drawn[0][at : at + 4]) for at in range(0, 400, 4))
-
-    assert drawn[0] == drawn[1]
-    assert drawn[0] != drawn[2]
-    assert len(orders) > 20
+    assert drawn == [draw_rank(0, step, R) for step in range(8000)]
+    assert drawn != [draw_rank(1, step, R) for step in range(8000)]
+    assert sorted(counts) == list(range(1, R + 1))
+    assert max(counts.values()) < 1.2 * min(counts.values())
 
 
 def test_a_step_at_rank_b_has_the_gradient_of_a_lora_of_rank_b(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
 """DyLoRA: one run trains every rank up to r, and each can be cut out as a plain LoRA adapter.
 
-A step at rank b trains A[:b] and B[:, :b], scaled by alpha/b as a LoRA of that rank is (Valipour et
-al., 2023; QDyLoRA is the same on a quantised base). The ranks are 1, 2, 4, ..., r, each once in a
-row of so many steps, in an order that depends on seed and step only: an interrupted run works at
-the ranks that it would have worked at.
+Every step draws a rank b and trains with A[:b] and B[:, :b], scaled by alpha/b as a LoRA of that
+rank is (Valipour et al., 2023; QDyLoRA is the same on a quantised base). The draw depends on seed
+and step only, so that an interrupted run draws what it would have drawn.
 """
 
 from __future__ import annotations
@@ -119,22 +118,16 @@ def cut(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tenso
 
 
 def draw_rank(seed: int, step: int, r: int) -> int:
-    """Return the rank of a step: every milestone once in a cycle, in an order new in each cycle."""
-    ranks = milestones(r)
-    cycle, place = divmod(step, len(ranks))
-    return sorted(ranks, key=lambda rank: ordinal(seed, "rank", cycle, rank))[place]
-
-
-def milestones(r: int) -> tuple[int, ...]:
-    """Return the powers of two up to r, and r."""
-    return (*(1 << at for at in range(r.bit_length()) if 1 << at < r), r)
+    """Return the rank of a step, 1 to r, each about equally often, from seed and step alone."""
+    return 1 + ordinal(seed, "rank", step) % r
 
 
 def ranks_to_compare(r: int) -> tuple[int, ...]:
     """Return every rank up to r, or from `ALL_UP_TO` on the powers of two and r."""
     if r <= ALL_UP_TO:
         return tuple(range(1, r + 1))
-    return milestones(r)
+    powers = [1 << at for at in range(r.bit_length()) if 1 << at < r]
+    return (*powers, r)
 
 
 def compare_ranks(
