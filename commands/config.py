@@ -202,6 +202,8 @@ def _keys(where: list[str]) -> list[str]:
     """The keys of the table at a path; empty if there is no such table."""
     table: type[BaseModel] | None = RunConfig
     for part in where:
+        if table is not None:
+            table.model_rebuild()  # a table that names a later one knows it from then on
         field = table.model_fields.get(part) if table else None
         table = _table_in(field.annotation) if field else None
     return list(table.model_fields) if table else []

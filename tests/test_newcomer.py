@@ -14,7 +14,7 @@ import typer
 from tiny import ROOT
 
 import cli
-from commands.config import load
+from commands.config import check, load
 from commands.console import LiveConsole, PlainConsole, make_console
 from commands.errors import Usage
 from commands.init import write
@@ -199,3 +199,19 @@ def test_a_mistyped_option_points_to_the_help_of_its_command(tmp_path: Path) -> 
     assert (option.returncode, command.returncode) == (2, 2)
     assert "`qft run --help` explains its options" in option.stderr
     assert "`qft --help` lists every command" in command.stderr
+
+
+def test_what_an_ssh_machine_lacks_is_named_field_by_field() -> None:
+    """A table inside a table is known by its keys: `vm.ssh.user`, not only `vm.ssh`."""
+    content = {
+        "name": "a",
+        "vm": {"provider": "ssh", "ssh": {"host": "gpu.example", "prot": 22}},
+        "model": {"id": "x/y"},
+        "data": {"train": "a", "prompt": "a", "completion": "b"},
+    }
+
+    with pytest.raises(Usage) as caught:
+        check(content, Path("run.yaml"))
+
+    assert "vm.ssh.user: Field required" in caught.value.problems
+    assert "vm.ssh.prot: unknown key; did you mean `port`?" in caught.value.problems
