@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from azure.core import MatchConditions
 from azure.core.credentials import TokenCredential
@@ -31,11 +31,13 @@ from azure.core.rest import HttpRequest
 from azure.identity import DefaultAzureCredential
 from azure.mgmt.compute import ComputeManagementClient
 from azure.mgmt.core.polling.arm_polling import ARMPolling
-from azure.mgmt.network import NetworkManagementClient
 from azure.mgmt.resource.resources import ResourceManagementClient
 
 from infra.azure.errors import Fault, translate
 from infra.azure.settings import PUBLIC_ARM, AzureSettings
+
+if TYPE_CHECKING:
+    from azure.mgmt.network import NetworkManagementClient
 
 RETRIES_MAX = 5
 BACKOFF_S_MAX = 30.0
@@ -69,7 +71,9 @@ class Arm:
 
     @cached_property
     def network(self) -> NetworkManagementClient:
-        """Networks, addresses and firewalls."""
+        """Networks, addresses and firewalls: a third of the import, which a plan does not need."""
+        from azure.mgmt.network import NetworkManagementClient
+
         return NetworkManagementClient(**self._options())
 
     @cached_property
@@ -78,8 +82,8 @@ class Arm:
         return ResourceManagementClient(**self._options())
 
     def warm(self) -> None:
-        """Make every client now, before several threads ask for them at once."""
-        _ = self.compute, self.network, self.resources
+        """Make the clients that offers need, before several threads ask for them at once."""
+        _ = self.compute, self.resources
 
     def close(self) -> None:
         """Let go of open connections."""

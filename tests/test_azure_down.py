@@ -1,0 +1,169 @@
+"""What `down` leaves is priced, nothing hides from it, and a switch is set from the start."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from arm import Fault, Weather
+from arm.desk import CommandLine, command_line
+from arm.harness import T4, AzureHarness, azure, spec
+from arm.replies import ArmError, Reply
+from arm.world import SUBSCRIPTION
+from runs import make_project
+
+from commands.down import known_providers
+from infra.azure import AzureProvider
+from infra.provider import NotAllowed, OverQuota, PowerState, Want
+
+HOUR_S = 3600.0
+OTHER = "99999999-1111-2222-3333-444444444444"
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[AzureHarness]:
+    """A cloud that keeps the bill."""
+    with azure(tmp_path / "here") as harness:
+        yield harness
+
+
+@pytest.fixture
+def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+    """A command line in a project on Azure."""
+    vm = {"provider": "azure", "regions": ["eastus"], "disk_gb": 256}
+    made = make_project(tmp_path / "project", vm=vm)
+    with (
+        azure(tmp_path / "unused") as harness,
+        command_line(made.folder, tmp_path / "home", harness, capsys) as desk,
+    ):
+        yield desk
+
+
+def test_disk_is_priced_by_its_size_though_every_local_file_is_lost(desk: CommandLine) -> None:
+    """Released from the tags alone, the machine's disk and address have their price per hour."""
+    assert desk.qft("up", "--plain").code == 0
+    shutil.rmtree(desk.home)
+
+    said = desk.qft("down", "--all")
+
+    assert said.code == 0, said.err
+    idle = 256 * 9.6 / 128 / 730 + 0.005
+    assert f"${idle:.4f}/h for the disk and address" in said.out
+    assert desk.harness.cloud.ledger.billing("compute") == []
+
+
+def test_remnants_are_not_called_nothing(desk: CommandLine) -> None:
+    """A disk or address without a machine is still there, has a price, and goes with --delete."""
+    assert desk.qft("up", "--plain").code == 0
+    (vm,) = desk.harness.cloud.machines()
+    arm = desk.harness.provider().account.arm
+    names = (vm.group, vm.name)
+    arm.begin("x", arm.compute.virtual_machines.begin_delete, *names).settle(wait_s=300)
+    shutil.rmtree(desk.home)
+
+    kept = desk.qft("down", "--all")
+    gone = desk.qft("down", "--all", "--delete")
+
+    assert "(remnants)" in kept.out
+    assert "nothing of" not in kept.out
+    assert (kept.code, gone.code) == (0, 0)
+    assert desk.harness.cloud.leftovers() == []
+
+
+def test_one_machine_that_cannot_go_does_not_keep_the_others(desk: CommandLine) -> None:
+    """Under a lock it is at least deallocated, told with exit 3, and the next one is removed."""
+    for run_id in ("locked-1", "free-1"):
+        desk.harness.provider().create(spec(run_id=run_id))
+    reply = Reply(status=409, body=ArmError(409, "ScopeLocked", "There is a lock.").body)
+    path = r"/resourcegroups/qft-locked-1$"
+    desk.harness.cloud.faults.add(
+        Fault(weather=Weather.ANSWER, method="DELETE", path=path, reply=reply, times=99)
+    )
+
+    said = desk.qft("down", "--all", "--delete")
+
+    assert said.code == 3
+    assert "locked-1: " in said.err
+    assert "its compute is released, its disk and address still bill" in said.err
+    assert {vm.group for vm in desk.harness.cloud.machines()} == {"qft-locked-1"}
+    assert desk.harness.cloud.ledger.billing("compute") == []
+
+
+def test_machine_of_another_subscription_is_refused_not_taken_for_gone(
+    harness: AzureHarness,
+) -> None:
+    """With another subscription chosen, every act on the run names the one to choose."""
+    vm = harness.provider().create(spec())
+    settings = replace(harness.settings(), subscription_id=OTHER)
+    arm = harness.provider().account.arm
+    elsewhere = AzureProvider(
+        settings, harness.state_dir, clock=harness.cloud.clock.now, sleep=harness.advance, arm=arm
+    )
+    acts = (
+        lambda: elsewhere.observe(vm),
+        lambda: elsewhere.deallocate(vm),
+        lambda: elsewhere.delete(vm.run_id),
+        lambda: elsewhere.create(spec(generation=2)),
+    )
+    before = len(harness.cloud.requests)
+
+    for one in acts:
+        with pytest.raises(NotAllowed, match=SUBSCRIPTION) as refused:
+            one()
+        assert f"AZURE_SUBSCRIPTION_ID={SUBSCRIPTION}" in refused.value.hint
+
+    assert len(harness.cloud.requests) == before
+
+
+def test_listing_looks_where_this_computer_has_rented(
+    harness: AzureHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another subscription chosen later hides no machine of the first one."""
+    home = tmp_path / "home"
+    harness.provider(state_dir=home / "azure").create(spec())
+    monkeypatch.setenv("AZURE_SUBSCRIPTION_ID", OTHER)
+
+    asked = [one for one in known_providers(home) if isinstance(one, AzureProvider)]
+
+    assert {one.account.settings.subscription_id for one in asked} == {OTHER, SUBSCRIPTION}
+    for one in asked:
+        one.close()
+
+
+def test_switches_are_set_before_the_machine_is_up(harness: AzureHarness) -> None:
+    """A client that dies right after renting leaves a machine that ends by itself at its limit."""
+    until_s = harness.cloud.clock.now() + 5 * HOUR_S
+    harness.provider().create(spec(until_s=until_s))
+    paths = [r.path for r in harness.cloud.requests if r.method == "PUT"]
+    kinds = [path.split("/")[-2] for path in paths]
+
+    harness.advance(24 * HOUR_S)
+
+    assert kinds.index("virtualMachines") < kinds.index("schedules")
+    assert harness.cloud.ledger.billing("compute") == []
+    assert harness.cloud.ledger.usd("compute") == pytest.approx(5 * 0.149174, rel=0.02)
+    assert harness.provider().delete("run-a") != []
+    assert [key for key in harness.cloud.world.roles if key.startswith("roleassign")] == []
+
+
+def test_quota_that_others_use_is_not_ours(harness: AzureHarness) -> None:
+    """What another deployment takes counts against the pool, in offers and when it is rented."""
+    want = Want(gpu="T4", regions=["eastus"], max_price_usd_per_h=0.25)
+    provider = harness.provider()
+    free = next(one for one in provider.offers(want) if one.size == T4 and not one.zone)
+    harness.cloud.market.others["eastus"] = 98
+
+    with pytest.raises(OverQuota, match="LowPriorityCores"):
+        provider.create(spec())
+    taken = next(one for one in provider.offers(want) if one.size == T4 and not one.zone)
+
+    assert (free.quota_left, free.blocked_by) == (25, "")
+    assert taken.quota_left == 0
+    assert "98 of 100 vCPUs used, 4 needed" in taken.blocked_by
+    assert harness.cloud.leftovers() == []
+    assert provider.observe(harness.provider().create(spec(region="westus2"))).power is (
+        PowerState.RUNNING
+    )
