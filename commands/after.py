@@ -27,7 +27,7 @@ from infra.journal import Event, Kind, read
 from infra.provider import StopReason
 from infra.state import fold
 from infra.when import utc
-from trainer.template import Template
+from trainer.data.template import Template
 
 TRAINER_CODES = {65: Exit.USAGE, 78: Exit.USAGE, 2: Exit.USAGE}
 """Bad data and bad config are the user's to mend; everything else is the trainer's failure."""
@@ -69,7 +69,7 @@ def convert(
     kind: str, source: str, folder: str, flags: Sequence[str], *, as_json: bool
 ) -> tuple[Path, Path]:
     """Turn a published data set into rows; return the files to learn from and held out."""
-    _program("convert", [kind, source, "--out", folder, *flags], as_json=as_json)
+    _program("data.convert", [kind, source, "--out", folder, *flags], as_json=as_json)
     return Path(folder) / "train.jsonl", Path(folder) / "eval.jsonl"
 
 
@@ -81,7 +81,7 @@ def audit(wanted: str, *, html: str, as_json: bool) -> None:
     more = ["--html", str(Path(html).absolute())] if html else []
     with laid_out(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), *more, *(["--json"] if as_json else [])]
-        out(_program("audit", flags, as_json=as_json).rstrip("\n"))
+        out(_program("pages.audit", flags, as_json=as_json).rstrip("\n"))
 
 
 def report(wanted: str, *, as_json: bool) -> Path:
@@ -93,7 +93,7 @@ def report(wanted: str, *, as_json: bool) -> Path:
         write_json(facts, gather_facts(folder, loaded))
         out_dir = ["--out", str(loaded.out.absolute()), "--name", folder.name]
         flags = ["--run-dir", str(run_dir), "--facts", str(facts), *out_dir]
-        _program("report", flags, as_json=as_json)
+        _program("pages.report", flags, as_json=as_json)
     return loaded.out / "report.html"
 
 
@@ -109,9 +109,9 @@ def generate(wanted: str, asked: Question, *, as_json: bool) -> str | None:
     with laid_out(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), *adapter, *flags]
         if asked.chat:
-            _judge("generate", _start("generate", flags).returncode)
+            _judge("generate", _start("results.generate", flags).returncode)
             return None
-        return _program("generate", flags, as_json=as_json).removesuffix("\n")
+        return _program("results.generate", flags, as_json=as_json).removesuffix("\n")
 
 
 def _how_to_ask(folder: RunFolder, loaded: LoadedConfig) -> str:
@@ -143,7 +143,7 @@ def merge(wanted: str, *, base: str, dtype: str, as_json: bool) -> Path:
         raise Usage(f"`{target}` is there already", hint="use it, or remove it to merge again")
     arguments = ["--base", str(source), "--adapter", str(loaded.out / "adapter")]
     arguments += ["--out", str(target), *(["--dtype", dtype] if dtype else [])]
-    _program("merge", arguments, as_json=as_json)
+    _program("results.merge", arguments, as_json=as_json)
     return target
 
 
@@ -173,7 +173,7 @@ def push(wanted: str, shelf: Shelf, *, as_json: bool) -> str:
         write_json(facts, gather_facts(folder, loaded))
         flags = ["--run-dir", str(run_dir), "--repo", shelf.repo, "--facts", str(facts), *kept]
         flags += ["--public"] if shelf.public else []
-        return _program("publish", flags, as_json=as_json).strip()
+        return _program("results.publish", flags, as_json=as_json).strip()
 
 
 def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
@@ -254,7 +254,8 @@ def _judge(module: str, code: int, said: list[str] | None = None) -> None:
     """Turn a tool's exit code into what a person can act on; its own words are on stderr."""
     if code == 0:
         return
+    tool = module.rpartition(".")[2]
     above = "" if said else "; its message is above"
     if TRAINER_CODES.get(code) is Exit.USAGE:
-        raise Usage(f"`{module}` could not use what it was given{above}", problems=said)
-    raise TrainingTrouble(f"`{module}` ended with exit code {code}", problems=said)
+        raise Usage(f"`{tool}` could not use what it was given{above}", problems=said)
+    raise TrainingTrouble(f"`{tool}` ended with exit code {code}", problems=said)

@@ -30,7 +30,7 @@ from trainer.config import (
 )
 
 if TYPE_CHECKING:
-    from trainer.template import Template
+    from trainer.data.template import Template
 
 TRAINER_TABLES = ("model", "method", "data", "train", "checkpoint", "eval")
 
@@ -222,8 +222,8 @@ def check_files(loaded: LoadedConfig) -> None:
 
     Raises Usage with every fault at once. Reads the data files whole; loads no model.
     """
-    from trainer.rows import DataError, read_rows
-    from trainer.template import MissingFieldError, Template, TemplateError
+    from trainer.data.rows import DataError, read_rows
+    from trainer.data.template import MissingFieldError, Template, TemplateError
 
     faults: list[str] = []
     table = loaded.config.data
@@ -281,9 +281,9 @@ def _row_fault(
 
     Raises MissingFieldError if it lacks a field, or is no conversation where one is wanted.
     """
-    from trainer.answers import fault_of
-    from trainer.chat import checked
-    from trainer.template import Template as Parsed
+    from trainer.data.chat import checked
+    from trainer.data.template import Template as Parsed
+    from trainer.scoring.answers import fault_of
 
     if config.data.messages is not None:
         field = Parsed.parse("{" + config.data.messages + "}")

@@ -9,14 +9,14 @@ from commands.config import LoadedConfig
 from commands.view import duration
 from infra.catalog import resolve_gpu
 from trainer.config import TrainerConfig
-from trainer.memory import GPUS, foretell
-from trainer.shapes import UnknownShapeError
+from trainer.device.memory import GPUS, foretell
+from trainer.device.shapes import UnknownShapeError
 
 
 def forecast(loaded: LoadedConfig) -> dict[str, Any] | None:
     """Memory and time from the base's own description and the catalog; None if one is unknown.
 
-    The keys are those of `trainer.memory.foretell`.
+    The keys are those of `trainer.device.memory.foretell`.
     """
     folder, gpu = loaded.model_folder, loaded.config.vm.gpu
     if folder is None or not gpu:

@@ -15,7 +15,7 @@ from pathlib import Path
 from infra.provider import Vm
 from remote import errors, link, sync
 from remote.sync_plan import SyncOptions
-from trainer.manifest import Damaged, directory_name, step_of, steps_present, verify
+from trainer.saving.manifest import Damaged, directory_name, step_of, steps_present, verify
 
 EVERY_S = 5.0
 KEEP = 2

@@ -155,7 +155,7 @@ def _template(*, name: str, guess: Guess | None, steps: int) -> str:
 
 def _read(path: Path) -> list[Mapping[str, Any]]:
     """The rows of a file. Raises Usage with everything that is wrong with it."""
-    from trainer.rows import DataError, read_rows
+    from trainer.data.rows import DataError, read_rows
 
     try:
         rows = read_rows(path)
@@ -210,8 +210,8 @@ def _split(
     rows: Sequence[Mapping[str, Any]], guess: Guess
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """Hold out a tenth, more where that is too little to score; equal questions stay together."""
-    from trainer.split import is_held_out
-    from trainer.template import Template
+    from trainer.data.split import is_held_out
+    from trainer.data.template import Template
 
     asked = Template.parse(guess.prompt or f"{{{guess.messages}}}")
     share = max(HELD_OUT, min(HELD_OUT_MAX, SCORED_ROWS / len(rows)))

@@ -34,7 +34,7 @@ class PlanPage:
     worst_case_usd: float | None
     simulated: bool
     forecast: dict[str, Any] | None = None
-    """Memory and time as `trainer.memory` foretells them; None if the model's sizes are unknown."""
+    """What `trainer.device.memory` foretells; None if the sizes of the model are unknown."""
     note: str = ""
     """What the catalog says about the name of the GPU."""
     switches: tuple[Switch, ...] = ()

@@ -24,10 +24,10 @@ import yaml
 
 from infra.catalog import SPOT_DATE, reference_spot_usd_per_h
 from trainer.config import TrainerConfig
-from trainer.convert import convert, fitting
-from trainer.formats import Choice
-from trainer.memory import GPUS, HOURS_FACTOR, foretell
-from trainer.rows import DataError, read_rows
+from trainer.data.convert import convert, fitting
+from trainer.data.formats import Choice
+from trainer.data.rows import DataError, read_rows
+from trainer.device.memory import GPUS, HOURS_FACTOR, foretell
 
 EXAMPLES = Path(__file__).parent
 TINY_PRICE = 1.00
@@ -126,7 +126,7 @@ def _span(hours: float) -> str:
 
 
 def forecast(recipe: ModuleType, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `trainer.memory.foretell` of a recipe's real run on the GPU that it names."""
+    """Return `trainer.device.memory.foretell` of a recipe's real run on the GPU that it names."""
     tables = {key: settings[key] for key in TrainerConfig.model_fields if key in settings}
     config = TrainerConfig.model_validate(tables)
     longest = config.train.max_length

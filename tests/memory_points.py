@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config import OptimizerKind, PrecisionChoice, Quant
-from trainer.memory import Workload
+from trainer.device.memory import Workload
 
 LITGPT = "litgpt 26857050, config_hub/finetune/README.md and tutorials/resource-tables.md"
 QWEN = "QwenLM/Qwen 2df8e8a, README, Profiling of Memory and Speed"

@@ -13,14 +13,16 @@ from typing import Any
 import tiny
 
 from trainer import model as models
-from trainer.checkpoint import Store
+from trainer.bench import Bench
 from trainer.config import load_config
+from trainer.desk import Desk, Order
 from trainer.disk import RealDisk
 from trainer.eviction import Flag
-from trainer.job import CONFIG, Order, data_facts
-from trainer.loop import Bench, train
-from trainer.stages import Desk, prepare, set_up, size_limit
-from trainer.state import TrainingState
+from trainer.loop import train
+from trainer.rundir import CONFIG, data_facts
+from trainer.saving.checkpoint import Store
+from trainer.saving.state import TrainingState
+from trainer.stages import prepare, set_up, size_limit
 from trainer.status import Heartbeat
 
 

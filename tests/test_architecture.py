@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,41 @@ def test_an_import_across_rooms_would_be_noticed(tmp_path: Path) -> None:
     bad.write_text("def act():\n    from remote.link import connect\n    return connect\n")
 
     assert trespasses([bad], "infra") == ["bad.py imports remote.link"]
+
+
+def arrows(room: str, *, folders: bool) -> dict[str, set[str]]:
+    """Who imports whom inside a room: files, or the folders (and single files) at its top."""
+
+    def place(module: str) -> str:
+        return ".".join(module.split(".")[:2]) if folders else module
+
+    found: dict[str, set[str]] = {}
+    for path in sources(room):
+        here = place(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        targets = found.setdefault(here, set())
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                for alias in node.names:
+                    longer = ROOT.joinpath(*node.module.split("."), f"{alias.name}.py")
+                    name = f"{node.module}.{alias.name}" if longer.exists() else node.module
+                    if name.startswith(f"{room}.") and place(name) != here:
+                        targets.add(place(name))
+    return found
+
+
+@pytest.mark.parametrize("unit", ["file", "folder"])
+@pytest.mark.parametrize("room", [*ROOMS, "commands"])
+def test_nothing_imports_in_a_circle(room: str, unit: str) -> None:
+    """Files stand in an order, and so do the folders of a room: there is one to begin with."""
+    order = list(TopologicalSorter(arrows(room, folders=unit == "folder")).static_order())
+
+    assert len(order) > 1
+
+
+def test_a_circle_would_be_noticed() -> None:
+    """The check above fails on two files that import each other."""
+    with pytest.raises(CycleError):
+        list(TopologicalSorter({"one": {"other"}, "other": {"one"}}).static_order())
 
 
 @pytest.mark.parametrize("library", sorted(CONFINED))

@@ -10,8 +10,8 @@ import pytest
 from pages import read
 from tiny import make_config, make_model, make_rows, make_tokenizer, write_config
 
-from trainer.audit import as_page, as_text, audit, main
 from trainer.config import TrainerConfig
+from trainer.pages.audit import as_page, as_text, audit, main
 
 MOODS = ["negative", "neutral", "positive"]
 

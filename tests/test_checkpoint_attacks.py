@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_checkpoint_faults import flip, newest, snapshot, store
 
-from trainer.checkpoint import load
-from trainer.manifest import FILES, MANIFEST, Damaged, directory_name, verify
+from trainer.saving.checkpoint import load
+from trainer.saving.manifest import FILES, MANIFEST, Damaged, directory_name, verify
 
 LIMIT = 1 << 20
 

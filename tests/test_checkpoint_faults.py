@@ -9,9 +9,9 @@ import pytest
 import torch
 from faulty_disk import Died, DyingDisk, FailingDisk, ForgetfulDisk, FullDisk
 
-from trainer.checkpoint import Snapshot, Store, load
 from trainer.disk import Disk, RealDisk
-from trainer.manifest import Damaged, directory_name, steps_present, verify
+from trainer.saving.checkpoint import Snapshot, Store, load
+from trainer.saving.manifest import Damaged, directory_name, steps_present, verify
 
 LIMIT = 1 << 20
 

@@ -21,11 +21,12 @@ from rig import outcome, rig
 
 from trainer import config as tables
 from trainer import model as models
-from trainer.cadence import choose_cadence
 from trainer.config import ConfigError, load_config
-from trainer.job import Order, run_job
-from trainer.rescore import rescore
-from trainer.rows import DataError
+from trainer.data.rows import DataError
+from trainer.desk import Order
+from trainer.job import run_job
+from trainer.saving.cadence import choose_cadence
+from trainer.scoring.rescore import rescore
 
 Tables = Mapping[str, Mapping[str, Any]]
 LABEL: Tables = {

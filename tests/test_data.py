@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 from tokenizers_built import KINDS, build
 
-from trainer.data import NOT_TRAINED, Example, collate, encode_prompt, load_examples, padding_id
-from trainer.rows import DataError
+from trainer.data.codec import NOT_TRAINED, Example
+from trainer.data.examples import collate, encode_prompt, load_examples, padding_id
+from trainer.data.rows import DataError
 
 FRAMES = list(itertools.product(KINDS, (True, False), (True, False), (True, False)))
 

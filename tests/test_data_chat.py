@@ -11,8 +11,9 @@ import pytest
 from tokenizers_built import build
 
 from trainer.config import DataTable
-from trainer.data import NOT_TRAINED, Example, load_examples
-from trainer.rows import DataError
+from trainer.data.codec import NOT_TRAINED, Example
+from trainer.data.examples import load_examples
+from trainer.data.rows import DataError
 
 CHATML = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"

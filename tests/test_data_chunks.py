@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import rows
-from trainer.convert import convert
-from trainer.formats import CONVERTERS, TOXIC, Choice, Tally
-from trainer.rows import READERS, Row, read_rows
+from trainer.data import rows
+from trainer.data.convert import convert
+from trainer.data.formats import CONVERTERS, TOXIC, Choice, Tally
+from trainer.data.rows import READERS, Row, read_rows
 
 PIECES = (1, 2, 3, 7, 64, 8191, 8192, 8193)
 NASTY = 'ends here" \n\n,"¡señor! 你好 \U0001f9e8"",\r\n\u0085\u2028 and "" so on'

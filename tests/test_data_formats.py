@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.convert import convert, main
-from trainer.formats import CONVERTERS, TOXIC, Choice, Tally
-from trainer.rows import DataError
-from trainer.split import find_duplicates, is_held_out, split
+from trainer.data.convert import convert, main
+from trainer.data.formats import CONVERTERS, TOXIC, Choice, Tally
+from trainer.data.rows import DataError
+from trainer.data.split import find_duplicates, is_held_out, split
 
 
 def converted(kind: str, path: Path, **choice: Any) -> tuple[list[dict[str, Any]], Tally]:

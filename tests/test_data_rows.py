@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from trainer.rows import DataError, read_rows
-from trainer.template import Template, TemplateError
+from trainer.data.rows import DataError, read_rows
+from trainer.data.template import Template, TemplateError
 
 
 def test_a_csv_cell_may_span_lines_and_rows_count_records(tmp_path: Path) -> None:

@@ -13,18 +13,12 @@ import torch
 from rig import Rig, rig
 from test_methods import logits, plain_peft
 
-from trainer import methods
 from trainer.__main__ import main
+from trainer.adapters import methods
+from trainer.adapters.dylora import Dial, compare_ranks, cut, draw_rank, ranks_to_compare
 from trainer.config import ConfigError
-from trainer.data import collate
-from trainer.dylora import (
-    Dial,
-    compare_ranks,
-    cut,
-    draw_rank,
-    ranks_to_compare,
-)
-from trainer.export import export, export_rank
+from trainer.data.examples import collate
+from trainer.results.export import export, export_rank
 from trainer.supervised import mean_loss, supervised_loss
 
 R = 8

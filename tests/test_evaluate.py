@@ -12,15 +12,15 @@ import pytest
 import torch
 from tiny import make_config, make_model, make_rows, make_tokenizer
 
-from trainer import shots
-from trainer.answers import all_answers, possible_answers, read_answer, write_answer
 from trainer.config import CostTable, EvalTable, TrainerConfig
-from trainer.data import Codec, Example
-from trainer.decode import Decoder, Trie, batches, in_batches, undisturbed
+from trainer.data.codec import Codec, Example
+from trainer.data.rows import DataError
+from trainer.data.template import Template
 from trainer.errors import DoesNotFit
-from trainer.evaluate import _costs, load_result, run
-from trainer.rows import DataError
-from trainer.template import Template
+from trainer.scoring import shots
+from trainer.scoring.answers import all_answers, possible_answers, read_answer, write_answer
+from trainer.scoring.decode import Decoder, Trie, batches, in_batches, undisturbed
+from trainer.scoring.evaluate import _costs, load_result, run
 
 MOODS = ["negative", "neutral", "positive"]
 PROMPTS = [[5, 9, 30], [0, 44, 81, 7, 7, 12], [99], [3, 4, 5, 6, 7, 8, 9, 10]]

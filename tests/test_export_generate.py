@@ -10,8 +10,8 @@ import pytest
 from tiny import make_config, make_model, make_rows, make_tokenizer, write_config
 
 from trainer.config import TrainerConfig
-from trainer.data import load_examples
-from trainer.generate import Speaker, main, talk
+from trainer.data.examples import load_examples
+from trainer.results.generate import Speaker, main, talk
 
 CHATML = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import make_model
 
-from trainer.merge import CannotMergeError, main, merge, parity, read_adapter
+from trainer.results.merge import CannotMergeError, main, merge, parity, read_adapter
 
 # PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")

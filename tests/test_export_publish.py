@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import make_config, write_config
 
-from trainer.publish import main
+from trainer.results.publish import main
 
 
 @pytest.fixture

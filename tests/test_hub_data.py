@@ -16,8 +16,8 @@ from commands.config import check, check_files
 from commands.staging import stage
 from trainer.__main__ import main
 from trainer.config import DataTable
+from trainer.data.rows import DataError, read_rows
 from trainer.hub import HubFile, fetch, parse
-from trainer.rows import DataError, read_rows
 
 NAMED = "hub:me/pairs@v1/data/train.jsonl"
 PLACE = "me/pairs/resolve/v1/data/train.jsonl"

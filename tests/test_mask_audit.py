@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from tokenizers_built import KINDS, build
 
-from trainer.data import NOT_TRAINED, Example, load_examples
-from trainer.rows import DataError
+from trainer.data.codec import NOT_TRAINED, Example
+from trainer.data.examples import load_examples
+from trainer.data.rows import DataError
 
 FRAMES = list(itertools.product(KINDS, (True, False), (True, False), (True, False)))
 WAYS = ("template", "template with BOS", "markers", "chat", "chat with BOS", "encoder-decoder")

@@ -16,7 +16,7 @@ from memory_points import MODELS, POINTS
 from tiny import make_config
 
 from trainer.config import OptimizerKind, PrecisionChoice, Quant, TrainerConfig
-from trainer.memory import (
+from trainer.device.memory import (
     GPUS,
     HOURS_FACTOR,
     Workload,
@@ -28,7 +28,7 @@ from trainer.memory import (
     largest_micro_batch,
     step_seconds,
 )
-from trainer.shapes import Linear, UnknownShapeError, read_shape
+from trainer.device.shapes import Linear, UnknownShapeError, read_shape
 
 T5_3B = {
     "model_type": "t5", "d_model": 1024, "d_kv": 128, "d_ff": 16384, "num_layers": 24,
@@ -272,7 +272,7 @@ def test_an_unknown_architecture_is_told() -> None:
 def test_the_forecast_needs_no_torch() -> None:
     """The laptop plans without the trainer's libraries: importing loads none of them."""
     code = (
-        "import sys, trainer.memory; "
+        "import sys, trainer.device.memory; "
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
     root = Path(__file__).resolve().parent.parent

@@ -12,11 +12,11 @@ import tiny
 import torch
 from rig import Rig, outcome, restored, rig, twin_of
 
-from trainer import methods
 from trainer import model as models
+from trainer.adapters import methods
 from trainer.config import ConfigError, MethodKind, MethodTable, Quant, load_config
-from trainer.data import collate
-from trainer.export import export
+from trainer.data.examples import collate
+from trainer.results.export import export
 
 STEPS = 6
 TOLERANCE = 1e-5  # of logits around 1: float32 sums in another order

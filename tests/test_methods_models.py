@@ -11,11 +11,11 @@ import torch
 from rig import outcome, restored, rig, twin_of
 from test_methods import fresh_base, logits, plain_peft
 
-from trainer import methods
 from trainer import model as models
+from trainer.adapters import methods
 from trainer.config import ConfigError, MethodTable
-from trainer.data import collate
-from trainer.export import export
+from trainer.data.examples import collate
+from trainer.results.export import export
 
 TARGETS = {
     "phi": ["dense", "fc1", "fc2", "k_proj", "q_proj", "v_proj"],

@@ -14,9 +14,9 @@ import pytest
 from rig import Rig, rig
 from tiny import write_config
 
-from trainer import methods
+from trainer.adapters import methods
 from trainer.config import load_config
-from trainer.data import load_examples
+from trainer.data.examples import load_examples
 from trainer.model import find_source, load_tokenizer
 from trainer.supervised import mean_loss
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
-from trainer.metrics import (
+from trainer.scoring.metrics import (
     AVERAGES,
     Bools,
     Cost,

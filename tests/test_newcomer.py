@@ -19,7 +19,7 @@ from commands.console import LiveConsole, PlainConsole, make_console
 from commands.errors import Usage
 from commands.init import write
 from commands.manual import EXAMPLES
-from trainer.rows import DataError, read_rows
+from trainer.data.rows import DataError, read_rows
 
 HEAD, LABELS = ("text", "label"), ("negative", "neutral", "positive")
 

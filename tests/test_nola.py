@@ -12,10 +12,10 @@ import torch
 from rig import Rig, rig
 from test_methods import logits
 
-from trainer import methods
+from trainer.adapters import methods
+from trainer.adapters.nola import Basis, expand, walsh
 from trainer.config import ConfigError
-from trainer.merge import merge
-from trainer.nola import Basis, expand, walsh
+from trainer.results.merge import merge
 
 BITS = (1 << 64) - 1
 
@@ -90,7 +90,7 @@ def test_the_fast_transform_is_the_product_with_the_matrix(size: int) -> None:
 
 def test_coefficients_get_the_gradient_of_the_sum(made: Rig) -> None:
     """The gradient that reaches a coefficient is that of autograd through the written-out sum."""
-    from trainer.data import collate
+    from trainer.data.examples import collate
     from trainer.supervised import supervised_loss
 
     for name, parameter in made.state.parameters.items():  # B is not zero from here on
@@ -147,7 +147,7 @@ def test_training_begins_at_the_base_and_learns_as_fast_as_lora(made: Rig, tmp_p
 
 def slopes(made: Rig, layers: list[torch.nn.Module]) -> list[torch.Tensor]:
     """Return the gradients of the layers' B over the rows of the first step, before it is done."""
-    from trainer.data import collate
+    from trainer.data.examples import collate
     from trainer.supervised import supervised_loss
 
     rows = [made.bench.examples[row] for row in made.bench.plan.batch(0)]
@@ -180,7 +180,7 @@ def test_only_coefficients_are_trained_and_saved(made: Rig, tmp_path: Path) -> N
 
 def test_a_step_that_was_given_up_leaves_no_gradient(made: Rig) -> None:
     """Passes of an abandoned step are forgotten when the next one begins."""
-    from trainer.data import collate
+    from trainer.data.examples import collate
     from trainer.supervised import supervised_loss
 
     method = methods.method_of(made.bench.model)
@@ -231,7 +231,7 @@ def test_a_damaged_file_is_refused(made: Rig, tmp_path: Path, name: str, content
 
 def test_a_nola_adapter_is_not_published_as_one_that_peft_loads(made: Rig, tmp_path: Path) -> None:
     """Before a hub is asked anything, the way to a plain adapter is told."""
-    from trainer.publish import CannotPublishError, Shelf, publish
+    from trainer.results.publish import CannotPublishError, Shelf, publish
 
     methods.method_of(made.bench.model).save(tmp_path)
 

@@ -12,7 +12,7 @@ from rig import outcome, restored, rig, twin_of
 from transformers import FalconConfig, FalconForCausalLM
 from transformers.models.falcon.modeling_falcon import FalconLinear
 
-from trainer import quantise
+from trainer.adapters import quantise
 from trainer.config import ConfigError
 
 

@@ -13,7 +13,8 @@ import yaml
 from commands.config import RunConfig, check
 from infra.catalog import reference_spot_usd_per_h
 from trainer.config import TrainerConfig
-from trainer.data import NOT_TRAINED, load_examples
+from trainer.data.codec import NOT_TRAINED
+from trainer.data.examples import load_examples
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = (

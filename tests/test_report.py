@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from pages import read
 
-from trainer import evaluate, report
-from trainer.answers import Answer
-from trainer.baselines import Known
 from trainer.config import CostTable, EvalTable
-from trainer.data import Example
-from trainer.template import Template
+from trainer.data.codec import Example
+from trainer.data.template import Template
+from trainer.pages import report
+from trainer.scoring import evaluate
+from trainer.scoring.answers import Answer
+from trainer.scoring.baselines import Known
 
 MOODS = ["negative", "neutral", "positive"]
 

@@ -13,7 +13,7 @@ import pytest
 from test_audit import audited
 from test_report import run_dir
 
-from trainer import audit, report
+from trainer.pages import audit, report
 
 __all__ = ["run_dir"]  # a fixture of another file, found by its name here
 

@@ -182,7 +182,7 @@ def test_a_full_disk_at_the_end_is_told_and_ends_with_74(
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "adapter_model.safetensors")
 
-    monkeypatch.setattr("trainer.methods.Plain.save", full)
+    monkeypatch.setattr("trainer.adapters.methods.Plain.save", full)
     data = tiny.make_rows(tmp_path / "train.jsonl", 6)
     run = tiny.write_config(
         tmp_path / "run", tiny.make_config(model, data, train={"steps": 1, "epochs": None})
@@ -209,7 +209,8 @@ def test_help_and_checks_need_no_torch() -> None:
     """The config, the schedule, the status and a checkpoint's manifest load without torch."""
     code = (
         "import sys, trainer.config, trainer.plan, trainer.status, trainer.eviction, "
-        "trainer.manifest, trainer.job, trainer.__main__ as door; door.parser().format_help(); "
+        "trainer.saving.manifest, trainer.job, trainer.__main__ as door; "
+        "door.parser().format_help(); "
         "print(sorted({'torch', 'transformers', 'numpy', 'peft'} & set(sys.modules)))"
     )
     found = subprocess.run(

@@ -14,9 +14,9 @@ import pytest
 import tiny
 
 from trainer.__main__ import main
-from trainer.checkpoint import Store, load
 from trainer.disk import RealDisk
-from trainer.manifest import directory_name, steps_present
+from trainer.saving.checkpoint import Store, load
+from trainer.saving.manifest import directory_name, steps_present
 
 
 @pytest.fixture(scope="module")

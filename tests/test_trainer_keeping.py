@@ -17,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_checkpoint_faults import snapshot
 
-from trainer.cadence import INTERVAL_S_MAX, INTERVAL_S_MIN, choose_cadence
-from trainer.checkpoint import Store
 from trainer.config import CheckpointTable, EvictionBand
 from trainer.disk import RealDisk
 from trainer.events import EventWriter
-from trainer.keeper import Keeper
-from trainer.manifest import steps_present
-from trainer.saver import Saver
-from trainer.state import Counters
+from trainer.saving.cadence import INTERVAL_S_MAX, INTERVAL_S_MIN, choose_cadence
+from trainer.saving.checkpoint import Store
+from trainer.saving.keeper import Keeper
+from trainer.saving.manifest import steps_present
+from trainer.saving.saver import Saver
+from trainer.saving.state import Counters
 from trainer.status import Heartbeat, MetricsLog, Phase, count_steps, parse_log
 
 RECORD = {"step": 1, "loss": 2.5, "lr": 0.1, "grad_norm": None, "tokens": 10, "seconds": 0.5}

@@ -13,8 +13,8 @@ from rig import outcome_tensors, rig
 
 from trainer import model as models
 from trainer.config import ConfigError, MethodTable, ModelTable, PrecisionChoice, TrainTable
-from trainer.data import collate
-from trainer.precision import choose_precision
+from trainer.data.examples import collate
+from trainer.device.precision import choose_precision
 
 QLORA = {"kind": "qlora", "quant": "nf4", "dropout": 0.0}
 ALL = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

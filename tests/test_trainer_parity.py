@@ -11,7 +11,8 @@ import tiny
 import torch
 from rig import Rig, outcome_tensors, rig
 
-from trainer.data import NOT_TRAINED, collate
+from trainer.data.codec import NOT_TRAINED
+from trainer.data.examples import collate
 from trainer.supervised import supervised_loss
 
 TOLERANCE = 1e-6  # relative, of the loss of each step; float32 has 6e-8

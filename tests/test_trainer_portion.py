@@ -9,9 +9,9 @@ import pytest
 import tiny
 
 from trainer.config import TrainerConfig
-from trainer.data import Example
-from trainer.memory import GPUS
-from trainer.portion import choose_portion
+from trainer.data.codec import Example
+from trainer.device.memory import GPUS
+from trainer.device.portion import choose_portion
 
 LLAMA_7B = {
     "model_type": "llama",

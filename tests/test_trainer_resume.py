@@ -11,10 +11,10 @@ import tiny
 import torch
 from rig import Logger, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
 
-from trainer.checkpoint import load
 from trainer.errors import Diverged, DoesNotFit, Preempted
 from trainer.loop import train
-from trainer.manifest import Damaged, directory_name
+from trainer.saving.checkpoint import load
+from trainer.saving.manifest import Damaged, directory_name
 from trainer.stages import size_limit
 
 HARD: dict[str, dict[str, Any]] = {

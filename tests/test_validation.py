@@ -18,12 +18,12 @@ from trainer.config import CheckpointTable, TrainerConfig, load_config
 from trainer.errors import Preempted
 from trainer.events import EventWriter
 from trainer.fingerprint import compare, flatten_config
-from trainer.job import training_facts
-from trainer.keeper import Keeper
 from trainer.loop import train
-from trainer.manifest import Damaged
-from trainer.saver import Saver
-from trainer.state import digest
+from trainer.rundir import training_facts
+from trainer.saving.keeper import Keeper
+from trainer.saving.manifest import Damaged
+from trainer.saving.saver import Saver
+from trainer.saving.state import digest
 
 STEPS = 11  # validated after 3, 6, 9 and, being the end, 11
 HARD: dict[str, Any] = {"steps": STEPS, "batch_size": 4, "micro_batch": 2, "lr": 3e-2}
@@ -88,7 +88,8 @@ def test_the_loss_is_the_mean_over_all_held_out_answers(undisturbed: Rig) -> Non
     """The logged figure is that of a pass over one row after the other."""
     import torch
 
-    from trainer.data import NOT_TRAINED, collate
+    from trainer.data.codec import NOT_TRAINED
+    from trainer.data.examples import collate
     from trainer.supervised import supervised_loss
 
     exam = undisturbed.bench.exam

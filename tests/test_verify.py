@@ -12,8 +12,8 @@ import tiny
 
 from trainer.__main__ import main
 from trainer.disk import RealDisk, replace_file
-from trainer.job import alone_in
-from trainer.manifest import directory_name
+from trainer.rundir import alone_in
+from trainer.saving.manifest import directory_name
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,10 @@ from pathlib import Path
 from time import monotonic
 
 from trainer.config import ConfigError, EvictionBand
+from trainer.data.rows import DataError
+from trainer.desk import Order
 from trainer.errors import Busy, Preempted
-from trainer.job import Order, prepare_environment, run_job
-from trainer.rows import DataError
+from trainer.job import prepare_environment, run_job
 
 INTERRUPTED = 130
 DONE, DIFFERS, BAD_DATA, BUG, BUSY, FAILED_IO, PREEMPTED, BAD_CONFIG = 0, 1, 65, 70, 73, 74, 75, 78
@@ -112,7 +113,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_eval(arguments: argparse.Namespace) -> int:
     """Score once more and print the result as JSON."""
     prepare_environment()
-    from trainer.rescore import rescore
+    from trainer.scoring.rescore import rescore
 
     def beat(done: int, total: int) -> None:
         say(f"evaluated {done} of {total} rows")
@@ -135,7 +136,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Write the plain adapter and print where it is."""
-    from trainer.export import export
+    from trainer.results.export import export
 
     run_dir = arguments.run_dir.resolve()
     out = arguments.out.resolve() if arguments.out else run_dir / "exported"
@@ -162,7 +163,7 @@ def amount(text: str) -> float:
 
 def run_probe(_arguments: argparse.Namespace) -> int:
     """Print what this machine can do, for the laptop to check before it trains."""
-    from trainer.probe import probe
+    from trainer.device.probe import probe
 
     sys.stdout.write(json.dumps(probe(), indent=1) + "\n")
     return DONE

@@ -182,8 +182,9 @@ def installed_versions() -> dict[str, str]:
 def own_sha256() -> str:
     """Return one SHA-256 over the source files of this package, whatever their times."""
     total = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        total.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        total.update(f"{path.relative_to(package)}\0{file_sha256(path)}\n".encode())
     return total.hexdigest()
 
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.rows import DataError
+from trainer.data.rows import DataError
 
 PREFIX = "hub:"
 FORM = "hub:OWNER/NAME@REVISION/PATH"

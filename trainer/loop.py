@@ -8,54 +8,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from trainer.data import Example, collate
+from trainer.bench import Bench
+from trainer.data.examples import collate
 from trainer.errors import Diverged, DoesNotFit, Preempted
-from trainer.eviction import Flag
-from trainer.methods import Method
-from trainer.plan import Plan, micro_batches, ordinal
-from trainer.state import TrainingState, digest, finite_or_none
+from trainer.plan import micro_batches, ordinal
+from trainer.saving.state import TrainingState, digest, finite_or_none
 from trainer.supervised import supervised_loss
-from trainer.validation import Exam
 
 SKIPS_MAX = 20  # the first float16 steps may overflow until the loss scale fits: 2^16 to 2^-4
-
-
-class Layer(Protocol):
-    """What the loop needs of `accelerate.Accelerator`, its device and precision layer."""
-
-    device: torch.device
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Choose types per operation while inside."""
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Run the backward pass."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """The tools of the loop; none of them changes which numbers come out."""
-
-    model: Any
-    method: Method
-    layer: Layer
-    plan: Plan
-    examples: Sequence[Example]
-    pad_id: int
-    seed: int
-    max_grad_norm: float
-    flag: Flag
-    say: Callable[[str], None]
-    price_usd_per_h: float = 0.0
-    exam: Exam | None = None
 
 
 class Watcher(Protocol):

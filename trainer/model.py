@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from trainer import methods, nola, quantise
+from trainer.adapters import methods, nola, quantise
 from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTable
+from trainer.device.precision import Precision, choose_precision
 from trainer.errors import DoesNotFit
 from trainer.hub import hub_is_silent
 from trainer.plan import ordinal
-from trainer.precision import Precision, choose_precision
 
 Model = Any  # a transformers model, later wrapped by PEFT; neither ships types
 

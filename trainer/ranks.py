@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trainer import dylora, methods
-from trainer.data import load_examples, padding_id
+from trainer.adapters import dylora, methods
+from trainer.data.examples import load_examples, padding_id
 from trainer.errors import Preempted
-from trainer.job import resolve
+from trainer.rundir import resolve
 from trainer.status import Phase
 
 if TYPE_CHECKING:
-    from trainer.stages import Desk, Material
+    from trainer.desk import Desk
+    from trainer.material import Material
 
 
 def compare(desk: Desk, material: Material, adapted: Any) -> None:

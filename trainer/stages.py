@@ -5,35 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from trainer import methods, ranks
 from trainer import model as models
-from trainer.checkpoint import Snapshot, Store
-from trainer.config import ConfigError, TrainerConfig
-from trainer.data import Examples, load_examples, padding_id
+from trainer import ranks
+from trainer.adapters import methods
+from trainer.bench import Bench
+from trainer.config import ConfigError
+from trainer.data.examples import Examples, load_examples, padding_id
+from trainer.desk import Desk
+from trainer.device.memory import Gpu
+from trainer.device.portion import choose_portion
 from trainer.disk import RealDisk, replace_file
 from trainer.errors import Preempted
 from trainer.events import EventWriter
-from trainer.eviction import Flag
-from trainer.fingerprint import (
-    Facts,
-    compare,
-    cpu_model,
-    directory_sha256,
-    take_fingerprint,
-)
-from trainer.job import (
+from trainer.fingerprint import Facts, compare, cpu_model, directory_sha256, take_fingerprint
+from trainer.loop import train
+from trainer.material import Material
+from trainer.plan import make_plan
+from trainer.rundir import (
     ADAPTER,
     RECEIPT,
     SCORED,
-    Order,
     adapter_done,
     read_table,
     resolve,
@@ -41,52 +39,16 @@ from trainer.job import (
     scoring_facts,
     training_facts,
 )
-from trainer.keeper import Keeper
-from trainer.loop import Bench, train
-from trainer.manifest import Damaged
-from trainer.memory import Gpu
-from trainer.plan import Plan, make_plan
-from trainer.portion import choose_portion
-from trainer.precision import Precision
-from trainer.saver import Saver
-from trainer.state import Best, TrainingState
-from trainer.status import Heartbeat, MetricsLog, Phase, count_steps
+from trainer.saving.checkpoint import Snapshot, Store
+from trainer.saving.keeper import Keeper
+from trainer.saving.manifest import Damaged
+from trainer.saving.saver import Saver
+from trainer.saving.state import Best, TrainingState
+from trainer.status import MetricsLog, Phase, count_steps
 from trainer.validation import make_exam
 
 # What the receipt in the adapter keeps of the status, for a watcher who comes after the end.
 KEPT = ("step", "steps", "loss", "checkpoint_step", "exact", "inexact_from")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Desk:
-    """What every stage needs."""
-
-    order: Order
-    config: TrainerConfig
-    inputs: Facts
-    heartbeat: Heartbeat
-    flag: Flag
-    say: Callable[[str], None]
-
-    @property
-    def run_dir(self) -> Path:
-        """The directory that everything is read from and written to."""
-        return self.order.run_dir
-
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """What is loaded before anything is computed."""
-
-    source: models.Source
-    tokenizer: Any
-    rows: Examples
-    held_out: Examples | None  # read only if they are looked at while training
-    plan: Plan
-    device: torch.device
-    precision: Precision
-    fingerprint: Facts
-    described: dict[str, Any]  # the base's config.json
 
 
 def work(desk: Desk) -> None:
@@ -355,7 +317,7 @@ def score(desk: Desk, material: Material, model: Any, stage: Literal["before", "
     """Evaluate `model` and write `eval-<stage>.json`, unless that is there or nothing is wanted."""
     if scored(desk.run_dir, stage, desk.config, desk.inputs):
         return
-    from trainer import evaluate
+    from trainer.scoring import evaluate
 
     desk.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
 

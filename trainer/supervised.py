@@ -14,7 +14,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from trainer.data import NOT_TRAINED, Example, collate
+from trainer.data.codec import NOT_TRAINED, Example
+from trainer.data.examples import collate
 from trainer.errors import DoesNotFit
 
 # Logits in float32, once for the values and once for their gradient, stay below about 1 GB.

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import TrainTable
-from trainer.data import Example, Examples
-from trainer.decode import undisturbed
+from trainer.data.codec import Example
+from trainer.data.examples import Examples
 from trainer.errors import Preempted
-from trainer.state import TrainingState, finite_or_none
+from trainer.saving.state import TrainingState, finite_or_none
+from trainer.scoring.decode import undisturbed
 from trainer.status import Heartbeat
 from trainer.supervised import mean_loss
 
 if TYPE_CHECKING:
-    from trainer.loop import Bench
+    from trainer.bench import Bench
 
 
 def make_exam(

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer import model as models
-from trainer.checkpoint import load, tensor_chunks
 from trainer.config import ConfigError, load_config
+from trainer.desk import Desk, Order
 from trainer.disk import RealDisk
 from trainer.eviction import Flag
 from trainer.fingerprint import compare
-from trainer.job import CONFIG, Order, alone_in, data_facts
 from trainer.loop import train
-from trainer.manifest import (
+from trainer.rundir import CONFIG, alone_in, data_facts
+from trainer.saving.checkpoint import load, tensor_chunks
+from trainer.saving.manifest import (
     ADAPTER,
     OPTIMIZER,
     Damaged,
@@ -27,8 +28,8 @@ from trainer.manifest import (
     steps_present,
     verify,
 )
-from trainer.stages import Desk, prepare, set_up, size_limit
-from trainer.state import TrainingState, present_tensors
+from trainer.saving.state import TrainingState, present_tensors
+from trainer.stages import prepare, set_up, size_limit
 from trainer.status import Heartbeat, parse_log
 
 STEPS_DEFAULT = 10

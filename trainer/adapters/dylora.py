@@ -1,0 +1,158 @@
+"""DyLoRA: one run trains every rank up to r, and each can be cut out as a plain LoRA adapter.
+
+Every step draws a rank b and trains with A[:b] and B[:, :b], scaled by alpha/b as a LoRA of that
+rank is (Valipour et al., 2023; QDyLoRA is the same on a quantised base). The draw depends on seed
+and step only, so that an interrupted run draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import MethodTable
+from trainer.data.codec import Example
+from trainer.plan import ordinal
+from trainer.supervised import mean_loss
+
+RANKS = "ranks.json"
+WHOLE = "ranks.safetensors"  # A and B of rank r, of which every lower rank is a part
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+ALL_UP_TO = 16  # ranks beyond it are compared at powers of two only
+
+
+class Dial:
+    """Sets the rank at which the LoRA layers of a model work: drawn in training, else `chosen`."""
+
+    def __init__(self, model: Any, *, method: MethodTable, seed: int) -> None:
+        self.r = method.r
+        self.alpha = method.alpha
+        self.drawn = method.r
+        self.chosen = method.r
+        self.losses: dict[int, float] | None = None
+        self._model = model
+        self._seed = seed
+        self._masks: dict[tuple[int, torch.device], torch.Tensor] = {}
+        for module in model.modules():
+            if hasattr(module, "lora_A") and "default" in module.lora_A:
+                module.lora_A["default"].register_forward_hook(self._cut)
+
+    def begin(self, step: int) -> None:
+        """Draw the rank of `step`."""
+        self.drawn = draw_rank(self._seed, step, self.r)
+
+    def gather(self) -> None:
+        """The gradients are where they belong; those beyond the drawn rank are zero."""
+
+    def settle(self) -> None:
+        """Outside training the model works at the chosen rank, whatever was drawn last."""
+
+    def choose(self, losses: dict[int, float]) -> None:
+        """Take note of the validation loss of every rank, and work at the best from now on."""
+        self.losses = losses
+        self.chosen = self.best
+
+    def save(self, directory: Path) -> None:
+        """Write a plain LoRA of the best rank, as PEFT does, and beside it all ranks together."""
+        from safetensors.torch import load_file, save_file
+
+        self._model.save_pretrained(str(directory), save_embedding_layers=False)
+        whole = load_file(directory / TENSORS)
+        save_file(whole, directory / WHOLE, metadata={"format": "pt"})
+        save_file(cut(whole, self.best), directory / TENSORS, metadata={"format": "pt"})
+        settings = json.loads((directory / CONFIG).read_text(encoding="utf-8")) | {"r": self.best}
+        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+        (directory / CONFIG).write_text(text, encoding="utf-8")
+        table = {
+            "version": 1,
+            "r": self.r,
+            "alpha": self.alpha,
+            "losses": None if self.losses is None else {str(b): x for b, x in self.losses.items()},
+            "best": self.best,
+        }
+        (directory / RANKS).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+    @property
+    def best(self) -> int:
+        """The rank of the lowest validation loss, the smaller of equals; r if none was measured."""
+        if not self.losses:
+            return self.r
+        return min(self.losses, key=lambda b: (self.losses or {})[b])
+
+    @contextmanager
+    def at(self, rank: int) -> Iterator[None]:
+        """Let the model, while it is not in training mode, work at `rank` inside."""
+        before, self.chosen = self.chosen, rank
+        try:
+            yield
+        finally:
+            self.chosen = before
+
+    def _cut(self, module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        """Keep the first b of r outputs of A, times r/b: PEFT scales by alpha/r, b needs alpha/b.
+
+        The factor stays float32: in bfloat16 it would be off by up to 0.4 % in one direction.
+        """
+        rank = self.drawn if module.training else self.chosen
+        if rank == self.r:
+            return output
+        key = (rank, output.device)
+        if key not in self._masks:
+            mask = torch.zeros(self.r, device=output.device)
+            mask[:rank] = self.r / rank
+            self._masks[key] = mask
+        return output * self._masks[key]
+
+
+def cut(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """Return A[:rank] and B[:, :rank] of every layer, under the names they have in the file."""
+    return {
+        name: (tensor[:rank] if ".lora_A." in name else tensor[:, :rank]).contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def draw_rank(seed: int, step: int, r: int) -> int:
+    """Return the rank of a step, 1 to r, each about equally often, from seed and step alone."""
+    return 1 + ordinal(seed, "rank", step) % r
+
+
+def ranks_to_compare(r: int) -> tuple[int, ...]:
+    """Return every rank up to r, or from `ALL_UP_TO` on the powers of two and r."""
+    if r <= ALL_UP_TO:
+        return tuple(range(1, r + 1))
+    powers = [1 << at for at in range(r.bit_length()) if 1 << at < r]
+    return (*powers, r)
+
+
+def compare_ranks(
+    model: Any,
+    examples: Sequence[Example],
+    *,
+    pad_id: int,
+    portion: int,
+    beat: Callable[[int, int], None],
+) -> dict[int, float]:
+    """Return the mean loss (nats per target token) of a DyLoRA model on `examples` at each rank.
+
+    `portion` rows go through the model at once; `beat` hears of ranks done and in all, and may
+    raise. The model's mode is left as it was.
+    """
+    dial: Dial = model.qft_method
+    ranks = ranks_to_compare(dial.r)
+    was_training = model.training
+    model.eval()
+    losses: dict[int, float] = {}
+    try:
+        for done, rank in enumerate(ranks):
+            beat(done, len(ranks))
+            with dial.at(rank):
+                losses[rank] = mean_loss(model, examples, pad_id=pad_id, portion=portion)
+    finally:
+        model.train(was_training)
+    return losses

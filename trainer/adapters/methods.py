@@ -1,0 +1,131 @@
+"""Every method is a choice of values in one path: what PEFT is asked, and what a step needs beside.
+
+LoRA, DoRA and rsLoRA are PEFT's own. DyLoRA and NOLA are ours, and differ from LoRA only in what
+happens before and after the passes of a step (`Method`). All are saved so that PEFT loads them, if
+need be after `trainer.results.export`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from trainer.adapters.dylora import Dial
+from trainer.adapters.nola import Combination
+from trainer.config import ConfigError, MethodKind, MethodTable, OptimizerKind, TrainTable
+
+
+class Method(Protocol):
+    """What is done around the steps of a training, and at its end."""
+
+    def begin(self, step: int) -> None:
+        """Prepare the model for the passes of `step`, by the step's number alone."""
+
+    def gather(self) -> None:
+        """Bring the gradients of all passes to the trained parameters, before they are clipped."""
+
+    def settle(self) -> None:
+        """Make the model what its parameters say; call before it is used for anything else."""
+
+    def save(self, directory: Path) -> None:
+        """Write the adapter to `directory`; raises `OSError`."""
+
+
+class Plain:
+    """PEFT alone: nothing happens around a step."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def begin(self, step: int) -> None:
+        """Nothing to prepare."""
+
+    def gather(self) -> None:
+        """The gradients are where they belong."""
+
+    def settle(self) -> None:
+        """The parameters are the model."""
+
+    def save(self, directory: Path) -> None:
+        """Write PEFT's own files."""
+        self._model.save_pretrained(str(directory), save_embedding_layers=False)
+
+
+def settings(method: MethodTable, *, targets: list[str], seq2seq: bool) -> Any:
+    """Return the `peft.LoraConfig` of the method over the layers called `targets`."""
+    import peft
+
+    return peft.LoraConfig(
+        r=method.r,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=targets,
+        use_dora=method.kind.dora,
+        use_rslora=method.kind is MethodKind.RSLORA,
+        task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
+    )
+
+
+def equip(model: Any, method: MethodTable, train: TrainTable) -> None:
+    """Give a fresh PEFT model what its method needs beside PEFT; `method_of` finds it again."""
+    made: Method = Plain(model)
+    if method.kind.dylora:
+        made = Dial(model, method=method, seed=train.seed)
+    elif method.kind is MethodKind.NOLA:
+        made = Combination(model, method=method, seed=train.seed)
+    model.qft_method = made
+
+
+def method_of(model: Any) -> Method:
+    """Return what `equip` gave to this model."""
+    found: Method = model.qft_method
+    return found
+
+
+def check_device(method: MethodTable, device: torch.device) -> None:
+    """Raise `ConfigError` if something chosen cannot work on this device, with the reason."""
+    if method.optimizer is OptimizerKind.PAGED_ADAMW8BIT and device.type != "cuda":
+        raise ConfigError(["method.optimizer: paged_adamw8bit needs a GPU; use adamw8bit"])
+
+
+def advice(method: MethodTable) -> list[str]:
+    """Return what the user should know of the choice before it costs time, one line each."""
+    lines = []
+    if method.kind.dora:
+        lines.append(
+            f"{method.kind}: expect a step to take about 26 % longer than LoRA's and 10 % more "
+            "memory (PEFT's own comparison, unquantised)"
+        )
+    if method.kind.dora and method.kind.quantised:
+        lines.append(
+            f"{method.kind}: every quantised weight is unpacked in every forward pass, which can "
+            "double the time of a step; rslora with `quant: nf4` is the cheaper thing to try first"
+        )
+    if method.optimizer is OptimizerKind.PAGED_ADAMW8BIT:
+        lines.append(
+            "paged_adamw8bit: after a resume its state lies in the GPU's memory and is no longer "
+            "paged (bitsandbytes); adamw8bit needs little more for an adapter"
+        )
+    return lines
+
+
+def make_optimizer(
+    method: MethodTable, train: TrainTable, parameters: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the config over `parameters`.
+
+    Raises:
+        ConfigError: it cannot work where the parameters are.
+    """
+    check_device(method, parameters[0].device)
+    arguments: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay}
+    if method.optimizer is OptimizerKind.ADAMW:
+        return torch.optim.AdamW(parameters, **arguments)
+    import bitsandbytes
+
+    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+        parameters, is_paged=method.optimizer is OptimizerKind.PAGED_ADAMW8BIT, **arguments
+    )
+    return made

@@ -1,0 +1,1 @@
+"""From files of rows to tokens and labels, losing nothing unsaid."""

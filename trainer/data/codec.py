@@ -1,0 +1,180 @@
+"""How one tokenizer frames a sequence: one BOS, the answer whole and ended, only the prompt cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.data.rows import DataError
+from trainer.data.template import Template
+
+NOT_TRAINED = -100  # the label that cross_entropy ignores
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row ready to train on.
+
+    For a causal model `input_ids` is prompt + completion + EOS and `labels` has the same length,
+    NOT_TRAINED over the prompt (the model shifts). For an encoder-decoder `input_ids` is the
+    prompt alone and `labels` the completion + EOS.
+    """
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    prompt: str
+    completion: str
+    row: int
+    prompt_length: int
+
+    @property
+    def answer_length(self) -> int:
+        """How many tokens the right answer has, its EOS included."""
+        return len(self.labels) - (self.prompt_length if self._causal else 0)
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are learnt: a causal model predicts none where it has read none."""
+        predicted = self.labels[1:] if self._causal else self.labels
+        return len(predicted) - predicted.count(NOT_TRAINED)
+
+    @property
+    def _causal(self) -> bool:
+        return len(self.input_ids) > self.prompt_length
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The tokens to generate from: exactly those that stood before the completion."""
+        return self.input_ids[: self.prompt_length]
+
+
+class TooLongError(Exception):
+    """A completion that does not fit, so that shortening the prompt cannot help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """How one tokenizer frames a sequence: learnt from what it does itself, never from its name."""
+
+    tokenizer: Any
+    max_length: int
+    seq2seq: bool
+    prefix: tuple[int, ...]  # what the tokenizer puts before a text: BOS, [CLS] or nothing
+    suffix: tuple[int, ...]  # what an encoder expects after it: T5's EOS, BERT's [SEP]
+    eos_id: int
+    control_tokens: Mapping[str, int]  # text -> id
+
+    @classmethod
+    def of(cls, tokenizer: Any, *, max_length: int, seq2seq: bool) -> Codec:
+        """Probe the tokenizer.
+
+        Raises:
+            DataError: it has no token to end a sequence with, so no model could learn to stop.
+        """
+        eos_id = tokenizer.eos_token_id
+        if eos_id is None:
+            eos_id = getattr(tokenizer, "sep_token_id", None)
+        if eos_id is None:
+            raise DataError(
+                ["the tokenizer has no end-of-sequence token: the model could not learn to stop"]
+            )
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        framed = tokenizer("a", add_special_tokens=True)["input_ids"]
+        start = _find(framed, bare)
+        added = tokenizer.added_tokens_decoder.items()
+        return cls(
+            tokenizer=tokenizer,
+            max_length=max_length,
+            seq2seq=seq2seq,
+            prefix=tuple(framed[:start]),
+            suffix=tuple(framed[start + len(bare) :]) if seq2seq else (),
+            eos_id=int(eos_id),
+            control_tokens={token.content: number for number, token in added if token.special},
+        )
+
+    def encode(self, texts: Sequence[str], template: Template) -> list[list[int]]:
+        """Tokenize rendered texts without framing.
+
+        Control tokens count only where the template itself writes them; elsewhere a `</s>` in
+        somebody's comment is harmless characters.
+        """
+        if self._writes_control(template):
+            return self._tokenize(texts, split_special_tokens=False)
+        encoded = self._tokenize(texts, split_special_tokens=True)
+        for at, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
+            # A Unigram vocabulary lists `</s>` as a piece, so asking for a split is not enough.
+            held = self.control_tokens.items()
+            armed = [token for token, number in held if token in text and number in ids]
+            if armed:
+                encoded[at] = self._tokenize([_disarm(text, armed)], split_special_tokens=True)[0]
+        return encoded
+
+    def _tokenize(self, texts: Sequence[str], *, split_special_tokens: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=split_special_tokens,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def smuggled(self, text: str, template: Template) -> list[str]:
+        """Name control tokens that a row's own words would bring in beside the template's."""
+        if not self._writes_control(template):
+            return []
+        return [
+            f"the text holds the control token {token!r}, which this template would act on; "
+            "remove it from the row"
+            for token in self.control_tokens
+            if text.count(token) > template.literals.count(token)
+        ]
+
+    def _writes_control(self, template: Template) -> bool:
+        return any(token in template.literals for token in self.control_tokens)
+
+    def assemble(
+        self, prompt: list[int], completion: list[int]
+    ) -> tuple[tuple[int, ...], tuple[int, ...], int, bool]:
+        """Return input ids, labels, the prompt's length, and whether the prompt was shortened.
+
+        A long prompt loses its middle: its head holds the instruction, its end the question.
+
+        Raises:
+            TooLongError: completion and EOS alone exceed `max_length`.
+        """
+        answer = completion if completion[-1:] == [self.eos_id] else [*completion, self.eos_id]
+        if prompt[: len(self.prefix)] == list(self.prefix):
+            prompt = prompt[len(self.prefix) :]  # the template writes its BOS itself
+        frame = len(self.prefix) + len(self.suffix)
+        needed = len(answer) if self.seq2seq else len(answer) + len(self.prefix)
+        if needed > self.max_length:
+            raise TooLongError(
+                f"the completion needs {needed} tokens with its end, and `max_length` is "
+                f"{self.max_length}; raise it or shorten the completion"
+            )
+        room = self.max_length - frame - (0 if self.seq2seq else len(answer))
+        cut = len(prompt) > room
+        if cut:
+            tail = (room + 1) // 2
+            prompt = prompt[: room - tail] + prompt[len(prompt) - tail :]
+        head = (*self.prefix, *prompt, *self.suffix)
+        if self.seq2seq:
+            return head, tuple(answer), len(head), cut
+        return (*head, *answer), (*(NOT_TRAINED,) * len(head), *answer), len(head), cut
+
+
+def _disarm(text: str, tokens: Sequence[str]) -> str:
+    for token in tokens:
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def _find(haystack: list[int], needle: list[int]) -> int:
+    for start in range(len(haystack) - len(needle) + 1):
+        if haystack[start : start + len(needle)] == needle:
+            return start
+    return 0

@@ -1,0 +1,129 @@
+"""A published data set in, training and held-out rows out, or nothing.
+
+    python -m trainer.data.convert jigsaw train.csv --out data --held-out 0.1
+
+Writes `train.jsonl` and `eval.jsonl`, each whole or not at all, and prints what was left out and
+how often each class stands. Exit codes: 0 done, 65 the source cannot be converted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.data.formats import BENIGN_PUBLISHED, CONVERTERS, Choice, Tally, digest, essence
+from trainer.data.rows import DataError
+from trainer.data.split import is_held_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """How many rows went where, and the tally of the source.
+
+    `across` counts held-out rows whose whole words, but for case, marks and spacing, stand among
+    those to learn as well; they flatter every score.
+    """
+
+    train: int
+    held_out: int
+    across: int
+    tally: Tally
+
+    def told(self) -> str:
+        """Return the counts as lines for a terminal."""
+        lines = [self.tally.table(), f"{self.train} to learn, {self.held_out} held out"]
+        if self.across:
+            lines.append(
+                f"warning: {self.across} held-out rows stand among those to learn too, "
+                "and scores on them will flatter"
+            )
+        return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert as the command line says; the table goes to stderr."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.data.convert")
+    parser.add_argument("format", choices=sorted(CONVERTERS))
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(), help="directory to write to")
+    parser.add_argument("--held-out", type=float, default=0.1, help="share of groups held out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--benign", type=int, default=BENIGN_PUBLISHED, help="jigsaw: rows drawn")
+    parser.add_argument("--tokenizer", help="drop rows longer than --max-length of its tokens")
+    parser.add_argument("--max-length", type=int, default=1024)
+    args = parser.parse_args(argv)
+    fits = fitting(args.tokenizer, args.max_length) if args.tokenizer else None
+    choice = Choice(seed=args.seed, benign=args.benign, fits=fits)
+    try:
+        done = convert(args.format, args.source, args.out, choice=choice, held_out=args.held_out)
+    except DataError as error:
+        sys.stderr.write(f"{error}\n")
+        return DataError.exit_code
+    sys.stderr.write(f"{done.told()}\n")
+    return 0
+
+
+def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: float) -> Converted:
+    """Stream `source` into `out/train.jsonl` and `out/eval.jsonl`, split by group.
+
+    Raises:
+        DataError: the source cannot be converted; then neither file is touched.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    targets = [out / "train.jsonl", out / "eval.jsonl"]
+    partial = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in targets]
+    tally = Tally()
+    counts = [0, 0]
+    words: tuple[list[str], list[str]] = ([], [])
+    try:
+        with partial[0].open("w", encoding="utf-8") as learn, \
+             partial[1].open("w", encoding="utf-8") as keep:  # fmt: skip
+            for row in CONVERTERS[kind](source, choice, tally):
+                side = is_held_out(str(row["group"]), share=held_out, seed=choice.seed)
+                counts[side] += 1
+                words[side].append(_words(row))
+                (keep if side else learn).write(json.dumps(row, ensure_ascii=False) + "\n")
+            for file in (learn, keep):
+                file.flush()
+                os.fsync(file.fileno())
+        if not tally.kept:
+            raise DataError([f"{source}: no row could be kept\n{tally.table()}"])
+        for path, target in zip(partial, targets, strict=True):
+            path.replace(target)
+    finally:
+        for path in partial:
+            path.unlink(missing_ok=True)
+    learnt = set(words[0])
+    across = sum(word in learnt for word in words[1])
+    return Converted(train=counts[0], held_out=counts[1], across=across, tally=tally)
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    """Return a short name of all that a row says, alike for rows that differ in marks only."""
+    text = json.dumps({key: value for key, value in row.items() if key != "group"})
+    return digest(essence(text))
+
+
+def fitting(tokenizer: str, max_length: int) -> Callable[[str], bool]:
+    """Return a test whether a text has at most `max_length` tokens."""
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+
+    def fits(text: str) -> bool:
+        # A character is four bytes at most, and no token is less than a byte.
+        return len(text) <= max_length // 4 or (
+            len(loaded(text, add_special_tokens=False, verbose=False)["input_ids"]) <= max_length
+        )
+
+    return fits
+
+
+if __name__ == "__main__":
+    sys.exit(main())

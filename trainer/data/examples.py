@@ -1,0 +1,230 @@
+"""Turns rows into tokens and labels so that what is trained is exactly what is asked for later.
+
+One function renders and tokenizes for training, evaluation and generation alike. In every example
+the completion and the end-of-sequence token are whole and supervised, the prompt is not, there is
+at most one BOS, and only the prompt is ever shortened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trainer.data.chat import encode_conversation
+from trainer.data.codec import NOT_TRAINED, Codec, Example, TooLongError
+from trainer.data.rows import DataError, Row, read_rows
+from trainer.data.template import MissingFieldError, Template, TemplateError
+
+if TYPE_CHECKING:
+    import torch
+
+NUMBERS_KEPT_MAX = 100
+
+
+class Templates(Protocol):
+    """What this module needs of the data table: how a row becomes a prompt and a completion."""
+
+    @property
+    def prompt(self) -> str:
+        """The template of what the model is given."""
+
+    @property
+    def completion(self) -> str:
+        """The template of what the model shall answer."""
+
+    @property
+    def loss_on(self) -> str:
+        """`completion`, or `all` to learn the prompt too."""
+
+    @property
+    def messages(self) -> str | None:
+        """The field that holds a conversation, instead of the two templates."""
+
+    @property
+    def chat(self) -> str:
+        """`markers` or `template`: how turns are written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """What became of the rows of one file; lengths and totals are in tokens."""
+
+    path: str
+    rows: int
+    truncated: int
+    truncated_rows: tuple[int, ...]
+    tokens: int
+    supervised_tokens: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of one file in file order, and the report on them."""
+
+    items: tuple[Example, ...]
+    report: DataReport
+
+
+def load_examples(
+    table: Templates, path: Path, tokenizer: Any, *, max_length: int, seq2seq: bool = False
+) -> Examples:
+    """Read, render and tokenize all rows of `path`; no example is longer than `max_length` tokens.
+
+    Raises:
+        DataError: with every problem of the file at once, each as `file:row`.
+    """
+    codec = Codec.of(tokenizer, max_length=max_length, seq2seq=seq2seq)
+    problems: list[str] = []
+    if table.messages is not None:
+        found = _conversations(table, path, codec, problems)
+    else:
+        found = _templated(table, path, codec, problems)
+    if problems:
+        raise DataError(problems)
+    if table.loss_on == "all" and not seq2seq:
+        found = [(replace(item, labels=item.input_ids), cut) for item, cut in found]
+    items = tuple(item for item, _ in found)
+    return Examples(items=items, report=_report(path, found))
+
+
+def _templated(
+    table: Templates, path: Path, codec: Codec, problems: list[str]
+) -> list[tuple[Example, bool]]:
+    """Return the examples of rows that fill two templates, and which of them were shortened."""
+    prompt_of, completion_of = _parse(table)
+    texts: list[tuple[Row, str, str]] = []
+    for row in read_rows(path):
+        try:
+            prompt, completion = prompt_of.render(row.fields), completion_of.render(row.fields)
+        except MissingFieldError as error:
+            problems.append(f"{path}:{row.number}: {error}")
+            continue
+        for text, template in ((prompt, prompt_of), (completion, completion_of)):
+            problems += [
+                f"{path}:{row.number}: {fault}" for fault in codec.smuggled(text, template)
+            ]
+        texts.append((row, prompt, completion))
+    prompts = codec.encode([prompt for _, prompt, _ in texts], prompt_of)
+    completions = codec.encode([completion for _, _, completion in texts], completion_of)
+    found: list[tuple[Example, bool]] = []
+    for (row, prompt, completion), head, tail in zip(texts, prompts, completions, strict=True):
+        if not tail or not completion.strip():  # characters that a tokenizer drops are none
+            hint = "write a word for it (such as N/A) or leave the row out"
+            problems.append(f"{path}:{row.number}: the completion is empty; {hint}")
+            continue
+        try:
+            ids, labels, length, cut = codec.assemble(head, tail)
+        except TooLongError as error:
+            problems.append(f"{path}:{row.number}: {error}")
+            continue
+        found.append((Example(ids, labels, prompt, completion, row.number, length), cut))
+    return found
+
+
+def _conversations(
+    table: Templates, path: Path, codec: Codec, problems: list[str]
+) -> list[tuple[Example, bool]]:
+    """Return the examples of rows that hold conversations, and which of them were shortened."""
+    if codec.seq2seq:
+        raise DataError(["`data.messages`: an encoder-decoder reads a prompt, not a conversation"])
+    template = Template.parse("{" + (table.messages or "") + "}")
+    found: list[tuple[Example, bool]] = []
+    for row in read_rows(path):
+        try:
+            value = template.value(row.fields)
+            found.append(encode_conversation(codec, value, style=table.chat, row=row.number))
+        except (MissingFieldError, TooLongError) as error:
+            problems.append(f"{path}:{row.number}: {error}")
+    return found
+
+
+def load_texts(table: Templates, path: Path) -> list[tuple[int, str, str]]:
+    """Return row number, prompt and completion of every row, for whoever needs no tokens.
+
+    Raises:
+        DataError: the rows cannot be read, lack a field, or are conversations.
+    """
+    if table.messages is not None:
+        raise DataError([f"{path}: conversations are no pairs of prompt and completion"])
+    prompt_of, completion_of = _parse(table)
+    try:
+        return [
+            (row.number, prompt_of.render(row.fields), completion_of.render(row.fields))
+            for row in read_rows(path)
+        ]
+    except MissingFieldError as error:
+        raise DataError([f"{path}: {error}"]) from error
+
+
+def encode_prompt(
+    table: Templates, fields: dict[str, Any], tokenizer: Any, *, max_length: int, seq2seq: bool
+) -> tuple[int, ...]:
+    """Return the tokens to generate from for one row, as training saw such prompts.
+
+    Raises:
+        DataError: the row lacks a field that the prompt names.
+    """
+    prompt_of, _ = _parse(table)
+    try:
+        text = prompt_of.render(fields)
+    except MissingFieldError as error:
+        raise DataError([str(error)]) from error
+    codec = Codec.of(tokenizer, max_length=max_length, seq2seq=seq2seq)
+    ids, _, length, _ = codec.assemble(codec.encode([text], prompt_of)[0], [])
+    return ids[:length]
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:
+    """Return `input_ids`, `attention_mask` and `labels`, right-padded, as int64 [batch, length].
+
+    The mask comes from the lengths, never from the token ids: an EOS that doubles as padding stays
+    visible and supervised.
+    """
+    import torch
+
+    width = max(len(example.input_ids) for example in examples)
+    label_width = max(len(example.labels) for example in examples)
+    ids, mask, labels = [], [], []
+    for example in examples:
+        gap = width - len(example.input_ids)
+        ids.append([*example.input_ids, *[pad_id] * gap])
+        mask.append([1] * len(example.input_ids) + [0] * gap)
+        labels.append([*example.labels, *[NOT_TRAINED] * (label_width - len(example.labels))])
+    return {
+        "input_ids": torch.tensor(ids, dtype=torch.long),
+        "attention_mask": torch.tensor(mask, dtype=torch.long),
+        "labels": torch.tensor(labels, dtype=torch.long),
+    }
+
+
+def padding_id(tokenizer: Any) -> int:
+    """Return a token id to pad with; no token is ever added, since the mask makes it invisible."""
+    for name in ("pad_token_id", "unk_token_id", "eos_token_id"):
+        value = getattr(tokenizer, name, None)
+        if value is not None:
+            return int(value)
+    return 0
+
+
+def _parse(table: Templates) -> tuple[Template, Template]:
+    try:
+        return Template.parse(table.prompt), Template.parse(table.completion)
+    except TemplateError as error:
+        raise DataError([str(error)]) from error
+
+
+def _report(path: Path, found: Sequence[tuple[Example, bool]]) -> DataReport:
+    items = [item for item, _ in found]
+    truncated = [item.row for item, cut in found if cut]
+    return DataReport(
+        path=str(path),
+        rows=len(items),
+        truncated=len(truncated),
+        truncated_rows=tuple(truncated[:NUMBERS_KEPT_MAX]),
+        tokens=sum(len(item.input_ids) for item in items),
+        supervised_tokens=sum(sum(label != NOT_TRAINED for label in item.labels) for item in items),
+        longest=max((len(item.input_ids) for item in items), default=0),
+    )

@@ -1,0 +1,286 @@
+"""Turns the data sets of the published experiments into rows, one by one, losing none unsaid.
+
+Every converter reads a stream and yields rows as dictionaries; what it leaves out is counted by
+reason. A row's `group` names what must stay on one side of a split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from trainer.data.rows import DataError, Row, stream_rows
+
+ConvertedRow = dict[str, Any]
+TOXIC = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
+BENIGN_PUBLISHED = 15_000
+EXAMPLES_KEPT = 5
+SHAREGPT_PART = re.compile(r"([A-Za-z0-9-]{7})_\d+")  # a later part of a conversation cut in pieces
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What a conversion did: rows read, rows kept, rows left out by reason, rows by class."""
+
+    read: int = 0
+    kept: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    classes: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)  # the first few of each reason
+
+    def leave_out(self, reason: str, place: str) -> None:
+        """Count a row that is not kept, and remember where the first few were."""
+        self.left_out[reason] += 1
+        first = self.places.setdefault(reason, [])
+        if len(first) < EXAMPLES_KEPT:
+            first.append(place)
+
+    def keep(self, *classes: str) -> None:
+        """Count a row that is kept, under its classes."""
+        self.kept += 1
+        self.classes.update(classes)
+
+    def table(self) -> str:
+        """Return the counts as lines for a terminal, largest first."""
+        lines = [f"{self.read} rows read, {self.kept} kept"]
+        for reason, count in self.left_out.most_common():
+            places = ", ".join(self.places.get(reason, []))
+            lines.append(f"  left out: {count:>7}  {reason} ({places}, ...)")
+        lines += [f"  {count:>7}  {name}" for name, count in self.classes.most_common()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How to choose among rows: `fits` tells whether a text is short enough, if that matters."""
+
+    seed: int = 0
+    benign: int = BENIGN_PUBLISHED
+    fits: Callable[[str], bool] | None = None
+
+
+def jigsaw(path: Path, choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+    """Yield `{"text", "classifications"}` of the Jigsaw Toxic Comment `train.csv`, in file order.
+
+    The published rule: rows that do not decode or do not fit are dropped, all malicious ones are
+    kept, and `choice.benign` of the others are drawn: those whose id has the smallest hash with
+    the seed. So the draw depends neither on the order of the file nor on how it is read. The file
+    is read twice, and no more than the drawn hashes are held in memory.
+
+    Raises:
+        DataError: a column is missing or unknown, or a label is neither 0 nor 1.
+    """
+    heap: list[int] = []  # the smallest hashes so far, negated
+    for _, text, labels, rank in _comments(path, Tally()):
+        if labels or (choice.fits is not None and not choice.fits(text)):
+            continue
+        if len(heap) < choice.benign:
+            heapq.heappush(heap, -_ranked(choice.seed, rank))
+        elif heap:
+            heapq.heappushpop(heap, -_ranked(choice.seed, rank))
+    limit = -heap[0] if heap else -1
+    for number, text, labels, rank in _comments(path, tally):
+        if choice.fits is not None and not choice.fits(text):
+            tally.leave_out("too long", f"{path.name}:{number}")
+        elif not labels and _ranked(choice.seed, rank) > limit:
+            tally.leave_out("benign and not drawn", f"{path.name}:{number}")
+        else:
+            tally.keep(*(labels or ("benign",)))
+            yield {"text": text, "classifications": ", ".join(labels) or "N/A", "group": rank}
+
+
+def ds1000(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+    """Yield prompt and reference code of DS-1000, indentation untouched; a group is a family.
+
+    The authors ask that these rows never enter a training corpus: use them to prove a pipeline.
+    """
+    for place, row in _each(path, tally):
+        problem, code = row.fields.get("prompt"), row.fields.get("reference_code")
+        about = row.fields.get("metadata")
+        if not isinstance(problem, str) or not isinstance(code, str) or not code.strip():
+            tally.leave_out("no prompt or no reference code", place)
+        elif not isinstance(about, Mapping) or "library" not in about:
+            tally.leave_out("no metadata.library", place)
+        else:
+            family = about.get("perturbation_origin_id", about.get("problem_id", row.number))
+            library = str(about["library"])
+            tally.keep(library)
+            yield {
+                "problem": problem,
+                "code": code,
+                "library": library,
+                "group": f"{library}/{family}",
+            }
+
+
+def counselling(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+    """Yield Context and Response pairs, each once; all answers to one question are a group."""
+    seen: set[str] = set()
+    for place, row in _each(path, tally):
+        question, answer = _text(row, "Context"), _text(row, "Response")
+        if not question or not answer:
+            tally.leave_out("an empty Context or Response", place)
+            continue
+        pair = digest(f"{question}\0{answer}")
+        if pair in seen:
+            tally.leave_out("the same pair again", place)
+            continue
+        seen.add(pair)
+        tally.keep()
+        yield {"context": question, "response": answer, "group": digest(essence(question))}
+
+
+def conversations(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+    """Yield `{"messages": [{"role", "content"}]}` of ShareGPT or vicuna conversations.
+
+    A conversation must begin with the human, alternate, and say something in every turn. A system
+    message may come first, and a last question without an answer is cut off; anything else is left
+    out with its reason. Parts of one split conversation (`id_0`, `id_8`) are a group.
+    """
+    names = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
+             "assistant": "assistant", "bing": "assistant", "bard": "assistant",
+             "system": "system"}  # fmt: skip
+    for place, row in _each(path, tally):
+        turns = row.fields.get("conversations", row.fields.get("messages"))
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            tally.leave_out("no list of turns", place)
+            continue
+        messages = [
+            {
+                "role": names.get(str(turn.get("from", turn.get("role"))).lower(), ""),
+                "content": turn.get("value", turn.get("content")),
+            }
+            for turn in turns
+        ]
+        fault, messages = _mended(messages)
+        if fault:
+            tally.leave_out(fault, place)
+            continue
+        tally.keep(f"{len(messages) // 2 * 2} turns")
+        name = str(row.fields.get("id", row.number))
+        part = SHAREGPT_PART.fullmatch(name)
+        yield {"messages": messages, "group": part.group(1) if part else name}
+
+
+def _mended(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    if not all(message["role"] for message in messages):
+        return "an unknown speaker", messages
+    if not all(isinstance(m["content"], str) and m["content"].strip() for m in messages):
+        return "an empty turn", messages
+    talk = messages[1:] if messages and messages[0]["role"] == "system" else messages
+    expected = ["user", "assistant"] * (len(talk) // 2 + 1)
+    if [message["role"] for message in talk] != expected[: len(talk)]:
+        return "turns out of order", messages
+    if len(talk) % 2:  # nobody answered the last question
+        messages = messages[:-1]
+    return ("" if len(talk) > 1 else "no answer"), messages
+
+
+def sentiment(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+    """Yield `{"text", "label"}` of pairs whose label is 0/1 or a word, in any order of columns."""
+    words = {"0": "negative", "1": "positive", "neg": "negative", "pos": "positive"}
+    for place, row in _each(path, tally):
+        text = _text(row, "text") or _text(row, "review") or _text(row, "sentence")
+        label = _text(row, "label") or _text(row, "sentiment")
+        if not text or not label:
+            tally.leave_out("no text or no label", place)
+            continue
+        label = words.get(label.lower(), label.lower())
+        tally.keep(label)
+        yield {"text": text, "label": label, "group": digest(essence(text))}
+
+
+def instructions(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+    """Yield Alpaca rows; `request` is the instruction with its input behind it if there is one."""
+    for place, row in _each(path, tally):
+        order, given, answer = (_text(row, name) for name in ("instruction", "input", "output"))
+        if not order or not answer:
+            tally.leave_out("no instruction or no output", place)
+            continue
+        bare = given.lower().strip(".<>") in {"", "no input", "noinput", "none"}
+        tally.keep("without input" if bare else "with input")
+        yield {
+            "request": order if bare else f"{order}\n\n{given}",
+            "answer": answer,
+            "group": digest(essence(f"{order} {given}")),
+        }
+
+
+def _comments(path: Path, tally: Tally) -> Iterator[tuple[int, str, tuple[str, ...], str]]:
+    """Yield (record, text, labels, id) of the Jigsaw file; ids are text, their zeros matter."""
+    problems: list[str] = []
+    checked = False
+    for row in stream_rows(path, problems):
+        if not checked:
+            _check_columns(path, row)
+            checked = True
+        tally.read += 1
+        values = {row.fields[name] for name in TOXIC}
+        if not values <= {"0", "1"}:
+            stray = ", ".join(sorted(map(repr, values - {"0", "1"})))
+            raise DataError([f"{path}:{row.number}: a label must be 0 or 1, not {stray}"])
+        labels = tuple(name for name in TOXIC if row.fields[name] == "1")
+        yield row.number, row.fields["comment_text"], labels, row.fields["id"]
+    for problem in problems:
+        tally.read += 1
+        tally.leave_out("does not decode", problem.rsplit("/", 1)[-1].split(": ")[0])
+    if not checked:
+        raise DataError([f"{path}: the file holds no rows", *problems[:1]])
+
+
+def _check_columns(path: Path, row: Row) -> None:
+    wanted = {"id", "comment_text", *TOXIC}
+    there = set(row.fields)
+    faults = [f"no column `{name}`" for name in sorted(wanted - there)]
+    faults += [f"`{name}` is no label known here" for name in sorted(there - wanted)]
+    if faults:
+        raise DataError([f"{path}: {fault}" for fault in faults])
+
+
+def _each(path: Path, tally: Tally) -> Iterator[tuple[str, Row]]:
+    problems: list[str] = []
+    for row in stream_rows(path, problems):
+        tally.read += 1
+        yield f"{path.name}:{row.number}", row
+    for problem in problems:
+        tally.read += 1
+        tally.leave_out("is broken", problem.rsplit("/", 1)[-1])
+
+
+def _text(row: Row, name: str) -> str:
+    value = row.fields.get(name)
+    return "" if value is None else str(value).strip()
+
+
+def essence(text: str) -> str:
+    """Return a text without case, marks and spacing, for telling near-duplicates."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+
+
+def digest(text: str) -> str:
+    """Return a short stable name of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _ranked(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest())
+
+
+Converter = Callable[[Path, Choice, Tally], Iterator[ConvertedRow]]
+CONVERTERS: Mapping[str, Converter] = MappingProxyType(
+    {
+        "jigsaw": jigsaw,
+        "ds1000": ds1000,
+        "counselling": counselling,
+        "conversations": conversations,
+        "sentiment": sentiment,
+        "instructions": instructions,
+    }
+)

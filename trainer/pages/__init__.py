@@ -1,0 +1,1 @@
+"""What people look at: the rows before money is spent, the run after it."""

@@ -1,0 +1,271 @@
+"""Shows what would be trained on before money is spent: as text for a terminal, and as a page.
+
+    python -m trainer.pages.audit --run-dir DIR [--html audit.html]
+
+Nothing is trained or loaded but the tokenizer and the rows, which go through the very code that
+feeds the training. Exit codes: 0 shown, 65 the rows cannot be trained on, 78 nor can the config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import ConfigError, EvalTable, TrainerConfig, load_config
+from trainer.data.codec import NOT_TRAINED, Example
+from trainer.data.examples import Examples, load_examples
+from trainer.data.rows import DataError
+from trainer.data.split import Duplicates, find_duplicates
+from trainer.disk import RealDisk, replace_file
+from trainer.pages import html
+from trainer.plan import make_plan
+from trainer.rundir import resolve
+
+SAMPLES = 5
+BINS = 16
+LABELS_SHOWN_MAX = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Everything worth knowing about the rows; all of it is plain JSON but the samples' pieces."""
+
+    train: dict[str, Any]
+    held_out: dict[str, Any] | None
+    samples: list[list[tuple[str, bool]]]
+    lengths: list[tuple[str, float]]
+    padding_waste: float
+    padding_waste_unsorted: float
+    labels: list[tuple[str, int, int]]
+    duplicates: Duplicates
+    warnings: list[str]
+
+
+def audit(config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool) -> Audit:
+    """Load the rows as the training would and look at them from every side.
+
+    Raises:
+        DataError: the rows cannot be trained on.
+    """
+    length = config.train.max_length
+    sides = [
+        load_examples(
+            config.data, resolve(run_dir, name), tokenizer, max_length=length, seq2seq=seq2seq
+        )
+        if name
+        else None
+        for name in (config.data.train, config.data.eval)
+    ]
+    train, held_out = sides
+    assert train is not None
+    lengths = [len(item.input_ids) for item in train.items]
+    doubles = find_duplicates(_texts(train), _texts(held_out) if held_out else [])
+    waste, unsorted = _waste(config, lengths)
+    labels = _labels(train, held_out)
+    return Audit(
+        train=asdict(train.report),
+        held_out=asdict(held_out.report) if held_out else None,
+        samples=[pieces(item, tokenizer, seq2seq=seq2seq) for item in _spread(train.items)],
+        lengths=_histogram(lengths),
+        padding_waste=waste,
+        padding_waste_unsorted=unsorted,
+        labels=labels,
+        duplicates=doubles,
+        warnings=_warnings(config.eval, train, doubles, labels),
+    )
+
+
+def pieces(item: Example, tokenizer: Any, *, seq2seq: bool) -> list[tuple[str, bool]]:
+    """Return the example as text pieces with whether they are learnt, decoded from the tokens."""
+    if seq2seq:
+        return [(tokenizer.decode(item.input_ids), False), (tokenizer.decode(item.labels), True)]
+    result: list[tuple[str, bool]] = []
+    start = 0
+    learnt = [label != NOT_TRAINED for label in item.labels]
+    for place in range(1, len(learnt) + 1):
+        if place == len(learnt) or learnt[place] != learnt[start]:
+            result.append((tokenizer.decode(item.input_ids[start:place]), learnt[start]))
+            start = place
+    return result
+
+
+def as_text(found: Audit) -> str:
+    """Return the audit for a terminal; without colour, learnt text stands in 【brackets】."""
+    lines = [_side("to learn from", found.train)]
+    if found.held_out:
+        lines.append(_side("held out", found.held_out))
+    lines += ["", "what is learnt stands in 【brackets】"]
+    for sample in found.samples:
+        lines.append("  " + "".join(f"【{t}】" if learnt else t for t, learnt in sample))
+    lines += ["", "tokens per row"]
+    most = max((count for _, count in found.lengths), default=1) or 1
+    lines += [
+        f"  {word:>11} {'█' * round(30 * count / most)} {count:.0f}"
+        for word, count in found.lengths
+    ]
+    lines += [
+        (
+            f"padding: {found.padding_waste:.1%} of what is computed "
+            f"({found.padding_waste_unsorted:.1%} without grouping by length)"
+        ),
+        (
+            f"duplicates: {found.duplicates.exact} exact, {found.duplicates.near} near, "
+            f"{found.duplicates.across_count} held-out rows also to be learnt"
+        ),
+        "",
+        "answers (to learn, held out)",
+    ]
+    lines += [f"  {count:>7} {other:>7}  {name}" for name, count, other in found.labels]
+    lines += ["", *(f"warning: {warning}" for warning in found.warnings)]
+    return "\n".join(lines) + "\n"
+
+
+def as_page(found: Audit, name: str) -> str:
+    """Return the audit as a page of its own."""
+    sides = [("to learn from", found.train)]
+    if found.held_out:
+        sides.append(("held out", found.held_out))
+    keys = {"rows": "rows", "tokens": "tokens", "supervised_tokens": "tokens learnt",
+            "longest": "longest, tokens", "truncated": "prompts shortened"}  # fmt: skip
+    rows = [(word, *(side[key] for key in keys)) for word, side in sides]
+    doubles = found.duplicates
+    waste = (
+        f"Padding will be {found.padding_waste:.1%} of what is computed; without grouping by "
+        f"length it would be {found.padding_waste_unsorted:.1%}."
+    )
+    counts = [
+        ("exact", doubles.exact),
+        ("near", doubles.near),
+        ("held out and learnt", doubles.across_count),
+    ]
+    heads = ("row to learn", "is held-out row")
+    across = [html.table(heads, doubles.across)] if doubles.across else []
+    legend = html.paragraph("Highlighted tokens are learnt, the others are read.")
+    plot = html.bar_plot("tokens per row", found.lengths, x="tokens", y="rows")
+    sections = [
+        html.section("Warnings", *map(html.paragraph, found.warnings or ["none"])),
+        html.section("Rows", html.table(("", *keys.values()), rows)),
+        html.section("What is learnt", legend, *map(html.marked, found.samples)),
+        html.section("Lengths", plot, html.paragraph(waste)),
+        html.section("Answers", html.table(("answer", "to learn", "held out"), found.labels)),
+        html.section("Duplicates", html.table(("", "rows"), counts), *across),
+    ]
+    return html.page(f"Audit of {name}", sections)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Audit a run directory; the text goes to stdout, errors to stderr."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.pages.audit")
+    parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
+    parser.add_argument("--html", type=Path, help="also write a page there")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    args = parser.parse_args(argv)
+    try:
+        config = load_config(args.run_dir / "config.json")
+        found = _loaded(config, args.run_dir)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 78
+    except DataError as error:
+        sys.stderr.write(f"{error}\n")
+        return DataError.exit_code
+    if args.html:
+        replace_file(args.html, as_page(found, Path(config.data.train).name), disk=RealDisk())
+    sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n" if args.json else as_text(found))
+    return 0
+
+
+def _loaded(config: TrainerConfig, run_dir: Path) -> Audit:
+    from trainer.model import find_source, is_seq2seq, load_tokenizer
+    from trainer.model import load_config as describe
+
+    source = find_source(config.model, run_dir)
+    seq2seq = is_seq2seq(describe(source))
+    return audit(config, run_dir, load_tokenizer(source), seq2seq=seq2seq)
+
+
+def _texts(examples: Examples) -> list[tuple[int, str]]:
+    return [(item.row, item.prompt) for item in examples.items]
+
+
+def _spread(items: Sequence[Example]) -> list[Example]:
+    """Return a few items from all over the file, the first and the last among them."""
+    count = min(SAMPLES, len(items))
+    places = sorted({round(at * (len(items) - 1) / max(count - 1, 1)) for at in range(count)})
+    return [items[at] for at in places]
+
+
+def _histogram(lengths: Sequence[int]) -> list[tuple[str, float]]:
+    low, high = min(lengths), max(lengths)
+    step = max(1, -(-(high - low + 1) // BINS))
+    counts = Counter((length - low) // step for length in lengths)
+    return [
+        (f"{low + at * step}-{low + at * step + step - 1}" if step > 1 else str(low + at),
+         float(counts[at]))
+        for at in range((high - low) // step + 1)
+    ]  # fmt: skip
+
+
+def _waste(config: TrainerConfig, lengths: Sequence[int]) -> tuple[float, float]:
+    """Return the share of padding in the first epoch's batches, as planned and without grouping."""
+    shares = []
+    for grouped in (config.train.group_by_length, False):
+        table = config.train.model_copy(
+            update={"group_by_length": grouped, "steps": None, "epochs": 1.0}
+        )
+        plan = make_plan(table, list(lengths))
+        real = computed = 0
+        for step in range(1, plan.steps + 1):
+            batch = [lengths[at] for at in plan.batch(step)]
+            real += sum(batch)
+            computed += max(batch) * len(batch)
+        shares.append(1 - real / max(computed, 1))
+    return shares[0], shares[1]
+
+
+def _labels(train: Examples, held_out: Examples | None) -> list[tuple[str, int, int]]:
+    """Count the commonest answers; whole answers, so sets of labels show as they are written."""
+    learn = Counter(item.completion.strip() for item in train.items)
+    keep = Counter(item.completion.strip() for item in held_out.items) if held_out else Counter()
+    return [(name[:80], count, keep[name]) for name, count in learn.most_common(LABELS_SHOWN_MAX)]
+
+
+def _warnings(
+    table: EvalTable | None,
+    train: Examples,
+    doubles: Duplicates,
+    labels: Sequence[tuple[str, int, int]],
+) -> list[str]:
+    report = train.report
+    found = []
+    if doubles.across_count:
+        found.append(f"{doubles.across_count} held-out rows are also learnt: scores will flatter")
+    if report.truncated > report.rows / 10:
+        found.append(f"{report.truncated} of {report.rows} prompts are shortened: raise max_length")
+    if doubles.exact > report.rows / 10:
+        found.append(f"{doubles.exact} of {report.rows} rows are repeated")
+    if table and table.kind == "label":
+        missing = sorted(set(table.labels) - {item.completion.strip() for item in train.items})
+        if missing:
+            found.append(f"no row to learn {', '.join(missing)} from")
+    if table and labels and labels[0][1] > 0.9 * report.rows:
+        found.append(f"{labels[0][1]} of {report.rows} answers are {labels[0][0]!r}")
+    return found
+
+
+def _side(word: str, report: dict[str, Any]) -> str:
+    return (
+        f"{word}: {report['rows']} rows, {report['tokens']} tokens, of which "
+        f"{report['supervised_tokens']} are learnt; longest {report['longest']}; "
+        f"{report['truncated']} prompts shortened"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,353 @@
+"""One page and one JSON file that tell what a run did: learning, evictions, scores, money.
+
+    python -m trainer.pages.report --run-dir DIR [--facts facts.json] [--out DIR]
+
+Reads only what a run leaves behind (`config.json`, `metrics.jsonl`, `eval-*.json`, `adapter/`) and,
+if given, the laptop's facts: `{"evictions": [{"step": 45, "at": ISO time}], "usd": 0.12, "hours":
+0.5, "machine": "T4 in westus2", "price_usd_per_h": 0.11, "listed": true}`. Needs no heavy library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from trainer.disk import RealDisk, replace_file
+from trainer.pages import html
+
+SMOOTH_STEPS = 10
+Json = dict[str, Any]
+
+
+def build(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
+    """Return all that is known of a run as plain JSON; whatever is missing is null or empty."""
+    steps = _lines(run_dir / "metrics.jsonl")
+    before, after = (_read(run_dir / f"eval-{stage}.json") for stage in ("before", "after"))
+    receipt = _read(run_dir / "adapter" / "qft.json") or {}
+    ended = receipt.get("status") or {}
+    seconds = sum(step.get("seconds") or 0.0 for step in steps)
+    tokens = sum(step.get("tokens") or 0 for step in steps)
+    return {
+        "version": 1,
+        "config": _read(run_dir / "config.json"),
+        "steps": len(steps),
+        "first_loss": _mean_loss(steps[:SMOOTH_STEPS]),
+        "last_loss": _mean_loss(steps[-SMOOTH_STEPS:]),
+        "training_seconds": seconds,
+        "tokens": tokens,
+        "tokens_per_s": tokens / seconds if seconds else None,
+        "exact": ended.get("exact"),
+        "inexact_from": ended.get("inexact_from"),
+        "best": receipt.get("best"),
+        "skipped_steps": sum(bool(step.get("skipped")) for step in steps),
+        "before": _headline(before),
+        "after": _headline(after),
+        "gain": ((after or {}).get("details") or {}).get("gain"),
+        "baselines": {
+            name: found["figures"]
+            for name, found in (
+                ((before or {}).get("details") or {}).get("baselines") or {}
+            ).items()
+        },
+        "evictions": list((facts or {}).get("evictions") or []),
+        "facts": dict(facts or {}),
+        "curves": {
+            "loss": [[step["step"], step["loss"]] for step in steps if _finite(step.get("loss"))],
+            "validation": [
+                [step["step"], step["validation_loss"]]
+                for step in steps
+                if _finite(step.get("validation_loss"))
+            ],
+            "lr": [[step["step"], step["lr"]] for step in steps if _finite(step.get("lr"))],
+            "tokens_per_s": [
+                [step["step"], step["tokens"] / step["seconds"]]
+                for step in steps
+                if step.get("seconds") and step.get("tokens")
+            ],
+        },
+    }
+
+
+def as_page(report: Json, run_dir: Path, *, name: str) -> str:
+    """Return the report as a self-contained page; answers are read from the run directory again."""
+    events = {
+        float(one["step"]): "evicted" for one in report["evictions"] if one.get("step") is not None
+    }
+    curves = report["curves"]
+    loss = [
+        html.Line(name="each step", points=curves["loss"], style="a", faint=True),
+        html.Line(name=f"mean of {SMOOTH_STEPS}", points=_smooth(curves["loss"]), style="a"),
+    ]
+    plots = [html.line_plot("Training loss", loss, x="step", y="loss", events=events)]
+    if curves["validation"]:
+        line = html.Line(name="validation", points=curves["validation"], style="c")
+        plots.append(html.line_plot("Validation loss", [line], x="step", y="loss", events=events))
+    speed = html.Line(name="tokens/s", points=curves["tokens_per_s"])
+    plots.append(html.line_plot("Throughput", [speed], x="step", y="tokens/s", events=events))
+    sections = [
+        html.section("Summary", html.table(("", ""), _summary(report))),
+        html.section("Learning", *plots),
+    ]
+    if report["before"] or report["after"]:
+        sections.append(html.section("Scores", *_scores(report)))
+    for stage in ("before", "after"):
+        result = _read(run_dir / f"eval-{stage}.json")
+        if result:
+            sections.append(html.section(f"Answers {stage} training", *_answers(result)))
+    if report["config"]:
+        config = json.dumps(report["config"], indent=1, ensure_ascii=False)
+        sections.append(html.section("Config", html.marked([(config, False)])))
+    return html.page(f"Report of {name}", sections)
+
+
+RIVALS = {
+    "majority": "commonest answer",
+    "tfidf_regression": "TF-IDF + regression",
+    "few_shot": "base, few-shot",
+}
+_FIGURES = {"exact_match": "exact match", "micro_f1": "micro F1", "macro_f1": "macro F1"}
+
+
+def _summary(report: Json) -> list[tuple[str, object]]:
+    """Return what is known, a word and its fact; what is not known has no line."""
+    facts, config = report["facts"], report["config"] or {}
+    method, train = config.get("method") or {}, config.get("train") or {}
+    speed, seconds = report["tokens_per_s"], report["training_seconds"]
+    rows: list[tuple[str, object]] = [
+        ("base", (config.get("model") or {}).get("id")),
+        (
+            "method",
+            _named(method, {"kind": "", "r": "rank ", "alpha": "alpha ", "dropout": "dropout "}),
+        ),
+        (
+            "schedule",
+            _named(
+                train, {"batch_size": "batch ", "lr": "learning rate ", "max_length": "length "}
+            ),
+        ),
+        ("optimizer steps", report["steps"]),
+        ("loss, first and last steps", _between(report["first_loss"], report["last_loss"])),
+        ("lowest validation loss", _best(report["best"])),
+        ("tokens", report["tokens"]),
+        ("time in training steps", _span_of(seconds)),
+        ("tokens per second", None if speed is None else round(speed, 1)),
+        ("evictions survived", len(report["evictions"])),
+        ("steps done again", facts.get("redone_steps")),
+        ("steps skipped for overflow", report["skipped_steps"]),
+        ("the same bits as without interruption", _yes(report["exact"])),
+        ("machine", facts.get("machine")),
+        ("hours rented", facts.get("hours")),
+        ("cost", _dollars(facts)),
+    ]
+    return [(word, fact) for word, fact in rows if fact is not None]
+
+
+def _scores(report: Json) -> list[str]:
+    """Return who answered how well, a line each, and what training gained."""
+    found: list[tuple[str, Mapping[str, Any]]] = [
+        (RIVALS.get(name, name), figures) for name, figures in report["baselines"].items()
+    ]
+    for stage, word in (("before", "base"), ("after", "fine-tuned")):
+        if report[stage]:
+            found += [(f"{word}, {way} answers", report[stage][way]) for way in ("bound", "free")]
+    rows = [(name, *(_interval(figures[key]) for key in _FIGURES)) for name, figures in found]
+    documents = next(report[stage]["n"] for stage in ("after", "before") if report[stage])
+    said = (
+        f"{documents:,} held-out documents, 95 % intervals over them; bound answers are held to "
+        "the labels, free ones are what the model writes."
+    )
+    parts = [html.table(("", *_FIGURES.values()), rows), html.paragraph(said)]
+    if report["gain"]:
+        parts.append(
+            html.paragraph(f"Gain in documents wholly right: {_interval(report['gain'])}.")
+        )
+    return parts
+
+
+def _answers(result: Json) -> list[str]:
+    details = result["details"]
+    labels = details["labels"]
+    bound = details["bound"]
+    heads = ("precision", "recall", "f1", "support", "answered")
+    parts = [
+        html.paragraph(
+            f"{result['n']} documents; free answers: {result['stop_rate']:.1%} stopped by "
+            f"themselves, {result['parse_failures']} could not be read, "
+            f"{result['out_of_vocabulary']} words were no labels."
+        ),
+        *_left_out(details.get("answers") or {}),
+        html.table(
+            ("label", *heads),
+            [
+                (
+                    label,
+                    *(bound["per_label"][label][head] for head in heads),
+                )
+                for label in labels
+            ],
+        ),
+    ]
+    if "confusion" in bound:
+        parts.append(
+            html.heat_table("right label (rows), answered label (columns)", labels,
+                            [*labels, "unreadable"], bound["confusion"])
+        )  # fmt: skip
+    else:
+        parts.append(
+            html.heat_table("right labels (rows), answered labels (columns)", labels, labels,
+                            bound["cooccurrence"])
+        )  # fmt: skip
+    parts += _calibration(details["calibration"])
+    if details.get("costs"):
+        costs = details["costs"]
+        parts.append(
+            html.paragraph(
+                f"Cost per document: {costs['as_answered']:.3g} as answered, "
+                f"{costs['with_thresholds']:.3g} with the cheapest thresholds."
+            )
+        )
+        parts.append(html.table(("label", "say it from"), list(costs["thresholds"].items())))
+    return parts
+
+
+def _left_out(answers: Mapping[str, int]) -> list[str]:
+    """Say so if bound answers could not be all that there are."""
+    if not answers or answers["listed"] == answers["possible"]:
+        return []
+    return [
+        html.paragraph(
+            f"Bound answers are the best of {answers['listed']:,} sets of labels out of "
+            f"{answers['possible']:,}; the right one of {answers['right_not_listed']:,} documents "
+            "is not among them and counts as a mistake."
+        )
+    ]
+
+
+def _calibration(found: Json) -> list[str]:
+    """Return how often what was held likely was true, on a scale that shows all probabilities."""
+    truth = {round(row["from"], 6): row["truth"] for row in found["table"]}
+    width = round(found["table"][0]["to"] - found["table"][0]["from"], 6)
+    bars = [
+        (f"{at * width:.1f}", truth.get(round(at * width, 6), 0.0))
+        for at in range(round(1 / width))
+    ]
+    words = {"x": "stated probability, from", "y": "share that was true"}
+    return [
+        html.bar_plot("Calibration", bars, **words, diagonal=True),
+        html.paragraph(
+            f"Expected calibration error {found['ece']:.3f}, Brier score {found['brier']:.3f}; the "
+            "line is where bars of honest probabilities end."
+        ),
+    ]
+
+
+def _headline(result: Json | None) -> Json | None:
+    if result is None:
+        return None
+    keys = ("metric", "decoding", "value", "low", "high", "n", "stop_rate", "parse_failures")
+    ways = {way: result["details"][way]["figures"] for way in ("bound", "free")}
+    return {key: result[key] for key in keys} | ways
+
+
+def _smooth(points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    result = []
+    for at in range(len(points)):
+        window = points[max(0, at - SMOOTH_STEPS + 1) : at + 1]
+        result.append((points[at][0], sum(value for _, value in window) / len(window)))
+    return result
+
+
+def _mean_loss(steps: Sequence[Json]) -> float | None:
+    losses = [step["loss"] for step in steps if _finite(step.get("loss"))]
+    return sum(losses) / len(losses) if losses else None
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < float("inf")
+
+
+def _between(first: float | None, last: float | None) -> str | None:
+    return None if first is None or last is None else f"{first:.4g} to {last:.4g}"
+
+
+def _best(found: Mapping[str, Any] | None) -> str | None:
+    return None if not found else f"{found['loss']:.4g} after step {found['step']}"
+
+
+def _yes(value: object) -> str:
+    return "unknown" if value is None else "yes" if value else "no"
+
+
+def _interval(figure: Mapping[str, float]) -> str:
+    span = f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+    return span.replace(" ", "\u00a0")  # it stays on one line
+
+
+def _named(table: Mapping[str, Any], words: Mapping[str, str]) -> str | None:
+    known = [f"{word}{html.written(table[key])}" for key, word in words.items() if key in table]
+    return ", ".join(known) or None
+
+
+def _span_of(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _dollars(facts: Mapping[str, Any]) -> str | None:
+    if "usd" not in facts:
+        return None
+    listed = " at the listed spot price; nobody was charged" if facts.get("listed") else ""
+    return f"${facts['usd']:.4g}{listed}"
+
+
+def _read(path: Path) -> Json | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _lines(path: Path) -> list[Json]:
+    """Read the log's whole lines in order; a torn last line of a run under way is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    steps: list[Json] = [json.loads(line) for line in lines]
+    for one, other in pairwise(steps):
+        if other["step"] <= one["step"]:
+            raise ValueError(f"{path}: step {other['step']} stands after step {one['step']}")
+    return steps
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write `report.html` and `report.json`, each whole or not at all."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.pages.report")
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--facts", type=Path, help="JSON of what only the laptop knows")
+    parser.add_argument("--out", type=Path, help="where to write; the run directory by default")
+    parser.add_argument("--name", help="title; the run directory's name by default")
+    args = parser.parse_args(argv)
+    facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
+    write(args.run_dir, args.out or args.run_dir, facts, name=args.name or args.run_dir.name)
+    return 0
+
+
+def write(run_dir: Path, out: Path, facts: Mapping[str, Any] | None, *, name: str) -> Json:
+    """Write both files into `out` and return the report."""
+    report = build(run_dir, facts)
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    replace_file(out / "report.json", text, disk=RealDisk())
+    replace_file(out / "report.html", as_page(report, run_dir, name=name), disk=RealDisk())
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Writes a plain LoRA adapter, which any PEFT loads, from what a method of ours left.
+
+From a DyLoRA run at any rank, from a NOLA run by expanding it; the adapters of all other methods
+are plain already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.adapters.dylora import CONFIG, RANKS, TENSORS, WHOLE, cut
+from trainer.adapters.nola import FACTS, expand
+from trainer.config import ConfigError
+from trainer.disk import RealDisk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written, and where."""
+
+    directory: Path
+    rank: int
+    bytes: int
+
+
+def export(adapter: Path, out: Path, *, rank: int | None = None) -> Exported:
+    """Write the adapter in the directory `adapter` as a plain LoRA adapter to `out`.
+
+    `out` is made whole or not at all. Without `rank` a DyLoRA adapter is cut at the rank with the
+    lowest validation loss.
+
+    Raises:
+        ConfigError: there is no adapter, it has no such rank, or `out` exists.
+    """
+    if out.exists():
+        raise ConfigError([f"--out: {out} exists already; name another directory or remove it"])
+    settings = _read(adapter / CONFIG, "there is no adapter; train first")
+    if (adapter / FACTS).is_file():
+        if rank not in {None, settings["r"]}:
+            raise ConfigError(["--rank: the parts of a NOLA adapter cannot be separated by rank"])
+        return _write(out, settings, expand(adapter))
+    if not (adapter / RANKS).is_file():
+        if rank not in {None, settings.get("r")}:
+            raise ConfigError(
+                [f"--rank: this adapter has rank {settings.get('r')} only; train with qdylora"]
+            )
+        return _write(out, settings, _load(adapter / TENSORS))
+    return export_rank(adapter, rank or int(_read(adapter / RANKS, "")["best"]), out)
+
+
+def export_rank(adapter: Path, rank: int, out: Path) -> Exported:
+    """Write A[:rank] and B[:, :rank] of a DyLoRA adapter as a LoRA of that rank and the same alpha.
+
+    Raises:
+        ConfigError: it is no DyLoRA adapter, or has no such rank.
+    """
+    table = _read(adapter / RANKS, "only a DyLoRA adapter has several ranks")
+    settings = _read(adapter / CONFIG, "there is no adapter")
+    if not 1 <= rank <= table["r"]:
+        raise ConfigError([f"--rank: {rank} is not one of 1 to {table['r']}"])
+    return _write(out, {**settings, "r": rank}, cut(_load(adapter / WHOLE), rank))
+
+
+def _read(path: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigError([f"{path.parent}: {otherwise}"]) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError([f"{path} cannot be read: {error}"]) from error
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ConfigError([f"{path} cannot be read: {error}"]) from error
+
+
+def _write(out: Path, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Exported:
+    from safetensors.torch import save_file
+
+    disk = RealDisk()
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+        (partial / CONFIG).write_text(text, encoding="utf-8")
+        save_file(dict(tensors), partial / TENSORS, metadata={"format": "pt"})
+        for path in sorted(partial.iterdir()):
+            with path.open("rb") as file:
+                disk.sync(file.fileno())
+        disk.sync_directory(partial)
+        disk.rename(partial, out)
+        disk.sync_directory(out.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    return Exported(directory=out, rank=int(settings["r"]), bytes=size)

@@ -1,0 +1,176 @@
+"""Asks a base model with its adapter, as training asked it: the same prompt, the same end.
+
+    python -m trainer.results.generate --run-dir DIR [--field text="..."] [--prompt "..."] [--chat]
+
+Without `--prompt` the template of the config is filled with the fields given; `--chat` holds a
+conversation on the terminal. Answers go to stdout and stop at the end token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import ConfigError, TrainerConfig, load_config
+from trainer.data.codec import Codec, TooLongError
+from trainer.data.examples import encode_prompt, padding_id
+from trainer.data.rows import DataError
+from trainer.data.template import MissingFieldError, Template
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaker:
+    """A loaded model that answers prompts greedily."""
+
+    model: Any
+    tokenizer: Any
+    config: TrainerConfig
+
+    @property
+    def seq2seq(self) -> bool:
+        """Whether the model reads with an encoder."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    def answer(self, prompt: Sequence[int], *, tokens_max: int) -> tuple[str, bool]:
+        """Return the answer to prompt tokens, and whether it came to its end by itself."""
+        from trainer.scoring.decode import Decoder, undisturbed
+
+        codec = self.codec()
+        decoder = Decoder(self.model, eos_ids=[codec.eos_id], pad_id=padding_id(self.tokenizer))
+        with undisturbed(self.model):
+            written = decoder.write(decoder.read([prompt]), tokens_max=tokens_max)[0]
+        return self.tokenizer.decode(written.tokens, skip_special_tokens=True), written.stopped
+
+    def read_row(self, fields: dict[str, str]) -> tuple[int, ...]:
+        """Return the prompt of a row as training would have read it.
+
+        Raises:
+            DataError: the template names a field that is not given.
+        """
+        length = self.config.train.max_length
+        return encode_prompt(
+            self.config.data, fields, self.tokenizer, max_length=length, seq2seq=self.seq2seq
+        )
+
+    def read_text(self, text: str) -> tuple[int, ...]:
+        """Return a ready prompt in tokens; control tokens written in it count as such."""
+        codec = self.codec()
+        written = Template.parse(text.replace("{", "{{").replace("}", "}}"))
+        ids, _, length, _ = codec.assemble(codec.encode([text], written)[0], [])
+        return ids[:length]
+
+    def read_talk(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        """Return what leads to the next answer of a conversation, as training would have read it.
+
+        Raises:
+            MissingFieldError: the messages are no conversation, or hold control tokens.
+        """
+        from trainer.data.chat import encode_conversation
+
+        # The dummy answer's place is where the real one begins.
+        talk = [*messages, {"role": "assistant", "content": "."}]
+        item, _ = encode_conversation(self.codec(), talk, style=self.config.data.chat, row=0)
+        return item.prompt_ids
+
+    def codec(self) -> Codec:
+        """Return how this model's tokenizer frames a text."""
+        length = self.config.train.max_length
+        return Codec.of(self.tokenizer, max_length=length, seq2seq=self.seq2seq)
+
+
+def load(run_dir: Path, *, adapter: Path | None, base_only: bool) -> Speaker:
+    """Load the base of a run, and its adapter unless only the base is wanted.
+
+    Raises:
+        ConfigError: the run, its base or its adapter cannot be loaded.
+    """
+    import torch
+
+    from trainer import model as models
+
+    config = load_config(run_dir / "config.json")
+    source = models.find_source(config.model, run_dir)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seq2seq = models.is_seq2seq(models.load_config(source))
+    precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
+    model = models.load_base(source, config.method, precision=precision, device=device)
+    if not base_only:
+        directory = adapter or run_dir / "adapter"
+        if not (directory / "adapter_config.json").is_file():
+            raise ConfigError([f"{directory} holds no adapter; train first, or give --adapter"])
+        model = models.load_adapter(model, directory)
+    return Speaker(model=model.eval(), tokenizer=models.load_tokenizer(source), config=config)
+
+
+def talk(
+    speaker: Speaker, lines: Iterator[str], say: Callable[[str], None], *, tokens_max: int
+) -> None:
+    """Answer line after line, each with the whole conversation before it, until the lines end."""
+    messages: list[dict[str, str]] = []
+    for line in lines:
+        if not line.strip():
+            continue
+        messages.append({"role": "user", "content": line.rstrip("\n")})
+        text, _ = speaker.answer(speaker.read_talk(messages), tokens_max=tokens_max)
+        say(text)
+        messages.append({"role": "assistant", "content": text if text.strip() else "."})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer once, or hold a conversation; exit 78 or 65 with a reason if that cannot be."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.results.generate")
+    parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
+    parser.add_argument("--adapter", type=Path, help="another adapter than the run's own")
+    parser.add_argument("--base-only", action="store_true", help="ask the base without an adapter")
+    parser.add_argument("--tokens", type=int, default=256, help="longest answer")
+    parser.add_argument("--prompt", help="a ready prompt, used as it is")
+    parser.add_argument("--chat", action="store_true", help="one line in, one answer out")
+    parser.add_argument(
+        "--field", action="append", default=[], metavar="NAME=TEXT", help="a field of the template"
+    )
+    args = parser.parse_args(argv)
+    try:
+        speaker = load(args.run_dir, adapter=args.adapter, base_only=args.base_only)
+        _check_question(args, speaker.config)
+        if args.chat:
+            talk(speaker, iter(sys.stdin), _say, tokens_max=args.tokens)
+            return 0
+        if args.prompt is not None:
+            prompt = speaker.read_text(args.prompt)
+        else:
+            prompt = speaker.read_row(dict(pair.split("=", 1) for pair in args.field))
+        text, stopped = speaker.answer(prompt, tokens_max=args.tokens)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 78
+    except (DataError, MissingFieldError, TooLongError) as error:
+        sys.stderr.write(f"{error}\n")
+        return DataError.exit_code
+    _say(text)
+    if not stopped:
+        sys.stderr.write(f"(stopped after {args.tokens} tokens without an end)\n")
+    return 0
+
+
+def _check_question(args: argparse.Namespace, config: TrainerConfig) -> None:
+    """Raise `ConfigError` if the command line asks for nothing that this run can answer."""
+    if args.tokens < 1:
+        raise ConfigError([f"--tokens: {args.tokens} is no length of an answer"])
+    odd = [pair for pair in args.field if "=" not in pair]
+    if odd:
+        raise ConfigError([f"--field {odd[0]}: write NAME=TEXT"])
+    if config.data.messages is not None and not args.chat and args.prompt is None:
+        raise ConfigError(["this run learnt conversations: ask with --chat, or with --prompt TEXT"])
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Puts an adapter or a merged model on a hub, with a card that says what it is and how good.
+
+    python -m trainer.results.publish --run-dir DIR --repo NAME/MODEL [--folder DIR] [--public]
+
+The token comes from the environment (`HF_TOKEN`) and is never printed, logged or stored. Only
+weights in safetensors, configs, tokenizer files and the card are sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer import hub
+from trainer.config import ConfigError, TrainerConfig, load_config
+from trainer.pages import report
+
+HUB = "https://huggingface.co"
+SENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+FACTS = "nola.json"  # of an adapter that needs us to be loaded
+NEVER_SENT = ("qft.json", "*optimizer*", "*rng*", ".*")
+
+
+class CannotPublishError(Exception):
+    """The hub refused, or there is nothing to send; the message says what to do."""
+
+
+def card(config: TrainerConfig, told: Mapping[str, Any], *, merged: bool) -> str:
+    """Return the model card: base, method, data, scores with intervals, and what it cost.
+
+    Local paths are left out: a directory is named by its last part only.
+    """
+    base = _public_name(config.model.id)
+    method, train = config.method, config.train
+    kind = "merged model" if merged else "adapter"
+    used = (
+        f"- {method.kind}, rank {method.r}, alpha {method.alpha:g}, dropout {method.dropout:g}, "
+        f"base stored as {method.storage}"
+    )
+    schedule = (
+        f"- {told['steps']} optimizer steps of {train.batch_size} sequences, "
+        f"learning rate {train.lr:g}, at most {train.max_length} tokens, seed {train.seed}"
+    )
+    named = {"train": config.data.train, "eval": config.data.eval} | told["facts"].get("data", {})
+    rows = (told["after"] or told["before"] or {}).get("n")
+    counted = f"{rows} rows of " if rows else ""
+    scored = f", scored on {counted}`{_data_name(named['eval'])}`" if config.data.eval else ""
+    head = [
+        "---",
+        f"base_model: {json.dumps(base)}",
+        f"library_name: {'transformers' if merged else 'peft'}",
+        f"tags: [qft, {method.kind}]",
+        "---",
+        "",
+        f"# {base}, fine-tuned ({kind})",
+        "",
+        "## Method",
+        "",
+        used,
+        schedule,
+        "",
+        "## Data",
+        "",
+        f"- learnt from `{_data_name(named['train'])}`{scored}",
+    ]
+    if config.data.messages is None:
+        head += [
+            "- prompt and completion:",
+            "",
+            "```",
+            config.data.prompt + config.data.completion,
+            "```",
+        ]
+    lines = [*head, "", "## Scores", "", *_scores(told), "", "## Cost", "", *_cost(told), ""]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelf:
+    """Where to publish: a repository on a hub, and the right to write there."""
+
+    repo: str
+    token: str = field(repr=False)
+    endpoint: str | None = None
+    private: bool = True
+
+
+def publish(folder: Path, shelf: Shelf, *, text: str) -> str:
+    """Make the repository if need be, send folder and card in one commit; return its address.
+
+    Raises:
+        CannotPublishError: nothing to send, or the hub refused; the token is not in the message.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its HTTP library
+
+    files = [path for path in sorted(folder.iterdir()) if _is_sent(path)]
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise CannotPublishError(f"{folder} holds no safetensors file: nothing to publish")
+    if (folder / FACTS).is_file():
+        raise CannotPublishError(
+            f"{folder} holds a NOLA adapter, which PEFT alone cannot load; write a plain one with "
+            "`python -m trainer export --run-dir DIR --out PLAIN` and publish that (--folder PLAIN)"
+        )
+    api = HfApi(endpoint=shelf.endpoint, token=shelf.token)
+    with ExitStack() as opened:
+        # Another hub than the official one need not know its storage protocol; an open file makes
+        # the library use plain HTTP.
+        sources = [
+            path if shelf.endpoint is None else opened.enter_context(path.open("rb"))
+            for path in files
+        ]
+        operations = [
+            CommitOperationAdd(path.name, source)
+            for path, source in zip(files, sources, strict=True)
+        ]
+        operations.append(CommitOperationAdd("README.md", text.encode()))
+        try:
+            api.create_repo(shelf.repo, private=shelf.private, exist_ok=True)
+            api.create_commit(
+                shelf.repo, operations=operations, commit_message="Add the model and its card"
+            )
+        except (HTTPError, OSError, ValueError, RuntimeError) as error:
+            said = str(error).replace(shelf.token, "***")
+            raise CannotPublishError(
+                f"the hub refused: {said}\nhint: check that HF_TOKEN may write to {shelf.repo}"
+            ) from None  # the cause holds the request, and the request the token
+    return f"{(shelf.endpoint or HUB).rstrip('/')}/{shelf.repo}"
+
+
+def _is_sent(path: Path) -> bool:
+    return (
+        path.is_file()
+        and any(path.match(pattern) for pattern in SENT)
+        and not any(path.match(pattern) for pattern in NEVER_SENT)
+    )
+
+
+def _scores(told: Mapping[str, Any]) -> list[str]:
+    rows = ["| model | figure | value | 95 % interval |", "| --- | --- | --- | --- |"]
+    for name, figures in told["baselines"].items():
+        rows.append(_score(report.RIVALS.get(name, name), "exact_match", figures["exact_match"]))
+    for stage, word in (("before", "base"), ("after", "fine-tuned")):
+        if told[stage]:
+            rows.append(_score(word, told[stage]["metric"], told[stage]))
+    return rows if len(rows) > 2 else ["not scored"]
+
+
+def _score(name: str, metric: str, figure: Mapping[str, float]) -> str:
+    span = f"{figure['low']:.3f} to {figure['high']:.3f}"
+    return f"| {name} | {metric} | {figure['value']:.3f} | {span} |"
+
+
+def _cost(told: Mapping[str, Any]) -> list[str]:
+    facts = told["facts"]
+    lines = [f"- {told['training_seconds'] / 3600:.2f} hours of training steps"]
+    if "usd" in facts:
+        listed = " at the listed price" if facts.get("listed") else ""
+        lines.append(f"- {facts['usd']:.2f} USD{listed}")
+    lines.append(f"- {len(told['evictions'])} evictions survived")
+    return lines
+
+
+def _data_name(name: str) -> str:
+    """Return a file's last part, but the whole name of one on a hub, which others can look up."""
+    return name if hub.parse(name) else Path(name).name
+
+
+def _public_name(model: str) -> str:
+    return Path(model).name if model.startswith((".", "/", "~")) else model
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Publish as the command line says; exit 78 with the reason if it cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.results.publish")
+    parser.add_argument("--run-dir", type=Path, required=True, help="what the run left behind")
+    parser.add_argument("--repo", required=True, help="NAME/MODEL on the hub")
+    parser.add_argument("--folder", type=Path, help="a merged model instead of the adapter")
+    parser.add_argument("--facts", type=Path, help="JSON of what only the laptop knows")
+    parser.add_argument("--endpoint", default=os.environ.get("HF_ENDPOINT"), help="another hub")
+    parser.add_argument("--public", action="store_true", help="visible to everybody")
+    args = parser.parse_args(argv)
+    token = os.environ.get("HF_TOKEN", "")
+    if not token:
+        sys.stderr.write("HF_TOKEN is not set\nhint: `export HF_TOKEN=...` with a write token\n")
+        return 78
+    folder = args.folder or args.run_dir / "adapter"
+    try:
+        config = load_config(args.run_dir / "config.json")
+        facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
+        text = card(config, report.build(args.run_dir, facts), merged=args.folder is not None)
+        shelf = Shelf(repo=args.repo, token=token, endpoint=args.endpoint, private=not args.public)
+        address = publish(folder, shelf, text=text)
+    except (ConfigError, CannotPublishError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 78
+    sys.stdout.write(f"{address}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
