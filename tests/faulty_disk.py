@@ -97,6 +97,29 @@ class FullDisk(RealDisk):
         return done
 
 
+class SmallDisk(DyingDisk):
+    """Holds `capacity` bytes below `root`; what is removed makes room again. May die as well."""
+
+    def __init__(
+        self, root: Path, capacity: int, *, calls: int = 10**9, halves: bool = False
+    ) -> None:
+        super().__init__(calls, halves=halves)
+        self._root = root
+        self._capacity = capacity
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        room = self._capacity - bytes_below(self._root)
+        if room <= 0:
+            self._step("refused")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(descriptor, data[:room])
+
+
+def bytes_below(root: Path) -> int:
+    """Return how many bytes the files below `root` have."""
+    return sum(path.lstat().st_size for path in root.rglob("*") if path.is_file())
+
+
 class ForgetfulDisk(RealDisk):
     """Remembers what a power cut would take: bytes never synced, names never synced.
 

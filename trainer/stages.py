@@ -140,7 +140,8 @@ def learn(desk: Desk, material: Material, adapted: Any) -> Best:
     With validation, the model then holds the adapter that was best, if that is kept.
     """
     bench, state = set_up(desk, material, adapted)
-    store = Store(desk.run_dir / "checkpoints", keep=desk.config.checkpoint.keep, disk=RealDisk())
+    directory, keep = desk.run_dir / "checkpoints", desk.config.checkpoint.keep
+    store = Store(directory, keep=keep, disk=RealDisk(), say=desk.say)
     store.sweep()
     resume(desk, material, store, state)
     keeper = Keeper(

@@ -7,6 +7,7 @@ the new checkpoint or none; the ones before it are not touched until the new one
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import struct
@@ -39,6 +40,7 @@ from trainer.saving.manifest import (
 )
 
 Tensors = Mapping[str, torch.Tensor]
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors that removing something of ours can heal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,11 @@ class Snapshot:
 class Store:
     """The checkpoints of one run, under one directory."""
 
-    def __init__(self, root: Path, *, keep: int, disk: Disk) -> None:
+    def __init__(
+        self, root: Path, *, keep: int, disk: Disk, say: Callable[[str], None] | None = None
+    ) -> None:
         self.root = root
+        self._say = say or (lambda _text: None)
         self._keep = keep
         self._disk = disk
         self._verified: set[int] = set()
@@ -65,17 +70,34 @@ class Store:
     def save(self, snapshot: Snapshot) -> Manifest:
         """Make `snapshot` durable, then rotate; raise `OSError` and leave no trace if that fails.
 
-        A checkpoint of the same step that verifies is left as it is.
+        A checkpoint of the same step that verifies is left as it is. On a full disk all but the
+        newest one that verifies make room, and the save is tried once more.
         """
         if not self.root.is_dir():
             self.root.mkdir(parents=True, exist_ok=True)
             self._disk.sync_directory(self.root.parent)
+        try:
+            manifest = self._save_once(snapshot)
+        except OSError as error:
+            if error.errno not in FULL or not self._make_room():
+                raise
+            self._say("the disk is full: checkpoints but the newest whole one were removed")
+            manifest = self._save_once(snapshot)
+        self._accept(manifest)
+        self._rotate()
+        return manifest
+
+    def _save_once(self, snapshot: Snapshot) -> Manifest:
+        """Write `snapshot` under its own name, durably, unless it is there; or leave no half."""
         target = self.root / directory_name(snapshot.step)
         if target.exists() or target.is_symlink():
             try:
-                return self._accept(verify(target))
+                manifest = verify(target)
             except Damaged:
                 self.set_aside(snapshot.step)
+            else:
+                self._disk.sync_directory(self.root)  # its name may be newer than the last sync
+                return manifest
         temporary = self.root / f".{target.name}.partial"
         self._discard(temporary)
         try:
@@ -85,8 +107,6 @@ class Store:
         except OSError:
             self._discard(temporary)
             raise
-        self._accept(manifest)
-        self._rotate()
         return manifest
 
     def load_newest(
@@ -178,6 +198,31 @@ class Store:
         for entry in sorted(self.root.iterdir()):
             if entry.name.endswith(".damaged"):
                 self._discard(entry)
+
+    def _make_room(self) -> bool:
+        """Remove all but the newest checkpoint that verifies; tell whether anything went.
+
+        That one is read again before the others go, for nothing else is left then; without one,
+        nothing is removed. A newer one that does not verify is set aside, and goes the next time.
+        """
+        keeping = next((step for step in steps_present(self.root) if self._verifies(step)), None)
+        if keeping is None:
+            return False
+        before = set(self.root.iterdir())
+        self._disk.sync_directory(self.root)
+        for entry in sorted(before):
+            step = step_of(entry.name)
+            if step is not None and step > keeping:
+                self.set_aside(step)
+            elif step != keeping and (step or entry.name.endswith((".damaged", ".partial"))):
+                self._discard(entry)
+                self._verified.discard(step or 0)
+        return not before <= set(self.root.iterdir())
+
+    def _verifies(self, step: int) -> bool:
+        """Tell whether a checkpoint verifies now, whatever is remembered of it."""
+        self._verified.discard(step)
+        return self._is_verified(step)
 
     def _is_verified(self, step: int) -> bool:
         if step not in self._verified:
