@@ -175,6 +175,34 @@ def test_never_two_saves_at_once(tmp_path: Path) -> None:
     assert steps_present(tmp_path / "checkpoints") == [4, 1]
 
 
+def test_the_log_tells_steps_at_most_every_half_minute_and_the_last(tmp_path: Path) -> None:
+    """The first step, one per 30 s and the last are said, each once, with speed and time left."""
+    clock = Clock()
+    made, state, said = keeper(tmp_path, CheckpointTable(every=100), clock=clock)
+    made.heartbeat.update(steps=12)
+    for _ in range(8):
+        clock.now_s += 12
+        advance(made, state)
+    made.save_now()
+    made.save_now()
+
+    assert [line for line in said if line.startswith("step")] == [
+        "step 1/12: loss 2.5000, lr 0.1, 20 tokens/s, 6 s left",
+        "step 4/12: loss 2.5000, lr 0.1, 20 tokens/s, 4 s left",
+        "step 7/12: loss 2.5000, lr 0.1, 20 tokens/s, 2 s left",
+        "step 8/12: loss 2.5000, lr 0.1, 20 tokens/s, 2 s left",
+    ]
+
+
+def test_a_step_without_a_finite_loss_is_said_too(tmp_path: Path) -> None:
+    """Where the loss is no number and the end is unknown, the line says just that."""
+    made, state, said = keeper(tmp_path, CheckpointTable(every=100), clock=Clock())
+    state.counters.step += 1
+    made.after_step({**RECORD, "loss": None})
+
+    assert said[-1] == "step 1/?: loss not finite, lr 0.1, 20 tokens/s"
+
+
 def test_a_bug_in_a_save_is_not_swallowed(tmp_path: Path) -> None:
     """An error that is no disk's reaches the loop's thread."""
 

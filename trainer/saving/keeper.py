@@ -13,8 +13,10 @@ from trainer.saving.cadence import Cadence, choose_cadence
 from trainer.saving.saver import Saver, SaveResult
 from trainer.saving.state import TrainingState
 from trainer.status import Heartbeat, Phase
+from trainer.words import duration
 
 SPEED_STEPS = 20  # tokens per second and ETA are means over so many steps
+SAY_EVERY_S = 30.0
 
 
 @dataclass(kw_only=True)
@@ -39,6 +41,9 @@ class Keeper:
     _stall_s: float = field(default=0.0, init=False)
     _news: str | None = field(default=None, init=False)  # of the last validation
     _recent: list[tuple[int, float]] = field(default_factory=list, init=False)
+    _last: dict[str, Any] = field(default_factory=dict, init=False)  # the newest record
+    _said_step: int | None = field(default=None, init=False)
+    _said_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self._cadence = choose_cadence(self.table, band=self.band, save_s=None)
@@ -54,6 +59,8 @@ class Keeper:
         self.events.scalars(record)
         self._tell(record)
         self._tell_validation(record)
+        if self._said_step is None or self.clock() - self._said_s >= SAY_EVERY_S:
+            self._say_step()
         self._settle(self.saver.collect(wait=False))
         due = self._cadence.due(
             steps_since=self.state.counters.step - self._tried_step,
@@ -72,6 +79,7 @@ class Keeper:
 
     def save_now(self) -> bool:
         """Make the present state durable before returning; tell whether that worked."""
+        self._say_step()
         self.heartbeat.update(phase=Phase.SAVING, at_once=True)
         self._settle(self.saver.collect(wait=True))
         if self._durable_step != self.state.counters.step and self.state.counters.step:
@@ -120,7 +128,22 @@ class Keeper:
             )
             self.heartbeat.update(message=self._news)
 
+    def _say_step(self) -> None:
+        """Say how far the training is, unless that step was said or there is none."""
+        record, status = self._last, self.heartbeat.status
+        if not record or self._said_step == record["step"]:
+            return
+        self._said_step, self._said_s = record["step"], self.clock()
+        loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+        known = status.steps and status.eta_s
+        left = f", {duration(status.eta_s or 0)} left" if known else ""
+        self.say(
+            f"step {record['step']}/{status.steps or '?'}: loss {loss}, lr {record['lr']:.3g}, "
+            f"{status.tokens_per_s:.0f} tokens/s{left}"
+        )
+
     def _tell(self, record: dict[str, Any]) -> None:
+        self._last = record
         self._recent = [*self._recent, (record["tokens"], record["seconds"])][-SPEED_STEPS:]
         seconds = sum(s for _, s in self._recent) or 1e-9
         left = (self.heartbeat.status.steps or 0) - record["step"]
