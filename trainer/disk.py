@@ -111,3 +111,35 @@ def replace_file(path: Path, text: str, *, disk: Disk) -> None:
         disk.close(descriptor)
     disk.rename(partial, path)
     disk.sync_directory(path.parent)
+
+
+def replace_directory(fresh: Path, target: Path, *, disk: Disk) -> None:
+    """Give the whole, synced directory `fresh` the name `target`; one that is there goes after.
+
+    Cut short anywhere, `restore_directory` finds a whole one, the old or the new.
+    """
+    old = _aside(target)
+    restore_directory(target, disk=disk)
+    if target.exists():
+        disk.rename(target, old)
+    disk.rename(fresh, target)
+    disk.sync_directory(target.parent)
+    with suppress(OSError):  # not there, or left to the next start: the new one stands
+        disk.remove_tree(old)
+
+
+def restore_directory(target: Path, *, disk: Disk) -> None:
+    """Finish or undo a `replace_directory` that was cut short; without one, do nothing."""
+    old = _aside(target)
+    if not old.exists():
+        return
+    if target.exists():
+        disk.sync_directory(target.parent)
+        disk.remove_tree(old)
+    else:
+        disk.rename(old, target)
+        disk.sync_directory(target.parent)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")

@@ -26,6 +26,7 @@ from trainer.rundir import (
     data_facts,
     finished,
     read_table,
+    sweep,
 )
 from trainer.status import Heartbeat, Phase
 
@@ -41,6 +42,7 @@ def run_job(order: Order, say: Callable[[str], None]) -> None:
         OSError: the disk or the network fails (exit 74); whole checkpoints stand.
     """
     with alone_in(order.run_dir):
+        sweep(order.run_dir, disk=RealDisk())
         heartbeat = Heartbeat(order.run_dir / "status.json", disk=RealDisk(), now=_now)
         flag = Flag(time.monotonic)
         with heartbeat, on_signals(flag), polling(order.metadata_url, flag, say):

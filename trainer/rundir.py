@@ -5,19 +5,23 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer import hub
 from trainer.config import ConfigError, TrainerConfig
 from trainer.data.rows import DataError
+from trainer.disk import Disk, restore_directory
 from trainer.errors import Busy
 from trainer.fingerprint import Facts, file_sha256, flatten_config
 
 CONFIG = "config.json"
 ADAPTER = "adapter"
+ADAPTER_PARTIAL = ".adapter.partial"
 SCORED = ".scored.json"  # of which config and data the scores are
+HASHES = ".hashes.json"  # a cache of what the base's files hash to
 STAGES = ("before", "after")
 # What decides about an answer of the base: how it is stored and asked.
 SCORE_SETTINGS = (
@@ -25,6 +29,9 @@ SCORE_SETTINGS = (
     "train.precision",
 )  # fmt: skip
 RECEIPT = "qft.json"  # inside the adapter: which run it is the result of
+# What `replace_file` writes to before it renames: the name, then the process.
+_REPLACED = ("status.json", "metrics.jsonl", "eval-before.json", "eval-after.json", SCORED, HASHES)
+_UNFINISHED = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.\d+\.partial")
 
 
 def finished(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
@@ -103,6 +110,19 @@ def resolve(run_dir: Path, name: str) -> Path:
     if remote is not None:
         return hub.fetch(remote)
     return (run_dir / Path(name).expanduser()).resolve()
+
+
+def sweep(run_dir: Path, *, disk: Disk) -> None:
+    """Remove what a killed trainer left half written; finish or undo an exchange of adapters.
+
+    Only names of this trainer's own go: other programs may be writing beside it. Call it inside
+    `alone_in`. Raises `OSError` if an adapter that was moved aside cannot be moved back.
+    """
+    restore_directory(run_dir / ADAPTER, disk=disk)
+    for entry in sorted(run_dir.iterdir()):
+        if entry.name == ADAPTER_PARTIAL or _UNFINISHED.fullmatch(entry.name):
+            with suppress(OSError):  # a leftover that stays does no harm
+                disk.remove_tree(entry)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from trainer.data.examples import Examples, load_examples, padding_id
 from trainer.desk import Desk
 from trainer.device.memory import Gpu
 from trainer.device.portion import choose_portion
-from trainer.disk import RealDisk, replace_file
+from trainer.disk import RealDisk, replace_directory, replace_file
 from trainer.errors import Preempted
 from trainer.events import EventWriter
 from trainer.fingerprint import Facts, compare, cpu_model, directory_sha256, take_fingerprint
@@ -30,6 +30,8 @@ from trainer.material import Material
 from trainer.plan import make_plan
 from trainer.rundir import (
     ADAPTER,
+    ADAPTER_PARTIAL,
+    HASHES,
     RECEIPT,
     SCORED,
     adapter_done,
@@ -111,7 +113,7 @@ def prepare(desk: Desk) -> Material:
         desk.say(line)
     desk.heartbeat.update(steps=plan.steps, at_once=True)
     identity = (
-        directory_sha256(Path(source.name), cache=run_dir / ".hashes.json")
+        directory_sha256(Path(source.name), cache=run_dir / HASHES)
         if source.local
         else getattr(described, "_commit_hash", None) or source.revision
     )
@@ -291,11 +293,9 @@ def _note_inexact(
 def write_adapter(desk: Desk, adapted: Any, best: Best) -> None:
     """Write `adapter/` in PEFT's own format, whole or not at all, with a receipt inside."""
     disk = RealDisk()
-    target = desk.run_dir / ADAPTER
-    temporary = desk.run_dir / f".{ADAPTER}.partial"
-    for leftover in (temporary, target):
-        if leftover.exists():
-            disk.remove_tree(leftover)
+    target, temporary = desk.run_dir / ADAPTER, desk.run_dir / ADAPTER_PARTIAL
+    if temporary.exists():
+        disk.remove_tree(temporary)
     temporary.mkdir()
     methods.method_of(adapted).save(temporary)
     status = desk.heartbeat.status
@@ -310,8 +310,7 @@ def write_adapter(desk: Desk, adapted: Any, best: Best) -> None:
         with path.open("rb") as file:
             disk.sync(file.fileno())
     disk.sync_directory(temporary)
-    disk.rename(temporary, target)
-    disk.sync_directory(desk.run_dir)
+    replace_directory(temporary, target, disk=disk)
 
 
 def score(desk: Desk, material: Material, model: Any, stage: Literal["before", "after"]) -> None:
