@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
@@ -40,10 +41,21 @@ class Console(Protocol):
 
 
 class PlainConsole:
-    """One line per change, and one now and then while nothing changes: logs, CI, pipes."""
+    """One line per change, and one now and then while nothing changes: logs, CI, pipes.
 
-    def __init__(self, stream: TextIO, *, simulated: bool, clock: Callable[[], float]) -> None:
+    With `wall`, lines begin with the time of day that it tells.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        simulated: bool,
+        clock: Callable[[], float],
+        wall: Callable[[], time.struct_time] | None = None,
+    ) -> None:
         self._stream = stream
+        self._wall = wall
         self._simulated = simulated
         self._clock = clock
         self._last = ""
@@ -51,8 +63,10 @@ class PlainConsole:
         self._transfer = ""
 
     def say(self, text: str) -> None:
-        """Print the line."""
-        say_to(self._stream, text)
+        """Print the line; one that stands apart, after an empty one, gets no time."""
+        apart = text.startswith("\n")
+        at = time.strftime("%H:%M:%S ", self._wall()) if self._wall and not apart else ""
+        say_to(self._stream, at + text)
 
     def report(self, report: Report) -> None:
         """Print the phase when it changes, and a progress line every quarter of a minute."""
@@ -163,8 +177,14 @@ def _transfer(what: str, done: int, total: int) -> Any:
     return row
 
 
-def make_console(*, simulated: bool, plain: bool, clock: Callable[[], float]) -> Console:
+def make_console(
+    *,
+    simulated: bool,
+    plain: bool,
+    clock: Callable[[], float],
+    wall: Callable[[], time.struct_time] = time.localtime,
+) -> Console:
     """The console that fits where stderr goes."""
     if plain or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        return PlainConsole(sys.stderr, simulated=simulated, clock=clock)
+        return PlainConsole(sys.stderr, simulated=simulated, clock=clock, wall=wall)
     return LiveConsole(simulated=simulated)

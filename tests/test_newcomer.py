@@ -192,6 +192,25 @@ def test_a_terminal_that_cannot_move_its_lines_gets_plain_ones(
     assert kinds == [PlainConsole, LiveConsole]
 
 
+def test_plain_lines_begin_with_the_time_of_day(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a log one sees when a milestone was reached; what stands apart is left as it is."""
+    moment = time.struct_time((2026, 1, 2, 9, 5, 7, 4, 2, 0))
+    console = make_console(simulated=True, plain=True, clock=lambda: 0.0, wall=lambda: moment)
+    console.say("preparing the machine")
+    console.progress("adapter", 2 << 20, 2 << 20)
+    console.say("\nthe machine goes on")
+    told = capsys.readouterr()
+
+    assert told.err.split("\n") == [
+        "09:05:07 preparing the machine",
+        "09:05:07 adapter: 2.1 MB transferred",
+        "",
+        "the machine goes on",
+        "",
+    ]
+    assert told.out == ""
+
+
 def test_a_mistyped_option_points_to_the_help_of_its_command(tmp_path: Path) -> None:
     """The hint names the command whose help explains the option, or the list of commands."""
     option, command = qft(tmp_path, "run", "--jsn"), qft(tmp_path, "rum")
