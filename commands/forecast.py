@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 from commands.config import LoadedConfig
-from commands.view import duration
 from infra.catalog import resolve_gpu
 from trainer.config import TrainerConfig
 from trainer.device.memory import GPUS, foretell
 from trainer.device.shapes import UnknownShapeError
+from trainer.words import duration
 
 
 def forecast(loaded: LoadedConfig) -> dict[str, Any] | None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from commands.home import RunFolder
-from commands.view import duration
 from infra.cost import bill
 from infra.durable import read_json
 from infra.journal import Event, Kind, read
 from infra.state import fold
+from trainer.words import duration
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from commands.console import PlainConsole
 from commands.home import Busy, RunFolder, driving, environment, pick_run, qft_home
 from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, make_workload, reopen
-from commands.view import duration
 from infra.cost import bill
 from infra.journal import Event, Kind, read
 from infra.lifecycle import JobPhase, JobView
@@ -20,6 +19,7 @@ from infra.provider import Observation, PowerState, ProviderError, StopReason
 from infra.state import RunState, apply, fold
 from infra.when import parse_utc_s
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from trainer.words import duration
 
 
 @dataclass(frozen=True, kw_only=True)

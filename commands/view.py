@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from commands.output import clean
 from infra import actions as act
 from infra.supervisor import Report
-
-MINUTE_S, HOUR_S = 60, 3600
+from trainer.words import duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,16 +121,6 @@ def _words(action: act.Action) -> str:  # the table of what each act is called
         case act.Finish(ending=ending):
             return ending.reason
     raise AssertionError(f"no words for {action}")
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `7 h 12 min`."""
-    whole = max(0, round(seconds))
-    if whole < MINUTE_S:
-        return f"{whole} s"
-    if whole < HOUR_S:
-        return f"{whole // MINUTE_S} min {whole % MINUTE_S:02d} s"
-    return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S:02d} min"
 
 
 def _number(value: object) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pages import read
 from trainer.config import CostTable, EvalTable
 from trainer.data.codec import Example
 from trainer.data.template import Template
-from trainer.pages import report
+from trainer.pages import html, report
 from trainer.scoring import evaluate
 from trainer.scoring.answers import Answer
 from trainer.scoring.baselines import Known
@@ -109,6 +110,50 @@ def test_the_page_shows_every_plot_and_stands_alone(run_dir: Path, tmp_path: Pat
     assert '<table class="heat">' in text
     assert "TF-IDF + regression" in page.text
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["steps"] == 30
+
+
+def test_times_are_words_and_what_is_unknown_has_no_line(run_dir: Path) -> None:
+    """Spans read as people say them; a run without validation has no line about its loss."""
+    (run_dir / "adapter" / "qft.json").write_text('{"status": {}, "best": null}', encoding="utf-8")
+    facts = {"hours": 0.02158, "machine": "", "usd": 0.1}
+    page = read(report.as_page(report.build(run_dir, facts), run_dir, name="run"))
+
+    assert "time rented1 min 18 s" in page.text
+    assert "time in training steps15 s" in page.text
+    for word in ("validation", "the same bits", "machine", "None", "unknown"):
+        assert word not in page.text.partition("Learning")[0]
+
+
+@pytest.mark.parametrize(
+    ("ticks", "words"),
+    [
+        ([0, 5000], ["0", "5,000"]),
+        ([0, 5000, 10_000, 15_000], ["0", "5k", "10k", "15k"]),
+        ([14_900, 14_950, 15_000], ["14.90k", "14.95k", "15.00k"]),
+        ([0, 5e5, 1e6, 1.5e6], ["0", "0.5M", "1.0M", "1.5M"]),
+        ([-2e9, 0, 2e9], ["-2G", "0", "2G"]),
+        ([0, 0.0002, 0.0004], ["0", "0.0002", "0.0004"]),
+        ([44_900], ["44,900"]),
+        ([], []),
+    ],
+)
+def test_the_numbers_of_an_axis_are_short(ticks: list[float], words: list[str]) -> None:
+    """Thousands and millions are letters, all in one unit, and neighbours differ."""
+    assert html.axis_words(ticks) == words
+
+
+def test_a_fast_run_has_throughput_labels_that_fit(run_dir: Path) -> None:
+    """At tens of thousands of tokens per second no number is wider than its margin."""
+    path = run_dir / "metrics.jsonl"
+    steps = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    fast = [step | {"tokens": 7450 + 9 * step["step"]} for step in steps]
+    path.write_text("".join(json.dumps(step) + "\n" for step in fast), encoding="utf-8")
+    text = report.as_page(report.build(run_dir), run_dir, name="run")
+    plot = text.partition('aria-label="Throughput"')[2].partition("</svg>")[0]
+    labels = re.findall(r'text-anchor="end">([^<]*)<', plot)
+
+    assert [label for label in labels if len(label) > 7 or "e" in label] == []
+    assert any(label.endswith("k") for label in labels)
 
 
 def test_validation_losses_are_drawn_when_there_are_any(run_dir: Path) -> None:

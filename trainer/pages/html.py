@@ -40,6 +40,7 @@ svg .name { font-weight: bold; fill: var(--ink); }
 """
 WIDE, HIGH, LEFT, BOTTOM = 760, 240, 58, 34
 TICKS = 7  # about so many on an axis
+UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))  # thousands from 10k on: 9,500 is as short
 FAINT = ' opacity=".5"'
 HEAD = 22  # above the plot, for its name
 
@@ -93,6 +94,22 @@ def written(value: object) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.2e}"
+
+
+def axis_words(ticks: Sequence[float]) -> list[str]:
+    """Return evenly spaced numbers as an axis has room for them: `15k` and `1.5M`, never `e+04`.
+
+    All are in one unit, with as many digits as tell neighbours apart.
+    """
+    largest = max(map(abs, ticks), default=0.0)
+    unit, sign = next(
+        ((unit, sign) for unit, sign in UNITS if largest >= unit * (10 if sign == "k" else 1)),
+        (1.0, ""),
+    )
+    if not sign or len(ticks) < 2:
+        return [written(tick) for tick in ticks]
+    digits = max(0, -math.floor(math.log10((ticks[1] - ticks[0]) / unit) + 1e-9))
+    return [f"{tick / unit:.{digits}f}{sign}" if tick else "0" for tick in ticks]
 
 
 def marked(pieces: Iterable[tuple[str, bool]]) -> str:
@@ -254,17 +271,19 @@ class _Frame:
                 f'<text x="4" y="-8">{escape(y)}</text>'
             )
         ]
-        for value in _ticks(self.low, self.high):
+        upright = _ticks(self.low, self.high)
+        for value, word in zip(upright, axis_words(upright), strict=True):
             place = self.up(value)
             parts.append(
                 f'<line class="axis" x1="{LEFT}" x2="{WIDE - 10}" y1="{place:.1f}" '
                 f'y2="{place:.1f}" opacity=".5"/><text x="{LEFT - 6}" y="{place + 4:.1f}" '
-                f'text-anchor="end">{escape(written(value))}</text>'
+                f'text-anchor="end">{escape(word)}</text>'
             )
+        level = _ticks(self.left, self.right_end) if ticks else []
         parts += [
             f'<text x="{self.right(at):.1f}" y="{HIGH - 18}" text-anchor="middle">'
-            f"{escape(written(at))}</text>"
-            for at in (_ticks(self.left, self.right_end) if ticks else ())
+            f"{escape(word)}</text>"
+            for at, word in zip(level, axis_words(level), strict=True)
         ]
         return "".join(parts)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from trainer.disk import RealDisk, replace_file
 from trainer.pages import html
+from trainer.words import duration
 
 SMOOTH_STEPS = 10
 Json = dict[str, Any]
@@ -134,17 +135,17 @@ def _summary(report: Json) -> list[tuple[str, object]]:
         ("loss, first and last steps", _between(report["first_loss"], report["last_loss"])),
         ("lowest validation loss", _best(report["best"])),
         ("tokens", report["tokens"]),
-        ("time in training steps", _span_of(seconds)),
+        ("time in training steps", duration(seconds)),
         ("tokens per second", None if speed is None else round(speed, 1)),
         ("evictions survived", len(report["evictions"])),
         ("steps done again", facts.get("redone_steps")),
         ("steps skipped for overflow", report["skipped_steps"]),
         ("the same bits as without interruption", _yes(report["exact"])),
         ("machine", facts.get("machine")),
-        ("hours rented", facts.get("hours")),
+        ("time rented", _rented(facts.get("hours"))),
         ("cost", _dollars(facts)),
     ]
-    return [(word, fact) for word, fact in rows if fact is not None]
+    return [(word, fact) for word, fact in rows if fact not in (None, "")]
 
 
 def _scores(report: Json) -> list[str]:
@@ -279,8 +280,8 @@ def _best(found: Mapping[str, Any] | None) -> str | None:
     return None if not found else f"{found['loss']:.4g} after step {found['step']}"
 
 
-def _yes(value: object) -> str:
-    return "unknown" if value is None else "yes" if value else "no"
+def _yes(value: object) -> str | None:
+    return None if value is None else "yes" if value else "no"
 
 
 def _interval(figure: Mapping[str, float]) -> str:
@@ -293,10 +294,8 @@ def _named(table: Mapping[str, Any], words: Mapping[str, str]) -> str | None:
     return ", ".join(known) or None
 
 
-def _span_of(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def _rented(hours: float | None) -> str | None:
+    return None if hours is None else duration(hours * 3600)
 
 
 def _dollars(facts: Mapping[str, Any]) -> str | None:
