@@ -32,6 +32,9 @@ from infra.lifecycle import Goal
 from infra.provider import BadRequest, ProviderError
 from infra.state import Ending, fold
 
+HOURS_PER_MONTH = 730.0
+"""As the clouds count them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
@@ -194,15 +197,20 @@ def _what_now(name: str, code: int, receipt: Receipt) -> str:
         4: f"`qft doctor {name}` looks at the connection",
         5: f"`qft logs {name}` shows what the trainer said",
         6: "raise `budget` in run.yaml and run the same command again: it goes on where it was",
+        130: f"`qft train --resume {name}` starts it again and goes on, "
+        f"`qft down --delete {name}` removes everything",
     }.get(code, "")
-    return "; ".join(part for part in (advice, _bills(name, receipt)) if part)
+    bills = _bills("" if code == Exit.INTERRUPTED else name, receipt)
+    return "; ".join(part for part in (advice, bills) if part)
 
 
 def _bills(name: str, receipt: Receipt) -> str:
-    """What still bills, and how to end it."""
+    """What still bills, and how to end it, unless that has been said (no `name`)."""
     if not receipt.usd_per_h_now:
         return "nothing of this run bills"
-    return f"still billing ${receipt.usd_per_h_now:.4f}/h: `qft down --delete {name}` ends it"
+    per_h = receipt.usd_per_h_now
+    price = f"${per_h:.4f}/h, ${per_h * HOURS_PER_MONTH:.2f} a month"
+    return f"still billing {price}" + (f": `qft down --delete {name}` ends it" if name else "")
 
 
 def dump(arrived: Arrived) -> str:

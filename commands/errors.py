@@ -1,7 +1,7 @@
 """What `qft` says when something is wrong, and with which exit code: the tree behind the table.
 
 0 done · 1 our bug · 2 usage or config · 3 the cloud refused · 4 host unreachable or not who it
-claims · 5 training failed · 6 budget reached · 130 interrupted
+claims · 5 training failed · 6 budget reached · 130 interrupted, here or in the cloud
 """
 
 from __future__ import annotations
@@ -65,10 +65,17 @@ class BudgetTrouble(Trouble):
     exit_code = Exit.BUDGET
 
 
+class Stopped(Trouble):
+    """Somebody stopped the machine in the cloud; the state is kept."""
+
+    exit_code = Exit.INTERRUPTED
+
+
 BY_CODE: dict[int, type[Trouble]] = {
     Exit.USAGE: Usage,
     Exit.CLOUD: CloudTrouble,
     Exit.HOST: HostTrouble,
     Exit.TRAINING: TrainingTrouble,
     Exit.BUDGET: BudgetTrouble,
+    Exit.INTERRUPTED: Stopped,
 }

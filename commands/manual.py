@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 our bug, 2 usage or config, 3 the cloud refused, 4 host unreachable or "
-    "unfit, 5 training failed, 6 budget reached, 130 interrupted."
+    "unfit, 5 training failed, 6 budget reached, 130 interrupted, here or in the cloud."
 )
 FIRST_STEPS = """\b
 First steps:

@@ -101,6 +101,8 @@ class RunState:
     """Which of them hold."""
     unset: tuple[str, ...] = ()
     """Which could not be set, why, and how to get them."""
+    halted: str = ""
+    """Who stopped the machine while the run was driven, meaning it; empty if nobody did."""
     doubt: Doubt | None = None
     """The last stop, while its reason is only inferred."""
     ending: Ending | None = None

@@ -138,6 +138,7 @@ class Plan:
 
 
 DONE, BAD_INPUT, CLOUD_REFUSED, UNREACHABLE, TRAINING_FAILED, BUDGET_REACHED = 0, 2, 3, 4, 5, 6
+INTERRUPTED = 130
 """The exit codes of `qft` that a run can end with; the table is in the README."""
 
 TRAINER_DONE, TRAINER_PREEMPTED, TRAINER_BAD_DATA, TRAINER_BAD_CONFIG = 0, 75, 65, 78
@@ -152,6 +153,10 @@ def decide(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
     """
     if state.fetched or (plan.goal is Goal.TRAIN and state.trained):
         return _wind_down(state, seen, plan)
+    if seen.vm is not None and _went_down(state, seen.vm):
+        return RecordStop(observation=seen.vm)  # first: it tells who did it, and since when
+    if state.halted and not _is_within_reach(state, seen):
+        return _stop_for_owner(state, seen, plan)
     spent = reached(plan.budget, state, now_s)
     if spent and not _is_within_reach(state, seen):
         return _stop_for_budget(state, seen, plan, spent)
@@ -178,12 +183,28 @@ def _is_up(vm: Observation) -> bool:
     return vm.power in {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}
 
 
+def _went_down(state: RunState, vm: Observation) -> bool:
+    """Whether it stopped, and neither that is written down nor a removal of ours under way."""
+    down = not _is_up(vm) and vm.power is not PowerState.STOPPING
+    return state.vm is not None and state.up and down and state.pending != "delete_intended"
+
+
 def _wind_down(state: RunState, seen: Seen, plan: Plan) -> Action:
     """The work is done: for `run`, nothing may remain; otherwise the machine stays as it is."""
     if plan.goal is Goal.RUN and not state.deleted:
         return Delete(reason="the adapter is home")
     del seen
     return Finish(ending=Ending(code=DONE, reason="done"))
+
+
+def _stop_for_owner(state: RunState, seen: Seen, plan: Plan) -> Action:
+    """Somebody stopped the machine and meant it: nothing of ours may start it again."""
+    if plan.rents and state.vm is not None and seen.vm is not None:
+        if seen.vm.power in {PowerState.GONE, PowerState.REMNANTS, PowerState.FAILED}:
+            return Delete(reason="the machine is gone; clearing what is left of it")
+        if seen.vm.power.bills_compute:  # started again before the records told who had stopped it
+            return Deallocate(reason=state.halted)
+    return Finish(ending=Ending(code=INTERRUPTED, reason=state.halted))
 
 
 def _stop_for_budget(state: RunState, seen: Seen, plan: Plan, spent: str) -> Action:
@@ -260,8 +281,6 @@ def _recover(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: fl
     if vm.power is PowerState.STOPPING:
         # Why it stops is told when it has; until then its compute bills, whoever ordered it.
         return Wait(wait_s=plan.policy.poll_s, reason="the machine is stopping")
-    if state.up:
-        return RecordStop(observation=vm)
     if vm.power in {PowerState.GONE, PowerState.REMNANTS, PowerState.FAILED}:
         return Delete(reason="the machine is gone; clearing what is left of it")
     if vm.power is PowerState.STOPPED:

@@ -155,6 +155,8 @@ class LocalProvider:
         seen = self._vm(record, state)
         market = self._market()
         known = market.quote(seen.region) is not None
+        price = market.price(seen.region, record["gpu"]) if known else None
+        cap = record["max_price_usd_per_h"]
         return Observation(
             power=seen.power,
             host=seen.host,
@@ -163,7 +165,7 @@ class LocalProvider:
             stop_reason=StopReason(state.reason) if state.reason else None,
             since=state.since,
             detail=state.detail,
-            price_usd_per_h=market.price(seen.region, record["gpu"]) if known else None,
+            price_usd_per_h=price if price is None or cap is None else min(price, cap),
         )
 
     def start(self, vm: Vm) -> None:

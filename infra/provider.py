@@ -212,6 +212,9 @@ class StopReason(StrEnum):
     EVICTED = "evicted"
     PRICE = "price"
     USER = "user"
+    """A person ordered it."""
+    RETURNED = "returned"
+    """The machine gave itself back: its limit was reached, or nobody needed it."""
     FAILED = "failed"
     UNKNOWN = "unknown"
 

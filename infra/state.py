@@ -12,8 +12,9 @@ from typing import Any
 
 from infra.journal import Event, Kind
 from infra.known import Doubt, Ending, Failure, RunState
-from infra.provider import Offer, PowerState, StopReason, Vm
+from infra.provider import Offer, PowerState, Vm
 from infra.spans import close_span, drop_open_span, open_span, reprice_span
+from infra.stops import down_s, is_eviction, owners_stop, owners_stop_explained
 
 __all__ = ["Ending", "Failure", "RunState", "apply", "fold", "to_json", "vm_from_json"]
 
@@ -66,6 +67,7 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
         state,
         resumed_s=event.at_s,
         ending=None,
+        halted="",
         crashes=(),
         unreachable=0,
         prepared=False,
@@ -139,13 +141,14 @@ def _address_seen(state: RunState, event: Event) -> RunState:
 
 def _stop_seen(state: RunState, event: Event) -> RunState:
     """The machine went down without our asking."""
-    evicted = _is_eviction(event.data["reason"])
+    evicted = is_eviction(event.data["reason"])
+    halted = owners_stop(state, event)
     gone = event.data["power"] in {PowerState.GONE, PowerState.REMNANTS}
     rehearsed = (
         state.rehearsed if state.rehearsing is None else state.rehearsed | {state.rehearsing}
     )
     idle = state.offer.idle_usd_per_h if state.offer else 0.0
-    when = _down_s(state, event)
+    when = down_s(state, event)
     spans = close_span(state.spans, when)
     if event.data["power"] == PowerState.FAILED or (gone and not state.prepared):
         # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.
@@ -161,6 +164,7 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
         unreachable=0,
         evictions=state.evictions + evicted,
         stops=state.stops + 1,
+        halted=halted,
         doubt=None if event.data.get("certain", True) else doubt,
         rehearsed=rehearsed,
         rehearsing=None,
@@ -168,28 +172,14 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
     )
 
 
-def _is_eviction(reason: object) -> bool:
-    return reason in {StopReason.EVICTED, StopReason.PRICE}
-
-
-def _down_s(state: RunState, event: Event) -> float:
-    """Since when it has been down: as the provider says, unless that was before it last started.
-
-    A provider that speaks of an earlier stop must not make the hours since then free of charge.
-    """
-    since_s = event.data.get("since_s")
-    if not since_s or since_s < state.booted_s:
-        return event.at_s
-    return min(float(since_s), event.at_s)
-
-
 def _stop_explained(state: RunState, event: Event) -> RunState:
     """The provider's records have caught up: an inferred reason gives way to the true one."""
     if state.doubt is None:
         return state
-    evicted = _is_eviction(event.data["reason"])
+    evicted = is_eviction(event.data["reason"])
     evictions = state.evictions + evicted - state.doubt.counted
-    return replace(state, evictions=evictions, doubt=None)
+    halted = owners_stop_explained(state, event)
+    return replace(state, evictions=evictions, doubt=None, halted=halted)
 
 
 def _price_seen(state: RunState, event: Event) -> RunState:

@@ -180,6 +180,12 @@ class FakeCloud:
             if self.power[vm.id] is PowerState.RUNNING:
                 self._halt(vm, StopReason.EVICTED)
 
+    def stop_all(self, reason: StopReason) -> None:
+        """Somebody or something deallocates every machine, and nobody asked this run."""
+        for vm in self.vms.values():
+            self._halt(vm, reason)
+        self.log.append(f"stopped: {reason}")
+
     def lose_all(self) -> None:
         """Every machine is deleted, disk and all."""
         self.vms.clear()

@@ -129,7 +129,7 @@ def test_finished_training_is_not_paid_for_while_the_laptop_is_dead(
     done = project.qft("run", "--json", timeout_s=500)
     assert done.returncode == 0, done.stderr
     stops = [e.data for e in project.events() if e.kind in {Kind.STOP_SEEN, Kind.STOP_EXPLAINED}]
-    assert stops[-1]["reason"] in {StopReason.USER, StopReason.EVICTED}
+    assert stops[-1]["reason"] in {StopReason.RETURNED, StopReason.EVICTED}
     assert (project.out / "adapter" / "adapter_model.safetensors").exists()
     assert cloud.leftovers() == []
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arm import Fault, Weather
+from arm import Fault, Weather, lives
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 
@@ -123,6 +123,64 @@ def test_deallocation_by_somebody_else_is_the_users_once_the_log_tells(
     seen = harness.provider().observe(vm)
 
     assert (seen.stop_reason, seen.detail) == (StopReason.USER, "deallocated by a@b.example")
+
+
+def test_stop_that_leaves_the_bill_running_is_the_users_once_the_log_tells(
+    harness: AzureHarness,
+) -> None:
+    """`az vm stop` does not deallocate: at first it looks like a `shutdown`, then it has a name."""
+    vm = running(harness)
+    arm = harness.provider().account.arm
+    arm.call("stop", arm.compute.virtual_machines.begin_power_off, "qft-run-a", "qft-run-a-1")
+
+    early = harness.provider().observe(vm)
+    harness.advance(150)
+    late = harness.provider().observe(vm)
+
+    assert (early.stop_reason, early.certain) == (StopReason.UNKNOWN, False)
+    assert (late.power, late.stop_reason) == (PowerState.STOPPED, StopReason.USER)
+    assert late.detail == "switched off by a@b.example: still billed until it is deallocated"
+
+
+@pytest.mark.parametrize(
+    ("caller", "reason"),
+    [
+        ("a@b.example", StopReason.USER),
+        ("live.com#a@b.example", StopReason.USER),
+        ("Microsoft.DevTestLab", StopReason.UNKNOWN),
+        ("6f2c5c1e-0000-4000-8000-3d0c4f2b7a11", StopReason.UNKNOWN),
+        ("", StopReason.UNKNOWN),
+    ],
+)
+def test_only_people_stop_a_run_for_good(
+    harness: AzureHarness, caller: str, reason: StopReason
+) -> None:
+    """The auto-shutdown, a policy or Azure itself may deallocate too, and mean nothing by it."""
+    vm = running(harness)
+    harness.cloud.world.caller = caller
+    machine_ = harness.cloud.machines()[0]
+    lives.power(harness.cloud.world, machine_, "deallocated")
+    harness.cloud.world.event(
+        machine_, "Microsoft.Compute/virtualMachines/deallocate/action", caller=caller
+    )
+    harness.advance(150)
+
+    assert harness.provider().observe(vm).stop_reason is reason
+
+
+def test_machine_that_gave_itself_back_is_not_taken_for_a_person(harness: AzureHarness) -> None:
+    """Its own identity in the log is the watchdog's doing: a limit reached, or nobody there."""
+    vm = running(harness)
+    machine_ = harness.cloud.machines()[0]
+    lives.power(harness.cloud.world, machine_, "deallocated")
+    harness.cloud.world.event(
+        machine_,
+        "Microsoft.Compute/virtualMachines/deallocate/action",
+        caller=machine_.more["identity"]["principalId"],
+    )
+    harness.advance(150)
+
+    assert harness.provider().observe(vm).stop_reason is StopReason.RETURNED
 
 
 def test_failed_start_is_told_beside_the_reason(harness: AzureHarness) -> None:

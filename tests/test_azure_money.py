@@ -71,7 +71,7 @@ def test_bill_ends_with_everything_of_ours_dead(harness: AzureHarness) -> None:
     idle = harness.cloud.ledger.usd("disk") + harness.cloud.ledger.usd("address")
     assert worst.idle_usd_per_day == pytest.approx(idle, rel=0.01)
     seen = harness.provider().observe(vm)
-    assert (seen.power, seen.stop_reason) == (PowerState.DEALLOCATED, StopReason.USER)
+    assert (seen.power, seen.stop_reason) == (PowerState.DEALLOCATED, StopReason.UNKNOWN)
     assert "Microsoft.DevTestLab" in seen.detail
 
 
@@ -136,6 +136,7 @@ def test_stopped_is_not_deallocated(harness: AzureHarness) -> None:
 
     assert (seen.power, seen.power.bills_compute) == (PowerState.STOPPED, True)
     assert "still billed" in seen.detail
+    assert not seen.certain
     assert harness.cloud.ledger.billing("compute") != []
 
 

@@ -105,6 +105,31 @@ def test_running_machine_is_priced_by_the_market_of_now(harness: AzureHarness) -
     assert len([r for r in harness.cloud.requests if "retail" in r.path]) - asked == 1
 
 
+def test_price_that_is_counted_is_never_above_the_cap(harness: AzureHarness) -> None:
+    """In its last half minute, with the market above its cap, a machine costs its cap."""
+    provider = harness.provider()
+    vm = provider.create(spec())
+    harness.cloud.set_price(T4, "eastus", 0.4)
+    harness.advance(1)
+
+    seen = provider.observe(vm)
+
+    assert (seen.power, seen.price_usd_per_h) == (PowerState.RUNNING, 0.25)
+
+
+def test_own_release_after_a_stop_explains_nothing(harness: AzureHarness) -> None:
+    """A `shutdown` from inside makes qft deallocate: its own order is not a person's stop."""
+    provider = harness.provider()
+    vm = provider.create(spec())
+    harness.advance(300)
+    at_s = harness.cloud.clock.now()
+    provider.deallocate(vm)
+    provider.start(vm)
+    harness.advance(180)
+
+    assert provider.explain(vm, after_s=at_s - 300, before_s=at_s) is None
+
+
 def test_colleague_is_named_once_the_log_tells(harness: AzureHarness, tmp_path: Path) -> None:
     """What was taken for an eviction turns out to be a colleague's doing, and only that stop."""
     provider = harness.provider()
@@ -161,9 +186,10 @@ def test_machine_on_its_way_down_bills_and_has_no_reason_yet(harness: AzureHarne
 
 @dataclass
 class UnsureCloud(FakeCloud):
-    """Passes through `stopping`, and says minutes later that a stop was the user's own."""
+    """Passes through `stopping`, and says minutes later what a stop was in truth."""
 
     stopping: int = 0
+    truth: StopReason = StopReason.RETURNED
     asked: list[float] = field(default_factory=list)
 
     def observe(self, vm: Vm) -> Observation:
@@ -181,7 +207,9 @@ class UnsureCloud(FakeCloud):
         self.asked.append(self.world.now_s)
         if self.world.now_s - before_s < 300:
             return None
-        return Observation(power=PowerState.DEALLOCATED, stop_reason=StopReason.USER)
+        return Observation(
+            power=PowerState.DEALLOCATED, stop_reason=self.truth, detail="stopped by a@b.example"
+        )
 
 
 def test_inferred_eviction_is_taken_back_when_the_records_say_otherwise(tmp_path: Path) -> None:
@@ -199,7 +227,27 @@ def test_inferred_eviction_is_taken_back_when_the_records_say_otherwise(tmp_path
     (later,) = [one for one in events if one.kind is Kind.STOP_EXPLAINED]
     assert ending.code == 0
     assert (stop.data["power"], stop.data["reason"]) == ("deallocated", "evicted")
-    assert (later.data["reason"], fold(events).evictions) == ("user", 0)
+    assert (later.data["reason"], fold(events).evictions) == ("returned", 0)
     assert 300 <= later.at_s - stop.at_s < 900
     assert len(story.cloud.asked) == 2
     assert kinds.index(Kind.START_ACCEPTED) < kinds.index(Kind.STOP_EXPLAINED)
+
+
+def test_stop_that_was_a_persons_ends_the_run_once_the_records_tell(tmp_path: Path) -> None:
+    """Taken for an eviction and started again, the machine is released when the log names who."""
+    story = Story(path=tmp_path / "journal.jsonl")
+    story.cloud = UnsureCloud(world=story.world, truth=StopReason.USER)
+    story.work.cloud, story.work.steps = story.cloud, 1500
+    story.plan = Plan(goal=Goal.RUN, rehearse_evictions=(20,))
+
+    ending = story.go()
+
+    assert ending.code == 130
+    assert "stopped by a@b.example" in ending.reason
+    assert story.cloud.log == ["create a", "evict", "start a", "deallocate"]
+    assert story.work.home > 20  # what was learnt meanwhile is not lost
+
+    story.plan = Plan(goal=Goal.RUN)
+
+    assert story.go().code == 0
+    assert story.cloud.log[4:] == ["start a", "delete"]

@@ -54,6 +54,7 @@ states = st.builds(
     crashes=st.lists(st.integers(0, 3), max_size=4).map(tuple),
     evictions=st.integers(0, 3),
     trained=st.booleans(),
+    halted=st.sampled_from(["", "stopped by somebody"]),
     fetched=st.sampled_from(["", "out"]),
 )
 
@@ -91,14 +92,29 @@ def test_a_second_machine_is_never_rented_beside_one_that_is_seen(
 def test_nothing_is_rented_or_started_over_budget(
     state: RunState, vm: Observation | None, job: JobView | None
 ) -> None:
-    """With the dollars spent, the only acts left are those that end the billing."""
+    """With the dollars spent, the only acts left end the billing or write its end down."""
     spent = (Span(start_s=NOW_S - 36_000, end_s=NOW_S, usd_per_h=1.0, compute=True),)
     poor = replace(state, spans=spent, fetched="", trained=False)
     plan = Plan(goal=Goal.RUN, budget=Budget(usd=5.0))
 
     action = decide(poor, Seen(vm=vm, job=job, offers=(OFFER,)), plan, NOW_S)
 
-    assert isinstance(action, act.Deallocate | act.Delete | act.Finish)
+    assert isinstance(action, act.RecordStop | act.Deallocate | act.Delete | act.Finish)
+
+
+@settings(max_examples=300)
+@given(state=states, vm=observations, job=jobs, goal=st.sampled_from(list(Goal)))
+def test_nothing_is_rented_or_started_after_somebody_stopped_the_machine(
+    state: RunState, vm: Observation | None, job: JobView | None, goal: Goal
+) -> None:
+    """A person's stop leaves only acts that end the billing, then exit 130 with who it was."""
+    halted = replace(state, fetched="", trained=False, halted="stopped by a@b.example")
+
+    action = decide(halted, Seen(vm=vm, job=job, offers=(OFFER,)), Plan(goal=goal), NOW_S)
+
+    assert isinstance(action, act.RecordStop | act.Deallocate | act.Delete | act.Finish)
+    if isinstance(action, act.Finish):
+        assert (action.ending.code, action.ending.reason) == (130, "stopped by a@b.example")
 
 
 def test_a_finished_training_comes_home_although_the_budget_is_just_used_up() -> None:

@@ -11,6 +11,7 @@ import pytest
 from runs import Project, json_of, make_project, wait_until
 
 from infra.journal import Kind
+from infra.local import LocalProvider
 
 
 @pytest.fixture
@@ -56,6 +57,27 @@ def test_down_all_stops_a_driver_that_would_start_the_machine_again(project: Pro
     assert (done.returncode, driver.returncode) == (0, 130), done.stderr
     assert json_of(project.qft("ls", "--all", "--json")) == []
     assert project.processes() == []
+
+
+def test_a_machine_stopped_by_hand_ends_the_run_with_a_clear_word(project: Project) -> None:
+    """Stopped past every `qft`, as in a portal: exit 130 says how to go on and how to end it."""
+    driver = driven(project, Kind.LAUNCHED)
+    cloud = LocalProvider(project.home / "local")
+    (vm,) = cloud.list_all()
+
+    cloud.deallocate(vm)
+
+    _, said = driver.communicate(timeout=120)
+    assert driver.returncode == 130
+    assert "and not by this run" in said
+    assert "`qft train --resume tiny` starts it again and goes on" in said
+    assert "`qft down --delete tiny` removes everything" in said
+    assert "nothing of this run bills" in said
+    assert kinds(project)[-2:] == [Kind.STOP_SEEN, Kind.RUN_ENDED]
+    again = driven(project, Kind.START_ACCEPTED)
+    assert again.poll() is None
+    assert project.qft("down", "--delete").returncode == 0
+    again.communicate(timeout=120)
 
 
 def test_ctrl_c_names_the_command_that_was_typed_and_the_price(project: Project) -> None:

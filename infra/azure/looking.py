@@ -28,6 +28,8 @@ LOG_VERSION = "2015-04-01"
 LOG_DAYS = 14
 SKEW_S = 120.0
 """How far this computer's clock and Azure's may differ."""
+RELEASE_S = 600.0
+"""How long a deallocation may take until the log says that it succeeded."""
 _ASKED = {
     "deallocate": (StopReason.USER, "deallocated because qft asked for it"),
     "delete": (StopReason.USER, "deleted because qft asked for it"),
@@ -71,18 +73,10 @@ class Looking:
                 port=port,
                 metadata_url=url,
                 detail=words,
-                price_usd_per_h=self.price_lately(*_sold(answer)),
+                price_usd_per_h=self._price_of(answer),
             )
-        if power is PowerState.STOPPED:
-            return Observation(
-                power=power,
-                host=host,
-                port=port,
-                metadata_url=url,
-                stop_reason=StopReason.USER,
-                detail="switched off from inside: still billed until it is deallocated",
-            )
-        why = self._why(names, record, answer)
+        off = power is PowerState.STOPPED
+        why = self._why_off(names, record, answer) if off else self._why(names, record, answer)
         return Observation(
             power=power,
             host=host,
@@ -103,7 +97,13 @@ class Looking:
             answer = {}
         except Transient:
             return None
-        why = self._recorded(names, answer, after_s=after_s, before_s=before_s + SKEW_S)
+        why = self._recorded(
+            names,
+            answer,
+            after_s=after_s,
+            before_s=before_s + SKEW_S,
+            released_s=self.account.record(vm.run_id).released_at,
+        )
         if isinstance(why, str):
             return None
         return Observation(
@@ -159,6 +159,11 @@ class Looking:
             power=power, stop_reason=why.reason, since=why.since, detail=f"{told}: {why.told}"
         )
 
+    def _price_of(self, answer: dict[str, Any]) -> float | None:
+        """What a running machine bills: the market price, and never more than its cap."""
+        price, cap = self.price_lately(*_sold(answer)), machine.held_cap(answer)
+        return price if price is None or cap == machine.NO_CAP else min(price, cap)
+
     # ---- why it stopped ----
 
     def _why(self, names: Names, record: RunRecord, answer: dict[str, Any]) -> Why:
@@ -183,6 +188,15 @@ class Looking:
             return Why(reason=StopReason.PRICE, told=dear + note, certain=False)
         return _inferred(answer, why, note)
 
+    def _why_off(self, names: Names, record: RunRecord, answer: dict[str, Any]) -> Why:
+        """Why it is switched off and billed: a `stop` that the log knows of, or from inside."""
+        bills = "still billed until it is deallocated"
+        why = self._recorded(names, answer, after_s=self._life_s(names, record))
+        if isinstance(why, Why):
+            return replace(why, told=f"{why.told}: {bills}", since="")
+        told = f"switched off from inside, it seems: {bills}"
+        return Why(reason=StopReason.UNKNOWN, told=told, certain=False)
+
     @staticmethod
     def _life_s(names: Names, record: RunRecord) -> float:
         """When this life of the machine began, as far as this computer knows; 0 if it does not."""
@@ -196,8 +210,11 @@ class Looking:
         *,
         after_s: float,
         before_s: float = math.inf,
+        released_s: float = 0.0,
     ) -> Why | str:
         """Why the log says that the machine stopped between those times, or why it says nothing.
+
+        What qft itself ordered at `released_s`, after it had seen the stop, explains no stop.
 
         The log of an earlier life of the machine says nothing about this one, and an hour that is
         dated back to it would be an hour that nobody counts.
@@ -211,7 +228,8 @@ class Looking:
             at_s = parse_utc_s(str(event.get("eventTimestamp") or "")) or 0.0
             if at_s < after_s or (before_s == math.inf and _is_start(event)):
                 break
-            found = _reason_of(event, own) if at_s <= before_s else None
+            ours = released_s and -SKEW_S <= at_s - released_s <= RELEASE_S
+            found = _reason_of(event, own) if at_s <= before_s and not ours else None
             if found is not None:
                 reason, told = found
                 return Why(reason=reason, since=str(event.get("eventTimestamp") or ""), told=told)
@@ -326,9 +344,17 @@ def _reason_of(event: dict[str, Any], own: str) -> tuple[StopReason, str] | None
     if operation.endswith("/simulateeviction/action"):
         return StopReason.EVICTED, f"evicted: a rehearsal asked for by {who}"
     if operation.endswith("/deallocate/action") and own and who.lower() == own.lower():
-        return StopReason.USER, "it gave itself back: its limit was reached, or nobody needed it"
-    if operation.endswith("/virtualmachines/delete"):
-        return StopReason.USER, f"deleted by {who}"
-    if operation.endswith(("/deallocate/action", "/poweroff/action")):
-        return StopReason.USER, f"deallocated by {who}"
+        told = "it gave itself back: its limit was reached, or nobody needed it"
+        return StopReason.RETURNED, told
+    verbs = {
+        "/virtualmachines/delete": "deleted",
+        "/deallocate/action": "deallocated",
+        "/poweroff/action": "switched off",
+    }
+    for ending, verb in verbs.items():
+        if operation.endswith(ending):
+            # People sign in with an address. Everything else is a program's: the auto-shutdown, a
+            # policy, Azure itself; none of them says that the owner wants no more of this run.
+            reason = StopReason.USER if "@" in who else StopReason.UNKNOWN
+            return reason, f"{verb} by {who}"
     return None

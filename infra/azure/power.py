@@ -77,6 +77,7 @@ class Power:
         if power is PowerState.DEALLOCATED:
             return
         record = self._record(vm)
+        record.released_at = self.account.clock()
         wait_s = self.account.settings.operation_wait_s
         if not self._act(record, names, "deallocate", wait_s=wait_s):
             raise Transient(

@@ -36,6 +36,8 @@ class RunRecord:
     """The last thing asked of the machine: create, start, deallocate, evict, delete."""
     asked_at: float = 0.0
     """When, in seconds since 1970."""
+    released_at: float = 0.0
+    """When this computer last asked for a deallocation: the log shows it as a person's."""
     ids: dict[str, str] = field(default_factory=dict)
     """Full ids of what exists or may exist, by name; written before each is asked for."""
     tokens: dict[str, str] = field(default_factory=dict)

@@ -112,6 +112,9 @@ def act(world: World, base: str, request: Request, vm: Resource, action: str) ->
             return _deallocate(world, base, vm)
         case "poweroff":
             power(world, vm, "stopped")
+            world.event(
+                vm, "Microsoft.Compute/virtualMachines/powerOff/action", caller=world.caller
+            )
             guests_of(world).halt(vm)
             return Reply(status=200)
         case "simulateeviction":
