@@ -115,6 +115,7 @@ def test_finished_training_is_not_paid_for_while_the_laptop_is_dead(
     cloud: Cloud, project: Project, guests: WatchedGuests
 ) -> None:
     """Killed while it follows, `qft` finds the machine deallocated, and the adapter on its disk."""
+    guests.hurry = ("--every-s", "0.2", "--done-s", "2")  # silence alone is borne for long
     process = project.start("run", "--plain")
     wait_until(lambda: Kind.LAUNCHED in project.kinds(), timeout_s=500)
     process.kill()
