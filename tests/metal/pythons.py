@@ -84,7 +84,7 @@ def pip(store: Store, arguments: list[str]) -> int:
         store.nap(90)
         sys.stderr.write(
             f"WARNING: Retrying (Retry(total=0)) after connection broken by"
-            " 'ConnectTimeoutError(<HTTPSConnection>, 'Connection to index.example timed out. (connect"
+            " 'ConnectTimeoutError(<HTTPSConnection>, 'Connection to an.index timed out. (connect"
             f" timeout=15)')': /simple/{first}/\nERROR: Could not find a version that satisfies the"
             f" requirement {first}=={wanted[first][0]} (from versions: none)\n"
             f"ERROR: No matching distribution found for {first}=={wanted[first][0]}\n"
