@@ -41,11 +41,11 @@ def run_job(order: Order, say: Callable[[str], None]) -> None:
         Busy: another trainer runs in this directory (exit 73).
         OSError: the disk or the network fails (exit 74); whole checkpoints stand.
     """
-    with alone_in(order.run_dir):
+    flag = Flag(time.monotonic)
+    with on_signals(flag), alone_in(order.run_dir):  # a SIGTERM is heard from the first moment
         sweep(order.run_dir, disk=RealDisk())
         heartbeat = Heartbeat(order.run_dir / "status.json", disk=RealDisk(), now=_now)
-        flag = Flag(time.monotonic)
-        with heartbeat, on_signals(flag), polling(order.metadata_url, flag, say):
+        with heartbeat, polling(order.metadata_url, flag, say):
             _reported(order, heartbeat, flag, say)
 
 
