@@ -17,6 +17,7 @@ from rig import Rig, rig
 from tiny import write_config
 
 from trainer.adapters import methods
+from trainer.adapters.dylora import Dial
 from trainer.config import load_config
 from trainer.data.examples import load_examples
 from trainer.model import find_source, load_tokenizer
@@ -114,6 +115,7 @@ def test_one_dylora_run_of_twice_the_steps_is_as_good_at_every_rank(tmp_path: Pa
     }
     made = trained(tmp_path / "every-rank", steps=2 * WHOLE, kind="qdylora", r=8)
     dial = methods.method_of(made.bench.model)
+    assert isinstance(dial, Dial)
 
     for rank, loss in alone.items():
         with dial.at(rank):
