@@ -23,7 +23,7 @@ from trainer.data.examples import load_examples
 from trainer.model import find_source, load_tokenizer
 from trainer.supervised import mean_loss
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
 STEPS = 40
 WHOLE = 90  # as in the quickstart
