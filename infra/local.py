@@ -191,12 +191,11 @@ class LocalProvider:
         """
         directory = self._directory(run_id)
         with self._locked(), _translated():
-            if directory.exists():
-                trash = self._root / "trash"
-                trash.mkdir(exist_ok=True)
-                directory.rename(trash / f"{run_id}.{secrets.token_hex(4)}")
-                sync_directory(directory.parent)
-            return self._empty_trash(run_id)
+            self._discard(directory)
+            removed = self._empty_trash(run_id)
+            if self._discard(directory):  # by a job that made its folders again before it died
+                self._empty_trash(run_id)
+            return removed
 
     def list_all(self) -> list[Vm]:
         """Every machine of this directory, and every half of one, newest first."""
@@ -315,6 +314,16 @@ class LocalProvider:
     def _machine(self, directory: Path) -> Machine:
         """The levers of the machine that lives in `directory`."""
         return Machine(directory, sleep=self._sleep, clock=self._clock)
+
+    def _discard(self, directory: Path) -> bool:
+        """Move a machine's directory into the trash; whether there was one."""
+        if not directory.exists():
+            return False
+        trash = self._root / "trash"
+        trash.mkdir(exist_ok=True)
+        directory.rename(trash / f"{directory.name}.{secrets.token_hex(4)}")
+        sync_directory(directory.parent)
+        return True
 
     def _empty_trash(self, run_id: str) -> list[Removed]:
         """Finish what a delete of the run began, perhaps in a process that was killed over it."""

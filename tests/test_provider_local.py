@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import shlex
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +19,8 @@ from contract import Harness, RentingContract, make_spec, running, wait_for
 
 from infra.durable import locked
 from infra.local import LocalProvider, LocalSettings
+from infra.local_machine import SYSTEM_PATH
+from infra.local_processes import MARK
 from infra.provider import (
     BadRequest,
     Gone,
@@ -250,6 +254,27 @@ def test_read_only_remains_are_removed(cloud: LocalHarness, tmp_path: Path) -> N
     assert cloud.provider().delete(spec.run_id) != []
     assert list((cloud.root / "trash").iterdir()) == []
     assert (outside.stat().st_mode & 0o777, (outside / "kept").exists()) == (0o555, True)
+
+
+def test_what_a_dying_job_makes_again_is_removed_too(cloud: LocalHarness) -> None:
+    """A job that goes on writing under its home's name until it is killed leaves nothing behind."""
+    _, spec = running(cloud)
+    home = cloud.root / "vms" / spec.run_id / "disk"
+    mark = json.loads((home.parent / "spec.json").read_text())["mark"]
+    made = home / "again"
+    again = f"while :; do mkdir -p {shlex.quote(str(made))}; done"
+    job = subprocess.Popen(["/bin/sh", "-c", again], env={MARK: mark, "PATH": SYSTEM_PATH})
+    try:
+        while not made.exists():
+            time.sleep(0.001)
+        removed = cloud.provider().delete(spec.run_id)
+    finally:
+        job.kill()
+        job.wait()
+
+    assert [one.kind for one in removed] == ["virtual machine", "disk"]
+    assert cloud.provider().list_all() == []
+    assert not home.parent.exists()
 
 
 def test_full_disk_can_be_cleared(cloud: LocalHarness, monkeypatch: pytest.MonkeyPatch) -> None:
