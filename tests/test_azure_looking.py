@@ -96,12 +96,15 @@ def test_rehearsal_is_an_eviction_everywhere(harness: AzureHarness) -> None:
     assert elsewhere(harness, vm).stop_reason is StopReason.EVICTED
 
 
-def test_closed_log_is_no_error(harness: AzureHarness) -> None:
-    """An account that may not read the log still learns what most likely happened, and why."""
+@pytest.mark.parametrize(
+    ("status", "code"), [(403, "AuthorizationFailed"), (404, "NotFound"), (400, "BadRequest")]
+)
+def test_closed_log_is_no_error(harness: AzureHarness, status: int, code: str) -> None:
+    """An account that has no log to read still learns what most likely happened, and why."""
     vm = running(harness)
     harness.cloud.evict(harness.cloud.machines()[0], notice_s=0)
     harness.advance(1)
-    reply = Reply(status=403, body=ArmError(403, "AuthorizationFailed", "No.").body)
+    reply = Reply(status=status, body=ArmError(status, code, "No.").body)
     harness.cloud.faults.add(Fault(weather=Weather.ANSWER, path="/eventtypes/", reply=reply))
 
     seen = elsewhere(harness, vm)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from infra.azure.naming import Names
 from infra.azure.record import RunRecord
 from infra.azure.settings import AzureSettings
-from infra.provider import NotAllowed
+from infra.provider import NotAllowed, ProviderError
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Arm, Operation
@@ -57,6 +57,19 @@ class Account:
         record.tokens[key] = operation.token
         record.save()
         return operation
+
+    def settle(self, record: RunRecord, key: str, operation: Operation, *, wait_s: float) -> bool:
+        """Poll to the end, for `wait_s` at most; whether it ended well within that.
+
+        The token of an operation that failed is forgotten: whoever tries again begins a new one,
+        instead of hearing of the old failure for as long as Azure keeps its page.
+        """
+        try:
+            return operation.settle(wait_s=wait_s)
+        except ProviderError:
+            if operation.over:
+                self.finished(record, key)
+            raise
 
     @staticmethod
     def finished(record: RunRecord, *keys: str) -> None:

@@ -240,7 +240,7 @@ class Creation:
 
     def _settle(self, record: RunRecord, key: str, operation: Operation) -> None:
         try:
-            done = operation.settle(wait_s=NETWORK_WAIT_S)
+            done = self.account.settle(record, key, operation, wait_s=NETWORK_WAIT_S)
         except Gone as error:  # the operation's page expired: the PUT is repeated, harmlessly
             self.account.finished(record, key)
             raise Transient(f"Azure forgot how making the {key} went: it is asked again") from error
@@ -272,7 +272,9 @@ class Creation:
             )
             self._verify(spec, operation.answer or self._get(names))
             self._protect(spec, names, record, tags)
-            done = operation.settle(wait_s=self.account.settings.accept_wait_s)
+            done = self.account.settle(
+                record, "vm", operation, wait_s=self.account.settings.accept_wait_s
+            )
             if done:
                 self._verify(spec, operation.answer)
         except (AlreadyThereError, Gone):

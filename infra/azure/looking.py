@@ -15,9 +15,9 @@ from infra.azure.naming import GENERATION, RUN, Names, names_of, vm_from_tags
 from infra.azure.record import RunRecord
 from infra.provider import (
     Gone,
-    NotAllowed,
     Observation,
     PowerState,
+    ProviderError,
     StopReason,
     Transient,
     Vm,
@@ -221,7 +221,7 @@ class Looking:
         """
         try:
             events = self._log(names)
-        except (NotAllowed, Transient) as error:
+        except ProviderError as error:  # closed, absent or busy: it is a source, not the machine
             return f"the activity log cannot be read ({error})"
         own = str((answer.get("identity") or {}).get("principalId") or "")
         for event in events:

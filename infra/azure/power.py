@@ -141,7 +141,7 @@ class Power:
             operation = self.account.pursue(
                 record, verb, lambda token: self._begin(names, verb, token)
             )
-            done = operation.settle(wait_s=wait_s)
+            done = self.account.settle(record, verb, operation, wait_s=wait_s)
         except Transient:
             # A broken connection does not say whether the order arrived: the machine does.
             self.account.finished(record, verb)

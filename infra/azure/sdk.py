@@ -156,6 +156,8 @@ class Operation:
     ) -> None:
         self._resumed = resumed
         self._polled = False
+        self.over = False
+        """Whether Azure has said that it failed: asked again, it would say nothing else."""
         self._doing = doing
         self._poller = poller
         self._method = method
@@ -184,7 +186,12 @@ class Operation:
         """
         self._polled = True
         with translated(self._doing):
-            return self._method.drive(wait_s=wait_s)
+            try:
+                return self._method.drive(wait_s=wait_s)
+            except HttpResponseError as error:
+                status = int(error.status_code or 0)
+                self.over = 0 < status < 500 and status not in {408, 429}
+                raise
 
 
 class SteppedPolling(ARMPolling):

@@ -161,7 +161,8 @@ class Teardown:
                 operation = self.account.pursue(
                     record, "group", lambda token: self._begin_group(names, token)
                 )
-                operation.settle(wait_s=max(deadline - self.account.clock(), 0.0))
+                wait_s = max(deadline - self.account.clock(), 0.0)
+                self.account.settle(record, "group", operation, wait_s=wait_s)
         except (Transient, BadRequest):
             self.account.finished(record, "group")
             raise
