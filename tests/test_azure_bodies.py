@@ -22,6 +22,7 @@ from infra.azure import AzureProvider, machine, network
 from infra.azure.cloudinit import custom_data
 from infra.azure.images import image_for
 from infra.azure.naming import Names, tags_of
+from infra.azure.settings import PUBLIC_ADDRESS
 from infra.provider import BadRequest, NotAllowed, ProviderError, Want
 
 
@@ -101,6 +102,31 @@ def test_firewall_admits_only_the_caller(harness: AzureHarness) -> None:
     ]
     (rule,) = firewall.properties["securityRules"]
     assert rule["properties"]["sourceAddressPrefix"] == "198.51.100.20/32"
+
+
+def test_cloud_in_ones_own_network_admits_the_caller_as_it_sees_them(
+    harness: AzureHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the cloud has a private address and no page is named, no page of the world is asked."""
+    unnamed = harness.settings(address_endpoint=PUBLIC_ADDRESS)
+    monkeypatch.setattr(harness, "settings", lambda: unnamed)
+
+    harness.provider().create(spec())
+
+    (firewall, *_) = [one for one in harness.cloud.requests if "SecurityGroups" in one.path]
+    (rule,) = firewall.body["properties"]["securityRules"]
+    assert rule["properties"]["sourceAddressPrefix"] == "127.0.0.1/32"
+
+
+def test_caller_without_ipv4_is_told_before_anything_is_made(harness: AzureHarness) -> None:
+    """An IPv6 address could never reach a machine that has an IPv4 address only."""
+    harness.cloud.caller = "2001:db8::7"
+
+    with pytest.raises(NotAllowed, match="IPv6") as refused:
+        harness.provider().create(spec())
+
+    assert "QFT_CALLER_ADDRESS" in refused.value.hint
+    assert harness.cloud.leftovers() == []
 
 
 @pytest.mark.parametrize("address", ["*", "0.0.0.0/0", "::/0", "Internet", "", "10.0.0.0/8"])

@@ -15,11 +15,11 @@ from infra.azure.looking import Looking
 from infra.azure.memory import Memory
 from infra.azure.offers import Offers, PriceWatch
 from infra.azure.power import Power
-from infra.azure.settings import AzureSettings
+from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.sources import Sources
 from infra.azure.teardown import Teardown
 from infra.azure.watchdog import Protection, Watchdog
-from infra.azure.web import public_address
+from infra.azure.web import own_address, public_address
 from infra.catalog import REGIONS, sizes
 from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
 
@@ -125,8 +125,14 @@ class AzureProvider:
             state_dir=self._state_dir,
             clock=self._clock,
             sleep=self._sleep,
-            find_address=lambda: public_address(self._settings.address_endpoint),
+            find_address=self._find_address,
         )
+
+    def _find_address(self) -> str:
+        """As the page that the user named sees it; else as the cloud itself does."""
+        page, cloud = self._settings.address_endpoint, self._settings.arm_endpoint
+        near = page == PUBLIC_ADDRESS and cloud != PUBLIC_ARM
+        return (own_address(cloud) if near else "") or public_address(page)
 
     def _open(self) -> Arm:
         from infra.azure.sdk import Arm

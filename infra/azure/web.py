@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
 import ssl
 import urllib.error
+import urllib.parse
 import urllib.request
 
 from infra.provider import NotAllowed, Transient
@@ -27,6 +30,22 @@ def fetch(url: str, *, timeout_s: float = 10.0) -> bytes:
             return bytes(answer.read(ANSWER_BYTES_MAX))
     except (urllib.error.URLError, OSError) as error:
         raise Transient(f"`{url}` did not answer: {error}") from error
+
+
+def own_address(url: str) -> str:
+    """The address from which this computer reaches a cloud in its own network; else empty.
+
+    A cloud behind a private or loopback address hands out addresses of that same network, where
+    the world's view of the caller would open the firewall to nobody. Sends nothing.
+    """
+    parts = urllib.parse.urlsplit(url)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((parts.hostname or "", parts.port or 443))
+            there, here = str(probe.getpeername()[0]), str(probe.getsockname()[0])
+    except OSError:  # no such name, or no way there: whoever asks it next will say so
+        return ""
+    return here if ipaddress.ip_address(there).is_private else ""
 
 
 def public_address(url: str) -> str:
