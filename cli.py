@@ -66,7 +66,7 @@ def doctor(run: Run = "", *, as_json: Json = False) -> None:
         out_json([check.to_json() for check in checks])
     else:
         out("\n".join(check.line for check in checks))
-    if not all(check.ok for check in checks):
+    if any(check.failed for check in checks):
         raise typer.Exit(Exit.USAGE)
 
 

@@ -29,11 +29,18 @@ class Check:
     ok: bool
     detail: str
     fix: str = ""
+    required: bool = True
+    """Whether nothing can be done while this is not ok."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it stands in the way, and does not only limit."""
+        return self.required and not self.ok
 
     @property
     def line(self) -> str:
         """The check in words."""
-        mark = "ok  " if self.ok else "FAIL"
+        mark = "ok  " if self.ok else "FAIL" if self.required else "warn"
         fix = f"\n      fix: {self.fix}" if self.fix and not self.ok else ""
         return f"{mark}  {self.name}: {self.detail}{fix}"
 
@@ -128,12 +135,7 @@ def _azure(vm: VmTable) -> list[Check]:
     provider = wire.make_provider(vm, qft_home(environment()))
     if not isinstance(provider, AzureProvider):
         raise TypeError(provider.name)
-    return [
-        Check(
-            name=found.name, ok=found.ok or not found.required, detail=found.detail, fix=found.fix
-        )
-        for found in provider.checks(wire.want(vm))
-    ]
+    return [Check(**asdict(found)) for found in provider.checks(wire.want(vm))]
 
 
 def _host_key(vm: VmTable) -> Check:

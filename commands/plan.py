@@ -17,6 +17,7 @@ from infra.cost import Budget, ends_s, worst_case_usd
 from infra.powers import Foreseeing, Switch
 from infra.provider import Offer, Provider, ProviderError, Want
 from infra.state import RunState
+from infra.when import parse_utc_s
 
 CAP_MARGIN = 1.2
 """A cap less than a fifth above the market is passed by ordinary moves of the price."""
@@ -39,6 +40,8 @@ class PlanPage:
     """What the catalog says about the name of the GPU."""
     switches: tuple[Switch, ...] = ()
     """What can be expected to end the bill when everything of ours is dead."""
+    asked_at_s: float = 0.0
+    """When the offers were asked for, in seconds since 1970: prices are aged by it."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -60,7 +63,10 @@ class PlanPage:
                 }
                 for one in self.switches
             ],
-            "offers": [asdict(offer) for offer in self.offers],
+            "offers": [
+                asdict(offer) | {"price_age_s": _age_s(offer, self.asked_at_s)}
+                for offer in self.offers
+            ],
         }
 
     def lines(self) -> list[str]:
@@ -71,7 +77,10 @@ class PlanPage:
             + (f", cap ${cap}/h" if cap is not None else ", no price cap"),
             "",
         ]
-        said += [f"{_mark(offer, self.offers)} {_offer_line(offer)}" for offer in self.offers]
+        said += [
+            f"{_mark(offer, self.offers)} {_offer_line(offer, self.asked_at_s)}"
+            for offer in self.offers
+        ]
         if not self.offers:
             said.append("  no offer")
         said += ["", forecast_line(self.forecast)]
@@ -116,6 +125,7 @@ def make_plan(wanted: str) -> PlanPage:
         forecast=forecast(loaded),
         note=resolve_gpu(vm.gpu).note if vm.gpu else "",
         switches=switches,
+        asked_at_s=time.time(),
     )
 
 
@@ -153,7 +163,23 @@ def _mark(offer: Offer, offers: tuple[Offer, ...]) -> str:
     return "→" if offer is first else " "
 
 
-def _offer_line(offer: Offer) -> str:
+def _age_s(offer: Offer, now_s: float) -> float | None:
+    """How old the price of an offer is, in seconds; None if it has no date."""
+    priced_s = parse_utc_s(offer.priced_at)
+    return None if priced_s is None else max(now_s - priced_s, 0.0)
+
+
+def _price_line(offer: Offer, now_s: float) -> str:
+    """Where the price comes from, of when it is, and how old that makes it."""
+    age_s = _age_s(offer, now_s)
+    if not offer.price_source or age_s is None:
+        return f"price from {offer.price_source}" if offer.price_source else ""
+    days, hours, minutes = (int(age_s // unit) for unit in (86400, 3600, 60))
+    age = f"{days} days" if days > 1 else f"{hours} h" if hours > 1 else f"{minutes} min"
+    return f"price of {offer.priced_at}, {age} old, from {offer.price_source}"
+
+
+def _offer_line(offer: Offer, now_s: float) -> str:
     parts = [
         f"{offer.size} in {offer.place}",
         f"{offer.gpu} {offer.gpu_memory_gb:g} GB" if offer.gpu else "",
@@ -162,7 +188,7 @@ def _offer_line(offer: Offer) -> str:
         f"evicted {offer.eviction_band} %/h" if offer.eviction_band else "",
         f"placement score {offer.placement_score}" if offer.placement_score else "",
         f"quota for {offer.quota_left}" if offer.quota_left is not None else "",
-        f"price of {offer.priced_at} from {offer.price_source}" if offer.price_source else "",
+        _price_line(offer, now_s),
         f"blocked: {offer.blocked_by}" if offer.blocked_by else "",
     ]
     return ", ".join(part for part in parts if part)

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from arm import Fault, Weather
 from arm.harness import T4, AzureHarness, azure, spec
+from arm.replies import ArmError, Reply
 
 from infra.azure.rights import allowed
 from infra.azure.watchdog import ACTION, Protection, next_strike_s, worst_case
@@ -169,6 +171,32 @@ def test_doctor_names_what_is_missing_and_how_to_mend_it(harness: AzureHarness) 
     assert "portal.azure.com" in bad["spot quota in eastus"]
     assert bad["Microsoft.Network"] == "az provider register --wait --namespace Microsoft.Network"
     assert "Role Based Access Control" in bad["self-release"]
+
+
+def test_doctor_fails_only_when_no_region_has_quota(harness: AzureHarness) -> None:
+    """One region with room is enough to rent; with none, or with all unread, the words differ."""
+    harness.cloud.market.cores["eastus"] = 3
+
+    def required(*regions: str) -> list[bool]:
+        found = harness.provider().checks(Want(gpu="T4", regions=regions))
+        return [one.required for one in found if one.name.startswith("spot quota") and not one.ok]
+
+    assert required("eastus", "westus2") == [False]
+    assert required("eastus") == [True]
+    harness.cloud.faults.add(
+        Fault(weather=Weather.ANSWER, path="/usages$", reply=ArmError(403, "X", "No.").reply())
+    )
+    assert required("eastus") == [False]
+
+
+def test_doctor_tells_a_login_from_a_subscription(harness: AzureHarness) -> None:
+    """A refused token, with Azure's code or with no word at all, is a matter of signing in."""
+    for reply in (ArmError(401, "ExpiredAuthenticationToken", "Old.").reply(), Reply(status=401)):
+        harness.cloud.faults.add(
+            Fault(weather=Weather.ANSWER, path="^/subscriptions/", times=2, reply=reply)
+        )
+        assert names_of_bad(harness)["credentials"].startswith("`az login`")
+        harness.cloud.faults.queue.clear()
 
 
 def test_doctor_stops_at_credentials(harness: AzureHarness) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from arm import Cloud, Fault, Weather
 from arm.desk import CommandLine, command_line
 from arm.harness import T4, azure
+from arm.replies import Reply
 from runs import Project, json_of, make_project
 
 REGIONS = ["eastus", "westus2", "westus3"]
@@ -72,6 +75,7 @@ def test_plan_tells_everything_in_three_seconds_and_only_reads(project: Project)
     assert (first["size"], first["region"], first["eviction_band"]) == (T4, "eastus", "0-5")
     assert first["spot_usd_per_h"] == 0.149174
     assert first["priced_at"]
+    assert 0 <= first["price_age_s"] < 900
     assert first["quota_left"] == 25
     blocked = [bool(one["blocked_by"]) for one in others]
     assert blocked == sorted(blocked)
@@ -130,3 +134,41 @@ def test_up_says_which_switches_hold_and_what_they_leave_possible(desk: CommandL
     assert "to get it: ask for `Role Based Access Control Administrator`" in unset
     assert "worst case of the whole run: $1.00 (budget)" in said.err
     assert "auto-shutdown: Azure deallocates" in shown.out
+
+
+def test_plan_tells_how_old_a_price_is(desk: CommandLine) -> None:
+    """A price from disk is shown with its age, in a unit that can be read."""
+    assert "0 min old, from retail prices api" in desk.qft("plan").out
+    desk.harness.advance(600)
+    assert "10 min old, from retail prices api" in desk.qft("plan").out
+
+    reply = Reply(status=503, body=None)
+    fault = Fault(weather=Weather.ANSWER, path="/retail/prices", times=99, reply=reply)
+    desk.harness.cloud.faults.add(fault)
+    desk.harness.advance(5 * 3600)
+    assert "5 h old, from retail prices api" in desk.qft("plan").out
+    shutil.rmtree(desk.home)
+    assert " days old, from catalog of " in desk.qft("plan").out
+
+
+def test_doctor_shows_the_fix_of_what_only_limits_and_fails_without_quota(
+    desk: CommandLine,
+) -> None:
+    """What a run can do without is a warning with its fix; no quota anywhere fails, exit code 2."""
+    desk.harness.cloud.world.may_assign = False
+    desk.harness.cloud.market.cores["eastus"] = 3
+
+    some, said = desk.qft("doctor"), desk.qft("doctor", "--json")
+    desk.harness.cloud.market.spot_cores = 3
+    none = desk.qft("doctor")
+
+    assert (some.code, said.code, none.code) == (0, 0, 2)
+    lines = some.out.splitlines()
+    warned = [line.split(":")[0] for line in lines if line.startswith("warn")]
+    assert warned == ["warn  self-release", "warn  spot quota in eastus"]
+    assert "      fix: ask for `Role Based Access Control Administrator`" in lines
+    assert len([line for line in lines if "fix: ask for more: https://portal" in line]) == 1
+    assert len([line for line in none.out.splitlines() if line.startswith("FAIL  spot")]) == 3
+    found = {one["name"]: (one["ok"], one["required"]) for one in json.loads(said.out)}
+    assert found["spot quota in eastus"] == (False, False)
+    assert found["credentials"] == (True, True)

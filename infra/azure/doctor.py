@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.azure.account import Account
-from infra.azure.errors import QUOTA_PORTAL, SPOT_OFFERS
+from infra.azure.errors import QUOTA_PORTAL, SPOT_OFFERS, SignInError
 from infra.azure.network import source_prefix
 from infra.azure.registration import registered
 from infra.azure.rights import ASSIGN, RENT, allowed, permissions
@@ -48,10 +48,13 @@ class Doctor:
         found = [self._subscription()]
         if not found[0].ok:
             return found
+        found.insert(0, Check(name="credentials", ok=True, detail="Azure accepts them"))
         found.append(self._offer_type())
         found += [self._provider(namespace) for namespace in NAMESPACES]
         found += self._rights()
-        found += [self._quota(region, size) for region in regions]
+        quota = [self._quota(region, size) for region in regions]
+        nowhere = all(one.required and not one.ok for one in quota)  # one region's would be enough
+        found += [replace(one, required=nowhere) for one in quota]
         found.append(self._caller())
         return found
 
@@ -90,7 +93,9 @@ class Doctor:
             return Check(
                 name="offer type",
                 ok=not bad,
-                detail=f"`{quota_id}` {told if known else 'is not known to rent spot or not'}",
+                detail=f"`{quota_id}` {told}"
+                if known
+                else f"`{quota_id}`: Azure will say on `qft up`",
                 fix=f"upgrade to pay-as-you-go: {SPOT_OFFERS}" if bad else "",
             )
 
@@ -154,7 +159,6 @@ class Doctor:
                 ok=ok,
                 detail=f"{used} of {limit} vCPUs used, {size.size} needs {size.vcpus}",
                 fix="" if ok else f"ask for more: {QUOTA_PORTAL}",
-                required=False,  # another region may do
             )
 
         return _guarded(name, look, required=False)
@@ -175,4 +179,5 @@ def _guarded(name: str, look: Callable[[], Check], *, required: bool = True) -> 
     try:
         return look()
     except ProviderError as error:
+        name = "credentials" if isinstance(error, SignInError) else name
         return Check(name=name, ok=False, detail=str(error), fix=error.hint, required=required)

@@ -41,6 +41,10 @@ class UnregisteredError(NotAllowed):
     """The subscription has never used this part of Azure, so nothing of it can exist either."""
 
 
+class SignInError(NotAllowed):
+    """Nobody is signed in, or not as anybody whom Azure knows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """What Azure said, freed from the SDK's classes."""
@@ -87,7 +91,9 @@ def _by_status(fault: Fault, doing: str) -> ProviderError:
         return _transient(fault, doing)
     if fault.status == 404:
         return Gone(f"cannot {doing}: it does not exist ({fault.said})")
-    if fault.status in {401, 403}:
+    if fault.status == 401:
+        return _bad_token(fault, doing)
+    if fault.status == 403:
         return _not_allowed(fault, doing)
     if fault.status == 412:
         return AlreadyThereError(f"cannot {doing}: it exists already ({fault.said})")
@@ -212,7 +218,7 @@ def _not_allowed(fault: Fault, doing: str) -> ProviderError:
 
 
 def _bad_token(fault: Fault, doing: str) -> ProviderError:
-    return NotAllowed(
+    return SignInError(
         f"cannot {doing}: Azure does not accept the credentials ({fault.said})",
         hint="`az login`, then `az account set --subscription NAME`",
     )
@@ -264,7 +270,7 @@ def _no_credentials(fault: Fault) -> ProviderError:
             f"cannot sign in to Azure just now: {told}",
             hint="the network seems to be away; the same call is safe to repeat",
         )
-    return NotAllowed(
+    return SignInError(
         f"cannot sign in to Azure: {told}",
         hint="`az login`, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET",
     )
