@@ -66,6 +66,21 @@ def test_lagging_list_hides_nothing(harness: AzureHarness, monkeypatch: pytest.M
     assert {"virtual machine", "disk", "public IP"} <= {one.kind for one in removed}
 
 
+def test_lagging_list_of_groups_hides_no_run_of_this_computer(harness: AzureHarness) -> None:
+    """What was begun here is found by name though the list of groups does not show it yet."""
+    harness.provider().create(spec())
+    empty = Reply(body={"value": [], "nextLink": ""})
+    harness.cloud.faults.add(
+        Fault(weather=Weather.ANSWER, method="GET", path="/resourcegroups$", reply=empty, times=2)
+    )
+
+    (listed,) = harness.provider().list_all()
+    harness.provider().delete(listed.run_id)
+
+    assert harness.provider().list_all() == []
+    assert harness.cloud.leftovers() == []
+
+
 def test_foreign_group_of_our_name_is_not_touched(harness: AzureHarness) -> None:
     """A group without our tag is neither used nor removed, whatever it is called."""
     harness.cloud.world.groups["qft-run-a"] = Group(

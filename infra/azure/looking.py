@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from urllib.parse import quote
 from infra.azure import machine
 from infra.azure.account import Account
 from infra.azure.naming import GENERATION, RUN, Names, names_of, vm_from_tags
-from infra.azure.record import RunRecord
+from infra.azure.record import RunRecord, remembered
 from infra.provider import (
     Gone,
     Observation,
@@ -266,13 +267,20 @@ class Looking:
     # ---- everything ----
 
     def list_all(self) -> list[Vm]:
-        """Every machine whose group carries our tag, newest first, whoever made it."""
-        self.account.names("-", 1)  # a subscription must be chosen
+        """Every machine whose group carries our tag, newest first, whoever made it.
+
+        Lists lag: a group that this computer remembers and the list lacks is asked for by name.
+        """
+        subscription = self.account.names("-", 1).subscription_id  # one must be chosen
+        client = self.account.arm.resources.resource_groups
         groups = self.account.arm.pages(
-            "list the resource groups",
-            self.account.arm.resources.resource_groups.list,
-            filter=f"tagName eq '{RUN}'",
+            "list the resource groups", client.list, filter=f"tagName eq '{RUN}'"
         )
+        listed = {str((one.get("tags") or {}).get(RUN)) for one in groups}
+        for run_id in remembered(self.account.state_dir, subscription) - listed:
+            name = self.account.names(run_id, 1).group
+            with contextlib.suppress(Gone):
+                groups.append(self.account.arm.call("look at the group", client.get, name))
         found = [one for one in map(self._of_group, groups) if one is not None]
         return sorted(found, key=lambda vm: vm.created_at, reverse=True)
 

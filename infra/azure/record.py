@@ -17,12 +17,24 @@ def subscriptions(directory: Path) -> set[str]:
 
     Whoever chooses another one afterwards should still see what the first one bills.
     """
-    ids = [RunRecord.load(directory, one.stem).ids.get("group", "") for one in _files(directory)]
-    return {id_.split("/")[2].lower() for id_ in ids if id_.startswith("/subscriptions/")}
+    return set(_homes(directory).values())
 
 
-def _files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*.json")) if directory.is_dir() else []
+def remembered(directory: Path, subscription: str) -> set[str]:
+    """The ids of the runs that this computer has begun in a subscription and not seen removed."""
+    wanted = subscription.lower()
+    return {run_id for run_id, home in _homes(directory).items() if home == wanted}
+
+
+def _homes(directory: Path) -> dict[str, str]:
+    """The subscription, in lower case, of each run with a record."""
+    files = sorted(directory.glob("*.json")) if directory.is_dir() else []
+    ids = {one.stem: RunRecord.load(directory, one.stem).ids.get("group", "") for one in files}
+    return {
+        run_id: id_.split("/")[2].lower()
+        for run_id, id_ in ids.items()
+        if id_.startswith("/subscriptions/")
+    }
 
 
 @dataclass(kw_only=True)
