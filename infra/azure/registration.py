@@ -8,7 +8,6 @@ from infra.azure.account import Account
 from infra.provider import Transient
 
 REGISTER_WAIT_S = 600.0
-LOOK_EVERY_S = 5.0
 
 
 def ensure_registered(account: Account, namespaces: Sequence[str]) -> None:
@@ -28,7 +27,7 @@ def ensure_registered(account: Account, namespaces: Sequence[str]) -> None:
                 f"Azure is still registering {', '.join(waiting)} for this subscription",
                 hint="it happens once per subscription; try again in a few minutes",
             )
-        account.sleep(LOOK_EVERY_S)
+        account.sleep(account.settings.polling_s)
 
 
 def registered(account: Account, namespace: str) -> bool:

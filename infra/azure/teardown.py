@@ -15,7 +15,8 @@ from infra.provider import BadRequest, Gone, NotAllowed, ProviderError, Removed,
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
 
-LOOK_AGAIN_S = 15.0
+LOOK_AGAIN = 3
+"""After how many intervals of polling a removal that hit an obstacle is tried again."""
 VERSIONS = {
     "microsoft.compute": "2024-07-01",
     "microsoft.network": "2024-05-01",
@@ -59,7 +60,7 @@ class Teardown:
                 # Such as a network card reserved for the failed machine for another 180 s.
                 if self.account.clock() >= deadline:
                     raise
-                self.account.sleep(error.retry_after_s or LOOK_AGAIN_S)
+                self.account.sleep(error.retry_after_s or self._look_again_s)
         removed = [Removed(kind=kind, id=id_) for kind, id_ in record.removing]
         record.forget()
         return removed
@@ -88,7 +89,11 @@ class Teardown:
                 return group
             if self.account.clock() >= deadline:
                 raise Transient(f"Azure is still removing `{names.group}`")
-            self.account.sleep(LOOK_AGAIN_S)
+            self.account.sleep(self._look_again_s)
+
+    @property
+    def _look_again_s(self) -> float:
+        return LOOK_AGAIN * self.account.settings.polling_s
 
     def _group(self, names: Names) -> dict[str, Any] | None:
         groups = self.account.arm.resources.resource_groups
