@@ -25,7 +25,7 @@ from infra.durable import read_json, write_json
 RETAIL_ENDPOINT = "https://prices.azure.com/api/retail/prices"
 RETAIL_VERSION = "2023-01-01-preview"
 RETAIL_SOURCE = "retail prices api"
-PAGES_MAX = 20
+PAGES_MAX = 60
 CACHE_VERSION = 1
 
 Fetch = Callable[[str], Any]
@@ -146,9 +146,10 @@ def catalog_quote(size: str, region: str) -> Quote:
 def retail_url(endpoint: str, size: str, regions: Sequence[str]) -> str:
     """The address that lists one size's prices; the values are case-sensitive there."""
     places = " or ".join(f"armRegionName eq '{region}'" for region in regions)
+    places = f"({places})" if len(regions) > 1 else places
     wanted = (
         f"serviceName eq 'Virtual Machines' and armSkuName eq '{size}' "
-        f"and priceType eq 'Consumption' and ({places})"
+        f"and priceType eq 'Consumption' and {places}"
     )
     query = {"api-version": RETAIL_VERSION, "currencyCode": "USD", "$filter": wanted}
     return f"{endpoint}?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"

@@ -193,6 +193,8 @@ def test_address_asks_for_exactly_the_size_and_regions() -> None:
         "'Consumption' and (armRegionName eq 'eastus' or armRegionName eq 'westus2')"
     )
     assert " " not in url
+    alone = urllib.parse.unquote(retail_url("https://prices.test/x", T4, ["eastus"]))
+    assert alone.endswith("and priceType eq 'Consumption' and armRegionName eq 'eastus'")
 
 
 def test_fresh_quotes_come_from_disk(tmp_path: Path) -> None:

@@ -254,14 +254,12 @@ class Looking:
         wanted = (
             f"eventTimestamp ge '{start:%Y-%m-%dT%H:%M:%SZ}' and resourceUri eq '{names.vm_id}'"
         )
-        answer = self.account.arm.send(
+        events = self.account.arm.listed(
             "read the activity log",
-            "GET",
             f"/subscriptions/{names.subscription_id}/providers/Microsoft.Insights"
             f"/eventtypes/management/values?$filter={quote(wanted)}",
             version=LOG_VERSION,
         )
-        events = [one for one in answer.get("value") or [] if isinstance(one, dict)]
         return sorted(events, key=lambda one: str(one.get("eventTimestamp")), reverse=True)
 
     # ---- everything ----

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from infra.azure.account import Account
 from infra.durable import read_json, write_json
-from infra.provider import NotAllowed, Transient
+from infra.provider import Gone, NotAllowed, Transient
 
 VERSION = "2025-06-05"
 LOCATIONS_MAX = 8
@@ -31,8 +31,8 @@ class Placement:
     ) -> None:
         """Add the scores of some sizes (5 at most count) in some regions (8 at most).
 
-        An account without the right, or asked too often, is not asked again for as long as an
-        answer would be kept. Raises `ProviderError` for other trouble.
+        An account without the right, or asked too often, and a cloud that has no scores, are not
+        asked again for as long as an answer would be kept. Raises `ProviderError` for other trouble.
         """
         question = "/".join([*sizes[:SIZES_MAX], *regions]).lower()
         name = f"{uuid.uuid5(uuid.NAMESPACE_URL, question)}.json"
@@ -63,7 +63,7 @@ class Placement:
                     "availabilityZones": False,
                 },
             )
-        except (NotAllowed, Transient):
+        except (NotAllowed, Transient, Gone):  # no right, no time for us, or no such thing there
             return []
         return [
             [str(row.get("sku")).lower(), str(row.get("region")).lower(), str(row.get("score"))]

@@ -24,14 +24,12 @@ SCHEDULE = "Microsoft.DevTestLab/schedules/write"
 
 def permissions(account: Account) -> list[dict[str, Any]]:
     """The account's permissions on the subscription."""
-    answer = account.arm.send(
+    return account.arm.listed(
         "read what this account may do",
-        "GET",
         f"/subscriptions/{account.settings.subscription_id}"
         "/providers/Microsoft.Authorization/permissions",
         version=VERSION,
     )
-    return [one for one in answer.get("value") or [] if isinstance(one, dict)]
 
 
 def allowed(granted: Sequence[Mapping[str, Any]], action: str) -> bool:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from azure.core import MatchConditions
 from azure.core.credentials import TokenCredential
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 RETRIES_MAX = 5
 BACKOFF_S_MAX = 30.0
+PAGES_MAX = 50
 IF_MISSING = MatchConditions.IfMissing
 
 
@@ -128,12 +130,32 @@ class Arm:
 
         Returns the JSON answer, `{}` for an empty one.
         """
-        glue = "&" if "?" in path else "?"
-        request = HttpRequest(method, f"{path}{glue}api-version={version}", json=body)
+        if "api-version=" not in path:
+            path += f"{'&' if '?' in path else '?'}api-version={version}"
+        request = HttpRequest(method, path, json=body)
         with translated(doing):
             response = self.resources.send_request(request)
             response.raise_for_status()
             return dict(response.json()) if response.content else {}
+
+    def listed(self, doing: str, path: str, *, version: str) -> list[dict[str, Any]]:
+        """Every item of a paged list for which no client is installed.
+
+        A next page on another host is not asked for: it would be shown our token.
+        """
+        items: list[dict[str, Any]] = []
+        for _ in range(PAGES_MAX):
+            answer = self.send(doing, "GET", path, version=version)
+            items += [one for one in answer.get("value") or [] if isinstance(one, dict)]
+            link = urlsplit(str(answer.get("nextLink") or ""))
+            path = urlunsplit(("", "", link.path, link.query, ""))
+            if link.netloc.lower() not in {"", self._host} or not path:
+                break
+        return items
+
+    @property
+    def _host(self) -> str:
+        return urlsplit(self.settings.arm_endpoint).netloc.lower()
 
     def begin(
         self, doing: str, function: Callable[..., Any], *args: Any, **kwargs: Any

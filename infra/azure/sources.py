@@ -18,6 +18,7 @@ from infra.durable import read_json, write_json
 from infra.provider import ProviderError
 
 GRAPH_VERSION = "2022-10-01"
+GRAPH_PAGES_MAX = 10
 SKUS_FRESH_S = 24 * 3600.0
 WORKERS = 8
 """At most as many as the SDK's connection pool keeps."""
@@ -77,19 +78,26 @@ class Sources:
         found.quota[region] = usage_of(rows)
 
     def _bands(self, found: Findings, sizes: Sequence[str], regions: Sequence[str]) -> None:
-        answer = self.account.arm.send(
-            "read the eviction rates",
-            "POST",
-            "/providers/Microsoft.ResourceGraph/resources",
-            version=GRAPH_VERSION,
-            body={
-                "subscriptions": [self.account.settings.subscription_id],
-                "query": bands_query(sizes, regions),
-            },
-        )
-        for row in answer.get("data") or []:
-            key = (str(row.get("skuName")).lower(), str(row.get("location")).lower())
-            found.bands[key] = str(row.get("spotEvictionRate") or "")
+        options = {"resultFormat": "objectArray"}
+        for _ in range(GRAPH_PAGES_MAX):
+            answer = self.account.arm.send(
+                "read the eviction rates",
+                "POST",
+                "/providers/Microsoft.ResourceGraph/resources",
+                version=GRAPH_VERSION,
+                body={
+                    "subscriptions": [self.account.settings.subscription_id],
+                    "query": bands_query(sizes, regions),
+                    "options": options,
+                },
+            )
+            for row in answer.get("data") or []:
+                key = (str(row.get("skuName")).lower(), str(row.get("location")).lower())
+                found.bands[key] = str(row.get("spotEvictionRate") or "")
+            more = str(answer.get("$skipToken") or "")
+            if not more:
+                return
+            options = options | {"$skipToken": more}
 
     def _skus(self, found: Findings, region: str) -> None:
         cache = self.account.state_dir / "sizes" / f"{region}.json"
