@@ -247,7 +247,9 @@ def test_machine_taken_while_it_is_made_is_no_capacity(harness: AzureHarness) ->
     """An eviction can come before the machine is ready; that is a place with no room."""
     gone = Reply(status=404, body=ArmError(404, "NotFound", "The entity was not found.").body)
     for path in (r"Microsoft.Compute/locations/.+/operations/", r"/virtualMachines/[^/]+$"):
-        harness.cloud.faults.add(Weather(weather=Kind.ANSWER, method="GET", path=path, reply=gone))
+        harness.cloud.faults.add(
+            Weather(weather=Kind.ANSWER, method="GET", path=path, reply=gone, times=9)
+        )
 
     with pytest.raises(NoCapacity, match="while it was being made"):
         harness.provider().create(spec())

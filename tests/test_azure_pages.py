@@ -19,7 +19,7 @@ from infra.azure.rights import allowed, permissions
 from infra.azure.web import fetch
 from infra.provider import PowerState, StopReason, Transient, Want
 
-EVICTED = {
+EVICTED: dict[str, object] = {
     "eventTimestamp": "2026-09-21T14:20:00Z",
     "operationName": {"value": "Microsoft.Compute/virtualMachines/evictSpotVM/action"},
     "status": {"value": "Succeeded"},

@@ -270,7 +270,7 @@ class Creation:
             operation = self.account.pursue(
                 record, "vm", lambda token: self._begin_machine(doing, names, body, token)
             )
-            self._verify(spec, operation.answer or self._get(names))
+            self._verify(spec, self._get(names))  # an answer to a PUT may echo what was asked
             self._protect(spec, names, record, tags)
             done = self.account.settle(
                 record, "vm", operation, wait_s=self.account.settings.accept_wait_s

@@ -32,7 +32,8 @@ class Placement:
         """Add the scores of some sizes (5 at most count) in some regions (8 at most).
 
         An account without the right, or asked too often, and a cloud that has no scores, are not
-        asked again for as long as an answer would be kept. Raises `ProviderError` for other trouble.
+        asked again for as long as an answer would be kept. Raises `ProviderError` for other
+        trouble.
         """
         question = "/".join([*sizes[:SIZES_MAX], *regions]).lower()
         name = f"{uuid.uuid5(uuid.NAMESPACE_URL, question)}.json"
