@@ -76,3 +76,19 @@ def test_removal_is_ordered_anew_after_one_that_was_forbidden(tmp_path: Path) ->
         harness.provider().delete("run-a")
 
         assert harness.cloud.leftovers() == []
+
+
+def test_release_that_failed_is_ordered_anew(tmp_path: Path) -> None:
+    """A machine that Azure did not manage to release is never taken for one that does not bill."""
+    body = {"status": "Failed", "error": {"code": "InternalExecutionError", "message": "Oops."}}
+    doomed = Doomed(reply=Reply(body=body))
+    with azure(tmp_path, faults=doomed) as harness:
+        vm = harness.provider().create(spec())
+        harness.advance(300)
+        doomed.path = r"Microsoft\.Compute/.*/operations/"
+        with pytest.raises(Transient, match="still bills"):
+            harness.provider().deallocate(vm)
+
+        harness.provider().deallocate(vm)
+
+        assert harness.provider().observe(vm).power is PowerState.DEALLOCATED

@@ -1,6 +1,7 @@
 """Each refusal of Azure becomes the one class of the seam's tree that says what to do next.
 
-    capacity, allocation, constraints            NoCapacity      the next offer
+    capacity, allocation, constraints, a place
+    that is closed, a failure at Azure           NoCapacity      the next offer
     quota                                        OverQuota       family, limit, link to ask for more
     SpotPriceGreaterThanProvidedMaxPrice         PriceAboveCap   with the price of now
     credentials, rights, policy, offer type      NotAllowed      the command or page that helps
@@ -97,9 +98,10 @@ def _by_status(fault: Fault, doing: str) -> ProviderError:
         return _not_allowed(fault, doing)
     if fault.status == 412:
         return AlreadyThereError(f"cannot {doing}: it exists already ({fault.said})")
-    if fault.status == 200 and not fault.code:
+    if fault.status == 200:  # accepted, and failed at Azure: another host may do better
+        why = f"({fault.said})" if fault.code else "without saying why"
         return NoCapacity(
-            f"cannot {doing}: Azure marked it as failed without saying why",
+            f"cannot {doing}: Azure marked it as failed {why}",
             hint="the next size or region is tried; nothing is left to pay for",
         )
     return _bad_request(fault, doing)
@@ -119,6 +121,21 @@ def _not_as_spot(fault: Fault, doing: str) -> ProviderError:
     )
 
 
+def _closed_place(fault: Fault, doing: str) -> ProviderError:
+    return NoCapacity(
+        f"cannot {doing}: that place is closed to this subscription ({fault.said})",
+        hint="name other regions under `vm.regions`; the next offer is tried",
+    )
+
+
+def _no_address(fault: Fault, doing: str) -> ProviderError:
+    return OverQuota(
+        f"cannot {doing}: no more public addresses may be had there ({fault.said})",
+        family="public IP addresses",
+        hint="`az network public-ip list -o table` shows yours; those that nothing uses can go",
+    )
+
+
 def _price(fault: Fault, doing: str) -> ProviderError:
     found = re.search(
         r"max price '([\d.]+) USD'.*?current spot price '([\d.]+) USD'", fault.message
@@ -128,7 +145,7 @@ def _price(fault: Fault, doing: str) -> ProviderError:
     return PriceAboveCap(
         f"cannot {doing}: {told}",
         current_usd_per_h=now,
-        hint=f"set `vm.max_price` above {now}, name more regions, or wait" if found else "",
+        hint=f"set `vm.max_price` above {now or 'it'}, name more regions, or wait",
     )
 
 
@@ -172,10 +189,14 @@ def _transient(fault: Fault, doing: str) -> ProviderError:
     if wait is None and reserved:
         wait = float(reserved[1]) / 6  # asked again sooner: most of the time has often gone by
     return Transient(
-        f"cannot {doing} just now: {fault.said or 'Azure did not answer'}",
+        f"cannot {doing} just now: {fault.said or _silence(fault)}",
         hint="the same call is safe to repeat",
         retry_after_s=wait,
     )
+
+
+def _silence(fault: Fault) -> str:
+    return f"Azure answered {fault.status} and no word" if fault.status else "Azure did not answer"
 
 
 def _gone(fault: Fault, doing: str) -> ProviderError:
@@ -212,14 +233,14 @@ def _no_spot_for_account(fault: Fault, doing: str) -> ProviderError:
 
 def _not_allowed(fault: Fault, doing: str) -> ProviderError:
     return NotAllowed(
-        f"cannot {doing}: the account lacks the right ({fault.said})",
+        f"cannot {doing}: the account lacks the right ({fault.said or fault.status})",
         hint="`Contributor` on the subscription is enough; `qft doctor` shows what is missing",
     )
 
 
 def _bad_token(fault: Fault, doing: str) -> ProviderError:
     return SignInError(
-        f"cannot {doing}: Azure does not accept the credentials ({fault.said})",
+        f"cannot {doing}: Azure does not accept the credentials ({fault.said or fault.status})",
         hint="`az login`, then `az account set --subscription NAME`",
     )
 
@@ -290,7 +311,12 @@ _CODES: dict[_Build, str] = {
         OverconstrainedZonalAllocationRequest
     """,
     _not_as_spot: "AzureSpotIsNotSupportedForThisVMSize",
-    _operation_not_allowed: "OperationNotAllowed",
+    _closed_place: """
+        RequestDisallowedByAzure LocationNotAvailableForResourceType NotAvailableForSubscription
+        InvalidAvailabilityZone AvailabilityZoneNotSupported
+    """,
+    _no_address: "PublicIPCountLimitReached",
+    _operation_not_allowed: "OperationNotAllowed QuotaExceeded",
     _price: "SpotPriceGreaterThanProvidedMaxPrice",
     _bad_cap: "MaxPriceValueInvalid MaxPriceIsSupportedOnlyForAzureSpotVirtualMachines",
     _cap_is_fixed: "MaxPriceChangeNotAllowedForAllocatedVMs MaxPriceChangeNotAllowed",

@@ -10,7 +10,7 @@ from infra.azure.account import Account
 from infra.azure.looking import Looking
 from infra.azure.naming import Names, names_of
 from infra.azure.record import RunRecord
-from infra.provider import BadRequest, Gone, PowerState, Transient, Vm
+from infra.provider import BadRequest, Gone, NoCapacity, PowerState, Transient, Vm
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
@@ -148,6 +148,11 @@ class Power:
             if not self._under_way(names, verb):
                 raise
             done = self._watch(names, verb, wait_s=wait_s)
+        except NoCapacity as error:
+            if verb == "start":
+                raise
+            told = f"Azure failed to release `{names.vm}`, which still bills"
+            raise Transient(f"{told}: {error}", hint="the same call is safe to repeat") from error
         except Gone:
             self.account.finished(record, verb)
             self.looking.get(names)  # raises Gone if it is the machine that is gone
