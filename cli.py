@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -171,7 +171,10 @@ def down(
         out("nothing to release: no provider lists a machine of ours")
     else:
         out("\n".join(line for result in results for line in result.lines()))
-    command.check_all(results)
+    try:
+        command.check_all(results)
+    except Trouble as trouble:
+        _besides(trouble, as_json=as_json)
 
 
 @app.command(name="run", epilog=examples("run"))
@@ -204,14 +207,18 @@ def ls(
     """List runs; with --all, every machine with our tag."""
     from commands import ls as command
 
-    lines = command.machines(provider) if everything else command.runs()
+    lines, trouble = command.machines(provider) if everything else (command.runs(), None)
     rows = command.to_json(lines)
+    if trouble and not rows:
+        raise trouble  # an empty list would say that nothing bills
     if as_json:
         out_json(rows)
     elif rows:
         out(table(rows))
     else:
         talk("no machine of ours anywhere" if everything else "no run yet: try `qft run run.yaml`")
+    if trouble:
+        _besides(trouble, as_json=as_json)
 
 
 @app.command(epilog=examples("evict"))
@@ -271,6 +278,14 @@ def main() -> None:
         sys.exit(Exit.INTERRUPTED)
     except Exception as error:  # noqa: BLE001  (the one place that maps whatever is left)
         sys.exit(last_resort(error, as_json=as_json))
+
+
+def _besides(trouble: Trouble, *, as_json: bool) -> NoReturn:
+    """Fail after the data was printed: a second document on stdout could not be parsed."""
+    if not as_json:
+        raise trouble
+    tell_trouble(trouble, as_json=False)
+    raise typer.Exit(trouble.exit_code)
 
 
 def _drive(goal: str, run: str, *, as_json: bool, **options: Any) -> None:

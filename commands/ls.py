@@ -66,14 +66,20 @@ def runs() -> list[RunLine]:
     return lines
 
 
-def machines(provider_name: str = "") -> list[MachineLine]:
-    """Every machine that the providers list as ours. Raises CloudTrouble if one does not answer."""
-    lines = []
+def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudTrouble | None]:
+    """Every machine that the providers list as ours, and which of them could not be asked.
+
+    One that does not answer hides no machine of the others.
+    """
+    lines: list[MachineLine] = []
+    problems, hints = [], []
     for provider in known_providers(qft_home(environment()), provider_name):
         try:
             listed = provider.list_all()
         except ProviderError as error:
-            raise CloudTrouble(f"{provider.name}: {error}", hint=error.hint) from error
+            problems.append(f"{provider.name}: {error}")
+            hints.append(error.hint)
+            continue
         lines += [
             MachineLine(
                 run_id=vm.run_id,
@@ -87,7 +93,10 @@ def machines(provider_name: str = "") -> list[MachineLine]:
             )
             for vm in listed
         ]
-    return lines
+    if not problems:
+        return lines, None
+    told = "not every cloud could be asked: what bills there is not shown"
+    return lines, CloudTrouble(told, problems=problems, hint=next(filter(None, hints), ""))
 
 
 def to_json(lines: list[RunLine] | list[MachineLine]) -> list[dict[str, object]]:

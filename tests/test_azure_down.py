@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from arm.replies import ArmError, Reply
 from arm.world import SUBSCRIPTION
 from runs import make_project
 
+from commands import ls
 from commands.down import known_providers
 from infra.azure import AzureProvider
 from infra.provider import NotAllowed, OverQuota, PowerState, Want
@@ -85,11 +87,35 @@ def test_one_machine_that_cannot_go_does_not_keep_the_others(desk: CommandLine) 
 
     said = desk.qft("down", "--all", "--delete")
 
-    assert said.code == 3
+    again = desk.qft("down", "--all", "--delete", "--json")
+
+    assert (said.code, again.code) == (3, 3)
     assert "locked-1: " in said.err
+    assert "locked-1: " in again.err
+    (result,) = json.loads(again.out)
+    assert "ScopeLocked" in result["trouble"]
     assert "its compute is released, its disk and address still bill" in said.err
     assert {vm.group for vm in desk.harness.cloud.machines()} == {"qft-locked-1"}
     assert desk.harness.cloud.ledger.billing("compute") == []
+
+
+def test_cloud_that_does_not_answer_hides_no_machine_of_another(
+    desk: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could be listed is printed, as data too; what could not is told with exit 3."""
+    desk.harness.provider().create(spec())
+    unchosen = desk.harness.settings(subscription_id="")
+    dead = AzureProvider(unchosen, desk.home / "azure", arm=desk.harness.provider().account.arm)
+    monkeypatch.setattr(ls, "known_providers", lambda *_: [dead, desk.harness.provider()])
+
+    shown, data = desk.qft("ls", "--all"), desk.qft("ls", "--all", "--json")
+
+    assert (shown.code, data.code) == (3, 3)
+    assert "qft-run-a-1" in shown.out
+    assert [one["run_id"] for one in json.loads(data.out)] == ["run-a"]
+    for said in (shown, data):
+        assert "azure: no Azure subscription is chosen" in said.err
+        assert "az account list" in said.err
 
 
 def test_machine_of_another_subscription_is_refused_not_taken_for_gone(
