@@ -13,6 +13,8 @@ SECONDS_PER_H = 3600.0
 LIMIT_S_MAX = 24 * SECONDS_PER_H
 """A machine without a budget is still looked after once a day, or gives itself back."""
 
+RENEW_S_MIN = 120.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -78,6 +80,15 @@ def ends_s(budget: Budget, state: RunState, now_s: float, usd_per_h: float) -> f
     """When that is, in seconds since 1970; without a limit, a day from now."""
     left_s = seconds_left(budget, state, now_s, usd_per_h)
     return now_s + (LIMIT_S_MAX if left_s is None else left_s)
+
+
+def renew_s(set_s: float, until_s: float, every_s: float) -> float:
+    """How old a limit that was set at `set_s` to strike at `until_s` may get, `every_s` at most.
+
+    It was set for the highest price that is possible. At a lower one the budget lasts longer, and a
+    limit that is not moved on in time would end the machine with money left.
+    """
+    return min(every_s, max((until_s - set_s) / 2, RENEW_S_MIN))
 
 
 def worst_case_usd(budget: Budget, max_price_usd_per_h: float | None) -> float | None:

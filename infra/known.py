@@ -97,6 +97,8 @@ class RunState:
     """Whether the provider said that nothing of the run remains."""
     guarded_s: float = 0.0
     """When the switches that end the bill without us were last set, on this boot."""
+    limit_s: float = 0.0
+    """When they strike unless they are set anew, in seconds since 1970."""
     switches: tuple[str, ...] = ()
     """Which of them hold."""
     unset: tuple[str, ...] = ()

@@ -31,7 +31,7 @@ from infra.actions import (
     StopHung,
     Wait,
 )
-from infra.cost import Budget, reached
+from infra.cost import Budget, reached, renew_s
 from infra.provider import Observation, Offer, PowerState
 from infra.state import Ending, RunState
 
@@ -327,7 +327,8 @@ def _work(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: float
         if seen.unreachable_s > patience_s:
             return GiveUpOnBoot(reason=seen.unreachable)
         return Wait(wait_s=policy.poll_s, reason=seen.unreachable)
-    if plan.guards and now_s - state.guarded_s > policy.guard_every_s:
+    age_s = abs(now_s - state.guarded_s)  # a clock that was set back is a reason, too
+    if plan.guards and age_s > renew_s(state.guarded_s, state.limit_s, policy.guard_every_s):
         return Guard()
     if not state.prepared:
         return Prepare()

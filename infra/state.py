@@ -60,7 +60,7 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
     """A human asked again: an old ending and old crashes no longer bind.
 
     With `changed`, the training itself was changed (more steps, say), so it is not over either.
-    The machine is prepared anew, because data or config may have been edited in between.
+    The machine is prepared and guarded anew: data, config or budget may have been edited.
     """
     changed = bool(event.data.get("changed"))
     return replace(
@@ -71,6 +71,7 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
         crashes=(),
         unreachable=0,
         prepared=False,
+        guarded_s=0.0,
         launched=state.launched and not changed,
         trained=state.trained and not changed,
         fetched="" if changed else state.fetched,
@@ -198,6 +199,7 @@ def _guarded(state: RunState, event: Event) -> RunState:
     return replace(
         state,
         guarded_s=event.at_s,
+        limit_s=event.data["until_s"],
         switches=tuple(event.data["holding"]),
         unset=tuple(event.data.get("missing", ())),
     )

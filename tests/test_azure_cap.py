@@ -1,4 +1,4 @@
-"""The cap of now is the cap at the cloud: raised, lowered, passed by the market, and waited for."""
+"""Cap and budget of now are those at the cloud: raised, lowered, passed by the market."""
 
 from __future__ import annotations
 
@@ -46,6 +46,14 @@ def set_cap(cap: float) -> None:
     text = path.read_text()
     assert "max_price: 0.25" in text
     path.write_text(text.replace("max_price: 0.25", f"max_price: {cap}"))
+
+
+def set_budget(usd: float) -> None:
+    """Edit the budget in it."""
+    path = Path("run.yaml")
+    text = path.read_text()
+    assert "usd: 50.0" in text
+    path.write_text(text.replace("usd: 50.0", f"usd: {usd}"))
 
 
 def cap_at_cloud(harness: AzureHarness) -> float:
@@ -174,3 +182,17 @@ def test_price_above_the_cap_everywhere_is_waited_for(desk: CommandLine) -> None
     assert 3 < waited_h < 4
     assert [one for one in desk.events() if one.kind is Kind.CREATE_FAILED] == []
     assert cloud.ledger.usd("compute") < 0.149174 * (waited_h - 3) + 0.01
+
+
+def test_budget_of_now_reaches_a_machine_that_runs(desk: CommandLine) -> None:
+    """Lowered while the machine is up, the budget moves what ends the bill without us."""
+    assert desk.qft("up", "--plain").code == 0
+    set_budget(1.0)
+    desk.harness.advance(60)
+
+    said = desk.qft("up", "--plain")
+
+    assert said.code == 0, said.err
+    left_s = desk.state().limit_s - desk.harness.cloud.clock.now()
+    assert 3 * 3600 < left_s < 1.0 / 0.25 * 3600
+    assert "ends the bill: self-release" in said.err

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra import actions as act
-from infra.cost import Budget, bill, seconds_left, worst_case_usd
+from infra.cost import Budget, bill, renew_s, seconds_left, worst_case_usd
 from infra.journal import read
 from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy, Seen, decide
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
@@ -207,3 +207,19 @@ def test_the_policy_needs_no_wall_clock(tmp_path: Path) -> None:
 
     assert slow.go().code == 0
     assert fold(read(slow.path)).deleted
+
+
+def test_switches_are_renewed_before_they_strike() -> None:
+    """Below the cap a budget lasts longer than was foreseen: its end is moved on halfway there."""
+    day = RunState(guarded_s=NOW_S, limit_s=NOW_S + 24 * 3600)
+    hour = RunState(guarded_s=NOW_S, limit_s=NOW_S + 3600)
+    plan = Plan(goal=Goal.RUN, guards=True)
+    vm = Observation(power=PowerState.RUNNING, host="h")
+
+    def acts_at(state: RunState, age_s: float) -> bool:
+        known = replace(UP, guarded_s=state.guarded_s, limit_s=state.limit_s, prepared=True)
+        return decide(known, Seen(vm=vm), plan, NOW_S + age_s) == act.Guard()
+
+    assert [acts_at(day, hours * 3600) for hours in (5, 7, -7)] == [False, True, True]
+    assert [acts_at(hour, minutes * 60) for minutes in (20, 31)] == [False, True]
+    assert renew_s(NOW_S, NOW_S - 50, 3600) == 120
