@@ -17,6 +17,7 @@ from infra.azure.watchdog import ACTION, Protection, next_strike_s, worst_case
 from infra.provider import NotAllowed, PowerState, StopReason, Want
 
 HOUR_S = 3600.0
+WANT = Want(gpu="T4", regions=["eastus"], max_price_usd_per_h=0.25)
 
 
 @pytest.fixture
@@ -55,6 +56,26 @@ def test_contributor_keeps_the_schedule(harness: AzureHarness) -> None:
     assert holding(found) == {"price cap", "auto-shutdown"}
     (refused,) = [one for one in found if not one.holds]
     assert "AuthorizationFailed" in refused.detail
+
+
+def test_role_that_somebody_defined_is_assigned_by_who_may_only_assign(
+    harness: AzureHarness,
+) -> None:
+    """The right to assign is not enough for the first machine, and is for every later one."""
+    provider, until_s = harness.provider(), harness.cloud.clock.now() + 5 * HOUR_S
+    harness.cloud.world.may_define = False
+    vm = provider.create(spec())
+
+    alone = [*provider.protect(vm, until_s=until_s), *provider.foresee(WANT, until_s=until_s)]
+    harness.cloud.world.may_define = True
+    provider.protect(vm, until_s=until_s)
+    harness.cloud.world.may_define = False
+    later = [*provider.protect(vm, until_s=until_s), *provider.foresee(WANT, until_s=until_s)]
+
+    refused = [one for one in alone if not one.holds]
+    assert {one.name for one in refused} == {"self-release"}
+    assert {one.hint for one in refused} == {"ask for `User Access Administrator`"}
+    assert [one.name for one in later if not one.holds] == []
 
 
 def test_bill_ends_with_everything_of_ours_dead(harness: AzureHarness) -> None:
@@ -170,7 +191,7 @@ def test_doctor_names_what_is_missing_and_how_to_mend_it(harness: AzureHarness) 
     assert "pay-as-you-go" in bad["offer type"]
     assert "portal.azure.com" in bad["spot quota in eastus"]
     assert bad["Microsoft.Network"] == "az provider register --wait --namespace Microsoft.Network"
-    assert "Role Based Access Control" in bad["self-release"]
+    assert "User Access Administrator" in bad["self-release"]
 
 
 def test_doctor_fails_only_when_no_region_has_quota(harness: AzureHarness) -> None:

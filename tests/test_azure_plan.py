@@ -110,7 +110,7 @@ def test_plan_says_which_switch_will_not_hold(desk: CommandLine) -> None:
     assert said.code == 0, said.err
     (unset,) = [one for one in said.out.splitlines() if "will NOT end the bill: " in one]
     assert "self-release" in unset
-    assert "to get it: ask for `Role Based Access Control Administrator`" in unset
+    assert "to get it: ask for `User Access Administrator`" in unset
     assert "will end the bill: auto-shutdown" in said.out
     assert "then $0.44 a day for disk and address" in said.out
     assert "at most $1.00 of compute (4.0 h at 0.25 USD/h until" in said.out
@@ -131,7 +131,7 @@ def test_up_says_which_switches_hold_and_what_they_leave_possible(desk: CommandL
     (unset,) = [one for one in said.err.splitlines() if "does NOT end the bill: " in one]
     assert "self-release" in unset
     assert "AuthorizationFailed" in unset
-    assert "to get it: ask for `Role Based Access Control Administrator`" in unset
+    assert "to get it: ask for `User Access Administrator`" in unset
     assert "worst case of the whole run: $1.00 (budget)" in said.err
     assert "auto-shutdown: Azure deallocates" in shown.out
 

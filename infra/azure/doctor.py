@@ -10,7 +10,7 @@ from infra.azure.account import Account
 from infra.azure.errors import QUOTA_PORTAL, SPOT_OFFERS, SignInError
 from infra.azure.network import source_prefix
 from infra.azure.registration import registered
-from infra.azure.rights import ASSIGN, RENT, allowed, permissions
+from infra.azure.rights import RELEASE_HINT, RENT, allowed, may_release, permissions
 from infra.azure.sources import SPOT_QUOTA, usage_of
 from infra.catalog import GpuSize, folded
 from infra.provider import ProviderError
@@ -128,14 +128,14 @@ class Doctor:
             )
 
         def assign() -> Check:
-            ok = allowed(permissions(self.account), ASSIGN)
+            ok = may_release(self.account, permissions(self.account))
             return Check(
                 name="self-release",
                 ok=ok,
                 detail="machines may be allowed to deallocate themselves"
                 if ok
                 else "machines cannot deallocate themselves; auto-shutdown still holds",
-                fix="" if ok else "ask for `Role Based Access Control Administrator`",
+                fix="" if ok else RELEASE_HINT,
                 required=False,
             )
 

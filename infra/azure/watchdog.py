@@ -20,7 +20,14 @@ from infra.azure.account import Account
 from infra.azure.looking import Looking
 from infra.azure.naming import DISK_GB, RUN, SCHEDULE, Names, idle_usd_per_h, names_of
 from infra.azure.registration import ensure_registered
-from infra.azure.rights import ASSIGN, allowed, permissions
+from infra.azure.rights import (
+    RELEASE_HINT,
+    allowed,
+    may_release,
+    permissions,
+    role_id,
+    role_is_defined,
+)
 from infra.azure.rights import SCHEDULE as SCHEDULE_RIGHT
 from infra.catalog import on_demand_max_usd_per_h
 from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want
@@ -32,7 +39,6 @@ LEAD_S = 30 * 60.0
 """A schedule set less than half an hour ahead may first strike a day later."""
 AHEAD_S_MAX = 23 * 3600.0
 """A schedule strikes every day, so it cannot wait longer than one."""
-ASSIGN_HINT = "ask for `Role Based Access Control Administrator`"
 ACTION = "Microsoft.Compute/virtualMachines/deallocate/action"
 
 
@@ -69,7 +75,7 @@ class Watchdog:
             _cap_of(answer),
             self._guarded("auto-shutdown", lambda: self._schedule(names, answer, strike_s)),
             self._guarded(
-                "self-release", lambda: self._role(vm, names, answer, until_s), right=ASSIGN_HINT
+                "self-release", lambda: self._role(vm, names, answer, until_s), right=RELEASE_HINT
             ),
         ]
         size = str(((answer.get("properties") or {}).get("hardwareProfile") or {}).get("vmSize"))
@@ -90,6 +96,7 @@ class Watchdog:
         try:
             self.account.names("-", 1)  # a subscription must be chosen
             granted = permissions(self.account)
+            releases = self.account.settings.self_release and may_release(self.account, granted)
         except ProviderError as error:
             told = f"not known: {error}"
             found += [
@@ -99,9 +106,7 @@ class Watchdog:
             return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
         found += [
             _expected_schedule(strike_s, holds=allowed(granted, SCHEDULE_RIGHT)),
-            _expected_release(
-                until_s, holds=allowed(granted, ASSIGN) and self.account.settings.self_release
-            ),
+            _expected_release(until_s, holds=releases),
         ]
         return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
 
@@ -136,13 +141,14 @@ class Watchdog:
                 name="self-release", holds=False, detail="the machine has no identity of its own"
             )
         role = role_id(names.subscription_id)
-        self.account.arm.send(
-            "define the role that may only deallocate",
-            "PUT",
-            role,
-            version=ROLE_VERSION,
-            body=role_body(names.subscription_id),
-        )
+        if not role_is_defined(self.account):
+            self.account.arm.send(
+                "define the role that may only deallocate",
+                "PUT",
+                role,
+                version=ROLE_VERSION,
+                body=role_body(names.subscription_id),
+            )
         assignment = assignment_id(names.vm_id, principal)
         record = self.account.record(vm.run_id)
         record.ids["role"] = assignment
@@ -195,13 +201,6 @@ def schedule_body(names: Names, *, region: str, strike_s: float) -> dict[str, An
     }
 
 
-def role_id(subscription_id: str) -> str:
-    """The one role of ours in a subscription; the same for every machine and every computer."""
-    name = uuid.uuid5(uuid.NAMESPACE_URL, f"qft/{subscription_id}/deallocate")
-    home = f"/subscriptions/{subscription_id}"
-    return f"{home}/providers/Microsoft.Authorization/roleDefinitions/{name}"
-
-
 def role_body(subscription_id: str) -> dict[str, Any]:
     """A role with a single right."""
     return {
@@ -247,7 +246,7 @@ def _expected_release(until_s: float, *, holds: bool) -> Protection:
         name="self-release",
         holds=False,
         detail="the account may not let machines deallocate themselves",
-        hint=ASSIGN_HINT,
+        hint=RELEASE_HINT,
     )
 
 

@@ -20,7 +20,8 @@ VERSIONS = {
 
 def permissions(world: World) -> Reply:
     """What the account may do: everything, or what a Contributor may."""
-    refused = [] if world.may_assign else ["Microsoft.Authorization/*/Write"]
+    refused = [] if world.may_define else ["Microsoft.Authorization/roleDefinitions/*"]
+    refused += [] if world.may_assign else ["Microsoft.Authorization/*/Write"]
     return Reply(body={"value": [{"actions": ["*"], "notActions": refused}]})
 
 
@@ -59,7 +60,7 @@ def authorization(world: World, request: Request, type_: str, scope: str, name: 
         if key not in world.roles:
             raise ArmError(404, "RoleDefinitionDoesNotExist", f"'{name}' does not exist.")
         return Reply(body=world.roles[key])
-    if not world.may_assign:
+    if not (world.may_assign and (world.may_define or type_ != "roledefinitions")):
         verb = "write" if request.method == "PUT" else "delete"
         raise ArmError(
             403,

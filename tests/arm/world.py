@@ -121,6 +121,8 @@ class World:
         """Whether machines come out as Regular although Spot was asked for."""
         self.may_assign = True
         """Whether the account may write role assignments; a mere Contributor may not."""
+        self.may_define = True
+        """Whether it may define roles, too; a mere administrator of assignments may not."""
         self.subscription: dict[str, Any] = {
             "id": f"/subscriptions/{SUBSCRIPTION}",
             "subscriptionId": SUBSCRIPTION,
