@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +20,15 @@ from arm.harness import AzureHarness, azure, spec
 from infra.azure import vmwatch
 from infra.azure.vmwatch import (
     booted_s,
+    give_back,
     is_over,
     last_sign_of_life_s,
     limit_of,
     ssh_sessions,
     why_end,
 )
+
+LIST = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]"
 
 
 @pytest.fixture
@@ -143,8 +149,9 @@ def test_ended_training_is_told_from_a_running_one(tmp_path: Path) -> None:
     assert not is_over(tmp_path)
     status.write_text(json.dumps({"phase": "failed"}))
     assert is_over(tmp_path)
-    status.write_text("{")
-    assert not is_over(tmp_path)
+    for text in ("{", "[]", "null", '{"phase": []}'):
+        status.write_text(text)
+        assert not is_over(tmp_path)
 
 
 def test_visitors_are_counted(tmp_path: Path) -> None:
@@ -168,3 +175,28 @@ def test_script_needs_nothing_but_python() -> None:
     imported = {line.split()[1].split(".")[0] for line in text.splitlines() if line[:6] == "import"}
     assert imported <= sys.stdlib_module_names
     assert "infra" not in text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{", b"nonsense\r\n\r\n", b"", LIST],
+    ids=["cut short", "no HTTP", "nothing", "a list"],
+)
+def test_broken_answer_is_a_refusal_and_not_the_watchdogs_end(answer: bytes) -> None:
+    """Whatever the metadata service says, the script stays alive to ask again a minute later."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer_once, args=(listener, answer), daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        chosen = argparse.Namespace(imds=url, arm=url, audience=url)
+
+        agreed = give_back(chosen, "a test")
+
+    assert not agreed
+
+
+def answer_once(listener: socket.socket, answer: bytes) -> None:
+    """Send these bytes to the first caller, and hang up."""
+    caller, _ = listener.accept()
+    with caller:
+        caller.recv(4096)
+        caller.sendall(answer)

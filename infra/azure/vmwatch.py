@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 
 LOOK_EVERY_S = 60.0
@@ -73,7 +74,8 @@ def is_over(home: Path) -> bool:
         except (OSError, ValueError):  # replaced just now: it is alive
             return False
         if written_s > newest:
-            newest, phase = written_s, str(told.get("phase"))
+            newest = written_s
+            phase = str(told.get("phase")) if isinstance(told, dict) else ""
     return phase in {"done", "failed"}
 
 
@@ -134,7 +136,7 @@ def give_back(chosen: argparse.Namespace, reason: str) -> bool:
             headers={"Authorization": f"Bearer {token}", "Content-Length": "0"},
             method="POST",
         )
-    except (OSError, ValueError, KeyError) as error:  # urllib's errors are OSErrors
+    except (OSError, HTTPException, ValueError, KeyError) as error:  # urllib's are OSErrors
         sys.stderr.write(f"Azure did not take it: {error}\n")
         return False
     return True
@@ -148,7 +150,10 @@ def ask(url: str, *, headers: dict[str, str], method: str = "GET") -> dict[str, 
     request = urllib.request.Request(url, headers=headers, method=method)  # noqa: S310  (ours)
     with opener.open(request, timeout=30) as answer:
         text = answer.read()
-    return dict(json.loads(text)) if text else {}
+    told = json.loads(text) if text else {}
+    if not isinstance(told, dict):
+        raise ValueError(f"{url} answers {text[:80]!r}")  # noqa: TRY004  (of what was read)
+    return told
 
 
 if __name__ == "__main__":
