@@ -10,29 +10,28 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from arm import Cloud
-from arm.watching import WatchedGuests
+from arm import Cloud, LocalGuests
 from runs import Project, make_project, wait_until
 
 from infra.journal import Kind
 from infra.provider import StopReason
 
 PACE = 30.0
+UNIT = "qft-watch.service"
 SOON = ("--every-s", "0.2", "--idle-s", "4", "--done-s", "2")
 """Minutes of patience as seconds."""
 
 
 @pytest.fixture
-def guests(tmp_path: Path) -> WatchedGuests:
+def guests(tmp_path: Path) -> LocalGuests:
     """Machines that give themselves back."""
-    return WatchedGuests(tmp_path / "guests", pace=PACE, hurry=SOON)
+    return LocalGuests(tmp_path / "guests", pace=PACE, hurry=SOON)
 
 
 @pytest.fixture
-def cloud(guests: WatchedGuests) -> Iterator[Cloud]:
+def cloud(guests: LocalGuests) -> Iterator[Cloud]:
     """A cloud in which minutes take seconds."""
     with Cloud(pace=PACE, guests=guests) as cloud, mock.patch.dict(os.environ, cloud.environment()):
-        guests.cloud = cloud
         yield cloud
 
 
@@ -65,18 +64,18 @@ def principal(cloud: Cloud) -> str:
     return str(vm.more["identity"]["principalId"])
 
 
-def limit(guests: WatchedGuests) -> Path:
+def limit(guests: LocalGuests) -> Path:
     """The file in which the laptop wrote down the end of the budget."""
     (path,) = guests.directory.glob("*/disk/qft/limit")
     return path
 
 
-def nobody_comes(guests: WatchedGuests) -> None:
+def nobody_comes(guests: LocalGuests) -> None:
     """Nothing happens at all."""
     assert float(limit(guests).read_text()) > time.time() + 3600
 
 
-def budget_ends(guests: WatchedGuests) -> None:
+def budget_ends(guests: LocalGuests) -> None:
     """The hours of the budget have gone by."""
     limit(guests).write_text(str(time.time() - 1))
 
@@ -90,19 +89,17 @@ def budget_ends(guests: WatchedGuests) -> None:
 def test_machine_that_nobody_needs_gives_itself_back(
     cloud: Cloud,
     project: Project,
-    guests: WatchedGuests,
+    guests: LocalGuests,
     hurry: tuple[str, ...],
-    happen: Callable[[WatchedGuests], None],
+    happen: Callable[[LocalGuests], None],
 ) -> None:
     """After `qft up` no process of ours lives: by silence or by its limit, compute ends to bill."""
     guests.hurry = ("--every-s", "0.2")
     up = project.qft("up", "--plain", timeout_s=500)
     assert up.returncode == 0, up.stderr
     assert cloud.ledger.billing("compute") != []
-    guests.hurry = hurry
     (vm,) = cloud.machines()
-    guests.unwatch(vm)
-    guests.watch(vm)  # anew, with less patience
+    guests.hasten(vm, UNIT, *hurry)
 
     happen(guests)
 
@@ -112,7 +109,7 @@ def test_machine_that_nobody_needs_gives_itself_back(
 
 @pytest.mark.timeout(900)  # 40 s on an idle computer
 def test_finished_training_is_not_paid_for_while_the_laptop_is_dead(
-    cloud: Cloud, project: Project, guests: WatchedGuests
+    cloud: Cloud, project: Project, guests: LocalGuests
 ) -> None:
     """Killed while it follows, `qft` finds the machine deallocated, and the adapter on its disk."""
     guests.hurry = ("--every-s", "0.2", "--done-s", "2")  # silence alone is borne for long
@@ -137,14 +134,14 @@ def test_finished_training_is_not_paid_for_while_the_laptop_is_dead(
 
 @pytest.mark.timeout(600)
 def test_machine_without_the_role_is_refused_and_goes_on_asking(
-    cloud: Cloud, project: Project, guests: WatchedGuests
+    cloud: Cloud, project: Project, guests: LocalGuests
 ) -> None:
     """Its identity alone allows nothing: Azure says 403, the script says so and asks again."""
     cloud.world.may_assign = False
     up = project.qft("up", "--plain", timeout_s=500)
     assert up.returncode == 0, up.stderr
     assert "does NOT end the bill: self-release" in up.stderr
-    (log,) = guests.directory.glob("*/watch.log")
+    (log,) = guests.directory.glob(f"*/metal/{UNIT}.log")
 
     wait_until(lambda: log.read_text().count("403") >= 2, timeout_s=120)
 

@@ -99,6 +99,7 @@ def test_healthy_t4_needs_no_driver_and_no_reboot(rent: Rent) -> None:
 
     assert ready.facts.driver == "580.173.02"
     assert verbs(machine.metal) == [
+        "systemctl enable",
         "systemctl disable",
         "apt-mark hold",
         "apt-get install",
@@ -139,7 +140,8 @@ def test_image_whose_driver_does_not_answer_gets_another(rent: Rent) -> None:
 
     ready = machine.apply()
 
-    assert verbs(machine.metal)[:5] == [
+    assert verbs(machine.metal)[:6] == [
+        "systemctl enable",
         "systemctl disable",
         "apt-get install",
         "nvidia-uninstall",

@@ -51,6 +51,9 @@ class Cloud:
         self._directory = tempfile.TemporaryDirectory(prefix="sim-azure-")
         self.server = Server(self._answer, self.faults, directory=Path(self._directory.name))
         self.server.open()
+        if isinstance(self.guests, LocalGuests):
+            self.guests.identity = self._identity
+            self.guests.environ = {"SSL_CERT_FILE": str(self.server.ca_file)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,6 +126,11 @@ class Cloud:
         }
 
     # ---- the front ----
+
+    def _identity(self, request: Request, vm_id: str) -> Reply:
+        """A token of a machine's own identity, if it has one."""
+        with self.world.lock:
+            return self.login.identity(request, roles.principal_of(self.world, vm_id))
 
     def _answer(self, request: Request) -> Reply:
         with self.world.lock:

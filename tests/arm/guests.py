@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import shutil
 import socket
 import threading
@@ -14,8 +12,11 @@ from pathlib import Path
 
 from metal.machine import Metal, Quirks
 
+from arm.metadata import MetadataService
+from arm.replies import Reply, Request
 from arm.world import Resource
 from infra.local_machine import Machine, MachineSpec, Power, inherited_environ
+from infra.local_processes import MARK
 
 ONCE_BYTES = 1 << 16
 
@@ -40,7 +41,15 @@ class LocalGuests:
     """What had been done to the systems of machines that are gone."""
     quirks: Quirks = field(default_factory=Quirks)
     """What is special about the machines made from now on."""
+    hurry: tuple[str, ...] = ()
+    """Further arguments of services from the next boot on, for tests without an hour to wait."""
     latest: str = ""
+    services: dict[str, MetadataService] = field(default_factory=dict)
+    """The metadata service of each machine, as it is seen from within."""
+    identity: Callable[[Request, str], Reply] = lambda _request, _vm_id: Reply(status=404)
+    """The cloud's answer to a machine that asks for a token of its own."""
+    environ: dict[str, str] = field(default_factory=dict)
+    """What the cloud adds to the environment of the machines' services."""
 
     def __post_init__(self) -> None:
         self.ssh_port = self.ssh_port or _free_port()
@@ -58,8 +67,9 @@ class LocalGuests:
         with self._lever:
             machine = self.machines.get(vm.id) or self._make(vm)
             self.latest = vm.id
-            self.metals[vm.id].boot(outbound=outbound)
+            self.metals[vm.id].boot(outbound=outbound, hurry=self.hurry)
             machine.power_on()
+            self.metals[vm.id].start(self._environ(machine))
         if host and vm.id not in self.doors:
             self.doors[vm.id] = Door(host, self.ssh_port, lambda: machine.look().ssh_port)
 
@@ -83,6 +93,7 @@ class LocalGuests:
             with self._lever:
                 self.history[vm.id] = self.metals.pop(vm.id).done()
                 machine.power_off("user")
+            self.services.pop(vm.id).close()
             shutil.rmtree(machine.directory, ignore_errors=True)
 
     def close(self) -> None:
@@ -93,12 +104,12 @@ class LocalGuests:
                 machine.power_off("user")
         for door in (*self.doors.values(), self._metadata):
             door.close()
+        for service in self.services.values():
+            service.close()
         self._button.close()
 
     def _make(self, vm: Resource) -> Machine:
         profile = vm.properties["osProfile"]
-        text = base64.b64decode(profile["customData"]).decode()
-        data = json.loads(text.removeprefix("#cloud-config\n"))
         directory = self.directory / vm.name
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         machine, metal = Machine(directory), Metal(directory / "metal")
@@ -109,6 +120,10 @@ class LocalGuests:
             instance={"vmId": vm.properties["vmId"], "location": vm.location, "resourceId": vm.id},
             environ={**inherited_environ(), **metal.environ()},
         )
+        service = MetadataService(
+            identity=lambda request: self.identity(request, vm.id),
+            port_of=lambda: machine.look().metadata_port,
+        )
         metal.make(
             vm.properties,
             self.quirks,
@@ -116,9 +131,25 @@ class LocalGuests:
             button=self._button.port,
             name=vm.id,
         )
-        machine.make(spec, data["ssh_keys"]["ed25519_private"])
+        with metal.store.change() as state:
+            state.metadata_port = service.port
+        machine.make(spec, metal.host_key())
         self.machines[vm.id], self.metals[vm.id] = machine, metal
+        self.services[vm.id] = service
         return machine
+
+    def hasten(self, vm: Resource, unit: str, *arguments: str) -> None:
+        """Have a service of the machine begin anew, with other further arguments."""
+        metal = self.metals[vm.id]
+        with metal.store.change() as state:
+            state.hurry = list(arguments)
+        argv = (str(metal.programs / "systemctl"), "restart", unit)
+        metal.as_root(*argv, environ=self._environ(self.machines[vm.id]))
+
+    def _environ(self, machine: Machine) -> dict[str, str]:
+        """What makes a process one of the machine's, which ends with it."""
+        spec = machine.spec()
+        return {**self.environ, MARK: spec.mark if spec else ""}
 
     def _restart(self, name: str) -> None:
         """The machine pressed its own button: everything in it ends, and it boots again."""
@@ -127,8 +158,9 @@ class LocalGuests:
             if machine is None or metal is None or machine.look().power is not Power.ON:
                 return
             machine.power_off("reboot")
-            metal.boot(outbound=True)
+            metal.boot(outbound=True, hurry=self.hurry)
             machine.power_on()
+            metal.start(self._environ(machine))
 
     def _metadata_of_latest(self) -> int:
         machine = self.machines.get(self.latest)

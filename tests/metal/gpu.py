@@ -31,7 +31,7 @@ def trouble(state: State) -> tuple[int, str]:
             "Failed to initialize NVML: Driver/library version mismatch\n"
             f"NVML library version: {'.'.join(state.driver.split('.')[:2])}\n"
         )
-    if state.vgpu and not (state.grid and numbers(state.loaded)[0] == VGPU_BRANCH):
+    if state.vgpu and not (state.grid and numbers(state.loaded)[0] == state.host):
         return 6, "No devices were found\n"
     if state.gone:
         return 15, (
@@ -67,7 +67,9 @@ def nvidia_smi(store: Store, arguments: list[str]) -> int:
     if "noheader" not in style:
         sys.stdout.write(", ".join(fields) + "\n")
     sys.stdout.write((", ".join(cells) + "\n") * state.cards)
-    return 0
+    if state.worn:
+        sys.stdout.write(f"WARNING: infoROM is corrupted at gpu {BUS}.0\n")
+    return 14 * state.worn
 
 
 def cuda_trouble(store: Store, cuda: tuple[int, ...]) -> str:

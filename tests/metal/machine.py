@@ -7,13 +7,17 @@ from what the cloud was asked for (size, image, first-boot data); `Quirks` is wh
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metal import firstboot
+from metal.gpu import VGPU_BRANCH
 from metal.programs import PROGRAMS, SHELLED
 from metal.state import HIDDEN, KERNEL, State, Store
 
@@ -86,6 +90,7 @@ sys.exit(main(sys.argv[1:]))' {directory} "${{0##*/}}" "$@"
 """
 PYTHON = """#!/bin/sh
 if [ "$1 $2" = "-m venv" ]; then shift 2; exec {bin}/venv "$@"; fi
+case "$1" in {root}/*) exec {bin}/script "$@" ;; esac
 PYTHONPATH={hidden} exec {python} -S "$@"
 """
 OS_RELEASE = """PRETTY_NAME="Ubuntu 24.04.3 LTS"
@@ -118,6 +123,8 @@ class Quirks:
     pip_s: float = 0.0
     """In real seconds: so that something can happen meanwhile."""
     xid_on_cuda: int = 0
+    host: int = VGPU_BRANCH
+    """The branch of drivers that a vGPU's host serves."""
 
 
 class Metal:
@@ -126,12 +133,14 @@ class Metal:
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
         self.store = Store(str(self.directory))
+        self.programs = self.directory / "bin"
+        self.log = str(self.directory / "boot.log")
 
     def make(
         self, properties: dict[str, Any], quirks: Quirks, *, pace: float, button: int, name: str
     ) -> None:
         """Install the image: programs, files and state; not booted yet."""
-        root, programs = self.directory / "root", self.directory / "bin"
+        root, programs = self.directory / "root", self.programs
         for folder in (programs, root / "etc/modprobe.d", root / "var/run", root / "root"):
             folder.mkdir(parents=True, exist_ok=True)
         (root / "etc/os-release").write_text(OS_RELEASE)
@@ -156,10 +165,16 @@ class Metal:
         hidden.mkdir(parents=True)
         missing = "raise ModuleNotFoundError(\"No module named 'ensurepip'\")\n"
         (hidden / "ensurepip.py").write_text(missing)
-        text = PYTHON.format(bin=programs, hidden=hidden, python=sys.executable)
+        text = PYTHON.format(bin=programs, hidden=hidden, root=root, python=sys.executable)
         for name_ in ("python3", f"python3.{sys.version_info[1]}"):
             executable(programs / name_, text)
+        (root / "usr/bin").mkdir()
+        (root / "usr/bin/python3").symlink_to(programs / "python3")
+        (root / "home").mkdir()
+        user = properties["osProfile"]["adminUsername"]
+        (root / "home" / user).symlink_to(self.directory.parent / "disk")
         (self.directory / "profile").write_text(f"export PATH={programs}\n")
+        firstboot.install(self.directory, firstboot.parsed(properties["osProfile"]["customData"]))
         state = installed(properties, quirks, pace=max(pace, 1.0))
         state.root = str(root)
         state.button, state.name, state.secure_boot = button, name, secure
@@ -169,13 +184,27 @@ class Metal:
         """What puts a login's shell inside this machine; bash reads the file that it names."""
         return {"BASH_ENV": str(self.directory / "profile")}
 
-    def boot(self, *, outbound: bool) -> None:
+    def boot(self, *, outbound: bool, hurry: Sequence[str] = ()) -> None:
         """Begin a life: another boot id, and the driver that the kernel takes."""
         path = self.directory / "root/proc/sys/kernel/random/boot_id"
         path.write_text(f"{uuid.uuid4()}\n")
         with self.store.change() as state:
-            state.outbound = state.outbound and outbound
+            state.outbound, state.hurry = state.outbound and outbound, list(hurry)
             state.boot(time.time())
+
+    def start(self, environ: Mapping[str, str]) -> None:
+        """Let the machine itself, once its SSH answers, run what a boot runs; does not wait."""
+        text = '"$0" >> "$1" 2>&1 &'
+        self.as_root("/bin/sh", "-c", text, str(self.programs / "init"), self.log, environ=environ)
+
+    def as_root(self, *argv: str, environ: Mapping[str, str]) -> None:
+        """Do something in the machine; `environ` makes the process one of the machine's."""
+        inside = {"PATH": str(self.programs), "METAL_ROOT": "1", **environ}
+        subprocess.run(argv, env=inside, stdin=subprocess.DEVNULL, check=True)
+
+    def host_key(self) -> str:
+        """The private key with which its SSH presents itself, as the first boot put it there."""
+        return (self.directory / "root/etc/ssh/ssh_host_ed25519_key").read_text()
 
     def done(self) -> list[str]:
         """Every command so far that changed the system, in order."""
@@ -201,6 +230,7 @@ def installed(properties: dict[str, Any], quirks: Quirks, *, pace: float) -> Sta
         outbound=quirks.outbound,
         pip_s=quirks.pip_s,
         xid_on_cuda=quirks.xid_on_cuda,
+        host=quirks.host,
         packages=[f"linux-image-{KERNEL}", "linux-azure", "curl"],
         **card_of(properties["hardwareProfile"]["vmSize"]),
     )

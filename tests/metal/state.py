@@ -54,10 +54,14 @@ class State:
     pci: str = "1eb8"
     memory_mb: int = 15360
     capability: str = "7.5"
+    host: int = 0
+    """The branch of drivers that the host of a slice serves."""
     vgpu: bool = False
     """Whether the host rents out a slice: then only Azure's GRID driver works."""
     gone: bool = False
     """Whether the card has fallen off the bus; a reboot brings it back."""
+    worn: bool = False
+    """Whether the card's own notes are damaged, of which every answer warns."""
     xid_on_cuda: int = 0
     """What the card's first use ends in; 0 if it works."""
 
@@ -79,7 +83,15 @@ class State:
 
     # the system
     outbound: bool = True
+    metadata_port: int = 0
+    """Where the metadata service answers that has a well-known address on real machines."""
+    ssh_port: int = 0
+    """Where SSH answers instead of at 22."""
+    hurry: list[str]
+    """Further arguments of services, for tests without an hour to wait."""
     boots: int = 0
+    booting: bool = True
+    """Whether the first boot's commands have not come to their end yet."""
     cloud_init_until: float = 0.0
     cloud_init_error: str = ""
     frontend_until: float = 0.0
@@ -96,7 +108,7 @@ class State:
     """Every command that changed something, in order."""
 
     def __init__(self, **known: Any) -> None:
-        self.packages, self.held, self.kernel_log, self.done = [], [], [], []
+        self.packages, self.held, self.kernel_log, self.done, self.hurry = [], [], [], [], []
         self.active = list(UNITS[:3])
         for name, value in known.items():
             setattr(self, name, value)
@@ -117,6 +129,8 @@ class State:
             self.note("Loading of unsigned module is rejected")
         elif self.driver and not self.stuck:
             self.loaded = self.driver
+            if self.vgpu and self.driver.split(".")[0] != str(self.host):
+                self.note("NVRM: Xid (PCI:0001:00:00): 78, pid='<unknown>', vGPU guest mismatch")
 
 
 class Store:

@@ -1,4 +1,4 @@
-"""The rest of the system: units, first boot, power, disk, downloads; all as Ubuntu answers."""
+"""The rest of the system: its units, power, disk, downloads; all as Ubuntu answers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import os
 import sys
 import time
 
-from metal.state import UNITS, Store
+from metal.state import UNITS, State, Store
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+METADATA = "169.254.169.254"
 ROOT = "METAL_ROOT"
 """In the environment of what runs as root."""
 
@@ -36,7 +41,7 @@ def sleep(store: Store, arguments: list[str]) -> int:
 
 
 def systemctl(store: Store, arguments: list[str]) -> int:
-    """`is-active`, `stop`, `disable`, `reboot`."""
+    """`is-active`, `stop`, `disable`, `reboot`; more for units that are not the system's own."""
     verb, units = arguments[0], [one for one in arguments[1:] if not one.startswith("-")]
     if verb == "is-active":
         active = [unit in store.read().active for unit in units]
@@ -50,6 +55,10 @@ def systemctl(store: Store, arguments: list[str]) -> int:
         return 1
     if verb == "reboot":
         return reboot(store, [])
+    if not set(units) & set(UNITS):
+        from metal import units as written
+
+        return written.systemctl(store, verb, units, now="--now" in arguments)
     unknown = [unit for unit in units if unit not in UNITS]
     if unknown:
         sys.stderr.write(f"Failed to {verb} unit: Unit file {unknown[0]} does not exist.\n")
@@ -79,10 +88,10 @@ def reboot(store: Store, _arguments: list[str]) -> int:
 
 def cloud_init(store: Store, arguments: list[str]) -> int:
     """Where the first boot is, and how it ended."""
-    state = store.read()
-    while "--wait" in arguments and state.cloud_init_until > time.time():
+    while running := (state := store.read()).booting or state.cloud_init_until > time.time():
+        if "--wait" not in arguments:
+            break
         time.sleep(0.02)
-    running = state.cloud_init_until > time.time()
     word = "running" if running else "error" if state.cloud_init_error else "done"
     sys.stdout.write(f"status: {word}\n")
     if "--long" in arguments:
@@ -103,8 +112,10 @@ def mokutil(store: Store, _arguments: list[str]) -> int:
 
 
 def curl(store: Store, arguments: list[str]) -> int:
-    """Fetch NVIDIA's installer, if there is a way out."""
+    """Fetch NVIDIA's installer, if there is a way out; ask the metadata service, always there."""
     state = store.read()
+    if METADATA in arguments[-1]:
+        return ask_metadata(state, arguments)
     target = arguments[arguments.index("-o") + 1]
     address = arguments[-1]
     host = address.split("/")[2]
@@ -119,4 +130,34 @@ def curl(store: Store, arguments: list[str]) -> int:
         file.write(f'exec nvidia-installer {address.rpartition("/")[2]} "$@"\n')
     with store.change() as state:
         state.done.append(f"curl {address}")
+    return 0
+
+
+def ask_metadata(state: State, arguments: list[str]) -> int:
+    """One question to the metadata service, with the headers that were given."""
+    import urllib.request
+
+    index = arguments.index("-H") + 1
+    headers = dict([arguments[index].split(":", 1)])
+    page = arguments[-1].replace(METADATA, f"127.0.0.1:{state.metadata_port}")
+    request = urllib.request.Request(page, headers=headers)  # noqa: S310  (loopback)
+    with urllib.request.urlopen(request, timeout=180) as answer:  # noqa: S310
+        sys.stdout.write(answer.read().decode())
+    return 0
+
+
+def script(store: Store, arguments: list[str]) -> int:
+    """Run a file in Python, with the metadata service at its well-known address."""
+    import runpy
+    import socket
+
+    port, real = store.read().metadata_port, socket.create_connection
+
+    def connect(address: tuple[str, int], *rest: Any, **named: Any) -> Any:
+        there = ("127.0.0.1", port) if address[0] == METADATA else address
+        return real(there, *rest, **named)
+
+    socket.create_connection = connect  # type: ignore[assignment]  # it takes all that is asked
+    sys.argv, sys.path[0] = arguments, os.path.dirname(arguments[0])  # noqa: PTH120
+    runpy.run_path(arguments[0], run_name="__main__")
     return 0
