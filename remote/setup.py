@@ -83,8 +83,7 @@ def apply(  # noqa: PLR0913  (clock, sleep and connecting are arguments here, by
             if step.reboot_after:
                 work.reboot(facts)
                 break
-    names = [f"after `{step.name}` it is still needed ({step.why})" for step in before]
-    raise Unfit(names, hint=f"look at {DIRECTORY}/job.log on the machine: `qft ssh`")
+    raise work.unfit(before, facts)
 
 
 @dataclass(kw_only=True)
@@ -161,11 +160,23 @@ class _Work:
         python = self.want.python or "python3"
         log = Job(link=self.link, directory=DIRECTORY, python=python).tail(-LOG_BYTES).data
         code = -1 if status.exit_code is None else status.exit_code
-        kernel = self.link.run("(dmesg || sudo -n dmesg) | grep -i xid", check=False)
         said = log.decode("utf-8", "replace")
         result = Result(exit_code=code, stdout="", stderr=said)
-        hint = reason(said, kernel.stdout) or "repeat the command to try again"
+        hint = reason(said, self.kernel()) or "repeat the command to try again"
         raise CommandFailed(step.name, result, hint=hint)
+
+    def unfit(self, steps: list[Step], facts: Facts) -> Unfit:
+        """Say that steps did not help, with what driver and kernel say about the card."""
+        names = [f"after `{step.name}` it is still needed ({step.why})" for step in steps]
+        if facts.smi_said:
+            names.append(f"`nvidia-smi` says: {facts.smi_said}")
+        look = f"look at {DIRECTORY}/job.log on the machine: `qft ssh`"
+        return Unfit(names, hint=reason(facts.smi_said, self.kernel()) or look)
+
+    def kernel(self) -> str:
+        """What the kernel noted about the card."""
+        noted = self.link.run("(dmesg || sudo -n dmesg) | grep -i xid", check=False)
+        return noted.stdout
 
     def reboot(self, facts: Facts) -> None:
         """Reboot, and wait until the machine answers from its next life."""

@@ -14,6 +14,8 @@ GRID_URL = (
 )
 GRID_SETTINGS = {"EnableUI": "FALSE", "IgnoreSP": "FALSE"}
 REBOOT_S = 60.0
+LOST = 15
+"""What `nvidia-smi` ends with when a card has fallen off the bus: no other driver mends that."""
 SECURE_BOOT_HINT = (
     "create the machine with Secure Boot off (securityType Standard, or TrustedLaunch with"
     " secureBootEnabled false)"
@@ -40,9 +42,18 @@ def driver_steps(facts: Facts, want: Want) -> list[Step]:
             [wrong or f"its NVIDIA driver does not answer: {said}"],
             hint="install the driver on your machine, then repeat the command",
         )
+    if facts.smi_code == LOST:
+        return [reboot_step("wake the card by a reboot", facts.smi_said)]
     if want.driver is Driver.GRID:
         return grid_steps(facts)
     return datacenter_steps(facts)
+
+
+def reboot_step(name: str, why: str) -> Step:
+    """Reboot, and nothing else."""
+    return Step(
+        name=name, command="true", why=why, timeout_s=REBOOT_S, sudo=True, reboot_after=True
+    )
 
 
 def wrong_branch(facts: Facts, want: Want) -> str:
@@ -83,16 +94,9 @@ def settle_steps(facts: Facts, want: Want) -> list[Step]:
 def datacenter_steps(facts: Facts) -> list[Step]:
     """Install the distribution's signed driver, or reboot into the one that is installed."""
     if "mismatch" in facts.smi_said or (facts.packages and facts.reboot_required):
-        return [
-            Step(
-                name="reboot into the installed driver",
-                command="true",
-                why=f"the driver is installed but not loaded: {facts.smi_said or 'reboot pending'}",
-                timeout_s=REBOOT_S,
-                sudo=True,
-                reboot_after=True,
-            )
-        ]
+        said = facts.smi_said or "reboot pending"
+        why = f"the driver is installed but not loaded: {said}"
+        return [reboot_step("reboot into the installed driver", why)]
     signed = any(name.startswith("linux-modules-nvidia-") for name in facts.packages)
     if facts.secure_boot and facts.smi_code is not None and not signed:
         refused = "Secure Boot is on, and the kernel refuses its NVIDIA driver, which is unsigned"

@@ -26,6 +26,7 @@ from remote.link import Link
 PACE = 60.0
 A10 = "Standard_NV36ads_A10_v5"
 OLD = "470.256.02"
+DRIVERS = {T4: "580.173.02", A10: "570.211.01"}
 
 
 @dataclass
@@ -179,6 +180,24 @@ def test_a10_with_the_wrong_driver_gets_the_right_one(rent: Rent, quirks: Quirks
     assert machine.apply().facts.driver == "570.211.01"
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("fault", "boots"), [("worn", 1), ("gone", 2)], ids=["corrupted infoROM", "card lost"]
+)
+@pytest.mark.parametrize("size", [T4, A10])
+def test_good_driver_of_an_odd_card_is_kept(rent: Rent, size: str, fault: str, boots: int) -> None:
+    """A warning changes nothing, and a card that was lost comes back by a reboot alone."""
+    machine = rent(size, Quirks(driver=DRIVERS[size], grid=size == A10))
+    with machine.metal.store.change() as state:
+        setattr(state, fault, True)
+
+    ready = machine.apply()
+
+    assert ready.facts.driver == DRIVERS[size]
+    assert machine.metal.store.read().boots == boots
+    assert not [line for line in machine.metal.done() if "driver" in line or "GRID" in line]
+
+
 REFUSALS: dict[str, tuple[str, Quirks, type[RemoteError], tuple[str, ...]]] = {
     "Secure Boot, vGPU": (
         A10,
@@ -221,6 +240,12 @@ REFUSALS: dict[str, tuple[str, Quirks, type[RemoteError], tuple[str, ...]]] = {
         Quirks(outbound=False),
         CommandFailed,
         ("install the vGPU driver", "no way out to the Internet"),
+    ),
+    "host of another branch": (
+        A10,
+        Quirks(host=595),
+        Unfit,
+        ("install the vGPU driver", "No devices were found", "Xid 78: the guest's vGPU driver"),
     ),
     "Xid": (
         T4,
