@@ -87,7 +87,9 @@ def _create_intended(state: RunState, event: Event) -> RunState:
         offer=offer,
         generation=event.data["generation"],
         deleted=False,
-        spans=open_span(state.spans, event.at_s, offer.spot_usd_per_h, compute=True),
+        spans=open_span(
+            state.spans, event.at_s, _all_of(offer.spot_usd_per_h, offer), compute=True
+        ),
     )
 
 
@@ -112,9 +114,15 @@ def _start_intended(state: RunState, event: Event) -> RunState:
     price = state.vm.price_usd_per_h if state.vm else 0.0
     if not price and state.offer is not None:
         price = state.offer.spot_usd_per_h
+    price = _all_of(price, state.offer)
     return replace(
         state, pending=event.kind, spans=open_span(state.spans, event.at_s, price, compute=True)
     )
+
+
+def _all_of(compute_usd_per_h: float, offer: Offer | None) -> float:
+    """What an hour of a machine that runs costs: its disk and address bill at all times."""
+    return compute_usd_per_h + (offer.idle_usd_per_h if offer else 0.0)
 
 
 def _start_accepted(state: RunState, event: Event) -> RunState:
@@ -187,7 +195,8 @@ def _price_seen(state: RunState, event: Event) -> RunState:
     """The market moved while the machine ran: from here on it bills at the price of now."""
     price = float(event.data["usd_per_h"])
     vm = None if state.vm is None else replace(state.vm, price_usd_per_h=price)
-    return replace(state, vm=vm, spans=reprice_span(state.spans, event.at_s, price))
+    spans = reprice_span(state.spans, event.at_s, _all_of(price, state.offer))
+    return replace(state, vm=vm, spans=spans)
 
 
 def _prepared(state: RunState, event: Event) -> RunState:

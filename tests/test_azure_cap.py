@@ -12,6 +12,7 @@ from arm.killing import KilledError, MortalTransport
 from arm.market import SIZES
 from runs import make_project
 
+from infra.cost import bill
 from infra.journal import Kind
 from infra.provider import PowerState, PriceAboveCap
 
@@ -196,3 +197,15 @@ def test_budget_of_now_reaches_a_machine_that_runs(desk: CommandLine) -> None:
     left_s = desk.state().limit_s - desk.harness.cloud.clock.now()
     assert 3 * 3600 < left_s < 1.0 / 0.25 * 3600
     assert "ends the bill: self-release" in said.err
+
+
+def test_budget_counts_all_that_the_cloud_bills(desk: CommandLine) -> None:
+    """While the machine runs its disk and address cost, too: the run's sum is the ledger's."""
+    assert desk.qft("up", "--plain").code == 0
+    desk.harness.advance(10 * 3600)
+    assert desk.qft("down").code == 0
+    desk.harness.advance(10 * 3600)
+
+    used = bill(desk.state(), desk.harness.cloud.clock.now())
+
+    assert used.usd == pytest.approx(desk.harness.cloud.ledger.usd(), rel=0.02)

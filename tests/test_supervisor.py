@@ -238,11 +238,11 @@ def test_every_prefix_of_the_journal_folds_to_a_state_that_completes(tmp_path: P
 
 
 def test_the_bill_counts_compute_until_the_eviction_and_the_disk_after(story: Story) -> None:
-    """Dollars are price times time: 0.36 an hour while up, 0.036 while only the disk is kept."""
+    """Dollars are price times time: 0.36 an hour while up, and 0.036 for the disk at all times."""
     story.plan = Plan(goal=Goal.TRAIN)
     story.go()
     state = fold(read(story.path))
     up_s = story.world.now_s - state.spans[0].start_s
 
-    assert pytest.approx(up_s * 0.36 / 3600) == bill(state, story.world.now_s).usd
-    assert pytest.approx(0.36) == bill(state, story.world.now_s).usd_per_h_now
+    assert pytest.approx(up_s * 0.396 / 3600) == bill(state, story.world.now_s).usd
+    assert pytest.approx(0.396) == bill(state, story.world.now_s).usd_per_h_now
