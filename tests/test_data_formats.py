@@ -98,6 +98,38 @@ def test_labels_outside_the_listed_ones_are_an_error(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["jigsaw", "sentiment"])
+def test_a_stray_quote_loses_no_rows_unsaid(kind: str, tmp_path: Path) -> None:
+    """A file that cannot be read to its end is an error with the place, and nothing is written."""
+    path = write_jigsaw(tmp_path / "t.csv", 8)
+    text = path.read_text(encoding="utf-8").replace('"comment 3', '"comment" 3')
+    path.write_text(text.replace("comment_text", "text" if kind == "sentiment" else "comment_text"))
+    with pytest.raises(DataError, match=r"t\.csv:4: not CSV \(',' expected after '\"'"):
+        convert(kind, path, tmp_path / "out", choice=Choice(), held_out=0.1)
+
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_rows_that_cannot_be_read_are_left_out_by_what_is_wrong(tmp_path: Path) -> None:
+    """Missing cells, bytes that are no text and lines that are no JSON have a name each."""
+    table = write_jigsaw(tmp_path / "t.csv", 4)
+    with table.open("ab") as file:
+        file.write(b"00,short,0\n" + b"01,\xff,0,0,0,0,0,0\n")
+    lines = tmp_path / "a: b.jsonl"
+    lines.write_bytes(b'{"Context": "a", "Response": "b"}\n{"Context": \n[1]\n')
+    comments, pairs = converted("jigsaw", table)[1], converted("counselling", lines)[1]
+
+    assert comments.places == {
+        "3 cells where the header has 8": ["t.csv:5"], "does not decode": ["t.csv:6"],
+    }  # fmt: skip
+    assert comments.table().count("...") == 0
+    assert pairs.places == {
+        "not JSON": ["a: b.jsonl:2"],
+        "a row must be a JSON object, this one is a list": ["a: b.jsonl:3"],
+    }
+    assert (pairs.read, pairs.kept) == (3, 1)
+
+
 def test_ds1000_keeps_indentation_and_families(tmp_path: Path) -> None:
     """Code is never stripped, and perturbations of one problem are one group."""
     about = {"library": "Pandas", "perturbation_origin_id": 7, "problem_id": 9}

@@ -55,6 +55,27 @@ def test_a_json_list_is_read(tmp_path: Path) -> None:
     assert [row.number for row in read_rows(path)] == [1, 2]
 
 
+def test_a_json_file_may_hold_an_object_a_line(tmp_path: Path) -> None:
+    """Some publish JSON lines under `.json`: they are read as such, also behind a mark."""
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": 2}\n')
+
+    assert [(row.number, dict(row.fields)) for row in read_rows(path)] == [
+        (1, {"a": 1}),
+        (3, {"a": 2}),
+    ]
+
+
+def test_marks_and_blanks_that_mean_nothing_do_not_matter(tmp_path: Path) -> None:
+    """A comma within a quoted name separates nothing, and a line of spaces is no row."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'"text, all of it";mood\na, b;c\n  \n')
+
+    assert [dict(row.fields) for row in read_rows(path)] == [
+        {"text, all of it": "a, b", "mood": "c"}
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -108,6 +129,18 @@ def test_all_broken_rows_are_found_in_one_reading(tmp_path: Path) -> None:
         read_rows(path)
 
     assert [f"{path}:1", f"{path}:3"] == [p.split(": ")[0] for p in caught.value.problems]
+
+
+def test_what_ends_the_reading_is_told_before_the_rest(tmp_path: Path) -> None:
+    """Where a quote is never closed no later row can be trusted; earlier faults are kept."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'id,text\n1,\xff\n2,"a "b" c\n3,d\n')
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+
+    assert [f"{path}:2: not CSV", f"{path}:1: not UTF-8"] == [
+        problem.partition(" (")[0] for problem in caught.value.problems
+    ]
 
 
 def test_a_template_fills_nested_fields_braces_and_lists() -> None:

@@ -120,7 +120,7 @@ def test_rows_that_cannot_be_guessed_from_say_what_is_missing(
         ("a.jsonl", b'[\n{"a": 1}\n]\n', "goes into a `.json` file"),
         ("a.jsonl", b'{\n"a": 1\n}\n', "must stand on one line"),
         ("a.jsonl", b"{'a': 1}\n", "double quotes"),
-        ("a.json", b'{"a": 1}\n{"a": 2}\n', "makes a `.jsonl` file"),
+        ("a.json", b'{\n"a": 1}\n{"a": 2}\n', "Extra data, line 3 column 1"),
         ("a.csv", "a,b\n1,2\n".encode("utf-16"), "UTF-16"),
         ("a.csv", b"PK\x03\x04...", "save as"),
         ("a.csv", b"\x1f\x8b...", "`.gz`"),

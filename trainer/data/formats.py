@@ -10,7 +10,7 @@ import hashlib
 import heapq
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -51,8 +51,9 @@ class Tally:
         """Return the counts as lines for a terminal, largest first."""
         lines = [f"{self.read} rows read, {self.kept} kept"]
         for reason, count in self.left_out.most_common():
-            places = ", ".join(self.places.get(reason, []))
-            lines.append(f"  left out: {count:>7}  {reason} ({places}, ...)")
+            places = list(self.places.get(reason, []))
+            places += ["..."] * (len(places) < count)
+            lines.append(f"  left out: {count:>7}  {reason} ({', '.join(places)})")
         lines += [f"  {count:>7}  {name}" for name, count in self.classes.most_common()]
         return "\n".join(lines)
 
@@ -228,9 +229,7 @@ def _comments(path: Path, tally: Tally) -> Iterator[tuple[int, str, tuple[str, .
             raise DataError([f"{path}:{row.number}: a label must be 0 or 1, not {stray}"])
         labels = tuple(name for name in TOXIC if row.fields[name] == "1")
         yield row.number, row.fields["comment_text"], labels, row.fields["id"]
-    for problem in problems:
-        tally.read += 1
-        tally.leave_out("does not decode", problem.rsplit("/", 1)[-1].split(": ")[0])
+    _leave_out_broken(path, problems, tally)
     if not checked:
         raise DataError([f"{path}: the file holds no rows", *problems[:1]])
 
@@ -249,9 +248,18 @@ def _each(path: Path, tally: Tally) -> Iterator[tuple[str, Row]]:
     for row in stream_rows(path, problems):
         tally.read += 1
         yield f"{path.name}:{row.number}", row
+    _leave_out_broken(path, problems, tally)
+
+
+def _leave_out_broken(path: Path, problems: Sequence[str], tally: Tally) -> None:
+    """Count the rows that could not be read, each under what is wrong with it."""
     for problem in problems:
+        number, _, said = problem.removeprefix(f"{path}:").partition(": ")
+        reason = re.split(r" \(|; ", said)[0]
         tally.read += 1
-        tally.leave_out("is broken", problem.rsplit("/", 1)[-1])
+        tally.leave_out(
+            "does not decode" if reason == "not UTF-8" else reason, f"{path.name}:{number}"
+        )
 
 
 def _text(row: Row, name: str) -> str:

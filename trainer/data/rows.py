@@ -1,9 +1,9 @@
 """Reads the user's rows, every one of them with its place in the file, or says all that is wrong.
 
 Formats are told by the name's ending: `.jsonl`/`.ndjson` (one object a line), `.json` (a list of
-objects), `.csv`/`.tsv` (a header, then records; a cell may span lines; a `.csv` may be separated by
-semicolons or tabs), `.parquet`; each but the last also with `.gz` behind it. Text is UTF-8. All but
-`.json` are read as a stream.
+objects, or one a line), `.csv`/`.tsv` (a header, then records; a cell may span lines; a `.csv` may
+be separated by semicolons or tabs), `.parquet`; each but the last also with `.gz` behind it. Text
+is UTF-8. All but `.json` are read as a stream.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def stream_rows(path: Path, problems: list[str]) -> Iterator[Row]:
     """Yield the rows one by one; a broken row is passed over and told in `problems`.
 
     Raises:
-        DataError: the file as a whole cannot be read.
+        DataError: the file as a whole cannot be read, or nothing beyond a certain row can; its
+            first problem says so, and those told before follow.
     """
     kind, opener = _kind(path)
     try:
@@ -167,22 +168,28 @@ def _json(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
         values = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        problems.append(_not_utf8(f"{path}, line {line}", f"byte 0x{raw[error.start]:02x}"))
-        return
+        byte = f"byte 0x{raw[error.start]:02x}"
+        raise DataError([_not_utf8(f"{path}, line {line}", byte)]) from error
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and _is_object(raw.partition(b"\n")[0]):
+            # One object a line, as some publish under this ending.
+            yield from _jsonl(path, io.BytesIO(raw), problems)
+            return
         place = f"line {error.lineno} column {error.colno}"
-        lines = error.msg == "Extra data" and raw.lstrip()[:1] == b"{"
-        more = "; one object a line makes a `.jsonl` file" if lines else ""
-        problems.append(f"{path}: not JSON ({error.msg}, {place}{more})")
-        return
+        raise DataError([f"{path}: not JSON ({error.msg}, {place})"]) from error
     except (ValueError, RecursionError) as error:
-        problems.append(f"{path}: {_beyond(error)}")
-        return
+        raise DataError([f"{path}: {_beyond(error)}"]) from error
     if not isinstance(values, list):
-        problems.append(f"{path}: a `.json` file must hold a list of objects")
-        return
+        raise DataError([f"{path}: a `.json` file must hold a list of objects"])
     for number, value in enumerate(values, start=1):
         yield from _object(path, number, value, problems)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _object(path: Path, number: int, value: object, problems: list[str]) -> Iterator[Row]:
@@ -228,13 +235,13 @@ def _csv(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
     number = 0
     try:
         for cells in reader:
-            if not cells:
+            if not cells or (len(cells) == 1 < len(header or ()) and not cells[0].strip()):
                 continue
             if header is None:
                 header = cells
                 if len(set(header)) < len(header):
-                    problems.append(f"{path}: a column name stands twice in the header {header}")
-                    return
+                    twice = f"a column name stands twice in the header {header}"
+                    raise DataError([f"{path}: {twice}"])
                 continue
             number += 1
             stray = _stray_byte(cells)
@@ -247,14 +254,20 @@ def _csv(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
             else:
                 yield Row(number=number, fields=dict(zip(header, cells, strict=True)))
     except csv.Error as error:
-        problems.append(f"{path}:{number + 1}: not CSV ({error}, line {reader.line_num})")
+        # Where a cell ends is unknown from here on, so no further row can be trusted.
+        fault = f"{path}:{number + 1}: not CSV ({error}, line {reader.line_num})"
+        raise DataError([fault, *problems]) from error
     finally:
         text.detach()
 
 
 def _separator(header: str) -> str:
-    """A comma; but what spreadsheets put in its place where the header has that and no comma."""
-    return next((mark for mark in ",;\t" if mark in header), ",")
+    """A comma; but what spreadsheets put in its place where the header has that and no comma.
+
+    A mark within a quoted name separates nothing.
+    """
+    bare = "".join(header.split('"')[::2])
+    return next((mark for mark in ",;\t" if mark in bare), ",")
 
 
 def _stray_byte(cells: Sequence[str]) -> int | None:
@@ -279,7 +292,8 @@ def _parquet(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
                 number += 1
                 yield Row(number=number, fields=fields)
     except pa.ArrowException as error:
-        problems.append(f"{path}:{number + 1}: not Parquet ({error})")
+        fault = f"{path}:{number + 1}: not Parquet ({error})"
+        raise DataError([fault, *problems]) from error
 
 
 def _not_utf8(place: str, byte: str) -> str:
