@@ -122,6 +122,43 @@ def test_a_template_that_changes_an_answer_is_refused(tmp_path: Path) -> None:
         load(tmp_path, tokenizer, TALK[1:3], chat="template")
 
 
+HEADED = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}"
+
+
+@pytest.mark.parametrize("answer", ["very", "assistant", "a"])
+def test_a_heading_that_only_a_finished_turn_has_is_read_and_not_learnt(
+    tmp_path: Path, answer: str
+) -> None:
+    """A template that knows no generation prompt still asks with the answer's heading."""
+    tokenizer = build(bos=False)
+    tokenizer.chat_template = HEADED
+    talk = [TALK[1], {"role": "assistant", "content": answer}, TALK[1], TALK[4]]
+    item = load(tmp_path, tokenizer, talk, chat="template")
+
+    assert learnt(tokenizer, item) == [f"{answer}</s>", "I like it</s>"]
+    assert tokenizer.decode(item.input_ids) == tokenizer.apply_chat_template(talk, tokenize=False)
+    assert tokenizer.decode(item.prompt_ids).endswith("<s>assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('no system here') }}", r"refuses the conversation \(no system here\)"),
+        (CHATML.replace("messages %}", "messages if m['role'] != 'system' %}", 1), "message 1"),
+    ],
+)
+def test_a_template_without_a_place_for_a_systems_word_is_refused(
+    tmp_path: Path, template: str, message: str
+) -> None:
+    """Whether it raises an error or says nothing of it, the row is named, and no word is lost."""
+    tokenizer = build(bos=False)
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match=rf"rows\.jsonl:1: the chat template .*{message}") as caught:
+        load(tmp_path, tokenizer, TALK[:3], chat="template")
+
+    assert "use `chat: markers`" in str(caught.value)
+
+
 def test_a_control_token_in_a_message_is_refused_under_a_template(tmp_path: Path) -> None:
     """Nobody can speak for the assistant by typing its tokens."""
     tokenizer = build(bos=False)

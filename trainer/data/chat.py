@@ -17,6 +17,7 @@ from trainer.data.template import MissingFieldError, Template
 HUMAN = "### HUMAN:\n{}\n\n"
 RESPONSE = "### RESPONSE:\n"
 AFTER = "\n\n"
+STAND_IN = "\ue000"  # of the characters for private use: no template writes it
 PLAIN = Template.parse("")  # a template without control tokens: what people wrote is only text
 
 
@@ -114,8 +115,12 @@ def by_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Pie
     An answer ends with the token that the template closes a turn with. Many templates have one of
     their own, such as `<|im_end|>`, beside the tokenizer's EOS.
 
+    What the template writes between its prompt and the answer's own words is read, not learnt, so
+    a heading that only a finished turn carries is given to the model when it is asked, too.
+
     Raises:
-        MissingFieldError: a message holds a control token, or the template rewrites what was said.
+        MissingFieldError: a message holds a control token, or the template refuses, leaves out or
+            rewrites what was said.
     """
     if not getattr(codec.tokenizer, "chat_template", None):
         raise MissingFieldError("the tokenizer has no chat template; use `chat: markers`")
@@ -133,13 +138,31 @@ def by_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Pie
         after = _rendered(codec, messages[: at + 1], asking=False)
         if not before.startswith(written) or not after.startswith(before):
             raise MissingFieldError("the chat template rewrites earlier turns; use `chat: markers`")
+        before += _heading(codec, messages[: at + 1], before, after)
         answer = _closed(after[len(before) :], message["content"], closing)
         pieces += [
             Piece(text=before[len(written) :], control=True),
             Piece(text=answer, learnt=True, control=True),
         ]
         written = before + answer
+    for number, message in enumerate(messages, start=1):
+        if message["content"].strip() not in written:
+            raise MissingFieldError(
+                f"the chat template leaves out or rewrites what was said in message {number}; "
+                "use `chat: markers`"
+            )
     return pieces
+
+
+def _heading(codec: Codec, messages: Sequence[Mapping[str, str]], before: str, after: str) -> str:
+    """Return what stands between a rendered prompt and the words of the answer to it."""
+    turn, words = after[len(before) :], messages[-1]["content"].strip()
+    if turn.lstrip().startswith(words):
+        return ""
+    # The words may also stand in the heading (`assistant`): a stand-in that cannot tells where.
+    other = _rendered(codec, [*messages[:-1], {**messages[-1], "content": STAND_IN}], asking=False)
+    heading = other[len(before) :].partition(STAND_IN)[0]
+    return heading if turn[len(heading) :].startswith(words) else ""
 
 
 def _closed(turn: str, content: str, closing: Sequence[str]) -> str:
@@ -154,9 +177,16 @@ def _closed(turn: str, content: str, closing: Sequence[str]) -> str:
 
 
 def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], *, asking: bool) -> str:
-    text: str = codec.tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=asking
-    )
+    from jinja2 import TemplateError
+
+    try:
+        text: str = codec.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=asking
+        )
+    except TemplateError as error:  # many refuse a system's word, or want turns of their own kind
+        raise MissingFieldError(
+            f"the chat template refuses the conversation ({error}); use `chat: markers`"
+        ) from error
     return text
 
 
