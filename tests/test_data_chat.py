@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers_built import build
+from tokenizers_built import KINDS, build
 
 from trainer.config import DataTable
 from trainer.data.codec import NOT_TRAINED, Example
@@ -71,6 +71,19 @@ def test_markers_are_written_as_published(tmp_path: Path) -> None:
     assert item.input_ids.count(tokenizer.eos_token_id) == 2
     assert item.input_ids.count(tokenizer.bos_token_id) == 1
     assert tokenizer.decode(item.prompt_ids).endswith("### RESPONSE:\n")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_question_under_markers_has_the_tokens_of_its_plain_text(
+    tmp_path: Path, kind: str
+) -> None:
+    """Whoever asks with the text alone, without this program, asks in the same tokens."""
+    tokenizer = build(kind)
+    item = load(tmp_path, tokenizer, TALK[1:3], chat="markers")
+    text = "### HUMAN:\nare you nice\n\n### RESPONSE:\n"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    assert item.prompt_ids[-len(ids) :] == tuple(ids)
 
 
 def test_the_tokenizers_own_template_is_followed(tmp_path: Path) -> None:

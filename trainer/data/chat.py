@@ -8,7 +8,7 @@ first, then the middle of its last question, and never a part of an answer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from trainer.data.codec import NOT_TRAINED, Codec, Example, TooLongError
@@ -191,15 +191,17 @@ def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], *, asking: bo
 
 
 def _tokens(codec: Codec, pieces: Sequence[Piece]) -> list[Exchange]:
-    """Tokenize piece by piece, so that generation meets the same tokens before an answer.
+    """Tokenize answers apart from what leads to them: generation meets the same tokens before one.
 
-    Every answer ends with a control token: the template's own, or EOS where it has none. After the
-    last answer EOS always follows, so that the model learns to stop.
+    What leads to an answer is one text, as others would write it: tokenizers that begin each text
+    with a space put none into its middle. Every answer ends with a control token: the template's
+    own, or EOS where it has none. After the last one EOS always follows, so that the model learns
+    to stop.
     """
     closing = {*codec.control_tokens.values(), codec.eos_id}
     exchanges: list[Exchange] = []
     lead: list[int] = []
-    for piece in pieces:
+    for piece in _joined(pieces):
         template = Template.parse(_literal(piece.text)) if piece.control else PLAIN
         ids = codec.encode([piece.text], template)[0] if piece.text else []
         if piece.learnt:
@@ -209,11 +211,22 @@ def _tokens(codec: Codec, pieces: Sequence[Piece]) -> list[Exchange]:
             exchanges.append(Exchange(ids=lead, answer=ids))
             lead = []
         else:
-            lead = lead + ids
+            lead = ids
     first, prefix = exchanges[0], list(codec.prefix)
     if prefix and first.ids[: len(prefix)] == prefix:  # the template writes its BOS itself
         exchanges[0] = Exchange(ids=first.ids[len(prefix) :], answer=first.answer)
     return exchanges
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Return the pieces with neighbours that are read made one."""
+    found: list[Piece] = []
+    for piece in pieces:
+        if found and not piece.learnt and not found[-1].learnt:
+            found[-1] = replace(piece, text=found[-1].text + piece.text)
+        else:
+            found.append(piece)
+    return found
 
 
 def _literal(text: str) -> str:
