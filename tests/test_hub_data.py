@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from commands.staging import stage
 from trainer.__main__ import main
 from trainer.config import DataTable
 from trainer.data.rows import DataError, read_rows
-from trainer.hub import HubFile, fetch, parse
+from trainer.hub import HubFile, fetch, parse, rely_on_cache
 
 NAMED = "hub:me/pairs@v1/data/train.jsonl"
 PLACE = "me/pairs/resolve/v1/data/train.jsonl"
@@ -89,6 +92,58 @@ def test_a_file_that_is_not_there_is_said_so(hub: hubs.Hub, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"no\.jsonl of the data set me/pairs at v1 cannot be"):
         fetch(wanted, endpoint=hub.endpoint, cache=tmp_path / "cache")
     assert hub.asked != []
+
+
+def test_a_silent_hub_costs_an_audit_no_half_minute(tmp_path: Path) -> None:
+    """A hub that is not there is asked once; then the cache decides, with a hint and no trace."""
+    with socket.socket() as closed:  # bound and not listening: nobody else takes the port
+        closed.bind(("127.0.0.1", 0))
+        place = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        rows = tiny.make_rows(tmp_path / "rows.jsonl", 12)
+        tables = tiny.make_config(tmp_path, rows, model={"id": "nobody/nothing"})
+        run = tiny.write_config(tmp_path / "run", tables)
+        env = {**tiny.quiet_environment(), "HF_ENDPOINT": place, "HF_HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer.pages.audit", "--run-dir", str(run)],
+            cwd=tiny.ROOT, env={**env, "HF_HUB_OFFLINE": "0", "HF_DEBUG": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "model.id: nobody/nothing (revision main) cannot be loaded" in done.stderr
+    assert f"hint: {place} does not answer" in done.stderr
+    assert "Retrying" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("word", ["1", "true"])
+def test_a_network_that_is_switched_off_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """Whoever says so has no hint to expect, and no wait."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", word)
+    monkeypatch.setenv("HF_ENDPOINT", "no place at all")
+
+    assert rely_on_cache() is None
+
+
+def test_an_address_that_is_none_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped HF_ENDPOINT is told like a hub that is away."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", "hub.example")
+
+    assert "hub.example does not answer" in (rely_on_cache() or "")
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_hub_that_answers_is_used(hub: hubs.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any answer is a sign of life, also a refusal, and changes nothing."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    for place in (hub.endpoint, f"{hub.endpoint}/datasets/nothing"):
+        monkeypatch.setenv("HF_ENDPOINT", place)
+
+        assert rely_on_cache() is None
+        assert os.environ["HF_HUB_OFFLINE"] == "0"
 
 
 def test_names_are_taken_apart() -> None:

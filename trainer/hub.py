@@ -6,13 +6,20 @@ not guessed: what is learnt is a file, and its SHA-256 is in the run's fingerpri
 
 from __future__ import annotations
 
+import http.client
+import os
 import re
+import ssl
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.rows import DataError
 
 PREFIX = "hub:"
+PLACE = "https://huggingface.co"  # unless HF_ENDPOINT names another
+ANSWER_S = 4.0
 FORM = "hub:OWNER/NAME@REVISION/PATH"
 _NAME = re.compile(
     r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[\w.-]+)/(?P<path>[^\\:]+)", re.ASCII
@@ -84,6 +91,32 @@ def fetch(file: HubFile, *, endpoint: str | None = None, cache: Path | None = No
             ]
         ) from error
     return Path(found)
+
+
+def rely_on_cache(wait_s: float = ANSWER_S) -> str | None:
+    """Ask the hub for a sign of life, and without one let its library look into its cache alone.
+
+    The library itself would try for half a minute per file. Call it before anything imports the
+    library, which reads its environment once. Return what to do where the cache does not suffice;
+    None if the hub answers, or if the network is switched off anyway.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return None
+    place = os.environ.get("HF_ENDPOINT") or PLACE
+    try:
+        request = urllib.request.Request(place, method="HEAD")  # noqa: S310 - the user's own choice
+        urllib.request.urlopen(request, timeout=wait_s).close()  # noqa: S310 - as above
+    except urllib.error.HTTPError as error:
+        error.close()  # an answer, whatever it says
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):  # somebody is there; the library judges who
+            os.environ["HF_HUB_OFFLINE"] = "1"
+            return (
+                f"hint: {place} does not answer ({reason}), and only what was fetched from it "
+                "before can be used; connect and try again, or name a local directory or file"
+            )
+    return None
 
 
 def hub_is_silent(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer import hub
 from trainer.config import ConfigError, EvalTable, TrainerConfig, load_config
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import Examples, load_examples
@@ -166,19 +167,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--html", type=Path, help="also write a page there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     args = parser.parse_args(argv)
+    hint = None
     try:
         config = load_config(args.run_dir / "config.json")
+        hint = hub.rely_on_cache() if _needs_hub(config, args.run_dir) else None
         found = _loaded(config, args.run_dir)
-    except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
-        return 78
-    except DataError as error:
-        sys.stderr.write(f"{error}\n")
-        return DataError.exit_code
+    except (ConfigError, DataError, ConnectionError) as error:
+        sys.stderr.write("\n".join([str(error), *([hint] if hint else [])]) + "\n")
+        return DataError.exit_code if isinstance(error, DataError) else 78
     if args.html:
         replace_file(args.html, as_page(found, Path(config.data.train).name), disk=RealDisk())
     sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n" if args.json else as_text(found))
     return 0
+
+
+def _needs_hub(config: TrainerConfig, run_dir: Path) -> bool:
+    rows = (config.data.train, config.data.eval)
+    model = run_dir / Path(config.model.id).expanduser()
+    return not model.is_dir() or any(hub.parse(name) for name in rows if name)
 
 
 def _loaded(config: TrainerConfig, run_dir: Path) -> Audit:
