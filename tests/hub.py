@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOKEN = "hf_secretOfTheTest"
+COMMIT = "2" * 40
 
 
 @dataclass
@@ -99,9 +100,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({})
 
     def do_GET(self) -> None:
-        """Tell what a repository is, or give a file of a data set."""
+        """Tell what a repository is, list a data set, or give a file of it."""
         if self.path.startswith("/datasets/"):
             self._file()
+            return
+        if self.path.startswith("/api/datasets/"):
+            self._list()
             return
         self._answer({"id": "me/model", "sha": "0" * 40, "siblings": [], "files": []})
 
@@ -112,15 +116,29 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._answer({})
 
+    def _list(self) -> None:
+        """Name the commit of a revision of a data set, and its files."""
+        self.store.asked.append(f"{self.command} {self.path}")
+        repo, _, revision = self.path.removeprefix("/api/datasets/").partition("/revision/")
+        start = f"{repo}/resolve/{revision}/"
+        names = [name.removeprefix(start) for name in self.store.datasets if name.startswith(start)]
+        files = [{"rfilename": name} for name in names]
+        self._answer({"id": repo, "sha": COMMIT, "siblings": files}, code=200 if names else 404)
+
     def _file(self) -> None:
         """Give a file of a data set, or only its size, commit and hash."""
         self.store.asked.append(f"{self.command} {self.path}")
-        body = self.store.datasets.get(self.path.removeprefix("/datasets/"))
+        wanted = self.path.removeprefix("/datasets/")
+        body = self.store.datasets.get(wanted)
+        for name in self.store.datasets:  # every revision here is the same commit
+            repo, _, rest = name.partition("/resolve/")
+            if wanted == f"{repo}/resolve/{COMMIT}/{rest.partition('/')[2]}":
+                body = self.store.datasets[name]
         self.send_response(404 if body is None else 200)
         if body is None:
             self.send_header("X-Error-Code", "EntryNotFound")
         self.send_header("Content-Length", str(len(body or b"")))
-        self.send_header("X-Repo-Commit", "2" * 40)
+        self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{hashlib.sha256(body or b"").hexdigest()}"')
         self.end_headers()
         if self.command == "GET":

@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from pydantic import ValidationError
 from commands.config import check, check_files
 from commands.staging import stage
 from trainer.__main__ import main
-from trainer.config import DataTable
-from trainer.data.rows import DataError, read_rows
+from trainer.config import DataTable, TrainerConfig
+from trainer.data.rows import DataError, Shards, read_rows
 from trainer.hub import HubFile, fetch, parse, rely_on_cache
+from trainer.rundir import data_facts
 
 NAMED = "hub:me/pairs@v1/data/train.jsonl"
 PLACE = "me/pairs/resolve/v1/data/train.jsonl"
@@ -162,10 +165,87 @@ def test_a_name_without_revision_or_path_is_refused(name: str) -> None:
         DataTable(train=name, prompt="{a}", completion="{b}")
 
 
-def test_shards_are_refused_with_what_to_do() -> None:
-    """A pattern that means several files is a fault of the config, told before anything else."""
-    with pytest.raises(ValidationError, match=r"means several files.*put the shards together"):
-        DataTable(train="hub:me/pairs@v1/data/train-*.parquet", prompt="{a}", completion="{b}")
+@pytest.mark.parametrize("folder", ["da*a", "**", "[d]ata"])
+def test_a_pattern_stands_in_a_files_name_alone(folder: str) -> None:
+    """Whose folders are a pattern would mix configurations, which is told before anything else."""
+    with pytest.raises(ValidationError, match="a pattern may stand in the name of the files"):
+        DataTable(train=f"hub:me/pairs@v1/{folder}/a.parquet", prompt="{a}", completion="{b}")
+
+
+def put_shards(hub: hubs.Hub, *texts: Sequence[str]) -> HubFile:
+    """Put a split of several Parquet files on a hub, last first, beside another split."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for number, part in reversed([*enumerate(texts)]):
+        packed = io.BytesIO()
+        pq.write_table(pa.table({"text": pa.array(part, pa.string())}), packed)
+        for split in ("train", "test"):
+            name = f"{split}-{number:05}-of-{len(texts):05}.parquet"
+            hub.datasets[f"me/pairs/resolve/v1/data/{name}"] = packed.getvalue()
+    hub.datasets["me/pairs/resolve/v1/train-00000-of-00001.parquet"] = b"in another folder"
+    return HubFile(repo="me/pairs", revision="v1", path="data/train-*.parquet")
+
+
+def test_the_shards_of_a_split_are_read_as_one_file(hub: hubs.Hub, tmp_path: Path) -> None:
+    """All and only the files that fit, in the order of their names, all of one commit."""
+    wanted = put_shards(hub, ["a", "b"], [], ["c"])
+    shards = fetch(wanted, endpoint=hub.endpoint, cache=tmp_path / "cache")
+    rows = read_rows(shards)
+
+    assert [(row.number, row.fields["text"]) for row in rows] == [(1, "a"), (2, "b"), (3, "c")]
+    assert str(shards) == "data/train-*.parquet of the data set me/pairs at v1"
+    listed, *fetched = hub.asked
+    assert listed == "GET /api/datasets/me/pairs/revision/v1"
+    assert {line.rpartition("-of-")[0].partition(" ")[2] for line in fetched} == {
+        f"/datasets/me/pairs/resolve/{hubs.COMMIT}/data/train-0000{n}" for n in range(3)
+    }
+
+
+def test_shards_that_are_not_there_or_not_whole_are_named(hub: hubs.Hub, tmp_path: Path) -> None:
+    """A pattern that nothing fits, a data set that is none, and a broken shard by its own name."""
+    wanted = put_shards(hub, ["a"], ["b"])
+    hub.datasets["me/pairs/resolve/v1/data/train-00001-of-00002.parquet"] = b"PAR1 broken"
+    get = partial(fetch, endpoint=hub.endpoint, cache=tmp_path / "cache")
+
+    with pytest.raises(DataError, match=r"valid-\* of the data set me/pairs at v1: no file there"):
+        get(replace(wanted, path="data/valid-*"))
+    with pytest.raises(DataError, match="at v2 cannot be fetched"):
+        get(replace(wanted, revision="v2"))
+    with pytest.raises(DataError, match=r"train-00001-of-00002\.parquet:1: not Parquet"):
+        read_rows(get(wanted))
+
+
+def test_a_run_on_shards_is_the_run_on_their_rows(hub: hubs.Hub, tmp_path: Path) -> None:
+    """Rows in two files give the adapter of one."""
+    lines = hub.datasets.pop(PLACE).splitlines(keepends=True)
+    for number, part in enumerate((lines[:5], lines[5:])):
+        hub.datasets[f"me/pairs/resolve/v1/data/train-{number}.jsonl"] = b"".join(part)
+    named = {"train": "hub:me/pairs@v1/data/train-*.jsonl"}
+    local = tiny.make_run(tmp_path / "local", rows=12, train={"steps": 3})
+    remote = tiny.make_run(tmp_path / "remote", rows=1, train={"steps": 3}, data=named)
+    here = main(["train", "--run-dir", str(local)])
+    there = train(remote, hub, tmp_path / "home")
+
+    assert (here, there.returncode) == (0, 0), there.stderr
+    assert tiny.adapter_bytes(local) == tiny.adapter_bytes(remote)
+
+
+def test_the_fingerprint_knows_every_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other bytes in the last of them are other data."""
+    files = tuple(tmp_path / f"train-{number}.jsonl" for number in range(2))
+    tables = tiny.make_config(tmp_path, Path("x"), data={"train": "hub:me/pairs@v1/train-*.jsonl"})
+    config = TrainerConfig.model_validate(tables)
+    monkeypatch.setattr("trainer.hub.fetch", lambda _: Shards(name="train-*", files=files))
+    found = []
+    for last in (b"b", b"c", b"b"):
+        for file, body in zip(files, (b"a", last), strict=True):
+            file.write_bytes(body)
+        found.append(data_facts(config, tmp_path)["data.train"])
+
+    assert (found[0] == found[2], found[0] == found[1]) == (True, False)
 
 
 def test_nothing_is_staged_for_a_hub(tmp_path: Path) -> None:

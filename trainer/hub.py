@@ -1,25 +1,30 @@
-"""Rows from a hub: one named file of a data set at one named revision, and no code of anybody's.
+"""Rows from a hub: named files of a data set at one named revision, and no code of anybody's.
 
-Written `hub:OWNER/NAME@REVISION/PATH`, such as `hub:me/pairs@1f0c…/data/train.parquet`. Splits are
-not guessed: what is learnt is a file, and its SHA-256 is in the run's fingerprint like any other's.
+Written `hub:OWNER/NAME@REVISION/PATH`, such as `hub:me/pairs@1f0c…/data/train.parquet`, or with a
+pattern for a split in several files, `data/train-*.parquet`. Splits are not guessed: what is learnt
+is named, and its SHA-256 is in the run's fingerprint like any other's.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import http.client
 import os
 import re
 import ssl
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.data.rows import DataError
+from trainer.data.rows import DataError, Shards
 
 PREFIX = "hub:"
 PLACE = "https://huggingface.co"  # unless HF_ENDPOINT names another
-ANSWER_S = 4.0
+ANSWER_S, LISTING_S = 4.0, 20.0
+PATTERN = frozenset("*?[")
 FORM = "hub:OWNER/NAME@REVISION/PATH"
 _NAME = re.compile(
     r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[\w.-]+)/(?P<path>[^\\:]+)", re.ASCII
@@ -28,11 +33,19 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
-    """One file of a data set on a hub."""
+    """A file of a data set on a hub, or all those whose names fit its pattern."""
 
     repo: str
     revision: str
     path: str
+
+    @property
+    def many(self) -> bool:
+        """Whether `path` is a pattern."""
+        return bool(PATTERN & set(self.path))
+
+    def __str__(self) -> str:
+        return f"{self.path} of the data set {self.repo} at {self.revision}"
 
 
 def parse(name: str) -> HubFile | None:
@@ -44,53 +57,81 @@ def parse(name: str) -> HubFile | None:
     if not name.startswith(PREFIX):
         return None
     found = _NAME.fullmatch(name)
-    if found is not None and set("*?[") & set(found["path"]):
-        raise ValueError(
-            f"`{name}` means several files, and a run learns one: put the shards together "
-            "(`pyarrow.parquet` reads them all and writes one) and name that file"
-        )
+    if found is not None and PATTERN & set(found["path"].rpartition("/")[0]):
+        raise ValueError(f"`{name}`: a pattern may stand in the name of the files, in no folder's")
     if found is None or {"", ".", ".."} & set(found["path"].split("/")):
         raise ValueError(
-            f"`{name}` is no file on a hub: write `{FORM}` with a commit, tag or branch as REVISION"
+            f"`{name}` is no file on a hub: write `{FORM}` with a commit, tag or branch as "
+            "REVISION; a pattern such as `data/train-*.parquet` names the shards of a split"
         )
     return HubFile(repo=found["repo"], revision=found["revision"], path=found["path"])
 
 
-def fetch(file: HubFile, *, endpoint: str | None = None, cache: Path | None = None) -> Path:
+def fetch(
+    file: HubFile, *, endpoint: str | None = None, cache: Path | None = None
+) -> Path | Shards:
     """Return the local copy of `file`, fetched if it is not there yet.
 
-    Endpoint and cache, where not given, and the token are those of `huggingface_hub`
-    (`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`).
+    Shards are those of one commit, in the order of their names. Endpoint and cache, where not
+    given, and the token are those of `huggingface_hub` (`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`).
 
     Raises:
-        DataError: there is no such file.
+        DataError: there is no such file, or nothing fits the pattern.
         ConnectionError: the hub does not answer; try again.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # the log is a file
+    with _readable_failure(file):
+        wanted = _shards(file, endpoint) if file.many else [file]
+        found = [
+            hf_hub_download(
+                one.repo,
+                one.path,
+                repo_type="dataset",
+                revision=one.revision,
+                endpoint=endpoint,
+                cache_dir=cache,
+            )
+            for one in wanted
+        ]
+    if file.many:
+        return Shards(name=str(file), files=tuple(map(Path, found)))
+    return Path(found[0])
+
+
+def _shards(file: HubFile, endpoint: str | None) -> list[HubFile]:
+    """Ask which files fit the pattern of `file`, at the commit that its revision means now."""
+    from huggingface_hub import HfApi
+
+    told = HfApi(endpoint=endpoint).dataset_info(
+        file.repo, revision=file.revision, timeout=LISTING_S
+    )
+    folder, _, pattern = file.path.rpartition("/")
+    found = [
+        replace(file, path=path, revision=told.sha or file.revision)
+        for path in sorted(one.rfilename for one in told.siblings or [])
+        if path.rpartition("/")[0] == folder
+        and fnmatch.fnmatchcase(path.rpartition("/")[2], pattern)
+    ]
+    if not found:
+        raise DataError([f"{file}: no file there fits this pattern"])
+    return found
+
+
+@contextmanager
+def _readable_failure(file: HubFile) -> Iterator[None]:
+    """Turn what the hub's library raises into whether to try again, or to name another file."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its HTTP library
+
     try:
-        found = hf_hub_download(
-            file.repo,
-            file.path,
-            repo_type="dataset",
-            revision=file.revision,
-            endpoint=endpoint,
-            cache_dir=cache,
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        yield
+    except (HTTPError, OSError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         if hub_is_silent(error):
             raise ConnectionError(f"the hub does not answer: {said[0]}") from error
-        raise DataError(
-            [
-                f"{file.path} of the data set {file.repo} at {file.revision} cannot be fetched: "
-                + said[0]
-            ]
-        ) from error
-    return Path(found)
+        raise DataError([f"{file} cannot be fetched: {said[0]}"]) from error
 
 
 def rely_on_cache(wait_s: float = ANSWER_S) -> str | None:
@@ -125,7 +166,7 @@ def hub_is_silent(error: BaseException) -> bool:
     Trying again may then help; where the user has switched the network off, it cannot.
     """
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]  # one is of its HTTP library
 
     seen: BaseException | None = error
     while seen is not None:
@@ -133,5 +174,7 @@ def hub_is_silent(error: BaseException) -> bool:
             return not constants.HF_HUB_OFFLINE
         if isinstance(seen, HfHubHTTPError) and seen.response is not None:
             return bool(seen.response.status_code >= 500 or seen.response.status_code == 429)
+        if isinstance(seen, HTTPError):  # nobody there, or nothing heard
+            return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from trainer import hub
 from trainer.config import ConfigError, TrainerConfig
-from trainer.data.rows import DataError
+from trainer.data.rows import DataError, Shards
 from trainer.disk import Disk, restore_directory
 from trainer.errors import Busy
 from trainer.fingerprint import Facts, file_sha256, flatten_config
@@ -92,7 +93,7 @@ def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
         if name is not None:
             path = resolve(run_dir, name)
             try:
-                facts[key] = file_sha256(path)
+                facts[key] = _digest(path)
             except OSError as error:
                 missing.append(f"{path}: {error.strerror} (`{key}`)")
     if missing:
@@ -100,8 +101,14 @@ def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
     return facts
 
 
-def resolve(run_dir: Path, name: str) -> Path:
-    """Return the file that a name in the config means; one on a hub is fetched.
+def _digest(rows: Path | Shards) -> str:
+    if not isinstance(rows, Shards):
+        return file_sha256(rows)
+    return hashlib.sha256("\n".join(map(file_sha256, rows.files)).encode()).hexdigest()
+
+
+def resolve(run_dir: Path, name: str) -> Path | Shards:
+    """Return the file that a name in the config means, or the shards; what is on a hub is fetched.
 
     Raises:
         DataError: it cannot be fetched.

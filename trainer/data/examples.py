@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer.data.chat import encode_conversation
 from trainer.data.codec import NOT_TRAINED, Codec, Example, TooLongError
-from trainer.data.rows import DataError, Row, read_rows
+from trainer.data.rows import DataError, Row, Shards, read_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Examples:
 
 
 def load_examples(
-    table: Templates, path: Path, tokenizer: Any, *, max_length: int, seq2seq: bool = False
+    table: Templates, path: Path | Shards, tokenizer: Any, *, max_length: int, seq2seq: bool = False
 ) -> Examples:
     """Read, render and tokenize all rows of `path`; no example is longer than `max_length` tokens.
 
@@ -91,7 +91,7 @@ def load_examples(
 
 
 def _templated(
-    table: Templates, path: Path, codec: Codec, problems: list[str]
+    table: Templates, path: Path | Shards, codec: Codec, problems: list[str]
 ) -> list[tuple[Example, bool]]:
     """Return the examples of rows that fill two templates, and which of them were shortened."""
     prompt_of, completion_of = _parse(table)
@@ -125,7 +125,7 @@ def _templated(
 
 
 def _conversations(
-    table: Templates, path: Path, codec: Codec, problems: list[str]
+    table: Templates, path: Path | Shards, codec: Codec, problems: list[str]
 ) -> list[tuple[Example, bool]]:
     """Return the examples of rows that hold conversations, and which of them were shortened."""
     if codec.seq2seq:
@@ -141,7 +141,7 @@ def _conversations(
     return found
 
 
-def load_texts(table: Templates, path: Path) -> list[tuple[int, str, str]]:
+def load_texts(table: Templates, path: Path | Shards) -> list[tuple[int, str, str]]:
     """Return row number, prompt and completion of every row, for whoever needs no tokens.
 
     Raises:
@@ -216,7 +216,7 @@ def _parse(table: Templates) -> tuple[Template, Template]:
         raise DataError([str(error)]) from error
 
 
-def _report(path: Path, found: Sequence[tuple[Example, bool]]) -> DataReport:
+def _report(path: Path | Shards, found: Sequence[tuple[Example, bool]]) -> DataReport:
     items = [item for item, _ in found]
     truncated = [item.row for item, cut in found if cut]
     return DataReport(

@@ -15,7 +15,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
@@ -60,15 +60,32 @@ class Row:
     fields: Mapping[str, Any]
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Return all rows of `path` in file order.
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """Files that together are one, in this order; `name` is what a message calls them."""
+
+    name: str
+    files: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def read_rows(path: Path | Shards) -> list[Row]:
+    """Return all rows of `path` in file order; those of shards are numbered through.
 
     Raises:
         DataError: the file is missing, empty, of an unknown kind, not UTF-8, or has broken rows;
             every broken row is named as `file:row`.
     """
     problems: list[str] = []
-    rows = list(stream_rows(path, problems))
+    rows: list[Row] = []
+    for file in path.files if isinstance(path, Shards) else (path,):
+        before = rows[-1].number if rows else 0
+        rows += [
+            replace(row, number=before + row.number) if before else row
+            for row in stream_rows(file, problems)
+        ]
     if not rows and not problems:
         problems.append(f"{path}: the file holds no rows")
     if problems:

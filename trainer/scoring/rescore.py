@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from trainer import hub
 from trainer import model as models
 from trainer.config import ConfigError, load_config
 from trainer.rundir import CONFIG, resolve
@@ -34,7 +35,9 @@ def rescore(
     if adapter is not None and not (adapter / "adapter_config.json").is_file():
         raise ConfigError([f"--adapter: there is no adapter in {adapter}"])
     rows = {"train": config.data.train, "eval": config.data.eval}
-    places = {key: str(resolve(run_dir, name)) for key, name in rows.items()}  # from anywhere
+    places = {  # from anywhere; a name on a hub is one already
+        key: name if hub.parse(name) else str(resolve(run_dir, name)) for key, name in rows.items()
+    }
     models.make_deterministic()
     models.set_threads(config.train)
     source = models.find_source(config.model, run_dir)
