@@ -6,6 +6,7 @@ program, so that no torch is loaded by the command line itself.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -67,10 +68,12 @@ class Shelf:
 
 def convert(
     kind: str, source: str, folder: str, flags: Sequence[str], *, as_json: bool
-) -> tuple[Path, Path]:
-    """Turn a published data set into rows; return the files to learn from and held out."""
-    _program("data.convert", [kind, source, "--out", folder, *flags], as_json=as_json)
-    return Path(folder) / "train.jsonl", Path(folder) / "eval.jsonl"
+) -> dict[str, object]:
+    """Turn a published data set into rows; return the two files, and all counts."""
+    arguments = [kind, source, "--out", folder, *flags, "--json"]
+    counts = json.loads(_program("data.convert", arguments, as_json=as_json))
+    files = {side: str(Path(folder) / f"{side}.jsonl") for side in ("train", "eval")}
+    return {**files, **counts}
 
 
 def audit(wanted: str, *, html: str, as_json: bool) -> None:

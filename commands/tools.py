@@ -104,8 +104,11 @@ def data(  # noqa: PLR0913  (an argument is an option)
     flags = ["--held-out", str(held_out), "--seed", str(seed), "--max-length", str(max_length)]
     flags += ["--tokenizer", tokenizer] if tokenizer else []
     flags += [] if benign is None else ["--benign", str(benign)]
-    written = after.convert(kind, source, folder, flags, as_json=as_json)
-    _tell({"train": str(written[0]), "eval": str(written[1])}, as_json=as_json)
+    made = after.convert(kind, source, folder, flags, as_json=as_json)
+    if as_json:
+        out_json(made)
+    else:
+        out(f"{made['train']}\n{made['eval']}")
 
 
 @app.command(epilog=examples("audit"))

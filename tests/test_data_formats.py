@@ -52,7 +52,20 @@ def test_jigsaw_keeps_the_malicious_and_draws_the_benign(tmp_path: Path) -> None
         "N/A", "toxic", "toxic, obscene", "toxic, insult", "toxic, obscene, insult",
     }  # fmt: skip
     assert rows[0]["text"] == '"comment 0\n\nsays ""so"", and more'
-    assert rows[0]["group"] == "0" * 16
+
+
+def test_jigsaws_equal_comments_are_one_group(tmp_path: Path) -> None:
+    """Comments that differ in case and marks only stay on one side; bare marks are texts too."""
+    path = tmp_path / "t.csv"
+    texts = ("Go away", "go, AWAY!", "!!!", "???")
+    lines = [f"{number:016x},{text!r},1,0,0,0,0,0\n" for number, text in enumerate(texts)]
+    path.write_text(
+        ",".join(("id", "comment_text", *TOXIC)) + "\n" + "".join(lines).replace("'", '"')
+    )
+    groups = [row["group"] for row in converted("jigsaw", path)[0]]
+
+    assert groups[0] == groups[1]
+    assert len(set(groups)) == 3
 
 
 def test_jigsaws_draw_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> None:
@@ -61,10 +74,10 @@ def test_jigsaws_draw_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -
         write_jigsaw(tmp_path / "a.csv", 300),
         write_jigsaw(tmp_path / "b.csv", 300, order=-1),
     )
-    drawn = {row["group"] for row in converted("jigsaw", forth, benign=50)[0]}
+    drawn = {row["text"] for row in converted("jigsaw", forth, benign=50)[0]}
 
-    assert {row["group"] for row in converted("jigsaw", back, benign=50)[0]} == drawn
-    assert {row["group"] for row in converted("jigsaw", forth, benign=50, seed=1)[0]} != drawn
+    assert {row["text"] for row in converted("jigsaw", back, benign=50)[0]} == drawn
+    assert {row["text"] for row in converted("jigsaw", forth, benign=50, seed=1)[0]} != drawn
 
 
 def test_jigsaw_leaves_out_what_does_not_decode_or_fit_and_says_so(tmp_path: Path) -> None:
@@ -139,12 +152,17 @@ def test_ds1000_keeps_indentation_and_families(tmp_path: Path) -> None:
             {"prompt": "p\n<code>\n", "reference_code": "    a = 1\n", "metadata": about},
             {"prompt": "q", "reference_code": " b", "metadata": about | {"problem_id": 10}},
             {"prompt": "r", "reference_code": "", "metadata": about},
+            {
+                "prompt": "s",
+                "reference_code": "c",
+                "metadata": about | {"perturbation_origin_id": None},
+            },
         ],
     )
     rows, tally = converted("ds1000", path)
 
     assert [(row["code"], row["group"]) for row in rows] == [
-        ("    a = 1\n", "Pandas/7"), (" b", "Pandas/7"),
+        ("    a = 1\n", "Pandas/7"), (" b", "Pandas/7"), ("c", "Pandas/9"),
     ]  # fmt: skip
     assert tally.left_out == {"no prompt or no reference code": 1}
 
@@ -199,6 +217,39 @@ def test_conversations_report_every_kind_of_disorder(tmp_path: Path) -> None:
         "turns out of order": 1, "an empty turn": 1, "an unknown speaker": 1, "no answer": 1,
         "no list of turns": 1,
     }  # fmt: skip
+
+
+def test_a_rest_of_json_behind_a_conversation_is_cut_off_and_told(tmp_path: Path) -> None:
+    """One closing brace too much goes, code keeps its own; unnamed conversations stay apart."""
+    said = ("Sure.}", "f() {}", "a }", "}")
+    path = write_json(
+        tmp_path / "v.json",
+        [turns((" Human", "hi"), ("gpt", text)) | {"id": None} for text in said],
+    )
+    rows, tally = converted("conversations", path)
+
+    assert [row["messages"][-1]["content"] for row in rows] == ["Sure.", "f() {}", "a ", "}"]
+    assert "mended:         2  a `}` too much at the end" in tally.table()
+    assert len({row["group"] for row in rows}) == 4
+
+
+def test_the_command_tells_counts_as_json_and_what_authors_ask(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the table shows a program can read; a side without rows and a wish are told."""
+    about = {"library": "Pandas", "problem_id": 1}
+    row = {"prompt": "p", "reference_code": "c", "metadata": about}
+    path = write_json(tmp_path / "d.json", [row, row | {"reference_code": ""}])
+
+    assert main(["ds1000", str(path), "--out", str(tmp_path), "--held-out", "0", "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {
+        "rows": {"train": 1, "eval": 0}, "read": 2, "kept": 1, "classes": {"Pandas": 1},
+        "left_out": {"no prompt or no reference code": 1}, "mended": {}, "across": 0,
+        "places": {"no prompt or no reference code": ["d.json:2"]},
+    }  # fmt: skip
+    assert "warning: no row is held out" in told.err
+    assert "ask that it never enters a training corpus" in told.err
 
 
 def test_sentiments_and_instructions(tmp_path: Path) -> None:

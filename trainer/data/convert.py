@@ -15,11 +15,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from trainer.data.formats import BENIGN_PUBLISHED, CONVERTERS, Choice, Tally, digest, essence
 from trainer.data.rows import DataError
 from trainer.data.split import is_held_out
+
+WISHES = MappingProxyType(
+    {
+        "ds1000": "the authors of DS-1000 ask that it never enters a training corpus and is not "
+        "put online unpacked: prove a path with it, and publish nothing that learnt it",
+    }
+)
+"""What authors of a data set ask of those who use it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,22 +36,43 @@ class Converted:
     """How many rows went where, and the tally of the source.
 
     `across` counts held-out rows whose whole words, but for case, marks and spacing, stand among
-    those to learn as well; they flatter every score.
+    those to learn as well; they flatter every score. `wish` is what the authors ask of users.
     """
 
     train: int
     held_out: int
     across: int
     tally: Tally
+    wish: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as plain values."""
+        tally = self.tally
+        return {
+            "rows": {"train": self.train, "eval": self.held_out},
+            "read": tally.read,
+            "kept": tally.kept,
+            "left_out": dict(tally.left_out),
+            "places": tally.places,
+            "mended": dict(tally.mended),
+            "classes": dict(tally.classes),
+            "across": self.across,
+        }
 
     def told(self) -> str:
         """Return the counts as lines for a terminal."""
         lines = [self.tally.table(), f"{self.train} to learn, {self.held_out} held out"]
+        if not self.train or not self.held_out:
+            side = "to learn" if self.held_out else "held out"
+            lines.append(
+                f"warning: no row is {side}; another share (--held-out) or seed draws others"
+            )
         if self.across:
             lines.append(
                 f"warning: {self.across} held-out rows stand among those to learn too, "
                 "and scores on them will flatter"
             )
+        lines += [f"mind: {self.wish}"] * bool(self.wish)
         return "\n".join(lines)
 
 
@@ -57,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--benign", type=int, default=BENIGN_PUBLISHED, help="jigsaw: rows drawn")
     parser.add_argument("--tokenizer", help="drop rows longer than --max-length of its tokens")
     parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON, too")
     args = parser.parse_args(argv)
     fits = fitting(args.tokenizer, args.max_length) if args.tokenizer else None
     choice = Choice(seed=args.seed, benign=args.benign, fits=fits)
@@ -66,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return DataError.exit_code
     sys.stderr.write(f"{done.told()}\n")
+    if args.json:
+        sys.stdout.write(json.dumps(done.to_json(), ensure_ascii=False) + "\n")
     return 0
 
 
@@ -101,7 +134,8 @@ def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: flo
             path.unlink(missing_ok=True)
     learnt = set(words[0])
     across = sum(word in learnt for word in words[1])
-    return Converted(train=counts[0], held_out=counts[1], across=across, tally=tally)
+    wish = WISHES.get(kind, "")
+    return Converted(train=counts[0], held_out=counts[1], across=across, tally=tally, wish=wish)
 
 
 def _words(row: Mapping[str, Any]) -> str:

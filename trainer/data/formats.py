@@ -27,11 +27,12 @@ SHAREGPT_PART = re.compile(r"([A-Za-z0-9-]{7})_\d+")  # a later part of a conver
 
 @dataclass(kw_only=True)
 class Tally:
-    """What a conversion did: rows read, rows kept, rows left out by reason, rows by class."""
+    """What a conversion did: rows read, kept, left out by reason, mended, and kept by class."""
 
     read: int = 0
     kept: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    mended: Counter[str] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)  # the first few of each reason
 
@@ -54,6 +55,7 @@ class Tally:
             places = list(self.places.get(reason, []))
             places += ["..."] * (len(places) < count)
             lines.append(f"  left out: {count:>7}  {reason} ({', '.join(places)})")
+        lines += [f"  mended:   {count:>7}  {what}" for what, count in self.mended.most_common()]
         lines += [f"  {count:>7}  {name}" for name, count in self.classes.most_common()]
         return "\n".join(lines)
 
@@ -94,7 +96,11 @@ def jigsaw(path: Path, choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
             tally.leave_out("benign and not drawn", f"{path.name}:{number}")
         else:
             tally.keep(*(labels or ("benign",)))
-            yield {"text": text, "classifications": ", ".join(labels) or "N/A", "group": rank}
+            yield {
+                "text": text,
+                "classifications": ", ".join(labels) or "N/A",
+                "group": _alike(text),
+            }
 
 
 def ds1000(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
@@ -110,7 +116,8 @@ def ds1000(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
         elif not isinstance(about, Mapping) or "library" not in about:
             tally.leave_out("no metadata.library", place)
         else:
-            family = about.get("perturbation_origin_id", about.get("problem_id", row.number))
+            names = (about.get("perturbation_origin_id"), about.get("problem_id"), row.number)
+            family = next(name for name in names if name is not None)
             library = str(about["library"])
             tally.keep(library)
             yield {
@@ -135,15 +142,16 @@ def counselling(path: Path, _choice: Choice, tally: Tally) -> Iterator[Converted
             continue
         seen.add(pair)
         tally.keep()
-        yield {"context": question, "response": answer, "group": digest(essence(question))}
+        yield {"context": question, "response": answer, "group": _alike(question)}
 
 
 def conversations(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
     """Yield `{"messages": [{"role", "content"}]}` of ShareGPT or vicuna conversations.
 
     A conversation must begin with the human, alternate, and say something in every turn. A system
-    message may come first, and a last question without an answer is cut off; anything else is left
-    out with its reason. Parts of one split conversation (`id_0`, `id_8`) are a group.
+    message may come first, and a last question without an answer is cut off, as is a `}` too much
+    at the end of the last answer; anything else is left out with its reason. Parts of one split
+    conversation (`id_0`, `id_8`) are a group.
     """
     names = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
              "assistant": "assistant", "bing": "assistant", "bard": "assistant",
@@ -155,22 +163,27 @@ def conversations(path: Path, _choice: Choice, tally: Tally) -> Iterator[Convert
             continue
         messages = [
             {
-                "role": names.get(str(turn.get("from", turn.get("role"))).lower(), ""),
+                "role": names.get(str(turn.get("from", turn.get("role"))).strip().lower(), ""),
                 "content": turn.get("value", turn.get("content")),
             }
             for turn in turns
         ]
-        fault, messages = _mended(messages)
+        fault, messages = _in_order(messages)
         if fault:
             tally.leave_out(fault, place)
             continue
+        last = messages[-1]["content"]
+        if last.endswith("}") and last.count("}") == last.count("{") + 1 and last.strip("} \n"):
+            # Seen at the end of whole conversations of wizard_vicuna: a rest of the JSON around.
+            messages[-1]["content"] = last.removesuffix("}")
+            tally.mended["a `}` too much at the end"] += 1
         tally.keep(f"{len(messages) // 2 * 2} turns")
-        name = str(row.fields.get("id", row.number))
+        name = str(row.number if row.fields.get("id") is None else row.fields["id"])
         part = SHAREGPT_PART.fullmatch(name)
         yield {"messages": messages, "group": part.group(1) if part else name}
 
 
-def _mended(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+def _in_order(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
     if not all(message["role"] for message in messages):
         return "an unknown speaker", messages
     if not all(isinstance(m["content"], str) and m["content"].strip() for m in messages):
@@ -186,7 +199,10 @@ def _mended(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
 
 def sentiment(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
     """Yield `{"text", "label"}` of pairs whose label is 0/1 or a word, in any order of columns."""
-    words = {"0": "negative", "1": "positive", "neg": "negative", "pos": "positive"}
+    words = {
+        "0": "negative", "0.0": "negative", "neg": "negative",
+        "1": "positive", "1.0": "positive", "pos": "positive",
+    }  # fmt: skip
     for place, row in _each(path, tally):
         text = _text(row, "text") or _text(row, "review") or _text(row, "sentence")
         label = _text(row, "label") or _text(row, "sentiment")
@@ -195,7 +211,7 @@ def sentiment(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRo
             continue
         label = words.get(label.lower(), label.lower())
         tally.keep(label)
-        yield {"text": text, "label": label, "group": digest(essence(text))}
+        yield {"text": text, "label": label, "group": _alike(text)}
 
 
 def instructions(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
@@ -210,7 +226,7 @@ def instructions(path: Path, _choice: Choice, tally: Tally) -> Iterator[Converte
         yield {
             "request": order if bare else f"{order}\n\n{given}",
             "answer": answer,
-            "group": digest(essence(f"{order} {given}")),
+            "group": _alike(f"{order} {given}"),
         }
 
 
@@ -270,6 +286,11 @@ def _text(row: Row, name: str) -> str:
 def essence(text: str) -> str:
     """Return a text without case, marks and spacing, for telling near-duplicates."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+
+
+def _alike(text: str) -> str:
+    """Return a name that texts share which say the same; of marks alone, which are the same."""
+    return digest(essence(text) or text)
 
 
 def digest(text: str) -> str:
