@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 from commands.bench import laid_out, trainer
 from commands.config import LoadedConfig, check_files
@@ -64,6 +65,15 @@ class Shelf:
     repo: str
     merged: bool
     public: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """How to merge: another base than the config's, another number format, rows to compare on."""
+
+    base: str = ""
+    dtype: str = ""
+    rows: int = 32
 
 
 def convert(
@@ -127,27 +137,52 @@ def _how_to_ask(folder: RunFolder, loaded: LoadedConfig) -> str:
     return f"`qft generate {folder.name} {flags}`"
 
 
-def merge(wanted: str, *, base: str, dtype: str, as_json: bool) -> Path:
-    """Merge the adapter into its 16-bit base; return the folder of the merged model."""
+def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, Any] | None]:
+    """Merge the adapter into its 16-bit base, then compare the two on held-out rows.
+
+    Return the folder of the merged model, and how alike they answer: None if they were not asked.
+    """
     folder, loaded = _fetched(wanted)
-    source = Path(base).expanduser() if base else loaded.model_folder
-    model = loaded.config.model
-    if source is None:
-        here = model.id.rpartition("/")[2]
-        raise Usage(
-            f"the base of `{folder.name}` is `{model.id}` on a hub",
-            hint=f"`hf download {model.id} --revision {model.revision} --local-dir {here}`, then "
-            f"`qft merge {folder.name} --base {here}`",
-        )
-    if not (source / "config.json").is_file():
-        raise Usage(f"`{source}` holds no model", hint="name the directory with its config.json")
     target = loaded.out / "merged"
     if target.exists():
         raise Usage(f"`{target}` is there already", hint="use it, or remove it to merge again")
-    arguments = ["--base", str(source), "--adapter", str(loaded.out / "adapter")]
-    arguments += ["--out", str(target), *(["--dtype", dtype] if dtype else [])]
+    source = Path(order.base).expanduser() if order.base else loaded.model_folder
+    source = source or _from_hub(folder, loaded, as_json=as_json)
+    if not (source / "config.json").is_file():
+        raise Usage(f"`{source}` holds no model", hint="name the directory with its config.json")
+    adapter = ["--adapter", str((loaded.out / "adapter").absolute())]
+    arguments = ["--base", str(source), *adapter, "--out", str(target)]
+    arguments += ["--dtype", order.dtype] if order.dtype else []
     _program("results.merge", arguments, as_json=as_json)
-    return target
+    if not order.rows:
+        return target, None
+    with laid_out(loaded, folder) as run_dir:
+        places = ["--run-dir", str(run_dir), "--merged", str(target.absolute()), *adapter]
+        places += ["--base", str(source.absolute()), "--rows", str(order.rows)]
+        done = _start("results.parity", places, stdout=PIPE, stderr=PIPE if as_json else None)
+    if done.returncode:
+        why = f": {done.stderr.strip().splitlines()[-1]}" if done.stderr else ""
+        talk(f"the merged model is whole, but it was not compared with the adapter{why}")
+        return target, None
+    found = dict(json.loads(done.stdout))
+    write_json(loaded.out / "merged-parity.json", found, mode=0o644)
+    return target, found
+
+
+def _from_hub(folder: RunFolder, loaded: LoadedConfig, *, as_json: bool) -> Path:
+    """Fetch the base of a run from the hub; raise Usage with the way around if that fails."""
+    model = loaded.config.model
+    asked = ["--model", model.id, "--revision", model.revision]
+    done = _start("results.base", asked, stdout=PIPE, stderr=PIPE if as_json else None)
+    if done.returncode == 0:
+        return Path(done.stdout.strip())
+    here = model.id.rpartition("/")[2]
+    raise Usage(
+        f"the base of `{folder.name}` is `{model.id}` on a hub, and was not fetched",
+        problems=(done.stderr or "").strip().splitlines()[-LAST_WORDS:],
+        hint=f"`hf download {model.id} --revision {model.revision} --local-dir {here}`, then "
+        f"`qft merge {folder.name} --base {here}`",
+    )
 
 
 def export(wanted: str, *, rank: int | None) -> Path:
@@ -208,7 +243,7 @@ def _evictions(events: Sequence[Event]) -> list[dict[str, object]]:
 
 def _add_results(run_dir: Path, loaded: LoadedConfig) -> None:
     """Put what the run left at home into a scratch run directory."""
-    for name in ("eval-before.json", "eval-after.json", "status.json"):
+    for name in ("eval-before.json", "eval-after.json", "status.json", "merged-parity.json"):
         if (loaded.out / name).exists():
             shutil.copyfile(loaded.out / name, run_dir / name)
     (run_dir / "adapter").symlink_to((loaded.out / "adapter").absolute())

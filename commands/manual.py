@@ -72,8 +72,8 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     },
     "export": {"qft export --rank 4": "rank 4 of a DyLoRA run, as plain LoRA"},
     "merge": {
-        "qft merge": "into out/NAME/merged",
-        "qft merge --base phi-1_5": "a base on a hub: downloaded to phi-1_5 before",
+        "qft merge": "into out/NAME/merged; a base on a hub is fetched",
+        "qft merge --base phi-1_5": "a base that lies in phi-1_5",
     },
     "push": {
         "qft push --repo me/my-adapter": "privately; HF_TOKEN must be set",

@@ -194,18 +194,26 @@ def merge(
     run: Run = "",
     *,
     base: Annotated[
-        str, typer.Option(metavar="DIR", help="The base model, if `model.id` is on a hub.")
+        str,
+        typer.Option(metavar="DIR", help="The base model.", show_default="the run's, or its hub's"),
     ] = "",
     dtype: Annotated[
         Dtype | None, typer.Option(help="Number format.", show_default="the base's own")
     ] = None,
+    rows: Annotated[
+        int, typer.Option("--compare", min=0, help="Held-out rows to compare it on; 0 for none.")
+    ] = 32,
     as_json: Json = False,
 ) -> None:
-    """Merge the adapter into its 16-bit base."""
+    """Merge the adapter into its 16-bit base, and compare."""
     from commands import after
 
-    merged = after.merge(run, base=base, dtype=dtype or "", as_json=as_json)
-    _tell({"model": str(merged)}, as_json=as_json)
+    order = after.Fold(base=base, dtype=dtype or "", rows=rows)
+    merged, parity = after.merge(run, order, as_json=as_json)
+    if as_json:
+        out_json({"model": str(merged), "parity": parity})
+    else:
+        out(str(merged))
 
 
 @app.command(epilog=examples("push"))

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOKEN = "hf_secretOfTheTest"
 COMMIT = "2" * 40
+MODEL_COMMIT = "3" * 40
 
 
 @dataclass
@@ -26,6 +27,8 @@ class Hub:
     commits: list[str] = field(default_factory=list)
     refused: int = 0
     datasets: dict[str, bytes] = field(default_factory=dict)  # `owner/name/resolve/revision/path`
+    models: dict[str, bytes] = field(default_factory=dict)  # `owner/name/path`
+    gated: bool = False  # models are given to nobody
     asked: list[str] = field(default_factory=list)
 
 
@@ -103,18 +106,51 @@ class _Handler(BaseHTTPRequestHandler):
         """Tell what a repository is, list a data set, or give a file of it."""
         if self.path.startswith("/datasets/"):
             self._file()
-            return
-        if self.path.startswith("/api/datasets/"):
+        elif self.path.startswith("/api/datasets/"):
             self._list()
-            return
-        self._answer({"id": "me/model", "sha": "0" * 40, "siblings": [], "files": []})
+        elif "/resolve/" in self.path:
+            self._model_file()
+        elif self.path.startswith("/api/models/") and self.store.models:
+            self._listing()
+        else:
+            self._answer({"id": "me/model", "sha": "0" * 40, "siblings": [], "files": []})
 
     def do_HEAD(self) -> None:
         """Tell that something is there."""
         if self.path.startswith("/datasets/"):
             self._file()
-            return
-        self._answer({})
+        elif "/resolve/" in self.path:
+            self._model_file()
+        else:
+            self._answer({})
+
+    def _listing(self) -> None:
+        """Tell the commit and the files of a model, or that there is none."""
+        name, _, ask = self.path.removeprefix("/api/models/").partition("?")[0].partition("/revi")
+        name, _, tree = name.partition("/tree/")
+        files = [at.removeprefix(f"{name}/") for at in self.store.models if at.startswith(name)]
+        if self.store.gated or not files:
+            code = "GatedRepo" if self.store.gated else "RepoNotFound"
+            self._refuse(403 if self.store.gated else 404, code)
+        elif tree:
+            sizes = {at: len(self.store.models[f"{name}/{at}"]) for at in files}
+            file = {"type": "file", "oid": "0" * 40}
+            self._answer([file | {"path": at, "size": size} for at, size in sizes.items()])
+        else:
+            there = {"id": name, "sha": MODEL_COMMIT, "siblings": [{"rfilename": f} for f in files]}
+            self._answer(there if ask else {"id": name})
+
+    def _model_file(self) -> None:
+        """Give a file of a model at any revision."""
+        name, _, rest = self.path.lstrip("/").partition("/resolve/")
+        key = f"{name}/{rest.partition('/')[2]}"
+        self._give(self.store.models.get(key), MODEL_COMMIT)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _list(self) -> None:
         """Name the commit of a revision of a data set, and its files."""
@@ -127,18 +163,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self) -> None:
         """Give a file of a data set, or only its size, commit and hash."""
-        self.store.asked.append(f"{self.command} {self.path}")
         wanted = self.path.removeprefix("/datasets/")
         body = self.store.datasets.get(wanted)
         for name in self.store.datasets:  # every revision here is the same commit
             repo, _, rest = name.partition("/resolve/")
             if wanted == f"{repo}/resolve/{COMMIT}/{rest.partition('/')[2]}":
                 body = self.store.datasets[name]
+        self._give(body, COMMIT)
+
+    def _give(self, body: bytes | None, commit: str) -> None:
+        """Answer with a file and what is known of it, or that there is none."""
+        self.store.asked.append(f"{self.command} {self.path}")
         self.send_response(404 if body is None else 200)
         if body is None:
             self.send_header("X-Error-Code", "EntryNotFound")
         self.send_header("Content-Length", str(len(body or b"")))
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("ETag", f'"{hashlib.sha256(body or b"").hexdigest()}"')
         self.end_headers()
         if self.command == "GET":

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import make_model, make_tokenizer
 
-from trainer.results.merge import CannotMergeError, main, merge, parity, read_adapter
+from trainer.results.base import NoBaseError
+from trainer.results.merge import CannotMergeError, main, merge, read_adapter
+from trainer.results.parity import parity
 
 # PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
@@ -125,3 +127,91 @@ def test_an_adapter_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "VERA"}', encoding="utf-8")
     with pytest.raises(CannotMergeError, match="the kind VERA cannot be merged"):
         read_adapter(tmp_path)
+
+
+def gpt2(directory: Path) -> Any:
+    """Write a random GPT-2, whose layers are transposed, and return it."""
+    import transformers
+
+    make_tokenizer().save_pretrained(str(directory))
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 3, "vocab_size": 320}
+    torch.manual_seed(0)
+    sizes = transformers.GPT2Config(**ends, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    model = transformers.GPT2LMHeadModel(sizes)
+    model.save_pretrained(str(directory))
+    return model
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}], ids=["lora", "dora"])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set:UserWarning")
+def test_a_base_with_shorter_names_and_transposed_layers_is_merged(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """GPT-2 lies on the hub without `transformer.` before its names, and fits all the same."""
+    base = tmp_path / "base"
+    gpt2(base).transformer.save_pretrained(str(base))
+    named = {"target_modules": ["c_attn", "c_proj", "c_fc"]}
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["architectures"] = ["GPT2LMHeadModel"]
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    adapted = make_adapter(base, tmp_path / "adapter", **named, **settings)
+    changed = merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, say=lambda _: None)
+    found = parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=6, eos_id=1)
+
+    assert changed == 8
+    assert found["share"] == 1.0
+    assert found["logits_difference_max"] < 1e-4
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_base_of_older_files_becomes_safetensors(shards: int, tmp_path: Path) -> None:
+    """Pickled tensors, tied ones too, are merged into safetensors that transformers loads."""
+    base = make_model(tmp_path / "base")
+    adapted = make_adapter(base, tmp_path / "adapter")
+    tensors = dict(load(base).state_dict())
+    (base / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = [names[at::shards] for at in range(shards)]
+    files = [f"pytorch_model-{at}-of-2.bin" for at in range(2)][:shards]
+    files = ["pytorch_model.bin"] if shards == 1 else files
+    for file, part in zip(files, parts, strict=True):
+        torch.save({name: tensors[name] for name in part}, base / file)
+    where = {name: file for file, part in zip(files, parts, strict=True) for name in part}
+    index = json.dumps({"metadata": {}, "weight_map": where})
+    if shards > 1:
+        (base / "pytorch_model.bin.index.json").write_text(index, encoding="utf-8")
+    merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, say=lambda _: None)
+
+    assert not list((tmp_path / "out").glob("*.bin*"))
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == shards
+    assert parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)["share"] == 1.0
+
+
+def test_a_pickle_with_anything_but_tensors_is_not_run(tmp_path: Path) -> None:
+    """A file that would run a program when unpickled is refused, and the program does not run."""
+    base = make_model(tmp_path / "base")
+    make_adapter(base, tmp_path / "adapter")
+    (base / "model.safetensors").unlink()
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return Path.touch, (tmp_path / "ran",)  # type: ignore[return-value]
+
+    torch.save({"x": Trap()}, base / "pytorch_model.bin")
+    with pytest.raises(NoBaseError, match="cannot be read"):
+        merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, say=lambda _: None)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_packed_base_is_refused(tmp_path: Path) -> None:
+    """A base whose matrices were packed into bytes cannot take an adapter, and it is said."""
+    from safetensors.torch import load_file, save_file
+
+    base = make_model(tmp_path / "base")
+    make_adapter(base, tmp_path / "adapter")
+    tensors = load_file(base / "model.safetensors")
+    packed = {name: value.flatten().to(torch.uint8)[:, None] for name, value in tensors.items()}
+    save_file(packed, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CannotMergeError, match="merge into the 16-bit base, not a packed one"):
+        merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, say=lambda _: None)
+    assert not (tmp_path / "out").exists()

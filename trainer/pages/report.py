@@ -55,6 +55,7 @@ def build(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
                 ((before or {}).get("details") or {}).get("baselines") or {}
             ).items()
         },
+        "merged": _read(run_dir / "merged-parity.json"),
         "evictions": list((facts or {}).get("evictions") or []),
         "facts": dict(facts or {}),
         "curves": {
@@ -137,6 +138,7 @@ def _summary(report: Json) -> list[tuple[str, object]]:
         ("tokens", report["tokens"]),
         ("time in training steps", duration(seconds)),
         ("tokens per second", None if speed is None else round(speed, 1)),
+        ("merged model", merged_as_adapter(report["merged"])),
         ("evictions survived", len(report["evictions"])),
         ("steps done again", facts.get("redone_steps")),
         ("steps skipped for overflow", report["skipped_steps"]),
@@ -278,6 +280,14 @@ def _between(first: float | None, last: float | None) -> str | None:
 
 def _best(found: Mapping[str, Any] | None) -> str | None:
     return None if not found else f"{found['loss']:.4g} after step {found['step']}"
+
+
+def merged_as_adapter(found: Mapping[str, Any] | None) -> str | None:
+    """Say how alike the merged model and the adapter answer; None if they were not compared."""
+    if not found:
+        return None
+    rows = "held-out rows" if found["held_out"] else "learnt rows"
+    return f"answers {found['equal']} of {found['rows']} {rows} as the adapter does"
 
 
 def _yes(value: object) -> str | None:

@@ -13,23 +13,29 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trainer.adapters.nola import FACTS, expand
 from trainer.config import ConfigError
+from trainer.results.base import (
+    INDEX,
+    SINGLE,
+    NoBaseError,
+    read_tensors,
+    shard_names,
+    tensor_names,
+    written_name,
+)
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.index.json")
 PREFIX = "base_model.model."
 
 
-class CannotMergeError(Exception):
+class CannotMergeError(NoBaseError):
     """This adapter and this base cannot be made one; the message says why."""
 
 
@@ -42,16 +48,28 @@ class Delta:
     magnitude: torch.Tensor | None = None
 
     def apply(self, weight: torch.Tensor, *, scale: float, transposed: bool) -> torch.Tensor:
-        """Return weight + scale x B A in float32; with a magnitude, rows scaled to it (DoRA)."""
+        """Return weight + scale x B A in float32; with a magnitude, outputs scaled to it (DoRA).
+
+        The outputs are the rows of a weight, the columns of a transposed one (GPT-2).
+
+        Raises:
+            CannotMergeError: the weight is of another shape, as a packed one is.
+        """
         assert self.a is not None
         assert self.b is not None
         change = scale * (self.b.float() @ self.a.float())
-        merged = weight.float() + (change.T if transposed else change)
+        change = change.T if transposed else change
+        if weight.shape != change.shape or not weight.is_floating_point():
+            found, wanted = tuple(weight.shape), tuple(change.shape)
+            raise CannotMergeError(
+                f"a weight of the base is {weight.dtype} {found}, and the adapter needs {wanted}; "
+                "merge into the 16-bit base, not a packed one or one of another size"
+            )
+        merged = weight.float() + change
         if self.magnitude is not None:
-            if transposed:
-                raise CannotMergeError("DoRA on transposed layers (GPT-2) cannot be merged here")
-            norm = merged.norm(dim=1, keepdim=True)
-            merged = merged * (self.magnitude.float()[:, None] / norm)
+            norm = merged.norm(dim=0 if transposed else 1, keepdim=True)
+            lengths = self.magnitude.float().flatten()
+            merged = merged * ((lengths[None, :] if transposed else lengths[:, None]) / norm)
         return merged
 
 
@@ -64,7 +82,6 @@ class Adapter:
     scale: float
     transposed: bool
     base: str | None
-    used: set[str] = field(default_factory=set)
 
 
 def read_adapter(directory: Path) -> Adapter:
@@ -130,105 +147,85 @@ def merge(
     """
     found = read_adapter(adapter)
     shards = shard_names(base)
+    found = _fitted(found, {name for one in shards for name in tensor_names(base / one)}, base)
     if out.exists():
         raise CannotMergeError(f"{out} exists already; name another directory or remove it")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
+    sizes = {}
     try:
         for number, name in enumerate(shards, start=1):
-            _merge_shard(base / name, partial / name, found, dtype)
+            target = written_name(name)
+            sizes[target] = _merge_shard(base / name, partial / target, found, dtype)
             say(f"shard {number} of {len(shards)} merged")
-        unused = sorted({*found.deltas, *found.replaced} - found.used)
-        if unused:
-            raise CannotMergeError(
-                f"the base has no place for {', '.join(unused[:5])} ({len(unused)} in all): "
-                f"the adapter was made for {found.base}"
-            )
+        _write_index(partial, sizes)
         _copy_the_rest(base, adapter, partial, dtype)
         _sync(partial)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return len(found.used)
+    return len(found.deltas) + len(found.replaced)
 
 
-def shard_names(base: Path) -> list[str]:
-    """Return the safetensors files of a model directory, in order.
+def _fitted(adapter: Adapter, names: set[str], base: Path) -> Adapter:
+    """Return the adapter under the names that its matrices have in the files of the base.
 
-    Raises:
-        CannotMergeError: there are none, or the index names one that is missing.
+    A base may be stored without the first part of its names (GPT-2 is, on the hub), which
+    transformers puts in front when it loads one.
     """
-    if (base / INDEX).is_file():
-        index = json.loads((base / INDEX).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
-    else:
-        names = [SINGLE]
-    missing = [name for name in names if not (base / name).is_file() or Path(name).name != name]
-    if missing:
-        raise CannotMergeError(f"{base} has no file {missing[0]}")
-    return names
+
+    def place(name: str, ending: str) -> str:
+        short = name.partition(".")[2]
+        bare = name + ending not in names and short + ending in names
+        return short if bare else name
+
+    fitted = replace(
+        adapter,
+        deltas={place(name, ".weight"): delta for name, delta in adapter.deltas.items()},
+        replaced={place(name, ""): tensor for name, tensor in adapter.replaced.items()},
+    )
+    wanted = {f"{name}.weight": name for name in fitted.deltas} | {n: n for n in fitted.replaced}
+    unused = sorted(wanted[name] for name in wanted.keys() - names)
+    if unused:
+        raise CannotMergeError(
+            f"the base has no place for {', '.join(unused[:5])} ({len(unused)} in all): "
+            f"the adapter was made for {adapter.base}, and this is {base}"
+        )
+    return fitted
 
 
-def parity(
-    reference: Any, merged: Any, prompts: Sequence[Sequence[int]], *, tokens_max: int, eos_id: int
-) -> dict[str, Any]:
-    """Compare base + adapter with the merged model on prompts, greedily and by their logits.
-
-    Returns rows, how many greedy answers are equal, and the largest and the mean difference of the
-    first token's logits.
-    """
-    from trainer.scoring.decode import Decoder, batches, undisturbed
-
-    decoders = [Decoder(model, eos_ids=[eos_id], pad_id=eos_id) for model in (reference, merged)]
-    equal, largest, total, count = 0, 0.0, 0.0, 0
-    with undisturbed(reference), undisturbed(merged):
-        for batch in batches([len(prompt) for prompt in prompts]):
-            asked = [prompts[at] for at in batch]
-            readings = [decoder.read(asked) for decoder in decoders]
-            gap = (readings[0].logits - readings[1].logits).abs()
-            largest = max(largest, float(gap.max()))
-            total += float(gap.sum())
-            count += gap.numel()
-            answers = [
-                decoder.write(reading, tokens_max=tokens_max)
-                for decoder, reading in zip(decoders, readings, strict=True)
-            ]
-            equal += sum(one == other for one, other in zip(*answers, strict=True))
-    return {
-        "rows": len(prompts),
-        "equal": equal,
-        "share": equal / len(prompts),
-        "logits_difference_max": largest,
-        "logits_difference_mean": total / count,
-    }
-
-
-def _merge_shard(source: Path, target: Path, adapter: Adapter, dtype: torch.dtype | None) -> None:
-    from safetensors import safe_open
+def _merge_shard(
+    source: Path, target: Path, adapter: Adapter, dtype: torch.dtype | None
+) -> dict[str, int]:
+    """Write one shard anew; return the bytes of each of its tensors."""
     from safetensors.torch import save_file
 
     written: dict[str, torch.Tensor] = {}
-    with safe_open(source, framework="pt") as file:
-        for name, tensor in _tensors(file):
-            module = name.removesuffix(".weight")
-            kept = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-            if name in adapter.replaced:
-                adapter.used.add(name)
-                written[name] = adapter.replaced[name].to(kept)
-            elif module in adapter.deltas and name.endswith(".weight"):
-                adapter.used.add(module)
-                merged = adapter.deltas[module].apply(
-                    tensor, scale=adapter.scale, transposed=adapter.transposed
-                )
-                written[name] = merged.to(kept).contiguous()
-            else:
-                written[name] = tensor.to(kept)
+    for name, tensor in read_tensors(source):
+        module = name.removesuffix(".weight")
+        kept = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        if name in adapter.replaced:
+            written[name] = adapter.replaced[name].to(kept)
+        elif module in adapter.deltas and name.endswith(".weight"):
+            merged = adapter.deltas[module].apply(
+                tensor, scale=adapter.scale, transposed=adapter.transposed
+            )
+            written[name] = merged.to(kept).contiguous()
+        else:
+            written[name] = tensor.to(kept)
     save_file(written, target, metadata={"format": "pt"})
+    return {name: tensor.nbytes for name, tensor in written.items()}
 
 
-def _tensors(file: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-        yield name, file.get_tensor(name)
+def _write_index(target: Path, sizes: Mapping[str, Mapping[str, int]]) -> None:
+    """Say which file holds which tensor, as transformers looks it up; one file needs no index."""
+    if list(sizes) == [SINGLE]:
+        return
+    index = {
+        "metadata": {"total_size": sum(sum(shard.values()) for shard in sizes.values())},
+        "weight_map": {name: file for file, shard in sizes.items() for name in sorted(shard)},
+    }
+    (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy_the_rest(base: Path, adapter: Path, target: Path, dtype: torch.dtype | None) -> None:
@@ -239,7 +236,7 @@ def _copy_the_rest(base: Path, adapter: Path, target: Path, dtype: torch.dtype |
                 ("adapter_", "README", "qft.json", "training_args", "nola.", "ranks.")
             )
             weights = any(path.match(pattern) for pattern in WEIGHTS)
-            if path.is_file() and not named and (not weights or path.name == INDEX):
+            if path.is_file() and not named and not weights:
                 shutil.copyfile(path, target / path.name)
     config_path = target / "config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
@@ -273,9 +270,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         changed = merge(args.base, args.adapter, args.out, dtype=dtype, say=say)
-    except CannotMergeError as error:
+    except NoBaseError as error:
         say(str(error))
         return 78
+    except OSError as error:
+        say(
+            f"{error.filename or args.out}: {error.strerror or error}; nothing is left of the merge"
+        )
+        return 74
     say(f"{args.out}: {changed} matrices changed")
     return 0
 

@@ -78,7 +78,8 @@ def card(config: TrainerConfig, told: Mapping[str, Any], *, merged: bool) -> str
             config.data.prompt + config.data.completion,
             "```",
         ]
-    lines = [*head, "", "## Scores", "", *_scores(told), "", "## Cost", "", *_cost(told), ""]
+    lines = [*head, "", "## Scores", "", *_scores(told, merged=merged)]
+    lines += ["", "## Cost", "", *_cost(told), ""]
     return "\n".join(lines)
 
 
@@ -143,14 +144,16 @@ def _is_sent(path: Path) -> bool:
     )
 
 
-def _scores(told: Mapping[str, Any]) -> list[str]:
+def _scores(told: Mapping[str, Any], *, merged: bool) -> list[str]:
+    alike = report.merged_as_adapter(told["merged"]) if merged else None
+    parity = ["", f"The merged model {alike}."] if alike else []
     rows = ["| model | figure | value | 95 % interval |", "| --- | --- | --- | --- |"]
     for name, figures in told["baselines"].items():
         rows.append(_score(report.RIVALS.get(name, name), "exact_match", figures["exact_match"]))
     for stage, word in (("before", "base"), ("after", "fine-tuned")):
         if told[stage]:
             rows.append(_score(word, told[stage]["metric"], told[stage]))
-    return rows if len(rows) > 2 else ["not scored"]
+    return [*(rows if len(rows) > 2 else ["not scored"]), *parity]
 
 
 def _score(name: str, metric: str, figure: Mapping[str, float]) -> str:

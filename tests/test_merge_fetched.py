@@ -1,0 +1,144 @@
+"""`qft merge` fetches a base from its hub, merges it, and says how alike it and the adapter are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hub as hubs
+import pytest
+import tiny
+import torch
+from test_export_merge import load, make_adapter
+
+from commands.home import run_folder
+from infra.durable import write_json
+from infra.journal import Journal, Kind
+from trainer.data.codec import Example
+from trainer.results.parity import choose_dtype, pick
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
+HUB_ID = "me/base"
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A home with one fetched adapter, whose base lies on a hub in three shards."""
+
+    place: Path
+    out: Path
+    hub: hubs.Hub
+
+    def merge(self, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run `qft merge` in a process of its own."""
+        return self._run("cli.py", "merge", "moods", "--json", **env)
+
+    def fetch(self, **env: str) -> subprocess.CompletedProcess[str]:
+        """Only fetch the base, as `qft merge` does."""
+        return self._run("-m", "trainer.results.base", "--model", HUB_ID, **env)
+
+    def _run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        around = tiny.quiet_environment() | {
+            "QFT_HOME": str(self.place / "home"), "HF_HOME": str(self.place / "hf"),
+            "HF_ENDPOINT": self.hub.endpoint, "HF_HUB_OFFLINE": "0",
+        }  # fmt: skip
+        return subprocess.run(
+            [sys.executable, *words], cwd=tiny.ROOT,
+            env=around | env, capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+
+    def fetched(self) -> list[str]:
+        """The files that were asked for, by their names, each once."""
+        asked = [one.rpartition("/")[2] for one in self.hub.asked if one.startswith("GET")]
+        assert len(asked) == len(set(asked))
+        return sorted(asked)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A qlora run of the tiny model that is at home, with six held-out rows."""
+    base, cut = tiny.make_model(tmp_path / "base"), tmp_path / "cut"
+    load(base).save_pretrained(str(cut), max_shard_size="40KB")
+    out = tmp_path / "out" / "moods"
+    make_adapter(base, out / "adapter")
+    rows = tiny.make_rows(tmp_path / "rows.jsonl", 6)
+    tables = tiny.make_config(
+        base, rows, model={"id": HUB_ID}, data={"eval": str(rows)},
+        method={"kind": "qlora", "dropout": 0.0},
+    )  # fmt: skip
+    content: dict[str, Any] = {"name": "moods", "vm": {"provider": "local", "gpu": "T4"}, **tables}
+    folder = run_folder(tmp_path / "home", "moods")
+    Journal(folder.journal, clock=time.time).append(Kind.RUN_STARTED, run_id="m-1", name="moods")
+    write_json(folder.config, {"config": content, "path": str(tmp_path / "run.yaml")})
+    with hubs.running() as hub:
+        for path in (*cut.iterdir(), *base.glob("token*")):
+            hub.models[f"{HUB_ID}/{path.name}"] = path.read_bytes()
+        for name in ("pytorch_model.bin", "consolidated.safetensors", "onnx/config.json", "a.png"):
+            hub.models[f"{HUB_ID}/{name}"] = b"no business of ours"
+        yield Desk(tmp_path, out, hub)
+
+
+def test_a_base_on_a_hub_is_fetched_merged_and_compared(desk: Desk) -> None:
+    """Only its shards, configs and tokenizer are fetched, once; offline, the copy will do."""
+    first = desk.merge()
+    assert first.returncode == 0, first.stderr
+    told = json.loads(first.stdout)
+    shards = sorted(path.name for path in (desk.out / "merged").glob("*.safetensors"))
+    wanted = ["config.json", "generation_config.json", "model.safetensors.index.json"]
+    wanted += ["tokenizer.json", "tokenizer_config.json"]
+    again = desk.fetch(HF_HUB_OFFLINE="1")
+
+    assert len(shards) > 2
+    assert desk.fetched() == sorted([*shards, *wanted])
+    assert told["parity"]["rows"] == told["parity"]["equal"] == 6
+    assert told["parity"]["logits_difference_max"] < 1e-4
+    assert told["parity"]["as_trained"]["quant"] == "nf4"
+    assert told["parity"]["as_trained"]["logits_difference_max"] > 1e-3
+    assert json.loads((desk.out / "merged-parity.json").read_text()) == told["parity"]
+    assert again.returncode == 0, again.stderr
+    assert (Path(again.stdout.strip()) / shards[0]).is_file()
+
+
+def test_a_base_that_is_not_given_names_the_way_around(desk: Desk) -> None:
+    """Without a hub, behind a gate or without weights, it is said why; offline, what to type."""
+    offline = desk.merge(HF_HUB_OFFLINE="1")
+    desk.hub.gated = True
+    gated = desk.fetch()
+    desk.hub.gated = False
+    config = desk.hub.models[f"{HUB_ID}/config.json"]
+    desk.hub.models.clear()
+    desk.hub.models[f"{HUB_ID}/config.json"] = config
+    weightless = desk.fetch()
+
+    assert [one.returncode for one in (offline, gated, weightless)] == [2, 78, 78]
+    assert "`hf download me/base --revision main --local-dir base`" in offline.stdout
+    assert "the hub does not give me/base" in offline.stdout
+    assert "cannot be fetched: 403" in gated.stderr
+    assert "has neither model.safetensors" in weightless.stderr
+    assert "Traceback" not in offline.stderr + gated.stderr + weightless.stderr
+    assert not (desk.out / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("free", "dtype"), [(100, torch.float32), (40, torch.bfloat16), (20, None)]
+)
+def test_the_comparison_takes_the_type_that_fits(free: float, dtype: torch.dtype | None) -> None:
+    """Ten billion numbers in 16 bits need 48 GB in float32 and 24 in bfloat16, with some room."""
+    assert choose_dtype(20_000_000_000, 2, free_bytes=int(free * 1e9)) is dtype
+
+
+def test_rows_to_compare_are_spread_evenly() -> None:
+    """Of ten rows three are the first of each third, and more than there are is all of them."""
+    items = [
+        Example(row=row, prompt="", completion="", input_ids=(1,), labels=(1,), prompt_length=0)
+        for row in range(10)
+    ]
+
+    assert [item.row for item in pick(items, 3)] == [0, 3, 6]
+    assert pick(items, 99) == items
