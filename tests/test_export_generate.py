@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_export_merge import gpt2
 from tiny import make_config, make_model, make_rows, make_tokenizer, write_config
 
 from trainer.config import TrainerConfig
@@ -87,6 +88,32 @@ def test_a_question_that_cannot_be_asked_is_told(
     code = main(["--run-dir", str(run_dir), "--base-only", *asked.split()])
 
     assert (code, answer[1] in capsys.readouterr().err) == (answer[0], True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ("--field text=sky --tokens 99", (0, "(stopped after 55 tokens without an end)")),
+        ("--prompt 0123456789012345678901234567890123456789012345678901234567890123", (0, "(stop")),
+        ("--prompt 01234567890123456789012345678901234567890123456789012345678901234", (65, "64;")),
+    ],
+)
+def test_an_answer_ends_where_the_base_has_no_more_places(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: str, answer: tuple[int, str]
+) -> None:
+    """A base with 64 learnt places reads 64 tokens and writes one more, and refuses a 65th."""
+    gpt2(tmp_path / "model")
+    rows = make_rows(tmp_path / "train.jsonl", 6)
+    run = write_config(tmp_path / "run", make_config(tmp_path / "model", rows))
+    code = main(["--run-dir", str(run), "--base-only", *asked.split()])
+
+    assert (code, answer[1] in capsys.readouterr().err) == (answer[0], True)
+
+
+def test_an_empty_prompt_is_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A base whose tokenizer puts nothing in front has nothing to begin with."""
+    assert main(["--run-dir", str(run_dir), "--base-only", "--prompt", ""]) == 65
+    assert "the prompt is empty" in capsys.readouterr().err
 
 
 def test_a_conversation_keeps_what_was_said(run_dir: Path) -> None:

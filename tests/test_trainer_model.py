@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers
 from rig import outcome_tensors, rig
+from test_export_merge import gpt2
 
 from trainer import model as models
 from trainer.config import ConfigError, MethodTable, ModelTable, PrecisionChoice, TrainTable
@@ -222,3 +224,17 @@ def test_a_cpu_computes_in_float32_unless_asked() -> None:
 
     assert (auto.compute, auto.autocast) == (FP32, False)
     assert (asked.compute, asked.autocast) == (BF16, True)
+
+
+def test_a_row_longer_than_the_learnt_places_is_refused(tmp_path: Path) -> None:
+    """GPT-2 with 64 places takes 64 tokens and no more; a model that computes places takes any."""
+    learnt = gpt2(tmp_path / "gpt2")
+    tiny.make_model(tmp_path / "llama")
+    computed = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "llama"))
+
+    models.require_places(learnt, 64)
+    models.require_places(computed, 9999)
+    with pytest.raises(
+        ConfigError, match=r"train.max_length: a row has 65 tokens, .* set it to 64"
+    ):
+        models.require_places(learnt, 65)

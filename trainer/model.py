@@ -159,6 +159,27 @@ def four_bit_layers(model: Model) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+def place_limit(model: Model) -> int | None:
+    """Return how many tokens the model has learnt places for, None if places are computed.
+
+    Beyond it there is nothing to look up (GPT-2, OPT): on a GPU that ends the whole process.
+    """
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, torch.nn.Embedding) and (last == "wpe" or "position" in last):
+            limit = getattr(model.config, "max_position_embeddings", None)
+            return int(limit or module.num_embeddings)
+    return None
+
+
+def require_places(model: Model, longest: int) -> None:
+    """Raise `ConfigError` if a row of `longest` tokens is more than the model can read."""
+    limit = place_limit(model)
+    if limit is not None and longest > limit:
+        has = f"a row has {longest} tokens, and {type(model).__name__} has places for {limit}"
+        raise ConfigError([f"train.max_length: {has}; set it to {limit} or less"])
+
+
 def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model:
     """Put a fresh trainable adapter on `base`; its first weights depend on the seed only.
 

@@ -62,6 +62,8 @@ def work(desk: Desk) -> None:
         material.source, desk.config.method, precision=material.precision, device=material.device
     )
     look_up(desk)
+    rows = [*material.rows.items, *(material.held_out.items if material.held_out else ())]
+    models.require_places(base, max(len(one.input_ids) for one in rows))
     score(desk, material, base, "before")
     if done:
         adapted = models.load_adapter(base, desk.run_dir / ADAPTER)

@@ -184,6 +184,7 @@ def _answers(result: Json) -> list[str]:
             f"{result['out_of_vocabulary']} words were no labels."
         ),
         *_left_out(details.get("answers") or {}),
+        *_not_numbers(details.get("not_numbers") or 0),
         html.table(
             ("label", *heads),
             [
@@ -231,8 +232,16 @@ def _left_out(answers: Mapping[str, int]) -> list[str]:
     ]
 
 
+def _not_numbers(rows: int) -> list[str]:
+    """Say so if the model overflowed on some documents."""
+    said = f"On {rows:,} documents the model's probabilities were not numbers: no bound answer."
+    return [html.paragraph(said)] if rows else []
+
+
 def _calibration(found: Json) -> list[str]:
     """Return how often what was held likely was true, on a scale that shows all probabilities."""
+    if not found["table"]:
+        return []
     truth = {round(row["from"], 6): row["truth"] for row in found["table"]}
     width = round(found["table"][0]["to"] - found["table"][0]["from"], 6)
     bars = [

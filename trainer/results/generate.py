@@ -36,14 +36,39 @@ class Speaker:
         return bool(self.model.config.is_encoder_decoder)
 
     def answer(self, prompt: Sequence[int], *, tokens_max: int) -> tuple[str, bool]:
-        """Return the answer to prompt tokens, and whether it came to its end by itself."""
+        """Return the answer to prompt tokens, and whether it came to its end by itself.
+
+        Raises:
+            TooLongError: the prompt leaves no place for an answer, or there is none.
+        """
         from trainer.scoring.decode import Decoder, undisturbed
 
+        tokens_max = self.longest_answer(prompt, wanted=tokens_max)
         codec = self.codec()
         decoder = Decoder(self.model, eos_ids=[codec.eos_id], pad_id=padding_id(self.tokenizer))
         with undisturbed(self.model):
             written = decoder.write(decoder.read([prompt]), tokens_max=tokens_max)[0]
         return self.tokenizer.decode(written.tokens, skip_special_tokens=True), written.stopped
+
+    def longest_answer(self, prompt: Sequence[int], *, wanted: int) -> int:
+        """Return how many of the tokens wanted the model can write after this prompt.
+
+        Raises:
+            TooLongError: the prompt leaves no place for an answer, or there is none.
+        """
+        from trainer.model import place_limit
+
+        if not prompt:
+            raise TooLongError("the prompt is empty, and this base has no token to begin with")
+        limit = None if self.seq2seq else place_limit(self.model)
+        if limit is None:
+            return wanted
+        if len(prompt) > limit:
+            raise TooLongError(
+                f"the prompt has {len(prompt)} tokens, and the base has places for {limit}; "
+                "shorten it"
+            )
+        return min(wanted, limit - len(prompt) + 1)  # the last one is not read again
 
     def read_row(self, fields: dict[str, str]) -> tuple[int, ...]:
         """Return the prompt of a row as training would have read it.
@@ -152,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DataError.exit_code
     _say(text)
     if not stopped:
-        sys.stderr.write(f"(stopped after {args.tokens} tokens without an end)\n")
+        length = speaker.longest_answer(prompt, wanted=args.tokens)
+        sys.stderr.write(f"(stopped after {length} tokens without an end)\n")
     return 0
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from trainer.config import ConfigError
+
 SETS_MAX = 256  # more sets of labels than this are not listed for constrained decoding
 
 
@@ -107,6 +109,18 @@ def possible_answers(vocabulary: Vocabulary) -> int:
     """Return how many answers there can be at all."""
     count = len(vocabulary.labels)
     return count if vocabulary.kind == "label" else 2**count
+
+
+def require_apart(listed: Sequence[Sequence[int]], texts: Sequence[str]) -> None:
+    """Raise `ConfigError` if two answers are the same tokens, as unknown words are to some."""
+    first: dict[tuple[int, ...], str] = {}
+    for ids, text in zip(listed, texts, strict=True):
+        other = first.setdefault(tuple(ids), text)
+        if other != text:
+            same = f"the tokenizer of the base writes {other!r} and {text!r} with the same tokens"
+            raise ConfigError(
+                [f"eval.labels: {same}; rename one, also in the rows, with letters that it knows"]
+            )
 
 
 def _read_one(text: str, known: dict[str, str]) -> Answer:

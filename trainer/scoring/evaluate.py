@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainer.config import EvalTable, TrainerConfig
+from trainer.config import ConfigError, EvalTable, TrainerConfig
 from trainer.data.codec import Codec, Example
 from trainer.data.examples import load_examples, padding_id
 from trainer.data.template import Template
@@ -29,6 +29,7 @@ from trainer.scoring.answers import (
     all_answers,
     possible_answers,
     read_answer,
+    require_apart,
     write_answer,
 )
 from trainer.scoring.baselines import Known, baselines
@@ -79,6 +80,7 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
 
     Raises:
         DataError: the rows cannot be read, or carry labels that `eval.labels` does not list.
+        ConfigError: the tokenizer cannot tell two answers apart, or no answer is a number.
         ValueError: the config asks for no evaluation.
     """
     if config.eval is None or config.data.eval is None:
@@ -168,6 +170,7 @@ def evaluate(model: Any, tokenizer: Any, sheet: Sheet, *, stage: str, beat: Beat
         details={
             "labels": list(table.labels),
             "answers": _listed(sheet),
+            "not_numbers": asked.not_numbers,
             **parts,
             "calibration": _calibration(right, asked.probabilities, table),
             "costs": _costs(right, bound, asked.probabilities, table),
@@ -251,17 +254,25 @@ def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
 
 @dataclass(kw_only=True)
 class Asked:
-    """All answers of a model in the order of the items; `probabilities` is [rows, labels]."""
+    """All answers of a model in the order of the items; `probabilities` is [rows, labels].
+
+    Where those are not numbers the bound answer is the empty set, as one that cannot be read.
+    """
 
     texts: list[str]
     stopped: list[bool]
     free: list[Answer]
     bound: list[frozenset[str]]
     probabilities: metrics.Floats
+    not_numbers: int = 0
 
 
 def ask(model: Any, tokenizer: Any, sheet: Sheet, *, beat: Beat) -> Asked:
-    """Let the model answer all items, freely and bound; nothing of the model changes."""
+    """Let the model answer all items, freely and bound; nothing of the model changes.
+
+    Raises:
+        ConfigError: the tokenizer cannot tell two answers apart, or no answer is a number.
+    """
     from trainer.scoring.decode import Decoder, Trie, in_batches, undisturbed
 
     seq2seq = bool(model.config.is_encoder_decoder)
@@ -270,6 +281,7 @@ def ask(model: Any, tokenizer: Any, sheet: Sheet, *, beat: Beat) -> Asked:
     sets = sheet.sets
     texts = [_filled(completion, write_answer(labels, table)) for labels in sets]
     listed = codec.encode(texts, completion)
+    require_apart(listed, texts)
     trie = Trie(listed, eos_id=codec.eos_id)
     members = np.array([[label in labels for label in table.labels] for labels in sets])
     longest = max(item.answer_length for item in items)
@@ -290,11 +302,19 @@ def ask(model: Any, tokenizer: Any, sheet: Sheet, *, beat: Beat) -> Asked:
             asked.texts[at] = tokenizer.decode(given.tokens, skip_special_tokens=True)
             asked.stopped[at] = given.stopped
             asked.free[at] = read_answer(asked.texts[at], table)
-            asked.bound[at] = sets[int(weight.argmax())]
-            asked.probabilities[at] = weight @ members
+            if np.isfinite(weight).all():
+                asked.bound[at] = sets[int(weight.argmax())]
+                asked.probabilities[at] = weight @ members
+            else:
+                asked.not_numbers += 1
 
     with undisturbed(model):
         in_batches([item.prompt_ids for item in items], answer, beat)
+    if asked.not_numbers == len(items):
+        said = (
+            "no answer of the model to a held-out row is a number (NaN): it overflows or is damaged"
+        )
+        raise ConfigError([f"train.precision: {said}; try `fp32`, or a GPU that computes in bf16"])
     return asked
 
 

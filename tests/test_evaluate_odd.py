@@ -1,0 +1,72 @@
+"""A model without numbers, or labels that are no words to it, get no score that looks fine."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_evaluate import evaluation
+from tiny import make_model, make_tokenizer
+
+from trainer.config import ConfigError
+from trainer.pages.report import as_page, build
+from trainer.scoring.answers import require_apart
+from trainer.scoring.evaluate import run
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny model, whole."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(make_model(tmp_path_factory.mktemp("model"))))
+
+
+def spoilt(model: Any) -> Any:
+    """A copy of the model that gives no numbers once it has read the byte `K`."""
+    broken = copy.deepcopy(model)
+    rows = broken.get_input_embeddings().weight
+    with torch.no_grad():
+        rows[make_tokenizer().convert_tokens_to_ids("K")] = float("nan")
+    return broken
+
+
+def test_answers_that_are_no_numbers_are_mistakes_and_are_counted(
+    llama: Any, tmp_path: Path
+) -> None:
+    """A row on which the model overflows is wrong, not the first label; the file stays JSON."""
+    run_dir, config = evaluation(tmp_path)
+    rows = run_dir / "eval.jsonl"
+    lines = rows.read_text(encoding="utf-8").splitlines()
+    row = json.loads(lines[0]) | {"text": "K"}
+    rows.write_text("\n".join([json.dumps(row), *lines[1:]]), encoding="utf-8")
+    tokenizer = make_tokenizer()
+    found = run(run_dir, config, spoilt(llama), tokenizer, stage="after", beat=lambda *_: None)
+    text = (run_dir / "eval-after.json").read_text(encoding="utf-8")
+
+    assert found.details["not_numbers"] == 1
+    assert found.details["documents"][0]["bound"] == []
+    assert "NaN" not in text
+    assert "1 documents the model" in as_page(build(run_dir), run_dir, name="x")
+
+
+def test_a_model_without_a_single_number_is_refused(llama: Any, tmp_path: Path) -> None:
+    """If every answer overflows the run ends with what to change, and nothing is written."""
+    run_dir, config = evaluation(tmp_path)
+    broken = copy.deepcopy(llama)
+    torch.nn.init.constant_(broken.get_input_embeddings().weight, float("nan"))
+    with pytest.raises(ConfigError, match="no answer of the model"):
+        run(run_dir, config, broken, make_tokenizer(), stage="before", beat=lambda *_: None)
+
+    assert not (run_dir / "eval-before.json").exists()
+
+
+def test_labels_that_the_tokenizer_cannot_tell_apart_are_named() -> None:
+    """Two labels of unknown letters are the same tokens, so no model could choose between them."""
+    require_apart([[2], [5]], ["ja", "nein"])
+    with pytest.raises(ConfigError, match="writes 'ja' and 'nein' with the same tokens"):
+        require_apart([[2], [2]], ["ja", "nein"])
