@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
-from tiny import make_model, make_tokenizer
+from rig import rig
+from tiny import make_model, make_run, make_tokenizer
 
+from trainer import model as models
+from trainer.adapters import methods
 from trainer.results.base import NoBaseError
 from trainer.results.merge import CannotMergeError, main, merge, read_adapter
 from trainer.results.parity import parity
@@ -28,8 +32,6 @@ def load(directory: Path, **more: Any) -> Any:
 
 def make_adapter(base: Path, directory: Path, **settings: Any) -> Any:
     """Write an adapter whose every number is random, and return base + adapter."""
-    import peft
-
     wanted = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | settings
     model = peft.get_peft_model(load(base), peft.LoraConfig(task_type="CAUSAL_LM", **wanted))
     torch.manual_seed(3)
@@ -60,6 +62,31 @@ def test_merged_equals_base_and_adapter(settings: dict[str, Any], tmp_path: Path
     assert found["logits_difference_max"] < 1e-4
     assert (found["rows"], found["equal"], found["share"]) == (4, 4, 1.0)
     assert untouched["logits_difference_max"] > 0.01
+
+
+@pytest.mark.parametrize("kind", ["qlora", "qdora"])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set:UserWarning")
+def test_an_adapter_of_quantised_transposed_layers_is_merged_the_right_way_round(
+    kind: str, tmp_path: Path
+) -> None:
+    """Quantised layers of GPT-2 are not transposed, those of its 16-bit base are, square or not."""
+    gpt2(tmp_path / "model")
+    made = rig(make_run(tmp_path, rows=4, method={"kind": kind}, train={"max_length": 64}))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in models.trainable(made.bench.model).items():
+            parameter.add_(torch.randn_like(parameter) * (0.0 if "magnitude" in name else 0.1))
+    assert len(list(models.four_bit_layers(made.bench.model))) == 8
+    (tmp_path / "adapter").mkdir()
+    methods.method_of(made.bench.model).save(tmp_path / "adapter")
+    merge(
+        tmp_path / "model", tmp_path / "adapter", tmp_path / "out", dtype=None, say=lambda _: None
+    )
+    adapted = peft.PeftModel.from_pretrained(load(tmp_path / "model"), str(tmp_path / "adapter"))
+    found = parity(adapted.eval(), load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)
+
+    assert found["share"] == 1.0
+    assert found["logits_difference_max"] < 1e-4
 
 
 def untie(base: Path) -> None:

@@ -229,6 +229,16 @@ def test_double_quantisation_saves_its_third_of_a_bit() -> None:
     assert (plain - double) / shape.linear_parameters * 8 == pytest.approx(4.5 - 4.127, abs=0.001)
 
 
+def test_transposed_layers_are_foretold_in_four_bits_too() -> None:
+    """GPT-2's layers are quantised like others (a test of merging counts them)."""
+    shape = read_shape({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "vocab_size": 50257})
+    saved = base_bytes(shape, Workload(tokens=1, quant=Quant.NONE)) - base_bytes(
+        shape, Workload(tokens=1)
+    )
+
+    assert saved / shape.linear_parameters == pytest.approx(2 - 4.127 / 8, abs=0.001)
+
+
 def test_the_micro_batch_is_the_largest_that_fits() -> None:
     """One more sequence would not fit, and the batch size is never exceeded."""
     work = Workload(tokens=1024)

@@ -145,7 +145,7 @@ def base_bytes(shape: Shape, work: Workload) -> float:
         for one in block.linears:
             if one.name in block.never_quantised:
                 each = 4.0 if fp16 else float(size)
-            elif work.quant is Quant.NONE or not block.quantisable:
+            elif work.quant is Quant.NONE:
                 each = float(size)
             elif work.quant is Quant.INT8:
                 each = 1.0

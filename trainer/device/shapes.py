@@ -38,7 +38,6 @@ class Block:
     keys: int
     feed_forward: int
     gated: bool
-    quantisable: bool = True
     # Layers that transformers never quantises, and keeps in float32 in a float16 model.
     never_quantised: tuple[str, ...] = ()
 
@@ -217,7 +216,6 @@ def _gpt2(kind: str, config: Mapping[str, Any]) -> Shape:
         keys=hidden,
         feed_forward=wide,
         gated=False,
-        quantisable=False,  # Conv1D: bitsandbytes leaves it as it is
     )
     positions = config.get("n_positions", 1024) * hidden
     return Shape(

@@ -33,6 +33,7 @@ from trainer.results.base import (
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.index.json")
 PREFIX = "base_model.model."
+TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # layers are `Conv1D`s
 
 
 class CannotMergeError(NoBaseError):
@@ -168,10 +169,11 @@ def merge(
 
 
 def _fitted(adapter: Adapter, names: set[str], base: Path) -> Adapter:
-    """Return the adapter under the names that its matrices have in the files of the base.
+    """Return the adapter under the names, and the way round, of the matrices of the base's files.
 
     A base may be stored without the first part of its names (GPT-2 is, on the hub), which
-    transformers puts in front when it loads one.
+    transformers puts in front when it loads one. An adapter that was trained on quantised layers
+    does not say that those of the 16-bit base are transposed.
     """
 
     def place(name: str, ending: str) -> str:
@@ -179,8 +181,10 @@ def _fitted(adapter: Adapter, names: set[str], base: Path) -> Adapter:
         bare = name + ending not in names and short + ending in names
         return short if bare else name
 
+    kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
     fitted = replace(
         adapter,
+        transposed=adapter.transposed or kind in TRANSPOSED,
         deltas={place(name, ".weight"): delta for name, delta in adapter.deltas.items()},
         replaced={place(name, ""): tensor for name, tensor in adapter.replaced.items()},
     )
