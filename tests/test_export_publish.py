@@ -10,9 +10,12 @@ from pathlib import Path
 import hub as hubs
 import pytest
 import torch
-from safetensors.torch import save_file
-from tiny import make_config, write_config
+from rig import rig
+from safetensors.torch import load, save_file
+from tiny import make_config, make_run, write_config
 
+from trainer.adapters import methods
+from trainer.adapters.nola import expand
 from trainer.results.publish import main
 
 
@@ -107,3 +110,25 @@ def test_without_a_token_or_weights_nothing_is_sent(
     assert main(arguments) == 78
     assert "nothing to publish" in capsys.readouterr().err
     assert hub.created == []
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_nola_adapter_is_published_as_one_that_peft_loads(
+    hub: hubs.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its matrices are sent, not its seed, and what lies at home stays as it is."""
+    run = make_run(tmp_path, rows=4, method={"kind": "nola", "bases": 16})
+    made = rig(run)
+    (run / "adapter").mkdir()
+    methods.method_of(made.bench.model).save(run / "adapter")
+    monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
+    before = sorted(path.name for path in (run / "adapter").iterdir())
+    code = main(["--run-dir", str(run), "--repo", "me/model", "--endpoint", hub.endpoint])
+
+    assert code == 0
+    assert set(hub.files) == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    sent = load(hub.files["adapter_model.safetensors"])
+    matrices = expand(run / "adapter")
+    assert sent.keys() == matrices.keys()
+    assert all(torch.equal(sent[name], matrices[name]) for name in sent)
+    assert sorted(path.name for path in (run / "adapter").iterdir()) == before

@@ -12,19 +12,21 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainer import hub
+from trainer.adapters.nola import FACTS
 from trainer.config import ConfigError, TrainerConfig, load_config
 from trainer.pages import report
+from trainer.results.export import export
 
 HUB = "https://huggingface.co"
 SENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-FACTS = "nola.json"  # of an adapter that needs us to be loaded
 NEVER_SENT = ("qft.json", "*optimizer*", "*rng*", ".*")
 
 
@@ -105,11 +107,6 @@ def publish(folder: Path, shelf: Shelf, *, text: str) -> str:
     files = [path for path in sorted(folder.iterdir()) if _is_sent(path)]
     if not any(path.suffix == ".safetensors" for path in files):
         raise CannotPublishError(f"{folder} holds no safetensors file: nothing to publish")
-    if (folder / FACTS).is_file():
-        raise CannotPublishError(
-            f"{folder} holds a NOLA adapter, which PEFT alone cannot load; write a plain one with "
-            "`python -m trainer export --run-dir DIR --out PLAIN` and publish that (--folder PLAIN)"
-        )
     api = HfApi(endpoint=shelf.endpoint, token=shelf.token)
     with ExitStack() as opened:
         # Another hub than the official one need not know its storage protocol; an open file makes
@@ -134,6 +131,20 @@ def publish(folder: Path, shelf: Shelf, *, text: str) -> str:
                 f"the hub refused: {said}\nhint: check that HF_TOKEN may write to {shelf.repo}"
             ) from None  # the cause holds the request, and the request the token
     return f"{(shelf.endpoint or HUB).rstrip('/')}/{shelf.repo}"
+
+
+@contextmanager
+def plain(folder: Path) -> Iterator[Path]:
+    """Yield the folder, or for a NOLA adapter a copy for a while that PEFT alone can load.
+
+    Raises:
+        ConfigError: the adapter is not whole.
+    """
+    if not (folder / FACTS).is_file():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="qft-plain-") as scratch:
+        yield export(folder, Path(scratch) / "adapter").directory
 
 
 def _is_sent(path: Path) -> bool:
@@ -200,7 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
         text = card(config, report.build(args.run_dir, facts), merged=args.folder is not None)
         shelf = Shelf(repo=args.repo, token=token, endpoint=args.endpoint, private=not args.public)
-        address = publish(folder, shelf, text=text)
+        with plain(folder) as sent:
+            address = publish(sent, shelf, text=text)
     except (ConfigError, CannotPublishError) as error:
         sys.stderr.write(f"{error}\n")
         return 78
