@@ -17,6 +17,7 @@ import tiny
 import torch
 from test_export_merge import load, make_adapter
 
+from commands.forecast import cached
 from commands.home import run_folder
 from infra.durable import write_json
 from infra.journal import Journal, Kind
@@ -123,6 +124,20 @@ def test_a_base_that_is_not_given_names_the_way_around(desk: Desk) -> None:
     assert "has neither model.safetensors" in weightless.stderr
     assert "Traceback" not in offline.stderr + gated.stderr + weightless.stderr
     assert not (desk.out / "merged").exists()
+
+
+def test_a_plan_knows_a_base_that_the_library_has_fetched(desk: Desk) -> None:
+    """Where the hub's library puts a base, by branch or commit, is where a plan looks for it."""
+    env = {"HF_HOME": str(desk.place / "hf")}
+    before = cached(HUB_ID, "main", env)
+    fetched = desk.fetch()
+
+    assert before is None
+    assert fetched.returncode == 0, fetched.stderr
+    assert str(cached(HUB_ID, "main", env)) == fetched.stdout.strip()
+    assert cached(HUB_ID, hubs.MODEL_COMMIT, env) == cached(HUB_ID, "main", env)
+    assert cached(HUB_ID, "main", {"HF_HUB_CACHE": str(desk.place / "hf" / "hub")}) is not None
+    assert cached(HUB_ID, "other", env) is None
 
 
 @pytest.mark.parametrize(
