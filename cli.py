@@ -264,11 +264,11 @@ def main() -> None:
     """Run the command line; every error leaves through here, with its documented exit code."""
     as_json = "--json" in sys.argv[1:]
     settle()
-    if not sys.argv[1:]:
-        with contextlib.redirect_stdout(sys.stderr):
-            app(["--help"], standalone_mode=False)
-        sys.exit(Exit.USAGE)
     try:
+        if not sys.argv[1:]:
+            with contextlib.redirect_stdout(sys.stderr):
+                app(["--help"], standalone_mode=False)
+            sys.exit(Exit.USAGE)
         code = app(standalone_mode=False)  # what `typer.Exit` carries is returned, not raised
         sys.exit(code if isinstance(code, int) else Exit.DONE)
     except Trouble as trouble:

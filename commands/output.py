@@ -29,11 +29,19 @@ def tell_trouble(trouble: Trouble, *, as_json: bool) -> None:
         talk(f"\nhint: {trouble.hint}")
     if as_json:
         said = {"error": trouble.message, "problems": trouble.problems, "hint": trouble.hint}
-        out_json({**said, "exit_code": int(trouble.exit_code)})
+        with contextlib.suppress(OSError):  # stdout takes nothing; stderr has said it
+            out_json({**said, "exit_code": int(trouble.exit_code)})
 
 
 def settle() -> None:
-    """Make stdout take any text: a terminal that lacks our arrows is no reason to end."""
+    """Give every stream a place, and make stdout take any text.
+
+    Where one was closed (`2>&-`), the next file that is opened, the journal for one, would take its
+    number and be written into. A terminal that lacks our arrows is no reason to end either.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
@@ -92,6 +100,9 @@ def _readers() -> Iterator[None]:
     except BrokenPipeError:
         hush(sys.stdout)
         sys.exit(READER_GONE)
+    except OSError:
+        hush(sys.stdout)  # or the end of the process would try again, and complain
+        raise
 
 
 def talk(text: str) -> None:
@@ -100,10 +111,13 @@ def talk(text: str) -> None:
 
 
 def say_to(stream: TextIO, text: str) -> None:
-    """Print a line; if nobody listens any more, be silent from now on: the work goes on."""
+    """Print a line; if that cannot be any more, be silent from now on: the work goes on.
+
+    The reader has left, the terminal was closed, or the disk with the log is full.
+    """
     try:
         print(clean(text), file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError:
         hush(stream)
 
 

@@ -1,0 +1,68 @@
+"""Streams that are closed or full: `qft` keeps its exit codes, its data and its temper."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import ROOT
+
+FULL = Path("/dev/full")
+
+
+def shell(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell in which `$QFT` is the program; what is not redirected comes back."""
+    program = f"{sys.executable} {ROOT / 'cli.py'}"
+    return subprocess.run(
+        ["sh", "-c", line.replace("$QFT", program)],
+        cwd=folder,
+        env={**os.environ, "QFT_HOME": str(folder / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_talk_never_lands_among_the_data(tmp_path: Path) -> None:
+    """With stderr closed, a script still reads JSON and nothing else from stdout."""
+    listed = shell(tmp_path, "$QFT ls --json 2>&-")
+    empty = shell(tmp_path, "$QFT ls 2>&-")
+    wrong = shell(tmp_path, "$QFT status 2>&-")
+
+    assert (listed.stdout, listed.returncode) == ("[]\n", 0)
+    assert (empty.stdout, empty.returncode) == ("", 0)
+    assert (wrong.stdout, wrong.returncode) == ("", 2)
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_stream_leaves_its_number_to_no_file(tmp_path: Path, closed: str) -> None:
+    """What a library prints to number 1 or 2 must not end up in the journal opened after it."""
+    numbers = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from commands.output import settle; settle();"
+        "number = open('made', 'w').fileno(); sys.exit(number)"
+    )
+
+    done = shell(tmp_path, f'{sys.executable} -c "{numbers}" {ROOT} {closed}')
+
+    assert done.returncode >= 3
+
+
+@pytest.mark.parametrize("words", ["status --json", "ls --json"])
+def test_a_full_disk_under_stdout_is_told_without_a_traceback(tmp_path: Path, words: str) -> None:
+    """The error reaches stderr, the exit code is documented, and no page of Python comes."""
+    done = shell(tmp_path, f"$QFT {words} > {FULL}")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("words", "code"), [("", 2), ("ls", 0)])
+def test_a_full_disk_under_stderr_changes_no_exit_code(
+    tmp_path: Path, words: str, code: int
+) -> None:
+    """A log that takes no line any more is no reason to let go of a machine."""
+    assert shell(tmp_path, f"$QFT {words} 2> {FULL}").returncode == code
