@@ -6,7 +6,8 @@ reboot can fool it. Shipped alone by content hash, `python agent_job-<sha8>.py V
 JSON on stdin, answer as JSON on stdout. Standard library only, Python 3.8 or later, Linux or macOS.
 
 In the job's directory: `job.lock` (held by the job), `start.lock` (held for moments by who looks or
-starts), `job.json` (what was started), `exit.json` (how it ended, whole or absent), `job.log`.
+starts), `job.json` (what was started), `exit.json` (how it ended, whole or absent), `job.log`. Of
+the log the beginning and the end are kept: its middle becomes a hole, so that no place in it moves.
 """
 
 # Plain os calls, as descriptors and locks need them:
@@ -22,6 +23,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,11 @@ POLL_S = 0.05
 MARK = "--qft-answer--\n"
 """What comes before it is chatter of the login shell's start-up files."""
 READY = b"ok"
+LOG_HEAD = 1 << 20  # these three in bytes; each is a whole number of any disk's blocks
+LOG_END = 16 << 20
+LOG_SLACK = 16 << 20  # how much more may gather before the middle is given back
+LOG_LOOK_S = 1.0
+KEEP_SIZE_PUNCH_HOLE = 1 | 2  # Linux: fallocate(2)
 
 
 def main(argv: list[str]) -> int:
@@ -93,6 +100,8 @@ def keep(request: dict[str, Any], folder: str, lock: int, writer: int) -> None:
         os.close(writer)
         for descriptor in (0, 1, 2):
             os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+        watch = (os.path.join(folder, "job.log"), LOG_LOOK_S)
+        threading.Thread(target=keep_short, args=watch, daemon=True).start()
         sweep(child)
         code = child.wait()
         ended = {"exit_code": code if code >= 0 else 128 - code, "ended_at": time.time()}
@@ -134,6 +143,42 @@ def launch(request: dict[str, Any], folder: str, lock: int) -> subprocess.Popen[
     return child
 
 
+def keep_short(log: str, every_s: float) -> None:
+    """Keep a log from filling the disk, for as long as this process lives."""
+    while True:
+        time.sleep(every_s)
+        # Without such holes (macOS, some network disks) the log stays whole, as long as it is.
+        with contextlib.suppress(OSError, AttributeError, ImportError):
+            shorten(log)
+
+
+def shorten(log: str) -> None:
+    """Give the disk back what lies between the first and the last part of a long log.
+
+    Whoever writes goes on at the end, whoever reads finds every byte that is left at its old place.
+    """
+    import ctypes  # a tenth of this script's start, which every look at a job pays
+
+    with open(log, "r+b") as file:
+        number = file.fileno()
+        size = os.fstat(number).st_size
+        if size - hole(number)[1] < LOG_END + LOG_SLACK:
+            return
+        length = (size - LOG_END) // LOG_HEAD * LOG_HEAD - LOG_HEAD
+        punch = ctypes.CDLL(None, use_errno=True).fallocate
+        punch.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        if punch(number, KEEP_SIZE_PUNCH_HOLE, LOG_HEAD, length):
+            raise OSError(ctypes.get_errno(), "the disk takes no holes", log)
+
+
+def hole(number: int) -> tuple[int, int]:
+    """Find what was given back of an open log: from where, to where; nothing if both are one."""
+    end = LOG_HEAD
+    with contextlib.suppress(OSError, AttributeError):  # it ends before, or holes are unknown here
+        end = os.lseek(number, LOG_HEAD, os.SEEK_DATA)
+    return LOG_HEAD, end
+
+
 def sweep(child: subprocess.Popen[bytes]) -> None:
     """Wait for the end, then kill what the job left in its group: it may still hold the GPU."""
     if hasattr(os, "waitid"):
@@ -172,22 +217,38 @@ def look(folder: str, *, running: bool) -> dict[str, Any]:
 
 
 def tail(request: dict[str, Any]) -> dict[str, Any]:
-    """Read the log from `offset` (negative: from its end), at most `limit` bytes, as base64."""
+    """Read the log from `offset` (negative: from its end), at most `limit` bytes, as base64.
+
+    In the place of a middle that is gone there is a line that says so.
+    """
     path = os.path.join(request["directory"], "job.log")
     answer: dict[str, Any] = {"data": "", "offset": max(request["offset"], 0)}
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            offset = request["offset"] + (size if request["offset"] < 0 else 0)
-            file.seek(max(offset, 0))
+            offset = max(request["offset"] + (size if request["offset"] < 0 else 0), 0)
+            file.seek(offset)
             data = file.read(request["limit"])
-            answer["offset"] = max(offset, 0) + len(data)
-            answer["data"] = base64.b64encode(data).decode("ascii")
+            first, last = hole(file.fileno())  # asked afterwards: what was read may be gone by now
+        if offset < first:
+            data = data[: first - offset] if last > first else data
+            offset += len(data)
+        elif offset < last:
+            data, offset = gap(last - offset)[: request["limit"]], last
+        else:
+            offset += len(data)
+        answer["offset"] = offset
+        answer["data"] = base64.b64encode(data).decode("ascii")
     except FileNotFoundError:
         answer["offset"] = 0
     if request.get("status"):
         answer["status"] = status(request)
     return answer
+
+
+def gap(size: int) -> bytes:
+    """Say that a part of the log is gone."""
+    return b"\n[... %d bytes of the log were dropped here, to leave room on the disk ...]\n" % size
 
 
 def stop(request: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import doors
 import pytest
 
+from remote import agent_job
 from remote.errors import RemoteError
 from remote.job import Job, JobState, JobStatus
 from remote.link import Link, connect
@@ -247,3 +248,27 @@ def is_zombie(pid: int) -> bool:
     with suppress(FileNotFoundError):
         return ") Z" in Path(f"/proc/{pid}/stat").read_text()
     return True
+
+
+def test_a_talkative_job_does_not_fill_the_disk(job: Job, door: doors.Door) -> None:
+    """The middle of a long log goes; beginning, end and every place in it stay what they were."""
+    line = "a line of sixty-four bytes, again and again, until the disk is"
+    start(job, f"yes '{line}' | head -n 900000; echo last; sleep 60")
+    wait_until(lambda: job.tail(-5).data == b"last\n")
+    size = job.status().log_bytes
+    log = door.home / job.directory / "job.log"
+
+    wait_until(lambda: log.stat().st_blocks * 512 < agent_job.LOG_HEAD + agent_job.LOG_END * 1.2)
+    offset, said = 0, b""
+    while (piece := job.tail(offset, 4 << 20)).data:
+        said, offset = said + piece.data, piece.offset
+
+    assert (size, size) == (job.status().log_bytes, offset)
+    first, note, rest = said.partition(b"\n[... ")
+    dropped = int(rest.split()[0])
+    assert (len(first), first.count(b"\0")) == (agent_job.LOG_HEAD, 0)
+    kept = rest.partition(b" ...]\n")[2]
+    assert (note != b"", len(kept), kept[-5:]) == (True, size - dropped - len(first), b"last\n")
+    assert kept.count(b"\0") == 0
+    assert agent_job.LOG_END <= len(kept) <= agent_job.LOG_END * 1.2
+    assert job.tail(-5).data == b"last\n"
