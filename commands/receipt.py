@@ -89,7 +89,8 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
     adapter = out / "adapter"
     return Receipt(
         run_id=state.run_id,
-        wall_s=_worked_s(events),
+        # A job goes on without any `qft`, too: what the machine worked has passed on the wall.
+        wall_s=max(_worked_s(events), used.compute_h * 3600),
         machine_h=used.compute_h,
         usd=used.usd,
         simulated=simulated,

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 from runs import Project, json_of, make_project, wait_until
 
-from infra.journal import Kind
+from commands.home import RunFolder
+from commands.receipt import make_receipt
+from infra.journal import Journal, Kind
 from infra.local import LocalProvider
+from infra.provider import Offer
+from infra.state import to_json
 
 
 @pytest.fixture
@@ -120,3 +124,19 @@ def test_a_run_yaml_that_was_not_started_never_means_another_run(tmp_path: Path)
         assert len(json_of(first.qft("ls", "--all", "--json"))) == 1
     finally:
         first.tidy()
+
+
+def test_the_wall_never_shows_less_than_the_machine_worked(tmp_path: Path) -> None:
+    """Between Ctrl-C and the next `qft run` the job goes on, and that time has passed as well."""
+    folder = RunFolder(root=tmp_path)
+    ticks = iter([0.0, 5.0, 3605.0, 3615.0])
+    journal = Journal(folder.journal, clock=lambda: next(ticks))
+    journal.append(Kind.RUN_STARTED, run_id="run-1", name="run")
+    offer = Offer(provider="x", region="a", size="s", spot_usd_per_h=0.2)
+    journal.append(Kind.CREATE_INTENDED, offer=to_json(offer), generation=1)
+    journal.append(Kind.RUN_RESUMED, changed=False)
+    journal.append(Kind.RUN_ENDED, code=0, reason="done")
+
+    receipt = make_receipt(folder, tmp_path, simulated=True)
+
+    assert [receipt.wall_s, receipt.machine_h * 3600] == pytest.approx([3610.0, 3610.0])
