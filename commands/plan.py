@@ -10,7 +10,14 @@ from commands import wire
 from commands.config import check_files
 from commands.drive import find_config
 from commands.errors import CloudTrouble
-from commands.forecast import forecast, forecast_line
+from commands.forecast import (
+    cores,
+    forecast,
+    forecast_line,
+    has_card,
+    rehearsal,
+    rehearsal_line,
+)
 from commands.home import environment, qft_home
 from infra.catalog import resolve_gpu
 from infra.cost import Budget, ends_s, worst_case_usd
@@ -36,6 +43,10 @@ class PlanPage:
     simulated: bool
     forecast: dict[str, Any] | None = None
     """What `trainer.device.memory` foretells; None if the sizes of the model are unknown."""
+    rehearsal: dict[str, Any] | None = None
+    """The same of this computer, where it trains itself; None if that is unknown."""
+    here: str = ""
+    """What will happen on this computer, in words; empty if a machine is rented."""
     note: str = ""
     """What the catalog says about the name of the GPU."""
     switches: tuple[Switch, ...] = ()
@@ -54,6 +65,7 @@ class PlanPage:
             "simulated": self.simulated,
             "note": self.note or None,
             "forecast": self.forecast,
+            "rehearsal": self.rehearsal,
             "switches": [
                 {
                     "name": one.name,
@@ -83,7 +95,7 @@ class PlanPage:
         ]
         if not self.offers:
             said.append("  no offer")
-        said += ["", forecast_line(self.forecast)]
+        said += ["", *self._foretold()]
         if warning := _cap_warning(self.offers, cap):
             said.append(f"warning: {warning}")
         if self.note:
@@ -100,6 +112,15 @@ class PlanPage:
         ]
         return said
 
+    def _foretold(self) -> list[str]:
+        """Memory and time, of a rehearsal first here and then on the card that it stands for."""
+        if not self.here:
+            return [forecast_line(self.forecast)]
+        if self.forecast is None and self.rehearsal is not None:  # no card is named
+            return [self.here]
+        told = forecast_line(self.forecast).removeprefix("memory: ")
+        return [self.here, f"on a real card: {told}"]
+
 
 def make_plan(wanted: str) -> PlanPage:
     """Ask the provider for offers and add up the worst case."""
@@ -114,6 +135,8 @@ def make_plan(wanted: str) -> PlanPage:
         switches = _foreseen(provider, want, budget)
     except ProviderError as error:
         raise CloudTrouble(str(error), hint=error.hint) from error
+    at_home, card = vm.provider == "local", has_card()
+    here = rehearsal(loaded) if at_home and not card else None
     return PlanPage(
         run=loaded.config.name,
         provider=provider.name,
@@ -123,6 +146,8 @@ def make_plan(wanted: str) -> PlanPage:
         worst_case_usd=worst_case_usd(budget, vm.max_price),
         simulated=provider.traits.simulated_prices,
         forecast=forecast(loaded),
+        rehearsal=here,
+        here=rehearsal_line(here, threads=cores(loaded), card=card) if at_home else "",
         note=resolve_gpu(vm.gpu).note if vm.gpu else "",
         switches=switches,
         asked_at_s=time.time(),

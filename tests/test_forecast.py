@@ -1,0 +1,143 @@
+"""`qft plan` foretells a rehearsal as what it is, and the real card beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from commands import forecast
+from commands.config import LoadedConfig, load
+from commands.plan import make_plan
+
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+
+
+def project(folder: Path, *, words: int = 8, **tables: Any) -> LoadedConfig:
+    """Write a run.yaml, rows of so many words, and the description of a model of 135 M."""
+    folder.mkdir(exist_ok=True)
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model" / "config.json").write_text(json.dumps(SHAPE))
+    rows = [{"text": "word " * words, "label": "good"} for _ in range(20)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "name": "tiny",
+        "vm": {"provider": "local", "gpu": "T4", "max_price": 0.25},
+        "model": {"id": "model"},
+        "data": {"train": "train.jsonl", "prompt": "{text}", "completion": "{label}"},
+        "train": {"steps": 90, "batch_size": 8, "max_length": 1024, "threads": 2},
+        **tables,
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    return load(folder / "run.yaml")
+
+
+@pytest.fixture(autouse=True)
+def computer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A computer without a card, with 8 GB of free memory."""
+    monkeypatch.setenv("QFT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(forecast, "DRIVER", tmp_path / "no driver")
+    free(monkeypatch, 8e9)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, available: float) -> None:
+    """Let so many bytes of memory be free."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+
+
+def foretold(folder: Path) -> list[str]:
+    """The lines of the plan about memory and time."""
+    lines = make_plan(str(folder / "run.yaml")).lines()
+    return [line for line in lines if line.startswith(("here: ", "on a real card: ", "memory"))]
+
+
+def test_a_rehearsal_is_foretold_for_this_computer_and_for_the_card(tmp_path: Path) -> None:
+    """Its plan says what this computer will do, then what the card that it stands for would."""
+    project(tmp_path)
+
+    here, card = foretold(tmp_path)
+
+    assert here.startswith("here: this computer trains, on 2 cores: ")
+    assert "of 8.0 GB that are free; " in here
+    assert card.startswith("on a real card: ")
+    assert "GB of a T4, " in card
+
+
+def test_a_rented_card_is_foretold_alone(tmp_path: Path) -> None:
+    """Where this computer does not train, its cores are nobody's business."""
+    loaded = project(tmp_path, vm={"provider": "azure", "gpu": "T4", "max_price": 0.25})
+    told = forecast.forecast(loaded)
+
+    assert forecast.forecast_line(told).startswith("memory: ")
+
+
+def test_time_follows_the_rows_and_memory_the_longest_allowed(tmp_path: Path) -> None:
+    """Rows a tenth as long as `max_length` are not foretold to take ten times too long."""
+    short = forecast.rehearsal(project(tmp_path / "short", words=80))
+    long = forecast.rehearsal(project(tmp_path / "long", words=8000))
+
+    assert short is not None
+    assert long is not None
+    assert (short["usual_tokens"], long["usual_tokens"]) == (101, 1024)
+    assert short["hours"] < long["hours"] / 9
+    assert short["memory_bytes"] == long["memory_bytes"]
+
+
+def test_a_model_too_large_to_rehearse_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever lacks the memory reads it before the machine grinds to a halt."""
+    project(tmp_path)
+    free(monkeypatch, 1e9)
+
+    assert "does NOT fit, " in foretold(tmp_path)[0]
+
+
+def test_a_computer_with_a_card_is_not_judged_by_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the trainer takes the card, whose speed is not known here."""
+    project(tmp_path)
+    (tmp_path / "driver").touch()
+    monkeypatch.setattr(forecast, "DRIVER", tmp_path / "driver")
+
+    plan = make_plan(str(tmp_path / "run.yaml"))
+
+    assert "its own NVIDIA card" in plan.here
+    assert plan.rehearsal is None
+
+
+def test_a_base_on_a_hub_has_no_figures_yet(tmp_path: Path) -> None:
+    """What cannot be known is called unknown, and the plan goes on."""
+    project(tmp_path, model={"id": "owner/name"})
+
+    assert foretold(tmp_path) == [
+        "here: this computer trains, on 2 cores, for as long as that takes",
+        "on a real card: memory and time: unknown until the base's config.json lies here",
+    ]
+
+
+def test_rows_that_cannot_be_read_spoil_no_forecast(tmp_path: Path) -> None:
+    """They are told with file and row elsewhere; here each counts as long as is allowed."""
+    loaded = project(tmp_path)
+    (tmp_path / "train.jsonl").write_text('{"other": 1}\n')
+
+    told = forecast.forecast(loaded)
+
+    assert told is not None
+    assert told["usual_tokens"] == 1024
