@@ -111,7 +111,8 @@ def load(path: Path) -> LoadedConfig:
         raise Usage(f"`{path}` is not YAML", problems=str(error).splitlines()) from error
     if not isinstance(content, dict):
         raise Usage(f"`{path}` holds no tables", hint="`qft init` writes a run.yaml to start from")
-    return check(content, path.absolute())
+    # The way may lead through a folder that goes later; the file itself may be a link.
+    return check(content, path.parent.resolve() / path.name)
 
 
 def check(content: dict[str, Any], path: Path) -> LoadedConfig:

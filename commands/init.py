@@ -108,26 +108,21 @@ def write(directory: str, rows: str = "") -> Written:
     Raises Usage rather than overwrite a file, and for rows that cannot be read.
     """
     folder = Path(directory)
-    targets = [
-        folder / "run.yaml",
-        *(folder / f"{side}.jsonl" for side in ("train", "eval") if rows),
-    ]
-    for target in targets:
-        if target.exists():
-            raise Usage(f"`{target}` is there already", hint="`qft init DIRECTORY` takes another")
+    target = folder / "run.yaml"
+    if target.exists():
+        raise _occupied(target)
     if not rows:
-        text = _template(name="my-run", guess=None, steps=BLANK_STEPS)
-        _write(targets[0], text)
-        return Written(config=targets[0], files={}, guess=None)
+        _write({target: _template(name="my-run", guess=None, steps=BLANK_STEPS)})
+        return Written(config=target, files={}, guess=None)
     fields = _read(Path(rows))
     guess = _guess(fields)
     kept, held_out = _split(fields, guess)
     steps = max(STEPS_MIN, -(-len(kept) * EPOCHS // BATCH))
-    _write(targets[1], _lines(kept))
-    _write(targets[2], _lines(held_out))
-    _write(targets[0], _template(name=_name(Path(rows)), guess=guess, steps=steps))
-    counts = {targets[1]: len(kept), targets[2]: len(held_out)}
-    return Written(config=targets[0], files=counts, guess=guess)
+    sides = {folder / "train.jsonl": kept, folder / "eval.jsonl": held_out}
+    text = _template(name=_name(Path(rows)), guess=guess, steps=steps)
+    _write({**{path: _lines(side) for path, side in sides.items()}, target: text})
+    counts = {path: len(side) for path, side in sides.items()}
+    return Written(config=target, files=counts, guess=guess)
 
 
 def schema() -> str:
@@ -238,6 +233,31 @@ def _name(path: Path) -> str:
     return kept.strip("-")[:30].strip("-") or "my-run"
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, text.encode(), mode=0o644)
+def _occupied(path: Path) -> Usage:
+    return Usage(f"`{path}` is there already", hint="`qft init DIRECTORY` takes another")
+
+
+def _write(files: Mapping[Path, str]) -> None:
+    """Write all of the files or, if one cannot be written, none.
+
+    What a killed attempt left is the same to the byte, and stays. Raises Usage for anything else
+    that is there.
+    """
+    missing = {path: text.encode() for path, text in files.items() if not _holds(path, text)}
+    for path in missing:
+        if path.exists():
+            raise _occupied(path)
+    made: list[Path] = []
+    try:
+        for path, data in missing.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, data, mode=0o644)
+            made.append(path)
+    except OSError:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()

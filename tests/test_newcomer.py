@@ -19,6 +19,7 @@ from commands.console import LiveConsole, PlainConsole, make_console
 from commands.errors import Usage
 from commands.init import write
 from commands.manual import EXAMPLES
+from infra.durable import write_bytes
 from trainer.data.rows import DataError, read_rows
 
 HEAD, LABELS = ("text", "label"), ("negative", "neutral", "positive")
@@ -234,3 +235,51 @@ def test_what_an_ssh_machine_lacks_is_named_field_by_field() -> None:
 
     assert "vm.ssh.user: Field required" in caught.value.problems
     assert "vm.ssh.prot: unknown key; did you mean `port`?" in caught.value.problems
+
+
+def test_a_disk_too_full_for_a_start_gets_all_of_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without room for run.yaml no rows are left either, and the same command works later."""
+    (tmp_path / "rows.csv").write_text(table(","))
+    whole = write_bytes
+
+    def full(path: Path, data: bytes, *, mode: int) -> None:
+        if path.suffix == ".yaml":
+            raise OSError(28, "No space left on device")
+        whole(path, data, mode=mode)
+
+    monkeypatch.setattr("commands.init.write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(str(tmp_path), str(tmp_path / "rows.csv"))
+    left = [path.name for path in tmp_path.iterdir()]
+    monkeypatch.undo()
+    write(str(tmp_path), str(tmp_path / "rows.csv"))
+
+    assert left == ["rows.csv"]
+    assert (tmp_path / "run.yaml").exists()
+
+
+def test_a_start_that_was_killed_half_way_is_finished_by_the_same_command(tmp_path: Path) -> None:
+    """The same rows are no obstacle; rows of somebody else are never overwritten."""
+    (tmp_path / "rows.csv").write_text(table(","))
+    write(str(tmp_path), str(tmp_path / "rows.csv"))
+    (tmp_path / "run.yaml").unlink()
+    (tmp_path / "eval.jsonl").unlink()
+
+    write(str(tmp_path), str(tmp_path / "rows.csv"))
+    (tmp_path / "run.yaml").unlink()
+    (tmp_path / "train.jsonl").write_text("mine")
+    with pytest.raises(Usage, match="is there already"):
+        write(str(tmp_path), str(tmp_path / "rows.csv"))
+
+    assert (tmp_path / "train.jsonl").read_text() == "mine"
+    assert not (tmp_path / "run.yaml").exists()
+
+
+def test_a_config_is_known_by_its_place_not_by_the_way_there(tmp_path: Path) -> None:
+    """A run started as `../run.yaml` does not hang on the folder it was typed in."""
+    write(str(tmp_path))
+    (tmp_path / "sub").mkdir()
+
+    assert load(tmp_path / "sub" / ".." / "run.yaml").path == tmp_path.resolve() / "run.yaml"
