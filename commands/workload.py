@@ -19,6 +19,7 @@ from commands.wire import MakeReady
 from infra.durable import write_bytes
 from infra.lifecycle import JobPhase, JobView
 from infra.provider import Vm
+from infra.when import parse_utc_s
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, link, sync
 from remote.sync_plan import Progress, SyncOptions
@@ -177,7 +178,8 @@ class SshWorkload:
         """The job's state and the trainer's own heartbeat."""
         with self._translated():
             status = self._job(vm).status()
-            detail = self._heartbeat(vm)
+            told = self._heartbeat(vm)
+        detail = {} if is_of_before(told, status) else told
         if status.state is job.JobState.RUNNING:
             self._bring_home_from(vm)
         return JobView(
@@ -338,6 +340,19 @@ _PHASES = {
     job.JobState.EXITED: JobPhase.EXITED,
     job.JobState.LOST: JobPhase.EXITED,
 }
+
+
+def is_of_before(heartbeat: Mapping[str, Any], status: job.JobStatus) -> bool:
+    """Whether an earlier attempt wrote the heartbeat: this one has not begun to beat.
+
+    Taken for the new one's, `failed` would be shown of a trainer that loads, and an eviction that
+    is over would explain the next stop, whatever that is. Both marks must say so: the clock may
+    have been set back since the start, and a pid may be used again.
+    """
+    beat = parse_utc_s(str(heartbeat.get("updated_at")))
+    if beat is None or status.started_at is None or not status.pid:
+        return False
+    return heartbeat.get("pid") != status.pid and beat < status.started_at
 
 
 def _count(value: object) -> int:

@@ -1,0 +1,68 @@
+"""Which attempt of the trainer a heartbeat is of: what an earlier one said counts no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from commands.workload import SshWorkload, is_of_before
+from infra.provider import Observation, PowerState, StopReason, Vm
+from infra.watch import Watch
+from infra.when import utc
+from remote.job import JobState, JobStatus
+
+STARTED_S = 1_000_000.0
+RUNNING = JobStatus(state=JobState.RUNNING, attempt=2, pid=7, started_at=STARTED_S)
+
+
+@pytest.mark.parametrize(
+    ("pid", "beat_s", "before"),
+    [
+        (5, STARTED_S - 60, True),
+        (7, STARTED_S + 5, False),
+        (7, STARTED_S - 3600, False),  # the clock was set back after the start
+        (5, STARTED_S + 5, False),  # the interpreter is a launcher with a child
+    ],
+)
+def test_a_heartbeat_is_of_before_if_pid_and_time_say_so(
+    pid: int, beat_s: float, *, before: bool
+) -> None:
+    """One mark alone may deceive, and a trainer without any heartbeat would be restarted."""
+    assert is_of_before({"pid": pid, "updated_at": utc(beat_s)}, RUNNING) is before
+
+
+@pytest.mark.parametrize(
+    "heartbeat", [{}, {"pid": 5}, {"pid": 5, "updated_at": 3}, {"pid": [], "updated_at": "then"}]
+)
+def test_strange_heartbeats_are_left_to_others(heartbeat: dict[str, Any]) -> None:
+    """The machine may write what it likes there; nothing is concluded from it."""
+    assert not is_of_before(heartbeat, RUNNING)
+
+
+def test_an_eviction_that_is_over_does_not_explain_the_next_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine that its owner stops after an eviction is not taken for evicted again."""
+    setting = SimpleNamespace(
+        helper_python="python3",
+        rents=True,
+        brings_home=False,
+        site=SimpleNamespace(run_dir="qft/x/run"),
+        home=Path("/nowhere"),
+        say=lambda _text: None,
+    )
+    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    old = {"pid": 5, "updated_at": utc(STARTED_S - 60), "phase": "preempted", "step": 3}
+    monkeypatch.setattr(work, "_job", lambda _vm: SimpleNamespace(status=lambda: RUNNING))
+    monkeypatch.setattr(work, "_heartbeat", lambda _vm: old)
+    watch = Watch(now_s=0.0)
+
+    seen = work.look(Vm(provider="x", run_id="x", id="x", region="a", size="s"))
+    watch.measure(seen, 1.0)
+
+    assert (seen.detail, seen.step) == ({}, 0)
+    stop = Observation(power=PowerState.DEALLOCATED, stop_reason=StopReason.UNKNOWN)
+    assert watch.reason_of(stop) is StopReason.UNKNOWN
