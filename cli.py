@@ -12,7 +12,17 @@ from commands import tools
 from commands.errors import Exit, Trouble
 from commands.manual import EXIT_CODES, FIRST_STEPS, examples
 from commands.options import AllowChange, Fresh, Json, Plain, ProviderName, Run
-from commands.output import columns, last_resort, out, out_json, settle, table, talk, tell_trouble
+from commands.output import (
+    columns,
+    last_resort,
+    out,
+    out_json,
+    settle,
+    table,
+    talk,
+    tell_interrupt,
+    tell_trouble,
+)
 
 VERSION = "0.1.0"
 
@@ -270,12 +280,14 @@ def main() -> None:
                 app(["--help"], standalone_mode=False)
             sys.exit(Exit.USAGE)
         code = app(standalone_mode=False)  # what `typer.Exit` carries is returned, not raised
+        if code == Exit.INTERRUPTED:  # and so is Ctrl-C
+            sys.exit(tell_interrupt(as_json=as_json))
         sys.exit(code if isinstance(code, int) else Exit.DONE)
     except Trouble as trouble:
         tell_trouble(trouble, as_json=as_json)
         sys.exit(trouble.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(Exit.INTERRUPTED)
+        sys.exit(tell_interrupt(as_json=as_json))
     except Exception as error:  # noqa: BLE001  (the one place that maps whatever is left)
         sys.exit(last_resort(error, as_json=as_json))
 

@@ -24,7 +24,7 @@ from commands.home import (
     run_folder,
 )
 from commands.receipt import Receipt, make_receipt
-from commands.session import Desk, Session, is_over, opened, reopen
+from commands.session import Desk, Session, is_changed, is_over, opened, reopen
 from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
 from infra.journal import JournalDamaged, read
@@ -104,6 +104,8 @@ def drive(order: Order) -> Arrived:
                 if not order.attach:
                     raise
                 console.say(f"another `qft` drives `{name}`; following it")
+                if is_changed(loaded, desk.folder):
+                    console.say("warning: run.yaml was changed since; it trains with what it had")
                 ending = follow(desk)
                 if ending is not None:
                     receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)

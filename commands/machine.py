@@ -81,10 +81,16 @@ def evict(wanted: str) -> str:
     folder, loaded = _run(wanted)
     vm = _machine(folder)
     if vm is None:
-        raise Usage(f"`{folder.name}` has no machine to evict")
+        raise Usage(
+            f"`{folder.name}` has no machine to evict",
+            hint=f"`qft status {folder.name}` tells where it is; evict it while it trains",
+        )
     provider = wire.make_provider(loaded.config.vm, qft_home(environment()))
     if not provider.traits.evicts:
-        raise Usage(f"machines of `provider: {provider.name}` are never evicted")
+        raise Usage(
+            f"machines of `provider: {provider.name}` are never evicted",
+            hint="`provider: local` rehearses an eviction on this computer",
+        )
     try:
         provider.evict(vm)
     except ProviderError as error:

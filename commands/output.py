@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from commands.errors import Exit, Trouble
+from commands.errors import Exit, Stopped, Trouble
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What could repaint a terminal or turn its text around; line ends and tabs are harmless."""
@@ -28,9 +28,20 @@ def tell_trouble(trouble: Trouble, *, as_json: bool) -> None:
     if trouble.hint:
         talk(f"\nhint: {trouble.hint}")
     if as_json:
-        said = {"error": trouble.message, "problems": trouble.problems, "hint": trouble.hint}
-        with contextlib.suppress(OSError):  # stdout takes nothing; stderr has said it
-            out_json({**said, "exit_code": int(trouble.exit_code)})
+        _dump_trouble(trouble)
+
+
+def tell_interrupt(*, as_json: bool) -> int:
+    """Give a script its JSON after Ctrl-C, too; a person has been told what goes on."""
+    if as_json:
+        _dump_trouble(Stopped("interrupted"))
+    return Exit.INTERRUPTED
+
+
+def _dump_trouble(trouble: Trouble) -> None:
+    said = {"error": trouble.message, "problems": trouble.problems, "hint": trouble.hint}
+    with contextlib.suppress(OSError):  # stdout takes nothing; stderr has said it
+        out_json({**said, "exit_code": int(trouble.exit_code)})
 
 
 def settle() -> None:

@@ -248,6 +248,14 @@ def _changes(
     return found
 
 
+def is_changed(loaded: LoadedConfig, folder: RunFolder) -> bool:
+    """Whether training would do anything differently from what the run was started with."""
+    try:
+        return bool(_changes(loaded, saved_config(folder), ()))
+    except Usage:
+        return True
+
+
 def _is_allowed(key: str, allowed: Sequence[str]) -> bool:
     table, _, field = key.partition(".")
     return table == "checkpoint" or any(name in {key, table, field} for name in allowed)

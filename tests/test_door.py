@@ -150,6 +150,22 @@ def test_a_later_version_with_more_fields_sees_no_change(project: Project) -> No
     assert session._changes(loaded, {"config": old}, ()) == {}
 
 
+def test_whoever_follows_a_run_learns_that_its_config_was_changed(
+    project: Project, tmp_path: Path
+) -> None:
+    """What is followed trains with what it was started with; money may change without a word."""
+    loaded, folder = load(project.config), RunFolder(root=tmp_path)
+    write_json(folder.config, session._saved(loaded))
+    text = project.config.read_text()
+
+    project.config.write_text(text.replace("usd: 1.0", "usd: 2.0"))
+    cheaper = session.is_changed(load(project.config), folder)
+    project.config.write_text(text.replace("steps: 250", "steps: 260"))
+    longer = session.is_changed(load(project.config), folder)
+
+    assert (cheaper, longer) == (False, True)
+
+
 def test_a_change_holds_until_the_trainer_was_started_with_it() -> None:
     """Killed between the resume and the launch, the next command still knows of the change."""
     changed = Event(number=1, at_s=0.0, kind=Kind.RUN_RESUMED, data={"changed": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 def driven(project: Project, until: Kind) -> subprocess.Popen[str]:
     """Start `qft run` and wait until its journal says `until`."""
-    process = project.start("run", "--plain")
+    process = project.start("run", "--json")
     wait_until(lambda: process.poll() is not None or until in kinds(project))
     return process
 
@@ -89,9 +90,9 @@ def test_ctrl_c_names_the_command_that_was_typed_and_the_price(project: Project)
     driver = driven(project, Kind.LAUNCHED)
 
     driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=120)
+    out, said = driver.communicate(timeout=120)
 
-    assert driver.returncode == 130
+    assert (driver.returncode, json.loads(out)["exit_code"]) == (130, 130)
     assert "the job goes on without this terminal; `qft run tiny` follows it again" in said
     assert "`qft down tiny` ends the billing ($0.149/h)" in said
 
