@@ -128,7 +128,8 @@ def test_a_base_on_a_hub_has_no_figures_yet(tmp_path: Path) -> None:
 
     assert foretold(tmp_path) == [
         "here: this computer trains, on 2 cores, for as long as that takes",
-        "on a real card: memory and time: unknown until the base's config.json lies here",
+        "on a real card: memory and time: unknown until the base's config.json lies here "
+        "(`hf download` brings it)",
     ]
 
 
