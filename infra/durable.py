@@ -30,7 +30,8 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
     is touched.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, text.encode() + b"\n", mode=mode)
+    # A path may hold bytes that are no UTF-8; what stands for them is written as JSON escapes it.
+    write_bytes(path, text.encode(errors="backslashreplace") + b"\n", mode=mode)
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:

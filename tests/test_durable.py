@@ -129,3 +129,13 @@ def test_lock_dies_with_its_holder(tmp_path: Path) -> None:
 
     with locked(tmp_path / "lock", timeout_s=0.0):
         pass
+
+
+def test_a_path_that_is_no_text_survives_in_a_record(tmp_path: Path) -> None:
+    """A folder named in another encoding comes back as it was, from a file that is UTF-8."""
+    folder = b"caf\xe9".decode(errors="surrogateescape")
+
+    write_json(tmp_path / "record.json", {"path": folder})
+
+    assert read_json(tmp_path / "record.json") == {"path": folder}
+    assert (tmp_path / "record.json").read_text(encoding="utf-8").isascii()
