@@ -66,6 +66,18 @@ def test_wrong_client_secret(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.M
     assert "hunter2" not in f"{caught.value} {caught.value.hint}"
 
 
+def test_misspelt_way_to_sign_in(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable that names no way to sign in is told, with the ways that there are."""
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "AzureClientCredential")
+
+    with pytest.raises(NotAllowed, match=r"AZURE_TOKEN_CREDENTIALS.*azureclicredential") as caught:
+        sign_in(cloud, tmp_path)
+
+    assert "unset it" in caught.value.hint
+
+
 def test_az_login(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has signed in with `az` needs nothing else."""
     az = tmp_path / "bin" / "az"

@@ -34,7 +34,7 @@ from azure.mgmt.compute import ComputeManagementClient
 from azure.mgmt.core.polling.arm_polling import ARMPolling
 from azure.mgmt.resource.resources import ResourceManagementClient
 
-from infra.azure.errors import Fault, translate
+from infra.azure.errors import Fault, SignInError, translate
 from infra.azure.settings import PUBLIC_ARM, AzureSettings
 
 if TYPE_CHECKING:
@@ -94,7 +94,12 @@ class Arm:
             self._credential.close()
 
     def _options(self) -> dict[str, Any]:
-        credential = self._credential or chain()
+        try:
+            credential = self._credential or chain()
+        except ValueError as error:  # such as a misspelt AZURE_TOKEN_CREDENTIALS
+            raise SignInError(
+                f"cannot sign in to Azure: {error}", hint="correct that variable, or unset it"
+            ) from error
         self._credential = credential
         audience = self.settings.arm_audience or PUBLIC_ARM
         return {
