@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ from arm.desk import CommandLine, command_line
 from arm.harness import T4, azure
 from arm.replies import Reply
 from runs import Project, json_of, make_project
+
+from infra.azure import AzureProvider
+from infra.azure.rights import THREAD
+from infra.provider import Want
 
 REGIONS = ["eastus", "westus2", "westus3"]
 
@@ -99,6 +104,35 @@ def test_plan_waits_three_seconds_at_most_for_slow_sources(desk: CommandLine) ->
 
     assert time.monotonic() - began < 3.5  # the 2.5 s of waiting, and some for a busy computer
     assert said.code == 0, said.err
+
+
+def test_plan_does_not_wait_for_the_rights_either(tmp_path: Path) -> None:
+    """Rights that do not come in time are told as not known, however long Azure asks to wait."""
+    reply = Reply(status=429, headers={"Retry-After": "60"})
+    fault = Fault(weather=Weather.ANSWER, reply=reply, times=99, path="/permissions$")
+    later = threading.Event()
+
+    def sleep(_: float) -> None:
+        later.wait()
+
+    with azure(tmp_path) as harness:
+        settings = harness.settings(offers_wait_s=0.5)
+        provider = AzureProvider(settings, tmp_path / "state", sleep=sleep)
+        harness.cloud.faults.add(fault)
+        provider.account.arm.warm()
+        began = time.monotonic()
+
+        provider.offers(Want(gpu="T4", regions=REGIONS))
+        switches = provider.foresee(Want(gpu="T4"), until_s=time.time() + 3600)
+
+        assert time.monotonic() - began < 3.0
+        assert {one.name for one in switches if one.holds} == set()
+        assert "did not say within 0.5 s" in switches[1].detail
+        later.set()
+        for thread in threading.enumerate():
+            if thread.name == THREAD:
+                thread.join()
+        provider.close()
 
 
 def test_plan_says_which_switch_will_not_hold(desk: CommandLine) -> None:

@@ -15,6 +15,7 @@ from infra.azure.looking import Looking
 from infra.azure.memory import Memory
 from infra.azure.offers import Offers, PriceWatch
 from infra.azure.power import Power
+from infra.azure.rights import Rights
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.sources import Sources
 from infra.azure.teardown import Teardown
@@ -50,6 +51,7 @@ class AzureProvider:
 
     def offers(self, want: Want) -> list[Offer]:
         """What could be rented now, best first, with what is blocked and why; creates nothing."""
+        self._rights.ask()  # `foresee` will want to know, and nobody likes to wait twice
         return self._offers.list(want)
 
     def create(self, spec: VmSpec) -> Vm:
@@ -162,7 +164,11 @@ class AzureProvider:
 
     @cached_property
     def _watchdog(self) -> Watchdog:
-        return Watchdog(account=self.account, looking=self._looking)
+        return Watchdog(account=self.account, looking=self._looking, rights=self._rights)
+
+    @cached_property
+    def _rights(self) -> Rights:
+        return Rights(account=self.account)
 
     @cached_property
     def _power(self) -> Power:

@@ -20,15 +20,7 @@ from infra.azure.account import Account
 from infra.azure.looking import Looking
 from infra.azure.naming import DISK_GB, RUN, SCHEDULE, Names, idle_usd_per_h, names_of
 from infra.azure.registration import ensure_registered
-from infra.azure.rights import (
-    RELEASE_HINT,
-    allowed,
-    may_release,
-    permissions,
-    role_id,
-    role_is_defined,
-)
-from infra.azure.rights import SCHEDULE as SCHEDULE_RIGHT
+from infra.azure.rights import RELEASE_HINT, Rights, role_id, role_is_defined
 from infra.catalog import on_demand_max_usd_per_h
 from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want
 from infra.when import utc
@@ -60,6 +52,7 @@ class Watchdog:
 
     account: Account
     looking: Looking
+    rights: Rights
 
     def protect(self, vm: Vm, *, until_s: float) -> list[Protection]:
         """Set every switch that this account may set, so that compute ends soon after `until_s`.
@@ -95,8 +88,7 @@ class Watchdog:
         found = [_cap_of({"properties": {"billingProfile": {"maxPrice": cap}}})]
         try:
             self.account.names("-", 1)  # a subscription must be chosen
-            granted = permissions(self.account)
-            releases = self.account.settings.self_release and may_release(self.account, granted)
+            settable = self.rights.known()
         except ProviderError as error:
             told = f"not known: {error}"
             found += [
@@ -105,8 +97,8 @@ class Watchdog:
             ]
             return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
         found += [
-            _expected_schedule(strike_s, holds=allowed(granted, SCHEDULE_RIGHT)),
-            _expected_release(until_s, holds=releases),
+            _expected_schedule(strike_s, holds=settable.schedule),
+            _expected_release(until_s, holds=settable.release),
         ]
         return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
 
