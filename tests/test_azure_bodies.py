@@ -136,6 +136,14 @@ def test_world_is_not_admitted(address: str) -> None:
         network.source_prefix(address)
 
 
+def test_page_that_is_no_address_is_told_in_a_line() -> None:
+    """A proxy's page where an address should be is refused without printing all of it."""
+    with pytest.raises(NotAllowed) as refused:
+        network.source_prefix("<html>" + "sign in first " * 1000)
+
+    assert len(str(refused.value)) < 200
+
+
 def test_every_body_ever_sent_is_valid(harness: AzureHarness) -> None:
     """Through a whole life, the strict cloud refuses no body and no api-version."""
     provider = harness.provider()

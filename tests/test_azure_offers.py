@@ -156,6 +156,22 @@ def test_sizes_that_are_never_spot_are_named() -> None:
     }
 
 
+def test_restriction_counts_wherever_azure_writes_it_down() -> None:
+    """The closed region may stand in either place, and rows of other regions do not matter."""
+    powers = [{"name": "LowPriorityCapable", "value": "true"}]
+    here = {"resourceType": "virtualMachines", "name": T4, "capabilities": powers}
+    closed = {
+        "type": "Location",
+        "restrictionInfo": {"locations": ["EastUS"]},
+        "reasonCode": "QuotaId",
+    }
+    other = {"resourceType": "virtualMachines", "name": T4, "locations": ["westus2"]}
+
+    assert restrictions_of([here | {"locations": ["eastus"]}, other], "eastus") == {}
+    told = restrictions_of([here | {"restrictions": [closed]}], "eastus")
+    assert told == {T4.lower(): "closed to this subscription (QuotaId)"}
+
+
 def test_query_names_sizes_and_regions_in_lower_case() -> None:
     """Resource Graph is asked for all places in one question."""
     query = bands_query(["Standard_A"], ["EastUS", "westus2"])

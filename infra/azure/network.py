@@ -23,7 +23,7 @@ def source_prefix(address: str) -> str:
         network = ipaddress.ip_network(address.strip(), strict=False)
     except ValueError as error:
         raise NotAllowed(
-            f"`{address}` is not an address; the firewall must admit exactly yours",
+            f"`{address.strip()[:60]}` is not an address; the firewall must admit exactly yours",
             hint="set QFT_CALLER_ADDRESS to your public address",
         ) from error
     if network.version != 4:

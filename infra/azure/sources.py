@@ -176,17 +176,24 @@ def restrictions_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str,
     """
     found = {}
     for row in rows:
-        if row.get("resourceType") != "virtualMachines":
+        if row.get("resourceType") != "virtualMachines" or not _of_region(row, region):
             continue
         name = str(row.get("name")).lower()
         powers = {one.get("name"): one.get("value") for one in row.get("capabilities") or []}
-        if str(powers.get("LowPriorityCapable")) != "True":
+        if str(powers.get("LowPriorityCapable")).lower() != "true":
             found[name] = "Azure does not rent this size as spot"
         for one in row.get("restrictions") or []:
-            places = {str(place).lower() for place in one.get("values") or []}
+            closed = (one.get("restrictionInfo") or {}).get("locations") or []
+            places = {str(place).lower() for place in (*(one.get("values") or []), *closed)}
             if one.get("type") == "Location" and region.lower() in places:
                 found[name] = f"closed to this subscription ({one.get('reasonCode')})"
     return found
+
+
+def _of_region(row: Mapping[str, Any], region: str) -> bool:
+    """Whether a row speaks of a region: a filter that nobody heeds lets all of them through."""
+    places = {str(place).lower() for place in row.get("locations") or []}
+    return not places or region.lower() in places
 
 
 def zones_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str, list[str]]:
