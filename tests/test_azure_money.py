@@ -137,6 +137,22 @@ def test_nothing_that_holds_is_said_to_be_unbounded() -> None:
     assert "nothing stops it" in worst.why
 
 
+@pytest.mark.parametrize("left_h", [-1, 0.1, 5, 40])
+def test_worst_case_trusts_azures_own_switch(harness: AzureHarness, left_h: float) -> None:
+    """With the watchdog dead as well, compute costs what was foretold, whatever the limit."""
+    vm = harness.provider().create(spec())
+    now = harness.cloud.clock.now()
+    found = harness.provider().protect(vm, until_s=now + left_h * HOUR_S)
+    worst = worst_case(found, now_s=now, cap_usd_per_h=0.149174, idle_usd_per_h=0.0181)
+    before = harness.cloud.ledger.usd("compute")
+
+    harness.advance(48 * HOUR_S)
+
+    assert harness.cloud.ledger.billing("compute") == []
+    spent = harness.cloud.ledger.usd("compute") - before
+    assert worst.compute_usd == pytest.approx(spent, rel=0.05)
+
+
 def test_role_goes_with_the_machine(harness: AzureHarness) -> None:
     """Delete takes the assignment back; the schedule goes with the group."""
     vm = harness.provider().create(spec())

@@ -260,7 +260,7 @@ class WorstCase:
     """The most that a machine can cost if nobody ever looks at it again."""
 
     compute_usd: float
-    """Until the last switch that names a time has been pulled; infinite if none holds."""
+    """Until the surest switch that names a time has been pulled; infinite if none holds."""
     idle_usd_per_day: float
     """Disk and address, from then on, until `qft down --delete`."""
     why: str
@@ -306,7 +306,10 @@ def _most(want: Want) -> float:
 def worst_case(
     protections: list[Protection], *, now_s: float, cap_usd_per_h: float, idle_usd_per_h: float
 ) -> WorstCase:
-    """The bill of a machine at its cap until the earliest switch that names a time."""
+    """The bill of a machine at its cap until the first of the switches that names a time.
+
+    They come in the order of trust: what Azure pulls itself stands before our own watchdog.
+    """
     times = [p.stops_at_s for p in protections if p.holds and p.stops_at_s is not None]
     per_day = idle_usd_per_h * 24
     if not times:
@@ -316,10 +319,10 @@ def worst_case(
             why="nothing stops it by itself",
             usd_per_day=cap_usd_per_h * 24 + per_day,
         )
-    hours = max(min(times) - now_s, 0.0) / 3600
+    hours = max(times[0] - now_s, 0.0) / 3600
     return WorstCase(
         compute_usd=hours * cap_usd_per_h,
         idle_usd_per_day=per_day,
         usd_per_day=cap_usd_per_h * 24 + per_day,
-        why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {utc(min(times))}",
+        why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {utc(times[0])}",
     )
