@@ -25,6 +25,7 @@ from commands.home import (
 )
 from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, Session, is_changed, is_over, opened, reopen
+from infra.catalog import resolve_gpu
 from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
 from infra.journal import JournalDamaged, read
@@ -92,9 +93,7 @@ def drive(order: Order) -> Arrived:
         allow_change=order.allow_change,
         fresh=order.fresh,
     )
-    told = forecast(loaded)
-    if told is not None and not told["fits"] and not simulated:
-        console.say(f"warning: {forecast_line(told)}")
+    _forewarn(console, loaded)
     try:
         while True:
             try:
@@ -125,6 +124,16 @@ def drive(order: Order) -> Arrived:
         raise CloudTrouble(str(error), hint=hint) from error
     finally:
         console.close()
+
+
+def _forewarn(console: Aloud, loaded: LoadedConfig) -> None:
+    """Say what the user should know before anything is rented: which card, and will it fit."""
+    vm = loaded.config.vm
+    if note := resolve_gpu(vm.gpu).note if vm.gpu else "":
+        console.say(f"note: {note}")
+    told = forecast(loaded)
+    if told is not None and not told["fits"] and vm.provider != "local":
+        console.say(f"warning: {forecast_line(told)}")
 
 
 def _left_behind(folder: RunFolder, order: Order) -> str:

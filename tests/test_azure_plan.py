@@ -200,9 +200,26 @@ def test_doctor_shows_the_fix_of_what_only_limits_and_fails_without_quota(
     lines = some.out.splitlines()
     warned = [line.split(":")[0] for line in lines if line.startswith("warn")]
     assert warned == ["warn  self-release", "warn  spot quota in eastus"]
-    assert "      fix: ask for `Role Based Access Control Administrator`" in lines
+    assert "      fix: ask for `User Access Administrator`" in lines
     assert len([line for line in lines if "fix: ask for more: https://portal" in line]) == 1
     assert len([line for line in none.out.splitlines() if line.startswith("FAIL  spot")]) == 3
     found = {one["name"]: (one["ok"], one["required"]) for one in json.loads(said.out)}
     assert found["spot quota in eastus"] == (False, False)
     assert found["credentials"] == (True, True)
+
+
+@pytest.mark.parametrize("command", [("plan",), ("up", "--plain")], ids=["plan", "up"])
+def test_card_that_azure_does_not_have_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    """`A10G` is rented as the A10, and whoever asked for it reads so before that."""
+    vm = {"provider": "azure", "gpu": "A10G", "regions": ["eastus"], "max_price": 2.0}
+    folder = make_project(tmp_path / "project", vm=vm).folder
+    with (
+        azure(tmp_path / "unused") as harness,
+        command_line(folder, tmp_path / "home", harness, capsys) as desk,
+    ):
+        said = desk.qft(*command)
+
+    assert said.code == 0, said.err
+    assert "note: A10G is the name of a card that only AWS rents out" in said.out + said.err
