@@ -51,6 +51,13 @@ ANSWERS = (
 )
 """Names that a column of answers usually has, surest first."""
 QUESTIONS = ("instruction", "input", "context", "question", "prompt", "text", "comment", "message")
+PLAIN = str | int | float  # what a template can write
+PUBLISHED = {
+    "jigsaw": {"comment_text", "toxic", "severe_toxic"},
+    "ds1000": {"prompt", "reference_code", "metadata"},
+    "conversations": {"conversations"},
+}
+"""Forms whose rows need more than a template, by the columns that tell them."""
 HELD_OUT, HELD_OUT_MAX, SEED = 0.1, 0.3, 0
 SCORED_ROWS = 30  # fewer leave an interval too wide to tell an adapter from its base
 BATCH, EPOCHS, STEPS_MIN, BLANK_STEPS = 8, 3, 20, 200
@@ -165,24 +172,30 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
 
 def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     """Find the answer among the columns, and what it is the answer to. Raises Usage if unclear."""
+    from trainer.data.template import as_text
+
     shared = [name for name in rows[0] if all(name in row for row in rows)]
     for name in shared:
         if all(_is_talk(row[name]) for row in rows):
-            return Guess(messages=name)
-    plain = [name for name in shared if all(isinstance(row[name], str | int) for row in rows)]
+            return Guess(messages=_nameable(name))
+    plain = [name for name in shared if all(isinstance(row[name], PLAIN) for row in rows)]
     folded = {name.strip().casefold(): name for name in plain}
     answer = next((folded[name] for name in ANSWERS if name in folded), "")
     asked = [folded[name] for name in QUESTIONS if name in folded and folded[name] != answer]
     others = [name for name in plain if name != answer]
     if not answer or not others:
+        published = next((kind for kind, names in PUBLISHED.items() if names <= set(shared)), "")
+        hint = f"name it one of {', '.join(ANSWERS)}; or write run.yaml by hand: `qft init`"
+        if published:
+            hint = f"`qft data {published} FILE` turns this published form into rows"
         raise Usage(
             f"no telling which of the columns {', '.join(map(repr, rows[0]))} is the answer",
-            hint=f"name it one of {', '.join(ANSWERS)}; or write run.yaml by hand: `qft init`",
+            hint=hint,
         )
     longest = max(others, key=lambda name: sum(len(str(row[name])) for row in rows))
-    titles = [(name, name.strip().capitalize()) for name in asked or [longest]]
+    titles = [(_nameable(name), name.strip().capitalize()) for name in asked or [longest]]
     prompt = "".join(f"{title}: {{{name}}}\n" for name, title in titles)
-    counts = Counter(str(row[answer]).strip() for row in rows)
+    counts = Counter(as_text(answer, row[answer]).strip() for row in rows)
     few = len(counts) <= min(LABELS_MAX, len(rows) // ROWS_PER_LABEL_MIN)
     labels = tuple(sorted(counts)) if few and len(counts) > 1 else ()
     title = answer.strip().capitalize()
@@ -192,6 +205,22 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
             hint="fill or remove them, then type the same command again",
         )
     return Guess(prompt=f"{prompt}{title}:", completion=f" {{{answer}}}", labels=labels)
+
+
+def _nameable(name: str) -> str:
+    """A column's name if `{name}` in a template means this column. Raises Usage otherwise."""
+    from trainer.data.template import Template, TemplateError
+
+    try:
+        named = Template.parse(f"{{{name}}}").parts == (("", name),)
+    except TemplateError:
+        named = False
+    if not named:
+        raise Usage(
+            f"no template can name the column {name!r}",
+            hint="rename it in the file, to a word without the marks { } ! :",
+        )
+    return name
 
 
 def _is_talk(value: object) -> bool:

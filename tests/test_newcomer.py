@@ -84,6 +84,42 @@ def test_conversations_are_told_from_columns(tmp_path: Path) -> None:
     assert (loaded.config.data.messages, loaded.config.eval) == ("talk", None)
 
 
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"id": "0", "comment_text": "a", "toxic": "0", "severe_toxic": "0"}, "jigsaw"),
+        ({"prompt": "a", "reference_code": "b", "metadata": {}, "code_context": ""}, "ds1000"),
+        ({"id": "0", "conversations": [{"from": "human", "value": "a"}]}, "conversations"),
+    ],
+)
+def test_a_published_form_is_sent_to_its_converter(
+    tmp_path: Path, row: dict[str, object], kind: str
+) -> None:
+    """Rows that need more than a template are known by their columns."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+
+    with pytest.raises(Usage) as caught:
+        write(str(tmp_path), str(tmp_path / "rows.jsonl"))
+
+    assert f"`qft data {kind} FILE`" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"), [((0.0, 1.0), ("0.0", "1.0")), ((False, True), ("false", "true"))]
+)
+def test_labels_are_named_as_they_will_be_read(
+    tmp_path: Path, values: tuple[object, ...], labels: tuple[str, ...]
+) -> None:
+    """Numbers and truth values become the very words that a template writes."""
+    lines = [json.dumps({"text": f"t {n}", "label": values[n % 2]}) + "\n" for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+
+    guess = write(str(tmp_path), str(tmp_path / "rows.jsonl")).guess
+
+    assert guess is not None
+    assert guess.labels == labels
+
+
 def test_init_overwrites_nothing_and_leaves_nothing_half(tmp_path: Path) -> None:
     """If any of its three files is there, none is written."""
     (tmp_path / "rows.csv").write_text(table(","))
@@ -102,6 +138,8 @@ def test_init_overwrites_nothing_and_leaves_nothing_half(tmp_path: Path) -> None
         (table(",").replace("negative", ""), "20 rows have nothing in `label`"),
         ("one,two\n" * 30, "no telling which of the columns"),
         ("text,label\na,b\n", "too few different questions"),
+        (table(",").replace("text", "what is it (max: 9)?"), "no template can name the column"),
+        (table(",").replace("text", "a {b}"), "no template can name the column 'a {b}'"),
     ],
 )
 def test_rows_that_cannot_be_guessed_from_say_what_is_missing(
