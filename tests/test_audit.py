@@ -54,6 +54,38 @@ def test_counts_are_those_of_the_rows(tmp_path: Path) -> None:
     assert 0 <= found.padding_waste < found.padding_waste_unsorted < 1
 
 
+def test_each_label_of_a_set_is_counted_by_itself(tmp_path: Path) -> None:
+    """Text and page tell how often a label stands, alone or not, and which never does."""
+    said = ["a, b", "b", "N/A", "B, a"]
+    rows = [{"text": f"t {n}", "mood": mood} for n, mood in enumerate(said)]
+    found = audited(tmp_path, rows, eval={"kind": "multilabel", "labels": ["a", "b", "c"]})
+    page = read(as_page(found, "sets"))
+
+    assert found.per_label == [("a", 2, 0), ("b", 3, 0), ("c", 0, 0), ("N/A", 1, 0)]
+    assert "        3       0  b\n" in as_text(found)
+    assert "no row to learn c from" in found.warnings
+    assert "labelto learnheld out\na20\nb30\nc00\nN/A10" in page.text
+
+
+def test_what_does_not_stay_whole_is_named_and_nothing_is_dropped(tmp_path: Path) -> None:
+    """The rows whose prompts lose their middle are listed, also on the page."""
+    rows = [{"text": "x" * 300 if n == 2 else f"t {n}", "mood": "neutral"} for n in range(4)]
+    found = audited(tmp_path, rows)
+    line = "dropped: none, as a row that cannot be learnt with its whole answer is an error; "
+
+    assert f"{line}shortened in the middle, to learn from: row 3\n" in as_text(found)
+    assert "to learn from: row 3" in read(as_page(found, "moods")).text
+
+
+def test_a_row_cannot_command_the_terminal(tmp_path: Path) -> None:
+    """Control characters are spelt out, line breaks stay."""
+    rows = [{"text": "red \x1b[31m\x9b2J\r\nblue", "mood": "neutral"}]
+    text = as_text(audited(tmp_path, rows))
+
+    assert r"red \x1b[31m\x9b2J\x0d" in text
+    assert "\x1b" not in text
+
+
 def test_spoilt_rows_are_warned_of(tmp_path: Path) -> None:
     """Leaks, repetitions, missing labels, one-sided answers and shortened prompts are told."""
     rows = [{"text": "TEXT 1!" if n else "x" * 300, "mood": "neutral"} for n in range(8)]

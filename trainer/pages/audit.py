@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,10 +28,12 @@ from trainer.disk import RealDisk, replace_file
 from trainer.pages import html
 from trainer.plan import make_plan
 from trainer.rundir import resolve
+from trainer.scoring.answers import read_answer
 
 SAMPLES = 5
 BINS = 16
 LABELS_SHOWN_MAX = 30
+ROWS_SHOWN_MAX = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class Audit:
     padding_waste: float
     padding_waste_unsorted: float
     labels: list[tuple[str, int, int]]
+    per_label: list[tuple[str, int, int]]
     duplicates: Duplicates
     warnings: list[str]
 
@@ -69,6 +73,7 @@ def audit(config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool
     doubles = find_duplicates(_texts(train), _texts(held_out) if held_out else [])
     waste, unsorted = _waste(config, lengths)
     labels = _labels(train, held_out)
+    per_label = _per_label(config.eval, train, held_out)
     return Audit(
         train=asdict(train.report),
         held_out=asdict(held_out.report) if held_out else None,
@@ -77,8 +82,9 @@ def audit(config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool
         padding_waste=waste,
         padding_waste_unsorted=unsorted,
         labels=labels,
+        per_label=per_label,
         duplicates=doubles,
-        warnings=_warnings(config.eval, train, doubles, labels),
+        warnings=_warnings(config.eval, train, doubles, (labels, per_label)),
     )
 
 
@@ -101,9 +107,9 @@ def as_text(found: Audit) -> str:
     lines = [_side("to learn from", found.train)]
     if found.held_out:
         lines.append(_side("held out", found.held_out))
-    lines += ["", "what is learnt stands in 【brackets】"]
+    lines += [_dropped(found), "", "what is learnt stands in 【brackets】"]
     for sample in found.samples:
-        lines.append("  " + "".join(f"【{t}】" if learnt else t for t, learnt in sample))
+        lines.append("  " + _harmless("".join(f"【{t}】" if learnt else t for t, learnt in sample)))
     lines += ["", "tokens per row"]
     most = max((count for _, count in found.lengths), default=1) or 1
     lines += [
@@ -122,7 +128,10 @@ def as_text(found: Audit) -> str:
         "",
         "answers (to learn, held out)",
     ]
-    lines += [f"  {count:>7} {other:>7}  {name}" for name, count, other in found.labels]
+    lines += [f"  {count:>7} {other:>7}  {_harmless(name)}" for name, count, other in found.labels]
+    if found.per_label:
+        lines += ["", "labels (to learn, held out)"]
+        lines += [f"  {count:>7} {other:>7}  {name}" for name, count, other in found.per_label]
     lines += ["", *(f"warning: {warning}" for warning in found.warnings)]
     return "\n".join(lines) + "\n"
 
@@ -148,13 +157,18 @@ def as_page(found: Audit, name: str) -> str:
     heads = ("row to learn", "is held-out row")
     across = [html.table(heads, doubles.across)] if doubles.across else []
     legend = html.paragraph("Highlighted tokens are learnt, the others are read.")
+    answers = [html.table(("answer", "to learn", "held out"), found.labels)]
+    if found.per_label:
+        answers.insert(0, html.table(("label", "to learn", "held out"), found.per_label))
     plot = html.bar_plot("tokens per row", found.lengths, x="tokens", y="rows")
     sections = [
         html.section("Warnings", *map(html.paragraph, found.warnings or ["none"])),
-        html.section("Rows", html.table(("", *keys.values()), rows)),
+        html.section(
+            "Rows", html.table(("", *keys.values()), rows), html.paragraph(_dropped(found))
+        ),
         html.section("What is learnt", legend, *map(html.marked, found.samples)),
         html.section("Lengths", plot, html.paragraph(waste)),
-        html.section("Answers", html.table(("answer", "to learn", "held out"), found.labels)),
+        html.section("Answers", *answers),
         html.section("Duplicates", html.table(("", "rows"), counts), *across),
     ]
     return html.page(f"Audit of {name}", sections)
@@ -242,13 +256,49 @@ def _labels(train: Examples, held_out: Examples | None) -> list[tuple[str, int, 
     return [(name[:80], count, keep[name]) for name, count in learn.most_common(LABELS_SHOWN_MAX)]
 
 
+def _per_label(
+    table: EvalTable | None, train: Examples, held_out: Examples | None
+) -> list[tuple[str, int, int]]:
+    """Count each label there is, by itself; empty if the run has no labels."""
+    if table is None:
+        return []
+
+    def counted(side: Examples | None) -> Counter[str]:
+        read = [read_answer(item.completion, table) for item in (side.items if side else ())]
+        nothing = Counter({table.none: sum(not one.labels and one.readable for one in read)})
+        return nothing + Counter(label for one in read for label in one.labels)
+
+    learn, keep = counted(train), counted(held_out)
+    names = [*table.labels, *([table.none] if table.kind == "multilabel" else [])]
+    return [(name, learn[name], keep[name]) for name in names]
+
+
+def _dropped(found: Audit) -> str:
+    """Say that nothing is left out, and which prompts do not stay whole."""
+    said = ["dropped: none, as a row that cannot be learnt with its whole answer is an error"]
+    for word, side in (("to learn from", found.train), ("held out", found.held_out)):
+        if side and side["truncated"]:
+            shown = [str(row) for row in side["truncated_rows"][:ROWS_SHOWN_MAX]]
+            shown += ["..."] * (side["truncated"] > len(shown))
+            said.append(f"shortened in the middle, {word}: row {', '.join(shown)}")
+    return "; ".join(said)
+
+
+def _harmless(text: str) -> str:
+    """Return a text whose control characters are spelt out, so that a terminal obeys none."""
+    return "".join(
+        f"\\x{ord(char):02x}" if unicodedata.category(char) == "Cc" and char not in "\n\t" else char
+        for char in text
+    )
+
+
 def _warnings(
     table: EvalTable | None,
     train: Examples,
     doubles: Duplicates,
-    labels: Sequence[tuple[str, int, int]],
+    counts: tuple[Sequence[tuple[str, int, int]], Sequence[tuple[str, int, int]]],
 ) -> list[str]:
-    report = train.report
+    report, (labels, per_label) = train.report, counts
     found = []
     if doubles.across_count:
         found.append(f"{doubles.across_count} held-out rows are also learnt: scores will flatter")
@@ -256,10 +306,9 @@ def _warnings(
         found.append(f"{report.truncated} of {report.rows} prompts are shortened: raise max_length")
     if doubles.exact > report.rows / 10:
         found.append(f"{doubles.exact} of {report.rows} rows are repeated")
-    if table and table.kind == "label":
-        missing = sorted(set(table.labels) - {item.completion.strip() for item in train.items})
-        if missing:
-            found.append(f"no row to learn {', '.join(missing)} from")
+    missing = [name for name, count, _ in per_label if table and name in table.labels and not count]
+    if missing:
+        found.append(f"no row to learn {', '.join(sorted(missing))} from")
     if table and labels and labels[0][1] > 0.9 * report.rows:
         found.append(f"{labels[0][1]} of {report.rows} answers are {labels[0][0]!r}")
     return found
