@@ -126,11 +126,10 @@ def test_a_base_on_a_hub_has_no_figures_yet(tmp_path: Path) -> None:
     """What cannot be known is called unknown, and the plan goes on."""
     project(tmp_path, model={"id": "owner/name"})
 
-    assert foretold(tmp_path) == [
-        "here: this computer trains, on 2 cores, for as long as that takes",
-        "on a real card: memory and time: unknown until the base's config.json lies here "
-        "(`hf download` brings it)",
-    ]
+    here, real = foretold(tmp_path)
+    assert here == "here: this computer trains, on 2 cores, for as long as that takes"
+    assert real.startswith("on a real card: memory and time: unknown until the base's config.json")
+    assert "`hf download`" in real
 
 
 def test_rows_that_cannot_be_read_spoil_no_forecast(tmp_path: Path) -> None:
