@@ -28,6 +28,7 @@ class Hub:
     refused: int = 0
     datasets: dict[str, bytes] = field(default_factory=dict)  # `owner/name/resolve/revision/path`
     models: dict[str, bytes] = field(default_factory=dict)  # `owner/name/path`
+    makes_none: bool = False  # nobody may make a repository
     gated: bool = False  # models are given to nobody
     asked: list[str] = field(default_factory=list)
 
@@ -61,6 +62,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.store.refused += 1
             self._answer({"error": "Invalid username or password."}, code=401)
+        elif self.path == "/api/repos/create" and self.store.makes_none:
+            self._answer({"error": "You don't have the rights to create a model."}, code=403)
         elif self.path == "/api/repos/create":
             wanted = json.loads(body)
             known = wanted in self.store.created

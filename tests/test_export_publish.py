@@ -87,11 +87,48 @@ def test_a_refusal_is_told_without_the_token(
     said = capsys.readouterr().err
 
     assert code == 78
-    assert "the hub refused" in said
+    assert "the hub refused: Client error '401 Unauthorized'" in said
     assert "hint: check that HF_TOKEN may write to me/model" in said
     assert "hf_wrongOfTheTest" not in said
     assert hub.refused > 0
     assert hub.files == {}
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_token_that_makes_no_repositories_writes_to_one_that_is_there(
+    hub: hubs.Hub, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that forbids making the repository is still asked to take the commit."""
+    hub.makes_none = True
+    monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
+    code = main(["--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint])
+
+    assert (code, len(hub.commits)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("me/model", 9, "hint: nothing is half-published; the same command tries again"),
+        ("a/b/c", None, "`a/b/c` cannot name a model"),
+        ("me/my model", None, "hint: write --repo OWNER/MODEL"),
+    ],
+)
+def test_a_silent_hub_and_a_bad_name_are_not_blamed_on_the_token(
+    hub: hubs.Hub, run_dir: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], asked: tuple[str, int | None, str],
+) -> None:  # fmt: skip
+    """Each trouble has the hint that mends it, and none shows the token."""
+    repo, port, said = asked
+    monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
+    endpoint = hub.endpoint if port is None else f"http://127.0.0.1:{port}"
+    code = main(["--run-dir", str(run_dir), "--repo", repo, "--endpoint", endpoint])
+    told = capsys.readouterr().err
+
+    assert code == 78
+    assert said in told
+    assert "HF_TOKEN" not in told
+    assert hubs.TOKEN not in told
 
 
 def test_without_a_token_or_weights_nothing_is_sent(

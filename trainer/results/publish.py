@@ -27,6 +27,8 @@ from trainer.results.export import export
 
 HUB = "https://huggingface.co"
 SENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+MAY_BE_THERE = {401, 402, 403, 409}
+TOO_MANY = 429  # the status of a hub that wants to be asked later
 NEVER_SENT = ("qft.json", "*optimizer*", "*rng*", ".*")
 
 
@@ -121,16 +123,45 @@ def publish(folder: Path, shelf: Shelf, *, text: str) -> str:
         ]
         operations.append(CommitOperationAdd("README.md", text.encode()))
         try:
-            api.create_repo(shelf.repo, private=shelf.private, exist_ok=True)
+            _make_repository(api, shelf)
             api.create_commit(
                 shelf.repo, operations=operations, commit_message="Add the model and its card"
             )
-        except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        except (HTTPError, OSError, ValueError, RuntimeError, KeyError) as error:
             said = str(error).replace(shelf.token, "***")
-            raise CannotPublishError(
-                f"the hub refused: {said}\nhint: check that HF_TOKEN may write to {shelf.repo}"
-            ) from None  # the cause holds the request, and the request the token
+            # From nothing: the cause holds the request, and the request the token.
+            raise CannotPublishError(_told(error, said, shelf.repo)) from None
     return f"{(shelf.endpoint or HUB).rstrip('/')}/{shelf.repo}"
+
+
+def _make_repository(api: Any, shelf: Shelf) -> None:
+    """Make the repository, unless it is there, or may be and this token makes none.
+
+    Then the commit shows which it is. The library's own `exist_ok` cannot be used: on another hub
+    than the official one it fails over the address of what is there.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api.create_repo(shelf.repo, private=shelf.private)
+    except HfHubHTTPError as error:
+        if error.response.status_code not in MAY_BE_THERE:
+            raise
+
+
+def _told(error: Exception, said: str, repo: str) -> str:
+    """Return what the hub said, and what to do about it."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if isinstance(error, HFValidationError):
+        return f"`{repo}` cannot name a model: {said}\nhint: write --repo OWNER/MODEL"
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    if 400 <= status < 500 and status != TOO_MANY:
+        return f"the hub refused: {said}\nhint: check that HF_TOKEN may write to {repo}"
+    return (
+        f"the hub does not answer as it should: {said}\n"
+        "hint: nothing is half-published; the same command tries again"
+    )
 
 
 @contextmanager
