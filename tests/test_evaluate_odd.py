@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from test_evaluate import evaluation
 from tiny import make_model, make_tokenizer
 
-from trainer.config import ConfigError
+from trainer.config import ConfigError, EvalTable
 from trainer.pages.report import as_page, build
-from trainer.scoring.answers import require_apart
+from trainer.scoring.answers import fault_of, read_answer, require_apart, write_answer
 from trainer.scoring.evaluate import run
 
 
@@ -70,3 +71,24 @@ def test_labels_that_the_tokenizer_cannot_tell_apart_are_named() -> None:
     require_apart([[2], [5]], ["ja", "nein"])
     with pytest.raises(ConfigError, match="writes 'ja' and 'nein' with the same tokens"):
         require_apart([[2], [2]], ["ja", "nein"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "label"),
+    [("multilabel", "a, b"), ("multilabel", "a;b"), ("label", " a"), ("label", "a\nb")],
+)
+def test_a_label_that_no_answer_could_be_read_as_is_refused(kind: str, label: str) -> None:
+    """A comma parts labels, and a line ends one, so neither can be in the middle of it."""
+    with pytest.raises(ValidationError, match="could not be read back"):
+        EvalTable.model_validate({"kind": kind, "labels": ["other", label]})
+
+
+@pytest.mark.parametrize("label", ["etc.", "[x]", "'quoted'", "U.S.", "C++", "new york"])
+@pytest.mark.parametrize("kind", ["label", "multilabel"])
+def test_labels_with_signs_are_read_back(kind: str, label: str) -> None:
+    """What is written for a label is read as that label, whatever signs it begins or ends with."""
+    table = EvalTable.model_validate({"kind": kind, "labels": ["other", label]})
+    answer = read_answer(write_answer([label], table), table)
+
+    assert (answer.labels, answer.unknown, answer.readable) == (frozenset([label]), (), True)
+    assert fault_of(label, table) is None

@@ -271,6 +271,14 @@ class EvalTable(BaseModel):
             raise ValueError("`labels` must be words that differ, also without regard to case")
         if self.kind == "multilabel" and self.none.strip().casefold() in folded:
             raise ValueError("`none` stands for no label, so it cannot be one of `labels`")
+        unread = [one for one in self.labels if one != one.strip() or set("\n\r") & set(one)]
+        if self.kind == "multilabel":
+            unread += [one for one in self.labels if set(",;") & set(one)]
+        if unread:
+            raise ValueError(
+                f"`labels` holds {unread[0]!r}, which could not be read back from an answer: leave "
+                "out outer spaces and line breaks, and in sets of labels commas and semicolons"
+            )
         strangers = ", ".join(sorted(set(self.costs) - set(self.labels)))
         if strangers:
             raise ValueError(f"`costs` names {strangers}, not among `labels`")

@@ -48,9 +48,9 @@ def read_answer(text: str, vocabulary: Vocabulary) -> Answer:
     may be followed by further words; a set may be the word for "none". Nothing readable is the
     empty set with `readable` false.
     """
-    known = {label.casefold(): label for label in vocabulary.labels}
     if vocabulary.kind == "label":
-        return _read_one(text, known)
+        return _read_one(text, {label.casefold(): label for label in vocabulary.labels})
+    known = {_bare(label).casefold(): label for label in vocabulary.labels}
     words = _words(text)
     if [word.casefold() for word in words] == [_bare(vocabulary.none).casefold()]:
         return Answer(labels=frozenset(), unknown=(), readable=True)
@@ -126,10 +126,12 @@ def require_apart(listed: Sequence[Sequence[int]], texts: Sequence[str]) -> None
 def _read_one(text: str, known: dict[str, str]) -> Answer:
     lines = text.strip().splitlines()
     line = lines[0] if lines else ""
-    folded = line.casefold().lstrip("\"'`*[( ")
+    whole = line.casefold()
+    forms = (whole, whole.lstrip("\"'`*[( "))  # a label may itself begin with such a sign
     # The longest first: with `toxic` and `toxic spam` the text `toxic spam` is the latter.
     for word in sorted(known, key=len, reverse=True):
-        if folded.startswith(word) and not folded[len(word) : len(word) + 1].isalnum():
+        begun = [form[len(word) :] for form in forms if form.startswith(word)]
+        if any(not rest[:1].isalnum() for rest in begun):
             return Answer(labels=frozenset([known[word]]), unknown=(), readable=True)
     return Answer(labels=frozenset(), unknown=(line,) if line else (), readable=False)
 
