@@ -176,6 +176,25 @@ def test_a_run_that_has_hardly_begun_has_a_report_too(tmp_path: Path) -> None:
     assert "Training loss: nothing was recorded" in page.text
 
 
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [1e308, 1.0], [-1.7e308, 1.7e308], [0.0, 5e-324], [1e9, 1e9 + 1e-7], [1.0, 1.0 + 3e-16],
+        [3.4e38, 0.1], [0.0, 0.0], [2.5],
+    ],
+)  # fmt: skip
+def test_any_loss_can_be_drawn(tmp_path: Path, losses: list[float]) -> None:
+    """Losses at both ends of what numbers there are, or as good as equal, make a page and JSON."""
+    lines = [json.dumps({"step": at, "loss": loss}) for at, loss in enumerate(losses, start=1)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    written = report.write(tmp_path, tmp_path, None, name="odd")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    assert written["steps"] == len(losses)
+    assert "Training loss" in page
+    assert "nan" not in page.partition("<body>")[2].partition("Throughput")[0]
+
+
 def test_a_log_out_of_order_is_refused(tmp_path: Path) -> None:
     """A step that stands twice would be a resume gone wrong, and no curve hides it."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 2}\n', encoding="utf-8")

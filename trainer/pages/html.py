@@ -41,6 +41,8 @@ svg .name { font-weight: bold; fill: var(--ink); }
 WIDE, HIGH, LEFT, BOTTOM = 760, 240, 58, 34
 TICKS = 7  # about so many on an axis
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))  # thousands from 10k on: 9,500 is as short
+FLAT = 1e-9  # a span below this share of its values is no span to draw
+LEAST, MOST = 1e-300, 1e300  # sizes of numbers beyond which arithmetic on an axis fails
 FAINT = ' opacity=".5"'
 HEAD = 22  # above the plot, for its name
 
@@ -243,8 +245,12 @@ class _Frame:
     @classmethod
     def around(cls, xs: Sequence[float], ys: Sequence[float]) -> _Frame:
         low, high = min(ys), max(ys)
-        margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
-        if 0 <= low < high / 2:
+        size = max(abs(low), abs(high))
+        if high - low > max(size * FLAT, LEAST):
+            margin = (high - low) * 0.05
+        else:  # all alike, but for rounding
+            margin = size * 0.1 if size > LEAST else 1.0
+        if 0 <= low < high / 2 and size > LEAST:
             low = margin = 0.0
         step = _round_step(high + margin - (low - margin))
         start, end = min(xs), max(xs)

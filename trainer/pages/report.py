@@ -280,7 +280,7 @@ def _mean_loss(steps: Sequence[Json]) -> float | None:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < float("inf")
+    return isinstance(value, int | float) and abs(value) < html.MOST
 
 
 def _between(first: float | None, last: float | None) -> str | None:
