@@ -83,7 +83,7 @@ class RunState:
     start_failures: int = 0
     """Refused starts since the machine stopped."""
     unreachable: int = 0
-    """Boots given up in a row because SSH did not answer."""
+    """Boots since new work came home that failed, or were given up because SSH did not answer."""
     crashes: tuple[int, ...] = ()
     """Steps at which the trainer ended by itself, in order."""
     hangs: int = 0

@@ -98,7 +98,7 @@ class Policy:
     unreachable_wait_s: float = 120.0
     """A machine that answered before may be silent this long before it is restarted."""
     unreachable_max: int = 2
-    """Boots given up for silence before a human is told."""
+    """Boots that failed or stayed silent before a human is told."""
     capacity_ttl_s: float = 600.0
     price_ttl_s: float = 300.0
     quota_ttl_s: float = 6 * 3600.0
@@ -287,7 +287,9 @@ def _recover(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: fl
         return Deallocate(reason="switched off from inside, which still bills")
     policy = plan.policy
     if state.unreachable > policy.unreachable_max:
-        reason = f"the machine did not answer over SSH in {state.unreachable} boots"
+        boots = f"{state.unreachable} boots without new work at home"
+        reason = f"the machine failed or stayed silent in {boots}"
+        reason += f" ({vm.detail})" if vm.detail else ""
         return Finish(ending=Ending(code=UNREACHABLE, reason=reason))
     if state.start_failures == 0:
         return Start()

@@ -12,7 +12,7 @@ from typing import Any
 
 from infra.journal import Event, Kind
 from infra.known import Doubt, Ending, Failure, RunState
-from infra.provider import Offer, PowerState, Vm
+from infra.provider import Offer, PowerState, StopReason, Vm
 from infra.spans import close_span, drop_open_span, open_span, reprice_span
 from infra.stops import down_s, is_eviction, owners_stop, owners_stop_explained
 
@@ -151,6 +151,7 @@ def _address_seen(state: RunState, event: Event) -> RunState:
 def _stop_seen(state: RunState, event: Event) -> RunState:
     """The machine went down without our asking."""
     evicted = is_eviction(event.data["reason"])
+    failed = event.data["reason"] == StopReason.FAILED  # by itself, as a boot that never answers
     halted = owners_stop(state, event)
     gone = event.data["power"] in {PowerState.GONE, PowerState.REMNANTS}
     rehearsed = (
@@ -170,7 +171,7 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
         prepared=False,
         launched=False,
         start_failures=0,
-        unreachable=0,
+        unreachable=state.unreachable + 1 if failed else 0,
         evictions=state.evictions + evicted,
         stops=state.stops + 1,
         halted=halted,

@@ -12,7 +12,7 @@ from fakecloud import Story
 from infra import provider as seam
 from infra.journal import Journal, Kind, read
 from infra.lifecycle import Goal, Plan, Policy
-from infra.provider import PowerState, Vm
+from infra.provider import PowerState, StopReason, Vm
 from infra.state import fold
 from infra.watch import Watch
 from infra.workload import HostUnreachable
@@ -211,6 +211,23 @@ def test_silences_with_hours_of_training_between_them_are_not_added_up(story: St
 
     assert story.go().code == 0
     assert kinds(story).count(Kind.MACHINE_UNREACHABLE) == 4
+
+
+def test_a_machine_that_dies_at_every_boot_is_given_up(story: Story) -> None:
+    """Started and found dead three times without new work at home, a run ends with the reason."""
+    limit_turns(story)
+    count = story.between
+
+    def die() -> None:
+        count()
+        story.cloud.stop_all(StopReason.FAILED)
+
+    story.between = die
+    ending = story.go()
+
+    assert ending.code == 4
+    assert "failed or stayed silent in 3 boots without new work at home" in ending.reason
+    assert [act for act in story.cloud.log if act.startswith("start ")] == ["start a"] * 2
 
 
 def test_crashes_that_never_get_further_are_a_failure(
