@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer import hub
 from trainer.config import ConfigError, TrainerConfig, load_config
 from trainer.data.codec import Codec, TooLongError
 from trainer.data.examples import encode_prompt, padding_id
@@ -158,7 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--field", action="append", default=[], metavar="NAME=TEXT", help="a field of the template"
     )
     args = parser.parse_args(argv)
+    hint = None
     try:
+        base = load_config(args.run_dir / "config.json").model.id
+        if not (args.run_dir / Path(base).expanduser()).is_dir():
+            hint = hub.rely_on_cache()
         speaker = load(args.run_dir, adapter=args.adapter, base_only=args.base_only)
         _check_question(args, speaker.config)
         if args.chat:
@@ -169,8 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             prompt = speaker.read_row(dict(pair.split("=", 1) for pair in args.field))
         text, stopped = speaker.answer(prompt, tokens_max=args.tokens)
-    except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
+    except (ConfigError, ConnectionError) as error:
+        sys.stderr.write("\n".join([str(error), *([hint] if hint else [])]) + "\n")
         return 78
     except (DataError, MissingFieldError, TooLongError) as error:
         sys.stderr.write(f"{error}\n")
