@@ -227,13 +227,3 @@ def test_a_damaged_file_is_refused(made: Rig, tmp_path: Path, name: str, content
 
     with pytest.raises(ConfigError, match=r"NOLA|not of one adapter"):
         expand(tmp_path)
-
-
-def test_a_nola_adapter_is_not_published_as_one_that_peft_loads(made: Rig, tmp_path: Path) -> None:
-    """Before a hub is asked anything, the way to a plain adapter is told."""
-    from trainer.results.publish import CannotPublishError, Shelf, publish
-
-    methods.method_of(made.bench.model).save(tmp_path)
-
-    with pytest.raises(CannotPublishError, match=r"python -m trainer export"):
-        publish(tmp_path, Shelf(repo="a/b", token="none"), text="")
