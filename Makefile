@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: help demo test check format lint types install slow chaos recipes lock clean
 help:  ## list the targets
@@ -24,7 +24,7 @@ demo: $(STAMP)  ## the main job on a spot machine that this computer plays: rent
 	QFT_HOME=$(CURDIR)/.demo $(BIN)/qft run examples/quickstart/run.yaml
 	QFT_HOME=$(CURDIR)/.demo $(BIN)/qft ls --all
 
-test: $(STAMP)  ## install and run all tests, two files at a time
+test: $(STAMP)  ## install and run all tests, three files at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
 	  --no-loadscope-reorder -m 'not slow and not chaos'
 

@@ -47,34 +47,62 @@ def dial_of(made: Rig) -> Dial:
 
 
 def test_the_draw_depends_on_seed_and_step_and_covers_all_ranks() -> None:
-    """The same step draws the same rank; over many steps every rank comes about equally often."""
+    """The same step draws the same rank; every stretch of steps has its share of each rank."""
     drawn = [draw_rank(0, step, R) for step in range(8000)]
-    counts = Counter(drawn)
+    whole = sum(rank**-0.5 for rank in range(1, R + 1))
 
     assert drawn == [draw_rank(0, step, R) for step in range(8000)]
     assert drawn != [draw_rank(1, step, R) for step in range(8000)]
-    assert sorted(counts) == list(range(1, R + 1))
-    assert max(counts.values()) < 1.2 * min(counts.values())
+    for start in range(0, 8000, 80):
+        counts = Counter(drawn[start : start + 80])
+        for rank in range(1, R + 1):
+            assert abs(counts[rank] - 80 * rank**-0.5 / whole) < 3
+
+
+def test_one_rank_is_always_drawn_where_there_is_one() -> None:
+    """With r = 1 every step has rank 1."""
+    assert {draw_rank(seed, 7 * seed, 1) for seed in range(50)} == {1}
 
 
 def test_a_step_at_rank_b_has_the_gradient_of_a_lora_of_rank_b(tmp_path: Path) -> None:
-    """Columns and rows up to b get what a LoRA of rank b and equal alpha would give them."""
+    """Columns and rows up to b get what a LoRA of rank b, cut out, would give them."""
     fields: dict[str, Any] = {"alpha": 16, "dropout": 0.0}
     big = rig(tiny.make_run(tmp_path / "big", method={"kind": "dylora", "r": R, **fields}))
     dial_of(big).drawn = 3
     small = rig(tiny.make_run(tmp_path / "small", method={"kind": "lora", "r": 3, **fields}))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in big.state.parameters.items():
-        parameter.data = torch.randn(parameter.shape, generator=generator) / 10
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 50
         small.state.parameters[name].data = cut({name: parameter.data}, 3)[name]
     expected = gradient_of(small)
+    of_b = 3 / torch.arange(1, 4)  # by the chain rule: a column of B counts this much when cut out
 
     for name, found in gradient_of(big).items():
-        inside, outside = (
-            (found[:3], found[3:]) if "lora_A" in name else (found[:, :3], found[:, 3:])
+        inside, outside, factor = (
+            (found[:3], found[3:], torch.ones(1))
+            if "lora_A" in name
+            else (found[:, :3], found[:, 3:], of_b)
         )
-        torch.testing.assert_close(inside, expected[name], rtol=1e-4, atol=1e-6)
+        wanted = expected[name] * factor
+        assert (inside - wanted).abs().max() < 1e-5 * wanted.abs().max()
         assert outside.abs().max() == 0
+
+
+def test_a_higher_rank_adds_to_a_lower_one() -> None:
+    """What the columns of a lower rank do to the base is the same at every higher rank."""
+    tensors = {
+        f"layer.lora_{side}.weight": torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        for side, shape in (("A", (4, 6)), ("B", (5, 4)))
+    }
+
+    def change(rank: int) -> torch.Tensor:
+        part = cut(tensors, rank)
+        return 16 / rank * part["layer.lora_B.weight"] @ part["layer.lora_A.weight"]
+
+    for rank in (2, 3, 4):
+        column = tensors["layer.lora_B.weight"][:, [rank - 1]]
+        row = tensors["layer.lora_A.weight"][[rank - 1]]
+        torch.testing.assert_close(change(rank) - change(rank - 1), 16 / rank * column @ row)
 
 
 def gradient_of(made: Rig) -> dict[str, torch.Tensor]:

@@ -1,8 +1,8 @@
 """Proves on real tweets and a real model in NF4 what the methods promise about quality.
 
-A NOLA file is small and as good as LoRA's: forty steps, three times. One QDyLoRA run of twice the
-steps is as good at every rank as a run at that rank: 180 steps, and four times ninety. With about
-three seconds a step, half an hour on an idle core.
+A NOLA file is small and as good as LoRA's: forty steps, three times. One QDyLoRA run is as good at
+every rank as a run at that rank with as many steps: five times ninety. With about three seconds a
+step, half an hour on an idle core.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ def test_nola_is_as_good_as_lora_in_a_file_a_twentieth_of_the_size(
     assert size * 2 < separate[1][1]
 
 
-def test_one_dylora_run_of_twice_the_steps_is_as_good_at_every_rank(tmp_path: Path) -> None:
+def test_one_dylora_run_is_as_good_at_every_rank(tmp_path: Path) -> None:
     """The loss at ranks 1, 2, 4 and 8 is at most 5 % above that of a separate run at the rank."""
     alone = {
         rank: loss_of(trained(tmp_path / f"rank-{rank}", steps=WHOLE, kind="qlora", r=rank))
         for rank in (1, 2, 4, 8)
     }
-    made = trained(tmp_path / "every-rank", steps=2 * WHOLE, kind="qdylora", r=8)
+    made = trained(tmp_path / "every-rank", steps=WHOLE, kind="qdylora", r=8)
     dial = methods.method_of(made.bench.model)
     assert isinstance(dial, Dial)
 

@@ -1,15 +1,19 @@
 """DyLoRA: one run trains every rank up to r, and each can be cut out as a plain LoRA adapter.
 
-Every step draws a rank b and trains with A[:b] and B[:, :b], scaled by alpha/b as a LoRA of that
-rank is (Valipour et al., 2023; QDyLoRA is the same on a quantised base). The draw depends on seed
-and step only, so that an interrupted run draws what it would have drawn.
+Every step draws a rank b and trains with A[:b] and B[:, :b] (Valipour et al., 2023; QDyLoRA is the
+same on a quantised base). Unlike there, column i counts alpha/i at every rank, so that a higher
+rank adds to a lower one and does not shrink it: measured much better (docs/measurements.md). The
+draw depends on seed and step only, so that an interrupted run draws what it would have drawn.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ RANKS = "ranks.json"
 WHOLE = "ranks.safetensors"  # A and B of rank r, of which every lower rank is a part
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ALL_UP_TO = 16  # ranks beyond it are compared at powers of two only
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it spread evenly
 
 
 class Dial:
@@ -69,7 +74,7 @@ class Dial:
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         (directory / CONFIG).write_text(text, encoding="utf-8")
         table = {
-            "version": 1,
+            "version": 2,
             "r": self.r,
             "alpha": self.alpha,
             "losses": None if self.losses is None else {str(b): x for b, x in self.losses.items()},
@@ -94,32 +99,42 @@ class Dial:
             self.chosen = before
 
     def _cut(self, module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        """Keep the first b of r outputs of A, times r/b: PEFT scales by alpha/r, b needs alpha/b.
+        """Keep the first b of r outputs of A, the i-th times r/i: PEFT's alpha/r becomes alpha/i.
 
-        The factor stays float32: in bfloat16 it would be off by up to 0.4 % in one direction.
+        The factors stay float32: in bfloat16 they would be off by up to 0.4 % in one direction.
         """
         rank = self.drawn if module.training else self.chosen
-        if rank == self.r:
-            return output
         key = (rank, output.device)
         if key not in self._masks:
             mask = torch.zeros(self.r, device=output.device)
-            mask[:rank] = self.r / rank
+            mask[:rank] = self.r / torch.arange(1, rank + 1)
             self._masks[key] = mask
         return output * self._masks[key]
 
 
 def cut(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
-    """Return A[:rank] and B[:, :rank] of every layer, under the names they have in the file."""
+    """Return A[:rank] and B[:, :rank] of every layer, under the names they have in the file.
+
+    Column i of B is multiplied by rank/i: a plain LoRA scales all of them by alpha/rank.
+    """
+    factors = rank / torch.arange(1, rank + 1)
     return {
-        name: (tensor[:rank] if ".lora_A." in name else tensor[:, :rank]).contiguous()
+        name: tensor[:rank].contiguous()
+        if ".lora_A." in name
+        else (tensor[:, :rank] * factors.to(tensor)).contiguous()
         for name, tensor in tensors.items()
     }
 
 
 def draw_rank(seed: int, step: int, r: int) -> int:
-    """Return the rank of a step, 1 to r, each about equally often, from seed and step alone."""
-    return 1 + ordinal(seed, "rank", step) % r
+    """Return the rank of a step, 1 to r, from seed and step alone.
+
+    Rank b comes in proportion to 1/sqrt(b): what lower ranks learn, higher ones have, too. A Weyl
+    sequence with the golden ratio draws it, so that every stretch of steps has its share of each.
+    """
+    at = (ordinal(seed, "rank") + step * GOLDEN) % (1 << 64)
+    ends = list(accumulate(1 / math.sqrt(rank) for rank in range(1, r + 1)))
+    return min(1 + bisect_right(ends, at / (1 << 64) * ends[-1]), r)
 
 
 def ranks_to_compare(r: int) -> tuple[int, ...]:

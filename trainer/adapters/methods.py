@@ -103,11 +103,6 @@ def advice(method: MethodTable) -> list[str]:
             f"{method.kind}: every quantised weight is unpacked in every forward pass, which can "
             "double the time of a step; rslora with `quant: nf4` is the cheaper thing to try first"
         )
-    if method.kind.dylora:
-        lines.append(
-            f"{method.kind}: a step trains one of {method.r} ranks, so each learns more slowly "
-            "than in a run of its own; give it about twice the steps"
-        )
     if method.optimizer is OptimizerKind.PAGED_ADAMW8BIT:
         lines.append(
             "paged_adamw8bit: after a resume its state lies in the GPU's memory and is no longer "
