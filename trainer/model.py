@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -101,6 +102,8 @@ def load_base(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # the log is a file
+    # On some CPUs it advises a package with a kernel for inference, which training would not use.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     model_config = load_config(source)
     family = (
         transformers.AutoModelForSeq2SeqLM
