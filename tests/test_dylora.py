@@ -187,6 +187,10 @@ def test_what_cannot_be_exported_is_said(trained: Rig, tmp_path: Path) -> None:
     adapter = saved(trained, tmp_path)
     with pytest.raises(ConfigError, match="9 is not one of 1 to 8"):
         export(adapter, tmp_path / "out", rank=9)
+    table = (adapter / "ranks.json").read_text()
+    (adapter / "ranks.json").write_text(table.replace('"version": 2', '"version": 1'))
+    with pytest.raises(ConfigError, match="of another qft"):
+        export(adapter, tmp_path / "out", rank=2)
     (adapter / "ranks.json").unlink()
     with pytest.raises(ConfigError, match="rank 8 only"):  # as best, for nothing was measured
         export(adapter, tmp_path / "out", rank=4)

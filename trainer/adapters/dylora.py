@@ -26,6 +26,7 @@ from trainer.supervised import mean_loss
 
 RANKS = "ranks.json"
 WHOLE = "ranks.safetensors"  # A and B of rank r, of which every lower rank is a part
+VERSION = 2  # of `RANKS`; in 1 the columns of a rank were scaled alike
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ALL_UP_TO = 16  # ranks beyond it are compared at powers of two only
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it spread evenly
@@ -74,7 +75,7 @@ class Dial:
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         (directory / CONFIG).write_text(text, encoding="utf-8")
         table = {
-            "version": 2,
+            "version": VERSION,
             "r": self.r,
             "alpha": self.alpha,
             "losses": None if self.losses is None else {str(b): x for b, x in self.losses.items()},

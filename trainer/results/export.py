@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from trainer.adapters.dylora import CONFIG, RANKS, TENSORS, WHOLE, cut
+from trainer.adapters.dylora import CONFIG, RANKS, TENSORS, VERSION, WHOLE, cut
 from trainer.adapters.nola import FACTS, expand
 from trainer.config import ConfigError
 from trainer.disk import RealDisk
@@ -60,10 +60,12 @@ def export_rank(adapter: Path, rank: int, out: Path) -> Exported:
     """Write A[:rank] and B[:, :rank] of a DyLoRA adapter as a LoRA of that rank and the same alpha.
 
     Raises:
-        ConfigError: it is no DyLoRA adapter, or has no such rank.
+        ConfigError: it is no DyLoRA adapter, has no such rank, or its columns count otherwise.
     """
     table = _read(adapter / RANKS, "only a DyLoRA adapter has several ranks")
     settings = _read(adapter / CONFIG, "there is no adapter")
+    if table.get("version") != VERSION:
+        raise ConfigError([f"{adapter / RANKS} is of another qft; use the one that trained it"])
     if not 1 <= rank <= table["r"]:
         raise ConfigError([f"--rank: {rank} is not one of 1 to {table['r']}"])
     return _write(out, {**settings, "r": rank}, cut(_load(adapter / WHOLE), rank))
