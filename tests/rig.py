@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import tiny
 
@@ -21,6 +23,7 @@ from trainer.eviction import Flag
 from trainer.loop import train
 from trainer.rundir import CONFIG, data_facts
 from trainer.saving.checkpoint import Store
+from trainer.saving.saver import Saver, SaveResult
 from trainer.saving.state import TrainingState
 from trainer.stages import prepare, set_up, size_limit
 from trainer.status import Heartbeat
@@ -44,6 +47,21 @@ class Rig:
     def save(self) -> None:
         """Save the present state, durably."""
         self.store.save(self.state.snapshot(FACTS))
+
+
+@contextmanager
+def saves_in_step() -> Iterator[None]:
+    """Let the loop wait for every save, so that no disk decides which checkpoints there are.
+
+    By itself it goes on while a save is under way, and leaves out one that falls due meanwhile.
+    """
+    collect = Saver.collect
+
+    def patient(self: Saver, *, wait: bool) -> SaveResult | None:
+        return collect(self, wait=True)
+
+    with mock.patch.object(Saver, "collect", patient):
+        yield
 
 
 FACTS: dict[str, Any] = {"config": {}, "data": {}, "base": {}, "hardware": {}, "versions": {}}

@@ -17,7 +17,7 @@ import tiny
 import torch
 from accelerate.state import AcceleratorState
 from pydantic import BaseModel
-from rig import outcome, rig
+from rig import outcome, rig, saves_in_step
 
 from trainer import config as tables
 from trainer import model as models
@@ -82,7 +82,8 @@ def rhythm(run: Path) -> object:
 
 def kept(run: Path) -> object:
     """How many checkpoints a whole job leaves behind."""
-    run_job(Order(run_dir=run), lambda _text: None)
+    with saves_in_step():
+        run_job(Order(run_dir=run), lambda _text: None)
     return len(list((run / "checkpoints").iterdir()))
 
 
