@@ -23,6 +23,8 @@ SKUS_FRESH_S = 24 * 3600.0
 WORKERS = 8
 """At most as many as the SDK's connection pool keeps."""
 SPOT_QUOTA = "lowPriorityCores"
+ASKING = "asking"
+"""The name of the threads that may still wait for an answer when nobody does any more."""
 
 
 @dataclass(kw_only=True)
@@ -135,7 +137,7 @@ def run_all(jobs: Sequence[Callable[[], None]], problems: list[str], *, wait_s: 
                 problems.append(str(error))
             ended.append(None)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(WORKERS)]
+    threads = [threading.Thread(target=work, name=ASKING, daemon=True) for _ in range(WORKERS)]
     deadline = time.monotonic() + wait_s
     for thread in threads:
         thread.start()

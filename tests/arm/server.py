@@ -27,6 +27,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # plans ask from many threads, and one turned away waits a second
 
     def __init__(self, answer: Answer, faults: Faults, *, directory: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
