@@ -12,8 +12,10 @@ from rig import outcome, restored, rig, twin_of
 from transformers import FalconConfig, FalconForCausalLM
 from transformers.models.falcon.modeling_falcon import FalconLinear
 
+from trainer import model as models
 from trainer.adapters import quantise
-from trainer.config import ConfigError
+from trainer.config import ConfigError, MethodKind, MethodTable, PrecisionChoice
+from trainer.device.precision import Precision
 
 
 def make_falcon(directory: Path) -> Path:
@@ -49,6 +51,21 @@ def test_every_layer_of_falcon_is_stored_as_asked(
 
     assert len(layers) == 8
     assert {type(layer).__name__ for layer in layers} == {kind}
+
+
+@pytest.mark.parametrize("precision", [PrecisionChoice.BF16, PrecisionChoice.FP16])
+def test_every_layer_of_falcon_is_quantised_in_the_precision_of_a_gpu(
+    tmp_path: Path, precision: PrecisionChoice
+) -> None:
+    """Also while transformers makes every new tensor a 16-bit one, as it does on a GPU."""
+    place = make_falcon(tmp_path / "model")
+    source = models.Source(name=str(place), revision=None, trust_remote_code=False)
+    rounded = Precision(compute=precision, autocast=True, loss_scaling=False, reason="")
+    base = models.load_base(
+        source, MethodTable(kind=MethodKind.QLORA), precision=rounded, device=torch.device("cpu")
+    )
+
+    assert len(list(models.four_bit_layers(base))) == 8
 
 
 def test_falcon_in_four_bits_learns_and_resumes_to_the_same_bits(tmp_path: Path) -> None:

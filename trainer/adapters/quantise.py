@@ -78,7 +78,9 @@ def _computes_a_linear(module: torch.nn.Linear) -> bool:
         return False
     if set(dict(module.named_parameters())) != set(dict(twin.named_parameters())):
         return False
-    asked = torch.tensor([[[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]]], device="cpu")
+    # The type is said: while a base is loaded, new tensors are of the one that it is loaded in.
+    rows = [[[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]]]
+    asked = torch.tensor(rows, device="cpu", dtype=torch.float32)
     with torch.no_grad():
         expected = linear(asked, twin.weight, twin.bias)
         twin.__class__ = type(module)
