@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE
@@ -30,6 +31,7 @@ from infra.provider import StopReason
 from infra.state import fold
 from infra.when import utc
 from trainer.data.template import Template
+from trainer.method_table import Quant
 
 TRAINER_CODES = {65: Exit.USAGE, 78: Exit.USAGE, 2: Exit.USAGE}
 """Bad data and bad config are the user's to mend; everything else is the trainer's failure."""
@@ -69,9 +71,10 @@ class Shelf:
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """How to merge: another base than the config's, another number format, rows to compare on."""
+    """How to merge: another base than the config's or as training quantised it, another format."""
 
     base: str = ""
+    quantised: bool = False
     dtype: str = ""
     rows: int = 32
 
@@ -138,7 +141,7 @@ def _how_to_ask(folder: RunFolder, loaded: LoadedConfig) -> str:
 
 
 def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, Any] | None]:
-    """Merge the adapter into its 16-bit base, then compare the two on held-out rows.
+    """Merge the adapter into its base, then compare the two on held-out rows.
 
     Return the folder of the merged model, and how alike they answer: None if they were not asked.
     """
@@ -146,26 +149,36 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
     target = loaded.out / "merged"
     if target.exists():
         raise Usage(f"`{target}` is there already", hint="use it, or remove it to merge again")
+    if order.quantised and loaded.config.method.storage is Quant.NONE:
+        raise Usage(
+            f"`{folder.name}` was trained on a base that is not quantised",
+            hint=f"`qft merge {folder.name}` merges onto that base",
+        )
     source = Path(order.base).expanduser() if order.base else loaded.model_folder
     source = source or _from_hub(folder, loaded, as_json=as_json)
     if not (source / "config.json").is_file():
         raise Usage(f"`{source}` holds no model", hint="name the directory with its config.json")
     adapter = ["--adapter", str((loaded.out / "adapter").absolute())]
-    arguments = ["--base", str(source), *adapter, "--out", str(target)]
-    arguments += ["--dtype", order.dtype] if order.dtype else []
-    _program("results.merge", arguments, as_json=as_json)
+    places = ["--base", str(source.absolute()), *adapter]
+    places += ["--onto", "quantized" if order.quantised else "original"]
+    written = ["--out", str(target), *(["--dtype", order.dtype] if order.dtype else [])]
+    parity = loaded.out / "merged-parity.json"
+    parity.unlink(missing_ok=True)  # it is of a merged model that is gone
+    with laid_out(loaded, folder) if order.quantised else nullcontext() as run_dir:
+        how = ["--run-dir", str(run_dir)] if run_dir else []
+        _program("results.merge", [*places, *written, *how], as_json=as_json)
     if not order.rows:
         return target, None
     with laid_out(loaded, folder) as run_dir:
-        places = ["--run-dir", str(run_dir), "--merged", str(target.absolute()), *adapter]
-        places += ["--base", str(source.absolute()), "--rows", str(order.rows)]
-        done = _start("results.parity", places, stdout=PIPE, stderr=PIPE if as_json else None)
+        asked = ["--run-dir", str(run_dir), "--merged", str(target.absolute()), *places]
+        asked += ["--rows", str(order.rows)]
+        done = _start("results.parity", asked, stdout=PIPE, stderr=PIPE if as_json else None)
     if done.returncode:
         why = f": {done.stderr.strip().splitlines()[-1]}" if done.stderr else ""
         talk(f"the merged model is whole, but it was not compared with the adapter{why}")
         return target, None
     found = dict(json.loads(done.stdout))
-    write_json(loaded.out / "merged-parity.json", found, mode=0o644)
+    write_json(parity, found, mode=0o644)
     return target, found
 
 

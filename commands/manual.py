@@ -74,6 +74,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     "merge": {
         "qft merge": "into out/NAME/merged; a base on a hub is fetched",
         "qft merge --base phi-1_5": "a base that lies in phi-1_5",
+        "qft merge --onto quantized": "the very model that QLoRA trained",
     },
     "push": {
         "qft push --repo me/my-adapter": "privately; HF_TOKEN must be set",

@@ -34,6 +34,13 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
 
 
+class Onto(StrEnum):
+    """Which base an adapter can be merged onto."""
+
+    ORIGINAL = "original"
+    QUANTIZED = "quantized"
+
+
 @app.command(name="eval", epilog=examples("eval"))
 def evaluate(
     run: Run = "",
@@ -190,7 +197,7 @@ def export(
 
 
 @app.command(epilog=examples("merge"))
-def merge(
+def merge(  # noqa: PLR0913  (an argument is an option)
     run: Run = "",
     *,
     base: Annotated[
@@ -200,15 +207,19 @@ def merge(
     dtype: Annotated[
         Dtype | None, typer.Option(help="Number format.", show_default="the base's own")
     ] = None,
+    onto: Annotated[
+        Onto, typer.Option(help="The base as its files have it, or as training quantised it.")
+    ] = Onto.ORIGINAL,
     rows: Annotated[
         int, typer.Option("--compare", min=0, help="Held-out rows to compare it on; 0 for none.")
     ] = 32,
     as_json: Json = False,
 ) -> None:
-    """Merge the adapter into its 16-bit base, and compare."""
+    """Merge the adapter into its base, and compare."""
     from commands import after
 
-    order = after.Fold(base=base, dtype=dtype or "", rows=rows)
+    quantised = onto is Onto.QUANTIZED
+    order = after.Fold(base=base, dtype=dtype or "", quantised=quantised, rows=rows)
     merged, parity = after.merge(run, order, as_json=as_json)
     if as_json:
         out_json({"model": str(merged), "parity": parity})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ import tiny
 import torch
 from test_export_merge import load, make_adapter
 
+from commands import after
 from commands.forecast import cached
 from commands.home import run_folder
 from infra.durable import write_json
@@ -36,9 +41,9 @@ class Desk:
     out: Path
     hub: hubs.Hub
 
-    def merge(self, **env: str) -> subprocess.CompletedProcess[str]:
+    def merge(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `qft merge` in a process of its own."""
-        return self._run("cli.py", "merge", "moods", "--json", **env)
+        return self._run("cli.py", "merge", "moods", "--json", *words, **env)
 
     def fetch(self, **env: str) -> subprocess.CompletedProcess[str]:
         """Only fetch the base, as `qft merge` does."""
@@ -99,11 +104,58 @@ def test_a_base_on_a_hub_is_fetched_merged_and_compared(desk: Desk) -> None:
     assert desk.fetched() == sorted([*shards, *wanted])
     assert told["parity"]["rows"] == told["parity"]["equal"] == 6
     assert told["parity"]["logits_difference_max"] < 1e-4
+    assert told["parity"]["onto"] == "original"
+    assert told["parity"]["on_original"]["logits_difference_max"] < 1e-4
     assert told["parity"]["as_trained"]["quant"] == "nf4"
     assert told["parity"]["as_trained"]["logits_difference_max"] > 1e-3
     assert json.loads((desk.out / "merged-parity.json").read_text()) == told["parity"]
     assert again.returncode == 0, again.stderr
     assert (Path(again.stdout.strip()) / shards[0]).is_file()
+
+
+def in_here(module: str, arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    """Run a tool of the trainer in this process, which has loaded its libraries already."""
+    printed, told = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+        code = importlib.import_module(f"trainer.{module}").main(arguments)
+    return subprocess.CompletedProcess(arguments, code, printed.getvalue(), told.getvalue())
+
+
+def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Top figures are those on the base of the training; those of an earlier merge do not stay."""
+    monkeypatch.setenv("QFT_HOME", str(desk.place / "home"))
+    monkeypatch.setattr(after, "_start", in_here)
+    order = after.Fold(base=str(desk.place / "base"), quantised=True, rows=3)
+    target, found = after.merge("moods", order, as_json=True)
+    kept = json.loads((desk.out / "merged-parity.json").read_text())
+    shutil.rmtree(target)
+    after.merge("moods", replace(order, rows=0), as_json=True)
+
+    assert found is not None
+    assert kept == found
+    assert (found["onto"], found["rows"], found["equal"]) == ("quantized", 3, 3)
+    assert found["logits_difference_max"] < 1e-5
+    assert found["as_trained"]["logits_difference_max"] == found["logits_difference_max"]
+    assert found["on_original"]["logits_difference_max"] > 1e-3
+    assert "merged onto the nf4 base of the training, 14 matrices" in capsys.readouterr().err
+    assert (target / "config.json").is_file()
+    assert not (desk.out / "merged-parity.json").exists()
+
+
+def test_a_base_that_was_not_quantised_is_no_quantised_one(desk: Desk) -> None:
+    """After `kind: lora` the option is refused before a base is fetched, with what to type."""
+    folder = run_folder(desk.place / "home", "moods")
+    kept = json.loads(folder.config.read_text(encoding="utf-8"))
+    kept["config"]["method"]["kind"] = "lora"
+    write_json(folder.config, kept)
+    refused = desk.merge("--onto", "quantized")
+
+    assert refused.returncode == 2
+    assert "`moods` was trained on a base that is not quantised" in refused.stdout
+    assert "`qft merge moods` merges onto that base" in refused.stdout
+    assert desk.fetched() == []
 
 
 def test_a_base_that_is_not_given_names_the_way_around(desk: Desk) -> None:

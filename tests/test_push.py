@@ -121,7 +121,8 @@ def test_an_adapter_arrives_with_a_card_of_method_data_scores_and_cost(desk: Des
 
 def test_a_merged_model_is_published_as_a_model(desk: Desk) -> None:
     """`--merged --public` sends the merged weights, visible; without them it names `qft merge`."""
-    alike = {"held_out": True, "rows": 6, "equal": 5}
+    alike = {"held_out": True, "rows": 6, "equal": 5, "onto": "quantized"}
+    alike |= {"as_trained": {"quant": "nf4", "equal": 5}, "on_original": {"equal": 4}}
     (desk.out / "merged-parity.json").write_text(json.dumps(alike), encoding="utf-8")
     done = desk.push("--merged", "--public")
     card = desk.hub.files["README.md"].decode()
@@ -129,7 +130,10 @@ def test_a_merged_model_is_published_as_a_model(desk: Desk) -> None:
     assert done.returncode == 0, done.stderr
     assert set(desk.hub.files) == {"model.safetensors", "README.md"}
     assert "library_name: transformers" in card
-    assert "The merged model answers 5 of 6 held-out rows as the adapter does." in card
+    assert (
+        "The merged model answers 5 of 6 held-out rows as the adapter does on the nf4 base it was "
+        "trained on, which it was merged onto, and 4 as on the original base."
+    ) in card
     assert desk.hub.created[0]["visibility"] == "public"
 
     (desk.out / "merged").rename(desk.out / "elsewhere")

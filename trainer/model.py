@@ -99,6 +99,36 @@ def load_base(
             are missing, none of its layers can be quantised, or it does not fit (`DoesNotFit`).
         ConnectionError: the hub does not answer; try again.
     """
+    base, loading = _read(source, method, precision=precision, device=device)
+    _require_all_weights(base, loading["missing_keys"])
+    base.requires_grad_(requires_grad=False)
+    if method.storage is not Quant.NONE:
+        quantise.require_quantised(base)
+        forbid_repacking(base)
+    return base
+
+
+def empty_base(
+    source: Source, method: MethodTable, *, precision: Precision, device: torch.device
+) -> Model:
+    """Return the quantised base as `load_base` has it before it reads a weight: all shape, no size.
+
+    Which layers are quantised, and how, is thus decided in the very same way.
+
+    Raises:
+        ConfigError, ConnectionError: as `load_base` does.
+    """
+    empty: list[Model] = []
+    _read(source, method, precision=precision, device=device, only=empty)
+    quantise.require_quantised(empty[0])
+    return empty[0]
+
+
+def _read(
+    source: Source, method: MethodTable, *, precision: Precision, device: torch.device,
+    only: list[Model] | None = None,
+) -> Any:  # fmt: skip
+    """Let transformers load the base; return it and what it found in the files, or see `only`."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # the log is a file
@@ -110,7 +140,7 @@ def load_base(
         if is_seq2seq(model_config)
         else transformers.AutoModelForCausalLM
     )
-    dtype = _DTYPES[precision.compute]
+    dtype = DTYPES[precision.compute]
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, **source.arguments}
     if method.storage is not Quant.NONE:
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -120,16 +150,10 @@ def load_base(
             bnb_4bit_use_double_quant=method.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
-    with _readable_failure(source), quantise.all_linears():
-        base, loading = family.from_pretrained(
+    with _readable_failure(source), quantise.all_linears(only=only):
+        return family.from_pretrained(
             source.name, config=model_config, output_loading_info=True, **arguments
         )
-    _require_all_weights(base, loading["missing_keys"])
-    base.requires_grad_(requires_grad=False)
-    if method.storage is not Quant.NONE:
-        quantise.require_quantised(base)
-        forbid_repacking(base)
-    return base
 
 
 def _require_all_weights(base: Model, missing: Iterable[str]) -> None:
@@ -286,7 +310,7 @@ class _readable_failure:  # noqa: N801 - used as a context manager
 # What the libraries raise for a base that is not there, damaged, or needs what is not installed.
 _UNUSABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
-_DTYPES: Mapping[str, torch.dtype] = {
+DTYPES: Mapping[str, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,

@@ -16,7 +16,7 @@ from trainer import model as models
 from trainer import ranks
 from trainer.adapters import methods
 from trainer.bench import Bench
-from trainer.config import ConfigError
+from trainer.config import ConfigError, PrecisionChoice
 from trainer.data.examples import Examples, load_examples, padding_id
 from trainer.desk import Desk
 from trainer.device.memory import Gpu
@@ -71,7 +71,7 @@ def work(desk: Desk) -> None:
         adapted = models.attach_adapter(base, desk.config.method, desk.config.train)
         best = learn(desk, material, adapted)
         ranks.compare(desk, material, adapted)
-        write_adapter(desk, adapted, best)
+        write_adapter(desk, adapted, best, computed=material.precision.compute)
     score(desk, material, adapted, "after")
 
 
@@ -292,8 +292,12 @@ def _note_inexact(
         desk.say(f"not bit-exact from step {found.step + 1}: {line}")
 
 
-def write_adapter(desk: Desk, adapted: Any, best: Best) -> None:
-    """Write `adapter/` in PEFT's own format, whole or not at all, with a receipt inside."""
+def write_adapter(desk: Desk, adapted: Any, best: Best, *, computed: PrecisionChoice) -> None:
+    """Write `adapter/` in PEFT's own format, whole or not at all, with a receipt inside.
+
+    `computed` is the arithmetic that `train.precision: auto` became here: the base was rounded to
+    it before it was quantised, which whoever quantises it again has to know.
+    """
     disk = RealDisk()
     target, temporary = desk.run_dir / ADAPTER, desk.run_dir / ADAPTER_PARTIAL
     if temporary.exists():
@@ -305,6 +309,7 @@ def write_adapter(desk: Desk, adapted: Any, best: Best) -> None:
         "training": training_facts(desk.config, desk.inputs),
         "status": {name: getattr(status, name) for name in KEPT},
         "best": asdict(best) if best.step else None,
+        "precision": str(computed),
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
     }
     (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")

@@ -16,12 +16,18 @@ from torch.nn.functional import linear
 from trainer.config import ConfigError
 
 
+class _Enough(Exception):  # noqa: N818 - no error, a way out
+    """The empty model is there, and no more is wanted."""
+
+
 @contextmanager
-def all_linears() -> Iterator[None]:
+def all_linears(*, only: list[Any] | None = None) -> Iterator[None]:
     """While inside, transformers also quantises layers that are linear under another name.
 
     They are renamed on the still empty model, before any weight is read, so a base never lies in
     memory in 16 bits. There is no hook for this but the function that transformers calls.
+    With `only` a list, the model is put in there once its layers are the quantised ones, still
+    empty, and the block ends before a weight is read.
     """
     from transformers import integrations
 
@@ -29,11 +35,17 @@ def all_linears() -> Iterator[None]:
 
     def replace(model: Any, *arguments: Any, **named: Any) -> Any:
         simplify(model)
-        return original(model, *arguments, **named)
+        replaced = original(model, *arguments, **named)
+        if only is not None:
+            only.append(model)
+            raise _Enough
+        return replaced
 
     integrations.replace_with_bnb_linear = replace
     try:
         yield
+    except _Enough:
+        return
     finally:
         integrations.replace_with_bnb_linear = original
 

@@ -292,11 +292,23 @@ def _best(found: Mapping[str, Any] | None) -> str | None:
 
 
 def merged_as_adapter(found: Mapping[str, Any] | None) -> str | None:
-    """Say how alike the merged model and the adapter answer; None if they were not compared."""
+    """Say how alike the merged model and the adapter answer; None if they were not compared.
+
+    After a training on a quantised base, it is said of that base and of the original one.
+    """
     if not found:
         return None
     rows = "held-out rows" if found["held_out"] else "learnt rows"
-    return f"answers {found['equal']} of {found['rows']} {rows} as the adapter does"
+    told = f"answers {found['equal']} of {found['rows']} {rows} as the adapter does"
+    trained = found.get("as_trained")
+    if not trained:
+        return told
+    quantised, original = f"the {trained['quant']} base it was trained on", "the original base"
+    if found.get("onto") == "quantized":
+        other = f"{found['on_original']['equal']} as on {original}"
+        return f"{told} on {quantised}, which it was merged onto, and {other}"
+    other = f"{trained['equal']} as on {quantised}"
+    return f"{told} on {original}, which it was merged onto, and {other}"
 
 
 def _yes(value: object) -> str | None:

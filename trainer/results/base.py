@@ -12,7 +12,7 @@ import argparse
 import json
 import pickle
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +112,16 @@ def _older(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise NoBaseError(f"{path} holds no table of tensors")
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def placed(name: str, names: Collection[str]) -> str:
+    """Return the name of a loaded model's tensor as files with these `names` write it.
+
+    A base may be stored without the first part of its names (GPT-2 is, on the hub), which
+    transformers puts in front when it loads one.
+    """
+    short = name.partition(".")[2]
+    return short if name not in names and short in names else name
 
 
 def fetch(model: str, revision: str) -> Path:

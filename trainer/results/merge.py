@@ -1,9 +1,11 @@
-"""Folds an adapter into its 16-bit base, shard by shard on the CPU, into a plain model directory.
+"""Folds an adapter into its base, shard by shard on the CPU, into a plain model directory.
 
     python -m trainer.results.merge --base DIR --adapter DIR --out DIR [--dtype float32]
+        [--onto quantized --run-dir DIR]
 
-Never more than one shard of the base is in memory. The base is the 16-bit one, not the 4-bit one
-that the adapter was trained on: what rounding that leaves is measured by `parity`, not assumed.
+Never more than one shard of the base is in memory. The base is the one of the files, not the 4-bit
+one that the adapter was trained on, unless `--onto quantized` takes that from them. What rounding
+leaves is measured by `parity`, not assumed.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from trainer.results.base import (
     INDEX,
     SINGLE,
     NoBaseError,
+    placed,
     read_tensors,
     shard_names,
     tensor_names,
     written_name,
 )
+from trainer.results.onto import Kept, Onto, as_trained
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.index.json")
 PREFIX = "base_model.model."
@@ -136,19 +140,24 @@ def read_adapter(directory: Path) -> Adapter:
     )
 
 
-def merge(
-    base: Path, adapter: Path, out: Path, *, dtype: torch.dtype | None, say: Callable[[str], None]
-) -> int:
+def merge(  # noqa: PLR0913 - three places and how
+    base: Path, adapter: Path, out: Path, *, dtype: torch.dtype | None,
+    say: Callable[[str], None], kept: Kept | None = None,
+) -> int:  # fmt: skip
     """Write the merged model to `out`, whole or not at all; return how many matrices changed.
 
-    `dtype` is that of the weights written; None keeps each as it is in the base.
+    `dtype` is that of the weights written; None keeps each as it is in the base. With `kept`, the
+    adapter is merged onto the base as training kept it, else onto the base as its files have it.
 
     Raises:
         CannotMergeError: something of the adapter has no place in the base, or `out` exists.
+        NoBaseError: the base cannot be read, or lacks what training quantised.
     """
     found = read_adapter(adapter)
     shards = shard_names(base)
-    found = _fitted(found, {name for one in shards for name in tensor_names(base / one)}, base)
+    names = {name for one in shards for name in tensor_names(base / one)}
+    found = _fitted(found, names, base)
+    kept = kept.fitted(names) if kept else None
     if out.exists():
         raise CannotMergeError(f"{out} exists already; name another directory or remove it")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -157,7 +166,7 @@ def merge(
     try:
         for number, name in enumerate(shards, start=1):
             target = written_name(name)
-            sizes[target] = _merge_shard(base / name, partial / target, found, dtype)
+            sizes[target] = _merge_shard(base / name, partial / target, found, dtype, kept)
             say(f"shard {number} of {len(shards)} merged")
         _write_index(partial, sizes)
         _copy_the_rest(base, adapter, partial, dtype)
@@ -165,21 +174,19 @@ def merge(
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return len(found.deltas) + len(found.replaced)
+    changed = {f"{name}.weight" for name in found.deltas} | found.replaced.keys()
+    return len(changed | kept.weights.keys() if kept else changed)
 
 
 def _fitted(adapter: Adapter, names: set[str], base: Path) -> Adapter:
     """Return the adapter under the names, and the way round, of the matrices of the base's files.
 
-    A base may be stored without the first part of its names (GPT-2 is, on the hub), which
-    transformers puts in front when it loads one. An adapter that was trained on quantised layers
-    does not say that those of the 16-bit base are transposed.
+    An adapter that was trained on quantised layers does not say that those of the 16-bit base are
+    transposed.
     """
 
     def place(name: str, ending: str) -> str:
-        short = name.partition(".")[2]
-        bare = name + ending not in names and short + ending in names
-        return short if bare else name
+        return placed(name + ending, names).removesuffix(ending)
 
     kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
     fitted = replace(
@@ -199,7 +206,7 @@ def _fitted(adapter: Adapter, names: set[str], base: Path) -> Adapter:
 
 
 def _merge_shard(
-    source: Path, target: Path, adapter: Adapter, dtype: torch.dtype | None
+    source: Path, target: Path, adapter: Adapter, dtype: torch.dtype | None, kept: Kept | None
 ) -> dict[str, int]:
     """Write one shard anew; return the bytes of each of its tensors."""
     from safetensors.torch import save_file
@@ -207,16 +214,17 @@ def _merge_shard(
     written: dict[str, torch.Tensor] = {}
     for name, tensor in read_tensors(source):
         module = name.removesuffix(".weight")
-        kept = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        weight = kept.seen(name, tensor) if kept else tensor
         if name in adapter.replaced:
-            written[name] = adapter.replaced[name].to(kept)
+            written[name] = adapter.replaced[name].to(wanted)
         elif module in adapter.deltas and name.endswith(".weight"):
             merged = adapter.deltas[module].apply(
-                tensor, scale=adapter.scale, transposed=adapter.transposed
+                weight, scale=adapter.scale, transposed=adapter.transposed
             )
-            written[name] = merged.to(kept).contiguous()
+            written[name] = merged.to(wanted).contiguous()
         else:
-            written[name] = tensor.to(kept)
+            written[name] = weight.to(wanted).contiguous()
     save_file(written, target, metadata={"format": "pt"})
     return {name: tensor.nbytes for name, tensor in written.items()}
 
@@ -266,15 +274,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument("--onto", type=Onto, choices=list(Onto), default=Onto.ORIGINAL)
+    parser.add_argument("--run-dir", type=Path, help="whose config.json says how it was quantised")
     args = parser.parse_args(argv)
+    if args.onto is Onto.QUANTIZED and args.run_dir is None:
+        parser.error("--onto quantized needs --run-dir")
     dtype = getattr(torch, args.dtype) if args.dtype else None
 
     def say(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
     try:
-        changed = merge(args.base, args.adapter, args.out, dtype=dtype, say=say)
-    except NoBaseError as error:
+        kept = None
+        if args.onto is Onto.QUANTIZED:
+            kept = as_trained(args.base, args.adapter, args.run_dir, say=say)
+        changed = merge(args.base, args.adapter, args.out, dtype=dtype, say=say, kept=kept)
+    except (NoBaseError, ConfigError) as error:
         say(str(error))
         return 78
     except OSError as error:
@@ -282,7 +297,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{error.filename or args.out}: {error.strerror or error}; nothing is left of the merge"
         )
         return 74
-    say(f"{args.out}: {changed} matrices changed")
+    onto = f"the {kept.quant} base of the training" if kept else "the original base"
+    say(f"{args.out}: merged onto {onto}, {changed} matrices changed")
     return 0
 
 

@@ -1,11 +1,12 @@
 """How alike a merged model and the adapter that it was made of answer, on held-out rows.
 
     python -m trainer.results.parity --run-dir DIR --merged DIR [--base DIR] [--adapter DIR]
+        [--onto quantized]
 
 All on the CPU, one model in memory at a time, in float32 if there is room. The merged model is
-compared with the adapter on the base it was merged into: what is left is rounding. If the adapter
-was trained on a quantised base, also with the adapter there: what is left is what quantising did.
-Prints JSON.
+compared with the adapter on the base it was merged onto: what is left is rounding. If the adapter
+was trained on a quantised base, also with the adapter on the other of the two, the original and
+the quantised one: what is left is what quantising did. Prints JSON.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from trainer.data.rows import DataError
 from trainer.data.template import MissingFieldError
 from trainer.device.precision import Precision
 from trainer.results.base import NoBaseError, shard_names
+from trainer.results.onto import Onto
 from trainer.rundir import CONFIG, resolve
 
 TOKENS_MAX = 64  # of an answer: whoever differs, mostly does so early
@@ -124,9 +126,11 @@ class CannotCompareError(Exception):
 
 def compare(  # noqa: PLR0913 - three places and how much
     run_dir: Path, merged: Path, adapter: Path, *, base: Path | None, rows: int,
-    say: Callable[[str], None],
+    say: Callable[[str], None], onto: Onto = Onto.ORIGINAL,
 ) -> dict[str, Any]:  # fmt: skip
     """Return how `merged` differs from `adapter`, as plain JSON.
+
+    The figures at its top are those against the adapter on the base that was merged `onto`.
 
     Raises:
         CannotCompareError: it does not fit into the memory.
@@ -163,19 +167,27 @@ def compare(  # noqa: PLR0913 - three places and how much
         gc.collect()
         return said
 
+    bases = {Onto.ORIGINAL: (plain, "the original base")}
+    if method is not Quant.NONE:
+        bases[Onto.QUANTIZED] = (config.method, f"the {method} base it was trained on")
+    if onto not in bases:
+        raise ConfigError([f"method.quant: {config.method.kind} has no quantised base"])
     answered = hear(replace(source, name=str(merged.absolute()), revision=None), plain, None)
-    found = {
+    found: dict[Onto, dict[str, Any]] = {}
+    for one in sorted(bases, key=lambda one: one is not onto):  # the one merged onto is first
+        table, named = bases[one]
+        found[one] = difference(hear(source, table, adapter), answered)
+        same = ", which it was merged onto" if one is onto else ""
+        say(_sentence(f"the adapter on {named}{same}", found[one]))
+    trained = found.get(Onto.QUANTIZED)
+    return {
         "held_out": held_out,
         "dtype": str(dtype).removeprefix("torch."),
-        **difference(hear(source, plain, adapter), answered),
+        "onto": str(onto),
+        **found[onto],
+        "on_original": found[Onto.ORIGINAL],
+        "as_trained": {"quant": str(method), **trained} if trained else None,
     }
-    say(_sentence("the adapter on the same base", found))
-    found["as_trained"] = None
-    if method is not Quant.NONE:
-        apart = difference(hear(source, config.method, adapter), answered)
-        found["as_trained"] = {"quant": str(method), **apart}
-        say(_sentence(f"the adapter on the {method} base it was trained on", apart))
-    return found
 
 
 _CHOICES = {torch.float32: PrecisionChoice.FP32, torch.bfloat16: PrecisionChoice.BF16}
@@ -226,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--merged", type=Path, required=True, help="directory of the merged model")
     parser.add_argument("--adapter", type=Path, help="the run's own without")
     parser.add_argument("--base", type=Path, help="the base, if it is not where the config says")
+    parser.add_argument("--onto", type=Onto, choices=list(Onto), default=Onto.ORIGINAL)
     parser.add_argument("--rows", type=int, default=32, help="how many rows to ask")
     args = parser.parse_args(argv)
 
@@ -235,8 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         adapter = args.adapter or args.run_dir / "adapter"
         found = compare(
-            args.run_dir, args.merged, adapter, base=args.base, rows=max(1, args.rows), say=say
-        )
+            args.run_dir, args.merged, adapter,
+            base=args.base, rows=max(1, args.rows), say=say, onto=args.onto,
+        )  # fmt: skip
     except (CannotCompareError, NoBaseError, ConfigError) as error:
         say(str(error))
         return 78
