@@ -179,6 +179,10 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
         return target, None
     found = dict(json.loads(done.stdout))
     write_json(parity, found, mode=0o644)
+    trained = found["as_trained"]
+    if trained and trained["equal"] < trained["rows"] and not order.quantised:
+        again = f"`qft merge {folder.name} --onto quantized`, with `{target}` removed"
+        talk(f"hint: {again}, writes the model as it was trained")
     return target, found
 
 

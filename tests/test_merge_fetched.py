@@ -124,7 +124,7 @@ def in_here(module: str, arguments: list[str], **_: object) -> subprocess.Comple
 def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Top figures are those on the base of the training; those of an earlier merge do not stay."""
+    """Top figures are of the base of the training, and go with their merge; else it is hinted."""
     monkeypatch.setenv("QFT_HOME", str(desk.place / "home"))
     monkeypatch.setattr(after, "_start", in_here)
     order = after.Fold(base=str(desk.place / "base"), quantised=True, rows=3)
@@ -132,6 +132,9 @@ def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
     kept = json.loads((desk.out / "merged-parity.json").read_text())
     shutil.rmtree(target)
     after.merge("moods", replace(order, rows=0), as_json=True)
+    said, stale = capsys.readouterr().err, (desk.out / "merged-parity.json").exists()
+    shutil.rmtree(target)
+    _, other = after.merge("moods", replace(order, quantised=False, rows=6), as_json=True)
 
     assert found is not None
     assert kept == found
@@ -139,9 +142,12 @@ def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
     assert found["logits_difference_max"] < 1e-5
     assert found["as_trained"]["logits_difference_max"] == found["logits_difference_max"]
     assert found["on_original"]["logits_difference_max"] > 1e-3
-    assert "merged onto the nf4 base of the training, 14 matrices" in capsys.readouterr().err
-    assert (target / "config.json").is_file()
-    assert not (desk.out / "merged-parity.json").exists()
+    assert "merged onto the nf4 base of the training, 14 matrices" in said
+    assert "hint" not in said
+    assert not stale
+    assert other is not None
+    assert other["as_trained"]["equal"] < 6
+    assert "hint: `qft merge moods --onto quantized`, with `" in capsys.readouterr().err
 
 
 def test_a_base_that_was_not_quantised_is_no_quantised_one(desk: Desk) -> None:

@@ -156,6 +156,20 @@ def test_a_fast_run_has_throughput_labels_that_fit(run_dir: Path) -> None:
     assert any(label.endswith("k") for label in labels)
 
 
+def test_a_merged_model_is_told_with_both_bases() -> None:
+    """Which base it was merged onto is said first; without quantising there is but one."""
+    found = {"held_out": True, "rows": 9, "equal": 9, "onto": "original"}
+    trained = {**found, "as_trained": {"quant": "nf4", "equal": 7}}
+
+    assert report.merged_as_adapter({**found, "as_trained": None}) == (
+        "answers 9 of 9 held-out rows as the adapter does"
+    )
+    assert report.merged_as_adapter(trained) == (
+        "answers 9 of 9 held-out rows as the adapter does on the original base, which it was "
+        "merged onto, and 7 as on the nf4 base it was trained on"
+    )
+
+
 def test_validation_losses_are_drawn_when_there_are_any(run_dir: Path) -> None:
     """A run that looked at validation rows has a curve for them."""
     path = run_dir / "metrics.jsonl"
