@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import peft
 import pytest
 import tiny
 import torch
+from accelerate.state import AcceleratorState
 from bitsandbytes.functional import dequantize_4bit
 from test_export_merge import PROMPTS, gpt2
 from test_quantise import make_falcon
@@ -137,6 +138,15 @@ def test_merged_onto_eight_bits_it_is_near_the_trained_model_and_says_so(
     assert "int8 also rounds what goes into a layer" in capsys.readouterr().err
 
 
+@pytest.fixture
+def any_precision() -> Iterator[None]:
+    """Let this process train in another precision: accelerate keeps to the first one otherwise."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("any_precision")
 def test_the_base_is_rounded_first_as_it_was_in_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
