@@ -140,12 +140,20 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the training ends.")
     ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help='{"lines": [...]}; with --follow {"line": ...}, one a line.'),
+    ] = False,
 ) -> None:
     """Print what the trainer said."""
     from commands import machine
-    from commands.output import log_writer
+    from commands.output import log_as_json, log_writer
 
-    machine.logs(run, follow=follow, write=log_writer())
+    if as_json:
+        with log_as_json(follow=follow) as write:
+            machine.logs(run, follow=follow, write=write)
+    else:
+        machine.logs(run, follow=follow, write=log_writer())
 
 
 @app.command(epilog=examples("fetch"))

@@ -32,7 +32,10 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "qft train --allow-change train.steps": "go on with another number of steps",
     },
     "status": {"qft status my-run": "step, time left, cost", "qft status --json": "for scripts"},
-    "logs": {"qft logs -f": "follow until the training ends; Ctrl-C stops only the following"},
+    "logs": {
+        "qft logs -f": "follow until the training ends; Ctrl-C stops only the following",
+        "qft logs -f --json": "the same for a script, an object per line",
+    },
     "fetch": {"qft fetch my-run": "the adapter into out/my-run/adapter beside run.yaml"},
     "down": {
         "qft down": "release the machine, keep its disk",

@@ -41,7 +41,8 @@ def tell_interrupt(*, as_json: bool) -> int:
 def _dump_trouble(trouble: Trouble) -> None:
     said = {"error": trouble.message, "problems": trouble.problems, "hint": trouble.hint}
     with contextlib.suppress(OSError):  # stdout takes nothing; stderr has said it
-        out_json({**said, "exit_code": int(trouble.exit_code)})
+        # On one line: it is a document, and it may also end a stream of JSON lines.
+        _out_line({**said, "exit_code": int(trouble.exit_code)})
 
 
 def settle() -> None:
@@ -90,6 +91,38 @@ def log_writer() -> Callable[[bytes], None]:
             sys.stdout.buffer.flush()
 
     return write
+
+
+@contextlib.contextmanager
+def log_as_json(*, follow: bool) -> Iterator[Callable[[bytes], None]]:
+    """Yield what takes a log for stdout: one document of all lines, or as they come a line each.
+
+    A line is told once its end is there; the last one may lack it. No document is written when
+    reading the log fails: the error will be one. Lines are told all the same.
+    """
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    lines: list[str] = []
+    rest = ""
+
+    def write(data: bytes) -> None:
+        nonlocal rest
+        *whole, rest = (rest + decode(data)).split("\n")
+        lines.extend(whole)
+        while follow and lines:
+            _out_line({"line": lines.pop(0)})
+
+    try:
+        yield write
+    finally:
+        lines += [rest] if rest else []
+        for line in lines if follow else []:
+            _out_line({"line": line})
+    if not follow:
+        out_json({"lines": lines})
+
+
+def _out_line(value: object) -> None:
+    out(json.dumps(value))
 
 
 def out(text: str) -> None:

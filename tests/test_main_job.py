@@ -215,7 +215,10 @@ def test_status_is_json_in_every_state(project: Project) -> None:
 
     assert project.qft("fetch").returncode == 0
     assert json_of(project.qft("status", "--json"))["summary"] == "fetched"
-    assert project.qft("logs").returncode == 0
+    said = project.qft("logs").stdout
+    logged = project.qft("logs", "--json")
+    assert logged.returncode == 0, logged.stdout
+    assert json_of(logged)["lines"] == said.splitlines()
     there = project.qft("verify", "--steps", "5", "--json")
     assert there.returncode == 0, there.stderr
     assert (json_of(there)["equal"], json_of(there)["where"]) == (True, "on the machine")

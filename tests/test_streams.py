@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from tiny import ROOT
+
+from commands.errors import HostTrouble
+from commands.output import log_as_json, tell_trouble
 
 FULL = Path("/dev/full")
 
@@ -66,3 +70,36 @@ def test_a_full_disk_under_stderr_changes_no_exit_code(
 ) -> None:
     """A log that takes no line any more is no reason to let go of a machine."""
     assert shell(tmp_path, f"$QFT {words} 2> {FULL}").returncode == code
+
+
+def test_a_log_is_one_document_for_a_script(capsys: pytest.CaptureFixture[str]) -> None:
+    """Cut anywhere, also in a character, the log is one object with its lines as they were."""
+    with log_as_json(follow=False) as write:
+        for piece in (b"one\nt\xc3", b"\xb6\rw\x1b[2Jo\n", b"\nhalf"):
+            write(piece)
+
+    assert json.loads(capsys.readouterr().out) == {
+        "lines": ["one", "t\u00f6\rw\x1b[2Jo", "", "half"]
+    }
+
+
+def test_a_log_that_is_followed_is_an_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line is there as soon as it ends, and an error that cuts the log is one line more."""
+    early = ""
+
+    def read_it() -> None:
+        nonlocal early
+        with log_as_json(follow=True) as write:
+            write(b"one\ntwo")
+            early = capsys.readouterr().out
+            write(b"\nthr")
+            raise HostTrouble("the machine is gone", hint="look")
+
+    with pytest.raises(HostTrouble) as told:
+        read_it()
+    tell_trouble(told.value, as_json=True)
+    late = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    assert early == '{"line": "one"}\n'
+    assert late[:2] == [{"line": "two"}, {"line": "thr"}]
+    assert [one["error"] for one in late[2:]] == ["the machine is gone"]
