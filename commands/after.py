@@ -7,6 +7,7 @@ program, so that no torch is loaded by the command line itself.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -62,11 +63,12 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Shelf:
-    """Where to publish, and what."""
+    """Where to publish, and what; `base` is the hub id of a base that was a directory here."""
 
     repo: str
     merged: bool
     public: bool
+    base: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +230,7 @@ def push(wanted: str, shelf: Shelf, *, as_json: bool) -> str:
         write_json(facts, gather_facts(folder, loaded))
         flags = ["--run-dir", str(run_dir), "--repo", shelf.repo, "--facts", str(facts), *kept]
         flags += ["--public"] if shelf.public else []
+        flags += ["--base", shelf.base] if shelf.base else []
         return _program("results.publish", flags, as_json=as_json).strip()
 
 
@@ -243,6 +246,7 @@ def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
         "redone_steps": receipt.redone_steps,
         # On the machine they have other names.
         "data": {"train": loaded.config.data.train, "eval": loaded.config.data.eval},
+        "base": Path(os.path.normpath(loaded.model_folder or loaded.config.model.id)).name,
     }
 
 

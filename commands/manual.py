@@ -82,6 +82,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     "push": {
         "qft push --repo me/my-adapter": "privately; HF_TOKEN must be set",
         "qft push --repo me/my-model --merged --public": "the merged model, for everybody",
+        "qft push --repo me/my-adapter --base google/gemma-3-1b-pt": "its base lay in a directory",
     },
 }
 

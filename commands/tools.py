@@ -228,7 +228,7 @@ def merge(  # noqa: PLR0913  (an argument is an option)
 
 
 @app.command(epilog=examples("push"))
-def push(
+def push(  # noqa: PLR0913  (an argument is an option)
     run: Run = "",
     *,
     repo: Annotated[str, typer.Option(metavar="OWNER/MODEL", help="The place on the hub.")],
@@ -238,12 +238,16 @@ def push(
     public: Annotated[
         bool, typer.Option("--public", help="Visible to everybody; otherwise private.")
     ] = False,
+    base: Annotated[
+        str,
+        typer.Option(metavar="OWNER/NAME", help="What a base in a directory is called on the hub."),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Publish the adapter with its model card."""
     from commands import after
 
-    shelf = after.Shelf(repo=repo, merged=merged, public=public)
+    shelf = after.Shelf(repo=repo, merged=merged, public=public, base=base)
     _tell({"address": after.push(run, shelf, as_json=as_json)}, as_json=as_json)
 
 

@@ -68,7 +68,8 @@ def test_weights_and_card_arrive_and_nothing_else(
     assert hub.created[0]["visibility"] == "private"
     assert hub.commits == ["Add the model and its card"]
     card = hub.files["README.md"].decode()
-    assert card.startswith('---\nbase_model: "model"\nlibrary_name: peft\n')
+    assert card.startswith("---\nlibrary_name: peft\n")
+    assert "# model, fine-tuned (adapter)" in card
     assert "- lora, rank 4, alpha 8, dropout 0.1, base stored as none" in card
     assert "- 12 optimizer steps of 4 sequences" in card
     assert "- 0.12 hours of training steps\n- 0.03 USD at the listed price\n- 1 evictions" in card

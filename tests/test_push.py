@@ -83,6 +83,14 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
         yield Desk(tmp_path, out, hub)
 
 
+def names(desk: Desk) -> tuple[str, str]:
+    """What the adapter on the hub says of its base, and what the card says."""
+    config = json.loads(desk.hub.files["adapter_config.json"])
+    card = desk.hub.files["README.md"].decode()
+    said = [line for line in card.splitlines() if line.startswith("base_model:")]
+    return config["base_model_name_or_path"], "".join(said)
+
+
 def scored(value: float) -> dict[str, Any]:
     """The result of an evaluation, as far as a card needs it."""
     span = {"value": value, "low": value - 0.1, "high": value + 0.1}
@@ -155,3 +163,23 @@ def test_the_token_is_said_and_written_nowhere(desk: Desk) -> None:
     everything = desk.files() + "".join(one.stdout + one.stderr for one in (right, wrong, none))
     assert hubs.TOKEN not in everything
     assert "hf_wrongOfTheTest" not in everything
+
+
+def test_a_base_in_a_directory_is_published_without_its_path(desk: Desk) -> None:
+    """Others read its bare name, or the hub id given with `--base`; at home nothing changes."""
+    home = json.dumps({"base_model_name_or_path": "/home/alice/qft/job/model", "r": 4})
+    (desk.out / "adapter" / "adapter_config.json").write_text(home, encoding="utf-8")
+    bare = desk.push()
+
+    assert bare.returncode == 0, bare.stderr
+    assert names(desk) == ("model", "")
+    assert bare.stderr.count("the base `model` was a directory here") == 1
+    assert "alice" not in "".join(map(repr, desk.hub.files.values())) + bare.stderr
+
+    named = desk.push("--base", "me/base")
+
+    assert named.returncode == 0, named.stderr
+    assert names(desk) == ("me/base", 'base_model: "me/base"')
+    assert "hint" not in named.stderr
+    assert (desk.out / "adapter" / "adapter_config.json").read_text(encoding="utf-8") == home
+    assert desk.push("--base", "/home/alice/model").returncode == 2

@@ -24,6 +24,7 @@ from trainer.adapters.nola import FACTS
 from trainer.config import ConfigError, TrainerConfig, load_config
 from trainer.pages import report
 from trainer.results.export import export
+from trainer.results.naming import BaseName, name_base, public_bytes
 
 HUB = "https://huggingface.co"
 SENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -36,12 +37,12 @@ class CannotPublishError(Exception):
     """The hub refused, or there is nothing to send; the message says what to do."""
 
 
-def card(config: TrainerConfig, told: Mapping[str, Any], *, merged: bool) -> str:
+def card(config: TrainerConfig, told: Mapping[str, Any], *, base: BaseName, merged: bool) -> str:
     """Return the model card: base, method, data, scores with intervals, and what it cost.
 
-    Local paths are left out: a directory is named by its last part only.
+    Local paths are left out: a directory is named by its last part only. `base_model` is there only
+    for a base on a hub, since a hub refuses a card that names another.
     """
-    base = _public_name(config.model.id)
     method, train = config.method, config.train
     kind = "merged model" if merged else "adapter"
     used = (
@@ -58,12 +59,12 @@ def card(config: TrainerConfig, told: Mapping[str, Any], *, merged: bool) -> str
     scored = f", scored on {counted}`{_data_name(named['eval'])}`" if config.data.eval else ""
     head = [
         "---",
-        f"base_model: {json.dumps(base)}",
+        *([f"base_model: {json.dumps(base.name)}"] if base.on_hub else []),
         f"library_name: {'transformers' if merged else 'peft'}",
         f"tags: [qft, {method.kind}]",
         "---",
         "",
-        f"# {base}, fine-tuned ({kind})",
+        f"# {base.name}, fine-tuned ({kind})",
         "",
         "## Method",
         "",
@@ -97,8 +98,10 @@ class Shelf:
     private: bool = True
 
 
-def publish(folder: Path, shelf: Shelf, *, text: str) -> str:
+def publish(folder: Path, shelf: Shelf, *, text: str, base: BaseName) -> str:
     """Make the repository if need be, send folder and card in one commit; return its address.
+
+    Where a config names a model by a path of this computer or the machine, `base` is sent instead.
 
     Raises:
         CannotPublishError: nothing to send, or the hub refused; the token is not in the message.
@@ -114,7 +117,8 @@ def publish(folder: Path, shelf: Shelf, *, text: str) -> str:
         # Another hub than the official one need not know its storage protocol; an open file makes
         # the library use plain HTTP.
         sources = [
-            path if shelf.endpoint is None else opened.enter_context(path.open("rb"))
+            public_bytes(path, base)
+            or (path if shelf.endpoint is None else opened.enter_context(path.open("rb")))
             for path in files
         ]
         operations = [
@@ -218,8 +222,13 @@ def _data_name(name: str) -> str:
     return name if hub.parse(name) else Path(name).name
 
 
-def _public_name(model: str) -> str:
-    return Path(model).name if model.startswith((".", "/", "~")) else model
+def _warning(base: BaseName, *, merged: bool) -> str:
+    """Return what others lack when the base is not on a hub."""
+    must = "" if merged else ", and others must say which base the adapter goes with"
+    return (
+        f"the base `{base.name}` was a directory here: the card leaves `base_model` out{must}\n"
+        "hint: if it is on a hub, the same command with `--base OWNER/NAME` says so\n"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -228,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, required=True, help="what the run left behind")
     parser.add_argument("--repo", required=True, help="NAME/MODEL on the hub")
     parser.add_argument("--folder", type=Path, help="a merged model instead of the adapter")
+    parser.add_argument("--base", default="", help="OWNER/NAME of a base that was a directory")
     parser.add_argument("--facts", type=Path, help="JSON of what only the laptop knows")
     parser.add_argument("--endpoint", default=os.environ.get("HF_ENDPOINT"), help="another hub")
     parser.add_argument("--public", action="store_true", help="visible to everybody")
@@ -240,13 +250,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(args.run_dir / "config.json")
         facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
-        text = card(config, report.build(args.run_dir, facts), merged=args.folder is not None)
+        called = {"folder": (facts or {}).get("base", ""), "given": args.base}
+        base = name_base(config.model.id, args.run_dir, **called)
+        merged = args.folder is not None
+        text = card(config, report.build(args.run_dir, facts), base=base, merged=merged)
         shelf = Shelf(repo=args.repo, token=token, endpoint=args.endpoint, private=not args.public)
         with plain(folder) as sent:
-            address = publish(sent, shelf, text=text)
+            address = publish(sent, shelf, text=text, base=base)
     except (ConfigError, CannotPublishError) as error:
         sys.stderr.write(f"{error}\n")
         return 78
+    if not base.on_hub:
+        sys.stderr.write(_warning(base, merged=merged))
     sys.stdout.write(f"{address}\n")
     return 0
 

@@ -1,0 +1,69 @@
+"""What a base model is called among strangers: a hub id, or a bare name, never a path of ours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config import ConfigError
+
+CONFIGS = ("adapter_config.json", "config.json", "tokenizer_config.json")
+NAMING = ("base_model_name_or_path", "_name_or_path", "name_or_path")
+"""The fields in which the libraries write down where a model was loaded from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseName:
+    """What others call the base, and whether they find it on a hub under that name."""
+
+    name: str
+    on_hub: bool
+
+
+def name_base(model: str, run_dir: Path, *, folder: str = "", given: str = "") -> BaseName:
+    """Return the public name of the base that the config of `run_dir` calls `model`.
+
+    A directory has the hub id that its owner has `given` for it, else only its own bare name:
+    `folder` if that is known, since on a machine every base lies in a directory of another name.
+
+    Raises:
+        ConfigError: `given` is no hub id, or the base has another one already.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    if given:
+        try:
+            validate_repo_id(given)
+        except HFValidationError as error:
+            raise ConfigError([f"--base: `{given}` is no hub id: {error}"]) from error
+    if not (is_path(model) or (run_dir / Path(model).expanduser()).is_dir()):
+        if given not in {"", model}:
+            raise ConfigError([f"--base: the base is `{model}` on a hub, and not `{given}`"])
+        return BaseName(name=model, on_hub=True)
+    bare = folder or Path(model).name or "base"
+    return BaseName(name=given or bare, on_hub=bool(given))
+
+
+def is_path(name: str) -> bool:
+    """Tell whether a model's name is written as a path, and so can be no hub id."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def public_bytes(path: Path, base: BaseName) -> bytes | None:
+    """Return a config without paths in the fields that name a model; None if it has none there."""
+    if path.name not in CONFIGS:
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        return None  # not ours to judge: it is sent as it is
+    if not isinstance(content, dict):
+        return None
+    found = {key: content[key] for key in NAMING if isinstance(content.get(key), str)}
+    ours = {key for key, value in found.items() if is_path(value)}
+    if not ours:
+        return None
+    content |= dict.fromkeys(ours, base.name)
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
