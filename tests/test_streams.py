@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,24 @@ def test_a_log_that_is_followed_is_an_object_per_line(capsys: pytest.CaptureFixt
     assert early == '{"line": "one"}\n'
     assert late[:2] == [{"line": "two"}, {"line": "thr"}]
     assert [one["error"] for one in late[2:]] == ["the machine is gone"]
+
+
+@pytest.mark.parametrize(("words", "told"), [(["ls"], []), (["ls", "--json"], ["interrupted"])])
+def test_ctrl_c_while_qft_is_still_loading_ends_it_quietly(
+    tmp_path: Path, words: list[str], told: list[str]
+) -> None:
+    """What is installed as `qft`, interrupted in an import, exits 130 with no talk, only data."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = scripts["scripts"]["qft"].partition(":")
+    (tmp_path / "typer.py").write_text("import os\nos.kill(os.getpid(), 2)\n", encoding="utf-8")
+
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {module} import {function}; {function}()", *words],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (130, "")
+    assert [json.loads(line)["error"] for line in done.stdout.splitlines()] == told
