@@ -67,11 +67,23 @@ def init(
 
 
 @app.command(epilog=examples("doctor"))
-def doctor(run: Run = "", *, as_json: Json = False) -> None:
+def doctor(
+    run: Run = "",
+    *,
+    provider: Annotated[
+        str,
+        typer.Option(
+            metavar="local|azure|ssh",
+            help="Whether this one would work.",
+            show_default="the run.yaml's, or local",
+        ),
+    ] = "",
+    as_json: Json = False,
+) -> None:
     """Check this computer, account and host; say the fixes."""
     from commands import doctor as command
 
-    checks = command.examine(run)
+    checks = command.examine(run, provider)
     if as_json:
         out_json([check.to_json() for check in checks])
     else:

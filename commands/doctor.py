@@ -49,8 +49,14 @@ class Check:
         return asdict(self)
 
 
-def examine(wanted: str) -> list[Check]:
-    """Look at this computer, and, if there is a config, at what it needs."""
+def examine(wanted: str, provider: str = "") -> list[Check]:
+    """Look at this computer, and at what the provider needs: the one named, or the config's.
+
+    Raises:
+        Usage: there is no such provider, or `ssh` was named and nothing says which machine.
+    """
+    if provider not in {"", "local", "azure", "ssh"}:
+        raise Usage(f"`--provider {provider}` is none", hint="it is `local`, `azure` or `ssh`")
     checks = [_python(), _rooms(), _home()]
     loaded: LoadedConfig | None = None
     if wanted or Path("run.yaml").exists():
@@ -61,15 +67,28 @@ def examine(wanted: str) -> list[Check]:
         except Trouble as trouble:
             detail = "; ".join([trouble.message, *trouble.problems])
             checks.append(Check(name="config", ok=False, detail=detail, fix=trouble.hint))
-    provider = loaded.config.vm.provider if loaded else "local"
-    if provider == "local":
+    vm = _table(loaded.config.vm if loaded else VmTable(), provider)
+    if vm.provider == "local":
         checks += [_package("asyncssh", "local"), _package("torch", "train")]
         checks += [_package("bitsandbytes", "train")]
-    if loaded and provider == "azure":
-        checks += _azure(loaded.config.vm)
-    if loaded and provider == "ssh":
-        checks.append(_host_key(loaded.config.vm))
+    if vm.provider == "azure":
+        checks += _azure(vm)
+    if vm.provider == "ssh":
+        checks.append(_host_key(vm))
     return checks
+
+
+def _table(vm: VmTable, provider: str) -> VmTable:
+    """The table as it is, or a bare one of another provider for the same card."""
+    if provider in {"", vm.provider}:
+        return vm
+    if provider == "ssh":
+        raise Usage(
+            "nothing says which machine `--provider ssh` is",
+            hint="put `vm: {provider: ssh, ssh: {host: …, user: …, key: …}}` into a run.yaml",
+        )
+    # Without the check, which asks for a price cap: nothing is rented.
+    return VmTable.model_construct(provider=provider, gpu=vm.gpu or VmTable().gpu)
 
 
 def _python() -> Check:

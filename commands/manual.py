@@ -21,7 +21,10 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "qft init --data rows.csv": "one that names the columns of rows.csv",
         "qft init --schema": "the schema, for editors",
     },
-    "doctor": {"qft doctor": "this computer, and what the run.yaml here needs"},
+    "doctor": {
+        "qft doctor": "this computer, and what the run.yaml here needs",
+        "qft doctor --provider azure": "whether this account could rent, before any run.yaml",
+    },
     "plan": {
         "qft plan": "what the run.yaml here would rent and cost",
         "qft plan other.yaml --json": "the same of another file, for a script",

@@ -208,6 +208,25 @@ def test_doctor_shows_the_fix_of_what_only_limits_and_fails_without_quota(
     assert found["credentials"] == (True, True)
 
 
+def test_doctor_tells_of_azure_before_there_is_a_run_yaml(
+    desk: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked by name it looks at the account for a T4 in the usual regions; a wrong name is told."""
+    monkeypatch.chdir(tmp_path)
+
+    local, asked = desk.qft("doctor", "--json"), desk.qft("doctor", "--provider", "azure", "--json")
+    wrong, bare = (desk.qft("doctor", "--provider", name) for name in ("aws", "ssh"))
+
+    assert "credentials" not in local.out
+    names = {one["name"] for one in json.loads(asked.out)}
+    assert asked.code == 0, asked.out
+    assert {"credentials", "offer type", "spot quota in eastus", "your address"} <= names
+    assert not {"asyncssh", "config"} & names
+    assert (wrong.code, bare.code) == (2, 2)
+    assert "it is `local`, `azure` or `ssh`" in wrong.err
+    assert "into a run.yaml" in bare.err
+
+
 @pytest.mark.parametrize("command", [("plan",), ("up", "--plain")], ids=["plan", "up"])
 def test_card_that_azure_does_not_have_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
