@@ -273,6 +273,19 @@ def test_sentiments_and_instructions(tmp_path: Path) -> None:
     assert tally.classes == {"with input": 1, "without input": 1}
 
 
+def test_code_among_instructions_keeps_its_first_indentation(tmp_path: Path) -> None:
+    """Instruction, input and output are learnt to the last space; spaces alone are none."""
+    row = {"instruction": "Go on: ", "input": "  for x in y:", "output": "    print(x)\n"}
+    bare = row | {"input": " \n"}
+    path = write_json(tmp_path / "a.json", [row, bare, row | {"output": " "}])
+    rows, tally = converted("instructions", path)
+
+    assert [(one["request"], one["answer"]) for one in rows] == [
+        ("Go on: \n\n  for x in y:", "    print(x)\n"), ("Go on: ", "    print(x)\n"),
+    ]  # fmt: skip
+    assert tally.left_out == {"no instruction or no output": 1}
+
+
 def test_converting_writes_both_sides_and_prints_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -215,13 +215,16 @@ def sentiment(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRo
 
 
 def instructions(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
-    """Yield Alpaca rows; `request` is the instruction with its input behind it if there is one."""
+    """Yield Alpaca rows; `request` is the instruction with its input behind it if there is one.
+
+    Any of the three may be code, whose first line is indented: nothing is stripped.
+    """
     for place, row in _each(path, tally):
-        order, given, answer = (_text(row, name) for name in ("instruction", "input", "output"))
-        if not order or not answer:
+        order, given, answer = (_said(row, name) for name in ("instruction", "input", "output"))
+        if not order.strip() or not answer.strip():
             tally.leave_out("no instruction or no output", place)
             continue
-        bare = given.lower().strip(".<>") in {"", "no input", "noinput", "none"}
+        bare = given.strip().lower().strip(".<>") in {"", "no input", "noinput", "none"}
         tally.keep("without input" if bare else "with input")
         yield {
             "request": order if bare else f"{order}\n\n{given}",
@@ -278,9 +281,14 @@ def _leave_out_broken(path: Path, problems: Sequence[str], tally: Tally) -> None
         )
 
 
-def _text(row: Row, name: str) -> str:
+def _said(row: Row, name: str) -> str:
     value = row.fields.get(name)
-    return "" if value is None else str(value).strip()
+    return "" if value is None else str(value)
+
+
+def _text(row: Row, name: str) -> str:
+    """Return what prose says, or a label, without the space that stands around it by accident."""
+    return _said(row, name).strip()
 
 
 def essence(text: str) -> str:
