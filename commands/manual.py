@@ -64,7 +64,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     "verify": {"qft verify --steps 5": "replay five steps from the newest checkpoint"},
     "data": {
         "qft data sentiment reviews.csv --out data": "data/train.jsonl and data/eval.jsonl",
-        "qft data jigsaw train.csv --held-out 0.2": "a fifth of the groups held out",
+        "qft data jigsaw train.csv --tokenizer microsoft/phi-1_5": "by the published rule",
     },
     "audit": {
         "qft audit": "samples, lengths, labels, duplicates",

@@ -99,17 +99,20 @@ def data(  # noqa: PLR0913  (an argument is an option)
     tokenizer: Annotated[
         str,
         typer.Option(
-            metavar="MODEL", help="Drop rows with more than --max-length tokens of this model."
+            metavar="MODEL", help="jigsaw: drop rows over --max-length tokens of this model."
         ),
     ] = "",
-    max_length: Annotated[int, typer.Option(min=1, help="In tokens.")] = 1024,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="With --tokenizer.", show_default="1024")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn a published data set into rows to train on."""
     from commands import after
 
-    flags = ["--held-out", str(held_out), "--seed", str(seed), "--max-length", str(max_length)]
+    flags = ["--held-out", str(held_out), "--seed", str(seed)]
     flags += ["--tokenizer", tokenizer] if tokenizer else []
+    flags += [] if max_length is None else ["--max-length", str(max_length)]
     flags += [] if benign is None else ["--benign", str(benign)]
     made = after.convert(kind, source, folder, flags, as_json=as_json)
     if as_json:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import make_tokenizer
 
 from trainer.data.convert import convert, main
 from trainer.data.formats import CONVERTERS, TOXIC, Choice, Tally
@@ -90,6 +91,39 @@ def test_jigsaw_leaves_out_what_does_not_decode_or_fit_and_says_so(tmp_path: Pat
     assert tally.left_out == {"does not decode": 1, "too long": 1}
     assert tally.places["does not decode"] == ["t.csv:4"]
     assert (tally.read, len(rows)) == (21, 19)
+
+
+def test_jigsaws_length_is_counted_in_tokens_of_the_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--tokenizer` drops what is too long, without a warning that nothing was measured."""
+    make_tokenizer().save_pretrained(str(tmp_path / "base"))
+    source = write_jigsaw(tmp_path / "t.csv", 8)
+    source.write_text(source.read_text().replace("comment 3\n", "comment 3" + " and" * 90 + "\n"))
+    words = ["jigsaw", str(source), "--out", str(tmp_path), "--tokenizer", str(tmp_path / "base")]
+
+    assert main([*words, "--max-length", "80", "--held-out", "0.5"]) == 0
+    said = capsys.readouterr().err
+    assert "left out:       1  too long (t.csv:4)" in said
+    assert "published rule" not in said
+    assert main([*words[:-1], str(tmp_path / "nothing")]) == 65
+    assert "--tokenizer: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sentiment", "--tokenizer", "base"], "--tokenizer: sentiment has no such choice"),
+        (["ds1000", "--benign", "0"], "--benign: ds1000 has no such choice"),
+        (["jigsaw", "--max-length", "3"], "say of which base with --tokenizer MODEL"),
+    ],
+)
+def test_a_choice_that_would_choose_nothing_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    """An option that the format has no use for is an error instead of a false comfort."""
+    assert main([words[0], str(tmp_path / "rows.jsonl"), *words[1:]]) == 65
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -302,7 +336,9 @@ def test_converting_writes_both_sides_and_prints_the_table(
     assert code == 0
     assert sum(map(len, sides)) == 70
     assert min(map(len, sides)) > 20
-    assert "     15  obscene\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "     15  obscene\n" in said
+    assert "the published rule drops those over 1024 tokens" in said
     assert main(["jigsaw", str(tmp_path / "no.csv"), "--out", str(tmp_path)]) == 65
 
 

@@ -22,6 +22,8 @@ from trainer.data.formats import BENIGN_PUBLISHED, CONVERTERS, Choice, Tally, di
 from trainer.data.rows import DataError
 from trainer.data.split import is_held_out
 
+LENGTH = 1024
+"""In tokens: no longer are the rows of the published experiment with Jigsaw."""
 WISHES = MappingProxyType(
     {
         "ds1000": "the authors of DS-1000 ask that it never enters a training corpus and is not "
@@ -36,13 +38,15 @@ class Converted:
     """How many rows went where, and the tally of the source.
 
     `across` counts held-out rows whose whole words, but for case, marks and spacing, stand among
-    those to learn as well; they flatter every score. `wish` is what the authors ask of users.
+    those to learn as well; they flatter every score. `unmeasured` says that rows of any length were
+    kept although the published rule has a limit. `wish` is what the authors ask of users.
     """
 
     train: int
     held_out: int
     across: int
     tally: Tally
+    unmeasured: bool = False
     wish: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +76,11 @@ class Converted:
                 f"warning: {self.across} held-out rows stand among those to learn too, "
                 "and scores on them will flatter"
             )
+        if self.unmeasured:
+            lines.append(
+                f"warning: long rows were kept; the published rule drops those over "
+                f"{LENGTH} tokens of the base, which `--tokenizer MODEL` names"
+            )
         lines += [f"mind: {self.wish}"] * bool(self.wish)
         return "\n".join(lines)
 
@@ -84,14 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(), help="directory to write to")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of groups held out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--benign", type=int, default=BENIGN_PUBLISHED, help="jigsaw: rows drawn")
-    parser.add_argument("--tokenizer", help="drop rows longer than --max-length of its tokens")
-    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--benign", type=int, help="jigsaw: rows drawn")
+    parser.add_argument("--tokenizer", help="jigsaw: drop rows over --max-length of its tokens")
+    parser.add_argument("--max-length", type=int)
     parser.add_argument("--json", action="store_true", help="print the counts as JSON, too")
     args = parser.parse_args(argv)
-    fits = fitting(args.tokenizer, args.max_length) if args.tokenizer else None
-    choice = Choice(seed=args.seed, benign=args.benign, fits=fits)
     try:
+        choice = _chosen(args)
         done = convert(args.format, args.source, args.out, choice=choice, held_out=args.held_out)
     except DataError as error:
         sys.stderr.write(f"{error}\n")
@@ -100,6 +108,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         sys.stdout.write(json.dumps(done.to_json(), ensure_ascii=False) + "\n")
     return 0
+
+
+def _chosen(args: argparse.Namespace) -> Choice:
+    """Return how to choose rows; raise DataError for a wish that nothing would come of."""
+    asked = {"benign": args.benign, "tokenizer": args.tokenizer, "max-length": args.max_length}
+    given = [f"--{name}" for name, value in asked.items() if value is not None]
+    if given and args.format != "jigsaw":
+        raise DataError([f"{', '.join(given)}: {args.format} has no such choice; leave it out"])
+    if args.max_length is not None and args.tokenizer is None:
+        raise DataError(["--max-length counts tokens: say of which base with --tokenizer MODEL"])
+    fits = fitting(args.tokenizer, args.max_length or LENGTH) if args.tokenizer else None
+    benign = BENIGN_PUBLISHED if args.benign is None else args.benign
+    return Choice(seed=args.seed, benign=benign, fits=fits)
 
 
 def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: float) -> Converted:
@@ -134,8 +155,14 @@ def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: flo
             path.unlink(missing_ok=True)
     learnt = set(words[0])
     across = sum(word in learnt for word in words[1])
-    wish = WISHES.get(kind, "")
-    return Converted(train=counts[0], held_out=counts[1], across=across, tally=tally, wish=wish)
+    return Converted(
+        train=counts[0],
+        held_out=counts[1],
+        across=across,
+        tally=tally,
+        unmeasured=kind == "jigsaw" and choice.fits is None,
+        wish=WISHES.get(kind, ""),
+    )
 
 
 def _words(row: Mapping[str, Any]) -> str:
@@ -145,10 +172,18 @@ def _words(row: Mapping[str, Any]) -> str:
 
 
 def fitting(tokenizer: str, max_length: int) -> Callable[[str], bool]:
-    """Return a test whether a text has at most `max_length` tokens."""
+    """Return a test whether a text has at most `max_length` tokens.
+
+    Raises:
+        DataError: there is no such tokenizer, or its hub does not answer.
+    """
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise DataError([f"--tokenizer: `{tokenizer}` cannot be loaded: {said}"]) from error
 
     def fits(text: str) -> bool:
         # A character is four bytes at most, and no token is less than a byte.
