@@ -329,7 +329,7 @@ def _drive(goal: str, run: str, *, as_json: bool, **options: Any) -> None:
     if as_json:
         out(drive.dump(arrived))
     else:
-        out(columns([("result", arrived.reason), *arrived.receipt.lines()]))
+        out(columns(arrived.lines()))
         if goal == "run":
             name = arrived.name
             talk(f"\nnext: `qft report {name}`, `qft generate {name}`, `qft merge {name}`")

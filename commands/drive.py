@@ -29,9 +29,9 @@ from infra.catalog import resolve_gpu
 from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
 from infra.journal import JournalDamaged, read
-from infra.lifecycle import Goal
+from infra.lifecycle import Goal, Plan
 from infra.provider import BadRequest, ProviderError
-from infra.state import Ending, fold
+from infra.state import Ending, RunState, fold
 
 HOURS_PER_MONTH = 730.0
 """As the clouds count them."""
@@ -59,6 +59,14 @@ class Arrived:
     goal: Goal
     reason: str
     receipt: Receipt
+    missed: int = 0
+    """How many of the evictions that run.yaml rehearses did not take place."""
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What to print: a word and its fact."""
+        said = f"{self.missed} of `vm.rehearse_evictions` did NOT take place: the training was over"
+        row = ("rehearsal", f"{said} before; take an earlier step, or more steps")
+        return [("result", self.reason), *self.receipt.lines(), *[row] * bool(self.missed)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -67,6 +75,7 @@ class Arrived:
             "goal": str(self.goal),
             "result": self.reason,
             **self.receipt.to_json(),
+            "rehearsals_missed": self.missed,
         }
 
 
@@ -185,18 +194,32 @@ def _steer(session: Session, order: Order) -> Arrived:
     plan = session.plan(order.goal)
     if is_over(session.supervisor.state):
         reason = "this run was complete already; `--fresh` begins it again"
+        ending = Ending(code=0, reason=reason)
         receipt = make_receipt(session.folder, session.loaded.out, simulated=simulated)
-        return _arrived(name, order.goal, Ending(code=0, reason=reason), receipt)
+        return _arrived(
+            name, order.goal, ending, receipt, missed=missed(plan, session.supervisor.state)
+        )
     ending = session.supervisor.run(plan)
     receipt = make_receipt(session.folder, session.loaded.out, simulated=simulated)
     if session.loaded.out.is_dir():
         write_json(session.loaded.out / "receipt.json", receipt.to_json(), mode=0o644)
-    return _arrived(name, order.goal, ending, receipt)
+    return _arrived(
+        name, order.goal, ending, receipt, missed=missed(plan, session.supervisor.state)
+    )
 
 
-def _arrived(name: str, goal: Goal, ending: Ending, receipt: Receipt) -> Arrived:
+def missed(plan: Plan, state: RunState) -> int:
+    """Return how many rehearsals a finished training outran: never asked for, or never come."""
+    wanted = set(plan.rehearse_evictions)
+    happened = min(len(wanted & state.rehearsed), state.evictions)
+    return len(wanted) - happened if state.trained else 0
+
+
+def _arrived(
+    name: str, goal: Goal, ending: Ending, receipt: Receipt, *, missed: int = 0
+) -> Arrived:
     if ending.code == 0:
-        return Arrived(name=name, goal=goal, reason=ending.reason, receipt=receipt)
+        return Arrived(name=name, goal=goal, reason=ending.reason, receipt=receipt, missed=missed)
     kind = BY_CODE.get(ending.code, Trouble)
     raise kind(ending.reason, hint=_what_now(name, ending.code, receipt))
 

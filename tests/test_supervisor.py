@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from fakecloud import Killed, Story, World
 
+from commands.drive import Arrived, missed
+from commands.home import run_folder
+from commands.receipt import make_receipt
 from infra.cost import Budget, bill
 from infra.journal import Kind, read
-from infra.lifecycle import Goal, Plan
+from infra.lifecycle import Goal, Plan, Policy
 from infra.provider import PowerState
 from infra.state import fold
 
@@ -246,3 +249,26 @@ def test_the_bill_counts_compute_until_the_eviction_and_the_disk_after(story: St
 
     assert pytest.approx(up_s * 0.396 / 3600) == bill(state, story.world.now_s).usd
     assert pytest.approx(0.396) == bill(state, story.world.now_s).usd_per_h_now
+
+
+@pytest.mark.parametrize(("poll_s", "outrun"), [(1.0, 0), (1000.0, 1)])
+def test_a_rehearsal_that_the_training_outran_is_told(
+    story: Story, poll_s: float, outrun: int
+) -> None:
+    """A training that is over at the next look ends well, and says how many it never had."""
+    story.plan = Plan(goal=Goal.RUN, rehearse_evictions=(20,))
+    story.policy = Policy(poll_s=poll_s)
+
+    ending = story.go()
+    state = fold(story.journal().events)
+    told = Arrived(
+        name="run",
+        goal=Goal.RUN,
+        reason=ending.reason,
+        receipt=make_receipt(run_folder(story.path.parent, "run"), story.path, simulated=True),
+        missed=missed(story.plan, state),
+    )
+
+    assert (ending.code, state.evictions) == (0, 1 - outrun)
+    assert told.to_json()["rehearsals_missed"] == outrun
+    assert dict(told.lines()).get("rehearsal", "").count("did NOT take place") == outrun
