@@ -12,7 +12,7 @@ from commands import wire
 from commands.config import LoadedConfig, check_files
 from commands.drive import find_config
 from commands.errors import Trouble, Usage
-from commands.home import environment, qft_home
+from commands.home import demand_playable, environment, qft_home
 from commands.wire import need_ssh
 from infra.config import VmTable
 
@@ -69,6 +69,7 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
             checks.append(Check(name="config", ok=False, detail=detail, fix=trouble.hint))
     vm = _table(loaded.config.vm if loaded else VmTable(), provider)
     if vm.provider == "local":
+        checks += _playable()
         checks += [_package("asyncssh", "local"), _package("torch", "train")]
         checks += [_package("bitsandbytes", "train")]
     if vm.provider == "azure":
@@ -135,6 +136,15 @@ def _home() -> Check:
             name="home", ok=False, detail=str(error), fix="set QFT_HOME to a folder of yours"
         )
     return Check(name="home", ok=True, detail=str(home))
+
+
+def _playable() -> list[Check]:
+    """What keeps this computer from playing machines in the home there is; nothing if it can."""
+    try:
+        demand_playable(qft_home(environment()))
+    except Usage as error:
+        return [Check(name="machines here", ok=False, detail=error.message, fix=error.hint)]
+    return []
 
 
 def _package(name: str, extra: str) -> Check:

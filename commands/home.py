@@ -95,6 +95,20 @@ def make_home(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=stat.S_IRWXU)
 
 
+def demand_playable(home: Path) -> None:
+    """Raise Usage if no machine that this computer plays can live in there.
+
+    Its SSH server hands out paths in UTF-8; with other bytes in them it would not come up.
+    """
+    try:
+        str(home).encode()
+    except UnicodeEncodeError:
+        raise Usage(
+            f"`provider: local` cannot play a machine in `{home}`: that path is not UTF-8",
+            hint="`export QFT_HOME=/another/folder`, or move this one to a name that is",
+        ) from None
+
+
 def make_private(folder: Path) -> None:
     """Make a folder that only its owner can enter."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,15 @@ from commands import wire
 from commands.config import LoadedConfig, RunConfig, check, check_files
 from commands.console import Console
 from commands.errors import Usage
-from commands.home import RunFolder, driving, make_home, make_private, run_folder, saved_config
+from commands.home import (
+    RunFolder,
+    demand_playable,
+    driving,
+    make_home,
+    make_private,
+    run_folder,
+    saved_config,
+)
 from commands.staging import stage
 from commands.workload import Setting, Site, SshWorkload
 from infra.cost import Budget
@@ -93,6 +101,8 @@ def opened(desk: Desk) -> Iterator[Session]:
     """
     loaded, folder = desk.loaded, desk.folder
     check_files(loaded)
+    if loaded.config.vm.provider == "local":
+        demand_playable(desk.home)
     make_home(desk.home)
     make_private(folder.root)
     with driving(folder):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from runs import Project, json_of, make_project
+from tiny import ROOT
 
 from commands.config import check_files, load
 from commands.errors import Usage
@@ -134,6 +138,29 @@ def test_a_step_that_never_comes_cannot_be_rehearsed(project: Project) -> None:
     rewrite(project, vm={"rehearse_evictions": [9999]})
 
     assert "step 9999 never comes" in refused(project)
+
+
+def test_a_home_that_no_machine_can_live_in_is_refused(project: Project) -> None:
+    """With bytes in its path that are no UTF-8, nothing is made there, and the way out is told."""
+    odd = os.fsdecode(os.fsencode(project.folder) + b"/h\xff")
+
+    run, doctor = (
+        subprocess.run(
+            [sys.executable, str(ROOT / "cli.py"), command],
+            cwd=project.folder,
+            env=project.environment() | {"QFT_HOME": odd},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for command in ("run", "doctor")
+    )
+
+    assert (run.returncode, doctor.returncode) == (2, 2)
+    assert "that path is not UTF-8\n\nhint: `export QFT_HOME=" in run.stderr
+    assert "Traceback" not in run.stderr + doctor.stderr
+    assert "FAIL  machines here: " in doctor.stdout
+    assert not (Path(odd) / "runs").exists()
 
 
 def test_a_refusal_exits_2_and_leaves_nothing(project: Project) -> None:
