@@ -158,14 +158,14 @@ def logs(
     ] = False,
 ) -> None:
     """Print what the trainer said."""
-    from commands import machine
+    from commands import logs as command
     from commands.output import log_as_json, log_writer
 
     if as_json:
         with log_as_json(follow=follow) as write:
-            machine.logs(run, follow=follow, write=write)
+            command.logs(run, follow=follow, write=write, say=talk)
     else:
-        machine.logs(run, follow=follow, write=log_writer())
+        command.logs(run, follow=follow, write=log_writer(), say=talk)
 
 
 @app.command(epilog=examples("fetch"))

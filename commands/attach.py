@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from commands import wire
-from commands.home import Busy, driving
+from commands.home import is_driven
 from commands.session import Desk, make_workload
 from infra import actions as act
 from infra.cost import bill
@@ -34,7 +34,7 @@ def follow(desk: Desk, *, sleep: Callable[[float], None] = time.sleep) -> Ending
             state = fold(events)
             if state.ending is not None and len(events) > began:
                 return state.ending
-            if _is_free(desk):
+            if not is_driven(desk.folder):
                 return None
             now_s = time.time()
             job = _glance(workload.look, state)
@@ -60,12 +60,3 @@ def _glance(look: Callable[..., JobView], state: RunState) -> JobView | None:
         return look(state.vm)
     except (HostUnreachable, HostNotTrusted, HostUnfit):
         return None
-
-
-def _is_free(desk: Desk) -> bool:
-    """Whether nobody drives the run any more."""
-    try:
-        with driving(desk.folder, patience_s=0.0):
-            return True
-    except Busy:
-        return False

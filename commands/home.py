@@ -201,6 +201,17 @@ def driving(
         raise Busy(run, error.holder) from error
 
 
+def is_driven(run: RunFolder) -> bool:
+    """Whether a `qft` drives the run at this moment."""
+    try:
+        with driving(run, patience_s=0.0):
+            return False
+    except Busy:
+        return True
+    except OSError:  # a home that cannot be written can be looked at, and is driven by nobody
+        return False
+
+
 class Busy(Usage):
     """Another `qft` drives the run; a second driver could rent a second machine.
 

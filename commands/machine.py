@@ -1,4 +1,4 @@
-"""`qft logs`, `qft evict`, `qft ssh`: reach into the machine of a run without driving it."""
+"""`qft evict`, `qft ssh`: reach into the machine of a run without driving it."""
 
 from __future__ import annotations
 
@@ -6,74 +6,18 @@ import base64
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from commands import wire
 from commands.config import LoadedConfig
-from commands.errors import CloudTrouble, HostTrouble, Usage
+from commands.errors import CloudTrouble, Usage
 from commands.home import RunFolder, environment, pick_run, qft_home
 from commands.session import reopen
-from commands.workload import Site
 from infra.journal import read
 from infra.provider import PowerState, ProviderError, Vm
 from infra.state import fold
-from remote import errors, job, keys, link
-
-FOLLOW_EVERY_S = 0.5
-TAIL_BYTES = 1 << 18
-
-
-def logs(wanted: str, *, follow: bool, write: Callable[[bytes], None]) -> None:
-    """Write what the trainer printed; with `follow`, go on until it ends.
-
-    Without a machine, the log that was fetched is written.
-    """
-    folder, loaded = _run(wanted)
-    vm = running_now(loaded, _machine(folder))
-    if vm is None:
-        fetched = loaded.out / "trainer.log"
-        if not fetched.exists():
-            raise Usage(
-                f"the machine of `{folder.name}` does not run, and no log was fetched yet",
-                hint=f"`qft train {folder.name}` goes on with the run",
-            )
-        write(fetched.read_bytes())
-        return
-    site = Site(run_id=fold(read(folder.journal)).run_id)
-    try:
-        with link.connect(host_of(folder, loaded, vm)) as connection:
-            running = job.Job(
-                link=connection,
-                directory=site.job,
-                python=wire.helper_python(loaded.config.vm),
-            )
-            _tail(running, follow=follow, write=write)
-    except errors.RemoteError as error:
-        raise HostTrouble(str(error), hint=error.hint) from error
-
-
-def _tail(
-    running: job.Job,
-    *,
-    follow: bool,
-    write: Callable[[bytes], None],
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
-    offset = 0
-    while True:
-        alive = running.status().state is job.JobState.RUNNING
-        while True:
-            tail = running.tail(offset, TAIL_BYTES)
-            offset = tail.offset
-            if not tail.data:
-                break
-            write(tail.data)
-        if not follow or not alive:
-            return
-        sleep(FOLLOW_EVERY_S)
+from remote import keys, link
 
 
 def evict(wanted: str) -> str:

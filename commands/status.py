@@ -9,7 +9,7 @@ from typing import Any
 
 from commands import wire
 from commands.console import PlainConsole
-from commands.home import Busy, RunFolder, driving, environment, pick_run, qft_home
+from commands.home import environment, is_driven, pick_run, qft_home
 from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, make_workload, reopen
 from infra.cost import bill
@@ -134,7 +134,7 @@ def status(wanted: str) -> Status:
         name=folder.name,
         state=state,
         receipt=make_receipt(folder, loaded.out, simulated=simulated),
-        driven=_is_driven(folder),
+        driven=is_driven(folder),
         machine=machine,
         job=job,
         trouble=trouble,
@@ -174,16 +174,6 @@ def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | No
         return machine, None, str(error)
     finally:
         workload.forget()
-
-
-def _is_driven(folder: RunFolder) -> bool:
-    try:
-        with driving(folder, patience_s=0.0):
-            return False
-    except Busy:
-        return True
-    except OSError:  # a home that cannot be written can be looked at, and is driven by nobody
-        return False
 
 
 def _machine_json(status: Status) -> dict[str, Any] | None:

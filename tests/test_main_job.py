@@ -35,12 +35,20 @@ class Finished:
     project: Project
     audit: subprocess.CompletedProcess[str]
     run: subprocess.CompletedProcess[str]
+    logs: subprocess.CompletedProcess[str]
+    """What another terminal followed meanwhile."""
 
     @classmethod
     def of(cls, project: Project) -> Self:
         """Look at the rows before, as one should, and do the whole run."""
         audit = project.qft("audit", "--html", str(project.folder / "audit.html"))
-        return cls(project=project, audit=audit, run=project.qft("run", "--json"))
+        running = project.start("run", "--json")
+        saved = project.home / "runs" / project.name / "run.json"
+        wait_until(lambda: running.poll() is not None or saved.exists())
+        logs = project.qft("logs", "-f")
+        out, err = running.communicate()
+        run = subprocess.CompletedProcess(running.args, running.returncode, out, err)
+        return cls(project=project, audit=audit, run=run, logs=logs)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,13 @@ def test_one_command_brings_the_adapter_home_through_evictions(evicted: Finished
     again = project.qft("run", "--json")
     assert (again.returncode, project.kinds()) == (0, before)
     assert "complete already" in json_of(again)["result"]
+
+
+def test_a_log_is_followed_through_evictions(evicted: Finished) -> None:
+    """`qft logs -f` goes on until the training ends, and has said all of it, once."""
+    assert evicted.logs.returncode == 0, evicted.logs.stderr
+    assert evicted.logs.stdout == (evicted.project.out / "trainer.log").read_text()
+    assert evicted.logs.stdout.count("resuming after step") == 2
 
 
 def test_an_evicted_run_ends_with_the_bits_of_an_undisturbed_one(

@@ -1,0 +1,128 @@
+"""`qft logs`: what the trainer said, from the machine or from home, through evictions as well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from commands import wire
+from commands.config import LoadedConfig
+from commands.errors import CloudTrouble, HostTrouble, Usage
+from commands.home import RunFolder, environment, is_driven, pick_run, qft_home
+from commands.machine import host_of, running_now
+from commands.session import reopen
+from commands.workload import Site
+from infra.journal import read
+from infra.provider import Vm
+from infra.state import RunState, fold
+from remote import errors, job, link
+
+FOLLOW_EVERY_S = 0.5
+LOOK_EVERY_S = 1.0
+"""Between jobs: each look is a connection of its own."""
+TAIL_BYTES = 1 << 18
+
+
+def logs(
+    wanted: str, *, follow: bool, write: Callable[[bytes], None], say: Callable[[str], None]
+) -> None:
+    """Write what the trainer printed; with `follow`, go on until the training ends.
+
+    Without a machine, the log that was fetched is written. While another `qft` drives the run, a
+    machine that goes down or stays silent is waited for: its driver starts it again, or gives up.
+
+    Raises:
+        Usage: there is no such run, or neither a machine nor a log.
+        HostTrouble: the machine does not answer, and nobody drives the run.
+        CloudTrouble: the provider does not say where the machine is, and nobody drives the run.
+    """
+    folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
+    reader = Reader(folder=folder, loaded=reopen(folder), write=write)
+    told = False
+    while True:
+        # Asked before the look: once the driver is gone, that look is the last one needed.
+        driven = follow and is_driven(folder)
+        state = fold(read(folder.journal))
+        try:
+            vm = running_now(reader.loaded, state.vm)
+            if vm is not None:
+                told = False
+                reader.tail(vm, state, follow=follow)
+        except (HostTrouble, CloudTrouble):
+            if not driven:
+                raise
+            vm = None
+        there = vm is not None
+        if not driven or (state.trained and (there or state.fetched)):
+            return None if there else reader.fetched(state)
+        if not (there or told):
+            say("no machine answers now; waiting for whoever drives the run")
+            told = True
+        time.sleep(LOOK_EVERY_S)
+
+
+@dataclass(kw_only=True)
+class Reader:
+    """Writes the log of a run, each part once, from whichever machine has it."""
+
+    folder: RunFolder
+    loaded: LoadedConfig
+    write: Callable[[bytes], None]
+    generation: int = 0
+    """Of the machine that was read last: a restarted one keeps its log, another begins anew."""
+    offset: int = 0
+
+    def tail(self, vm: Vm, state: RunState, *, follow: bool) -> None:
+        """Write what is new on the machine; with `follow`, until the job there does not run.
+
+        Raises:
+            HostTrouble: the machine does not answer, or no longer.
+        """
+        self._turn_to(state)
+        try:
+            with link.connect(host_of(self.folder, self.loaded, vm)) as connection:
+                running = job.Job(
+                    link=connection,
+                    directory=Site(run_id=state.run_id).job,
+                    python=wire.helper_python(self.loaded.config.vm),
+                )
+                while True:
+                    alive = running.status().state is job.JobState.RUNNING
+                    self._drain(running)
+                    if not follow or not alive:
+                        return
+                    time.sleep(FOLLOW_EVERY_S)
+        except errors.RemoteError as error:
+            raise HostTrouble(str(error), hint=error.hint) from error
+
+    def fetched(self, state: RunState) -> None:
+        """Write what the log at home has beyond what was read on the machine.
+
+        Raises:
+            Usage: there is none, and nothing was read.
+        """
+        self._turn_to(state)
+        path = self.loaded.out / "trainer.log"
+        if self.offset and not state.fetched:
+            return  # what lies at home is of another run
+        if path.exists():
+            self.write(path.read_bytes()[self.offset :])
+        elif not self.offset:
+            raise Usage(
+                f"the machine of `{self.folder.name}` does not run, and no log was fetched yet",
+                hint=f"`qft train {self.folder.name}` goes on with the run",
+            )
+
+    def _turn_to(self, state: RunState) -> None:
+        if state.generation != self.generation:
+            self.generation, self.offset = state.generation, 0
+
+    def _drain(self, running: job.Job) -> None:
+        while True:
+            tail = running.tail(self.offset, TAIL_BYTES)
+            self.offset = tail.offset
+            if not tail.data:
+                return
+            self.write(tail.data)
