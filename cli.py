@@ -331,8 +331,9 @@ def _drive(goal: str, run: str, *, as_json: bool, **options: Any) -> None:
     else:
         out(columns(arrived.lines()))
         if goal == "run":
-            name = arrived.name
-            talk(f"\nnext: `qft report {name}`, `qft generate {name}`, `qft merge {name}`")
+            from commands import after
+
+            talk(f"\nnext: {after.next_steps(arrived.name)}")
 
 
 if __name__ == "__main__":

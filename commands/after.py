@@ -122,7 +122,7 @@ def generate(wanted: str, asked: Question, *, as_json: bool) -> str | None:
     if asked.chat and as_json:
         raise Usage("a conversation is no JSON", hint="leave `--chat` or `--json` out")
     if not (asked.fields or asked.chat or asked.prompt is not None):
-        raise Usage("there is nothing to answer", hint=_how_to_ask(folder, loaded))
+        raise Usage("there is nothing to answer", hint=_how_to_ask(loaded))
     adapter = ["--adapter", str((loaded.out / "adapter").absolute())]
     with laid_out(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), *adapter, *flags]
@@ -132,14 +132,18 @@ def generate(wanted: str, asked: Question, *, as_json: bool) -> str | None:
         return _program("results.generate", flags, as_json=as_json).removesuffix("\n")
 
 
-def _how_to_ask(folder: RunFolder, loaded: LoadedConfig) -> str:
-    """The command that fills this run's own prompt."""
+def next_steps(name: str) -> str:
+    """What can be typed once the adapter is home, each as it stands but for the question."""
+    loaded = reopen(run_folder(qft_home(environment()), name))
+    return f"`qft report {name}`, {_how_to_ask(loaded)}, `qft merge {name}`"
+
+
+def _how_to_ask(loaded: LoadedConfig) -> str:
+    """The command that fills this run's own prompt, or holds a conversation."""
     table = loaded.config.data
-    if table.messages:
-        return f"`qft generate {folder.name} --chat` holds a conversation"
-    fields = Template.parse(table.prompt).fields
+    fields = [] if table.messages else Template.parse(table.prompt).fields
     flags = " ".join(f"--field {field}='...'" for field in fields) or "--prompt '...'"
-    return f"`qft generate {folder.name} {flags}`"
+    return f"`qft generate {loaded.config.name} {'--chat' if table.messages else flags}`"
 
 
 def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, Any] | None]:
