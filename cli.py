@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from commands import tools
-from commands.errors import Exit, Trouble
+from commands.errors import Exit, Trouble, Usage
 from commands.manual import EXIT_CODES, FIRST_STEPS, examples
 from commands.options import AllowChange, Fresh, Json, Plain, ProviderName, Run
 from commands.output import (
@@ -189,6 +189,7 @@ def down(
     from commands import down as command
     from commands.home import environment, qft_home
 
+    _demand_one_meaning(run, everything=everything, provider=provider)
     if everything:
         home = qft_home(environment())
         providers = command.known_providers(home, provider)
@@ -237,6 +238,7 @@ def ls(
     """List runs; with --all, every machine with our tag."""
     from commands import ls as command
 
+    _demand_one_meaning("", everything=everything, provider=provider)
     lines, trouble = command.machines(provider) if everything else (command.runs(), None)
     rows = command.to_json(lines)
     if trouble and not rows:
@@ -310,6 +312,17 @@ def main() -> None:
         sys.exit(tell_interrupt(as_json=as_json))
     except Exception as error:  # noqa: BLE001  (the one place that maps whatever is left)
         sys.exit(last_resort(error, as_json=as_json))
+
+
+def _demand_one_meaning(run: str, *, everything: bool, provider: str) -> None:
+    """Raise Usage where one word would be ignored: a machine more or less is released then."""
+    if everything and run:
+        raise Usage(
+            f"`{run}` is one run, and `--all` is every machine of ours",
+            hint="leave one of them out",
+        )
+    if provider and not everything:
+        raise Usage("`--provider` goes with `--all`", hint=f"write `--all --provider {provider}`")
 
 
 def _besides(trouble: Trouble, *, as_json: bool) -> NoReturn:

@@ -187,6 +187,25 @@ def test_a_completion_that_is_too_long_exits_2_and_leaves_no_machine(project: Pr
     assert json_of(project.qft("ls", "--all", "--json")) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("down tiny --all --delete", "error: `tiny` is one run, and `--all` is every machine"),
+        ("down --provider local", "hint: write `--all --provider local`"),
+        ("ls --provider local", "hint: write `--all --provider local`"),
+    ],
+)
+def test_words_that_mean_more_than_one_thing_release_nothing(
+    project: Project, words: str, told: str
+) -> None:
+    """A name beside `--all`, or a provider without it, is refused instead of half obeyed."""
+    done = project.qft(*words.split())
+
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stdout == ""
+
+
 def test_unknown_commands_and_runs_exit_2(project: Project) -> None:
     """A misspelt command or run is a usage error with a hint, also as JSON."""
     command = project.qft("rum")
