@@ -52,6 +52,13 @@ class Question:
     @property
     def flags(self) -> list[str]:
         """The same as flags of the generator."""
+        ways = {"--field": self.fields, "--prompt": self.prompt is not None, "--chat": self.chat}
+        chosen = [f"`{way}`" for way, taken in ways.items() if taken]
+        if len(chosen) > 1:
+            raise Usage(
+                f"{' and '.join(chosen)} are different questions, and one is answered",
+                hint="leave the others out; a ready `--prompt` is used as it is",
+            )
         flags = ["--tokens", str(self.tokens)]
         for pair in self.fields:
             if "=" not in pair:

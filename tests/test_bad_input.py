@@ -14,6 +14,7 @@ import yaml
 from runs import Project, json_of, make_project
 from tiny import ROOT
 
+from commands.after import Question
 from commands.config import check_files, load
 from commands.errors import Usage
 from commands.home import check_name
@@ -204,6 +205,20 @@ def test_words_that_mean_more_than_one_thing_release_nothing(
     assert done.returncode == 2
     assert told in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Question(fields=("text=a",), prompt="b"),
+        Question(prompt="", chat=True),
+        Question(fields=("text=a",), chat=True),
+    ],
+)
+def test_two_questions_at_once_are_refused(asked: Question) -> None:
+    """A field that a ready prompt would leave unused is told instead of dropped."""
+    with pytest.raises(Usage, match="are different questions"):
+        _ = asked.flags
 
 
 def test_unknown_commands_and_runs_exit_2(project: Project) -> None:
