@@ -88,7 +88,9 @@ class Status:
         step, steps = (job.step, job.steps) if job else (state.step, state.steps)
         rows = [("run", f"{self.name}: {self.summary}")]
         if steps:
-            rows.append(("step", f"{step}/{steps}, checkpoint at home: step {state.home_step}"))
+            # Once the adapter is home, what was kept until then says nothing about its safety.
+            kept = "" if state.fetched else f", checkpoint at home: step {state.home_step}"
+            rows.append(("step", f"{step}/{steps}{kept}"))
         eta_s = job.detail.get("eta_s") if job else None
         if isinstance(eta_s, int | float) and step < steps:
             rows.append(("time left", duration(eta_s)))

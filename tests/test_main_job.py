@@ -257,6 +257,7 @@ def test_what_comes_after_the_training_works_at_home(evicted: Finished) -> None:
     assert "what is learnt" in evicted.audit.stdout, evicted.audit.stderr
     assert (project.folder / "audit.html").exists()
     assert "`qft generate tiny --field text='...'`" in project.qft("run").stderr
+    assert "checkpoint at home" not in project.qft("status").stdout
 
     report = project.qft("report")
     merge = project.qft("merge", "--dtype", "float32")
