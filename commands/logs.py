@@ -12,7 +12,7 @@ from commands.config import LoadedConfig
 from commands.errors import CloudTrouble, HostTrouble, Usage
 from commands.home import RunFolder, environment, is_driven, pick_run, qft_home
 from commands.machine import host_of, running_now
-from commands.session import reopen
+from commands.session import policy_of, reopen
 from commands.workload import Site
 from infra.journal import read
 from infra.provider import Vm
@@ -20,8 +20,6 @@ from infra.state import RunState, fold
 from remote import errors, job, link
 
 FOLLOW_EVERY_S = 0.5
-LOOK_EVERY_S = 1.0
-"""Between jobs: each look is a connection of its own."""
 TAIL_BYTES = 1 << 18
 
 
@@ -60,7 +58,8 @@ def logs(
         if not (there or told):
             say("no machine answers now; waiting for whoever drives the run")
             told = True
-        time.sleep(LOOK_EVERY_S)
+        # As often as the driver looks: each time the cloud is asked and a connection made.
+        time.sleep(policy_of(reader.loaded).poll_s)
 
 
 @dataclass(kw_only=True)

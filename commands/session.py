@@ -69,7 +69,7 @@ class Session:
         return Plan(
             goal=goal,
             budget=Budget(usd=budget.usd, hours=budget.hours, evictions=budget.evictions),
-            policy=LOCAL_POLICY if config.vm.provider == "local" else Policy(),
+            policy=policy_of(self.loaded),
             rehearse_evictions=tuple(config.vm.rehearse_evictions),
             rents=self.provider.traits.rents,
             guards=isinstance(self.provider, Guarding),
@@ -90,6 +90,11 @@ class Desk:
     def folder(self) -> RunFolder:
         """The run's folder on this computer."""
         return run_folder(self.home, self.loaded.config.name)
+
+
+def policy_of(loaded: LoadedConfig) -> Policy:
+    """The numbers that fit the provider of a run."""
+    return LOCAL_POLICY if loaded.config.vm.provider == "local" else Policy()
 
 
 @contextlib.contextmanager
