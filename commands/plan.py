@@ -86,7 +86,7 @@ class PlanPage:
         cap = self.max_price_usd_per_h
         said = [
             f"run `{self.run}` on {self.provider}"
-            + (f", cap ${cap}/h" if cap is not None else ", no price cap"),
+            + (f", cap ${_price(cap)}/h" if cap is not None else ", no price cap"),
             "",
         ]
         said += [
@@ -177,8 +177,8 @@ def _cap_warning(offers: tuple[Offer, ...], cap: float | None) -> str:
     if first is None or cap is None or cap >= first.spot_usd_per_h * CAP_MARGIN:
         return ""
     return (
-        f"the cap of ${cap}/h is close to the price of now, ${first.spot_usd_per_h:.4f}/h: a small "
-        "rise evicts the machine; a higher cap costs nothing extra while the price stays"
+        f"the cap of ${_price(cap)}/h is close to the price of now, ${first.spot_usd_per_h:.4f}/h: "
+        "a small rise evicts the machine; a higher cap costs nothing extra while the price stays"
     )
 
 
@@ -219,10 +219,20 @@ def _offer_line(offer: Offer, now_s: float) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def _price(usd_per_h: float) -> str:
+    """A price with two digits behind the point, or as many as it has."""
+    text = f"{usd_per_h:.2f}"
+    return text if float(text) == usd_per_h else f"{usd_per_h:g}"
+
+
+def _counted(number: float, thing: str) -> str:
+    return f"{number:g} {thing}{'' if number == 1 else 's'}"
+
+
 def _budget_line(budget: Budget) -> str:
     parts = [
         f"${budget.usd:.2f}" if budget.usd is not None else "",
-        f"{budget.hours:g} machine hours" if budget.hours is not None else "",
-        f"{budget.evictions} evictions" if budget.evictions is not None else "",
+        _counted(budget.hours, "machine hour") if budget.hours is not None else "",
+        _counted(budget.evictions, "eviction") if budget.evictions is not None else "",
     ]
     return ", ".join(part for part in parts if part) or "none"

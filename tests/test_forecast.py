@@ -141,3 +141,18 @@ def test_rows_that_cannot_be_read_spoil_no_forecast(tmp_path: Path) -> None:
 
     assert told is not None
     assert told["usual_tokens"] == 1024
+
+
+def test_limits_read_as_money_and_as_counts(tmp_path: Path) -> None:
+    """A cap has cents, one hour is no hours, and a price between cents keeps all its digits."""
+    vm = {"provider": "local", "gpu": "T4"}
+    budget = {"usd": 5, "hours": 1, "evictions": 1}
+    project(tmp_path, vm={**vm, "max_price": 1.5}, budget=budget)
+    whole = make_plan(str(tmp_path / "run.yaml")).lines()
+    project(tmp_path, vm={**vm, "max_price": 0.1234}, budget={"hours": 2.5, "evictions": 3})
+    odd = make_plan(str(tmp_path / "run.yaml")).lines()
+
+    assert whole[0].endswith(", cap $1.50/h")
+    assert odd[0].endswith(", cap $0.1234/h")
+    assert any("$5.00, 1 machine hour, 1 eviction" in line for line in whole)
+    assert any("2.5 machine hours, 3 evictions" in line for line in odd)
