@@ -117,6 +117,9 @@ TABLE: list[tuple[str, int, str, type[ProviderError], str]] = [
         "`vm.max_price` above it",
     ),
     ("BrandNewCode", 400, "Never seen.", BadRequest, "BrandNewCode: Never seen."),
+    ("InvalidResourceReference", 400, "Not found there.", Transient, "repeat"),
+    ("ReferencedResourceNotProvisioned", 429, "Not yet.", Transient, "repeat"),
+    ("CanceledAndSupersededDueToAnotherOperation", 200, "Later.", Transient, "repeat"),
 ]
 
 
@@ -214,6 +217,45 @@ def test_refused_create_leaves_nothing(
 
     assert harness.cloud.leftovers() == []
     assert harness.cloud.ledger.billing() == []
+
+
+FULL = {"code": "SkuNotAvailable", "message": "Not available in location 'x'."}
+WRAPPED: dict[str, object] = {
+    "details of details": {"details": [{"code": "Conflict", "details": [FULL]}]},
+    "details that are no list": {"details": FULL},
+    "an inner error": {"innererror": {"code": "Inner", "innerError": FULL}},
+    "holes": {"details": [None, 5, {"code": None}, FULL]},
+}
+
+
+@pytest.mark.parametrize("shape", WRAPPED)
+def test_reason_is_found_however_deep_it_is_wrapped(harness: AzureHarness, shape: str) -> None:
+    """A refusal that hides its reason inside others is still the lack of capacity that it is."""
+    inside = WRAPPED[shape]
+    assert isinstance(inside, dict)
+    body = {"error": {"code": "DeploymentFailed", "message": "See the details."} | inside}
+    reply = Reply(status=409, body=body)
+    path = r"/virtualMachines/[^/]+$"
+    harness.cloud.faults.add(Weather(weather=Kind.ANSWER, method="PUT", path=path, reply=reply))
+
+    with pytest.raises(NoCapacity, match="Not available in location"):
+        harness.provider().create(spec())
+
+
+ODD = {"details": 5, "innererror": "x", "code": 12, "message": None}
+
+
+@pytest.mark.parametrize("body", [{"error": ODD}, {"error": None}, [1], None, "<html>", 7])
+def test_refusal_of_any_shape_is_a_refusal(harness: AzureHarness, body: object) -> None:
+    """What is not in the shape of ARM's errors still ends in words and an empty ledger."""
+    reply = Reply(status=400, body=body)
+    path = r"/virtualMachines/[^/]+$"
+    harness.cloud.faults.add(Weather(weather=Kind.ANSWER, method="PUT", path=path, reply=reply))
+
+    with pytest.raises(BadRequest):
+        harness.provider().create(spec())
+
+    assert harness.cloud.leftovers() == []
 
 
 @pytest.mark.parametrize("code", sorted(ALLOCATION_TEXTS))

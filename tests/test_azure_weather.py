@@ -29,7 +29,19 @@ def error(status: int) -> Fault:
     return Fault(weather=Weather.ANSWER, times=2, reply=reply)
 
 
+def answer(status: int, *, code: str = "", advice: str = "") -> Fault:
+    """One answer with a bare code, or with nothing in it, and advice when to come back."""
+    body = {"error": {"code": code, "message": "No."}} if code else None
+    headers = {"Retry-After": advice} if advice else {}
+    return Fault(weather=Weather.ANSWER, reply=Reply(status=status, body=body, headers=headers))
+
+
 WEATHERS = {
+    "accepted without a word": lambda: answer(202),
+    "conflict with advice": lambda: answer(409, code="Conflict", advice="3"),
+    "advice of years": lambda: answer(429, code="TooManyRequests", advice="99999999"),
+    "advice as a date": lambda: answer(503, advice="Thu, 01 Jan 2099 00:00:00 GMT"),
+    "advice that is none": lambda: answer(429, advice="soon"),
     "throttled": lambda: throttled(times=3),
     "throttled without advice": lambda: throttled(times=2, retry_after_s=None, method="PUT"),
     "error 500": lambda: error(500),
@@ -121,6 +133,45 @@ def test_delete_converges(harness: AzureHarness, weather: str) -> None:
 
     assert harness.cloud.leftovers() == []
     assert "virtual machine" in {one.kind for one in removed}
+
+
+@pytest.mark.parametrize("verb", ["start", "deallocate"])
+@pytest.mark.parametrize("status", [200, 202, 204])
+def test_empty_page_of_an_operation_is_no_failure(
+    harness: AzureHarness, verb: str, status: int
+) -> None:
+    """A page without a word says neither that the order failed nor that it was carried out."""
+    vm = harness.provider().create(spec())
+    harness.advance(60)
+    if verb == "start":
+        harness.provider().deallocate(vm)
+    fault = answer(status)
+    fault.path = "/operations/"
+    harness.cloud.faults.add(fault)
+
+    getattr(harness.provider(), verb)(vm)
+
+    goal = PowerState.RUNNING if verb == "start" else PowerState.DEALLOCATED
+    assert harness.provider().observe(vm).power is goal
+    assert not (harness.state_dir / "refusals.json").exists()
+
+
+def test_lasting_refusal_with_advice_is_waited_for_and_no_longer_than_sensible(
+    harness: AzureHarness,
+) -> None:
+    """Whatever Azure advises, the caller hears of it within the hour and is told a short wait."""
+    for advice in ("99999999", "Thu, 01 Jan 2099 00:00:00 GMT"):
+        fault = answer(429, code="TooManyRequests", advice=advice)
+        fault.times, fault.path = 999, "^/sub"
+        harness.cloud.faults.add(fault)
+        began = harness.cloud.clock.now()
+
+        with pytest.raises(Transient) as caught:
+            harness.provider().list_all()
+
+        assert harness.cloud.clock.now() - began < 3600
+        assert 0 < (caught.value.retry_after_s or 0) <= 300
+        harness.cloud.faults.queue.clear()
 
 
 def test_dead_network_is_transient_and_soon_told(harness: AzureHarness) -> None:

@@ -56,7 +56,7 @@ class Fault:
     """The HTTP status; 200 for an operation that failed later, 0 if nothing was answered."""
     retry_after_s: float | None = None
     nested: tuple[tuple[str, str], ...] = ()
-    """Code and message of `error.details[]`, where group deletions hide the reason."""
+    """Code and message of the errors inside the error, where group deletions hide the reason."""
     auth: bool = False
     """Whether the credential chain itself failed, before anything was asked of Azure."""
 
@@ -89,6 +89,8 @@ def translate(fault: Fault, *, doing: str) -> ProviderError:
 
 def _by_status(fault: Fault, doing: str) -> ProviderError:
     if fault.status in {0, 408, 429} or fault.status >= 500:
+        return _transient(fault, doing)
+    if fault.status == 409 and fault.retry_after_s is not None:
         return _transient(fault, doing)
     if fault.status == 404:
         return Gone(f"cannot {doing}: it does not exist ({fault.said})")
@@ -344,6 +346,8 @@ _CODES: dict[_Build, str] = {
         ResourceGroupBeingDeleted ResourceGroupDeletionTimeout NicReservedForAnotherVm NicInUse
         PublicIPAddressCannotBeDeleted InUseSubnetCannotBeDeleted
         InUseNetworkSecurityGroupCannotBeDeleted AttachDiskWhileBeingDetached
+        InvalidResourceReference ReferencedResourceNotProvisioned
+        CanceledAndSupersededDueToAnotherOperation
     """,
     _gone: "NotFound ResourceNotFound ResourceGroupNotFound ParentResourceNotFound",
 }

@@ -19,14 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from azure.core import MatchConditions
 from azure.core.credentials import TokenCredential
-from azure.core.exceptions import (
-    AzureError,
-    ClientAuthenticationError,
-    HttpResponseError,
-    ResponseNotReadError,
-    StreamClosedError,
-    StreamConsumedError,
-)
+from azure.core.exceptions import AzureError, HttpResponseError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.core.rest import HttpRequest
 from azure.identity import DefaultAzureCredential
@@ -35,6 +28,7 @@ from azure.mgmt.core.polling.arm_polling import ARMPolling
 from azure.mgmt.resource.resources import ResourceManagementClient
 
 from infra.azure.errors import Fault, SignInError, translate
+from infra.azure.refusals import ADVICE_S_MAX, fault_of, is_unreadable
 from infra.azure.settings import PUBLIC_ARM, AzureSettings
 
 if TYPE_CHECKING:
@@ -141,7 +135,10 @@ class Arm:
         with translated(doing):
             response = self.resources.send_request(request)
             response.raise_for_status()
-            return dict(response.json()) if response.content else {}
+            answer = response.json() if response.content else {}
+            if not isinstance(answer, dict):
+                raise ValueError(f"{str(answer)[:80]} where an object should be")  # noqa: TRY004
+            return answer
 
     def listed(self, doing: str, path: str, *, version: str) -> list[dict[str, Any]]:
         """Every item of a paged list for which no client is installed.
@@ -217,7 +214,8 @@ class Operation:
                 return self._method.drive(wait_s=wait_s)
             except HttpResponseError as error:
                 status = int(error.status_code or 0)
-                self.over = 0 < status < 500 and status not in {408, 429}
+                ended = 0 < status < 500 and status not in {408, 429}
+                self.over = ended and not is_unreadable(error)
                 raise
 
 
@@ -266,7 +264,7 @@ class PatientTransport(RequestsTransport):  # type: ignore[misc]  # exported wit
 
     def sleep(self, duration: float) -> None:
         """Wait as the retry policy asks, capped so that a wild `Retry-After` cannot hang us."""
-        self._pause(min(duration, 10 * BACKOFF_S_MAX))
+        self._pause(min(duration, ADVICE_S_MAX))
 
 
 def chain() -> DefaultAzureCredential:
@@ -304,48 +302,6 @@ def translated(doing: str) -> Iterator[None]:
     except ValueError as error:  # such as a proxy's page where JSON should be
         told = f"the answer cannot be read: {error}"
         raise translate(Fault(message=told), doing=doing) from error
-
-
-def fault_of(error: AzureError) -> Fault:
-    """What the SDK's exception carries: code, message, status, advice; it may lack all of them."""
-    if isinstance(error, ClientAuthenticationError) and error.response is None:
-        return Fault(message=str(error.message), auth=True)
-    if not isinstance(error, HttpResponseError) or error.response is None:
-        return Fault(message=_short(error))
-    body = _body_of(error)
-    problem = body.get("error") if isinstance(body.get("error"), dict) else body
-    problem = problem if isinstance(problem, dict) else {}
-    details = problem.get("details") or []
-    return Fault(
-        code=str(problem.get("code") or ""),
-        message=str(problem.get("message") or _short(error)),
-        status=int(error.status_code or 0),
-        retry_after_s=_retry_after(error),
-        nested=tuple(
-            (str(one.get("code") or ""), str(one.get("message") or ""))
-            for one in details
-            if isinstance(one, dict)
-        ),
-    )
-
-
-def _body_of(error: HttpResponseError) -> dict[str, Any]:
-    response: Any = error.response
-    try:
-        body = response.json()
-    except (ValueError, ResponseNotReadError, StreamConsumedError, StreamClosedError):
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _retry_after(error: HttpResponseError) -> float | None:
-    response: Any = error.response
-    text = str(response.headers.get("Retry-After", ""))
-    return float(text) if text.isdigit() else None
-
-
-def _short(error: AzureError) -> str:
-    return str(error.message or error).splitlines()[0][:300] if str(error) else ""
 
 
 def _plain(value: Any) -> Any:

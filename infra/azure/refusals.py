@@ -1,0 +1,107 @@
+"""What an exception of the SDK carries, freed from its classes; Azure may leave out any of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    ResponseNotReadError,
+    StreamClosedError,
+    StreamConsumedError,
+)
+from azure.core.polling.base_polling import OperationFailed
+
+from infra.azure.errors import Fault
+
+ADVICE_S_MAX = 300.0
+"""The longest advice that is followed: whoever waits would rather ask once more than in a year."""
+DEPTH_MAX = 5
+"""How deep errors are looked for within errors."""
+
+
+def fault_of(error: AzureError) -> Fault:
+    """Code, message, status, advice and what is nested; never raises."""
+    if isinstance(error, ClientAuthenticationError) and error.response is None:
+        return Fault(message=str(error.message), auth=True)
+    if not isinstance(error, HttpResponseError) or error.response is None:
+        return Fault(message=_short(error))
+    body = _body_of(error)
+    problem = body.get("error") if isinstance(body.get("error"), dict) else body
+    problem = problem if isinstance(problem, dict) else {}
+    told = problem.get("message") or problem.get("error_description") or _short(error)
+    status = int(error.status_code or 0)
+    failed_later = isinstance(error.inner_exception, OperationFailed)
+    return Fault(
+        code=str(problem.get("code") or ""),
+        message=str(told),
+        status=0 if is_unreadable(error) else 200 if failed_later else status,
+        retry_after_s=advice_s(error),
+        nested=tuple(_within(problem, DEPTH_MAX)),
+    )
+
+
+def is_unreadable(error: HttpResponseError) -> bool:
+    """Whether Azure reported success in words that say nothing: no refusal, and no end either.
+
+    Such as an empty page of an operation that is under way.
+    """
+    failed = isinstance(error.inner_exception, OperationFailed)
+    return not failed and int(error.status_code or 0) < 400
+
+
+def advice_s(error: HttpResponseError) -> float | None:
+    """How long Azure asks to wait, in seconds or as a date; None if it does not say, or nonsense.
+
+    A date counts from the answer's own: this computer's clock may be wrong.
+    """
+    response: Any = error.response
+    text = str(response.headers.get("Retry-After", ""))
+    try:
+        wait_s = float(text)
+    except ValueError:
+        moment, now = _date(text), _date(str(response.headers.get("Date", "")))
+        if moment is None:
+            return None
+        wait_s = (moment - (now or datetime.now(tz=UTC))).total_seconds()
+    return min(wait_s, ADVICE_S_MAX) if wait_s >= 0 and not math.isnan(wait_s) else None
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _within(problem: dict[str, Any], depth: int) -> Iterator[tuple[str, str]]:
+    """Code and message of every error inside an error, the outer ones first."""
+    if depth == 0:
+        return
+    details = problem.get("details")
+    inside = [*(details if isinstance(details, list) else [details])]
+    inside += [problem.get("innererror"), problem.get("innerError")]
+    for one in inside:
+        if isinstance(one, dict):
+            yield str(one.get("code") or ""), str(one.get("message") or "")
+            yield from _within(one, depth - 1)
+
+
+def _body_of(error: HttpResponseError) -> dict[str, Any]:
+    response: Any = error.response
+    try:
+        body = response.json()
+    except (ValueError, ResponseNotReadError, StreamConsumedError, StreamClosedError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _short(error: AzureError) -> str:
+    return str(error.message or error).splitlines()[0][:300] if str(error) else ""
