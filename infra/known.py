@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.journal import Kind
-from infra.provider import Offer, Vm
+from infra.provider import Offer, OverQuota, Vm
 from infra.spans import Span
 
 EXPLAIN_EVERY_S = 180.0
@@ -22,6 +22,12 @@ class Failure:
     """Class name in the seam's error tree."""
     message: str
     at_s: float
+
+    def rules_out(self, offer: Offer) -> bool:
+        """Whether it speaks of that offer, too: quota is one pool for a region, zones and all."""
+        if self.error == OverQuota.__name__:
+            return self.place.partition("/")[0] == offer.region
+        return (self.place, self.size) == (offer.place, offer.size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -245,8 +245,8 @@ def _idle_since_s(state: RunState, now_s: float) -> float:
 def refusal(state: RunState, offer: Offer, policy: Policy, now_s: float) -> str:
     """The remembered refusal that rules this offer out for now; empty if none does.
 
-    A lack of quota is remembered for hours and counts for the whole region and size; a lack of
-    capacity or a high price clears by itself, so it is forgotten within minutes.
+    A lack of quota is remembered for hours and counts for the whole region; a lack of capacity or
+    a high price clears by itself, so it is forgotten within minutes.
     """
     ttl_s = {
         "NoCapacity": policy.capacity_ttl_s,
@@ -254,25 +254,24 @@ def refusal(state: RunState, offer: Offer, policy: Policy, now_s: float) -> str:
         "OverQuota": policy.quota_ttl_s,
     }
     for failure in state.failures:
-        same = failure.size == offer.size and failure.place == offer.place
-        if same and now_s - failure.at_s < ttl_s.get(failure.error, 0.0):
+        age_s = now_s - failure.at_s
+        if failure.rules_out(offer) and age_s < ttl_s.get(failure.error, 0.0):
             return f"{failure.error}: {failure.message}"
     return ""
 
 
 def _may_clear(state: RunState, offer: Offer, policy: Policy, now_s: float) -> bool:
-    if offer.blocked_by:
-        return offer.clears
-    return not refusal(state, offer, policy, now_s).startswith("OverQuota")
+    if refusal(state, offer, policy, now_s).startswith("OverQuota"):
+        return False
+    return offer.clears or not offer.blocked_by
 
 
 def explain_refusals(state: RunState, offers: tuple[Offer, ...]) -> str:
     """One line per offer: where, and why it cannot be had."""
-    told = {(f.place, f.size): f"{f.error}: {f.message}" for f in state.failures}
-    lines = [
-        f"{o.place} {o.size}: {o.blocked_by or told.get((o.place, o.size), 'not tried yet')}"
-        for o in offers
-    ]
+    lines = []
+    for o in offers:
+        told = [f"{f.error}: {f.message}" for f in state.failures if f.rules_out(o)]
+        lines.append(f"{o.place} {o.size}: {o.blocked_by or (told or ['not tried yet'])[-1]}")
     return "no offer can be taken now\n  " + "\n  ".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from arm import Fault, Weather
 from arm.desk import CommandLine, command_line
 from arm.harness import T4, azure
 from arm.market import ALLOCATION_TEXTS, QUOTA_LINK, SIZES
-from arm.replies import ArmError, Reply
+from arm.replies import ArmError, Reply, Request
 from runs import make_project
 from test_azure_errors import PRICE, RESERVED, quota_text
 
@@ -114,6 +115,27 @@ def test_refused_place_is_told_and_the_next_offer_is_taken(desk: CommandLine, ca
     assert "Traceback" not in said.err
     (vm,) = desk.harness.cloud.machines()
     assert (vm.location, vm.properties["hardwareProfile"]["vmSize"]) != ("eastus", T4)
+
+
+@pytest.mark.parametrize("pool", ["Standard NCASv3_T4 Family Cores", "Total Regional Cores"])
+def test_region_without_quota_is_asked_once(desk: CommandLine, pool: str) -> None:
+    """Sizes and zones of a region draw on one pool: two regions cost two refusals, ever."""
+    refuse(desk, Case(code="OperationNotAllowed", status=409, message=quota_text(pool), told=()))
+    refuse(desk, Case(code="OperationNotAllowed", status=409, message=quota_text(pool), told=()))
+
+    said = desk.qft("up", "--plain")
+    again = desk.qft("up", "--plain")
+
+    assert (said.code, again.code) == (CLOUD, CLOUD), said.err
+    assert "not tried yet" not in said.err
+    assert f"{pool} quota" in again.err
+    puts = [r.body["location"] for r in desk.harness.cloud.requests if _makes_a_machine(r)]
+    assert puts == ["eastus", "westus2"]
+    assert desk.harness.cloud.leftovers() == []
+
+
+def _makes_a_machine(request: Request) -> bool:
+    return request.method == "PUT" and bool(re.search(VM_PATH, request.path))
 
 
 @pytest.mark.parametrize("code", sorted(ALLOCATION_TEXTS))

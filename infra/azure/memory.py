@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from infra.azure.sources import SPOT_QUOTA
+from infra.catalog import find_size, folded
 from infra.durable import read_json, write_json
 from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError
 from infra.when import utc
@@ -38,6 +40,18 @@ class Refusal:
     def clears(self) -> bool:
         """Whether it passes by itself; quota needs a human."""
         return self.error != OverQuota.__name__
+
+    @property
+    def of_spot_pool(self) -> bool:
+        """Whether it speaks of the quota on which all spot machines of the region draw."""
+        return folded(SPOT_QUOTA) in folded(self.why)
+
+    def counts_for(self, size: str) -> bool:
+        """Whether a lack of quota is one for that size: a family's is one for its sizes only."""
+        if "family" not in self.why.lower() or size.lower() == self.size.lower():
+            return True
+        known = find_size(size)
+        return known is not None and folded(known.quota_family) in folded(self.why)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +95,15 @@ class Memory:
     ) -> Refusal | None:
         """The refusal for which that place is not worth asking now; None if it is.
 
-        The spot quota is one pool for a whole region, so its refusal counts for every size there.
+        The spot quota is one pool for a whole region, so its refusal counts for every size there;
+        with `quota_known` the usage list decides. Of other pools that list does not speak here.
         """
         for one in self.refusals():
-            of_quota = one.error == OverQuota.__name__
-            if of_quota and quota_known:
+            if one.region != region:
                 continue
-            same = (one.size.lower(), one.zone) == (size.lower(), zone)
-            if one.region == region and (of_quota or same):
+            if one.clears:
+                if (one.size.lower(), one.zone) == (size.lower(), zone):
+                    return one
+            elif not (quota_known and one.of_spot_pool) and one.counts_for(size):
                 return one
         return None

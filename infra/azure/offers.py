@@ -135,18 +135,19 @@ class Offers:
             price_source=quote.source,
             priced_at=quote.priced_at,
         )
+        past = self.memory.against(size.size, region, quota_known=quota is not None)
         unsold = quote.spot_usd_per_h is None and "catalog" not in quote.source
         stays = (
             found.restricted.get(region, {}).get(size.size.lower(), "")
             or ("the price list has no spot price for it there" if unsold else "")
             or _quota_obstacle(size, region, quota)
+            or (past.told if past and not past.clears else "")
         )
         dear = _price_obstacle(price, want.max_price_usd_per_h)
-        past = self.memory.against(size.size, region, quota_known=quota is not None)
         return replace(
             offer,
             blocked_by=stays or dear or (past.told if past else ""),
-            clears=not stays and (bool(dear) or (past is not None and past.clears)),
+            clears=not stays and (bool(dear) or past is not None),
         )
 
 
