@@ -98,7 +98,7 @@ class AzureTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     subscription: str = Field(
-        default="", description="Subscription id; empty uses AZURE_SUBSCRIPTION_ID or `az account`."
+        default="", description="Subscription id; empty uses AZURE_SUBSCRIPTION_ID."
     )
 
 
