@@ -124,6 +124,15 @@ def test_price_above_cap_says_the_price(harness: AzureHarness) -> None:
     assert "costs 0.1492 USD/h now, above the cap of 0.1000" in offer.blocked_by
 
 
+def test_region_may_be_written_as_the_portal_does(harness: AzureHarness) -> None:
+    """`West US 2` is `westus2`, for the price list and for the machine, and is offered once."""
+    offers = ask(harness, "West US 2", "westus2")
+
+    best = offers[0]
+    assert (best.region, best.size, best.blocked_by) == ("westus2", T4, "")
+    assert len([one for one in offers if (one.size, one.zone) == (T4, "")]) == 1
+
+
 def test_cheapest_comes_first_unless_regions_are_named(harness: AzureHarness) -> None:
     """Named regions keep their order; otherwise the price decides."""
     harness.cloud.market.prices[T4.lower(), "japaneast"] = 0.08

@@ -40,7 +40,7 @@ class Offers:
         cheapest comes first. Places that Azure scores as poor come behind, single zones last.
         """
         known = [one for one in sizes(gpu=want.gpu) if one.gpu_count == 1]
-        regions = [one.lower() for one in want.regions or REGIONS["azure"]]
+        regions = places_of(want.regions) or [*REGIONS["azure"]]
         quotes: list[Quote] = []
         prices = self.prices(fresh_s=PRICES_FRESH_S)
         names = [one.size for one in known]
@@ -168,6 +168,11 @@ class PriceWatch:
             price = self.ask(size, region, fresh_s=PRICES_FRESH_S)
             self.known[size, region] = (self.clock(), price)
         return price
+
+
+def places_of(regions: Sequence[str]) -> list[str]:
+    """Regions by Azure's own codes, each once: the portal writes `West US 2` for `westus2`."""
+    return [*dict.fromkeys(folded(one) for one in regions)]
 
 
 def _is_poor(offer: Offer) -> bool:

@@ -13,7 +13,7 @@ from infra.azure.creation import Creation
 from infra.azure.doctor import Check, Doctor
 from infra.azure.looking import Looking
 from infra.azure.memory import Memory
-from infra.azure.offers import Offers, PriceWatch
+from infra.azure.offers import Offers, PriceWatch, places_of
 from infra.azure.power import Power
 from infra.azure.rights import Rights
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
@@ -108,7 +108,7 @@ class AzureProvider:
     def checks(self, want: Want) -> list[Check]:
         """What `qft doctor` tells of this account, in the order of mending; changes nothing."""
         size = next(one for one in sizes(gpu=want.gpu) if one.gpu_count == 1)
-        regions = want.regions or REGIONS["azure"][:3]
+        regions = places_of(want.regions) or REGIONS["azure"][:3]
         return Doctor(account=self.account).checks(regions, size)
 
     def close(self) -> None:
