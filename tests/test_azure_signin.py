@@ -169,10 +169,36 @@ def test_settings_default_to_the_public_cloud() -> None:
     assert AzureSettings().arm_endpoint == PUBLIC_ARM
 
 
-def test_nonsense_in_a_setting_is_told() -> None:
-    """A polling interval of nothing would be a storm of requests."""
-    with pytest.raises(ValueError, match="QFT_AZURE_POLLING_S"):
-        AzureSettings.from_environment({"QFT_AZURE_POLLING_S": "0"})
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("QFT_AZURE_POLLING_S", "0"),
+        ("QFT_AZURE_POLLING_S", "inf"),
+        ("QFT_AZURE_POLLING_S", "often"),
+        ("QFT_AZURE_SSH_PORT", "70000"),
+        ("QFT_AZURE_SSH_PORT", "ssh"),
+        ("QFT_ARM_ENDPOINT", "http://127.0.0.1:1"),
+        ("QFT_ARM_ENDPOINT", "management.azure.com"),
+        ("QFT_ARM_ENDPOINT", "https://"),
+    ],
+)
+def test_nonsense_in_a_setting_is_told(name: str, text: str) -> None:
+    """What would be a storm of requests, or show a token to anybody, is refused by its name."""
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        AzureSettings.from_environment({name: text})
+
+
+def test_tokens_are_asked_for_the_cloud_that_is_spoken_to() -> None:
+    """A sovereign cloud needs its own, a proxy of the public one does not, and both can be told."""
+    said = {
+        "https://management.usgovcloudapi.net/": "https://management.usgovcloudapi.net",
+        "https://proxy.example": PUBLIC_ARM,
+    }
+    for endpoint, audience in said.items():
+        chosen = {"QFT_ARM_ENDPOINT": endpoint}
+        assert AzureSettings.from_environment(chosen).audience == audience
+        chosen["QFT_ARM_AUDIENCE"] = "https://other.example/"
+        assert AzureSettings.from_environment(chosen).audience == "https://other.example"
 
 
 def test_page_names_every_setting() -> None:

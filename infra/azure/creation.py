@@ -29,7 +29,6 @@ from infra.azure.naming import (
 )
 from infra.azure.record import RunRecord
 from infra.azure.registration import ensure_registered
-from infra.azure.settings import PUBLIC_ARM
 from infra.azure.teardown import Teardown
 from infra.azure.watchdog import Watchdog
 from infra.provider import (
@@ -262,7 +261,7 @@ class Creation:
                 disk_sku=settings.disk_sku,
                 identity=settings.self_release,
                 arm=settings.arm_endpoint,
-                audience=settings.arm_audience or PUBLIC_ARM,
+                audience=settings.audience,
             ),
         )
         done = False

@@ -29,7 +29,7 @@ from azure.mgmt.resource.resources import ResourceManagementClient
 
 from infra.azure.errors import Fault, SignInError, translate
 from infra.azure.refusals import ADVICE_S_MAX, fault_of, is_unreadable
-from infra.azure.settings import PUBLIC_ARM, AzureSettings
+from infra.azure.settings import AzureSettings
 
 if TYPE_CHECKING:
     from azure.mgmt.network import NetworkManagementClient
@@ -95,12 +95,11 @@ class Arm:
                 f"cannot sign in to Azure: {error}", hint="correct that variable, or unset it"
             ) from error
         self._credential = credential
-        audience = self.settings.arm_audience or PUBLIC_ARM
         return {
             "credential": credential,
             "subscription_id": self.settings.subscription_id,
             "base_url": self.settings.arm_endpoint,
-            "credential_scopes": [f"{audience}/.default"],
+            "credential_scopes": [f"{self.settings.audience}/.default"],
             "transport": self._transport,
             "user_agent": "qft",
             "retry_total": RETRIES_MAX,

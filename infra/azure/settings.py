@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 PUBLIC_ARM = "https://management.azure.com"
+SOVEREIGN_ARM = ("https://management.usgovcloudapi.net", "https://management.chinacloudapi.cn")
+"""Other clouds of Microsoft's; tokens for the public one are worth nothing there."""
 PUBLIC_PRICES = "https://prices.azure.com"
 PUBLIC_ADDRESS = "https://api.ipify.org"
 
@@ -18,7 +22,9 @@ class AzureSettings:
     arm_endpoint: str = PUBLIC_ARM
     """Base URL of Azure Resource Manager; another one for sovereign clouds, proxies and tests."""
     arm_audience: str = ""
-    """What tokens are asked for; empty means the public cloud's."""
+    """What tokens are asked for; empty means the endpoint's own in a cloud of Microsoft's, else the
+    public cloud's.
+    """
     prices_endpoint: str = PUBLIC_PRICES
     """Base URL of the retail price API, which needs no account."""
     address_endpoint: str = PUBLIC_ADDRESS
@@ -43,11 +49,19 @@ class AzureSettings:
     self_release: bool = True
     """Whether the machine gets a managed identity with which it can deallocate itself."""
 
+    @property
+    def audience(self) -> str:
+        """What tokens are asked for."""
+        known = self.arm_endpoint.lower() in SOVEREIGN_ARM
+        own = self.arm_endpoint if known else PUBLIC_ARM
+        return self.arm_audience or own
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> AzureSettings:
         """Read `QFT_ARM_ENDPOINT`, `QFT_AZURE_*`, `QFT_IMDS_ENDPOINT`, `AZURE_SUBSCRIPTION_ID`.
 
-        Unset variables leave the defaults of the public cloud. A malformed number is a ValueError.
+        Unset variables leave the defaults of the public cloud. Raises ValueError for a malformed
+        number, and for a Resource Manager to which no token may be shown.
         """
         text = {
             "subscription_id": "AZURE_SUBSCRIPTION_ID",
@@ -64,17 +78,36 @@ class AzureSettings:
             for key, name in text.items()
             if environment.get(name)
         }
+        if "arm_endpoint" in chosen:
+            _check_https("QFT_ARM_ENDPOINT", str(chosen["arm_endpoint"]))
         for key, name in numbers.items():
             if environment.get(name):
                 chosen[key] = _positive(name, environment[name])
         if environment.get("QFT_AZURE_SSH_PORT"):
-            chosen["ssh_port"] = int(environment["QFT_AZURE_SSH_PORT"])
+            chosen["ssh_port"] = _port("QFT_AZURE_SSH_PORT", environment["QFT_AZURE_SSH_PORT"])
         return cls(**chosen)  # type: ignore[arg-type]  # keys and types are matched above
 
 
 def _positive(name: str, text: str) -> float:
-    value = float(text)
-    if not value > 0:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
         message = f"{name} must be a number of seconds above 0, not {text!r}"
         raise ValueError(message)
     return value
+
+
+def _port(name: str, text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        message = f"{name} must be a port between 1 and 65535, not {text!r}"
+        raise ValueError(message)
+    return int(text)
+
+
+def _check_https(name: str, text: str) -> None:
+    parts = urlsplit(text)
+    if parts.scheme != "https" or not parts.hostname:
+        message = f"{name} must be an https address, such as {PUBLIC_ARM}, not {text!r}"
+        raise ValueError(message)
