@@ -174,6 +174,23 @@ def test_lasting_refusal_with_advice_is_waited_for_and_no_longer_than_sensible(
         harness.cloud.faults.queue.clear()
 
 
+@pytest.mark.parametrize("advice", ["99999999", "Thu, 01 Jan 2099 00:00:00 GMT", "-5", "soon"])
+def test_wild_advice_on_the_page_of_an_operation_is_not_slept_out(
+    harness: AzureHarness, advice: str
+) -> None:
+    """A machine that was released within the minute is known to be within a few."""
+    vm = harness.provider().create(spec())
+    harness.advance(60)
+    page = Reply(status=200, body={"status": "InProgress"}, headers={"Retry-After": advice})
+    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, path="/operations/", reply=page))
+    began = harness.cloud.clock.now()
+
+    harness.provider().deallocate(vm)
+
+    assert harness.provider().observe(vm).power is PowerState.DEALLOCATED
+    assert harness.cloud.clock.now() - began < 400
+
+
 def test_dead_network_is_transient_and_soon_told(harness: AzureHarness) -> None:
     """With nobody answering, the caller hears of it after a few tries, not after hours."""
     harness.cloud.faults.add(Fault(weather=Weather.DROP_BEFORE, path="^/sub", times=999))

@@ -245,7 +245,7 @@ class SteppedPolling(ARMPolling):
         left = self._deadline - self._clock()
         if left <= 0:
             raise _OutOfTimeError
-        self._pause(min(delay, left))
+        self._pause(min(delay, left, ADVICE_S_MAX))
 
 
 class _OutOfTimeError(Exception):
