@@ -19,6 +19,8 @@ from infra.provider import PowerState, ProviderError, Vm
 from infra.state import fold
 from remote import keys, link
 
+UP = frozenset({PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING})
+
 
 def evict(wanted: str) -> str:
     """Ask the provider to rehearse an eviction of the run's machine; return what was asked."""
@@ -36,6 +38,12 @@ def evict(wanted: str) -> str:
             hint="`provider: local` rehearses an eviction on this computer",
         )
     try:
+        power = provider.observe(vm).power
+        if power not in UP:
+            raise Usage(
+                f"the machine of `{folder.name}` is {power}: there is nothing to evict",
+                hint=f"`qft train {folder.name}` goes on with the run; evict it while it trains",
+            )
         provider.evict(vm)
     except ProviderError as error:
         raise CloudTrouble(str(error), hint=error.hint) from error

@@ -11,7 +11,7 @@ from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 
 from infra.azure import machine
-from infra.provider import NoCapacity, Observation, PowerState, StopReason, Vm
+from infra.provider import BadRequest, NoCapacity, Observation, PowerState, StopReason, Vm
 
 
 @pytest.fixture
@@ -50,6 +50,23 @@ def test_eviction_is_proved_by_the_activity_log(harness: AzureHarness) -> None:
     assert late.stop_reason is StopReason.EVICTED
     assert late.since.startswith("2026-09-21T")
     assert elsewhere(harness, vm).stop_reason is StopReason.EVICTED
+
+
+def test_refused_rehearsal_explains_no_later_stop(harness: AzureHarness) -> None:
+    """An eviction that Azure would not rehearse is not the reason why a person stops the machine.
+
+    A certain one would start it again against that person's will.
+    """
+    vm = running(harness)
+    reply = Reply(status=409, body=ArmError(409, "OperationNotAllowed", "Not now.").body)
+    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, path="/simulateEviction$", reply=reply))
+    with pytest.raises(BadRequest):
+        harness.provider().evict(vm)
+
+    harness.provider(state_dir=harness.state_dir.parent / "elsewhere").deallocate(vm)
+    harness.advance(150)
+
+    assert harness.provider().observe(vm).stop_reason is StopReason.USER
 
 
 def test_price_eviction_is_known_at_once(harness: AzureHarness) -> None:

@@ -18,7 +18,7 @@ from test_azure_errors import PRICE, RESERVED, quota_text
 
 from infra.journal import Kind
 
-DONE, BUG, CLOUD = 0, 1, 3
+DONE, BUG, USAGE, CLOUD = 0, 1, 2, 3
 VM_PATH = r"/virtualMachines/[^/]+$"
 GROUP_PATH = r"/resourcegroups/[^/]+$"
 
@@ -201,6 +201,18 @@ def test_what_only_a_human_can_mend_stops_at_once(desk: CommandLine, case: Case)
         if r.method == "PUT" and "/virtualMachines/" in r.path
     ]
     assert len(puts) == 1
+
+
+def test_machine_that_is_down_is_not_evicted(desk: CommandLine) -> None:
+    """Nothing can be taken that nobody has: `evict` says so, and asks Azure for nothing."""
+    desk.qft("up", "--plain")
+    desk.qft("down")
+
+    said = desk.qft("evict")
+
+    assert said.code == USAGE
+    assert "is deallocated: there is nothing to evict" in said.err
+    assert not [r for r in desk.harness.cloud.requests if r.path.endswith("/simulateEviction")]
 
 
 def test_quota_that_is_known_to_be_too_small_ends_before_anything_is_made(

@@ -10,7 +10,15 @@ from infra.azure.account import Account
 from infra.azure.looking import Looking
 from infra.azure.naming import Names, names_of
 from infra.azure.record import RunRecord
-from infra.provider import BadRequest, Gone, NoCapacity, PowerState, Transient, Vm
+from infra.provider import (
+    BadRequest,
+    Gone,
+    NoCapacity,
+    PowerState,
+    ProviderError,
+    Transient,
+    Vm,
+)
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
@@ -86,13 +94,24 @@ class Power:
             )
 
     def evict(self, vm: Vm) -> None:
-        """Ask for a rehearsal. The record knows that the eviction, when seen, was asked for."""
+        """Ask for a rehearsal. The record knows that the eviction, when seen, was asked for.
+
+        A refused one is forgotten: it must not explain what stops the machine later.
+        """
         names = names_of(vm, self.account.settings.subscription_id)
-        self._record(vm).note("evict", self.account.clock())
+        record = self._record(vm)
+        before = record.asked, record.asked_at
+        record.note("evict", self.account.clock())
         machines = self.account.arm.compute.virtual_machines
-        self.account.arm.call(
-            "rehearse an eviction", machines.simulate_eviction, names.group, names.vm
-        )
+        try:
+            self.account.arm.call(
+                "rehearse an eviction", machines.simulate_eviction, names.group, names.vm
+            )
+        except Transient:  # it may have arrived
+            raise
+        except ProviderError:
+            record.note(*before)
+            raise
 
     def admit_caller(self, vm: Vm) -> bool:
         """Make the firewall admit the caller's address of now; whether it had to change.
