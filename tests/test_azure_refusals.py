@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -201,6 +202,18 @@ def test_what_only_a_human_can_mend_stops_at_once(desk: CommandLine, case: Case)
         if r.method == "PUT" and "/virtualMachines/" in r.path
     ]
     assert len(puts) == 1
+
+
+def test_switches_of_a_machine_that_is_down_are_not_told_to_scripts(desk: CommandLine) -> None:
+    """What would have ended a bill that has ended is no news, in JSON as in words."""
+    desk.qft("up", "--plain")
+    up = json.loads(desk.qft("status", "--json").out)
+    desk.qft("down")
+
+    down = json.loads(desk.qft("status", "--json").out)
+
+    assert len(up["switches"]) == 3
+    assert (down["switches"], down["switches_missing"]) == ([], [])
 
 
 def test_machine_that_is_down_is_not_evicted(desk: CommandLine) -> None:
