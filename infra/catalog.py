@@ -158,13 +158,20 @@ def find_size(size: str, *, provider: str = "azure") -> GpuSize | None:
 def reference_spot_usd_per_h(gpu: str) -> float:
     """The reference spot price of the cheapest whole card of that name, USD per hour.
 
-    Where no spot price was seen, 30 % of the on-demand price: what the seen ones come to
-    (T4 28 %, A10 18 %), rounded towards caution. Raises `UnknownGpu`.
+    Raises `UnknownGpu`.
     """
-    first = sizes(gpu=gpu)[0]
-    if first.spot_usd_per_h is not None:
-        return first.spot_usd_per_h
-    return round(0.3 * min(first.on_demand_usd_per_h.values()), 4)
+    return reference_spot_of(sizes(gpu=gpu)[0])
+
+
+def reference_spot_of(size: GpuSize) -> float:
+    """The reference spot price of one size, USD per hour.
+
+    Where no spot price was seen, 30 % of the on-demand price: what the seen ones come to
+    (T4 28 %, A10 18 %), rounded towards caution.
+    """
+    if size.spot_usd_per_h is not None:
+        return size.spot_usd_per_h
+    return round(0.3 * min(size.on_demand_usd_per_h.values()), 4)
 
 
 def reference_on_demand_usd_per_h(gpu: str) -> float:

@@ -85,6 +85,18 @@ def test_dead_sources_are_done_without(harness: AzureHarness) -> None:
     assert {one.blocked_by for one in offers} == {""}
 
 
+def test_price_that_nobody_tells_is_guessed_for_the_size_itself(harness: AzureHarness) -> None:
+    """Sixteen cores are not offered at the price of four, nor spot at that of on demand."""
+    reply = Reply(status=403, body=None)
+    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, times=999, reply=reply))
+
+    offers = ask(harness, "eastus", "westus2")
+
+    guessed = {one.region: one for one in offers if one.size == "Standard_NC16as_T4_v3"}
+    assert {one.spot_usd_per_h for one in guessed.values()} == {round(0.3 * 1.204, 4)}
+    assert {one.region for one in guessed.values() if not one.blocked_by} == {"eastus", "westus2"}
+
+
 def test_slow_sources_are_not_waited_for(harness: AzureHarness) -> None:
     """The list of sizes takes Azure half a minute: the answer comes without it."""
     harness.cloud.faults.add(Fault(weather=Weather.SLOW, path="/skus$", times=9, slow_s=4))

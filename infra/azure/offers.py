@@ -15,7 +15,7 @@ from infra.azure.naming import idle_usd_per_h
 from infra.azure.placement import POOR
 from infra.azure.sources import SPOT_QUOTA, Findings, Sources
 from infra.azure.web import fetch
-from infra.catalog import REGIONS, GpuSize, folded, reference_spot_usd_per_h, sizes
+from infra.catalog import REGIONS, GpuSize, folded, reference_spot_of, sizes
 from infra.pricing import PriceList, Quote
 from infra.provider import Offer, ProviderError, Want
 
@@ -116,8 +116,7 @@ class Offers:
     def _offer(
         self, size: GpuSize, region: str, quote: Quote, want: Want, found: Findings
     ) -> Offer:
-        reference = size.spot_usd_per_h or quote.on_demand_usd_per_h
-        price = quote.spot_usd_per_h or reference or reference_spot_usd_per_h(size.gpu)
+        price = quote.spot_usd_per_h or reference_spot_of(size)
         quota = found.quota.get(region, {}).get(folded(SPOT_QUOTA))
         left = None if quota is None else max(quota[1] - quota[0], 0) // size.vcpus
         offer = Offer(
