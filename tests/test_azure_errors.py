@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from arm.market import ALLOCATION_TEXTS, QUOTA_LINK
 from arm.replies import ArmError, Reply
 
 from infra.azure.errors import Fault, translate
+from infra.azure.memory import Memory
 from infra.provider import (
     BadRequest,
     Gone,
@@ -287,6 +289,28 @@ def test_refusal_is_remembered_for_a_while(harness: AzureHarness) -> None:
     (full,) = [one for one in others if (one.region, one.size, one.zone) == place]
     assert full.clears
     assert "asked again at" in full.blocked_by
+
+
+def test_memory_of_a_clock_that_was_ahead_is_not_believed(harness: AzureHarness) -> None:
+    """A computer whose clock was a year ahead for a while does not shun a place for that year."""
+    ahead = Memory(
+        path=harness.state_dir / "refusals.json",
+        clock=lambda: harness.cloud.clock.now() + 365 * 86_400,
+    )
+    harness.state_dir.mkdir(exist_ok=True)
+    ahead.note(spec().offer, NoCapacity("full"))
+    kept = harness.state_dir / "sizes" / "eastus.json"
+    free = harness.provider().offers(Want(gpu="T4", regions=["eastus"]))[0]
+    later = json.loads(kept.read_text())
+    kept.write_text(json.dumps(later | {"at_s": ahead.clock()}))
+    harness.cloud.market.restricted.add((T4.lower(), "eastus"))
+
+    offers = harness.provider().offers(Want(gpu="T4", regions=["eastus"]))
+
+    (here,) = [one for one in offers if (one.size, one.zone) == (T4, "")]
+    assert ahead.refusals() != []
+    assert (free.size, free.zone, free.blocked_by) == (T4, "", "")
+    assert here.blocked_by.startswith("closed to this subscription")
 
 
 def test_regular_machine_is_removed(harness: AzureHarness) -> None:

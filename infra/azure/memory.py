@@ -82,13 +82,13 @@ class Memory:
         write_json(self.path, [asdict(one) for one in (*others, fresh)])
 
     def refusals(self) -> list[Refusal]:
-        """The refusals that are still believed."""
+        """The refusals that are still believed; none from a clock that was ahead of this one."""
         try:
             rows = read_json(self.path) or []
             known = [Refusal(**row) for row in rows]
         except (ValueError, TypeError):  # damaged or of another version: forgotten
             return []
-        return [one for one in known if one.until_s > self.clock()]
+        return [one for one in known if one.at_s <= self.clock() < one.until_s]
 
     def against(
         self, size: str, region: str, *, zone: str = "", quota_known: bool

@@ -219,12 +219,14 @@ def zones_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str, list[s
 
 
 def fresh_skus(cache: Path, now: float) -> dict[str, dict[str, Any]] | None:
-    """Restrictions and zones from disk, unless they are older than a day or unreadable."""
+    """Restrictions and zones from disk, unless older than a day, unreadable or of later."""
     try:
         value = read_json(cache)
     except ValueError:
         return None
-    if not isinstance(value, dict) or now - float(value.get("at_s") or 0) > SKUS_FRESH_S:
+    if not isinstance(value, dict):
+        return None
+    if not 0 <= now - float(value.get("at_s") or 0) <= SKUS_FRESH_S:
         return None
     if not isinstance(value.get("zones"), dict):  # written before zones were kept
         return None
