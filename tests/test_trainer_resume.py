@@ -267,6 +267,33 @@ def test_every_optimizer_resumes_to_the_same_bits(tmp_path: Path, kind: str) -> 
     assert (torch.uint8 in kinds) == (kind == "adamw8bit")
 
 
+def test_moments_return_into_the_very_memory_that_the_optimizer_chose(tmp_path: Path) -> None:
+    """A paged tensor calls itself the host's: another one made there is of no use to a GPU."""
+    run = tiny.make_run(tmp_path, rows=20, train=HARD["whole"])
+    first = rig(run)
+    first.train(until=2)
+    first.save()
+    second = rig(run)
+    pages: list[int] = []
+    step = second.state.optimizer.step
+
+    def paging_step() -> None:
+        step()
+        pages.extend(m["exp_avg"].data_ptr() for m in second.state.optimizer.state.values())
+
+    second.state.optimizer.step = paging_step  # type: ignore[method-assign,assignment]
+    found = second.store.load_newest(
+        tensor_bytes_max=size_limit(second.state), say=second.said.append
+    )
+    assert found is not None
+    second.state.restore(found)
+    restored_to = [m["exp_avg"].data_ptr() for m in second.state.optimizer.state.values()]
+
+    assert pages
+    assert sorted(restored_to) == sorted(pages)
+    assert outcome_tensors(first) == outcome_tensors(second)
+
+
 def scaled(made: Rig) -> Rig:
     """Give a rig the loss scale of float16, which grows after every second good step."""
     made.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=2)

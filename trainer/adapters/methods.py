@@ -103,11 +103,6 @@ def advice(method: MethodTable) -> list[str]:
             f"{method.kind}: every quantised weight is unpacked in every forward pass, which can "
             "double the time of a step; rslora with `quant: nf4` is the cheaper thing to try first"
         )
-    if method.optimizer is OptimizerKind.PAGED_ADAMW8BIT:
-        lines.append(
-            "paged_adamw8bit: after a resume its state lies in the GPU's memory and is no longer "
-            "paged (bitsandbytes); adamw8bit needs little more for an adapter"
-        )
     return lines
 
 

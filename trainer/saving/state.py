@@ -156,7 +156,9 @@ class TrainingState:
         moments: dict[str, dict[str, Any]] = {}
         for key, value in snapshot.optimizer.items():
             name, _, entry = key.rpartition("/")
-            moments.setdefault(name, {})[entry] = value.to(expected[key].device)
+            # Into the memory that the optimizer chose: a paged tensor claims to be the host's, and
+            # a plain one of the host in its place would be refused by the kernels of the GPU.
+            moments.setdefault(name, {})[entry] = expected[key].copy_(value)
         for key, value in plain.items():
             name, _, entry = key.rpartition("/")
             moments.setdefault(name, {})[entry] = value
