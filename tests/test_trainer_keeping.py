@@ -120,6 +120,16 @@ def test_a_smaller_portion_is_saved_at_once(tmp_path: Path) -> None:
     assert steps_present(tmp_path / "checkpoints") == [2]
 
 
+def test_the_loss_of_exactness_in_a_step_is_in_the_status_at_once(tmp_path: Path) -> None:
+    """What makes the bits of a step differ is told with that step, not only after a resume."""
+    made, state, _ = keeper(tmp_path, CheckpointTable(every=9), clock=Clock())
+    advance(made, state)
+    assert made.heartbeat.status.exact
+    state.counters.inexact_from = 2
+    advance(made, state)
+    assert (made.heartbeat.status.exact, made.heartbeat.status.inexact_from) == (False, 2)
+
+
 def test_a_clock_that_stands_or_leaps_saves_neither_always_nor_never(tmp_path: Path) -> None:
     """A leap of a day causes one save, not a save per step; a still clock causes none."""
     clock = Clock()

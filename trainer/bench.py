@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
 from trainer.adapters.methods import Method
 from trainer.data.codec import Example
+from trainer.device.rigour import Rigour
 from trainer.eviction import Flag
 from trainer.plan import Plan
 from trainer.saving.state import TrainingState
@@ -68,3 +69,4 @@ class Bench:
     say: Callable[[str], None]
     price_usd_per_h: float = 0.0
     exam: Examiner | None = None
+    rigour: Rigour = field(default_factory=Rigour)

@@ -94,11 +94,13 @@ class StepResult:
 def whole_step(bench: Bench, state: TrainingState) -> StepResult:
     """Do one step; if memory runs out in a pass, do all passes again with smaller portions.
 
+    Likewise without the demand for fixed bits, if this base has a part that cannot meet it.
     Nothing has changed by then. The update is never done twice: half of it may have happened.
     """
     while True:
         try:
-            loss_sum = all_passes(bench, state)
+            with bench.rigour.demanded():
+                loss_sum = all_passes(bench, state)
             break
         except torch.OutOfMemoryError as error:
             state.optimizer.zero_grad(set_to_none=True)
@@ -109,6 +111,11 @@ def whole_step(bench: Bench, state: TrainingState) -> StepResult:
                 ) from error
             state.counters.micro_batch = -(-state.counters.micro_batch // 2)
             bench.say(f"out of memory: going on with {state.counters.micro_batch} at a time")
+        except RuntimeError as error:
+            if not bench.rigour.give_up(error):
+                raise
+            state.optimizer.zero_grad(set_to_none=True)
+            note_inexact(bench, state, error)
         torch.cuda.empty_cache()
     try:
         grad_norm = update(bench, state)
@@ -126,6 +133,15 @@ def whole_step(bench: Bench, state: TrainingState) -> StepResult:
         targets=targets,
         skipped=not math.isfinite(grad_norm),
     )
+
+
+def note_inexact(bench: Bench, state: TrainingState, refusal: RuntimeError) -> None:
+    """Say, and keep for status and receipt, that bits may differ from the present step on."""
+    counters = state.counters
+    if counters.inexact_from is None:
+        counters.inexact_from = counters.step + 1
+    reason = str(refusal).partition(",")[0]
+    bench.say(f"not bit-exact from step {counters.step + 1} on, even on this machine: {reason}")
 
 
 def all_passes(bench: Bench, state: TrainingState) -> torch.Tensor:

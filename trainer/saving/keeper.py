@@ -152,4 +152,6 @@ class Keeper:
             loss=record["loss"],
             tokens_per_s=round(sum(t for t, _ in self._recent) / seconds, 1),
             eta_s=round(left * seconds / len(self._recent), 1),
+            exact=self.state.counters.inexact_from is None,
+            inexact_from=self.state.counters.inexact_from,
         )
