@@ -10,6 +10,7 @@ import tiny
 import torch
 from rig import Rig, outcome, rig
 
+from trainer import stages
 from trainer.saving.state import digest
 
 TRAIN = {"steps": 4, "batch_size": 4, "micro_batch": 2}
@@ -67,3 +68,15 @@ def test_a_base_that_has_no_fixed_order_is_trained_and_called_inexact(tmp_path: 
     assert len(told) == 1
     assert "put_" in told[0]
     assert digest(made.state.parameters) == digest(plain.state.parameters)
+
+
+def test_a_gpu_is_the_same_hardware_in_a_machine_with_more_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cards of a model come in machines of several sizes, and only the card computes."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+
+    assert stages._hardware(cuda, 4) == stages._hardware(cuda, 8)
+    assert stages._hardware(cuda, 4)["gpu"] == "Tesla T4"
+    assert stages._hardware(cpu, 4) != stages._hardware(cpu, 8)

@@ -347,12 +347,10 @@ def score(desk: Desk, material: Material, model: Any, stage: Literal["before", "
 
 def _hardware(device: torch.device, threads: int) -> Facts:
     """Name what computes; the bits of a result depend on it."""
-    facts: Facts = {"device": device.type, "cpu": cpu_model(), "threads": threads}
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = torch.version.cuda
-        del facts["cpu"]
-    return facts
+    if device.type == "cuda":  # whatever processor feeds it
+        card = torch.cuda.get_device_name(device)
+        return {"device": device.type, "gpu": card, "cuda": torch.version.cuda}
+    return {"device": device.type, "cpu": cpu_model(), "threads": threads}
 
 
 def _tokenizer_sha256(tokenizer: Any) -> str:
