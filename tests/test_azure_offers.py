@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import Reply
 
 from infra.azure.offers import ZONED_PLACES_MAX
-from infra.azure.sources import bands_query, restrictions_of, usage_of
+from infra.azure.rights import THREAD
+from infra.azure.sources import ASKING, bands_query, restrictions_of, usage_of
 from infra.catalog import UnknownGpu
 from infra.provider import NoCapacity, Offer, Want
 
@@ -265,3 +267,15 @@ def test_closed_placement_scores_are_done_without(harness: AzureHarness) -> None
     assert (first.region, first.placement_score) == ("eastus", "")
     asked = [one for one in harness.cloud.requests if "/placementscores/" in one.path.lower()]
     assert len(asked) == 1
+
+
+def test_cloud_closes_after_the_last_late_question(tmp_path: Path) -> None:
+    """A plan that ends early leaves somebody asking; they get their answer before the cloud goes."""
+    with azure(tmp_path) as harness:
+        harness.cloud.faults.add(Fault(weather=Weather.SLOW, path="/permissions$", slow_s=0.5))
+        with pytest.raises(UnknownGpu):
+            harness.provider().offers(Want(gpu="RTX9090"))
+        late = [one for one in threading.enumerate() if one.name in {ASKING, THREAD}]
+
+    assert late
+    assert not any(one.is_alive() for one in late)
