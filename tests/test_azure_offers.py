@@ -270,7 +270,7 @@ def test_closed_placement_scores_are_done_without(harness: AzureHarness) -> None
 
 
 def test_cloud_closes_after_the_last_late_question(tmp_path: Path) -> None:
-    """A plan that ends early leaves somebody asking; they get their answer before the cloud goes."""
+    """A plan that ends early leaves somebody asking, who is answered before the cloud goes."""
     with azure(tmp_path) as harness:
         harness.cloud.faults.add(Fault(weather=Weather.SLOW, path="/permissions$", slow_s=0.5))
         with pytest.raises(UnknownGpu):
