@@ -192,20 +192,14 @@ def _steer(session: Session, order: Order) -> Arrived:
     name = session.loaded.config.name
     simulated = session.provider.traits.simulated_prices
     plan = session.plan(order.goal)
-    if is_over(session.supervisor.state):
-        reason = "this run was complete already; `--fresh` begins it again"
-        ending = Ending(code=0, reason=reason)
-        receipt = make_receipt(session.folder, session.loaded.out, simulated=simulated)
-        return _arrived(
-            name, order.goal, ending, receipt, missed=missed(plan, session.supervisor.state)
-        )
-    ending = session.supervisor.run(plan)
+    over = is_over(session.supervisor.state)
+    reason = "this run was complete already; `--fresh` begins it again"
+    ending = Ending(code=0, reason=reason) if over else session.supervisor.run(plan)
     receipt = make_receipt(session.folder, session.loaded.out, simulated=simulated)
-    if session.loaded.out.is_dir():
+    if session.loaded.out.is_dir() and not over:
         write_json(session.loaded.out / "receipt.json", receipt.to_json(), mode=0o644)
-    return _arrived(
-        name, order.goal, ending, receipt, missed=missed(plan, session.supervisor.state)
-    )
+    lost = missed(plan, session.supervisor.state)
+    return _arrived(name, order.goal, ending, receipt, missed=lost)
 
 
 def missed(plan: Plan, state: RunState) -> int:

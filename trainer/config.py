@@ -48,6 +48,11 @@ class TrainerConfig(BaseModel):
         return self
 
 
+def is_path(name: str) -> bool:
+    """Tell whether a model's name is written as a path, and so can be no hub id."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
 class ModelTable(BaseModel):
     """Which base model is adapted."""
 

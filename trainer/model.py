@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from trainer.adapters import methods, nola, quantise
-from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTable
+from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTable, is_path
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import DoesNotFit
 from trainer.hub import hub_is_silent
@@ -52,7 +52,7 @@ def find_source(table: ModelTable, run_dir: Path) -> Source:
     path = (run_dir / Path(table.id).expanduser()).resolve()
     if path.is_dir():
         return Source(name=str(path), revision=None, trust_remote_code=table.trust_remote_code)
-    if table.id.startswith((".", "/", "~")) or table.id.count("/") > 1:
+    if is_path(table.id):
         raise ConfigError([f"model.id: there is no directory {path}"])
     return Source(name=table.id, revision=table.revision, trust_remote_code=table.trust_remote_code)
 

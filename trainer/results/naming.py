@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import ConfigError
+from trainer.config import ConfigError, is_path
 
 CONFIGS = ("adapter_config.json", "config.json", "tokenizer_config.json")
 NAMING = ("base_model_name_or_path", "_name_or_path", "name_or_path")
@@ -44,11 +44,6 @@ def name_base(model: str, run_dir: Path, *, folder: str = "", given: str = "") -
         return BaseName(name=model, on_hub=True)
     bare = folder or Path(model).name or "base"
     return BaseName(name=given or bare, on_hub=bool(given))
-
-
-def is_path(name: str) -> bool:
-    """Tell whether a model's name is written as a path, and so can be no hub id."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def public_bytes(path: Path, base: BaseName) -> bytes | None:
