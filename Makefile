@@ -11,6 +11,7 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo 'installing the tested versions into $(VENV): a minute or more, and silent'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -23,6 +24,9 @@ demo: $(STAMP)  ## the main job on a spot machine that this computer plays: rent
 	$(BIN)/python examples/quickstart/prepare.py
 	QFT_HOME=$(CURDIR)/.demo $(BIN)/qft run examples/quickstart/run.yaml
 	QFT_HOME=$(CURDIR)/.demo $(BIN)/qft ls --all
+	@echo
+	@echo 'the demo has a home of its own, and qft is not on your PATH; for what `next:` names, type first:'
+	@echo '  export QFT_HOME="$(CURDIR)/.demo" PATH="$(abspath $(BIN)):$$PATH"'
 
 test: $(STAMP)  ## install and run all tests, three files at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
