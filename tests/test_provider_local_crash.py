@@ -78,23 +78,29 @@ def act_and_die(root: Path, spec: VmSpec, act: str, after: int) -> bool:
 
 
 def guests(root: Path) -> int:
-    """How many guests of this cloud live."""
-    count = 0
+    """How many guests of this cloud live.
+
+    A guest that starts a program has, until that begins, a child with its own command line.
+    """
+    found = {}
     for process in psutil.process_iter():
         try:
-            argv = process.cmdline()
+            argv, parent = process.cmdline(), process.ppid()
         except psutil.Error:
             continue
-        count += "infra.guest" in argv and any(str(root) in part for part in argv)
-    return count
+        if "infra.guest" in argv and any(str(root) in part for part in argv):
+            found[process.pid] = parent
+    return sum(parent not in found for parent in found.values())
 
 
 def settles(root: Path, count: int) -> bool:
     """Whether soon only so many guests live: one that was launched twice leaves by itself."""
-    deadline = time.monotonic() + 10
-    while guests(root) != count and time.monotonic() < deadline:
+    deadline = time.monotonic() + 20
+    while guests(root) != count:
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.02)
-    return guests(root) == count
+    return True
 
 
 def wait_until_running(provider: LocalProvider, run_id: str) -> None:
