@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from arm import Cloud
+from arm.faults import Fault, Weather
+from arm.harness import spec
+from arm.replies import ArmError
 
 from infra.azure import AzureProvider, AzureSettings
 from infra.azure.settings import PUBLIC_ARM
@@ -145,22 +149,58 @@ def test_no_subscription(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.Monke
     assert cloud.requests == []
 
 
-def test_expired_token_is_told(
-    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A sign-in that Azure has forgotten is a matter of signing in again."""
+def open_provider(cloud: Cloud, directory: Path, monkeypatch: pytest.MonkeyPatch) -> AzureProvider:
+    """A provider that has signed in with a client secret and been answered."""
     for name, value in cloud.environment().items():
         monkeypatch.setenv(name, value)
-    settings = AzureSettings.from_environment(os.environ)
-    provider = AzureProvider(settings, tmp_path, clock=cloud.clock.now, sleep=cloud.clock.sleep)
+    settings = dataclasses.replace(AzureSettings.from_environment(os.environ), polling_s=5.0)
+    provider = AzureProvider(settings, directory, clock=cloud.clock.now, sleep=cloud.clock.sleep)
     provider.list_all()
-    cloud.login.tokens.clear()
+    return provider
+
+
+def test_revoked_token_is_changed_for_a_new_one(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that was good by its date ends nothing, though the library would show it for ever.
+
+    Reads, orders and operations alike: each is repeated, and each is carried out once.
+    """
+    provider = open_provider(cloud, tmp_path, monkeypatch)
+    vm = provider.create(spec())
+    orders: list[Callable[[], object]] = [
+        provider.list_all,
+        lambda: provider.deallocate(vm),
+        lambda: provider.start(vm),
+        lambda: provider.delete(vm.run_id),
+    ]
+
+    for order in orders:
+        cloud.login.tokens.clear()
+        order()
+    provider.close()
+
+    assert cloud.leftovers() == []
+    refused = [r.path for r, status in cloud.server.recorded if status == 401]
+    assert len(orders) <= len(refused) <= 2 * len(orders)  # one for each client of the SDK
+
+
+def test_refused_sign_in_is_told_after_one_more_try(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a new token is refused as well, it is a matter of signing in again."""
+    provider = open_provider(cloud, tmp_path, monkeypatch)
+    before = len(cloud.requests)
+    old = ArmError(401, "ExpiredAuthenticationToken", "The access token has expired.").reply()
+    cloud.faults.add(Fault(weather=Weather.ANSWER, path="^/subscriptions/", times=9, reply=old))
 
     with pytest.raises(NotAllowed, match="ExpiredAuthenticationToken") as caught:
         provider.list_all()
     provider.close()
 
     assert "az login" in caught.value.hint
+    asked = [r.path for r in cloud.requests[before:] if r.path.startswith("/subscriptions/")]
+    assert len(asked) == 2
 
 
 def test_settings_default_to_the_public_cloud() -> None:

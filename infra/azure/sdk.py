@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -18,11 +17,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from azure.core import MatchConditions
-from azure.core.credentials import TokenCredential
 from azure.core.exceptions import AzureError, HttpResponseError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.core.rest import HttpRequest
-from azure.identity import DefaultAzureCredential
 from azure.mgmt.compute import ComputeManagementClient
 from azure.mgmt.core.polling.arm_polling import ARMPolling
 from azure.mgmt.resource.resources import ResourceManagementClient
@@ -30,6 +27,7 @@ from azure.mgmt.resource.resources import ResourceManagementClient
 from infra.azure.errors import Fault, SignInError, translate
 from infra.azure.refusals import ADVICE_S_MAX, fault_of, is_unreadable
 from infra.azure.settings import AzureSettings
+from infra.azure.signin import RenewingPolicy, SignIn, chain
 
 if TYPE_CHECKING:
     from azure.mgmt.network import NetworkManagementClient
@@ -49,14 +47,13 @@ class Arm:
         *,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
-        credential: TokenCredential | None = None,
+        credential: Callable[[], Any] = chain,
         transport: RequestsTransport | None = None,
     ) -> None:
         self.settings = settings
         self._sleep = sleep
         self._clock = clock
         self._credential = credential
-        self._owns_credential = credential is None
         quieten()
         self._transport = transport or PatientTransport(settings, sleep)
 
@@ -84,22 +81,25 @@ class Arm:
     def close(self) -> None:
         """Let go of open connections."""
         self._transport.close()
-        if self._owns_credential and isinstance(self._credential, DefaultAzureCredential):
-            self._credential.close()
+        if "_sign_in" in self.__dict__:
+            self._sign_in.close()
 
-    def _options(self) -> dict[str, Any]:
+    @cached_property
+    def _sign_in(self) -> SignIn:
         try:
-            credential = self._credential or chain()
+            return SignIn(self._credential)
         except ValueError as error:  # such as a misspelt AZURE_TOKEN_CREDENTIALS
             raise SignInError(
                 f"cannot sign in to Azure: {error}", hint="correct that variable, or unset it"
             ) from error
-        self._credential = credential
+
+    def _options(self) -> dict[str, Any]:
+        scope = f"{self.settings.audience}/.default"
         return {
-            "credential": credential,
+            "credential": self._sign_in,
+            "authentication_policy": RenewingPolicy(self._sign_in, scope),
             "subscription_id": self.settings.subscription_id,
             "base_url": self.settings.arm_endpoint,
-            "credential_scopes": [f"{self.settings.audience}/.default"],
             "transport": self._transport,
             "user_agent": "qft",
             "retry_total": RETRIES_MAX,
@@ -264,19 +264,6 @@ class PatientTransport(RequestsTransport):  # type: ignore[misc]  # exported wit
     def sleep(self, duration: float) -> None:
         """Wait as the retry policy asks, capped so that a wild `Retry-After` cannot hang us."""
         self._pause(min(duration, ADVICE_S_MAX))
-
-
-def chain() -> DefaultAzureCredential:
-    """The usual ways to sign in: environment, managed identity, `az login` and the rest.
-
-    `AZURE_TOKEN_CREDENTIALS` narrows them. A private authority (`AZURE_AUTHORITY_HOST`) is not
-    known to the public directory, so it is taken at its word.
-    """
-    private = "AZURE_AUTHORITY_HOST" in os.environ
-    return DefaultAzureCredential(
-        exclude_interactive_browser_credential=True,
-        **({"disable_instance_discovery": True} if private else {}),
-    )
 
 
 def quieten() -> None:

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from azure.core.credentials import SupportsTokenInfo
+
 from arm.cloud import Cloud
 from arm.market import SIZES
 from infra.azure import AzureProvider, AzureSettings
-from infra.azure.sdk import Arm, chain
+from infra.azure.sdk import Arm
+from infra.azure.signin import chain
 from infra.provider import Offer, VmSpec
 
 T4 = "Standard_NC4as_T4_v3"
@@ -48,7 +51,7 @@ class AzureHarness:
             settings,
             sleep=self.advance,
             clock=self.cloud.clock.now,
-            credential=self.credential,
+            credential=lambda: Shared(self.credential),
             transport=transport,
         )
         made = AzureProvider(
@@ -83,6 +86,13 @@ class AzureHarness:
         for one in self.made:
             one.close()
         self.credential.close()
+
+
+class Shared:
+    """A sign-in that outlives whichever provider is closed: making one takes a while."""
+
+    def __init__(self, credential: SupportsTokenInfo) -> None:
+        self.get_token_info = credential.get_token_info
 
 
 @contextmanager
