@@ -21,6 +21,7 @@ class Aloud:
     """The most that the run can cost, in words; empty if nothing limits it."""
     _told: set[Failure] | None = None
     _guarded_s: float = field(default=0.0)
+    _warning: str = ""
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -35,6 +36,9 @@ class Aloud:
             if one not in self._told:
                 self.say(f"refused: {one.size} in {one.place}: {one.error}: {one.message}")
         self._told |= failures
+        if report.warning != self._warning:
+            self.say(f"warning: {report.warning}" if report.warning else "signed in again")
+            self._warning = report.warning
         if report.state.guarded_s > self._guarded_s:
             self._guarded_s = report.state.guarded_s
             for switch in report.state.switches:

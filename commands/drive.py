@@ -30,7 +30,7 @@ from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
 from infra.journal import JournalDamaged, read
 from infra.lifecycle import Goal, Plan
-from infra.provider import BadRequest, ProviderError
+from infra.provider import BadRequest, ProviderError, SignedOut
 from infra.state import Ending, RunState, fold
 
 HOURS_PER_MONTH = 730.0
@@ -129,7 +129,8 @@ def drive(order: Order) -> Arrived:
         raise Refused(str(error), hint=hint) from error
     except ProviderError as error:
         receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
-        hint = "; ".join(part for part in (error.hint, _bills(name, receipt)) if part)
+        told = (error.hint, _goes_on(error, desk.folder, order), _bills(name, receipt))
+        hint = "; ".join(part for part in told if part)
         raise CloudTrouble(str(error), hint=hint) from error
     finally:
         console.close()
@@ -162,6 +163,16 @@ def _left_behind(folder: RunFolder, order: Order) -> str:
     if state.launched and state.up and not state.trained:
         return f"the job goes on without this terminal; {again} follows it again; {ends}"
     return f"interrupted; the machine stays; {again} goes on; {ends}"
+
+
+def _goes_on(error: ProviderError, folder: RunFolder, order: Order) -> str:
+    """What a sign-in that ran out leaves going, and what takes it up; empty for other trouble."""
+    state = fold(read(folder.journal))
+    if not isinstance(error, SignedOut) or not state.up or state.vm is None:
+        return ""
+    return (
+        f"the machine goes on without this terminal, and `qft {order.goal} {folder.name}` with it"
+    )
 
 
 def _most(loaded: LoadedConfig) -> str:

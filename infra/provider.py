@@ -7,6 +7,7 @@ The errors below say what to do next, not what went wrong inside a vendor's libr
     ├── OverQuota       the account may not: a human must ask for more
     ├── PriceAboveCap   the market is above the cap: wait, or raise the cap
     ├── NotAllowed      credentials or rights are missing: a human must fix them
+    │   └── SignedOut   nobody is signed in any more: what is rented goes on all the same
     ├── BadRequest      the provider did not understand us: our bug, never retried
     ├── Transient       a hiccup: the same call may work in a moment
     └── Gone            the machine does not exist any more
@@ -319,6 +320,10 @@ class PriceAboveCap(ProviderError):  # noqa: N818
 
 class NotAllowed(ProviderError):  # noqa: N818
     """Credentials or rights are missing. Next: a human; retrying cannot help."""
+
+
+class SignedOut(NotAllowed):
+    """Nobody is signed in. Next: a human signs in; what was rented goes on working meanwhile."""
 
 
 class BadRequest(ProviderError):  # noqa: N818

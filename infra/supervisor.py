@@ -14,6 +14,7 @@ from infra.cost import Bill, bill, ends_s
 from infra.guarding import guard
 from infra.journal import Journal, Kind
 from infra.lifecycle import CLOUD_REFUSED, UNREACHABLE, JobPhase, JobView, Plan, Seen, decide
+from infra.lookout import Lookout
 from infra.patience import Answer, ask
 from infra.powers import Capping, Guarding
 from infra.provider import (
@@ -49,6 +50,8 @@ class Report:
     action: act.Action
     bill: Bill
     now_s: float
+    warning: str = ""
+    """What stands in the way of driving the run, as long as it does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,9 @@ class Supervisor:
         self._offers_s = 0.0
         self._watch = Watch(now_s=tools.clock())
         self._records = Records(tools.provider, clock=tools.clock, sleep=tools.sleep)
+        self._lookout = Lookout(
+            tools.provider, clock=tools.clock, sleep=tools.sleep, tell=self._tell
+        )
         self._progress_s = 0.0
         self._cuts = 0
         """Acts in a row that were cut on a machine that had just answered."""
@@ -106,7 +112,8 @@ class Supervisor:
         """Look, decide, tell, act: once."""
         seen = self._look(plan)
         now_s = self._tools.clock()
-        action = decide(self._state, seen, plan, now_s)
+        able = replace(plan, guards=False) if self._lookout.blind else plan
+        action = decide(self._state, seen, able, now_s)
         self._tell(seen, action, now_s)
         if isinstance(action, act.Wait):
             self._last = None
@@ -133,8 +140,10 @@ class Supervisor:
         return None
 
     def _tell(self, seen: Seen, action: act.Action, now_s: float) -> None:
-        used = bill(self._state, now_s)
-        report = Report(state=self._state, seen=seen, action=action, bill=used, now_s=now_s)
+        used, told = bill(self._state, now_s), self._lookout.warning
+        report = Report(
+            state=self._state, seen=seen, action=action, bill=used, now_s=now_s, warning=told
+        )
         self._tools.tell(report)
 
     # ---- observe ----
@@ -148,10 +157,11 @@ class Supervisor:
         vm = self._state.vm
         if vm is None:
             return Seen(offers=self._offers)
-        observation = self._observe(vm, plan)
+        observation = self._lookout.observe(vm, plan.policy, answers=self._state.prepared)
         vm = self._follow_address(vm, observation)
-        for kind, data in self._records.news(self._state, vm, observation):
-            self._note(kind, **data)
+        if not self._lookout.blind:
+            for kind, data in self._records.news(self._state, vm, observation):
+                self._note(kind, **data)
         seen = Seen(vm=observation, offers=self._offers)
         if observation.power is not PowerState.RUNNING or not vm.host or not self._state.up:
             return seen
@@ -171,20 +181,6 @@ class Supervisor:
         job = self._watch.measure(job, self._tools.clock())
         self._note_progress(job)
         return replace(seen, job=job)
-
-    def _observe(self, vm: Vm, plan: Plan) -> Observation:
-        """Ask the provider, for hours if need be: an offline laptop must not abandon the run."""
-        tools, began_s = self._tools, self._tools.clock()
-        while True:
-            try:
-                return self._ask(lambda: tools.provider.observe(vm))
-            except Transient as error:
-                now_s = tools.clock()
-                if now_s - began_s > plan.policy.offline_max_s:
-                    raise
-                wait = act.Wait(wait_s=plan.policy.backoff_first_s * 4, reason=f"no news: {error}")
-                self._tell(Seen(), wait, now_s)
-                tools.sleep(wait.wait_s)
 
     def _open_firewall(self, vm: Vm, silent_s: float) -> None:
         """The laptop may have moved: once a silence has begun, let its address of now in."""

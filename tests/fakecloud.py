@@ -16,7 +16,7 @@ from infra.journal import Event, Journal, Kind
 from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
 from infra.state import Ending
-from infra.supervisor import Supervisor, Tools
+from infra.supervisor import Report, Supervisor, Tools
 from infra.workload import HostNotTrusted, HostUnreachable
 
 SAVE_EVERY = 10
@@ -351,10 +351,17 @@ class Story:
     plan: Plan = field(default_factory=lambda: Plan(goal=Goal.RUN))
     between: Callable[[], None] = lambda: None
     """What happens in the world at each turn of the loop."""
+    warnings: list[str] = field(default_factory=list)
+    """What a person was warned of, each change once; empty for the end of a trouble."""
 
     def __post_init__(self) -> None:
         self.cloud = FakeCloud(world=self.world)
         self.work = FakeWorkload(world=self.world, cloud=self.cloud)
+
+    def _hear(self, report: Report) -> None:
+        if report.warning != (self.warnings or [""])[-1]:
+            self.warnings.append(report.warning)
+        self.between()
 
     def journal(self) -> Journal:
         """The run's journal as a new process opens it."""
@@ -375,7 +382,7 @@ class Story:
             want=Want(),
             clock=self.world.clock,
             sleep=self.world.sleep,
-            tell=lambda _report: self.between(),
+            tell=self._hear,
         )
         return Supervisor(tools).run(replace(self.plan, policy=self.policy))
 

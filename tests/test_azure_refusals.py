@@ -204,6 +204,23 @@ def test_what_only_a_human_can_mend_stops_at_once(desk: CommandLine, case: Case)
     assert len(puts) == 1
 
 
+def test_sign_in_that_ran_out_says_what_goes_on_and_what_takes_it_up(desk: CommandLine) -> None:
+    """Nobody is signed in any more while a machine works: exit 3, and nothing about it is lost."""
+    desk.qft("up", "--plain")
+    old = ArmError(401, "ExpiredAuthenticationToken", "The access token has expired.").reply()
+    weather = Fault(weather=Weather.ANSWER, path="^/subscriptions/", times=99, reply=old)
+    desk.harness.cloud.faults.add(weather)
+
+    said = desk.qft("up", "--plain")
+    desk.harness.cloud.faults.queue.clear()
+
+    assert said.code == CLOUD
+    for words in ("`az login`", "goes on without this terminal", "`qft up ", "still billing $"):
+        assert words in said.err.split("hint: ")[1]
+    assert desk.qft("up", "--plain").code == DONE
+    assert len(desk.harness.cloud.machines()) == 1
+
+
 def test_switches_of_a_machine_that_is_down_are_not_told_to_scripts(desk: CommandLine) -> None:
     """What would have ended a bill that has ended is no news, in JSON as in words."""
     desk.qft("up", "--plain")

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.azure.account import Account
-from infra.azure.errors import QUOTA_PORTAL, SPOT_OFFERS, SignInError
+from infra.azure.errors import QUOTA_PORTAL, SPOT_OFFERS
 from infra.azure.network import source_prefix
 from infra.azure.registration import registered
 from infra.azure.rights import RELEASE_HINT, RENT, allowed, may_release, permissions
 from infra.azure.sources import SPOT_QUOTA, usage_of
 from infra.catalog import GpuSize, folded
-from infra.provider import ProviderError
+from infra.provider import ProviderError, SignedOut
 
 SUBSCRIPTION_VERSION = "2022-12-01"
 NAMESPACES = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.DevTestLab")
@@ -179,5 +179,5 @@ def _guarded(name: str, look: Callable[[], Check], *, required: bool = True) -> 
     try:
         return look()
     except ProviderError as error:
-        name = "credentials" if isinstance(error, SignInError) else name
+        name = "credentials" if isinstance(error, SignedOut) else name
         return Check(name=name, ok=False, detail=str(error), fix=error.hint, required=required)

@@ -4,7 +4,8 @@
     that is closed, a failure at Azure           NoCapacity      the next offer
     quota                                        OverQuota       family, limit, link to ask for more
     SpotPriceGreaterThanProvidedMaxPrice         PriceAboveCap   with the price of now
-    credentials, rights, policy, offer type      NotAllowed      the command or page that helps
+    credentials                                  SignedOut       the command that signs in
+    rights, policy, offer type                   NotAllowed      the command or page that helps
     404                                          Gone
     429, 5xx, broken connections, busy           Transient       with Azure's advice when to return
     everything else                              BadRequest      our bug: code and message verbatim
@@ -27,6 +28,7 @@ from infra.provider import (
     OverQuota,
     PriceAboveCap,
     ProviderError,
+    SignedOut,
     Transient,
 )
 
@@ -40,10 +42,6 @@ class AlreadyThereError(BadRequest):
 
 class UnregisteredError(NotAllowed):
     """The subscription has never used this part of Azure, so nothing of it can exist either."""
-
-
-class SignInError(NotAllowed):
-    """Nobody is signed in, or not as anybody whom Azure knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +239,7 @@ def _not_allowed(fault: Fault, doing: str) -> ProviderError:
 
 
 def _bad_token(fault: Fault, doing: str) -> ProviderError:
-    return SignInError(
+    return SignedOut(
         f"cannot {doing}: Azure does not accept the credentials ({fault.said or fault.status})",
         hint="`az login`, then `az account set --subscription NAME`",
     )
@@ -293,7 +291,7 @@ def _no_credentials(fault: Fault) -> ProviderError:
             f"cannot sign in to Azure just now: {told}",
             hint="the network seems to be away; the same call is safe to repeat",
         )
-    return SignInError(
+    return SignedOut(
         f"cannot sign in to Azure: {told}",
         hint="`az login`, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET",
     )

@@ -24,10 +24,11 @@ from azure.mgmt.compute import ComputeManagementClient
 from azure.mgmt.core.polling.arm_polling import ARMPolling
 from azure.mgmt.resource.resources import ResourceManagementClient
 
-from infra.azure.errors import Fault, SignInError, translate
+from infra.azure.errors import Fault, translate
 from infra.azure.refusals import ADVICE_S_MAX, fault_of, is_unreadable
 from infra.azure.settings import AzureSettings
 from infra.azure.signin import RenewingPolicy, SignIn, chain
+from infra.provider import SignedOut
 
 if TYPE_CHECKING:
     from azure.mgmt.network import NetworkManagementClient
@@ -89,7 +90,7 @@ class Arm:
         try:
             return SignIn(self._credential)
         except ValueError as error:  # such as a misspelt AZURE_TOKEN_CREDENTIALS
-            raise SignInError(
+            raise SignedOut(
                 f"cannot sign in to Azure: {error}", hint="correct that variable, or unset it"
             ) from error
 
