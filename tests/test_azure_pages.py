@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from arm import Fault, Weather
 from arm.faults import Faults
 from arm.harness import T4, azure, spec
 from arm.replies import Reply, Request
+from cryptography import x509
 
 from infra.azure.rights import allowed, permissions
 from infra.azure.web import fetch
@@ -116,3 +118,31 @@ def test_cut_answer_of_a_page_is_a_hiccup(raw: bytes) -> None:
     """A price list or address page whose connection breaks halfway stops nothing."""
     with answering(raw) as url, pytest.raises(Transient, match="did not answer"):
         fetch(url)
+
+
+def test_certificates_may_lie_in_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the SDKs trust the price list and the address page are trusted with, too."""
+    with azure(tmp_path / "state") as harness:
+        bundle = tmp_path / "certificates"
+        bundle.mkdir()
+        certificate = harness.cloud.server.ca_file.read_bytes()
+        (bundle / f"{hash_of(certificate):08x}.0").write_bytes(certificate)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+
+        offers = harness.provider().offers(Want(gpu="T4", regions=["eastus"]))
+        address = harness.provider().account.caller()
+
+        assert {one.price_source for one in offers} == {"retail prices api"}
+        assert offers[0].quota_left is not None  # which the SDK has read
+        assert address == harness.cloud.caller
+
+
+def hash_of(certificate: bytes) -> int:
+    """The number under which OpenSSL looks for a certificate: a hash of its folded subject."""
+    subject = x509.load_pem_x509_certificate(certificate).subject
+    utf8 = x509.name._ASN1Type.UTF8String
+    parts = [x509.NameAttribute(one.oid, str(one.value).lower(), utf8) for one in subject]
+    folded = x509.Name(parts).public_bytes()[2:]  # without the head of the sequence
+    return int.from_bytes(hashlib.sha1(folded, usedforsecurity=False).digest()[:4], "little")
