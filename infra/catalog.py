@@ -189,6 +189,17 @@ def on_demand_max_usd_per_h(*, gpu: str = "", size: str = "") -> float:
     return max((max(one.on_demand_usd_per_h.values()) for one in some), default=0.0)
 
 
+def quota_covers(told: str, *, refused: str, size: str) -> bool:
+    """Whether a lack of quota for one size, in the vendor's words, is one for another size, too.
+
+    The pool of a family is for its sizes only; every other pool is for all sizes of its region.
+    """
+    if "family" not in told.lower() or size.lower() == refused.lower():
+        return True
+    known = find_size(size)
+    return known is not None and folded(known.quota_family) in folded(told)
+
+
 def folded(quota_name: str) -> str:
     """A quota name as it can be compared: vendors differ in case and spaces within one account."""
     return quota_name.replace(" ", "").lower()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infra.catalog import quota_covers
 from infra.journal import Kind
 from infra.provider import Offer, OverQuota, Vm
 from infra.spans import Span
@@ -23,10 +24,16 @@ class Failure:
     message: str
     at_s: float
 
+    @property
+    def needs_human(self) -> bool:
+        """Whether it lasts until a person has asked the cloud for more."""
+        return self.error == OverQuota.__name__
+
     def rules_out(self, offer: Offer) -> bool:
-        """Whether it speaks of that offer, too: quota is one pool for a region, zones and all."""
-        if self.error == OverQuota.__name__:
-            return self.place.partition("/")[0] == offer.region
+        """Whether it speaks of that offer, too: quota is a pool of the region, zones and all."""
+        if self.needs_human:
+            there = self.place.partition("/")[0] == offer.region
+            return there and quota_covers(self.message, refused=self.size, size=offer.size)
         return (self.place, self.size) == (offer.place, offer.size)
 
 

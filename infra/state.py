@@ -60,7 +60,8 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
     """A human asked again: an old ending and old crashes no longer bind.
 
     With `changed`, the training itself was changed (more steps, say), so it is not over either.
-    The machine is prepared and guarded anew: data, config or budget may have been edited.
+    The machine is prepared and guarded anew: data, config or budget may have been edited. Quota may
+    have been granted: what only a person could change is asked of the cloud again.
     """
     changed = bool(event.data.get("changed"))
     return replace(
@@ -75,6 +76,7 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
         launched=state.launched and not changed,
         trained=state.trained and not changed,
         fetched="" if changed else state.fetched,
+        failures=tuple(one for one in state.failures if not one.needs_human),
     )
 
 

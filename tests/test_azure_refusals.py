@@ -135,6 +135,22 @@ def test_region_without_quota_is_asked_once(desk: CommandLine, pool: str) -> Non
     assert desk.harness.cloud.leftovers() == []
 
 
+def test_granted_quota_is_used_by_the_next_command(desk: CommandLine) -> None:
+    """Who was refused, asked for more and was given it, need not wait until the refusal is old."""
+    desk.harness.cloud.market.spot_cores = 3
+    hidden = Fault(weather=Weather.ANSWER, path="/usages$", times=9, reply=Reply(status=404))
+    desk.harness.cloud.faults.add(hidden)  # so that only asking for a machine tells
+    refused = desk.qft("up", "--plain")
+    desk.harness.cloud.faults.queue.clear()
+    desk.harness.cloud.market.spot_cores = 100
+
+    said = desk.qft("up", "--plain")
+
+    assert refused.code == CLOUD
+    assert "LowPriorityCores quota in eastus is too small" in refused.err
+    assert said.code == DONE, said.err
+
+
 def _makes_a_machine(request: Request) -> bool:
     return request.method == "PUT" and bool(re.search(VM_PATH, request.path))
 

@@ -223,3 +223,19 @@ def test_switches_are_renewed_before_they_strike() -> None:
     assert [acts_at(day, hours * 3600) for hours in (5, 7, -7)] == [False, True, True]
     assert [acts_at(hour, minutes * 60) for minutes in (20, 31)] == [False, True]
     assert renew_s(NOW_S, NOW_S - 50, 3600) == 120
+
+
+def test_lack_of_a_familys_quota_leaves_the_other_cards_of_the_region() -> None:
+    """No quota for T4 machines rules out all of them there, zones too, and not the A10."""
+    said = "the account's Standard NCASv3_T4 Family Cores quota in eastus is too small"
+    t4 = replace(OFFER, region="eastus", size="Standard_NC4as_T4_v3")
+    failure = Failure(place=t4.place, size=t4.size, error="OverQuota", message=said, at_s=NOW_S)
+    state = RunState(run_id="run-1", failures=(failure,))
+    bigger = replace(t4, size="Standard_NC8as_T4_v3", zone="1")
+    a10 = replace(t4, size="Standard_NV36ads_A10_v5")
+
+    def after(*offers: Offer) -> act.Action:
+        return decide(state, Seen(offers=offers), Plan(goal=Goal.RUN), NOW_S)
+
+    assert after(t4, bigger, a10) == act.Create(offer=a10, generation=1)
+    assert isinstance(after(t4, bigger), act.Finish)

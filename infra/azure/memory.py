@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from infra.azure.sources import SPOT_QUOTA
-from infra.catalog import find_size, folded
+from infra.catalog import folded, quota_covers
 from infra.durable import read_json, write_json
 from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError
 from infra.when import utc
@@ -45,13 +45,6 @@ class Refusal:
     def of_spot_pool(self) -> bool:
         """Whether it speaks of the quota on which all spot machines of the region draw."""
         return folded(SPOT_QUOTA) in folded(self.why)
-
-    def counts_for(self, size: str) -> bool:
-        """Whether a lack of quota is one for that size: a family's is one for its sizes only."""
-        if "family" not in self.why.lower() or size.lower() == self.size.lower():
-            return True
-        known = find_size(size)
-        return known is not None and folded(known.quota_family) in folded(self.why)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +97,8 @@ class Memory:
             if one.clears:
                 if (one.size.lower(), one.zone) == (size.lower(), zone):
                     return one
-            elif not (quota_known and one.of_spot_pool) and one.counts_for(size):
+            elif not (quota_known and one.of_spot_pool) and quota_covers(
+                one.why, refused=one.size, size=size
+            ):
                 return one
         return None
