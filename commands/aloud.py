@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from commands.console import Console
+from infra.cost import Bill
 from infra.state import Failure
 from infra.supervisor import Report
+
+LATE_H = 0.25
+"""A stop is dated back by less than this when somebody watched: what that took off is held."""
 
 
 @dataclass
@@ -22,6 +26,8 @@ class Aloud:
     _told: set[Failure] | None = None
     _guarded_s: float = field(default=0.0)
     _warning: str = ""
+    _shown_usd: float = 0.0
+    _dearest_usd_per_h: float = 0.0
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -47,7 +53,21 @@ class Aloud:
                 self.say(f"does NOT end the bill: {switch}")
             if self.most:
                 self.say(f"worst case of the whole run: {self.most}")
-        self.console.report(report)
+        self.console.report(replace(report, bill=self._steady(report.bill)))
+
+    def _steady(self, used: Bill) -> Bill:
+        """The bill with a sum that does not run backwards before people's eyes.
+
+        A machine that was seen down bills no more from a moment before. After hours without news it
+        may be hours before: that is told, and the sum is the true one again.
+        """
+        self._dearest_usd_per_h = max(self._dearest_usd_per_h, used.usd_per_h_now)
+        before = self._shown_usd
+        if before - used.usd > LATE_H * self._dearest_usd_per_h:
+            self.say(f"the cost is ${used.usd:.4f}, not ${before:.4f}: it was down for a while")
+            before = 0.0
+        self._shown_usd = max(before, used.usd)
+        return replace(used, usd=self._shown_usd)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show a transfer."""
