@@ -151,11 +151,12 @@ class SshWorkload:
     def _shower(self, what: str) -> Callable[[Progress], None]:
         return lambda seen: self._setting.progress(what, seen.bytes_done, seen.bytes_total)
 
-    def limit(self, vm: Vm, until_s: float) -> None:
-        """Write the end of the budget where the machine's own watchdog looks."""
-        put = 'mkdir -p qft && printf %s "$1" > qft/limit.new && mv qft/limit.new qft/limit'
+    def limit(self, vm: Vm, left_s: float) -> None:
+        """Write the end of the budget, by the machine's own clock, where its watchdog looks."""
+        put = "echo $(($(date +%s) + $1)) > qft/limit.new && mv qft/limit.new qft/limit"
+        argv = ["sh", "-c", f"mkdir -p qft && {put}", "limit", f"{left_s:.0f}"]
         with self._translated():
-            self._open(vm).run(["sh", "-c", put, "limit", f"{until_s:.0f}"], timeout_s=30)
+            self._open(vm).run(argv, timeout_s=30)
 
     def launch(self, vm: Vm) -> None:
         """Start the trainer, once, detached."""

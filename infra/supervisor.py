@@ -266,7 +266,7 @@ class Supervisor:
     def _guard(self, vm: Vm, plan: Plan) -> None:
         """Set what ends the bill without us, at the provider and on the machine."""
         tools, until_s = self._tools, self._until_s(plan, vm.price_usd_per_h)
-        tools.workload.limit(vm, until_s)
+        tools.workload.limit(vm, until_s - tools.clock())
         cap = tools.want.max_price_usd_per_h
         done = guard(tools.provider, vm, cap=cap, until_s=until_s, sleep=tools.sleep)
         self._note(Kind.GUARDED, until_s=until_s, holding=done.holding, missing=done.missing)

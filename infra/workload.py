@@ -23,8 +23,11 @@ class Workload(Protocol):
         """Make the machine trainable and bring data, code and the newest checkpoint to it."""
         ...
 
-    def limit(self, vm: Vm, until_s: float) -> None:
-        """Tell the machine when its budget ends, in seconds since 1970, for its own watchdog."""
+    def limit(self, vm: Vm, left_s: float) -> None:
+        """Tell the machine how many seconds its budget lasts from now, for its own watchdog.
+
+        Not when it ends: the clock of this computer may be wrong by hours.
+        """
         ...
 
     def launch(self, vm: Vm) -> None:

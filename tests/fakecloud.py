@@ -259,9 +259,9 @@ class FakeWorkload:
             disk.step = disk.saved
         self.world.moment()
 
-    def limit(self, vm: Vm, until_s: float) -> None:  # noqa: ARG002  (the seam names it)
+    def limit(self, vm: Vm, left_s: float) -> None:  # noqa: ARG002  (the seam names it)
         """Note the limit."""
-        self.limits.append(until_s)
+        self.limits.append(left_s)
 
     def launch(self, vm: Vm) -> None:
         """Start training unless it runs."""

@@ -98,6 +98,24 @@ def test_bill_ends_with_everything_of_ours_dead(harness: AzureHarness) -> None:
     assert "Microsoft.DevTestLab" in seen.detail
 
 
+@pytest.mark.parametrize("ahead_h", [-30.0, 3.0, 11.5])
+def test_bill_ends_in_time_whatever_clock_the_laptop_has(
+    harness: AzureHarness, ahead_h: float
+) -> None:
+    """The schedule is Azure's, and so is the time that it is set by."""
+    harness.clock_ahead_s = ahead_h * HOUR_S
+    provider = harness.provider()
+    vm = provider.create(spec())
+
+    found = provider.protect(vm, until_s=harness.now() + 5 * HOUR_S)
+    end_s = harness.cloud.clock.now() + 5 * HOUR_S
+    harness.advance(24 * HOUR_S)
+
+    told = [one.stops_at_s for one in found if one.stops_at_s is not None]
+    assert told == pytest.approx([end_s, end_s], abs=60)
+    assert harness.cloud.ledger.usd("compute") == pytest.approx(5 * 0.149174, rel=0.02)
+
+
 def test_renewed_schedule_strikes_once_and_later(harness: AzureHarness) -> None:
     """Setting the switches again moves the end; the old time passes without harm."""
     vm = harness.provider().create(spec())

@@ -13,10 +13,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from arm.harness import AzureHarness, azure, spec
 
+from commands.workload import SshWorkload
 from infra.azure import vmwatch
 from infra.azure.vmwatch import (
     booted_s,
@@ -27,6 +29,7 @@ from infra.azure.vmwatch import (
     ssh_sessions,
     why_end,
 )
+from infra.provider import Vm
 
 LIST = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]"
 
@@ -200,3 +203,32 @@ def answer_once(listener: socket.socket, answer: bytes) -> None:
     with caller:
         caller.recv(4096)
         caller.sendall(answer)
+
+
+def test_machine_reckons_the_end_of_the_budget_by_its_own_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told how long, not until when: the clock of the laptop may be wrong by hours."""
+    clock = tmp_path / "bin" / "date"
+    clock.parent.mkdir()
+    clock.write_text("#!/bin/sh\necho 5000\n")
+    clock.chmod(0o755)
+    path = f"{clock.parent}:{os.environ['PATH']}"
+
+    def run(argv: list[str], *, timeout_s: float) -> None:
+        env = {"PATH": path}
+        subprocess.run(argv, cwd=tmp_path, env=env, check=True, timeout=timeout_s)
+
+    setting = SimpleNamespace(
+        say=print, helper_python="python3", site=SimpleNamespace(run_dir="r"), home=tmp_path
+    )
+    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    monkeypatch.setattr(work, "_open", lambda _vm: SimpleNamespace(run=run))
+
+    vm = Vm(provider="azure", run_id="x", id="x", region="a", size="s")
+    ends = []
+    for left_s in (3600.4, -20.0):
+        work.limit(vm, left_s)
+        ends.append(limit_of(tmp_path, boot_s=0.0))
+
+    assert ends == [8600.0, 4980.0]

@@ -66,14 +66,15 @@ def advice_s(error: HttpResponseError) -> float | None:
     try:
         wait_s = float(text)
     except ValueError:
-        moment, now = _date(text), _date(str(response.headers.get("Date", "")))
+        moment, now = moment_of(text), moment_of(str(response.headers.get("Date", "")))
         if moment is None:
             return None
         wait_s = (moment - (now or datetime.now(tz=UTC))).total_seconds()
     return min(wait_s, ADVICE_S_MAX) if wait_s >= 0 and not math.isnan(wait_s) else None
 
 
-def _date(text: str) -> datetime | None:
+def moment_of(text: str) -> datetime | None:
+    """The time that a header tells; None for none, or nonsense."""
     try:
         moment = parsedate_to_datetime(text)
     except ValueError:

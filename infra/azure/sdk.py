@@ -25,7 +25,7 @@ from azure.mgmt.core.polling.arm_polling import ARMPolling
 from azure.mgmt.resource.resources import ResourceManagementClient
 
 from infra.azure.errors import Fault, translate
-from infra.azure.refusals import ADVICE_S_MAX, fault_of, is_unreadable
+from infra.azure.refusals import ADVICE_S_MAX, fault_of, is_unreadable, moment_of
 from infra.azure.settings import AzureSettings
 from infra.azure.signin import RenewingPolicy, SignIn, chain
 from infra.provider import SignedOut
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 RETRIES_MAX = 5
 BACKOFF_S_MAX = 30.0
 PAGES_MAX = 50
+SKEW_S_MIN = 60.0
+"""Answers take a while, and clocks are never the same: less than this is no difference."""
 IF_MISSING = MatchConditions.IfMissing
 
 
@@ -55,6 +57,7 @@ class Arm:
         self._sleep = sleep
         self._clock = clock
         self._credential = credential
+        self._skew_s = 0.0
         quieten()
         self._transport = transport or PatientTransport(settings, sleep)
 
@@ -102,12 +105,24 @@ class Arm:
             "subscription_id": self.settings.subscription_id,
             "base_url": self.settings.arm_endpoint,
             "transport": self._transport,
+            "raw_response_hook": self._hear,
             "user_agent": "qft",
             "retry_total": RETRIES_MAX,
             "retry_backoff_max": BACKOFF_S_MAX,
             "retry_backoff_factor": 0.5,
             "logging_enable": False,
         }
+
+    @property
+    def skew_s(self) -> float:
+        """How far Azure's clock was ahead of this computer's in its last answer; 0 if hardly."""
+        return self._skew_s if abs(self._skew_s) > SKEW_S_MIN else 0.0
+
+    def _hear(self, response: Any) -> None:
+        """Learn the time from an answer that tells it."""
+        moment = moment_of(str(response.http_response.headers.get("Date", "")))
+        if moment is not None:
+            self._skew_s = moment.timestamp() - self._clock()
 
     def call(self, doing: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call one plain SDK operation; the answer as JSON values, errors as the seam's.

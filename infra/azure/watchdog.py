@@ -59,10 +59,12 @@ class Watchdog:
 
         A limit more than 23 hours away is approached in steps: call again within that time. Never
         raises for a switch that cannot be set: that is a finding, to be shown to the user.
+        `until_s` is by the clock of this computer; what is answered is by Azure's.
         """
         names = names_of(vm, self.account.settings.subscription_id)
         answer = self.looking.get(names)
-        now_s = self.account.clock()
+        skew_s = self.account.arm.skew_s  # Azure pulls its switch by its own clock
+        now_s, until_s = self.account.clock() + skew_s, until_s + skew_s
         strike_s = next_strike_s(now_s, until_s)
         found = [
             _cap_of(answer),

@@ -53,7 +53,8 @@ class Cloud:
         for namespace in ("microsoft.compute", "microsoft.network", "microsoft.devtestlab"):
             self.world.providers[namespace] = "Registered" if self.registered else "NotRegistered"
         self._directory = tempfile.TemporaryDirectory(prefix="sim-azure-")
-        self.server = Server(self._answer, self.faults, directory=Path(self._directory.name))
+        home = Path(self._directory.name)
+        self.server = Server(self._answer, self.faults, directory=home, now=self.clock.now)
         self.server.open()
         if isinstance(self.guests, LocalGuests):
             self.guests.identity = self._identity

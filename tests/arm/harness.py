@@ -37,6 +37,8 @@ class AzureHarness:
         self.cloud = cloud
         self.state_dir = state_dir
         self.credential = chain()
+        self.clock_ahead_s = 0.0
+        """How wrong the clock of the computer is on which qft runs."""
         self.made: list[AzureProvider] = []
 
     def settings(self, **changes: Any) -> AzureSettings:
@@ -50,19 +52,23 @@ class AzureHarness:
         arm = Arm(
             settings,
             sleep=self.advance,
-            clock=self.cloud.clock.now,
+            clock=self.now,
             credential=lambda: Shared(self.credential),
             transport=transport,
         )
         made = AzureProvider(
             settings,
             state_dir or self.state_dir,
-            clock=self.cloud.clock.now,
+            clock=self.now,
             sleep=self.advance,
             arm=arm,
         )
         self.made.append(made)
         return made
+
+    def now(self) -> float:
+        """The time as the computer knows it on which qft runs."""
+        return self.cloud.clock.now() + self.clock_ahead_s
 
     def advance(self, seconds: float) -> None:
         """Let simulated time pass."""

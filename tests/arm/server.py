@@ -29,8 +29,11 @@ class Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128  # plans ask from many threads, and one turned away waits a second
 
-    def __init__(self, answer: Answer, faults: Faults, *, directory: Path) -> None:
+    def __init__(
+        self, answer: Answer, faults: Faults, *, directory: Path, now: Callable[[], float]
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.now = now
         self.answer = answer
         self.faults = faults
         self.recorded: list[tuple[Request, int]] = []
@@ -93,6 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16
     server: Server
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The cloud's own time, for the `Date` of an answer."""
+        return super().date_time_string(self.server.now() if timestamp is None else timestamp)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the base class's name)
         """Say nothing: the requests are recorded."""
