@@ -54,6 +54,10 @@ RESERVED = (
     "Nic(s) in request is reserved for another Virtual Machine for 180 seconds. Please provide "
     "another nic(s) or retry after 180 seconds. Reserved VM: /subscriptions/x"
 )
+OLD_QUOTA = (
+    "Operation results in exceeding quota limits of Core. Maximum allowed: 4, Current in use: 4, "
+    "Additional requested: 8."
+)
 TABLE: list[tuple[str, int, str, type[ProviderError], str]] = [
     # code, HTTP status, message, class, what the user must read in message or hint
     ("OperationNotAllowed", 409, quota_text("LowPriorityCores"), OverQuota, "none at all"),
@@ -118,6 +122,16 @@ TABLE: list[tuple[str, int, str, type[ProviderError], str]] = [
         PriceAboveCap,
         "`vm.max_price` above it",
     ),
+    ("LocationNotAvailableForResourceGroup", 400, "No 'x'.", NoCapacity, "other regions"),
+    ("NoRegisteredProviderFound", 400, "None in 'x'.", NoCapacity, "other regions"),
+    (
+        "OperationNotAllowed",
+        409,
+        OLD_QUOTA,
+        OverQuota,
+        "Core quota is too small; it has a limit of 4",
+    ),
+    ("QuotaExceeded", 409, "Too many.", OverQuota, "own quota is too small"),
     ("BrandNewCode", 400, "Never seen.", BadRequest, "BrandNewCode: Never seen."),
     ("InvalidResourceReference", 400, "Not found there.", Transient, "repeat"),
     ("ReferencedResourceNotProvisioned", 429, "Not yet.", Transient, "repeat"),
@@ -201,7 +215,7 @@ def test_sign_in_without_network_is_transient() -> None:
 REFUSALS: list[tuple[int, str, str, type[ProviderError]]] = [
     (status, code, message, kind)
     for code, status, message, kind, _ in TABLE
-    if code and status >= 400 and kind not in {Transient, Gone}
+    if code and status >= 400 and status != 401 and kind not in {Transient, Gone}
 ]
 
 

@@ -151,9 +151,14 @@ def _price(fault: Fault, doing: str) -> ProviderError:
 
 def _operation_not_allowed(fault: Fault, doing: str) -> ProviderError:
     """The same code carries quota, which needs a human, and bad timing, which needs a moment."""
-    family = re.search(r"exceeding approved (.+?) [Qq]uota", fault.message)
+    told = f"{fault.code} {fault.message}"
+    family = re.search(
+        r"exceeding (?:approved (.+?) quota|quota limits? of (.+?)[.,])", told, re.IGNORECASE
+    )
     if family:
-        return over_quota(fault, doing, family[1])
+        return over_quota(fault, doing, family[1] or family[2])
+    if "quota" in told.lower():
+        return over_quota(fault, doing, "")
     if re.search(r"in progress|is being|marked for deletion|concurrent", fault.message):
         return _transient(fault, doing)
     return _bad_request(fault, doing)
@@ -161,16 +166,17 @@ def _operation_not_allowed(fault: Fault, doing: str) -> ProviderError:
 
 def over_quota(fault: Fault, doing: str, family: str) -> OverQuota:
     """Quota with its family, its limit and the link under which more can be asked for."""
-    limit = _number(r"Current Limit: (\d+)", fault.message)
+    limit = _number(r"(?:Current Limit|Maximum allowed): (\d+)", fault.message)
     needed = _number(r"New Limit Required: (\d+)", fault.message)
     place = re.search(r"Location: (\w+)", fault.message)
     links = re.findall(r"https?://[^\s'\"]+[^\s'\".,]", fault.message)
     link = next((one for one in links if "ProdportalCRP" in one), QUOTA_PORTAL)
     where = f" in {place[1]}" if place else ""
     have = "none at all" if limit == 0 else f"a limit of {limit}" if limit is not None else "less"
+    name = family or "own"
     ask = f"at least {needed}" if needed is not None else "more"
     return OverQuota(
-        f"cannot {doing}: the account's {family} quota{where} is too small; it has {have}; "
+        f"cannot {doing}: the account's {name} quota{where} is too small; it has {have}; "
         f"ask for {ask} at {link}",
         family=family,
         limit=limit,
@@ -313,10 +319,11 @@ _CODES: dict[_Build, str] = {
     _not_as_spot: "AzureSpotIsNotSupportedForThisVMSize",
     _closed_place: """
         RequestDisallowedByAzure LocationNotAvailableForResourceType NotAvailableForSubscription
-        InvalidAvailabilityZone AvailabilityZoneNotSupported
+        InvalidAvailabilityZone AvailabilityZoneNotSupported LocationNotAvailableForResourceGroup
+        NoRegisteredProviderFound
     """,
     _no_address: "PublicIPCountLimitReached",
-    _operation_not_allowed: "OperationNotAllowed QuotaExceeded",
+    _operation_not_allowed: "OperationNotAllowed QuotaExceeded ResourceGroupQuotaExceeded",
     _price: "SpotPriceGreaterThanProvidedMaxPrice",
     _bad_cap: "MaxPriceValueInvalid MaxPriceIsSupportedOnlyForAzureSpotVirtualMachines",
     _cap_is_fixed: "MaxPriceChangeNotAllowedForAllocatedVMs MaxPriceChangeNotAllowed",
