@@ -284,8 +284,11 @@ class Removed:
 class ProviderError(Exception):
     """Base of the tree: what happened, and a hint with the command or link that helps.
 
-    `retry_after_s` is the provider's own advice when it gave one.
+    `retry_after_s` is the provider's own advice when it gave one. `unfinished` says that what was
+    begun could not be cleared away: something may remain, and bill.
     """
+
+    unfinished = False
 
     def __init__(self, message: str, *, hint: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message)

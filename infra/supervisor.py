@@ -25,6 +25,7 @@ from infra.provider import (
     PowerState,
     Provider,
     ProviderError,
+    SignedOut,
     StopReason,
     Transient,
     Vm,
@@ -314,7 +315,8 @@ class Supervisor:
 
     def _refused(self, kind: Kind, error: ProviderError) -> None:
         """Remember a refusal; hand on what only a human or a developer can fix."""
-        if isinstance(error, Transient):
+        stays = error.unfinished and not isinstance(error, PASSING)
+        if stays or isinstance(error, Transient | SignedOut):
             raise error  # nothing is known of the act: its intent stays pending
         self._note(kind, error=type(error).__name__, message=str(error), hint=error.hint)
         if not isinstance(error, PASSING):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from arm import Fault, Weather
 from arm.desk import CommandLine, command_line
+from arm.faults import Faults
 from arm.harness import T4, azure
 from arm.market import ALLOCATION_TEXTS, QUOTA_LINK, SIZES
 from arm.replies import ArmError, Reply, Request
@@ -235,6 +236,59 @@ def test_sign_in_that_ran_out_says_what_goes_on_and_what_takes_it_up(desk: Comma
         assert words in said.err.split("hint: ")[1]
     assert desk.qft("up", "--plain").code == DONE
     assert len(desk.harness.cloud.machines()) == 1
+
+
+def test_what_could_not_be_removed_is_not_said_to_be_gone(desk: CommandLine) -> None:
+    """Who may make things and not remove them reads that they bill, and how to go on."""
+    refuse(desk, Case(code="AuthorizationFailed", status=403, message="No right.", told=()))
+    locked = ArmError(403, "AuthorizationFailed", "No right to delete.").reply()
+    desk.harness.cloud.faults.add(
+        Fault(weather=Weather.ANSWER, method="DELETE", path=GROUP_PATH, times=9, reply=locked)
+    )
+
+    said = desk.qft("up", "--plain")
+    desk.harness.cloud.faults.queue.clear()
+    again = desk.qft("up", "--plain")
+
+    assert said.code == CLOUD
+    assert "nothing of this run bills" not in said.err
+    assert "`qft down --delete` removes what is left" in said.err
+    assert again.code == DONE, again.err
+
+
+@dataclass
+class SignedOutLate(Faults):
+    """Accepts a machine, and no sign-in from then on."""
+
+    accepted: bool = False
+
+    def take(self, request: Request) -> Fault | None:
+        """401 for everything that comes after the order."""
+        refused, self.accepted = self.accepted, self.accepted or _makes_a_machine(request)
+        reply = ArmError(401, "ExpiredAuthenticationToken", "The access token has expired.").reply()
+        arm = request.path.startswith("/subscriptions/")
+        return Fault(weather=Weather.ANSWER, reply=reply) if refused and arm else None
+
+
+def test_machine_that_was_accepted_before_the_sign_in_ran_out_is_not_forgotten(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What could neither be finished nor removed is said to bill, and is taken up afterwards."""
+    weather = SignedOutLate()
+    with (
+        azure(tmp_path / "unused", faults=weather) as harness,
+        command_line(folder, tmp_path / "home", harness, capsys) as desk,
+    ):
+        said = desk.qft("up", "--plain")
+        alive = len(harness.cloud.machines())
+        harness.cloud.server.faults = Faults()
+        again = desk.qft("up", "--plain")
+
+        assert (said.code, alive) == (CLOUD, 1)
+        assert "nothing of this run bills" not in said.err
+        assert "still billing $" in said.err
+        assert again.code == DONE, again.err
+        assert len(harness.cloud.world.machines_made) == 1
 
 
 def test_switches_of_a_machine_that_is_down_are_not_told_to_scripts(desk: CommandLine) -> None:

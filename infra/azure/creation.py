@@ -39,6 +39,7 @@ from infra.provider import (
     Observation,
     PowerState,
     ProviderError,
+    SignedOut,
     Transient,
     Vm,
     VmSpec,
@@ -66,7 +67,8 @@ class Creation:
         """The machine of `spec`, the one that exists already, or an error and nothing left.
 
         Returns when ARM has accepted the machine and has not refused it for `accept_wait_s`. A
-        `Transient` error leaves a half-made machine on purpose: the next call goes on from there.
+        `Transient` or `SignedOut` error leaves a half-made machine on purpose: the next call goes
+        on from there.
         """
         machine.check(spec)
         names = self.account.names(spec.run_id, spec.generation)
@@ -78,7 +80,7 @@ class Creation:
         record = self._begin_record(spec, names)
         try:
             vm = self._make(spec, names, record)
-        except Transient:
+        except (Transient, SignedOut):
             raise
         except Gone as error:
             gone = NoCapacity(
@@ -362,6 +364,7 @@ class Creation:
         try:
             self.teardown.remove(run_id)
         except ProviderError as second:
+            error.unfinished = True
             error.add_note(f"removing what had been made failed too: {second}")
             error.hint = f"{error.hint}; `qft down --delete` removes what is left".lstrip("; ")
 
