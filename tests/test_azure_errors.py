@@ -212,6 +212,13 @@ def test_sign_in_without_network_is_transient() -> None:
     assert isinstance(translate(Fault(message=told, auth=True), doing="x"), Transient)
 
 
+def test_az_that_takes_too_long_is_transient() -> None:
+    """A command that did not answer in time has not refused anybody."""
+    told = "AzureCliCredential: Failed to invoke the Azure CLI"
+
+    assert isinstance(translate(Fault(message=told, auth=True), doing="x"), Transient)
+
+
 REFUSALS: list[tuple[int, str, str, type[ProviderError]]] = [
     (status, code, message, kind)
     for code, status, message, kind, _ in TABLE

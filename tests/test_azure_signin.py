@@ -21,7 +21,7 @@ from arm.replies import ArmError
 
 from infra.azure import AzureProvider, AzureSettings
 from infra.azure.settings import PUBLIC_ARM
-from infra.provider import NotAllowed
+from infra.provider import NotAllowed, SignedOut
 
 PAGE = (Path(__file__).parents[1] / "docs" / "azure.md").read_text()
 
@@ -97,6 +97,33 @@ def test_az_login(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "AzureCliCredential")
 
     assert sign_in(cloud, tmp_path) == []
+
+
+def test_expired_az_login_is_told_with_the_command_that_renews_it(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `az` asks for is passed on as it stands, without the ways to sign in of others."""
+    az = tmp_path / "bin" / "az"
+    az.parent.mkdir()
+    az.write_text(
+        "#!/bin/sh\n"
+        "echo 'ERROR: AADSTS70043: The refresh token has expired.' >&2\n"
+        "echo 'Trace ID: 1 Correlation ID: 2 Timestamp: 2026-09-21 01:00:00Z' >&2\n"
+        "echo 'Run the command below to authenticate interactively:' >&2\n"
+        "echo 'az logout' >&2\n"
+        'echo \'az login --tenant "t" --scope "s"\' >&2\n'
+        "exit 1\n"
+    )
+    az.chmod(az.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{az.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "dev")
+
+    with pytest.raises(SignedOut) as caught:
+        sign_in(cloud, tmp_path)
+
+    told = "AzureCliCredential: ERROR: AADSTS70043: The refresh token has expired."
+    assert str(caught.value) == f"cannot sign in to Azure: {told}"
+    assert caught.value.hint == '`az login --tenant "t" --scope "s"`'
 
 
 def test_managed_identity(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

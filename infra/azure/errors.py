@@ -283,26 +283,35 @@ def _terms(fault: Fault, doing: str) -> ProviderError:
 def _no_credentials(fault: Fault) -> ProviderError:
     """Of a chain that tried ten ways to sign in, keep the lines that tell a human something."""
     lines = [line.strip() for line in fault.message.splitlines() if line.strip()]
-    dull = re.compile(
-        r"troubleshoot|Attempted credentials|Visit https|To mitigate|not installed on path|"
-        r"not found on path|SharedTokenCache|VisualStudioCode|InteractiveBrowser|Broker|"
-        r"WorkloadIdentity|DeveloperCli|PowerShell|no response from the IMDS|"
-        r"DefaultAzureCredential failed",
-        re.IGNORECASE,
-    )
-    useful = [line for line in lines if not dull.search(line)][:3]
-    told = "; ".join(useful) or "no way to sign in was found"
+    useful = [line for line in lines if not _DULL.search(line)]
+    tried = [line for line in useful if "authentication unavailable" not in line]
+    told = "; ".join((tried or useful)[:3]) or "no way to sign in was found"
     if _BROKEN_NETWORK.search(told) and "AADSTS" not in told:
         return Transient(
             f"cannot sign in to Azure just now: {told}",
             hint="the network seems to be away; the same call is safe to repeat",
         )
+    if "Failed to invoke the Azure CLI" in told:  # so azure-identity calls one that takes too long
+        return Transient(
+            f"cannot sign in to Azure just now: {told}",
+            hint="`az account get-access-token` should answer within seconds; see what it says",
+        )
+    login = next((line for line in lines if line.startswith("az login")), "")
     return SignedOut(
         f"cannot sign in to Azure: {told}",
-        hint="`az login`, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET",
+        hint=f"`{login}`"
+        if login
+        else "`az login`, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET",
     )
 
 
+_DULL = re.compile(
+    r"troubleshoot|Attempted credentials|Visit https|To mitigate|not installed on path|"
+    r"not found on path|SharedTokenCache|VisualStudioCode|InteractiveBrowser|Broker|"
+    r"WorkloadIdentity|DeveloperCli|PowerShell|no response from the IMDS|"
+    r"DefaultAzureCredential failed|^Trace ID|^Run the command below|^Interactive auth|^az log",
+    re.IGNORECASE,
+)
 _BROKEN_NETWORK = re.compile(
     r"Connection aborted|RemoteDisconnected|Connection refused|Connection reset|timed out|"
     r"Max retries exceeded|Name or service not known|getaddrinfo|NameResolution|"

@@ -16,6 +16,8 @@ from azure.core.credentials import AccessTokenInfo, TokenRequestOptions
 from azure.identity import DefaultAzureCredential
 from azure.mgmt.core.policies import ARMChallengeAuthenticationPolicy
 
+AZ_TIMEOUT_S = 30
+"""How long `az` may take to hand out a token: busy computers and slow networks need their time."""
 TRIES_MAX = 3
 """Repetitions of a refused request: other threads may be changing tokens, too."""
 
@@ -104,6 +106,7 @@ def chain() -> DefaultAzureCredential:
     private = "AZURE_AUTHORITY_HOST" in os.environ
     return DefaultAzureCredential(
         exclude_interactive_browser_credential=True,
+        process_timeout=AZ_TIMEOUT_S,
         **({"disable_instance_discovery": True} if private else {}),
     )
 
