@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import tiny
 from faulty_disk import Died, DyingDisk, ForgetfulDisk
+from test_export_merge import make_adapter
 
 from trainer.__main__ import main
-from trainer.disk import RealDisk, replace_directory, restore_directory
+from trainer.data.convert import convert
+from trainer.data.formats import Choice
+from trainer.disk import RealDisk, clear_partials, replace_directory, restore_directory
+from trainer.results.export import export
+from trainer.results.merge import merge
 from trainer.rundir import sweep
 
 WHOLE = {"one": "new", "two": "new"}
@@ -118,6 +125,48 @@ def test_a_leftover_that_cannot_go_stops_no_start(tmp_path: Path) -> None:
     sweep(tmp_path, disk=Refusing())
 
     assert (tmp_path / ".status.json.12.partial").exists()
+
+
+@pytest.fixture
+def gone() -> int:
+    """The number of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
+def test_what_a_killed_process_left_of_a_result_goes_with_the_next_try(
+    tmp_path: Path, gone: int
+) -> None:
+    """Folder or file, it goes; what a living process writes, or has another name, stays."""
+    put(tmp_path / f".merged.{gone}.partial", "half a model")
+    (tmp_path / f".merged.{2**70}.partial").write_text("of no process there could be")
+    put(tmp_path / f".merged.{os.getpid()}.partial", "of an older process of this number")
+    others = [f".merged.{os.getppid()}.partial", ".merged.x.partial", f".merge.{gone}.partial"]
+    for name in others:
+        (tmp_path / name).write_text("{")
+    clear_partials(tmp_path / "merged", disk=RealDisk())
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+# PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
+def test_a_merge_an_export_and_a_conversion_clear_what_killed_ones_left(
+    tmp_path: Path, gone: int
+) -> None:
+    """Half a model, half an adapter and half a file of rows are gone once there is a whole."""
+    base, adapter = tiny.make_model(tmp_path / "base"), tmp_path / "adapter"
+    make_adapter(base, adapter)
+    rows = tmp_path / "pairs.csv"
+    rows.write_text("text,label\nfine,good\nbad,bad\n")
+    for name in ("merged", "plain"):
+        put(tmp_path / f".{name}.{gone}.partial", "half")
+    (tmp_path / f".train.jsonl.{gone}.partial").write_text("half")
+    merge(base, adapter, tmp_path / "merged", dtype=None, say=lambda _: None)
+    export(adapter, tmp_path / "plain")
+    convert("sentiment", rows, tmp_path, choice=Choice(), held_out=0.5)
+
+    assert [path.name for path in tmp_path.glob(".*")] == []
 
 
 def test_an_adapter_written_anew_takes_the_place_of_a_whole_one(

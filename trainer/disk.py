@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from contextlib import suppress
@@ -98,9 +99,41 @@ def write_all(disk: Disk, descriptor: int, data: memoryview) -> None:
         done += disk.write(descriptor, view[done : done + portion])
 
 
+def partial_of(target: Path) -> Path:
+    """Return where this process writes what shall get the name `target` once it is whole."""
+    return target.with_name(f".{target.name}.{os.getpid()}.partial")
+
+
+def clear_partials(target: Path, *, disk: Disk) -> None:
+    """Remove what processes that are gone left half-written for `target`; it may be gigabytes.
+
+    What a living one writes stays, as does what cannot be removed. A name with this process's own
+    number is an older process's: call it before anything is written.
+    """
+    start, end = f".{target.name}.", ".partial"
+    for path in target.parent.glob(f"{glob.escape(start)}*{end}"):
+        number = path.name.removeprefix(start).removesuffix(end)
+        if number.isdecimal() and not _lives(int(number)):
+            with suppress(OSError):  # in the way of nothing: left for another time
+                disk.remove_tree(path)
+
+
+def _lives(process: int) -> bool:
+    """Tell whether there is another process of this number."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)  # asks only
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is somebody else's
+        return True
+    return True
+
+
 def replace_file(path: Path, text: str, *, disk: Disk) -> None:
     """Make `path` hold `text`, whole or not at all: temp file beside it, fsync, rename, fsync."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     with suppress(FileNotFoundError):
         disk.remove_tree(partial)
     descriptor = disk.create(partial)

@@ -21,6 +21,7 @@ from typing import Any
 from trainer.data.formats import BENIGN_PUBLISHED, CONVERTERS, Choice, Tally, digest, essence
 from trainer.data.rows import DataError
 from trainer.data.split import is_held_out
+from trainer.disk import RealDisk, clear_partials, partial_of
 
 LENGTH = 1024
 """In tokens: no longer are the rows of the published experiment with Jigsaw."""
@@ -131,7 +132,9 @@ def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: flo
     """
     out.mkdir(parents=True, exist_ok=True)
     targets = [out / "train.jsonl", out / "eval.jsonl"]
-    partial = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in targets]
+    for path in targets:
+        clear_partials(path, disk=RealDisk())
+    partial = [partial_of(path) for path in targets]
     tally = Tally()
     counts = [0, 0]
     words: tuple[list[str], list[str]] = ([], [])

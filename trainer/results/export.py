@@ -7,7 +7,6 @@ are plain already.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 from trainer.adapters.dylora import CONFIG, RANKS, TENSORS, VERSION, WHOLE, cut
 from trainer.adapters.nola import FACTS, expand
 from trainer.config import ConfigError
-from trainer.disk import RealDisk
+from trainer.disk import RealDisk, clear_partials, partial_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +93,8 @@ def _write(out: Path, settings: Mapping[str, Any], tensors: Mapping[str, torch.T
     from safetensors.torch import save_file
 
     disk = RealDisk()
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    clear_partials(out, disk=disk)
+    partial = partial_of(out)
     partial.mkdir(parents=True)
     try:
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"

@@ -23,6 +23,7 @@ import torch
 
 from trainer.adapters.nola import FACTS, expand
 from trainer.config import ConfigError
+from trainer.disk import RealDisk, clear_partials, partial_of
 from trainer.results.base import (
     INDEX,
     SINGLE,
@@ -160,7 +161,8 @@ def merge(  # noqa: PLR0913 - three places and how
     kept = kept.fitted(names) if kept else None
     if out.exists():
         raise CannotMergeError(f"{out} exists already; name another directory or remove it")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    clear_partials(out, disk=RealDisk())
+    partial = partial_of(out)
     partial.mkdir(parents=True)
     sizes = {}
     try:
