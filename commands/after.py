@@ -21,7 +21,7 @@ from typing import Any
 from commands.bench import laid_out, trainer
 from commands.config import LoadedConfig, check_files
 from commands.drive import find_config
-from commands.errors import Exit, TrainingTrouble, Usage
+from commands.errors import Exit, HostTrouble, TrainingTrouble, Usage
 from commands.home import RunFolder, environment, pick_run, qft_home, run_folder
 from commands.output import out, talk
 from commands.receipt import make_receipt
@@ -36,6 +36,7 @@ from trainer.method_table import Quant
 
 TRAINER_CODES = {65: Exit.USAGE, 78: Exit.USAGE, 2: Exit.USAGE}
 """Bad data and bad config are the user's to mend; everything else is the trainer's failure."""
+NETWORK_FAILED = 74  # or the disk, of a tool that talks to no hub
 LAST_WORDS = 20
 
 
@@ -200,14 +201,18 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
 
 
 def _from_hub(folder: RunFolder, loaded: LoadedConfig, *, as_json: bool) -> Path:
-    """Fetch the base of a run from the hub; raise Usage with the way around if that fails."""
+    """Fetch the base of a run from the hub.
+
+    Raises Usage with the way around if that fails, HostTrouble if the hub is not reached.
+    """
     model = loaded.config.model
     asked = ["--model", model.id, "--revision", model.revision]
     done = _start("results.base", asked, stdout=PIPE, stderr=PIPE if as_json else None)
     if done.returncode == 0:
         return Path(done.stdout.strip())
     here = model.id.rpartition("/")[2]
-    raise Usage(
+    trouble = HostTrouble if done.returncode == NETWORK_FAILED else Usage
+    raise trouble(
         f"the base of `{folder.name}` is `{model.id}` on a hub, and was not fetched",
         problems=(done.stderr or "").strip().splitlines()[-LAST_WORDS:],
         hint=f"`hf download {model.id} --revision {model.revision} --local-dir {here}`, then "
@@ -326,6 +331,11 @@ def _judge(module: str, code: int, said: list[str] | None = None) -> None:
         return
     tool = module.rpartition(".")[2]
     above = "" if said else "; its message is above"
+    lines = list(said or [])
+    hint = lines.pop().removeprefix("hint: ") if lines and lines[-1].startswith("hint: ") else ""
     if TRAINER_CODES.get(code) is Exit.USAGE:
-        raise Usage(f"`{tool}` could not use what it was given{above}", problems=said)
-    raise TrainingTrouble(f"`{tool}` ended with exit code {code}", problems=said)
+        message = f"`{tool}` could not use what it was given{above}"
+        raise Usage(message, problems=lines, hint=hint)
+    if code == NETWORK_FAILED and tool == "publish":
+        raise HostTrouble(f"the hub was not reached{above}", problems=lines, hint=hint)
+    raise TrainingTrouble(f"`{tool}` ended with exit code {code}", problems=lines, hint=hint)

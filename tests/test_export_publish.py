@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import hub as hubs
 import pytest
 import torch
+from huggingface_hub import get_session
 from rig import rig
 from safetensors.torch import load, save_file
 from tiny import make_config, make_run, write_config
 
 from trainer.adapters import methods
 from trainer.adapters.nola import expand
+from trainer.results import publish
 from trainer.results.publish import main
 
 
@@ -110,26 +113,41 @@ def test_a_token_that_makes_no_repositories_writes_to_one_that_is_there(
 @pytest.mark.parametrize(
     "asked",
     [
-        ("me/model", 9, "hint: nothing is half-published; the same command tries again"),
-        ("a/b/c", None, "`a/b/c` cannot name a model"),
-        ("me/my model", None, "hint: write --repo OWNER/MODEL"),
+        ("me/model", 9, 74, "hint: nothing is half-published; the same command tries again"),
+        ("a/b/c", None, 78, "`a/b/c` cannot name a model"),
+        ("me/my model", None, 78, "hint: write --repo OWNER/MODEL"),
     ],
 )
 def test_a_silent_hub_and_a_bad_name_are_not_blamed_on_the_token(
     hub: hubs.Hub, run_dir: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], asked: tuple[str, int | None, str],
+    capsys: pytest.CaptureFixture[str], asked: tuple[str, int | None, int, str],
 ) -> None:  # fmt: skip
-    """Each trouble has the hint that mends it, and none shows the token."""
-    repo, port, said = asked
+    """Each trouble has the hint that mends it and its own exit code, and none shows the token."""
+    repo, port, ends, said = asked
     monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
     endpoint = hub.endpoint if port is None else f"http://127.0.0.1:{port}"
     code = main(["--run-dir", str(run_dir), "--repo", repo, "--endpoint", endpoint])
     told = capsys.readouterr().err
 
-    assert code == 78
+    assert code == ends
     assert said in told
     assert "HF_TOKEN" not in told
     assert hubs.TOKEN not in told
+
+
+def test_a_hub_that_takes_the_question_and_says_nothing_is_given_up(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may think for a while, and not for ever as the library would let it."""
+    monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
+    monkeypatch.setattr(publish, "SILENCE_S", 0.2)
+    monkeypatch.setattr(get_session(), "timeout", None)  # so that it gets back the one it has
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        code = main(["--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", endpoint])
+
+    assert code == 74
+    assert "the hub does not answer as it should: " in capsys.readouterr().err
 
 
 def test_without_a_token_or_weights_nothing_is_sent(

@@ -167,6 +167,7 @@ def test_a_base_that_was_not_quantised_is_no_quantised_one(desk: Desk) -> None:
 def test_a_base_that_is_not_given_names_the_way_around(desk: Desk) -> None:
     """Without a hub, behind a gate or without weights, it is said why; offline, what to type."""
     offline = desk.merge(HF_HUB_OFFLINE="1")
+    unreached = desk.merge(HF_ENDPOINT="http://127.0.0.1:9")
     desk.hub.gated = True
     gated = desk.fetch()
     desk.hub.gated = False
@@ -175,8 +176,9 @@ def test_a_base_that_is_not_given_names_the_way_around(desk: Desk) -> None:
     desk.hub.models[f"{HUB_ID}/config.json"] = config
     weightless = desk.fetch()
 
-    assert [one.returncode for one in (offline, gated, weightless)] == [2, 78, 78]
-    assert "`hf download me/base --revision main --local-dir base`" in offline.stdout
+    assert [one.returncode for one in (offline, unreached, gated, weightless)] == [2, 4, 78, 78]
+    for one in (offline, unreached):
+        assert "`hf download me/base --revision main --local-dir base`" in one.stdout
     assert "the hub does not give me/base" in offline.stdout
     assert "cannot be fetched: 403" in gated.stderr
     assert "has neither model.safetensors" in weightless.stderr

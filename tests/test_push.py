@@ -16,7 +16,10 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
+from test_merge_fetched import in_here
 
+from commands import after
+from commands.errors import HostTrouble
 from commands.home import run_folder
 from infra.durable import write_json
 from infra.journal import Journal, Kind
@@ -163,6 +166,25 @@ def test_the_token_is_said_and_written_nowhere(desk: Desk) -> None:
     everything = desk.files() + "".join(one.stdout + one.stderr for one in (right, wrong, none))
     assert hubs.TOKEN not in everything
     assert "hf_wrongOfTheTest" not in everything
+
+
+def test_a_hub_that_is_not_reached_is_no_fault_of_the_command(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It exits 4, as one may try again then, and a script reads the hint where hints stand."""
+    monkeypatch.setenv("QFT_HOME", str(desk.place / "home"))
+    monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(after, "_start", in_here)
+    shelf = after.Shelf(repo="me/model", merged=False, public=False)
+    with pytest.raises(HostTrouble, match="the hub was not reached") as caught:
+        after.push("moods", shelf, as_json=True)
+
+    assert caught.value.exit_code == 4
+    assert caught.value.hint == "nothing is half-published; the same command tries again"
+    assert [line.partition(":")[0] for line in caught.value.problems] == [
+        "the hub does not answer as it should"
+    ]
 
 
 def test_a_base_in_a_directory_is_published_without_its_path(desk: Desk) -> None:

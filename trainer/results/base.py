@@ -179,8 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         directory = fetch(args.model, args.revision)
     except (NoBaseError, ConnectionError) as error:
+        from huggingface_hub import constants
+
         sys.stderr.write(f"{error}\n")
-        return UNREACHED if isinstance(error, ConnectionError) else UNUSABLE
+        asked = isinstance(error, ConnectionError) and not constants.HF_HUB_OFFLINE
+        return UNREACHED if asked else UNUSABLE
     sys.stdout.write(f"{directory}\n")
     return FETCHED
 

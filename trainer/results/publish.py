@@ -30,11 +30,20 @@ HUB = "https://huggingface.co"
 SENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 MAY_BE_THERE = {401, 402, 403, 409}
 TOO_MANY = 429  # the status of a hub that wants to be asked later
+SILENCE_S = 90.0  # that a hub may take over a word; its library would wait for ever
 NEVER_SENT = ("qft.json", "*optimizer*", "*rng*", ".*")
 
 
 class CannotPublishError(Exception):
     """The hub refused, or there is nothing to send; the message says what to do."""
+
+    exit_code = 78
+
+
+class SilentHubError(CannotPublishError):
+    """The hub was not reached, or has a trouble of its own: try again later."""
+
+    exit_code = 74
 
 
 def card(config: TrainerConfig, told: Mapping[str, Any], *, base: BaseName, merged: bool) -> str:
@@ -105,14 +114,16 @@ def publish(folder: Path, shelf: Shelf, *, text: str, base: BaseName) -> str:
 
     Raises:
         CannotPublishError: nothing to send, or the hub refused; the token is not in the message.
+        SilentHubError: the hub does not answer as it should.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi, get_session
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its HTTP library
 
     files = [path for path in sorted(folder.iterdir()) if _is_sent(path)]
     if not any(path.suffix == ".safetensors" for path in files):
         raise CannotPublishError(f"{folder} holds no safetensors file: nothing to publish")
     api = HfApi(endpoint=shelf.endpoint, token=shelf.token)
+    get_session().timeout = SILENCE_S
     with ExitStack() as opened:
         # Another hub than the official one need not know its storage protocol; an open file makes
         # the library use plain HTTP.
@@ -132,9 +143,9 @@ def publish(folder: Path, shelf: Shelf, *, text: str, base: BaseName) -> str:
                 shelf.repo, operations=operations, commit_message="Add the model and its card"
             )
         except (HTTPError, OSError, ValueError, RuntimeError, KeyError) as error:
-            said = str(error).replace(shelf.token, "***")
+            said = (str(error) or type(error).__name__).replace(shelf.token, "***")
             # From nothing: the cause holds the request, and the request the token.
-            raise CannotPublishError(_told(error, said, shelf.repo)) from None
+            raise _told(error, said, shelf.repo) from None
     return f"{(shelf.endpoint or HUB).rstrip('/')}/{shelf.repo}"
 
 
@@ -153,16 +164,20 @@ def _make_repository(api: Any, shelf: Shelf) -> None:
             raise
 
 
-def _told(error: Exception, said: str, repo: str) -> str:
+def _told(error: Exception, said: str, repo: str) -> CannotPublishError:
     """Return what the hub said, and what to do about it."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if isinstance(error, HFValidationError):
-        return f"`{repo}` cannot name a model: {said}\nhint: write --repo OWNER/MODEL"
+        return CannotPublishError(
+            f"`{repo}` cannot name a model: {said}\nhint: write --repo OWNER/MODEL"
+        )
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if 400 <= status < 500 and status != TOO_MANY:
-        return f"the hub refused: {said}\nhint: check that HF_TOKEN may write to {repo}"
-    return (
+        return CannotPublishError(
+            f"the hub refused: {said}\nhint: check that HF_TOKEN may write to {repo}"
+        )
+    return SilentHubError(
         f"the hub does not answer as it should: {said}\n"
         "hint: nothing is half-published; the same command tries again"
     )
@@ -232,7 +247,7 @@ def _warning(base: BaseName, *, merged: bool) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Publish as the command line says; exit 78 with the reason if it cannot be done."""
+    """Publish as the command line says; exit 78, or 74 for a silent hub, with the reason if not."""
     parser = argparse.ArgumentParser(prog="python -m trainer.results.publish")
     parser.add_argument("--run-dir", type=Path, required=True, help="what the run left behind")
     parser.add_argument("--repo", required=True, help="NAME/MODEL on the hub")
@@ -259,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             address = publish(sent, shelf, text=text, base=base)
     except (ConfigError, CannotPublishError) as error:
         sys.stderr.write(f"{error}\n")
-        return 78
+        return 78 if isinstance(error, ConfigError) else error.exit_code
     if not base.on_hub:
         sys.stderr.write(_warning(base, merged=merged))
     sys.stdout.write(f"{address}\n")
