@@ -73,7 +73,10 @@ def test_what_is_missing_is_told(run_dir: Path, capsys: pytest.CaptureFixture[st
     [
         ("--field text", (78, "--field text: write NAME=TEXT")),
         ("--field text=a --tokens 0", (78, "--tokens: 0")),
-        ("--chat", (65, "no chat template; use `chat: markers`")),
+        (
+            "--chat",
+            (78, "no conversations, and its base has no chat template\nhint: ask with --fie"),
+        ),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_told(
@@ -114,6 +117,18 @@ def test_an_empty_prompt_is_told(run_dir: Path, capsys: pytest.CaptureFixture[st
     """A base whose tokenizer puts nothing in front has nothing to begin with."""
     assert main(["--run-dir", str(run_dir), "--base-only", "--prompt", ""]) == 65
     assert "the prompt is empty" in capsys.readouterr().err
+
+
+def test_without_a_stdin_a_conversation_has_no_questions(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program started with its standard input closed has none, and ends as at its end."""
+    monkeypatch.setattr("sys.stdin", None)
+    table = {"prompt": "", "completion": "", "messages": "messages", "chat": "markers"}
+    config = make_config(run_dir.parent / "model", tmp_path / "talk.jsonl", data=table)
+    run = write_config(tmp_path / "run", config)
+
+    assert main(["--run-dir", str(run), "--base-only", "--chat"]) == 0
 
 
 def test_a_conversation_keeps_what_was_said(run_dir: Path) -> None:

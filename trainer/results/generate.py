@@ -165,9 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (args.run_dir / Path(base).expanduser()).is_dir():
             hint = hub.rely_on_cache()
         speaker = load(args.run_dir, adapter=args.adapter, base_only=args.base_only)
-        _check_question(args, speaker.config)
+        _check_question(args, speaker)
         if args.chat:
-            talk(speaker, iter(sys.stdin), _say, tokens_max=args.tokens)
+            # Started without a stdin there is none, and nobody asks anything.
+            talk(speaker, iter(sys.stdin or ()), _say, tokens_max=args.tokens)
             return 0
         if args.prompt is not None:
             prompt = speaker.read_text(args.prompt)
@@ -187,8 +188,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check_question(args: argparse.Namespace, config: TrainerConfig) -> None:
+def _check_question(args: argparse.Namespace, speaker: Speaker) -> None:
     """Raise `ConfigError` if the command line asks for nothing that this run can answer."""
+    config = speaker.config
     if args.tokens < 1:
         raise ConfigError([f"--tokens: {args.tokens} is no length of an answer"])
     odd = [pair for pair in args.field if "=" not in pair]
@@ -196,6 +198,13 @@ def _check_question(args: argparse.Namespace, config: TrainerConfig) -> None:
         raise ConfigError([f"--field {odd[0]}: write NAME=TEXT"])
     if config.data.messages is not None and not args.chat and args.prompt is None:
         raise ConfigError(["this run learnt conversations: ask with --chat, or with --prompt TEXT"])
+    wordless = config.data.chat == "template" and not speaker.tokenizer.chat_template
+    if args.chat and config.data.messages is None and wordless:
+        fields = " ".join(
+            f"--field {name}=TEXT" for name in Template.parse(config.data.prompt).fields
+        )
+        said = "this run learnt no conversations, and its base has no chat template"
+        raise ConfigError([f"{said}\nhint: ask with {fields or '--prompt TEXT'}"])
 
 
 def _say(text: str) -> None:
