@@ -145,6 +145,17 @@ def test_labels_outside_the_listed_ones_are_an_error(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_jigsaws_flags_may_be_numbers(tmp_path: Path) -> None:
+    """Its rows in JSON carry the same labels as in CSV, and one without a flag is named."""
+    flags = dict.fromkeys(TOXIC, 0)
+    rows = [{"id": f"{n}", "comment_text": "x", **flags, "threat": n} for n in (0, 1)]
+    found, _ = converted("jigsaw", write_json(tmp_path / "t.json", rows))
+
+    assert [row["classifications"] for row in found] == ["N/A", "threat"]
+    with pytest.raises(DataError, match=r"t\.json:2: a label must be 0 or 1, not ''"):
+        converted("jigsaw", write_json(tmp_path / "t.json", [rows[0], {"id": "2"}]))
+
+
 @pytest.mark.parametrize("kind", ["jigsaw", "sentiment"])
 def test_a_stray_quote_loses_no_rows_unsaid(kind: str, tmp_path: Path) -> None:
     """A file that cannot be read to its end is an error with the place, and nothing is written."""

@@ -242,12 +242,14 @@ def _comments(path: Path, tally: Tally) -> Iterator[tuple[int, str, tuple[str, .
             _check_columns(path, row)
             checked = True
         tally.read += 1
-        values = {row.fields[name] for name in TOXIC}
+        # Text in CSV, numbers in other formats; of those a row may also lack a field.
+        said = {name: _said(row, name) for name in ("id", "comment_text", *TOXIC)}
+        values = {said[name] for name in TOXIC}
         if not values <= {"0", "1"}:
             stray = ", ".join(sorted(map(repr, values - {"0", "1"})))
             raise DataError([f"{path}:{row.number}: a label must be 0 or 1, not {stray}"])
-        labels = tuple(name for name in TOXIC if row.fields[name] == "1")
-        yield row.number, row.fields["comment_text"], labels, row.fields["id"]
+        labels = tuple(name for name in TOXIC if said[name] == "1")
+        yield row.number, said["comment_text"], labels, said["id"]
     _leave_out_broken(path, problems, tally)
     if not checked:
         raise DataError([f"{path}: the file holds no rows", *problems[:1]])
