@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.data import rows
-from trainer.data.convert import convert
+from trainer.data.convert import convert, main
 from trainer.data.formats import CONVERTERS, TOXIC, Choice, Tally
-from trainer.data.rows import READERS, Row, read_rows
+from trainer.data.rows import READERS, DataError, Row, read_rows
 
 PIECES = (1, 2, 3, 7, 64, 8191, 8192, 8193)
 NASTY = 'ends here" \n\n,"¡señor! 你好 \U0001f9e8"",\r\n\u0085\u2028 and "" so on'
@@ -139,6 +139,31 @@ def test_the_row_groups_of_a_parquet_file_do_not_show(size: int, tmp_path: Path)
     assert [row["context"] for row in found] == [row["Context"] for row in table]
     assert [row.number for row in read_rows(path)] == list(range(1, 2501))
     assert (tally.read, tally.kept) == (2500, 2500)
+
+
+@pytest.mark.parametrize("side", ["train", "eval"])
+def test_a_source_is_never_replaced_by_its_own_rows(side: str, tmp_path: Path) -> None:
+    """Published rows that lie in the file to write, also by a link, stay as they are."""
+    source = tmp_path / f"{side}.jsonl"
+    source.write_text('{"text": "well", "label": "good", "id": 7}\n')
+    (tmp_path / "link.jsonl").symlink_to(source)
+    for name in (source, tmp_path / "link.jsonl"):
+        with pytest.raises(DataError, match="name another --out"):
+            convert("sentiment", name, tmp_path, choice=Choice(), held_out=0.5)
+
+    assert '"id": 7' in source.read_text()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_place_where_no_rows_can_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file in the place of the folder is told in a sentence."""
+    (tmp_path / "pairs.csv").write_text("text,label\nwell,good\n")
+    place = tmp_path / "pairs.csv"
+
+    assert main(["sentiment", str(place), "--out", str(place)]) == 78
+    assert f"--out: no rows could be written: {place}: File exists" in capsys.readouterr().err
 
 
 def written(table: list[dict[str, str]], ending: str) -> bytes:

@@ -3,7 +3,8 @@
     python -m trainer.data.convert jigsaw train.csv --out data --held-out 0.1
 
 Writes `train.jsonl` and `eval.jsonl`, each whole or not at all, and prints what was left out and
-how often each class stands. Exit codes: 0 done, 65 the source cannot be converted.
+how often each class stands. Exit codes: 0 done, 65 the source cannot be converted, 78 nothing can
+be written where the rows shall go, 74 the disk failed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from trainer.data.rows import DataError
 from trainer.data.split import is_held_out
 from trainer.disk import RealDisk, clear_partials, partial_of
 
+NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 LENGTH = 1024
 """In tokens: no longer are the rows of the published experiment with Jigsaw."""
 WISHES = MappingProxyType(
@@ -105,6 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DataError as error:
         sys.stderr.write(f"{error}\n")
         return DataError.exit_code
+    except OSError as error:
+        said = f"{error.filename or args.out}: {error.strerror or error}"
+        sys.stderr.write(f"--out: no rows could be written: {said}\n")
+        return 78 if isinstance(error, NO_PLACE) else 74
     sys.stderr.write(f"{done.told()}\n")
     if args.json:
         sys.stdout.write(json.dumps(done.to_json(), ensure_ascii=False) + "\n")
@@ -128,10 +134,14 @@ def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: flo
     """Stream `source` into `out/train.jsonl` and `out/eval.jsonl`, split by group.
 
     Raises:
-        DataError: the source cannot be converted; then neither file is touched.
+        DataError: the source cannot be converted, or is one of the two files itself; then neither
+            is touched.
+        OSError: they cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
     targets = [out / "train.jsonl", out / "eval.jsonl"]
+    if any(target.exists() and source.exists() and target.samefile(source) for target in targets):
+        raise DataError([f"{source}: the rows would take its place; name another --out"])
     for path in targets:
         clear_partials(path, disk=RealDisk())
     partial = [partial_of(path) for path in targets]
