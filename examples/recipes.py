@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,9 +23,10 @@ import yaml
 
 from infra.catalog import SPOT_DATE, reference_spot_usd_per_h
 from trainer.config import TrainerConfig
-from trainer.data.convert import convert, fitting
+from trainer.data.convert import convert
+from trainer.data.convert import main as convert_rows
 from trainer.data.formats import Choice
-from trainer.data.rows import DataError, read_rows
+from trainer.data.rows import read_rows
 from trainer.device.memory import GPUS, HOURS_FACTOR, foretell
 
 EXAMPLES = Path(__file__).parent
@@ -36,7 +36,7 @@ TINY_STEPS, TINY_LENGTH, EVICTED_AT = 300, 256, 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare one recipe; exit 65 with the reason if its source cannot be read."""
+    """Prepare one recipe; exit as the converter does, with the reason, if its rows cannot be."""
     parser = argparse.ArgumentParser(prog="python examples/recipes.py")
     parser.add_argument("name", choices=names())
     parser.add_argument("--source", type=Path, help="the published data file")
@@ -58,14 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.source is None:
         parser.error(f"--source is missing: {recipe.SOURCE}")
-    fits = fitting(args.tokenizer, 1024) if args.tokenizer else None
-    choice = Choice(seed=args.seed, fits=fits)
-    try:
-        done = convert(recipe.FORMAT, args.source, here, choice=choice, held_out=args.held_out)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return DataError.exit_code
-    print(done.told())
+    words = [recipe.FORMAT, str(args.source), "--out", str(here), "--seed", str(args.seed)]
+    words += ["--tokenizer", args.tokenizer] if args.tokenizer else []
+    code = convert_rows([*words, "--held-out", str(args.held_out)])
+    if code:
+        return code
     print(f"next: qft audit {here / 'run.yaml'}, then qft run {here / 'run.yaml'}")
     return 0
 

@@ -54,6 +54,24 @@ def test_a_recipe_is_accepted_as_it_stands_and_tiny(name: str, recipes: ModuleTy
     assert tiny.vm.rehearse_evictions == [recipes.EVICTED_AT]
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("phi15-toxic", "--tokenizer: `{place}` cannot be loaded"),
+        ("phi15-ds1000", "--tokenizer: ds1000 has no such choice"),
+    ],
+)
+def test_a_tokenizer_that_cannot_count_is_told(
+    recipes: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, told: str
+) -> None:
+    """One that is not there, or that the recipe has no use for, ends in a sentence."""
+    source = tmp_path / "rows.csv"
+    code = recipes.main([name, "--source", str(source), "--tokenizer", str(tmp_path)])
+
+    assert code == 65
+    assert told.format(place=tmp_path) in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_fits_the_card_it_names_within_its_budget(
     name: str, recipes: ModuleType, tmp_path: Path
