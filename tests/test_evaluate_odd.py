@@ -75,12 +75,22 @@ def test_labels_that_the_tokenizer_cannot_tell_apart_are_named() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "label"),
-    [("multilabel", "a, b"), ("multilabel", "a;b"), ("label", " a"), ("label", "a\nb")],
-)
+    [("multilabel", "a, b"), ("multilabel", "a;b"), ("label", " a"), ("label", "a\nb"),
+     ("label", "a\u2028b"), ("multilabel", "other."), ("multilabel", "[Other]"),
+     ("multilabel", '"N/A"'), ("multilabel", ".")],
+)  # fmt: skip
 def test_a_label_that_no_answer_could_be_read_as_is_refused(kind: str, label: str) -> None:
-    """A comma parts labels, and a line ends one, so neither can be in the middle of it."""
+    """A comma parts labels, a line ends one, and marks around one of a set say nothing."""
     with pytest.raises(ValidationError, match="could not be read back"):
         EvalTable.model_validate({"kind": kind, "labels": ["other", label]})
+
+
+def test_a_word_for_no_label_is_one_word_of_a_set() -> None:
+    """What stands for no label is read back, too; for exactly one label it plays no part."""
+    with pytest.raises(ValidationError, match="could not be read back"):
+        EvalTable(kind="multilabel", labels=["a"], none="[]")
+
+    assert EvalTable(kind="label", labels=["a"], none="[]").none == "[]"
 
 
 @pytest.mark.parametrize("label", ["etc.", "[x]", "'quoted'", "U.S.", "C++", "new york"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from trainer import hub
 from trainer.method_table import MethodKind, MethodTable, OptimizerKind, Quant
+from trainer.words import bare
 
 # The table of methods is long enough for a file of its own, and is used as if it were here.
 __all__ = ["MethodKind", "MethodTable", "OptimizerKind", "Quant"]
@@ -276,18 +278,30 @@ class EvalTable(BaseModel):
             raise ValueError("`labels` must be words that differ, also without regard to case")
         if self.kind == "multilabel" and self.none.strip().casefold() in folded:
             raise ValueError("`none` stands for no label, so it cannot be one of `labels`")
-        unread = [one for one in self.labels if one != one.strip() or set("\n\r") & set(one)]
+        unread = [one for one in self.labels if one.splitlines() != [one.strip()]]
         if self.kind == "multilabel":
-            unread += [one for one in self.labels if set(",;") & set(one)]
+            unread += self._unread_in_sets()
         if unread:
             raise ValueError(
-                f"`labels` holds {unread[0]!r}, which could not be read back from an answer: leave "
-                "out outer spaces and line breaks, and in sets of labels commas and semicolons"
+                f"`labels` or `none` holds {unread[0]!r}, which could not be read back from an "
+                "answer: leave out outer spaces and line breaks, and in sets of labels commas and "
+                "semicolons, and what differs from another by outer marks only"
             )
         strangers = ", ".join(sorted(set(self.costs) - set(self.labels)))
         if strangers:
             raise ValueError(f"`costs` names {strangers}, not among `labels`")
         return self
+
+    def _unread_in_sets(self) -> list[str]:
+        """Return what would be torn, lost, or taken for another where sets of labels are read."""
+        words = [*self.labels, self.none]
+        read = Counter(bare(one).casefold() for one in words)
+        return [
+            one
+            for one in words
+            if set(",;") & set(one) or len(one.splitlines()) > 1 or not bare(one)
+            or read[bare(one).casefold()] > 1
+        ]  # fmt: skip
 
 
 TABLES: tuple[type[BaseModel], ...] = (

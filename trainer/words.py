@@ -1,4 +1,4 @@
-"""Spans of time as people say them, the same in the log and on the pages."""
+"""Words as people write them: spans of time, the same everywhere, and labels in a list."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def duration(seconds: float) -> str:
     if whole < HOUR_S:
         return f"{whole // MINUTE_S} min {whole % MINUTE_S:02d} s"
     return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S:02d} min"
+
+
+def bare(word: str) -> str:
+    """Return a label of a list without the quotes, brackets or full stop that it is written in."""
+    return word.strip().strip("\"'`[]").removesuffix(".").strip()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trainer.config import ConfigError
+from trainer.words import bare
 
 SETS_MAX = 256  # more sets of labels than this are not listed for constrained decoding
 
@@ -50,9 +51,9 @@ def read_answer(text: str, vocabulary: Vocabulary) -> Answer:
     """
     if vocabulary.kind == "label":
         return _read_one(text, {label.casefold(): label for label in vocabulary.labels})
-    known = {_bare(label).casefold(): label for label in vocabulary.labels}
+    known = {bare(label).casefold(): label for label in vocabulary.labels}
     words = _words(text)
-    if [word.casefold() for word in words] == [_bare(vocabulary.none).casefold()]:
+    if [word.casefold() for word in words] == [bare(vocabulary.none).casefold()]:
         return Answer(labels=frozenset(), unknown=(), readable=True)
     labels = frozenset(known[word.casefold()] for word in words if word.casefold() in known)
     unknown = tuple(word for word in words if word.casefold() not in known)
@@ -144,10 +145,6 @@ def _words(text: str) -> list[str]:
         except json.JSONDecodeError:
             value = None
         if isinstance(value, list) and all(isinstance(word, str) for word in value):
-            return [_bare(word) for word in value if _bare(word)]
+            return [bare(word) for word in value if bare(word)]
     parts = (part for line in stripped.splitlines() for part in line.replace(";", ",").split(","))
-    return [word for word in map(_bare, parts) if word]
-
-
-def _bare(word: str) -> str:
-    return word.strip().strip("\"'`[]").removesuffix(".").strip()
+    return [word for word in map(bare, parts) if word]
