@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from tiny import make_model, make_tokenizer
 from trainer.config import ConfigError, EvalTable
 from trainer.pages.report import as_page, build
 from trainer.scoring.answers import fault_of, read_answer, require_apart, write_answer
+from trainer.scoring.baselines import Known, baselines
 from trainer.scoring.evaluate import run
 
 
@@ -91,6 +93,19 @@ def test_a_word_for_no_label_is_one_word_of_a_set() -> None:
         EvalTable(kind="multilabel", labels=["a"], none="[]")
 
     assert EvalTable(kind="label", labels=["a"], none="[]").none == "[]"
+
+
+@pytest.mark.parametrize(
+    "texts", [("1", "2", "1", "2"), ("\U0001f600", "?!", "\U0001f600", "?!"), ("", "", "", "")]
+)
+@pytest.mark.parametrize("single", [True, False])
+def test_texts_without_words_have_baselines_too(texts: tuple[str, ...], *, single: bool) -> None:
+    """Digits and faces are told apart by their characters; where nothing is, all are the same."""
+    known = Known(texts=texts, labels=np.array([[True, False], [False, True]] * 2))
+    found = baselines(known, known, single=single, resamples=1000)
+    right = found["tfidf_regression"]["figures"]["exact_match"]["value"]
+
+    assert right == (1.0 if texts[0] else 0.5)
 
 
 @pytest.mark.parametrize("label", ["etc.", "[x]", "'quoted'", "U.S.", "C++", "new york"])

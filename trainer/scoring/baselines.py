@@ -58,12 +58,22 @@ def _majority(labels: metrics.Bools, count: int) -> metrics.Bools:
 def _regression(
     texts: Sequence[str], labels: metrics.Bools, asked: Sequence[str], *, single: bool
 ) -> metrics.Bools:
-    """Fit words and word pairs, then logistic regression: one of all labels, or one per label."""
+    """Fit words and word pairs, then logistic regression: one of all labels, or one per label.
+
+    Texts without a word of two letters (digits, faces) are told apart by their characters, and
+    empty ones not at all: then the commonest answer is all that there is to learn.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    words, characters = (
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, analyzer=analyzer)
+        for analyzer in ("word", "char")
+    )
+    vectorizer = words if any(map(words.build_analyzer(), texts)) else characters
+    if not any(map(vectorizer.build_analyzer(), texts)):
+        return _majority(labels, len(asked))
     known = vectorizer.fit_transform(texts)
     unknown = vectorizer.transform(asked)
     answered = np.zeros((len(asked), labels.shape[1]), dtype=bool)
