@@ -156,6 +156,36 @@ def test_an_adapter_of_another_kind_is_refused(tmp_path: Path) -> None:
         read_adapter(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("adapter/adapter_model.safetensors", "half", "adapter holds no whole adapter: "),
+        ("adapter/adapter_config.json", "{", "adapter holds no whole adapter: "),
+        ("adapter/adapter_config.json", "[]", "the kind None cannot be merged"),
+        ("adapter/adapter_config.json", '{"peft_type": "LORA"}', "has no `lora_alpha`"),
+        ("base/config.json", "{", "config.json cannot be read: "),
+    ],
+)
+def test_damaged_files_are_named_and_nothing_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, told: str
+) -> None:
+    """An adapter or base that was cut short or spoilt ends a merge in a sentence."""
+    from safetensors.torch import save_file
+
+    for place, file in (("base", "model"), ("adapter", "adapter_model")):
+        (tmp_path / place).mkdir()
+        save_file({"x": torch.zeros(1)}, tmp_path / place / f"{file}.safetensors")
+    (tmp_path / "base" / "config.json").write_text("{}")
+    settings = '{"peft_type": "LORA", "r": 1, "lora_alpha": 1}'
+    (tmp_path / "adapter" / "adapter_config.json").write_text(settings)
+    (tmp_path / name).write_text(content)
+    arguments = ["--base", str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter")]
+
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 78
+    assert told in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
 def gpt2(directory: Path) -> Any:
     """Write a random GPT-2, whose layers are transposed, and return it."""
     import transformers

@@ -96,6 +96,7 @@ def read_adapter(directory: Path) -> Adapter:
     Raises:
         CannotMergeError: it is of another kind, or holds something that is not understood.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -109,8 +110,14 @@ def read_adapter(directory: Path) -> Adapter:
         raise CannotMergeError(str(error)) from error
     except FileNotFoundError as error:
         raise CannotMergeError(f"{directory} holds no adapter: no {error.filename}") from error
-    if config.get("peft_type") != "LORA":
-        raise CannotMergeError(f"an adapter of the kind {config.get('peft_type')} cannot be merged")
+    except (SafetensorError, ValueError) as error:
+        raise CannotMergeError(f"{directory} holds no whole adapter: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise CannotMergeError(f"an adapter of the kind {kind} cannot be merged")
+    missing = sorted({"r", "lora_alpha"} - config.keys())
+    if missing:
+        raise CannotMergeError(f"the config of the adapter has no `{missing[0]}`")
     for name in ("rank_pattern", "alpha_pattern"):
         if config.get(name):
             raise CannotMergeError(f"an adapter with a `{name}` cannot be merged here")
@@ -190,7 +197,10 @@ def _fitted(adapter: Adapter, names: set[str], base: Path) -> Adapter:
     def place(name: str, ending: str) -> str:
         return placed(name + ending, names).removesuffix(ending)
 
-    kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
+    try:
+        kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError, FileNotFoundError) as error:
+        raise CannotMergeError(f"{base / 'config.json'} cannot be read: {error}") from error
     fitted = replace(
         adapter,
         transposed=adapter.transposed or kind in TRANSPOSED,
