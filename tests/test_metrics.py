@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -129,6 +131,19 @@ def test_a_bootstrap_equals_the_slow_way() -> None:
     found = bootstrap(gold, answered, resamples=50, seed=5)["macro_f1"]
 
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])))
+
+
+def test_intervals_of_many_documents_take_little_memory() -> None:
+    """Five thousand documents drawn a thousand times are in memory in portions, never at once."""
+    right = np.arange(5_000) % 3 == 0
+    sets, numbers = right[:, None], right.astype(float)
+    tracemalloc.start()
+    bootstrap(sets, ~sets, resamples=1000, seed=0)
+    paired_difference(numbers, 1 - numbers, resamples=1000, seed=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 30_000_000
 
 
 def test_the_paired_difference_is_sharper_than_two_intervals() -> None:

@@ -6,7 +6,7 @@ one, and an answer that could not be read is the empty set. Nothing is ever left
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
+WEIGHTS_AT_ONCE = 1_000_000  # of resampled documents in memory: 16 MB while they are drawn
 AVERAGES = (
     "exact_match", "micro_precision", "micro_recall", "micro_f1", "macro_precision",
     "macro_recall", "macro_f1", "weighted_f1", "samples_f1", "jaccard", "hamming_loss",
@@ -69,12 +70,12 @@ def bootstrap(
     Documents are drawn with replacement, whole, `resamples` times (Efron's percentile method); the
     same seed gives the same intervals on every machine.
     """
-    count = len(gold)
-    draws = np.random.default_rng(seed)
-    # A resample is how often each document was drawn: a row of multinomial counts.
-    weights = draws.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
     point = scores(gold, answered)
-    spread = _weighted(gold, answered, weights)
+    parts = [
+        _weighted(gold, answered, weights)
+        for weights in _resampled(len(gold), resamples=resamples, seed=seed)
+    ]
+    spread = {name: np.concatenate([part[name] for part in parts]) for name in point}
     outer = [(1 - share) / 2, (1 + share) / 2]
     intervals = {}
     for name, value in point.items():
@@ -88,12 +89,23 @@ def paired_difference(
 ) -> Interval:
     """Return mean(after - before) over the same documents, with its percentile interval."""
     difference = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    draws = np.random.default_rng(seed)
     count = len(difference)
-    weights = draws.multinomial(count, np.full(count, 1 / count), size=resamples)
-    means = weights @ difference / count
+    drawn = _resampled(count, resamples=resamples, seed=seed)
+    means = np.concatenate([weights @ difference / count for weights in drawn])
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
     return Interval(value=float(difference.mean()), low=float(low), high=float(high))
+
+
+def _resampled(count: int, *, resamples: int, seed: int) -> Iterator[Floats]:
+    """Yield how often each of `count` documents is drawn, [resamples, documents], in portions.
+
+    All at once would be gigabytes for many documents; the draws are the same either way.
+    """
+    draws = np.random.default_rng(seed)
+    even, portion = np.full(count, 1 / count), max(1, WEIGHTS_AT_ONCE // count)
+    for begun in range(0, resamples, portion):
+        size = min(portion, resamples - begun)
+        yield draws.multinomial(count, even, size=size).astype(float)
 
 
 def confusion(gold: Sequence[int], answered: Sequence[int], labels: int) -> list[list[int]]:
