@@ -155,6 +155,20 @@ def test_a_source_is_never_replaced_by_its_own_rows(side: str, tmp_path: Path) -
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize(("seed", "told"), [(3, True), (0, False)])
+def test_a_group_of_most_rows_on_the_side_of_few_is_told(
+    tmp_path: Path, seed: int, *, told: bool
+) -> None:
+    """Groups stay whole, so nine tenths of the rows may be held out for one asked for."""
+    source = tmp_path / "pairs.csv"
+    lines = ["the same,good\n"] * 90 + [f"other {number},bad\n" for number in range(40)]
+    source.write_text("text,label\n" + "".join(lines))
+    done = convert("sentiment", source, tmp_path, choice=Choice(seed=seed), held_out=0.1)
+
+    assert (done.held_out > done.train) is told
+    assert ("of the rows are held out where 10% was asked for" in done.told()) is told
+
+
 def test_a_place_where_no_rows_can_be_written_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ from trainer.data.split import is_held_out
 from trainer.disk import RealDisk, clear_partials, partial_of
 
 NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
+UNEVEN = 0.25  # so far from the share that was asked for, the rows held out are told
 LENGTH = 1024
 """In tokens: no longer are the rows of the published experiment with Jigsaw."""
 WISHES = MappingProxyType(
@@ -42,7 +43,8 @@ class Converted:
 
     `across` counts held-out rows whose whole words, but for case, marks and spacing, stand among
     those to learn as well; they flatter every score. `unmeasured` says that rows of any length were
-    kept although the published rule has a limit. `wish` is what the authors ask of users.
+    kept although the published rule has a limit. `wish` is what the authors ask of users. `share`
+    is that of the groups which was to be held out, to be compared with that of the rows.
     """
 
     train: int
@@ -51,6 +53,7 @@ class Converted:
     tally: Tally
     unmeasured: bool = False
     wish: str = ""
+    share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as plain values."""
@@ -74,6 +77,12 @@ class Converted:
             lines.append(
                 f"warning: no row is {side}; another share (--held-out) or seed draws others"
             )
+        elif self.share is not None and abs(self._held_out_share - self.share) > UNEVEN:
+            lines.append(
+                f"warning: {self._held_out_share:.0%} of the rows are held out where "
+                f"{self.share:.0%} was asked for: groups are of unlike size; another seed draws "
+                "others"
+            )
         if self.across:
             lines.append(
                 f"warning: {self.across} held-out rows stand among those to learn too, "
@@ -86,6 +95,10 @@ class Converted:
             )
         lines += [f"mind: {self.wish}"] * bool(self.wish)
         return "\n".join(lines)
+
+    @property
+    def _held_out_share(self) -> float:
+        return self.held_out / (self.train + self.held_out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,6 +188,7 @@ def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: flo
         tally=tally,
         unmeasured=kind == "jigsaw" and choice.fits is None,
         wish=WISHES.get(kind, ""),
+        share=held_out,
     )
 
 
