@@ -6,15 +6,20 @@ Whatever is guessed from the rows is said, so that a wrong guess is seen before 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
 from commands import config
 from commands.errors import Usage
 from infra.durable import write_bytes
+from trainer.config import EvalTable, problems
 
 TEMPLATE = """\
 # One fine-tuning run. `qft audit` shows what would be trained, `qft plan` what it would cost;
@@ -58,6 +63,7 @@ PUBLISHED = {
     "conversations": {"conversations"},
 }
 """Forms whose rows need more than a template, by the columns that tell them."""
+ESCAPED = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 HELD_OUT, HELD_OUT_MAX, SEED = 0.1, 0.3, 0
 SCORED_ROWS = 30  # fewer leave an interval too wide to tell an adapter from its base
 BATCH, EPOCHS, STEPS_MIN, BLANK_STEPS = 8, 3, 20, 200
@@ -142,17 +148,24 @@ def _template(*, name: str, guess: Guess | None, steps: int) -> str:
     words = dict(BLANK)
     if guess is not None:
         words = {
-            "prompt": json.dumps(guess.prompt, ensure_ascii=False),
-            "completion": json.dumps(guess.completion, ensure_ascii=False),
-            "labels": json.dumps(guess.labels, ensure_ascii=False),
+            "prompt": _quoted(guess.prompt),
+            "completion": _quoted(guess.completion),
+            "labels": _quoted(guess.labels),
         }
     templates = TEMPLATES.format_map(words)
     scored = f"eval:       {{kind: label, labels: {words['labels']}}}\n"
     if guess is not None and guess.messages:
-        templates = f"  messages: {json.dumps(guess.messages)}\n  chat: markers"
+        templates = f"  messages: {_quoted(guess.messages)}\n  chat: markers"
     if guess is not None and not guess.labels:
         scored = ""
+    name = name if yaml.safe_load(name) == name else _quoted(name)  # `2024` is a number, `on` a yes
     return TEMPLATE.format(name=name, templates=templates, steps=steps, scored=scored)
+
+
+def _quoted(value: object) -> str:
+    """Words as YAML reads them back: JSON but for what YAML allows, or keeps, as an escape only."""
+    text = json.dumps(value, ensure_ascii=False)
+    return ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _read(path: Path) -> list[Mapping[str, Any]]:
@@ -204,7 +217,21 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
             f"{counts['']} rows have nothing in `{answer}`, the answer to learn",
             hint="fill or remove them, then type the same command again",
         )
+    if labels:
+        _check_labels(answer, labels)
     return Guess(prompt=f"{prompt}{title}:", completion=f" {{{answer}}}", labels=labels)
+
+
+def _check_labels(answer: str, labels: Sequence[str]) -> None:
+    """Raise Usage if a run.yaml with these labels would be refused."""
+    try:
+        EvalTable(kind="label", labels=list(labels))
+    except ValidationError as error:
+        raise Usage(
+            f"the labels in `{answer}` cannot be scored",
+            problems=[*problems(error), f"they are {', '.join(map(repr, labels))}"],
+            hint="write each in one way in the file, then type the same command again",
+        ) from error
 
 
 def _nameable(name: str) -> str:

@@ -120,6 +120,48 @@ def test_labels_are_named_as_they_will_be_read(
     assert guess.labels == labels
 
 
+def moods(path: Path, *answers: str) -> Path:
+    """Write sixty rows that take turns among the answers."""
+    rows = [{"text": f"t {n}", "label": answers[n % len(answers)]} for n in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", ["2024", "yes", "null", "1e5", "0x10", "rows"])
+def test_a_run_is_named_after_its_file_whatever_that_means_in_yaml(
+    tmp_path: Path, name: str
+) -> None:
+    """Years and words that YAML takes for a number, a truth or nothing are names, too."""
+    write(str(tmp_path), str(moods(tmp_path / f"{name}.jsonl", "good", "bad")))
+
+    assert load(tmp_path / "run.yaml").config.name == name
+
+
+def test_labels_with_signs_that_yaml_keeps_from_texts_are_written_as_escapes(
+    tmp_path: Path,
+) -> None:
+    """A control character, a mark of byte order and a face come back as they were."""
+    labels = ["a\x7fb", "c\ufeffd", '\U0001f600 "so" \\']
+    write(str(tmp_path), str(moods(tmp_path / "rows.jsonl", *labels)))
+
+    scored = load(tmp_path / "run.yaml").config.eval
+    assert scored is not None
+    assert sorted(scored.labels) == sorted(labels)
+
+
+@pytest.mark.parametrize("labels", [("Good", "good", "bad"), ("a\u2028b", "c")])
+def test_labels_that_could_not_be_scored_are_told_at_once(
+    tmp_path: Path, labels: tuple[str, ...]
+) -> None:
+    """Words that differ by case only, or hold a line break, are named, and nothing is written."""
+    rows = moods(tmp_path / "rows.jsonl", *labels)
+    with pytest.raises(Usage, match="the labels in `label` cannot be scored") as caught:
+        write(str(tmp_path), str(rows))
+
+    assert repr(labels[0]) in caught.value.problems[-1]
+    assert list(tmp_path.iterdir()) == [rows]
+
+
 def test_init_overwrites_nothing_and_leaves_nothing_half(tmp_path: Path) -> None:
     """If any of its three files is there, none is written."""
     (tmp_path / "rows.csv").write_text(table(","))
