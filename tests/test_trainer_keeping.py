@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from faulty_disk import FullDisk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import wait_until
 from test_checkpoint_faults import snapshot
 
 from trainer.config import CheckpointTable, EvictionBand
@@ -169,14 +169,13 @@ def test_never_two_saves_at_once(tmp_path: Path) -> None:
         def make_directory(self, path: Path) -> None:
             """Wait for the gate."""
             running.append(path.name)
-            gate.wait(10)
+            gate.wait(600)  # until it is opened below
             super().make_directory(path)
 
     made, state, _ = keeper(tmp_path, CheckpointTable(every=1), disk=SlowDisk(), clock=Clock())
     for _ in range(4):
         advance(made, state, settle=False)
-    while not running:
-        time.sleep(0.001)
+    wait_until(lambda: bool(running))
 
     assert running == [".step-00000001.partial"]
     gate.set()
@@ -296,11 +295,8 @@ def test_the_heartbeat_beats_while_nobody_reports(
     with Heartbeat(path, disk=RealDisk(), now=lambda: next(moments)) as heartbeat:
         heartbeat.update(phase=Phase.LOADING)
         first = json.loads(path.read_text())
-        for _ in range(500):
-            time.sleep(0.01)
-            later = json.loads(path.read_text())
-            if later["updated_at"] != first["updated_at"]:
-                break
+        wait_until(lambda: json.loads(path.read_text())["updated_at"] != first["updated_at"])
+        later = json.loads(path.read_text())
 
     assert later["updated_at"] > first["updated_at"]
     assert later["phase"] == "loading"
