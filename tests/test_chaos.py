@@ -29,10 +29,10 @@ def run_chaos(*arguments: str, timeout_s: float) -> str:
     return ended.stdout
 
 
-@pytest.mark.timeout(330)  # half a minute alone, minutes on a busy machine
+@pytest.mark.timeout(1800)  # half a minute alone, minutes on a busy machine
 def test_a_few_kills_change_nothing() -> None:
     """Runs killed twelve times at random moments end with the adapter and log of a calm run."""
-    said = run_chaos("--kills", "12", "--real-kills", "0", timeout_s=300)
+    said = run_chaos("--kills", "12", "--real-kills", "0", timeout_s=1700)
 
     assert re.search(r"tiny model, float32: 12 kills over \d+ runs", said)
     assert re.search(r"identical to it: (\d+) of \1 runs", said)
