@@ -1,10 +1,25 @@
-"""What holds for all tests: the same examples every time, and patience with a slow computer."""
+"""What holds for all tests: the same surroundings and examples everywhere, and patience."""
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import HealthCheck, settings
+
+from trainer.job import prepare_environment
 
 settings.register_profile(
     "house", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("house")
+
+# A token, or a hub that is switched off in the shell, would decide what tests of just these see,
+# and a proxy would be asked for hubs on loopback. Libraries read some of it when imported.
+for name in [*os.environ]:
+    if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")):
+        del os.environ[name]
+for name in ("ETAG", "DOWNLOAD"):  # after ten seconds it would ask a slow hub once more
+    os.environ[f"HF_HUB_{name}_TIMEOUT"] = "300"
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests know what a CPU computes
+prepare_environment()  # else the first test that trains would do it, for those after it

@@ -145,7 +145,8 @@ def test_no_proxy_is_ever_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy in the environment is ignored: the service is link-local."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     with metadata([{"Events": [event()]}]) as (url, _):
         assert heard(url).notice is not None
 
