@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
@@ -181,6 +181,8 @@ def test_reliability_measures_the_gap() -> None:
     scored=st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=12),
     miss=st.floats(0.1, 9), alarm=st.floats(0.1, 9),
 )  # fmt: skip
+@example(scored=[(0.0, False), (5e-324, True)], miss=1.0, alarm=1.0)
+@example(scored=[(np.nextafter(0.5, 0), False), (0.5, True)], miss=1.0, alarm=1.0)
 def test_no_other_threshold_is_cheaper(
     scored: list[tuple[float, bool]], miss: float, alarm: float
 ) -> None:

@@ -199,7 +199,9 @@ def cheapest_threshold(probabilities: Floats, right: Bools, cost: Cost) -> tuple
     elif best == len(ranked):
         threshold = 0.0
     else:
-        threshold = float((ranked[best - 1] + ranked[best]) / 2)
+        above, below = ranked[best - 1], ranked[best]
+        middle = (above + below) / 2
+        threshold = float(middle if middle > below else above)  # nothing is between neighbours
     return threshold, float(totals[best] / max(len(right), 1))
 
 
