@@ -182,8 +182,7 @@ def test_a_second_train_attaches_and_interrupting_it_leaves_the_job(tmp_path: Pa
         assert second.returncode == 130, said
         assert "qft train tiny" in said
         assert project.kinds().count(Kind.LAUNCHED) == 1
-        trainers = [p for p in project.processes() if "trainer" in p.cmdline()]
-        assert len([p for p in trainers if "train" in p.cmdline()]) >= 1
+        assert any({"trainer", "train"} <= set(words) for words in command_lines(project))
 
         first.send_signal(signal.SIGINT)
         _, said = first.communicate(timeout=120)
@@ -285,9 +284,14 @@ def market(project: Project, regions: dict[str, dict[str, object]]) -> None:
 
 def alive_machines(project: Project) -> int:
     """How many machines run at this moment."""
-    found = set()
+    machines = [words for words in command_lines(project) if "infra.guest" in words]
+    return len({word for words in machines for word in words if "vms" in word})
+
+
+def command_lines(project: Project) -> list[list[str]]:
+    """The command line of every process that works for a machine of this project."""
+    found = []
     for process in project.processes():
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended while we looked
-            words = process.cmdline()
-            found |= {word for word in words if "infra.guest" in words and "vms" in word}
-    return len(found)
+            found.append(process.cmdline())
+    return found
