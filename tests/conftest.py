@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -23,3 +24,5 @@ for name in ("ETAG", "DOWNLOAD"):  # after ten seconds it would ask a slow hub o
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests know what a CPU computes
 prepare_environment()  # else the first test that trains would do it, for those after it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script starts it so behind an `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # programs under test inherit it
