@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -80,7 +81,7 @@ def inside(mark: str, disk: Path) -> set[psutil.Process]:
 
 def guest_of(mark: str, life: int) -> psutil.Process | None:
     """Find the living guest that plays this life of the machine, by search over all processes."""
-    for process in psutil.process_iter():
+    for process in _everyone():
         environ = _environ(process)
         if environ.get(MARK) == mark and environ.get(GUEST) == str(life) and _alive(process):
             return process
@@ -127,6 +128,17 @@ def _frozen(find: Callable[[], set[psutil.Process]]) -> set[psutil.Process]:
     return frozen
 
 
+def _everyone() -> Iterator[psutil.Process]:
+    """All processes as they are now.
+
+    `psutil.process_iter` remembers those that it met before, and hides a process that was given
+    the number of one of them until the next look: too late for whoever looks once.
+    """
+    for pid in psutil.pids():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while we looked
+            yield psutil.Process(pid)
+
+
 def _lineage() -> set[int]:
     """This process and its ancestors, none of which may be ended by mistake."""
     me = psutil.Process()
@@ -145,7 +157,7 @@ def _with_descendants(is_root: Callable[[psutil.Process], bool]) -> set[psutil.P
     """The living processes that satisfy `is_root`, and all that descend from them."""
     children: dict[int, list[psutil.Process]] = {}
     found: set[psutil.Process] = set()
-    for process in psutil.process_iter():
+    for process in _everyone():
         try:
             parent = process.ppid()
         except psutil.NoSuchProcess:
