@@ -36,7 +36,8 @@ from infra.provider import (
     Want,
 )
 
-LOOKS_MAX = 400
+LOOKS_MAX = 4000
+"""Minutes, where looking takes real time: so many only where something is stuck."""
 
 
 class Harness(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from contract import openssh_keys
 
 from infra.local_machine import Machine, MachineSpec, MachineState, Power
 from infra.local_processes import of_machine
+
+PATIENCE_S = 120.0  # nobody waits for it unless something is stuck
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,11 @@ class Subject:
         self.machine.power_on()
         return self.wait_for(Power.ON)
 
-    def wait_for(self, power: Power, timeout_s: float = 120.0) -> MachineState:
+    def wait_for(self, power: Power) -> MachineState:
         """Look until the machine is in that state."""
         began = time.monotonic()
         while (state := self.machine.look()).power is not power:
-            assert time.monotonic() - began < timeout_s, state
+            assert time.monotonic() - began < PATIENCE_S, state
             time.sleep(0.01)
         return state
 
@@ -75,7 +78,9 @@ class Subject:
             key_filename=str(key or self.user_key),
             look_for_keys=False,
             allow_agent=False,
-            timeout=10,
+            timeout=PATIENCE_S,
+            banner_timeout=PATIENCE_S,
+            auth_timeout=PATIENCE_S,
         )
         transport = client.get_transport()
         assert transport is not None
@@ -84,11 +89,19 @@ class Subject:
         return client
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that will be so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def execute(
     client: paramiko.SSHClient, command: str, data: bytes = b""
 ) -> tuple[int, bytes, bytes]:
     """Run a command with that input; return exit status, output and error output."""
-    stdin, stdout, stderr = client.exec_command(command, timeout=30)
+    stdin, stdout, stderr = client.exec_command(command, timeout=PATIENCE_S)
     stdin.write(data)
     stdin.channel.shutdown_write()
     out, error = stdout.read(), stderr.read()

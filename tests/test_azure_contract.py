@@ -21,7 +21,7 @@ class TestAzure(RentingContract):
 
 
 class Patient:
-    """The suite looks every 0.05 s, at most 400 times; a cloud takes minutes."""
+    """The suite looks every 0.05 s; a cloud takes minutes."""
 
     def __init__(self, harness: AzureHarness) -> None:
         self._harness = harness

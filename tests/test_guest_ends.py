@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -10,34 +11,36 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import psutil
 import pytest
-from machines import Subject, execute
+from machines import Subject, execute, until
 
 from infra.durable import write_json
-from infra.local_machine import Power
+from infra.local_machine import BOOT_PATIENCE_S, Machine, Power
 from infra.local_processes import of_machine
 
 QUIET = "</dev/null >/dev/null 2>&1 &"
 HIDERS = {
-    "child": "sleep 300",
-    "detached": f"setsid nohup sleep 300 {QUIET}",
-    "twice detached": f"setsid sh -c 'setsid sh -c \"sleep 300 & sleep 300\" & exit' {QUIET}",
-    "without the mark": f"env -i setsid sh -c 'sleep 300; true' {QUIET}",
-    "deaf": f"setsid sh -c 'trap \"\" TERM HUP INT; sleep 300; sleep 300' {QUIET}",
+    "child": "sleep 301",
+    "detached": f"setsid nohup sleep 302 {QUIET}",
+    "twice detached": f"setsid sh -c 'setsid sh -c \"sleep 303 & sleep 304\" & exit' {QUIET}",
+    "without the mark": f"env -i setsid sh -c 'sleep 305; true' {QUIET}",
+    "deaf": f"setsid sh -c 'trap \"\" TERM HUP INT; sleep 306; sleep 307' {QUIET}",
     "frozen": f"setsid sh -c 'kill -STOP $$; true' {QUIET}",
-    "breeding": f"setsid sh -c 'while :; do sleep 300 & sleep 0.01; done' {QUIET}",
+    "breeding": f"setsid sh -c 'while :; do sleep 308 & sleep 0.01; done' {QUIET}",
 }
+SLEEPERS = {"301", "302", "303", "304", "305", "306", "308"}  # 307 comes after 306
 
 
 @pytest.fixture
 def subject(tmp_path: Path) -> Iterator[Subject]:
-    """A machine, switched off; nothing of it is left after the test."""
-    subject = Subject.make(tmp_path)
+    """A machine that by itself announces its end an hour before, switched off; ended afterwards."""
+    subject = Subject.make(tmp_path, notice_s=3600.0)
     yield subject
     subject.machine.power_off("user")
 
@@ -51,16 +54,13 @@ class Crowd:
 
     @classmethod
     def gather(cls, subject: Subject) -> Crowd:
-        """Let them in one by one, and see that each is there."""
+        """Let them in, and see that each is there, with some of the breed."""
         record = json.loads((subject.machine.directory / "guest.json").read_text())
         guest = psutil.Process(record["pid"])
         client = subject.enter()
-        count = 0
         for command in HIDERS.values():
             client.exec_command(command)
-            until(lambda: len(guest.children(recursive=True)) > count)  # noqa: B023  (called at once)
-            count = len(guest.children(recursive=True))
-        until(lambda: len(guest.children(recursive=True)) > len(HIDERS) + 5)
+        until(lambda: is_gathered(guest.children(recursive=True)))
         return cls(guest, {guest, *guest.children(recursive=True)})
 
     def living(self) -> list[list[str]]:
@@ -75,12 +75,15 @@ class Crowd:
         return alive
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    """Wait for something that will be so."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def is_gathered(processes: list[psutil.Process]) -> bool:
+    """Whether all that hide are there."""
+    asleep, frozen = [], False
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it was on its way to be another
+            words = process.cmdline()
+            asleep += words[1:] if words[:1] == ["sleep"] else []
+            frozen |= process.status() == psutil.STATUS_STOPPED
+    return frozen and set(asleep) >= SLEEPERS and asleep.count("308") > 5
 
 
 def test_power_off_spares_nothing(subject: Subject) -> None:
@@ -112,40 +115,50 @@ def test_eviction_is_announced_inside(subject: Subject) -> None:
     """A job that asks the metadata service learns of its end, and lives until it comes."""
     port = subject.up().metadata_port
     client = subject.enter()
+    url = f"http://127.0.0.1:{port}/metadata/scheduledevents?api-version=2020-07-01"
     job = (
-        "import json, time, urllib.request\n"
-        f"url = 'http://127.0.0.1:{port}/metadata/scheduledevents?api-version=2020-07-01'\n"
+        "import json, pathlib, time, urllib.request\n"
+        "def ask(data=None):\n"
+        f"    request = urllib.request.Request({url!r}, data, {{'Metadata': 'true'}})\n"
+        "    return json.load(urllib.request.urlopen(request))\n"
         "while True:\n"
-        "    request = urllib.request.Request(url, headers={'Metadata': 'true'})\n"
-        "    events = json.load(urllib.request.urlopen(request))['Events']\n"
-        "    open('seen', 'a').write(f'{time.time()} {[e[\"EventType\"] for e in events]}\\n')\n"
+        "    events = ask()['Events']\n"
+        "    open('seen', 'a').write(f'{[e[\"EventType\"] for e in events]}\\n')\n"
+        "    if events and pathlib.Path('agree').exists():\n"
+        "        ask(json.dumps({'StartRequests': events}).encode())\n"
         "    time.sleep(0.02)\n"
     )
     execute(client, "cat > job.py", job.encode())
     execute(client, "setsid python job.py </dev/null >job.log 2>&1 &")
     seen = subject.machine.disk / "seen"
-    until(seen.exists)
+    until(lambda: seen.exists() and "[]" in seen.read_text())
 
-    asked_at = time.time()
-    subject.machine.order_eviction(1.0)
+    subject.machine.order_eviction(3000.0)
+
+    until(lambda: seen.read_text().count("Preempt") > 10)
+    assert subject.machine.look().power is Power.ON
+    (subject.machine.disk / "agree").touch()
     subject.wait_for(Power.OFF)
 
-    lines = [line.split(" ", 1) for line in seen.read_text().splitlines() if "]" in line]
-    told = [float(at) for at, events in lines if "Preempt" in events]
-    assert "[]" in lines[0][1]
-    assert told[-1] - told[0] > 0.3
-    assert told[-1] - asked_at > 0.6
+
+def test_notice_is_kept(subject: Subject) -> None:
+    """An announced eviction comes when its time has come, not before."""
+    subject.up()
+    asked_s = time.time()
+
+    subject.machine.order_eviction(0.5)
+
+    gone_s = datetime.fromisoformat(subject.wait_for(Power.OFF).since).timestamp()
+    assert gone_s - asked_s > 0.4  # less than half a second only where the clock is being set
 
 
 def test_zero_notice_is_no_notice(subject: Subject) -> None:
-    """An eviction without notice is over at once."""
+    """An eviction without notice does not wait for the machine's usual hour."""
     subject.up()
-    began = time.monotonic()
 
     subject.machine.order_eviction(0.0)
-    subject.wait_for(Power.OFF)
 
-    assert time.monotonic() - began < 5.0
+    assert subject.wait_for(Power.OFF).reason == "evicted"
 
 
 def test_second_eviction_does_not_move_the_first(subject: Subject) -> None:
@@ -173,7 +186,6 @@ def test_eviction_needs_nobody(subject: Subject) -> None:
     )
 
     assert asker.returncode == -signal.SIGKILL
-    assert subject.machine.look().power is Power.ON
     assert subject.wait_for(Power.OFF).reason == "evicted"
 
 
@@ -184,7 +196,6 @@ def test_scripted_eviction_comes_by_itself(subject: Subject) -> None:
     data = json.loads((subject.machine.directory / "spec.json").read_text())
     write_json(subject.machine.directory / "spec.json", data | {"notice_s": 0})
     subject.machine.power_on(evict_after_s=0.6)
-    subject.wait_for(Power.ON)
 
     state = subject.wait_for(Power.OFF)
     subject.up()
@@ -197,11 +208,12 @@ def test_scripted_eviction_comes_by_itself(subject: Subject) -> None:
 @pytest.mark.parametrize("how", ["order", "script", "rm"])
 def test_machine_may_end_before_it_is_up(tmp_path: Path, how: str) -> None:
     """A machine that takes long to boot is evicted or deleted while it boots, not later."""
-    subject = Subject.make(tmp_path, boot_s=60.0, notice_s=0.0)
+    subject = Subject.make(tmp_path, boot_s=3000.0, notice_s=0.0)
     mark, disk = subject.mark, subject.machine.disk
     subject.machine.power_on(evict_after_s=0.3 if how == "script" else None)
-    until(lambda: subject.processes() == 1)
-    assert subject.machine.look().power is Power.BOOTING
+    if how != "script":  # it may be over by now
+        until(lambda: subject.processes() == 1)
+        assert subject.machine.look().power is Power.BOOTING
 
     if how == "order":
         subject.machine.order_eviction(0.0)
@@ -209,6 +221,7 @@ def test_machine_may_end_before_it_is_up(tmp_path: Path, how: str) -> None:
         shutil.rmtree(subject.machine.directory)
 
     until(lambda: of_machine(mark, disk) == set())
+    assert not (subject.machine.directory / "guest.json").exists()
     assert subject.machine.look().power is (Power.ABSENT if how == "rm" else Power.OFF)
 
 
@@ -258,13 +271,16 @@ def test_guest_that_cannot_play_says_why(subject: Subject) -> None:
     subject.machine.host_key.write_text("no key")
 
     subject.machine.power_on()
-    subject.wait_for(Power.BOOTING)
-    orders = json.loads((subject.machine.directory / "orders.json").read_text())
+    orders = subject.machine.orders()
+    assert orders is not None
+    born_s = datetime.fromisoformat(orders.since).timestamp()
     until(lambda: subject.processes() == 0)
-    long_ago = {"since": "2020-01-01T00:00:00+00:00"}
-    write_json(subject.machine.directory / "orders.json", orders | long_ago)
+    early, state = (
+        Machine(subject.machine.directory, clock=lambda: born_s + passed_s).look()  # noqa: B023
+        for passed_s in (BOOT_PATIENCE_S - 1, BOOT_PATIENCE_S + 1)
+    )
 
-    state = subject.wait_for(Power.DEAD)
+    assert (early.power, state.power) == (Power.BOOTING, Power.DEAD)
     assert "guest.log" in state.detail
     assert "KeyImportError" in state.detail
 
@@ -306,13 +322,12 @@ def test_deleted_machine_ends_by_itself(subject: Subject) -> None:
 def test_life_has_one_guest(subject: Subject) -> None:
     """A second guest for a life that is being played leaves at once."""
     subject.up()
-    before = subject.processes()
     environ = {**os.environ, "QFT_VM": subject.mark, "QFT_GUEST": "1"}
     argv = ["-m", "infra.guest", "--dir", str(subject.machine.directory), "--life", "1"]
 
     subprocess.run([sys.executable, *argv], cwd=Path(__file__).parents[1], env=environ, check=True)
 
-    until(lambda: subject.processes() == before)
+    until(lambda: subject.processes() == 1)
     assert subject.machine.look().power is Power.ON
 
 
@@ -320,6 +335,7 @@ def test_guest_of_a_past_life_leaves(subject: Subject) -> None:
     """A guest that comes up after its life was ended touches nothing and leaves."""
     subject.machine.power_on()
     subject.machine.power_off("user")
+    (subject.machine.directory / "guest.json").unlink(missing_ok=True)  # it may have been quick
     environ = {**os.environ, "QFT_VM": subject.mark, "QFT_GUEST": "1"}
     argv = ["-m", "infra.guest", "--dir", str(subject.machine.directory), "--life", "1"]
 
