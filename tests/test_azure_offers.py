@@ -11,6 +11,7 @@ import pytest
 from arm import Fault, Weather
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import Reply
+from runs import wait_until
 
 from infra.azure.offers import ZONED_PLACES_MAX
 from infra.azure.rights import THREAD
@@ -55,14 +56,14 @@ def test_offer_tells_price_age_band_and_quota(harness: AzureHarness) -> None:
 
 
 def test_plan_is_quick_and_creates_nothing(harness: AzureHarness) -> None:
-    """All regions are asked in well under 3 s, with reads only."""
+    """All regions are asked with well under 3 s of work, cloud included, and with reads only."""
     ask(harness)  # the SDK's own first use
     before = len(harness.cloud.requests)
-    began = time.monotonic()
+    began_s = time.process_time()
 
     offers = harness.provider(state_dir=harness.state_dir / "other").offers(Want(gpu="T4"))
 
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began_s < 3
     assert len({one.region for one in offers}) == 15
     asked = harness.cloud.requests[before:]
     questions = ("resourcegraph", "placementscores")
@@ -73,15 +74,15 @@ def test_plan_is_quick_and_creates_nothing(harness: AzureHarness) -> None:
 
 
 def test_dead_sources_are_done_without(harness: AzureHarness) -> None:
-    """With nobody answering, the catalog's dated prices come, marked as such, in seconds."""
+    """With nobody answering, the catalog's dated prices come, marked as such, after no waits."""
     harness.provider().account.arm.warm()
     reply = Reply(status=403, body={"error": {"code": "AuthorizationFailed", "message": "No."}})
     harness.cloud.faults.add(Fault(weather=Weather.ANSWER, times=999, reply=reply))
-    began = time.monotonic()
+    began_s = harness.cloud.clock.now()
 
     offers = ask(harness, "eastus", "westus2")
 
-    assert time.monotonic() - began < 5
+    assert harness.cloud.clock.now() - began_s < 5
     assert all("catalog of" in one.price_source for one in offers)
     assert {one.quota_left for one in offers} == {None}
     assert {one.blocked_by for one in offers} == {""}
@@ -101,13 +102,18 @@ def test_price_that_nobody_tells_is_guessed_for_the_size_itself(harness: AzureHa
 
 def test_slow_sources_are_not_waited_for(harness: AzureHarness) -> None:
     """The list of sizes takes Azure half a minute: the answer comes without it."""
-    harness.cloud.faults.add(Fault(weather=Weather.SLOW, path="/skus$", times=9, slow_s=4))
-    began = time.monotonic()
+    slow = Fault(weather=Weather.SLOW, path="/skus$", times=999, slow_s=600)
+    harness.cloud.faults.add(slow)
+    harness.changes = {"offers_wait_s": 0.5}
 
-    offers = ask(harness, "eastus")
+    def quota_left() -> int | None:
+        return of(ask(harness, "eastus"), T4, "eastus").quota_left
 
-    assert time.monotonic() - began < 3.5
-    assert of(offers, T4, "eastus").quota_left == 25
+    wait_until(lambda: quota_left() == 25)  # a busy computer may need more than one try
+    late = [one for one in threading.enumerate() if one.name == ASKING]
+    slow.enough.set()
+
+    assert late
 
 
 def test_too_small_quota_blocks_before_anything_is_made(harness: AzureHarness) -> None:
@@ -272,10 +278,12 @@ def test_closed_placement_scores_are_done_without(harness: AzureHarness) -> None
 def test_cloud_closes_after_the_last_late_question(tmp_path: Path) -> None:
     """A plan that ends early leaves somebody asking, who is answered before the cloud goes."""
     with azure(tmp_path) as harness:
-        harness.cloud.faults.add(Fault(weather=Weather.SLOW, path="/permissions$", slow_s=0.5))
+        slow = Fault(weather=Weather.SLOW, path="/permissions$", slow_s=600)
+        harness.cloud.faults.add(slow)
         with pytest.raises(UnknownGpu):
             harness.provider().offers(Want(gpu="RTX9090"))
         late = [one for one in threading.enumerate() if one.name in {ASKING, THREAD}]
+        threading.Timer(0.2, slow.enough.set).start()
 
     assert late
     assert not any(one.is_alive() for one in late)

@@ -18,8 +18,9 @@ from arm.harness import T4, azure
 from arm.replies import Reply
 from runs import Project, json_of, make_project
 
-from infra.azure import AzureProvider
+from infra.azure import AzureProvider, AzureSettings
 from infra.azure.rights import THREAD
+from infra.azure.sources import ASKING
 from infra.provider import Want
 
 REGIONS = ["eastus", "westus2", "westus3"]
@@ -69,7 +70,7 @@ def test_plan_tells_everything_in_three_seconds_and_only_reads(project: Project)
         posted = [r.path.lower() for r in cloud.requests if r.method == "POST"]
         assert cloud.leftovers() == []
     assert done.returncode == 0, done.stderr
-    assert worked_s < 2.0, f"{worked_s:.1f} s"
+    assert worked_s < 3.0, f"{worked_s:.1f} s"
     assert "azure.mgmt.compute" in imported
     assert [one for one in ("azure.mgmt.network", "torch", "paramiko") if one in imported] == []
     assert asked <= {"GET", "POST"}
@@ -96,14 +97,18 @@ def test_plan_tells_everything_in_three_seconds_and_only_reads(project: Project)
 def test_plan_waits_three_seconds_at_most_for_slow_sources(desk: CommandLine) -> None:
     """With the list of sizes taking longer than anybody waits, the page still comes in time."""
     desk.qft("plan")  # the SDK's own first use
-    desk.harness.cloud.faults.add(Fault(weather=Weather.SLOW, path="/skus$", times=9, slow_s=6))
+    slow = Fault(weather=Weather.SLOW, path="/skus$", times=9, slow_s=600)
+    desk.harness.cloud.faults.add(slow)
+    desk.harness.changes = {"offers_wait_s": 0.5}
     (desk.home / "azure" / "sizes" / "eastus.json").unlink()
-    began = time.monotonic()
 
     said = desk.qft("plan", "--json")
+    late = [one for one in threading.enumerate() if one.name == ASKING]
+    slow.enough.set()
 
-    assert time.monotonic() - began < 3.5  # the 2.5 s of waiting, and some for a busy computer
+    assert late
     assert said.code == 0, said.err
+    assert AzureSettings().offers_wait_s < 3
 
 
 def test_plan_does_not_wait_for_the_rights_either(tmp_path: Path) -> None:
@@ -120,12 +125,11 @@ def test_plan_does_not_wait_for_the_rights_either(tmp_path: Path) -> None:
         provider = AzureProvider(settings, tmp_path / "state", sleep=sleep)
         harness.cloud.faults.add(fault)
         provider.account.arm.warm()
-        began = time.monotonic()
 
         provider.offers(Want(gpu="T4", regions=REGIONS))
         switches = provider.foresee(Want(gpu="T4"), until_s=time.time() + 3600)
 
-        assert time.monotonic() - began < 3.0
+        assert THREAD in {one.name for one in threading.enumerate()}
         assert {one.name for one in switches if one.holds} == set()
         assert "did not say within 0.5 s" in switches[1].detail
         later.set()

@@ -242,6 +242,7 @@ def test_settings_default_to_the_public_cloud() -> None:
         ("QFT_AZURE_POLLING_S", "0"),
         ("QFT_AZURE_POLLING_S", "inf"),
         ("QFT_AZURE_POLLING_S", "often"),
+        ("QFT_AZURE_OFFERS_WAIT_S", "-1"),
         ("QFT_AZURE_SSH_PORT", "70000"),
         ("QFT_AZURE_SSH_PORT", "ssh"),
         ("QFT_ARM_ENDPOINT", "http://127.0.0.1:1"),

@@ -72,7 +72,11 @@ class AzureSettings:
             "caller_address": "QFT_CALLER_ADDRESS",
             "metadata_url": "QFT_IMDS_ENDPOINT",
         }
-        numbers = {"polling_s": "QFT_AZURE_POLLING_S", "accept_wait_s": "QFT_AZURE_ACCEPT_WAIT_S"}
+        numbers = {
+            "polling_s": "QFT_AZURE_POLLING_S",
+            "accept_wait_s": "QFT_AZURE_ACCEPT_WAIT_S",
+            "offers_wait_s": "QFT_AZURE_OFFERS_WAIT_S",
+        }
         chosen: dict[str, str | float] = {
             key: environment[name].rstrip("/")
             for key, name in text.items()

@@ -126,6 +126,7 @@ class Cloud:
             "QFT_AZURE_PRICES_ENDPOINT": self.server.base,
             "QFT_ADDRESS_ENDPOINT": f"{self.server.base}/address",
             "QFT_AZURE_POLLING_S": "0.05",
+            "QFT_AZURE_OFFERS_WAIT_S": "60",  # a busy computer takes what it takes
             "REQUESTS_CA_BUNDLE": str(self.server.ca_file),
             "AZURE_SUBSCRIPTION_ID": SUBSCRIPTION,
             "AZURE_TOKEN_CREDENTIALS": "EnvironmentCredential",

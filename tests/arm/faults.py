@@ -37,6 +37,8 @@ class Fault:
     reply: Reply = field(default_factory=lambda: Reply(status=500, body=None))
     slow_s: float = 0.0
     """Real seconds."""
+    enough: threading.Event = field(default_factory=threading.Event)
+    """Set to let a slow answer go before its time."""
 
     def matches(self, request: Request) -> bool:
         """Whether this request is under it."""

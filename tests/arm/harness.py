@@ -40,6 +40,8 @@ class AzureHarness:
         self.clock_ahead_s = 0.0
         """How wrong the clock of the computer is on which qft runs."""
         self.made: list[AzureProvider] = []
+        self.changes: dict[str, Any] = {}
+        """Settings of providers made from now on."""
 
     def settings(self, **changes: Any) -> AzureSettings:
         """The cloud's settings, with small patience where real time is waited for."""
@@ -48,7 +50,7 @@ class AzureHarness:
 
     def provider(self, *, state_dir: Path | None = None, transport: Any = None) -> AzureProvider:
         """A new provider; of another computer if given another `state_dir`."""
-        settings = self.settings()
+        settings = self.settings(**self.changes)
         arm = Arm(
             settings,
             sleep=self.advance,

@@ -7,7 +7,6 @@ import json
 import socket
 import ssl
 import threading
-import time
 import urllib.parse
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -108,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = self._decode()
         fault = self.server.faults.take(request)
         if fault is not None and fault.weather is Weather.SLOW:
-            time.sleep(fault.slow_s)
+            fault.enough.wait(fault.slow_s)
         if fault is not None and fault.weather is Weather.DROP_BEFORE:
             self._drop(request)
             return
