@@ -8,16 +8,21 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import paramiko
+import pytest
+
 from remote import keys
-from remote.link import Host
+from remote.link import Host, Link
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+PATIENCE_S = 120.0  # nobody waits for it unless something is stuck
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/sftp-server")
 
 
@@ -96,12 +101,40 @@ def serve(folder: Path, *, config: str = "") -> Iterator[Sshd]:
         )
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE_S)
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
+@contextmanager
+def cut_when(there: Path, transport: paramiko.Transport) -> Iterator[None]:
+    """While the block runs, cut a connection as soon as a file is there."""
+    over = threading.Event()
+
+    def cut() -> None:
+        while not there.exists():
+            if over.wait(0.01):
+                return
+        transport.sock.shutdown(socket.SHUT_RDWR)
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def open_slowly(link: Link, patch: pytest.MonkeyPatch) -> None:
+    """Let a busy computer open channels as slowly as it must; what is tried comes after that."""
+    opened = link.transport.open_session
+    patch.setattr(
+        link.transport, "open_session", lambda **how: opened(**how | {"timeout": PATIENCE_S})
+    )
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until somebody listens; fail at once if the server has ended."""
-    ends_at = time.monotonic() + timeout_s
+    ends_at = time.monotonic() + PATIENCE_S
     while time.monotonic() < ends_at and process.poll() is None:
         with socket.socket() as probe:
             probe.settimeout(1)

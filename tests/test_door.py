@@ -111,7 +111,7 @@ def test_a_look_at_the_lock_does_not_turn_a_driver_away(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=probe)
     thread.start()
-    held.wait(10)
+    held.wait()
     with driving(run):
         thread.join()
 
@@ -337,11 +337,12 @@ class SlowLink:
     def __init__(self) -> None:
         self.asked = threading.Event()
         self.closed = threading.Event()
+        self.cut = False
 
     def run(self, *_words: object, **_more: object) -> None:
         """Wait for the end."""
         self.asked.set()
-        self.closed.wait(20)
+        self.cut = self.closed.wait(600)
         raise errors.Unreachable("cut")
 
     def close(self) -> None:
@@ -377,12 +378,11 @@ def test_ctrl_c_does_not_wait_for_a_checkpoint_on_its_way(
     link, said = SlowLink(), list[str]()
     copying = homing(tmp_path, lambda _vm: link, said)
     copying.start(VM)
-    link.asked.wait(10)
+    link.asked.wait()
 
-    began_s = time.monotonic()
     copying.stop()
 
-    assert time.monotonic() - began_s < 5
+    assert link.cut
     assert said == []
 
 

@@ -123,11 +123,13 @@ def test_survives_disconnect(door: doors.Door, tmp_path: Path) -> None:
     """A job goes on when the connection that started it is cut, and is found by the next."""
     directory = f"qft/{tmp_path.name}"
     with connect(door.host) as link:
-        begun = start(Job(link=link, directory=directory), "sleep 0.5; echo later; exit 3")
+        wait = f"until [ -e {directory}/go ]; do sleep 0.05; done"
+        begun = start(Job(link=link, directory=directory), f"{wait}; echo later; exit 3")
     with connect(door.host) as link:
         job = Job(link=link, directory=directory)
 
-        assert begun.pid == job.status().pid
+        assert (begun.pid, JobState.RUNNING) == (job.status().pid, job.status().state)
+        (door.home / directory / "go").touch()
         assert ended(job).exit_code == 3
         assert job.tail().data == b"later\n"
 
@@ -145,9 +147,11 @@ def test_kill_9_of_everything(job: Job, door: doors.Door) -> None:
     """A job killed together with its keeper is lost: not running, no exit code."""
     start(job, "sleep 60")
     lock = door.home / job.directory / "job.lock"
-    for pid in holders(lock):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    found = holders(lock)
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # the keeper must not outlive the job
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     assert (ended(job).state, job.status().exit_code) == (JobState.LOST, None)
     assert start(job, "true").started

@@ -35,7 +35,7 @@ def test_shell_that_greets(tmp_path: Path) -> None:
             job = Job(link=link, directory="qft/job")
 
             assert job.start(["sleep", "60"], env={}, cwd=".").state is JobState.RUNNING
-            assert job.stop(grace_s=1).exit_code == 143
+            assert job.stop(grace_s=60).exit_code == 143
     assert read_tree(tmp_path / "back") == read_tree(tree)
 
 

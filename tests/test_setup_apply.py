@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,15 +166,17 @@ def test_machine_that_does_not_come_back(server: sshd.Sshd) -> None:
 def test_line_cut_during_a_step(server: sshd.Sshd) -> None:
     """A step goes on while the line is cut, and is followed again rather than started twice."""
     (server.home / "bin" / "ubuntu-drivers").write_text(
-        "#!/bin/sh\necho once >> ~/state/installs\nsleep 1.5\ncp ~/state/next ~/state/driver\n"
+        "#!/bin/sh\necho once >> ~/state/installs\n"
+        "until [ -e ~/state/cut ]; do sleep 0.1; done\ncp ~/state/next ~/state/driver\n"
     )
     link = connect(server.host())
 
-    def hear(line: str) -> None:
-        if "install the NVIDIA driver" in line:
-            threading.Timer(0.8, link.transport.sock.close).start()
+    def come_back(host: Host) -> Link:
+        (server.home / "state" / "cut").touch()
+        return connect(host)
 
-    ready = setup.apply(link, WANT, tell=hear, sleep=nap)
+    with sshd.cut_when(server.home / "state" / "installs", link.transport):
+        ready = setup.apply(link, WANT, tell=lambda _: None, reconnect=come_back, sleep=nap)
     ready.link.close()
 
     assert ready.link is not link
