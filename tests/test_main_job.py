@@ -15,7 +15,7 @@ from typing import Self
 
 import psutil
 import pytest
-from runs import Project, json_of, make_project, wait_until
+from runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 
 from infra.journal import Kind
 
@@ -63,7 +63,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
 def evicted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     """The same run, evicted twice."""
     made = make_project(
-        tmp_path_factory.mktemp("evicted") / "project", vm={"rehearse_evictions": [40, 130]}
+        tmp_path_factory.mktemp("evicted") / "project", vm={"rehearse_evictions": [40, 80]}
     )
     yield Finished.of(made)
     made.tidy()
@@ -115,13 +115,13 @@ def test_an_evicted_run_ends_with_the_bits_of_an_undisturbed_one(
 def test_a_full_region_costs_steps_and_not_the_run(calm: Finished, tmp_path: Path) -> None:
     """Evicted, refused for capacity, moved with the checkpoint that came home: the same adapter."""
     rough = make_project(
-        tmp_path / "rough", vm={"rehearse_evictions": [120], "regions": ["local-1", "local-2"]}
+        tmp_path / "rough", vm={"rehearse_evictions": [60], "regions": ["local-1", "local-2"]}
     )
     process = rough.start("run", "--json")
     try:
-        wait_until(lambda: process.poll() is not None or rough.kinds().count(Kind.LAUNCHED) > 0)
+        wait_until(lambda: process.poll() is not None or Kind.CREATE_ACCEPTED in rough.kinds())
         market(rough, {"local-1": {"capacity": False}, "local-2": {}})
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=TIMEOUT_S)
 
         assert process.returncode == 0, err
         receipt = json.loads(out)
@@ -169,7 +169,7 @@ def test_killed_at_random_moments_the_same_command_finishes(tmp_path: Path) -> N
 
 def test_a_second_train_attaches_and_interrupting_it_leaves_the_job(tmp_path: Path) -> None:
     """`qft train` beside another follows it and starts no trainer; Ctrl-C leaves the job."""
-    project = make_project(tmp_path / "project", train={"steps": 3000})
+    project = make_project(tmp_path / "project", train={"steps": 100_000})
     first = project.start("train", "--plain")
     try:
         wait_until(lambda: first.poll() is not None or Kind.LAUNCHED in project.kinds())
@@ -177,7 +177,7 @@ def test_a_second_train_attaches_and_interrupting_it_leaves_the_job(tmp_path: Pa
         assert second.stderr is not None
         assert any("following it" in line for line in second.stderr)  # reads until it is said
         second.send_signal(signal.SIGINT)
-        _, said = second.communicate(timeout=120)
+        _, said = second.communicate(timeout=TIMEOUT_S)
 
         assert second.returncode == 130, said
         assert "qft train tiny" in said
@@ -185,7 +185,7 @@ def test_a_second_train_attaches_and_interrupting_it_leaves_the_job(tmp_path: Pa
         assert any({"trainer", "train"} <= set(words) for words in command_lines(project))
 
         first.send_signal(signal.SIGINT)
-        _, said = first.communicate(timeout=120)
+        _, said = first.communicate(timeout=TIMEOUT_S)
         assert first.returncode == 130, said
         assert json_of(project.qft("status", "--json"))["job"] == "running"
     finally:
@@ -196,7 +196,7 @@ def test_a_second_train_attaches_and_interrupting_it_leaves_the_job(tmp_path: Pa
 
 def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
     """A second `qft run` of a name that is being driven is a usage error that rents nothing."""
-    project = make_project(tmp_path / "project", train={"steps": 3000})
+    project = make_project(tmp_path / "project", train={"steps": 100_000})
     first = project.start("run", "--plain")
     try:
         wait_until(lambda: first.poll() is not None or Kind.CREATE_ACCEPTED in project.kinds())

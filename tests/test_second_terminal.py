@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import Project, json_of, make_project, wait_until
+from runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 
 from commands.home import RunFolder
 from commands.receipt import make_receipt
@@ -21,8 +21,8 @@ from infra.state import to_json
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Project]:
-    """A tiny project that would train for minutes."""
-    made = make_project(tmp_path / "project", train={"steps": 9000})
+    """A tiny project that would train for an hour."""
+    made = make_project(tmp_path / "project", train={"steps": 100_000})
     yield made
     made.tidy()
 
@@ -46,7 +46,7 @@ def test_down_stops_the_driver_first_and_the_machine_stays_down(project: Project
 
     done = project.qft("down", "--json")
 
-    _, said = driver.communicate(timeout=120)
+    _, said = driver.communicate(timeout=TIMEOUT_S)
     assert (done.returncode, driver.returncode) == (0, 130), done.stderr + said
     assert "stopping the `qft` that drives `tiny`" in done.stderr
     assert [m["power"] for m in json_of(project.qft("ls", "--all", "--json"))] == ["deallocated"]
@@ -58,7 +58,7 @@ def test_down_all_stops_a_driver_that_would_start_the_machine_again(project: Pro
 
     done = project.qft("down", "--all", "--delete", "--json")
 
-    driver.communicate(timeout=120)
+    driver.communicate(timeout=TIMEOUT_S)
     assert (done.returncode, driver.returncode) == (0, 130), done.stderr
     assert json_of(project.qft("ls", "--all", "--json")) == []
     assert project.processes() == []
@@ -72,7 +72,7 @@ def test_a_machine_stopped_by_hand_ends_the_run_with_a_clear_word(project: Proje
 
     cloud.deallocate(vm)
 
-    _, said = driver.communicate(timeout=120)
+    _, said = driver.communicate(timeout=TIMEOUT_S)
     assert driver.returncode == 130
     assert "and not by this run" in said
     assert "`qft train --resume tiny` starts it again and goes on" in said
@@ -82,7 +82,7 @@ def test_a_machine_stopped_by_hand_ends_the_run_with_a_clear_word(project: Proje
     again = driven(project, Kind.START_ACCEPTED)
     assert again.poll() is None
     assert project.qft("down", "--delete").returncode == 0
-    again.communicate(timeout=120)
+    again.communicate(timeout=TIMEOUT_S)
 
 
 def test_ctrl_c_names_the_command_that_was_typed_and_the_price(project: Project) -> None:
@@ -90,7 +90,7 @@ def test_ctrl_c_names_the_command_that_was_typed_and_the_price(project: Project)
     driver = driven(project, Kind.LAUNCHED)
 
     driver.send_signal(signal.SIGINT)
-    out, said = driver.communicate(timeout=120)
+    out, said = driver.communicate(timeout=TIMEOUT_S)
 
     assert (driver.returncode, json.loads(out)["exit_code"]) == (130, 130)
     assert "the job goes on without this terminal; `qft run tiny` follows it again" in said
@@ -102,7 +102,7 @@ def test_ctrl_c_before_the_training_does_not_claim_that_a_job_goes_on(project: P
     driver = driven(project, Kind.CREATE_ACCEPTED)
 
     driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=120)
+    _, said = driver.communicate(timeout=TIMEOUT_S)
 
     assert driver.returncode == 130
     assert "the job goes on" not in said
