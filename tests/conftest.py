@@ -21,7 +21,9 @@ for name in [*os.environ]:
         del os.environ[name]
 for name in ("ETAG", "DOWNLOAD"):  # after ten seconds it would ask a slow hub once more
     os.environ[f"HF_HUB_{name}_TIMEOUT"] = "300"
-os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+    os.environ.pop(name, None)
+    os.environ.pop(name.upper(), None)
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests know what a CPU computes
 prepare_environment()  # else the first test that trains would do it, for those after it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script starts it so behind an `&`
