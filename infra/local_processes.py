@@ -19,6 +19,8 @@ GUEST = "QFT_GUEST"
 """Environment variable that only the guest itself carries: the life it plays."""
 FREEZE_AFTER_S = 0.5
 """How long processes are killed one by one before they are suspected of breeding."""
+DYING_S = 60.0
+"""How long a killed process may take: in the middle of an fsync it ends when the disk is done."""
 
 
 class StillAlive(Exception):  # noqa: N818  (says what is so; the provider decides what it means)
@@ -32,7 +34,7 @@ class StillAlive(Exception):  # noqa: N818  (says what is so; the provider decid
 def end_all(
     find: Callable[[], set[psutil.Process]],
     *,
-    timeout_s: float = 10.0,
+    timeout_s: float = DYING_S,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:

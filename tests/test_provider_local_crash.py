@@ -220,6 +220,21 @@ def test_number_that_was_anothers_before_hides_no_process(tmp_path: Path) -> Non
     assert guest.pid == later.pid
 
 
+def test_killed_process_that_a_slow_disk_holds_is_waited_for() -> None:
+    """One that still syncs a checkpoint ends when the disk has answered: no failure in a minute."""
+    now_s = [0.0]
+    with subprocess.Popen(["/bin/sleep", "600"]) as stuck:
+        process = psutil.Process(stuck.pid)
+
+        local_processes.end_all(
+            lambda: {process} if now_s[0] < 50 else set(),
+            sleep=lambda _: now_s.append(now_s.pop() + 10),
+            clock=lambda: now_s[0],
+        )
+
+    assert now_s == [50.0]
+
+
 def test_callers_at_once_make_one_machine(provider: LocalProvider, tmp_path: Path) -> None:
     """Many creates of one run at one moment end with one machine that all of them were given."""
     spec = make_spec(provider, region="local-1")
