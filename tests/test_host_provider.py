@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,20 @@ class HostHarness:
 
     def provider(self) -> Provider:
         """A provider that knows the settings and the directory."""
-        return HostProvider(self.root, self.settings, connect_timeout_s=1.0)
+        return HostProvider(self.root, self.settings, connect_timeout_s=60.0)
 
     def advance(self, seconds: float) -> None:
         """Wait."""
         time.sleep(seconds)
+
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """Answer no more, and keep the port, so that nobody else answers there."""
+        self.listener.close()
+        with socket.socket() as mute:
+            mute.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            mute.bind(("127.0.0.1", self.settings.port))
+            yield
 
     def set_capacity(self, region: str, *, free: bool) -> None:
         """Refuse: a machine of one's own has no market."""
@@ -82,9 +92,8 @@ def test_silent_host_is_refused(harness: HostHarness) -> None:
     """A machine that does not answer is not taken, and nothing is remembered."""
     provider = harness.provider()
     spec = make_spec(provider, region="yours")
-    harness.listener.close()
 
-    with pytest.raises(Transient, match="does not answer") as caught:
+    with harness.silence(), pytest.raises(Transient, match="does not answer") as caught:
         provider.create(spec)
 
     assert "run.yaml" in caught.value.hint
@@ -95,12 +104,12 @@ def test_host_that_falls_silent_is_down(harness: HostHarness) -> None:
     """A machine that stops answering is seen as down, and starting it is its owner's work."""
     provider = harness.provider()
     vm = provider.create(make_spec(provider, region="yours"))
-    harness.listener.close()
 
-    assert provider.observe(vm).power is PowerState.DEALLOCATED
-    with pytest.raises(Transient):
-        provider.start(vm)
-    provider.deallocate(vm)
+    with harness.silence():
+        assert provider.observe(vm).power is PowerState.DEALLOCATED
+        with pytest.raises(Transient):
+            provider.start(vm)
+        provider.deallocate(vm)
 
 
 def test_delete_lists_nothing(harness: HostHarness) -> None:
