@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from remote.link import Host, Link
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 PATIENCE_S = 120.0  # nobody waits for it unless something is stuck
+TRIES = 5
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/sftp-server")
 
 
@@ -76,21 +78,16 @@ def serve(folder: Path, *, config: str = "") -> Iterator[Sshd]:
         'exec /bin/sh -c "${SSH_ORIGINAL_COMMAND:-/bin/sh}"\n'
     )
     wrapper.chmod(0o700)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     settings = folder / "sshd_config"
     settings.write_text(
-        f"ListenAddress 127.0.0.1:{port}\nHostKey {folder / 'host'}\nPidFile none\n"
+        f"HostKey {folder / 'host'}\nPidFile none\n{without_penalties()}"
         f"AuthorizedKeysFile {authorized}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
         f"PermitRootLogin prohibit-password\nForceCommand {wrapper}\n{config}\n"
         f"SetEnv HOME={home}\n"  # or bash reads the start-up files of whoever runs the tests
         f"Subsystem sftp {next(path for path in SFTP_SERVERS if Path(path).exists())}\n"
     )
-    with (folder / "sshd.log").open("wb") as log:
-        process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(settings)], stderr=log)
+    port, process = listening(SSHD, settings, folder / "sshd.log")
     try:
-        wait_for_port(port, process)
         yield Sshd(
             port=port,
             home=home,
@@ -132,13 +129,39 @@ def open_slowly(link: Link, patch: pytest.MonkeyPatch) -> None:
     )
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until somebody listens; fail at once if the server has ended."""
+def listening(program: str, settings: Path, log: Path) -> tuple[int, subprocess.Popen[bytes]]:
+    """Start the server on a free port; again on another if somebody else was quicker to take it."""
+    for _ in range(TRIES):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        where = ["-o", f"ListenAddress=127.0.0.1:{port}"]
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                [program, "-D", "-e", "-f", str(settings), *where], stderr=errors
+            )
+        if says_that_it_listens(log, process):
+            return port, process
+        if "Address already in use" not in log.read_text():
+            break
+    raise RuntimeError(f"sshd does not listen; exit code {process.poll()}: {log.read_text()}")
+
+
+def says_that_it_listens(log: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until it does; false if it has ended. An answer at the port might be somebody else's."""
     ends_at = time.monotonic() + PATIENCE_S
     while time.monotonic() < ends_at and process.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        if "Server listening on" in log.read_text():
+            return True
         time.sleep(0.02)
-    raise RuntimeError(f"sshd does not listen; exit code {process.poll()}")
+    process.kill()
+    process.wait()
+    return False
+
+
+def without_penalties() -> str:
+    """The setting with which a new server lets in a caller whose lines were often cut."""
+    told = subprocess.run([str(SSHD), "-V"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r"OpenSSH_(\d+)\.(\d+)", told)
+    known = version is not None and (int(version[1]), int(version[2])) >= (9, 8)
+    return "PerSourcePenalties no\n" if known else ""
