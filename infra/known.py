@@ -89,6 +89,8 @@ class RunState:
     launches: int = 0
     step: int = 0
     steps: int = 0
+    disk_step: int = 0
+    """The furthest step seen on this machine: its disk may hold it, whatever a new start tells."""
     home_step: int = 0
     """Step of the newest verified checkpoint at home; 0 if none."""
     evictions: int = 0

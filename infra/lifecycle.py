@@ -292,7 +292,7 @@ def _recover(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: fl
         return Finish(ending=Ending(code=UNREACHABLE, reason=reason))
     if state.start_failures == 0:
         return Start()
-    disk_ahead = state.step > state.home_step
+    disk_ahead = state.disk_step > state.home_step
     attempts = policy.start_attempts_max if disk_ahead else 1
     if state.start_failures >= attempts:
         if not seen.offers:

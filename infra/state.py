@@ -103,6 +103,7 @@ def _create_accepted(state: RunState, event: Event) -> RunState:
         start_failures=0,
         unreachable=0,
         trained=False,  # what an earlier machine finished but nobody fetched went with its disk
+        disk_step=0,
     )
 
 
@@ -227,7 +228,8 @@ def _launched(state: RunState, event: Event) -> RunState:
 
 
 def _progress(state: RunState, event: Event) -> RunState:
-    return replace(state, step=event.data["step"], steps=event.data["steps"])
+    step, steps = event.data["step"], event.data["steps"]
+    return replace(state, step=step, steps=steps, disk_step=max(state.disk_step, step))
 
 
 def _checkpoint_home(state: RunState, event: Event) -> RunState:
@@ -303,6 +305,7 @@ def _deleted(state: RunState, event: Event) -> RunState:
         prepared=False,
         launched=False,
         deleted=True,
+        disk_step=0,
         spans=close_span(state.spans, event.at_s),
     )
 

@@ -377,7 +377,7 @@ class Supervisor:
         """Write the ending down; a run that failed must not go on billing compute."""
         failed = ending.code and not ending.keeps
         if failed and plan.rents and self._state.up and self._state.vm is not None:
-            if self._state.step == 0 and self._state.home_step == 0:
+            if self._state.disk_step == 0 and self._state.home_step == 0:
                 self._remove(ending.reason)  # nothing is on it that anybody could miss
             else:
                 self._deallocate(ending.reason, park=True)

@@ -137,7 +137,7 @@ def test_a_disk_that_is_ahead_is_worth_more_tries() -> None:
     other = Offer(provider="x", region="b", size="s", spot_usd_per_h=0.2)
     seen = Seen(vm=down, offers=(OFFER, other))
     failed = Failure(place="a", size="s", error="NoCapacity", message="full", at_s=NOW_S - 60)
-    refused = replace(UP, up=False, start_failures=1, failures=(failed,), step=40)
+    refused = replace(UP, up=False, start_failures=1, failures=(failed,), disk_step=40)
     ahead, level = replace(refused, home_step=20), replace(refused, home_step=40)
 
     assert isinstance(decide(ahead, seen, Plan(goal=Goal.RUN), NOW_S), act.Start)

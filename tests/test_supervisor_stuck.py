@@ -11,7 +11,7 @@ from fakecloud import Story
 
 from infra import provider as seam
 from infra.journal import Journal, Kind, read
-from infra.lifecycle import Goal, Plan, Policy
+from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy
 from infra.provider import PowerState, StopReason, Vm
 from infra.state import fold
 from infra.watch import Watch
@@ -135,6 +135,27 @@ def test_an_old_verdict_of_the_trainer_does_not_bind_a_new_start(story: Story) -
     story.between = lambda: None
 
     assert story.go().code == 0
+
+
+def test_a_refused_start_keeps_the_machine_whose_disk_alone_holds_the_work(story: Story) -> None:
+    """Stopped at step 8 with no copy at home; a start that refuses reports 0, and loses nothing."""
+    really, refused = story.work.look, replace(JobView(phase=JobPhase.EXITED), exit_code=78)
+
+    def look(vm: Vm) -> JobView:
+        view = really(vm)
+        story.work.home = 0  # nothing comes home by itself: no save was due yet
+        if story.work.launches > 1:
+            return refused
+        if view.step >= 8:
+            story.work.stop(vm)
+            story.work.exit_codes = [78]
+            return replace(view, phase=JobPhase.EXITED, exit_code=70)
+        return view
+
+    story.work.look = look  # type: ignore[method-assign]
+
+    assert story.go().code == 2
+    assert (story.cloud.log, story.work.home) == (["create a", "deallocate"], 8)
 
 
 def test_more_steps_allowed_later_are_trained_although_the_job_once_ended_well(
