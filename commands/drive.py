@@ -10,6 +10,7 @@ from typing import Any
 
 from commands.aloud import Aloud
 from commands.attach import follow
+from commands.changes import is_changed
 from commands.config import LoadedConfig, load
 from commands.console import make_console
 from commands.errors import BY_CODE, CloudTrouble, Exit, Trouble, Usage
@@ -24,7 +25,7 @@ from commands.home import (
     run_folder,
 )
 from commands.receipt import Receipt, make_receipt
-from commands.session import Desk, Session, is_changed, is_over, opened, reopen
+from commands.session import Desk, Session, is_over, opened, reopen
 from infra.catalog import resolve_gpu
 from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
@@ -113,7 +114,8 @@ def drive(order: Order) -> Arrived:
                     raise
                 console.say(f"another `qft` drives `{name}`; following it")
                 if is_changed(loaded, desk.folder):
-                    console.say("warning: run.yaml was changed since; it trains with what it had")
+                    warned = "warning: run.yaml or its rows changed since"
+                    console.say(f"{warned}; it trains with what it had")
                 ending = follow(desk)
                 if ending is not None:
                     receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)

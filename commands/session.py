@@ -6,14 +6,13 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from commands import wire
-from commands.config import LoadedConfig, RunConfig, check, check_files
+from commands.changes import changes, digests, for_trainer, remembered
+from commands.config import LoadedConfig, check, check_files
 from commands.console import Console
 from commands.errors import Usage
 from commands.home import (
@@ -105,6 +104,7 @@ def opened(desk: Desk) -> Iterator[Session]:
     written to the cloud before everything on this side is in order.
     """
     loaded, folder = desk.loaded, desk.folder
+    for_trainer(desk.allow_change)
     check_files(loaded)
     if loaded.config.vm.provider == "local":
         demand_playable(desk.home)
@@ -116,14 +116,15 @@ def opened(desk: Desk) -> Iterator[Session]:
         journal = Journal(folder.journal, clock=time.time)
         saved = saved_config(folder)
         _demand_same_file(loaded, saved)
-        changed = _changes(loaded, saved, desk.allow_change)
+        changed = changes(loaded, saved, desk.allow_change)
+        desk = replace(desk, allow_change=remembered(saved, desk.allow_change))
         state = fold(journal.events)
         if not state.run_id:
             run_id = f"{loaded.config.name}-{secrets.token_hex(2)}"
             journal.append(Kind.RUN_STARTED, run_id=run_id, name=loaded.config.name)
         elif not is_over(state) or changed:
             journal.append(Kind.RUN_RESUMED, changed=bool(changed))
-        write_json(folder.config, _saved(loaded))
+        write_json(folder.config, _saved(loaded, desk.allow_change))
         session = build(desk, journal)
         try:
             yield session
@@ -197,7 +198,7 @@ def make_workload(
         rents=rents,
         brings_home=not watch_only,
         eviction_band=lambda: _band(desk.folder),
-        allow_change=desk.allow_change,
+        allow_change=for_trainer(desk.allow_change),
         changed=changed,
         say=say,
         progress=desk.console.progress,
@@ -217,8 +218,13 @@ def is_over(state: RunState) -> bool:
     return bool(state.fetched) and state.deleted
 
 
-def _saved(loaded: LoadedConfig) -> dict[str, Any]:
-    return {"path": str(loaded.path), "config": loaded.config.model_dump(mode="json")}
+def _saved(loaded: LoadedConfig, allowed: Sequence[str]) -> dict[str, Any]:
+    return {
+        "path": str(loaded.path),
+        "config": loaded.config.model_dump(mode="json"),
+        "rows": digests(loaded),
+        "allowed": list(allowed),
+    }
 
 
 def _demand_same_file(loaded: LoadedConfig, saved: dict[str, object]) -> None:
@@ -229,51 +235,6 @@ def _demand_same_file(loaded: LoadedConfig, saved: dict[str, object]) -> None:
             f"the name `{loaded.config.name}` belongs to the run of `{first}`",
             hint="choose another `name`, or `--fresh` to begin anew under this one",
         )
-
-
-def _changes(
-    loaded: LoadedConfig, saved: dict[str, object], allowed: Sequence[str]
-) -> dict[str, tuple[object, object]]:
-    """What training would do differently from what the run was started with.
-
-    Machine and budget may change freely. Raises Usage, with the difference, for a change of the
-    training itself that was not allowed: half a run of each would be no experiment.
-    """
-    before = saved.get("config")
-    if not isinstance(before, dict):
-        return {}
-    with contextlib.suppress(ValidationError):  # a later qft has more fields: with their defaults
-        before = RunConfig.model_validate(before).model_dump(mode="json")
-    now = loaded.config.model_dump(mode="json")
-    found: dict[str, tuple[object, object]] = {}
-    for table in ("model", "method", "data", "train", "checkpoint", "eval"):
-        was, is_now = before.get(table) or {}, now.get(table) or {}
-        for key in sorted({*was, *is_now}):
-            if was.get(key) != is_now.get(key):
-                found[f"{table}.{key}"] = (was.get(key), is_now.get(key))
-    refused = {key: pair for key, pair in found.items() if not _is_allowed(key, allowed)}
-    if refused:
-        raise Usage(
-            f"the run `{loaded.config.name}` was started with another config",
-            problems=[
-                f"{key}: {was!r} became {is_now!r}" for key, (was, is_now) in refused.items()
-            ],
-            hint="undo the change, use `--allow-change KEY`, choose another `name`, or `--fresh`",
-        )
-    return found
-
-
-def is_changed(loaded: LoadedConfig, folder: RunFolder) -> bool:
-    """Whether training would do anything differently from what the run was started with."""
-    try:
-        return bool(_changes(loaded, saved_config(folder), ()))
-    except Usage:
-        return True
-
-
-def _is_allowed(key: str, allowed: Sequence[str]) -> bool:
-    table, _, field = key.partition(".")
-    return table == "checkpoint" or any(name in {key, table, field} for name in allowed)
 
 
 def _set_aside(folder: RunFolder, *, clock: Callable[[], float] = time.time) -> None:

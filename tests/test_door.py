@@ -141,31 +141,6 @@ def test_a_name_belongs_to_one_file_that_may_move(project: Project, tmp_path: Pa
     assert load(copy).config == first.config
 
 
-def test_a_later_version_with_more_fields_sees_no_change(project: Project) -> None:
-    """What a run was started with may lack fields of today: they had today's defaults."""
-    loaded = load(project.config)
-    old = loaded.config.model_dump(mode="json")
-    del old["train"]["seed"]
-
-    assert session._changes(loaded, {"config": old}, ()) == {}
-
-
-def test_whoever_follows_a_run_learns_that_its_config_was_changed(
-    project: Project, tmp_path: Path
-) -> None:
-    """What is followed trains with what it was started with; money may change without a word."""
-    loaded, folder = load(project.config), RunFolder(root=tmp_path)
-    write_json(folder.config, session._saved(loaded))
-    text = project.config.read_text()
-
-    project.config.write_text(text.replace("usd: 1.0", "usd: 2.0"))
-    cheaper = session.is_changed(load(project.config), folder)
-    project.config.write_text(text.replace("steps: 250", "steps: 260"))
-    longer = session.is_changed(load(project.config), folder)
-
-    assert (cheaper, longer) == (False, True)
-
-
 def test_a_change_holds_until_the_trainer_was_started_with_it() -> None:
     """Killed between the resume and the launch, the next command still knows of the change."""
     changed = Event(number=1, at_s=0.0, kind=Kind.RUN_RESUMED, data={"changed": True})
@@ -414,7 +389,7 @@ def test_a_run_is_found_by_name_beside_a_folder_of_that_name(
     folder.root.mkdir(parents=True)
     Journal(folder.journal, clock=time.time).append(Kind.RUN_STARTED, run_id="tiny-1", name="tiny")
     content = yaml.safe_load(project.config.read_text())
-    write_json(folder.config, session._saved(check(content, project.config)))
+    write_json(folder.config, session._saved(check(content, project.config), ()))
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
 

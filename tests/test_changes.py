@@ -1,0 +1,83 @@
+"""A run.yaml that was changed between two commands is honoured, or refused with nothing lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from runs import Project, make_project
+
+from commands import changes, session
+from commands.config import load
+from commands.errors import Usage
+from commands.home import RunFolder
+from infra.durable import write_json
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A project that is in order."""
+    return make_project(tmp_path / "project")
+
+
+def test_a_later_version_with_more_fields_sees_no_change(project: Project) -> None:
+    """What a run was started with may lack fields of today: they had today's defaults."""
+    loaded = load(project.config)
+    old = loaded.config.model_dump(mode="json")
+    del old["train"]["seed"]
+
+    assert changes.changes(loaded, {"config": old}, ()) == {}
+
+
+def test_whoever_follows_a_run_learns_that_its_config_was_changed(
+    project: Project, tmp_path: Path
+) -> None:
+    """What is followed trains with what it was started with; money may change without a word."""
+    loaded, folder = load(project.config), RunFolder(root=tmp_path)
+    write_json(folder.config, session._saved(loaded, ()))
+    text = project.config.read_text()
+
+    project.config.write_text(text.replace("usd: 1.0", "usd: 2.0"))
+    cheaper = changes.is_changed(load(project.config), folder)
+    project.config.write_text(text.replace("steps: 250", "steps: 260"))
+    longer = changes.is_changed(load(project.config), folder)
+
+    assert (cheaper, longer) == (False, True)
+
+
+def test_rows_count_by_what_they_are_and_not_by_their_name(project: Project) -> None:
+    """A renamed file of the same rows is no change; edited rows under the same name are one."""
+    loaded = load(project.config)
+    saved = session._saved(loaded, ())
+    rows = project.folder / "train.jsonl"
+    rows.rename(project.folder / "rows.jsonl")
+    text = project.config.read_text().replace("id: model", "id: ./model")
+    project.config.write_text(text.replace("train: train.jsonl", "train: rows.jsonl"))
+
+    assert changes.changes(load(project.config), saved, ()) == {}
+
+    with (project.folder / "rows.jsonl").open("a") as file:
+        file.write('{"text": "late", "mood": "neutral"}\n')
+    with pytest.raises(Usage) as caught:
+        changes.changes(load(project.config), saved, ())
+    (said,) = caught.value.problems
+    assert said.startswith("data.train: 'train.jsonl (sha256 ")
+    assert "became 'rows.jsonl (sha256 " in said
+    assert said.endswith("(this can never change)")
+    assert "--allow-change" not in caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["method.r", "data.train", "stepz", "train"])
+def test_what_can_never_change_is_told_before_a_trainer_is_stopped(key: str) -> None:
+    """The trainer would refuse it, on the machine, after it was stopped for that."""
+    with pytest.raises(Usage, match="nothing was stopped or sent") as caught:
+        changes.for_trainer(["train.lr", key])
+    assert caught.value.problems[0].startswith(f"{key}: this can never change; what may: ")
+
+
+def test_what_was_allowed_once_stays_allowed_until_a_checkpoint_knows_it() -> None:
+    """The trainer may start from a checkpoint of before; where files lie it does not ask about."""
+    first = {"allowed": ["train.lr"]}
+
+    assert changes.remembered(first, ("model.id",)) == ("model.id", "train.lr")
+    assert changes.for_trainer(("model.id", "checkpoint.every", "train.lr")) == ("train.lr",)
