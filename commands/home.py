@@ -229,8 +229,17 @@ class Busy(Usage):
 
 
 def saved_config(run: RunFolder) -> dict[str, object]:
-    """The config the run was last started with; empty if it never got that far."""
-    value = read_json(run.config)
+    """The config the run was last started with; empty if it never got that far.
+
+    Raises Usage if it is damaged: every other run can be listed and released all the same.
+    """
+    try:
+        value = read_json(run.config)
+    except ValueError as error:
+        raise Usage(
+            f"the run `{run.name}` has a damaged config: {error}",
+            hint="`qft ls --all` and `qft down --all` work without it; `--fresh` begins anew",
+        ) from error
     return value if isinstance(value, dict) else {}
 
 

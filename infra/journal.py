@@ -74,7 +74,10 @@ class JournalDamaged(Exception):  # noqa: N818  (said to people, who do not care
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"`{path}` is damaged: {reason}")
-        self.hint = "the machines are the truth: `qft ls --all` lists them, `qft down` removes them"
+        self.hint = (
+            "the machines are the truth: `qft ls --all` lists them, "
+            "`qft down --all` releases them, with `--delete` it removes them"
+        )
 
 
 class Journal:

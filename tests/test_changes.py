@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from runs import Project, make_project
 
 from commands import changes, session
 from commands.config import load
+from commands.down import known_providers
 from commands.errors import Usage
-from commands.home import RunFolder
+from commands.home import RunFolder, run_folder
 from infra.durable import write_json
+from infra.journal import Journal, Kind
 
 
 @pytest.fixture
@@ -81,3 +84,16 @@ def test_what_was_allowed_once_stays_allowed_until_a_checkpoint_knows_it() -> No
 
     assert changes.remembered(first, ("model.id",)) == ("model.id", "train.lr")
     assert changes.for_trainer(("model.id", "checkpoint.every", "train.lr")) == ("train.lr",)
+
+
+def test_a_damaged_record_of_one_run_hides_no_machine_of_another(tmp_path: Path) -> None:
+    """`qft ls --all` and `qft down --all` look everywhere else; the run itself is told plainly."""
+    folder = run_folder(tmp_path, "tiny")
+    folder.root.mkdir(parents=True)
+    Journal(folder.journal, clock=time.time).append(Kind.RUN_STARTED, run_id="tiny-1", name="tiny")
+    folder.config.write_text("{torn")
+
+    assert [one.name for one in known_providers(tmp_path)] == ["local"]
+    with pytest.raises(Usage, match="damaged config") as caught:
+        session.reopen(folder)
+    assert "`qft down --all` work without it" in caught.value.hint
