@@ -140,9 +140,10 @@ class SshWorkload:
         source: Path | Mapping[str, Path],
         target: str,
     ) -> None:
+        left_out = self._setting.staged.left_out if what == "base model" else ()
         options = SyncOptions(
             python=self._helper,
-            exclude=("__pycache__",),
+            exclude=("__pycache__", *left_out),
             delete=what != "config",
             cache_dir=self._setting.cache,
         )
