@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from infra.catalog import resolve_gpu
 from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
 from infra.journal import JournalDamaged, read
-from infra.lifecycle import Goal, Plan
+from infra.lifecycle import Goal
 from infra.provider import BadRequest, ProviderError, SignedOut
 from infra.state import Ending, RunState, fold
 
@@ -61,13 +62,18 @@ class Arrived:
     reason: str
     receipt: Receipt
     missed: int = 0
-    """How many of the evictions that run.yaml rehearses did not take place."""
+    """How many of the steps at which run.yaml rehearses an eviction brought none."""
+    outrun: int = 0
+    """How many of the evictions that run.yaml times did not take place."""
 
     def lines(self) -> list[tuple[str, str]]:
         """What to print: a word and its fact."""
-        said = f"{self.missed} of `vm.rehearse_evictions` did NOT take place: the training was over"
-        row = ("rehearsal", f"{said} before; take an earlier step, or more steps")
-        return [("result", self.reason), *self.receipt.lines(), *[row] * bool(self.missed)]
+        said = "did NOT take place: the training was over before; take"
+        steps = f"{self.missed} of `vm.rehearse_evictions` {said} an earlier step, or more steps"
+        times = f"{self.outrun} of `vm.local.evict_after_s` {said} fewer seconds, or more steps"
+        rows = [("rehearsal", steps)] * bool(self.missed)
+        rows += [("rehearsal", times)] * bool(self.outrun)
+        return [("result", self.reason), *self.receipt.lines(), *rows]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -77,6 +83,7 @@ class Arrived:
             "result": self.reason,
             **self.receipt.to_json(),
             "rehearsals_missed": self.missed,
+            "timed_evictions_missed": self.outrun,
         }
 
 
@@ -119,7 +126,8 @@ def drive(order: Order) -> Arrived:
                 ending = follow(desk)
                 if ending is not None:
                     receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
-                    return _arrived(name, order.goal, ending, receipt)
+                    state = fold(read(desk.folder.journal))
+                    return _arrived(loaded, order.goal, ending, receipt, state)
                 console.say("the other `qft` is gone; driving on from here")
     except KeyboardInterrupt:
         console.close()
@@ -202,7 +210,6 @@ def find_config(wanted: str, home: Path) -> LoadedConfig:
 
 def _steer(session: Session, order: Order) -> Arrived:
     """Let the supervisor work, then write the receipt."""
-    name = session.loaded.config.name
     simulated = session.provider.traits.simulated_prices
     plan = session.plan(order.goal)
     over = is_over(session.supervisor.state)
@@ -211,22 +218,35 @@ def _steer(session: Session, order: Order) -> Arrived:
     receipt = make_receipt(session.folder, session.loaded.out, simulated=simulated)
     if session.loaded.out.is_dir() and not over:
         write_json(session.loaded.out / "receipt.json", receipt.to_json(), mode=0o644)
-    lost = missed(plan, session.supervisor.state)
-    return _arrived(name, order.goal, ending, receipt, missed=lost)
+    return _arrived(session.loaded, order.goal, ending, receipt, session.supervisor.state)
 
 
-def missed(plan: Plan, state: RunState) -> int:
+def missed(steps: Sequence[int], state: RunState) -> int:
     """Return how many rehearsals a finished training outran: never asked for, or never come."""
-    wanted = set(plan.rehearse_evictions)
+    wanted = set(steps)
     happened = min(len(wanted & state.rehearsed), state.evictions)
     return len(wanted) - happened if state.trained else 0
 
 
+def outrun(times_s: Sequence[float], state: RunState) -> int:
+    """Return how many timed evictions a finished training outran; rehearsed ones are no such."""
+    happened = max(state.evictions - len(state.rehearsed), 0)
+    return max(len(times_s) - happened, 0) if state.trained else 0
+
+
 def _arrived(
-    name: str, goal: Goal, ending: Ending, receipt: Receipt, *, missed: int = 0
+    loaded: LoadedConfig, goal: Goal, ending: Ending, receipt: Receipt, state: RunState
 ) -> Arrived:
+    name, vm = loaded.config.name, loaded.config.vm
     if ending.code == 0:
-        return Arrived(name=name, goal=goal, reason=ending.reason, receipt=receipt, missed=missed)
+        return Arrived(
+            name=name,
+            goal=goal,
+            reason=ending.reason,
+            receipt=receipt,
+            missed=missed(vm.rehearse_evictions, state),
+            outrun=outrun(vm.local.evict_after_s if vm.provider == "local" else (), state),
+        )
     kind = BY_CODE.get(ending.code, Trouble)
     raise kind(ending.reason, hint=_what_now(name, ending.code, receipt))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fakecloud import Killed, Story, World
 
-from commands.drive import Arrived, missed
+from commands.drive import Arrived, missed, outrun
 from commands.home import run_folder
 from commands.receipt import make_receipt
 from infra.cost import Budget, bill
@@ -266,9 +266,32 @@ def test_a_rehearsal_that_the_training_outran_is_told(
         goal=Goal.RUN,
         reason=ending.reason,
         receipt=make_receipt(run_folder(story.path.parent, "run"), story.path, simulated=True),
-        missed=missed(story.plan, state),
+        missed=missed(story.plan.rehearse_evictions, state),
     )
 
     assert (ending.code, state.evictions) == (0, 1 - outrun)
     assert told.to_json()["rehearsals_missed"] == outrun
     assert dict(told.lines()).get("rehearsal", "").count("did NOT take place") == outrun
+
+
+@pytest.mark.parametrize(("comes", "never"), [(True, 0), (False, 1)])
+def test_a_timed_eviction_that_the_training_outran_is_told(
+    story: Story, *, comes: bool, never: int
+) -> None:
+    """Of `vm.local.evict_after_s`, too, a user learns whether it really took place."""
+
+    def evict_once() -> None:
+        if comes and story.work.home >= 10 and not fold(read(story.path)).stops:
+            story.cloud.evict_all()
+
+    story.between = evict_once
+
+    assert story.go().code == 0
+    state = fold(read(story.path))
+    assert (outrun([60.0], state), outrun([], state)) == (never, 0)
+    receipt = make_receipt(run_folder(story.path.parent, "run"), story.path, simulated=True)
+    told = Arrived(name="run", goal=Goal.RUN, reason="done", receipt=receipt, outrun=never)
+    assert told.to_json()["timed_evictions_missed"] == never
+    assert (
+        dict(told.lines()).get("rehearsal", "").count("`vm.local.evict_after_s` did NOT") == never
+    )
