@@ -109,6 +109,24 @@ def demand_playable(home: Path) -> None:
         ) from None
 
 
+def demand_place(out: Path) -> None:
+    """Raise Usage if results could not be written to `out`: found out at the end, it costs a run.
+
+    Makes nothing: a folder is there, or the nearest one above it takes new ones.
+    """
+    there = next(path for path in (out, *out.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        fault = f"`{there}` is in the way: it is no directory"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        fault = f"`{there}` cannot be written"
+    else:
+        return
+    raise Usage(
+        f"results go to `{out}`, and {fault}; nothing was rented",
+        hint="move it away or mend its rights; `out` lies beside the run.yaml, which may move, too",
+    )
+
+
 def make_private(folder: Path) -> None:
     """Make a folder that only its owner can enter."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from commands.console import Console
 from commands.errors import Usage
 from commands.home import (
     RunFolder,
+    demand_place,
     demand_playable,
     driving,
     make_home,
@@ -106,6 +107,7 @@ def opened(desk: Desk) -> Iterator[Session]:
     loaded, folder = desk.loaded, desk.folder
     for_trainer(desk.allow_change)
     check_files(loaded)
+    demand_place(loaded.out)
     if loaded.config.vm.provider == "local":
         demand_playable(desk.home)
     make_home(desk.home)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from tiny import ROOT
 
 from commands.after import Question
 from commands.config import check_files, load
+from commands.console import PlainConsole
 from commands.errors import Usage
 from commands.home import check_name
+from commands.session import Desk, opened
 
 
 @pytest.fixture
@@ -162,6 +166,24 @@ def test_a_home_that_no_machine_can_live_in_is_refused(project: Project) -> None
     assert "Traceback" not in run.stderr + doctor.stderr
     assert "FAIL  machines here: " in doctor.stdout
     assert not (Path(odd) / "runs").exists()
+
+
+@pytest.mark.parametrize("taken", ["out", "out/tiny"])
+def test_a_place_of_results_that_is_taken_is_told_before_anything_is_rented(
+    project: Project, tmp_path: Path, taken: str
+) -> None:
+    """A file where `out` has to be used to be found out after the training."""
+    file = project.folder / taken
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    console = PlainConsole(io.StringIO(), simulated=True, clock=time.monotonic)
+    desk = Desk(loaded=load(project.config), home=tmp_path / "home", console=console)
+
+    with pytest.raises(Usage, match="nothing was rented") as caught, opened(desk):
+        pass
+
+    assert f"`{file}` is in the way" in caught.value.message
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_refusal_exits_2_and_leaves_nothing(project: Project) -> None:
