@@ -29,10 +29,9 @@ def driver_steps(facts: Facts, want: Want) -> list[Step]:
     if Secure Boot forbids the driver, or if the machine is the user's own and lacks a driver.
     """
     if not facts.gpus and not facts.pci_gpus:
-        raise Unfit(
-            ["there is no NVIDIA card on its PCI bus"],
-            hint="choose a size with a GPU; `qft plan` lists them",
-        )
+        size = "choose a size with a GPU; `qft plan` lists them"
+        yours = "name a machine that has one, or `vm: {ssh: {gpu: false}}` to train without"
+        raise Unfit(["there is no NVIDIA card on its PCI bus"], hint=size if want.rented else yours)
     wrong = wrong_branch(facts, want)
     if facts.gpus and not wrong:
         return settle_steps(facts, want)

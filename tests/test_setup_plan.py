@@ -170,7 +170,12 @@ def test_plan(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[Facts, Want, str]] = {
-    "no card": (BARE, DATACENTER, "no NVIDIA card on its PCI bus"),
+    "no card": (BARE, DATACENTER, "no NVIDIA card on its PCI bus; choose a size"),
+    "no card, machine of the user": (
+        BARE,
+        replace(DATACENTER, rented=False),
+        "or `vm: {ssh: {gpu: false}}` to train without",
+    ),
     "an unsigned driver under Secure Boot": (
         replace(CARD, secure_boot=True, smi_code=9, smi_said="couldn't communicate"),
         DATACENTER,
@@ -234,7 +239,7 @@ def test_refusal(name: str) -> None:
     with pytest.raises(Unfit) as caught:
         plan(facts, want)
 
-    assert reason in str(caught.value)
+    assert reason in f"{caught.value}; {caught.value.hint}"
 
 
 CUDA: dict[str, tuple[Facts, Want, str]] = {
