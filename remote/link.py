@@ -347,6 +347,12 @@ def translated(host: Host, transport: paramiko.Transport | None = None) -> Itera
         if transport is not None and not is_cut(error, transport):
             raise
         reason = str(error) or type(error).__name__
+        if isinstance(error, paramiko.ChannelException) and transport and transport.is_active():
+            raise Unreachable(
+                f"{host} opens no further session on this connection: {reason}",
+                hint="a sync needs several at once: raise `MaxSessions` in sshd_config there to "
+                "10, which is its default",
+            ) from error
         raise Unreachable(
             f"no connection to {host}: {reason}",
             hint="is the machine running, and does its firewall admit this address?",

@@ -11,7 +11,7 @@ import pytest
 import sshd
 from test_sync_push import make_tree, read_tree
 
-from remote.errors import CommandFailed, RemoteError
+from remote.errors import CommandFailed, RemoteError, Unreachable
 from remote.job import Job, JobState
 from remote.link import connect
 from remote.sync import pull, push
@@ -37,6 +37,21 @@ def test_shell_that_greets(tmp_path: Path) -> None:
             assert job.start(["sleep", "60"], env={}, cwd=".").state is JobState.RUNNING
             assert job.stop(grace_s=60).exit_code == 143
     assert read_tree(tmp_path / "back") == read_tree(tree)
+
+
+def test_a_server_that_opens_one_session_only_is_told_by_its_setting(tmp_path: Path) -> None:
+    """It answers and the line is up, so nobody is sent to look at the firewall."""
+    tree = make_tree(tmp_path / "tree")
+    (tree / "big").unlink()
+    options = SyncOptions(python=sys.executable)
+    with (
+        sshd.serve(tmp_path / "server", config="MaxSessions 1") as server,
+        connect(server.host()) as link,
+        pytest.raises(Unreachable, match="opens no further session") as caught,
+    ):
+        push(link, tree, "qft/tree", options=options)
+
+    assert "raise `MaxSessions`" in caught.value.hint
 
 
 @pytest.mark.parametrize("words", [["-t", "rsa", "-b", "2048", "-m", "PEM"], ["-t", "ecdsa"]])
