@@ -56,7 +56,9 @@ ANSWERS = (
 )
 """Names that a column of answers usually has, surest first."""
 QUESTIONS = ("instruction", "input", "context", "question", "prompt", "text", "comment", "message")
-PLAIN = str | int | float  # what a template can write
+PLAIN = str | int | float  # what a template can write, as it can a list of words
+NOTHING = frozenset({"n/a", "na", "none", "no label", "nothing", "-"})
+"""What people write where none of the labels holds."""
 PUBLISHED = {
     "jigsaw": {"comment_text", "toxic", "severe_toxic"},
     "ds1000": {"prompt", "reference_code", "metadata"},
@@ -68,6 +70,7 @@ HELD_OUT, HELD_OUT_MAX, SEED = 0.1, 0.3, 0
 SCORED_ROWS = 30  # fewer leave an interval too wide to tell an adapter from its base
 BATCH, EPOCHS, STEPS_MIN, BLANK_STEPS = 8, 3, 20, 200
 LABELS_MAX, ROWS_PER_LABEL_MIN = 50, 3
+NO_LABEL: str = EvalTable.model_fields["none"].default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,8 @@ class Guess:
     completion: str = ""
     messages: str = ""
     labels: tuple[str, ...] = ()
+    none: str = ""
+    """What stands for no label at all, if the answers are sets of labels."""
 
     @property
     def said(self) -> str:
@@ -85,6 +90,8 @@ class Guess:
         if self.messages:
             return f"each row is a conversation in `{self.messages}`"
         kind = f"one of {len(self.labels)} labels" if self.labels else "a text"
+        if self.none:
+            kind = f"any of {len(self.labels)} labels, {self.none!r} for none of them"
         return f"from {self.prompt!r} the model learns {self.completion!r}, {kind}"
 
 
@@ -154,6 +161,9 @@ def _template(*, name: str, guess: Guess | None, steps: int) -> str:
         }
     templates = TEMPLATES.format_map(words)
     scored = f"eval:       {{kind: label, labels: {words['labels']}}}\n"
+    if guess is not None and guess.none:
+        none = _quoted(guess.none)
+        scored = f"eval:       {{kind: multilabel, labels: {words['labels']}, none: {none}}}\n"
     if guess is not None and guess.messages:
         templates = f"  messages: {_quoted(guess.messages)}\n  chat: markers"
     if guess is not None and not guess.labels:
@@ -191,7 +201,7 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     for name in shared:
         if all(_is_talk(row[name]) for row in rows):
             return Guess(messages=_nameable(name))
-    plain = [name for name in shared if all(isinstance(row[name], PLAIN) for row in rows)]
+    plain = [name for name in shared if all(_is_plain(row[name]) for row in rows)]
     folded = {name.strip().casefold(): name for name in plain}
     answer = next((folded[name] for name in ANSWERS if name in folded), "")
     asked = [folded[name] for name in QUESTIONS if name in folded and folded[name] != answer]
@@ -209,29 +219,56 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     titles = [(_nameable(name), name.strip().capitalize()) for name in asked or [longest]]
     prompt = "".join(f"{title}: {{{name}}}\n" for name, title in titles)
     counts = Counter(as_text(answer, row[answer]).strip() for row in rows)
-    few = len(counts) <= min(LABELS_MAX, len(rows) // ROWS_PER_LABEL_MIN)
-    labels = tuple(sorted(counts)) if few and len(counts) > 1 else ()
+    labels, none = _labels(counts)
     title = answer.strip().capitalize()
     if counts[""]:
+        fix = f"write `{none}` there" if none else "fill or remove them"
         raise Usage(
             f"{counts['']} rows have nothing in `{answer}`, the answer to learn",
-            hint="fill or remove them, then type the same command again",
+            hint=f"{fix}, then type the same command again",
         )
-    if labels:
-        _check_labels(answer, labels)
-    return Guess(prompt=f"{prompt}{title}:", completion=f" {{{answer}}}", labels=labels)
+    guess = Guess(prompt=f"{prompt}{title}:", completion=f" {{{answer}}}", labels=labels, none=none)
+    _check_labels(answer, guess)
+    return guess
 
 
-def _check_labels(answer: str, labels: Sequence[str]) -> None:
+def _labels(counts: Counter[str]) -> tuple[tuple[str, ...], str]:
+    """Find the labels among the answers, if these are few; and the word for none, if they are sets.
+
+    Places such as `Salem, OR` share words, too, but have more words than there are places.
+    """
+    from trainer.scoring.answers import words_in
+
+    few = min(LABELS_MAX, counts.total() // ROWS_PER_LABEL_MIN)
+    sets = {frozenset(words_in(answer)) for answer in counts} - {frozenset()}
+    words = frozenset().union(*sets)
+    if any(len(one) > 1 for one in sets) and len(words) <= min(few, len(sets)):
+        together = frozenset().union(*(one for one in sets if len(one) > 1))
+        none = [word for word in words - together if word.casefold() in NOTHING]
+        return tuple(sorted(words - {*none[:1]})), none[0] if none else NO_LABEL
+    return tuple(sorted(counts)) if 1 < len(counts) <= few else (), ""
+
+
+def _check_labels(answer: str, guess: Guess) -> None:
     """Raise Usage if a run.yaml with these labels would be refused."""
+    if not guess.labels:
+        return
+    kind: dict[str, Any] = {"kind": "multilabel", "none": guess.none} if guess.none else {}
     try:
-        EvalTable(kind="label", labels=list(labels))
+        EvalTable(**{"kind": "label", "labels": list(guess.labels)} | kind)
     except ValidationError as error:
         raise Usage(
             f"the labels in `{answer}` cannot be scored",
-            problems=[*problems(error), f"they are {', '.join(map(repr, labels))}"],
+            problems=[*problems(error), f"they are {', '.join(map(repr, guess.labels))}"],
             hint="write each in one way in the file, then type the same command again",
         ) from error
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a template can write a cell."""
+    if isinstance(value, list):
+        return all(isinstance(word, str) for word in value)
+    return isinstance(value, PLAIN)
 
 
 def _nameable(name: str) -> str:

@@ -72,6 +72,7 @@ def test_what_is_missing_is_told(run_dir: Path, capsys: pytest.CaptureFixture[st
     ("asked", "answer"),
     [
         ("--field text", (78, "--field text: write NAME=TEXT")),
+        ("--field text=a --field mood=b", (78, "--field mood: the prompt's fields are text")),
         ("--field text=a --tokens 0", (78, "--tokens: 0")),
         (
             "--chat",

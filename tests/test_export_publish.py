@@ -33,6 +33,7 @@ def hub() -> Iterator[hubs.Hub]:
 def run_dir(tmp_path: Path) -> Path:
     """A finished run with an adapter, beside things that are nobody's business."""
     config = make_config(tmp_path / "secret place" / "model", tmp_path / "rows.jsonl")
+    config["data"]["prompt"] = "```{text}```"
     directory = write_config(tmp_path / "run", config)
     (directory / "adapter").mkdir()
     save_file({"a": torch.arange(4.0)}, directory / "adapter" / "adapter_model.safetensors")
@@ -76,6 +77,7 @@ def test_weights_and_card_arrive_and_nothing_else(
     assert "- lora, rank 4, alpha 8, dropout 0.1, base stored as none" in card
     assert "- 12 optimizer steps of 4 sequences" in card
     assert "- 0.12 hours of training steps\n- 0.03 USD at the listed price\n- 1 evictions" in card
+    assert "\n````\n```{text}```" in card  # the template cannot end the block it stands in
     assert "secret place" not in card
     everything = said.out + said.err + caplog.text + "".join(map(repr, hub.files.values()))
     assert hubs.TOKEN not in everything

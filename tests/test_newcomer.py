@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -120,7 +121,7 @@ def test_labels_are_named_as_they_will_be_read(
     assert guess.labels == labels
 
 
-def moods(path: Path, *answers: str) -> Path:
+def moods(path: Path, *answers: object) -> Path:
     """Write sixty rows that take turns among the answers."""
     rows = [{"text": f"t {n}", "label": answers[n % len(answers)]} for n in range(60)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -160,6 +161,37 @@ def test_labels_that_could_not_be_scored_are_told_at_once(
 
     assert repr(labels[0]) in caught.value.problems[-1]
     assert list(tmp_path.iterdir()) == [rows]
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels", "none"),
+    [
+        (("a, b", "a", "none"), ("a", "b"), "none"),
+        ((["a", "b"], ["b", "c"], ["c"]), ("a", "b", "c"), "N/A"),
+        (("a; b", "a", "b", "b; none"), ("a", "b", "none"), "N/A"),
+        (("Salem, OR", "Portland, OR"), ("Portland, OR", "Salem, OR"), ""),
+    ],
+)
+def test_sets_of_labels_are_told_from_single_ones(
+    tmp_path: Path, answers: tuple[Any, ...], labels: tuple[str, ...], none: str
+) -> None:
+    """Answers made of few words, one or more at a time, are scored as sets; the rest as a whole."""
+    write(str(tmp_path), str(moods(tmp_path / "rows.jsonl", *answers)))
+
+    scored = load(tmp_path / "run.yaml").config.eval
+    assert scored is not None
+    assert tuple(scored.labels) == labels
+    assert (scored.kind, scored.none) == (("multilabel", none) if none else ("label", "N/A"))
+
+
+def test_an_empty_set_of_labels_is_to_be_written_as_a_word(tmp_path: Path) -> None:
+    """A row without any label teaches nothing as it is: the message has the word to write."""
+    rows = moods(tmp_path / "rows.jsonl", ["a", "b"], ["a"], ["b"], [])
+
+    with pytest.raises(Usage) as caught:
+        write(str(tmp_path), str(rows))
+
+    assert "write `N/A` there" in caught.value.hint
 
 
 def test_init_overwrites_nothing_and_leaves_nothing_half(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.prompt is not None:
             prompt = speaker.read_text(args.prompt)
         else:
-            prompt = speaker.read_row(dict(pair.split("=", 1) for pair in args.field))
+            prompt = speaker.read_row(_fields(args))
         text, stopped = speaker.answer(prompt, tokens_max=args.tokens)
     except (ConfigError, ConnectionError) as error:
         sys.stderr.write("\n".join([str(error), *([hint] if hint else [])]) + "\n")
@@ -188,6 +188,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _fields(args: argparse.Namespace) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in args.field)
+
+
 def _check_question(args: argparse.Namespace, speaker: Speaker) -> None:
     """Raise `ConfigError` if the command line asks for nothing that this run can answer."""
     config = speaker.config
@@ -196,6 +200,12 @@ def _check_question(args: argparse.Namespace, speaker: Speaker) -> None:
     odd = [pair for pair in args.field if "=" not in pair]
     if odd:
         raise ConfigError([f"--field {odd[0]}: write NAME=TEXT"])
+    if config.data.messages is None and not args.chat and args.prompt is None:
+        asked, given = Template.parse(config.data.prompt).fields, _fields(args)
+        strangers = [name for name in given if name not in asked]
+        if strangers and all(name in given for name in asked):  # else what is missing says more
+            known = ", ".join(asked) or "none"
+            raise ConfigError([f"--field {strangers[0]}: the prompt's fields are {known}"])
     if config.data.messages is not None and not args.chat and args.prompt is None:
         raise ConfigError(["this run learnt conversations: ask with --chat, or with --prompt TEXT"])
     wordless = config.data.chat == "template" and not speaker.tokenizer.chat_template

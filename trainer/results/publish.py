@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,13 +86,9 @@ def card(config: TrainerConfig, told: Mapping[str, Any], *, base: BaseName, merg
         f"- learnt from `{_data_name(named['train'])}`{scored}",
     ]
     if config.data.messages is None:
-        head += [
-            "- prompt and completion:",
-            "",
-            "```",
-            config.data.prompt + config.data.completion,
-            "```",
-        ]
+        template = config.data.prompt + config.data.completion
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", template)), default=0))
+        head += ["- prompt and completion:", "", fence, template, fence]
     lines = [*head, "", "## Scores", "", *_scores(told, merged=merged)]
     lines += ["", "## Cost", "", *_cost(told), ""]
     return "\n".join(lines)

@@ -52,7 +52,7 @@ def read_answer(text: str, vocabulary: Vocabulary) -> Answer:
     if vocabulary.kind == "label":
         return _read_one(text, {label.casefold(): label for label in vocabulary.labels})
     known = {bare(label).casefold(): label for label in vocabulary.labels}
-    words = _words(text)
+    words = words_in(text)
     if [word.casefold() for word in words] == [bare(vocabulary.none).casefold()]:
         return Answer(labels=frozenset(), unknown=(), readable=True)
     labels = frozenset(known[word.casefold()] for word in words if word.casefold() in known)
@@ -137,7 +137,8 @@ def _read_one(text: str, known: dict[str, str]) -> Answer:
     return Answer(labels=frozenset(), unknown=(line,) if line else (), readable=False)
 
 
-def _words(text: str) -> list[str]:
+def words_in(text: str) -> list[str]:
+    """Return the words of a set of labels, written as `read_answer` reads them."""
     stripped = text.strip()
     if stripped.startswith("["):
         try:
