@@ -95,7 +95,7 @@ class Status:
         if isinstance(eta_s, int | float) and step < steps:
             rows.append(("time left", duration(eta_s)))
         if state.vm is not None:
-            power = self.machine.power if self.machine else state.vm.power
+            power = str(self.machine.power) if self.machine else "not seen just now"
             rows.append(("machine", f"{state.vm.size} in {state.vm.region}, {power}"))
         if job is not None and job.detail.get("exact") is False:
             since = job.detail.get("inexact_from")
@@ -182,7 +182,6 @@ def _machine_json(status: Status) -> dict[str, Any] | None:
     vm = status.state.vm
     if vm is None:
         return None
-    power = status.machine.power if status.machine else vm.power
     return {
         "provider": vm.provider,
         "id": vm.id,
@@ -191,6 +190,6 @@ def _machine_json(status: Status) -> dict[str, Any] | None:
         "size": vm.size,
         "host": vm.host or None,
         "port": vm.port,
-        "power": str(power),
+        "power": str(status.machine.power) if status.machine else None,
         "generation": vm.generation,
     }

@@ -219,6 +219,11 @@ def test_status_is_json_in_every_state(project: Project) -> None:
     up = project.qft("up")
     assert up.returncode == 0, up.stderr
     assert json_of(project.qft("status", "--json"))["summary"] == "machine running"
+    market = project.home / "local" / "market.json"
+    market.write_text("no market")
+    unseen = json_of(project.qft("status", "--json"))
+    assert (unseen["machine"]["power"], "market file" in unseen["trouble"]) == (None, True)
+    market.unlink()
 
     assert project.qft("down").returncode == 0
     assert json_of(project.qft("status", "--json"))["summary"] == "machine deallocated"
