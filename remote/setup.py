@@ -126,10 +126,25 @@ class _Work:
     def start(self, argv: list[str], ends_at: float) -> JobStatus:
         """Start a step, after one that an earlier call left running."""
         while True:
-            status = self.ask(lambda job: job.start(argv, env={}, cwd="."))
+            before = self.ask(lambda job: job.status()).attempt
+            status = self.start_once(argv, before)
             if status.started or status.argv == tuple(argv):
                 return status
             self.follow(status, ends_at)
+
+    def start_once(self, argv: list[str], before: int) -> JobStatus:
+        """Start a step as the next attempt after `before`.
+
+        A cut line may take the answer with it: what began, or is over by now, does not begin again.
+        """
+        try:
+            return self.job().start(argv, env={}, cwd=".")
+        except Unreachable:
+            self.wait_for_ssh(RECONNECT_S_MAX)
+        seen = self.job().status()
+        if seen.attempt > before and seen.argv == tuple(argv):
+            return seen
+        return self.job().start(argv, env={}, cwd=".")
 
     def follow(self, status: JobStatus, ends_at: float) -> JobStatus:
         """Wait until the running step ends; stop it when its time is over."""
@@ -148,17 +163,19 @@ class _Work:
 
     def ask(self, question: Callable[[Job], JobStatus]) -> JobStatus:
         """Ask about the step; pick up a line that was cut."""
-        python = self.want.python or "python3"
         try:
-            return question(Job(link=self.link, directory=DIRECTORY, python=python))
+            return question(self.job())
         except Unreachable:
             self.wait_for_ssh(RECONNECT_S_MAX)
-            return question(Job(link=self.link, directory=DIRECTORY, python=python))
+            return question(self.job())
+
+    def job(self) -> Job:
+        """The step under way, over the connection of now."""
+        return Job(link=self.link, directory=DIRECTORY, python=self.want.python or "python3")
 
     def fail(self, step: Step, status: JobStatus) -> None:
         """Say why a step failed, with the end of its log and what the card says."""
-        python = self.want.python or "python3"
-        log = Job(link=self.link, directory=DIRECTORY, python=python).tail(-LOG_BYTES).data
+        log = self.job().tail(-LOG_BYTES).data
         code = -1 if status.exit_code is None else status.exit_code
         said = log.decode("utf-8", "replace")
         result = Result(exit_code=code, stdout="", stderr=said)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sshd
 
 from remote import setup
 from remote.errors import CommandFailed, TimedOut, Unfit, Unreachable
-from remote.job import Job
+from remote.job import Job, JobState, JobStatus
 from remote.link import Host, Link, connect
 from remote.setup import Driver, Want
 from remote.setup_steps import UPGRADERS, Step
@@ -180,6 +181,32 @@ def test_line_cut_during_a_step(server: sshd.Sshd) -> None:
     ready.link.close()
 
     assert ready.link is not link
+    assert (server.home / "state" / "installs").read_text() == "once\n"
+
+
+@pytest.mark.usefixtures("ubuntu")
+def test_line_cut_before_a_start_is_answered(
+    server: sshd.Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step whose start nobody heard of, and that is over by now, is not started once more."""
+    (server.home / "bin" / "ubuntu-drivers").write_text(
+        "#!/bin/sh\necho once >> ~/state/installs\ncp ~/state/next ~/state/driver\n"
+    )
+    begin, cut = Job.start, iter([True])
+
+    def unheard(job: Job, argv: Sequence[str], **how: Any) -> JobStatus:
+        status = begin(job, argv, **how)
+        if "ubuntu-drivers install" in argv[-1] and next(cut, False):
+            while job.status().state is JobState.RUNNING:
+                time.sleep(0.05)
+            job.link.transport.close()
+            raise Unreachable("the line was cut")
+        return status
+
+    monkeypatch.setattr(Job, "start", unheard)
+
+    apply(server).link.close()
+
     assert (server.home / "state" / "installs").read_text() == "once\n"
 
 
