@@ -41,15 +41,13 @@ def test_shell_that_greets(tmp_path: Path) -> None:
 
 def test_a_server_that_opens_one_session_only_is_told_by_its_setting(tmp_path: Path) -> None:
     """It answers and the line is up, so nobody is sent to look at the firewall."""
-    tree = make_tree(tmp_path / "tree")
-    (tree / "big").unlink()
-    options = SyncOptions(python=sys.executable)
     with (
         sshd.serve(tmp_path / "server", config="MaxSessions 1") as server,
         connect(server.host()) as link,
+        link.transport.open_session(),
         pytest.raises(Unreachable, match="opens no further session") as caught,
     ):
-        push(link, tree, "qft/tree", options=options)
+        link.run("true")
 
     assert "raise `MaxSessions`" in caught.value.hint
 
