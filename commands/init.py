@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError
@@ -253,9 +253,9 @@ def _check_labels(answer: str, guess: Guess) -> None:
     """Raise Usage if a run.yaml with these labels would be refused."""
     if not guess.labels:
         return
-    kind: dict[str, Any] = {"kind": "multilabel", "none": guess.none} if guess.none else {}
+    kind: Literal["multilabel", "label"] = "multilabel" if guess.none else "label"
     try:
-        EvalTable(**{"kind": "label", "labels": list(guess.labels)} | kind)
+        EvalTable(kind=kind, labels=list(guess.labels), none=guess.none or NO_LABEL)
     except ValidationError as error:
         raise Usage(
             f"the labels in `{answer}` cannot be scored",
