@@ -17,6 +17,7 @@ from remote import keys, link
 from remote.errors import RemoteError
 
 if TYPE_CHECKING:
+    from infra.azure import AzureSettings
     from infra.host import HostSettings
     from remote import setup
 
@@ -44,7 +45,14 @@ def make_provider(vm: VmTable, home: Path) -> Provider:
 
 
 def _azure(vm: VmTable, home: Path) -> Provider:
-    from infra.azure import AzureProvider, AzureSettings
+    from infra.azure import AzureProvider
+
+    return AzureProvider(azure_settings(vm), home / "azure")
+
+
+def azure_settings(vm: VmTable) -> AzureSettings:
+    """The account, the image and the rest, from the environment and the config. Raises Usage."""
+    from infra.azure import AzureSettings
 
     try:
         settings = AzureSettings.from_environment(environment())
@@ -52,7 +60,9 @@ def _azure(vm: VmTable, home: Path) -> Provider:
         raise Usage(str(error)) from error
     if vm.azure.subscription:
         settings = replace(settings, subscription_id=vm.azure.subscription)
-    return AzureProvider(settings, home / "azure")
+    if vm.image is not None:
+        settings = replace(settings, image=vm.image.urn)
+    return settings
 
 
 def ssh_machine(vm: VmTable) -> HostSettings:
@@ -165,7 +175,10 @@ def setup_wanted(vm: VmTable, machine: Vm) -> setup.Want:
         table = need_ssh(vm)
         driver = setup.Driver.DATACENTER if table.gpu else setup.Driver.NONE
         return setup.Want(driver=driver, python=table.python, rented=False)
+    given = vm.image is not None and vm.image.driver_is_given
     size = find_size(machine.size, provider=vm.provider)
     if size is None:
-        return setup.Want(driver=setup.Driver.DATACENTER)
-    return setup.Want(driver=setup.Driver(size.driver.value), cuda_max=size.cuda_max)
+        return setup.Want(driver=setup.Driver.DATACENTER, driver_given=given)
+    return setup.Want(
+        driver=setup.Driver(size.driver.value), cuda_max=size.cuda_max, driver_given=given
+    )

@@ -43,9 +43,22 @@ def driver_steps(facts: Facts, want: Want) -> list[Step]:
         )
     if facts.smi_code == LOST:
         return [reboot_step("wake the card by a reboot", facts.smi_said)]
+    if want.driver_given:
+        return given_steps(facts, wrong)
     if want.driver is Driver.GRID:
         return grid_steps(facts)
     return datacenter_steps(facts)
+
+
+def given_steps(facts: Facts, wrong: str) -> list[Step]:
+    """Reboot into the driver that the image is said to bring, or refuse: none is put over it."""
+    if not wrong and ("mismatch" in facts.smi_said or facts.reboot_required):
+        return [reboot_step("reboot into the image's driver", facts.smi_said or "reboot pending")]
+    said = wrong or facts.smi_said or "there is no `nvidia-smi`"
+    raise Unfit(
+        [f"the driver that `vm.image` is said to bring does not answer: {said}"],
+        hint="`driver: auto` under `vm.image` lets qft install one; or name another image",
+    )
 
 
 def reboot_step(name: str, why: str) -> Step:

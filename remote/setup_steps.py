@@ -47,6 +47,8 @@ class Want:
     """The requirement set: `cpu`, `cu128`, `cu130`, or `auto` for the newest that fits."""
     python: str = ""
     """An interpreter that has everything already: then no environment is made."""
+    driver_given: bool = False
+    """Whether the image is said to bring its driver: then none is ever installed over it."""
     rented: bool = True
     """Whether the machine is ours alone: only then drivers are installed and upgrades stopped."""
     spare_bytes: int = 0

@@ -55,7 +55,10 @@ def test_machine_is_spot_under_the_cap(harness: AzureHarness) -> None:
     address = front["properties"]["publicIPAddress"]
     assert address["properties"] == {"deleteOption": "Delete"}
     assert body["osProfile"]["linuxConfiguration"]["disablePasswordAuthentication"] is True
-    assert "securityProfile" not in body
+    assert body["securityProfile"] == {
+        "securityType": "TrustedLaunch",
+        "uefiSettings": {"secureBootEnabled": False, "vTpmEnabled": True},
+    }
 
 
 def test_host_key_is_injected_and_pinned(harness: AzureHarness) -> None:

@@ -128,6 +128,11 @@ TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
         DATACENTER,
         ["reboot into the installed driver"],
     ),
+    "T4, driver of the user's image, replaced under the kernel": (
+        replace(CARD, smi_code=18, smi_said="Driver/library version mismatch"),
+        replace(DATACENTER, driver_given=True),
+        ["reboot into the image's driver"],
+    ),
     "A10, bare": (
         CARD,
         GRID,
@@ -170,6 +175,16 @@ def test_plan(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[Facts, Want, str]] = {
+    "an image said to bring its driver": (
+        replace(CARD, smi_code=9, smi_said="couldn't communicate"),
+        replace(DATACENTER, driver_given=True),
+        "said to bring does not answer: couldn't communicate; `driver: auto` under `vm.image`",
+    ),
+    "an image said to bring the vGPU driver": (
+        replace(A10_OK, gpus=(replace(A10, driver="535.161.08"),)),
+        replace(GRID, driver_given=True),
+        "its vGPU driver is of branch 535, but the host serves 570",
+    ),
     "no card": (BARE, DATACENTER, "no NVIDIA card on its PCI bus; choose a size"),
     "no card, machine of the user": (
         BARE,

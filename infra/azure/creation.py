@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from infra.azure import machine, network
 from infra.azure.account import Account
 from infra.azure.errors import AlreadyThereError, Fault, translate
-from infra.azure.images import image_for
+from infra.azure.images import image_for, refuses_security
 from infra.azure.looking import Looking
 from infra.azure.memory import Memory
 from infra.azure.naming import (
@@ -254,18 +254,14 @@ class Creation:
     def _machine(self, spec: VmSpec, names: Names, record: RunRecord, tags: dict[str, str]) -> Vm:
         settings = self.account.settings
         doing = f"rent {spec.offer.size} in {spec.offer.place}"
-        body = machine.body(
-            spec,
-            names=names,
-            tags=tags,
-            make=machine.Make(
-                image=image_for(spec.offer.size),
-                disk_sku=settings.disk_sku,
-                identity=settings.self_release,
-                arm=settings.arm_endpoint,
-                audience=settings.audience,
-            ),
+        make = machine.Make(
+            image=image_for(spec.offer.size, settings.image),
+            disk_sku=settings.disk_sku,
+            identity=settings.self_release,
+            arm=settings.arm_endpoint,
+            audience=settings.audience,
         )
+        body = machine.body(spec, names=names, tags=tags, make=make)
         done = False
         try:
             operation = self.account.pursue(
@@ -293,9 +289,15 @@ class Creation:
 
         more = {"continuation_token": token} if token else {"match_condition": IF_MISSING}
         machines = self.account.arm.compute.virtual_machines
-        return self.account.arm.begin(
-            doing, machines.begin_create_or_update, names.group, names.vm, body, **more
-        )
+        ask = (doing, machines.begin_create_or_update, names.group, names.vm)
+        try:
+            return self.account.arm.begin(*ask, body, **more)
+        except ProviderError as error:
+            # Sizes and images that know no Trusted Launch have no Secure Boot to switch off either.
+            if "securityProfile" not in body["properties"] or not refuses_security(str(error)):
+                raise
+            del body["properties"]["securityProfile"]
+        return self.account.arm.begin(*ask, body, **more)
 
     def _follow(self, doing: str, spec: VmSpec, names: Names) -> bool:
         """Watch a machine whose operation we do not hold; whether it is made within the wait."""
