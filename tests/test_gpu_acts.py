@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from cards import JOB, Played, place, write_run
-from gpu.acts import Job, Place, attempt, compare_speed, kill_and_resume, train, verify
+from gpu.acts import Job, Place, attempt, compare_speed, kill_and_resume, measured, train, verify
 from gpu.comparing import difference
 from gpu.lines import Figure, Line, Result
 from gpu.running import Ended
-from gpu.watched import speed
+from gpu.shapes import MODELS
+from gpu.watched import Notes, begin_to_measure, end_measuring, speed
+
+from trainer.config import PrecisionChoice, TrainerConfig
 
 
 def test_a_process_gets_no_more_time_than_there_is(tmp_path: Path) -> None:
@@ -248,3 +253,41 @@ def test_hashes_of_the_base_are_handed_to_the_next_run(tmp_path: Path) -> None:
 
     assert (second / ".hashes.json").read_text() == '{"a": "b"}'
     assert not (other / ".hashes.json").exists()
+
+
+def test_memory_is_noted_as_torch_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card the notes hold its peaks since the base was loaded, and the forecast for it."""
+    calls: list[str] = []
+    numbers = {"memory_allocated": 7, "max_memory_allocated": 8, "max_memory_reserved": 9}
+    for name, number in numbers.items():
+        assert callable(getattr(torch.cuda, name))  # torch has it under this name
+        monkeypatch.setattr(torch.cuda, name, lambda number=number: number)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        assert callable(getattr(torch.cuda, name))
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: calls.append(name))
+    properties = SimpleNamespace(name="Card", total_memory=16 << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (100, 120))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
+    config = TrainerConfig.model_validate(
+        place(Path("/w"), Played()).config(Job(model="1b", precision="fp16"))
+    )
+    material = SimpleNamespace(
+        device=torch.device("cuda"),
+        precision=SimpleNamespace(compute=PrecisionChoice.FP16),
+        described=MODELS["1b"],
+        rows=SimpleNamespace(items=[SimpleNamespace(input_ids=range(512))]),
+    )
+    notes = Notes()
+    begin_to_measure(notes, config, material)
+    end_measuring(notes)
+
+    assert (notes.base_bytes, notes.peak_allocated_bytes, notes.peak_reserved_bytes) == (7, 8, 9)
+    assert notes.card_used_bytes == 20
+    assert calls[:2] == ["synchronize", "reset_peak_memory_stats"]
+    assert notes.forecast is not None
+    assert 2e9 < notes.forecast["allocated"] < notes.forecast["reserved"] < 8e9
+    assert measured(vars(notes), warm_up=5, alone=False).keys() == {
+        "peak_allocated", "peak_reserved", "base_and_adapter", "forecast_allocated",
+        "forecast_reserved", "forecast_base",
+    }  # fmt: skip

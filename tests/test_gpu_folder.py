@@ -17,6 +17,9 @@ from gpu.running import Processes, summary
 from gpu.watched import Notes
 from rig import rig
 
+from trainer.config import DataTable
+from trainer.data.examples import load_examples
+
 ROOT = Path(__file__).resolve().parent.parent
 WHOLE = dict.fromkeys(GIVEN, "1.0") | {"bitsandbytes": "0.50.2", "pydantic": "2.14.3"}
 SUFFIX = ".cpython-312-x86_64-linux-gnu.so"
@@ -286,6 +289,19 @@ def test_written_models_are_what_transformers_loads(tmp_path: Path) -> None:
     assert model.model.norm.weight.detach().tolist() == [1.0] * 64
     assert query.float().std().item() == pytest.approx(weights.SPREAD, rel=0.1)
     assert not torch.equal(query, other)
+
+
+def test_rows_are_as_long_as_they_say_and_none_is_cut(tmp_path: Path) -> None:
+    """A row is between the shortest and the longest length, so the forecast's longest is there."""
+    rows = shapes.write_rows(tmp_path / "rows.jsonl", longest=512, shortest=448)
+    table = DataTable(train=str(rows), prompt="{text}", completion="{answer}", loss_on="all")
+    found = load_examples(table, rows, tiny.make_tokenizer(), max_length=512)
+    lengths = [len(row.input_ids) for row in found.items]
+
+    assert (min(lengths), max(lengths), len(lengths)) == (448, 512, shapes.ROWS)
+    assert found.report.truncated == 0
+    assert len(set(lengths)) > 30
+    assert all(row.targets >= len(row.input_ids) - 1 for row in found.items)
 
 
 def test_large_models_are_cut_into_shards_that_hold_every_tensor_once() -> None:

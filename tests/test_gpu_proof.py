@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 from cards import OUT_OF_MEMORY, SCALE, Played, place
 from gpu import rounds
 from gpu.lines import Figure, Line, Result, table, write_json
-from gpu.proof import Models, Proof
+from gpu.proof import Models, Proof, available_bytes, choose_disk, driver
 from gpu.running import Budget, Ended
 
+REAL_DRIVER = driver
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -129,6 +131,7 @@ def test_what_is_timed_runs_alone_and_the_most_telling_comes_first() -> None:
     assert [unit.job.name for unit in first.units] == ["1b bf16", "8b bf16"]
     assert [unit.job.name for unit in second.units][:2] == ["1b bf16", "8b bf16"]
     assert second.units[-1].job.optimizer == "paged_adamw8bit"
+    assert second.units[-1].job.r * 2048 >= 100_000  # smaller tensors are not paged
     assert {name for unit in third.units for name, _ in unit.acts} == {rounds.SPEED}
 
 
@@ -157,6 +160,34 @@ def test_a_disk_without_room_leaves_out_the_large_model(
     assert told.startswith("no room: the 8b model needs 16 GB")
     assert models.fault("8b") == told
     assert played.commands == [f"gpu.weights {tmp_path / 'models'} 1b"]
+
+
+def test_models_are_written_to_memory_only_where_there_is_plenty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shared memory is taken from the computer's own, so a small one writes to its disk."""
+    wanted = tmp_path / "new" / "disk"
+
+    monkeypatch.setattr("gpu.proof.file_bytes", lambda _model: 9 << 30)
+    assert choose_disk(wanted) == wanted
+    assert wanted.is_dir()
+    assert choose_disk(None, memory_bytes=8 << 30) == Path(tempfile.gettempdir())
+    assert available_bytes() > 0
+
+
+def test_shared_memory_needs_room_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Much memory with a small /dev/shm, as in a container, is no place either."""
+    monkeypatch.setattr("gpu.proof.SHARED", tmp_path)
+    roomy = choose_disk(None, memory_bytes=200 << 30)
+    monkeypatch.setattr("gpu.proof.RUNS_BYTES", 10**18)
+    cramped = choose_disk(None, memory_bytes=10**20)
+    monkeypatch.setattr("gpu.proof.SHARED", tmp_path / "nowhere")
+
+    assert roomy == tmp_path
+    assert cramped == Path(tempfile.gettempdir())
+    assert choose_disk(None, memory_bytes=200 << 30) == Path(tempfile.gettempdir())
 
 
 def test_the_table_claims_nothing_that_was_not_measured(tmp_path: Path) -> None:
@@ -201,6 +232,29 @@ def test_what_was_measured_survives_a_hard_end(tmp_path: Path) -> None:
 
     assert seen[:2] == [0, 1]
     assert seen[-1] >= len(seen) // 2
+
+
+@pytest.mark.parametrize(
+    ("script", "version"),
+    [
+        ("echo 580.159.04", "580.159.04"),
+        ("printf '580.1\\n580.1\\n'", "580.1"),
+        ("echo 'NVIDIA-SMI has failed'; exit 9", None),
+        ("true", None),
+        (None, None),
+    ],
+)
+def test_the_drivers_version_is_what_its_tool_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, version: str | None
+) -> None:
+    """Without the tool, or if it fails, the driver is unknown, which ends nothing."""
+    if script is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if script else str(tmp_path))
+
+    assert REAL_DRIVER(True) == version
+    assert REAL_DRIVER(False) is None
 
 
 LEFT_OUT = (
@@ -256,10 +310,10 @@ def test_without_a_card_it_says_so_and_does_what_it_can(tmp_path: Path) -> None:
     assert lines["8b: parameters"]["figures"]["parameters"]["value"] == 8_030_261_248
     assert 5.6e9 < lines["8b: bytes in NF4"]["figures"]["base"]["value"] < 5.8e9
     assert {f"8b: forecast for {card}" for card in ("T4", "A10", "A100", "H100")} <= {*lines}
-    resumed = lines["tiny fp32: SIGKILL and resume"]
+    resumed = lines["tiny bf16: SIGKILL and resume"]
     assert resumed["figures"]["killed_after"]["value"] >= 9
     assert resumed["figures"]["resumed_from"]["value"] >= 6
-    assert lines["tiny fp32: verify"]["figures"]["replayed"]["value"] > 0
+    assert lines["tiny bf16: verify"]["figures"]["replayed"]["value"] > 0
     measured = {name for line in found["lines"] for name in line["figures"]}
     assert not measured & {"tokens_per_s", "peak_allocated", "peak_reserved", "card_used"}
     assert list((tmp_path / "work").iterdir()) == []  # models and runs are gone

@@ -45,6 +45,7 @@ class Job:
     model: str
     precision: str = "bf16"
     optimizer: str = "adamw"
+    r: int = 8
     expect_s: float = 20.0
     limit_s: float = 120.0
 
@@ -76,8 +77,8 @@ class Place:
             "model": {"id": str(self.work / "models" / job.model)},
             "method": {
                 "kind": "qlora",
-                "r": 8,
-                "alpha": 16,
+                "r": job.r,
+                "alpha": 2 * job.r,
                 "dropout": 0.05,
                 "optimizer": job.optimizer,
             },
@@ -93,6 +94,7 @@ class Place:
                 "micro_batch": scale.micro_batch,
                 "max_length": scale.max_length,
                 "warmup": 3,
+                "gradient_checkpointing": True,  # as `auto` has it on a card, and on a CPU too
                 "precision": job.precision,
             },
             "checkpoint": {"every": scale.every, "keep": 2},

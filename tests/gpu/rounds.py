@@ -17,13 +17,14 @@ from gpu.lines import Line
 TRAIN, RESUME, VERIFY, SPEED = (
     "load and train", "SIGKILL and resume", "verify", "transformers.Trainer",
 )  # fmt: skip
+PAGED_RANK = 64  # bitsandbytes pages tensors of 100,000 elements or more only: 64 x 2048
 LANE_BYTES = 30e9  # of the card's memory for each training beside others
 LANE_CORES = 3
 LANES_MAX = 4
 
 ONE = Job(model="1b")
 EIGHT = Job(model="8b", expect_s=35.0, limit_s=170.0)
-TINY = Job(model="tiny", precision="fp32", expect_s=8.0, limit_s=120.0)
+TINY = Job(model="tiny", expect_s=8.0, limit_s=120.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,9 @@ def card_rounds(lanes: int) -> list[Round]:
         Job(model=job.model, precision="fp16", expect_s=job.expect_s, limit_s=job.limit_s)
         for job in (ONE, EIGHT)
     )
-    kept = [Job(model="1b", optimizer=name) for name in ("adamw8bit", "paged_adamw8bit")]
+    kept = [
+        Job(model="1b", optimizer=name, r=PAGED_RANK) for name in ("adamw8bit", "paged_adamw8bit")
+    ]
     return [
         Round(units=(alone(ONE), alone(EIGHT))),
         Round(
