@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cards import OUT_OF_MEMORY, SCALE, Played, place
 from gpu import rounds
+from gpu.card import by_driver
 from gpu.lines import Figure, Line, Result, table, write_json
 from gpu.proof import Models, Proof, available_bytes, choose_disk, driver
 from gpu.running import Budget, Ended
@@ -219,6 +220,40 @@ def test_the_table_claims_nothing_that_was_not_measured(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_card_on_which_nothing_could_be_trained_is_no_success(tmp_path: Path) -> None:
+    """Where the card is there and a package is not, the exit code does not say that all is well."""
+    played = Played()
+    budget = Budget(limit_s=480, clock=lambda: played.now_s, began_s=0)
+    out = tmp_path / "gpu.json"
+    made = Proof(runner=played, budget=budget, work=tmp_path, out=out, say=lambda _text: None)
+
+    assert made.run(lacking=("bitsandbytes",)) == 1
+    lines = json.loads(out.read_text())["lines"]
+    assert {line["result"] for line in lines} == {"not run"}
+    assert {line["error"] for line in lines} == {"this Python lacks bitsandbytes"}
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("printf 'NVIDIA H200\\nNVIDIA H200\\n'", {"device": "cuda", "gpu": "NVIDIA H200"}),
+        ("echo", {"device": "cpu"}),
+        ("echo failed; exit 9", {"device": "cpu"}),
+        (None, {"device": "cpu"}),
+    ],
+)
+def test_a_card_is_looked_for_without_torch_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, found: dict[str, str]
+) -> None:
+    """Without torch the driver's tool is asked, and its absence means that there is no card."""
+    if script is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if script else str(tmp_path))
+
+    assert by_driver() == found
+
+
 def test_what_was_measured_survives_a_hard_end(tmp_path: Path) -> None:
     """gpu.json holds every line that has ended while the next one is still at work."""
     seen: list[int] = []
@@ -273,14 +308,17 @@ LEFT_OUT = (
 """What we depend on elsewhere, and a machine with a card need not have."""
 
 
-def bare_python(directory: Path) -> str:
+ORDER = ("torch", "numpy", "pydantic")
+
+
+def bare_python(directory: Path, *more: str) -> str:
     """Write what makes a Python act as if it had none of that; return the folder for its path."""
     directory.mkdir()
     (directory / "sitecustomize.py").write_text(
         "from importlib.machinery import PathFinder\n"
         "find = PathFinder.find_spec\n"
         "def find_spec(name, path=None, target=None):\n"
-        f"    absent = name.split('.')[0] in {LEFT_OUT!r}\n"
+        f"    absent = name.split('.')[0] in {(*LEFT_OUT, *more)!r}\n"
         "    return None if absent else find(name, path, target)\n"
         "PathFinder.find_spec = staticmethod(find_spec)\n"
     )
@@ -317,6 +355,34 @@ def test_without_a_card_it_says_so_and_does_what_it_can(tmp_path: Path) -> None:
     measured = {name for line in found["lines"] for name in line["figures"]}
     assert not measured & {"tokens_per_s", "peak_allocated", "peak_reserved", "card_used"}
     assert list((tmp_path / "work").iterdir()) == []  # models and runs are gone
+
+
+@pytest.mark.parametrize("lacking", [("torch",), ("pydantic",), ("torch", "numpy", "pydantic")])
+def test_a_python_that_lacks_what_is_needed_is_told_so_and_nothing_fails(
+    tmp_path: Path, lacking: tuple[str, ...]
+) -> None:
+    """What cannot be done is not run, with what is missing; that is no failure of the trainer."""
+    environment = {**os.environ, "PYTHONPATH": bare_python(tmp_path / "bare", *lacking)}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "gpu"), "--out", str(tmp_path), "--folder",
+         str(tmp_path / "nothing"), "--work", str(tmp_path / "work")],
+        env=environment | {"CUDA_VISIBLE_DEVICES": "", "PATH": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = {
+        line["what"]: line for line in json.loads((tmp_path / "gpu.json").read_text())["lines"]
+    }
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no CUDA card can be used here" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    trained = lines["tiny bf16: load and train"]
+    assert (trained["result"], trained["error"]) == (
+        "not run", f"this Python lacks {', '.join(sorted(lacking, key=ORDER.index))}",
+    )  # fmt: skip
+    assert "FAILED" not in {line["result"] for line in lines.values()}
+    forecast = "done" if lacking == ("torch",) else "not run"
+    assert lines["8b: forecast for T4"]["result"] == forecast
 
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:

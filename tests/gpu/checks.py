@@ -9,10 +9,11 @@ behind it; bytes in NF4 come from one layer of the real shape that bitsandbytes 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from gpu.acts import Scale
@@ -21,15 +22,17 @@ from gpu.shapes import LONGEST, MODELS, PUBLISHED, elements, tensors
 
 CARDS = ("T4", "A10", "A100", "H100")
 NEAR = 0.001
+ROWS_MAX = 1024
 
 
 def main(names: Sequence[str]) -> int:
     """Check each model, and print the lines."""
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # as the trainer has it: a compiler takes seconds
     lines = []
     for name in names:
         config = MODELS[name]
         lines.append(attempt(f"{name}: parameters", partial(parameters, name, config)))
-        lines.append(attempt(f"{name}: bytes in NF4", partial(base, config)))
+        lines.append(attempt(f"{name}: bytes in NF4", partial(base, name, config)))
         for card in CARDS:
             what = f"{name}: forecast for {card}"
             lines.append(attempt(what, partial(forecast, config, card)))
@@ -54,7 +57,7 @@ def parameters(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[st
     """Compare the parameters that transformers makes with the closed formula and our files."""
     from trainer.device.shapes import read_shape
 
-    model = empty(config)
+    model = empty(name)
     built = sum(value.numel() for value in model.parameters())
     foretold = read_shape(config).parameters
     written = sum(elements(shape) for _, shape in tensors(config))
@@ -68,7 +71,7 @@ def parameters(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[st
     return False, told, figures
 
 
-def base(config: Mapping[str, Any]) -> tuple[bool, str, dict[str, Figure]]:
+def base(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[str, Figure]]:
     """Compare the bytes of the base in NF4 with the closed formula."""
     import torch
 
@@ -76,7 +79,7 @@ def base(config: Mapping[str, Any]) -> tuple[bool, str, dict[str, Figure]]:
     from trainer.device.memory import Workload, base_bytes
     from trainer.device.shapes import read_shape
 
-    model = empty(config)
+    model = empty(name)
     head = model.get_output_embeddings()
     linears = [
         one for one in model.modules() if isinstance(one, torch.nn.Linear) and one is not head
@@ -84,7 +87,9 @@ def base(config: Mapping[str, Any]) -> tuple[bool, str, dict[str, Figure]]:
     weights = sum(one.weight.numel() for one in linears)
     others = sum(value.numel() for value in model.parameters()) - weights
     largest = max(linears, key=lambda one: one.weight.numel())
-    measured = weights * quantised_bytes(*largest.weight.shape) + 2 * others
+    rows, columns = largest.weight.shape
+    # A layer as it is, or as much of it as a CPU quantises in a moment.
+    measured = weights * quantised_bytes(min(rows, ROWS_MAX), columns) + 2 * others
     work = Workload(tokens=LONGEST, precision=PrecisionChoice.BF16)
     foretold = base_bytes(read_shape(config), work)
     figures = {
@@ -143,13 +148,14 @@ def forecast(config: Mapping[str, Any], card: str) -> tuple[bool, str, dict[str,
     return True, f"{said} of {scale.batch_size}", figures
 
 
-def empty(config: Mapping[str, Any]) -> Any:
-    """Return the model that transformers makes of a config, with no memory behind it."""
+@cache
+def empty(name: str) -> Any:
+    """Return the model that transformers makes of its config, with no memory behind it."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(LlamaConfig(**config))
+        return AutoModelForCausalLM.from_config(LlamaConfig(**MODELS[name]))
 
 
 if __name__ == "__main__":

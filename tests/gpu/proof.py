@@ -1,6 +1,7 @@
 """The proof from the command line to the table: what there is, what is done, what came out.
 
-Exit codes: 0 whatever could be done went well, 1 a line failed, 2 bad usage, 130 interrupted.
+Exit codes: 0 whatever could be done went well, 1 a line failed or nothing was trained on a card,
+2 bad usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -140,18 +141,22 @@ class Proof:
         self._save(lines)
         self.say("\n" + table(lines))
         self.say("\n" + conclude(lines, self.out, self.budget.spent_s, card=card))
-        return 1 if any(line.result is Result.FAILED for line in lines) else 0
+        return verdict(lines, card=card)
 
     def _probe(self) -> dict[str, Any]:
-        """Ask the trainer itself what this machine is."""
-        ended = self.runner.run("trainer", "probe", limit_s=min(PROBE_S, self.budget.left_s))
-        try:
-            found = json.loads(ended.out)
-        except ValueError:
-            found = None
-        if isinstance(found, dict):
-            return found
-        return {"device": None, "problem": summary(ended, limit_s=PROBE_S)}
+        """Ask the trainer itself what this machine is; if it cannot be asked, look for a card."""
+        problem = ""
+        for command in (("trainer", "probe"), ("gpu.card",)):
+            limit_s = min(PROBE_S, self.budget.left_s)
+            ended = self.runner.run(*command, limit_s=limit_s)
+            try:
+                found = json.loads(ended.out)
+            except ValueError:
+                found = None
+            if isinstance(found, dict) and found.get("device"):
+                return found
+            problem = problem or summary(ended, limit_s=limit_s)
+        return {"device": None, "problem": problem}
 
     def _unknown(self, machine: Mapping[str, Any], lacking: Sequence[str]) -> list[Line]:
         """Return a line if the trainer could not say what the machine is: that is not "no card"."""
@@ -284,6 +289,13 @@ def conclude(lines: Sequence[Line], out: Path, seconds: float, *, card: bool) ->
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     where = "" if card else "; no card, so no figure of one"
     return f"{told} in {seconds:.0f} s{where}; {out}"
+
+
+def verdict(lines: Sequence[Line], *, card: bool) -> int:
+    """Return the exit code: a card on which nothing was trained is no success either."""
+    failed = any(line.result is Result.FAILED for line in lines)
+    trained = any(rounds.TRAIN in line.what and line.result is Result.DONE for line in lines)
+    return 1 if failed or (card and not trained) else 0
 
 
 def driver(card: bool) -> str | None:  # noqa: FBT001 - whether there is one to ask
