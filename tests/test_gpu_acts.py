@@ -10,7 +10,7 @@ import pytest
 import torch
 from cards import JOB, Played, place, write_run
 from gpu.acts import Job, Place, attempt, compare_speed, kill_and_resume, measured, train, verify
-from gpu.comparing import difference
+from gpu.comparing import differences
 from gpu.lines import Figure, Line, Result
 from gpu.running import Ended
 from gpu.shapes import MODELS
@@ -134,24 +134,23 @@ def test_any_other_bit_is_found_and_named(tmp_path: Path, damage: Callable[[Path
     """A difference in a log, an adapter or an optimizer is told with its place."""
     write_run(tmp_path / "calm", upto=6)
     write_run(tmp_path / "killed", upto=6, seconds=3)
-    same = difference(tmp_path / "calm", tmp_path / "killed", steps=6)
+    same = differences(tmp_path / "calm", tmp_path / "killed", steps=6)
     damage(tmp_path / "killed")
-    told = difference(tmp_path / "calm", tmp_path / "killed", steps=6)
+    told = differences(tmp_path / "calm", tmp_path / "killed", steps=6)
 
-    assert same is None
-    assert told is not None
-    assert told.startswith(DAMAGES[damage])
+    assert same == []
+    assert told[0].startswith(DAMAGES[damage])
 
 
 def test_two_runs_that_did_nothing_are_not_the_same(tmp_path: Path) -> None:
     """Where nothing was trained nothing was compared, which is no proof."""
     for name in ("calm", "killed"):
         write_run(tmp_path / name, upto=4)
-    told = difference(tmp_path / "calm", tmp_path / "killed", steps=6)
-    missing = difference(tmp_path / "nowhere", tmp_path / "neither", steps=6)
+    told = differences(tmp_path / "calm", tmp_path / "killed", steps=6)
+    missing = differences(tmp_path / "nowhere", tmp_path / "neither", steps=6)
 
-    assert told == "the undisturbed run has a log of 4 lines, not of steps 1 to 6"
-    assert missing == "the undisturbed run has a log of 0 lines, not of steps 1 to 6"
+    assert told == ["the undisturbed run has a log of 4 lines, not of steps 1 to 6"]
+    assert missing == ["the undisturbed run has a log of 0 lines, not of steps 1 to 6"]
 
 
 def test_a_resumed_run_with_other_bits_fails_its_line(tmp_path: Path) -> None:
@@ -165,6 +164,7 @@ def test_a_resumed_run_with_other_bits_fails_its_line(tmp_path: Path) -> None:
     assert line.result is Result.FAILED
     assert line.error == "step 5: loss is 0.2, undisturbed 0.2000001"
     assert line.figures["killed_after"].value == 3
+    assert line.error in line.log
 
 
 def test_a_run_that_began_anew_did_not_resume(tmp_path: Path) -> None:

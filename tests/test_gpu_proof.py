@@ -76,6 +76,7 @@ def test_an_error_is_that_of_its_line_and_the_others_go_on(tmp_path: Path) -> No
     assert by_name["8b bf16: load and train"]["error"] == (
         "exit 78: torch.OutOfMemoryError: 2 GiB too much"
     )
+    assert by_name["8b bf16: load and train"]["log"].startswith("said\n")
     for act in ("SIGKILL and resume", "verify"):
         assert by_name[f"8b bf16: {act}"]["result"] == "not run"
     assert by_name["8b fp16: verify"]["result"] == "done"
@@ -216,7 +217,7 @@ def test_the_table_claims_nothing_that_was_not_measured(tmp_path: Path) -> None:
     assert found["lines"][0]["figures"]["peak_reserved"] == {"value": 7e9, "unit": "bytes"}
     assert found["lines"][1] == {
         "what": "b: train", "result": "FAILED", "seconds": 0.0, "said": "", "error": "exit 78",
-        "figures": {},
+        "figures": {}, "log": "",
     }  # fmt: skip
 
 

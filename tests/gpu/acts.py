@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpu.comparing import difference, last_step
+from gpu.comparing import differences, last_step, read_log
 from gpu.lines import Figure, Line, Result, figures_of
 from gpu.running import Budget, Ended, Runner, summary
 from gpu.watched import speed
@@ -172,6 +172,7 @@ def train(place: Place, job: Job, *, alone: bool) -> Line:
         seconds=ended.seconds,
         said=", ".join([*told, *_exactness(status)]),
         figures=figures,
+        log=ended.log,
     )
 
 
@@ -215,13 +216,12 @@ def kill_and_resume(place: Place, job: Job) -> Line:
     second = place.runner.run("gpu.watched", notes, "0", *command, limit_s=limit_s)
     seconds = first.seconds + second.seconds
     if not second.fine:
-        return _failed(f"{what}", second, limit_s, {}, seconds=seconds)
-    return _judge_resumed(place, what, (calm, run_dir), seconds=seconds, killed_after=killed_after)
+        return _failed(what, second, limit_s, {}, seconds=seconds)
+    line = _judge_resumed(place, (calm, run_dir), what=what, killed_after=killed_after)
+    return replace(line, seconds=seconds, log=f"{line.log}\n{second.log}".strip())
 
 
-def _judge_resumed(
-    place: Place, what: str, runs: tuple[Path, Path], *, seconds: float, killed_after: int
-) -> Line:
+def _judge_resumed(place: Place, runs: tuple[Path, Path], *, what: str, killed_after: int) -> Line:
     """Compare a resumed run with the calm one, and look at what its status says."""
     calm, run_dir = runs
     status = _read(run_dir / "status.json")
@@ -232,17 +232,18 @@ def _judge_resumed(
             "redone": (status.get("redone_steps"), "steps"),
         }
     )
-    told = difference(calm, run_dir, steps=place.scale.steps)
-    if told is None and (status.get("resumes") != 1 or not status.get("resumed_from")):
-        told = f"it did not resume from a checkpoint: {status.get('resumed_from')}"
+    told = differences(calm, run_dir, steps=place.scale.steps)
+    if status.get("resumes") != 1 or not status.get("resumed_from"):
+        told.append(f"it did not resume from a checkpoint: {status.get('resumed_from')}")
     said = f"killed after step {killed_after}, went on from step {status.get('resumed_from')}"
-    if told is not None:
+    if told:
+        log = "\n".join(told)
         return Line(
-            what=what, result=Result.FAILED, seconds=seconds, said=said, error=told, figures=figures
+            what=what, result=Result.FAILED, said=said, error=told[0], figures=figures, log=log
         )
     same = "the same bits: every step's log, adapter, optimizer"
     said = "; ".join([said, same, *_exactness(status)])
-    return Line(what=what, result=Result.DONE, seconds=seconds, said=said, figures=figures)
+    return Line(what=what, result=Result.DONE, said=said, figures=figures)
 
 
 def verify(place: Place, job: Job) -> Line:
@@ -327,8 +328,6 @@ def _exactness(status: dict[str, Any]) -> list[str]:
 
 def _loss(run_dir: Path) -> str:
     """Return the losses at both ends."""
-    from gpu.comparing import read_log
-
     losses = [record.get("loss") for record in read_log(run_dir)]
     told = ["not finite" if one is None else f"{one:.3f}" for one in (losses[0], losses[-1])]
     return " to ".join(told)
@@ -348,6 +347,7 @@ def _failed(
         seconds=ended.seconds if seconds is None else seconds,
         error=summary(ended, limit_s=limit_s),
         figures=figures,
+        log=ended.log,
     )
 
 

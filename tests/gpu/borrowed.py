@@ -121,7 +121,6 @@ def environment(base: Mapping[str, str], choice: Choice, *, root: Path) -> dict[
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 

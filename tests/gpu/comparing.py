@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SAME = ("adapter/adapter_model.safetensors",)
+TOLD_MAX = 12
 IN_CHECKPOINT = ("adapter.safetensors", "optimizer.safetensors")
 
 
@@ -32,26 +33,28 @@ def last_step(run_dir: Path) -> int:
     return int(records[-1]["step"]) if records else 0
 
 
-def difference(one: Path, other: Path, *, steps: int) -> str | None:
-    """Say the first difference between two runs that ended, None if there is none.
+def differences(one: Path, other: Path, *, steps: int) -> list[str]:
+    """Say how a run that ended differs from an undisturbed `one`, the first difference first.
 
-    What both lack is a difference too: nothing was compared then.
+    At most `TOLD_MAX` are listed. What both lack is a difference too: nothing was compared then.
     """
     before, after = read_log(one), read_log(other)
     if [record.get("step") for record in before] != list(range(1, steps + 1)):
-        return f"the undisturbed run has a log of {len(before)} lines, not of steps 1 to {steps}"
-    for was, now in zip(before, after, strict=False):
-        for key in sorted({*was, *now}):
-            if was.get(key) != now.get(key):
-                return f"step {was['step']}: {key} is {now.get(key)}, undisturbed {was.get(key)}"
+        return [f"the undisturbed run has a log of {len(before)} lines, not of steps 1 to {steps}"]
+    told = [
+        f"step {was['step']}: {key} is {now.get(key)}, undisturbed {was.get(key)}"
+        for was, now in zip(before, after, strict=False)
+        for key in sorted({*was, *now})
+        if was.get(key) != now.get(key)
+    ]
     if len(before) != len(after):
-        return f"the log has {len(after)} lines, undisturbed {len(before)}"
+        told.append(f"the log has {len(after)} lines, undisturbed {len(before)}")
     checkpoint = f"checkpoints/step-{steps:08d}"
     for name in (*SAME, *(f"{checkpoint}/{name}" for name in IN_CHECKPOINT)):
-        told = _files_differ(one / name, other / name)
-        if told:
-            return f"{name} {told}"
-    return None
+        fault = _files_differ(one / name, other / name)
+        if fault:
+            told.append(f"{name} {fault}")
+    return told[:TOLD_MAX]
 
 
 def _files_differ(one: Path, other: Path) -> str | None:

@@ -39,6 +39,7 @@ class Line:
     said: str = ""
     error: str | None = None
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    log: str = ""  # the end of what its processes said, for whoever mends; not in the table
 
 
 def figures_of(numbers: Mapping[str, tuple[float | None, str]]) -> dict[str, Figure]:

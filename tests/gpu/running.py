@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 LOOK_S = 0.01
+LOG_LETTERS = 4000
 ERROR_LETTERS = 400
 
 
@@ -36,6 +37,11 @@ class Ended:
     def fine(self) -> bool:
         """Whether it ended by itself and well."""
         return self.code == 0 and not self.killed and not self.stopped
+
+    @property
+    def log(self) -> str:
+        """The end of what it said to its error output."""
+        return self.error[-LOG_LETTERS:]
 
 
 class Runner(Protocol):
