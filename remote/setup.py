@@ -34,8 +34,7 @@ RECONNECT_S_MAX = 300.0
 ROUNDS_MAX = 6
 LOG_BYTES = 3000
 PROGRESS_S = 10.0
-"""How often it is told how far a step is; the first time sooner."""
-PROGRESS_S_FIRST = 3.0
+"""How often it is told how far a step is; one that is over sooner is not worth a line."""
 PROGRESS_BYTES = 64 << 10
 """How much of the end of a log is read for that."""
 AS_ROOT = 'if [ "$(id -u)" = 0 ]; then exec sh -c "$1"; else exec sudo -n sh -c "$1"; fi'
@@ -157,7 +156,7 @@ class _Work:
     ) -> JobStatus:
         """Wait until the running step ends, telling how far it is; stop it when time is up."""
         wait_s = POLL_S_FIRST
-        began, next_s = self.clock(), PROGRESS_S_FIRST
+        began, next_s = self.clock(), PROGRESS_S
         progress = Progress(name=name)
         while status.state is JobState.RUNNING:
             if self.clock() > ends_at:
