@@ -23,12 +23,14 @@ from infra.when import parse_utc_s
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, link, sync
 from remote.clean import clean
+from remote.setup_reasons import reason
 from remote.sync_plan import Progress, SyncOptions
 
 CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
 STATUS_BYTES_MAX = 1 << 20
 LOG_BYTES_MAX = 4 << 20
+TOLD_BYTES = 2000
 FAILURES_BORNE = 2
 NEVER_AGAIN = (126, 127)
 """Exit codes of what may not run or is not there, as shells tell them: it ends so every time."""
@@ -189,6 +191,8 @@ class SshWorkload:
         with self._translated():
             status = self._job(vm).status()
             told = self._heartbeat(vm)
+        if status.state is job.JobState.EXITED and status.exit_code in NEVER_AGAIN:
+            raise self._not_started(vm, status.exit_code)
         detail = {} if is_of_before(told, status) else told
         if status.state is job.JobState.RUNNING:
             self._bring_home_from(vm)
@@ -198,6 +202,15 @@ class SshWorkload:
             step=_count(detail.get("step")),
             steps=_count(detail.get("steps")),
             detail=detail,
+        )
+
+    def _not_started(self, vm: Vm, code: int) -> HostUnfit:
+        """What keeps the trainer from starting: nothing that it could do better the next time."""
+        with self._translated():
+            said = self._job(vm).tail(-TOLD_BYTES).data.decode("utf-8", "replace")
+        last = "".join(f"\n  {line}" for line in said.splitlines()[-3:])
+        return HostUnfit(
+            f"the trainer cannot be started there{last}\n  hint: {reason(said, '', code)}"
         )
 
     def stop(self, vm: Vm) -> None:

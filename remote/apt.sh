@@ -45,7 +45,7 @@ qft_install() {
       again=yes
       qft_apt --fix-broken install
     fi
-    if grep -qE '404 +Not Found|Hash Sum mismatch|unexpected size|to locate package' "$said"; then
+    if grep -qE '404 +[A-Z]|Hash Sum mismatch|unexpected size|to locate package' "$said"; then
       again=yes
       qft_update
     fi

@@ -161,7 +161,7 @@ def install_step(python: Python, cuda: str) -> Step:
         f" {python.command} -m venv --clear {folder} && mkdir -p {folder}/wheels && {begin}"
         # The wheels go beside the environment: a /tmp in memory would not hold them.
         f' && {{ TMPDIR="$PWD"/{folder}/wheels; export TMPDIR; }} && {fetch}'
-        f" && rm -rf {folder}/wheels && sync && touch {folder}/.ready",
+        f" && rm -rf {folder}/wheels {folder}/said {folder}/code && sync && touch {folder}/.ready",
         why=f"the trainer needs the tested versions ({cuda})",
         timeout_s=3600,
         files={

@@ -39,6 +39,8 @@ class Ending:
     """What it means, and what helps."""
     again: bool = True
     """Whether the same step may go well a moment later."""
+    general: bool = False
+    """Whether it only says that something failed: an earlier line may say what."""
 
     def said_in(self, line: str) -> bool:
         """Whether a line is this ending's."""
@@ -97,7 +99,7 @@ ENDINGS = (
         means="its mirror of packages is being changed just now: repeat the command in a while",
     ),
     Ending(
-        says=r"returned error: 404|404 +not found",
+        says=r"returned error: 404|(?:^|\s)404 +[a-z]",
         means="a file is no longer where its list says, also after the lists were fetched anew:"
         " repeat the command later, or choose another mirror or image",
     ),
@@ -207,6 +209,7 @@ ENDINGS = (
         says=r"sub-process \S*dpkg returned an error|error processing package|dpkg: error: ",
         means="a package cannot be set up, as the lines above tell: mend that with"
         " `sudo dpkg --configure -a` on the machine (`qft ssh`)",
+        general=True,
     ),
 )
 """What apt, dpkg, pip, curl, the shell and the loader say in the end, the more telling first."""
@@ -230,8 +233,26 @@ def reason(log: str, kernel: str, code: int | None = None) -> str:
         return "; ".join(errors)
     if code == KILLED and KILLED_FOR_MEMORY.search(kernel):
         return MEMORY_HINT
-    meant = (meaning(line, log) for line in reversed(log.splitlines()))
-    return next(filter(None, meant), "") or BY_CODE.get(code or 0, "")
+    line = telling_line(log)
+    return meaning(line, log) or BY_CODE.get(code or 0, "")
+
+
+def telling_line(log: str) -> str:
+    """The last line that says what went wrong; empty if none does.
+
+    One that says in general that something did gives way to an earlier one that says what, but not
+    to a lock.
+    """
+    general = ""
+    for line in reversed(log.splitlines()):
+        ending = ending_of(line)
+        if LOCKED.search(line):
+            return general or line
+        if ending and ending.general:
+            general = general or line
+        elif ending or NO_WAY_OUT.search(line):
+            return line
+    return general
 
 
 def meaning(line: str, log: str = "") -> str:
@@ -261,9 +282,8 @@ def may_help_again(log: str, code: int | None) -> bool:
     """Whether a step that ended so may go well if it is done again; what is unknown may."""
     if code in BY_CODE:
         return False
-    for line in reversed(log.splitlines()):
-        if LOCKED.search(line) or NO_WAY_OUT.search(line):
-            return True
-        if ending := ending_of(line):
-            return ending.again or cut_off(ending, log)
-    return True
+    line = telling_line(log)
+    ending = ending_of(line)
+    if ending is None or LOCKED.search(line) or NO_WAY_OUT.search(line):
+        return True
+    return ending.again or cut_off(ending, log)
