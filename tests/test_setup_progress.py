@@ -12,6 +12,7 @@ import sshd
 import wheels
 
 from remote import setup, setup_python
+from remote.errors import CommandFailed
 from remote.link import connect
 from remote.setup import Want
 from remote.setup_progress import Progress, spoken
@@ -154,7 +155,7 @@ def test_another_failure_is_no_reason_for_the_bigger_build(
     small = tmp_path / "requirements" / "cpu.txt"
     head, _, _ = small.read_text().partition("sha256:")
     small.write_text(f"{head}sha256:{'0' * 64}\n")
-    with connect(server.host()) as link, pytest.raises(setup.CommandFailed) as caught:
+    with connect(server.host()) as link, pytest.raises(CommandFailed) as caught:
         setup.apply(link, Want(), tell=lambda _: None, sleep=lambda _: time.sleep(0.05))
 
     assert "DO NOT MATCH THE HASHES" in str(caught.value)

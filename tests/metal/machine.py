@@ -175,8 +175,8 @@ class Metal:
         text = PYTHON.format(bin=programs, hidden=hidden, root=root, python=sys.executable)
         for name_ in ("python3", f"python3.{sys.version_info[1]}"):
             executable(programs / name_, text)
-        for folder in ("var/lib/dpkg/updates", "etc/nvidia"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
+        for name_ in ("var/lib/dpkg/updates", "etc/nvidia"):
+            (root / name_).mkdir(parents=True, exist_ok=True)
         if quirks.cut:
             (root / CUT).touch()
         (root / "usr/bin").mkdir()
