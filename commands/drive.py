@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -200,10 +201,10 @@ def find_config(wanted: str, home: Path) -> LoadedConfig:
         if here.exists():
             return load(here)
         return reopen(pick_run(home, "", cwd=Path.cwd()))
-    if wanted.endswith((".yaml", ".yml")) or Path(wanted).is_file():
+    if wanted.endswith((".yaml", ".yml")) or os.path.isfile(wanted):  # noqa: PTH113  (a name of any length)
         return load(Path(wanted))
     named = RUN_NAME.fullmatch(wanted) and run_folder(home, wanted).exists()
-    if Path(wanted).is_dir() and not named:
+    if os.path.isdir(wanted) and not named:  # noqa: PTH112
         raise Usage(f"`{wanted}` is a directory", hint=f"try `{wanted.rstrip('/')}/run.yaml`")
     return reopen(pick_run(home, wanted, cwd=Path.cwd()))
 

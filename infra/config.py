@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from infra.catalog import Driver, resolve_gpu, sizes
 from infra.image import Brings, check_urn, generation_of, known_of
+from infra.names import cloud_name_fault, host_fault, key_path_fault, program_fault, user_fault
 
 PRICE_DECIMALS_MAX = 5
 """Azure's `billingProfile.maxPrice` admits five decimals."""
@@ -16,7 +18,7 @@ PRICE_DECIMALS_MAX = 5
 class VmTable(BaseModel):
     """Which machine to rent, where, and at what price at most."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     provider: Literal["local", "azure", "ssh"] = Field(
         default="local",
@@ -49,6 +51,11 @@ class VmTable(BaseModel):
         if value:
             resolve_gpu(value)  # its error names the candidates
         return value
+
+    @field_validator("regions")
+    @classmethod
+    def _named_regions(cls, value: list[str]) -> list[str]:
+        return [_demand(region, cloud_name_fault) for region in value]
 
     @field_validator("max_price")
     @classmethod
@@ -145,7 +152,7 @@ class ImageTable(BaseModel):
 class LocalTable(BaseModel):
     """How the spot cloud on this computer behaves."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     notice_s: float = Field(
         default=5.0, ge=0, le=300, description="Warning before an eviction; 0 is none at all."
@@ -158,7 +165,7 @@ class LocalTable(BaseModel):
 class SshTable(BaseModel):
     """A machine that the user already has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     host: str = Field(min_length=1, description="Its name or address.")
     port: int = Field(default=22, ge=1, le=65535, description="Its SSH port.")
@@ -173,11 +180,33 @@ class SshTable(BaseModel):
         default="", description="An interpreter there that has everything; empty makes one."
     )
 
+    # What these say becomes words of programs (`ssh`, a shell there): never an option, never two.
+
+    @field_validator("host")
+    @classmethod
+    def _plain_host(cls, value: str) -> str:
+        return _demand(value, host_fault)
+
+    @field_validator("user")
+    @classmethod
+    def _plain_user(cls, value: str) -> str:
+        return _demand(value, user_fault)
+
+    @field_validator("key")
+    @classmethod
+    def _plain_key(cls, value: str) -> str:
+        return _demand(value, key_path_fault)
+
+    @field_validator("python")
+    @classmethod
+    def _plain_python(cls, value: str) -> str:
+        return value and _demand(value, program_fault)
+
 
 class AzureTable(BaseModel):
     """Which account to use."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     subscription: str = Field(
         default="", description="Subscription id; empty uses AZURE_SUBSCRIPTION_ID."
@@ -188,12 +217,24 @@ class AzureTable(BaseModel):
         description="Checksum that the vGPU driver must have; empty demands the one seen first.",
     )
 
+    @field_validator("subscription")
+    @classmethod
+    def _plain_subscription(cls, value: str) -> str:
+        return value and _demand(value, cloud_name_fault)
+
 
 class BudgetTable(BaseModel):
     """When to stop spending, counted across evictions, restarts and machines."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     usd: float | None = Field(default=5.0, gt=0, description="Dollars in all.")
     hours: float | None = Field(default=24.0, gt=0, description="Billed machine hours in all.")
     evictions: int | None = Field(default=20, ge=0, description="Evictions to survive.")
+
+
+def _demand(value: str, fault_of: Callable[[str], str]) -> str:
+    """Give the value back; raises `ValueError` if there is a fault in it."""
+    if fault := fault_of(value):
+        raise ValueError(fault)
+    return value
