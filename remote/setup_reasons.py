@@ -40,7 +40,7 @@ class Ending:
     again: bool = True
     """Whether the same step may go well a moment later."""
     general: bool = False
-    """Whether it only says that something failed: an earlier line may say what."""
+    """Whether it only says that something failed, or what followed: see `telling_line`."""
 
     def said_in(self, line: str) -> bool:
         """Whether a line is this ending's."""
@@ -99,7 +99,7 @@ ENDINGS = (
         means="its mirror of packages is being changed just now: repeat the command in a while",
     ),
     Ending(
-        says=r"returned error: 404|(?:^|\s)404 +[a-z]",
+        says=r"returned error: 404|failed to fetch .*\s404\s",
         means="a file is no longer where its list says, also after the lists were fetched anew:"
         " repeat the command later, or choose another mirror or image",
     ),
@@ -108,6 +108,7 @@ ENDINGS = (
         means="its repositories do not offer a package that is needed: use a current Ubuntu, with"
         " its repositories `main`, `universe` and `restricted` switched on",
         again=False,
+        general=True,
     ),
     Ending(
         says=r"end of file on stdin at conffile prompt",
@@ -156,6 +157,7 @@ ENDINGS = (
         means="the index that pip asks there has no wheel of that version for this Python and"
         " system: it must be a full mirror, and the system have glibc 2.28 or later",
         again=False,
+        general=True,
     ),
     Ending(
         says=r"externally-managed-environment|externally managed",
@@ -234,14 +236,14 @@ def reason(log: str, kernel: str, code: int | None = None) -> str:
     if code == KILLED and KILLED_FOR_MEMORY.search(kernel):
         return MEMORY_HINT
     line = telling_line(log)
-    return meaning(line, log) or BY_CODE.get(code or 0, "")
+    return meaning(line) or BY_CODE.get(code or 0, "")
 
 
 def telling_line(log: str) -> str:
     """The last line that says what went wrong; empty if none does.
 
-    One that says in general that something did gives way to an earlier one that says what, but not
-    to a lock.
+    One that only says that something did, or what followed from it, gives way to an earlier one
+    that says what it was, but not to a lock.
     """
     general = ""
     for line in reversed(log.splitlines()):
@@ -255,27 +257,22 @@ def telling_line(log: str) -> str:
     return general
 
 
-def meaning(line: str, log: str = "") -> str:
+def meaning(line: str) -> str:
     """Explain one line of a log; empty if it tells nothing."""
     if held := LOCKED.search(line):
         return (
             f"another package tool is still at work (lock {held[0]}): wait for it, or end it on"
             " the machine (`qft ssh`), then repeat the command"
         )
-    ending = ending_of(line)
-    if NO_WAY_OUT.search(line) or (ending and cut_off(ending, log)):
+    if NO_WAY_OUT.search(line):
         return NO_WAY_OUT_HINT
+    ending = ending_of(line)
     return ending.means if ending else ""
 
 
 def ending_of(line: str) -> Ending | None:
     """The known ending that a line tells of."""
     return next((one for one in ENDINGS if one.said_in(line)), None)
-
-
-def cut_off(ending: Ending, log: str) -> bool:
-    """Whether what looks like a lack of wheels or packages follows from a lack of network."""
-    return "no matching" in ending.says and NO_WAY_OUT.search(log) is not None
 
 
 def may_help_again(log: str, code: int | None) -> bool:
@@ -286,4 +283,4 @@ def may_help_again(log: str, code: int | None) -> bool:
     ending = ending_of(line)
     if ending is None or LOCKED.search(line) or NO_WAY_OUT.search(line):
         return True
-    return ending.again or cut_off(ending, log)
+    return ending.again

@@ -126,6 +126,24 @@ ENDS: dict[str, tuple[str, int, str, bool]] = {
         "no way out to the Internet",
         True,
     ),
+    "apt: unknown package, for want of a valid clock": (
+        (
+            "E: Release file for http://a/InRelease is not valid yet (invalid for another 3h)\n"
+            "E: Unable to locate package python3.12-venv"
+        ),
+        100,
+        "its clock is wrong",
+        True,
+    ),
+    "apt: unknown package, for want of a network": (
+        (
+            "W: Failed to fetch http://a/InRelease  Temporary failure resolving 'a'\n"
+            "E: Unable to locate package python3.12-venv"
+        ),
+        100,
+        "no way out to the Internet",
+        True,
+    ),
     "dpkg: asks": (
         (
             "dpkg: error processing package x (--configure):\n"
@@ -178,6 +196,16 @@ ENDS: dict[str, tuple[str, int, str, bool]] = {
         1,
         "no way out to the Internet",
         True,
+    ),
+    "pip: nothing fits, for want of trust": (
+        (
+            "Could not fetch URL https://a/x/: There was a problem confirming the ssl certificate:"
+            " HTTPSConnectionPool: (Caused by SSLError(SSLCertVerificationError())) - skipping\n"
+            "ERROR: No matching distribution found for x==1"
+        ),
+        1,
+        "does not trust who answers",
+        False,
     ),
     "pip: certificate": (
         (
