@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.errors import Usage
-from commands.home import RunFolder, environment, make_private
+from commands.home import RunFolder, environment, make_private, qft_home
 from infra.catalog import find_size
 from infra.config import SshTable, VmTable
+from infra.durable import write_bytes
 from infra.provider import Offer, Provider, Vm, VmSpec, Want
 from remote import keys, link
 from remote.errors import RemoteError
+from remote.setup_facts import sha256_of
 
 if TYPE_CHECKING:
     from infra.azure import AzureSettings
@@ -159,7 +161,9 @@ def make_ready(vm: VmTable, say: Callable[[str], None]) -> MakeReady:
     def ready(connection: link.Link, machine: Vm) -> tuple[link.Link, str]:
         from remote import setup
 
-        done = setup.apply(connection, setup_wanted(vm, machine), tell=say)
+        wanted = setup_wanted(vm, machine)
+        done = setup.apply(connection, wanted, tell=say)
+        _remember_grid(done.facts.grid_sha256)
         return done.link, done.python
 
     if vm.provider == "local":
@@ -176,9 +180,35 @@ def setup_wanted(vm: VmTable, machine: Vm) -> setup.Want:
         driver = setup.Driver.DATACENTER if table.gpu else setup.Driver.NONE
         return setup.Want(driver=driver, python=table.python, rented=False)
     given = vm.image is not None and vm.image.driver_is_given
+    grid = vm.azure.grid_sha256.lower() or _remembered_grid()
     size = find_size(machine.size, provider=vm.provider)
     if size is None:
         return setup.Want(driver=setup.Driver.DATACENTER, driver_given=given)
     return setup.Want(
-        driver=setup.Driver(size.driver.value), cuda_max=size.cuda_max, driver_given=given
+        driver=setup.Driver(size.driver.value),
+        cuda_max=size.cuda_max,
+        driver_given=given,
+        grid_sha256=grid,
     )
+
+
+def _grid_file() -> Path:
+    """Where this computer remembers the checksum of the vGPU driver that it saw first."""
+    from remote.setup_grid import GRID_VERSION
+
+    return qft_home(environment()) / "azure" / f"grid-{GRID_VERSION}.sha256"
+
+
+def _remembered_grid() -> str:
+    """The checksum that every later machine's vGPU driver must have; empty before the first."""
+    try:
+        return sha256_of(_grid_file().read_text(encoding="utf-8").strip())
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
+
+
+def _remember_grid(sha256: str) -> None:
+    """Keep the checksum of the first vGPU driver that answered; a later one changes nothing."""
+    if sha256 and not _remembered_grid():
+        make_private(_grid_file().parent)
+        write_bytes(_grid_file(), f"{sha256}\n".encode(), mode=0o600)

@@ -211,6 +211,11 @@ class AzureTable(BaseModel):
     subscription: str = Field(
         default="", description="Subscription id; empty uses AZURE_SUBSCRIPTION_ID."
     )
+    grid_sha256: str = Field(
+        default="",
+        pattern="^([0-9a-fA-F]{64})?$",
+        description="Checksum that the vGPU driver must have; empty demands the one seen first.",
+    )
 
     @field_validator("subscription")
     @classmethod
