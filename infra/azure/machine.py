@@ -137,6 +137,12 @@ def image_of(urn: str) -> dict[str, str]:
     return dict(zip(("publisher", "offer", "sku", "version"), parts, strict=True))
 
 
+def urn_of(body: dict[str, Any]) -> str:
+    """The image that a body asks for, as a URN or an id."""
+    image = body["properties"]["storageProfile"]["imageReference"]
+    return ":".join(str(value) for value in image.values())
+
+
 def not_as_asked(answer: dict[str, Any], spec: VmSpec) -> str:
     """Why the machine that Azure describes is not a spot machine under our cap; empty if it is."""
     properties = answer.get("properties") or {}

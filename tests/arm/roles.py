@@ -10,13 +10,6 @@ from arm import lives
 from arm.replies import ArmError, Reply, Request, Route
 from arm.world import SUBSCRIPTION, Resource, World
 
-VERSIONS = {
-    "microsoft.authorization/roledefinitions": "2022-04-01",
-    "microsoft.authorization/roleassignments": "2022-04-01",
-    "microsoft.authorization/permissions": "2022-04-01",
-    "microsoft.devtestlab/schedules": "2018-09-15",
-}
-
 
 def permissions(world: World) -> Reply:
     """What the account may do: everything, or what a Contributor may."""
@@ -56,6 +49,8 @@ def check_own(world: World, request: Request, principal: str) -> None:
 def authorization(world: World, request: Request, type_: str, scope: str, name: str) -> Reply:
     """Role definitions and assignments; both need rights that a Contributor lacks."""
     key = f"{type_}/{name}".lower()
+    if request.method == "GET" and not name:
+        return _listed(world, request, type_, scope)
     if request.method == "GET":
         if key not in world.roles:
             raise ArmError(404, "RoleDefinitionDoesNotExist", f"'{name}' does not exist.")
@@ -70,8 +65,8 @@ def authorization(world: World, request: Request, type_: str, scope: str, name: 
             "invalid.",
         )
     if request.method == "DELETE":
-        world.roles.pop(key, None)
-        return Reply(status=204)
+        gone = world.roles.pop(key, None)
+        return Reply(status=200, body=gone) if gone else Reply(status=204)
     properties = (request.body or {}).get("properties") or {}
     if type_ == "roleassignments":
         _check_assignment(world, properties)
@@ -80,6 +75,38 @@ def authorization(world: World, request: Request, type_: str, scope: str, name: 
     made = {"id": f"{scope}/providers/Microsoft.Authorization/{type_}/{name}", "name": name}
     world.roles[key] = {**made, "properties": {**properties, "scope": scope}}
     return Reply(status=201, body=world.roles[key])
+
+
+def _listed(world: World, request: Request, type_: str, scope: str) -> Reply:
+    """What is granted at a scope, above it and below it, or to one principal; one to a page."""
+    group = re.match(r"(?i)/subscriptions/[^/]+/resourcegroups/([^/]+)", scope)
+    if group:
+        world.group(group[1])
+    text = request.query.get("$filter", "")
+    found = re.fullmatch(r"principalId eq '([^']+)'", text)
+    if text and not found:
+        raise ArmError(400, "UnsupportedQuery", "The filter is not supported.")
+    rows = [
+        one
+        for key, one in world.roles.items()
+        if key.startswith(f"{type_}/")
+        and _related(str(one["properties"]["scope"]), scope)
+        and (not found or one["properties"].get("principalId") == found[1])
+    ]
+    start = int(request.query.get("$skiptoken", "0"))
+    body: dict[str, Any] = {"value": rows[start : start + 1]}
+    if start + 1 < len(rows):
+        query = "&".join(
+            f"{key}={value}" for key, value in request.query.items() if key[:5] != "$skip"
+        )
+        body["nextLink"] = f"{request.path}?{query}&$skiptoken={start + 1}".replace(" ", "%20")
+    return Reply(body=body)
+
+
+def _related(one: str, other: str) -> bool:
+    """Whether one scope holds the other."""
+    first, second = f"{one}/".lower(), f"{other}/".lower()
+    return first.startswith(second) or second.startswith(first)
 
 
 def _check_assignment(world: World, properties: dict[str, Any]) -> None:
