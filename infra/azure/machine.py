@@ -226,5 +226,7 @@ _FORBIDDEN_USERS = frozenset(
         *("1", "a", "actuser", "adm", "admin", "administrator", "backup", "console", "david"),
         *("guest", "john", "owner", "root", "server", "sql", "support", "sys", "test", "test1"),
         *("test2", "user", "user1", "user2", "video"),
+        *("123", "admin1", "admin2", "aspnet", "support_388945a0", "test3", "user3", "user4"),
+        "user5",
     }
 )

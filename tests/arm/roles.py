@@ -6,7 +6,11 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+from azure.mgmt.authorization.v2022_04_01 import models as authorization_models
+from azure.mgmt.devtestlabs import models as devtestlabs_models
+
 from arm import lives
+from arm.mapped import check_mapped
 from arm.replies import ArmError, Reply, Request, Route
 from arm.world import SUBSCRIPTION, Resource, World
 
@@ -67,7 +71,9 @@ def authorization(world: World, request: Request, type_: str, scope: str, name: 
     if request.method == "DELETE":
         gone = world.roles.pop(key, None)
         return Reply(status=200, body=gone) if gone else Reply(status=204)
-    properties = (request.body or {}).get("properties") or {}
+    model = "RoleAssignmentCreateParameters" if type_ == "roleassignments" else "RoleDefinition"
+    check_mapped(request.body, model, authorization_models)
+    properties = request.body["properties"]
     if type_ == "roleassignments":
         _check_assignment(world, properties)
     else:
@@ -110,9 +116,6 @@ def _related(one: str, other: str) -> bool:
 
 
 def _check_assignment(world: World, properties: dict[str, Any]) -> None:
-    allowed = {"roleDefinitionId", "principalId", "principalType", "description"}
-    if set(properties) - allowed or not {"roleDefinitionId", "principalId"} <= set(properties):
-        raise ArmError(400, "InvalidRequestContent", "Could not find member.")
     known = {
         (one.more.get("identity") or {}).get("principalId") for one in world.resources.values()
     }
@@ -124,11 +127,9 @@ def _check_assignment(world: World, properties: dict[str, Any]) -> None:
 
 
 def _check_definition(properties: dict[str, Any]) -> None:
-    allowed = {"roleName", "description", "type", "permissions", "assignableScopes"}
-    if set(properties) - allowed or not {"roleName", "permissions", "assignableScopes"} <= set(
-        properties
-    ):
-        raise ArmError(400, "InvalidRequestContent", "Could not find member.")
+    """What every definition needs, though no model of the SDK says so."""
+    if not {"roleName", "permissions", "assignableScopes"} <= set(properties):
+        raise ArmError(400, "InvalidRequestContent", "A role needs a name, rights and scopes.")
 
 
 def schedule(world: World, request: Request, route: Route) -> Reply:
@@ -146,6 +147,7 @@ def schedule(world: World, request: Request, route: Route) -> Reply:
         return Reply(body=world.need(id_).view())
     world.writable_group(route.group)
     body = request.body or {}
+    check_mapped(body, "Schedule", devtestlabs_models)
     properties = body.get("properties") or {}
     _check_schedule(world, route, body, properties)
     made = world.add(
@@ -165,16 +167,6 @@ def schedule(world: World, request: Request, route: Route) -> Reply:
 def _check_schedule(
     world: World, route: Route, body: dict[str, Any], properties: dict[str, Any]
 ) -> None:
-    allowed = {
-        "status",
-        "taskType",
-        "dailyRecurrence",
-        "timeZoneId",
-        "notificationSettings",
-        "targetResourceId",
-    }
-    if set(body) - {"location", "tags", "properties"} or set(properties) - allowed:
-        raise ArmError(400, "InvalidRequestContent", "Could not find member.")
     target = world.need(str(properties.get("targetResourceId", "")))
     time = str((properties.get("dailyRecurrence") or {}).get("time", ""))
     if (
