@@ -57,6 +57,10 @@ class Doubt:
     """When the machine was seen down."""
     counted: bool
     """Whether it was counted as an eviction."""
+    ran: bool = True
+    """Whether the machine had been seen running before: else no record makes it an eviction."""
+    alive_s: float = 0.0
+    """When it had last given a sign of life."""
 
     def is_due(self, now_s: float, *, asked_s: float) -> bool:
         """Whether to ask (again, after `asked_s`): records lag by minutes, not by hours."""
@@ -84,6 +88,12 @@ class RunState:
     boots: int = 0
     booted_s: float = 0.0
     """When the machine was last created or started."""
+    asked_s: float = 0.0
+    """When that was asked for."""
+    running_s: float = 0.0
+    """When it was first seen running since then; 0 if it never was."""
+    alive_s: float = 0.0
+    """When it last gave a sign of life."""
     prepared: bool = False
     launched: bool = False
     launches: int = 0
@@ -96,7 +106,7 @@ class RunState:
     evictions: int = 0
     stops: int = 0
     start_failures: int = 0
-    """Refused starts since the machine stopped."""
+    """Refused starts since the machine last ran, those that were refused after all included."""
     unreachable: int = 0
     """Boots since new work came home that failed, or were given up because SSH did not answer."""
     crashes: tuple[int, ...] = ()
@@ -124,3 +134,8 @@ class RunState:
     """The last stop, while its reason is only inferred."""
     ending: Ending | None = None
     spans: tuple[Span, ...] = ()
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether it should be up and has not been seen running since it last started."""
+        return self.up and not self.running_s
