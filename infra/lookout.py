@@ -81,10 +81,10 @@ class Lookout:
         """Sleep, and wake early if the machine went down: what cuts a line may be its eviction."""
         left_s = wait_s
         while left_s > 0:
+            if vm is not None and self._went_down(vm):
+                return
             self._sleep(min(left_s, LOOK_S_MAX))
             left_s -= LOOK_S_MAX
-            if left_s > 0 and vm is not None and self._went_down(vm):
-                return
 
     def _went_down(self, vm: Vm) -> bool:
         """Whether the provider says so; False if it cannot be asked, or not yet."""
