@@ -187,7 +187,9 @@ def is_up(vm: Observation) -> bool:
 def _went_down(state: RunState, vm: Observation) -> bool:
     """Whether it stopped, and neither that is written down nor a removal of ours under way."""
     down = not is_up(vm) and vm.power is not PowerState.STOPPING
-    return state.vm is not None and state.up and down and state.pending != "delete_intended"
+    refused = state.pending == "start_intended" and vm.refusal is not None  # while nobody looked
+    counts = (state.up or refused) and state.pending != "delete_intended"
+    return state.vm is not None and down and counts
 
 
 def _wind_down(state: RunState, seen: Seen, plan: Plan) -> Action:
