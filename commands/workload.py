@@ -7,32 +7,32 @@ translated here into the three that the supervisor acts on.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from commands.homing import Homing
+from commands.results import STAYS, Expected, left_there
 from commands.staging import Staged
 from commands.wire import MakeReady
 from infra.durable import write_bytes
+from infra.heartbeat import BYTES_MAX, SILENCE, Heartbeat, read_heartbeat
 from infra.lifecycle import JobPhase, JobView
 from infra.provider import Vm
 from infra.when import parse_utc_s
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, link, sync
 from remote.sync_plan import Progress, SyncOptions
+from trainer.adapters.settings import read_settings
+from trainer.config import ConfigError
 
 CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
-STATUS_BYTES_MAX = 1 << 20
 LOG_BYTES_MAX = 4 << 20
 FAILURES_BORNE = 2
 NO_SUCH_COMMAND = 127
 KILLED = (-1, 129, 137, 143)
 """Exit codes of a command that a signal ended, as SSH or a shell tells them."""
-NOT_FETCHED = ("checkpoints", "config.json", "lock", "*.tmp", "*.lock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,8 @@ class Setting:
     rents: bool
     brings_home: bool = True
     """Whether checkpoints are copied home; a mere onlooker leaves that to the driver."""
+    expected: Callable[[], Expected]
+    """What the run can make at most, by name and size; worked out when it is needed."""
     eviction_band: Callable[[], str]
     """Evictions per hour in percent where the machine was rented, for the checkpoint interval."""
     allow_change: Sequence[str] = ()
@@ -100,12 +102,15 @@ class SshWorkload:
         self._link: link.Link | None = None
         self._python = ""
         self._failures = 0
+        self._garbled = 0
+        """Answers in a row that could not be read."""
         self._helper = setting.helper_python
         self._homing = Homing(
             connect=self._connect,
             remote_run=setting.site.run_dir,
             home=setting.home,
             options=SyncOptions(python=setting.helper_python),
+            expected=setting.expected,
             say=setting.say,
         )
 
@@ -181,15 +186,16 @@ class SshWorkload:
         with self._translated():
             status = self._job(vm).status()
             told = self._heartbeat(vm)
-        detail = {} if is_of_before(told, status) else told
+            self._garbled = 0
+        heartbeat = SILENCE if is_of_before(told, status) else told
         if status.state is job.JobState.RUNNING:
             self._bring_home_from(vm)
         return JobView(
             phase=_PHASES[status.state],
             exit_code=status.exit_code,
-            step=_count(detail.get("step")),
-            steps=_count(detail.get("steps")),
-            detail=detail,
+            step=heartbeat.step or 0,
+            steps=heartbeat.steps or 0,
+            heartbeat=heartbeat,
         )
 
     def stop(self, vm: Vm) -> None:
@@ -211,17 +217,32 @@ class SshWorkload:
         setting = self._setting
         with self._translated():
             connection = self._open(vm)
-            options = SyncOptions(python=self._helper, exclude=NOT_FETCHED, cache_dir=setting.cache)
-            sync.pull(
+            expected = setting.expected()
+            came = sync.pull(
                 connection,
                 setting.site.run_dir,
                 setting.out,
+                limits=expected.limits,
                 progress=self._shower("adapter"),
-                options=options,
+                options=SyncOptions(
+                    python=self._helper,
+                    include=expected.results,
+                    exclude=STAYS,
+                    cache_dir=setting.cache,
+                    delete=True,  # of these names only: files of another adapter are none of this
+                ),
             )
             self._fetch_log(vm)
-        if not (setting.out / "adapter" / "adapter_config.json").exists():
-            raise HostUnfit("the trainer says that it is done, but left no adapter")
+            self._garbled = 0
+        for name in expected.foreign_names:
+            (setting.out / "adapter" / name).unlink(missing_ok=True)
+        try:
+            read_settings(setting.out / "adapter")
+        except ConfigError as error:
+            reason = "the trainer says that it is done, but left no adapter that can be used"
+            raise HostUnfit(f"{reason}: {error}") from error
+        if came.left:
+            setting.say(f"{left_there(came.left, came.left_names)} stayed on the machine")
         return str(setting.out)
 
     def _fetch_log(self, vm: Vm) -> None:
@@ -289,17 +310,12 @@ class SshWorkload:
         self._python = f"../../../{python}" if relative else python
         return connection
 
-    def _heartbeat(self, vm: Vm) -> dict[str, Any]:
-        """The trainer's status; empty before its first beat."""
+    def _heartbeat(self, vm: Vm) -> Heartbeat:
+        """The trainer's status; silence before its first beat, and for one that is unreadable."""
         path = f"{self._setting.site.run_dir}/status.json"
-        result = self._open(vm).run(["cat", path], timeout_s=30, check=False)
-        if result.exit_code or len(result.stdout) > STATUS_BYTES_MAX:
-            return {}
-        try:
-            status = json.loads(result.stdout)
-        except ValueError:
-            return {}
-        return status if isinstance(status, dict) else {}
+        argv = ["head", "-c", str(BYTES_MAX + 1), path]
+        result = self._open(vm).run(argv, timeout_s=30, check=False)
+        return SILENCE if result.exit_code else read_heartbeat(result.stdout)
 
     @contextlib.contextmanager
     def _tried_again(self) -> Iterator[None]:
@@ -330,6 +346,10 @@ class SshWorkload:
             # Killed rather than failed: a machine that is taken away ends its commands first.
             killed = error.result.exit_code in KILLED
             raise (HostUnreachable if killed else HostUnfit)(_say(error)) from error
+        except errors.Garbled as error:
+            self._garbled += 1
+            tries = self._garbled <= FAILURES_BORNE
+            raise (HostUnreachable if tries else HostUnfit)(_say(error)) from error
         except (errors.HostKeyMismatch, errors.Untrusted) as error:
             raise HostNotTrusted(_say(error)) from error
         except errors.RemoteError as error:
@@ -344,22 +364,17 @@ _PHASES = {
 }
 
 
-def is_of_before(heartbeat: Mapping[str, Any], status: job.JobStatus) -> bool:
+def is_of_before(heartbeat: Heartbeat, status: job.JobStatus) -> bool:
     """Whether an earlier attempt wrote the heartbeat: this one has not begun to beat.
 
     Taken for the new one's, `failed` would be shown of a trainer that loads, and an eviction that
     is over would explain the next stop, whatever that is. Both marks must say so: the clock may
     have been set back since the start, and a pid may be used again.
     """
-    beat = parse_utc_s(str(heartbeat.get("updated_at")))
+    beat = parse_utc_s(heartbeat.updated_at)
     if beat is None or status.started_at is None or not status.pid:
         return False
-    return heartbeat.get("pid") != status.pid and beat < status.started_at
-
-
-def _count(value: object) -> int:
-    """A count as the machine claims it; anything else is 0, because the machine is not trusted."""
-    return value if isinstance(value, int) and 0 <= value < 1 << 40 else 0
+    return heartbeat.pid != status.pid and beat < status.started_at
 
 
 def _say(error: errors.RemoteError) -> str:

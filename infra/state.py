@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
-from infra.journal import Event, Kind
+from infra.journal import Event, JournalDamaged, Kind
 from infra.known import Doubt, Ending, Failure, RunState
 from infra.provider import Offer, PowerState, StopReason, Vm
 from infra.spans import close_span, drop_open_span, open_span, reprice_span
@@ -20,10 +21,17 @@ __all__ = ["Ending", "Failure", "RunState", "apply", "fold", "to_json", "vm_from
 
 
 def fold(events: Iterable[Event]) -> RunState:
-    """Derive the state of a run from its events, oldest first. Total: any prefix folds."""
+    """Derive the state of a run from its events, oldest first. Total: any prefix folds.
+
+    Raises JournalDamaged for an event that somebody edited.
+    """
     state = RunState()
     for event in events:
-        state = apply(state, event)
+        try:
+            state = apply(state, event)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"event {event.number} ({event.kind}) does not tell what it should: {error!r}"
+            raise JournalDamaged(Path("journal.jsonl"), what) from error
     return state
 
 

@@ -15,6 +15,7 @@ from infra.azure.account import Account
 from infra.azure.placement import LOCATIONS_MAX, Placement, chunks
 from infra.catalog import folded
 from infra.durable import read_json, write_json
+from infra.plain import number
 from infra.provider import ProviderError
 
 GRAPH_VERSION = "2022-10-01"
@@ -226,7 +227,7 @@ def fresh_skus(cache: Path, now: float) -> dict[str, dict[str, Any]] | None:
         return None
     if not isinstance(value, dict):
         return None
-    if not 0 <= now - float(value.get("at_s") or 0) <= SKUS_FRESH_S:
+    if not 0 <= now - (number(value.get("at_s")) or 0.0) <= SKUS_FRESH_S:
         return None
     if not isinstance(value.get("zones"), dict):  # written before zones were kept
         return None
