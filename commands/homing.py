@@ -18,7 +18,7 @@ from commands.results import Expected
 from infra.provider import Vm
 from remote import errors, link, sync
 from remote.manifest import Tree
-from remote.sync_plan import SyncOptions
+from remote.sync_plan import Progress, SyncOptions
 from trainer.saving.manifest import (
     FILES,
     MANIFEST,
@@ -93,7 +93,9 @@ class Homing:
         """Step of the newest checkpoint at home that verifies; 0 if there is none."""
         return next((step for step in steps_present(self._home) if self._is_whole(step)), 0)
 
-    def bring(self, connection: link.Link) -> None:
+    def bring(
+        self, connection: link.Link, progress: Callable[[Progress], None] | None = None
+    ) -> None:
         """Copy the newest on the machine that verifies, and drop what is older than the last.
 
         Nothing of one that does not is kept. Raises the errors of `remote`.
@@ -102,7 +104,7 @@ class Homing:
         newer = [step for step in self._offered(connection) if step > mine]
         self._forget_incoming(newer)
         for step in newer[:ASKED_MAX]:
-            if not self._fetch(connection, step):
+            if not self._fetch(connection, step, progress):
                 continue
             sync.pull(
                 connection,
@@ -113,6 +115,10 @@ class Homing:
             )
             self._rotate()
             return
+
+    def tidy(self) -> None:
+        """Give back the room of checkpoints that were on their way: nobody needs them any more."""
+        self._forget_incoming(())
 
     def send_back(self, connection: link.Link) -> None:
         """Give the machine the newest checkpoint at home if it has none as new that is whole."""
@@ -164,7 +170,9 @@ class Homing:
         refused = {step for step, at_s in self._refused_s.items() if at_s > since_s}
         return sorted(steps - beyond - refused, reverse=True)
 
-    def _fetch(self, connection: link.Link, step: int) -> bool:
+    def _fetch(
+        self, connection: link.Link, step: int, progress: Callable[[Progress], None] | None
+    ) -> bool:
         """Bring one checkpoint home if it is whole, there and here; say once why not."""
         if not self._is_whole_there(connection, step):
             return False
@@ -176,6 +184,7 @@ class Homing:
                 f"{self._remote}/checkpoints/{name}",
                 target,
                 limits=expected.checkpoint_limits,
+                progress=progress,
                 options=replace(self._options, only=(*sorted(FILES), MANIFEST)),
             )
             verify_resumable(target, tensor_bytes_max=expected.tensor_bytes_max)

@@ -209,7 +209,7 @@ class SshWorkload:
         self.stop(vm)
         with self._translated():
             self._homing.stop()
-            self._homing.bring(self._open(vm))
+            self._homing.bring(self._open(vm), self._shower("checkpoint"))
 
     def fetch(self, vm: Vm) -> str:
         """Pull everything the trainer left, verified, into the run's out folder."""
@@ -241,6 +241,7 @@ class SshWorkload:
         except ConfigError as error:
             reason = "the trainer says that it is done, but left no adapter that can be used"
             raise HostUnfit(f"{reason}: {error}") from error
+        self._homing.tidy()
         if came.left:
             setting.say(f"{left_there(came.left, came.left_names)} stayed on the machine")
         return str(setting.out)
