@@ -16,7 +16,7 @@ from trainer.data.rows import DataError, Row, stream_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
 from trainer.device.memory import GPUS, Gpu, foretell
 from trainer.device.shapes import UnknownShapeError
-from trainer.plain import NotPlain, parse
+from trainer.untrusted import NotPlain, parse
 from trainer.words import MINUTE_S, duration
 
 CORE_FLOPS = 3e10

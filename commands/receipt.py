@@ -12,8 +12,8 @@ from infra.cost import bill
 from infra.durable import read_json
 from infra.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.journal import Event, Kind, read
-from infra.plain import number, table, text, whole
 from infra.state import fold
+from infra.untrusted import number, table, text, whole
 from trainer.words import duration
 
 

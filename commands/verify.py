@@ -17,9 +17,9 @@ from commands.machine import host_of, running_now
 from commands.session import reopen
 from commands.workload import Site
 from infra.journal import read
-from infra.plain import NotPlain, number, parse, table, text, texts, whole
 from infra.provider import Vm
 from infra.state import fold
+from infra.untrusted import NotPlain, number, parse, table, text, texts, whole
 from remote import errors, job, link
 
 REPLAY_S_MAX = 4 * 3600.0

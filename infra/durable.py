@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from infra.plain import NotPlain, parse
+from infra.untrusted import NotPlain, parse
 
 JSON_BYTES_MAX = 64 << 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from infra.plain import NotPlain, number, parse, table, text, whole
+from infra.untrusted import NotPlain, number, parse, table, text, whole
 
 BYTES_MAX = 1 << 20
 """Of `status.json`; an honest one has less than a thousandth of it."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.durable import append_line
-from infra.plain import NotPlain, number, parse
+from infra.untrusted import NotPlain, number, parse
 
 FORMAT_VERSION = 1
 LINE_BYTES_MAX = 16 << 20

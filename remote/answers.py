@@ -13,7 +13,7 @@ from typing import Any
 from remote import manifest
 from remote.errors import Garbled, Untrusted
 from remote.manifest import SHA256, Entry, Limits
-from remote.plain import NotPlain, parse, text, texts, whole
+from remote.untrusted import NotPlain, parse, text, texts, whole
 
 ANSWER_BYTES_MAX = 64 << 20
 """A list of 100,000 files has 20 MB."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remote import agent, plain
+from remote import agent, untrusted
 from remote.answers import read_answer
 from remote.errors import CommandFailed, RemoteError, Result, Untrusted
 from remote.link import Link
@@ -46,7 +46,7 @@ class Script:
             raise self.failure(verb, code, data, stderr)
         answer = read_answer(data, verb=verb, source=str(self.link.host))
         if answer.get("error", "no-space") != "no-space":
-            told = [plain.text(answer.get(key), most=300) or "?" for key in ("said", "path")]
+            told = [untrusted.text(answer.get(key), most=300) or "?" for key in ("said", "path")]
             raise RemoteError(f"{self.link.host} could not do `{verb}`: {told[0]} ({told[1]})")
         return answer
 

@@ -13,7 +13,7 @@ from remote import agent_job
 from remote.call import Script
 from remote.errors import Garbled
 from remote.link import Link
-from remote.plain import number, table, texts, whole
+from remote.untrusted import number, table, texts, whole
 
 CALL_S = 60.0
 EXIT_CODE_MAX = 255

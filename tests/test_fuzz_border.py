@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakecloud import Story
 from hypothesis import given
 from hypothesis import strategies as st
 from jsons import FUZZED, documents
@@ -42,7 +43,6 @@ from remote.link import Host
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 from trainer.eviction import preemption_in
-from trainer.plain import NotPlain, parse
 from trainer.saving.manifest import (
     ADAPTER,
     FINGERPRINT,
@@ -57,6 +57,7 @@ from trainer.saving.manifest import (
     verify_resumable,
 )
 from trainer.status import last_step
+from trainer.untrusted import NotPlain, parse
 
 HOST = Host(address="h", user="qft", key_path=Path("/nowhere"), host_key="")
 NOW_S = 1_000_000.0
@@ -381,7 +382,7 @@ def test_an_answer_in_between_ends_the_counting() -> None:
 def test_the_rooms_read_strangers_words_alike() -> None:
     """No room imports another, so each has the same file."""
     root = Path(__file__).resolve().parent.parent
-    texts = {(root / room / "plain.py").read_text() for room in ("infra", "remote", "trainer")}
+    texts = {(root / room / "untrusted.py").read_text() for room in ("infra", "remote", "trainer")}
 
     assert len(texts) == 1
 
@@ -410,3 +411,14 @@ def test_what_is_no_finite_number_is_none() -> None:
     found = parse(said, bytes_max=10_000)
 
     assert found == {"a": None, "b": None, "c": None, "d": None, "e": "[" * 500}
+
+
+def test_a_machine_that_answers_nonsense_stops_billing(tmp_path: Path) -> None:
+    """The run ends with exit 4 and a sentence, and its compute is given back."""
+    story = Story(path=tmp_path / "journal.jsonl")
+    vars(story.work)["look"] = workload(Stranger(b'{"state": ["running"]}')).look
+    ending = story.go()
+
+    assert ending.code == 4
+    assert "described a job in a way that is none" in ending.reason
+    assert not fold(read(story.path)).up

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from trainer.plain import parse
+from trainer.untrusted import parse
 
 EVENTS_PATH = "/metadata/scheduledevents?api-version=2020-07-01"
 POLL_S = 1.0

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainer import hub, plain
+from trainer import hub, untrusted
 from trainer.config import ConfigError, TrainerConfig
 from trainer.data.rows import DataError, Shards
 from trainer.disk import Disk, restore_directory
@@ -67,8 +67,8 @@ def adapter_done(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
 def read_table(path: Path) -> Facts:
     """Return a JSON table, empty if there is none or it cannot be read."""
     try:
-        return plain.table(plain.parse(path.read_bytes(), bytes_max=TABLE_BYTES_MAX))
-    except (OSError, plain.NotPlain):
+        return untrusted.table(untrusted.parse(path.read_bytes(), bytes_max=TABLE_BYTES_MAX))
+    except (OSError, untrusted.NotPlain):
         return {}
 
 

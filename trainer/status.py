@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from trainer.disk import Disk, RealDisk, replace_file
-from trainer.plain import NotPlain, parse, table, whole
+from trainer.untrusted import NotPlain, parse, table, whole
 
 HEARTBEAT_S = 2.0
 STATUS_BYTES_MAX = 1 << 20

@@ -15,9 +15,9 @@ from infra.azure.placement import POOR
 from infra.azure.sources import SPOT_QUOTA, Findings, Sources
 from infra.azure.web import ANSWER_BYTES_MAX, fetch
 from infra.catalog import REGIONS, GpuSize, folded, reference_spot_of, sizes
-from infra.plain import parse
 from infra.pricing import PriceList, Quote
 from infra.provider import Offer, ProviderError, Want
+from infra.untrusted import parse
 
 RETAIL_PATH = "/api/retail/prices"
 PRICES_FRESH_S = 900.0

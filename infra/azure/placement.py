@@ -9,8 +9,8 @@ from pathlib import Path
 
 from infra.azure.account import Account
 from infra.durable import read_json, write_json
-from infra.plain import number, texts
 from infra.provider import Gone, NotAllowed, Transient
+from infra.untrusted import number, texts
 
 VERSION = "2025-06-05"
 LOCATIONS_MAX = 8

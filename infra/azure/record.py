@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from infra.durable import read_json, write_json
-from infra.plain import table
+from infra.untrusted import table
 
 
 def subscriptions(directory: Path) -> set[str]:

@@ -15,8 +15,8 @@ from infra.azure.account import Account
 from infra.azure.placement import LOCATIONS_MAX, Placement, chunks
 from infra.catalog import folded
 from infra.durable import read_json, write_json
-from infra.plain import number
 from infra.provider import ProviderError
+from infra.untrusted import number
 
 GRAPH_VERSION = "2022-10-01"
 GRAPH_PAGES_MAX = 10

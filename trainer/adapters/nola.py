@@ -25,8 +25,8 @@ import torch
 
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError, MethodTable
-from trainer.plain import parse, whole
 from trainer.plan import ordinal
+from trainer.untrusted import parse, whole
 
 VERSION = 2  # of the file; what version 1 described was never released
 FACTOR = 128  # a transform is done as products with matrices no larger than this

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import ConfigError
-from trainer.plain import NotPlain, number, parse, text, texts, whole
+from trainer.untrusted import NotPlain, number, parse, text, texts, whole
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 BYTES_MAX = 4 << 20

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.pages import html
-from trainer.plain import NotPlain, number, parse, table, whole
+from trainer.untrusted import NotPlain, number, parse, table, whole
 
 Json = dict[str, Any]
 TABLE_BYTES_MAX = 256 << 20

@@ -20,7 +20,7 @@ from typing import Any
 from trainer.disk import RealDisk, replace_file
 from trainer.pages import html
 from trainer.pages.left import MALFORMED, Json, read, read_log, shown
-from trainer.plain import table
+from trainer.untrusted import table
 from trainer.words import duration
 
 SMOOTH_STEPS = 10

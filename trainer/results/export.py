@@ -20,7 +20,7 @@ from trainer.adapters.nola import FACTS, expand
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX, read_settings
 from trainer.config import ConfigError
 from trainer.disk import RealDisk, clear_partials, partial_of
-from trainer.plain import NotPlain, parse, table, whole
+from trainer.untrusted import NotPlain, parse, table, whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ from trainer.adapters.nola import FACTS, expand
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX
 from trainer.config import ConfigError
 from trainer.disk import RealDisk, clear_partials, partial_of
-from trainer.plain import number, parse, text, whole
 from trainer.results.base import (
     INDEX,
     SINGLE,
@@ -37,6 +36,7 @@ from trainer.results.base import (
     written_name,
 )
 from trainer.results.onto import Kept, Onto, as_trained
+from trainer.untrusted import number, parse, text, whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.index.json")
 PREFIX = "base_model.model."

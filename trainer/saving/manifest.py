@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import plain
+from trainer import untrusted
 from trainer.status import last_step, parse_log
 
 FORMAT = "qft-checkpoint"
@@ -113,11 +113,11 @@ def verify_resumable(directory: Path, *, tensor_bytes_max: int = TENSOR_BYTES_MA
     """
     manifest, contents = read_verified(directory, tensor_bytes_max=tensor_bytes_max)
     try:
-        state = plain.table(plain.parse(contents[STATE], bytes_max=TEXT_BYTES_MAX))
-        plain.parse(contents[FINGERPRINT], bytes_max=TEXT_BYTES_MAX)
-    except plain.NotPlain as error:
+        state = untrusted.table(untrusted.parse(contents[STATE], bytes_max=TEXT_BYTES_MAX))
+        untrusted.parse(contents[FINGERPRINT], bytes_max=TEXT_BYTES_MAX)
+    except untrusted.NotPlain as error:
         raise Damaged(f"its state cannot be read: {error}") from error
-    counted = plain.whole(plain.table(state.get("counters")).get("step"))
+    counted = untrusted.whole(untrusted.table(state.get("counters")).get("step"))
     if counted != manifest.step:
         raise Damaged(f"its state is of step {counted}")
     lines = len(parse_log(contents[LOG]))
@@ -137,15 +137,19 @@ def _check_tensors(name: str, data: bytes) -> None:
     if len(data) < 8 or length > len(data) - 8:
         raise Damaged(f"{name} holds no tensors")
     try:
-        header = plain.parse(data[8 : 8 + length], bytes_max=TEXT_BYTES_MAX)
-    except plain.NotPlain as error:
+        header = untrusted.parse(data[8 : 8 + length], bytes_max=TEXT_BYTES_MAX)
+    except untrusted.NotPlain as error:
         raise Damaged(f"{name} holds no tensors: {error}") from error
     ends = [0]
-    for key, row in plain.table(header).items():
-        offsets = plain.table(row).get("data_offsets")
+    for key, row in untrusted.table(header).items():
+        offsets = untrusted.table(row).get("data_offsets")
         if key == "__metadata__":
             continue
-        if not isinstance(offsets, list) or len(offsets) != 2 or plain.whole(offsets[1]) is None:
+        if (
+            not isinstance(offsets, list)
+            or len(offsets) != 2
+            or untrusted.whole(offsets[1]) is None
+        ):
             raise Damaged(f"{name} has a tensor without a place")
         ends.append(offsets[1])
     if not isinstance(header, dict) or max(ends) != len(data) - 8 - length:
@@ -185,8 +189,8 @@ def _read_manifest(directory: Path) -> Manifest:
 def parse_manifest(data: bytes) -> Manifest:
     """Return the manifest spelled by `data`, or raise `Damaged`."""
     try:
-        value = plain.parse(data, bytes_max=MANIFEST_BYTES_MAX)
-    except plain.NotPlain as error:
+        value = untrusted.parse(data, bytes_max=MANIFEST_BYTES_MAX)
+    except untrusted.NotPlain as error:
         raise Damaged(f"its manifest is not JSON: {error}") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise Damaged("its manifest is of another format")
