@@ -110,9 +110,12 @@ class SshWorkload:
             remote_run=setting.site.run_dir,
             home=setting.home,
             options=SyncOptions(python=setting.helper_python),
-            expected=setting.expected,
+            expected=self._expected,
             say=setting.say,
         )
+
+    def _expected(self) -> Expected:
+        return self._setting.expected()
 
     def reach(self, vm: Vm) -> None:
         """Connect, or find the connection alive."""
