@@ -221,3 +221,26 @@ def test_older_ones_go_only_after_a_newer_one_is_whole_at_home(place: Place) -> 
 
     assert place.names() == ["step-00000004", "step-00000006"]
     assert place.said == []
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_trainer_there_resumes_from_the_newest_that_verifies(tmp_path: Path, name: str) -> None:
+    """A name of 99,999,999 steps is set aside and said, and keeps no room after the next save."""
+    from trainer.disk import RealDisk
+    from trainer.saving.checkpoint import Store
+
+    said: list[str] = []
+    make_checkpoint(tmp_path, 2)
+    make_checkpoint(tmp_path, 4)
+    make_checkpoint(tmp_path, 3, named=99_999_999)
+    DAMAGES[name](make_checkpoint(tmp_path, 6))
+    store = Store(tmp_path, keep=2, disk=RealDisk())
+    found = store.load_newest(tensor_bytes_max=EXPECTED.tensor_bytes_max, say=said.append)
+
+    assert found is not None
+    assert found.step == 4
+    assert len(said) == 2
+    assert "step-99999999 is unusable (its manifest is about step 3)" in said[0]
+    store._rotate()
+    left = sorted(path.name for path in tmp_path.glob("step-*"))
+    assert left == ["step-00000002", "step-00000004"]
