@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-EXAMPLES = int(os.environ.get("QFT_FUZZ_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("QFT_FUZZ_EXAMPLES", "30"))
 """How many texts a property is tried with; `QFT_FUZZ_EXAMPLES=10000` is a thorough run."""
 FUZZED = settings(
     max_examples=EXAMPLES,
