@@ -10,8 +10,10 @@ from typing import Any
 from commands.home import RunFolder
 from infra.cost import bill
 from infra.durable import read_json
+from infra.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.journal import Event, Kind, read
 from infra.state import fold
+from infra.untrusted import number, table, text, whole
 from trainer.words import duration
 
 
@@ -85,7 +87,7 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
     state = fold(events)
     last_s = events[-1].at_s if events else 0.0
     used = bill(state, last_s)
-    status = _table(out / "status.json")
+    status = _heartbeat(out / "status.json")
     adapter = out / "adapter"
     return Receipt(
         run_id=state.run_id,
@@ -96,10 +98,10 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
         simulated=simulated,
         usd_per_h_now=used.usd_per_h_now,
         evictions=state.evictions,
-        resumes=_count(status.get("resumes")),
+        resumes=status.resumes,
         steps=state.steps,
-        redone_steps=_count(status.get("redone_steps")),
-        exact=status.get("exact") is not False,
+        redone_steps=status.redone_steps,
+        exact=status.exact,
         before=read_score(out / "eval-before.json"),
         after=read_score(out / "eval-after.json"),
         adapter=str(adapter) if state.fetched and adapter.is_dir() else "",
@@ -108,17 +110,12 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
 
 def read_score(path: Path) -> Score | None:
     """The score in an evaluation's JSON; None if there is none or it is not one."""
-    table = _table(path)
-    try:
-        return Score(
-            metric=str(table["metric"]),
-            value=float(table["value"]),
-            low=float(table["low"]),
-            high=float(table["high"]),
-            n=int(table["n"]),
-        )
-    except (KeyError, TypeError, ValueError):
+    found = _table(path)
+    metric, n = text(found.get("metric"), most=60), whole(found.get("n"))
+    value, low, high = (number(found.get(key), most=1e9) for key in ("value", "low", "high"))
+    if metric is None or n is None or value is None or low is None or high is None:
         return None
+    return Score(metric=metric, value=value, low=low, high=high, n=n)
 
 
 def _worked_s(events: list[Event]) -> float:
@@ -135,11 +132,13 @@ def _worked_s(events: list[Event]) -> float:
 
 def _table(path: Path) -> dict[str, Any]:
     try:
-        value = read_json(path)
-    except ValueError:  # it came from the machine; a receipt must not fail on it
+        return table(read_json(path))
+    except (ValueError, OSError):  # it came from the machine; a receipt must not fail on it
         return {}
-    return value if isinstance(value, dict) else {}
 
 
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
+def _heartbeat(path: Path) -> Heartbeat:
+    try:
+        return read_heartbeat(path.read_bytes())
+    except OSError:
+        return SILENCE

@@ -25,6 +25,7 @@ from commands.home import (
     run_folder,
     saved_config,
 )
+from commands.results import expected
 from commands.staging import stage
 from commands.vigil import Vigil, asking
 from commands.workload import Setting, Site, SshWorkload
@@ -203,6 +204,7 @@ def make_workload(
         helper_python=wire.helper_python(vm),
         rents=rents,
         brings_home=not watch_only,
+        expected=lambda: expected(desk.loaded),
         eviction_band=lambda: _band(desk.folder),
         vigil=desk.vigil,
         allow_change=for_trainer(desk.allow_change),

@@ -43,7 +43,7 @@ class Status:
         if self.state.fetched and self.state.deleted:
             return "done"
         if self.job is not None and self.job.phase is JobPhase.RUNNING:
-            return str(self.job.detail.get("phase") or "starting")
+            return self.job.heartbeat.phase or "starting"
         if self.state.fetched:
             return "fetched"
         if self.state.trained:
@@ -69,7 +69,7 @@ class Status:
             "trained": state.trained,
             "fetched": state.fetched or None,
             "machine": _machine_json(self),
-            "trainer": dict(self.job.detail) if self.job else None,
+            "trainer": self.job.heartbeat.to_json() if self.job else None,
             "job": str(self.job.phase) if self.job else None,
             "switches": list(state.switches) if state.up else [],
             "switches_missing": list(state.unset) if state.up else [],
@@ -91,14 +91,14 @@ class Status:
             # Once the adapter is home, what was kept until then says nothing about its safety.
             kept = "" if state.fetched else f", checkpoint at home: step {state.home_step}"
             rows.append(("step", f"{step}/{steps}{kept}"))
-        eta_s = job.detail.get("eta_s") if job else None
-        if isinstance(eta_s, int | float) and step < steps:
+        eta_s = job.heartbeat.eta_s if job else None
+        if eta_s is not None and step < steps:
             rows.append(("time left", duration(eta_s)))
         if state.vm is not None:
             power = str(self.machine.power) if self.machine else "not seen just now"
             rows.append(("machine", f"{state.vm.size} in {state.vm.region}, {power}"))
-        if job is not None and job.detail.get("exact") is False:
-            since = job.detail.get("inexact_from")
+        if job is not None and not job.heartbeat.exact:
+            since = job.heartbeat.inexact_from
             rows.append(("exactness", f"not bit-exact from step {since}"))
         rows.append(("evictions", str(state.evictions)))
         rows += [("ends the bill", switch) for switch in state.switches if state.up]

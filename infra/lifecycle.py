@@ -32,6 +32,7 @@ from infra.actions import (
     Wait,
 )
 from infra.cost import Budget, reached, renew_s
+from infra.heartbeat import SILENCE, Heartbeat
 from infra.provider import Observation, Offer, PowerState
 from infra.state import Ending, RunState
 
@@ -70,8 +71,8 @@ class JobView:
     """Seconds without any sign of progress, measured by whoever watches."""
     silent_s: float = 0.0
     """Seconds without a heartbeat."""
-    detail: dict[str, object] = field(default_factory=dict)
-    """The trainer's whole status, for display."""
+    heartbeat: Heartbeat = SILENCE
+    """What the trainer says of itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,7 +370,7 @@ def _follow(state: RunState, job: JobView | None, plan: Plan) -> Action:
     if job.exit_code == TRAINER_DONE:
         return RecordTrained()
     if job.exit_code in {TRAINER_BAD_DATA, TRAINER_BAD_CONFIG}:
-        reason = str(job.detail.get("error") or f"the trainer refused (exit {job.exit_code})")
+        reason = job.heartbeat.error or f"the trainer refused (exit {job.exit_code})"
         return Finish(ending=Ending(code=BAD_INPUT, reason=reason))
     if job.exit_code == TRAINER_PREEMPTED and job.silent_s < policy.preempt_grace_s:
         return Wait(wait_s=policy.poll_s, reason="state saved; the machine is about to be taken")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
-from infra.journal import Event, Kind
+from infra.journal import Event, JournalDamaged, Kind
 from infra.known import Doubt, Ending, Failure, RunState
 from infra.plain import offer_from_json, to_json, vm_from_json
 from infra.provider import Offer, PowerState, StopReason
@@ -30,10 +31,17 @@ __all__ = ["Ending", "Failure", "RunState", "apply", "fold", "to_json", "vm_from
 
 
 def fold(events: Iterable[Event]) -> RunState:
-    """Derive the state of a run from its events, oldest first. Total: any prefix folds."""
+    """Derive the state of a run from its events, oldest first. Total: any prefix folds.
+
+    Raises JournalDamaged for an event that somebody edited.
+    """
     state = RunState()
     for event in events:
-        state = apply(state, event)
+        try:
+            state = apply(state, event)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"event {event.number} ({event.kind}) does not tell what it should: {error!r}"
+            raise JournalDamaged(Path("journal.jsonl"), what) from error
     return state
 
 

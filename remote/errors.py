@@ -2,13 +2,16 @@
 
 RemoteError
 ├── Unreachable         nobody answers, or the line was cut: try again later, partial work is kept
-│   └── TimedOut        a command did not end in time; it may still be running over there
+│   ├── TimedOut        a command did not end in time; it may still be running over there
+│   └── TooSlow         bytes come, but fewer than any line that is worth waiting for brings
 ├── HostKeyMismatch     another machine answers at that address: never retry, never send data
 ├── AuthRefused         the machine does not know our key: a human, or a new machine
 ├── CommandFailed       a command ended with an exit code other than 0; carries the whole result
+├── Absent              there is no such directory over there
 ├── NoSpace             a disk is too small: what is needed and what is free, nothing overwritten
 ├── Damaged             bytes differ from their checksum, or a source changed while it was read
 └── Untrusted           the machine offered something illegal; nothing of it was written
+    └── Garbled         its answer is none: the act failed, and may be tried a few times more
 """
 
 from __future__ import annotations
@@ -31,6 +34,10 @@ class Unreachable(RemoteError):  # noqa: N818  (the room's vocabulary, not a suf
 
 class TimedOut(Unreachable):
     """A command did not end in time; it may still run there. Next: look, then try again."""
+
+
+class TooSlow(Unreachable):
+    """A transfer fell below the slowest pace that is waited for. Next: the same call, later."""
 
 
 class HostKeyMismatch(RemoteError):  # noqa: N818
@@ -63,6 +70,10 @@ class CommandFailed(RemoteError):  # noqa: N818
         self.final = final
 
 
+class Absent(RemoteError):  # noqa: N818
+    """There is no directory of that name over there. Next: look what there is."""
+
+
 class NoSpace(RemoteError):  # noqa: N818
     """A disk cannot hold what should be written; what was there before is intact."""
 
@@ -82,6 +93,10 @@ class Damaged(RemoteError):  # noqa: N818
 
 class Untrusted(RemoteError):  # noqa: N818
     """The machine offered something illegal. Next: a human; nothing of it was written."""
+
+
+class Garbled(Untrusted):
+    """The machine's answer cannot be read. Next: the same call again, a few times at most."""
 
 
 class Unfit(RemoteError):  # noqa: N818

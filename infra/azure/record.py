@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from infra.durable import read_json, write_json
+from infra.untrusted import table
 
 
 def subscriptions(directory: Path) -> set[str]:
@@ -80,7 +81,9 @@ class RunRecord:
         except ValueError:  # a damaged memory is a lost one; the cloud's tags are the truth
             value = None
         known = {one.name for one in fields(cls)} - {"path"}
-        kept = {key: value[key] for key in known & set(value)} if isinstance(value, dict) else {}
+        found = table(value)
+        empty = asdict(cls(path=path))
+        kept = {key: found[key] for key in known if _fits(found.get(key), empty[key])}
         return cls(path=path, **kept)
 
     def save(self) -> None:
@@ -101,3 +104,10 @@ class RunRecord:
     def forget(self) -> None:
         """Remove the file: nothing of the run remains."""
         self.path.unlink(missing_ok=True)
+
+
+def _fits(value: object, example: object) -> bool:
+    """Whether a value that was read is of the kind of another; a whole number is a number, too."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if isinstance(example, float) else type(example))
