@@ -15,6 +15,7 @@ from commands.changes import is_changed
 from commands.config import LoadedConfig, load
 from commands.console import make_console
 from commands.errors import BY_CODE, CloudTrouble, Exit, Trouble, Usage
+from commands.extras import demand, needed_here
 from commands.forecast import forecast, forecast_line
 from commands.home import (
     RUN_NAME,
@@ -110,6 +111,8 @@ def drive(order: Order) -> Arrived:
         allow_change=order.allow_change,
         fresh=order.fresh,
     )
+    if order.goal is not Goal.FETCH:  # what is done already needs nothing to come home
+        demand(needed_here(loaded.config), "training on this computer", home)
     _forewarn(console, loaded)
     try:
         while True:
