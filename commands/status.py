@@ -113,11 +113,11 @@ class Status:
         if state.vm is not None:
             rows.append(("machine", f"{state.vm.size} in {state.vm.region}, {self.power}"))
             if self.machine and self.power != str(self.machine.power):
-                since = duration(max(0.0, self.now_s - state.booted_s))
-                rows.append(("sign-in", f"none yet, {since} after it was started; it bills"))
+                age = duration(max(0.0, self.now_s - state.booted_s))
+                rows.append(("sign-in", f"none yet, {age} after it was started; it bills"))
         if job is not None and job.detail.get("exact") is False:
-            inexact = job.detail.get("inexact_from")
-            rows.append(("exactness", f"not bit-exact from step {inexact}"))
+            since = job.detail.get("inexact_from")
+            rows.append(("exactness", f"not bit-exact from step {since}"))
         rows.append(("evictions", str(state.evictions)))
         rows += [("ends the bill", switch) for switch in state.switches if state.up]
         rows += [("does not", switch) for switch in state.unset if state.up]
