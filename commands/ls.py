@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from commands.down import known_providers
 from commands.errors import CloudTrouble
@@ -11,7 +13,7 @@ from commands.home import all_runs, environment, qft_home
 from infra.cost import bill
 from infra.journal import JournalDamaged, read
 from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
-from infra.state import fold
+from infra.state import RunState, fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ def runs() -> list[RunLine]:
         lines.append(
             RunLine(
                 run=folder.name,
-                state=_word(state.fetched, deleted=state.deleted, up=state.up),
+                state=_word(state),
                 step=state.step,
                 steps=state.steps,
                 evictions=state.evictions,
@@ -73,6 +75,7 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudTrouble |
     """
     lines: list[MachineLine] = []
     problems, hints = [], []
+    starting = _starting(qft_home(environment()))
     for provider in known_providers(qft_home(environment()), provider_name):
         try:
             listed = provider.list_all()
@@ -88,7 +91,7 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudTrouble |
                 id=vm.id,
                 region=vm.region,
                 size=vm.size,
-                power=str(vm.power),
+                power=_power(vm, starting),
                 bills_compute=vm.power.bills_compute,
                 created_at=vm.created_at,
             )
@@ -133,9 +136,31 @@ def _damaged(name: str, error: JournalDamaged) -> RunLine:
     return RunLine(run=name, state=said, step=0, steps=0, evictions=0, usd=0.0, usd_per_h_now=0.0)
 
 
-def _word(fetched: str, *, deleted: bool, up: bool) -> str:
-    if fetched and deleted:
+def _word(state: RunState) -> str:
+    """Where a run is, as far as its record tells."""
+    if state.fetched and state.deleted:
         return "done"
-    if up:
-        return "machine up"
-    return "removed" if deleted else "machine down"
+    if state.up:  # it bills from the moment it was asked for, and works once it is set up
+        return "machine up" if state.prepared else "machine starting"
+    if not state.boots:
+        return "not started"
+    return "removed" if state.deleted else "machine down"
+
+
+def _power(vm: Vm, starting: Mapping[str, int]) -> str:
+    """The power of a machine; one that a run here could not set up since its start only starts."""
+    begun = vm.power is PowerState.RUNNING and starting.get(vm.run_id) == vm.generation
+    return str(PowerState.STARTING if begun else vm.power)
+
+
+def _starting(home: Path) -> dict[str, int]:
+    """The runs of this computer whose machine was started and never set up, with its generation."""
+    found = {}
+    for folder in all_runs(home):
+        try:
+            state = fold(read(folder.journal))
+        except JournalDamaged:
+            continue  # told by `qft ls`; its machine is listed as its cloud has it
+        if state.up and not state.prepared and state.vm is not None:
+            found[state.run_id] = state.vm.generation
+    return found

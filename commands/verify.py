@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import wire
+from commands.beforehand import demand_for
 from commands.bench import laid_out, trainer
 from commands.config import LoadedConfig
 from commands.errors import HostTrouble, TrainingTrouble, Usage
@@ -89,6 +90,7 @@ def verify(wanted: str, *, steps: int | None, say: Callable[[str], None]) -> Ver
                 f"there is no log of `{folder.name}` at home to compare with",
                 hint=f"`qft fetch {folder.name}` brings it",
             )
+        demand_for("verify", loaded)
         say("replaying on this computer")
         with laid_out(loaded, folder) as run_dir:
             done = trainer(run_dir, "verify", *more)

@@ -225,15 +225,19 @@ class SshWorkload:
             f"the trainer cannot be started there{last}\n  hint: {reason(said, '', code)}"
         )
 
-    def stop(self, vm: Vm) -> None:
+    def stop(self, vm: Vm, grace_s: float = STOP_GRACE_S) -> None:
         """SIGTERM, so that the trainer saves; SIGKILL if it does not end."""
         with self._translated():
-            self._job(vm).stop(STOP_GRACE_S)
+            self._job(vm).stop(grace_s)
 
     def park(self, vm: Vm) -> None:
         """Let the trainer save, bring that home, and let go of the machine."""
         self._setting.say("saving the state and bringing it home")
         self.stop(vm)
+        self.bring_home(vm)
+
+    def bring_home(self, vm: Vm) -> None:
+        """Copy the newest checkpoint home now, verified."""
         with self._translated():
             self._homing.stop()
             self._homing.bring(self._open(vm), self._shower("checkpoint"))
@@ -280,10 +284,10 @@ class SshWorkload:
         tail = running.tail(max(0, held - LOG_BYTES_MAX), LOG_BYTES_MAX)
         write_bytes(self._setting.out / "trainer.log", tail.data, mode=0o644)
 
-    def clear(self, vm: Vm) -> None:
+    def clear(self, vm: Vm, grace_s: float = STOP_GRACE_S) -> None:
         """Remove the run's folder from a machine that stays the user's."""
         with self._translated():
-            self._job(vm).stop(STOP_GRACE_S)
+            self._job(vm).stop(grace_s)
             self._open(vm).run(["rm", "-rf", "--", self._setting.site.base], timeout_s=120)
 
     def home_step(self) -> int:
