@@ -23,6 +23,7 @@ from infra.when import parse_utc_s
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, link, sync
 from remote.sync_plan import Progress, SyncOptions
+from remote.sync_wire import demand_sftp
 
 CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
@@ -270,6 +271,7 @@ class SshWorkload:
             self._link = None
         if self._link is None:
             self._link = self._connect(vm)
+            demand_sftp(self._link)  # before minutes of set-up, not after them
         return self._link
 
     def _job(self, vm: Vm) -> job.Job:

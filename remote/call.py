@@ -73,7 +73,8 @@ class Script:
         target = f"{HOME}/{self.path.stem}-{hashlib.sha256(source).hexdigest()[:8]}.py"
         words = [self.python, "-I", "-S", target, verb]  # no site packages: they cost start-up time
         # Not empty: so a power cut soon after the sending would leave it, but for the sync below.
-        command = f"test -s {target} || exit {MISSING}; exec {shlex.join(words)}"
+        # What our script makes there is its account's only.
+        command = f"umask 077; test -s {target} || exit {MISSING}; exec {shlex.join(words)}"
         given = json.dumps(request).encode()
         for _ in range(2):
             answer = _Answer(take)
@@ -90,7 +91,8 @@ class Script:
                 break
             temp = f"{target}.$$.tmp"
             self.link.run(
-                f"mkdir -p {HOME} && cat > {temp} && {{ sync {temp} 2> /dev/null || sync; }}"
+                f"umask 077; mkdir -p {HOME} && cat > {temp}"
+                f" && {{ sync {temp} 2> /dev/null || sync; }}"
                 f" && mv -f {temp} {target}",
                 timeout_s=timeout_s,
                 input=source,
