@@ -20,11 +20,13 @@ from commands.home import (
     demand_place,
     demand_playable,
     driving,
+    is_driven,
     make_home,
     make_private,
     run_folder,
     saved_config,
 )
+from commands.host_check import demand_host
 from commands.staging import stage
 from commands.workload import Setting, Site, SshWorkload
 from infra.cost import Budget
@@ -110,6 +112,8 @@ def opened(desk: Desk) -> Iterator[Session]:
     demand_place(loaded.out)
     if loaded.config.vm.provider == "local":
         demand_playable(desk.home)
+    if loaded.config.vm.provider == "ssh" and _begins(desk):
+        demand_host(loaded.config.vm, folder)
     make_home(desk.home)
     make_private(folder.root)
     with driving(folder):
@@ -132,6 +136,14 @@ def opened(desk: Desk) -> Iterator[Session]:
             yield session
         finally:
             session.workload.forget()
+
+
+def _begins(desk: Desk) -> bool:
+    """Whether there is work for this process: the run is not over, and nobody else drives it."""
+    folder = desk.folder
+    if not folder.exists():
+        return True
+    return (desk.fresh or not is_over(fold(read(folder.journal)))) and not is_driven(folder)
 
 
 def reopen(folder: RunFolder) -> LoadedConfig:
