@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from remote import agent
-from remote.errors import CommandFailed, RemoteError, Result, Untrusted
-from remote.link import Link
+from remote.errors import CommandFailed, RemoteError, Result, Untrusted, shorten
+from remote.link import KILLED, Link
 
 MISSING = 97
 HANDLED = 3
@@ -90,14 +90,27 @@ class Script:
             if code != MISSING:
                 break
             temp = f"{target}.$$.tmp"
-            self.link.run(
+            self.ship(
                 f"umask 077; mkdir -p {HOME} && cat > {temp}"
                 f" && {{ sync {temp} 2> /dev/null || sync; }}"
                 f" && mv -f {temp} {target}",
-                timeout_s=timeout_s,
-                input=source,
+                source,
+                timeout_s,
             )
         return code, stderr
+
+    def ship(self, command: str, source: bytes, timeout_s: float) -> None:
+        """Write our script there; raises `RemoteError` if the home directory takes no files."""
+        try:
+            self.link.run(command, timeout_s=timeout_s, input=source)
+        except CommandFailed as error:
+            if error.result.exit_code in KILLED:
+                raise
+            said = shorten(error.result.stderr or error.result.stdout) or "it does not say why"
+            raise RemoteError(
+                f"nothing can be written below the home directory on {self.link.host}: {said}",
+                hint=f"`{HOME}/` there has to be a folder of that account, on a disk with room",
+            ) from error
 
     def failure(self, verb: str, code: int, text: bytes, stderr: bytes) -> CommandFailed:
         """Describe a script that could not run."""

@@ -16,7 +16,7 @@ from sshd import Sshd, serve
 
 from remote import agent, sync
 from remote.call import Script
-from remote.errors import LoginShellEnded, TimedOut
+from remote.errors import CommandFailed, LoginShellEnded, RemoteError, TimedOut
 from remote.job import Job, JobState
 from remote.link import connect
 from remote.login_shell import for_any_shell
@@ -201,3 +201,16 @@ def test_a_start_up_file_that_waits_is_named(tmp_path: Path) -> None:
             link.run("true", timeout_s=sshd_patience)
 
     assert "start-up file" in caught.value.hint
+
+
+def test_a_home_that_takes_no_files_is_named(tmp_path: Path) -> None:
+    """Where our folder cannot be made, one sentence says so, and nothing is tried again."""
+    with serve(tmp_path / "server") as server, connect(server.host()) as link:
+        (server.home / "qft").write_text("in the way")
+        with pytest.raises(RemoteError, match="nothing can be written") as caught:
+            Script(link=link, path=Path(agent.__file__)).call(
+                "manifest", {"root": "x"}, timeout_s=60
+            )
+
+    assert not isinstance(caught.value, CommandFailed)
+    assert "mkdir" in str(caught.value)
