@@ -83,14 +83,15 @@ def doctor(
 ) -> None:
     """Check this computer, account and host; say the fixes."""
     from commands import doctor as command
+    from commands.checks import exit_code
 
     checks = command.examine(run, provider)
     if as_json:
         out_json([check.to_json() for check in checks])
     else:
         out("\n".join(check.line for check in checks))
-    if any(check.failed for check in checks):
-        raise typer.Exit(Exit.USAGE)
+    if code := exit_code(checks):
+        raise typer.Exit(code)
 
 
 @app.command(epilog=examples("plan"))

@@ -27,11 +27,13 @@ from commands.home import (
     demand_place,
     demand_playable,
     driving,
+    is_driven,
     make_home,
     make_private,
     run_folder,
     saved_config,
 )
+from commands.host_check import demand_host
 from commands.results import expected
 from commands.staging import stage
 from commands.vigil import Vigil, asking
@@ -122,6 +124,8 @@ def opened(desk: Desk) -> Iterator[Session]:
     demand_place(loaded.out)
     if loaded.config.vm.provider == "local":
         demand_playable(desk.home)
+    if loaded.config.vm.provider == "ssh" and _begins(desk):
+        demand_host(loaded.config.vm, folder)
     make_home(desk.home)
     make_private(folder.root)
     with driving(folder):
@@ -167,6 +171,14 @@ def _tell_anew(desk: Desk, journal: Journal) -> None:
     journal.append(Kind.DELETE_INTENDED, reason=reason)
     wire.make_provider(desk.loaded.config.vm, desk.home).delete(vm.run_id)
     journal.append(Kind.DELETED, removed=[])
+
+
+def _begins(desk: Desk) -> bool:
+    """Whether there is work for this process: the run is not over, and nobody else drives it."""
+    folder = desk.folder
+    if not folder.exists():
+        return True
+    return (desk.fresh or not is_over(fold(read(folder.journal)))) and not is_driven(folder)
 
 
 def reopen(folder: RunFolder) -> LoadedConfig:

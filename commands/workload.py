@@ -26,6 +26,7 @@ from remote import errors, job, link, sync
 from remote.clean import clean
 from remote.setup_reasons import reason
 from remote.sync_plan import Progress, SyncOptions
+from remote.sync_wire import demand_sftp
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 
@@ -323,6 +324,7 @@ class SshWorkload:
             self._link = None
         if self._link is None:
             self._link = self._connect(vm)
+            demand_sftp(self._link)  # before minutes of set-up, not after them
         return self._link
 
     def _job(self, vm: Vm) -> job.Job:

@@ -12,8 +12,8 @@ from typing import Any
 
 from remote import agent, untrusted
 from remote.answers import read_answer
-from remote.errors import CommandFailed, RemoteError, Result, Untrusted
-from remote.link import Link
+from remote.errors import CommandFailed, RemoteError, Result, Untrusted, shorten
+from remote.link import KILLED, Link
 
 MISSING = 97
 HANDLED = 3
@@ -67,7 +67,8 @@ class Script:
         target = f"{HOME}/{self.path.stem}-{hashlib.sha256(source).hexdigest()[:8]}.py"
         words = [self.python, "-I", "-S", target, verb]  # no site packages: they cost start-up time
         # Not empty: so a power cut soon after the sending would leave it, but for the sync below.
-        command = f"test -s {target} || exit {MISSING}; exec {shlex.join(words)}"
+        # What our script makes there is its account's only.
+        command = f"umask 077; test -s {target} || exit {MISSING}; exec {shlex.join(words)}"
         given = json.dumps(request).encode()
         for _ in range(2):
             answer = _Answer(take)
@@ -83,13 +84,27 @@ class Script:
             if code != MISSING:
                 break
             temp = f"{target}.$$.tmp"
-            self.link.run(
+            self.ship(
                 f"umask 077; mkdir -p {HOME} && cat > {temp}"
-                f" && {{ sync {temp} 2> /dev/null || sync; }} && mv -f {temp} {target}",
-                timeout_s=timeout_s,
-                input=source,
+                f" && {{ sync {temp} 2> /dev/null || sync; }}"
+                f" && mv -f {temp} {target}",
+                source,
+                timeout_s,
             )
         return code, stderr
+
+    def ship(self, command: str, source: bytes, timeout_s: float) -> None:
+        """Write our script there; raises `RemoteError` if the home directory takes no files."""
+        try:
+            self.link.run(command, timeout_s=timeout_s, input=source)
+        except CommandFailed as error:
+            if error.result.exit_code in KILLED:
+                raise
+            said = shorten(error.result.stderr or error.result.stdout) or "it does not say why"
+            raise RemoteError(
+                f"nothing can be written below the home directory on {self.link.host}: {said}",
+                hint=f"`{HOME}/` there has to be a folder of that account, on a disk with room",
+            ) from error
 
     def failure(self, verb: str, code: int, text: bytes, stderr: bytes) -> CommandFailed:
         """Describe a script that could not run."""

@@ -6,6 +6,8 @@ RemoteError
 │   └── TooSlow         bytes come, but fewer than any line that is worth waiting for brings
 ├── HostKeyMismatch     another machine answers at that address: never retry, never send data
 ├── AuthRefused         the machine does not know our key: a human, or a new machine
+├── LoginShellEnded     no command runs for that account: a human mends its shell or start-up files
+├── NoSftp              no file can be sent: a human mends the server's settings
 ├── CommandFailed       a command ended with an exit code other than 0; carries the whole result
 ├── Absent              there is no such directory over there
 ├── NoSpace             a disk is too small: what is needed and what is free, nothing overwritten
@@ -51,6 +53,14 @@ class HostKeyMismatch(RemoteError):  # noqa: N818
 
 class AuthRefused(RemoteError):  # noqa: N818
     """The host does not accept our key for that user. Next: a human, or a new machine."""
+
+
+class LoginShellEnded(RemoteError):  # noqa: N818
+    """The login shell ended before our command. Next: a human; trying again changes nothing."""
+
+
+class NoSftp(RemoteError):  # noqa: N818
+    """The server carries no files for that account. Next: a human; trying again changes nothing."""
 
 
 class CommandFailed(RemoteError):  # noqa: N818

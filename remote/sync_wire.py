@@ -50,6 +50,15 @@ class Trip:
         )
 
 
+def demand_sftp(link: Link, *, silence_s: float = 30.0) -> None:
+    """Raise `NoSftp` unless the server carries files; made for asking before anything dear."""
+    with (
+        translated(link.host, link.transport),
+        closing(Sftp.open(link.transport, silence_s=silence_s)),
+    ):
+        pass
+
+
 def carry(
     trip: Trip,
     chunks: Sequence[Chunk],
