@@ -265,15 +265,25 @@ def evict(run: Run = "", *, as_json: Json = False) -> None:
         talk(said)
 
 
-@app.command(epilog=examples("ssh"), context_settings={"ignore_unknown_options": True})
+@app.command(
+    epilog=examples("ssh"),
+    # From the first word on everything belongs to the command there, options and all.
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 def ssh(
-    run: Run = "",
-    command: Annotated[list[str] | None, typer.Argument(help="A command to run there.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN|COMMAND",
+            help="A run's name or run.yaml, then a command to run there, with its own options.",
+            show_default="the run.yaml here, or the only run; a shell",
+        ),
+    ] = None,
 ) -> None:
     """Open a shell on the machine, its host key pinned."""
     from commands import machine
 
-    machine.ssh(run, command or [])
+    machine.ssh(words or [])
 
 
 app.add_typer(tools.app)

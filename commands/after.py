@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+from commands import program
 from commands.bench import laid_out, trainer
 from commands.config import LoadedConfig, check_files
 from commands.drive import find_config
@@ -319,10 +319,8 @@ def _program(module: str, arguments: list[str], *, as_json: bool) -> str:
 def _start(
     module: str, arguments: list[str], *, stdout: int | None = None, stderr: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).resolve().parent.parent
-    argv = [sys.executable, "-m", f"trainer.{module}", *arguments]
-    path = {**environment(), "PYTHONPATH": str(root)}
-    return subprocess.run(argv, env=path, stdout=stdout, stderr=stderr, text=True, check=False)
+    name = f"trainer.{module}"
+    return program.start(name, arguments, around=environment(), stdout=stdout, stderr=stderr)
 
 
 def _judge(module: str, code: int, said: list[str] | None = None) -> None:

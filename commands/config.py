@@ -15,9 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from commands import weights
 from commands.errors import Usage
 from commands.home import check_name
+from commands.plain_values import plain_faults
+from commands.yaml_values import SHOWN_MAX, Misread, read_tables
 from infra.config import BudgetTable, VmTable
+from remote import keys
+from remote.errors import RemoteError, shorten
 from trainer import hub
 from trainer.config import (
     CheckpointTable,
@@ -32,13 +37,16 @@ from trainer.config import (
 if TYPE_CHECKING:
     from trainer.data.template import Template
 
+FAULTS_SHOWN = 40
+HUB_ID = re.compile(r"[\w.][\w.-]{0,95}/[\w.][\w.-]{0,95}", re.ASCII)
+HUB_WORDS = "owner and name are made of A-Z, a-z, 0-9, `_`, `-` and `.`"
 TRAINER_TABLES = ("model", "method", "data", "train", "checkpoint", "eval")
 
 
 class RunConfig(BaseModel):
     """Everything that a run needs to know, as its user wrote it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(
         description="Names the run, its folders and its cloud resources: a-z, 0-9, -."
@@ -95,46 +103,38 @@ class LoadedConfig:
 
 def load(path: Path) -> LoadedConfig:
     """Read and check a `run.yaml`. Raises Usage with every fault at once."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Usage(
-            f"there is no `{path}`", hint="`qft init` writes a run.yaml to start from"
-        ) from None
-    except IsADirectoryError:
-        raise Usage(f"`{path}` is a directory", hint=f"try `{path}/run.yaml`") from None
-    except UnicodeDecodeError as error:
-        raise Usage(f"`{path}` is not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
-        raise Usage(f"`{path}` is not YAML", problems=str(error).splitlines()) from error
-    if not isinstance(content, dict):
-        raise Usage(f"`{path}` holds no tables", hint="`qft init` writes a run.yaml to start from")
+    content = read_tables(path)
     # The way may lead through a folder that goes later; the file itself may be a link.
-    return check(content, path.parent.resolve() / path.name)
+    return check(content.tables, path.parent.resolve() / path.name, faults=content.faults)
 
 
-def check(content: dict[str, Any], path: Path) -> LoadedConfig:
-    """Check what a `run.yaml` holds, its names and the files it points at."""
-    faults: list[str] = []
+def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) -> LoadedConfig:
+    """Check what a `run.yaml` holds, its names and the files it points at.
+
+    `faults` were found while it was read. Raises Usage with every fault at once.
+    """
+    found = list(faults)
     config: RunConfig | None = None
     try:
         config = RunConfig.model_validate(content)
     except ValidationError as error:
-        faults += say(error)
+        found += [*say(error), *plain_faults(content)]
+    except UnicodeEncodeError:  # half a character in a saved config: no message could show it
+        found += plain_faults(content)
     else:
-        faults += _cross_faults(config)
+        found += plain_faults(config.model_dump(mode="json")) or _cross_faults(config)
     name = content.get("name")
     if isinstance(name, str):
         try:
             check_name(name)
         except Usage as error:
-            faults.append(f"name: {error.message}; {error.hint}")
-    if config is None or faults:
+            found.append(f"name: {error.message}; {error.hint}")
+    found = list(dict.fromkeys(found))
+    if config is None or found:
+        more = [f"… and {len(found) - FAULTS_SHOWN} more"] * (len(found) > FAULTS_SHOWN)
         raise Usage(
-            f"`{path.name}` has {len(faults)} fault{'s' if len(faults) > 1 else ''}",
-            problems=faults,
+            f"`{path.name}` has {len(found)} fault{'s' if len(found) > 1 else ''}",
+            problems=[*found[:FAULTS_SHOWN], *more],
             hint="`qft init --schema` prints the schema; editors can check as you type",
         )
     return LoadedConfig(config=_with_key_beside(config, path.parent), path=path)
@@ -152,14 +152,21 @@ def _with_key_beside(config: RunConfig, folder: Path) -> RunConfig:
 
 def _cross_faults(config: RunConfig) -> list[str]:
     """What only shows when the tables are seen together, in the trainer's own words."""
+    pinned = config.vm.ssh.host_key if config.vm.ssh else ""
+    faults: list[str] = []
+    if pinned:
+        try:
+            keys.parse_line(pinned)
+        except RemoteError as error:
+            faults.append(f"vm.ssh.host_key: {error}; {error.hint}")
     try:
         TrainerConfig.model_validate(config.trainer_tables)
     except ValidationError as error:
-        return say(error)
+        return [*faults, *say(error)]
     late = [
         step for step in config.vm.rehearse_evictions if step >= (config.train.steps or step + 1)
     ]
-    return [
+    return faults + [
         f"vm.rehearse_evictions: step {step} never comes, the run has {config.train.steps} steps"
         for step in late
     ]
@@ -173,13 +180,18 @@ def say(error: ValidationError) -> list[str]:
         if fault["type"] == "extra_forbidden":
             near = difflib.get_close_matches(where[-1], _keys(where[:-1]), n=1, cutoff=0.6)
             hint = f"; did you mean `{near[0]}`?" if near else _known_keys(where[:-1])
-            lines.setdefault(".".join(where), []).append(f"unknown key{hint}")
+            shown = ".".join(shorten(part, SHOWN_MAX) for part in where)
+            lines.setdefault(shown, []).append(f"unknown key{hint}")
             continue
         path = _named(where)
         said = fault["msg"].removeprefix("Value error, ")
         got = fault["input"]
-        if fault["type"] not in {"missing", "value_error"} and isinstance(got, str | int | float):
-            said = f"{said}, not `{got}`"
+        if isinstance(got, Misread):
+            said = got.why
+        elif isinstance(got, bool) and fault["type"] == "string_type":
+            said = f"{said}: YAML reads yes, no, on and off as true and false; put it in quotes"
+        elif fault["type"] not in {"missing", "value_error"} and isinstance(got, str | int | float):
+            said = f"{said}, not `{shorten(str(got), SHOWN_MAX)}`"
         lines.setdefault(path, []).append(said)
     return [f"{where}: {', or '.join(dict.fromkeys(said))}" for where, said in lines.items()]
 
@@ -235,6 +247,9 @@ def check_files(loaded: LoadedConfig) -> None:
         except TemplateError as error:
             faults.append(f"data.{field}: {error}")
     for key, file in loaded.data_files.items():
+        if file.exists() and not (file.is_file() or file.is_dir()):  # to open a pipe would wait
+            faults.append(f"data.{key}: {file}: is a pipe or a device, not a data file")
+            continue
         try:
             rows = read_rows(file)
         except DataError as error:
@@ -249,7 +264,7 @@ def check_files(loaded: LoadedConfig) -> None:
                 faults.append(f"data.{key}: {file}:{row.number}: {fault}")
     faults = [*gathered(faults), *_model_faults(loaded)]
     if faults:
-        shown = faults[:20]
+        shown = [one if len(one) < 1000 else shorten(one, 1000) for one in faults[:20]]
         if len(faults) > len(shown):
             shown.append(f"… and {len(faults) - len(shown)} more")
         raise Usage(
@@ -257,6 +272,16 @@ def check_files(loaded: LoadedConfig) -> None:
             problems=shown,
             hint="mend the file, or what run.yaml says of it (paths begin at its folder), then "
             "`qft audit` shows what would be trained",
+        )
+
+
+def demand_weights(loaded: LoadedConfig) -> None:
+    """Raise Usage if the base is a directory here that holds no weights to send."""
+    folder = loaded.model_folder
+    if folder is not None and not weights.has_weights(folder):
+        raise Usage(
+            f"model.id: `{loaded.config.model.id}` holds no weights; nothing was rented",
+            hint=f"it needs `{weights.SINGLE}`, or `{weights.INDEX}` and what that lists",
         )
 
 
@@ -299,16 +324,27 @@ def _row_fault(
     return None if config.eval is None else fault_of(answer, config.eval)
 
 
+def _closed(fault: str) -> str:
+    """A fault of a file with the mark that closes its name."""
+    file, _, said = fault.partition(": ")
+    return f"{file}`: {said}"
+
+
 def _model_faults(loaded: LoadedConfig) -> list[str]:
     folder = loaded.model_folder
     name = loaded.config.model.id
     if folder is not None:
+        broken = weights.faults(folder)
+        if broken:
+            return [f"model.id: `{name}/{fault}" for fault in map(_closed, broken)]
         try:
             described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return [f"model.id: `{name}` is a directory without config.json"]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return [f"model.id: `{name}/config.json` is not JSON: {error}"]
+        except OSError as error:
+            return [f"model.id: `{name}/config.json` cannot be read: {error.strerror}"]
         talks = loaded.config.data.messages is not None
         if talks and isinstance(described, dict) and described.get("is_encoder_decoder"):
             why = "is an encoder-decoder, which reads a prompt and no conversation"
@@ -318,6 +354,8 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
     if looks_like_path:
         beside = f"there is no directory `{name}` beside {loaded.path.name}"
         return [f"model.id: {beside}, and a hub id reads `owner/name`"]
+    if not HUB_ID.fullmatch(name):
+        return [f"model.id: `{shorten(name, SHOWN_MAX)}` is no hub id: {HUB_WORDS}"]
     return []
 
 

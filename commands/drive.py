@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
 from infra.journal import JournalDamaged, Kind, read
 from infra.lifecycle import Goal
-from infra.provider import BadRequest, ProviderError, SignedOut
+from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
 from infra.state import Ending, RunState, fold
 
 HOURS_PER_MONTH = 730.0
@@ -133,6 +134,10 @@ def drive(order: Order) -> Arrived:
         console.close()
         console.say("\n" + _left_behind(desk.folder, order))
         raise
+    except Rejected as error:
+        receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
+        hint = "; ".join(part for part in (error.hint, _bills(name, receipt)) if part)
+        raise CloudTrouble(str(error), hint=hint) from error
     except BadRequest as error:
         receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
         hint = "; ".join(part for part in (error.hint, _bills(name, receipt)) if part)
@@ -203,10 +208,10 @@ def find_config(wanted: str, home: Path) -> LoadedConfig:
         if here.exists():
             return load(here)
         return reopen(pick_run(home, "", cwd=Path.cwd()))
-    if wanted.endswith((".yaml", ".yml")) or Path(wanted).is_file():
+    if wanted.endswith((".yaml", ".yml")) or os.path.isfile(wanted):  # noqa: PTH113  (a name of any length)
         return load(Path(wanted))
     named = RUN_NAME.fullmatch(wanted) and run_folder(home, wanted).exists()
-    if Path(wanted).is_dir() and not named:
+    if os.path.isdir(wanted) and not named:  # noqa: PTH112
         raise Usage(f"`{wanted}` is a directory", hint=f"try `{wanted.rstrip('/')}/run.yaml`")
     return reopen(pick_run(home, wanted, cwd=Path.cwd()))
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from commands.errors import Usage
+from commands.yaml_values import Misread, read_tables
 from infra.durable import LockTimeout, locked, read_json
+from remote.errors import shorten
 
 START_ONE = "`qft init` writes a run.yaml, `qft run` starts it, `qft ls` lists what was started"
 RUN_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,28}[a-z0-9])?")
@@ -72,7 +74,13 @@ class RunFolder:
 def qft_home(environment: Mapping[str, str]) -> Path:
     """`$QFT_HOME`, or `~/.qft`."""
     chosen = environment.get("QFT_HOME")
-    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".qft"
+    try:
+        return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".qft"
+    except RuntimeError as error:  # no such user, or a user without a home
+        raise Usage(
+            f"there is no telling where `{chosen or '~/.qft'}` is: {error}",
+            hint="`export QFT_HOME=/a/folder/of/yours`",
+        ) from error
 
 
 def run_folder(home: Path, name: str) -> RunFolder:
@@ -85,7 +93,7 @@ def check_name(name: str) -> None:
     """Raise Usage unless `name` can name a run."""
     if not RUN_NAME.fullmatch(name):
         raise Usage(
-            f"`{name}` cannot name a run",
+            f"`{shorten(name, 60)}` cannot name a run",
             hint="use 1 to 30 of a-z, 0-9 and `-`, with a letter or digit at both ends",
         )
 
@@ -190,15 +198,9 @@ def _of_folder(home: Path, name: str) -> RunFolder:
 
 def _name_in(path: Path) -> str:
     """The `name` in a run.yaml, without judging the rest of it."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Usage(f"there is no `{path}`", hint=START_ONE) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Usage(f"`{path}` cannot be read: {error}", hint="`qft plan` tells more") from error
-    name = content.get("name") if isinstance(content, dict) else None
+    name = read_tables(path).tables.get("name")
+    if isinstance(name, Misread):
+        raise Usage(f"`{path}`: name: {name.why}", hint="`qft plan` tells more")
     if not isinstance(name, str):
         raise Usage(f"`{path}` has no `name`", hint="add a line such as `name: my-run`")
     return name

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from commands import wire
 from commands.config import LoadedConfig
 from commands.errors import CloudTrouble, Usage
-from commands.home import RunFolder, environment, pick_run, qft_home
+from commands.home import RunFolder, all_runs, environment, pick_run, qft_home
 from commands.session import reopen
 from infra.journal import read
+from infra.names import host_fault, user_fault
 from infra.provider import PowerState, ProviderError, Vm
 from infra.state import fold
 from remote import keys, link
+from remote.errors import RemoteError, shorten
 
 UP = frozenset({PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING})
 
@@ -50,21 +54,49 @@ def evict(wanted: str) -> str:
     return f"{provider.name} was asked to evict {vm.id}"
 
 
-def ssh_argv(wanted: str, command: list[str]) -> list[str]:
+def meant(words: Sequence[str], home: Path, *, cwd: Path) -> tuple[RunFolder, list[str]]:
+    """The run and the command that the words after `qft ssh` mean.
+
+    The first word is a run if one of that name exists, or a run.yaml; else all of them are the
+    command, for the run that goes without saying. `--` parts the two. Raises Usage if neither fits.
+    """
+    first, *rest = words or [""]
+    if not first or first == "--":
+        return pick_run(home, "", cwd=cwd), rest
+    named = first in {run.name for run in all_runs(home)}
+    if named or first.endswith((".yaml", ".yml")) or rest[:1] == ["--"]:
+        return pick_run(home, first, cwd=cwd), rest[1:] if rest[:1] == ["--"] else rest
+    near = difflib.get_close_matches(first, [run.name for run in all_runs(home)], n=1, cutoff=0.75)
+    if near and not rest:
+        raise Usage(
+            f"there is no run `{first}`; did you mean `{near[0]}`?",
+            hint=f"`qft ssh {near[0]} -- {first}` runs it as a command there",
+        )
+    try:
+        return pick_run(home, "", cwd=cwd), [first, *rest]
+    except Usage as error:
+        raise Usage(
+            f"there is no run `{shorten(first)}`, and no telling on which machine it is a command:"
+            f" {error.message}",
+            hint=f"`qft ssh NAME -- {shorten(' '.join(words))}` says which",
+        ) from error
+
+
+def ssh_argv(words: Sequence[str]) -> list[str]:
     """The `ssh` command line into the run's machine, with the pinned host key and nothing else."""
-    folder, loaded = _run(wanted)
+    folder, command = meant(words, qft_home(environment()), cwd=Path.cwd())
+    loaded = reopen(folder)
     vm = _machine(folder)
     if vm is None or not vm.host:
         raise Usage(
-            f"`{folder.name}` has no machine that runs", hint=f"`qft up {folder.name}` rents one"
+            f"`{folder.name}` has no machine that runs", hint=f"`qft up {folder.name}` gets one"
         )
     program = shutil.which("ssh")
     if program is None:
         raise Usage("there is no `ssh` on this computer", hint="install OpenSSH's client")
     known = folder.root / "known_hosts"
     alias = f"qft-{folder.name}"
-    kind, blob = keys.parse_line(vm.host_public_key)
-    known.write_text(f"{alias} {kind} {base64.b64encode(blob).decode()}\n")
+    known.write_text(f"{alias} {_checked(folder, vm)}\n")
     options = {
         "HostKeyAlias": alias,
         "UserKnownHostsFile": _quoted(known),
@@ -74,8 +106,25 @@ def ssh_argv(wanted: str, command: list[str]) -> list[str]:
         "IdentityFile": _quoted(wire.user_key(loaded.config.vm, folder)),
     }
     flags = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
-    # No config file: `ForwardAgent yes` there would hand the user's keys to the machine.
-    return [program, "-F", "none", *flags, "-p", str(vm.port), f"{vm.user}@{vm.host}", *command]
+    # No config file: `ForwardAgent yes` there would hand the user's keys to the machine. After the
+    # `--` nothing is an option, neither the host's name nor the words of the command.
+    to = ["-p", str(vm.port), "-l", vm.user, "--", vm.host]
+    return [program, "-F", "none", *flags, *to, *command]
+
+
+def _checked(folder: RunFolder, vm: Vm) -> str:
+    """The machine's key line; raises Usage if the record names what `ssh` must not be given."""
+    fault = host_fault(vm.host) or user_fault(vm.user)
+    try:
+        kind, blob = keys.parse_line(vm.host_public_key)
+    except RemoteError as error:
+        fault = fault or str(error)
+    if fault:
+        raise Usage(
+            f"the record of `{folder.name}` names no machine that can be reached: {fault}",
+            hint=f"`qft down --delete {folder.name}` ends it; mend `vm.ssh`, and begin anew",
+        )
+    return f"{kind} {base64.b64encode(blob).decode()}"
 
 
 def _quoted(path: Path) -> str:
@@ -83,9 +132,9 @@ def _quoted(path: Path) -> str:
     return '"{}"'.format(str(path).replace("%", "%%"))
 
 
-def ssh(wanted: str, command: list[str]) -> None:
-    """Become that `ssh`; does not return."""
-    argv = ssh_argv(wanted, command)
+def ssh(words: Sequence[str]) -> None:
+    """Become that `ssh`, whose exit code is the command's; does not return."""
+    argv = ssh_argv(words)
     sys.stdout.flush()
     os.execv(argv[0], argv)  # noqa: S606  (a list of arguments, and no shell between)
 

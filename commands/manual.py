@@ -56,7 +56,11 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "qft ls --all --provider azure": "also when all local files are lost",
     },
     "evict": {"qft evict my-run": "see it survive; counts as one of `budget.evictions`"},
-    "ssh": {"qft ssh": "a shell", "qft ssh my-run nvidia-smi": "one command"},
+    "ssh": {
+        "qft ssh": "a shell",
+        "qft ssh my-run nvidia-smi -L": "one command, with its own options",
+        "qft ssh uname -a": "the same on the run of the run.yaml here, or the only one",
+    },
     "eval": {
         "qft eval": "the scores that the run measured",
         "qft eval --again": "measure them anew on this computer",

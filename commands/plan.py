@@ -20,6 +20,7 @@ from commands.forecast import (
 )
 from commands.home import environment, qft_home
 from infra.catalog import resolve_gpu
+from infra.config import VmTable
 from infra.cost import Budget, ends_s, worst_case_usd
 from infra.powers import Foreseeing, Switch
 from infra.provider import Offer, Provider, ProviderError, Want
@@ -148,7 +149,7 @@ def make_plan(wanted: str) -> PlanPage:
         forecast=forecast(loaded),
         rehearsal=here,
         here=rehearsal_line(here, threads=cores(loaded), card=card) if at_home else "",
-        note=resolve_gpu(vm.gpu).note if vm.gpu else "",
+        note="; ".join(filter(None, _notes(vm))),
         switches=switches,
         asked_at_s=time.time(),
     )
@@ -236,3 +237,10 @@ def _budget_line(budget: Budget) -> str:
         _counted(budget.evictions, "eviction") if budget.evictions is not None else "",
     ]
     return ", ".join(part for part in parts if part) or "none"
+
+
+def _notes(vm: VmTable) -> list[str]:
+    """What to know of the names under `vm` that mean something else than they say at first."""
+    gpu = resolve_gpu(vm.gpu).note if vm.gpu else ""
+    rents = vm.provider == "azure" and vm.image is not None
+    return [gpu, vm.image.note(vm.gpu) if rents and vm.image else ""]

@@ -15,11 +15,13 @@ from commands.errors import HostTrouble, TrainingTrouble, Usage
 from commands.home import RunFolder, environment, pick_run, qft_home
 from commands.machine import host_of, running_now
 from commands.session import reopen
-from commands.workload import Site
+from commands.site import Site
+from commands.workload import OURS
 from infra.journal import read
 from infra.provider import Vm
 from infra.state import fold
 from remote import errors, job, link
+from remote.clean import clean, cleaned
 
 REPLAY_S_MAX = 4 * 3600.0
 
@@ -87,7 +89,9 @@ def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> 
                 raise Usage("the trainer is at work", hint="verify when it is done")
             if not running.argv:
                 raise Usage("nothing was trained on this machine yet")
-            words = [running.argv[0], "-m", "trainer", "verify", "--run-dir", "../run", *more]
+            python = cleaned(running.argv)[0]
+            words = [python, "-m", "trainer", "verify", "--run-dir", "../run", *more]
+            words = clean(words, ours=python.startswith(OURS))
             go = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "verify", site.code, *words]
             done = connection.run(go, timeout_s=REPLAY_S_MAX, check=False)
     except errors.RemoteError as error:

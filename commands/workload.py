@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.homing import Homing
+from commands.site import Site
 from commands.staging import Staged
 from commands.vigil import MachineDown, Vigil
 from commands.wire import MakeReady
@@ -23,44 +24,25 @@ from infra.provider import Vm
 from infra.when import parse_utc_s
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, link, sync
+from remote.clean import clean
+from remote.setup_reasons import reason
 from remote.sync_plan import Progress, SyncOptions
 
 CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
 STATUS_BYTES_MAX = 1 << 20
 LOG_BYTES_MAX = 4 << 20
+TOLD_BYTES = 2000
 FAILURES_BORNE = 2
-NO_SUCH_COMMAND = 127
+NEVER_AGAIN = (126, 127)
+"""Exit codes of what may not run or is not there, as shells tell them: it ends so every time."""
 KILLED = (-1, 129, 137, 143)
 """Exit codes of a command that a signal ended, as SSH or a shell tells them."""
+UP = "../../../"
+"""From the job's working directory to the user's home."""
+OURS = f"{UP}qft/venv-"
+"""How the interpreters begin of environments that we made."""
 NOT_FETCHED = ("checkpoints", "config.json", "lock", "*.tmp", "*.lock")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """Where things lie on the machine, relative to the home of its user."""
-
-    run_id: str
-
-    @property
-    def base(self) -> str:
-        """The one folder that the run uses there."""
-        return f"qft/{self.run_id}"
-
-    @property
-    def run_dir(self) -> str:
-        """The trainer's run directory."""
-        return f"{self.base}/run"
-
-    @property
-    def code(self) -> str:
-        """Where the shipped trainer lies; the trainer's working directory."""
-        return f"{self.base}/code"
-
-    @property
-    def job(self) -> str:
-        """The record and the log of the detached job."""
-        return f"{self.base}/job"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +140,8 @@ class SshWorkload:
     def limit(self, vm: Vm, left_s: float) -> None:
         """Write the end of the budget, by the machine's own clock, where its watchdog looks."""
         put = "echo $(($(date +%s) + $1)) > qft/limit.new && mv qft/limit.new qft/limit"
-        argv = ["sh", "-c", f"mkdir -p qft && {put}", "limit", f"{left_s:.0f}"]
+        put = f"umask 077; mkdir -p qft && {put}"
+        argv = ["sh", "-c", put, "limit", f"{left_s:.0f}"]
         with self._translated():
             self._open(vm).run(argv, timeout_s=30)
 
@@ -176,7 +159,8 @@ class SshWorkload:
         for key in setting.allow_change:
             argv += ["--allow-change", key]
         with self._watched(vm):
-            self._job(vm).start(argv, env={"PYTHONUNBUFFERED": "1"}, cwd=setting.site.code)
+            start = clean(argv, ours=self._python.startswith(OURS))
+            self._job(vm).start(start, env={}, cwd=setting.site.code)
         self._bring_home_from(vm)
 
     def look(self, vm: Vm) -> JobView:
@@ -184,6 +168,8 @@ class SshWorkload:
         with self._translated():
             status = self._job(vm).status()
             told = self._heartbeat(vm)
+        if status.state is job.JobState.EXITED and status.exit_code in NEVER_AGAIN:
+            raise self._not_started(vm, status.exit_code)
         detail = {} if is_of_before(told, status) else told
         if status.state is job.JobState.RUNNING:
             self._bring_home_from(vm)
@@ -193,6 +179,15 @@ class SshWorkload:
             step=_count(detail.get("step")),
             steps=_count(detail.get("steps")),
             detail=detail,
+        )
+
+    def _not_started(self, vm: Vm, code: int) -> HostUnfit:
+        """What keeps the trainer from starting: nothing that it could do better the next time."""
+        with self._translated():
+            said = self._job(vm).tail(-TOLD_BYTES).data.decode("utf-8", "replace")
+        last = "".join(f"\n  {line}" for line in said.splitlines()[-3:])
+        return HostUnfit(
+            f"the trainer cannot be started there{last}\n  hint: {reason(said, '', code)}"
         )
 
     def stop(self, vm: Vm) -> None:
@@ -289,7 +284,7 @@ class SshWorkload:
         self._link = connection
         relative = "/" in python and not python.startswith("/")
         # The job's working directory is the code's, set-up speaks of the user's home.
-        self._python = f"../../../{python}" if relative else python
+        self._python = f"{UP}{python}" if relative else python
         return connection
 
     def _heartbeat(self, vm: Vm) -> dict[str, Any]:
@@ -311,7 +306,8 @@ class SshWorkload:
             yield
         except errors.CommandFailed as error:
             self._failures += 1
-            if self._failures > FAILURES_BORNE or error.result.exit_code == NO_SUCH_COMMAND:
+            never = error.final or error.result.exit_code in NEVER_AGAIN
+            if never or self._failures > FAILURES_BORNE:
                 raise
             raise errors.Unreachable(f"{error}\ntrying again") from error
         else:
@@ -345,7 +341,7 @@ class SshWorkload:
             raise HostUnreachable(_say(error)) from error
         except errors.CommandFailed as error:
             # Killed rather than failed: a machine that is taken away ends its commands first.
-            killed = error.result.exit_code in KILLED
+            killed = error.result.exit_code in KILLED and not error.final
             raise (HostUnreachable if killed else HostUnfit)(_say(error)) from error
         except MachineDown as error:
             self._link = None

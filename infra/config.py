@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from infra.catalog import resolve_gpu
+from infra.catalog import Driver, resolve_gpu, sizes
+from infra.image import Brings, check_urn, generation_of, known_of
+from infra.names import cloud_name_fault, host_fault, key_path_fault, program_fault, user_fault
 
 PRICE_DECIMALS_MAX = 5
 """Azure's `billingProfile.maxPrice` admits five decimals."""
@@ -15,7 +18,7 @@ PRICE_DECIMALS_MAX = 5
 class VmTable(BaseModel):
     """Which machine to rent, where, and at what price at most."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     provider: Literal["local", "azure", "ssh"] = Field(
         default="local",
@@ -29,6 +32,11 @@ class VmTable(BaseModel):
         default=None, gt=0, le=100, description="USD per hour, hard: it goes to the cloud itself."
     )
     disk_gb: int = Field(default=128, ge=30, le=4095, description="Size of the machine's disk.")
+    image: ImageTable | None = Field(
+        default=None,
+        description="Disk image on Azure: a URN `publisher:offer:sku:version`, or a table with"
+        " `urn` and `driver`; without it qft takes the one that suits the GPU.",
+    )
     rehearse_evictions: list[Annotated[int, Field(ge=1)]] = Field(
         default_factory=list,
         description="Steps at which the cloud is asked to rehearse an eviction of the machine.",
@@ -44,12 +52,38 @@ class VmTable(BaseModel):
             resolve_gpu(value)  # its error names the candidates
         return value
 
+    @field_validator("regions")
+    @classmethod
+    def _named_regions(cls, value: list[str]) -> list[str]:
+        return [_demand(region, cloud_name_fault) for region in value]
+
     @field_validator("max_price")
     @classmethod
     def _decimals(cls, value: float | None) -> float | None:
         if value is not None and round(value, PRICE_DECIMALS_MAX) != value:
             raise ValueError("at most five decimals, as the cloud allows no more")
         return value
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _urn_alone(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"urn": value}
+        if value is None or isinstance(value, (dict, ImageTable)):
+            return value
+        raise ValueError("write a URN, `publisher:offer:sku:version`, or a table with `urn`")
+
+    @model_validator(mode="after")
+    def _image_fits(self) -> VmTable:
+        if self.image is None:
+            return self
+        if self.provider == "ssh":
+            raise ValueError(
+                "`image` is for machines that are rented; yours has its system already"
+            )
+        if self.gpu:
+            self.image.check_fits(self.gpu)
+        return self
 
     @model_validator(mode="after")
     def _provider_has_its_table(self) -> VmTable:
@@ -60,10 +94,65 @@ class VmTable(BaseModel):
         return self
 
 
+class ImageTable(BaseModel):
+    """Which disk image a rented machine boots from, and the driver that it brings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    urn: str = Field(
+        description="`publisher:offer:sku:version` of Azure's marketplace; version may be `latest`."
+    )
+    driver: Literal["auto", "none", "preinstalled", "cuda", "grid"] = Field(
+        default="auto",
+        description="The NVIDIA driver that the image brings. `auto` looks, and installs what"
+        " lacks; with `preinstalled`, `cuda` or `grid` nothing is installed over it.",
+    )
+
+    @field_validator("urn")
+    @classmethod
+    def _is_urn(cls, value: str) -> str:
+        return check_urn(value)
+
+    @property
+    def driver_is_given(self) -> bool:
+        """Whether the user says that the image brings its driver, so that none is installed."""
+        return self.driver not in {"auto", "none"}
+
+    def note(self, gpu: str) -> str:
+        """What set-up will do about the driver, where the image is known not to bring the right."""
+        brings = known_of(self.urn).brings if self.driver == "auto" else Brings(self.driver)
+        grid = bool(gpu) and sizes(gpu=gpu)[0].driver is Driver.GRID
+        if brings is Brings.NONE:
+            return "`vm.image` brings no driver: set-up installs one and reboots, some ten minutes"
+        if brings is Brings.CUDA and grid:
+            return "`vm.image` brings the data-center driver: set-up replaces it by the vGPU driver"
+        return ""
+
+    def check_fits(self, gpu: str) -> None:
+        """Raise `ValueError` if no machine with that GPU boots the image, or can use its driver."""
+        known = [one for one in sizes(gpu=gpu) if one.whole_card]
+        generation = generation_of(self.urn)
+        if generation and not any(generation in one.hypervisor_generations for one in known):
+            raise ValueError(
+                f"`image` is for Gen{generation} machines, and those with {gpu} boot"
+                f" Gen{known[0].hypervisor_generations[0]} images only"
+            )
+        grid = known[0].driver is Driver.GRID
+        if self.driver == "cuda" and grid:
+            raise ValueError(
+                f"`image.driver` is `cuda`, with which {gpu} sizes show no card: they rent out a"
+                " vGPU and need `grid`, or an image without driver (`none`)"
+            )
+        if self.driver == "grid" and not grid:
+            raise ValueError(
+                f"`image.driver` is `grid`, but {gpu} sizes have whole cards and need `cuda`"
+            )
+
+
 class LocalTable(BaseModel):
     """How the spot cloud on this computer behaves."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     notice_s: float = Field(
         default=5.0, ge=0, le=300, description="Warning before an eviction; 0 is none at all."
@@ -76,7 +165,7 @@ class LocalTable(BaseModel):
 class SshTable(BaseModel):
     """A machine that the user already has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     host: str = Field(min_length=1, description="Its name or address.")
     port: int = Field(default=22, ge=1, le=65535, description="Its SSH port.")
@@ -91,22 +180,61 @@ class SshTable(BaseModel):
         default="", description="An interpreter there that has everything; empty makes one."
     )
 
+    # What these say becomes words of programs (`ssh`, a shell there): never an option, never two.
+
+    @field_validator("host")
+    @classmethod
+    def _plain_host(cls, value: str) -> str:
+        return _demand(value, host_fault)
+
+    @field_validator("user")
+    @classmethod
+    def _plain_user(cls, value: str) -> str:
+        return _demand(value, user_fault)
+
+    @field_validator("key")
+    @classmethod
+    def _plain_key(cls, value: str) -> str:
+        return _demand(value, key_path_fault)
+
+    @field_validator("python")
+    @classmethod
+    def _plain_python(cls, value: str) -> str:
+        return value and _demand(value, program_fault)
+
 
 class AzureTable(BaseModel):
     """Which account to use."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     subscription: str = Field(
         default="", description="Subscription id; empty uses AZURE_SUBSCRIPTION_ID."
     )
+    grid_sha256: str = Field(
+        default="",
+        pattern="^([0-9a-fA-F]{64})?$",
+        description="Checksum that the vGPU driver must have; empty demands the one seen first.",
+    )
+
+    @field_validator("subscription")
+    @classmethod
+    def _plain_subscription(cls, value: str) -> str:
+        return value and _demand(value, cloud_name_fault)
 
 
 class BudgetTable(BaseModel):
     """When to stop spending, counted across evictions, restarts and machines."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     usd: float | None = Field(default=5.0, gt=0, description="Dollars in all.")
     hours: float | None = Field(default=24.0, gt=0, description="Billed machine hours in all.")
     evictions: int | None = Field(default=20, ge=0, description="Evictions to survive.")
+
+
+def _demand(value: str, fault_of: Callable[[str], str]) -> str:
+    """Give the value back; raises `ValueError` if there is a fault in it."""
+    if fault := fault_of(value):
+        raise ValueError(fault)
+    return value

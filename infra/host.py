@@ -149,7 +149,7 @@ class HostProvider:
         address = (self._settings.host, self._settings.port)
         try:
             socket.create_connection(address, timeout=self._connect_timeout_s).close()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name that IDNA refuses is a ValueError
             raise Transient(
                 f"{address[0]} does not answer at port {address[1]}: {error}",
                 hint="switch it on, or check `vm.ssh` in run.yaml",

@@ -187,9 +187,8 @@ def is_up(vm: Observation) -> bool:
 def _went_down(state: RunState, vm: Observation) -> bool:
     """Whether it stopped, and neither that is written down nor a removal of ours under way."""
     down = not is_up(vm) and vm.power is not PowerState.STOPPING
-    refused = state.pending == "start_intended" and vm.refusal is not None  # while nobody looked
-    counts = (state.up or refused) and state.pending != "delete_intended"
-    return state.vm is not None and down and counts
+    counts = state.up or (state.pending == "start_intended" and vm.refusal is not None)
+    return state.vm is not None and down and counts and state.pending != "delete_intended"
 
 
 def _wind_down(state: RunState, seen: Seen, plan: Plan) -> Action:
@@ -227,11 +226,11 @@ def _rent(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
         return FindOffers()
     policy = plan.policy
     fresh = [o for o in seen.offers if not o.blocked_by and not refusal(state, o, policy, now_s)]
-    if fresh:
+    if fresh and not state.rejected:
         return Create(offer=fresh[0], generation=state.generation + 1)
     hopeful = [o for o in seen.offers if _may_clear(state, o, policy, now_s)]
     idle_s = now_s - _idle_since_s(state, now_s)
-    if not hopeful or idle_s > policy.machineless_max_s:
+    if state.rejected or not hopeful or idle_s > policy.machineless_max_s:
         return Finish(
             ending=Ending(code=CLOUD_REFUSED, reason=explain_refusals(state, seen.offers))
         )
@@ -255,6 +254,7 @@ def refusal(state: RunState, offer: Offer, policy: Policy, now_s: float) -> str:
         "NoCapacity": policy.capacity_ttl_s,
         "PriceAboveCap": policy.price_ttl_s,
         "OverQuota": policy.quota_ttl_s,
+        "Rejected": policy.quota_ttl_s,
     }
     for failure in state.failures:
         age_s = now_s - failure.at_s
@@ -264,7 +264,7 @@ def refusal(state: RunState, offer: Offer, policy: Policy, now_s: float) -> str:
 
 
 def _may_clear(state: RunState, offer: Offer, policy: Policy, now_s: float) -> bool:
-    if refusal(state, offer, policy, now_s).startswith("OverQuota"):
+    if refusal(state, offer, policy, now_s).startswith(("OverQuota", "Rejected")):
         return False
     return offer.clears or not offer.blocked_by
 
@@ -302,7 +302,7 @@ def _recover(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: fl
             return FindOffers()
         if any(_is_elsewhere_and_free(state, o, policy, now_s) for o in seen.offers):
             return Delete(reason="its place has no capacity; moving to the next offer")
-        if now_s - _idle_since_s(state, now_s) > policy.machineless_max_s:
+        if state.rejected or now_s - _idle_since_s(state, now_s) > policy.machineless_max_s:
             reason = explain_refusals(state, seen.offers)
             return Finish(ending=Ending(code=CLOUD_REFUSED, reason=reason))
     last_s = max((f.at_s for f in state.failures), default=now_s)

@@ -34,6 +34,7 @@ SETTLED_NS = 2_000_000_000  # a file changed since is hashed again: a tick may h
 
 def main(argv: list[str]) -> int:
     """Do one verb. Exit 0 with the answer, 3 with `{"error": …}` for what the caller can handle."""
+    os.umask(0o077)  # what we make there is its user's alone
     verbs = {"manifest": manifest, "stage": stage, "commit": commit, "hashes": hashes}
     request = json.loads(sys.stdin.buffer.read() or b"{}")
     sys.stdout.write(MARK)

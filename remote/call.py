@@ -90,8 +90,8 @@ class Script:
                 break
             temp = f"{target}.$$.tmp"
             self.link.run(
-                f"mkdir -p {HOME} && cat > {temp} && {{ sync {temp} 2> /dev/null || sync; }}"
-                f" && mv -f {temp} {target}",
+                f"umask 077; mkdir -p {HOME} && cat > {temp}"
+                f" && {{ sync {temp} 2> /dev/null || sync; }} && mv -f {temp} {target}",
                 timeout_s=timeout_s,
                 input=source,
             )

@@ -47,14 +47,20 @@ class AuthRefused(RemoteError):  # noqa: N818
 
 
 class CommandFailed(RemoteError):  # noqa: N818
-    """A command ended with an exit code other than 0; `result` holds all it said."""
+    """A command ended with an exit code other than 0; `result` holds all it said.
 
-    def __init__(self, command: str, result: Result, *, hint: str = "") -> None:
+    `final` says that the same command would end the same way.
+    """
+
+    def __init__(
+        self, command: str, result: Result, *, hint: str = "", final: bool = False
+    ) -> None:
         said = (result.stderr.strip() or result.stdout.strip()).splitlines()[-10:]
         lines = "".join(f"\n  {line}" for line in said) or " without a word"
         super().__init__(f"`{shorten(command)}` ended {result.exit_code}:{lines}", hint=hint)
         self.command = command
         self.result = result
+        self.final = final
 
 
 class NoSpace(RemoteError):  # noqa: N818

@@ -286,7 +286,10 @@ def make_transport(sock: socket.socket, **options: Any) -> paramiko.Transport:
 
 def dial(host: Host, *, timeout_s: float, dead_after_s: int) -> socket.socket:
     """Open the TCP connection, set up so that the kernel notices a peer that fell silent."""
-    sock = socket.create_connection((host.address, host.port), timeout=timeout_s)
+    try:
+        sock = socket.create_connection((host.address, host.port), timeout=timeout_s)
+    except ValueError as error:  # a name with an empty or endless part, which IDNA refuses
+        raise Unreachable(f"`{shorten(host.address)}` is no host name: {error}") from error
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     wanted = {
