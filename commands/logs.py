@@ -13,7 +13,7 @@ from commands.errors import CloudTrouble, HostTrouble, Usage
 from commands.home import RunFolder, environment, is_driven, pick_run, qft_home
 from commands.machine import host_of, running_now
 from commands.session import policy_of, reopen
-from commands.workload import Site
+from commands.site import Site
 from infra.journal import read
 from infra.provider import Vm
 from infra.state import RunState, fold

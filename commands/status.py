@@ -17,7 +17,7 @@ from infra.journal import Event, Kind, read
 from infra.lifecycle import JobPhase, JobView, Policy
 from infra.provider import Observation, PowerState, ProviderError, StopReason
 from infra.state import RunState, apply, fold
-from infra.when import parse_utc_s
+from infra.stops import as_event
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from trainer.words import duration
 
@@ -170,12 +170,7 @@ def _as_seen(state: RunState, machine: Observation | None) -> RunState:
     """The state as a driver would fold it after what was just seen: a machine that is down."""
     if machine is None or not state.up or machine.power.bills_compute:
         return state
-    data = {
-        "power": machine.power,
-        "reason": machine.stop_reason or StopReason.UNKNOWN,
-        "detail": machine.detail,
-        "since_s": parse_utc_s(machine.since),
-    }
+    data = as_event(state, machine, machine.stop_reason or StopReason.UNKNOWN)
     return apply(state, Event(number=0, at_s=time.time(), kind=Kind.STOP_SEEN, data=data))
 
 

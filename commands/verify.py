@@ -16,7 +16,8 @@ from commands.errors import HostTrouble, TrainingTrouble, Usage
 from commands.home import RunFolder, environment, pick_run, qft_home
 from commands.machine import host_of, running_now
 from commands.session import reopen
-from commands.workload import OURS, Site
+from commands.site import Site
+from commands.workload import OURS
 from infra.journal import read
 from infra.provider import Vm
 from infra.state import fold

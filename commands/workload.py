@@ -13,6 +13,7 @@ from pathlib import Path
 
 from commands.homing import Homing
 from commands.results import STAYS, Expected, left_there
+from commands.site import Site
 from commands.staging import Staged
 from commands.vigil import MachineDown, Vigil
 from commands.wire import MakeReady
@@ -43,33 +44,6 @@ UP = "../../../"
 """From the job's working directory to the user's home."""
 OURS = f"{UP}qft/venv-"
 """How the interpreters begin of environments that we made."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """Where things lie on the machine, relative to the home of its user."""
-
-    run_id: str
-
-    @property
-    def base(self) -> str:
-        """The one folder that the run uses there."""
-        return f"qft/{self.run_id}"
-
-    @property
-    def run_dir(self) -> str:
-        """The trainer's run directory."""
-        return f"{self.base}/run"
-
-    @property
-    def code(self) -> str:
-        """Where the shipped trainer lies; the trainer's working directory."""
-        return f"{self.base}/code"
-
-    @property
-    def job(self) -> str:
-        """The record and the log of the detached job."""
-        return f"{self.base}/job"
 
 
 @dataclass(frozen=True, kw_only=True)

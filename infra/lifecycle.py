@@ -188,9 +188,8 @@ def is_up(vm: Observation) -> bool:
 def _went_down(state: RunState, vm: Observation) -> bool:
     """Whether it stopped, and neither that is written down nor a removal of ours under way."""
     down = not is_up(vm) and vm.power is not PowerState.STOPPING
-    refused = state.pending == "start_intended" and vm.refusal is not None  # while nobody looked
-    counts = (state.up or refused) and state.pending != "delete_intended"
-    return state.vm is not None and down and counts
+    counts = state.up or (state.pending == "start_intended" and vm.refusal is not None)
+    return state.vm is not None and down and counts and state.pending != "delete_intended"
 
 
 def _wind_down(state: RunState, seen: Seen, plan: Plan) -> Action:

@@ -124,6 +124,21 @@ def test_start_that_was_granted_and_taken_back_is_an_eviction(harness: AzureHarn
     assert seen.stop_reason is StopReason.EVICTED
 
 
+def test_release_overtakes_a_start_that_is_under_way(harness: AzureHarness) -> None:
+    """A machine that is still down, with a start accepted, is told to stay so, not passed over."""
+    vm = released(harness)
+    refuse_late(harness, "AllocationFailed", after_s=4000)
+    harness.cloud.world.shows_starting = False
+    harness.provider().start(vm)
+    before = len(harness.cloud.requests)
+
+    harness.provider().deallocate(vm)
+
+    asked = [one.path for one in harness.cloud.requests[before:] if one.method == "POST"]
+    assert [path.rpartition("/")[2] for path in asked] == ["deallocate"]
+    assert harness.provider().observe(vm).stop_reason is StopReason.USER
+
+
 @pytest.mark.parametrize("ahead_s", [0.0, 41.0, -7200.0])
 @pytest.mark.parametrize("lag_s", [0.0, 58.0, 200.0])
 def test_times_are_azures_by_this_computers_clock(

@@ -12,9 +12,10 @@ import pytest
 import sshd
 from fakecloud import FakeCloud, FakeWorkload, Story, World
 
+from commands.site import Site
 from commands.staging import Staged
 from commands.vigil import MachineDown, Vigil, asking
-from commands.workload import Setting, Site, SshWorkload
+from commands.workload import Setting, SshWorkload
 from infra.journal import Kind, read
 from infra.provider import Observation, PowerState, StopReason, Transient, Vm
 from infra.state import fold
@@ -149,6 +150,7 @@ def test_line_that_was_cut_is_not_waited_for_when_the_machine_is_gone(place: Pla
 
     def come_back(connection: link.Link) -> link.Link:
         place.server.process.terminate()
+        place.server.process.wait(sshd.PATIENCE_S)
         connection.close()
         place.clock.began.touch()
         patience = time.monotonic() + sshd.PATIENCE_S

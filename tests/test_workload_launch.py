@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import sshd
 
-from commands.workload import Site, SshWorkload
+from commands.site import Site
+from commands.workload import SshWorkload
 from infra.provider import Vm
 from infra.workload import HostUnfit, HostUnreachable
 from remote import errors

@@ -79,12 +79,16 @@ class Power:
         return machine.held_cap(self.looking.get(names))
 
     def deallocate(self, vm: Vm) -> None:
-        """Release the compute; silent if it is released, returns when Azure says so."""
+        """Release the compute; silent if it is released, returns when Azure says so.
+
+        A start that is still under way may yet be granted, and bill: it is overtaken.
+        """
         names = names_of(vm, self.account.settings.subscription_id)
         power, _ = machine.power_of(self.looking.get(names))
-        if power is PowerState.DEALLOCATED:
-            return
         record = self._record(vm)
+        starting = record.asked == "start" and self.looking.orders.follow(names, record)
+        if power is PowerState.DEALLOCATED and not starting:
+            return
         record.released_at = self.account.clock()
         wait_s = self.account.settings.operation_wait_s
         if not self._act(record, names, "deallocate", wait_s=wait_s):
