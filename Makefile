@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 3
 
-.PHONY: help demo test system check format lint types install slow chaos recipes lock clean
+.PHONY: help demo test system check format lint types install slow chaos fuzz recipes gpu lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -54,8 +54,18 @@ chaos: system $(STAMP)  ## a hundred kills over real trainings, twenty of qft on
 	$(BIN)/python tests/chaos.py
 	$(BIN)/python -m pytest -m chaos tests/test_azure_chaos.py
 
+fuzz: $(STAMP)  ## 10,000 odd status files, helper answers, manifests and values of run.yaml
+	QFT_FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest --timeout 3600 tests/test_fuzz_*.py
+
 recipes: $(STAMP)  ## every published experiment on a small model, each through one eviction
 	$(BIN)/python examples/walk.py
+
+HAS_TORCH := import importlib.util as u, sys; \
+  sys.exit(u.find_spec("torch") is None or sys.version_info < (3, 11))
+
+gpu:  ## the proof for a CUDA card, by PYTHON if that has torch; without a card, what can be checked
+	@if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then $(PYTHON) tests/gpu; \
+	  else $(MAKE) install && $(BIN)/python tests/gpu; fi
 
 lock: $(STAMP)  ## resolve the machine's Python environments anew, with hashes; needs uv
 	$(BIN)/python -m remote.lock

@@ -33,7 +33,7 @@ from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
 from infra.journal import JournalDamaged, read
 from infra.lifecycle import Goal
-from infra.provider import BadRequest, ProviderError, SignedOut
+from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
 from infra.state import Ending, RunState, fold
 
 HOURS_PER_MONTH = 730.0
@@ -134,6 +134,10 @@ def drive(order: Order) -> Arrived:
         console.close()
         console.say("\n" + _left_behind(desk.folder, order))
         raise
+    except Rejected as error:
+        receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
+        hint = "; ".join(part for part in (error.hint, _bills(name, receipt)) if part)
+        raise CloudTrouble(str(error), hint=hint) from error
     except BadRequest as error:
         receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
         hint = "; ".join(part for part in (error.hint, _bills(name, receipt)) if part)

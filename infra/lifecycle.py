@@ -224,11 +224,11 @@ def _rent(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
         return FindOffers()
     policy = plan.policy
     fresh = [o for o in seen.offers if not o.blocked_by and not refusal(state, o, policy, now_s)]
-    if fresh:
+    if fresh and not state.rejected:
         return Create(offer=fresh[0], generation=state.generation + 1)
     hopeful = [o for o in seen.offers if _may_clear(state, o, policy, now_s)]
     idle_s = now_s - _idle_since_s(state, now_s)
-    if not hopeful or idle_s > policy.machineless_max_s:
+    if state.rejected or not hopeful or idle_s > policy.machineless_max_s:
         return Finish(
             ending=Ending(code=CLOUD_REFUSED, reason=explain_refusals(state, seen.offers))
         )
@@ -252,6 +252,7 @@ def refusal(state: RunState, offer: Offer, policy: Policy, now_s: float) -> str:
         "NoCapacity": policy.capacity_ttl_s,
         "PriceAboveCap": policy.price_ttl_s,
         "OverQuota": policy.quota_ttl_s,
+        "Rejected": policy.quota_ttl_s,
     }
     for failure in state.failures:
         age_s = now_s - failure.at_s
@@ -261,7 +262,7 @@ def refusal(state: RunState, offer: Offer, policy: Policy, now_s: float) -> str:
 
 
 def _may_clear(state: RunState, offer: Offer, policy: Policy, now_s: float) -> bool:
-    if refusal(state, offer, policy, now_s).startswith("OverQuota"):
+    if refusal(state, offer, policy, now_s).startswith(("OverQuota", "Rejected")):
         return False
     return offer.clears or not offer.blocked_by
 
@@ -299,7 +300,7 @@ def _recover(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: fl
             return FindOffers()
         if any(_is_elsewhere_and_free(state, o, policy, now_s) for o in seen.offers):
             return Delete(reason="its place has no capacity; moving to the next offer")
-        if now_s - _idle_since_s(state, now_s) > policy.machineless_max_s:
+        if state.rejected or now_s - _idle_since_s(state, now_s) > policy.machineless_max_s:
             reason = explain_refusals(state, seen.offers)
             return Finish(ending=Ending(code=CLOUD_REFUSED, reason=reason))
     last_s = max((f.at_s for f in state.failures), default=now_s)

@@ -7,7 +7,18 @@ from collections.abc import Callable
 from infra.actions import Wait
 from infra.lifecycle import Policy, Seen
 from infra.patience import ask
-from infra.provider import Observation, PowerState, Provider, SignedOut, Transient, Vm
+from infra.provider import (
+    Observation,
+    PowerState,
+    Provider,
+    Rejected,
+    SignedOut,
+    Transient,
+    Vm,
+)
+
+ODD_S_MAX = 900.0
+"""How long a look may be refused in words that nobody knows, as by a proxy on the way."""
 
 
 class Lookout:
@@ -43,7 +54,7 @@ class Lookout:
         """One look; `answers` says whether the machine had been reached since it last started.
 
         Raises `SignedOut` for one that had not, and `Transient` or `SignedOut` once that has lasted
-        for `policy.offline_max_s`.
+        for `policy.offline_max_s`; `Rejected` after `ODD_S_MAX`.
         """
         began_s, pause_s = self._clock(), policy.backoff_first_s * 4
         if answers and self.blind and began_s - self._asked_s < pause_s:
@@ -57,8 +68,9 @@ class Lookout:
                     raise
                 self.warning = _words(error)
                 return _taken_to_be_up(vm)
-            except Transient as error:
-                if self._clock() - began_s > policy.offline_max_s:
+            except (Transient, Rejected) as error:
+                most_s = policy.offline_max_s if isinstance(error, Transient) else ODD_S_MAX
+                if self._clock() - began_s > most_s:
                     raise
                 self._tell(Seen(), Wait(wait_s=pause_s, reason=f"no news: {error}"), self._clock())
                 self._sleep(pause_s)

@@ -9,6 +9,7 @@ The errors below say what to do next, not what went wrong inside a vendor's libr
     ├── NotAllowed      credentials or rights are missing: a human must fix them
     │   └── SignedOut   nobody is signed in any more: what is rented goes on all the same
     ├── BadRequest      the provider did not understand us: our bug, never retried
+    │   └── Rejected    a refusal that nobody foresaw: try the next offer, then a human reads it
     ├── Transient       a hiccup: the same call may work in a moment
     └── Gone            the machine does not exist any more
 """
@@ -333,6 +334,10 @@ class BadRequest(ProviderError):  # noqa: N818
     """The provider did not understand us. Next: report a bug; never retried."""
 
 
+class Rejected(BadRequest):
+    """A refusal that nobody foresaw. Next: another offer; with none left, a human reads it."""
+
+
 class Transient(ProviderError):  # noqa: N818
     """A hiccup of the network or the provider. Next: the same call, after `retry_after_s`."""
 
@@ -341,5 +346,5 @@ class Gone(ProviderError):  # noqa: N818
     """There is no such machine. Next: a new one, from the newest checkpoint."""
 
 
-PASSING = (NoCapacity, OverQuota, PriceAboveCap)
+PASSING = (NoCapacity, OverQuota, PriceAboveCap, Rejected)
 """Refusals that another offer, or time, can get around."""

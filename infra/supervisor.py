@@ -33,6 +33,7 @@ from infra.provider import (
     Want,
 )
 from infra.records import Records
+from infra.refused import ended_by
 from infra.state import Ending, RunState, apply, fold, to_json
 from infra.watch import Watch
 from infra.when import parse_utc_s
@@ -96,8 +97,8 @@ class Supervisor:
     def run(self, plan: Plan) -> Ending:
         """Turn until the goal is reached or cannot be, and say how it ended.
 
-        Raises ProviderError only for what a human must fix (`NotAllowed`, `BadRequest`) or what
-        stayed broken through every retry (`Transient`); the journal is whole in every case.
+        Raises ProviderError only for what a human must fix (`NotAllowed`, `BadRequest`) while no
+        machine bills, or what stayed broken through every retry; the journal is always whole.
         """
         while True:
             try:
@@ -106,6 +107,8 @@ class Supervisor:
                 ending = self._cut(str(error), plan)
             except (HostNotTrusted, HostUnfit) as error:
                 ending = Ending(code=UNREACHABLE, reason=str(error))
+            except ProviderError as error:  # raised again if there is nothing to release
+                ending = ended_by(error, self._state)
             if ending is not None:
                 return self._end(ending, plan)
 
@@ -340,8 +343,7 @@ class Supervisor:
             self._note(Kind.DEALLOCATED, reason=reason)
 
     def _delete(self, reason: str, plan: Plan) -> None:
-        vm = self._state.vm
-        if vm is not None and not plan.rents:
+        if (vm := self._state.vm) is not None and not plan.rents:
             self._tools.workload.clear(vm)
         self._remove(reason)
 

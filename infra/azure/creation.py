@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.azure import machine, network
 from infra.azure.account import Account
-from infra.azure.errors import AlreadyThereError, Fault, translate
+from infra.azure.errors import AlreadyThereError, Fault, ImageRefusedError, translate
 from infra.azure.images import image_for, refuses_security
 from infra.azure.looking import Looking
 from infra.azure.memory import Memory
@@ -268,12 +268,14 @@ class Creation:
                 record, "vm", lambda token: self._begin_machine(doing, names, body, token)
             )
             self._verify(spec, self._get(names))  # an answer to a PUT may echo what was asked
-            self._protect(spec, names, record, tags)
+            self._protect(spec, names, tags)
             done = self.account.settle(
                 record, "vm", operation, wait_s=self.account.settings.accept_wait_s
             )
             if done:
                 self._verify(spec, operation.answer)
+        except ImageRefusedError as error:
+            raise error.naming(machine.urn_of(body)) from error
         except (AlreadyThereError, Gone):
             # Made by a request whose answer was lost, or the operation's page has expired.
             self.account.finished(record, "vm")
@@ -325,13 +327,12 @@ class Creation:
             )
         )
 
-    def _protect(self, spec: VmSpec, names: Names, record: RunRecord, tags: dict[str, str]) -> None:
+    def _protect(self, spec: VmSpec, names: Names, tags: dict[str, str]) -> None:
         """Set what ends the bill without us while we are sure to be alive: the machine bills."""
         if spec.until_s is None:
             return
         vm = self._accepted(spec, names, tags, done=False)
         self.watchdog.protect(vm, until_s=spec.until_s)
-        record.ids |= self.account.record(spec.run_id).ids  # the role that goes with the machine
 
     @staticmethod
     def _verify(spec: VmSpec, answer: dict[str, Any]) -> None:

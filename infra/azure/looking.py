@@ -25,7 +25,6 @@ from infra.provider import (
 )
 from infra.when import parse_utc_s, utc
 
-LOG_VERSION = "2015-04-01"
 LOG_DAYS = 14
 SKEW_S = 120.0
 """How far this computer's clock and Azure's may differ."""
@@ -258,7 +257,6 @@ class Looking:
             "read the activity log",
             f"/subscriptions/{names.subscription_id}/providers/Microsoft.Insights"
             f"/eventtypes/management/values?$filter={quote(wanted)}",
-            version=LOG_VERSION,
         )
         return sorted(events, key=lambda one: str(one.get("eventTimestamp")), reverse=True)
 

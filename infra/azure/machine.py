@@ -141,6 +141,12 @@ def image_of(urn: str) -> dict[str, str]:
     return dict(zip(("publisher", "offer", "sku", "version"), parts, strict=True))
 
 
+def urn_of(body: dict[str, Any]) -> str:
+    """The image that a body asks for, as a URN or an id."""
+    image = body["properties"]["storageProfile"]["imageReference"]
+    return ":".join(str(value) for value in image.values())
+
+
 def not_as_asked(answer: dict[str, Any], spec: VmSpec) -> str:
     """Why the machine that Azure describes is not a spot machine under our cap; empty if it is."""
     properties = answer.get("properties") or {}
@@ -224,5 +230,7 @@ _FORBIDDEN_USERS = frozenset(
         *("1", "a", "actuser", "adm", "admin", "administrator", "backup", "console", "david"),
         *("guest", "john", "owner", "root", "server", "sql", "support", "sys", "test", "test1"),
         *("test2", "user", "user1", "user2", "video"),
+        *("123", "admin1", "admin2", "aspnet", "support_388945a0", "test3", "user3", "user4"),
+        "user5",
     }
 )

@@ -11,7 +11,6 @@ from infra.azure.account import Account
 from infra.durable import read_json, write_json
 from infra.provider import Gone, NotAllowed, Transient
 
-VERSION = "2025-06-05"
 LOCATIONS_MAX = 8
 SIZES_MAX = 5
 FRESH_S = 20 * 60.0
@@ -56,7 +55,6 @@ class Placement:
                 "POST",
                 f"/subscriptions/{subscription}/providers/Microsoft.Compute/locations/{regions[0]}"
                 "/placementScores/spot/generate",
-                version=VERSION,
                 body={
                     "desiredLocations": list(regions),
                     "desiredSizes": [{"sku": size} for size in sizes],

@@ -11,9 +11,9 @@ from infra.azure.looking import Looking
 from infra.azure.naming import Names, names_of
 from infra.azure.record import RunRecord
 from infra.provider import (
+    PASSING,
     BadRequest,
     Gone,
-    NoCapacity,
     PowerState,
     ProviderError,
     Transient,
@@ -167,7 +167,7 @@ class Power:
             if not self._under_way(names, verb):
                 raise
             done = self._watch(names, verb, wait_s=wait_s)
-        except NoCapacity as error:
+        except PASSING as error:
             if verb == "start":
                 raise
             told = f"Azure failed to release `{names.vm}`, which still bills"

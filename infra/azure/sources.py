@@ -17,7 +17,6 @@ from infra.catalog import folded
 from infra.durable import read_json, write_json
 from infra.provider import ProviderError
 
-GRAPH_VERSION = "2022-10-01"
 GRAPH_PAGES_MAX = 10
 SKUS_FRESH_S = 24 * 3600.0
 WORKERS = 8
@@ -86,7 +85,6 @@ class Sources:
                 "read the eviction rates",
                 "POST",
                 "/providers/Microsoft.ResourceGraph/resources",
-                version=GRAPH_VERSION,
                 body={
                     "subscriptions": [self.account.settings.subscription_id],
                     "query": bands_query(sizes, regions),

@@ -7,21 +7,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.azure.account import Account
-from infra.azure.errors import UnregisteredError
+from infra.azure.assignments import take_back
+from infra.azure.errors import ConflictError, UnregisteredError
 from infra.azure.naming import GENERATION, KINDS, RUN, VM, Names, check_subscription
+from infra.azure.parts import begin_removal, look_at
 from infra.azure.record import RunRecord
-from infra.provider import BadRequest, Gone, NotAllowed, ProviderError, Removed, Transient
+from infra.provider import (
+    BadRequest,
+    Gone,
+    NoCapacity,
+    NotAllowed,
+    ProviderError,
+    Rejected,
+    Removed,
+    Transient,
+)
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
 
+CONFLICTS_MAX = 5
+"""How often a removal may meet a 409 of an unknown code before a human is told."""
 LOOK_AGAIN = 3
 """After how many intervals of polling a removal that hit an obstacle is tried again."""
-VERSIONS = {
-    "microsoft.compute": "2024-07-01",
-    "microsoft.network": "2024-05-01",
-    "microsoft.devtestlab": "2018-09-15",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +50,7 @@ class Teardown:
         names = self.account.names(run_id, max(record.generation, 1))
         check_subscription(record.ids.get("group", ""), names.subscription_id)
         deadline = self.account.clock() + self.account.settings.operation_wait_s
+        conflicts, taken_back = CONFLICTS_MAX, False
         while True:
             group = self._group(names)
             if group is None:
@@ -49,23 +58,31 @@ class Teardown:
             self._check_ours(group, run_id)
             names = self._generation(names, group)
             self._remember(record, names, group)
-            self._unassign(record)
+            take_back(self.account, names)
+            taken_back = True
             try:
                 if self._once(record, names, deadline):
                     break
-            except NotAllowed as error:
+            except ConflictError as error:  # such as a write of Azure's own in the group
+                if not (conflicts := conflicts - 1):
+                    self._release(names, error)
+                    raise
+                self.account.sleep(self._look_again_s)
+            except (NotAllowed, Rejected) as error:
                 self._release(names, error)
                 raise
-            except Transient as error:
+            except (Transient, NoCapacity) as error:  # the latter: it failed at Azure
                 # Such as a network card reserved for the failed machine for another 180 s.
                 if self.account.clock() >= deadline:
                     raise
                 self.account.sleep(error.retry_after_s or self._look_again_s)
+        if not taken_back:  # somebody removed the group: what hung on it may have been left behind
+            take_back(self.account, names)
         removed = [Removed(kind=kind, id=id_) for kind, id_ in record.removing]
         record.forget()
         return removed
 
-    def _release(self, names: Names, refusal: NotAllowed) -> None:
+    def _release(self, names: Names, refusal: ProviderError) -> None:
         """What may not be removed, as under a lock, is at least not left to bill its compute."""
         machines = self.account.arm.compute.virtual_machines
         try:
@@ -137,15 +154,6 @@ class Teardown:
         record.removing += [[kind, id_] for id_, kind in ours.items() if id_.lower() not in known]
         record.note("delete", self.account.clock())
 
-    def _unassign(self, record: RunRecord) -> None:
-        """Take back the machine's right to deallocate itself, which costs nothing if it stays."""
-        assignment = record.ids.get("role", "")
-        if assignment:
-            with contextlib.suppress(Gone, NotAllowed):
-                self.account.arm.send(
-                    "take back the role", "DELETE", assignment, version="2022-04-01"
-                )
-
     def _inventory(self, names: Names) -> list[dict[str, Any]]:
         """What the group holds, as the (lagging) list says."""
         with contextlib.suppress(Gone):
@@ -168,7 +176,7 @@ class Teardown:
                 )
                 wait_s = max(deadline - self.account.clock(), 0.0)
                 self.account.settle(record, "group", operation, wait_s=wait_s)
-        except (Transient, BadRequest):
+        except (Transient, BadRequest, NoCapacity):
             self.account.finished(record, "group")
             raise
         self.account.finished(record, "group")
@@ -211,7 +219,7 @@ class Teardown:
     def _remove_id(self, id_: str, deadline: float) -> None:
         """Remove one part and wait until it is gone, so that nothing holds on to the next."""
         with contextlib.suppress(Gone):
-            self.account.arm.send(f"remove `{id_}`", "DELETE", id_, version=_version(id_))
+            begin_removal(self.account.arm, id_)
         while self._exists(id_):
             if self.account.clock() >= deadline:
                 raise Transient(f"`{id_}` is not gone yet")
@@ -219,7 +227,7 @@ class Teardown:
 
     def _exists(self, id_: str) -> bool:
         try:
-            self.account.arm.send(f"look at `{id_}`", "GET", id_, version=_version(id_))
+            look_at(self.account.arm, id_)
         except (Gone, UnregisteredError):
             return False
         return True
@@ -243,7 +251,3 @@ def _ours(resource: dict[str, Any], names: Names) -> bool:
     return any(id_ == one or id_.startswith(f"{one}/") for one in known) or (
         str(resource.get("managedBy") or "").lower() == names.vm_id.lower()
     )
-
-
-def _version(id_: str) -> str:
-    return VERSIONS[id_.lower().partition("/providers/")[2].partition("/")[0]]
