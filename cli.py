@@ -23,6 +23,7 @@ from commands.output import (
     tell_interrupt,
     tell_trouble,
 )
+from commands.signals import heard
 
 VERSION = "0.1.0"
 
@@ -82,14 +83,15 @@ def doctor(
 ) -> None:
     """Check this computer, account and host; say the fixes."""
     from commands import doctor as command
+    from commands.checks import exit_code
 
     checks = command.examine(run, provider)
     if as_json:
         out_json([check.to_json() for check in checks])
     else:
         out("\n".join(check.line for check in checks))
-    if any(check.failed for check in checks):
-        raise typer.Exit(Exit.USAGE)
+    if code := exit_code(checks):
+        raise typer.Exit(code)
 
 
 @app.command(epilog=examples("plan"))
@@ -175,13 +177,16 @@ def fetch(run: Run = "", *, plain: Plain = False, as_json: Json = False) -> None
 
 
 @app.command(epilog=examples("down"))
-def down(
+def down(  # noqa: PLR0913  (an argument is an option)
     run: Run = "",
     *,
     delete: Annotated[
         bool, typer.Option("--delete", help="Remove the disk and all else, too.")
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="Every machine with our tag.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="At once: the trainer is not asked to save first.")
+    ] = False,
     provider: ProviderName = "",
     as_json: Json = False,
 ) -> None:
@@ -193,9 +198,9 @@ def down(
     if everything:
         home = qft_home(environment())
         providers = command.known_providers(home, provider)
-        results = command.down_all(providers, home, delete=delete, say=talk)
+        results = command.down_all(providers, home, delete=delete, say=talk, now=now)
     else:
-        results = [command.down(run, delete=delete, say=talk)]
+        results = [command.down(run, delete=delete, say=talk, now=now)]
     if as_json:
         out_json([result.to_json() for result in results])
     elif not results:
@@ -306,6 +311,11 @@ def main() -> None:
     """Run the command line; every error leaves through here, with its documented exit code."""
     as_json = "--json" in sys.argv[1:]
     settle()
+    with heard():
+        _run(as_json=as_json)
+
+
+def _run(*, as_json: bool) -> NoReturn:
     try:
         if not sys.argv[1:]:
             with contextlib.redirect_stdout(sys.stderr):

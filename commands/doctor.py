@@ -4,49 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from commands import wire
+from commands.checks import Check
 from commands.config import LoadedConfig, check_files
+from commands.doctor_host import look_at_host
 from commands.drive import find_config
 from commands.errors import Trouble, Usage
-from commands.home import demand_playable, environment, qft_home
-from commands.wire import need_ssh
+from commands.extras import REHEARSES, missing, needed_here, remedy
+from commands.home import demand_playable, environment, qft_home, run_folder
 from infra.config import VmTable
 
 PYTHON_MIN = (3, 11)
 ROOMS = ("cli", "commands", "infra", "remote", "trainer")
-SCAN_TIMEOUT_S = 15.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    ok: bool
-    detail: str
-    fix: str = ""
-    required: bool = True
-    """Whether nothing can be done while this is not ok."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether it stands in the way, and does not only limit."""
-        return self.required and not self.ok
-
-    @property
-    def line(self) -> str:
-        """The check in words."""
-        mark = "ok  " if self.ok else "FAIL" if self.required else "warn"
-        fix = f"\n      fix: {self.fix}" if self.fix and not self.ok else ""
-        return f"{mark}  {self.name}: {self.detail}{fix}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def examine(wanted: str, provider: str = "") -> list[Check]:
@@ -70,12 +42,11 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
     vm = _table(loaded.config.vm if loaded else VmTable(), provider)
     if vm.provider == "local":
         checks += _playable()
-        checks += [_package("asyncssh", "local"), _package("torch", "train")]
-        checks += [_package("bitsandbytes", "train")]
+        checks += _packages(loaded)
     if vm.provider == "azure":
         checks += _azure(vm)
     if vm.provider == "ssh":
-        checks.append(_host_key(vm))
+        checks += look_at_host(vm, run_folder(qft_home(environment()), "doctor"))
     return checks
 
 
@@ -147,14 +118,22 @@ def _playable() -> list[Check]:
     return []
 
 
-def _package(name: str, extra: str) -> Check:
-    found = importlib.util.find_spec(name) is not None
-    return Check(
-        name=name,
-        ok=found,
-        detail="installed" if found else "not installed; `provider: local` needs it here",
-        fix=f"pip install 'qft[{extra}]'",
-    )
+def _packages(loaded: LoadedConfig | None) -> list[Check]:
+    """Each package that a training on this computer imports: there, new enough, and loadable."""
+    wanted = needed_here(loaded.config) if loaded else ()
+    names = wanted or REHEARSES
+    lacks = {lack.package: lack for lack in missing(names, qft_home(environment()))}
+    return [
+        Check(
+            name=name,
+            ok=name not in lacks,
+            detail=f"{lacks[name].problem}; `provider: local` needs it here"
+            if name in lacks
+            else "installed",
+            fix=remedy([lacks[name]]).strip("`") if name in lacks else "",
+        )
+        for name in names
+    ]
 
 
 def _azure(vm: VmTable) -> list[Check]:
@@ -165,34 +144,3 @@ def _azure(vm: VmTable) -> list[Check]:
     if not isinstance(provider, AzureProvider):
         raise TypeError(provider.name)
     return [Check(**asdict(found)) for found in provider.checks(wire.want(vm))]
-
-
-def _host_key(vm: VmTable) -> Check:
-    """Compare the pinned key of the user's machine, or read it once for a person to confirm."""
-    from remote import errors, keys, link
-
-    table = need_ssh(vm)
-    where = f"{table.host}:{table.port}"
-    try:
-        offered = link.scan_host_key(table.host, table.port, timeout_s=SCAN_TIMEOUT_S)
-    except errors.RemoteError as error:
-        return Check(name="host", ok=False, detail=f"{where}: {error}", fix=error.hint)
-    mark = keys.fingerprint(offered)
-    if not table.host_key:
-        return Check(
-            name="host key",
-            ok=False,
-            detail=f"{where} presents {mark}",
-            fix="compare that with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the "
-            f'machine itself; if they agree, put into vm.ssh: host_key: "{offered}"',
-        )
-    try:
-        same = keys.parse_line(table.host_key) == keys.parse_line(offered)
-    except errors.RemoteError as error:
-        raise Usage(f"vm.ssh.host_key: {error}") from error
-    return Check(
-        name="host key",
-        ok=same,
-        detail=f"{where} presents {mark}" + ("" if same else ", which is not the pinned one"),
-        fix="find out why before anything is sent there; it may be another machine",
-    )

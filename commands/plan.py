@@ -10,6 +10,7 @@ from commands import wire
 from commands.config import check_files
 from commands.drive import find_config
 from commands.errors import CloudTrouble
+from commands.extras import needed_here, told_of
 from commands.forecast import (
     cores,
     forecast,
@@ -52,6 +53,8 @@ class PlanPage:
     """What the catalog says about the name of the GPU."""
     switches: tuple[Switch, ...] = ()
     """What can be expected to end the bill when everything of ours is dead."""
+    lacks: tuple[str, ...] = ()
+    """What `qft run` would refuse for: packages that this computer lacks, and what to type."""
     asked_at_s: float = 0.0
     """When the offers were asked for, in seconds since 1970: prices are aged by it."""
 
@@ -65,6 +68,7 @@ class PlanPage:
             "worst_case_usd": self.worst_case_usd,
             "simulated": self.simulated,
             "note": self.note or None,
+            "lacks": list(self.lacks),
             "forecast": self.forecast,
             "rehearsal": self.rehearsal,
             "switches": [
@@ -109,7 +113,10 @@ class PlanPage:
             + (" (simulated, nobody is charged)" if self.simulated else "")
             + (" while `qft` watches; without it:" if self.switches else ""),
             *(_switch_line(switch) for switch in self.switches),
-            "nothing was created; `qft run` goes ahead",
+            *(f"warning: {lack}" for lack in self.lacks),
+            "nothing was created; `qft run` goes ahead"
+            if not self.lacks
+            else "nothing was created; `qft run` goes ahead once that is there",
         ]
         return said
 
@@ -151,6 +158,7 @@ def make_plan(wanted: str) -> PlanPage:
         here=rehearsal_line(here, threads=cores(loaded), card=card) if at_home else "",
         note="; ".join(filter(None, _notes(vm))),
         switches=switches,
+        lacks=tuple(told_of(needed_here(loaded.config))),
         asked_at_s=time.time(),
     )
 

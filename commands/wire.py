@@ -151,8 +151,12 @@ def want(vm: VmTable) -> Want:
     )
 
 
-def make_ready(vm: VmTable, say: Callable[[str], None]) -> MakeReady:
-    """How a machine of this provider becomes trainable.
+def make_ready(
+    vm: VmTable,
+    say: Callable[[str], None],
+    reconnect: Callable[[link.Host], link.Link] = link.connect,
+) -> MakeReady:
+    """How a machine of this provider becomes trainable; `reconnect` picks up a line that was cut.
 
     A machine that this computer plays uses the interpreter that runs `qft`; so does a user's
     machine with an interpreter named. Others get driver and environment by `remote.setup`.
@@ -162,7 +166,7 @@ def make_ready(vm: VmTable, say: Callable[[str], None]) -> MakeReady:
         from remote import setup
 
         wanted = setup_wanted(vm, machine)
-        done = setup.apply(connection, wanted, tell=say)
+        done = setup.apply(connection, wanted, tell=say, reconnect=reconnect)
         _remember_grid(done.facts.grid_sha256)
         return done.link, done.python
 

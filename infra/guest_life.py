@@ -69,6 +69,7 @@ class Guest:
             first_call_s=spec.first_metadata_s,
             clock=time.time,
             on_start_request=self._hurry,
+            secret=spec.metadata_path,
         )
         os.chdir(self.machine.disk)
         ssh = SshServer(

@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import os
+import socket
+import sys
 import urllib.parse
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 REQUEST_BYTES_MAX = 65536
 READ_TIMEOUT_S = 10.0
+FORBIDDEN: tuple[HTTPStatus, Any] = (HTTPStatus.FORBIDDEN, {"error": "Forbidden"})
+CONNECTIONS = Path("/proc/net/tcp")
 
 
 @dataclass(kw_only=True)
@@ -21,7 +27,8 @@ class MetadataService:
     """Answers `/metadata/scheduledevents` and `/metadata/instance` as Azure documents them.
 
     Every request must carry `Metadata: true` and an `api-version`, or it is a 400: the header
-    keeps a browser or a redirected request from reading what only the machine may know.
+    keeps a browser or a redirected request from reading what only the machine may know. Azure's
+    answers one machine only; here it is one user's, and one machine's by the secret in its address.
     """
 
     vm_name: str
@@ -32,6 +39,10 @@ class MetadataService:
     """Seconds since 1970."""
     on_start_request: Callable[[], None]
     """Called when the machine says that the announced event need not wait for its time."""
+    secret: str = ""
+    """What every path begins with; whoever asks without it is another machine of this computer."""
+    owner: int = field(default_factory=os.getuid)
+    """The user of this computer who may ask; all others are refused."""
     _incarnation: int = 1
     _events: list[dict[str, Any]] = field(default_factory=list)
     _asked_before: bool = False
@@ -68,7 +79,7 @@ class MetadataService:
         """Answer one request and close: polls come once a second, so nothing is gained by more."""
         try:
             request = await asyncio.wait_for(_read_request(reader), READ_TIMEOUT_S)
-            status, body = await self._answer(request)
+            status, body = await self._answer(request) if self._may_ask(writer) else FORBIDDEN
         except (ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
             status, body = HTTPStatus.BAD_REQUEST, {"error": f"Bad request: {error}"}
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
@@ -85,11 +96,20 @@ class MetadataService:
         except ConnectionError:
             return  # the asker hung up, which is the asker's business
 
+    def _may_ask(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether the asker is our own user; where no kernel can tell, the secret has to do."""
+        here, there = writer.get_extra_info("sockname"), writer.get_extra_info("peername")
+        if not CONNECTIONS.exists():
+            return True
+        return user_of(CONNECTIONS.read_text(), ours=there, theirs=here) == self.owner
+
     async def _answer(self, request: _Request) -> tuple[HTTPStatus, Any]:
         """Choose the reply; the order of the checks is Azure's."""
         url = urllib.parse.urlsplit(request.target)
         query = dict(urllib.parse.parse_qsl(url.query))
-        path = url.path.rstrip("/").lower()
+        if not url.path.startswith(self.secret):
+            return FORBIDDEN
+        path = url.path.removeprefix(self.secret).rstrip("/").lower()
         if request.headers.get("metadata", "").lower() != "true":
             return HTTPStatus.BAD_REQUEST, {
                 "error": "Bad request. Required metadata header missing"
@@ -134,6 +154,25 @@ class MetadataService:
             error = "Bad request. Single values need format=text, and only they can have it"
             return HTTPStatus.BAD_REQUEST, {"error": error}
         return HTTPStatus.OK, value
+
+
+def user_of(table: str, *, ours: tuple[str, int], theirs: tuple[str, int]) -> int | None:
+    """Read from the kernel's table (proc(5), `net/tcp`) whose the connection `ours` is.
+
+    None if it is not there: its process has ended.
+    """
+    wanted = [_as_in_table(*ours), _as_in_table(*theirs)]
+    for line in table.splitlines()[1:]:
+        words = line.split()
+        if words[1:3] == wanted:
+            return int(words[7])
+    return None
+
+
+def _as_in_table(address: str, port: int) -> str:
+    """Write an address as the kernel does: four bytes in this computer's order, and the port."""
+    number = int.from_bytes(socket.inet_aton(address), sys.byteorder)
+    return f"{number:08X}:{port:04X}"
 
 
 @dataclass(frozen=True, kw_only=True)

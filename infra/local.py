@@ -230,6 +230,7 @@ class LocalProvider:
             created_at=self._now(),
             price_usd_per_h=spec.offer.spot_usd_per_h,
         )
+        metadata_path = f"/{secrets.token_hex(16)}"
         record = {
             "version": 1,
             "vm": asdict(vm),
@@ -238,6 +239,7 @@ class LocalProvider:
             "labels": spec.labels,
             "notice_s": self._settings.notice_s,
             "evict_after_s": list(self._settings.evict_after_s),
+            "metadata_path": metadata_path,
         }
         machine.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self._root / "trash").mkdir(exist_ok=True)  # now, while there is space
@@ -250,6 +252,7 @@ class LocalProvider:
                 notice_s=self._settings.notice_s,
                 boot_s=self._settings.boot_s,
                 first_metadata_s=self._settings.first_metadata_s,
+                metadata_path=metadata_path,
                 market_file=str(self._root / "market.json"),
                 region=spec.offer.region,
                 max_price_usd_per_h=spec.max_price_usd_per_h,
@@ -283,7 +286,7 @@ class LocalProvider:
             power=power,
             host="127.0.0.1",
             port=state.ssh_port,
-            metadata_url=f"http://127.0.0.1:{state.metadata_port}",
+            metadata_url=f"http://127.0.0.1:{state.metadata_port}{record.get('metadata_path', '')}",
         )
 
     @contextlib.contextmanager

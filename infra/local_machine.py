@@ -71,6 +71,8 @@ class MachineSpec:
     """How long it takes from power on until SSH answers, beyond what the process itself needs."""
     first_metadata_s: float = 0.0
     """How long the first question to the metadata service takes."""
+    metadata_path: str = ""
+    """What the paths of the metadata service begin with, known to this machine only."""
     instance: dict[str, str] = field(default_factory=dict)
     """Facts for `/metadata/instance/compute`."""
     environ: dict[str, str] = field(default_factory=inherited_environ)

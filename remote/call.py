@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remote import agent
-from remote.errors import CommandFailed, RemoteError, Result, Untrusted
-from remote.link import Link
+from remote import agent, untrusted
+from remote.answers import read_answer
+from remote.errors import CommandFailed, RemoteError, Result, Untrusted, shorten
+from remote.link import KILLED, Link
 
 MISSING = 97
 HANDLED = 3
@@ -33,27 +34,20 @@ class Script:
     """The interpreter there."""
 
     def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
-        """Do `verb` there and return its answer, which is a stranger's word: check it.
+        """Do `verb` there and return its answer: plain values, for `remote.answers` to check.
 
         An answer may carry `error` `no-space` for the caller to explain; any other error there is
         raised as `RemoteError`. Raises `CommandFailed` if the script cannot run at all.
         """
         said: list[bytes] = []
         code, stderr = self.stream(verb, request, said.append, timeout_s=timeout_s)
-        text = b"".join(said)
+        data = b"".join(said)
         if code not in {0, HANDLED}:
-            raise self.failure(verb, code, text, stderr)
-        try:
-            answer = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise Untrusted(f"{self.link.host} answered `{verb}` with what is no JSON") from error
-        if not isinstance(answer, dict):
-            raise Untrusted(f"{self.link.host} answered `{verb}` with what is no object")
+            raise self.failure(verb, code, data, stderr)
+        answer = read_answer(data, verb=verb, source=str(self.link.host))
         if answer.get("error", "no-space") != "no-space":
-            raise RemoteError(
-                f"{self.link.host} could not do `{verb}`:"
-                f" {str(answer.get('said'))[:300]} ({str(answer.get('path'))[:300]})"
-            )
+            told = [untrusted.text(answer.get(key), most=300) or "?" for key in ("said", "path")]
+            raise RemoteError(f"{self.link.host} could not do `{verb}`: {told[0]} ({told[1]})")
         return answer
 
     def stream(
@@ -73,7 +67,8 @@ class Script:
         target = f"{HOME}/{self.path.stem}-{hashlib.sha256(source).hexdigest()[:8]}.py"
         words = [self.python, "-I", "-S", target, verb]  # no site packages: they cost start-up time
         # Not empty: so a power cut soon after the sending would leave it, but for the sync below.
-        command = f"test -s {target} || exit {MISSING}; exec {shlex.join(words)}"
+        # What our script makes there is its account's only.
+        command = f"umask 077; test -s {target} || exit {MISSING}; exec {shlex.join(words)}"
         given = json.dumps(request).encode()
         for _ in range(2):
             answer = _Answer(take)
@@ -89,13 +84,27 @@ class Script:
             if code != MISSING:
                 break
             temp = f"{target}.$$.tmp"
-            self.link.run(
+            self.ship(
                 f"umask 077; mkdir -p {HOME} && cat > {temp}"
-                f" && {{ sync {temp} 2> /dev/null || sync; }} && mv -f {temp} {target}",
-                timeout_s=timeout_s,
-                input=source,
+                f" && {{ sync {temp} 2> /dev/null || sync; }}"
+                f" && mv -f {temp} {target}",
+                source,
+                timeout_s,
             )
         return code, stderr
+
+    def ship(self, command: str, source: bytes, timeout_s: float) -> None:
+        """Write our script there; raises `RemoteError` if the home directory takes no files."""
+        try:
+            self.link.run(command, timeout_s=timeout_s, input=source)
+        except CommandFailed as error:
+            if error.result.exit_code in KILLED:
+                raise
+            said = shorten(error.result.stderr or error.result.stdout) or "it does not say why"
+            raise RemoteError(
+                f"nothing can be written below the home directory on {self.link.host}: {said}",
+                hint=f"`{HOME}/` there has to be a folder of that account, on a disk with room",
+            ) from error
 
     def failure(self, verb: str, code: int, text: bytes, stderr: bytes) -> CommandFailed:
         """Describe a script that could not run."""

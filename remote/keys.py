@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import itertools
 import os
 from pathlib import Path
 
 from remote.errors import RemoteError
+
+TYPES = ("ssh-ed25519", "ecdsa-", "ssh-rsa")
+NO_KEY = "the pinned host key is not a public key line"
+HOW_TO_GIVE = "give it as `ssh-ed25519 AAAA…`, as in /etc/ssh/ssh_host_ed25519_key.pub there"
+NEW_KEY = "pin the key that the machine has now: `qft doctor` reads it, compare it there"
 
 
 def generate(path: Path) -> str:
@@ -82,24 +86,55 @@ def public_line(path: Path, comment: str = "qft") -> str:
 def parse_line(line: str) -> tuple[str, bytes]:
     """Split a public key line into its type and its blob; a leading host pattern is skipped.
 
-    Raises `RemoteError` if there is no well-formed key in it.
+    Several lines, as `ssh-keyscan` or a `known_hosts` file has them, give the key of the best type;
+    comments are passed over. `@cert-authority` names who signs keys, and is no key of a host; a key
+    that an `@revoked` line names is none any more. Raises `RemoteError` if no well-formed key is
+    left.
     """
-    words = line.split()
+    found: list[tuple[str, bytes]] = []
+    revoked: set[bytes] = set()
+    marked = ""
+    for text in line.splitlines():
+        words = text.split()
+        if not words or words[0].startswith("#"):
+            continue
+        marker = words.pop(0) if words[0].startswith("@") else ""
+        key = _key_in(words)
+        if not marker and key is None:
+            raise RemoteError(NO_KEY, hint=HOW_TO_GIVE)
+        if not marker and key is not None:
+            found.append(key)
+        elif marker == "@revoked" and key is not None:
+            revoked.add(key[1])
+        marked = marked or marker
+    left = [key for key in found if key[1] not in revoked]
+    if left:
+        return min(left, key=lambda key: _rank(key[0]))
+    if found:
+        raise RemoteError("the pinned host key is revoked by its own `@revoked` line", hint=NEW_KEY)
+    if marked:
+        why = "revokes a key" if marked == "@revoked" else "does not name the key of one host"
+        raise RemoteError(f"the pinned host key is a `{marked}` line, which {why}", hint=NEW_KEY)
+    raise RemoteError(NO_KEY, hint=HOW_TO_GIVE)
+
+
+def _key_in(words: list[str]) -> tuple[str, bytes] | None:
+    """Find the key of one line: its type and its blob, which names the type once more."""
     for kind, text in itertools.pairwise(words):
         if not kind.startswith(("ssh-", "ecdsa-", "sk-")):
             continue
         try:
             blob = base64.b64decode(text, validate=True)
-        except binascii.Error:
-            break
+        except ValueError:  # also of letters that are no ASCII
+            return None
         size = int.from_bytes(blob[:4], "big")
-        if blob[4 : 4 + size] == kind.encode("ascii", "replace"):
-            return kind, blob
-        break
-    raise RemoteError(
-        "the pinned host key is not a public key line",
-        hint="give it as `ssh-ed25519 AAAA…`, as in /etc/ssh/ssh_host_ed25519_key.pub there",
-    )
+        return (kind, blob) if blob[4 : 4 + size] == kind.encode("ascii", "replace") else None
+    return None
+
+
+def _rank(kind: str) -> int:
+    """The place of a type among those that a server may offer at once."""
+    return next((at for at, start in enumerate(TYPES) if kind.startswith(start)), len(TYPES))
 
 
 def fingerprint(line: str) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -31,6 +32,8 @@ from remote.errors import (
     shorten,
 )
 from remote.link_channel import READ_BYTES, Helpers, answered
+from remote.link_socket import dial, make_transport, prefer
+from remote.login_shell import Begun, ended_early, for_any_shell
 
 if TYPE_CHECKING:
     import paramiko
@@ -38,8 +41,9 @@ if TYPE_CHECKING:
 ANSWER_BYTES_MAX = 64 << 20
 LATE_S = 0.5
 """How long after its channels a dead connection may still call itself alive."""
+KILLED = (-1, 129, 137, 143)
+"""Exit codes of a shell that a signal ended: a machine that goes down ends all of them."""
 LOG_NAME = "qft.ssh"
-FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ def connect(
     name = host.address if host.port == 22 else f"[{host.address}]:{host.port}"
     client.get_host_keys().add(name, pinned.get_name(), pinned)
     with refusals_named(host, client), translated(host):
-        sock = dial(host, timeout_s=timeout_s, dead_after_s=dead_after_s)
+        sock = dial(host.address, host.port, timeout_s=timeout_s, dead_after_s=dead_after_s)
         try:
             connection.connect_kwargs = {
                 "sock": sock,
@@ -97,7 +101,7 @@ def connect(
                 "banner_timeout": timeout_s,
                 "auth_timeout": timeout_s,
                 "channel_timeout": timeout_s,
-                "transport_factory": make_transport,
+                "transport_factory": partial(make_transport, pinned.get_name()),
             }
             connection.open()
         except BaseException:
@@ -126,11 +130,12 @@ class Link:
         check: bool = True,
         input: str | bytes | None = None,  # noqa: A002  (the contract's and subprocess's name)
     ) -> Result:
-        """Run `command` through the login shell in the home directory, feed it, and wait.
+        """Run `command` with `sh` in the home directory, feed it, and wait.
 
         A sequence is quoted word by word. Raises `CommandFailed` on another exit code than 0 (if
         `check`), `TimedOut` if it has not ended after `timeout_s` (it may still run over there),
-        `Unreachable` if the line is cut, `Untrusted` if it says more than a machine should.
+        `Unreachable` if the line is cut, `Untrusted` if it says more than a machine should, and
+        `LoginShellEnded` if the account's login shell ran no command.
         """
         said: list[bytes] = []
         line = command if isinstance(command, str) else shlex.join(command)
@@ -163,7 +168,8 @@ class Link:
             with channel:
                 channel.settimeout(timeout_s)
                 with answered(channel, max(timeout_s, 1.0)):
-                    channel.exec_command(command)
+                    channel.exec_command(for_any_shell(command))
+                begun = Begun(take)
                 helpers = Helpers(channel, input, limit_bytes)
                 got = 0
                 try:
@@ -174,15 +180,18 @@ class Link:
                                 f"{self.host} answered `{shorten(command)}` with more than"
                                 f" {megabytes(limit_bytes)}: given up"
                             )
-                        take(data)
+                        begun.hear(data)
                         channel.settimeout(max(ends_at - time.monotonic(), 0.0))
                     ended = channel.status_event.wait(max(ends_at - time.monotonic(), 0.0))
                 except TimeoutError:
                     ended = False
                 if not ended and self.transport.is_active():
                     raise TimedOut(
-                        f"`{shorten(command)}` on {self.host} did not end within {timeout_s:g} s",
-                        hint="it may still be running there; look before repeating it",
+                        f"`{shorten(command)}` on {self.host} did not end within {timeout_s:g} s"
+                        + ("" if begun.begun else ": its login shell did not get to it"),
+                        hint="it may still be running there; look before repeating it"
+                        if begun.begun
+                        else "does a start-up file there, such as ~/.bashrc, wait for something?",
                     )
                 stderr = helpers.join(max(ends_at - time.monotonic(), 1.0))
                 code = channel.recv_exit_status() if ended else -1
@@ -190,6 +199,10 @@ class Link:
             self.transport.join(LATE_S)
         if code == -1 and not self.transport.is_active():
             raise Unreachable(f"the connection to {self.host} was cut during `{shorten(command)}`")
+        if not begun.begun and code in KILLED:
+            raise Unreachable(f"{self.host} ended its login shell before `{shorten(command)}`")
+        if not begun.begun:
+            raise ended_early(str(self.host), code, begun.chatter, stderr)
         return code, stderr
 
     def shell(self) -> int:
@@ -218,8 +231,13 @@ class Link:
         self.close()
 
 
-def scan_host_key(address: str, port: int = 22, *, timeout_s: float = 20.0) -> str:
+def scan_host_key(
+    address: str, port: int = 22, *, timeout_s: float = 20.0, pinned: str = ""
+) -> str:
     """Read the key line that answers at `address`, once, for a human to confirm; send nothing.
+
+    A server has a key of each type and shows one: with `pinned`, a public line, the one of its type
+    is asked for first, as `connect` does.
 
     Whoever sits in between could answer too: never pin the result without asking (show
     `keys.fingerprint` of it). Raises `Unreachable`.
@@ -228,11 +246,13 @@ def scan_host_key(address: str, port: int = 22, *, timeout_s: float = 20.0) -> s
 
     host = Host(address=address, port=port, user="nobody", key_path=Path(), host_key="")
     with translated(host):
-        sock = dial(host, timeout_s=timeout_s, dead_after_s=int(timeout_s) + 1)
+        sock = dial(address, port, timeout_s=timeout_s, dead_after_s=int(timeout_s) + 1)
         transport = paramiko.Transport(sock)
         try:
             transport.set_log_channel(quiet_log())
             transport.banner_timeout = timeout_s
+            if pinned:
+                prefer(transport, keys.parse_line(pinned)[0])
             transport.start_client(timeout=timeout_s)
             key = transport.get_remote_server_key()
         finally:
@@ -272,36 +292,6 @@ def load_key(path: Path) -> paramiko.PKey:
             f"{path} is not a private key that can be read without a password: {error}",
             hint="name another key file, or make one with `ssh-keygen -t ed25519 -N ''`",
         ) from error
-
-
-def make_transport(sock: socket.socket, **options: Any) -> paramiko.Transport:
-    """Prefer ciphers that also authenticate: a separate checksum in Python halves the speed."""
-    import paramiko
-
-    transport = paramiko.Transport(sock, **options)
-    security = transport.get_security_options()
-    security.ciphers = sorted(security.ciphers, key=lambda name: name not in FAST_CIPHERS)
-    return transport
-
-
-def dial(host: Host, *, timeout_s: float, dead_after_s: int) -> socket.socket:
-    """Open the TCP connection, set up so that the kernel notices a peer that fell silent."""
-    try:
-        sock = socket.create_connection((host.address, host.port), timeout=timeout_s)
-    except ValueError as error:  # a name with an empty or endless part, which IDNA refuses
-        raise Unreachable(f"`{shorten(host.address)}` is no host name: {error}") from error
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    wanted = {
-        "TCP_KEEPIDLE": max(dead_after_s // 3, 1),
-        "TCP_KEEPINTVL": max(dead_after_s // 6, 1),
-        "TCP_KEEPCNT": 4,
-        "TCP_USER_TIMEOUT": dead_after_s * 1000,  # unacknowledged data; Linux only
-    }
-    for name, value in wanted.items():
-        if (option := getattr(socket, name, None)) is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    return sock
 
 
 @contextmanager
@@ -347,6 +337,11 @@ def translated(host: Host, transport: paramiko.Transport | None = None) -> Itera
     except (RemoteError, paramiko.BadHostKeyException, paramiko.AuthenticationException):
         raise
     except (EOFError, paramiko.SSHException, OSError) as error:
+        if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
+            raise RemoteError(
+                f"{host} speaks SSH, and has no method or key type in common with us: {error}",
+                hint="update the SSH server there, or pin its ed25519 key",
+            ) from error
         if transport is not None and not is_cut(error, transport):
             raise
         reason = str(error) or type(error).__name__
@@ -356,10 +351,26 @@ def translated(host: Host, transport: paramiko.Transport | None = None) -> Itera
                 hint="a sync needs several at once: raise `MaxSessions` in sshd_config there to "
                 "10, which is its default",
             ) from error
-        raise Unreachable(
-            f"no connection to {host}: {reason}",
-            hint="is the machine running, and does its firewall admit this address?",
-        ) from error
+        raise no_connection(host, error, reason) from error
+
+
+def no_connection(host: Host, error: Exception, reason: str) -> Unreachable:
+    """Say what kind of silence that is, and where to look."""
+    if isinstance(error, socket.gaierror):
+        return Unreachable(
+            f"no connection to {host}: the name `{shorten(host.address)}` is not known ({reason})",
+            hint="check the name; `vm.ssh.host` also takes an address",
+        )
+    if "banner" in reason or reason == "No existing session":  # so the library says of a greeting
+        return Unreachable(
+            f"no connection to {host}: what answers there does not speak SSH: it is silent,"
+            " hangs up, or says something else",
+            hint="is that the port of its SSH server, and is `sshd` well there?",
+        )
+    return Unreachable(
+        f"no connection to {host}: {reason}",
+        hint="is the machine running, and does its firewall admit this address?",
+    )
 
 
 def is_cut(error: BaseException, transport: paramiko.Transport) -> bool:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from remote.errors import NoSftp, shorten
 from remote.link_channel import answered, send_all
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ ANSWER_BYTES_MAX = 256 << 10
 WINDOW_BYTES = 8 << 20
 """What the server may send ahead of our reading: 160 MB/s per channel at 50 ms."""
 RECEIVE_BYTES = 1 << 18
+SHOWN_BYTES = 200
+ENDING_S = 1.0
+SUBSYSTEM = "put `Subsystem sftp internal-sftp` into /etc/ssh/sshd_config there, and restart sshd"
 
 
 @dataclass(kw_only=True)
@@ -35,21 +40,38 @@ class Sftp:
     """One SFTP channel, used by one thread. Every method may raise `OSError` and `EOFError`."""
 
     channel: paramiko.Channel
+    arrived: Callable[[int], None] = lambda _count: None
+    """Told of every piece that came or was taken, in bytes; may raise to give the transfer up."""
     _buffer: bytearray = field(default_factory=bytearray)
+    _head: bytearray = field(default_factory=bytearray)
+    """The first bytes that came, for messages."""
     _number: int = 0
     _open: tuple[tuple[str, int], bytes] = (("", 0), b"")
     """The file that is open, how, and its handle."""
 
     @classmethod
     def open(cls, transport: paramiko.Transport, *, silence_s: float) -> Self:
-        """Open one more channel; a server that says nothing for `silence_s` is a time-out."""
+        """Open one more channel; a server that says nothing for `silence_s` is a time-out.
+
+        Raises `NoSftp` if it has no SFTP, or what it starts for that does not speak it.
+        """
+        from paramiko import SSHException
+
         channel = transport.open_session(window_size=WINDOW_BYTES, timeout=silence_s)
         channel.settimeout(silence_s)
-        with answered(channel, silence_s):
-            channel.invoke_subsystem("sftp")
         sftp = cls(channel=channel)
-        send_all(channel, packet(INIT, struct.pack(">I", 3)))
-        kind, _ = sftp._receive()
+        try:
+            with answered(channel, silence_s):
+                channel.invoke_subsystem("sftp")
+            send_all(channel, packet(INIT, struct.pack(">I", 3)))
+            kind, _ = sftp._receive()
+        except TimeoutError:
+            raise
+        except (EOFError, OSError, SSHException) as error:
+            if transport.is_active():
+                message, hint = no_sftp(channel, bytes(sftp._head))
+                raise NoSftp(message, hint=hint) from error
+            raise
         if kind != VERSION:
             raise OSError(errno.EPROTO, f"the SFTP server greets with packet type {kind}")
         return sftp
@@ -64,7 +86,10 @@ class Sftp:
             place = struct.pack(">QI", offset + start, len(block))
             requests.append(self._request(WRITE, string(handle), place, block))
         send_all(self.channel, b"".join(requests))
-        answers = [self._receive() for _ in requests]  # all of them: the next call finds none
+        answers = []
+        for _ in requests:  # all of them: the next call finds none
+            answers.append(self._receive())
+            self.arrived(min(BLOCK_BYTES, len(data)))
         for kind, body in answers:
             if status_of(kind, body) != OK:
                 fail(kind, body, path)
@@ -137,11 +162,7 @@ class Sftp:
         """Read one packet: its type and its body."""
         length = int.from_bytes(self._take(4), "big")
         if not 1 <= length <= ANSWER_BYTES_MAX:
-            raise OSError(
-                errno.EPROTO,
-                f"the SFTP server sends a packet of {length} bytes; does a start-up file of the"
-                " shell there (such as ~/.bashrc) print something?",
-            )
+            raise OSError(errno.EPROTO, f"the SFTP server sends a packet of {length} bytes")
         body = self._take(length)
         return body[0], body[1:]
 
@@ -152,9 +173,37 @@ class Sftp:
             if not data:
                 raise EOFError
             self._buffer += data
+            self.arrived(len(data))
+            if len(self._head) < SHOWN_BYTES:
+                self._head += data[:SHOWN_BYTES]
         taken = bytes(self._buffer[:size])
         del self._buffer[:size]
         return taken
+
+
+def no_sftp(channel: paramiko.Channel, head: bytes) -> tuple[str, str]:
+    """Say why SFTP did not begin, and what to do: refused, ended, or talking something else."""
+    channel.status_event.wait(ENDING_S)
+    code = channel.exit_status
+    said = head
+    if channel.recv_stderr_ready():
+        said += channel.recv_stderr(SHOWN_BYTES)
+    text = shorten(said.decode("utf-8", "replace"), SHOWN_BYTES)
+    if head:
+        return (
+            f"SFTP there begins with text in the place of its protocol: {text}",
+            f"a start-up file such as ~/.bashrc prints it: silence it, or {SUBSYSTEM}",
+        )
+    if code == -1:
+        return (
+            "the server has no SFTP, so no file can be sent to it or fetched",
+            f"let its owner {SUBSYSTEM}",
+        )
+    return (
+        f"the SFTP program there ended with exit code {code} before it began"
+        + (f": {text}" if text else ""),
+        f"its path may be wrong, or a start-up file of the account ends it: {SUBSYSTEM}",
+    )
 
 
 def packet(kind: int, *parts: bytes | memoryview) -> bytes:

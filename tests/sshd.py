@@ -54,11 +54,20 @@ class Sshd:
 
 
 @contextmanager
-def serve(folder: Path, *, config: str = "") -> Iterator[Sshd]:
+def serve(
+    folder: Path,
+    *,
+    config: str = "",
+    login: str = "/bin/sh -c",
+    subsystem: str | None = "",
+    force: str = "",
+) -> Iterator[Sshd]:
     """Run `sshd` for the calling user below `folder` until the block ends.
 
     Needs OpenSSH's server. Commands and SFTP start in `folder/home`, with HOME set to it, so that
-    the real home of the user is never touched. `config` is added to the server's configuration.
+    the real home of the user is never touched. `config` is added to the server's configuration;
+    `login` takes the place of the account's login shell, also for SFTP; `subsystem` is the program
+    that speaks SFTP, None for a server that has none; `force` is run instead of every command.
     """
     if SSHD is None:
         raise RuntimeError("OpenSSH's sshd is needed: apt-get install openssh-server")
@@ -75,16 +84,16 @@ def serve(folder: Path, *, config: str = "") -> Iterator[Sshd]:
     wrapper.write_text(
         f"#!/bin/sh\nexport HOME={home}\n"
         f"export PATH={home}/bin:{Path(sys.executable).parent}:$PATH\ncd {home}\n"
-        'exec /bin/sh -c "${SSH_ORIGINAL_COMMAND:-/bin/sh}"\n'
+        f'exec {login} "${{SSH_ORIGINAL_COMMAND:-/bin/sh}}"\n'
     )
     wrapper.chmod(0o700)
     settings = folder / "sshd_config"
     settings.write_text(
         f"HostKey {folder / 'host'}\nPidFile none\n{without_penalties()}"
         f"AuthorizedKeysFile {authorized}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-        f"PermitRootLogin prohibit-password\nForceCommand {wrapper}\n{config}\n"
+        f"PermitRootLogin prohibit-password\nForceCommand {force or wrapper}\n{config}\n"
         f"SetEnv HOME={home}\n"  # or bash reads the start-up files of whoever runs the tests
-        f"Subsystem sftp {next(path for path in SFTP_SERVERS if Path(path).exists())}\n"
+        + ("" if subsystem is None else f"Subsystem sftp {subsystem or sftp_server()}\n")
     )
     port, process = listening(SSHD, settings, folder / "sshd.log")
     try:
@@ -99,6 +108,11 @@ def serve(folder: Path, *, config: str = "") -> Iterator[Sshd]:
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
+
+
+def sftp_server() -> str:
+    """OpenSSH's own program for SFTP, wherever this system keeps it."""
+    return next(path for path in SFTP_SERVERS if Path(path).exists())
 
 
 @contextmanager

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import os
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from infra.guest_metadata import MetadataService
+from infra.guest_metadata import MetadataService, user_of
 
 EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
 NOW = 1_800_000_000.0
@@ -247,3 +251,79 @@ def test_nonsense_on_the_wire_is_survived() -> None:
         return answers
 
     assert asyncio.run(play()) == [b"HTTP/1.1 400"] * 5 + [b"HTTP/1.1 200"]
+
+
+LOOK = """
+import os, socket, sys
+port, path, user = sys.argv[1:]
+if user:
+    os.setuid(int(user))  # everything is imported: another user may not be able to read it
+with socket.socket() as line:
+    line.connect(("127.0.0.1", int(port)))
+    line.sendall(f"GET {path} HTTP/1.1\\r\\nMetadata: true\\r\\n\\r\\n".encode())
+    print(line.recv(100).split()[1].decode())
+"""
+
+
+def asked_by_processes(*users: str, **changes: Any) -> list[str]:
+    """What processes of these users (empty: our own) are answered by one service."""
+
+    async def play() -> list[str]:
+        settings: dict[str, Any] = {
+            "vm_name": "v",
+            "compute": {},
+            "first_call_s": 0,
+            "clock": lambda: NOW,
+            "on_start_request": lambda: None,
+        }
+        service = MetadataService(**(settings | changes))
+        server = await service.serve()
+        port = server.sockets[0].getsockname()[1]
+        said = []
+        for user in users:
+            ask = partial(
+                subprocess.run,
+                [sys.executable, "-I", "-S", "-c", LOOK, str(port), EVENTS, user],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            said.append((await asyncio.to_thread(ask)).stdout.strip())
+        server.close()
+        await server.wait_closed()
+        return said
+
+    return asyncio.run(play())
+
+
+def test_only_the_machines_own_user_is_answered() -> None:
+    """The kernel says whose process asks: another user's gets nothing, whoever that is."""
+    ours = os.getuid()
+    others = ["65534"] if ours == 0 else []  # only root can become another
+
+    assert asked_by_processes("", *others) == ["200", *["403" for _ in others]]
+    assert asked_by_processes("", owner=ours + 1) == ["403"]
+
+
+def test_only_the_machine_that_knows_its_path_is_answered() -> None:
+    """Another machine of the same user does not know what the paths begin with."""
+
+    def story(_: MetadataService, ask: Ask) -> Any:
+        return refused(ask, EVENTS), refused(ask, f"/other{EVENTS}"), ask(f"/5ec2e7{EVENTS}")
+
+    assert serving(story, secret="/5ec2e7") == (403, 403, {"DocumentIncarnation": 1, "Events": []})
+
+
+TABLE = """  sl  local_address rem_address st tx_queue tr tm->when retrnsmt uid timeout inode
+   0: 0100007F:9C40 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 1 1
+   1: 0100007F:9C40 0100007F:D431 01 00000000:00000000 00:00000000 00000000  1000        0 2 1
+   2: 0100007F:D431 0100007F:9C40 01 00000000:00000000 00:00000000 00000000  1001        0 3 1
+"""
+
+
+@pytest.mark.parametrize(("port", "uid"), [(54321, 1001), (1, None)])
+def test_the_kernels_table_is_read_as_proc_describes_it(port: int, uid: int | None) -> None:
+    """The row of the asker's own end counts, not that of ours; one that is gone has no user."""
+    table = TABLE if sys.byteorder == "little" else TABLE.replace("0100007F", "7F000001")
+
+    assert user_of(table, ours=("127.0.0.1", port), theirs=("127.0.0.1", 40000)) == uid

@@ -78,3 +78,72 @@ def test_key_with_a_password(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     with pytest.raises(RemoteError, match="without a password"):
         keys.public_line(path)
+
+
+def lines(*names: str) -> dict[str, str]:
+    """Public lines of new keys, by name."""
+    return {name: " ".join(keys.pair()[1].split()[:2]) for name in names}
+
+
+HASHED = "|1|F1E1KeoE/eEWhi10WpGv4OdiO6Y=|3988QV0VE8wmZL7suNrYQLITLCg="
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{a}",
+        "gpu.example {a} root@gpu",
+        "[gpu.example]:2222 {a}",
+        "gpu*.example,!gpu7.example,10.0.0.? {a}",
+        HASHED + " {a}",
+        "# gpu:22 SSH-2.0-OpenSSH_9.2\n\ngpu {a}\n",
+        "@revoked * {b}\ngpu {a}",
+        "@cert-authority *.example {b}\ngpu {a}",
+        "gpu {b}\ngpu {a}\n@revoked gpu {b}",
+    ],
+)
+def test_the_forms_of_known_hosts_are_read(text: str) -> None:
+    """A pin may be given as any line that names a host's key, among others, too."""
+    known = lines("a", "b")
+
+    assert " ".join(keys.fingerprint(text.format(**known)).split()) == keys.fingerprint(known["a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("@revoked * {a}", "`@revoked` line"),
+        ("@revoked gpu {a}\ngpu {a}", "revoked by its own"),
+        ("gpu {a}\n@revoked * {a}", "revoked by its own"),
+        ("@cert-authority *.example {a}", "`@cert-authority` line"),
+        ("@anything gpu {a}", "`@anything` line"),
+        ("@cert-authority\tgpu\t{a}", "`@cert-authority` line"),
+        ("gpu ssh-ed25519", "not a public key line"),
+        ("gpu {a}\nnonsense", "not a public key line"),
+        (
+            "gpu ssh-rsa AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl",
+            "not a",
+        ),
+        ("ssh-ed25519 \u00e9\u00e9\u00e9\u00e9", "not a public key line"),
+        ("", "not a public key line"),
+        ("# only a comment", "not a public key line"),
+    ],
+)
+def test_what_pins_no_key_is_refused(text: str, why: str) -> None:
+    """Authorities and revoked keys are no pins, whatever stands around them."""
+    with pytest.raises(RemoteError, match=why) as caught:
+        keys.parse_line(text.format(**lines("a", "b")))
+
+    assert caught.value.hint
+
+
+def test_of_several_types_the_best_is_pinned(tmp_path: Path) -> None:
+    """What `ssh-keyscan` prints is one pin: the ed25519 key, or the next best there is."""
+    for kind in ("rsa", "ecdsa"):
+        words = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(tmp_path / kind)]
+        subprocess.run(words, check=True)
+    rsa, ecdsa = (f"gpu {(tmp_path / f'{kind}.pub').read_text()}" for kind in ("rsa", "ecdsa"))
+
+    assert keys.parse_line(rsa + ecdsa + f"gpu {lines('a')['a']}")[0] == "ssh-ed25519"
+    assert keys.parse_line(rsa + ecdsa)[0] == "ecdsa-sha2-nistp256"
+    assert keys.parse_line(rsa)[0] == "ssh-rsa"

@@ -10,6 +10,7 @@ from pathlib import Path
 from infra.azure.account import Account
 from infra.durable import read_json, write_json
 from infra.provider import Gone, NotAllowed, Transient
+from infra.untrusted import number, texts
 
 LOCATIONS_MAX = 8
 SIZES_MAX = 5
@@ -77,8 +78,12 @@ class Placement:
             return None
         if not isinstance(value, dict):
             return None
-        age_s = self.account.clock() - float(value.get("at_s") or 0)
-        return list(value.get("rows") or []) if 0 <= age_s < FRESH_S else None
+        age_s = self.account.clock() - (number(value.get("at_s")) or 0.0)
+        rows = value.get("rows")
+        if not isinstance(rows, list) or not 0 <= age_s < FRESH_S:
+            return None
+        whole = all(texts(row, most=3) is not None and len(row) == 3 for row in rows)
+        return rows if whole else None
 
 
 def chunks(regions: Sequence[str], size: int) -> list[Sequence[str]]:

@@ -16,6 +16,7 @@ from infra.azure.placement import LOCATIONS_MAX, Placement, chunks
 from infra.catalog import folded
 from infra.durable import read_json, write_json
 from infra.provider import ProviderError
+from infra.untrusted import number
 
 GRAPH_PAGES_MAX = 10
 SKUS_FRESH_S = 24 * 3600.0
@@ -224,7 +225,7 @@ def fresh_skus(cache: Path, now: float) -> dict[str, dict[str, Any]] | None:
         return None
     if not isinstance(value, dict):
         return None
-    if not 0 <= now - float(value.get("at_s") or 0) <= SKUS_FRESH_S:
+    if not 0 <= now - (number(value.get("at_s")) or 0.0) <= SKUS_FRESH_S:
         return None
     if not isinstance(value.get("zones"), dict):  # written before zones were kept
         return None
