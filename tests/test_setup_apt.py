@@ -40,16 +40,21 @@ def apt(tmp_path: Path) -> Iterator[dict[str, str]]:
     source = f"deb [trusted=yes] http://127.0.0.1:{server.server_address[1]}/ ./\n"
     (tmp_path / "etc/sources.list").write_text(source)
     admin = root / "var/lib/dpkg"
+    own = tmp_path / "bin" / "dpkg"  # which leaves the log of this computer alone
+    own.parent.mkdir()
+    own.write_text(f'#!/bin/sh\nexec {shutil.which("dpkg")} --log={tmp_path}/log "$@"\n')
+    own.chmod(0o755)
     (tmp_path / "apt.conf").write_text(
         f'Dir::State "{state}"; Dir::State::lists "{state}/lists"; Dir::Log "{tmp_path}";\n'
         f'Dir::Cache "{tmp_path}/cache"; Dir::State::status "{admin}/status";\n'
         f'Dir::Etc "{tmp_path}/etc"; Dir::Etc::sourcelist "{tmp_path}/etc/sources.list";\n'
         'Acquire::Languages "none"; Acquire::http::Proxy "false"; Acquire::Retries "0";\n'
-        'APT::Architecture "amd64"; APT::Sandbox::User "";\n'
+        f'APT::Architecture "amd64"; APT::Sandbox::User ""; Dir::Bin::dpkg "{own}";\n'
         f'DPkg::Options {{ "--root={root}"; "--force-not-root"; "--force-script-chrootless"; }};\n'
     )
     yield {
         **os.environ,
+        "PATH": f"{own.parent}:{os.environ['PATH']}",
         "APT_CONFIG": str(tmp_path / "apt.conf"),
         "DPKG_ROOT": str(root),
         "DPKG_ADMINDIR": str(admin),

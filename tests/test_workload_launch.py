@@ -20,6 +20,8 @@ from infra.provider import Vm
 from infra.workload import HostUnfit, HostUnreachable
 from remote import errors
 from remote.job import JobState
+from remote.link import connect
+from remote.sync import push
 
 PATIENCE_S = 60.0
 TRAINER = """import json, os, sys
@@ -200,3 +202,18 @@ def test_the_limit_is_its_users_alone(server: sshd.Sshd) -> None:
     assert stat.S_IMODE(place.stat().st_mode) == 0o600
     assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
     assert os.getuid() == place.stat().st_uid
+
+
+def test_what_travels_there_is_its_users_alone(server: sshd.Sshd, tmp_path: Path) -> None:
+    """Rows, code and our helper arrive closed to group and others, whatever they are here."""
+    tree = tmp_path / "tree"
+    (tree / "deep").mkdir(parents=True)
+    for name, size in (("rows.jsonl", 10), ("deep/weights.bin", 3_000_000)):
+        (tree / name).write_bytes(b"x" * size)
+        (tree / name).chmod(0o666)
+    with connect(server.host()) as link:
+        push(link, tree, "qft/r/data")
+
+    ours = [server.home / "qft", *(server.home / "qft").rglob("*")]
+    assert len(ours) > 5
+    assert [str(path) for path in ours if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
