@@ -130,11 +130,12 @@ def test_what_is_timed_runs_alone_and_the_most_telling_comes_first() -> None:
     first, second, third = rounds.card_rounds(4)
 
     assert (first.lanes, second.lanes, third.lanes) == (1, 4, 1)
-    assert [unit.job.name for unit in first.units] == ["1b bf16", "8b bf16"]
+    assert [unit.job.name for unit in first.units] == ["1b bf16", "1b bf16", "8b bf16"]
+    assert [unit.acts[0][0] for unit in first.units] == [rounds.TRAIN, rounds.SPEED, rounds.TRAIN]
     assert [unit.job.name for unit in second.units][:2] == ["1b bf16", "8b bf16"]
     assert second.units[-1].job.optimizer == "paged_adamw8bit"
     assert second.units[-1].job.r * 2048 >= 100_000  # smaller tensors are not paged
-    assert {name for unit in third.units for name, _ in unit.acts} == {rounds.SPEED}
+    assert [(unit.job.model, unit.acts[0][0]) for unit in third.units] == [("8b", rounds.SPEED)]
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ def speed(job: Job) -> Unit:
 def card_rounds(lanes: int) -> list[Round]:
     """Return what is done on a card, in the order of what it tells.
 
-    bfloat16 first, alone; then kills and the other arithmetic, side by side; then the comparison.
-    What pages to the host's memory comes last of its round.
+    bfloat16 first, alone, with one comparison of speed; then kills and the other arithmetic, side
+    by side, of which what pages to the host's memory is last; then the other comparison.
     """
     one16, eight16 = (
         Job(model=job.model, precision="fp16", expect_s=job.expect_s, limit_s=job.limit_s)
@@ -77,12 +77,12 @@ def card_rounds(lanes: int) -> list[Round]:
         Job(model="1b", optimizer=name, r=PAGED_RANK) for name in ("adamw8bit", "paged_adamw8bit")
     ]
     return [
-        Round(units=(alone(ONE), alone(EIGHT))),
+        Round(units=(alone(ONE), speed(ONE), alone(EIGHT))),
         Round(
             units=(through(ONE), through(EIGHT), whole(eight16), whole(one16), *map(whole, kept)),
             lanes=lanes,
         ),
-        Round(units=(speed(ONE), speed(EIGHT))),
+        Round(units=(speed(EIGHT),)),
     ]
 
 
