@@ -270,7 +270,7 @@ def _evictions(events: Sequence[Event]) -> list[dict[str, object]]:
     """The evictions of a run, each by the reason that was known in the end."""
     stops: list[dict[str, object]] = []
     for event in events:
-        if event.kind is Kind.STOP_SEEN:
+        if event.kind is Kind.STOP_SEEN and event.data.get("ran", True):
             step, reason = event.data.get("step"), event.data["reason"]
             stops.append({"at": utc(event.at_s), "step": step, "reason": reason})
         elif event.kind is Kind.STOP_EXPLAINED and stops:

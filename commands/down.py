@@ -31,6 +31,7 @@ from infra.config import AzureTable, LocalTable, VmTable
 from infra.journal import Journal, JournalDamaged, Kind, read
 from infra.patience import ask
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
+from infra.removal import billed_until_s, release, remove, still_there
 from infra.state import RunState, fold
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
@@ -85,7 +86,7 @@ def down(wanted: str, *, delete: bool, say: Callable[[str], None]) -> Result:
     """
     home = qft_home(environment())
     if RUN_NAME.fullmatch(wanted) and not run_folder(home, wanted).exists():
-        return _down_unknown(wanted, home, delete=delete)
+        return _down_unknown(wanted, home, say, delete=delete)
     folder = pick_run(home, wanted, cwd=Path.cwd())
     with taken(folder, say):
         loaded = reopen(folder)
@@ -141,20 +142,22 @@ def _down_known(record: _Record, provider: Provider, state: RunState, *, delete:
     if vm is not None and vm.power is not PowerState.REMNANTS:
         record.note(Kind.DEALLOCATE_INTENDED, reason="qft down")
         try:
-            ask(lambda: provider.deallocate(vm), time.sleep)
+            until_s = release(provider, vm, time.sleep)
         except Gone:  # the machine is; its disk or address may still be there, and bill
             return _remove(record, provider, state)
-        record.note(Kind.DEALLOCATED, reason="qft down")
+        record.note(Kind.DEALLOCATED, reason="qft down", until_s=until_s)
         released.append(f"{vm.size} {vm.id}")
-    return _proved(Result(run=record.name, deallocated=released), provider, state.run_id)
+    result = Result(run=record.name, deallocated=released)
+    return _proved(result, provider, state.run_id, state.vm)
 
 
 def _remove(record: _Record, provider: Provider, state: RunState) -> Result:
     """Remove everything of the run, and look again."""
     record.note(Kind.DELETE_INTENDED, reason="qft down")
-    removed = _deleted(provider, state.run_id)
-    record.note(Kind.DELETED, removed=removed)
-    return _proved(Result(run=record.name, removed=removed), provider, state.run_id)
+    gone = remove(provider, state.run_id, record.say, time.sleep)
+    removed = [f"{one.kind} {one.id}" for one in gone]
+    record.note(Kind.DELETED, removed=removed, until_s=billed_until_s(gone))
+    return _proved(Result(run=record.name, removed=removed), provider, state.run_id, state.vm)
 
 
 def down_all(
@@ -226,7 +229,7 @@ def _down_one(
         if state.vm is not None or delete:
             record = _Record(run.name, journal, say)
             return _down_known(record, provider, state, delete=delete)
-    return _down_listed(provider, vm, delete=delete)
+    return _down_listed(provider, vm, say, delete=delete)
 
 
 def _run_id(run: RunFolder) -> str:
@@ -237,9 +240,10 @@ def _run_id(run: RunFolder) -> str:
         return ""
 
 
-def _down_listed(provider: Provider, vm: Vm, *, delete: bool) -> Result:
+def _down_listed(provider: Provider, vm: Vm, say: Callable[[str], None], *, delete: bool) -> Result:
     if delete or not provider.traits.keeps_disk or not provider.traits.rents:
-        result = Result(run=vm.run_id, removed=_deleted(provider, vm.run_id))
+        gone = remove(provider, vm.run_id, say, time.sleep)
+        result = Result(run=vm.run_id, removed=[f"{one.kind} {one.id}" for one in gone])
         return _proved(result, provider, vm.run_id)
     released = []
     if vm.power is not PowerState.REMNANTS:
@@ -249,17 +253,13 @@ def _down_listed(provider: Provider, vm: Vm, *, delete: bool) -> Result:
     return _proved(Result(run=vm.run_id, deallocated=released), provider, vm.run_id)
 
 
-def _deleted(provider: Provider, run_id: str) -> list[str]:
-    return [f"{r.kind} {r.id}" for r in ask(lambda: provider.delete(run_id), time.sleep)]
-
-
 def _listed(provider: Provider, run_id: str) -> list[Vm]:
     return [vm for vm in ask(provider.list_all, time.sleep) if vm.run_id == run_id]
 
 
-def _proved(result: Result, provider: Provider, run_id: str) -> Result:
+def _proved(result: Result, provider: Provider, run_id: str, known: Vm | None = None) -> Result:
     """The result with what the provider still lists, looked at again."""
-    left = _listed(provider, run_id)
+    left = still_there(provider, run_id, known, time.sleep)
     return replace(
         result,
         left=[f"{vm.size} {vm.id} ({vm.power})" for vm in left],
@@ -268,7 +268,7 @@ def _proved(result: Result, provider: Provider, run_id: str) -> Result:
     )
 
 
-def _down_unknown(name: str, home: Path, *, delete: bool) -> Result:
+def _down_unknown(name: str, home: Path, say: Callable[[str], None], *, delete: bool) -> Result:
     """A run that this computer has no record of: the tags decide."""
     for provider in known_providers(home):
         try:
@@ -282,7 +282,7 @@ def _down_unknown(name: str, home: Path, *, delete: bool) -> Result:
                 f"several runs are named `{name}`", problems=found, hint="give the whole id"
             )
         if meant:
-            return _down_listed(provider, meant[0], delete=delete)
+            return _down_listed(provider, meant[0], say, delete=delete)
     raise Usage(f"there is no run `{name}`, here or in the cloud", hint="`qft ls --all` lists all")
 
 

@@ -30,7 +30,7 @@ from commands.session import Desk, Session, is_over, opened, reopen
 from infra.catalog import resolve_gpu
 from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
-from infra.journal import JournalDamaged, read
+from infra.journal import JournalDamaged, Kind, read
 from infra.lifecycle import Goal
 from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
 from infra.state import Ending, RunState, fold
@@ -173,6 +173,9 @@ def _left_behind(folder: RunFolder, order: Order) -> str:
     if state.vm is None and state.pending is None:
         return f"interrupted; nothing is rented; {again} goes on"
     price = bill(state, time.time()).usd_per_h_now
+    if state.pending is Kind.DELETE_INTENDED:
+        ends = f"`qft down --delete {folder.name}` waits for the end of it and proves it"
+        return f"interrupted while everything was being removed (${price:.3f}/h); {ends}"
     ends = f"`qft down {folder.name}` ends the billing (${price:.3f}/h)"
     if state.launched and state.up and not state.trained:
         return f"the job goes on without this terminal; {again} follows it again; {ends}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from commands.down import known_providers
 from commands.errors import CloudTrouble
 from commands.home import all_runs, environment, qft_home
 from infra.cost import bill
 from infra.journal import JournalDamaged, read
-from infra.provider import ProviderError
+from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
 from infra.state import fold
 
 
@@ -76,6 +76,7 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudTrouble |
     for provider in known_providers(qft_home(environment()), provider_name):
         try:
             listed = provider.list_all()
+            listed += _known_here(provider, {vm.run_id for vm in listed})
         except ProviderError as error:
             problems.append(f"{provider.name}: {error}")
             hints.append(error.hint)
@@ -97,6 +98,29 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudTrouble |
         return lines, None
     told = "not every cloud could be asked: what bills there is not shown"
     return lines, CloudTrouble(told, problems=problems, hint=next(filter(None, hints), ""))
+
+
+def _known_here(provider: Provider, listed: set[str]) -> list[Vm]:
+    """Machines that the records of this computer know and the provider does not list.
+
+    Such as one whose resource group lost its tags: it is asked for by its id, for it may bill.
+    """
+    found = []
+    for run in all_runs(qft_home(environment())):
+        try:
+            state = fold(read(run.journal))
+        except JournalDamaged:
+            continue  # told elsewhere, and no reason to hide the machines of others
+        vm = state.vm
+        if vm is None or vm.provider != provider.name or vm.run_id in listed:
+            continue
+        try:
+            seen = provider.observe(vm)
+        except NotAllowed:
+            continue  # it is in another account, whose own provider is asked for it
+        if seen.power is not PowerState.GONE:
+            found.append(replace(vm, power=seen.power))
+    return found
 
 
 def to_json(lines: list[RunLine] | list[MachineLine]) -> list[dict[str, object]]:

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from commands.home import (
     saved_config,
 )
 from commands.staging import stage
+from commands.vigil import Vigil, asking
 from commands.workload import Setting, Site, SshWorkload
 from infra.cost import Budget
 from infra.durable import write_json
@@ -85,6 +86,8 @@ class Desk:
     console: Console
     allow_change: tuple[str, ...] = ()
     fresh: bool = False
+    vigil: Vigil = field(default_factory=lambda: Vigil(lambda _vm: ""))
+    """Asks the cloud whether the machine is still there while something long is done on it."""
 
     @property
     def folder(self) -> RunFolder:
@@ -152,6 +155,7 @@ def build(desk: Desk, journal: Journal) -> Session:
     run_id = fold(journal.events).run_id
     provider = wire.make_provider(vm, desk.home)
     changed = _is_changed(journal.events)
+    desk = replace(desk, vigil=Vigil(asking(provider)))
     workload = make_workload(desk, run_id, rents=provider.traits.rents, changed=changed)
     tools = Tools(
         provider=provider,
@@ -194,12 +198,13 @@ def make_workload(
         staged=stage(desk.loaded, desk.folder.staging, write=not watch_only),
         home=desk.folder.checkpoints,
         out=desk.loaded.out,
-        make_ready=wire.make_ready(vm, say),
+        make_ready=wire.make_ready(vm, say, desk.vigil.connect),
         cache=desk.home / "cache",
         helper_python=wire.helper_python(vm),
         rents=rents,
         brings_home=not watch_only,
         eviction_band=lambda: _band(desk.folder),
+        vigil=desk.vigil,
         allow_change=for_trainer(desk.allow_change),
         changed=changed,
         say=say,

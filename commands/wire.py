@@ -139,8 +139,12 @@ def want(vm: VmTable) -> Want:
     )
 
 
-def make_ready(vm: VmTable, say: Callable[[str], None]) -> MakeReady:
-    """How a machine of this provider becomes trainable.
+def make_ready(
+    vm: VmTable,
+    say: Callable[[str], None],
+    reconnect: Callable[[link.Host], link.Link] = link.connect,
+) -> MakeReady:
+    """How a machine of this provider becomes trainable; `reconnect` picks up a line that was cut.
 
     A machine that this computer plays uses the interpreter that runs `qft`; so does a user's
     machine with an interpreter named. Others get driver and environment by `remote.setup`.
@@ -149,7 +153,8 @@ def make_ready(vm: VmTable, say: Callable[[str], None]) -> MakeReady:
     def ready(connection: link.Link, machine: Vm) -> tuple[link.Link, str]:
         from remote import setup
 
-        done = setup.apply(connection, setup_wanted(vm, machine), tell=say)
+        wanted = setup_wanted(vm, machine)
+        done = setup.apply(connection, wanted, tell=say, reconnect=reconnect)
         return done.link, done.python
 
     if vm.provider == "local":

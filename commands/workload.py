@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from commands.homing import Homing
 from commands.staging import Staged
+from commands.vigil import MachineDown, Vigil
 from commands.wire import MakeReady
 from infra.durable import write_bytes
 from infra.lifecycle import JobPhase, JobView
@@ -84,6 +85,8 @@ class Setting:
     eviction_band: Callable[[], str]
     """Evictions per hour in percent where the machine was rented, for the checkpoint interval."""
     allow_change: Sequence[str] = ()
+    vigil: Vigil = field(default_factory=lambda: Vigil(lambda _vm: ""))
+    """Asks the cloud whether the machine is still there while something long is done on it."""
     changed: bool = False
     """Whether a trainer that runs was started with another config than this one."""
     say: Callable[[str], None]
@@ -120,7 +123,7 @@ class SshWorkload:
         A trainer that runs is left in peace: nothing is changed under its feet.
         """
         setting = self._setting
-        with self._translated(), self._tried_again():
+        with self._watched(vm), self._tried_again():
             connection = self._open(vm)
             setting.say("setting up the machine")
             connection = self._make_ready(connection, vm)
@@ -172,7 +175,7 @@ class SshWorkload:
             argv += ["--price-usd-per-h", str(vm.price_usd_per_h)]
         for key in setting.allow_change:
             argv += ["--allow-change", key]
-        with self._translated():
+        with self._watched(vm):
             self._job(vm).start(argv, env={"PYTHONUNBUFFERED": "1"}, cwd=setting.site.code)
         self._bring_home_from(vm)
 
@@ -209,7 +212,7 @@ class SshWorkload:
         """Pull everything the trainer left, verified, into the run's out folder."""
         self._homing.stop()
         setting = self._setting
-        with self._translated():
+        with self._watched(vm):
             connection = self._open(vm)
             options = SyncOptions(python=self._helper, exclude=NOT_FETCHED, cache_dir=setting.cache)
             sync.pull(
@@ -277,7 +280,7 @@ class SshWorkload:
 
     def _interpreter(self, vm: Vm) -> str:
         if not self._python:  # a new `qft` over a machine that an earlier one prepared
-            with self._translated():
+            with self._watched(vm):
                 self._make_ready(self._open(vm), vm)
         return self._python
 
@@ -315,6 +318,20 @@ class SshWorkload:
             self._failures = 0
 
     @contextlib.contextmanager
+    def _watched(self, vm: Vm) -> Iterator[None]:
+        """Let nothing wait for a machine that the cloud has taken away, however long it may wait.
+
+        The connection of this moment is the one that is cut: set-up may have made another.
+        """
+
+        def cut() -> None:
+            if self._link is not None:
+                self._link.close()
+
+        with self._translated(), self._setting.vigil.over(vm, cut):
+            yield
+
+    @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
@@ -330,6 +347,9 @@ class SshWorkload:
             # Killed rather than failed: a machine that is taken away ends its commands first.
             killed = error.result.exit_code in KILLED
             raise (HostUnreachable if killed else HostUnfit)(_say(error)) from error
+        except MachineDown as error:
+            self._link = None
+            raise HostUnreachable(_say(error)) from error
         except (errors.HostKeyMismatch, errors.Untrusted) as error:
             raise HostNotTrusted(_say(error)) from error
         except errors.RemoteError as error:

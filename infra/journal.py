@@ -30,6 +30,7 @@ class Kind(StrEnum):
     START_INTENDED = "start_intended"
     START_ACCEPTED = "start_accepted"
     START_FAILED = "start_failed"
+    RUNNING_SEEN = "running_seen"
     ADDRESS_SEEN = "address_seen"
     STOP_SEEN = "stop_seen"
     STOP_EXPLAINED = "stop_explained"

@@ -61,6 +61,10 @@ class Doubt:
     """When the machine was seen down."""
     counted: bool
     """Whether it was counted as an eviction."""
+    ran: bool = True
+    """Whether the machine had been seen running before: else no record makes it an eviction."""
+    alive_s: float = 0.0
+    """When it had last given a sign of life."""
 
     def is_due(self, now_s: float, *, asked_s: float) -> bool:
         """Whether to ask (again, after `asked_s`): records lag by minutes, not by hours."""
@@ -88,6 +92,12 @@ class RunState:
     boots: int = 0
     booted_s: float = 0.0
     """When the machine was last created or started."""
+    asked_s: float = 0.0
+    """When that was asked for."""
+    running_s: float = 0.0
+    """When it was first seen running since then; 0 if it never was."""
+    alive_s: float = 0.0
+    """When it last gave a sign of life."""
     prepared: bool = False
     launched: bool = False
     launches: int = 0
@@ -100,7 +110,7 @@ class RunState:
     evictions: int = 0
     stops: int = 0
     start_failures: int = 0
-    """Refused starts since the machine stopped."""
+    """Refused starts since the machine last ran, those that were refused after all included."""
     unreachable: int = 0
     """Boots since new work came home that failed, or were given up because SSH did not answer."""
     crashes: tuple[int, ...] = ()
@@ -138,3 +148,8 @@ class RunState:
         here = [one for one in self.failures if one.error == Rejected.__name__]
         starts = self.start_failures if len(here) == len(self.failures) else 0
         return max(len(here), starts) >= REJECTIONS_MAX
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether it should be up and has not been seen running since it last started."""
+        return self.up and not self.running_s

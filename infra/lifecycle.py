@@ -166,7 +166,7 @@ def decide(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
         return Delete(reason="finishing a removal that was interrupted")
     if state.vm is None or seen.vm is None:
         return _rent(state, seen, plan, now_s)
-    if not _is_up(seen.vm):
+    if not is_up(seen.vm):
         return _recover(state, seen, seen.vm, plan, now_s)
     if not state.up:
         return Start()  # it runs although nobody wrote that down: starting twice is harmless
@@ -179,13 +179,14 @@ def _is_within_reach(state: RunState, seen: Seen) -> bool:
     return state.trained and state.up and state.prepared and answers
 
 
-def _is_up(vm: Observation) -> bool:
+def is_up(vm: Observation) -> bool:
+    """Whether the machine runs, or is on its way to."""
     return vm.power in {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}
 
 
 def _went_down(state: RunState, vm: Observation) -> bool:
     """Whether it stopped, and neither that is written down nor a removal of ours under way."""
-    down = not _is_up(vm) and vm.power is not PowerState.STOPPING
+    down = not is_up(vm) and vm.power is not PowerState.STOPPING
     return state.vm is not None and state.up and down and state.pending != "delete_intended"
 
 

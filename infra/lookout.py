@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from infra.actions import Wait
-from infra.lifecycle import Policy, Seen
+from infra.lifecycle import Policy, Seen, is_up
 from infra.patience import ask
 from infra.provider import (
     Observation,
     PowerState,
     Provider,
+    ProviderError,
     Rejected,
     SignedOut,
     Transient,
@@ -19,6 +20,8 @@ from infra.provider import (
 
 ODD_S_MAX = 900.0
 """How long a look may be refused in words that nobody knows, as by a proxy on the way."""
+LOOK_S_MAX = 30.0
+"""A pause after a cut lasts no longer than this without a look at the provider."""
 
 
 class Lookout:
@@ -77,6 +80,22 @@ class Lookout:
             else:
                 self._blind_s, self.warning = None, ""
                 return seen
+
+    def pause(self, vm: Vm | None, wait_s: float) -> None:
+        """Sleep, and wake early if the machine went down: what cuts a line may be its eviction."""
+        left_s = wait_s
+        while left_s > 0:
+            if vm is not None and self._went_down(vm):
+                return
+            self._sleep(min(left_s, LOOK_S_MAX))
+            left_s -= LOOK_S_MAX
+
+    def _went_down(self, vm: Vm) -> bool:
+        """Whether the provider says so; False if it cannot be asked, or not yet."""
+        try:
+            return not is_up(self._provider.observe(vm))
+        except ProviderError:
+            return False
 
     def _lasted_s(self) -> float:
         """For how long nobody has been signed in."""

@@ -271,6 +271,14 @@ class Observation:
     """For people: what the provider said."""
     price_usd_per_h: float | None = None
     """The market price now while the machine runs, if the provider tells: what is really billed."""
+    bills_since: str = ""
+    """When the compute of a machine that is up began to bill this time, by this computer's clock,
+    ISO 8601 UTC; empty if the provider does not tell."""
+    ran: bool | None = None
+    """Whether a machine that is down has run since it was last made or started; None: unknown."""
+    refusal: ProviderError | None = None
+    """Why the last order to make or start it came to nothing, accepted as it was; None if it did
+    not, or nobody knows. The provider's own word on the end of that order, however late."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +288,9 @@ class Removed:
     kind: str
     """The vendor's word for it: `virtual machine`, `disk`, `public IP`, `resource group`, …"""
     id: str
+    billed_until: str = ""
+    """When its compute ceased to bill, by this computer's clock, ISO 8601 UTC; empty if it has
+    none, or the provider does not tell."""
 
 
 class ProviderError(Exception):
@@ -295,6 +306,11 @@ class ProviderError(Exception):
         super().__init__(message)
         self.hint = hint
         self.retry_after_s = retry_after_s
+
+    @property
+    def kind(self) -> str:
+        """The name of its class in this tree, also of a subclass of a provider's own."""
+        return next(one.__name__ for one in type(self).__mro__ if one.__module__ == __name__)
 
 
 class NoCapacity(ProviderError):  # noqa: N818  (the seam's vocabulary, not a suffix)

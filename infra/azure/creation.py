@@ -19,12 +19,13 @@ from infra.azure.naming import (
     FIREWALL,
     GENERATION,
     NETWORK,
-    RUN,
     VM,
     Names,
     check_subscription,
     idle_usd_per_h,
+    is_of_run,
     tags_of,
+    told_by,
     vm_from_tags,
 )
 from infra.azure.record import RunRecord
@@ -169,7 +170,7 @@ class Creation:
         body = {"location": spec.offer.region, "tags": tags}
         with contextlib.suppress(Gone):
             found = self.account.arm.call("look at the resource group", groups.get, names.group)
-            known: dict[str, str] = dict(found.get("tags") or {})
+            known = told_by(found.get("tags"))
             same_key = _same_key(known.get("qft-host-key", ""), spec.host_public_key)
             if same_key and known.get(GENERATION) == str(spec.generation):
                 return known
@@ -276,6 +277,7 @@ class Creation:
             done = self.account.settle(
                 record, "vm", operation, wait_s=self.account.settings.accept_wait_s
             )
+            self.looking.orders.learn(record, operation, done=done)
             if done:
                 self._verify(spec, operation.answer)
         except ImageRefusedError as error:
@@ -304,7 +306,7 @@ class Creation:
         deadline = self.account.clock() + self.account.settings.accept_wait_s
         while True:
             answer = self._get(names)
-            if (answer.get("tags") or {}).get(RUN) != spec.run_id:
+            if not is_of_run(answer.get("tags"), spec.run_id):
                 raise NotAllowed(f"`{names.vm}` exists and does not carry our tag")
             self._verify(spec, answer)
             made = str((answer.get("properties") or {}).get("provisioningState")).lower()

@@ -204,6 +204,15 @@ def failure_of(answer: dict[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
+def settled_at(answer: dict[str, Any]) -> str:
+    """When Azure last finished something with the machine, from the instance view; else empty."""
+    view = (answer.get("properties") or {}).get("instanceView") or {}
+    for one in view.get("statuses") or []:
+        if str(one.get("code") or "").lower() == "provisioningstate/succeeded":
+            return str(one.get("time") or "")
+    return ""
+
+
 def _words(statuses: list[dict[str, Any]], prefix: str) -> str:
     for one in statuses:
         if str(one.get("code") or "").lower().startswith(prefix):

@@ -22,13 +22,12 @@ _CLIENTS = {
 auto-shutdown schedule has none among the SDK's packages that qft installs."""
 
 
-def look_at(arm: Arm, id_: str) -> None:
-    """Ask for a part; raises `Gone` if there is none."""
+def look_at(arm: Arm, id_: str) -> dict[str, Any]:
+    """A part as Azure describes it; raises `Gone` if there is none."""
     doing, operations = f"look at `{id_}`", _operations(arm, id_)
     if operations is None:
-        arm.send(doing, "GET", id_)
-    else:
-        arm.call(doing, operations.get, *_group_and_name(id_))
+        return arm.send(doing, "GET", id_)
+    return dict(arm.call(doing, operations.get, *_group_and_name(id_)))
 
 
 def begin_removal(arm: Arm, id_: str) -> None:

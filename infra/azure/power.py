@@ -145,6 +145,11 @@ class Power:
             raise Transient("Azure is still changing the firewall")
         return True
 
+    def billed_until_s(self, vm: Vm) -> float | None:
+        """When what `deallocate` released ceased to bill, as Azure says; None if not known."""
+        record = self._record(vm)
+        return record.ended_at or None if record.asked == "deallocate" else None
+
     def _record(self, vm: Vm) -> RunRecord:
         record = self.account.record(vm.run_id)
         if record.generation != vm.generation:
@@ -161,6 +166,7 @@ class Power:
                 record, verb, lambda token: self._begin(names, verb, token)
             )
             done = self.account.settle(record, verb, operation, wait_s=wait_s)
+            self.looking.orders.learn(record, operation, done=done)
         except Transient:
             # A broken connection does not say whether the order arrived: the machine does.
             self.account.finished(record, verb)

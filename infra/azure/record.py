@@ -48,6 +48,14 @@ class RunRecord:
     """The last thing asked of the machine: create, start, deallocate, evict, delete."""
     asked_at: float = 0.0
     """When, in seconds since 1970."""
+    began_at: float = 0.0
+    """When Azure says that it began to carry that out, by this computer's clock; 0 if unknown."""
+    ended_at: float = 0.0
+    """When it says that it had done so."""
+    refusal: list[str] = field(default_factory=list)
+    """Class, words and hint of its end, if it was accepted and came to nothing."""
+    compute_ended_at: float = 0.0
+    """When a removal under way ended the machine's compute, by this computer's clock."""
     released_at: float = 0.0
     """When this computer last asked for a deallocation: the log shows it as a person's."""
     ids: dict[str, str] = field(default_factory=dict)
@@ -83,8 +91,11 @@ class RunRecord:
         write_json(self.path, {"version": 1, **value})
 
     def note(self, asked: str, at: float) -> None:
-        """Write down what is about to be asked for."""
+        """Write down what is about to be asked for; how an earlier order ended is over."""
         self.asked, self.asked_at = asked, at
+        self.began_at, self.ended_at, self.refusal = 0.0, 0.0, []
+        if asked in {"create", "start"}:
+            self.compute_ended_at = 0.0
         self.save()
 
     def forget(self) -> None:

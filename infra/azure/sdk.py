@@ -141,6 +141,11 @@ class Arm:
         ]
 
     @property
+    def raw_skew_s(self) -> float:
+        """The same, to the second: for times that are compared with this computer's own."""
+        return self._skew_s
+
+    @property
     def skew_s(self) -> float:
         """How far Azure's clock was ahead of this computer's in its last answer; 0 if hardly."""
         return self._skew_s if abs(self._skew_s) > SKEW_S_MIN else 0.0
@@ -253,6 +258,11 @@ class Operation:
         return str(self._poller.continuation_token())
 
     @property
+    def times(self) -> dict[str, str]:
+        """`startTime` and `endTime` as Azure's own page of the operation last told them."""
+        return self._method.times
+
+    @property
     def answer(self) -> dict[str, Any]:
         """The resource as ARM described it, on acceptance or at the end; `{}` if it did not.
 
@@ -290,6 +300,7 @@ class SteppedPolling(ARMPolling):
         self._clock = clock
         self._pause = sleep
         self._deadline = 0.0
+        self.times: dict[str, str] = {}
 
     def run(self) -> None:
         """Leave the polling to `drive`: the SDK would do it in a thread that nobody can stop."""
@@ -302,6 +313,14 @@ class SteppedPolling(ARMPolling):
         except _OutOfTimeError:
             return False
         return True
+
+    def request_status(self, status_link: str) -> Any:
+        """Ask about the operation, and hear when it began and ended."""
+        answer = super().request_status(status_link)
+        with contextlib.suppress(ValueError, AttributeError):  # empty, or a page of another kind
+            told = answer.http_response.json()
+            self.times |= {key: str(told[key]) for key in ("startTime", "endTime") if key in told}
+        return answer
 
     def _sleep(self, delay: float) -> None:
         left = self._deadline - self._clock()

@@ -75,6 +75,7 @@ class AzureSettings:
         numbers = {
             "polling_s": "QFT_AZURE_POLLING_S",
             "accept_wait_s": "QFT_AZURE_ACCEPT_WAIT_S",
+            "operation_wait_s": "QFT_AZURE_OPERATION_WAIT_S",
             "offers_wait_s": "QFT_AZURE_OFFERS_WAIT_S",
         }
         chosen: dict[str, str | float] = {
