@@ -307,6 +307,11 @@ class ProviderError(Exception):
         self.hint = hint
         self.retry_after_s = retry_after_s
 
+    @property
+    def kind(self) -> str:
+        """The name of its class in this tree, also of a subclass of a provider's own."""
+        return next(one.__name__ for one in type(self).__mro__ if one.__module__ == __name__)
+
 
 class NoCapacity(ProviderError):  # noqa: N818  (the seam's vocabulary, not a suffix)
     """Nothing of that size is free there now. Next: the next offer; forget this after a while."""

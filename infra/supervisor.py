@@ -303,7 +303,7 @@ class Supervisor:
         stays = error.unfinished and not isinstance(error, PASSING)
         if stays or isinstance(error, Transient | SignedOut):
             raise error  # nothing is known of the act: its intent stays pending
-        self._note(kind, error=type(error).__name__, message=str(error), hint=error.hint)
+        self._note(kind, error=error.kind, message=str(error), hint=error.hint)
         if not isinstance(error, PASSING):
             raise error
 

@@ -268,12 +268,16 @@ def test_conflict_is_asked_again_before_it_is_believed(desk: CommandLine, code: 
 
 def test_conflict_that_stays_moves_on(desk: CommandLine) -> None:
     """A 409 that does not pass is a refusal like others: the next place is rented."""
-    refuse(desk, r"/virtualMachines/[^/]+$", (409, "Xyzzy", "Plugh."), times=4)
+    refuse(desk, r"/virtualMachines/[^/]+$", (409, "Xyzzy", "Plugh."), times=8)
 
     said = desk.qft("up", "--plain")
 
     assert said.code == DONE, said.err
-    assert "Xyzzy: Plugh." in said.err
+    refused = [
+        one.split(" Azure refused")[0] for one in said.err.splitlines() if "refused: " in one
+    ]
+    assert len(set(refused)) == 2
+    assert all("Rejected: " in one for one in refused)
     assert_nothing_is_left(desk)
 
 

@@ -50,7 +50,7 @@ class Orders:
             if isinstance(error, Transient | SignedOut) and not operation.over:
                 return True  # nothing is known: so it may still be
             if not isinstance(error, Gone):  # then its page has expired: the machine tells
-                record.refusal = [type(error).__name__, str(error), error.hint]
+                record.refusal = [error.kind, str(error), error.hint]
         else:
             self.learn(record, operation, done=done)
             if not done:

@@ -65,7 +65,9 @@ class Teardown:
         now_s = self.account.clock()
         pace = Pace(tell=tell, clock=self.account.clock, began_s=now_s)
         try:
-            self._remove(record, names, pace, now_s + self.account.settings.operation_wait_s)
+            deadline = now_s + self.account.settings.operation_wait_s
+            if not self._remove(record, names, pace, deadline):
+                take_back(self.account, names)
         except KeyboardInterrupt:
             tell(f"interrupted while removing; {_left(record, names)}; {AGAIN}")
             raise
@@ -77,27 +79,26 @@ class Teardown:
         record.forget()
         return removed
 
-    def _remove(self, record: RunRecord, names: Names, pace: Pace, deadline: float) -> None:
-        """Remove until nothing is left, or raise."""
+    def _remove(self, record: RunRecord, names: Names, pace: Pace, deadline: float) -> bool:
+        """Remove until nothing is left, or raise; whether the machine's rights are taken back."""
         conflicts, taken_back = CONFLICTS_MAX, False
         while True:
             group = self._group(names)
             if group is None:
-                break
+                return taken_back
             if not is_of_run(group.get("tags"), names.run_id):
                 Strays(account=self.account, parts=self).remove(
                     record, names, group, deadline=deadline, tell=pace.tell
                 )
-                break
+                return False
             names = self._generation(names, group)
             self._remember(record, names, group)
-            take_back(self.account, names)
-            taken_back = True
+            taken_back = taken_back or self._took_back(names)
             try:
                 if not _deleting(group):
                     ComputeEnd(account=self.account).reach(names, record, pace.tell)
                 if self._once(record, names, deadline, pace):
-                    break
+                    return taken_back
             except ConflictError as error:  # such as a write of Azure's own in the group
                 if not (conflicts := conflicts - 1):
                     self._release(names, error)
@@ -112,8 +113,14 @@ class Teardown:
                     raise _gave_up(record, names, pace) from error
                 self.account.sleep(error.retry_after_s or self._look_again_s)
                 pace.tick(f"removing the resource group `{names.group}`")
-        if not taken_back:  # somebody removed the group: what hung on it may have been left behind
+
+    def _took_back(self, names: Names) -> bool:
+        """Whether the machine's rights could be taken back now; its bill does not wait for it."""
+        try:
             take_back(self.account, names)
+        except Transient:
+            return False
+        return True
 
     def _release(self, names: Names, refusal: ProviderError) -> None:
         """What may not be removed, as under a lock, is at least not left to bill its compute."""
