@@ -18,10 +18,9 @@ from commands.staging import Staged
 from commands.vigil import MachineDown, Vigil
 from commands.wire import MakeReady
 from infra.durable import write_bytes
-from infra.heartbeat import BYTES_MAX, SILENCE, Heartbeat, read_heartbeat
+from infra.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.lifecycle import JobPhase, JobView
 from infra.provider import Vm
-from infra.when import parse_utc_s
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, link, sync
 from remote.clean import clean
@@ -180,7 +179,8 @@ class SshWorkload:
             self._garbled = 0
         if status.state is job.JobState.EXITED and status.exit_code in NEVER_AGAIN:
             raise self._not_started(vm, status.exit_code)
-        heartbeat = SILENCE if is_of_before(told, status) else told
+        before = is_of_before(told, pid=status.pid, started_at=status.started_at)
+        heartbeat = SILENCE if before else told
         if status.state is job.JobState.RUNNING:
             self._bring_home_from(vm)
         return JobView(
@@ -388,19 +388,6 @@ _PHASES = {
     job.JobState.EXITED: JobPhase.EXITED,
     job.JobState.LOST: JobPhase.EXITED,
 }
-
-
-def is_of_before(heartbeat: Heartbeat, status: job.JobStatus) -> bool:
-    """Whether an earlier attempt wrote the heartbeat: this one has not begun to beat.
-
-    Taken for the new one's, `failed` would be shown of a trainer that loads, and an eviction that
-    is over would explain the next stop, whatever that is. Both marks must say so: the clock may
-    have been set back since the start, and a pid may be used again.
-    """
-    beat = parse_utc_s(heartbeat.updated_at)
-    if beat is None or status.started_at is None or not status.pid:
-        return False
-    return heartbeat.pid != status.pid and beat < status.started_at
 
 
 def _say(error: errors.RemoteError) -> str:

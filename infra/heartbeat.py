@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from infra.untrusted import NotPlain, number, parse, table, text, whole
+from infra.when import parse_utc_s
 
 BYTES_MAX = 1 << 20
 """Of `status.json`; an honest one has less than a thousandth of it."""
@@ -91,3 +92,16 @@ def read_heartbeat(said: bytes | str) -> Heartbeat:
 def _positive(value: object) -> float | None:
     found = number(value, most=1e12)
     return found if found is not None and found >= 0 else None
+
+
+def is_of_before(heartbeat: Heartbeat, *, pid: int | None, started_at: float | None) -> bool:
+    """Whether an attempt before the process `pid` wrote the heartbeat: this one has not begun to beat.
+
+    Taken for the new one's, `failed` would be shown of a trainer that loads, and an eviction that
+    is over would explain the next stop, whatever that is. Both marks must say so: the clock may
+    have been set back since the start, and a pid may be used again.
+    """
+    beat = parse_utc_s(heartbeat.updated_at)
+    if beat is None or started_at is None or not pid:
+        return False
+    return heartbeat.pid != pid and beat < started_at

@@ -2,8 +2,7 @@
 
     decide(state, seen, plan, now_s) -> Action
 
-It imports nothing that acts, so the supervisor, the tests and a replay of recorded spot traces can
-all call the very same policy.
+It imports nothing that acts: supervisor, tests and a replay of spot traces call the same policy.
 """
 
 from __future__ import annotations

@@ -303,7 +303,7 @@ def _fetched(state: RunState, event: Event) -> RunState:
     return replace(state, fetched=event.data["path"])
 
 
-def _deallocate_intended(state: RunState, event: Event) -> RunState:
+def _end_intended(state: RunState, event: Event) -> RunState:
     return replace(state, pending=event.kind)
 
 
@@ -318,10 +318,6 @@ def _deallocated(state: RunState, event: Event) -> RunState:
         start_failures=0,
         spans=open_span(spans_until_release(state, event), event.at_s, idle, compute=False),
     )
-
-
-def _delete_intended(state: RunState, event: Event) -> RunState:
-    return replace(state, pending=event.kind)
 
 
 def _deleted(state: RunState, event: Event) -> RunState:
@@ -382,9 +378,9 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
     Kind.MACHINE_UNREACHABLE: _machine_unreachable,
     Kind.TRAINED: _trained,
     Kind.FETCHED: _fetched,
-    Kind.DEALLOCATE_INTENDED: _deallocate_intended,
+    Kind.DEALLOCATE_INTENDED: _end_intended,
     Kind.DEALLOCATED: _deallocated,
-    Kind.DELETE_INTENDED: _delete_intended,
+    Kind.DELETE_INTENDED: _end_intended,
     Kind.DELETED: _deleted,
     Kind.RUN_ENDED: _run_ended,
 }

@@ -284,7 +284,7 @@ def test_a_name_that_two_computers_gave_is_asked_about(
     monkeypatch.setattr(down, "known_providers", lambda _home: [story.cloud])
 
     with pytest.raises(Usage, match="several runs") as caught:
-        down._down_unknown("tiny", tmp_path, delete=True)
+        down._down_unknown("tiny", tmp_path, lambda _line: None, delete=True)
 
     assert len(caught.value.problems) == 2
 

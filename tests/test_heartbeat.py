@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from commands.workload import SshWorkload, is_of_before
-from infra.heartbeat import SILENCE, Heartbeat, read_heartbeat
+from commands.workload import SshWorkload
+from infra.heartbeat import SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.watch import Watch
 from infra.when import utc
@@ -33,7 +33,14 @@ def test_a_heartbeat_is_of_before_if_pid_and_time_say_so(
     pid: int, beat_s: float, *, before: bool
 ) -> None:
     """One mark alone may deceive, and a trainer without any heartbeat would be restarted."""
-    assert is_of_before(Heartbeat(pid=pid, updated_at=utc(beat_s)), RUNNING) is before
+    assert (
+        is_of_before(
+            Heartbeat(pid=pid, updated_at=utc(beat_s)),
+            pid=RUNNING.pid,
+            started_at=RUNNING.started_at,
+        )
+        is before
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,7 +48,9 @@ def test_a_heartbeat_is_of_before_if_pid_and_time_say_so(
 )
 def test_strange_heartbeats_are_left_to_others(heartbeat: dict[str, Any]) -> None:
     """The machine may write what it likes there; nothing is concluded from it."""
-    assert not is_of_before(read_heartbeat(json.dumps(heartbeat)), RUNNING)
+    assert not is_of_before(
+        read_heartbeat(json.dumps(heartbeat)), pid=RUNNING.pid, started_at=RUNNING.started_at
+    )
 
 
 def test_an_eviction_that_is_over_does_not_explain_the_next_stop(

@@ -12,6 +12,7 @@ import pytest
 import sshd
 from fakecloud import FakeCloud, FakeWorkload, Story, World
 
+from commands.results import Expected
 from commands.site import Site
 from commands.staging import Staged
 from commands.vigil import MachineDown, Vigil, asking
@@ -22,6 +23,7 @@ from infra.state import fold
 from infra.workload import HostUnreachable
 from remote import link
 from remote.errors import Unreachable
+from trainer.method_table import MethodTable
 
 EVICTED_S = 5.0
 """After how many seconds of work the machine is taken away."""
@@ -108,6 +110,9 @@ class Place:
                 say=lambda _text: None,
                 progress=lambda *_: None,
                 vigil=vigil,
+                expected=lambda: Expected(
+                    method=MethodTable(), tensor_bytes_max=1 << 20, steps_max=10
+                ),
             )
         )
 
