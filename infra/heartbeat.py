@@ -95,7 +95,7 @@ def _positive(value: object) -> float | None:
 
 
 def is_of_before(heartbeat: Heartbeat, *, pid: int | None, started_at: float | None) -> bool:
-    """Whether an attempt before the process `pid` wrote the heartbeat: this one has not begun to beat.
+    """Whether a process before `pid` wrote the heartbeat, since this one has not begun to beat.
 
     Taken for the new one's, `failed` would be shown of a trainer that loads, and an eviction that
     is over would explain the next stop, whatever that is. Both marks must say so: the clock may
