@@ -165,6 +165,7 @@ class LocalProvider:
             stop_reason=StopReason(state.reason) if state.reason else None,
             since=state.since,
             detail=state.detail,
+            ran=True if state.reason else None,  # nothing here is refused once it was accepted
             price_usd_per_h=price if price is None or cap is None else min(price, cap),
         )
 
