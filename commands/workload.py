@@ -7,8 +7,7 @@ translated here into the three that the supervisor acts on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from commands.homing import Homing
@@ -29,6 +28,8 @@ from remote.sync_plan import Progress, SyncOptions
 from remote.sync_wire import demand_sftp
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
+
+__all__ = ["OURS", "Setting", "Site", "SshWorkload", "is_of_before"]
 
 CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0

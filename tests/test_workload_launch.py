@@ -15,6 +15,7 @@ import pytest
 import sshd
 
 from commands.site import Site
+from commands.vigil import Vigil
 from commands.workload import SshWorkload
 from infra.provider import Vm
 from infra.workload import HostUnfit, HostUnreachable
@@ -62,6 +63,7 @@ def workload(server: sshd.Sshd, python: str = sys.executable) -> tuple[SshWorklo
         eviction_band=lambda: "",
         allow_change=(),
         make_ready=lambda connection, _vm: (connection, python),
+        vigil=Vigil(lambda _vm: ""),
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
     vm = Vm(
@@ -173,6 +175,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch, *, code: int, final: bool) -> list
         rents=True,
         site=SimpleNamespace(run_dir="qft/x/run"),
         home=Path("/nowhere"),
+        vigil=Vigil(lambda _vm: ""),
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
     result = errors.Result(exit_code=code, stdout="", stderr="it went wrong")
