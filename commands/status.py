@@ -96,7 +96,9 @@ class Status:
             rows.append(("time left", duration(eta_s)))
         if state.vm is not None:
             power = str(self.machine.power) if self.machine else "not seen just now"
-            rows.append(("machine", f"{state.vm.size} in {state.vm.region}, {power}"))
+            own = state.vm.provider == "ssh"
+            place = f"your own, {state.vm.id}" if own else f"{state.vm.size} in {state.vm.region}"
+            rows.append(("machine", f"{place}, {power}"))
         if job is not None and job.detail.get("exact") is False:
             since = job.detail.get("inexact_from")
             rows.append(("exactness", f"not bit-exact from step {since}"))
@@ -104,7 +106,8 @@ class Status:
         rows += [("ends the bill", switch) for switch in state.switches if state.up]
         rows += [("does not", switch) for switch in state.unset if state.up]
         mark = " (simulated)" if self.receipt.simulated else ""
-        rows.append(("cost", f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"))
+        money = f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"
+        rows.append(("cost", "nothing: your own machine" if self.receipt.own else money))
         if state.ending is not None and state.ending.code:
             rows.append(("stopped", state.ending.reason))
         if state.fetched:
