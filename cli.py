@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -10,6 +11,8 @@ import typer
 
 from commands import tools
 from commands.errors import Exit, Trouble, Usage
+from commands.home import environment, qft_home
+from commands.library_noise import to_log
 from commands.manual import EXIT_CODES, FIRST_STEPS, examples
 from commands.options import AllowChange, Fresh, Json, Plain, ProviderName, Run
 from commands.output import (
@@ -317,6 +320,7 @@ def main() -> None:
 
 def _run(*, as_json: bool) -> NoReturn:
     try:
+        to_log(qft_home(environment()) / "warnings.log", os.environ)
         if not sys.argv[1:]:
             with contextlib.redirect_stdout(sys.stderr):
                 app(["--help"], standalone_mode=False)

@@ -53,8 +53,10 @@ class PlainConsole:
         simulated: bool,
         clock: Callable[[], float],
         wall: Callable[[], time.struct_time] | None = None,
+        own: bool = False,
     ) -> None:
         self._stream = stream
+        self._own = own
         self._wall = wall
         self._simulated = simulated
         self._clock = clock
@@ -70,7 +72,7 @@ class PlainConsole:
 
     def report(self, report: Report) -> None:
         """Print the phase when it changes, and a progress line every quarter of a minute."""
-        shown = view(report, simulated=self._simulated)
+        shown = view(report, simulated=self._simulated, own=self._own)
         due = self._clock() - self._last_s >= PLAIN_EVERY_S
         if shown.phase != self._last or due:
             self._last, self._last_s = shown.phase, self._clock()
@@ -89,13 +91,14 @@ class PlainConsole:
 class LiveConsole:
     """Milestones scroll by; the last lines stay in place and move."""
 
-    def __init__(self, *, simulated: bool) -> None:
+    def __init__(self, *, simulated: bool, own: bool = False) -> None:
         from rich.console import Console as RichConsole
         from rich.live import Live
 
         self._console = RichConsole(stderr=True, highlight=False)
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._simulated = simulated
+        self._own = own
         self._phase = ""
         self._started = False
 
@@ -105,7 +108,7 @@ class LiveConsole:
 
     def report(self, report: Report) -> None:
         """Redraw; print milestones above."""
-        shown = view(report, simulated=self._simulated)
+        shown = view(report, simulated=self._simulated, own=self._own)
         milestone = not isinstance(report.action, act.Wait)
         if milestone and shown.phase != self._phase:
             self._phase = shown.phase
@@ -151,7 +154,7 @@ def _panel(shown: View) -> Any:
     first = Text.assemble((shown.phase, "bold"), "  " if learning else "", " · ".join(learning))
     kept = [f"step {shown.home_step} is safe at home"] if shown.home_step else []
     parts = [first, bar] if shown.steps else [first]
-    return Group(*parts, Text(" · ".join([shown.money, *shown.survived, *kept])))
+    return Group(*parts, Text(" · ".join(filter(None, [shown.money, *shown.survived, *kept]))))
 
 
 def duration_of(shown: View) -> str:
@@ -183,8 +186,9 @@ def make_console(
     plain: bool,
     clock: Callable[[], float],
     wall: Callable[[], time.struct_time] = time.localtime,
+    own: bool = False,
 ) -> Console:
-    """The console that fits where stderr goes."""
+    """The console that fits where stderr goes; `own` if nothing is rented."""
     if plain or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        return PlainConsole(sys.stderr, simulated=simulated, clock=clock, wall=wall)
-    return LiveConsole(simulated=simulated)
+        return PlainConsole(sys.stderr, simulated=simulated, clock=clock, wall=wall, own=own)
+    return LiveConsole(simulated=simulated, own=own)

@@ -102,8 +102,9 @@ def drive(order: Order) -> Arrived:
     loaded = find_config(order.wanted, home)
     name = loaded.config.name
     simulated = loaded.config.vm.provider == "local"
+    own = loaded.config.vm.provider == "ssh"
     console = Aloud(
-        make_console(simulated=simulated, plain=order.plain, clock=time.monotonic),
+        make_console(simulated=simulated, plain=order.plain, clock=time.monotonic, own=own),
         most=_most(loaded),
     )
     desk = Desk(
@@ -161,9 +162,9 @@ def drive(order: Order) -> Arrived:
 def _forewarn(console: Aloud, loaded: LoadedConfig) -> None:
     """Say what the user should know before anything is rented: which card, and will it fit."""
     vm = loaded.config.vm
-    if note := resolve_gpu(vm.gpu).note if vm.gpu else "":
+    if note := resolve_gpu(vm.gpu).note if vm.gpu and vm.provider != "ssh" else "":
         console.say(f"note: {note}")
-    told = forecast(loaded)
+    told = forecast(loaded) if vm.provider != "ssh" else None  # which card it has, set-up sees
     if told is not None and not told["fits"] and vm.provider != "local":
         console.say(f"warning: {forecast_line(told)}")
 
@@ -178,6 +179,11 @@ def _left_behind(folder: RunFolder, order: Order) -> str:
     except JournalDamaged as error:
         return f"interrupted; {error}"
     again = f"`qft {order.goal} {folder.name}`"
+    if _is_own(state):
+        goes_on = state.launched and state.up and not state.trained
+        what = "the job goes on without this terminal" if goes_on else "interrupted"
+        leaves = f"`qft down {folder.name}` ends the job there" if state.vm is not None else ""
+        return "; ".join(part for part in (what, f"{again} goes on", leaves) if part)
     if state.vm is None and state.pending is None:
         return f"interrupted; nothing is rented; {again} goes on"
     price = bill(state, time.time()).usd_per_h_now
@@ -206,6 +212,11 @@ def _ended_by(taker: Taker, folder: RunFolder) -> Stopped:
         problems=left,
         hint=f"`qft status {folder.name}` shows what is left, `qft run {folder.name}` goes on",
     )
+
+
+def _is_own(state: RunState) -> bool:
+    """Whether the run is on a machine of the user's own, which bills nothing."""
+    return state.vm is not None and state.vm.provider == "ssh"
 
 
 def _goes_on(error: ProviderError, folder: RunFolder, order: Order) -> str:

@@ -92,7 +92,7 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudTrouble |
                 region=vm.region,
                 size=vm.size,
                 power=_power(vm, starting),
-                bills_compute=vm.power.bills_compute,
+                bills_compute=vm.power.bills_compute and provider.traits.rents,
                 created_at=vm.created_at,
             )
             for vm in listed

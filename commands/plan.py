@@ -55,6 +55,8 @@ class PlanPage:
     """What can be expected to end the bill when everything of ours is dead."""
     lacks: tuple[str, ...] = ()
     """What `qft run` would refuse for: packages that this computer lacks, and what to type."""
+    own: str = ""
+    """The user's own machine, as `user@host:port`; empty if one is rented or played."""
     asked_at_s: float = 0.0
     """When the offers were asked for, in seconds since 1970: prices are aged by it."""
 
@@ -88,6 +90,8 @@ class PlanPage:
 
     def lines(self) -> list[str]:
         """What to print."""
+        if self.own:
+            return self._lines_of_own()
         cap = self.max_price_usd_per_h
         said = [
             f"run `{self.run}` on {self.provider}"
@@ -120,6 +124,18 @@ class PlanPage:
         ]
         return said
 
+    def _lines_of_own(self) -> list[str]:
+        """What to print where nothing is rented: no offer, no price, no card that is guessed."""
+        said = [f"run `{self.run}` on your own machine {self.own}, which costs nothing here", ""]
+        said += [forecast_line(self.forecast)] if self.forecast else []
+        hours = self.budget.hours
+        limit = "none: set `budget.hours`" if hours is None else _counted(hours, "machine hour")
+        return [
+            *said,
+            f"limit: {limit}",
+            "nothing was looked at or changed there: `qft doctor` looks, `qft run` goes ahead",
+        ]
+
     def _foretold(self) -> list[str]:
         """Memory and time, of a rehearsal first here and then on the card that it stands for."""
         if not self.here:
@@ -143,6 +159,9 @@ def make_plan(wanted: str) -> PlanPage:
         switches = _foreseen(provider, want, budget)
     except ProviderError as error:
         raise CloudTrouble(str(error), hint=error.hint) from error
+    # Which card an own machine has is for set-up to find out, unless run.yaml names it.
+    own = f"{vm.ssh.user}@{vm.ssh.host}:{vm.ssh.port}" if vm.ssh and vm.provider == "ssh" else ""
+    knows_card = not own or ("gpu" in vm.model_fields_set and bool(vm.ssh and vm.ssh.gpu))
     at_home, card = vm.provider == "local", has_card()
     here = rehearsal(loaded) if at_home and not card else None
     return PlanPage(
@@ -153,10 +172,11 @@ def make_plan(wanted: str) -> PlanPage:
         budget=budget,
         worst_case_usd=worst_case_usd(budget, vm.max_price),
         simulated=provider.traits.simulated_prices,
-        forecast=forecast(loaded),
+        forecast=forecast(loaded) if knows_card else None,
+        own=own,
         rehearsal=here,
         here=rehearsal_line(here, threads=cores(loaded), card=card) if at_home else "",
-        note="; ".join(filter(None, _notes(vm))),
+        note="; ".join(filter(None, _notes(vm))) if knows_card else "",
         switches=switches,
         lacks=tuple(told_of(needed_here(loaded.config))),
         asked_at_s=time.time(),

@@ -56,6 +56,8 @@ class Receipt:
     before: Score | None
     after: Score | None
     adapter: str
+    own: bool = False
+    """Whether it was the user's own machine, which costs nothing here."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -74,7 +76,7 @@ class Receipt:
         rows = [
             ("wall time", duration(self.wall_s)),
             ("machine time", duration(self.machine_h * 3600)),
-            ("cost", f"${self.usd:.4f}{mark}"),
+            ("cost", "nothing: your own machine" if self.own else f"${self.usd:.4f}{mark}"),
             ("evictions", survived if apart else f"{survived}, {redone}"),
             *[("stopped", f"{_times(self.downs)} by `qft down`")] * (self.downs > 0),
             *[("redone", again)] * (apart and told),
@@ -87,7 +89,13 @@ class Receipt:
         if self.adapter:
             rows.append(("adapter", self.adapter))
         still = f"${self.usd_per_h_now:.4f}/h" if self.usd_per_h_now else "nothing"
-        return [*rows, ("still billing", still)]
+        return rows if self.own else [*rows, ("still billing", still)]
+
+
+def _is_own(event: Event) -> bool:
+    """Whether an event tells of a machine that was taken into use, and not rented."""
+    vm = event.data.get("vm")
+    return isinstance(vm, dict) and vm.get("provider") == "ssh"
 
 
 def _times(count: int) -> str:
@@ -110,6 +118,7 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
         machine_h=used.compute_h,
         usd=used.usd,
         simulated=simulated,
+        own=any(_is_own(event) for event in events),
         usd_per_h_now=used.usd_per_h_now,
         evictions=state.evictions,
         resumes=status.resumes,

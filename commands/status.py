@@ -111,10 +111,13 @@ class Status:
         if eta_s is not None and step < steps:
             rows.append(("time left", duration(eta_s)))
         if state.vm is not None:
-            rows.append(("machine", f"{state.vm.size} in {state.vm.region}, {self.power}"))
+            own = state.vm.provider == "ssh"
+            place = f"your own, {state.vm.id}" if own else f"{state.vm.size} in {state.vm.region}"
+            rows.append(("machine", f"{place}, {self.power}"))
             if self.machine and self.power != str(self.machine.power):
                 age = duration(max(0.0, self.now_s - state.booted_s))
-                rows.append(("sign-in", f"none yet, {age} after it was started; it bills"))
+                bills = "" if own else "; it bills"
+                rows.append(("sign-in", f"none yet, {age} after it was started{bills}"))
         if job is not None and not job.heartbeat.exact:
             since = job.heartbeat.inexact_from
             rows.append(("exactness", f"not bit-exact from step {since}"))
@@ -122,7 +125,8 @@ class Status:
         rows += [("ends the bill", switch) for switch in state.switches if state.up]
         rows += [("does not", switch) for switch in state.unset if state.up]
         mark = " (simulated)" if self.receipt.simulated else ""
-        rows.append(("cost", f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"))
+        money = f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"
+        rows.append(("cost", "nothing: your own machine" if self.receipt.own else money))
         if state.ending is not None and state.ending.code:
             rows.append(("stopped", state.ending.reason))
         if state.fetched:

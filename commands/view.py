@@ -28,6 +28,8 @@ class View:
     evictions: int
     home_step: int
     note: str
+    own: bool = False
+    """Whether the machine is the user's own, so that there is no price to tell."""
 
     @property
     def line(self) -> str:
@@ -41,7 +43,7 @@ class View:
             parts.append(f"loss {self.loss:.3f}")
         if self.tokens_per_s:
             parts.append(f"{self.tokens_per_s:.0f} tokens/s")
-        return " · ".join([*parts, self.money, *self.survived])
+        return " · ".join(part for part in [*parts, self.money, *self.survived] if part)
 
     @property
     def survived(self) -> list[str]:
@@ -51,18 +53,20 @@ class View:
 
     @property
     def money(self) -> str:
-        """Price and spending; dollars of a rehearsal are marked."""
+        """Price and spending; dollars of a rehearsal are marked. Empty for an own machine."""
+        if self.own:
+            return ""
         mark = " (simulated)" if self.simulated else ""
         return f"${self.price_usd_per_h:.3f}/h, ${self.spent_usd:.4f} so far{mark}"
 
 
-def view(report: Report, *, simulated: bool) -> View:
+def view(report: Report, *, simulated: bool, own: bool = False) -> View:
     """Put what the supervisor reported into words."""
     state, job = report.state, report.seen.job
     told = job.heartbeat if job else SILENCE
     training = state.launched and job is not None and not state.trained
     return View(
-        phase=clean(_phase(report)),
+        phase=clean(_phase(report, own=own)),
         step=job.step if job else state.step,
         steps=job.steps if job else state.steps,
         loss=told.loss if training else None,
@@ -75,14 +79,34 @@ def view(report: Report, *, simulated: bool) -> View:
         evictions=state.evictions,
         home_step=state.home_step,
         note=told.message[:200],
+        own=own,
     )
 
 
-def _phase(report: Report) -> str:
+def _phase(report: Report, *, own: bool) -> str:
     job = report.seen.job
     if isinstance(report.action, act.Wait) and job is not None:
         return job.heartbeat.phase or "starting the trainer"
-    return _words(report.action)
+    return (_words_of_own(report.action) if own else "") or _words(report.action)
+
+
+def _words_of_own(action: act.Action) -> str:
+    """What an act is called where nothing is rented, released or removed; empty if as elsewhere."""
+    match action:
+        case act.FindOffers():
+            return "looking at your machine"
+        case act.Create():
+            return "taking your machine into use"
+        case act.Start():
+            return "waiting for your machine"
+        case act.RecordStop(observation=seen):
+            return f"your machine does not answer ({clean(seen.detail or 'no reason given')})"
+        case act.Deallocate(reason=reason):
+            return f"leaving your machine: {reason}"
+        case act.Delete(reason=reason):
+            return f"leaving your machine as it was: {reason}"
+        case _:
+            return ""
 
 
 def _words(action: act.Action) -> str:  # the table of what each act is called
