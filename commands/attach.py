@@ -20,23 +20,28 @@ from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 LOOK_EVERY_S = 1.0
 
 
-def follow(desk: Desk, *, sleep: Callable[[float], None] = time.sleep) -> Ending | None:
+def follow(
+    desk: Desk, *, began: int | None = None, sleep: Callable[[float], None] = time.sleep
+) -> Ending | None:
     """Show the run until its driver ends it; None if the driver died without an ending.
 
-    A driver that another `qft` ends is not followed up: that one writes the ending. The journal is
-    only read, and the trainer only looked at.
+    An ending counts that is later than the first `began` events: those there were when this command
+    was typed, or as it begins to follow. A driver that another `qft` ends is not followed up: that
+    one writes the ending. The journal is only read, and the trainer only looked at.
     """
     first = fold(read(desk.folder.journal))
     provider = wire.make_provider(desk.loaded.config.vm, desk.home)
     workload = make_workload(desk, first.run_id, rents=provider.traits.rents, watch_only=True)
-    began = len(read(desk.folder.journal))
+    began = len(read(desk.folder.journal)) if began is None else began
     try:
         while True:
+            # First, so that what a driver wrote before it left is among what is read after.
+            driven = is_driven(desk.folder) or taker_of(desk.folder) is not None
             events = read(desk.folder.journal)
             state = fold(events)
             if state.ending is not None and len(events) > began:
                 return state.ending
-            if not is_driven(desk.folder) and taker_of(desk.folder) is None:
+            if not driven:
                 return None
             now_s = time.time()
             job = _glance(workload.look, state)

@@ -119,6 +119,7 @@ def drive(order: Order) -> Arrived:
     _forewarn(console, loaded)
     try:
         while True:
+            began = len(read(desk.folder.journal))
             try:
                 with opened(desk) as session:
                     return _steer(session, order)
@@ -129,7 +130,7 @@ def drive(order: Order) -> Arrived:
                 if is_changed(loaded, desk.folder):
                     warned = "warning: run.yaml or its rows changed since"
                     console.say(f"{warned}; it trains with what it had")
-                ending = follow(desk)
+                ending = follow(desk, began=began)
                 if ending is not None:
                     receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
                     state = fold(read(desk.folder.journal))

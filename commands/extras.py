@@ -152,8 +152,9 @@ def _declared() -> dict[str, tuple[str, tuple[int, ...]]]:
 def _extras() -> Mapping[str, list[str]]:
     """The requirements of the extras that a user may want: of this checkout, or as installed."""
     table = _root() / "pyproject.toml"
-    if table.is_file():
-        project: dict[str, Any] = tomllib.loads(table.read_text(encoding="utf-8"))["project"]
+    text = table.read_text(encoding="utf-8") if table.is_file() else ""
+    project: dict[str, Any] = tomllib.loads(text).get("project", {})
+    if project.get("name") == "qft":  # installed, another project's may lie there
         extras: dict[str, list[str]] = project["optional-dependencies"]
         return {name: lines for name, lines in extras.items() if name != "dev"}
     try:

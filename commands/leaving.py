@@ -66,8 +66,10 @@ class LastSave:
 
     def lines(self) -> list[str]:
         """What to print."""
-        said = [] if self.saved_step is None else [f"the trainer saved at step {self.saved_step}"]
-        return [*said, *([f"NOT saved: {self.trouble}"] if self.trouble else [])]
+        saved = self.saved_step is not None
+        said = [f"the trainer saved at step {self.saved_step}"] * saved
+        what = "NOT brought home" if saved else "NOT saved"
+        return [*said, *[f"{what}: {self.trouble}"] * bool(self.trouble)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ from infra.journal import Event, Journal, Kind, read
 from infra.lifecycle import Goal, Plan, Policy
 from infra.powers import Guarding
 from infra.provider import Provider
-from infra.state import RunState, fold
+from infra.state import RunState, fold, to_json
 from infra.supervisor import Supervisor, Tools
 from trainer.config import EvictionBand
 
@@ -159,19 +159,17 @@ def opened(desk: Desk) -> Iterator[Session]:
 
 
 def _tell_anew(desk: Desk, journal: Journal) -> None:
-    """Let go of the user's own machine as it was known, if run.yaml pins it otherwise now.
+    """Know the user's own machine by the port and host key that run.yaml tells now.
 
-    A wrong key or port is mended there; kept in the record, it would be refused for ever.
+    A wrong one is mended there; kept in the record, it would be refused for ever.
     """
     vm, table = fold(journal.events).vm, desk.loaded.config.vm.ssh
     if vm is None or table is None or vm.provider != "ssh" or not table.host_key:
         return
     if (vm.port, vm.host_public_key) == (table.port, table.host_key):
         return
-    reason = "run.yaml tells its port or host key anew"
-    journal.append(Kind.DELETE_INTENDED, reason=reason)
-    wire.make_provider(desk.loaded.config.vm, desk.home).delete(vm.run_id)
-    journal.append(Kind.DELETED, removed=[])
+    known = replace(vm, port=table.port, host_public_key=table.host_key)
+    journal.append(Kind.CREATE_ACCEPTED, vm=to_json(known))
 
 
 def _begins(desk: Desk) -> bool:

@@ -213,6 +213,12 @@ def at_work(project: Project, *words: str) -> subprocess.Popen[str]:
     return process
 
 
+def hear(process: subprocess.Popen[str], words: str) -> None:
+    """Wait until a process has said these words."""
+    assert process.stderr is not None
+    assert any(words in line for line in process.stderr)
+
+
 def step_of(project: Project) -> int:
     """How far the trainer says that it is."""
     for path in (project.home / "local").rglob("run/status.json"):
@@ -236,6 +242,7 @@ def test_down_delete_brings_home_what_the_trainer_saved_and_ends_who_drives_or_f
     """Both terminals are told by whom the run was ended, and no step is done twice afterwards."""
     driver = at_work(project, "--json")
     follower = project.start("train")
+    hear(follower, "following it")  # or it would come after the end
 
     done = project.qft("down", "--delete", "--json")
 
@@ -282,18 +289,17 @@ def test_ctrl_c_while_the_trainer_saves_says_what_bills_and_another_down_goes_on
     driver = at_work(project)
     trainer_of(project).suspend()
     first = project.start("down")
+    hear(first, "letting the trainer save")
     driver.communicate(timeout=TIMEOUT_S)
-    wait_until(lambda: taker_of(RunFolder(root=project.home / "runs" / "tiny")) is not None)
-    waits = project.start("down")
-    time.sleep(3)
+    second = project.start("down")
+    hear(second, "is at work on `tiny`: waiting for it")
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=TIMEOUT_S)
     assert first.returncode == 130
     assert "`tiny` bills $0.149/h, and nobody drives it" in said
     assert "`qft down --now tiny` ends that at once" in said
-    waits.kill()
-    _, said = waits.communicate(timeout=TIMEOUT_S)
-    assert "is at work on `tiny`: waiting for it" in said
+    second.kill()
+    second.communicate(timeout=TIMEOUT_S)
 
     done = project.qft("down", "--now")
 
