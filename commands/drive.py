@@ -143,19 +143,15 @@ def drive(order: Order) -> Arrived:
             raise _ended_by(taker, desk.folder) from None
         console.say("\n" + _left_behind(desk.folder, order))
         raise
-    except Rejected as error:
-        receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
-        hint = "; ".join(part for part in (error.hint, _bills(name, receipt)) if part)
-        raise CloudTrouble(str(error), hint=hint) from error
-    except BadRequest as error:
-        receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
-        hint = "; ".join(part for part in (error.hint, _bills(name, receipt)) if part)
-        raise Refused(str(error), hint=hint) from error
     except ProviderError as error:
         receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
-        told = (error.hint, _goes_on(error, desk.folder, order), _bills(name, receipt))
-        hint = "; ".join(part for part in told if part)
-        raise CloudTrouble(str(error), hint=hint) from error
+        # What is wrong with the request itself stays so, however often it is repeated.
+        final = isinstance(error, Rejected | BadRequest)
+        goes_on = "" if final else _goes_on(error, desk.folder, order)
+        hint = "; ".join(part for part in (error.hint, goes_on, _bills(name, receipt)) if part)
+        raise (Refused if isinstance(error, BadRequest) else CloudTrouble)(
+            str(error), hint=hint
+        ) from error
     finally:
         console.close()
 

@@ -35,10 +35,10 @@ from commands.home import (
 )
 from commands.host_check import demand_host
 from commands.results import expected
-from commands.site import Site
+from commands.site import Setting, Site
 from commands.staging import stage
 from commands.vigil import Vigil, asking
-from commands.workload import Setting, SshWorkload
+from commands.workload import SshWorkload
 from infra.cost import Budget
 from infra.durable import write_json
 from infra.journal import Event, Journal, Kind, read

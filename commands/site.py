@@ -1,8 +1,15 @@
-"""Where the things of one run lie on a machine."""
+"""Where a run lies on its machine, and what the workload of one run needs to know and may use."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from commands.results import Expected
+from commands.staging import Staged
+from commands.vigil import Vigil
+from commands.wire import MakeReady
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,3 +37,37 @@ class Site:
     def job(self) -> str:
         """The record and the log of the detached job."""
         return f"{self.base}/job"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the workload of one run needs to know and may use."""
+
+    site: Site
+    key_path: Path
+    staged: Staged
+    home: Path
+    """Where checkpoints come home to."""
+    out: Path
+    """Where results go in the end."""
+    make_ready: MakeReady
+    cache: Path
+    """Where hashes of local files are remembered."""
+    helper_python: str = "python3"
+    """The interpreter there for our own small scripts, before any environment is made."""
+    rents: bool
+    brings_home: bool = True
+    """Whether checkpoints are copied home; a mere onlooker leaves that to the driver."""
+    expected: Callable[[], Expected]
+    """What the run can make at most, by name and size; worked out when it is needed."""
+    eviction_band: Callable[[], str]
+    """Evictions per hour in percent where the machine was rented, for the checkpoint interval."""
+    allow_change: Sequence[str] = ()
+    vigil: Vigil = field(default_factory=lambda: Vigil(lambda _vm: ""))
+    """Asks the cloud whether the machine is still there while something long is done on it."""
+    changed: bool = False
+    """Whether a trainer that runs was started with another config than this one."""
+    say: Callable[[str], None]
+    """Tell people what is being done, one line at a time."""
+    progress: Callable[[str, int, int], None]
+    """Tell how far a transfer is: what, bytes done, bytes in all."""

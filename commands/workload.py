@@ -12,10 +12,8 @@ from pathlib import Path
 
 from commands.homing import Homing
 from commands.results import STAYS, Expected, left_there
-from commands.site import Site
-from commands.staging import Staged
-from commands.vigil import MachineDown, Vigil
-from commands.wire import MakeReady
+from commands.site import Setting
+from commands.vigil import MachineDown
 from infra.durable import write_bytes
 from infra.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.lifecycle import JobPhase, JobView
@@ -28,8 +26,6 @@ from remote.sync_plan import Progress, SyncOptions
 from remote.sync_wire import demand_sftp
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
-
-__all__ = ["OURS", "Setting", "Site", "SshWorkload", "is_of_before"]
 
 CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
@@ -44,40 +40,6 @@ UP = "../../../"
 """From the job's working directory to the user's home."""
 OURS = f"{UP}qft/venv-"
 """How the interpreters begin of environments that we made."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What the workload of one run needs to know and may use."""
-
-    site: Site
-    key_path: Path
-    staged: Staged
-    home: Path
-    """Where checkpoints come home to."""
-    out: Path
-    """Where results go in the end."""
-    make_ready: MakeReady
-    cache: Path
-    """Where hashes of local files are remembered."""
-    helper_python: str = "python3"
-    """The interpreter there for our own small scripts, before any environment is made."""
-    rents: bool
-    brings_home: bool = True
-    """Whether checkpoints are copied home; a mere onlooker leaves that to the driver."""
-    expected: Callable[[], Expected]
-    """What the run can make at most, by name and size; worked out when it is needed."""
-    eviction_band: Callable[[], str]
-    """Evictions per hour in percent where the machine was rented, for the checkpoint interval."""
-    allow_change: Sequence[str] = ()
-    vigil: Vigil = field(default_factory=lambda: Vigil(lambda _vm: ""))
-    """Asks the cloud whether the machine is still there while something long is done on it."""
-    changed: bool = False
-    """Whether a trainer that runs was started with another config than this one."""
-    say: Callable[[str], None]
-    """Tell people what is being done, one line at a time."""
-    progress: Callable[[str, int, int], None]
-    """Tell how far a transfer is: what, bytes done, bytes in all."""
 
 
 class SshWorkload:

@@ -13,10 +13,10 @@ import sshd
 from fakecloud import FakeCloud, FakeWorkload, Story, World
 
 from commands.results import Expected
-from commands.site import Site
+from commands.site import Setting, Site
 from commands.staging import Staged
 from commands.vigil import MachineDown, Vigil, asking
-from commands.workload import Setting, SshWorkload
+from commands.workload import SshWorkload
 from infra.journal import Kind, read
 from infra.provider import Observation, PowerState, StopReason, Transient, Vm
 from infra.state import fold
