@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 3
 
-.PHONY: help demo test check format lint types install slow chaos recipes lock clean
+.PHONY: help demo test system check format lint types install slow chaos fuzz recipes gpu lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
+	@sh tests/system.sh $(PYTHON)
 	@echo 'installing the tested versions into $(VENV): a minute or more, and silent'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
@@ -28,7 +29,10 @@ demo: $(STAMP)  ## the main job on a spot machine that this computer plays: rent
 	@echo 'the demo has a home of its own, and qft is not on your PATH; for what `next:` names, type first:'
 	@echo '  export QFT_HOME="$(CURDIR)/.demo" PATH="$(abspath $(BIN)):$$PATH"'
 
-test: $(STAMP)  ## install and run all tests, three files at a time
+system:  # before anything is installed or run: a program that is missing is told at once
+	@sh tests/system.sh $(PYTHON) tests
+
+test: system $(STAMP)  ## install what they need and run all tests, three files at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
 	  --no-loadscope-reorder -m 'not slow and not chaos'
 
@@ -40,23 +44,33 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 
 types: $(STAMP)
-	$(BIN)/mypy .
+	$(BIN)/mypy . .ci/again.py
 
-slow: $(STAMP)  ## the proofs that take minutes; needs Debian's chromium
+slow: system $(STAMP)  ## the proofs that take minutes; needs Debian's chromium
 	$(BIN)/python -m pytest -m slow
 
-chaos: $(STAMP)  ## a hundred kills over real trainings, twenty of qft on Azure; count and digests
+chaos: system $(STAMP)  ## a hundred kills over real trainings, twenty of qft on Azure; count and digests
 	$(BIN)/python examples/quickstart/prepare.py
 	$(BIN)/python tests/chaos.py
 	$(BIN)/python -m pytest -m chaos tests/test_azure_chaos.py
 
+fuzz: $(STAMP)  ## 10,000 odd status files, helper answers, manifests and values of run.yaml
+	QFT_FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest --timeout 3600 tests/test_fuzz_*.py
+
 recipes: $(STAMP)  ## every published experiment on a small model, each through one eviction
 	$(BIN)/python examples/walk.py
+
+HAS_TORCH := import importlib.util as u, sys; \
+  sys.exit(u.find_spec("torch") is None or sys.version_info < (3, 11))
+
+gpu:  ## the proof for a CUDA card, by PYTHON if that has torch; without a card, what can be checked
+	@if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then $(PYTHON) tests/gpu; \
+	  else $(MAKE) install && $(BIN)/python tests/gpu; fi
 
 lock: $(STAMP)  ## resolve the machine's Python environments anew, with hashes; needs uv
 	$(BIN)/python -m remote.lock
 
-check: lint types test  ## format, lint, types and tests, as CI does
+check: system lint types test  ## format, lint, types and tests, as CI does
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) .demo build dist

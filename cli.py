@@ -26,6 +26,7 @@ from commands.output import (
     tell_interrupt,
     tell_trouble,
 )
+from commands.signals import heard
 
 VERSION = "0.1.0"
 
@@ -179,13 +180,16 @@ def fetch(run: Run = "", *, plain: Plain = False, as_json: Json = False) -> None
 
 
 @app.command(epilog=examples("down"))
-def down(
+def down(  # noqa: PLR0913  (an argument is an option)
     run: Run = "",
     *,
     delete: Annotated[
         bool, typer.Option("--delete", help="Remove the disk and all else, too.")
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="Every machine with our tag.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="At once: the trainer is not asked to save first.")
+    ] = False,
     provider: ProviderName = "",
     as_json: Json = False,
 ) -> None:
@@ -197,9 +201,9 @@ def down(
     if everything:
         home = qft_home(environment())
         providers = command.known_providers(home, provider)
-        results = command.down_all(providers, home, delete=delete, say=talk)
+        results = command.down_all(providers, home, delete=delete, say=talk, now=now)
     else:
-        results = [command.down(run, delete=delete, say=talk)]
+        results = [command.down(run, delete=delete, say=talk, now=now)]
     if as_json:
         out_json([result.to_json() for result in results])
     elif not results:
@@ -310,6 +314,11 @@ def main() -> None:
     """Run the command line; every error leaves through here, with its documented exit code."""
     as_json = "--json" in sys.argv[1:]
     settle()
+    with heard():
+        _run(as_json=as_json)
+
+
+def _run(*, as_json: bool) -> NoReturn:
     try:
         to_log(qft_home(environment()) / "warnings.log", os.environ)
         if not sys.argv[1:]:

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,11 +17,19 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+from commands import beforehand, program
 from commands.bench import laid_out, trainer
 from commands.config import LoadedConfig, check_files
 from commands.drive import find_config
 from commands.errors import Exit, HostTrouble, TrainingTrouble, Usage
-from commands.home import RunFolder, environment, pick_run, qft_home, run_folder
+from commands.home import (
+    RunFolder,
+    demand_place,
+    environment,
+    pick_run,
+    qft_home,
+    run_folder,
+)
 from commands.output import out, talk
 from commands.receipt import make_receipt
 from commands.session import reopen
@@ -93,6 +100,8 @@ def convert(
     kind: str, source: str, folder: str, flags: Sequence[str], *, as_json: bool
 ) -> dict[str, object]:
     """Turn a published data set into rows; return the two files, and all counts."""
+    if "--tokenizer" in flags:
+        beforehand.demand_for("data")
     arguments = [kind, source, "--out", folder, *flags, "--json"]
     counts = json.loads(_program("data.convert", arguments, as_json=as_json))
     files = {side: str(Path(folder) / f"{side}.jsonl") for side in ("train", "eval")}
@@ -101,8 +110,11 @@ def convert(
 
 def audit(wanted: str, *, html: str, as_json: bool) -> None:
     """Show what would be trained, before any money is spent."""
+    if html:
+        beforehand.check_page(Path(html), "--html")
     loaded = find_config(wanted, qft_home(environment()))
     check_files(loaded)
+    beforehand.demand_for("audit")
     folder = run_folder(qft_home(environment()), loaded.config.name)
     more = ["--html", str(Path(html).absolute())] if html else []
     with laid_out(loaded, folder) as run_dir:
@@ -113,6 +125,7 @@ def audit(wanted: str, *, html: str, as_json: bool) -> None:
 def report(wanted: str, *, as_json: bool) -> Path:
     """Write `report.html` and `report.json` beside the adapter; return the page."""
     folder, loaded = _fetched(wanted)
+    demand_place(loaded.out / "report.html")
     with laid_out(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         facts = run_dir / "facts.json"
@@ -131,6 +144,9 @@ def generate(wanted: str, asked: Question, *, as_json: bool) -> str | None:
         raise Usage("a conversation is no JSON", hint="leave `--chat` or `--json` out")
     if not (asked.fields or asked.chat or asked.prompt is not None):
         raise Usage("there is nothing to answer", hint=_how_to_ask(loaded))
+    if asked.fields:
+        beforehand.check_fields(loaded, asked.fields)
+    beforehand.demand_for("generate", loaded)
     adapter = ["--adapter", str((loaded.out / "adapter").absolute())]
     with laid_out(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), *adapter, *flags]
@@ -168,10 +184,14 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
             f"`{folder.name}` was trained on a base that is not quantised",
             hint=f"`qft merge {folder.name}` merges onto that base",
         )
+    demand_place(target)
+    beforehand.demand_for("merge", loaded)
     source = Path(order.base).expanduser() if order.base else loaded.model_folder
     source = source or _from_hub(folder, loaded, as_json=as_json)
     if not (source / "config.json").is_file():
         raise Usage(f"`{source}` holds no model", hint="name the directory with its config.json")
+    beforehand.check_base(source)
+    beforehand.check_room(source, target)
     adapter = ["--adapter", str((loaded.out / "adapter").absolute())]
     places = ["--base", str(source.absolute()), *adapter]
     places += ["--onto", "quantized" if order.quantised else "original"]
@@ -226,6 +246,8 @@ def export(wanted: str, *, rank: int | None) -> Path:
     target = loaded.out / (f"exported-rank-{rank}" if rank else "exported")
     if target.exists():
         raise Usage(f"`{target}` is there already", hint="remove it, or choose another rank")
+    demand_place(target)
+    beforehand.demand_for("export")
     with laid_out(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         ranked = ["--rank", str(rank)] if rank else []
@@ -240,6 +262,9 @@ def push(wanted: str, shelf: Shelf, *, as_json: bool) -> str:
     kept = ["--folder", str((loaded.out / "merged").absolute())] if shelf.merged else []
     if shelf.merged and not (loaded.out / "merged").is_dir():
         raise Usage("there is no merged model yet", hint=f"`qft merge {folder.name}` makes it")
+    sent = loaded.out / ("merged" if shelf.merged else "adapter")
+    beforehand.check_shelf(shelf.repo, sent, base=shelf.base)
+    beforehand.demand_for("push")
     with laid_out(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         facts = run_dir / "facts.json"
@@ -270,7 +295,7 @@ def _evictions(events: Sequence[Event]) -> list[dict[str, object]]:
     """The evictions of a run, each by the reason that was known in the end."""
     stops: list[dict[str, object]] = []
     for event in events:
-        if event.kind is Kind.STOP_SEEN:
+        if event.kind is Kind.STOP_SEEN and event.data.get("ran", True):
             step, reason = event.data.get("step"), event.data["reason"]
             stops.append({"at": utc(event.at_s), "step": step, "reason": reason})
         elif event.kind is Kind.STOP_EXPLAINED and stops:
@@ -319,10 +344,8 @@ def _program(module: str, arguments: list[str], *, as_json: bool) -> str:
 def _start(
     module: str, arguments: list[str], *, stdout: int | None = None, stderr: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).resolve().parent.parent
-    argv = [sys.executable, "-m", f"trainer.{module}", *arguments]
-    path = {**environment(), "PYTHONPATH": str(root)}
-    return subprocess.run(argv, env=path, stdout=stdout, stderr=stderr, text=True, check=False)
+    name = f"trainer.{module}"
+    return program.start(name, arguments, around=environment(), stdout=stdout, stderr=stderr)
 
 
 def _judge(module: str, code: int, said: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from commands import wire
 from commands.home import is_driven
 from commands.session import Desk, make_workload
+from commands.takeover import taker_of
 from infra import actions as act
 from infra.cost import bill
 from infra.journal import read
@@ -22,7 +23,8 @@ LOOK_EVERY_S = 1.0
 def follow(desk: Desk, *, sleep: Callable[[float], None] = time.sleep) -> Ending | None:
     """Show the run until its driver ends it; None if the driver died without an ending.
 
-    The journal is only read, and the trainer only looked at.
+    A driver that another `qft` ends is not followed up: that one writes the ending. The journal is
+    only read, and the trainer only looked at.
     """
     first = fold(read(desk.folder.journal))
     provider = wire.make_provider(desk.loaded.config.vm, desk.home)
@@ -34,7 +36,7 @@ def follow(desk: Desk, *, sleep: Callable[[float], None] = time.sleep) -> Ending
             state = fold(events)
             if state.ending is not None and len(events) > began:
                 return state.ending
-            if not is_driven(desk.folder):
+            if not is_driven(desk.folder) and taker_of(desk.folder) is None:
                 return None
             now_s = time.time()
             job = _glance(workload.look, state)

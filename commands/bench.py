@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from commands import program
 from commands.config import LoadedConfig
-from commands.home import RunFolder
+from commands.home import RunFolder, environment
 from commands.staging import stage
 
 
@@ -42,6 +42,5 @@ def laid_out(loaded: LoadedConfig, folder: RunFolder) -> Iterator[Path]:
 
 def trainer(run_dir: Path, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the trainer here on a run directory; its talk goes to stderr as it comes."""
-    argv = [sys.executable, "-m", "trainer", command, "--run-dir", str(run_dir), *arguments]
-    root = Path(__file__).resolve().parent.parent
-    return subprocess.run(argv, cwd=root, stdout=subprocess.PIPE, text=True, check=False)
+    words = [command, "--run-dir", str(run_dir), *arguments]
+    return program.start("trainer", words, around=environment(), stdout=subprocess.PIPE)

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from commands.config import TRAINER_TABLES, LoadedConfig, RunConfig
 from commands.errors import Usage
 from commands.home import RunFolder, saved_config
+from infra.journal import Kind, read
+from infra.state import RunState, fold
 from trainer.config import ConfigError
 from trainer.fingerprint import file_sha256, permitted_keys
 
@@ -41,14 +43,72 @@ def for_trainer(allowed: Sequence[str]) -> tuple[str, ...]:
     return told
 
 
+def is_bound(state: RunState) -> bool:
+    """Whether a machine was made ready for a config, or trained by it, so that it binds.
+
+    A job may have worked unseen on a machine where it was ever launched; once that is gone, only
+    what was seen of it counts. A start that failed binds nothing.
+    """
+    worked = max(state.step, state.disk_step, state.home_step) > 0
+    unseen = state.vm is not None and (state.prepared or state.launches > 0)
+    began = state.pending is Kind.LAUNCH_INTENDED
+    return worked or unseen or began or state.trained or bool(state.fetched)
+
+
+def demand_same_machine(loaded: LoadedConfig, saved: Mapping[str, object], state: RunState) -> None:
+    """Raise Usage if run.yaml names another place while the run has a machine in the old one.
+
+    Whoever is asked there would not know it, and it would be forgotten and bill. Card, regions,
+    price, disk and budget may change at any time: they hold for the next machine or start.
+    """
+    if state.vm is None and state.pending is not Kind.CREATE_INTENDED:
+        return
+    config = saved.get("config")
+    before = config.get("vm") if isinstance(config, dict) else None
+    was = before if isinstance(before, dict) else {}
+    now = loaded.config.vm.model_dump(mode="json")
+    found = [
+        f"vm.{key}: {_at(was, key)!r} became {_at(now, key)!r}"
+        for key in ("provider", "azure.subscription", "ssh.host", "ssh.user")
+        if was and _at(was, key) != _at(now, key) and _matters(key, was, now)
+    ]
+    if found:
+        name = loaded.config.name
+        raise Usage(
+            f"the run `{name}` still has a machine, and not where run.yaml says now",
+            problems=found,
+            hint=f"`qft down --delete {name}` brings its work home and removes it; "
+            f"then `qft run {name}` goes on with the new one",
+        )
+
+
+def _at(table: Mapping[str, Any], path: str) -> object:
+    """The value at `table.key`; empty if there is none."""
+    value: object = table
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value or ""
+
+
+def _matters(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a key is of the provider that has the machine; one of another changes nothing."""
+    owner = key.partition(".")[0]
+    return owner == "provider" or owner == was.get("provider") == now.get("provider")
+
+
 def changes(
-    loaded: LoadedConfig, saved: Mapping[str, object], allowed: Sequence[str]
+    loaded: LoadedConfig,
+    saved: Mapping[str, object],
+    allowed: Sequence[str],
+    *,
+    bound: bool = True,
 ) -> dict[str, tuple[object, object]]:
     """What training would do differently from what the run was started with.
 
-    Machine and budget may change freely, and so may the places of files with the same rows. Raises
-    Usage, with the difference, for a change of the training itself that was not allowed: half a
-    run of each would be no experiment.
+    Machine and budget may change freely, and so may the places of files with the same rows; and
+    everything, as long as the run is not `bound` by what it has trained. Raises Usage, with the
+    difference, for a change of the training itself that was not allowed: half a run of each would
+    be no experiment.
     """
     before = saved.get("config")
     if not isinstance(before, dict):
@@ -64,7 +124,7 @@ def changes(
                 found[f"{table}.{key}"] = (was.get(key), is_now.get(key))
     found = _judged_by_content(found, loaded, saved)
     refused = {key: pair for key, pair in found.items() if not _is_allowed(key, allowed)}
-    if refused:
+    if refused and bound:
         never = {key: " (this can never change)" * _is_for_ever(key) for key in refused}
         allow = "" if all(never.values()) else "use `--allow-change KEY`, "
         raise Usage(
@@ -89,7 +149,8 @@ def _is_for_ever(key: str) -> bool:
 def is_changed(loaded: LoadedConfig, folder: RunFolder) -> bool:
     """Whether training would do anything differently from what the run was started with."""
     try:
-        return bool(changes(loaded, saved_config(folder), ()))
+        bound = is_bound(fold(read(folder.journal)))
+        return bool(changes(loaded, saved_config(folder), (), bound=bound))
     except Usage:
         return True
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from commands import weights
 from commands.errors import Usage
 from commands.home import check_name
 from commands.plain_values import plain_faults
@@ -274,6 +275,16 @@ def check_files(loaded: LoadedConfig) -> None:
         )
 
 
+def demand_weights(loaded: LoadedConfig) -> None:
+    """Raise Usage if the base is a directory here that holds no weights to send."""
+    folder = loaded.model_folder
+    if folder is not None and not weights.has_weights(folder):
+        raise Usage(
+            f"model.id: `{loaded.config.model.id}` holds no weights; nothing was rented",
+            hint=f"it needs `{weights.SINGLE}`, or `{weights.INDEX}` and what that lists",
+        )
+
+
 def gathered(faults: list[str]) -> list[str]:
     """One line for a fault that many rows of a file have, with the first row and how many more."""
     rows: dict[tuple[str, str], list[str]] = {}
@@ -313,10 +324,19 @@ def _row_fault(
     return None if config.eval is None else fault_of(answer, config.eval)
 
 
+def _closed(fault: str) -> str:
+    """A fault of a file with the mark that closes its name."""
+    file, _, said = fault.partition(": ")
+    return f"{file}`: {said}"
+
+
 def _model_faults(loaded: LoadedConfig) -> list[str]:
     folder = loaded.model_folder
     name = loaded.config.model.id
     if folder is not None:
+        broken = weights.faults(folder)
+        if broken:
+            return [f"model.id: `{name}/{fault}" for fault in map(_closed, broken)]
         try:
             described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -13,6 +13,7 @@ from commands.config import LoadedConfig, check_files
 from commands.doctor_host import look_at_host
 from commands.drive import find_config
 from commands.errors import Trouble, Usage
+from commands.extras import REHEARSES, missing, needed_here, remedy
 from commands.home import demand_playable, environment, qft_home, run_folder
 from infra.config import VmTable
 
@@ -41,8 +42,7 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
     vm = _table(loaded.config.vm if loaded else VmTable(), provider)
     if vm.provider == "local":
         checks += _playable()
-        checks += [_package("asyncssh", "local"), _package("torch", "train")]
-        checks += [_package("bitsandbytes", "train")]
+        checks += _packages(loaded)
     if vm.provider == "azure":
         checks += _azure(vm)
     if vm.provider == "ssh":
@@ -118,14 +118,22 @@ def _playable() -> list[Check]:
     return []
 
 
-def _package(name: str, extra: str) -> Check:
-    found = importlib.util.find_spec(name) is not None
-    return Check(
-        name=name,
-        ok=found,
-        detail="installed" if found else "not installed; `provider: local` needs it here",
-        fix=f"pip install 'qft[{extra}]'",
-    )
+def _packages(loaded: LoadedConfig | None) -> list[Check]:
+    """Each package that a training on this computer imports: there, new enough, and loadable."""
+    wanted = needed_here(loaded.config) if loaded else ()
+    names = wanted or REHEARSES
+    lacks = {lack.package: lack for lack in missing(names, qft_home(environment()))}
+    return [
+        Check(
+            name=name,
+            ok=name not in lacks,
+            detail=f"{lacks[name].problem}; `provider: local` needs it here"
+            if name in lacks
+            else "installed",
+            fix=remedy([lacks[name]]).strip("`") if name in lacks else "",
+        )
+        for name in names
+    ]
 
 
 def _azure(vm: VmTable) -> list[Check]:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from commands import wire
-from commands.config import LoadedConfig
-from commands.console import PlainConsole
-from commands.errors import CloudTrouble, Usage
+from commands.errors import CloudTrouble, Exit, Usage
 from commands.home import (
     RUN_NAME,
     Busy,
@@ -24,95 +20,98 @@ from commands.home import (
     qft_home,
     run_folder,
 )
-from commands.session import Desk, make_workload, reopen
+from commands.leaving import LastSave, Result, clear, lost_with_disk, save_before
+from commands.session import reopen
 from commands.takeover import taken
 from infra.azure.record import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
+from infra.cost import bill
 from infra.journal import Journal, JournalDamaged, Kind, read
 from infra.patience import ask
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
+from infra.removal import billed_until_s, release, remove, still_there
 from infra.state import RunState, fold
-from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """What was released or removed, and what still bills."""
+class _Order:
+    """What was typed, and where to talk."""
 
-    run: str
-    removed: list[str] = field(default_factory=list)
-    deallocated: list[str] = field(default_factory=list)
-    idle_usd_per_h: float = 0.0
-    left: list[str] = field(default_factory=list)
-    """What the provider still lists afterwards."""
-    bills_compute: bool = False
-    """Whether a machine among that still bills its full price."""
-    trouble: str = ""
-    """Why it could not be done; empty if it was."""
+    delete: bool
+    now: bool
+    say: Callable[[str], None]
+    everything: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "run": self.run,
-            "removed": self.removed,
-            "deallocated": self.deallocated,
-            "idle_usd_per_h": self.idle_usd_per_h,
-            "left": self.left,
-            "bills_compute": self.bills_compute,
-            "trouble": self.trouble or None,
-        }
-
-    def lines(self) -> list[str]:
-        """What to print."""
-        said = [f"removed {what}" for what in self.removed]
-        said += [f"released {what}; its disk is kept" for what in self.deallocated]
-        if self.trouble:
-            said.append(f"NOT done for `{self.run}`: {self.trouble}")
-        elif self.left:
-            price = f"${self.idle_usd_per_h:.4f}/h for the disk and address"
-            price = "it bills its full price" if self.bills_compute else price
-            said.append(f"still there: {', '.join(self.left)} ({price})")
-            said.append(f"hint: `qft down --delete {self.run}` removes it too")
-        else:
-            said.append(f"nothing of `{self.run}` bills: the provider lists no machine of it")
-        return said
+    @property
+    def command(self) -> str:
+        """The command line, without the name of a run."""
+        words = (" --all", self.everything), (" --delete", self.delete), (" --now", self.now)
+        return "qft down" + "".join(word * given for word, given in words)
 
 
-def down(wanted: str, *, delete: bool, say: Callable[[str], None]) -> Result:
+def down(wanted: str, *, delete: bool, say: Callable[[str], None], now: bool = False) -> Result:
     """Release (or with `delete` remove) the machine of one run. Safe to repeat.
 
-    Works with the local record lost, from the tags in the cloud alone.
+    The trainer saves first, unless it must be `now`. Works with the local record lost, from the
+    tags in the cloud alone.
     """
     home = qft_home(environment())
     if RUN_NAME.fullmatch(wanted) and not run_folder(home, wanted).exists():
-        return _down_unknown(wanted, home, delete=delete)
+        return _down_unknown(wanted, home, say, delete=delete)
     folder = pick_run(home, wanted, cwd=Path.cwd())
-    with taken(folder, say):
-        loaded = reopen(folder)
-        provider = wire.make_provider(loaded.config.vm, home)
-        journal = Journal(folder.journal, clock=time.time)
-        state = fold(journal.events)
-        say(f"asking {provider.name} about `{folder.name}`")
-        if state.vm is not None and not provider.traits.rents:
-            _clear(loaded, home, state, say)
-        try:
-            return _down_known(_Record(folder.name, journal, say), provider, state, delete=delete)
-        except ProviderError as error:
-            raise CloudTrouble(str(error), hint=error.hint) from error
-
-
-def _clear(loaded: LoadedConfig, home: Path, state: RunState, say: Callable[[str], None]) -> None:
-    """Stop the trainer on a machine that stays the user's, and remove the run's folder there."""
-    console = PlainConsole(sys.stderr, simulated=False, clock=time.monotonic)
-    desk = Desk(loaded=loaded, home=home, console=console)
-    workload = make_workload(desk, state.run_id, rents=False, watch_only=True)
+    order = _Order(delete=delete, now=now, say=say)
     try:
-        if state.vm is not None:
-            workload.clear(state.vm)
-    except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
-        say(f"the folder `qft/{state.run_id}` stays on the machine: {error}")
-    finally:
-        workload.forget()
+        with taken(folder, say, command=order.command, urgent=now) as ended:
+            provider = wire.make_provider(reopen(folder).config.vm, home)
+            say(f"asking {provider.name} about `{folder.name}`")
+            return _part(order, folder, home, provider, ended=ended)
+    except ProviderError as error:
+        raise CloudTrouble(str(error), hint=error.hint) from error
+    except KeyboardInterrupt:
+        say(_unfinished(folder, order))
+        raise
+
+
+def _unfinished(folder: RunFolder, order: _Order) -> str:
+    """What bills after Ctrl-C: whoever drove the run was ended before, so nobody watches it."""
+    state = fold(read(folder.journal))
+    if state.vm is None and state.pending is None:
+        return f"\ninterrupted; nothing of `{folder.name}` is rented"
+    price = bill(state, time.time()).usd_per_h_now
+    again = replace(order, now=True).command
+    return (
+        f"\ninterrupted before it was done: `{folder.name}` bills ${price:.3f}/h, and nobody "
+        f"drives it; `{again} {folder.name}` ends that at once"
+    )
+
+
+def _part(
+    order: _Order, folder: RunFolder, home: Path, provider: Provider, *, ended: bool
+) -> Result:
+    """Let the trainer save, act, look again, and write down who ended the run."""
+    record = _Record(folder.name, Journal(folder.journal, clock=time.time), order.say)
+    state = fold(record.journal.events)
+    goes = order.delete or not provider.traits.rents or not provider.traits.keeps_disk
+    save = LastSave(home_step=state.home_step)
+    if not order.now:
+        save = save_before(folder, home, provider, state, order.say, bring=goes)
+        record.saved(save, state)
+    for line in lost_with_disk(state, save) if goes else []:
+        order.say(line)
+    if state.vm is not None and not provider.traits.rents:
+        clear(folder, home, state, order.say, now=order.now)
+    done = replace(_down_known(record, provider, state, delete=order.delete), save=save)
+    if state.ending is None and (ended or state.vm is not None or state.pending is not None):
+        reason = "another `qft` ended the run: " * ended + f"`{order.command}` {_deed(done)}"
+        record.note(Kind.RUN_ENDED, code=Exit.INTERRUPTED, reason=reason)
+    return done
+
+
+def _deed(done: Result) -> str:
+    """What it did, in words for those who watched."""
+    if done.removed:
+        return "removed its machine"
+    return "released its machine, its disk is kept" if done.deallocated else "found no machine"
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,13 @@ class _Record:
         except OSError as error:
             self.say(f"warning: `{kind}` is not recorded ({error}); releasing all the same")
 
+    def saved(self, save: LastSave, state: RunState) -> None:
+        """Write down how far the trainer was, and what of it is at home."""
+        if save.step > state.step:
+            self.note(Kind.PROGRESS, step=save.step, steps=save.steps)
+        if save.home_step > state.home_step:
+            self.note(Kind.CHECKPOINT_HOME, step=save.home_step)
+
 
 def _down_known(record: _Record, provider: Provider, state: RunState, *, delete: bool) -> Result:
     """Journal the intent, act, and look again."""
@@ -141,44 +147,64 @@ def _down_known(record: _Record, provider: Provider, state: RunState, *, delete:
     if vm is not None and vm.power is not PowerState.REMNANTS:
         record.note(Kind.DEALLOCATE_INTENDED, reason="qft down")
         try:
-            ask(lambda: provider.deallocate(vm), time.sleep)
+            until_s = release(provider, vm, time.sleep)
         except Gone:  # the machine is; its disk or address may still be there, and bill
             return _remove(record, provider, state)
-        record.note(Kind.DEALLOCATED, reason="qft down")
+        record.note(Kind.DEALLOCATED, reason="qft down", until_s=until_s)
         released.append(f"{vm.size} {vm.id}")
-    return _proved(Result(run=record.name, deallocated=released), provider, state.run_id)
+    result = Result(run=record.name, deallocated=released)
+    return _proved(result, provider, state.run_id, state.vm)
 
 
 def _remove(record: _Record, provider: Provider, state: RunState) -> Result:
     """Remove everything of the run, and look again."""
     record.note(Kind.DELETE_INTENDED, reason="qft down")
-    removed = _deleted(provider, state.run_id)
-    record.note(Kind.DELETED, removed=removed)
-    return _proved(Result(run=record.name, removed=removed), provider, state.run_id)
+    gone = remove(provider, state.run_id, record.say, time.sleep)
+    removed = [f"{one.kind} {one.id}" for one in gone]
+    record.note(Kind.DELETED, removed=removed, until_s=billed_until_s(gone))
+    return _proved(Result(run=record.name, removed=removed), provider, state.run_id, state.vm)
 
 
 def down_all(
-    providers: list[Provider], home: Path, *, delete: bool, say: Callable[[str], None]
+    providers: list[Provider],
+    home: Path,
+    *,
+    delete: bool,
+    say: Callable[[str], None],
+    now: bool = False,
 ) -> list[Result]:
     """Release or remove every machine that carries our tag, with or without a local record.
 
     Whoever drives one of them from this computer is stopped first, or it would start it again.
     What fails for one machine, or one provider, is told in its result and stops no other.
     """
-    results = []
-    for provider in providers:
-        try:
-            listed = ask(provider.list_all, time.sleep)
-        except ProviderError as error:
-            results.append(Result(run=provider.name, trouble=_told(error)))
-            continue
-        for vm in listed:
-            with _released(home, vm, say) as run:
-                try:
-                    results.append(_down_one(provider, vm, run, say, delete=delete))
-                except ProviderError as error:
-                    results.append(Result(run=vm.run_id, trouble=_told(error)))
+    order = _Order(delete=delete, now=now, say=say, everything=True)
+    results: list[Result] = []
+    try:
+        for provider in providers:
+            results += _down_listed_by(provider, home, order)
+    except KeyboardInterrupt:
+        say("\ninterrupted; `qft ls --all` shows what bills, the same command goes on")
+        raise
     return results
+
+
+def _down_listed_by(provider: Provider, home: Path, order: _Order) -> Iterator[Result]:
+    """Do it for every machine that one provider lists."""
+    try:
+        listed = ask(provider.list_all, time.sleep)
+    except ProviderError as error:
+        yield Result(run=provider.name, trouble=_told(error))
+        return
+    for vm in listed:
+        with _released(home, vm, order) as (run, ended):
+            try:
+                if run is not None and _knows_machine(run, order):
+                    yield _part(order, run, home, provider, ended=ended)
+                else:
+                    yield _down_listed(provider, vm, order.say, delete=order.delete)
+            except ProviderError as error:
+                yield Result(run=vm.run_id, trouble=_told(error))
 
 
 def check_all(results: list[Result]) -> None:
@@ -197,36 +223,28 @@ def _told(error: ProviderError) -> str:
 
 
 @contextlib.contextmanager
-def _released(home: Path, vm: Vm, say: Callable[[str], None]) -> Iterator[RunFolder | None]:
-    """Keep every driver of this computer away from a machine; yield the run if that is done."""
+def _released(home: Path, vm: Vm, order: _Order) -> Iterator[tuple[RunFolder | None, bool]]:
+    """Keep every driver of this computer away from a machine.
+
+    Yield the run if that is done, and whether it was driven.
+    """
     mine: RunFolder | None = None
+    ended = False
     with contextlib.ExitStack() as held:
         for run in all_runs(home):
             if _run_id(run) == vm.run_id:
+                take = taken(run, order.say, command=order.command, urgent=order.now)
                 try:
-                    held.enter_context(taken(run, say))
+                    ended = held.enter_context(take)
                     mine = run
                 except Busy as busy:  # the money goes first
-                    say(f"{busy.message}, and may start the machine again")
-        yield mine
+                    order.say(f"{busy.message}, and may start the machine again")
+        yield mine, ended
 
 
-def _down_one(
-    provider: Provider,
-    vm: Vm,
-    run: RunFolder | None,
-    say: Callable[[str], None],
-    *,
-    delete: bool,
-) -> Result:
-    """Release a machine, also in the record of its run: or the bill there would go on for ever."""
-    if run is not None:
-        journal = Journal(run.journal, clock=time.time)
-        state = fold(journal.events)
-        if state.vm is not None or delete:
-            record = _Record(run.name, journal, say)
-            return _down_known(record, provider, state, delete=delete)
-    return _down_listed(provider, vm, delete=delete)
+def _knows_machine(run: RunFolder, order: _Order) -> bool:
+    """Whether a run's record must tell of the release: or the bill there would go on for ever."""
+    return order.delete or fold(read(run.journal)).vm is not None
 
 
 def _run_id(run: RunFolder) -> str:
@@ -237,9 +255,10 @@ def _run_id(run: RunFolder) -> str:
         return ""
 
 
-def _down_listed(provider: Provider, vm: Vm, *, delete: bool) -> Result:
+def _down_listed(provider: Provider, vm: Vm, say: Callable[[str], None], *, delete: bool) -> Result:
     if delete or not provider.traits.keeps_disk or not provider.traits.rents:
-        result = Result(run=vm.run_id, removed=_deleted(provider, vm.run_id))
+        gone = remove(provider, vm.run_id, say, time.sleep)
+        result = Result(run=vm.run_id, removed=[f"{one.kind} {one.id}" for one in gone])
         return _proved(result, provider, vm.run_id)
     released = []
     if vm.power is not PowerState.REMNANTS:
@@ -249,17 +268,13 @@ def _down_listed(provider: Provider, vm: Vm, *, delete: bool) -> Result:
     return _proved(Result(run=vm.run_id, deallocated=released), provider, vm.run_id)
 
 
-def _deleted(provider: Provider, run_id: str) -> list[str]:
-    return [f"{r.kind} {r.id}" for r in ask(lambda: provider.delete(run_id), time.sleep)]
-
-
 def _listed(provider: Provider, run_id: str) -> list[Vm]:
     return [vm for vm in ask(provider.list_all, time.sleep) if vm.run_id == run_id]
 
 
-def _proved(result: Result, provider: Provider, run_id: str) -> Result:
+def _proved(result: Result, provider: Provider, run_id: str, known: Vm | None = None) -> Result:
     """The result with what the provider still lists, looked at again."""
-    left = _listed(provider, run_id)
+    left = still_there(provider, run_id, known, time.sleep)
     return replace(
         result,
         left=[f"{vm.size} {vm.id} ({vm.power})" for vm in left],
@@ -268,7 +283,7 @@ def _proved(result: Result, provider: Provider, run_id: str) -> Result:
     )
 
 
-def _down_unknown(name: str, home: Path, *, delete: bool) -> Result:
+def _down_unknown(name: str, home: Path, say: Callable[[str], None], *, delete: bool) -> Result:
     """A run that this computer has no record of: the tags decide."""
     for provider in known_providers(home):
         try:
@@ -282,7 +297,7 @@ def _down_unknown(name: str, home: Path, *, delete: bool) -> Result:
                 f"several runs are named `{name}`", problems=found, hint="give the whole id"
             )
         if meant:
-            return _down_listed(provider, meant[0], delete=delete)
+            return _down_listed(provider, meant[0], say, delete=delete)
     raise Usage(f"there is no run `{name}`, here or in the cloud", hint="`qft ls --all` lists all")
 
 

@@ -15,7 +15,8 @@ from commands.attach import follow
 from commands.changes import is_changed
 from commands.config import LoadedConfig, load
 from commands.console import make_console
-from commands.errors import BY_CODE, CloudTrouble, Exit, Trouble, Usage
+from commands.errors import BY_CODE, CloudTrouble, Exit, Stopped, Trouble, Usage
+from commands.extras import demand, needed_here
 from commands.forecast import forecast, forecast_line
 from commands.home import (
     RUN_NAME,
@@ -28,12 +29,13 @@ from commands.home import (
 )
 from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, Session, is_over, opened, reopen
+from commands.takeover import Taker, taker_of
 from infra.catalog import resolve_gpu
 from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
-from infra.journal import JournalDamaged, read
+from infra.journal import JournalDamaged, Kind, read
 from infra.lifecycle import Goal
-from infra.provider import BadRequest, ProviderError, SignedOut
+from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
 from infra.state import Ending, RunState, fold
 
 HOURS_PER_MONTH = 730.0
@@ -100,9 +102,10 @@ def drive(order: Order) -> Arrived:
     loaded = find_config(order.wanted, home)
     name = loaded.config.name
     simulated = loaded.config.vm.provider == "local"
-    own = loaded.config.vm.provider == "ssh"
     console = Aloud(
-        make_console(simulated=simulated, plain=order.plain, clock=time.monotonic, own=own),
+        make_console(
+            simulated=simulated, plain=order.plain, clock=time.monotonic, own=_uses_own(loaded)
+        ),
         most=_most(loaded),
     )
     desk = Desk(
@@ -112,6 +115,8 @@ def drive(order: Order) -> Arrived:
         allow_change=order.allow_change,
         fresh=order.fresh,
     )
+    if order.goal is not Goal.FETCH:  # what is done already needs nothing to come home
+        demand(needed_here(loaded.config), "training on this computer", home)
     _forewarn(console, loaded)
     try:
         while True:
@@ -133,8 +138,15 @@ def drive(order: Order) -> Arrived:
                 console.say("the other `qft` is gone; driving on from here")
     except KeyboardInterrupt:
         console.close()
+        taker = taker_of(desk.folder)
+        if taker is not None:
+            raise _ended_by(taker, desk.folder) from None
         console.say("\n" + _left_behind(desk.folder, order))
         raise
+    except Rejected as error:
+        receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
+        hint = "; ".join(part for part in (error.hint, _bills(name, receipt)) if part)
+        raise CloudTrouble(str(error), hint=hint) from error
     except BadRequest as error:
         receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
         hint = "; ".join(part for part in (error.hint, _bills(name, receipt)) if part)
@@ -176,15 +188,41 @@ def _left_behind(folder: RunFolder, order: Order) -> str:
     if state.vm is None and state.pending is None:
         return f"interrupted; nothing is rented; {again} goes on"
     price = bill(state, time.time()).usd_per_h_now
+    if state.pending is Kind.DELETE_INTENDED:
+        ends = f"`qft down --delete {folder.name}` waits for the end of it and proves it"
+        return f"interrupted while everything was being removed (${price:.3f}/h); {ends}"
     ends = f"`qft down {folder.name}` ends the billing (${price:.3f}/h)"
     if state.launched and state.up and not state.trained:
         return f"the job goes on without this terminal; {again} follows it again; {ends}"
     return f"interrupted; the machine stays; {again} goes on; {ends}"
 
 
+def _uses_own(loaded: LoadedConfig) -> bool:
+    """Whether run.yaml names a machine of the user's own."""
+    return loaded.config.vm.provider == "ssh"
+
+
 def _is_own(state: RunState) -> bool:
     """Whether the run is on a machine of the user's own, which bills nothing."""
     return state.vm is not None and state.vm.provider == "ssh"
+
+
+def _ended_by(taker: Taker, folder: RunFolder) -> Stopped:
+    """What is told where another `qft` took the run away: by whom, and what is left at that moment.
+
+    The release is that one's business, and still under way.
+    """
+    state = fold(read(folder.journal))
+    step = max(state.step, state.disk_step)
+    left = [f"step {step} reached, checkpoint at home: step {state.home_step}"] if step else []
+    if state.vm is not None:
+        price = bill(state, time.time()).usd_per_h_now
+        left.append(f"{state.vm.size} in {state.vm.region} bills ${price:.3f}/h until it is gone")
+    return Stopped(
+        f"another `qft` ended the run `{folder.name}`: {taker}",
+        problems=left,
+        hint=f"`qft status {folder.name}` shows what is left, `qft run {folder.name}` goes on",
+    )
 
 
 def _goes_on(error: ProviderError, folder: RunFolder, order: Order) -> str:
@@ -260,17 +298,19 @@ def _arrived(
             outrun=outrun(vm.local.evict_after_s if vm.provider == "local" else (), state),
         )
     kind = BY_CODE.get(ending.code, Trouble)
-    raise kind(ending.reason, hint=_what_now(name, ending.code, receipt))
+    raise kind(ending.reason, hint=_what_now(name, ending.code, receipt, gone=state.deleted))
 
 
-def _what_now(name: str, code: int, receipt: Receipt) -> str:
-    """What a person can do about an ending, and what still bills."""
+def _what_now(name: str, code: int, receipt: Receipt, *, gone: bool = False) -> str:
+    """What a person can do about an ending, and what still bills; `gone` with its machine."""
     advice = {
         3: f"`qft plan {name}` shows every offer and why it cannot be had",
         4: f"`qft doctor {name}` looks at the connection",
         5: f"`qft logs {name}` shows what the trainer said",
         6: "raise `budget` in run.yaml and run the same command again: it goes on where it was",
-        130: f"`qft train --resume {name}` starts it again and goes on, "
+        130: f"`qft run {name}` goes on from the checkpoint at home"
+        if gone
+        else f"`qft train --resume {name}` starts it again and goes on, "
         f"`qft down --delete {name}` removes everything",
     }.get(code, "")
     bills = _bills("" if code == Exit.INTERRUPTED else name, receipt)

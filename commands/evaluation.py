@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from commands.beforehand import demand_for
 from commands.bench import laid_out, trainer
 from commands.config import LoadedConfig
 from commands.errors import TrainingTrouble, Usage
@@ -67,6 +68,7 @@ def scores(wanted: str, *, again: bool, say: Callable[[str], None]) -> Scores:
 
 def _measure(loaded: LoadedConfig, folder: RunFolder, say: Callable[[str], None]) -> None:
     """Run the trainer's own evaluation here, and put its result beside the adapter."""
+    demand_for("eval", loaded)
     say("measuring on this computer")
     with laid_out(loaded, folder) as run_dir:
         done = trainer(run_dir, "eval", "--adapter", str((loaded.out / "adapter").absolute()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from itertools import islice
@@ -17,6 +16,7 @@ from trainer.data.rows import DataError, Row, stream_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
 from trainer.device.memory import GPUS, Gpu, foretell
 from trainer.device.shapes import UnknownShapeError
+from trainer.untrusted import NotPlain, parse
 from trainer.words import MINUTE_S, duration
 
 CORE_FLOPS = 3e10
@@ -25,6 +25,7 @@ CORE_FLOPS = 3e10
 BYTES_PER_TOKEN = 4
 """Of English prose, with the tokenizers of today's models; code and other scripts take fewer."""
 ROWS_LOOKED_AT = 500
+DESCRIPTION_BYTES_MAX = 16 << 20
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -127,17 +128,28 @@ def _tables(loaded: LoadedConfig) -> TrainerConfig:
     return TrainerConfig.model_validate(loaded.config.trainer_tables)
 
 
-def _told(loaded: LoadedConfig, tables: TrainerConfig, gpu: Gpu) -> dict[str, Any] | None:
+def described(loaded: LoadedConfig) -> dict[str, Any] | None:
+    """Return the base's own description, its config.json; None if it is not here or is none."""
     model = loaded.config.model
     folder = loaded.model_folder or cached(model.id, model.revision, environment())
     if folder is None:
         return None
     try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        told = foretell(tables, described, gpu=gpu)
+        found = parse((folder / "config.json").read_bytes(), bytes_max=DESCRIPTION_BYTES_MAX)
+    except (OSError, NotPlain):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _told(loaded: LoadedConfig, tables: TrainerConfig, gpu: Gpu) -> dict[str, Any] | None:
+    model = described(loaded)
+    if model is None:
+        return None
+    try:
+        told = foretell(tables, model, gpu=gpu)
         usual = _usual_tokens(loaded) or tables.train.max_length
-        step_s = foretell(tables, described, gpu=gpu, lengths=[usual])["step_seconds"]
-    except (OSError, ValueError, UnknownShapeError):
+        step_s = foretell(tables, model, gpu=gpu, lengths=[usual])["step_seconds"]
+    except (ValueError, UnknownShapeError):
         return None
     hours = None if told["steps"] is None else told["steps"] * step_s / 3600
     return {**told, "usual_tokens": usual, "step_seconds": step_s, "hours": hours}

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from commands import config
 from commands.errors import Usage
+from commands.extras import REHEARSES, told_of
 from infra.durable import write_bytes
 from trainer.config import EvalTable, problems
 
@@ -117,6 +118,7 @@ class Written:
         """What to say."""
         said = [f"wrote {self.config}"]
         said += [f"wrote {path}, {count} rows" for path, count in self.files.items()]
+        said += [f"note: {lack}" for lack in told_of(REHEARSES)]
         if self.guess is None:
             return [*said, "next: name your rows and your model in it, then `qft audit`"]
         return [*said, f"guessed: {self.guess.said}", "next: `qft audit` shows it row by row"]

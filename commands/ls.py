@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from commands.down import known_providers
 from commands.errors import CloudTrouble
 from commands.home import all_runs, environment, qft_home
 from infra.cost import bill
 from infra.journal import JournalDamaged, read
-from infra.provider import ProviderError
-from infra.state import fold
+from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
+from infra.state import RunState, fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ def runs() -> list[RunLine]:
         lines.append(
             RunLine(
                 run=folder.name,
-                state=_word(state.fetched, deleted=state.deleted, up=state.up),
+                state=_word(state),
                 step=state.step,
                 steps=state.steps,
                 evictions=state.evictions,
@@ -73,9 +75,11 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudTrouble |
     """
     lines: list[MachineLine] = []
     problems, hints = [], []
+    starting = _starting(qft_home(environment()))
     for provider in known_providers(qft_home(environment()), provider_name):
         try:
             listed = provider.list_all()
+            listed += _known_here(provider, {vm.run_id for vm in listed})
         except ProviderError as error:
             problems.append(f"{provider.name}: {error}")
             hints.append(error.hint)
@@ -87,7 +91,7 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudTrouble |
                 id=vm.id,
                 region=vm.region,
                 size=vm.size,
-                power=str(vm.power),
+                power=_power(vm, starting),
                 bills_compute=vm.power.bills_compute and provider.traits.rents,
                 created_at=vm.created_at,
             )
@@ -97,6 +101,29 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudTrouble |
         return lines, None
     told = "not every cloud could be asked: what bills there is not shown"
     return lines, CloudTrouble(told, problems=problems, hint=next(filter(None, hints), ""))
+
+
+def _known_here(provider: Provider, listed: set[str]) -> list[Vm]:
+    """Machines that the records of this computer know and the provider does not list.
+
+    Such as one whose resource group lost its tags: it is asked for by its id, for it may bill.
+    """
+    found = []
+    for run in all_runs(qft_home(environment())):
+        try:
+            state = fold(read(run.journal))
+        except JournalDamaged:
+            continue  # told elsewhere, and no reason to hide the machines of others
+        vm = state.vm
+        if vm is None or vm.provider != provider.name or vm.run_id in listed:
+            continue
+        try:
+            seen = provider.observe(vm)
+        except NotAllowed:
+            continue  # it is in another account, whose own provider is asked for it
+        if seen.power is not PowerState.GONE:
+            found.append(replace(vm, power=seen.power))
+    return found
 
 
 def to_json(lines: list[RunLine] | list[MachineLine]) -> list[dict[str, object]]:
@@ -109,9 +136,31 @@ def _damaged(name: str, error: JournalDamaged) -> RunLine:
     return RunLine(run=name, state=said, step=0, steps=0, evictions=0, usd=0.0, usd_per_h_now=0.0)
 
 
-def _word(fetched: str, *, deleted: bool, up: bool) -> str:
-    if fetched and deleted:
+def _word(state: RunState) -> str:
+    """Where a run is, as far as its record tells."""
+    if state.fetched and state.deleted:
         return "done"
-    if up:
-        return "machine up"
-    return "removed" if deleted else "machine down"
+    if state.up:  # it bills from the moment it was asked for, and works once it is set up
+        return "machine up" if state.prepared else "machine starting"
+    if not state.boots:
+        return "not started"
+    return "removed" if state.deleted else "machine down"
+
+
+def _power(vm: Vm, starting: Mapping[str, int]) -> str:
+    """The power of a machine; one that a run here could not set up since its start only starts."""
+    begun = vm.power is PowerState.RUNNING and starting.get(vm.run_id) == vm.generation
+    return str(PowerState.STARTING if begun else vm.power)
+
+
+def _starting(home: Path) -> dict[str, int]:
+    """The runs of this computer whose machine was started and never set up, with its generation."""
+    found = {}
+    for folder in all_runs(home):
+        try:
+            state = fold(read(folder.journal))
+        except JournalDamaged:
+            continue  # told by `qft ls`; its machine is listed as its cloud has it
+        if state.up and not state.prepared and state.vm is not None:
+            found[state.run_id] = state.vm.generation
+    return found

@@ -41,8 +41,9 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     },
     "fetch": {"qft fetch my-run": "the adapter into out/my-run/adapter beside run.yaml"},
     "down": {
-        "qft down": "release the machine, keep its disk",
-        "qft down --delete": "remove all of this run in the cloud",
+        "qft down": "let the trainer save, release the machine, keep its disk",
+        "qft down --delete": "bring what it saved home, remove all of this run in the cloud",
+        "qft down --now": "release it at once; steps since the last checkpoint are done again",
         "qft down --all --delete": "remove everything that qft ever rented",
     },
     "run": {

@@ -10,6 +10,7 @@ from commands import wire
 from commands.config import check_files
 from commands.drive import find_config
 from commands.errors import CloudTrouble
+from commands.extras import needed_here, told_of
 from commands.forecast import (
     cores,
     forecast,
@@ -20,6 +21,7 @@ from commands.forecast import (
 )
 from commands.home import environment, qft_home
 from infra.catalog import resolve_gpu
+from infra.config import VmTable
 from infra.cost import Budget, ends_s, worst_case_usd
 from infra.powers import Foreseeing, Switch
 from infra.provider import Offer, Provider, ProviderError, Want
@@ -53,6 +55,8 @@ class PlanPage:
     """What can be expected to end the bill when everything of ours is dead."""
     own: str = ""
     """The user's own machine, as `user@host:port`; empty if one is rented or played."""
+    lacks: tuple[str, ...] = ()
+    """What `qft run` would refuse for: packages that this computer lacks, and what to type."""
     asked_at_s: float = 0.0
     """When the offers were asked for, in seconds since 1970: prices are aged by it."""
 
@@ -66,6 +70,7 @@ class PlanPage:
             "worst_case_usd": self.worst_case_usd,
             "simulated": self.simulated,
             "note": self.note or None,
+            "lacks": list(self.lacks),
             "forecast": self.forecast,
             "rehearsal": self.rehearsal,
             "switches": [
@@ -112,7 +117,10 @@ class PlanPage:
             + (" (simulated, nobody is charged)" if self.simulated else "")
             + (" while `qft` watches; without it:" if self.switches else ""),
             *(_switch_line(switch) for switch in self.switches),
-            "nothing was created; `qft run` goes ahead",
+            *(f"warning: {lack}" for lack in self.lacks),
+            "nothing was created; `qft run` goes ahead"
+            if not self.lacks
+            else "nothing was created; `qft run` goes ahead once that is there",
         ]
         return said
 
@@ -125,6 +133,7 @@ class PlanPage:
         return [
             *said,
             f"limit: {limit}",
+            *(f"warning: {lack}" for lack in self.lacks),
             "nothing was looked at or changed there: `qft doctor` looks, `qft run` goes ahead",
         ]
 
@@ -168,8 +177,9 @@ def make_plan(wanted: str) -> PlanPage:
         own=own,
         rehearsal=here,
         here=rehearsal_line(here, threads=cores(loaded), card=card) if at_home else "",
-        note=resolve_gpu(vm.gpu).note if vm.gpu and knows_card else "",
+        note="; ".join(filter(None, _notes(vm))) if knows_card else "",
         switches=switches,
+        lacks=tuple(told_of(needed_here(loaded.config))),
         asked_at_s=time.time(),
     )
 
@@ -256,3 +266,10 @@ def _budget_line(budget: Budget) -> str:
         _counted(budget.evictions, "eviction") if budget.evictions is not None else "",
     ]
     return ", ".join(part for part in parts if part) or "none"
+
+
+def _notes(vm: VmTable) -> list[str]:
+    """What to know of the names under `vm` that mean something else than they say at first."""
+    gpu = resolve_gpu(vm.gpu).note if vm.gpu else ""
+    rents = vm.provider == "azure" and vm.image is not None
+    return [gpu, vm.image.note(vm.gpu) if rents and vm.image else ""]

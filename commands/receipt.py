@@ -10,9 +10,15 @@ from typing import Any
 from commands.home import RunFolder
 from infra.cost import bill
 from infra.durable import read_json
+from infra.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.journal import Event, Kind, read
-from infra.state import fold
+from infra.state import RunState, apply, fold
+from infra.stops import OURS
+from infra.untrusted import number, table, text, whole
 from trainer.words import duration
+
+DOWN_REASON = "qft down"
+"""The reason that `commands.down` writes into the journal of a run that it releases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,9 @@ class Receipt:
     resumes: int
     steps: int
     redone_steps: int
+    """Also those that went with a machine, of which the trainer on the next one knows nothing."""
+    downs: int
+    """Times that `qft down` ended a training, which was then gone on with."""
     exact: bool
     before: Score | None
     after: Score | None
@@ -57,18 +66,20 @@ class Receipt:
     def lines(self) -> list[tuple[str, str]]:
         """What to print: a word and its fact."""
         mark = " at the listed spot price; simulated, nobody is charged" if self.simulated else ""
-        redone = f"{self.redone_steps} steps redone"
         exact = "bit for bit" if self.exact else "exact state, but not bit for bit (see status)"
+        redone = f"{self.redone_steps} steps redone, {exact}"
+        again = f"{self.redone_steps} steps, {exact}"
+        survived = f"{self.evictions} survived" if self.evictions else "none"
+        apart = self.downs > 0 or not self.evictions
+        # Where they stand apart, the steps redone are not, or not all, an eviction's.
+        told = self.redone_steps > 0 or not self.exact
         rows = [
             ("wall time", duration(self.wall_s)),
             ("machine time", duration(self.machine_h * 3600)),
             ("cost", "nothing: your own machine" if self.own else f"${self.usd:.4f}{mark}"),
-            (
-                "evictions",
-                f"{self.evictions} survived, {redone}, {exact}"
-                if self.evictions or self.redone_steps or not self.exact
-                else "none",
-            ),
+            ("evictions", survived if apart else f"{survived}, {redone}"),
+            *[("stopped", f"{_times(self.downs)} by `qft down`")] * (self.downs > 0),
+            *[("redone", again)] * (apart and told),
             ("steps", str(self.steps)),
         ]
         if self.before:
@@ -87,14 +98,19 @@ def _is_own(event: Event) -> bool:
     return isinstance(vm, dict) and vm.get("provider") == "ssh"
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
     """Add up a run as its journal and its out folder tell it now."""
     events = read(folder.journal)
     state = fold(events)
     last_s = events[-1].at_s if events else 0.0
     used = bill(state, last_s)
-    status = _table(out / "status.json")
+    status = _heartbeat(out / "status.json")
     adapter = out / "adapter"
+    downs, lost = _interrupted(events)
     return Receipt(
         run_id=state.run_id,
         # A job goes on without any `qft`, too: what the machine worked has passed on the wall.
@@ -105,10 +121,11 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
         own=any(_is_own(event) for event in events),
         usd_per_h_now=used.usd_per_h_now,
         evictions=state.evictions,
-        resumes=_count(status.get("resumes")),
+        resumes=status.resumes,
         steps=state.steps,
-        redone_steps=_count(status.get("redone_steps")),
-        exact=status.get("exact") is not False,
+        redone_steps=status.redone_steps + lost,
+        downs=downs,
+        exact=status.exact,
         before=read_score(out / "eval-before.json"),
         after=read_score(out / "eval-after.json"),
         adapter=str(adapter) if state.fetched and adapter.is_dir() else "",
@@ -117,17 +134,12 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
 
 def read_score(path: Path) -> Score | None:
     """The score in an evaluation's JSON; None if there is none or it is not one."""
-    table = _table(path)
-    try:
-        return Score(
-            metric=str(table["metric"]),
-            value=float(table["value"]),
-            low=float(table["low"]),
-            high=float(table["high"]),
-            n=int(table["n"]),
-        )
-    except (KeyError, TypeError, ValueError):
+    found = _table(path)
+    metric, n = text(found.get("metric"), most=60), whole(found.get("n"))
+    value, low, high = (number(found.get(key), most=1e9) for key in ("value", "low", "high"))
+    if metric is None or n is None or value is None or low is None or high is None:
         return None
+    return Score(metric=metric, value=value, low=low, high=high, n=n)
 
 
 def _worked_s(events: list[Event]) -> float:
@@ -142,13 +154,35 @@ def _worked_s(events: list[Event]) -> float:
     return total
 
 
+def _interrupted(events: list[Event]) -> tuple[int, int]:
+    """How often `qft down` ended a training, and how many steps went with machines.
+
+    The trainer on a next machine begins at the checkpoint that was at home, and cannot know how
+    far the one before had come.
+    """
+    state = RunState()
+    downs = lost = ahead = 0
+    for event in events:
+        ours = event.kind in OURS and event.data.get("reason") == DOWN_REASON
+        downs += ours and state.up and state.launched and state.pending not in OURS
+        if event.kind is Kind.DELETED:
+            ahead = 0 if state.fetched else max(ahead, state.disk_step)
+        elif event.kind is Kind.CREATE_ACCEPTED:
+            lost += max(0, ahead - state.home_step)
+            ahead = 0
+        state = apply(state, event)
+    return downs, lost
+
+
 def _table(path: Path) -> dict[str, Any]:
     try:
-        value = read_json(path)
-    except ValueError:  # it came from the machine; a receipt must not fail on it
+        return table(read_json(path))
+    except (ValueError, OSError):  # it came from the machine; a receipt must not fail on it
         return {}
-    return value if isinstance(value, dict) else {}
 
 
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
+def _heartbeat(path: Path) -> Heartbeat:
+    try:
+        return read_heartbeat(path.read_bytes())
+    except OSError:
+        return SILENCE

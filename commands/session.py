@@ -6,13 +6,20 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from commands import wire
-from commands.changes import changes, digests, for_trainer, remembered
-from commands.config import LoadedConfig, check, check_files
+from commands.changes import (
+    changes,
+    demand_same_machine,
+    digests,
+    for_trainer,
+    is_bound,
+    remembered,
+)
+from commands.config import LoadedConfig, check, check_files, demand_weights
 from commands.console import Console
 from commands.errors import Usage
 from commands.home import (
@@ -27,7 +34,9 @@ from commands.home import (
     saved_config,
 )
 from commands.host_check import demand_host
+from commands.results import expected
 from commands.staging import stage
+from commands.vigil import Vigil, asking
 from commands.workload import Setting, Site, SshWorkload
 from infra.cost import Budget
 from infra.durable import write_json
@@ -87,6 +96,8 @@ class Desk:
     console: Console
     allow_change: tuple[str, ...] = ()
     fresh: bool = False
+    vigil: Vigil = field(default_factory=lambda: Vigil(lambda _vm: ""))
+    """Asks the cloud whether the machine is still there while something long is done on it."""
 
     @property
     def folder(self) -> RunFolder:
@@ -109,6 +120,7 @@ def opened(desk: Desk) -> Iterator[Session]:
     loaded, folder = desk.loaded, desk.folder
     for_trainer(desk.allow_change)
     check_files(loaded)
+    demand_weights(loaded)
     demand_place(loaded.out)
     if loaded.config.vm.provider == "local":
         demand_playable(desk.home)
@@ -120,22 +132,45 @@ def opened(desk: Desk) -> Iterator[Session]:
         if desk.fresh:
             _set_aside(folder)
         journal = Journal(folder.journal, clock=time.time)
-        saved = saved_config(folder)
-        _demand_same_file(loaded, saved)
-        changed = changes(loaded, saved, desk.allow_change)
+        saved, state = saved_config(folder), fold(journal.events)
+        bound = is_bound(state)
+        if bound or state.vm is not None:
+            _demand_same_file(loaded, saved)
+        demand_same_machine(loaded, saved, state)
+        changed = changes(loaded, saved, desk.allow_change, bound=bound)
+        if changed and not bound:
+            keys = ", ".join(changed)
+            desk.console.say(f"run.yaml changed ({keys}); nothing was trained yet, so it counts")
         desk = replace(desk, allow_change=remembered(saved, desk.allow_change))
-        state = fold(journal.events)
+        # The config first: a record without one could not be opened again.
+        write_json(folder.config, _saved(loaded, desk.allow_change))
         if not state.run_id:
             run_id = f"{loaded.config.name}-{secrets.token_hex(2)}"
             journal.append(Kind.RUN_STARTED, run_id=run_id, name=loaded.config.name)
         elif not is_over(state) or changed:
             journal.append(Kind.RUN_RESUMED, changed=bool(changed))
-        write_json(folder.config, _saved(loaded, desk.allow_change))
+        _tell_anew(desk, journal)
         session = build(desk, journal)
         try:
             yield session
         finally:
             session.workload.forget()
+
+
+def _tell_anew(desk: Desk, journal: Journal) -> None:
+    """Let go of the user's own machine as it was known, if run.yaml pins it otherwise now.
+
+    A wrong key or port is mended there; kept in the record, it would be refused for ever.
+    """
+    vm, table = fold(journal.events).vm, desk.loaded.config.vm.ssh
+    if vm is None or table is None or vm.provider != "ssh" or not table.host_key:
+        return
+    if (vm.port, vm.host_public_key) == (table.port, table.host_key):
+        return
+    reason = "run.yaml tells its port or host key anew"
+    journal.append(Kind.DELETE_INTENDED, reason=reason)
+    wire.make_provider(desk.loaded.config.vm, desk.home).delete(vm.run_id)
+    journal.append(Kind.DELETED, removed=[])
 
 
 def _begins(desk: Desk) -> bool:
@@ -164,6 +199,7 @@ def build(desk: Desk, journal: Journal) -> Session:
     run_id = fold(journal.events).run_id
     provider = wire.make_provider(vm, desk.home)
     changed = _is_changed(journal.events)
+    desk = replace(desk, vigil=Vigil(asking(provider)))
     workload = make_workload(desk, run_id, rents=provider.traits.rents, changed=changed)
     tools = Tools(
         provider=provider,
@@ -206,12 +242,14 @@ def make_workload(
         staged=stage(desk.loaded, desk.folder.staging, write=not watch_only),
         home=desk.folder.checkpoints,
         out=desk.loaded.out,
-        make_ready=wire.make_ready(vm, say),
+        make_ready=wire.make_ready(vm, say, desk.vigil.connect),
         cache=desk.home / "cache",
         helper_python=wire.helper_python(vm),
         rents=rents,
         brings_home=not watch_only,
+        expected=lambda: expected(desk.loaded),
         eviction_band=lambda: _band(desk.folder),
+        vigil=desk.vigil,
         allow_change=for_trainer(desk.allow_change),
         changed=changed,
         say=say,

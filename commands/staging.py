@@ -8,20 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from commands.config import LoadedConfig
+from commands.weights import NEVER_LOADED, OLDER_WEIGHTS, has_newer
 from infra.durable import write_json
-
-NEVER_LOADED = (
-    *(".*", "*.md", "LICENSE*", "onnx", "openvino", "coreml", "original", "runs", "checkpoint-*"),
-    *("global_step*", "optimizer*.pt", "optimizer.bin", "scheduler.pt", "scaler.pt"),
-    *("rng_state*.pth", "training_args.bin", "events.out.tfevents.*"),
-    *("*.gguf", "*.onnx", "*.onnx_data", "*.h5", "*.msgpack", "*.ot", "*.tflite"),
-)
-"""What lies in a base's folder for others: its history, how it was trained, other programs' copies.
-
-None of it is loaded, so it neither travels nor counts for whether the base is still the same.
-"""
-OLDER_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "consolidated*")
-"""The same weights once more, where there are safetensors that are loaded instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +24,9 @@ class Staged:
     @property
     def left_out(self) -> tuple[str, ...]:
         """Patterns of what is not sent of the base: what nobody loads there."""
-        whole = ("model.safetensors", "model.safetensors.index.json")
         if self.model is None:
             return ()
-        newer = any((self.model / name).is_file() for name in whole)
-        return (*NEVER_LOADED, *OLDER_WEIGHTS * newer)
+        return (*NEVER_LOADED, *OLDER_WEIGHTS * has_newer(self.model))
 
     def pushes(self, base: str) -> list[tuple[str, Path | Mapping[str, Path], str]]:
         """What to push, from where, to where; the config last, because it names the others."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, make_workload, reopen
 from infra.cost import bill
 from infra.journal import Event, Kind, read
-from infra.lifecycle import JobPhase, JobView
+from infra.lifecycle import JobPhase, JobView, Policy
 from infra.provider import Observation, PowerState, ProviderError, StopReason
 from infra.state import RunState, apply, fold
 from infra.when import parse_utc_s
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from trainer.words import duration
+
+BOOT_LONG_S = Policy().boot_wait_s
+"""A machine that nobody could sign in to for longer than this is not just starting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,9 @@ class Status:
     machine: Observation | None
     job: JobView | None
     trouble: str
+    signed_in: bool
+    """Whether the machine that runs has ever answered since it was last started."""
+    now_s: float
     usd: float
     usd_per_h_now: float
 
@@ -43,7 +49,7 @@ class Status:
         if self.state.fetched and self.state.deleted:
             return "done"
         if self.job is not None and self.job.phase is JobPhase.RUNNING:
-            return str(self.job.detail.get("phase") or "starting")
+            return self.job.heartbeat.phase or "starting"
         if self.state.fetched:
             return "fetched"
         if self.state.trained:
@@ -51,8 +57,18 @@ class Status:
         if self.state.ending is not None and self.state.ending.code:
             return "stopped"
         if self.machine is not None:
-            return f"machine {self.machine.power}"
+            return f"machine {self.power}"
         return "not started" if not self.state.generation else "no machine"
+
+    @property
+    def power(self) -> str:
+        """The machine's power; one that the cloud runs and nobody could sign in to only starts."""
+        if self.machine is None:
+            return "not seen just now"
+        if self.machine.power is not PowerState.RUNNING or self.signed_in:
+            return str(self.machine.power)
+        late = self.now_s - self.state.booted_s > BOOT_LONG_S
+        return "not answering" if late else str(PowerState.STARTING)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -69,7 +85,7 @@ class Status:
             "trained": state.trained,
             "fetched": state.fetched or None,
             "machine": _machine_json(self),
-            "trainer": dict(self.job.detail) if self.job else None,
+            "trainer": self.job.heartbeat.to_json() if self.job else None,
             "job": str(self.job.phase) if self.job else None,
             "switches": list(state.switches) if state.up else [],
             "switches_missing": list(state.unset) if state.up else [],
@@ -91,16 +107,23 @@ class Status:
             # Once the adapter is home, what was kept until then says nothing about its safety.
             kept = "" if state.fetched else f", checkpoint at home: step {state.home_step}"
             rows.append(("step", f"{step}/{steps}{kept}"))
-        eta_s = job.detail.get("eta_s") if job else None
-        if isinstance(eta_s, int | float) and step < steps:
+        eta_s = job.heartbeat.eta_s if job else None
+        if eta_s is not None and step < steps:
             rows.append(("time left", duration(eta_s)))
         if state.vm is not None:
-            power = str(self.machine.power) if self.machine else "not seen just now"
             own = state.vm.provider == "ssh"
             place = f"your own, {state.vm.id}" if own else f"{state.vm.size} in {state.vm.region}"
-            rows.append(("machine", f"{place}, {power}"))
-        if job is not None and job.detail.get("exact") is False:
-            since = job.detail.get("inexact_from")
+            rows.append(("machine", f"{place}, {self.power}"))
+            if self.machine and self.power != str(self.machine.power):
+                age = duration(max(0.0, self.now_s - state.booted_s))
+                rows.append(
+                    (
+                        "sign-in",
+                        f"none yet, {age} after it was started{'' if own else '; it bills'}",
+                    )
+                )
+        if job is not None and not job.heartbeat.exact:
+            since = job.heartbeat.inexact_from
             rows.append(("exactness", f"not bit-exact from step {since}"))
         rows.append(("evictions", str(state.evictions)))
         rows += [("ends the bill", switch) for switch in state.switches if state.up]
@@ -131,9 +154,10 @@ def status(wanted: str) -> Status:
     state = fold(read(folder.journal))
     console = PlainConsole(sys.stderr, simulated=False, clock=time.monotonic)
     desk = Desk(loaded=loaded, home=home, console=console)
-    machine, job, trouble = _look(desk, state)
+    machine, job, trouble, signed_in = _look(desk, state)
     state = _as_seen(state, machine)
-    used = bill(state, time.time())
+    now_s = time.time()
+    used = bill(state, now_s)
     simulated = loaded.config.vm.provider == "local"
     return Status(
         name=folder.name,
@@ -143,6 +167,8 @@ def status(wanted: str) -> Status:
         machine=machine,
         job=job,
         trouble=trouble,
+        signed_in=signed_in,
+        now_s=now_s,
         usd=used.usd,
         usd_per_h_now=used.usd_per_h_now,
     )
@@ -161,22 +187,31 @@ def _as_seen(state: RunState, machine: Observation | None) -> RunState:
     return apply(state, Event(number=0, at_s=time.time(), kind=Kind.STOP_SEEN, data=data))
 
 
-def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | None, str]:
-    """The machine and the trainer as they are now, or what kept us from seeing them."""
+def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | None, str, bool]:
+    """The machine and the trainer as they are now, or what kept us from seeing them.
+
+    Last, whether the machine has answered since it was started.
+    """
+    signed_in = state.prepared
     if state.vm is None:
-        return None, None, ""
+        return None, None, "", signed_in
     try:
         provider = wire.make_provider(desk.loaded.config.vm, desk.home)
         machine = provider.observe(state.vm)
     except ProviderError as error:
-        return None, None, str(error)
-    if machine.power is not PowerState.RUNNING or not state.prepared:
-        return machine, None, ""
+        return None, None, str(error), signed_in
+    if machine.power is not PowerState.RUNNING or not state.up:
+        return machine, None, "", signed_in
+    if not (machine.host or state.vm.host):
+        return machine, None, "", signed_in
     workload = make_workload(desk, state.run_id, rents=provider.traits.rents, watch_only=True)
     try:
-        return machine, workload.look(state.vm), ""
+        if state.prepared:
+            return machine, workload.look(state.vm), "", True
+        workload.reach(state.vm if state.vm.host else replace(state.vm, host=machine.host))
+        return machine, None, "", True
     except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
-        return machine, None, str(error)
+        return machine, None, str(error), signed_in
     finally:
         workload.forget()
 
@@ -193,6 +228,7 @@ def _machine_json(status: Status) -> dict[str, Any] | None:
         "size": vm.size,
         "host": vm.host or None,
         "port": vm.port,
-        "power": str(status.machine.power) if status.machine else None,
+        "power": status.power if status.machine else None,
+        "signed_in": status.signed_in,
         "generation": vm.generation,
     }

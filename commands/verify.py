@@ -4,24 +4,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from commands import wire
+from commands.beforehand import demand_for
 from commands.bench import laid_out, trainer
 from commands.config import LoadedConfig
 from commands.errors import HostTrouble, TrainingTrouble, Usage
 from commands.home import RunFolder, environment, pick_run, qft_home
 from commands.machine import host_of, running_now
 from commands.session import reopen
-from commands.workload import Site
+from commands.workload import OURS, Site
 from infra.journal import read
 from infra.provider import Vm
 from infra.state import fold
+from infra.untrusted import NotPlain, number, parse, table, text, texts, whole
 from remote import errors, job, link
+from remote.clean import clean, cleaned
 
 REPLAY_S_MAX = 4 * 3600.0
+REPLAY_BYTES_MAX = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What a replay tells of itself, as plain values."""
+
+    after_step: int
+    """The checkpoint that it began from; 0 is the first weights."""
+    steps: int
+    equal: bool
+    """Whether every compared bit was the same."""
+    first_difference: dict[str, str | float | None] | None
+    params: str | None
+    """Digest of the parameters after the last step."""
+    checkpoint_compared: int | None
+    caveats: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,26 +50,26 @@ class Verdict:
 
     run: str
     where: str
-    replay: dict[str, Any]
+    replay: Replay
 
     @property
     def equal(self) -> bool:
         """Whether every compared bit was the same."""
-        return self.replay.get("equal") is True
+        return self.replay.equal
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"run": self.run, "where": self.where, **self.replay}
+        return {"run": self.run, "where": self.where, **asdict(self.replay)}
 
     def lines(self) -> list[str]:
         """What to print."""
         found = self.replay
-        done = f"{found.get('steps')} steps of `{self.run}` after step {found.get('after_step')}"
+        done = f"{found.steps} steps of `{self.run}` after step {found.after_step}"
         same = "every loss and parameter is the same, bit for bit"
-        other = f"NOT the same: {json.dumps(found.get('first_difference'))}"
+        other = f"NOT the same: {json.dumps(found.first_difference)}"
         said = [f"replayed {done}, {self.where}", same if self.equal else other]
-        said += [f"parameters {found['params']}"] if found.get("params") else []
-        return [*said, *(f"note: {note}" for note in found.get("caveats") or ())]
+        said += [f"parameters {found.params}"] if found.params else []
+        return [*said, *(f"note: {note}" for note in found.caveats)]
 
 
 def verify(wanted: str, *, steps: int | None, say: Callable[[str], None]) -> Verdict:
@@ -63,21 +83,22 @@ def verify(wanted: str, *, steps: int | None, say: Callable[[str], None]) -> Ver
     more = ["--json", *(["--steps", str(steps)] if steps else [])]
     if vm is not None:
         say("replaying on the machine")
-        text, where = _there(folder, loaded, vm, more), "on the machine"
+        found, where = _there(folder, loaded, vm, more), "on the machine"
     else:
         if not (loaded.out / "metrics.jsonl").exists():
             raise Usage(
                 f"there is no log of `{folder.name}` at home to compare with",
                 hint=f"`qft fetch {folder.name}` brings it",
             )
+        demand_for("verify", loaded)
         say("replaying on this computer")
         with laid_out(loaded, folder) as run_dir:
             done = trainer(run_dir, "verify", *more)
-        text, where = _answer(done.stdout, done.returncode), "on this computer"
-    return Verdict(run=folder.name, where=where, replay=json.loads(text))
+        found, where = read_replay(done.stdout, code=done.returncode), "on this computer"
+    return Verdict(run=folder.name, where=where, replay=found)
 
 
-def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> str:
+def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> Replay:
     site = Site(run_id=fold(read(folder.journal)).run_id)
     try:
         with link.connect(host_of(folder, loaded, vm)) as connection:
@@ -87,20 +108,46 @@ def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> 
                 raise Usage("the trainer is at work", hint="verify when it is done")
             if not running.argv:
                 raise Usage("nothing was trained on this machine yet")
-            words = [running.argv[0], "-m", "trainer", "verify", "--run-dir", "../run", *more]
+            python = cleaned(running.argv)[0]
+            words = [python, "-m", "trainer", "verify", "--run-dir", "../run", *more]
+            words = clean(words, ours=python.startswith(OURS))
             go = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "verify", site.code, *words]
             done = connection.run(go, timeout_s=REPLAY_S_MAX, check=False)
     except errors.RemoteError as error:
         raise HostTrouble(str(error), hint=error.hint) from error
-    return _answer(done.stdout, done.exit_code)
+    return read_replay(done.stdout, code=done.exit_code)
 
 
-def _answer(text: str, code: int) -> str:
-    """The replay's JSON, or TrainingTrouble if it has none."""
+def read_replay(said: str, *, code: int) -> Replay:
+    """Read what a replay printed, which may be a stranger's word; TrainingTrouble if it is none."""
     try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        found = parse(said, bytes_max=REPLAY_BYTES_MAX)
+    except NotPlain as error:
+        what = f"the replay ended with exit code {code} and no answer ({error})"
+        raise TrainingTrouble(what) from error
+    told = table(found)
+    steps, after = whole(told.get("steps")), whole(told.get("after_step"))
+    if steps is None or after is None or not isinstance(told.get("equal"), bool):
         raise TrainingTrouble(f"the replay ended with exit code {code} and no answer")
-    return text
+    differs = told.get("first_difference")
+    return Replay(
+        after_step=after,
+        steps=steps,
+        equal=told["equal"],
+        first_difference=_difference(differs) if isinstance(differs, dict) else None,
+        params=text(told.get("params"), most=100),
+        checkpoint_compared=whole(told.get("checkpoint_compared")),
+        caveats=tuple(text(one) or "" for one in texts(told.get("caveats"), most=100) or ()),
+    )
+
+
+def _difference(told: dict[str, Any]) -> dict[str, str | float | None]:
+    """A step, a key and two values, each a number or a short text."""
+    return {
+        key: _value(told.get(key)) for key in ("step", "key", "logged", "replayed") if key in told
+    }
+
+
+def _value(value: object) -> str | float | None:
+    count = whole(value)
+    return count if count is not None else number(value) if text(value) is None else text(value)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from commands.output import clean
 from infra import actions as act
+from infra.heartbeat import SILENCE
 from infra.supervisor import Report
 from trainer.words import duration
 
@@ -62,22 +63,22 @@ class View:
 def view(report: Report, *, simulated: bool, own: bool = False) -> View:
     """Put what the supervisor reported into words."""
     state, job = report.state, report.seen.job
-    detail = job.detail if job else {}
+    told = job.heartbeat if job else SILENCE
     training = state.launched and job is not None and not state.trained
     return View(
         phase=clean(_phase(report, own=own)),
         step=job.step if job else state.step,
         steps=job.steps if job else state.steps,
-        loss=_number(detail.get("loss")) if training else None,
-        tokens_per_s=_number(detail.get("tokens_per_s")) if training else None,
-        eta_s=_number(detail.get("eta_s")) if training else None,
+        loss=told.loss if training else None,
+        tokens_per_s=told.tokens_per_s if training else None,
+        eta_s=told.eta_s if training else None,
         place=f"{state.offer.size} in {state.offer.place}" if state.offer else "",
         price_usd_per_h=report.bill.usd_per_h_now,
         spent_usd=report.bill.usd,
         simulated=simulated,
         evictions=state.evictions,
         home_step=state.home_step,
-        note=_text(detail.get("message")),
+        note=told.message[:200],
         own=own,
     )
 
@@ -85,8 +86,7 @@ def view(report: Report, *, simulated: bool, own: bool = False) -> View:
 def _phase(report: Report, *, own: bool) -> str:
     job = report.seen.job
     if isinstance(report.action, act.Wait) and job is not None:
-        phase = job.detail.get("phase")
-        return phase if isinstance(phase, str) and phase.isalpha() else "starting the trainer"
+        return job.heartbeat.phase or "starting the trainer"
     return (_words_of_own(report.action) if own else "") or _words(report.action)
 
 
@@ -145,15 +145,3 @@ def _words(action: act.Action) -> str:  # the table of what each act is called
         case act.Finish(ending=ending):
             return ending.reason
     raise AssertionError(f"no words for {action}")
-
-
-def _number(value: object) -> float | None:
-    """A figure as the machine claims it; anything else is left out."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _text(value: object) -> str:
-    """Words from the machine, without control characters that could repaint a terminal."""
-    if not isinstance(value, str):
-        return ""
-    return "".join(char for char in value if char.isprintable())[:200]

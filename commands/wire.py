@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.errors import Usage
-from commands.home import RunFolder, environment, make_private
+from commands.home import RunFolder, environment, make_private, qft_home
 from infra.catalog import find_size
 from infra.config import SshTable, VmTable
+from infra.durable import write_bytes
 from infra.provider import Offer, Provider, Vm, VmSpec, Want
 from remote import keys, link
 from remote.errors import RemoteError
+from remote.setup_facts import sha256_of
 
 if TYPE_CHECKING:
+    from infra.azure import AzureSettings
     from infra.host import HostSettings
     from remote import setup
 
@@ -44,7 +47,14 @@ def make_provider(vm: VmTable, home: Path) -> Provider:
 
 
 def _azure(vm: VmTable, home: Path) -> Provider:
-    from infra.azure import AzureProvider, AzureSettings
+    from infra.azure import AzureProvider
+
+    return AzureProvider(azure_settings(vm), home / "azure")
+
+
+def azure_settings(vm: VmTable) -> AzureSettings:
+    """The account, the image and the rest, from the environment and the config. Raises Usage."""
+    from infra.azure import AzureSettings
 
     try:
         settings = AzureSettings.from_environment(environment())
@@ -52,7 +62,9 @@ def _azure(vm: VmTable, home: Path) -> Provider:
         raise Usage(str(error)) from error
     if vm.azure.subscription:
         settings = replace(settings, subscription_id=vm.azure.subscription)
-    return AzureProvider(settings, home / "azure")
+    if vm.image is not None:
+        settings = replace(settings, image=vm.image.urn)
+    return settings
 
 
 def ssh_machine(vm: VmTable) -> HostSettings:
@@ -139,8 +151,12 @@ def want(vm: VmTable) -> Want:
     )
 
 
-def make_ready(vm: VmTable, say: Callable[[str], None]) -> MakeReady:
-    """How a machine of this provider becomes trainable.
+def make_ready(
+    vm: VmTable,
+    say: Callable[[str], None],
+    reconnect: Callable[[link.Host], link.Link] = link.connect,
+) -> MakeReady:
+    """How a machine of this provider becomes trainable; `reconnect` picks up a line that was cut.
 
     A machine that this computer plays uses the interpreter that runs `qft`; so does a user's
     machine with an interpreter named. Others get driver and environment by `remote.setup`.
@@ -149,7 +165,9 @@ def make_ready(vm: VmTable, say: Callable[[str], None]) -> MakeReady:
     def ready(connection: link.Link, machine: Vm) -> tuple[link.Link, str]:
         from remote import setup
 
-        done = setup.apply(connection, setup_wanted(vm, machine), tell=say)
+        wanted = setup_wanted(vm, machine)
+        done = setup.apply(connection, wanted, tell=say, reconnect=reconnect)
+        _remember_grid(done.facts.grid_sha256)
         return done.link, done.python
 
     if vm.provider == "local":
@@ -165,7 +183,36 @@ def setup_wanted(vm: VmTable, machine: Vm) -> setup.Want:
         table = need_ssh(vm)
         driver = setup.Driver.DATACENTER if table.gpu else setup.Driver.NONE
         return setup.Want(driver=driver, python=table.python, rented=False)
+    given = vm.image is not None and vm.image.driver_is_given
+    grid = vm.azure.grid_sha256.lower() or _remembered_grid()
     size = find_size(machine.size, provider=vm.provider)
     if size is None:
-        return setup.Want(driver=setup.Driver.DATACENTER)
-    return setup.Want(driver=setup.Driver(size.driver.value), cuda_max=size.cuda_max)
+        return setup.Want(driver=setup.Driver.DATACENTER, driver_given=given)
+    return setup.Want(
+        driver=setup.Driver(size.driver.value),
+        cuda_max=size.cuda_max,
+        driver_given=given,
+        grid_sha256=grid,
+    )
+
+
+def _grid_file() -> Path:
+    """Where this computer remembers the checksum of the vGPU driver that it saw first."""
+    from remote.setup_grid import GRID_VERSION
+
+    return qft_home(environment()) / "azure" / f"grid-{GRID_VERSION}.sha256"
+
+
+def _remembered_grid() -> str:
+    """The checksum that every later machine's vGPU driver must have; empty before the first."""
+    try:
+        return sha256_of(_grid_file().read_text(encoding="utf-8").strip())
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
+
+
+def _remember_grid(sha256: str) -> None:
+    """Keep the checksum of the first vGPU driver that answered; a later one changes nothing."""
+    if sha256 and not _remembered_grid():
+        make_private(_grid_file().parent)
+        write_bytes(_grid_file(), f"{sha256}\n".encode(), mode=0o600)

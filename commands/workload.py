@@ -7,33 +7,42 @@ translated here into the three that the supervisor acts on.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from commands.homing import Homing
+from commands.results import STAYS, Expected, left_there
 from commands.staging import Staged
+from commands.vigil import MachineDown, Vigil
 from commands.wire import MakeReady
 from infra.durable import write_bytes
+from infra.heartbeat import BYTES_MAX, SILENCE, Heartbeat, read_heartbeat
 from infra.lifecycle import JobPhase, JobView
 from infra.provider import Vm
 from infra.when import parse_utc_s
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, link, sync
+from remote.clean import clean
+from remote.setup_reasons import reason
 from remote.sync_plan import Progress, SyncOptions
 from remote.sync_wire import demand_sftp
+from trainer.adapters.settings import read_settings
+from trainer.config import ConfigError
 
 CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
-STATUS_BYTES_MAX = 1 << 20
 LOG_BYTES_MAX = 4 << 20
+TOLD_BYTES = 2000
 FAILURES_BORNE = 2
-NO_SUCH_COMMAND = 127
+NEVER_AGAIN = (126, 127)
+"""Exit codes of what may not run or is not there, as shells tell them: it ends so every time."""
 KILLED = (-1, 129, 137, 143)
 """Exit codes of a command that a signal ended, as SSH or a shell tells them."""
-NOT_FETCHED = ("checkpoints", "config.json", "lock", "*.tmp", "*.lock")
+UP = "../../../"
+"""From the job's working directory to the user's home."""
+OURS = f"{UP}qft/venv-"
+"""How the interpreters begin of environments that we made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +91,13 @@ class Setting:
     rents: bool
     brings_home: bool = True
     """Whether checkpoints are copied home; a mere onlooker leaves that to the driver."""
+    expected: Callable[[], Expected]
+    """What the run can make at most, by name and size; worked out when it is needed."""
     eviction_band: Callable[[], str]
     """Evictions per hour in percent where the machine was rented, for the checkpoint interval."""
     allow_change: Sequence[str] = ()
+    vigil: Vigil = field(default_factory=lambda: Vigil(lambda _vm: ""))
+    """Asks the cloud whether the machine is still there while something long is done on it."""
     changed: bool = False
     """Whether a trainer that runs was started with another config than this one."""
     say: Callable[[str], None]
@@ -101,14 +114,20 @@ class SshWorkload:
         self._link: link.Link | None = None
         self._python = ""
         self._failures = 0
+        self._garbled = 0
+        """Answers in a row that could not be read."""
         self._helper = setting.helper_python
         self._homing = Homing(
             connect=self._connect,
             remote_run=setting.site.run_dir,
             home=setting.home,
             options=SyncOptions(python=setting.helper_python),
+            expected=self._expected,
             say=setting.say,
         )
+
+    def _expected(self) -> Expected:
+        return self._setting.expected()
 
     def reach(self, vm: Vm) -> None:
         """Connect, or find the connection alive."""
@@ -121,7 +140,7 @@ class SshWorkload:
         A trainer that runs is left in peace: nothing is changed under its feet.
         """
         setting = self._setting
-        with self._translated(), self._tried_again():
+        with self._watched(vm), self._tried_again():
             connection = self._open(vm)
             setting.say("setting up the machine")
             connection = self._make_ready(connection, vm)
@@ -156,7 +175,8 @@ class SshWorkload:
     def limit(self, vm: Vm, left_s: float) -> None:
         """Write the end of the budget, by the machine's own clock, where its watchdog looks."""
         put = "echo $(($(date +%s) + $1)) > qft/limit.new && mv qft/limit.new qft/limit"
-        argv = ["sh", "-c", f"mkdir -p qft && {put}", "limit", f"{left_s:.0f}"]
+        put = f"umask 077; mkdir -p qft && {put}"
+        argv = ["sh", "-c", put, "limit", f"{left_s:.0f}"]
         with self._translated():
             self._open(vm).run(argv, timeout_s=30)
 
@@ -173,8 +193,9 @@ class SshWorkload:
             argv += ["--price-usd-per-h", str(vm.price_usd_per_h)]
         for key in setting.allow_change:
             argv += ["--allow-change", key]
-        with self._translated():
-            self._job(vm).start(argv, env={"PYTHONUNBUFFERED": "1"}, cwd=setting.site.code)
+        with self._watched(vm):
+            start = clean(argv, ours=self._python.startswith(OURS))
+            self._job(vm).start(start, env={}, cwd=setting.site.code)
         self._bring_home_from(vm)
 
     def look(self, vm: Vm) -> JobView:
@@ -182,47 +203,79 @@ class SshWorkload:
         with self._translated():
             status = self._job(vm).status()
             told = self._heartbeat(vm)
-        detail = {} if is_of_before(told, status) else told
+            self._garbled = 0
+        if status.state is job.JobState.EXITED and status.exit_code in NEVER_AGAIN:
+            raise self._not_started(vm, status.exit_code)
+        heartbeat = SILENCE if is_of_before(told, status) else told
         if status.state is job.JobState.RUNNING:
             self._bring_home_from(vm)
         return JobView(
             phase=_PHASES[status.state],
             exit_code=status.exit_code,
-            step=_count(detail.get("step")),
-            steps=_count(detail.get("steps")),
-            detail=detail,
+            step=heartbeat.step or 0,
+            steps=heartbeat.steps or 0,
+            heartbeat=heartbeat,
         )
 
-    def stop(self, vm: Vm) -> None:
+    def _not_started(self, vm: Vm, code: int) -> HostUnfit:
+        """What keeps the trainer from starting: nothing that it could do better the next time."""
+        with self._translated():
+            said = self._job(vm).tail(-TOLD_BYTES).data.decode("utf-8", "replace")
+        last = "".join(f"\n  {line}" for line in said.splitlines()[-3:])
+        return HostUnfit(
+            f"the trainer cannot be started there{last}\n  hint: {reason(said, '', code)}"
+        )
+
+    def stop(self, vm: Vm, grace_s: float = STOP_GRACE_S) -> None:
         """SIGTERM, so that the trainer saves; SIGKILL if it does not end."""
         with self._translated():
-            self._job(vm).stop(STOP_GRACE_S)
+            self._job(vm).stop(grace_s)
 
     def park(self, vm: Vm) -> None:
         """Let the trainer save, bring that home, and let go of the machine."""
         self._setting.say("saving the state and bringing it home")
         self.stop(vm)
+        self.bring_home(vm)
+
+    def bring_home(self, vm: Vm) -> None:
+        """Copy the newest checkpoint home now, verified."""
         with self._translated():
             self._homing.stop()
-            self._homing.bring(self._open(vm))
+            self._homing.bring(self._open(vm), self._shower("checkpoint"))
 
     def fetch(self, vm: Vm) -> str:
         """Pull everything the trainer left, verified, into the run's out folder."""
         self._homing.stop()
         setting = self._setting
-        with self._translated():
+        with self._watched(vm):
             connection = self._open(vm)
-            options = SyncOptions(python=self._helper, exclude=NOT_FETCHED, cache_dir=setting.cache)
-            sync.pull(
+            expected = setting.expected()
+            came = sync.pull(
                 connection,
                 setting.site.run_dir,
                 setting.out,
+                limits=expected.limits,
                 progress=self._shower("adapter"),
-                options=options,
+                options=SyncOptions(
+                    python=self._helper,
+                    include=expected.results,
+                    exclude=STAYS,
+                    cache_dir=setting.cache,
+                    delete=True,  # of these names only: files of another adapter are none of this
+                ),
             )
             self._fetch_log(vm)
-        if not (setting.out / "adapter" / "adapter_config.json").exists():
-            raise HostUnfit("the trainer says that it is done, but left no adapter")
+            self._garbled = 0
+        for name in expected.foreign_names:
+            (setting.out / "adapter" / name).unlink(missing_ok=True)
+        try:
+            read_settings(setting.out / "adapter")
+        except ConfigError as error:
+            reason = "the trainer says that it is done, but left no adapter that can be used"
+            raise HostUnfit(f"{reason}: {error}") from error
+        self._homing.tidy()
+        if came.left:
+            setting.say(f"{left_there(came.left, came.left_names)} stayed on the machine")
         return str(setting.out)
 
     def _fetch_log(self, vm: Vm) -> None:
@@ -232,10 +285,10 @@ class SshWorkload:
         tail = running.tail(max(0, held - LOG_BYTES_MAX), LOG_BYTES_MAX)
         write_bytes(self._setting.out / "trainer.log", tail.data, mode=0o644)
 
-    def clear(self, vm: Vm) -> None:
+    def clear(self, vm: Vm, grace_s: float = STOP_GRACE_S) -> None:
         """Remove the run's folder from a machine that stays the user's."""
         with self._translated():
-            self._job(vm).stop(STOP_GRACE_S)
+            self._job(vm).stop(grace_s)
             self._open(vm).run(["rm", "-rf", "--", self._setting.site.base], timeout_s=120)
 
     def home_step(self) -> int:
@@ -279,7 +332,7 @@ class SshWorkload:
 
     def _interpreter(self, vm: Vm) -> str:
         if not self._python:  # a new `qft` over a machine that an earlier one prepared
-            with self._translated():
+            with self._watched(vm):
                 self._make_ready(self._open(vm), vm)
         return self._python
 
@@ -288,20 +341,15 @@ class SshWorkload:
         self._link = connection
         relative = "/" in python and not python.startswith("/")
         # The job's working directory is the code's, set-up speaks of the user's home.
-        self._python = f"../../../{python}" if relative else python
+        self._python = f"{UP}{python}" if relative else python
         return connection
 
-    def _heartbeat(self, vm: Vm) -> dict[str, Any]:
-        """The trainer's status; empty before its first beat."""
+    def _heartbeat(self, vm: Vm) -> Heartbeat:
+        """The trainer's status; silence before its first beat, and for one that is unreadable."""
         path = f"{self._setting.site.run_dir}/status.json"
-        result = self._open(vm).run(["cat", path], timeout_s=30, check=False)
-        if result.exit_code or len(result.stdout) > STATUS_BYTES_MAX:
-            return {}
-        try:
-            status = json.loads(result.stdout)
-        except ValueError:
-            return {}
-        return status if isinstance(status, dict) else {}
+        argv = ["head", "-c", str(BYTES_MAX + 1), path]
+        result = self._open(vm).run(argv, timeout_s=30, check=False)
+        return SILENCE if result.exit_code else read_heartbeat(result.stdout)
 
     @contextlib.contextmanager
     def _tried_again(self) -> Iterator[None]:
@@ -310,11 +358,26 @@ class SshWorkload:
             yield
         except errors.CommandFailed as error:
             self._failures += 1
-            if self._failures > FAILURES_BORNE or error.result.exit_code == NO_SUCH_COMMAND:
+            never = error.final or error.result.exit_code in NEVER_AGAIN
+            if never or self._failures > FAILURES_BORNE:
                 raise
             raise errors.Unreachable(f"{error}\ntrying again") from error
         else:
             self._failures = 0
+
+    @contextlib.contextmanager
+    def _watched(self, vm: Vm) -> Iterator[None]:
+        """Let nothing wait for a machine that the cloud has taken away, however long it may wait.
+
+        The connection of this moment is the one that is cut: set-up may have made another.
+        """
+
+        def cut() -> None:
+            if self._link is not None:
+                self._link.close()
+
+        with self._translated(), self._setting.vigil.over(vm, cut):
+            yield
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -330,8 +393,15 @@ class SshWorkload:
             raise HostUnreachable(_say(error)) from error
         except errors.CommandFailed as error:
             # Killed rather than failed: a machine that is taken away ends its commands first.
-            killed = error.result.exit_code in KILLED
+            killed = error.result.exit_code in KILLED and not error.final
             raise (HostUnreachable if killed else HostUnfit)(_say(error)) from error
+        except MachineDown as error:
+            self._link = None
+            raise HostUnreachable(_say(error)) from error
+        except errors.Garbled as error:
+            self._garbled += 1
+            tries = self._garbled <= FAILURES_BORNE
+            raise (HostUnreachable if tries else HostUnfit)(_say(error)) from error
         except (errors.HostKeyMismatch, errors.Untrusted) as error:
             raise HostNotTrusted(_say(error)) from error
         except errors.RemoteError as error:
@@ -346,22 +416,17 @@ _PHASES = {
 }
 
 
-def is_of_before(heartbeat: Mapping[str, Any], status: job.JobStatus) -> bool:
+def is_of_before(heartbeat: Heartbeat, status: job.JobStatus) -> bool:
     """Whether an earlier attempt wrote the heartbeat: this one has not begun to beat.
 
     Taken for the new one's, `failed` would be shown of a trainer that loads, and an eviction that
     is over would explain the next stop, whatever that is. Both marks must say so: the clock may
     have been set back since the start, and a pid may be used again.
     """
-    beat = parse_utc_s(str(heartbeat.get("updated_at")))
+    beat = parse_utc_s(heartbeat.updated_at)
     if beat is None or status.started_at is None or not status.pid:
         return False
-    return heartbeat.get("pid") != status.pid and beat < status.started_at
-
-
-def _count(value: object) -> int:
-    """A count as the machine claims it; anything else is 0, because the machine is not trusted."""
-    return value if isinstance(value, int) and 0 <= value < 1 << 40 else 0
+    return heartbeat.pid != status.pid and beat < status.started_at
 
 
 def _say(error: errors.RemoteError) -> str:

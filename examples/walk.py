@@ -183,7 +183,7 @@ class Loader:
         """Start it; it imports while the first recipe walks."""
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", LOAD], env=environment, text=True,
+            [sys.executable, "-P", "-c", LOAD], env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         return self

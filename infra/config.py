@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from infra.catalog import resolve_gpu
+from infra.catalog import Driver, resolve_gpu, sizes
+from infra.image import Brings, check_urn, generation_of, known_of
 from infra.names import cloud_name_fault, host_fault, key_path_fault, program_fault, user_fault
 
 PRICE_DECIMALS_MAX = 5
@@ -31,6 +32,11 @@ class VmTable(BaseModel):
         default=None, gt=0, le=100, description="USD per hour, hard: it goes to the cloud itself."
     )
     disk_gb: int = Field(default=128, ge=30, le=4095, description="Size of the machine's disk.")
+    image: ImageTable | None = Field(
+        default=None,
+        description="Disk image on Azure: a URN `publisher:offer:sku:version`, or a table with"
+        " `urn` and `driver`; without it qft takes the one that suits the GPU.",
+    )
     rehearse_evictions: list[Annotated[int, Field(ge=1)]] = Field(
         default_factory=list,
         description="Steps at which the cloud is asked to rehearse an eviction of the machine.",
@@ -58,6 +64,27 @@ class VmTable(BaseModel):
             raise ValueError("at most five decimals, as the cloud allows no more")
         return value
 
+    @field_validator("image", mode="before")
+    @classmethod
+    def _urn_alone(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"urn": value}
+        if value is None or isinstance(value, (dict, ImageTable)):
+            return value
+        raise ValueError("write a URN, `publisher:offer:sku:version`, or a table with `urn`")
+
+    @model_validator(mode="after")
+    def _image_fits(self) -> VmTable:
+        if self.image is None:
+            return self
+        if self.provider == "ssh":
+            raise ValueError(
+                "`image` is for machines that are rented; yours has its system already"
+            )
+        if self.gpu:
+            self.image.check_fits(self.gpu)
+        return self
+
     @model_validator(mode="after")
     def _provider_has_its_table(self) -> VmTable:
         if self.provider == "ssh" and self.ssh is None:
@@ -65,6 +92,61 @@ class VmTable(BaseModel):
         if self.provider == "azure" and self.max_price is None:
             raise ValueError("`provider: azure` needs `max_price`, the hard cap in USD per hour")
         return self
+
+
+class ImageTable(BaseModel):
+    """Which disk image a rented machine boots from, and the driver that it brings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    urn: str = Field(
+        description="`publisher:offer:sku:version` of Azure's marketplace; version may be `latest`."
+    )
+    driver: Literal["auto", "none", "preinstalled", "cuda", "grid"] = Field(
+        default="auto",
+        description="The NVIDIA driver that the image brings. `auto` looks, and installs what"
+        " lacks; with `preinstalled`, `cuda` or `grid` nothing is installed over it.",
+    )
+
+    @field_validator("urn")
+    @classmethod
+    def _is_urn(cls, value: str) -> str:
+        return check_urn(value)
+
+    @property
+    def driver_is_given(self) -> bool:
+        """Whether the user says that the image brings its driver, so that none is installed."""
+        return self.driver not in {"auto", "none"}
+
+    def note(self, gpu: str) -> str:
+        """What set-up will do about the driver, where the image is known not to bring the right."""
+        brings = known_of(self.urn).brings if self.driver == "auto" else Brings(self.driver)
+        grid = bool(gpu) and sizes(gpu=gpu)[0].driver is Driver.GRID
+        if brings is Brings.NONE:
+            return "`vm.image` brings no driver: set-up installs one and reboots, some ten minutes"
+        if brings is Brings.CUDA and grid:
+            return "`vm.image` brings the data-center driver: set-up replaces it by the vGPU driver"
+        return ""
+
+    def check_fits(self, gpu: str) -> None:
+        """Raise `ValueError` if no machine with that GPU boots the image, or can use its driver."""
+        known = [one for one in sizes(gpu=gpu) if one.whole_card]
+        generation = generation_of(self.urn)
+        if generation and not any(generation in one.hypervisor_generations for one in known):
+            raise ValueError(
+                f"`image` is for Gen{generation} machines, and those with {gpu} boot"
+                f" Gen{known[0].hypervisor_generations[0]} images only"
+            )
+        grid = known[0].driver is Driver.GRID
+        if self.driver == "cuda" and grid:
+            raise ValueError(
+                f"`image.driver` is `cuda`, with which {gpu} sizes show no card: they rent out a"
+                " vGPU and need `grid`, or an image without driver (`none`)"
+            )
+        if self.driver == "grid" and not grid:
+            raise ValueError(
+                f"`image.driver` is `grid`, but {gpu} sizes have whole cards and need `cuda`"
+            )
 
 
 class LocalTable(BaseModel):
@@ -128,6 +210,11 @@ class AzureTable(BaseModel):
 
     subscription: str = Field(
         default="", description="Subscription id; empty uses AZURE_SUBSCRIPTION_ID."
+    )
+    grid_sha256: str = Field(
+        default="",
+        pattern="^([0-9a-fA-F]{64})?$",
+        description="Checksum that the vGPU driver must have; empty demands the one seen first.",
     )
 
     @field_validator("subscription")

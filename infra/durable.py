@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from infra.untrusted import NotPlain, parse
+
+JSON_BYTES_MAX = 64 << 20
+
 
 class LockTimeout(Exception):  # noqa: N818  (says what happened; whoever asked decides what it means)
     """Somebody else held the lock for the whole of the patience given; carries what they wrote."""
@@ -85,8 +89,8 @@ def read_json(path: Path) -> Any | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return parse(text, bytes_max=JSON_BYTES_MAX)
+    except NotPlain as error:
         raise ValueError(f"`{path}` is not JSON: {error}") from error
 
 

@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from infra.durable import append_line
+from infra.untrusted import NotPlain, number, parse
 
 FORMAT_VERSION = 1
+LINE_BYTES_MAX = 16 << 20
+TIME_S_MAX = 253402300799.0
+"""The last second of the year 9999."""
 
 
 class Kind(StrEnum):
@@ -30,6 +34,7 @@ class Kind(StrEnum):
     START_INTENDED = "start_intended"
     START_ACCEPTED = "start_accepted"
     START_FAILED = "start_failed"
+    RUNNING_SEEN = "running_seen"
     ADDRESS_SEEN = "address_seen"
     STOP_SEEN = "stop_seen"
     STOP_EXPLAINED = "stop_explained"
@@ -132,15 +137,18 @@ def read(path: Path) -> list[Event]:
 def _parse(path: Path, line: bytes) -> Event | None:
     """One event, or None for the torn trace of a crash."""
     try:
-        raw = json.loads(line)
-    except ValueError:
+        raw = parse(line, bytes_max=LINE_BYTES_MAX)
+    except NotPlain:
         return None
     if not isinstance(raw, dict) or raw.get("v") != FORMAT_VERSION:
         raise JournalDamaged(path, f"it is not of version {FORMAT_VERSION}, or foreign")
     try:
+        at_s = number(raw.pop("at"), most=TIME_S_MAX)
+        if at_s is None:
+            raise ValueError("it has no time")  # noqa: TRY301  (told as the others)
         return Event(
             number=int(raw.pop("n")),
-            at_s=float(raw.pop("at")),
+            at_s=at_s,
             kind=Kind(raw.pop("kind")),
             data={key: value for key, value in raw.items() if key != "v"},
         )

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 from infra.catalog import quota_covers
 from infra.journal import Kind
-from infra.provider import Offer, OverQuota, Vm
+from infra.provider import Offer, OverQuota, Rejected, Vm
 from infra.spans import Span
 
 EXPLAIN_EVERY_S = 180.0
 EXPLAIN_S_MAX = 3600.0
+
+
+REJECTIONS_MAX = 3
+"""How many places may refuse in words that nobody foresaw before a human is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +31,11 @@ class Failure:
     @property
     def needs_human(self) -> bool:
         """Whether it lasts until a person has asked the cloud for more."""
-        return self.error == OverQuota.__name__
+        return self.error in {OverQuota.__name__, Rejected.__name__}
 
     def rules_out(self, offer: Offer) -> bool:
         """Whether it speaks of that offer, too: quota is a pool of the region, zones and all."""
-        if self.needs_human:
+        if self.error == OverQuota.__name__:
             there = self.place.partition("/")[0] == offer.region
             return there and quota_covers(self.message, refused=self.size, size=offer.size)
         return (self.place, self.size) == (offer.place, offer.size)
@@ -57,6 +61,10 @@ class Doubt:
     """When the machine was seen down."""
     counted: bool
     """Whether it was counted as an eviction."""
+    ran: bool = True
+    """Whether the machine had been seen running before: else no record makes it an eviction."""
+    alive_s: float = 0.0
+    """When it had last given a sign of life."""
 
     def is_due(self, now_s: float, *, asked_s: float) -> bool:
         """Whether to ask (again, after `asked_s`): records lag by minutes, not by hours."""
@@ -84,6 +92,12 @@ class RunState:
     boots: int = 0
     booted_s: float = 0.0
     """When the machine was last created or started."""
+    asked_s: float = 0.0
+    """When that was asked for."""
+    running_s: float = 0.0
+    """When it was first seen running since then; 0 if it never was."""
+    alive_s: float = 0.0
+    """When it last gave a sign of life."""
     prepared: bool = False
     launched: bool = False
     launches: int = 0
@@ -96,7 +110,7 @@ class RunState:
     evictions: int = 0
     stops: int = 0
     start_failures: int = 0
-    """Refused starts since the machine stopped."""
+    """Refused starts since the machine last ran, those that were refused after all included."""
     unreachable: int = 0
     """Boots since new work came home that failed, or were given up because SSH did not answer."""
     crashes: tuple[int, ...] = ()
@@ -124,3 +138,18 @@ class RunState:
     """The last stop, while its reason is only inferred."""
     ending: Ending | None = None
     spans: tuple[Span, ...] = ()
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the cloud has refused often enough, in words that no rule knows, to stop asking.
+
+        Place after place, or start after start: what is wrong then is what is asked for.
+        """
+        here = [one for one in self.failures if one.error == Rejected.__name__]
+        starts = self.start_failures if len(here) == len(self.failures) else 0
+        return max(len(here), starts) >= REJECTIONS_MAX
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether it should be up and has not been seen running since it last started."""
+        return self.up and not self.running_s

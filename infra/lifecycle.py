@@ -32,6 +32,7 @@ from infra.actions import (
     Wait,
 )
 from infra.cost import Budget, reached, renew_s
+from infra.heartbeat import SILENCE, Heartbeat
 from infra.provider import Observation, Offer, PowerState
 from infra.state import Ending, RunState
 
@@ -70,8 +71,8 @@ class JobView:
     """Seconds without any sign of progress, measured by whoever watches."""
     silent_s: float = 0.0
     """Seconds without a heartbeat."""
-    detail: dict[str, object] = field(default_factory=dict)
-    """The trainer's whole status, for display."""
+    heartbeat: Heartbeat = SILENCE
+    """What the trainer says of itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +167,7 @@ def decide(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
         return Delete(reason="finishing a removal that was interrupted")
     if state.vm is None or seen.vm is None:
         return _rent(state, seen, plan, now_s)
-    if not _is_up(seen.vm):
+    if not is_up(seen.vm):
         return _recover(state, seen, seen.vm, plan, now_s)
     if not state.up:
         return Start()  # it runs although nobody wrote that down: starting twice is harmless
@@ -179,14 +180,17 @@ def _is_within_reach(state: RunState, seen: Seen) -> bool:
     return state.trained and state.up and state.prepared and answers
 
 
-def _is_up(vm: Observation) -> bool:
+def is_up(vm: Observation) -> bool:
+    """Whether the machine runs, or is on its way to."""
     return vm.power in {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}
 
 
 def _went_down(state: RunState, vm: Observation) -> bool:
     """Whether it stopped, and neither that is written down nor a removal of ours under way."""
-    down = not _is_up(vm) and vm.power is not PowerState.STOPPING
-    return state.vm is not None and state.up and down and state.pending != "delete_intended"
+    down = not is_up(vm) and vm.power is not PowerState.STOPPING
+    refused = state.pending == "start_intended" and vm.refusal is not None  # while nobody looked
+    counts = (state.up or refused) and state.pending != "delete_intended"
+    return state.vm is not None and down and counts
 
 
 def _wind_down(state: RunState, seen: Seen, plan: Plan) -> Action:
@@ -224,11 +228,11 @@ def _rent(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
         return FindOffers()
     policy = plan.policy
     fresh = [o for o in seen.offers if not o.blocked_by and not refusal(state, o, policy, now_s)]
-    if fresh:
+    if fresh and not state.rejected:
         return Create(offer=fresh[0], generation=state.generation + 1)
     hopeful = [o for o in seen.offers if _may_clear(state, o, policy, now_s)]
     idle_s = now_s - _idle_since_s(state, now_s)
-    if not hopeful or idle_s > policy.machineless_max_s:
+    if state.rejected or not hopeful or idle_s > policy.machineless_max_s:
         return Finish(
             ending=Ending(code=CLOUD_REFUSED, reason=explain_refusals(state, seen.offers))
         )
@@ -252,6 +256,7 @@ def refusal(state: RunState, offer: Offer, policy: Policy, now_s: float) -> str:
         "NoCapacity": policy.capacity_ttl_s,
         "PriceAboveCap": policy.price_ttl_s,
         "OverQuota": policy.quota_ttl_s,
+        "Rejected": policy.quota_ttl_s,
     }
     for failure in state.failures:
         age_s = now_s - failure.at_s
@@ -261,7 +266,7 @@ def refusal(state: RunState, offer: Offer, policy: Policy, now_s: float) -> str:
 
 
 def _may_clear(state: RunState, offer: Offer, policy: Policy, now_s: float) -> bool:
-    if refusal(state, offer, policy, now_s).startswith("OverQuota"):
+    if refusal(state, offer, policy, now_s).startswith(("OverQuota", "Rejected")):
         return False
     return offer.clears or not offer.blocked_by
 
@@ -299,7 +304,7 @@ def _recover(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: fl
             return FindOffers()
         if any(_is_elsewhere_and_free(state, o, policy, now_s) for o in seen.offers):
             return Delete(reason="its place has no capacity; moving to the next offer")
-        if now_s - _idle_since_s(state, now_s) > policy.machineless_max_s:
+        if state.rejected or now_s - _idle_since_s(state, now_s) > policy.machineless_max_s:
             reason = explain_refusals(state, seen.offers)
             return Finish(ending=Ending(code=CLOUD_REFUSED, reason=reason))
     last_s = max((f.at_s for f in state.failures), default=now_s)
@@ -365,7 +370,7 @@ def _follow(state: RunState, job: JobView | None, plan: Plan) -> Action:
     if job.exit_code == TRAINER_DONE:
         return RecordTrained()
     if job.exit_code in {TRAINER_BAD_DATA, TRAINER_BAD_CONFIG}:
-        reason = str(job.detail.get("error") or f"the trainer refused (exit {job.exit_code})")
+        reason = job.heartbeat.error or f"the trainer refused (exit {job.exit_code})"
         return Finish(ending=Ending(code=BAD_INPUT, reason=reason))
     if job.exit_code == TRAINER_PREEMPTED and job.silent_s < policy.preempt_grace_s:
         return Wait(wait_s=policy.poll_s, reason="state saved; the machine is about to be taken")

@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from infra.actions import Wait
-from infra.lifecycle import Policy, Seen
+from infra.lifecycle import Policy, Seen, is_up
 from infra.patience import ask
-from infra.provider import Observation, PowerState, Provider, SignedOut, Transient, Vm
+from infra.provider import (
+    Observation,
+    PowerState,
+    Provider,
+    ProviderError,
+    Rejected,
+    SignedOut,
+    Transient,
+    Vm,
+)
+
+ODD_S_MAX = 900.0
+"""How long a look may be refused in words that nobody knows, as by a proxy on the way."""
+LOOK_S_MAX = 30.0
+"""A pause after a cut lasts no longer than this without a look at the provider."""
 
 
 class Lookout:
@@ -43,7 +57,7 @@ class Lookout:
         """One look; `answers` says whether the machine had been reached since it last started.
 
         Raises `SignedOut` for one that had not, and `Transient` or `SignedOut` once that has lasted
-        for `policy.offline_max_s`.
+        for `policy.offline_max_s`; `Rejected` after `ODD_S_MAX`.
         """
         began_s, pause_s = self._clock(), policy.backoff_first_s * 4
         if answers and self.blind and began_s - self._asked_s < pause_s:
@@ -57,14 +71,31 @@ class Lookout:
                     raise
                 self.warning = _words(error)
                 return _taken_to_be_up(vm)
-            except Transient as error:
-                if self._clock() - began_s > policy.offline_max_s:
+            except (Transient, Rejected) as error:
+                most_s = policy.offline_max_s if isinstance(error, Transient) else ODD_S_MAX
+                if self._clock() - began_s > most_s:
                     raise
                 self._tell(Seen(), Wait(wait_s=pause_s, reason=f"no news: {error}"), self._clock())
                 self._sleep(pause_s)
             else:
                 self._blind_s, self.warning = None, ""
                 return seen
+
+    def pause(self, vm: Vm | None, wait_s: float) -> None:
+        """Sleep, and wake early if the machine went down: what cuts a line may be its eviction."""
+        left_s = wait_s
+        while left_s > 0:
+            if vm is not None and self._went_down(vm):
+                return
+            self._sleep(min(left_s, LOOK_S_MAX))
+            left_s -= LOOK_S_MAX
+
+    def _went_down(self, vm: Vm) -> bool:
+        """Whether the provider says so; False if it cannot be asked, or not yet."""
+        try:
+            return not is_up(self._provider.observe(vm))
+        except ProviderError:
+            return False
 
     def _lasted_s(self) -> float:
         """For how long nobody has been signed in."""

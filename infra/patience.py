@@ -14,10 +14,15 @@ PAUSE_S_MAX = 60.0
 
 
 def ask(call: Callable[[], Answer], sleep: Callable[[float], None]) -> Answer:
-    """Repeat `call` at the provider's advised or a doubling pace; raises its last `Transient`."""
+    """Repeat `call` at the provider's advised or a doubling pace; raises its last `Transient`.
+
+    One that is `unfinished` is raised at once: its provider has waited as long as it may.
+    """
     for attempt in range(TRIES_MAX - 1):
         try:
             return call()
         except Transient as error:
+            if error.unfinished:
+                raise
             sleep(error.retry_after_s or min(2.0**attempt, PAUSE_S_MAX))
     return call()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from infra.provider import Observation, Vm, Want
+from infra.provider import Observation, Removed, Vm, Want
 
 
 class Switch(Protocol):
@@ -82,4 +82,26 @@ class Explaining(Protocol):
 
         None if nothing is (yet). Only reason, `since` and `detail` of the answer mean something.
         """
+        ...
+
+
+@runtime_checkable
+class Dating(Protocol):
+    """To say when the bill for a machine's compute really ended."""
+
+    def billed_until_s(self, vm: Vm) -> float | None:
+        """When a machine that `deallocate` released ceased to bill compute, seconds since 1970.
+
+        By this computer's clock, however late the provider told of it; None if it is not known.
+        Asks nobody.
+        """
+        ...
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """To tell how far a removal is that takes minutes."""
+
+    def delete_telling(self, run_id: str, tell: Callable[[str], None]) -> list[Removed]:
+        """Do what `delete` does; `tell` gets a line at each stage and about once a minute."""
         ...

@@ -9,6 +9,7 @@ The errors below say what to do next, not what went wrong inside a vendor's libr
     ├── NotAllowed      credentials or rights are missing: a human must fix them
     │   └── SignedOut   nobody is signed in any more: what is rented goes on all the same
     ├── BadRequest      the provider did not understand us: our bug, never retried
+    │   └── Rejected    a refusal that nobody foresaw: try the next offer, then a human reads it
     ├── Transient       a hiccup: the same call may work in a moment
     └── Gone            the machine does not exist any more
 """
@@ -270,6 +271,14 @@ class Observation:
     """For people: what the provider said."""
     price_usd_per_h: float | None = None
     """The market price now while the machine runs, if the provider tells: what is really billed."""
+    bills_since: str = ""
+    """When the compute of a machine that is up began to bill this time, by this computer's clock,
+    ISO 8601 UTC; empty if the provider does not tell."""
+    ran: bool | None = None
+    """Whether a machine that is down has run since it was last made or started; None: unknown."""
+    refusal: ProviderError | None = None
+    """Why the last order to make or start it came to nothing, accepted as it was; None if it did
+    not, or nobody knows. The provider's own word on the end of that order, however late."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +288,9 @@ class Removed:
     kind: str
     """The vendor's word for it: `virtual machine`, `disk`, `public IP`, `resource group`, …"""
     id: str
+    billed_until: str = ""
+    """When its compute ceased to bill, by this computer's clock, ISO 8601 UTC; empty if it has
+    none, or the provider does not tell."""
 
 
 class ProviderError(Exception):
@@ -333,6 +345,10 @@ class BadRequest(ProviderError):  # noqa: N818
     """The provider did not understand us. Next: report a bug; never retried."""
 
 
+class Rejected(BadRequest):
+    """A refusal that nobody foresaw. Next: another offer; with none left, a human reads it."""
+
+
 class Transient(ProviderError):  # noqa: N818
     """A hiccup of the network or the provider. Next: the same call, after `retry_after_s`."""
 
@@ -341,5 +357,5 @@ class Gone(ProviderError):  # noqa: N818
     """There is no such machine. Next: a new one, from the newest checkpoint."""
 
 
-PASSING = (NoCapacity, OverQuota, PriceAboveCap)
+PASSING = (NoCapacity, OverQuota, PriceAboveCap, Rejected)
 """Refusals that another offer, or time, can get around."""

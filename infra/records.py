@@ -9,7 +9,7 @@ from infra.journal import Kind
 from infra.known import RunState
 from infra.patience import ask
 from infra.powers import Explaining
-from infra.provider import Observation, Provider, StopReason, Vm
+from infra.provider import Observation, PowerState, Provider, StopReason, Vm
 from infra.when import parse_utc_s
 
 PRICE_EVERY_S = 300.0
@@ -36,6 +36,8 @@ class Records:
         self, state: RunState, vm: Vm, seen: Observation
     ) -> Iterator[tuple[Kind, dict[str, Any]]]:
         """What should be written down after a look at the machine."""
+        if seen.power is PowerState.RUNNING and state.is_unseen:
+            yield Kind.RUNNING_SEEN, {"since_s": parse_utc_s(seen.bills_since)}
         yield from self._price(state, vm, seen)
         yield from self._reason(state, vm)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 
@@ -40,6 +41,30 @@ def close_span(spans: tuple[Span, ...], at_s: float) -> tuple[Span, ...]:
         return spans
     last = spans[-1]
     return (*spans[:-1], replace(last, end_s=max(at_s, last.start_s)))
+
+
+def without_compute(
+    spans: tuple[Span, ...], *, from_s: float, to_s: float = math.inf, usd_per_h: float
+) -> tuple[Span, ...]:
+    """Price the compute between two times as `usd_per_h` of what is not compute.
+
+    For what the provider says later: that a start came to nothing, or when the machine really
+    began to bill or ceased to.
+    """
+    kept: list[Span] = []
+    for span in spans:
+        end_s = math.inf if span.end_s is None else span.end_s
+        if not span.compute or end_s <= from_s or span.start_s >= to_s:
+            kept.append(span)
+            continue
+        cut_s, resumed_s = max(span.start_s, from_s), min(end_s, to_s)
+        if cut_s > span.start_s:
+            kept.append(replace(span, end_s=cut_s))
+        idle_end_s = None if resumed_s == math.inf else resumed_s
+        kept.append(Span(start_s=cut_s, end_s=idle_end_s, usd_per_h=usd_per_h, compute=False))
+        if resumed_s < end_s:
+            kept.append(replace(span, start_s=resumed_s))
+    return tuple(kept)
 
 
 def drop_open_span(spans: tuple[Span, ...]) -> tuple[Span, ...]:

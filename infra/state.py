@@ -7,47 +7,48 @@ just seen, and says what to do next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields, replace
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
-from infra.journal import Event, Kind
+from infra.journal import Event, JournalDamaged, Kind
 from infra.known import Doubt, Ending, Failure, RunState
-from infra.provider import Offer, PowerState, StopReason, Vm
-from infra.spans import close_span, drop_open_span, open_span, reprice_span
-from infra.stops import down_s, is_eviction, owners_stop, owners_stop_explained
+from infra.plain import offer_from_json, to_json, vm_from_json
+from infra.provider import Offer, PowerState, StopReason
+from infra.spans import close_span, drop_open_span, open_span, reprice_span, without_compute
+from infra.stops import (
+    down_s,
+    has_run,
+    is_eviction,
+    is_refusal,
+    owners_stop,
+    owners_stop_explained,
+    refused_late,
+    spans_until_release,
+    with_failure,
+)
 
 __all__ = ["Ending", "Failure", "RunState", "apply", "fold", "to_json", "vm_from_json"]
 
 
 def fold(events: Iterable[Event]) -> RunState:
-    """Derive the state of a run from its events, oldest first. Total: any prefix folds."""
+    """Derive the state of a run from its events, oldest first. Total: any prefix folds.
+
+    Raises JournalDamaged for an event that somebody edited.
+    """
     state = RunState()
     for event in events:
-        state = apply(state, event)
+        try:
+            state = apply(state, event)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"event {event.number} ({event.kind}) does not tell what it should: {error!r}"
+            raise JournalDamaged(Path("journal.jsonl"), what) from error
     return state
 
 
 def apply(state: RunState, event: Event) -> RunState:
     """The state after one more event."""
-    return _RULES[event.kind](state, event)
-
-
-def vm_from_json(data: dict[str, Any]) -> Vm:
-    """Rebuild a machine from a journal line; unknown keys of later versions are ignored."""
-    known = {field.name for field in fields(Vm)}
-    values = {key: value for key, value in data.items() if key in known}
-    return Vm(**{**values, "power": PowerState(values.get("power", PowerState.CREATING))})
-
-
-def offer_from_json(data: dict[str, Any]) -> Offer:
-    """Rebuild an offer from a journal line; unknown keys of later versions are ignored."""
-    known = {field.name for field in fields(Offer)}
-    return Offer(**{key: value for key, value in data.items() if key in known})
-
-
-def to_json(value: Vm | Offer) -> dict[str, Any]:
-    """What the journal holds of a machine or an offer."""
-    return asdict(value)
+    after = _RULES[event.kind](state, event)
+    return replace(after, alive_s=event.at_s) if event.kind in _LIFE else after
 
 
 def _run_started(state: RunState, event: Event) -> RunState:
@@ -88,6 +89,7 @@ def _create_intended(state: RunState, event: Event) -> RunState:
         pending=event.kind,
         offer=offer,
         generation=event.data["generation"],
+        asked_s=event.at_s,
         deleted=False,
         spans=open_span(
             state.spans, event.at_s, _all_of(offer.spot_usd_per_h, offer), compute=True
@@ -113,13 +115,20 @@ def _create_failed(state: RunState, event: Event) -> RunState:
     )
 
 
+def _refused(state: RunState, event: Event) -> RunState:
+    return with_failure(state, event, error=event.data["error"], message=event.data["message"])
+
+
 def _start_intended(state: RunState, event: Event) -> RunState:
     price = state.vm.price_usd_per_h if state.vm else 0.0
     if not price and state.offer is not None:
         price = state.offer.spot_usd_per_h
     price = _all_of(price, state.offer)
     return replace(
-        state, pending=event.kind, spans=open_span(state.spans, event.at_s, price, compute=True)
+        state,
+        pending=event.kind,
+        asked_s=event.at_s,
+        spans=open_span(state.spans, event.at_s, price, compute=True),
     )
 
 
@@ -129,7 +138,7 @@ def _all_of(compute_usd_per_h: float, offer: Offer | None) -> float:
 
 
 def _start_accepted(state: RunState, event: Event) -> RunState:
-    return replace(_booted(state, event), pending=None, start_failures=0)
+    return replace(_booted(state, event), pending=None)  # accepted is not granted
 
 
 def _start_failed(state: RunState, event: Event) -> RunState:
@@ -144,6 +153,16 @@ def _start_failed(state: RunState, event: Event) -> RunState:
     )
 
 
+def _running_seen(state: RunState, event: Event) -> RunState:
+    """It was granted: past refusals are past. It bills since when the provider says it does."""
+    idle = state.offer.idle_usd_per_h if state.offer else 0.0
+    since_s = event.data.get("since_s") or 0.0
+    spans = state.spans
+    if state.asked_s < since_s <= event.at_s:
+        spans = without_compute(spans, from_s=state.asked_s, to_s=since_s, usd_per_h=idle)
+    return replace(state, running_s=event.at_s, start_failures=0, spans=spans)
+
+
 def _address_seen(state: RunState, event: Event) -> RunState:
     if state.vm is None:
         return state
@@ -152,8 +171,11 @@ def _address_seen(state: RunState, event: Event) -> RunState:
 
 
 def _stop_seen(state: RunState, event: Event) -> RunState:
-    """The machine went down without our asking."""
-    evicted = is_eviction(event.data["reason"])
+    """The machine went down without our asking, or never came up."""
+    if is_refusal(state, event.data):
+        return refused_late(state, event)
+    ran = has_run(state, event.data)
+    evicted = is_eviction(event.data["reason"]) and ran
     failed = event.data["reason"] == StopReason.FAILED  # by itself, as a boot that never answers
     halted = owners_stop(state, event)
     gone = event.data["power"] in {PowerState.GONE, PowerState.REMNANTS}
@@ -165,12 +187,14 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
     spans = close_span(state.spans, when)
     if event.data["power"] == PowerState.FAILED or (gone and not state.prepared):
         # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.
-        late = {"error": "NoCapacity", "message": event.data["detail"]}
-        state = _refused(state, replace(event, data=late))
-    doubt = Doubt(after_s=state.booted_s, at_s=event.at_s, counted=evicted)
+        state = with_failure(state, event, error="NoCapacity", message=event.data["detail"])
+    doubt = Doubt(
+        after_s=state.booted_s, at_s=event.at_s, counted=evicted, ran=ran, alive_s=state.alive_s
+    )
     return replace(
         state,
         up=False,
+        running_s=0.0,
         prepared=False,
         launched=False,
         start_failures=0,
@@ -189,10 +213,14 @@ def _stop_explained(state: RunState, event: Event) -> RunState:
     """The provider's records have caught up: an inferred reason gives way to the true one."""
     if state.doubt is None:
         return state
-    evicted = is_eviction(event.data["reason"])
+    evicted = is_eviction(event.data["reason"]) and state.doubt.ran
     evictions = state.evictions + evicted - state.doubt.counted
     halted = owners_stop_explained(state, event)
-    return replace(state, evictions=evictions, doubt=None, halted=halted)
+    since_s, spans = event.data.get("since_s") or 0.0, state.spans
+    if state.doubt.ran and max(state.doubt.after_s, state.doubt.alive_s) <= since_s:
+        idle = state.offer.idle_usd_per_h if state.offer else 0.0
+        spans = without_compute(spans, from_s=since_s, to_s=state.doubt.at_s, usd_per_h=idle)
+    return replace(state, evictions=evictions, doubt=None, halted=halted, spans=spans)
 
 
 def _price_seen(state: RunState, event: Event) -> RunState:
@@ -288,7 +316,7 @@ def _deallocated(state: RunState, event: Event) -> RunState:
         prepared=False,
         launched=False,
         start_failures=0,
-        spans=open_span(state.spans, event.at_s, idle, compute=False),
+        spans=open_span(spans_until_release(state, event), event.at_s, idle, compute=False),
     )
 
 
@@ -306,7 +334,7 @@ def _deleted(state: RunState, event: Event) -> RunState:
         launched=False,
         deleted=True,
         disk_step=0,
-        spans=close_span(state.spans, event.at_s),
+        spans=close_span(spans_until_release(state, event), event.at_s),
     )
 
 
@@ -320,25 +348,11 @@ def _booted(state: RunState, event: Event) -> RunState:
         up=True,
         boots=state.boots + 1,
         booted_s=event.at_s,
+        running_s=0.0,
         prepared=False,
         launched=False,
         guarded_s=0.0,
     )
-
-
-def _refused(state: RunState, event: Event) -> RunState:
-    offer = state.offer
-    if offer is None:
-        return state
-    failure = Failure(
-        place=offer.place,
-        size=offer.size,
-        error=event.data["error"],
-        message=event.data["message"],
-        at_s=event.at_s,
-    )
-    others = tuple(f for f in state.failures if (f.place, f.size) != (offer.place, offer.size))
-    return replace(state, failures=(*others, failure))
 
 
 _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
@@ -350,6 +364,7 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
     Kind.START_INTENDED: _start_intended,
     Kind.START_ACCEPTED: _start_accepted,
     Kind.START_FAILED: _start_failed,
+    Kind.RUNNING_SEEN: _running_seen,
     Kind.ADDRESS_SEEN: _address_seen,
     Kind.STOP_SEEN: _stop_seen,
     Kind.STOP_EXPLAINED: _stop_explained,
@@ -373,3 +388,15 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
     Kind.DELETED: _deleted,
     Kind.RUN_ENDED: _run_ended,
 }
+_LIFE = {
+    Kind.RUNNING_SEEN,
+    Kind.GUARDED,
+    Kind.PREPARED,
+    Kind.LAUNCHED,
+    Kind.PROGRESS,
+    Kind.TRAINER_EXITED,
+    Kind.TRAINER_HUNG,
+    Kind.TRAINED,
+    Kind.FETCHED,
+}
+"""What is only written down of a machine that answered just then."""

@@ -6,14 +6,24 @@ point, a new supervisor over the same journal goes on. Clock and sleep come in a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from infra import actions as act
-from infra.cost import Bill, bill, ends_s
+from infra import stops
+from infra.cost import bill, ends_s
 from infra.guarding import guard
-from infra.journal import Journal, Kind
-from infra.lifecycle import CLOUD_REFUSED, UNREACHABLE, JobPhase, JobView, Plan, Seen, decide
+from infra.journal import Kind
+from infra.lifecycle import (
+    CLOUD_REFUSED,
+    UNREACHABLE,
+    JobPhase,
+    JobView,
+    Plan,
+    Seen,
+    decide,
+)
 from infra.lookout import Lookout
 from infra.patience import Answer, ask
 from infra.powers import Capping, Guarding
@@ -23,51 +33,24 @@ from infra.provider import (
     Observation,
     Offer,
     PowerState,
-    Provider,
     ProviderError,
     SignedOut,
     StopReason,
     Transient,
     Vm,
-    VmSpec,
-    Want,
 )
 from infra.records import Records
+from infra.refused import ended_by
+from infra.removal import billed_until_s, release, remove
 from infra.state import Ending, RunState, apply, fold, to_json
+from infra.tools import Report, Tools
 from infra.watch import Watch
-from infra.when import parse_utc_s
-from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable, Workload
+from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
+
+__all__ = ["Report", "Supervisor", "Tools"]
 
 PROGRESS_EVERY_S = 10.0
 OFFERS_TTL_S = 300.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What the supervisor tells the console at each turn."""
-
-    state: RunState
-    seen: Seen
-    action: act.Action
-    bill: Bill
-    now_s: float
-    warning: str = ""
-    """What stands in the way of driving the run, as long as it does."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tools:
-    """What the loop works with; nothing in it is global."""
-
-    provider: Provider
-    workload: Workload
-    journal: Journal
-    make_spec: Callable[[Offer, int], VmSpec]
-    """Offer and generation in, spec with that generation's keys out; same in, same out."""
-    want: Want
-    clock: Callable[[], float]
-    sleep: Callable[[float], None]
-    tell: Callable[[Report], None]
 
 
 class Supervisor:
@@ -96,8 +79,8 @@ class Supervisor:
     def run(self, plan: Plan) -> Ending:
         """Turn until the goal is reached or cannot be, and say how it ended.
 
-        Raises ProviderError only for what a human must fix (`NotAllowed`, `BadRequest`) or what
-        stayed broken through every retry (`Transient`); the journal is whole in every case.
+        Raises ProviderError only for what a human must fix (`NotAllowed`, `BadRequest`) while no
+        machine bills, or what stayed broken through every retry; the journal is always whole.
         """
         while True:
             try:
@@ -106,6 +89,8 @@ class Supervisor:
                 ending = self._cut(str(error), plan)
             except (HostNotTrusted, HostUnfit) as error:
                 ending = Ending(code=UNREACHABLE, reason=str(error))
+            except ProviderError as error:  # raised again if there is nothing to release
+                ending = ended_by(error, self._state)
             if ending is not None:
                 return self._end(ending, plan)
 
@@ -137,7 +122,7 @@ class Supervisor:
         pause_s = plan.policy.poll_s * 2.0 ** min(self._cuts, 10)
         wait = act.Wait(wait_s=min(pause_s, plan.policy.unreachable_wait_s), reason=reason)
         self._tell(Seen(), wait, now_s)
-        self._tools.sleep(wait.wait_s)
+        self._lookout.pause(self._state.vm, wait.wait_s)
         return None
 
     def _tell(self, seen: Seen, action: act.Action, now_s: float) -> None:
@@ -333,37 +318,44 @@ class Supervisor:
         self._tools.workload.forget()
         self._note(Kind.DEALLOCATE_INTENDED, reason=reason)
         try:
-            self._ask(lambda: self._tools.provider.deallocate(vm))
+            until_s = release(self._tools.provider, vm, self._tools.sleep)
         except Gone:  # the machine is; its disk or address may still be there, and bill
             self._remove(reason)
         else:
-            self._note(Kind.DEALLOCATED, reason=reason)
+            self._note(Kind.DEALLOCATED, reason=reason, until_s=until_s)
 
     def _delete(self, reason: str, plan: Plan) -> None:
-        vm = self._state.vm
-        if vm is not None and not plan.rents:
+        if (vm := self._state.vm) is not None and not plan.rents:
             self._tools.workload.clear(vm)
         self._remove(reason)
 
     def _remove(self, reason: str) -> None:
         self._tools.workload.forget()
+        tools = self._tools
         self._note(Kind.DELETE_INTENDED, reason=reason)
-        removed = self._ask(lambda: self._tools.provider.delete(self._state.run_id))
-        self._note(Kind.DELETED, removed=[f"{r.kind} {r.id}" for r in removed])
+        try:
+            removed = remove(tools.provider, self._state.run_id, self._say, tools.sleep)
+        except (ProviderError, KeyboardInterrupt):
+            self._note_end()
+            raise
+        told = [f"{one.kind} {one.id}" for one in removed]
+        self._note(Kind.DELETED, removed=told, until_s=billed_until_s(removed))
+
+    def _note_end(self) -> None:
+        """Write down that the compute ended, where only the rest of a removal did not."""
+        vm = self._state.vm
+        with contextlib.suppress(ProviderError):
+            seen = self._tools.provider.observe(vm) if vm and self._state.up else None
+            if seen is not None and not seen.power.bills_compute:
+                self._note(Kind.STOP_SEEN, **stops.as_event(self._state, seen, StopReason.USER))
 
     def _record_stop(self, seen: Observation) -> None:
         self._tools.workload.forget()
         reason = self._watch.reason_of(seen)
         self._watch.found()
-        self._note(
-            Kind.STOP_SEEN,
-            power=seen.power,
-            reason=reason,
-            detail=seen.detail,
-            certain=seen.certain,
-            since_s=parse_utc_s(seen.since),
-            step=self._state.step,
-        )
+        self._note(Kind.STOP_SEEN, **stops.as_event(self._state, seen, reason))
+        if seen.refusal is not None and not isinstance(seen.refusal, (*PASSING, Transient)):
+            raise seen.refusal  # such as a policy: only a human can change what it forbids
 
     def _give_up_on_boot(self, reason: str, plan: Plan) -> Ending | None:
         self._note(Kind.MACHINE_UNREACHABLE, reason=reason)
@@ -385,6 +377,10 @@ class Supervisor:
         return ending
 
     # ---- helpers ----
+
+    def _say(self, words: str) -> None:
+        """Tell something that goes on for minutes."""
+        self._tell(Seen(), act.Wait(wait_s=0, reason=words), self._tools.clock())
 
     def _note(self, kind: Kind, **data: object) -> None:
         self._state = apply(self._state, self._tools.journal.append(kind, **data))

@@ -31,9 +31,9 @@ class Watch:
 
     def measure(self, job: JobView, now_s: float) -> JobView:
         """Fill in `silent_s` and `stalled_s`."""
-        beat = job.detail.get("updated_at")
-        mark = (job.step, job.detail.get("phase"), job.detail.get("message"))
-        self.noticed |= job.detail.get("phase") == "preempted"
+        beat = job.heartbeat.updated_at
+        mark = (job.step, job.heartbeat.phase, job.heartbeat.message)
+        self.noticed |= job.heartbeat.phase == "preempted"
         if beat != self._beat:
             self._beat, self._beat_s = beat, now_s
         if mark != self._mark:

@@ -14,6 +14,6 @@ def parse_utc_s(text: str) -> float | None:
     """Seconds since the epoch for an ISO 8601 time; None for an empty or foreign text."""
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):  # the second at the ends of the calendar
         return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

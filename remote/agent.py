@@ -17,6 +17,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -34,6 +35,7 @@ SETTLED_NS = 2_000_000_000  # a file changed since is hashed again: a tick may h
 
 def main(argv: list[str]) -> int:
     """Do one verb. Exit 0 with the answer, 3 with `{"error": …}` for what the caller can handle."""
+    os.umask(0o077)  # what we make there is its user's alone
     verbs = {"manifest": manifest, "stage": stage, "commit": commit, "hashes": hashes}
     request = json.loads(sys.stdin.buffer.read() or b"{}")
     sys.stdout.write(MARK)
@@ -54,17 +56,17 @@ def main(argv: list[str]) -> int:
 
 
 def manifest(request: dict[str, Any]) -> dict[str, Any]:
-    """List the tree at `root` with size and sha256 of every file, and the free bytes there."""
+    """List what matches `include` below `root`; `left`: how much does not, and the first names."""
     root, cache, only = request["root"], request.get("cache", ""), request.get("only")
     if only is None:
-        found = scan(root, request.get("exclude", ()), cache_path=cache)
+        rows = list(walk(root, tuple(request.get("exclude", ())), follow=False))
     else:
         pairs = ((path, inside(root, path)) for path in only)
         rows = [(path, full, kind_of(full)) for path, full in pairs if os.path.lexists(full)]
-        found = listing(rows, cache)
-    found["exists"] = os.path.isdir(root)
-    found["free"] = free_bytes(root)
-    return found
+    wanted = re.compile(request.get("include") or ".*", re.DOTALL)
+    left = [row[0] for row in rows if not wanted.fullmatch(row[0])]
+    found = listing([row for row in rows if wanted.fullmatch(row[0])], cache)
+    return dict(found, exists=os.path.isdir(root), left=[len(left), left[:5]])
 
 
 def scan(
@@ -72,9 +74,8 @@ def scan(
 ) -> dict[str, Any]:
     """List every file below `root`: `{"files": {path: [size, sha256]}, "odd": [[path, kind]]}`.
 
-    `odd` names what is neither file nor directory. With `follow_links` a link counts as what it
-    points to (a link back to a parent is odd). Hashes are remembered in `cache_path` by size, mtime
-    and inode. A root that is absent or empty has no files.
+    `odd` is neither file nor directory. With `follow_links` a link is what it points to (one back
+    to a parent is odd). Hashes are remembered in `cache_path` by size, mtime and inode.
     """
     return listing(walk(root, tuple(exclude), follow=follow_links), cache_path)
 
@@ -94,7 +95,8 @@ def listing(rows: Iterable[tuple[str, str, str]], cache_path: str = "") -> dict[
             info = os.stat(full)
             mark = [info.st_size, info.st_mtime_ns, info.st_ino]
             entry = known.get(path)
-            digest = entry[3] if entry and entry[:3] == mark else file_sha256(full)
+            settled = isinstance(entry, list) and len(entry) == 4 and entry[:3] == mark
+            digest = str(entry[3]) if entry and settled else file_sha256(full)
         except FileNotFoundError:
             continue  # it vanished while we looked, as a rotated checkpoint does
         files[path] = [info.st_size, digest]
@@ -144,9 +146,9 @@ def excluded(path: str, patterns: Iterable[str]) -> bool:
 
 
 def stage(request: dict[str, Any]) -> dict[str, Any]:
-    """Reserve room below `root` for every blob `[name, size]` before a byte travels.
+    """Reserve room below `root` for every blob `[name, size]`; a disk too small gets it all back.
 
-    Answers with the sha256 of every chunk that came earlier. A disk too small gets all room back.
+    Answers with the sha256 of every chunk that came earlier.
     """
     root, chunk = request["root"], request["chunk"]
     folder = os.path.join(root, STAGING)
@@ -201,8 +203,7 @@ def commit(request: dict[str, Any]) -> dict[str, Any]:
     """Put staged blobs in place: verify, fsync, rename; then remove what should go.
 
     `files` are `[blob, path, size, sha256]`, `bundles` are `[blob, [[path, size, sha256], …]]`.
-    Answers `damaged` (paths whose bytes do not match) and `absent` (their blob is not there). A
-    file that is already right at its place needs no blob.
+    Answers `damaged` (other bytes) and `absent` paths (no blob, and not right at its place either).
     """
     root = request["root"]
     folder = os.path.join(root, STAGING)
@@ -244,8 +245,9 @@ def unpack(
 ) -> None:
     """Cut a bundle (files one after another) into temporary files, checked, beside the blob."""
     if not os.path.exists(blob):
-        wrong = [path for path, size, sha in index if not is_right(inside(root, path), size, sha)]
-        answer["absent"].extend(wrong)
+        answer["absent"] += [
+            p for p, size, sha in index if not is_right(inside(root, p), size, sha)
+        ]
         return
     with open(blob, "rb") as file:
         for number, (path, size, digest) in enumerate(index):
@@ -295,10 +297,7 @@ def remove(root: str, path: str) -> None:
 
 
 def pack(request: dict[str, Any]) -> None:
-    """Write the files `[path, size]` to stdout, one after another, each exactly `size` bytes long.
-
-    A file that has become shorter is filled up with zeros: its checksum tells the reader.
-    """
+    """Write the files `[path, size]` to stdout, one after another; a shorter one gets zeros."""
     out = sys.stdout.buffer
     for path, size in request["files"]:
         left = size
@@ -364,9 +363,11 @@ def free_bytes(path: str) -> int:
 
 def load_json(path: str) -> dict[str, Any]:
     """Read a cache; one that is absent or torn is empty."""
-    found = None
-    with contextlib.suppress(FileNotFoundError, ValueError), open(path, "rb") as file:
-        found = json.load(file)
+    try:
+        with open(path, "rb") as file:
+            found = json.load(file)
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
     return found if isinstance(found, dict) else {}
 
 

@@ -43,6 +43,7 @@ KEEP_SIZE_PUNCH_HOLE = 1 | 2  # Linux: fallocate(2)
 
 def main(argv: list[str]) -> int:
     """Do one verb. Exit 0 with the answer, 3 with `{"error": …}` for what the caller can handle."""
+    os.umask(0o077)  # what we make there is its user's alone
     verbs = {"start": start, "status": status, "tail": tail, "stop": stop}
     request = json.loads(sys.stdin.buffer.read() or b"{}")
     sys.stdout.write(MARK)

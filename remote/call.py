@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remote import agent
+from remote import agent, untrusted
+from remote.answers import read_answer
 from remote.errors import CommandFailed, RemoteError, Result, Untrusted, shorten
 from remote.link import KILLED, Link
 
@@ -33,27 +34,20 @@ class Script:
     """The interpreter there."""
 
     def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
-        """Do `verb` there and return its answer, which is a stranger's word: check it.
+        """Do `verb` there and return its answer: plain values, for `remote.answers` to check.
 
         An answer may carry `error` `no-space` for the caller to explain; any other error there is
         raised as `RemoteError`. Raises `CommandFailed` if the script cannot run at all.
         """
         said: list[bytes] = []
         code, stderr = self.stream(verb, request, said.append, timeout_s=timeout_s)
-        text = b"".join(said)
+        data = b"".join(said)
         if code not in {0, HANDLED}:
-            raise self.failure(verb, code, text, stderr)
-        try:
-            answer = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise Untrusted(f"{self.link.host} answered `{verb}` with what is no JSON") from error
-        if not isinstance(answer, dict):
-            raise Untrusted(f"{self.link.host} answered `{verb}` with what is no object")
+            raise self.failure(verb, code, data, stderr)
+        answer = read_answer(data, verb=verb, source=str(self.link.host))
         if answer.get("error", "no-space") != "no-space":
-            raise RemoteError(
-                f"{self.link.host} could not do `{verb}`:"
-                f" {str(answer.get('said'))[:300]} ({str(answer.get('path'))[:300]})"
-            )
+            told = [untrusted.text(answer.get(key), most=300) or "?" for key in ("said", "path")]
+            raise RemoteError(f"{self.link.host} could not do `{verb}`: {told[0]} ({told[1]})")
         return answer
 
     def stream(

@@ -2,15 +2,18 @@
 
 RemoteError
 ├── Unreachable         nobody answers, or the line was cut: try again later, partial work is kept
-│   └── TimedOut        a command did not end in time; it may still be running over there
+│   ├── TimedOut        a command did not end in time; it may still be running over there
+│   └── TooSlow         bytes come, but fewer than any line that is worth waiting for brings
 ├── HostKeyMismatch     another machine answers at that address: never retry, never send data
 ├── AuthRefused         the machine does not know our key: a human, or a new machine
 ├── LoginShellEnded     no command runs for that account: a human mends its shell or start-up files
 ├── NoSftp              no file can be sent: a human mends the server's settings
 ├── CommandFailed       a command ended with an exit code other than 0; carries the whole result
+├── Absent              there is no such directory over there
 ├── NoSpace             a disk is too small: what is needed and what is free, nothing overwritten
 ├── Damaged             bytes differ from their checksum, or a source changed while it was read
 └── Untrusted           the machine offered something illegal; nothing of it was written
+    └── Garbled         its answer is none: the act failed, and may be tried a few times more
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ class TimedOut(Unreachable):
     """A command did not end in time; it may still run there. Next: look, then try again."""
 
 
+class TooSlow(Unreachable):
+    """A transfer fell below the slowest pace that is waited for. Next: the same call, later."""
+
+
 class HostKeyMismatch(RemoteError):  # noqa: N818
     """The host presented another key than the pinned one. Next: a human; never retried."""
 
@@ -57,14 +64,24 @@ class NoSftp(RemoteError):  # noqa: N818
 
 
 class CommandFailed(RemoteError):  # noqa: N818
-    """A command ended with an exit code other than 0; `result` holds all it said."""
+    """A command ended with an exit code other than 0; `result` holds all it said.
 
-    def __init__(self, command: str, result: Result, *, hint: str = "") -> None:
+    `final` says that the same command would end the same way.
+    """
+
+    def __init__(
+        self, command: str, result: Result, *, hint: str = "", final: bool = False
+    ) -> None:
         said = (result.stderr.strip() or result.stdout.strip()).splitlines()[-10:]
         lines = "".join(f"\n  {line}" for line in said) or " without a word"
         super().__init__(f"`{shorten(command)}` ended {result.exit_code}:{lines}", hint=hint)
         self.command = command
         self.result = result
+        self.final = final
+
+
+class Absent(RemoteError):  # noqa: N818
+    """There is no directory of that name over there. Next: look what there is."""
 
 
 class NoSpace(RemoteError):  # noqa: N818
@@ -86,6 +103,10 @@ class Damaged(RemoteError):  # noqa: N818
 
 class Untrusted(RemoteError):  # noqa: N818
     """The machine offered something illegal. Next: a human; nothing of it was written."""
+
+
+class Garbled(Untrusted):
+    """The machine's answer cannot be read. Next: the same call again, a few times at most."""
 
 
 class Unfit(RemoteError):  # noqa: N818

@@ -10,6 +10,9 @@ if [ -r /etc/os-release ]; then
   say os "$(. /etc/os-release; echo "$ID $VERSION_ID")"
 fi
 say arch "$(uname -m)"
+if have getconf; then libc=$(getconf GNU_LIBC_VERSION 2>/dev/null); else libc=; fi
+[ -n "$libc" ] || for loader in /lib/ld-musl-*; do [ -e "$loader" ] && libc=musl; done
+say libc "$libc"
 say kernel "$(uname -r)"
 say boot "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)"
 say home "$HOME"
@@ -17,13 +20,19 @@ say free_kb "$(df -Pk "$HOME" 2>/dev/null | awk 'NR == 2 { print $4 }')"
 
 for python in python3.14 python3.13 python3.12 python3.11 python3; do
   if have "$python"; then
-    found=$("$python" -c 'import sys
+    # What a login's start-up files name for other projects must not answer here.
+    found=$(env -u PYTHONPATH -u PYTHONHOME -u PYTHONSTARTUP "$python" -c 'import sys
 try:
     import ensurepip, venv
     made = "yes"
 except ImportError:
     made = "no"
-print("%d.%d" % sys.version_info[:2], made)' 2>/dev/null) && say python "$python $found"
+kind = sys.implementation.name
+if kind == "cpython" and not getattr(sys, "_is_gil_enabled", lambda: True)():
+    kind = "free-threaded"
+if sys.maxsize < 2 ** 32:
+    kind = "32-bit"
+print("%d.%d" % sys.version_info[:2], made, kind)' 2>/dev/null) && say python "$python $found"
   fi
 done
 for marker in qft/venv-*/.ready; do
@@ -53,7 +62,7 @@ fi
 say nouveau "$(grep -q '^nouveau ' /proc/modules 2>/dev/null && echo yes || echo no)"
 if have dpkg-query; then
   dpkg-query -W -f '${Status} ${Package}\n' "linux-image-$(uname -r)" 'nvidia-*' 'libnvidia-*' \
-    'linux-modules-nvidia-*' 2>/dev/null | while read -r wanted _ state package; do
+    'linux-modules-nvidia-*' 'cuda-drivers*' 2>/dev/null | while read -r wanted _ state package; do
     [ "$state" = installed ] || continue
     case "$package" in
       linux-image-*) say kernel_package "$package" ;;
@@ -61,11 +70,19 @@ if have dpkg-query; then
     esac
     [ "$wanted" = hold ] && say held "$package"
   done
+  broken=$(dpkg-query -W -f '${db:Status-Abbrev}${Package}\n' 2>/dev/null |
+    sed -nE 's/^.[FHU](.| )//p' | head -n 5 | tr '\n' ' ')
+  for note in /var/lib/dpkg/updates/[0-9]*; do [ -e "$note" ] && broken="$broken(cut)"; done
+  say dpkg_broken "$broken"
+fi
+if have modinfo; then
+  case "$(modinfo -F license nvidia 2>/dev/null)" in *GPL*) say open_modules yes ;; esac
 fi
 if [ -f /etc/nvidia/gridd.conf ]; then
   say gridd "$(grep -E '^(IgnoreSP|EnableUI|FeatureType)=' /etc/nvidia/gridd.conf | sort | tr '\n' ' ')"
 fi
 
+if [ -r /var/lib/qft-grid.sha256 ]; then say grid_sha256 "$(cat /var/lib/qft-grid.sha256)"; fi
 for variable in /sys/firmware/efi/efivars/SecureBoot-*; do
   [ -r "$variable" ] && say secure_boot "$(od -An -tu1 -j4 -N1 "$variable" | tr -d ' ')"
 done

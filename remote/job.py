@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,10 +11,16 @@ from typing import Any
 
 from remote import agent_job
 from remote.call import Script
-from remote.errors import Untrusted
+from remote.errors import Garbled
 from remote.link import Link
+from remote.untrusted import number, table, texts, whole
 
 CALL_S = 60.0
+EXIT_CODE_MAX = 255
+TIME_S_MAX = 253402300799.0
+"""The last second of the year 9999."""
+WORDS_MAX = 10_000
+"""Of a command line."""
 TAIL_BYTES = 256 << 10
 
 
@@ -93,52 +98,60 @@ class Job:
         and a job that is no longer running has nothing more to say once `data` is empty.
         """
         answer = self._call("tail", CALL_S, offset=offset, limit=limit, status=True)
+        said, after = answer.get("data"), whole(answer.get("offset"))
+        if not isinstance(said, str) or after is None:
+            raise Garbled(f"{self.link.host} sent a log that is none")
         try:
-            data = base64.b64decode(str(answer["data"]), validate=True)
-            after = int(answer["offset"])
-        except (KeyError, TypeError, ValueError, binascii.Error) as error:
-            raise Untrusted(f"{self.link.host} sent a log that is none") from error
-        return Tail(data=data[:limit], offset=after, status=self._read(answer.get("status")))
+            data = base64.b64decode(said, validate=True)
+        except ValueError as error:  # binascii.Error is one
+            raise Garbled(f"{self.link.host} sent a log that is none") from error
+        status = read_status(answer.get("status"), source=str(self.link.host))
+        return Tail(data=data[:limit], offset=after, status=status)
 
     def stop(self, grace_s: float = 30.0) -> JobStatus:
         """End the job: SIGTERM to all of it, SIGKILL after `grace_s`; silent if it does not run."""
-        return self._read(self._call("stop", grace_s + CALL_S, grace_s=grace_s))
+        answer = self._call("stop", grace_s + CALL_S, grace_s=grace_s)
+        return read_status(answer, source=str(self.link.host))
 
     def _ask(self, verb: str, **request: Any) -> JobStatus:
-        return self._read(self._call(verb, CALL_S, **request))
+        return read_status(self._call(verb, CALL_S, **request), source=str(self.link.host))
 
     def _call(self, verb: str, timeout_s: float, **request: Any) -> dict[str, Any]:
         script = Script(link=self.link, path=Path(agent_job.__file__), python=self.python)
         return script.call(verb, {"directory": self.directory, **request}, timeout_s=timeout_s)
 
-    def _read(self, answer: object) -> JobStatus:
-        """Read a stranger's answer."""
-        found: dict[Any, Any] = answer if isinstance(answer, dict) else {}
-        try:
-            return JobStatus(
-                state=JobState(str(found.get("state"))),
-                exit_code=whole(found.get("exit_code")),
-                attempt=whole(found.get("attempt")) or 0,
-                pid=whole(found.get("pid")) or None,
-                argv=tuple(str(word) for word in found.get("argv") or ()),
-                started_at=moment(found.get("started_at")),
-                ended_at=moment(found.get("ended_at")),
-                log_bytes=whole(found.get("log_bytes")) or 0,
-                started=found.get("started") is True,
-            )
-        except (TypeError, ValueError) as error:
-            raise Untrusted(f"{self.link.host} described a job in a way that is none") from error
+
+def read_status(answer: object, *, source: str) -> JobStatus:
+    """Read a stranger's description of a job; raises `Garbled` for one that is none."""
+    found = table(answer)
+    argv = texts(found.get("argv") or [], most=WORDS_MAX)
+    odd = [key for key, read in _NUMBERS.items() if _is_odd(found.get(key), read)]
+    state = found.get("state")
+    if not isinstance(state, str) or state not in set(JobState) or argv is None or odd:
+        raise Garbled(f"{source} described a job in a way that is none")
+    return JobStatus(
+        state=JobState(state),
+        exit_code=whole(found.get("exit_code"), most=EXIT_CODE_MAX),
+        attempt=whole(found.get("attempt")) or 0,
+        pid=whole(found.get("pid")) or None,
+        argv=argv,
+        started_at=number(found.get("started_at"), most=TIME_S_MAX),
+        ended_at=number(found.get("ended_at"), most=TIME_S_MAX),
+        log_bytes=whole(found.get("log_bytes")) or 0,
+        started=found.get("started") is True,
+    )
 
 
-def whole(value: object) -> int | None:
-    """Read a whole number that may be absent; raises `TypeError` for what is none."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise TypeError(value)
-    return value
+def _is_odd(value: object, read: Callable[[object], float | None]) -> bool:
+    """Whether a value is there, and none of its kind; one that is absent is no offence."""
+    return value is not None and read(value) is None
 
 
-def moment(value: object) -> float | None:
-    """Read seconds since 1970 that may be absent; raises `TypeError` for what is none."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise TypeError(value)
-    return value
+_NUMBERS: Mapping[str, Callable[[object], float | None]] = {
+    "exit_code": lambda value: whole(value, most=EXIT_CODE_MAX),
+    "attempt": whole,
+    "pid": whole,
+    "started_at": lambda value: number(value, most=TIME_S_MAX),
+    "ended_at": lambda value: number(value, most=TIME_S_MAX),
+    "log_bytes": whole,
+}

@@ -23,6 +23,11 @@ PLATFORM = "x86_64-manylinux_2_28"
 PYTHONS = tuple((3, minor) for minor in range(PYTHON_MIN[1], PYTHON_MAX[1] + 1))
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 INPUTS = "# inputs: sha256 "
+WITH_CUDA = "cu130"
+"""The set from which the one without CUDA is made: all but torch's build and CUDA is the same."""
+CUDA_ONLY = ("nvidia-", "cuda-", "triton")
+"""Beginnings of the names of what torch's build with CUDA needs, and the other does not."""
+WHEEL = "# wheel: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +49,56 @@ def main() -> int:
         raise SystemExit("`uv` is needed to make lock files: python -m pip install uv")
     for source in sorted(REQUIREMENTS.glob("cu*.in")):
         found = {python: resolve(uv, source, python) for python in PYTHONS}
-        target = source.with_suffix(".txt")
-        temporary = target.with_suffix(".tmp")
-        temporary.write_text(render(source, found), encoding="utf-8")
-        temporary.replace(target)
-        sys.stderr.write(f"{target.name}: {len(merge(found))} packages\n")
+        write(source, found)
+        if source.stem == WITH_CUDA:
+            bare = REQUIREMENTS / "cpu.in"
+            wheels = listed(bare.read_text(encoding="utf-8"))
+            write(bare, {python: without_cuda(found[python], wheels, python) for python in PYTHONS})
     return 0
+
+
+def write(source: Path, found: Mapping[tuple[int, int], Sequence[Package]]) -> None:
+    """Put the lock beside its source, whole or not at all."""
+    target = source.with_suffix(".txt")
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(render(source, found), encoding="utf-8")
+    temporary.replace(target)
+    sys.stderr.write(f"{target.name}: {len(merge(found))} packages\n")
+
+
+def without_cuda(
+    packages: Sequence[Package], wheels: Mapping[tuple[int, int], Package], python: tuple[int, int]
+) -> list[Package]:
+    """The same set with the listed build of torch, and without what only CUDA needs.
+
+    Raises `SystemExit` if the list lacks that Python, or is of another version than the set.
+    """
+    if python not in wheels:
+        raise SystemExit(f"cpu.in lists no wheel for Python {dotted(python)}")
+    build = wheels[python]
+    kept = []
+    for one in packages:
+        if one.name == build.name:
+            if one.version != build.version.partition("+")[0]:
+                raise SystemExit(f"cpu.in lists torch {build.version}, the set has {one.version}")
+            kept.append(build)
+        elif not one.name.startswith(CUDA_ONLY):
+            kept.append(one)
+    return kept
+
+
+def listed(text: str) -> dict[tuple[int, int], Package]:
+    """Read the wheels that a source lists itself, `# wheel: FILE BYTES SHA256`, by Python."""
+    found = {}
+    for line in text.splitlines():
+        words = line.removeprefix(WHEEL).split()
+        if not line.startswith(WHEEL) or len(words) != 3:
+            continue
+        name, version, tag, *_ = words[0].split("-")
+        found[3, int(tag.removeprefix("cp3"))] = Package(
+            name=name, version=version, hashes=frozenset({words[2]}), size_bytes=int(words[1])
+        )
+    return found
 
 
 def resolve(uv: str, source: Path, python: tuple[int, int]) -> list[Package]:

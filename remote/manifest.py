@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remote.agent import STAGING
-from remote.errors import Untrusted, megabytes
+from remote.errors import Garbled, Untrusted, megabytes
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NAME_BYTES_MAX = 255
@@ -40,9 +40,36 @@ class Limits:
     files_max: int = 100_000
     file_bytes_max: int = 64_000_000_000
     total_bytes_max: int = 256_000_000_000
+    sizes: tuple[tuple[str, int], ...] = ()
+    """Regular expressions for whole paths and the bytes that such a file may have; the first that
+    matches counts, and `file_bytes_max` where none does."""
+
+    def bytes_max(self, path: str) -> int:
+        """The most that the file at this path may have."""
+        for pattern, most in self.sizes:
+            if re.fullmatch(pattern, path):
+                return most
+        return self.file_bytes_max
 
 
 DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which files of a machine are asked for."""
+
+    include: str = ""
+    """A regular expression for whole paths; empty: all."""
+
+    def takes(self, path: object) -> bool:
+        """Tell whether a file at this path was asked for."""
+        if not self.include:
+            return True
+        return isinstance(path, str) and re.fullmatch(self.include, path) is not None
+
+
+EVERYTHING = Wanted()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +113,15 @@ def read_tree(
     Colliding names are no offence in a tree that is not to be written `here`.
     """
     if not isinstance(found, dict) or not isinstance(odd, (list, tuple)):
-        raise Untrusted(f"{source} sent a file list that is none")
+        raise Garbled(f"{source} sent a file list that is none")
     for row in odd:
         if isinstance(row, (list, tuple)) and len(row) == 2:
             raise Untrusted(
-                f"{source} offers {row[0]!r}, which is no regular file ({row[1]})",
+                f"{source} offers {str(row[0])[:200]!r}, which is no regular file"
+                f" ({str(row[1])[:20]})",
                 hint="nothing was written; remove it there, or exclude it by a pattern",
             )
-        raise Untrusted(f"{source} sent a file list that is none")
+        raise Garbled(f"{source} sent a file list that is none")
     if len(found) > limits.files_max:
         raise Untrusted(f"{source} offers {len(found)} files; {limits.files_max} are allowed")
     tree: dict[str, Entry] = {}
@@ -105,7 +133,8 @@ def read_tree(
         total += tree[path].size
     if total > limits.total_bytes_max:
         raise Untrusted(
-            f"{source} offers {megabytes(total)}; {megabytes(limits.total_bytes_max)} are allowed"
+            f"{source} offers {megabytes(total)}; {megabytes(limits.total_bytes_max)} are allowed",
+            hint="a job of this config cannot make so much: nothing of it was copied",
         )
     if here and (clash := find_clash(tree)):
         raise Untrusted(f"{source} offers {clash[0]!r} and {clash[1]!r}, which are one place")
@@ -115,17 +144,17 @@ def read_tree(
 def read_entry(path: str, row: object, limits: Limits, source: str) -> Entry:
     """Admit one `[size, sha256]`, or raise `Untrusted`."""
     if not isinstance(row, (list, tuple)) or len(row) != 2:
-        raise Untrusted(f"{source} sent a malformed entry for {path!r}")
+        raise Garbled(f"{source} sent a malformed entry for {path!r}")
     size, digest = row
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise Untrusted(f"{source} gives {path!r} the size {str(size)[:40]!r}")
-    if size > limits.file_bytes_max:
+        raise Garbled(f"{source} gives {path!r} the size {str(size)[:40]!r}")
+    if size > (most := limits.bytes_max(path)):
         raise Untrusted(
-            f"{source} gives {path!r} a size of {megabytes(size)};"
-            f" {megabytes(limits.file_bytes_max)} are allowed"
+            f"{source} gives {path!r} a size of {megabytes(size)}; {megabytes(most)} are allowed",
+            hint="a job of this config cannot make so much: nothing of it was copied",
         )
     if not isinstance(digest, str) or not SHA256.fullmatch(digest):
-        raise Untrusted(f"{source} sent a malformed checksum for {path!r}")
+        raise Garbled(f"{source} sent a malformed checksum for {path!r}")
     return Entry(size=size, sha256=digest)
 
 

@@ -17,8 +17,9 @@ from remote.job import Job, JobState, JobStatus
 from remote.link import Host, Link, connect
 from remote.setup_facts import Facts, gather
 from remote.setup_plan import plan
+from remote.setup_progress import Progress
 from remote.setup_python import cuda_for, interpreter
-from remote.setup_reasons import reason
+from remote.setup_reasons import KILLED, KILLED_FOR_MEMORY, may_help_again, reason
 from remote.setup_steps import REBOOT_S_MAX, Driver, Step, Want
 
 __all__ = [
@@ -32,6 +33,10 @@ POLL_S_FIRST = 0.1
 RECONNECT_S_MAX = 300.0
 ROUNDS_MAX = 6
 LOG_BYTES = 3000
+PROGRESS_S = 10.0
+"""How often it is told how far a step is; one that is over sooner is not worth a line."""
+PROGRESS_BYTES = 64 << 10
+"""How much of the end of a log is read for that."""
 AS_ROOT = 'if [ "$(id -u)" = 0 ]; then exec sh -c "$1"; else exec sudo -n sh -c "$1"; fi'
 
 
@@ -107,7 +112,7 @@ class _Work:
         for path, text in step.files.items():
             self.put(path, text)
         ends_at = self.clock() + step.timeout_s
-        status = self.follow(self.start(argv, ends_at), ends_at)
+        status = self.follow(self.start(argv, ends_at), ends_at, step.name)
         if status.state is not JobState.EXITED or status.exit_code != 0:
             self.fail(step, status)
         self.done.append(step)
@@ -115,7 +120,7 @@ class _Work:
     def put(self, path: str, text: str) -> None:
         """Write a text below the home, whole or not at all; pick up a line that was cut."""
         place, temporary = shlex.quote(path), shlex.quote(f"{path}.tmp")
-        command = f"mkdir -p {shlex.quote(str(PurePosixPath(path).parent))}"
+        command = f"umask 077; mkdir -p {shlex.quote(str(PurePosixPath(path).parent))}"
         command += f" && cat > {temporary} && sync {temporary} && mv -f {temporary} {place}"
         try:
             self.link.run(command, input=text)
@@ -146,20 +151,36 @@ class _Work:
             return seen
         return self.job().start(argv, env={}, cwd=".")
 
-    def follow(self, status: JobStatus, ends_at: float) -> JobStatus:
-        """Wait until the running step ends; stop it when its time is over."""
+    def follow(
+        self, status: JobStatus, ends_at: float, name: str = "a step of before"
+    ) -> JobStatus:
+        """Wait until the running step ends, telling how far it is; stop it when time is up."""
         wait_s = POLL_S_FIRST
+        began, next_s = self.clock(), PROGRESS_S
+        progress = Progress(name=name)
         while status.state is JobState.RUNNING:
             if self.clock() > ends_at:
                 self.ask(lambda job: job.stop(grace_s=10))
                 raise TimedOut(
-                    f"`{' '.join(status.argv)[:100]}` on {self.link.host} took too long",
+                    f"`{name}` on {self.link.host} took too long",
                     hint=f"its log is {DIRECTORY}/job.log there; repeat the command to try again",
                 )
             self.sleep(wait_s)
             wait_s = min(2 * wait_s, POLL_S)
             status = self.ask(lambda job: job.status())
+            elapsed_s = self.clock() - began
+            if status.state is JobState.RUNNING and elapsed_s >= next_s:
+                self.tell(progress.line(self.log_end(), elapsed_s))
+                next_s = elapsed_s + PROGRESS_S
         return status
+
+    def log_end(self) -> str:
+        """The end of what the step has said; empty if it cannot be read just now."""
+        try:
+            data = self.job().tail(-PROGRESS_BYTES).data
+        except Unreachable:
+            return ""  # the next look at the step picks the line up again
+        return data.decode("utf-8", "replace")
 
     def ask(self, question: Callable[[Job], JobStatus]) -> JobStatus:
         """Ask about the step; pick up a line that was cut."""
@@ -179,8 +200,11 @@ class _Work:
         code = -1 if status.exit_code is None else status.exit_code
         said = log.decode("utf-8", "replace")
         result = Result(exit_code=code, stdout="", stderr=said)
-        hint = reason(said, self.kernel()) or "repeat the command to try again"
-        raise CommandFailed(step.name, result, hint=hint)
+        kernel = self.kernel()
+        hint = reason(said, kernel, code) or "repeat the command to try again"
+        starved = code == KILLED and KILLED_FOR_MEMORY.search(kernel) is not None
+        final = starved or not may_help_again(said, code)
+        raise CommandFailed(step.name, result, hint=hint, final=final)
 
     def unfit(self, steps: list[Step], facts: Facts) -> Unfit:
         """Say that steps did not help, with what driver and kernel say about the card."""
@@ -191,8 +215,9 @@ class _Work:
         return Unfit(names, hint=reason(facts.smi_said, self.kernel()) or look)
 
     def kernel(self) -> str:
-        """What the kernel noted about the card."""
-        noted = self.link.run("(dmesg || sudo -n dmesg) | grep -i xid", check=False)
+        """What the kernel noted about the card, and about memory that it had not."""
+        look = "(dmesg || sudo -n dmesg) | grep -iE 'xid|out of memory|oom-kill|oom_reaper'"
+        noted = self.link.run(["sh", "-c", look], check=False)
         return noted.stdout
 
     def reboot(self, facts: Facts) -> None:

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from remote.errors import Unfit
 from remote.setup_facts import Facts, version_of
-from remote.setup_steps import APT, APT_IDLE, APT_UPDATE, Driver, Step, Want
+from remote.setup_grid import GRID_BRANCH, grid_steps, gridd_is_set, gridd_step
+from remote.setup_steps import SECURE_BOOT_HINT, Driver, Step, Want, as_system
 
-GRID_BRANCH = 570
-"""The newest branch that the hosts of Azure's A10 machines serve (vGPU 18, CUDA 12.8)."""
-GRID_URL = (
-    "https://download.microsoft.com/download/2a04ca6a-9eec-40d9-9564-9cdea1ab795f/"
-    "NVIDIA-Linux-x86_64-570.211.01-grid-azure.run"
-)
-GRID_SETTINGS = {"EnableUI": "FALSE", "IgnoreSP": "FALSE"}
 REBOOT_S = 60.0
+UNNUMBERED_BRANCH = 590
+"""From which on NVIDIA's packages have no branch in their names; the pin alone chooses it."""
 LOST = 15
 """What `nvidia-smi` ends with when a card has fallen off the bus: no other driver mends that."""
-SECURE_BOOT_HINT = (
-    "create the machine with Secure Boot off (securityType Standard, or TrustedLaunch with"
-    " secureBootEnabled false)"
-)
 
 
 def driver_steps(facts: Facts, want: Want) -> list[Step]:
@@ -43,9 +35,22 @@ def driver_steps(facts: Facts, want: Want) -> list[Step]:
         )
     if facts.smi_code == LOST:
         return [reboot_step("wake the card by a reboot", facts.smi_said)]
+    if want.driver_given:
+        return given_steps(facts, wrong)
     if want.driver is Driver.GRID:
-        return grid_steps(facts)
+        return grid_steps(facts, want)
     return datacenter_steps(facts)
+
+
+def given_steps(facts: Facts, wrong: str) -> list[Step]:
+    """Reboot into the driver that the image is said to bring, or refuse: none is put over it."""
+    if not wrong and ("mismatch" in facts.smi_said or facts.reboot_required):
+        return [reboot_step("reboot into the image's driver", facts.smi_said or "reboot pending")]
+    said = wrong or facts.smi_said or "there is no `nvidia-smi`"
+    raise Unfit(
+        [f"the driver that `vm.image` is said to bring does not answer: {said}"],
+        hint="`driver: auto` under `vm.image` lets qft install one; or name another image",
+    )
 
 
 def reboot_step(name: str, why: str) -> Step:
@@ -78,10 +83,14 @@ def settle_steps(facts: Facts, want: Want) -> list[Step]:
         steps.append(
             Step(
                 name="hold kernel and driver",
-                command=f"{APT_IDLE};"
-                " apt-mark hold $(dpkg-query -W -f '${Status} ${Package}\\n' 'linux-image-*'"
-                " 'linux-azure*' 'nvidia-*' 'libnvidia-*' 'linux-modules-nvidia-*' 2>/dev/null"
-                " | sed -n 's/^[a-z]* ok installed //p') > /dev/null",
+                # apt-mark does not wait for the lock on installing, apt-get does.
+                command=as_system(
+                    "qft_apt check > /dev/null;"
+                    " apt-mark hold $(dpkg-query -W -f '${Status} ${Package}\\n' 'linux-image-*'"
+                    " 'linux-azure*' 'nvidia-*' 'libnvidia-*' 'linux-modules-nvidia-*'"
+                    " 'cuda-drivers*' 2>/dev/null | sed -n 's/^[a-z]* ok installed //p')"
+                    " > /dev/null"
+                ),
                 why="an upgrade in mid-training ends in `Driver/library version mismatch`",
                 timeout_s=700,
                 sudo=True,
@@ -91,13 +100,17 @@ def settle_steps(facts: Facts, want: Want) -> list[Step]:
 
 
 def datacenter_steps(facts: Facts) -> list[Step]:
-    """Install the distribution's signed driver, or reboot into the one that is installed."""
+    """Install a driver that answers, or reboot into the one that is installed.
+
+    Where NVIDIA's own repository is pinned, the driver comes from there: packages of the
+    distribution would lose against its priority, and be mixed with them.
+    """
     if "mismatch" in facts.smi_said or (facts.packages and facts.reboot_required):
         said = facts.smi_said or "reboot pending"
         why = f"the driver is installed but not loaded: {said}"
         return [reboot_step("reboot into the installed driver", why)]
     signed = any(name.startswith("linux-modules-nvidia-") for name in facts.packages)
-    if facts.secure_boot and facts.smi_code is not None and not signed:
+    if facts.secure_boot and (facts.smi_code is not None or facts.pinned) and not signed:
         refused = "Secure Boot is on, and the kernel refuses its NVIDIA driver, which is unsigned"
         raise Unfit(
             [f"{refused}: {facts.smi_said}"],
@@ -108,13 +121,17 @@ def datacenter_steps(facts: Facts) -> list[Step]:
             [f"no driver answers, and qft installs drivers on Ubuntu only, not on `{facts.os}`"],
             hint="use an image that brings the driver, such as microsoft-dsvm:ubuntu-hpc:2404",
         )
+    if facts.pinned:
+        return closed_steps(facts)
     return [
         Step(
             name="install the NVIDIA driver",
-            command=f"{APT_UPDATE} && {APT} install ubuntu-drivers-common linux-headers-$(uname -r)"
-            # The libraries of NVIDIA's own installer would lie over those of the packages.
-            " && if command -v nvidia-uninstall; then nvidia-uninstall --silent; fi"
-            " && DEBIAN_FRONTEND=noninteractive ubuntu-drivers install",
+            command=as_system(
+                "qft_update && qft_install ubuntu-drivers-common linux-headers-$(uname -r)"
+                # The libraries of NVIDIA's own installer would lie over those of the packages.
+                " && if command -v nvidia-uninstall; then nvidia-uninstall --silent; fi"
+                " && DEBIAN_FRONTEND=noninteractive ubuntu-drivers install"
+            ),
             why="`nvidia-smi` does not answer; the distribution's driver is signed, so that it"
             " also loads under Secure Boot",
             timeout_s=1800,
@@ -124,61 +141,41 @@ def datacenter_steps(facts: Facts) -> list[Step]:
     ]
 
 
-def grid_steps(facts: Facts) -> list[Step]:
-    """Install the cloud's vGPU driver; the ordinary one fails on these machines in odd ways."""
-    if facts.secure_boot:
+def closed_steps(facts: Facts) -> list[Step]:
+    """Replace NVIDIA's open kernel modules by the closed ones of the same pinned branch.
+
+    As its guide has it for Ubuntu: install the closed driver, and let apt purge what conflicts with
+    it. The open modules need a processor on the card (GSP) that not every hypervisor lets run.
+    Raises `Unfit` if the closed ones are there, and do not answer either.
+    """
+    if not is_open(facts):
+        said = facts.smi_said or "there is no `nvidia-smi`"
         raise Unfit(
-            ["Secure Boot is on, and the vGPU driver that this size needs is not signed for it"],
-            hint=SECURE_BOOT_HINT,
+            [f"neither NVIDIA's open kernel modules nor the closed ones of {facts.pinned}: {said}"],
+            hint="boot another image: `vm: {image: Canonical:ubuntu-24_04-lts:server:latest}` gets"
+            " the driver of Ubuntu",
         )
-    if not facts.os.startswith("ubuntu"):
-        raise Unfit([f"qft installs the vGPU driver on Ubuntu only, not on `{facts.os}`"])
-    steps = []
-    if facts.packages:
-        steps.append(
-            Step(
-                name="remove the ordinary NVIDIA driver",
-                command=f"apt-mark unhold {' '.join(facts.packages)} > /dev/null;"
-                f" {APT} purge {' '.join(facts.packages)}",
-                why="this size rents out a vGPU, with which the ordinary driver does not work",
-                timeout_s=900,
-                sudo=True,
-            )
-        )
-    steps.append(
+    branch = version_of(facts.pinned)[0]
+    driver = f"nvidia-driver-{branch}" if branch < UNNUMBERED_BRANCH else "nvidia-driver"
+    held = sorted(set(facts.held) & set(facts.packages))
+    unhold = f"apt-mark unhold {' '.join(held)} > /dev/null && " if held else ""
+    return [
         Step(
-            name="install the vGPU driver",
-            command="printf 'blacklist nouveau\\noptions nouveau modeset=0\\n'"
-            " > /etc/modprobe.d/qft-nouveau.conf"
-            f" && {APT_UPDATE} && {APT} install build-essential curl linux-headers-$(uname -r)"
-            f" && curl -fsSL --retry 5 -o /root/qft-grid.run {GRID_URL}"
-            " && sh /root/qft-grid.run --silent --disable-nouveau && rm /root/qft-grid.run",
-            why=f"this size needs the cloud's vGPU driver of branch {GRID_BRANCH}",
+            name="replace NVIDIA's open kernel modules by the closed ones",
+            command=as_system(
+                f"qft_update && qft_apt check > /dev/null; {unhold}"
+                f"qft_install --autoremove --purge cuda-drivers {driver} linux-headers-$(uname -r)"
+            ),
+            why="`nvidia-smi` does not answer with the open ones, which need firmware (GSP) that"
+            f" this hypervisor may not run: {facts.smi_said or 'there is no `nvidia-smi`'}"[:300],
             timeout_s=1800,
             sudo=True,
+            reboot_after=True,
         )
-    )
-    steps.append(gridd_step(reboot_after=True))
-    return steps
+    ]
 
 
-def gridd_step(*, reboot_after: bool = False) -> Step:
-    """Configure the vGPU service; on Azure the licence comes with the machine."""
-    lines = "".join(f"{key}={value}\\n" for key, value in sorted(GRID_SETTINGS.items()))
-    keys = "|".join([*sorted(GRID_SETTINGS), "FeatureType"])
-    return Step(
-        name="configure the vGPU service",
-        command="mkdir -p /etc/nvidia && cd /etc/nvidia && touch gridd.conf"
-        f" && {{ grep -Ev '^({keys})=' gridd.conf; printf '{lines}'; }} > gridd.conf.qft"
-        " && mv gridd.conf.qft gridd.conf",
-        why="without these settings the vGPU is throttled for want of a licence",
-        timeout_s=60,
-        sudo=True,
-        reboot_after=reboot_after,
-    )
-
-
-def gridd_is_set(facts: Facts) -> bool:
-    """Tell whether the vGPU service is configured as needed, and nothing contradicts it."""
-    found = dict(word.split("=", 1) for word in facts.gridd.split() if "=" in word)
-    return found == GRID_SETTINGS
+def is_open(facts: Facts) -> bool:
+    """Whether the driver there has NVIDIA's open kernel modules, by its modules or its packages."""
+    closed = any(name.startswith("cuda-drivers") for name in facts.packages)
+    return facts.open_modules or not closed

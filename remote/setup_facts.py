@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,12 @@ class Python:
     version: tuple[int, int]
     venv: bool
     """Whether it can make environments (Debian and Ubuntu ship that part apart)."""
+    kind: str = "cpython"
+    """`cpython`, or what else: `pypy`, `free-threaded`, `32-bit`; for these there are no wheels."""
+
+    def __str__(self) -> str:
+        kind = "" if self.kind == "cpython" else f" ({self.kind})"
+        return f"{self.command} {'.'.join(map(str, self.version))}{kind}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,8 @@ class Facts:
     os: str = ""
     """Such as `ubuntu 24.04`."""
     arch: str = "x86_64"
+    libc: tuple[str, str] | None = None
+    """Name and version of the C library, such as `("glibc", "2.39")`; None if it does not say."""
     kernel: str = ""
     boot_id: str = ""
     """Changes with every boot."""
@@ -71,6 +80,8 @@ class Facts:
     """Packages that upgrades leave alone."""
     gridd: str = ""
     """The settings of the vGPU service that matter; empty if it is not configured."""
+    grid_sha256: str = ""
+    """Checksum of the vGPU driver's installer that was executed there; empty if none was."""
     secure_boot: bool = False
     cloud_init: str = ""
     """`running`, `done`, `error`, …; empty if the machine has no cloud-init."""
@@ -79,6 +90,12 @@ class Facts:
     upgraders: tuple[str, ...] = ()
     """Active units that install upgrades on their own."""
     reboot_required: bool = False
+    dpkg_broken: str = ""
+    """What dpkg left half done when it was cut, in a few words; empty if nothing is."""
+    open_modules: bool = False
+    """Whether the driver's kernel modules are NVIDIA's open ones, loaded or not."""
+    pinned: str = ""
+    """To which branch of NVIDIA's own repository `nvidia-driver-pinning-…` holds the driver."""
 
     @property
     def driver(self) -> str:
@@ -88,7 +105,11 @@ class Facts:
     @property
     def python(self) -> Python | None:
         """The interpreter to build an environment from: the newest that can, else the newest."""
-        fit = [one for one in self.pythons if PYTHON_MIN <= one.version <= PYTHON_MAX]
+        fit = [
+            one
+            for one in self.pythons
+            if PYTHON_MIN <= one.version <= PYTHON_MAX and one.kind == "cpython"
+        ]
         ranked = sorted(fit, key=lambda one: (one.venv, one.version), reverse=True)
         return ranked[0] if ranked else None
 
@@ -113,6 +134,7 @@ def parse(lines: Iterable[str]) -> Facts:
     return Facts(
         os=first("os"),
         arch=first("arch"),
+        libc=read_libc(first("libc")),
         kernel=first("kernel"),
         boot_id=first("boot"),
         home=first("home"),
@@ -130,11 +152,15 @@ def parse(lines: Iterable[str]) -> Facts:
         kernel_package=first("kernel_package"),
         held=tuple(said.get("held", ())),
         gridd=first("gridd"),
+        grid_sha256=sha256_of(first("grid_sha256")),
         secure_boot=first("secure_boot") == "1",
         cloud_init=first("cloud_init"),
         cloud_init_said=first("cloud_init_said"),
         upgraders=tuple(said.get("upgrader", ())),
         reboot_required=first("reboot_required") == "yes",
+        dpkg_broken=first("dpkg_broken"),
+        open_modules=first("open_modules") == "yes",
+        pinned=pin_of(said.get("package", ())),
     )
 
 
@@ -148,18 +174,41 @@ def read_gpu(row: str) -> Gpu | None:
 
 
 def read_python(row: str) -> Python | None:
-    """Read `command version venv`."""
+    """Read `command version venv kind`; the last may be left out."""
     words = row.split()
-    if len(words) != 3:
+    if len(words) not in {3, 4}:
         return None
     version = version_of(words[1])
-    return Python(command=words[0], version=(version[0], version[1]), venv=words[2] == "yes")
+    return Python(
+        command=words[0],
+        version=(version[0], version[1]),
+        venv=words[2] == "yes",
+        kind=words[3] if len(words) > 3 else "cpython",
+    )
+
+
+def read_libc(text: str) -> tuple[str, str] | None:
+    """Read `glibc 2.39`, or a name alone."""
+    name, version = pair(text)
+    return (name.lower(), version) if name else None
 
 
 def version_of(text: str) -> tuple[int, ...]:
     """Read `570.211.01` as numbers, at least two of them, so that versions can be compared."""
     numbers = [number(part) for part in text.split(".")]
     return tuple(numbers + [0] * (2 - len(numbers)))
+
+
+def sha256_of(text: str) -> str:
+    """Read a checksum; empty for what is none."""
+    return text if re.fullmatch("[0-9a-f]{64}", text) else ""
+
+
+def pin_of(packages: Iterable[str]) -> str:
+    """Read to which branch NVIDIA's own repository is pinned, such as `580` or `580.173.02`."""
+    stem = "nvidia-driver-pinning-"
+    found = [name.removeprefix(stem) for name in packages if name.startswith(stem)]
+    return found[0] if found else ""
 
 
 def pair(row: str) -> tuple[str, str]:

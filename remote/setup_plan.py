@@ -9,7 +9,15 @@ from __future__ import annotations
 from remote.setup_driver import driver_steps
 from remote.setup_facts import Facts
 from remote.setup_python import cuda_for, environment_steps, gpu_steps
-from remote.setup_steps import Driver, Step, Want, first_boot_steps, quiet_steps, require_root
+from remote.setup_steps import (
+    Driver,
+    Step,
+    Want,
+    first_boot_steps,
+    quiet_steps,
+    repair_steps,
+    require_root,
+)
 
 
 def plan(facts: Facts, want: Want) -> list[Step]:
@@ -23,10 +31,15 @@ def plan(facts: Facts, want: Want) -> list[Step]:
     if want.driver is not Driver.NONE:
         drivers = driver_steps(facts, want)
         if drivers:
-            return require_root(facts, quiet_steps(facts, want) + drivers)
+            return require_root(facts, before_packages(facts, want) + drivers)
     steps += environment_steps(facts, want, cuda_for(facts, want))
     if want.driver is not Driver.NONE:
         steps += gpu_steps(facts, want)
     if any(step.sudo for step in steps):
-        steps = quiet_steps(facts, want) + steps
+        steps = before_packages(facts, want) + steps
     return require_root(facts, steps)
+
+
+def before_packages(facts: Facts, want: Want) -> list[Step]:
+    """What comes before packages are touched: nobody else at work, and nothing half done."""
+    return quiet_steps(facts, want) + repair_steps(facts)

@@ -6,24 +6,36 @@ import hashlib
 import shlex
 from pathlib import Path
 
+from remote import pip_settings
+from remote.clean import PRIVATE, UNSET
 from remote.errors import Unfit, megabytes
 from remote.setup_facts import PYTHON_MAX, PYTHON_MIN, Facts, Python, version_of
-from remote.setup_steps import APT, APT_UPDATE, Driver, Step, Want
+from remote.setup_steps import Driver, Step, Want, as_system
 
 DRIVER_MIN = {"cpu": (0, 0), "cu128": (525, 60), "cu130": (580, 65)}
 """What each set needs; CUDA 12 runs on every driver since 525, CUDA 13 since 580.65."""
 CUDA_OF = {"cu128": (12, 8), "cu130": (13, 0)}
 REQUIREMENTS = Path(__file__).with_name("requirements")
-LOCK_OF = {"cpu": "cu130"}
-"""Without a GPU the same wheels run: the default build for Linux is the one for CUDA."""
+FALLBACK = {"cpu": "cu130"}
+"""Where no index of the machine's has torch's build without CUDA, the default one runs as well."""
+SETTINGS = "qft/setup/pip_settings.py"
+"""Where the small script is put that reads how pip is set up there."""
+COUNTED = "qft: {count} packages"
+"""What a log says before pip begins, so that what follows can be counted."""
+NO_SMALL_BUILD = (
+    "qft: no index that pip is set up with there has torch without CUDA, so that the build with"
+    " CUDA is fetched, which is ten times as big"
+)
 DOWNLOAD = "# download: "
+GLIBC_MIN = (2, 28)
+"""Of the tag `manylinux_2_28`, which torch's wheels have."""
 ROOM = 3.5
 """What an environment takes at its peak, in sizes of its wheels; 3.0 was measured."""
 
 
 def requirements(cuda: str) -> str:
     """Read the lock of a set: every package that is installed, with the hashes of its wheels."""
-    return (REQUIREMENTS / f"{LOCK_OF.get(cuda, cuda)}.txt").read_text(encoding="utf-8")
+    return (REQUIREMENTS / f"{cuda}.txt").read_text(encoding="utf-8")
 
 
 def size_bytes(cuda: str) -> int:
@@ -103,7 +115,7 @@ def environment_steps(facts: Facts, want: Want, cuda: str) -> list[Step]:
         steps.append(
             Step(
                 name="install Python's venv",
-                command=f"{APT_UPDATE} && {APT} install {python.command}-venv",
+                command=as_system(f"qft_update && qft_install {python.command}-venv"),
                 why=f"{python.command} cannot make environments yet",
                 timeout_s=900,
                 sudo=True,
@@ -114,21 +126,61 @@ def environment_steps(facts: Facts, want: Want, cuda: str) -> list[Step]:
 
 
 def install_step(python: Python, cuda: str) -> Step:
-    """Make the environment from its lock: every file is checked, and none is built on the way."""
+    """Make the environment from its lock: every file is checked, and none is built on the way.
+
+    Nothing of the machine's own settings takes part but where pip finds packages: `clean` tells
+    what of the environment passes, and no file of pip's settings is read (`--isolated` alone would
+    leave the system's files and `PIP_CONFIG_FILE`).
+    """
     folder = f"qft/{environment(python, cuda)}"
-    lock = f"{folder}.txt"
+    lock, more = f"{folder}.txt", f"{folder}.full.txt"
+    full = FALLBACK.get(cuda, "")
+    install = (
+        f"{folder}/bin/python -m pip install --isolated"
+        ' --disable-pip-version-check --no-input --no-cache-dir --retries 5 "$@"'
+        " --require-hashes --only-binary :all:"
+    )
+    count = len(pins(requirements(cuda), python))
+    begin = f"echo {shlex.quote(COUNTED.format(count=count))}"
+    if full:
+        # Where no index of the machine's has the smaller build, pip says so before it fetches any.
+        again = COUNTED.format(count=len(pins(requirements(full), python)))
+        fetch = (
+            f"{{ {{ {install} -r {lock} 2>&1; echo $? > {folder}/code; }} | tee {folder}/said;"
+            f' code=$(cat {folder}/code); [ "$code" = 0 ] ||'
+            f" {{ grep -q 'No matching distribution found for torch==' {folder}/said"
+            f" && echo {shlex.quote(NO_SMALL_BUILD)} && echo {shlex.quote(again)}"
+            f" && {install} -r {more}; }}; }}"
+        )
+    else:
+        fetch = f"{install} -r {lock}"
     return Step(
         name="make the Python environment",
+        command=f"{PRIVATE}set -f; IFS='\n'; set -- $({python.command} -I -S {SETTINGS});"
+        f" unset IFS; set +f; {UNSET}export PIP_CONFIG_FILE=/dev/null PYTHONNOUSERSITE=1;"
+        f" {python.command} -m venv --clear {folder} && mkdir -p {folder}/wheels && {begin}"
         # The wheels go beside the environment: a /tmp in memory would not hold them.
-        command=f"{python.command} -m venv --clear {folder} && mkdir -p {folder}/wheels"
-        f' && TMPDIR="$PWD"/{folder}/wheels {folder}/bin/python -m pip install'
-        " --disable-pip-version-check --no-input --no-cache-dir --retries 5"
-        f" --require-hashes --only-binary :all: -r {lock}"
-        f" && rm -rf {folder}/wheels && sync && touch {folder}/.ready",
+        f' && {{ TMPDIR="$PWD"/{folder}/wheels; export TMPDIR; }} && {fetch}'
+        f" && rm -rf {folder}/wheels {folder}/said {folder}/code && sync && touch {folder}/.ready",
         why=f"the trainer needs the tested versions ({cuda})",
         timeout_s=3600,
-        files={lock: requirements(cuda)},
+        files={
+            lock: requirements(cuda),
+            **({more: requirements(full)} if full else {}),
+            SETTINGS: Path(pip_settings.__file__).read_text(encoding="utf-8"),
+        },
     )
+
+
+def pins(text: str, python: Python) -> list[str]:
+    """The names that a lock installs on one Python."""
+    marked = f'python_version == "{dotted(python.version)}"'
+    lines = [line for line in text.splitlines() if line[:1].isalnum()]
+    return [
+        line.partition("==")[0]
+        for line in lines
+        if ";" not in line or marked in line.partition(";")[2]
+    ]
 
 
 def gpu_steps(facts: Facts, want: Want) -> list[Step]:
@@ -141,7 +193,8 @@ def gpu_steps(facts: Facts, want: Want) -> list[Step]:
     return [
         Step(
             name="put a tensor on the GPU",
-            command=f"{shlex.quote(python)} -c 'import torch; torch.zeros(1).cuda()'"
+            command=f"{PRIVATE}{UNSET}{shlex.quote(python)} -c"
+            " 'import torch; torch.zeros(1).cuda()'"
             f" && mkdir -p {folder} && printf %s {shlex.quote(seen)} > {folder}/.cuda",
             why="drivers that answer can still fail here, and training must not be the test",
             timeout_s=300,
@@ -156,12 +209,19 @@ def fit_python(facts: Facts) -> Python:
             [f"the tested wheels are for x86_64, and this machine is {facts.arch}"],
             hint="name an interpreter there that has all the trainer needs, as `vm.ssh.python`",
         )
+    if facts.libc and (facts.libc[0] != "glibc" or version_of(facts.libc[1]) < GLIBC_MIN):
+        have = " ".join(facts.libc)
+        raise Unfit(
+            [f"the tested wheels need glibc {dotted(GLIBC_MIN)}, and this system has {have}"],
+            hint="name an interpreter there that has all the trainer needs, as `vm.ssh.python`",
+        )
     if facts.python is None:
-        found = ", ".join(f"{one.command} {dotted(one.version)}" for one in facts.pythons)
+        found = ", ".join(str(one) for one in facts.pythons)
         span = f"{dotted(PYTHON_MIN)} to {dotted(PYTHON_MAX)}"
         raise Unfit(
             [f"no Python of {span} is there, only {found or 'none'}"],
-            hint="use an image with one of these, such as Ubuntu 24.04",
+            hint="use an image with one of these, such as Ubuntu 24.04, or name an interpreter"
+            " there that has all the trainer needs, as `vm.ssh.python`",
         )
     return facts.python
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
+from remote.clean import UNSET
 from remote.errors import Unfit
 from remote.setup_facts import Facts
 
-APT = "LC_ALL=C DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -y"
-APT_UPDATE = (
-    f"{{ n=0; while {APT} update 2>&1 | tee -a /dev/stderr | grep 'not get lock' > /dev/null"
-    " && [ $n -lt 60 ]; do n=$((n+1)); sleep 10; done; }"
-)
-"""The lock on the lists has no time-out: `DPkg::Lock::Timeout` is for installing only. A list that
-cannot be fetched is no failure yet: installing tells what it lacks."""
-APT_IDLE = f"{APT} check > /dev/null"
-"""Waits for the lock on installing, for programs such as `apt-mark` that do not wait themselves."""
 UPGRADERS = (
     "unattended-upgrades.service apt-daily.timer apt-daily-upgrade.timer"
     " apt-daily.service apt-daily-upgrade.service"
 )
 REBOOT_S_MAX = 600.0
+SECURE_BOOT_HINT = (
+    "create the machine with Secure Boot off (securityType Standard, or TrustedLaunch with"
+    " secureBootEnabled false)"
+)
 
 
 class Driver(StrEnum):
@@ -47,6 +44,10 @@ class Want:
     """The requirement set: `cpu`, `cu128`, `cu130`, or `auto` for the newest that fits."""
     python: str = ""
     """An interpreter that has everything already: then no environment is made."""
+    driver_given: bool = False
+    """Whether the image is said to bring its driver: then none is ever installed over it."""
+    grid_sha256: str = ""
+    """The checksum that the vGPU driver must have to be executed; empty if none is known yet."""
     rented: bool = True
     """Whether the machine is ours alone: only then drivers are installed and upgrades stopped."""
     spare_bytes: int = 0
@@ -92,6 +93,27 @@ def first_boot_steps(facts: Facts, want: Want) -> list[Step]:
             command="cloud-init status --wait > /dev/null; true",
             why="cloud-init still installs and configures",
             timeout_s=900,
+        )
+    ]
+
+
+def as_system(command: str) -> str:
+    """A command of root's that may use the functions of `apt.sh`, and nothing of a user's files."""
+    functions = Path(__file__).with_name("apt.sh").read_text(encoding="utf-8")
+    return f"{UNSET}\n{functions}\n{command}"
+
+
+def repair_steps(facts: Facts) -> list[Step]:
+    """Finish what a cut left half done: until then every use of apt is refused."""
+    if not facts.dpkg_broken:
+        return []
+    return [
+        Step(
+            name="finish the interrupted installation",
+            command=as_system("qft_repair && qft_apt --fix-broken install"),
+            why=f"it was cut in the middle, and apt refuses to work before: {facts.dpkg_broken}",
+            timeout_s=1800,
+            sudo=True,
         )
     ]
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from remote.errors import Damaged
+from remote import agent
+from remote.errors import Damaged, shorten
 from remote.link import Link
-from remote.manifest import DEFAULT_LIMITS, Limits
+from remote.manifest import DEFAULT_LIMITS, Limits, Tree
 from remote.sync_local import StaleError, local_errors
 from remote.sync_plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, Travelled
-from remote.sync_pull import pull_once
+from remote.sync_pull import list_there, pull_once
 from remote.sync_push import push_once
 from remote.sync_wire import Trip
 
@@ -59,17 +60,43 @@ def pull(  # noqa: PLR0913  (the contract between rooms)
     """
     trip = Trip(link=link, remote=remote, options=options, progress=progress, travelled=Travelled())
     with local_errors(local):
-        return settle(lambda: pull_once(trip, local, limits), options.attempts)
+        return settle(
+            lambda: pull_once(trip, local, limits), options.attempts, lambda: clear(local)
+        )
 
 
-def settle(attempt: Callable[[], SyncReport], attempts: int) -> SyncReport:
+def listing(
+    link: Link,
+    remote: str,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    options: SyncOptions = DEFAULT_OPTIONS,
+) -> Tree:
+    """Return what the machine says it has in the directory `remote`; nothing of it travels.
+
+    Raises as `pull` does, and `Absent` if there is no such directory.
+    """
+    trip = Trip(link=link, remote=remote, options=options, progress=None, travelled=Travelled())
+    return list_there(trip, limits).tree
+
+
+def clear(local: Path) -> None:
+    """Remove what has come of files that never arrived as announced."""
+    with agent.alone_in(str(local)):
+        agent.clear(str(local))
+
+
+def settle(
+    attempt: Callable[[], SyncReport], attempts: int, give_up: Callable[[], None] = lambda: None
+) -> SyncReport:
     """Repeat an attempt whose source changed under its hands; give up after `attempts`."""
     for left in reversed(range(max(attempts, 1))):
         try:
             return attempt()
         except StaleError as stale:
             if left == 0:
-                names = ", ".join(sorted(stale.paths)[:5])
+                names = shorten(", ".join(sorted(stale.paths)[:5]), 500)
+                give_up()
                 raise Damaged(
                     f"{names} did not arrive as announced, {attempts} times over:"
                     " it changes while it is read, or a disk or line is faulty",

@@ -80,7 +80,9 @@ def scan_target(local: Path, want: Tree, options: SyncOptions) -> dict[str, Entr
             hint="remove the link, or pull to another directory",
         ) from error
     if options.delete and options.only is None:
-        return as_tree(agent.scan(str(local), options.exclude, cache_path(local, options))["files"])
+        cache = cache_path(local, options)
+        asked = {"root": str(local), "exclude": options.exclude, "include": options.include}
+        return as_tree(agent.manifest({**asked, "cache": cache})["files"])
     rows = [(path, full, agent.kind_of(full)) for path, full in places.items()]
     there = [row for row in rows if row[2] == "file"]
     return as_tree(agent.listing(there, cache_path(local, options))["files"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ class SyncOptions:
     """The interpreter on the machine, at least 3.8, for our script there."""
     exclude: tuple[str, ...] = ()
     """Patterns as in the shell; one with `/` is matched against the whole path, else the name."""
+    include: str = ""
+    """For a pull: a regular expression; a file whose whole path it does not match stays there, and
+    is left alone here. Empty: all come."""
     delete: bool = False
     """Whether files that the source does not have are removed from the target."""
     only: tuple[str, ...] | None = None
@@ -38,6 +42,11 @@ class SyncOptions:
     """Files up to this size travel in bundles."""
     silence_s: float = 60.0
     """How long the machine may say nothing while data travels."""
+    pace_bytes_per_s: float = 1000.0
+    """A transfer that is slower over `pace_window_s` is given up: no modem is."""
+    pace_window_s: float = 120.0
+    clock: Callable[[], float] = time.monotonic
+    """Seconds, for the pace."""
     attempts: int = 3
     """How often to look again when a source changes while it is read."""
 
@@ -76,6 +85,10 @@ class SyncReport:
     """Paths deleted from the target."""
     skipped: tuple[str, ...] = ()
     """Local paths that are no files (sockets, dangling links) and were left out."""
+    left: int = 0
+    """Files of the machine that were not asked for (`include`), and stayed there."""
+    left_names: tuple[str, ...] = ()
+    """Some of them: a stranger's words, to be shown with care."""
 
 
 @dataclass(frozen=True, kw_only=True)

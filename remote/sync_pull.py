@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote import agent, manifest
+from remote import agent, answers, manifest
+from remote.answers import Listing
 from remote.call import tree_cache
-from remote.errors import NoSpace, RemoteError, Untrusted
+from remote.errors import Absent, Damaged, NoSpace, Untrusted
 from remote.manifest import Entry, Limits
 from remote.sync_local import StaleError, scan_target
 from remote.sync_plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
 from remote.sync_sftp import Sftp
 from remote.sync_wire import Trip, carry
 
+HASHING_S_MIN = 600.0
+HASHING_BYTES_PER_S = 20e6
+"""A machine that hashes slower than this is not waited for; a disk of the cloud reads five times
+as fast."""
 STREAM_BYTES_PER_S = 50_000
 """The slowest line on which a bundle is still waited for."""
 
 
 def pull_once(trip: Trip, local: Path, limits: Limits) -> SyncReport:
     """Pull what differs; raises `StaleError` if the machine's files changed meanwhile."""
-    want = list_there(trip, limits)
+    listing = list_there(trip, limits)
+    want = listing.tree
     with agent.alone_in(str(local)):
         todo = manifest.difference(want, scan_target(local, want, trip.options))
         blobs = blobs_for(todo.missing, want, trip.options)
         if blobs:
-            tally = trip.tally(blobs)
-            begun = reserve(local, blobs)
-            tally.report()
-            for blob in blobs:
-                if blob.bundled:
-                    fetch_bundle(trip, local, blob, want)
-                    tally.add(Chunk(blob=blob, offset=0, size=blob.size))
-            big = [blob for blob in blobs if not blob.bundled]
-            chunks = to_fetch(trip, local, big, begun, tally)
-            carry(trip, chunks, partial(fetch, trip.remote, local), tally)
-            place(local, big, want)
+            with room_given_back(local):
+                bring(trip, local, blobs, want)
         removed = todo.extraneous if trip.options.delete else ()
         for path in removed:
             agent.remove(str(local), path)
@@ -50,21 +48,55 @@ def pull_once(trip: Trip, local: Path, limits: Limits) -> SyncReport:
         bytes_sent=trip.travelled.sent,
         bytes_resumed=trip.travelled.resumed,
         removed=removed,
+        left=listing.left,
+        left_names=listing.left_names,
     )
 
 
-def list_there(trip: Trip, limits: Limits) -> dict[str, Entry]:
+@contextlib.contextmanager
+def room_given_back(local: Path) -> Iterator[None]:
+    """Remove what was set aside or has come, once it is refused; what a cut left goes on later."""
+    try:
+        yield
+    except (Untrusted, Damaged, NoSpace):
+        agent.clear(str(local))
+        raise
+
+
+def bring(trip: Trip, local: Path, blobs: Sequence[Blob], want: Mapping[str, Entry]) -> None:
+    """Fetch the blobs, verify what they hold and put it in place."""
+    tally = trip.tally(blobs)
+    begun = reserve(local, blobs)
+    tally.report()
+    for blob in blobs:
+        if blob.bundled:
+            fetch_bundle(trip, local, blob, want)
+            tally.add(Chunk(blob=blob, offset=0, size=blob.size))
+    big = [blob for blob in blobs if not blob.bundled]
+    chunks = to_fetch(trip, local, big, begun, tally)
+    carry(trip, chunks, partial(fetch, trip.remote, local), tally)
+    place(local, big, want)
+
+
+def list_there(trip: Trip, limits: Limits) -> Listing:
     """Ask the machine what it has, and admit only what may be written here."""
-    request: dict[str, Any] = {"root": trip.remote, "exclude": trip.options.exclude}
-    request |= {"cache": tree_cache(trip.remote), "only": trip.options.only}
-    answer = trip.script.call("manifest", request, timeout_s=HASHING_S_MAX)
-    if answer.get("exists") is not True:
-        raise RemoteError(f"there is no directory {trip.there}")
-    found = manifest.read_tree(
-        answer.get("files"), odd=answer.get("odd"), limits=limits, source=str(trip.link.host)
+    options = trip.options
+    request: dict[str, Any] = {"root": trip.remote, "exclude": options.exclude}
+    request |= {"cache": tree_cache(trip.remote), "only": options.only, "include": options.include}
+    wait_s = min(HASHING_S_MAX, HASHING_S_MIN + limits.total_bytes_max / HASHING_BYTES_PER_S)
+    answer = trip.script.call("manifest", request, timeout_s=wait_s)
+    if refused := answers.read_refusal(answer):
+        raise NoSpace(trip.there, needed_bytes=refused.needed, free_bytes=refused.free)
+    if not answers.read_exists(answer):
+        raise Absent(f"there is no directory {trip.there}")
+    found = answers.read_listing(
+        answer,
+        wanted=manifest.Wanted(include=options.include),
+        limits=limits,
+        source=str(trip.link.host),
     )
-    if trip.options.only is not None and (alien := sorted(set(found) - set(trip.options.only))):
-        raise Untrusted(f"{trip.there} offers {alien[0]!r}, which was not asked for")
+    if options.only is not None:
+        answers.refuse_alien(found.tree, options.only, source=trip.there)
     return found
 
 
@@ -116,13 +148,14 @@ def to_fetch(
 ) -> list[Chunk]:
     """Leave out the chunks that an earlier transfer has brought, by their hash."""
     size = trip.options.chunk_bytes
-    there: Any = {}
+    there: dict[str, tuple[str, ...]] = {}
     if paths := [blob.parts[0][0] for blob in blobs if blob.name in begun]:
         request = {"root": trip.remote, "chunk": size, "paths": paths}
-        there = trip.script.call("hashes", request, timeout_s=HASHING_S_MAX).get("hashes")
+        answer = trip.script.call("hashes", request, timeout_s=HASHING_S_MAX)
+        there = answers.read_chunks(answer, "hashes", names=paths, source=str(trip.link.host))
     chunks = []
     for blob in blobs:
-        hashes = there.get(blob.parts[0][0], ()) if isinstance(there, dict) else ()
+        hashes = there.get(blob.parts[0][0], ())
         for number, chunk in enumerate(chunks_of(blob, size)):
             if number < len(hashes) and chunk_digest(local, chunk) == hashes[number]:
                 tally.add(chunk, sent=False)

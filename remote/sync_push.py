@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote import agent, manifest
+from remote import agent, answers, manifest
 from remote.call import tree_cache
-from remote.errors import NoSpace, RemoteError, Untrusted
+from remote.errors import NoSpace, RemoteError
 from remote.manifest import Entry
 from remote.sync_local import Source, StaleError, read_chunk, scan_source
 from remote.sync_plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
@@ -54,10 +54,12 @@ def list_there(trip: Trip, source: Source) -> dict[str, Entry]:
     if source.named or not trip.options.delete:
         request["only"] = sorted(source.tree)  # a machine full of other files is not hashed
     answer = trip.script.call("manifest", request, timeout_s=HASHING_S_MAX)
-    found = answer.get("files")
-    if "only" in request and isinstance(found, dict):
-        found = {path: row for path, row in found.items() if path in source.tree}
-    return manifest.read_tree(found, source=str(trip.link.host), here=False)
+    if refused := answers.read_refusal(answer):
+        raise NoSpace(trip.there, needed_bytes=refused.needed, free_bytes=refused.free)
+    files = answer.get("files")
+    if "only" in request and isinstance(files, dict):
+        files = {path: row for path, row in files.items() if path in source.tree}
+    return manifest.read_tree(files, source=str(trip.link.host), here=False)
 
 
 def to_send(trip: Trip, blobs: Sequence[Blob], source: Source, tally: Tally) -> list[Chunk]:
@@ -72,17 +74,15 @@ def to_send(trip: Trip, blobs: Sequence[Blob], source: Source, tally: Tally) -> 
         "extra": max((blob.size for blob in blobs if blob.bundled), default=0),
     }
     answer = trip.script.call("stage", request, timeout_s=HASHING_S_MAX)
-    if "error" in answer:
-        needed, free = whole(answer.get("needed")), whole(answer.get("free"))
-        raise NoSpace(trip.there, needed_bytes=needed, free_bytes=free)
-    begun = answer.get("begun")
-    if not isinstance(begun, dict):
-        raise Untrusted(f"{trip.link.host} did not say what it has")
+    if refused := answers.read_refusal(answer):
+        raise NoSpace(trip.there, needed_bytes=refused.needed, free_bytes=refused.free)
+    names = [blob.name for blob in blobs]
+    begun = answers.read_chunks(answer, "begun", names=names, source=str(trip.link.host))
     chunks = []
     for blob in blobs:
         if blob.size == 0:
             tally.add(Chunk(blob=blob, offset=0, size=0))
-        there = begun.get(blob.name, ())
+        there = begun[blob.name]
         for number, chunk in enumerate(chunks_of(blob, trip.options.chunk_bytes)):
             if number < len(there):
                 digest = hashlib.sha256(read_chunk(chunk, source.paths)).hexdigest()
@@ -103,7 +103,7 @@ def explain(trip: Trip, tally: Tally, error: OSError) -> Exception:
     """Find out why a write failed: SFTP itself says no more than `Failure`."""
     answer = trip.script.call("manifest", {"root": trip.remote, "only": []}, timeout_s=60)
     left = tally.bytes_total - tally.bytes_done
-    free = whole(answer.get("free"))
+    free = answers.read_free(answer)
     if free < left:
         return NoSpace(trip.there, needed_bytes=left, free_bytes=free)
     return RemoteError(f"{trip.there}: a write was refused: {error}")
@@ -124,14 +124,10 @@ def commit(trip: Trip, source: Source, blobs: Sequence[Blob], removed: Sequence[
         "remove": list(removed),
     }
     answer = trip.script.call("commit", request, timeout_s=HASHING_S_MAX)
-    if "error" in answer:
+    if refused := answers.read_refusal(answer):
         needed = max((blob.size for blob in blobs), default=0)
-        raise NoSpace(trip.there, needed_bytes=needed, free_bytes=whole(answer.get("free")))
-    wrong = [*answer.get("damaged", ()), *answer.get("absent", ())]
+        raise NoSpace(trip.there, needed_bytes=needed, free_bytes=refused.free)
+    sent = {path for blob in blobs for path, _ in blob.parts}
+    wrong = answers.read_wrong(answer, sent=sent, source=str(trip.link.host))
     if wrong:
-        raise StaleError([str(path) for path in wrong])
-
-
-def whole(value: object) -> int:
-    """Read a number of bytes from a machine that may say anything."""
-    return value if isinstance(value, int) and value >= 0 else 0
+        raise StaleError(wrong)

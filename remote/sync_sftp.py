@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -39,6 +40,8 @@ class Sftp:
     """One SFTP channel, used by one thread. Every method may raise `OSError` and `EOFError`."""
 
     channel: paramiko.Channel
+    arrived: Callable[[int], None] = lambda _count: None
+    """Told of every piece that came or was taken, in bytes; may raise to give the transfer up."""
     _buffer: bytearray = field(default_factory=bytearray)
     _head: bytearray = field(default_factory=bytearray)
     """The first bytes that came, for messages."""
@@ -83,7 +86,10 @@ class Sftp:
             place = struct.pack(">QI", offset + start, len(block))
             requests.append(self._request(WRITE, string(handle), place, block))
         send_all(self.channel, b"".join(requests))
-        answers = [self._receive() for _ in requests]  # all of them: the next call finds none
+        answers = []
+        for _ in requests:  # all of them: the next call finds none
+            answers.append(self._receive())
+            self.arrived(min(BLOCK_BYTES, len(data)))
         for kind, body in answers:
             if status_of(kind, body) != OK:
                 fail(kind, body, path)
@@ -167,6 +173,7 @@ class Sftp:
             if not data:
                 raise EOFError
             self._buffer += data
+            self.arrived(len(data))
             if len(self._head) < SHOWN_BYTES:
                 self._head += data[:SHOWN_BYTES]
         taken = bytes(self._buffer[:size])

@@ -13,6 +13,7 @@ from remote import agent
 from remote.call import Script
 from remote.errors import NoSpace, RemoteError, Unreachable
 from remote.link import Link, translated
+from remote.pace import Pace
 from remote.sync_plan import Blob, Chunk, Progress, SyncOptions, Tally, Travelled
 from remote.sync_sftp import Sftp
 
@@ -72,6 +73,13 @@ def carry(
     for chunk in chunks:
         waiting.put(chunk)
     failures: list[BaseException] = []
+    options = trip.options
+    pace = Pace(
+        bytes_per_s=options.pace_bytes_per_s,
+        window_s=options.pace_window_s,
+        clock=options.clock,
+        who=str(trip.link.host),
+    )
     stop = threading.Event()
     lock = threading.Lock()
 
@@ -79,8 +87,9 @@ def carry(
         try:
             with (
                 translated(trip.link.host, trip.link.transport),
-                closing(Sftp.open(trip.link.transport, silence_s=trip.options.silence_s)) as sftp,
+                closing(Sftp.open(trip.link.transport, silence_s=options.silence_s)) as sftp,
             ):
+                sftp.arrived = pace.add
                 while not stop.is_set():
                     try:
                         chunk = waiting.get_nowait()
@@ -95,7 +104,7 @@ def carry(
 
     threads = [
         threading.Thread(target=channel, daemon=True)
-        for _ in range(min(trip.options.channels, len(chunks)))
+        for _ in range(min(options.channels, len(chunks)))
     ]
     for thread in threads:
         thread.start()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from trainer.job import prepare_environment
@@ -28,3 +31,28 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests know what a CPU computes
 prepare_environment()  # else the first test that trains would do it, for those after it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script starts it so behind an `&`
     signal.signal(signal.SIGINT, signal.default_int_handler)  # programs under test inherit it
+
+_failed: dict[str, str] = {}
+_uncollected: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep the line of each test's first failure."""
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        words = str(crash or report.longrepr).strip().splitlines() or ["without a word"]
+        _failed.setdefault(report.nodeid, words[0])
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Keep what could not be collected: no test of it can be run again."""
+    if report.failed:
+        _uncollected.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the failures to the file that QFT_TEST_FAILURES names, for `.ci/again.py`."""
+    path = os.environ.get("QFT_TEST_FAILURES")
+    if path and not hasattr(session.config, "workerinput"):  # workers report to the main process
+        record = {"exit_status": int(exitstatus), "failed": _failed, "uncollected": _uncollected}
+        Path(path).write_text(json.dumps(record), encoding="utf-8")

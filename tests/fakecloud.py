@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from infra import provider as seam
+from infra.heartbeat import Heartbeat
 from infra.journal import Event, Journal, Kind
 from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
@@ -283,8 +284,8 @@ class FakeWorkload:
             disk.running_since = None
         self.home = max(self.home, disk.saved)
         beat = "frozen" if self.cloud.hung else str(self.world.now_s)
-        detail: dict[str, object] = {"updated_at": beat, "phase": "training"}
-        view = JobView(phase=JobPhase.ABSENT, step=disk.step, steps=self.steps, detail=detail)
+        told = Heartbeat(updated_at=beat, phase="training")
+        view = JobView(phase=JobPhase.ABSENT, step=disk.step, steps=self.steps, heartbeat=told)
         if disk.done:
             return replace(view, phase=JobPhase.EXITED, exit_code=0)
         if disk.running_since is not None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arm import Fault, Weather
-from arm.bodies import faults_of
+from arm import Fault, Weather, mapped
+from arm.bodies import faults_of, forbidden_users
 from arm.harness import HOST_PRIVATE, HOST_PUBLIC, T4, USER_PUBLIC, AzureHarness, azure, spec
 from arm.replies import Reply, Request
+from azure.mgmt.authorization.v2022_04_01 import models as roles
 from azure.mgmt.compute import models
 
 from infra.azure import AzureProvider, machine, network
@@ -55,7 +56,10 @@ def test_machine_is_spot_under_the_cap(harness: AzureHarness) -> None:
     address = front["properties"]["publicIPAddress"]
     assert address["properties"] == {"deleteOption": "Delete"}
     assert body["osProfile"]["linuxConfiguration"]["disablePasswordAuthentication"] is True
-    assert "securityProfile" not in body
+    assert body["securityProfile"] == {
+        "securityType": "TrustedLaunch",
+        "uefiSettings": {"secureBootEnabled": False, "vTpmEnabled": True},
+    }
 
 
 def test_host_key_is_injected_and_pinned(harness: AzureHarness) -> None:
@@ -209,6 +213,29 @@ def test_senseless_cap_is_refused_here(harness: AzureHarness, cap: float) -> Non
         harness.provider().create(spec(max_price_usd_per_h=cap))
 
     assert harness.cloud.requests == []
+
+
+def test_user_names_that_azure_forbids_are_refused_here() -> None:
+    """Each administrator name that the SDK's model says is refused never leaves this computer."""
+    for name in forbidden_users():
+        with pytest.raises(BadRequest, match="forbids the user name"):
+            machine.check(spec(user=name))
+
+    machine.check(spec(user="qft"))
+
+
+def test_mapped_bodies_are_read_strictly() -> None:
+    """Models that the SDK describes by maps refuse unknown members, wrong types and gaps."""
+    good = {"properties": {"roleDefinitionId": "r", "principalId": "p", "scope": "ignored"}}
+    bad = {"properties": {"roleDefinitionId": 7, "principal_id": "p", "scope": 1}}
+
+    assert mapped.faults_of(good, "RoleAssignmentCreateParameters", roles) == []
+    faults = mapped.faults_of(bad, "RoleAssignmentCreateParameters", roles)
+    assert [one.split(":")[0] for one in faults] == [
+        "$.properties.principal_id",
+        "$.properties.roleDefinitionId",
+        "$.properties.principalId",
+    ]
 
 
 def test_first_boot_data_has_a_limit() -> None:

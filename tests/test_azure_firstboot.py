@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from arm import LocalGuests
 from arm.harness import HOST_PRIVATE, HOST_PUBLIC, AzureHarness, azure, spec
+from arm.operations import versions_of
+from arm.replies import Request
 from metal import firstboot
 from metal.machine import Metal
 from metal.units import log, running
@@ -66,10 +68,14 @@ def test_first_boot_data_is_what_cloud_init_takes() -> None:
     )
 
     document = firstboot.parsed(made)
+    machine = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/v"
+    (version,) = versions_of(Request(method="POST", path=f"{machine}/deallocate", query={}))
 
     assert document["ssh_keys"] == {"ed25519_private": HOST_PRIVATE, "ed25519_public": HOST_PUBLIC}
     files = {one["path"].removeprefix("/"): one for one in document["write_files"]}
-    assert files[WATCH]["content"] == Path(vmwatch.__file__).read_text()
+    script = Path(vmwatch.__file__).read_text()
+    assert files[WATCH]["content"] == script.replace(vmwatch.API_VERSION, version)
+    assert vmwatch.API_VERSION not in files[WATCH]["content"]
     assert document["runcmd"] == [["systemctl", "enable", "--now", UNIT]]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from test_azure_machine import enter
 
 from commands import wire
 from infra.config import VmTable
+from infra.provider import Vm
 from remote import keys, setup
 from remote.errors import CommandFailed, RemoteError, Unfit
 from remote.link import Link
@@ -33,6 +34,7 @@ DRIVERS = {T4: "580.173.02", A10: "570.211.01"}
 class Rented:
     """One machine, the line to it, and what is inside."""
 
+    vm: Vm
     link: Link
     want: setup.Want
     metal: Metal
@@ -75,7 +77,7 @@ def rent(tmp_path: Path) -> Iterator[Rent]:
         (metal,) = guests.metals.values()
         want = wire.setup_wanted(VmTable(provider="azure", max_price=5.0), vm)
         link = enter(vm, tmp_path / "user", host)
-        rented.append(Rented(link=link, want=want, metal=metal, told=[]))
+        rented.append(Rented(vm=vm, link=link, want=want, metal=metal, told=[]))
         return rented[-1]
 
     with azure(tmp_path / "state", guests=guests) as harness:
@@ -87,6 +89,11 @@ def rent(tmp_path: Path) -> Iterator[Rent]:
 def verbs(metal: Metal) -> list[str]:
     """What was done to the system, without the names of packages and units."""
     return [" ".join(line.split()[:2]) for line in metal.done()]
+
+
+def steps(told: list[str]) -> list[str]:
+    """The steps that were told, without their reasons and without how far each was meanwhile."""
+    return [line.split(" (")[0] for line in told if ": " not in line.split(" (")[0]]
 
 
 def test_healthy_t4_needs_no_driver_and_no_reboot(rent: Rent) -> None:
@@ -117,7 +124,7 @@ def test_t4_without_a_driver_gets_the_signed_one(rent: Rent) -> None:
 
     ready = machine.apply()
 
-    assert [line.split(" (")[0] for line in machine.told] == [
+    assert steps(machine.told) == [
         "wait for the first boot to finish",
         "stop automatic upgrades",
         "install the NVIDIA driver",
@@ -132,9 +139,45 @@ def test_t4_without_a_driver_gets_the_signed_one(rent: Rent) -> None:
     assert set(ready.facts.packages) <= set(ready.facts.held)
 
 
-def test_image_whose_driver_does_not_answer_gets_another(rent: Rent) -> None:
-    """The installer's driver is removed first: its libraries do not fit the packages' modules."""
+def test_open_modules_that_do_not_answer_are_replaced(rent: Rent) -> None:
+    """On the HPC image as it is now: the closed modules of the pinned branch, and a reboot."""
     machine = rent(T4, Quirks(silent=True))
+    with machine.metal.store.change() as state:
+        state.held = sorted({*state.held, "nvidia-open", "nvidia-dkms-580-open"})
+
+    ready = machine.apply()
+    state = machine.metal.store.read()
+
+    assert steps(machine.told)[-7:-4] == [
+        "stop automatic upgrades",
+        "replace NVIDIA's open kernel modules by the closed ones",
+        "reboot",
+    ]
+    assert (ready.facts.driver, ready.facts.open_modules) == ("580.173.02", False)
+    assert (state.boots, state.open) == (2, False)
+    assert {"cuda-drivers", "nvidia-driver-580", "nvidia-utils-580"} <= set(state.packages)
+    assert not [name for name in state.packages if "open" in name]
+    assert "nvidia-uninstall" not in verbs(machine.metal)
+    assert machine.apply().done == ()
+
+
+def test_closed_modules_that_do_not_answer_either_are_refused(rent: Rent) -> None:
+    """What was tried, what the driver says, and which image to boot instead are told."""
+    machine = rent(T4, Quirks(silent=True))
+    with machine.metal.store.change() as state:
+        state.stuck = True
+
+    said = machine.refused(Unfit)
+
+    assert "neither NVIDIA's open kernel modules nor the closed ones of 580.173.02" in said
+    assert "couldn't communicate with the NVIDIA driver" in said
+    assert "Canonical:ubuntu-24_04-lts:server:latest" in said
+    assert machine.metal.store.read().boots == 2
+
+
+def test_older_image_whose_driver_does_not_answer_gets_another(rent: Rent) -> None:
+    """An installer's driver is removed first: its libraries do not fit the packages' modules."""
+    machine = rent(T4, Quirks(silent=True, runfile=True))
 
     ready = machine.apply()
 
@@ -147,6 +190,48 @@ def test_image_whose_driver_does_not_answer_gets_another(rent: Rent) -> None:
         "reboot",
     ]
     assert ready.facts.driver == "580.126.09"
+
+
+def test_interrupted_installation_is_finished_first(rent: Rent) -> None:
+    """After a cut in the middle of apt, dpkg is asked to finish before anything else is."""
+    machine = rent(T4, Quirks(image="plain", cut=True))
+
+    ready = machine.apply()
+
+    assert ready.facts.driver == "580.126.09"
+    assert verbs(machine.metal)[2:4] == ["dpkg --configure", "apt-get install"]
+
+
+def test_vgpu_driver_with_another_checksum_is_not_executed(rent: Rent) -> None:
+    """The checksum that the user names is compared first, and the file is gone."""
+    machine = rent(A10, Quirks(forged=True))
+    machine.want = replace(machine.want, grid_sha256="0" * 64)
+
+    said = machine.refused(CommandFailed)
+
+    assert f"instead of {'0' * 64}: it was not executed" in said
+    assert "was not executed: see `vm.azure.grid_sha256`" in said
+    assert [line for line in machine.metal.done() if "installer" in line] == []
+    assert not (machine.metal.directory / "root/root/executed").exists()
+    assert not (machine.metal.directory / "root/root/qft-grid.run").exists()
+
+
+def test_vgpu_driver_is_the_one_that_was_seen_first(
+    rent: Rent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This computer remembers the checksum of the first, and demands it of every later machine."""
+    monkeypatch.setenv("QFT_HOME", str(tmp_path / "home"))
+    table = VmTable(provider="azure", gpu="A10", max_price=5.0)
+    machine = rent(A10, Quirks())
+    ready, _ = wire.make_ready(table, machine.told.append)(machine.link, machine.vm)
+    machine.link = ready
+    seen = setup.gather(ready).grid_sha256
+    later = wire.setup_wanted(table, machine.vm)
+    named = table.model_copy(update={"azure": table.azure.model_copy(update={"grid_sha256": "A"})})
+
+    assert len(seen) == 64
+    assert later.grid_sha256 == seen
+    assert wire.setup_wanted(named, machine.vm).grid_sha256 == "a"
 
 
 def test_a10_gets_the_vgpu_driver_and_cuda_12(rent: Rent) -> None:

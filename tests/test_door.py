@@ -28,6 +28,7 @@ from commands.home import RunFolder, driving, make_home, run_folder
 from commands.homing import Homing
 from commands.machine import _quoted
 from commands.output import clean, log_writer, say_to
+from commands.results import Expected
 from commands.staging import stage
 from commands.workload import SshWorkload
 from infra import provider as seam
@@ -40,6 +41,7 @@ from infra.state import fold
 from infra.workload import HostUnfit, HostUnreachable
 from remote import errors, job
 from remote.sync_plan import SyncOptions
+from trainer.method_table import MethodTable
 
 
 def closed_pipe() -> io.TextIOWrapper:
@@ -341,6 +343,7 @@ def homing(tmp_path: Path, connect: Any, said: list[str]) -> Homing:
         remote_run="run",
         home=tmp_path / "checkpoints",
         options=SyncOptions(),
+        expected=lambda: Expected(method=MethodTable(), tensor_bytes_max=1 << 20, steps_max=10),
         say=said.append,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from commands.workload import SshWorkload, is_of_before
+from infra.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.watch import Watch
 from infra.when import utc
@@ -31,7 +33,7 @@ def test_a_heartbeat_is_of_before_if_pid_and_time_say_so(
     pid: int, beat_s: float, *, before: bool
 ) -> None:
     """One mark alone may deceive, and a trainer without any heartbeat would be restarted."""
-    assert is_of_before({"pid": pid, "updated_at": utc(beat_s)}, RUNNING) is before
+    assert is_of_before(Heartbeat(pid=pid, updated_at=utc(beat_s)), RUNNING) is before
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_a_heartbeat_is_of_before_if_pid_and_time_say_so(
 )
 def test_strange_heartbeats_are_left_to_others(heartbeat: dict[str, Any]) -> None:
     """The machine may write what it likes there; nothing is concluded from it."""
-    assert not is_of_before(heartbeat, RUNNING)
+    assert not is_of_before(read_heartbeat(json.dumps(heartbeat)), RUNNING)
 
 
 def test_an_eviction_that_is_over_does_not_explain_the_next_stop(
@@ -52,10 +54,12 @@ def test_an_eviction_that_is_over_does_not_explain_the_next_stop(
         brings_home=False,
         site=SimpleNamespace(run_dir="qft/x/run"),
         home=Path("/nowhere"),
+        expected=lambda: None,
         say=lambda _text: None,
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
-    old = {"pid": 5, "updated_at": utc(STARTED_S - 60), "phase": "preempted", "step": 3}
+    beat = utc(STARTED_S - 60)
+    old = Heartbeat(pid=5, updated_at=beat, phase="preempted", step=3)
     monkeypatch.setattr(work, "_job", lambda _vm: SimpleNamespace(status=lambda: RUNNING))
     monkeypatch.setattr(work, "_heartbeat", lambda _vm: old)
     watch = Watch(now_s=0.0)
@@ -63,6 +67,6 @@ def test_an_eviction_that_is_over_does_not_explain_the_next_stop(
     seen = work.look(Vm(provider="x", run_id="x", id="x", region="a", size="s"))
     watch.measure(seen, 1.0)
 
-    assert (seen.detail, seen.step) == ({}, 0)
+    assert (seen.heartbeat, seen.step) == (SILENCE, 0)
     stop = Observation(power=PowerState.DEALLOCATED, stop_reason=StopReason.UNKNOWN)
     assert watch.reason_of(stop) is StopReason.UNKNOWN

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.util
 import re
-import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sshd
+import wheels
 
 from remote import lock, setup, setup_python
 from remote.errors import CommandFailed
@@ -22,7 +18,7 @@ from remote.setup import Ready, Want
 from remote.setup_facts import PYTHON_MAX, PYTHON_MIN
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ("cu128", "cu130")
+LOCKS = ("cpu", "cu128", "cu130")
 GROUP = re.compile(r"^([\w.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE)
 
 
@@ -38,7 +34,7 @@ def test_every_line_of_a_lock_is_a_pin_with_hashes(cuda: str) -> None:
     rest = GROUP.sub("", text)
 
     assert [line for line in rest.splitlines() if line and not line.startswith("# ")] == []
-    assert len(pins(cuda)) > 70
+    assert len(pins(cuda)) > (60 if cuda == "cpu" else 70)
 
 
 @pytest.mark.parametrize("cuda", LOCKS)
@@ -60,7 +56,7 @@ def test_a_lock_is_made_from_its_inputs(cuda: str) -> None:
 
 @pytest.mark.parametrize("cuda", LOCKS)
 def test_a_lock_has_the_tested_versions(cuda: str) -> None:
-    """What the tests run with and a machine gets are the same, but for torch of older drivers."""
+    """What the tests run with and a machine gets are the same, but for torch and its build."""
     tested = dict(
         line.lower().replace("_", "-").split("==")
         for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -69,7 +65,7 @@ def test_a_lock_has_the_tested_versions(cuda: str) -> None:
         name for name, version in pins(cuda).items() if tested.get(name, version) != version
     }
 
-    assert differing == ({"torch"} if cuda == "cu128" else set())
+    assert differing == (set() if cuda == "cu130" else {"torch"})
     assert len(tested.keys() & pins(cuda).keys()) > 50
 
 
@@ -107,20 +103,68 @@ def test_a_lock_names_no_place_to_download_from(cuda: str) -> None:
 def test_the_disk_that_is_asked_for_grows_with_the_lock() -> None:
     """The room for an environment is over three times its wheels, more for CUDA 12."""
     assert 10e9 < setup_python.size_bytes("cu130") < setup_python.size_bytes("cu128") < 16e9
-    assert setup_python.size_bytes("cpu") == setup_python.size_bytes("cu130")
+    assert 1e9 < setup_python.size_bytes("cpu") < 2e9
+
+
+def test_the_set_for_machines_without_a_card_is_the_other_without_cuda() -> None:
+    """Torch's other build, and of all else the same files as with CUDA, but what is NVIDIA's."""
+    bare, full = pins("cpu"), pins("cu130")
+    hashes = {name: found for name, _, found in GROUP.findall(setup_python.requirements("cpu"))}
+    whole = {name: found for name, _, found in GROUP.findall(setup_python.requirements("cu130"))}
+
+    assert bare["torch"] == f"{full['torch']}+cpu"
+    assert {name for name in full.keys() - bare.keys() if not name.startswith("nvidia-")} == {
+        "cuda-bindings",
+        "cuda-pathfinder",
+        "cuda-toolkit",
+        "triton",
+    }
+    assert not [name for name in bare if "nvidia" in name or "cuda" in name]
+    assert {name for name in hashes if hashes[name] != whole[name]} == {"torch"}
+
+
+def test_the_listed_wheels_of_torch_are_those_of_the_lock() -> None:
+    """Each accepted Python has exactly the wheel that `cpu.in` lists for it."""
+    listed = lock.listed((setup_python.REQUIREMENTS / "cpu.in").read_text())
+    (found,) = [
+        hashes
+        for name, _, hashes in GROUP.findall(setup_python.requirements("cpu"))
+        if name == "torch"
+    ]
+
+    assert tuple(listed) == lock.PYTHONS
+    assert set(re.findall("[0-9a-f]{64}", found)) == {
+        one for wheel in listed.values() for one in wheel.hashes
+    }
+
+
+def test_a_build_of_another_version_is_not_put_into_a_set() -> None:
+    """Whoever raises torch's version and forgets the wheels without CUDA is told."""
+    build = {(3, 11): package("torch", "1.2+cpu")}
+    set_of = [package("torch", "1.3"), package("nvidia-cublas", "1"), package("numpy", "2")]
+
+    assert lock.without_cuda([package("torch", "1.2"), *set_of[1:]], build, (3, 11)) == [
+        build[3, 11],
+        set_of[2],
+    ]
+    with pytest.raises(SystemExit, match=r"lists torch 1.2\+cpu, the set has 1\.3"):
+        lock.without_cuda(set_of, build, (3, 11))
+    with pytest.raises(SystemExit, match=r"no wheel for Python 3\.12"):
+        lock.without_cuda(set_of, build, (3, 12))
+
+
+def package(name: str, version: str, *hashes: str) -> lock.Package:
+    """One package of a lock in the making."""
+    return lock.Package(name=name, version=version, hashes=frozenset(hashes), size_bytes=7)
 
 
 def test_a_difference_between_pythons_becomes_a_marker() -> None:
     """A package that only some Pythons need is locked for these alone; wheels are joined."""
-
-    def package(name: str, *hashes: str) -> lock.Package:
-        return lock.Package(name=name, version="1", hashes=frozenset(hashes), size_bytes=7)
-
     text = lock.render(
         setup_python.REQUIREMENTS / "cu130.in",
         {
-            (3, 11): [package("both", "aa", "bb"), package("old", "cc")],
-            (3, 12): [package("both", "bb", "dd")],
+            (3, 11): [package("both", "1", "aa", "bb"), package("old", "1", "cc")],
+            (3, 12): [package("both", "1", "bb", "dd")],
         },
     )
 
@@ -144,42 +188,16 @@ def test_a_package_without_a_wheel_cannot_be_locked() -> None:
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lock of one package, and the folder from which the machine's pip is set up to take it."""
-    folder = tmp_path / "shelf"
-    folder.mkdir()
-    make_wheel(folder, "honest")
-    requirements = tmp_path / "requirements"
-    requirements.mkdir()
-    wheel = folder / "qft_probe-1.0-py3-none-any.whl"
-    (requirements / "cu130.txt").write_text(
-        f"# download: 1 bytes\nqft_probe==1.0 \\\n    --hash=sha256:{sha256(wheel)}\n"
-    )
-    monkeypatch.setattr(setup_python, "REQUIREMENTS", requirements)
+    folder = wheels.shelf_in(tmp_path)
+    monkeypatch.setattr(setup_python, "REQUIREMENTS", tmp_path / "requirements")
     return folder
 
 
 @pytest.fixture
 def server(tmp_path: Path, shelf: Path) -> Iterator[sshd.Sshd]:
-    """A real machine without GPU, whose user has set pip up as companies do.
-
-    Its Python is the one that runs the tests; so is its pip, since unpacking another takes seconds.
-    """
-    pip = importlib.util.find_spec("pip")
-    assert pip is not None
-    assert pip.origin is not None
-    packages = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    """A real machine without GPU, whose user has set pip up as companies do."""
     with sshd.serve(tmp_path / "machine") as running:
-        settings = running.home / ".config" / "pip" / "pip.conf"
-        settings.parent.mkdir(parents=True)
-        settings.write_text(f"[global]\nno-index = true\nfind-links = {shelf}\n")
-        python = running.home / "bin" / "python3.14"
-        python.parent.mkdir()
-        python.write_text(
-            '#!/bin/sh\ncase "$*" in *version_info*) echo 3.14 ;; "-m venv --clear "*)\n'
-            f'  {sys.executable} -m venv --without-pip --clear "$4" &&\n'
-            f'  echo {Path(pip.origin).parents[1]} > "$4/{packages}/pip.pth" ;;\n'
-            f'*) exec {sys.executable} "$@" ;; esac\n'
-        )
-        python.chmod(0o755)
+        wheels.furnish(running.home, f"[global]\nno-index = true\nfind-links = {shelf}\n")
         yield running
 
 
@@ -199,7 +217,7 @@ def test_the_environment_is_made_from_the_lock(server: sshd.Sshd) -> None:
 
 def test_a_file_with_another_hash_is_refused(server: sshd.Sshd, shelf: Path) -> None:
     """A wheel that was replaced on the way is not installed, and the environment is not ready."""
-    make_wheel(shelf, "forged")
+    wheels.make_wheel(shelf, "forged")
     with pytest.raises(CommandFailed, match="DO NOT MATCH THE HASHES"):
         make(server)
 
@@ -216,28 +234,3 @@ def make(server: sshd.Sshd) -> Ready:
 def nap(wait_s: float) -> None:
     """Look again sooner than on a machine far away."""
     time.sleep(min(wait_s, 0.1))
-
-
-def make_wheel(folder: Path, word: str) -> None:
-    """Build the package by hand, with a list of contents that is right."""
-    files = {
-        "qft_probe.py": f"WORD = {word!r}\n",
-        "qft_probe-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: qft_probe\n"
-        "Version: 1.0\n",
-        "qft_probe-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
-        "Tag: py3-none-any\n",
-    }
-    record = "".join(
-        f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-        f",{len(text)}\n".replace("=,", ",")
-        for name, text in files.items()
-    )
-    with zipfile.ZipFile(folder / "qft_probe-1.0-py3-none-any.whl", "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-        archive.writestr("qft_probe-1.0.dist-info/RECORD", record)
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file, as pip counts it."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

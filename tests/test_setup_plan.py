@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from remote import setup_python
 from remote.errors import Unfit
 from remote.setup import Driver, Want, cuda_for, interpreter, plan
-from remote.setup_facts import Facts, Gpu, Python, parse, version_of
-from remote.xid import MEANINGS, explain
+from remote.setup_facts import Facts, Gpu, Python
 
 PYTHON = Python(command="python3.12", version=(3, 12), venv=True)
 BARE = Facts(
@@ -33,6 +30,12 @@ A10 = Gpu(name="NVIDIA A10-24Q", driver="570.211.01", memory_mb=24512, capabilit
 T4_OK = replace(CARD, gpus=(T4,), smi_code=0)
 A10_OK = replace(
     CARD, gpus=(A10,), smi_code=0, gridd="EnableUI=FALSE IgnoreSP=FALSE", secure_boot=False
+)
+HPC = replace(
+    CARD,
+    packages=("nvidia-open-580", "nvidia-dkms-580-open", "nvidia-driver-pinning-580.173.02"),
+    held=("nvidia-open-580", "linux-image-azure"),
+    pinned="580.173.02",
 )
 DATACENTER = Want(driver=Driver.DATACENTER)
 GRID = Want(driver=Driver.GRID, cuda_max="12.8")
@@ -118,6 +121,54 @@ TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
         DATACENTER,
         ["stop automatic upgrades", "install the NVIDIA driver"],
     ),
+    "T4, bare, apt cut in the middle": (
+        replace(CARD, upgraders=UPGRADERS, dpkg_broken="(cut)"),
+        DATACENTER,
+        [
+            "stop automatic upgrades",
+            "finish the interrupted installation",
+            "install the NVIDIA driver",
+        ],
+    ),
+    "cpu, apt cut in the middle, nothing to install": (
+        replace(BARE, dpkg_broken="libc6"),
+        CPU,
+        ["make the Python environment"],
+    ),
+    "cpu, no venv, apt cut in the middle": (
+        replace(BARE, pythons=(replace(PYTHON, venv=False),), dpkg_broken="libc6"),
+        CPU,
+        [
+            "finish the interrupted installation",
+            "install Python's venv",
+            "make the Python environment",
+        ],
+    ),
+    "T4, NVIDIA's pinned open modules are silent": (
+        replace(HPC, smi_code=9, smi_said="couldn't communicate"),
+        DATACENTER,
+        ["replace NVIDIA's open kernel modules by the closed ones"],
+    ),
+    "T4, NVIDIA's pinned open modules, no nvidia-smi": (
+        HPC,
+        DATACENTER,
+        ["replace NVIDIA's open kernel modules by the closed ones"],
+    ),
+    "T4, closed packages, but open modules on the disk": (
+        replace(
+            HPC,
+            packages=("cuda-drivers", "nvidia-driver-580", "nvidia-driver-pinning-580"),
+            open_modules=True,
+            smi_code=9,
+        ),
+        DATACENTER,
+        ["replace NVIDIA's open kernel modules by the closed ones"],
+    ),
+    "T4, NVIDIA's closed modules wait for a reboot": (
+        replace(HPC, packages=("cuda-drivers",), reboot_required=True, smi_code=9),
+        DATACENTER,
+        ["reboot into the installed driver"],
+    ),
     "T4, driver replaced under the kernel": (
         replace(CARD, smi_code=18, smi_said="Driver/library version mismatch"),
         DATACENTER,
@@ -127,6 +178,11 @@ TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
         replace(CARD, packages=("nvidia-driver-580",), reboot_required=True, smi_code=9),
         DATACENTER,
         ["reboot into the installed driver"],
+    ),
+    "T4, driver of the user's image, replaced under the kernel": (
+        replace(CARD, smi_code=18, smi_said="Driver/library version mismatch"),
+        replace(DATACENTER, driver_given=True),
+        ["reboot into the image's driver"],
     ),
     "A10, bare": (
         CARD,
@@ -170,6 +226,16 @@ def test_plan(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[Facts, Want, str]] = {
+    "an image said to bring its driver": (
+        replace(CARD, smi_code=9, smi_said="couldn't communicate"),
+        replace(DATACENTER, driver_given=True),
+        "said to bring does not answer: couldn't communicate; `driver: auto` under `vm.image`",
+    ),
+    "an image said to bring the vGPU driver": (
+        replace(A10_OK, gpus=(replace(A10, driver="535.161.08"),)),
+        replace(GRID, driver_given=True),
+        "its vGPU driver is of branch 535, but the host serves 570",
+    ),
     "no card": (BARE, DATACENTER, "no NVIDIA card on its PCI bus; choose a size"),
     "no card, machine of the user": (
         BARE,
@@ -186,6 +252,16 @@ REFUSED: dict[str, tuple[Facts, Want, str]] = {
         DATACENTER,
         "its first boot failed: - ('scripts_user', 'failed')",
     ),
+    "NVIDIA's closed modules are silent, too": (
+        replace(HPC, packages=("cuda-drivers", "nvidia-driver-580"), smi_code=9, smi_said="No."),
+        DATACENTER,
+        "neither NVIDIA's open kernel modules nor the closed ones of 580.173.02: No.; boot another",
+    ),
+    "NVIDIA's packages under Secure Boot": (
+        replace(HPC, secure_boot=True, smi_code=9, smi_said="couldn't communicate"),
+        DATACENTER,
+        "the kernel refuses its NVIDIA driver, which is unsigned",
+    ),
     "GRID under Secure Boot": (replace(CARD, secure_boot=True), GRID, "Secure Boot is on"),
     "CUDA 13 wheels on a vGPU": (A10_OK, replace(GRID, cuda="cu130"), "this size admits 12.8"),
     "CUDA 13 wheels on an old driver": (
@@ -200,11 +276,37 @@ REFUSED: dict[str, tuple[Facts, Want, str]] = {
     ),
     "an unknown set": (T4_OK, replace(DATACENTER, cuda="cu11"), "no requirement set `cu11`"),
     "the CPU set with a GPU": (T4_OK, replace(DATACENTER, cuda="cpu"), "leave the GPU unused"),
-    "too little disk": (replace(BARE, free_bytes=3_000_000_000), CPU, "3,000.0 MB are free"),
+    "too little disk": (replace(BARE, free_bytes=1_000_000_000), CPU, "1,000.0 MB are free"),
+    "too little disk for CUDA": (
+        replace(T4_OK, free_bytes=9_000_000_000),
+        DATACENTER,
+        "9,000.0 MB are free",
+    ),
+    "another Python than CPython": (
+        replace(
+            BARE,
+            pythons=(
+                Python(command="python3", version=(3, 11), venv=True, kind="pypy"),
+                Python(command="python3.13", version=(3, 13), venv=True, kind="free-threaded"),
+            ),
+        ),
+        CPU,
+        "is there, only python3 3.11 (pypy), python3.13 3.13 (free-threaded); use an image",
+    ),
+    "an old C library": (
+        replace(BARE, libc=("glibc", "2.17")),
+        CPU,
+        "the tested wheels need glibc 2.28, and this system has glibc 2.17",
+    ),
+    "another C library": (
+        replace(BARE, libc=("musl", "")),
+        CPU,
+        "need glibc 2.28, and this system has musl",
+    ),
     "too little disk for the data": (
         replace(BARE, free_bytes=20_000_000_000),
-        replace(CPU, spare_bytes=17_000_000_000),
-        "rest 17.0 GB); 20.0 GB are free",
+        replace(CPU, spare_bytes=19_000_000_000),
+        "rest 19.0 GB); 20.0 GB are free",
     ),
     "old Python": (
         replace(BARE, pythons=(Python(command="python3", version=(3, 10), venv=True),)),
@@ -280,7 +382,7 @@ def test_driver_steps_wait_for_the_package_lock() -> None:
 
 
 def test_environment_is_named_after_all_that_matters() -> None:
-    """Another interpreter or another lock is another environment; `cpu` has the lock of `cu130`."""
+    """Another interpreter or another lock is another environment, for every set of them."""
     older = replace(PYTHON, version=(3, 11))
     names = {
         setup_python.environment(python, cuda)
@@ -288,60 +390,7 @@ def test_environment_is_named_after_all_that_matters() -> None:
         for cuda in ("cpu", "cu128", "cu130")
     }
 
-    assert len(names) == 4
-
-
-def test_parse_reads_a_whole_machine() -> None:
-    """Facts are read line by line; what is malformed or unknown is left out."""
-    text = """os=ubuntu 24.04
-kernel=6.8.0
-boot=b7
-free_kb=1000
-sudo=yes
-python=python3.12 3.12 no
-python=broken
-python=python3 3.12 yes
-pci=0x2236
-gpu=NVIDIA A10-24Q, 570.211.01, 24512, 8.6
-gpu=Failed to initialize NVML
-smi_code=0
-package=nvidia-driver-570
-secure_boot=1
-venv=venv-abc
-cuda_seen=venv-abc b7 570.211.01
-upgrader=apt-daily.timer
-nonsense
-key=with=equals"""
-    facts = parse(text.splitlines())
-
-    assert (facts.gpus, facts.driver, facts.pci_gpus) == ((A10,), "570.211.01", 1)
-    assert (facts.free_bytes, facts.sudo, facts.secure_boot) == (1_024_000, True, True)
-    assert facts.python == Python(command="python3", version=(3, 12), venv=True)
-    assert facts.cuda_seen == (("venv-abc", "b7 570.211.01"),)
-    assert facts.upgraders == ("apt-daily.timer",)
-
-
-@given(st.lists(st.text(max_size=40), max_size=20))
-def test_parse_survives_anything(lines: list[str]) -> None:
-    """A machine that says nonsense has no facts, and does not break set-up."""
-    assert isinstance(parse(lines), Facts)
-
-
-def test_versions_compare_as_numbers() -> None:
-    """580.9 is older than 580.65, and a lone number has a minor part."""
-    assert version_of("580.9") < version_of("580.65.06")
-    assert version_of("570") == (570, 0)
-
-
-def test_xids_are_explained() -> None:
-    """A kernel log is explained, each error once; an unknown one is named."""
-    log = """[  5.1] NVRM: Xid (PCI:0001:00:00): 78, pid='<unknown>', name=<unknown>
-[  6.0] NVRM: Xid (PCI:0001:00:00): 78, again
-[  7.0] NVRM: Xid (PCI:0001:00:00): 999, new"""
-
-    assert explain(log) == [f"Xid 78: {MEANINGS[78]}", explain("Xid (x): 999")[0]]
-    assert "570" in MEANINGS[78]
-    assert explain("all is well") == []
+    assert len(names) == 6
 
 
 def test_wanting_the_same_twice_changes_nothing() -> None:
@@ -349,3 +398,26 @@ def test_wanting_the_same_twice_changes_nothing() -> None:
     rows: list[Any] = [(facts, want) for facts, want, _ in TABLE.values()]
 
     assert [plan(*row) for row in rows] == [plan(*row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("pinned", "driver"),
+    [("580", "nvidia-driver-580"), ("580.173.02", "nvidia-driver-580"), ("595", "nvidia-driver")],
+)
+def test_closed_modules_are_of_the_pinned_branch(pinned: str, driver: str) -> None:
+    """The pin chooses the version; its packages are named by branch up to 580, and not later."""
+    (step,) = plan(replace(HPC, pinned=pinned, smi_code=9), DATACENTER)
+
+    assert f"--autoremove --purge cuda-drivers {driver} linux-headers-$(uname -r)" in step.command
+    assert "apt-mark unhold nvidia-open-580 >" in step.command
+    assert step.reboot_after
+
+
+def test_vgpu_driver_is_executed_only_with_its_checksum() -> None:
+    """The step compares before it executes, and downloads over nothing but TLS."""
+    want = replace(GRID, grid_sha256="ab" * 32)
+    step = next(one for one in plan(CARD, want) if one.name == "install the vGPU driver")
+    compared = step.command.index("ab" * 32)
+
+    assert compared < step.command.index("sh /root/qft-grid.run")
+    assert "--proto '=https'" in step.command

@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain("busy", [str(error)], BUSY)
     except OSError as error:
         return complain("the disk or the network failed", [tell(error)], FAILED_IO)
+    except ImportError as error:
+        lacks = f"{sys.executable} lacks a package, or has one that cannot be loaded: {error}"
+        return complain("nothing can be trained here", [lacks], BAD_CONFIG)
     except KeyboardInterrupt:
         say("interrupted: the newest checkpoint stands, the same command goes on from there")
         return INTERRUPTED

@@ -7,7 +7,6 @@ itself: the loop reads the flag where the state is whole.
 from __future__ import annotations
 
 import http.client
-import json
 import signal
 import threading
 import urllib.request
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+
+from trainer.untrusted import parse
 
 EVENTS_PATH = "/metadata/scheduledevents?api-version=2020-07-01"
 POLL_S = 1.0
@@ -118,12 +119,13 @@ class MetadataPoll:
 def fetch_events(url: str, *, timeout_s: float) -> object:
     """Ask the metadata service for its document, never through a proxy.
 
-    Raises OSError (also a time-out or a refusing status), HTTPException or ValueError (not JSON).
+    Raises OSError (also a time-out or a refusing status), HTTPException or ValueError (no JSON, or
+    more, or deeper, than such a document).
     """
     request = urllib.request.Request(url, headers={"Metadata": "true"})  # noqa: S310 - link-local
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=timeout_s) as answer:
-        return json.loads(answer.read(ANSWER_BYTES_MAX))
+        return parse(answer.read(ANSWER_BYTES_MAX), bytes_max=ANSWER_BYTES_MAX)
 
 
 def preemption_in(document: object, now: datetime) -> float | None:
@@ -141,7 +143,7 @@ def preemption_in(document: object, now: datetime) -> float | None:
     times = [
         _seconds_until(event, now)
         for event in events
-        if isinstance(event, Mapping) and event.get("EventType") in {"Preempt", "Terminate"}
+        if isinstance(event, Mapping) and str(event.get("EventType")) in {"Preempt", "Terminate"}
     ]
     return min(times, default=None)
 
@@ -152,7 +154,8 @@ def _seconds_until(event: Mapping[str, Any], now: datetime) -> float:
         return 0.0
     try:
         moment = parsedate_to_datetime(str(event.get("NotBefore")))
-    except (TypeError, ValueError):
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        left_s = (aware - now).total_seconds()
+    except (TypeError, ValueError, OverflowError):
         return NOTICE_S
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return min(max(0.0, (aware - now).total_seconds()), NOTICE_S_MAX)
+    return min(max(0.0, left_s), NOTICE_S_MAX)

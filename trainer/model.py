@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from trainer.adapters import methods, nola, quantise
+from trainer.adapters.settings import TENSORS, read_settings
 from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTable, is_path
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import DoesNotFit
@@ -241,14 +242,22 @@ def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model
 
 
 def load_adapter(base: Model, directory: Path) -> Model:
-    """Put a finished adapter on `base` for inference."""
+    """Put a finished adapter on `base` for inference; PEFT sees only settings that were checked.
+
+    Raises:
+        ConfigError: the adapter is none that is trained here.
+    """
     import peft
 
+    settings = read_settings(directory)
     with warnings.catch_warnings():  # as above
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
         if (directory / nola.FACTS).is_file():
             return nola.load(base, directory).eval()
-        return peft.PeftModel.from_pretrained(base, str(directory)).eval()
+        if not (directory / TENSORS).is_file():  # or PEFT would unpickle an older format
+            raise ConfigError([f"{directory}: there is no {TENSORS}"])
+        config = peft.LoraConfig(**settings.for_peft())
+        return peft.PeftModel.from_pretrained(base, str(directory), config=config).eval()
 
 
 def trainable(model: Model) -> dict[str, torch.nn.Parameter]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainer import hub
+from trainer import hub, untrusted
 from trainer.config import ConfigError, TrainerConfig
 from trainer.data.rows import DataError, Shards
 from trainer.disk import Disk, restore_directory
 from trainer.errors import Busy
 from trainer.fingerprint import Facts, file_sha256, flatten_config
 
+TABLE_BYTES_MAX = 64 << 20
 CONFIG = "config.json"
 ADAPTER = "adapter"
 ADAPTER_PARTIAL = ".adapter.partial"
@@ -67,10 +67,9 @@ def adapter_done(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
 def read_table(path: Path) -> Facts:
     """Return a JSON table, empty if there is none or it cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return untrusted.table(untrusted.parse(path.read_bytes(), bytes_max=TABLE_BYTES_MAX))
+    except (OSError, untrusted.NotPlain):
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def training_facts(config: TrainerConfig, inputs: Facts) -> Facts:

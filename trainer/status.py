@@ -20,8 +20,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from trainer.disk import Disk, RealDisk, replace_file
+from trainer.untrusted import NotPlain, parse, table, whole
 
 HEARTBEAT_S = 2.0
+STATUS_BYTES_MAX = 1 << 20
+LINE_BYTES_MAX = 1 << 20
 
 
 class Phase(StrEnum):
@@ -186,18 +189,19 @@ def last_step(log: bytes) -> int | None:
     if not lines:
         return 0
     try:
-        return int(json.loads(lines[-1])["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return whole(table(parse(lines[-1], bytes_max=LINE_BYTES_MAX)).get("step"))
+    except NotPlain:
         return None
 
 
 def _read_previous(path: Path) -> Status:
     """Return the counts that the process before left behind; nothing else of it is believed."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        return Status(resumes=int(raw["resumes"]), redone_steps=int(raw["redone_steps"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        raw = table(parse(path.read_bytes(), bytes_max=STATUS_BYTES_MAX))
+    except (OSError, NotPlain):
         return Status()
+    resumes, redone = whole(raw.get("resumes")), whole(raw.get("redone_steps"))
+    return Status(resumes=resumes or 0, redone_steps=redone or 0)
 
 
 def _iso(moment: datetime) -> str:

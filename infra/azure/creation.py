@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from infra.azure import machine, network
 from infra.azure.account import Account
-from infra.azure.errors import AlreadyThereError, Fault, translate
-from infra.azure.images import image_for
+from infra.azure.errors import AlreadyThereError, Fault, ImageRefusedError, translate
+from infra.azure.images import image_for, refuses_security
 from infra.azure.looking import Looking
 from infra.azure.memory import Memory
 from infra.azure.naming import (
@@ -19,12 +19,13 @@ from infra.azure.naming import (
     FIREWALL,
     GENERATION,
     NETWORK,
-    RUN,
     VM,
     Names,
     check_subscription,
     idle_usd_per_h,
+    is_of_run,
     tags_of,
+    told_by,
     vm_from_tags,
 )
 from infra.azure.record import RunRecord
@@ -169,7 +170,7 @@ class Creation:
         body = {"location": spec.offer.region, "tags": tags}
         with contextlib.suppress(Gone):
             found = self.account.arm.call("look at the resource group", groups.get, names.group)
-            known: dict[str, str] = dict(found.get("tags") or {})
+            known = told_by(found.get("tags"))
             same_key = _same_key(known.get("qft-host-key", ""), spec.host_public_key)
             if same_key and known.get(GENERATION) == str(spec.generation):
                 return known
@@ -254,30 +255,29 @@ class Creation:
     def _machine(self, spec: VmSpec, names: Names, record: RunRecord, tags: dict[str, str]) -> Vm:
         settings = self.account.settings
         doing = f"rent {spec.offer.size} in {spec.offer.place}"
-        body = machine.body(
-            spec,
-            names=names,
-            tags=tags,
-            make=machine.Make(
-                image=image_for(spec.offer.size),
-                disk_sku=settings.disk_sku,
-                identity=settings.self_release,
-                arm=settings.arm_endpoint,
-                audience=settings.audience,
-            ),
+        make = machine.Make(
+            image=image_for(spec.offer.size, settings.image),
+            disk_sku=settings.disk_sku,
+            identity=settings.self_release,
+            arm=settings.arm_endpoint,
+            audience=settings.audience,
         )
+        body = machine.body(spec, names=names, tags=tags, make=make)
         done = False
         try:
             operation = self.account.pursue(
                 record, "vm", lambda token: self._begin_machine(doing, names, body, token)
             )
             self._verify(spec, self._get(names))  # an answer to a PUT may echo what was asked
-            self._protect(spec, names, record, tags)
+            self._protect(spec, names, tags)
             done = self.account.settle(
                 record, "vm", operation, wait_s=self.account.settings.accept_wait_s
             )
+            self.looking.orders.learn(record, operation, done=done)
             if done:
                 self._verify(spec, operation.answer)
+        except ImageRefusedError as error:
+            raise error.naming(machine.urn_of(body)) from error
         except (AlreadyThereError, Gone):
             # Made by a request whose answer was lost, or the operation's page has expired.
             self.account.finished(record, "vm")
@@ -293,16 +293,22 @@ class Creation:
 
         more = {"continuation_token": token} if token else {"match_condition": IF_MISSING}
         machines = self.account.arm.compute.virtual_machines
-        return self.account.arm.begin(
-            doing, machines.begin_create_or_update, names.group, names.vm, body, **more
-        )
+        ask = (doing, machines.begin_create_or_update, names.group, names.vm)
+        try:
+            return self.account.arm.begin(*ask, body, **more)
+        except ProviderError as error:
+            # Sizes and images that know no Trusted Launch have no Secure Boot to switch off either.
+            if "securityProfile" not in body["properties"] or not refuses_security(str(error)):
+                raise
+            del body["properties"]["securityProfile"]
+        return self.account.arm.begin(*ask, body, **more)
 
     def _follow(self, doing: str, spec: VmSpec, names: Names) -> bool:
         """Watch a machine whose operation we do not hold; whether it is made within the wait."""
         deadline = self.account.clock() + self.account.settings.accept_wait_s
         while True:
             answer = self._get(names)
-            if (answer.get("tags") or {}).get(RUN) != spec.run_id:
+            if not is_of_run(answer.get("tags"), spec.run_id):
                 raise NotAllowed(f"`{names.vm}` exists and does not carry our tag")
             self._verify(spec, answer)
             made = str((answer.get("properties") or {}).get("provisioningState")).lower()
@@ -323,13 +329,12 @@ class Creation:
             )
         )
 
-    def _protect(self, spec: VmSpec, names: Names, record: RunRecord, tags: dict[str, str]) -> None:
+    def _protect(self, spec: VmSpec, names: Names, tags: dict[str, str]) -> None:
         """Set what ends the bill without us while we are sure to be alive: the machine bills."""
         if spec.until_s is None:
             return
         vm = self._accepted(spec, names, tags, done=False)
         self.watchdog.protect(vm, until_s=spec.until_s)
-        record.ids |= self.account.record(spec.run_id).ids  # the role that goes with the machine
 
     @staticmethod
     def _verify(spec: VmSpec, answer: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from infra.azure.sources import SPOT_QUOTA, usage_of
 from infra.catalog import GpuSize, folded
 from infra.provider import ProviderError, SignedOut
 
-SUBSCRIPTION_VERSION = "2022-12-01"
 NAMESPACES = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.DevTestLab")
 _SPOT_OFFERS = ("enterpriseagreement", "payasyougo", "sponsored", "csp", "mca", "microsoftcustomer")
 _NO_SPOT_OFFERS = ("freetrial", "azureforstudents", "azurepass", "dreamspark", "students")
@@ -79,7 +78,6 @@ class Doctor:
             "look at the subscription",
             "GET",
             f"/subscriptions/{names.subscription_id}",
-            version=SUBSCRIPTION_VERSION,
         )
 
     def _offer_type(self) -> Check:

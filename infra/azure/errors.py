@@ -2,16 +2,19 @@
 
     capacity, allocation, constraints, a place
     that is closed, a failure at Azure           NoCapacity      the next offer
-    quota                                        OverQuota       family, limit, link to ask for more
-    SpotPriceGreaterThanProvidedMaxPrice         PriceAboveCap   with the price of now
+    quota, and limits on addresses               OverQuota       family, limit, link to ask for more
+    a spot price above the cap                   PriceAboveCap   with the price of now
     credentials                                  SignedOut       the command that signs in
-    rights, policy, offer type                   NotAllowed      the command or page that helps
+    rights, policy, lock, image, offer type      NotAllowed      the command or page that helps
     404                                          Gone
     429, 5xx, broken connections, busy           Transient       with Azure's advice when to return
-    everything else                              BadRequest      our bug: code and message verbatim
+    409 that says nothing known                  Conflict        asked again a few times, then as:
+    everything else                              Rejected        the next offer, code and message
+    what we must never ask for                   BadRequest      our bug
 
 Neither the exception class of the SDK nor the HTTP status decides: quota arrives as 409
-`ResourceExistsError`, a failed operation as status 200. The error code does.
+`ResourceExistsError`, a failed operation as status 200. The error code does, else its words
+(`codes.py`), and only what neither knows takes the class of its status.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from infra.azure.codes import Refusal, kind_by_code, kind_by_words
+from infra.azure.signin_errors import no_credentials
 from infra.provider import (
     BadRequest,
     Gone,
@@ -28,6 +33,7 @@ from infra.provider import (
     OverQuota,
     PriceAboveCap,
     ProviderError,
+    Rejected,
     SignedOut,
     Transient,
 )
@@ -36,12 +42,26 @@ QUOTA_PORTAL = "https://portal.azure.com/#view/Microsoft_Azure_Capacity/QuotaMen
 SPOT_OFFERS = "https://learn.microsoft.com/azure/virtual-machines/spot-vms#offers-supported"
 
 
-class AlreadyThereError(BadRequest):
+class AlreadyThereError(Rejected):
     """A create with `If-None-Match: *` met something; `create` looks whether it is our own."""
 
 
 class UnregisteredError(NotAllowed):
     """The subscription has never used this part of Azure, so nothing of it can exist either."""
+
+
+class ConflictError(Rejected):
+    """A 409 whose code nobody has told us of: mostly a second write on an object that is busy."""
+
+
+class ImageRefusedError(NotAllowed):
+    """The image is retired, missing or not bought; whoever asked for it knows its name."""
+
+    def naming(self, image: str) -> ImageRefusedError:
+        """The same, with the image's name in it."""
+        told = str(self)
+        named = told if image in told else f"{told}; the image is `{image}`"
+        return ImageRefusedError(named, hint=self.hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,43 +88,88 @@ class Fault:
 def translate(fault: Fault, *, doing: str) -> ProviderError:
     """The error of the seam for what Azure answered while `doing` something; never raises."""
     if fault.auth:
-        return _no_credentials(fault)
-    if fault.status == 412:
-        return _by_status(fault, doing)
-    said = ((fault.code, fault.message), *fault.nested)
-    for code, message in said:
-        build = _RULES.get(code.lower())
-        if build is not None:
-            one = Fault(
-                code=code,
-                message=message,
-                status=fault.status,
-                retry_after_s=fault.retry_after_s,
-            )
-            return build(one, doing)
+        return no_credentials(fault.message)
+    told = () if fault.status == 412 else ((fault.code, fault.message), *fault.nested)
+    for code, message in told:
+        kind = kind_by_code(code)
+        if kind is not None:
+            return _BUILD[kind](_one(fault, code, message), doing)
+    for code, message in told:
+        kind = kind_by_words(code, message)
+        if code.lower() == "noregisteredproviderfound":
+            kind = _of_unknown_provider(message)
+        if kind is not None and _may_overrule(kind, fault.status):
+            return _BUILD[kind](_one(fault, code, message), doing)
     return _by_status(fault, doing)
 
 
+def _one(fault: Fault, code: str, message: str) -> Fault:
+    """One of the errors that were told, with the status and the advice of the whole."""
+    return Fault(code=code, message=message, status=fault.status, retry_after_s=fault.retry_after_s)
+
+
+def _may_overrule(kind: Refusal, status: int) -> bool:
+    """Whether words are believed against a status: some statuses speak for themselves."""
+    if status in {0, 401, 408, 425, 429} or status >= 500:
+        return False
+    if status in {404, 410}:
+        return kind in {Refusal.IMAGE, Refusal.API_VERSION, Refusal.CLOSED_PLACE}
+    return not (
+        status == 200 and kind is Refusal.TRANSIENT
+    )  # over, and not to be repeated as it is
+
+
+def _of_unknown_provider(message: str) -> Refusal:
+    """A wrong api-version and a region without the type share a code: the lists tell them apart."""
+    version = re.search(r"API version '([^']*)'", message)
+    known = re.search(r"supported api-versions are '([^']*)'", message)
+    place = re.search(r"location '([^']*)'", message)
+    places = re.search(r"supported locations are '([^']*)'", message)
+    if version and known and version[1] not in known[1].replace(" ", "").split(","):
+        return Refusal.API_VERSION
+    if place and place[1] and places:
+        there = [one.strip().lower() for one in places[1].split(",")]
+        return Refusal.API_VERSION if place[1].lower() in there else Refusal.CLOSED_PLACE
+    return Refusal.API_VERSION if version else Refusal.CLOSED_PLACE
+
+
 def _by_status(fault: Fault, doing: str) -> ProviderError:
-    if fault.status in {0, 408, 429} or fault.status >= 500:
+    status = fault.status
+    if status in {0, 408, 425, 429} or status >= 500:
         return _transient(fault, doing)
-    if fault.status == 409 and fault.retry_after_s is not None:
-        return _transient(fault, doing)
-    if fault.status == 404:
-        return Gone(f"cannot {doing}: it does not exist ({fault.said})")
-    if fault.status == 401:
+    if status in {409, 423}:
+        if fault.retry_after_s is not None:
+            return _transient(fault, doing)
+        if fault.code.lower() == "operationnotallowed":  # its words would say if it were busy
+            return _refused(fault, doing, Rejected)
+        return _refused(fault, doing, ConflictError)
+    if status in {404, 410}:
+        return _gone(fault, doing)
+    if status == 401:
         return _bad_token(fault, doing)
-    if fault.status == 403:
+    if status in {402, 403, 451}:
         return _not_allowed(fault, doing)
-    if fault.status == 412:
-        return AlreadyThereError(f"cannot {doing}: it exists already ({fault.said})")
-    if fault.status == 200:  # accepted, and failed at Azure: another host may do better
+    if status == 412:
+        return _exists(fault, doing)
+    if status == 200:  # accepted, and failed at Azure: another host may do better
         why = f"({fault.said})" if fault.code else "without saying why"
         return NoCapacity(
             f"cannot {doing}: Azure marked it as failed {why}",
             hint="the next size or region is tried; nothing is left to pay for",
         )
-    return _bad_request(fault, doing)
+    return _refused(fault, doing, Rejected)
+
+
+def _refused(fault: Fault, doing: str, kind: type[Rejected]) -> ProviderError:
+    """A refusal that nobody foresaw, in Azure's own words."""
+    return kind(
+        f"cannot {doing}: Azure refused the request ({fault.said or fault.status})",
+        hint="if its words do not say what to change, please report the line above",
+    )
+
+
+def _exists(fault: Fault, doing: str) -> ProviderError:
+    return AlreadyThereError(f"cannot {doing}: it exists already ({fault.said})")
 
 
 def _no_capacity(fault: Fault, doing: str) -> ProviderError:
@@ -137,31 +202,29 @@ def _no_address(fault: Fault, doing: str) -> ProviderError:
 
 
 def _price(fault: Fault, doing: str) -> ProviderError:
-    found = re.search(
-        r"max price '([\d.]+) USD'.*?current spot price '([\d.]+) USD'", fault.message
-    )
-    cap, now = (float(found[1]), float(found[2])) if found else (None, None)
-    told = f"the cap of {cap} USD/h is below the price of now, {now} USD/h" if found else fault.said
+    cap = _usd(r"(?:max(?:imum)? ?price|price cap|\bbid|\bcap)", fault.message)
+    now = _usd(r"(?:spot|market|current) price", fault.message)
+    numbers = cap is not None and now is not None
+    told = f"the cap of {cap} USD/h is below the price of now, {now} USD/h"
     return PriceAboveCap(
-        f"cannot {doing}: {told}",
+        f"cannot {doing}: {told if numbers else fault.said}",
         current_usd_per_h=now,
         hint=f"set `vm.max_price` above {now or 'it'}, name more regions, or wait",
     )
 
 
-def _operation_not_allowed(fault: Fault, doing: str) -> ProviderError:
-    """The same code carries quota, which needs a human, and bad timing, which needs a moment."""
+def _usd(before: str, text: str) -> float | None:
+    """The first amount that follows some words closely."""
+    found = re.search(rf"{before}[^\d]{{0,40}}?(\d+(?:\.\d+)?)", text, re.IGNORECASE)
+    return float(found[1]) if found else None
+
+
+def _quota(fault: Fault, doing: str) -> ProviderError:
     told = f"{fault.code} {fault.message}"
     family = re.search(
         r"exceeding (?:approved (.+?) quota|quota limits? of (.+?)[.,])", told, re.IGNORECASE
     )
-    if family:
-        return over_quota(fault, doing, family[1] or family[2])
-    if "quota" in told.lower():
-        return over_quota(fault, doing, "")
-    if re.search(r"in progress|is being|marked for deletion|concurrent", fault.message):
-        return _transient(fault, doing)
-    return _bad_request(fault, doing)
+    return over_quota(fault, doing, (family[1] or family[2]) if family else "")
 
 
 def over_quota(fault: Fault, doing: str, family: str) -> OverQuota:
@@ -169,6 +232,7 @@ def over_quota(fault: Fault, doing: str, family: str) -> OverQuota:
     limit = _number(r"(?:Current Limit|Maximum allowed): (\d+)", fault.message)
     needed = _number(r"New Limit Required: (\d+)", fault.message)
     place = re.search(r"Location: (\w+)", fault.message)
+    reason = "" if family or limit is not None else f" ({fault.said})"  # its words say which
     links = re.findall(r"https?://[^\s'\"]+[^\s'\".,]", fault.message)
     link = next((one for one in links if "ProdportalCRP" in one), QUOTA_PORTAL)
     where = f" in {place[1]}" if place else ""
@@ -176,7 +240,7 @@ def over_quota(fault: Fault, doing: str, family: str) -> OverQuota:
     name = family or "own"
     ask = f"at least {needed}" if needed is not None else "more"
     return OverQuota(
-        f"cannot {doing}: the account's {name} quota{where} is too small; it has {have}; "
+        f"cannot {doing}: the account's {name} quota{where} is too small; it has {have}{reason}; "
         f"ask for {ask} at {link}",
         family=family,
         limit=limit,
@@ -209,10 +273,17 @@ def _gone(fault: Fault, doing: str) -> ProviderError:
     return Gone(f"cannot {doing}: it does not exist ({fault.said})")
 
 
-def _bad_request(fault: Fault, doing: str) -> ProviderError:
+def _our_bug(fault: Fault, doing: str) -> ProviderError:
     return BadRequest(
         f"cannot {doing}: Azure refused the request ({fault.said or fault.status})",
         hint="this is a bug of qft: please report the line above",
+    )
+
+
+def _api_version(fault: Fault, doing: str) -> ProviderError:
+    return Rejected(
+        f"cannot {doing}: this cloud does not know what qft asks it with ({fault.said})",
+        hint="a newer qft may ask with another api-version; please report the line above",
     )
 
 
@@ -273,96 +344,34 @@ def _policy(fault: Fault, doing: str) -> ProviderError:
     )
 
 
-def _terms(fault: Fault, doing: str) -> ProviderError:
-    return NotAllowed(
-        f"cannot {doing}: the image may not be bought with this account ({fault.said})",
-        hint="`az vm image terms show --urn URN` tells its terms",
+def _image(fault: Fault, doing: str) -> ProviderError:
+    return ImageRefusedError(
+        f"cannot {doing}: the image is not to be had for this account ({fault.said})",
+        hint="`vm: {image: URN}` names another; `az vm image terms show --urn URN` tells whether "
+        "its terms are accepted",
     )
 
 
-def _no_credentials(fault: Fault) -> ProviderError:
-    """Of a chain that tried ten ways to sign in, keep the lines that tell a human something."""
-    lines = [line.strip() for line in fault.message.splitlines() if line.strip()]
-    useful = [line for line in lines if not _DULL.search(line)]
-    tried = [line for line in useful if "authentication unavailable" not in line]
-    told = "; ".join((tried or useful)[:3]) or "no way to sign in was found"
-    if _BROKEN_NETWORK.search(told) and "AADSTS" not in told:
-        return Transient(
-            f"cannot sign in to Azure just now: {told}",
-            hint="the network seems to be away; the same call is safe to repeat",
-        )
-    if "Failed to invoke the Azure CLI" in told:  # so azure-identity calls one that takes too long
-        return Transient(
-            f"cannot sign in to Azure just now: {told}",
-            hint="`az account get-access-token` should answer within seconds; see what it says",
-        )
-    login = next((line for line in lines if line.startswith("az login")), "")
-    return SignedOut(
-        f"cannot sign in to Azure: {told}",
-        hint=f"`{login}`"
-        if login
-        else "`az login`, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET",
-    )
-
-
-_DULL = re.compile(
-    r"troubleshoot|Attempted credentials|Visit https|To mitigate|not installed on path|"
-    r"not found on path|SharedTokenCache|VisualStudioCode|InteractiveBrowser|Broker|"
-    r"WorkloadIdentity|DeveloperCli|PowerShell|no response from the IMDS|"
-    r"DefaultAzureCredential failed|^Trace ID|^Run the command below|^Interactive auth|^az log",
-    re.IGNORECASE,
-)
-_BROKEN_NETWORK = re.compile(
-    r"Connection aborted|RemoteDisconnected|Connection refused|Connection reset|timed out|"
-    r"Max retries exceeded|Name or service not known|getaddrinfo|NameResolution|"
-    r"Temporary failure|unreachable",
-    re.IGNORECASE,
-)
 _Build = Callable[[Fault, str], ProviderError]
-
-_CODES: dict[_Build, str] = {
-    _no_capacity: """
-        SkuNotAvailable AllocationFailed ZonalAllocationFailed OverconstrainedAllocationRequest
-        OverconstrainedZonalAllocationRequest
-    """,
-    _not_as_spot: "AzureSpotIsNotSupportedForThisVMSize",
-    _closed_place: """
-        RequestDisallowedByAzure LocationNotAvailableForResourceType NotAvailableForSubscription
-        InvalidAvailabilityZone AvailabilityZoneNotSupported LocationNotAvailableForResourceGroup
-        NoRegisteredProviderFound
-    """,
-    _no_address: "PublicIPCountLimitReached",
-    _operation_not_allowed: "OperationNotAllowed QuotaExceeded ResourceGroupQuotaExceeded",
-    _price: "SpotPriceGreaterThanProvidedMaxPrice",
-    _bad_cap: "MaxPriceValueInvalid MaxPriceIsSupportedOnlyForAzureSpotVirtualMachines",
-    _cap_is_fixed: "MaxPriceChangeNotAllowedForAllocatedVMs MaxPriceChangeNotAllowed",
-    _bad_request: """
-        EvictionPolicyCanBeSetOnlyOnAzureSpotVirtualMachines VMPriorityCannotBeApplied
-        AzureSpotVMNotSupportedInAvailabilitySet PropertyChangeNotAllowed
-    """,
-    _no_spot_for_account: "AzureSpotFeatureNotEnabledForSubscription",
-    _not_allowed: "AuthorizationFailed LinkedAuthorizationFailed InsufficientPermissions",
-    _bad_token: """
-        ExpiredAuthenticationToken InvalidAuthenticationToken AuthenticationFailed
-        InvalidAuthenticationTokenTenant InvalidAuthenticationTokenAudience
-    """,
-    _no_subscription: """
-        SubscriptionNotFound InvalidSubscriptionId ReadOnlyDisabledSubscription
-        SubscriptionNotRegistered
-    """,
-    _unregistered: "MissingSubscriptionRegistration",
-    _policy: "RequestDisallowedByPolicy ScopeLocked DisallowedOperation",
-    _terms: "MarketplacePurchaseEligibilityFailed ResourcePurchaseValidationFailed",
-    _transient: """
-        TooManyRequests SubscriptionRequestsThrottled OperationPreempted AnotherOperationInProgress
-        RetryableError RetryableErrorDueToAnotherOperation InternalServerError InternalServiceError
-        ServerTimeout GatewayTimeout NetworkingInternalOperationError OSProvisioningTimedOut
-        ResourceGroupBeingDeleted ResourceGroupDeletionTimeout NicReservedForAnotherVm NicInUse
-        PublicIPAddressCannotBeDeleted InUseSubnetCannotBeDeleted
-        InUseNetworkSecurityGroupCannotBeDeleted AttachDiskWhileBeingDetached
-        InvalidResourceReference ReferencedResourceNotProvisioned
-        CanceledAndSupersededDueToAnotherOperation
-    """,
-    _gone: "NotFound ResourceNotFound ResourceGroupNotFound ParentResourceNotFound",
+_BUILD: dict[Refusal, _Build] = {
+    Refusal.CAPACITY: _no_capacity,
+    Refusal.NOT_AS_SPOT: _not_as_spot,
+    Refusal.CLOSED_PLACE: _closed_place,
+    Refusal.ADDRESSES: _no_address,
+    Refusal.QUOTA: _quota,
+    Refusal.PRICE: _price,
+    Refusal.BAD_CAP: _bad_cap,
+    Refusal.FIXED_CAP: _cap_is_fixed,
+    Refusal.IMAGE: _image,
+    Refusal.OUR_BUG: _our_bug,
+    Refusal.API_VERSION: _api_version,
+    Refusal.NO_SPOT: _no_spot_for_account,
+    Refusal.RIGHTS: _not_allowed,
+    Refusal.TOKEN: _bad_token,
+    Refusal.SUBSCRIPTION: _no_subscription,
+    Refusal.UNREGISTERED: _unregistered,
+    Refusal.POLICY: _policy,
+    Refusal.TRANSIENT: _transient,
+    Refusal.EXISTS: _exists,
+    Refusal.GONE: _gone,
 }
-_RULES = {code.lower(): build for build, codes in _CODES.items() for code in codes.split()}

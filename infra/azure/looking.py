@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,9 +11,11 @@ from urllib.parse import quote
 
 from infra.azure import machine
 from infra.azure.account import Account
-from infra.azure.naming import GENERATION, RUN, Names, names_of, vm_from_tags
-from infra.azure.record import RunRecord, remembered
+from infra.azure.naming import GENERATION, Names, is_of_run, names_of, told_by
+from infra.azure.orders import Orders
+from infra.azure.record import RunRecord
 from infra.provider import (
+    PASSING,
     Gone,
     Observation,
     PowerState,
@@ -25,7 +26,6 @@ from infra.provider import (
 )
 from infra.when import parse_utc_s, utc
 
-LOG_VERSION = "2015-04-01"
 LOG_DAYS = 14
 SKEW_S = 120.0
 """How far this computer's clock and Azure's may differ."""
@@ -58,12 +58,16 @@ class Looking:
             return self._gone(names, record)
         power, words = machine.power_of(answer)
         code, message = machine.failure_of(answer)
+        pending = self.orders.follow(names, record)
+        if pending and record.asked == "start" and power is PowerState.DEALLOCATED:
+            power, words = PowerState.STARTING, "accepted, and not yet started"
         if power is PowerState.FAILED:
             return Observation(
                 power=power,
                 host=self.address(record, names),
                 stop_reason=StopReason.FAILED,
                 detail=f"{code}: {message}" if code else words,
+                refusal=self.orders.refusal(names, record, answer),
             )
         host = self.address(record, names)
         port, url = self.account.settings.ssh_port, self.account.settings.metadata_url
@@ -75,6 +79,7 @@ class Looking:
                 metadata_url=url,
                 detail=words,
                 price_usd_per_h=self._price_of(answer),
+                bills_since=self.orders.bills_since(names, record, answer),
             )
         off = power is PowerState.STOPPED
         why = self._why_off(names, record, answer) if off else self._why(names, record, answer)
@@ -87,6 +92,8 @@ class Looking:
             certain=why.certain,
             since=why.since,
             detail=why.told or words,
+            ran=why.ran or self.orders.has_run(record),
+            refusal=why.refusal,
         )
 
     def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:
@@ -110,6 +117,11 @@ class Looking:
         return Observation(
             power=PowerState.DEALLOCATED, stop_reason=why.reason, since=why.since, detail=why.told
         )
+
+    @property
+    def orders(self) -> Orders:
+        """How the last orders ended."""
+        return Orders(account=self.account)
 
     def get(self, names: Names) -> dict[str, Any]:
         """The machine with its instance view; raises `Gone` if there is none."""
@@ -145,20 +157,44 @@ class Looking:
         except Gone:
             power, told = PowerState.GONE, "nothing of it is left"
         else:
-            tags = group.get("tags") or {}
-            ours = (tags.get(RUN), tags.get(GENERATION)) == (names.run_id, str(names.generation))
+            tags = group.get("tags")
+            tagged = is_of_run(tags, names.run_id)
+            ours = tagged and told_by(tags).get(GENERATION) == str(names.generation)
+            ours = ours or (not tagged and self._bills(names, record))
             power = PowerState.REMNANTS if ours else PowerState.GONE
             told = "the machine is gone; its resource group remains" if ours else "gone"
         if record.generation == names.generation and record.asked == "delete":
             return Observation(power=power, stop_reason=StopReason.USER, detail=told)
+        self.orders.follow(names, record)
+        seen = Observation(
+            power=power,
+            stop_reason=StopReason.UNKNOWN,
+            certain=False,
+            detail=told,
+            ran=self.orders.has_run(record),
+            refusal=self.orders.refusal(names, record, {}),
+        )
         why = self._recorded(names, {}, after_s=self._life_s(names, record))
         if isinstance(why, str):
-            return Observation(
-                power=power, stop_reason=StopReason.UNKNOWN, certain=False, detail=told
-            )
-        return Observation(
-            power=power, stop_reason=why.reason, since=why.since, detail=f"{told}: {why.told}"
-        )
+            return seen
+        words = f"{told}: {why.told}"
+        return replace(seen, stop_reason=why.reason, since=why.since, certain=True, detail=words)
+
+    def _bills(self, names: Names, record: RunRecord) -> bool:
+        """Whether a disk or an address of ours bills in a group that lost its tag."""
+        known = record.generation == names.generation and bool(record.ids.get("group"))
+        arm = self.account.arm
+        for ask, name in (
+            (arm.compute.disks.get, names.disk),
+            (arm.network.public_ip_addresses.get, names.address),
+        ):
+            try:
+                found = arm.call("look at what bills", ask, names.group, name)
+            except Gone:
+                continue
+            if known or is_of_run(found.get("tags"), names.run_id):
+                return True
+        return False
 
     def _price_of(self, answer: dict[str, Any]) -> float | None:
         """What a running machine bills: the market price, and never more than its cap."""
@@ -177,14 +213,20 @@ class Looking:
         if record.generation == names.generation and record.asked in _ASKED:
             reason, told = _ASKED[record.asked]
             # A rehearsal takes minutes to strike: until it was seen, the machine bills.
-            since = "" if record.asked == "evict" else utc(record.asked_at)
-            return Why(reason=reason, since=since, told=told)
-        code, message = machine.failure_of(answer)
-        note = f" (the last start failed: {code} {message})".rstrip() if code else ""
-        life_s = 0.0 if code else self._life_s(names, record)
+            evict = record.asked == "evict"
+            since = "" if evict else self.orders.down_since(record, answer)
+            return Why(reason=reason, since=since, told=told, ran=evict or None)
+        refusal = self.orders.refusal(names, record, answer)
+        if isinstance(refusal, PASSING):
+            return Why(reason=StopReason.UNKNOWN, told=str(refusal), refusal=refusal)
+        note = f" (the last start failed: {refusal})" if refusal else ""
+        life_s = 0.0 if refusal else self._life_s(names, record)
         why = self._recorded(names, answer, after_s=life_s)
         if isinstance(why, Why):
-            return replace(why, told=why.told + note)
+            return replace(why, told=why.told + note, refusal=refusal)
+        if refusal:  # such as one that somebody's later order overtook, of which the log may tell
+            told = str(refusal)
+            return Why(reason=StopReason.UNKNOWN, told=told, certain=False, refusal=refusal)
         if dear := self._above_cap(answer):
             return Why(reason=StopReason.PRICE, told=dear + note, certain=False)
         return _inferred(answer, why, note)
@@ -227,13 +269,14 @@ class Looking:
         own = str((answer.get("identity") or {}).get("principalId") or "")
         for event in events:
             at_s = parse_utc_s(str(event.get("eventTimestamp") or "")) or 0.0
+            at_s -= self.account.arm.skew_s if at_s else 0.0
             if at_s < after_s or (before_s == math.inf and _is_start(event)):
                 break
             ours = released_s and -SKEW_S <= at_s - released_s <= RELEASE_S
             found = _reason_of(event, own) if at_s <= before_s and not ours else None
             if found is not None:
                 reason, told = found
-                return Why(reason=reason, since=str(event.get("eventTimestamp") or ""), told=told)
+                return Why(reason=reason, since=utc(at_s) if at_s else "", told=told)
         return "the activity log has nothing yet, it lags by minutes"
 
     def _above_cap(self, answer: dict[str, Any]) -> str:
@@ -258,45 +301,8 @@ class Looking:
             "read the activity log",
             f"/subscriptions/{names.subscription_id}/providers/Microsoft.Insights"
             f"/eventtypes/management/values?$filter={quote(wanted)}",
-            version=LOG_VERSION,
         )
         return sorted(events, key=lambda one: str(one.get("eventTimestamp")), reverse=True)
-
-    # ---- everything ----
-
-    def list_all(self) -> list[Vm]:
-        """Every machine whose group carries our tag, newest first, whoever made it.
-
-        Lists lag: a group that this computer remembers and the list lacks is asked for by name.
-        """
-        subscription = self.account.names("-", 1).subscription_id  # one must be chosen
-        client = self.account.arm.resources.resource_groups
-        groups = self.account.arm.pages(
-            "list the resource groups", client.list, filter=f"tagName eq '{RUN}'"
-        )
-        listed = {str((one.get("tags") or {}).get(RUN)) for one in groups}
-        for run_id in remembered(self.account.state_dir, subscription) - listed:
-            name = self.account.names(run_id, 1).group
-            with contextlib.suppress(Gone):
-                groups.append(self.account.arm.call("look at the group", client.get, name))
-        found = [one for one in map(self._of_group, groups) if one is not None]
-        return sorted(found, key=lambda vm: vm.created_at, reverse=True)
-
-    def _of_group(self, group: dict[str, Any]) -> Vm | None:
-        """The machine of one group; the group's tags say where to look, lists may lag."""
-        vm = vm_from_tags(
-            group.get("tags") or {},
-            subscription_id=self.account.settings.subscription_id,
-            power=PowerState.REMNANTS,
-        )
-        if vm is None:
-            return None
-        seen = self.observe(vm)
-        if seen.power is PowerState.GONE:
-            return None
-        return replace(
-            vm, power=seen.power, host=seen.host, port=seen.port, metadata_url=seen.metadata_url
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +313,9 @@ class Why:
     told: str
     since: str = ""
     certain: bool = True
+    ran: bool | None = None
+    """Whether it is known to have run, or not, before that."""
+    refusal: ProviderError | None = None
 
 
 def _sold(answer: dict[str, Any]) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.azure.cloudinit import custom_data
+from infra.azure.images import security_for
 from infra.azure.naming import CARD, Names
 from infra.azure.settings import PUBLIC_ARM
 from infra.provider import BadRequest, PowerState, VmSpec
@@ -25,6 +26,8 @@ class Make:
     disk_sku: str
     identity: bool
     """Whether it gets a managed identity of its own."""
+    security: bool = True
+    """Whether the body says that Secure Boot is off; not where Azure refused to be told."""
     arm: str = PUBLIC_ARM
     """The Resource Manager that the machine itself asks to take it back."""
     audience: str = PUBLIC_ARM
@@ -33,8 +36,7 @@ class Make:
 def body(spec: VmSpec, *, names: Names, tags: dict[str, str], make: Make) -> dict[str, Any]:
     """The `virtualMachines` PUT body: spot, under the cap, gone without a trace when deleted.
 
-    `securityProfile` is left out on purpose:
-    naming `Standard` needs a feature that few subscriptions have, and Secure Boot breaks drivers.
+    Secure Boot is off, as `images.SECURITY` tells why.
     """
     machine: dict[str, Any] = {
         "location": spec.offer.region,
@@ -67,6 +69,8 @@ def body(spec: VmSpec, *, names: Names, tags: dict[str, str], make: Make) -> dic
             "diagnosticsProfile": {"bootDiagnostics": {"enabled": True}},
         },
     }
+    if make.security and (profile := security_for(make.image)):
+        machine["properties"]["securityProfile"] = profile
     if make.identity:
         machine["identity"] = {"type": "SystemAssigned"}
     if spec.offer.zone:
@@ -137,6 +141,12 @@ def image_of(urn: str) -> dict[str, str]:
     return dict(zip(("publisher", "offer", "sku", "version"), parts, strict=True))
 
 
+def urn_of(body: dict[str, Any]) -> str:
+    """The image that a body asks for, as a URN or an id."""
+    image = body["properties"]["storageProfile"]["imageReference"]
+    return ":".join(str(value) for value in image.values())
+
+
 def not_as_asked(answer: dict[str, Any], spec: VmSpec) -> str:
     """Why the machine that Azure describes is not a spot machine under our cap; empty if it is."""
     properties = answer.get("properties") or {}
@@ -198,6 +208,15 @@ def failure_of(answer: dict[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
+def settled_at(answer: dict[str, Any]) -> str:
+    """When Azure last finished something with the machine, from the instance view; else empty."""
+    view = (answer.get("properties") or {}).get("instanceView") or {}
+    for one in view.get("statuses") or []:
+        if str(one.get("code") or "").lower() == "provisioningstate/succeeded":
+            return str(one.get("time") or "")
+    return ""
+
+
 def _words(statuses: list[dict[str, Any]], prefix: str) -> str:
     for one in statuses:
         if str(one.get("code") or "").lower().startswith(prefix):
@@ -220,5 +239,7 @@ _FORBIDDEN_USERS = frozenset(
         *("1", "a", "actuser", "adm", "admin", "administrator", "backup", "console", "david"),
         *("guest", "john", "owner", "root", "server", "sql", "support", "sys", "test", "test1"),
         *("test2", "user", "user1", "user2", "video"),
+        *("123", "admin1", "admin2", "aspnet", "support_388945a0", "test3", "user3", "user4"),
+        "user5",
     }
 )

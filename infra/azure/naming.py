@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from infra.provider import BadRequest, NotAllowed, PowerState, Vm, VmSpec
@@ -165,11 +166,22 @@ def tags_of(spec: VmSpec, *, created_at: str) -> dict[str, str]:
     return tags
 
 
+def told_by(tags: Mapping[str, str] | None) -> dict[str, str]:
+    """Tags by names in lower case: names have no case at Azure, and policies rewrite them."""
+    return {name.lower(): str(value) for name, value in (tags or {}).items()}
+
+
+def is_of_run(tags: Mapping[str, str] | None, run_id: str) -> bool:
+    """Whether tags say that what carries them belongs to that run."""
+    return told_by(tags).get(RUN, "").lower() == run_id.lower()
+
+
 def vm_from_tags(
-    tags: dict[str, str], *, subscription_id: str, power: PowerState, host: str = ""
+    found: Mapping[str, str], *, subscription_id: str, power: PowerState, host: str = ""
 ) -> Vm | None:
     """The machine that these tags speak of; None if they are not ours."""
-    run_id = tags.get(RUN, "")
+    tags = told_by(found)
+    run_id = tags.get(RUN, "").lower()
     if not run_id:
         return None
     generation = int(tags.get(GENERATION, "1")) if tags.get(GENERATION, "1").isdigit() else 1

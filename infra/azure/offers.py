@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,10 +13,11 @@ from infra.azure.memory import Memory
 from infra.azure.naming import idle_usd_per_h
 from infra.azure.placement import POOR
 from infra.azure.sources import SPOT_QUOTA, Findings, Sources
-from infra.azure.web import fetch
+from infra.azure.web import ANSWER_BYTES_MAX, fetch
 from infra.catalog import REGIONS, GpuSize, folded, reference_spot_of, sizes
 from infra.pricing import PriceList, Quote
 from infra.provider import Offer, ProviderError, Want
+from infra.untrusted import parse
 
 RETAIL_PATH = "/api/retail/prices"
 PRICES_FRESH_S = 900.0
@@ -197,7 +197,7 @@ def _price_obstacle(price: float, cap: float | None) -> str:
 def fetch_json(url: str) -> Any:
     """A page of JSON; raises `OSError` or `ValueError`, as `pricing.py` expects."""
     try:
-        return json.loads(fetch(url, timeout_s=3.0))
+        return parse(fetch(url, timeout_s=3.0), bytes_max=ANSWER_BYTES_MAX)
     except ProviderError as error:
         raise OSError(str(error)) from error
 

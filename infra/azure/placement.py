@@ -10,8 +10,8 @@ from pathlib import Path
 from infra.azure.account import Account
 from infra.durable import read_json, write_json
 from infra.provider import Gone, NotAllowed, Transient
+from infra.untrusted import number, texts
 
-VERSION = "2025-06-05"
 LOCATIONS_MAX = 8
 SIZES_MAX = 5
 FRESH_S = 20 * 60.0
@@ -56,7 +56,6 @@ class Placement:
                 "POST",
                 f"/subscriptions/{subscription}/providers/Microsoft.Compute/locations/{regions[0]}"
                 "/placementScores/spot/generate",
-                version=VERSION,
                 body={
                     "desiredLocations": list(regions),
                     "desiredSizes": [{"sku": size} for size in sizes],
@@ -79,8 +78,12 @@ class Placement:
             return None
         if not isinstance(value, dict):
             return None
-        age_s = self.account.clock() - float(value.get("at_s") or 0)
-        return list(value.get("rows") or []) if 0 <= age_s < FRESH_S else None
+        age_s = self.account.clock() - (number(value.get("at_s")) or 0.0)
+        rows = value.get("rows")
+        if not isinstance(rows, list) or not 0 <= age_s < FRESH_S:
+            return None
+        whole = all(texts(row, most=3) is not None and len(row) == 3 for row in rows)
+        return rows if whole else None
 
 
 def chunks(regions: Sequence[str], size: int) -> list[Sequence[str]]:

@@ -11,9 +11,9 @@ from infra.azure.looking import Looking
 from infra.azure.naming import Names, names_of
 from infra.azure.record import RunRecord
 from infra.provider import (
+    PASSING,
     BadRequest,
     Gone,
-    NoCapacity,
     PowerState,
     ProviderError,
     Transient,
@@ -145,6 +145,11 @@ class Power:
             raise Transient("Azure is still changing the firewall")
         return True
 
+    def billed_until_s(self, vm: Vm) -> float | None:
+        """When what `deallocate` released ceased to bill, as Azure says; None if not known."""
+        record = self._record(vm)
+        return record.ended_at or None if record.asked == "deallocate" else None
+
     def _record(self, vm: Vm) -> RunRecord:
         record = self.account.record(vm.run_id)
         if record.generation != vm.generation:
@@ -161,13 +166,14 @@ class Power:
                 record, verb, lambda token: self._begin(names, verb, token)
             )
             done = self.account.settle(record, verb, operation, wait_s=wait_s)
+            self.looking.orders.learn(record, operation, done=done)
         except Transient:
             # A broken connection does not say whether the order arrived: the machine does.
             self.account.finished(record, verb)
             if not self._under_way(names, verb):
                 raise
             done = self._watch(names, verb, wait_s=wait_s)
-        except NoCapacity as error:
+        except PASSING as error:
             if verb == "start":
                 raise
             told = f"Azure failed to release `{names.vm}`, which still bills"

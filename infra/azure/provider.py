@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from infra.azure.account import Account
 from infra.azure.creation import Creation
 from infra.azure.doctor import Check, Doctor
+from infra.azure.listing import Listing
 from infra.azure.looking import Looking
 from infra.azure.memory import Memory
 from infra.azure.offers import Offers, PriceWatch, places_of
@@ -71,12 +72,20 @@ class AzureProvider:
         self._power.deallocate(vm)
 
     def delete(self, run_id: str) -> list[Removed]:
-        """Remove the run's resource group and wait until it is gone."""
+        """End the run's compute, then remove its resource group and wait until it is gone."""
         return self._teardown.remove(run_id)
 
+    def delete_telling(self, run_id: str, tell: Callable[[str], None]) -> list[Removed]:
+        """The same, with a line at each stage and about once a minute."""
+        return self._teardown.remove(run_id, tell)
+
+    def billed_until_s(self, vm: Vm) -> float | None:
+        """When a released machine ceased to bill compute, by Azure's own account."""
+        return self._power.billed_until_s(vm)
+
     def list_all(self) -> list[Vm]:
-        """Every machine with our tag, newest first, from the cloud's memory alone."""
-        return self._looking.list_all()
+        """Every machine with our tag, newest first; of this computer's also those that lost it."""
+        return Listing(account=self.account, looking=self._looking).list_all()
 
     def evict(self, vm: Vm) -> None:
         """Ask Azure to rehearse an eviction; the machine is deallocated within minutes."""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from infra.durable import read_json, write_json
+from infra.untrusted import table
 
 
 def subscriptions(directory: Path) -> set[str]:
@@ -48,6 +49,14 @@ class RunRecord:
     """The last thing asked of the machine: create, start, deallocate, evict, delete."""
     asked_at: float = 0.0
     """When, in seconds since 1970."""
+    began_at: float = 0.0
+    """When Azure says that it began to carry that out, by this computer's clock; 0 if unknown."""
+    ended_at: float = 0.0
+    """When it says that it had done so."""
+    refusal: list[str] = field(default_factory=list)
+    """Class, words and hint of its end, if it was accepted and came to nothing."""
+    compute_ended_at: float = 0.0
+    """When a removal under way ended the machine's compute, by this computer's clock."""
     released_at: float = 0.0
     """When this computer last asked for a deallocation: the log shows it as a person's."""
     ids: dict[str, str] = field(default_factory=dict)
@@ -72,7 +81,9 @@ class RunRecord:
         except ValueError:  # a damaged memory is a lost one; the cloud's tags are the truth
             value = None
         known = {one.name for one in fields(cls)} - {"path"}
-        kept = {key: value[key] for key in known & set(value)} if isinstance(value, dict) else {}
+        found = table(value)
+        empty = asdict(cls(path=path))
+        kept = {key: found[key] for key in known if _fits(found.get(key), empty[key])}
         return cls(path=path, **kept)
 
     def save(self) -> None:
@@ -83,10 +94,20 @@ class RunRecord:
         write_json(self.path, {"version": 1, **value})
 
     def note(self, asked: str, at: float) -> None:
-        """Write down what is about to be asked for."""
+        """Write down what is about to be asked for; how an earlier order ended is over."""
         self.asked, self.asked_at = asked, at
+        self.began_at, self.ended_at, self.refusal = 0.0, 0.0, []
+        if asked in {"create", "start"}:
+            self.compute_ended_at = 0.0
         self.save()
 
     def forget(self) -> None:
         """Remove the file: nothing of the run remains."""
         self.path.unlink(missing_ok=True)
+
+
+def _fits(value: object, example: object) -> bool:
+    """Whether a value that was read is of the kind of another; a whole number is a number, too."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if isinstance(example, float) else type(example))

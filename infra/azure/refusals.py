@@ -33,14 +33,15 @@ def fault_of(error: AzureError) -> Fault:
     if not isinstance(error, HttpResponseError) or error.response is None:
         return Fault(message=_short(error))
     body = _body_of(error)
-    problem = body.get("error") if isinstance(body.get("error"), dict) else body
-    problem = problem if isinstance(problem, dict) else {}
-    told = problem.get("message") or problem.get("error_description") or _short(error)
+    inner = body.get("error") or body.get("Error") or body.get("odata.error")
+    problem = inner if isinstance(inner, dict) else body
+    said = problem.get("message") or problem.get("Message") or problem.get("error_description")
+    told = _with_names(str(said or _short(error)), problem)
     status = int(error.status_code or 0)
     failed_later = isinstance(error.inner_exception, OperationFailed)
     return Fault(
-        code=str(problem.get("code") or ""),
-        message=str(told),
+        code=_code_of(problem),
+        message=told,
         status=0 if is_unreadable(error) else 200 if failed_later else status,
         retry_after_s=advice_s(error),
         nested=tuple(_within(problem, DEPTH_MAX)),
@@ -91,8 +92,35 @@ def _within(problem: dict[str, Any], depth: int) -> Iterator[tuple[str, str]]:
     inside += [problem.get("innererror"), problem.get("innerError")]
     for one in inside:
         if isinstance(one, dict):
-            yield str(one.get("code") or ""), str(one.get("message") or "")
+            said = one.get("message") or one.get("Message") or one.get("errordetail") or ""
+            yield _code_of(one), _with_names(str(said), one)
             yield from _within(one, depth - 1)
+
+
+def _code_of(problem: dict[str, Any]) -> str:
+    return str(problem.get("code") or problem.get("Code") or "")
+
+
+def _with_names(message: str, problem: dict[str, Any]) -> str:
+    """A message with the names of the policies that it speaks of, which stand beside it."""
+    more = problem.get("additionalInfo")
+    parts = more if isinstance(more, list) else []
+    infos = [one.get("info") for one in parts if isinstance(one, dict)]
+    names = [
+        str(info[key])
+        for info in infos
+        if isinstance(info, dict)
+        for key in _POLICY_NAMES
+        if info.get(key) and str(info[key]) not in message
+    ]
+    return f"{message} (policy: {', '.join(dict.fromkeys(names))})" if names else message
+
+
+_POLICY_NAMES = (
+    "policyAssignmentDisplayName",
+    "policyDefinitionDisplayName",
+    "policyAssignmentName",
+)
 
 
 def _body_of(error: HttpResponseError) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 from infra.azure.account import Account
 from infra.provider import Gone, ProviderError, Transient
 
-VERSION = "2022-04-01"
 THREAD = "rights"
 GRACE_S = 0.2
 """How long an answer is waited for at least: it may be on its way when the time is up."""
@@ -39,7 +38,6 @@ def permissions(account: Account) -> list[dict[str, Any]]:
         "read what this account may do",
         f"/subscriptions/{account.settings.subscription_id}"
         "/providers/Microsoft.Authorization/permissions",
-        version=VERSION,
     )
 
 
@@ -130,7 +128,7 @@ def role_is_defined(account: Account) -> bool:
     """Whether that role is there."""
     role = role_id(account.settings.subscription_id)
     try:
-        account.arm.send("look for the role that may only deallocate", "GET", role, version=VERSION)
+        account.arm.send("look for the role that may only deallocate", "GET", role)
     except Gone:
         return False
     return True

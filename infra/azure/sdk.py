@@ -2,8 +2,8 @@
 
 What is set right here, each found by running these very versions: the pollers' own threads and
 30-second sleeps (operations are stepped by the caller instead), retries that sleep where nobody
-can inject a clock, resource-provider registration that fails for every `begin_*`, and exception
-classes that say nothing about what to do.
+can inject a clock, resource-provider registration that acts on reads and fails for every
+`begin_*`, and exception classes that say nothing about what to do.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from azure.core import MatchConditions
 from azure.core.exceptions import AzureError, HttpResponseError
+from azure.core.pipeline import policies
 from azure.core.pipeline.transport import RequestsTransport
 from azure.core.rest import HttpRequest
 from azure.mgmt.compute import ComputeManagementClient
+from azure.mgmt.core.policies import ARMHttpLoggingPolicy
 from azure.mgmt.core.polling.arm_polling import ARMPolling
 from azure.mgmt.resource.resources import ResourceManagementClient
 
-from infra.azure.errors import Fault, translate
+from infra.azure.api_versions import api_version_of
+from infra.azure.errors import ConflictError, Fault, translate
 from infra.azure.refusals import ADVICE_S_MAX, fault_of, is_unreadable, moment_of
 from infra.azure.settings import AzureSettings
 from infra.azure.signin import RenewingPolicy, SignIn, chain
@@ -38,6 +41,9 @@ BACKOFF_S_MAX = 30.0
 PAGES_MAX = 50
 SKEW_S_MIN = 60.0
 """Answers take a while, and clocks are never the same: less than this is no difference."""
+CONFLICT_PAUSES_S = (5.0, 15.0, 40.0)
+"""Pauses before a request is repeated that was refused by a 409 of an unknown code."""
+Answer = TypeVar("Answer")
 IF_MISSING = MatchConditions.IfMissing
 
 
@@ -98,20 +104,46 @@ class Arm:
             ) from error
 
     def _options(self) -> dict[str, Any]:
-        scope = f"{self.settings.audience}/.default"
         return {
             "credential": self._sign_in,
-            "authentication_policy": RenewingPolicy(self._sign_in, scope),
             "subscription_id": self.settings.subscription_id,
             "base_url": self.settings.arm_endpoint,
             "transport": self._transport,
-            "raw_response_hook": self._hear,
-            "user_agent": "qft",
-            "retry_total": RETRIES_MAX,
-            "retry_backoff_max": BACKOFF_S_MAX,
-            "retry_backoff_factor": 0.5,
-            "logging_enable": False,
+            "policies": self._policies(),
         }
+
+    def _policies(self) -> list[Any]:
+        """What each request passes through: as the SDK's own clients have it, but for one thing.
+
+        Theirs also registers resource providers, by a POST and pauses of ten seconds, whenever a
+        subscription is fresh, even where something is only looked at. Registration is ours:
+        `registration.py`, when a machine is about to be made.
+        """
+        scope = f"{self.settings.audience}/.default"
+        retries = policies.RetryPolicy(
+            retry_total=RETRIES_MAX,
+            retry_backoff_max=BACKOFF_S_MAX,
+            retry_backoff_factor=0.5,
+        )
+        return [
+            policies.RequestIdPolicy(),
+            policies.HeadersPolicy(),
+            policies.UserAgentPolicy(user_agent="qft"),
+            policies.ProxyPolicy(),
+            policies.ContentDecodePolicy(),
+            policies.RedirectPolicy(),
+            retries,
+            RenewingPolicy(self._sign_in, scope),
+            policies.CustomHookPolicy(raw_response_hook=self._hear),
+            policies.DistributedTracingPolicy(),
+            policies.SensitiveHeaderCleanupPolicy(),
+            ARMHttpLoggingPolicy(),
+        ]
+
+    @property
+    def raw_skew_s(self) -> float:
+        """The same, to the second: for times that are compared with this computer's own."""
+        return self._skew_s
 
     @property
     def skew_s(self) -> float:
@@ -129,40 +161,46 @@ class Arm:
 
         Raises the seam's errors only, worded as "cannot `doing`".
         """
-        with translated(doing):
-            return _plain(function(*args, **kwargs))
+
+        def ask() -> Any:
+            with translated(doing):
+                return _plain(function(*args, **kwargs))
+
+        return self._patiently(ask)
 
     def pages(self, doing: str, function: Callable[..., Any], **kwargs: Any) -> list[Any]:
         """Every item of a paged list."""
         with translated(doing):
             return [_plain(item) for item in function(**kwargs)]
 
-    def send(
-        self, doing: str, method: str, path: str, *, version: str, body: Any = None
-    ) -> dict[str, Any]:
+    def send(self, doing: str, method: str, path: str, *, body: Any = None) -> dict[str, Any]:
         """Ask an API for which no client is installed; `path` is absolute within ARM.
 
-        Returns the JSON answer, `{}` for an empty one.
+        Its api-version is that of its resource type. Returns the JSON answer, `{}` for an empty
+        one.
         """
         if "api-version=" not in path:
-            path += f"{'&' if '?' in path else '?'}api-version={version}"
-        request = HttpRequest(method, path, json=body)
-        with translated(doing):
-            response = self.resources.send_request(request)
-            response.raise_for_status()
-            answer = response.json() if response.content else {}
-            if not isinstance(answer, dict):
-                raise ValueError(f"{str(answer)[:80]} where an object should be")  # noqa: TRY004
-            return answer
+            path += f"{'&' if '?' in path else '?'}api-version={api_version_of(path)}"
 
-    def listed(self, doing: str, path: str, *, version: str) -> list[dict[str, Any]]:
+        def ask() -> dict[str, Any]:
+            with translated(doing):
+                response = self.resources.send_request(HttpRequest(method, path, json=body))
+                response.raise_for_status()
+                answer = response.json() if response.content else {}
+                if not isinstance(answer, dict):
+                    raise ValueError(f"{str(answer)[:80]} where an object should be")  # noqa: TRY004
+                return answer
+
+        return self._patiently(ask)
+
+    def listed(self, doing: str, path: str) -> list[dict[str, Any]]:
         """Every item of a paged list for which no client is installed.
 
         A next page on another host is not asked for: it would be shown our token.
         """
         items: list[dict[str, Any]] = []
         for _ in range(PAGES_MAX):
-            answer = self.send(doing, "GET", path, version=version)
+            answer = self.send(doing, "GET", path)
             items += [one for one in answer.get("value") or [] if isinstance(one, dict)]
             link = urlsplit(str(answer.get("nextLink") or ""))
             path = urlunsplit(("", "", link.path, link.query, ""))
@@ -181,10 +219,23 @@ class Arm:
 
         Returns as soon as ARM has accepted it; nothing polls until `Operation.settle`.
         """
-        method = SteppedPolling(self.settings.polling_s, clock=self._clock, sleep=self._sleep)
-        with translated(doing):
-            poller = function(*args, polling=method, **kwargs)
-        return Operation(doing, poller, method, resumed="continuation_token" in kwargs)
+
+        def ask() -> Operation:
+            method = SteppedPolling(self.settings.polling_s, clock=self._clock, sleep=self._sleep)
+            with translated(doing):
+                poller = function(*args, polling=method, **kwargs)
+            return Operation(doing, poller, method, resumed="continuation_token" in kwargs)
+
+        return self._patiently(ask)
+
+    def _patiently(self, ask: Callable[[], Answer]) -> Answer:
+        """Ask again a few times where another write is in the way; raises the last refusal."""
+        for pause_s in CONFLICT_PAUSES_S:
+            try:
+                return ask()
+            except ConflictError:
+                self._sleep(pause_s)
+        return ask()
 
 
 class Operation:
@@ -205,6 +256,11 @@ class Operation:
     def token(self) -> str:
         """Enough for another process to go on polling; holds no credential."""
         return str(self._poller.continuation_token())
+
+    @property
+    def times(self) -> dict[str, str]:
+        """`startTime` and `endTime` as Azure's own page of the operation last told them."""
+        return self._method.times
 
     @property
     def answer(self) -> dict[str, Any]:
@@ -244,6 +300,7 @@ class SteppedPolling(ARMPolling):
         self._clock = clock
         self._pause = sleep
         self._deadline = 0.0
+        self.times: dict[str, str] = {}
 
     def run(self) -> None:
         """Leave the polling to `drive`: the SDK would do it in a thread that nobody can stop."""
@@ -256,6 +313,14 @@ class SteppedPolling(ARMPolling):
         except _OutOfTimeError:
             return False
         return True
+
+    def request_status(self, status_link: str) -> Any:
+        """Ask about the operation, and hear when it began and ended."""
+        answer = super().request_status(status_link)
+        with contextlib.suppress(ValueError, AttributeError):  # empty, or a page of another kind
+            told = answer.http_response.json()
+            self.times |= {key: str(told[key]) for key in ("startTime", "endTime") if key in told}
+        return answer
 
     def _sleep(self, delay: float) -> None:
         left = self._deadline - self._clock()

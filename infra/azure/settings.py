@@ -46,6 +46,8 @@ class AzureSettings:
     offers_wait_s: float = 2.5
     """How long `offers` waits for prices, quota and eviction bands before it does without."""
     disk_sku: str = "StandardSSD_LRS"
+    image: str = ""
+    """URN of the image that the user chose; empty for the one that suits the size."""
     self_release: bool = True
     """Whether the machine gets a managed identity with which it can deallocate itself."""
 
@@ -75,6 +77,7 @@ class AzureSettings:
         numbers = {
             "polling_s": "QFT_AZURE_POLLING_S",
             "accept_wait_s": "QFT_AZURE_ACCEPT_WAIT_S",
+            "operation_wait_s": "QFT_AZURE_OPERATION_WAIT_S",
             "offers_wait_s": "QFT_AZURE_OFFERS_WAIT_S",
         }
         chosen: dict[str, str | float] = {

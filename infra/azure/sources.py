@@ -16,8 +16,8 @@ from infra.azure.placement import LOCATIONS_MAX, Placement, chunks
 from infra.catalog import folded
 from infra.durable import read_json, write_json
 from infra.provider import ProviderError
+from infra.untrusted import number
 
-GRAPH_VERSION = "2022-10-01"
 GRAPH_PAGES_MAX = 10
 SKUS_FRESH_S = 24 * 3600.0
 WORKERS = 8
@@ -86,7 +86,6 @@ class Sources:
                 "read the eviction rates",
                 "POST",
                 "/providers/Microsoft.ResourceGraph/resources",
-                version=GRAPH_VERSION,
                 body={
                     "subscriptions": [self.account.settings.subscription_id],
                     "query": bands_query(sizes, regions),
@@ -226,7 +225,7 @@ def fresh_skus(cache: Path, now: float) -> dict[str, dict[str, Any]] | None:
         return None
     if not isinstance(value, dict):
         return None
-    if not 0 <= now - float(value.get("at_s") or 0) <= SKUS_FRESH_S:
+    if not 0 <= now - (number(value.get("at_s")) or 0.0) <= SKUS_FRESH_S:
         return None
     if not isinstance(value.get("zones"), dict):  # written before zones were kept
         return None

@@ -7,21 +7,40 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.azure.account import Account
-from infra.azure.errors import UnregisteredError
-from infra.azure.naming import GENERATION, KINDS, RUN, VM, Names, check_subscription
+from infra.azure.assignments import take_back
+from infra.azure.ending import TELL_EVERY_S, ComputeEnd, Pace, Tell, quiet
+from infra.azure.errors import ConflictError, UnregisteredError
+from infra.azure.naming import (
+    GENERATION,
+    KINDS,
+    VM,
+    Names,
+    check_subscription,
+    is_of_run,
+    told_by,
+)
+from infra.azure.parts import begin_removal, look_at
 from infra.azure.record import RunRecord
-from infra.provider import BadRequest, Gone, NotAllowed, ProviderError, Removed, Transient
+from infra.azure.strays import Strays
+from infra.provider import (
+    BadRequest,
+    Gone,
+    NoCapacity,
+    NotAllowed,
+    ProviderError,
+    Rejected,
+    Removed,
+    Transient,
+)
+from infra.when import utc
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
 
+CONFLICTS_MAX = 5
+"""How often a removal may meet a 409 of an unknown code before a human is told."""
 LOOK_AGAIN = 3
 """After how many intervals of polling a removal that hit an obstacle is tried again."""
-VERSIONS = {
-    "microsoft.compute": "2024-07-01",
-    "microsoft.network": "2024-05-01",
-    "microsoft.devtestlab": "2018-09-15",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,42 +49,73 @@ class Teardown:
 
     account: Account
 
-    def remove(self, run_id: str) -> list[Removed]:
+    def remove(self, run_id: str, tell: Tell = quiet) -> list[Removed]:
         """Remove all of the run; the list of what there was. Empty if nothing was left.
 
-        Killed at any point it may simply be called again: what is half removed is found by name
-        and by tag. Raises `NotAllowed` rather than touch a group without our tag, `Transient` if
-        Azure is not done within `operation_wait_s`, `NotAllowed` if what this computer remembers
-        of the run is in another subscription.
+        Compute ends first, within seconds; then the group goes, of which `tell` hears about once a
+        minute. Killed at any point it may simply be called again: what is half removed is found by
+        name and by tag. In a group without our tag only what carries it is removed. Raises
+        `NotAllowed` for what is then left, and if what this computer remembers of the run is in
+        another subscription; an unfinished `Transient` if Azure is not done within
+        `operation_wait_s`.
         """
         record = self.account.record(run_id)
         names = self.account.names(run_id, max(record.generation, 1))
         check_subscription(record.ids.get("group", ""), names.subscription_id)
-        deadline = self.account.clock() + self.account.settings.operation_wait_s
+        now_s = self.account.clock()
+        pace = Pace(tell=tell, clock=self.account.clock, began_s=now_s)
+        try:
+            self._remove(record, names, pace, now_s + self.account.settings.operation_wait_s)
+        except KeyboardInterrupt:
+            tell(f"interrupted while removing; {_left(record, names)}; {AGAIN}")
+            raise
+        ended = utc(record.compute_ended_at) if record.compute_ended_at else ""
+        removed = [
+            Removed(kind=kind, id=id_, billed_until=ended if kind == KINDS[VM.lower()] else "")
+            for kind, id_ in record.removing
+        ]
+        record.forget()
+        return removed
+
+    def _remove(self, record: RunRecord, names: Names, pace: Pace, deadline: float) -> None:
+        """Remove until nothing is left, or raise."""
+        conflicts, taken_back = CONFLICTS_MAX, False
         while True:
             group = self._group(names)
             if group is None:
                 break
-            self._check_ours(group, run_id)
+            if not is_of_run(group.get("tags"), names.run_id):
+                Strays(account=self.account, parts=self).remove(
+                    record, names, group, deadline=deadline, tell=pace.tell
+                )
+                break
             names = self._generation(names, group)
             self._remember(record, names, group)
-            self._unassign(record)
+            take_back(self.account, names)
+            taken_back = True
             try:
-                if self._once(record, names, deadline):
+                if not _deleting(group):
+                    ComputeEnd(account=self.account).reach(names, record, pace.tell)
+                if self._once(record, names, deadline, pace):
                     break
-            except NotAllowed as error:
+            except ConflictError as error:  # such as a write of Azure's own in the group
+                if not (conflicts := conflicts - 1):
+                    self._release(names, error)
+                    raise
+                self.account.sleep(self._look_again_s)
+            except (NotAllowed, Rejected) as error:
                 self._release(names, error)
                 raise
-            except Transient as error:
+            except (Transient, NoCapacity) as error:  # the latter: it failed at Azure
                 # Such as a network card reserved for the failed machine for another 180 s.
                 if self.account.clock() >= deadline:
-                    raise
+                    raise _gave_up(record, names, pace) from error
                 self.account.sleep(error.retry_after_s or self._look_again_s)
-        removed = [Removed(kind=kind, id=id_) for kind, id_ in record.removing]
-        record.forget()
-        return removed
+                pace.tick(f"removing the resource group `{names.group}`")
+        if not taken_back:  # somebody removed the group: what hung on it may have been left behind
+            take_back(self.account, names)
 
-    def _release(self, names: Names, refusal: NotAllowed) -> None:
+    def _release(self, names: Names, refusal: ProviderError) -> None:
         """What may not be removed, as under a lock, is at least not left to bill its compute."""
         machines = self.account.arm.compute.virtual_machines
         try:
@@ -88,7 +138,9 @@ class Teardown:
             if group is None or not _deleting(group):
                 return group
             if self.account.clock() >= deadline:
-                raise Transient(f"Azure is still removing `{names.group}`")
+                late = Transient(f"Azure is still removing `{names.group}`", hint=AGAIN)
+                late.unfinished = True  # waited for as long as it may be
+                raise late
             self.account.sleep(self._look_again_s)
 
     @property
@@ -105,16 +157,8 @@ class Teardown:
             return None
 
     @staticmethod
-    def _check_ours(group: dict[str, Any], run_id: str) -> None:
-        if (group.get("tags") or {}).get(RUN) != run_id:
-            raise NotAllowed(
-                f"the resource group `{group.get('name')}` does not carry our tag: not touched",
-                hint="remove it in the portal if it is yours",
-            )
-
-    @staticmethod
     def _generation(names: Names, group: dict[str, Any]) -> Names:
-        text = (group.get("tags") or {}).get(GENERATION, "")
+        text = told_by(group.get("tags")).get(GENERATION, "")
         generation = int(text) if text.isdigit() else names.generation
         return Names(
             subscription_id=names.subscription_id, run_id=names.run_id, generation=generation
@@ -124,12 +168,12 @@ class Teardown:
         """Write down what will be removed before it is, so that a killed removal can still tell."""
         ours = {
             str(one.get("id") or ""): KINDS.get(_type(one), _type(one))
-            for one in self._inventory(names)
+            for one in self.inventory(names)
             if _ours(one, names)
         }
         listed = {id_.lower() for id_ in ours}
         for id_ in names.all_ids():  # lists lag: what they do not show yet is asked for by name
-            if id_.lower() not in listed and self._exists(id_):
+            if id_.lower() not in listed and self.exists(id_):
                 type_ = id_.partition("/providers/")[2].rpartition("/")[0]
                 ours[id_] = KINDS[type_.lower()]
         ours[str(group["id"])] = "resource group"
@@ -137,16 +181,7 @@ class Teardown:
         record.removing += [[kind, id_] for id_, kind in ours.items() if id_.lower() not in known]
         record.note("delete", self.account.clock())
 
-    def _unassign(self, record: RunRecord) -> None:
-        """Take back the machine's right to deallocate itself, which costs nothing if it stays."""
-        assignment = record.ids.get("role", "")
-        if assignment:
-            with contextlib.suppress(Gone, NotAllowed):
-                self.account.arm.send(
-                    "take back the role", "DELETE", assignment, version="2022-04-01"
-                )
-
-    def _inventory(self, names: Names) -> list[dict[str, Any]]:
+    def inventory(self, names: Names) -> list[dict[str, Any]]:
         """What the group holds, as the (lagging) list says."""
         with contextlib.suppress(Gone):
             return self.account.arm.pages(
@@ -155,9 +190,9 @@ class Teardown:
             )
         return []
 
-    def _once(self, record: RunRecord, names: Names, deadline: float) -> bool:
+    def _once(self, record: RunRecord, names: Names, deadline: float, pace: Pace) -> bool:
         """One attempt; whether everything is gone now."""
-        foreign = [one for one in self._inventory(names) if not _ours(one, names)]
+        foreign = [one for one in self.inventory(names) if not _ours(one, names)]
         if foreign:
             self._piece_by_piece(record, names, foreign, deadline)
             return True
@@ -166,15 +201,25 @@ class Teardown:
                 operation = self.account.pursue(
                     record, "group", lambda token: self._begin_group(names, token)
                 )
-                wait_s = max(deadline - self.account.clock(), 0.0)
-                self.account.settle(record, "group", operation, wait_s=wait_s)
-        except (Transient, BadRequest):
+                self._wait_out(record, names, operation, deadline, pace)
+        except (Transient, BadRequest, NoCapacity):
             self.account.finished(record, "group")
             raise
         self.account.finished(record, "group")
         if self._group(names) is not None:
             raise Transient(f"`{names.group}` is not gone yet")
         return True
+
+    def _wait_out(
+        self, record: RunRecord, names: Names, operation: Operation, deadline: float, pace: Pace
+    ) -> None:
+        """Wait for the end of the group's deletion, minute by minute."""
+        while True:
+            left_s = max(deadline - self.account.clock(), 0.0)
+            done = self.account.settle(record, "group", operation, wait_s=min(left_s, TELL_EVERY_S))
+            if done or self.account.clock() >= deadline:
+                return
+            pace.tick(f"removing the resource group `{names.group}`")
 
     def _begin_group(self, names: Names, token: str) -> Operation:
         groups = self.account.arm.resources.resource_groups
@@ -194,13 +239,14 @@ class Teardown:
     ) -> None:
         """Remove only our own parts and leave the group, without our tags, to what is not ours."""
         for id_ in names.all_ids():
-            if self._exists(id_):
-                self._remove_id(id_, deadline)
+            if self.exists(id_):
+                self.remove_id(id_, deadline)
         kept = ", ".join(str(one.get("name")) for one in foreign)
         record.removing = [[kind, id_] for kind, id_ in record.removing if kind != "resource group"]
         group = self._group(names)
         if group is not None:
-            tags = {k: v for k, v in (group.get("tags") or {}).items() if not k.startswith("qft-")}
+            every = group.get("tags") or {}
+            tags = {k: v for k, v in every.items() if not k.lower().startswith("qft-")}
             self.account.arm.call(
                 f"leave the resource group to {kept}",
                 self.account.arm.resources.resource_groups.create_or_update,
@@ -208,21 +254,52 @@ class Teardown:
                 {"location": group["location"], "tags": tags},
             )
 
-    def _remove_id(self, id_: str, deadline: float) -> None:
+    def remove_id(self, id_: str, deadline: float) -> None:
         """Remove one part and wait until it is gone, so that nothing holds on to the next."""
         with contextlib.suppress(Gone):
-            self.account.arm.send(f"remove `{id_}`", "DELETE", id_, version=_version(id_))
-        while self._exists(id_):
+            begin_removal(self.account.arm, id_)
+        while self.exists(id_):
             if self.account.clock() >= deadline:
                 raise Transient(f"`{id_}` is not gone yet")
             self.account.sleep(self.account.settings.polling_s)
 
-    def _exists(self, id_: str) -> bool:
+    def exists(self, id_: str) -> bool:
+        """Whether a part is there."""
+        return self.view(id_) is not None
+
+    def view(self, id_: str) -> dict[str, Any] | None:
+        """A part as Azure describes it; None if there is none."""
         try:
-            self.account.arm.send(f"look at `{id_}`", "GET", id_, version=_version(id_))
+            return look_at(self.account.arm, id_)
         except (Gone, UnregisteredError):
-            return False
-        return True
+            return None
+
+    def remove_empty_group(self, record: RunRecord, names: Names) -> None:
+        """Remove a group that holds nothing; whether it goes now or in a minute costs nothing."""
+        with contextlib.suppress(ProviderError):
+            self.account.pursue(record, "group", lambda token: self._begin_group(names, token))
+            self.account.finished(record, "group")
+
+
+AGAIN = "`qft down --delete` once more waits on, and tells when nothing is left"
+
+
+def _left(record: RunRecord, names: Names) -> str:
+    """What of a removal under way still bills, as far as this computer knows."""
+    group = f"Azure goes on removing the resource group `{names.group}`"
+    if record.compute_ended_at:
+        return f"the compute is released; {group}, and its disk and address bill until then"
+    return f"{group}, and it may bill until then"
+
+
+def _gave_up(record: RunRecord, names: Names, pace: Pace) -> Transient:
+    """What is told when Azure has not removed the group for as long as we wait."""
+    error = Transient(
+        f"given up after {pace.took}: `{names.group}` is not gone; {_left(record, names)}",
+        hint=f"{AGAIN}; the portal shows what holds it, such as a lock",
+    )
+    error.unfinished = True
+    return error
 
 
 def _deleting(group: dict[str, Any]) -> bool:
@@ -236,14 +313,10 @@ def _type(resource: dict[str, Any]) -> str:
 
 def _ours(resource: dict[str, Any], names: Names) -> bool:
     """Whether a resource is part of the run: by tag, by name, or as a part of its machine."""
-    if (resource.get("tags") or {}).get(RUN) == names.run_id:
+    if is_of_run(resource.get("tags"), names.run_id):
         return True
     id_ = str(resource.get("id") or "").lower()
     known = [one.lower() for one in names.all_ids()]
     return any(id_ == one or id_.startswith(f"{one}/") for one in known) or (
         str(resource.get("managedBy") or "").lower() == names.vm_id.lower()
     )
-
-
-def _version(id_: str) -> str:
-    return VERSIONS[id_.lower().partition("/providers/")[2].partition("/")[0]]

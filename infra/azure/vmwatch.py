@@ -21,7 +21,8 @@ LOOK_EVERY_S = 60.0
 GIVEN_EVERY_S = 600.0
 TOKEN_PATH = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource={audience}"  # noqa: S105  (a path)
 COMPUTE_PATH = "/metadata/instance/compute?api-version=2021-02-01"
-DEALLOCATE_VERSION = "2024-07-01"
+API_VERSION = "@api-version@"
+"""Of the order to deallocate; the first-boot text carries that of `api_versions.py` instead."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -132,7 +133,7 @@ def give_back(chosen: argparse.Namespace, reason: str) -> bool:
         page = f"{chosen.imds}{TOKEN_PATH.format(audience=chosen.audience)}"
         token = ask(page, headers={"Metadata": "true"})["access_token"]
         ask(
-            f"{chosen.arm}{compute['resourceId']}/deallocate?api-version={DEALLOCATE_VERSION}",
+            f"{chosen.arm}{compute['resourceId']}/deallocate?api-version={API_VERSION}",
             headers={"Authorization": f"Bearer {token}", "Content-Length": "0"},
             method="POST",
         )

@@ -25,8 +25,6 @@ from infra.catalog import on_demand_max_usd_per_h
 from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want
 from infra.when import utc
 
-SCHEDULE_VERSION = "2018-09-15"
-ROLE_VERSION = "2022-04-01"
 LEAD_S = 30 * 60.0
 """A schedule set less than half an hour ahead may first strike a day later."""
 AHEAD_S_MAX = 23 * 3600.0
@@ -70,7 +68,7 @@ class Watchdog:
             _cap_of(answer),
             self._guarded("auto-shutdown", lambda: self._schedule(names, answer, strike_s)),
             self._guarded(
-                "self-release", lambda: self._role(vm, names, answer, until_s), right=RELEASE_HINT
+                "self-release", lambda: self._role(names, answer, until_s), right=RELEASE_HINT
             ),
         ]
         size = str(((answer.get("properties") or {}).get("hardwareProfile") or {}).get("vmSize"))
@@ -118,7 +116,6 @@ class Watchdog:
             "set the auto-shutdown",
             "PUT",
             names.id_of(SCHEDULE, names.schedule),
-            version=SCHEDULE_VERSION,
             body=schedule_body(names, region=str(answer["location"]), strike_s=strike_s),
         )
         return Protection(
@@ -128,7 +125,7 @@ class Watchdog:
             stops_at_s=strike_s,
         )
 
-    def _role(self, vm: Vm, names: Names, answer: dict[str, Any], until_s: float) -> Protection:
+    def _role(self, names: Names, answer: dict[str, Any], until_s: float) -> Protection:
         principal = str((answer.get("identity") or {}).get("principalId") or "")
         if not principal:
             return Protection(
@@ -140,19 +137,14 @@ class Watchdog:
                 "define the role that may only deallocate",
                 "PUT",
                 role,
-                version=ROLE_VERSION,
                 body=role_body(names.subscription_id),
             )
         assignment = assignment_id(names.vm_id, principal)
-        record = self.account.record(vm.run_id)
-        record.ids["role"] = assignment
-        record.save()
         try:
             self.account.arm.send(
                 "let the machine deallocate itself",
                 "PUT",
                 assignment,
-                version=ROLE_VERSION,
                 body={
                     "properties": {
                         "roleDefinitionId": role,

@@ -7,9 +7,12 @@ import binascii
 import datetime as dt
 import enum
 import functools
+import re
 import types
 import typing
 from typing import Any
+
+from azure.mgmt.compute import models as compute_models
 
 from arm.replies import ArmError
 
@@ -127,7 +130,14 @@ def _faults_of_list(value: Any, item: Any, module: types.ModuleType, path: str) 
     ]
 
 
-FORBIDDEN_USERS = frozenset({"admin", "administrator", "root", "user", "test", "guest", "john"})
+@functools.cache
+def forbidden_users() -> frozenset[str]:
+    """The administrator names that Azure refuses, as the SDK's own model tells them."""
+    told = str(compute_models.OSProfile.__doc__).partition(":ivar admin_username:")[2]
+    listed = told.partition("Disallowed values:")[2].partition("<br>")[0]
+    names = frozenset(re.findall(r'"([^"]+)"', listed))
+    assert "administrator" in names
+    return names
 
 
 def check_machine(body: dict[str, Any]) -> None:
@@ -140,7 +150,7 @@ def check_machine(body: dict[str, Any]) -> None:
         raise _invalid("osDisk.createOption", "Required parameter is missing (null).")
     user = properties.get("osProfile") or {}
     name = str(user.get("adminUsername") or "")
-    if not name or name.lower() in FORBIDDEN_USERS or len(name) > 64:
+    if not name or name.lower() in forbidden_users() or len(name) > 64:
         raise _invalid("adminUsername", f"The Admin Username specified is not allowed: {name!r}.")
     if len(str(user.get("computerName") or "")) > 64:
         raise _invalid("computerName", "Linux host name cannot exceed 64 characters in length.")

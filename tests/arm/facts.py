@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from azure.mgmt.computerecommender import models as recommender_models
+from azure.mgmt.resourcegraph import models as graph_models
+
 from arm import machines
+from arm.bodies import check
+from arm.mapped import check_mapped
 from arm.market import REGIONS, SIZES, Size
 from arm.replies import ArmError, Reply, Request, Route
 from arm.world import SUBSCRIPTION, World
@@ -97,6 +102,7 @@ def _sku(world: World, size: Size, region: str) -> dict[str, Any]:
 
 def graph(world: World, request: Request) -> Reply:
     """Resource Graph: the one table that is asked for, with its missing rows."""
+    check_mapped(request.body, "QueryRequest", graph_models)
     text = str(request.body.get("query", "")).lower()
     if request.body.get("subscriptions") != [SUBSCRIPTION]:
         raise ArmError(400, "BadRequest", "Subscriptions must be given.")
@@ -114,8 +120,8 @@ def placement(world: World, request: Request) -> Reply:
     """Spot placement scores, for those who have the role."""
     body = request.body or {}
     places, sizes = body.get("desiredLocations") or [], body.get("desiredSizes") or []
-    known = {"desiredLocations", "desiredSizes", "desiredCount", "availabilityZones"}
-    if set(body) - known or not 0 < len(places) <= 8 or not 0 < len(sizes) <= 5:
+    check(body, recommender_models.SpotPlacementScoresInput, recommender_models)
+    if not 0 < len(places) <= 8 or not 0 < len(sizes) <= 5:
         raise ArmError(400, "InvalidParameter", "At most 8 locations and 5 sizes.")
     if not world.market.may_score:
         raise ArmError(403, "AuthorizationFailed", "No right to generate placement scores.")

@@ -74,7 +74,10 @@ def _matches(tags: dict[str, str], request: Request) -> bool:
     found = re.fullmatch(r"tagName eq '([^']+)'(?: and tagValue eq '([^']*)')?", text)
     if not found:
         raise ArmError(400, "InvalidFilterInQueryString", f"Invalid $filter '{text}'.")
-    return found[1] in tags and (found[2] is None or tags[found[1]] == found[2])
+    # Names of tags have no case; their values do.
+    named = {name.lower(): value for name, value in tags.items()}
+    name = found[1].lower()
+    return name in named and (found[2] is None or named[name] == found[2])
 
 
 def list_resources(world: World, request: Request, route: Route) -> Reply:
@@ -116,7 +119,7 @@ def _delete(world: World, base: str, route: Route) -> Reply:
             ),
         )
 
-    world.after(GROUP_DELETE_S, finish)
+    world.delete_later(GROUP_DELETE_S, finish)
     return accepted(world, operation, base, status=202)
 
 

@@ -75,7 +75,7 @@ def bill(world: World, vm: Resource) -> None:
 
 def power(world: World, vm: Resource, state: str) -> None:
     """Change the power and the meter."""
-    vm.hidden["power"] = state
+    vm.hidden["power"], vm.hidden["changed_s"] = state, world.now()
     bill(world, vm)
 
 
@@ -125,7 +125,7 @@ def act(world: World, base: str, request: Request, vm: Resource, action: str) ->
 def _start(world: World, base: str, vm: Resource) -> Reply:
     if vm.hidden["power"] in {"starting", "running"}:
         return Reply(status=200)
-    _check_idle(vm)
+    _check_idle(world, vm)
     size = vm.properties["hardwareProfile"]["vmSize"]
     if vm.properties.get("priority") == "Spot":
         cap = float((vm.properties.get("billingProfile") or {}).get("maxPrice", -1))
@@ -134,12 +134,23 @@ def _start(world: World, base: str, vm: Resource) -> Reply:
     failure = world.market.later_failure(size, vm.location)
     if failure is None:
         power(world, vm, "starting")
+    elif world.shows_starting:
+        vm.hidden["power"] = "starting"  # nothing has been allocated, so nothing bills
 
     def finish() -> None:
         if failure is not None:
+            if vm.hidden["power"] == "starting":
+                power(world, vm, "deallocated")
             vm.hidden["failure"] = failure
             vm.properties["provisioningState"] = "Failed"
             operation.end(world.now(), ArmError(409, *failure))
+            world.event(
+                vm,
+                "Microsoft.Compute/virtualMachines/start/action",
+                caller="a@b.example",
+                words=failure[1],
+                status="Failed",
+            )
             return
         if vm.hidden["power"] == "starting":
             vm.hidden.pop("failure", None)
@@ -148,14 +159,14 @@ def _start(world: World, base: str, vm: Resource) -> Reply:
             run(world, vm)
         operation.end(world.now())
 
-    world.after(START_S, finish)
+    world.after(START_S if failure is None else world.market.fail_s or START_S, finish)
     return accepted(world, operation, base, status=202)
 
 
 def _deallocate(world: World, base: str, vm: Resource) -> Reply:
     if vm.hidden["power"] == "deallocated":
         return Reply(status=200)
-    _check_idle(vm)
+    _check_idle(world, vm)
     operation = world.operation("post")
     power(world, vm, "deallocating")
     guests_of(world).halt(vm)
@@ -170,14 +181,14 @@ def _deallocate(world: World, base: str, vm: Resource) -> Reply:
     return accepted(world, operation, base, status=202)
 
 
-def _check_idle(vm: Resource) -> None:
+def _check_idle(world: World, vm: Resource) -> None:
     if (
         vm.properties["provisioningState"] in {"Creating", "Deleting"}
         or vm.hidden["power"] == "deallocating"
     ):
         raise ArmError(
             409,
-            "OperationNotAllowed",
+            world.busy_code,
             f"Operation is not allowed on VM '{vm.name}' since another operation is in progress.",
         )
 
@@ -246,7 +257,7 @@ def instance_view(world: World, vm: Resource) -> dict[str, Any]:
                 "level": "Error",
                 "displayStatus": "Provisioning failed",
                 "message": failure[1],
-                "time": world.iso(),
+                "time": world.clock.iso(vm.hidden.get("changed_s", vm.born_s)),
             }
         ]
     else:
@@ -255,7 +266,7 @@ def instance_view(world: World, vm: Resource) -> dict[str, Any]:
                 "code": f"ProvisioningState/{state.lower()}",
                 "level": "Info",
                 "displayStatus": f"Provisioning {state.lower()}",
-                "time": world.iso(),
+                "time": world.clock.iso(vm.hidden.get("changed_s", vm.born_s)),
             }
         ]
     if vm.hidden["power"]:

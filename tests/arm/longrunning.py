@@ -45,19 +45,20 @@ def poll(world: World, request: Request, id_: str) -> Reply:
     if found is None or (found.ended_s is not None and now - found.ended_s > OPERATION_TTL_S):
         raise ArmError(404, "NotFound", f"The operation '{id_}' was not found.")
     found.polls += 1
+    told = found.ended_s is not None and now - found.ended_s >= world.report_lag_s
     if found.kind == "group":
-        return _poll_group(world, found)
+        return _poll_group(world, found) if told else _still(world)
     if "monitor" in request.query:
-        return Reply(status=202 if found.ended_s is None else 200)
-    body: dict[str, Any] = {"status": found.status}
+        return Reply(status=200 if told else 202)
+    body: dict[str, Any] = {"status": found.status if told else "InProgress"}
     if found.kind != "network":
         body |= {"startTime": world.clock.iso(found.started_s), "name": found.id}
-    if found.ended_s is not None and found.kind != "network":
+    if told and found.kind != "network":
         body["endTime"] = world.clock.iso(found.ended_s)
-    if found.error is not None:
+    if told and found.error is not None:
         body |= found.error.body
     headers = {}
-    if found.status == "InProgress":
+    if not told:
         if found.kind == "vm" and found.polls == 1:
             headers["Retry-After"] = world.clock.retry_after(50)
         elif found.kind == "network":
@@ -69,6 +70,8 @@ def _poll_group(world: World, found: Operation) -> Reply:
     """Group deletion answers 202 until it is over, and its error as the answer itself."""
     if found.error is not None:
         raise found.error
-    if found.ended_s is not None:
-        return Reply(status=200)
+    return Reply(status=200) if found.ended_s is not None else _still(world)
+
+
+def _still(world: World) -> Reply:
     return Reply(status=202, headers={"Retry-After": world.clock.retry_after(15)})

@@ -104,7 +104,7 @@ def _put(world: World, base: str, request: Request, route: Route, id_: str) -> R
             lives.run(world, vm)
             operation.end(world.now())
 
-    world.after(CREATE_S if failure is None else FAIL_S, finish)
+    world.after(CREATE_S if failure is None else world.market.fail_s or FAIL_S, finish)
     del group
     return accepted(world, operation, base, view(world, vm), status=201)
 
@@ -232,7 +232,12 @@ def _add(world: World, body: dict[str, Any], route: Route, id_: str) -> Resource
             group=route.group,
             location=body["location"],
             tags=dict(body.get("tags") or {}),
-            properties={**properties, "provisioningState": "Creating", "vmId": str(uuid.uuid4())},
+            properties={
+                **properties,
+                "provisioningState": "Creating",
+                "timeCreated": world.iso(),
+                "vmId": str(uuid.uuid4()),
+            },
             more=more,
             hidden={"power": "", "disk": disk_id},
         )

@@ -96,6 +96,8 @@ class Market:
     """Spot price by (size in lower case, region) where it differs from the reference."""
     sold_out: dict[tuple[str, str], str] = field(default_factory=dict)
     """What fails by (size, region): `SkuNotAvailable` at once, any other code after acceptance."""
+    fail_s: float = 0.0
+    """After how many seconds an accepted allocation fails; 0 takes what is usual."""
     restricted: set[tuple[str, str]] = field(default_factory=set)
     """(size, region) that this subscription may not use at all."""
     spot_allowed: bool = True
@@ -203,4 +205,14 @@ ALLOCATION_TEXTS = {
         "condition is too restrictive. Please remove some constraints and try again. Constraints "
         "applied are:\n  - Availability Zone\n  - Low Priority VMs\n  - VM Size\n"
     ),
+    "OperationNotAllowed": (
+        "Operation could not be completed as it results in exceeding approved LowPriorityCores "
+        "quota. Additional details - Deployment Model: Resource Manager, Location: eastus, Current "
+        "Limit: 3, Current Usage: 0, Additional Required: 4, (Minimum) New Limit Required: 4."
+    ),
+    "SpotPriceGreaterThanProvidedMaxPrice": (
+        "Unable to perform operation 'Start' since the provided max price '0.25 USD' is lower than "
+        "the current spot price '0.31 USD' for Azure Spot Virtual Machine size '{0}'."
+    ),
+    "SomethingNobodyHasSeenYet": "The allocation came to nothing.",
 }

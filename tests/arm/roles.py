@@ -6,16 +6,13 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+from azure.mgmt.authorization.v2022_04_01 import models as authorization_models
+from azure.mgmt.devtestlabs import models as devtestlabs_models
+
 from arm import lives
+from arm.mapped import check_mapped
 from arm.replies import ArmError, Reply, Request, Route
 from arm.world import SUBSCRIPTION, Resource, World
-
-VERSIONS = {
-    "microsoft.authorization/roledefinitions": "2022-04-01",
-    "microsoft.authorization/roleassignments": "2022-04-01",
-    "microsoft.authorization/permissions": "2022-04-01",
-    "microsoft.devtestlab/schedules": "2018-09-15",
-}
 
 
 def permissions(world: World) -> Reply:
@@ -56,6 +53,8 @@ def check_own(world: World, request: Request, principal: str) -> None:
 def authorization(world: World, request: Request, type_: str, scope: str, name: str) -> Reply:
     """Role definitions and assignments; both need rights that a Contributor lacks."""
     key = f"{type_}/{name}".lower()
+    if request.method == "GET" and not name:
+        return _listed(world, request, type_, scope)
     if request.method == "GET":
         if key not in world.roles:
             raise ArmError(404, "RoleDefinitionDoesNotExist", f"'{name}' does not exist.")
@@ -70,9 +69,11 @@ def authorization(world: World, request: Request, type_: str, scope: str, name: 
             "invalid.",
         )
     if request.method == "DELETE":
-        world.roles.pop(key, None)
-        return Reply(status=204)
-    properties = (request.body or {}).get("properties") or {}
+        gone = world.roles.pop(key, None)
+        return Reply(status=200, body=gone) if gone else Reply(status=204)
+    model = "RoleAssignmentCreateParameters" if type_ == "roleassignments" else "RoleDefinition"
+    check_mapped(request.body, model, authorization_models)
+    properties = request.body["properties"]
     if type_ == "roleassignments":
         _check_assignment(world, properties)
     else:
@@ -82,10 +83,39 @@ def authorization(world: World, request: Request, type_: str, scope: str, name: 
     return Reply(status=201, body=world.roles[key])
 
 
+def _listed(world: World, request: Request, type_: str, scope: str) -> Reply:
+    """What is granted at a scope, above it and below it, or to one principal; one to a page."""
+    group = re.match(r"(?i)/subscriptions/[^/]+/resourcegroups/([^/]+)", scope)
+    if group:
+        world.group(group[1])
+    text = request.query.get("$filter", "")
+    found = re.fullmatch(r"principalId eq '([^']+)'", text)
+    if text and not found:
+        raise ArmError(400, "UnsupportedQuery", "The filter is not supported.")
+    rows = [
+        one
+        for key, one in world.roles.items()
+        if key.startswith(f"{type_}/")
+        and _related(str(one["properties"]["scope"]), scope)
+        and (not found or one["properties"].get("principalId") == found[1])
+    ]
+    start = int(request.query.get("$skiptoken", "0"))
+    body: dict[str, Any] = {"value": rows[start : start + 1]}
+    if start + 1 < len(rows):
+        query = "&".join(
+            f"{key}={value}" for key, value in request.query.items() if key[:5] != "$skip"
+        )
+        body["nextLink"] = f"{request.path}?{query}&$skiptoken={start + 1}".replace(" ", "%20")
+    return Reply(body=body)
+
+
+def _related(one: str, other: str) -> bool:
+    """Whether one scope holds the other."""
+    first, second = f"{one}/".lower(), f"{other}/".lower()
+    return first.startswith(second) or second.startswith(first)
+
+
 def _check_assignment(world: World, properties: dict[str, Any]) -> None:
-    allowed = {"roleDefinitionId", "principalId", "principalType", "description"}
-    if set(properties) - allowed or not {"roleDefinitionId", "principalId"} <= set(properties):
-        raise ArmError(400, "InvalidRequestContent", "Could not find member.")
     known = {
         (one.more.get("identity") or {}).get("principalId") for one in world.resources.values()
     }
@@ -97,11 +127,9 @@ def _check_assignment(world: World, properties: dict[str, Any]) -> None:
 
 
 def _check_definition(properties: dict[str, Any]) -> None:
-    allowed = {"roleName", "description", "type", "permissions", "assignableScopes"}
-    if set(properties) - allowed or not {"roleName", "permissions", "assignableScopes"} <= set(
-        properties
-    ):
-        raise ArmError(400, "InvalidRequestContent", "Could not find member.")
+    """What every definition needs, though no model of the SDK says so."""
+    if not {"roleName", "permissions", "assignableScopes"} <= set(properties):
+        raise ArmError(400, "InvalidRequestContent", "A role needs a name, rights and scopes.")
 
 
 def schedule(world: World, request: Request, route: Route) -> Reply:
@@ -119,6 +147,7 @@ def schedule(world: World, request: Request, route: Route) -> Reply:
         return Reply(body=world.need(id_).view())
     world.writable_group(route.group)
     body = request.body or {}
+    check_mapped(body, "Schedule", devtestlabs_models)
     properties = body.get("properties") or {}
     _check_schedule(world, route, body, properties)
     made = world.add(
@@ -138,16 +167,6 @@ def schedule(world: World, request: Request, route: Route) -> Reply:
 def _check_schedule(
     world: World, route: Route, body: dict[str, Any], properties: dict[str, Any]
 ) -> None:
-    allowed = {
-        "status",
-        "taskType",
-        "dailyRecurrence",
-        "timeZoneId",
-        "notificationSettings",
-        "targetResourceId",
-    }
-    if set(body) - {"location", "tags", "properties"} or set(properties) - allowed:
-        raise ArmError(400, "InvalidRequestContent", "Could not find member.")
     target = world.need(str(properties.get("targetResourceId", "")))
     time = str((properties.get("dailyRecurrence") or {}).get("time", ""))
     if (

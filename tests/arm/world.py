@@ -117,6 +117,16 @@ class World:
         """Role definitions and assignments by type and name."""
         self.caller = "a@b.example"
         """Who makes the request that is being answered, as the activity log names them."""
+        self.report_lag_s = 0.0
+        """How late the page of an operation tells its end; the times in it are right all the
+        same."""
+        self.busy_code = "OperationNotAllowed"
+        """What a second order on a busy machine is answered with, status 409."""
+        self.shows_starting = True
+        """Whether a machine whose start will be refused is shown as starting until then."""
+        self.hangs_groups = False
+        """Whether deletions of resource groups, once accepted, do not come to an end."""
+        self._hanging: list[Callable[[], None]] = []
         self.loses_priority = False
         """Whether machines come out as Regular although Spot was asked for."""
         self.may_assign = True
@@ -148,6 +158,19 @@ class World:
     def after(self, seconds: float, happen: Callable[[], None]) -> None:
         """Let something happen later."""
         heapq.heappush(self._due, (self.now() + seconds, next(self._order), happen))
+
+    def delete_later(self, seconds: float, happen: Callable[[], None]) -> None:
+        """Let the deletion of a group end later, or hang."""
+        if self.hangs_groups:
+            self._hanging.append(happen)
+        else:
+            self.after(seconds, happen)
+
+    def unhang(self) -> None:
+        """Let every deletion that hangs come to its end now."""
+        self.hangs_groups = False
+        while self._hanging:
+            self.after(0.0, self._hanging.pop(0))
 
     def settle(self) -> None:
         """Let everything that is due happen, in order."""
@@ -231,14 +254,22 @@ class World:
             if now - gone_s < LIST_LAG_S and one.group.lower() in self.groups:
                 yield one
 
-    def event(self, resource: Resource, operation: str, *, caller: str, words: str = "") -> None:
+    def event(
+        self,
+        resource: Resource,
+        operation: str,
+        *,
+        caller: str,
+        words: str = "",
+        status: str = "Succeeded",
+    ) -> None:
         """Write the activity log."""
         self.log.append(
             {
                 "at_s": self.now(),
                 "resourceId": resource.id,
                 "operationName": {"value": operation, "localizedValue": operation},
-                "status": {"value": "Succeeded"},
+                "status": {"value": status},
                 "caller": caller,
                 "properties": {"statusMessage": words} if words else {},
                 "eventTimestamp": self.iso(),

@@ -134,7 +134,7 @@ def installer(store: Store, arguments: list[str]) -> int:
         state.done.append(f"{'GRID' if grid else 'driver'} installer {version}")
         state.stray = any(one.startswith("linux-modules-nvidia") for one in state.packages)
         state.driver, state.grid, state.by_file, state.signed = version, grid, True, False
-        state.stuck = False
+        state.stuck = state.open = False
         state.loaded = ""  # built and put on the disk; this life's kernel has not taken it yet
     return 0
 
@@ -146,4 +146,14 @@ def uninstall(store: Store, _arguments: list[str]) -> int:
         state.stray = False
         if state.by_file:
             state.driver, state.loaded, state.by_file, state.grid = "", "", False, False
+    return 0
+
+
+def modinfo(store: Store, arguments: list[str]) -> int:
+    """The licence of the driver's module on the disk, which tells the open from the closed."""
+    state = store.read()
+    if arguments != ["-F", "license", "nvidia"] or not state.driver:
+        sys.stderr.write(f"modinfo: ERROR: Module {arguments[-1]} not found.\n")
+        return 1
+    sys.stdout.write("Dual MIT/GPL\n" if state.open else "NVIDIA\n")
     return 0

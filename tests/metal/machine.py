@@ -18,11 +18,12 @@ from typing import Any
 
 from metal import firstboot
 from metal.gpu import VGPU_BRANCH
+from metal.packages import CUT, OPEN_PACKAGES
 from metal.programs import PROGRAMS, SHELLED
 from metal.state import HIDDEN, KERNEL, State, Store
 
 IMAGE_DRIVER = "580.173.02"
-"""What microsoft-dsvm:ubuntu-hpc:2404 brings, put there by NVIDIA's installer."""
+"""What microsoft-dsvm:ubuntu-hpc:2404 brings: packages of NVIDIA's own repository, pinned."""
 IMAGE_PACKAGES = (
     "libnvidia-container-tools",
     "libnvidia-container1",
@@ -111,6 +112,12 @@ class Quirks:
     """The image's driver instead of its own; empty for none."""
     silent: bool = False
     """Whether the image's driver fails to load until another one is installed."""
+    runfile: bool = False
+    """Whether NVIDIA's installer put the image's driver there, as it did until 2025."""
+    cut: bool = False
+    """Whether dpkg was cut in the middle of an installation."""
+    forged: bool = False
+    """Whether what is downloaded is another file than it should be."""
     grid: bool = False
     """Whether that driver is Azure's."""
     secure_boot: bool = False
@@ -168,6 +175,10 @@ class Metal:
         text = PYTHON.format(bin=programs, hidden=hidden, root=root, python=sys.executable)
         for name_ in ("python3", f"python3.{sys.version_info[1]}"):
             executable(programs / name_, text)
+        for name_ in ("var/lib/dpkg/updates", "etc/nvidia"):
+            (root / name_).mkdir(parents=True, exist_ok=True)
+        if quirks.cut:
+            (root / CUT).touch()
         (root / "usr/bin").mkdir()
         (root / "usr/bin/python3").symlink_to(programs / "python3")
         (root / "home").mkdir()
@@ -239,7 +250,12 @@ def installed(properties: dict[str, Any], quirks: Quirks, *, pace: float) -> Sta
         state.packages += IMAGE_PACKAGES
         state.held = [f"linux-image-{KERNEL}"]
     state.driver = quirks.driver if quirks.driver is not None else IMAGE_DRIVER * (image == "hpc")
-    state.by_file, state.grid, state.stuck = bool(state.driver), quirks.grid, quirks.silent
+    packaged = image == "hpc" and quirks.driver is None and not quirks.runfile
+    state.by_file, state.grid = bool(state.driver) and not packaged, quirks.grid
+    state.stuck, state.gsp, state.open = quirks.silent and not packaged, not quirks.silent, packaged
+    state.forged = quirks.forged
+    if packaged:
+        state.packages += OPEN_PACKAGES
     state.cloud_init_until = now + quirks.cloud_init_s / pace
     state.lists_until = now + quirks.lists_s / pace
     state.frontend_until, state.frontend_holder = now + quirks.lock_s / pace, quirks.lock_holder

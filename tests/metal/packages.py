@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -17,6 +18,30 @@ DRIVER_PACKAGES = (
     "libnvidia-compute-580",
     f"linux-modules-nvidia-580-{KERNEL}",
 )
+PIN = "nvidia-driver-pinning-580.173.02"
+"""Holds every package of NVIDIA's own repository at that version, above the distribution's."""
+OPEN_PACKAGES = (
+    *("cuda-keyring", PIN, "nvidia-open", "nvidia-open-580", "nvidia-driver-580-open"),
+    *("nvidia-dkms-580-open", "nvidia-kernel-common-580", "nvidia-utils-580"),
+    "libnvidia-compute-580",
+)
+"""What NVIDIA's repository installs as `nvidia-open`."""
+COMMON = ("nvidia-kernel-common-580", "nvidia-utils-580", "libnvidia-compute-580")
+DEPENDS = {
+    "cuda-drivers": ("cuda-drivers-580",),
+    "cuda-drivers-580": ("nvidia-driver-580",),
+    "nvidia-driver-580": ("nvidia-dkms-580", *COMMON),
+    "nvidia-open": ("nvidia-open-580",),
+    "nvidia-open-580": ("nvidia-driver-580-open",),
+    "nvidia-driver-580-open": ("nvidia-dkms-580-open", *COMMON),
+}
+"""Of NVIDIA's repository, as far as it matters here."""
+CONFLICTS = {
+    "nvidia-dkms-580": "nvidia-dkms-580-open",
+    "nvidia-dkms-580-open": "nvidia-dkms-580",
+}
+CUT = "var/lib/dpkg/updates/0001"
+"""What dpkg leaves when it is cut in the middle: a note that was not yet merged."""
 ARCHIVE = frozenset(
     {
         VENV,
@@ -45,10 +70,19 @@ def apt_get(store: Store, arguments: list[str]) -> int:
         return update(store)
     if not wait(store, float(options.get("DPkg::Lock::Timeout", "0"))):
         return 100
+    if os.path.exists(f"{store.read().root}/{CUT}"):  # noqa: PTH110  (pathlib is slow to import)
+        sys.stderr.write(
+            "E: dpkg was interrupted, you must manually run 'dpkg --configure -a' to correct the"
+            " problem. \n"
+        )
+        return 100
     if verb == "check":
         return 0
     with store.change() as state:
-        unknown = [name for name in names if name not in ARCHIVE | set(state.packages)]
+        offered = set(ARCHIVE)
+        if PIN in state.packages:
+            offered |= DEPENDS.keys() | CONFLICTS.keys()
+        unknown = [name for name in names if name not in offered | set(state.packages)]
         if unknown:
             sys.stderr.write("".join(f"E: Unable to locate package {name}\n" for name in unknown))
             return 100
@@ -121,8 +155,25 @@ def wait(store: Store, patience_s: float) -> bool:
 
 
 def install(state: State, names: list[str]) -> int:
-    """Fetch and unpack, unless there is no way out to the archive."""
-    fresh = [name for name in names if name not in state.packages]
+    """Fetch and unpack with what it depends on, and remove what it conflicts with.
+
+    Nothing is done without a way out to the archive, or if a held package would have to go.
+    """
+    pinned = PIN in state.packages
+    wanted = closure(names) if pinned else list(names)
+    gone = [CONFLICTS[name] for name in wanted if pinned and CONFLICTS.get(name) in state.packages]
+    while more := [
+        name
+        for name in state.packages
+        if name not in gone and set(DEPENDS.get(name, ())) & set(gone)
+    ]:
+        gone += more
+    if set(gone) & set(state.held):
+        sys.stderr.write(
+            "E: Held packages were changed and -y was used without --allow-change-held-packages.\n"
+        )
+        return 100
+    fresh = [name for name in wanted if name not in state.packages]
     if fresh and not state.outbound:
         sys.stderr.write(
             "".join(
@@ -136,7 +187,38 @@ def install(state: State, names: list[str]) -> int:
         return 100
     if fresh:
         state.done.append(f"apt-get install {' '.join(fresh)}")
-    state.packages = sorted({*state.packages, *fresh})
+    state.packages = sorted({*state.packages, *fresh} - set(gone))
+    if pinned and "nvidia-dkms-580" in fresh:
+        state.driver, state.open, state.signed = PIN.rpartition("-")[2], False, False
+        state.by_file = state.grid = False
+    return 0
+
+
+def closure(names: list[str]) -> list[str]:
+    """The packages with all that they depend on."""
+    found = list(names)
+    for name in found:
+        found += [one for one in DEPENDS.get(name, ()) if one not in found]
+    return found
+
+
+def dpkg(store: Store, arguments: list[str]) -> int:
+    """`--configure -a`: merges the notes of a cut, as root, if nobody else holds the lock."""
+    if "--configure" not in arguments:
+        sys.stderr.write("dpkg: error: need an action option\n")
+        return 2
+    if not is_root():
+        sys.stderr.write("dpkg: error: requested operation requires superuser privilege\n")
+        return 2
+    with store.change() as state:
+        if state.frontend_until > time.time():
+            sys.stderr.write(
+                f"dpkg: error: dpkg frontend lock was locked by another process with pid {PID}\n"
+            )
+            return 2
+        if os.path.exists(f"{state.root}/{CUT}"):  # noqa: PTH110
+            os.unlink(f"{state.root}/{CUT}")  # noqa: PTH108
+        state.done.append("dpkg --configure -a")
     return 0
 
 
@@ -146,6 +228,7 @@ def purge(state: State, names: list[str]) -> None:
     state.packages = [name for name in state.packages if name not in names]
     if not state.by_file and state.driver and "nvidia-utils-580" in names:
         state.driver = state.loaded = ""
+        state.open = False
 
 
 def apt_mark(store: Store, arguments: list[str]) -> int:
@@ -182,6 +265,8 @@ def dpkg_query(store: Store, arguments: list[str]) -> int:
     _, words = split([one for one in arguments if one != "-W"])
     state = store.read()
     code = 0
+    if "Abbrev" in words[0] and not words[1:]:
+        sys.stdout.write("".join(f"ii {name}\n" for name in state.packages))
     for pattern in words[1:]:  # the first is the format, after `-f`
         stem = pattern.removesuffix("*")
         found = [
@@ -207,6 +292,13 @@ def ubuntu_drivers(store: Store, arguments: list[str]) -> int:
         return 1
     if not wait(store, 0):
         return 1
+    if PIN in store.read().packages:
+        sys.stderr.write(
+            "The following packages have unmet dependencies:\n nvidia-driver-580 : Depends:"
+            " libnvidia-compute-580 (= 580.126.09-0ubuntu0.24.04.2)\n"
+            "E: Unable to correct problems, you have held broken packages.\n"
+        )
+        return 1
     with store.change() as state:
         if set(DRIVER_PACKAGES) <= set(state.packages):
             sys.stdout.write("All the available drivers are already installed.\n")
@@ -215,5 +307,5 @@ def ubuntu_drivers(store: Store, arguments: list[str]) -> int:
         if code == 0:
             state.stray = state.by_file
             state.driver, state.grid, state.by_file, state.signed = DRIVER, False, False, True
-            state.stuck = False
+            state.stuck = state.open = False
         return code

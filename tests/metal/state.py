@@ -71,6 +71,10 @@ class State:
     grid: bool = False
     by_file: bool = False
     """Whether an installer of NVIDIA's put it there, not the package manager."""
+    open: bool = False
+    """Whether its kernel modules are NVIDIA's open ones."""
+    gsp: bool = True
+    """Whether the card's own processor runs here, without which the open modules do not load."""
     signed: bool = False
     """Whether a kernel under Secure Boot takes its modules."""
     stray: bool = False
@@ -83,6 +87,8 @@ class State:
 
     # the system
     outbound: bool = True
+    forged: bool = False
+    """Whether somebody on the way puts another file in the place of what is downloaded."""
     metadata_port: int = 0
     """Where the metadata service answers that has a well-known address on real machines."""
     ssh_port: int = 0
@@ -127,6 +133,8 @@ class State:
             self.cloud_init_until = self.frontend_until = self.lists_until = now
         if self.driver and self.secure_boot and not self.signed:
             self.note("Loading of unsigned module is rejected")
+        elif self.driver and self.open and not self.gsp:
+            self.note("NVRM: GPU 0001:00:00.0: RmInitAdapter failed! (0x62:0x40:2401)")
         elif self.driver and not self.stuck:
             self.loaded = self.driver
             if self.vgpu and self.driver.split(".")[0] != str(self.host):

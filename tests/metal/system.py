@@ -127,6 +127,7 @@ def curl(store: Store, arguments: list[str]) -> int:
         )
         return 28
     with open(target, "w", encoding="utf-8") as file:  # noqa: PTH123  (pathlib is slow to import)
+        file.write("touch /root/executed\n" * state.forged)
         file.write(f'exec nvidia-installer {address.rpartition("/")[2]} "$@"\n')
     with store.change() as state:
         state.done.append(f"curl {address}")

@@ -23,12 +23,15 @@ from typing import Any
 
 import torch
 
+from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError, MethodTable
 from trainer.plan import ordinal
+from trainer.untrusted import parse, whole
 
 VERSION = 2  # of the file; what version 1 described was never released
 FACTOR = 128  # a transform is done as products with matrices no larger than this
 FACTS, TENSORS = "nola.json", "nola.safetensors"
+FACTS_BYTES_MAX = 16 << 20
 PREFIX = "base_model.model."
 
 
@@ -231,13 +234,13 @@ def expand(directory: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
+        facts = parse((directory / FACTS).read_bytes(), bytes_max=FACTS_BYTES_MAX)
         version = facts["version"]
-        rank = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+        rank = read_settings(directory).r
         rows = load_file(directory / TENSORS)["coefficients"]
-        basis = Basis(seed=facts["seed"], count=facts["bases"])
-        layers = [(str(name), int(columns), int(out)) for name, columns, out in facts["layers"]]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        basis = Basis(seed=_count(facts["seed"]), count=_count(facts["bases"]))
+        layers = [(str(name), _count(wide), _count(out)) for name, wide, out in facts["layers"]]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
         raise ConfigError([f"{directory} holds no whole NOLA adapter: {error}"]) from error
     if version != VERSION:
         raise ConfigError([f"{directory}: a NOLA file of version {version}, not {VERSION}"])
@@ -254,12 +257,20 @@ def expand(directory: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def _count(value: object) -> int:
+    """Return a whole number that was read, raise `ValueError` for anything else."""
+    found = whole(value)
+    if found is None:
+        raise ValueError("a number in it is none")
+    return found
+
+
 def load(base: Any, directory: Path) -> Any:
     """Put a saved NOLA adapter on `base` as the LoRA that it stands for."""
     import peft
 
     matrices = expand(directory)
-    model = peft.PeftModel(base, peft.LoraConfig.from_pretrained(str(directory)))
+    model = peft.PeftModel(base, peft.LoraConfig(**read_settings(directory).for_peft()))
     outcome = peft.set_peft_model_state_dict(model, matrices)
     if outcome.unexpected_keys:
         odd = ", ".join(outcome.unexpected_keys[:3])

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
+from trainer.stand_ins import stand_in
+
 PROBLEMS_SHOWN_MAX = 20
 CELL_CHARACTERS_MAX = 1 << 30  # csv's own limit of 131,072 is too small for documents
 BOM = b"\xef\xbb\xbf"
@@ -102,6 +104,8 @@ def stream_rows(path: Path, problems: list[str]) -> Iterator[Row]:
     """
     kind, opener = _kind(path)
     try:
+        if said := stand_in(path):
+            raise DataError([f"{path}: {said}"])
         with opener(path) as file:
             start = file.read(len(BOM))
             if not start:

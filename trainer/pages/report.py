@@ -13,29 +13,31 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer.disk import RealDisk, replace_file
 from trainer.pages import html
+from trainer.pages.left import MALFORMED, Json, read, read_log, shown
+from trainer.untrusted import table
 from trainer.words import duration
 
 SMOOTH_STEPS = 10
-Json = dict[str, Any]
+BAD_DATA = 65
 
 
 def build(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
     """Return all that is known of a run as plain JSON; whatever is missing is null or empty."""
-    steps = _lines(run_dir / "metrics.jsonl")
-    before, after = (_read(run_dir / f"eval-{stage}.json") for stage in ("before", "after"))
-    receipt = _read(run_dir / "adapter" / "qft.json") or {}
-    ended = receipt.get("status") or {}
+    steps = read_log(run_dir / "metrics.jsonl")
+    before, after = (read(run_dir / f"eval-{stage}.json") for stage in ("before", "after"))
+    receipt = read(run_dir / "adapter" / "qft.json") or {}
+    ended = table(receipt.get("status"))
     seconds = sum(step.get("seconds") or 0.0 for step in steps)
     tokens = sum(step.get("tokens") or 0 for step in steps)
     return {
         "version": 1,
-        "config": _read(run_dir / "config.json"),
+        "config": read(run_dir / "config.json"),
         "steps": len(steps),
         "first_loss": _mean_loss(steps[:SMOOTH_STEPS]),
         "last_loss": _mean_loss(steps[-SMOOTH_STEPS:]),
@@ -48,14 +50,12 @@ def build(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
         "skipped_steps": sum(bool(step.get("skipped")) for step in steps),
         "before": _headline(before),
         "after": _headline(after),
-        "gain": ((after or {}).get("details") or {}).get("gain"),
+        "gain": table((after or {}).get("details")).get("gain"),
         "baselines": {
-            name: found["figures"]
-            for name, found in (
-                ((before or {}).get("details") or {}).get("baselines") or {}
-            ).items()
+            name: table(found).get("figures")
+            for name, found in table(table((before or {}).get("details")).get("baselines")).items()
         },
-        "merged": _read(run_dir / "merged-parity.json"),
+        "merged": read(run_dir / "merged-parity.json"),
         "evictions": list((facts or {}).get("evictions") or []),
         "facts": dict(facts or {}),
         "curves": {
@@ -92,15 +92,18 @@ def as_page(report: Json, run_dir: Path, *, name: str) -> str:
     speed = html.Line(name="tokens/s", points=curves["tokens_per_s"])
     plots.append(html.line_plot("Throughput", [speed], x="step", y="tokens/s", events=events))
     sections = [
-        html.section("Summary", html.table(("", ""), _summary(report))),
+        html.section(
+            "Summary", *shown("The run", lambda: [html.table(("", ""), _summary(report))])
+        ),
         html.section("Learning", *plots),
     ]
     if report["before"] or report["after"]:
-        sections.append(html.section("Scores", *_scores(report)))
+        sections.append(html.section("Scores", *shown("The scores", lambda: _scores(report))))
     for stage in ("before", "after"):
-        result = _read(run_dir / f"eval-{stage}.json")
+        result = read(run_dir / f"eval-{stage}.json")
         if result:
-            sections.append(html.section(f"Answers {stage} training", *_answers(result)))
+            parts = shown("The answers", partial(_answers, result))
+            sections.append(html.section(f"Answers {stage} training", *parts))
     if report["config"]:
         config = json.dumps(report["config"], indent=1, ensure_ascii=False)
         sections.append(html.section("Config", html.marked([(config, False)])))
@@ -259,11 +262,15 @@ def _calibration(found: Json) -> list[str]:
 
 
 def _headline(result: Json | None) -> Json | None:
+    """Return the figures of a result, None if there is none or it is not one of ours."""
     if result is None:
         return None
     keys = ("metric", "decoding", "value", "low", "high", "n", "stop_rate", "parse_failures")
-    ways = {way: result["details"][way]["figures"] for way in ("bound", "free")}
-    return {key: result[key] for key in keys} | ways
+    try:
+        ways = {way: result["details"][way]["figures"] for way in ("bound", "free")}
+        return {key: result[key] for key in keys} | ways
+    except MALFORMED:
+        return None
 
 
 def _smooth(points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
@@ -336,27 +343,6 @@ def _dollars(facts: Mapping[str, Any]) -> str | None:
     return f"${facts['usd']:.4g}{listed}"
 
 
-def _read(path: Path) -> Json | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _lines(path: Path) -> list[Json]:
-    """Read the log's whole lines in order; a torn last line of a run under way is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    except FileNotFoundError:
-        return []
-    steps: list[Json] = [json.loads(line) for line in lines]
-    for one, other in pairwise(steps):
-        if other["step"] <= one["step"]:
-            raise ValueError(f"{path}: step {other['step']} stands after step {one['step']}")
-    return steps
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Write `report.html` and `report.json`, each whole or not at all."""
     parser = argparse.ArgumentParser(prog="python -m trainer.pages.report")
@@ -366,7 +352,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", help="title; the run directory's name by default")
     args = parser.parse_args(argv)
     facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
-    write(args.run_dir, args.out or args.run_dir, facts, name=args.name or args.run_dir.name)
+    try:
+        write(args.run_dir, args.out or args.run_dir, facts, name=args.name or args.run_dir.name)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\nhint: `qft fetch` brings the results of the run anew\n")
+        return BAD_DATA
     return 0
 
 

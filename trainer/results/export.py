@@ -17,8 +17,10 @@ import torch
 
 from trainer.adapters.dylora import CONFIG, RANKS, TENSORS, VERSION, WHOLE, cut
 from trainer.adapters.nola import FACTS, expand
+from trainer.adapters.settings import BYTES_MAX, RANK_MAX, read_settings
 from trainer.config import ConfigError
 from trainer.disk import RealDisk, clear_partials, partial_of
+from trainer.untrusted import NotPlain, parse, table, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ def export(adapter: Path, out: Path, *, rank: int | None = None) -> Exported:
     """
     if out.exists():
         raise ConfigError([f"--out: {out} exists already; name another directory or remove it"])
-    settings = _read(adapter / CONFIG, "there is no adapter; train first")
+    settings = read_settings(adapter).to_json()
     if (adapter / FACTS).is_file():
         if rank not in {None, settings["r"]}:
             raise ConfigError(["--rank: the parts of a NOLA adapter cannot be separated by rank"])
@@ -52,7 +54,8 @@ def export(adapter: Path, out: Path, *, rank: int | None = None) -> Exported:
                 [f"--rank: this adapter has rank {settings.get('r')} only; train with qdylora"]
             )
         return _write(out, settings, _load(adapter / TENSORS))
-    return export_rank(adapter, rank or int(_read(adapter / RANKS, "")["best"]), out)
+    best = whole(_read(adapter / RANKS, "").get("best"), most=RANK_MAX)
+    return export_rank(adapter, rank or best or 0, out)
 
 
 def export_rank(adapter: Path, rank: int, out: Path) -> Exported:
@@ -61,21 +64,24 @@ def export_rank(adapter: Path, rank: int, out: Path) -> Exported:
     Raises:
         ConfigError: it is no DyLoRA adapter, has no such rank, or its columns count otherwise.
     """
-    table = _read(adapter / RANKS, "only a DyLoRA adapter has several ranks")
-    settings = _read(adapter / CONFIG, "there is no adapter")
-    if table.get("version") != VERSION:
+    told = _read(adapter / RANKS, "only a DyLoRA adapter has several ranks")
+    settings = read_settings(adapter).to_json()
+    if told.get("version") != VERSION:
         raise ConfigError([f"{adapter / RANKS} is of another qft; use the one that trained it"])
-    if not 1 <= rank <= table["r"]:
-        raise ConfigError([f"--rank: {rank} is not one of 1 to {table['r']}"])
+    most = whole(told.get("r"), most=RANK_MAX)
+    if most is None:
+        raise ConfigError([f"{adapter / RANKS} tells no rank"])
+    if not 1 <= rank <= most:
+        raise ConfigError([f"--rank: {rank} is not one of 1 to {most}"])
     return _write(out, {**settings, "r": rank}, cut(_load(adapter / WHOLE), rank))
 
 
 def _read(path: Path, otherwise: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return table(parse(path.read_bytes(), bytes_max=BYTES_MAX))
     except FileNotFoundError:
         raise ConfigError([f"{path.parent}: {otherwise}"]) from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, NotPlain) as error:
         raise ConfigError([f"{path} cannot be read: {error}"]) from error
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from trainer.adapters.nola import FACTS, expand
+from trainer.adapters.settings import BYTES_MAX, RANK_MAX
 from trainer.config import ConfigError
 from trainer.disk import RealDisk, clear_partials, partial_of
 from trainer.results.base import (
@@ -35,6 +36,7 @@ from trainer.results.base import (
     written_name,
 )
 from trainer.results.onto import Kept, Onto, as_trained
+from trainer.untrusted import number, parse, text, whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.index.json")
 PREFIX = "base_model.model."
@@ -100,7 +102,7 @@ def read_adapter(directory: Path) -> Adapter:
     from safetensors.torch import load_file
 
     try:
-        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        config = parse((directory / "adapter_config.json").read_bytes(), bytes_max=BYTES_MAX)
         tensors = (
             expand(directory)
             if (directory / FACTS).is_file()
@@ -118,6 +120,9 @@ def read_adapter(directory: Path) -> Adapter:
     missing = sorted({"r", "lora_alpha"} - config.keys())
     if missing:
         raise CannotMergeError(f"the config of the adapter has no `{missing[0]}`")
+    rank, alpha = whole(config["r"], most=RANK_MAX), number(config["lora_alpha"])
+    if not rank or alpha is None:
+        raise CannotMergeError("the rank or the alpha in the config of the adapter is no number")
     for name in ("rank_pattern", "alpha_pattern"):
         if config.get(name):
             raise CannotMergeError(f"an adapter with a `{name}` cannot be merged here")
@@ -138,13 +143,13 @@ def read_adapter(directory: Path) -> Adapter:
     halves = sorted(name for name, delta in deltas.items() if delta.a is None or delta.b is None)
     if halves:
         raise CannotMergeError(f"the adapter has only half of {', '.join(halves[:5])}")
-    root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
+    root = rank**0.5 if config.get("use_rslora") else rank
     return Adapter(
         deltas=deltas,
         replaced=replaced,
-        scale=config["lora_alpha"] / root,
+        scale=alpha / root,
         transposed=bool(config.get("fan_in_fan_out")),
-        base=config.get("base_model_name_or_path"),
+        base=text(config.get("base_model_name_or_path")),
     )
 
 

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from trainer import hub
 from trainer.adapters.nola import FACTS
 from trainer.config import ConfigError, TrainerConfig, load_config
 from trainer.pages import report
+from trainer.pages.left import MALFORMED
 from trainer.results.export import export
 from trainer.results.naming import BaseName, name_base, public_bytes
 
@@ -234,6 +235,17 @@ def _data_name(name: str) -> str:
     return name if hub.parse(name) else Path(name).name
 
 
+def _written(write: Callable[[], str]) -> str:
+    """Return a card; raises `CannotPublishError` for results that no training here writes."""
+    try:
+        return write()
+    except MALFORMED as error:
+        raise CannotPublishError(
+            f"the results of the run are not as a training here writes them ({error!r})\n"
+            "hint: `qft fetch` brings them anew"
+        ) from error
+
+
 def _warning(base: BaseName, *, merged: bool) -> str:
     """Return what others lack when the base is not on a hub."""
     must = "" if merged else ", and others must say which base the adapter goes with"
@@ -265,7 +277,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         called = {"folder": (facts or {}).get("base", ""), "given": args.base}
         base = name_base(config.model.id, args.run_dir, **called)
         merged = args.folder is not None
-        text = card(config, report.build(args.run_dir, facts), base=base, merged=merged)
+        text = _written(
+            lambda: card(config, report.build(args.run_dir, facts), base=base, merged=merged)
+        )
         shelf = Shelf(repo=args.repo, token=token, endpoint=args.endpoint, private=not args.public)
         with plain(folder) as sent:
             address = publish(sent, shelf, text=text, base=base)

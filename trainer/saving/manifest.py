@@ -17,6 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer import untrusted
+from trainer.status import last_step, parse_log
+
 FORMAT = "qft-checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -102,6 +105,57 @@ def verify(directory: Path, *, tensor_bytes_max: int = TENSOR_BYTES_MAX) -> Mani
     return read_verified(directory, tensor_bytes_max=tensor_bytes_max)[0]
 
 
+def verify_resumable(directory: Path, *, tensor_bytes_max: int = TENSOR_BYTES_MAX) -> Manifest:
+    """Check all that `verify` does, and that the contents are of the very step, or raise `Damaged`.
+
+    A manifest only tells that nothing was altered since; whoever made it may have called an old
+    state a new one. Then a trainer would refuse it, after better ones were rotated away.
+    """
+    manifest, contents = read_verified(directory, tensor_bytes_max=tensor_bytes_max)
+    try:
+        state = untrusted.table(untrusted.parse(contents[STATE], bytes_max=TEXT_BYTES_MAX))
+        untrusted.parse(contents[FINGERPRINT], bytes_max=TEXT_BYTES_MAX)
+    except untrusted.NotPlain as error:
+        raise Damaged(f"its state cannot be read: {error}") from error
+    counted = untrusted.whole(untrusted.table(state.get("counters")).get("step"))
+    if counted != manifest.step:
+        raise Damaged(f"its state is of step {counted}")
+    lines = len(parse_log(contents[LOG]))
+    if lines != manifest.step or last_step(contents[LOG]) != manifest.step:
+        raise Damaged(f"its log has {lines} lines")
+    for name in (ADAPTER, OPTIMIZER):
+        _check_tensors(name, contents[name])
+    return manifest
+
+
+def _check_tensors(name: str, data: bytes) -> None:
+    """Raise `Damaged` unless `data` is framed as safetensors: a table, then the bytes it tells of.
+
+    Format: https://huggingface.co/docs/safetensors.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > len(data) - 8:
+        raise Damaged(f"{name} holds no tensors")
+    try:
+        header = untrusted.parse(data[8 : 8 + length], bytes_max=TEXT_BYTES_MAX)
+    except untrusted.NotPlain as error:
+        raise Damaged(f"{name} holds no tensors: {error}") from error
+    ends = [0]
+    for key, row in untrusted.table(header).items():
+        offsets = untrusted.table(row).get("data_offsets")
+        if key == "__metadata__":
+            continue
+        if (
+            not isinstance(offsets, list)
+            or len(offsets) != 2
+            or untrusted.whole(offsets[1]) is None
+        ):
+            raise Damaged(f"{name} has a tensor without a place")
+        ends.append(offsets[1])
+    if not isinstance(header, dict) or max(ends) != len(data) - 8 - length:
+        raise Damaged(f"{name} does not end where its tensors do")
+
+
 def _read_manifest(directory: Path) -> Manifest:
     """Return the manifest once names, kinds and sizes of all files agree with it."""
     try:
@@ -120,7 +174,7 @@ def _read_manifest(directory: Path) -> Manifest:
     size = entries[MANIFEST].st_size
     if size > MANIFEST_BYTES_MAX:
         raise Damaged(f"its manifest has {size} bytes; at most {MANIFEST_BYTES_MAX} make sense")
-    manifest = _parse(_read(directory / MANIFEST, size))
+    manifest = parse_manifest(_read(directory / MANIFEST, size))
     if directory_name(manifest.step) != directory.name:
         raise Damaged(f"its manifest is about step {manifest.step}")
     if set(entries) != FILES | {MANIFEST}:
@@ -132,16 +186,17 @@ def _read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def _parse(data: bytes) -> Manifest:
+def parse_manifest(data: bytes) -> Manifest:
     """Return the manifest spelled by `data`, or raise `Damaged`."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Damaged("its manifest is not JSON") from error
+        value = untrusted.parse(data, bytes_max=MANIFEST_BYTES_MAX)
+    except untrusted.NotPlain as error:
+        raise Damaged(f"its manifest is not JSON: {error}") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise Damaged("its manifest is of another format")
     if value.get("version") != VERSION:
-        raise Damaged(f"its version is {value.get('version')!r}, this program reads {VERSION}")
+        found = ascii(value.get("version"))[:40]
+        raise Damaged(f"its version is {found}, this program reads {VERSION}")
     step, files = value.get("step"), value.get("files")
     if not (isinstance(step, int) and _is_count(step) and isinstance(files, dict)):
         raise Damaged("its manifest tells no step and no files")

@@ -34,10 +34,12 @@ from trainer.scoring.answers import (
 )
 from trainer.scoring.baselines import Known, baselines
 from trainer.scoring.gold import commonest, indicator, read_gold, read_known
+from trainer.untrusted import NotPlain, parse
 
 Beat = Callable[[int, int], None]  # rows done, rows in all
 HEADLINE = {"label": "exact_match", "multilabel": "micro_f1"}
 CONTEXT_TOKENS = 2048  # of a model that does not say how much it can read
+RESULT_BYTES_MAX = 256 << 20
 MARGIN_TOKENS = 2  # beyond the longest right answer: enough to see that a model does not stop
 
 
@@ -120,8 +122,8 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
 def load_result(path: Path) -> EvalResult | None:
     """Return a result written earlier, or None if there is none that can be read."""
     try:
-        return EvalResult(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, TypeError):
+        return EvalResult(**parse(path.read_bytes(), bytes_max=RESULT_BYTES_MAX))
+    except (FileNotFoundError, NotPlain, TypeError):
         return None
 
 

@@ -1,0 +1,50 @@
+"""What of a machine's own settings reaches the programs that we start there: as little as helps.
+
+A login's start-up files may name another project's packages (`PYTHONPATH`), its environment
+(`VIRTUAL_ENV`), its pip settings or its launcher. None of these reach the trainer or pip. All else
+passes: the path, proxies, certificates, the language, `CUDA_VISIBLE_DEVICES`, `LD_LIBRARY_PATH`
+(some machines find their driver by it), and what the hub's library reads (`HF_HOME`, `HF_TOKEN`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+PREFIXES = ("PYTHON", "PIP_", "PIPENV_", "VIRTUAL_ENV", "CONDA_", "_CE_", "UV_", "POETRY_")
+"""Beginnings of names that do not pass: of Python, its environments and their managers."""
+LAUNCHERS = ("ACCELERATE_", "TORCHELASTIC_")
+NAMES = (
+    *("LD_PRELOAD", "LD_AUDIT", "BASH_ENV", "ENV"),
+    # Of a launcher of many processes: the trainer is one, and would wait for the others.
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
+"""Whole names that do not pass."""
+UNSET = (
+    "for qft_name in $(env | sed -nE 's/^(("
+    + "|".join((*PREFIXES, *LAUNCHERS))
+    + ")[A-Za-z0-9_]*|"
+    + "|".join(NAMES)
+    + ')=.*/\\1/p\'); do unset "$qft_name"; done; unset qft_name; '
+)
+"""For a POSIX shell: forget all of these."""
+PRIVATE = "umask 077; "
+"""What we make there is its user's alone: data, adapters and logs, among other people's files."""
+MARK = "qft-clean"
+
+
+def clean(argv: Sequence[str], *, ours: bool) -> list[str]:
+    """A command that becomes `argv` in a clean environment, whatever the login's files set.
+
+    `ours` says that the interpreter is of an environment that we made: then nobody's packages in
+    the user's home take part either. A Python says at once what it prints.
+    """
+    own = "export PYTHONUNBUFFERED=1" + " PYTHONNOUSERSITE=1" * ours
+    return ["sh", "-c", f'{PRIVATE}{UNSET}{own}; exec "$@"', MARK, *argv]
+
+
+def cleaned(argv: Sequence[str]) -> list[str]:
+    """The command inside what `clean` made; any other as it is."""
+    if len(argv) > 4 and tuple(argv[:2]) == ("sh", "-c") and argv[3] == MARK:
+        return list(argv[4:])
+    return list(argv)

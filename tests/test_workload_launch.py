@@ -1,0 +1,201 @@
+"""The trainer starts in a clean environment, and what cannot go well is not tried again."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sshd
+
+from commands.workload import Site, SshWorkload
+from infra.provider import Vm
+from infra.workload import HostUnfit, HostUnreachable
+from remote import errors
+from remote.job import JobState
+
+PATIENCE_S = 60.0
+TRAINER = """import json, os, sys
+import numpy
+with open("../run/seen.json", "w") as file:
+    json.dump({"path": sys.path, "numpy": numpy.WORD, "environ": dict(os.environ)}, file)
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[sshd.Sshd]:
+    """A lab's machine: its login puts another project's packages first."""
+    with sshd.serve(tmp_path / "machine") as running:
+        for name, text in (("numpy", "raise ImportError('numpy of another project')\n"),):
+            folder = running.home / "ros" / name
+            folder.mkdir(parents=True)
+            (folder / "__init__.py").write_text(text)
+        wrapper = running.home.parent / "enter"
+        head, _, rest = wrapper.read_text().partition("\n")
+        lines = (
+            f"export PYTHONPATH={running.home}/ros PYTHONSTARTUP=/no VIRTUAL_ENV=/opt/x\n"
+            "export CUDA_VISIBLE_DEVICES=1 WORLD_SIZE=8 RANK=3 MASTER_ADDR=node1\n"
+        )
+        wrapper.write_text(f"{head}\n{lines}{rest}")
+        yield running
+
+
+def workload(server: sshd.Sshd, python: str = sys.executable) -> tuple[SshWorkload, Vm]:
+    """As much of a workload as it takes to start the trainer on that machine."""
+    setting = SimpleNamespace(
+        say=lambda _text: None,
+        helper_python="python3",
+        rents=False,
+        brings_home=False,
+        site=Site(run_id="r"),
+        key_path=server.client_key,
+        home=Path("/nowhere"),
+        eviction_band=lambda: "",
+        allow_change=(),
+        make_ready=lambda connection, _vm: (connection, python),
+    )
+    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    vm = Vm(
+        provider="ssh",
+        run_id="r",
+        id="x",
+        region="a",
+        size="s",
+        host="127.0.0.1",
+        port=server.port,
+        user=server.user,
+        host_public_key=server.host_key,
+    )
+    return work, vm
+
+
+def shipped(server: sshd.Sshd) -> Path:
+    """Put a trainer there that tells what it sees, with a numpy of its own; the run's folder."""
+    base = server.home / "qft" / "r"
+    for folder in ("code/trainer", "code/numpy", "run"):
+        (base / folder).mkdir(parents=True)
+    (base / "code/numpy/__init__.py").write_text("WORD = 'ours'\n")
+    (base / "code/trainer/__init__.py").touch()
+    (base / "code/trainer/__main__.py").write_text(TRAINER)
+    return base
+
+
+def ended(work: SshWorkload, vm: Vm) -> None:
+    """Wait until the trainer's job is over."""
+    ends_s = time.monotonic() + PATIENCE_S
+    while work._job(vm).status().state is JobState.RUNNING:
+        assert time.monotonic() < ends_s
+        time.sleep(0.05)
+
+
+def test_start_files_of_the_login_do_not_reach_the_trainer(server: sshd.Sshd) -> None:
+    """It imports its own numpy, sees no launcher's names, and keeps the choice of a card."""
+    import json
+
+    base = shipped(server)
+    work, vm = workload(server)
+
+    work.launch(vm)
+    ended(work, vm)
+    seen = json.loads((base / "run" / "seen.json").read_text())
+    work.forget()
+
+    assert seen["numpy"] == "ours"
+    assert not [path for path in seen["path"] if "ros" in path]
+    gone = {"PYTHONPATH", "PYTHONSTARTUP", "VIRTUAL_ENV", "WORLD_SIZE", "RANK", "MASTER_ADDR"}
+    assert gone & seen["environ"].keys() == set()
+    assert seen["environ"]["CUDA_VISIBLE_DEVICES"] == "1"
+    assert stat.S_IMODE((base / "run" / "seen.json").stat().st_mode) == 0o600
+
+
+UNSTARTABLE = {
+    "not there": (None, "a program that is needed is not there"),
+    "not executable": ("#!/bin/sh\n", "may not run"),
+    "no such interpreter": ("#!/no/such/python\n", "is not"),
+    "another processor": ("\x7fELF" + "\x00" * 60, "for another processor"),
+}
+
+
+@pytest.mark.parametrize("name", UNSTARTABLE)
+def test_a_trainer_that_cannot_start_is_told_at_once(server: sshd.Sshd, name: str) -> None:
+    """An interpreter that is gone or may not run is no crash: launching again would not help."""
+    content, words = UNSTARTABLE[name]
+    python = server.home / "python"
+    if content is not None:
+        python.write_text(content)
+        python.chmod(0o755 if name != "not executable" else 0o644)
+    shipped(server)
+    work, vm = workload(server, str(python))
+
+    work.launch(vm)
+    ended(work, vm)
+    with pytest.raises(HostUnfit, match="the trainer cannot be started there") as caught:
+        work.look(vm)
+    work.forget()
+
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [126, 127])
+def test_what_may_not_run_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """A set-up step that ends so ends the attempt, without a second try."""
+    assert attempts(monkeypatch, code=code, final=False) == [HostUnfit]
+
+
+def test_what_would_end_the_same_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk stays full, whatever the code, also where the kernel ended it for memory."""
+    assert attempts(monkeypatch, code=1, final=True) == [HostUnfit]
+    assert attempts(monkeypatch, code=137, final=True) == [HostUnfit]
+
+
+def test_a_bad_moment_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror in change and a step that was killed with its machine are tried again."""
+    again = [HostUnreachable, HostUnreachable]
+
+    assert attempts(monkeypatch, code=100, final=False) == [*again, HostUnfit]
+    assert attempts(monkeypatch, code=137, final=False)[:2] == again
+
+
+def attempts(monkeypatch: pytest.MonkeyPatch, *, code: int, final: bool) -> list[type[Exception]]:
+    """Set up in vain up to three times; how each try ended, until one says that it is the last."""
+    setting = SimpleNamespace(
+        say=lambda _text: None,
+        helper_python="python3",
+        rents=True,
+        site=SimpleNamespace(run_dir="qft/x/run"),
+        home=Path("/nowhere"),
+    )
+    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    result = errors.Result(exit_code=code, stdout="", stderr="it went wrong")
+
+    def fail(*_all: Any) -> None:
+        raise errors.CommandFailed("a step", result, final=final)
+
+    monkeypatch.setattr(work, "_open", lambda _vm: None)
+    monkeypatch.setattr(work, "_make_ready", fail)
+    ends: list[type[Exception]] = []
+    while HostUnfit not in ends and len(ends) < 3:
+        with pytest.raises((HostUnfit, HostUnreachable)) as caught:
+            work.prepare(Vm(provider="x", run_id="x", id="x", region="a", size="s"))
+        ends.append(caught.type)
+    return ends
+
+
+def test_the_limit_is_its_users_alone(server: sshd.Sshd) -> None:
+    """The end of the budget is written where nobody else of that machine reads or changes it."""
+    work, vm = workload(server)
+
+    work.limit(vm, 60.0)
+    work.forget()
+
+    place = server.home / "qft" / "limit"
+    assert abs(int(place.read_text()) - time.time() - 60) < 30
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
+    assert os.getuid() == place.stat().st_uid

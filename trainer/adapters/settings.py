@@ -1,0 +1,112 @@
+"""Reads an adapter_config.json as what a stranger wrote: a closed list of plain values.
+
+PEFT imports modules that such a file names (`auto_mapping`, `megatron_core`), so it gets to see
+only what is checked here. No library is needed for the check.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import ConfigError
+from trainer.untrusted import NotPlain, number, parse, text, texts, whole
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+BYTES_MAX = 4 << 20
+RANK_MAX = 1024
+TARGETS_MAX = 100_000
+TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+NAMES_CODE = ("auto_mapping", "megatron_config", "runtime_config")
+"""What makes PEFT or a program after it import something; null in every adapter trained here."""
+CHANGES_SHAPE = ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication")
+"""What makes an adapter another one than this program trains."""
+_MODULE = re.compile(r"[\w.]{1,300}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings:
+    """What PEFT needs to know of a LoRA, by PEFT's own names."""
+
+    r: int
+    lora_alpha: float
+    target_modules: tuple[str, ...]
+    task_type: str | None
+    lora_dropout: float = 0.0
+    use_dora: bool = False
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    base_model_name_or_path: str | None = None
+    """A word for people: nothing is loaded from there."""
+
+    def for_peft(self) -> dict[str, Any]:
+        """The arguments of PEFT's `LoraConfig`."""
+        told = {**asdict(self), "target_modules": list(self.target_modules)}
+        return {**told, "bias": "none", "inference_mode": True}
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as a new `adapter_config.json`."""
+        return {**self.for_peft(), "peft_type": "LORA"}
+
+
+def read_settings(directory: Path) -> AdapterSettings:
+    """Return the checked settings of the adapter in `directory`.
+
+    Raises:
+        ConfigError: there are none, or they are not those of an adapter that is trained here; the
+            message names the file and the setting.
+    """
+    path = directory / CONFIG
+    try:
+        found = parse(path.read_bytes(), bytes_max=BYTES_MAX)
+    except FileNotFoundError:
+        raise ConfigError([f"{directory}: there is no adapter; train first"]) from None
+    except (OSError, NotPlain) as error:
+        raise ConfigError([f"{path} cannot be read: {error}"]) from error
+    if not isinstance(found, dict):
+        raise ConfigError([f"{path} is no table"])
+    problems = [f"{path}: `{key}` {why}" for key, why in _offences(found)]
+    if problems:
+        raise ConfigError(problems)
+    return AdapterSettings(
+        r=found["r"],
+        lora_alpha=found["lora_alpha"],
+        target_modules=tuple(found["target_modules"]),
+        task_type=found.get("task_type"),
+        lora_dropout=found.get("lora_dropout") or 0.0,
+        use_dora=found.get("use_dora") is True,
+        use_rslora=found.get("use_rslora") is True,
+        fan_in_fan_out=found.get("fan_in_fan_out") is True,
+        base_model_name_or_path=text(found.get("base_model_name_or_path")),
+    )
+
+
+def _offences(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The settings that cannot be as they are, each with the reason."""
+    said: list[tuple[str, str]] = []
+    if found.get("peft_type") != "LORA":
+        kind = text(found.get("peft_type"), most=40)
+        said.append(("peft_type", f"is {kind}: an adapter of another kind"))
+    if not whole(found.get("r"), most=RANK_MAX):
+        said.append(("r", f"is no rank from 1 to {RANK_MAX}"))
+    alpha = number(found.get("lora_alpha"), most=1e9)
+    if alpha is None or alpha <= 0:
+        said.append(("lora_alpha", "is no number above 0"))
+    dropout = number(found.get("lora_dropout", 0.0), most=1.0)
+    if dropout is None or dropout < 0:
+        said.append(("lora_dropout", "is no share from 0 to 1"))
+    targets = texts(found.get("target_modules"), most=TARGETS_MAX)
+    if not targets or not all(_MODULE.fullmatch(one) for one in targets):
+        said.append(("target_modules", "is no list of names of layers"))
+    if found.get("task_type") is not None and found["task_type"] not in TASKS:
+        said.append(("task_type", f"is none of {', '.join(TASKS)}"))
+    said += [
+        (key, "is neither true nor false")
+        for key in ("use_dora", "use_rslora", "fan_in_fan_out")
+        if not isinstance(found.get(key, False), bool)
+    ]
+    said += [(key, "names code, which no adapter needs") for key in NAMES_CODE if found.get(key)]
+    said += [(key, "is set, by no training of ours") for key in CHANGES_SHAPE if found.get(key)]
+    return said
