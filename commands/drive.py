@@ -102,12 +102,7 @@ def drive(order: Order) -> Arrived:
     loaded = find_config(order.wanted, home)
     name = loaded.config.name
     simulated = loaded.config.vm.provider == "local"
-    console = Aloud(
-        make_console(
-            simulated=simulated, plain=order.plain, clock=time.monotonic, own=_uses_own(loaded)
-        ),
-        most=_most(loaded),
-    )
+    console = _console(loaded, plain=order.plain)
     desk = Desk(
         loaded=loaded,
         home=home,
@@ -195,6 +190,13 @@ def _left_behind(folder: RunFolder, order: Order) -> str:
     if state.launched and state.up and not state.trained:
         return f"the job goes on without this terminal; {again} follows it again; {ends}"
     return f"interrupted; the machine stays; {again} goes on; {ends}"
+
+
+def _console(loaded: LoadedConfig, *, plain: bool) -> Aloud:
+    """What tells people of the run, in the words that fit its kind of machine."""
+    simulated, own = loaded.config.vm.provider == "local", _uses_own(loaded)
+    inner = make_console(simulated=simulated, plain=plain, clock=time.monotonic, own=own)
+    return Aloud(inner, most=_most(loaded))
 
 
 def _uses_own(loaded: LoadedConfig) -> bool:
