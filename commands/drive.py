@@ -102,11 +102,7 @@ def drive(order: Order) -> Arrived:
     loaded = find_config(order.wanted, home)
     name = loaded.config.name
     simulated = loaded.config.vm.provider == "local"
-    own = loaded.config.vm.provider == "ssh"
-    console = Aloud(
-        make_console(simulated=simulated, plain=order.plain, clock=time.monotonic, own=own),
-        most=_most(loaded),
-    )
+    console = _console(loaded, plain=order.plain)
     desk = Desk(
         loaded=loaded,
         home=home,
@@ -146,12 +142,10 @@ def drive(order: Order) -> Arrived:
     except ProviderError as error:
         receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
         # What is wrong with the request itself stays so, however often it is repeated.
-        final = isinstance(error, Rejected | BadRequest)
-        goes_on = "" if final else _goes_on(error, desk.folder, order)
+        goes_on = "" if isinstance(error, BadRequest) else _goes_on(error, desk.folder, order)
         hint = "; ".join(part for part in (error.hint, goes_on, _bills(name, receipt)) if part)
-        raise (Refused if isinstance(error, BadRequest) else CloudTrouble)(
-            str(error), hint=hint
-        ) from error
+        is_ours = isinstance(error, BadRequest) and not isinstance(error, Rejected)
+        raise (Refused if is_ours else CloudTrouble)(str(error), hint=hint) from error
     finally:
         console.close()
 
@@ -193,6 +187,23 @@ def _left_behind(folder: RunFolder, order: Order) -> str:
     return f"interrupted; the machine stays; {again} goes on; {ends}"
 
 
+def _console(loaded: LoadedConfig, *, plain: bool) -> Aloud:
+    """What tells people of the run, in the words that fit its kind of machine."""
+    simulated, own = loaded.config.vm.provider == "local", _uses_own(loaded)
+    inner = make_console(simulated=simulated, plain=plain, clock=time.monotonic, own=own)
+    return Aloud(inner, most=_most(loaded))
+
+
+def _uses_own(loaded: LoadedConfig) -> bool:
+    """Whether run.yaml names a machine of the user's own."""
+    return loaded.config.vm.provider == "ssh"
+
+
+def _is_own(state: RunState) -> bool:
+    """Whether the run is on a machine of the user's own, which bills nothing."""
+    return state.vm is not None and state.vm.provider == "ssh"
+
+
 def _ended_by(taker: Taker, folder: RunFolder) -> Stopped:
     """What is told where another `qft` took the run away: by whom, and what is left at that moment.
 
@@ -209,11 +220,6 @@ def _ended_by(taker: Taker, folder: RunFolder) -> Stopped:
         problems=left,
         hint=f"`qft status {folder.name}` shows what is left, `qft run {folder.name}` goes on",
     )
-
-
-def _is_own(state: RunState) -> bool:
-    """Whether the run is on a machine of the user's own, which bills nothing."""
-    return state.vm is not None and state.vm.provider == "ssh"
 
 
 def _goes_on(error: ProviderError, folder: RunFolder, order: Order) -> str:

@@ -133,6 +133,7 @@ class PlanPage:
         return [
             *said,
             f"limit: {limit}",
+            *(f"warning: {lack}" for lack in self.lacks),
             "nothing was looked at or changed there: `qft doctor` looks, `qft run` goes ahead",
         ]
 
