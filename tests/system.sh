@@ -11,6 +11,7 @@ python=$1
 purpose=${2:-}
 missing=
 packages=
+extra=
 
 lacks() {  # what it is, its Debian package
   missing="${missing:+$missing, }$1"
@@ -37,26 +38,41 @@ if [ "$purpose" = tests ]; then
   command -v sshd >/dev/null 2>&1 || lacks "OpenSSH's server" openssh-server
   command -v ssh-keygen >/dev/null 2>&1 && command -v ssh >/dev/null 2>&1 ||
     lacks "OpenSSH's client" openssh-client
+  # Login shells that are no POSIX shells: tried where they are, installed where that is allowed.
+  for shell in fish tcsh; do
+    command -v "$shell" >/dev/null 2>&1 || extra="$extra $shell"
+  done
 fi
-[ -n "$missing" ] || exit 0
+[ -n "$missing$extra" ] || exit 0
 
-if ! command -v apt-get >/dev/null 2>&1; then
-  stop "missing: $missing. Install it with this system's package manager (Debian calls it: $packages), then type the same command again"
-fi
 if [ "$(id -u)" = 0 ]; then
   as_root=
 elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
   as_root="sudo -n"
 else
-  stop "missing: $missing. Type: sudo apt-get update && sudo apt-get install $packages  and then the same command again"
+  [ -n "$missing" ] || exit 0
+  command -v apt-get >/dev/null 2>&1 && stop "missing: $missing. Type: sudo apt-get update && sudo apt-get install $packages  and then the same command again"
 fi
-echo "installing with apt-get: $packages"
+if ! command -v apt-get >/dev/null 2>&1; then
+  [ -n "$missing" ] || exit 0
+  stop "missing: $missing. Install it with this system's package manager (Debian calls it: $packages), then type the same command again"
+fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-# shellcheck disable=SC2086  # words on purpose: package names, and an empty `as_root`
-if ! { $as_root apt-get -o DPkg::Lock::Timeout=300 update &&
-  $as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 \
-    install -y --no-install-recommends $packages; } >"$log" 2>&1; then
+
+install() {  # fails if apt does, with what it said in the log
+  echo "installing with apt-get: $*"
+  $as_root apt-get -o DPkg::Lock::Timeout=300 update >"$log" 2>&1 &&
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 \
+      install -y --no-install-recommends "$@" >>"$log" 2>&1
+}
+
+# shellcheck disable=SC2086  # words on purpose: they are package names
+if install $packages $extra; then
+  exit 0
+elif [ -z "$missing" ] || { [ -n "$extra" ] && install $packages; }; then
+  echo "going on without:$extra"
+else
   tail -n 15 "$log" >&2
   stop "apt-get could not install $packages (its last lines are above): mend that, then type the same command again"
 fi

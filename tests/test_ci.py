@@ -123,6 +123,7 @@ APT = (
 
 ROOT_USER = "#!/bin/sh\necho 0\n"
 FAILING_APT = "#!/bin/sh\necho 'E: Unable to locate package' >&2\nexit 100\n"
+SHELLS = dict.fromkeys(("fish", "tcsh"), "#!/bin/sh\n")
 ALL = dict.fromkeys(("sshd", "ssh", "ssh-keygen"), "#!/bin/sh\n") | {"python3": PYTHON}
 
 
@@ -147,12 +148,23 @@ def test_missing_programs_are_installed_where_they_may(tmp_path: Path, who: dict
     done = system(tmp_path / "bin", "python3", "tests", programs=programs)
     assert done.returncode == 0, done.stderr
     words = (tmp_path / "bin" / "installed").read_text().split()
-    assert words[-2:] == ["python3.12-venv", "openssh-server"]
+    assert words[-4:] == ["python3.12-venv", "openssh-server", "fish", "tcsh"]
+
+
+def test_shells_for_trying_are_no_condition(tmp_path: Path) -> None:
+    """Where nothing may be installed, or apt has no fish, tests run with the shells there are."""
+    programs = ALL | {"id": NOBODY, "sudo": ASKING_SUDO, "apt-get": APT}
+    silent = system(tmp_path / "bin", "python3", "tests", programs=programs)
+    programs = ALL | {"id": ROOT_USER, "apt-get": FAILING_APT}
+    without = system(tmp_path / "other", "python3", "tests", programs=programs)
+    assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
+    assert without.returncode == 0
+    assert without.stdout.endswith("going on without: fish tcsh\n")
 
 
 def test_nothing_is_said_or_done_where_nothing_is_missing(tmp_path: Path) -> None:
     """With every program there, the set-up is silent and installs nothing."""
-    programs = ALL | {"id": ROOT_USER, "apt-get": APT}
+    programs = ALL | SHELLS | {"id": ROOT_USER, "apt-get": APT}
     done = system(tmp_path / "bin", "python3", "tests", programs=programs)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not (tmp_path / "bin" / "installed").exists()
@@ -166,11 +178,16 @@ def test_nothing_is_said_or_done_where_nothing_is_missing(tmp_path: Path) -> Non
         (("python3", "tests"), {"python3": PYTHON}, "with this system's package manager"),
         (
             ("python3", "tests"),
+            {"python3": PYTHON, "id": NOBODY},
+            "with this system's package manager",
+        ),
+        (
+            ("python3", "tests"),
             {"python3": PYTHON, "id": ROOT_USER, "apt-get": FAILING_APT},
             "apt-get could not install openssh-server openssh-client",
         ),
     ],
-    ids=["old", "unknown", "no apt", "apt fails"],
+    ids=["old", "unknown", "no apt", "no apt, no root", "apt fails"],
 )
 def test_set_up_that_cannot_go_on_says_what_to_do(
     tmp_path: Path, words: tuple[str, ...], programs: dict[str, str], told: str
