@@ -35,7 +35,7 @@ def as_event(state: RunState, seen: Observation, reason: StopReason) -> dict[str
         "since_s": parse_utc_s(seen.since),
         "step": state.step,
         "ran": bool(state.running_s or state.prepared or seen.ran),
-        "refused": type(seen.refusal).__name__ if seen.refusal else "",
+        "refused": seen.refusal.kind if seen.refusal else "",
     }
 
 

@@ -12,7 +12,7 @@ from infra.azure.ending import vm_of
 from infra.azure.looking import Looking
 from infra.azure.naming import RUN, Names, is_of_run, told_by, vm_from_tags
 from infra.azure.record import remembered
-from infra.provider import Gone, PowerState, Vm
+from infra.provider import Gone, NotAllowed, PowerState, Rejected, Vm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +77,13 @@ class Listing:
 
     def _tagged(self, known: set[str]) -> Iterator[Vm]:
         """Machines of which only parts carry our tag."""
-        parts = self.account.arm.pages(
-            "list what carries our tag",
-            self.account.arm.resources.resources.list,
-            filter=f"tagName eq '{RUN}'",
-        )
+        parts: list[dict[str, Any]] = []
+        with contextlib.suppress(Gone, NotAllowed, Rejected):  # groups are told all the same
+            parts = self.account.arm.pages(
+                "list what carries our tag",
+                self.account.arm.resources.resources.list,
+                filter=f"tagName eq '{RUN}'",
+            )
         by_run = {told_by(one.get("tags")).get(RUN, "").lower(): one for one in parts}
         for run_id, one in sorted(by_run.items()):
             group = Names(subscription_id="-", run_id=run_id, generation=1).group
