@@ -10,7 +10,7 @@ import pytest
 from arm import Fault as Weather
 from arm import Weather as Kind
 from arm.harness import T4, AzureHarness, azure, spec
-from arm.market import ALLOCATION_TEXTS, QUOTA_LINK
+from arm.market import ALLOCATION_TEXTS, LATE_TEXTS, QUOTA_LINK
 from arm.replies import ArmError, Reply
 
 from infra.azure.errors import Fault, translate
@@ -281,13 +281,19 @@ def test_refusal_of_any_shape_is_a_refusal(harness: AzureHarness, body: object) 
     assert harness.cloud.leftovers() == []
 
 
-@pytest.mark.parametrize("code", sorted(ALLOCATION_TEXTS))
+LATE_KINDS: dict[str, type[ProviderError]] = {
+    "OperationNotAllowed": OverQuota,
+    "SpotPriceGreaterThanProvidedMaxPrice": PriceAboveCap,
+}
+
+
+@pytest.mark.parametrize("code", sorted(LATE_TEXTS))
 def test_late_refusal_leaves_nothing(harness: AzureHarness, code: str) -> None:
     """A machine that was accepted and then failed goes, with its disk and its reserved card."""
     harness.cloud.market.sold_out[T4.lower(), "eastus"] = code
     began = harness.cloud.clock.now()
 
-    with pytest.raises(NoCapacity):
+    with pytest.raises(LATE_KINDS.get(code, NoCapacity)):
         harness.provider().create(spec())
 
     assert harness.cloud.leftovers() == []

@@ -30,6 +30,7 @@ from commands.machine import _quoted
 from commands.output import clean, log_writer, say_to
 from commands.results import Expected
 from commands.staging import stage
+from commands.vigil import Vigil
 from commands.workload import SshWorkload
 from infra import provider as seam
 from infra.config import VmTable
@@ -166,6 +167,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
         site=SimpleNamespace(base="qft/x", run_dir="qft/x/run"),
         home=Path("/nowhere"),
         staged=SimpleNamespace(pushes=lambda _base: [("config", {}, "qft/x/run")]),
+        vigil=Vigil(lambda _vm: ""),
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
     running = job.JobStatus(state=job.JobState.RUNNING)
@@ -196,6 +198,7 @@ def test_a_set_up_step_that_fails_is_tried_again_twice(
         rents=True,
         site=SimpleNamespace(run_dir="qft/x/run"),
         home=Path("/nowhere"),
+        vigil=Vigil(lambda _vm: ""),
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
     result = errors.Result(exit_code=code, stdout="", stderr="503")

@@ -139,6 +139,7 @@ def recorded(folder: Path, *acts: tuple[Kind, dict[str, Any]]) -> RunFolder:
         (Kind.RUN_STARTED, {"run_id": "run-1", "name": "run"}),
         (Kind.CREATE_INTENDED, {"offer": offer, "generation": 1}),
         (Kind.CREATE_ACCEPTED, {"vm": to_json(VM)}),
+        (Kind.PREPARED, {}),
         (Kind.LAUNCHED, {}),
         (Kind.CHECKPOINT_HOME, {"step": 45}),
         (Kind.PROGRESS, {"step": 60, "steps": 90}),

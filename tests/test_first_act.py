@@ -255,15 +255,15 @@ def test_a_machine_that_nobody_signed_in_to_is_not_running(
     now_s = time.time()
     run = run_folder(project.home, "tiny")
     journal = Journal(run.journal, clock=lambda: now_s - age_s)
-    for kind, data in RENTED:
+    vm = replace(VM, run_id=fold(journal.events).run_id)
+    for kind, data in [RENTED[0], (Kind.CREATE_ACCEPTED, {"vm": to_json(vm)})]:
         journal.append(kind, **data)
     seen = Observation(power=PowerState.RUNNING, host="127.0.0.1", port=22)
     cloud = SimpleNamespace(
+        name="local",
         observe=lambda _vm: seen,
         traits=SimpleNamespace(rents=True),
-        list_all=lambda: [
-            replace(VM, power=PowerState.RUNNING, run_id=fold(journal.events).run_id)
-        ],
+        list_all=lambda: [replace(vm, power=PowerState.RUNNING)],
     )
     monkeypatch.setattr(wire, "make_provider", lambda *_all: cloud)
     monkeypatch.setattr(status, "make_workload", lambda *_a, **_k: Silent(answers=answers))

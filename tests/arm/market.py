@@ -163,7 +163,7 @@ class Market:
         code = self.full(size, region, zone)
         if code is None or code == "SkuNotAvailable":
             return None
-        return code, ALLOCATION_TEXTS[code].format(size, "1")
+        return code, LATE_TEXTS[code].format(size, "1")
 
     def check_quota(self, size: str, region: str, used: int) -> None:
         """Refuse what would exceed `lowPriorityCores`."""
@@ -205,6 +205,8 @@ ALLOCATION_TEXTS = {
         "condition is too restrictive. Please remove some constraints and try again. Constraints "
         "applied are:\n  - Availability Zone\n  - Low Priority VMs\n  - VM Size\n"
     ),
+}
+LATE_TEXTS = ALLOCATION_TEXTS | {
     "OperationNotAllowed": (
         "Operation could not be completed as it results in exceeding approved LowPriorityCores "
         "quota. Additional details - Deployment Model: Resource Manager, Location: eastus, Current "
