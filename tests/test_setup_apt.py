@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,6 +156,10 @@ def test_real_apt_with_a_list_that_is_old(apt: dict[str, str]) -> None:
     (archive / "probe_1.deb").unlink()
     deb(archive, "probe", "Depends: grounds\n", version="2")
     index(archive)
+    later_s = (
+        time.time() + 60
+    )  # HTTP's dates are whole seconds: "not modified", said in the same one
+    os.utime(archive / "Packages", (later_s, later_s))
 
     code, said = install(apt, "probe", update=False)
 
