@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from trainer.data.template import Template
 
 FAULTS_SHOWN = 40
+SAID_MAX = 1000
 HUB_ID = re.compile(r"[\w.][\w.-]{0,95}/[\w.][\w.-]{0,95}", re.ASCII)
 HUB_WORDS = "owner and name are made of A-Z, a-z, 0-9, `_`, `-` and `.`"
 TRAINER_TABLES = ("model", "method", "data", "train", "checkpoint", "eval")
@@ -184,7 +185,7 @@ def say(error: ValidationError) -> list[str]:
             lines.setdefault(shown, []).append(f"unknown key{hint}")
             continue
         path = _named(where)
-        said = fault["msg"].removeprefix("Value error, ")
+        said = _shown(fault["msg"].removeprefix("Value error, "))
         got = fault["input"]
         if isinstance(got, Misread):
             said = got.why
@@ -194,6 +195,11 @@ def say(error: ValidationError) -> list[str]:
             said = f"{said}, not `{shorten(str(got), SHOWN_MAX)}`"
         lines.setdefault(path, []).append(said)
     return [f"{where}: {', or '.join(dict.fromkeys(said))}" for where, said in lines.items()]
+
+
+def _shown(said: str) -> str:
+    """A message of a length that can be read, whatever the value in it."""
+    return said if len(said) < SAID_MAX else shorten(said, SAID_MAX)
 
 
 def _named(where: list[str]) -> str:
@@ -264,7 +270,7 @@ def check_files(loaded: LoadedConfig) -> None:
                 faults.append(f"data.{key}: {file}:{row.number}: {fault}")
     faults = [*gathered(faults), *_model_faults(loaded)]
     if faults:
-        shown = [one if len(one) < 1000 else shorten(one, 1000) for one in faults[:20]]
+        shown = [_shown(one) for one in faults[:20]]
         if len(faults) > len(shown):
             shown.append(f"… and {len(faults) - len(shown)} more")
         raise Usage(
