@@ -344,8 +344,8 @@ def _program(module: str, arguments: list[str], *, as_json: bool) -> str:
 def _start(
     module: str, arguments: list[str], *, stdout: int | None = None, stderr: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    name = f"trainer.{module}"
-    return program.start(name, arguments, around=environment(), stdout=stdout, stderr=stderr)
+    words = [module, *arguments]
+    return program.start("trainer.tool", words, around=environment(), stdout=stdout, stderr=stderr)
 
 
 def _judge(module: str, code: int, said: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from runs import Project, make_project
-from tiny import ROOT
+from tiny import ROOT, make_run
 
 from commands import after, beforehand, extras
 from commands.config import load
@@ -322,3 +322,35 @@ def test_a_page_that_cannot_be_written_is_told_before_the_rows_are_read(
         (fetched.folder / "closed").write_text("")
     with pytest.raises(Usage, match="--html"):
         after.audit("run.yaml", html=page, as_json=False)
+
+
+TOOL, TRAINER = ["trainer.tool", "results.generate"], ["trainer", "train"]
+
+
+@pytest.mark.parametrize(
+    ("words", "package", "broken"),
+    [
+        (TOOL, "transformers", "raise AttributeError('module torch has no attribute _C2')"),
+        (TRAINER, "peft", "raise ImportError('undefined symbol: _ZN2at')"),
+        (TRAINER, "peft", "raise OSError('libcudart.so.13: cannot open shared object file')"),
+    ],
+    ids=["tool", "trainer", "trainer, a library"],
+)
+def test_a_package_that_cannot_be_loaded_is_a_sentence(
+    tmp_path: Path, words: list[str], package: str, broken: str
+) -> None:
+    """Whatever it raises when it is imported, there is no traceback, and the exit code is 78."""
+    run_dir = make_run(tmp_path / "run")
+    (tmp_path / f"{package}.py").write_text(broken)
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", *words, "--run-dir", str(run_dir)],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 78, done.stderr
+    assert "has one that cannot be loaded" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -20,6 +20,7 @@ from trainer.data.rows import DataError
 from trainer.desk import Order
 from trainer.errors import Busy, Preempted
 from trainer.job import prepare_environment, run_job
+from trainer.tool import loading_failure
 
 INTERRUPTED = 130
 DONE, DIFFERS, BAD_DATA, BUG, BUSY, FAILED_IO, PREEMPTED, BAD_CONFIG = 0, 1, 65, 70, 73, 74, 75, 78
@@ -40,14 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Busy as error:
         return complain("busy", [str(error)], BUSY)
     except OSError as error:
+        if lacks := loading_failure(error):  # such as of a library that is not there
+            return complain("nothing can be trained here", [lacks], BAD_CONFIG)
         return complain("the disk or the network failed", [tell(error)], FAILED_IO)
-    except ImportError as error:
-        lacks = f"{sys.executable} lacks a package, or has one that cannot be loaded: {error}"
-        return complain("nothing can be trained here", [lacks], BAD_CONFIG)
     except KeyboardInterrupt:
         say("interrupted: the newest checkpoint stands, the same command goes on from there")
         return INTERRUPTED
-    except Exception:  # noqa: BLE001 - the last resort, with its own exit code
+    except Exception as error:  # noqa: BLE001 - the last resort, with its own exit code
+        if lacks := loading_failure(error):
+            return complain("nothing can be trained here", [lacks], BAD_CONFIG)
         traceback.print_exc()
         return BUG
 
