@@ -19,11 +19,16 @@ from runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 
 from infra.journal import Kind
 
+STEPS = 600
+"""So many that no computer is through before its machine, looked at once a second, is evicted."""
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Project]:
     """A tiny project whose machine is evicted once."""
-    made = make_project(tmp_path / "project", vm={"rehearse_evictions": [60]})
+    made = make_project(
+        tmp_path / "project", vm={"rehearse_evictions": [60]}, train={"steps": STEPS}
+    )
     yield made
     made.tidy()
 
@@ -54,7 +59,7 @@ class Finished:
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     """A run that nothing disturbed."""
-    made = make_project(tmp_path_factory.mktemp("calm") / "project")
+    made = make_project(tmp_path_factory.mktemp("calm") / "project", train={"steps": STEPS})
     yield Finished.of(made)
     made.tidy()
 
@@ -63,7 +68,9 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
 def evicted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     """The same run, evicted twice."""
     made = make_project(
-        tmp_path_factory.mktemp("evicted") / "project", vm={"rehearse_evictions": [40, 80]}
+        tmp_path_factory.mktemp("evicted") / "project",
+        vm={"rehearse_evictions": [40, 200]},
+        train={"steps": STEPS},
     )
     yield Finished.of(made)
     made.tidy()
@@ -115,7 +122,9 @@ def test_an_evicted_run_ends_with_the_bits_of_an_undisturbed_one(
 def test_a_full_region_costs_steps_and_not_the_run(calm: Finished, tmp_path: Path) -> None:
     """Evicted, refused for capacity, moved with the checkpoint that came home: the same adapter."""
     rough = make_project(
-        tmp_path / "rough", vm={"rehearse_evictions": [60], "regions": ["local-1", "local-2"]}
+        tmp_path / "rough",
+        vm={"rehearse_evictions": [60], "regions": ["local-1", "local-2"]},
+        train={"steps": STEPS},
     )
     process = rough.start("run", "--json")
     try:
@@ -145,7 +154,9 @@ def test_a_full_region_costs_steps_and_not_the_run(calm: Finished, tmp_path: Pat
 def test_killed_at_random_moments_the_same_command_finishes(tmp_path: Path) -> None:
     """SIGKILL of `qft run` at random moments, each followed by the same command: one adapter."""
     rng = random.Random(20261122)  # noqa: S311  (moments to kill at, no secret)
-    project = make_project(tmp_path / "project", vm={"rehearse_evictions": [60]})
+    project = make_project(
+        tmp_path / "project", vm={"rehearse_evictions": [60]}, train={"steps": STEPS}
+    )
     kills = 0
     try:
         for _ in range(4):
