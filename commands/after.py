@@ -36,7 +36,7 @@ from commands.session import reopen
 from infra.durable import write_json
 from infra.journal import Event, Kind, read
 from infra.provider import StopReason
-from infra.state import fold
+from infra.run.fold import fold
 from infra.when import utc
 from trainer.data.template import Template
 from trainer.method_table import Quant

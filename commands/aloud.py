@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from commands.console import Console
 from infra.cost import Bill
-from infra.state import Failure
+from infra.run.fold import Failure
 from infra.supervisor import Report
 
 LATE_H = 0.25

@@ -13,7 +13,7 @@ from infra import actions as act
 from infra.cost import bill
 from infra.journal import read
 from infra.lifecycle import JobView, Seen
-from infra.state import Ending, RunState, fold
+from infra.run.fold import Ending, RunState, fold
 from infra.supervisor import Report
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 

@@ -13,7 +13,7 @@ from commands.config import TRAINER_TABLES, LoadedConfig, RunConfig
 from commands.errors import Usage
 from commands.home import RunFolder, saved_config
 from infra.journal import Kind, read
-from infra.state import RunState, fold
+from infra.run.fold import RunState, fold
 from trainer.config import ConfigError
 from trainer.fingerprint import file_sha256, permitted_keys
 

@@ -30,7 +30,7 @@ from infra.journal import Journal, JournalDamaged, Kind, read
 from infra.patience import ask
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
 from infra.removal import billed_until_s, release, remove, still_there
-from infra.state import RunState, fold
+from infra.run.fold import RunState, fold
 
 
 @dataclass(frozen=True, kw_only=True)

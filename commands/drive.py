@@ -36,7 +36,7 @@ from infra.durable import write_json
 from infra.journal import JournalDamaged, Kind, read
 from infra.lifecycle import Goal
 from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
-from infra.state import Ending, RunState, fold
+from infra.run.fold import Ending, RunState, fold
 
 HOURS_PER_MONTH = 730.0
 """As the clouds count them."""

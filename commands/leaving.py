@@ -20,7 +20,7 @@ from commands.home import RunFolder
 from infra.journal import Kind
 from infra.lifecycle import TRAINER_DONE, TRAINER_PREEMPTED, JobPhase, JobView
 from infra.provider import PowerState, Provider, ProviderError, Vm
-from infra.state import RunState
+from infra.run.fold import RunState
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 KILL_S = 5.0

@@ -16,7 +16,7 @@ from commands.session import policy_of, reopen
 from commands.site import Site
 from infra.journal import read
 from infra.provider import Vm
-from infra.state import RunState, fold
+from infra.run.fold import RunState, fold
 from remote import errors, job, link
 
 FOLLOW_EVERY_S = 0.5

@@ -13,7 +13,7 @@ from commands.home import all_runs, environment, qft_home
 from infra.cost import bill
 from infra.journal import JournalDamaged, read
 from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
-from infra.state import RunState, fold
+from infra.run.fold import RunState, fold
 
 
 @dataclass(frozen=True, kw_only=True)

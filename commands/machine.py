@@ -19,7 +19,7 @@ from commands.session import reopen
 from infra.journal import read
 from infra.names import host_fault, user_fault
 from infra.provider import PowerState, ProviderError, Vm
-from infra.state import fold
+from infra.run.fold import fold
 from remote import keys, link
 from remote.errors import RemoteError, shorten
 

@@ -25,7 +25,7 @@ from infra.config import VmTable
 from infra.cost import Budget, ends_s, worst_case_usd
 from infra.powers import Foreseeing, Switch
 from infra.provider import Offer, Provider, ProviderError, Want
-from infra.state import RunState
+from infra.run.fold import RunState
 from infra.when import parse_utc_s
 
 CAP_MARGIN = 1.2

@@ -45,7 +45,7 @@ from infra.journal import Event, Journal, Kind, read
 from infra.lifecycle import Goal, Plan, Policy
 from infra.powers import Guarding
 from infra.provider import Provider
-from infra.state import RunState, fold, to_json
+from infra.run.fold import RunState, fold, to_json
 from infra.supervisor import Supervisor, Tools
 from trainer.config import EvictionBand
 

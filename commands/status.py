@@ -16,7 +16,7 @@ from infra.cost import bill
 from infra.journal import Event, Kind, read
 from infra.lifecycle import JobPhase, JobView, Policy
 from infra.provider import Observation, PowerState, ProviderError, StopReason
-from infra.state import RunState, apply, fold
+from infra.run.fold import RunState, apply, fold
 from infra.stops import as_event
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from trainer.words import duration

@@ -20,7 +20,7 @@ from commands.site import Site
 from commands.workload import OURS
 from infra.journal import read
 from infra.provider import Vm
-from infra.state import fold
+from infra.run.fold import fold
 from infra.untrusted import NotPlain, number, parse, table, text, texts, whole
 from remote import errors, job, link
 from remote.clean import clean, cleaned

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.provider import Observation, Offer
-from infra.state import Ending
+from infra.run.fold import Ending
 
 
 @dataclass(frozen=True, kw_only=True)

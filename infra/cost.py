@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra.state import RunState
+from infra.run.fold import RunState
 
 SECONDS_PER_H = 3600.0
 LIMIT_S_MAX = 24 * SECONDS_PER_H

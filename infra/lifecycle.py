@@ -33,7 +33,7 @@ from infra.actions import (
 from infra.cost import Budget, reached, renew_s
 from infra.heartbeat import SILENCE, Heartbeat
 from infra.provider import Observation, Offer, PowerState
-from infra.state import Ending, RunState
+from infra.run.fold import Ending, RunState
 
 
 class Goal(StrEnum):

@@ -42,7 +42,7 @@ from infra.provider import (
 from infra.records import Records
 from infra.refused import ended_by
 from infra.removal import billed_until_s, release, remove
-from infra.state import Ending, RunState, apply, fold, to_json
+from infra.run.fold import Ending, RunState, apply, fold, to_json
 from infra.tools import Report, Tools
 from infra.watch import Watch
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable

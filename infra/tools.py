@@ -10,7 +10,7 @@ from infra.cost import Bill
 from infra.journal import Journal
 from infra.lifecycle import Seen
 from infra.provider import Offer, Provider, VmSpec, Want
-from infra.state import RunState
+from infra.run.fold import RunState
 from infra.workload import Workload
 
 

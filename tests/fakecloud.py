@@ -16,7 +16,7 @@ from infra.heartbeat import Heartbeat
 from infra.journal import Event, Journal, Kind
 from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
-from infra.state import Ending
+from infra.run.fold import Ending
 from infra.supervisor import Report, Supervisor, Tools
 from infra.workload import HostNotTrusted, HostUnreachable
 

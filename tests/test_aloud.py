@@ -10,8 +10,8 @@ from commands.console import PlainConsole
 from infra import actions as act
 from infra.cost import bill
 from infra.lifecycle import Seen
+from infra.run.fold import RunState
 from infra.spans import Span
-from infra.state import RunState
 from infra.supervisor import Report
 
 HOUR_S = 3600.0

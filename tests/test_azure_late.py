@@ -22,8 +22,8 @@ from infra.provider import (
     StopReason,
     Vm,
 )
+from infra.run.fold import fold, to_json
 from infra.spans import Span, without_compute
-from infra.state import fold, to_json
 from infra.when import parse_utc_s
 
 CODES = {

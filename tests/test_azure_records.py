@@ -14,7 +14,7 @@ from infra.cost import bill
 from infra.journal import Event, Kind, read
 from infra.lifecycle import Goal, Plan
 from infra.provider import Observation, PowerState, StopReason, Vm
-from infra.state import fold, to_json
+from infra.run.fold import fold, to_json
 from infra.when import parse_utc_s
 
 HOUR_S = 3600.0

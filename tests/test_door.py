@@ -38,7 +38,7 @@ from infra.durable import locked, write_json
 from infra.journal import Event, Journal, Kind, read
 from infra.lifecycle import Goal, Plan
 from infra.provider import Vm
-from infra.state import fold
+from infra.run.fold import fold
 from infra.workload import HostUnfit, HostUnreachable
 from remote import errors, job
 from remote.sync_plan import SyncOptions

@@ -20,7 +20,7 @@ from commands.home import RunFolder, all_runs, run_folder
 from commands.session import Desk, opened
 from infra.journal import Journal, Kind, read
 from infra.provider import Observation, Offer, PowerState, Vm
-from infra.state import RunState, fold, to_json
+from infra.run.fold import RunState, fold, to_json
 from infra.workload import HostUnreachable
 from remote import keys
 

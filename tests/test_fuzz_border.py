@@ -33,7 +33,7 @@ from infra.heartbeat import SILENCE, read_heartbeat
 from infra.journal import Event, JournalDamaged, Kind, _plain, read
 from infra.lifecycle import Goal, JobPhase, Plan, Seen, decide
 from infra.provider import Observation, Offer, PowerState, Vm
-from infra.state import RunState, apply, fold
+from infra.run.fold import RunState, apply, fold
 from infra.supervisor import Report
 from infra.watch import Watch
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from infra.journal import Journal, JournalDamaged, Kind, read
 from infra.lifecycle import Goal, Plan
-from infra.state import fold
+from infra.run.fold import fold
 
 
 @pytest.fixture(scope="module")

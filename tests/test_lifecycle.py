@@ -14,8 +14,8 @@ from infra.cost import Budget, bill, renew_s, seconds_left, worst_case_usd
 from infra.journal import read
 from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy, Seen, decide
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
+from infra.run.fold import Failure, RunState, fold
 from infra.spans import Span, close_span, open_span
-from infra.state import Failure, RunState, fold
 
 NOW_S = 1_000_000.0
 OFFER = Offer(provider="x", region="a", size="s", spot_usd_per_h=0.2)

@@ -11,7 +11,7 @@ from fakecloud import Story
 
 from infra.journal import read
 from infra.provider import SignedOut
-from infra.state import fold
+from infra.run.fold import fold
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from infra.cost import Budget, bill
 from infra.journal import Event, Kind, read
 from infra.lifecycle import Goal, Plan
 from infra.provider import Observation, StopReason, Vm
-from infra.state import fold, to_json
+from infra.run.fold import fold, to_json
 from infra.when import utc
 
 

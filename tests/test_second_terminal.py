@@ -16,7 +16,7 @@ from commands.receipt import make_receipt
 from infra.journal import Journal, Kind
 from infra.local import LocalProvider
 from infra.provider import Offer
-from infra.state import to_json
+from infra.run.fold import to_json
 
 
 @pytest.fixture

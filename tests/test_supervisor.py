@@ -15,7 +15,7 @@ from infra.cost import Budget, bill
 from infra.journal import Kind, read
 from infra.lifecycle import Goal, Plan, Policy
 from infra.provider import PowerState
-from infra.state import fold
+from infra.run.fold import fold
 
 
 @pytest.fixture

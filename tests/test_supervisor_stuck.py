@@ -13,7 +13,7 @@ from infra import provider as seam
 from infra.journal import Journal, Kind, read
 from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy
 from infra.provider import PowerState, StopReason, Vm
-from infra.state import fold
+from infra.run.fold import fold
 from infra.watch import Watch
 from infra.workload import HostUnreachable
 

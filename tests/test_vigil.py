@@ -19,7 +19,7 @@ from commands.vigil import MachineDown, Vigil, asking
 from commands.workload import SshWorkload
 from infra.journal import Kind, read
 from infra.provider import Observation, PowerState, StopReason, Transient, Vm
-from infra.state import fold
+from infra.run.fold import fold
 from infra.workload import HostUnreachable
 from remote import link
 from remote.errors import Unreachable

@@ -19,7 +19,7 @@ from commands import down, plan, session, wire
 from infra.journal import Event, read
 from infra.lifecycle import JobPhase, JobView
 from infra.provider import Vm
-from infra.state import RunState, fold
+from infra.run.fold import RunState, fold
 from infra.workload import HostUnreachable
 
 
