@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from infra.journal import Kind
-from infra.known import RunState
 from infra.patience import ask
 from infra.powers import Explaining
 from infra.provider import Observation, PowerState, Provider, StopReason, Vm
+from infra.run.state import RunState
 from infra.when import parse_utc_s
 
 PRICE_EVERY_S = 300.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from infra.journal import Kind
-from infra.known import Ending, RunState
 from infra.lifecycle import CLOUD_REFUSED
 from infra.provider import ProviderError, SignedOut, Transient
+from infra.run.state import Ending, RunState
 
 RELEASING = {Kind.DEALLOCATE_INTENDED, Kind.DELETE_INTENDED}
 

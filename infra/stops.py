@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from infra.journal import Event, Kind
-from infra.known import Doubt, Failure, RunState
 from infra.provider import NoCapacity, Observation, PowerState, PriceAboveCap, StopReason
+from infra.run.state import Doubt, Failure, RunState
 from infra.spans import Span, close_span, open_span, without_compute
 from infra.when import parse_utc_s, utc
 

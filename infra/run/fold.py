@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from infra.journal import Event, JournalDamaged, Kind
-from infra.known import Doubt, Ending, Failure, RunState
 from infra.plain import offer_from_json, to_json, vm_from_json
 from infra.provider import Offer, PowerState, StopReason
+from infra.run.state import Doubt, Ending, Failure, RunState
 from infra.spans import close_span, drop_open_span, open_span, reprice_span, without_compute
 from infra.stops import (
     down_s,
