@@ -13,7 +13,7 @@ from typing import Any, Protocol, TextIO
 
 from commands.output import clean, say_to
 from commands.view import View, view
-from infra import actions as act
+from infra.run import actions as act
 from infra.supervisor import Report
 
 PLAIN_EVERY_S = 15.0

@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from infra.actions import (
+from infra.cost import Budget, reached, renew_s
+from infra.heartbeat import SILENCE, Heartbeat
+from infra.provider import Observation, Offer, PowerState
+from infra.run.actions import (
     Action,
     Create,
     Deallocate,
@@ -30,9 +33,6 @@ from infra.actions import (
     StopHung,
     Wait,
 )
-from infra.cost import Budget, reached, renew_s
-from infra.heartbeat import SILENCE, Heartbeat
-from infra.provider import Observation, Offer, PowerState
 from infra.run.fold import Ending, RunState
 
 

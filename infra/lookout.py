@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from infra.actions import Wait
 from infra.lifecycle import Policy, Seen, is_up
 from infra.patience import ask
 from infra.provider import (
@@ -17,6 +16,7 @@ from infra.provider import (
     Transient,
     Vm,
 )
+from infra.run.actions import Wait
 
 ODD_S_MAX = 900.0
 """How long a look may be refused in words that nobody knows, as by a proxy on the way."""

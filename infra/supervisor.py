@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
-from infra import actions as act
 from infra import stops
 from infra.cost import bill, ends_s
 from infra.guarding import guard
@@ -42,6 +41,7 @@ from infra.provider import (
 from infra.records import Records
 from infra.refused import ended_by
 from infra.removal import billed_until_s, release, remove
+from infra.run import actions as act
 from infra.run.fold import Ending, RunState, apply, fold, to_json
 from infra.tools import Report, Tools
 from infra.watch import Watch

@@ -26,13 +26,13 @@ from commands.receipt import read_score
 from commands.verify import read_replay
 from commands.view import view
 from commands.workload import SshWorkload
-from infra import actions as act
 from infra.cost import bill
 from infra.durable import read_json
 from infra.heartbeat import SILENCE, read_heartbeat
 from infra.journal import Event, JournalDamaged, Kind, _plain, read
 from infra.lifecycle import Goal, JobPhase, Plan, Seen, decide
 from infra.provider import Observation, Offer, PowerState, Vm
+from infra.run import actions as act
 from infra.run.fold import RunState, apply, fold
 from infra.supervisor import Report
 from infra.watch import Watch

@@ -9,11 +9,11 @@ from fakecloud import Story, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra import actions as act
 from infra.cost import Budget, bill, renew_s, seconds_left, worst_case_usd
 from infra.journal import read
 from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy, Seen, decide
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
+from infra.run import actions as act
 from infra.run.fold import Failure, RunState, fold
 from infra.spans import Span, close_span, open_span
 
