@@ -34,9 +34,9 @@ from commands.output import out, talk
 from commands.receipt import make_receipt
 from commands.session import reopen
 from infra.durable import write_json
-from infra.journal import Event, Kind, read
 from infra.provider import StopReason
 from infra.run.fold import fold
+from infra.run.journal import Event, Kind, read
 from infra.when import utc
 from trainer.data.template import Template
 from trainer.method_table import Quant

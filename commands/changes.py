@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from commands.config import TRAINER_TABLES, LoadedConfig, RunConfig
 from commands.errors import Usage
 from commands.home import RunFolder, saved_config
-from infra.journal import Kind, read
 from infra.run.fold import RunState, fold
+from infra.run.journal import Kind, read
 from trainer.config import ConfigError
 from trainer.fingerprint import file_sha256, permitted_keys
 

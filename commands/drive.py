@@ -33,10 +33,10 @@ from commands.takeover import Taker, taker_of
 from infra.catalog import resolve_gpu
 from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
-from infra.journal import JournalDamaged, Kind, read
 from infra.lifecycle import Goal
 from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
 from infra.run.fold import Ending, RunState, fold
+from infra.run.journal import JournalDamaged, Kind, read
 
 HOURS_PER_MONTH = 730.0
 """As the clouds count them."""

@@ -14,9 +14,9 @@ from commands.home import RunFolder, environment, is_driven, pick_run, qft_home
 from commands.machine import host_of, running_now
 from commands.session import policy_of, reopen
 from commands.site import Site
-from infra.journal import read
 from infra.provider import Vm
 from infra.run.fold import RunState, fold
+from infra.run.journal import read
 from remote import errors, job, link
 
 FOLLOW_EVERY_S = 0.5

@@ -11,9 +11,9 @@ from commands.down import known_providers
 from commands.errors import CloudTrouble
 from commands.home import all_runs, environment, qft_home
 from infra.cost import bill
-from infra.journal import JournalDamaged, read
 from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
 from infra.run.fold import RunState, fold
+from infra.run.journal import JournalDamaged, read
 
 
 @dataclass(frozen=True, kw_only=True)

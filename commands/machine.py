@@ -16,10 +16,10 @@ from commands.config import LoadedConfig
 from commands.errors import CloudTrouble, Usage
 from commands.home import RunFolder, all_runs, environment, pick_run, qft_home
 from commands.session import reopen
-from infra.journal import read
 from infra.names import host_fault, user_fault
 from infra.provider import PowerState, ProviderError, Vm
 from infra.run.fold import fold
+from infra.run.journal import read
 from remote import keys, link
 from remote.errors import RemoteError, shorten
 

@@ -183,7 +183,7 @@ def _help_for(error: Exception) -> str:
 
 def last_resort(error: Exception, *, as_json: bool) -> int:
     """Usage errors of the parser, a full disk at home, a damaged journal; the rest is our bug."""
-    from infra.journal import JournalDamaged
+    from infra.run.journal import JournalDamaged
 
     say = getattr(error, "format_message", None)  # the parser's errors, whichever click it is
     if say is not None:

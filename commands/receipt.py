@@ -11,8 +11,8 @@ from commands.home import RunFolder
 from infra.cost import bill
 from infra.durable import read_json
 from infra.heartbeat import SILENCE, Heartbeat, read_heartbeat
-from infra.journal import Event, Kind, read
 from infra.run.fold import RunState, apply, fold
+from infra.run.journal import Event, Kind, read
 from infra.stops import OURS
 from infra.untrusted import number, table, text, whole
 from trainer.words import duration

@@ -18,9 +18,9 @@ from commands.machine import host_of, running_now
 from commands.session import reopen
 from commands.site import Site
 from commands.workload import OURS
-from infra.journal import read
 from infra.provider import Vm
 from infra.run.fold import fold
+from infra.run.journal import read
 from infra.untrusted import NotPlain, number, parse, table, text, texts, whole
 from remote import errors, job, link
 from remote.clean import clean, cleaned

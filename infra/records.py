@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from infra.journal import Kind
 from infra.patience import ask
 from infra.powers import Explaining
 from infra.provider import Observation, PowerState, Provider, StopReason, Vm
+from infra.run.journal import Kind
 from infra.run.state import RunState
 from infra.when import parse_utc_s
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from infra.journal import Kind
 from infra.lifecycle import CLOUD_REFUSED
 from infra.provider import ProviderError, SignedOut, Transient
+from infra.run.journal import Kind
 from infra.run.state import Ending, RunState
 
 RELEASING = {Kind.DEALLOCATE_INTENDED, Kind.DELETE_INTENDED}

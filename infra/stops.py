@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from infra.journal import Event, Kind
 from infra.provider import NoCapacity, Observation, PowerState, PriceAboveCap, StopReason
+from infra.run.journal import Event, Kind
 from infra.run.state import Doubt, Failure, RunState
 from infra.spans import Span, close_span, open_span, without_compute
 from infra.when import parse_utc_s, utc

@@ -13,7 +13,6 @@ from dataclasses import replace
 from infra import stops
 from infra.cost import bill, ends_s
 from infra.guarding import guard
-from infra.journal import Kind
 from infra.lifecycle import (
     CLOUD_REFUSED,
     UNREACHABLE,
@@ -43,6 +42,7 @@ from infra.refused import ended_by
 from infra.removal import billed_until_s, release, remove
 from infra.run import actions as act
 from infra.run.fold import Ending, RunState, apply, fold, to_json
+from infra.run.journal import Kind
 from infra.tools import Report, Tools
 from infra.watch import Watch
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable

@@ -16,7 +16,7 @@ import psutil
 import yaml
 from tiny import ROOT, make_model, make_rows
 
-from infra.journal import Event, Kind, read
+from infra.run.journal import Event, Kind, read
 
 TIMEOUT_S = 600.0  # for a machine with better things to do; no test waits for it if all is well
 

@@ -13,8 +13,8 @@ import pytest
 from arm import Cloud, LocalGuests
 from runs import Project, make_project, wait_until
 
-from infra.journal import Kind
 from infra.provider import StopReason
+from infra.run.journal import Kind
 
 PACE = 30.0
 UNIT = "qft-watch.service"

@@ -13,8 +13,8 @@ from arm.market import SIZES
 from runs import make_project
 
 from infra.cost import bill
-from infra.journal import Kind
 from infra.provider import PowerState, PriceAboveCap
+from infra.run.journal import Kind
 
 REGIONS = ["eastus", "westus2"]
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.cost import bill
-from infra.journal import Event, Kind
 from infra.provider import (
     NoCapacity,
     OverQuota,
@@ -23,6 +22,7 @@ from infra.provider import (
     Vm,
 )
 from infra.run.fold import fold, to_json
+from infra.run.journal import Event, Kind
 from infra.spans import Span, without_compute
 from infra.when import parse_utc_s
 

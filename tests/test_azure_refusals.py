@@ -18,7 +18,7 @@ from arm.replies import ArmError, Reply, Request
 from runs import make_project
 from test_azure_errors import PRICE, RESERVED, quota_text
 
-from infra.journal import Kind
+from infra.run.journal import Kind
 
 DONE, BUG, USAGE, CLOUD = 0, 1, 2, 3
 VM_PATH = r"/virtualMachines/[^/]+$"

@@ -13,7 +13,7 @@ from arm import Cloud, LocalGuests
 from metal.machine import Metal, Quirks
 from runs import Project, make_project, wait_until
 
-from infra.journal import Kind
+from infra.run.journal import Kind
 
 PACE = 60.0
 

@@ -14,11 +14,11 @@ from arm.harness import azure
 from arm.replies import ArmError, Request
 from runs import make_project
 
-from infra import journal as journals
 from infra.cost import bill
 from infra.durable import append_line
-from infra.journal import Kind
 from infra.provider import Vm
+from infra.run import journal as journals
+from infra.run.journal import Kind
 from infra.workload import HostUnreachable
 
 CODES = ["AllocationFailed", "OverconstrainedAllocationRequest", "OperationNotAllowed"]

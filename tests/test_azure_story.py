@@ -16,7 +16,7 @@ from arm.market import SIZES
 from arm.replies import Request
 from runs import Project, json_of, make_project
 
-from infra.journal import Kind
+from infra.run.journal import Kind
 
 PACE = 30.0
 

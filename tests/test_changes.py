@@ -14,7 +14,7 @@ from commands.down import known_providers
 from commands.errors import Usage
 from commands.home import RunFolder, run_folder
 from infra.durable import write_json
-from infra.journal import Journal, Kind
+from infra.run.journal import Journal, Kind
 
 
 @pytest.fixture

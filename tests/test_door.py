@@ -35,10 +35,10 @@ from commands.workload import SshWorkload
 from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json
-from infra.journal import Event, Journal, Kind, read
 from infra.lifecycle import Goal, Plan
 from infra.provider import Vm
 from infra.run.fold import fold
+from infra.run.journal import Event, Journal, Kind, read
 from infra.workload import HostUnfit, HostUnreachable
 from remote import errors, job
 from remote.sync_plan import SyncOptions

@@ -23,7 +23,7 @@ from commands.errors import Usage
 from commands.home import RunFolder
 from commands.session import _saved
 from infra.durable import write_json
-from infra.journal import Journal, Kind
+from infra.run.journal import Journal, Kind
 
 EXTRAS = (
     *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "numpy"),

@@ -18,9 +18,9 @@ from commands.config import LoadedConfig, load
 from commands.errors import Usage
 from commands.home import RunFolder, all_runs, run_folder
 from commands.session import Desk, opened
-from infra.journal import Journal, Kind, read
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run.fold import RunState, fold, to_json
+from infra.run.journal import Journal, Kind, read
 from infra.workload import HostUnreachable
 from remote import keys
 

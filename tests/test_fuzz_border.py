@@ -29,11 +29,11 @@ from commands.workload import SshWorkload
 from infra.cost import bill
 from infra.durable import read_json
 from infra.heartbeat import SILENCE, read_heartbeat
-from infra.journal import Event, JournalDamaged, Kind, _plain, read
 from infra.lifecycle import Goal, JobPhase, Plan, Seen, decide
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run import actions as act
 from infra.run.fold import RunState, apply, fold
+from infra.run.journal import Event, JournalDamaged, Kind, _plain, read
 from infra.supervisor import Report
 from infra.watch import Watch
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable

@@ -10,9 +10,9 @@ from fakecloud import Story
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.journal import Journal, JournalDamaged, Kind, read
 from infra.lifecycle import Goal, Plan
 from infra.run.fold import fold
+from infra.run.journal import Journal, JournalDamaged, Kind, read
 
 
 @pytest.fixture(scope="module")

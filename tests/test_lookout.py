@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from fakecloud import Story
 
-from infra.journal import read
 from infra.provider import SignedOut
 from infra.run.fold import fold
+from infra.run.journal import read
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 
-from infra.journal import Kind
+from infra.run.journal import Kind
 
 STEPS = 600
 """So many that no computer is through before its machine, looked at once a second, is evicted."""

@@ -25,7 +25,7 @@ from commands import after
 from commands.forecast import cached
 from commands.home import run_folder
 from infra.durable import write_json
-from infra.journal import Journal, Kind
+from infra.run.journal import Journal, Kind
 from trainer.data.codec import Example
 from trainer.results.parity import choose_dtype, pick
 

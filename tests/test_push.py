@@ -22,7 +22,7 @@ from commands import after
 from commands.errors import HostTrouble
 from commands.home import run_folder
 from infra.durable import write_json
-from infra.journal import Journal, Kind
+from infra.run.journal import Journal, Kind
 
 WEIGHTS = "adapter_model.safetensors"
 

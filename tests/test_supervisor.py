@@ -12,10 +12,10 @@ from commands.drive import Arrived, missed, outrun
 from commands.home import run_folder
 from commands.receipt import make_receipt
 from infra.cost import Budget, bill
-from infra.journal import Kind, read
 from infra.lifecycle import Goal, Plan, Policy
 from infra.provider import PowerState
 from infra.run.fold import fold
+from infra.run.journal import Kind, read
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 from fakecloud import Story
 
 from infra import provider as seam
-from infra.journal import Journal, Kind, read
 from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy
 from infra.provider import PowerState, StopReason, Vm
 from infra.run.fold import fold
+from infra.run.journal import Journal, Kind, read
 from infra.watch import Watch
 from infra.workload import HostUnreachable
 

@@ -17,9 +17,9 @@ from commands.site import Setting, Site
 from commands.staging import Staged
 from commands.vigil import MachineDown, Vigil, asking
 from commands.workload import SshWorkload
-from infra.journal import Kind, read
 from infra.provider import Observation, PowerState, StopReason, Transient, Vm
 from infra.run.fold import fold
+from infra.run.journal import Kind, read
 from infra.workload import HostUnreachable
 from remote import link
 from remote.errors import Unreachable

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.catalog import quota_covers
-from infra.journal import Kind
 from infra.provider import Offer, OverQuota, Rejected, Vm
+from infra.run.journal import Kind
 from infra.spans import Span
 
 EXPLAIN_EVERY_S = 180.0
