@@ -10,8 +10,8 @@ from commands.home import is_driven
 from commands.session import Desk, make_workload
 from commands.takeover import taker_of
 from infra.cost import bill
-from infra.lifecycle import JobView, Seen
 from infra.run import actions as act
+from infra.run.decide import JobView, Seen
 from infra.run.fold import Ending, RunState, fold
 from infra.run.journal import read
 from infra.supervisor import Report

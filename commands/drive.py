@@ -33,8 +33,8 @@ from commands.takeover import Taker, taker_of
 from infra.catalog import resolve_gpu
 from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
-from infra.lifecycle import Goal
 from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
+from infra.run.decide import Goal
 from infra.run.fold import Ending, RunState, fold
 from infra.run.journal import JournalDamaged, Kind, read
 

@@ -17,8 +17,8 @@ from commands import session
 from commands.console import PlainConsole
 from commands.errors import Usage
 from commands.home import RunFolder
-from infra.lifecycle import TRAINER_DONE, TRAINER_PREEMPTED, JobPhase, JobView
 from infra.provider import PowerState, Provider, ProviderError, Vm
+from infra.run.decide import TRAINER_DONE, TRAINER_PREEMPTED, JobPhase, JobView
 from infra.run.fold import RunState
 from infra.run.journal import Kind
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable

@@ -41,9 +41,9 @@ from commands.vigil import Vigil, asking
 from commands.workload import SshWorkload
 from infra.cost import Budget
 from infra.durable import write_json
-from infra.lifecycle import Goal, Plan, Policy
 from infra.powers import Guarding
 from infra.provider import Provider
+from infra.run.decide import Goal, Plan, Policy
 from infra.run.fold import RunState, fold, to_json
 from infra.run.journal import Event, Journal, Kind, read
 from infra.supervisor import Supervisor, Tools

@@ -11,8 +11,8 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-from infra.lifecycle import is_up
 from infra.provider import Provider, ProviderError, Vm
+from infra.run.decide import is_up
 from remote import errors, link
 
 EVERY_S = 20.0

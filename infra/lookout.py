@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from infra.lifecycle import Policy, Seen, is_up
 from infra.patience import ask
 from infra.provider import (
     Observation,
@@ -17,6 +16,7 @@ from infra.provider import (
     Vm,
 )
 from infra.run.actions import Wait
+from infra.run.decide import Policy, Seen, is_up
 
 ODD_S_MAX = 900.0
 """How long a look may be refused in words that nobody knows, as by a proxy on the way."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from infra.lifecycle import CLOUD_REFUSED
 from infra.provider import ProviderError, SignedOut, Transient
+from infra.run.decide import CLOUD_REFUSED
 from infra.run.journal import Kind
 from infra.run.state import Ending, RunState
 

@@ -13,15 +13,6 @@ from dataclasses import replace
 from infra import stops
 from infra.cost import bill, ends_s
 from infra.guarding import guard
-from infra.lifecycle import (
-    CLOUD_REFUSED,
-    UNREACHABLE,
-    JobPhase,
-    JobView,
-    Plan,
-    Seen,
-    decide,
-)
 from infra.lookout import Lookout
 from infra.patience import Answer, ask
 from infra.powers import Capping, Guarding
@@ -41,6 +32,15 @@ from infra.records import Records
 from infra.refused import ended_by
 from infra.removal import billed_until_s, release, remove
 from infra.run import actions as act
+from infra.run.decide import (
+    CLOUD_REFUSED,
+    UNREACHABLE,
+    JobPhase,
+    JobView,
+    Plan,
+    Seen,
+    decide,
+)
 from infra.run.fold import Ending, RunState, apply, fold, to_json
 from infra.run.journal import Kind
 from infra.tools import Report, Tools

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from infra.cost import Bill
-from infra.lifecycle import Seen
 from infra.provider import Offer, Provider, VmSpec, Want
 from infra.run import actions as act
+from infra.run.decide import Seen
 from infra.run.fold import RunState
 from infra.run.journal import Journal
 from infra.workload import Workload

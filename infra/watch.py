@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from infra.lifecycle import JobView
 from infra.provider import Observation, StopReason
+from infra.run.decide import JobView
 
 UNWATCHED_S = 600.0
 """Nobody looked for longer than this: the computer slept, and the silence begins anew."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from infra.lifecycle import JobView
 from infra.provider import Vm
+from infra.run.decide import JobView
 
 
 class Workload(Protocol):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from infra import provider as seam
 from infra.heartbeat import Heartbeat
-from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
+from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy
 from infra.run.fold import Ending
 from infra.run.journal import Event, Journal, Kind
 from infra.supervisor import Report, Supervisor, Tools

@@ -11,8 +11,8 @@ from arm.harness import T4, AzureHarness, azure, spec
 from fakecloud import FakeCloud, Story
 
 from infra.cost import bill
-from infra.lifecycle import Goal, Plan
 from infra.provider import Observation, PowerState, StopReason, Vm
+from infra.run.decide import Goal, Plan
 from infra.run.fold import fold, to_json
 from infra.run.journal import Event, Kind, read
 from infra.when import parse_utc_s

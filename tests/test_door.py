@@ -35,8 +35,8 @@ from commands.workload import SshWorkload
 from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json
-from infra.lifecycle import Goal, Plan
 from infra.provider import Vm
+from infra.run.decide import Goal, Plan
 from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
 from infra.workload import HostUnfit, HostUnreachable

@@ -22,8 +22,8 @@ from commands.home import RunFolder
 from commands.leaving import LastSave, Limits, let_save, lost_with_disk
 from commands.receipt import make_receipt
 from commands.takeover import taken, taker_of
-from infra.lifecycle import JobPhase, JobView
 from infra.provider import Offer, Vm
+from infra.run.decide import JobPhase, JobView
 from infra.run.fold import RunState, to_json
 from infra.run.journal import Journal, Kind
 from infra.workload import HostUnreachable

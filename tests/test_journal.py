@@ -10,7 +10,7 @@ from fakecloud import Story
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.lifecycle import Goal, Plan
+from infra.run.decide import Goal, Plan
 from infra.run.fold import fold
 from infra.run.journal import Journal, JournalDamaged, Kind, read
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.cost import Budget, bill, renew_s, seconds_left, worst_case_usd
-from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy, Seen, decide
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
 from infra.run import actions as act
+from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy, Seen, decide
 from infra.run.fold import Failure, RunState, fold
 from infra.run.journal import read
 from infra.spans import Span, close_span, open_span

@@ -10,8 +10,8 @@ import pytest
 from fakecloud import FakeCloud, Killed, Story, World
 
 from infra.cost import Budget, bill
-from infra.lifecycle import Goal, Plan
 from infra.provider import Observation, StopReason, Vm
+from infra.run.decide import Goal, Plan
 from infra.run.fold import fold, to_json
 from infra.run.journal import Event, Kind, read
 from infra.when import utc

@@ -12,8 +12,8 @@ from commands.drive import Arrived, missed, outrun
 from commands.home import run_folder
 from commands.receipt import make_receipt
 from infra.cost import Budget, bill
-from infra.lifecycle import Goal, Plan, Policy
 from infra.provider import PowerState
+from infra.run.decide import Goal, Plan, Policy
 from infra.run.fold import fold
 from infra.run.journal import Kind, read
 

@@ -10,8 +10,8 @@ import pytest
 from fakecloud import Story
 
 from infra import provider as seam
-from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy
 from infra.provider import PowerState, StopReason, Vm
+from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy
 from infra.run.fold import fold
 from infra.run.journal import Journal, Kind, read
 from infra.watch import Watch

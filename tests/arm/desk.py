@@ -16,8 +16,8 @@ import pytest
 import cli
 from arm.harness import AzureHarness
 from commands import down, plan, session, wire
-from infra.lifecycle import JobPhase, JobView
 from infra.provider import Vm
+from infra.run.decide import JobPhase, JobView
 from infra.run.fold import RunState, fold
 from infra.run.journal import Event, read
 from infra.workload import HostUnreachable
