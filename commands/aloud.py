@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from commands.console import Console
-from infra.cost import Bill
+from infra.run.budget import Bill
 from infra.run.fold import Failure
 from infra.supervisor import Report
 

@@ -9,8 +9,8 @@ from commands import wire
 from commands.home import is_driven
 from commands.session import Desk, make_workload
 from commands.takeover import taker_of
-from infra.cost import bill
 from infra.run import actions as act
+from infra.run.budget import bill
 from infra.run.decide import JobView, Seen
 from infra.run.fold import Ending, RunState, fold
 from infra.run.journal import read

@@ -31,9 +31,9 @@ from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, Session, is_over, opened, reopen
 from commands.takeover import Taker, taker_of
 from infra.catalog import resolve_gpu
-from infra.cost import Budget, bill, worst_case_usd
 from infra.durable import write_json
 from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
+from infra.run.budget import Budget, bill, worst_case_usd
 from infra.run.decide import Goal
 from infra.run.fold import Ending, RunState, fold
 from infra.run.journal import JournalDamaged, Kind, read

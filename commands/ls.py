@@ -10,8 +10,8 @@ from pathlib import Path
 from commands.down import known_providers
 from commands.errors import CloudTrouble
 from commands.home import all_runs, environment, qft_home
-from infra.cost import bill
 from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
+from infra.run.budget import bill
 from infra.run.fold import RunState, fold
 from infra.run.journal import JournalDamaged, read
 

@@ -22,9 +22,9 @@ from commands.forecast import (
 from commands.home import environment, qft_home
 from infra.catalog import resolve_gpu
 from infra.config import VmTable
-from infra.cost import Budget, ends_s, worst_case_usd
 from infra.powers import Foreseeing, Switch
 from infra.provider import Offer, Provider, ProviderError, Want
+from infra.run.budget import Budget, ends_s, worst_case_usd
 from infra.run.fold import RunState
 from infra.when import parse_utc_s
 

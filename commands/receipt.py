@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from commands.home import RunFolder
-from infra.cost import bill
 from infra.durable import read_json
 from infra.heartbeat import SILENCE, Heartbeat, read_heartbeat
+from infra.run.budget import bill
 from infra.run.fold import RunState, apply, fold
 from infra.run.journal import Event, Kind, read
 from infra.stops import OURS

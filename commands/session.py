@@ -39,10 +39,10 @@ from commands.site import Setting, Site
 from commands.staging import stage
 from commands.vigil import Vigil, asking
 from commands.workload import SshWorkload
-from infra.cost import Budget
 from infra.durable import write_json
 from infra.powers import Guarding
 from infra.provider import Provider
+from infra.run.budget import Budget
 from infra.run.decide import Goal, Plan, Policy
 from infra.run.fold import RunState, fold, to_json
 from infra.run.journal import Event, Journal, Kind, read

@@ -12,8 +12,8 @@ from commands.console import PlainConsole
 from commands.home import environment, is_driven, pick_run, qft_home
 from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, make_workload, reopen
-from infra.cost import bill
 from infra.provider import Observation, PowerState, ProviderError, StopReason
+from infra.run.budget import bill
 from infra.run.decide import JobPhase, JobView, Policy
 from infra.run.fold import RunState, apply, fold
 from infra.run.journal import Event, Kind, read

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from infra import stops
-from infra.cost import bill, ends_s
 from infra.guarding import guard
 from infra.lookout import Lookout
 from infra.patience import Answer, ask
@@ -32,6 +31,7 @@ from infra.records import Records
 from infra.refused import ended_by
 from infra.removal import billed_until_s, release, remove
 from infra.run import actions as act
+from infra.run.budget import bill, ends_s
 from infra.run.decide import (
     CLOUD_REFUSED,
     UNREACHABLE,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infra.cost import Bill
 from infra.provider import Offer, Provider, VmSpec, Want
 from infra.run import actions as act
+from infra.run.budget import Bill
 from infra.run.decide import Seen
 from infra.run.fold import RunState
 from infra.run.journal import Journal

@@ -7,8 +7,8 @@ import re
 
 from commands.aloud import Aloud
 from commands.console import PlainConsole
-from infra.cost import bill
 from infra.run import actions as act
+from infra.run.budget import bill
 from infra.run.decide import Seen
 from infra.run.fold import RunState
 from infra.spans import Span

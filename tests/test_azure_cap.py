@@ -12,8 +12,8 @@ from arm.killing import KilledError, MortalTransport
 from arm.market import SIZES
 from runs import make_project
 
-from infra.cost import bill
 from infra.provider import PowerState, PriceAboveCap
+from infra.run.budget import bill
 from infra.run.journal import Kind
 
 REGIONS = ["eastus", "westus2"]

@@ -11,7 +11,6 @@ from arm.harness import AzureHarness, azure, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.cost import bill
 from infra.provider import (
     NoCapacity,
     OverQuota,
@@ -21,6 +20,7 @@ from infra.provider import (
     StopReason,
     Vm,
 )
+from infra.run.budget import bill
 from infra.run.fold import fold, to_json
 from infra.run.journal import Event, Kind
 from infra.spans import Span, without_compute

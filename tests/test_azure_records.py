@@ -10,8 +10,8 @@ import pytest
 from arm.harness import T4, AzureHarness, azure, spec
 from fakecloud import FakeCloud, Story
 
-from infra.cost import bill
 from infra.provider import Observation, PowerState, StopReason, Vm
+from infra.run.budget import bill
 from infra.run.decide import Goal, Plan
 from infra.run.fold import fold, to_json
 from infra.run.journal import Event, Kind, read

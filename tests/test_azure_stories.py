@@ -14,10 +14,10 @@ from arm.harness import azure
 from arm.replies import ArmError, Request
 from runs import make_project
 
-from infra.cost import bill
 from infra.durable import append_line
 from infra.provider import Vm
 from infra.run import journal as journals
+from infra.run.budget import bill
 from infra.run.journal import Kind
 from infra.workload import HostUnreachable
 

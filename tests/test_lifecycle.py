@@ -9,9 +9,9 @@ from fakecloud import Story, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.cost import Budget, bill, renew_s, seconds_left, worst_case_usd
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
 from infra.run import actions as act
+from infra.run.budget import Budget, bill, renew_s, seconds_left, worst_case_usd
 from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy, Seen, decide
 from infra.run.fold import Failure, RunState, fold
 from infra.run.journal import read

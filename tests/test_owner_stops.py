@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fakecloud import FakeCloud, Killed, Story, World
 
-from infra.cost import Budget, bill
 from infra.provider import Observation, StopReason, Vm
+from infra.run.budget import Budget, bill
 from infra.run.decide import Goal, Plan
 from infra.run.fold import fold, to_json
 from infra.run.journal import Event, Kind, read

@@ -11,8 +11,8 @@ from fakecloud import Killed, Story, World
 from commands.drive import Arrived, missed, outrun
 from commands.home import run_folder
 from commands.receipt import make_receipt
-from infra.cost import Budget, bill
 from infra.provider import PowerState
+from infra.run.budget import Budget, bill
 from infra.run.decide import Goal, Plan, Policy
 from infra.run.fold import fold
 from infra.run.journal import Kind, read
