@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from infra import stops
 from infra.guarding import guard
-from infra.lookout import Lookout
 from infra.patience import Answer, ask
 from infra.powers import Capping, Guarding
 from infra.provider import (
@@ -43,6 +42,7 @@ from infra.run.decide import (
 )
 from infra.run.fold import Ending, RunState, apply, fold, to_json
 from infra.run.journal import Kind
+from infra.run.observer import Lookout
 from infra.tools import Report, Tools
 from infra.watch import Watch
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
