@@ -43,8 +43,8 @@ from infra.run.decide import (
 from infra.run.fold import Ending, RunState, apply, fold, to_json
 from infra.run.journal import Kind
 from infra.run.observer import Lookout
+from infra.run.stall_detector import Watch
 from infra.tools import Report, Tools
-from infra.watch import Watch
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 __all__ = ["Report", "Supervisor", "Tools"]

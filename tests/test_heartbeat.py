@@ -12,7 +12,7 @@ import pytest
 from commands.workload import SshWorkload
 from infra.heartbeat import SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.provider import Observation, PowerState, StopReason, Vm
-from infra.watch import Watch
+from infra.run.stall_detector import Watch
 from infra.when import utc
 from remote.job import JobState, JobStatus
 

@@ -14,7 +14,7 @@ from infra.provider import PowerState, StopReason, Vm
 from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy
 from infra.run.fold import fold
 from infra.run.journal import Journal, Kind, read
-from infra.watch import Watch
+from infra.run.stall_detector import Watch
 from infra.workload import HostUnreachable
 
 
