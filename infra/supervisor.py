@@ -26,7 +26,6 @@ from infra.provider import (
     Transient,
     Vm,
 )
-from infra.records import Records
 from infra.refused import ended_by
 from infra.removal import billed_until_s, release, remove
 from infra.run import actions as act
@@ -42,6 +41,7 @@ from infra.run.decide import (
 )
 from infra.run.fold import Ending, RunState, apply, fold, to_json
 from infra.run.journal import Kind
+from infra.run.observed_events import Records
 from infra.run.observer import Lookout
 from infra.run.stall_detector import Watch
 from infra.tools import Report, Tools
