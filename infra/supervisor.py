@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from infra import stops
-from infra.guarding import guard
 from infra.patience import Answer, ask
 from infra.powers import Capping, Guarding
 from infra.provider import (
@@ -43,6 +42,7 @@ from infra.run.fold import Ending, RunState, apply, fold, to_json
 from infra.run.journal import Kind
 from infra.run.observed_events import Records
 from infra.run.observer import Lookout
+from infra.run.safeguards import guard
 from infra.run.stall_detector import Watch
 from infra.tools import Report, Tools
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
