@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from commands.console import Console
 from infra.run.budget import Bill
 from infra.run.fold import Failure
-from infra.supervisor import Report
+from infra.run.supervisor import Report
 
 LATE_H = 0.25
 """A stop is dated back by less than this when somebody watched: what that took off is held."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TextIO
 from commands.output import clean, say_to
 from commands.view import View, view
 from infra.run import actions as act
-from infra.supervisor import Report
+from infra.run.supervisor import Report
 
 PLAIN_EVERY_S = 15.0
 TRANSFER_WORTH_TELLING = 1 << 20

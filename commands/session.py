@@ -46,7 +46,7 @@ from infra.run.budget import Budget
 from infra.run.decide import Goal, Plan, Policy
 from infra.run.fold import RunState, fold, to_json
 from infra.run.journal import Event, Journal, Kind, read
-from infra.supervisor import Supervisor, Tools
+from infra.run.supervisor import Supervisor, Tools
 from trainer.config import EvictionBand
 
 LOCAL_POLICY = Policy(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from commands.output import clean
 from infra.heartbeat import SILENCE
 from infra.run import actions as act
-from infra.supervisor import Report
+from infra.run.supervisor import Report
 from trainer.words import duration
 
 

@@ -1,6 +1,6 @@
 """What happens on the machine: set-up, sync, the trainer's job, and its results brought home.
 
-Implements `infra.supervisor.Workload` with the rooms `remote` and `trainer`; every remote error is
+Implements `infra.run.supervisor.Workload` with the rooms `remote` and `trainer`; every remote error is
 translated here into the three that the supervisor acts on.
 """
 

@@ -17,7 +17,7 @@ from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpe
 from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy
 from infra.run.fold import Ending
 from infra.run.journal import Event, Journal, Kind
-from infra.supervisor import Report, Supervisor, Tools
+from infra.run.supervisor import Report, Supervisor, Tools
 from infra.workload import HostNotTrusted, HostUnreachable
 
 SAVE_EVERY = 10

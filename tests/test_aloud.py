@@ -11,8 +11,8 @@ from infra.run import actions as act
 from infra.run.budget import bill
 from infra.run.decide import Seen
 from infra.run.fold import RunState
+from infra.run.supervisor import Report
 from infra.spans import Span
-from infra.supervisor import Report
 
 HOUR_S = 3600.0
 

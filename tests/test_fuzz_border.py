@@ -35,7 +35,7 @@ from infra.run.decide import Goal, JobPhase, Plan, Seen, decide
 from infra.run.fold import RunState, apply, fold
 from infra.run.journal import Event, JournalDamaged, Kind, _plain, read
 from infra.run.stall_detector import Watch
-from infra.supervisor import Report
+from infra.run.supervisor import Report
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import agent, answers, errors, manifest
 from remote.job import Job
