@@ -29,6 +29,7 @@ from infra.refused import ended_by
 from infra.removal import billed_until_s, release, remove
 from infra.run import actions as act
 from infra.run.budget import bill, ends_s
+from infra.run.context import Report, Tools
 from infra.run.decide import (
     CLOUD_REFUSED,
     UNREACHABLE,
@@ -44,7 +45,6 @@ from infra.run.observed_events import Records
 from infra.run.observer import Lookout
 from infra.run.safeguards import guard
 from infra.run.stall_detector import Watch
-from infra.tools import Report, Tools
 from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 __all__ = ["Report", "Supervisor", "Tools"]
