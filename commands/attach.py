@@ -15,7 +15,7 @@ from infra.run.decide import JobView, Seen
 from infra.run.fold import Ending, RunState, fold
 from infra.run.journal import read
 from infra.run.supervisor import Report
-from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 LOOK_EVERY_S = 1.0
 

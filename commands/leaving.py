@@ -21,7 +21,7 @@ from infra.provider import PowerState, Provider, ProviderError, Vm
 from infra.run.decide import TRAINER_DONE, TRAINER_PREEMPTED, JobPhase, JobView
 from infra.run.fold import RunState
 from infra.run.journal import Kind
-from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 KILL_S = 5.0
 """What is kept of the time for ending a trainer that does not save."""
@@ -120,7 +120,7 @@ class Result:
 
 
 class Leaving(Protocol):
-    """What is asked of a machine that goes; raises the errors of `infra.workload`."""
+    """What is asked of a machine that goes; raises the errors of `infra.run.workload`."""
 
     def look(self, vm: Vm) -> JobView:
         """Look at the trainer once."""

@@ -18,7 +18,7 @@ from infra.durable import write_bytes
 from infra.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.provider import Vm
 from infra.run.decide import JobPhase, JobView
-from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, link, sync
 from remote.clean import clean
 from remote.setup_reasons import reason

@@ -18,7 +18,7 @@ from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy
 from infra.run.fold import Ending
 from infra.run.journal import Event, Journal, Kind
 from infra.run.supervisor import Report, Supervisor, Tools
-from infra.workload import HostNotTrusted, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnreachable
 
 SAVE_EVERY = 10
 

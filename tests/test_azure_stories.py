@@ -19,7 +19,7 @@ from infra.provider import Vm
 from infra.run import journal as journals
 from infra.run.budget import bill
 from infra.run.journal import Kind
-from infra.workload import HostUnreachable
+from infra.run.workload import HostUnreachable
 
 CODES = ["AllocationFailed", "OverconstrainedAllocationRequest", "OperationNotAllowed"]
 

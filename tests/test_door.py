@@ -39,7 +39,7 @@ from infra.provider import Vm
 from infra.run.decide import Goal, Plan
 from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
-from infra.workload import HostUnfit, HostUnreachable
+from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors, job
 from remote.sync_plan import SyncOptions
 from trainer.method_table import MethodTable

@@ -26,7 +26,7 @@ from infra.provider import Offer, Vm
 from infra.run.decide import JobPhase, JobView
 from infra.run.fold import RunState, to_json
 from infra.run.journal import Journal, Kind
-from infra.workload import HostUnreachable
+from infra.run.workload import HostUnreachable
 
 VM = Vm(provider="x", run_id="run-1", id="1", region="a", size="s", host="127.0.0.1")
 QUICK = Limits(look_s=0.2, save_s=0.4, home_s=0.4)

@@ -21,7 +21,7 @@ from commands.session import Desk, opened
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run.fold import RunState, fold, to_json
 from infra.run.journal import Journal, Kind, read
-from infra.workload import HostUnreachable
+from infra.run.workload import HostUnreachable
 from remote import keys
 
 VM = Vm(

@@ -36,7 +36,7 @@ from infra.run.fold import RunState, apply, fold
 from infra.run.journal import Event, JournalDamaged, Kind, _plain, read
 from infra.run.stall_detector import Watch
 from infra.run.supervisor import Report
-from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import agent, answers, errors, manifest
 from remote.job import Job
 from remote.link import Host

@@ -15,7 +15,7 @@ from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy
 from infra.run.fold import fold
 from infra.run.journal import Journal, Kind, read
 from infra.run.stall_detector import Watch
-from infra.workload import HostUnreachable
+from infra.run.workload import HostUnreachable
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from commands.workload import SshWorkload
 from infra.provider import Observation, PowerState, StopReason, Transient, Vm
 from infra.run.fold import fold
 from infra.run.journal import Kind, read
-from infra.workload import HostUnreachable
+from infra.run.workload import HostUnreachable
 from remote import link
 from remote.errors import Unreachable
 from trainer.method_table import MethodTable

@@ -18,7 +18,7 @@ from commands.site import Site
 from commands.vigil import Vigil
 from commands.workload import SshWorkload
 from infra.provider import Vm
-from infra.workload import HostUnfit, HostUnreachable
+from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors
 from remote.job import JobState
 from remote.link import connect

@@ -11,7 +11,7 @@ from infra.run.budget import Bill
 from infra.run.decide import Seen
 from infra.run.fold import RunState
 from infra.run.journal import Journal
-from infra.workload import Workload
+from infra.run.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)

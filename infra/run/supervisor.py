@@ -45,7 +45,7 @@ from infra.run.observed_events import Records
 from infra.run.observer import Lookout
 from infra.run.safeguards import guard
 from infra.run.stall_detector import Watch
-from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 __all__ = ["Report", "Supervisor", "Tools"]
 

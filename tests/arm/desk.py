@@ -20,7 +20,7 @@ from infra.provider import Vm
 from infra.run.decide import JobPhase, JobView
 from infra.run.fold import RunState, fold
 from infra.run.journal import Event, read
-from infra.workload import HostUnreachable
+from infra.run.workload import HostUnreachable
 
 
 @dataclass(frozen=True, kw_only=True)
