@@ -27,10 +27,10 @@ from infra.azure.record import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.patience import ask
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
-from infra.removal import billed_until_s, release, remove, still_there
 from infra.run.budget import bill
 from infra.run.fold import RunState, fold
 from infra.run.journal import Journal, JournalDamaged, Kind, read
+from infra.run.removal import billed_until_s, release, remove, still_there
 
 
 @dataclass(frozen=True, kw_only=True)

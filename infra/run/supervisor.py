@@ -26,7 +26,6 @@ from infra.provider import (
     Vm,
 )
 from infra.refused import ended_by
-from infra.removal import billed_until_s, release, remove
 from infra.run import actions as act
 from infra.run.budget import bill, ends_s
 from infra.run.context import Report, Tools
@@ -43,6 +42,7 @@ from infra.run.fold import Ending, RunState, apply, fold, to_json
 from infra.run.journal import Kind
 from infra.run.observed_events import Records
 from infra.run.observer import Lookout
+from infra.run.removal import billed_until_s, release, remove
 from infra.run.safeguards import guard
 from infra.run.stall_detector import Watch
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
