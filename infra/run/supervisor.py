@@ -25,7 +25,6 @@ from infra.provider import (
     Transient,
     Vm,
 )
-from infra.refused import ended_by
 from infra.run import actions as act
 from infra.run.budget import bill, ends_s
 from infra.run.context import Report, Tools
@@ -42,6 +41,7 @@ from infra.run.fold import Ending, RunState, apply, fold, to_json
 from infra.run.journal import Kind
 from infra.run.observed_events import Records
 from infra.run.observer import Lookout
+from infra.run.refused_end import ended_by
 from infra.run.removal import billed_until_s, release, remove
 from infra.run.safeguards import guard
 from infra.run.stall_detector import Watch
