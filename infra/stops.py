@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from infra.provider import NoCapacity, Observation, PowerState, PriceAboveCap, StopReason
+from infra.run.billing_spans import Span, close_span, open_span, without_compute
 from infra.run.journal import Event, Kind
 from infra.run.state import Doubt, Failure, RunState
-from infra.spans import Span, close_span, open_span, without_compute
 from infra.when import parse_utc_s, utc
 
 OURS = {Kind.DEALLOCATE_INTENDED, Kind.DELETE_INTENDED}

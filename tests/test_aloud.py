@@ -8,11 +8,11 @@ import re
 from commands.aloud import Aloud
 from commands.console import PlainConsole
 from infra.run import actions as act
+from infra.run.billing_spans import Span
 from infra.run.budget import bill
 from infra.run.decide import Seen
 from infra.run.fold import RunState
 from infra.run.supervisor import Report
-from infra.spans import Span
 
 HOUR_S = 3600.0
 

@@ -20,10 +20,10 @@ from infra.provider import (
     StopReason,
     Vm,
 )
+from infra.run.billing_spans import Span, without_compute
 from infra.run.budget import bill
 from infra.run.fold import fold, to_json
 from infra.run.journal import Event, Kind
-from infra.spans import Span, without_compute
 from infra.when import parse_utc_s
 
 CODES = {

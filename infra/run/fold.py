@@ -11,10 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from infra.provider import Offer, PowerState, StopReason
+from infra.run.billing_spans import (
+    close_span,
+    drop_open_span,
+    open_span,
+    reprice_span,
+    without_compute,
+)
 from infra.run.journal import Event, JournalDamaged, Kind
 from infra.run.state import Doubt, Ending, Failure, RunState
 from infra.run.vm_json import offer_from_json, to_json, vm_from_json
-from infra.spans import close_span, drop_open_span, open_span, reprice_span, without_compute
 from infra.stops import (
     down_s,
     has_run,

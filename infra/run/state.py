@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from infra.catalog import quota_covers
 from infra.provider import Offer, OverQuota, Rejected, Vm
+from infra.run.billing_spans import Span
 from infra.run.journal import Kind
-from infra.spans import Span
 
 EXPLAIN_EVERY_S = 180.0
 EXPLAIN_S_MAX = 3600.0
