@@ -13,7 +13,7 @@ from infra.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.run.budget import bill
 from infra.run.fold import RunState, apply, fold
 from infra.run.journal import Event, Kind, read
-from infra.stops import OURS
+from infra.run.stop_reasons import OURS
 from infra.untrusted import number, table, text, whole
 from trainer.words import duration
 

@@ -17,8 +17,8 @@ from infra.run.budget import bill
 from infra.run.decide import JobPhase, JobView, Policy
 from infra.run.fold import RunState, apply, fold
 from infra.run.journal import Event, Kind, read
+from infra.run.stop_reasons import as_event
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
-from infra.stops import as_event
 from trainer.words import duration
 
 BOOT_LONG_S = Policy().boot_wait_s

@@ -20,8 +20,7 @@ from infra.run.billing_spans import (
 )
 from infra.run.journal import Event, JournalDamaged, Kind
 from infra.run.state import Doubt, Ending, Failure, RunState
-from infra.run.vm_json import offer_from_json, to_json, vm_from_json
-from infra.stops import (
+from infra.run.stop_reasons import (
     down_s,
     has_run,
     is_eviction,
@@ -32,6 +31,7 @@ from infra.stops import (
     spans_until_release,
     with_failure,
 )
+from infra.run.vm_json import offer_from_json, to_json, vm_from_json
 
 __all__ = ["Ending", "Failure", "RunState", "apply", "fold", "to_json", "vm_from_json"]
 

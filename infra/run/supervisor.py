@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
-from infra import stops
 from infra.patience import Answer, ask
 from infra.powers import Capping, Guarding
 from infra.provider import (
@@ -26,6 +25,7 @@ from infra.provider import (
     Vm,
 )
 from infra.run import actions as act
+from infra.run import stop_reasons
 from infra.run.budget import bill, ends_s
 from infra.run.context import Report, Tools
 from infra.run.decide import (
@@ -347,13 +347,15 @@ class Supervisor:
         with contextlib.suppress(ProviderError):
             seen = self._tools.provider.observe(vm) if vm and self._state.up else None
             if seen is not None and not seen.power.bills_compute:
-                self._note(Kind.STOP_SEEN, **stops.as_event(self._state, seen, StopReason.USER))
+                self._note(
+                    Kind.STOP_SEEN, **stop_reasons.as_event(self._state, seen, StopReason.USER)
+                )
 
     def _record_stop(self, seen: Observation) -> None:
         self._tools.workload.forget()
         reason = self._watch.reason_of(seen)
         self._watch.found()
-        self._note(Kind.STOP_SEEN, **stops.as_event(self._state, seen, reason))
+        self._note(Kind.STOP_SEEN, **stop_reasons.as_event(self._state, seen, reason))
         if seen.refusal is not None and not isinstance(seen.refusal, (*PASSING, Transient)):
             raise seen.refusal  # such as a policy: only a human can change what it forbids
 
