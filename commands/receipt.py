@@ -9,9 +9,9 @@ from typing import Any
 
 from commands.home import RunFolder
 from infra.durable import read_json
-from infra.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.run.budget import bill
 from infra.run.fold import RunState, apply, fold
+from infra.run.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.run.journal import Event, Kind, read
 from infra.run.stop_reasons import OURS
 from infra.untrusted import number, table, text, whole

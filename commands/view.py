@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from commands.output import clean
-from infra.heartbeat import SILENCE
 from infra.run import actions as act
+from infra.run.heartbeat import SILENCE
 from infra.run.supervisor import Report
 from trainer.words import duration
 

@@ -15,9 +15,9 @@ from commands.results import STAYS, Expected, left_there
 from commands.site import Setting
 from commands.vigil import MachineDown
 from infra.durable import write_bytes
-from infra.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.provider import Vm
 from infra.run.decide import JobPhase, JobView
+from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, link, sync
 from remote.clean import clean

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from infra import provider as seam
-from infra.heartbeat import Heartbeat
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
 from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy
 from infra.run.fold import Ending
+from infra.run.heartbeat import Heartbeat
 from infra.run.journal import Event, Journal, Kind
 from infra.run.supervisor import Report, Supervisor, Tools
 from infra.run.workload import HostNotTrusted, HostUnreachable

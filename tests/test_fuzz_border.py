@@ -27,12 +27,12 @@ from commands.verify import read_replay
 from commands.view import view
 from commands.workload import SshWorkload
 from infra.durable import read_json
-from infra.heartbeat import SILENCE, read_heartbeat
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run import actions as act
 from infra.run.budget import bill
 from infra.run.decide import Goal, JobPhase, Plan, Seen, decide
 from infra.run.fold import RunState, apply, fold
+from infra.run.heartbeat import SILENCE, read_heartbeat
 from infra.run.journal import Event, JournalDamaged, Kind, _plain, read
 from infra.run.stall_detector import Watch
 from infra.run.supervisor import Report

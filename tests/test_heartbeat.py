@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from commands.workload import SshWorkload
-from infra.heartbeat import SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.provider import Observation, PowerState, StopReason, Vm
+from infra.run.heartbeat import SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.run.stall_detector import Watch
 from infra.when import utc
 from remote.job import JobState, JobStatus

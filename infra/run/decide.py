@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from infra.heartbeat import SILENCE, Heartbeat
 from infra.provider import Observation, Offer, PowerState
 from infra.run.actions import (
     Action,
@@ -34,6 +33,7 @@ from infra.run.actions import (
 )
 from infra.run.budget import Budget, reached, renew_s
 from infra.run.fold import Ending, RunState
+from infra.run.heartbeat import SILENCE, Heartbeat
 
 
 class Goal(StrEnum):
