@@ -33,7 +33,7 @@ and the Python interpreter there."""
 def make_provider(vm: VmTable, home: Path) -> Provider:
     """The provider that `vm.provider` names. Raises Usage if it cannot work here."""
     if vm.provider == "local":
-        from infra.local import LocalProvider, LocalSettings
+        from infra.local.provider import LocalProvider, LocalSettings
 
         settings = LocalSettings(
             notice_s=vm.local.notice_s, evict_after_s=tuple(vm.local.evict_after_s)

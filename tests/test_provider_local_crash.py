@@ -16,13 +16,13 @@ import pytest
 from contract import make_spec
 
 from infra import local_processes
-from infra.local import LocalProvider, LocalSettings
+from infra.local.provider import LocalProvider, LocalSettings
 from infra.provider import PowerState, VmSpec
 
 VICTIM = """
 import json, os, pathlib, signal, sys
 from infra import local_processes
-from infra.local import LocalProvider, LocalSettings
+from infra.local.provider import LocalProvider, LocalSettings
 from infra.provider import Offer, Vm, VmSpec
 
 task = json.loads(sys.argv[1])

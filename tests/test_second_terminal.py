@@ -13,7 +13,7 @@ from runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 
 from commands.home import RunFolder
 from commands.receipt import make_receipt
-from infra.local import LocalProvider
+from infra.local.provider import LocalProvider
 from infra.provider import Offer
 from infra.run.fold import to_json
 from infra.run.journal import Journal, Kind
