@@ -1,6 +1,6 @@
 """Starts one life of a local machine, detached: whoever started it may die, the machine stays.
 
-Started by `local_machine.py` as `python -m infra.guest --dir DIR --life N`. It listens to nobody
+Started by `machine.py` as `python -m infra.guest --dir DIR --life N`. It listens to nobody
 but the files in `DIR`; `guest_life.py` is what it then does.
 """
 

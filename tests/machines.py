@@ -12,7 +12,7 @@ from pathlib import Path
 import paramiko
 from contract import openssh_keys
 
-from infra.local_machine import Machine, MachineSpec, MachineState, Power
+from infra.local.machine import Machine, MachineSpec, MachineState, Power
 from infra.local_processes import of_machine
 
 PATIENCE_S = 120.0  # nobody waits for it unless something is stuck

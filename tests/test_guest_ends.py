@@ -21,7 +21,7 @@ import pytest
 from machines import Subject, execute, until
 
 from infra.durable import write_json
-from infra.local_machine import BOOT_PATIENCE_S, Machine, Power
+from infra.local.machine import BOOT_PATIENCE_S, Machine, Power
 from infra.local_processes import of_machine
 
 QUIET = "</dev/null >/dev/null 2>&1 &"
@@ -175,7 +175,7 @@ def test_eviction_needs_nobody(subject: Subject) -> None:
     """An eviction is carried out although whoever asked for it is killed at once."""
     subject.up()
     script = (
-        "import os, pathlib, signal, sys\nfrom infra.local_machine import Machine\n"
+        "import os, pathlib, signal, sys\nfrom infra.local.machine import Machine\n"
         "Machine(pathlib.Path(sys.argv[1])).order_eviction(0.5)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -355,7 +355,7 @@ def test_full_disk_does_not_keep_a_machine_alive(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr("infra.local_machine.write_json", refuse)
+        full.setattr("infra.local.machine.write_json", refuse)
         with pytest.raises(OSError, match="No space left"):
             subject.machine.power_off("user")
 
@@ -380,7 +380,7 @@ def test_machine_outlives_its_maker(tmp_path: Path) -> None:
     """A machine switched on by a process that is killed runs on, in a session of its own."""
     subject = Subject.make(tmp_path)
     script = (
-        "import os, pathlib, signal, sys\nfrom infra.local_machine import Machine\n"
+        "import os, pathlib, signal, sys\nfrom infra.local.machine import Machine\n"
         "Machine(pathlib.Path(sys.argv[1])).power_on()\n"
         "os.killpg(0, signal.SIGKILL)\n"
     )

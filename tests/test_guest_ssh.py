@@ -20,7 +20,7 @@ import pytest
 from contract import openssh_keys
 from machines import Subject, execute, until
 
-from infra.local_machine import Power
+from infra.local.machine import Power
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ import pytest
 from contract import Harness, RentingContract, make_spec, running, wait_for
 
 from infra.durable import locked
+from infra.local.machine import SYSTEM_PATH
 from infra.local.provider import LocalProvider, LocalSettings
-from infra.local_machine import SYSTEM_PATH
 from infra.local_processes import MARK
 from infra.provider import (
     BadRequest,
@@ -298,7 +298,7 @@ def test_full_disk_can_be_cleared(cloud: LocalHarness, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr("infra.local_machine.write_json", refuse)
+        full.setattr("infra.local.machine.write_json", refuse)
         full.setattr("infra.local.provider.write_json", refuse)
         with pytest.raises(Transient, match="No space left"):
             cloud.provider().deallocate(vm)

@@ -331,7 +331,7 @@ class Machine:
             "LANG": "C.UTF-8",
             **spec.environ,
             "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
-            "PYTHONPATH": str(Path(__file__).absolute().parent.parent),
+            "PYTHONPATH": str(Path(__file__).absolute().parents[2]),
             MARK: spec.mark,
             GUEST: str(life),
         }
