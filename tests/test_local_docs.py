@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from infra.config import VmTable
-from infra.local_market import read_market
+from infra.local.market import read_market
 
 PAGE = (Path(__file__).parents[1] / "docs" / "local.md").read_text()
 
