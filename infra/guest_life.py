@@ -17,7 +17,7 @@ from infra.guest_metadata import MetadataService
 from infra.guest_ssh import SshServer
 from infra.local.machine import Machine, MachineSpec
 from infra.local.market import read_market
-from infra.local_processes import GUEST, adopt_orphans, end_all, inside
+from infra.local.processes import GUEST, adopt_orphans, end_all, inside
 from infra.provider import BadRequest
 
 WATCH_S = 0.05

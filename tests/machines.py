@@ -13,7 +13,7 @@ import paramiko
 from contract import openssh_keys
 
 from infra.local.machine import Machine, MachineSpec, MachineState, Power
-from infra.local_processes import of_machine
+from infra.local.processes import of_machine
 
 PATIENCE_S = 120.0  # nobody waits for it unless something is stuck
 

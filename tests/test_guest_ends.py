@@ -22,7 +22,7 @@ from machines import Subject, execute, until
 
 from infra.durable import write_json
 from infra.local.machine import BOOT_PATIENCE_S, Machine, Power
-from infra.local_processes import of_machine
+from infra.local.processes import of_machine
 
 QUIET = "</dev/null >/dev/null 2>&1 &"
 HIDERS = {

@@ -19,8 +19,8 @@ from contract import Harness, RentingContract, make_spec, running, wait_for
 
 from infra.durable import locked
 from infra.local.machine import SYSTEM_PATH
+from infra.local.processes import MARK
 from infra.local.provider import LocalProvider, LocalSettings
-from infra.local_processes import MARK
 from infra.provider import (
     BadRequest,
     Gone,

@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 
 from infra.durable import read_json, write_bytes, write_json
-from infra.local_processes import GUEST, MARK, end_all, guest_of, is_guest, of_machine
+from infra.local.processes import GUEST, MARK, end_all, guest_of, is_guest, of_machine
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BOOT_PATIENCE_S = 10.0

@@ -31,7 +31,7 @@ from infra.catalog import (
 from infra.durable import LockTimeout, locked, read_json, sync_directory, write_json
 from infra.local.machine import LaunchFailed, Machine, MachineSpec, MachineState, Power
 from infra.local.market import Market, read_market
-from infra.local_processes import StillAlive
+from infra.local.processes import StillAlive
 from infra.provider import (
     BadRequest,
     Gone,

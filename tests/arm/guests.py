@@ -16,7 +16,7 @@ from arm.metadata import MetadataService
 from arm.replies import Reply, Request
 from arm.world import Resource
 from infra.local.machine import Machine, MachineSpec, Power, inherited_environ
-from infra.local_processes import MARK
+from infra.local.processes import MARK
 
 ONCE_BYTES = 1 << 16
 
