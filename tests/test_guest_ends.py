@@ -323,7 +323,7 @@ def test_life_has_one_guest(subject: Subject) -> None:
     """A second guest for a life that is being played leaves at once."""
     subject.up()
     environ = {**os.environ, "QFT_VM": subject.mark, "QFT_GUEST": "1"}
-    argv = ["-m", "infra.guest", "--dir", str(subject.machine.directory), "--life", "1"]
+    argv = ["-m", "infra.local.start_vm", "--dir", str(subject.machine.directory), "--life", "1"]
 
     subprocess.run([sys.executable, *argv], cwd=Path(__file__).parents[1], env=environ, check=True)
 
@@ -337,7 +337,7 @@ def test_guest_of_a_past_life_leaves(subject: Subject) -> None:
     subject.machine.power_off("user")
     (subject.machine.directory / "guest.json").unlink(missing_ok=True)  # it may have been quick
     environ = {**os.environ, "QFT_VM": subject.mark, "QFT_GUEST": "1"}
-    argv = ["-m", "infra.guest", "--dir", str(subject.machine.directory), "--life", "1"]
+    argv = ["-m", "infra.local.start_vm", "--dir", str(subject.machine.directory), "--life", "1"]
 
     subprocess.run([sys.executable, *argv], cwd=Path(__file__).parents[1], env=environ, check=True)
 

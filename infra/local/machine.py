@@ -336,7 +336,7 @@ class Machine:
             GUEST: str(life),
         }
         # -P: the machine's disk must not be able to stand in for a module of ours.
-        argv = [sys.executable, "-P", "-m", "infra.guest"]
+        argv = [sys.executable, "-P", "-m", "infra.local.start_vm"]
         argv += ["--dir", str(self.directory), "--life", str(life)]
         log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         pid = os.posix_spawn(

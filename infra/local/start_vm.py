@@ -1,6 +1,6 @@
 """Starts one life of a local machine, detached: whoever started it may die, the machine stays.
 
-Started by `machine.py` as `python -m infra.guest --dir DIR --life N`. It listens to nobody
+Started by `machine.py` as `python -m infra.local.start_vm --dir DIR --life N`. It listens to nobody
 but the files in `DIR`; `guest_life.py` is what it then does.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 def main(arguments: list[str]) -> int:
     """Detach, then play one life of the machine until it is stopped, evicted or deleted."""
-    parser = argparse.ArgumentParser(prog="python -m infra.guest", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m infra.local.start_vm", description=__doc__)
     parser.add_argument("--dir", type=Path, required=True, help="the machine's directory")
     parser.add_argument("--life", type=int, required=True, help="which start of it this is")
     chosen = parser.parse_args(arguments)
