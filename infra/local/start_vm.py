@@ -1,7 +1,7 @@
 """Starts one life of a local machine, detached: whoever started it may die, the machine stays.
 
 Started by `machine.py` as `python -m infra.local.start_vm --dir DIR --life N`. It listens to nobody
-but the files in `DIR`; `guest_life.py` is what it then does.
+but the files in `DIR`; `vm_process.py` is what it then does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     if os.fork():
         os._exit(0)  # the caller waits for this, and so never has a guest as its own child
-    from infra.guest_life import play  # after the fork: the caller does not wait for imports
+    from infra.local.vm_process import play  # after the fork: the caller does not wait for imports
 
     play(chosen.dir, chosen.life)
     return 0
