@@ -23,7 +23,7 @@ ASSERTING = ("assert_", "check", "expect", "wait_for", "await_", "until")
 """How helpers that fail a test begin."""
 CONFINED = {
     "azure": ("infra/azure",),
-    "asyncssh": ("infra/guest",),
+    "asyncssh": ("infra/local/ssh_server",),
     "fabric": ("remote/link", "remote/sync"),
     "paramiko": ("remote/link", "remote/sync"),
     "torch": ("trainer/",),

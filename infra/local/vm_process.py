@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 
 from infra.guest_metadata import MetadataService
-from infra.guest_ssh import SshServer
 from infra.local.machine import Machine, MachineSpec
 from infra.local.market import read_market
 from infra.local.processes import GUEST, adopt_orphans, end_all, inside
+from infra.local.ssh_server import SshServer
 from infra.provider import BadRequest
 
 WATCH_S = 0.05
