@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.guest_metadata import MetadataService
+from infra.local.imds import MetadataService
 from infra.local.machine import Machine, MachineSpec
 from infra.local.market import read_market
 from infra.local.processes import GUEST, adopt_orphans, end_all, inside
