@@ -30,7 +30,7 @@ from commands.home import (
 from commands.receipt import Receipt, make_receipt
 from commands.session import Desk, Session, is_over, opened, reopen
 from commands.takeover import Taker, taker_of
-from infra.catalog import resolve_gpu
+from infra.catalog.gpus import resolve_gpu
 from infra.durable import write_json
 from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
 from infra.run.budget import Budget, bill, worst_case_usd

@@ -10,7 +10,7 @@ from typing import Any
 
 from commands.config import LoadedConfig
 from commands.home import environment
-from infra.catalog import resolve_gpu
+from infra.catalog.gpus import resolve_gpu
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.data.rows import DataError, Row, stream_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError

@@ -20,7 +20,7 @@ from commands.forecast import (
     rehearsal_line,
 )
 from commands.home import environment, qft_home
-from infra.catalog import resolve_gpu
+from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
 from infra.powers import Foreseeing, Switch
 from infra.provider import Offer, Provider, ProviderError, Want

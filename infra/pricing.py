@@ -1,7 +1,7 @@
 """Spot and on-demand quotes, each with its source and date; never waits long, never without one.
 
 In order of preference: a fresh quote from disk, the vendor's price list, an older quote from disk,
-the dated table of `catalog.py`. The quote says which it is.
+the dated table of `gpus.py`. The quote says which it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infra.catalog import (
+from infra.catalog.gpus import (
     ON_DEMAND_DATE,
     SPOT_DATE,
     SPOT_REGION,

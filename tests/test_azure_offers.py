@@ -16,7 +16,7 @@ from runs import wait_until
 from infra.azure.offers import ZONED_PLACES_MAX
 from infra.azure.rights import THREAD
 from infra.azure.sources import ASKING, bands_query, restrictions_of, usage_of
-from infra.catalog import UnknownGpu
+from infra.catalog.gpus import UnknownGpu
 from infra.provider import NoCapacity, Offer, Want
 
 

@@ -12,7 +12,7 @@ from infra.azure.network import source_prefix
 from infra.azure.registration import registered
 from infra.azure.rights import RELEASE_HINT, RENT, allowed, may_release, permissions
 from infra.azure.sources import SPOT_QUOTA, usage_of
-from infra.catalog import GpuSize, folded
+from infra.catalog.gpus import GpuSize, folded
 from infra.provider import ProviderError, SignedOut
 
 NAMESPACES = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.DevTestLab")

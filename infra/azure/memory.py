@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from infra.azure.sources import SPOT_QUOTA
-from infra.catalog import folded, quota_covers
+from infra.catalog.gpus import folded, quota_covers
 from infra.durable import read_json, write_json
 from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError
 from infra.when import utc

@@ -14,7 +14,7 @@ from infra.azure.naming import idle_usd_per_h
 from infra.azure.placement import POOR
 from infra.azure.sources import SPOT_QUOTA, Findings, Sources
 from infra.azure.web import ANSWER_BYTES_MAX, fetch
-from infra.catalog import REGIONS, GpuSize, folded, reference_spot_of, sizes
+from infra.catalog.gpus import REGIONS, GpuSize, folded, reference_spot_of, sizes
 from infra.pricing import PriceList, Quote
 from infra.provider import Offer, ProviderError, Want
 from infra.untrusted import parse

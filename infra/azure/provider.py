@@ -22,7 +22,7 @@ from infra.azure.sources import Sources
 from infra.azure.teardown import Teardown
 from infra.azure.watchdog import Protection, Watchdog
 from infra.azure.web import own_address, public_address
-from infra.catalog import REGIONS, sizes
+from infra.catalog.gpus import REGIONS, sizes
 from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
 
 if TYPE_CHECKING:

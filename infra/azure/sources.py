@@ -13,7 +13,7 @@ from typing import Any
 
 from infra.azure.account import Account
 from infra.azure.placement import LOCATIONS_MAX, Placement, chunks
-from infra.catalog import folded
+from infra.catalog.gpus import folded
 from infra.durable import read_json, write_json
 from infra.provider import ProviderError
 from infra.untrusted import number

@@ -21,7 +21,7 @@ from infra.azure.looking import Looking
 from infra.azure.naming import DISK_GB, RUN, SCHEDULE, Names, idle_usd_per_h, names_of
 from infra.azure.registration import ensure_registered
 from infra.azure.rights import RELEASE_HINT, Rights, role_id, role_is_defined
-from infra.catalog import on_demand_max_usd_per_h
+from infra.catalog.gpus import on_demand_max_usd_per_h
 from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want
 from infra.when import utc
 

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infra.catalog import (
+from infra.catalog.gpus import (
     SPOT_DATE,
     reference_on_demand_usd_per_h,
     resolve_gpu,

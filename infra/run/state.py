@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra.catalog import quota_covers
+from infra.catalog.gpus import quota_covers
 from infra.provider import Offer, OverQuota, Rejected, Vm
 from infra.run.billing_spans import Span
 from infra.run.journal import Kind
