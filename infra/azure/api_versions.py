@@ -7,7 +7,7 @@ management package named beside it, and finds no other api-version of ARM in thi
 
 Not here, because they are no api-versions of ARM: those of the machine's own metadata service
 (`vmwatch.py`, `cloudinit.py`), which live as long as the image, and that of the retail prices
-(`infra/pricing.py`), a public page of its own.
+(`infra/azure/prices.py`), a public page of its own.
 """
 
 from __future__ import annotations

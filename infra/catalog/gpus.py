@@ -1,6 +1,6 @@
 """The GPU sizes that qft trusts, with what must be known before renting one: dated, and sourced.
 
-Prices here are the fallback for when no price source answers; `pricing.py` has today's.
+Prices here are the fallback for when no price source answers; `prices.py` has today's.
 """
 
 from __future__ import annotations
