@@ -20,7 +20,7 @@ from remote.setup_facts import sha256_of
 
 if TYPE_CHECKING:
     from infra.azure import AzureSettings
-    from infra.host import HostSettings
+    from infra.ssh_host import HostSettings
     from remote import setup
 
 USER_KEY = "user_ed25519"
@@ -40,7 +40,7 @@ def make_provider(vm: VmTable, home: Path) -> Provider:
         )
         return LocalProvider(home / "local", settings=settings)
     if vm.provider == "ssh":
-        from infra.host import HostProvider
+        from infra.ssh_host import HostProvider
 
         return HostProvider(home / "ssh", ssh_machine(vm))
     return _azure(vm, home)
@@ -69,7 +69,7 @@ def azure_settings(vm: VmTable) -> AzureSettings:
 
 def ssh_machine(vm: VmTable) -> HostSettings:
     """The user's own machine as the provider wants it told. Raises Usage without a host key."""
-    from infra.host import HostSettings
+    from infra.ssh_host import HostSettings
 
     table = need_ssh(vm)
     if not table.host_key:
