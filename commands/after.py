@@ -37,7 +37,7 @@ from infra.durable import write_json
 from infra.provider import StopReason
 from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read
-from infra.when import utc
+from infra.timestamps import utc
 from trainer.data.template import Template
 from trainer.method_table import Quant
 

@@ -26,7 +26,7 @@ from infra.powers import Foreseeing, Switch
 from infra.provider import Offer, Provider, ProviderError, Want
 from infra.run.budget import Budget, ends_s, worst_case_usd
 from infra.run.fold import RunState
-from infra.when import parse_utc_s
+from infra.timestamps import parse_utc_s
 
 CAP_MARGIN = 1.2
 """A cap less than a fifth above the market is passed by ordinary moves of the price."""

@@ -15,7 +15,7 @@ from runs import make_project
 
 from infra.patience import ask
 from infra.provider import Transient
-from infra.when import parse_utc_s
+from infra.timestamps import parse_utc_s
 
 
 @pytest.fixture

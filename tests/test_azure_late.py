@@ -24,7 +24,7 @@ from infra.run.billing_spans import Span, without_compute
 from infra.run.budget import bill
 from infra.run.fold import fold, to_json
 from infra.run.journal import Event, Kind
-from infra.when import parse_utc_s
+from infra.timestamps import parse_utc_s
 
 CODES = {
     "AllocationFailed": NoCapacity,

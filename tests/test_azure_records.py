@@ -15,7 +15,7 @@ from infra.run.budget import bill
 from infra.run.decide import Goal, Plan
 from infra.run.fold import fold, to_json
 from infra.run.journal import Event, Kind, read
-from infra.when import parse_utc_s
+from infra.timestamps import parse_utc_s
 
 HOUR_S = 3600.0
 

@@ -13,7 +13,7 @@ from commands.workload import SshWorkload
 from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.run.heartbeat import SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.run.stall_detector import Watch
-from infra.when import utc
+from infra.timestamps import utc
 from remote.job import JobState, JobStatus
 
 STARTED_S = 1_000_000.0

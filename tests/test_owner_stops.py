@@ -14,7 +14,7 @@ from infra.run.budget import Budget, bill
 from infra.run.decide import Goal, Plan
 from infra.run.fold import fold, to_json
 from infra.run.journal import Event, Kind, read
-from infra.when import utc
+from infra.timestamps import utc
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ from infra.provider import (
     Vm,
     VmSpec,
 )
-from infra.when import utc
+from infra.timestamps import utc
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation

@@ -24,7 +24,7 @@ from infra.provider import (
     Transient,
     Vm,
 )
-from infra.when import parse_utc_s, utc
+from infra.timestamps import parse_utc_s, utc
 
 LOG_DAYS = 14
 SKEW_S = 120.0

@@ -10,7 +10,7 @@ from infra.azure.sources import SPOT_QUOTA
 from infra.catalog.gpus import folded, quota_covers
 from infra.durable import read_json, write_json
 from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError
-from infra.when import utc
+from infra.timestamps import utc
 
 TTL_S: dict[type[ProviderError], float] = {
     NoCapacity: 3600.0,  # karpenter backs off as long: what Azure lists as free often is not

@@ -17,7 +17,7 @@ from infra.azure.errors import Fault, translate
 from infra.azure.naming import Names
 from infra.azure.record import RunRecord
 from infra.provider import Gone, NoCapacity, ProviderError, SignedOut, Transient
-from infra.when import parse_utc_s, utc
+from infra.timestamps import parse_utc_s, utc
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation

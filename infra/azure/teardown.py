@@ -32,7 +32,7 @@ from infra.provider import (
     Removed,
     Transient,
 )
-from infra.when import utc
+from infra.timestamps import utc
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation

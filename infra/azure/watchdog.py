@@ -23,7 +23,7 @@ from infra.azure.registration import ensure_registered
 from infra.azure.rights import RELEASE_HINT, Rights, role_id, role_is_defined
 from infra.catalog.gpus import on_demand_max_usd_per_h
 from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want
-from infra.when import utc
+from infra.timestamps import utc
 
 LEAD_S = 30 * 60.0
 """A schedule set less than half an hour ahead may first strike a day later."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from infra.timestamps import parse_utc_s
 from infra.untrusted import NotPlain, number, parse, table, text, whole
-from infra.when import parse_utc_s
 
 BYTES_MAX = 1 << 20
 """Of `status.json`; an honest one has less than a thousandth of it."""

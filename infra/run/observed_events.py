@@ -10,7 +10,7 @@ from infra.powers import Explaining
 from infra.provider import Observation, PowerState, Provider, StopReason, Vm
 from infra.run.journal import Kind
 from infra.run.state import RunState
-from infra.when import parse_utc_s
+from infra.timestamps import parse_utc_s
 
 PRICE_EVERY_S = 300.0
 PRICE_STEP_USD = 1e-6

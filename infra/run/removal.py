@@ -8,7 +8,7 @@ from dataclasses import replace
 from infra.patience import ask
 from infra.powers import Dating, Telling
 from infra.provider import PowerState, Provider, Removed, Vm
-from infra.when import parse_utc_s
+from infra.timestamps import parse_utc_s
 
 
 def release(provider: Provider, vm: Vm, sleep: Callable[[float], None]) -> float | None:

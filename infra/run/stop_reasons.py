@@ -11,7 +11,7 @@ from infra.provider import NoCapacity, Observation, PowerState, PriceAboveCap, S
 from infra.run.billing_spans import Span, close_span, open_span, without_compute
 from infra.run.journal import Event, Kind
 from infra.run.state import Doubt, Failure, RunState
-from infra.when import parse_utc_s, utc
+from infra.timestamps import parse_utc_s, utc
 
 OURS = {Kind.DEALLOCATE_INTENDED, Kind.DELETE_INTENDED}
 APART_S = 60.0
