@@ -25,8 +25,8 @@ from commands.session import reopen
 from commands.takeover import taken
 from infra.azure.record import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
-from infra.patience import ask
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
+from infra.retry import ask
 from infra.run.budget import bill
 from infra.run.fold import RunState, fold
 from infra.run.journal import Journal, JournalDamaged, Kind, read

@@ -13,8 +13,8 @@ from arm.harness import AzureHarness, azure, spec
 from arm.replies import ArmError
 from runs import make_project
 
-from infra.patience import ask
 from infra.provider import Transient
+from infra.retry import ask
 from infra.timestamps import parse_utc_s
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from infra.patience import ask
 from infra.powers import Explaining
 from infra.provider import Observation, PowerState, Provider, StopReason, Vm
+from infra.retry import ask
 from infra.run.journal import Kind
 from infra.run.state import RunState
 from infra.timestamps import parse_utc_s

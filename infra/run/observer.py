@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from infra.patience import ask
 from infra.provider import (
     Observation,
     PowerState,
@@ -15,6 +14,7 @@ from infra.provider import (
     Transient,
     Vm,
 )
+from infra.retry import ask
 from infra.run.actions import Wait
 from infra.run.decide import Policy, Seen, is_up
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from infra.patience import ask
 from infra.powers import Capping, Guarding, Switch
 from infra.provider import Provider, Vm
+from infra.retry import ask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
-from infra.patience import Answer, ask
 from infra.powers import Capping, Guarding
 from infra.provider import (
     PASSING,
@@ -24,6 +23,7 @@ from infra.provider import (
     Transient,
     Vm,
 )
+from infra.retry import Answer, ask
 from infra.run import actions as act
 from infra.run import stop_reasons
 from infra.run.budget import bill, ends_s
