@@ -22,7 +22,7 @@ from commands.forecast import (
 from commands.home import environment, qft_home
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
-from infra.powers import Foreseeing, Switch
+from infra.optional_capabilities import Foreseeing, Switch
 from infra.provider import Offer, Provider, ProviderError, Want
 from infra.run.budget import Budget, ends_s, worst_case_usd
 from infra.run.fold import RunState

@@ -40,7 +40,7 @@ from commands.staging import stage
 from commands.vigil import Vigil, asking
 from commands.workload import SshWorkload
 from infra.durable import write_json
-from infra.powers import Guarding
+from infra.optional_capabilities import Guarding
 from infra.provider import Provider
 from infra.run.budget import Budget
 from infra.run.decide import Goal, Plan, Policy

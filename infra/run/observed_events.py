@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from infra.powers import Explaining
+from infra.optional_capabilities import Explaining
 from infra.provider import Observation, PowerState, Provider, StopReason, Vm
 from infra.retry import ask
 from infra.run.journal import Kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from infra.powers import Dating, Telling
+from infra.optional_capabilities import Dating, Telling
 from infra.provider import PowerState, Provider, Removed, Vm
 from infra.retry import ask
 from infra.timestamps import parse_utc_s

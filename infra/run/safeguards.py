@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from infra.powers import Capping, Guarding, Switch
+from infra.optional_capabilities import Capping, Guarding, Switch
 from infra.provider import Provider, Vm
 from infra.retry import ask
 

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
-from infra.powers import Capping, Guarding
+from infra.optional_capabilities import Capping, Guarding
 from infra.provider import (
     PASSING,
     Gone,
