@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 from urllib.parse import quote
 
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.azure.naming import Names
 from infra.azure.rights import role_id
 from infra.provider import Gone, NotAllowed, Rejected

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from infra.azure import machine, network
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.azure.errors import AlreadyThereError, Fault, ImageRefusedError, translate
 from infra.azure.images import image_for, refuses_security
 from infra.azure.looking import Looking

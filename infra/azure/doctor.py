@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.azure.errors import QUOTA_PORTAL, SPOT_OFFERS
 from infra.azure.network import source_prefix
 from infra.azure.registration import registered

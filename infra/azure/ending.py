@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.azure import machine
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.azure.naming import Names
 from infra.azure.orders import Orders
 from infra.azure.record import RunRecord

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from infra.azure import machine
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.azure.naming import GENERATION, Names, is_of_run, names_of, told_by
 from infra.azure.orders import Orders
 from infra.azure.record import RunRecord

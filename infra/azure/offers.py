@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.azure.errors import QUOTA_PORTAL
 from infra.azure.memory import Memory
 from infra.azure.naming import idle_usd_per_h

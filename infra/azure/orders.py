@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra import provider as seam
 from infra.azure import machine
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.azure.errors import Fault, translate
 from infra.azure.naming import Names
 from infra.azure.record import RunRecord

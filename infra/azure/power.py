@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.azure import machine, network
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.azure.looking import Looking
 from infra.azure.naming import Names, names_of
 from infra.azure.record import RunRecord

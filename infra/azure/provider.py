@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.azure.creation import Creation
 from infra.azure.doctor import Check, Doctor
 from infra.azure.listing import Listing

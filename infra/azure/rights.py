@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.provider import Gone, ProviderError, Transient
 
 THREAD = "rights"

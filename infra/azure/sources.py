@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.azure.placement import LOCATIONS_MAX, Placement, chunks
 from infra.catalog.gpus import folded
 from infra.durable import read_json, write_json

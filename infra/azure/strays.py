@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.azure.ending import ComputeEnd, Tell
 from infra.azure.naming import DISK, GENERATION, KINDS, Names, is_of_run, told_by
 from infra.azure.record import RunRecord

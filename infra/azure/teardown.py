@@ -6,8 +6,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra.azure.account import Account
 from infra.azure.assignments import take_back
+from infra.azure.context import Account
 from infra.azure.ending import TELL_EVERY_S, ComputeEnd, Pace, Tell, quiet
 from infra.azure.errors import ConflictError, UnregisteredError
 from infra.azure.naming import (

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from infra.azure import machine
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.azure.looking import Looking
 from infra.azure.naming import DISK_GB, RUN, SCHEDULE, Names, idle_usd_per_h, names_of
 from infra.azure.registration import ensure_registered
