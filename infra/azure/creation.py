@@ -10,7 +10,6 @@ from infra.azure import machine, network
 from infra.azure.context import Account
 from infra.azure.errors import AlreadyThereError, Fault, ImageRefusedError, translate
 from infra.azure.images import image_for, refuses_security
-from infra.azure.looking import Looking
 from infra.azure.memory import Memory
 from infra.azure.naming import (
     ADDRESS,
@@ -28,6 +27,7 @@ from infra.azure.naming import (
     told_by,
     vm_from_tags,
 )
+from infra.azure.observe import Looking
 from infra.azure.record import RunRecord
 from infra.azure.registration import ensure_registered
 from infra.azure.teardown import Teardown

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from infra.azure import machine, network
 from infra.azure.context import Account
-from infra.azure.looking import Looking
 from infra.azure.naming import Names, names_of
+from infra.azure.observe import Looking
 from infra.azure.record import RunRecord
 from infra.provider import (
     PASSING,

@@ -12,8 +12,8 @@ from infra.azure.context import Account
 from infra.azure.creation import Creation
 from infra.azure.doctor import Check, Doctor
 from infra.azure.listing import Listing
-from infra.azure.looking import Looking
 from infra.azure.memory import Memory
+from infra.azure.observe import Looking
 from infra.azure.offers import Offers, PriceWatch, places_of
 from infra.azure.power import Power
 from infra.azure.rights import Rights

@@ -17,8 +17,8 @@ from typing import Any
 
 from infra.azure import machine
 from infra.azure.context import Account
-from infra.azure.looking import Looking
 from infra.azure.naming import DISK_GB, RUN, SCHEDULE, Names, idle_usd_per_h, names_of
+from infra.azure.observe import Looking
 from infra.azure.registration import ensure_registered
 from infra.azure.rights import RELEASE_HINT, Rights, role_id, role_is_defined
 from infra.catalog.gpus import on_demand_max_usd_per_h
