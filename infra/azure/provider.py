@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.azure.context import Account
-from infra.azure.creation import Creation
+from infra.azure.create import Creation
 from infra.azure.doctor import Check, Doctor
 from infra.azure.listing import Listing
 from infra.azure.memory import Memory
