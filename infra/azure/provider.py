@@ -15,10 +15,10 @@ from infra.azure.listing import Listing
 from infra.azure.memory import Memory
 from infra.azure.observe import Looking
 from infra.azure.offers import Offers, PriceWatch, places_of
-from infra.azure.power import Power
 from infra.azure.rights import Rights
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.sources import Sources
+from infra.azure.start_stop import Power
 from infra.azure.teardown import Teardown
 from infra.azure.watchdog import Protection, Watchdog
 from infra.azure.web import own_address, public_address
