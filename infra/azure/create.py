@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.azure import machine, network
 from infra.azure.context import Account
+from infra.azure.delete import Teardown
 from infra.azure.errors import AlreadyThereError, Fault, ImageRefusedError, translate
 from infra.azure.images import image_for, refuses_security
 from infra.azure.memory import Memory
@@ -30,7 +31,6 @@ from infra.azure.naming import (
 from infra.azure.observe import Looking
 from infra.azure.record import RunRecord
 from infra.azure.registration import ensure_registered
-from infra.azure.teardown import Teardown
 from infra.azure.watchdog import Watchdog
 from infra.provider import (
     BadRequest,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from infra.azure.context import Account
 from infra.azure.create import Creation
+from infra.azure.delete import Teardown
 from infra.azure.doctor import Check, Doctor
 from infra.azure.listing import Listing
 from infra.azure.memory import Memory
@@ -19,7 +20,6 @@ from infra.azure.rights import Rights
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.sources import Sources
 from infra.azure.start_stop import Power
-from infra.azure.teardown import Teardown
 from infra.azure.watchdog import Protection, Watchdog
 from infra.azure.web import own_address, public_address
 from infra.catalog.gpus import REGIONS, sizes
