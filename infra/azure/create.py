@@ -11,7 +11,6 @@ from infra.azure.context import Account
 from infra.azure.delete import Teardown
 from infra.azure.errors import AlreadyThereError, Fault, ImageRefusedError, translate
 from infra.azure.images import image_for, refuses_security
-from infra.azure.memory import Memory
 from infra.azure.naming import (
     ADDRESS,
     CARD,
@@ -30,6 +29,7 @@ from infra.azure.naming import (
 )
 from infra.azure.observe import Looking
 from infra.azure.record import RunRecord
+from infra.azure.refusal_cache import Memory
 from infra.azure.registration import ensure_registered
 from infra.azure.watchdog import Watchdog
 from infra.provider import (

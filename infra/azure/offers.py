@@ -9,10 +9,10 @@ from typing import Any
 
 from infra.azure.context import Account
 from infra.azure.errors import QUOTA_PORTAL
-from infra.azure.memory import Memory
 from infra.azure.naming import idle_usd_per_h
 from infra.azure.placement import POOR
 from infra.azure.prices import PriceList, Quote
+from infra.azure.refusal_cache import Memory
 from infra.azure.sources import SPOT_QUOTA, Findings, Sources
 from infra.azure.web import ANSWER_BYTES_MAX, fetch
 from infra.catalog.gpus import REGIONS, GpuSize, folded, reference_spot_of, sizes

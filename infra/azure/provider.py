@@ -13,9 +13,9 @@ from infra.azure.create import Creation
 from infra.azure.delete import Teardown
 from infra.azure.doctor import Check, Doctor
 from infra.azure.listing import Listing
-from infra.azure.memory import Memory
 from infra.azure.observe import Looking
 from infra.azure.offers import Offers, PriceWatch, places_of
+from infra.azure.refusal_cache import Memory
 from infra.azure.rights import Rights
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.sources import Sources
