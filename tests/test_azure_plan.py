@@ -19,8 +19,8 @@ from arm.replies import Reply
 from runs import Project, json_of, make_project
 
 from infra.azure import AzureProvider, AzureSettings
+from infra.azure.availability import ASKING
 from infra.azure.rights import THREAD
-from infra.azure.sources import ASKING
 from infra.provider import Want
 
 REGIONS = ["eastus", "westus2", "westus3"]

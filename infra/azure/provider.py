@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infra.azure.availability import Sources
 from infra.azure.context import Account
 from infra.azure.create import Creation
 from infra.azure.delete import Teardown
@@ -18,7 +19,6 @@ from infra.azure.offers import Offers, PriceWatch, places_of
 from infra.azure.refusal_cache import Memory
 from infra.azure.rights import Rights
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
-from infra.azure.sources import Sources
 from infra.azure.start_stop import Power
 from infra.azure.watchdog import Protection, Watchdog
 from infra.azure.web import own_address, public_address

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from infra.azure.sources import SPOT_QUOTA
+from infra.azure.availability import SPOT_QUOTA
 from infra.catalog.gpus import folded, quota_covers
 from infra.durable import read_json, write_json
 from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError

@@ -21,7 +21,7 @@ from arm.replies import ArmError, Reply, Request
 from arm.server import Server
 from arm.world import SUBSCRIPTION, Resource, World
 from infra.azure import rights
-from infra.azure.sources import ASKING
+from infra.azure.availability import ASKING
 
 CALLER = "203.0.113.7"
 LATE_S_MAX = 30.0
