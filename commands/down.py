@@ -23,7 +23,7 @@ from commands.home import (
 from commands.leaving import LastSave, Result, clear, lost_with_disk, save_before
 from commands.session import reopen
 from commands.takeover import taken
-from infra.azure.record import subscriptions
+from infra.azure.run_record import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
 from infra.retry import ask

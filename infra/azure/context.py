@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.azure.naming import Names
-from infra.azure.record import RunRecord
+from infra.azure.run_record import RunRecord
 from infra.azure.settings import AzureSettings
 from infra.provider import NotAllowed, ProviderError
 

@@ -28,9 +28,9 @@ from infra.azure.naming import (
     vm_from_tags,
 )
 from infra.azure.observe import Looking
-from infra.azure.record import RunRecord
 from infra.azure.refusal_cache import Memory
 from infra.azure.registration import ensure_registered
+from infra.azure.run_record import RunRecord
 from infra.azure.watchdog import Watchdog
 from infra.provider import (
     BadRequest,

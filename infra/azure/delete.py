@@ -20,7 +20,7 @@ from infra.azure.naming import (
     told_by,
 )
 from infra.azure.parts import begin_removal, look_at
-from infra.azure.record import RunRecord
+from infra.azure.run_record import RunRecord
 from infra.azure.strays import Strays
 from infra.provider import (
     BadRequest,

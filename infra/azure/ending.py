@@ -14,7 +14,7 @@ from infra.azure import machine
 from infra.azure.context import Account
 from infra.azure.naming import Names
 from infra.azure.orders import Orders
-from infra.azure.record import RunRecord
+from infra.azure.run_record import RunRecord
 from infra.provider import Gone, PowerState, ProviderError, SignedOut, Vm
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from infra.azure import machine
 from infra.azure.context import Account
 from infra.azure.naming import GENERATION, Names, is_of_run, names_of, told_by
 from infra.azure.orders import Orders
-from infra.azure.record import RunRecord
+from infra.azure.run_record import RunRecord
 from infra.provider import (
     PASSING,
     Gone,

@@ -15,7 +15,7 @@ from infra.azure import machine
 from infra.azure.context import Account
 from infra.azure.errors import Fault, translate
 from infra.azure.naming import Names
-from infra.azure.record import RunRecord
+from infra.azure.run_record import RunRecord
 from infra.provider import Gone, NoCapacity, ProviderError, SignedOut, Transient
 from infra.timestamps import parse_utc_s, utc
 

@@ -9,7 +9,7 @@ from infra.azure import machine, network
 from infra.azure.context import Account
 from infra.azure.naming import Names, names_of
 from infra.azure.observe import Looking
-from infra.azure.record import RunRecord
+from infra.azure.run_record import RunRecord
 from infra.provider import (
     PASSING,
     BadRequest,
