@@ -12,7 +12,7 @@ from arm import Fault, Weather
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 
-from infra.azure.rights import allowed
+from infra.azure.permissions import allowed
 from infra.azure.watchdog import ACTION, Protection, next_strike_s, worst_case
 from infra.provider import NotAllowed, PowerState, StopReason, Want
 

@@ -15,7 +15,7 @@ from runs import wait_until
 
 from infra.azure.availability import ASKING, bands_query, restrictions_of, usage_of
 from infra.azure.offers import ZONED_PLACES_MAX
-from infra.azure.rights import THREAD
+from infra.azure.permissions import THREAD
 from infra.catalog.gpus import UnknownGpu
 from infra.provider import NoCapacity, Offer, Want
 

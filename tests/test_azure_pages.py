@@ -17,7 +17,7 @@ from arm.harness import T4, azure, spec
 from arm.replies import Reply, Request
 from cryptography import x509
 
-from infra.azure.rights import allowed, permissions
+from infra.azure.permissions import allowed, permissions
 from infra.azure.web import fetch
 from infra.provider import PowerState, StopReason, Transient, Want
 

@@ -20,7 +20,7 @@ from runs import Project, json_of, make_project
 
 from infra.azure import AzureProvider, AzureSettings
 from infra.azure.availability import ASKING
-from infra.azure.rights import THREAD
+from infra.azure.permissions import THREAD
 from infra.provider import Want
 
 REGIONS = ["eastus", "westus2", "westus3"]

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from infra.azure.context import Account
 from infra.azure.naming import Names
-from infra.azure.rights import role_id
+from infra.azure.permissions import role_id
 from infra.provider import Gone, NotAllowed, Rejected
 
 LIST = "providers/Microsoft.Authorization/roleAssignments"

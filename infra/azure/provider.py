@@ -16,8 +16,8 @@ from infra.azure.doctor import Check, Doctor
 from infra.azure.listing import Listing
 from infra.azure.observe import Looking
 from infra.azure.offers import Offers, PriceWatch, places_of
+from infra.azure.permissions import Rights
 from infra.azure.refusal_cache import Memory
-from infra.azure.rights import Rights
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.start_stop import Power
 from infra.azure.watchdog import Protection, Watchdog

@@ -19,8 +19,8 @@ from infra.azure import machine
 from infra.azure.context import Account
 from infra.azure.naming import DISK_GB, RUN, SCHEDULE, Names, idle_usd_per_h, names_of
 from infra.azure.observe import Looking
+from infra.azure.permissions import RELEASE_HINT, Rights, role_id, role_is_defined
 from infra.azure.registration import ensure_registered
-from infra.azure.rights import RELEASE_HINT, Rights, role_id, role_is_defined
 from infra.catalog.gpus import on_demand_max_usd_per_h
 from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want
 from infra.timestamps import utc
