@@ -17,8 +17,8 @@ from arm.harness import T4, azure, spec
 from arm.replies import Reply, Request
 from cryptography import x509
 
+from infra.azure.http import fetch
 from infra.azure.permissions import allowed, permissions
-from infra.azure.web import fetch
 from infra.provider import PowerState, StopReason, Transient, Want
 
 EVICTED: dict[str, object] = {

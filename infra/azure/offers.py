@@ -10,11 +10,11 @@ from typing import Any
 from infra.azure.availability import SPOT_QUOTA, Findings, Sources
 from infra.azure.context import Account
 from infra.azure.errors import QUOTA_PORTAL
+from infra.azure.http import ANSWER_BYTES_MAX, fetch
 from infra.azure.naming import idle_usd_per_h
 from infra.azure.placement import POOR
 from infra.azure.prices import PriceList, Quote
 from infra.azure.refusal_cache import Memory
-from infra.azure.web import ANSWER_BYTES_MAX, fetch
 from infra.catalog.gpus import REGIONS, GpuSize, folded, reference_spot_of, sizes
 from infra.provider import Offer, ProviderError, Want
 from infra.untrusted import parse

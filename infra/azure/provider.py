@@ -13,6 +13,7 @@ from infra.azure.context import Account
 from infra.azure.create import Creation
 from infra.azure.delete import Teardown
 from infra.azure.doctor import Check, Doctor
+from infra.azure.http import own_address, public_address
 from infra.azure.listing import Listing
 from infra.azure.observe import Looking
 from infra.azure.offers import Offers, PriceWatch, places_of
@@ -21,7 +22,6 @@ from infra.azure.refusal_cache import Memory
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.start_stop import Power
 from infra.azure.watchdog import Protection, Watchdog
-from infra.azure.web import own_address, public_address
 from infra.catalog.gpus import REGIONS, sizes
 from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
 
