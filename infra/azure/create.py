@@ -6,7 +6,8 @@ import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from infra.azure import machine, network
+from infra.azure import network
+from infra.azure import vm as machine
 from infra.azure.context import Account
 from infra.azure.delete import Teardown
 from infra.azure.errors import AlreadyThereError, Fault, ImageRefusedError, translate

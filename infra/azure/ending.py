@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra.azure import machine
+from infra.azure import vm
 from infra.azure.context import Account
 from infra.azure.naming import Names
 from infra.azure.orders import Orders
@@ -135,7 +135,7 @@ class ComputeEnd:
             raise
         except ProviderError:
             return PowerState.FAILED
-        return machine.power_of(dict(answer))[0]
+        return vm.power_of(dict(answer))[0]
 
 
 def vm_of(answer: dict[str, Any], names: Names) -> Vm:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
-from infra.azure import machine
+from infra.azure import vm as machine
 from infra.azure.context import Account
 from infra.azure.naming import GENERATION, Names, is_of_run, names_of, told_by
 from infra.azure.orders import Orders

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra import provider as seam
-from infra.azure import machine
+from infra.azure import vm
 from infra.azure.context import Account
 from infra.azure.errors import Fault, translate
 from infra.azure.naming import Names
@@ -89,7 +89,7 @@ class Orders:
             return refused
         if mine and record.asked not in {"create", "start", ""}:
             return None
-        code, message = machine.failure_of(answer)
+        code, message = vm.failure_of(answer)
         if not code:
             return None
         doing = f"{'start' if record.asked == 'start' else 'run'} `{names.vm}`"
@@ -107,7 +107,7 @@ class Orders:
 
     def down_since(self, record: RunRecord, answer: dict[str, Any]) -> str:
         """Since when a machine has been released that this computer asked to release."""
-        ended = record.ended_at or self.here_s(machine.settled_at(answer), after_s=record.asked_at)
+        ended = record.ended_at or self.here_s(vm.settled_at(answer), after_s=record.asked_at)
         return utc(ended or record.asked_at)
 
     def here_s(self, text: object, *, after_s: float) -> float | None:

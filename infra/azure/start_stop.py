@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra.azure import machine, network
+from infra.azure import network
+from infra.azure import vm as machine
 from infra.azure.context import Account
 from infra.azure.naming import Names, names_of
 from infra.azure.observe import Looking

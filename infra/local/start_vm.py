@@ -1,6 +1,6 @@
 """Starts one life of a local machine, detached: whoever started it may die, the machine stays.
 
-Started by `machine.py` as `python -m infra.local.start_vm --dir DIR --life N`. It listens to nobody
+Started by `vm.py` as `python -m infra.local.start_vm --dir DIR --life N`. It listens to nobody
 but the files in `DIR`; `vm_process.py` is what it then does.
 """
 
