@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.azure import network
 from infra.azure import vm as machine
+from infra.azure.auto_shutdown import Watchdog
 from infra.azure.context import Account
 from infra.azure.delete import Teardown
 from infra.azure.errors import AlreadyThereError, Fault, ImageRefusedError, translate
@@ -32,7 +33,6 @@ from infra.azure.observe import Looking
 from infra.azure.refusal_cache import Memory
 from infra.azure.registration import ensure_registered
 from infra.azure.run_record import RunRecord
-from infra.azure.watchdog import Watchdog
 from infra.provider import (
     BadRequest,
     Gone,

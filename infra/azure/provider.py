@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infra.azure.auto_shutdown import Protection, Watchdog
 from infra.azure.availability import Sources
 from infra.azure.context import Account
 from infra.azure.create import Creation
@@ -21,7 +22,6 @@ from infra.azure.permissions import Rights
 from infra.azure.refusal_cache import Memory
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.start_stop import Power
-from infra.azure.watchdog import Protection, Watchdog
 from infra.catalog.gpus import REGIONS, sizes
 from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
 
