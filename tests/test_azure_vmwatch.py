@@ -19,8 +19,8 @@ import pytest
 from arm.harness import AzureHarness, azure, spec
 
 from commands.workload import SshWorkload
-from infra.azure import vmwatch
-from infra.azure.vmwatch import (
+from infra.azure import self_release
+from infra.azure.self_release import (
     booted_s,
     give_back,
     is_over,
@@ -173,7 +173,7 @@ def test_visitors_are_counted(tmp_path: Path) -> None:
 
 def test_script_needs_nothing_but_python() -> None:
     """It is shipped as text to a machine on which nothing is installed yet."""
-    text = Path(vmwatch.__file__).read_text()
+    text = Path(self_release.__file__).read_text()
 
     imported = {line.split()[1].split(".")[0] for line in text.splitlines() if line[:6] == "import"}
     assert imported <= sys.stdlib_module_names
