@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.azure.assignments import take_back
 from infra.azure.context import Account
-from infra.azure.ending import TELL_EVERY_S, ComputeEnd, Pace, Tell, quiet
+from infra.azure.end_compute import TELL_EVERY_S, ComputeEnd, Pace, Tell, quiet
 from infra.azure.errors import ConflictError, UnregisteredError
 from infra.azure.naming import (
     GENERATION,

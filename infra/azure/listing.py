@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.azure.context import Account
-from infra.azure.ending import vm_of
+from infra.azure.end_compute import vm_of
 from infra.azure.naming import RUN, Names, is_of_run, told_by, vm_from_tags
 from infra.azure.observe import Looking
 from infra.azure.run_record import remembered

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infra.azure.context import Account
-from infra.azure.ending import ComputeEnd, Tell
+from infra.azure.end_compute import ComputeEnd, Tell
 from infra.azure.naming import DISK, GENERATION, KINDS, Names, is_of_run, told_by
 from infra.azure.run_record import RunRecord
 from infra.provider import NotAllowed
