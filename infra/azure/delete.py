@@ -10,6 +10,7 @@ from infra.azure.assignments import take_back
 from infra.azure.context import Account
 from infra.azure.end_compute import TELL_EVERY_S, ComputeEnd, Pace, Tell, quiet
 from infra.azure.errors import ConflictError, UnregisteredError
+from infra.azure.leftovers import Strays
 from infra.azure.naming import (
     GENERATION,
     KINDS,
@@ -21,7 +22,6 @@ from infra.azure.naming import (
 )
 from infra.azure.parts import begin_removal, look_at
 from infra.azure.run_record import RunRecord
-from infra.azure.strays import Strays
 from infra.provider import (
     BadRequest,
     Gone,
