@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from infra.azure import vm
 from infra.azure.context import Account
 from infra.azure.naming import Names
-from infra.azure.orders import Orders
+from infra.azure.operations import Orders
 from infra.azure.run_record import RunRecord
 from infra.provider import Gone, PowerState, ProviderError, SignedOut, Vm
 

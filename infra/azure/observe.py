@@ -12,7 +12,7 @@ from urllib.parse import quote
 from infra.azure import vm as machine
 from infra.azure.context import Account
 from infra.azure.naming import GENERATION, Names, is_of_run, names_of, told_by
-from infra.azure.orders import Orders
+from infra.azure.operations import Orders
 from infra.azure.run_record import RunRecord
 from infra.provider import (
     PASSING,
