@@ -20,7 +20,7 @@ from infra.azure.naming import (
     is_of_run,
     told_by,
 )
-from infra.azure.parts import begin_removal, look_at
+from infra.azure.resources import begin_removal, look_at
 from infra.azure.run_record import RunRecord
 from infra.provider import (
     BadRequest,
