@@ -6,7 +6,6 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra.azure.assignments import take_back
 from infra.azure.context import Account
 from infra.azure.end_compute import TELL_EVERY_S, ComputeEnd, Pace, Tell, quiet
 from infra.azure.errors import ConflictError, UnregisteredError
@@ -21,6 +20,7 @@ from infra.azure.naming import (
     told_by,
 )
 from infra.azure.resources import begin_removal, look_at
+from infra.azure.role_assignments import take_back
 from infra.azure.run_record import RunRecord
 from infra.provider import (
     BadRequest,
