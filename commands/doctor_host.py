@@ -13,7 +13,7 @@ from commands.errors import Exit, HostTrouble, Usage
 from commands.home import RunFolder
 from commands.host_check import LIMIT_S, STEP_S, in_time, sign_in
 from infra.config import SshTable, VmTable
-from remote import errors, keys, link, setup_facts
+from remote import errors, keys, setup_facts, ssh
 from remote.sync_wire import demand_sftp
 
 GB = 1e9
@@ -76,7 +76,7 @@ def _host_key(table: SshTable) -> Check:
     try:
         wanted = keys.parse_line(pinned) if pinned else None
         offered = in_time(
-            lambda: link.scan_host_key(table.host, table.port, timeout_s=STEP_S, pinned=pinned),
+            lambda: ssh.scan_host_key(table.host, table.port, timeout_s=STEP_S, pinned=pinned),
             where,
             LIMIT_S,
         )
@@ -104,7 +104,7 @@ def _host_key(table: SshTable) -> Check:
     )
 
 
-def _python(connection: link.Link, table: SshTable, facts: setup_facts.Facts) -> Check:
+def _python(connection: ssh.Link, table: SshTable, facts: setup_facts.Facts) -> Check:
     """Look at the interpreter that is named, or for one to make an environment from."""
     low, high = (
         ".".join(map(str, one)) for one in (setup_facts.PYTHON_MIN, setup_facts.PYTHON_MAX)

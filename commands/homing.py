@@ -16,7 +16,7 @@ from pathlib import Path
 
 from commands.results import Expected
 from infra.provider import Vm
-from remote import errors, link, sync
+from remote import errors, ssh, sync
 from remote.manifest import Tree
 from remote.sync_plan import Progress, SyncOptions
 from trainer.saving.manifest import (
@@ -47,7 +47,7 @@ class Homing:
     def __init__(  # noqa: PLR0913  (what it works with; nothing in it is global)
         self,
         *,
-        connect: Callable[[Vm], link.Link],
+        connect: Callable[[Vm], ssh.Link],
         remote_run: str,
         home: Path,
         options: SyncOptions,
@@ -65,7 +65,7 @@ class Homing:
         self._say = say
         self._clock = clock
         self._said: set[str] = set()
-        self._link: link.Link | None = None
+        self._link: ssh.Link | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
         self._verified: dict[int, bool] = {}
@@ -94,7 +94,7 @@ class Homing:
         return next((step for step in steps_present(self._home) if self._is_whole(step)), 0)
 
     def bring(
-        self, connection: link.Link, progress: Callable[[Progress], None] | None = None
+        self, connection: ssh.Link, progress: Callable[[Progress], None] | None = None
     ) -> None:
         """Copy the newest on the machine that verifies, and drop what is older than the last.
 
@@ -120,7 +120,7 @@ class Homing:
         """Give back the room of checkpoints that were on their way: nobody needs them any more."""
         self._forget_incoming(())
 
-    def send_back(self, connection: link.Link) -> None:
+    def send_back(self, connection: ssh.Link) -> None:
         """Give the machine the newest checkpoint at home if it has none as new that is whole."""
         mine = self.newest_step()
         if not mine:
@@ -154,7 +154,7 @@ class Homing:
             if not self._ended.is_set():
                 self._say_once(f"warning: the newest checkpoint did not come home: {error}")
 
-    def _offered(self, connection: link.Link) -> list[int]:
+    def _offered(self, connection: ssh.Link) -> list[int]:
         """The steps that the machine names checkpoints of and can have reached, newest first.
 
         Those that did not verify a while ago are left out.
@@ -171,7 +171,7 @@ class Homing:
         return sorted(steps - beyond - refused, reverse=True)
 
     def _fetch(
-        self, connection: link.Link, step: int, progress: Callable[[Progress], None] | None
+        self, connection: ssh.Link, step: int, progress: Callable[[Progress], None] | None
     ) -> bool:
         """Bring one checkpoint home if it is whole, there and here; say once why not."""
         if not self._is_whole_there(connection, step):
@@ -200,7 +200,7 @@ class Homing:
         self._verified[step] = True
         return True
 
-    def _is_whole_there(self, connection: link.Link, step: int) -> bool:
+    def _is_whole_there(self, connection: ssh.Link, step: int) -> bool:
         """Compare what the machine says of a checkpoint's files with its manifest; say once if not.
 
         Only the manifest travels.

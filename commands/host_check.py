@@ -11,7 +11,7 @@ from commands import wire
 from commands.errors import HostTrouble
 from commands.home import RunFolder
 from infra.config import VmTable
-from remote import errors, link
+from remote import errors, ssh
 
 T = TypeVar("T")
 STEP_S = 6.0
@@ -28,10 +28,10 @@ def demand_host(vm: VmTable, folder: RunFolder) -> None:
     sign_in(vm, folder).close()
 
 
-def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> link.Link:
+def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> ssh.Link:
     """Connect to the machine of `provider: ssh`, or raise HostTrouble that says why not."""
     settings = wire.ssh_machine(vm)
-    host = link.Host(
+    host = ssh.Host(
         address=settings.host,
         port=settings.port,
         user=settings.user,
@@ -39,7 +39,7 @@ def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> link
         host_key=settings.host_public_key,
     )
     try:
-        return in_time(lambda: link.connect(host, timeout_s=STEP_S), str(host), limit_s)
+        return in_time(lambda: ssh.connect(host, timeout_s=STEP_S), str(host), limit_s)
     except errors.RemoteError as error:
         told = f"{error.hint}; " if error.hint else ""
         raise HostTrouble(

@@ -17,7 +17,7 @@ from commands.site import Site
 from infra.provider import Vm
 from infra.run.fold import RunState, fold
 from infra.run.journal import read
-from remote import errors, job, link
+from remote import errors, job, ssh
 
 FOLLOW_EVERY_S = 0.5
 TAIL_BYTES = 1 << 18
@@ -81,7 +81,7 @@ class Reader:
         """
         self._turn_to(state)
         try:
-            with link.connect(host_of(self.folder, self.loaded, vm)) as connection:
+            with ssh.connect(host_of(self.folder, self.loaded, vm)) as connection:
                 running = job.Job(
                     link=connection,
                     directory=Site(run_id=state.run_id).job,

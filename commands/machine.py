@@ -20,7 +20,8 @@ from infra.names import host_fault, user_fault
 from infra.provider import PowerState, ProviderError, Vm
 from infra.run.fold import fold
 from infra.run.journal import read
-from remote import keys, link
+from remote import keys
+from remote import ssh as link
 from remote.errors import RemoteError, shorten
 
 UP = frozenset({PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING})

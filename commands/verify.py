@@ -22,7 +22,7 @@ from infra.provider import Vm
 from infra.run.fold import fold
 from infra.run.journal import read
 from infra.untrusted import NotPlain, number, parse, table, text, texts, whole
-from remote import errors, job, link
+from remote import errors, job, ssh
 from remote.clean import clean, cleaned
 
 REPLAY_S_MAX = 4 * 3600.0
@@ -102,7 +102,7 @@ def verify(wanted: str, *, steps: int | None, say: Callable[[str], None]) -> Ver
 def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> Replay:
     site = Site(run_id=fold(read(folder.journal)).run_id)
     try:
-        with link.connect(host_of(folder, loaded, vm)) as connection:
+        with ssh.connect(host_of(folder, loaded, vm)) as connection:
             helper = wire.helper_python(loaded.config.vm)
             running = job.Job(link=connection, directory=site.job, python=helper).status()
             if running.state is job.JobState.RUNNING:

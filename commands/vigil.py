@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from infra.provider import Provider, ProviderError, Vm
 from infra.run.decide import is_up
-from remote import errors, link
+from remote import errors, ssh
 
 EVERY_S = 20.0
 JOIN_S_MAX = 5.0
@@ -55,7 +55,7 @@ class Vigil:
         """Waits so many seconds for the end of the work; whether it has come."""
         self._every_s = every_s
         self._down = ""
-        self._made: link.Link | None = None
+        self._made: ssh.Link | None = None
         """A connection that set-up made in the place of one that was cut."""
 
     @contextlib.contextmanager
@@ -80,11 +80,11 @@ class Vigil:
             ended.set()
             watcher.join(JOIN_S_MAX)
 
-    def connect(self, host: link.Host) -> link.Link:
+    def connect(self, host: ssh.Host) -> ssh.Link:
         """Connect again, unless it is known that nobody is there. Raises as `link.connect` does."""
         if self._down:
             raise MachineDown(self._down)
-        self._made = link.connect(host)
+        self._made = ssh.connect(host)
         return self._made
 
     def _watch(self, vm: Vm, ended: threading.Event, cut: Callable[[], None]) -> None:

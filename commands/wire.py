@@ -14,7 +14,7 @@ from infra.catalog.gpus import find_size
 from infra.config import SshTable, VmTable
 from infra.durable import write_bytes
 from infra.provider import Offer, Provider, Vm, VmSpec, Want
-from remote import keys, link
+from remote import keys, ssh
 from remote.errors import RemoteError
 from remote.setup_facts import sha256_of
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 USER_KEY = "user_ed25519"
 
-MakeReady = Callable[[link.Link, Vm], tuple[link.Link, str]]
+MakeReady = Callable[[ssh.Link, Vm], tuple[ssh.Link, str]]
 """Makes a machine trainable; returns the connection to go on with (there may have been a reboot)
 and the Python interpreter there."""
 
@@ -154,7 +154,7 @@ def want(vm: VmTable) -> Want:
 def make_ready(
     vm: VmTable,
     say: Callable[[str], None],
-    reconnect: Callable[[link.Host], link.Link] = link.connect,
+    reconnect: Callable[[ssh.Host], ssh.Link] = ssh.connect,
 ) -> MakeReady:
     """How a machine of this provider becomes trainable; `reconnect` picks up a line that was cut.
 
@@ -162,7 +162,7 @@ def make_ready(
     machine with an interpreter named. Others get driver and environment by `remote.setup`.
     """
 
-    def ready(connection: link.Link, machine: Vm) -> tuple[link.Link, str]:
+    def ready(connection: ssh.Link, machine: Vm) -> tuple[ssh.Link, str]:
         from remote import setup
 
         wanted = setup_wanted(vm, machine)

@@ -19,7 +19,7 @@ from infra.provider import Vm
 from infra.run.decide import JobPhase, JobView
 from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
-from remote import errors, job, link, sync
+from remote import errors, job, ssh, sync
 from remote.clean import clean
 from remote.setup_reasons import reason
 from remote.sync_plan import Progress, SyncOptions
@@ -47,7 +47,7 @@ class SshWorkload:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._link: link.Link | None = None
+        self._link: ssh.Link | None = None
         self._python = ""
         self._failures = 0
         self._garbled = 0
@@ -91,7 +91,7 @@ class SshWorkload:
 
     def _push(
         self,
-        connection: link.Link,
+        connection: ssh.Link,
         what: str,
         source: Path | Mapping[str, Path],
         target: str,
@@ -245,17 +245,17 @@ class SshWorkload:
 
     # ---- connections ----
 
-    def _connect(self, vm: Vm) -> link.Link:
-        host = link.Host(
+    def _connect(self, vm: Vm) -> ssh.Link:
+        host = ssh.Host(
             address=vm.host,
             port=vm.port,
             user=vm.user,
             key_path=self._setting.key_path,
             host_key=vm.host_public_key,
         )
-        return link.connect(host, timeout_s=CONNECT_TIMEOUT_S)
+        return ssh.connect(host, timeout_s=CONNECT_TIMEOUT_S)
 
-    def _open(self, vm: Vm) -> link.Link:
+    def _open(self, vm: Vm) -> ssh.Link:
         if self._link is not None and not self._link.alive:
             self._link.close()
             self._link = None
@@ -273,7 +273,7 @@ class SshWorkload:
                 self._make_ready(self._open(vm), vm)
         return self._python
 
-    def _make_ready(self, connection: link.Link, vm: Vm) -> link.Link:
+    def _make_ready(self, connection: ssh.Link, vm: Vm) -> ssh.Link:
         connection, python = self._setting.make_ready(connection, vm)
         self._link = connection
         relative = "/" in python and not python.startswith("/")

@@ -13,7 +13,7 @@ from typing import Any
 from remote import agent, untrusted
 from remote.answers import read_answer
 from remote.errors import CommandFailed, RemoteError, Result, Untrusted, shorten
-from remote.link import KILLED, Link
+from remote.ssh import KILLED, Link
 
 MISSING = 97
 HANDLED = 3

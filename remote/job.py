@@ -12,7 +12,7 @@ from typing import Any
 from remote import agent_job
 from remote.call import Script
 from remote.errors import Garbled
-from remote.link import Link
+from remote.ssh import Link
 from remote.untrusted import number, table, texts, whole
 
 CALL_S = 60.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote.link import Link
+from remote.ssh import Link
 
 FACTS_S = 180.0
 PYTHON_MIN = (3, 11)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from remote import agent
 from remote.errors import Damaged, shorten
-from remote.link import Link
 from remote.manifest import DEFAULT_LIMITS, Limits, Tree
+from remote.ssh import Link
 from remote.sync_local import StaleError, local_errors
 from remote.sync_plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, Travelled
 from remote.sync_pull import list_there, pull_once

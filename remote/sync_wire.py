@@ -12,8 +12,8 @@ from pathlib import Path
 from remote import agent
 from remote.call import Script
 from remote.errors import NoSpace, RemoteError, Unreachable
-from remote.link import Link, translated
 from remote.pace import Pace
+from remote.ssh import Link, translated
 from remote.sync_plan import Blob, Chunk, Progress, SyncOptions, Tally, Travelled
 from remote.sync_sftp import Sftp
 

@@ -11,7 +11,7 @@ from typing import Any
 import sshd
 from machines import Subject
 
-from remote.link import Host
+from remote.ssh import Host
 
 MAKES = ("openssh", "guest")
 

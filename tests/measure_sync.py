@@ -20,7 +20,7 @@ from pathlib import Path
 import sshd
 import wire
 
-from remote.link import connect
+from remote.ssh import connect
 from remote.sync import pull, push
 from remote.sync_plan import SyncOptions
 

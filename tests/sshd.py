@@ -20,7 +20,7 @@ import paramiko
 import pytest
 
 from remote import keys
-from remote.link import Host, Link
+from remote.ssh import Host, Link
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 PATIENCE_S = 120.0  # nobody waits for it unless something is stuck

@@ -22,7 +22,7 @@ from infra.config import VmTable
 from infra.provider import Vm
 from remote import keys, setup
 from remote.errors import CommandFailed, RemoteError, Unfit
-from remote.link import Link
+from remote.ssh import Link
 
 PACE = 60.0
 A10 = "Standard_NV36ads_A10_v5"

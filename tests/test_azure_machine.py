@@ -15,7 +15,7 @@ from arm.harness import AzureHarness, azure, spec
 from infra.provider import PowerState, Vm
 from remote import keys
 from remote.errors import HostKeyMismatch, Unreachable
-from remote.link import Host, Link, connect
+from remote.ssh import Host, Link, connect
 
 PATIENCE_S = 120.0
 

@@ -14,7 +14,8 @@ from commands.checks import Check, exit_code
 from commands.doctor_host import look_at_host
 from commands.home import RunFolder
 from infra.config import VmTable
-from remote import keys, link, setup_facts
+from remote import keys, setup_facts
+from remote import ssh as link
 
 TYPES = ("rsa", "ecdsa", "ed25519")
 

@@ -39,7 +39,7 @@ from infra.run.supervisor import Report
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import agent, answers, errors, manifest
 from remote.job import Job
-from remote.link import Host
+from remote.ssh import Host
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 from trainer.eviction import preemption_in

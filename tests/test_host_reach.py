@@ -18,7 +18,8 @@ from commands.errors import HostTrouble
 from commands.home import RunFolder
 from commands.host_check import LIMIT_S, sign_in
 from infra.config import VmTable
-from remote import keys, link
+from remote import keys
+from remote import ssh as link
 
 WITHIN_S = 20.0
 START_S = 40.0

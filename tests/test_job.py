@@ -17,7 +17,7 @@ import pytest
 from remote import agent_job
 from remote.errors import RemoteError
 from remote.job import Job, JobState, JobStatus
-from remote.link import Link, connect
+from remote.ssh import Link, connect
 
 
 @pytest.fixture(scope="module", params=doors.MAKES)

@@ -18,8 +18,8 @@ from remote import agent, sync
 from remote.call import Script
 from remote.errors import CommandFailed, LoginShellEnded, RemoteError, TimedOut
 from remote.job import Job, JobState
-from remote.link import connect
 from remote.login_shell import for_any_shell
+from remote.ssh import connect
 
 PLAYED = r"""
 import os, re, sys

@@ -11,7 +11,7 @@ from runs import Project, make_project
 from sshd import Sshd, serve
 
 from remote.errors import LoginShellEnded, NoSftp
-from remote.link import connect
+from remote.ssh import connect
 from remote.sync_wire import demand_sftp
 
 AT_ONCE_S = 60.0

@@ -16,7 +16,7 @@ from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
 from remote import keys
 from remote.errors import RemoteError, Unreachable
-from remote.link import Host, Link, connect
+from remote.ssh import Host, Link, connect
 from remote.sync import push
 
 

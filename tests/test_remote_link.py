@@ -21,8 +21,8 @@ from remote.errors import (
     Unreachable,
     Untrusted,
 )
-from remote.link import Link, connect, scan_host_key
 from remote.link_channel import answered
+from remote.ssh import Link, connect, scan_host_key
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def patient(link: Link, monkeypatch: pytest.MonkeyPatch) -> Link:
     """The same connection, on which a command may take long to begin, as on a busy computer."""
     sshd.open_slowly(link, monkeypatch)
     monkeypatch.setattr(
-        "remote.link.answered", lambda channel, _: answered(channel, sshd.PATIENCE_S)
+        "remote.ssh.answered", lambda channel, _: answered(channel, sshd.PATIENCE_S)
     )
     return link
 

@@ -13,9 +13,9 @@ import sshd
 from remote import setup
 from remote.errors import CommandFailed, TimedOut, Unfit, Unreachable
 from remote.job import Job, JobState, JobStatus
-from remote.link import Host, Link, connect
 from remote.setup import Driver, Want
 from remote.setup_steps import UPGRADERS, Step
+from remote.ssh import Host, Link, connect
 
 WANT = Want(driver=Driver.DATACENTER)
 

@@ -16,8 +16,8 @@ import wheels
 
 from remote import pip_settings, setup, setup_python
 from remote.clean import NAMES, PREFIXES, clean, cleaned
-from remote.link import connect
 from remote.setup import Ready, Want
+from remote.ssh import connect
 
 
 @pytest.fixture

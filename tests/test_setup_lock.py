@@ -13,9 +13,9 @@ import wheels
 
 from remote import lock, setup, setup_python
 from remote.errors import CommandFailed
-from remote.link import connect
 from remote.setup import Ready, Want
 from remote.setup_facts import PYTHON_MAX, PYTHON_MIN
+from remote.ssh import connect
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ("cpu", "cu128", "cu130")

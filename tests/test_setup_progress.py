@@ -13,9 +13,9 @@ import wheels
 
 from remote import setup, setup_python
 from remote.errors import CommandFailed
-from remote.link import connect
 from remote.setup import Want
 from remote.setup_progress import Progress, spoken
+from remote.ssh import connect
 
 PIP = """qft: 61 packages
 Collecting absl-py==2.5.1 (from -r qft/venv-1.txt (line 5))

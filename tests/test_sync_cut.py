@@ -15,7 +15,7 @@ from test_sync_push import make_tree, read_tree
 
 from remote.agent import STAGING
 from remote.errors import Unreachable
-from remote.link import Link, connect
+from remote.ssh import Link, connect
 from remote.sync import pull, push
 from remote.sync_plan import SyncOptions, SyncReport
 

@@ -15,7 +15,7 @@ from test_sync_push import read_tree
 
 from remote import agent
 from remote.errors import NoSpace
-from remote.link import Link, connect
+from remote.ssh import Link, connect
 from remote.sync import pull, push
 from remote.sync_plan import Progress, SyncOptions
 

@@ -15,8 +15,8 @@ from test_sync_push import make_tree, read_tree
 
 from remote import agent
 from remote.errors import Damaged, RemoteError, Untrusted
-from remote.link import Link, connect
 from remote.manifest import Limits
+from remote.ssh import Link, connect
 from remote.sync import pull, push
 from remote.sync_plan import Progress, SyncOptions
 

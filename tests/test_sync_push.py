@@ -11,7 +11,7 @@ import doors
 import pytest
 
 from remote.errors import RemoteError
-from remote.link import Link, connect
+from remote.ssh import Link, connect
 from remote.sync import push
 from remote.sync_plan import Progress, SyncOptions
 

@@ -16,9 +16,9 @@ from commands.config import load
 from commands.results import STEPS_MAX, expected
 from remote import agent
 from remote.errors import Damaged, RemoteError, TooSlow, Untrusted
-from remote.link import Link, connect
 from remote.manifest import Limits, read_tree
 from remote.pace import Pace
+from remote.ssh import Link, connect
 from remote.sync import pull
 from remote.sync_plan import SyncOptions
 from remote.sync_sftp import DATA, Sftp, packet

@@ -21,7 +21,7 @@ from infra.provider import Vm
 from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors
 from remote.job import JobState
-from remote.link import connect
+from remote.ssh import connect
 from remote.sync import push
 
 PATIENCE_S = 60.0
