@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from remote.errors import NoSftp, shorten
-from remote.link_channel import answered, send_all
+from remote.ssh_channel import answered, send_all
 
 if TYPE_CHECKING:
     import paramiko

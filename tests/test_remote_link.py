@@ -21,8 +21,8 @@ from remote.errors import (
     Unreachable,
     Untrusted,
 )
-from remote.link_channel import answered
 from remote.ssh import Link, connect, scan_host_key
+from remote.ssh_channel import answered
 
 
 @pytest.fixture(scope="module")
