@@ -31,9 +31,9 @@ from remote.errors import (
     megabytes,
     shorten,
 )
-from remote.link_socket import dial, make_transport, prefer
 from remote.login_shell import Begun, ended_early, for_any_shell
 from remote.ssh_channel import READ_BYTES, Helpers, answered
+from remote.ssh_socket import dial, make_transport, prefer
 
 if TYPE_CHECKING:
     import paramiko
