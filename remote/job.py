@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from remote import agent_job
-from remote.call import Script
 from remote.errors import Garbled
+from remote.remote_script import Script
 from remote.ssh import Link
 from remote.untrusted import number, table, texts, whole
 

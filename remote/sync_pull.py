@@ -11,9 +11,9 @@ from typing import Any
 
 from remote import agent, answers, manifest
 from remote.answers import Listing
-from remote.call import tree_cache
 from remote.errors import Absent, Damaged, NoSpace, Untrusted
 from remote.manifest import Entry, Limits
+from remote.remote_script import tree_cache
 from remote.sync_local import StaleError, scan_target
 from remote.sync_plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
 from remote.sync_sftp import Sftp

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from remote import agent, answers, manifest
-from remote.call import tree_cache
 from remote.errors import NoSpace, RemoteError
 from remote.manifest import Entry
+from remote.remote_script import tree_cache
 from remote.sync_local import Source, StaleError, read_chunk, scan_source
 from remote.sync_plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
 from remote.sync_sftp import Sftp

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remote import agent
-from remote.call import Script
 from remote.errors import NoSpace, RemoteError, Unreachable
 from remote.pace import Pace
+from remote.remote_script import Script
 from remote.ssh import Link, translated
 from remote.sync_plan import Blob, Chunk, Progress, SyncOptions, Tally, Travelled
 from remote.sync_sftp import Sftp

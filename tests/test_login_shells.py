@@ -15,10 +15,10 @@ import pytest
 from sshd import Sshd, serve
 
 from remote import agent, sync
-from remote.call import Script
 from remote.errors import CommandFailed, LoginShellEnded, RemoteError, TimedOut
 from remote.job import Job, JobState
 from remote.login_shell import for_any_shell
+from remote.remote_script import Script
 from remote.ssh import connect
 
 PLAYED = r"""
