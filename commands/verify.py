@@ -23,7 +23,7 @@ from infra.run.fold import fold
 from infra.run.journal import read
 from infra.untrusted import NotPlain, number, parse, table, text, texts, whole
 from remote import errors, job, ssh
-from remote.clean import clean, cleaned
+from remote.clean_environment import clean, cleaned
 
 REPLAY_S_MAX = 4 * 3600.0
 REPLAY_BYTES_MAX = 1 << 20

@@ -20,7 +20,7 @@ from infra.run.decide import JobPhase, JobView
 from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, ssh, sync
-from remote.clean import clean
+from remote.clean_environment import clean
 from remote.setup_reasons import reason
 from remote.sync_plan import Progress, SyncOptions
 from remote.sync_wire import demand_sftp

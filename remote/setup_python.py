@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from remote import pip_settings
-from remote.clean import PRIVATE, UNSET
+from remote.clean_environment import PRIVATE, UNSET
 from remote.errors import Unfit, megabytes
 from remote.setup_facts import PYTHON_MAX, PYTHON_MIN, Facts, Python, version_of
 from remote.setup_steps import Driver, Step, Want, as_system

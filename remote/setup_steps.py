@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from remote.clean import UNSET
+from remote.clean_environment import UNSET
 from remote.errors import Unfit
 from remote.setup_facts import Facts
 

@@ -15,7 +15,7 @@ import sshd
 import wheels
 
 from remote import pip_settings, setup, setup_python
-from remote.clean import NAMES, PREFIXES, clean, cleaned
+from remote.clean_environment import NAMES, PREFIXES, clean, cleaned
 from remote.setup import Ready, Want
 from remote.ssh import connect
 
