@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from remote import agent, untrusted
-from remote.answers import read_answer
 from remote.errors import CommandFailed, RemoteError, Result, Untrusted, shorten
+from remote.script_replies import read_answer
 from remote.ssh import KILLED, Link
 
 MISSING = 97
@@ -34,7 +34,7 @@ class Script:
     """The interpreter there."""
 
     def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
-        """Do `verb` there and return its answer: plain values, for `remote.answers` to check.
+        """Do `verb` there and return its answer: plain values, for `remote.script_replies` to check.
 
         An answer may carry `error` `no-space` for the caller to explain; any other error there is
         raised as `RemoteError`. Raises `CommandFailed` if the script cannot run at all.

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote import agent, answers, manifest
-from remote.answers import Listing
+from remote import agent, manifest, script_replies
 from remote.errors import Absent, Damaged, NoSpace, Untrusted
 from remote.manifest import Entry, Limits
 from remote.remote_script import tree_cache
+from remote.script_replies import Listing
 from remote.sync_local import StaleError, scan_target
 from remote.sync_plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
 from remote.sync_sftp import Sftp
@@ -85,18 +85,18 @@ def list_there(trip: Trip, limits: Limits) -> Listing:
     request |= {"cache": tree_cache(trip.remote), "only": options.only, "include": options.include}
     wait_s = min(HASHING_S_MAX, HASHING_S_MIN + limits.total_bytes_max / HASHING_BYTES_PER_S)
     answer = trip.script.call("manifest", request, timeout_s=wait_s)
-    if refused := answers.read_refusal(answer):
+    if refused := script_replies.read_refusal(answer):
         raise NoSpace(trip.there, needed_bytes=refused.needed, free_bytes=refused.free)
-    if not answers.read_exists(answer):
+    if not script_replies.read_exists(answer):
         raise Absent(f"there is no directory {trip.there}")
-    found = answers.read_listing(
+    found = script_replies.read_listing(
         answer,
         wanted=manifest.Wanted(include=options.include),
         limits=limits,
         source=str(trip.link.host),
     )
     if options.only is not None:
-        answers.refuse_alien(found.tree, options.only, source=trip.there)
+        script_replies.refuse_alien(found.tree, options.only, source=trip.there)
     return found
 
 
@@ -152,7 +152,9 @@ def to_fetch(
     if paths := [blob.parts[0][0] for blob in blobs if blob.name in begun]:
         request = {"root": trip.remote, "chunk": size, "paths": paths}
         answer = trip.script.call("hashes", request, timeout_s=HASHING_S_MAX)
-        there = answers.read_chunks(answer, "hashes", names=paths, source=str(trip.link.host))
+        there = script_replies.read_chunks(
+            answer, "hashes", names=paths, source=str(trip.link.host)
+        )
     chunks = []
     for blob in blobs:
         hashes = there.get(blob.parts[0][0], ())

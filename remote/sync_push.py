@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote import agent, answers, manifest
+from remote import agent, manifest, script_replies
 from remote.errors import NoSpace, RemoteError
 from remote.manifest import Entry
 from remote.remote_script import tree_cache
@@ -54,7 +54,7 @@ def list_there(trip: Trip, source: Source) -> dict[str, Entry]:
     if source.named or not trip.options.delete:
         request["only"] = sorted(source.tree)  # a machine full of other files is not hashed
     answer = trip.script.call("manifest", request, timeout_s=HASHING_S_MAX)
-    if refused := answers.read_refusal(answer):
+    if refused := script_replies.read_refusal(answer):
         raise NoSpace(trip.there, needed_bytes=refused.needed, free_bytes=refused.free)
     files = answer.get("files")
     if "only" in request and isinstance(files, dict):
@@ -74,10 +74,10 @@ def to_send(trip: Trip, blobs: Sequence[Blob], source: Source, tally: Tally) -> 
         "extra": max((blob.size for blob in blobs if blob.bundled), default=0),
     }
     answer = trip.script.call("stage", request, timeout_s=HASHING_S_MAX)
-    if refused := answers.read_refusal(answer):
+    if refused := script_replies.read_refusal(answer):
         raise NoSpace(trip.there, needed_bytes=refused.needed, free_bytes=refused.free)
     names = [blob.name for blob in blobs]
-    begun = answers.read_chunks(answer, "begun", names=names, source=str(trip.link.host))
+    begun = script_replies.read_chunks(answer, "begun", names=names, source=str(trip.link.host))
     chunks = []
     for blob in blobs:
         if blob.size == 0:
@@ -103,7 +103,7 @@ def explain(trip: Trip, tally: Tally, error: OSError) -> Exception:
     """Find out why a write failed: SFTP itself says no more than `Failure`."""
     answer = trip.script.call("manifest", {"root": trip.remote, "only": []}, timeout_s=60)
     left = tally.bytes_total - tally.bytes_done
-    free = answers.read_free(answer)
+    free = script_replies.read_free(answer)
     if free < left:
         return NoSpace(trip.there, needed_bytes=left, free_bytes=free)
     return RemoteError(f"{trip.there}: a write was refused: {error}")
@@ -124,10 +124,10 @@ def commit(trip: Trip, source: Source, blobs: Sequence[Blob], removed: Sequence[
         "remove": list(removed),
     }
     answer = trip.script.call("commit", request, timeout_s=HASHING_S_MAX)
-    if refused := answers.read_refusal(answer):
+    if refused := script_replies.read_refusal(answer):
         needed = max((blob.size for blob in blobs), default=0)
         raise NoSpace(trip.there, needed_bytes=needed, free_bytes=refused.free)
     sent = {path for blob in blobs for path, _ in blob.parts}
-    wrong = answers.read_wrong(answer, sent=sent, source=str(trip.link.host))
+    wrong = script_replies.read_wrong(answer, sent=sent, source=str(trip.link.host))
     if wrong:
         raise StaleError(wrong)

@@ -37,7 +37,7 @@ from infra.run.journal import Event, JournalDamaged, Kind, _plain, read
 from infra.run.stall_detector import Watch
 from infra.run.supervisor import Report
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
-from remote import agent, answers, errors, manifest
+from remote import agent, errors, manifest, script_replies
 from remote.job import Job
 from remote.ssh import Host
 from trainer.adapters.settings import read_settings
@@ -213,22 +213,22 @@ def test_any_answer_about_a_job_is_read_or_a_failed_act(said: bytes, code: int) 
 def test_any_answer_about_files_is_read_or_refused(said: bytes) -> None:
     """Lists, chunks and commits are plain bounded values afterwards, or a `RemoteError`."""
     wanted = manifest.Wanted(include=r"metrics\.jsonl|adapter/[a-z.]+")
-    answer = outcome(lambda: answers.read_answer(said, verb="x", source="h"), errors.Garbled)
+    answer = outcome(lambda: script_replies.read_answer(said, verb="x", source="h"), errors.Garbled)
     assert isinstance(answer, dict | errors.Garbled)
     if isinstance(answer, errors.Garbled):
         return
-    assert answers.read_free(answer) >= 0
-    assert (answers.read_refusal(answer) is None) is ("error" not in answer)
+    assert script_replies.read_free(answer) >= 0
+    assert (script_replies.read_refusal(answer) is None) is ("error" not in answer)
     calls: list[Callable[[], object]] = [
-        lambda: answers.read_wrong(answer, sent=["a"], source="h"),
-        lambda: answers.read_chunks(answer, "begun", names=["blob", "other"], source="h"),
+        lambda: script_replies.read_wrong(answer, sent=["a"], source="h"),
+        lambda: script_replies.read_chunks(answer, "begun", names=["blob", "other"], source="h"),
     ]
     for call in calls:
         assert is_sane(outcome(call, errors.Garbled))
     found = outcome(
-        lambda: answers.read_listing(answer, wanted=wanted, source="h"), errors.Untrusted
+        lambda: script_replies.read_listing(answer, wanted=wanted, source="h"), errors.Untrusted
     )
-    if isinstance(found, answers.Listing):
+    if isinstance(found, script_replies.Listing):
         assert all(wanted.takes(path) for path in found.tree)
         assert all(name.isprintable() for name in found.left_names)
 
@@ -356,7 +356,7 @@ def test_a_status_nested_200_000_deep_is_no_heartbeat() -> None:
 def test_a_commit_that_does_not_say_what_is_in_place_is_garbled(answer: dict[str, Any]) -> None:
     """Every file is taken as not there, and the act is tried again."""
     with pytest.raises(errors.Garbled, match="did not say which files are in place"):
-        answers.read_wrong(answer, sent=["a"], source="h")
+        script_replies.read_wrong(answer, sent=["a"], source="h")
 
 
 def test_wrong_answers_are_tried_again_and_then_end_the_run_with_exit_4() -> None:
