@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remote import agent, untrusted
+from remote import untrusted
 from remote.errors import CommandFailed, RemoteError, Result, Untrusted, shorten
+from remote.on_machine import tree_ops
 from remote.script_replies import read_answer
 from remote.ssh import KILLED, Link
 
 MISSING = 97
 HANDLED = 3
 HOME = "qft"
-MARK = agent.MARK.encode()
+MARK = tree_ops.MARK.encode()
 CHATTER_BYTES_MAX = 64 << 10
 """How much a login shell may print before our script does."""
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from remote import agent
 from remote.errors import Damaged, shorten
 from remote.manifest import DEFAULT_LIMITS, Limits, Tree
+from remote.on_machine import tree_ops
 from remote.ssh import Link
 from remote.sync_local import StaleError, local_errors
 from remote.sync_plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, Travelled
@@ -82,8 +82,8 @@ def listing(
 
 def clear(local: Path) -> None:
     """Remove what has come of files that never arrived as announced."""
-    with agent.alone_in(str(local)):
-        agent.clear(str(local))
+    with tree_ops.alone_in(str(local)):
+        tree_ops.clear(str(local))
 
 
 def settle(

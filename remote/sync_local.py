@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote import agent
 from remote.errors import NoSpace, RemoteError
 from remote.manifest import Entry, Tree, illegal_path
+from remote.on_machine import tree_ops
 from remote.sync_plan import Chunk, SyncOptions, pieces
 
 
@@ -45,13 +45,13 @@ def scan_source(local: Path | Mapping[str, Path], options: SyncOptions) -> Sourc
                 f"{local} is {'not a directory' if local.exists() else 'not there'}",
                 hint="check the path in your run.yaml; it is relative to that file",
             )
-        found = agent.scan(str(local), options.exclude, cache, follow_links=True)
+        found = tree_ops.scan(str(local), options.exclude, cache, follow_links=True)
         paths = {path: local / path for path in found["files"]}
     else:
         for path, file in local.items():
             if not file.is_file():
                 raise RemoteError(f"{file} (for {path}) is not there, or no file")
-        found = agent.listing([(path, str(file), "file") for path, file in local.items()], cache)
+        found = tree_ops.listing([(path, str(file), "file") for path, file in local.items()], cache)
         paths = dict(local)
     for path in paths:
         if offence := illegal_path(path):
@@ -73,7 +73,7 @@ def scan_target(local: Path, want: Tree, options: SyncOptions) -> dict[str, Entr
     Raises `RemoteError` if a directory on the way to a wanted file is a link or a file.
     """
     try:
-        places = {path: agent.inside(str(local), path) for path in want}
+        places = {path: tree_ops.inside(str(local), path) for path in want}
     except OSError as error:
         raise RemoteError(
             f"{error.filename} is {error.strerror}: nothing is written through it",
@@ -82,10 +82,10 @@ def scan_target(local: Path, want: Tree, options: SyncOptions) -> dict[str, Entr
     if options.delete and options.only is None:
         cache = cache_path(local, options)
         asked = {"root": str(local), "exclude": options.exclude, "include": options.include}
-        return as_tree(agent.manifest({**asked, "cache": cache})["files"])
-    rows = [(path, full, agent.kind_of(full)) for path, full in places.items()]
+        return as_tree(tree_ops.manifest({**asked, "cache": cache})["files"])
+    rows = [(path, full, tree_ops.kind_of(full)) for path, full in places.items()]
     there = [row for row in rows if row[2] == "file"]
-    return as_tree(agent.listing(there, cache_path(local, options))["files"])
+    return as_tree(tree_ops.listing(there, cache_path(local, options))["files"])
 
 
 def as_tree(files: Mapping[str, tuple[int, str]]) -> dict[str, Entry]:
@@ -99,9 +99,9 @@ def local_errors(where: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        said = f"{agent.place_of(error) or where}: {error.strerror or error}"
+        said = f"{tree_ops.place_of(error) or where}: {error.strerror or error}"
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            free = agent.free_bytes(str(where))
+            free = tree_ops.free_bytes(str(where))
             raise NoSpace(str(where), needed_bytes=free + 1, free_bytes=free) from error
         raise RemoteError(f"a file cannot be synced: {said}") from error
 

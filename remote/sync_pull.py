@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote import agent, manifest, script_replies
+from remote import manifest, script_replies
 from remote.errors import Absent, Damaged, NoSpace, Untrusted
 from remote.manifest import Entry, Limits
+from remote.on_machine import tree_ops
 from remote.remote_script import tree_cache
 from remote.script_replies import Listing
 from remote.sync_local import StaleError, scan_target
@@ -31,7 +32,7 @@ def pull_once(trip: Trip, local: Path, limits: Limits) -> SyncReport:
     """Pull what differs; raises `StaleError` if the machine's files changed meanwhile."""
     listing = list_there(trip, limits)
     want = listing.tree
-    with agent.alone_in(str(local)):
+    with tree_ops.alone_in(str(local)):
         todo = manifest.difference(want, scan_target(local, want, trip.options))
         blobs = blobs_for(todo.missing, want, trip.options)
         if blobs:
@@ -39,8 +40,8 @@ def pull_once(trip: Trip, local: Path, limits: Limits) -> SyncReport:
                 bring(trip, local, blobs, want)
         removed = todo.extraneous if trip.options.delete else ()
         for path in removed:
-            agent.remove(str(local), path)
-        agent.clear(str(local))
+            tree_ops.remove(str(local), path)
+        tree_ops.clear(str(local))
     return SyncReport(
         files=len(want),
         bytes=manifest.total_bytes(want),
@@ -59,7 +60,7 @@ def room_given_back(local: Path) -> Iterator[None]:
     try:
         yield
     except (Untrusted, Damaged, NoSpace):
-        agent.clear(str(local))
+        tree_ops.clear(str(local))
         raise
 
 
@@ -102,7 +103,7 @@ def list_there(trip: Trip, limits: Limits) -> Listing:
 
 def reserve(local: Path, blobs: Sequence[Blob]) -> list[str]:
     """Set room aside here and name the blobs begun earlier; raises `NoSpace` before any travels."""
-    answer = agent.stage(
+    answer = tree_ops.stage(
         {
             "root": str(local),
             "chunk": 1,
@@ -133,12 +134,12 @@ def fetch_bundle(trip: Trip, local: Path, blob: Blob, want: Mapping[str, Entry])
     if len(data) != blob.size:
         raise Untrusted(f"{trip.there} sent {len(data)} bytes instead of {blob.size}")
     staged = str(partial_file(local, blob))
-    agent.write_whole(staged, data)
+    tree_ops.write_whole(staged, data)
     index = [[path, size, want[path].sha256] for path, size in blob.parts]
     ready: list[tuple[str, str]] = []
     wrong: dict[str, Any] = {"damaged": [], "absent": []}
-    agent.unpack(str(local), staged, index, ready, wrong)
-    agent.place(ready)
+    tree_ops.unpack(str(local), staged, index, ready, wrong)
+    tree_ops.place(ready)
     if wrong["damaged"]:
         raise StaleError(wrong["damaged"])
 
@@ -193,16 +194,16 @@ def place(local: Path, blobs: Sequence[Blob], want: Mapping[str, Entry]) -> None
     for blob in blobs:
         path = blob.parts[0][0]
         staged = partial_file(local, blob)
-        if agent.is_right(str(staged), want[path].size, want[path].sha256):
-            ready.append((str(staged), agent.inside(str(local), path)))
+        if tree_ops.is_right(str(staged), want[path].size, want[path].sha256):
+            ready.append((str(staged), tree_ops.inside(str(local), path)))
         else:
             staged.unlink()
             wrong.append(path)
-    agent.place(ready)
+    tree_ops.place(ready)
     if wrong:
         raise StaleError(wrong)
 
 
 def partial_file(local: Path, blob: Blob) -> Path:
     """Name the file in which a blob gathers."""
-    return local / agent.STAGING / blob.name
+    return local / tree_ops.STAGING / blob.name

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote import agent, manifest, script_replies
+from remote import manifest, script_replies
 from remote.errors import NoSpace, RemoteError
 from remote.manifest import Entry
+from remote.on_machine import tree_ops
 from remote.remote_script import tree_cache
 from remote.sync_local import Source, StaleError, read_chunk, scan_source
 from remote.sync_plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
@@ -96,7 +97,7 @@ def to_send(trip: Trip, blobs: Sequence[Blob], source: Source, tally: Tally) -> 
 def send(remote: str, source: Source, sftp: Sftp, chunk: Chunk) -> None:
     """Carry one chunk to its place in its partial file."""
     data = read_chunk(chunk, source.paths)
-    sftp.write(f"{remote}/{agent.STAGING}/{chunk.blob.name}", chunk.offset, data)
+    sftp.write(f"{remote}/{tree_ops.STAGING}/{chunk.blob.name}", chunk.offset, data)
 
 
 def explain(trip: Trip, tally: Tally, error: OSError) -> Exception:

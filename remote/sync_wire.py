@@ -9,8 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote import agent
 from remote.errors import NoSpace, RemoteError, Unreachable
+from remote.on_machine import tree_ops
 from remote.pace import Pace
 from remote.remote_script import Script
 from remote.ssh import Link, translated
@@ -32,7 +32,7 @@ class Trip:
     @property
     def script(self) -> Script:
         """Our helper on the machine."""
-        return Script(link=self.link, path=Path(agent.__file__), python=self.options.python)
+        return Script(link=self.link, path=Path(tree_ops.__file__), python=self.options.python)
 
     @property
     def there(self) -> str:

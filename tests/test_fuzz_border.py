@@ -37,8 +37,9 @@ from infra.run.journal import Event, JournalDamaged, Kind, _plain, read
 from infra.run.stall_detector import Watch
 from infra.run.supervisor import Report
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
-from remote import agent, errors, manifest, script_replies
+from remote import errors, manifest, script_replies
 from remote.job import Job
+from remote.on_machine import tree_ops
 from remote.ssh import Host
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
@@ -132,7 +133,7 @@ class Stranger:
         self, _command: str, take: Callable[[bytes], object], **_more: object
     ) -> tuple[int, bytes]:
         """Answer as our helper does."""
-        take(agent.MARK.encode() + self.said)
+        take(tree_ops.MARK.encode() + self.said)
         return self.code, b""
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from sshd import Sshd, serve
 
-from remote import agent, sync
+from remote import sync
 from remote.errors import CommandFailed, LoginShellEnded, RemoteError, TimedOut
 from remote.job import Job, JobState
 from remote.login_shell import for_any_shell
+from remote.on_machine import tree_ops
 from remote.remote_script import Script
 from remote.ssh import connect
 
@@ -113,7 +114,7 @@ def test_the_helpers_work_behind_every_login_shell(shell: str, tmp_path: Path) -
 
     with serve(tmp_path / "server", login=login) as server, connect(server.host()) as link:
         sync.push(link, tmp_path / "rows", "qft/rows")
-        answer = Script(link=link, path=Path(agent.__file__)).call(
+        answer = Script(link=link, path=Path(tree_ops.__file__)).call(
             "manifest", {"root": "qft/rows"}, timeout_s=120
         )
         job = Job(link=link, directory="qft/job")
@@ -150,7 +151,7 @@ def test_a_start_up_file_that_ends_the_shell_is_named(
     with starting(tmp_path, start) as server, connect(server.host()) as link:
         for work in (
             lambda: link.run("true", input="echo swallowed\n"),
-            lambda: Script(link=link, path=Path(agent.__file__)).call(
+            lambda: Script(link=link, path=Path(tree_ops.__file__)).call(
                 "manifest", {"root": "x"}, timeout_s=60
             ),
         ):
@@ -187,7 +188,9 @@ def test_what_a_start_up_file_prints_is_no_answer(start: str, tmp_path: Path) ->
     """Banners, errors of stty, traces and bytes before the command are left out of what it says."""
     with starting(tmp_path, start) as server, connect(server.host()) as link:
         said = link.run("cat; exit 0", input=b"mine").stdout
-        Script(link=link, path=Path(agent.__file__)).call("manifest", {"root": "x"}, timeout_s=60)
+        Script(link=link, path=Path(tree_ops.__file__)).call(
+            "manifest", {"root": "x"}, timeout_s=60
+        )
 
     assert said == "mine"
     assert server.home.joinpath("qft").stat().st_mode & 0o077 == 0
@@ -208,7 +211,7 @@ def test_a_home_that_takes_no_files_is_named(tmp_path: Path) -> None:
     with serve(tmp_path / "server") as server, connect(server.host()) as link:
         (server.home / "qft").write_text("in the way")
         with pytest.raises(RemoteError, match="nothing can be written") as caught:
-            Script(link=link, path=Path(agent.__file__)).call(
+            Script(link=link, path=Path(tree_ops.__file__)).call(
                 "manifest", {"root": "x"}, timeout_s=60
             )
 

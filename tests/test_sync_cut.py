@@ -13,8 +13,8 @@ import pytest
 import wire
 from test_sync_push import make_tree, read_tree
 
-from remote.agent import STAGING
 from remote.errors import Unreachable
+from remote.on_machine.tree_ops import STAGING
 from remote.ssh import Link, connect
 from remote.sync import pull, push
 from remote.sync_plan import SyncOptions, SyncReport

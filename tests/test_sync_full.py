@@ -13,8 +13,8 @@ import doors
 import pytest
 from test_sync_push import read_tree
 
-from remote import agent
 from remote.errors import NoSpace
+from remote.on_machine import tree_ops
 from remote.ssh import Link, connect
 from remote.sync import pull, push
 from remote.sync_plan import Progress, SyncOptions
@@ -155,7 +155,7 @@ def test_pull_onto_a_full_disk(link: Link, door: doors.Door, tmp_path: Path) -> 
 def test_more_than_any_disk_has(tmp_path: Path) -> None:
     """A reservation that exceeds the disk is refused with both numbers and gives all back."""
     request = {"root": str(tmp_path), "chunk": 1, "blobs": [["a", 10], ["b", 1 << 60]]}
-    answer = agent.stage(request)
+    answer = tree_ops.stage(request)
 
     assert answer["error"] == "no-space"
     assert answer["needed"] == (1 << 60) + 10

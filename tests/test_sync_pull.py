@@ -13,9 +13,9 @@ import doors
 import pytest
 from test_sync_push import make_tree, read_tree
 
-from remote import agent
 from remote.errors import Damaged, RemoteError, Untrusted
 from remote.manifest import Limits
+from remote.on_machine import tree_ops
 from remote.ssh import Link, connect
 from remote.sync import pull, push
 from remote.sync_plan import Progress, SyncOptions
@@ -200,13 +200,13 @@ ATTACKS: dict[str, Any] = {
 def lie(link: Link, door: doors.Door, answer: dict[str, Any], packed: bytes = b"") -> None:
     """Have the machine answer with lies: replace our script there, as whoever owns it can."""
     link.run("true")
-    script = Path(agent.__file__).read_bytes()
+    script = Path(tree_ops.__file__).read_bytes()
     target = door.home / "qft" / f"agent-{digest(script)[:8]}.py"
     target.parent.mkdir(exist_ok=True)
     target.write_text(
         "import json, sys\n"
         "sys.stdin.buffer.read()\n"
-        f"sys.stdout.write({agent.MARK!r}); sys.stdout.flush()\n"
+        f"sys.stdout.write({tree_ops.MARK!r}); sys.stdout.flush()\n"
         f"if sys.argv[1] == 'pack': sys.stdout.buffer.write({packed!r})\n"
         f"else: sys.stdout.write({json.dumps(json.dumps(answer))})\n"
     )
@@ -281,7 +281,7 @@ def test_answer_that_is_none(
     """An answer that is no answer is refused, and does not break anything."""
     lying({})
     script = next((door.home / "qft").glob("agent-*.py"))
-    said = agent.MARK + answer
+    said = tree_ops.MARK + answer
     script.write_text(f"import sys\nsys.stdin.buffer.read()\nsys.stdout.write({said!r})\n")
     with pytest.raises(RemoteError):
         pull(link, "qft/x", tmp_path / "home", options=OPTIONS)

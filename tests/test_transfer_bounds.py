@@ -14,9 +14,9 @@ from runs import make_project
 
 from commands.config import load
 from commands.results import STEPS_MAX, expected
-from remote import agent
 from remote.errors import Damaged, RemoteError, TooSlow, Untrusted
 from remote.manifest import Limits, read_tree
+from remote.on_machine import tree_ops
 from remote.pace import Pace
 from remote.ssh import Link, connect
 from remote.sync import pull
@@ -168,7 +168,7 @@ def lying(door: doors.Door, link: Link) -> Iterator[Path]:
     """The place of our helper there, to be replaced by one that lies."""
     import hashlib
 
-    source = Path(agent.__file__).read_bytes()
+    source = Path(tree_ops.__file__).read_bytes()
     target = door.home / "qft" / f"agent-{hashlib.sha256(source).hexdigest()[:8]}.py"
     target.parent.mkdir(exist_ok=True)
     yield target
@@ -180,7 +180,7 @@ def lie(target: Path, answer: dict[str, Any], packed: bytes = b"") -> None:
     target.write_text(
         "import sys\n"
         "sys.stdin.buffer.read()\n"
-        f"sys.stdout.write({agent.MARK!r}); sys.stdout.flush()\n"
+        f"sys.stdout.write({tree_ops.MARK!r}); sys.stdout.flush()\n"
         f"if sys.argv[1] == 'pack': sys.stdout.buffer.write({packed!r})\n"
         f"else: sys.stdout.write({json.dumps(answer)!r})\n"
     )
