@@ -9,8 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from remote import agent_job
 from remote.errors import Garbled
+from remote.on_machine import job_agent
 from remote.remote_script import Script
 from remote.ssh import Link
 from remote.untrusted import number, table, texts, whole
@@ -117,7 +117,7 @@ class Job:
         return read_status(self._call(verb, CALL_S, **request), source=str(self.link.host))
 
     def _call(self, verb: str, timeout_s: float, **request: Any) -> dict[str, Any]:
-        script = Script(link=self.link, path=Path(agent_job.__file__), python=self.python)
+        script = Script(link=self.link, path=Path(job_agent.__file__), python=self.python)
         return script.call(verb, {"directory": self.directory, **request}, timeout_s=timeout_s)
 
 

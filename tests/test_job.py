@@ -14,9 +14,9 @@ from pathlib import Path
 import doors
 import pytest
 
-from remote import agent_job
 from remote.errors import RemoteError
 from remote.job import Job, JobState, JobStatus
+from remote.on_machine import job_agent
 from remote.ssh import Link, connect
 
 
@@ -262,7 +262,7 @@ def test_a_talkative_job_does_not_fill_the_disk(job: Job, door: doors.Door) -> N
     size = job.status().log_bytes
     log = door.home / job.directory / "job.log"
 
-    wait_until(lambda: log.stat().st_blocks * 512 < agent_job.LOG_HEAD + agent_job.LOG_END * 1.2)
+    wait_until(lambda: log.stat().st_blocks * 512 < job_agent.LOG_HEAD + job_agent.LOG_END * 1.2)
     offset, said = 0, b""
     while (piece := job.tail(offset, 4 << 20)).data:
         said, offset = said + piece.data, piece.offset
@@ -270,9 +270,9 @@ def test_a_talkative_job_does_not_fill_the_disk(job: Job, door: doors.Door) -> N
     assert (size, size) == (job.status().log_bytes, offset)
     first, note, rest = said.partition(b"\n[... ")
     dropped = int(rest.split()[0])
-    assert (len(first), first.count(b"\0")) == (agent_job.LOG_HEAD, 0)
+    assert (len(first), first.count(b"\0")) == (job_agent.LOG_HEAD, 0)
     kept = rest.partition(b" ...]\n")[2]
     assert (note != b"", len(kept), kept[-5:]) == (True, size - dropped - len(first), b"last\n")
     assert kept.count(b"\0") == 0
-    assert agent_job.LOG_END <= len(kept) <= agent_job.LOG_END * 1.2
+    assert job_agent.LOG_END <= len(kept) <= job_agent.LOG_END * 1.2
     assert job.tail(-5).data == b"last\n"

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote import agent_job
 from remote.errors import Untrusted
 from remote.manifest import Entry, Limits, difference, illegal_path, read_tree, total_bytes
-from remote.on_machine import tree_ops
+from remote.on_machine import job_agent, tree_ops
 from remote.sync_plan import Chunk, SyncOptions, blobs_for, chunks_of, pieces
 
 SHA = "0" * 64
@@ -173,7 +172,7 @@ def test_a_torn_cache_is_empty(tmp_path: Path) -> None:
     assert tree_ops.scan(str(tmp_path), ("cache",), str(tmp_path / "cache"))["files"]["a"][0] == 3
 
 
-@pytest.mark.parametrize("script", [tree_ops, agent_job])
+@pytest.mark.parametrize("script", [tree_ops, job_agent])
 def test_shipped_scripts_speak_old_python(script: ModuleType) -> None:
     """What is shipped parses as Python 3.8 and imports nothing but the standard library."""
     source = Path(str(script.__file__)).read_text()
