@@ -16,8 +16,9 @@ from pathlib import Path
 
 from commands.results import Expected
 from infra.provider import Vm
-from remote import errors, ssh, sync
+from remote import errors, ssh
 from remote.manifest import Tree
+from remote.sync.api import api
 from remote.sync_plan import Progress, SyncOptions
 from trainer.saving.manifest import (
     FILES,
@@ -106,7 +107,7 @@ class Homing:
         for step in newer[:ASKED_MAX]:
             if not self._fetch(connection, step, progress):
                 continue
-            sync.pull(
+            api.pull(
                 connection,
                 self._remote,
                 self._scores,
@@ -132,8 +133,8 @@ class Homing:
         name = directory_name(mine)
         scores = {path.name: path for path in self._scores.glob("*") if path.name in SCORES}
         if scores:
-            sync.push(connection, scores, self._remote, options=self._options)
-        sync.push(
+            api.push(connection, scores, self._remote, options=self._options)
+        api.push(
             connection,
             self._home / name,
             f"{self._remote}/checkpoints/{name}",
@@ -179,7 +180,7 @@ class Homing:
         name = directory_name(step)
         expected, target = self._expected(), self._incoming / name
         try:
-            sync.pull(
+            api.pull(
                 connection,
                 f"{self._remote}/checkpoints/{name}",
                 target,
@@ -210,8 +211,8 @@ class Homing:
         limits = self._expected().checkpoint_limits
         try:
             only = replace(self._options, only=(*sorted(FILES), MANIFEST))
-            there = sync.listing(connection, folder, limits=limits, options=only)
-            sync.pull(
+            there = api.listing(connection, folder, limits=limits, options=only)
+            api.pull(
                 connection,
                 folder,
                 target,

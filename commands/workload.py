@@ -19,9 +19,10 @@ from infra.provider import Vm
 from infra.run.decide import JobPhase, JobView
 from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
-from remote import errors, job, ssh, sync
+from remote import errors, job, ssh
 from remote.clean_environment import clean
 from remote.setup_reasons import reason
+from remote.sync.api import api
 from remote.sync_plan import Progress, SyncOptions
 from remote.sync_wire import demand_sftp
 from trainer.adapters.settings import read_settings
@@ -103,7 +104,7 @@ class SshWorkload:
             delete=what != "config",
             cache_dir=self._setting.cache,
         )
-        sync.push(connection, source, target, progress=self._shower(what), options=options)
+        api.push(connection, source, target, progress=self._shower(what), options=options)
 
     def _shower(self, what: str) -> Callable[[Progress], None]:
         return lambda seen: self._setting.progress(what, seen.bytes_done, seen.bytes_total)
@@ -187,7 +188,7 @@ class SshWorkload:
         with self._watched(vm):
             connection = self._open(vm)
             expected = setting.expected()
-            came = sync.pull(
+            came = api.pull(
                 connection,
                 setting.site.run_dir,
                 setting.out,

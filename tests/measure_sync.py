@@ -21,7 +21,7 @@ import sshd
 import wire
 
 from remote.ssh import connect
-from remote.sync import pull, push
+from remote.sync.api import pull, push
 from remote.sync_plan import SyncOptions
 
 

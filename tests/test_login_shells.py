@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from sshd import Sshd, serve
 
-from remote import sync
 from remote.errors import CommandFailed, LoginShellEnded, RemoteError, TimedOut
 from remote.job import Job, JobState
 from remote.login_shell import for_any_shell
 from remote.on_machine import tree_ops
 from remote.remote_script import Script
 from remote.ssh import connect
+from remote.sync.api import api
 
 PLAYED = r"""
 import os, re, sys
@@ -113,7 +113,7 @@ def test_the_helpers_work_behind_every_login_shell(shell: str, tmp_path: Path) -
     login = "busybox sh -c" if shell == "busybox" else login_of(shell, tmp_path)
 
     with serve(tmp_path / "server", login=login) as server, connect(server.host()) as link:
-        sync.push(link, tmp_path / "rows", "qft/rows")
+        api.push(link, tmp_path / "rows", "qft/rows")
         answer = Script(link=link, path=Path(tree_ops.__file__)).call(
             "manifest", {"root": "qft/rows"}, timeout_s=120
         )

@@ -17,7 +17,7 @@ from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 from remote import keys
 from remote.errors import RemoteError, Unreachable
 from remote.ssh import Host, Link, connect
-from remote.sync import push
+from remote.sync.api import push
 
 
 class Mute(paramiko.ServerInterface):

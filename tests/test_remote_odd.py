@@ -14,7 +14,7 @@ from test_sync_push import make_tree, read_tree
 from remote.errors import CommandFailed, RemoteError, Unreachable
 from remote.job import Job, JobState
 from remote.ssh import connect
-from remote.sync import pull, push
+from remote.sync.api import pull, push
 from remote.sync_plan import SyncOptions
 
 

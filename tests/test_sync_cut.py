@@ -16,7 +16,7 @@ from test_sync_push import make_tree, read_tree
 from remote.errors import Unreachable
 from remote.on_machine.tree_ops import STAGING
 from remote.ssh import Link, connect
-from remote.sync import pull, push
+from remote.sync.api import pull, push
 from remote.sync_plan import SyncOptions, SyncReport
 
 OPTIONS = SyncOptions(

@@ -16,7 +16,7 @@ from test_sync_push import read_tree
 from remote.errors import NoSpace
 from remote.on_machine import tree_ops
 from remote.ssh import Link, connect
-from remote.sync import pull, push
+from remote.sync.api import pull, push
 from remote.sync_plan import Progress, SyncOptions
 
 OPTIONS = SyncOptions(chunk_bytes=256 << 10, python=sys.executable)

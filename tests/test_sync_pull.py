@@ -17,7 +17,7 @@ from remote.errors import Damaged, RemoteError, Untrusted
 from remote.manifest import Limits
 from remote.on_machine import tree_ops
 from remote.ssh import Link, connect
-from remote.sync import pull, push
+from remote.sync.api import pull, push
 from remote.sync_plan import Progress, SyncOptions
 
 OPTIONS = SyncOptions(chunk_bytes=1 << 20, python=sys.executable)

@@ -12,7 +12,7 @@ import pytest
 
 from remote.errors import RemoteError
 from remote.ssh import Link, connect
-from remote.sync import push
+from remote.sync.api import push
 from remote.sync_plan import Progress, SyncOptions
 
 

@@ -19,7 +19,7 @@ from remote.manifest import Limits, read_tree
 from remote.on_machine import tree_ops
 from remote.pace import Pace
 from remote.ssh import Link, connect
-from remote.sync import pull
+from remote.sync.api import pull
 from remote.sync_plan import SyncOptions
 from remote.sync_sftp import DATA, Sftp, packet
 

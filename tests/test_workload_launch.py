@@ -22,7 +22,7 @@ from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors
 from remote.job import JobState
 from remote.ssh import connect
-from remote.sync import push
+from remote.sync.api import push
 
 PATIENCE_S = 60.0
 TRAINER = """import json, os, sys
