@@ -19,7 +19,7 @@ from infra.provider import Vm
 from remote import errors, ssh
 from remote.manifest import Tree
 from remote.sync.api import api
-from remote.sync_plan import Progress, SyncOptions
+from remote.sync.plan import Progress, SyncOptions
 from trainer.saving.manifest import (
     FILES,
     MANIFEST,

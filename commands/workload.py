@@ -23,7 +23,7 @@ from remote import errors, job, ssh
 from remote.clean_environment import clean
 from remote.setup_reasons import reason
 from remote.sync.api import api
-from remote.sync_plan import Progress, SyncOptions
+from remote.sync.plan import Progress, SyncOptions
 from remote.sync_wire import demand_sftp
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError

@@ -14,7 +14,7 @@ from remote.manifest import Entry
 from remote.on_machine import tree_ops
 from remote.remote_script import tree_cache
 from remote.sync.local import Source, StaleError, read_chunk, scan_source
-from remote.sync_plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
+from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
 from remote.sync_sftp import Sftp
 from remote.sync_wire import Trip, carry
 

@@ -14,7 +14,7 @@ from remote.on_machine import tree_ops
 from remote.pace import Pace
 from remote.remote_script import Script
 from remote.ssh import Link, translated
-from remote.sync_plan import Blob, Chunk, Progress, SyncOptions, Tally, Travelled
+from remote.sync.plan import Blob, Chunk, Progress, SyncOptions, Tally, Travelled
 from remote.sync_sftp import Sftp
 
 

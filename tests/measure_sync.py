@@ -22,7 +22,7 @@ import wire
 
 from remote.ssh import connect
 from remote.sync.api import pull, push
-from remote.sync_plan import SyncOptions
+from remote.sync.plan import SyncOptions
 
 
 def main() -> None:

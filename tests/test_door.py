@@ -41,7 +41,7 @@ from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
 from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors, job
-from remote.sync_plan import SyncOptions
+from remote.sync.plan import SyncOptions
 from trainer.method_table import MethodTable
 
 

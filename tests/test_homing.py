@@ -15,7 +15,7 @@ from checkpoints import make_checkpoint
 from commands.homing import AGAIN_S, Homing
 from commands.results import Expected
 from remote.ssh import Link, connect
-from remote.sync_plan import SyncOptions
+from remote.sync.plan import SyncOptions
 from trainer.method_table import MethodTable
 from trainer.saving.manifest import ADAPTER, MANIFEST, directory_name
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from remote.errors import Untrusted
 from remote.manifest import Entry, Limits, difference, illegal_path, read_tree, total_bytes
 from remote.on_machine import job_agent, tree_ops
-from remote.sync_plan import Chunk, SyncOptions, blobs_for, chunks_of, pieces
+from remote.sync.plan import Chunk, SyncOptions, blobs_for, chunks_of, pieces
 
 SHA = "0" * 64
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)

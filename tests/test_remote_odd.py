@@ -15,7 +15,7 @@ from remote.errors import CommandFailed, RemoteError, Unreachable
 from remote.job import Job, JobState
 from remote.ssh import connect
 from remote.sync.api import pull, push
-from remote.sync_plan import SyncOptions
+from remote.sync.plan import SyncOptions
 
 
 def test_shell_that_greets(tmp_path: Path) -> None:

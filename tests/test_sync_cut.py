@@ -17,7 +17,7 @@ from remote.errors import Unreachable
 from remote.on_machine.tree_ops import STAGING
 from remote.ssh import Link, connect
 from remote.sync.api import pull, push
-from remote.sync_plan import SyncOptions, SyncReport
+from remote.sync.plan import SyncOptions, SyncReport
 
 OPTIONS = SyncOptions(
     chunk_bytes=128 << 10, small_bytes=16 << 10, channels=3, python=sys.executable

@@ -17,7 +17,7 @@ from remote.errors import NoSpace
 from remote.on_machine import tree_ops
 from remote.ssh import Link, connect
 from remote.sync.api import pull, push
-from remote.sync_plan import Progress, SyncOptions
+from remote.sync.plan import Progress, SyncOptions
 
 OPTIONS = SyncOptions(chunk_bytes=256 << 10, python=sys.executable)
 MB = 1 << 20

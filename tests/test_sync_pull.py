@@ -18,7 +18,7 @@ from remote.manifest import Limits
 from remote.on_machine import tree_ops
 from remote.ssh import Link, connect
 from remote.sync.api import pull, push
-from remote.sync_plan import Progress, SyncOptions
+from remote.sync.plan import Progress, SyncOptions
 
 OPTIONS = SyncOptions(chunk_bytes=1 << 20, python=sys.executable)
 

@@ -13,7 +13,7 @@ import pytest
 from remote.errors import RemoteError
 from remote.ssh import Link, connect
 from remote.sync.api import push
-from remote.sync_plan import Progress, SyncOptions
+from remote.sync.plan import Progress, SyncOptions
 
 
 @pytest.fixture(scope="module", params=doors.MAKES)

@@ -20,7 +20,7 @@ from remote.on_machine import tree_ops
 from remote.pace import Pace
 from remote.ssh import Link, connect
 from remote.sync.api import pull
-from remote.sync_plan import SyncOptions
+from remote.sync.plan import SyncOptions
 from remote.sync_sftp import DATA, Sftp, packet
 
 SHA = "0" * 64

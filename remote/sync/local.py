@@ -12,7 +12,7 @@ from pathlib import Path
 from remote.errors import NoSpace, RemoteError
 from remote.manifest import Entry, Tree, illegal_path
 from remote.on_machine import tree_ops
-from remote.sync_plan import Chunk, SyncOptions, pieces
+from remote.sync.plan import Chunk, SyncOptions, pieces
 
 
 class StaleError(Exception):
