@@ -16,7 +16,7 @@ from remote.on_machine import tree_ops
 from remote.ssh import Link
 from remote.sync.local import StaleError, local_errors
 from remote.sync.plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, Travelled
-from remote.sync_pull import list_there, pull_once
+from remote.sync.pull import list_there, pull_once
 from remote.sync_push import push_once
 from remote.sync_wire import Trip
 
