@@ -15,7 +15,7 @@ from remote.pace import Pace
 from remote.remote_script import Script
 from remote.ssh import Link, translated
 from remote.sync.plan import Blob, Chunk, Progress, SyncOptions, Tally, Travelled
-from remote.sync_sftp import Sftp
+from remote.sync.sftp import Sftp
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,7 @@ def test_sftp_that_never_begins_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for a command: a subsystem that is asked for and never starts ends in a time-out."""
-    from remote.sync_sftp import Sftp
+    from remote.sync.sftp import Sftp
 
     with mute(tmp_path / "server", "sftp") as host, connect(host) as link:
         sshd.open_slowly(link, monkeypatch)

@@ -21,7 +21,7 @@ from remote.pace import Pace
 from remote.ssh import Link, connect
 from remote.sync.api import pull
 from remote.sync.plan import SyncOptions
-from remote.sync_sftp import DATA, Sftp, packet
+from remote.sync.sftp import DATA, Sftp, packet
 
 SHA = "0" * 64
 

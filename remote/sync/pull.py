@@ -17,7 +17,7 @@ from remote.remote_script import tree_cache
 from remote.script_replies import Listing
 from remote.sync.local import StaleError, scan_target
 from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
-from remote.sync_sftp import Sftp
+from remote.sync.sftp import Sftp
 from remote.sync_wire import Trip, carry
 
 HASHING_S_MIN = 600.0

@@ -15,7 +15,7 @@ from remote.on_machine import tree_ops
 from remote.remote_script import tree_cache
 from remote.sync.local import Source, StaleError, read_chunk, scan_source
 from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
-from remote.sync_sftp import Sftp
+from remote.sync.sftp import Sftp
 from remote.sync_wire import Trip, carry
 
 
