@@ -14,7 +14,7 @@ from commands.home import RunFolder
 from commands.host_check import LIMIT_S, STEP_S, in_time, sign_in
 from infra.config import SshTable, VmTable
 from remote import errors, keys, setup_facts, ssh
-from remote.sync_wire import demand_sftp
+from remote.sync.transfer import demand_sftp
 
 GB = 1e9
 DISK_MIN_GB = 2

@@ -24,7 +24,7 @@ from remote.clean_environment import clean
 from remote.setup_reasons import reason
 from remote.sync.api import api
 from remote.sync.plan import Progress, SyncOptions
-from remote.sync_wire import demand_sftp
+from remote.sync.transfer import demand_sftp
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 

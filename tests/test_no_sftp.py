@@ -12,7 +12,7 @@ from sshd import Sshd, serve
 
 from remote.errors import LoginShellEnded, NoSftp
 from remote.ssh import connect
-from remote.sync_wire import demand_sftp
+from remote.sync.transfer import demand_sftp
 
 AT_ONCE_S = 60.0
 """A bound for a busy computer: before, it took 200 s on an idle one."""

@@ -18,7 +18,7 @@ from remote.sync.local import StaleError, local_errors
 from remote.sync.plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, Travelled
 from remote.sync.pull import list_there, pull_once
 from remote.sync.push import push_once
-from remote.sync_wire import Trip
+from remote.sync.transfer import Trip
 
 
 def push(

@@ -18,7 +18,7 @@ from remote.script_replies import Listing
 from remote.sync.local import StaleError, scan_target
 from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
 from remote.sync.sftp import Sftp
-from remote.sync_wire import Trip, carry
+from remote.sync.transfer import Trip, carry
 
 HASHING_S_MIN = 600.0
 HASHING_BYTES_PER_S = 20e6

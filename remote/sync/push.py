@@ -16,7 +16,7 @@ from remote.remote_script import tree_cache
 from remote.sync.local import Source, StaleError, read_chunk, scan_source
 from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
 from remote.sync.sftp import Sftp
-from remote.sync_wire import Trip, carry
+from remote.sync.transfer import Trip, carry
 
 
 def push_once(trip: Trip, local: Path | Mapping[str, Path]) -> SyncReport:
