@@ -17,11 +17,11 @@ from commands.results import STEPS_MAX, expected
 from remote.errors import Damaged, RemoteError, TooSlow, Untrusted
 from remote.manifest import Limits, read_tree
 from remote.on_machine import tree_ops
-from remote.pace import Pace
 from remote.ssh import Link, connect
 from remote.sync.api import pull
 from remote.sync.plan import SyncOptions
 from remote.sync.sftp import DATA, Sftp, packet
+from remote.sync.stall import Pace
 
 SHA = "0" * 64
 

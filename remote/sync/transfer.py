@@ -11,11 +11,11 @@ from pathlib import Path
 
 from remote.errors import NoSpace, RemoteError, Unreachable
 from remote.on_machine import tree_ops
-from remote.pace import Pace
 from remote.remote_script import Script
 from remote.ssh import Link, translated
 from remote.sync.plan import Blob, Chunk, Progress, SyncOptions, Tally, Travelled
 from remote.sync.sftp import Sftp
+from remote.sync.stall import Pace
 
 
 @dataclass(frozen=True, kw_only=True)
