@@ -21,7 +21,7 @@ from remote.setup_facts import sha256_of
 if TYPE_CHECKING:
     from infra.azure import AzureSettings
     from infra.ssh_host import HostSettings
-    from remote import setup
+    from remote.setup.apply import apply
 
 USER_KEY = "user_ed25519"
 
@@ -159,14 +159,14 @@ def make_ready(
     """How a machine of this provider becomes trainable; `reconnect` picks up a line that was cut.
 
     A machine that this computer plays uses the interpreter that runs `qft`; so does a user's
-    machine with an interpreter named. Others get driver and environment by `remote.setup`.
+    machine with an interpreter named. Others get driver and environment by `remote.setup.apply`.
     """
 
     def ready(connection: ssh.Link, machine: Vm) -> tuple[ssh.Link, str]:
-        from remote import setup
+        from remote.setup.apply import apply
 
         wanted = setup_wanted(vm, machine)
-        done = setup.apply(connection, wanted, tell=say, reconnect=reconnect)
+        done = apply.apply(connection, wanted, tell=say, reconnect=reconnect)
         _remember_grid(done.facts.grid_sha256)
         return done.link, done.python
 
@@ -175,21 +175,21 @@ def make_ready(
     return ready
 
 
-def setup_wanted(vm: VmTable, machine: Vm) -> setup.Want:
+def setup_wanted(vm: VmTable, machine: Vm) -> apply.Want:
     """What the machine must be able to do, from its size in the catalog or the user's word."""
-    from remote import setup
+    from remote.setup.apply import apply
 
     if vm.provider == "ssh":
         table = need_ssh(vm)
-        driver = setup.Driver.DATACENTER if table.gpu else setup.Driver.NONE
-        return setup.Want(driver=driver, python=table.python, rented=False)
+        driver = apply.Driver.DATACENTER if table.gpu else apply.Driver.NONE
+        return apply.Want(driver=driver, python=table.python, rented=False)
     given = vm.image is not None and vm.image.driver_is_given
     grid = vm.azure.grid_sha256.lower() or _remembered_grid()
     size = find_size(machine.size, provider=vm.provider)
     if size is None:
-        return setup.Want(driver=setup.Driver.DATACENTER, driver_given=given)
-    return setup.Want(
-        driver=setup.Driver(size.driver.value),
+        return apply.Want(driver=apply.Driver.DATACENTER, driver_given=given)
+    return apply.Want(
+        driver=apply.Driver(size.driver.value),
         cuda_max=size.cuda_max,
         driver_given=given,
         grid_sha256=grid,

@@ -20,8 +20,9 @@ from test_azure_machine import enter
 from commands import wire
 from infra.config import VmTable
 from infra.provider import Vm
-from remote import keys, setup
+from remote import keys
 from remote.errors import CommandFailed, RemoteError, Unfit
+from remote.setup.apply import apply as setup
 from remote.ssh import Link
 
 PACE = 60.0

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import sshd
 
-from remote import setup
 from remote.errors import CommandFailed, TimedOut, Unfit, Unreachable
 from remote.job import Job, JobState, JobStatus
-from remote.setup import Driver, Want
+from remote.setup.apply import Driver, Want
+from remote.setup.apply import apply as setup
 from remote.setup_steps import UPGRADERS, Step
 from remote.ssh import Host, Link, connect
 

@@ -14,9 +14,9 @@ import pytest
 import sshd
 import wheels
 
-from remote import pip_settings, setup, setup_python
+from remote import pip_settings, setup_python
 from remote.clean_environment import NAMES, PREFIXES, clean, cleaned
-from remote.setup import Ready, Want
+from remote.setup.apply import Ready, Want, apply
 from remote.ssh import connect
 
 
@@ -55,7 +55,7 @@ def hostile(folder: Path) -> str:
 def make(server: sshd.Sshd) -> Ready:
     """Set the machine up for training without a GPU."""
     with connect(server.host()) as link:
-        return setup.apply(link, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
+        return apply.apply(link, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
 
 
 def installed(server: sshd.Sshd, ready: Ready) -> bool:
@@ -134,7 +134,7 @@ def test_packages_of_another_project_do_not_leak(server: sshd.Sshd, tmp_path: Pa
     login_sets(server, PYTHONPATH=hostile(tmp_path / "ros"))
     ready = make(server)
     with connect(server.host()) as link:
-        again = setup.apply(link, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
+        again = apply.apply(link, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
 
     assert installed(server, ready)
     assert again.done == ()

@@ -11,9 +11,9 @@ import pytest
 import sshd
 import wheels
 
-from remote import lock, setup, setup_python
+from remote import lock, setup_python
 from remote.errors import CommandFailed
-from remote.setup import Ready, Want
+from remote.setup.apply import Ready, Want, apply
 from remote.setup_facts import PYTHON_MAX, PYTHON_MIN
 from remote.ssh import connect
 
@@ -206,7 +206,7 @@ def test_the_environment_is_made_from_the_lock(server: sshd.Sshd) -> None:
     ready = make(server)
     with connect(server.host()) as link:
         said = link.run([ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]).stdout
-        again = setup.apply(link, Want(), tell=lambda _: None, sleep=nap)
+        again = apply.apply(link, Want(), tell=lambda _: None, sleep=nap)
     folder = (server.home / ready.python).parents[1]
 
     assert [step.name for step in ready.done] == ["make the Python environment"]
@@ -228,7 +228,7 @@ def test_a_file_with_another_hash_is_refused(server: sshd.Sshd, shelf: Path) -> 
 def make(server: sshd.Sshd) -> Ready:
     """Set the machine up for training without a GPU."""
     with connect(server.host()) as link:
-        return setup.apply(link, Want(), tell=lambda _: None, sleep=nap)
+        return apply.apply(link, Want(), tell=lambda _: None, sleep=nap)
 
 
 def nap(wait_s: float) -> None:

@@ -11,9 +11,9 @@ import pytest
 import sshd
 import wheels
 
-from remote import setup, setup_python
+from remote import setup_python
 from remote.errors import CommandFailed
-from remote.setup import Want
+from remote.setup.apply import Want, apply
 from remote.setup_progress import Progress, spoken
 from remote.ssh import connect
 
@@ -117,7 +117,7 @@ def test_real_pip_is_followed(server: sshd.Sshd) -> None:
     told: list[str] = []
     clock = itertools.count(step=6.0)
     with connect(server.host()) as link:
-        setup.apply(
+        apply.apply(
             link,
             Want(),
             tell=told.append,
@@ -137,12 +137,12 @@ def test_wheels_without_cuda_that_nobody_has(
     """Where no index has torch's small build the other one is taken, and that is told."""
     small = tmp_path / "requirements" / "cpu.txt"
     small.write_text(small.read_text().replace("qft_probe==1.0", "torch==99.0+cpu"))
-    monkeypatch.setattr(setup, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(apply, "PROGRESS_S", 0.0)
     told: list[str] = []
     with connect(server.host()) as link:
-        ready = setup.apply(link, Want(), tell=told.append, sleep=lambda _: time.sleep(0.05))
+        ready = apply.apply(link, Want(), tell=told.append, sleep=lambda _: time.sleep(0.05))
         said = link.run([ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]).stdout
-        log = link.run(["cat", f"{setup.DIRECTORY}/job.log"]).stdout
+        log = link.run(["cat", f"{apply.DIRECTORY}/job.log"]).stdout
 
     assert said == "honest\n"
     assert setup_python.NO_SMALL_BUILD in log
@@ -156,7 +156,7 @@ def test_another_failure_is_no_reason_for_the_bigger_build(
     head, _, _ = small.read_text().partition("sha256:")
     small.write_text(f"{head}sha256:{'0' * 64}\n")
     with connect(server.host()) as link, pytest.raises(CommandFailed) as caught:
-        setup.apply(link, Want(), tell=lambda _: None, sleep=lambda _: time.sleep(0.05))
+        apply.apply(link, Want(), tell=lambda _: None, sleep=lambda _: time.sleep(0.05))
 
     assert "DO NOT MATCH THE HASHES" in str(caught.value)
     assert "replaced or damaged" in caught.value.hint
