@@ -13,7 +13,8 @@ from commands.errors import Exit, HostTrouble, Usage
 from commands.home import RunFolder
 from commands.host_check import LIMIT_S, STEP_S, in_time, sign_in
 from infra.config import SshTable, VmTable
-from remote import errors, keys, setup_facts, ssh
+from remote import errors, keys, ssh
+from remote.setup import facts as setup_facts
 from remote.sync.transfer import demand_sftp
 
 GB = 1e9

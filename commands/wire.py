@@ -16,7 +16,7 @@ from infra.durable import write_bytes
 from infra.provider import Offer, Provider, Vm, VmSpec, Want
 from remote import keys, ssh
 from remote.errors import RemoteError
-from remote.setup_facts import sha256_of
+from remote.setup.facts import sha256_of
 
 if TYPE_CHECKING:
     from infra.azure import AzureSettings

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote.setup_facts import PYTHON_MAX, PYTHON_MIN
+from remote.setup.facts import PYTHON_MAX, PYTHON_MIN
 from remote.setup_python import DOWNLOAD, REQUIREMENTS, dotted
 
 PLATFORM = "x86_64-manylinux_2_28"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from remote.errors import Unfit
-from remote.setup_facts import Facts, version_of
+from remote.setup.facts import Facts, version_of
 from remote.setup_grid import GRID_BRANCH, grid_steps, gridd_is_set, gridd_step
 from remote.setup_steps import SECURE_BOOT_HINT, Driver, Step, Want, as_system
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from remote.errors import Unfit
-from remote.setup_facts import Facts
+from remote.setup.facts import Facts
 from remote.setup_steps import SECURE_BOOT_HINT, Step, Want, as_system
 
 GRID_BRANCH = 570

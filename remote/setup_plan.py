@@ -6,8 +6,8 @@ look at the facts is needed; `setup.apply` looks again and plans again until it 
 
 from __future__ import annotations
 
+from remote.setup.facts import Facts
 from remote.setup_driver import driver_steps
-from remote.setup_facts import Facts
 from remote.setup_python import cuda_for, environment_steps, gpu_steps
 from remote.setup_steps import (
     Driver,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from remote.clean_environment import UNSET
 from remote.errors import Unfit
-from remote.setup_facts import Facts
+from remote.setup.facts import Facts
 
 UPGRADERS = (
     "unattended-upgrades.service apt-daily.timer apt-daily-upgrade.timer"

@@ -14,8 +14,9 @@ from commands.checks import Check, exit_code
 from commands.doctor_host import look_at_host
 from commands.home import RunFolder
 from infra.config import VmTable
-from remote import keys, setup_facts
+from remote import keys
 from remote import ssh as link
+from remote.setup import facts as setup_facts
 
 TYPES = ("rsa", "ecdsa", "ed25519")
 

@@ -14,7 +14,7 @@ import wheels
 from remote import lock, setup_python
 from remote.errors import CommandFailed
 from remote.setup.apply import Ready, Want, apply
-from remote.setup_facts import PYTHON_MAX, PYTHON_MIN
+from remote.setup.facts import PYTHON_MAX, PYTHON_MIN
 from remote.ssh import connect
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ import pytest
 from remote import setup_python
 from remote.errors import Unfit
 from remote.setup.apply import Driver, Want, cuda_for, interpreter, plan
-from remote.setup_facts import Facts, Gpu, Python
+from remote.setup.facts import Facts, Gpu, Python
 
 PYTHON = Python(command="python3.12", version=(3, 12), venv=True)
 BARE = Facts(

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 
 from remote.errors import AuthRefused, CommandFailed, Result, TimedOut, Unfit, Unreachable
 from remote.job import Job, JobState, JobStatus
-from remote.setup_facts import Facts, gather
+from remote.setup.facts import Facts, gather
 from remote.setup_plan import plan
 from remote.setup_progress import Progress
 from remote.setup_python import cuda_for, interpreter
