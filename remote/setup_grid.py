@@ -6,7 +6,7 @@ import shlex
 
 from remote.errors import Unfit
 from remote.setup.facts import Facts
-from remote.setup_steps import SECURE_BOOT_HINT, Step, Want, as_system
+from remote.setup.steps import SECURE_BOOT_HINT, Step, Want, as_system
 
 GRID_BRANCH = 570
 """The newest branch that the hosts of Azure's A10 machines serve (vGPU 18, CUDA 12.8)."""

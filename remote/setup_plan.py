@@ -7,9 +7,7 @@ look at the facts is needed; `setup.apply` looks again and plans again until it 
 from __future__ import annotations
 
 from remote.setup.facts import Facts
-from remote.setup_driver import driver_steps
-from remote.setup_python import cuda_for, environment_steps, gpu_steps
-from remote.setup_steps import (
+from remote.setup.steps import (
     Driver,
     Step,
     Want,
@@ -18,6 +16,8 @@ from remote.setup_steps import (
     repair_steps,
     require_root,
 )
+from remote.setup_driver import driver_steps
+from remote.setup_python import cuda_for, environment_steps, gpu_steps
 
 
 def plan(facts: Facts, want: Want) -> list[Step]:

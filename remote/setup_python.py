@@ -10,7 +10,7 @@ from remote import pip_settings
 from remote.clean_environment import PRIVATE, UNSET
 from remote.errors import Unfit, megabytes
 from remote.setup.facts import PYTHON_MAX, PYTHON_MIN, Facts, Python, version_of
-from remote.setup_steps import Driver, Step, Want, as_system
+from remote.setup.steps import Driver, Step, Want, as_system
 
 DRIVER_MIN = {"cpu": (0, 0), "cu128": (525, 60), "cu130": (580, 65)}
 """What each set needs; CUDA 12 runs on every driver since 525, CUDA 13 since 580.65."""

@@ -14,7 +14,7 @@ from remote.errors import CommandFailed, TimedOut, Unfit, Unreachable
 from remote.job import Job, JobState, JobStatus
 from remote.setup.apply import Driver, Want
 from remote.setup.apply import apply as setup
-from remote.setup_steps import UPGRADERS, Step
+from remote.setup.steps import UPGRADERS, Step
 from remote.ssh import Host, Link, connect
 
 WANT = Want(driver=Driver.DATACENTER)
