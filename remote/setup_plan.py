@@ -6,6 +6,7 @@ look at the facts is needed; `setup.apply` looks again and plans again until it 
 
 from __future__ import annotations
 
+from remote.setup.driver import driver_steps
 from remote.setup.facts import Facts
 from remote.setup.steps import (
     Driver,
@@ -16,7 +17,6 @@ from remote.setup.steps import (
     repair_steps,
     require_root,
 )
-from remote.setup_driver import driver_steps
 from remote.setup_python import cuda_for, environment_steps, gpu_steps
 
 
