@@ -198,7 +198,7 @@ def setup_wanted(vm: VmTable, machine: Vm) -> apply.Want:
 
 def _grid_file() -> Path:
     """Where this computer remembers the checksum of the vGPU driver that it saw first."""
-    from remote.setup_grid import GRID_VERSION
+    from remote.setup.vgpu_driver import GRID_VERSION
 
     return qft_home(environment()) / "azure" / f"grid-{GRID_VERSION}.sha256"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from remote.errors import Unfit
 from remote.setup.facts import Facts, version_of
 from remote.setup.steps import SECURE_BOOT_HINT, Driver, Step, Want, as_system
-from remote.setup_grid import GRID_BRANCH, grid_steps, gridd_is_set, gridd_step
+from remote.setup.vgpu_driver import GRID_BRANCH, grid_steps, gridd_is_set, gridd_step
 
 REBOOT_S = 60.0
 UNNUMBERED_BRANCH = 590
