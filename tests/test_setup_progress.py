@@ -14,7 +14,7 @@ import wheels
 from remote import setup_python
 from remote.errors import CommandFailed
 from remote.setup.apply import Want, apply
-from remote.setup_progress import Progress, spoken
+from remote.setup.progress import Progress, spoken
 from remote.ssh import connect
 
 PIP = """qft: 61 packages

@@ -16,8 +16,8 @@ from remote.errors import AuthRefused, CommandFailed, Result, TimedOut, Unfit, U
 from remote.job import Job, JobState, JobStatus
 from remote.setup.facts import Facts, gather
 from remote.setup.plan import plan
+from remote.setup.progress import Progress
 from remote.setup.steps import REBOOT_S_MAX, Driver, Step, Want
-from remote.setup_progress import Progress
 from remote.setup_python import cuda_for, interpreter
 from remote.setup_reasons import KILLED, KILLED_FOR_MEMORY, may_help_again, reason
 from remote.ssh import Host, Link, connect
