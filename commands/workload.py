@@ -21,7 +21,7 @@ from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, rea
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, ssh
 from remote.clean_environment import clean
-from remote.setup_reasons import reason
+from remote.setup.failures import reason
 from remote.sync.api import api
 from remote.sync.plan import Progress, SyncOptions
 from remote.sync.transfer import demand_sftp

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.setup_reasons import may_help_again, reason
+from remote.setup.failures import may_help_again, reason
 
 
 @pytest.fixture
