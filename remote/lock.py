@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remote.setup.facts import PYTHON_MAX, PYTHON_MIN
-from remote.setup_python import DOWNLOAD, REQUIREMENTS, dotted
+from remote.setup.python_env import DOWNLOAD, REQUIREMENTS, dotted
 
 PLATFORM = "x86_64-manylinux_2_28"
 PYTHONS = tuple((3, minor) for minor in range(PYTHON_MIN[1], PYTHON_MAX[1] + 1))

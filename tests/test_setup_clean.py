@@ -14,8 +14,9 @@ import pytest
 import sshd
 import wheels
 
-from remote import pip_settings, setup_python
+from remote import pip_settings
 from remote.clean_environment import NAMES, PREFIXES, clean, cleaned
+from remote.setup import python_env
 from remote.setup.apply import Ready, Want, apply
 from remote.ssh import connect
 
@@ -24,7 +25,7 @@ from remote.ssh import connect
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lock of one package, and the folder with its wheel."""
     folder = wheels.shelf_in(tmp_path)
-    monkeypatch.setattr(setup_python, "REQUIREMENTS", tmp_path / "requirements")
+    monkeypatch.setattr(python_env, "REQUIREMENTS", tmp_path / "requirements")
     return folder
 
 

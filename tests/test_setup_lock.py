@@ -11,8 +11,9 @@ import pytest
 import sshd
 import wheels
 
-from remote import lock, setup_python
+from remote import lock
 from remote.errors import CommandFailed
+from remote.setup import python_env
 from remote.setup.apply import Ready, Want, apply
 from remote.setup.facts import PYTHON_MAX, PYTHON_MIN
 from remote.ssh import connect
@@ -24,13 +25,13 @@ GROUP = re.compile(r"^([\w.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)
 
 def pins(cuda: str) -> dict[str, str]:
     """What a lock installs, by name."""
-    return {name: version for name, version, _ in GROUP.findall(setup_python.requirements(cuda))}
+    return {name: version for name, version, _ in GROUP.findall(python_env.requirements(cuda))}
 
 
 @pytest.mark.parametrize("cuda", LOCKS)
 def test_every_line_of_a_lock_is_a_pin_with_hashes(cuda: str) -> None:
     """Besides comments a lock has only exact versions, each with the hash of at least one file."""
-    text = setup_python.requirements(cuda)
+    text = python_env.requirements(cuda)
     rest = GROUP.sub("", text)
 
     assert [line for line in rest.splitlines() if line and not line.startswith("# ")] == []
@@ -40,7 +41,7 @@ def test_every_line_of_a_lock_is_a_pin_with_hashes(cuda: str) -> None:
 @pytest.mark.parametrize("cuda", LOCKS)
 def test_a_lock_is_made_from_its_inputs(cuda: str) -> None:
     """Whoever edits an `.in` file without making the lock again is told."""
-    inputs = lock.inputs_of(setup_python.REQUIREMENTS / f"{cuda}.in")
+    inputs = lock.inputs_of(python_env.REQUIREMENTS / f"{cuda}.in")
     asked = dict(
         line.split("==")
         for path in inputs
@@ -49,7 +50,7 @@ def test_a_lock_is_made_from_its_inputs(cuda: str) -> None:
     )
     locked = {name.replace("_", "-").lower(): version for name, version in pins(cuda).items()}
 
-    assert f"{lock.INPUTS}{lock.digest(inputs)}\n" in setup_python.requirements(cuda)
+    assert f"{lock.INPUTS}{lock.digest(inputs)}\n" in python_env.requirements(cuda)
     assert len(asked) > 15
     assert {name: locked[name.replace("_", "-").lower()] for name in asked} == asked
 
@@ -85,7 +86,7 @@ def test_a_lock_brings_the_cuda_of_its_name(cuda: str, major: str) -> None:
 def test_a_compiled_package_has_a_wheel_for_every_python(cuda: str) -> None:
     """Torch, numpy and PyYAML, built per version, have a file for each Python that is accepted."""
     pythons = PYTHON_MAX[1] - PYTHON_MIN[1] + 1
-    groups = {name: hashes for name, _, hashes in GROUP.findall(setup_python.requirements(cuda))}
+    groups = {name: hashes for name, _, hashes in GROUP.findall(python_env.requirements(cuda))}
 
     for name in ("torch", "numpy", "pyyaml", "pydantic-core"):
         assert groups[name].count("--hash") >= pythons
@@ -94,7 +95,7 @@ def test_a_compiled_package_has_a_wheel_for_every_python(cuda: str) -> None:
 @pytest.mark.parametrize("cuda", LOCKS)
 def test_a_lock_names_no_place_to_download_from(cuda: str) -> None:
     """The index is the machine's own affair, and neither links nor options are in a lock."""
-    text = setup_python.requirements(cuda)
+    text = python_env.requirements(cuda)
 
     assert "://" not in text
     assert set(re.findall(r"--\w+", text)) == {"--hash"}
@@ -102,15 +103,15 @@ def test_a_lock_names_no_place_to_download_from(cuda: str) -> None:
 
 def test_the_disk_that_is_asked_for_grows_with_the_lock() -> None:
     """The room for an environment is over three times its wheels, more for CUDA 12."""
-    assert 10e9 < setup_python.size_bytes("cu130") < setup_python.size_bytes("cu128") < 16e9
-    assert 1e9 < setup_python.size_bytes("cpu") < 2e9
+    assert 10e9 < python_env.size_bytes("cu130") < python_env.size_bytes("cu128") < 16e9
+    assert 1e9 < python_env.size_bytes("cpu") < 2e9
 
 
 def test_the_set_for_machines_without_a_card_is_the_other_without_cuda() -> None:
     """Torch's other build, and of all else the same files as with CUDA, but what is NVIDIA's."""
     bare, full = pins("cpu"), pins("cu130")
-    hashes = {name: found for name, _, found in GROUP.findall(setup_python.requirements("cpu"))}
-    whole = {name: found for name, _, found in GROUP.findall(setup_python.requirements("cu130"))}
+    hashes = {name: found for name, _, found in GROUP.findall(python_env.requirements("cpu"))}
+    whole = {name: found for name, _, found in GROUP.findall(python_env.requirements("cu130"))}
 
     assert bare["torch"] == f"{full['torch']}+cpu"
     assert {name for name in full.keys() - bare.keys() if not name.startswith("nvidia-")} == {
@@ -125,10 +126,10 @@ def test_the_set_for_machines_without_a_card_is_the_other_without_cuda() -> None
 
 def test_the_listed_wheels_of_torch_are_those_of_the_lock() -> None:
     """Each accepted Python has exactly the wheel that `cpu.in` lists for it."""
-    listed = lock.listed((setup_python.REQUIREMENTS / "cpu.in").read_text())
+    listed = lock.listed((python_env.REQUIREMENTS / "cpu.in").read_text())
     (found,) = [
         hashes
-        for name, _, hashes in GROUP.findall(setup_python.requirements("cpu"))
+        for name, _, hashes in GROUP.findall(python_env.requirements("cpu"))
         if name == "torch"
     ]
 
@@ -161,7 +162,7 @@ def package(name: str, version: str, *hashes: str) -> lock.Package:
 def test_a_difference_between_pythons_becomes_a_marker() -> None:
     """A package that only some Pythons need is locked for these alone; wheels are joined."""
     text = lock.render(
-        setup_python.REQUIREMENTS / "cu130.in",
+        python_env.REQUIREMENTS / "cu130.in",
         {
             (3, 11): [package("both", "1", "aa", "bb"), package("old", "1", "cc")],
             (3, 12): [package("both", "1", "bb", "dd")],
@@ -189,7 +190,7 @@ def test_a_package_without_a_wheel_cannot_be_locked() -> None:
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lock of one package, and the folder from which the machine's pip is set up to take it."""
     folder = wheels.shelf_in(tmp_path)
-    monkeypatch.setattr(setup_python, "REQUIREMENTS", tmp_path / "requirements")
+    monkeypatch.setattr(python_env, "REQUIREMENTS", tmp_path / "requirements")
     return folder
 
 

@@ -11,8 +11,8 @@ import pytest
 import sshd
 import wheels
 
-from remote import setup_python
 from remote.errors import CommandFailed
+from remote.setup import python_env
 from remote.setup.apply import Want, apply
 from remote.setup.progress import Progress, spoken
 from remote.ssh import connect
@@ -106,7 +106,7 @@ def test_times_are_written_as_people_do() -> None:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sshd.Sshd]:
     """A machine whose pip finds the one package of the lock after a while."""
     shelf = wheels.shelf_in(tmp_path)
-    monkeypatch.setattr(setup_python, "REQUIREMENTS", tmp_path / "requirements")
+    monkeypatch.setattr(python_env, "REQUIREMENTS", tmp_path / "requirements")
     with sshd.serve(tmp_path / "machine") as running:
         wheels.furnish(running.home, f"[global]\nno-index = true\nfind-links = {shelf}\n")
         yield running
@@ -145,7 +145,7 @@ def test_wheels_without_cuda_that_nobody_has(
         log = link.run(["cat", f"{apply.DIRECTORY}/job.log"]).stdout
 
     assert said == "honest\n"
-    assert setup_python.NO_SMALL_BUILD in log
+    assert python_env.NO_SMALL_BUILD in log
 
 
 def test_another_failure_is_no_reason_for_the_bigger_build(

@@ -18,8 +18,8 @@ from remote.setup.facts import Facts, gather
 from remote.setup.failures import KILLED, KILLED_FOR_MEMORY, may_help_again, reason
 from remote.setup.plan import plan
 from remote.setup.progress import Progress
+from remote.setup.python_env import cuda_for, interpreter
 from remote.setup.steps import REBOOT_S_MAX, Driver, Step, Want
-from remote.setup_python import cuda_for, interpreter
 from remote.ssh import Host, Link, connect
 
 __all__ = [

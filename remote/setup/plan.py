@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from remote.setup.driver import driver_steps
 from remote.setup.facts import Facts
+from remote.setup.python_env import cuda_for, environment_steps, gpu_steps
 from remote.setup.steps import (
     Driver,
     Step,
@@ -17,7 +18,6 @@ from remote.setup.steps import (
     repair_steps,
     require_root,
 )
-from remote.setup_python import cuda_for, environment_steps, gpu_steps
 
 
 def plan(facts: Facts, want: Want) -> list[Step]:
