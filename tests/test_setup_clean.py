@@ -14,9 +14,8 @@ import pytest
 import sshd
 import wheels
 
-from remote import pip_settings
 from remote.clean_environment import NAMES, PREFIXES, clean, cleaned
-from remote.setup import python_env
+from remote.setup import pip_settings, python_env
 from remote.setup.apply import Ready, Want, apply
 from remote.ssh import connect
 

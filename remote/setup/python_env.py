@@ -6,9 +6,9 @@ import hashlib
 import shlex
 from pathlib import Path
 
-from remote import pip_settings
 from remote.clean_environment import PRIVATE, UNSET
 from remote.errors import Unfit, megabytes
+from remote.setup import pip_settings
 from remote.setup.facts import PYTHON_MAX, PYTHON_MIN, Facts, Python, version_of
 from remote.setup.steps import Driver, Step, Want, as_system
 
