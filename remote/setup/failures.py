@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from remote.xid import explain
+from remote.setup.xid import explain
 
 LOCKED = re.compile(r"(?:held by process \d+ \([^)]*\)|locked by another process with pid \d+)")
 NO_WAY_OUT = re.compile(
