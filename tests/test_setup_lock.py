@@ -11,9 +11,8 @@ import pytest
 import sshd
 import wheels
 
-from remote import lock
 from remote.errors import CommandFailed
-from remote.setup import python_env
+from remote.setup import lock_requirements, python_env
 from remote.setup.apply import Ready, Want, apply
 from remote.setup.facts import PYTHON_MAX, PYTHON_MIN
 from remote.ssh import connect
@@ -41,7 +40,7 @@ def test_every_line_of_a_lock_is_a_pin_with_hashes(cuda: str) -> None:
 @pytest.mark.parametrize("cuda", LOCKS)
 def test_a_lock_is_made_from_its_inputs(cuda: str) -> None:
     """Whoever edits an `.in` file without making the lock again is told."""
-    inputs = lock.inputs_of(python_env.REQUIREMENTS / f"{cuda}.in")
+    inputs = lock_requirements.inputs_of(python_env.REQUIREMENTS / f"{cuda}.in")
     asked = dict(
         line.split("==")
         for path in inputs
@@ -50,7 +49,10 @@ def test_a_lock_is_made_from_its_inputs(cuda: str) -> None:
     )
     locked = {name.replace("_", "-").lower(): version for name, version in pins(cuda).items()}
 
-    assert f"{lock.INPUTS}{lock.digest(inputs)}\n" in python_env.requirements(cuda)
+    assert (
+        f"{lock_requirements.INPUTS}{lock_requirements.digest(inputs)}\n"
+        in python_env.requirements(cuda)
+    )
     assert len(asked) > 15
     assert {name: locked[name.replace("_", "-").lower()] for name in asked} == asked
 
@@ -126,14 +128,14 @@ def test_the_set_for_machines_without_a_card_is_the_other_without_cuda() -> None
 
 def test_the_listed_wheels_of_torch_are_those_of_the_lock() -> None:
     """Each accepted Python has exactly the wheel that `cpu.in` lists for it."""
-    listed = lock.listed((python_env.REQUIREMENTS / "cpu.in").read_text())
+    listed = lock_requirements.listed((python_env.REQUIREMENTS / "cpu.in").read_text())
     (found,) = [
         hashes
         for name, _, hashes in GROUP.findall(python_env.requirements("cpu"))
         if name == "torch"
     ]
 
-    assert tuple(listed) == lock.PYTHONS
+    assert tuple(listed) == lock_requirements.PYTHONS
     assert set(re.findall("[0-9a-f]{64}", found)) == {
         one for wheel in listed.values() for one in wheel.hashes
     }
@@ -144,24 +146,28 @@ def test_a_build_of_another_version_is_not_put_into_a_set() -> None:
     build = {(3, 11): package("torch", "1.2+cpu")}
     set_of = [package("torch", "1.3"), package("nvidia-cublas", "1"), package("numpy", "2")]
 
-    assert lock.without_cuda([package("torch", "1.2"), *set_of[1:]], build, (3, 11)) == [
+    assert lock_requirements.without_cuda(
+        [package("torch", "1.2"), *set_of[1:]], build, (3, 11)
+    ) == [
         build[3, 11],
         set_of[2],
     ]
     with pytest.raises(SystemExit, match=r"lists torch 1.2\+cpu, the set has 1\.3"):
-        lock.without_cuda(set_of, build, (3, 11))
+        lock_requirements.without_cuda(set_of, build, (3, 11))
     with pytest.raises(SystemExit, match=r"no wheel for Python 3\.12"):
-        lock.without_cuda(set_of, build, (3, 12))
+        lock_requirements.without_cuda(set_of, build, (3, 12))
 
 
-def package(name: str, version: str, *hashes: str) -> lock.Package:
+def package(name: str, version: str, *hashes: str) -> lock_requirements.Package:
     """One package of a lock in the making."""
-    return lock.Package(name=name, version=version, hashes=frozenset(hashes), size_bytes=7)
+    return lock_requirements.Package(
+        name=name, version=version, hashes=frozenset(hashes), size_bytes=7
+    )
 
 
 def test_a_difference_between_pythons_becomes_a_marker() -> None:
     """A package that only some Pythons need is locked for these alone; wheels are joined."""
-    text = lock.render(
+    text = lock_requirements.render(
         python_env.REQUIREMENTS / "cu130.in",
         {
             (3, 11): [package("both", "1", "aa", "bb"), package("old", "1", "cc")],
@@ -183,7 +189,7 @@ def test_a_difference_between_pythons_becomes_a_marker() -> None:
 def test_a_package_without_a_wheel_cannot_be_locked() -> None:
     """What would have to be built on the machine is refused when the lock is made."""
     with pytest.raises(SystemExit, match="sdist-only 2 has no wheel"):
-        lock.read({"packages": [{"name": "sdist-only", "version": "2", "wheels": []}]})
+        lock_requirements.read({"packages": [{"name": "sdist-only", "version": "2", "wheels": []}]})
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from remote.setup.python_env import DOWNLOAD, REQUIREMENTS, dotted
 
 PLATFORM = "x86_64-manylinux_2_28"
 PYTHONS = tuple((3, minor) for minor in range(PYTHON_MIN[1], PYTHON_MAX[1] + 1))
-CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 INPUTS = "# inputs: sha256 "
 WITH_CUDA = "cu130"
 """The set from which the one without CUDA is made: all but torch's build and CUDA is the same."""
