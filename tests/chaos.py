@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quickstart", type=Path, default=ROOT / "examples" / "quickstart")
     arguments = parser.parse_args(argv)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    from trainer.job import prepare_environment
+    from trainer.job.job import prepare_environment
 
     os.environ.update({"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
     prepare_environment()

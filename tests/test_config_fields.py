@@ -24,7 +24,7 @@ from trainer import model as models
 from trainer.config import ConfigError, load_config
 from trainer.data.rows import DataError
 from trainer.desk import Order
-from trainer.job import run_job
+from trainer.job.job import run_job
 from trainer.saving.cadence import choose_cadence
 from trainer.scoring.rescore import rescore
 

@@ -279,7 +279,7 @@ def test_a_notice_of_any_length_ends_well(
         if record["step"] == 7:  # all thirty may be done before the thread that asks is woken up
             wait_until(lambda: polls[0].flag.notice is not None)
 
-    monkeypatch.setattr("trainer.job.MetadataPoll", poll)
+    monkeypatch.setattr("trainer.job.job.MetadataPoll", poll)
     monkeypatch.setattr(Keeper, "after_step", after_step)
 
     def answer() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from trainer.saving.manifest import directory_name, steps_present
 # another process may need to be woken up and send one.
 TERMINATED = """
 import os, signal, sys
-from trainer.job import prepare_environment
+from trainer.job.job import prepare_environment
 prepare_environment()
 from trainer.__main__ import main
 from trainer.saving.keeper import Keeper

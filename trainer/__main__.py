@@ -19,7 +19,7 @@ from trainer.config import ConfigError, EvictionBand
 from trainer.data.rows import DataError
 from trainer.desk import Order
 from trainer.errors import Busy, Preempted
-from trainer.job import prepare_environment, run_job
+from trainer.job.job import prepare_environment, run_job
 from trainer.tool import loading_failure
 
 INTERRUPTED = 130

@@ -23,7 +23,7 @@ from gpu.watched import Notes, end_measuring
 def main(arguments: Sequence[str]) -> int:
     """Train, and leave the notes."""
     path, run_dir = map(Path, arguments)
-    from trainer.job import prepare_environment
+    from trainer.job.job import prepare_environment
 
     prepare_environment()
     notes = Notes()

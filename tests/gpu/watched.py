@@ -37,7 +37,7 @@ class Notes:
 def main(arguments: Sequence[str]) -> int:
     """Run the trainer's command and leave the notes, however it ends."""
     path, brake_after, *command = arguments
-    from trainer.job import prepare_environment
+    from trainer.job.job import prepare_environment
 
     prepare_environment()
     from trainer import __main__ as door
