@@ -135,7 +135,7 @@ def chaos(
     import tiny
     import transformers.models.llama.modeling_llama  # noqa: F401 - likewise
 
-    import trainer.stages  # noqa: F401 - likewise
+    import trainer.job.stages  # noqa: F401 - likewise
 
     calm = tiny.write_config(directory / "calm", config)
     began_s = time.monotonic()

@@ -10,7 +10,7 @@ import tiny
 import torch
 from rig import Rig, outcome, rig
 
-from trainer import stages
+from trainer.job import stages
 from trainer.saving.state import digest
 
 TRAIN = {"steps": 4, "batch_size": 4, "micro_batch": 2}

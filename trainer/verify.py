@@ -16,6 +16,7 @@ from trainer.desk import Desk, Order
 from trainer.disk import RealDisk
 from trainer.eviction import Flag
 from trainer.fingerprint import compare
+from trainer.job.stages import prepare, set_up, size_limit
 from trainer.loop import train
 from trainer.rundir import CONFIG, alone_in, data_facts
 from trainer.saving.checkpoint import load, tensor_chunks
@@ -29,7 +30,6 @@ from trainer.saving.manifest import (
     verify,
 )
 from trainer.saving.state import TrainingState, present_tensors
-from trainer.stages import prepare, set_up, size_limit
 from trainer.status import Heartbeat, parse_log
 
 STEPS_DEFAULT = 10

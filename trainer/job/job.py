@@ -73,7 +73,9 @@ def _stages(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str],
         say("everything is done already: nothing to do")
         return
     prepare_environment()
-    from trainer import stages  # torch and friends take seconds; what is done needs none of them
+    from trainer.job import (
+        stages,  # torch and friends take seconds; what is done needs none of them
+    )
 
     desk = Desk(order=order, config=config, inputs=inputs, heartbeat=heartbeat, flag=flag, say=say)
     stages.work(desk)
