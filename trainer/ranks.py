@@ -12,7 +12,7 @@ from trainer.status import Phase
 
 if TYPE_CHECKING:
     from trainer.desk import Desk
-    from trainer.material import Material
+    from trainer.job.prepared import Material
 
 
 def compare(desk: Desk, material: Material, adapted: Any) -> None:

@@ -25,8 +25,8 @@ from trainer.disk import RealDisk, replace_directory, replace_file
 from trainer.errors import Preempted
 from trainer.events import EventWriter
 from trainer.fingerprint import Facts, compare, cpu_model, directory_sha256, take_fingerprint
+from trainer.job.prepared import Material
 from trainer.loop import train
-from trainer.material import Material
 from trainer.plan import make_plan
 from trainer.rundir import (
     ADAPTER,
