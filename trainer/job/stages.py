@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 
 from trainer import model as models
-from trainer import ranks
 from trainer.adapters import methods
 from trainer.bench import Bench
 from trainer.config import ConfigError, PrecisionChoice
@@ -25,6 +24,7 @@ from trainer.disk import RealDisk, replace_directory, replace_file
 from trainer.errors import Preempted
 from trainer.events import EventWriter
 from trainer.fingerprint import Facts, compare, cpu_model, directory_sha256, take_fingerprint
+from trainer.job import rank_selection
 from trainer.job.prepared import Material
 from trainer.loop import train
 from trainer.plan import make_plan
@@ -70,7 +70,7 @@ def work(desk: Desk) -> None:
     else:
         adapted = models.attach_adapter(base, desk.config.method, desk.config.train)
         best = learn(desk, material, adapted)
-        ranks.compare(desk, material, adapted)
+        rank_selection.compare(desk, material, adapted)
         write_adapter(desk, adapted, best, computed=material.precision.compute)
     score(desk, material, adapted, "after")
 
