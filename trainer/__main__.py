@@ -131,7 +131,7 @@ def run_eval(arguments: argparse.Namespace) -> int:
 def run_verify(arguments: argparse.Namespace) -> int:
     """Replay a part of the run and say whether it gave the same bits."""
     prepare_environment()
-    from trainer.verify import replay, to_json, to_text
+    from trainer.job.replay import replay, to_json, to_text
 
     result = replay(arguments.run_dir.resolve(), steps=arguments.steps, clock=monotonic, say=say)
     text = json.dumps(to_json(result), indent=1) if arguments.json else to_text(result)
