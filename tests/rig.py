@@ -21,12 +21,12 @@ from trainer.desk import Desk, Order
 from trainer.disk import RealDisk
 from trainer.eviction import Flag
 from trainer.job.stages import prepare, set_up, size_limit
-from trainer.loop import train
 from trainer.rundir import CONFIG, data_facts
 from trainer.saving.checkpoint import Store
 from trainer.saving.saver import Saver, SaveResult
 from trainer.saving.state import TrainingState
 from trainer.status import Heartbeat
+from trainer.training.loop import train
 
 
 @dataclass(kw_only=True)

@@ -13,9 +13,9 @@ from rig import Logger, Rig, outcome, outcome_tensors, restored, rig, stopped, t
 
 from trainer.errors import Diverged, DoesNotFit, Preempted
 from trainer.job.stages import size_limit
-from trainer.loop import train
 from trainer.saving.checkpoint import load
 from trainer.saving.manifest import Damaged, directory_name
+from trainer.training.loop import train
 
 HARD: dict[str, dict[str, Any]] = {
     "stretch": {"steps": 14, "batch_size": 4, "micro_batch": 1, "lr": 1e-2, "warmup": 2.0},

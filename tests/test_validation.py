@@ -18,12 +18,12 @@ from trainer.config import CheckpointTable, TrainerConfig, load_config
 from trainer.errors import Preempted
 from trainer.events import EventWriter
 from trainer.fingerprint import compare, flatten_config
-from trainer.loop import train
 from trainer.rundir import training_facts
 from trainer.saving.keeper import Keeper
 from trainer.saving.manifest import Damaged
 from trainer.saving.saver import Saver
 from trainer.saving.state import digest
+from trainer.training.loop import train
 
 STEPS = 11  # validated after 3, 6, 9 and, being the end, 11
 HARD: dict[str, Any] = {"steps": STEPS, "batch_size": 4, "micro_batch": 2, "lr": 3e-2}

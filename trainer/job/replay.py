@@ -17,7 +17,6 @@ from trainer.disk import RealDisk
 from trainer.eviction import Flag
 from trainer.fingerprint import compare
 from trainer.job.stages import prepare, set_up, size_limit
-from trainer.loop import train
 from trainer.rundir import CONFIG, alone_in, data_facts
 from trainer.saving.checkpoint import load, tensor_chunks
 from trainer.saving.manifest import (
@@ -31,6 +30,7 @@ from trainer.saving.manifest import (
 )
 from trainer.saving.state import TrainingState, present_tensors
 from trainer.status import Heartbeat, parse_log
+from trainer.training.loop import train
 
 STEPS_DEFAULT = 10
 

@@ -26,7 +26,6 @@ from trainer.events import EventWriter
 from trainer.fingerprint import Facts, compare, cpu_model, directory_sha256, take_fingerprint
 from trainer.job import rank_selection
 from trainer.job.prepared import Material
-from trainer.loop import train
 from trainer.plan import make_plan
 from trainer.rundir import (
     ADAPTER,
@@ -47,6 +46,7 @@ from trainer.saving.manifest import Damaged
 from trainer.saving.saver import Saver
 from trainer.saving.state import Best, TrainingState
 from trainer.status import MetricsLog, Phase, count_steps
+from trainer.training.loop import train
 from trainer.validation import make_exam
 
 # What the receipt in the adapter keeps of the status, for a watcher who comes after the end.
