@@ -15,7 +15,6 @@ from unittest import mock
 import tiny
 
 from trainer import model as models
-from trainer.bench import Bench
 from trainer.config import load_config
 from trainer.desk import Desk, Order
 from trainer.disk import RealDisk
@@ -27,6 +26,7 @@ from trainer.saving.saver import Saver, SaveResult
 from trainer.saving.state import TrainingState
 from trainer.status import Heartbeat
 from trainer.training.loop import train
+from trainer.training.train_context import Bench
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,7 @@ from trainer.status import Heartbeat
 from trainer.supervised import mean_loss
 
 if TYPE_CHECKING:
-    from trainer.bench import Bench
+    from trainer.training.train_context import Bench
 
 
 def make_exam(

@@ -14,7 +14,6 @@ import torch
 
 from trainer import model as models
 from trainer.adapters import methods
-from trainer.bench import Bench
 from trainer.config import ConfigError, PrecisionChoice
 from trainer.data.examples import Examples, load_examples, padding_id
 from trainer.desk import Desk
@@ -47,6 +46,7 @@ from trainer.saving.saver import Saver
 from trainer.saving.state import Best, TrainingState
 from trainer.status import MetricsLog, Phase, count_steps
 from trainer.training.loop import train
+from trainer.training.train_context import Bench
 from trainer.validation import make_exam
 
 # What the receipt in the adapter keeps of the status, for a watcher who comes after the end.
