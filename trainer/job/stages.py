@@ -47,7 +47,7 @@ from trainer.saving.state import Best, TrainingState
 from trainer.status import MetricsLog, Phase, count_steps
 from trainer.training.loop import train
 from trainer.training.train_context import Bench
-from trainer.validation import make_exam
+from trainer.training.validation import make_exam
 
 # What the receipt in the adapter keeps of the status, for a watcher who comes after the end.
 KEPT = ("step", "steps", "loss", "checkpoint_step", "exact", "inexact_from")
