@@ -20,7 +20,7 @@ from trainer.desk import Desk, Order
 from trainer.disk import RealDisk
 from trainer.eviction import Flag
 from trainer.job.stages import prepare, set_up, size_limit
-from trainer.rundir import CONFIG, data_facts
+from trainer.rundir.layout import CONFIG, data_facts
 from trainer.saving.checkpoint import Store
 from trainer.saving.saver import Saver, SaveResult
 from trainer.saving.state import TrainingState

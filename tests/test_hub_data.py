@@ -23,7 +23,7 @@ from trainer.__main__ import main
 from trainer.config import DataTable, TrainerConfig
 from trainer.data.rows import DataError, Shards, read_rows
 from trainer.hub import HubFile, fetch, parse, rely_on_cache
-from trainer.rundir import data_facts
+from trainer.rundir.layout import data_facts
 
 NAMED = "hub:me/pairs@v1/data/train.jsonl"
 PLACE = "me/pairs/resolve/v1/data/train.jsonl"

@@ -18,7 +18,7 @@ from trainer.data.formats import Choice
 from trainer.disk import RealDisk, clear_partials, replace_directory, restore_directory
 from trainer.results.export import export
 from trainer.results.merge import merge
-from trainer.rundir import sweep
+from trainer.rundir.layout import sweep
 
 WHOLE = {"one": "new", "two": "new"}
 

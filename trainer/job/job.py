@@ -17,7 +17,7 @@ from trainer.disk import RealDisk
 from trainer.errors import Preempted
 from trainer.eviction import Flag, MetadataPoll, on_signals
 from trainer.fingerprint import permitted_keys
-from trainer.rundir import (
+from trainer.rundir.layout import (
     ADAPTER,
     CONFIG,
     RECEIPT,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.adapters import dylora, methods
 from trainer.data.examples import load_examples, padding_id
 from trainer.errors import Preempted
-from trainer.rundir import resolve
+from trainer.rundir.layout import resolve
 from trainer.status import Phase
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from trainer.fingerprint import Facts, compare, cpu_model, directory_sha256, tak
 from trainer.job import rank_selection
 from trainer.job.prepared import Material
 from trainer.plan import make_plan
-from trainer.rundir import (
+from trainer.rundir.layout import (
     ADAPTER,
     ADAPTER_PARTIAL,
     HASHES,

@@ -27,7 +27,7 @@ from trainer.data.split import Duplicates, find_duplicates
 from trainer.disk import RealDisk, replace_file
 from trainer.pages import html
 from trainer.plan import make_plan
-from trainer.rundir import resolve
+from trainer.rundir.layout import resolve
 from trainer.scoring.answers import read_answer
 
 SAMPLES = 5

@@ -38,7 +38,7 @@ from trainer.data.template import MissingFieldError
 from trainer.device.precision import Precision
 from trainer.results.base import NoBaseError, shard_names
 from trainer.results.onto import Onto
-from trainer.rundir import CONFIG, resolve
+from trainer.rundir.layout import CONFIG, resolve
 
 TOKENS_MAX = 64  # of an answer: whoever differs, mostly does so early
 ROOM = 1.2  # what a model takes of the memory that is free, over its weights

@@ -22,7 +22,7 @@ from trainer.data.codec import Codec, Example
 from trainer.data.examples import load_examples, padding_id
 from trainer.data.template import Template
 from trainer.disk import RealDisk, replace_file
-from trainer.rundir import resolve
+from trainer.rundir.layout import resolve
 from trainer.scoring import metrics, shots
 from trainer.scoring.answers import (
     Answer,

@@ -12,7 +12,7 @@ import numpy as np
 from trainer.config import EvalTable, TrainerConfig
 from trainer.data.examples import load_examples, load_texts
 from trainer.data.rows import DataError
-from trainer.rundir import resolve
+from trainer.rundir.layout import resolve
 from trainer.scoring import metrics
 from trainer.scoring.answers import fault_of, read_answer
 from trainer.scoring.baselines import Known
