@@ -15,7 +15,7 @@ from commands.home import RunFolder, saved_config
 from infra.run.fold import RunState, fold
 from infra.run.journal import Kind, read
 from trainer.config import ConfigError
-from trainer.fingerprint import file_sha256, permitted_keys
+from trainer.rundir.fingerprint import file_sha256, permitted_keys
 
 PLACES = ("model.id", "model.revision")
 """Where a base lies is no setting: the trainer compares what is in it, and knows no such key."""

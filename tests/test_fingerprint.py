@@ -12,7 +12,7 @@ import tiny
 
 from trainer.__main__ import main
 from trainer.config import ConfigError, TrainerConfig, load_config
-from trainer.fingerprint import (
+from trainer.rundir.fingerprint import (
     CHANGEABLE,
     compare,
     directory_sha256,

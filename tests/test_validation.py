@@ -17,7 +17,7 @@ from trainer.__main__ import main
 from trainer.config import CheckpointTable, TrainerConfig, load_config
 from trainer.errors import Preempted
 from trainer.events import EventWriter
-from trainer.fingerprint import compare, flatten_config
+from trainer.rundir.fingerprint import compare, flatten_config
 from trainer.rundir.layout import training_facts
 from trainer.saving.keeper import Keeper
 from trainer.saving.manifest import Damaged

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.config import EvictionBand, TrainerConfig
 from trainer.eviction import Flag
-from trainer.fingerprint import (
+from trainer.rundir.fingerprint import (
     Facts,
 )
 from trainer.status import Heartbeat

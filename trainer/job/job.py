@@ -16,7 +16,7 @@ from trainer.desk import Desk, Order
 from trainer.disk import RealDisk
 from trainer.errors import Preempted
 from trainer.eviction import Flag, MetadataPoll, on_signals
-from trainer.fingerprint import permitted_keys
+from trainer.rundir.fingerprint import permitted_keys
 from trainer.rundir.layout import (
     ADAPTER,
     CONFIG,

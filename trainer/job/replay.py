@@ -15,8 +15,8 @@ from trainer.config import ConfigError, load_config
 from trainer.desk import Desk, Order
 from trainer.disk import RealDisk
 from trainer.eviction import Flag
-from trainer.fingerprint import compare
 from trainer.job.stages import prepare, set_up, size_limit
+from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import CONFIG, alone_in, data_facts
 from trainer.saving.checkpoint import load, tensor_chunks
 from trainer.saving.manifest import (

@@ -22,10 +22,10 @@ from trainer.device.portion import choose_portion
 from trainer.disk import RealDisk, replace_directory, replace_file
 from trainer.errors import Preempted
 from trainer.events import EventWriter
-from trainer.fingerprint import Facts, compare, cpu_model, directory_sha256, take_fingerprint
 from trainer.job import rank_selection
 from trainer.job.prepared import Material
 from trainer.plan import make_plan
+from trainer.rundir.fingerprint import Facts, compare, cpu_model, directory_sha256, take_fingerprint
 from trainer.rundir.layout import (
     ADAPTER,
     ADAPTER_PARTIAL,

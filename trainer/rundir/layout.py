@@ -15,7 +15,7 @@ from trainer.config import ConfigError, TrainerConfig
 from trainer.data.rows import DataError, Shards
 from trainer.disk import Disk, restore_directory
 from trainer.errors import Busy
-from trainer.fingerprint import Facts, file_sha256, flatten_config
+from trainer.rundir.fingerprint import Facts, file_sha256, flatten_config
 
 TABLE_BYTES_MAX = 64 << 20
 CONFIG = "config.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.config import CheckpointTable, EvictionBand
 from trainer.events import EventWriter
-from trainer.fingerprint import Facts
+from trainer.rundir.fingerprint import Facts
 from trainer.saving.cadence import Cadence, choose_cadence
 from trainer.saving.saver import Saver, SaveResult
 from trainer.saving.state import TrainingState

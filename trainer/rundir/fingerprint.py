@@ -182,7 +182,7 @@ def installed_versions() -> dict[str, str]:
 def own_sha256() -> str:
     """Return one SHA-256 over the source files of this package, whatever their times."""
     total = hashlib.sha256()
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for path in sorted(package.rglob("*.py")):
         total.update(f"{path.relative_to(package)}\0{file_sha256(path)}\n".encode())
     return total.hexdigest()
