@@ -21,10 +21,10 @@ from trainer.disk import RealDisk
 from trainer.eviction import Flag
 from trainer.job.stages import prepare, set_up, size_limit
 from trainer.rundir.layout import CONFIG, data_facts
+from trainer.rundir.status import Heartbeat
 from trainer.saving.checkpoint import Store
 from trainer.saving.saver import Saver, SaveResult
 from trainer.saving.state import TrainingState
-from trainer.status import Heartbeat
 from trainer.training.loop import train
 from trainer.training.train_context import Bench
 

@@ -44,6 +44,7 @@ from remote.ssh import Host
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 from trainer.eviction import preemption_in
+from trainer.rundir.status import last_step
 from trainer.saving.manifest import (
     ADAPTER,
     FINGERPRINT,
@@ -57,7 +58,6 @@ from trainer.saving.manifest import (
     parse_manifest,
     verify_resumable,
 )
-from trainer.status import last_step
 from trainer.untrusted import NotPlain, parse
 
 HOST = Host(address="h", user="qft", key_path=Path("/nowhere"), host_key="")

@@ -11,7 +11,7 @@ from trainer.eviction import Flag
 from trainer.rundir.fingerprint import (
     Facts,
 )
-from trainer.status import Heartbeat
+from trainer.rundir.status import Heartbeat
 
 
 @dataclass(frozen=True, kw_only=True)

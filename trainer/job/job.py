@@ -28,7 +28,7 @@ from trainer.rundir.layout import (
     read_table,
     sweep,
 )
-from trainer.status import Heartbeat, Phase
+from trainer.rundir.status import Heartbeat, Phase
 
 
 def run_job(order: Order, say: Callable[[str], None]) -> None:

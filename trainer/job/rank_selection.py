@@ -8,7 +8,7 @@ from trainer.adapters import dylora, methods
 from trainer.data.examples import load_examples, padding_id
 from trainer.errors import Preempted
 from trainer.rundir.layout import resolve
-from trainer.status import Phase
+from trainer.rundir.status import Phase
 
 if TYPE_CHECKING:
     from trainer.desk import Desk

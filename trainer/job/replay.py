@@ -18,6 +18,7 @@ from trainer.eviction import Flag
 from trainer.job.stages import prepare, set_up, size_limit
 from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import CONFIG, alone_in, data_facts
+from trainer.rundir.status import Heartbeat, parse_log
 from trainer.saving.checkpoint import load, tensor_chunks
 from trainer.saving.manifest import (
     ADAPTER,
@@ -29,7 +30,6 @@ from trainer.saving.manifest import (
     verify,
 )
 from trainer.saving.state import TrainingState, present_tensors
-from trainer.status import Heartbeat, parse_log
 from trainer.training.loop import train
 
 STEPS_DEFAULT = 10

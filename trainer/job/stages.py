@@ -39,12 +39,12 @@ from trainer.rundir.layout import (
     scoring_facts,
     training_facts,
 )
+from trainer.rundir.status import MetricsLog, Phase, count_steps
 from trainer.saving.checkpoint import Snapshot, Store
 from trainer.saving.keeper import Keeper
 from trainer.saving.manifest import Damaged
 from trainer.saving.saver import Saver
 from trainer.saving.state import Best, TrainingState
-from trainer.status import MetricsLog, Phase, count_steps
 from trainer.training.loop import train
 from trainer.training.train_context import Bench
 from trainer.training.validation import make_exam

@@ -14,9 +14,9 @@ from trainer.config import TrainTable
 from trainer.data.codec import Example
 from trainer.data.examples import Examples
 from trainer.errors import Preempted
+from trainer.rundir.status import Heartbeat
 from trainer.saving.state import TrainingState, finite_or_none
 from trainer.scoring.decode import undisturbed
-from trainer.status import Heartbeat
 from trainer.supervised import mean_loss
 
 if TYPE_CHECKING:
