@@ -19,7 +19,6 @@ from test_checkpoint_faults import snapshot
 
 from trainer.config import CheckpointTable, EvictionBand
 from trainer.disk import RealDisk
-from trainer.events import EventWriter
 from trainer.rundir.status import Heartbeat, MetricsLog, Phase, count_steps, parse_log
 from trainer.saving.cadence import INTERVAL_S_MAX, INTERVAL_S_MIN, choose_cadence
 from trainer.saving.checkpoint import Store
@@ -27,6 +26,7 @@ from trainer.saving.keeper import Keeper
 from trainer.saving.manifest import steps_present
 from trainer.saving.saver import Saver
 from trainer.saving.state import Counters
+from trainer.tracking.tensorboard import EventWriter
 
 RECORD = {"step": 1, "loss": 2.5, "lr": 0.1, "grad_norm": None, "tokens": 10, "seconds": 0.5}
 

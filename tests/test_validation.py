@@ -16,13 +16,13 @@ from rig import FACTS, Rig, outcome, outcome_tensors, restored, rig, stopped, tw
 from trainer.__main__ import main
 from trainer.config import CheckpointTable, TrainerConfig, load_config
 from trainer.errors import Preempted
-from trainer.events import EventWriter
 from trainer.rundir.fingerprint import compare, flatten_config
 from trainer.rundir.layout import training_facts
 from trainer.saving.keeper import Keeper
 from trainer.saving.manifest import Damaged
 from trainer.saving.saver import Saver
 from trainer.saving.state import digest
+from trainer.tracking.tensorboard import EventWriter
 from trainer.training.loop import train
 
 STEPS = 11  # validated after 3, 6, 9 and, being the end, 11

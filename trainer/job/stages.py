@@ -21,7 +21,6 @@ from trainer.device.memory import Gpu
 from trainer.device.portion import choose_portion
 from trainer.disk import RealDisk, replace_directory, replace_file
 from trainer.errors import Preempted
-from trainer.events import EventWriter
 from trainer.job import rank_selection
 from trainer.job.prepared import Material
 from trainer.plan import make_plan
@@ -45,6 +44,7 @@ from trainer.saving.keeper import Keeper
 from trainer.saving.manifest import Damaged
 from trainer.saving.saver import Saver
 from trainer.saving.state import Best, TrainingState
+from trainer.tracking.tensorboard import EventWriter
 from trainer.training.loop import train
 from trainer.training.train_context import Bench
 from trainer.training.validation import make_exam

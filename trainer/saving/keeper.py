@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.config import CheckpointTable, EvictionBand
-from trainer.events import EventWriter
 from trainer.rundir.fingerprint import Facts
 from trainer.rundir.status import Heartbeat, Phase
 from trainer.saving.cadence import Cadence, choose_cadence
 from trainer.saving.saver import Saver, SaveResult
 from trainer.saving.state import TrainingState
+from trainer.tracking.tensorboard import EventWriter
 from trainer.words import duration
 
 SPEED_STEPS = 20  # tokens per second and ETA are means over so many steps
