@@ -21,7 +21,7 @@ import torch
 
 from trainer.config import MethodTable
 from trainer.data.codec import Example
-from trainer.plan import ordinal
+from trainer.schedule import ordinal
 from trainer.supervised import mean_loss
 
 RANKS = "ranks.json"

@@ -10,8 +10,8 @@ import torch
 from trainer import model as models
 from trainer.data.examples import Examples
 from trainer.device.precision import Precision
-from trainer.plan import Plan
 from trainer.rundir.fingerprint import Facts
+from trainer.schedule import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,6 @@ from trainer.disk import RealDisk, replace_directory, replace_file
 from trainer.errors import Preempted
 from trainer.job import rank_selection
 from trainer.job.prepared import Material
-from trainer.plan import make_plan
 from trainer.rundir.fingerprint import Facts, compare, cpu_model, directory_sha256, take_fingerprint
 from trainer.rundir.layout import (
     ADAPTER,
@@ -44,6 +43,7 @@ from trainer.saving.keeper import Keeper
 from trainer.saving.manifest import Damaged
 from trainer.saving.saver import Saver
 from trainer.saving.state import Best, TrainingState
+from trainer.schedule import make_plan
 from trainer.tracking.tensorboard import EventWriter
 from trainer.training.loop import train
 from trainer.training.train_context import Bench

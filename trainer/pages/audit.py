@@ -26,8 +26,8 @@ from trainer.data.rows import DataError
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.disk import RealDisk, replace_file
 from trainer.pages import html
-from trainer.plan import make_plan
 from trainer.rundir.layout import resolve
+from trainer.schedule import make_plan
 from trainer.scoring.answers import read_answer
 
 SAMPLES = 5

@@ -16,8 +16,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from trainer.data.examples import collate
 from trainer.errors import Diverged, DoesNotFit, Preempted
-from trainer.plan import micro_batches, ordinal
 from trainer.saving.state import TrainingState, digest, finite_or_none
+from trainer.schedule import micro_batches, ordinal
 from trainer.supervised import supervised_loss
 from trainer.training.train_context import Bench
 

@@ -13,8 +13,8 @@ from trainer.adapters.methods import Method
 from trainer.data.codec import Example
 from trainer.device.rigour import Rigour
 from trainer.eviction import Flag
-from trainer.plan import Plan
 from trainer.saving.state import TrainingState
+from trainer.schedule import Plan
 
 
 class Layer(Protocol):
