@@ -126,7 +126,7 @@ def test_every_architecture_ends_in_plain_peft(
 
 def test_t5_reads_no_padding(tmp_path: Path) -> None:
     """A row's loss is the same alone and beside longer rows, in encoder and decoder."""
-    from trainer.supervised import supervised_loss
+    from trainer.loss import supervised_loss
 
     make("flan-t5", tmp_path / "model")
     made = rig(tiny.make_run(tmp_path, rows=6, method={"dropout": 0.0}))

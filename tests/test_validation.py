@@ -90,7 +90,7 @@ def test_the_loss_is_the_mean_over_all_held_out_answers(undisturbed: Rig) -> Non
 
     from trainer.data.codec import NOT_TRAINED
     from trainer.data.examples import collate
-    from trainer.supervised import supervised_loss
+    from trainer.loss import supervised_loss
 
     exam = undisturbed.bench.exam
     assert exam is not None

@@ -16,9 +16,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from trainer.data.examples import collate
 from trainer.errors import Diverged, DoesNotFit, Preempted
+from trainer.loss import supervised_loss
 from trainer.saving.state import TrainingState, digest, finite_or_none
 from trainer.schedule import micro_batches, ordinal
-from trainer.supervised import supervised_loss
 from trainer.training.train_context import Bench
 
 SKIPS_MAX = 20  # the first float16 steps may overflow until the loss scale fits: 2^16 to 2^-4

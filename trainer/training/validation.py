@@ -14,10 +14,10 @@ from trainer.config import TrainTable
 from trainer.data.codec import Example
 from trainer.data.examples import Examples
 from trainer.errors import Preempted
+from trainer.loss import mean_loss
 from trainer.rundir.status import Heartbeat
 from trainer.saving.state import TrainingState, finite_or_none
 from trainer.scoring.decode import undisturbed
-from trainer.supervised import mean_loss
 
 if TYPE_CHECKING:
     from trainer.training.train_context import Bench
