@@ -1,6 +1,6 @@
 """Disks that fail: after so many calls, when full, or by losing what was never synced."""
 
-# ruff: noqa: D102 - the promises are those of trainer.disk.Disk
+# ruff: noqa: D102 - the promises are those of trainer.atomic.Disk
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.disk import RealDisk
+from trainer.atomic import RealDisk
 
 
 class Died(BaseException):

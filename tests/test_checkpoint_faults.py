@@ -18,7 +18,7 @@ from faulty_disk import (
     bytes_below,
 )
 
-from trainer.disk import Disk, RealDisk
+from trainer.atomic import Disk, RealDisk
 from trainer.saving.checkpoint import Snapshot, Store, load
 from trainer.saving.manifest import Damaged, directory_name, steps_present, verify
 

@@ -226,7 +226,7 @@ def test_older_ones_go_only_after_a_newer_one_is_whole_at_home(place: Place) -> 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_trainer_there_resumes_from_the_newest_that_verifies(tmp_path: Path, name: str) -> None:
     """A name of 99,999,999 steps is set aside and said, and keeps no room after the next save."""
-    from trainer.disk import RealDisk
+    from trainer.atomic import RealDisk
     from trainer.saving.checkpoint import Store
 
     said: list[str] = []

@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from trainer.__main__ import main
-from trainer.disk import RealDisk
+from trainer.atomic import RealDisk
 from trainer.saving.checkpoint import Store, load
 from trainer.saving.manifest import directory_name, steps_present
 

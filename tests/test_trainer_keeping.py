@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from runs import wait_until
 from test_checkpoint_faults import snapshot
 
+from trainer.atomic import RealDisk
 from trainer.config import CheckpointTable, EvictionBand
-from trainer.disk import RealDisk
 from trainer.rundir.status import Heartbeat, MetricsLog, Phase, count_steps, parse_log
 from trainer.saving.cadence import INTERVAL_S_MAX, INTERVAL_S_MIN, choose_cadence
 from trainer.saving.checkpoint import Store

@@ -13,9 +13,9 @@ from faulty_disk import Died, DyingDisk, ForgetfulDisk
 from test_export_merge import make_adapter
 
 from trainer.__main__ import main
+from trainer.atomic import RealDisk, clear_partials, replace_directory, restore_directory
 from trainer.data.convert import convert
 from trainer.data.formats import Choice
-from trainer.disk import RealDisk, clear_partials, replace_directory, restore_directory
 from trainer.results.export import export
 from trainer.results.merge import merge
 from trainer.rundir.layout import sweep

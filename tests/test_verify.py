@@ -12,7 +12,7 @@ import tiny
 from rig import saves_in_step
 
 from trainer.__main__ import main
-from trainer.disk import RealDisk, replace_file
+from trainer.atomic import RealDisk, replace_file
 from trainer.rundir.layout import alone_in
 from trainer.saving.manifest import directory_name
 

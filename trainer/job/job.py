@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from trainer.atomic import RealDisk
 from trainer.config import load_config
 from trainer.desk import Desk, Order
-from trainer.disk import RealDisk
 from trainer.errors import Preempted
 from trainer.eviction import Flag, MetadataPoll, on_signals
 from trainer.rundir.fingerprint import permitted_keys

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.disk import RealDisk, replace_file
+from trainer.atomic import RealDisk, replace_file
 from trainer.pages import html
 from trainer.pages.left import MALFORMED, Json, read, read_log, shown
 from trainer.untrusted import table

@@ -23,8 +23,8 @@ import torch
 
 from trainer.adapters.nola import FACTS, expand
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX
+from trainer.atomic import RealDisk, clear_partials, partial_of
 from trainer.config import ConfigError
-from trainer.disk import RealDisk, clear_partials, partial_of
 from trainer.results.base import (
     INDEX,
     SINGLE,

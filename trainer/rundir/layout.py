@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer import hub, untrusted
+from trainer.atomic import Disk, restore_directory
 from trainer.config import ConfigError, TrainerConfig
 from trainer.data.rows import DataError, Shards
-from trainer.disk import Disk, restore_directory
 from trainer.errors import Busy
 from trainer.rundir.fingerprint import Facts, file_sha256, flatten_config
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trainer.disk import Disk, RealDisk, replace_file
+from trainer.atomic import Disk, RealDisk, replace_file
 from trainer.untrusted import NotPlain, parse, table, whole
 
 HEARTBEAT_S = 2.0

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 
-from trainer.disk import Disk, write_all
+from trainer.atomic import Disk, write_all
 from trainer.saving.manifest import (
     ADAPTER,
     FINGERPRINT,

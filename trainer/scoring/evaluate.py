@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trainer.atomic import RealDisk, replace_file
 from trainer.config import ConfigError, EvalTable, TrainerConfig
 from trainer.data.codec import Codec, Example
 from trainer.data.examples import load_examples, padding_id
 from trainer.data.template import Template
-from trainer.disk import RealDisk, replace_file
 from trainer.rundir.layout import resolve
 from trainer.scoring import metrics, shots
 from trainer.scoring.answers import (
