@@ -159,7 +159,7 @@ def _panel(shown: View) -> Any:
 
 def duration_of(shown: View) -> str:
     """The time left in words; empty when unknown."""
-    from trainer.words import duration
+    from trainer.text import duration
 
     if shown.eta_s is None or shown.step >= shown.steps:
         return ""

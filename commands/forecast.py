@@ -16,8 +16,8 @@ from trainer.data.rows import DataError, Row, stream_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
 from trainer.device.memory import GPUS, Gpu, foretell
 from trainer.device.shapes import UnknownShapeError
+from trainer.text import MINUTE_S, duration
 from trainer.untrusted import NotPlain, parse
-from trainer.words import MINUTE_S, duration
 
 CORE_FLOPS = 3e10
 """Per second and core, in float32: what SmolLM2-135M reaches on two shared cores

@@ -15,7 +15,7 @@ from infra.run.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.run.journal import Event, Kind, read
 from infra.run.stop_reasons import OURS
 from infra.untrusted import number, table, text, whole
-from trainer.words import duration
+from trainer.text import duration
 
 DOWN_REASON = "qft down"
 """The reason that `commands.down` writes into the journal of a run that it releases."""

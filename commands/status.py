@@ -19,7 +19,7 @@ from infra.run.fold import RunState, apply, fold
 from infra.run.journal import Event, Kind, read
 from infra.run.stop_reasons import as_event
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
-from trainer.words import duration
+from trainer.text import duration
 
 BOOT_LONG_S = Policy().boot_wait_s
 """A machine that nobody could sign in to for longer than this is not just starting."""

@@ -8,7 +8,7 @@ from commands.output import clean
 from infra.run import actions as act
 from infra.run.heartbeat import SILENCE
 from infra.run.supervisor import Report
-from trainer.words import duration
+from trainer.text import duration
 
 
 @dataclass(frozen=True, kw_only=True)

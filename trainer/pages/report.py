@@ -20,8 +20,8 @@ from typing import Any
 from trainer.atomic import RealDisk, replace_file
 from trainer.pages import html
 from trainer.pages.left import MALFORMED, Json, read, read_log, shown
+from trainer.text import duration
 from trainer.untrusted import table
-from trainer.words import duration
 
 SMOOTH_STEPS = 10
 BAD_DATA = 65

@@ -12,8 +12,8 @@ from trainer.rundir.status import Heartbeat, Phase
 from trainer.saving.cadence import Cadence, choose_cadence
 from trainer.saving.saver import Saver, SaveResult
 from trainer.saving.state import TrainingState
+from trainer.text import duration
 from trainer.tracking.tensorboard import EventWriter
-from trainer.words import duration
 
 SPEED_STEPS = 20  # tokens per second and ETA are means over so many steps
 SAY_EVERY_S = 30.0
