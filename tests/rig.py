@@ -17,7 +17,7 @@ import tiny
 from trainer import model as models
 from trainer.atomic import RealDisk
 from trainer.config import load_config
-from trainer.desk import Desk, Order
+from trainer.context import Desk, Order
 from trainer.eviction import Flag
 from trainer.job.stages import prepare, set_up, size_limit
 from trainer.rundir.layout import CONFIG, data_facts

@@ -22,8 +22,8 @@ from rig import outcome, rig, saves_in_step
 from trainer import config as tables
 from trainer import model as models
 from trainer.config import ConfigError, load_config
+from trainer.context import Order
 from trainer.data.rows import DataError
-from trainer.desk import Order
 from trainer.job.job import run_job
 from trainer.saving.cadence import choose_cadence
 from trainer.scoring.rescore import rescore

@@ -16,8 +16,8 @@ from pathlib import Path
 from time import monotonic
 
 from trainer.config import ConfigError, EvictionBand
+from trainer.context import Order
 from trainer.data.rows import DataError
-from trainer.desk import Order
 from trainer.errors import Busy, Preempted
 from trainer.job.job import prepare_environment, run_job
 from trainer.tool import loading_failure

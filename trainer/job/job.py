@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from trainer.atomic import RealDisk
 from trainer.config import load_config
-from trainer.desk import Desk, Order
+from trainer.context import Desk, Order
 from trainer.errors import Preempted
 from trainer.eviction import Flag, MetadataPoll, on_signals
 from trainer.rundir.fingerprint import permitted_keys

@@ -11,7 +11,7 @@ from trainer.rundir.layout import resolve
 from trainer.rundir.status import Phase
 
 if TYPE_CHECKING:
-    from trainer.desk import Desk
+    from trainer.context import Desk
     from trainer.job.prepared import Material
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from trainer import model as models
 from trainer.atomic import RealDisk
 from trainer.config import ConfigError, load_config
-from trainer.desk import Desk, Order
+from trainer.context import Desk, Order
 from trainer.eviction import Flag
 from trainer.job.stages import prepare, set_up, size_limit
 from trainer.rundir.fingerprint import compare

@@ -16,8 +16,8 @@ from trainer import model as models
 from trainer.adapters import methods
 from trainer.atomic import RealDisk, replace_directory, replace_file
 from trainer.config import ConfigError, PrecisionChoice
+from trainer.context import Desk
 from trainer.data.examples import Examples, load_examples, padding_id
-from trainer.desk import Desk
 from trainer.device.memory import Gpu
 from trainer.device.portion import choose_portion
 from trainer.errors import Preempted
