@@ -17,7 +17,7 @@ from commands import weights
 from commands.config import check_files, demand_weights, load
 from commands.errors import Usage
 from trainer.data.rows import DataError, read_rows
-from trainer.stand_ins import stand_in
+from trainer.placeholder_files import stand_in
 
 LFS = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 269060552\n"
