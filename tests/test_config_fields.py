@@ -25,7 +25,7 @@ from trainer.config import ConfigError, load_config
 from trainer.context import Order
 from trainer.data.rows import DataError
 from trainer.job.job import run_job
-from trainer.saving.cadence import choose_cadence
+from trainer.saving.interval import choose_cadence
 from trainer.scoring.rescore import rescore
 
 Tables = Mapping[str, Mapping[str, Any]]
