@@ -29,7 +29,7 @@ from trainer.eviction import (
     on_signals,
     preemption_in,
 )
-from trainer.saving.keeper import Keeper
+from trainer.saving.checkpointer import Keeper
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PATIENCE_S = 300.0

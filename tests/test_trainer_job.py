@@ -24,7 +24,7 @@ import os, signal, sys
 from trainer.job.job import prepare_environment
 prepare_environment()
 from trainer.__main__ import main
-from trainer.saving.keeper import Keeper
+from trainer.saving.checkpointer import Keeper
 after = Keeper.after_step
 def after_step(self, record):
     after(self, record)

@@ -18,7 +18,7 @@ from trainer.config import CheckpointTable, TrainerConfig, load_config
 from trainer.errors import Preempted
 from trainer.rundir.fingerprint import compare, flatten_config
 from trainer.rundir.layout import training_facts
-from trainer.saving.keeper import Keeper
+from trainer.saving.checkpointer import Keeper
 from trainer.saving.manifest import Damaged
 from trainer.saving.saver import Saver
 from trainer.saving.state import digest

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
 def attach(notes: Notes, *, brake_after: int) -> None:
     """Look over the shoulder of the training: before it, after each step, and after it."""
     from trainer.job import stages
-    from trainer.saving.keeper import Keeper
+    from trainer.saving.checkpointer import Keeper
 
     learn, after_step = stages.learn, Keeper.after_step
 

@@ -39,7 +39,7 @@ from trainer.rundir.layout import (
 )
 from trainer.rundir.status import MetricsLog, Phase, count_steps
 from trainer.saving.checkpoint import Snapshot, Store
-from trainer.saving.keeper import Keeper
+from trainer.saving.checkpointer import Keeper
 from trainer.saving.manifest import Damaged
 from trainer.saving.saver import Saver
 from trainer.saving.state import Best, TrainingState
