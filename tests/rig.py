@@ -22,8 +22,8 @@ from trainer.eviction import Flag
 from trainer.job.stages import prepare, set_up, size_limit
 from trainer.rundir.layout import CONFIG, data_facts
 from trainer.rundir.status import Heartbeat
+from trainer.saving.async_saver import Saver, SaveResult
 from trainer.saving.checkpoint import Store
-from trainer.saving.saver import Saver, SaveResult
 from trainer.saving.state import TrainingState
 from trainer.training.loop import train
 from trainer.training.train_context import Bench

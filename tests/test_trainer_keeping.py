@@ -20,11 +20,11 @@ from test_checkpoint_faults import snapshot
 from trainer.atomic import RealDisk
 from trainer.config import CheckpointTable, EvictionBand
 from trainer.rundir.status import Heartbeat, MetricsLog, Phase, count_steps, parse_log
+from trainer.saving.async_saver import Saver
 from trainer.saving.checkpoint import Store
 from trainer.saving.checkpointer import Keeper
 from trainer.saving.interval import INTERVAL_S_MAX, INTERVAL_S_MIN, choose_cadence
 from trainer.saving.manifest import steps_present
-from trainer.saving.saver import Saver
 from trainer.saving.state import Counters
 from trainer.tracking.tensorboard import EventWriter
 

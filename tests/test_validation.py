@@ -18,9 +18,9 @@ from trainer.config import CheckpointTable, TrainerConfig, load_config
 from trainer.errors import Preempted
 from trainer.rundir.fingerprint import compare, flatten_config
 from trainer.rundir.layout import training_facts
+from trainer.saving.async_saver import Saver
 from trainer.saving.checkpointer import Keeper
 from trainer.saving.manifest import Damaged
-from trainer.saving.saver import Saver
 from trainer.saving.state import digest
 from trainer.tracking.tensorboard import EventWriter
 from trainer.training.loop import train

@@ -38,10 +38,10 @@ from trainer.rundir.layout import (
     training_facts,
 )
 from trainer.rundir.status import MetricsLog, Phase, count_steps
+from trainer.saving.async_saver import Saver
 from trainer.saving.checkpoint import Snapshot, Store
 from trainer.saving.checkpointer import Keeper
 from trainer.saving.manifest import Damaged
-from trainer.saving.saver import Saver
 from trainer.saving.state import Best, TrainingState
 from trainer.schedule import make_plan
 from trainer.tracking.tensorboard import EventWriter

@@ -9,8 +9,8 @@ from typing import Any
 from trainer.config import CheckpointTable, EvictionBand
 from trainer.rundir.fingerprint import Facts
 from trainer.rundir.status import Heartbeat, Phase
+from trainer.saving.async_saver import Saver, SaveResult
 from trainer.saving.interval import Cadence, choose_cadence
-from trainer.saving.saver import Saver, SaveResult
 from trainer.saving.state import TrainingState
 from trainer.text import duration
 from trainer.tracking.tensorboard import EventWriter
