@@ -15,7 +15,7 @@ from test_export_merge import make_adapter
 from trainer.__main__ import main
 from trainer.atomic import RealDisk, clear_partials, replace_directory, restore_directory
 from trainer.data.convert import convert
-from trainer.data.formats import Choice
+from trainer.data.converters import Choice
 from trainer.results.export import export
 from trainer.results.merge import merge
 from trainer.rundir.layout import sweep

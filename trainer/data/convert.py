@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trainer.atomic import RealDisk, clear_partials, partial_of
-from trainer.data.formats import BENIGN_PUBLISHED, CONVERTERS, Choice, Tally, digest, essence
+from trainer.data.converters import BENIGN_PUBLISHED, CONVERTERS, Choice, Tally, digest, essence
 from trainer.data.rows import DataError
 from trainer.data.split import is_held_out
 
