@@ -19,7 +19,7 @@ from trainer.config import ConfigError, PrecisionChoice
 from trainer.context import Desk
 from trainer.data.examples import Examples, load_examples, padding_id
 from trainer.device.memory import Gpu
-from trainer.device.portion import choose_portion
+from trainer.device.micro_batch import choose_portion
 from trainer.errors import Preempted
 from trainer.job import rank_selection
 from trainer.job.prepared import Material
