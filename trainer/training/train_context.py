@@ -11,7 +11,7 @@ import torch
 
 from trainer.adapters.methods import Method
 from trainer.data.codec import Example
-from trainer.device.rigour import Rigour
+from trainer.device.determinism import Rigour
 from trainer.eviction import Flag
 from trainer.saving.state import TrainingState
 from trainer.schedule import Plan
