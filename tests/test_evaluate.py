@@ -19,7 +19,7 @@ from trainer.data.template import Template
 from trainer.errors import DoesNotFit
 from trainer.scoring import shots
 from trainer.scoring.answers import all_answers, possible_answers, read_answer, write_answer
-from trainer.scoring.decode import Decoder, Trie, batches, in_batches, undisturbed
+from trainer.scoring.constrained import Decoder, Trie, batches, in_batches, undisturbed
 from trainer.scoring.evaluate import _costs, load_result, run
 
 MOODS = ["negative", "neutral", "positive"]

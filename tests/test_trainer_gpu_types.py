@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from trainer import model as models
 from trainer.device.precision import Precision, choose_precision
-from trainer.scoring.decode import Decoder, undisturbed
+from trainer.scoring.constrained import Decoder, undisturbed
 
 T4, A10 = (7, 5), (8, 6)
 

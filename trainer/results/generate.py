@@ -42,7 +42,7 @@ class Speaker:
         Raises:
             TooLongError: the prompt leaves no place for an answer, or there is none.
         """
-        from trainer.scoring.decode import Decoder, undisturbed
+        from trainer.scoring.constrained import Decoder, undisturbed
 
         tokens_max = self.longest_answer(prompt, wanted=tokens_max)
         codec = self.codec()

@@ -57,7 +57,7 @@ def listen(
     model: Any, prompts: Sequence[Sequence[int]], *, tokens_max: int, eos_id: int, pad_id: int
 ) -> Heard:
     """Return what `model` says to the prompts; nothing of it changes."""
-    from trainer.scoring.decode import Decoder, batches, undisturbed
+    from trainer.scoring.constrained import Decoder, batches, undisturbed
 
     decoder = Decoder(model, eos_ids=[eos_id], pad_id=pad_id)
     logits: dict[int, torch.Tensor] = {}

@@ -275,7 +275,7 @@ def ask(model: Any, tokenizer: Any, sheet: Sheet, *, beat: Beat) -> Asked:
     Raises:
         ConfigError: the tokenizer cannot tell two answers apart, or no answer is a number.
     """
-    from trainer.scoring.decode import Decoder, Trie, in_batches, undisturbed
+    from trainer.scoring.constrained import Decoder, Trie, in_batches, undisturbed
 
     seq2seq = bool(model.config.is_encoder_decoder)
     codec = Codec.of(tokenizer, max_length=2**30, seq2seq=seq2seq)

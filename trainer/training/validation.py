@@ -17,7 +17,7 @@ from trainer.errors import Preempted
 from trainer.loss import mean_loss
 from trainer.rundir.status import Heartbeat
 from trainer.saving.state import TrainingState, finite_or_none
-from trainer.scoring.decode import undisturbed
+from trainer.scoring.constrained import undisturbed
 
 if TYPE_CHECKING:
     from trainer.training.train_context import Bench
