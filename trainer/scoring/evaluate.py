@@ -33,7 +33,7 @@ from trainer.scoring.answers import (
     write_answer,
 )
 from trainer.scoring.baselines import Known, baselines
-from trainer.scoring.gold import commonest, indicator, read_gold, read_known
+from trainer.scoring.references import commonest, indicator, read_gold, read_known
 from trainer.untrusted import NotPlain, parse
 
 Beat = Callable[[int, int], None]  # rows done, rows in all
