@@ -23,7 +23,8 @@ from trainer.data.codec import Codec, Example
 from trainer.data.examples import load_examples, padding_id
 from trainer.data.template import Template
 from trainer.rundir.layout import resolve
-from trainer.scoring import metrics, shots
+from trainer.scoring import few_shot as shots
+from trainer.scoring import metrics
 from trainer.scoring.answers import (
     Answer,
     all_answers,
