@@ -35,7 +35,7 @@ from trainer.results.base import (
     tensor_names,
     written_name,
 )
-from trainer.results.onto import Kept, Onto, as_trained
+from trainer.results.quantized_base import Kept, Onto, as_trained
 from trainer.untrusted import number, parse, text, whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.index.json")

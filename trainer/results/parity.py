@@ -37,7 +37,7 @@ from trainer.data.rows import DataError
 from trainer.data.template import MissingFieldError
 from trainer.device.precision import Precision
 from trainer.results.base import NoBaseError, shard_names
-from trainer.results.onto import Onto
+from trainer.results.quantized_base import Onto
 from trainer.rundir.layout import CONFIG, resolve
 
 TOKENS_MAX = 64  # of an answer: whoever differs, mostly does so early
