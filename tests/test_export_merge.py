@@ -16,7 +16,7 @@ from trainer import model as models
 from trainer.adapters import methods
 from trainer.results.base import NoBaseError
 from trainer.results.merge import CannotMergeError, main, merge, read_adapter
-from trainer.results.parity import parity
+from trainer.results.merge_check import parity
 
 # PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")

@@ -27,7 +27,7 @@ from commands.home import run_folder
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 from trainer.data.codec import Example
-from trainer.results.parity import choose_dtype, pick
+from trainer.results.merge_check import choose_dtype, pick
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 HUB_ID = "me/base"

@@ -22,7 +22,7 @@ from trainer.adapters import methods
 from trainer.config import TrainerConfig
 from trainer.device.precision import choose_precision
 from trainer.results.merge import main
-from trainer.results.parity import parity
+from trainer.results.merge_check import parity
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning"),

@@ -1,6 +1,6 @@
 """How alike a merged model and the adapter that it was made of answer, on held-out rows.
 
-    python -m trainer.results.parity --run-dir DIR --merged DIR [--base DIR] [--adapter DIR]
+    python -m trainer.results.merge_check --run-dir DIR --merged DIR [--base DIR] [--adapter DIR]
         [--onto quantized]
 
 All on the CPU, one model in memory at a time, in float32 if there is room. The merged model is
@@ -233,7 +233,7 @@ def _sentence(other: str, found: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare as the command line says; exit 65, 74 or 78 with the reason if it cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.results.parity")
+    parser = argparse.ArgumentParser(prog="python -m trainer.results.merge_check")
     parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
     parser.add_argument("--merged", type=Path, required=True, help="directory of the merged model")
     parser.add_argument("--adapter", type=Path, help="the run's own without")
