@@ -14,7 +14,7 @@ from tiny import make_model, make_run, make_tokenizer
 
 from trainer import model as models
 from trainer.adapters import methods
-from trainer.results.base import NoBaseError
+from trainer.results.base_weights import NoBaseError
 from trainer.results.merge import CannotMergeError, main, merge, read_adapter
 from trainer.results.merge_check import parity
 

@@ -47,7 +47,7 @@ class Desk:
 
     def fetch(self, **env: str) -> subprocess.CompletedProcess[str]:
         """Only fetch the base, as `qft merge` does."""
-        return self._run("-m", "trainer.results.base", "--model", HUB_ID, **env)
+        return self._run("-m", "trainer.results.base_weights", "--model", HUB_ID, **env)
 
     def _run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         around = tiny.quiet_environment() | {

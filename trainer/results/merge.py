@@ -25,7 +25,7 @@ from trainer.adapters.nola import FACTS, expand
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX
 from trainer.atomic import RealDisk, clear_partials, partial_of
 from trainer.config import ConfigError
-from trainer.results.base import (
+from trainer.results.base_weights import (
     INDEX,
     SINGLE,
     NoBaseError,

@@ -36,7 +36,7 @@ from trainer.data.examples import load_examples, padding_id
 from trainer.data.rows import DataError
 from trainer.data.template import MissingFieldError
 from trainer.device.precision import Precision
-from trainer.results.base import NoBaseError, shard_names
+from trainer.results.base_weights import NoBaseError, shard_names
 from trainer.results.quantized_base import Onto
 from trainer.rundir.layout import CONFIG, resolve
 

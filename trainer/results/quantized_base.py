@@ -16,7 +16,7 @@ import torch
 
 from trainer.config import ConfigError, PrecisionChoice, Quant, TrainerConfig, load_config
 from trainer.device.precision import Precision
-from trainer.results.base import NoBaseError, placed
+from trainer.results.base_weights import NoBaseError, placed
 from trainer.rundir.layout import CONFIG, RECEIPT, read_table
 
 CPU = torch.device("cpu")

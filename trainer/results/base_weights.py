@@ -1,6 +1,6 @@
 """The 16-bit base that an adapter is merged into: where its weights lie, and how to fetch it.
 
-    python -m trainer.results.base --model OWNER/NAME [--revision REVISION]
+    python -m trainer.results.base_weights --model OWNER/NAME [--revision REVISION]
 
 Fetches description, tokenizer and weights from the hub, each once, into the library's own cache,
 and prints the directory. Of several formats of the same weights only one is fetched.
@@ -172,7 +172,7 @@ def _snapshot(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch as the command line says; exit 78 or 74 with the reason if it cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.results.base")
+    parser = argparse.ArgumentParser(prog="python -m trainer.results.base_weights")
     parser.add_argument("--model", required=True, help="OWNER/NAME on the hub")
     parser.add_argument("--revision", default="main", help="branch, tag or commit")
     args = parser.parse_args(argv)
