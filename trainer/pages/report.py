@@ -19,7 +19,7 @@ from typing import Any
 
 from trainer.atomic import RealDisk, replace_file
 from trainer.pages import html
-from trainer.pages.left import MALFORMED, Json, read, read_log, shown
+from trainer.pages.run_files import MALFORMED, Json, read, read_log, shown
 from trainer.text import duration
 from trainer.untrusted import table
 

@@ -24,7 +24,7 @@ from trainer import hub
 from trainer.adapters.nola import FACTS
 from trainer.config import ConfigError, TrainerConfig, load_config
 from trainer.pages import report
-from trainer.pages.left import MALFORMED
+from trainer.pages.run_files import MALFORMED
 from trainer.results.base_name import BaseName, name_base, public_bytes
 from trainer.results.export import export
 
