@@ -19,7 +19,6 @@ from typing import Any
 
 from commands import beforehand, program
 from commands.bench import laid_out, trainer
-from commands.config import LoadedConfig, check_files
 from commands.drive import find_config
 from commands.errors import Exit, HostTrouble, TrainingTrouble, Usage
 from commands.home import (
@@ -32,6 +31,7 @@ from commands.home import (
 )
 from commands.output import out, talk
 from commands.receipt import make_receipt
+from commands.runs.config import LoadedConfig, check_files
 from commands.session import reopen
 from infra.durable import write_json
 from infra.provider import StopReason

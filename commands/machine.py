@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from commands import wire
-from commands.config import LoadedConfig
 from commands.errors import CloudTrouble, Usage
 from commands.home import RunFolder, all_runs, environment, pick_run, qft_home
+from commands.runs.config import LoadedConfig
 from commands.session import reopen
 from infra.names import host_fault, user_fault
 from infra.provider import PowerState, ProviderError, Vm

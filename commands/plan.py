@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from commands import wire
-from commands.config import check_files
 from commands.drive import find_config
 from commands.errors import CloudTrouble
 from commands.extras import needed_here, told_of
@@ -20,6 +19,7 @@ from commands.forecast import (
     rehearsal_line,
 )
 from commands.home import environment, qft_home
+from commands.runs.config import check_files
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
 from infra.optional_capabilities import Foreseeing, Switch

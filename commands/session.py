@@ -19,7 +19,6 @@ from commands.changes import (
     is_bound,
     remembered,
 )
-from commands.config import LoadedConfig, check, check_files, demand_weights
 from commands.console import Console
 from commands.errors import Usage
 from commands.home import (
@@ -35,6 +34,7 @@ from commands.home import (
 )
 from commands.host_check import demand_host
 from commands.results import expected
+from commands.runs.config import LoadedConfig, check, check_files, demand_weights
 from commands.site import Setting, Site
 from commands.staging import stage
 from commands.vigil import Vigil, asking

@@ -17,10 +17,10 @@ from runs import Project, json_of, make_project
 from tiny import ROOT
 
 from commands.after import Question
-from commands.config import check_files, load
 from commands.console import PlainConsole
 from commands.errors import Usage
 from commands.home import check_name
+from commands.runs.config import check_files, load
 from commands.session import Desk, opened
 
 

@@ -14,8 +14,8 @@ from runs import Project, make_project
 from tiny import ROOT
 
 from commands import weights
-from commands.config import check_files, demand_weights, load
 from commands.errors import Usage
+from commands.runs.config import check_files, demand_weights, load
 from trainer.data.rows import DataError, read_rows
 from trainer.placeholder_files import stand_in
 

@@ -9,10 +9,10 @@ import pytest
 from runs import Project, make_project
 
 from commands import changes, session
-from commands.config import load
 from commands.down import known_providers
 from commands.errors import Usage
 from commands.home import RunFolder, run_folder
+from commands.runs.config import load
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 

@@ -14,9 +14,9 @@ from runs import Project, make_project
 from sshd import Sshd, serve
 
 from commands import changes, ls, session, status, wire
-from commands.config import LoadedConfig, load
 from commands.errors import Usage
 from commands.home import RunFolder, all_runs, run_folder
+from commands.runs.config import LoadedConfig, load
 from commands.session import Desk, opened
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run.fold import RunState, fold, to_json

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from commands import forecast
-from commands.config import LoadedConfig, load
 from commands.plan import make_plan
+from commands.runs.config import LoadedConfig, load
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],

@@ -17,7 +17,7 @@ import pytest
 import tiny
 from pydantic import ValidationError
 
-from commands.config import check, check_files
+from commands.runs.config import check, check_files
 from commands.staging import stage
 from trainer.__main__ import main
 from trainer.config import DataTable, TrainerConfig

@@ -15,9 +15,9 @@ from azure.mgmt.compute import models
 from pydantic import ValidationError
 
 from commands import wire
-from commands.config import check
 from commands.errors import Usage
 from commands.plan import _notes
+from commands.runs.config import check
 from infra.azure.images import PLAIN, WITH_DRIVER, image_for, security_for
 from infra.config import VmTable
 from infra.image import generation_of
