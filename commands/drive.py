@@ -12,7 +12,6 @@ from typing import Any
 
 from commands.aloud import Aloud
 from commands.attach import follow
-from commands.changes import is_changed
 from commands.console import make_console
 from commands.errors import BY_CODE, CloudTrouble, Exit, Stopped, Trouble, Usage
 from commands.extras import demand, needed_here
@@ -28,6 +27,7 @@ from commands.home import (
 )
 from commands.receipt import Receipt, make_receipt
 from commands.runs.config import LoadedConfig, load
+from commands.runs.config_diff import is_changed
 from commands.session import Desk, Session, is_over, opened, reopen
 from commands.takeover import Taker, taker_of
 from infra.catalog.gpus import resolve_gpu

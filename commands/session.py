@@ -11,14 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from commands import wire
-from commands.changes import (
-    changes,
-    demand_same_machine,
-    digests,
-    for_trainer,
-    is_bound,
-    remembered,
-)
 from commands.console import Console
 from commands.errors import Usage
 from commands.home import (
@@ -35,6 +27,14 @@ from commands.home import (
 from commands.host_check import demand_host
 from commands.results import expected
 from commands.runs.config import LoadedConfig, check, check_files, demand_weights
+from commands.runs.config_diff import (
+    changes,
+    demand_same_machine,
+    digests,
+    for_trainer,
+    is_bound,
+    remembered,
+)
 from commands.site import Setting, Site
 from commands.staging import stage
 from commands.vigil import Vigil, asking

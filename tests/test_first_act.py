@@ -13,9 +13,10 @@ import pytest
 from runs import Project, make_project
 from sshd import Sshd, serve
 
-from commands import changes, ls, session, status, wire
+from commands import ls, session, status, wire
 from commands.errors import Usage
 from commands.home import RunFolder, all_runs, run_folder
+from commands.runs import config_diff
 from commands.runs.config import LoadedConfig, load
 from commands.session import Desk, opened
 from infra.provider import Observation, Offer, PowerState, Vm
@@ -141,7 +142,7 @@ def test_a_change_after_the_training_began_is_refused_with_the_difference(
 )
 def test_what_was_or_may_have_been_trained_binds(state: RunState, *, bound: bool) -> None:
     """A job may have worked unseen on a machine that is still there."""
-    assert changes.is_bound(state) == bound
+    assert config_diff.is_bound(state) == bound
 
 
 def test_a_run_killed_between_its_config_and_its_journal_is_begun_again(
@@ -208,13 +209,13 @@ def test_a_machine_is_never_forgotten_for_another_place(
     saved = session._saved(first, ())
     rented, asked = RunState(vm=VM), RunState(pending=Kind.CREATE_INTENDED)
 
-    changes.demand_same_machine(second, saved, RunState())
+    config_diff.demand_same_machine(second, saved, RunState())
     for state in (rented, asked):
         if not key:
-            changes.demand_same_machine(second, saved, state)
+            config_diff.demand_same_machine(second, saved, state)
             continue
         with pytest.raises(Usage, match="still has a machine") as caught:
-            changes.demand_same_machine(second, saved, state)
+            config_diff.demand_same_machine(second, saved, state)
         assert caught.value.problems[0].startswith(f"{key}: ")
         assert "`qft down --delete tiny`" in caught.value.hint
 
