@@ -11,7 +11,6 @@ import typer
 
 from commands import tools
 from commands.errors import Exit, Trouble, Usage
-from commands.home import environment, qft_home
 from commands.library_noise import to_log
 from commands.manual import EXIT_CODES, FIRST_STEPS, examples
 from commands.options import AllowChange, Fresh, Json, Plain, ProviderName, Run
@@ -26,6 +25,7 @@ from commands.output import (
     tell_interrupt,
     tell_trouble,
 )
+from commands.runs.home import environment, qft_home
 from commands.signals import heard
 
 VERSION = "0.1.0"
@@ -195,7 +195,7 @@ def down(  # noqa: PLR0913  (an argument is an option)
 ) -> None:
     """Stop the billing, keep or delete the disk, and prove it."""
     from commands import down as command
-    from commands.home import environment, qft_home
+    from commands.runs.home import environment, qft_home
 
     _demand_one_meaning(run, everything=everything, provider=provider)
     if everything:

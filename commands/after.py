@@ -21,7 +21,10 @@ from commands import beforehand, program
 from commands.bench import laid_out, trainer
 from commands.drive import find_config
 from commands.errors import Exit, HostTrouble, TrainingTrouble, Usage
-from commands.home import (
+from commands.output import out, talk
+from commands.receipt import make_receipt
+from commands.runs.config import LoadedConfig, check_files
+from commands.runs.home import (
     RunFolder,
     demand_place,
     environment,
@@ -29,9 +32,6 @@ from commands.home import (
     qft_home,
     run_folder,
 )
-from commands.output import out, talk
-from commands.receipt import make_receipt
-from commands.runs.config import LoadedConfig, check_files
 from commands.session import reopen
 from infra.durable import write_json
 from infra.provider import StopReason

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from commands import wire
-from commands.home import is_driven
+from commands.runs.home import is_driven
 from commands.session import Desk, make_workload
 from commands.takeover import taker_of
 from infra.run import actions as act

@@ -11,8 +11,8 @@ from pathlib import Path
 from commands import weights
 from commands.errors import Usage
 from commands.extras import LEARNS, READS, demand, needed_to_train
-from commands.home import environment, qft_home
 from commands.runs.config import LoadedConfig
+from commands.runs.home import environment, qft_home
 from trainer.data.template import Template
 from trainer.method_table import Quant
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from commands import program
-from commands.home import RunFolder, environment
 from commands.runs.config import LoadedConfig
+from commands.runs.home import RunFolder, environment
 from commands.staging import stage
 
 

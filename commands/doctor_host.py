@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from commands import wire
 from commands.checks import Check
 from commands.errors import Exit, HostTrouble, Usage
-from commands.home import RunFolder
 from commands.host_check import LIMIT_S, STEP_S, in_time, sign_in
+from commands.runs.home import RunFolder
 from infra.config import SshTable, VmTable
 from remote import errors, keys, ssh
 from remote.setup import facts as setup_facts

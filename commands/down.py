@@ -10,7 +10,8 @@ from pathlib import Path
 
 from commands import wire
 from commands.errors import CloudTrouble, Exit, Usage
-from commands.home import (
+from commands.leaving import LastSave, Result, clear, lost_with_disk, save_before
+from commands.runs.home import (
     RUN_NAME,
     Busy,
     RunFolder,
@@ -20,7 +21,6 @@ from commands.home import (
     qft_home,
     run_folder,
 )
-from commands.leaving import LastSave, Result, clear, lost_with_disk, save_before
 from commands.session import reopen
 from commands.takeover import taken
 from infra.azure.run_record import subscriptions

@@ -16,7 +16,10 @@ from commands.console import make_console
 from commands.errors import BY_CODE, CloudTrouble, Exit, Stopped, Trouble, Usage
 from commands.extras import demand, needed_here
 from commands.forecast import forecast, forecast_line
-from commands.home import (
+from commands.receipt import Receipt, make_receipt
+from commands.runs.config import LoadedConfig, load
+from commands.runs.config_diff import is_changed
+from commands.runs.home import (
     RUN_NAME,
     Busy,
     RunFolder,
@@ -25,9 +28,6 @@ from commands.home import (
     qft_home,
     run_folder,
 )
-from commands.receipt import Receipt, make_receipt
-from commands.runs.config import LoadedConfig, load
-from commands.runs.config_diff import is_changed
 from commands.session import Desk, Session, is_over, opened, reopen
 from commands.takeover import Taker, taker_of
 from infra.catalog.gpus import resolve_gpu

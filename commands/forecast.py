@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from commands.home import environment
 from commands.runs.config import LoadedConfig
+from commands.runs.home import environment
 from infra.catalog.gpus import resolve_gpu
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.data.rows import DataError, Row, stream_rows

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from commands import wire
 from commands.errors import HostTrouble
-from commands.home import RunFolder
+from commands.runs.home import RunFolder
 from infra.config import VmTable
 from remote import errors, ssh
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from commands import session
 from commands.console import PlainConsole
 from commands.errors import Usage
-from commands.home import RunFolder
+from commands.runs.home import RunFolder
 from infra.provider import PowerState, Provider, ProviderError, Vm
 from infra.run.decide import TRAINER_DONE, TRAINER_PREEMPTED, JobPhase, JobView
 from infra.run.fold import RunState

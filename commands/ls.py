@@ -9,7 +9,7 @@ from pathlib import Path
 
 from commands.down import known_providers
 from commands.errors import CloudTrouble
-from commands.home import all_runs, environment, qft_home
+from commands.runs.home import all_runs, environment, qft_home
 from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
 from infra.run.budget import bill
 from infra.run.fold import RunState, fold

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from commands import wire
 from commands.errors import CloudTrouble, Usage
-from commands.home import RunFolder, all_runs, environment, pick_run, qft_home
 from commands.runs.config import LoadedConfig
+from commands.runs.home import RunFolder, all_runs, environment, pick_run, qft_home
 from commands.session import reopen
 from infra.names import host_fault, user_fault
 from infra.provider import PowerState, ProviderError, Vm

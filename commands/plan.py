@@ -18,8 +18,8 @@ from commands.forecast import (
     rehearsal,
     rehearsal_line,
 )
-from commands.home import environment, qft_home
 from commands.runs.config import check_files
+from commands.runs.home import environment, qft_home
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
 from infra.optional_capabilities import Foreseeing, Switch

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from commands.home import RunFolder
+from commands.runs.home import RunFolder
 from infra.durable import read_json
 from infra.run.budget import bill
 from infra.run.fold import RunState, apply, fold

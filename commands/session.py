@@ -13,17 +13,6 @@ from typing import Any
 from commands import wire
 from commands.console import Console
 from commands.errors import Usage
-from commands.home import (
-    RunFolder,
-    demand_place,
-    demand_playable,
-    driving,
-    is_driven,
-    make_home,
-    make_private,
-    run_folder,
-    saved_config,
-)
 from commands.host_check import demand_host
 from commands.results import expected
 from commands.runs.config import LoadedConfig, check, check_files, demand_weights
@@ -34,6 +23,17 @@ from commands.runs.config_diff import (
     for_trainer,
     is_bound,
     remembered,
+)
+from commands.runs.home import (
+    RunFolder,
+    demand_place,
+    demand_playable,
+    driving,
+    is_driven,
+    make_home,
+    make_private,
+    run_folder,
+    saved_config,
 )
 from commands.site import Setting, Site
 from commands.staging import stage

@@ -9,8 +9,8 @@ from typing import Any
 
 from commands import wire
 from commands.console import PlainConsole
-from commands.home import environment, is_driven, pick_run, qft_home
 from commands.receipt import Receipt, make_receipt
+from commands.runs.home import environment, is_driven, pick_run, qft_home
 from commands.session import Desk, make_workload, reopen
 from infra.provider import Observation, PowerState, ProviderError, StopReason
 from infra.run.budget import bill

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from commands.home import Busy, RunFolder, driving
+from commands.runs.home import Busy, RunFolder, driving
 from infra.durable import read_json, write_json
 
 PATIENCE_S = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))

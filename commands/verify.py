@@ -12,9 +12,9 @@ from commands import wire
 from commands.beforehand import demand_for
 from commands.bench import laid_out, trainer
 from commands.errors import HostTrouble, TrainingTrouble, Usage
-from commands.home import RunFolder, environment, pick_run, qft_home
 from commands.machine import host_of, running_now
 from commands.runs.config import LoadedConfig
+from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.session import reopen
 from commands.site import Site
 from commands.workload import OURS

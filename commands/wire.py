@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.errors import Usage
-from commands.home import RunFolder, environment, make_private, qft_home
+from commands.runs.home import RunFolder, environment, make_private, qft_home
 from infra.catalog.gpus import find_size
 from infra.config import SshTable, VmTable
 from infra.durable import write_bytes

@@ -19,8 +19,8 @@ from tiny import ROOT
 from commands.after import Question
 from commands.console import PlainConsole
 from commands.errors import Usage
-from commands.home import check_name
 from commands.runs.config import check_files, load
+from commands.runs.home import check_name
 from commands.session import Desk, opened
 
 

@@ -11,9 +11,9 @@ from runs import Project, make_project
 from commands import session
 from commands.down import known_providers
 from commands.errors import Usage
-from commands.home import RunFolder, run_folder
 from commands.runs import config_diff
 from commands.runs.config import load
+from commands.runs.home import RunFolder, run_folder
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 

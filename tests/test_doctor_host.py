@@ -12,7 +12,7 @@ from sshd import Sshd, serve
 
 from commands.checks import Check, exit_code
 from commands.doctor_host import look_at_host
-from commands.home import RunFolder
+from commands.runs.home import RunFolder
 from infra.config import VmTable
 from remote import keys
 from remote import ssh as link

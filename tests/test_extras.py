@@ -19,8 +19,8 @@ from tiny import ROOT, make_run
 
 from commands import after, beforehand, extras
 from commands.errors import Usage
-from commands.home import RunFolder
 from commands.runs.config import load
+from commands.runs.home import RunFolder
 from commands.session import _saved
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind

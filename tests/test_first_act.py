@@ -15,9 +15,9 @@ from sshd import Sshd, serve
 
 from commands import ls, session, status, wire
 from commands.errors import Usage
-from commands.home import RunFolder, all_runs, run_folder
 from commands.runs import config_diff
 from commands.runs.config import LoadedConfig, load
+from commands.runs.home import RunFolder, all_runs, run_folder
 from commands.session import Desk, opened
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run.fold import RunState, fold, to_json

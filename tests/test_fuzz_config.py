@@ -20,8 +20,8 @@ from commands import wire
 from commands.drive import _most, find_config
 from commands.errors import Usage
 from commands.forecast import forecast, forecast_line, rehearsal
-from commands.home import pick_run, run_folder
 from commands.runs.config import LoadedConfig, RunConfig, check, check_files, load, schema
+from commands.runs.home import pick_run, run_folder
 from commands.session import policy_of
 from commands.staging import stage
 

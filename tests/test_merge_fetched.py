@@ -23,7 +23,7 @@ from test_export_merge import load, make_adapter
 
 from commands import after
 from commands.forecast import cached
-from commands.home import run_folder
+from commands.runs.home import run_folder
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 from trainer.data.codec import Example

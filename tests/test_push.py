@@ -20,7 +20,7 @@ from test_merge_fetched import in_here
 
 from commands import after
 from commands.errors import HostTrouble
-from commands.home import run_folder
+from commands.runs.home import run_folder
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 
