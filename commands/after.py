@@ -32,7 +32,7 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
-from commands.session import reopen
+from commands.runs.session import reopen
 from infra.durable import write_json
 from infra.provider import StopReason
 from infra.run.fold import fold

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from commands import wire
 from commands.runs.home import is_driven
-from commands.session import Desk, make_workload
+from commands.runs.session import Desk, make_workload
 from commands.takeover import taker_of
 from infra.run import actions as act
 from infra.run.budget import bill

@@ -21,7 +21,7 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
-from commands.session import reopen
+from commands.runs.session import reopen
 from commands.takeover import taken
 from infra.azure.run_record import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable

@@ -28,7 +28,7 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
-from commands.session import Desk, Session, is_over, opened, reopen
+from commands.runs.session import Desk, Session, is_over, opened, reopen
 from commands.takeover import Taker, taker_of
 from infra.catalog.gpus import resolve_gpu
 from infra.durable import write_json

@@ -14,7 +14,7 @@ from commands.errors import TrainingTrouble, Usage
 from commands.receipt import Score, read_score
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
-from commands.session import reopen
+from commands.runs.session import reopen
 from infra.durable import write_json
 
 

@@ -12,7 +12,7 @@ from commands.errors import CloudTrouble, HostTrouble, Usage
 from commands.machine import host_of, running_now
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, is_driven, pick_run, qft_home
-from commands.session import policy_of, reopen
+from commands.runs.session import policy_of, reopen
 from commands.site import Site
 from infra.provider import Vm
 from infra.run.fold import RunState, fold

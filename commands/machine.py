@@ -15,7 +15,7 @@ from commands import wire
 from commands.errors import CloudTrouble, Usage
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, all_runs, environment, pick_run, qft_home
-from commands.session import reopen
+from commands.runs.session import reopen
 from infra.names import host_fault, user_fault
 from infra.provider import PowerState, ProviderError, Vm
 from infra.run.fold import fold

@@ -11,7 +11,7 @@ from commands import wire
 from commands.console import PlainConsole
 from commands.receipt import Receipt, make_receipt
 from commands.runs.home import environment, is_driven, pick_run, qft_home
-from commands.session import Desk, make_workload, reopen
+from commands.runs.session import Desk, make_workload, reopen
 from infra.provider import Observation, PowerState, ProviderError, StopReason
 from infra.run.budget import bill
 from infra.run.decide import JobPhase, JobView, Policy

@@ -15,7 +15,7 @@ from commands.errors import HostTrouble, TrainingTrouble, Usage
 from commands.machine import host_of, running_now
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
-from commands.session import reopen
+from commands.runs.session import reopen
 from commands.site import Site
 from commands.workload import OURS
 from infra.provider import Vm

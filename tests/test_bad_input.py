@@ -21,7 +21,7 @@ from commands.console import PlainConsole
 from commands.errors import Usage
 from commands.runs.config import check_files, load
 from commands.runs.home import check_name
-from commands.session import Desk, opened
+from commands.runs.session import Desk, opened
 
 
 @pytest.fixture

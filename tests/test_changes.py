@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from runs import Project, make_project
 
-from commands import session
 from commands.down import known_providers
 from commands.errors import Usage
-from commands.runs import config_diff
+from commands.runs import config_diff, session
 from commands.runs.config import load
 from commands.runs.home import RunFolder, run_folder
 from infra.durable import write_json

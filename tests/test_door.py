@@ -20,13 +20,14 @@ from fakecloud import Story
 from runs import Project, make_project
 from tiny import ROOT
 
-from commands import down, session, wire
+from commands import down, wire
 from commands.console import PlainConsole
 from commands.errors import Usage
 from commands.homing import Homing
 from commands.machine import _quoted
 from commands.output import clean, log_writer, say_to
 from commands.results import Expected
+from commands.runs import session
 from commands.runs.config import check, load
 from commands.runs.home import RunFolder, driving, make_home, run_folder
 from commands.staging import stage

@@ -21,7 +21,7 @@ from commands import after, beforehand, extras
 from commands.errors import Usage
 from commands.runs.config import load
 from commands.runs.home import RunFolder
-from commands.session import _saved
+from commands.runs.session import _saved
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 

@@ -13,12 +13,12 @@ import pytest
 from runs import Project, make_project
 from sshd import Sshd, serve
 
-from commands import ls, session, status, wire
+from commands import ls, status, wire
 from commands.errors import Usage
-from commands.runs import config_diff
+from commands.runs import config_diff, session
 from commands.runs.config import LoadedConfig, load
 from commands.runs.home import RunFolder, all_runs, run_folder
-from commands.session import Desk, opened
+from commands.runs.session import Desk, opened
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run.fold import RunState, fold, to_json
 from infra.run.journal import Journal, Kind, read

@@ -15,7 +15,8 @@ import pytest
 
 import cli
 from arm.harness import AzureHarness
-from commands import down, plan, session, wire
+from commands import down, plan, wire
+from commands.runs import session
 from infra.provider import Vm
 from infra.run.decide import JobPhase, JobView
 from infra.run.fold import RunState, fold
