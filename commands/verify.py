@@ -16,8 +16,8 @@ from commands.machine import host_of, running_now
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.runs.session import reopen
+from commands.runs.workload import OURS
 from commands.site import Site
-from commands.workload import OURS
 from infra.provider import Vm
 from infra.run.fold import fold
 from infra.run.journal import read

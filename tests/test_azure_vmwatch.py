@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 from arm.harness import AzureHarness, azure, spec
 
-from commands.workload import SshWorkload
+from commands.runs.workload import SshWorkload
 from infra.azure import self_release
 from infra.azure.self_release import (
     booted_s,

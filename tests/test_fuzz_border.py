@@ -23,9 +23,9 @@ from jsons import FUZZED, documents
 
 from commands.errors import TrainingTrouble
 from commands.receipt import read_score
+from commands.runs.workload import SshWorkload
 from commands.verify import read_replay
 from commands.view import view
-from commands.workload import SshWorkload
 from infra.durable import read_json
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run import actions as act

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from commands.workload import SshWorkload
+from commands.runs.workload import SshWorkload
 from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.run.heartbeat import SILENCE, Heartbeat, is_of_before, read_heartbeat
 from infra.run.stall_detector import Watch

@@ -35,10 +35,10 @@ from commands.runs.home import (
     run_folder,
     saved_config,
 )
+from commands.runs.workload import SshWorkload
 from commands.site import Setting, Site
 from commands.staging import stage
 from commands.vigil import Vigil, asking
-from commands.workload import SshWorkload
 from infra.durable import write_json
 from infra.optional_capabilities import Guarding
 from infra.provider import Provider
