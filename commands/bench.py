@@ -12,7 +12,7 @@ from pathlib import Path
 from commands import program
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment
-from commands.staging import stage
+from commands.runs.payload import stage
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from commands.results import Expected
-from commands.staging import Staged
+from commands.runs.payload import Staged
 from commands.vigil import Vigil
 from commands.wire import MakeReady
 

@@ -30,8 +30,8 @@ from commands.results import Expected
 from commands.runs import session
 from commands.runs.config import check, load
 from commands.runs.home import RunFolder, driving, make_home, run_folder
+from commands.runs.payload import stage
 from commands.runs.workload import SshWorkload
-from commands.staging import stage
 from commands.vigil import Vigil
 from infra import provider as seam
 from infra.config import VmTable

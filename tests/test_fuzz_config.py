@@ -22,8 +22,8 @@ from commands.errors import Usage
 from commands.forecast import forecast, forecast_line, rehearsal
 from commands.runs.config import LoadedConfig, RunConfig, check, check_files, load, schema
 from commands.runs.home import pick_run, run_folder
+from commands.runs.payload import stage
 from commands.runs.session import policy_of
-from commands.staging import stage
 
 EXAMPLES = int(os.environ.get("QFT_FUZZ_EXAMPLES", "60"))
 FUZZ = settings(

@@ -18,7 +18,7 @@ import tiny
 from pydantic import ValidationError
 
 from commands.runs.config import check, check_files
-from commands.staging import stage
+from commands.runs.payload import stage
 from trainer.__main__ import main
 from trainer.config import DataTable, TrainerConfig
 from trainer.data.rows import DataError, Shards, read_rows

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from commands.staging import Staged
+from commands.runs.payload import Staged
 from remote.on_machine import tree_ops
 
 LOADED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}

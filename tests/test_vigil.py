@@ -13,9 +13,9 @@ import sshd
 from fakecloud import FakeCloud, FakeWorkload, Story, World
 
 from commands.results import Expected
+from commands.runs.payload import Staged
 from commands.runs.workload import SshWorkload
 from commands.site import Setting, Site
-from commands.staging import Staged
 from commands.vigil import MachineDown, Vigil, asking
 from infra.provider import Observation, PowerState, StopReason, Transient, Vm
 from infra.run.fold import fold

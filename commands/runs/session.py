@@ -35,9 +35,9 @@ from commands.runs.home import (
     run_folder,
     saved_config,
 )
+from commands.runs.payload import stage
 from commands.runs.workload import SshWorkload
 from commands.site import Setting, Site
-from commands.staging import stage
 from commands.vigil import Vigil, asking
 from infra.durable import write_json
 from infra.optional_capabilities import Guarding
