@@ -23,11 +23,11 @@ from tiny import ROOT
 from commands import down, wire
 from commands.console import PlainConsole
 from commands.errors import Usage
-from commands.homing import Homing
 from commands.machine import _quoted
 from commands.output import clean, log_writer, say_to
 from commands.results import Expected
 from commands.runs import session
+from commands.runs.checkpoint_sync import Homing
 from commands.runs.config import check, load
 from commands.runs.home import RunFolder, driving, make_home, run_folder
 from commands.runs.payload import stage
@@ -356,7 +356,7 @@ def test_ctrl_c_does_not_wait_for_a_checkpoint_on_its_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopping closes the line under a copy; the next copy resumes it."""
-    monkeypatch.setattr("commands.homing.EVERY_S", 0.01)
+    monkeypatch.setattr("commands.runs.checkpoint_sync.EVERY_S", 0.01)
     link, said = SlowLink(), list[str]()
     copying = homing(tmp_path, lambda _vm: link, said)
     copying.start(VM)
