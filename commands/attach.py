@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from commands import wire
+from commands.runs import factory
 from commands.runs.home import is_driven
 from commands.runs.session import Desk, make_workload
 from commands.takeover import taker_of
@@ -30,7 +30,7 @@ def follow(
     one writes the ending. The journal is only read, and the trainer only looked at.
     """
     first = fold(read(desk.folder.journal))
-    provider = wire.make_provider(desk.loaded.config.vm, desk.home)
+    provider = factory.make_provider(desk.loaded.config.vm, desk.home)
     workload = make_workload(desk, first.run_id, rents=provider.traits.rents, watch_only=True)
     began = len(read(desk.folder.journal)) if began is None else began
     try:

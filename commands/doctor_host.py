@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from commands import wire
 from commands.checks import Check
 from commands.errors import Exit, HostTrouble, Usage
 from commands.host_check import LIMIT_S, STEP_S, in_time, sign_in
+from commands.runs import factory
 from commands.runs.home import RunFolder
 from infra.config import SshTable, VmTable
 from remote import errors, keys, ssh
@@ -33,7 +33,7 @@ def look_at_host(vm: VmTable, folder: RunFolder) -> list[Check]:
 
 def _steps(vm: VmTable, folder: RunFolder) -> Iterator[Check]:
     """Take one step after the other."""
-    table = wire.need_ssh(vm)
+    table = factory.need_ssh(vm)
     key = _host_key(table)
     yield key
     if not key.ok:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from commands import wire
 from commands.errors import CloudTrouble, Exit, Usage
 from commands.leaving import LastSave, Result, clear, lost_with_disk, save_before
+from commands.runs import factory
 from commands.runs.home import (
     RUN_NAME,
     Busy,
@@ -62,7 +62,7 @@ def down(wanted: str, *, delete: bool, say: Callable[[str], None], now: bool = F
     order = _Order(delete=delete, now=now, say=say)
     try:
         with taken(folder, say, command=order.command, urgent=now) as ended:
-            provider = wire.make_provider(reopen(folder).config.vm, home)
+            provider = factory.make_provider(reopen(folder).config.vm, home)
             say(f"asking {provider.name} about `{folder.name}`")
             return _part(order, folder, home, provider, ended=ended)
     except ProviderError as error:
@@ -307,7 +307,7 @@ def known_providers(home: Path, name: str = "") -> list[Provider]:
     Works with every local file lost: what is in the cloud is found by its tags.
     """
     if name:
-        return [wire.make_provider(_bare_table(name), home)]
+        return [factory.make_provider(_bare_table(name), home)]
     tables: dict[tuple[str, str], VmTable] = {("local", ""): VmTable()}
     for run in all_runs(home):
         try:
@@ -321,7 +321,7 @@ def known_providers(home: Path, name: str = "") -> list[Provider]:
     tables |= {("azure", one): _bare_table("azure", one) for one in sorted(accounts)}
     if accounts:
         tables.pop(("azure", ""), None)
-    return [wire.make_provider(vm, home) for vm in tables.values()]
+    return [factory.make_provider(vm, home) for vm in tables.values()]
 
 
 def _bare_table(name: str, subscription: str = "") -> VmTable:

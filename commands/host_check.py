@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from commands import wire
 from commands.errors import HostTrouble
+from commands.runs import factory
 from commands.runs.home import RunFolder
 from infra.config import VmTable
 from remote import errors, ssh
@@ -30,12 +30,12 @@ def demand_host(vm: VmTable, folder: RunFolder) -> None:
 
 def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> ssh.Link:
     """Connect to the machine of `provider: ssh`, or raise HostTrouble that says why not."""
-    settings = wire.ssh_machine(vm)
+    settings = factory.ssh_machine(vm)
     host = ssh.Host(
         address=settings.host,
         port=settings.port,
         user=settings.user,
-        key_path=wire.user_key(vm, folder),
+        key_path=factory.user_key(vm, folder),
         host_key=settings.host_public_key,
     )
     try:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands import wire
 from commands.errors import CloudTrouble, HostTrouble, Usage
 from commands.machine import host_of, running_now
+from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, is_driven, pick_run, qft_home
 from commands.runs.session import policy_of, reopen
@@ -85,7 +85,7 @@ class Reader:
                 running = job.Job(
                     link=connection,
                     directory=Site(run_id=state.run_id).job,
-                    python=wire.helper_python(self.loaded.config.vm),
+                    python=factory.helper_python(self.loaded.config.vm),
                 )
                 while True:
                     alive = running.status().state is job.JobState.RUNNING

@@ -6,7 +6,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from commands import wire
 from commands.drive import find_config
 from commands.errors import CloudTrouble
 from commands.extras import needed_here, told_of
@@ -18,6 +17,7 @@ from commands.forecast import (
     rehearsal,
     rehearsal_line,
 )
+from commands.runs import factory
 from commands.runs.config import check_files
 from commands.runs.home import environment, qft_home
 from infra.catalog.gpus import resolve_gpu
@@ -154,7 +154,7 @@ def make_plan(wanted: str) -> PlanPage:
     check_files(loaded)
     vm, table = loaded.config.vm, loaded.config.budget
     budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
-    provider, want = wire.make_provider(vm, home), wire.want(vm)
+    provider, want = factory.make_provider(vm, home), factory.want(vm)
     try:
         offers = tuple(provider.offers(want))
         switches = _foreseen(provider, want, budget)

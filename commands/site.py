@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from commands.results import Expected
+from commands.runs.factory import MakeReady
 from commands.runs.payload import Staged
 from commands.vigil import Vigil
-from commands.wire import MakeReady
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commands import wire
 from commands.console import PlainConsole
 from commands.receipt import Receipt, make_receipt
+from commands.runs import factory
 from commands.runs.home import environment, is_driven, pick_run, qft_home
 from commands.runs.session import Desk, make_workload, reopen
 from infra.provider import Observation, PowerState, ProviderError, StopReason
@@ -187,7 +187,7 @@ def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | No
     if state.vm is None:
         return None, None, "", signed_in
     try:
-        provider = wire.make_provider(desk.loaded.config.vm, desk.home)
+        provider = factory.make_provider(desk.loaded.config.vm, desk.home)
         machine = provider.observe(state.vm)
     except ProviderError as error:
         return None, None, str(error), signed_in

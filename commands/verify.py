@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from commands import wire
 from commands.beforehand import demand_for
 from commands.bench import laid_out, trainer
 from commands.errors import HostTrouble, TrainingTrouble, Usage
 from commands.machine import host_of, running_now
+from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.runs.session import reopen
@@ -103,7 +103,7 @@ def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> 
     site = Site(run_id=fold(read(folder.journal)).run_id)
     try:
         with ssh.connect(host_of(folder, loaded, vm)) as connection:
-            helper = wire.helper_python(loaded.config.vm)
+            helper = factory.helper_python(loaded.config.vm)
             running = job.Job(link=connection, directory=site.job, python=helper).status()
             if running.state is job.JobState.RUNNING:
                 raise Usage("the trainer is at work", hint="verify when it is done")

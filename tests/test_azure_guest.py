@@ -17,7 +17,7 @@ from metal.machine import Metal, Quirks
 from metal.state import VENV
 from test_azure_machine import enter
 
-from commands import wire
+from commands.runs import factory
 from infra.config import VmTable
 from infra.provider import Vm
 from remote import keys
@@ -76,7 +76,7 @@ def rent(tmp_path: Path) -> Iterator[Rent]:
             )
         )
         (metal,) = guests.metals.values()
-        want = wire.setup_wanted(VmTable(provider="azure", max_price=5.0), vm)
+        want = factory.setup_wanted(VmTable(provider="azure", max_price=5.0), vm)
         link = enter(vm, tmp_path / "user", host)
         rented.append(Rented(vm=vm, link=link, want=want, metal=metal, told=[]))
         return rented[-1]
@@ -224,15 +224,15 @@ def test_vgpu_driver_is_the_one_that_was_seen_first(
     monkeypatch.setenv("QFT_HOME", str(tmp_path / "home"))
     table = VmTable(provider="azure", gpu="A10", max_price=5.0)
     machine = rent(A10, Quirks())
-    ready, _ = wire.make_ready(table, machine.told.append)(machine.link, machine.vm)
+    ready, _ = factory.make_ready(table, machine.told.append)(machine.link, machine.vm)
     machine.link = ready
     seen = setup.gather(ready).grid_sha256
-    later = wire.setup_wanted(table, machine.vm)
+    later = factory.setup_wanted(table, machine.vm)
     named = table.model_copy(update={"azure": table.azure.model_copy(update={"grid_sha256": "A"})})
 
     assert len(seen) == 64
     assert later.grid_sha256 == seen
-    assert wire.setup_wanted(named, machine.vm).grid_sha256 == "a"
+    assert factory.setup_wanted(named, machine.vm).grid_sha256 == "a"
 
 
 def test_a10_gets_the_vgpu_driver_and_cuda_12(rent: Rent) -> None:

@@ -20,13 +20,13 @@ from fakecloud import Story
 from runs import Project, make_project
 from tiny import ROOT
 
-from commands import down, wire
+from commands import down
 from commands.console import PlainConsole
 from commands.errors import Usage
 from commands.machine import _quoted
 from commands.output import clean, log_writer, say_to
 from commands.results import Expected
-from commands.runs import session
+from commands.runs import factory, session
 from commands.runs.checkpoint_sync import Homing
 from commands.runs.config import check, load
 from commands.runs.home import RunFolder, driving, make_home, run_folder
@@ -309,7 +309,7 @@ def test_a_pinned_host_key_that_is_none_is_told_before_anything_else() -> None:
     table = VmTable.model_validate({"provider": "ssh", "ssh": ssh})
 
     with pytest.raises(Usage, match=r"vm\.ssh\.host_key"):
-        wire.ssh_machine(table)
+        factory.ssh_machine(table)
 
 
 class SlowLink:

@@ -13,9 +13,9 @@ import pytest
 from runs import Project, make_project
 from sshd import Sshd, serve
 
-from commands import ls, status, wire
+from commands import ls, status
 from commands.errors import Usage
-from commands.runs import config_diff, session
+from commands.runs import config_diff, factory, session
 from commands.runs.config import LoadedConfig, load
 from commands.runs.home import RunFolder, all_runs, run_folder
 from commands.runs.session import Desk, opened
@@ -266,7 +266,7 @@ def test_a_machine_that_nobody_signed_in_to_is_not_running(
         traits=SimpleNamespace(rents=True),
         list_all=lambda: [replace(vm, power=PowerState.RUNNING)],
     )
-    monkeypatch.setattr(wire, "make_provider", lambda *_all: cloud)
+    monkeypatch.setattr(factory, "make_provider", lambda *_all: cloud)
     monkeypatch.setattr(status, "make_workload", lambda *_a, **_k: Silent(answers=answers))
     monkeypatch.setattr(ls, "known_providers", lambda *_all: [cloud])
 

@@ -16,10 +16,10 @@ from oddities import HOSTS, KEYS, ODDITIES, PYTHONS, USERS
 from pydantic import BaseModel
 from runs import make_project
 
-from commands import wire
 from commands.drive import _most, find_config
 from commands.errors import Usage
 from commands.forecast import forecast, forecast_line, rehearsal
+from commands.runs import factory
 from commands.runs.config import LoadedConfig, RunConfig, check, check_files, load, schema
 from commands.runs.home import pick_run, run_folder
 from commands.runs.payload import stage
@@ -151,12 +151,12 @@ def goes_on(folder: Path, loaded: LoadedConfig) -> None:
     rehearsal(loaded)
     _most(loaded)
     policy_of(loaded)
-    wire.want(vm)
+    factory.want(vm)
     stage(loaded, folder / "staging", write=False)
     for step in (
         lambda: check_files(loaded),
-        lambda: wire.make_provider(vm, folder / "home") if vm.provider != "azure" else None,
-        lambda: wire.user_key(vm, run_folder(folder / "home", "tiny")),
+        lambda: factory.make_provider(vm, folder / "home") if vm.provider != "azure" else None,
+        lambda: factory.user_key(vm, run_folder(folder / "home", "tiny")),
     ):
         refusable(step)
 

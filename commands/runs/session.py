@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from commands import wire
 from commands.console import Console
 from commands.errors import Usage
 from commands.host_check import demand_host
 from commands.results import expected
+from commands.runs import factory
 from commands.runs.config import LoadedConfig, check, check_files, demand_weights
 from commands.runs.config_diff import (
     changes,
@@ -196,7 +196,7 @@ def build(desk: Desk, journal: Journal) -> Session:
     """Wire the rooms of one run."""
     vm = desk.loaded.config.vm
     run_id = fold(journal.events).run_id
-    provider = wire.make_provider(vm, desk.home)
+    provider = factory.make_provider(vm, desk.home)
     changed = _is_changed(journal.events)
     desk = replace(desk, vigil=Vigil(asking(provider)))
     workload = make_workload(desk, run_id, rents=provider.traits.rents, changed=changed)
@@ -204,8 +204,8 @@ def build(desk: Desk, journal: Journal) -> Session:
         provider=provider,
         workload=workload,
         journal=journal,
-        make_spec=wire.spec_maker(vm, desk.folder, run_id),
-        want=wire.want(vm),
+        make_spec=factory.spec_maker(vm, desk.folder, run_id),
+        want=factory.want(vm),
         clock=time.time,
         sleep=time.sleep,
         tell=desk.console.report,
@@ -237,13 +237,13 @@ def make_workload(
     vm, say = desk.loaded.config.vm, desk.console.say
     setting = Setting(
         site=Site(run_id=run_id),
-        key_path=wire.user_key(vm, desk.folder),
+        key_path=factory.user_key(vm, desk.folder),
         staged=stage(desk.loaded, desk.folder.staging, write=not watch_only),
         home=desk.folder.checkpoints,
         out=desk.loaded.out,
-        make_ready=wire.make_ready(vm, say, desk.vigil.connect),
+        make_ready=factory.make_ready(vm, say, desk.vigil.connect),
         cache=desk.home / "cache",
-        helper_python=wire.helper_python(vm),
+        helper_python=factory.helper_python(vm),
         rents=rents,
         brings_home=not watch_only,
         expected=lambda: expected(desk.loaded),

@@ -15,8 +15,8 @@ import pytest
 
 import cli
 from arm.harness import AzureHarness
-from commands import down, plan, wire
-from commands.runs import session
+from commands import down, plan
+from commands.runs import factory, session
 from infra.provider import Vm
 from infra.run.decide import JobPhase, JobView
 from infra.run.fold import RunState, fold
@@ -78,7 +78,7 @@ def command_line(
     with (
         mock.patch.dict("os.environ", {"QFT_HOME": str(home)}),
         mock.patch.object(
-            wire, "_azure", lambda _vm, where: harness.provider(state_dir=where / "azure")
+            factory, "_azure", lambda _vm, where: harness.provider(state_dir=where / "azure")
         ),
         mock.patch.object(session, "time", clock),
         mock.patch.object(plan, "time", clock),
