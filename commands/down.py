@@ -22,7 +22,7 @@ from commands.runs.home import (
     run_folder,
 )
 from commands.runs.session import reopen
-from commands.takeover import taken
+from commands.runs.take_lock import taken
 from infra.azure.run_record import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm

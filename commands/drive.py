@@ -29,7 +29,7 @@ from commands.runs.home import (
     run_folder,
 )
 from commands.runs.session import Desk, Session, is_over, opened, reopen
-from commands.takeover import Taker, taker_of
+from commands.runs.take_lock import Taker, taker_of
 from infra.catalog.gpus import resolve_gpu
 from infra.durable import write_json
 from infra.provider import BadRequest, ProviderError, Rejected, SignedOut

@@ -21,7 +21,7 @@ from sshd import serve
 from commands.leaving import LastSave, Limits, let_save, lost_with_disk
 from commands.receipt import make_receipt
 from commands.runs.home import RunFolder
-from commands.takeover import taken, taker_of
+from commands.runs.take_lock import taken, taker_of
 from infra.provider import Offer, Vm
 from infra.run.decide import JobPhase, JobView
 from infra.run.fold import RunState, to_json

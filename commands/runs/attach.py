@@ -8,7 +8,7 @@ from collections.abc import Callable
 from commands.runs import factory
 from commands.runs.home import is_driven
 from commands.runs.session import Desk, make_workload
-from commands.takeover import taker_of
+from commands.runs.take_lock import taker_of
 from infra.run import actions as act
 from infra.run.budget import bill
 from infra.run.decide import JobView, Seen
