@@ -22,7 +22,6 @@ from commands.bench import laid_out, trainer
 from commands.drive import find_config
 from commands.errors import Exit, HostTrouble, TrainingTrouble, Usage
 from commands.output import out, talk
-from commands.receipt import make_receipt
 from commands.runs.config import LoadedConfig, check_files
 from commands.runs.home import (
     RunFolder,
@@ -32,6 +31,7 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
+from commands.runs.receipt import make_receipt
 from commands.runs.session import reopen
 from infra.durable import write_json
 from infra.provider import StopReason

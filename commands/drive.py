@@ -15,7 +15,6 @@ from commands.console import make_console
 from commands.errors import BY_CODE, CloudTrouble, Exit, Stopped, Trouble, Usage
 from commands.extras import demand, needed_here
 from commands.forecast import forecast, forecast_line
-from commands.receipt import Receipt, make_receipt
 from commands.runs.attach import follow
 from commands.runs.config import LoadedConfig, load
 from commands.runs.config_diff import is_changed
@@ -28,6 +27,7 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
+from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.session import Desk, Session, is_over, opened, reopen
 from commands.runs.take_lock import Taker, taker_of
 from infra.catalog.gpus import resolve_gpu

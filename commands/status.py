@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from commands.console import PlainConsole
-from commands.receipt import Receipt, make_receipt
 from commands.runs import factory
 from commands.runs.home import environment, is_driven, pick_run, qft_home
+from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.session import Desk, make_workload, reopen
 from infra.provider import Observation, PowerState, ProviderError, StopReason
 from infra.run.budget import bill

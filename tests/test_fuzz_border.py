@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from jsons import FUZZED, documents
 
 from commands.errors import TrainingTrouble
-from commands.receipt import read_score
+from commands.runs.receipt import read_score
 from commands.runs.workload import SshWorkload
 from commands.verify import read_replay
 from commands.view import view

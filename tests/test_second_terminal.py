@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 
-from commands.receipt import make_receipt
 from commands.runs.home import RunFolder
+from commands.runs.receipt import make_receipt
 from infra.local.provider import LocalProvider
 from infra.provider import Offer
 from infra.run.fold import to_json

@@ -9,8 +9,8 @@ import pytest
 from fakecloud import Killed, Story, World
 
 from commands.drive import Arrived, missed, outrun
-from commands.receipt import make_receipt
 from commands.runs.home import run_folder
+from commands.runs.receipt import make_receipt
 from infra.provider import PowerState
 from infra.run.budget import Budget, bill
 from infra.run.decide import Goal, Plan, Policy
