@@ -9,7 +9,9 @@ from typing import Any
 from commands.drive import find_config
 from commands.errors import CloudTrouble
 from commands.extras import needed_here, told_of
-from commands.forecast import (
+from commands.runs import factory
+from commands.runs.config import check_files
+from commands.runs.estimate import (
     cores,
     forecast,
     forecast_line,
@@ -17,8 +19,6 @@ from commands.forecast import (
     rehearsal,
     rehearsal_line,
 )
-from commands.runs import factory
-from commands.runs.config import check_files
 from commands.runs.home import environment, qft_home
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable

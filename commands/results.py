@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from commands.forecast import described
 from commands.runs.config import LoadedConfig
+from commands.runs.estimate import described
 from remote.manifest import Limits
 from trainer.config import TrainerConfig
 from trainer.device.memory import Workload, adapter_parameters

@@ -18,9 +18,9 @@ from runs import make_project
 
 from commands.drive import _most, find_config
 from commands.errors import Usage
-from commands.forecast import forecast, forecast_line, rehearsal
 from commands.runs import factory
 from commands.runs.config import LoadedConfig, RunConfig, check, check_files, load, schema
+from commands.runs.estimate import forecast, forecast_line, rehearsal
 from commands.runs.home import pick_run, run_folder
 from commands.runs.payload import stage
 from commands.runs.session import policy_of

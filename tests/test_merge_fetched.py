@@ -22,7 +22,7 @@ import torch
 from test_export_merge import load, make_adapter
 
 from commands import after
-from commands.forecast import cached
+from commands.runs.estimate import cached
 from commands.runs.home import run_folder
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
