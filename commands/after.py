@@ -18,7 +18,6 @@ from subprocess import PIPE
 from typing import Any
 
 from commands import beforehand, program
-from commands.bench import laid_out, trainer
 from commands.drive import find_config
 from commands.errors import Exit, HostTrouble, TrainingTrouble, Usage
 from commands.output import out, talk
@@ -31,6 +30,7 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
+from commands.runs.local_trainer import laid_out, trainer
 from commands.runs.receipt import make_receipt
 from commands.runs.session import reopen
 from infra.durable import write_json

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from commands.beforehand import demand_for
-from commands.bench import laid_out, trainer
 from commands.errors import HostTrouble, TrainingTrouble, Usage
 from commands.machine import host_of, running_now
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
+from commands.runs.local_trainer import laid_out, trainer
 from commands.runs.session import reopen
 from commands.runs.workload import OURS
 from commands.site import Site
