@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from commands.results import Expected
 from commands.runs.factory import MakeReady
 from commands.runs.payload import Staged
+from commands.runs.result_files import Expected
 from commands.vigil import Vigil
 
 

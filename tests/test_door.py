@@ -25,12 +25,12 @@ from commands.console import PlainConsole
 from commands.errors import Usage
 from commands.machine import _quoted
 from commands.output import clean, log_writer, say_to
-from commands.results import Expected
 from commands.runs import factory, session
 from commands.runs.checkpoint_sync import Homing
 from commands.runs.config import check, load
 from commands.runs.home import RunFolder, driving, make_home, run_folder
 from commands.runs.payload import stage
+from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
 from commands.vigil import Vigil
 from infra import provider as seam

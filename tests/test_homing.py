@@ -12,8 +12,8 @@ import pytest
 import sshd
 from checkpoints import make_checkpoint
 
-from commands.results import Expected
 from commands.runs.checkpoint_sync import AGAIN_S, Homing
+from commands.runs.result_files import Expected
 from remote.ssh import Link, connect
 from remote.sync.plan import SyncOptions
 from trainer.method_table import MethodTable

@@ -12,8 +12,8 @@ import doors
 import pytest
 from runs import make_project
 
-from commands.results import STEPS_MAX, expected
 from commands.runs.config import load
+from commands.runs.result_files import STEPS_MAX, expected
 from remote.errors import Damaged, RemoteError, TooSlow, Untrusted
 from remote.manifest import Limits, read_tree
 from remote.on_machine import tree_ops

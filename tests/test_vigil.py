@@ -12,8 +12,8 @@ import pytest
 import sshd
 from fakecloud import FakeCloud, FakeWorkload, Story, World
 
-from commands.results import Expected
 from commands.runs.payload import Staged
+from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
 from commands.site import Setting, Site
 from commands.vigil import MachineDown, Vigil, asking

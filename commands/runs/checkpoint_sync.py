@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from commands.results import Expected
+from commands.runs.result_files import Expected
 from infra.provider import Vm
 from remote import errors, ssh
 from remote.manifest import Tree

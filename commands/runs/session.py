@@ -13,7 +13,6 @@ from typing import Any
 from commands.console import Console
 from commands.errors import Usage
 from commands.host_check import demand_host
-from commands.results import expected
 from commands.runs import factory
 from commands.runs.config import LoadedConfig, check, check_files, demand_weights
 from commands.runs.config_diff import (
@@ -36,6 +35,7 @@ from commands.runs.home import (
     saved_config,
 )
 from commands.runs.payload import stage
+from commands.runs.result_files import expected
 from commands.runs.workload import SshWorkload
 from commands.site import Setting, Site
 from commands.vigil import Vigil, asking

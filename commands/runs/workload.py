@@ -10,8 +10,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from commands.results import STAYS, Expected, left_there
 from commands.runs.checkpoint_sync import Homing
+from commands.runs.result_files import STAYS, Expected, left_there
 from commands.site import Setting
 from commands.vigil import MachineDown
 from infra.durable import write_bytes
