@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from commands.errors import CloudTrouble, Exit, Usage
-from commands.leaving import LastSave, Result, clear, lost_with_disk, save_before
 from commands.runs import factory
 from commands.runs.home import (
     RUN_NAME,
@@ -21,6 +20,7 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
+from commands.runs.save_before_release import LastSave, Result, clear, lost_with_disk, save_before
 from commands.runs.session import reopen
 from commands.runs.take_lock import taken
 from infra.azure.run_record import subscriptions

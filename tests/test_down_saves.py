@@ -18,9 +18,9 @@ import pytest
 from runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 from sshd import serve
 
-from commands.leaving import LastSave, Limits, let_save, lost_with_disk
 from commands.runs.home import RunFolder
 from commands.runs.receipt import make_receipt
+from commands.runs.save_before_release import LastSave, Limits, let_save, lost_with_disk
 from commands.runs.take_lock import taken, taker_of
 from infra.provider import Offer, Vm
 from infra.run.decide import JobPhase, JobView
