@@ -8,8 +8,8 @@ from pathlib import Path
 
 from commands.runs.factory import MakeReady
 from commands.runs.payload import Staged
+from commands.runs.power_watch import Vigil
 from commands.runs.result_files import Expected
-from commands.vigil import Vigil
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,9 @@ from commands.runs.checkpoint_sync import Homing
 from commands.runs.config import check, load
 from commands.runs.home import RunFolder, driving, make_home, run_folder
 from commands.runs.payload import stage
+from commands.runs.power_watch import Vigil
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
-from commands.vigil import Vigil
 from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json

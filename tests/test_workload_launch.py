@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import sshd
 
+from commands.runs.power_watch import Vigil
 from commands.runs.workload import SshWorkload
 from commands.site import Site
-from commands.vigil import Vigil
 from infra.provider import Vm
 from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors

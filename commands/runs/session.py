@@ -35,10 +35,10 @@ from commands.runs.home import (
     saved_config,
 )
 from commands.runs.payload import stage
+from commands.runs.power_watch import Vigil, asking
 from commands.runs.result_files import expected
 from commands.runs.workload import SshWorkload
 from commands.site import Setting, Site
-from commands.vigil import Vigil, asking
 from infra.durable import write_json
 from infra.optional_capabilities import Guarding
 from infra.provider import Provider

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from commands.runs.checkpoint_sync import Homing
+from commands.runs.power_watch import MachineDown
 from commands.runs.result_files import STAYS, Expected, left_there
 from commands.site import Setting
-from commands.vigil import MachineDown
 from infra.durable import write_bytes
 from infra.provider import Vm
 from infra.run.decide import JobPhase, JobView
