@@ -15,9 +15,9 @@ from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.runs.local_trainer import laid_out, trainer
+from commands.runs.remote_layout import Site
 from commands.runs.session import reopen
 from commands.runs.workload import OURS
-from commands.site import Site
 from infra.provider import Vm
 from infra.run.fold import fold
 from infra.run.journal import read

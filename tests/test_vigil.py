@@ -14,9 +14,9 @@ from fakecloud import FakeCloud, FakeWorkload, Story, World
 
 from commands.runs.payload import Staged
 from commands.runs.power_watch import MachineDown, Vigil, asking
+from commands.runs.remote_layout import Setting, Site
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
-from commands.site import Setting, Site
 from infra.provider import Observation, PowerState, StopReason, Transient, Vm
 from infra.run.fold import fold
 from infra.run.journal import Kind, read

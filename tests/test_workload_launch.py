@@ -15,8 +15,8 @@ import pytest
 import sshd
 
 from commands.runs.power_watch import Vigil
+from commands.runs.remote_layout import Site
 from commands.runs.workload import SshWorkload
-from commands.site import Site
 from infra.provider import Vm
 from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors

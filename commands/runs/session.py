@@ -36,9 +36,9 @@ from commands.runs.home import (
 )
 from commands.runs.payload import stage
 from commands.runs.power_watch import Vigil, asking
+from commands.runs.remote_layout import Setting, Site
 from commands.runs.result_files import expected
 from commands.runs.workload import SshWorkload
-from commands.site import Setting, Site
 from infra.durable import write_json
 from infra.optional_capabilities import Guarding
 from infra.provider import Provider

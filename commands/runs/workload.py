@@ -12,8 +12,8 @@ from pathlib import Path
 
 from commands.runs.checkpoint_sync import Homing
 from commands.runs.power_watch import MachineDown
+from commands.runs.remote_layout import Setting
 from commands.runs.result_files import STAYS, Expected, left_there
-from commands.site import Setting
 from infra.durable import write_bytes
 from infra.provider import Vm
 from infra.run.decide import JobPhase, JobView
