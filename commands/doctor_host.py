@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from commands.checks import Check
 from commands.errors import Exit, HostTrouble, Usage
-from commands.host_check import LIMIT_S, STEP_S, in_time, sign_in
 from commands.runs import factory
 from commands.runs.home import RunFolder
+from commands.runs.ssh_check import LIMIT_S, STEP_S, in_time, sign_in
 from infra.config import SshTable, VmTable
 from remote import errors, keys, ssh
 from remote.setup import facts as setup_facts

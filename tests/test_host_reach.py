@@ -15,8 +15,8 @@ from runs import make_project
 from sshd import Sshd, serve
 
 from commands.errors import HostTrouble
-from commands.host_check import LIMIT_S, sign_in
 from commands.runs.home import RunFolder
+from commands.runs.ssh_check import LIMIT_S, sign_in
 from infra.config import VmTable
 from remote import keys
 from remote import ssh as link

@@ -12,7 +12,6 @@ from typing import Any
 
 from commands.console import Console
 from commands.errors import Usage
-from commands.host_check import demand_host
 from commands.runs import factory
 from commands.runs.config import LoadedConfig, check, check_files, demand_weights
 from commands.runs.config_diff import (
@@ -38,6 +37,7 @@ from commands.runs.payload import stage
 from commands.runs.power_watch import Vigil, asking
 from commands.runs.remote_layout import Setting, Site
 from commands.runs.result_files import expected
+from commands.runs.ssh_check import demand_host
 from commands.runs.workload import SshWorkload
 from infra.durable import write_json
 from infra.optional_capabilities import Guarding
