@@ -11,8 +11,8 @@ import pytest
 from sshd import Sshd, serve
 
 from commands.checks import Check, exit_code
-from commands.doctor_host import look_at_host
 from commands.runs.home import RunFolder
+from commands.runs.ssh_host_checks import look_at_host
 from infra.config import VmTable
 from remote import keys
 from remote import ssh as link
