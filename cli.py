@@ -86,7 +86,7 @@ def doctor(
 ) -> None:
     """Check this computer, account and host; say the fixes."""
     from commands import doctor as command
-    from commands.checks import exit_code
+    from commands.runs.checks import exit_code
 
     checks = command.examine(run, provider)
     if as_json:

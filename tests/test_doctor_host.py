@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sshd import Sshd, serve
 
-from commands.checks import Check, exit_code
+from commands.runs.checks import Check, exit_code
 from commands.runs.home import RunFolder
 from commands.runs.ssh_host_checks import look_at_host
 from infra.config import VmTable

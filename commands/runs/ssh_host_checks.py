@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from commands.checks import Check
 from commands.errors import Exit, HostTrouble, Usage
 from commands.runs import factory
+from commands.runs.checks import Check
 from commands.runs.home import RunFolder
 from commands.runs.ssh_check import LIMIT_S, STEP_S, in_time, sign_in
 from infra.config import SshTable, VmTable
