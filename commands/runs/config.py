@@ -19,7 +19,7 @@ from commands import weights
 from commands.errors import Usage
 from commands.plain_values import plain_faults
 from commands.runs.home import check_name
-from commands.yaml_values import SHOWN_MAX, Misread, read_tables
+from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
 from infra.config import BudgetTable, VmTable
 from remote import keys
 from remote.errors import RemoteError, shorten

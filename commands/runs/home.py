@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from commands.errors import Usage
-from commands.yaml_values import Misread, read_tables
+from commands.runs.yaml_values import Misread, read_tables
 from infra.durable import LockTimeout, locked, read_json
 from remote.errors import shorten
 
