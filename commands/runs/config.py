@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from commands import weights
 from commands.errors import Usage
-from commands.plain_values import plain_faults
 from commands.runs.home import check_name
+from commands.runs.plain_values import plain_faults
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
 from infra.config import BudgetTable, VmTable
 from remote import keys
