@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from commands import weights
 from commands.errors import Usage
 from commands.extras import LEARNS, READS, demand, needed_to_train
+from commands.runs import base_files
 from commands.runs.config import LoadedConfig
 from commands.runs.home import environment, qft_home
 from trainer.data.template import Template
@@ -83,7 +83,7 @@ def _is_hub_name(name: str) -> bool:
 
 def check_base(folder: Path) -> None:
     """Raise Usage if a base cannot be read as it lies there."""
-    broken = weights.faults(folder)
+    broken = base_files.faults(folder)
     if broken:
         raise Usage(
             f"the base in `{folder}` cannot be used",
@@ -94,7 +94,7 @@ def check_base(folder: Path) -> None:
 
 def check_room(source: Path, target: Path) -> None:
     """Raise Usage if a copy of the weights in `source` does not fit beside `target`."""
-    wanted = weights.weights_bytes(source) * ROOM
+    wanted = base_files.weights_bytes(source) * ROOM
     there = next(path for path in (target, *target.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if wanted > free:

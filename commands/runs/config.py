@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from commands import weights
 from commands.errors import Usage
+from commands.runs import base_files
 from commands.runs.home import check_name
 from commands.runs.plain_values import plain_faults
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
@@ -284,10 +284,10 @@ def check_files(loaded: LoadedConfig) -> None:
 def demand_weights(loaded: LoadedConfig) -> None:
     """Raise Usage if the base is a directory here that holds no weights to send."""
     folder = loaded.model_folder
-    if folder is not None and not weights.has_weights(folder):
+    if folder is not None and not base_files.has_weights(folder):
         raise Usage(
             f"model.id: `{loaded.config.model.id}` holds no weights; nothing was rented",
-            hint=f"it needs `{weights.SINGLE}`, or `{weights.INDEX}` and what that lists",
+            hint=f"it needs `{base_files.SINGLE}`, or `{base_files.INDEX}` and what that lists",
         )
 
 
@@ -340,7 +340,7 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
     folder = loaded.model_folder
     name = loaded.config.model.id
     if folder is not None:
-        broken = weights.faults(folder)
+        broken = base_files.faults(folder)
         if broken:
             return [f"model.id: `{name}/{fault}" for fault in map(_closed, broken)]
         try:

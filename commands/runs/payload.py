@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from commands.runs.base_files import NEVER_LOADED, OLDER_WEIGHTS, has_newer
 from commands.runs.config import LoadedConfig
-from commands.weights import NEVER_LOADED, OLDER_WEIGHTS, has_newer
 from infra.durable import write_json
 
 
