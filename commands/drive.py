@@ -13,11 +13,11 @@ from typing import Any
 from commands.aloud import Aloud
 from commands.console import make_console
 from commands.errors import BY_CODE, CloudTrouble, Exit, Stopped, Trouble, Usage
-from commands.extras import demand, needed_here
 from commands.runs.attach import follow
 from commands.runs.config import LoadedConfig, load
 from commands.runs.config_diff import is_changed
 from commands.runs.estimate import forecast, forecast_line
+from commands.runs.extras import demand, needed_here
 from commands.runs.home import (
     RUN_NAME,
     Busy,

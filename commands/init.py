@@ -17,8 +17,8 @@ import yaml
 from pydantic import ValidationError
 
 from commands.errors import Usage
-from commands.extras import REHEARSES, told_of
 from commands.runs import config
+from commands.runs.extras import REHEARSES, told_of
 from infra.durable import write_bytes
 from trainer.config import EvalTable, problems
 

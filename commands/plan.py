@@ -8,7 +8,6 @@ from typing import Any
 
 from commands.drive import find_config
 from commands.errors import CloudTrouble
-from commands.extras import needed_here, told_of
 from commands.runs import factory
 from commands.runs.config import check_files
 from commands.runs.estimate import (
@@ -19,6 +18,7 @@ from commands.runs.estimate import (
     rehearsal,
     rehearsal_line,
 )
+from commands.runs.extras import needed_here, told_of
 from commands.runs.home import environment, qft_home
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable

@@ -17,8 +17,9 @@ import yaml
 from runs import Project, make_project
 from tiny import ROOT, make_run
 
-from commands import after, beforehand, extras
+from commands import after, beforehand
 from commands.errors import Usage
+from commands.runs import extras
 from commands.runs.config import load
 from commands.runs.home import RunFolder
 from commands.runs.session import _saved

@@ -134,7 +134,7 @@ def _named(extras: Sequence[str]) -> str:
 
 
 def _root() -> Path:
-    return Path(__file__).resolve().parent.parent
+    return Path(__file__).resolve().parents[2]
 
 
 def _declared() -> dict[str, tuple[str, tuple[int, ...]]]:
