@@ -17,10 +17,11 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
-from commands import beforehand, program
+from commands import beforehand
 from commands.drive import find_config
 from commands.errors import Exit, HostTrouble, TrainingTrouble, Usage
 from commands.output import out, talk
+from commands.runs import python_program
 from commands.runs.config import LoadedConfig, check_files
 from commands.runs.home import (
     RunFolder,
@@ -345,7 +346,9 @@ def _start(
     module: str, arguments: list[str], *, stdout: int | None = None, stderr: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     words = [module, *arguments]
-    return program.start("trainer.tool", words, around=environment(), stdout=stdout, stderr=stderr)
+    return python_program.start(
+        "trainer.tool", words, around=environment(), stdout=stdout, stderr=stderr
+    )
 
 
 def _judge(module: str, code: int, said: list[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from planted import NAMES, plant
 from runs import Project, make_project
 from sshd import serve
 
-from commands.program import argv_of, environment_of
+from commands.runs.python_program import argv_of, environment_of
 from commands.start import without_here
 
 STEPS = 4

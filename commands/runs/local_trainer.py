@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from commands import program
+from commands.runs import python_program
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment
 from commands.runs.payload import stage
@@ -43,4 +43,4 @@ def laid_out(loaded: LoadedConfig, folder: RunFolder) -> Iterator[Path]:
 def trainer(run_dir: Path, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the trainer here on a run directory; its talk goes to stderr as it comes."""
     words = [command, "--run-dir", str(run_dir), *arguments]
-    return program.start("trainer", words, around=environment(), stdout=subprocess.PIPE)
+    return python_program.start("trainer", words, around=environment(), stdout=subprocess.PIPE)
