@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from commands.beforehand import demand_for
 from commands.errors import HostTrouble, TrainingTrouble, Usage
 from commands.machine import host_of, running_now
 from commands.runs import factory
@@ -17,6 +16,7 @@ from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.runs.local_trainer import laid_out, trainer
 from commands.runs.remote_layout import Site
 from commands.runs.session import reopen
+from commands.runs.tool_checks import demand_for
 from commands.runs.workload import OURS
 from infra.provider import Vm
 from infra.run.fold import fold
