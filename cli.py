@@ -358,7 +358,7 @@ def _besides(trouble: Trouble, *, as_json: bool) -> NoReturn:
 
 
 def _drive(goal: str, run: str, *, as_json: bool, **options: Any) -> None:
-    from commands import drive
+    from commands.runs import drive
     from infra.run.decide import Goal
 
     options["plain"] = options["plain"] or as_json

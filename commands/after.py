@@ -17,11 +17,11 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
-from commands.drive import find_config
 from commands.errors import Exit, HostTrouble, TrainingTrouble, Usage
 from commands.output import out, talk
 from commands.runs import python_program, tool_checks
 from commands.runs.config import LoadedConfig, check_files
+from commands.runs.drive import find_config
 from commands.runs.home import (
     RunFolder,
     demand_place,

@@ -6,10 +6,10 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from commands.drive import find_config
 from commands.errors import CloudTrouble
 from commands.runs import factory
 from commands.runs.config import check_files
+from commands.runs.drive import find_config
 from commands.runs.estimate import (
     cores,
     forecast,

@@ -389,7 +389,7 @@ def test_a_run_is_found_by_name_beside_a_folder_of_that_name(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`qft run tiny` means the run, also where a folder `tiny` lies."""
-    from commands.drive import find_config
+    from commands.runs.drive import find_config
 
     home = tmp_path / "home"
     folder = run_folder(home, "tiny")

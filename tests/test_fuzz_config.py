@@ -16,10 +16,10 @@ from oddities import HOSTS, KEYS, ODDITIES, PYTHONS, USERS
 from pydantic import BaseModel
 from runs import make_project
 
-from commands.drive import _most, find_config
 from commands.errors import Usage
 from commands.runs import factory
 from commands.runs.config import LoadedConfig, RunConfig, check, check_files, load, schema
+from commands.runs.drive import _most, find_config
 from commands.runs.estimate import forecast, forecast_line, rehearsal
 from commands.runs.home import pick_run, run_folder
 from commands.runs.payload import stage

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fakecloud import Killed, Story, World
 
-from commands.drive import Arrived, missed, outrun
+from commands.runs.drive import Arrived, missed, outrun
 from commands.runs.home import run_folder
 from commands.runs.receipt import make_receipt
 from infra.provider import PowerState
