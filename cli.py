@@ -14,7 +14,9 @@ from commands.errors import Exit, Trouble, Usage
 from commands.library_noise import to_log
 from commands.manual import EXIT_CODES, FIRST_STEPS, examples
 from commands.options import AllowChange, Fresh, Json, Plain, ProviderName, Run
-from commands.output import (
+from commands.runs.home import environment, qft_home
+from commands.signals import heard
+from commands.ui.output import (
     columns,
     last_resort,
     out,
@@ -25,8 +27,6 @@ from commands.output import (
     tell_interrupt,
     tell_trouble,
 )
-from commands.runs.home import environment, qft_home
-from commands.signals import heard
 
 VERSION = "0.1.0"
 
@@ -164,7 +164,7 @@ def logs(
 ) -> None:
     """Print what the trainer said."""
     from commands import logs as command
-    from commands.output import log_as_json, log_writer
+    from commands.ui.output import log_as_json, log_writer
 
     if as_json:
         with log_as_json(follow=follow) as write:

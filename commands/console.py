@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
-from commands.output import clean, say_to
+from commands.ui.output import clean, say_to
 from commands.view import View, view
 from infra.run import actions as act
 from infra.run.supervisor import Report

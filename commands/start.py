@@ -15,7 +15,7 @@ def main() -> None:
 
         cli.main()
     except KeyboardInterrupt:
-        from commands.output import tell_interrupt
+        from commands.ui.output import tell_interrupt
 
         sys.exit(tell_interrupt(as_json="--json" in sys.argv[1:]))
 

@@ -10,7 +10,7 @@ import typer
 from commands.errors import Exit
 from commands.manual import examples
 from commands.options import Json, Run
-from commands.output import out, out_json, talk
+from commands.ui.output import out, out_json, talk
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from commands.output import clean
+from commands.ui.output import clean
 from infra.run import actions as act
 from infra.run.heartbeat import SILENCE
 from infra.run.supervisor import Report

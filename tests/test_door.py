@@ -24,7 +24,6 @@ from commands import down
 from commands.console import PlainConsole
 from commands.errors import Usage
 from commands.machine import _quoted
-from commands.output import clean, log_writer, say_to
 from commands.runs import factory, session
 from commands.runs.checkpoint_sync import Homing
 from commands.runs.config import check, load
@@ -33,6 +32,7 @@ from commands.runs.payload import stage
 from commands.runs.power_watch import Vigil
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
+from commands.ui.output import clean, log_writer, say_to
 from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json
