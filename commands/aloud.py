@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from commands.console import Console
+from commands.ui.console import Console
 from infra.run.budget import Bill
 from infra.run.fold import Failure
 from infra.run.supervisor import Report

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commands.console import PlainConsole
 from commands.runs import factory
 from commands.runs.home import environment, is_driven, pick_run, qft_home
 from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.session import Desk, make_workload, reopen
+from commands.ui.console import PlainConsole
 from infra.provider import Observation, PowerState, ProviderError, StopReason
 from infra.run.budget import bill
 from infra.run.decide import JobPhase, JobView, Policy

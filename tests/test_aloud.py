@@ -6,7 +6,7 @@ import io
 import re
 
 from commands.aloud import Aloud
-from commands.console import PlainConsole
+from commands.ui.console import PlainConsole
 from infra.run import actions as act
 from infra.run.billing_spans import Span
 from infra.run.budget import bill

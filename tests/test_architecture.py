@@ -31,7 +31,7 @@ CONFINED = {
     "peft": ("trainer/",),
     "bitsandbytes": ("trainer/",),
     "accelerate": ("trainer/",),
-    "rich": ("commands/console", "cli.py"),
+    "rich": ("commands/ui/console", "cli.py"),
 }
 HEAVY = {*CONFINED, "pydantic", "yaml", "psutil"} - {"rich"}
 
