@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 
-from commands.aloud import Aloud
+from commands.ui.announcing_console import Aloud
 from commands.ui.console import PlainConsole
 from infra.run import actions as act
 from infra.run.billing_spans import Span

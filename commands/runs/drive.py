@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commands.aloud import Aloud
 from commands.errors import BY_CODE, CloudTrouble, Exit, Stopped, Trouble, Usage
 from commands.runs.attach import follow
 from commands.runs.config import LoadedConfig, load
@@ -29,6 +28,7 @@ from commands.runs.home import (
 from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.session import Desk, Session, is_over, opened, reopen
 from commands.runs.take_lock import Taker, taker_of
+from commands.ui.announcing_console import Aloud
 from commands.ui.console import make_console
 from infra.catalog.gpus import resolve_gpu
 from infra.durable import write_json
