@@ -24,8 +24,8 @@ from jsons import FUZZED, documents
 from commands.errors import TrainingTrouble
 from commands.runs.receipt import read_score
 from commands.runs.workload import SshWorkload
+from commands.ui.snapshot import view
 from commands.verify import read_replay
-from commands.view import view
 from infra.durable import read_json
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run import actions as act

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
 from commands.ui.output import clean, say_to
-from commands.view import View, view
+from commands.ui.snapshot import View, view
 from infra.run import actions as act
 from infra.run.supervisor import Report
 
