@@ -17,7 +17,6 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
-from commands.errors import Exit, HostTrouble, TrainingTrouble, Usage
 from commands.runs import python_program, tool_checks
 from commands.runs.config import LoadedConfig, check_files
 from commands.runs.drive import find_config
@@ -32,6 +31,7 @@ from commands.runs.home import (
 from commands.runs.local_trainer import laid_out, trainer
 from commands.runs.receipt import make_receipt
 from commands.runs.session import reopen
+from commands.ui.errors import Exit, HostTrouble, TrainingTrouble, Usage
 from commands.ui.output import out, talk
 from infra.durable import write_json
 from infra.provider import StopReason

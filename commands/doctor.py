@@ -7,7 +7,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from commands.errors import Trouble, Usage
 from commands.runs import factory
 from commands.runs.checks import Check
 from commands.runs.config import LoadedConfig, check_files
@@ -15,6 +14,7 @@ from commands.runs.drive import find_config
 from commands.runs.extras import REHEARSES, missing, needed_here, remedy
 from commands.runs.home import demand_playable, environment, qft_home, run_folder
 from commands.runs.ssh_host_checks import look_at_host
+from commands.ui.errors import Trouble, Usage
 from infra.config import VmTable
 
 PYTHON_MIN = (3, 11)

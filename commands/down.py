@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from commands.errors import CloudTrouble, Exit, Usage
 from commands.runs import factory
 from commands.runs.home import (
     RUN_NAME,
@@ -23,6 +22,7 @@ from commands.runs.home import (
 from commands.runs.save_before_release import LastSave, Result, clear, lost_with_disk, save_before
 from commands.runs.session import reopen
 from commands.runs.take_lock import taken
+from commands.ui.errors import CloudTrouble, Exit, Usage
 from infra.azure.run_record import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from commands.errors import TrainingTrouble, Usage
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.runs.local_trainer import laid_out, trainer
 from commands.runs.receipt import Score, read_score
 from commands.runs.session import reopen
 from commands.runs.tool_checks import demand_for
+from commands.ui.errors import TrainingTrouble, Usage
 from infra.durable import write_json
 
 

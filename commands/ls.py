@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from commands.down import known_providers
-from commands.errors import CloudTrouble
 from commands.runs.home import all_runs, environment, qft_home
+from commands.ui.errors import CloudTrouble
 from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
 from infra.run.budget import bill
 from infra.run.fold import RunState, fold

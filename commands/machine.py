@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from commands.errors import CloudTrouble, Usage
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, all_runs, environment, pick_run, qft_home
 from commands.runs.session import reopen
+from commands.ui.errors import CloudTrouble, Usage
 from infra.names import host_fault, user_fault
 from infra.provider import PowerState, ProviderError, Vm
 from infra.run.fold import fold

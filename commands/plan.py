@@ -6,7 +6,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from commands.errors import CloudTrouble
 from commands.runs import factory
 from commands.runs.config import check_files
 from commands.runs.drive import find_config
@@ -20,6 +19,7 @@ from commands.runs.estimate import (
 )
 from commands.runs.extras import needed_here, told_of
 from commands.runs.home import environment, qft_home
+from commands.ui.errors import CloudTrouble
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
 from infra.optional_capabilities import Foreseeing, Switch

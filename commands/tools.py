@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from commands.errors import Exit
 from commands.manual import examples
 from commands.options import Json, Run
+from commands.ui.errors import Exit
 from commands.ui.output import out, out_json, talk
 
 app = typer.Typer(rich_markup_mode=None)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from commands.errors import HostTrouble, TrainingTrouble, Usage
 from commands.machine import host_of, running_now
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
@@ -18,6 +17,7 @@ from commands.runs.remote_layout import Site
 from commands.runs.session import reopen
 from commands.runs.tool_checks import demand_for
 from commands.runs.workload import OURS
+from commands.ui.errors import HostTrouble, TrainingTrouble, Usage
 from infra.provider import Vm
 from infra.run.fold import fold
 from infra.run.journal import read

@@ -17,11 +17,11 @@ from runs import Project, json_of, make_project
 from tiny import ROOT
 
 from commands.after import Question
-from commands.errors import Usage
 from commands.runs.config import check_files, load
 from commands.runs.home import check_name
 from commands.runs.session import Desk, opened
 from commands.ui.console import PlainConsole
+from commands.ui.errors import Usage
 
 
 @pytest.fixture

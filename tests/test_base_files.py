@@ -13,9 +13,9 @@ import pytest
 from runs import Project, make_project
 from tiny import ROOT
 
-from commands.errors import Usage
 from commands.runs import base_files
 from commands.runs.config import check_files, demand_weights, load
+from commands.ui.errors import Usage
 from trainer.data.rows import DataError, read_rows
 from trainer.placeholder_files import stand_in
 

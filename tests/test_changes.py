@@ -9,10 +9,10 @@ import pytest
 from runs import Project, make_project
 
 from commands.down import known_providers
-from commands.errors import Usage
 from commands.runs import config_diff, session
 from commands.runs.config import load
 from commands.runs.home import RunFolder, run_folder
+from commands.ui.errors import Usage
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 

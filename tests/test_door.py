@@ -21,7 +21,6 @@ from runs import Project, make_project
 from tiny import ROOT
 
 from commands import down
-from commands.errors import Usage
 from commands.machine import _quoted
 from commands.runs import factory, session
 from commands.runs.checkpoint_sync import Homing
@@ -32,6 +31,7 @@ from commands.runs.power_watch import Vigil
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
 from commands.ui.console import PlainConsole
+from commands.ui.errors import Usage
 from commands.ui.output import clean, log_writer, say_to
 from infra import provider as seam
 from infra.config import VmTable

@@ -18,11 +18,11 @@ from runs import Project, make_project
 from tiny import ROOT, make_run
 
 from commands import after
-from commands.errors import Usage
 from commands.runs import extras, tool_checks
 from commands.runs.config import load
 from commands.runs.home import RunFolder
 from commands.runs.session import _saved
+from commands.ui.errors import Usage
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 

@@ -14,11 +14,11 @@ from runs import Project, make_project
 from sshd import Sshd, serve
 
 from commands import ls, status
-from commands.errors import Usage
 from commands.runs import config_diff, factory, session
 from commands.runs.config import LoadedConfig, load
 from commands.runs.home import RunFolder, all_runs, run_folder
 from commands.runs.session import Desk, opened
+from commands.ui.errors import Usage
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run.fold import RunState, fold, to_json
 from infra.run.journal import Journal, Kind, read

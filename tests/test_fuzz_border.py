@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsons import FUZZED, documents
 
-from commands.errors import TrainingTrouble
 from commands.runs.receipt import read_score
 from commands.runs.workload import SshWorkload
+from commands.ui.errors import TrainingTrouble
 from commands.ui.snapshot import view
 from commands.verify import read_replay
 from infra.durable import read_json

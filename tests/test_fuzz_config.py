@@ -16,7 +16,6 @@ from oddities import HOSTS, KEYS, ODDITIES, PYTHONS, USERS
 from pydantic import BaseModel
 from runs import make_project
 
-from commands.errors import Usage
 from commands.runs import factory
 from commands.runs.config import LoadedConfig, RunConfig, check, check_files, load, schema
 from commands.runs.drive import _most, find_config
@@ -24,6 +23,7 @@ from commands.runs.estimate import forecast, forecast_line, rehearsal
 from commands.runs.home import pick_run, run_folder
 from commands.runs.payload import stage
 from commands.runs.session import policy_of
+from commands.ui.errors import Usage
 
 EXAMPLES = int(os.environ.get("QFT_FUZZ_EXAMPLES", "60"))
 FUZZ = settings(

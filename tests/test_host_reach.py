@@ -14,9 +14,9 @@ import pytest
 from runs import make_project
 from sshd import Sshd, serve
 
-from commands.errors import HostTrouble
 from commands.runs.home import RunFolder
 from commands.runs.ssh_check import LIMIT_S, sign_in
+from commands.ui.errors import HostTrouble
 from infra.config import VmTable
 from remote import keys
 from remote import ssh as link

@@ -15,11 +15,11 @@ import typer
 from tiny import ROOT
 
 import cli
-from commands.errors import Usage
 from commands.init import write
 from commands.manual import EXAMPLES
 from commands.runs.config import check, load
 from commands.ui.console import LiveConsole, PlainConsole, make_console
+from commands.ui.errors import Usage
 from infra.durable import write_bytes
 from trainer.data.rows import DataError, read_rows
 

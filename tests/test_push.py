@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from test_merge_fetched import in_here
 
 from commands import after
-from commands.errors import HostTrouble
 from commands.runs.home import run_folder
+from commands.ui.errors import HostTrouble
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from commands.errors import Exit
 from commands.runs.config import RunConfig
+from commands.ui.errors import Exit
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny import ROOT
 
-from commands.errors import HostTrouble
+from commands.ui.errors import HostTrouble
 from commands.ui.output import log_as_json, tell_trouble
 
 FULL = Path("/dev/full")

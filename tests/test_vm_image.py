@@ -14,10 +14,10 @@ from arm.replies import Reply, Request
 from azure.mgmt.compute import models
 from pydantic import ValidationError
 
-from commands.errors import Usage
 from commands.plan import _notes
 from commands.runs import factory
 from commands.runs.config import check
+from commands.ui.errors import Usage
 from infra.azure.images import PLAIN, WITH_DRIVER, image_for, security_for
 from infra.config import VmTable
 from infra.image import generation_of

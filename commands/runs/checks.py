@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from commands.errors import Exit
+from commands.ui.errors import Exit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from commands.errors import Usage
 from commands.runs import base_files
 from commands.runs.home import check_name
 from commands.runs.plain_values import plain_faults
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
+from commands.ui.errors import Usage
 from infra.config import BudgetTable, VmTable
 from remote import keys
 from remote.errors import RemoteError, shorten

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from commands.errors import Usage
 from commands.runs.config import TRAINER_TABLES, LoadedConfig, RunConfig
 from commands.runs.home import RunFolder, saved_config
+from commands.ui.errors import Usage
 from infra.run.fold import RunState, fold
 from infra.run.journal import Kind, read
 from trainer.config import ConfigError

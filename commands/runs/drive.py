@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commands.errors import BY_CODE, CloudTrouble, Exit, Stopped, Trouble, Usage
 from commands.runs.attach import follow
 from commands.runs.config import LoadedConfig, load
 from commands.runs.config_diff import is_changed
@@ -30,6 +29,7 @@ from commands.runs.session import Desk, Session, is_over, opened, reopen
 from commands.runs.take_lock import Taker, taker_of
 from commands.ui.announcing_console import Aloud
 from commands.ui.console import make_console
+from commands.ui.errors import BY_CODE, CloudTrouble, Exit, Stopped, Trouble, Usage
 from infra.catalog.gpus import resolve_gpu
 from infra.durable import write_json
 from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
@@ -97,7 +97,7 @@ class Refused(Trouble):
 
 
 def drive(order: Order) -> Arrived:
-    """Bring a run to the goal. Raises a class of `commands.errors` if it cannot get there."""
+    """Bring a run to the goal. Raises a class of `commands.ui.errors` if it cannot get there."""
     home = qft_home(environment())
     loaded = find_config(order.wanted, home)
     name = loaded.config.name

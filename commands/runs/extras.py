@@ -20,8 +20,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from commands.errors import Usage
 from commands.runs.config import RunConfig
+from commands.ui.errors import Usage
 from infra.durable import read_json, write_json
 from trainer.config import OptimizerKind
 from trainer.method_table import Quant

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.errors import Usage
 from commands.runs.home import RunFolder, environment, make_private, qft_home
+from commands.ui.errors import Usage
 from infra.catalog.gpus import find_size
 from infra.config import SshTable, VmTable
 from infra.durable import write_bytes

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands.errors import Usage
 from commands.runs.yaml_values import Misread, read_tables
+from commands.ui.errors import Usage
 from infra.durable import LockTimeout, locked, read_json
 from remote.errors import shorten
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from commands.errors import Usage
 from commands.runs import session
 from commands.runs.home import RunFolder
 from commands.ui.console import PlainConsole
+from commands.ui.errors import Usage
 from infra.provider import PowerState, Provider, ProviderError, Vm
 from infra.run.decide import TRAINER_DONE, TRAINER_PREEMPTED, JobPhase, JobView
 from infra.run.fold import RunState

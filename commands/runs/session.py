@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from commands.errors import Usage
 from commands.runs import factory
 from commands.runs.config import LoadedConfig, check, check_files, demand_weights
 from commands.runs.config_diff import (
@@ -39,6 +38,7 @@ from commands.runs.result_files import expected
 from commands.runs.ssh_check import demand_host
 from commands.runs.workload import SshWorkload
 from commands.ui.console import Console
+from commands.ui.errors import Usage
 from infra.durable import write_json
 from infra.optional_capabilities import Guarding
 from infra.provider import Provider

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from commands.errors import HostTrouble
 from commands.runs import factory
 from commands.runs.home import RunFolder
+from commands.ui.errors import HostTrouble
 from infra.config import VmTable
 from remote import errors, ssh
 

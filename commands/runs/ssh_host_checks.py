@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from commands.errors import Exit, HostTrouble, Usage
 from commands.runs import factory
 from commands.runs.checks import Check
 from commands.runs.home import RunFolder
 from commands.runs.ssh_check import LIMIT_S, STEP_S, in_time, sign_in
+from commands.ui.errors import Exit, HostTrouble, Usage
 from infra.config import SshTable, VmTable
 from remote import errors, keys, ssh
 from remote.setup import facts as setup_facts

@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from commands.errors import Usage
 from commands.runs import base_files
 from commands.runs.config import LoadedConfig
 from commands.runs.extras import LEARNS, READS, demand, needed_to_train
 from commands.runs.home import environment, qft_home
+from commands.ui.errors import Usage
 from trainer.data.template import Template
 from trainer.method_table import Quant
 

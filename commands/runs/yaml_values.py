@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from commands.errors import Usage
+from commands.ui.errors import Usage
 from remote.errors import shorten
 
 if TYPE_CHECKING:

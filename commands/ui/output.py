@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from commands.errors import Exit, Stopped, Trouble
+from commands.ui.errors import Exit, Stopped, Trouble
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What could repaint a terminal or turn its text around; line ends and tabs are harmless."""
