@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from commands.manual import examples
-from commands.options import Json, Run
 from commands.ui.errors import Exit
+from commands.ui.options import Json, Run
 from commands.ui.output import out, out_json, talk
 
 app = typer.Typer(rich_markup_mode=None)
