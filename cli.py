@@ -13,7 +13,6 @@ from commands import tools
 from commands.library_noise import to_log
 from commands.manual import EXIT_CODES, FIRST_STEPS, examples
 from commands.runs.home import environment, qft_home
-from commands.signals import heard
 from commands.ui.errors import Exit, Trouble, Usage
 from commands.ui.options import AllowChange, Fresh, Json, Plain, ProviderName, Run
 from commands.ui.output import (
@@ -27,6 +26,7 @@ from commands.ui.output import (
     tell_interrupt,
     tell_trouble,
 )
+from commands.ui.signals import heard
 
 VERSION = "0.1.0"
 
