@@ -10,9 +10,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from commands import tools
-from commands.manual import EXIT_CODES, FIRST_STEPS, examples
 from commands.runs.home import environment, qft_home
 from commands.ui.errors import Exit, Trouble, Usage
+from commands.ui.help_examples import EXIT_CODES, FIRST_STEPS, examples
 from commands.ui.library_warnings import to_log
 from commands.ui.options import AllowChange, Fresh, Json, Plain, ProviderName, Run
 from commands.ui.output import (

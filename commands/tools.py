@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from commands.manual import examples
 from commands.ui.errors import Exit
+from commands.ui.help_examples import examples
 from commands.ui.options import Json, Run
 from commands.ui.output import out, out_json, talk
 

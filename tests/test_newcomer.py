@@ -16,10 +16,10 @@ from tiny import ROOT
 
 import cli
 from commands.init import write
-from commands.manual import EXAMPLES
 from commands.runs.config import check, load
 from commands.ui.console import LiveConsole, PlainConsole, make_console
 from commands.ui.errors import Usage
+from commands.ui.help_examples import EXAMPLES
 from infra.durable import write_bytes
 from trainer.data.rows import DataError, read_rows
 
