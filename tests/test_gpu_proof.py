@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cards import OUT_OF_MEMORY, SCALE, Played, place
 from gpu import rounds
 from gpu.card import by_driver
 from gpu.lines import Figure, Line, Result, table, write_json
 from gpu.proof import Models, Proof, available_bytes, choose_disk, driver
 from gpu.running import Budget, Ended
+from support.cards import OUT_OF_MEMORY, SCALE, Played, place
 
 REAL_DRIVER = driver
 ROOT = Path(__file__).resolve().parent.parent
