@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import sshd
-from checkpoints import make_checkpoint
+from support.checkpoints import make_checkpoint
 
 from commands.runs.checkpoint_sync import AGAIN_S, Homing
 from commands.runs.result_files import Expected
