@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
-from contract import openssh_keys
+from support.contract import openssh_keys
 
 from infra.local.machine import Machine, MachineSpec, MachineState, Power
 from infra.local.processes import of_machine

@@ -17,8 +17,8 @@ from pathlib import Path
 import paramiko
 import psutil
 import pytest
-from contract import openssh_keys
 from machines import Subject, execute, until
+from support.contract import openssh_keys
 
 from infra.local.machine import Power
 

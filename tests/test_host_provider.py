@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from contract import Harness, ProviderContract, make_spec, openssh_keys
+from support.contract import Harness, ProviderContract, make_spec, openssh_keys
 
 from infra.provider import BadRequest, PowerState, Provider, Transient, Want
 from infra.ssh_host import HostProvider, HostSettings

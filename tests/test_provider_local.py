@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from contract import Harness, RentingContract, make_spec, running, wait_for
+from support.contract import Harness, RentingContract, make_spec, running, wait_for
 
 from infra.durable import locked
 from infra.local.machine import SYSTEM_PATH

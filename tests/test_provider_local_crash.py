@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from contract import make_spec
+from support.contract import make_spec
 
 from infra.local import processes
 from infra.local.provider import LocalProvider, LocalSettings
