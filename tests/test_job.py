@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import doors
 import pytest
+from support import doors
 
 from remote.errors import RemoteError
 from remote.job import Job, JobState, JobStatus

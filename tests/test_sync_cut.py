@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import doors
 import pytest
 import wire
+from support import doors
 from test_sync_push import make_tree, read_tree
 
 from remote.errors import Unreachable

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import doors
 import pytest
+from support import doors
 from test_sync_push import read_tree
 
 from remote.errors import NoSpace

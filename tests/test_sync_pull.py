@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import doors
 import pytest
+from support import doors
 from test_sync_push import make_tree, read_tree
 
 from remote.errors import Damaged, RemoteError, Untrusted

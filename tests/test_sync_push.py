@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import doors
 import pytest
+from support import doors
 
 from remote.errors import RemoteError
 from remote.ssh import Link, connect

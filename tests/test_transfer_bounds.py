@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import doors
 import pytest
 from runs import make_project
+from support import doors
 
 from commands.runs.config import load
 from commands.runs.result_files import STEPS_MAX, expected
