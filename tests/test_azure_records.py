@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from arm.harness import T4, AzureHarness, azure, spec
-from fakecloud import FakeCloud, Story
+from support.fakecloud import FakeCloud, Story
 
 from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.run.budget import bill

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakecloud import Story
 from hypothesis import given
 from hypothesis import strategies as st
 from jsons import FUZZED, documents
+from support.fakecloud import Story
 
 from commands.runs.receipt import read_score
 from commands.runs.workload import SshWorkload

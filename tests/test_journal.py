@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from fakecloud import Story
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fakecloud import Story
 
 from infra.run.decide import Goal, Plan
 from infra.run.fold import fold

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fakecloud import Story, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fakecloud import Story, World
 
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
 from infra.run import actions as act

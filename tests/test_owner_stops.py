@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakecloud import FakeCloud, Killed, Story, World
+from support.fakecloud import FakeCloud, Killed, Story, World
 
 from infra.provider import Observation, StopReason, Vm
 from infra.run.budget import Budget, bill

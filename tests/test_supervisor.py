@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakecloud import Killed, Story, World
+from support.fakecloud import Killed, Story, World
 
 from commands.runs.drive import Arrived, missed, outrun
 from commands.runs.home import run_folder

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakecloud import Story
+from support.fakecloud import Story
 
 from infra import provider as seam
 from infra.provider import PowerState, StopReason, Vm

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import sshd
-from fakecloud import FakeCloud, FakeWorkload, Story, World
+from support.fakecloud import FakeCloud, FakeWorkload, Story, World
 
 from commands.runs.payload import Staged
 from commands.runs.power_watch import MachineDown, Vigil, asking
