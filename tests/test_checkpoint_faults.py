@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faulty_disk import (
+from support.faulty_disk import (
     Died,
     DyingDisk,
     FailingDisk,

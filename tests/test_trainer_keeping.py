@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_disk import FullDisk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import wait_until
+from support.faulty_disk import FullDisk
 from test_checkpoint_faults import snapshot
 
 from trainer.atomic import RealDisk

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from faulty_disk import Died, DyingDisk, ForgetfulDisk
+from support.faulty_disk import Died, DyingDisk, ForgetfulDisk
 from test_export_merge import make_adapter
 
 from trainer.__main__ import main
