@@ -8,8 +8,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import hub as hubs
 import pytest
+import support.hub as hubs
 import torch
 from huggingface_hub import get_session
 from rig import rig

@@ -13,8 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import hub as hubs
 import pytest
+import support.hub as hubs
 from planted import NAMES, plant
 from runs import Project, make_project
 from sshd import serve

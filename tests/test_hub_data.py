@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hub as hubs
 import pytest
+import support.hub as hubs
 import tiny
 from pydantic import ValidationError
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import hub as hubs
 import pytest
+import support.hub as hubs
 import tiny
 import torch
 from test_export_merge import load, make_adapter

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hub as hubs
 import pytest
+import support.hub as hubs
 import tiny
 import torch
 from safetensors.torch import save_file
