@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jsons import FUZZED, documents
 from support.fakecloud import Story
+from support.jsons import FUZZED, documents
 
 from commands.runs.receipt import read_score
 from commands.runs.workload import SshWorkload
