@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from machines import Subject, execute, until
+from support.machines import Subject, execute, until
 
 from infra.durable import write_json
 from infra.local.machine import BOOT_PATIENCE_S, Machine, Power

@@ -17,8 +17,8 @@ from pathlib import Path
 import paramiko
 import psutil
 import pytest
-from machines import Subject, execute, until
 from support.contract import openssh_keys
+from support.machines import Subject, execute, until
 
 from infra.local.machine import Power
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import sshd
-from machines import Subject
 
 from remote.ssh import Host
+from support.machines import Subject
 
 MAKES = ("openssh", "guest")
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
-from support.contract import openssh_keys
 
 from infra.local.machine import Machine, MachineSpec, MachineState, Power
 from infra.local.processes import of_machine
+from support.contract import openssh_keys
 
 PATIENCE_S = 120.0  # nobody waits for it unless something is stuck
 
