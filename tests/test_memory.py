@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memory_points import MODELS, POINTS
+from support.memory_points import MODELS, POINTS
 from tiny import make_config
 
 from trainer.config import OptimizerKind, PrecisionChoice, Quant, TrainerConfig
