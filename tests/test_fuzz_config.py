@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oddities import HOSTS, KEYS, ODDITIES, PYTHONS, USERS
 from pydantic import BaseModel
 from runs import make_project
+from support.oddities import HOSTS, KEYS, ODDITIES, PYTHONS, USERS
 
 from commands.runs import factory
 from commands.runs.config import LoadedConfig, RunConfig, check, check_files, load, schema
