@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import read
+from support.pages import read
 from tiny import make_config, make_model, make_rows, make_tokenizer, write_config
 
 from trainer.config import TrainerConfig
