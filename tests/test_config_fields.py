@@ -17,7 +17,7 @@ import tiny
 import torch
 from accelerate.state import AcceleratorState
 from pydantic import BaseModel
-from rig import outcome, rig, saves_in_step
+from support.rig import outcome, rig, saves_in_step
 
 from trainer import config as tables
 from trainer import model as models

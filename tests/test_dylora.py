@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from rig import Rig, rig
+from support.rig import Rig, rig
 from test_methods import logits, plain_peft
 
 from trainer.__main__ import main

@@ -9,7 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from rig import rig
+from support.rig import rig
 from tiny import make_model, make_run, make_tokenizer
 
 from trainer import model as models

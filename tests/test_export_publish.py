@@ -12,8 +12,8 @@ import pytest
 import support.hub as hubs
 import torch
 from huggingface_hub import get_session
-from rig import rig
 from safetensors.torch import load, save_file
+from support.rig import rig
 from tiny import make_config, make_run, write_config
 
 from trainer.adapters import methods

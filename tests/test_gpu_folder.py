@@ -15,7 +15,7 @@ from gpu import baseline, borrowed, shapes, weights
 from gpu.borrowed import FOLDER, GIVEN, choose, environment, needed, pack
 from gpu.running import Processes, summary
 from gpu.watched import Notes
-from rig import rig
+from support.rig import rig
 
 from trainer.config import DataTable
 from trainer.data.examples import load_examples

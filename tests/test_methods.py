@@ -10,7 +10,7 @@ import peft
 import pytest
 import tiny
 import torch
-from rig import Rig, outcome, restored, rig, twin_of
+from support.rig import Rig, outcome, restored, rig, twin_of
 
 from trainer import model as models
 from trainer.adapters import methods

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from rig import outcome, restored, rig, twin_of
+from support.rig import outcome, restored, rig, twin_of
 from test_methods import fresh_base, logits, plain_peft
 
 from trainer import model as models

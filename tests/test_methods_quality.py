@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import Rig, rig
+from support.rig import Rig, rig
 from tiny import write_config
 
 from trainer.adapters import methods

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from rig import Rig, rig
+from support.rig import Rig, rig
 from test_methods import logits
 
 from trainer.adapters import methods

@@ -14,7 +14,7 @@ import accelerate
 import pytest
 import tiny
 import torch
-from rig import Rig, outcome, restored, rig, twin_of
+from support.rig import Rig, outcome, restored, rig, twin_of
 from test_methods_models import make
 from torch.nn import functional
 

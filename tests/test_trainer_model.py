@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from rig import outcome_tensors, rig
+from support.rig import outcome_tensors, rig
 from test_export_merge import gpt2
 
 from trainer import model as models

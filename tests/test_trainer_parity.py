@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from rig import Rig, outcome_tensors, rig
+from support.rig import Rig, outcome_tensors, rig
 
 from trainer.data.codec import NOT_TRAINED
 from trainer.data.examples import collate

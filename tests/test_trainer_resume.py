@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from rig import Logger, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
+from support.rig import Logger, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
 
 from trainer.errors import Diverged, DoesNotFit, Preempted
 from trainer.job.stages import size_limit

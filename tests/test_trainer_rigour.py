@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from rig import Rig, outcome, rig
+from support.rig import Rig, outcome, rig
 
 from trainer.job import stages
 from trainer.saving.state import digest

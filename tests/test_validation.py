@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 from pydantic import ValidationError
-from rig import FACTS, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
+from support.rig import FACTS, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
 
 from trainer.__main__ import main
 from trainer.config import CheckpointTable, TrainerConfig, load_config

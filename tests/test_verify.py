@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
-from rig import saves_in_step
+from support.rig import saves_in_step
 
 from trainer.__main__ import main
 from trainer.atomic import RealDisk, replace_file
