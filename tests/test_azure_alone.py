@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 from arm import Cloud, LocalGuests
-from runs import Project, make_project, wait_until
+from support.runs import Project, make_project, wait_until
 
 from infra.provider import StopReason
 from infra.run.journal import Kind

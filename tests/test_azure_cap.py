@@ -10,7 +10,7 @@ from arm.desk import CommandLine, command_line
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.killing import KilledError, MortalTransport
 from arm.market import SIZES
-from runs import make_project
+from support.runs import make_project
 
 from infra.provider import PowerState, PriceAboveCap
 from infra.run.budget import bill

@@ -17,7 +17,7 @@ from arm.replies import Request
 from metal import firstboot
 from metal.machine import Metal
 from metal.units import log, running
-from runs import wait_until
+from support.runs import wait_until
 
 from infra.azure import self_release
 from infra.azure.cloudinit import custom_data

@@ -11,7 +11,7 @@ from arm import Fault, Weather
 from arm.desk import CommandLine, command_line
 from arm.harness import AzureHarness, azure, spec
 from arm.replies import ArmError
-from runs import make_project
+from support.runs import make_project
 
 from infra.provider import Transient
 from infra.retry import ask

@@ -11,7 +11,7 @@ import pytest
 from arm import Fault, Weather
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import Reply
-from runs import wait_until
+from support.runs import wait_until
 
 from infra.azure.availability import ASKING, bands_query, restrictions_of, usage_of
 from infra.azure.offers import ZONED_PLACES_MAX

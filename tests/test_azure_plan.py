@@ -16,7 +16,7 @@ from arm import Cloud, Fault, Weather
 from arm.desk import CommandLine, command_line
 from arm.harness import T4, azure
 from arm.replies import Reply
-from runs import Project, json_of, make_project
+from support.runs import Project, json_of, make_project
 
 from infra.azure import AzureProvider, AzureSettings
 from infra.azure.availability import ASKING

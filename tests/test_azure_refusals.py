@@ -15,7 +15,7 @@ from arm.faults import Faults
 from arm.harness import T4, azure
 from arm.market import ALLOCATION_TEXTS, QUOTA_LINK, SIZES
 from arm.replies import ArmError, Reply, Request
-from runs import make_project
+from support.runs import make_project
 from test_azure_errors import PRICE, RESERVED, quota_text
 
 from infra.run.journal import Kind

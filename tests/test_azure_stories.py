@@ -12,7 +12,7 @@ from arm import Fault, Weather, lives
 from arm.desk import CommandLine, Obedient, command_line
 from arm.harness import azure
 from arm.replies import ArmError, Request
-from runs import make_project
+from support.runs import make_project
 
 from infra.durable import append_line
 from infra.provider import Vm

@@ -14,7 +14,7 @@ import pytest
 from arm import Cloud, LocalGuests
 from arm.market import SIZES
 from arm.replies import Request
-from runs import Project, json_of, make_project
+from support.runs import Project, json_of, make_project
 
 from infra.run.journal import Kind
 

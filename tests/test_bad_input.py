@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import Project, json_of, make_project
+from support.runs import Project, json_of, make_project
 from tiny import ROOT
 
 from commands.after import Question

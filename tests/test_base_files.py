@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import Project, make_project
+from support.runs import Project, make_project
 from tiny import ROOT
 
 from commands.runs import base_files

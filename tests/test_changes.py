@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import Project, make_project
+from support.runs import Project, make_project
 
 from commands.down import known_providers
 from commands.runs import config_diff, session

@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import pytest
 import yaml
-from runs import Project, make_project
 from support.fakecloud import Story
+from support.runs import Project, make_project
 from tiny import ROOT
 
 from commands import down

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import tiny
-from runs import wait_until
+from support.runs import wait_until
 
 from trainer.__main__ import main
 from trainer.eviction import (

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import Project, make_project
+from support.runs import Project, make_project
 from tiny import ROOT, make_run
 
 from commands import after

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from runs import Project, make_project
 from sshd import Sshd, serve
+from support.runs import Project, make_project
 
 from commands import ls, status
 from commands.runs import config_diff, factory, session

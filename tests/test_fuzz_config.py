@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from runs import make_project
 from support.oddities import HOSTS, KEYS, ODDITIES, PYTHONS, USERS
+from support.runs import make_project
 
 from commands.runs import factory
 from commands.runs.config import LoadedConfig, RunConfig, check, check_files, load, schema

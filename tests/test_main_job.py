@@ -15,7 +15,7 @@ from typing import Self
 
 import psutil
 import pytest
-from runs import TIMEOUT_S, Project, json_of, make_project, wait_until
+from support.runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 
 from infra.run.journal import Kind
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import TIMEOUT_S, Project, json_of, make_project, wait_until
+from support.runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 
 from commands.runs.home import RunFolder
 from commands.runs.receipt import make_receipt

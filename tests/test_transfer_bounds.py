@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import make_project
 from support import doors
+from support.runs import make_project
 
 from commands.runs.config import load
 from commands.runs.result_files import STEPS_MAX, expected
