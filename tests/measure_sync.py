@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import sshd
 import wire
+from support import sshd
 
 from remote.ssh import connect
 from remote.sync.api import pull, push

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sshd import Sshd, serve
+from support.sshd import Sshd, serve
 
 from commands.runs.checks import Check, exit_code
 from commands.runs.home import RunFolder

@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
-from sshd import serve
 from support.runs import TIMEOUT_S, Project, json_of, make_project, wait_until
+from support.sshd import serve
 
 from commands.runs.home import RunFolder
 from commands.runs.receipt import make_receipt

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sshd import Sshd, serve
 from support.runs import Project, make_project
+from support.sshd import Sshd, serve
 
 from commands import ls, status
 from commands.runs import config_diff, factory, session

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import support.hub as hubs
-from sshd import serve
 from support.planted import NAMES, plant
 from support.runs import Project, make_project
+from support.sshd import serve
 
 from commands.runs.python_program import argv_of, environment_of
 from commands.start import without_here

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import sshd
+from support import sshd
 from support.checkpoints import make_checkpoint
 
 from commands.runs.checkpoint_sync import AGAIN_S, Homing

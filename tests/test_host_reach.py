@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sshd import Sshd, serve
 from support.runs import make_project
+from support.sshd import Sshd, serve
 
 from commands.runs.home import RunFolder
 from commands.runs.ssh_check import LIMIT_S, sign_in

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sshd import Sshd, serve
+from support.sshd import Sshd, serve
 
 from remote.errors import CommandFailed, LoginShellEnded, RemoteError, TimedOut
 from remote.job import Job, JobState

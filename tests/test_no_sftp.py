@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from sshd import Sshd, serve
 from support.runs import Project, make_project
+from support.sshd import Sshd, serve
 
 from remote.errors import LoginShellEnded, NoSftp
 from remote.ssh import connect

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import yaml
-from sshd import serve
 from support.runs import json_of, make_project
+from support.sshd import serve
 
 from commands.ui.snapshot import View
 from infra.config import VmTable

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sshd import Sshd, serve
 from support.runs import Project, make_project
+from support.sshd import Sshd, serve
 
 from commands.machine import meant
 from commands.ui.errors import Usage

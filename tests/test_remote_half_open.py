@@ -11,8 +11,8 @@ from pathlib import Path
 
 import paramiko
 import pytest
-import sshd
 from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+from support import sshd
 
 from remote import keys
 from remote.errors import RemoteError, Unreachable

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sshd
+from support import sshd
 
 from remote import keys
 from remote.errors import (

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import sshd
+from support import sshd
 from test_sync_push import make_tree, read_tree
 
 from remote.errors import CommandFailed, RemoteError, Unreachable

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sshd
+from support import sshd
 
 from remote.errors import CommandFailed, TimedOut, Unfit, Unreachable
 from remote.job import Job, JobState, JobStatus

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sshd
 import wheels
+from support import sshd
 
 from remote.clean_environment import NAMES, PREFIXES, clean, cleaned
 from remote.setup import pip_settings, python_env

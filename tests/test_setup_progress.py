@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sshd
 import wheels
+from support import sshd
 
 from remote.errors import CommandFailed
 from remote.setup import python_env

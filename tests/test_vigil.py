@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import sshd
+from support import sshd
 from support.fakecloud import FakeCloud, FakeWorkload, Story, World
 
 from commands.runs.payload import Staged

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import sshd
+from support import sshd
 
 from commands.runs.power_watch import Vigil
 from commands.runs.remote_layout import Site

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import sshd
-
 from remote.ssh import Host
+from support import sshd
 from support.machines import Subject
 
 MAKES = ("openssh", "guest")
