@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from support.runs import Project, json_of, make_project
-from tiny import ROOT
+from support.tiny import ROOT
 
 from commands.after import Question
 from commands.runs.config import check_files, load

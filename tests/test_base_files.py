@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.runs import Project, make_project
-from tiny import ROOT
+from support.tiny import ROOT
 
 from commands.runs import base_files
 from commands.runs.config import check_files, demand_weights, load

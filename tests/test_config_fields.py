@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from accelerate.state import AcceleratorState
 from pydantic import BaseModel
+from support import tiny
 from support.rig import outcome, rig, saves_in_step
 
 from trainer import config as tables

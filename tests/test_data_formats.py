@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import make_tokenizer
+from support.tiny import make_tokenizer
 
 from trainer.data.convert import convert, main
 from trainer.data.converters import CONVERTERS, TOXIC, Choice, Tally

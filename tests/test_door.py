@@ -18,7 +18,7 @@ import pytest
 import yaml
 from support.fakecloud import Story
 from support.runs import Project, make_project
-from tiny import ROOT
+from support.tiny import ROOT
 
 from commands import down
 from commands.machine import _quoted

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from support.rig import Rig, rig
 from test_methods import logits, plain_peft
 

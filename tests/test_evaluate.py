@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import make_config, make_model, make_rows, make_tokenizer
+from support.tiny import make_config, make_model, make_rows, make_tokenizer
 
 from trainer.config import CostTable, EvalTable, TrainerConfig
 from trainer.data.codec import Codec, Example

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 from support.runs import wait_until
 
 from trainer.__main__ import main

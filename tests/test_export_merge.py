@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from support.rig import rig
-from tiny import make_model, make_run, make_tokenizer
+from support.tiny import make_model, make_run, make_tokenizer
 
 from trainer import model as models
 from trainer.adapters import methods

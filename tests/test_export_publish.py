@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import get_session
 from safetensors.torch import load, save_file
 from support.rig import rig
-from tiny import make_config, make_run, write_config
+from support.tiny import make_config, make_run, write_config
 
 from trainer.adapters import methods
 from trainer.adapters.nola import expand

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from support.runs import Project, make_project
-from tiny import ROOT, make_run
+from support.tiny import ROOT, make_run
 
 from commands import after
 from commands.runs import extras, tool_checks

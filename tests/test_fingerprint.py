@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
 from trainer.__main__ import main
 from trainer.config import ConfigError, TrainerConfig, load_config

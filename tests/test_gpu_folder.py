@@ -10,11 +10,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tiny
 from gpu import baseline, borrowed, shapes, weights
 from gpu.borrowed import FOLDER, GIVEN, choose, environment, needed, pack
 from gpu.running import Processes, summary
 from gpu.watched import Notes
+from support import tiny
 from support.rig import rig
 
 from trainer.config import DataTable

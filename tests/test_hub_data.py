@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import support.hub as hubs
-import tiny
 from pydantic import ValidationError
+from support import tiny
 
 from commands.runs.config import check, check_files
 from commands.runs.payload import stage

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.memory_points import MODELS, POINTS
-from tiny import make_config
+from support.tiny import make_config
 
 from trainer.config import OptimizerKind, PrecisionChoice, Quant, TrainerConfig
 from trainer.device.memory import (

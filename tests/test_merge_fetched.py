@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import support.hub as hubs
-import tiny
 import torch
+from support import tiny
 from test_export_merge import load, make_adapter
 
 from commands import after

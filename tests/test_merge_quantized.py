@@ -9,10 +9,10 @@ from typing import Any
 
 import peft
 import pytest
-import tiny
 import torch
 from accelerate.state import AcceleratorState
 from bitsandbytes.functional import dequantize_4bit
+from support import tiny
 from test_export_merge import PROMPTS, gpt2
 from test_quantise import make_falcon
 

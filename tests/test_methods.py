@@ -8,8 +8,8 @@ from typing import Any
 
 import peft
 import pytest
-import tiny
 import torch
+from support import tiny
 from support.rig import Rig, outcome, restored, rig, twin_of
 
 from trainer import model as models

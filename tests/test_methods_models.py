@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from support.rig import outcome, restored, rig, twin_of
 from test_methods import fresh_base, logits, plain_peft
 

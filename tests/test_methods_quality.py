@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from support.rig import Rig, rig
-from tiny import write_config
+from support.tiny import write_config
 
 from trainer.adapters import methods
 from trainer.adapters.dylora import Dial

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import typer
-from tiny import ROOT
+from support.tiny import ROOT
 
 import cli
 from commands.init import write

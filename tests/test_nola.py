@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from support.rig import Rig, rig
 from test_methods import logits
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import support.hub as hubs
-import tiny
 import torch
 from safetensors.torch import save_file
+from support import tiny
 from test_merge_fetched import in_here
 
 from commands import after

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from support.rig import outcome, restored, rig, twin_of
 from transformers import FalconConfig, FalconForCausalLM
 from transformers.models.falcon.modeling_falcon import FalconLinear

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
 from commands.runs.payload import Staged
 from remote.on_machine import tree_ops

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tiny import ROOT
+from support.tiny import ROOT
 
 from commands.ui.errors import HostTrouble
 from commands.ui.output import log_as_json, tell_trouble

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from pydantic import BaseModel
+from support import tiny
 
 from trainer.__main__ import main
 from trainer.config import TABLES, TrainerConfig, known_keys

@@ -12,8 +12,8 @@ from typing import Any
 
 import accelerate
 import pytest
-import tiny
 import torch
+from support import tiny
 from support.rig import Rig, outcome, restored, rig, twin_of
 from test_methods_models import make
 from torch.nn import functional

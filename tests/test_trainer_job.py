@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
 from trainer.__main__ import main
 from trainer.atomic import RealDisk

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 from support.faulty_disk import Died, DyingDisk, ForgetfulDisk
 from test_export_merge import make_adapter
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import transformers
+from support import tiny
 from support.rig import outcome_tensors, rig
 from test_export_merge import gpt2
 

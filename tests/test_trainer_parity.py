@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from support.rig import Rig, outcome_tensors, rig
 
 from trainer.data.codec import NOT_TRAINED

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
 from trainer.config import TrainerConfig
 from trainer.data.codec import Example

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from support.rig import Logger, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
 
 from trainer.errors import Diverged, DoesNotFit, Preempted

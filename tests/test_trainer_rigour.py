@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from support.rig import Rig, outcome, rig
 
 from trainer.job import stages

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from pydantic import ValidationError
+from support import tiny
 from support.rig import FACTS, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
 
 from trainer.__main__ import main

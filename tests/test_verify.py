@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 from support.rig import saves_in_step
 
 from trainer.__main__ import main

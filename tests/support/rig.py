@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import tiny
-
+from support import tiny
 from trainer import model as models
 from trainer.atomic import RealDisk
 from trainer.config import load_config

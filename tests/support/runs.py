@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 import yaml
-from tiny import ROOT, make_model, make_rows
 
 from infra.run.journal import Event, Kind, read
+from support.tiny import ROOT, make_model, make_rows
 
 TIMEOUT_S = 600.0  # for a machine with better things to do; no test waits for it if all is well
 
