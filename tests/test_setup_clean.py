@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import wheels
-from support import sshd
+from support import sshd, wheels
 
 from remote.clean_environment import NAMES, PREFIXES, clean, cleaned
 from remote.setup import pip_settings, python_env

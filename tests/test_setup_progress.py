@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import wheels
-from support import sshd
+from support import sshd, wheels
 
 from remote.errors import CommandFailed
 from remote.setup import python_env
