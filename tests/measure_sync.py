@@ -17,8 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import wire
-from support import sshd
+from support import sshd, wire
 
 from remote.ssh import connect
 from remote.sync.api import pull, push

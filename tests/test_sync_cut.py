@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import wire
-from support import doors
+from support import doors, wire
 from test_sync_push import make_tree, read_tree
 
 from remote.errors import Unreachable
