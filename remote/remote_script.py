@@ -35,7 +35,7 @@ class Script:
     """The interpreter there."""
 
     def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
-        """Do `verb` there and return its answer: plain values, for `remote.script_replies` to check.
+        """Do `verb` there and return its answer: plain values for `script_replies` to check.
 
         An answer may carry `error` `no-space` for the caller to explain; any other error there is
         raised as `RemoteError`. Raises `CommandFailed` if the script cannot run at all.

@@ -22,7 +22,7 @@ from infra.config import VmTable
 from infra.provider import Vm
 from remote import keys
 from remote.errors import CommandFailed, RemoteError, Unfit
-from remote.setup.apply import apply as setup
+from remote.setup import apply as setup
 from remote.ssh import Link
 
 PACE = 60.0

@@ -16,8 +16,8 @@ from support.tiny import ROOT
 from commands.runs import base_files
 from commands.runs.config import check_files, demand_weights, load
 from commands.ui.errors import Usage
+from trainer.data.placeholder_files import stand_in
 from trainer.data.rows import DataError, read_rows
-from trainer.placeholder_files import stand_in
 
 LFS = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 269060552\n"

@@ -20,7 +20,7 @@ from support.runs import Project, make_project
 from support.sshd import serve
 
 from commands.runs.python_program import argv_of, environment_of
-from commands.start import without_here
+from commands.ui.entry_point import without_here
 
 STEPS = 4
 TYPE = """#!/bin/sh

@@ -20,7 +20,7 @@ from remote.login_shell import for_any_shell
 from remote.on_machine import tree_ops
 from remote.remote_script import Script
 from remote.ssh import connect
-from remote.sync.api import api
+from remote.sync import api
 
 PLAYED = r"""
 import os, re, sys

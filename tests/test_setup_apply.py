@@ -12,8 +12,8 @@ from support import sshd
 
 from remote.errors import CommandFailed, TimedOut, Unfit, Unreachable
 from remote.job import Job, JobState, JobStatus
+from remote.setup import apply as setup
 from remote.setup.apply import Driver, Want
-from remote.setup.apply import apply as setup
 from remote.setup.steps import UPGRADERS, Step
 from remote.ssh import Host, Link, connect
 

@@ -54,7 +54,7 @@ def hostile(folder: Path) -> str:
 def make(server: sshd.Sshd) -> Ready:
     """Set the machine up for training without a GPU."""
     with connect(server.host()) as link:
-        return apply.apply(link, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
+        return apply(link, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
 
 
 def installed(server: sshd.Sshd, ready: Ready) -> bool:
@@ -133,7 +133,7 @@ def test_packages_of_another_project_do_not_leak(server: sshd.Sshd, tmp_path: Pa
     login_sets(server, PYTHONPATH=hostile(tmp_path / "ros"))
     ready = make(server)
     with connect(server.host()) as link:
-        again = apply.apply(link, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
+        again = apply(link, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
 
     assert installed(server, ready)
     assert again.done == ()

@@ -12,7 +12,7 @@ from support import sshd, wheels
 
 from remote.errors import CommandFailed
 from remote.setup import python_env
-from remote.setup.apply import Want, apply
+from remote.setup.apply import DIRECTORY, Want, apply
 from remote.setup.progress import Progress, spoken
 from remote.ssh import connect
 
@@ -116,7 +116,7 @@ def test_real_pip_is_followed(server: sshd.Sshd) -> None:
     told: list[str] = []
     clock = itertools.count(step=6.0)
     with connect(server.host()) as link:
-        apply.apply(
+        apply(
             link,
             Want(),
             tell=told.append,
@@ -139,9 +139,9 @@ def test_wheels_without_cuda_that_nobody_has(
     monkeypatch.setattr(apply, "PROGRESS_S", 0.0)
     told: list[str] = []
     with connect(server.host()) as link:
-        ready = apply.apply(link, Want(), tell=told.append, sleep=lambda _: time.sleep(0.05))
+        ready = apply(link, Want(), tell=told.append, sleep=lambda _: time.sleep(0.05))
         said = link.run([ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]).stdout
-        log = link.run(["cat", f"{apply.DIRECTORY}/job.log"]).stdout
+        log = link.run(["cat", f"{DIRECTORY}/job.log"]).stdout
 
     assert said == "honest\n"
     assert python_env.NO_SMALL_BUILD in log
@@ -155,7 +155,7 @@ def test_another_failure_is_no_reason_for_the_bigger_build(
     head, _, _ = small.read_text().partition("sha256:")
     small.write_text(f"{head}sha256:{'0' * 64}\n")
     with connect(server.host()) as link, pytest.raises(CommandFailed) as caught:
-        apply.apply(link, Want(), tell=lambda _: None, sleep=lambda _: time.sleep(0.05))
+        apply(link, Want(), tell=lambda _: None, sleep=lambda _: time.sleep(0.05))
 
     assert "DO NOT MATCH THE HASHES" in str(caught.value)
     assert "replaced or damaged" in caught.value.hint

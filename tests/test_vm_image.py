@@ -22,7 +22,7 @@ from infra.azure.images import PLAIN, WITH_DRIVER, image_for, security_for
 from infra.config import VmTable
 from infra.image import generation_of
 from infra.provider import BadRequest, Vm
-from remote.setup.apply import apply
+from remote.setup import apply
 
 MACHINES = r"/virtualMachines/[^/]+$"
 OURS = "Canonical:ubuntu-24_04-lts:server:24.04.202511120"

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from trainer.placeholder_files import stand_in
+from trainer.data.placeholder_files import stand_in
 
 NEVER_LOADED = (
     *(".*", "*.md", "LICENSE*", "onnx", "openvino", "coreml", "original", "runs", "checkpoint-*"),

@@ -18,7 +18,7 @@ from commands.runs.result_files import Expected
 from infra.provider import Vm
 from remote import errors, ssh
 from remote.manifest import Tree
-from remote.sync.api import api
+from remote.sync import api
 from remote.sync.plan import Progress, SyncOptions
 from trainer.saving.manifest import (
     FILES,

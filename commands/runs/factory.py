@@ -21,7 +21,7 @@ from remote.setup.facts import sha256_of
 if TYPE_CHECKING:
     from infra.azure import AzureSettings
     from infra.ssh_host import HostSettings
-    from remote.setup.apply import apply
+    from remote.setup import apply
 
 USER_KEY = "user_ed25519"
 
@@ -163,7 +163,7 @@ def make_ready(
     """
 
     def ready(connection: ssh.Link, machine: Vm) -> tuple[ssh.Link, str]:
-        from remote.setup.apply import apply
+        from remote.setup import apply
 
         wanted = setup_wanted(vm, machine)
         done = apply.apply(connection, wanted, tell=say, reconnect=reconnect)
@@ -177,7 +177,7 @@ def make_ready(
 
 def setup_wanted(vm: VmTable, machine: Vm) -> apply.Want:
     """What the machine must be able to do, from its size in the catalog or the user's word."""
-    from remote.setup.apply import apply
+    from remote.setup import apply
 
     if vm.provider == "ssh":
         table = need_ssh(vm)

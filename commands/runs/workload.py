@@ -1,7 +1,7 @@
 """What happens on the machine: set-up, sync, the trainer's job, and its results brought home.
 
-Implements `infra.run.supervisor.Workload` with the rooms `remote` and `trainer`; every remote error is
-translated here into the three that the supervisor acts on.
+Implements `infra.run.workload.Workload` with the rooms `remote` and `trainer`; every remote error
+is translated here into the three that the supervisor acts on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, ssh
 from remote.clean_environment import clean
 from remote.setup.failures import reason
-from remote.sync.api import api
+from remote.sync import api
 from remote.sync.plan import Progress, SyncOptions
 from remote.sync.transfer import demand_sftp
 from trainer.adapters.settings import read_settings

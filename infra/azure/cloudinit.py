@@ -57,7 +57,7 @@ def custom_data(*, host_private_key: str, host_public_key: str, watch: Sequence[
 
 
 def watch_text() -> str:
-    """`self_release.py` as it is shipped, with the api-version of the one order that it can give."""
+    """`self_release.py` as it is shipped, with the api-version of its one request."""
     text = Path(self_release.__file__).read_text(encoding="utf-8")
     return text.replace(self_release.API_VERSION, API_VERSIONS[VM], 1)
 

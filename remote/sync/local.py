@@ -16,7 +16,7 @@ from remote.sync.plan import Chunk, SyncOptions, pieces
 
 
 class StaleError(Exception):
-    """Some paths are no longer what the manifest said; look again. Never leaves `remote.sync.api`."""
+    """Some paths are no longer what the manifest said; look again. Never leaves `remote.sync`."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         super().__init__("changed while it was read")

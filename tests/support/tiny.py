@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MOODS = ("negative", "neutral", "positive")
 WORDS = (
     *("the", "sky", "is", "so", "very", "blue", "today", "and", "nobody"),

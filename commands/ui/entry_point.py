@@ -9,7 +9,8 @@ import sys
 def main() -> None:
     """Load the command line and run it; exit 130, without a traceback, if that is interrupted."""
     try:
-        ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+        here = os.path.abspath(__file__)  # noqa: PTH100
+        ours = os.path.dirname(os.path.dirname(os.path.dirname(here)))  # noqa: PTH120
         sys.path[:] = without_here(sys.path, ours=ours)  # before anything else is imported
         import cli
 
