@@ -168,9 +168,9 @@ def logs(
 
     if as_json:
         with log_as_json(follow=follow) as write:
-            command.logs(run, follow=follow, write=write, say=talk)
+            command.logs(run, follow=follow, write=write, on_message=talk)
     else:
-        command.logs(run, follow=follow, write=log_writer(), say=talk)
+        command.logs(run, follow=follow, write=log_writer(), on_message=talk)
 
 
 @app.command(epilog=examples("fetch"))
@@ -201,9 +201,9 @@ def down(  # noqa: PLR0913  (an argument is an option)
     if everything:
         home = qft_home(environment())
         providers = command.known_providers(home, provider)
-        results = command.down_all(providers, home, delete=delete, say=talk, now=now)
+        results = command.down_all(providers, home, delete=delete, on_message=talk, now=now)
     else:
-        results = [command.down(run, delete=delete, say=talk, now=now)]
+        results = [command.down(run, delete=delete, on_message=talk, now=now)]
     if as_json:
         out_json([result.to_json() for result in results])
     elif not results:

@@ -47,7 +47,7 @@ class Scores:
         return said
 
 
-def scores(wanted: str, *, again: bool, say: Callable[[str], None]) -> Scores:
+def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Scores:
     """The scores that were fetched; with `again`, the adapter's measured anew on this computer."""
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     loaded = reopen(folder)
@@ -58,7 +58,7 @@ def scores(wanted: str, *, again: bool, say: Callable[[str], None]) -> Scores:
             f"the adapter of `{folder.name}` is not at home", hint=f"`qft fetch {folder.name}`"
         )
     if again:
-        _measure(loaded, folder, say)
+        _measure(loaded, folder, on_message)
     return Scores(
         run=folder.name,
         before=read_score(loaded.out / "eval-before.json"),
@@ -66,10 +66,10 @@ def scores(wanted: str, *, again: bool, say: Callable[[str], None]) -> Scores:
     )
 
 
-def _measure(loaded: LoadedConfig, folder: RunFolder, say: Callable[[str], None]) -> None:
+def _measure(loaded: LoadedConfig, folder: RunFolder, on_message: Callable[[str], None]) -> None:
     """Run the trainer's own evaluation here, and put its result beside the adapter."""
     demand_for("eval", loaded)
-    say("measuring on this computer")
+    on_message("measuring on this computer")
     with laid_out(loaded, folder) as run_dir:
         done = trainer(run_dir, "eval", "--adapter", str((loaded.out / "adapter").absolute()))
         if done.returncode:

@@ -24,7 +24,7 @@ TAIL_BYTES = 1 << 18
 
 
 def logs(
-    wanted: str, *, follow: bool, write: Callable[[bytes], None], say: Callable[[str], None]
+    wanted: str, *, follow: bool, write: Callable[[bytes], None], on_message: Callable[[str], None]
 ) -> None:
     """Write what the trainer printed; with `follow`, go on until the training ends.
 
@@ -56,7 +56,7 @@ def logs(
         if not driven or (state.trained and (there or state.fetched)):
             return None if there else reader.fetched(state)
         if not (there or told):
-            say("no machine answers now; waiting for whoever drives the run")
+            on_message("no machine answers now; waiting for whoever drives the run")
             told = True
         # As often as the driver looks: each time the cloud is asked and a connection made.
         time.sleep(policy_of(reader.loaded).poll_s)
@@ -83,7 +83,7 @@ class Reader:
         try:
             with ssh.connect(host_of(self.folder, self.loaded, vm)) as connection:
                 running = job.Job(
-                    link=connection,
+                    connection=connection,
                     directory=Site(run_id=state.run_id).job,
                     python=factory.helper_python(self.loaded.config.vm),
                 )

@@ -21,8 +21,8 @@ from infra.provider import PowerState, ProviderError, Vm
 from infra.run.fold import fold
 from infra.run.journal import read
 from remote import keys
-from remote import ssh as link
 from remote.errors import RemoteError, shorten
+from remote.ssh import Host
 
 UP = frozenset({PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING})
 
@@ -163,9 +163,9 @@ def running_now(loaded: LoadedConfig, vm: Vm | None) -> Vm | None:
     return replace(vm, host=seen.host, port=seen.port)
 
 
-def host_of(folder: RunFolder, loaded: LoadedConfig, vm: Vm) -> link.Host:
+def host_of(folder: RunFolder, loaded: LoadedConfig, vm: Vm) -> Host:
     """How to connect to the machine of a run."""
-    return link.Host(
+    return Host(
         address=vm.host,
         port=vm.port,
         user=vm.user,

@@ -51,7 +51,7 @@ def evaluate(
     """Show the metric before and after, with intervals."""
     from commands import evaluation
 
-    scores = evaluation.scores(run, again=again, say=talk)
+    scores = evaluation.scores(run, again=again, on_message=talk)
     if as_json:
         out_json(scores.to_json())
     else:
@@ -71,7 +71,7 @@ def verify(
     """Do some steps again and compare every bit."""
     from commands import verify as command
 
-    verdict = command.verify(run, steps=steps, say=talk)
+    verdict = command.verify(run, steps=steps, on_message=talk)
     if as_json:
         out_json(verdict.to_json())
     else:

@@ -73,7 +73,7 @@ class Verdict:
         return [*said, *(f"note: {note}" for note in found.caveats)]
 
 
-def verify(wanted: str, *, steps: int | None, say: Callable[[str], None]) -> Verdict:
+def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None]) -> Verdict:
     """Replay on the machine if it runs, since only its hardware gives the same bits; else here.
 
     Raises Usage if there is nothing to replay from, TrainingTrouble if the replay failed.
@@ -83,7 +83,7 @@ def verify(wanted: str, *, steps: int | None, say: Callable[[str], None]) -> Ver
     vm = running_now(loaded, fold(read(folder.journal)).vm)
     more = ["--json", *(["--steps", str(steps)] if steps else [])]
     if vm is not None:
-        say("replaying on the machine")
+        on_message("replaying on the machine")
         found, where = _there(folder, loaded, vm, more), "on the machine"
     else:
         if not (loaded.out / "metrics.jsonl").exists():
@@ -92,7 +92,7 @@ def verify(wanted: str, *, steps: int | None, say: Callable[[str], None]) -> Ver
                 hint=f"`qft fetch {folder.name}` brings it",
             )
         demand_for("verify", loaded)
-        say("replaying on this computer")
+        on_message("replaying on this computer")
         with laid_out(loaded, folder) as run_dir:
             done = trainer(run_dir, "verify", *more)
         found, where = read_replay(done.stdout, code=done.returncode), "on this computer"
@@ -104,7 +104,7 @@ def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> 
     try:
         with ssh.connect(host_of(folder, loaded, vm)) as connection:
             helper = factory.helper_python(loaded.config.vm)
-            running = job.Job(link=connection, directory=site.job, python=helper).status()
+            running = job.Job(connection=connection, directory=site.job, python=helper).status()
             if running.state is job.JobState.RUNNING:
                 raise Usage("the trainer is at work", hint="verify when it is done")
             if not running.argv:

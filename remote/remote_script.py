@@ -14,7 +14,7 @@ from remote import untrusted
 from remote.errors import CommandFailed, RemoteError, Result, Untrusted, shorten
 from remote.on_machine import tree_ops
 from remote.script_replies import read_answer
-from remote.ssh import KILLED, Link
+from remote.ssh import KILLED, SshConnection
 
 MISSING = 97
 HANDLED = 3
@@ -28,7 +28,7 @@ CHATTER_BYTES_MAX = 64 << 10
 class Script:
     """One of our stand-alone scripts over one connection."""
 
-    link: Link
+    connection: SshConnection
     path: Path
     """The script here; it needs nothing but Python's standard library."""
     python: str = "python3"
@@ -45,10 +45,12 @@ class Script:
         data = b"".join(said)
         if code not in {0, HANDLED}:
             raise self.failure(verb, code, data, stderr)
-        answer = read_answer(data, verb=verb, source=str(self.link.host))
+        answer = read_answer(data, verb=verb, source=str(self.connection.host))
         if answer.get("error", "no-space") != "no-space":
             told = [untrusted.text(answer.get(key), most=300) or "?" for key in ("said", "path")]
-            raise RemoteError(f"{self.link.host} could not do `{verb}`: {told[0]} ({told[1]})")
+            raise RemoteError(
+                f"{self.connection.host} could not do `{verb}`: {told[0]} ({told[1]})"
+            )
         return answer
 
     def stream(
@@ -73,7 +75,7 @@ class Script:
         given = json.dumps(request).encode()
         for _ in range(2):
             answer = _Answer(take)
-            code, stderr = self.link.stream(
+            code, stderr = self.connection.stream(
                 command,
                 answer.hear,
                 timeout_s=timeout_s,
@@ -81,7 +83,9 @@ class Script:
                 input=given,
             )
             if answer.size > limit_bytes:
-                raise Untrusted(f"{self.link.host} answered `{verb}` with more than was asked for")
+                raise Untrusted(
+                    f"{self.connection.host} answered `{verb}` with more than was asked for"
+                )
             if code != MISSING:
                 break
             temp = f"{target}.$$.tmp"
@@ -97,13 +101,14 @@ class Script:
     def ship(self, command: str, source: bytes, timeout_s: float) -> None:
         """Write our script there; raises `RemoteError` if the home directory takes no files."""
         try:
-            self.link.run(command, timeout_s=timeout_s, input=source)
+            self.connection.run(command, timeout_s=timeout_s, input=source)
         except CommandFailed as error:
             if error.result.exit_code in KILLED:
                 raise
             said = shorten(error.result.stderr or error.result.stdout) or "it does not say why"
             raise RemoteError(
-                f"nothing can be written below the home directory on {self.link.host}: {said}",
+                f"nothing can be written below the home directory on {self.connection.host}: "
+                f"{said}",
                 hint=f"`{HOME}/` there has to be a folder of that account, on a disk with room",
             ) from error
 
@@ -116,7 +121,9 @@ class Script:
         )
         hint = ""
         if code == 127:
-            hint = f"is there a Python >= 3.8 named `{self.python}` on {self.link.host.address}?"
+            hint = (
+                f"is there a Python >= 3.8 named `{self.python}` on {self.connection.host.address}?"
+            )
         return CommandFailed(f"{self.python} {self.path.name} {verb}", result, hint=hint)
 
 

@@ -64,7 +64,7 @@ class Host:
 
 def connect(
     host: Host, *, timeout_s: float = 20.0, keepalive_s: int = 15, dead_after_s: int = 45
-) -> Link:
+) -> SshConnection:
     """Open a connection to `host`, or say why not.
 
     A silent peer is given up after `dead_after_s`, so that nothing hangs on a machine that is gone.
@@ -76,14 +76,14 @@ def connect(
 
     pinned = load_host_key(host.host_key)
     door_key = load_key(host.key_path)
-    connection = fabric.Connection(
+    fabric_connection = fabric.Connection(
         host=host.address,
         user=host.user,
         port=host.port,
         # Lazy, and with an empty one given: no settings of the user are read, of any tool.
         config=fabric.Config(ssh_config=paramiko.SSHConfig(), lazy=True),
     )
-    client: paramiko.SSHClient = connection.client
+    client: paramiko.SSHClient = fabric_connection.client
     client.set_log_channel(quiet_log())
     # Fabric would accept any host; from here on only the pinned key is.
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
@@ -92,7 +92,7 @@ def connect(
     with refusals_named(host, client), translated(host):
         sock = dial(host.address, host.port, timeout_s=timeout_s, dead_after_s=dead_after_s)
         try:
-            connection.connect_kwargs = {
+            fabric_connection.connect_kwargs = {
                 "sock": sock,
                 "pkey": door_key,
                 "allow_agent": False,
@@ -103,22 +103,22 @@ def connect(
                 "channel_timeout": timeout_s,
                 "transport_factory": partial(make_transport, pinned.get_name()),
             }
-            connection.open()
+            fabric_connection.open()
         except BaseException:
-            connection.close()
+            fabric_connection.close()
             sock.close()
             raise
-        transport: paramiko.Transport = connection.transport
+        transport: paramiko.Transport = fabric_connection.transport
         transport.set_keepalive(keepalive_s)
-        return Link(host=host, connection=connection, transport=transport)
+        return SshConnection(host=host, fabric_connection=fabric_connection, transport=transport)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
+class SshConnection:
     """An open connection; a context manager. Several threads may use it at once."""
 
     host: Host
-    connection: Any
+    fabric_connection: Any
     """The fabric connection that owns the socket."""
     transport: paramiko.Transport
 
@@ -207,7 +207,7 @@ class Link:
 
     def shell(self) -> int:
         """Hand the terminal to a login shell there until it ends; return its exit code."""
-        return int(self.connection.shell(hide=False, warn=True).exited)
+        return int(self.fabric_connection.shell(hide=False, warn=True).exited)
 
     @property
     def alive(self) -> bool:
@@ -216,7 +216,7 @@ class Link:
 
     def close(self) -> None:
         """End the connection; what runs detached over there goes on."""
-        self.connection.close()
+        self.fabric_connection.close()
         self.transport.close()
 
     def __enter__(self) -> Self:

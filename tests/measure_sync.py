@@ -58,12 +58,12 @@ def measure(
     there, back = server.home / "qft" / "there", tree.parent / "back"
 
     def ours() -> None:
-        with connect(host) as link:
-            push(link, tree, "qft/there", options=options)
+        with connect(host) as connection:
+            push(connection, tree, "qft/there", options=options)
 
     def home() -> None:
-        with connect(host) as link:
-            pull(link, "qft/there", back, options=options)
+        with connect(host) as connection:
+            pull(connection, "qft/there", back, options=options)
 
     def rsync() -> None:
         shell = (

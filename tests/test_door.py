@@ -74,7 +74,7 @@ def test_a_run_goes_on_when_nobody_listens_any_more() -> None:
     """`qft run 2>&1 | head` must not end the supervision of a machine that bills."""
     with closed_pipe() as stream:
         console = PlainConsole(stream, simulated=True, clock=lambda: 0.0)
-        console.say("one")
+        console.log("one")
         console.progress("adapter", 2 << 20, 2 << 20)
         say_to(stream, "two")
 
@@ -163,7 +163,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
     did: list[str] = []
     setting = SimpleNamespace(
         changed=changed,
-        say=lambda _text: None,
+        on_message=lambda _text: None,
         helper_python="python3",
         site=SimpleNamespace(base="qft/x", run_dir="qft/x/run"),
         home=Path("/nowhere"),
@@ -181,7 +181,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(work, name, fake)
-    monkeypatch.setattr(work._homing, "send_back", lambda _link: None)
+    monkeypatch.setattr(work._homing, "send_back", lambda _connection: None)
 
     work.prepare(Vm(provider="x", run_id="x", id="x", region="a", size="s"))
 
@@ -194,7 +194,7 @@ def test_a_set_up_step_that_fails_is_tried_again_twice(
 ) -> None:
     """A package mirror has bad moments; a program that is not there stays away."""
     setting = SimpleNamespace(
-        say=lambda _text: None,
+        on_message=lambda _text: None,
         helper_python="python3",
         rents=True,
         site=SimpleNamespace(run_dir="qft/x/run"),
@@ -271,7 +271,7 @@ def test_down_of_everything_is_written_into_the_record_of_each_run(
     story: Story, tmp_path: Path, *, delete: bool
 ) -> None:
     """Otherwise the run's bill would go on, and eat a budget that nobody spends."""
-    down.down_all([story.cloud], tmp_path, delete=delete, say=print)
+    down.down_all([story.cloud], tmp_path, delete=delete, on_message=print)
 
     state = fold(read(story.path))
 
@@ -348,7 +348,7 @@ def homing(tmp_path: Path, connect: Any, said: list[str]) -> Homing:
         home=tmp_path / "checkpoints",
         options=SyncOptions(),
         expected=lambda: Expected(method=MethodTable(), tensor_bytes_max=1 << 20, steps_max=10),
-        say=said.append,
+        on_message=said.append,
     )
 
 
@@ -357,14 +357,14 @@ def test_ctrl_c_does_not_wait_for_a_checkpoint_on_its_way(
 ) -> None:
     """Stopping closes the line under a copy; the next copy resumes it."""
     monkeypatch.setattr("commands.runs.checkpoint_sync.EVERY_S", 0.01)
-    link, said = SlowLink(), list[str]()
-    copying = homing(tmp_path, lambda _vm: link, said)
+    connection, said = SlowLink(), list[str]()
+    copying = homing(tmp_path, lambda _vm: connection, said)
     copying.start(VM)
-    link.asked.wait()
+    connection.asked.wait()
 
     copying.stop()
 
-    assert link.cut
+    assert connection.cut
     assert said == []
 
 

@@ -99,7 +99,7 @@ def test_a_machine_that_goes_is_waited_for_within_limits(
     """What was saved, what is at home and what went wrong is told; nothing holds up the release."""
     began_s = time.monotonic()
 
-    done = let_save(machine, VM, bring=bring, say=lambda _text: None, limits=QUICK)
+    done = let_save(machine, VM, bring=bring, on_message=lambda _text: None, limits=QUICK)
 
     assert (done.saved_step, done.home_step) == (saved, home)
     assert trouble in done.trouble
@@ -113,7 +113,7 @@ def test_a_machine_without_a_trainer_is_not_asked_to_save() -> None:
     machine = Machine()
     machine.ended = True
 
-    done = let_save(machine, VM, bring=True, say=lambda _text: None, limits=QUICK)
+    done = let_save(machine, VM, bring=True, on_message=lambda _text: None, limits=QUICK)
 
     assert machine.asked == ["look", "bring_home"]
     assert (done.asked, done.saved_step, done.trouble) == (False, None, "")

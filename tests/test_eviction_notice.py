@@ -92,7 +92,7 @@ def heard(
         url=url,
         flag=flag,
         now=lambda: NOW,
-        say=said.append,
+        on_message=said.append,
         poll_s=0.01,
         first_call_s_max=PATIENCE_S,
     )

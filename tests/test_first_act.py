@@ -45,7 +45,7 @@ class Listener:
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """Hear a line."""
         self.said.append(text)
 
@@ -53,7 +53,7 @@ class Listener:
 def attempt(project: Project, loaded: LoadedConfig | None = None) -> list[str]:
     """Open the run as a command does, and fail at once; return what was said."""
     listener = Listener()
-    console: Any = SimpleNamespace(say=listener.say, progress=None, report=None)
+    console: Any = SimpleNamespace(on_message=listener.on_message, progress=None, report=None)
     desk = Desk(loaded=loaded or load(project.config), home=project.home, console=console)
     with pytest.raises(OSError, match="no luck"), opened(desk):
         raise OSError("no luck")
@@ -109,7 +109,7 @@ def test_a_change_after_the_training_began_is_refused_with_the_difference(
     note(project, *RENTED, (Kind.LAUNCHED, {}), (Kind.PROGRESS, {"step": 5, "steps": 250}))
     edit(project, "steps: 250", "steps: 260")
 
-    listener: Any = SimpleNamespace(say=print)
+    listener: Any = SimpleNamespace(on_message=print)
     desk = Desk(loaded=load(project.config), home=project.home, console=listener)
     with pytest.raises(Usage, match="another config") as caught, opened(desk):
         pass

@@ -137,7 +137,7 @@ class Stranger:
         return self.code, b""
 
 
-def workload(link: Stranger, status: bytes = b"") -> SshWorkload:
+def workload(connection: Stranger, status: bytes = b"") -> SshWorkload:
     """The real workload over such a connection; the status file has `status` if that is given."""
     setting = SimpleNamespace(
         helper_python="python3",
@@ -146,11 +146,11 @@ def workload(link: Stranger, status: bytes = b"") -> SshWorkload:
         site=SimpleNamespace(run_dir="qft/x/run", job="qft/x/job"),
         home=Path("/nowhere"),
         expected=lambda: None,
-        say=lambda _text: None,
+        on_message=lambda _text: None,
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
-    vars(work)["_open"] = lambda _vm: replace(link, said=status or link.said)
-    answer_with(work, link)
+    vars(work)["_open"] = lambda _vm: replace(connection, said=status or connection.said)
+    answer_with(work, connection)
     return work
 
 
@@ -167,9 +167,9 @@ def is_sane(found: object) -> bool:
     return len(str(found)) < 100_000 and bool(str(found).encode("utf-8", "backslashreplace"))
 
 
-def answer_with(work: SshWorkload, link: Stranger) -> None:
+def answer_with(work: SshWorkload, connection: Stranger) -> None:
     """Let every question about the job be answered so from now on."""
-    vars(work)["_job"] = lambda _vm: Job(link=link, directory="qft/x/job")  # type: ignore[arg-type]
+    vars(work)["_job"] = lambda _vm: Job(connection=connection, directory="qft/x/job")  # type: ignore[arg-type]
 
 
 @FUZZED
@@ -198,9 +198,9 @@ def test_any_status_leads_to_a_decision(said: bytes) -> None:
 @given(said=documents(TAIL) | documents(JOB), code=st.sampled_from([0, 0, 3, 1, 97, 127, -1]))
 def test_any_answer_about_a_job_is_read_or_a_failed_act(said: bytes, code: int) -> None:
     """A wrong answer is a class that the supervisor knows, never anything else."""
-    link = Stranger(said, code)
-    job = Job(link=link, directory="qft/x/job")  # type: ignore[arg-type]  # it only answers
-    work = workload(link)
+    connection = Stranger(said, code)
+    job = Job(connection=connection, directory="qft/x/job")  # type: ignore[arg-type]  # it only answers
+    work = workload(connection)
     calls: list[Callable[[], object]] = [job.status, job.tail, job.stop]
     calls.append(lambda: job.start(["x"], env={}, cwd="."))
     for call in calls:

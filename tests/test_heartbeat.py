@@ -64,7 +64,7 @@ def test_an_eviction_that_is_over_does_not_explain_the_next_stop(
         site=SimpleNamespace(run_dir="qft/x/run"),
         home=Path("/nowhere"),
         expected=lambda: None,
-        say=lambda _text: None,
+        on_message=lambda _text: None,
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
     beat = utc(STARTED_S - 60)

@@ -17,7 +17,7 @@ from support import doors
 from remote.errors import RemoteError
 from remote.job import Job, JobState, JobStatus
 from remote.on_machine import job_agent
-from remote.ssh import Link, connect
+from remote.ssh import SshConnection, connect
 
 
 @pytest.fixture(scope="module", params=doors.MAKES)
@@ -30,16 +30,16 @@ def door(
 
 
 @pytest.fixture
-def link(door: doors.Door) -> Iterator[Link]:
+def connection(door: doors.Door) -> Iterator[SshConnection]:
     """A connection of the test's own."""
     with connect(door.host) as opened:
         yield opened
 
 
 @pytest.fixture
-def job(link: Link, tmp_path: Path) -> Iterator[Job]:
+def job(connection: SshConnection, tmp_path: Path) -> Iterator[Job]:
     """A job in a directory of its own, stopped at the end."""
-    made = Job(link=link, directory=f"qft/{tmp_path.name}")
+    made = Job(connection=connection, directory=f"qft/{tmp_path.name}")
     yield made
     made.stop(grace_s=0)
 
@@ -96,8 +96,10 @@ def test_start_race(door: doors.Door, job: Job) -> None:
     """Of eight clients that start at the same moment on eight connections, one starts it."""
 
     def attempt(number: int) -> JobStatus:
-        with connect(door.host) as link:
-            return start(Job(link=link, directory=job.directory), f"echo {number}; sleep 60")
+        with connect(door.host) as connection:
+            return start(
+                Job(connection=connection, directory=job.directory), f"echo {number}; sleep 60"
+            )
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(attempt, range(8)))
@@ -122,11 +124,13 @@ def test_start_after_end_is_the_next_attempt(job: Job) -> None:
 def test_survives_disconnect(door: doors.Door, tmp_path: Path) -> None:
     """A job goes on when the connection that started it is cut, and is found by the next."""
     directory = f"qft/{tmp_path.name}"
-    with connect(door.host) as link:
+    with connect(door.host) as connection:
         wait = f"until [ -e {directory}/go ]; do sleep 0.05; done"
-        begun = start(Job(link=link, directory=directory), f"{wait}; echo later; exit 3")
-    with connect(door.host) as link:
-        job = Job(link=link, directory=directory)
+        begun = start(
+            Job(connection=connection, directory=directory), f"{wait}; echo later; exit 3"
+        )
+    with connect(door.host) as connection:
+        job = Job(connection=connection, directory=directory)
 
         assert (begun.pid, JobState.RUNNING) == (job.status().pid, job.status().state)
         (door.home / directory / "go").touch()

@@ -310,9 +310,9 @@ def test_plain_lines_begin_with_the_time_of_day(capsys: pytest.CaptureFixture[st
     """In a log one sees when a milestone was reached; what stands apart is left as it is."""
     moment = time.struct_time((2026, 1, 2, 9, 5, 7, 4, 2, 0))
     console = make_console(simulated=True, plain=True, clock=lambda: 0.0, wall=lambda: moment)
-    console.say("preparing the machine")
+    console.log("preparing the machine")
     console.progress("adapter", 2 << 20, 2 << 20)
-    console.say("\nthe machine goes on")
+    console.log("\nthe machine goes on")
     told = capsys.readouterr()
 
     assert told.err.split("\n") == [

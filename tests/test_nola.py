@@ -203,7 +203,9 @@ def test_a_nola_adapter_merges(made: Rig, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     method.save(tmp_path / "adapter")
     base = made.run_dir.parent / "model"
-    merge(base, tmp_path / "adapter", tmp_path / "merged", dtype=None, say=lambda _text: None)
+    merge(
+        base, tmp_path / "adapter", tmp_path / "merged", dtype=None, on_message=lambda _text: None
+    )
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     expected = logits(made.bench.model, made)
 

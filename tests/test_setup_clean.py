@@ -53,8 +53,8 @@ def hostile(folder: Path) -> str:
 
 def make(server: sshd.Sshd) -> Ready:
     """Set the machine up for training without a GPU."""
-    with connect(server.host()) as link:
-        return apply(link, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
+    with connect(server.host()) as connection:
+        return apply(connection, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
 
 
 def installed(server: sshd.Sshd, ready: Ready) -> bool:
@@ -132,8 +132,8 @@ def test_packages_of_another_project_do_not_leak(server: sshd.Sshd, tmp_path: Pa
     """With PYTHONPATH full of packages that break, the environment is made and is found whole."""
     login_sets(server, PYTHONPATH=hostile(tmp_path / "ros"))
     ready = make(server)
-    with connect(server.host()) as link:
-        again = apply(link, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
+    with connect(server.host()) as connection:
+        again = apply(connection, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
 
     assert installed(server, ready)
     assert again.done == ()

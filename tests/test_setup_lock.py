@@ -210,9 +210,11 @@ def server(tmp_path: Path, shelf: Path) -> Iterator[sshd.Sshd]:
 def test_the_environment_is_made_from_the_lock(server: sshd.Sshd) -> None:
     """The real pip of a real environment installs what the lock names; a second pass is empty."""
     ready = make(server)
-    with connect(server.host()) as link:
-        said = link.run([ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]).stdout
-        again = apply(link, Want(), tell=lambda _: None, sleep=nap)
+    with connect(server.host()) as connection:
+        said = connection.run(
+            [ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]
+        ).stdout
+        again = apply(connection, Want(), tell=lambda _: None, sleep=nap)
     folder = (server.home / ready.python).parents[1]
 
     assert [step.name for step in ready.done] == ["make the Python environment"]
@@ -233,8 +235,8 @@ def test_a_file_with_another_hash_is_refused(server: sshd.Sshd, shelf: Path) -> 
 
 def make(server: sshd.Sshd) -> Ready:
     """Set the machine up for training without a GPU."""
-    with connect(server.host()) as link:
-        return apply(link, Want(), tell=lambda _: None, sleep=nap)
+    with connect(server.host()) as connection:
+        return apply(connection, Want(), tell=lambda _: None, sleep=nap)
 
 
 def nap(wait_s: float) -> None:

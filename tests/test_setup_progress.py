@@ -115,9 +115,9 @@ def test_real_pip_is_followed(server: sshd.Sshd) -> None:
     """With the real pip at work, how many packages of how many and the time are told."""
     told: list[str] = []
     clock = itertools.count(step=6.0)
-    with connect(server.host()) as link:
+    with connect(server.host()) as connection:
         apply(
-            link,
+            connection,
             Want(),
             tell=told.append,
             sleep=lambda _: time.sleep(0.05),
@@ -138,10 +138,12 @@ def test_wheels_without_cuda_that_nobody_has(
     small.write_text(small.read_text().replace("qft_probe==1.0", "torch==99.0+cpu"))
     monkeypatch.setattr(apply, "PROGRESS_S", 0.0)
     told: list[str] = []
-    with connect(server.host()) as link:
-        ready = apply(link, Want(), tell=told.append, sleep=lambda _: time.sleep(0.05))
-        said = link.run([ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]).stdout
-        log = link.run(["cat", f"{DIRECTORY}/job.log"]).stdout
+    with connect(server.host()) as connection:
+        ready = apply(connection, Want(), tell=told.append, sleep=lambda _: time.sleep(0.05))
+        said = connection.run(
+            [ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]
+        ).stdout
+        log = connection.run(["cat", f"{DIRECTORY}/job.log"]).stdout
 
     assert said == "honest\n"
     assert python_env.NO_SMALL_BUILD in log
@@ -154,8 +156,8 @@ def test_another_failure_is_no_reason_for_the_bigger_build(
     small = tmp_path / "requirements" / "cpu.txt"
     head, _, _ = small.read_text().partition("sha256:")
     small.write_text(f"{head}sha256:{'0' * 64}\n")
-    with connect(server.host()) as link, pytest.raises(CommandFailed) as caught:
-        apply(link, Want(), tell=lambda _: None, sleep=lambda _: time.sleep(0.05))
+    with connect(server.host()) as connection, pytest.raises(CommandFailed) as caught:
+        apply(connection, Want(), tell=lambda _: None, sleep=lambda _: time.sleep(0.05))
 
     assert "DO NOT MATCH THE HASHES" in str(caught.value)
     assert "replaced or damaged" in caught.value.hint

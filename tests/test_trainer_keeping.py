@@ -72,7 +72,7 @@ def keeper(
         ),
         events=EventWriter(directory / "tb", steps_done=0, wall_s=lambda: 0.0),
         clock=clock,
-        say=said.append,
+        on_message=said.append,
     )
     return made, state, said
 

@@ -162,7 +162,7 @@ def test_a_merge_an_export_and_a_conversion_clear_what_killed_ones_left(
     for name in ("merged", "plain"):
         put(tmp_path / f".{name}.{gone}.partial", "half")
     (tmp_path / f".train.jsonl.{gone}.partial").write_text("half")
-    merge(base, adapter, tmp_path / "merged", dtype=None, say=lambda _: None)
+    merge(base, adapter, tmp_path / "merged", dtype=None, on_message=lambda _: None)
     export(adapter, tmp_path / "plain")
     convert("sentiment", rows, tmp_path, choice=Choice(), held_out=0.5)
 

@@ -256,7 +256,7 @@ def test_the_status_tells_the_last_validation(tmp_path: Path) -> None:
         heartbeat=made.heartbeat,
         events=EventWriter(tmp_path / "tb", steps_done=0, wall_s=lambda: 0.0),
         clock=time.monotonic,
-        say=made.said.append,
+        on_message=made.said.append,
     )
     train(made.bench, made.state, keeper, until=5)
     keeper.save_now()

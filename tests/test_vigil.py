@@ -65,7 +65,7 @@ class Place:
     server: sshd.Sshd
     folder: Path
     clock: Clock
-    steps: list[Callable[[ssh.Link], ssh.Link]] = field(default_factory=list)
+    steps: list[Callable[[ssh.SshConnection], ssh.SshConnection]] = field(default_factory=list)
 
     @property
     def vm(self) -> Vm:
@@ -87,7 +87,7 @@ class Place:
         vigil = Vigil(self.clock.ask, pause=self.clock.pause)
         self.vigil = vigil
 
-        def ready(connection: ssh.Link, vm: Vm) -> tuple[ssh.Link, str]:
+        def ready(connection: ssh.SshConnection, vm: Vm) -> tuple[ssh.SshConnection, str]:
             del vm
             for step in self.steps:
                 connection = step(connection)
@@ -107,7 +107,7 @@ class Place:
                 helper_python=helper,
                 rents=True,
                 eviction_band=lambda: "",
-                say=lambda _text: None,
+                on_message=lambda _text: None,
                 progress=lambda *_: None,
                 vigil=vigil,
                 expected=lambda: Expected(
@@ -132,7 +132,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         over.touch()
 
 
-def hang(connection: ssh.Link) -> ssh.Link:
+def hang(connection: ssh.SshConnection) -> ssh.SshConnection:
     """A step such as apt's or pip's that says nothing for half an hour."""
     connection.run("hang", timeout_s=1800)
     return connection
@@ -153,7 +153,7 @@ def test_line_that_was_cut_is_not_waited_for_when_the_machine_is_gone(place: Pla
     """Set-up that tries to come back for minutes is told that there is nobody any more."""
     tries: list[int] = []
 
-    def come_back(connection: ssh.Link) -> ssh.Link:
+    def come_back(connection: ssh.SshConnection) -> ssh.SshConnection:
         place.server.process.terminate()
         place.server.process.wait(sshd.PATIENCE_S)
         connection.close()

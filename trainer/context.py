@@ -34,7 +34,7 @@ class Desk:
     inputs: Facts
     heartbeat: Heartbeat
     flag: Flag
-    say: Callable[[str], None]
+    on_message: Callable[[str], None]
 
     @property
     def run_dir(self) -> Path:

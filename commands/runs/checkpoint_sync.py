@@ -48,12 +48,12 @@ class Homing:
     def __init__(  # noqa: PLR0913  (what it works with; nothing in it is global)
         self,
         *,
-        connect: Callable[[Vm], ssh.Link],
+        connect: Callable[[Vm], ssh.SshConnection],
         remote_run: str,
         home: Path,
         options: SyncOptions,
         expected: Callable[[], Expected],
-        say: Callable[[str], None],
+        on_message: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
@@ -63,10 +63,10 @@ class Homing:
         self._incoming = home.parent / "incoming"
         self._options = options
         self._expected = expected
-        self._say = say
+        self._log = on_message
         self._clock = clock
         self._said: set[str] = set()
-        self._link: ssh.Link | None = None
+        self._connection: ssh.SshConnection | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
         self._verified: dict[int, bool] = {}
@@ -84,8 +84,8 @@ class Homing:
     def stop(self) -> None:
         """End the copying at once; what was on its way is resumed by the next copy."""
         self._ended.set()
-        if self._link is not None:
-            self._link.close()
+        if self._connection is not None:
+            self._connection.close()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -95,7 +95,7 @@ class Homing:
         return next((step for step in steps_present(self._home) if self._is_whole(step)), 0)
 
     def bring(
-        self, connection: ssh.Link, progress: Callable[[Progress], None] | None = None
+        self, connection: ssh.SshConnection, progress: Callable[[Progress], None] | None = None
     ) -> None:
         """Copy the newest on the machine that verifies, and drop what is older than the last.
 
@@ -121,7 +121,7 @@ class Homing:
         """Give back the room of checkpoints that were on their way: nobody needs them any more."""
         self._forget_incoming(())
 
-    def send_back(self, connection: ssh.Link) -> None:
+    def send_back(self, connection: ssh.SshConnection) -> None:
         """Give the machine the newest checkpoint at home if it has none as new that is whole."""
         mine = self.newest_step()
         if not mine:
@@ -145,7 +145,7 @@ class Homing:
         """Copy until told to stop; a machine that goes away ends the loop, not the run."""
         try:
             with self._connect(vm) as connection:
-                self._link = connection
+                self._connection = connection
                 while not self._ended.wait(EVERY_S):
                     self.bring(connection)
         except errors.Unreachable:
@@ -153,9 +153,9 @@ class Homing:
         except (errors.RemoteError, OSError) as error:
             # It is tried again, so it is said once: a full disk here, most likely.
             if not self._ended.is_set():
-                self._say_once(f"warning: the newest checkpoint did not come home: {error}")
+                self._log_once(f"warning: the newest checkpoint did not come home: {error}")
 
-    def _offered(self, connection: ssh.Link) -> list[int]:
+    def _offered(self, connection: ssh.SshConnection) -> list[int]:
         """The steps that the machine names checkpoints of and can have reached, newest first.
 
         Those that did not verify a while ago are left out.
@@ -172,7 +172,7 @@ class Homing:
         return sorted(steps - beyond - refused, reverse=True)
 
     def _fetch(
-        self, connection: ssh.Link, step: int, progress: Callable[[Progress], None] | None
+        self, connection: ssh.SshConnection, step: int, progress: Callable[[Progress], None] | None
     ) -> bool:
         """Bring one checkpoint home if it is whole, there and here; say once why not."""
         if not self._is_whole_there(connection, step):
@@ -201,7 +201,7 @@ class Homing:
         self._verified[step] = True
         return True
 
-    def _is_whole_there(self, connection: ssh.Link, step: int) -> bool:
+    def _is_whole_there(self, connection: ssh.SshConnection, step: int) -> bool:
         """Compare what the machine says of a checkpoint's files with its manifest; say once if not.
 
         Only the manifest travels.
@@ -230,15 +230,15 @@ class Homing:
 
     def _refuse(self, step: int, reason: str) -> None:
         self._refused_s[step] = self._clock()
-        self._say_once(
+        self._log_once(
             f"the checkpoint of step {step} on the machine cannot be used ({reason}); "
             "the newest that verifies counts"
         )
 
-    def _say_once(self, text: str) -> None:
+    def _log_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
-            self._say(text)
+            self._log(text)
 
     def _is_whole(self, step: int) -> bool:
         """Whether the checkpoint at home verifies; asked once, because the bytes do not change."""
@@ -249,7 +249,7 @@ class Homing:
                 return False
             except Damaged as error:
                 self._verified[step] = False
-                self._say_once(
+                self._log_once(
                     f"the copy at home of the checkpoint of step {step} is damaged ({error}); "
                     "the newest that verifies counts"
                 )

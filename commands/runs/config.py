@@ -119,7 +119,7 @@ def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) ->
     try:
         config = RunConfig.model_validate(content)
     except ValidationError as error:
-        found += [*say(error), *plain_faults(content)]
+        found += [*fault_lines(error), *plain_faults(content)]
     except UnicodeEncodeError:  # half a character in a saved config: no message could show it
         found += plain_faults(content)
     else:
@@ -163,7 +163,7 @@ def _cross_faults(config: RunConfig) -> list[str]:
     try:
         TrainerConfig.model_validate(config.trainer_tables)
     except ValidationError as error:
-        return [*faults, *say(error)]
+        return [*faults, *fault_lines(error)]
     late = [
         step for step in config.vm.rehearse_evictions if step >= (config.train.steps or step + 1)
     ]
@@ -173,7 +173,7 @@ def _cross_faults(config: RunConfig) -> list[str]:
     ]
 
 
-def say(error: ValidationError) -> list[str]:
+def fault_lines(error: ValidationError) -> list[str]:
     """Each fault in one line: `table.field: what is wrong`, with the nearest known key."""
     lines: dict[str, list[str]] = {}
     for fault in error.errors(include_url=False):

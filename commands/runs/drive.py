@@ -122,22 +122,22 @@ def drive(order: Order) -> Arrived:
             except Busy:
                 if not order.attach:
                     raise
-                console.say(f"another `qft` drives `{name}`; following it")
+                console.log(f"another `qft` drives `{name}`; following it")
                 if is_changed(loaded, desk.folder):
                     warned = "warning: run.yaml or its rows changed since"
-                    console.say(f"{warned}; it trains with what it had")
+                    console.log(f"{warned}; it trains with what it had")
                 ending = follow(desk, began=began)
                 if ending is not None:
                     receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
                     state = fold(read(desk.folder.journal))
                     return _arrived(loaded, order.goal, ending, receipt, state)
-                console.say("the other `qft` is gone; driving on from here")
+                console.log("the other `qft` is gone; driving on from here")
     except KeyboardInterrupt:
         console.close()
         taker = taker_of(desk.folder)
         if taker is not None:
             raise _ended_by(taker, desk.folder) from None
-        console.say("\n" + _left_behind(desk.folder, order))
+        console.log("\n" + _left_behind(desk.folder, order))
         raise
     except ProviderError as error:
         receipt = make_receipt(desk.folder, loaded.out, simulated=simulated)
@@ -154,10 +154,10 @@ def _forewarn(console: Aloud, loaded: LoadedConfig) -> None:
     """Say what the user should know before anything is rented: which card, and will it fit."""
     vm = loaded.config.vm
     if note := resolve_gpu(vm.gpu).note if vm.gpu and vm.provider != "ssh" else "":
-        console.say(f"note: {note}")
+        console.log(f"note: {note}")
     told = forecast(loaded) if vm.provider != "ssh" else None  # which card it has, set-up sees
     if told is not None and not told["fits"] and vm.provider != "local":
-        console.say(f"warning: {forecast_line(told)}")
+        console.log(f"warning: {forecast_line(told)}")
 
 
 def _left_behind(folder: RunFolder, order: Order) -> str:

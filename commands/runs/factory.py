@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 USER_KEY = "user_ed25519"
 
-MakeReady = Callable[[ssh.Link, Vm], tuple[ssh.Link, str]]
+MakeReady = Callable[[ssh.SshConnection, Vm], tuple[ssh.SshConnection, str]]
 """Makes a machine trainable; returns the connection to go on with (there may have been a reboot)
 and the Python interpreter there."""
 
@@ -153,8 +153,8 @@ def want(vm: VmTable) -> Want:
 
 def make_ready(
     vm: VmTable,
-    say: Callable[[str], None],
-    reconnect: Callable[[ssh.Host], ssh.Link] = ssh.connect,
+    on_message: Callable[[str], None],
+    reconnect: Callable[[ssh.Host], ssh.SshConnection] = ssh.connect,
 ) -> MakeReady:
     """How a machine of this provider becomes trainable; `reconnect` picks up a line that was cut.
 
@@ -162,13 +162,13 @@ def make_ready(
     machine with an interpreter named. Others get driver and environment by `remote.setup.apply`.
     """
 
-    def ready(connection: ssh.Link, machine: Vm) -> tuple[ssh.Link, str]:
+    def ready(connection: ssh.SshConnection, machine: Vm) -> tuple[ssh.SshConnection, str]:
         from remote.setup import apply
 
         wanted = setup_wanted(vm, machine)
-        done = apply.apply(connection, wanted, tell=say, reconnect=reconnect)
+        done = apply.apply(connection, wanted, tell=on_message, reconnect=reconnect)
         _remember_grid(done.facts.grid_sha256)
-        return done.link, done.python
+        return done.connection, done.python
 
     if vm.provider == "local":
         return lambda connection, _machine: (connection, sys.executable)

@@ -55,7 +55,7 @@ class Vigil:
         """Waits so many seconds for the end of the work; whether it has come."""
         self._every_s = every_s
         self._down = ""
-        self._made: ssh.Link | None = None
+        self._made: ssh.SshConnection | None = None
         """A connection that set-up made in the place of one that was cut."""
 
     @contextlib.contextmanager
@@ -80,7 +80,7 @@ class Vigil:
             ended.set()
             watcher.join(JOIN_S_MAX)
 
-    def connect(self, host: ssh.Host) -> ssh.Link:
+    def connect(self, host: ssh.Host) -> ssh.SshConnection:
         """Connect again, unless it is known that nobody is there. Raises as `link.connect` does."""
         if self._down:
             raise MachineDown(self._down)

@@ -67,7 +67,7 @@ class Setting:
     """Asks the cloud whether the machine is still there while something long is done on it."""
     changed: bool = False
     """Whether a trainer that runs was started with another config than this one."""
-    say: Callable[[str], None]
+    on_message: Callable[[str], None]
     """Tell people what is being done, one line at a time."""
     progress: Callable[[str, int, int], None]
     """Tell how far a transfer is: what, bytes done, bytes in all."""

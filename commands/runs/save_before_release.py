@@ -148,7 +148,7 @@ def save_before(  # noqa: PLR0913  (each is another room's)
     home: Path,
     provider: Provider,
     state: RunState,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
     *,
     bring: bool,
 ) -> LastSave:
@@ -167,7 +167,7 @@ def save_before(  # noqa: PLR0913  (each is another room's)
         workload = _workload(run, home, state, rents=provider.traits.rents)
     except Usage as error:
         return LastSave(home_step=state.home_step, trouble=error.message)
-    return let_save(workload, vm, bring=bring, say=say)
+    return let_save(workload, vm, bring=bring, on_message=on_message)
 
 
 def lost_with_disk(state: RunState, save: LastSave) -> list[str]:
@@ -185,19 +185,19 @@ def lost_with_disk(state: RunState, save: LastSave) -> list[str]:
 
 
 def clear(
-    run: RunFolder, home: Path, state: RunState, say: Callable[[str], None], *, now: bool
+    run: RunFolder, home: Path, state: RunState, on_message: Callable[[str], None], *, now: bool
 ) -> None:
     """End the trainer on a machine that stays the user's, and remove the run's folder there."""
     try:
         workload = _workload(run, home, state, rents=False)
     except Usage as error:
-        say(f"the folder `qft/{state.run_id}` stays on the machine: {error.message}")
+        on_message(f"the folder `qft/{state.run_id}` stays on the machine: {error.message}")
         return
     try:
         if state.vm is not None:
             workload.clear(state.vm, 0.0 if now else Limits().save_s)
     except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
-        say(f"the folder `qft/{state.run_id}` stays on the machine: {error}")
+        on_message(f"the folder `qft/{state.run_id}` stays on the machine: {error}")
     finally:
         workload.forget()
 
@@ -224,7 +224,7 @@ def let_save(
     vm: Vm,
     *,
     bring: bool,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
     limits: Limits | None = None,
 ) -> LastSave:
     """Ask the trainer on a machine to save, within the limits; KeyboardInterrupt ends the wait."""
@@ -238,13 +238,15 @@ def let_save(
         if not attempt.answered.wait(limits.look_s):
             return LastSave(home_step=before, trouble="the machine does not answer")
         if attempt.asked:
-            say(f"letting the trainer save, {limits.save_s:.0f} s at most (`--now` skips that)")
+            on_message(
+                f"letting the trainer save, {limits.save_s:.0f} s at most (`--now` skips that)"
+            )
         if not attempt.stopped.wait(max(0.0, attempt.ends_s - time.monotonic())):
             trouble = f"the machine did not answer within {limits.save_s:.0f} s"
         elif not bring:
             attempt.home.wait(max(0.0, attempt.ends_s - time.monotonic()))
         elif not attempt.home.wait(1.0):
-            say("bringing the newest checkpoint home")
+            on_message("bringing the newest checkpoint home")
             if not attempt.home.wait(limits.home_s):
                 trouble = f"the checkpoint did not come home within {limits.home_s / 60:.0f} min"
     finally:

@@ -141,7 +141,7 @@ def opened(desk: Desk) -> Iterator[Session]:
         changed = changes(loaded, saved, desk.allow_change, bound=bound)
         if changed and not bound:
             keys = ", ".join(changed)
-            desk.console.say(f"run.yaml changed ({keys}); nothing was trained yet, so it counts")
+            desk.console.log(f"run.yaml changed ({keys}); nothing was trained yet, so it counts")
         desk = replace(desk, allow_change=remembered(saved, desk.allow_change))
         # The config first: a record without one could not be opened again.
         write_json(folder.config, _saved(loaded, desk.allow_change))
@@ -234,14 +234,14 @@ def make_workload(
     desk: Desk, run_id: str, *, rents: bool, watch_only: bool = False, changed: bool = False
 ) -> SshWorkload:
     """What this run does on a machine; with `watch_only` it copies nothing home."""
-    vm, say = desk.loaded.config.vm, desk.console.say
+    vm, on_message = desk.loaded.config.vm, desk.console.log
     setting = Setting(
         site=Site(run_id=run_id),
         key_path=factory.user_key(vm, desk.folder),
         staged=stage(desk.loaded, desk.folder.staging, write=not watch_only),
         home=desk.folder.checkpoints,
         out=desk.loaded.out,
-        make_ready=factory.make_ready(vm, say, desk.vigil.connect),
+        make_ready=factory.make_ready(vm, on_message, desk.vigil.connect),
         cache=desk.home / "cache",
         helper_python=factory.helper_python(vm),
         rents=rents,
@@ -251,7 +251,7 @@ def make_workload(
         vigil=desk.vigil,
         allow_change=for_trainer(desk.allow_change),
         changed=changed,
-        say=say,
+        on_message=on_message,
         progress=desk.console.progress,
     )
     return SshWorkload(setting)

@@ -28,7 +28,7 @@ def demand_host(vm: VmTable, folder: RunFolder) -> None:
     sign_in(vm, folder).close()
 
 
-def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> ssh.Link:
+def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> ssh.SshConnection:
     """Connect to the machine of `provider: ssh`, or raise HostTrouble that says why not."""
     settings = factory.ssh_machine(vm)
     host = ssh.Host(

@@ -105,7 +105,7 @@ def _host_key(table: SshTable) -> Check:
     )
 
 
-def _python(connection: ssh.Link, table: SshTable, facts: setup_facts.Facts) -> Check:
+def _python(connection: ssh.SshConnection, table: SshTable, facts: setup_facts.Facts) -> Check:
     """Look at the interpreter that is named, or for one to make an environment from."""
     low, high = (
         ".".join(map(str, one)) for one in (setup_facts.PYTHON_MIN, setup_facts.PYTHON_MAX)

@@ -60,7 +60,7 @@ def taker_of(folder: RunFolder) -> Taker | None:
 @contextlib.contextmanager
 def taken(  # noqa: PLR0913  (clock and sleep are a test's)
     folder: RunFolder,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
     *,
     command: str = "qft down",
     urgent: bool = False,
@@ -82,9 +82,9 @@ def taken(  # noqa: PLR0913  (clock and sleep are a test's)
                     raise
                 other = None if urgent else taker_of(folder)
                 waits = other is not None and busy.holder == f"process {other.pid}"
-                if not (waits and _is_done(other, folder, say, clock=clock, sleep=sleep)):
+                if not (waits and _is_done(other, folder, on_message, clock=clock, sleep=sleep)):
                     held.enter_context(_noted(folder, command))
-                    _end(busy, folder, say, clock=clock, sleep=sleep)
+                    _end(busy, folder, on_message, clock=clock, sleep=sleep)
                     ended = True
             else:
                 break
@@ -126,13 +126,13 @@ def _began(pid: int) -> float | None:
 def _is_done(
     other: Taker | None,
     folder: RunFolder,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
     *,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> bool:
     """Wait until another `qft down` has done its work, or is gone; tell whether it is."""
-    say(f"{other} is at work on `{folder.name}`: waiting for it (`--now` does not)")
+    on_message(f"{other} is at work on `{folder.name}`: waiting for it (`--now` does not)")
     ends_s = clock() + DOWN_WAIT_S
     while taker_of(folder) == other:
         if clock() >= ends_s:
@@ -144,7 +144,7 @@ def _is_done(
 def _end(
     busy: Busy,
     folder: RunFolder,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
     *,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
@@ -153,7 +153,7 @@ def _end(
     pid = _driver(busy, folder)
     if pid is None:
         raise busy
-    say(f"stopping the `qft` that drives `{folder.name}` ({busy.holder})")
+    on_message(f"stopping the `qft` that drives `{folder.name}` ({busy.holder})")
     for number, patience_s in PATIENCE_S:
         _signal(pid, number)
         ends_s = clock() + patience_s

@@ -48,7 +48,7 @@ class SshWorkload:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._link: ssh.Link | None = None
+        self._connection: ssh.SshConnection | None = None
         self._python = ""
         self._failures = 0
         self._garbled = 0
@@ -60,7 +60,7 @@ class SshWorkload:
             home=setting.home,
             options=SyncOptions(python=setting.helper_python),
             expected=self._expected,
-            say=setting.say,
+            on_message=setting.on_message,
         )
 
     def _expected(self) -> Expected:
@@ -79,12 +79,12 @@ class SshWorkload:
         setting = self._setting
         with self._watched(vm), self._tried_again():
             connection = self._open(vm)
-            setting.say("setting up the machine")
+            setting.on_message("setting up the machine")
             connection = self._make_ready(connection, vm)
             if self._job(vm).status().state is job.JobState.RUNNING:
                 if not setting.changed:
                     return
-                setting.say("the config changed: the trainer saves, and starts anew with it")
+                setting.on_message("the config changed: the trainer saves, and starts anew with it")
                 self.stop(vm)
             for what, source, target in setting.staged.pushes(setting.site.base):
                 self._push(connection, what, source, target)
@@ -92,7 +92,7 @@ class SshWorkload:
 
     def _push(
         self,
-        connection: ssh.Link,
+        connection: ssh.SshConnection,
         what: str,
         source: Path | Mapping[str, Path],
         target: str,
@@ -171,7 +171,7 @@ class SshWorkload:
 
     def park(self, vm: Vm) -> None:
         """Let the trainer save, bring that home, and let go of the machine."""
-        self._setting.say("saving the state and bringing it home")
+        self._setting.on_message("saving the state and bringing it home")
         self.stop(vm)
         self.bring_home(vm)
 
@@ -213,7 +213,7 @@ class SshWorkload:
             raise HostUnfit(f"{reason}: {error}") from error
         self._homing.tidy()
         if came.left:
-            setting.say(f"{left_there(came.left, came.left_names)} stayed on the machine")
+            setting.on_message(f"{left_there(came.left, came.left_names)} stayed on the machine")
         return str(setting.out)
 
     def _fetch_log(self, vm: Vm) -> None:
@@ -236,9 +236,9 @@ class SshWorkload:
     def forget(self) -> None:
         """Drop every connection; the machine went down or is about to."""
         self._homing.stop()
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _bring_home_from(self, vm: Vm) -> None:
         if self._setting.brings_home:
@@ -246,7 +246,7 @@ class SshWorkload:
 
     # ---- connections ----
 
-    def _connect(self, vm: Vm) -> ssh.Link:
+    def _connect(self, vm: Vm) -> ssh.SshConnection:
         host = ssh.Host(
             address=vm.host,
             port=vm.port,
@@ -256,17 +256,19 @@ class SshWorkload:
         )
         return ssh.connect(host, timeout_s=CONNECT_TIMEOUT_S)
 
-    def _open(self, vm: Vm) -> ssh.Link:
-        if self._link is not None and not self._link.alive:
-            self._link.close()
-            self._link = None
-        if self._link is None:
-            self._link = self._connect(vm)
-            demand_sftp(self._link)  # before minutes of set-up, not after them
-        return self._link
+    def _open(self, vm: Vm) -> ssh.SshConnection:
+        if self._connection is not None and not self._connection.alive:
+            self._connection.close()
+            self._connection = None
+        if self._connection is None:
+            self._connection = self._connect(vm)
+            demand_sftp(self._connection)  # before minutes of set-up, not after them
+        return self._connection
 
     def _job(self, vm: Vm) -> job.Job:
-        return job.Job(link=self._open(vm), directory=self._setting.site.job, python=self._helper)
+        return job.Job(
+            connection=self._open(vm), directory=self._setting.site.job, python=self._helper
+        )
 
     def _interpreter(self, vm: Vm) -> str:
         if not self._python:  # a new `qft` over a machine that an earlier one prepared
@@ -274,9 +276,9 @@ class SshWorkload:
                 self._make_ready(self._open(vm), vm)
         return self._python
 
-    def _make_ready(self, connection: ssh.Link, vm: Vm) -> ssh.Link:
+    def _make_ready(self, connection: ssh.SshConnection, vm: Vm) -> ssh.SshConnection:
         connection, python = self._setting.make_ready(connection, vm)
-        self._link = connection
+        self._connection = connection
         relative = "/" in python and not python.startswith("/")
         # The job's working directory is the code's, set-up speaks of the user's home.
         self._python = f"{UP}{python}" if relative else python
@@ -311,8 +313,8 @@ class SshWorkload:
         """
 
         def cut() -> None:
-            if self._link is not None:
-                self._link.close()
+            if self._connection is not None:
+                self._connection.close()
 
         with self._translated(), self._setting.vigil.over(vm, cut):
             yield
@@ -323,27 +325,27 @@ class SshWorkload:
             yield
         except errors.AuthRefused as error:
             # A booting cloud machine opens its port before cloud-init has put our key there.
-            raise (HostUnreachable if self._setting.rents else HostUnfit)(_say(error)) from error
+            raise (HostUnreachable if self._setting.rents else HostUnfit)(_log(error)) from error
         except errors.Unreachable as error:
-            if self._link is not None:
-                self._link.close()
-                self._link = None
-            raise HostUnreachable(_say(error)) from error
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            raise HostUnreachable(_log(error)) from error
         except errors.CommandFailed as error:
             # Killed rather than failed: a machine that is taken away ends its commands first.
             killed = error.result.exit_code in KILLED and not error.final
-            raise (HostUnreachable if killed else HostUnfit)(_say(error)) from error
+            raise (HostUnreachable if killed else HostUnfit)(_log(error)) from error
         except MachineDown as error:
-            self._link = None
-            raise HostUnreachable(_say(error)) from error
+            self._connection = None
+            raise HostUnreachable(_log(error)) from error
         except errors.Garbled as error:
             self._garbled += 1
             tries = self._garbled <= FAILURES_BORNE
-            raise (HostUnreachable if tries else HostUnfit)(_say(error)) from error
+            raise (HostUnreachable if tries else HostUnfit)(_log(error)) from error
         except (errors.HostKeyMismatch, errors.Untrusted) as error:
-            raise HostNotTrusted(_say(error)) from error
+            raise HostNotTrusted(_log(error)) from error
         except errors.RemoteError as error:
-            raise HostUnfit(_say(error)) from error
+            raise HostUnfit(_log(error)) from error
 
 
 _PHASES = {
@@ -354,5 +356,5 @@ _PHASES = {
 }
 
 
-def _say(error: errors.RemoteError) -> str:
+def _log(error: errors.RemoteError) -> str:
     return f"{error}\n  hint: {error.hint}" if error.hint else str(error)

@@ -29,9 +29,9 @@ class Aloud:
     _shown_usd: float = 0.0
     _dearest_usd_per_h: float = 0.0
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line."""
-        self.console.say(text)
+        self.console.log(text)
 
     def report(self, report: Report) -> None:
         """Tell what is new since the last report, then what is being done."""
@@ -40,19 +40,19 @@ class Aloud:
             self._told, self._guarded_s = failures, report.state.guarded_s
         for one in report.state.failures:
             if one not in self._told:
-                self.say(f"refused: {one.size} in {one.place}: {one.error}: {one.message}")
+                self.log(f"refused: {one.size} in {one.place}: {one.error}: {one.message}")
         self._told |= failures
         if report.warning != self._warning:
-            self.say(f"warning: {report.warning}" if report.warning else "signed in again")
+            self.log(f"warning: {report.warning}" if report.warning else "signed in again")
             self._warning = report.warning
         if report.state.guarded_s > self._guarded_s:
             self._guarded_s = report.state.guarded_s
             for switch in report.state.switches:
-                self.say(f"ends the bill: {switch}")
+                self.log(f"ends the bill: {switch}")
             for switch in report.state.unset:
-                self.say(f"does NOT end the bill: {switch}")
+                self.log(f"does NOT end the bill: {switch}")
             if self.most:
-                self.say(f"worst case of the whole run: {self.most}")
+                self.log(f"worst case of the whole run: {self.most}")
         self.console.report(replace(report, bill=self._steady(report.bill)))
 
     def _steady(self, used: Bill) -> Bill:
@@ -64,7 +64,7 @@ class Aloud:
         self._dearest_usd_per_h = max(self._dearest_usd_per_h, used.usd_per_h_now)
         before = self._shown_usd
         if before - used.usd > LATE_H * self._dearest_usd_per_h:
-            self.say(f"the cost is ${used.usd:.4f}, not ${before:.4f}: it was down for a while")
+            self.log(f"the cost is ${used.usd:.4f}, not ${before:.4f}: it was down for a while")
             before = 0.0
         self._shown_usd = max(before, used.usd)
         return replace(used, usd=self._shown_usd)

@@ -23,7 +23,7 @@ TRANSFER_WORTH_TELLING = 1 << 20
 class Console(Protocol):
     """Where a command says what it is doing."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Say one line."""
         ...
 
@@ -64,7 +64,7 @@ class PlainConsole:
         self._last_s = 0.0
         self._transfer = ""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print the line; one that stands apart, after an empty one, gets no time."""
         apart = text.startswith("\n")
         at = time.strftime("%H:%M:%S ", self._wall()) if self._wall and not apart else ""
@@ -76,13 +76,13 @@ class PlainConsole:
         due = self._clock() - self._last_s >= PLAIN_EVERY_S
         if shown.phase != self._last or due:
             self._last, self._last_s = shown.phase, self._clock()
-            self.say(shown.line)
+            self.log(shown.line)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Print once that a large transfer is complete."""
         if total >= TRANSFER_WORTH_TELLING and done >= total and self._transfer != what:
             self._transfer = what
-            self.say(f"{what}: {total / 1e6:.1f} MB transferred")
+            self.log(f"{what}: {total / 1e6:.1f} MB transferred")
 
     def close(self) -> None:
         """Nothing to tidy."""
@@ -102,7 +102,7 @@ class LiveConsole:
         self._phase = ""
         self._started = False
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print the line above the live part."""
         self._console.print(clean(text), markup=False, emoji=False)
 
@@ -112,7 +112,7 @@ class LiveConsole:
         milestone = not isinstance(report.action, act.Wait)
         if milestone and shown.phase != self._phase:
             self._phase = shown.phase
-            self.say(f"• {shown.phase}")
+            self.log(f"• {shown.phase}")
         self._draw(_panel(shown))
 
     def progress(self, what: str, done: int, total: int) -> None:

@@ -185,9 +185,11 @@ def last_resort(error: Exception, *, as_json: bool) -> int:
     """Usage errors of the parser, a full disk at home, a damaged journal; the rest is our bug."""
     from infra.run.journal import JournalDamaged
 
-    say = getattr(error, "format_message", None)  # the parser's errors, whichever click it is
-    if say is not None:
-        tell_trouble(Trouble(say().rstrip(), hint=_help_for(error)), as_json=as_json)
+    on_message = getattr(
+        error, "format_message", None
+    )  # the parser's errors, whichever click it is
+    if on_message is not None:
+        tell_trouble(Trouble(on_message().rstrip(), hint=_help_for(error)), as_json=as_json)
         return Exit.USAGE
     if isinstance(error, JournalDamaged):
         tell_trouble(Trouble(str(error), hint=error.hint), as_json=as_json)

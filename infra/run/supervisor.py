@@ -334,7 +334,7 @@ class Supervisor:
         tools = self._tools
         self._note(Kind.DELETE_INTENDED, reason=reason)
         try:
-            removed = remove(tools.provider, self._state.run_id, self._say, tools.sleep)
+            removed = remove(tools.provider, self._state.run_id, self._log, tools.sleep)
         except (ProviderError, KeyboardInterrupt):
             self._note_end()
             raise
@@ -380,7 +380,7 @@ class Supervisor:
 
     # ---- helpers ----
 
-    def _say(self, words: str) -> None:
+    def _log(self, words: str) -> None:
         """Tell something that goes on for minutes."""
         self._tell(Seen(), act.Wait(wait_s=0, reason=words), self._tools.clock())
 

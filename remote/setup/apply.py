@@ -20,7 +20,7 @@ from remote.setup.plan import plan
 from remote.setup.progress import Progress
 from remote.setup.python_env import cuda_for, interpreter
 from remote.setup.steps import REBOOT_S_MAX, Driver, Step, Want
-from remote.ssh import Host, Link, connect
+from remote.ssh import Host, SshConnection, connect
 
 __all__ = [
     "Driver", "Facts", "Ready", "Step", "Want", "apply", "cuda_for", "gather", "interpreter", "plan"
@@ -44,7 +44,7 @@ AS_ROOT = 'if [ "$(id -u)" = 0 ]; then exec sh -c "$1"; else exec sudo -n sh -c 
 class Ready:
     """A machine that can train."""
 
-    link: Link
+    connection: SshConnection
     """The connection to go on with; another one than before if there was a reboot."""
     facts: Facts
     python: str
@@ -54,28 +54,30 @@ class Ready:
 
 
 def apply(  # noqa: PLR0913  (clock, sleep and connecting are arguments here, by house rule)
-    link: Link,
+    connection: SshConnection,
     want: Want,
     *,
     tell: Callable[[str], None],
-    reconnect: Callable[[Host], Link] = connect,
+    reconnect: Callable[[Host], SshConnection] = connect,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Ready:
-    """Bring the machine of `link` to `want`; `tell` hears each step before it begins.
+    """Bring the machine of `connection` to `want`; `tell` hears each step before it begins.
 
     Raises `Unfit` if no step can help or a step changed nothing, `CommandFailed` with the end of
     the log if a step fails, `TimedOut` if one takes too long, `Unreachable` if the machine does not
     come back. All of it may be repeated.
     """
-    work = _Work(link=link, want=want, tell=tell, reconnect=reconnect, sleep=sleep, clock=clock)
+    work = _Work(
+        connection=connection, want=want, tell=tell, reconnect=reconnect, sleep=sleep, clock=clock
+    )
     before: list[Step] = []
     for _ in range(ROUNDS_MAX):
-        facts = gather(work.link)
+        facts = gather(work.connection)
         steps = plan(facts, want)
         if not steps:
             return Ready(
-                link=work.link,
+                connection=work.connection,
                 facts=facts,
                 python=interpreter(facts, want),
                 done=tuple(work.done),
@@ -95,10 +97,10 @@ def apply(  # noqa: PLR0913  (clock, sleep and connecting are arguments here, by
 class _Work:
     """The state of one call of `apply`: the connection changes under way."""
 
-    link: Link
+    connection: SshConnection
     want: Want
     tell: Callable[[str], None]
-    reconnect: Callable[[Host], Link]
+    reconnect: Callable[[Host], SshConnection]
     sleep: Callable[[float], None]
     clock: Callable[[], float]
     done: list[Step] = field(default_factory=list)
@@ -123,10 +125,10 @@ class _Work:
         command = f"umask 077; mkdir -p {shlex.quote(str(PurePosixPath(path).parent))}"
         command += f" && cat > {temporary} && sync {temporary} && mv -f {temporary} {place}"
         try:
-            self.link.run(command, input=text)
+            self.connection.run(command, input=text)
         except Unreachable:
             self.wait_for_ssh(RECONNECT_S_MAX)
-            self.link.run(command, input=text)
+            self.connection.run(command, input=text)
 
     def start(self, argv: list[str], ends_at: float) -> JobStatus:
         """Start a step, after one that an earlier call left running."""
@@ -162,7 +164,7 @@ class _Work:
             if self.clock() > ends_at:
                 self.ask(lambda job: job.stop(grace_s=10))
                 raise TimedOut(
-                    f"`{name}` on {self.link.host} took too long",
+                    f"`{name}` on {self.connection.host} took too long",
                     hint=f"its log is {DIRECTORY}/job.log there; repeat the command to try again",
                 )
             self.sleep(wait_s)
@@ -192,7 +194,9 @@ class _Work:
 
     def job(self) -> Job:
         """The step under way, over the connection of now."""
-        return Job(link=self.link, directory=DIRECTORY, python=self.want.python or "python3")
+        return Job(
+            connection=self.connection, directory=DIRECTORY, python=self.want.python or "python3"
+        )
 
     def fail(self, step: Step, status: JobStatus) -> None:
         """Say why a step failed, with the end of its log and what the card says."""
@@ -217,15 +221,15 @@ class _Work:
     def kernel(self) -> str:
         """What the kernel noted about the card, and about memory that it had not."""
         look = "(dmesg || sudo -n dmesg) | grep -iE 'xid|out of memory|oom-kill|oom_reaper'"
-        noted = self.link.run(["sh", "-c", look], check=False)
+        noted = self.connection.run(["sh", "-c", look], check=False)
         return noted.stdout
 
     def reboot(self, facts: Facts) -> None:
         """Reboot, and wait until the machine answers from its next life."""
         self.tell("reboot")
         words = ["sh", "-c", AS_ROOT, "as-root", "sleep 1; systemctl reboot"]
-        self.link.run(f"nohup {shlex.join(words)} > /dev/null 2>&1 < /dev/null &")
-        self.link.close()
+        self.connection.run(f"nohup {shlex.join(words)} > /dev/null 2>&1 < /dev/null &")
+        self.connection.close()
         self.wait_for_ssh(REBOOT_S_MAX, not_in=facts.boot_id)
 
     def wait_for_ssh(self, budget_s: float, *, not_in: str = "") -> None:
@@ -234,10 +238,10 @@ class _Work:
         while True:
             self.sleep(POLL_S)
             try:
-                self.link = self.reconnect(self.link.host)
-                if not not_in or gather(self.link).boot_id != not_in:
+                self.connection = self.reconnect(self.connection.host)
+                if not not_in or gather(self.connection).boot_id != not_in:
                     return
-                self.link.close()
+                self.connection.close()
             except (Unreachable, AuthRefused, CommandFailed) as error:
                 # While a machine goes down or comes up, it also refuses logins and kills commands.
                 reason: Exception | None = error
@@ -245,6 +249,6 @@ class _Work:
                 reason = None
             if self.clock() > ends_at:
                 raise Unreachable(
-                    f"{self.link.host} did not come back within {budget_s:g} s",
+                    f"{self.connection.host} did not come back within {budget_s:g} s",
                     hint="look at its boot log in the cloud's console",
                 ) from reason

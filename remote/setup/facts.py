@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote.ssh import Link
+from remote.ssh import SshConnection
 
 FACTS_S = 180.0
 PYTHON_MIN = (3, 11)
@@ -114,10 +114,10 @@ class Facts:
         return ranked[0] if ranked else None
 
 
-def gather(link: Link) -> Facts:
-    """Look at the machine once. Raises what `Link.run` raises."""
+def gather(connection: SshConnection) -> Facts:
+    """Look at the machine once. Raises what `SshConnection.run` raises."""
     script = Path(__file__).with_name("facts.sh").read_bytes()
-    return parse(link.run("sh -s", input=script, timeout_s=FACTS_S).stdout.splitlines())
+    return parse(connection.run("sh -s", input=script, timeout_s=FACTS_S).stdout.splitlines())
 
 
 def parse(lines: Iterable[str]) -> Facts:

@@ -13,7 +13,7 @@ from pathlib import Path
 from remote.errors import Damaged, shorten
 from remote.manifest import DEFAULT_LIMITS, Limits, Tree
 from remote.on_machine import tree_ops
-from remote.ssh import Link
+from remote.ssh import SshConnection
 from remote.sync.local import StaleError, local_errors
 from remote.sync.plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, Travelled
 from remote.sync.pull import list_there, pull_once
@@ -22,7 +22,7 @@ from remote.sync.transfer import Trip
 
 
 def push(
-    link: Link,
+    connection: SshConnection,
     local: Path | Mapping[str, Path],
     remote: str,
     *,
@@ -38,13 +38,19 @@ def push(
     travels if the disk there is too small, `Damaged` if a source keeps changing while it is read,
     `RemoteError` if there is nothing at `local`.
     """
-    trip = Trip(link=link, remote=remote, options=options, progress=progress, travelled=Travelled())
+    trip = Trip(
+        connection=connection,
+        remote=remote,
+        options=options,
+        progress=progress,
+        travelled=Travelled(),
+    )
     with local_errors(local if isinstance(local, Path) else "this computer"):
         return settle(lambda: push_once(trip, local), options.attempts)
 
 
 def pull(  # noqa: PLR0913  (the contract between rooms)
-    link: Link,
+    connection: SshConnection,
     remote: str,
     local: Path,
     *,
@@ -58,7 +64,13 @@ def pull(  # noqa: PLR0913  (the contract between rooms)
     all if its list of files is illegal or above `limits` (`Untrusted`). Otherwise as `push`, with
     `NoSpace` for the disk here. A `remote` that does not exist is an error, not an empty tree.
     """
-    trip = Trip(link=link, remote=remote, options=options, progress=progress, travelled=Travelled())
+    trip = Trip(
+        connection=connection,
+        remote=remote,
+        options=options,
+        progress=progress,
+        travelled=Travelled(),
+    )
     with local_errors(local):
         return settle(
             lambda: pull_once(trip, local, limits), options.attempts, lambda: clear(local)
@@ -66,7 +78,7 @@ def pull(  # noqa: PLR0913  (the contract between rooms)
 
 
 def listing(
-    link: Link,
+    connection: SshConnection,
     remote: str,
     *,
     limits: Limits = DEFAULT_LIMITS,
@@ -76,7 +88,9 @@ def listing(
 
     Raises as `pull` does, and `Absent` if there is no such directory.
     """
-    trip = Trip(link=link, remote=remote, options=options, progress=None, travelled=Travelled())
+    trip = Trip(
+        connection=connection, remote=remote, options=options, progress=None, travelled=Travelled()
+    )
     return list_there(trip, limits).tree
 
 

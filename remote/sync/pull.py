@@ -94,7 +94,7 @@ def list_there(trip: Trip, limits: Limits) -> Listing:
         answer,
         wanted=manifest.Wanted(include=options.include),
         limits=limits,
-        source=str(trip.link.host),
+        source=str(trip.connection.host),
     )
     if options.only is not None:
         script_replies.refuse_alien(found.tree, options.only, source=trip.there)
@@ -154,7 +154,7 @@ def to_fetch(
         request = {"root": trip.remote, "chunk": size, "paths": paths}
         answer = trip.script.call("hashes", request, timeout_s=HASHING_S_MAX)
         there = script_replies.read_chunks(
-            answer, "hashes", names=paths, source=str(trip.link.host)
+            answer, "hashes", names=paths, source=str(trip.connection.host)
         )
     chunks = []
     for blob in blobs:

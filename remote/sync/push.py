@@ -60,7 +60,7 @@ def list_there(trip: Trip, source: Source) -> dict[str, Entry]:
     files = answer.get("files")
     if "only" in request and isinstance(files, dict):
         files = {path: row for path, row in files.items() if path in source.tree}
-    return manifest.read_tree(files, source=str(trip.link.host), here=False)
+    return manifest.read_tree(files, source=str(trip.connection.host), here=False)
 
 
 def to_send(trip: Trip, blobs: Sequence[Blob], source: Source, tally: Tally) -> list[Chunk]:
@@ -78,7 +78,9 @@ def to_send(trip: Trip, blobs: Sequence[Blob], source: Source, tally: Tally) -> 
     if refused := script_replies.read_refusal(answer):
         raise NoSpace(trip.there, needed_bytes=refused.needed, free_bytes=refused.free)
     names = [blob.name for blob in blobs]
-    begun = script_replies.read_chunks(answer, "begun", names=names, source=str(trip.link.host))
+    begun = script_replies.read_chunks(
+        answer, "begun", names=names, source=str(trip.connection.host)
+    )
     chunks = []
     for blob in blobs:
         if blob.size == 0:
@@ -129,6 +131,6 @@ def commit(trip: Trip, source: Source, blobs: Sequence[Blob], removed: Sequence[
         needed = max((blob.size for blob in blobs), default=0)
         raise NoSpace(trip.there, needed_bytes=needed, free_bytes=refused.free)
     sent = {path for blob in blobs for path, _ in blob.parts}
-    wrong = script_replies.read_wrong(answer, sent=sent, source=str(trip.link.host))
+    wrong = script_replies.read_wrong(answer, sent=sent, source=str(trip.connection.host))
     if wrong:
         raise StaleError(wrong)

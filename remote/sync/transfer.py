@@ -12,7 +12,7 @@ from pathlib import Path
 from remote.errors import NoSpace, RemoteError, Unreachable
 from remote.on_machine import tree_ops
 from remote.remote_script import Script
-from remote.ssh import Link, translated
+from remote.ssh import SshConnection, translated
 from remote.sync.plan import Blob, Chunk, Progress, SyncOptions, Tally, Travelled
 from remote.sync.sftp import Sftp
 from remote.sync.stall import Pace
@@ -22,7 +22,7 @@ from remote.sync.stall import Pace
 class Trip:
     """One call of push or pull: between whom, how, and what it counts."""
 
-    link: Link
+    connection: SshConnection
     remote: str
     """The directory there."""
     options: SyncOptions
@@ -32,12 +32,14 @@ class Trip:
     @property
     def script(self) -> Script:
         """Our helper on the machine."""
-        return Script(link=self.link, path=Path(tree_ops.__file__), python=self.options.python)
+        return Script(
+            connection=self.connection, path=Path(tree_ops.__file__), python=self.options.python
+        )
 
     @property
     def there(self) -> str:
         """The directory there, for messages."""
-        return f"{self.link.host}:{self.remote}"
+        return f"{self.connection.host}:{self.remote}"
 
     def tally(self, blobs: Sequence[Blob]) -> Tally:
         """Start counting for these blobs."""
@@ -50,11 +52,11 @@ class Trip:
         )
 
 
-def demand_sftp(link: Link, *, silence_s: float = 30.0) -> None:
+def demand_sftp(connection: SshConnection, *, silence_s: float = 30.0) -> None:
     """Raise `NoSftp` unless the server carries files; made for asking before anything dear."""
     with (
-        translated(link.host, link.transport),
-        closing(Sftp.open(link.transport, silence_s=silence_s)),
+        translated(connection.host, connection.transport),
+        closing(Sftp.open(connection.transport, silence_s=silence_s)),
     ):
         pass
 
@@ -78,7 +80,7 @@ def carry(
         bytes_per_s=options.pace_bytes_per_s,
         window_s=options.pace_window_s,
         clock=options.clock,
-        who=str(trip.link.host),
+        who=str(trip.connection.host),
     )
     stop = threading.Event()
     lock = threading.Lock()
@@ -86,8 +88,8 @@ def carry(
     def channel() -> None:
         try:
             with (
-                translated(trip.link.host, trip.link.transport),
-                closing(Sftp.open(trip.link.transport, silence_s=options.silence_s)) as sftp,
+                translated(trip.connection.host, trip.connection.transport),
+                closing(Sftp.open(trip.connection.transport, silence_s=options.silence_s)) as sftp,
             ):
                 sftp.arrived = pace.add
                 while not stop.is_set():

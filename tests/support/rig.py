@@ -99,7 +99,7 @@ def rig(run_dir: Path) -> Rig:
         inputs=data_facts(config, run_dir),
         heartbeat=heartbeat,
         flag=Flag(time.monotonic),
-        say=said.append,
+        on_message=said.append,
     )
     material = prepare(desk)
     base = models.load_base(
@@ -116,7 +116,9 @@ def rig(run_dir: Path) -> Rig:
 def restored(run_dir: Path) -> Rig:
     """Return a rig that goes on from the newest checkpoint, as a new process would."""
     made = rig(run_dir)
-    found = made.store.load_newest(tensor_bytes_max=size_limit(made.state), say=made.said.append)
+    found = made.store.load_newest(
+        tensor_bytes_max=size_limit(made.state), on_message=made.said.append
+    )
     if found is not None:
         made.state.restore(found)
     return made

@@ -20,7 +20,7 @@ import paramiko
 import pytest
 
 from remote import keys
-from remote.ssh import Host, Link
+from remote.ssh import Host, SshConnection
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 PATIENCE_S = 120.0  # nobody waits for it unless something is stuck
@@ -135,11 +135,11 @@ def cut_when(there: Path, transport: paramiko.Transport) -> Iterator[None]:
         thread.join()
 
 
-def open_slowly(link: Link, patch: pytest.MonkeyPatch) -> None:
+def open_slowly(connection: SshConnection, patch: pytest.MonkeyPatch) -> None:
     """Let a busy computer open channels as slowly as it must; what is tried comes after that."""
-    opened = link.transport.open_session
+    opened = connection.transport.open_session
     patch.setattr(
-        link.transport, "open_session", lambda **how: opened(**how | {"timeout": PATIENCE_S})
+        connection.transport, "open_session", lambda **how: opened(**how | {"timeout": PATIENCE_S})
     )
 
 

@@ -31,7 +31,7 @@ from trainer.rundir.layout import (
 from trainer.rundir.status import Heartbeat, Phase
 
 
-def run_job(order: Order, say: Callable[[str], None]) -> None:
+def run_job(order: Order, on_message: Callable[[str], None]) -> None:
     """Do the whole job; return when the adapter is whole and scored.
 
     Raises:
@@ -45,14 +45,16 @@ def run_job(order: Order, say: Callable[[str], None]) -> None:
     with on_signals(flag), alone_in(order.run_dir):  # a SIGTERM is heard from the first moment
         sweep(order.run_dir, disk=RealDisk())
         heartbeat = Heartbeat(order.run_dir / "status.json", disk=RealDisk(), now=_now)
-        with heartbeat, polling(order.metadata_url, flag, say):
-            _reported(order, heartbeat, flag, say)
+        with heartbeat, polling(order.metadata_url, flag, on_message):
+            _reported(order, heartbeat, flag, on_message)
 
 
-def _reported(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str], None]) -> None:
+def _reported(
+    order: Order, heartbeat: Heartbeat, flag: Flag, on_message: Callable[[str], None]
+) -> None:
     """Do the job and leave its end, whatever it is, in the status."""
     try:
-        _stages(order, heartbeat, flag, say)
+        _stages(order, heartbeat, flag, on_message)
     except Preempted:
         reason = flag.notice.reason if flag.notice else "notice"
         heartbeat.update(phase=Phase.PREEMPTED, message=f"stopped by {reason}, state saved")
@@ -63,21 +65,30 @@ def _reported(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str
     heartbeat.update(phase=Phase.DONE, message=None, eta_s=0.0)
 
 
-def _stages(order: Order, heartbeat: Heartbeat, flag: Flag, say: Callable[[str], None]) -> None:
+def _stages(
+    order: Order, heartbeat: Heartbeat, flag: Flag, on_message: Callable[[str], None]
+) -> None:
     config = load_config(order.run_dir / CONFIG)
     permitted_keys(order.allow_change)  # a slip is told now, not at the first resume
     inputs = data_facts(config, order.run_dir)
     if adapter_done(order.run_dir, config, inputs):
         heartbeat.update(**read_table(order.run_dir / ADAPTER / RECEIPT).get("status", {}))
     if finished(order.run_dir, config, inputs):
-        say("everything is done already: nothing to do")
+        on_message("everything is done already: nothing to do")
         return
     prepare_environment()
     from trainer.job import (
         stages,  # torch and friends take seconds; what is done needs none of them
     )
 
-    desk = Desk(order=order, config=config, inputs=inputs, heartbeat=heartbeat, flag=flag, say=say)
+    desk = Desk(
+        order=order,
+        config=config,
+        inputs=inputs,
+        heartbeat=heartbeat,
+        flag=flag,
+        on_message=on_message,
+    )
     stages.work(desk)
 
 
@@ -95,12 +106,12 @@ def prepare_environment() -> None:
 
 
 @contextmanager
-def polling(url: str | None, flag: Flag, say: Callable[[str], None]) -> Iterator[None]:
+def polling(url: str | None, flag: Flag, on_message: Callable[[str], None]) -> Iterator[None]:
     """Ask the metadata service for notices while inside; without a URL, ask nobody."""
     if url is None:
         yield
         return
-    poll = MetadataPoll(url=url, flag=flag, now=_now, say=say)
+    poll = MetadataPoll(url=url, flag=flag, now=_now, on_message=on_message)
     poll.start()
     try:
         yield

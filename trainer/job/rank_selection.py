@@ -27,7 +27,7 @@ def compare(desk: Desk, material: Material, adapted: Any) -> None:
         return
     config = desk.config
     if config.data.eval is None:
-        desk.say(f"no rows in `data.eval` to choose a rank by: {dial.r} it is")
+        desk.on_message(f"no rows in `data.eval` to choose a rank by: {dial.r} it is")
         return
     desk.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
 
@@ -53,4 +53,4 @@ def compare(desk: Desk, material: Material, adapted: Any) -> None:
     dial.choose(losses)
     desk.heartbeat.update(message=None)
     shown = ", ".join(f"{rank}: {loss:.4f}" for rank, loss in losses.items())
-    desk.say(f"validation loss by rank: {shown}; best: {dial.best}")
+    desk.on_message(f"validation loss by rank: {shown}; best: {dial.best}")

@@ -49,7 +49,11 @@ class Replay:
 
 
 def replay(
-    run_dir: Path, *, steps: int | None, clock: Callable[[], float], say: Callable[[str], None]
+    run_dir: Path,
+    *,
+    steps: int | None,
+    clock: Callable[[], float],
+    on_message: Callable[[str], None],
 ) -> Replay:
     """Do `steps` steps of the run in `run_dir` again, from a checkpoint, and compare everything.
 
@@ -72,7 +76,7 @@ def replay(
             inputs=data_facts(config, run_dir),
             heartbeat=heartbeat,  # never started, so it writes nothing
             flag=Flag(clock),
-            say=say,
+            on_message=on_message,
         )
         material = prepare(desk)
         base = models.load_base(

@@ -107,12 +107,12 @@ def prepare(desk: Desk) -> Material:
     methods.check_device(config.method, device)
     plan = make_plan(config.train, [len(item.input_ids) for item in rows.items])
     precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
-    desk.say(
+    desk.on_message(
         f"{rows.report.rows} rows, {plan.steps} steps of {config.train.batch_size}; "
         f"{device.type}, {precision.reason}"
     )
     for line in methods.advice(config.method):
-        desk.say(line)
+        desk.on_message(line)
     desk.heartbeat.update(steps=plan.steps, at_once=True)
     identity = (
         directory_sha256(Path(source.name), cache=run_dir / HASHES)
@@ -145,7 +145,7 @@ def learn(desk: Desk, material: Material, adapted: Any) -> Best:
     """
     bench, state = set_up(desk, material, adapted)
     directory, keep = desk.run_dir / "checkpoints", desk.config.checkpoint.keep
-    store = Store(directory, keep=keep, disk=RealDisk(), say=desk.say)
+    store = Store(directory, keep=keep, disk=RealDisk(), on_message=desk.on_message)
     store.sweep()
     resume(desk, material, store, state)
     keeper = Keeper(
@@ -157,14 +157,16 @@ def learn(desk: Desk, material: Material, adapted: Any) -> Best:
         heartbeat=desk.heartbeat,
         events=EventWriter(desk.run_dir / "tb", steps_done=state.counters.step, wall_s=time.time),
         clock=time.monotonic,
-        say=desk.say,
+        on_message=desk.on_message,
     )
     desk.heartbeat.update(phase=Phase.TRAINING, step=state.counters.step, at_once=True)
     try:
         train(bench, state, keeper, until=material.plan.steps)
     except Preempted:
         if not keeper.save_now():
-            desk.say("the state of this moment could not be saved; the checkpoint before it stands")
+            desk.on_message(
+                "the state of this moment could not be saved; the checkpoint before it stands"
+            )
         raise
     bench.method.settle()
     keeper.save_now()
@@ -172,7 +174,7 @@ def learn(desk: Desk, material: Material, adapted: Any) -> Best:
     if bench.exam is not None and bench.exam.keep_best:
         state.adopt_best()
         bench.method.settle()
-        desk.say(f"the adapter is the one of step {state.best.step or state.counters.step}")
+        desk.on_message(f"the adapter is the one of step {state.best.step or state.counters.step}")
     return state.best
 
 
@@ -194,7 +196,7 @@ def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, Trainin
     portion = choose_portion(
         desk.config, material.described, material.rows.items, gpu=_card(material)
     )
-    desk.say(f"{portion.size} of {table.batch_size} sequences at a time: {portion.reason}")
+    desk.on_message(f"{portion.size} of {table.batch_size} sequences at a time: {portion.reason}")
     state.counters.micro_batch = portion.size
     bench = Bench(
         model=adapted,  # not wrapped: scored and trained by one and the same arithmetic
@@ -206,7 +208,7 @@ def set_up(desk: Desk, material: Material, adapted: Any) -> tuple[Bench, Trainin
         seed=table.seed,
         max_grad_norm=table.max_grad_norm,
         flag=desk.flag,
-        say=desk.say,
+        on_message=desk.on_message,
         price_usd_per_h=desk.order.price_usd_per_h,
         exam=make_exam(
             table, material.held_out, last_step=material.plan.steps, heartbeat=desk.heartbeat
@@ -237,14 +239,16 @@ def resume(desk: Desk, material: Material, store: Store, state: TrainingState) -
     limit = size_limit(state)
     lost = count_steps(state.log.path)
     below: int | None = None
-    while found := store.load_newest(tensor_bytes_max=limit, say=desk.say, below=below):
+    while found := store.load_newest(
+        tensor_bytes_max=limit, on_message=desk.on_message, below=below
+    ):
         verdict = compare(found.fingerprint, material.fingerprint, allowed=desk.order.allow_change)
         verdict.require()
         portion = state.counters.micro_batch
         try:
             state.restore(found)
         except Damaged as error:
-            desk.say(
+            desk.on_message(
                 f"checkpoint of step {found.step} is unusable ({error}); trying the one before"
             )
             store.set_aside(found.step)
@@ -265,7 +269,7 @@ def resume(desk: Desk, material: Material, store: Store, state: TrainingState) -
         counters.resumes = max(counters.resumes, previous.resumes) + 1
         redone = max(counters.redone_steps, previous.redone_steps)
         counters.redone_steps = redone + max(0, lost - counters.step)
-        desk.say(f"resuming after step {counters.step} of {material.plan.steps}")
+        desk.on_message(f"resuming after step {counters.step} of {material.plan.steps}")
     desk.heartbeat.update(
         resumed_from=found.step if found else None,
         checkpoint_step=found.step if found else None,
@@ -289,7 +293,7 @@ def _note_inexact(
     if differences and state.counters.inexact_from is None:
         state.counters.inexact_from = found.step + 1
     for line in differences:
-        desk.say(f"not bit-exact from step {found.step + 1}: {line}")
+        desk.on_message(f"not bit-exact from step {found.step + 1}: {line}")
 
 
 def write_adapter(desk: Desk, adapted: Any, best: Best, *, computed: PrecisionChoice) -> None:
@@ -339,7 +343,7 @@ def score(desk: Desk, material: Material, model: Any, stage: Literal["before", "
     receipt[stage] = scoring_facts(stage, desk.config, desk.inputs)
     replace_file(desk.run_dir / SCORED, json.dumps(receipt, indent=1) + "\n", disk=RealDisk())
     desk.heartbeat.update(message=None)
-    desk.say(
+    desk.on_message(
         f"{stage} training: {result.metric} {result.value:.3f} "
         f"[{result.low:.3f}, {result.high:.3f}] on {result.n} rows"
     )

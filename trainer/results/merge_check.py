@@ -126,7 +126,7 @@ class CannotCompareError(Exception):
 
 def compare(  # noqa: PLR0913 - three places and how much
     run_dir: Path, merged: Path, adapter: Path, *, base: Path | None, rows: int,
-    say: Callable[[str], None], onto: Onto = Onto.ORIGINAL,
+    on_message: Callable[[str], None], onto: Onto = Onto.ORIGINAL,
 ) -> dict[str, Any]:  # fmt: skip
     """Return how `merged` differs from `adapter`, as plain JSON.
 
@@ -178,7 +178,7 @@ def compare(  # noqa: PLR0913 - three places and how much
         table, named = bases[one]
         found[one] = difference(hear(source, table, adapter), answered)
         same = ", which it was merged onto" if one is onto else ""
-        say(_sentence(f"the adapter on {named}{same}", found[one]))
+        on_message(_sentence(f"the adapter on {named}{same}", found[one]))
     trained = found.get(Onto.QUANTIZED)
     return {
         "held_out": held_out,
@@ -242,23 +242,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=32, help="how many rows to ask")
     args = parser.parse_args(argv)
 
-    def say(text: str) -> None:
+    def on_message(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
     try:
         adapter = args.adapter or args.run_dir / "adapter"
         found = compare(
             args.run_dir, args.merged, adapter,
-            base=args.base, rows=max(1, args.rows), say=say, onto=args.onto,
+            base=args.base, rows=max(1, args.rows), on_message=on_message, onto=args.onto,
         )  # fmt: skip
     except (CannotCompareError, NoBaseError, ConfigError) as error:
-        say(str(error))
+        on_message(str(error))
         return 78
     except (DataError, MissingFieldError, TooLongError) as error:
-        say(str(error))
+        on_message(str(error))
         return DataError.exit_code
     except OSError as error:
-        say(str(error))
+        on_message(str(error))
         return 74
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
     return 0

@@ -79,7 +79,9 @@ class Kept:
         return plain.T if issubclass(module.source_cls, Conv1D) else plain
 
 
-def as_trained(base: Path, adapter: Path, run_dir: Path, *, say: Callable[[str], None]) -> Kept:
+def as_trained(
+    base: Path, adapter: Path, run_dir: Path, *, on_message: Callable[[str], None]
+) -> Kept:
     """Return how the run in `run_dir` kept the base that lies in `base`; no weight is read.
 
     Raises:
@@ -93,11 +95,11 @@ def as_trained(base: Path, adapter: Path, run_dir: Path, *, say: Callable[[str],
         reason = f"method.quant: {config.method.kind} was trained on a base that is not quantised"
         raise ConfigError([f"{reason}; merge onto the original one"])
     if not quant.four_bit:
-        say(
+        on_message(
             f"{quant} also rounds what goes into a layer, which a merged model does not: "
             "it will be near the trained one, not equal to it"
         )
-    choice = _precision(config, adapter, say)
+    choice = _precision(config, adapter, on_message)
     source = models.Source(
         name=str(base.absolute()), revision=None, trust_remote_code=config.model.trust_remote_code
     )
@@ -118,12 +120,16 @@ def as_trained(base: Path, adapter: Path, run_dir: Path, *, say: Callable[[str],
     )
 
 
-def _precision(config: TrainerConfig, adapter: Path, say: Callable[[str], None]) -> PrecisionChoice:
+def _precision(
+    config: TrainerConfig, adapter: Path, on_message: Callable[[str], None]
+) -> PrecisionChoice:
     """Return the arithmetic of the training: by the adapter's receipt, else by the config."""
     told = read_table(adapter / RECEIPT).get("precision")
     if told in set(PrecisionChoice) - {PrecisionChoice.AUTO}:
         return PrecisionChoice(told)
     if config.train.precision is not PrecisionChoice.AUTO:
         return config.train.precision
-    say("the adapter does not tell in which precision it was trained: fp32 is taken, as on a CPU")
+    on_message(
+        "the adapter does not tell in which precision it was trained: fp32 is taken, as on a CPU"
+    )
     return PrecisionChoice.FP32

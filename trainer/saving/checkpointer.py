@@ -31,7 +31,7 @@ class Keeper:
     heartbeat: Heartbeat
     events: EventWriter
     clock: Callable[[], float]  # seconds, monotonic
-    say: Callable[[str], None]
+    on_message: Callable[[str], None]
 
     _cadence: Cadence = field(init=False)
     _tried_step: int = field(init=False)
@@ -51,7 +51,7 @@ class Keeper:
         self._tried_s = self.clock()
         self._durable_step = self.state.counters.step or None
         self._portion = self.state.counters.micro_batch
-        self.say(f"checkpoints: {self._cadence.reason}")
+        self.on_message(f"checkpoints: {self._cadence.reason}")
 
     def after_step(self, record: dict[str, Any]) -> None:
         """Log the step, tell the heartbeat, and start a save if one is due."""
@@ -105,18 +105,18 @@ class Keeper:
                 f"checkpoint of step {result.step} could not be saved: {result.failure}; training "
                 f"goes on, the newest whole one is {'none' if last is None else f'step {last}'}"
             )
-            self.say(text)
+            self.on_message(text)
             self.heartbeat.update(message=text, at_once=True)
             return
         self._durable_step = result.step
-        self.say(
+        self.on_message(
             f"checkpoint of step {result.step}: durable after {result.seconds:.2f} s, "
             f"loop held up {self._stall_s:.3f} s"
         )
         self.heartbeat.update(checkpoint_step=result.step, message=self._news, at_once=True)
         cadence = choose_cadence(self.table, band=self.band, save_s=result.seconds)
         if cadence != self._cadence and self.table.every == "auto":
-            self.say(f"checkpoints: {cadence.reason}")
+            self.on_message(f"checkpoints: {cadence.reason}")
         self._cadence = cadence
 
     def _tell_validation(self, record: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ class Keeper:
         loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
         known = status.steps and status.eta_s
         left = f", {duration(status.eta_s or 0)} left" if known else ""
-        self.say(
+        self.on_message(
             f"step {record['step']}/{status.steps or '?'}: loss {loss}, lr {record['lr']:.3g}, "
             f"{status.tokens_per_s:.0f} tokens/s{left}"
         )

@@ -110,7 +110,7 @@ def whole_step(bench: Bench, state: TrainingState) -> StepResult:
                     f"`train.max_length` or `method.r`, or rent a larger GPU ({error})"
                 ) from error
             state.counters.micro_batch = -(-state.counters.micro_batch // 2)
-            bench.say(f"out of memory: going on with {state.counters.micro_batch} at a time")
+            bench.on_message(f"out of memory: going on with {state.counters.micro_batch} at a time")
         except RuntimeError as error:
             if not bench.rigour.give_up(error):
                 raise
@@ -141,7 +141,9 @@ def note_inexact(bench: Bench, state: TrainingState, refusal: RuntimeError) -> N
     if counters.inexact_from is None:
         counters.inexact_from = counters.step + 1
     reason = str(refusal).partition(",")[0]
-    bench.say(f"not bit-exact from step {counters.step + 1} on, even on this machine: {reason}")
+    bench.on_message(
+        f"not bit-exact from step {counters.step + 1} on, even on this machine: {reason}"
+    )
 
 
 def all_passes(bench: Bench, state: TrainingState) -> torch.Tensor:

@@ -66,7 +66,7 @@ class Bench:
     seed: int
     max_grad_norm: float
     flag: Flag
-    say: Callable[[str], None]
+    on_message: Callable[[str], None]
     price_usd_per_h: float = 0.0
     exam: Examiner | None = None
     rigour: Rigour = field(default_factory=Rigour)

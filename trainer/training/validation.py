@@ -71,12 +71,12 @@ class Exam:
         loss = self._measure(bench, state.counters.micro_batch)
         gained = state.judge(loss, keep=self.keep_best)
         best = state.best
-        bench.say(
+        bench.on_message(
             f"validation loss {loss:.4f} after step {state.counters.step}"
             + (", the best so far" if gained else f"; the best was {best.loss} at {best.step}")
         )
         if self.over(state):
-            bench.say(f"no better for {best.since} validations: the training ends here")
+            bench.on_message(f"no better for {best.since} validations: the training ends here")
         return {"validation_loss": finite_or_none(loss)}
 
     def _measure(self, bench: Bench, portion: int) -> float:
