@@ -68,7 +68,7 @@ gpu:  ## the proof for a CUDA card, by PYTHON if that has torch; without a card,
 	  else $(MAKE) install && $(BIN)/python tests/gpu; fi
 
 lock: $(STAMP)  ## resolve the machine's Python environments anew, with hashes; needs uv
-	$(BIN)/python -m remote.lock
+	$(BIN)/python -m remote.setup.lock_requirements
 
 check: system lint types test  ## format, lint, types and tests, as CI does
 

@@ -10,12 +10,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from commands import tools
-from commands.errors import Exit, Trouble, Usage
-from commands.home import environment, qft_home
-from commands.library_noise import to_log
-from commands.manual import EXIT_CODES, FIRST_STEPS, examples
-from commands.options import AllowChange, Fresh, Json, Plain, ProviderName, Run
-from commands.output import (
+from commands.runs.home import environment, qft_home
+from commands.ui.errors import Exit, Trouble, Usage
+from commands.ui.help_examples import EXIT_CODES, FIRST_STEPS, examples
+from commands.ui.library_warnings import to_log
+from commands.ui.options import AllowChange, Fresh, Json, Plain, ProviderName, Run
+from commands.ui.output import (
     columns,
     last_resort,
     out,
@@ -26,7 +26,7 @@ from commands.output import (
     tell_interrupt,
     tell_trouble,
 )
-from commands.signals import heard
+from commands.ui.signals import heard
 
 VERSION = "0.1.0"
 
@@ -86,7 +86,7 @@ def doctor(
 ) -> None:
     """Check this computer, account and host; say the fixes."""
     from commands import doctor as command
-    from commands.checks import exit_code
+    from commands.runs.checks import exit_code
 
     checks = command.examine(run, provider)
     if as_json:
@@ -164,13 +164,13 @@ def logs(
 ) -> None:
     """Print what the trainer said."""
     from commands import logs as command
-    from commands.output import log_as_json, log_writer
+    from commands.ui.output import log_as_json, log_writer
 
     if as_json:
         with log_as_json(follow=follow) as write:
-            command.logs(run, follow=follow, write=write, say=talk)
+            command.logs(run, follow=follow, write=write, on_message=talk)
     else:
-        command.logs(run, follow=follow, write=log_writer(), say=talk)
+        command.logs(run, follow=follow, write=log_writer(), on_message=talk)
 
 
 @app.command(epilog=examples("fetch"))
@@ -195,15 +195,15 @@ def down(  # noqa: PLR0913  (an argument is an option)
 ) -> None:
     """Stop the billing, keep or delete the disk, and prove it."""
     from commands import down as command
-    from commands.home import environment, qft_home
+    from commands.runs.home import environment, qft_home
 
     _demand_one_meaning(run, everything=everything, provider=provider)
     if everything:
         home = qft_home(environment())
         providers = command.known_providers(home, provider)
-        results = command.down_all(providers, home, delete=delete, say=talk, now=now)
+        results = command.down_all(providers, home, delete=delete, on_message=talk, now=now)
     else:
-        results = [command.down(run, delete=delete, say=talk, now=now)]
+        results = [command.down(run, delete=delete, on_message=talk, now=now)]
     if as_json:
         out_json([result.to_json() for result in results])
     elif not results:
@@ -358,8 +358,8 @@ def _besides(trouble: Trouble, *, as_json: bool) -> NoReturn:
 
 
 def _drive(goal: str, run: str, *, as_json: bool, **options: Any) -> None:
-    from commands import drive
-    from infra.lifecycle import Goal
+    from commands.runs import drive
+    from infra.run.decide import Goal
 
     options["plain"] = options["plain"] or as_json
     arrived = drive.drive(drive.Order(goal=Goal(goal), wanted=run, **options))

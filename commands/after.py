@@ -17,12 +17,10 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
-from commands import beforehand, program
-from commands.bench import laid_out, trainer
-from commands.config import LoadedConfig, check_files
-from commands.drive import find_config
-from commands.errors import Exit, HostTrouble, TrainingTrouble, Usage
-from commands.home import (
+from commands.runs import python_program, tool_checks
+from commands.runs.config import LoadedConfig, check_files
+from commands.runs.drive import find_config
+from commands.runs.home import (
     RunFolder,
     demand_place,
     environment,
@@ -30,14 +28,16 @@ from commands.home import (
     qft_home,
     run_folder,
 )
-from commands.output import out, talk
-from commands.receipt import make_receipt
-from commands.session import reopen
+from commands.runs.local_trainer import laid_out, trainer
+from commands.runs.receipt import make_receipt
+from commands.runs.session import reopen
+from commands.ui.errors import Exit, HostTrouble, TrainingTrouble, Usage
+from commands.ui.output import out, talk
 from infra.durable import write_json
-from infra.journal import Event, Kind, read
 from infra.provider import StopReason
-from infra.state import fold
-from infra.when import utc
+from infra.run.fold import fold
+from infra.run.journal import Event, Kind, read
+from infra.timestamps import utc
 from trainer.data.template import Template
 from trainer.method_table import Quant
 
@@ -101,7 +101,7 @@ def convert(
 ) -> dict[str, object]:
     """Turn a published data set into rows; return the two files, and all counts."""
     if "--tokenizer" in flags:
-        beforehand.demand_for("data")
+        tool_checks.demand_for("data")
     arguments = [kind, source, "--out", folder, *flags, "--json"]
     counts = json.loads(_program("data.convert", arguments, as_json=as_json))
     files = {side: str(Path(folder) / f"{side}.jsonl") for side in ("train", "eval")}
@@ -111,10 +111,10 @@ def convert(
 def audit(wanted: str, *, html: str, as_json: bool) -> None:
     """Show what would be trained, before any money is spent."""
     if html:
-        beforehand.check_page(Path(html), "--html")
+        tool_checks.check_page(Path(html), "--html")
     loaded = find_config(wanted, qft_home(environment()))
     check_files(loaded)
-    beforehand.demand_for("audit")
+    tool_checks.demand_for("audit")
     folder = run_folder(qft_home(environment()), loaded.config.name)
     more = ["--html", str(Path(html).absolute())] if html else []
     with laid_out(loaded, folder) as run_dir:
@@ -145,8 +145,8 @@ def generate(wanted: str, asked: Question, *, as_json: bool) -> str | None:
     if not (asked.fields or asked.chat or asked.prompt is not None):
         raise Usage("there is nothing to answer", hint=_how_to_ask(loaded))
     if asked.fields:
-        beforehand.check_fields(loaded, asked.fields)
-    beforehand.demand_for("generate", loaded)
+        tool_checks.check_fields(loaded, asked.fields)
+    tool_checks.demand_for("generate", loaded)
     adapter = ["--adapter", str((loaded.out / "adapter").absolute())]
     with laid_out(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), *adapter, *flags]
@@ -185,13 +185,13 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
             hint=f"`qft merge {folder.name}` merges onto that base",
         )
     demand_place(target)
-    beforehand.demand_for("merge", loaded)
+    tool_checks.demand_for("merge", loaded)
     source = Path(order.base).expanduser() if order.base else loaded.model_folder
     source = source or _from_hub(folder, loaded, as_json=as_json)
     if not (source / "config.json").is_file():
         raise Usage(f"`{source}` holds no model", hint="name the directory with its config.json")
-    beforehand.check_base(source)
-    beforehand.check_room(source, target)
+    tool_checks.check_base(source)
+    tool_checks.check_room(source, target)
     adapter = ["--adapter", str((loaded.out / "adapter").absolute())]
     places = ["--base", str(source.absolute()), *adapter]
     places += ["--onto", "quantized" if order.quantised else "original"]
@@ -247,7 +247,7 @@ def export(wanted: str, *, rank: int | None) -> Path:
     if target.exists():
         raise Usage(f"`{target}` is there already", hint="remove it, or choose another rank")
     demand_place(target)
-    beforehand.demand_for("export")
+    tool_checks.demand_for("export")
     with laid_out(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         ranked = ["--rank", str(rank)] if rank else []
@@ -263,8 +263,8 @@ def push(wanted: str, shelf: Shelf, *, as_json: bool) -> str:
     if shelf.merged and not (loaded.out / "merged").is_dir():
         raise Usage("there is no merged model yet", hint=f"`qft merge {folder.name}` makes it")
     sent = loaded.out / ("merged" if shelf.merged else "adapter")
-    beforehand.check_shelf(shelf.repo, sent, base=shelf.base)
-    beforehand.demand_for("push")
+    tool_checks.check_shelf(shelf.repo, sent, base=shelf.base)
+    tool_checks.demand_for("push")
     with laid_out(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         facts = run_dir / "facts.json"
@@ -345,7 +345,9 @@ def _start(
     module: str, arguments: list[str], *, stdout: int | None = None, stderr: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     words = [module, *arguments]
-    return program.start("trainer.tool", words, around=environment(), stdout=stdout, stderr=stderr)
+    return python_program.start(
+        "trainer.tool", words, around=environment(), stdout=stdout, stderr=stderr
+    )
 
 
 def _judge(module: str, code: int, said: list[str] | None = None) -> None:

@@ -7,14 +7,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from commands import wire
-from commands.checks import Check
-from commands.config import LoadedConfig, check_files
-from commands.doctor_host import look_at_host
-from commands.drive import find_config
-from commands.errors import Trouble, Usage
-from commands.extras import REHEARSES, missing, needed_here, remedy
-from commands.home import demand_playable, environment, qft_home, run_folder
+from commands.runs import factory
+from commands.runs.checks import Check
+from commands.runs.config import LoadedConfig, check_files
+from commands.runs.drive import find_config
+from commands.runs.extras import REHEARSES, missing, needed_here, remedy
+from commands.runs.home import demand_playable, environment, qft_home, run_folder
+from commands.runs.ssh_host_checks import look_at_host
+from commands.ui.errors import Trouble, Usage
 from infra.config import VmTable
 
 PYTHON_MIN = (3, 11)
@@ -140,7 +140,7 @@ def _azure(vm: VmTable) -> list[Check]:
     """What the account lacks, each with the command or link that mends it."""
     from infra.azure import AzureProvider
 
-    provider = wire.make_provider(vm, qft_home(environment()))
+    provider = factory.make_provider(vm, qft_home(environment()))
     if not isinstance(provider, AzureProvider):
         raise TypeError(provider.name)
-    return [Check(**asdict(found)) for found in provider.checks(wire.want(vm))]
+    return [Check(**asdict(found)) for found in provider.checks(factory.want(vm))]

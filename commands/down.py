@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from commands import wire
-from commands.errors import CloudTrouble, Exit, Usage
-from commands.home import (
+from commands.runs import factory
+from commands.runs.home import (
     RUN_NAME,
     Busy,
     RunFolder,
@@ -20,17 +19,18 @@ from commands.home import (
     qft_home,
     run_folder,
 )
-from commands.leaving import LastSave, Result, clear, lost_with_disk, save_before
-from commands.session import reopen
-from commands.takeover import taken
-from infra.azure.record import subscriptions
+from commands.runs.save_before_release import LastSave, Result, clear, lost_with_disk, save_before
+from commands.runs.session import reopen
+from commands.runs.take_lock import taken
+from commands.ui.errors import CloudTrouble, Exit, Usage
+from infra.azure.run_record import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
-from infra.cost import bill
-from infra.journal import Journal, JournalDamaged, Kind, read
-from infra.patience import ask
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
-from infra.removal import billed_until_s, release, remove, still_there
-from infra.state import RunState, fold
+from infra.retry import ask
+from infra.run.budget import bill
+from infra.run.fold import RunState, fold
+from infra.run.journal import Journal, JournalDamaged, Kind, read
+from infra.run.removal import billed_until_s, release, remove, still_there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class _Order:
 
     delete: bool
     now: bool
-    say: Callable[[str], None]
+    on_message: Callable[[str], None]
     everything: bool = False
 
     @property
@@ -49,7 +49,9 @@ class _Order:
         return "qft down" + "".join(word * given for word, given in words)
 
 
-def down(wanted: str, *, delete: bool, say: Callable[[str], None], now: bool = False) -> Result:
+def down(
+    wanted: str, *, delete: bool, on_message: Callable[[str], None], now: bool = False
+) -> Result:
     """Release (or with `delete` remove) the machine of one run. Safe to repeat.
 
     The trainer saves first, unless it must be `now`. Works with the local record lost, from the
@@ -57,18 +59,18 @@ def down(wanted: str, *, delete: bool, say: Callable[[str], None], now: bool = F
     """
     home = qft_home(environment())
     if RUN_NAME.fullmatch(wanted) and not run_folder(home, wanted).exists():
-        return _down_unknown(wanted, home, say, delete=delete)
+        return _down_unknown(wanted, home, on_message, delete=delete)
     folder = pick_run(home, wanted, cwd=Path.cwd())
-    order = _Order(delete=delete, now=now, say=say)
+    order = _Order(delete=delete, now=now, on_message=on_message)
     try:
-        with taken(folder, say, command=order.command, urgent=now) as ended:
-            provider = wire.make_provider(reopen(folder).config.vm, home)
-            say(f"asking {provider.name} about `{folder.name}`")
+        with taken(folder, on_message, command=order.command, urgent=now) as ended:
+            provider = factory.make_provider(reopen(folder).config.vm, home)
+            on_message(f"asking {provider.name} about `{folder.name}`")
             return _part(order, folder, home, provider, ended=ended)
     except ProviderError as error:
         raise CloudTrouble(str(error), hint=error.hint) from error
     except KeyboardInterrupt:
-        say(_unfinished(folder, order))
+        on_message(_unfinished(folder, order))
         raise
 
 
@@ -89,17 +91,17 @@ def _part(
     order: _Order, folder: RunFolder, home: Path, provider: Provider, *, ended: bool
 ) -> Result:
     """Let the trainer save, act, look again, and write down who ended the run."""
-    record = _Record(folder.name, Journal(folder.journal, clock=time.time), order.say)
+    record = _Record(folder.name, Journal(folder.journal, clock=time.time), order.on_message)
     state = fold(record.journal.events)
     goes = order.delete or not provider.traits.rents or not provider.traits.keeps_disk
     save = LastSave(home_step=state.home_step)
     if not order.now:
-        save = save_before(folder, home, provider, state, order.say, bring=goes)
+        save = save_before(folder, home, provider, state, order.on_message, bring=goes)
         record.saved(save, state)
     for line in lost_with_disk(state, save) if goes else []:
-        order.say(line)
+        order.on_message(line)
     if state.vm is not None and not provider.traits.rents:
-        clear(folder, home, state, order.say, now=order.now)
+        clear(folder, home, state, order.on_message, now=order.now)
     done = replace(_down_known(record, provider, state, delete=order.delete), save=save)
     if state.ending is None and (ended or state.vm is not None or state.pending is not None):
         reason = "another `qft` ended the run: " * ended + f"`{order.command}` {_deed(done)}"
@@ -120,14 +122,14 @@ class _Record:
 
     name: str
     journal: Journal
-    say: Callable[[str], None]
+    on_message: Callable[[str], None]
 
     def note(self, kind: Kind, **data: object) -> None:
         """Write an event; on a disk that refuses, say so and go on: the cloud is the truth."""
         try:
             self.journal.append(kind, **data)
         except OSError as error:
-            self.say(f"warning: `{kind}` is not recorded ({error}); releasing all the same")
+            self.on_message(f"warning: `{kind}` is not recorded ({error}); releasing all the same")
 
     def saved(self, save: LastSave, state: RunState) -> None:
         """Write down how far the trainer was, and what of it is at home."""
@@ -159,7 +161,7 @@ def _down_known(record: _Record, provider: Provider, state: RunState, *, delete:
 def _remove(record: _Record, provider: Provider, state: RunState) -> Result:
     """Remove everything of the run, and look again."""
     record.note(Kind.DELETE_INTENDED, reason="qft down")
-    gone = remove(provider, state.run_id, record.say, time.sleep)
+    gone = remove(provider, state.run_id, record.on_message, time.sleep)
     removed = [f"{one.kind} {one.id}" for one in gone]
     record.note(Kind.DELETED, removed=removed, until_s=billed_until_s(gone))
     return _proved(Result(run=record.name, removed=removed), provider, state.run_id, state.vm)
@@ -170,7 +172,7 @@ def down_all(
     home: Path,
     *,
     delete: bool,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
     now: bool = False,
 ) -> list[Result]:
     """Release or remove every machine that carries our tag, with or without a local record.
@@ -178,13 +180,13 @@ def down_all(
     Whoever drives one of them from this computer is stopped first, or it would start it again.
     What fails for one machine, or one provider, is told in its result and stops no other.
     """
-    order = _Order(delete=delete, now=now, say=say, everything=True)
+    order = _Order(delete=delete, now=now, on_message=on_message, everything=True)
     results: list[Result] = []
     try:
         for provider in providers:
             results += _down_listed_by(provider, home, order)
     except KeyboardInterrupt:
-        say("\ninterrupted; `qft ls --all` shows what bills, the same command goes on")
+        on_message("\ninterrupted; `qft ls --all` shows what bills, the same command goes on")
         raise
     return results
 
@@ -202,7 +204,7 @@ def _down_listed_by(provider: Provider, home: Path, order: _Order) -> Iterator[R
                 if run is not None and _knows_machine(run, order):
                     yield _part(order, run, home, provider, ended=ended)
                 else:
-                    yield _down_listed(provider, vm, order.say, delete=order.delete)
+                    yield _down_listed(provider, vm, order.on_message, delete=order.delete)
             except ProviderError as error:
                 yield Result(run=vm.run_id, trouble=_told(error))
 
@@ -233,12 +235,12 @@ def _released(home: Path, vm: Vm, order: _Order) -> Iterator[tuple[RunFolder | N
     with contextlib.ExitStack() as held:
         for run in all_runs(home):
             if _run_id(run) == vm.run_id:
-                take = taken(run, order.say, command=order.command, urgent=order.now)
+                take = taken(run, order.on_message, command=order.command, urgent=order.now)
                 try:
                     ended = held.enter_context(take)
                     mine = run
                 except Busy as busy:  # the money goes first
-                    order.say(f"{busy.message}, and may start the machine again")
+                    order.on_message(f"{busy.message}, and may start the machine again")
         yield mine, ended
 
 
@@ -255,9 +257,11 @@ def _run_id(run: RunFolder) -> str:
         return ""
 
 
-def _down_listed(provider: Provider, vm: Vm, say: Callable[[str], None], *, delete: bool) -> Result:
+def _down_listed(
+    provider: Provider, vm: Vm, on_message: Callable[[str], None], *, delete: bool
+) -> Result:
     if delete or not provider.traits.keeps_disk or not provider.traits.rents:
-        gone = remove(provider, vm.run_id, say, time.sleep)
+        gone = remove(provider, vm.run_id, on_message, time.sleep)
         result = Result(run=vm.run_id, removed=[f"{one.kind} {one.id}" for one in gone])
         return _proved(result, provider, vm.run_id)
     released = []
@@ -283,7 +287,9 @@ def _proved(result: Result, provider: Provider, run_id: str, known: Vm | None = 
     )
 
 
-def _down_unknown(name: str, home: Path, say: Callable[[str], None], *, delete: bool) -> Result:
+def _down_unknown(
+    name: str, home: Path, on_message: Callable[[str], None], *, delete: bool
+) -> Result:
     """A run that this computer has no record of: the tags decide."""
     for provider in known_providers(home):
         try:
@@ -297,7 +303,7 @@ def _down_unknown(name: str, home: Path, say: Callable[[str], None], *, delete: 
                 f"several runs are named `{name}`", problems=found, hint="give the whole id"
             )
         if meant:
-            return _down_listed(provider, meant[0], say, delete=delete)
+            return _down_listed(provider, meant[0], on_message, delete=delete)
     raise Usage(f"there is no run `{name}`, here or in the cloud", hint="`qft ls --all` lists all")
 
 
@@ -307,7 +313,7 @@ def known_providers(home: Path, name: str = "") -> list[Provider]:
     Works with every local file lost: what is in the cloud is found by its tags.
     """
     if name:
-        return [wire.make_provider(_bare_table(name), home)]
+        return [factory.make_provider(_bare_table(name), home)]
     tables: dict[tuple[str, str], VmTable] = {("local", ""): VmTable()}
     for run in all_runs(home):
         try:
@@ -321,7 +327,7 @@ def known_providers(home: Path, name: str = "") -> list[Provider]:
     tables |= {("azure", one): _bare_table("azure", one) for one in sorted(accounts)}
     if accounts:
         tables.pop(("azure", ""), None)
-    return [wire.make_provider(vm, home) for vm in tables.values()]
+    return [factory.make_provider(vm, home) for vm in tables.values()]
 
 
 def _bare_table(name: str, subscription: str = "") -> VmTable:

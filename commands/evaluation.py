@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from commands.beforehand import demand_for
-from commands.bench import laid_out, trainer
-from commands.config import LoadedConfig
-from commands.errors import TrainingTrouble, Usage
-from commands.home import RunFolder, environment, pick_run, qft_home
-from commands.receipt import Score, read_score
-from commands.session import reopen
+from commands.runs.config import LoadedConfig
+from commands.runs.home import RunFolder, environment, pick_run, qft_home
+from commands.runs.local_trainer import laid_out, trainer
+from commands.runs.receipt import Score, read_score
+from commands.runs.session import reopen
+from commands.runs.tool_checks import demand_for
+from commands.ui.errors import TrainingTrouble, Usage
 from infra.durable import write_json
 
 
@@ -47,7 +47,7 @@ class Scores:
         return said
 
 
-def scores(wanted: str, *, again: bool, say: Callable[[str], None]) -> Scores:
+def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Scores:
     """The scores that were fetched; with `again`, the adapter's measured anew on this computer."""
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     loaded = reopen(folder)
@@ -58,7 +58,7 @@ def scores(wanted: str, *, again: bool, say: Callable[[str], None]) -> Scores:
             f"the adapter of `{folder.name}` is not at home", hint=f"`qft fetch {folder.name}`"
         )
     if again:
-        _measure(loaded, folder, say)
+        _measure(loaded, folder, on_message)
     return Scores(
         run=folder.name,
         before=read_score(loaded.out / "eval-before.json"),
@@ -66,10 +66,10 @@ def scores(wanted: str, *, again: bool, say: Callable[[str], None]) -> Scores:
     )
 
 
-def _measure(loaded: LoadedConfig, folder: RunFolder, say: Callable[[str], None]) -> None:
+def _measure(loaded: LoadedConfig, folder: RunFolder, on_message: Callable[[str], None]) -> None:
     """Run the trainer's own evaluation here, and put its result beside the adapter."""
     demand_for("eval", loaded)
-    say("measuring on this computer")
+    on_message("measuring on this computer")
     with laid_out(loaded, folder) as run_dir:
         done = trainer(run_dir, "eval", "--adapter", str((loaded.out / "adapter").absolute()))
         if done.returncode:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from commands import config
-from commands.errors import Usage
-from commands.extras import REHEARSES, told_of
+from commands.runs import config
+from commands.runs.extras import REHEARSES, told_of
+from commands.ui.errors import Usage
 from infra.durable import write_bytes
 from trainer.config import EvalTable, problems
 

@@ -7,24 +7,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands import wire
-from commands.config import LoadedConfig
-from commands.errors import CloudTrouble, HostTrouble, Usage
-from commands.home import RunFolder, environment, is_driven, pick_run, qft_home
 from commands.machine import host_of, running_now
-from commands.session import policy_of, reopen
-from commands.site import Site
-from infra.journal import read
+from commands.runs import factory
+from commands.runs.config import LoadedConfig
+from commands.runs.home import RunFolder, environment, is_driven, pick_run, qft_home
+from commands.runs.remote_layout import Site
+from commands.runs.session import policy_of, reopen
+from commands.ui.errors import CloudTrouble, HostTrouble, Usage
 from infra.provider import Vm
-from infra.state import RunState, fold
-from remote import errors, job, link
+from infra.run.fold import RunState, fold
+from infra.run.journal import read
+from remote import errors, job, ssh
 
 FOLLOW_EVERY_S = 0.5
 TAIL_BYTES = 1 << 18
 
 
 def logs(
-    wanted: str, *, follow: bool, write: Callable[[bytes], None], say: Callable[[str], None]
+    wanted: str, *, follow: bool, write: Callable[[bytes], None], on_message: Callable[[str], None]
 ) -> None:
     """Write what the trainer printed; with `follow`, go on until the training ends.
 
@@ -56,7 +56,7 @@ def logs(
         if not driven or (state.trained and (there or state.fetched)):
             return None if there else reader.fetched(state)
         if not (there or told):
-            say("no machine answers now; waiting for whoever drives the run")
+            on_message("no machine answers now; waiting for whoever drives the run")
             told = True
         # As often as the driver looks: each time the cloud is asked and a connection made.
         time.sleep(policy_of(reader.loaded).poll_s)
@@ -81,11 +81,11 @@ class Reader:
         """
         self._turn_to(state)
         try:
-            with link.connect(host_of(self.folder, self.loaded, vm)) as connection:
+            with ssh.connect(host_of(self.folder, self.loaded, vm)) as connection:
                 running = job.Job(
-                    link=connection,
+                    connection=connection,
                     directory=Site(run_id=state.run_id).job,
-                    python=wire.helper_python(self.loaded.config.vm),
+                    python=factory.helper_python(self.loaded.config.vm),
                 )
                 while True:
                     alive = running.status().state is job.JobState.RUNNING

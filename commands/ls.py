@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from commands.down import known_providers
-from commands.errors import CloudTrouble
-from commands.home import all_runs, environment, qft_home
-from infra.cost import bill
-from infra.journal import JournalDamaged, read
+from commands.runs.home import all_runs, environment, qft_home
+from commands.ui.errors import CloudTrouble
 from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
-from infra.state import RunState, fold
+from infra.run.budget import bill
+from infra.run.fold import RunState, fold
+from infra.run.journal import JournalDamaged, read
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from commands import wire
-from commands.config import LoadedConfig
-from commands.errors import CloudTrouble, Usage
-from commands.home import RunFolder, all_runs, environment, pick_run, qft_home
-from commands.session import reopen
-from infra.journal import read
+from commands.runs import factory
+from commands.runs.config import LoadedConfig
+from commands.runs.home import RunFolder, all_runs, environment, pick_run, qft_home
+from commands.runs.session import reopen
+from commands.ui.errors import CloudTrouble, Usage
 from infra.names import host_fault, user_fault
 from infra.provider import PowerState, ProviderError, Vm
-from infra.state import fold
-from remote import keys, link
+from infra.run.fold import fold
+from infra.run.journal import read
+from remote import keys
 from remote.errors import RemoteError, shorten
+from remote.ssh import Host
 
 UP = frozenset({PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING})
 
@@ -35,7 +36,7 @@ def evict(wanted: str) -> str:
             f"`{folder.name}` has no machine to evict",
             hint=f"`qft status {folder.name}` tells where it is; evict it while it trains",
         )
-    provider = wire.make_provider(loaded.config.vm, qft_home(environment()))
+    provider = factory.make_provider(loaded.config.vm, qft_home(environment()))
     if not provider.traits.evicts:
         raise Usage(
             f"machines of `provider: {provider.name}` are never evicted",
@@ -103,7 +104,7 @@ def ssh_argv(words: Sequence[str]) -> list[str]:
         "GlobalKnownHostsFile": "none",
         "StrictHostKeyChecking": "yes",
         "IdentitiesOnly": "yes",
-        "IdentityFile": _quoted(wire.user_key(loaded.config.vm, folder)),
+        "IdentityFile": _quoted(factory.user_key(loaded.config.vm, folder)),
     }
     flags = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
     # No config file: `ForwardAgent yes` there would hand the user's keys to the machine. After the
@@ -152,7 +153,7 @@ def running_now(loaded: LoadedConfig, vm: Vm | None) -> Vm | None:
     """The machine with the address it has now; None if its provider says that it does not run."""
     if vm is None:
         return None
-    provider = wire.make_provider(loaded.config.vm, qft_home(environment()))
+    provider = factory.make_provider(loaded.config.vm, qft_home(environment()))
     try:
         seen = provider.observe(vm)
     except ProviderError as error:
@@ -162,12 +163,12 @@ def running_now(loaded: LoadedConfig, vm: Vm | None) -> Vm | None:
     return replace(vm, host=seen.host, port=seen.port)
 
 
-def host_of(folder: RunFolder, loaded: LoadedConfig, vm: Vm) -> link.Host:
+def host_of(folder: RunFolder, loaded: LoadedConfig, vm: Vm) -> Host:
     """How to connect to the machine of a run."""
-    return link.Host(
+    return Host(
         address=vm.host,
         port=vm.port,
         user=vm.user,
-        key_path=wire.user_key(loaded.config.vm, folder),
+        key_path=factory.user_key(loaded.config.vm, folder),
         host_key=vm.host_public_key,
     )

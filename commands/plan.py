@@ -6,12 +6,10 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from commands import wire
-from commands.config import check_files
-from commands.drive import find_config
-from commands.errors import CloudTrouble
-from commands.extras import needed_here, told_of
-from commands.forecast import (
+from commands.runs import factory
+from commands.runs.config import check_files
+from commands.runs.drive import find_config
+from commands.runs.estimate import (
     cores,
     forecast,
     forecast_line,
@@ -19,14 +17,16 @@ from commands.forecast import (
     rehearsal,
     rehearsal_line,
 )
-from commands.home import environment, qft_home
-from infra.catalog import resolve_gpu
+from commands.runs.extras import needed_here, told_of
+from commands.runs.home import environment, qft_home
+from commands.ui.errors import CloudTrouble
+from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
-from infra.cost import Budget, ends_s, worst_case_usd
-from infra.powers import Foreseeing, Switch
+from infra.optional_capabilities import Foreseeing, Switch
 from infra.provider import Offer, Provider, ProviderError, Want
-from infra.state import RunState
-from infra.when import parse_utc_s
+from infra.run.budget import Budget, ends_s, worst_case_usd
+from infra.run.fold import RunState
+from infra.timestamps import parse_utc_s
 
 CAP_MARGIN = 1.2
 """A cap less than a fifth above the market is passed by ordinary moves of the price."""
@@ -154,7 +154,7 @@ def make_plan(wanted: str) -> PlanPage:
     check_files(loaded)
     vm, table = loaded.config.vm, loaded.config.budget
     budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
-    provider, want = wire.make_provider(vm, home), wire.want(vm)
+    provider, want = factory.make_provider(vm, home), factory.want(vm)
     try:
         offers = tuple(provider.offers(want))
         switches = _foreseen(provider, want, budget)

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commands import wire
-from commands.console import PlainConsole
-from commands.home import environment, is_driven, pick_run, qft_home
-from commands.receipt import Receipt, make_receipt
-from commands.session import Desk, make_workload, reopen
-from infra.cost import bill
-from infra.journal import Event, Kind, read
-from infra.lifecycle import JobPhase, JobView, Policy
+from commands.runs import factory
+from commands.runs.home import environment, is_driven, pick_run, qft_home
+from commands.runs.receipt import Receipt, make_receipt
+from commands.runs.session import Desk, make_workload, reopen
+from commands.ui.console import PlainConsole
 from infra.provider import Observation, PowerState, ProviderError, StopReason
-from infra.state import RunState, apply, fold
-from infra.stops import as_event
-from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
-from trainer.words import duration
+from infra.run.budget import bill
+from infra.run.decide import JobPhase, JobView, Policy
+from infra.run.fold import RunState, apply, fold
+from infra.run.journal import Event, Kind, read
+from infra.run.stop_reasons import as_event
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from trainer.text import duration
 
 BOOT_LONG_S = Policy().boot_wait_s
 """A machine that nobody could sign in to for longer than this is not just starting."""
@@ -187,7 +187,7 @@ def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | No
     if state.vm is None:
         return None, None, "", signed_in
     try:
-        provider = wire.make_provider(desk.loaded.config.vm, desk.home)
+        provider = factory.make_provider(desk.loaded.config.vm, desk.home)
         machine = provider.observe(state.vm)
     except ProviderError as error:
         return None, None, str(error), signed_in

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from commands.errors import Exit
-from commands.manual import examples
-from commands.options import Json, Run
-from commands.output import out, out_json, talk
+from commands.ui.errors import Exit
+from commands.ui.help_examples import examples
+from commands.ui.options import Json, Run
+from commands.ui.output import out, out_json, talk
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -51,7 +51,7 @@ def evaluate(
     """Show the metric before and after, with intervals."""
     from commands import evaluation
 
-    scores = evaluation.scores(run, again=again, say=talk)
+    scores = evaluation.scores(run, again=again, on_message=talk)
     if as_json:
         out_json(scores.to_json())
     else:
@@ -71,7 +71,7 @@ def verify(
     """Do some steps again and compare every bit."""
     from commands import verify as command
 
-    verdict = command.verify(run, steps=steps, say=talk)
+    verdict = command.verify(run, steps=steps, on_message=talk)
     if as_json:
         out_json(verdict.to_json())
     else:

@@ -8,22 +8,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from commands import wire
-from commands.beforehand import demand_for
-from commands.bench import laid_out, trainer
-from commands.config import LoadedConfig
-from commands.errors import HostTrouble, TrainingTrouble, Usage
-from commands.home import RunFolder, environment, pick_run, qft_home
 from commands.machine import host_of, running_now
-from commands.session import reopen
-from commands.site import Site
-from commands.workload import OURS
-from infra.journal import read
+from commands.runs import factory
+from commands.runs.config import LoadedConfig
+from commands.runs.home import RunFolder, environment, pick_run, qft_home
+from commands.runs.local_trainer import laid_out, trainer
+from commands.runs.remote_layout import Site
+from commands.runs.session import reopen
+from commands.runs.tool_checks import demand_for
+from commands.runs.workload import OURS
+from commands.ui.errors import HostTrouble, TrainingTrouble, Usage
 from infra.provider import Vm
-from infra.state import fold
+from infra.run.fold import fold
+from infra.run.journal import read
 from infra.untrusted import NotPlain, number, parse, table, text, texts, whole
-from remote import errors, job, link
-from remote.clean import clean, cleaned
+from remote import errors, job, ssh
+from remote.clean_environment import clean, cleaned
 
 REPLAY_S_MAX = 4 * 3600.0
 REPLAY_BYTES_MAX = 1 << 20
@@ -73,7 +73,7 @@ class Verdict:
         return [*said, *(f"note: {note}" for note in found.caveats)]
 
 
-def verify(wanted: str, *, steps: int | None, say: Callable[[str], None]) -> Verdict:
+def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None]) -> Verdict:
     """Replay on the machine if it runs, since only its hardware gives the same bits; else here.
 
     Raises Usage if there is nothing to replay from, TrainingTrouble if the replay failed.
@@ -83,7 +83,7 @@ def verify(wanted: str, *, steps: int | None, say: Callable[[str], None]) -> Ver
     vm = running_now(loaded, fold(read(folder.journal)).vm)
     more = ["--json", *(["--steps", str(steps)] if steps else [])]
     if vm is not None:
-        say("replaying on the machine")
+        on_message("replaying on the machine")
         found, where = _there(folder, loaded, vm, more), "on the machine"
     else:
         if not (loaded.out / "metrics.jsonl").exists():
@@ -92,7 +92,7 @@ def verify(wanted: str, *, steps: int | None, say: Callable[[str], None]) -> Ver
                 hint=f"`qft fetch {folder.name}` brings it",
             )
         demand_for("verify", loaded)
-        say("replaying on this computer")
+        on_message("replaying on this computer")
         with laid_out(loaded, folder) as run_dir:
             done = trainer(run_dir, "verify", *more)
         found, where = read_replay(done.stdout, code=done.returncode), "on this computer"
@@ -102,9 +102,9 @@ def verify(wanted: str, *, steps: int | None, say: Callable[[str], None]) -> Ver
 def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> Replay:
     site = Site(run_id=fold(read(folder.journal)).run_id)
     try:
-        with link.connect(host_of(folder, loaded, vm)) as connection:
-            helper = wire.helper_python(loaded.config.vm)
-            running = job.Job(link=connection, directory=site.job, python=helper).status()
+        with ssh.connect(host_of(folder, loaded, vm)) as connection:
+            helper = factory.helper_python(loaded.config.vm)
+            running = job.Job(connection=connection, directory=site.job, python=helper).status()
             if running.state is job.JobState.RUNNING:
                 raise Usage("the trainer is at work", hint="verify when it is done")
             if not running.argv:

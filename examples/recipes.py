@@ -21,11 +21,11 @@ from typing import Any
 
 import yaml
 
-from infra.catalog import SPOT_DATE, reference_spot_usd_per_h
+from infra.catalog.gpus import SPOT_DATE, reference_spot_usd_per_h
 from trainer.config import TrainerConfig
 from trainer.data.convert import convert
 from trainer.data.convert import main as convert_rows
-from trainer.data.formats import Choice
+from trainer.data.converters import Choice
 from trainer.data.rows import read_rows
 from trainer.device.memory import GPUS, HOURS_FACTOR, foretell
 

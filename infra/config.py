@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from infra.catalog import Driver, resolve_gpu, sizes
+from infra.catalog.gpus import Driver, resolve_gpu, sizes
 from infra.image import Brings, check_urn, generation_of, known_of
 from infra.names import cloud_name_fault, host_fault, key_path_fault, program_fault, user_fault
 

@@ -44,7 +44,7 @@ class Provider(Protocol):
         """List what could be rented now, best first, including what is blocked and why.
 
         Creates nothing and never waits long: a source that does not answer in seconds is replaced
-        by the dated table of `catalog.py`, which the offer's `price_source` then names.
+        by the dated table of `gpus.py`, which the offer's `price_source` then names.
         """
         ...
 

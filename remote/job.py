@@ -9,10 +9,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from remote import agent_job
-from remote.call import Script
 from remote.errors import Garbled
-from remote.link import Link
+from remote.on_machine import job_agent
+from remote.remote_script import Script
+from remote.ssh import SshConnection
 from remote.untrusted import number, table, texts, whole
 
 CALL_S = 60.0
@@ -72,7 +72,7 @@ class Tail:
 class Job:
     """One job in one directory there, relative to the user's home. Every method may be repeated."""
 
-    link: Link
+    connection: SshConnection
     directory: str
     python: str = "python3"
     """The interpreter that runs our script there, at least 3.8; not the job's own."""
@@ -100,24 +100,26 @@ class Job:
         answer = self._call("tail", CALL_S, offset=offset, limit=limit, status=True)
         said, after = answer.get("data"), whole(answer.get("offset"))
         if not isinstance(said, str) or after is None:
-            raise Garbled(f"{self.link.host} sent a log that is none")
+            raise Garbled(f"{self.connection.host} sent a log that is none")
         try:
             data = base64.b64decode(said, validate=True)
         except ValueError as error:  # binascii.Error is one
-            raise Garbled(f"{self.link.host} sent a log that is none") from error
-        status = read_status(answer.get("status"), source=str(self.link.host))
+            raise Garbled(f"{self.connection.host} sent a log that is none") from error
+        status = read_status(answer.get("status"), source=str(self.connection.host))
         return Tail(data=data[:limit], offset=after, status=status)
 
     def stop(self, grace_s: float = 30.0) -> JobStatus:
         """End the job: SIGTERM to all of it, SIGKILL after `grace_s`; silent if it does not run."""
         answer = self._call("stop", grace_s + CALL_S, grace_s=grace_s)
-        return read_status(answer, source=str(self.link.host))
+        return read_status(answer, source=str(self.connection.host))
 
     def _ask(self, verb: str, **request: Any) -> JobStatus:
-        return read_status(self._call(verb, CALL_S, **request), source=str(self.link.host))
+        return read_status(self._call(verb, CALL_S, **request), source=str(self.connection.host))
 
     def _call(self, verb: str, timeout_s: float, **request: Any) -> dict[str, Any]:
-        script = Script(link=self.link, path=Path(agent_job.__file__), python=self.python)
+        script = Script(
+            connection=self.connection, path=Path(job_agent.__file__), python=self.python
+        )
         return script.call(verb, {"directory": self.directory, **request}, timeout_s=timeout_s)
 
 

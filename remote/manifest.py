@@ -11,8 +11,8 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from remote.agent import STAGING
 from remote.errors import Garbled, Untrusted, megabytes
+from remote.on_machine.tree_ops import STAGING
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NAME_BYTES_MAX = 255

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quickstart", type=Path, default=ROOT / "examples" / "quickstart")
     arguments = parser.parse_args(argv)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    from trainer.job import prepare_environment
+    from trainer.job.job import prepare_environment
 
     os.environ.update({"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
     prepare_environment()
@@ -105,7 +105,7 @@ def report(name: str, tally: Tally, expected: Digests, odd: Sequence[Digests]) -
 
 def tiny_config(directory: Path, _quickstart: Path) -> dict[str, Any]:
     """Make the tiny model and return a config of 40 steps, more than six epochs."""
-    import tiny
+    from support import tiny
 
     model = tiny.make_model(directory / "model")
     rows = tiny.make_rows(directory / "rows.jsonl", 24)
@@ -115,7 +115,7 @@ def tiny_config(directory: Path, _quickstart: Path) -> dict[str, Any]:
 
 def real_config(_directory: Path, quickstart: Path) -> dict[str, Any]:
     """Prepare the quickstart's model and rows and return a config of 12 steps in 4 bits."""
-    import tiny
+    from support import tiny
 
     program = [sys.executable, str(ROOT / "examples" / "quickstart" / "prepare.py")]
     subprocess.run([*program, "--out", str(quickstart)], check=True)
@@ -132,10 +132,10 @@ def chaos(
 ) -> tuple[Tally, Digests, list[Digests]]:
     """Train once undisturbed, then again and again under fire; return what differed from it."""
     import peft  # noqa: F401 - imported here so that every child has it
-    import tiny
     import transformers.models.llama.modeling_llama  # noqa: F401 - likewise
+    from support import tiny
 
-    import trainer.stages  # noqa: F401 - likewise
+    import trainer.job.stages  # noqa: F401 - likewise
 
     calm = tiny.write_config(directory / "calm", config)
     began_s = time.monotonic()
@@ -252,7 +252,7 @@ def wait(process: int, *, for_s: float | None = None) -> int | None:
 
 def digests(run: Path) -> Digests:
     """Return the SHA-256 of the adapter file and of the log without its timings."""
-    import tiny
+    from support import tiny
 
     log = json.dumps(tiny.losses(run)).encode()
     return Digests(

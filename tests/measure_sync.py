@@ -17,12 +17,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import sshd
-import wire
+from support import sshd, wire
 
-from remote.link import connect
-from remote.sync import pull, push
-from remote.sync_plan import SyncOptions
+from remote.ssh import connect
+from remote.sync.api import pull, push
+from remote.sync.plan import SyncOptions
 
 
 def main() -> None:
@@ -59,12 +58,12 @@ def measure(
     there, back = server.home / "qft" / "there", tree.parent / "back"
 
     def ours() -> None:
-        with connect(host) as link:
-            push(link, tree, "qft/there", options=options)
+        with connect(host) as connection:
+            push(connection, tree, "qft/there", options=options)
 
     def home() -> None:
-        with connect(host) as link:
-            pull(link, "qft/there", back, options=options)
+        with connect(host) as connection:
+            pull(connection, "qft/there", back, options=options)
 
     def rsync() -> None:
         shell = (

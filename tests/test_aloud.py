@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import re
 
-from commands.aloud import Aloud
-from commands.console import PlainConsole
-from infra import actions as act
-from infra.cost import bill
-from infra.lifecycle import Seen
-from infra.spans import Span
-from infra.state import RunState
-from infra.supervisor import Report
+from commands.ui.announcing_console import Aloud
+from commands.ui.console import PlainConsole
+from infra.run import actions as act
+from infra.run.billing_spans import Span
+from infra.run.budget import bill
+from infra.run.decide import Seen
+from infra.run.fold import RunState
+from infra.run.supervisor import Report
 
 HOUR_S = 3600.0
 

@@ -23,15 +23,15 @@ ASSERTING = ("assert_", "check", "expect", "wait_for", "await_", "until")
 """How helpers that fail a test begin."""
 CONFINED = {
     "azure": ("infra/azure",),
-    "asyncssh": ("infra/guest",),
-    "fabric": ("remote/link", "remote/sync"),
-    "paramiko": ("remote/link", "remote/sync"),
+    "asyncssh": ("infra/local/ssh_server",),
+    "fabric": ("remote/ssh", "remote/sync"),
+    "paramiko": ("remote/ssh", "remote/sync"),
     "torch": ("trainer/",),
     "transformers": ("trainer/",),
     "peft": ("trainer/",),
     "bitsandbytes": ("trainer/",),
     "accelerate": ("trainer/",),
-    "rich": ("commands/console", "cli.py"),
+    "rich": ("commands/ui/console", "cli.py"),
 }
 HEAVY = {*CONFINED, "pydantic", "yaml", "psutil"} - {"rich"}
 
@@ -79,9 +79,9 @@ def test_no_room_imports_another(room: str) -> None:
 def test_an_import_across_rooms_would_be_noticed(tmp_path: Path) -> None:
     """The check above fails on a file that imports another room, even inside a function."""
     bad = tmp_path / "bad.py"
-    bad.write_text("def act():\n    from remote.link import connect\n    return connect\n")
+    bad.write_text("def act():\n    from remote.ssh import connect\n    return connect\n")
 
-    assert trespasses([bad], "infra") == ["bad.py imports remote.link"]
+    assert trespasses([bad], "infra") == ["bad.py imports remote.ssh"]
 
 
 def arrows(room: str, *, folders: bool) -> dict[str, set[str]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import read
-from tiny import make_config, make_model, make_rows, make_tokenizer, write_config
+from support.pages import read
+from support.tiny import make_config, make_model, make_rows, make_tokenizer, write_config
 
 from trainer.config import TrainerConfig
 from trainer.pages.audit import as_page, as_text, audit, main

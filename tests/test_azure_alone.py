@@ -11,10 +11,10 @@ from unittest import mock
 
 import pytest
 from arm import Cloud, LocalGuests
-from runs import Project, make_project, wait_until
+from support.runs import Project, make_project, wait_until
 
-from infra.journal import Kind
 from infra.provider import StopReason
+from infra.run.journal import Kind
 
 PACE = 30.0
 UNIT = "qft-watch.service"

@@ -19,7 +19,8 @@ from arm.replies import Reply, Request
 from azure.mgmt.authorization.v2022_04_01 import models as roles
 from azure.mgmt.compute import models
 
-from infra.azure import AzureProvider, machine, network
+from infra.azure import AzureProvider, network
+from infra.azure import vm as machine
 from infra.azure.cloudinit import custom_data
 from infra.azure.images import image_for
 from infra.azure.naming import Names, tags_of

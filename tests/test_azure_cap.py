@@ -10,11 +10,11 @@ from arm.desk import CommandLine, command_line
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.killing import KilledError, MortalTransport
 from arm.market import SIZES
-from runs import make_project
+from support.runs import make_project
 
-from infra.cost import bill
-from infra.journal import Kind
 from infra.provider import PowerState, PriceAboveCap
+from infra.run.budget import bill
+from infra.run.journal import Kind
 
 REGIONS = ["eastus", "westus2"]
 

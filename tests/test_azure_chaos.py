@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 from arm import Cloud, LocalGuests
 from arm.replies import Request
-from runs import Project, json_of, make_project
+from support.runs import Project, json_of, make_project
 
 PACE = 60.0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from arm.harness import AzureHarness, azure
-from contract import Harness, RentingContract
+from support.contract import Harness, RentingContract
 
 
 class TestAzure(RentingContract):

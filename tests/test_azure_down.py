@@ -14,7 +14,7 @@ from arm.desk import CommandLine, command_line
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 from arm.world import SUBSCRIPTION
-from runs import make_project
+from support.runs import make_project
 
 from commands import ls
 from commands.down import known_providers

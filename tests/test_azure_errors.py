@@ -14,7 +14,7 @@ from arm.market import ALLOCATION_TEXTS, LATE_TEXTS, QUOTA_LINK
 from arm.replies import ArmError, Reply
 
 from infra.azure.errors import Fault, translate
-from infra.azure.memory import Memory
+from infra.azure.refusal_cache import Memory
 from infra.provider import (
     BadRequest,
     Gone,

@@ -17,9 +17,9 @@ from arm.replies import Request
 from metal import firstboot
 from metal.machine import Metal
 from metal.units import log, running
-from runs import wait_until
+from support.runs import wait_until
 
-from infra.azure import vmwatch
+from infra.azure import self_release
 from infra.azure.cloudinit import custom_data
 from remote import keys
 
@@ -73,9 +73,9 @@ def test_first_boot_data_is_what_cloud_init_takes() -> None:
 
     assert document["ssh_keys"] == {"ed25519_private": HOST_PRIVATE, "ed25519_public": HOST_PUBLIC}
     files = {one["path"].removeprefix("/"): one for one in document["write_files"]}
-    script = Path(vmwatch.__file__).read_text()
-    assert files[WATCH]["content"] == script.replace(vmwatch.API_VERSION, version)
-    assert vmwatch.API_VERSION not in files[WATCH]["content"]
+    script = Path(self_release.__file__).read_text()
+    assert files[WATCH]["content"] == script.replace(self_release.API_VERSION, version)
+    assert self_release.API_VERSION not in files[WATCH]["content"]
     assert document["runcmd"] == [["systemctl", "enable", "--now", UNIT]]
 
 

@@ -17,12 +17,13 @@ from metal.machine import Metal, Quirks
 from metal.state import VENV
 from test_azure_machine import enter
 
-from commands import wire
+from commands.runs import factory
 from infra.config import VmTable
 from infra.provider import Vm
-from remote import keys, setup
+from remote import keys
 from remote.errors import CommandFailed, RemoteError, Unfit
-from remote.link import Link
+from remote.setup import apply as setup
+from remote.ssh import SshConnection
 
 PACE = 60.0
 A10 = "Standard_NV36ads_A10_v5"
@@ -35,15 +36,15 @@ class Rented:
     """One machine, the line to it, and what is inside."""
 
     vm: Vm
-    link: Link
+    connection: SshConnection
     want: setup.Want
     metal: Metal
     told: list[str]
 
     def apply(self) -> setup.Ready:
         """Set the machine up as `qft` does."""
-        ready = setup.apply(self.link, self.want, tell=self.told.append)
-        self.link = ready.link
+        ready = setup.apply(self.connection, self.want, tell=self.told.append)
+        self.connection = ready.connection
         return ready
 
     def refused(self, kind: type[RemoteError]) -> str:
@@ -75,15 +76,15 @@ def rent(tmp_path: Path) -> Iterator[Rent]:
             )
         )
         (metal,) = guests.metals.values()
-        want = wire.setup_wanted(VmTable(provider="azure", max_price=5.0), vm)
-        link = enter(vm, tmp_path / "user", host)
-        rented.append(Rented(vm=vm, link=link, want=want, metal=metal, told=[]))
+        want = factory.setup_wanted(VmTable(provider="azure", max_price=5.0), vm)
+        connection = enter(vm, tmp_path / "user", host)
+        rented.append(Rented(vm=vm, connection=connection, want=want, metal=metal, told=[]))
         return rented[-1]
 
     with azure(tmp_path / "state", guests=guests) as harness:
         yield rent_one
         for one in rented:
-            one.link.close()
+            one.connection.close()
 
 
 def verbs(metal: Metal) -> list[str]:
@@ -223,15 +224,15 @@ def test_vgpu_driver_is_the_one_that_was_seen_first(
     monkeypatch.setenv("QFT_HOME", str(tmp_path / "home"))
     table = VmTable(provider="azure", gpu="A10", max_price=5.0)
     machine = rent(A10, Quirks())
-    ready, _ = wire.make_ready(table, machine.told.append)(machine.link, machine.vm)
-    machine.link = ready
+    ready, _ = factory.make_ready(table, machine.told.append)(machine.connection, machine.vm)
+    machine.connection = ready
     seen = setup.gather(ready).grid_sha256
-    later = wire.setup_wanted(table, machine.vm)
+    later = factory.setup_wanted(table, machine.vm)
     named = table.model_copy(update={"azure": table.azure.model_copy(update={"grid_sha256": "A"})})
 
     assert len(seen) == 64
     assert later.grid_sha256 == seen
-    assert wire.setup_wanted(named, machine.vm).grid_sha256 == "a"
+    assert factory.setup_wanted(named, machine.vm).grid_sha256 == "a"
 
 
 def test_a10_gets_the_vgpu_driver_and_cuda_12(rent: Rent) -> None:

@@ -11,11 +11,11 @@ from arm import Fault, Weather
 from arm.desk import CommandLine, command_line
 from arm.harness import AzureHarness, azure, spec
 from arm.replies import ArmError
-from runs import make_project
+from support.runs import make_project
 
-from infra.patience import ask
 from infra.provider import Transient
-from infra.when import parse_utc_s
+from infra.retry import ask
+from infra.timestamps import parse_utc_s
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ from arm.harness import AzureHarness, azure, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.cost import bill
-from infra.journal import Event, Kind
 from infra.provider import (
     NoCapacity,
     OverQuota,
@@ -22,9 +20,11 @@ from infra.provider import (
     StopReason,
     Vm,
 )
-from infra.spans import Span, without_compute
-from infra.state import fold, to_json
-from infra.when import parse_utc_s
+from infra.run.billing_spans import Span, without_compute
+from infra.run.budget import bill
+from infra.run.fold import fold, to_json
+from infra.run.journal import Event, Kind
+from infra.timestamps import parse_utc_s
 
 CODES = {
     "AllocationFailed": NoCapacity,

@@ -10,7 +10,7 @@ from arm import Fault, Weather, lives
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 
-from infra.azure import machine
+from infra.azure import vm as machine
 from infra.provider import BadRequest, NoCapacity, Observation, PowerState, StopReason, Vm
 
 

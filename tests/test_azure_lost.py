@@ -11,7 +11,7 @@ import pytest
 from arm.desk import CommandLine, command_line
 from arm.harness import AzureHarness, azure, spec
 from arm.world import Resource
-from runs import make_project
+from support.runs import make_project
 
 from infra.provider import NotAllowed, PowerState
 

@@ -15,7 +15,7 @@ from arm.harness import AzureHarness, azure, spec
 from infra.provider import PowerState, Vm
 from remote import keys
 from remote.errors import HostKeyMismatch, Unreachable
-from remote.link import Host, Link, connect
+from remote.ssh import Host, SshConnection, connect
 
 PATIENCE_S = 120.0
 
@@ -33,7 +33,7 @@ def harness(tmp_path: Path, guests: LocalGuests) -> Iterator[AzureHarness]:
         yield harness
 
 
-def enter(vm: Vm, key: Path, host_key: str) -> Link:
+def enter(vm: Vm, key: Path, host_key: str) -> SshConnection:
     """Connect as soon as SSH answers."""
     host = Host(address=vm.host, port=vm.port, user=vm.user, key_path=key, host_key=host_key)
     ends_s = time.monotonic() + PATIENCE_S
@@ -57,8 +57,11 @@ def test_machine_lives_through_an_eviction(harness: AzureHarness, tmp_path: Path
         )
     )
     (listed,) = harness.provider(state_dir=tmp_path / "elsewhere").list_all()
-    with enter(listed, tmp_path / "user", listed.host_public_key) as link:
-        assert link.run("echo kept > note; hostname; cat note", timeout_s=PATIENCE_S).exit_code == 0
+    with enter(listed, tmp_path / "user", listed.host_public_key) as connection:
+        assert (
+            connection.run("echo kept > note; hostname; cat note", timeout_s=PATIENCE_S).exit_code
+            == 0
+        )
     with pytest.raises(HostKeyMismatch):
         enter(vm, tmp_path / "user", keys.generate(tmp_path / "other"))
 
@@ -70,8 +73,8 @@ def test_machine_lives_through_an_eviction(harness: AzureHarness, tmp_path: Path
     seen = harness.provider().observe(vm)
     assert (seen.power, harness.cloud.ledger.billing("compute")) == (PowerState.DEALLOCATED, [])
     harness.provider().start(vm)
-    with enter(vm, tmp_path / "user", host_public) as link:
-        assert link.run("cat note", timeout_s=PATIENCE_S).stdout.strip() == "kept"
+    with enter(vm, tmp_path / "user", host_public) as connection:
+        assert connection.run("cat note", timeout_s=PATIENCE_S).stdout.strip() == "kept"
     harness.provider().delete(vm.run_id)
     assert harness.cloud.ledger.billing() == []
     assert list((tmp_path / "guests").iterdir()) == []

@@ -12,8 +12,8 @@ from arm import Fault, Weather
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 
-from infra.azure.rights import allowed
-from infra.azure.watchdog import ACTION, Protection, next_strike_s, worst_case
+from infra.azure.auto_shutdown import ACTION, Protection, next_strike_s, worst_case
+from infra.azure.permissions import allowed
 from infra.provider import NotAllowed, PowerState, StopReason, Want
 
 HOUR_S = 3600.0

@@ -11,12 +11,12 @@ import pytest
 from arm import Fault, Weather
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import Reply
-from runs import wait_until
+from support.runs import wait_until
 
+from infra.azure.availability import ASKING, bands_query, restrictions_of, usage_of
 from infra.azure.offers import ZONED_PLACES_MAX
-from infra.azure.rights import THREAD
-from infra.azure.sources import ASKING, bands_query, restrictions_of, usage_of
-from infra.catalog import UnknownGpu
+from infra.azure.permissions import THREAD
+from infra.catalog.gpus import UnknownGpu
 from infra.provider import NoCapacity, Offer, Want
 
 

@@ -17,8 +17,8 @@ from arm.harness import T4, azure, spec
 from arm.replies import Reply, Request
 from cryptography import x509
 
-from infra.azure.rights import allowed, permissions
-from infra.azure.web import fetch
+from infra.azure.http import fetch
+from infra.azure.permissions import allowed, permissions
 from infra.provider import PowerState, StopReason, Transient, Want
 
 EVICTED: dict[str, object] = {
@@ -43,10 +43,10 @@ class Paged(Faults):
         if not request.path.lower().endswith(self.path):
             return super().take(request)
         host = self.elsewhere or f"https://{request.header('host')}"
-        link = f"{host}{request.path}?api-version={request.version}&$skiptoken=2"
+        connection = f"{host}{request.path}?api-version={request.version}&$skiptoken=2"
         last = "$skiptoken" in request.query
         value = list(self.second if last else self.first)
-        body = {"value": value, "nextLink": "" if last else link}
+        body = {"value": value, "nextLink": "" if last else connection}
         return Fault(weather=Weather.ANSWER, reply=Reply(body=body))
 
 

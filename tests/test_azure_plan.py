@@ -16,11 +16,11 @@ from arm import Cloud, Fault, Weather
 from arm.desk import CommandLine, command_line
 from arm.harness import T4, azure
 from arm.replies import Reply
-from runs import Project, json_of, make_project
+from support.runs import Project, json_of, make_project
 
 from infra.azure import AzureProvider, AzureSettings
-from infra.azure.rights import THREAD
-from infra.azure.sources import ASKING
+from infra.azure.availability import ASKING
+from infra.azure.permissions import THREAD
 from infra.provider import Want
 
 REGIONS = ["eastus", "westus2", "westus3"]

@@ -9,7 +9,7 @@ import pytest
 from arm.desk import CommandLine, command_line
 from arm.harness import azure
 from arm.replies import Request
-from runs import make_project
+from support.runs import make_project
 
 READING_POSTS = ("/providers/microsoft.resourcegraph/resources", "/placementscores/spot/generate")
 """Questions that are too long for an address; they are asked by POST and change nothing."""

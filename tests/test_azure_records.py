@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from arm.harness import T4, AzureHarness, azure, spec
-from fakecloud import FakeCloud, Story
+from support.fakecloud import FakeCloud, Story
 
-from infra.cost import bill
-from infra.journal import Event, Kind, read
-from infra.lifecycle import Goal, Plan
 from infra.provider import Observation, PowerState, StopReason, Vm
-from infra.state import fold, to_json
-from infra.when import parse_utc_s
+from infra.run.budget import bill
+from infra.run.decide import Goal, Plan
+from infra.run.fold import fold, to_json
+from infra.run.journal import Event, Kind, read
+from infra.timestamps import parse_utc_s
 
 HOUR_S = 3600.0
 

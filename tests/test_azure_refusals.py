@@ -15,10 +15,10 @@ from arm.faults import Faults
 from arm.harness import T4, azure
 from arm.market import ALLOCATION_TEXTS, QUOTA_LINK, SIZES
 from arm.replies import ArmError, Reply, Request
-from runs import make_project
+from support.runs import make_project
 from test_azure_errors import PRICE, RESERVED, quota_text
 
-from infra.journal import Kind
+from infra.run.journal import Kind
 
 DONE, BUG, USAGE, CLOUD = 0, 1, 2, 3
 VM_PATH = r"/virtualMachines/[^/]+$"

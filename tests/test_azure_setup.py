@@ -11,9 +11,9 @@ from unittest import mock
 import pytest
 from arm import Cloud, LocalGuests
 from metal.machine import Metal, Quirks
-from runs import Project, make_project, wait_until
+from support.runs import Project, make_project, wait_until
 
-from infra.journal import Kind
+from infra.run.journal import Kind
 
 PACE = 60.0
 

@@ -12,14 +12,14 @@ from arm import Fault, Weather, lives
 from arm.desk import CommandLine, Obedient, command_line
 from arm.harness import azure
 from arm.replies import ArmError, Request
-from runs import make_project
+from support.runs import make_project
 
-from infra import journal as journals
-from infra.cost import bill
 from infra.durable import append_line
-from infra.journal import Kind
 from infra.provider import Vm
-from infra.workload import HostUnreachable
+from infra.run import journal as journals
+from infra.run.budget import bill
+from infra.run.journal import Kind
+from infra.run.workload import HostUnreachable
 
 CODES = ["AllocationFailed", "OverconstrainedAllocationRequest", "OperationNotAllowed"]
 
@@ -178,7 +178,7 @@ class Deleted(Obedient):
 
 def test_machine_that_somebody_deletes_during_set_up_ends_the_run(desk: CommandLine) -> None:
     """The log names a person: nothing is rented anew, exit 130, and nothing is left."""
-    with mock.patch("commands.session.make_workload", return_value=Deleted(desk.harness)):
+    with mock.patch("commands.runs.session.make_workload", return_value=Deleted(desk.harness)):
         up = desk.qft("up", "--plain")
 
     assert up.code == 130, up.err

@@ -14,9 +14,9 @@ import pytest
 from arm import Cloud, LocalGuests
 from arm.market import SIZES
 from arm.replies import Request
-from runs import Project, json_of, make_project
+from support.runs import Project, json_of, make_project
 
-from infra.journal import Kind
+from infra.run.journal import Kind
 
 PACE = 30.0
 

@@ -14,7 +14,7 @@ from arm.desk import CommandLine, command_line
 from arm.harness import T4, azure
 from arm.market import QUOTA_LINK
 from arm.replies import ArmError, Reply
-from runs import make_project
+from support.runs import make_project
 
 from infra.azure.errors import ConflictError, Fault, translate
 from infra.provider import (

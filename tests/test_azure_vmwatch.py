@@ -18,9 +18,9 @@ from types import SimpleNamespace
 import pytest
 from arm.harness import AzureHarness, azure, spec
 
-from commands.workload import SshWorkload
-from infra.azure import vmwatch
-from infra.azure.vmwatch import (
+from commands.runs.workload import SshWorkload
+from infra.azure import self_release
+from infra.azure.self_release import (
     booted_s,
     give_back,
     is_over,
@@ -173,7 +173,7 @@ def test_visitors_are_counted(tmp_path: Path) -> None:
 
 def test_script_needs_nothing_but_python() -> None:
     """It is shipped as text to a machine on which nothing is installed yet."""
-    text = Path(vmwatch.__file__).read_text()
+    text = Path(self_release.__file__).read_text()
 
     imported = {line.split()[1].split(".")[0] for line in text.splitlines() if line[:6] == "import"}
     assert imported <= sys.stdlib_module_names
@@ -220,7 +220,7 @@ def test_machine_reckons_the_end_of_the_budget_by_its_own_clock(
         subprocess.run(argv, cwd=tmp_path, env=env, check=True, timeout=timeout_s)
 
     setting = SimpleNamespace(
-        say=print, helper_python="python3", site=SimpleNamespace(run_dir="r"), home=tmp_path
+        on_message=print, helper_python="python3", site=SimpleNamespace(run_dir="r"), home=tmp_path
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
     monkeypatch.setattr(work, "_open", lambda _vm: SimpleNamespace(run=run))

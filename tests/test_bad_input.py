@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import Project, json_of, make_project
-from tiny import ROOT
+from support.runs import Project, json_of, make_project
+from support.tiny import ROOT
 
 from commands.after import Question
-from commands.config import check_files, load
-from commands.console import PlainConsole
-from commands.errors import Usage
-from commands.home import check_name
-from commands.session import Desk, opened
+from commands.runs.config import check_files, load
+from commands.runs.home import check_name
+from commands.runs.session import Desk, opened
+from commands.ui.console import PlainConsole
+from commands.ui.errors import Usage
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import Project, make_project
-from tiny import ROOT
+from support.runs import Project, make_project
+from support.tiny import ROOT
 
-from commands import weights
-from commands.config import check_files, demand_weights, load
-from commands.errors import Usage
+from commands.runs import base_files
+from commands.runs.config import check_files, demand_weights, load
+from commands.ui.errors import Usage
+from trainer.data.placeholder_files import stand_in
 from trainer.data.rows import DataError, read_rows
-from trainer.stand_ins import stand_in
 
 LFS = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 269060552\n"
@@ -55,8 +55,8 @@ def test_a_base_as_the_libraries_write_it_has_no_fault(whole: Project) -> None:
     check_files(load(whole.config))
     demand_weights(load(whole.config))
 
-    assert weights.faults(folder) == []
-    assert weights.weights_bytes(folder) == (folder / WEIGHTS).stat().st_size
+    assert base_files.faults(folder) == []
+    assert base_files.weights_bytes(folder) == (folder / WEIGHTS).stat().st_size
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "config.json", "vocab.txt"])
@@ -162,8 +162,8 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 def test_shards_that_an_index_lists_are_looked_at(project: Project) -> None:
     """One that is missing, cut, a pointer, or a link to nowhere is named; whole ones are none."""
     folder = sharded(project, SHARDS)
-    assert weights.faults(folder) == []
-    assert weights.weights_bytes(folder) == 2 * (folder / SHARDS[0]).stat().st_size
+    assert base_files.faults(folder) == []
+    assert base_files.weights_bytes(folder) == 2 * (folder / SHARDS[0]).stat().st_size
 
     (folder / SHARDS[1]).unlink()
     assert f"`model/{SHARDS[1]}`: is not there: fetch the file" in told(project)[0]
@@ -185,7 +185,7 @@ def test_an_index_that_cannot_be_read_ends_in_words(project: Project, content: b
     folder = sharded(project, SHARDS)
     (folder / f"{WEIGHTS}.index.json").write_bytes(content)
 
-    assert all(isinstance(fault, str) for fault in weights.faults(folder))
+    assert all(isinstance(fault, str) for fault in base_files.faults(folder))
 
 
 def test_an_index_that_leads_outside_is_refused(project: Project) -> None:

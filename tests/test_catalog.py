@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from infra.catalog import (
+from infra.catalog.gpus import (
     GPUS,
     SIZES,
     Driver,

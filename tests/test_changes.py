@@ -6,15 +6,15 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import Project, make_project
+from support.runs import Project, make_project
 
-from commands import changes, session
-from commands.config import load
 from commands.down import known_providers
-from commands.errors import Usage
-from commands.home import RunFolder, run_folder
+from commands.runs import config_diff, session
+from commands.runs.config import load
+from commands.runs.home import RunFolder, run_folder
+from commands.ui.errors import Usage
 from infra.durable import write_json
-from infra.journal import Journal, Kind
+from infra.run.journal import Journal, Kind
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_later_version_with_more_fields_sees_no_change(project: Project) -> No
     old = loaded.config.model_dump(mode="json")
     del old["train"]["seed"]
 
-    assert changes.changes(loaded, {"config": old}, ()) == {}
+    assert config_diff.changes(loaded, {"config": old}, ()) == {}
 
 
 def test_whoever_follows_a_run_learns_that_its_config_was_changed(
@@ -41,9 +41,9 @@ def test_whoever_follows_a_run_learns_that_its_config_was_changed(
     text = project.config.read_text()
 
     project.config.write_text(text.replace("usd: 1.0", "usd: 2.0"))
-    cheaper = changes.is_changed(load(project.config), folder)
+    cheaper = config_diff.is_changed(load(project.config), folder)
     project.config.write_text(text.replace("steps: 250", "steps: 260"))
-    longer = changes.is_changed(load(project.config), folder)
+    longer = config_diff.is_changed(load(project.config), folder)
 
     assert (cheaper, longer) == (False, True)
 
@@ -57,12 +57,12 @@ def test_rows_count_by_what_they_are_and_not_by_their_name(project: Project) -> 
     text = project.config.read_text().replace("id: model", "id: ./model")
     project.config.write_text(text.replace("train: train.jsonl", "train: rows.jsonl"))
 
-    assert changes.changes(load(project.config), saved, ()) == {}
+    assert config_diff.changes(load(project.config), saved, ()) == {}
 
     with (project.folder / "rows.jsonl").open("a") as file:
         file.write('{"text": "late", "mood": "neutral"}\n')
     with pytest.raises(Usage) as caught:
-        changes.changes(load(project.config), saved, ())
+        config_diff.changes(load(project.config), saved, ())
     (said,) = caught.value.problems
     assert said.startswith("data.train: 'train.jsonl (sha256 ")
     assert "became 'rows.jsonl (sha256 " in said
@@ -74,7 +74,7 @@ def test_rows_count_by_what_they_are_and_not_by_their_name(project: Project) -> 
 def test_what_can_never_change_is_told_before_a_trainer_is_stopped(key: str) -> None:
     """The trainer would refuse it, on the machine, after it was stopped for that."""
     with pytest.raises(Usage, match="nothing was stopped or sent") as caught:
-        changes.for_trainer(["train.lr", key])
+        config_diff.for_trainer(["train.lr", key])
     assert caught.value.problems[0].startswith(f"{key}: this can never change; what may: ")
 
 
@@ -82,8 +82,8 @@ def test_what_was_allowed_once_stays_allowed_until_a_checkpoint_knows_it() -> No
     """The trainer may start from a checkpoint of before; where files lie it does not ask about."""
     first = {"allowed": ["train.lr"]}
 
-    assert changes.remembered(first, ("model.id",)) == ("model.id", "train.lr")
-    assert changes.for_trainer(("model.id", "checkpoint.every", "train.lr")) == ("train.lr",)
+    assert config_diff.remembered(first, ("model.id",)) == ("model.id", "train.lr")
+    assert config_diff.for_trainer(("model.id", "checkpoint.every", "train.lr")) == ("train.lr",)
 
 
 def test_a_damaged_record_of_one_run_hides_no_machine_of_another(tmp_path: Path) -> None:

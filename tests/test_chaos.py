@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
 CHAOS = Path(__file__).parent / "chaos.py"
 

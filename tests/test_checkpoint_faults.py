@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faulty_disk import (
+from support.faulty_disk import (
     Died,
     DyingDisk,
     FailingDisk,
@@ -18,7 +18,7 @@ from faulty_disk import (
     bytes_below,
 )
 
-from trainer.disk import Disk, RealDisk
+from trainer.atomic import Disk, RealDisk
 from trainer.saving.checkpoint import Snapshot, Store, load
 from trainer.saving.manifest import Damaged, directory_name, steps_present, verify
 
@@ -46,7 +46,7 @@ def newest(root: Path) -> int | None:
     """Return the step that a fresh process would resume from."""
     fresh = store(root)
     fresh.sweep()
-    found = fresh.load_newest(tensor_bytes_max=LIMIT, say=lambda _text: None)
+    found = fresh.load_newest(tensor_bytes_max=LIMIT, on_message=lambda _text: None)
     if found is None:
         return None
     assert torch.equal(found.adapter["a"], torch.full((3, 5), float(found.step)))
@@ -148,7 +148,7 @@ def test_a_disk_too_small_for_one_more_than_kept_saves_all_the_same(tmp_path: Pa
     root = tmp_path / "run"
     said: list[str] = []
     disk = SmallDisk(root, room_for(tmp_path, 2.5))
-    saving = Store(root, keep=2, disk=disk, say=said.append)
+    saving = Store(root, keep=2, disk=disk, on_message=said.append)
     for step in range(1, 7):
         saving.save(snapshot(step))
         assert [s for s in steps_present(root) if not _whole(root, s)] == []

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from accelerate.state import AcceleratorState
 from pydantic import BaseModel
-from rig import outcome, rig, saves_in_step
+from support import tiny
+from support.rig import outcome, rig, saves_in_step
 
 from trainer import config as tables
 from trainer import model as models
 from trainer.config import ConfigError, load_config
+from trainer.context import Order
 from trainer.data.rows import DataError
-from trainer.desk import Order
-from trainer.job import run_job
-from trainer.saving.cadence import choose_cadence
+from trainer.job.job import run_job
+from trainer.saving.interval import choose_cadence
 from trainer.scoring.rescore import rescore
 
 Tables = Mapping[str, Mapping[str, Any]]

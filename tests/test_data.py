@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tokenizers_built import KINDS, build
 from tokenizers import normalizers
-from tokenizers_built import KINDS, build
 
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import collate, encode_prompt, load_examples, padding_id

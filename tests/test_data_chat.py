@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers_built import KINDS, build
+from support.tokenizers_built import KINDS, build
 
 from trainer.config import DataTable
 from trainer.data.codec import NOT_TRAINED, Example

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from trainer.data import rows
 from trainer.data.convert import convert, main
-from trainer.data.formats import CONVERTERS, TOXIC, Choice, Tally
+from trainer.data.converters import CONVERTERS, TOXIC, Choice, Tally
 from trainer.data.rows import READERS, DataError, Row, read_rows
 
 PIECES = (1, 2, 3, 7, 64, 8191, 8192, 8193)

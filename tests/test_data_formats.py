@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import make_tokenizer
+from support.tiny import make_tokenizer
 
 from trainer.data.convert import convert, main
-from trainer.data.formats import CONVERTERS, TOXIC, Choice, Tally
+from trainer.data.converters import CONVERTERS, TOXIC, Choice, Tally
 from trainer.data.rows import DataError
 from trainer.data.split import find_duplicates, is_held_out, split
 

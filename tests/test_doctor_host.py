@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sshd import Sshd, serve
+from support.sshd import Sshd, serve
 
-from commands.checks import Check, exit_code
-from commands.doctor_host import look_at_host
-from commands.home import RunFolder
+from commands.runs.checks import Check, exit_code
+from commands.runs.home import RunFolder
+from commands.runs.ssh_host_checks import look_at_host
 from infra.config import VmTable
-from remote import keys, link, setup_facts
+from remote import keys
+from remote.setup import facts as setup_facts
+from remote.ssh import connect
 
 TYPES = ("rsa", "ecdsa", "ed25519")
 
@@ -98,7 +100,7 @@ def test_the_key_of_the_pinned_type_is_asked_for(tmp_path: Path) -> None:
             if kind == "ed25519":
                 continue  # the first of that type is the server's own, tried below
             assert seen(table(server, host_key=line), tmp_path)["host key"].ok
-            with link.connect(server.host(host_key=line)) as connection:
+            with connect(server.host(host_key=line)) as connection:
                 assert connection.alive
         assert seen(table(server), tmp_path)["host key"].ok
 

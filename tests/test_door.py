@@ -16,32 +16,33 @@ from typing import Any, Self
 
 import pytest
 import yaml
-from fakecloud import Story
-from runs import Project, make_project
-from tiny import ROOT
+from support.fakecloud import Story
+from support.runs import Project, make_project
+from support.tiny import ROOT
 
-from commands import down, session, wire
-from commands.config import check, load
-from commands.console import PlainConsole
-from commands.errors import Usage
-from commands.home import RunFolder, driving, make_home, run_folder
-from commands.homing import Homing
+from commands import down
 from commands.machine import _quoted
-from commands.output import clean, log_writer, say_to
-from commands.results import Expected
-from commands.staging import stage
-from commands.vigil import Vigil
-from commands.workload import SshWorkload
+from commands.runs import factory, session
+from commands.runs.checkpoint_sync import Homing
+from commands.runs.config import check, load
+from commands.runs.home import RunFolder, driving, make_home, run_folder
+from commands.runs.payload import stage
+from commands.runs.power_watch import Vigil
+from commands.runs.result_files import Expected
+from commands.runs.workload import SshWorkload
+from commands.ui.console import PlainConsole
+from commands.ui.errors import Usage
+from commands.ui.output import clean, log_writer, say_to
 from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json
-from infra.journal import Event, Journal, Kind, read
-from infra.lifecycle import Goal, Plan
 from infra.provider import Vm
-from infra.state import fold
-from infra.workload import HostUnfit, HostUnreachable
+from infra.run.decide import Goal, Plan
+from infra.run.fold import fold
+from infra.run.journal import Event, Journal, Kind, read
+from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors, job
-from remote.sync_plan import SyncOptions
+from remote.sync.plan import SyncOptions
 from trainer.method_table import MethodTable
 
 
@@ -73,7 +74,7 @@ def test_a_run_goes_on_when_nobody_listens_any_more() -> None:
     """`qft run 2>&1 | head` must not end the supervision of a machine that bills."""
     with closed_pipe() as stream:
         console = PlainConsole(stream, simulated=True, clock=lambda: 0.0)
-        console.say("one")
+        console.log("one")
         console.progress("adapter", 2 << 20, 2 << 20)
         say_to(stream, "two")
 
@@ -162,7 +163,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
     did: list[str] = []
     setting = SimpleNamespace(
         changed=changed,
-        say=lambda _text: None,
+        on_message=lambda _text: None,
         helper_python="python3",
         site=SimpleNamespace(base="qft/x", run_dir="qft/x/run"),
         home=Path("/nowhere"),
@@ -180,7 +181,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(work, name, fake)
-    monkeypatch.setattr(work._homing, "send_back", lambda _link: None)
+    monkeypatch.setattr(work._homing, "send_back", lambda _connection: None)
 
     work.prepare(Vm(provider="x", run_id="x", id="x", region="a", size="s"))
 
@@ -193,7 +194,7 @@ def test_a_set_up_step_that_fails_is_tried_again_twice(
 ) -> None:
     """A package mirror has bad moments; a program that is not there stays away."""
     setting = SimpleNamespace(
-        say=lambda _text: None,
+        on_message=lambda _text: None,
         helper_python="python3",
         rents=True,
         site=SimpleNamespace(run_dir="qft/x/run"),
@@ -270,7 +271,7 @@ def test_down_of_everything_is_written_into_the_record_of_each_run(
     story: Story, tmp_path: Path, *, delete: bool
 ) -> None:
     """Otherwise the run's bill would go on, and eat a budget that nobody spends."""
-    down.down_all([story.cloud], tmp_path, delete=delete, say=print)
+    down.down_all([story.cloud], tmp_path, delete=delete, on_message=print)
 
     state = fold(read(story.path))
 
@@ -308,7 +309,7 @@ def test_a_pinned_host_key_that_is_none_is_told_before_anything_else() -> None:
     table = VmTable.model_validate({"provider": "ssh", "ssh": ssh})
 
     with pytest.raises(Usage, match=r"vm\.ssh\.host_key"):
-        wire.ssh_machine(table)
+        factory.ssh_machine(table)
 
 
 class SlowLink:
@@ -347,7 +348,7 @@ def homing(tmp_path: Path, connect: Any, said: list[str]) -> Homing:
         home=tmp_path / "checkpoints",
         options=SyncOptions(),
         expected=lambda: Expected(method=MethodTable(), tensor_bytes_max=1 << 20, steps_max=10),
-        say=said.append,
+        on_message=said.append,
     )
 
 
@@ -355,15 +356,15 @@ def test_ctrl_c_does_not_wait_for_a_checkpoint_on_its_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopping closes the line under a copy; the next copy resumes it."""
-    monkeypatch.setattr("commands.homing.EVERY_S", 0.01)
-    link, said = SlowLink(), list[str]()
-    copying = homing(tmp_path, lambda _vm: link, said)
+    monkeypatch.setattr("commands.runs.checkpoint_sync.EVERY_S", 0.01)
+    connection, said = SlowLink(), list[str]()
+    copying = homing(tmp_path, lambda _vm: connection, said)
     copying.start(VM)
-    link.asked.wait()
+    connection.asked.wait()
 
     copying.stop()
 
-    assert link.cut
+    assert connection.cut
     assert said == []
 
 
@@ -388,7 +389,7 @@ def test_a_run_is_found_by_name_beside_a_folder_of_that_name(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`qft run tiny` means the run, also where a folder `tiny` lies."""
-    from commands.drive import find_config
+    from commands.runs.drive import find_config
 
     home = tmp_path / "home"
     folder = run_folder(home, "tiny")

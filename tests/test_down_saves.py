@@ -15,18 +15,18 @@ from typing import Any
 
 import psutil
 import pytest
-from runs import TIMEOUT_S, Project, json_of, make_project, wait_until
-from sshd import serve
+from support.runs import TIMEOUT_S, Project, json_of, make_project, wait_until
+from support.sshd import serve
 
-from commands.home import RunFolder
-from commands.leaving import LastSave, Limits, let_save, lost_with_disk
-from commands.receipt import make_receipt
-from commands.takeover import taken, taker_of
-from infra.journal import Journal, Kind
-from infra.lifecycle import JobPhase, JobView
+from commands.runs.home import RunFolder
+from commands.runs.receipt import make_receipt
+from commands.runs.save_before_release import LastSave, Limits, let_save, lost_with_disk
+from commands.runs.take_lock import taken, taker_of
 from infra.provider import Offer, Vm
-from infra.state import RunState, to_json
-from infra.workload import HostUnreachable
+from infra.run.decide import JobPhase, JobView
+from infra.run.fold import RunState, to_json
+from infra.run.journal import Journal, Kind
+from infra.run.workload import HostUnreachable
 
 VM = Vm(provider="x", run_id="run-1", id="1", region="a", size="s", host="127.0.0.1")
 QUICK = Limits(look_s=0.2, save_s=0.4, home_s=0.4)
@@ -99,7 +99,7 @@ def test_a_machine_that_goes_is_waited_for_within_limits(
     """What was saved, what is at home and what went wrong is told; nothing holds up the release."""
     began_s = time.monotonic()
 
-    done = let_save(machine, VM, bring=bring, say=lambda _text: None, limits=QUICK)
+    done = let_save(machine, VM, bring=bring, on_message=lambda _text: None, limits=QUICK)
 
     assert (done.saved_step, done.home_step) == (saved, home)
     assert trouble in done.trouble
@@ -113,7 +113,7 @@ def test_a_machine_without_a_trainer_is_not_asked_to_save() -> None:
     machine = Machine()
     machine.ended = True
 
-    done = let_save(machine, VM, bring=True, say=lambda _text: None, limits=QUICK)
+    done = let_save(machine, VM, bring=True, on_message=lambda _text: None, limits=QUICK)
 
     assert machine.asked == ["look", "bring_home"]
     assert (done.asked, done.saved_step, done.trouble) == (False, None, "")

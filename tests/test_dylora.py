@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from rig import Rig, rig
+from support import tiny
+from support.rig import Rig, rig
 from test_methods import logits, plain_peft
 
 from trainer.__main__ import main
@@ -18,8 +18,8 @@ from trainer.adapters import methods
 from trainer.adapters.dylora import Dial, compare_ranks, cut, draw_rank, ranks_to_compare
 from trainer.config import ConfigError
 from trainer.data.examples import collate
+from trainer.loss import mean_loss, supervised_loss
 from trainer.results.export import export, export_rank
-from trainer.supervised import mean_loss, supervised_loss
 
 R = 8
 

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import make_config, make_model, make_rows, make_tokenizer
+from support.tiny import make_config, make_model, make_rows, make_tokenizer
 
 from trainer.config import CostTable, EvalTable, TrainerConfig
 from trainer.data.codec import Codec, Example
 from trainer.data.rows import DataError
 from trainer.data.template import Template
 from trainer.errors import DoesNotFit
-from trainer.scoring import shots
+from trainer.scoring import few_shot
 from trainer.scoring.answers import all_answers, possible_answers, read_answer, write_answer
-from trainer.scoring.decode import Decoder, Trie, batches, in_batches, undisturbed
+from trainer.scoring.constrained import Decoder, Trie, batches, in_batches, undisturbed
 from trainer.scoring.evaluate import _costs, load_result, run
 
 MOODS = ["negative", "neutral", "positive"]
@@ -323,17 +323,17 @@ def test_examples_come_before_the_question_one_of_each_answer_first() -> None:
     codec = Codec.of(tokenizer, max_length=100, seq2seq=False)
     prompt = Template.parse("{text} is ")
     asked = Example((2, 3, 1), (-100, -100, 1), "q is ", "good", 1, 2)
-    shown = shots.draw(rows, 3)
-    primed = shots.prime([asked], shown, codec, prompt)
+    shown = few_shot.draw(rows, 3)
+    primed = few_shot.prime([asked], shown, codec, prompt)
     text = "".join(f"{question}{mood}\n\n" for question, mood in shown) + "q is "
 
     assert {mood for _, mood in shown[:2]} == {"good", "bad"}
-    assert shots.draw(rows[::-1], 3) == shown
+    assert few_shot.draw(rows[::-1], 3) == shown
     assert primed.fewest == 3
     assert list(primed.items[0].prompt_ids) == [*codec.prefix, *codec.encode([text], prompt)[0]]
     assert primed.items[0].labels[-1:] == (1,)
     short = replace(codec, max_length=len(primed.items[0].prompt_ids) - 1)
-    assert shots.prime([asked], shown, short, prompt).fewest == 2
+    assert few_shot.prime([asked], shown, short, prompt).fewest == 2
 
 
 def test_with_too_many_sets_those_that_were_learnt_are_listed() -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from runs import wait_until
+from support import tiny
+from support.runs import wait_until
 
 from trainer.__main__ import main
 from trainer.eviction import (
@@ -29,7 +29,7 @@ from trainer.eviction import (
     on_signals,
     preemption_in,
 )
-from trainer.saving.keeper import Keeper
+from trainer.saving.checkpointer import Keeper
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PATIENCE_S = 300.0
@@ -92,7 +92,7 @@ def heard(
         url=url,
         flag=flag,
         now=lambda: NOW,
-        say=said.append,
+        on_message=said.append,
         poll_s=0.01,
         first_call_s_max=PATIENCE_S,
     )
@@ -279,7 +279,7 @@ def test_a_notice_of_any_length_ends_well(
         if record["step"] == 7:  # all thirty may be done before the thread that asks is woken up
             wait_until(lambda: polls[0].flag.notice is not None)
 
-    monkeypatch.setattr("trainer.job.MetadataPoll", poll)
+    monkeypatch.setattr("trainer.job.job.MetadataPoll", poll)
     monkeypatch.setattr(Keeper, "after_step", after_step)
 
     def answer() -> dict[str, Any]:

@@ -9,14 +9,14 @@ from typing import Any
 import peft
 import pytest
 import torch
-from rig import rig
-from tiny import make_model, make_run, make_tokenizer
+from support.rig import rig
+from support.tiny import make_model, make_run, make_tokenizer
 
 from trainer import model as models
 from trainer.adapters import methods
-from trainer.results.base import NoBaseError
+from trainer.results.base_weights import NoBaseError
 from trainer.results.merge import CannotMergeError, main, merge, read_adapter
-from trainer.results.parity import parity
+from trainer.results.merge_check import parity
 
 # PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
@@ -55,7 +55,7 @@ def test_merged_equals_base_and_adapter(settings: dict[str, Any], tmp_path: Path
     if "modules_to_save" in settings:
         untie(base)
     adapted = make_adapter(base, tmp_path / "adapter", **settings)
-    merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, say=lambda _: None)
+    merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, on_message=lambda _: None)
     found = parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=6, eos_id=1)
     untouched = parity(adapted, load(base), PROMPTS, tokens_max=6, eos_id=1)
 
@@ -80,7 +80,11 @@ def test_an_adapter_of_quantised_transposed_layers_is_merged_the_right_way_round
     (tmp_path / "adapter").mkdir()
     methods.method_of(made.bench.model).save(tmp_path / "adapter")
     merge(
-        tmp_path / "model", tmp_path / "adapter", tmp_path / "out", dtype=None, say=lambda _: None
+        tmp_path / "model",
+        tmp_path / "adapter",
+        tmp_path / "out",
+        dtype=None,
+        on_message=lambda _: None,
     )
     adapted = peft.PeftModel.from_pretrained(load(tmp_path / "model"), str(tmp_path / "adapter"))
     found = parity(adapted.eval(), load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)
@@ -104,7 +108,9 @@ def test_shards_are_merged_one_by_one(tmp_path: Path) -> None:
         (tmp_path / "cut" / name).write_bytes((base / name).read_bytes())
     adapted = make_adapter(base, tmp_path / "adapter")
     told: list[str] = []
-    merge(tmp_path / "cut", tmp_path / "adapter", tmp_path / "out", dtype=None, say=told.append)
+    merge(
+        tmp_path / "cut", tmp_path / "adapter", tmp_path / "out", dtype=None, on_message=told.append
+    )
     files = sorted(path.name for path in (tmp_path / "cut").glob("*.safetensors"))
 
     assert len(files) > 2
@@ -137,11 +143,11 @@ def test_what_cannot_be_merged_leaves_nothing_behind(
     adapter = tmp_path / "adapter"
     make_adapter(base, adapter)
     with pytest.raises(CannotMergeError, match=r"the base has no place for model\.layers\.1"):
-        merge(other, adapter, tmp_path / "out", dtype=None, say=lambda _: None)
+        merge(other, adapter, tmp_path / "out", dtype=None, on_message=lambda _: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "other"]
 
     with pytest.raises(CannotMergeError, match="exists already"):
-        merge(base, adapter, other, dtype=None, say=lambda _: None)
+        merge(base, adapter, other, dtype=None, on_message=lambda _: None)
     assert main(["--base", str(base), "--adapter", str(other), "--out", str(tmp_path / "x")]) == 78
     assert "holds no adapter" in capsys.readouterr().err
 
@@ -212,7 +218,9 @@ def test_a_base_with_shorter_names_and_transposed_layers_is_merged(
     config["architectures"] = ["GPT2LMHeadModel"]
     (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
     adapted = make_adapter(base, tmp_path / "adapter", **named, **settings)
-    changed = merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, say=lambda _: None)
+    changed = merge(
+        base, tmp_path / "adapter", tmp_path / "out", dtype=None, on_message=lambda _: None
+    )
     found = parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=6, eos_id=1)
 
     assert changed == 8
@@ -237,7 +245,7 @@ def test_a_base_of_older_files_becomes_safetensors(shards: int, tmp_path: Path) 
     index = json.dumps({"metadata": {}, "weight_map": where})
     if shards > 1:
         (base / "pytorch_model.bin.index.json").write_text(index, encoding="utf-8")
-    merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, say=lambda _: None)
+    merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, on_message=lambda _: None)
 
     assert not list((tmp_path / "out").glob("*.bin*"))
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == shards
@@ -256,7 +264,7 @@ def test_a_pickle_with_anything_but_tensors_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"x": Trap()}, base / "pytorch_model.bin")
     with pytest.raises(NoBaseError, match="cannot be read"):
-        merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, say=lambda _: None)
+        merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, on_message=lambda _: None)
     assert not (tmp_path / "ran").exists()
 
 
@@ -270,5 +278,5 @@ def test_a_packed_base_is_refused(tmp_path: Path) -> None:
     packed = {name: value.flatten().to(torch.uint8)[:, None] for name, value in tensors.items()}
     save_file(packed, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CannotMergeError, match="merge into the 16-bit base, not a packed one"):
-        merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, say=lambda _: None)
+        merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, on_message=lambda _: None)
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config import ConfigError
-from trainer.results.naming import BaseName, name_base, public_bytes
+from trainer.results.base_name import BaseName, name_base, public_bytes
 
 
 @pytest.mark.parametrize(

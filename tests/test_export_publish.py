@@ -8,13 +8,13 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import hub as hubs
 import pytest
+import support.hub as hubs
 import torch
 from huggingface_hub import get_session
-from rig import rig
 from safetensors.torch import load, save_file
-from tiny import make_config, make_run, write_config
+from support.rig import rig
+from support.tiny import make_config, make_run, write_config
 
 from trainer.adapters import methods
 from trainer.adapters.nola import expand

@@ -14,16 +14,17 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import Project, make_project
-from tiny import ROOT, make_run
+from support.runs import Project, make_project
+from support.tiny import ROOT, make_run
 
-from commands import after, beforehand, extras
-from commands.config import load
-from commands.errors import Usage
-from commands.home import RunFolder
-from commands.session import _saved
+from commands import after
+from commands.runs import extras, tool_checks
+from commands.runs.config import load
+from commands.runs.home import RunFolder
+from commands.runs.session import _saved
+from commands.ui.errors import Usage
 from infra.durable import write_json
-from infra.journal import Journal, Kind
+from infra.run.journal import Journal, Kind
 
 EXTRAS = (
     *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "numpy"),
@@ -301,7 +302,7 @@ def test_a_merge_without_room_or_with_a_broken_base_is_told_at_once(
     order = after.Fold()
     usage = shutil.disk_usage(fetched.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=10))
-    monkeypatch.setattr(beforehand, "demand_for", lambda *_all: None)
+    monkeypatch.setattr(tool_checks, "demand_for", lambda *_all: None)
     with pytest.raises(Usage, match="GB free"):
         after.merge("tiny", order, as_json=False)
     (fetched.folder / "model" / "model.safetensors").write_bytes(b"")

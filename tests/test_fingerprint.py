@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
 from trainer.__main__ import main
 from trainer.config import ConfigError, TrainerConfig, load_config
-from trainer.fingerprint import (
+from trainer.rundir.fingerprint import (
     CHANGEABLE,
     compare,
     directory_sha256,

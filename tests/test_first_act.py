@@ -10,18 +10,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from runs import Project, make_project
-from sshd import Sshd, serve
+from support.runs import Project, make_project
+from support.sshd import Sshd, serve
 
-from commands import changes, ls, session, status, wire
-from commands.config import LoadedConfig, load
-from commands.errors import Usage
-from commands.home import RunFolder, all_runs, run_folder
-from commands.session import Desk, opened
-from infra.journal import Journal, Kind, read
+from commands import ls, status
+from commands.runs import config_diff, factory, session
+from commands.runs.config import LoadedConfig, load
+from commands.runs.home import RunFolder, all_runs, run_folder
+from commands.runs.session import Desk, opened
+from commands.ui.errors import Usage
 from infra.provider import Observation, Offer, PowerState, Vm
-from infra.state import RunState, fold, to_json
-from infra.workload import HostUnreachable
+from infra.run.fold import RunState, fold, to_json
+from infra.run.journal import Journal, Kind, read
+from infra.run.workload import HostUnreachable
 from remote import keys
 
 VM = Vm(
@@ -44,7 +45,7 @@ class Listener:
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """Hear a line."""
         self.said.append(text)
 
@@ -52,7 +53,7 @@ class Listener:
 def attempt(project: Project, loaded: LoadedConfig | None = None) -> list[str]:
     """Open the run as a command does, and fail at once; return what was said."""
     listener = Listener()
-    console: Any = SimpleNamespace(say=listener.say, progress=None, report=None)
+    console: Any = SimpleNamespace(on_message=listener.on_message, progress=None, report=None)
     desk = Desk(loaded=loaded or load(project.config), home=project.home, console=console)
     with pytest.raises(OSError, match="no luck"), opened(desk):
         raise OSError("no luck")
@@ -108,7 +109,7 @@ def test_a_change_after_the_training_began_is_refused_with_the_difference(
     note(project, *RENTED, (Kind.LAUNCHED, {}), (Kind.PROGRESS, {"step": 5, "steps": 250}))
     edit(project, "steps: 250", "steps: 260")
 
-    listener: Any = SimpleNamespace(say=print)
+    listener: Any = SimpleNamespace(on_message=print)
     desk = Desk(loaded=load(project.config), home=project.home, console=listener)
     with pytest.raises(Usage, match="another config") as caught, opened(desk):
         pass
@@ -141,7 +142,7 @@ def test_a_change_after_the_training_began_is_refused_with_the_difference(
 )
 def test_what_was_or_may_have_been_trained_binds(state: RunState, *, bound: bool) -> None:
     """A job may have worked unseen on a machine that is still there."""
-    assert changes.is_bound(state) == bound
+    assert config_diff.is_bound(state) == bound
 
 
 def test_a_run_killed_between_its_config_and_its_journal_is_begun_again(
@@ -208,13 +209,13 @@ def test_a_machine_is_never_forgotten_for_another_place(
     saved = session._saved(first, ())
     rented, asked = RunState(vm=VM), RunState(pending=Kind.CREATE_INTENDED)
 
-    changes.demand_same_machine(second, saved, RunState())
+    config_diff.demand_same_machine(second, saved, RunState())
     for state in (rented, asked):
         if not key:
-            changes.demand_same_machine(second, saved, state)
+            config_diff.demand_same_machine(second, saved, state)
             continue
         with pytest.raises(Usage, match="still has a machine") as caught:
-            changes.demand_same_machine(second, saved, state)
+            config_diff.demand_same_machine(second, saved, state)
         assert caught.value.problems[0].startswith(f"{key}: ")
         assert "`qft down --delete tiny`" in caught.value.hint
 
@@ -265,7 +266,7 @@ def test_a_machine_that_nobody_signed_in_to_is_not_running(
         traits=SimpleNamespace(rents=True),
         list_all=lambda: [replace(vm, power=PowerState.RUNNING)],
     )
-    monkeypatch.setattr(wire, "make_provider", lambda *_all: cloud)
+    monkeypatch.setattr(factory, "make_provider", lambda *_all: cloud)
     monkeypatch.setattr(status, "make_workload", lambda *_a, **_k: Silent(answers=answers))
     monkeypatch.setattr(ls, "known_providers", lambda *_all: [cloud])
 

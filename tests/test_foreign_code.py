@@ -13,14 +13,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import hub as hubs
 import pytest
-from planted import NAMES, plant
-from runs import Project, make_project
-from sshd import serve
+import support.hub as hubs
+from support.planted import NAMES, plant
+from support.runs import Project, make_project
+from support.sshd import serve
 
-from commands.program import argv_of, environment_of
-from commands.start import without_here
+from commands.runs.python_program import argv_of, environment_of
+from commands.ui.entry_point import without_here
 
 STEPS = 4
 TYPE = """#!/bin/sh

@@ -16,33 +16,35 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakecloud import Story
 from hypothesis import given
 from hypothesis import strategies as st
-from jsons import FUZZED, documents
+from support.fakecloud import Story
+from support.jsons import FUZZED, documents
 
-from commands.errors import TrainingTrouble
-from commands.receipt import read_score
+from commands.runs.receipt import read_score
+from commands.runs.workload import SshWorkload
+from commands.ui.errors import TrainingTrouble
+from commands.ui.snapshot import view
 from commands.verify import read_replay
-from commands.view import view
-from commands.workload import SshWorkload
-from infra import actions as act
-from infra.cost import bill
 from infra.durable import read_json
-from infra.heartbeat import SILENCE, read_heartbeat
-from infra.journal import Event, JournalDamaged, Kind, _plain, read
-from infra.lifecycle import Goal, JobPhase, Plan, Seen, decide
 from infra.provider import Observation, Offer, PowerState, Vm
-from infra.state import RunState, apply, fold
-from infra.supervisor import Report
-from infra.watch import Watch
-from infra.workload import HostNotTrusted, HostUnfit, HostUnreachable
-from remote import agent, answers, errors, manifest
+from infra.run import actions as act
+from infra.run.budget import bill
+from infra.run.decide import Goal, JobPhase, Plan, Seen, decide
+from infra.run.fold import RunState, apply, fold
+from infra.run.heartbeat import SILENCE, read_heartbeat
+from infra.run.journal import Event, JournalDamaged, Kind, _plain, read
+from infra.run.stall_detector import Watch
+from infra.run.supervisor import Report
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from remote import errors, manifest, script_replies
 from remote.job import Job
-from remote.link import Host
+from remote.on_machine import tree_ops
+from remote.ssh import Host
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 from trainer.eviction import preemption_in
+from trainer.rundir.status import last_step
 from trainer.saving.manifest import (
     ADAPTER,
     FINGERPRINT,
@@ -56,7 +58,6 @@ from trainer.saving.manifest import (
     parse_manifest,
     verify_resumable,
 )
-from trainer.status import last_step
 from trainer.untrusted import NotPlain, parse
 
 HOST = Host(address="h", user="qft", key_path=Path("/nowhere"), host_key="")
@@ -132,11 +133,11 @@ class Stranger:
         self, _command: str, take: Callable[[bytes], object], **_more: object
     ) -> tuple[int, bytes]:
         """Answer as our helper does."""
-        take(agent.MARK.encode() + self.said)
+        take(tree_ops.MARK.encode() + self.said)
         return self.code, b""
 
 
-def workload(link: Stranger, status: bytes = b"") -> SshWorkload:
+def workload(connection: Stranger, status: bytes = b"") -> SshWorkload:
     """The real workload over such a connection; the status file has `status` if that is given."""
     setting = SimpleNamespace(
         helper_python="python3",
@@ -145,11 +146,11 @@ def workload(link: Stranger, status: bytes = b"") -> SshWorkload:
         site=SimpleNamespace(run_dir="qft/x/run", job="qft/x/job"),
         home=Path("/nowhere"),
         expected=lambda: None,
-        say=lambda _text: None,
+        on_message=lambda _text: None,
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
-    vars(work)["_open"] = lambda _vm: replace(link, said=status or link.said)
-    answer_with(work, link)
+    vars(work)["_open"] = lambda _vm: replace(connection, said=status or connection.said)
+    answer_with(work, connection)
     return work
 
 
@@ -166,9 +167,9 @@ def is_sane(found: object) -> bool:
     return len(str(found)) < 100_000 and bool(str(found).encode("utf-8", "backslashreplace"))
 
 
-def answer_with(work: SshWorkload, link: Stranger) -> None:
+def answer_with(work: SshWorkload, connection: Stranger) -> None:
     """Let every question about the job be answered so from now on."""
-    vars(work)["_job"] = lambda _vm: Job(link=link, directory="qft/x/job")  # type: ignore[arg-type]
+    vars(work)["_job"] = lambda _vm: Job(connection=connection, directory="qft/x/job")  # type: ignore[arg-type]
 
 
 @FUZZED
@@ -197,9 +198,9 @@ def test_any_status_leads_to_a_decision(said: bytes) -> None:
 @given(said=documents(TAIL) | documents(JOB), code=st.sampled_from([0, 0, 3, 1, 97, 127, -1]))
 def test_any_answer_about_a_job_is_read_or_a_failed_act(said: bytes, code: int) -> None:
     """A wrong answer is a class that the supervisor knows, never anything else."""
-    link = Stranger(said, code)
-    job = Job(link=link, directory="qft/x/job")  # type: ignore[arg-type]  # it only answers
-    work = workload(link)
+    connection = Stranger(said, code)
+    job = Job(connection=connection, directory="qft/x/job")  # type: ignore[arg-type]  # it only answers
+    work = workload(connection)
     calls: list[Callable[[], object]] = [job.status, job.tail, job.stop]
     calls.append(lambda: job.start(["x"], env={}, cwd="."))
     for call in calls:
@@ -213,22 +214,22 @@ def test_any_answer_about_a_job_is_read_or_a_failed_act(said: bytes, code: int) 
 def test_any_answer_about_files_is_read_or_refused(said: bytes) -> None:
     """Lists, chunks and commits are plain bounded values afterwards, or a `RemoteError`."""
     wanted = manifest.Wanted(include=r"metrics\.jsonl|adapter/[a-z.]+")
-    answer = outcome(lambda: answers.read_answer(said, verb="x", source="h"), errors.Garbled)
+    answer = outcome(lambda: script_replies.read_answer(said, verb="x", source="h"), errors.Garbled)
     assert isinstance(answer, dict | errors.Garbled)
     if isinstance(answer, errors.Garbled):
         return
-    assert answers.read_free(answer) >= 0
-    assert (answers.read_refusal(answer) is None) is ("error" not in answer)
+    assert script_replies.read_free(answer) >= 0
+    assert (script_replies.read_refusal(answer) is None) is ("error" not in answer)
     calls: list[Callable[[], object]] = [
-        lambda: answers.read_wrong(answer, sent=["a"], source="h"),
-        lambda: answers.read_chunks(answer, "begun", names=["blob", "other"], source="h"),
+        lambda: script_replies.read_wrong(answer, sent=["a"], source="h"),
+        lambda: script_replies.read_chunks(answer, "begun", names=["blob", "other"], source="h"),
     ]
     for call in calls:
         assert is_sane(outcome(call, errors.Garbled))
     found = outcome(
-        lambda: answers.read_listing(answer, wanted=wanted, source="h"), errors.Untrusted
+        lambda: script_replies.read_listing(answer, wanted=wanted, source="h"), errors.Untrusted
     )
-    if isinstance(found, answers.Listing):
+    if isinstance(found, script_replies.Listing):
         assert all(wanted.takes(path) for path in found.tree)
         assert all(name.isprintable() for name in found.left_names)
 
@@ -356,7 +357,7 @@ def test_a_status_nested_200_000_deep_is_no_heartbeat() -> None:
 def test_a_commit_that_does_not_say_what_is_in_place_is_garbled(answer: dict[str, Any]) -> None:
     """Every file is taken as not there, and the act is tried again."""
     with pytest.raises(errors.Garbled, match="did not say which files are in place"):
-        answers.read_wrong(answer, sent=["a"], source="h")
+        script_replies.read_wrong(answer, sent=["a"], source="h")
 
 
 def test_wrong_answers_are_tried_again_and_then_end_the_run_with_exit_4() -> None:

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oddities import HOSTS, KEYS, ODDITIES, PYTHONS, USERS
 from pydantic import BaseModel
-from runs import make_project
+from support.oddities import HOSTS, KEYS, ODDITIES, PYTHONS, USERS
+from support.runs import make_project
 
-from commands import wire
-from commands.config import LoadedConfig, RunConfig, check, check_files, load, schema
-from commands.drive import _most, find_config
-from commands.errors import Usage
-from commands.forecast import forecast, forecast_line, rehearsal
-from commands.home import pick_run, run_folder
-from commands.session import policy_of
-from commands.staging import stage
+from commands.runs import factory
+from commands.runs.config import LoadedConfig, RunConfig, check, check_files, load, schema
+from commands.runs.drive import _most, find_config
+from commands.runs.estimate import forecast, forecast_line, rehearsal
+from commands.runs.home import pick_run, run_folder
+from commands.runs.payload import stage
+from commands.runs.session import policy_of
+from commands.ui.errors import Usage
 
 EXAMPLES = int(os.environ.get("QFT_FUZZ_EXAMPLES", "60"))
 FUZZ = settings(
@@ -151,12 +151,12 @@ def goes_on(folder: Path, loaded: LoadedConfig) -> None:
     rehearsal(loaded)
     _most(loaded)
     policy_of(loaded)
-    wire.want(vm)
+    factory.want(vm)
     stage(loaded, folder / "staging", write=False)
     for step in (
         lambda: check_files(loaded),
-        lambda: wire.make_provider(vm, folder / "home") if vm.provider != "azure" else None,
-        lambda: wire.user_key(vm, run_folder(folder / "home", "tiny")),
+        lambda: factory.make_provider(vm, folder / "home") if vm.provider != "azure" else None,
+        lambda: factory.user_key(vm, run_folder(folder / "home", "tiny")),
     ):
         refusable(step)
 

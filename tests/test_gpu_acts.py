@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cards import JOB, Played, place, write_run
 from gpu.acts import Job, Place, attempt, compare_speed, kill_and_resume, measured, train, verify
 from gpu.comparing import differences
 from gpu.lines import Figure, Line, Result
 from gpu.running import Ended
 from gpu.shapes import MODELS
 from gpu.watched import Notes, begin_to_measure, end_measuring, speed
+from support.cards import JOB, Played, place, write_run
 
 from trainer.config import PrecisionChoice, TrainerConfig
 

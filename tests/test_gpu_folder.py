@@ -10,12 +10,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tiny
 from gpu import baseline, borrowed, shapes, weights
 from gpu.borrowed import FOLDER, GIVEN, choose, environment, needed, pack
 from gpu.running import Processes, summary
 from gpu.watched import Notes
-from rig import rig
+from support import tiny
+from support.rig import rig
 
 from trainer.config import DataTable
 from trainer.data.examples import load_examples
@@ -135,7 +135,7 @@ def test_a_packed_folder_serves_a_python_that_lacks_both(
 
     monkeypatch.setattr(borrowed, "download", unreachable)
     said: list[str] = []
-    size = pack(tmp_path / FOLDER, say=said.append)
+    size = pack(tmp_path / FOLDER, on_message=said.append)
     choice = choose(dict.fromkeys(WHOLE, "1.0") | {"bitsandbytes": None, "pydantic": None},
                     tmp_path / FOLDER)  # fmt: skip
     ask = (
@@ -174,7 +174,7 @@ def test_the_compiled_half_comes_from_the_wheel_of_each_python(
         return place
 
     monkeypatch.setattr(borrowed, "download", download)
-    pack(tmp_path / FOLDER, say=lambda _text: None)
+    pack(tmp_path / FOLDER, on_message=lambda _text: None)
     core = tmp_path / FOLDER / "pydantic" / "pydantic_core"
     wanted = borrowed.core_of(tmp_path / FOLDER)
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cards import OUT_OF_MEMORY, SCALE, Played, place
 from gpu import rounds
 from gpu.card import by_driver
 from gpu.lines import Figure, Line, Result, table, write_json
 from gpu.proof import Models, Proof, available_bytes, choose_disk, driver
 from gpu.running import Budget, Ended
+from support.cards import OUT_OF_MEMORY, SCALE, Played, place
 
 REAL_DRIVER = driver
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ def proof(tmp_path: Path, played: Played, *, limit_s: float = 480) -> tuple[int,
     out = tmp_path / "out" / "gpu.json"
     work = tmp_path / "work"
     work.mkdir()
-    made = Proof(runner=played, budget=budget, work=work, out=out, say=lambda _text: None)
+    made = Proof(runner=played, budget=budget, work=work, out=out, on_message=lambda _text: None)
     code = made.run(lacking=())
     found: dict[str, Any] = json.loads(out.read_text())
     return code, found
@@ -116,7 +116,7 @@ def test_a_card_that_could_not_be_looked_for_is_not_called_absent(
     budget = Budget(limit_s=480, clock=lambda: played.now_s, began_s=0)
     said: list[str] = []
     out = tmp_path / "gpu.json"
-    made = Proof(runner=played, budget=budget, work=tmp_path, out=out, say=said.append)
+    made = Proof(runner=played, budget=budget, work=tmp_path, out=out, on_message=said.append)
 
     assert made.run(lacking=lacking) == code
     first = json.loads(out.read_text())["lines"][0]
@@ -227,7 +227,9 @@ def test_a_card_on_which_nothing_could_be_trained_is_no_success(tmp_path: Path) 
     played = Played()
     budget = Budget(limit_s=480, clock=lambda: played.now_s, began_s=0)
     out = tmp_path / "gpu.json"
-    made = Proof(runner=played, budget=budget, work=tmp_path, out=out, say=lambda _text: None)
+    made = Proof(
+        runner=played, budget=budget, work=tmp_path, out=out, on_message=lambda _text: None
+    )
 
     assert made.run(lacking=("bitsandbytes",)) == 1
     lines = json.loads(out.read_text())["lines"]

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from machines import Subject, execute, until
+from support.machines import Subject, execute, until
 
 from infra.durable import write_json
-from infra.local_machine import BOOT_PATIENCE_S, Machine, Power
-from infra.local_processes import of_machine
+from infra.local.machine import BOOT_PATIENCE_S, Machine, Power
+from infra.local.processes import of_machine
 
 QUIET = "</dev/null >/dev/null 2>&1 &"
 HIDERS = {
@@ -175,7 +175,7 @@ def test_eviction_needs_nobody(subject: Subject) -> None:
     """An eviction is carried out although whoever asked for it is killed at once."""
     subject.up()
     script = (
-        "import os, pathlib, signal, sys\nfrom infra.local_machine import Machine\n"
+        "import os, pathlib, signal, sys\nfrom infra.local.machine import Machine\n"
         "Machine(pathlib.Path(sys.argv[1])).order_eviction(0.5)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -323,7 +323,7 @@ def test_life_has_one_guest(subject: Subject) -> None:
     """A second guest for a life that is being played leaves at once."""
     subject.up()
     environ = {**os.environ, "QFT_VM": subject.mark, "QFT_GUEST": "1"}
-    argv = ["-m", "infra.guest", "--dir", str(subject.machine.directory), "--life", "1"]
+    argv = ["-m", "infra.local.start_vm", "--dir", str(subject.machine.directory), "--life", "1"]
 
     subprocess.run([sys.executable, *argv], cwd=Path(__file__).parents[1], env=environ, check=True)
 
@@ -337,7 +337,7 @@ def test_guest_of_a_past_life_leaves(subject: Subject) -> None:
     subject.machine.power_off("user")
     (subject.machine.directory / "guest.json").unlink(missing_ok=True)  # it may have been quick
     environ = {**os.environ, "QFT_VM": subject.mark, "QFT_GUEST": "1"}
-    argv = ["-m", "infra.guest", "--dir", str(subject.machine.directory), "--life", "1"]
+    argv = ["-m", "infra.local.start_vm", "--dir", str(subject.machine.directory), "--life", "1"]
 
     subprocess.run([sys.executable, *argv], cwd=Path(__file__).parents[1], env=environ, check=True)
 
@@ -355,7 +355,7 @@ def test_full_disk_does_not_keep_a_machine_alive(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr("infra.local_machine.write_json", refuse)
+        full.setattr("infra.local.machine.write_json", refuse)
         with pytest.raises(OSError, match="No space left"):
             subject.machine.power_off("user")
 
@@ -380,7 +380,7 @@ def test_machine_outlives_its_maker(tmp_path: Path) -> None:
     """A machine switched on by a process that is killed runs on, in a session of its own."""
     subject = Subject.make(tmp_path)
     script = (
-        "import os, pathlib, signal, sys\nfrom infra.local_machine import Machine\n"
+        "import os, pathlib, signal, sys\nfrom infra.local.machine import Machine\n"
         "Machine(pathlib.Path(sys.argv[1])).power_on()\n"
         "os.killpg(0, signal.SIGKILL)\n"
     )

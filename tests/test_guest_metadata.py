@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from infra.guest_metadata import MetadataService, user_of
+from infra.local.imds import MetadataService, user_of
 
 EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
 NOW = 1_800_000_000.0

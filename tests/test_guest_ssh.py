@@ -17,10 +17,10 @@ from pathlib import Path
 import paramiko
 import psutil
 import pytest
-from contract import openssh_keys
-from machines import Subject, execute, until
+from support.contract import openssh_keys
+from support.machines import Subject, execute, until
 
-from infra.local_machine import Power
+from infra.local.machine import Power
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from commands.workload import SshWorkload
-from infra.heartbeat import SILENCE, Heartbeat, is_of_before, read_heartbeat
+from commands.runs.workload import SshWorkload
 from infra.provider import Observation, PowerState, StopReason, Vm
-from infra.watch import Watch
-from infra.when import utc
+from infra.run.heartbeat import SILENCE, Heartbeat, is_of_before, read_heartbeat
+from infra.run.stall_detector import Watch
+from infra.timestamps import utc
 from remote.job import JobState, JobStatus
 
 STARTED_S = 1_000_000.0
@@ -64,7 +64,7 @@ def test_an_eviction_that_is_over_does_not_explain_the_next_stop(
         site=SimpleNamespace(run_dir="qft/x/run"),
         home=Path("/nowhere"),
         expected=lambda: None,
-        say=lambda _text: None,
+        on_message=lambda _text: None,
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
     beat = utc(STARTED_S - 60)

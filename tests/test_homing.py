@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import sshd
-from checkpoints import make_checkpoint
+from support import sshd
+from support.checkpoints import make_checkpoint
 
-from commands.homing import AGAIN_S, Homing
-from commands.results import Expected
-from remote.link import Link, connect
-from remote.sync_plan import SyncOptions
+from commands.runs.checkpoint_sync import AGAIN_S, Homing
+from commands.runs.result_files import Expected
+from remote.ssh import SshConnection, connect
+from remote.sync.plan import SyncOptions
 from trainer.method_table import MethodTable
 from trainer.saving.manifest import ADAPTER, MANIFEST, directory_name
 
@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Sshd]:
 
 
 @pytest.fixture(scope="module")
-def link(server: sshd.Sshd) -> Iterator[Link]:
+def connection(server: sshd.Sshd) -> Iterator[SshConnection]:
     """One connection for the file."""
     with connect(server.host()) as opened:
         yield opened
@@ -42,25 +42,25 @@ class Place:
 
     there: Path
     home: Path
-    link: Link
+    connection: SshConnection
     remote: str
     said: list[str] = field(default_factory=list)
     now_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.homing = Homing(
-            connect=lambda _vm: self.link,
+            connect=lambda _vm: self.connection,
             remote_run=self.remote,
             home=self.home,
             options=SyncOptions(python=sys.executable),
             expected=lambda: EXPECTED,
-            say=self.said.append,
+            on_message=self.said.append,
             clock=lambda: self.now_s,
         )
 
     def bring(self) -> None:
         """Copy once."""
-        self.homing.bring(self.link)
+        self.homing.bring(self.connection)
 
     def names(self) -> list[str]:
         """What lies at home, all of it."""
@@ -68,12 +68,14 @@ class Place:
 
 
 @pytest.fixture
-def place(server: sshd.Sshd, link: Link, tmp_path: Path) -> Place:
+def place(server: sshd.Sshd, connection: SshConnection, tmp_path: Path) -> Place:
     """An empty place."""
     remote = f"qft/{tmp_path.name}/run"
     there = server.home / remote / "checkpoints"
     there.mkdir(parents=True)
-    return Place(there=there, home=tmp_path / "home" / "checkpoints", link=link, remote=remote)
+    return Place(
+        there=there, home=tmp_path / "home" / "checkpoints", connection=connection, remote=remote
+    )
 
 
 def tear(folder: Path) -> None:
@@ -208,7 +210,7 @@ def test_the_newest_that_is_whole_decides_what_goes_back(place: Place, name: str
         folder = make_checkpoint(place.there, 6)
         if name in DAMAGES:
             DAMAGES[name](folder)
-    place.homing.send_back(place.link)
+    place.homing.send_back(place.connection)
 
     assert (place.there / directory_name(4) / MANIFEST).exists() is (name != "whole")
 
@@ -226,7 +228,7 @@ def test_older_ones_go_only_after_a_newer_one_is_whole_at_home(place: Place) -> 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_trainer_there_resumes_from_the_newest_that_verifies(tmp_path: Path, name: str) -> None:
     """A name of 99,999,999 steps is set aside and said, and keeps no room after the next save."""
-    from trainer.disk import RealDisk
+    from trainer.atomic import RealDisk
     from trainer.saving.checkpoint import Store
 
     said: list[str] = []
@@ -235,7 +237,7 @@ def test_a_trainer_there_resumes_from_the_newest_that_verifies(tmp_path: Path, n
     make_checkpoint(tmp_path, 3, named=99_999_999)
     DAMAGES[name](make_checkpoint(tmp_path, 6))
     store = Store(tmp_path, keep=2, disk=RealDisk())
-    found = store.load_newest(tensor_bytes_max=EXPECTED.tensor_bytes_max, say=said.append)
+    found = store.load_newest(tensor_bytes_max=EXPECTED.tensor_bytes_max, on_message=said.append)
 
     assert found is not None
     assert found.step == 4

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from contract import Harness, ProviderContract, make_spec, openssh_keys
+from support.contract import Harness, ProviderContract, make_spec, openssh_keys
 
-from infra.host import HostProvider, HostSettings
 from infra.provider import BadRequest, PowerState, Provider, Transient, Want
+from infra.ssh_host import HostProvider, HostSettings
 
 
 class HostHarness:

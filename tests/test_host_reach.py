@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from runs import make_project
-from sshd import Sshd, serve
+from support.runs import make_project
+from support.sshd import Sshd, serve
 
-from commands.errors import HostTrouble
-from commands.home import RunFolder
-from commands.host_check import LIMIT_S, sign_in
+from commands.runs.home import RunFolder
+from commands.runs.ssh_check import LIMIT_S, sign_in
+from commands.ui.errors import HostTrouble
 from infra.config import VmTable
-from remote import keys, link
+from remote import keys, ssh
 
 WITHIN_S = 20.0
 START_S = 40.0
@@ -144,7 +144,7 @@ def test_a_look_up_that_never_ends_is_given_up(
 ) -> None:
     """The resolver has no limit of its own, so there is one around all of it."""
     over = threading.Event()
-    monkeypatch.setattr(link, "connect", lambda *_, **__: over.wait())
+    monkeypatch.setattr(ssh, "connect", lambda *_, **__: over.wait())
     try:
         with pytest.raises(HostTrouble, match=r"did not answer within 0\.2 s"):
             sign_in(table(server), RunFolder(root=tmp_path), limit_s=0.2)

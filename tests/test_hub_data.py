@@ -12,18 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hub as hubs
 import pytest
-import tiny
+import support.hub as hubs
 from pydantic import ValidationError
+from support import tiny
 
-from commands.config import check, check_files
-from commands.staging import stage
+from commands.runs.config import check, check_files
+from commands.runs.payload import stage
 from trainer.__main__ import main
 from trainer.config import DataTable, TrainerConfig
 from trainer.data.rows import DataError, Shards, read_rows
 from trainer.hub import HubFile, fetch, parse, rely_on_cache
-from trainer.rundir import data_facts
+from trainer.rundir.layout import data_facts
 
 NAMED = "hub:me/pairs@v1/data/train.jsonl"
 PLACE = "me/pairs/resolve/v1/data/train.jsonl"

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import doors
 import pytest
+from support import doors
 
-from remote import agent_job
 from remote.errors import RemoteError
 from remote.job import Job, JobState, JobStatus
-from remote.link import Link, connect
+from remote.on_machine import job_agent
+from remote.ssh import SshConnection, connect
 
 
 @pytest.fixture(scope="module", params=doors.MAKES)
@@ -30,16 +30,16 @@ def door(
 
 
 @pytest.fixture
-def link(door: doors.Door) -> Iterator[Link]:
+def connection(door: doors.Door) -> Iterator[SshConnection]:
     """A connection of the test's own."""
     with connect(door.host) as opened:
         yield opened
 
 
 @pytest.fixture
-def job(link: Link, tmp_path: Path) -> Iterator[Job]:
+def job(connection: SshConnection, tmp_path: Path) -> Iterator[Job]:
     """A job in a directory of its own, stopped at the end."""
-    made = Job(link=link, directory=f"qft/{tmp_path.name}")
+    made = Job(connection=connection, directory=f"qft/{tmp_path.name}")
     yield made
     made.stop(grace_s=0)
 
@@ -96,8 +96,10 @@ def test_start_race(door: doors.Door, job: Job) -> None:
     """Of eight clients that start at the same moment on eight connections, one starts it."""
 
     def attempt(number: int) -> JobStatus:
-        with connect(door.host) as link:
-            return start(Job(link=link, directory=job.directory), f"echo {number}; sleep 60")
+        with connect(door.host) as connection:
+            return start(
+                Job(connection=connection, directory=job.directory), f"echo {number}; sleep 60"
+            )
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(attempt, range(8)))
@@ -122,11 +124,13 @@ def test_start_after_end_is_the_next_attempt(job: Job) -> None:
 def test_survives_disconnect(door: doors.Door, tmp_path: Path) -> None:
     """A job goes on when the connection that started it is cut, and is found by the next."""
     directory = f"qft/{tmp_path.name}"
-    with connect(door.host) as link:
+    with connect(door.host) as connection:
         wait = f"until [ -e {directory}/go ]; do sleep 0.05; done"
-        begun = start(Job(link=link, directory=directory), f"{wait}; echo later; exit 3")
-    with connect(door.host) as link:
-        job = Job(link=link, directory=directory)
+        begun = start(
+            Job(connection=connection, directory=directory), f"{wait}; echo later; exit 3"
+        )
+    with connect(door.host) as connection:
+        job = Job(connection=connection, directory=directory)
 
         assert (begun.pid, JobState.RUNNING) == (job.status().pid, job.status().state)
         (door.home / directory / "go").touch()
@@ -262,7 +266,7 @@ def test_a_talkative_job_does_not_fill_the_disk(job: Job, door: doors.Door) -> N
     size = job.status().log_bytes
     log = door.home / job.directory / "job.log"
 
-    wait_until(lambda: log.stat().st_blocks * 512 < agent_job.LOG_HEAD + agent_job.LOG_END * 1.2)
+    wait_until(lambda: log.stat().st_blocks * 512 < job_agent.LOG_HEAD + job_agent.LOG_END * 1.2)
     offset, said = 0, b""
     while (piece := job.tail(offset, 4 << 20)).data:
         said, offset = said + piece.data, piece.offset
@@ -270,9 +274,9 @@ def test_a_talkative_job_does_not_fill_the_disk(job: Job, door: doors.Door) -> N
     assert (size, size) == (job.status().log_bytes, offset)
     first, note, rest = said.partition(b"\n[... ")
     dropped = int(rest.split()[0])
-    assert (len(first), first.count(b"\0")) == (agent_job.LOG_HEAD, 0)
+    assert (len(first), first.count(b"\0")) == (job_agent.LOG_HEAD, 0)
     kept = rest.partition(b" ...]\n")[2]
     assert (note != b"", len(kept), kept[-5:]) == (True, size - dropped - len(first), b"last\n")
     assert kept.count(b"\0") == 0
-    assert agent_job.LOG_END <= len(kept) <= agent_job.LOG_END * 1.2
+    assert job_agent.LOG_END <= len(kept) <= job_agent.LOG_END * 1.2
     assert job.tail(-5).data == b"last\n"

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from fakecloud import Story
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fakecloud import Story
 
-from infra.journal import Journal, JournalDamaged, Kind, read
-from infra.lifecycle import Goal, Plan
-from infra.state import fold
+from infra.run.decide import Goal, Plan
+from infra.run.fold import fold
+from infra.run.journal import Journal, JournalDamaged, Kind, read
 
 
 @pytest.fixture(scope="module")

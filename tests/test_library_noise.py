@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from commands.library_noise import QUIET
+from commands.ui.library_warnings import QUIET
 
 ROOT = Path(__file__).resolve().parent.parent
 NOISY = """
@@ -15,7 +15,7 @@ import logging, sys, warnings
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import os
-from commands.library_noise import to_log
+from commands.ui.library_warnings import to_log
 to_log(Path({log!r}), os.environ)
 warnings.warn("TripleDES has been moved", DeprecationWarning)
 warnings.warn("old wheel", UserWarning)

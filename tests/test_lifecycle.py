@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fakecloud import Story, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fakecloud import Story, World
 
-from infra import actions as act
-from infra.cost import Budget, bill, renew_s, seconds_left, worst_case_usd
-from infra.journal import read
-from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy, Seen, decide
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
-from infra.spans import Span, close_span, open_span
-from infra.state import Failure, RunState, fold
+from infra.run import actions as act
+from infra.run.billing_spans import Span, close_span, open_span
+from infra.run.budget import Budget, bill, renew_s, seconds_left, worst_case_usd
+from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy, Seen, decide
+from infra.run.fold import Failure, RunState, fold
+from infra.run.journal import read
 
 NOW_S = 1_000_000.0
 OFFER = Offer(provider="x", region="a", size="s", spot_usd_per_h=0.2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from infra.config import VmTable
-from infra.local_market import read_market
+from infra.local.market import read_market
 
 PAGE = (Path(__file__).parents[1] / "docs" / "local.md").read_text()
 
@@ -42,7 +42,7 @@ def test_files_of_the_page_are_the_files(tmp_path: Path) -> None:
     """Every file that the page names exists in the program's words, and none is left out."""
     named = set(re.findall(r"`([a-z]+\.json|host_key|guest\.log)`", PAGE)) - {"market.json"}
     rooms = Path(__file__).parents[1] / "infra"
-    text = "".join((rooms / name).read_text() for name in ("local.py", "local_machine.py"))
+    text = "".join((rooms / name).read_text() for name in ("local/provider.py", "local/machine.py"))
     used = set(re.findall(r'"([a-z]+\.json|host_key|guest\.log)"', text)) - {"market.json"}
 
     assert named == used

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra.local_market import Quote, read_market
+from infra.local.market import Quote, read_market
 from infra.provider import BadRequest, NoCapacity, PriceAboveCap
 
 START = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)

@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sshd import Sshd, serve
+from support.sshd import Sshd, serve
 
-from remote import agent, sync
-from remote.call import Script
 from remote.errors import CommandFailed, LoginShellEnded, RemoteError, TimedOut
 from remote.job import Job, JobState
-from remote.link import connect
 from remote.login_shell import for_any_shell
+from remote.on_machine import tree_ops
+from remote.remote_script import Script
+from remote.ssh import connect
+from remote.sync import api
 
 PLAYED = r"""
 import os, re, sys
@@ -111,12 +112,12 @@ def test_the_helpers_work_behind_every_login_shell(shell: str, tmp_path: Path) -
     (tmp_path / "rows" / "a file").write_text("one\n")
     login = "busybox sh -c" if shell == "busybox" else login_of(shell, tmp_path)
 
-    with serve(tmp_path / "server", login=login) as server, connect(server.host()) as link:
-        sync.push(link, tmp_path / "rows", "qft/rows")
-        answer = Script(link=link, path=Path(agent.__file__)).call(
+    with serve(tmp_path / "server", login=login) as server, connect(server.host()) as connection:
+        api.push(connection, tmp_path / "rows", "qft/rows")
+        answer = Script(connection=connection, path=Path(tree_ops.__file__)).call(
             "manifest", {"root": "qft/rows"}, timeout_s=120
         )
-        job = Job(link=link, directory="qft/job")
+        job = Job(connection=connection, directory="qft/job")
         job.start(["sh", "-c", "echo it\\'s done"], env={}, cwd=".")
         while job.status().state is JobState.RUNNING:
             time.sleep(0.05)
@@ -147,10 +148,10 @@ def test_a_start_up_file_that_ends_the_shell_is_named(
     start: str, told: str, tmp_path: Path
 ) -> None:
     """No command is taken for done that never ran; the message says what did, and where to look."""
-    with starting(tmp_path, start) as server, connect(server.host()) as link:
+    with starting(tmp_path, start) as server, connect(server.host()) as connection:
         for work in (
-            lambda: link.run("true", input="echo swallowed\n"),
-            lambda: Script(link=link, path=Path(agent.__file__)).call(
+            lambda: connection.run("true", input="echo swallowed\n"),
+            lambda: Script(connection=connection, path=Path(tree_ops.__file__)).call(
                 "manifest", {"root": "x"}, timeout_s=60
             ),
         ):
@@ -185,9 +186,11 @@ NOISE = [
 @pytest.mark.parametrize("start", NOISE)
 def test_what_a_start_up_file_prints_is_no_answer(start: str, tmp_path: Path) -> None:
     """Banners, errors of stty, traces and bytes before the command are left out of what it says."""
-    with starting(tmp_path, start) as server, connect(server.host()) as link:
-        said = link.run("cat; exit 0", input=b"mine").stdout
-        Script(link=link, path=Path(agent.__file__)).call("manifest", {"root": "x"}, timeout_s=60)
+    with starting(tmp_path, start) as server, connect(server.host()) as connection:
+        said = connection.run("cat; exit 0", input=b"mine").stdout
+        Script(connection=connection, path=Path(tree_ops.__file__)).call(
+            "manifest", {"root": "x"}, timeout_s=60
+        )
 
     assert said == "mine"
     assert server.home.joinpath("qft").stat().st_mode & 0o077 == 0
@@ -195,20 +198,20 @@ def test_what_a_start_up_file_prints_is_no_answer(start: str, tmp_path: Path) ->
 
 def test_a_start_up_file_that_waits_is_named(tmp_path: Path) -> None:
     """A shell that never gets to the command says so when time is over."""
-    with starting(tmp_path, "sleep 60") as server, connect(server.host()) as link:
+    with starting(tmp_path, "sleep 60") as server, connect(server.host()) as connection:
         sshd_patience = 3.0
         with pytest.raises(TimedOut, match="did not get to it") as caught:
-            link.run("true", timeout_s=sshd_patience)
+            connection.run("true", timeout_s=sshd_patience)
 
     assert "start-up file" in caught.value.hint
 
 
 def test_a_home_that_takes_no_files_is_named(tmp_path: Path) -> None:
     """Where our folder cannot be made, one sentence says so, and nothing is tried again."""
-    with serve(tmp_path / "server") as server, connect(server.host()) as link:
+    with serve(tmp_path / "server") as server, connect(server.host()) as connection:
         (server.home / "qft").write_text("in the way")
         with pytest.raises(RemoteError, match="nothing can be written") as caught:
-            Script(link=link, path=Path(agent.__file__)).call(
+            Script(connection=connection, path=Path(tree_ops.__file__)).call(
                 "manifest", {"root": "x"}, timeout_s=60
             )
 

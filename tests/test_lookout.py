@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakecloud import Story
+from support.fakecloud import Story
 
-from infra.journal import read
 from infra.provider import SignedOut
-from infra.state import fold
+from infra.run.fold import fold
+from infra.run.journal import read
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from typing import Self
 
 import psutil
 import pytest
-from runs import TIMEOUT_S, Project, json_of, make_project, wait_until
+from support.runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 
-from infra.journal import Kind
+from infra.run.journal import Kind
 
 STEPS = 600
 """So many that no computer is through before its machine, looked at once a second, is evicted."""
@@ -300,7 +300,7 @@ def market(project: Project, regions: dict[str, dict[str, object]]) -> None:
 
 def alive_machines(project: Project) -> int:
     """How many machines run at this moment."""
-    machines = [words for words in command_lines(project) if "infra.guest" in words]
+    machines = [words for words in command_lines(project) if "infra.local.start_vm" in words]
     return len({word for words in machines for word in words if "vms" in word})
 
 

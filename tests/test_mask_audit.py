@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers_built import KINDS, build
+from support.tokenizers_built import KINDS, build
 
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import load_examples

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memory_points import MODELS, POINTS
-from tiny import make_config
+from support.memory_points import MODELS, POINTS
+from support.tiny import make_config
 
 from trainer.config import OptimizerKind, PrecisionChoice, Quant, TrainerConfig
 from trainer.device.memory import (
@@ -209,7 +209,7 @@ def one_pass(linear: Any, *, dora: bool) -> int:
     """Return the most bytes of tensors that were alive at once in a pass of three tokens."""
     import peft
     import torch
-    from allocations import Allocations
+    from support.allocations import Allocations
 
     model = peft.get_peft_model(
         torch.nn.Sequential(linear), peft.LoraConfig(r=4, target_modules=["0"], use_dora=dora)

@@ -15,19 +15,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import hub as hubs
 import pytest
-import tiny
+import support.hub as hubs
 import torch
+from support import tiny
 from test_export_merge import load, make_adapter
 
 from commands import after
-from commands.forecast import cached
-from commands.home import run_folder
+from commands.runs.estimate import cached
+from commands.runs.home import run_folder
 from infra.durable import write_json
-from infra.journal import Journal, Kind
+from infra.run.journal import Journal, Kind
 from trainer.data.codec import Example
-from trainer.results.parity import choose_dtype, pick
+from trainer.results.merge_check import choose_dtype, pick
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 HUB_ID = "me/base"
@@ -47,7 +47,7 @@ class Desk:
 
     def fetch(self, **env: str) -> subprocess.CompletedProcess[str]:
         """Only fetch the base, as `qft merge` does."""
-        return self._run("-m", "trainer.results.base", "--model", HUB_ID, **env)
+        return self._run("-m", "trainer.results.base_weights", "--model", HUB_ID, **env)
 
     def _run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         around = tiny.quiet_environment() | {

@@ -9,10 +9,10 @@ from typing import Any
 
 import peft
 import pytest
-import tiny
 import torch
 from accelerate.state import AcceleratorState
 from bitsandbytes.functional import dequantize_4bit
+from support import tiny
 from test_export_merge import PROMPTS, gpt2
 from test_quantise import make_falcon
 
@@ -22,7 +22,7 @@ from trainer.adapters import methods
 from trainer.config import TrainerConfig
 from trainer.device.precision import choose_precision
 from trainer.results.merge import main
-from trainer.results.parity import parity
+from trainer.results.merge_check import parity
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning"),

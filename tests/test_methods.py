@@ -8,9 +8,9 @@ from typing import Any
 
 import peft
 import pytest
-import tiny
 import torch
-from rig import Rig, outcome, restored, rig, twin_of
+from support import tiny
+from support.rig import Rig, outcome, restored, rig, twin_of
 
 from trainer import model as models
 from trainer.adapters import methods

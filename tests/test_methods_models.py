@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from rig import outcome, restored, rig, twin_of
+from support import tiny
+from support.rig import outcome, restored, rig, twin_of
 from test_methods import fresh_base, logits, plain_peft
 
 from trainer import model as models
@@ -126,7 +126,7 @@ def test_every_architecture_ends_in_plain_peft(
 
 def test_t5_reads_no_padding(tmp_path: Path) -> None:
     """A row's loss is the same alone and beside longer rows, in encoder and decoder."""
-    from trainer.supervised import supervised_loss
+    from trainer.loss import supervised_loss
 
     make("flan-t5", tmp_path / "model")
     made = rig(tiny.make_run(tmp_path, rows=6, method={"dropout": 0.0}))

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import Rig, rig
-from tiny import write_config
+from support.rig import Rig, rig
+from support.tiny import write_config
 
 from trainer.adapters import methods
 from trainer.adapters.dylora import Dial
 from trainer.config import load_config
 from trainer.data.examples import load_examples
+from trainer.loss import mean_loss
 from trainer.model import find_source, load_tokenizer
-from trainer.supervised import mean_loss
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"

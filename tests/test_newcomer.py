@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import typer
-from tiny import ROOT
+from support.tiny import ROOT
 
 import cli
-from commands.config import check, load
-from commands.console import LiveConsole, PlainConsole, make_console
-from commands.errors import Usage
 from commands.init import write
-from commands.manual import EXAMPLES
+from commands.runs.config import check, load
+from commands.ui.console import LiveConsole, PlainConsole, make_console
+from commands.ui.errors import Usage
+from commands.ui.help_examples import EXAMPLES
 from infra.durable import write_bytes
 from trainer.data.rows import DataError, read_rows
 
@@ -310,9 +310,9 @@ def test_plain_lines_begin_with_the_time_of_day(capsys: pytest.CaptureFixture[st
     """In a log one sees when a milestone was reached; what stands apart is left as it is."""
     moment = time.struct_time((2026, 1, 2, 9, 5, 7, 4, 2, 0))
     console = make_console(simulated=True, plain=True, clock=lambda: 0.0, wall=lambda: moment)
-    console.say("preparing the machine")
+    console.log("preparing the machine")
     console.progress("adapter", 2 << 20, 2 << 20)
-    console.say("\nthe machine goes on")
+    console.log("\nthe machine goes on")
     told = capsys.readouterr()
 
     assert told.err.split("\n") == [

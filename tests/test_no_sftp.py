@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import Project, make_project
-from sshd import Sshd, serve
+from support.runs import Project, make_project
+from support.sshd import Sshd, serve
 
 from remote.errors import LoginShellEnded, NoSftp
-from remote.link import connect
-from remote.sync_wire import demand_sftp
+from remote.ssh import connect
+from remote.sync.transfer import demand_sftp
 
 AT_ONCE_S = 60.0
 """A bound for a busy computer: before, it took 200 s on an idle one."""
@@ -29,10 +29,10 @@ SERVERS = [
 @pytest.mark.parametrize(("subsystem", "told"), SERVERS)
 def test_a_server_without_sftp_is_named(tmp_path: Path, subsystem: str | None, told: str) -> None:
     """No subsystem, a missing program, one that ends and one that talks: each its own sentence."""
-    with serve(tmp_path, subsystem=subsystem) as server, connect(server.host()) as link:
+    with serve(tmp_path, subsystem=subsystem) as server, connect(server.host()) as connection:
         with pytest.raises(NoSftp) as caught:
-            demand_sftp(link)
-        said = link.run("echo still here").stdout
+            demand_sftp(connection)
+        said = connection.run("echo still here").stdout
 
     assert told in str(caught.value)
     assert "Subsystem sftp internal-sftp" in caught.value.hint
@@ -41,10 +41,10 @@ def test_a_server_without_sftp_is_named(tmp_path: Path, subsystem: str | None, t
 
 def test_the_sftp_of_openssh_is_one(tmp_path: Path) -> None:
     """A server as it is installed is not refused."""
-    with serve(tmp_path) as server, connect(server.host()) as link:
-        demand_sftp(link)
+    with serve(tmp_path) as server, connect(server.host()) as connection:
+        demand_sftp(connection)
 
-        assert link.alive
+        assert connection.alive
 
 
 @pytest.mark.parametrize("force", ["internal-sftp", "/bin/false", "/usr/sbin/nologin", "/bin/true"])
@@ -52,10 +52,10 @@ def test_an_account_that_runs_no_commands_is_named(tmp_path: Path, force: str) -
     """SFTP only, no shell, or a command of its own: nothing of ours counts as done."""
     with (
         serve(tmp_path, force=force) as server,
-        connect(server.host()) as link,
+        connect(server.host()) as connection,
         pytest.raises(LoginShellEnded) as caught,
     ):
-        link.run("true", timeout_s=30)
+        connection.run("true", timeout_s=30)
 
     assert caught.value.hint
 

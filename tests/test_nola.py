@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from rig import Rig, rig
+from support import tiny
+from support.rig import Rig, rig
 from test_methods import logits
 
 from trainer.adapters import methods
@@ -91,7 +91,7 @@ def test_the_fast_transform_is_the_product_with_the_matrix(size: int) -> None:
 def test_coefficients_get_the_gradient_of_the_sum(made: Rig) -> None:
     """The gradient that reaches a coefficient is that of autograd through the written-out sum."""
     from trainer.data.examples import collate
-    from trainer.supervised import supervised_loss
+    from trainer.loss import supervised_loss
 
     for name, parameter in made.state.parameters.items():  # B is not zero from here on
         generator = torch.Generator().manual_seed(len(name))
@@ -149,7 +149,7 @@ def test_training_begins_at_the_base_and_learns_as_fast_as_lora(made: Rig, tmp_p
 def slopes(made: Rig, layers: list[torch.nn.Module]) -> list[torch.Tensor]:
     """Return the gradients of the layers' B over the rows of the first step, before it is done."""
     from trainer.data.examples import collate
-    from trainer.supervised import supervised_loss
+    from trainer.loss import supervised_loss
 
     rows = [made.bench.examples[row] for row in made.bench.plan.batch(0)]
     made.bench.model.train()
@@ -182,7 +182,7 @@ def test_only_coefficients_are_trained_and_saved(made: Rig, tmp_path: Path) -> N
 def test_a_step_that_was_given_up_leaves_no_gradient(made: Rig) -> None:
     """Passes of an abandoned step are forgotten when the next one begins."""
     from trainer.data.examples import collate
-    from trainer.supervised import supervised_loss
+    from trainer.loss import supervised_loss
 
     method = methods.method_of(made.bench.model)
     method.begin(0)
@@ -203,7 +203,9 @@ def test_a_nola_adapter_merges(made: Rig, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     method.save(tmp_path / "adapter")
     base = made.run_dir.parent / "model"
-    merge(base, tmp_path / "adapter", tmp_path / "merged", dtype=None, say=lambda _text: None)
+    merge(
+        base, tmp_path / "adapter", tmp_path / "merged", dtype=None, on_message=lambda _text: None
+    )
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     expected = logits(made.bench.model, made)
 

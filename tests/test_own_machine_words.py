@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import yaml
-from runs import json_of, make_project
-from sshd import serve
+from support.runs import json_of, make_project
+from support.sshd import serve
 
-from commands.view import View
+from commands.ui.snapshot import View
 from infra.config import VmTable
 
 RENTED = re.compile(r"\$|yours in yours|0 GB|renting|bill|\bspot\b|price")

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakecloud import FakeCloud, Killed, Story, World
+from support.fakecloud import FakeCloud, Killed, Story, World
 
-from infra.cost import Budget, bill
-from infra.journal import Event, Kind, read
-from infra.lifecycle import Goal, Plan
 from infra.provider import Observation, StopReason, Vm
-from infra.state import fold, to_json
-from infra.when import utc
+from infra.run.budget import Budget, bill
+from infra.run.decide import Goal, Plan
+from infra.run.fold import fold, to_json
+from infra.run.journal import Event, Kind, read
+from infra.timestamps import utc
 
 
 @pytest.fixture

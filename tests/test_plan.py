@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.config import Schedule, TrainTable
-from trainer.plan import Course, Plan, batches, locate, make_plan, micro_batches, ordinal
+from trainer.schedule import Course, Plan, batches, locate, make_plan, micro_batches, ordinal
 
 lengths_of_rows = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.pricing import (
+from infra.azure.prices import (
     Fetch,
     PriceList,
     age_s,

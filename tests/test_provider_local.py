@@ -15,12 +15,12 @@ from typing import Any
 
 import psutil
 import pytest
-from contract import Harness, RentingContract, make_spec, running, wait_for
+from support.contract import Harness, RentingContract, make_spec, running, wait_for
 
 from infra.durable import locked
-from infra.local import LocalProvider, LocalSettings
-from infra.local_machine import SYSTEM_PATH
-from infra.local_processes import MARK
+from infra.local.machine import SYSTEM_PATH
+from infra.local.processes import MARK
+from infra.local.provider import LocalProvider, LocalSettings
 from infra.provider import (
     BadRequest,
     Gone,
@@ -298,8 +298,8 @@ def test_full_disk_can_be_cleared(cloud: LocalHarness, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr("infra.local_machine.write_json", refuse)
-        full.setattr("infra.local.write_json", refuse)
+        full.setattr("infra.local.machine.write_json", refuse)
+        full.setattr("infra.local.provider.write_json", refuse)
         with pytest.raises(Transient, match="No space left"):
             cloud.provider().deallocate(vm)
         removed = cloud.provider().delete(spec.run_id)
@@ -328,7 +328,7 @@ def test_host_key_is_in_one_file_only(cloud: LocalHarness) -> None:
 def test_held_lock_is_a_hiccup(cloud: LocalHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller who finds another at work for too long is told who that is, and to come back."""
     vm, _ = running(cloud)
-    monkeypatch.setattr("infra.local.LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr("infra.local.provider.LOCK_PATIENCE_S", 0.1)
 
     with locked(cloud.root / "lock"), pytest.raises(Transient, match="process") as caught:
         cloud.provider().deallocate(vm)

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-from contract import make_spec
+from support.contract import make_spec
 
-from infra import local_processes
-from infra.local import LocalProvider, LocalSettings
+from infra.local import processes
+from infra.local.provider import LocalProvider, LocalSettings
 from infra.provider import PowerState, VmSpec
 
 VICTIM = """
 import json, os, pathlib, signal, sys
 from infra import local_processes
-from infra.local import LocalProvider, LocalSettings
+from infra.local.provider import LocalProvider, LocalSettings
 from infra.provider import Offer, Vm, VmSpec
 
 task = json.loads(sys.argv[1])
@@ -92,7 +92,7 @@ def guests(root: Path) -> int:
             argv, parent = process.cmdline(), process.ppid()
         except psutil.Error:
             continue
-        if "infra.guest" in argv and any(str(root) in part for part in argv):
+        if "infra.local.start_vm" in argv and any(str(root) in part for part in argv):
             found[process.pid] = parent
     return sum(parent not in found for parent in found.values())
 
@@ -206,13 +206,13 @@ def test_number_that_was_anothers_before_hides_no_process(tmp_path: Path) -> Non
 
     Numbers come round: psutil still knows the earlier process when the later one is looked for.
     """
-    environ = {local_processes.MARK: "m", local_processes.GUEST: "1"}
+    environ = {processes.MARK: "m", processes.GUEST: "1"}
     with subprocess.Popen(["/bin/sleep", "600"], env=environ) as later:
         (known,) = [one for one in psutil.process_iter() if one.pid == later.pid]
         known._ident = (later.pid, 0.0)  # type: ignore[attr-defined]  # as if it were the earlier
 
-        found = local_processes.of_machine("m", tmp_path)
-        guest = local_processes.guest_of("m", 1)
+        found = processes.of_machine("m", tmp_path)
+        guest = processes.guest_of("m", 1)
 
         later.kill()
     assert {one.pid for one in found} == {later.pid}
@@ -226,7 +226,7 @@ def test_killed_process_that_a_slow_disk_holds_is_waited_for() -> None:
     with subprocess.Popen(["/bin/sleep", "600"]) as stuck:
         process = psutil.Process(stuck.pid)
 
-        local_processes.end_all(
+        processes.end_all(
             lambda: {process} if now_s[0] < 50 else set(),
             sleep=lambda _: now_s.append(now_s.pop() + 10),
             clock=lambda: now_s[0],

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hub as hubs
 import pytest
-import tiny
+import support.hub as hubs
 import torch
 from safetensors.torch import save_file
+from support import tiny
 from test_merge_fetched import in_here
 
 from commands import after
-from commands.errors import HostTrouble
-from commands.home import run_folder
+from commands.runs.home import run_folder
+from commands.ui.errors import HostTrouble
 from infra.durable import write_json
-from infra.journal import Journal, Kind
+from infra.run.journal import Journal, Kind
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Project, make_project
-from sshd import Sshd, serve
+from support.runs import Project, make_project
+from support.sshd import Sshd, serve
 
-from commands.errors import Usage
 from commands.machine import meant
+from commands.ui.errors import Usage
 from infra.durable import write_json
 
 USER = "-oProxyCommand=touch INJECTED;:"

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from rig import outcome, restored, rig, twin_of
+from support import tiny
+from support.rig import outcome, restored, rig, twin_of
 from transformers import FalconConfig, FalconForCausalLM
 from transformers.models.falcon.modeling_falcon import FalconLinear
 

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 import yaml
 
-from commands.config import RunConfig, check
-from infra.catalog import reference_spot_usd_per_h
+from commands.runs.config import RunConfig, check
+from infra.catalog.gpus import reference_spot_usd_per_h
 from trainer.config import TrainerConfig
 from trainer.data.codec import NOT_TRAINED
 from trainer.data.examples import load_examples

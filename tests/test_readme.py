@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from commands.config import RunConfig
-from commands.errors import Exit
+from commands.runs.config import RunConfig
+from commands.ui.errors import Exit
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,11 +63,11 @@ def test_the_example_config_is_one() -> None:
 
 def test_the_documents_that_are_linked_exist() -> None:
     """No link of the README or of docs/ leads nowhere."""
-    link = re.compile(r"\]\(([^)#:]+?)(?:#[^)]*)?\)")
+    connection = re.compile(r"\]\(([^)#:]+?)(?:#[^)]*)?\)")
     broken = [
         f"{page.name}: {target}"
         for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-        for target in link.findall(page.read_text(encoding="utf-8"))
+        for target in connection.findall(page.read_text(encoding="utf-8"))
         if not (page.parent / target).exists()
     ]
 

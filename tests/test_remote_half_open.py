@@ -11,13 +11,13 @@ from pathlib import Path
 
 import paramiko
 import pytest
-import sshd
 from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+from support import sshd
 
 from remote import keys
 from remote.errors import RemoteError, Unreachable
-from remote.link import Host, Link, connect
-from remote.sync import push
+from remote.ssh import Host, SshConnection, connect
+from remote.sync.api import push
 
 
 class Mute(paramiko.ServerInterface):
@@ -108,22 +108,22 @@ def test_a_command_that_is_never_taken_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The channel opens, the command is sent, and no answer comes: the time-out holds here too."""
-    with mute(tmp_path / "server", "exec") as host, connect(host) as link:
-        sshd.open_slowly(link, monkeypatch)
+    with mute(tmp_path / "server", "exec") as host, connect(host) as connection:
+        sshd.open_slowly(connection, monkeypatch)
         with pytest.raises(Unreachable, match=r"does not answer within 1 s"):
-            link.run("true", timeout_s=0.5)
+            connection.run("true", timeout_s=0.5)
 
 
 def test_sftp_that_never_begins_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for a command: a subsystem that is asked for and never starts ends in a time-out."""
-    from remote.sync_sftp import Sftp
+    from remote.sync.sftp import Sftp
 
-    with mute(tmp_path / "server", "sftp") as host, connect(host) as link:
-        sshd.open_slowly(link, monkeypatch)
+    with mute(tmp_path / "server", "sftp") as host, connect(host) as connection:
+        sshd.open_slowly(connection, monkeypatch)
         with pytest.raises(TimeoutError, match=r"does not answer within 0\.5 s"):
-            Sftp.open(link.transport, silence_s=0.5)
+            Sftp.open(connection.transport, silence_s=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -134,14 +134,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Sshd]:
 
 
 @pytest.fixture
-def link(server: sshd.Sshd) -> Iterator[Link]:
+def connection(server: sshd.Sshd) -> Iterator[SshConnection]:
     """A connection of the test's own."""
     with connect(server.host()) as opened:
         yield opened
 
 
 def test_a_cut_line_is_never_taken_for_a_command_that_failed(
-    server: sshd.Sshd, link: Link, monkeypatch: pytest.MonkeyPatch
+    server: sshd.Sshd, connection: SshConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library ends channels a moment before it admits that the connection is dead."""
     unlink = paramiko.Channel._unlink  # type: ignore[attr-defined]
@@ -152,45 +152,47 @@ def test_a_cut_line_is_never_taken_for_a_command_that_failed(
 
     monkeypatch.setattr(paramiko.Channel, "_unlink", dawdle)
     with (
-        sshd.cut_when(server.home / "runs", link.transport),
+        sshd.cut_when(server.home / "runs", connection.transport),
         pytest.raises(Unreachable, match="cut"),
     ):
-        link.run("touch runs; sleep 600", timeout_s=300)
+        connection.run("touch runs; sleep 600", timeout_s=300)
 
 
 def test_a_helper_emptied_by_a_power_cut_is_sent_again(
-    server: sshd.Sshd, link: Link, tmp_path: Path
+    server: sshd.Sshd, connection: SshConnection, tmp_path: Path
 ) -> None:
     """A file written just before an eviction may come back empty: it is not run as it is."""
     (tmp_path / "a.txt").write_text("a")
-    push(link, {"a.txt": tmp_path / "a.txt"}, "qft/first")
+    push(connection, {"a.txt": tmp_path / "a.txt"}, "qft/first")
     helpers = list((server.home / "qft").glob("agent-*.py"))
     for helper in helpers:
         helper.write_bytes(b"")
 
-    push(link, {"a.txt": tmp_path / "a.txt"}, "qft/second")
+    push(connection, {"a.txt": tmp_path / "a.txt"}, "qft/second")
 
     assert len(helpers) == 1
     assert (server.home / "qft" / "second" / "a.txt").read_text() == "a"
 
 
 def test_names_that_differ_in_case_only_can_be_pushed_again(
-    server: sshd.Sshd, link: Link, tmp_path: Path
+    server: sshd.Sshd, connection: SshConnection, tmp_path: Path
 ) -> None:
     """What the machine got from us is no offence when it tells us of it."""
     tree = tmp_path / "tree"
     tree.mkdir()
     for name in ("README", "readme"):
         (tree / name).write_text(name)
-    push(link, tree, "qft/cases")
+    push(connection, tree, "qft/cases")
 
-    again = push(link, tree, "qft/cases")
+    again = push(connection, tree, "qft/cases")
 
     assert (again.files, again.files_sent) == (2, 0)
     assert (server.home / "qft" / "cases" / "readme").read_text() == "readme"
 
 
-def test_a_job_that_cannot_be_written_down_says_why(server: sshd.Sshd, link: Link) -> None:
+def test_a_job_that_cannot_be_written_down_says_why(
+    server: sshd.Sshd, connection: SshConnection
+) -> None:
     """Neither record can be written: the reason still reaches the caller."""
     from remote.job import Job
 
@@ -198,7 +200,7 @@ def test_a_job_that_cannot_be_written_down_says_why(server: sshd.Sshd, link: Lin
         (server.home / "blocked" / name).mkdir(parents=True)
 
     with pytest.raises(RemoteError, match=r"[Dd]irectory"):
-        Job(link=link, directory="blocked").start(["true"], env={}, cwd=".")
+        Job(connection=connection, directory="blocked").start(["true"], env={}, cwd=".")
 
 
 def test_a_host_key_that_cannot_be_checked_is_told_as_such(server: sshd.Sshd) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sshd
+from support import sshd
 
 from remote import keys
 from remote.errors import (
@@ -21,8 +21,8 @@ from remote.errors import (
     Unreachable,
     Untrusted,
 )
-from remote.link import Link, connect, scan_host_key
-from remote.link_channel import answered
+from remote.ssh import SshConnection, connect, scan_host_key
+from remote.ssh_channel import answered
 
 
 @pytest.fixture(scope="module")
@@ -33,59 +33,59 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Sshd]:
 
 
 @pytest.fixture(scope="module")
-def link(server: sshd.Sshd) -> Iterator[Link]:
+def connection(server: sshd.Sshd) -> Iterator[SshConnection]:
     """One connection for the file."""
     with connect(server.host()) as opened:
         yield opened
 
 
-def test_run_returns_everything(link: Link) -> None:
+def test_run_returns_everything(connection: SshConnection) -> None:
     """A command's exit code, output and errors come back apart."""
-    result = link.run("echo out; echo err >&2; exit 3", check=False)
+    result = connection.run("echo out; echo err >&2; exit 3", check=False)
 
     assert (result.exit_code, result.stdout, result.stderr) == (3, "out\n", "err\n")
 
 
-def test_failed_command_is_an_error_that_tells(link: Link) -> None:
+def test_failed_command_is_an_error_that_tells(connection: SshConnection) -> None:
     """A failed command raises with its name, its exit code and its last words."""
     with pytest.raises(CommandFailed, match=r"`ls /nowhere` ended 2:\n  .*nowhere") as caught:
-        link.run(["ls", "/nowhere"])
+        connection.run(["ls", "/nowhere"])
 
     assert caught.value.result.exit_code == 2
 
 
-def test_words_are_quoted(link: Link) -> None:
+def test_words_are_quoted(connection: SshConnection) -> None:
     """A command given as words reaches the program as these words."""
-    result = link.run(["printf", "%s|", "a b", "$HOME", "';x"])
+    result = connection.run(["printf", "%s|", "a b", "$HOME", "';x"])
 
     assert result.stdout == "a b|$HOME|';x|"
 
 
-def test_input_and_output_larger_than_any_window(link: Link) -> None:
+def test_input_and_output_larger_than_any_window(connection: SshConnection) -> None:
     """Six megabytes go in and out again, whole, while stderr is noisy."""
     text = "0123456789abcde\n" * 400_000
-    result = link.run("head -c 3000000 /dev/zero >&2; cat", input=text)
+    result = connection.run("head -c 3000000 /dev/zero >&2; cat", input=text)
 
     assert result.stdout == text
     assert len(result.stderr) == 3_000_000
 
 
-def test_input_that_nobody_reads(link: Link) -> None:
+def test_input_that_nobody_reads(connection: SshConnection) -> None:
     """A command that ends without reading its input is judged by its exit code."""
-    assert link.run("exit 4", input=b"x" * 8_000_000, check=False).exit_code == 4
+    assert connection.run("exit 4", input=b"x" * 8_000_000, check=False).exit_code == 4
 
 
 @pytest.fixture
-def patient(link: Link, monkeypatch: pytest.MonkeyPatch) -> Link:
+def patient(connection: SshConnection, monkeypatch: pytest.MonkeyPatch) -> SshConnection:
     """The same connection, on which a command may take long to begin, as on a busy computer."""
-    sshd.open_slowly(link, monkeypatch)
+    sshd.open_slowly(connection, monkeypatch)
     monkeypatch.setattr(
-        "remote.link.answered", lambda channel, _: answered(channel, sshd.PATIENCE_S)
+        "remote.ssh.answered", lambda channel, _: answered(channel, sshd.PATIENCE_S)
     )
-    return link
+    return connection
 
 
-def test_command_that_takes_too_long(patient: Link) -> None:
+def test_command_that_takes_too_long(patient: SshConnection) -> None:
     """A command that does not end in time is `TimedOut`, and the link still works."""
     with pytest.raises(TimedOut, match=r"did not end within 0\.3 s"):
         patient.run("sleep 30", timeout_s=0.3)
@@ -93,21 +93,21 @@ def test_command_that_takes_too_long(patient: Link) -> None:
     assert patient.run("echo alive").stdout == "alive\n"
 
 
-def test_trickling_output_does_not_extend_the_time(patient: Link) -> None:
+def test_trickling_output_does_not_extend_the_time(patient: SshConnection) -> None:
     """The time-out is for the whole command, however often it says something."""
     with pytest.raises(TimedOut):
         patient.run("while :; do echo x; sleep 0.05; done", timeout_s=0.5)
 
 
-def test_endless_output_is_refused(link: Link) -> None:
+def test_endless_output_is_refused(connection: SshConnection) -> None:
     """A machine that never stops talking is not believed, and memory stays bounded."""
     with pytest.raises(Untrusted, match="more than"):
-        link.stream("cat /dev/zero", len, timeout_s=30, limit_bytes=1_000_000)
+        connection.stream("cat /dev/zero", len, timeout_s=30, limit_bytes=1_000_000)
 
 
-def test_command_killed_by_a_signal(link: Link) -> None:
+def test_command_killed_by_a_signal(connection: SshConnection) -> None:
     """A shell that a signal ends is reported as -1, not as a lost connection."""
-    assert link.run("kill -9 $$", check=False).exit_code in {-1, 137}
+    assert connection.run("kill -9 $$", check=False).exit_code in {-1, 137}
 
 
 def test_wrong_host_key_is_refused(server: sshd.Sshd) -> None:
@@ -155,8 +155,8 @@ def test_known_hosts_of_the_user_takes_no_part(
     (tmp_path / ".ssh" / "config").write_text("Host *\n  Port 1\n  User nobody\n")
     before = known.read_bytes()
 
-    with connect(server.host()) as link:
-        assert link.run("echo in").stdout == "in\n"
+    with connect(server.host()) as connection:
+        assert connection.run("echo in").stdout == "in\n"
     with pytest.raises(HostKeyMismatch):
         connect(server.host(host_key=keys.pair()[1]))
     assert known.read_bytes() == before
@@ -217,14 +217,14 @@ def test_listener_that_hangs_up(server: sshd.Sshd) -> None:
 
 def test_line_cut_during_a_command(tmp_path: Path) -> None:
     """A server that dies under a running command is `Unreachable`, at once."""
-    with sshd.serve(tmp_path) as server, connect(server.host()) as link:
+    with sshd.serve(tmp_path) as server, connect(server.host()) as connection:
         with (
-            sshd.cut_when(server.home / "runs", link.transport),
+            sshd.cut_when(server.home / "runs", connection.transport),
             pytest.raises(Unreachable),
         ):
-            link.run("touch runs; sleep 600", timeout_s=300)
+            connection.run("touch runs; sleep 600", timeout_s=300)
 
-        assert not link.alive
+        assert not connection.alive
 
 
 def test_scan_reads_the_key_once(server: sshd.Sshd) -> None:
@@ -232,8 +232,8 @@ def test_scan_reads_the_key_once(server: sshd.Sshd) -> None:
     line = scan_host_key("127.0.0.1", server.port)
 
     assert line.split() == server.host_key.split()[:2]
-    with connect(server.host(host_key=line)) as link:
-        assert link.run("echo in").stdout == "in\n"
+    with connect(server.host(host_key=line)) as connection:
+        assert connection.run("echo in").stdout == "in\n"
 
 
 def make_ecdsa_line() -> str:

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote import agent, agent_job
 from remote.errors import Untrusted
 from remote.manifest import Entry, Limits, difference, illegal_path, read_tree, total_bytes
-from remote.sync_plan import Chunk, SyncOptions, blobs_for, chunks_of, pieces
+from remote.on_machine import job_agent, tree_ops
+from remote.sync.plan import Chunk, SyncOptions, blobs_for, chunks_of, pieces
 
 SHA = "0" * 64
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
@@ -48,21 +48,21 @@ def test_admitted_paths_stay_inside(path: str) -> None:
 
     joined = posixpath.normpath(posixpath.join("/root", path))
     assert joined == f"/root/{path}"
-    assert agent.inside("/nowhere/root", path) == f"/nowhere/root/{path}"
+    assert tree_ops.inside("/nowhere/root", path) == f"/nowhere/root/{path}"
 
 
 @pytest.mark.parametrize("path", ["", "/a", "..", "a/..", "a/../b", ".", "a//b", "a/", "a\0b"])
 def test_the_agent_refuses_what_leaves(path: str) -> None:
     """The machine's side refuses these too, even from a caller that it trusts."""
     with pytest.raises(OSError, match="illegal path"):
-        agent.inside("/root", path)
+        tree_ops.inside("/root", path)
 
 
 def test_the_agent_refuses_links_on_the_way(tmp_path: Path) -> None:
     """The machine's side writes through no link below the root."""
     (tmp_path / "out").symlink_to("/etc")
     with pytest.raises(OSError, match="a link on the way"):
-        agent.inside(str(tmp_path), "out/passwd")
+        tree_ops.inside(str(tmp_path), "out/passwd")
 
 
 def test_limits_are_limits() -> None:
@@ -135,7 +135,7 @@ def test_pieces_of_a_range_inside_a_bundle() -> None:
 )
 def test_exclude_patterns(path: str, pattern: str, covered: bool) -> None:  # noqa: FBT001  (a table)
     """A pattern with `/` is matched against the whole path, another against the name."""
-    assert agent.excluded(path, [pattern]) is covered
+    assert tree_ops.excluded(path, [pattern]) is covered
 
 
 def test_hashes_are_remembered_and_distrusted_when_fresh(tmp_path: Path) -> None:
@@ -147,21 +147,21 @@ def test_hashes_are_remembered_and_distrusted_when_fresh(tmp_path: Path) -> None
     tree.mkdir()
     file = tree / "a"
     file.write_bytes(b"one")
-    first = agent.scan(str(tree), (), cache)
-    assert agent.load_json(cache) == {}  # too fresh to be remembered
+    first = tree_ops.scan(str(tree), (), cache)
+    assert tree_ops.load_json(cache) == {}  # too fresh to be remembered
 
     old_ns = time.time_ns() - 60_000_000_000
     os.utime(file, ns=(old_ns, old_ns))
-    agent.scan(str(tree), (), cache)
-    assert agent.load_json(cache)["a"][3] == first["files"]["a"][1]
+    tree_ops.scan(str(tree), (), cache)
+    assert tree_ops.load_json(cache)["a"][3] == first["files"]["a"][1]
 
-    remembered = agent.load_json(cache)
+    remembered = tree_ops.load_json(cache)
     remembered["a"][3] = "f" * 64
-    agent.write_whole(cache, json.dumps(remembered).encode())
-    assert agent.scan(str(tree), (), cache)["files"]["a"] == [3, "f" * 64]
+    tree_ops.write_whole(cache, json.dumps(remembered).encode())
+    assert tree_ops.scan(str(tree), (), cache)["files"]["a"] == [3, "f" * 64]
 
     file.write_bytes(b"two")
-    assert agent.scan(str(tree), (), cache)["files"]["a"][1] != "f" * 64
+    assert tree_ops.scan(str(tree), (), cache)["files"]["a"][1] != "f" * 64
 
 
 def test_a_torn_cache_is_empty(tmp_path: Path) -> None:
@@ -169,10 +169,10 @@ def test_a_torn_cache_is_empty(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"one")
     (tmp_path / "cache").write_bytes(b'{"a": [3, 1')
 
-    assert agent.scan(str(tmp_path), ("cache",), str(tmp_path / "cache"))["files"]["a"][0] == 3
+    assert tree_ops.scan(str(tmp_path), ("cache",), str(tmp_path / "cache"))["files"]["a"][0] == 3
 
 
-@pytest.mark.parametrize("script", [agent, agent_job])
+@pytest.mark.parametrize("script", [tree_ops, job_agent])
 def test_shipped_scripts_speak_old_python(script: ModuleType) -> None:
     """What is shipped parses as Python 3.8 and imports nothing but the standard library."""
     source = Path(str(script.__file__)).read_text()
@@ -190,7 +190,7 @@ def test_a_file_that_vanishes_during_the_walk_is_no_offence(tmp_path: Path) -> N
     """A rotated checkpoint or a temporary file may go between listing and looking."""
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
-    rows = agent.walk(str(tmp_path), (), follow=False)
+    rows = tree_ops.walk(str(tmp_path), (), follow=False)
     first = next(rows)
     (tmp_path / "b").unlink()
 

@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import sshd
+from support import sshd
 from test_sync_push import make_tree, read_tree
 
 from remote.errors import CommandFailed, RemoteError, Unreachable
 from remote.job import Job, JobState
-from remote.link import connect
-from remote.sync import pull, push
-from remote.sync_plan import SyncOptions
+from remote.ssh import connect
+from remote.sync.api import pull, push
+from remote.sync.plan import SyncOptions
 
 
 def test_shell_that_greets(tmp_path: Path) -> None:
@@ -27,12 +27,12 @@ def test_shell_that_greets(tmp_path: Path) -> None:
         lines = wrapper.read_text().splitlines()
         lines.insert(1, 'case "$SSH_ORIGINAL_COMMAND" in *sftp*) ;; *) echo "Welcome, {}!" ;; esac')
         wrapper.write_text("\n".join(lines) + "\n")
-        with connect(server.host()) as link:
-            assert link.run("echo x").stdout == "x\n"
+        with connect(server.host()) as connection:
+            assert connection.run("echo x").stdout == "x\n"
             push_without_sftp = SyncOptions(python=sys.executable)
-            push(link, tree, "qft/noisy", options=push_without_sftp)
-            pull(link, "qft/noisy", tmp_path / "back")
-            job = Job(link=link, directory="qft/job")
+            push(connection, tree, "qft/noisy", options=push_without_sftp)
+            pull(connection, "qft/noisy", tmp_path / "back")
+            job = Job(connection=connection, directory="qft/job")
 
             assert job.start(["sleep", "60"], env={}, cwd=".").state is JobState.RUNNING
             assert job.stop(grace_s=60).exit_code == 143
@@ -43,11 +43,11 @@ def test_a_server_that_opens_one_session_only_is_told_by_its_setting(tmp_path: P
     """It answers and the line is up, so nobody is sent to look at the firewall."""
     with (
         sshd.serve(tmp_path / "server", config="MaxSessions 1") as server,
-        connect(server.host()) as link,
-        link.transport.open_session(),
+        connect(server.host()) as connection,
+        connection.transport.open_session(),
         pytest.raises(Unreachable, match="opens no further session") as caught,
     ):
-        link.run("true")
+        connection.run("true")
 
     assert "raise `MaxSessions`" in caught.value.hint
 
@@ -60,8 +60,8 @@ def test_keys_of_other_types(tmp_path: Path, words: list[str]) -> None:
     with sshd.serve(tmp_path / "server") as server:
         authorized = tmp_path / "server" / "authorized_keys"
         authorized.write_text((tmp_path / "key.pub").read_text())
-        with connect(server.host(key_path=tmp_path / "key")) as link:
-            assert link.run("echo in").stdout == "in\n"
+        with connect(server.host(key_path=tmp_path / "key")) as connection:
+            assert connection.run("echo in").stdout == "in\n"
 
 
 def test_host_key_of_another_type(tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_host_key_of_another_type(tmp_path: Path) -> None:
         settings = tmp_path / "server" / "sshd_config"
         assert "HostKey" in settings.read_text()
         line = (tmp_path / "rsa.pub").read_text()
-        with connect(server.host(host_key=line)) as link:
-            assert link.run("echo in").stdout == "in\n"
+        with connect(server.host(host_key=line)) as connection:
+            assert connection.run("echo in").stdout == "in\n"
 
 
 def rsa(folder: Path) -> Path:
@@ -97,10 +97,10 @@ def test_no_python_there(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree")
     with (
         sshd.serve(tmp_path / "server") as server,
-        connect(server.host()) as link,
+        connect(server.host()) as connection,
         pytest.raises(CommandFailed) as caught,
     ):
-        push(link, tree, "qft/x", options=SyncOptions(python="python9"))
+        push(connection, tree, "qft/x", options=SyncOptions(python="python9"))
 
     assert "is there a Python >= 3.8 named `python9`" in caught.value.hint
 
@@ -108,29 +108,29 @@ def test_no_python_there(tmp_path: Path) -> None:
 def test_directory_at_a_files_place(tmp_path: Path) -> None:
     """A directory where a file should go is an error that names it, here and there."""
     tree = make_tree(tmp_path / "tree")
-    with sshd.serve(tmp_path / "server") as server, connect(server.host()) as link:
+    with sshd.serve(tmp_path / "server") as server, connect(server.host()) as connection:
         (server.home / "qft/x/one/inside").mkdir(parents=True)
         with pytest.raises(RemoteError, match="qft/x/one"):
-            push(link, tree, "qft/x")
-        push(link, tree, "qft/y")
+            push(connection, tree, "qft/x")
+        push(connection, tree, "qft/y")
         (tmp_path / "back/one/inside").mkdir(parents=True)
         with pytest.raises(RemoteError, match="back/one"):
-            pull(link, "qft/y", tmp_path / "back")
+            pull(connection, "qft/y", tmp_path / "back")
 
 
 def test_file_at_a_directorys_place(tmp_path: Path) -> None:
     """A file where a directory should be is an error that names it, here and there."""
     tree = make_tree(tmp_path / "tree")
-    with sshd.serve(tmp_path / "server") as server, connect(server.host()) as link:
+    with sshd.serve(tmp_path / "server") as server, connect(server.host()) as connection:
         (server.home / "qft/x").mkdir(parents=True)
         (server.home / "qft/x/a").write_text("in the way")
         with pytest.raises(RemoteError, match="qft/x/a"):
-            push(link, tree, "qft/x")
-        push(link, tree, "qft/y")
+            push(connection, tree, "qft/x")
+        push(connection, tree, "qft/y")
         (tmp_path / "back").mkdir()
         (tmp_path / "back/a").write_text("in the way")
         with pytest.raises(RemoteError, match="back/a"):
-            pull(link, "qft/y", tmp_path / "back")
+            pull(connection, "qft/y", tmp_path / "back")
 
         assert (server.home / "qft/x/a").read_text() == "in the way"
         assert (tmp_path / "back/a").read_text() == "in the way"
@@ -143,12 +143,12 @@ def test_clients_that_sync_the_same_tree_at_once(tmp_path: Path) -> None:
     with sshd.serve(tmp_path / "server") as server:
 
         def send(_: int) -> None:
-            with connect(server.host()) as link:
-                push(link, tree, "qft/x", options=options)
+            with connect(server.host()) as connection:
+                push(connection, tree, "qft/x", options=options)
 
         def bring(_: int) -> None:
-            with connect(server.host()) as link:
-                pull(link, "qft/x", tmp_path / "back", options=options)
+            with connect(server.host()) as connection:
+                pull(connection, "qft/x", tmp_path / "back", options=options)
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(send, range(4)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pages import read
+from support.pages import read
 
 from trainer.config import CostTable, EvalTable
 from trainer.data.codec import Example

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import TIMEOUT_S, Project, json_of, make_project, wait_until
+from support.runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 
-from commands.home import RunFolder
-from commands.receipt import make_receipt
-from infra.journal import Journal, Kind
-from infra.local import LocalProvider
+from commands.runs.home import RunFolder
+from commands.runs.receipt import make_receipt
+from infra.local.provider import LocalProvider
 from infra.provider import Offer
-from infra.state import to_json
+from infra.run.fold import to_json
+from infra.run.journal import Journal, Kind
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sshd
+from support import sshd
 
-from remote import setup
 from remote.errors import CommandFailed, TimedOut, Unfit, Unreachable
 from remote.job import Job, JobState, JobStatus
-from remote.link import Host, Link, connect
-from remote.setup import Driver, Want
-from remote.setup_steps import UPGRADERS, Step
+from remote.setup import apply as setup
+from remote.setup.apply import Driver, Want
+from remote.setup.steps import UPGRADERS, Step
+from remote.ssh import Host, SshConnection, connect
 
 WANT = Want(driver=Driver.DATACENTER)
 
@@ -78,10 +78,10 @@ def ubuntu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let whatever system the test runs on pass for Ubuntu."""
     gather = setup.gather
 
-    def look(link: Link) -> setup.Facts:
+    def look(connection: SshConnection) -> setup.Facts:
         from dataclasses import replace
 
-        return replace(gather(link), os="ubuntu 24.04", free_bytes=10**12)
+        return replace(gather(connection), os="ubuntu 24.04", free_bytes=10**12)
 
     monkeypatch.setattr(setup, "gather", look)
 
@@ -121,8 +121,8 @@ def test_bare_machine_becomes_ready(server: sshd.Sshd) -> None:
     assert again.done == ()
     assert again.python == ready.python
     assert (server.home / ready.python).exists()
-    for link in (ready.link, again.link):
-        link.close()
+    for connection in (ready.connection, again.connection):
+        connection.close()
 
 
 @pytest.mark.usefixtures("ubuntu")
@@ -149,12 +149,15 @@ def test_machine_that_does_not_come_back(server: sshd.Sshd) -> None:
     """A machine that is silent after its reboot is `Unreachable` once the budget is spent."""
     now = iter(range(0, 10**6, 60))
 
-    def nobody(host: Host) -> Link:
+    def nobody(host: Host) -> SshConnection:
         raise Unreachable(f"{host} is silent")
 
-    with connect(server.host()) as link, pytest.raises(Unreachable, match="did not come back"):
+    with (
+        connect(server.host()) as connection,
+        pytest.raises(Unreachable, match="did not come back"),
+    ):
         setup.apply(
-            link,
+            connection,
             WANT,
             tell=lambda _: None,
             reconnect=nobody,
@@ -170,17 +173,17 @@ def test_line_cut_during_a_step(server: sshd.Sshd) -> None:
         "#!/bin/sh\necho once >> ~/state/installs\n"
         "until [ -e ~/state/cut ]; do sleep 0.1; done\ncp ~/state/next ~/state/driver\n"
     )
-    link = connect(server.host())
+    connection = connect(server.host())
 
-    def come_back(host: Host) -> Link:
+    def come_back(host: Host) -> SshConnection:
         (server.home / "state" / "cut").touch()
         return connect(host)
 
-    with sshd.cut_when(server.home / "state" / "installs", link.transport):
-        ready = setup.apply(link, WANT, tell=lambda _: None, reconnect=come_back, sleep=nap)
-    ready.link.close()
+    with sshd.cut_when(server.home / "state" / "installs", connection.transport):
+        ready = setup.apply(connection, WANT, tell=lambda _: None, reconnect=come_back, sleep=nap)
+    ready.connection.close()
 
-    assert ready.link is not link
+    assert ready.connection is not connection
     assert (server.home / "state" / "installs").read_text() == "once\n"
 
 
@@ -199,13 +202,13 @@ def test_line_cut_before_a_start_is_answered(
         if "ubuntu-drivers install" in argv[-1] and next(cut, False):
             while job.status().state is JobState.RUNNING:
                 time.sleep(0.05)
-            job.link.transport.close()
+            job.connection.transport.close()
             raise Unreachable("the line was cut")
         return status
 
     monkeypatch.setattr(Job, "start", unheard)
 
-    apply(server).link.close()
+    apply(server).connection.close()
 
     assert (server.home / "state" / "installs").read_text() == "once\n"
 
@@ -217,14 +220,14 @@ def test_step_that_takes_too_long(server: sshd.Sshd, monkeypatch: pytest.MonkeyP
     with pytest.raises(TimedOut, match="took too long"):
         apply(server)
 
-    with connect(server.host()) as link:
-        assert Job(link=link, directory=setup.DIRECTORY).status().state == "exited"
+    with connect(server.host()) as connection:
+        assert Job(connection=connection, directory=setup.DIRECTORY).status().state == "exited"
 
 
 def test_given_interpreter_needs_nothing(server: sshd.Sshd) -> None:
     """With an interpreter of the caller's and no GPU nothing is done at all."""
     ready = apply(server, Want(python="/usr/bin/python3"))
-    ready.link.close()
+    ready.connection.close()
 
     assert (ready.python, ready.done) == ("/usr/bin/python3", ())
     assert not (server.home / "qft").exists()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.setup_reasons import may_help_again, reason
+from remote.setup.failures import may_help_again, reason
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def index(archive: Path) -> None:
 
 def install(apt: dict[str, str], *names: str, update: bool = True) -> tuple[int, str]:
     """Install by the functions that steps use; exit code and all that was said."""
-    functions = (Path(__file__).parents[1] / "remote" / "apt.sh").read_text()
+    functions = (Path(__file__).parents[1] / "remote" / "setup" / "apt.sh").read_text()
     begin = "qft_update && " if update else ""
     command = f"{functions}\n{begin}qft_install {' '.join(names)}"
     done = subprocess.run(

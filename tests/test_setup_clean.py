@@ -11,20 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sshd
-import wheels
+from support import sshd, wheels
 
-from remote import pip_settings, setup, setup_python
-from remote.clean import NAMES, PREFIXES, clean, cleaned
-from remote.link import connect
-from remote.setup import Ready, Want
+from remote.clean_environment import NAMES, PREFIXES, clean, cleaned
+from remote.setup import pip_settings, python_env
+from remote.setup.apply import Ready, Want, apply
+from remote.ssh import connect
 
 
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lock of one package, and the folder with its wheel."""
     folder = wheels.shelf_in(tmp_path)
-    monkeypatch.setattr(setup_python, "REQUIREMENTS", tmp_path / "requirements")
+    monkeypatch.setattr(python_env, "REQUIREMENTS", tmp_path / "requirements")
     return folder
 
 
@@ -54,8 +53,8 @@ def hostile(folder: Path) -> str:
 
 def make(server: sshd.Sshd) -> Ready:
     """Set the machine up for training without a GPU."""
-    with connect(server.host()) as link:
-        return setup.apply(link, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
+    with connect(server.host()) as connection:
+        return apply(connection, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
 
 
 def installed(server: sshd.Sshd, ready: Ready) -> bool:
@@ -133,8 +132,8 @@ def test_packages_of_another_project_do_not_leak(server: sshd.Sshd, tmp_path: Pa
     """With PYTHONPATH full of packages that break, the environment is made and is found whole."""
     login_sets(server, PYTHONPATH=hostile(tmp_path / "ros"))
     ready = make(server)
-    with connect(server.host()) as link:
-        again = setup.apply(link, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
+    with connect(server.host()) as connection:
+        again = apply(connection, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
 
     assert installed(server, ready)
     assert again.done == ()

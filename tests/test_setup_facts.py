@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.setup_facts import Facts, Gpu, Python, parse, version_of
-from remote.xid import MEANINGS, explain
+from remote.setup.facts import Facts, Gpu, Python, parse, version_of
+from remote.setup.xid import MEANINGS, explain
 
 A10 = Gpu(name="NVIDIA A10-24Q", driver="570.211.01", memory_mb=24512, capability="8.6")
 

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sshd
-import wheels
+from support import sshd, wheels
 
-from remote import lock, setup, setup_python
 from remote.errors import CommandFailed
-from remote.link import connect
-from remote.setup import Ready, Want
-from remote.setup_facts import PYTHON_MAX, PYTHON_MIN
+from remote.setup import lock_requirements, python_env
+from remote.setup.apply import Ready, Want, apply
+from remote.setup.facts import PYTHON_MAX, PYTHON_MIN
+from remote.ssh import connect
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ("cpu", "cu128", "cu130")
@@ -24,13 +23,13 @@ GROUP = re.compile(r"^([\w.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)
 
 def pins(cuda: str) -> dict[str, str]:
     """What a lock installs, by name."""
-    return {name: version for name, version, _ in GROUP.findall(setup_python.requirements(cuda))}
+    return {name: version for name, version, _ in GROUP.findall(python_env.requirements(cuda))}
 
 
 @pytest.mark.parametrize("cuda", LOCKS)
 def test_every_line_of_a_lock_is_a_pin_with_hashes(cuda: str) -> None:
     """Besides comments a lock has only exact versions, each with the hash of at least one file."""
-    text = setup_python.requirements(cuda)
+    text = python_env.requirements(cuda)
     rest = GROUP.sub("", text)
 
     assert [line for line in rest.splitlines() if line and not line.startswith("# ")] == []
@@ -40,7 +39,7 @@ def test_every_line_of_a_lock_is_a_pin_with_hashes(cuda: str) -> None:
 @pytest.mark.parametrize("cuda", LOCKS)
 def test_a_lock_is_made_from_its_inputs(cuda: str) -> None:
     """Whoever edits an `.in` file without making the lock again is told."""
-    inputs = lock.inputs_of(setup_python.REQUIREMENTS / f"{cuda}.in")
+    inputs = lock_requirements.inputs_of(python_env.REQUIREMENTS / f"{cuda}.in")
     asked = dict(
         line.split("==")
         for path in inputs
@@ -49,7 +48,10 @@ def test_a_lock_is_made_from_its_inputs(cuda: str) -> None:
     )
     locked = {name.replace("_", "-").lower(): version for name, version in pins(cuda).items()}
 
-    assert f"{lock.INPUTS}{lock.digest(inputs)}\n" in setup_python.requirements(cuda)
+    assert (
+        f"{lock_requirements.INPUTS}{lock_requirements.digest(inputs)}\n"
+        in python_env.requirements(cuda)
+    )
     assert len(asked) > 15
     assert {name: locked[name.replace("_", "-").lower()] for name in asked} == asked
 
@@ -85,7 +87,7 @@ def test_a_lock_brings_the_cuda_of_its_name(cuda: str, major: str) -> None:
 def test_a_compiled_package_has_a_wheel_for_every_python(cuda: str) -> None:
     """Torch, numpy and PyYAML, built per version, have a file for each Python that is accepted."""
     pythons = PYTHON_MAX[1] - PYTHON_MIN[1] + 1
-    groups = {name: hashes for name, _, hashes in GROUP.findall(setup_python.requirements(cuda))}
+    groups = {name: hashes for name, _, hashes in GROUP.findall(python_env.requirements(cuda))}
 
     for name in ("torch", "numpy", "pyyaml", "pydantic-core"):
         assert groups[name].count("--hash") >= pythons
@@ -94,7 +96,7 @@ def test_a_compiled_package_has_a_wheel_for_every_python(cuda: str) -> None:
 @pytest.mark.parametrize("cuda", LOCKS)
 def test_a_lock_names_no_place_to_download_from(cuda: str) -> None:
     """The index is the machine's own affair, and neither links nor options are in a lock."""
-    text = setup_python.requirements(cuda)
+    text = python_env.requirements(cuda)
 
     assert "://" not in text
     assert set(re.findall(r"--\w+", text)) == {"--hash"}
@@ -102,15 +104,15 @@ def test_a_lock_names_no_place_to_download_from(cuda: str) -> None:
 
 def test_the_disk_that_is_asked_for_grows_with_the_lock() -> None:
     """The room for an environment is over three times its wheels, more for CUDA 12."""
-    assert 10e9 < setup_python.size_bytes("cu130") < setup_python.size_bytes("cu128") < 16e9
-    assert 1e9 < setup_python.size_bytes("cpu") < 2e9
+    assert 10e9 < python_env.size_bytes("cu130") < python_env.size_bytes("cu128") < 16e9
+    assert 1e9 < python_env.size_bytes("cpu") < 2e9
 
 
 def test_the_set_for_machines_without_a_card_is_the_other_without_cuda() -> None:
     """Torch's other build, and of all else the same files as with CUDA, but what is NVIDIA's."""
     bare, full = pins("cpu"), pins("cu130")
-    hashes = {name: found for name, _, found in GROUP.findall(setup_python.requirements("cpu"))}
-    whole = {name: found for name, _, found in GROUP.findall(setup_python.requirements("cu130"))}
+    hashes = {name: found for name, _, found in GROUP.findall(python_env.requirements("cpu"))}
+    whole = {name: found for name, _, found in GROUP.findall(python_env.requirements("cu130"))}
 
     assert bare["torch"] == f"{full['torch']}+cpu"
     assert {name for name in full.keys() - bare.keys() if not name.startswith("nvidia-")} == {
@@ -125,14 +127,14 @@ def test_the_set_for_machines_without_a_card_is_the_other_without_cuda() -> None
 
 def test_the_listed_wheels_of_torch_are_those_of_the_lock() -> None:
     """Each accepted Python has exactly the wheel that `cpu.in` lists for it."""
-    listed = lock.listed((setup_python.REQUIREMENTS / "cpu.in").read_text())
+    listed = lock_requirements.listed((python_env.REQUIREMENTS / "cpu.in").read_text())
     (found,) = [
         hashes
-        for name, _, hashes in GROUP.findall(setup_python.requirements("cpu"))
+        for name, _, hashes in GROUP.findall(python_env.requirements("cpu"))
         if name == "torch"
     ]
 
-    assert tuple(listed) == lock.PYTHONS
+    assert tuple(listed) == lock_requirements.PYTHONS
     assert set(re.findall("[0-9a-f]{64}", found)) == {
         one for wheel in listed.values() for one in wheel.hashes
     }
@@ -143,25 +145,29 @@ def test_a_build_of_another_version_is_not_put_into_a_set() -> None:
     build = {(3, 11): package("torch", "1.2+cpu")}
     set_of = [package("torch", "1.3"), package("nvidia-cublas", "1"), package("numpy", "2")]
 
-    assert lock.without_cuda([package("torch", "1.2"), *set_of[1:]], build, (3, 11)) == [
+    assert lock_requirements.without_cuda(
+        [package("torch", "1.2"), *set_of[1:]], build, (3, 11)
+    ) == [
         build[3, 11],
         set_of[2],
     ]
     with pytest.raises(SystemExit, match=r"lists torch 1.2\+cpu, the set has 1\.3"):
-        lock.without_cuda(set_of, build, (3, 11))
+        lock_requirements.without_cuda(set_of, build, (3, 11))
     with pytest.raises(SystemExit, match=r"no wheel for Python 3\.12"):
-        lock.without_cuda(set_of, build, (3, 12))
+        lock_requirements.without_cuda(set_of, build, (3, 12))
 
 
-def package(name: str, version: str, *hashes: str) -> lock.Package:
+def package(name: str, version: str, *hashes: str) -> lock_requirements.Package:
     """One package of a lock in the making."""
-    return lock.Package(name=name, version=version, hashes=frozenset(hashes), size_bytes=7)
+    return lock_requirements.Package(
+        name=name, version=version, hashes=frozenset(hashes), size_bytes=7
+    )
 
 
 def test_a_difference_between_pythons_becomes_a_marker() -> None:
     """A package that only some Pythons need is locked for these alone; wheels are joined."""
-    text = lock.render(
-        setup_python.REQUIREMENTS / "cu130.in",
+    text = lock_requirements.render(
+        python_env.REQUIREMENTS / "cu130.in",
         {
             (3, 11): [package("both", "1", "aa", "bb"), package("old", "1", "cc")],
             (3, 12): [package("both", "1", "bb", "dd")],
@@ -182,14 +188,14 @@ def test_a_difference_between_pythons_becomes_a_marker() -> None:
 def test_a_package_without_a_wheel_cannot_be_locked() -> None:
     """What would have to be built on the machine is refused when the lock is made."""
     with pytest.raises(SystemExit, match="sdist-only 2 has no wheel"):
-        lock.read({"packages": [{"name": "sdist-only", "version": "2", "wheels": []}]})
+        lock_requirements.read({"packages": [{"name": "sdist-only", "version": "2", "wheels": []}]})
 
 
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lock of one package, and the folder from which the machine's pip is set up to take it."""
     folder = wheels.shelf_in(tmp_path)
-    monkeypatch.setattr(setup_python, "REQUIREMENTS", tmp_path / "requirements")
+    monkeypatch.setattr(python_env, "REQUIREMENTS", tmp_path / "requirements")
     return folder
 
 
@@ -204,9 +210,11 @@ def server(tmp_path: Path, shelf: Path) -> Iterator[sshd.Sshd]:
 def test_the_environment_is_made_from_the_lock(server: sshd.Sshd) -> None:
     """The real pip of a real environment installs what the lock names; a second pass is empty."""
     ready = make(server)
-    with connect(server.host()) as link:
-        said = link.run([ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]).stdout
-        again = setup.apply(link, Want(), tell=lambda _: None, sleep=nap)
+    with connect(server.host()) as connection:
+        said = connection.run(
+            [ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]
+        ).stdout
+        again = apply(connection, Want(), tell=lambda _: None, sleep=nap)
     folder = (server.home / ready.python).parents[1]
 
     assert [step.name for step in ready.done] == ["make the Python environment"]
@@ -227,8 +235,8 @@ def test_a_file_with_another_hash_is_refused(server: sshd.Sshd, shelf: Path) -> 
 
 def make(server: sshd.Sshd) -> Ready:
     """Set the machine up for training without a GPU."""
-    with connect(server.host()) as link:
-        return setup.apply(link, Want(), tell=lambda _: None, sleep=nap)
+    with connect(server.host()) as connection:
+        return apply(connection, Want(), tell=lambda _: None, sleep=nap)
 
 
 def nap(wait_s: float) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from remote import setup_python
 from remote.errors import Unfit
-from remote.setup import Driver, Want, cuda_for, interpreter, plan
-from remote.setup_facts import Facts, Gpu, Python
+from remote.setup import python_env
+from remote.setup.apply import Driver, Want, cuda_for, interpreter, plan
+from remote.setup.facts import Facts, Gpu, Python
 
 PYTHON = Python(command="python3.12", version=(3, 12), venv=True)
 BARE = Facts(
@@ -385,7 +385,7 @@ def test_environment_is_named_after_all_that_matters() -> None:
     """Another interpreter or another lock is another environment, for every set of them."""
     older = replace(PYTHON, version=(3, 11))
     names = {
-        setup_python.environment(python, cuda)
+        python_env.environment(python, cuda)
         for python in (PYTHON, older)
         for cuda in ("cpu", "cu128", "cu130")
     }

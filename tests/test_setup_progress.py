@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sshd
-import wheels
+from support import sshd, wheels
 
-from remote import setup, setup_python
 from remote.errors import CommandFailed
-from remote.link import connect
-from remote.setup import Want
-from remote.setup_progress import Progress, spoken
+from remote.setup import python_env
+from remote.setup.apply import DIRECTORY, Want, apply
+from remote.setup.progress import Progress, spoken
+from remote.ssh import connect
 
 PIP = """qft: 61 packages
 Collecting absl-py==2.5.1 (from -r qft/venv-1.txt (line 5))
@@ -106,7 +105,7 @@ def test_times_are_written_as_people_do() -> None:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sshd.Sshd]:
     """A machine whose pip finds the one package of the lock after a while."""
     shelf = wheels.shelf_in(tmp_path)
-    monkeypatch.setattr(setup_python, "REQUIREMENTS", tmp_path / "requirements")
+    monkeypatch.setattr(python_env, "REQUIREMENTS", tmp_path / "requirements")
     with sshd.serve(tmp_path / "machine") as running:
         wheels.furnish(running.home, f"[global]\nno-index = true\nfind-links = {shelf}\n")
         yield running
@@ -116,9 +115,9 @@ def test_real_pip_is_followed(server: sshd.Sshd) -> None:
     """With the real pip at work, how many packages of how many and the time are told."""
     told: list[str] = []
     clock = itertools.count(step=6.0)
-    with connect(server.host()) as link:
-        setup.apply(
-            link,
+    with connect(server.host()) as connection:
+        apply(
+            connection,
             Want(),
             tell=told.append,
             sleep=lambda _: time.sleep(0.05),
@@ -137,15 +136,17 @@ def test_wheels_without_cuda_that_nobody_has(
     """Where no index has torch's small build the other one is taken, and that is told."""
     small = tmp_path / "requirements" / "cpu.txt"
     small.write_text(small.read_text().replace("qft_probe==1.0", "torch==99.0+cpu"))
-    monkeypatch.setattr(setup, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(apply, "PROGRESS_S", 0.0)
     told: list[str] = []
-    with connect(server.host()) as link:
-        ready = setup.apply(link, Want(), tell=told.append, sleep=lambda _: time.sleep(0.05))
-        said = link.run([ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]).stdout
-        log = link.run(["cat", f"{setup.DIRECTORY}/job.log"]).stdout
+    with connect(server.host()) as connection:
+        ready = apply(connection, Want(), tell=told.append, sleep=lambda _: time.sleep(0.05))
+        said = connection.run(
+            [ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]
+        ).stdout
+        log = connection.run(["cat", f"{DIRECTORY}/job.log"]).stdout
 
     assert said == "honest\n"
-    assert setup_python.NO_SMALL_BUILD in log
+    assert python_env.NO_SMALL_BUILD in log
 
 
 def test_another_failure_is_no_reason_for_the_bigger_build(
@@ -155,8 +156,8 @@ def test_another_failure_is_no_reason_for_the_bigger_build(
     small = tmp_path / "requirements" / "cpu.txt"
     head, _, _ = small.read_text().partition("sha256:")
     small.write_text(f"{head}sha256:{'0' * 64}\n")
-    with connect(server.host()) as link, pytest.raises(CommandFailed) as caught:
-        setup.apply(link, Want(), tell=lambda _: None, sleep=lambda _: time.sleep(0.05))
+    with connect(server.host()) as connection, pytest.raises(CommandFailed) as caught:
+        apply(connection, Want(), tell=lambda _: None, sleep=lambda _: time.sleep(0.05))
 
     assert "DO NOT MATCH THE HASHES" in str(caught.value)
     assert "replaced or damaged" in caught.value.hint

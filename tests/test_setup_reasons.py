@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.setup_reasons import ENDINGS, may_help_again, reason
+from remote.setup.failures import ENDINGS, may_help_again, reason
 
 ENDS: dict[str, tuple[str, int, str, bool]] = {
     "apt: cut": (

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import Project, json_of, make_project
-from sshd import Sshd, serve
+from support.runs import Project, json_of, make_project
+from support.sshd import Sshd, serve
 
 from remote import keys
 

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
-from commands.staging import Staged
-from remote import agent
+from commands.runs.payload import Staged
+from remote.on_machine import tree_ops
 
 LOADED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
 
@@ -21,7 +21,7 @@ def staged(model: Path | None) -> Staged:
 
 def sent(model: Path) -> set[str]:
     """The files of a base that a push would list."""
-    found = agent.scan(str(model), staged(model).left_out, follow_links=True)["files"]
+    found = tree_ops.scan(str(model), staged(model).left_out, follow_links=True)["files"]
     return set(found) - {"tokenizer_config.json", "special_tokens_map.json"}
 
 

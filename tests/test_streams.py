@@ -10,10 +10,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tiny import ROOT
+from support.tiny import ROOT
 
-from commands.errors import HostTrouble
-from commands.output import log_as_json, tell_trouble
+from commands.ui.errors import HostTrouble
+from commands.ui.output import log_as_json, tell_trouble
 
 FULL = Path("/dev/full")
 
@@ -46,7 +46,8 @@ def test_talk_never_lands_among_the_data(tmp_path: Path) -> None:
 def test_a_closed_stream_leaves_its_number_to_no_file(tmp_path: Path, closed: str) -> None:
     """What a library prints to number 1 or 2 must not end up in the journal opened after it."""
     numbers = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from commands.output import settle; settle();"
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "from commands.ui.output import settle; settle();"
         "number = open('made', 'w').fileno(); sys.exit(number)"
     )
 

@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakecloud import Killed, Story, World
+from support.fakecloud import Killed, Story, World
 
-from commands.drive import Arrived, missed, outrun
-from commands.home import run_folder
-from commands.receipt import make_receipt
-from infra.cost import Budget, bill
-from infra.journal import Kind, read
-from infra.lifecycle import Goal, Plan, Policy
+from commands.runs.drive import Arrived, missed, outrun
+from commands.runs.home import run_folder
+from commands.runs.receipt import make_receipt
 from infra.provider import PowerState
-from infra.state import fold
+from infra.run.budget import Budget, bill
+from infra.run.decide import Goal, Plan, Policy
+from infra.run.fold import fold
+from infra.run.journal import Kind, read
 
 
 @pytest.fixture

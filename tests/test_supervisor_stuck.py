@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakecloud import Story
+from support.fakecloud import Story
 
 from infra import provider as seam
-from infra.journal import Journal, Kind, read
-from infra.lifecycle import Goal, JobPhase, JobView, Plan, Policy
 from infra.provider import PowerState, StopReason, Vm
-from infra.state import fold
-from infra.watch import Watch
-from infra.workload import HostUnreachable
+from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy
+from infra.run.fold import fold
+from infra.run.journal import Journal, Kind, read
+from infra.run.stall_detector import Watch
+from infra.run.workload import HostUnreachable
 
 
 @pytest.fixture

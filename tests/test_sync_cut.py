@@ -8,16 +8,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import doors
 import pytest
-import wire
+from support import doors, wire
 from test_sync_push import make_tree, read_tree
 
-from remote.agent import STAGING
 from remote.errors import Unreachable
-from remote.link import Link, connect
-from remote.sync import pull, push
-from remote.sync_plan import SyncOptions, SyncReport
+from remote.on_machine.tree_ops import STAGING
+from remote.ssh import SshConnection, connect
+from remote.sync.api import pull, push
+from remote.sync.plan import SyncOptions, SyncReport
 
 OPTIONS = SyncOptions(
     chunk_bytes=128 << 10, small_bytes=16 << 10, channels=3, python=sys.executable
@@ -36,12 +35,14 @@ def door(
         yield opened
 
 
-def over(door: doors.Door, work: Callable[[Link], SyncReport], cut_after: int | None) -> int:
+def over(
+    door: doors.Door, work: Callable[[SshConnection], SyncReport], cut_after: int | None
+) -> int:
     """Do `work` over a wire of its own; return the bytes that went through."""
     with wire.stretch(door.host.port, cut_after=cut_after) as line:
         host = replace(door.host, port=line.port)
-        with connect(host) as link:
-            work(link)
+        with connect(host) as connection:
+            work(connection)
         return line.carried_bytes
 
 
@@ -56,15 +57,17 @@ def test_push_cut_everywhere(door: doors.Door, tmp_path: Path, count: int) -> No
     tree = make_tree(tmp_path / "tree")
     expected = read_tree(tree)
     root = f"qft/push-{count}"
-    total = over(door, lambda link: push(link, tree, f"{root}/whole", options=OPTIONS), None)
+    total = over(
+        door, lambda connection: push(connection, tree, f"{root}/whole", options=OPTIONS), None
+    )
     resumed = []
     for cut in cuts_of(total, count):
         work = partial(push, local=tree, remote=f"{root}/{cut}", options=OPTIONS)
         with pytest.raises(Unreachable):
             over(door, work, cut)
         assert visible(door.home / root / str(cut)).items() <= expected.items()
-        with connect(door.host) as link:
-            report = work(link)
+        with connect(door.host) as connection:
+            report = work(connection)
         assert read_tree(door.home / root / str(cut)) == expected
         assert report.bytes_sent + report.bytes_resumed == TOTAL
         resumed.append(report.bytes_resumed)
@@ -87,8 +90,8 @@ def test_pull_cut_everywhere(door: doors.Door, tmp_path: Path, count: int) -> No
         with pytest.raises(Unreachable):
             over(door, work, cut)
         assert visible(target).items() <= expected.items()
-        with connect(door.host) as link:
-            report = work(link)
+        with connect(door.host) as connection:
+            report = work(connection)
         assert read_tree(target) == expected
         sent.append(report.bytes_sent)
 

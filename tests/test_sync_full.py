@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import doors
 import pytest
+from support import doors
 from test_sync_push import read_tree
 
-from remote import agent
 from remote.errors import NoSpace
-from remote.link import Link, connect
-from remote.sync import pull, push
-from remote.sync_plan import Progress, SyncOptions
+from remote.on_machine import tree_ops
+from remote.ssh import SshConnection, connect
+from remote.sync.api import pull, push
+from remote.sync.plan import Progress, SyncOptions
 
 OPTIONS = SyncOptions(chunk_bytes=256 << 10, python=sys.executable)
 MB = 1 << 20
@@ -33,7 +33,7 @@ def door(
 
 
 @pytest.fixture
-def link(door: doors.Door) -> Iterator[Link]:
+def connection(door: doors.Door) -> Iterator[SshConnection]:
     """A connection of the test's own."""
     with connect(door.host) as opened:
         yield opened
@@ -60,15 +60,15 @@ def fill(root: Path, sizes: dict[str, int], letter: bytes = b"x") -> Path:
     return root
 
 
-def test_push_onto_a_full_disk(link: Link, door: doors.Door, tmp_path: Path) -> None:
+def test_push_onto_a_full_disk(connection: SshConnection, door: doors.Door, tmp_path: Path) -> None:
     """Nothing travels, both numbers are told, the old files are intact, no partial file stays."""
     tree = fill(tmp_path / "tree", {"big": 5 * MB, "small": 100})
     with small_disk(door.home / tmp_path.name, 8) as disk:
-        push(link, tree, tmp_path.name, options=OPTIONS)
+        push(connection, tree, tmp_path.name, options=OPTIONS)
         before = read_tree(disk)
         fill(tree, {"big": 5 * MB, "small": 100, "more": 3 * MB}, b"y")
         with pytest.raises(NoSpace, match=r"no space left on .*are intact") as caught:
-            push(link, tree, tmp_path.name, options=OPTIONS)
+            push(connection, tree, tmp_path.name, options=OPTIONS)
 
         assert 8 * MB <= caught.value.needed_bytes < 9 * MB
         assert 2 * MB < caught.value.free_bytes < 4 * MB
@@ -76,7 +76,9 @@ def test_push_onto_a_full_disk(link: Link, door: doors.Door, tmp_path: Path) -> 
         assert sorted(path.name for path in disk.iterdir()) == ["big", "small"]
 
 
-def test_disk_that_fills_up_during_a_push(link: Link, door: doors.Door, tmp_path: Path) -> None:
+def test_disk_that_fills_up_during_a_push(
+    connection: SshConnection, door: doors.Door, tmp_path: Path
+) -> None:
     """Room for big files is reserved, so that somebody else's data cannot fail them half-way."""
     tree = fill(tmp_path / "tree", {"big": 5 * MB})
     with small_disk(door.home / tmp_path.name, 8) as disk:
@@ -85,20 +87,20 @@ def test_disk_that_fills_up_during_a_push(link: Link, door: doors.Door, tmp_path
             if not (disk / "hog").exists():
                 fill_up(disk / "hog")
 
-        push(link, tree, tmp_path.name, progress=hog, options=OPTIONS)
+        push(connection, tree, tmp_path.name, progress=hog, options=OPTIONS)
 
         assert (disk / "hog").stat().st_size >= 2 * MB
         assert (disk / "big").read_bytes() == (tree / "big").read_bytes()
 
 
 def test_small_files_onto_a_disk_that_fills_up(
-    link: Link, door: doors.Door, tmp_path: Path
+    connection: SshConnection, door: doors.Door, tmp_path: Path
 ) -> None:
     """A disk that is full when bundles are unpacked is `NoSpace`; old files are intact."""
     old = {f"f{number}": 50_000 for number in range(40)}
     tree = fill(tmp_path / "tree", old)
     with small_disk(door.home / tmp_path.name, 8) as disk:
-        push(link, tree, tmp_path.name, options=OPTIONS)
+        push(connection, tree, tmp_path.name, options=OPTIONS)
         before = read_tree(disk)
         fill(tree, old, b"y")
 
@@ -107,19 +109,19 @@ def test_small_files_onto_a_disk_that_fills_up(
                 fill_up(disk / "hog")
 
         with pytest.raises(NoSpace):
-            push(link, tree, tmp_path.name, progress=hog, options=OPTIONS)
+            push(connection, tree, tmp_path.name, progress=hog, options=OPTIONS)
         (disk / "hog").unlink()
         whole = {name: data for name, data in read_tree(disk).items() if "/" not in name}
         assert {
             name for name, data in whole.items() if data not in (before[name], b"y" * 50_000)
         } == set()
 
-        push(link, tree, tmp_path.name, options=OPTIONS)
+        push(connection, tree, tmp_path.name, options=OPTIONS)
         assert read_tree(disk) == read_tree(tree)
 
 
 def test_interrupted_push_counts_what_is_there(
-    link: Link, door: doors.Door, tmp_path: Path
+    connection: SshConnection, door: doors.Door, tmp_path: Path
 ) -> None:
     """What an interrupted push has brought counts as room: the rest still fits."""
     tree = fill(tmp_path / "tree", {"big": 6 * MB})
@@ -133,20 +135,20 @@ def test_interrupted_push_counts_what_is_there(
 
     with small_disk(door.home / tmp_path.name, 8) as disk:
         with pytest.raises(InterruptionError):
-            push(link, tree, tmp_path.name, progress=interrupt, options=OPTIONS)
-        report = push(link, tree, tmp_path.name, options=OPTIONS)
+            push(connection, tree, tmp_path.name, progress=interrupt, options=OPTIONS)
+        report = push(connection, tree, tmp_path.name, options=OPTIONS)
 
         assert report.bytes_resumed > 2 * MB
         assert read_tree(disk) == read_tree(tree)
 
 
-def test_pull_onto_a_full_disk(link: Link, door: doors.Door, tmp_path: Path) -> None:
+def test_pull_onto_a_full_disk(connection: SshConnection, door: doors.Door, tmp_path: Path) -> None:
     """A pull that does not fit here says so before anything travels."""
     fill(door.home / tmp_path.name, {"big": 5 * MB, "small": 100})
     with small_disk(tmp_path / "home", 4) as disk:
         (disk / "big").write_bytes(b"old")
         with pytest.raises(NoSpace) as caught:
-            pull(link, tmp_path.name, disk, options=OPTIONS)
+            pull(connection, tmp_path.name, disk, options=OPTIONS)
 
         assert caught.value.needed_bytes >= 5 * MB
         assert read_tree(disk) == {"big": b"old"}
@@ -155,7 +157,7 @@ def test_pull_onto_a_full_disk(link: Link, door: doors.Door, tmp_path: Path) -> 
 def test_more_than_any_disk_has(tmp_path: Path) -> None:
     """A reservation that exceeds the disk is refused with both numbers and gives all back."""
     request = {"root": str(tmp_path), "chunk": 1, "blobs": [["a", 10], ["b", 1 << 60]]}
-    answer = agent.stage(request)
+    answer = tree_ops.stage(request)
 
     assert answer["error"] == "no-space"
     assert answer["needed"] == (1 << 60) + 10

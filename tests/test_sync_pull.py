@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import doors
 import pytest
+from support import doors
 from test_sync_push import make_tree, read_tree
 
-from remote import agent
 from remote.errors import Damaged, RemoteError, Untrusted
-from remote.link import Link, connect
 from remote.manifest import Limits
-from remote.sync import pull, push
-from remote.sync_plan import Progress, SyncOptions
+from remote.on_machine import tree_ops
+from remote.ssh import SshConnection, connect
+from remote.sync.api import pull, push
+from remote.sync.plan import Progress, SyncOptions
 
 OPTIONS = SyncOptions(chunk_bytes=1 << 20, python=sys.executable)
 
@@ -33,7 +33,7 @@ def door(
 
 
 @pytest.fixture(scope="module")
-def link(door: doors.Door) -> Iterator[Link]:
+def connection(door: doors.Door) -> Iterator[SshConnection]:
     """One connection for the file."""
     with connect(door.host) as opened:
         yield opened
@@ -45,11 +45,11 @@ def there(door: doors.Door, tmp_path: Path) -> Path:
     return make_tree(door.home / "qft" / tmp_path.name)
 
 
-def test_pull_into_nothing(link: Link, there: Path, tmp_path: Path) -> None:
+def test_pull_into_nothing(connection: SshConnection, there: Path, tmp_path: Path) -> None:
     """Everything arrives, bit for bit, and no partial file stays behind."""
     seen: list[Progress] = []
     report = pull(
-        link, f"qft/{there.name}", tmp_path / "home", progress=seen.append, options=OPTIONS
+        connection, f"qft/{there.name}", tmp_path / "home", progress=seen.append, options=OPTIONS
     )
 
     assert read_tree(tmp_path / "home") == read_tree(there)
@@ -57,14 +57,16 @@ def test_pull_into_nothing(link: Link, there: Path, tmp_path: Path) -> None:
     assert (seen[-1].bytes_done, seen[-1].files_done) == (3_004_115, 5)
 
 
-def test_second_pull_fetches_only_what_differs(link: Link, there: Path, tmp_path: Path) -> None:
+def test_second_pull_fetches_only_what_differs(
+    connection: SshConnection, there: Path, tmp_path: Path
+) -> None:
     """What is here already does not travel, and what is only here stays unless asked."""
-    pull(link, f"qft/{there.name}", tmp_path / "home", options=OPTIONS)
+    pull(connection, f"qft/{there.name}", tmp_path / "home", options=OPTIONS)
     (there / "one").write_bytes(b"2")
     (tmp_path / "home" / "mine").write_text("mine")
-    second = pull(link, f"qft/{there.name}", tmp_path / "home", options=OPTIONS)
+    second = pull(connection, f"qft/{there.name}", tmp_path / "home", options=OPTIONS)
     third = pull(
-        link,
+        connection,
         f"qft/{there.name}",
         tmp_path / "home",
         options=SyncOptions(delete=True, python=sys.executable),
@@ -75,23 +77,25 @@ def test_second_pull_fetches_only_what_differs(link: Link, there: Path, tmp_path
     assert read_tree(tmp_path / "home") == read_tree(there)
 
 
-def test_only_some_files(link: Link, there: Path, tmp_path: Path) -> None:
+def test_only_some_files(connection: SshConnection, there: Path, tmp_path: Path) -> None:
     """Single files can be asked for; those that are not there are left out."""
     options = SyncOptions(only=("one", "a/small", "absent"), python=sys.executable)
-    pull(link, f"qft/{there.name}", tmp_path / "home", options=options)
+    pull(connection, f"qft/{there.name}", tmp_path / "home", options=options)
 
     assert sorted(read_tree(tmp_path / "home")) == ["a/small", "one"]
 
 
-def test_nothing_there_to_pull(link: Link, tmp_path: Path) -> None:
+def test_nothing_there_to_pull(connection: SshConnection, tmp_path: Path) -> None:
     """A directory that the machine does not have is an error, and nothing is made here."""
     with pytest.raises(RemoteError, match="there is no directory"):
-        pull(link, "qft/nowhere", tmp_path / "home")
+        pull(connection, "qft/nowhere", tmp_path / "home")
 
     assert not (tmp_path / "home").exists()
 
 
-def test_growing_file_is_pulled_as_it_was(link: Link, there: Path, tmp_path: Path) -> None:
+def test_growing_file_is_pulled_as_it_was(
+    connection: SshConnection, there: Path, tmp_path: Path
+) -> None:
     """A log that grows while it is read arrives as it was when it was listed."""
     before = (there / "big").read_bytes()
 
@@ -99,24 +103,26 @@ def test_growing_file_is_pulled_as_it_was(link: Link, there: Path, tmp_path: Pat
         with (there / "big").open("ab") as file:
             file.write(b"more")
 
-    pull(link, f"qft/{there.name}", tmp_path / "home", progress=grow, options=OPTIONS)
+    pull(connection, f"qft/{there.name}", tmp_path / "home", progress=grow, options=OPTIONS)
 
     assert (tmp_path / "home" / "big").read_bytes() == before
 
 
-def test_file_that_vanishes_is_looked_up_again(link: Link, there: Path, tmp_path: Path) -> None:
+def test_file_that_vanishes_is_looked_up_again(
+    connection: SshConnection, there: Path, tmp_path: Path
+) -> None:
     """A file removed while the tree is read, as a rotated checkpoint is, is simply not pulled."""
 
     def remove(_: Progress) -> None:
         (there / "big").unlink(missing_ok=True)
         (there / "a" / "small").unlink(missing_ok=True)
 
-    pull(link, f"qft/{there.name}", tmp_path / "home", progress=remove, options=OPTIONS)
+    pull(connection, f"qft/{there.name}", tmp_path / "home", progress=remove, options=OPTIONS)
 
     assert sorted(read_tree(tmp_path / "home")) == ["a/b/c/deep", "empty", "one"]
 
 
-def test_file_that_never_rests(link: Link, there: Path, tmp_path: Path) -> None:
+def test_file_that_never_rests(connection: SshConnection, there: Path, tmp_path: Path) -> None:
     """A file that is rewritten during every attempt is `Damaged`, and the old one here stays."""
     home = tmp_path / "home"
     home.mkdir()
@@ -129,12 +135,14 @@ def test_file_that_never_rests(link: Link, there: Path, tmp_path: Path) -> None:
         (there / "big").write_bytes(bytes([count % 256]) * 3_000_001)
 
     with pytest.raises(Damaged, match="big did not arrive as announced, 3 times"):
-        pull(link, f"qft/{there.name}", home, progress=rewrite, options=OPTIONS)
+        pull(connection, f"qft/{there.name}", home, progress=rewrite, options=OPTIONS)
 
     assert (home / "big").read_bytes() == b"old"
 
 
-def test_source_that_changes_during_a_push(link: Link, door: doors.Door, tmp_path: Path) -> None:
+def test_source_that_changes_during_a_push(
+    connection: SshConnection, door: doors.Door, tmp_path: Path
+) -> None:
     """A file changed while it is pushed is sent again; one that always changes is `Damaged`."""
     tree = make_tree(tmp_path / "tree")
     changes = iter([b"x" * 3_000_001, b"y" * 3_000_001])
@@ -142,7 +150,7 @@ def test_source_that_changes_during_a_push(link: Link, door: doors.Door, tmp_pat
     def change(_: Progress) -> None:
         (tree / "big").write_bytes(next(changes, b"final"))
 
-    push(link, tree, f"qft/{tmp_path.name}", progress=change, options=OPTIONS)
+    push(connection, tree, f"qft/{tmp_path.name}", progress=change, options=OPTIONS)
     assert read_tree(door.home / "qft" / tmp_path.name)["big"] == b"final"
 
     (tree / "big").write_bytes(b"restless")
@@ -154,7 +162,7 @@ def test_source_that_changes_during_a_push(link: Link, door: doors.Door, tmp_pat
         (tree / "big").write_bytes(bytes([count % 256]) * 3_000_001)
 
     with pytest.raises(Damaged):
-        push(link, tree, f"qft/{tmp_path.name}", progress=always, options=OPTIONS)
+        push(connection, tree, f"qft/{tmp_path.name}", progress=always, options=OPTIONS)
     assert read_tree(door.home / "qft" / tmp_path.name)["big"] == b"final"
 
 
@@ -197,27 +205,29 @@ ATTACKS: dict[str, Any] = {
 }
 
 
-def lie(link: Link, door: doors.Door, answer: dict[str, Any], packed: bytes = b"") -> None:
+def lie(
+    connection: SshConnection, door: doors.Door, answer: dict[str, Any], packed: bytes = b""
+) -> None:
     """Have the machine answer with lies: replace our script there, as whoever owns it can."""
-    link.run("true")
-    script = Path(agent.__file__).read_bytes()
+    connection.run("true")
+    script = Path(tree_ops.__file__).read_bytes()
     target = door.home / "qft" / f"agent-{digest(script)[:8]}.py"
     target.parent.mkdir(exist_ok=True)
     target.write_text(
         "import json, sys\n"
         "sys.stdin.buffer.read()\n"
-        f"sys.stdout.write({agent.MARK!r}); sys.stdout.flush()\n"
+        f"sys.stdout.write({tree_ops.MARK!r}); sys.stdout.flush()\n"
         f"if sys.argv[1] == 'pack': sys.stdout.buffer.write({packed!r})\n"
         f"else: sys.stdout.write({json.dumps(json.dumps(answer))})\n"
     )
 
 
 @pytest.fixture
-def lying(link: Link, door: doors.Door) -> Iterator[Callable[..., None]]:
+def lying(connection: SshConnection, door: doors.Door) -> Iterator[Callable[..., None]]:
     """Make the machine lie for one test."""
 
     def tell(answer: dict[str, Any], packed: bytes = b"") -> None:
-        lie(link, door, answer, packed)
+        lie(connection, door, answer, packed)
 
     yield tell
     for script in (door.home / "qft").glob("agent-*.py"):
@@ -225,71 +235,81 @@ def lying(link: Link, door: doors.Door) -> Iterator[Callable[..., None]]:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attack(lying: Callable[..., None], link: Link, tmp_path: Path, name: str) -> None:
+def test_attack(
+    lying: Callable[..., None], connection: SshConnection, tmp_path: Path, name: str
+) -> None:
     """A list of files that could do harm is refused before anything is written."""
     lying({"exists": True, "files": ATTACKS[name], "odd": []}, b"evil" * 1000)
     limits = Limits(files_max=100, file_bytes_max=1_000_000, total_bytes_max=8_000_000)
     with pytest.raises(Untrusted):
-        pull(link, "qft/x", tmp_path / "home", limits=limits, options=OPTIONS)
+        pull(connection, "qft/x", tmp_path / "home", limits=limits, options=OPTIONS)
 
     assert list(tmp_path.iterdir()) == []
     assert not Path("/qft-evil").exists()
 
 
-def test_link_there_is_refused(link: Link, there: Path, tmp_path: Path) -> None:
+def test_link_there_is_refused(connection: SshConnection, there: Path, tmp_path: Path) -> None:
     """A link in the machine's tree is refused, wherever it points."""
     (there / "passwd").symlink_to("/etc/passwd")
     with pytest.raises(Untrusted, match=r"'passwd', which is no regular file \(link\)"):
-        pull(link, f"qft/{there.name}", tmp_path / "home", options=OPTIONS)
+        pull(connection, f"qft/{there.name}", tmp_path / "home", options=OPTIONS)
 
     assert not (tmp_path / "home").exists()
 
 
 @pytest.mark.parametrize("packed", [b"", b"evi", b"evil!", b"e" * 5_000_000])
 def test_wrong_amount_of_data(
-    lying: Callable[..., None], link: Link, tmp_path: Path, packed: bytes
+    lying: Callable[..., None], connection: SshConnection, tmp_path: Path, packed: bytes
 ) -> None:
     """A machine that sends less or more than it announced is not believed."""
     lying({"exists": True, "files": {"x": GOOD}, "odd": []}, packed)
     with pytest.raises(Untrusted):
-        pull(link, "qft/x", tmp_path / "home", options=OPTIONS)
+        pull(connection, "qft/x", tmp_path / "home", options=OPTIONS)
 
     assert read_tree(tmp_path / "home") == {}
 
 
-def test_wrong_data(lying: Callable[..., None], link: Link, tmp_path: Path) -> None:
+def test_wrong_data(lying: Callable[..., None], connection: SshConnection, tmp_path: Path) -> None:
     """Bytes that differ from their checksum never become a file."""
     lying({"exists": True, "files": {"x": GOOD}, "odd": []}, b"good")
     with pytest.raises(Damaged):
-        pull(link, "qft/x", tmp_path / "home", options=OPTIONS)
+        pull(connection, "qft/x", tmp_path / "home", options=OPTIONS)
 
     assert not (tmp_path / "home" / "x").exists()
 
 
-def test_more_than_was_asked_for(lying: Callable[..., None], link: Link, tmp_path: Path) -> None:
+def test_more_than_was_asked_for(
+    lying: Callable[..., None], connection: SshConnection, tmp_path: Path
+) -> None:
     """A machine that offers a file that was not asked for is not believed."""
     lying({"exists": True, "files": {".bashrc": GOOD}, "odd": []}, b"evil")
     options = SyncOptions(only=("status.json",), python=sys.executable)
     with pytest.raises(Untrusted, match="not asked for"):
-        pull(link, "qft/x", tmp_path / "home", options=options)
+        pull(connection, "qft/x", tmp_path / "home", options=options)
 
 
 @pytest.mark.parametrize("answer", ["[]", "nonsense", "[" * 100_000, "{}"])
 def test_answer_that_is_none(
-    lying: Callable[..., None], link: Link, door: doors.Door, tmp_path: Path, answer: str
+    lying: Callable[..., None],
+    connection: SshConnection,
+    door: doors.Door,
+    tmp_path: Path,
+    answer: str,
 ) -> None:
     """An answer that is no answer is refused, and does not break anything."""
     lying({})
     script = next((door.home / "qft").glob("agent-*.py"))
-    said = agent.MARK + answer
+    said = tree_ops.MARK + answer
     script.write_text(f"import sys\nsys.stdin.buffer.read()\nsys.stdout.write({said!r})\n")
     with pytest.raises(RemoteError):
-        pull(link, "qft/x", tmp_path / "home", options=OPTIONS)
+        pull(connection, "qft/x", tmp_path / "home", options=OPTIONS)
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_write_through_a_link_here(link: Link, there: Path, tmp_path: Path) -> None:
+def test_no_write_through_a_link_here(
+    connection: SshConnection, there: Path, tmp_path: Path
+) -> None:
     """A link in the target directory is not followed; a link at a file's place is replaced."""
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -298,10 +318,10 @@ def test_no_write_through_a_link_here(link: Link, there: Path, tmp_path: Path) -
     home.mkdir()
     (home / "a").symlink_to(outside)
     with pytest.raises(RemoteError, match="a link on the way"):
-        pull(link, f"qft/{there.name}", home, options=OPTIONS)
+        pull(connection, f"qft/{there.name}", home, options=OPTIONS)
     (home / "a").unlink()
     (home / "one").symlink_to(outside / "victim")
-    pull(link, f"qft/{there.name}", home, options=OPTIONS)
+    pull(connection, f"qft/{there.name}", home, options=OPTIONS)
 
     assert (outside / "victim").read_text() == "precious"
     assert read_tree(home) == read_tree(there)

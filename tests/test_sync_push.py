@@ -7,13 +7,13 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import doors
 import pytest
+from support import doors
 
 from remote.errors import RemoteError
-from remote.link import Link, connect
-from remote.sync import push
-from remote.sync_plan import Progress, SyncOptions
+from remote.ssh import SshConnection, connect
+from remote.sync.api import push
+from remote.sync.plan import Progress, SyncOptions
 
 
 @pytest.fixture(scope="module", params=doors.MAKES)
@@ -26,7 +26,7 @@ def door(
 
 
 @pytest.fixture(scope="module")
-def link(door: doors.Door) -> Iterator[Link]:
+def connection(door: doors.Door) -> Iterator[SshConnection]:
     """One connection for the file."""
     with connect(door.host) as opened:
         yield opened
@@ -52,80 +52,90 @@ def read_tree(root: Path) -> dict[str, bytes]:
 SMALL_CHUNKS = SyncOptions(chunk_bytes=1 << 20)
 
 
-def test_push_into_nothing(link: Link, door: doors.Door, tmp_path: Path) -> None:
+def test_push_into_nothing(connection: SshConnection, door: doors.Door, tmp_path: Path) -> None:
     """Everything arrives, bit for bit, and no partial file stays behind."""
     tree = make_tree(tmp_path / "tree")
-    report = push(link, tree, f"qft/{tmp_path.name}", options=SMALL_CHUNKS)
+    report = push(connection, tree, f"qft/{tmp_path.name}", options=SMALL_CHUNKS)
 
     assert read_tree(door.home / "qft" / tmp_path.name) == read_tree(tree)
     assert (report.files, report.files_sent, report.bytes_resumed) == (5, 5, 0)
     assert report.bytes == report.bytes_sent == 3_004_115
 
 
-def test_second_push_sends_nothing(link: Link, door: doors.Door, tmp_path: Path) -> None:
+def test_second_push_sends_nothing(
+    connection: SshConnection, door: doors.Door, tmp_path: Path
+) -> None:
     """An unchanged tree transfers nothing and rewrites nothing."""
     tree = make_tree(tmp_path / "tree")
-    push(link, tree, f"qft/{tmp_path.name}")
+    push(connection, tree, f"qft/{tmp_path.name}")
     there = door.home / "qft" / tmp_path.name
     before = {path: path.stat().st_ino for path in there.rglob("*")}
-    report = push(link, tree, f"qft/{tmp_path.name}")
+    report = push(connection, tree, f"qft/{tmp_path.name}")
 
     assert (report.files, report.files_sent, report.bytes_sent) == (5, 0, 0)
     assert {path: path.stat().st_ino for path in there.rglob("*")} == before
 
 
-def test_push_sends_what_differs(link: Link, door: doors.Door, tmp_path: Path) -> None:
+def test_push_sends_what_differs(
+    connection: SshConnection, door: doors.Door, tmp_path: Path
+) -> None:
     """Only changed and new files travel, also when size and time are the same."""
     tree = make_tree(tmp_path / "tree")
-    push(link, tree, f"qft/{tmp_path.name}")
+    push(connection, tree, f"qft/{tmp_path.name}")
     info = (tree / "a/small").stat()
     (tree / "a/small").write_bytes(bytes(4096))
     os.utime(tree / "a/small", ns=(info.st_atime_ns, info.st_mtime_ns))
     (tree / "new").write_bytes(b"12")
-    report = push(link, tree, f"qft/{tmp_path.name}")
+    report = push(connection, tree, f"qft/{tmp_path.name}")
 
     assert (report.files_sent, report.bytes_sent) == (2, 4098)
     assert read_tree(door.home / "qft" / tmp_path.name) == read_tree(tree)
 
 
-def test_extraneous_files_go_only_if_asked(link: Link, door: doors.Door, tmp_path: Path) -> None:
+def test_extraneous_files_go_only_if_asked(
+    connection: SshConnection, door: doors.Door, tmp_path: Path
+) -> None:
     """Files that only the machine has stay, unless deletion is asked for; excluded ones stay."""
     tree = make_tree(tmp_path / "tree")
     there = door.home / "qft" / tmp_path.name
     for name in ("old/one", "kept.log"):
         (there / name).parent.mkdir(parents=True, exist_ok=True)
         (there / name).write_text("x")
-    kept = push(link, tree, f"qft/{tmp_path.name}")
+    kept = push(connection, tree, f"qft/{tmp_path.name}")
     options = SyncOptions(delete=True, exclude=("*.log",))
-    gone = push(link, tree, f"qft/{tmp_path.name}", options=options)
+    gone = push(connection, tree, f"qft/{tmp_path.name}", options=options)
 
     assert (kept.removed, gone.removed) == ((), ("old/one",))
     assert not (there / "old").exists()
     assert (there / "kept.log").read_text() == "x"
 
 
-def test_excluded_files_stay_home(link: Link, door: doors.Door, tmp_path: Path) -> None:
+def test_excluded_files_stay_home(
+    connection: SshConnection, door: doors.Door, tmp_path: Path
+) -> None:
     """Names and whole paths can be excluded by patterns."""
     tree = make_tree(tmp_path / "tree")
     for name in (".git/HEAD", "a/__pycache__/x.pyc", "a/keep.py", "out/a/skip"):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(name)
     options = SyncOptions(exclude=(".git", "__pycache__", "out/a/*", "big"))
-    push(link, tree, f"qft/{tmp_path.name}", options=options)
+    push(connection, tree, f"qft/{tmp_path.name}", options=options)
     there = read_tree(door.home / "qft" / tmp_path.name)
 
     assert sorted(there) == ["a/b/c/deep", "a/keep.py", "a/small", "empty", "one"]
 
 
-def test_named_files_from_anywhere(link: Link, door: doors.Door, tmp_path: Path) -> None:
+def test_named_files_from_anywhere(
+    connection: SshConnection, door: doors.Door, tmp_path: Path
+) -> None:
     """Files can be named one by one, and get other names over there."""
     (tmp_path / "Mine.JSONL").write_text("{}")
-    push(link, {"train.jsonl": tmp_path / "Mine.JSONL"}, f"qft/{tmp_path.name}/data")
+    push(connection, {"train.jsonl": tmp_path / "Mine.JSONL"}, f"qft/{tmp_path.name}/data")
 
     assert read_tree(door.home / "qft" / tmp_path.name) == {"data/train.jsonl": b"{}"}
 
 
-def test_links_are_followed(link: Link, door: doors.Door, tmp_path: Path) -> None:
+def test_links_are_followed(connection: SshConnection, door: doors.Door, tmp_path: Path) -> None:
     """Links to files and directories travel as what they point to, as a model cache needs."""
     blob = tmp_path / "blobs" / "abc"
     blob.parent.mkdir()
@@ -136,7 +146,7 @@ def test_links_are_followed(link: Link, door: doors.Door, tmp_path: Path) -> Non
     (tree / "more").symlink_to(blob.parent)
     (tree / "loop").symlink_to(tree)
     (tree / "dangling").symlink_to("nowhere")
-    report = push(link, tree, f"qft/{tmp_path.name}")
+    report = push(connection, tree, f"qft/{tmp_path.name}")
 
     assert read_tree(door.home / "qft" / tmp_path.name) == {
         "model.safetensors": b"weights",
@@ -145,22 +155,22 @@ def test_links_are_followed(link: Link, door: doors.Door, tmp_path: Path) -> Non
     assert sorted(report.skipped) == ["dangling", "loop"]
 
 
-def test_unusual_names(link: Link, door: doors.Door, tmp_path: Path) -> None:
+def test_unusual_names(connection: SshConnection, door: doors.Door, tmp_path: Path) -> None:
     """Names with blanks, quotes and other scripts arrive as they are."""
     tree = tmp_path / "tree"
     tree.mkdir()
     for name in ("a b", "it's $HOME", "žluťoučký", "数据", "-rf", "*"):
         (tree / name).write_text(name)
-    push(link, tree, f"qft/{tmp_path.name}")
+    push(connection, tree, f"qft/{tmp_path.name}")
 
     assert read_tree(door.home / "qft" / tmp_path.name) == read_tree(tree)
 
 
-def test_progress_reaches_its_total(link: Link, tmp_path: Path) -> None:
+def test_progress_reaches_its_total(connection: SshConnection, tmp_path: Path) -> None:
     """Progress only grows, and ends with everything done."""
     seen: list[Progress] = []
     tree = make_tree(tmp_path / "tree")
-    push(link, tree, f"qft/{tmp_path.name}", progress=seen.append, options=SMALL_CHUNKS)
+    push(connection, tree, f"qft/{tmp_path.name}", progress=seen.append, options=SMALL_CHUNKS)
 
     assert [p.bytes_done for p in seen] == sorted(p.bytes_done for p in seen)
     assert seen[0].bytes_done == 0
@@ -168,9 +178,9 @@ def test_progress_reaches_its_total(link: Link, tmp_path: Path) -> None:
     assert (seen[-1].bytes_total, seen[-1].files_total) == (3_004_115, 5)
 
 
-def test_nothing_there_to_push(link: Link, tmp_path: Path) -> None:
+def test_nothing_there_to_push(connection: SshConnection, tmp_path: Path) -> None:
     """A source that does not exist is an error with a hint, not an empty push."""
     with pytest.raises(RemoteError, match="is not there"):
-        push(link, tmp_path / "nowhere", "qft/x")
+        push(connection, tmp_path / "nowhere", "qft/x")
     with pytest.raises(RemoteError, match="not there, or no file"):
-        push(link, {"a": tmp_path / "nowhere"}, "qft/x")
+        push(connection, {"a": tmp_path / "nowhere"}, "qft/x")

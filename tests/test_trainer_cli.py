@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from pydantic import BaseModel
+from support import tiny
 
 from trainer.__main__ import main
 from trainer.config import TABLES, TrainerConfig, known_keys
@@ -208,8 +208,8 @@ def test_probe_prints_facts(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_and_checks_need_no_torch() -> None:
     """The config, the schedule, the status and a checkpoint's manifest load without torch."""
     code = (
-        "import sys, trainer.config, trainer.plan, trainer.status, trainer.eviction, "
-        "trainer.saving.manifest, trainer.job, trainer.__main__ as door; "
+        "import sys, trainer.config, trainer.schedule, trainer.rundir.status, trainer.eviction, "
+        "trainer.saving.manifest, trainer.job.job, trainer.__main__ as door; "
         "door.parser().format_help(); "
         "print(sorted({'torch', 'transformers', 'numpy', 'peft'} & set(sys.modules)))"
     )

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import make_run
+from support.tiny import make_run
 
 from trainer.__main__ import main
 

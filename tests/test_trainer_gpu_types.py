@@ -12,15 +12,15 @@ from typing import Any
 
 import accelerate
 import pytest
-import tiny
 import torch
-from rig import Rig, outcome, restored, rig, twin_of
+from support import tiny
+from support.rig import Rig, outcome, restored, rig, twin_of
 from test_methods_models import make
 from torch.nn import functional
 
 from trainer import model as models
 from trainer.device.precision import Precision, choose_precision
-from trainer.scoring.decode import Decoder, undisturbed
+from trainer.scoring.constrained import Decoder, undisturbed
 
 T4, A10 = (7, 5), (8, 6)
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
 from trainer.__main__ import main
-from trainer.disk import RealDisk
+from trainer.atomic import RealDisk
 from trainer.saving.checkpoint import Store, load
 from trainer.saving.manifest import directory_name, steps_present
 
@@ -21,10 +21,10 @@ from trainer.saving.manifest import directory_name, steps_present
 # another process may need to be woken up and send one.
 TERMINATED = """
 import os, signal, sys
-from trainer.job import prepare_environment
+from trainer.job.job import prepare_environment
 prepare_environment()
 from trainer.__main__ import main
-from trainer.saving.keeper import Keeper
+from trainer.saving.checkpointer import Keeper
 after = Keeper.after_step
 def after_step(self, record):
     after(self, record)

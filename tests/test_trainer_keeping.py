@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_disk import FullDisk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import wait_until
+from support.faulty_disk import FullDisk
+from support.runs import wait_until
 from test_checkpoint_faults import snapshot
 
+from trainer.atomic import RealDisk
 from trainer.config import CheckpointTable, EvictionBand
-from trainer.disk import RealDisk
-from trainer.events import EventWriter
-from trainer.saving.cadence import INTERVAL_S_MAX, INTERVAL_S_MIN, choose_cadence
+from trainer.rundir.status import Heartbeat, MetricsLog, Phase, count_steps, parse_log
+from trainer.saving.async_saver import Saver
 from trainer.saving.checkpoint import Store
-from trainer.saving.keeper import Keeper
+from trainer.saving.checkpointer import Keeper
+from trainer.saving.interval import INTERVAL_S_MAX, INTERVAL_S_MIN, choose_cadence
 from trainer.saving.manifest import steps_present
-from trainer.saving.saver import Saver
 from trainer.saving.state import Counters
-from trainer.status import Heartbeat, MetricsLog, Phase, count_steps, parse_log
+from trainer.tracking.tensorboard import EventWriter
 
 RECORD = {"step": 1, "loss": 2.5, "lr": 0.1, "grad_norm": None, "tokens": 10, "seconds": 0.5}
 
@@ -72,7 +72,7 @@ def keeper(
         ),
         events=EventWriter(directory / "tb", steps_done=0, wall_s=lambda: 0.0),
         clock=clock,
-        say=said.append,
+        on_message=said.append,
     )
     return made, state, said
 
@@ -289,7 +289,7 @@ def test_the_heartbeat_beats_while_nobody_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without any progress `updated_at` goes on, and the phase stays what it was."""
-    monkeypatch.setattr("trainer.status.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("trainer.rundir.status.HEARTBEAT_S", 0.01)
     path = tmp_path / "status.json"
     moments = iter(datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=s) for s in range(10**6))
     with Heartbeat(path, disk=RealDisk(), now=lambda: next(moments)) as heartbeat:

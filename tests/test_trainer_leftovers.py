@@ -8,17 +8,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import tiny
-from faulty_disk import Died, DyingDisk, ForgetfulDisk
+from support import tiny
+from support.faulty_disk import Died, DyingDisk, ForgetfulDisk
 from test_export_merge import make_adapter
 
 from trainer.__main__ import main
+from trainer.atomic import RealDisk, clear_partials, replace_directory, restore_directory
 from trainer.data.convert import convert
-from trainer.data.formats import Choice
-from trainer.disk import RealDisk, clear_partials, replace_directory, restore_directory
+from trainer.data.converters import Choice
 from trainer.results.export import export
 from trainer.results.merge import merge
-from trainer.rundir import sweep
+from trainer.rundir.layout import sweep
 
 WHOLE = {"one": "new", "two": "new"}
 
@@ -162,7 +162,7 @@ def test_a_merge_an_export_and_a_conversion_clear_what_killed_ones_left(
     for name in ("merged", "plain"):
         put(tmp_path / f".{name}.{gone}.partial", "half")
     (tmp_path / f".train.jsonl.{gone}.partial").write_text("half")
-    merge(base, adapter, tmp_path / "merged", dtype=None, say=lambda _: None)
+    merge(base, adapter, tmp_path / "merged", dtype=None, on_message=lambda _: None)
     export(adapter, tmp_path / "plain")
     convert("sentiment", rows, tmp_path, choice=Choice(), held_out=0.5)
 
@@ -185,7 +185,7 @@ def test_an_adapter_written_anew_takes_the_place_of_a_whole_one(
             places = (run / "adapter", run / ".adapter.old")
             seen.append(any((p / "adapter_config.json").is_file() for p in places))
 
-    monkeypatch.setattr("trainer.stages.RealDisk", lambda: Watched(0))
+    monkeypatch.setattr("trainer.job.stages.RealDisk", lambda: Watched(0))
 
     assert main(["train", "--run-dir", str(run)]) == 0
     assert len(seen) > 5

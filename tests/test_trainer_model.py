@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import transformers
-from rig import outcome_tensors, rig
+from support import tiny
+from support.rig import outcome_tensors, rig
 from test_export_merge import gpt2
 
 from trainer import model as models

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from rig import Rig, outcome_tensors, rig
+from support import tiny
+from support.rig import Rig, outcome_tensors, rig
 
 from trainer.data.codec import NOT_TRAINED
 from trainer.data.examples import collate
-from trainer.supervised import supervised_loss
+from trainer.loss import supervised_loss
 
 TOLERANCE = 1e-6  # relative, of the loss of each step; float32 has 6e-8
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
 from trainer.config import TrainerConfig
 from trainer.data.codec import Example
 from trainer.device.memory import GPUS
-from trainer.device.portion import choose_portion
+from trainer.device.micro_batch import choose_portion
 
 LLAMA_7B = {
     "model_type": "llama",

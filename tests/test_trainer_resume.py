@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from rig import Logger, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
+from support import tiny
+from support.rig import Logger, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
 
 from trainer.errors import Diverged, DoesNotFit, Preempted
-from trainer.loop import train
+from trainer.job.stages import size_limit
 from trainer.saving.checkpoint import load
 from trainer.saving.manifest import Damaged, directory_name
-from trainer.stages import size_limit
+from trainer.training.loop import train
 
 HARD: dict[str, dict[str, Any]] = {
     "stretch": {"steps": 14, "batch_size": 4, "micro_batch": 1, "lr": 1e-2, "warmup": 2.0},
@@ -211,7 +211,9 @@ def test_foreign_moments_leave_a_fresh_start_fresh(undisturbed: Rig, tmp_path: P
     key = next(key for key in good.optimizer if key.endswith("exp_avg"))
     made.store.save(replace(good, optimizer={**good.optimizer, key: torch.zeros(3)}))
     fresh = rig(made.run_dir)
-    found = fresh.store.load_newest(tensor_bytes_max=size_limit(fresh.state), say=fresh.said.append)
+    found = fresh.store.load_newest(
+        tensor_bytes_max=size_limit(fresh.state), on_message=fresh.said.append
+    )
 
     assert found is not None
     with pytest.raises(Damaged, match=r"optimizer: .*exp_avg is"):
@@ -283,7 +285,7 @@ def test_moments_return_into_the_very_memory_that_the_optimizer_chose(tmp_path: 
 
     second.state.optimizer.step = paging_step  # type: ignore[method-assign,assignment]
     found = second.store.load_newest(
-        tensor_bytes_max=size_limit(second.state), say=second.said.append
+        tensor_bytes_max=size_limit(second.state), on_message=second.said.append
     )
     assert found is not None
     second.state.restore(found)
@@ -340,7 +342,7 @@ def test_the_loss_scale_survives_with_its_history(tmp_path: Path) -> None:
         second = scaled(rig(run))
         overflow_in(second, 3)
         found = second.store.load_newest(
-            tensor_bytes_max=size_limit(second.state), say=second.said.append
+            tensor_bytes_max=size_limit(second.state), on_message=second.said.append
         )
         assert found is not None
         second.state.restore(found)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from rig import Rig, outcome, rig
+from support import tiny
+from support.rig import Rig, outcome, rig
 
-from trainer import stages
+from trainer.job import stages
 from trainer.saving.state import digest
 
 TRAIN = {"steps": 4, "batch_size": 4, "micro_batch": 2}

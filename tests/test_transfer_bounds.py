@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import doors
 import pytest
-from runs import make_project
+from support import doors
+from support.runs import make_project
 
-from commands.config import load
-from commands.results import STEPS_MAX, expected
-from remote import agent
+from commands.runs.config import load
+from commands.runs.result_files import STEPS_MAX, expected
 from remote.errors import Damaged, RemoteError, TooSlow, Untrusted
-from remote.link import Link, connect
 from remote.manifest import Limits, read_tree
-from remote.pace import Pace
-from remote.sync import pull
-from remote.sync_plan import SyncOptions
-from remote.sync_sftp import DATA, Sftp, packet
+from remote.on_machine import tree_ops
+from remote.ssh import SshConnection, connect
+from remote.sync.api import pull
+from remote.sync.plan import SyncOptions
+from remote.sync.sftp import DATA, Sftp, packet
+from remote.sync.stall import Pace
 
 SHA = "0" * 64
 
@@ -34,7 +34,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[doors.Door]:
 
 
 @pytest.fixture
-def link(door: doors.Door) -> Iterator[Link]:
+def connection(door: doors.Door) -> Iterator[SshConnection]:
     """A connection to it."""
     with connect(door.host) as opened:
         yield opened
@@ -143,7 +143,7 @@ def test_names_beside_the_contract_do_not_come(tmp_path: Path, path: str) -> Non
 
 
 def test_files_beside_those_asked_for_are_counted_and_left(
-    door: doors.Door, link: Link, tmp_path: Path
+    door: doors.Door, connection: SshConnection, tmp_path: Path
 ) -> None:
     """Also links and pipes; of what is here, files of other names stay as they are."""
     there = door.home / "qft" / tmp_path.name
@@ -156,7 +156,7 @@ def test_files_beside_those_asked_for_are_counted_and_left(
     (home / "mine").write_text("mine")
     (home / "old").write_text("old")
     options = SyncOptions(include="good|old", delete=True)
-    report = pull(link, f"qft/{tmp_path.name}", home, options=options)
+    report = pull(connection, f"qft/{tmp_path.name}", home, options=options)
 
     assert (report.files, report.left, report.removed) == (1, 2, ("old",))
     assert sorted(report.left_names) == ["link", "trainer.py"]
@@ -164,11 +164,11 @@ def test_files_beside_those_asked_for_are_counted_and_left(
 
 
 @pytest.fixture
-def lying(door: doors.Door, link: Link) -> Iterator[Path]:
+def lying(door: doors.Door, connection: SshConnection) -> Iterator[Path]:
     """The place of our helper there, to be replaced by one that lies."""
     import hashlib
 
-    source = Path(agent.__file__).read_bytes()
+    source = Path(tree_ops.__file__).read_bytes()
     target = door.home / "qft" / f"agent-{hashlib.sha256(source).hexdigest()[:8]}.py"
     target.parent.mkdir(exist_ok=True)
     yield target
@@ -180,7 +180,7 @@ def lie(target: Path, answer: dict[str, Any], packed: bytes = b"") -> None:
     target.write_text(
         "import sys\n"
         "sys.stdin.buffer.read()\n"
-        f"sys.stdout.write({agent.MARK!r}); sys.stdout.flush()\n"
+        f"sys.stdout.write({tree_ops.MARK!r}); sys.stdout.flush()\n"
         f"if sys.argv[1] == 'pack': sys.stdout.buffer.write({packed!r})\n"
         f"else: sys.stdout.write({json.dumps(answer)!r})\n"
     )
@@ -188,7 +188,11 @@ def lie(target: Path, answer: dict[str, Any], packed: bytes = b"") -> None:
 
 @pytest.mark.parametrize("error", [Untrusted, Damaged])
 def test_a_refusal_gives_the_room_back(
-    lying: Path, link: Link, door: doors.Door, tmp_path: Path, error: type[RemoteError]
+    lying: Path,
+    connection: SshConnection,
+    door: doors.Door,
+    tmp_path: Path,
+    error: type[RemoteError],
 ) -> None:
     """What was set aside for a large file goes when a small one proves false, or it does itself."""
     (door.home / "qft" / "big").mkdir(parents=True, exist_ok=True)
@@ -197,7 +201,7 @@ def test_a_refusal_gives_the_room_back(
     packed = b"evil!" if error is Untrusted else b"evil"
     lie(lying, {"exists": True, "files": files, "odd": [], "begun": {}, "hashes": {}}, packed)
     with pytest.raises(error):
-        pull(link, "qft/big", tmp_path / "home")
+        pull(connection, "qft/big", tmp_path / "home")
 
     assert not list((tmp_path / "home").iterdir())
 

@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from pydantic import ValidationError
-from rig import FACTS, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
+from support import tiny
+from support.rig import FACTS, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
 
 from trainer.__main__ import main
 from trainer.config import CheckpointTable, TrainerConfig, load_config
 from trainer.errors import Preempted
-from trainer.events import EventWriter
-from trainer.fingerprint import compare, flatten_config
-from trainer.loop import train
-from trainer.rundir import training_facts
-from trainer.saving.keeper import Keeper
+from trainer.rundir.fingerprint import compare, flatten_config
+from trainer.rundir.layout import training_facts
+from trainer.saving.async_saver import Saver
+from trainer.saving.checkpointer import Keeper
 from trainer.saving.manifest import Damaged
-from trainer.saving.saver import Saver
 from trainer.saving.state import digest
+from trainer.tracking.tensorboard import EventWriter
+from trainer.training.loop import train
 
 STEPS = 11  # validated after 3, 6, 9 and, being the end, 11
 HARD: dict[str, Any] = {"steps": STEPS, "batch_size": 4, "micro_batch": 2, "lr": 3e-2}
@@ -90,7 +90,7 @@ def test_the_loss_is_the_mean_over_all_held_out_answers(undisturbed: Rig) -> Non
 
     from trainer.data.codec import NOT_TRAINED
     from trainer.data.examples import collate
-    from trainer.supervised import supervised_loss
+    from trainer.loss import supervised_loss
 
     exam = undisturbed.bench.exam
     assert exam is not None
@@ -256,7 +256,7 @@ def test_the_status_tells_the_last_validation(tmp_path: Path) -> None:
         heartbeat=made.heartbeat,
         events=EventWriter(tmp_path / "tb", steps_done=0, wall_s=lambda: 0.0),
         clock=time.monotonic,
-        say=made.said.append,
+        on_message=made.said.append,
     )
     train(made.bench, made.state, keeper, until=5)
     keeper.save_now()

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from rig import saves_in_step
+from support import tiny
+from support.rig import saves_in_step
 
 from trainer.__main__ import main
-from trainer.disk import RealDisk, replace_file
-from trainer.rundir import alone_in
+from trainer.atomic import RealDisk, replace_file
+from trainer.rundir.layout import alone_in
 from trainer.saving.manifest import directory_name
 
 

@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import sshd
-from fakecloud import FakeCloud, FakeWorkload, Story, World
+from support import sshd
+from support.fakecloud import FakeCloud, FakeWorkload, Story, World
 
-from commands.results import Expected
-from commands.site import Setting, Site
-from commands.staging import Staged
-from commands.vigil import MachineDown, Vigil, asking
-from commands.workload import SshWorkload
-from infra.journal import Kind, read
+from commands.runs.payload import Staged
+from commands.runs.power_watch import MachineDown, Vigil, asking
+from commands.runs.remote_layout import Setting, Site
+from commands.runs.result_files import Expected
+from commands.runs.workload import SshWorkload
 from infra.provider import Observation, PowerState, StopReason, Transient, Vm
-from infra.state import fold
-from infra.workload import HostUnreachable
-from remote import link
+from infra.run.fold import fold
+from infra.run.journal import Kind, read
+from infra.run.workload import HostUnreachable
+from remote import ssh
 from remote.errors import Unreachable
 from trainer.method_table import MethodTable
 
@@ -65,7 +65,7 @@ class Place:
     server: sshd.Sshd
     folder: Path
     clock: Clock
-    steps: list[Callable[[link.Link], link.Link]] = field(default_factory=list)
+    steps: list[Callable[[ssh.SshConnection], ssh.SshConnection]] = field(default_factory=list)
 
     @property
     def vm(self) -> Vm:
@@ -87,7 +87,7 @@ class Place:
         vigil = Vigil(self.clock.ask, pause=self.clock.pause)
         self.vigil = vigil
 
-        def ready(connection: link.Link, vm: Vm) -> tuple[link.Link, str]:
+        def ready(connection: ssh.SshConnection, vm: Vm) -> tuple[ssh.SshConnection, str]:
             del vm
             for step in self.steps:
                 connection = step(connection)
@@ -107,7 +107,7 @@ class Place:
                 helper_python=helper,
                 rents=True,
                 eviction_band=lambda: "",
-                say=lambda _text: None,
+                on_message=lambda _text: None,
                 progress=lambda *_: None,
                 vigil=vigil,
                 expected=lambda: Expected(
@@ -132,7 +132,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         over.touch()
 
 
-def hang(connection: link.Link) -> link.Link:
+def hang(connection: ssh.SshConnection) -> ssh.SshConnection:
     """A step such as apt's or pip's that says nothing for half an hour."""
     connection.run("hang", timeout_s=1800)
     return connection
@@ -153,7 +153,7 @@ def test_line_that_was_cut_is_not_waited_for_when_the_machine_is_gone(place: Pla
     """Set-up that tries to come back for minutes is told that there is nobody any more."""
     tries: list[int] = []
 
-    def come_back(connection: link.Link) -> link.Link:
+    def come_back(connection: ssh.SshConnection) -> ssh.SshConnection:
         place.server.process.terminate()
         place.server.process.wait(sshd.PATIENCE_S)
         connection.close()

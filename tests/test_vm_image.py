@@ -14,15 +14,15 @@ from arm.replies import Reply, Request
 from azure.mgmt.compute import models
 from pydantic import ValidationError
 
-from commands import wire
-from commands.config import check
-from commands.errors import Usage
 from commands.plan import _notes
+from commands.runs import factory
+from commands.runs.config import check
+from commands.ui.errors import Usage
 from infra.azure.images import PLAIN, WITH_DRIVER, image_for, security_for
 from infra.config import VmTable
 from infra.image import generation_of
 from infra.provider import BadRequest, Vm
-from remote import setup
+from remote.setup import apply
 
 MACHINES = r"/virtualMachines/[^/]+$"
 OURS = "Canonical:ubuntu-24_04-lts:server:24.04.202511120"
@@ -178,7 +178,7 @@ def test_security_profile_is_one_that_the_sdk_knows() -> None:
 @pytest.mark.parametrize("urn", [OURS, FOREIGN])
 def test_the_chosen_image_is_what_the_machine_boots_from(harness: AzureHarness, urn: str) -> None:
     """The URN of run.yaml is the image reference of the request, part by part."""
-    settings = wire.azure_settings(table(image=urn, azure={"subscription": "s"}))
+    settings = factory.azure_settings(table(image=urn, azure={"subscription": "s"}))
     harness.changes["image"] = settings.image
 
     harness.provider().create(spec())
@@ -261,10 +261,10 @@ def test_set_up_is_told_whether_the_image_brings_the_driver(driver: str) -> None
         host_public_key="k",
     )
 
-    want = wire.setup_wanted(table(image={"urn": FOREIGN, "driver": driver}), machine)
+    want = factory.setup_wanted(table(image={"urn": FOREIGN, "driver": driver}), machine)
 
     given = driver in {"preinstalled", "cuda"}
-    assert (want.driver, want.driver_given) == (setup.Driver.DATACENTER, given)
+    assert (want.driver, want.driver_given) == (apply.Driver.DATACENTER, given)
 
 
 @pytest.mark.parametrize(

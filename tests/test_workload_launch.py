@@ -12,17 +12,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import sshd
+from support import sshd
 
-from commands.site import Site
-from commands.vigil import Vigil
-from commands.workload import SshWorkload
+from commands.runs.power_watch import Vigil
+from commands.runs.remote_layout import Site
+from commands.runs.workload import SshWorkload
 from infra.provider import Vm
-from infra.workload import HostUnfit, HostUnreachable
+from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors
 from remote.job import JobState
-from remote.link import connect
-from remote.sync import push
+from remote.ssh import connect
+from remote.sync.api import push
 
 PATIENCE_S = 60.0
 TRAINER = """import json, os, sys
@@ -53,7 +53,7 @@ def server(tmp_path: Path) -> Iterator[sshd.Sshd]:
 def workload(server: sshd.Sshd, python: str = sys.executable) -> tuple[SshWorkload, Vm]:
     """As much of a workload as it takes to start the trainer on that machine."""
     setting = SimpleNamespace(
-        say=lambda _text: None,
+        on_message=lambda _text: None,
         helper_python="python3",
         rents=False,
         brings_home=False,
@@ -170,7 +170,7 @@ def test_a_bad_moment_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
 def attempts(monkeypatch: pytest.MonkeyPatch, *, code: int, final: bool) -> list[type[Exception]]:
     """Set up in vain up to three times; how each try ended, until one says that it is the last."""
     setting = SimpleNamespace(
-        say=lambda _text: None,
+        on_message=lambda _text: None,
         helper_python="python3",
         rents=True,
         site=SimpleNamespace(run_dir="qft/x/run"),
@@ -214,8 +214,8 @@ def test_what_travels_there_is_its_users_alone(server: sshd.Sshd, tmp_path: Path
     for name, size in (("rows.jsonl", 10), ("deep/weights.bin", 3_000_000)):
         (tree / name).write_bytes(b"x" * size)
         (tree / name).chmod(0o666)
-    with connect(server.host()) as link:
-        push(link, tree, "qft/r/data")
+    with connect(server.host()) as connection:
+        push(connection, tree, "qft/r/data")
 
     ours = [server.home / "qft", *(server.home / "qft").rglob("*")]
     assert len(ours) > 5

@@ -16,10 +16,10 @@ from pathlib import Path
 from time import monotonic
 
 from trainer.config import ConfigError, EvictionBand
+from trainer.context import Order
 from trainer.data.rows import DataError
-from trainer.desk import Order
 from trainer.errors import Busy, Preempted
-from trainer.job import prepare_environment, run_job
+from trainer.job.job import prepare_environment, run_job
 from trainer.tool import loading_failure
 
 INTERRUPTED = 130
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except Preempted:
-        say("preempted: the state is saved, the same command goes on from there")
+        on_message("preempted: the state is saved, the same command goes on from there")
         return PREEMPTED
     except ConfigError as error:
         return complain("the config cannot be used", error.problems, BAD_CONFIG)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return complain("nothing can be trained here", [lacks], BAD_CONFIG)
         return complain("the disk or the network failed", [tell(error)], FAILED_IO)
     except KeyboardInterrupt:
-        say("interrupted: the newest checkpoint stands, the same command goes on from there")
+        on_message("interrupted: the newest checkpoint stands, the same command goes on from there")
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort, with its own exit code
         if lacks := loading_failure(error):
@@ -110,7 +110,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             band=arguments.eviction_band,
             price_usd_per_h=arguments.price_usd_per_h,
         ),
-        say,
+        on_message,
     )
     return DONE
 
@@ -121,7 +121,7 @@ def run_eval(arguments: argparse.Namespace) -> int:
     from trainer.scoring.rescore import rescore
 
     def beat(done: int, total: int) -> None:
-        say(f"evaluated {done} of {total} rows")
+        on_message(f"evaluated {done} of {total} rows")
 
     result = rescore(arguments.run_dir.resolve(), arguments.adapter, beat=beat)
     sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
@@ -131,9 +131,11 @@ def run_eval(arguments: argparse.Namespace) -> int:
 def run_verify(arguments: argparse.Namespace) -> int:
     """Replay a part of the run and say whether it gave the same bits."""
     prepare_environment()
-    from trainer.verify import replay, to_json, to_text
+    from trainer.job.replay import replay, to_json, to_text
 
-    result = replay(arguments.run_dir.resolve(), steps=arguments.steps, clock=monotonic, say=say)
+    result = replay(
+        arguments.run_dir.resolve(), steps=arguments.steps, clock=monotonic, on_message=on_message
+    )
     text = json.dumps(to_json(result), indent=1) if arguments.json else to_text(result)
     sys.stdout.write(text + "\n")
     return DONE if result.equal else DIFFERS
@@ -184,13 +186,13 @@ def tell(error: OSError) -> str:
 
 def complain(what: str, problems: Sequence[str], code: int) -> int:
     """Tell the user what to change, and return the exit code."""
-    say(f"{what}:")
+    on_message(f"{what}:")
     for problem in problems:
-        say(f"  {problem}")
+        on_message(f"  {problem}")
     return code
 
 
-def say(text: str) -> None:
+def on_message(text: str) -> None:
     """Talk to the person who reads the log."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - the log of the job is its stderr
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from trainer import hub
 from trainer.method_table import MethodKind, MethodTable, OptimizerKind, Quant
-from trainer.words import bare
+from trainer.text import bare
 
 # The table of methods is long enough for a file of its own, and is used as if it were here.
 __all__ = ["MethodKind", "MethodTable", "OptimizerKind", "Quant"]

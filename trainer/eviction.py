@@ -85,7 +85,7 @@ class MetadataPoll:
     url: str
     flag: Flag
     now: Callable[[], datetime]
-    say: Callable[[str], None]  # hears when the service falls silent
+    on_message: Callable[[str], None]  # hears when the service falls silent
     poll_s: float = POLL_S
     first_call_s_max: float = FIRST_CALL_S_MAX
 
@@ -106,7 +106,7 @@ class MetadataPoll:
                 events = fetch_events(self.url.rstrip("/") + EVENTS_PATH, timeout_s=timeout_s)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if not silent:
-                    self.say(f"eviction notices cannot be heard: {error}; asking on")
+                    self.on_message(f"eviction notices cannot be heard: {error}; asking on")
                 silent = True
             else:
                 timeout_s, silent = CALL_S_MAX, False

@@ -19,7 +19,7 @@ from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTab
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import DoesNotFit
 from trainer.hub import hub_is_silent
-from trainer.plan import ordinal
+from trainer.schedule import ordinal
 
 Model = Any  # a transformers model, later wrapped by PEFT; neither ships types
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.azure import vmwatch
+from infra.azure import self_release
 from infra.azure.api_versions import API_VERSIONS
 from infra.azure.naming import VM
 
@@ -28,7 +28,7 @@ def custom_data(*, host_private_key: str, host_public_key: str, watch: Sequence[
     `customData` is returned neither by ARM nor by the metadata service; `userData` would be, to
     every process. The key is throwaway: it dies with the machine. JSON is YAML, so the document
     needs no YAML writer and nothing in a key can break out of it. With `watch`, the machine also
-    runs `vmwatch.py` with those arguments.
+    runs `self_release.py` with those arguments.
 
     Raises ValueError if the document outgrows Azure's limit.
     """
@@ -57,13 +57,13 @@ def custom_data(*, host_private_key: str, host_public_key: str, watch: Sequence[
 
 
 def watch_text() -> str:
-    """`vmwatch.py` as it is shipped, with the api-version of the one order that it can give."""
-    text = Path(vmwatch.__file__).read_text(encoding="utf-8")
-    return text.replace(vmwatch.API_VERSION, API_VERSIONS[VM], 1)
+    """`self_release.py` as it is shipped, with the api-version of its one request."""
+    text = Path(self_release.__file__).read_text(encoding="utf-8")
+    return text.replace(self_release.API_VERSION, API_VERSIONS[VM], 1)
 
 
 def _watch_files(arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """The files that make `vmwatch.py` a service of the system, not of the user."""
+    """The files that make `self_release.py` a service of the system, not of the user."""
     return [
         {
             "path": WATCH_PATH,

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.azure.account import Account
+from infra.azure.availability import SPOT_QUOTA, usage_of
+from infra.azure.context import Account
 from infra.azure.errors import QUOTA_PORTAL, SPOT_OFFERS
 from infra.azure.network import source_prefix
+from infra.azure.permissions import RELEASE_HINT, RENT, allowed, may_release, permissions
 from infra.azure.registration import registered
-from infra.azure.rights import RELEASE_HINT, RENT, allowed, may_release, permissions
-from infra.azure.sources import SPOT_QUOTA, usage_of
-from infra.catalog import GpuSize, folded
+from infra.catalog.gpus import GpuSize, folded
 from infra.provider import ProviderError, SignedOut
 
 NAMESPACES = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.DevTestLab")

@@ -23,8 +23,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infra.azure.codes import Refusal, kind_by_code, kind_by_words
-from infra.azure.signin_errors import no_credentials
+from infra.azure.credential_errors import no_credentials
+from infra.azure.error_codes import Refusal, kind_by_code, kind_by_words
 from infra.provider import (
     BadRequest,
     Gone,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.catalog import Driver, GpuSize, find_size
+from infra.catalog.gpus import Driver, GpuSize, find_size
 from infra.image import generation_of
 
 WITH_DRIVER = "microsoft-dsvm:ubuntu-hpc:2404:latest"

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.azure.account import Account
-from infra.azure.ending import vm_of
-from infra.azure.looking import Looking
+from infra.azure.context import Account
+from infra.azure.end_compute import vm_of
 from infra.azure.naming import RUN, Names, is_of_run, told_by, vm_from_tags
-from infra.azure.record import remembered
+from infra.azure.observe import Looking
+from infra.azure.run_record import remembered
 from infra.provider import Gone, NotAllowed, PowerState, Rejected, Vm
 
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from infra.azure.account import Account
+from infra.azure.availability import SPOT_QUOTA, Findings, Sources
+from infra.azure.context import Account
 from infra.azure.errors import QUOTA_PORTAL
-from infra.azure.memory import Memory
+from infra.azure.http import ANSWER_BYTES_MAX, fetch
 from infra.azure.naming import idle_usd_per_h
 from infra.azure.placement import POOR
-from infra.azure.sources import SPOT_QUOTA, Findings, Sources
-from infra.azure.web import ANSWER_BYTES_MAX, fetch
-from infra.catalog import REGIONS, GpuSize, folded, reference_spot_of, sizes
-from infra.pricing import PriceList, Quote
+from infra.azure.prices import PriceList, Quote
+from infra.azure.refusal_cache import Memory
+from infra.catalog.gpus import REGIONS, GpuSize, folded, reference_spot_of, sizes
 from infra.provider import Offer, ProviderError, Want
 from infra.untrusted import parse
 
@@ -195,7 +195,7 @@ def _price_obstacle(price: float, cap: float | None) -> str:
 
 
 def fetch_json(url: str) -> Any:
-    """A page of JSON; raises `OSError` or `ValueError`, as `pricing.py` expects."""
+    """A page of JSON; raises `OSError` or `ValueError`, as `prices.py` expects."""
     try:
         return parse(fetch(url, timeout_s=3.0), bytes_max=ANSWER_BYTES_MAX)
     except ProviderError as error:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.durable import read_json, write_json
 from infra.provider import Gone, NotAllowed, Transient
 from infra.untrusted import number, texts

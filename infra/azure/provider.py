@@ -8,21 +8,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.azure.account import Account
-from infra.azure.creation import Creation
+from infra.azure.auto_shutdown import Protection, Watchdog
+from infra.azure.availability import Sources
+from infra.azure.context import Account
+from infra.azure.create import Creation
+from infra.azure.delete import Teardown
 from infra.azure.doctor import Check, Doctor
+from infra.azure.http import own_address, public_address
 from infra.azure.listing import Listing
-from infra.azure.looking import Looking
-from infra.azure.memory import Memory
+from infra.azure.observe import Looking
 from infra.azure.offers import Offers, PriceWatch, places_of
-from infra.azure.power import Power
-from infra.azure.rights import Rights
+from infra.azure.permissions import Rights
+from infra.azure.refusal_cache import Memory
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
-from infra.azure.sources import Sources
-from infra.azure.teardown import Teardown
-from infra.azure.watchdog import Protection, Watchdog
-from infra.azure.web import own_address, public_address
-from infra.catalog import REGIONS, sizes
+from infra.azure.start_stop import Power
+from infra.catalog.gpus import REGIONS, sizes
 from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
 
 if TYPE_CHECKING:

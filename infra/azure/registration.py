@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infra.azure.account import Account
+from infra.azure.context import Account
 from infra.provider import Transient
 
 REGISTER_WAIT_S = 600.0

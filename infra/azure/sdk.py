@@ -27,10 +27,10 @@ from azure.mgmt.core.polling.arm_polling import ARMPolling
 from azure.mgmt.resource.resources import ResourceManagementClient
 
 from infra.azure.api_versions import api_version_of
+from infra.azure.credentials import RenewingPolicy, SignIn, chain
+from infra.azure.error_parsing import ADVICE_S_MAX, fault_of, is_unreadable, moment_of
 from infra.azure.errors import ConflictError, Fault, translate
-from infra.azure.refusals import ADVICE_S_MAX, fault_of, is_unreadable, moment_of
 from infra.azure.settings import AzureSettings
-from infra.azure.signin import RenewingPolicy, SignIn, chain
 from infra.provider import SignedOut
 
 if TYPE_CHECKING:

@@ -15,12 +15,13 @@ import pytest
 
 import cli
 from arm.harness import AzureHarness
-from commands import down, plan, session, wire
-from infra.journal import Event, read
-from infra.lifecycle import JobPhase, JobView
+from commands import down, plan
+from commands.runs import factory, session
 from infra.provider import Vm
-from infra.state import RunState, fold
-from infra.workload import HostUnreachable
+from infra.run.decide import JobPhase, JobView
+from infra.run.fold import RunState, fold
+from infra.run.journal import Event, read
+from infra.run.workload import HostUnreachable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def command_line(
     with (
         mock.patch.dict("os.environ", {"QFT_HOME": str(home)}),
         mock.patch.object(
-            wire, "_azure", lambda _vm, where: harness.provider(state_dir=where / "azure")
+            factory, "_azure", lambda _vm, where: harness.provider(state_dir=where / "azure")
         ),
         mock.patch.object(session, "time", clock),
         mock.patch.object(plan, "time", clock),

@@ -168,14 +168,14 @@ def prices(world: World, base: str, request: Request) -> Reply:
     start = int(request.query.get("$skip", "0"))
     rest = start + PRICES_PAGE < len(items)
     query = "&".join(f"{key}={value}" for key, value in request.query.items() if key != "$skip")
-    link = f"{base}{request.path}?{query}&$skip={start + PRICES_PAGE}".replace(" ", "%20")
+    connection = f"{base}{request.path}?{query}&$skip={start + PRICES_PAGE}".replace(" ", "%20")
     return Reply(
         body={
             "BillingCurrency": "USD",
             "CustomerEntityId": "Default",
             "CustomerEntityType": "Retail",
             "Items": items[start : start + PRICES_PAGE],
-            "NextPageLink": link if rest else None,
+            "NextPageLink": connection if rest else None,
             "Count": len(items[start : start + PRICES_PAGE]),
         }
     )

@@ -15,8 +15,8 @@ from metal.machine import Metal, Quirks
 from arm.metadata import MetadataService
 from arm.replies import Reply, Request
 from arm.world import Resource
-from infra.local_machine import Machine, MachineSpec, Power, inherited_environ
-from infra.local_processes import MARK
+from infra.local.machine import Machine, MachineSpec, Power, inherited_environ
+from infra.local.processes import MARK
 
 ONCE_BYTES = 1 << 16
 

@@ -15,8 +15,8 @@ from azure.core.credentials import SupportsTokenInfo
 from arm.cloud import Cloud
 from arm.market import SIZES
 from infra.azure import AzureProvider, AzureSettings
+from infra.azure.credentials import chain
 from infra.azure.sdk import Arm
-from infra.azure.signin import chain
 from infra.provider import Offer, VmSpec
 
 T4 = "Standard_NC4as_T4_v3"

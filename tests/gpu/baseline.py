@@ -23,7 +23,7 @@ from gpu.watched import Notes, end_measuring
 def main(arguments: Sequence[str]) -> int:
     """Train, and leave the notes."""
     path, run_dir = map(Path, arguments)
-    from trainer.job import prepare_environment
+    from trainer.job.job import prepare_environment
 
     prepare_environment()
     notes = Notes()
@@ -39,7 +39,7 @@ def train(run_dir: Path, notes: Notes) -> None:
     from trainer import model as models
     from trainer.config import load_config
     from trainer.data.examples import load_examples, padding_id
-    from trainer.plan import make_plan
+    from trainer.schedule import make_plan
 
     config = load_config(run_dir / "config.json")
     models.set_threads(config.train)

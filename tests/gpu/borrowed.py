@@ -124,7 +124,7 @@ def environment(base: Mapping[str, str], choice: Choice, *, root: Path) -> dict[
     }
 
 
-def pack(folder: Path, *, say: Callable[[str], None], cuda: str = CUDA) -> int:
+def pack(folder: Path, *, on_message: Callable[[str], None], cuda: str = CUDA) -> int:
     """Fill `folder` anew, whole or not at all; return how many bytes it has.
 
     Raises:
@@ -139,7 +139,7 @@ def pack(folder: Path, *, say: Callable[[str], None], cuda: str = CUDA) -> int:
     for python in PYTHONS:
         said = add_core(partial / "pydantic", python=python, version=core_of(partial))
         if said:
-            say(said)
+            on_message(said)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -66,7 +66,11 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, leave)
     try:
         proof = Proof(
-            runner=processes, budget=budget, work=work, out=chosen.out / "gpu.json", say=_print
+            runner=processes,
+            budget=budget,
+            work=work,
+            out=chosen.out / "gpu.json",
+            on_message=_print,
         )
         return proof.run(lacking=choice.lacking)
     except KeyboardInterrupt:
@@ -98,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
 def pack(folder: Path, cuda: str) -> int:
     """Fill the folder of packages, and say how large it is."""
     try:
-        size = borrowed.pack(folder, say=_print, cuda=cuda)
+        size = borrowed.pack(folder, on_message=_print, cuda=cuda)
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or error
         _print(f"{folder} was not filled: {said}")
@@ -115,7 +119,7 @@ class Proof:
     budget: Budget
     work: Path
     out: Path
-    say: Callable[[str], None]
+    on_message: Callable[[str], None]
 
     _facts: dict[str, Any] = field(default_factory=dict, init=False)
     _told: list[Line] = field(default_factory=list, init=False)
@@ -131,7 +135,7 @@ class Proof:
         machine = self._probe()
         card = machine.get("device") == "cuda"
         self._facts |= {"card": machine.get("gpu"), "machine": machine, "driver": driver(card)}
-        self.say(introduce(machine, self._facts["driver"]))
+        self.on_message(introduce(machine, self._facts["driver"]))
         lines = self._unknown(machine, lacking)
         if card:  # its time is dear, and the sizes can be checked anywhere
             lines += [*self._on_card(machine, lacking), *self._check(LARGE)]
@@ -139,8 +143,8 @@ class Proof:
             lines += [*self._check(LARGE), *self._on_cpu(lacking)]
         self._facts["seconds"] = round(self.budget.spent_s, 1)
         self._save(lines)
-        self.say("\n" + table(lines))
-        self.say("\n" + conclude(lines, self.out, self.budget.spent_s, card=card))
+        self.on_message("\n" + table(lines))
+        self.on_message("\n" + conclude(lines, self.out, self.budget.spent_s, card=card))
         return verdict(lines, card=card)
 
     def _probe(self) -> dict[str, Any]:
@@ -210,7 +214,7 @@ class Proof:
         with self._lock:
             self._told.append(line)
             seconds = f"{self.budget.spent_s:5.0f} s  "
-            self.say(seconds + " · ".join(
+            self.on_message(seconds + " · ".join(
                 part for part in (line.what, str(line.result), line.said, line.error) if part
             ))  # fmt: skip
             self._save(self._told)
@@ -223,7 +227,7 @@ class Proof:
         try:
             write_json(self.out, self._facts, lines)
         except OSError as error:
-            self.say(f"{self.out} cannot be written: {error}")
+            self.on_message(f"{self.out} cannot be written: {error}")
 
 
 @dataclass(kw_only=True)

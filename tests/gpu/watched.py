@@ -37,7 +37,7 @@ class Notes:
 def main(arguments: Sequence[str]) -> int:
     """Run the trainer's command and leave the notes, however it ends."""
     path, brake_after, *command = arguments
-    from trainer.job import prepare_environment
+    from trainer.job.job import prepare_environment
 
     prepare_environment()
     from trainer import __main__ as door
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def attach(notes: Notes, *, brake_after: int) -> None:
     """Look over the shoulder of the training: before it, after each step, and after it."""
-    from trainer import stages
-    from trainer.saving.keeper import Keeper
+    from trainer.job import stages
+    from trainer.saving.checkpointer import Keeper
 
     learn, after_step = stages.learn, Keeper.after_step
 
@@ -80,7 +80,7 @@ def begin_to_measure(notes: Notes, config: Any, material: Any) -> None:
     import torch
 
     from trainer.device.memory import foretell
-    from trainer.stages import _card
+    from trainer.job.stages import _card
 
     card = _card(material)
     if card is None:

@@ -46,7 +46,7 @@ def make_bank() -> Any:
 
 def write_model(directory: Path, config: Mapping[str, Any], *, bank: Any) -> Path:
     """Write config, tokenizer, shards and their index; return the directory."""
-    from tiny import make_tokenizer
+    from support.tiny import make_tokenizer
 
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")

@@ -53,11 +53,11 @@ def section(store: Store, name: str, title: str) -> configparser.SectionProxy:
 
 def wanted_by(store: Store, name: str, *, wanted: bool) -> None:
     """Have the boot start a unit, or no longer."""
-    link = units(store) / f"{section(store, name, 'Install')['WantedBy']}.wants" / name
-    link.parent.mkdir(exist_ok=True)
-    link.unlink(missing_ok=True)
+    connection = units(store) / f"{section(store, name, 'Install')['WantedBy']}.wants" / name
+    connection.parent.mkdir(exist_ok=True)
+    connection.unlink(missing_ok=True)
     if wanted:
-        link.symlink_to(units(store) / name)
+        connection.symlink_to(units(store) / name)
 
 
 def start(store: Store, name: str) -> None:

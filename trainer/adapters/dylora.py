@@ -21,8 +21,8 @@ import torch
 
 from trainer.config import MethodTable
 from trainer.data.codec import Example
-from trainer.plan import ordinal
-from trainer.supervised import mean_loss
+from trainer.loss import mean_loss
+from trainer.schedule import ordinal
 
 RANKS = "ranks.json"
 WHOLE = "ranks.safetensors"  # A and B of rank r, of which every lower rank is a part

@@ -25,7 +25,7 @@ import torch
 
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError, MethodTable
-from trainer.plan import ordinal
+from trainer.schedule import ordinal
 from trainer.untrusted import parse, whole
 
 VERSION = 2  # of the file; what version 1 described was never released

@@ -19,10 +19,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from trainer.data.formats import BENIGN_PUBLISHED, CONVERTERS, Choice, Tally, digest, essence
+from trainer.atomic import RealDisk, clear_partials, partial_of
+from trainer.data.converters import BENIGN_PUBLISHED, CONVERTERS, Choice, Tally, digest, essence
 from trainer.data.rows import DataError
 from trainer.data.split import is_held_out
-from trainer.disk import RealDisk, clear_partials, partial_of
 
 NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 UNEVEN = 0.25  # so far from the share that was asked for, the rows held out are told

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
-from trainer.stand_ins import stand_in
+from trainer.data.placeholder_files import stand_in
 
 PROBLEMS_SHOWN_MAX = 20
 CELL_CHARACTERS_MAX = 1 << 30  # csv's own limit of 131,072 is too small for documents

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.data.formats import digest, essence
+from trainer.data.converters import digest, essence
 
 SHOWN_MAX = 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from trainer.fingerprint import cpu_model, installed_versions
+from trainer.rundir.fingerprint import cpu_model, installed_versions
 
 
 def probe() -> dict[str, Any]:

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer import hub
+from trainer.atomic import RealDisk, replace_file
 from trainer.config import ConfigError, EvalTable, TrainerConfig, load_config
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import Examples, load_examples
 from trainer.data.rows import DataError
 from trainer.data.split import Duplicates, find_duplicates
-from trainer.disk import RealDisk, replace_file
 from trainer.pages import html
-from trainer.plan import make_plan
-from trainer.rundir import resolve
+from trainer.rundir.layout import resolve
+from trainer.schedule import make_plan
 from trainer.scoring.answers import read_answer
 
 SAMPLES = 5

@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.disk import RealDisk, replace_file
+from trainer.atomic import RealDisk, replace_file
 from trainer.pages import html
-from trainer.pages.left import MALFORMED, Json, read, read_log, shown
+from trainer.pages.run_files import MALFORMED, Json, read, read_log, shown
+from trainer.text import duration
 from trainer.untrusted import table
-from trainer.words import duration
 
 SMOOTH_STEPS = 10
 BAD_DATA = 65

@@ -18,8 +18,8 @@ import torch
 from trainer.adapters.dylora import CONFIG, RANKS, TENSORS, VERSION, WHOLE, cut
 from trainer.adapters.nola import FACTS, expand
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX, read_settings
+from trainer.atomic import RealDisk, clear_partials, partial_of
 from trainer.config import ConfigError
-from trainer.disk import RealDisk, clear_partials, partial_of
 from trainer.untrusted import NotPlain, parse, table, whole
 
 

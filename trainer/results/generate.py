@@ -42,7 +42,7 @@ class Speaker:
         Raises:
             TooLongError: the prompt leaves no place for an answer, or there is none.
         """
-        from trainer.scoring.decode import Decoder, undisturbed
+        from trainer.scoring.constrained import Decoder, undisturbed
 
         tokens_max = self.longest_answer(prompt, wanted=tokens_max)
         codec = self.codec()
@@ -133,7 +133,7 @@ def load(run_dir: Path, *, adapter: Path | None, base_only: bool) -> Speaker:
 
 
 def talk(
-    speaker: Speaker, lines: Iterator[str], say: Callable[[str], None], *, tokens_max: int
+    speaker: Speaker, lines: Iterator[str], on_message: Callable[[str], None], *, tokens_max: int
 ) -> None:
     """Answer line after line, each with the whole conversation before it, until the lines end."""
     messages: list[dict[str, str]] = []
@@ -142,7 +142,7 @@ def talk(
             continue
         messages.append({"role": "user", "content": line.rstrip("\n")})
         text, _ = speaker.answer(speaker.read_talk(messages), tokens_max=tokens_max)
-        say(text)
+        on_message(text)
         messages.append({"role": "assistant", "content": text if text.strip() else "."})
 
 
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_question(args, speaker)
         if args.chat:
             # Started without a stdin there is none, and nobody asks anything.
-            talk(speaker, iter(sys.stdin or ()), _say, tokens_max=args.tokens)
+            talk(speaker, iter(sys.stdin or ()), _log, tokens_max=args.tokens)
             return 0
         if args.prompt is not None:
             prompt = speaker.read_text(args.prompt)
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, MissingFieldError, TooLongError) as error:
         sys.stderr.write(f"{error}\n")
         return DataError.exit_code
-    _say(text)
+    _log(text)
     if not stopped:
         length = speaker.longest_answer(prompt, wanted=args.tokens)
         sys.stderr.write(f"(stopped after {length} tokens without an end)\n")
@@ -217,7 +217,7 @@ def _check_question(args: argparse.Namespace, speaker: Speaker) -> None:
         raise ConfigError([f"{said}\nhint: ask with {fields or '--prompt TEXT'}"])
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

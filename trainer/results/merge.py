@@ -23,9 +23,9 @@ import torch
 
 from trainer.adapters.nola import FACTS, expand
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX
+from trainer.atomic import RealDisk, clear_partials, partial_of
 from trainer.config import ConfigError
-from trainer.disk import RealDisk, clear_partials, partial_of
-from trainer.results.base import (
+from trainer.results.base_weights import (
     INDEX,
     SINGLE,
     NoBaseError,
@@ -35,7 +35,7 @@ from trainer.results.base import (
     tensor_names,
     written_name,
 )
-from trainer.results.onto import Kept, Onto, as_trained
+from trainer.results.quantized_base import Kept, Onto, as_trained
 from trainer.untrusted import number, parse, text, whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.index.json")
@@ -155,7 +155,7 @@ def read_adapter(directory: Path) -> Adapter:
 
 def merge(  # noqa: PLR0913 - three places and how
     base: Path, adapter: Path, out: Path, *, dtype: torch.dtype | None,
-    say: Callable[[str], None], kept: Kept | None = None,
+    on_message: Callable[[str], None], kept: Kept | None = None,
 ) -> int:  # fmt: skip
     """Write the merged model to `out`, whole or not at all; return how many matrices changed.
 
@@ -181,7 +181,7 @@ def merge(  # noqa: PLR0913 - three places and how
         for number, name in enumerate(shards, start=1):
             target = written_name(name)
             sizes[target] = _merge_shard(base / name, partial / target, found, dtype, kept)
-            say(f"shard {number} of {len(shards)} merged")
+            on_message(f"shard {number} of {len(shards)} merged")
         _write_index(partial, sizes)
         _copy_the_rest(base, adapter, partial, dtype)
         _sync(partial)
@@ -298,24 +298,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--onto quantized needs --run-dir")
     dtype = getattr(torch, args.dtype) if args.dtype else None
 
-    def say(text: str) -> None:
+    def on_message(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
     try:
         kept = None
         if args.onto is Onto.QUANTIZED:
-            kept = as_trained(args.base, args.adapter, args.run_dir, say=say)
-        changed = merge(args.base, args.adapter, args.out, dtype=dtype, say=say, kept=kept)
+            kept = as_trained(args.base, args.adapter, args.run_dir, on_message=on_message)
+        changed = merge(
+            args.base, args.adapter, args.out, dtype=dtype, on_message=on_message, kept=kept
+        )
     except (NoBaseError, ConfigError) as error:
-        say(str(error))
+        on_message(str(error))
         return 78
     except OSError as error:
-        say(
+        on_message(
             f"{error.filename or args.out}: {error.strerror or error}; nothing is left of the merge"
         )
         return 74
     onto = f"the {kept.quant} base of the training" if kept else "the original base"
-    say(f"{args.out}: merged onto {onto}, {changed} matrices changed")
+    on_message(f"{args.out}: merged onto {onto}, {changed} matrices changed")
     return 0
 
 

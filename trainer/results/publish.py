@@ -24,9 +24,9 @@ from trainer import hub
 from trainer.adapters.nola import FACTS
 from trainer.config import ConfigError, TrainerConfig, load_config
 from trainer.pages import report
-from trainer.pages.left import MALFORMED
+from trainer.pages.run_files import MALFORMED
+from trainer.results.base_name import BaseName, name_base, public_bytes
 from trainer.results.export import export
-from trainer.results.naming import BaseName, name_base, public_bytes
 
 HUB = "https://huggingface.co"
 SENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 
-from trainer.disk import Disk, write_all
+from trainer.atomic import Disk, write_all
 from trainer.saving.manifest import (
     ADAPTER,
     FINGERPRINT,
@@ -59,10 +59,10 @@ class Store:
     """The checkpoints of one run, under one directory."""
 
     def __init__(
-        self, root: Path, *, keep: int, disk: Disk, say: Callable[[str], None] | None = None
+        self, root: Path, *, keep: int, disk: Disk, on_message: Callable[[str], None] | None = None
     ) -> None:
         self.root = root
-        self._say = say or (lambda _text: None)
+        self._log = on_message or (lambda _text: None)
         self._keep = keep
         self._disk = disk
         self._verified: set[int] = set()
@@ -81,7 +81,7 @@ class Store:
         except OSError as error:
             if error.errno not in FULL or not self._make_room():
                 raise
-            self._say("the disk is full: checkpoints but the newest whole one were removed")
+            self._log("the disk is full: checkpoints but the newest whole one were removed")
             manifest = self._save_once(snapshot)
         self._accept(manifest)
         self._rotate()
@@ -110,7 +110,7 @@ class Store:
         return manifest
 
     def load_newest(
-        self, *, tensor_bytes_max: int, say: Callable[[str], None], below: int | None = None
+        self, *, tensor_bytes_max: int, on_message: Callable[[str], None], below: int | None = None
     ) -> Snapshot | None:
         """Return the newest checkpoint that verifies (of a step under `below`), or None.
 
@@ -123,7 +123,9 @@ class Store:
             try:
                 snapshot = load(directory, tensor_bytes_max=tensor_bytes_max)
             except Damaged as error:
-                say(f"checkpoint {directory.name} is unusable ({error}); trying the one before it")
+                on_message(
+                    f"checkpoint {directory.name} is unusable ({error}); trying the one before it"
+                )
                 self.set_aside(step)
                 continue
             self._verified.add(step)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import untrusted
-from trainer.status import last_step, parse_log
+from trainer.rundir.status import last_step, parse_log
 
 FORMAT = "qft-checkpoint"
 VERSION = 1

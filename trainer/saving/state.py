@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from trainer.rundir.status import MetricsLog, last_step, parse_log
 from trainer.saving.checkpoint import Snapshot, check_same_tensors
 from trainer.saving.manifest import Damaged
-from trainer.status import MetricsLog, last_step, parse_log
 
 BEST = "best/"  # in front of a parameter's name: its value at the best validation
 

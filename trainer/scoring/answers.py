@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trainer.config import ConfigError
-from trainer.words import bare
+from trainer.text import bare
 
 SETS_MAX = 256  # more sets of labels than this are not listed for constrained decoding
 

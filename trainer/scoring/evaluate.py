@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trainer.atomic import RealDisk, replace_file
 from trainer.config import ConfigError, EvalTable, TrainerConfig
 from trainer.data.codec import Codec, Example
 from trainer.data.examples import load_examples, padding_id
 from trainer.data.template import Template
-from trainer.disk import RealDisk, replace_file
-from trainer.rundir import resolve
-from trainer.scoring import metrics, shots
+from trainer.rundir.layout import resolve
+from trainer.scoring import few_shot as shots
+from trainer.scoring import metrics
 from trainer.scoring.answers import (
     Answer,
     all_answers,
@@ -33,7 +34,7 @@ from trainer.scoring.answers import (
     write_answer,
 )
 from trainer.scoring.baselines import Known, baselines
-from trainer.scoring.gold import commonest, indicator, read_gold, read_known
+from trainer.scoring.references import commonest, indicator, read_gold, read_known
 from trainer.untrusted import NotPlain, parse
 
 Beat = Callable[[int, int], None]  # rows done, rows in all
@@ -275,7 +276,7 @@ def ask(model: Any, tokenizer: Any, sheet: Sheet, *, beat: Beat) -> Asked:
     Raises:
         ConfigError: the tokenizer cannot tell two answers apart, or no answer is a number.
     """
-    from trainer.scoring.decode import Decoder, Trie, in_batches, undisturbed
+    from trainer.scoring.constrained import Decoder, Trie, in_batches, undisturbed
 
     seq2seq = bool(model.config.is_encoder_decoder)
     codec = Codec.of(tokenizer, max_length=2**30, seq2seq=seq2seq)

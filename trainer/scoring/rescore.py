@@ -12,7 +12,7 @@ from typing import Any
 from trainer import hub
 from trainer import model as models
 from trainer.config import ConfigError, load_config
-from trainer.rundir import CONFIG, resolve
+from trainer.rundir.layout import CONFIG, resolve
 from trainer.scoring import evaluate
 
 

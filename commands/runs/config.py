@@ -1,0 +1,370 @@
+"""One `run.yaml`, checked whole before anything is rented: every fault at once, with the fix in it.
+
+Each room owns its tables (`infra.config`, `trainer.config`); this file puts them together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from commands.runs import base_files
+from commands.runs.home import check_name
+from commands.runs.plain_values import plain_faults
+from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
+from commands.ui.errors import Usage
+from infra.config import BudgetTable, VmTable
+from remote import keys
+from remote.errors import RemoteError, shorten
+from trainer import hub
+from trainer.config import (
+    CheckpointTable,
+    DataTable,
+    EvalTable,
+    MethodTable,
+    ModelTable,
+    TrainerConfig,
+    TrainTable,
+)
+
+if TYPE_CHECKING:
+    from trainer.data.template import Template
+
+FAULTS_SHOWN = 40
+SAID_MAX = 1000
+HUB_ID = re.compile(r"[\w.][\w.-]{0,95}/[\w.][\w.-]{0,95}", re.ASCII)
+HUB_WORDS = "owner and name are made of A-Z, a-z, 0-9, `_`, `-` and `.`"
+TRAINER_TABLES = ("model", "method", "data", "train", "checkpoint", "eval")
+
+
+class RunConfig(BaseModel):
+    """Everything that a run needs to know, as its user wrote it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str = Field(
+        description="Names the run, its folders and its cloud resources: a-z, 0-9, -."
+    )
+    vm: VmTable = Field(default_factory=VmTable)
+    budget: BudgetTable = Field(default_factory=BudgetTable)
+    model: ModelTable
+    method: MethodTable = Field(default_factory=MethodTable)
+    data: DataTable
+    train: TrainTable = Field(default_factory=TrainTable)
+    checkpoint: CheckpointTable = Field(default_factory=CheckpointTable)
+    eval: EvalTable | None = None
+
+    @property
+    def trainer_tables(self) -> dict[str, Any]:
+        """The tables that go to the machine."""
+        return self.model_dump(mode="json", include=set(TRAINER_TABLES), exclude_none=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedConfig:
+    """A checked config and where it came from; relative paths start at the file's folder."""
+
+    config: RunConfig
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths start from."""
+        return self.path.parent
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The base model's directory, or None when `model.id` is a hub id."""
+        candidate = self.folder / Path(self.config.model.id).expanduser()
+        return candidate if candidate.is_dir() else None
+
+    @property
+    def data_files(self) -> dict[str, Path]:
+        """`train` and, if named, `eval`, with their absolute paths; the machine fetches a hub's."""
+        table = self.config.data
+        named = {"train": table.train, "eval": table.eval}
+        return {
+            key: self.folder / Path(value).expanduser()
+            for key, value in named.items()
+            if value and hub.parse(value) is None
+        }
+
+    @property
+    def out(self) -> Path:
+        """Where the results of the run go."""
+        return self.folder / "out" / self.config.name
+
+
+def load(path: Path) -> LoadedConfig:
+    """Read and check a `run.yaml`. Raises Usage with every fault at once."""
+    content = read_tables(path)
+    # The way may lead through a folder that goes later; the file itself may be a link.
+    return check(content.tables, path.parent.resolve() / path.name, faults=content.faults)
+
+
+def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) -> LoadedConfig:
+    """Check what a `run.yaml` holds, its names and the files it points at.
+
+    `faults` were found while it was read. Raises Usage with every fault at once.
+    """
+    found = list(faults)
+    config: RunConfig | None = None
+    try:
+        config = RunConfig.model_validate(content)
+    except ValidationError as error:
+        found += [*fault_lines(error), *plain_faults(content)]
+    except UnicodeEncodeError:  # half a character in a saved config: no message could show it
+        found += plain_faults(content)
+    else:
+        found += plain_faults(config.model_dump(mode="json")) or _cross_faults(config)
+    name = content.get("name")
+    if isinstance(name, str):
+        try:
+            check_name(name)
+        except Usage as error:
+            found.append(f"name: {error.message}; {error.hint}")
+    found = list(dict.fromkeys(found))
+    if config is None or found:
+        more = [f"… and {len(found) - FAULTS_SHOWN} more"] * (len(found) > FAULTS_SHOWN)
+        raise Usage(
+            f"`{path.name}` has {len(found)} fault{'s' if len(found) > 1 else ''}",
+            problems=[*found[:FAULTS_SHOWN], *more],
+            hint="`qft init --schema` prints the schema; editors can check as you type",
+        )
+    return LoadedConfig(config=_with_key_beside(config, path.parent), path=path)
+
+
+def _with_key_beside(config: RunConfig, folder: Path) -> RunConfig:
+    """Make the path of a user's key absolute, since other commands start in other folders."""
+    table = config.vm.ssh
+    if table is None:
+        return config
+    key = str(folder / Path(table.key).expanduser())
+    vm = config.vm.model_copy(update={"ssh": table.model_copy(update={"key": key})})
+    return config.model_copy(update={"vm": vm})
+
+
+def _cross_faults(config: RunConfig) -> list[str]:
+    """What only shows when the tables are seen together, in the trainer's own words."""
+    pinned = config.vm.ssh.host_key if config.vm.ssh else ""
+    faults: list[str] = []
+    if pinned:
+        try:
+            keys.parse_line(pinned)
+        except RemoteError as error:
+            faults.append(f"vm.ssh.host_key: {error}; {error.hint}")
+    try:
+        TrainerConfig.model_validate(config.trainer_tables)
+    except ValidationError as error:
+        return [*faults, *fault_lines(error)]
+    late = [
+        step for step in config.vm.rehearse_evictions if step >= (config.train.steps or step + 1)
+    ]
+    return faults + [
+        f"vm.rehearse_evictions: step {step} never comes, the run has {config.train.steps} steps"
+        for step in late
+    ]
+
+
+def fault_lines(error: ValidationError) -> list[str]:
+    """Each fault in one line: `table.field: what is wrong`, with the nearest known key."""
+    lines: dict[str, list[str]] = {}
+    for fault in error.errors(include_url=False):
+        where = [str(part) for part in fault["loc"]]
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(where[-1], _keys(where[:-1]), n=1, cutoff=0.6)
+            hint = f"; did you mean `{near[0]}`?" if near else _known_keys(where[:-1])
+            shown = ".".join(shorten(part, SHOWN_MAX) for part in where)
+            lines.setdefault(shown, []).append(f"unknown key{hint}")
+            continue
+        path = _named(where)
+        said = _shown(fault["msg"].removeprefix("Value error, "))
+        got = fault["input"]
+        if isinstance(got, Misread):
+            said = got.why
+        elif isinstance(got, bool) and fault["type"] == "string_type":
+            said = f"{said}: YAML reads yes, no, on and off as true and false; put it in quotes"
+        elif fault["type"] not in {"missing", "value_error"} and isinstance(got, str | int | float):
+            said = f"{said}, not `{shorten(str(got), SHOWN_MAX)}`"
+        lines.setdefault(path, []).append(said)
+    return [f"{where}: {', or '.join(dict.fromkeys(said))}" for where, said in lines.items()]
+
+
+def _shown(said: str) -> str:
+    """A message of a length that can be read, whatever the value in it."""
+    return said if len(said) < SAID_MAX else shorten(said, SAID_MAX)
+
+
+def _named(where: list[str]) -> str:
+    """The part of a fault's path that the user wrote; beyond it pydantic names union branches."""
+    kept: list[str] = []
+    for part in where:
+        if part not in _keys(kept) and not (part.isdigit() and kept):
+            break
+        kept.append(part)
+    return ".".join(kept) or "config"
+
+
+def _known_keys(where: list[str]) -> str:
+    keys = _keys(where)
+    return f"; known keys are {', '.join(keys)}" if keys else ""
+
+
+def _keys(where: list[str]) -> list[str]:
+    """The keys of the table at a path; empty if there is no such table."""
+    table: type[BaseModel] | None = RunConfig
+    for part in where:
+        if table is not None:
+            table.model_rebuild()  # a table that names a later one knows it from then on
+        field = table.model_fields.get(part) if table else None
+        table = _table_in(field.annotation) if field else None
+    return list(table.model_fields) if table else []
+
+
+def _table_in(annotation: Any) -> type[BaseModel] | None:
+    """The table behind a field's type, also behind `Table | None`."""
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def check_files(loaded: LoadedConfig) -> None:
+    """Check that model and data are there, readable, and fit the templates, before renting.
+
+    Raises Usage with every fault at once. Reads the data files whole; loads no model.
+    """
+    from trainer.data.rows import DataError, read_rows
+    from trainer.data.template import MissingFieldError, Template, TemplateError
+
+    faults: list[str] = []
+    table = loaded.config.data
+    templates: list[Template] = []
+    for field, text in (("prompt", table.prompt), ("completion", table.completion)):
+        try:
+            templates.append(Template.parse(text))
+        except TemplateError as error:
+            faults.append(f"data.{field}: {error}")
+    for key, file in loaded.data_files.items():
+        if file.exists() and not (file.is_file() or file.is_dir()):  # to open a pipe would wait
+            faults.append(f"data.{key}: {file}: is a pipe or a device, not a data file")
+            continue
+        try:
+            rows = read_rows(file)
+        except DataError as error:
+            faults += [f"data.{key}: {problem}" for problem in error.problems]
+            continue
+        for row in rows:
+            try:
+                fault = _row_fault(row.fields, templates, loaded.config)
+            except MissingFieldError as error:
+                fault = str(error)
+            if fault:
+                faults.append(f"data.{key}: {file}:{row.number}: {fault}")
+    faults = [*gathered(faults), *_model_faults(loaded)]
+    if faults:
+        shown = [_shown(one) for one in faults[:20]]
+        if len(faults) > len(shown):
+            shown.append(f"… and {len(faults) - len(shown)} more")
+        raise Usage(
+            "the data or the model cannot be used; nothing was rented",
+            problems=shown,
+            hint="mend the file, or what run.yaml says of it (paths begin at its folder), then "
+            "`qft audit` shows what would be trained",
+        )
+
+
+def demand_weights(loaded: LoadedConfig) -> None:
+    """Raise Usage if the base is a directory here that holds no weights to send."""
+    folder = loaded.model_folder
+    if folder is not None and not base_files.has_weights(folder):
+        raise Usage(
+            f"model.id: `{loaded.config.model.id}` holds no weights; nothing was rented",
+            hint=f"it needs `{base_files.SINGLE}`, or `{base_files.INDEX}` and what that lists",
+        )
+
+
+def gathered(faults: list[str]) -> list[str]:
+    """One line for a fault that many rows of a file have, with the first row and how many more."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for fault in faults:
+        found = re.fullmatch(r"(.*?):(\d+): (.*)", fault, flags=re.DOTALL)
+        where, row, said = found.groups() if found else ("", "", fault)
+        rows.setdefault((where, said), []).append(row)
+    lines = []
+    for (where, said), numbers in rows.items():
+        more = len(numbers) - 1
+        same = f" (and {more} more row{'s' * (more > 1)})" if more else ""
+        lines.append(f"{where}:{numbers[0]}: {said}{same}" if where else said)
+    return lines
+
+
+def _row_fault(
+    fields: Mapping[str, Any], templates: Sequence[Template], config: RunConfig
+) -> str | None:
+    """Return what is wrong with one row, so far as it shows without a tokenizer.
+
+    Raises MissingFieldError if it lacks a field, or is no conversation where one is wanted.
+    """
+    from trainer.data.chat import checked
+    from trainer.data.template import Template as Parsed
+    from trainer.scoring.answers import fault_of
+
+    if config.data.messages is not None:
+        field = Parsed.parse("{" + config.data.messages + "}")
+        answer = checked(field.value(fields))[-1]["content"]
+    else:
+        rendered = [template.render(fields) for template in templates]
+        if len(rendered) < 2:  # the other template is broken, which is told on its own
+            return None
+        answer = rendered[1]
+    if not answer.strip():
+        return "the answer to learn is empty; write a word for it (such as N/A), or remove the row"
+    return None if config.eval is None else fault_of(answer, config.eval)
+
+
+def _closed(fault: str) -> str:
+    """A fault of a file with the mark that closes its name."""
+    file, _, said = fault.partition(": ")
+    return f"{file}`: {said}"
+
+
+def _model_faults(loaded: LoadedConfig) -> list[str]:
+    folder = loaded.model_folder
+    name = loaded.config.model.id
+    if folder is not None:
+        broken = base_files.faults(folder)
+        if broken:
+            return [f"model.id: `{name}/{fault}" for fault in map(_closed, broken)]
+        try:
+            described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return [f"model.id: `{name}` is a directory without config.json"]
+        except (ValueError, RecursionError) as error:
+            return [f"model.id: `{name}/config.json` is not JSON: {error}"]
+        except OSError as error:
+            return [f"model.id: `{name}/config.json` cannot be read: {error.strerror}"]
+        talks = loaded.config.data.messages is not None
+        if talks and isinstance(described, dict) and described.get("is_encoder_decoder"):
+            why = "is an encoder-decoder, which reads a prompt and no conversation"
+            return [f"data.messages: `{name}` {why}; give `prompt` and `completion`"]
+        return []
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if looks_like_path:
+        beside = f"there is no directory `{name}` beside {loaded.path.name}"
+        return [f"model.id: {beside}, and a hub id reads `owner/name`"]
+    if not HUB_ID.fullmatch(name):
+        return [f"model.id: `{shorten(name, SHOWN_MAX)}` is no hub id: {HUB_WORDS}"]
+    return []
+
+
+def schema() -> str:
+    """The JSON schema of `run.yaml`, for editors."""
+    return json.dumps(RunConfig.model_json_schema(), indent=2)

@@ -1,0 +1,205 @@
+"""What training would do differently from what a run was started with, and what of it may be."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from commands.runs.config import TRAINER_TABLES, LoadedConfig, RunConfig
+from commands.runs.home import RunFolder, saved_config
+from commands.ui.errors import Usage
+from infra.run.fold import RunState, fold
+from infra.run.journal import Kind, read
+from trainer.config import ConfigError
+from trainer.rundir.fingerprint import file_sha256, permitted_keys
+
+PLACES = ("model.id", "model.revision")
+"""Where a base lies is no setting: the trainer compares what is in it, and knows no such key."""
+
+
+def digests(loaded: LoadedConfig) -> dict[str, str]:
+    """Return the SHA-256 of every data file on this computer, by its key; raise OSError."""
+    return {f"data.{key}": file_sha256(path) for key, path in loaded.data_files.items()}
+
+
+def for_trainer(allowed: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the allowed keys that the trainer has to be told of.
+
+    Raises Usage, before anything is stopped or sent, if one may never change within a run.
+    """
+    told = tuple(key for key in allowed if key not in PLACES and key.split(".")[0] != "checkpoint")
+    try:
+        permitted_keys(told)
+    except ConfigError as error:
+        raise Usage(
+            "`--allow-change` names what no run can change; nothing was stopped or sent",
+            problems=[problem.removeprefix("--allow-change ") for problem in error.problems],
+            hint="undo that change, choose another `name`, or `--fresh`",
+        ) from error
+    return told
+
+
+def is_bound(state: RunState) -> bool:
+    """Whether a machine was made ready for a config, or trained by it, so that it binds.
+
+    A job may have worked unseen on a machine where it was ever launched; once that is gone, only
+    what was seen of it counts. A start that failed binds nothing.
+    """
+    worked = max(state.step, state.disk_step, state.home_step) > 0
+    unseen = state.vm is not None and (state.prepared or state.launches > 0)
+    began = state.pending is Kind.LAUNCH_INTENDED
+    return worked or unseen or began or state.trained or bool(state.fetched)
+
+
+def demand_same_machine(loaded: LoadedConfig, saved: Mapping[str, object], state: RunState) -> None:
+    """Raise Usage if run.yaml names another place while the run has a machine in the old one.
+
+    Whoever is asked there would not know it, and it would be forgotten and bill. Card, regions,
+    price, disk and budget may change at any time: they hold for the next machine or start.
+    """
+    if state.vm is None and state.pending is not Kind.CREATE_INTENDED:
+        return
+    config = saved.get("config")
+    before = config.get("vm") if isinstance(config, dict) else None
+    was = before if isinstance(before, dict) else {}
+    now = loaded.config.vm.model_dump(mode="json")
+    found = [
+        f"vm.{key}: {_at(was, key)!r} became {_at(now, key)!r}"
+        for key in ("provider", "azure.subscription", "ssh.host", "ssh.user")
+        if was and _at(was, key) != _at(now, key) and _matters(key, was, now)
+    ]
+    if found:
+        name = loaded.config.name
+        raise Usage(
+            f"the run `{name}` still has a machine, and not where run.yaml says now",
+            problems=found,
+            hint=f"`qft down --delete {name}` brings its work home and removes it; "
+            f"then `qft run {name}` goes on with the new one",
+        )
+
+
+def _at(table: Mapping[str, Any], path: str) -> object:
+    """The value at `table.key`; empty if there is none."""
+    value: object = table
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value or ""
+
+
+def _matters(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a key is of the provider that has the machine; one of another changes nothing."""
+    owner = key.partition(".")[0]
+    return owner == "provider" or owner == was.get("provider") == now.get("provider")
+
+
+def changes(
+    loaded: LoadedConfig,
+    saved: Mapping[str, object],
+    allowed: Sequence[str],
+    *,
+    bound: bool = True,
+) -> dict[str, tuple[object, object]]:
+    """What training would do differently from what the run was started with.
+
+    Machine and budget may change freely, and so may the places of files with the same rows; and
+    everything, as long as the run is not `bound` by what it has trained. Raises Usage, with the
+    difference, for a change of the training itself that was not allowed: half a run of each would
+    be no experiment.
+    """
+    before = saved.get("config")
+    if not isinstance(before, dict):
+        return {}
+    with contextlib.suppress(ValidationError):  # a later qft has more fields: with their defaults
+        before = RunConfig.model_validate(before).model_dump(mode="json")
+    now = loaded.config.model_dump(mode="json")
+    found: dict[str, tuple[object, object]] = {}
+    for table in TRAINER_TABLES:
+        was, is_now = before.get(table) or {}, now.get(table) or {}
+        for key in sorted({*was, *is_now}):
+            if was.get(key) != is_now.get(key):
+                found[f"{table}.{key}"] = (was.get(key), is_now.get(key))
+    found = _judged_by_content(found, loaded, saved)
+    refused = {key: pair for key, pair in found.items() if not _is_allowed(key, allowed)}
+    if refused and bound:
+        never = {key: " (this can never change)" * _is_for_ever(key) for key in refused}
+        allow = "" if all(never.values()) else "use `--allow-change KEY`, "
+        raise Usage(
+            f"the run `{loaded.config.name}` was started with another config",
+            problems=[
+                f"{key}: {was!r} became {is_now!r}{never[key]}"
+                for key, (was, is_now) in refused.items()
+            ],
+            hint=f"undo the change, {allow}choose another `name`, or `--fresh`",
+        )
+    return found
+
+
+def _is_for_ever(key: str) -> bool:
+    try:
+        for_trainer([key])
+    except Usage:
+        return True
+    return False
+
+
+def is_changed(loaded: LoadedConfig, folder: RunFolder) -> bool:
+    """Whether training would do anything differently from what the run was started with."""
+    try:
+        bound = is_bound(fold(read(folder.journal)))
+        return bool(changes(loaded, saved_config(folder), (), bound=bound))
+    except Usage:
+        return True
+
+
+def _judged_by_content(
+    found: Mapping[str, tuple[object, object]], loaded: LoadedConfig, saved: Mapping[str, object]
+) -> dict[str, tuple[object, object]]:
+    """The changes with every data file judged by its rows, and a base by the place of its folder.
+
+    Rows that were edited under the same name are a change, and a new name for the same is none.
+    """
+    judged = dict(found)
+    known = saved.get("rows")
+    rows = known if isinstance(known, dict) else {}
+    for key, digest in (digests(loaded) if rows else {}).items():
+        if key not in rows:
+            continue
+        if rows[key] == digest:
+            judged.pop(key, None)
+        else:
+            name = loaded.config.data.model_dump()[key.partition(".")[2]]
+            was = found.get(key, (name, name))[0]
+            judged[key] = (_rows_in(was, str(rows[key])), _rows_in(name, digest))
+    if "model.id" in judged and _is_one_place(loaded, saved, *judged["model.id"]):
+        del judged["model.id"]
+    return judged
+
+
+def _rows_in(name: object, digest: str) -> str:
+    return f"{name} (sha256 {digest[:12]})"
+
+
+def _is_one_place(
+    loaded: LoadedConfig, saved: Mapping[str, object], was: object, is_now: object
+) -> bool:
+    """Whether two spellings name one directory, each seen from the folder of its run.yaml."""
+    if loaded.model_folder is None:
+        return False
+    first = Path(str(saved.get("path"))).parent / Path(str(was)).expanduser()
+    return first.resolve() == (loaded.folder / Path(str(is_now)).expanduser()).resolve()
+
+
+def _is_allowed(key: str, allowed: Sequence[str]) -> bool:
+    table, _, field = key.partition(".")
+    return table == "checkpoint" or any(name in {key, table, field} for name in allowed)
+
+
+def remembered(saved: Mapping[str, Any], allowed: Sequence[str]) -> tuple[str, ...]:
+    """The keys that were ever allowed to change: the newest checkpoint may be older than that."""
+    before = saved.get("allowed")
+    known = [key for key in before if isinstance(key, str)] if isinstance(before, list) else []
+    return tuple(sorted({*known, *allowed}))

@@ -1,0 +1,218 @@
+"""Hands the rooms to each other: which provider, which keys, which interpreter on the machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from commands.runs.home import RunFolder, environment, make_private, qft_home
+from commands.ui.errors import Usage
+from infra.catalog.gpus import find_size
+from infra.config import SshTable, VmTable
+from infra.durable import write_bytes
+from infra.provider import Offer, Provider, Vm, VmSpec, Want
+from remote import keys, ssh
+from remote.errors import RemoteError
+from remote.setup.facts import sha256_of
+
+if TYPE_CHECKING:
+    from infra.azure import AzureSettings
+    from infra.ssh_host import HostSettings
+    from remote.setup import apply
+
+USER_KEY = "user_ed25519"
+
+MakeReady = Callable[[ssh.SshConnection, Vm], tuple[ssh.SshConnection, str]]
+"""Makes a machine trainable; returns the connection to go on with (there may have been a reboot)
+and the Python interpreter there."""
+
+
+def make_provider(vm: VmTable, home: Path) -> Provider:
+    """The provider that `vm.provider` names. Raises Usage if it cannot work here."""
+    if vm.provider == "local":
+        from infra.local.provider import LocalProvider, LocalSettings
+
+        settings = LocalSettings(
+            notice_s=vm.local.notice_s, evict_after_s=tuple(vm.local.evict_after_s)
+        )
+        return LocalProvider(home / "local", settings=settings)
+    if vm.provider == "ssh":
+        from infra.ssh_host import HostProvider
+
+        return HostProvider(home / "ssh", ssh_machine(vm))
+    return _azure(vm, home)
+
+
+def _azure(vm: VmTable, home: Path) -> Provider:
+    from infra.azure import AzureProvider
+
+    return AzureProvider(azure_settings(vm), home / "azure")
+
+
+def azure_settings(vm: VmTable) -> AzureSettings:
+    """The account, the image and the rest, from the environment and the config. Raises Usage."""
+    from infra.azure import AzureSettings
+
+    try:
+        settings = AzureSettings.from_environment(environment())
+    except ValueError as error:
+        raise Usage(str(error)) from error
+    if vm.azure.subscription:
+        settings = replace(settings, subscription_id=vm.azure.subscription)
+    if vm.image is not None:
+        settings = replace(settings, image=vm.image.urn)
+    return settings
+
+
+def ssh_machine(vm: VmTable) -> HostSettings:
+    """The user's own machine as the provider wants it told. Raises Usage without a host key."""
+    from infra.ssh_host import HostSettings
+
+    table = need_ssh(vm)
+    if not table.host_key:
+        raise Usage(
+            "`vm.ssh.host_key` is empty, and a machine is never trusted on first use",
+            hint="`qft doctor` reads the key from the machine and shows what to compare and paste",
+        )
+    try:
+        keys.parse_line(table.host_key)
+    except RemoteError as error:
+        raise Usage(f"vm.ssh.host_key: {error}", hint=error.hint) from error
+    return HostSettings(
+        host=table.host, port=table.port, user=table.user, host_public_key=table.host_key
+    )
+
+
+def need_ssh(vm: VmTable) -> SshTable:
+    """The table `ssh`, which the config's own check has made sure of."""
+    if vm.ssh is None:
+        raise Usage("`provider: ssh` needs a table `vm.ssh`")
+    return vm.ssh
+
+
+def user_key(vm: VmTable, run: RunFolder) -> Path:
+    """The private key that opens the machine: the user's for `ssh`, else one of the run's own."""
+    if vm.provider == "ssh":
+        path = Path(need_ssh(vm).key).expanduser()
+        if not path.is_file():
+            raise Usage(f"`vm.ssh.key` names `{path}`, which is no file")
+        return path
+    return _key(run, USER_KEY)
+
+
+def _key(run: RunFolder, name: str) -> Path:
+    """A key of this run, made on first use; the same one ever after."""
+    make_private(run.keys)
+    path = run.keys / name
+    if not path.exists():
+        keys.generate(path)
+    return path
+
+
+def spec_maker(vm: VmTable, run: RunFolder, run_id: str) -> Callable[[Offer, int], VmSpec]:
+    """What to ask the provider for. Each generation has a host key of its own, made beforehand."""
+
+    def make(offer: Offer, generation: int) -> VmSpec:
+        host_key = _key(run, f"host_ed25519_{generation}")
+        # A user's own machine knows the user's key already, which may be of any type.
+        mine = "" if vm.provider == "ssh" else keys.public_line(user_key(vm, run))
+        return VmSpec(
+            run_id=run_id,
+            generation=generation,
+            offer=offer,
+            max_price_usd_per_h=vm.max_price,
+            public_key=mine,
+            host_private_key=host_key.read_text(),
+            host_public_key=keys.public_line(host_key),
+            disk_gb=vm.disk_gb,
+            labels={"name": run.name},
+        )
+
+    return make
+
+
+def helper_python(vm: VmTable) -> str:
+    """An interpreter that is on the machine before anything is set up there."""
+    if vm.provider == "local":
+        return sys.executable
+    return (vm.ssh.python if vm.ssh and vm.provider == "ssh" else "") or "python3"
+
+
+def want(vm: VmTable) -> Want:
+    """The question for `offers`."""
+    return Want(
+        gpu=vm.gpu,
+        regions=tuple(vm.regions),
+        max_price_usd_per_h=vm.max_price,
+        disk_gb=vm.disk_gb,
+    )
+
+
+def make_ready(
+    vm: VmTable,
+    on_message: Callable[[str], None],
+    reconnect: Callable[[ssh.Host], ssh.SshConnection] = ssh.connect,
+) -> MakeReady:
+    """How a machine of this provider becomes trainable; `reconnect` picks up a line that was cut.
+
+    A machine that this computer plays uses the interpreter that runs `qft`; so does a user's
+    machine with an interpreter named. Others get driver and environment by `remote.setup.apply`.
+    """
+
+    def ready(connection: ssh.SshConnection, machine: Vm) -> tuple[ssh.SshConnection, str]:
+        from remote.setup import apply
+
+        wanted = setup_wanted(vm, machine)
+        done = apply.apply(connection, wanted, tell=on_message, reconnect=reconnect)
+        _remember_grid(done.facts.grid_sha256)
+        return done.connection, done.python
+
+    if vm.provider == "local":
+        return lambda connection, _machine: (connection, sys.executable)
+    return ready
+
+
+def setup_wanted(vm: VmTable, machine: Vm) -> apply.Want:
+    """What the machine must be able to do, from its size in the catalog or the user's word."""
+    from remote.setup import apply
+
+    if vm.provider == "ssh":
+        table = need_ssh(vm)
+        driver = apply.Driver.DATACENTER if table.gpu else apply.Driver.NONE
+        return apply.Want(driver=driver, python=table.python, rented=False)
+    given = vm.image is not None and vm.image.driver_is_given
+    grid = vm.azure.grid_sha256.lower() or _remembered_grid()
+    size = find_size(machine.size, provider=vm.provider)
+    if size is None:
+        return apply.Want(driver=apply.Driver.DATACENTER, driver_given=given)
+    return apply.Want(
+        driver=apply.Driver(size.driver.value),
+        cuda_max=size.cuda_max,
+        driver_given=given,
+        grid_sha256=grid,
+    )
+
+
+def _grid_file() -> Path:
+    """Where this computer remembers the checksum of the vGPU driver that it saw first."""
+    from remote.setup.vgpu_driver import GRID_VERSION
+
+    return qft_home(environment()) / "azure" / f"grid-{GRID_VERSION}.sha256"
+
+
+def _remembered_grid() -> str:
+    """The checksum that every later machine's vGPU driver must have; empty before the first."""
+    try:
+        return sha256_of(_grid_file().read_text(encoding="utf-8").strip())
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
+
+
+def _remember_grid(sha256: str) -> None:
+    """Keep the checksum of the first vGPU driver that answered; a later one changes nothing."""
+    if sha256 and not _remembered_grid():
+        make_private(_grid_file().parent)
+        write_bytes(_grid_file(), f"{sha256}\n".encode(), mode=0o600)

@@ -1,0 +1,188 @@
+"""What a run cost and what it was good for, added up from its journal and its results."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from commands.runs.home import RunFolder
+from infra.durable import read_json
+from infra.run.budget import bill
+from infra.run.fold import RunState, apply, fold
+from infra.run.heartbeat import SILENCE, Heartbeat, read_heartbeat
+from infra.run.journal import Event, Kind, read
+from infra.run.stop_reasons import OURS
+from infra.untrusted import number, table, text, whole
+from trainer.text import duration
+
+DOWN_REASON = "qft down"
+"""The reason that `commands.down` writes into the journal of a run that it releases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A metric with its bootstrap interval, as the trainer measured it."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.value:.3f} ({self.low:.3f} to {self.high:.3f}, n={self.n})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What is told at the end of a run; seconds, hours and dollars."""
+
+    run_id: str
+    wall_s: float
+    machine_h: float
+    usd: float
+    simulated: bool
+    usd_per_h_now: float
+    evictions: int
+    resumes: int
+    steps: int
+    redone_steps: int
+    """Also those that went with a machine, of which the trainer on the next one knows nothing."""
+    downs: int
+    """Times that `qft down` ended a training, which was then gone on with."""
+    exact: bool
+    before: Score | None
+    after: Score | None
+    adapter: str
+    own: bool = False
+    """Whether it was the user's own machine, which costs nothing here."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What to print: a word and its fact."""
+        mark = " at the listed spot price; simulated, nobody is charged" if self.simulated else ""
+        exact = "bit for bit" if self.exact else "exact state, but not bit for bit (see status)"
+        redone = f"{self.redone_steps} steps redone, {exact}"
+        again = f"{self.redone_steps} steps, {exact}"
+        survived = f"{self.evictions} survived" if self.evictions else "none"
+        apart = self.downs > 0 or not self.evictions
+        # Where they stand apart, the steps redone are not, or not all, an eviction's.
+        told = self.redone_steps > 0 or not self.exact
+        rows = [
+            ("wall time", duration(self.wall_s)),
+            ("machine time", duration(self.machine_h * 3600)),
+            ("cost", "nothing: your own machine" if self.own else f"${self.usd:.4f}{mark}"),
+            ("evictions", survived if apart else f"{survived}, {redone}"),
+            *[("stopped", f"{_times(self.downs)} by `qft down`")] * (self.downs > 0),
+            *[("redone", again)] * (apart and told),
+            ("steps", str(self.steps)),
+        ]
+        if self.before:
+            rows.append(("before", str(self.before)))
+        if self.after:
+            rows.append(("after", str(self.after)))
+        if self.adapter:
+            rows.append(("adapter", self.adapter))
+        still = f"${self.usd_per_h_now:.4f}/h" if self.usd_per_h_now else "nothing"
+        return rows if self.own else [*rows, ("still billing", still)]
+
+
+def _is_own(event: Event) -> bool:
+    """Whether an event tells of a machine that was taken into use, and not rented."""
+    vm = event.data.get("vm")
+    return isinstance(vm, dict) and vm.get("provider") == "ssh"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
+    """Add up a run as its journal and its out folder tell it now."""
+    events = read(folder.journal)
+    state = fold(events)
+    last_s = events[-1].at_s if events else 0.0
+    used = bill(state, last_s)
+    status = _heartbeat(out / "status.json")
+    adapter = out / "adapter"
+    downs, lost = _interrupted(events)
+    return Receipt(
+        run_id=state.run_id,
+        # A job goes on without any `qft`, too: what the machine worked has passed on the wall.
+        wall_s=max(_worked_s(events), used.compute_h * 3600),
+        machine_h=used.compute_h,
+        usd=used.usd,
+        simulated=simulated,
+        own=any(_is_own(event) for event in events),
+        usd_per_h_now=used.usd_per_h_now,
+        evictions=state.evictions,
+        resumes=status.resumes,
+        steps=state.steps,
+        redone_steps=status.redone_steps + lost,
+        downs=downs,
+        exact=status.exact,
+        before=read_score(out / "eval-before.json"),
+        after=read_score(out / "eval-after.json"),
+        adapter=str(adapter) if state.fetched and adapter.is_dir() else "",
+    )
+
+
+def read_score(path: Path) -> Score | None:
+    """The score in an evaluation's JSON; None if there is none or it is not one."""
+    found = _table(path)
+    metric, n = text(found.get("metric"), most=60), whole(found.get("n"))
+    value, low, high = (number(found.get(key), most=1e9) for key in ("value", "low", "high"))
+    if metric is None or n is None or value is None or low is None or high is None:
+        return None
+    return Score(metric=metric, value=value, low=low, high=high, n=n)
+
+
+def _worked_s(events: list[Event]) -> float:
+    """Seconds from the first event to the last, without the nights between an ending and a resume.
+
+    A clock that jumped back counts as nothing.
+    """
+    total = 0.0
+    for before, after in pairwise(events):
+        idle = before.kind is Kind.RUN_ENDED or after.kind is Kind.RUN_RESUMED
+        total += 0.0 if idle else max(0.0, after.at_s - before.at_s)
+    return total
+
+
+def _interrupted(events: list[Event]) -> tuple[int, int]:
+    """How often `qft down` ended a training, and how many steps went with machines.
+
+    The trainer on a next machine begins at the checkpoint that was at home, and cannot know how
+    far the one before had come.
+    """
+    state = RunState()
+    downs = lost = ahead = 0
+    for event in events:
+        ours = event.kind in OURS and event.data.get("reason") == DOWN_REASON
+        downs += ours and state.up and state.launched and state.pending not in OURS
+        if event.kind is Kind.DELETED:
+            ahead = 0 if state.fetched else max(ahead, state.disk_step)
+        elif event.kind is Kind.CREATE_ACCEPTED:
+            lost += max(0, ahead - state.home_step)
+            ahead = 0
+        state = apply(state, event)
+    return downs, lost
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        return table(read_json(path))
+    except (ValueError, OSError):  # it came from the machine; a receipt must not fail on it
+        return {}
+
+
+def _heartbeat(path: Path) -> Heartbeat:
+    try:
+        return read_heartbeat(path.read_bytes())
+    except OSError:
+        return SILENCE

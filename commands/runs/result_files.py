@@ -1,0 +1,156 @@
+"""What a machine may send home, by name and by size: the contract, and nothing beside it.
+
+A machine is a stranger. What it offers under other names stays there, and what is larger than a job
+of this adapter can make it is refused before a byte travels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from commands.runs.config import LoadedConfig
+from commands.runs.estimate import described
+from remote.manifest import Limits
+from trainer.config import TrainerConfig
+from trainer.device.memory import Workload, adapter_parameters
+from trainer.device.shapes import UnknownShapeError, read_shape
+from trainer.method_table import MethodKind, MethodTable
+from trainer.saving.manifest import FILES, LOG, MANIFEST, MANIFEST_BYTES_MAX, TEXT_BYTES_MAX
+
+FLOAT_BYTES = 4
+"""Of one trained number; ours are always float32."""
+COPIES_MAX = 4
+"""An optimizer's two moments, or the weights of now and of the best validation, and as much again
+for layers that the base's description does not tell of."""
+ROOM_BYTES = 64 << 20
+"""For names and whatever else is small."""
+RANK_BYTES_MAX = 200 << 20
+"""Per rank, of an adapter on a base that is not known here: on 70 billion weights it has half."""
+STEPS_MAX = 99_999_999
+"""What fits the name of a checkpoint."""
+STEP_BYTES_MAX = 1000
+"""Of one line of the log; it has about 250."""
+RESTARTS_MAX = 4096
+"""Each start of the trainer begins a file of curves."""
+MEBIBYTE = 1 << 20
+TEXTS = ("metrics.jsonl", "status.json", "eval-before.json", "eval-after.json")
+PLAIN = ("adapter_config.json", "adapter_model.safetensors", "qft.json")
+OF_RANKS = (*PLAIN, "ranks.json", "ranks.safetensors")
+OF_BASES = ("adapter_config.json", "qft.json", "nola.json", "nola.safetensors")
+CURVES = r"tb/events\.out\.tfevents\.\d{1,20}\.\d{1,20}"
+STAYS = ("checkpoints", "config.json", "README.md", ".*", "*.partial", "*.tmp", "*.lock")
+"""What an honest trainer has there too, and nobody misses at home."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """The most that a run can make, from its config and the base's own description."""
+
+    method: MethodTable
+    tensor_bytes_max: int
+    """Of one file of tensors."""
+    steps_max: int
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """The files of `adapter/`; what an adapter of another kind has would be taken for one."""
+        if self.method.kind is MethodKind.NOLA:
+            return OF_BASES
+        return OF_RANKS if self.method.kind.dylora else PLAIN
+
+    @property
+    def foreign_names(self) -> tuple[str, ...]:
+        """The files of adapters of other kinds: left by an earlier run, they would mislead."""
+        return tuple(sorted({*OF_RANKS, *OF_BASES} - set(self.adapter_names)))
+
+    @property
+    def results(self) -> str:
+        """A regular expression for the paths, below the run directory, that come home."""
+        adapter = "|".join(re.escape(name) for name in self.adapter_names)
+        texts = "|".join(re.escape(name) for name in TEXTS)
+        return rf"(?:{texts}|adapter/(?:{adapter})|{CURVES})"
+
+    @property
+    def log_bytes_max(self) -> int:
+        """Of the log of all steps."""
+        return min(self.steps_max * STEP_BYTES_MAX + MEBIBYTE, TEXT_BYTES_MAX)
+
+    @property
+    def limits(self) -> Limits:
+        """What of the results is refused for its size."""
+        return Limits(
+            files_max=RESTARTS_MAX + len(TEXTS) + len(self.adapter_names),
+            file_bytes_max=16 * MEBIBYTE,
+            total_bytes_max=2 * self.tensor_bytes_max + 4 * self.log_bytes_max + (1 << 30),
+            sizes=(
+                (r".*\.safetensors", self.tensor_bytes_max),
+                (r"eval-.*", 256 * MEBIBYTE),
+                (r"status\.json", MEBIBYTE),
+                (r"metrics\.jsonl|tb/.*", self.log_bytes_max),
+            ),
+        )
+
+    @property
+    def checkpoint_limits(self) -> Limits:
+        """The same for one checkpoint."""
+        return Limits(
+            files_max=len(FILES) + 1,
+            file_bytes_max=16 * MEBIBYTE,
+            total_bytes_max=2 * self.tensor_bytes_max + self.log_bytes_max + ROOM_BYTES,
+            sizes=(
+                (r".*\.safetensors", self.tensor_bytes_max),
+                (re.escape(LOG), self.log_bytes_max),
+                (re.escape(MANIFEST), MANIFEST_BYTES_MAX),
+            ),
+        )
+
+
+def expected(loaded: LoadedConfig) -> Expected:
+    """Work out what a run can make at most; where the base is not known here, by rank alone."""
+    tables = TrainerConfig.model_validate(loaded.config.trainer_tables)
+    numbers = _trained_numbers(loaded, tables.method)
+    unknown = tables.method.r * RANK_BYTES_MAX
+    known = None if numbers is None else COPIES_MAX * FLOAT_BYTES * numbers
+    return Expected(
+        method=tables.method,
+        tensor_bytes_max=(unknown if known is None else known) + ROOM_BYTES,
+        steps_max=_steps_max(loaded, tables),
+    )
+
+
+def _trained_numbers(loaded: LoadedConfig, method: MethodTable) -> int | None:
+    """How many numbers the method trains on this base; None if that cannot be told from here."""
+    config = described(loaded)
+    if config is None:
+        return None
+    work = Workload(
+        tokens=1,
+        r=method.r,
+        targets=None if method.targets == "all-linear" else tuple(method.targets),
+        dora=method.kind.dora,
+        bases=method.combined,
+    )
+    try:
+        return adapter_parameters(read_shape(config), work)
+    except UnknownShapeError:
+        return None
+
+
+def _steps_max(loaded: LoadedConfig, tables: TrainerConfig) -> int:
+    """The steps that are asked for, or as many as there could be with a row in two bytes."""
+    train = tables.train
+    if train.steps is not None:
+        return train.steps
+    file = loaded.data_files.get("train")
+    if file is None or not file.is_file():  # on a hub, or in shards
+        return STEPS_MAX
+    rows = file.stat().st_size // 2 + 1
+    return min(int((train.epochs or 1.0) * rows / train.batch_size) + 1, STEPS_MAX)
+
+
+def left_there(count: int, names: Sequence[str]) -> str:
+    """Say what a machine has beside the results."""
+    what = "file that is no result" if count == 1 else "files that are no results"
+    return f"{count} {what} ({', '.join(names)}{', …' if count > len(names) else ''})"

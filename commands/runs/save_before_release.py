@@ -1,0 +1,308 @@
+"""What is done on a machine before it goes: the trainer saves, and that comes home if it must.
+
+A minute at most for the saving, and not even that where nobody answers: the bill goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from commands.runs import session
+from commands.runs.home import RunFolder
+from commands.ui.console import PlainConsole
+from commands.ui.errors import Usage
+from infra.provider import PowerState, Provider, ProviderError, Vm
+from infra.run.decide import TRAINER_DONE, TRAINER_PREEMPTED, JobPhase, JobView
+from infra.run.fold import RunState
+from infra.run.journal import Kind
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+
+KILL_S = 5.0
+"""What is kept of the time for ending a trainer that does not save."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long the machine is waited for, in seconds."""
+
+    look_s: float = 10.0
+    """For the first answer: none means that nothing is waited for."""
+    save_s: float = 60.0
+    """For that answer and the saving together."""
+    home_s: float = 900.0
+    """For the checkpoint's way home, where the disk goes too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastSave:
+    """What became of the trainer's state before the machine went."""
+
+    asked: bool = False
+    """Whether a trainer at work was asked to save."""
+    saved_step: int | None = None
+    """The step that it saved; None if it did not."""
+    step: int = 0
+    """The furthest step seen there."""
+    steps: int = 0
+    home_step: int = 0
+    """Step of the newest verified checkpoint at home."""
+    trouble: str = ""
+    """What kept it from being saved or brought home; empty if nothing did."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "asked": self.asked,
+            "saved_step": self.saved_step,
+            "home_step": self.home_step,
+            "trouble": self.trouble or None,
+        }
+
+    def lines(self) -> list[str]:
+        """What to print."""
+        saved = self.saved_step is not None
+        said = [f"the trainer saved at step {self.saved_step}"] * saved
+        what = "NOT brought home" if saved else "NOT saved"
+        return [*said, *[f"{what}: {self.trouble}"] * bool(self.trouble)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was released or removed, and what still bills."""
+
+    run: str
+    removed: list[str] = field(default_factory=list)
+    deallocated: list[str] = field(default_factory=list)
+    idle_usd_per_h: float = 0.0
+    left: list[str] = field(default_factory=list)
+    """What the provider still lists afterwards."""
+    bills_compute: bool = False
+    """Whether a machine among that still bills its full price."""
+    trouble: str = ""
+    """Why it could not be done; empty if it was."""
+    save: LastSave = field(default_factory=LastSave)
+    """What became of the trainer's state."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "run": self.run,
+            "removed": self.removed,
+            "deallocated": self.deallocated,
+            "idle_usd_per_h": self.idle_usd_per_h,
+            "left": self.left,
+            "bills_compute": self.bills_compute,
+            "trouble": self.trouble or None,
+            "save": self.save.to_json(),
+        }
+
+    def lines(self) -> list[str]:
+        """What to print."""
+        said = self.save.lines()
+        said += [f"removed {what}" for what in self.removed]
+        said += [f"released {what}; its disk is kept" for what in self.deallocated]
+        if self.trouble:
+            said.append(f"NOT done for `{self.run}`: {self.trouble}")
+        elif self.left:
+            price = f"${self.idle_usd_per_h:.4f}/h for the disk and address"
+            price = "it bills its full price" if self.bills_compute else price
+            said.append(f"still there: {', '.join(self.left)} ({price})")
+            said.append(f"hint: `qft down --delete {self.run}` removes it too")
+        else:
+            said.append(f"nothing of `{self.run}` bills: the provider lists no machine of it")
+        return said
+
+
+class Leaving(Protocol):
+    """What is asked of a machine that goes; raises the errors of `infra.run.workload`."""
+
+    def look(self, vm: Vm) -> JobView:
+        """Look at the trainer once."""
+        ...
+
+    def stop(self, vm: Vm, grace_s: float = ...) -> None:
+        """End the trainer; it is killed if it has not saved by then."""
+        ...
+
+    def bring_home(self, vm: Vm) -> None:
+        """Copy the newest checkpoint, verified."""
+        ...
+
+    def home_step(self) -> int:
+        """Step of the newest verified checkpoint at home."""
+        ...
+
+    def forget(self) -> None:
+        """Drop connections, also one that another thread waits on."""
+        ...
+
+
+def save_before(  # noqa: PLR0913  (each is another room's)
+    run: RunFolder,
+    home: Path,
+    provider: Provider,
+    state: RunState,
+    on_message: Callable[[str], None],
+    *,
+    bring: bool,
+) -> LastSave:
+    """Let the trainer of a run save; with `bring`, its newest checkpoint must come home after that.
+
+    Without, it comes if the time suffices: its disk is kept. Never raises for what the machine, the
+    cloud or this computer's disk does: it must go anyway.
+    """
+    launched = state.launches > 0 or state.pending is Kind.LAUNCH_INTENDED
+    if not launched or not state.up or (state.trained and state.fetched):
+        return LastSave(home_step=state.home_step)
+    vm = None if state.vm is None else _as_it_is(provider, state.vm)
+    if vm is None:
+        return LastSave(home_step=state.home_step)
+    try:
+        workload = _workload(run, home, state, rents=provider.traits.rents)
+    except Usage as error:
+        return LastSave(home_step=state.home_step, trouble=error.message)
+    return let_save(workload, vm, bring=bring, on_message=on_message)
+
+
+def lost_with_disk(state: RunState, save: LastSave) -> list[str]:
+    """What goes with the disk, in a sentence; empty if everything of worth is at home."""
+    if state.fetched or state.vm is None:
+        return []
+    step = max(save.step, state.disk_step)
+    if state.trained:
+        return [
+            "warning: the adapter was not fetched; `qft run` trains from the checkpoint at home"
+        ]
+    if step <= save.home_step:
+        return []
+    return [f"at home is step {save.home_step} of {step} reached: the rest is done again"]
+
+
+def clear(
+    run: RunFolder, home: Path, state: RunState, on_message: Callable[[str], None], *, now: bool
+) -> None:
+    """End the trainer on a machine that stays the user's, and remove the run's folder there."""
+    try:
+        workload = _workload(run, home, state, rents=False)
+    except Usage as error:
+        on_message(f"the folder `qft/{state.run_id}` stays on the machine: {error.message}")
+        return
+    try:
+        if state.vm is not None:
+            workload.clear(state.vm, 0.0 if now else Limits().save_s)
+    except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
+        on_message(f"the folder `qft/{state.run_id}` stays on the machine: {error}")
+    finally:
+        workload.forget()
+
+
+def _workload(run: RunFolder, home: Path, state: RunState, *, rents: bool) -> Any:
+    console = PlainConsole(sys.stderr, simulated=False, clock=time.monotonic)
+    desk = session.Desk(loaded=session.reopen(run), home=home, console=console)
+    return session.make_workload(desk, state.run_id, rents=rents, watch_only=True)
+
+
+def _as_it_is(provider: Provider, vm: Vm) -> Vm | None:
+    """The machine at the address that it has now; None if it does not run."""
+    try:
+        seen = provider.observe(vm)
+    except ProviderError:  # the release will meet the same trouble, and tell it
+        return vm if vm.host else None
+    if seen.power is not PowerState.RUNNING or not (seen.host or vm.host):
+        return None
+    return replace(vm, host=seen.host, port=seen.port) if seen.host else vm
+
+
+def let_save(
+    workload: Leaving,
+    vm: Vm,
+    *,
+    bring: bool,
+    on_message: Callable[[str], None],
+    limits: Limits | None = None,
+) -> LastSave:
+    """Ask the trainer on a machine to save, within the limits; KeyboardInterrupt ends the wait."""
+    limits = limits or Limits()
+    before = workload.home_step()
+    attempt = _Attempt(workload, vm, save_s=limits.save_s)
+    thread = threading.Thread(target=attempt.run, name="last save", daemon=True)
+    thread.start()
+    trouble = ""
+    try:
+        if not attempt.answered.wait(limits.look_s):
+            return LastSave(home_step=before, trouble="the machine does not answer")
+        if attempt.asked:
+            on_message(
+                f"letting the trainer save, {limits.save_s:.0f} s at most (`--now` skips that)"
+            )
+        if not attempt.stopped.wait(max(0.0, attempt.ends_s - time.monotonic())):
+            trouble = f"the machine did not answer within {limits.save_s:.0f} s"
+        elif not bring:
+            attempt.home.wait(max(0.0, attempt.ends_s - time.monotonic()))
+        elif not attempt.home.wait(1.0):
+            on_message("bringing the newest checkpoint home")
+            if not attempt.home.wait(limits.home_s):
+                trouble = f"the checkpoint did not come home within {limits.home_s / 60:.0f} min"
+    finally:
+        workload.forget()
+    return attempt.told(workload.home_step(), trouble)
+
+
+class _Attempt:
+    """The talk with the machine, in a thread of its own: nothing there may hold up the release."""
+
+    def __init__(self, workload: Leaving, vm: Vm, *, save_s: float) -> None:
+        self._workload, self._vm = workload, vm
+        self._save_s = save_s
+        self.ends_s = time.monotonic() + save_s
+        self.answered, self.stopped, self.home = (threading.Event() for _ in range(3))
+        self.asked = False
+        self._job: JobView | None = None
+        self._error = ""
+
+    def run(self) -> None:
+        """Look, let it save, bring that home; what goes wrong is remembered."""
+        workload, vm = self._workload, self._vm
+        try:
+            self._job = workload.look(vm)
+            self.asked = self._job.phase is JobPhase.RUNNING
+            self.answered.set()
+            if self.asked:
+                left_s = self.ends_s - time.monotonic() - KILL_S
+                workload.stop(vm, max(0.0, left_s))
+                self._job = workload.look(vm)
+            self.stopped.set()
+            if self._job.phase is not JobPhase.ABSENT:
+                workload.bring_home(vm)
+        except (HostUnreachable, HostNotTrusted, HostUnfit, OSError) as error:
+            self._error = str(error)
+        except Exception as error:  # noqa: BLE001  (the machine bills: told, and it goes all the same)
+            self._error = f"{type(error).__name__}: {error}"
+        finally:
+            for event in (self.answered, self.stopped, self.home):
+                event.set()
+
+    def told(self, home_step: int, trouble: str) -> LastSave:
+        """What came of it."""
+        job = self._job or JobView(phase=JobPhase.ABSENT)
+        saved: int | None = None
+        if self.asked and self.stopped.is_set():
+            if job.exit_code in {TRAINER_PREEMPTED, TRAINER_DONE}:
+                saved = job.step  # it saves between two steps, and leaves
+            elif not self._error and not trouble:
+                ended = "" if job.exit_code is None else f" (exit {job.exit_code})"
+                trouble = f"the trainer did not save within {self._save_s:.0f} s{ended}"
+        return LastSave(
+            asked=self.asked,
+            saved_step=saved,
+            step=job.step,
+            steps=job.steps,
+            home_step=home_step,
+            trouble=trouble or self._error,
+        )

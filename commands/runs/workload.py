@@ -1,0 +1,360 @@
+"""What happens on the machine: set-up, sync, the trainer's job, and its results brought home.
+
+Implements `infra.run.workload.Workload` with the rooms `remote` and `trainer`; every remote error
+is translated here into the three that the supervisor acts on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from commands.runs.checkpoint_sync import Homing
+from commands.runs.power_watch import MachineDown
+from commands.runs.remote_layout import Setting
+from commands.runs.result_files import STAYS, Expected, left_there
+from infra.durable import write_bytes
+from infra.provider import Vm
+from infra.run.decide import JobPhase, JobView
+from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from remote import errors, job, ssh
+from remote.clean_environment import clean
+from remote.setup.failures import reason
+from remote.sync import api
+from remote.sync.plan import Progress, SyncOptions
+from remote.sync.transfer import demand_sftp
+from trainer.adapters.settings import read_settings
+from trainer.config import ConfigError
+
+CONNECT_TIMEOUT_S = 20.0
+STOP_GRACE_S = 60.0
+LOG_BYTES_MAX = 4 << 20
+TOLD_BYTES = 2000
+FAILURES_BORNE = 2
+NEVER_AGAIN = (126, 127)
+"""Exit codes of what may not run or is not there, as shells tell them: it ends so every time."""
+KILLED = (-1, 129, 137, 143)
+"""Exit codes of a command that a signal ended, as SSH or a shell tells them."""
+UP = "../../../"
+"""From the job's working directory to the user's home."""
+OURS = f"{UP}qft/venv-"
+"""How the interpreters begin of environments that we made."""
+
+
+class SshWorkload:
+    """Drives the trainer on one machine over SSH."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._connection: ssh.SshConnection | None = None
+        self._python = ""
+        self._failures = 0
+        self._garbled = 0
+        """Answers in a row that could not be read."""
+        self._helper = setting.helper_python
+        self._homing = Homing(
+            connect=self._connect,
+            remote_run=setting.site.run_dir,
+            home=setting.home,
+            options=SyncOptions(python=setting.helper_python),
+            expected=self._expected,
+            on_message=setting.on_message,
+        )
+
+    def _expected(self) -> Expected:
+        return self._setting.expected()
+
+    def reach(self, vm: Vm) -> None:
+        """Connect, or find the connection alive."""
+        with self._translated():
+            self._open(vm)
+
+    def prepare(self, vm: Vm) -> None:
+        """Set up, then push code, model, data, config, and what is ahead at home.
+
+        A trainer that runs is left in peace: nothing is changed under its feet.
+        """
+        setting = self._setting
+        with self._watched(vm), self._tried_again():
+            connection = self._open(vm)
+            setting.on_message("setting up the machine")
+            connection = self._make_ready(connection, vm)
+            if self._job(vm).status().state is job.JobState.RUNNING:
+                if not setting.changed:
+                    return
+                setting.on_message("the config changed: the trainer saves, and starts anew with it")
+                self.stop(vm)
+            for what, source, target in setting.staged.pushes(setting.site.base):
+                self._push(connection, what, source, target)
+            self._homing.send_back(connection)
+
+    def _push(
+        self,
+        connection: ssh.SshConnection,
+        what: str,
+        source: Path | Mapping[str, Path],
+        target: str,
+    ) -> None:
+        left_out = self._setting.staged.left_out if what == "base model" else ()
+        options = SyncOptions(
+            python=self._helper,
+            exclude=("__pycache__", *left_out),
+            delete=what != "config",
+            cache_dir=self._setting.cache,
+        )
+        api.push(connection, source, target, progress=self._shower(what), options=options)
+
+    def _shower(self, what: str) -> Callable[[Progress], None]:
+        return lambda seen: self._setting.progress(what, seen.bytes_done, seen.bytes_total)
+
+    def limit(self, vm: Vm, left_s: float) -> None:
+        """Write the end of the budget, by the machine's own clock, where its watchdog looks."""
+        put = "echo $(($(date +%s) + $1)) > qft/limit.new && mv qft/limit.new qft/limit"
+        put = f"umask 077; mkdir -p qft && {put}"
+        argv = ["sh", "-c", put, "limit", f"{left_s:.0f}"]
+        with self._translated():
+            self._open(vm).run(argv, timeout_s=30)
+
+    def launch(self, vm: Vm) -> None:
+        """Start the trainer, once, detached."""
+        setting = self._setting
+        argv = [self._interpreter(vm), "-m", "trainer", "train", "--run-dir", "../run"]
+        if vm.metadata_url:
+            argv += ["--metadata-url", vm.metadata_url]
+        band = setting.eviction_band()
+        if band:
+            argv += ["--eviction-band", band]
+        if vm.price_usd_per_h:
+            argv += ["--price-usd-per-h", str(vm.price_usd_per_h)]
+        for key in setting.allow_change:
+            argv += ["--allow-change", key]
+        with self._watched(vm):
+            start = clean(argv, ours=self._python.startswith(OURS))
+            self._job(vm).start(start, env={}, cwd=setting.site.code)
+        self._bring_home_from(vm)
+
+    def look(self, vm: Vm) -> JobView:
+        """The job's state and the trainer's own heartbeat."""
+        with self._translated():
+            status = self._job(vm).status()
+            told = self._heartbeat(vm)
+            self._garbled = 0
+        if status.state is job.JobState.EXITED and status.exit_code in NEVER_AGAIN:
+            raise self._not_started(vm, status.exit_code)
+        before = is_of_before(told, pid=status.pid, started_at=status.started_at)
+        heartbeat = SILENCE if before else told
+        if status.state is job.JobState.RUNNING:
+            self._bring_home_from(vm)
+        return JobView(
+            phase=_PHASES[status.state],
+            exit_code=status.exit_code,
+            step=heartbeat.step or 0,
+            steps=heartbeat.steps or 0,
+            heartbeat=heartbeat,
+        )
+
+    def _not_started(self, vm: Vm, code: int) -> HostUnfit:
+        """What keeps the trainer from starting: nothing that it could do better the next time."""
+        with self._translated():
+            said = self._job(vm).tail(-TOLD_BYTES).data.decode("utf-8", "replace")
+        last = "".join(f"\n  {line}" for line in said.splitlines()[-3:])
+        return HostUnfit(
+            f"the trainer cannot be started there{last}\n  hint: {reason(said, '', code)}"
+        )
+
+    def stop(self, vm: Vm, grace_s: float = STOP_GRACE_S) -> None:
+        """SIGTERM, so that the trainer saves; SIGKILL if it does not end."""
+        with self._translated():
+            self._job(vm).stop(grace_s)
+
+    def park(self, vm: Vm) -> None:
+        """Let the trainer save, bring that home, and let go of the machine."""
+        self._setting.on_message("saving the state and bringing it home")
+        self.stop(vm)
+        self.bring_home(vm)
+
+    def bring_home(self, vm: Vm) -> None:
+        """Copy the newest checkpoint home now, verified."""
+        with self._translated():
+            self._homing.stop()
+            self._homing.bring(self._open(vm), self._shower("checkpoint"))
+
+    def fetch(self, vm: Vm) -> str:
+        """Pull everything the trainer left, verified, into the run's out folder."""
+        self._homing.stop()
+        setting = self._setting
+        with self._watched(vm):
+            connection = self._open(vm)
+            expected = setting.expected()
+            came = api.pull(
+                connection,
+                setting.site.run_dir,
+                setting.out,
+                limits=expected.limits,
+                progress=self._shower("adapter"),
+                options=SyncOptions(
+                    python=self._helper,
+                    include=expected.results,
+                    exclude=STAYS,
+                    cache_dir=setting.cache,
+                    delete=True,  # of these names only: files of another adapter are none of this
+                ),
+            )
+            self._fetch_log(vm)
+            self._garbled = 0
+        for name in expected.foreign_names:
+            (setting.out / "adapter" / name).unlink(missing_ok=True)
+        try:
+            read_settings(setting.out / "adapter")
+        except ConfigError as error:
+            reason = "the trainer says that it is done, but left no adapter that can be used"
+            raise HostUnfit(f"{reason}: {error}") from error
+        self._homing.tidy()
+        if came.left:
+            setting.on_message(f"{left_there(came.left, came.left_names)} stayed on the machine")
+        return str(setting.out)
+
+    def _fetch_log(self, vm: Vm) -> None:
+        """The end of what the trainer said, for `qft logs` when the machine is gone."""
+        running = self._job(vm)
+        held = running.status().log_bytes
+        tail = running.tail(max(0, held - LOG_BYTES_MAX), LOG_BYTES_MAX)
+        write_bytes(self._setting.out / "trainer.log", tail.data, mode=0o644)
+
+    def clear(self, vm: Vm, grace_s: float = STOP_GRACE_S) -> None:
+        """Remove the run's folder from a machine that stays the user's."""
+        with self._translated():
+            self._job(vm).stop(grace_s)
+            self._open(vm).run(["rm", "-rf", "--", self._setting.site.base], timeout_s=120)
+
+    def home_step(self) -> int:
+        """Step of the newest verified checkpoint at home."""
+        return self._homing.newest_step()
+
+    def forget(self) -> None:
+        """Drop every connection; the machine went down or is about to."""
+        self._homing.stop()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _bring_home_from(self, vm: Vm) -> None:
+        if self._setting.brings_home:
+            self._homing.start(vm)
+
+    # ---- connections ----
+
+    def _connect(self, vm: Vm) -> ssh.SshConnection:
+        host = ssh.Host(
+            address=vm.host,
+            port=vm.port,
+            user=vm.user,
+            key_path=self._setting.key_path,
+            host_key=vm.host_public_key,
+        )
+        return ssh.connect(host, timeout_s=CONNECT_TIMEOUT_S)
+
+    def _open(self, vm: Vm) -> ssh.SshConnection:
+        if self._connection is not None and not self._connection.alive:
+            self._connection.close()
+            self._connection = None
+        if self._connection is None:
+            self._connection = self._connect(vm)
+            demand_sftp(self._connection)  # before minutes of set-up, not after them
+        return self._connection
+
+    def _job(self, vm: Vm) -> job.Job:
+        return job.Job(
+            connection=self._open(vm), directory=self._setting.site.job, python=self._helper
+        )
+
+    def _interpreter(self, vm: Vm) -> str:
+        if not self._python:  # a new `qft` over a machine that an earlier one prepared
+            with self._watched(vm):
+                self._make_ready(self._open(vm), vm)
+        return self._python
+
+    def _make_ready(self, connection: ssh.SshConnection, vm: Vm) -> ssh.SshConnection:
+        connection, python = self._setting.make_ready(connection, vm)
+        self._connection = connection
+        relative = "/" in python and not python.startswith("/")
+        # The job's working directory is the code's, set-up speaks of the user's home.
+        self._python = f"{UP}{python}" if relative else python
+        return connection
+
+    def _heartbeat(self, vm: Vm) -> Heartbeat:
+        """The trainer's status; silence before its first beat, and for one that is unreadable."""
+        path = f"{self._setting.site.run_dir}/status.json"
+        argv = ["head", "-c", str(BYTES_MAX + 1), path]
+        result = self._open(vm).run(argv, timeout_s=30, check=False)
+        return SILENCE if result.exit_code else read_heartbeat(result.stdout)
+
+    @contextlib.contextmanager
+    def _tried_again(self) -> Iterator[None]:
+        """Take the first failures of a set-up step for bad moments of a mirror or a lock."""
+        try:
+            yield
+        except errors.CommandFailed as error:
+            self._failures += 1
+            never = error.final or error.result.exit_code in NEVER_AGAIN
+            if never or self._failures > FAILURES_BORNE:
+                raise
+            raise errors.Unreachable(f"{error}\ntrying again") from error
+        else:
+            self._failures = 0
+
+    @contextlib.contextmanager
+    def _watched(self, vm: Vm) -> Iterator[None]:
+        """Let nothing wait for a machine that the cloud has taken away, however long it may wait.
+
+        The connection of this moment is the one that is cut: set-up may have made another.
+        """
+
+        def cut() -> None:
+            if self._connection is not None:
+                self._connection.close()
+
+        with self._translated(), self._setting.vigil.over(vm, cut):
+            yield
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except errors.AuthRefused as error:
+            # A booting cloud machine opens its port before cloud-init has put our key there.
+            raise (HostUnreachable if self._setting.rents else HostUnfit)(_log(error)) from error
+        except errors.Unreachable as error:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            raise HostUnreachable(_log(error)) from error
+        except errors.CommandFailed as error:
+            # Killed rather than failed: a machine that is taken away ends its commands first.
+            killed = error.result.exit_code in KILLED and not error.final
+            raise (HostUnreachable if killed else HostUnfit)(_log(error)) from error
+        except MachineDown as error:
+            self._connection = None
+            raise HostUnreachable(_log(error)) from error
+        except errors.Garbled as error:
+            self._garbled += 1
+            tries = self._garbled <= FAILURES_BORNE
+            raise (HostUnreachable if tries else HostUnfit)(_log(error)) from error
+        except (errors.HostKeyMismatch, errors.Untrusted) as error:
+            raise HostNotTrusted(_log(error)) from error
+        except errors.RemoteError as error:
+            raise HostUnfit(_log(error)) from error
+
+
+_PHASES = {
+    job.JobState.ABSENT: JobPhase.ABSENT,
+    job.JobState.RUNNING: JobPhase.RUNNING,
+    job.JobState.EXITED: JobPhase.EXITED,
+    job.JobState.LOST: JobPhase.EXITED,
+}
+
+
+def _log(error: errors.RemoteError) -> str:
+    return f"{error}\n  hint: {error.hint}" if error.hint else str(error)

@@ -1,0 +1,34 @@
+"""Starts `qft`: Ctrl-C while its parts are still loading ends it as at any later moment."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Load the command line and run it; exit 130, without a traceback, if that is interrupted."""
+    try:
+        here = os.path.abspath(__file__)  # noqa: PTH100
+        ours = os.path.dirname(os.path.dirname(os.path.dirname(here)))  # noqa: PTH120
+        sys.path[:] = without_here(sys.path, ours=ours)  # before anything else is imported
+        import cli
+
+        cli.main()
+    except KeyboardInterrupt:
+        from commands.ui.output import tell_interrupt
+
+        sys.exit(tell_interrupt(as_json="--json" in sys.argv[1:]))
+
+
+def without_here(path: list[str], *, ours: str) -> list[str]:
+    """Leave the current folder out of the places to import from, unless it is our own.
+
+    A PYTHONPATH with an empty part brings it there, such as `$PYTHONPATH:/more` where the variable
+    was not set; then a `random.py` beside run.yaml would be executed as the module of that name.
+    """
+    try:
+        here = os.getcwd()  # noqa: PTH109  (nothing may be imported yet)
+    except OSError:  # it was removed
+        return path
+    return [place for place in path if os.path.abspath(place) != here or place == ours]  # noqa: PTH100

@@ -1,0 +1,209 @@
+"""Data to stdout, talk to stderr: how results and troubles reach people and scripts."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from commands.ui.errors import Exit, Stopped, Trouble
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What could repaint a terminal or turn its text around; line ends and tabs are harmless."""
+READER_GONE = 141
+"""The exit code when nobody reads our output any more: as if SIGPIPE had come."""
+
+
+def tell_trouble(trouble: Trouble, *, as_json: bool) -> None:
+    """Say what is wrong on stderr; with --json also as data, so that a script can read it."""
+    talk(f"error: {trouble.message}")
+    for problem in trouble.problems:
+        talk(f"  - {problem}")
+    if trouble.hint:
+        talk(f"\nhint: {trouble.hint}")
+    if as_json:
+        _dump_trouble(trouble)
+
+
+def tell_interrupt(*, as_json: bool) -> int:
+    """Give a script its JSON after Ctrl-C, too; a person has been told what goes on."""
+    if as_json:
+        _dump_trouble(Stopped("interrupted"))
+    return Exit.INTERRUPTED
+
+
+def _dump_trouble(trouble: Trouble) -> None:
+    said = {"error": trouble.message, "problems": trouble.problems, "hint": trouble.hint}
+    with contextlib.suppress(OSError):  # stdout takes nothing; stderr has said it
+        # On one line: it is a document, and it may also end a stream of JSON lines.
+        _out_line({**said, "exit_code": int(trouble.exit_code)})
+
+
+def settle() -> None:
+    """Give every stream a place, and make stdout take any text.
+
+    Where one was closed (`2>&-`), the next file that is opened, the journal for one, would take its
+    number and be written into. A terminal that lacks our arrows is no reason to end either.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def columns(rows: list[tuple[str, str]]) -> str:
+    """Rows of a word and its fact, aligned."""
+    width = max(len(word) for word, _ in rows)
+    return "\n".join(f"{word:<{width}}  {fact}" for word, fact in rows)
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """A plain table: the keys as heading, a line per row."""
+    heads = list(rows[0])
+    cells = [heads, *([str(row[head]) for head in heads] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
+    shape: Callable[[list[str]], str] = lambda line: "  ".join(  # noqa: E731
+        cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+    ).rstrip()
+    return "\n".join(shape(line) for line in cells)
+
+
+def clean(text: str) -> str:
+    """Replace control characters: some of what we print are words of a machine we do not trust."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def log_writer() -> Callable[[bytes], None]:
+    """Make what writes a log to stdout: as it is to a file, cleaned to a terminal."""
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    to_terminal = sys.stdout.isatty()
+
+    def write(data: bytes) -> None:
+        with _readers():
+            sys.stdout.buffer.write(clean(decode(data)).encode() if to_terminal else data)
+            sys.stdout.buffer.flush()
+
+    return write
+
+
+@contextlib.contextmanager
+def log_as_json(*, follow: bool) -> Iterator[Callable[[bytes], None]]:
+    """Yield what takes a log for stdout: one document of all lines, or as they come a line each.
+
+    A line is told once its end is there; the last one may lack it. No document is written when
+    reading the log fails: the error will be one. Lines are told all the same.
+    """
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    lines: list[str] = []
+    rest = ""
+
+    def write(data: bytes) -> None:
+        nonlocal rest
+        *whole, rest = (rest + decode(data)).split("\n")
+        lines.extend(whole)
+        while follow and lines:
+            _out_line({"line": lines.pop(0)})
+
+    try:
+        yield write
+    finally:
+        lines += [rest] if rest else []
+        for line in lines if follow else []:
+            _out_line({"line": line})
+    if not follow:
+        out_json({"lines": lines})
+
+
+def _out_line(value: object) -> None:
+    out(json.dumps(value))
+
+
+def out(text: str) -> None:
+    """Data, to stdout."""
+    with _readers():
+        print(clean(text), flush=True)  # noqa: T201
+
+
+def out_json(value: object) -> None:
+    """Data as JSON, to stdout."""
+    out(json.dumps(value, indent=2))
+
+
+@contextlib.contextmanager
+def _readers() -> Iterator[None]:
+    """End quietly when nobody reads stdout any more: what is asked for is only to be read."""
+    try:
+        yield
+    except BrokenPipeError:
+        hush(sys.stdout)
+        sys.exit(READER_GONE)
+    except OSError:
+        hush(sys.stdout)  # or the end of the process would try again, and complain
+        raise
+
+
+def talk(text: str) -> None:
+    """Talk, to stderr."""
+    say_to(sys.stderr, text)
+
+
+def say_to(stream: TextIO, text: str) -> None:
+    """Print a line; if that cannot be any more, be silent from now on: the work goes on.
+
+    The reader has left, the terminal was closed, or the disk with the log is full.
+    """
+    try:
+        print(clean(text), file=stream, flush=True)
+    except OSError:
+        hush(stream)
+
+
+def hush(stream: TextIO) -> None:
+    """Let what is still printed there vanish, so that the end of the process does not complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _help_for(error: Exception) -> str:
+    """Which help explains what the parser did not understand."""
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "info_name", None) if getattr(context, "parent", None) else None
+    if command is None:
+        return "`qft --help` lists every command"
+    return f"`qft {command} --help` explains its options"
+
+
+def last_resort(error: Exception, *, as_json: bool) -> int:
+    """Usage errors of the parser, a full disk at home, a damaged journal; the rest is our bug."""
+    from infra.run.journal import JournalDamaged
+
+    on_message = getattr(
+        error, "format_message", None
+    )  # the parser's errors, whichever click it is
+    if on_message is not None:
+        tell_trouble(Trouble(on_message().rstrip(), hint=_help_for(error)), as_json=as_json)
+        return Exit.USAGE
+    if isinstance(error, JournalDamaged):
+        tell_trouble(Trouble(str(error), hint=error.hint), as_json=as_json)
+        return Exit.USAGE
+    if isinstance(error, OSError) and error.errno is not None:
+        hint = (
+            "nothing was lost: make room or mend the rights, then run the same command again;"
+            " `qft ls --all` shows what bills meanwhile"
+        )
+        tell_trouble(Trouble(f"this computer refused: {error}", hint=hint), as_json=as_json)
+        return Exit.USAGE
+    import traceback
+
+    traceback.print_exception(error)
+    talk("this is a bug in qft, and nothing you did wrong")
+    talk("hint: `qft ls --all` shows what may still bill; `qft down` ends it")
+    return Exit.BUG

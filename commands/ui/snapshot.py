@@ -1,0 +1,147 @@
+"""What a person sees of a run while it goes on: pure, so that all consoles show the same facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from commands.ui.output import clean
+from infra.run import actions as act
+from infra.run.heartbeat import SILENCE
+from infra.run.supervisor import Report
+from trainer.text import duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One moment of a run, in words and figures."""
+
+    phase: str
+    step: int
+    steps: int
+    loss: float | None
+    tokens_per_s: float | None
+    eta_s: float | None
+    place: str
+    price_usd_per_h: float
+    spent_usd: float
+    simulated: bool
+    evictions: int
+    home_step: int
+    note: str
+    own: bool = False
+    """Whether the machine is the user's own, so that there is no price to tell."""
+
+    @property
+    def line(self) -> str:
+        """The moment in one line of plain text."""
+        parts = [self.phase]
+        if self.steps:
+            parts.append(f"step {self.step}/{self.steps}")
+        if self.eta_s is not None and self.step < self.steps:
+            parts.append(f"{duration(self.eta_s)} left")
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.3f}")
+        if self.tokens_per_s:
+            parts.append(f"{self.tokens_per_s:.0f} tokens/s")
+        return " · ".join(part for part in [*parts, self.money, *self.survived] if part)
+
+    @property
+    def survived(self) -> list[str]:
+        """How many evictions there were; nothing where there was none."""
+        plural = "s" * (self.evictions > 1)
+        return [f"{self.evictions} eviction{plural} survived"] if self.evictions else []
+
+    @property
+    def money(self) -> str:
+        """Price and spending; dollars of a rehearsal are marked. Empty for an own machine."""
+        if self.own:
+            return ""
+        mark = " (simulated)" if self.simulated else ""
+        return f"${self.price_usd_per_h:.3f}/h, ${self.spent_usd:.4f} so far{mark}"
+
+
+def view(report: Report, *, simulated: bool, own: bool = False) -> View:
+    """Put what the supervisor reported into words."""
+    state, job = report.state, report.seen.job
+    told = job.heartbeat if job else SILENCE
+    training = state.launched and job is not None and not state.trained
+    return View(
+        phase=clean(_phase(report, own=own)),
+        step=job.step if job else state.step,
+        steps=job.steps if job else state.steps,
+        loss=told.loss if training else None,
+        tokens_per_s=told.tokens_per_s if training else None,
+        eta_s=told.eta_s if training else None,
+        place=f"{state.offer.size} in {state.offer.place}" if state.offer else "",
+        price_usd_per_h=report.bill.usd_per_h_now,
+        spent_usd=report.bill.usd,
+        simulated=simulated,
+        evictions=state.evictions,
+        home_step=state.home_step,
+        note=told.message[:200],
+        own=own,
+    )
+
+
+def _phase(report: Report, *, own: bool) -> str:
+    job = report.seen.job
+    if isinstance(report.action, act.Wait) and job is not None:
+        return job.heartbeat.phase or "starting the trainer"
+    return (_words_of_own(report.action) if own else "") or _words(report.action)
+
+
+def _words_of_own(action: act.Action) -> str:
+    """What an act is called where nothing is rented, released or removed; empty if as elsewhere."""
+    match action:
+        case act.FindOffers():
+            return "looking at your machine"
+        case act.Create():
+            return "taking your machine into use"
+        case act.Start():
+            return "waiting for your machine"
+        case act.RecordStop(observation=seen):
+            return f"your machine does not answer ({clean(seen.detail or 'no reason given')})"
+        case act.Deallocate(reason=reason):
+            return f"leaving your machine: {reason}"
+        case act.Delete(reason=reason):
+            return f"leaving your machine as it was: {reason}"
+        case _:
+            return ""
+
+
+def _words(action: act.Action) -> str:  # the table of what each act is called
+    match action:
+        case act.FindOffers():
+            return "looking for machines"
+        case act.Create(offer=offer):
+            return f"renting {offer.size} in {offer.place} at ${offer.spot_usd_per_h:.3f}/h"
+        case act.Start():
+            return "starting the same machine again"
+        case act.RecordStop(observation=seen):
+            return f"the machine went down ({seen.stop_reason or 'no reason given'})"
+        case act.GiveUpOnBoot(reason=reason):
+            return f"giving up on this boot: {reason}"
+        case act.Prepare():
+            return "preparing the machine"
+        case act.Guard():
+            return "setting what ends the bill without us"
+        case act.Launch():
+            return "starting the trainer"
+        case act.RecordExit(exit_code=code):
+            return f"the trainer ended ({'killed' if code is None else f'exit {code}'})"
+        case act.StopHung(reason=reason):
+            return f"stopping a hung trainer: {reason}"
+        case act.RehearseEviction(step=step):
+            return f"asking the cloud for an eviction at step {step}"
+        case act.RecordTrained():
+            return "training complete"
+        case act.Fetch():
+            return "fetching the adapter"
+        case act.Deallocate(reason=reason) | act.Delete(reason=reason):
+            kind = "releasing the machine" if isinstance(action, act.Deallocate) else "removing it"
+            return f"{kind}: {reason}"
+        case act.Wait(reason=reason):
+            return reason
+        case act.Finish(ending=ending):
+            return ending.reason
+    raise AssertionError(f"no words for {action}")

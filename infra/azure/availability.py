@@ -1,0 +1,232 @@
+"""What the account may rent and is likely to keep; each source answers soon or not at all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from infra.azure.context import Account
+from infra.azure.placement import LOCATIONS_MAX, Placement, chunks
+from infra.catalog.gpus import folded
+from infra.durable import read_json, write_json
+from infra.provider import ProviderError
+from infra.untrusted import number
+
+GRAPH_PAGES_MAX = 10
+SKUS_FRESH_S = 24 * 3600.0
+WORKERS = 8
+"""At most as many as the SDK's connection pool keeps."""
+SPOT_QUOTA = "lowPriorityCores"
+ASKING = "asking"
+"""The name of the threads that may still wait for an answer when nobody does any more."""
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What could be learnt in time; what is missing is unknown, never assumed."""
+
+    quota: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
+    """By region: used and limit by folded quota name."""
+    restricted: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By region: why a size (in lower case) cannot be rented as spot; all others can."""
+    zones: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """By region: the zones in which a size (in lower case) is sold to this subscription."""
+    scores: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Placement score (`High`, `Medium`, `Low`, ...) by size (in lower case) and region."""
+    bands: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Eviction band by size (in lower case) and region."""
+    problems: list[str] = field(default_factory=list)
+    """What could not be learnt, for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Quota, restrictions and eviction bands of one account."""
+
+    account: Account
+
+    def gather(
+        self, sizes: Sequence[str], regions: Sequence[str], also: Callable[[], None]
+    ) -> Findings:
+        """Ask everything at once and return what came within `offers_wait_s` of real time.
+
+        `also` is one more thing to do meanwhile. The list of sizes takes Azure 20-30 s a region:
+        it is taken from disk, and refreshed there for the next time.
+        """
+        found = Findings()
+        self.account.arm.warm()  # the SDK's clients are made once, not by every thread
+        jobs: list[Callable[[], None]] = [also, lambda: self._bands(found, sizes, regions)]
+        placement = Placement(account=self.account)
+        jobs += [
+            partial(placement.gather, found.scores, sizes, some)
+            for some in chunks(regions, LOCATIONS_MAX)
+        ]
+        jobs += [partial(self._quota, found, region) for region in regions]
+        jobs += [partial(self._skus, found, region) for region in regions]  # slowest, so last
+        run_all(jobs, found.problems, wait_s=self.account.settings.offers_wait_s)
+        return found
+
+    def _quota(self, found: Findings, region: str) -> None:
+        rows = self.account.arm.pages(
+            f"read the quota of {region}",
+            lambda: self.account.arm.compute.usage.list(region),
+        )
+        found.quota[region] = usage_of(rows)
+
+    def _bands(self, found: Findings, sizes: Sequence[str], regions: Sequence[str]) -> None:
+        options = {"resultFormat": "objectArray"}
+        for _ in range(GRAPH_PAGES_MAX):
+            answer = self.account.arm.send(
+                "read the eviction rates",
+                "POST",
+                "/providers/Microsoft.ResourceGraph/resources",
+                body={
+                    "subscriptions": [self.account.settings.subscription_id],
+                    "query": bands_query(sizes, regions),
+                    "options": options,
+                },
+            )
+            for row in answer.get("data") or []:
+                key = (str(row.get("skuName")).lower(), str(row.get("location")).lower())
+                found.bands[key] = str(row.get("spotEvictionRate") or "")
+            more = str(answer.get("$skipToken") or "")
+            if not more:
+                return
+            options = options | {"$skipToken": more}
+
+    def _skus(self, found: Findings, region: str) -> None:
+        cache = self.account.state_dir / "sizes" / f"{region}.json"
+        kept = fresh_skus(cache, self.account.clock())
+        if kept is None:
+            rows = self.account.arm.pages(
+                f"list the sizes of {region}",
+                self.account.arm.compute.resource_skus.list,
+                filter=f"location eq '{region}'",
+            )
+            kept = {"restricted": restrictions_of(rows, region), "zones": zones_of(rows, region)}
+            cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_json(cache, {"at_s": self.account.clock(), **kept})
+        found.restricted[region] = kept["restricted"]
+        found.zones[region] = kept["zones"]
+
+
+def run_all(jobs: Sequence[Callable[[], None]], problems: list[str], *, wait_s: float) -> None:
+    """Run jobs a few at a time and return after `wait_s` of real time at the latest.
+
+    Slow ones go on behind; daemon threads, so that they cannot keep the program from ending.
+    """
+    waiting = deque(jobs)
+    ended: list[None] = []
+
+    def work() -> None:
+        while waiting:
+            try:
+                job = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                job()
+            except (ProviderError, OSError, ValueError) as error:  # ValueError: closed meanwhile
+                problems.append(str(error))
+            ended.append(None)
+
+    threads = [threading.Thread(target=work, name=ASKING, daemon=True) for _ in range(WORKERS)]
+    deadline = time.monotonic() + wait_s
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0.0))
+    late = len(jobs) - len(ended)
+    if late:
+        problems.append(f"{late} of {len(jobs)} questions were not answered in {wait_s:.1f} s")
+
+
+def usage_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Used and limit by folded name: one account spells one family in several ways."""
+    return {
+        folded(str((row.get("name") or {}).get("value") or "")): (
+            int(row.get("currentValue") or 0),
+            int(row.get("limit") or 0),
+        )
+        for row in rows
+    }
+
+
+def bands_query(sizes: Sequence[str], regions: Sequence[str]) -> str:
+    """The Resource Graph query for eviction rates of the last 28 days."""
+    names = ", ".join(f"'{size.lower()}'" for size in sizes)
+    places = ", ".join(f"'{region.lower()}'" for region in regions)
+    return (
+        "SpotResources | where type =~ 'microsoft.compute/skuspotevictionrate/location'"
+        f" | where sku.name in~ ({names}) | where location in~ ({places})"
+        " | project skuName=tostring(sku.name), location,"
+        " spotEvictionRate=tostring(properties.evictionRate)"
+    )
+
+
+def restrictions_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str, str]:
+    """Why sizes cannot be rented as spot in a region, by name in lower case.
+
+    A restriction of type `Zone` only takes zones away, and does not count.
+    """
+    found = {}
+    for row in rows:
+        if row.get("resourceType") != "virtualMachines" or not _of_region(row, region):
+            continue
+        name = str(row.get("name")).lower()
+        powers = {one.get("name"): one.get("value") for one in row.get("capabilities") or []}
+        if str(powers.get("LowPriorityCapable")).lower() != "true":
+            found[name] = "Azure does not rent this size as spot"
+        for one in row.get("restrictions") or []:
+            closed = (one.get("restrictionInfo") or {}).get("locations") or []
+            places = {str(place).lower() for place in (*(one.get("values") or []), *closed)}
+            if one.get("type") == "Location" and region.lower() in places:
+                found[name] = f"closed to this subscription ({one.get('reasonCode')})"
+    return found
+
+
+def _of_region(row: Mapping[str, Any], region: str) -> bool:
+    """Whether a row speaks of a region: a filter that nobody heeds lets all of them through."""
+    places = {str(place).lower() for place in row.get("locations") or []}
+    return not places or region.lower() in places
+
+
+def zones_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str, list[str]]:
+    """The zones of a region in which sizes are sold, less those closed to this subscription."""
+    found = {}
+    for row in rows:
+        if row.get("resourceType") != "virtualMachines":
+            continue
+        zones = {
+            str(zone)
+            for place in row.get("locationInfo") or []
+            if str(place.get("location")).lower() == region.lower()
+            for zone in place.get("zones") or []
+        }
+        for one in row.get("restrictions") or []:
+            if one.get("type") == "Zone":
+                zones -= set((one.get("restrictionInfo") or {}).get("zones") or [])
+        if zones:
+            found[str(row.get("name")).lower()] = sorted(zones)
+    return found
+
+
+def fresh_skus(cache: Path, now: float) -> dict[str, dict[str, Any]] | None:
+    """Restrictions and zones from disk, unless older than a day, unreadable or of later."""
+    try:
+        value = read_json(cache)
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    if not 0 <= now - (number(value.get("at_s")) or 0.0) <= SKUS_FRESH_S:
+        return None
+    if not isinstance(value.get("zones"), dict):  # written before zones were kept
+        return None
+    return {"restricted": dict(value.get("restricted") or {}), "zones": value["zones"]}

@@ -1,0 +1,79 @@
+"""One Azure account as this process sees it: the SDKs, the time, the memory and the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.azure.naming import Names
+from infra.azure.run_record import RunRecord
+from infra.azure.settings import AzureSettings
+from infra.provider import NotAllowed, ProviderError
+
+if TYPE_CHECKING:
+    from infra.azure.sdk import Arm, Operation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What every part of this provider works with."""
+
+    settings: AzureSettings
+    arm: Arm
+    state_dir: Path
+    clock: Callable[[], float]
+    """Seconds since 1970."""
+    sleep: Callable[[float], None]
+    find_address: Callable[[], str]
+    """The caller's public address."""
+
+    def names(self, run_id: str, generation: int) -> Names:
+        """The names of one machine's parts; raises `NotAllowed` without a subscription."""
+        subscription = self.settings.subscription_id
+        if not subscription:
+            raise NotAllowed(
+                "no Azure subscription is chosen",
+                hint="`az account list -o table`, then set AZURE_SUBSCRIPTION_ID",
+            )
+        return Names(subscription_id=subscription, run_id=run_id, generation=generation)
+
+    def record(self, run_id: str) -> RunRecord:
+        """What this computer remembers of `run_id`."""
+        return RunRecord.load(self.state_dir, run_id)
+
+    def caller(self) -> str:
+        """The caller's address, as the user set it or as the world sees it."""
+        return self.settings.caller_address or self.find_address()
+
+    def pursue(self, record: RunRecord, key: str, begin: Callable[[str], Operation]) -> Operation:
+        """Begin an operation, or take it up where a killed process left it.
+
+        `begin` gets the continuation token, empty for a new operation. The token is on disk before
+        anybody waits; `finished` removes it.
+        """
+        operation = begin(record.tokens.get(key, ""))
+        record.tokens[key] = operation.token
+        record.save()
+        return operation
+
+    def settle(self, record: RunRecord, key: str, operation: Operation, *, wait_s: float) -> bool:
+        """Poll to the end, for `wait_s` at most; whether it ended well within that.
+
+        The token of an operation that failed is forgotten: whoever tries again begins a new one,
+        instead of hearing of the old failure for as long as Azure keeps its page.
+        """
+        try:
+            return operation.settle(wait_s=wait_s)
+        except ProviderError:
+            if operation.over:
+                self.finished(record, key)
+            raise
+
+    @staticmethod
+    def finished(record: RunRecord, *keys: str) -> None:
+        """Forget tokens of operations that ended."""
+        for key in keys:
+            record.tokens.pop(key, None)
+        record.save()

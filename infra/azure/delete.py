@@ -1,0 +1,329 @@
+"""Removal that proves itself: it returns when Azure says that nothing of the run remains."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from infra.azure.context import Account
+from infra.azure.end_compute import TELL_EVERY_S, ComputeEnd, Pace, Tell, quiet
+from infra.azure.errors import ConflictError, UnregisteredError
+from infra.azure.leftovers import Strays
+from infra.azure.naming import (
+    GENERATION,
+    KINDS,
+    VM,
+    Names,
+    check_subscription,
+    is_of_run,
+    told_by,
+)
+from infra.azure.resources import begin_removal, look_at
+from infra.azure.role_assignments import take_back
+from infra.azure.run_record import RunRecord
+from infra.provider import (
+    BadRequest,
+    Gone,
+    NoCapacity,
+    NotAllowed,
+    ProviderError,
+    Rejected,
+    Removed,
+    Transient,
+)
+from infra.timestamps import utc
+
+if TYPE_CHECKING:
+    from infra.azure.sdk import Operation
+
+CONFLICTS_MAX = 5
+"""How often a removal may meet a 409 of an unknown code before a human is told."""
+LOOK_AGAIN = 3
+"""After how many intervals of polling a removal that hit an obstacle is tried again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teardown:
+    """Removes what carries our tag, and nothing else."""
+
+    account: Account
+
+    def remove(self, run_id: str, tell: Tell = quiet) -> list[Removed]:
+        """Remove all of the run; the list of what there was. Empty if nothing was left.
+
+        Compute ends first, within seconds; then the group goes, of which `tell` hears about once a
+        minute. Killed at any point it may simply be called again: what is half removed is found by
+        name and by tag. In a group without our tag only what carries it is removed. Raises
+        `NotAllowed` for what is then left, and if what this computer remembers of the run is in
+        another subscription; an unfinished `Transient` if Azure is not done within
+        `operation_wait_s`.
+        """
+        record = self.account.record(run_id)
+        names = self.account.names(run_id, max(record.generation, 1))
+        check_subscription(record.ids.get("group", ""), names.subscription_id)
+        now_s = self.account.clock()
+        pace = Pace(tell=tell, clock=self.account.clock, began_s=now_s)
+        try:
+            deadline = now_s + self.account.settings.operation_wait_s
+            if not self._remove(record, names, pace, deadline):
+                take_back(self.account, names)
+        except KeyboardInterrupt:
+            tell(f"interrupted while removing; {_left(record, names)}; {AGAIN}")
+            raise
+        ended = utc(record.compute_ended_at) if record.compute_ended_at else ""
+        removed = [
+            Removed(kind=kind, id=id_, billed_until=ended if kind == KINDS[VM.lower()] else "")
+            for kind, id_ in record.removing
+        ]
+        record.forget()
+        return removed
+
+    def _remove(self, record: RunRecord, names: Names, pace: Pace, deadline: float) -> bool:
+        """Remove until nothing is left, or raise; whether the machine's rights are taken back."""
+        conflicts, taken_back = CONFLICTS_MAX, False
+        while True:
+            group = self._group(names)
+            if group is None:
+                return taken_back
+            if not is_of_run(group.get("tags"), names.run_id):
+                Strays(account=self.account, parts=self).remove(
+                    record, names, group, deadline=deadline, tell=pace.tell
+                )
+                return False
+            names = self._generation(names, group)
+            self._remember(record, names, group)
+            taken_back = taken_back or self._took_back(names)
+            try:
+                if not _deleting(group):
+                    ComputeEnd(account=self.account).reach(names, record, pace.tell)
+                if self._once(record, names, deadline, pace):
+                    return taken_back
+            except ConflictError as error:  # such as a write of Azure's own in the group
+                if not (conflicts := conflicts - 1):
+                    self._release(names, error)
+                    raise
+                self.account.sleep(self._look_again_s)
+            except (NotAllowed, Rejected) as error:
+                self._release(names, error)
+                raise
+            except (Transient, NoCapacity) as error:  # the latter: it failed at Azure
+                # Such as a network card reserved for the failed machine for another 180 s.
+                if self.account.clock() >= deadline:
+                    raise _gave_up(record, names, pace) from error
+                self.account.sleep(error.retry_after_s or self._look_again_s)
+                pace.tick(f"removing the resource group `{names.group}`")
+
+    def _took_back(self, names: Names) -> bool:
+        """Whether the machine's rights could be taken back now; its bill does not wait for it."""
+        try:
+            take_back(self.account, names)
+        except Transient:
+            return False
+        return True
+
+    def _release(self, names: Names, refusal: ProviderError) -> None:
+        """What may not be removed, as under a lock, is at least not left to bill its compute."""
+        machines = self.account.arm.compute.virtual_machines
+        try:
+            operation = self.account.arm.begin(
+                f"deallocate `{names.vm}`", machines.begin_deallocate, names.group, names.vm
+            )
+            done = operation.settle(wait_s=self.account.settings.operation_wait_s)
+        except ProviderError as error:
+            refusal.add_note(f"nor could it be deallocated: {error}")
+        else:
+            told = "its compute is released" if done else "its compute is being released"
+            refusal.hint = f"{refusal.hint}; {told}, its disk and address still bill".lstrip("; ")
+
+    def settled_group(self, run_id: str) -> dict[str, Any] | None:
+        """The run's group, after waiting out a deletion under way; None if there is none."""
+        names = self.account.names(run_id, 1)
+        deadline = self.account.clock() + self.account.settings.operation_wait_s
+        while True:
+            group = self._group(names)
+            if group is None or not _deleting(group):
+                return group
+            if self.account.clock() >= deadline:
+                late = Transient(f"Azure is still removing `{names.group}`", hint=AGAIN)
+                late.unfinished = True  # waited for as long as it may be
+                raise late
+            self.account.sleep(self._look_again_s)
+
+    @property
+    def _look_again_s(self) -> float:
+        return LOOK_AGAIN * self.account.settings.polling_s
+
+    def _group(self, names: Names) -> dict[str, Any] | None:
+        groups = self.account.arm.resources.resource_groups
+        try:
+            return dict(
+                self.account.arm.call("look at the resource group", groups.get, names.group)
+            )
+        except Gone:
+            return None
+
+    @staticmethod
+    def _generation(names: Names, group: dict[str, Any]) -> Names:
+        text = told_by(group.get("tags")).get(GENERATION, "")
+        generation = int(text) if text.isdigit() else names.generation
+        return Names(
+            subscription_id=names.subscription_id, run_id=names.run_id, generation=generation
+        )
+
+    def _remember(self, record: RunRecord, names: Names, group: dict[str, Any]) -> None:
+        """Write down what will be removed before it is, so that a killed removal can still tell."""
+        ours = {
+            str(one.get("id") or ""): KINDS.get(_type(one), _type(one))
+            for one in self.inventory(names)
+            if _ours(one, names)
+        }
+        listed = {id_.lower() for id_ in ours}
+        for id_ in names.all_ids():  # lists lag: what they do not show yet is asked for by name
+            if id_.lower() not in listed and self.exists(id_):
+                type_ = id_.partition("/providers/")[2].rpartition("/")[0]
+                ours[id_] = KINDS[type_.lower()]
+        ours[str(group["id"])] = "resource group"
+        known = {id_.lower() for _, id_ in record.removing}
+        record.removing += [[kind, id_] for id_, kind in ours.items() if id_.lower() not in known]
+        record.note("delete", self.account.clock())
+
+    def inventory(self, names: Names) -> list[dict[str, Any]]:
+        """What the group holds, as the (lagging) list says."""
+        with contextlib.suppress(Gone):
+            return self.account.arm.pages(
+                "list what the group holds",
+                lambda: self.account.arm.resources.resources.list_by_resource_group(names.group),
+            )
+        return []
+
+    def _once(self, record: RunRecord, names: Names, deadline: float, pace: Pace) -> bool:
+        """One attempt; whether everything is gone now."""
+        foreign = [one for one in self.inventory(names) if not _ours(one, names)]
+        if foreign:
+            self._piece_by_piece(record, names, foreign, deadline)
+            return True
+        try:
+            with contextlib.suppress(Gone):  # its page expired, or somebody was quicker
+                operation = self.account.pursue(
+                    record, "group", lambda token: self._begin_group(names, token)
+                )
+                self._wait_out(record, names, operation, deadline, pace)
+        except (Transient, BadRequest, NoCapacity):
+            self.account.finished(record, "group")
+            raise
+        self.account.finished(record, "group")
+        if self._group(names) is not None:
+            raise Transient(f"`{names.group}` is not gone yet")
+        return True
+
+    def _wait_out(
+        self, record: RunRecord, names: Names, operation: Operation, deadline: float, pace: Pace
+    ) -> None:
+        """Wait for the end of the group's deletion, minute by minute."""
+        while True:
+            left_s = max(deadline - self.account.clock(), 0.0)
+            done = self.account.settle(record, "group", operation, wait_s=min(left_s, TELL_EVERY_S))
+            if done or self.account.clock() >= deadline:
+                return
+            pace.tick(f"removing the resource group `{names.group}`")
+
+    def _begin_group(self, names: Names, token: str) -> Operation:
+        groups = self.account.arm.resources.resource_groups
+        more = {"continuation_token": token} if token else {}
+        return self.account.arm.begin(
+            f"remove the resource group `{names.group}`",
+            groups.begin_delete,
+            names.group,
+            force_deletion_types=VM,
+            **more,
+        )
+
+    # ---- a group that also holds things that are not ours ----
+
+    def _piece_by_piece(
+        self, record: RunRecord, names: Names, foreign: list[dict[str, Any]], deadline: float
+    ) -> None:
+        """Remove only our own parts and leave the group, without our tags, to what is not ours."""
+        for id_ in names.all_ids():
+            if self.exists(id_):
+                self.remove_id(id_, deadline)
+        kept = ", ".join(str(one.get("name")) for one in foreign)
+        record.removing = [[kind, id_] for kind, id_ in record.removing if kind != "resource group"]
+        group = self._group(names)
+        if group is not None:
+            every = group.get("tags") or {}
+            tags = {k: v for k, v in every.items() if not k.lower().startswith("qft-")}
+            self.account.arm.call(
+                f"leave the resource group to {kept}",
+                self.account.arm.resources.resource_groups.create_or_update,
+                names.group,
+                {"location": group["location"], "tags": tags},
+            )
+
+    def remove_id(self, id_: str, deadline: float) -> None:
+        """Remove one part and wait until it is gone, so that nothing holds on to the next."""
+        with contextlib.suppress(Gone):
+            begin_removal(self.account.arm, id_)
+        while self.exists(id_):
+            if self.account.clock() >= deadline:
+                raise Transient(f"`{id_}` is not gone yet")
+            self.account.sleep(self.account.settings.polling_s)
+
+    def exists(self, id_: str) -> bool:
+        """Whether a part is there."""
+        return self.view(id_) is not None
+
+    def view(self, id_: str) -> dict[str, Any] | None:
+        """A part as Azure describes it; None if there is none."""
+        try:
+            return look_at(self.account.arm, id_)
+        except (Gone, UnregisteredError):
+            return None
+
+    def remove_empty_group(self, record: RunRecord, names: Names) -> None:
+        """Remove a group that holds nothing; whether it goes now or in a minute costs nothing."""
+        with contextlib.suppress(ProviderError):
+            self.account.pursue(record, "group", lambda token: self._begin_group(names, token))
+            self.account.finished(record, "group")
+
+
+AGAIN = "`qft down --delete` once more waits on, and tells when nothing is left"
+
+
+def _left(record: RunRecord, names: Names) -> str:
+    """What of a removal under way still bills, as far as this computer knows."""
+    group = f"Azure goes on removing the resource group `{names.group}`"
+    if record.compute_ended_at:
+        return f"the compute is released; {group}, and its disk and address bill until then"
+    return f"{group}, and it may bill until then"
+
+
+def _gave_up(record: RunRecord, names: Names, pace: Pace) -> Transient:
+    """What is told when Azure has not removed the group for as long as we wait."""
+    error = Transient(
+        f"given up after {pace.took}: `{names.group}` is not gone; {_left(record, names)}",
+        hint=f"{AGAIN}; the portal shows what holds it, such as a lock",
+    )
+    error.unfinished = True
+    return error
+
+
+def _deleting(group: dict[str, Any]) -> bool:
+    state = str((group.get("properties") or {}).get("provisioningState") or "")
+    return state.lower() == "deleting"
+
+
+def _type(resource: dict[str, Any]) -> str:
+    return str(resource.get("type") or "").lower()
+
+
+def _ours(resource: dict[str, Any], names: Names) -> bool:
+    """Whether a resource is part of the run: by tag, by name, or as a part of its machine."""
+    if is_of_run(resource.get("tags"), names.run_id):
+        return True
+    id_ = str(resource.get("id") or "").lower()
+    known = [one.lower() for one in names.all_ids()]
+    return any(id_ == one or id_.startswith(f"{one}/") for one in known) or (
+        str(resource.get("managedBy") or "").lower() == names.vm_id.lower()
+    )

@@ -1,0 +1,143 @@
+"""What is left of a run in a resource group that lost our tag: removed piece by piece, or told.
+
+A person or a policy may take the tags off a group, or write others. What then still carries our tag
+goes; what carries none is not touched, only its compute is released where this computer wrote down
+that it had made the machine. The group goes if it holds nothing else and was written down as ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from infra.azure.context import Account
+from infra.azure.end_compute import ComputeEnd, Tell
+from infra.azure.naming import DISK, GENERATION, KINDS, Names, is_of_run, told_by
+from infra.azure.run_record import RunRecord
+from infra.provider import NotAllowed
+
+
+class Parts(Protocol):
+    """Looks at parts of a group and removes them, one at a time."""
+
+    def inventory(self, names: Names) -> list[dict[str, Any]]:
+        """What the group holds, as the (lagging) list says."""
+        ...
+
+    def view(self, id_: str) -> dict[str, Any] | None:
+        """A part as Azure describes it; None if there is none."""
+        ...
+
+    def remove_id(self, id_: str, deadline: float) -> None:
+        """Remove one part and wait until it is gone."""
+        ...
+
+    def remove_empty_group(self, record: RunRecord, names: Names) -> None:
+        """Remove a group that holds nothing."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strays:
+    """Removes what carries our tag from a group that does not."""
+
+    account: Account
+    parts: Parts
+
+    def remove(
+        self, record: RunRecord, names: Names, group: dict[str, Any], *, deadline: float, tell: Tell
+    ) -> None:
+        """Remove every tagged piece; raise `NotAllowed` if something of ours must stay."""
+        told = f"the resource group `{group.get('name')}` does not carry our tag"
+        listed = self.parts.inventory(names)
+        every = self._machines(names, record, listed)
+        known = record.ids.get("group", "").lower() == str(group.get("id") or "").lower()
+        tagged = [id_ for one in every for id_ in self._tagged(one, record)]
+        ours = [id_ for one in every for id_ in self._removable(one, tagged)]
+        if not tagged and not known:
+            raise NotAllowed(f"{told}: not touched", hint="remove it in the portal if it is yours")
+        tell(f"{told}: only what does is removed from it")
+        for one in every:  # releasing loses nothing, and what it bills is ours
+            ComputeEnd(account=self.account).reach(one, record, tell)
+        record.removing += [
+            [_kind(id_), id_] for id_ in ours if [_kind(id_), id_] not in record.removing
+        ]
+        record.note("delete", self.account.clock())
+        for id_ in ours:
+            if self.parts.view(id_) is not None:
+                self.parts.remove_id(id_, deadline)
+        ids = [id_ for one in every for id_ in one.all_ids()]
+        left = [id_ for id_ in ids if (known or id_ in tagged) and self.parts.view(id_) is not None]
+        if left:
+            raise _stays(told, left)
+        names = every[0]
+        others = [one for one in self.parts.inventory(names) if not _is_gone(self.parts, one, ids)]
+        if known and not others:
+            self.parts.remove_empty_group(record, names)
+
+    def _machines(
+        self, names: Names, record: RunRecord, listed: Sequence[dict[str, Any]]
+    ) -> list[Names]:
+        """The names of every machine of the run that tags or this computer's memory speak of."""
+        generations = {max(record.generation, 1)}
+        for one in listed:
+            text = told_by(one.get("tags")).get(GENERATION, "")
+            if is_of_run(one.get("tags"), names.run_id) and text.isdigit():
+                generations.add(int(text))
+        return [
+            Names(subscription_id=names.subscription_id, run_id=names.run_id, generation=one)
+            for one in sorted(generations)
+        ]
+
+    def _tagged(self, names: Names, record: RunRecord) -> list[str]:
+        """The ids of what carries our tag, in the order of removal; lists lag, so each is asked.
+
+        Azure gives a disk no tags: it is ours if it is the one of a machine that is, or if nothing
+        holds it any more and this computer wrote down that it had it made.
+        """
+        found: list[str] = []
+        for id_ in names.all_ids():
+            view = self.parts.view(id_)
+            if view is None:
+                continue
+            mine = is_of_run(view.get("tags"), names.run_id)
+            if id_ == names.id_of(DISK, names.disk):
+                holder = str(view.get("managedBy") or "").lower()
+                written = record.ids.get("disk", "").lower() == id_.lower()
+                mine |= holder == names.vm_id.lower() and names.vm_id in found
+                held = holder and self.parts.view(names.vm_id) is not None
+                mine |= written and not held
+            if mine:
+                found.append(id_)
+        return found
+
+    def _removable(self, names: Names, tagged: Sequence[str]) -> list[str]:
+        """Of the tagged pieces of one machine those that can go: what a machine uses stays."""
+        mine = [id_ for id_ in names.all_ids() if id_ in tagged]
+        stays = names.vm_id not in mine and self.parts.view(names.vm_id) is not None
+        return [] if stays else mine
+
+
+def _stays(told: str, left: Sequence[str]) -> NotAllowed:
+    """What is told of pieces of the run that nothing but a memory calls ours."""
+    names = ", ".join(f"`{id_.rpartition('/')[2]}`" for id_ in left)
+    error = NotAllowed(
+        f"{told}, nor does everything of the run in it; {names} stay: the compute is released, a "
+        "disk or an address among them goes on billing",
+        hint="put the tag `qft-run` back on the group and repeat this, or remove them in the "
+        "portal",
+    )
+    error.unfinished = True
+    return error
+
+
+def _kind(id_: str) -> str:
+    return KINDS[id_.partition("/providers/")[2].rpartition("/")[0].lower()]
+
+
+def _is_gone(parts: Parts, listed: dict[str, Any], ids: Sequence[str]) -> bool:
+    """Whether something that a list still shows is one of ours, and gone."""
+    id_ = str(listed.get("id") or "")
+    mine = next((one for one in ids if one.lower() == id_.lower()), "")
+    return bool(mine) and parts.view(mine) is None

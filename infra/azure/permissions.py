@@ -1,0 +1,141 @@
+"""What this account may do, read from Azure's own list instead of found out by failing."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infra.azure.context import Account
+from infra.provider import Gone, ProviderError, Transient
+
+THREAD = "rights"
+GRACE_S = 0.2
+"""How long an answer is waited for at least: it may be on its way when the time is up."""
+RENT = (
+    "Microsoft.Resources/subscriptions/resourceGroups/write",
+    "Microsoft.Resources/subscriptions/resourceGroups/delete",
+    "Microsoft.Compute/virtualMachines/write",
+    "Microsoft.Network/virtualNetworks/write",
+    "Microsoft.Network/publicIPAddresses/write",
+    "Microsoft.Network/networkSecurityGroups/write",
+    "Microsoft.Network/networkInterfaces/write",
+)
+ASSIGN = "Microsoft.Authorization/roleAssignments/write"
+DEFINE = "Microsoft.Authorization/roleDefinitions/write"
+RELEASE_HINT = "ask for `User Access Administrator`"
+"""`Role Based Access Control Administrator` may assign roles, but not define the one of ours."""
+SCHEDULE = "Microsoft.DevTestLab/schedules/write"
+
+
+def permissions(account: Account) -> list[dict[str, Any]]:
+    """The account's permissions on the subscription."""
+    return account.arm.listed(
+        "read what this account may do",
+        f"/subscriptions/{account.settings.subscription_id}"
+        "/providers/Microsoft.Authorization/permissions",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settable:
+    """Which of the switches that end a bill the account may set."""
+
+    schedule: bool
+    release: bool
+
+
+@dataclass
+class Rights:
+    """What the account may do, asked for behind other questions and not waited for long."""
+
+    account: Account
+    settable: Settable | None = None
+    error: ProviderError | None = None
+    _thread: threading.Thread | None = None
+    _until_s: float = 0.0
+
+    def ask(self) -> None:
+        """Begin to ask; returns at once. A question that is still open is not asked twice."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self.account.arm.warm()  # the SDK's clients are made here, not by two threads at once
+        self.settable = self.error = None
+        self._until_s = time.monotonic() + self.account.settings.offers_wait_s
+        self._thread = threading.Thread(target=self._learn, daemon=True, name=THREAD)
+        self._thread.start()
+
+    def known(self) -> Settable:
+        """Which switches may be set, within `offers_wait_s` of the question.
+
+        Raises `Transient` if they did not come by then, and what asking for them raised.
+        """
+        if self._thread is None:
+            self.ask()
+        thread, self._thread = self._thread, None  # answers are for one plan: rights change
+        if thread is not None:
+            thread.join(max(self._until_s - time.monotonic(), GRACE_S))
+        if self.error is not None:
+            raise self.error
+        if self.settable is None:
+            waited_s = self.account.settings.offers_wait_s
+            raise Transient(
+                f"Azure did not say within {waited_s:.1f} s what this account may do",
+                hint="ask again in a moment",
+            )
+        return self.settable
+
+    def _learn(self) -> None:
+        try:
+            granted = permissions(self.account)
+            release = self.account.settings.self_release and may_release(self.account, granted)
+            self.settable = Settable(schedule=allowed(granted, SCHEDULE), release=release)
+        except ProviderError as error:
+            self.error = error
+
+
+def allowed(granted: Sequence[Mapping[str, Any]], action: str) -> bool:
+    """Whether some role grants `action` without taking it away again; `*` stands for anything."""
+    return any(
+        _covers(role.get("actions") or [], action)
+        and not _covers(role.get("notActions") or [], action)
+        for role in granted
+    )
+
+
+def may_release(account: Account, granted: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the account may let a machine deallocate itself.
+
+    It must be able to assign the role of ours, and to define it unless somebody has done so.
+    """
+    if not allowed(granted, ASSIGN):
+        return False
+    return allowed(granted, DEFINE) or role_is_defined(account)
+
+
+def role_id(subscription_id: str) -> str:
+    """The one role of ours in a subscription; the same for every machine and every computer."""
+    name = uuid.uuid5(uuid.NAMESPACE_URL, f"qft/{subscription_id}/deallocate")
+    home = f"/subscriptions/{subscription_id}"
+    return f"{home}/providers/Microsoft.Authorization/roleDefinitions/{name}"
+
+
+def role_is_defined(account: Account) -> bool:
+    """Whether that role is there."""
+    role = role_id(account.settings.subscription_id)
+    try:
+        account.arm.send("look for the role that may only deallocate", "GET", role)
+    except Gone:
+        return False
+    return True
+
+
+def _covers(patterns: Sequence[str], action: str) -> bool:
+    return any(
+        re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), action, re.IGNORECASE)
+        for pattern in patterns
+    )

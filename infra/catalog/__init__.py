@@ -1,0 +1,1 @@
+"""The GPU sizes that can be rented, by vendor."""

@@ -1,0 +1,380 @@
+"""One machine played by this computer: a directory that tells the truth about it after any crash.
+
+Files of a machine's directory, each whole or absent:
+
+    spec.json     what the machine is; written once by its owner, last of what makes it
+    host_key      the private host key it presents
+    orders.json   which life it is in and whether it should be on; written by its owner
+    eviction.json that this life will be taken away, by whom and with how much notice
+    guest.json    where the guest of a life listens; written by the guest
+    stopped.json  why a life ended, written by the guest before it ends
+    disk/         the machine's home directory, kept while it is off
+    guest.log     what the guest had to say
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra.durable import read_json, write_bytes, write_json
+from infra.local.processes import GUEST, MARK, end_all, guest_of, is_guest, of_machine
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+BOOT_PATIENCE_S = 10.0
+"""How long a life may have no process at all before it counts as dead on arrival."""
+KEPT_ENVIRONMENT = (
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+)
+"""What describes this computer rather than its user; nothing else of the caller gets in."""
+
+
+def inherited_environ() -> dict[str, str]:
+    """What of our environment a machine made now gets for life.
+
+    Settled once: a job resumed from another shell must compute with the same number of threads.
+    """
+    return {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSpec:
+    """What a machine is, for as long as it exists."""
+
+    name: str
+    """What it calls itself, such as in the `Resources` of a scheduled event."""
+    user: str
+    public_key: str
+    notice_s: float = 5.0
+    """How long a scripted eviction is announced; 0 is no notice at all."""
+    boot_s: float = 0.0
+    """How long it takes from power on until SSH answers, beyond what the process itself needs."""
+    first_metadata_s: float = 0.0
+    """How long the first question to the metadata service takes."""
+    metadata_path: str = ""
+    """What the paths of the metadata service begin with, known to this machine only."""
+    instance: dict[str, str] = field(default_factory=dict)
+    """Facts for `/metadata/instance/compute`."""
+    environ: dict[str, str] = field(default_factory=inherited_environ)
+    market_file: str = ""
+    """Where the machine's price stands (local_market.py); empty if it has none."""
+    region: str = ""
+    max_price_usd_per_h: float | None = None
+    """The machine evicts itself when its price in `region` rises above this."""
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
+    """What its processes carry in their environment; unique on this computer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What the owner wants of the machine."""
+
+    life: int
+    on: bool
+    since: str
+    reason: str = ""
+    """Why it is off."""
+    evict_after_s: float | None = None
+    """When this life is to be evicted by script, counted from its start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eviction:
+    """That a life will be taken away."""
+
+    life: int
+    notice_s: float
+    reason: str
+    detail: str
+
+
+class Power(StrEnum):
+    """What can be seen of a machine from outside."""
+
+    ABSENT = "absent"
+    OFF = "off"
+    BOOTING = "booting"
+    ON = "on"
+    ENDING = "ending"
+    DEAD = "dead"
+    """Should be on, but its guest is gone without a word: the computer restarted, or it crashed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineState:
+    """One look at a machine."""
+
+    power: Power
+    life: int = 0
+    since: str = ""
+    ssh_port: int = 0
+    metadata_port: int = 0
+    reason: str = ""
+    detail: str = ""
+
+
+class Machine:
+    """The levers of one machine; the caller makes sure that only one pulls them at a time."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory = directory.resolve()
+        self.disk = self.directory / "disk"
+        self.host_key = self.directory / "host_key"
+        self._sleep = sleep
+        self._clock = clock
+
+    def make(self, spec: MachineSpec, host_private_key: str) -> None:
+        """Make the machine, switched off, with an empty disk; again after a crash, no harm done."""
+        self.disk.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_bytes(self.host_key, host_private_key.encode())
+        write_json(self.directory / "spec.json", asdict(spec))
+
+    def power_on(self, *, evict_after_s: float | None = None) -> None:
+        """Begin a new life unless one is on; returns before SSH answers. Raises `LaunchFailed`."""
+        spec, orders = self.spec(), self.orders()
+        if spec is None:
+            raise FileNotFoundError(f"`{self.directory}` holds no machine")
+        if orders is None or self.look().power in {Power.OFF, Power.DEAD}:
+            self.end_processes()
+            life = orders.life + 1 if orders else 1
+            orders = Orders(life=life, on=True, since=self._now(), evict_after_s=evict_after_s)
+            self._write("orders.json", orders)
+        if orders.on and guest_of(spec.mark, orders.life) is None:
+            self._launch(spec, orders.life)
+
+    def power_off(self, reason: str) -> None:
+        """End this life at once: no notice, no process left when this returns.
+
+        If the reason cannot be written down, as on a full disk, the life ends all the same.
+        """
+        orders = self.orders()
+        try:
+            if orders is not None and orders.on and self._stop_record(orders.life) is None:
+                off = Orders(life=orders.life, on=False, since=self._now(), reason=reason)
+                self._write("orders.json", off)
+        finally:
+            self.end_processes()
+
+    def end_processes(self) -> None:
+        """Kill whatever runs in the machine and write nothing: for one that is being deleted."""
+        spec = self.spec()
+        if spec is not None:
+            end_all(lambda: of_machine(spec.mark, self.disk), sleep=self._sleep)
+
+    def order_eviction(
+        self, notice_s: float, reason: str = "evicted", detail: str = "", life: int | None = None
+    ) -> None:
+        """Have the machine take itself away after `notice_s`; needs nobody to wait for it.
+
+        Silent if that is under way already, or the machine is not on.
+        """
+        orders = self.orders()
+        if orders is None or not orders.on or life not in {None, orders.life}:
+            return
+        if self.eviction(orders.life) is None:
+            eviction = Eviction(life=orders.life, notice_s=notice_s, reason=reason, detail=detail)
+            self._write("eviction.json", eviction)
+
+    def look(self) -> MachineState:
+        """Look at the machine. One that is found dead takes its last processes with it."""
+        spec, orders = self.spec(), self.orders()
+        if spec is None:
+            return MachineState(power=Power.ABSENT)
+        if orders is None:
+            return MachineState(power=Power.OFF, reason="user", detail="never switched on")
+        if not orders.on:
+            return MachineState(
+                power=Power.OFF, life=orders.life, since=orders.since, reason=orders.reason
+            )
+        listening = self._record("guest.json", orders.life)
+        alive = (
+            is_guest(listening["pid"], listening["created_at"], spec.mark, orders.life)
+            if listening is not None
+            else guest_of(spec.mark, orders.life) is not None
+        )
+        stop = self._stop_record(orders.life)
+        if stop is not None:
+            power = Power.ENDING if alive else Power.OFF
+            return MachineState(power=power, life=orders.life, **stop)
+        if listening is not None and alive:
+            return MachineState(
+                power=Power.ON,
+                life=orders.life,
+                since=listening["since"],
+                ssh_port=listening["ssh_port"],
+                metadata_port=listening["metadata_port"],
+            )
+        if listening is None and (alive or self._may_still_be_born(orders)):
+            return MachineState(power=Power.BOOTING, life=orders.life, since=orders.since)
+        return self._look_at_the_dead(orders)
+
+    def spec(self) -> MachineSpec | None:
+        """What the machine is; None if it does not exist."""
+        data = read_json(self.directory / "spec.json")
+        return None if data is None else MachineSpec(**data)
+
+    def orders(self) -> Orders | None:
+        """What is wanted of the machine; None if it was never switched on or is being deleted."""
+        data = read_json(self.directory / "orders.json")
+        return None if data is None else Orders(**data)
+
+    def eviction(self, life: int) -> Eviction | None:
+        """Whether that life will be taken away."""
+        data = self._record("eviction.json", life)
+        return None if data is None else Eviction(**data)
+
+    def report_listening(self, life: int, *, ssh_port: int, metadata_port: int) -> None:
+        """The guest says where it listens."""
+        me = psutil.Process()
+        record = {
+            "life": life,
+            "pid": me.pid,
+            "created_at": me.create_time(),
+            "ssh_port": ssh_port,
+            "metadata_port": metadata_port,
+            "since": self._now(),
+        }
+        write_json(self.directory / "guest.json", record)
+
+    def report_stop(self, life: int, reason: str, detail: str) -> None:
+        """The guest says why it is about to end."""
+        record = {"life": life, "reason": reason, "detail": detail, "since": self._now()}
+        write_json(self.directory / "stopped.json", record)
+
+    def report_alive(self) -> None:
+        """The guest leaves a trace of when it was last seen, for the case that it just vanishes."""
+        with contextlib.suppress(FileNotFoundError):  # deleted, which the next look notices
+            os.utime(self.directory / "guest.lock")
+
+    @contextlib.contextmanager
+    def alone_as_guest(self) -> Iterator[bool]:
+        """Whether the caller is the only guest here; held until it ends."""
+        try:
+            handle = os.open(self.directory / "guest.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            yield False  # deleted while we were starting
+            return
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(handle)
+
+    def _look_at_the_dead(self, orders: Orders) -> MachineState:
+        """Make it so that nothing of a machine without a guest runs, and say what was found."""
+        self.end_processes()
+        stop = self._stop_record(orders.life)
+        if stop is not None:  # it ended properly between two of our looks
+            return MachineState(power=Power.OFF, life=orders.life, **stop)
+        return MachineState(
+            power=Power.DEAD,
+            life=orders.life,
+            since=self._last_alive(),
+            reason="failed",
+            detail=f"its process ended without a word, as when this computer restarts{self._log()}",
+        )
+
+    def _log(self) -> str:
+        """The last words of a guest, for people; empty if it had none."""
+        try:
+            lines = (self.directory / "guest.log").read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            lines = []
+        return f"; `guest.log` ends with: {lines[-1][:300]}" if lines else ""
+
+    def _last_alive(self) -> str:
+        """When a guest was last seen, ISO 8601 UTC; empty if there never was one."""
+        try:
+            seen = (self.directory / "guest.lock").stat().st_mtime
+        except FileNotFoundError:
+            return ""
+        return datetime.fromtimestamp(seen, UTC).isoformat()
+
+    def _may_still_be_born(self, orders: Orders) -> bool:
+        """Whether whoever began this life may be about to launch its guest."""
+        age_s = self._clock() - datetime.fromisoformat(orders.since).timestamp()
+        return 0 <= age_s < BOOT_PATIENCE_S
+
+    def _launch(self, spec: MachineSpec, life: int) -> None:
+        """Start the guest in a session of its own, with nothing of ours but this code."""
+        environ = {
+            "LANG": "C.UTF-8",
+            **spec.environ,
+            "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
+            "PYTHONPATH": str(Path(__file__).absolute().parents[2]),
+            MARK: spec.mark,
+            GUEST: str(life),
+        }
+        # -P: the machine's disk must not be able to stand in for a module of ours.
+        argv = [sys.executable, "-P", "-m", "infra.local.start_vm"]
+        argv += ["--dir", str(self.directory), "--life", str(life)]
+        log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        pid = os.posix_spawn(
+            sys.executable,
+            argv,
+            environ,
+            setsid=True,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(self.directory / "guest.log"), log, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+        )
+        _, status = os.waitpid(pid, 0)
+        if status != 0:
+            raise LaunchFailed(self.directory / "guest.log", os.waitstatus_to_exitcode(status))
+
+    def _record(self, name: str, life: int) -> dict[str, Any] | None:
+        """Read a record if it is about that life."""
+        data: dict[str, Any] | None = read_json(self.directory / name)
+        return data if data is not None and data["life"] == life else None
+
+    def _stop_record(self, life: int) -> dict[str, Any] | None:
+        """Why that life ended (reason, detail, since), if its guest said so."""
+        data = self._record("stopped.json", life)
+        return None if data is None else {key: data[key] for key in ("reason", "detail", "since")}
+
+    def _write(self, name: str, value: Orders | Eviction) -> None:
+        """Write one record."""
+        write_json(self.directory / name, asdict(value))
+
+    def _now(self) -> str:
+        """The time, ISO 8601 UTC."""
+        return datetime.fromtimestamp(self._clock(), UTC).isoformat()
+
+
+class LaunchFailed(Exception):  # noqa: N818  (says what happened)
+    """The guest's process did not even start."""
+
+    def __init__(self, log: Path, code: int) -> None:
+        super().__init__(f"the local machine's process ended with code {code}; see `{log}`")

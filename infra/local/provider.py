@@ -1,0 +1,394 @@
+"""A spot cloud played by this computer: the seam's promises kept by real processes, for free.
+
+State lives under one directory and nowhere else, so that any process finds it again:
+
+    lock            one caller at a time changes anything
+    market.json     prices and capacity, if the user wants other than the default (local_market.py)
+    vms/RUN/        one machine: vm.json is what we told the caller, the rest local_machine.py's
+    trash/RUN.ID/   a machine being deleted
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from infra.catalog.gpus import (
+    SPOT_DATE,
+    reference_on_demand_usd_per_h,
+    resolve_gpu,
+)
+from infra.durable import LockTimeout, locked, read_json, sync_directory, write_json
+from infra.local.machine import LaunchFailed, Machine, MachineSpec, MachineState, Power
+from infra.local.market import Market, read_market
+from infra.local.processes import StillAlive
+from infra.provider import (
+    BadRequest,
+    Gone,
+    NotAllowed,
+    Observation,
+    Offer,
+    PowerState,
+    Removed,
+    StopReason,
+    Traits,
+    Transient,
+    Vm,
+    VmSpec,
+    Want,
+)
+
+SIZE = "local-gpu"
+DEFAULT_GPU = "T4"
+LOCK_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """How machines made by this provider behave; stored with each machine when it is made."""
+
+    notice_s: float = 5.0
+    """How long an eviction is announced; 0 is no notice at all."""
+    evict_after_s: Sequence[float] = ()
+    """One entry per life: after how many seconds it is evicted by script. Lives of later machines
+    of a run count on from the generation."""
+    boot_s: float = 0.0
+    first_metadata_s: float = 0.0
+
+
+class LocalProvider:
+    """Keeps the promises of `Provider` with processes of this computer."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        settings: LocalSettings | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._root = root.absolute()
+        self._settings = settings or LocalSettings()
+        self._sleep = sleep
+        self._clock = clock
+
+    @property
+    def name(self) -> str:
+        """The value of `vm.provider`."""
+        return "local"
+
+    @property
+    def traits(self) -> Traits:
+        """Rented and evicted like the real thing, at prices nobody is charged."""
+        return Traits(rents=True, evicts=True, simulated_prices=True)
+
+    def offers(self, want: Want) -> list[Offer]:
+        """One offer per simulated region: free ones first, as wanted or else the cheapest first."""
+        gpu = resolve_gpu(want.gpu or DEFAULT_GPU).gpu
+        market = self._market()
+        told = market.quotes is not None
+        offers = []
+        for region in want.regions or market.regions:
+            quote = market.quote(region)
+            on_demand = quote.on_demand_usd_per_h if quote else None
+            offers.append(
+                Offer(
+                    provider=self.name,
+                    region=region,
+                    size=SIZE,
+                    gpu=gpu.name,
+                    gpu_memory_gb=gpu.memory_gb,
+                    spot_usd_per_h=market.price(region, gpu.name) if quote else 0.0,
+                    on_demand_usd_per_h=on_demand or reference_on_demand_usd_per_h(gpu.name),
+                    price_source="market.json, simulated" if told else "catalog, simulated",
+                    priced_at=self._now() if told else SPOT_DATE,
+                    blocked_by=market.obstacle(region, gpu.name, want.max_price_usd_per_h),
+                )
+            )
+        dearness = 0.0 if want.regions else 1.0
+        return sorted(offers, key=lambda o: (bool(o.blocked_by), dearness * o.spot_usd_per_h))
+
+    def create(self, spec: VmSpec) -> Vm:
+        """Make the machine of `spec.run_id` or return it; `vm.json` is written before it starts."""
+        if importlib.util.find_spec("asyncssh") is None:
+            raise NotAllowed(
+                "machines played by this computer need the embedded SSH server",
+                hint="pip install 'qft[local]'",
+            )
+        directory = self._directory(spec.run_id)
+        with self._locked(), _translated():
+            self._empty_trash(spec.run_id)
+            machine = self._machine(directory)
+            record = read_json(directory / "vm.json")
+            if record is None or machine.orders() is None:
+                self._market().admit(
+                    spec.offer.region, spec.offer.gpu or DEFAULT_GPU, spec.max_price_usd_per_h
+                )
+                record = self._make(machine, spec)
+            if machine.look().power in {Power.OFF, Power.DEAD} and machine.orders() is not None:
+                return self._vm(record, machine.look())
+            machine.power_on(evict_after_s=_scripted(record, machine))
+            return self._vm(record, machine.look())
+
+    def observe(self, vm: Vm) -> Observation:
+        """Look at the machine; prices come from the market of its region."""
+        directory = self._directory(vm.run_id)
+        with _translated():
+            record = read_json(directory / "vm.json")
+            if record is None or record["vm"]["id"] != vm.id:
+                return Observation(
+                    power=PowerState.GONE,
+                    stop_reason=StopReason.UNKNOWN,
+                    detail="no such machine on this computer",
+                )
+            state = self._machine(directory).look()
+        seen = self._vm(record, state)
+        market = self._market()
+        known = market.quote(seen.region) is not None
+        price = market.price(seen.region, record["gpu"]) if known else None
+        cap = record["max_price_usd_per_h"]
+        return Observation(
+            power=seen.power,
+            host=seen.host,
+            port=seen.port,
+            metadata_url=seen.metadata_url,
+            stop_reason=StopReason(state.reason) if state.reason else None,
+            since=state.since,
+            detail=state.detail,
+            ran=True if state.reason else None,  # nothing here is refused once it was accepted
+            price_usd_per_h=price if price is None or cap is None else min(price, cap),
+        )
+
+    def start(self, vm: Vm) -> None:
+        """Begin the machine's next life on the same disk, behind the same host key."""
+        with self._existing(vm) as (record, machine):
+            power = machine.look().power
+            if power is Power.ON:
+                return
+            if power is not Power.BOOTING:
+                self._market().admit(vm.region, record["gpu"], record["max_price_usd_per_h"])
+                machine.power_off(StopReason.USER)  # an eviction that is under way is over now
+            machine.power_on(evict_after_s=_scripted(record, machine))
+
+    def deallocate(self, vm: Vm) -> None:
+        """Kill everything that runs in the machine and keep its disk."""
+        with self._existing(vm) as (_, machine):
+            machine.power_off(StopReason.USER)
+
+    def delete(self, run_id: str) -> list[Removed]:
+        """Kill everything of the run, remove its disk, and say what that was.
+
+        Moving it away comes first: it needs no space, and the guest takes it as its end.
+        """
+        directory = self._directory(run_id)
+        with self._locked(), _translated():
+            self._discard(directory)
+            removed = self._empty_trash(run_id)
+            if self._discard(directory):  # by a job that made its folders again before it died
+                self._empty_trash(run_id)
+            return removed
+
+    def list_all(self) -> list[Vm]:
+        """Every machine of this directory, and every half of one, newest first."""
+        found = []
+        with _translated():
+            for directory in _entries(self._root / "vms"):
+                record = read_json(directory / "vm.json")
+                if record is None:
+                    found.append(_remnant(directory.name))
+                else:
+                    found.append(self._vm(record, self._machine(directory).look()))
+            trash = _entries(self._root / "trash")
+            found.extend(_remnant(directory.name.rpartition(".")[0]) for directory in trash)
+        return sorted(found, key=lambda vm: vm.created_at, reverse=True)
+
+    def evict(self, vm: Vm) -> None:
+        """Order the eviction; the machine carries it out itself, whatever becomes of us."""
+        with self._existing(vm) as (record, machine):
+            machine.order_eviction(record["notice_s"], StopReason.EVICTED, "asked for")
+
+    def _make(self, machine: Machine, spec: VmSpec) -> dict[str, Any]:
+        """Write down what the machine is; nothing runs yet."""
+        vm = Vm(
+            provider=self.name,
+            run_id=spec.run_id,
+            id=f"{spec.run_id}.{secrets.token_hex(4)}",
+            region=spec.offer.region,
+            size=spec.offer.size,
+            generation=spec.generation,
+            user=spec.user,
+            host_public_key=spec.host_public_key,
+            created_at=self._now(),
+            price_usd_per_h=spec.offer.spot_usd_per_h,
+        )
+        metadata_path = f"/{secrets.token_hex(16)}"
+        record = {
+            "version": 1,
+            "vm": asdict(vm),
+            "gpu": spec.offer.gpu or DEFAULT_GPU,
+            "max_price_usd_per_h": spec.max_price_usd_per_h,
+            "labels": spec.labels,
+            "notice_s": self._settings.notice_s,
+            "evict_after_s": list(self._settings.evict_after_s),
+            "metadata_path": metadata_path,
+        }
+        machine.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self._root / "trash").mkdir(exist_ok=True)  # now, while there is space
+        write_json(machine.directory / "vm.json", record)
+        machine.make(
+            MachineSpec(
+                name=spec.run_id,
+                user=spec.user,
+                public_key=spec.public_key,
+                notice_s=self._settings.notice_s,
+                boot_s=self._settings.boot_s,
+                first_metadata_s=self._settings.first_metadata_s,
+                metadata_path=metadata_path,
+                market_file=str(self._root / "market.json"),
+                region=spec.offer.region,
+                max_price_usd_per_h=spec.max_price_usd_per_h,
+                instance={
+                    "location": spec.offer.region,
+                    "vmSize": spec.offer.size,
+                    "vmId": vm.id,
+                    "priority": "Spot",
+                    "evictionPolicy": "Deallocate",
+                },
+            ),
+            spec.host_private_key,
+        )
+        return record
+
+    def _vm(self, record: dict[str, Any], state: MachineState) -> Vm:
+        """What the caller was told once, with what is true now."""
+        vm = Vm(**{**record["vm"], "power": PowerState(record["vm"]["power"])})
+        power = {
+            Power.ABSENT: PowerState.REMNANTS,
+            Power.OFF: PowerState.DEALLOCATED,
+            Power.BOOTING: PowerState.STARTING if state.life > 1 else PowerState.CREATING,
+            Power.ON: PowerState.RUNNING,
+            Power.ENDING: PowerState.STOPPING,
+            Power.DEAD: PowerState.DEALLOCATED,
+        }[state.power]
+        if state.power is not Power.ON:
+            return replace(vm, power=power)
+        return replace(
+            vm,
+            power=power,
+            host="127.0.0.1",
+            port=state.ssh_port,
+            metadata_url=f"http://127.0.0.1:{state.metadata_port}{record.get('metadata_path', '')}",
+        )
+
+    @contextlib.contextmanager
+    def _existing(self, vm: Vm) -> Iterator[tuple[dict[str, Any], Machine]]:
+        """The machine, for us alone; raises `Gone` if it is not there or not the same any more."""
+        directory = self._directory(vm.run_id)
+        with self._locked(), _translated():
+            record = read_json(directory / "vm.json")
+            if record is None or record["vm"]["id"] != vm.id:
+                raise Gone(f"the machine `{vm.id}` does not exist any more")
+            yield record, self._machine(directory)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other callers out; raises `Transient` if one of them stays too long."""
+        try:
+            with locked(self._root / "lock", timeout_s=LOCK_PATIENCE_S, sleep=self._sleep):
+                yield
+        except LockTimeout as error:
+            raise Transient(str(error), retry_after_s=1.0) from error
+
+    def _directory(self, run_id: str) -> Path:
+        """Where the machine of a run lives; raises `BadRequest` for an id that is no name."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", run_id):
+            raise BadRequest(f"`{run_id}` cannot be a run id: 1 to 40 of a-z, 0-9 and -")
+        return self._root / "vms" / run_id
+
+    def _machine(self, directory: Path) -> Machine:
+        """The levers of the machine that lives in `directory`."""
+        return Machine(directory, sleep=self._sleep, clock=self._clock)
+
+    def _discard(self, directory: Path) -> bool:
+        """Move a machine's directory into the trash; whether there was one."""
+        if not directory.exists():
+            return False
+        trash = self._root / "trash"
+        trash.mkdir(exist_ok=True)
+        directory.rename(trash / f"{directory.name}.{secrets.token_hex(4)}")
+        sync_directory(directory.parent)
+        return True
+
+    def _empty_trash(self, run_id: str) -> list[Removed]:
+        """Finish what a delete of the run began, perhaps in a process that was killed over it."""
+        removed = []
+        for remnant in _entries(self._root / "trash"):
+            if remnant.name.rpartition(".")[0] != run_id:
+                continue
+            self._machine(remnant).end_processes()
+            record = read_json(remnant / "vm.json")
+            _remove_tree(remnant)
+            if record is not None:
+                removed.append(Removed(kind="virtual machine", id=record["vm"]["id"]))
+            removed.append(Removed(kind="disk", id=remnant.name))
+        return removed
+
+    def _market(self) -> Market:
+        """Prices and capacity now."""
+        return read_market(self._root / "market.json", self._clock())
+
+    def _now(self) -> str:
+        """The time, ISO 8601 UTC."""
+        return datetime.fromtimestamp(self._clock(), UTC).isoformat()
+
+
+def _scripted(record: dict[str, Any], machine: Machine) -> float | None:
+    """When the life that would begin now is to be evicted by script."""
+    orders = machine.orders()
+    index = record["vm"]["generation"] - 1 + (orders.life if orders else 0)
+    script: list[float] = record["evict_after_s"]
+    return script[index] if index < len(script) else None
+
+
+def _remnant(run_id: str) -> Vm:
+    """A run of which only parts are left."""
+    return Vm(
+        provider="local", run_id=run_id, id=run_id, region="", size="", power=PowerState.REMNANTS
+    )
+
+
+def _entries(directory: Path) -> list[Path]:
+    """The directories in a directory that may not exist."""
+    return [path for path in directory.iterdir() if path.is_dir()] if directory.exists() else []
+
+
+def _remove_tree(directory: Path) -> None:
+    """Remove a directory, also where its owner made parts of it read-only; links stay links."""
+    for inner, names, _ in os.walk(directory):
+        for path in (Path(inner, name) for name in names):
+            if not path.is_symlink():
+                path.chmod(0o700)
+    shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what a computer can do to its processes and files into the seam's errors."""
+    try:
+        yield
+    except LaunchFailed as error:
+        raise Transient(str(error), hint="look at the log it names") from error
+    except StillAlive as error:
+        raise Transient(str(error), retry_after_s=5.0) from error
+    except OSError as error:
+        raise Transient(f"this computer refused: {error}") from error

@@ -1,0 +1,180 @@
+"""One life of a local machine: it boots, listens, and its end spares nothing that ran in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from infra.local.imds import MetadataService
+from infra.local.machine import Machine, MachineSpec
+from infra.local.market import read_market
+from infra.local.processes import GUEST, adopt_orphans, end_all, inside
+from infra.local.ssh_server import SshServer
+from infra.provider import BadRequest
+
+WATCH_S = 0.05
+MARKET_EVERY_S = 0.25
+CHORES_EVERY_S = 1.0
+
+
+def play(directory: Path, life: int) -> None:
+    """Play that life of the machine in `directory`, if nobody else does and its owner wants it."""
+    adopt_orphans()
+    machine = Machine(directory)
+    with machine.alone_as_guest() as alone:
+        if alone:
+            try:
+                asyncio.run(Guest(machine=machine, life=life).play())
+            finally:  # also if we failed: a machine without its guest is no machine
+                spec = machine.spec()
+                if spec is not None:
+                    end_all(lambda: inside(spec.mark, machine.disk))
+
+
+@dataclass(kw_only=True)
+class Guest:
+    """One life of one machine."""
+
+    machine: Machine
+    life: int
+    _reaping: set[int] = field(default_factory=set)
+    _deadline: float | None = None
+    """When the announced end comes, in seconds of `time.monotonic`."""
+    _market_at: float = 0.0
+    _chores_at: float = 0.0
+
+    async def play(self) -> None:
+        """Boot, listen, and watch the machine's directory until something ends this life."""
+        spec, orders = self.machine.spec(), self.machine.orders()
+        if spec is None or orders is None or orders.life != self.life or not orders.on:
+            return  # deleted or restarted while we were starting
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self._end, spec.mark)
+        if orders.evict_after_s is not None:
+            script = (spec.notice_s, "evicted", "scripted", self.life)
+            asyncio.get_running_loop().call_later(
+                orders.evict_after_s, self.machine.order_eviction, *script
+            )
+        metadata = MetadataService(
+            vm_name=spec.name,
+            compute={"name": spec.name, **spec.instance},
+            first_call_s=spec.first_metadata_s,
+            clock=time.time,
+            on_start_request=self._hurry,
+            secret=spec.metadata_path,
+        )
+        os.chdir(self.machine.disk)
+        ssh = SshServer(
+            home=self.machine.disk,
+            user=spec.user,
+            public_key=spec.public_key,
+            host_key=self.machine.host_key,
+            environ=_environ_inside(self.machine.disk, spec.user),
+        )
+        booting = asyncio.ensure_future(self._boot(spec.boot_s, metadata, ssh))
+        while True:  # a machine may be evicted or deleted before it is up, as on a real cloud
+            self._watch(spec, metadata, ssh)
+            if booting.done():
+                booting.result()  # a machine that cannot boot ends, with the reason in its log
+            await asyncio.sleep(WATCH_S)
+
+    async def _boot(self, boot_s: float, metadata: MetadataService, ssh: SshServer) -> None:
+        """Take the time that booting takes, then listen and say so."""
+        listener = await metadata.serve()
+        metadata_port: int = listener.sockets[0].getsockname()[1]
+        await asyncio.sleep(boot_s)
+        port = await ssh.serve()
+        self.machine.report_listening(self.life, ssh_port=port, metadata_port=metadata_port)
+
+    def _watch(self, spec: MachineSpec, metadata: MetadataService, ssh: SshServer) -> None:
+        """Look at the directory, many times a second, and do what it says."""
+        orders, now = self.machine.orders(), time.monotonic()
+        if orders is None or orders.life != self.life or not orders.on:
+            self._end(spec.mark)
+        self._carry_out_eviction(spec.mark, metadata, now)
+        if now >= self._market_at:
+            self._market_at = now + MARKET_EVERY_S
+            self._obey_market(spec)
+        if now >= self._chores_at:
+            self._chores_at = now + CHORES_EVERY_S
+            self._reap(ssh.children)
+            self.machine.report_alive()
+
+    def _carry_out_eviction(self, mark: str, metadata: MetadataService, now: float) -> None:
+        """Announce an eviction that was ordered, and end this life when its time has come."""
+        eviction = self.machine.eviction(self.life)
+        if eviction is None:
+            return
+        if self._deadline is None:
+            self._deadline = now + eviction.notice_s
+            if eviction.notice_s > 0:
+                metadata.announce_preemption(eviction.notice_s)
+        if now >= self._deadline:
+            metadata.start_preemption()
+            try:
+                self.machine.report_stop(self.life, eviction.reason, eviction.detail)
+            finally:  # a full disk may lose the reason, but not the eviction
+                self._end(mark)
+
+    def _obey_market(self, spec: MachineSpec) -> None:
+        """Order our own eviction when the price has risen above the cap."""
+        if not spec.market_file or spec.max_price_usd_per_h is None:
+            return
+        try:
+            quote = read_market(Path(spec.market_file), time.time()).quote(spec.region)
+        except BadRequest as error:
+            print(error, file=sys.stderr)  # noqa: T201  (standard error is guest.log)
+            return
+        price = quote.spot_usd_per_h if quote else None
+        if price is not None and price > spec.max_price_usd_per_h:
+            detail = f"${price:.4f} per hour exceeds the cap of ${spec.max_price_usd_per_h:.4f}"
+            self.machine.order_eviction(spec.notice_s, "price", detail, self.life)
+
+    def _hurry(self) -> None:
+        """The machine does not want to wait for its announced end."""
+        if self._deadline is not None:
+            self._deadline = time.monotonic()
+
+    def _end(self, mark: str) -> None:
+        """Kill everything that runs here, then this process; nothing gets a chance to clean up."""
+        end_all(lambda: inside(mark, self.machine.disk))
+        os._exit(0)
+
+    def _reap(self, waited_for: set[int]) -> None:
+        """Collect adopted orphans that ended; twice seen, so that it is not a newborn's end."""
+        zombies = {
+            child.pid
+            for child in psutil.Process().children()
+            if child.pid not in waited_for and _is_zombie(child)
+        }
+        for pid in zombies & self._reaping:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        self._reaping = zombies
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    """Whether a process has ended and waits to be collected."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _environ_inside(home: Path, user: str) -> dict[str, str]:
+    """The whole environment of what runs in the machine; ours is clean already, see `launch`."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"PYTHONPATH", GUEST, "PWD", "OLDPWD", "SHLVL", "_"}
+    }
+    shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
+    return {**kept, "HOME": str(home), "USER": user, "LOGNAME": user, "SHELL": shell}

@@ -1,0 +1,139 @@
+"""Everything the supervisor can be told to do: the answers of `lifecycle.decide`, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infra.provider import Observation, Offer
+from infra.run.fold import Ending
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindOffers:
+    """Ask the provider what could be rented now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Create:
+    """Rent a machine."""
+
+    offer: Offer
+    generation: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Start the deallocated machine again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordStop:
+    """Write down that the machine went down without our asking."""
+
+    observation: Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class GiveUpOnBoot:
+    """The machine runs but does not answer: deallocate it, and count that."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Set the machine up and bring data, code and the newest checkpoint to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Set the switches that end the bill when everything of ours is dead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Start the trainer, once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordExit:
+    """Write down that the trainer ended by itself."""
+
+    exit_code: int | None
+    step: int
+    crash: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopHung:
+    """Stop a trainer that shows no life."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RehearseEviction:
+    """Ask the provider to evict the machine now."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordTrained:
+    """Write down that the training is complete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Bring the adapter home, verified."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deallocate:
+    """Release the compute, keep the disk."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delete:
+    """Remove everything of the run from the cloud."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Look again later."""
+
+    wait_s: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """The goal is reached, or cannot be."""
+
+    ending: Ending
+
+
+Action = (
+    FindOffers
+    | Create
+    | Start
+    | RecordStop
+    | GiveUpOnBoot
+    | Prepare
+    | Guard
+    | Launch
+    | RecordExit
+    | StopHung
+    | RehearseEviction
+    | RecordTrained
+    | Fetch
+    | Deallocate
+    | Delete
+    | Wait
+    | Finish
+)

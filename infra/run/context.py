@@ -1,0 +1,42 @@
+"""What the loop works with, and what it tells at each turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from infra.provider import Offer, Provider, VmSpec, Want
+from infra.run import actions as act
+from infra.run.budget import Bill
+from infra.run.decide import Seen
+from infra.run.fold import RunState
+from infra.run.journal import Journal
+from infra.run.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the supervisor tells the console at each turn."""
+
+    state: RunState
+    seen: Seen
+    action: act.Action
+    bill: Bill
+    now_s: float
+    warning: str = ""
+    """What stands in the way of driving the run, as long as it does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What the loop works with; nothing in it is global."""
+
+    provider: Provider
+    workload: Workload
+    journal: Journal
+    make_spec: Callable[[Offer, int], VmSpec]
+    """Offer and generation in, spec with that generation's keys out; same in, same out."""
+    want: Want
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    tell: Callable[[Report], None]

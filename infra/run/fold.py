@@ -1,0 +1,404 @@
+"""What is known of a run: a pure fold over its journal, valid after any prefix of it.
+
+Nothing here acts or reads a clock. `lifecycle.decide` looks at the folded state and at what was
+just seen, and says what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from infra.provider import Offer, PowerState, StopReason
+from infra.run.billing_spans import (
+    close_span,
+    drop_open_span,
+    open_span,
+    reprice_span,
+    without_compute,
+)
+from infra.run.journal import Event, JournalDamaged, Kind
+from infra.run.state import Doubt, Ending, Failure, RunState
+from infra.run.stop_reasons import (
+    down_s,
+    has_run,
+    is_eviction,
+    is_refusal,
+    owners_stop,
+    owners_stop_explained,
+    refused_late,
+    spans_until_release,
+    with_failure,
+)
+from infra.run.vm_json import offer_from_json, to_json, vm_from_json
+
+__all__ = ["Ending", "Failure", "RunState", "apply", "fold", "to_json", "vm_from_json"]
+
+
+def fold(events: Iterable[Event]) -> RunState:
+    """Derive the state of a run from its events, oldest first. Total: any prefix folds.
+
+    Raises JournalDamaged for an event that somebody edited.
+    """
+    state = RunState()
+    for event in events:
+        try:
+            state = apply(state, event)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"event {event.number} ({event.kind}) does not tell what it should: {error!r}"
+            raise JournalDamaged(Path("journal.jsonl"), what) from error
+    return state
+
+
+def apply(state: RunState, event: Event) -> RunState:
+    """The state after one more event."""
+    after = _RULES[event.kind](state, event)
+    return replace(after, alive_s=event.at_s) if event.kind in _LIFE else after
+
+
+def _run_started(state: RunState, event: Event) -> RunState:
+    return replace(
+        state, run_id=event.data["run_id"], name=event.data["name"], started_s=event.at_s
+    )
+
+
+def _run_resumed(state: RunState, event: Event) -> RunState:
+    """A human asked again: an old ending and old crashes no longer bind.
+
+    With `changed`, the training itself was changed (more steps, say), so it is not over either.
+    The machine is prepared and guarded anew: data, config or budget may have been edited. Quota may
+    have been granted: what only a person could change is asked of the cloud again.
+    """
+    changed = bool(event.data.get("changed"))
+    return replace(
+        state,
+        resumed_s=event.at_s,
+        ending=None,
+        halted="",
+        crashes=(),
+        unreachable=0,
+        prepared=False,
+        guarded_s=0.0,
+        launched=state.launched and not changed,
+        trained=state.trained and not changed,
+        fetched="" if changed else state.fetched,
+        failures=tuple(one for one in state.failures if not one.needs_human),
+    )
+
+
+def _create_intended(state: RunState, event: Event) -> RunState:
+    """Bills from here on: the machine may exist although its answer never arrived."""
+    offer = offer_from_json(event.data["offer"])
+    return replace(
+        state,
+        pending=event.kind,
+        offer=offer,
+        generation=event.data["generation"],
+        asked_s=event.at_s,
+        deleted=False,
+        spans=open_span(
+            state.spans, event.at_s, _all_of(offer.spot_usd_per_h, offer), compute=True
+        ),
+    )
+
+
+def _create_accepted(state: RunState, event: Event) -> RunState:
+    return replace(
+        _booted(state, event),
+        vm=vm_from_json(event.data["vm"]),
+        pending=None,
+        start_failures=0,
+        unreachable=0,
+        trained=False,  # what an earlier machine finished but nobody fetched went with its disk
+        disk_step=0,
+    )
+
+
+def _create_failed(state: RunState, event: Event) -> RunState:
+    return replace(
+        _refused(state, event), pending=None, vm=None, spans=drop_open_span(state.spans), up=False
+    )
+
+
+def _refused(state: RunState, event: Event) -> RunState:
+    return with_failure(state, event, error=event.data["error"], message=event.data["message"])
+
+
+def _start_intended(state: RunState, event: Event) -> RunState:
+    price = state.vm.price_usd_per_h if state.vm else 0.0
+    if not price and state.offer is not None:
+        price = state.offer.spot_usd_per_h
+    price = _all_of(price, state.offer)
+    return replace(
+        state,
+        pending=event.kind,
+        asked_s=event.at_s,
+        spans=open_span(state.spans, event.at_s, price, compute=True),
+    )
+
+
+def _all_of(compute_usd_per_h: float, offer: Offer | None) -> float:
+    """What an hour of a machine that runs costs: its disk and address bill at all times."""
+    return compute_usd_per_h + (offer.idle_usd_per_h if offer else 0.0)
+
+
+def _start_accepted(state: RunState, event: Event) -> RunState:
+    return replace(_booted(state, event), pending=None)  # accepted is not granted
+
+
+def _start_failed(state: RunState, event: Event) -> RunState:
+    asked_s = state.spans[-1].start_s if state.spans else event.at_s
+    idle = state.offer.idle_usd_per_h if state.offer else 0.0
+    return replace(
+        _refused(state, event),
+        pending=None,
+        start_failures=state.start_failures + 1,
+        spans=open_span(drop_open_span(state.spans), asked_s, idle, compute=False),
+        up=False,
+    )
+
+
+def _running_seen(state: RunState, event: Event) -> RunState:
+    """It was granted: past refusals are past. It bills since when the provider says it does."""
+    idle = state.offer.idle_usd_per_h if state.offer else 0.0
+    since_s = event.data.get("since_s") or 0.0
+    spans = state.spans
+    if state.asked_s < since_s <= event.at_s:
+        spans = without_compute(spans, from_s=state.asked_s, to_s=since_s, usd_per_h=idle)
+    return replace(state, running_s=event.at_s, start_failures=0, spans=spans)
+
+
+def _address_seen(state: RunState, event: Event) -> RunState:
+    if state.vm is None:
+        return state
+    seen = {key: event.data[key] for key in ("host", "port", "metadata_url")}
+    return replace(state, vm=replace(state.vm, **seen))
+
+
+def _stop_seen(state: RunState, event: Event) -> RunState:
+    """The machine went down without our asking, or never came up."""
+    if is_refusal(state, event.data):
+        return refused_late(state, event)
+    ran = has_run(state, event.data)
+    evicted = is_eviction(event.data["reason"]) and ran
+    failed = event.data["reason"] == StopReason.FAILED  # by itself, as a boot that never answers
+    halted = owners_stop(state, event)
+    gone = event.data["power"] in {PowerState.GONE, PowerState.REMNANTS}
+    rehearsed = (
+        state.rehearsed if state.rehearsing is None else state.rehearsed | {state.rehearsing}
+    )
+    idle = state.offer.idle_usd_per_h if state.offer else 0.0
+    when = down_s(state, event)
+    spans = close_span(state.spans, when)
+    if event.data["power"] == PowerState.FAILED or (gone and not state.prepared):
+        # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.
+        state = with_failure(state, event, error="NoCapacity", message=event.data["detail"])
+    doubt = Doubt(
+        after_s=state.booted_s, at_s=event.at_s, counted=evicted, ran=ran, alive_s=state.alive_s
+    )
+    return replace(
+        state,
+        up=False,
+        running_s=0.0,
+        prepared=False,
+        launched=False,
+        start_failures=0,
+        unreachable=state.unreachable + 1 if failed else 0,
+        evictions=state.evictions + evicted,
+        stops=state.stops + 1,
+        halted=halted,
+        doubt=None if event.data.get("certain", True) else doubt,
+        rehearsed=rehearsed,
+        rehearsing=None,
+        spans=spans if gone else open_span(spans, when, idle, compute=False),
+    )
+
+
+def _stop_explained(state: RunState, event: Event) -> RunState:
+    """The provider's records have caught up: an inferred reason gives way to the true one."""
+    if state.doubt is None:
+        return state
+    evicted = is_eviction(event.data["reason"]) and state.doubt.ran
+    evictions = state.evictions + evicted - state.doubt.counted
+    halted = owners_stop_explained(state, event)
+    since_s, spans = event.data.get("since_s") or 0.0, state.spans
+    if state.doubt.ran and max(state.doubt.after_s, state.doubt.alive_s) <= since_s:
+        idle = state.offer.idle_usd_per_h if state.offer else 0.0
+        spans = without_compute(spans, from_s=since_s, to_s=state.doubt.at_s, usd_per_h=idle)
+    return replace(state, evictions=evictions, doubt=None, halted=halted, spans=spans)
+
+
+def _price_seen(state: RunState, event: Event) -> RunState:
+    """The market moved while the machine ran: from here on it bills at the price of now."""
+    price = float(event.data["usd_per_h"])
+    vm = None if state.vm is None else replace(state.vm, price_usd_per_h=price)
+    spans = reprice_span(state.spans, event.at_s, _all_of(price, state.offer))
+    return replace(state, vm=vm, spans=spans)
+
+
+def _prepared(state: RunState, event: Event) -> RunState:
+    del event
+    return replace(state, prepared=True)
+
+
+def _guarded(state: RunState, event: Event) -> RunState:
+    return replace(
+        state,
+        guarded_s=event.at_s,
+        limit_s=event.data["until_s"],
+        switches=tuple(event.data["holding"]),
+        unset=tuple(event.data.get("missing", ())),
+    )
+
+
+def _launch_intended(state: RunState, event: Event) -> RunState:
+    return replace(state, pending=event.kind)
+
+
+def _launched(state: RunState, event: Event) -> RunState:
+    del event
+    return replace(state, pending=None, launched=True, launches=state.launches + 1)
+
+
+def _progress(state: RunState, event: Event) -> RunState:
+    step, steps = event.data["step"], event.data["steps"]
+    return replace(state, step=step, steps=steps, disk_step=max(state.disk_step, step))
+
+
+def _checkpoint_home(state: RunState, event: Event) -> RunState:
+    """Work that got home shows that earlier silences were hiccups."""
+    return replace(state, home_step=max(state.home_step, event.data["step"]), unreachable=0)
+
+
+def _evict_intended(state: RunState, event: Event) -> RunState:
+    return replace(state, rehearsing=event.data["step"])
+
+
+def _evict_requested(state: RunState, event: Event) -> RunState:
+    return replace(state, rehearsing=None, rehearsed=state.rehearsed | {event.data["step"]})
+
+
+def _trainer_exited(state: RunState, event: Event) -> RunState:
+    crashes = state.crashes
+    if event.data["crash"]:
+        crashes = (*crashes, event.data["step"])
+    return replace(state, launched=False, crashes=crashes)
+
+
+def _trainer_hung(state: RunState, event: Event) -> RunState:
+    return replace(
+        state,
+        launched=False,
+        hangs=state.hangs + 1,
+        crashes=(*state.crashes, event.data["step"]),
+    )
+
+
+def _machine_unreachable(state: RunState, event: Event) -> RunState:
+    del event
+    return replace(state, unreachable=state.unreachable + 1, prepared=False, launched=False)
+
+
+def _trained(state: RunState, event: Event) -> RunState:
+    del event
+    return replace(state, trained=True)
+
+
+def _fetched(state: RunState, event: Event) -> RunState:
+    return replace(state, fetched=event.data["path"])
+
+
+def _end_intended(state: RunState, event: Event) -> RunState:
+    return replace(state, pending=event.kind)
+
+
+def _deallocated(state: RunState, event: Event) -> RunState:
+    idle = state.offer.idle_usd_per_h if state.offer else 0.0
+    return replace(
+        state,
+        pending=None,
+        up=False,
+        prepared=False,
+        launched=False,
+        start_failures=0,
+        spans=open_span(spans_until_release(state, event), event.at_s, idle, compute=False),
+    )
+
+
+def _deleted(state: RunState, event: Event) -> RunState:
+    return replace(
+        state,
+        pending=None,
+        vm=None,
+        up=False,
+        prepared=False,
+        launched=False,
+        deleted=True,
+        disk_step=0,
+        spans=close_span(spans_until_release(state, event), event.at_s),
+    )
+
+
+def _run_ended(state: RunState, event: Event) -> RunState:
+    return replace(state, ending=Ending(code=event.data["code"], reason=event.data["reason"]))
+
+
+def _booted(state: RunState, event: Event) -> RunState:
+    return replace(
+        state,
+        up=True,
+        boots=state.boots + 1,
+        booted_s=event.at_s,
+        running_s=0.0,
+        prepared=False,
+        launched=False,
+        guarded_s=0.0,
+    )
+
+
+_RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
+    Kind.RUN_STARTED: _run_started,
+    Kind.RUN_RESUMED: _run_resumed,
+    Kind.CREATE_INTENDED: _create_intended,
+    Kind.CREATE_ACCEPTED: _create_accepted,
+    Kind.CREATE_FAILED: _create_failed,
+    Kind.START_INTENDED: _start_intended,
+    Kind.START_ACCEPTED: _start_accepted,
+    Kind.START_FAILED: _start_failed,
+    Kind.RUNNING_SEEN: _running_seen,
+    Kind.ADDRESS_SEEN: _address_seen,
+    Kind.STOP_SEEN: _stop_seen,
+    Kind.STOP_EXPLAINED: _stop_explained,
+    Kind.PRICE_SEEN: _price_seen,
+    Kind.PREPARED: _prepared,
+    Kind.GUARDED: _guarded,
+    Kind.LAUNCH_INTENDED: _launch_intended,
+    Kind.LAUNCHED: _launched,
+    Kind.PROGRESS: _progress,
+    Kind.CHECKPOINT_HOME: _checkpoint_home,
+    Kind.EVICT_INTENDED: _evict_intended,
+    Kind.EVICT_REQUESTED: _evict_requested,
+    Kind.TRAINER_EXITED: _trainer_exited,
+    Kind.TRAINER_HUNG: _trainer_hung,
+    Kind.MACHINE_UNREACHABLE: _machine_unreachable,
+    Kind.TRAINED: _trained,
+    Kind.FETCHED: _fetched,
+    Kind.DEALLOCATE_INTENDED: _end_intended,
+    Kind.DEALLOCATED: _deallocated,
+    Kind.DELETE_INTENDED: _end_intended,
+    Kind.DELETED: _deleted,
+    Kind.RUN_ENDED: _run_ended,
+}
+_LIFE = {
+    Kind.RUNNING_SEEN,
+    Kind.GUARDED,
+    Kind.PREPARED,
+    Kind.LAUNCHED,
+    Kind.PROGRESS,
+    Kind.TRAINER_EXITED,
+    Kind.TRAINER_HUNG,
+    Kind.TRAINED,
+    Kind.FETCHED,
+}
+"""What is only written down of a machine that answered just then."""

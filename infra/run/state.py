@@ -1,0 +1,155 @@
+"""Everything that is known of a run, as values: what the fold over its journal yields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infra.catalog.gpus import quota_covers
+from infra.provider import Offer, OverQuota, Rejected, Vm
+from infra.run.billing_spans import Span
+from infra.run.journal import Kind
+
+EXPLAIN_EVERY_S = 180.0
+EXPLAIN_S_MAX = 3600.0
+
+
+REJECTIONS_MAX = 3
+"""How many places may refuse in words that nobody foresaw before a human is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One refusal of the cloud, remembered so that the same place is not tried again and again."""
+
+    place: str
+    size: str
+    error: str
+    """Class name in the seam's error tree."""
+    message: str
+    at_s: float
+
+    @property
+    def needs_human(self) -> bool:
+        """Whether it lasts until a person has asked the cloud for more."""
+        return self.error in {OverQuota.__name__, Rejected.__name__}
+
+    def rules_out(self, offer: Offer) -> bool:
+        """Whether it speaks of that offer, too: quota is a pool of the region, zones and all."""
+        if self.error == OverQuota.__name__:
+            there = self.place.partition("/")[0] == offer.region
+            return there and quota_covers(self.message, refused=self.size, size=offer.size)
+        return (self.place, self.size) == (offer.place, offer.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a run ended: an exit code of `qft`, and why in words."""
+
+    code: int
+    reason: str
+    keeps: bool = False
+    """Whether the machine is left as it is although the goal was missed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubt:
+    """A stop whose reason was inferred, until the provider's records tell the true one."""
+
+    after_s: float
+    """When the machine was last started: what is on record from before speaks of another stop."""
+    at_s: float
+    """When the machine was seen down."""
+    counted: bool
+    """Whether it was counted as an eviction."""
+    ran: bool = True
+    """Whether the machine had been seen running before: else no record makes it an eviction."""
+    alive_s: float = 0.0
+    """When it had last given a sign of life."""
+
+    def is_due(self, now_s: float, *, asked_s: float) -> bool:
+        """Whether to ask (again, after `asked_s`): records lag by minutes, not by hours."""
+        waited_s = now_s - max(self.at_s, asked_s)
+        return waited_s >= EXPLAIN_EVERY_S and now_s - self.at_s <= EXPLAIN_S_MAX
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Everything that must survive the laptop's death, derived from the journal alone."""
+
+    run_id: str = ""
+    name: str = ""
+    started_s: float = 0.0
+    resumed_s: float = 0.0
+    """When somebody last asked for the run again."""
+    pending: Kind | None = None
+    """An intent whose result was never written: the act may or may not have happened."""
+    offer: Offer | None = None
+    vm: Vm | None = None
+    generation: int = 0
+    """Machines asked for so far."""
+    up: bool = False
+    """Whether, as far as we know, compute bills."""
+    boots: int = 0
+    booted_s: float = 0.0
+    """When the machine was last created or started."""
+    asked_s: float = 0.0
+    """When that was asked for."""
+    running_s: float = 0.0
+    """When it was first seen running since then; 0 if it never was."""
+    alive_s: float = 0.0
+    """When it last gave a sign of life."""
+    prepared: bool = False
+    launched: bool = False
+    launches: int = 0
+    step: int = 0
+    steps: int = 0
+    disk_step: int = 0
+    """The furthest step seen on this machine: its disk may hold it, whatever a new start tells."""
+    home_step: int = 0
+    """Step of the newest verified checkpoint at home; 0 if none."""
+    evictions: int = 0
+    stops: int = 0
+    start_failures: int = 0
+    """Refused starts since the machine last ran, those that were refused after all included."""
+    unreachable: int = 0
+    """Boots since new work came home that failed, or were given up because SSH did not answer."""
+    crashes: tuple[int, ...] = ()
+    """Steps at which the trainer ended by itself, in order."""
+    hangs: int = 0
+    failures: tuple[Failure, ...] = ()
+    rehearsed: frozenset[int] = frozenset()
+    rehearsing: int | None = None
+    trained: bool = False
+    fetched: str = ""
+    """Where the adapter lies at home; empty until it does."""
+    deleted: bool = False
+    """Whether the provider said that nothing of the run remains."""
+    guarded_s: float = 0.0
+    """When the switches that end the bill without us were last set, on this boot."""
+    limit_s: float = 0.0
+    """When they strike unless they are set anew, in seconds since 1970."""
+    switches: tuple[str, ...] = ()
+    """Which of them hold."""
+    unset: tuple[str, ...] = ()
+    """Which could not be set, why, and how to get them."""
+    halted: str = ""
+    """Who stopped the machine while the run was driven, meaning it; empty if nobody did."""
+    doubt: Doubt | None = None
+    """The last stop, while its reason is only inferred."""
+    ending: Ending | None = None
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the cloud has refused often enough, in words that no rule knows, to stop asking.
+
+        Place after place, or start after start: what is wrong then is what is asked for.
+        """
+        here = [one for one in self.failures if one.error == Rejected.__name__]
+        starts = self.start_failures if len(here) == len(self.failures) else 0
+        return max(len(here), starts) >= REJECTIONS_MAX
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether it should be up and has not been seen running since it last started."""
+        return self.up and not self.running_s

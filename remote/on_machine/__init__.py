@@ -1,0 +1,1 @@
+"""Scripts that are copied to the machine and run there; the standard library only."""

@@ -1,0 +1,1 @@
+"""Makes a machine trainable: driver, Python environment, and the checks of both."""

@@ -1,0 +1,254 @@
+"""Makes a machine ready to train: look, plan, do, look again, until nothing is left to do.
+
+Repeating it after anything is safe: a step that is still running from before is followed rather
+than started twice, a cut line is picked up again, and a machine that is ready is left alone.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from remote.errors import AuthRefused, CommandFailed, Result, TimedOut, Unfit, Unreachable
+from remote.job import Job, JobState, JobStatus
+from remote.setup.facts import Facts, gather
+from remote.setup.failures import KILLED, KILLED_FOR_MEMORY, may_help_again, reason
+from remote.setup.plan import plan
+from remote.setup.progress import Progress
+from remote.setup.python_env import cuda_for, interpreter
+from remote.setup.steps import REBOOT_S_MAX, Driver, Step, Want
+from remote.ssh import Host, SshConnection, connect
+
+__all__ = [
+    "Driver", "Facts", "Ready", "Step", "Want", "apply", "cuda_for", "gather", "interpreter", "plan"
+]  # fmt: skip
+
+DIRECTORY = "qft/setup"
+POLL_S = 2.0
+POLL_S_FIRST = 0.1
+"""How soon a step is looked at first: most are over in a moment, and only some take minutes."""
+RECONNECT_S_MAX = 300.0
+ROUNDS_MAX = 6
+LOG_BYTES = 3000
+PROGRESS_S = 10.0
+"""How often it is told how far a step is; one that is over sooner is not worth a line."""
+PROGRESS_BYTES = 64 << 10
+"""How much of the end of a log is read for that."""
+AS_ROOT = 'if [ "$(id -u)" = 0 ]; then exec sh -c "$1"; else exec sudo -n sh -c "$1"; fi'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A machine that can train."""
+
+    connection: SshConnection
+    """The connection to go on with; another one than before if there was a reboot."""
+    facts: Facts
+    python: str
+    """The interpreter for the trainer, relative to the home (or as the caller named it)."""
+    done: tuple[Step, ...]
+    """The steps that were needed."""
+
+
+def apply(  # noqa: PLR0913  (clock, sleep and connecting are arguments here, by house rule)
+    connection: SshConnection,
+    want: Want,
+    *,
+    tell: Callable[[str], None],
+    reconnect: Callable[[Host], SshConnection] = connect,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Ready:
+    """Bring the machine of `connection` to `want`; `tell` hears each step before it begins.
+
+    Raises `Unfit` if no step can help or a step changed nothing, `CommandFailed` with the end of
+    the log if a step fails, `TimedOut` if one takes too long, `Unreachable` if the machine does not
+    come back. All of it may be repeated.
+    """
+    work = _Work(
+        connection=connection, want=want, tell=tell, reconnect=reconnect, sleep=sleep, clock=clock
+    )
+    before: list[Step] = []
+    for _ in range(ROUNDS_MAX):
+        facts = gather(work.connection)
+        steps = plan(facts, want)
+        if not steps:
+            return Ready(
+                connection=work.connection,
+                facts=facts,
+                python=interpreter(facts, want),
+                done=tuple(work.done),
+            )
+        if steps == before:
+            break
+        before = steps
+        for step in steps:
+            work.do(step)
+            if step.reboot_after:
+                work.reboot(facts)
+                break
+    raise work.unfit(before, facts)
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """The state of one call of `apply`: the connection changes under way."""
+
+    connection: SshConnection
+    want: Want
+    tell: Callable[[str], None]
+    reconnect: Callable[[Host], SshConnection]
+    sleep: Callable[[float], None]
+    clock: Callable[[], float]
+    done: list[Step] = field(default_factory=list)
+
+    def do(self, step: Step) -> None:
+        """Run one step detached, so that a cut line does not cut it, and wait for its end."""
+        self.tell(f"{step.name} ({step.why})")
+        argv = ["sh", "-c", step.command]
+        if step.sudo:
+            argv = ["sh", "-c", AS_ROOT, "as-root", step.command]
+        for path, text in step.files.items():
+            self.put(path, text)
+        ends_at = self.clock() + step.timeout_s
+        status = self.follow(self.start(argv, ends_at), ends_at, step.name)
+        if status.state is not JobState.EXITED or status.exit_code != 0:
+            self.fail(step, status)
+        self.done.append(step)
+
+    def put(self, path: str, text: str) -> None:
+        """Write a text below the home, whole or not at all; pick up a line that was cut."""
+        place, temporary = shlex.quote(path), shlex.quote(f"{path}.tmp")
+        command = f"umask 077; mkdir -p {shlex.quote(str(PurePosixPath(path).parent))}"
+        command += f" && cat > {temporary} && sync {temporary} && mv -f {temporary} {place}"
+        try:
+            self.connection.run(command, input=text)
+        except Unreachable:
+            self.wait_for_ssh(RECONNECT_S_MAX)
+            self.connection.run(command, input=text)
+
+    def start(self, argv: list[str], ends_at: float) -> JobStatus:
+        """Start a step, after one that an earlier call left running."""
+        while True:
+            before = self.ask(lambda job: job.status()).attempt
+            status = self.start_once(argv, before)
+            if status.started or status.argv == tuple(argv):
+                return status
+            self.follow(status, ends_at)
+
+    def start_once(self, argv: list[str], before: int) -> JobStatus:
+        """Start a step as the next attempt after `before`.
+
+        A cut line may take the answer with it: what began, or is over by now, does not begin again.
+        """
+        try:
+            return self.job().start(argv, env={}, cwd=".")
+        except Unreachable:
+            self.wait_for_ssh(RECONNECT_S_MAX)
+        seen = self.job().status()
+        if seen.attempt > before and seen.argv == tuple(argv):
+            return seen
+        return self.job().start(argv, env={}, cwd=".")
+
+    def follow(
+        self, status: JobStatus, ends_at: float, name: str = "a step of before"
+    ) -> JobStatus:
+        """Wait until the running step ends, telling how far it is; stop it when time is up."""
+        wait_s = POLL_S_FIRST
+        began, next_s = self.clock(), PROGRESS_S
+        progress = Progress(name=name)
+        while status.state is JobState.RUNNING:
+            if self.clock() > ends_at:
+                self.ask(lambda job: job.stop(grace_s=10))
+                raise TimedOut(
+                    f"`{name}` on {self.connection.host} took too long",
+                    hint=f"its log is {DIRECTORY}/job.log there; repeat the command to try again",
+                )
+            self.sleep(wait_s)
+            wait_s = min(2 * wait_s, POLL_S)
+            status = self.ask(lambda job: job.status())
+            elapsed_s = self.clock() - began
+            if status.state is JobState.RUNNING and elapsed_s >= next_s:
+                self.tell(progress.line(self.log_end(), elapsed_s))
+                next_s = elapsed_s + PROGRESS_S
+        return status
+
+    def log_end(self) -> str:
+        """The end of what the step has said; empty if it cannot be read just now."""
+        try:
+            data = self.job().tail(-PROGRESS_BYTES).data
+        except Unreachable:
+            return ""  # the next look at the step picks the line up again
+        return data.decode("utf-8", "replace")
+
+    def ask(self, question: Callable[[Job], JobStatus]) -> JobStatus:
+        """Ask about the step; pick up a line that was cut."""
+        try:
+            return question(self.job())
+        except Unreachable:
+            self.wait_for_ssh(RECONNECT_S_MAX)
+            return question(self.job())
+
+    def job(self) -> Job:
+        """The step under way, over the connection of now."""
+        return Job(
+            connection=self.connection, directory=DIRECTORY, python=self.want.python or "python3"
+        )
+
+    def fail(self, step: Step, status: JobStatus) -> None:
+        """Say why a step failed, with the end of its log and what the card says."""
+        log = self.job().tail(-LOG_BYTES).data
+        code = -1 if status.exit_code is None else status.exit_code
+        said = log.decode("utf-8", "replace")
+        result = Result(exit_code=code, stdout="", stderr=said)
+        kernel = self.kernel()
+        hint = reason(said, kernel, code) or "repeat the command to try again"
+        starved = code == KILLED and KILLED_FOR_MEMORY.search(kernel) is not None
+        final = starved or not may_help_again(said, code)
+        raise CommandFailed(step.name, result, hint=hint, final=final)
+
+    def unfit(self, steps: list[Step], facts: Facts) -> Unfit:
+        """Say that steps did not help, with what driver and kernel say about the card."""
+        names = [f"after `{step.name}` it is still needed ({step.why})" for step in steps]
+        if facts.smi_said:
+            names.append(f"`nvidia-smi` says: {facts.smi_said}")
+        look = f"look at {DIRECTORY}/job.log on the machine: `qft ssh`"
+        return Unfit(names, hint=reason(facts.smi_said, self.kernel()) or look)
+
+    def kernel(self) -> str:
+        """What the kernel noted about the card, and about memory that it had not."""
+        look = "(dmesg || sudo -n dmesg) | grep -iE 'xid|out of memory|oom-kill|oom_reaper'"
+        noted = self.connection.run(["sh", "-c", look], check=False)
+        return noted.stdout
+
+    def reboot(self, facts: Facts) -> None:
+        """Reboot, and wait until the machine answers from its next life."""
+        self.tell("reboot")
+        words = ["sh", "-c", AS_ROOT, "as-root", "sleep 1; systemctl reboot"]
+        self.connection.run(f"nohup {shlex.join(words)} > /dev/null 2>&1 < /dev/null &")
+        self.connection.close()
+        self.wait_for_ssh(REBOOT_S_MAX, not_in=facts.boot_id)
+
+    def wait_for_ssh(self, budget_s: float, *, not_in: str = "") -> None:
+        """Connect again, patiently; with `not_in` only to another boot than that one."""
+        ends_at = self.clock() + budget_s
+        while True:
+            self.sleep(POLL_S)
+            try:
+                self.connection = self.reconnect(self.connection.host)
+                if not not_in or gather(self.connection).boot_id != not_in:
+                    return
+                self.connection.close()
+            except (Unreachable, AuthRefused, CommandFailed) as error:
+                # While a machine goes down or comes up, it also refuses logins and kills commands.
+                reason: Exception | None = error
+            else:
+                reason = None
+            if self.clock() > ends_at:
+                raise Unreachable(
+                    f"{self.connection.host} did not come back within {budget_s:g} s",
+                    hint="look at its boot log in the cloud's console",
+                ) from reason

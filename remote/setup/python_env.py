@@ -1,0 +1,231 @@
+"""The environment in which the trainer runs, made from hashed lock files per CUDA generation."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from pathlib import Path
+
+from remote.clean_environment import PRIVATE, UNSET
+from remote.errors import Unfit, megabytes
+from remote.setup import pip_settings
+from remote.setup.facts import PYTHON_MAX, PYTHON_MIN, Facts, Python, version_of
+from remote.setup.steps import Driver, Step, Want, as_system
+
+DRIVER_MIN = {"cpu": (0, 0), "cu128": (525, 60), "cu130": (580, 65)}
+"""What each set needs; CUDA 12 runs on every driver since 525, CUDA 13 since 580.65."""
+CUDA_OF = {"cu128": (12, 8), "cu130": (13, 0)}
+REQUIREMENTS = Path(__file__).with_name("requirements")
+FALLBACK = {"cpu": "cu130"}
+"""Where no index of the machine's has torch's build without CUDA, the default one runs as well."""
+SETTINGS = "qft/setup/pip_settings.py"
+"""Where the small script is put that reads how pip is set up there."""
+COUNTED = "qft: {count} packages"
+"""What a log says before pip begins, so that what follows can be counted."""
+NO_SMALL_BUILD = (
+    "qft: no index that pip is set up with there has torch without CUDA, so that the build with"
+    " CUDA is fetched, which is ten times as big"
+)
+DOWNLOAD = "# download: "
+GLIBC_MIN = (2, 28)
+"""Of the tag `manylinux_2_28`, which torch's wheels have."""
+ROOM = 3.5
+"""What an environment takes at its peak, in sizes of its wheels; 3.0 was measured."""
+
+
+def requirements(cuda: str) -> str:
+    """Read the lock of a set: every package that is installed, with the hashes of its wheels."""
+    return (REQUIREMENTS / f"{cuda}.txt").read_text(encoding="utf-8")
+
+
+def size_bytes(cuda: str) -> int:
+    """Say how much disk an environment takes while it is made, from the sizes in its lock."""
+    said = requirements(cuda).partition(DOWNLOAD)[2].split(maxsplit=1)[0]
+    return round(ROOM * int(said))
+
+
+def environment(python: Python, cuda: str) -> str:
+    """Name the environment: it changes with any requirement and with the interpreter."""
+    text = f"{requirements(cuda)}\n{python.version}"
+    return f"venv-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def interpreter(facts: Facts, want: Want) -> str:
+    """Say which interpreter runs the trainer once the plan is empty, relative to the home."""
+    if want.python:
+        return want.python
+    return f"qft/{environment(fit_python(facts), cuda_for(facts, want))}/bin/python"
+
+
+def cuda_for(facts: Facts, want: Want) -> str:
+    """Choose the requirement set: the newest that driver and size admit, or the one demanded.
+
+    Raises `Unfit` if the one demanded cannot run on the driver, before anything is installed.
+    """
+    if want.cuda != "auto":
+        if offence := mismatch(facts, want, want.cuda):
+            raise Unfit([offence], hint="leave the choice to qft, or update the driver")
+        return want.cuda
+    if want.driver is Driver.NONE:
+        return "cpu"
+    offences = []
+    for cuda in ("cu130", "cu128"):
+        offence = mismatch(facts, want, cuda)
+        if not offence:
+            return cuda
+        offences.append(offence)
+    raise Unfit(offences, hint="update the driver, or choose another size or image")
+
+
+def mismatch(facts: Facts, want: Want, cuda: str) -> str:
+    """Say why a set cannot run on the machine's driver; empty if it can."""
+    if cuda not in DRIVER_MIN:
+        return f"there is no requirement set `{cuda}`, only {', '.join(sorted(DRIVER_MIN))}"
+    if cuda == "cpu":
+        return "" if want.driver is Driver.NONE else "the set `cpu` would leave the GPU unused"
+    cap = version_of(want.cuda_max) if want.cuda_max else ()
+    if cap and CUDA_OF[cuda] > cap:
+        return f"`{cuda}` needs CUDA {dotted(CUDA_OF[cuda])}; this size admits {want.cuda_max}"
+    if version_of(facts.driver or "0") < DRIVER_MIN[cuda]:
+        return (
+            f"`{cuda}` needs a driver of at least {dotted(DRIVER_MIN[cuda])};"
+            f" this machine has {facts.driver or 'none that answers'}"
+        )
+    return ""
+
+
+def environment_steps(facts: Facts, want: Want, cuda: str) -> list[Step]:
+    """List what is needed to make the environment; empty if it is there or not ours to make."""
+    if want.python:
+        return []
+    python = fit_python(facts)
+    name = environment(python, cuda)
+    if name in facts.venvs:
+        return []
+    needed = size_bytes(cuda) + want.spare_bytes
+    if facts.free_bytes < needed:
+        parts = f"environment {megabytes(size_bytes(cuda))}, rest {megabytes(want.spare_bytes)}"
+        reason = (
+            f"{megabytes(needed)} are needed on the disk of {facts.home or 'its home'} ({parts});"
+            f" {megabytes(facts.free_bytes)} are free"
+        )
+        raise Unfit([reason], hint="choose a bigger disk, or free some space")
+    steps = []
+    if not python.venv:
+        steps.append(
+            Step(
+                name="install Python's venv",
+                command=as_system(f"qft_update && qft_install {python.command}-venv"),
+                why=f"{python.command} cannot make environments yet",
+                timeout_s=900,
+                sudo=True,
+            )
+        )
+    steps.append(install_step(python, cuda))
+    return steps
+
+
+def install_step(python: Python, cuda: str) -> Step:
+    """Make the environment from its lock: every file is checked, and none is built on the way.
+
+    Nothing of the machine's own settings takes part but where pip finds packages: `clean` tells
+    what of the environment passes, and no file of pip's settings is read (`--isolated` alone would
+    leave the system's files and `PIP_CONFIG_FILE`).
+    """
+    folder = f"qft/{environment(python, cuda)}"
+    lock, more = f"{folder}.txt", f"{folder}.full.txt"
+    full = FALLBACK.get(cuda, "")
+    install = (
+        f"{folder}/bin/python -m pip install --isolated"
+        ' --disable-pip-version-check --no-input --no-cache-dir --retries 5 "$@"'
+        " --require-hashes --only-binary :all:"
+    )
+    count = len(pins(requirements(cuda), python))
+    begin = f"echo {shlex.quote(COUNTED.format(count=count))}"
+    if full:
+        # Where no index of the machine's has the smaller build, pip says so before it fetches any.
+        again = COUNTED.format(count=len(pins(requirements(full), python)))
+        fetch = (
+            f"{{ {{ {install} -r {lock} 2>&1; echo $? > {folder}/code; }} | tee {folder}/said;"
+            f' code=$(cat {folder}/code); [ "$code" = 0 ] ||'
+            f" {{ grep -q 'No matching distribution found for torch==' {folder}/said"
+            f" && echo {shlex.quote(NO_SMALL_BUILD)} && echo {shlex.quote(again)}"
+            f" && {install} -r {more}; }}; }}"
+        )
+    else:
+        fetch = f"{install} -r {lock}"
+    return Step(
+        name="make the Python environment",
+        command=f"{PRIVATE}set -f; IFS='\n'; set -- $({python.command} -I -S {SETTINGS});"
+        f" unset IFS; set +f; {UNSET}export PIP_CONFIG_FILE=/dev/null PYTHONNOUSERSITE=1;"
+        f" {python.command} -m venv --clear {folder} && mkdir -p {folder}/wheels && {begin}"
+        # The wheels go beside the environment: a /tmp in memory would not hold them.
+        f' && {{ TMPDIR="$PWD"/{folder}/wheels; export TMPDIR; }} && {fetch}'
+        f" && rm -rf {folder}/wheels {folder}/said {folder}/code && sync && touch {folder}/.ready",
+        why=f"the trainer needs the tested versions ({cuda})",
+        timeout_s=3600,
+        files={
+            lock: requirements(cuda),
+            **({more: requirements(full)} if full else {}),
+            SETTINGS: Path(pip_settings.__file__).read_text(encoding="utf-8"),
+        },
+    )
+
+
+def pins(text: str, python: Python) -> list[str]:
+    """The names that a lock installs on one Python."""
+    marked = f'python_version == "{dotted(python.version)}"'
+    lines = [line for line in text.splitlines() if line[:1].isalnum()]
+    return [
+        line.partition("==")[0]
+        for line in lines
+        if ";" not in line or marked in line.partition(";")[2]
+    ]
+
+
+def gpu_steps(facts: Facts, want: Want) -> list[Step]:
+    """List the last word, a tensor on the GPU, unless it was said since the last boot."""
+    python = interpreter(facts, want)
+    folder = python.removesuffix("/bin/python") if not want.python else "qft/venv-given"
+    seen = f"{facts.boot_id} {facts.driver}"
+    if (folder.removeprefix("qft/"), seen) in facts.cuda_seen:
+        return []
+    return [
+        Step(
+            name="put a tensor on the GPU",
+            command=f"{PRIVATE}{UNSET}{shlex.quote(python)} -c"
+            " 'import torch; torch.zeros(1).cuda()'"
+            f" && mkdir -p {folder} && printf %s {shlex.quote(seen)} > {folder}/.cuda",
+            why="drivers that answer can still fail here, and training must not be the test",
+            timeout_s=300,
+        )
+    ]
+
+
+def fit_python(facts: Facts) -> Python:
+    """Find the interpreter to build from; raises `Unfit` if there is none, or no wheel fits."""
+    if facts.arch not in {"x86_64", ""}:
+        raise Unfit(
+            [f"the tested wheels are for x86_64, and this machine is {facts.arch}"],
+            hint="name an interpreter there that has all the trainer needs, as `vm.ssh.python`",
+        )
+    if facts.libc and (facts.libc[0] != "glibc" or version_of(facts.libc[1]) < GLIBC_MIN):
+        have = " ".join(facts.libc)
+        raise Unfit(
+            [f"the tested wheels need glibc {dotted(GLIBC_MIN)}, and this system has {have}"],
+            hint="name an interpreter there that has all the trainer needs, as `vm.ssh.python`",
+        )
+    if facts.python is None:
+        found = ", ".join(str(one) for one in facts.pythons)
+        span = f"{dotted(PYTHON_MIN)} to {dotted(PYTHON_MAX)}"
+        raise Unfit(
+            [f"no Python of {span} is there, only {found or 'none'}"],
+            hint="use an image with one of these, such as Ubuntu 24.04, or name an interpreter"
+            " there that has all the trainer needs, as `vm.ssh.python`",
+        )
+    return facts.python
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    """Write a version as people do."""
+    return ".".join(map(str, version))

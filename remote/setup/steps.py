@@ -1,0 +1,147 @@
+"""The words in which set-up speaks: what is wanted, one step, and the steps that keep apt quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from remote.clean_environment import UNSET
+from remote.errors import Unfit
+from remote.setup.facts import Facts
+
+UPGRADERS = (
+    "unattended-upgrades.service apt-daily.timer apt-daily-upgrade.timer"
+    " apt-daily.service apt-daily-upgrade.service"
+)
+REBOOT_S_MAX = 600.0
+SECURE_BOOT_HINT = (
+    "create the machine with Secure Boot off (securityType Standard, or TrustedLaunch with"
+    " secureBootEnabled false)"
+)
+
+
+class Driver(StrEnum):
+    """Which kind of NVIDIA driver the machine needs."""
+
+    NONE = "none"
+    """No GPU is wanted."""
+    DATACENTER = "datacenter"
+    """The ordinary one: T4, A100, H100, and the user's own cards."""
+    GRID = "grid"
+    """The cloud's vGPU driver, as the A10 of Azure needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Want:
+    """What the machine should be able to do."""
+
+    driver: Driver = Driver.NONE
+    cuda_max: str = ""
+    """Newest CUDA that the size's driver admits, such as `12.8`; empty if it is not capped."""
+    cuda: str = "auto"
+    """The requirement set: `cpu`, `cu128`, `cu130`, or `auto` for the newest that fits."""
+    python: str = ""
+    """An interpreter that has everything already: then no environment is made."""
+    driver_given: bool = False
+    """Whether the image is said to bring its driver: then none is ever installed over it."""
+    grid_sha256: str = ""
+    """The checksum that the vGPU driver must have to be executed; empty if none is known yet."""
+    rented: bool = True
+    """Whether the machine is ours alone: only then drivers are installed and upgrades stopped."""
+    spare_bytes: int = 0
+    """Free disk that must remain for data, model and checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command that is still needed."""
+
+    name: str
+    """What it does, for people, in the imperative."""
+    command: str
+    """For `sh -c`, in the user's home."""
+    why: str
+    timeout_s: float
+    sudo: bool = False
+    reboot_after: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Texts that must be there first, by path below the home: too long for a command line."""
+
+
+def first_boot_steps(facts: Facts, want: Want) -> list[Step]:
+    """Wait until a rented machine's first boot has finished; nothing else is planned before.
+
+    Raises `Unfit` if it ended in an error: then what we asked it to install may be missing, and
+    with it the watchdog that ends the bill.
+    """
+    if not want.rented or (want.python and want.driver is Driver.NONE):
+        return []
+    if facts.cloud_init == "error":
+        raise Unfit(
+            [f"its first boot failed: {facts.cloud_init_said or '`cloud-init status` says error'}"],
+            hint="`qft ssh` and then `cloud-init status --long` tell more; `qft down --delete` and"
+            " `qft up` make a new machine",
+        )
+    if facts.cloud_init not in {"running", "not started", "not run"}:
+        return []
+    return [
+        Step(
+            name="wait for the first boot to finish",
+            # How it ended is told by the facts that are gathered next.
+            command="cloud-init status --wait > /dev/null; true",
+            why="cloud-init still installs and configures",
+            timeout_s=900,
+        )
+    ]
+
+
+def as_system(command: str) -> str:
+    """A command of root's that may use the functions of `apt.sh`, and nothing of a user's files."""
+    functions = Path(__file__).with_name("apt.sh").read_text(encoding="utf-8")
+    return f"{UNSET}\n{functions}\n{command}"
+
+
+def repair_steps(facts: Facts) -> list[Step]:
+    """Finish what a cut left half done: until then every use of apt is refused."""
+    if not facts.dpkg_broken:
+        return []
+    return [
+        Step(
+            name="finish the interrupted installation",
+            command=as_system("qft_repair && qft_apt --fix-broken install"),
+            why=f"it was cut in the middle, and apt refuses to work before: {facts.dpkg_broken}",
+            timeout_s=1800,
+            sudo=True,
+        )
+    ]
+
+
+def quiet_steps(facts: Facts, want: Want) -> list[Step]:
+    """Stop what fights over the package lock."""
+    steps = []
+    if want.rented and facts.upgraders:
+        steps.append(
+            Step(
+                name="stop automatic upgrades",
+                command=f"systemctl disable --now {UPGRADERS} 2>/dev/null;"
+                " ! systemctl is-active --quiet unattended-upgrades.service",
+                why="they hold the package lock for minutes after boot, and would replace the"
+                " driver under a running training",
+                timeout_s=1800,  # stopping waits for an upgrade that is under way
+                sudo=True,
+            )
+        )
+    return steps
+
+
+def require_root(facts: Facts, steps: Sequence[Step]) -> list[Step]:
+    """Refuse steps that need root on a machine that does not give it."""
+    needy = [step.name for step in steps if step.sudo]
+    if needy and not facts.sudo:
+        raise Unfit(
+            [f"root is needed to {name}" for name in needy],
+            hint="allow this user `sudo` without a password, or do these steps yourself",
+        )
+    return list(steps)

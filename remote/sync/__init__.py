@@ -1,0 +1,1 @@
+"""Verified file transfer over SFTP: pushes and pulls trees of files, whole or absent."""

@@ -1,0 +1,119 @@
+"""Makes a tree there equal to a tree here, or the other way round, over SFTP and by manifest.
+
+Every file is whole or absent: it travels into a partial file, its sha256 is verified where it has
+arrived, it is fsynced and renamed. What is equal does not travel; what was begun and cut is
+continued; a disk that is too small is noticed before anything is overwritten. See docs/sync.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from remote.errors import Damaged, shorten
+from remote.manifest import DEFAULT_LIMITS, Limits, Tree
+from remote.on_machine import tree_ops
+from remote.ssh import SshConnection
+from remote.sync.local import StaleError, local_errors
+from remote.sync.plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, Travelled
+from remote.sync.pull import list_there, pull_once
+from remote.sync.push import push_once
+from remote.sync.transfer import Trip
+
+
+def push(
+    connection: SshConnection,
+    local: Path | Mapping[str, Path],
+    remote: str,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    options: SyncOptions = DEFAULT_OPTIONS,
+) -> SyncReport:
+    """Make the directory `remote` there hold what `local` holds; touch nothing that is equal.
+
+    `local` is a directory (links to files and directories in it are followed), or files by the path
+    that they get below `remote`; `remote` is relative to the user's home there. Files that only the
+    machine has stay, unless `options.delete`. Safe to repeat after anything: a cut connection is
+    `Unreachable`, and the next push goes on where this one ended. Raises `NoSpace` before a byte
+    travels if the disk there is too small, `Damaged` if a source keeps changing while it is read,
+    `RemoteError` if there is nothing at `local`.
+    """
+    trip = Trip(
+        connection=connection,
+        remote=remote,
+        options=options,
+        progress=progress,
+        travelled=Travelled(),
+    )
+    with local_errors(local if isinstance(local, Path) else "this computer"):
+        return settle(lambda: push_once(trip, local), options.attempts)
+
+
+def pull(  # noqa: PLR0913  (the contract between rooms)
+    connection: SshConnection,
+    remote: str,
+    local: Path,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    progress: Callable[[Progress], None] | None = None,
+    options: SyncOptions = DEFAULT_OPTIONS,
+) -> SyncReport:
+    """Make the directory `local` here hold what `remote` holds there; touch nothing that is equal.
+
+    The machine is not trusted: whatever it says, nothing outside `local` is written, and nothing at
+    all if its list of files is illegal or above `limits` (`Untrusted`). Otherwise as `push`, with
+    `NoSpace` for the disk here. A `remote` that does not exist is an error, not an empty tree.
+    """
+    trip = Trip(
+        connection=connection,
+        remote=remote,
+        options=options,
+        progress=progress,
+        travelled=Travelled(),
+    )
+    with local_errors(local):
+        return settle(
+            lambda: pull_once(trip, local, limits), options.attempts, lambda: clear(local)
+        )
+
+
+def listing(
+    connection: SshConnection,
+    remote: str,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    options: SyncOptions = DEFAULT_OPTIONS,
+) -> Tree:
+    """Return what the machine says it has in the directory `remote`; nothing of it travels.
+
+    Raises as `pull` does, and `Absent` if there is no such directory.
+    """
+    trip = Trip(
+        connection=connection, remote=remote, options=options, progress=None, travelled=Travelled()
+    )
+    return list_there(trip, limits).tree
+
+
+def clear(local: Path) -> None:
+    """Remove what has come of files that never arrived as announced."""
+    with tree_ops.alone_in(str(local)):
+        tree_ops.clear(str(local))
+
+
+def settle(
+    attempt: Callable[[], SyncReport], attempts: int, give_up: Callable[[], None] = lambda: None
+) -> SyncReport:
+    """Repeat an attempt whose source changed under its hands; give up after `attempts`."""
+    for left in reversed(range(max(attempts, 1))):
+        try:
+            return attempt()
+        except StaleError as stale:
+            if left == 0:
+                names = shorten(", ".join(sorted(stale.paths)[:5]), 500)
+                give_up()
+                raise Damaged(
+                    f"{names} did not arrive as announced, {attempts} times over:"
+                    " it changes while it is read, or a disk or line is faulty",
+                    hint="wait until whatever writes it is done, then repeat the command",
+                ) from stale
+    raise AssertionError("the last attempt returns or raises")

@@ -1,0 +1,209 @@
+"""One attempt to pull: what the machine offers is distrusted first, then fetched and verified."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from remote import manifest, script_replies
+from remote.errors import Absent, Damaged, NoSpace, Untrusted
+from remote.manifest import Entry, Limits
+from remote.on_machine import tree_ops
+from remote.remote_script import tree_cache
+from remote.script_replies import Listing
+from remote.sync.local import StaleError, scan_target
+from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
+from remote.sync.sftp import Sftp
+from remote.sync.transfer import Trip, carry
+
+HASHING_S_MIN = 600.0
+HASHING_BYTES_PER_S = 20e6
+"""A machine that hashes slower than this is not waited for; a disk of the cloud reads five times
+as fast."""
+STREAM_BYTES_PER_S = 50_000
+"""The slowest line on which a bundle is still waited for."""
+
+
+def pull_once(trip: Trip, local: Path, limits: Limits) -> SyncReport:
+    """Pull what differs; raises `StaleError` if the machine's files changed meanwhile."""
+    listing = list_there(trip, limits)
+    want = listing.tree
+    with tree_ops.alone_in(str(local)):
+        todo = manifest.difference(want, scan_target(local, want, trip.options))
+        blobs = blobs_for(todo.missing, want, trip.options)
+        if blobs:
+            with room_given_back(local):
+                bring(trip, local, blobs, want)
+        removed = todo.extraneous if trip.options.delete else ()
+        for path in removed:
+            tree_ops.remove(str(local), path)
+        tree_ops.clear(str(local))
+    return SyncReport(
+        files=len(want),
+        bytes=manifest.total_bytes(want),
+        files_sent=len(todo.missing),
+        bytes_sent=trip.travelled.sent,
+        bytes_resumed=trip.travelled.resumed,
+        removed=removed,
+        left=listing.left,
+        left_names=listing.left_names,
+    )
+
+
+@contextlib.contextmanager
+def room_given_back(local: Path) -> Iterator[None]:
+    """Remove what was set aside or has come, once it is refused; what a cut left goes on later."""
+    try:
+        yield
+    except (Untrusted, Damaged, NoSpace):
+        tree_ops.clear(str(local))
+        raise
+
+
+def bring(trip: Trip, local: Path, blobs: Sequence[Blob], want: Mapping[str, Entry]) -> None:
+    """Fetch the blobs, verify what they hold and put it in place."""
+    tally = trip.tally(blobs)
+    begun = reserve(local, blobs)
+    tally.report()
+    for blob in blobs:
+        if blob.bundled:
+            fetch_bundle(trip, local, blob, want)
+            tally.add(Chunk(blob=blob, offset=0, size=blob.size))
+    big = [blob for blob in blobs if not blob.bundled]
+    chunks = to_fetch(trip, local, big, begun, tally)
+    carry(trip, chunks, partial(fetch, trip.remote, local), tally)
+    place(local, big, want)
+
+
+def list_there(trip: Trip, limits: Limits) -> Listing:
+    """Ask the machine what it has, and admit only what may be written here."""
+    options = trip.options
+    request: dict[str, Any] = {"root": trip.remote, "exclude": options.exclude}
+    request |= {"cache": tree_cache(trip.remote), "only": options.only, "include": options.include}
+    wait_s = min(HASHING_S_MAX, HASHING_S_MIN + limits.total_bytes_max / HASHING_BYTES_PER_S)
+    answer = trip.script.call("manifest", request, timeout_s=wait_s)
+    if refused := script_replies.read_refusal(answer):
+        raise NoSpace(trip.there, needed_bytes=refused.needed, free_bytes=refused.free)
+    if not script_replies.read_exists(answer):
+        raise Absent(f"there is no directory {trip.there}")
+    found = script_replies.read_listing(
+        answer,
+        wanted=manifest.Wanted(include=options.include),
+        limits=limits,
+        source=str(trip.connection.host),
+    )
+    if options.only is not None:
+        script_replies.refuse_alien(found.tree, options.only, source=trip.there)
+    return found
+
+
+def reserve(local: Path, blobs: Sequence[Blob]) -> list[str]:
+    """Set room aside here and name the blobs begun earlier; raises `NoSpace` before any travels."""
+    answer = tree_ops.stage(
+        {
+            "root": str(local),
+            "chunk": 1,
+            "hash": False,
+            "blobs": [[blob.name, blob.size] for blob in blobs if not blob.bundled],
+            "extra": sum(blob.size for blob in blobs if blob.bundled),
+        }
+    )
+    if "error" in answer:
+        raise NoSpace(str(local), needed_bytes=answer["needed"], free_bytes=answer["free"])
+    begun: list[str] = answer["begun"]
+    return begun
+
+
+def fetch_bundle(trip: Trip, local: Path, blob: Blob, want: Mapping[str, Entry]) -> None:
+    """Stream small files in one go, verify each, and put the good ones in place at once."""
+    said: list[bytes] = []
+    code, stderr = trip.script.stream(
+        "pack",
+        {"root": trip.remote, "files": blob.parts},
+        said.append,
+        timeout_s=60 + blob.size / STREAM_BYTES_PER_S,
+        limit_bytes=blob.size,
+    )
+    data = b"".join(said)
+    if code != 0:
+        raise trip.script.failure("pack", code, b"", stderr)
+    if len(data) != blob.size:
+        raise Untrusted(f"{trip.there} sent {len(data)} bytes instead of {blob.size}")
+    staged = str(partial_file(local, blob))
+    tree_ops.write_whole(staged, data)
+    index = [[path, size, want[path].sha256] for path, size in blob.parts]
+    ready: list[tuple[str, str]] = []
+    wrong: dict[str, Any] = {"damaged": [], "absent": []}
+    tree_ops.unpack(str(local), staged, index, ready, wrong)
+    tree_ops.place(ready)
+    if wrong["damaged"]:
+        raise StaleError(wrong["damaged"])
+
+
+def to_fetch(
+    trip: Trip, local: Path, blobs: Sequence[Blob], begun: Sequence[str], tally: Tally
+) -> list[Chunk]:
+    """Leave out the chunks that an earlier transfer has brought, by their hash."""
+    size = trip.options.chunk_bytes
+    there: dict[str, tuple[str, ...]] = {}
+    if paths := [blob.parts[0][0] for blob in blobs if blob.name in begun]:
+        request = {"root": trip.remote, "chunk": size, "paths": paths}
+        answer = trip.script.call("hashes", request, timeout_s=HASHING_S_MAX)
+        there = script_replies.read_chunks(
+            answer, "hashes", names=paths, source=str(trip.connection.host)
+        )
+    chunks = []
+    for blob in blobs:
+        hashes = there.get(blob.parts[0][0], ())
+        for number, chunk in enumerate(chunks_of(blob, size)):
+            if number < len(hashes) and chunk_digest(local, chunk) == hashes[number]:
+                tally.add(chunk, sent=False)
+            else:
+                chunks.append(chunk)
+    return chunks
+
+
+def chunk_digest(local: Path, chunk: Chunk) -> str:
+    """Hash what the partial file holds at the place of a chunk."""
+    with partial_file(local, chunk.blob).open("rb") as file:
+        file.seek(chunk.offset)
+        return hashlib.sha256(file.read(chunk.size)).hexdigest()
+
+
+def fetch(remote: str, local: Path, sftp: Sftp, chunk: Chunk) -> None:
+    """Carry one chunk into its partial file here."""
+    path = chunk.blob.parts[0][0]
+    try:
+        data = sftp.read(f"{remote}/{path}", chunk.offset, chunk.size)
+    except FileNotFoundError as error:
+        raise StaleError([path]) from error
+    if len(data) != chunk.size:
+        raise StaleError([path])
+    with partial_file(local, chunk.blob).open("r+b") as file:
+        file.seek(chunk.offset)
+        file.write(data)
+
+
+def place(local: Path, blobs: Sequence[Blob], want: Mapping[str, Entry]) -> None:
+    """Verify, fsync and rename the big files; raises `StaleError` for what is not as announced."""
+    ready, wrong = [], []
+    for blob in blobs:
+        path = blob.parts[0][0]
+        staged = partial_file(local, blob)
+        if tree_ops.is_right(str(staged), want[path].size, want[path].sha256):
+            ready.append((str(staged), tree_ops.inside(str(local), path)))
+        else:
+            staged.unlink()
+            wrong.append(path)
+    tree_ops.place(ready)
+    if wrong:
+        raise StaleError(wrong)
+
+
+def partial_file(local: Path, blob: Blob) -> Path:
+    """Name the file in which a blob gathers."""
+    return local / tree_ops.STAGING / blob.name

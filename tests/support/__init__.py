@@ -1,0 +1,1 @@
+"""What the tests share: builders of small inputs, real servers, doubles with outside truth."""

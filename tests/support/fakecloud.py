@@ -1,0 +1,400 @@
+"""A spot cloud and a trainer made of plain values, for tests of decisions; its clock is a number.
+
+The cloud behaves as the seam promises and can be told to evict, to be full or to be dear. The
+trainer gains one step a second, saves every ten, and loses what it has not saved. `Killed` is
+raised at a chosen moment, as SIGKILL would come: before or after any act or any journal write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from infra import provider as seam
+from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
+from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy
+from infra.run.fold import Ending
+from infra.run.heartbeat import Heartbeat
+from infra.run.journal import Event, Journal, Kind
+from infra.run.supervisor import Report, Supervisor, Tools
+from infra.run.workload import HostNotTrusted, HostUnreachable
+
+SAVE_EVERY = 10
+
+
+class Killed(BaseException):
+    """The process dies here; no handler may run, so it is no Exception."""
+
+
+@dataclass
+class World:
+    """Time, and the moment at which the process is killed."""
+
+    now_s: float = 1_000_000.0
+    kill_at: int | None = None
+    moments: int = 0
+    """How many moments at which a kill could come have passed."""
+
+    def clock(self) -> float:
+        """Seconds since the epoch."""
+        return self.now_s
+
+    def sleep(self, wait_s: float) -> None:
+        """Let time pass."""
+        self.now_s += wait_s
+
+    def moment(self) -> None:
+        """A kill could come here."""
+        self.moments += 1
+        if self.kill_at is not None and self.moments == self.kill_at:
+            raise Killed
+
+
+@dataclass
+class Disk:
+    """What a machine holds that survives a power cut."""
+
+    step: int = 0
+    saved: int = 0
+    done: bool = False
+    running_since: float | None = None
+    exit_code: int | None = None
+
+
+@dataclass
+class FakeCloud:
+    """Keeps the promises of the seam in memory."""
+
+    world: World
+    regions: tuple[str, ...] = ("a", "b")
+    full: set[str] = field(default_factory=set)
+    dear: set[str] = field(default_factory=set)
+    no_quota: set[str] = field(default_factory=set)
+    vms: dict[str, Vm] = field(default_factory=dict)
+    power: dict[str, PowerState] = field(default_factory=dict)
+    reason: dict[str, StopReason] = field(default_factory=dict)
+    disks: dict[str, Disk] = field(default_factory=dict)
+    created: int = 0
+    most_alive: int = 0
+    hiccups: int = 0
+    """How many calls fail with `Transient` before one works."""
+    hung: bool = False
+    """Whether trainers show no life, though their process is there."""
+    log: list[str] = field(default_factory=list)
+
+    name = "fake"
+    traits = seam.Traits(rents=True, evicts=True)
+
+    def offers(self, want: Want) -> list[Offer]:  # noqa: ARG002  (the seam names it)
+        """One offer per region."""
+        self._hiccup()
+        return [
+            Offer(
+                provider="fake",
+                region=region,
+                size="small",
+                spot_usd_per_h=0.36,
+                idle_usd_per_h=0.036,
+            )
+            for region in self.regions
+        ]
+
+    def create(self, spec: VmSpec) -> Vm:
+        """Make the machine, or return it."""
+        self.world.moment()
+        self._hiccup()
+        if spec.run_id in self.vms:
+            return self.vms[spec.run_id]
+        self._admit(spec.offer.region)
+        self.created += 1
+        self.log.append(f"create {spec.offer.region}")
+        vm = Vm(
+            provider="fake",
+            run_id=spec.run_id,
+            id=f"vm{self.created}",
+            region=spec.offer.region,
+            size="small",
+            generation=spec.generation,
+        )
+        self.vms[spec.run_id] = vm
+        self.disks[vm.id] = Disk()
+        self._boot(vm)
+        self.world.moment()
+        return vm
+
+    def observe(self, vm: Vm) -> Observation:
+        """Look at it."""
+        self._hiccup()
+        if vm.run_id not in self.vms or self.vms[vm.run_id].id != vm.id:
+            return Observation(power=PowerState.GONE, stop_reason=StopReason.UNKNOWN)
+        power = self.power[vm.id]
+        if power is PowerState.RUNNING:
+            return Observation(power=power, host=f"host-{vm.id}")
+        return Observation(power=power, stop_reason=self.reason[vm.id])
+
+    def start(self, vm: Vm) -> None:
+        """Start it again."""
+        self.world.moment()
+        self._hiccup()
+        if vm.run_id not in self.vms:
+            raise seam.Gone("no such machine")
+        if self.power[vm.id] is not PowerState.RUNNING:
+            self._admit(vm.region)
+            self.log.append(f"start {vm.region}")
+            self._boot(vm)
+        self.world.moment()
+
+    def deallocate(self, vm: Vm) -> None:
+        """Release it."""
+        self.world.moment()
+        self._hiccup()
+        if vm.run_id not in self.vms:
+            raise seam.Gone("no such machine")
+        self._halt(vm, StopReason.USER)
+        self.log.append("deallocate")
+        self.world.moment()
+
+    def delete(self, run_id: str) -> list[seam.Removed]:
+        """Remove it."""
+        self.world.moment()
+        self._hiccup()
+        vm = self.vms.pop(run_id, None)
+        self.log.append("delete")
+        self.world.moment()
+        return [] if vm is None else [seam.Removed(kind="machine", id=vm.id)]
+
+    def list_all(self) -> list[Vm]:
+        """Everything there is."""
+        return [replace(vm, power=self.power[vm.id]) for vm in self.vms.values()]
+
+    def evict(self, vm: Vm) -> None:
+        """Take it away at once."""
+        self.world.moment()
+        self._halt(vm, StopReason.EVICTED)
+        self.log.append("evict")
+        self.world.moment()
+
+    def evict_all(self) -> None:
+        """The market takes every machine."""
+        for vm in self.vms.values():
+            if self.power[vm.id] is PowerState.RUNNING:
+                self._halt(vm, StopReason.EVICTED)
+
+    def stop_all(self, reason: StopReason) -> None:
+        """Somebody or something deallocates every machine, and nobody asked this run."""
+        for vm in self.vms.values():
+            self._halt(vm, reason)
+        self.log.append(f"stopped: {reason}")
+
+    def lose_all(self) -> None:
+        """Every machine is deleted, disk and all."""
+        self.vms.clear()
+
+    def progress(self, vm: Vm) -> Disk:
+        """The machine's disk, with the training brought up to now."""
+        disk = self.disks[vm.id]
+        works = disk.running_since is not None and self.power[vm.id] is PowerState.RUNNING
+        if works and not self.hung and disk.running_since is not None:
+            disk.step += int(self.world.now_s - disk.running_since)
+            disk.running_since = self.world.now_s
+            disk.saved = max(disk.saved, disk.step - disk.step % SAVE_EVERY)
+        return disk
+
+    def _boot(self, vm: Vm) -> None:
+        self.power[vm.id] = PowerState.RUNNING
+        alive = [v for v in self.vms.values() if self.power[v.id] is PowerState.RUNNING]
+        self.most_alive = max(self.most_alive, len(alive))
+
+    def _halt(self, vm: Vm, reason: StopReason) -> None:
+        disk = self.progress(vm)
+        disk.step, disk.running_since = disk.saved, None
+        self.power[vm.id] = PowerState.DEALLOCATED
+        self.reason[vm.id] = reason
+
+    def _admit(self, region: str) -> None:
+        if region in self.full:
+            raise seam.NoCapacity(f"{region} is full")
+        if region in self.dear:
+            raise seam.PriceAboveCap(f"{region} is dear", current_usd_per_h=1.0)
+        if region in self.no_quota:
+            raise seam.OverQuota(f"{region} has no quota", family="T4", limit=0)
+
+    def _hiccup(self) -> None:
+        if self.hiccups:
+            self.hiccups -= 1
+            raise seam.Transient("a hiccup", retry_after_s=1.0)
+
+
+@dataclass
+class FakeWorkload:
+    """Trains on the fake cloud's machines."""
+
+    world: World
+    cloud: FakeCloud
+    steps: int = 50
+    home: int = 0
+    out: str = ""
+    exit_codes: list[int | None] = field(default_factory=list)
+    """How the next launches end, once each, instead of training."""
+    mute: bool = False
+    stranger: bool = False
+    """Whether another machine answers in its place."""
+    launches: int = 0
+    limits: list[float] = field(default_factory=list)
+
+    def reach(self, vm: Vm) -> None:
+        """Answer, unless mute or down."""
+        if self.stranger:
+            raise HostNotTrusted("another host key")
+        if self.mute or self.cloud.power.get(vm.id) is not PowerState.RUNNING:
+            raise HostUnreachable("no answer")
+
+    def prepare(self, vm: Vm) -> None:
+        """Bring the newest checkpoint."""
+        self.world.moment()
+        self.reach(vm)
+        disk = self.cloud.progress(vm)
+        disk.saved = max(disk.saved, self.home)
+        if disk.running_since is None:
+            disk.step = disk.saved
+        self.world.moment()
+
+    def limit(self, vm: Vm, left_s: float) -> None:  # noqa: ARG002  (the seam names it)
+        """Note the limit."""
+        self.limits.append(left_s)
+
+    def launch(self, vm: Vm) -> None:
+        """Start training unless it runs."""
+        self.world.moment()
+        self.reach(vm)
+        disk = self.cloud.progress(vm)
+        if disk.running_since is None and not disk.done:
+            self.launches += 1
+            disk.exit_code = self.exit_codes.pop(0) if self.exit_codes else -1
+            disk.running_since = self.world.now_s if disk.exit_code == -1 else None
+        self.world.moment()
+
+    def look(self, vm: Vm) -> JobView:
+        """See how far it is."""
+        self.reach(vm)
+        disk = self.cloud.progress(vm)
+        if disk.running_since is not None and disk.step >= self.steps:
+            disk.step, disk.saved, disk.done = self.steps, self.steps, True
+            disk.running_since = None
+        self.home = max(self.home, disk.saved)
+        beat = "frozen" if self.cloud.hung else str(self.world.now_s)
+        told = Heartbeat(updated_at=beat, phase="training")
+        view = JobView(phase=JobPhase.ABSENT, step=disk.step, steps=self.steps, heartbeat=told)
+        if disk.done:
+            return replace(view, phase=JobPhase.EXITED, exit_code=0)
+        if disk.running_since is not None:
+            return replace(view, phase=JobPhase.RUNNING)
+        if disk.exit_code is None or disk.exit_code >= 0:
+            return replace(view, phase=JobPhase.EXITED, exit_code=disk.exit_code)
+        return view
+
+    def stop(self, vm: Vm) -> None:
+        """Let it save and end."""
+        self.reach(vm)
+        disk = self.cloud.progress(vm)
+        if disk.running_since is not None:
+            disk.saved, disk.running_since, disk.exit_code = disk.step, None, 75
+        self.cloud.hung = False
+
+    def park(self, vm: Vm) -> None:
+        """Save, and bring that home."""
+        self.stop(vm)
+        self.home = max(self.home, self.cloud.disks[vm.id].saved)
+
+    def fetch(self, vm: Vm) -> str:
+        """Bring the adapter home."""
+        self.world.moment()
+        if not self.cloud.progress(vm).done:
+            raise AssertionError("fetched before the training was over")
+        self.out = "out"
+        self.world.moment()
+        return self.out
+
+    def clear(self, vm: Vm) -> None:
+        """Nothing to remove."""
+
+    def home_step(self) -> int:
+        """The newest checkpoint at home."""
+        return self.home
+
+    def forget(self) -> None:
+        """No connections."""
+
+
+class MortalJournal(Journal):
+    """A journal whose process may be killed before or after every write."""
+
+    def __init__(self, path: Path, world: World) -> None:
+        super().__init__(path, clock=world.clock)
+        self._world = world
+
+    def append(self, kind: Kind, **data: object) -> Event:
+        """Write one event, unless killed."""
+        self._world.moment()
+        event = super().append(kind, **data)
+        self._world.moment()
+        return event
+
+
+@dataclass
+class Story:
+    """One run in the fake world; `go` is what a person types again after every kill."""
+
+    path: Path
+    world: World = field(default_factory=World)
+    policy: Policy = field(default_factory=lambda: Policy(poll_s=1.0))
+    plan: Plan = field(default_factory=lambda: Plan(goal=Goal.RUN))
+    between: Callable[[], None] = lambda: None
+    """What happens in the world at each turn of the loop."""
+    warnings: list[str] = field(default_factory=list)
+    """What a person was warned of, each change once; empty for the end of a trouble."""
+
+    def __post_init__(self) -> None:
+        self.cloud = FakeCloud(world=self.world)
+        self.work = FakeWorkload(world=self.world, cloud=self.cloud)
+
+    def _hear(self, report: Report) -> None:
+        if report.warning != (self.warnings or [""])[-1]:
+            self.warnings.append(report.warning)
+        self.between()
+
+    def journal(self) -> Journal:
+        """The run's journal as a new process opens it."""
+        return MortalJournal(self.path, self.world)
+
+    def go(self) -> Ending:
+        """Drive the run until it ends or the process is killed."""
+        journal = self.journal()
+        if not journal.events:
+            journal.append(Kind.RUN_STARTED, run_id="run-1", name="run")
+        else:
+            journal.append(Kind.RUN_RESUMED, changed=False)
+        tools = Tools(
+            provider=self.cloud,
+            workload=self.work,
+            journal=journal,
+            make_spec=_spec,
+            want=Want(),
+            clock=self.world.clock,
+            sleep=self.world.sleep,
+            tell=self._hear,
+        )
+        return Supervisor(tools).run(replace(self.plan, policy=self.policy))
+
+
+def _spec(offer: Offer, generation: int) -> VmSpec:
+    return VmSpec(
+        run_id="run-1",
+        generation=generation,
+        offer=offer,
+        max_price_usd_per_h=None,
+        public_key="ssh-ed25519 AAAA",
+        host_private_key="secret",
+        host_public_key="ssh-ed25519 BBBB",
+    )

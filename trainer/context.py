@@ -1,0 +1,42 @@
+"""What every stage of a job works with: what was ordered, and whom to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config import EvictionBand, TrainerConfig
+from trainer.eviction import Flag
+from trainer.rundir.fingerprint import (
+    Facts,
+)
+from trainer.rundir.status import Heartbeat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the command line asks for."""
+
+    run_dir: Path
+    metadata_url: str | None = None
+    allow_change: tuple[str, ...] = ()
+    band: EvictionBand | None = None
+    price_usd_per_h: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """What every stage needs."""
+
+    order: Order
+    config: TrainerConfig
+    inputs: Facts
+    heartbeat: Heartbeat
+    flag: Flag
+    on_message: Callable[[str], None]
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory that everything is read from and written to."""
+        return self.order.run_dir

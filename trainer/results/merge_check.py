@@ -1,0 +1,268 @@
+"""How alike a merged model and the adapter that it was made of answer, on held-out rows.
+
+    python -m trainer.results.merge_check --run-dir DIR --merged DIR [--base DIR] [--adapter DIR]
+        [--onto quantized]
+
+All on the CPU, one model in memory at a time, in float32 if there is room. The merged model is
+compared with the adapter on the base it was merged onto: what is left is rounding. If the adapter
+was trained on a quantised base, also with the adapter on the other of the two, the original and
+the quantised one: what is left is what quantising did. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import (
+    ConfigError,
+    MethodKind,
+    MethodTable,
+    PrecisionChoice,
+    Quant,
+    TrainerConfig,
+    load_config,
+)
+from trainer.data.codec import Codec, Example, TooLongError
+from trainer.data.examples import load_examples, padding_id
+from trainer.data.rows import DataError
+from trainer.data.template import MissingFieldError
+from trainer.device.precision import Precision
+from trainer.results.base_weights import NoBaseError, shard_names
+from trainer.results.quantized_base import Onto
+from trainer.rundir.layout import CONFIG, resolve
+
+TOKENS_MAX = 64  # of an answer: whoever differs, mostly does so early
+ROOM = 1.2  # what a model takes of the memory that is free, over its weights
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What a model said to prompts: its first logits [prompts, words], and its greedy answers."""
+
+    logits: torch.Tensor
+    answers: tuple[tuple[tuple[int, ...], bool], ...]
+
+
+def listen(
+    model: Any, prompts: Sequence[Sequence[int]], *, tokens_max: int, eos_id: int, pad_id: int
+) -> Heard:
+    """Return what `model` says to the prompts; nothing of it changes."""
+    from trainer.scoring.constrained import Decoder, batches, undisturbed
+
+    decoder = Decoder(model, eos_ids=[eos_id], pad_id=pad_id)
+    logits: dict[int, torch.Tensor] = {}
+    answers: dict[int, tuple[tuple[int, ...], bool]] = {}
+    with undisturbed(model):
+        for batch in batches([len(prompt) for prompt in prompts]):
+            reading = decoder.read([prompts[at] for at in batch])
+            logits |= zip(batch, reading.logits.cpu(), strict=True)
+            written = decoder.write(reading, tokens_max=tokens_max)
+            answers |= {
+                at: (one.tokens, one.stopped) for at, one in zip(batch, written, strict=True)
+            }
+    places = range(len(prompts))
+    return Heard(
+        logits=torch.stack([logits[at] for at in places]),
+        answers=tuple(answers[at] for at in places),
+    )
+
+
+def difference(reference: Heard, merged: Heard) -> dict[str, Any]:
+    """Return rows, how many greedy answers are equal, and how far the first logits are apart."""
+    gap = (reference.logits - merged.logits).abs()
+    equal = sum(one == other for one, other in zip(reference.answers, merged.answers, strict=True))
+    rows = len(reference.answers)
+    return {
+        "rows": rows,
+        "equal": equal,
+        "share": equal / rows,
+        "logits_difference_max": float(gap.max()),
+        "logits_difference_mean": float(gap.mean()),
+    }
+
+
+def parity(
+    reference: Any, merged: Any, prompts: Sequence[Sequence[int]], *, tokens_max: int, eos_id: int
+) -> dict[str, Any]:
+    """Compare two loaded models on prompts, greedily and by their logits."""
+    heard = [
+        listen(model, prompts, tokens_max=tokens_max, eos_id=eos_id, pad_id=eos_id)
+        for model in (reference, merged)
+    ]
+    return difference(heard[0], heard[1])
+
+
+def choose_dtype(weights_bytes: int, width: int, *, free_bytes: int) -> torch.dtype | None:
+    """Return float32 if a model fits in it, else bfloat16, else None.
+
+    `weights_bytes` is its size on the disk, `width` the bytes of one number there.
+    """
+    numbers = weights_bytes / width
+    for dtype in (torch.float32, torch.bfloat16):
+        if numbers * dtype.itemsize * ROOM <= free_bytes:
+            return dtype
+    return None
+
+
+def pick(items: Sequence[Example], count: int) -> list[Example]:
+    """Return `count` of the items, evenly spread, or all if there are no more."""
+    count = min(count, len(items))
+    return [items[at * len(items) // count] for at in range(count)]
+
+
+class CannotCompareError(Exception):
+    """The merged model is whole, but cannot be compared here; the message says why."""
+
+
+def compare(  # noqa: PLR0913 - three places and how much
+    run_dir: Path, merged: Path, adapter: Path, *, base: Path | None, rows: int,
+    on_message: Callable[[str], None], onto: Onto = Onto.ORIGINAL,
+) -> dict[str, Any]:  # fmt: skip
+    """Return how `merged` differs from `adapter`, as plain JSON.
+
+    The figures at its top are those against the adapter on the base that was merged `onto`.
+
+    Raises:
+        CannotCompareError: it does not fit into the memory.
+        ConfigError: the run or its base cannot be loaded.
+        DataError: its rows cannot be read.
+        ConnectionError: the hub does not answer.
+    """
+    from trainer import model as models
+
+    config = load_config(run_dir / CONFIG)
+    source = models.find_source(config.model, run_dir)
+    if base is not None:
+        source = replace(source, name=str(base.absolute()), revision=None)
+    tokenizer = models.load_tokenizer(source)
+    seq2seq = models.is_seq2seq(models.load_config(source))
+    dtype = _dtype_for(merged)
+    items, held_out = _questions(config, run_dir, tokenizer, seq2seq=seq2seq, rows=rows)
+    codec = Codec.of(tokenizer, max_length=config.train.max_length, seq2seq=seq2seq)
+    longest = min(max(item.answer_length for item in items), TOKENS_MAX)
+    method = config.method.storage
+    plain = MethodTable(kind=MethodKind.LORA)
+
+    def hear(place: models.Source, table: MethodTable, worn: Path | None) -> Heard:
+        arithmetic = Precision(
+            compute=_CHOICES[dtype], autocast=False, loss_scaling=False, reason=""
+        )
+        model = models.load_base(place, table, precision=arithmetic, device=CPU)
+        model = models.load_adapter(model, worn) if worn else model.eval()
+        said = listen(
+            model, [item.prompt_ids for item in items],
+            tokens_max=longest, eos_id=codec.eos_id, pad_id=padding_id(tokenizer),
+        )  # fmt: skip
+        del model
+        gc.collect()
+        return said
+
+    bases = {Onto.ORIGINAL: (plain, "the original base")}
+    if method is not Quant.NONE:
+        bases[Onto.QUANTIZED] = (config.method, f"the {method} base it was trained on")
+    if onto not in bases:
+        raise ConfigError([f"method.quant: {config.method.kind} has no quantised base"])
+    answered = hear(replace(source, name=str(merged.absolute()), revision=None), plain, None)
+    found: dict[Onto, dict[str, Any]] = {}
+    for one in sorted(bases, key=lambda one: one is not onto):  # the one merged onto is first
+        table, named = bases[one]
+        found[one] = difference(hear(source, table, adapter), answered)
+        same = ", which it was merged onto" if one is onto else ""
+        on_message(_sentence(f"the adapter on {named}{same}", found[one]))
+    trained = found.get(Onto.QUANTIZED)
+    return {
+        "held_out": held_out,
+        "dtype": str(dtype).removeprefix("torch."),
+        "onto": str(onto),
+        **found[onto],
+        "on_original": found[Onto.ORIGINAL],
+        "as_trained": {"quant": str(method), **trained} if trained else None,
+    }
+
+
+_CHOICES = {torch.float32: PrecisionChoice.FP32, torch.bfloat16: PrecisionChoice.BF16}
+
+
+def _dtype_for(merged: Path) -> torch.dtype:
+    """Return in which type a merged model is compared on this computer."""
+    import psutil
+    from safetensors import safe_open
+
+    shards = [merged / name for name in shard_names(merged)]
+    size = sum(path.stat().st_size for path in shards)
+    with safe_open(shards[0], framework="pt") as file:
+        width = file.get_tensor(next(iter(file.keys()))).element_size()
+    free = psutil.virtual_memory().available
+    dtype = choose_dtype(size, width, free_bytes=free)
+    if dtype is None:
+        raise CannotCompareError(
+            f"comparing it takes {size / width * 2 * ROOM / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free"
+        )
+    return dtype
+
+
+def _questions(
+    config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool, rows: int
+) -> tuple[list[Example], bool]:
+    """Return the rows to ask, and whether they were held out; without such, learnt ones."""
+    name = config.data.eval or config.data.train
+    found = load_examples(
+        config.data, resolve(run_dir, name), tokenizer,
+        max_length=config.train.max_length, seq2seq=seq2seq,
+    )  # fmt: skip
+    return pick(found.items, rows), config.data.eval is not None
+
+
+def _sentence(other: str, found: dict[str, Any]) -> str:
+    return (
+        f"merged model against {other}: {found['equal']} of {found['rows']} greedy answers equal, "
+        f"logits apart by {found['logits_difference_max']:.2g} at most"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare as the command line says; exit 65, 74 or 78 with the reason if it cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.results.merge_check")
+    parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
+    parser.add_argument("--merged", type=Path, required=True, help="directory of the merged model")
+    parser.add_argument("--adapter", type=Path, help="the run's own without")
+    parser.add_argument("--base", type=Path, help="the base, if it is not where the config says")
+    parser.add_argument("--onto", type=Onto, choices=list(Onto), default=Onto.ORIGINAL)
+    parser.add_argument("--rows", type=int, default=32, help="how many rows to ask")
+    args = parser.parse_args(argv)
+
+    def on_message(text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+
+    try:
+        adapter = args.adapter or args.run_dir / "adapter"
+        found = compare(
+            args.run_dir, args.merged, adapter,
+            base=args.base, rows=max(1, args.rows), on_message=on_message, onto=args.onto,
+        )  # fmt: skip
+    except (CannotCompareError, NoBaseError, ConfigError) as error:
+        on_message(str(error))
+        return 78
+    except (DataError, MissingFieldError, TooLongError) as error:
+        on_message(str(error))
+        return DataError.exit_code
+    except OSError as error:
+        on_message(str(error))
+        return 74
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

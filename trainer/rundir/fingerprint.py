@@ -1,0 +1,216 @@
+"""What a run depends on, so that a resume either continues the same run or says what changed.
+
+A changed config or data file would make another run: it is refused with a readable difference.
+Other hardware or library versions continue the same run, though not bit for bit, and say so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trainer.config import ConfigError, TrainerConfig
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "numpy")
+
+# A change of these continues to make sense if the user asks for it: nothing learnt is thrown away.
+CHANGEABLE = frozenset(
+    {
+        "train.steps", "train.epochs", "train.lr", "train.warmup", "train.schedule",
+        "train.max_grad_norm", "train.weight_decay", "train.micro_batch", "train.threads",
+        "train.gradient_checkpointing", "eval", "data.eval",
+    }
+)  # fmt: skip
+# Not even asked about: they decide when the state is saved, or where files lie, not what is learnt.
+IRRELEVANT = frozenset({"model.id", "model.revision", "data.train", "data.eval"})
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a resume on these facts means."""
+
+    refused: tuple[str, ...]  # differences that nobody allowed
+    inexact: tuple[str, ...]  # differences after which bits may differ
+
+    def require(self) -> None:
+        """Raise `ConfigError` with every refused difference and the way out."""
+        if self.refused:
+            raise ConfigError(
+                [
+                    "this run began with other settings; going on would mix two runs:",
+                    *(f"  {line}" for line in self.refused),
+                    (
+                        "hint: restore them, start a run of another name, or allow what may "
+                        "change with `--allow-change KEY`"
+                    ),
+                ]
+            )
+
+
+def take_fingerprint(
+    config: TrainerConfig, *, data: Facts, base: Facts, hardware: Mapping[str, Any]
+) -> Facts:
+    """Gather everything that the result depends on as one JSON-safe table.
+
+    `data` holds the SHA-256 of each data file, `base` the identity of model and tokenizer.
+    """
+    return {
+        "config": flatten_config(config),
+        "data": dict(data),
+        "base": dict(base),
+        "hardware": dict(hardware),
+        "versions": {
+            "python": platform.python_version(),
+            "trainer": own_sha256(),
+            **installed_versions(),
+        },
+    }
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, allowed: Iterable[str]) -> Verdict:
+    """Judge a resume of the run described by `old` with the facts `new`.
+
+    Raises:
+        ConfigError: `allowed` names a key that may never change within a run.
+    """
+    permitted = permitted_keys(allowed)
+    refused: list[str] = []
+    inexact: list[str] = []
+    validates = (new.get("config") or {}).get("train.validate_every") is not None
+    for part in ("config", "data", "base"):
+        for key, before, after in differences(old.get(part), new.get(part)):
+            line = f"{key}: was {_show(before)}, is {_show(after)}"
+            if key in permitted or key.split(".", maxsplit=1)[0] in permitted:
+                scores_only = key == "data.eval" and not validates
+                if not key.startswith("eval.") and not scores_only:
+                    inexact.append(line)
+            else:
+                refused.append(line + ("" if _changeable(key) else " (this may never change)"))
+    for part in ("hardware", "versions"):
+        for key, before, after in differences(old.get(part), new.get(part)):
+            inexact.append(f"{key}: was {_show(before)}, is {_show(after)}")
+    return Verdict(refused=tuple(refused), inexact=tuple(inexact))
+
+
+def permitted_keys(allowed: Iterable[str]) -> frozenset[str]:
+    """Complete short names (`steps`) and check that each key may change at all.
+
+    Raises:
+        ConfigError: one may never change within a run.
+    """
+    permitted: set[str] = set()
+    for key in allowed:
+        fits = sorted(full for full in CHANGEABLE if full == key or full.split(".")[-1] == key)
+        if not fits and not key.startswith("eval."):
+            may = ", ".join(sorted(CHANGEABLE))
+            raise ConfigError([f"--allow-change {key}: this can never change; what may: {may}"])
+        permitted.update(fits or [key])
+    if permitted & {"train.steps", "train.epochs"}:  # one is given instead of the other
+        permitted |= {"train.steps", "train.epochs"}
+    return frozenset(permitted)
+
+
+def differences(old: object, new: object) -> list[tuple[str, Any, Any]]:
+    """List (key, before, after) of all keys on which two tables differ, None where one lacks it."""
+    before = old if isinstance(old, Mapping) else {}
+    after = new if isinstance(new, Mapping) else {}
+    keys = sorted({*before, *after})
+    return [(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
+
+
+def flatten_config(config: TrainerConfig) -> Facts:
+    """Spell the config as `table.field: value`, without what does not influence the result."""
+    dumped = config.model_dump(mode="json", exclude={"checkpoint"})
+    if config.train.validate_every is None:  # then the others have no say either
+        for field in ("validate_every", "stop_after", "keep_best"):
+            del dumped["train"][field]
+    return {
+        f"{table}.{field}": value
+        for table, fields in dumped.items()
+        if fields is not None
+        for field, value in fields.items()
+        if f"{table}.{field}" not in IRRELEVANT
+    }
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; raises `OSError`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def directory_sha256(root: Path, *, cache: Path) -> str:
+    """Return one SHA-256 over the names and contents of all files under `root`.
+
+    Gigabytes take long and a resumed run starts often, so hashes are kept in the file `cache` by
+    size, modification time and inode. Raises `OSError` if `root` cannot be read.
+    """
+    known = _read_cache(cache)
+    fresh: dict[str, str] = {}
+    total = hashlib.sha256()
+    for path in sorted(entry for entry in root.rglob("*") if entry.is_file()):
+        facts = path.stat()
+        key = f"{path}:{facts.st_size}:{facts.st_mtime_ns}:{facts.st_ino}"
+        fresh[key] = known.get(key) or file_sha256(path)
+        total.update(f"{path.relative_to(root)}\0{fresh[key]}\n".encode())
+    if fresh != known:
+        with suppress(OSError):  # no room: it is computed again next time
+            cache.write_text(json.dumps(fresh, indent=1), encoding="utf-8")
+    return total.hexdigest()
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the libraries that compute, without importing them."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def own_sha256() -> str:
+    """Return one SHA-256 over the source files of this package, whatever their times."""
+    total = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        total.update(f"{path.relative_to(package)}\0{file_sha256(path)}\n".encode())
+    return total.hexdigest()
+
+
+def cpu_model() -> str:
+    """Return the processor's name as Linux tells it, or what Python knows."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        return platform.processor()
+    return platform.machine()
+
+
+def _changeable(key: str) -> bool:
+    return key in CHANGEABLE or key.split(".", maxsplit=1)[0] in CHANGEABLE
+
+
+def _read_cache(path: Path) -> dict[str, str]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _show(value: object) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else text[:28] + "…" + text[-28:]

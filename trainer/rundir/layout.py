@@ -1,0 +1,155 @@
+"""What lies in a run directory, and whether it is the result of this very config and data."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from trainer import hub, untrusted
+from trainer.atomic import Disk, restore_directory
+from trainer.config import ConfigError, TrainerConfig
+from trainer.data.rows import DataError, Shards
+from trainer.errors import Busy
+from trainer.rundir.fingerprint import Facts, file_sha256, flatten_config
+
+TABLE_BYTES_MAX = 64 << 20
+CONFIG = "config.json"
+ADAPTER = "adapter"
+ADAPTER_PARTIAL = ".adapter.partial"
+SCORED = ".scored.json"  # of which config and data the scores are
+HASHES = ".hashes.json"  # a cache of what the base's files hash to
+STAGES = ("before", "after")
+# What decides about an answer of the base: how it is stored and asked.
+SCORE_SETTINGS = (
+    "eval.", "data.", "method.kind", "method.quant", "method.double_quant", "train.max_length",
+    "train.precision",
+)  # fmt: skip
+RECEIPT = "qft.json"  # inside the adapter: which run it is the result of
+# What `replace_file` writes to before it renames: the name, then the process.
+_REPLACED = ("status.json", "metrics.jsonl", "eval-before.json", "eval-after.json", SCORED, HASHES)
+_UNFINISHED = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.\d+\.partial")
+
+
+def finished(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
+    """Tell whether adapter and scores of this very config and data are all there."""
+    return adapter_done(run_dir, config, inputs) and all(
+        scored(run_dir, stage, config, inputs) for stage in STAGES
+    )
+
+
+def scored(run_dir: Path, stage: str, config: TrainerConfig, inputs: Facts) -> bool:
+    """Tell whether `eval-<stage>.json` scores this very config and data, or nothing is wanted."""
+    if config.eval is None:
+        return True
+    if not (run_dir / f"eval-{stage}.json").is_file():
+        return False
+    return bool(read_table(run_dir / SCORED).get(stage) == scoring_facts(stage, config, inputs))
+
+
+def scoring_facts(stage: str, config: TrainerConfig, inputs: Facts) -> Facts:
+    """Return the part of config and data that decides about the score of a stage."""
+    flat = {k: v for k, v in flatten_config(config).items() if k.startswith(SCORE_SETTINGS)}
+    learnt = training_facts(config, inputs) if stage == "after" else {}
+    return {**flat, **_base_named(config), "data.eval": inputs["data.eval"], **learnt}
+
+
+def adapter_done(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
+    """Tell whether the adapter in `run_dir` is the result of this very config and data."""
+    receipt = read_table(run_dir / ADAPTER / RECEIPT)
+    return bool(receipt.get("training") == training_facts(config, inputs))
+
+
+def read_table(path: Path) -> Facts:
+    """Return a JSON table, empty if there is none or it cannot be read."""
+    try:
+        return untrusted.table(untrusted.parse(path.read_bytes(), bytes_max=TABLE_BYTES_MAX))
+    except (OSError, untrusted.NotPlain):
+        return {}
+
+
+def training_facts(config: TrainerConfig, inputs: Facts) -> Facts:
+    """Return the part of config and data that decides about the adapter."""
+    flat = {k: v for k, v in flatten_config(config).items() if not k.startswith("eval.")}
+    chosen_by = {} if config.train.validate_every is None else {"data.eval": inputs["data.eval"]}
+    return {**flat, **_base_named(config), "data.train": inputs["data.train"], **chosen_by}
+
+
+def _base_named(config: TrainerConfig) -> Facts:
+    """Return which base is asked for; whether it is the same one still, only a resume can tell."""
+    return {"model.id": config.model.id, "model.revision": config.model.revision}
+
+
+def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
+    """Return the SHA-256 of the data files; raise `DataError` if one cannot be read."""
+    facts: Facts = {"data.train": None, "data.eval": None}
+    missing: list[str] = []
+    for key, name in (("data.train", config.data.train), ("data.eval", config.data.eval)):
+        if name is not None:
+            path = resolve(run_dir, name)
+            try:
+                facts[key] = _digest(path)
+            except OSError as error:
+                missing.append(f"{path}: {error.strerror} (`{key}`)")
+    if missing:
+        raise DataError(missing)
+    return facts
+
+
+def _digest(rows: Path | Shards) -> str:
+    if not isinstance(rows, Shards):
+        return file_sha256(rows)
+    return hashlib.sha256("\n".join(map(file_sha256, rows.files)).encode()).hexdigest()
+
+
+def resolve(run_dir: Path, name: str) -> Path | Shards:
+    """Return the file that a name in the config means, or the shards; what is on a hub is fetched.
+
+    Raises:
+        DataError: it cannot be fetched.
+    """
+    remote = hub.parse(name)
+    if remote is not None:
+        return hub.fetch(remote)
+    return (run_dir / Path(name).expanduser()).resolve()
+
+
+def sweep(run_dir: Path, *, disk: Disk) -> None:
+    """Remove what a killed trainer left half written; finish or undo an exchange of adapters.
+
+    Only names of this trainer's own go: other programs may be writing beside it. Call it inside
+    `alone_in`. Raises `OSError` if an adapter that was moved aside cannot be moved back.
+    """
+    restore_directory(run_dir / ADAPTER, disk=disk)
+    for entry in sorted(run_dir.iterdir()):
+        if entry.name == ADAPTER_PARTIAL or _UNFINISHED.fullmatch(entry.name):
+            with suppress(OSError):  # a leftover that stays does no harm
+                disk.remove_tree(entry)
+
+
+@contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory's lock, which dies with the process.
+
+    Raises:
+        Busy: it is taken.
+        ConfigError: there is no such directory.
+    """
+    if not run_dir.is_dir():
+        raise ConfigError([f"--run-dir: there is no directory {run_dir}"])
+    descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(
+                f"another trainer works in {run_dir} (its pid is in status.json); "
+                "follow that one, or stop it first"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,157 @@
+"""Keeps log, status and checkpoints in step with the loop: the only place that decides to save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.config import CheckpointTable, EvictionBand
+from trainer.rundir.fingerprint import Facts
+from trainer.rundir.status import Heartbeat, Phase
+from trainer.saving.async_saver import Saver, SaveResult
+from trainer.saving.interval import Cadence, choose_cadence
+from trainer.saving.state import TrainingState
+from trainer.text import duration
+from trainer.tracking.tensorboard import EventWriter
+
+SPEED_STEPS = 20  # tokens per second and ETA are means over so many steps
+SAY_EVERY_S = 30.0
+
+
+@dataclass(kw_only=True)
+class Keeper:
+    """Told after every step; logs it, and saves when the cadence says so."""
+
+    state: TrainingState
+    saver: Saver
+    table: CheckpointTable
+    band: EvictionBand | None
+    fingerprint: Facts
+    heartbeat: Heartbeat
+    events: EventWriter
+    clock: Callable[[], float]  # seconds, monotonic
+    on_message: Callable[[str], None]
+
+    _cadence: Cadence = field(init=False)
+    _tried_step: int = field(init=False)
+    _tried_s: float = field(init=False)
+    _durable_step: int | None = field(init=False)
+    _portion: int = field(init=False)  # sequences at a time, as last saved
+    _stall_s: float = field(default=0.0, init=False)
+    _news: str | None = field(default=None, init=False)  # of the last validation
+    _recent: list[tuple[int, float]] = field(default_factory=list, init=False)
+    _last: dict[str, Any] = field(default_factory=dict, init=False)  # the newest record
+    _said_step: int | None = field(default=None, init=False)
+    _said_s: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._cadence = choose_cadence(self.table, band=self.band, save_s=None)
+        self._tried_step = self.state.counters.step
+        self._tried_s = self.clock()
+        self._durable_step = self.state.counters.step or None
+        self._portion = self.state.counters.micro_batch
+        self.on_message(f"checkpoints: {self._cadence.reason}")
+
+    def after_step(self, record: dict[str, Any]) -> None:
+        """Log the step, tell the heartbeat, and start a save if one is due."""
+        self.state.log.append(record)
+        self.events.scalars(record)
+        self._tell(record)
+        self._tell_validation(record)
+        if self._said_step is None or self.clock() - self._said_s >= SAY_EVERY_S:
+            self._say_step()
+        self._settle(self.saver.collect(wait=False))
+        due = self._cadence.due(
+            steps_since=self.state.counters.step - self._tried_step,
+            seconds_since=self.clock() - self._tried_s,
+        )
+        # How a batch is cut decides about its dropout masks: a resume must know that at once.
+        due = due or self.state.counters.micro_batch != self._portion
+        if due and not self.saver.busy:
+            self._start()
+
+    def amend(self, record: dict[str, Any]) -> None:
+        """Complete the record of the last step in log, curves and status."""
+        self.state.log.amend(record)
+        self.events.scalars({k: record[k] for k in ("step", "validation_loss")})
+        self._tell_validation(record)
+
+    def save_now(self) -> bool:
+        """Make the present state durable before returning; tell whether that worked."""
+        self._say_step()
+        self.heartbeat.update(phase=Phase.SAVING, at_once=True)
+        self._settle(self.saver.collect(wait=True))
+        if self._durable_step != self.state.counters.step and self.state.counters.step:
+            self._start()
+            self._settle(self.saver.collect(wait=True))
+        return self._durable_step == (self.state.counters.step or None)
+
+    def _start(self) -> None:
+        began_s = self.clock()
+        snapshot = self.state.snapshot(self.fingerprint)
+        self.saver.start(snapshot)
+        self._tried_step, self._tried_s = snapshot.step, self.clock()
+        self._portion = self.state.counters.micro_batch
+        self._stall_s = self._tried_s - began_s
+
+    def _settle(self, result: SaveResult | None) -> None:
+        """Take note of how a save ended; one that failed costs a message, not the training."""
+        if result is None:
+            return
+        if result.failure is not None:
+            last = self._durable_step
+            text = (
+                f"checkpoint of step {result.step} could not be saved: {result.failure}; training "
+                f"goes on, the newest whole one is {'none' if last is None else f'step {last}'}"
+            )
+            self.on_message(text)
+            self.heartbeat.update(message=text, at_once=True)
+            return
+        self._durable_step = result.step
+        self.on_message(
+            f"checkpoint of step {result.step}: durable after {result.seconds:.2f} s, "
+            f"loop held up {self._stall_s:.3f} s"
+        )
+        self.heartbeat.update(checkpoint_step=result.step, message=self._news, at_once=True)
+        cadence = choose_cadence(self.table, band=self.band, save_s=result.seconds)
+        if cadence != self._cadence and self.table.every == "auto":
+            self.on_message(f"checkpoints: {cadence.reason}")
+        self._cadence = cadence
+
+    def _tell_validation(self, record: dict[str, Any]) -> None:
+        if "validation_loss" in record:
+            best = self.state.best
+            self._news = (
+                f"validation loss {record['validation_loss']} after step {record['step']}; "
+                f"best: {best.loss} after step {best.step}"
+            )
+            self.heartbeat.update(message=self._news)
+
+    def _say_step(self) -> None:
+        """Say how far the training is, unless that step was said or there is none."""
+        record, status = self._last, self.heartbeat.status
+        if not record or self._said_step == record["step"]:
+            return
+        self._said_step, self._said_s = record["step"], self.clock()
+        loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+        known = status.steps and status.eta_s
+        left = f", {duration(status.eta_s or 0)} left" if known else ""
+        self.on_message(
+            f"step {record['step']}/{status.steps or '?'}: loss {loss}, lr {record['lr']:.3g}, "
+            f"{status.tokens_per_s:.0f} tokens/s{left}"
+        )
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        self._last = record
+        self._recent = [*self._recent, (record["tokens"], record["seconds"])][-SPEED_STEPS:]
+        seconds = sum(s for _, s in self._recent) or 1e-9
+        left = (self.heartbeat.status.steps or 0) - record["step"]
+        self.heartbeat.update(
+            step=record["step"],
+            loss=record["loss"],
+            tokens_per_s=round(sum(t for t, _ in self._recent) / seconds, 1),
+            eta_s=round(left * seconds / len(self._recent), 1),
+            exact=self.state.counters.inexact_from is None,
+            inexact_from=self.state.counters.inexact_from,
+        )
