@@ -21,7 +21,7 @@ from trainer.untrusted import NotPlain, parse
 
 CORE_FLOPS = 3e10
 """Per second and core, in float32: what SmolLM2-135M reaches on two shared cores
-(docs/measurements.md); others differ by more than the factor that is told."""
+(docs/benchmarks.md); others differ by more than the factor that is told."""
 BYTES_PER_TOKEN = 4
 """Of English prose, with the tokenizers of today's models; code and other scripts take fewer."""
 ROWS_LOOKED_AT = 500
