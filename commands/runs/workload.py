@@ -7,10 +7,10 @@ is translated here into the three that the supervisor acts on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 from commands.runs.checkpoint_sync import Homing
+from commands.runs.payload import PayloadItem
 from commands.runs.power_watch import MachineDown
 from commands.runs.remote_layout import Setting
 from commands.runs.result_files import STAYS, Expected, left_there
@@ -86,25 +86,19 @@ class SshWorkload:
                     return
                 setting.on_message("the config changed: the trainer saves, and starts anew with it")
                 self.stop(vm)
-            for what, source, target in setting.staged.pushes(setting.site.base):
-                self._push(connection, what, source, target)
+            for item in setting.staged.items(setting.site.base):
+                self._push(connection, item)
             self._homing.send_back(connection)
 
-    def _push(
-        self,
-        connection: ssh.SshConnection,
-        what: str,
-        source: Path | Mapping[str, Path],
-        target: str,
-    ) -> None:
-        left_out = self._setting.staged.left_out if what == "base model" else ()
+    def _push(self, connection: ssh.SshConnection, item: PayloadItem) -> None:
         options = SyncOptions(
             python=self._helper,
-            exclude=("__pycache__", *left_out),
-            delete=what != "config",
+            exclude=("__pycache__", *item.exclude),
+            delete=item.exact,
             cache_dir=self._setting.cache,
         )
-        api.push(connection, source, target, progress=self._shower(what), options=options)
+        progress = self._shower(item.label)
+        api.push(connection, item.source, item.target, progress=progress, options=options)
 
     def _shower(self, what: str) -> Callable[[Progress], None]:
         return lambda seen: self._setting.progress(what, seen.bytes_done, seen.bytes_total)
