@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from remote import untrusted
-from remote.errors import CommandFailed, RemoteError, Result, Untrusted, shorten
+from remote.errors import CommandFailed, CommandResult, RemoteError, Untrusted, shorten
 from remote.on_machine import tree_ops
 from remote.script_replies import read_answer
 from remote.ssh import KILLED, SshConnection
@@ -25,7 +25,7 @@ CHATTER_BYTES_MAX = 64 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Script:
+class RemoteScript:
     """One of our stand-alone scripts over one connection."""
 
     connection: SshConnection
@@ -114,7 +114,7 @@ class Script:
 
     def failure(self, verb: str, code: int, text: bytes, stderr: bytes) -> CommandFailed:
         """Describe a script that could not run."""
-        result = Result(
+        result = CommandResult(
             exit_code=code,
             stdout=text[-2000:].decode("utf-8", "replace"),
             stderr=stderr[-4000:].decode("utf-8", "replace"),

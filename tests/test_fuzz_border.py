@@ -123,9 +123,9 @@ class Stranger:
     code: int = 0
     host: Host = HOST
 
-    def run(self, *_words: object, **_more: object) -> errors.Result:
+    def run(self, *_words: object, **_more: object) -> errors.CommandResult:
         """Answer a command as the line would hand it on."""
-        return errors.Result(
+        return errors.CommandResult(
             exit_code=self.code, stdout=self.said.decode("utf-8", "replace"), stderr=""
         )
 

@@ -21,10 +21,10 @@ from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, rea
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, ssh
 from remote.clean_environment import clean
-from remote.setup.failures import reason
+from remote.setup.failures import explain_failure
 from remote.sync import api
 from remote.sync.plan import Progress, SyncOptions
-from remote.sync.transfer import demand_sftp
+from remote.sync.transfer import require_sftp
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 
@@ -155,7 +155,7 @@ class SshWorkload:
             said = self._job(vm).tail(-TOLD_BYTES).data.decode("utf-8", "replace")
         last = "".join(f"\n  {line}" for line in said.splitlines()[-3:])
         return HostUnfit(
-            f"the trainer cannot be started there{last}\n  hint: {reason(said, '', code)}"
+            f"the trainer cannot be started there{last}\n  hint: {explain_failure(said, '', code)}"
         )
 
     def stop(self, vm: Vm, grace_s: float = STOP_GRACE_S) -> None:
@@ -256,7 +256,7 @@ class SshWorkload:
             self._connection = None
         if self._connection is None:
             self._connection = self._connect(vm)
-            demand_sftp(self._connection)  # before minutes of set-up, not after them
+            require_sftp(self._connection)  # before minutes of set-up, not after them
         return self._connection
 
     def _job(self, vm: Vm) -> job.Job:
