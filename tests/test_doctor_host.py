@@ -132,6 +132,6 @@ def test_cards_are_told_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     }
     with serve(tmp_path / "server") as server:
         for told, (found, wanted) in facts.items():
-            monkeypatch.setattr(setup_facts, "gather", lambda _, found=found: found)
+            monkeypatch.setattr(setup_facts, "gather_facts", lambda _, found=found: found)
 
             assert told in seen(table(server, gpu=wanted), tmp_path)["gpu there"].detail

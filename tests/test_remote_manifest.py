@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remote.errors import Untrusted
-from remote.manifest import Entry, Limits, difference, path_offence, read_tree, total_bytes
 from remote.on_machine import job_agent, tree_ops
+from remote.sync.manifest import Entry, Limits, difference, path_offence, read_tree, total_bytes
 from remote.sync.plan import Chunk, SyncOptions, blobs_for, chunks_of, file_ranges
 
 SHA = "0" * 64

@@ -137,7 +137,7 @@ def test_wheels_without_cuda_that_nobody_has(
     """Where no index has torch's small build the other one is taken, and that is told."""
     small = tmp_path / "requirements" / "cpu.txt"
     small.write_text(small.read_text().replace("qft_probe==1.0", "torch==99.0+cpu"))
-    monkeypatch.setattr(apply, "PROGRESS_S", 0.0)
+    monkeypatch.setattr("remote.setup.apply.PROGRESS_S", 0.0)
     told: list[str] = []
     with connect(server.host()) as connection:
         ready = apply(

@@ -15,10 +15,10 @@ from support.runs import make_project
 from commands.runs.config import load
 from commands.runs.result_files import STEPS_MAX, expected
 from remote.errors import Damaged, RemoteError, TooSlow, Untrusted
-from remote.manifest import Limits, read_tree
 from remote.on_machine import tree_ops
 from remote.ssh import SshConnection, connect
 from remote.sync.api import pull
+from remote.sync.manifest import Limits, read_tree
 from remote.sync.plan import SyncOptions
 from remote.sync.sftp import DATA, Sftp, packet
 from remote.sync.stall import MinimumSpeed
@@ -105,7 +105,7 @@ def test_epochs_bound_the_steps_by_the_rows(tmp_path: Path) -> None:
 )
 def test_each_kind_has_its_own_files(tmp_path: Path, kind: str, named: str, stays: str) -> None:
     """Another kind's file beside an adapter would have it read as that kind."""
-    from remote.manifest import Wanted
+    from remote.sync.manifest import Wanted
 
     method = {"kind": kind, "r": 4, "dropout": 0.0}
     wanted = Wanted(include=expected(load(make_project(tmp_path, method=method).config)).results)
@@ -137,7 +137,7 @@ def test_each_kind_has_its_own_files(tmp_path: Path, kind: str, named: str, stay
 )
 def test_names_beside_the_contract_do_not_come(tmp_path: Path, path: str) -> None:
     """Only whole names count; what is made here (log, receipt, report) is not asked for."""
-    from remote.manifest import Wanted
+    from remote.sync.manifest import Wanted
 
     assert not Wanted(include=expected(load(make_project(tmp_path).config)).results).takes(path)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from remote.errors import Damaged, shorten
-from remote.manifest import DEFAULT_LIMITS, Limits, Tree
 from remote.on_machine import tree_ops
 from remote.ssh import SshConnection
 from remote.sync.local import StaleError, local_errors
+from remote.sync.manifest import DEFAULT_LIMITS, Limits, Tree
 from remote.sync.plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, TransferStats
 from remote.sync.pull import list_there, pull_once
 from remote.sync.push import push_once

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remote.errors import NoSpace, RemoteError
-from remote.manifest import Entry, Tree, path_offence
 from remote.on_machine import tree_ops
+from remote.sync.manifest import Entry, Tree, path_offence
 from remote.sync.plan import Chunk, SyncOptions, file_ranges
 
 

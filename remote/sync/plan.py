@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote.manifest import Tree
+from remote.sync.manifest import Tree
 
 
 @dataclass(frozen=True, kw_only=True)

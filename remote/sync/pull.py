@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote import manifest, script_replies
 from remote.errors import Absent, Damaged, NoSpace, Untrusted
-from remote.manifest import Entry, Limits
 from remote.on_machine import tree_ops
 from remote.remote_script import tree_cache
-from remote.script_replies import Listing
+from remote.sync import manifest, replies
 from remote.sync.local import StaleError, scan_target
+from remote.sync.manifest import Entry, Limits
 from remote.sync.plan import (
     HASHING_S_MAX,
     Blob,
@@ -25,6 +24,7 @@ from remote.sync.plan import (
     blobs_for,
     chunks_of,
 )
+from remote.sync.replies import Listing
 from remote.sync.sftp import Sftp
 from remote.sync.transfer import Transfer, transfer_chunks
 
@@ -100,18 +100,18 @@ def list_there(transfer: Transfer, limits: Limits) -> Listing:
     }
     wait_s = min(HASHING_S_MAX, HASHING_S_MIN + limits.total_bytes_max / HASHING_BYTES_PER_S)
     answer = transfer.script.call("manifest", request, timeout_s=wait_s)
-    if refused := script_replies.read_refusal(answer):
+    if refused := replies.read_refusal(answer):
         raise NoSpace(transfer.there, needed_bytes=refused.needed, free_bytes=refused.free)
-    if not script_replies.read_exists(answer):
+    if not replies.read_exists(answer):
         raise Absent(f"there is no directory {transfer.there}")
-    found = script_replies.read_listing(
+    found = replies.read_listing(
         answer,
         wanted=manifest.Wanted(include=options.include),
         limits=limits,
         source=str(transfer.connection.host),
     )
     if options.only is not None:
-        script_replies.refuse_alien(found.tree, options.only, source=transfer.there)
+        replies.refuse_alien(found.tree, options.only, source=transfer.there)
     return found
 
 
@@ -171,7 +171,7 @@ def to_fetch(
     if paths := [blob.parts[0][0] for blob in blobs if blob.name in begun]:
         request = {"root": transfer.remote, "chunk": size, "paths": paths}
         answer = transfer.script.call("hashes", request, timeout_s=HASHING_S_MAX)
-        there = script_replies.read_chunks(
+        there = replies.read_chunks(
             answer, "hashes", names=paths, source=str(transfer.connection.host)
         )
     chunks = []

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote import manifest, script_replies
 from remote.errors import NoSpace, RemoteError
-from remote.manifest import Entry
 from remote.on_machine import tree_ops
 from remote.remote_script import tree_cache
+from remote.sync import manifest, replies
 from remote.sync.local import Source, StaleError, read_chunk, scan_source
+from remote.sync.manifest import Entry
 from remote.sync.plan import (
     HASHING_S_MAX,
     Blob,
@@ -63,7 +63,7 @@ def list_there(transfer: Transfer, source: Source) -> dict[str, Entry]:
     if source.named or not transfer.options.delete:
         request["only"] = sorted(source.tree)  # a machine full of other files is not hashed
     answer = transfer.script.call("manifest", request, timeout_s=HASHING_S_MAX)
-    if refused := script_replies.read_refusal(answer):
+    if refused := replies.read_refusal(answer):
         raise NoSpace(transfer.there, needed_bytes=refused.needed, free_bytes=refused.free)
     files = answer.get("files")
     if "only" in request and isinstance(files, dict):
@@ -85,12 +85,10 @@ def to_send(
         "extra": max((blob.size for blob in blobs if blob.bundled), default=0),
     }
     answer = transfer.script.call("stage", request, timeout_s=HASHING_S_MAX)
-    if refused := script_replies.read_refusal(answer):
+    if refused := replies.read_refusal(answer):
         raise NoSpace(transfer.there, needed_bytes=refused.needed, free_bytes=refused.free)
     names = [blob.name for blob in blobs]
-    begun = script_replies.read_chunks(
-        answer, "begun", names=names, source=str(transfer.connection.host)
-    )
+    begun = replies.read_chunks(answer, "begun", names=names, source=str(transfer.connection.host))
     chunks = []
     for blob in blobs:
         if blob.size == 0:
@@ -116,7 +114,7 @@ def explain(transfer: Transfer, counter: ProgressCounter, error: OSError) -> Exc
     """Find out why a write failed: SFTP itself says no more than `Failure`."""
     answer = transfer.script.call("manifest", {"root": transfer.remote, "only": []}, timeout_s=60)
     left = counter.bytes_total - counter.bytes_done
-    free = script_replies.read_free(answer)
+    free = replies.read_free(answer)
     if free < left:
         return NoSpace(transfer.there, needed_bytes=left, free_bytes=free)
     return RemoteError(f"{transfer.there}: a write was refused: {error}")
@@ -139,10 +137,10 @@ def commit(
         "remove": list(removed),
     }
     answer = transfer.script.call("commit", request, timeout_s=HASHING_S_MAX)
-    if refused := script_replies.read_refusal(answer):
+    if refused := replies.read_refusal(answer):
         needed = max((blob.size for blob in blobs), default=0)
         raise NoSpace(transfer.there, needed_bytes=needed, free_bytes=refused.free)
     sent = {path for blob in blobs for path, _ in blob.parts}
-    wrong = script_replies.read_wrong(answer, sent=sent, source=str(transfer.connection.host))
+    wrong = replies.read_wrong(answer, sent=sent, source=str(transfer.connection.host))
     if wrong:
         raise StaleError(wrong)
