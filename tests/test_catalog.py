@@ -19,12 +19,12 @@ from infra.provider import BadRequest
 
 
 @pytest.mark.parametrize(
-    ("asked", "gpu"),
+    ("name", "gpu"),
     [("T4", "T4"), ("t4", "T4"), ("nvidia_t4", "T4"), ("Tesla T4", "T4"), ("A100 80GB", "A100")],
 )
-def test_spellings_of_one_gpu_are_one_gpu(asked: str, gpu: str) -> None:
+def test_spellings_of_one_gpu_are_one_gpu(name: str, gpu: str) -> None:
     """Case, vendor prefixes and separators do not matter, and cause no note."""
-    resolved = resolve_gpu(asked)
+    resolved = resolve_gpu(name)
 
     assert (resolved.gpu.name, resolved.note) == (gpu, "")
 
@@ -38,12 +38,12 @@ def test_a10g_means_a10_and_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "candidates"), [("A10X", ["A10", "A100"]), ("T44", ["T4"]), ("teapot", [])]
+    ("name", "candidates"), [("A10X", ["A10", "A100"]), ("T44", ["T4"]), ("teapot", [])]
 )
-def test_unknown_gpu_lists_candidates(asked: str, candidates: list[str]) -> None:
+def test_unknown_gpu_lists_candidates(name: str, candidates: list[str]) -> None:
     """An unknown name is refused with the likeliest and all known names."""
-    with pytest.raises(UnknownGpu, match=asked) as caught:
-        resolve_gpu(asked)
+    with pytest.raises(UnknownGpu, match=name) as caught:
+        resolve_gpu(name)
 
     assert caught.value.candidates == candidates
     assert ("did you mean" in str(caught.value)) == bool(candidates)

@@ -77,7 +77,7 @@ def refuse(url: str) -> Any:
     raise ConnectionRefusedError(f"no route to {url}")
 
 
-def test_spot_and_on_demand_are_told_apart() -> None:
+def test_spot_and_on_demand_are_distinguished() -> None:
     """A name ending in ` Spot` is the spot price, the other the on-demand price."""
     quotes = parse_retail([item(0.526), item(0.149, **SPOT)], now=NOW)
 
@@ -231,20 +231,20 @@ def test_catalog_serves_when_there_is_nothing_else(tmp_path: Path) -> None:
     ]
 
 
-def test_list_that_is_down_is_asked_once(tmp_path: Path) -> None:
+def test_list_that_is_down_is_requested_once(tmp_path: Path) -> None:
     """A dead price list costs one attempt, not one for each size."""
-    asked = []
+    urls = []
 
     def fetch(url: str) -> Any:
-        asked.append(url)
+        urls.append(url)
         raise TimeoutError("no answer")
 
     price_list(tmp_path, fetch).quotes([T4, "Standard_NC8as_T4_v3"], ["eastus"])
 
-    assert len(asked) == 1
+    assert len(urls) == 1
 
 
-def test_patience_is_bounded(tmp_path: Path) -> None:
+def test_waiting_is_bounded(tmp_path: Path) -> None:
     """When the list is slow, what is left after the patience comes from the catalog."""
     now = [NOW.timestamp()]
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infra.azure.context import Account
+from infra.azure.context import AzureContext
 from infra.azure.placement import LOCATIONS_MAX, Placement, chunks
 from infra.catalog.gpus import folded
 from infra.durable import read_json, write_json
@@ -46,10 +46,10 @@ class Findings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sources:
+class Availability:
     """Quota, restrictions and eviction bands of one account."""
 
-    account: Account
+    context: AzureContext
 
     def gather(
         self, sizes: Sequence[str], regions: Sequence[str], also: Callable[[], None]
@@ -60,34 +60,34 @@ class Sources:
         it is taken from disk, and refreshed there for the next time.
         """
         found = Findings()
-        self.account.arm.warm()  # the SDK's clients are made once, not by every thread
+        self.context.arm.warm()  # the SDK's clients are made once, not by every thread
         jobs: list[Callable[[], None]] = [also, lambda: self._bands(found, sizes, regions)]
-        placement = Placement(account=self.account)
+        placement = Placement(context=self.context)
         jobs += [
             partial(placement.gather, found.scores, sizes, some)
             for some in chunks(regions, LOCATIONS_MAX)
         ]
         jobs += [partial(self._quota, found, region) for region in regions]
         jobs += [partial(self._skus, found, region) for region in regions]  # slowest, so last
-        run_all(jobs, found.problems, wait_s=self.account.settings.offers_wait_s)
+        run_all(jobs, found.problems, wait_s=self.context.settings.offers_wait_s)
         return found
 
     def _quota(self, found: Findings, region: str) -> None:
-        rows = self.account.arm.pages(
+        rows = self.context.arm.pages(
             f"read the quota of {region}",
-            lambda: self.account.arm.compute.usage.list(region),
+            lambda: self.context.arm.compute.usage.list(region),
         )
         found.quota[region] = usage_of(rows)
 
     def _bands(self, found: Findings, sizes: Sequence[str], regions: Sequence[str]) -> None:
         options = {"resultFormat": "objectArray"}
         for _ in range(GRAPH_PAGES_MAX):
-            answer = self.account.arm.send(
+            answer = self.context.arm.send(
                 "read the eviction rates",
                 "POST",
                 "/providers/Microsoft.ResourceGraph/resources",
                 body={
-                    "subscriptions": [self.account.settings.subscription_id],
+                    "subscriptions": [self.context.settings.subscription_id],
                     "query": bands_query(sizes, regions),
                     "options": options,
                 },
@@ -101,17 +101,17 @@ class Sources:
             options = options | {"$skipToken": more}
 
     def _skus(self, found: Findings, region: str) -> None:
-        cache = self.account.state_dir / "sizes" / f"{region}.json"
-        kept = fresh_skus(cache, self.account.clock())
+        cache = self.context.state_dir / "sizes" / f"{region}.json"
+        kept = fresh_skus(cache, self.context.clock())
         if kept is None:
-            rows = self.account.arm.pages(
+            rows = self.context.arm.pages(
                 f"list the sizes of {region}",
-                self.account.arm.compute.resource_skus.list,
+                self.context.arm.compute.resource_skus.list,
                 filter=f"location eq '{region}'",
             )
             kept = {"restricted": restrictions_of(rows, region), "zones": zones_of(rows, region)}
             cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_json(cache, {"at_s": self.account.clock(), **kept})
+            write_json(cache, {"at_s": self.context.clock(), **kept})
         found.restricted[region] = kept["restricted"]
         found.zones[region] = kept["zones"]
 
@@ -180,8 +180,8 @@ def restrictions_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str,
         if row.get("resourceType") != "virtualMachines" or not _of_region(row, region):
             continue
         name = str(row.get("name")).lower()
-        powers = {one.get("name"): one.get("value") for one in row.get("capabilities") or []}
-        if str(powers.get("LowPriorityCapable")).lower() != "true":
+        capabilities = {one.get("name"): one.get("value") for one in row.get("capabilities") or []}
+        if str(capabilities.get("LowPriorityCapable")).lower() != "true":
             found[name] = "Azure does not rent this size as spot"
         for one in row.get("restrictions") or []:
             closed = (one.get("restrictionInfo") or {}).get("locations") or []

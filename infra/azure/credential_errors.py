@@ -12,20 +12,22 @@ def no_credentials(message: str) -> ProviderError:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     useful = [line for line in lines if not _DULL.search(line)]
     tried = [line for line in useful if "authentication unavailable" not in line]
-    told = "; ".join((tried or useful)[:3]) or "no way to sign in was found"
-    if _BROKEN_NETWORK.search(told) and "AADSTS" not in told:
+    summary = "; ".join((tried or useful)[:3]) or "no way to sign in was found"
+    if _BROKEN_NETWORK.search(summary) and "AADSTS" not in summary:
         return Transient(
-            f"cannot sign in to Azure just now: {told}",
+            f"cannot sign in to Azure just now: {summary}",
             hint="the network seems to be away; the same call is safe to repeat",
         )
-    if "Failed to invoke the Azure CLI" in told:  # so azure-identity calls one that takes too long
+    if (
+        "Failed to invoke the Azure CLI" in summary
+    ):  # so azure-identity calls one that takes too long
         return Transient(
-            f"cannot sign in to Azure just now: {told}",
+            f"cannot sign in to Azure just now: {summary}",
             hint="`az account get-access-token` should answer within seconds; see what it says",
         )
     login = next((line for line in lines if line.startswith("az login")), "")
     return SignedOut(
-        f"cannot sign in to Azure: {told}",
+        f"cannot sign in to Azure: {summary}",
         hint=f"`{login}`"
         if login
         else "`az login`, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET",

@@ -22,7 +22,7 @@ TRIES_MAX = 3
 """Repetitions of a refused request: other threads may be changing tokens, too."""
 
 
-class SignIn:
+class RenewableCredential:
     """A credential that can be changed for a new one of its kind; may be shared by threads."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -74,9 +74,9 @@ class RenewingPolicy(ARMChallengeAuthenticationPolicy):
     A request that was not believed has changed nothing, so any may be repeated.
     """
 
-    def __init__(self, sign_in: SignIn, scope: str) -> None:
-        super().__init__(sign_in, scope)
-        self._sign_in = sign_in
+    def __init__(self, credential: RenewableCredential, scope: str) -> None:
+        super().__init__(credential, scope)
+        self._renewable = credential
 
     def send(self, request: Any) -> Any:
         """Send the request; 401 is an answer only to a token for which Azure was asked anew.
@@ -90,7 +90,7 @@ class RenewingPolicy(ARMChallengeAuthenticationPolicy):
                 break
             answer.http_response.read()  # gives the connection back; operations are read late
             refused = request.http_request.headers["Authorization"].partition(" ")[2]
-            renewed = self._sign_in.renew(refused)
+            renewed = self._renewable.renew(refused)
             answer = super().send(request)
             if renewed:
                 break

@@ -27,8 +27,8 @@ def image_for(size: str, chosen: str = "") -> str:
     """
     if chosen:
         return chosen
-    known = find_size(size)
-    return PLAIN if known is not None and known.driver is Driver.GRID else WITH_DRIVER
+    catalogued = find_size(size)
+    return PLAIN if catalogued is not None and catalogued.driver is Driver.GRID else WITH_DRIVER
 
 
 def security_for(image: str) -> dict[str, object] | None:
@@ -36,10 +36,10 @@ def security_for(image: str) -> dict[str, object] | None:
     return None if generation_of(image) == 1 else dict(SECURITY)
 
 
-def refuses_security(said: str) -> bool:
+def refuses_security(text: str) -> bool:
     """Whether a refusal in Azure's words is one of `SECURITY`, so that it helps to leave it out."""
-    folded = said.lower()
-    return any(word in folded for word in REFUSED_SECURITY)
+    lowered = text.lower()
+    return any(word in lowered for word in REFUSED_SECURITY)
 
 
 def cannot_boot(image: str, size: GpuSize) -> str:

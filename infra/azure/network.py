@@ -40,7 +40,7 @@ def source_prefix(address: str) -> str:
     return str(network)
 
 
-def firewall(*, region: str, tags: dict[str, str], source: str) -> dict[str, Any]:
+def nsg(*, region: str, tags: dict[str, str], source: str) -> dict[str, Any]:
     """The network security group: SSH from `source`, nothing else from outside."""
     return {"location": region, "tags": tags, "properties": {"securityRules": [rule(source)]}}
 
@@ -63,7 +63,7 @@ def rule(source: str) -> dict[str, Any]:
     }
 
 
-def network(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
+def vnet(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
     """A virtual network with one subnet; the firewall stands at the network card.
 
     Subnets made with this API version have no way out of their own: the public address is not a
@@ -79,7 +79,7 @@ def network(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def address(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
+def public_ip(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
     """A static Standard address, so that it survives deallocation (and bills while it exists)."""
     return {
         "location": region,
@@ -89,15 +89,15 @@ def address(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def card(
-    *, region: str, tags: dict[str, str], subnet_id: str, address_id: str, firewall_id: str
+def nic(
+    *, region: str, tags: dict[str, str], subnet_id: str, public_ip_id: str, nsg_id: str
 ) -> dict[str, Any]:
     """The network card; its address is deleted with the machine that carries it."""
     return {
         "location": region,
         "tags": tags,
         "properties": {
-            "networkSecurityGroup": {"id": firewall_id},
+            "networkSecurityGroup": {"id": nsg_id},
             "ipConfigurations": [
                 {
                     "name": "main",
@@ -105,7 +105,7 @@ def card(
                         "primary": True,
                         "subnet": {"id": subnet_id},
                         "publicIPAddress": {
-                            "id": address_id,
+                            "id": public_ip_id,
                             "properties": {"deleteOption": "Delete"},
                         },
                     },

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from infra.azure.availability import SPOT_QUOTA, Findings, Sources
-from infra.azure.context import Account
+from infra.azure.availability import SPOT_QUOTA, Availability, Findings
+from infra.azure.context import AzureContext
 from infra.azure.errors import QUOTA_PORTAL
 from infra.azure.http import ANSWER_BYTES_MAX, fetch
 from infra.azure.naming import idle_usd_per_h
 from infra.azure.placement import POOR
 from infra.azure.prices import PriceList, Quote
-from infra.azure.refusal_cache import Memory
+from infra.azure.refusal_cache import RefusalCache
 from infra.catalog.gpus import REGIONS, GpuSize, folded, reference_spot_of, sizes
 from infra.provider import Offer, ProviderError, Want
 from infra.untrusted import parse
@@ -29,9 +29,9 @@ ZONED_PLACES_MAX = 3
 class Offers:
     """Sizes times regions, with what could be learnt of each in a few seconds."""
 
-    account: Account
-    sources: Sources
-    memory: Memory
+    context: AzureContext
+    availability: Availability
+    refusal_cache: RefusalCache
 
     def list(self, want: Want) -> list[Offer]:
         """Every machine with one whole card of `want.gpu`; creates nothing, waits seconds at most.
@@ -39,12 +39,12 @@ class Offers:
         Free offers come first. Named regions keep the user's order for each size; otherwise the
         cheapest comes first. Places that Azure scores as poor come behind, single zones last.
         """
-        known = [one for one in sizes(gpu=want.gpu) if one.gpu_count == 1]
+        sizes_wanted = [one for one in sizes(gpu=want.gpu) if one.gpu_count == 1]
         regions = places_of(want.regions) or [*REGIONS["azure"]]
         quotes: list[Quote] = []
         prices = self.prices(fresh_s=PRICES_FRESH_S)
-        names = [one.size for one in known]
-        found = self.sources.gather(
+        names = [one.size for one in sizes_wanted]
+        found = self.availability.gather(
             names, regions, also=lambda: quotes.extend(prices.quotes(names, regions))
         )
         table = {(one.size.lower(), one.region): one for one in list_of(quotes)}
@@ -53,11 +53,11 @@ class Offers:
             table = {(one.size.lower(), one.region): one for one in offline.quotes(names, regions)}
         offers = [
             self._offer(size, region, table[size.size.lower(), region], want, found)
-            for size in known
+            for size in sizes_wanted
             for region in regions
         ]
         rank = {region: index for index, region in enumerate(regions)}
-        order = {one.size: index for index, one in enumerate(known)}
+        order = {one.size: index for index, one in enumerate(sizes_wanted)}
         if want.regions:
             offers.sort(key=lambda o: (order[o.size], _is_poor(o), rank[o.region]))
         else:
@@ -84,27 +84,27 @@ class Offers:
 
     def _in_zone(self, offer: Offer, zone: str, found: Findings) -> Offer:
         """The same offer in one zone; a region's refusal for capacity says nothing about it."""
-        past = self.memory.against(
-            offer.size, offer.region, zone=zone, quota_known=offer.region in found.quota
+        past = self.refusal_cache.against(
+            offer.size, offer.region, zone=zone, quota_is_listed=offer.region in found.quota
         )
         return replace(
             offer,
             zone=zone,
-            blocked_by=past.told if past else "",
+            blocked_by=past.detail if past else "",
             clears=past is not None and past.clears,
         )
 
     def prices(self, *, fresh_s: float) -> PriceList:
         """The vendor's price list, from disk if it is younger than `fresh_s`."""
-        endpoint = self.account.settings.prices_endpoint
-        self.account.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        endpoint = self.context.settings.prices_endpoint
+        self.context.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         return PriceList(
             fetch=fetch_json,
-            cache=self.account.state_dir / "prices.json",
-            clock=self.account.clock,
+            cache=self.context.state_dir / "prices.json",
+            clock=self.context.clock,
             endpoint=endpoint if RETAIL_PATH in endpoint else f"{endpoint}{RETAIL_PATH}",
             fresh_s=fresh_s,
-            patience_s=self.account.settings.offers_wait_s,
+            timeout_s=self.context.settings.offers_wait_s,
         )
 
     def price_now(self, size: str, region: str, *, fresh_s: float = 60.0) -> float | None:
@@ -134,18 +134,18 @@ class Offers:
             price_source=quote.source,
             priced_at=quote.priced_at,
         )
-        past = self.memory.against(size.size, region, quota_known=quota is not None)
+        past = self.refusal_cache.against(size.size, region, quota_is_listed=quota is not None)
         unsold = quote.spot_usd_per_h is None and "catalog" not in quote.source
         stays = (
             found.restricted.get(region, {}).get(size.size.lower(), "")
             or ("the price list has no spot price for it there" if unsold else "")
             or _quota_obstacle(size, region, quota)
-            or (past.told if past and not past.clears else "")
+            or (past.detail if past and not past.clears else "")
         )
         dear = _price_obstacle(price, want.max_price_usd_per_h)
         return replace(
             offer,
-            blocked_by=stays or dear or (past.told if past else ""),
+            blocked_by=stays or dear or (past.detail if past else ""),
             clears=not stays and (bool(dear) or past is not None),
         )
 
@@ -157,15 +157,15 @@ class PriceWatch:
     ask: Callable[..., float | None]
     """`Offers.price_now`."""
     clock: Callable[[], float]
-    known: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
+    sizes_wanted: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
     """By size and region: when the list was asked, and what it said."""
 
     def __call__(self, size: str, region: str) -> float | None:
         """The spot price, at most `PRICES_FRESH_S` old; None if the list was silent then."""
-        at_s, price = self.known.get((size, region), (-math.inf, None))
+        at_s, price = self.sizes_wanted.get((size, region), (-math.inf, None))
         if self.clock() - at_s >= PRICES_FRESH_S:
             price = self.ask(size, region, fresh_s=PRICES_FRESH_S)
-            self.known[size, region] = (self.clock(), price)
+            self.sizes_wanted[size, region] = (self.clock(), price)
         return price
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.azure.context import Account
+from infra.azure.context import AzureContext
 from infra.provider import Gone, ProviderError, Transient
 
 THREAD = "rights"
@@ -32,11 +32,11 @@ RELEASE_HINT = "ask for `User Access Administrator`"
 SCHEDULE = "Microsoft.DevTestLab/schedules/write"
 
 
-def permissions(account: Account) -> list[dict[str, Any]]:
+def granted_permissions(context: AzureContext) -> list[dict[str, Any]]:
     """The account's permissions on the subscription."""
-    return account.arm.listed(
+    return context.arm.listed(
         "read what this account may do",
-        f"/subscriptions/{account.settings.subscription_id}"
+        f"/subscriptions/{context.settings.subscription_id}"
         "/providers/Microsoft.Authorization/permissions",
     )
 
@@ -50,39 +50,39 @@ class Settable:
 
 
 @dataclass
-class Rights:
+class Permissions:
     """What the account may do, asked for behind other questions and not waited for long."""
 
-    account: Account
+    context: AzureContext
     settable: Settable | None = None
     error: ProviderError | None = None
     _thread: threading.Thread | None = None
     _until_s: float = 0.0
 
-    def ask(self) -> None:
+    def prefetch(self) -> None:
         """Begin to ask; returns at once. A question that is still open is not asked twice."""
         if self._thread is not None and self._thread.is_alive():
             return
-        self.account.arm.warm()  # the SDK's clients are made here, not by two threads at once
+        self.context.arm.warm()  # the SDK's clients are made here, not by two threads at once
         self.settable = self.error = None
-        self._until_s = time.monotonic() + self.account.settings.offers_wait_s
+        self._until_s = time.monotonic() + self.context.settings.offers_wait_s
         self._thread = threading.Thread(target=self._learn, daemon=True, name=THREAD)
         self._thread.start()
 
-    def known(self) -> Settable:
+    def result(self) -> Settable:
         """Which switches may be set, within `offers_wait_s` of the question.
 
         Raises `Transient` if they did not come by then, and what asking for them raised.
         """
         if self._thread is None:
-            self.ask()
+            self.prefetch()
         thread, self._thread = self._thread, None  # answers are for one plan: rights change
         if thread is not None:
             thread.join(max(self._until_s - time.monotonic(), GRACE_S))
         if self.error is not None:
             raise self.error
         if self.settable is None:
-            waited_s = self.account.settings.offers_wait_s
+            waited_s = self.context.settings.offers_wait_s
             raise Transient(
                 f"Azure did not say within {waited_s:.1f} s what this account may do",
                 hint="ask again in a moment",
@@ -91,8 +91,8 @@ class Rights:
 
     def _learn(self) -> None:
         try:
-            granted = permissions(self.account)
-            release = self.account.settings.self_release and may_release(self.account, granted)
+            granted = granted_permissions(self.context)
+            release = self.context.settings.self_release and may_release(self.context, granted)
             self.settable = Settable(schedule=allowed(granted, SCHEDULE), release=release)
         except ProviderError as error:
             self.error = error
@@ -107,14 +107,14 @@ def allowed(granted: Sequence[Mapping[str, Any]], action: str) -> bool:
     )
 
 
-def may_release(account: Account, granted: Sequence[Mapping[str, Any]]) -> bool:
+def may_release(context: AzureContext, granted: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the account may let a machine deallocate itself.
 
     It must be able to assign the role of ours, and to define it unless somebody has done so.
     """
     if not allowed(granted, ASSIGN):
         return False
-    return allowed(granted, DEFINE) or role_is_defined(account)
+    return allowed(granted, DEFINE) or role_is_defined(context)
 
 
 def role_id(subscription_id: str) -> str:
@@ -124,11 +124,11 @@ def role_id(subscription_id: str) -> str:
     return f"{home}/providers/Microsoft.Authorization/roleDefinitions/{name}"
 
 
-def role_is_defined(account: Account) -> bool:
+def role_is_defined(context: AzureContext) -> bool:
     """Whether that role is there."""
-    role = role_id(account.settings.subscription_id)
+    role = role_id(context.settings.subscription_id)
     try:
-        account.arm.send("look for the role that may only deallocate", "GET", role)
+        context.arm.send("look for the role that may only deallocate", "GET", role)
     except Gone:
         return False
     return True

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.azure.context import Account
+from infra.azure.context import AzureContext
 from infra.durable import read_json, write_json
 from infra.provider import Gone, NotAllowed, Transient
 from infra.untrusted import number, texts
@@ -24,7 +24,7 @@ POOR = frozenset({"Low", "RestrictedSku"})
 class Placement:
     """Spot placement scores of one account."""
 
-    account: Account
+    context: AzureContext
 
     def gather(
         self, scores: dict[tuple[str, str], str], sizes: Sequence[str], regions: Sequence[str]
@@ -35,23 +35,23 @@ class Placement:
         asked again for as long as an answer would be kept. Raises `ProviderError` for other
         trouble.
         """
-        question = "/".join([*sizes[:SIZES_MAX], *regions]).lower()
-        name = f"{uuid.uuid5(uuid.NAMESPACE_URL, question)}.json"
-        path = self.account.state_dir / "placement" / name
+        query = "/".join([*sizes[:SIZES_MAX], *regions]).lower()
+        name = f"{uuid.uuid5(uuid.NAMESPACE_URL, query)}.json"
+        path = self.context.state_dir / "placement" / name
         rows = self._kept(path)
         if rows is None:
             rows = self._ask(sizes[:SIZES_MAX], regions)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            kept = {"at_s": self.account.clock(), "rows": rows}
+            kept = {"at_s": self.context.clock(), "rows": rows}
             write_json(path, kept)
         for size, region, score in rows:
             scores[size, region] = score
 
     def _ask(self, sizes: Sequence[str], regions: Sequence[str]) -> list[list[str]]:
         """Size, region and score of each place; nothing if the account may not know."""
-        subscription = self.account.settings.subscription_id
+        subscription = self.context.settings.subscription_id
         try:
-            answer = self.account.arm.send(
+            answer = self.context.arm.send(
                 "read the placement scores",
                 "POST",
                 f"/subscriptions/{subscription}/providers/Microsoft.Compute/locations/{regions[0]}"
@@ -78,7 +78,7 @@ class Placement:
             return None
         if not isinstance(value, dict):
             return None
-        age_s = self.account.clock() - (number(value.get("at_s")) or 0.0)
+        age_s = self.context.clock() - (number(value.get("at_s")) or 0.0)
         rows = value.get("rows")
         if not isinstance(rows, list) or not 0 <= age_s < FRESH_S:
             return None

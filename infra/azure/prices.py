@@ -57,21 +57,23 @@ class PriceList:
     endpoint: str = RETAIL_ENDPOINT
     fresh_s: float = 3600.0
     """How old a quote may be before the list is asked again."""
-    patience_s: float = 5.0
+    timeout_s: float = 5.0
     """After this long in all, what is left is answered from disk and catalog."""
     problems: list[str] = field(default_factory=list)
     """What went wrong, for people; a quote always comes back all the same."""
 
     def quotes(self, sizes: Sequence[str], regions: Sequence[str]) -> list[Quote]:
         """One quote for each size in each region, in that order. Writes the cache if it learnt."""
-        known = self._cached()
+        quotes_by_place = self._cached()
         began = self.clock()
         learnt = False
         for size in sizes:
-            if all(self._is_fresh(known.get((size.lower(), region))) for region in regions):
+            if all(
+                self._is_fresh(quotes_by_place.get((size.lower(), region))) for region in regions
+            ):
                 continue
-            if self.clock() - began > self.patience_s:
-                self.problems.append(f"the price list took over {self.patience_s:.0f} s")
+            if self.clock() - began > self.timeout_s:
+                self.problems.append(f"the price list took over {self.timeout_s:.0f} s")
                 break
             try:
                 items = retail_items(retail_url(self.endpoint, size, regions), self.fetch)
@@ -82,12 +84,12 @@ class PriceList:
             found = parse_retail(items, now=now)
             for region in regions:
                 key = (size.lower(), region)
-                known[key] = found.get(key) or _not_sold(size, region, now)
+                quotes_by_place[key] = found.get(key) or _not_sold(size, region, now)
             learnt = True
         if learnt:
-            self._remember(known.values())
+            self._remember(quotes_by_place.values())
         return [
-            known.get((size.lower(), region)) or catalog_quote(size, region)
+            quotes_by_place.get((size.lower(), region)) or catalog_quote(size, region)
             for size in sizes
             for region in regions
         ]
@@ -128,9 +130,9 @@ def age_s(quote: Quote, now: float) -> float:
 
 def catalog_quote(size: str, region: str) -> Quote:
     """The quote of last resort. Its spot price is that of one region, which its source names."""
-    known = find_size(size)
-    spot = known.spot_usd_per_h if known else None
-    on_demand = known.on_demand_usd_per_h.get(region) if known else None
+    quotes_by_place = find_size(size)
+    spot = quotes_by_place.spot_usd_per_h if quotes_by_place else None
+    on_demand = quotes_by_place.on_demand_usd_per_h.get(region) if quotes_by_place else None
     elsewhere = f", {SPOT_REGION}" if spot is not None and region != SPOT_REGION else ""
     date = SPOT_DATE if spot is not None else ON_DEMAND_DATE
     return Quote(

@@ -32,7 +32,7 @@ class Refusal:
     until_s: float
 
     @property
-    def told(self) -> str:
+    def detail(self) -> str:
         """The refusal in words, with its time."""
         return f"refused at {utc(self.at_s)}, asked again at {utc(self.until_s)}: {self.why}"
 
@@ -48,7 +48,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class RefusalCache:
     """Refusals of this account, shared by all runs of this computer; losing it costs a retry."""
 
     path: Path
@@ -78,18 +78,18 @@ class Memory:
         """The refusals that are still believed; none from a clock that was ahead of this one."""
         try:
             rows = read_json(self.path) or []
-            known = [Refusal(**row) for row in rows]
+            kept = [Refusal(**row) for row in rows]
         except (ValueError, TypeError):  # damaged or of another version: forgotten
             return []
-        return [one for one in known if one.at_s <= self.clock() < one.until_s]
+        return [one for one in kept if one.at_s <= self.clock() < one.until_s]
 
     def against(
-        self, size: str, region: str, *, zone: str = "", quota_known: bool
+        self, size: str, region: str, *, zone: str = "", quota_is_listed: bool
     ) -> Refusal | None:
         """The refusal for which that place is not worth asking now; None if it is.
 
         The spot quota is one pool for a whole region, so its refusal counts for every size there;
-        with `quota_known` the usage list decides. Of other pools that list does not speak here.
+        with `quota_is_listed` the usage list decides. Of other pools that list does not speak here.
         """
         for one in self.refusals():
             if one.region != region:
@@ -97,7 +97,7 @@ class Memory:
             if one.clears:
                 if (one.size.lower(), one.zone) == (size.lower(), zone):
                     return one
-            elif not (quota_known and one.of_spot_pool) and quota_covers(
+            elif not (quota_is_listed and one.of_spot_pool) and quota_covers(
                 one.why, refused=one.size, size=size
             ):
                 return one

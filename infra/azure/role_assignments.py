@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 from urllib.parse import quote
 
-from infra.azure.context import Account
+from infra.azure.context import AzureContext
 from infra.azure.naming import Names
 from infra.azure.permissions import role_id
 from infra.provider import Gone, NotAllowed, Rejected
@@ -14,7 +14,7 @@ from infra.provider import Gone, NotAllowed, Rejected
 LIST = "providers/Microsoft.Authorization/roleAssignments"
 
 
-def take_back(account: Account, names: Names) -> None:
+def revoke_role_assignments(context: AzureContext, names: Names) -> None:
     """Delete what the machine's identity was granted, and what our role was granted in its group.
 
     The identity dies with the machine: whatever it still holds afterwards belongs to nobody, and is
@@ -24,30 +24,30 @@ def take_back(account: Account, names: Names) -> None:
     Safe to repeat, and silent for an account that may not read or write assignments: they cost
     nothing. Raises `Transient` and `SignedOut`.
     """
-    for id_ in _found(account, names):
+    for id_ in _found(context, names):
         with contextlib.suppress(Gone, NotAllowed, Rejected):
-            account.arm.send("take back a right of the machine", "DELETE", id_)
+            context.arm.send("take back a right of the machine", "DELETE", id_)
 
 
-def _found(account: Account, names: Names) -> list[str]:
+def _found(context: AzureContext, names: Names) -> list[str]:
     """The ids of the assignments that go with the machine."""
     home = f"/subscriptions/{names.subscription_id}"
     found: list[dict[str, Any]] = []
-    if principal := _principal(account, names):
+    if principal := _principal(context, names):
         wanted = quote(f"principalId eq '{principal}'")
-        found += _listed(account, f"{home}/{LIST}?$filter={wanted}") or []
-    in_group = _listed(account, f"{names.group_id}/{LIST}")
+        found += _listed(context, f"{home}/{LIST}?$filter={wanted}") or []
+    in_group = _listed(context, f"{names.group_id}/{LIST}")
     if in_group is None:  # the group is gone: what hung on it is known to the subscription alone
-        in_group = _listed(account, f"{home}/{LIST}") or []
+        in_group = _listed(context, f"{home}/{LIST}") or []
     found += [one for one in in_group if _is_ours(one, names)]
     ids = {str(one.get("id") or "").lower(): str(one.get("id") or "") for one in found}
     return [id_ for id_ in ids.values() if id_]
 
 
-def _listed(account: Account, path: str) -> list[dict[str, Any]] | None:
+def _listed(context: AzureContext, path: str) -> list[dict[str, Any]] | None:
     """Assignments; none for an account that may not look, None where the scope is gone."""
     try:
-        return account.arm.listed("list what the machine may do", path)
+        return context.arm.listed("list what the machine may do", path)
     except Gone:
         return None
     except (NotAllowed, Rejected):
@@ -63,11 +63,11 @@ def _is_ours(assignment: dict[str, Any], names: Names) -> bool:
     return ours and scope.startswith(f"{names.group_id}/".lower())
 
 
-def _principal(account: Account, names: Names) -> str:
+def _principal(context: AzureContext, names: Names) -> str:
     """The identity of the machine; empty if it has none, or is gone."""
-    machines = account.arm.compute.virtual_machines
+    machines = context.arm.compute.virtual_machines
     try:
-        answer = account.arm.call("look at the machine", machines.get, names.group, names.vm)
+        answer = context.arm.call("look at the machine", machines.get, names.group, names.vm)
     except (Gone, NotAllowed, Rejected):
         return ""
     return str((answer.get("identity") or {}).get("principalId") or "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from infra.durable import read_json, write_json
 from infra.untrusted import table
@@ -45,9 +46,9 @@ class RunRecord:
     path: Path
     generation: int = 0
     """The generation that the rest of the record speaks of."""
-    asked: str = ""
+    requested: str = ""
     """The last thing asked of the machine: create, start, deallocate, evict, delete."""
-    asked_at: float = 0.0
+    requested_at: float = 0.0
     """When, in seconds since 1970."""
     began_at: float = 0.0
     """When Azure says that it began to carry that out, by this computer's clock; 0 if unknown."""
@@ -80,30 +81,37 @@ class RunRecord:
             value = read_json(path)
         except ValueError:  # a damaged memory is a lost one; the cloud's tags are the truth
             value = None
-        known = {one.name for one in fields(cls)} - {"path"}
+        names = {one.name for one in fields(cls)} - {"path"}
         found = table(value)
         empty = asdict(cls(path=path))
-        kept = {key: found[key] for key in known if _fits(found.get(key), empty[key])}
-        return cls(path=path, **kept)
+        stored: dict[str, Any] = {name: found.get(_STORED_AS.get(name, name)) for name in names}
+        return cls(
+            path=path,
+            **{name: value for name, value in stored.items() if _fits(value, empty[name])},
+        )
 
     def save(self) -> None:
         """Replace the file, whole and durably."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        value = asdict(self)
+        value = {_STORED_AS.get(name, name): one for name, one in asdict(self).items()}
         del value["path"]
         write_json(self.path, {"version": 1, **value})
 
-    def note(self, asked: str, at: float) -> None:
+    def note(self, requested: str, at: float) -> None:
         """Write down what is about to be asked for; how an earlier order ended is over."""
-        self.asked, self.asked_at = asked, at
+        self.requested, self.requested_at = requested, at
         self.began_at, self.ended_at, self.refusal = 0.0, 0.0, []
-        if asked in {"create", "start"}:
+        if requested in {"create", "start"}:
             self.compute_ended_at = 0.0
         self.save()
 
     def forget(self) -> None:
         """Remove the file: nothing of the run remains."""
         self.path.unlink(missing_ok=True)
+
+
+_STORED_AS = {"requested": "asked", "requested_at": "asked_at"}
+"""What fields are called in the file, where that is not their name here."""
 
 
 def _fits(value: object, example: object) -> bool:
