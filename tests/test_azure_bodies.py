@@ -21,10 +21,9 @@ from azure.mgmt.compute import models
 
 from infra.azure import AzureProvider, network
 from infra.azure.cloudinit import custom_data
-from infra.azure.images import image_for
 from infra.azure.naming import Names, tags_of
 from infra.azure.settings import PUBLIC_ADDRESS
-from infra.azure.vm import VmOptions, check_spec, vm_body
+from infra.azure.vm import VmOptions, check_spec, image_for, vm_body
 from infra.provider import BadRequest, NotAllowed, ProviderError, Want
 
 

@@ -18,7 +18,7 @@ from commands.plan import _notes
 from commands.runs import factory
 from commands.runs.config import check
 from commands.ui.errors import Usage
-from infra.azure.images import PLAIN, WITH_DRIVER, image_for, security_for
+from infra.azure.vm import PLAIN, WITH_DRIVER, image_for, security_for
 from infra.config import VmTable
 from infra.image import generation_of
 from infra.provider import BadRequest, Vm

@@ -11,7 +11,6 @@ from infra.azure.auto_shutdown import AzureSafeguards
 from infra.azure.context import AzureContext
 from infra.azure.delete import Deleter
 from infra.azure.errors import AlreadyThereError, AzureErrorInfo, ImageRefusedError, translate
-from infra.azure.images import image_for, refuses_security
 from infra.azure.naming import (
     DISK,
     GENERATION,
@@ -32,7 +31,16 @@ from infra.azure.observe import VmObserver
 from infra.azure.refusal_cache import RefusalCache
 from infra.azure.registration import ensure_registered
 from infra.azure.run_record import RunRecord
-from infra.azure.vm import VmOptions, check_spec, difference_from, failure_of, urn_of, vm_body
+from infra.azure.vm import (
+    VmOptions,
+    check_spec,
+    difference_from,
+    failure_of,
+    image_for,
+    refuses_security,
+    urn_of,
+    vm_body,
+)
 from infra.provider import (
     BadRequest,
     Gone,

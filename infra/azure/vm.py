@@ -1,4 +1,7 @@
-"""The body that asks for one spot machine, and the reading of what Azure made of it; all pure."""
+"""Builds the request body of one spot machine, and reads the machine that Azure answers with.
+
+Also which disk image a size boots from, and how its firmware is requested. All of it is pure.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.azure.cloudinit import custom_data
-from infra.azure.images import security_for
 from infra.azure.naming import NIC, Names
 from infra.azure.settings import PUBLIC_ARM
+from infra.catalog.gpus import Driver, GpuSize, find_size
+from infra.image import generation_of
 from infra.provider import BadRequest, PowerState, VmSpec
 
 NO_CAP = -1
@@ -38,7 +42,7 @@ def vm_body(
 ) -> dict[str, Any]:
     """The `virtualMachines` PUT body: spot, under the cap, gone without a trace when deleted.
 
-    Secure Boot is off, as `images.SECURITY` tells why.
+    Secure Boot is off, as `SECURITY` says why.
     """
     vm: dict[str, Any] = {
         "location": spec.offer.region,
@@ -247,3 +251,49 @@ _FORBIDDEN_USERS = frozenset(
         "user5",
     }
 )
+
+
+WITH_DRIVER = "microsoft-dsvm:ubuntu-hpc:2404:latest"
+"""Driver 580 and CUDA 13 preinstalled: nothing to build, no reboot."""
+PLAIN = "Canonical:ubuntu-24_04-lts:server:latest"
+"""For sizes that need Azure's GRID driver, which the image above would be in the way of."""
+SECURITY = {
+    "securityType": "TrustedLaunch",
+    "uefiSettings": {"secureBootEnabled": False, "vTpmEnabled": True},
+}
+"""Secure Boot off, said in so many words: a subscription may have it on by default, and then the
+kernel loads no driver that is built on the machine. `Standard` would say the same, but needs a
+feature (`UseStandardSecurityType`) that few subscriptions have registered."""
+REFUSED_SECURITY = ("trustedlaunch", "trusted launch", "securitytype", "securityprofile")
+"""In the words of a refusal of `SECURITY`, which sizes and images without it get."""
+
+
+def image_for(size: str, chosen: str = "") -> str:
+    """The image URN for a size: the one that the user chose, else the one that suits its driver.
+
+    A size that the catalog lacks gets the image with the driver.
+    """
+    if chosen:
+        return chosen
+    catalogued = find_size(size)
+    return PLAIN if catalogued is not None and catalogued.driver is Driver.GRID else WITH_DRIVER
+
+
+def security_for(image: str) -> dict[str, object] | None:
+    """The `securityProfile` for a machine of that image; None for Gen1, which has no such thing."""
+    return None if generation_of(image) == 1 else dict(SECURITY)
+
+
+def refuses_security(text: str) -> bool:
+    """Whether a refusal in Azure's words is one of `SECURITY`, so that it helps to leave it out."""
+    lowered = text.lower()
+    return any(word in lowered for word in REFUSED_SECURITY)
+
+
+def cannot_boot(image: str, size: GpuSize) -> str:
+    """Why a size cannot boot an image; empty if it can, or if nothing is known against it."""
+    generation = generation_of(image)
+    if generation is None or generation in size.hypervisor_generations:
+        return ""
+    wanted = " or ".join(f"Gen{one}" for one in size.hypervisor_generations)
+    return f"`{image}` is a Gen{generation} image, and {size.size} boots {wanted} only"
