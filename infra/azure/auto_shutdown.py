@@ -18,8 +18,13 @@ from typing import Any
 from infra.azure.context import AzureContext
 from infra.azure.naming import DISK_GB, RUN, SCHEDULE, Names, idle_usd_per_h, names_of
 from infra.azure.observe import VmObserver
-from infra.azure.permissions import RELEASE_HINT, Permissions, role_id, role_is_defined
-from infra.azure.registration import ensure_registered
+from infra.azure.permissions import (
+    RELEASE_HINT,
+    Permissions,
+    ensure_registered,
+    role_id,
+    role_is_defined,
+)
 from infra.azure.vm import NO_CAP, current_cap
 from infra.catalog.gpus import on_demand_max_usd_per_h
 from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want

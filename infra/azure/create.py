@@ -28,8 +28,8 @@ from infra.azure.naming import (
     vm_from_tags,
 )
 from infra.azure.observe import VmObserver
+from infra.azure.permissions import ensure_registered
 from infra.azure.refusal_cache import RefusalCache
-from infra.azure.registration import ensure_registered
 from infra.azure.run_record import RunRecord
 from infra.azure.vm import (
     VmOptions,

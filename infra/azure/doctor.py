@@ -16,8 +16,8 @@ from infra.azure.permissions import (
     allowed,
     granted_permissions,
     may_release,
+    registered,
 )
-from infra.azure.registration import registered
 from infra.catalog.gpus import GpuSize, folded
 from infra.provider import ProviderError, SignedOut
 
