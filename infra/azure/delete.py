@@ -25,8 +25,8 @@ from infra.azure.naming import (
     is_of_run,
     lower_case_names,
 )
+from infra.azure.permissions import revoke_role_assignments
 from infra.azure.resources import begin_removal, look_at
-from infra.azure.role_assignments import revoke_role_assignments
 from infra.azure.run_record import RunRecord
 from infra.provider import (
     BadRequest,
