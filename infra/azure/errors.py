@@ -14,7 +14,7 @@
 
 Neither the exception class of the SDK nor the HTTP status decides: quota arrives as 409
 `ResourceExistsError`, a failed operation as status 200. The error code does, else its words
-(`codes.py`), and only what neither knows takes the class of its status.
+(`error_codes.py`), and only what neither knows takes the class of its status.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infra.azure.credential_errors import no_credentials
 from infra.azure.error_codes import ErrorKind, kind_by_code, kind_by_message
 from infra.provider import (
     BadRequest,
@@ -88,6 +87,8 @@ class AzureErrorInfo:
 def translate(info: AzureErrorInfo, *, doing: str) -> ProviderError:
     """The error of the seam for what Azure answered while `doing` something; never raises."""
     if info.auth:
+        from infra.azure.credentials import no_credentials  # imports the SDK, loaded by now
+
         return no_credentials(info.message)
     messages = () if info.status == 412 else ((info.code, info.message), *info.nested)
     for code, message in messages:
