@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from infra.azure.availability import SPOT_QUOTA, Availability, Findings
+from infra.azure.availability import POOR, SPOT_QUOTA, Availability, Findings
 from infra.azure.context import AzureContext
 from infra.azure.errors import QUOTA_PORTAL
 from infra.azure.http import ANSWER_BYTES_MAX, fetch
 from infra.azure.naming import idle_usd_per_h
-from infra.azure.placement import POOR
 from infra.azure.prices import PriceList, Quote
 from infra.azure.refusal_cache import RefusalCache
 from infra.catalog.gpus import REGIONS, GpuSize, folded, reference_spot_of, sizes
