@@ -26,7 +26,7 @@ from infra.azure.permissions import (
     role_is_defined,
 )
 from infra.azure.vm import NO_CAP, current_cap
-from infra.catalog.gpus import on_demand_max_usd_per_h
+from infra.catalog.azure import AZURE
 from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want
 from infra.timestamps import utc
 
@@ -79,7 +79,7 @@ class AzureSafeguards:
         size = str(((answer.get("properties") or {}).get("hardwareProfile") or {}).get("vmSize"))
         most = current_cap(answer)
         if most == NO_CAP:
-            most = on_demand_max_usd_per_h(size=size)
+            most = AZURE.on_demand_max(size=size)
         return _with_worst_case(found, now_s=now_s, most=most, disk_gb=_disk_gb(answer))
 
     def foresee(self, want: Want, *, until_s: float) -> list[Protection]:
@@ -299,7 +299,7 @@ def _with_worst_case(
 
 def _most(want: Want) -> float:
     """The highest price of a machine that would be rented: its cap, else on demand."""
-    return want.max_price_usd_per_h or on_demand_max_usd_per_h(gpu=want.gpu)
+    return want.max_price_usd_per_h or AZURE.on_demand_max(gpu=want.gpu)
 
 
 def worst_case(

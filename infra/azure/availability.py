@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.azure.context import AzureContext
-from infra.catalog.gpus import folded
+from infra.catalog.vendor import folded
 from infra.durable import read_json, write_json
 from infra.provider import Gone, NotAllowed, ProviderError, Transient
 from infra.untrusted import number, texts
@@ -22,7 +22,6 @@ GRAPH_PAGES_MAX = 10
 SKUS_FRESH_S = 24 * 3600.0
 WORKERS = 8
 """At most as many as the SDK's connection pool keeps."""
-SPOT_QUOTA = "lowPriorityCores"
 ASKING = "asking"
 """The name of the threads that may still wait for an answer when nobody does any more."""
 

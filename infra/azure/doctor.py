@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.azure.availability import SPOT_QUOTA, usage_of
+from infra.azure.availability import usage_of
 from infra.azure.context import AzureContext
 from infra.azure.errors import QUOTA_PORTAL, SPOT_OFFERS
 from infra.azure.network import source_prefix
@@ -18,7 +18,8 @@ from infra.azure.permissions import (
     may_release,
     registered,
 )
-from infra.catalog.gpus import GpuSize, folded
+from infra.catalog.azure import SPOT_QUOTA
+from infra.catalog.vendor import GpuSize, folded
 from infra.provider import ProviderError, SignedOut
 
 NAMESPACES = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.DevTestLab")

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from infra.azure.availability import POOR, SPOT_QUOTA, Availability, Findings
+from infra.azure.availability import POOR, Availability, Findings
 from infra.azure.context import AzureContext
 from infra.azure.errors import QUOTA_PORTAL
 from infra.azure.http import ANSWER_BYTES_MAX, fetch
 from infra.azure.naming import idle_usd_per_h
 from infra.azure.prices import PriceList, Quote
 from infra.azure.refusal_cache import RefusalCache
-from infra.catalog.gpus import REGIONS, GpuSize, folded, reference_spot_of, sizes
+from infra.catalog.azure import AZURE, SPOT_QUOTA
+from infra.catalog.vendor import GpuSize, folded
 from infra.provider import Offer, ProviderError, Want
 from infra.untrusted import parse
 
@@ -38,8 +39,8 @@ class Offers:
         Free offers come first. Named regions keep the user's order for each size; otherwise the
         cheapest comes first. Places that Azure scores as poor come behind, single zones last.
         """
-        sizes_wanted = [one for one in sizes(gpu=want.gpu) if one.gpu_count == 1]
-        regions = places_of(want.regions) or [*REGIONS["azure"]]
+        sizes_wanted = [one for one in AZURE.matching(want.gpu) if one.gpu_count == 1]
+        regions = places_of(want.regions) or [*AZURE.regions]
         quotes: list[Quote] = []
         prices = self.prices(fresh_s=PRICES_FRESH_S)
         names = [one.size for one in sizes_wanted]
@@ -115,7 +116,7 @@ class Offers:
     def _offer(
         self, size: GpuSize, region: str, quote: Quote, want: Want, found: Findings
     ) -> Offer:
-        price = quote.spot_usd_per_h or reference_spot_of(size)
+        price = quote.spot_usd_per_h or AZURE.reference_spot(size)
         quota = found.quota.get(region, {}).get(folded(SPOT_QUOTA))
         left = None if quota is None else max(quota[1] - quota[0], 0) // size.vcpus
         offer = Offer(

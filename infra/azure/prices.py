@@ -14,12 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infra.catalog.gpus import (
-    ON_DEMAND_DATE,
-    SPOT_DATE,
-    SPOT_REGION,
-    find_size,
-)
+from infra.catalog.azure import AZURE
 from infra.durable import read_json, write_json
 
 RETAIL_ENDPOINT = "https://prices.azure.com/api/retail/prices"
@@ -130,11 +125,11 @@ def age_s(quote: Quote, now: float) -> float:
 
 def catalog_quote(size: str, region: str) -> Quote:
     """The quote of last resort. Its spot price is that of one region, which its source names."""
-    quotes_by_place = find_size(size)
-    spot = quotes_by_place.spot_usd_per_h if quotes_by_place else None
-    on_demand = quotes_by_place.on_demand_usd_per_h.get(region) if quotes_by_place else None
-    elsewhere = f", {SPOT_REGION}" if spot is not None and region != SPOT_REGION else ""
-    date = SPOT_DATE if spot is not None else ON_DEMAND_DATE
+    listed = AZURE.find(size)
+    spot = listed.spot_usd_per_h if listed else None
+    on_demand = listed.on_demand_usd_per_h.get(region) if listed else None
+    elsewhere = f", {AZURE.spot_region}" if spot is not None and region != AZURE.spot_region else ""
+    date = AZURE.spot_date if spot is not None else AZURE.on_demand_date
     return Quote(
         size=size,
         region=region,

@@ -22,7 +22,7 @@ from infra.azure.permissions import Permissions
 from infra.azure.refusal_cache import RefusalCache
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.start_stop import PowerControl
-from infra.catalog.gpus import REGIONS, sizes
+from infra.catalog.azure import AZURE
 from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ class AzureProvider:
 
     def checks(self, want: Want) -> list[Check]:
         """What `qft doctor` tells of this account, in the order of mending; changes nothing."""
-        size = next(one for one in sizes(gpu=want.gpu) if one.gpu_count == 1)
-        regions = places_of(want.regions) or REGIONS["azure"][:3]
+        size = next(one for one in AZURE.matching(want.gpu) if one.gpu_count == 1)
+        regions = places_of(want.regions) or AZURE.regions[:3]
         return Doctor(context=self.context).checks(regions, size)
 
     def close(self) -> None:

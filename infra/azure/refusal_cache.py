@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from infra.azure.availability import SPOT_QUOTA
-from infra.catalog.gpus import folded, quota_covers
+from infra.catalog.azure import AZURE, SPOT_QUOTA
+from infra.catalog.vendor import folded
 from infra.durable import read_json, write_json
 from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError
 from infra.timestamps import utc
@@ -97,7 +97,7 @@ class RefusalCache:
             if one.clears:
                 if (one.size.lower(), one.zone) == (size.lower(), zone):
                     return one
-            elif not (quota_is_listed and one.of_spot_pool) and quota_covers(
+            elif not (quota_is_listed and one.of_spot_pool) and AZURE.quota_covers(
                 one.why, refused=one.size, size=size
             ):
                 return one

@@ -11,7 +11,9 @@ from typing import Any
 from infra.azure.cloudinit import custom_data
 from infra.azure.naming import NIC, Names
 from infra.azure.settings import PUBLIC_ARM
-from infra.catalog.gpus import Driver, GpuSize, find_size
+from infra.catalog.azure import AZURE
+from infra.catalog.gpus import Driver
+from infra.catalog.vendor import GpuSize
 from infra.image import generation_of
 from infra.provider import BadRequest, PowerState, VmSpec
 
@@ -275,7 +277,7 @@ def image_for(size: str, chosen: str = "") -> str:
     """
     if chosen:
         return chosen
-    catalogued = find_size(size)
+    catalogued = AZURE.find(size)
     return PLAIN if catalogued is not None and catalogued.driver is Driver.GRID else WITH_DRIVER
 
 
