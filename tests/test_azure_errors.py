@@ -13,6 +13,7 @@ from arm.market import ALLOCATION_TEXTS, LATE_TEXTS, QUOTA_URL
 from arm.replies import ArmError, Reply
 
 from infra.azure.errors import AzureErrorInfo, translate
+from infra.azure.offers import REFUSALS_TTL_S, quota_covers
 from infra.azure.refusal_cache import RefusalCache
 from infra.provider import (
     BadRequest,
@@ -331,6 +332,8 @@ def test_memory_of_a_clock_that_was_ahead_is_not_believed(harness: AzureHarness)
     ahead = RefusalCache(
         path=harness.state_dir / "refusals.json",
         clock=lambda: harness.cloud.clock.now() + 365 * 86_400,
+        ttl_s=REFUSALS_TTL_S,
+        quota_covers=quota_covers,
     )
     harness.state_dir.mkdir(exist_ok=True)
     ahead.note(spec().offer, NoCapacity("full"))

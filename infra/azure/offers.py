@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,13 +13,18 @@ from infra.azure.errors import QUOTA_PORTAL
 from infra.azure.http import ANSWER_BYTES_MAX, fetch
 from infra.azure.naming import idle_usd_per_h
 from infra.azure.prices import PriceList, Quote
-from infra.azure.refusal_cache import RefusalCache
+from infra.azure.refusal_cache import Refusal, RefusalCache
 from infra.catalog.azure import AZURE, SPOT_QUOTA
 from infra.catalog.vendor import GpuSize, folded
-from infra.provider import Offer, ProviderError, Want
+from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError, Want
 from infra.untrusted import parse
 
 RETAIL_PATH = "/api/retail/prices"
+REFUSALS_TTL_S: Mapping[type[ProviderError], float] = {
+    NoCapacity: 3600.0,  # karpenter backs off as long: what Azure lists as free often is not
+    PriceAboveCap: 300.0,
+    OverQuota: 3600.0,  # unless the usage list can be read: then it decides
+}
 PRICES_FRESH_S = 900.0
 ZONED_PLACES_MAX = 3
 """Of how many places the zones are offered: each costs a refusal of its own to find out."""
@@ -172,6 +177,17 @@ class PriceWatch:
 def places_of(regions: Sequence[str]) -> list[str]:
     """Regions by Azure's own codes, each once: the portal writes `West US 2` for `westus2`."""
     return [*dict.fromkeys(folded(one) for one in regions)]
+
+
+def quota_covers(refusal: Refusal, size: str, quota_is_listed: bool) -> bool:  # noqa: FBT001  (a callback)
+    """Whether a refusal for quota still counts for a size of its region.
+
+    The spot quota is one pool for a whole region, so its refusal counts for every size there;
+    where the usage list could be read, that decides. It does not list other quotas.
+    """
+    if quota_is_listed and folded(SPOT_QUOTA) in folded(refusal.why):
+        return False
+    return AZURE.quota_covers(refusal.why, refused=refusal.size, size=size)
 
 
 def _is_poor(offer: Offer) -> bool:

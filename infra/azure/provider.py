@@ -17,7 +17,13 @@ from infra.azure.doctor import Check, Doctor
 from infra.azure.http import own_address, public_address
 from infra.azure.listing import Listing
 from infra.azure.observe import VmObserver
-from infra.azure.offers import Offers, PriceWatch, places_of
+from infra.azure.offers import (
+    REFUSALS_TTL_S,
+    Offers,
+    PriceWatch,
+    places_of,
+    quota_covers,
+)
 from infra.azure.permissions import Permissions
 from infra.azure.refusal_cache import RefusalCache
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
@@ -160,7 +166,12 @@ class AzureProvider:
 
     @cached_property
     def _refusal_cache(self) -> RefusalCache:
-        return RefusalCache(path=self._state_dir / "refusals.json", clock=self._clock)
+        return RefusalCache(
+            path=self._state_dir / "refusals.json",
+            clock=self._clock,
+            ttl_s=REFUSALS_TTL_S,
+            quota_covers=quota_covers,
+        )
 
     @cached_property
     def _offers(self) -> Offers:
