@@ -14,7 +14,6 @@ from arm.replies import ArmError, Reply
 
 from infra.azure.errors import AzureErrorInfo, translate
 from infra.azure.offers import REFUSALS_TTL_S, quota_covers
-from infra.azure.refusal_cache import RefusalCache
 from infra.provider import (
     BadRequest,
     Gone,
@@ -26,6 +25,7 @@ from infra.provider import (
     Transient,
     Want,
 )
+from infra.renting.refusal_cache import RefusalCache
 
 
 @pytest.fixture

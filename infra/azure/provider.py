@@ -25,11 +25,11 @@ from infra.azure.offers import (
     quota_covers,
 )
 from infra.azure.permissions import Permissions
-from infra.azure.refusal_cache import RefusalCache
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.start_stop import PowerControl
 from infra.catalog.azure import AZURE
 from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
+from infra.renting.refusal_cache import RefusalCache
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Arm
