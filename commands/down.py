@@ -23,7 +23,7 @@ from commands.runs.save_before_release import LastSave, Result, clear, lost_with
 from commands.runs.session import reopen
 from commands.runs.take_lock import taken
 from commands.ui.errors import CloudTrouble, Exit, Usage
-from infra.azure.run_record import subscriptions
+from infra.azure.context import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
 from infra.retry import ask

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.azure.naming import Names
-from infra.azure.run_record import RunRecord
+from infra.azure.run_record import RunRecord, records
 from infra.azure.settings import AzureSettings
 from infra.provider import NotAllowed, ProviderError
 
@@ -79,3 +79,27 @@ class AzureContext:
         for key in keys:
             record.tokens.pop(key, None)
         record.save()
+
+
+def subscriptions(directory: Path) -> set[str]:
+    """The subscriptions, in lower case, in which this computer remembers to have made something.
+
+    Whoever chooses another one afterwards should still see what the first one bills.
+    """
+    return set(_subscription_by_run(directory).values())
+
+
+def recorded_runs(directory: Path, subscription: str) -> set[str]:
+    """The ids of the runs that this computer has begun in a subscription and not seen removed."""
+    wanted = subscription.lower()
+    return {run_id for run_id, one in _subscription_by_run(directory).items() if one == wanted}
+
+
+def _subscription_by_run(directory: Path) -> dict[str, str]:
+    """The subscription, in lower case, of each run with a record."""
+    groups = {one.path.stem: one.ids.get("group", "") for one in records(directory)}
+    return {
+        run_id: id_.split("/")[2].lower()
+        for run_id, id_ in groups.items()
+        if id_.startswith("/subscriptions/")
+    }

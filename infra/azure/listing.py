@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.azure.context import AzureContext
+from infra.azure.context import AzureContext, recorded_runs
 from infra.azure.end_compute import vm_from_answer
 from infra.azure.naming import RUN, Names, is_of_run, lower_case_names, vm_from_tags
 from infra.azure.observe import VmObserver
-from infra.azure.run_record import remembered
 from infra.provider import Gone, NotAllowed, PowerState, Rejected, Vm
 
 
@@ -35,7 +34,7 @@ class Listing:
         )
         listed = {lower_case_names(one.get("tags")).get(RUN, "").lower() for one in groups}
         lost = []
-        for run_id in sorted(remembered(self.context.state_dir, subscription) - listed):
+        for run_id in sorted(recorded_runs(self.context.state_dir, subscription) - listed):
             name = self.context.names(run_id, 1).group
             with contextlib.suppress(Gone):
                 group = self.context.arm.call("look at the group", client.get, name)
@@ -43,7 +42,7 @@ class Listing:
                 groups += [group] * tagged
                 lost += [run_id] * (not tagged)
         machines = [self._of_tags(one.get("tags")) for one in groups]
-        machines += [self._remembered(run_id) for run_id in lost]
+        machines += [self._from_record(run_id) for run_id in lost]
         found = [one for one in machines if one is not None]
         found += self._tagged({one.run_id for one in found})
         return sorted(found, key=lambda vm: vm.created_at, reverse=True)
@@ -65,7 +64,7 @@ class Listing:
             vm, power=seen.power, host=seen.host, port=seen.port, metadata_url=seen.metadata_url
         )
 
-    def _remembered(self, run_id: str) -> Vm | None:
+    def _from_record(self, run_id: str) -> Vm | None:
         """A machine that this computer wrote down, in a group that says nothing of it."""
         names = self.context.names(run_id, max(self.context.record(run_id).generation, 1))
         answer: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What this computer remembers of a run's machine, written before and after every request.
+"""Records what this computer asked of a run's machine, before and after every request.
 
 It makes resuming quicker and more certain; nothing depends on it: with the file lost, tags and
 names find everything again.
@@ -14,34 +14,15 @@ from infra.durable import read_json, write_json
 from infra.untrusted import table
 
 
-def subscriptions(directory: Path) -> set[str]:
-    """The subscriptions, in lower case, in which this computer remembers to have made something.
-
-    Whoever chooses another one afterwards should still see what the first one bills.
-    """
-    return set(_homes(directory).values())
-
-
-def remembered(directory: Path, subscription: str) -> set[str]:
-    """The ids of the runs that this computer has begun in a subscription and not seen removed."""
-    wanted = subscription.lower()
-    return {run_id for run_id, home in _homes(directory).items() if home == wanted}
-
-
-def _homes(directory: Path) -> dict[str, str]:
-    """The subscription, in lower case, of each run with a record."""
+def records(directory: Path) -> list[RunRecord]:
+    """The record of every run that this computer has begun and not seen removed."""
     files = sorted(directory.glob("*.json")) if directory.is_dir() else []
-    ids = {one.stem: RunRecord.load(directory, one.stem).ids.get("group", "") for one in files}
-    return {
-        run_id: id_.split("/")[2].lower()
-        for run_id, id_ in ids.items()
-        if id_.startswith("/subscriptions/")
-    }
+    return [RunRecord.load(directory, one.stem) for one in files]
 
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """The memory of one run; `save` makes it durable."""
+    """What is remembered of one run; `save` makes it durable."""
 
     path: Path
     generation: int = 0
@@ -51,7 +32,7 @@ class RunRecord:
     requested_at: float = 0.0
     """When, in seconds since 1970."""
     began_at: float = 0.0
-    """When Azure says that it began to carry that out, by this computer's clock; 0 if unknown."""
+    """When the cloud says that it began to do so, by this computer's clock; 0 if unknown."""
     ended_at: float = 0.0
     """When it says that it had done so."""
     refusal: list[str] = field(default_factory=list)
