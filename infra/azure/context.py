@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.azure.naming import Names
-from infra.azure.run_record import RunRecord, records
 from infra.azure.settings import AzureSettings
 from infra.provider import NotAllowed, ProviderError
+from infra.renting.run_record import RunRecord, records
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Arm, Operation

@@ -29,7 +29,6 @@ from infra.azure.naming import (
 )
 from infra.azure.observe import VmObserver
 from infra.azure.permissions import ensure_registered
-from infra.azure.run_record import RunRecord
 from infra.azure.vm import (
     VmOptions,
     check_spec,
@@ -54,6 +53,7 @@ from infra.provider import (
     VmSpec,
 )
 from infra.renting.refusal_cache import RefusalCache
+from infra.renting.run_record import RunRecord
 from infra.timestamps import utc
 
 if TYPE_CHECKING:

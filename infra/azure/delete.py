@@ -27,7 +27,6 @@ from infra.azure.naming import (
 )
 from infra.azure.permissions import revoke_role_assignments
 from infra.azure.resources import begin_removal, look_at
-from infra.azure.run_record import RunRecord
 from infra.provider import (
     BadRequest,
     Gone,
@@ -38,6 +37,7 @@ from infra.provider import (
     Removed,
     Transient,
 )
+from infra.renting.run_record import RunRecord
 from infra.timestamps import utc
 
 if TYPE_CHECKING:

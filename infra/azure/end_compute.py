@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from infra.azure.context import AzureContext
 from infra.azure.naming import Names
 from infra.azure.operations import OperationTracker
-from infra.azure.run_record import RunRecord
 from infra.azure.vm import power_of
 from infra.provider import Gone, PowerState, ProviderError, SignedOut, Vm
+from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation

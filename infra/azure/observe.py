@@ -12,7 +12,6 @@ from urllib.parse import quote
 from infra.azure.context import AzureContext
 from infra.azure.naming import GENERATION, Names, is_of_run, lower_case_names, names_of
 from infra.azure.operations import OperationTracker
-from infra.azure.run_record import RunRecord
 from infra.azure.vm import NO_CAP, current_cap, failure_of, power_of
 from infra.provider import (
     PASSING,
@@ -24,6 +23,7 @@ from infra.provider import (
     Transient,
     Vm,
 )
+from infra.renting.run_record import RunRecord
 from infra.timestamps import parse_utc_s, utc
 
 LOG_DAYS = 14

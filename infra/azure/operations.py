@@ -14,9 +14,9 @@ from infra import provider as seam
 from infra.azure.context import AzureContext
 from infra.azure.errors import AzureErrorInfo, translate
 from infra.azure.naming import Names
-from infra.azure.run_record import RunRecord
 from infra.azure.vm import failure_of, last_finished_at
 from infra.provider import Gone, NoCapacity, ProviderError, SignedOut, Transient
+from infra.renting.run_record import RunRecord
 from infra.timestamps import parse_utc_s, utc
 
 if TYPE_CHECKING:

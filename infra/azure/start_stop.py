@@ -9,7 +9,6 @@ from infra.azure import network
 from infra.azure.context import AzureContext
 from infra.azure.naming import Names, names_of
 from infra.azure.observe import VmObserver
-from infra.azure.run_record import RunRecord
 from infra.azure.vm import CAP_STEP_USD, NO_CAP, cap_for, current_cap, power_of
 from infra.provider import (
     PASSING,
@@ -20,6 +19,7 @@ from infra.provider import (
     Transient,
     Vm,
 )
+from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
