@@ -17,9 +17,9 @@ from arm.harness import T4, azure, spec
 from arm.replies import Reply, Request
 from cryptography import x509
 
-from infra.azure.http import fetch
 from infra.azure.permissions import allowed, granted_permissions
 from infra.provider import PowerState, StopReason, Transient, Want
+from infra.renting.http import fetch
 
 EVICTED: dict[str, object] = {
     "eventTimestamp": "2026-09-21T14:20:00Z",

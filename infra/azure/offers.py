@@ -10,12 +10,12 @@ from typing import Any
 from infra.azure.availability import POOR, Availability, Findings
 from infra.azure.context import AzureContext
 from infra.azure.errors import QUOTA_PORTAL
-from infra.azure.http import ANSWER_BYTES_MAX, fetch
 from infra.azure.naming import idle_usd_per_h
 from infra.azure.prices import PriceList, Quote
 from infra.catalog.azure import AZURE, SPOT_QUOTA
 from infra.catalog.vendor import GpuSize, folded
 from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError, Want
+from infra.renting.http import ANSWER_BYTES_MAX, fetch
 from infra.renting.refusal_cache import Refusal, RefusalCache
 from infra.untrusted import parse
 

@@ -14,7 +14,6 @@ from infra.azure.context import AzureContext
 from infra.azure.create import VmCreator
 from infra.azure.delete import Deleter
 from infra.azure.doctor import Check, Doctor
-from infra.azure.http import own_address, public_address
 from infra.azure.listing import Listing
 from infra.azure.observe import VmObserver
 from infra.azure.offers import (
@@ -29,6 +28,7 @@ from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.start_stop import PowerControl
 from infra.catalog.azure import AZURE
 from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
+from infra.renting.http import own_address, public_address
 from infra.renting.refusal_cache import RefusalCache
 
 if TYPE_CHECKING:
