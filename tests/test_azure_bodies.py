@@ -19,12 +19,13 @@ from arm.replies import Reply, Request
 from azure.mgmt.authorization.v2022_04_01 import models as roles
 from azure.mgmt.compute import models
 
-from infra.azure import AzureProvider, network
+from infra.azure import AzureProvider
 from infra.azure.cloudinit import custom_data
 from infra.azure.naming import Names, tags_of
 from infra.azure.settings import PUBLIC_ADDRESS
 from infra.azure.vm import VmOptions, check_spec, image_for, vm_body
 from infra.provider import BadRequest, NotAllowed, ProviderError, Want
+from infra.renting.caller import source_prefix
 
 
 @pytest.fixture
@@ -137,13 +138,13 @@ def test_caller_without_ipv4_is_refused_before_anything_is_made(harness: AzureHa
 def test_world_is_not_admitted(address: str) -> None:
     """Neither the world nor a tenth of it can be let in, by mistake or by a lying address page."""
     with pytest.raises(NotAllowed):
-        network.source_prefix(address)
+        source_prefix(address)
 
 
 def test_page_that_is_no_address_is_reported_in_a_line() -> None:
     """A proxy's page where an address should be is refused without printing all of it."""
     with pytest.raises(NotAllowed) as refused:
-        network.source_prefix("<html>" + "sign in first " * 1000)
+        source_prefix("<html>" + "sign in first " * 1000)
 
     assert len(str(refused.value)) < 200
 

@@ -13,11 +13,12 @@ from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import Reply
 from support.runs import wait_until
 
-from infra.azure.availability import ASKING, bands_query, restrictions_of, usage_of
+from infra.azure.availability import bands_query, restrictions_of, usage_of
 from infra.azure.offers import ZONED_PLACES_MAX
 from infra.azure.permissions import THREAD
 from infra.catalog.gpus import UnknownGpu
 from infra.provider import NoCapacity, Offer, Want
+from infra.renting.gather import GATHER_THREAD
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_slow_sources_are_not_waited_for(harness: AzureHarness) -> None:
         return of(ask(harness, "eastus"), T4, "eastus").quota_left
 
     wait_until(lambda: quota_left() == 25)  # a busy computer may need more than one try
-    late = [one for one in threading.enumerate() if one.name == ASKING]
+    late = [one for one in threading.enumerate() if one.name == GATHER_THREAD]
     slow.enough.set()
 
     assert late
@@ -282,7 +283,7 @@ def test_cloud_closes_after_the_last_late_request(tmp_path: Path) -> None:
         harness.cloud.disruptions.add(slow)
         with pytest.raises(UnknownGpu):
             harness.provider().offers(Want(gpu="RTX9090"))
-        late = [one for one in threading.enumerate() if one.name in {ASKING, THREAD}]
+        late = [one for one in threading.enumerate() if one.name in {GATHER_THREAD, THREAD}]
         threading.Timer(0.2, slow.enough.set).start()
 
     assert late

@@ -19,9 +19,9 @@ from arm.runner import CliRunner, cli_runner
 from support.runs import Project, json_of, make_project
 
 from infra.azure import AzureProvider, AzureSettings
-from infra.azure.availability import ASKING
 from infra.azure.permissions import THREAD
 from infra.provider import Want
+from infra.renting.gather import GATHER_THREAD
 
 REGIONS = ["eastus", "westus2", "westus3"]
 
@@ -103,7 +103,7 @@ def test_plan_waits_three_seconds_at_most_for_slow_sources(runner: CliRunner) ->
     (runner.home / "azure" / "sizes" / "eastus.json").unlink()
 
     result = runner.qft("plan", "--json")
-    late = [one for one in threading.enumerate() if one.name == ASKING]
+    late = [one for one in threading.enumerate() if one.name == GATHER_THREAD]
     slow.enough.set()
 
     assert late

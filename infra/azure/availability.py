@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,33 +12,12 @@ from typing import Any
 from infra.azure.context import AzureContext
 from infra.catalog.vendor import folded
 from infra.durable import read_json, write_json
-from infra.provider import Gone, NotAllowed, ProviderError, Transient
+from infra.provider import Gone, NotAllowed, Transient
+from infra.renting.gather import Findings, run_all
 from infra.untrusted import number, texts
 
 GRAPH_PAGES_MAX = 10
 SKUS_FRESH_S = 24 * 3600.0
-WORKERS = 8
-"""At most as many as the SDK's connection pool keeps."""
-ASKING = "asking"
-"""The name of the threads that may still wait for an answer when nobody does any more."""
-
-
-@dataclass(kw_only=True)
-class Findings:
-    """What could be learnt in time; what is missing is unknown, never assumed."""
-
-    quota: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
-    """By region: used and limit by folded quota name."""
-    restricted: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By region: why a size (in lower case) cannot be rented as spot; all others can."""
-    zones: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    """By region: the zones in which a size (in lower case) is sold to this subscription."""
-    scores: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Placement score (`High`, `Medium`, `Low`, ...) by size (in lower case) and region."""
-    bands: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Eviction band by size (in lower case) and region."""
-    problems: list[str] = field(default_factory=list)
-    """What could not be learnt, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,37 +89,6 @@ class Availability:
             write_json(cache, {"at_s": self.context.clock(), **kept})
         found.restricted[region] = kept["restricted"]
         found.zones[region] = kept["zones"]
-
-
-def run_all(jobs: Sequence[Callable[[], None]], problems: list[str], *, wait_s: float) -> None:
-    """Run jobs a few at a time and return after `wait_s` of real time at the latest.
-
-    Slow ones go on behind; daemon threads, so that they cannot keep the program from ending.
-    """
-    waiting = deque(jobs)
-    ended: list[None] = []
-
-    def work() -> None:
-        while waiting:
-            try:
-                job = waiting.popleft()
-            except IndexError:
-                return
-            try:
-                job()
-            except (ProviderError, OSError, ValueError) as error:  # ValueError: closed meanwhile
-                problems.append(str(error))
-            ended.append(None)
-
-    threads = [threading.Thread(target=work, name=ASKING, daemon=True) for _ in range(WORKERS)]
-    deadline = time.monotonic() + wait_s
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(deadline - time.monotonic(), 0.0))
-    late = len(jobs) - len(ended)
-    if late:
-        problems.append(f"{late} of {len(jobs)} questions were not answered in {wait_s:.1f} s")
 
 
 def usage_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:

@@ -52,6 +52,7 @@ from infra.provider import (
     Vm,
     VmSpec,
 )
+from infra.renting.caller import source_prefix
 from infra.renting.refusal_cache import RefusalCache
 from infra.renting.run_record import RunRecord
 from infra.timestamps import utc
@@ -166,7 +167,7 @@ class VmCreator:
 
     def _create_parts(self, spec: VmSpec, names: Names, record: RunRecord) -> Vm:
         ensure_registered(self.context, NAMESPACES)
-        source = network.source_prefix(self.context.caller())
+        source = source_prefix(self.context.caller())
         tags = tags_of(spec, created_at=utc(self.context.clock()))
         tags = self._group(spec, names, tags)
         if "vm" not in record.tokens:

@@ -9,7 +9,6 @@ from typing import Any
 from infra.azure.availability import usage_of
 from infra.azure.context import AzureContext
 from infra.azure.errors import QUOTA_PORTAL, SPOT_OFFERS
-from infra.azure.network import source_prefix
 from infra.azure.permissions import (
     RELEASE_HINT,
     RENT,
@@ -21,6 +20,7 @@ from infra.azure.permissions import (
 from infra.catalog.azure import SPOT_QUOTA
 from infra.catalog.vendor import GpuSize, folded
 from infra.provider import ProviderError, SignedOut
+from infra.renting.caller import source_prefix
 
 NAMESPACES = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.DevTestLab")
 _SPOT_OFFERS = ("enterpriseagreement", "payasyougo", "sponsored", "csp", "mca", "microsoftcustomer")

@@ -2,42 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any
-
-from infra.provider import NotAllowed
 
 RULE = "ssh-from-caller"
 SUBNET = "qft"
-WIDEST = 16
-"""The shortest prefix that the firewall may admit."""
-
-
-def source_prefix(address: str) -> str:
-    """The caller's address as the source that the firewall admits: one host, or a given CIDR.
-
-    Raises `NotAllowed` for anything that would open the machine to the world, could not reach it,
-    or is no address.
-    """
-    try:
-        network = ipaddress.ip_network(address.strip(), strict=False)
-    except ValueError as error:
-        raise NotAllowed(
-            f"`{address.strip()[:60]}` is not an address; the firewall must admit exactly yours",
-            hint="set QFT_CALLER_ADDRESS to your public address",
-        ) from error
-    if network.version != 4:
-        raise NotAllowed(
-            f"`{address}` is an IPv6 address; machines have an IPv4 address only, which no "
-            "connection from there would reach",
-            hint="set QFT_CALLER_ADDRESS to your public IPv4 address",
-        )
-    if network.prefixlen < WIDEST:
-        raise NotAllowed(
-            f"`{network}` would admit too many strangers; the widest allowed is /{WIDEST}",
-            hint="set QFT_CALLER_ADDRESS to your public address",
-        )
-    return str(network)
 
 
 def nsg(*, region: str, tags: dict[str, str], source: str) -> dict[str, Any]:

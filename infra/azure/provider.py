@@ -28,7 +28,7 @@ from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.start_stop import PowerControl
 from infra.catalog.azure import AZURE
 from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
-from infra.renting.http import own_address, public_address
+from infra.renting.caller import own_address, public_address
 from infra.renting.refusal_cache import RefusalCache
 
 if TYPE_CHECKING:

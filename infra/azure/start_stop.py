@@ -19,6 +19,7 @@ from infra.provider import (
     Transient,
     Vm,
 )
+from infra.renting.caller import source_prefix
 from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class PowerControl:
         The firewall is asked, not our memory: another computer may have changed it.
         """
         names = names_of(vm, self.context.settings.subscription_id)
-        source = network.source_prefix(self.context.caller())
+        source = source_prefix(self.context.caller())
         record = self._record(vm)
         rules = self.context.arm.network.security_rules
         try:

@@ -21,7 +21,7 @@ from arm.replies import ArmError, Reply, Request
 from arm.server import Server
 from arm.world import SUBSCRIPTION, Resource, World
 from infra.azure import permissions
-from infra.azure.availability import ASKING
+from infra.renting.gather import GATHER_THREAD
 
 CALLER = "203.0.113.7"
 LATE_S_MAX = 30.0
@@ -65,7 +65,7 @@ class Cloud:
         # A late question that meets the closing is reset between `connect` and the TLS handshake:
         # Python 3.11 then forgets to close its socket, and warns of it in some later test.
         for thread in threading.enumerate():
-            if thread.name in {ASKING, permissions.THREAD}:
+            if thread.name in {GATHER_THREAD, permissions.THREAD}:
                 thread.join(LATE_S_MAX)
         self.server.close()
         if isinstance(self.hypervisor, LocalHypervisor):
