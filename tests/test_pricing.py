@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.azure.prices import (
-    Fetch,
-    PriceList,
-    age_s,
-    parse_retail,
-    retail_items,
-    retail_url,
-)
+from infra.azure.prices import Fetch, parse_retail, retail_items, retail_quotes, retail_url
+from infra.catalog.azure import AZURE
+from infra.renting.prices import PriceList, Quote, age_s
 
 NOW = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
 T4 = "Standard_NC4as_T4_v3"
@@ -63,13 +59,19 @@ class Server:
 
 def price_list(tmp_path: Path, fetch: Fetch, **changes: Any) -> PriceList:
     """A price list over a fake server at a fixed time."""
+
+    def ask(size: str, regions: Sequence[str]) -> dict[str, Quote]:
+        now = datetime.fromtimestamp(made.clock(), UTC)
+        return retail_quotes(size, regions, endpoint="https://prices.test/x", fetch=fetch, now=now)
+
     settings: dict[str, Any] = {
-        "fetch": fetch,
+        "ask": ask,
+        "catalog": AZURE,
         "cache": tmp_path / "prices.json",
         "clock": NOW.timestamp,
-        "endpoint": "https://prices.test/x",
     }
-    return PriceList(**(settings | changes))
+    made = PriceList(**(settings | changes))
+    return made
 
 
 def refuse(url: str) -> Any:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
-from infra.azure.availability import POOR, Availability, Findings
+from infra.azure.availability import POOR, Availability
 from infra.azure.context import AzureContext
 from infra.azure.errors import QUOTA_PORTAL
 from infra.azure.naming import idle_usd_per_h
-from infra.azure.prices import PriceList, Quote
+from infra.azure.prices import retail_quotes
 from infra.catalog.azure import AZURE, SPOT_QUOTA
 from infra.catalog.vendor import GpuSize, folded
 from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError, Want
-from infra.renting.http import ANSWER_BYTES_MAX, fetch
+from infra.renting.gather import Findings
+from infra.renting.http import fetch_json
+from infra.renting.prices import PRICES_FRESH_S, PriceList, Quote, free_first, price_obstacle
 from infra.renting.refusal_cache import Refusal, RefusalCache
-from infra.untrusted import parse
 
 RETAIL_PATH = "/api/retail/prices"
 REFUSALS_TTL_S: Mapping[type[ProviderError], float] = {
@@ -25,7 +25,6 @@ REFUSALS_TTL_S: Mapping[type[ProviderError], float] = {
     PriceAboveCap: 300.0,
     OverQuota: 3600.0,  # unless the usage list can be read: then it decides
 }
-PRICES_FRESH_S = 900.0
 ZONED_PLACES_MAX = 3
 """Of how many places the zones are offered: each costs a refusal of its own to find out."""
 
@@ -54,7 +53,7 @@ class Offers:
         )
         table = {(one.size.lower(), one.region): one for one in list_of(quotes)}
         if not table:
-            offline = replace(prices, fetch=_refuse, fresh_s=float("inf"))
+            offline = replace(prices, ask=_refuse, fresh_s=float("inf"))
             table = {(one.size.lower(), one.region): one for one in offline.quotes(names, regions)}
         offers = [
             self._offer(size, region, table[size.size.lower(), region], want, found)
@@ -70,7 +69,7 @@ class Offers:
                 key=lambda o: (_is_poor(o), o.spot_usd_per_h, o.eviction_band, rank[o.region])
             )
         zonal = self._zonal(offers, found, want.max_price_usd_per_h)
-        return sorted([*offers, *zonal], key=lambda o: bool(o.blocked_by))
+        return free_first([*offers, *zonal])
 
     def _zonal(
         self, offers: Sequence[Offer], found: Findings, cap: float | None
@@ -79,7 +78,7 @@ class Offers:
 
         A machine without a zone and one in a zone are granted from different stocks.
         """
-        affordable = [o for o in offers if not _price_obstacle(o.spot_usd_per_h, cap)]
+        affordable = [o for o in offers if not price_obstacle(o.spot_usd_per_h, cap)]
         places = [o for o in affordable if not o.blocked_by or o.clears]
         return tuple(
             self._in_zone(offer, zone, found)
@@ -103,11 +102,17 @@ class Offers:
         """The vendor's price list, from disk if it is younger than `fresh_s`."""
         endpoint = self.context.settings.prices_endpoint
         self.context.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        url = endpoint if RETAIL_PATH in endpoint else f"{endpoint}{RETAIL_PATH}"
+
+        def ask(size: str, regions: Sequence[str]) -> Mapping[str, Quote]:
+            now = datetime.fromtimestamp(self.context.clock(), UTC)
+            return retail_quotes(size, regions, endpoint=url, fetch=fetch_json, now=now)
+
         return PriceList(
-            fetch=fetch_json,
+            ask=ask,
+            catalog=AZURE,
             cache=self.context.state_dir / "prices.json",
             clock=self.context.clock,
-            endpoint=endpoint if RETAIL_PATH in endpoint else f"{endpoint}{RETAIL_PATH}",
             fresh_s=fresh_s,
             timeout_s=self.context.settings.offers_wait_s,
         )
@@ -147,31 +152,12 @@ class Offers:
             or _quota_obstacle(size, region, quota)
             or (past.detail if past and not past.clears else "")
         )
-        dear = _price_obstacle(price, want.max_price_usd_per_h)
+        dear = price_obstacle(price, want.max_price_usd_per_h)
         return replace(
             offer,
             blocked_by=stays or dear or (past.detail if past else ""),
             clears=not stays and (bool(dear) or past is not None),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriceWatch:
-    """The price of a running machine, for looks every few seconds: the list is asked seldom."""
-
-    ask: Callable[..., float | None]
-    """`Offers.price_now`."""
-    clock: Callable[[], float]
-    sizes_wanted: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
-    """By size and region: when the list was asked, and what it said."""
-
-    def __call__(self, size: str, region: str) -> float | None:
-        """The spot price, at most `PRICES_FRESH_S` old; None if the list was silent then."""
-        at_s, price = self.sizes_wanted.get((size, region), (-math.inf, None))
-        if self.clock() - at_s >= PRICES_FRESH_S:
-            price = self.ask(size, region, fresh_s=PRICES_FRESH_S)
-            self.sizes_wanted[size, region] = (self.clock(), price)
-        return price
 
 
 def places_of(regions: Sequence[str]) -> list[str]:
@@ -204,22 +190,8 @@ def _quota_obstacle(size: GpuSize, region: str, quota: tuple[int, int] | None) -
     )
 
 
-def _price_obstacle(price: float, cap: float | None) -> str:
-    if cap is None or price <= cap:
-        return ""
-    return f"costs {price:.4f} USD/h now, above the cap of {cap:.4f}"
-
-
-def fetch_json(url: str) -> Any:
-    """A page of JSON; raises `OSError` or `ValueError`, as `prices.py` expects."""
-    try:
-        return parse(fetch(url, timeout_s=3.0), bytes_max=ANSWER_BYTES_MAX)
-    except ProviderError as error:
-        raise OSError(str(error)) from error
-
-
-def _refuse(url: str) -> Any:
-    raise OSError(f"{url} is not asked again")
+def _refuse(size: str, regions: Sequence[str]) -> Mapping[str, Quote]:
+    raise OSError(f"the price of {size} in {len(regions)} regions is not asked for again")
 
 
 def list_of(quotes: Sequence[Quote]) -> list[Quote]:

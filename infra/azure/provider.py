@@ -19,7 +19,6 @@ from infra.azure.observe import VmObserver
 from infra.azure.offers import (
     REFUSALS_TTL_S,
     Offers,
-    PriceWatch,
     places_of,
     quota_covers,
 )
@@ -29,6 +28,7 @@ from infra.azure.start_stop import PowerControl
 from infra.catalog.azure import AZURE
 from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
 from infra.renting.caller import own_address, public_address
+from infra.renting.prices import PriceWatch
 from infra.renting.refusal_cache import RefusalCache
 
 if TYPE_CHECKING:

@@ -54,7 +54,9 @@ def run_all(jobs: Sequence[Callable[[], None]], problems: list[str], *, wait_s: 
                 problems.append(str(error))
             ended.append(None)
 
-    threads = [threading.Thread(target=work, name=GATHER_THREAD, daemon=True) for _ in range(WORKERS)]
+    threads = [
+        threading.Thread(target=work, name=GATHER_THREAD, daemon=True) for _ in range(WORKERS)
+    ]
     deadline = time.monotonic() + wait_s
     for thread in threads:
         thread.start()

@@ -8,8 +8,10 @@ import ssl
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Any
 
-from infra.provider import NotAllowed, Transient
+from infra.provider import NotAllowed, ProviderError, Transient
+from infra.untrusted import parse
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 
@@ -34,6 +36,14 @@ def fetch(url: str, *, timeout_s: float = 10.0) -> bytes:
             return body
     except (OSError, http.client.HTTPException) as error:  # the latter: a cut or garbled answer
         raise Transient(f"`{url}` did not answer: {error}") from error
+
+
+def fetch_json(url: str) -> Any:
+    """A page of JSON; raises `OSError` or `ValueError`, as price lists expect."""
+    try:
+        return parse(fetch(url, timeout_s=3.0), bytes_max=ANSWER_BYTES_MAX)
+    except ProviderError as error:
+        raise OSError(str(error)) from error
 
 
 def _trusted() -> ssl.SSLContext:
