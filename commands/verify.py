@@ -11,12 +11,12 @@ from typing import Any
 from commands.machine import host_of, running_now
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
+from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
-from commands.runs.local_trainer import laid_out, trainer
-from commands.runs.remote_layout import Site
-from commands.runs.session import reopen
+from commands.runs.local_trainer import local_run_dir, trainer
 from commands.runs.tool_checks import demand_for
 from commands.runs.workload import OURS
+from commands.runs.workload_config import RemoteLayout
 from commands.ui.errors import HostTrouble, TrainingTrouble, Usage
 from infra.provider import Vm
 from infra.run.fold import fold
@@ -93,14 +93,14 @@ def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None])
             )
         demand_for("verify", loaded)
         on_message("replaying on this computer")
-        with laid_out(loaded, folder) as run_dir:
+        with local_run_dir(loaded, folder) as run_dir:
             done = trainer(run_dir, "verify", *more)
         found, where = read_replay(done.stdout, code=done.returncode), "on this computer"
     return Verdict(run=folder.name, where=where, replay=found)
 
 
 def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> Replay:
-    site = Site(run_id=fold(read(folder.journal)).run_id)
+    site = RemoteLayout(run_id=fold(read(folder.journal)).run_id)
     try:
         with ssh.connect(host_of(folder, loaded, vm)) as connection:
             helper = factory.helper_python(loaded.config.vm)

@@ -178,7 +178,7 @@ class Deleted(ObedientWorkload):
 
 def test_machine_that_somebody_deletes_during_set_up_ends_the_run(runner: CliRunner) -> None:
     """The log names a person: nothing is rented anew, exit 130, and nothing is left."""
-    with mock.patch("commands.runs.session.make_workload", return_value=Deleted(runner.harness)):
+    with mock.patch("commands.runs.session.build_workload", return_value=Deleted(runner.harness)):
         up = runner.qft("up", "--plain")
 
     assert up.code == 130, up.err

@@ -26,7 +26,7 @@ HOST = int(Exit.HOST)
 VERSION = "import sys; print(sys.version_info[0], sys.version_info[1])"
 
 
-def look_at_host(vm: VmTable, folder: RunFolder) -> list[Check]:
+def check_host(vm: VmTable, folder: RunFolder) -> list[Check]:
     """Look at the machine of `provider: ssh`, up to the first thing that stands in the way."""
     return list(_steps(vm, folder))
 
