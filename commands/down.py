@@ -26,11 +26,12 @@ from commands.ui.errors import CloudTrouble, Exit, Usage
 from infra.azure.run_record import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
-from infra.retry import ask
+from infra.retry import with_retries
 from infra.run.budget import bill
-from infra.run.fold import RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import Journal, JournalDamaged, Kind, read
 from infra.run.removal import billed_until_s, release, remove, still_there
+from infra.run.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +195,7 @@ def down_all(
 def _down_listed_by(provider: Provider, home: Path, order: _Order) -> Iterator[Result]:
     """Do it for every machine that one provider lists."""
     try:
-        listed = ask(provider.list_all, time.sleep)
+        listed = with_retries(provider.list_all, time.sleep)
     except ProviderError as error:
         yield Result(run=provider.name, trouble=_told(error))
         return
@@ -267,13 +268,13 @@ def _down_listed(
     released = []
     if vm.power is not PowerState.REMNANTS:
         with contextlib.suppress(Gone):
-            ask(lambda: provider.deallocate(vm), time.sleep)
+            with_retries(lambda: provider.deallocate(vm), time.sleep)
             released.append(f"{vm.size} {vm.id}")
     return _proved(Result(run=vm.run_id, deallocated=released), provider, vm.run_id)
 
 
 def _listed(provider: Provider, run_id: str) -> list[Vm]:
-    return [vm for vm in ask(provider.list_all, time.sleep) if vm.run_id == run_id]
+    return [vm for vm in with_retries(provider.list_all, time.sleep) if vm.run_id == run_id]
 
 
 def _proved(result: Result, provider: Provider, run_id: str, known: Vm | None = None) -> Result:
@@ -293,7 +294,7 @@ def _down_unknown(
     """A run that this computer has no record of: the tags decide."""
     for provider in known_providers(home):
         try:
-            listed = ask(provider.list_all, time.sleep)
+            listed = with_retries(provider.list_all, time.sleep)
         except ProviderError as error:
             raise CloudTrouble(str(error), hint=error.hint) from error
         meant = [vm for vm in listed if name in {vm.run_id, vm.run_id.rpartition("-")[0]}]

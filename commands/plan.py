@@ -24,8 +24,8 @@ from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
 from infra.optional_capabilities import Foreseeing, Switch
 from infra.provider import Offer, Provider, ProviderError, Want
-from infra.run.budget import Budget, ends_s, worst_case_usd
-from infra.run.fold import RunState
+from infra.run.budget import Budget, budget_end_s, worst_case_usd
+from infra.run.state import RunState
 from infra.timestamps import parse_utc_s
 
 CAP_MARGIN = 1.2
@@ -189,8 +189,8 @@ def _foreseen(provider: Provider, want: Want, budget: Budget) -> tuple[Switch, .
     if not isinstance(provider, Foreseeing):
         return ()
     now_s = time.time()
-    until_s = ends_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
-    return tuple(provider.foresee(want, until_s=until_s))
+    until_s = budget_end_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
+    return tuple(provider.preview_safeguards(want, until_s=until_s))
 
 
 def _switch_line(switch: Switch) -> str:

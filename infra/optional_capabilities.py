@@ -36,14 +36,14 @@ class Switch(Protocol):
 class Guarding(Protocol):
     """To end the bill when everything of ours is dead, and to keep strangers out."""
 
-    def protect(self, vm: Vm, *, until_s: float) -> Sequence[Switch]:
+    def set_safeguards(self, vm: Vm, *, until_s: float) -> Sequence[Switch]:
         """Set every switch that may be set, to strike soon after `until_s`, seconds since 1970.
 
         Never raises for one that cannot be set. Call again within 23 hours for a later limit.
         """
         ...
 
-    def admit_caller(self, vm: Vm) -> bool:
+    def allow_caller_ip(self, vm: Vm) -> bool:
         """Let the firewall admit the caller's address of now; whether it had to change."""
         ...
 
@@ -52,8 +52,8 @@ class Guarding(Protocol):
 class Foreseeing(Protocol):
     """To tell beforehand which switches will hold."""
 
-    def foresee(self, want: Want, *, until_s: float) -> Sequence[Switch]:
-        """What `protect` can be expected to set for such a machine; changes nothing, never raises.
+    def preview_safeguards(self, want: Want, *, until_s: float) -> Sequence[Switch]:
+        """What `set_safeguards` is expected to set for such a machine; changes nothing.
 
         `until_s` is the limit in seconds since 1970.
         """
@@ -64,7 +64,7 @@ class Foreseeing(Protocol):
 class Capping(Protocol):
     """To change the hard price cap of a machine that exists."""
 
-    def recap(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
+    def update_max_price(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
         """Make that the machine's cap where the vendor allows it now; the cap then in force.
 
         Silent, and without effect, for a machine whose cap cannot change now because it runs: the
@@ -77,7 +77,9 @@ class Capping(Protocol):
 class Explaining(Protocol):
     """To say, minutes after a stop, why it really was."""
 
-    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:
+    def stop_reason_from_log(
+        self, vm: Vm, *, after_s: float, before_s: float
+    ) -> Observation | None:
         """What is on record of a stop between those two times, in seconds since 1970.
 
         None if nothing is (yet). Only reason, `since` and `detail` of the answer mean something.

@@ -14,7 +14,7 @@ from arm.replies import ArmError
 from support.runs import make_project
 
 from infra.provider import Transient
-from infra.retry import ask
+from infra.retry import with_retries
 from infra.timestamps import parse_utc_s
 
 
@@ -49,7 +49,7 @@ def test_hanging_group_bills_no_compute_and_is_given_up(harness: AzureHarness) -
         return harness.provider().delete_telling("run-a", said.append)
 
     with pytest.raises(Transient, match="given up after 30 min") as told:
-        ask(delete, harness.advance)
+        with_retries(delete, harness.advance)
 
     spent = harness.cloud.ledger.usd("compute") - before
     assert spent / 0.149174 * 3600 < 60

@@ -22,8 +22,9 @@ from infra.provider import (
 )
 from infra.run.billing_spans import Span, without_compute
 from infra.run.budget import bill
-from infra.run.fold import fold, to_json
+from infra.run.fold import fold
 from infra.run.journal import Event, Kind
+from infra.run.vm_json import to_json
 from infra.timestamps import parse_utc_s
 
 CODES = {
@@ -230,12 +231,12 @@ def test_refusals_add_up_though_each_start_was_accepted() -> None:
 def test_late_explanation_makes_no_eviction_of_what_never_ran() -> None:
     """The log may call it an eviction; a person's order in it still ends the run."""
     inferred = (4000.0, Kind.STOP_SEEN, stop("evicted", certain=False))
-    for reason, halted in (("evicted", False), ("user", True)):
+    for reason, stopped_by_user in (("evicted", False), ("user", True)):
         told: dict[str, object] = {"reason": reason, "detail": "", "since_s": 3900.0}
 
         state = fold(events_of(*BEGUN, inferred, (4300.0, Kind.STOP_EXPLAINED, told)))
 
-        assert (state.evictions, bool(state.halted)) == (1, halted)
+        assert (state.evictions, bool(state.stopped_by_user)) == (1, stopped_by_user)
 
 
 kinds = st.sampled_from(

@@ -127,7 +127,7 @@ def test_plan_does_not_wait_for_the_rights_either(tmp_path: Path) -> None:
         provider.account.arm.warm()
 
         provider.offers(Want(gpu="T4", regions=REGIONS))
-        switches = provider.foresee(Want(gpu="T4"), until_s=time.time() + 3600)
+        switches = provider.preview_safeguards(Want(gpu="T4"), until_s=time.time() + 3600)
 
         assert THREAD in {one.name for one in threading.enumerate()}
         assert {one.name for one in switches if one.holds} == set()

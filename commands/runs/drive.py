@@ -35,8 +35,9 @@ from infra.durable import write_json
 from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
 from infra.run.budget import Budget, bill, worst_case_usd
 from infra.run.decide import Goal
-from infra.run.fold import Ending, RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import JournalDamaged, Kind, read
+from infra.run.state import RunEnd, RunState
 
 HOURS_PER_MONTH = 730.0
 """As the clouds count them."""
@@ -261,7 +262,7 @@ def _steer(session: Session, order: Order) -> Arrived:
     plan = session.plan(order.goal)
     over = is_over(session.supervisor.state)
     reason = "this run was complete already; `--fresh` begins it again"
-    ending = Ending(code=0, reason=reason) if over else session.supervisor.run(plan)
+    ending = RunEnd(code=0, reason=reason) if over else session.supervisor.run(plan)
     receipt = make_receipt(session.folder, session.loaded.out, simulated=simulated)
     if session.loaded.out.is_dir() and not over:
         write_json(session.loaded.out / "receipt.json", receipt.to_json(), mode=0o644)
@@ -282,7 +283,7 @@ def outrun(times_s: Sequence[float], state: RunState) -> int:
 
 
 def _arrived(
-    loaded: LoadedConfig, goal: Goal, ending: Ending, receipt: Receipt, state: RunState
+    loaded: LoadedConfig, goal: Goal, ending: RunEnd, receipt: Receipt, state: RunState
 ) -> Arrived:
     name, vm = loaded.config.name, loaded.config.vm
     if ending.code == 0:

@@ -43,10 +43,13 @@ from infra.durable import write_json
 from infra.optional_capabilities import Guarding
 from infra.provider import Provider
 from infra.run.budget import Budget
-from infra.run.decide import Goal, Plan, Policy
-from infra.run.fold import RunState, fold, to_json
+from infra.run.context import RunContext
+from infra.run.decide import Goal, Policy, RunPlan
+from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
-from infra.run.supervisor import Supervisor, Tools
+from infra.run.state import RunState
+from infra.run.supervisor import Supervisor
+from infra.run.vm_json import to_json
 from trainer.config import EvictionBand
 
 LOCAL_POLICY = Policy(
@@ -74,17 +77,17 @@ class Session:
     workload: SshWorkload
     supervisor: Supervisor
 
-    def plan(self, goal: Goal) -> Plan:
+    def plan(self, goal: Goal) -> RunPlan:
         """What the supervisor is told to reach."""
         config = self.loaded.config
         budget = config.budget
-        return Plan(
+        return RunPlan(
             goal=goal,
             budget=Budget(usd=budget.usd, hours=budget.hours, evictions=budget.evictions),
             policy=policy_of(self.loaded),
             rehearse_evictions=tuple(config.vm.rehearse_evictions),
             rents=self.provider.traits.rents,
-            guards=isinstance(self.provider, Guarding),
+            has_safeguards=isinstance(self.provider, Guarding),
         )
 
 
@@ -155,7 +158,7 @@ def opened(desk: Desk) -> Iterator[Session]:
         try:
             yield session
         finally:
-            session.workload.forget()
+            session.workload.disconnect()
 
 
 def _tell_anew(desk: Desk, journal: Journal) -> None:
@@ -200,7 +203,7 @@ def build(desk: Desk, journal: Journal) -> Session:
     changed = _is_changed(journal.events)
     desk = replace(desk, vigil=Vigil(asking(provider)))
     workload = make_workload(desk, run_id, rents=provider.traits.rents, changed=changed)
-    tools = Tools(
+    context = RunContext(
         provider=provider,
         workload=workload,
         journal=journal,
@@ -208,7 +211,7 @@ def build(desk: Desk, journal: Journal) -> Session:
         want=factory.want(vm),
         clock=time.time,
         sleep=time.sleep,
-        tell=desk.console.report,
+        on_turn=desk.console.report,
     )
     return Session(
         folder=desk.folder,
@@ -216,7 +219,7 @@ def build(desk: Desk, journal: Journal) -> Session:
         journal=journal,
         provider=provider,
         workload=workload,
-        supervisor=Supervisor(tools),
+        supervisor=Supervisor(context),
     )
 
 

@@ -23,7 +23,7 @@ from infra.azure.permissions import RELEASE_HINT, Rights, role_id, role_is_defin
 from infra.azure.registration import ensure_registered
 from infra.catalog.gpus import on_demand_max_usd_per_h
 from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want
-from infra.timestamps import utc
+from infra.timestamps import format_utc
 
 LEAD_S = 30 * 60.0
 """A schedule set less than half an hour ahead may first strike a day later."""
@@ -52,7 +52,7 @@ class Watchdog:
     looking: Looking
     rights: Rights
 
-    def protect(self, vm: Vm, *, until_s: float) -> list[Protection]:
+    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Protection]:
         """Set every switch that this account may set, so that compute ends soon after `until_s`.
 
         A limit more than 23 hours away is approached in steps: call again within that time. Never
@@ -77,7 +77,7 @@ class Watchdog:
             most = on_demand_max_usd_per_h(size=size)
         return _with_worst_case(found, now_s=now_s, most=most, disk_gb=_disk_gb(answer))
 
-    def foresee(self, want: Want, *, until_s: float) -> list[Protection]:
+    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Protection]:
         """Which switches this account will be able to set, from its rights alone; changes nothing.
 
         Rights that cannot be read count as missing, with the reason; never raises.
@@ -121,7 +121,8 @@ class Watchdog:
         return Protection(
             name="auto-shutdown",
             holds=True,
-            detail=f"Azure deallocates the machine at {utc(strike_s)} unless this is renewed",
+            detail=f"Azure deallocates the machine at {format_utc(strike_s)} unless this is "
+            "renewed",
             stops_at_s=strike_s,
         )
 
@@ -220,7 +221,7 @@ def _expected_schedule(strike_s: float, *, holds: bool) -> Protection:
             detail="the account may not make schedules",
             hint="ask for `Contributor` on the subscription",
         )
-    told = f"Azure will deallocate the machine at {utc(strike_s)} unless that is renewed"
+    told = f"Azure will deallocate the machine at {format_utc(strike_s)} unless that is renewed"
     return Protection(name="auto-shutdown", holds=True, detail=told, stops_at_s=strike_s)
 
 
@@ -318,5 +319,5 @@ def worst_case(
         compute_usd=hours * cap_usd_per_h,
         idle_usd_per_day=per_day,
         usd_per_day=cap_usd_per_h * 24 + per_day,
-        why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {utc(times[0])}",
+        why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {format_utc(times[0])}",
     )

@@ -46,7 +46,7 @@ from infra.provider import (
     Vm,
     VmSpec,
 )
-from infra.timestamps import utc
+from infra.timestamps import format_utc
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
@@ -159,7 +159,7 @@ class Creation:
     def _make(self, spec: VmSpec, names: Names, record: RunRecord) -> Vm:
         ensure_registered(self.account, NAMESPACES)
         source = network.source_prefix(self.account.caller())
-        tags = tags_of(spec, created_at=utc(self.account.clock()))
+        tags = tags_of(spec, created_at=format_utc(self.account.clock()))
         tags = self._group(spec, names, tags)
         if "vm" not in record.tokens:
             self._network(spec, names, record, tags=tags, source=source)
@@ -335,7 +335,7 @@ class Creation:
         if spec.until_s is None:
             return
         vm = self._accepted(spec, names, tags, done=False)
-        self.watchdog.protect(vm, until_s=spec.until_s)
+        self.watchdog.set_safeguards(vm, until_s=spec.until_s)
 
     @staticmethod
     def _verify(spec: VmSpec, answer: dict[str, Any]) -> None:

@@ -27,8 +27,8 @@ def image_for(size: str, chosen: str = "") -> str:
     """
     if chosen:
         return chosen
-    known = find_size(size)
-    return PLAIN if known is not None and known.driver is Driver.GRID else WITH_DRIVER
+    facts = find_size(size)
+    return PLAIN if facts is not None and facts.driver is Driver.GRID else WITH_DRIVER
 
 
 def security_for(image: str) -> dict[str, object] | None:

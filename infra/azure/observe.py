@@ -24,7 +24,7 @@ from infra.provider import (
     Transient,
     Vm,
 )
-from infra.timestamps import parse_utc_s, utc
+from infra.timestamps import format_utc, parse_utc_s
 
 LOG_DAYS = 14
 SKEW_S = 120.0
@@ -96,7 +96,9 @@ class Looking:
             refusal=why.refusal,
         )
 
-    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:
+    def stop_reason_from_log(
+        self, vm: Vm, *, after_s: float, before_s: float
+    ) -> Observation | None:
         """What the activity log tells by now of a stop between those times; None if nothing."""
         names = names_of(vm, self.account.settings.subscription_id)
         try:
@@ -276,7 +278,7 @@ class Looking:
             found = _reason_of(event, own) if at_s <= before_s and not ours else None
             if found is not None:
                 reason, told = found
-                return Why(reason=reason, since=utc(at_s) if at_s else "", told=told)
+                return Why(reason=reason, since=format_utc(at_s) if at_s else "", told=told)
         return "the activity log has nothing yet, it lags by minutes"
 
     def _above_cap(self, answer: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ class AzureProvider:
 
     def offers(self, want: Want) -> list[Offer]:
         """What could be rented now, best first, with what is blocked and why; creates nothing."""
-        self._rights.ask()  # `foresee` will want to know, and nobody likes to wait twice
+        self._rights.ask()  # `preview_safeguards` will want to know, and nobody likes to wait twice
         return self._offers.list(want)
 
     def create(self, spec: VmSpec) -> Vm:
@@ -91,28 +91,30 @@ class AzureProvider:
         """Ask Azure to rehearse an eviction; the machine is deallocated within minutes."""
         self._power.evict(vm)
 
-    def admit_caller(self, vm: Vm) -> bool:
+    def allow_caller_ip(self, vm: Vm) -> bool:
         """Let the firewall admit the caller's address of now; whether it had to change."""
-        return self._power.admit_caller(vm)
+        return self._power.allow_caller_ip(vm)
 
-    def protect(self, vm: Vm, *, until_s: float) -> list[Protection]:
+    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Protection]:
         """Set what ends the bill when everything of ours is dead; which of it holds.
 
         `until_s` is the limit in seconds since 1970. Call again within 23 hours.
         """
-        return self._watchdog.protect(vm, until_s=until_s)
+        return self._watchdog.set_safeguards(vm, until_s=until_s)
 
-    def foresee(self, want: Want, *, until_s: float) -> list[Protection]:
+    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Protection]:
         """Which of those switches this account will be able to set; changes nothing."""
-        return self._watchdog.foresee(want, until_s=until_s)
+        return self._watchdog.preview_safeguards(want, until_s=until_s)
 
-    def recap(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
+    def update_max_price(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
         """Change the cap of a deallocated machine; the cap then in force, USD per hour."""
-        return self._power.recap(vm, max_price_usd_per_h)
+        return self._power.update_max_price(vm, max_price_usd_per_h)
 
-    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:
+    def stop_reason_from_log(
+        self, vm: Vm, *, after_s: float, before_s: float
+    ) -> Observation | None:
         """What the activity log tells by now of a stop between those times; None if nothing."""
-        return self._looking.explain(vm, after_s=after_s, before_s=before_s)
+        return self._looking.stop_reason_from_log(vm, after_s=after_s, before_s=before_s)
 
     def checks(self, want: Want) -> list[Check]:
         """What `qft doctor` tells of this account, in the order of mending; changes nothing."""

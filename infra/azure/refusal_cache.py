@@ -10,7 +10,7 @@ from infra.azure.availability import SPOT_QUOTA
 from infra.catalog.gpus import folded, quota_covers
 from infra.durable import read_json, write_json
 from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError
-from infra.timestamps import utc
+from infra.timestamps import format_utc
 
 TTL_S: dict[type[ProviderError], float] = {
     NoCapacity: 3600.0,  # karpenter backs off as long: what Azure lists as free often is not
@@ -34,7 +34,8 @@ class Refusal:
     @property
     def told(self) -> str:
         """The refusal in words, with its time."""
-        return f"refused at {utc(self.at_s)}, asked again at {utc(self.until_s)}: {self.why}"
+        refused, again = format_utc(self.at_s), format_utc(self.until_s)
+        return f"refused at {refused}, asked again at {again}: {self.why}"
 
     @property
     def clears(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from infra.optional_capabilities import Dating, Telling
 from infra.provider import PowerState, Provider, Removed, Vm
-from infra.retry import ask
+from infra.retry import with_retries
 from infra.timestamps import parse_utc_s
 
 
@@ -16,7 +16,7 @@ def release(provider: Provider, vm: Vm, sleep: Callable[[float], None]) -> float
 
     Raises what `Provider.deallocate` does.
     """
-    ask(lambda: provider.deallocate(vm), sleep)
+    with_retries(lambda: provider.deallocate(vm), sleep)
     return provider.billed_until_s(vm) if isinstance(provider, Dating) else None
 
 
@@ -25,8 +25,8 @@ def remove(
 ) -> list[Removed]:
     """Remove everything of the run, telling how far it is. Raises what `Provider.delete` does."""
     if isinstance(provider, Telling):
-        return ask(lambda: provider.delete_telling(run_id, tell), sleep)
-    return ask(lambda: provider.delete(run_id), sleep)
+        return with_retries(lambda: provider.delete_telling(run_id, tell), sleep)
+    return with_retries(lambda: provider.delete(run_id), sleep)
 
 
 def billed_until_s(removed: Sequence[Removed]) -> float | None:
@@ -42,8 +42,8 @@ def still_there(
 
     Who lists by tags does not see what lost them.
     """
-    found = [vm for vm in ask(provider.list_all, sleep) if vm.run_id == run_id]
+    found = [vm for vm in with_retries(provider.list_all, sleep) if vm.run_id == run_id]
     if found or known is None or not provider.traits.rents:
         return found
-    seen = ask(lambda: provider.observe(known), sleep)
+    seen = with_retries(lambda: provider.observe(known), sleep)
     return [] if seen.power is PowerState.GONE else [replace(known, power=seen.power)]

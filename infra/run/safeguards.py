@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from infra.optional_capabilities import Capping, Guarding, Switch
 from infra.provider import Provider, Vm
-from infra.retry import ask
+from infra.retry import with_retries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ def guard(
     """
     switches: Sequence[Switch] = ()
     if isinstance(provider, Guarding):
-        switches = ask(lambda: provider.protect(vm, until_s=until_s), sleep)
+        switches = with_retries(lambda: provider.set_safeguards(vm, until_s=until_s), sleep)
     holding = [f"{one.name}: {one.detail}" for one in switches if one.holds]
     missing = [_missing(one) for one in switches if not one.holds]
     if isinstance(provider, Capping):
-        held = ask(lambda: provider.recap(vm, cap), sleep)
+        held = with_retries(lambda: provider.update_max_price(vm, cap), sleep)
         if held != cap:
             missing.append(_other_cap(held, cap))
     return Guarded(holding=holding, missing=missing)
