@@ -30,7 +30,7 @@ from infra.retry import with_retries
 from infra.run.budget import bill
 from infra.run.fold import fold
 from infra.run.journal import Journal, JournalDamaged, Kind, read
-from infra.run.removal import billed_until_s, release, remove, still_there
+from infra.run.release import billed_until_s, release, still_there
 from infra.run.state import RunState
 
 
@@ -162,7 +162,7 @@ def _down_known(record: _Record, provider: Provider, state: RunState, *, delete:
 def _remove(record: _Record, provider: Provider, state: RunState) -> Result:
     """Remove everything of the run, and look again."""
     record.note(Kind.DELETE_INTENDED, reason="qft down")
-    gone = remove(provider, state.run_id, record.on_message, time.sleep)
+    gone = with_retries(lambda: provider.delete(state.run_id, record.on_message), time.sleep)
     removed = [f"{one.kind} {one.id}" for one in gone]
     record.note(Kind.DELETED, removed=removed, until_s=billed_until_s(gone))
     return _proved(Result(run=record.name, removed=removed), provider, state.run_id, state.vm)
@@ -262,7 +262,7 @@ def _down_listed(
     provider: Provider, vm: Vm, on_message: Callable[[str], None], *, delete: bool
 ) -> Result:
     if delete or not provider.traits.keeps_disk or not provider.traits.rents:
-        gone = remove(provider, vm.run_id, on_message, time.sleep)
+        gone = with_retries(lambda: provider.delete(vm.run_id, on_message), time.sleep)
         result = Result(run=vm.run_id, removed=[f"{one.kind} {one.id}" for one in gone])
         return _proved(result, provider, vm.run_id)
     released = []

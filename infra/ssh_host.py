@@ -21,6 +21,7 @@ from infra.provider import (
     Observation,
     Offer,
     PowerState,
+    Provider,
     Removed,
     StopReason,
     Traits,
@@ -45,8 +46,11 @@ class SshHostSettings:
     """The line its SSH server must present; read once and confirmed by the user, never guessed."""
 
 
-class SshHostProvider:
+class SshHostProvider(Provider):
     """Keeps the promises of `Provider` for one machine that is nobody's but the user's."""
+
+    name = "ssh"
+    traits = Traits(rents=False, evicts=False)
 
     def __init__(
         self,
@@ -61,16 +65,6 @@ class SshHostProvider:
         self._settings = settings
         self._connect_timeout_s = connect_timeout_s
         self._clock = clock
-
-    @property
-    def name(self) -> str:
-        """The value of `vm.provider`."""
-        return "ssh"
-
-    @property
-    def traits(self) -> Traits:
-        """Neither rented nor evicted."""
-        return Traits(rents=False, evicts=False)
 
     def offers(self, want: Want) -> list[Offer]:
         """The one machine there is, for nothing; which GPU it has is for set-up to find out."""
@@ -126,8 +120,11 @@ class SshHostProvider:
         """Leave it as it is: it bills nothing, and it is not ours to switch off."""
         self._require_in_use(vm)
 
-    def delete(self, run_id: str) -> list[Removed]:
+    def delete(
+        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
+    ) -> list[Removed]:
         """Forget that the run uses the machine; nothing on it is touched, so nothing is listed."""
+        del on_message  # it takes no time
         with self._locked_table() as table:
             table.pop(run_id, None)
         return []

@@ -46,7 +46,7 @@ def test_hanging_group_bills_no_compute_and_is_given_up(harness: AzureHarness) -
     before, began_s, said = harness.cloud.ledger.usd("compute"), harness.now(), list[str]()
 
     def delete() -> object:
-        return harness.provider().delete_telling("run-a", said.append)
+        return harness.provider().delete("run-a", said.append)
 
     with pytest.raises(Transient, match="given up after 30 min") as told:
         with_retries(delete, harness.advance)
@@ -115,7 +115,7 @@ def test_interrupted_removal_says_what_is_left(harness: AzureHarness) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        harness.provider().delete_telling("run-a", tell)
+        harness.provider().delete("run-a", tell)
 
     assert "the compute is released" in said[-1]
     assert "`qft down --delete`" in said[-1]

@@ -12,9 +12,9 @@ from arm import Fault, Weather
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 
-from infra.azure.auto_shutdown import ACTION, Protection, next_strike_s, worst_case
+from infra.azure.auto_shutdown import ACTION, next_strike_s, worst_case
 from infra.azure.permissions import allowed
-from infra.provider import NotAllowed, PowerState, StopReason, Want
+from infra.provider import NotAllowed, PowerState, Safeguard, StopReason, Want
 
 HOUR_S = 3600.0
 WANT = Want(gpu="T4", regions=["eastus"], max_price_usd_per_h=0.25)
@@ -27,9 +27,9 @@ def harness(tmp_path: Path) -> Iterator[AzureHarness]:
         yield harness
 
 
-def holding(protections: list[Protection]) -> set[str]:
+def holding(protections: list[Safeguard]) -> set[str]:
     """The names of the switches that hold."""
-    return {one.name for one in protections if one.holds}
+    return {one.name for one in protections if one.is_set}
 
 
 def test_all_switches_hold_for_an_owner(harness: AzureHarness) -> None:
@@ -54,7 +54,7 @@ def test_contributor_keeps_the_schedule(harness: AzureHarness) -> None:
     found = harness.provider().set_safeguards(vm, until_s=harness.cloud.clock.now() + 5 * HOUR_S)
 
     assert holding(found) == {"price cap", "auto-shutdown"}
-    (refused,) = [one for one in found if not one.holds]
+    (refused,) = [one for one in found if not one.is_set]
     assert "AuthorizationFailed" in refused.detail
 
 
@@ -78,10 +78,10 @@ def test_role_that_somebody_defined_is_assigned_by_who_may_only_assign(
         *provider.preview_safeguards(WANT, until_s=until_s),
     ]
 
-    refused = [one for one in alone if not one.holds]
+    refused = [one for one in alone if not one.is_set]
     assert {one.name for one in refused} == {"self-release"}
     assert {one.hint for one in refused} == {"ask for `User Access Administrator`"}
-    assert [one.name for one in later if not one.holds] == []
+    assert [one.name for one in later if not one.is_set] == []
 
 
 def test_bill_ends_with_everything_of_ours_dead(harness: AzureHarness) -> None:
@@ -153,7 +153,7 @@ def test_schedule_is_set_where_azure_can_keep_it(until_h: float, strike_h: float
 
 def test_nothing_that_holds_is_said_to_be_unbounded() -> None:
     """Without a switch that names a time the worst case is not a number, and says why."""
-    found = [Protection(name="price cap", holds=True, detail="")]
+    found = [Safeguard(name="price cap", is_set=True, detail="")]
 
     worst = worst_case(found, now_s=0, cap_usd_per_h=0.25, idle_usd_per_h=0.02)
 

@@ -130,7 +130,7 @@ def test_plan_does_not_wait_for_the_rights_either(tmp_path: Path) -> None:
         switches = provider.preview_safeguards(Want(gpu="T4"), until_s=time.time() + 3600)
 
         assert THREAD in {one.name for one in threading.enumerate()}
-        assert {one.name for one in switches if one.holds} == set()
+        assert {one.name for one in switches if one.is_set} == set()
         assert "did not say within 0.5 s" in switches[1].detail
         later.set()
         for thread in threading.enumerate():

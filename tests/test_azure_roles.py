@@ -157,6 +157,6 @@ def test_renewed_switches_ask_for_no_second_assignment(harness: AzureHarness) ->
 
     found = harness.provider().set_safeguards(vm, until_s=before_s + 7200)
 
-    assert all(one.holds for one in found)
+    assert all(one.is_set for one in found)
     assert harness.cloud.clock.now() - before_s < 5
     assert len(granted(harness)) == 1

@@ -40,7 +40,6 @@ from commands.runs.workload import SshWorkload
 from commands.ui.console import Console
 from commands.ui.errors import Usage
 from infra.durable import write_json
-from infra.optional_capabilities import Guarding
 from infra.provider import Provider
 from infra.run.budget import Budget
 from infra.run.context import RunContext
@@ -87,7 +86,7 @@ class Session:
             policy=policy_of(self.loaded),
             rehearse_evictions=tuple(config.vm.rehearse_evictions),
             rents=self.provider.traits.rents,
-            has_safeguards=isinstance(self.provider, Guarding),
+            has_safeguards=self.provider.traits.has_safeguards,
         )
 
 

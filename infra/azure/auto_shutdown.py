@@ -22,7 +22,7 @@ from infra.azure.observe import Looking
 from infra.azure.permissions import RELEASE_HINT, Rights, role_id, role_is_defined
 from infra.azure.registration import ensure_registered
 from infra.catalog.gpus import on_demand_max_usd_per_h
-from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want
+from infra.provider import BadRequest, NotAllowed, ProviderError, Safeguard, Vm, Want
 from infra.timestamps import format_utc
 
 LEAD_S = 30 * 60.0
@@ -33,18 +33,6 @@ ACTION = "Microsoft.Compute/virtualMachines/deallocate/action"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protection:
-    """One switch: whether it holds, and what it does."""
-
-    name: str
-    holds: bool
-    detail: str
-    hint: str = ""
-    stops_at_s: float | None = None
-    """When it ends compute billing at the latest, in seconds since 1970; None if it names none."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Watchdog:
     """Sets the switches of one machine; safe to repeat, and meant to be."""
 
@@ -52,7 +40,7 @@ class Watchdog:
     looking: Looking
     rights: Rights
 
-    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Protection]:
+    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
         """Set every switch that this account may set, so that compute ends soon after `until_s`.
 
         A limit more than 23 hours away is approached in steps: call again within that time. Never
@@ -77,7 +65,7 @@ class Watchdog:
             most = on_demand_max_usd_per_h(size=size)
         return _with_worst_case(found, now_s=now_s, most=most, disk_gb=_disk_gb(answer))
 
-    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Protection]:
+    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
         """Which switches this account will be able to set, from its rights alone; changes nothing.
 
         Rights that cannot be read count as missing, with the reason; never raises.
@@ -92,25 +80,25 @@ class Watchdog:
         except ProviderError as error:
             told = f"not known: {error}"
             found += [
-                Protection(name=name, holds=False, detail=told, hint=error.hint)
+                Safeguard(name=name, is_set=False, detail=told, hint=error.hint)
                 for name in ("auto-shutdown", "self-release")
             ]
             return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
         found += [
-            _expected_schedule(strike_s, holds=settable.schedule),
-            _expected_release(until_s, holds=settable.release),
+            _expected_schedule(strike_s, is_set=settable.schedule),
+            _expected_release(until_s, is_set=settable.release),
         ]
         return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
 
     @staticmethod
-    def _guarded(name: str, switch: Any, *, right: str = "") -> Protection:
+    def _guarded(name: str, switch: Any, *, right: str = "") -> Safeguard:
         try:
-            return switch()  # type: ignore[no-any-return]  # a closure that returns a Protection
+            return switch()  # type: ignore[no-any-return]  # a closure that returns a Safeguard
         except ProviderError as error:
             hint = right if right and isinstance(error, NotAllowed) else error.hint
-            return Protection(name=name, holds=False, detail=str(error), hint=hint)
+            return Safeguard(name=name, is_set=False, detail=str(error), hint=hint)
 
-    def _schedule(self, names: Names, answer: dict[str, Any], strike_s: float) -> Protection:
+    def _schedule(self, names: Names, answer: dict[str, Any], strike_s: float) -> Safeguard:
         ensure_registered(self.account, ("Microsoft.DevTestLab",))
         self.account.arm.send(
             "set the auto-shutdown",
@@ -118,19 +106,19 @@ class Watchdog:
             names.id_of(SCHEDULE, names.schedule),
             body=schedule_body(names, region=str(answer["location"]), strike_s=strike_s),
         )
-        return Protection(
+        return Safeguard(
             name="auto-shutdown",
-            holds=True,
+            is_set=True,
             detail=f"Azure deallocates the machine at {format_utc(strike_s)} unless this is "
             "renewed",
             stops_at_s=strike_s,
         )
 
-    def _role(self, names: Names, answer: dict[str, Any], until_s: float) -> Protection:
+    def _role(self, names: Names, answer: dict[str, Any], until_s: float) -> Safeguard:
         principal = str((answer.get("identity") or {}).get("principalId") or "")
         if not principal:
-            return Protection(
-                name="self-release", holds=False, detail="the machine has no identity of its own"
+            return Safeguard(
+                name="self-release", is_set=False, detail="the machine has no identity of its own"
             )
         role = role_id(names.subscription_id)
         if not role_is_defined(self.account):
@@ -157,9 +145,9 @@ class Watchdog:
         except BadRequest as error:
             if "RoleAssignmentExists" not in str(error):
                 raise
-        return Protection(
+        return Safeguard(
             name="self-release",
-            holds=True,
+            is_set=True,
             detail="the machine may deallocate itself, and nothing else",
             stops_at_s=until_s,
         )
@@ -213,38 +201,38 @@ def _disk_gb(answer: dict[str, Any]) -> int:
     return int((storage.get("osDisk") or {}).get("diskSizeGB") or DISK_GB)
 
 
-def _expected_schedule(strike_s: float, *, holds: bool) -> Protection:
-    if not holds:
-        return Protection(
+def _expected_schedule(strike_s: float, *, is_set: bool) -> Safeguard:
+    if not is_set:
+        return Safeguard(
             name="auto-shutdown",
-            holds=False,
+            is_set=False,
             detail="the account may not make schedules",
             hint="ask for `Contributor` on the subscription",
         )
     told = f"Azure will deallocate the machine at {format_utc(strike_s)} unless that is renewed"
-    return Protection(name="auto-shutdown", holds=True, detail=told, stops_at_s=strike_s)
+    return Safeguard(name="auto-shutdown", is_set=True, detail=told, stops_at_s=strike_s)
 
 
-def _expected_release(until_s: float, *, holds: bool) -> Protection:
-    if holds:
+def _expected_release(until_s: float, *, is_set: bool) -> Safeguard:
+    if is_set:
         told = "the machine will be allowed to deallocate itself, and nothing else"
-        return Protection(name="self-release", holds=True, detail=told, stops_at_s=until_s)
-    return Protection(
+        return Safeguard(name="self-release", is_set=True, detail=told, stops_at_s=until_s)
+    return Safeguard(
         name="self-release",
-        holds=False,
+        is_set=False,
         detail="the account may not let machines deallocate themselves",
         hint=RELEASE_HINT,
     )
 
 
-def _cap_of(answer: dict[str, Any]) -> Protection:
+def _cap_of(answer: dict[str, Any]) -> Safeguard:
     cap = machine.held_cap(answer)
     if cap > 0:
         told = f"Azure evicts the machine before it costs more than {cap} USD/h"
-        return Protection(name="price cap", holds=True, detail=told)
-    return Protection(
+        return Safeguard(name="price cap", is_set=True, detail=told)
+    return Safeguard(
         name="price cap",
-        holds=False,
+        is_set=False,
         detail="no cap: the price is at most the on-demand price",
         hint="set `vm.max_price`",
     )
@@ -274,8 +262,8 @@ class WorstCase:
 
 
 def _with_worst_case(
-    found: list[Protection], *, now_s: float, most: float, disk_gb: int
-) -> list[Protection]:
+    found: list[Safeguard], *, now_s: float, most: float, disk_gb: int
+) -> list[Safeguard]:
     """The switches, those that could name a time with the bill that they leave possible.
 
     `most` is the highest price that the machine can come to, USD per hour; 0 if nobody knows.
@@ -285,7 +273,7 @@ def _with_worst_case(
     worst = worst_case(
         found, now_s=now_s, cap_usd_per_h=most, idle_usd_per_h=idle_usd_per_h(disk_gb)
     )
-    timed = [one.name for one in found if one.holds and one.stops_at_s is not None]
+    timed = [one.name for one in found if one.is_set and one.stops_at_s is not None]
     first = timed[0] if timed else "auto-shutdown"  # with nothing set, say what its lack costs
     return [
         replace(one, detail=f"{one.detail}: {worst.told}") if one.name == first else one
@@ -299,13 +287,13 @@ def _most(want: Want) -> float:
 
 
 def worst_case(
-    protections: list[Protection], *, now_s: float, cap_usd_per_h: float, idle_usd_per_h: float
+    protections: list[Safeguard], *, now_s: float, cap_usd_per_h: float, idle_usd_per_h: float
 ) -> WorstCase:
     """The bill of a machine at its cap until the first of the switches that names a time.
 
     They come in the order of trust: what Azure pulls itself stands before our own watchdog.
     """
-    times = [p.stops_at_s for p in protections if p.holds and p.stops_at_s is not None]
+    times = [p.stops_at_s for p in protections if p.is_set and p.stops_at_s is not None]
     per_day = idle_usd_per_h * 24
     if not times:
         return WorstCase(

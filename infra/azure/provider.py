@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.azure.auto_shutdown import Protection, Watchdog
+from infra.azure.auto_shutdown import Watchdog
 from infra.azure.availability import Sources
 from infra.azure.context import Account
 from infra.azure.create import Creation
@@ -23,13 +23,23 @@ from infra.azure.refusal_cache import Memory
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.start_stop import Power
 from infra.catalog.gpus import REGIONS, sizes
-from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
+from infra.provider import (
+    Observation,
+    Offer,
+    Provider,
+    Removed,
+    Safeguard,
+    Traits,
+    Vm,
+    VmSpec,
+    Want,
+)
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Arm
 
 
-class AzureProvider:
+class AzureProvider(Provider):
     """Rents spot machines on Azure. Safe to call again after a crash at any point."""
 
     def __init__(
@@ -48,7 +58,7 @@ class AzureProvider:
         self._arm = arm
 
     name = "azure"
-    traits = Traits(rents=True, evicts=True)
+    traits = Traits(rents=True, evicts=True, has_safeguards=True)
 
     def offers(self, want: Want) -> list[Offer]:
         """What could be rented now, best first, with what is blocked and why; creates nothing."""
@@ -71,13 +81,11 @@ class AzureProvider:
         """Release the compute and keep the disk; returns when Azure says that it is released."""
         self._power.deallocate(vm)
 
-    def delete(self, run_id: str) -> list[Removed]:
+    def delete(
+        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
+    ) -> list[Removed]:
         """End the run's compute, then remove its resource group and wait until it is gone."""
-        return self._teardown.remove(run_id)
-
-    def delete_telling(self, run_id: str, tell: Callable[[str], None]) -> list[Removed]:
-        """The same, with a line at each stage and about once a minute."""
-        return self._teardown.remove(run_id, tell)
+        return self._teardown.remove(run_id, on_message)
 
     def billed_until_s(self, vm: Vm) -> float | None:
         """When a released machine ceased to bill compute, by Azure's own account."""
@@ -95,14 +103,14 @@ class AzureProvider:
         """Let the firewall admit the caller's address of now; whether it had to change."""
         return self._power.allow_caller_ip(vm)
 
-    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Protection]:
+    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
         """Set what ends the bill when everything of ours is dead; which of it holds.
 
         `until_s` is the limit in seconds since 1970. Call again within 23 hours.
         """
         return self._watchdog.set_safeguards(vm, until_s=until_s)
 
-    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Protection]:
+    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
         """Which of those switches this account will be able to set; changes nothing."""
         return self._watchdog.preview_safeguards(want, until_s=until_s)
 

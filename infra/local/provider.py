@@ -39,6 +39,7 @@ from infra.provider import (
     Observation,
     Offer,
     PowerState,
+    Provider,
     Removed,
     StopReason,
     Traits,
@@ -66,8 +67,11 @@ class LocalSettings:
     first_metadata_s: float = 0.0
 
 
-class LocalProvider:
+class LocalProvider(Provider):
     """Keeps the promises of `Provider` with processes of this computer."""
+
+    name = "local"
+    traits = Traits(rents=True, evicts=True, simulated_prices=True)
 
     def __init__(
         self,
@@ -81,16 +85,6 @@ class LocalProvider:
         self._settings = settings or LocalSettings()
         self._sleep = sleep
         self._clock = clock
-
-    @property
-    def name(self) -> str:
-        """The value of `vm.provider`."""
-        return "local"
-
-    @property
-    def traits(self) -> Traits:
-        """Rented and evicted like the real thing, at prices nobody is charged."""
-        return Traits(rents=True, evicts=True, simulated_prices=True)
 
     def offers(self, want: Want) -> list[Offer]:
         """One offer per simulated region: free ones first, as wanted or else the cheapest first."""
@@ -190,11 +184,14 @@ class LocalProvider:
         with self._existing(vm) as (_, machine):
             machine.power_off(StopReason.USER)
 
-    def delete(self, run_id: str) -> list[Removed]:
+    def delete(
+        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
+    ) -> list[Removed]:
         """Kill everything of the run, remove its disk, and say what that was.
 
         Moving it away comes first: it needs no space, and the guest takes it as its end.
         """
+        del on_message  # it takes less than a second
         directory = self._directory(run_id)
         with self._locked(), _seam_errors():
             self._discard(directory)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from infra.optional_capabilities import Explaining
 from infra.provider import Observation, PowerState, Provider, StopReason, Vm
 from infra.retry import with_retries
 from infra.run.journal import Kind
@@ -56,7 +55,7 @@ class ObservedEvents:
     def _reason(self, state: RunState, vm: Vm) -> Iterator[tuple[Kind, dict[str, Any]]]:
         """Why the machine really went down, once the provider's records have caught up."""
         provider, unexplained_stop, now_s = self._provider, state.unexplained_stop, self._clock()
-        if unexplained_stop is None or not isinstance(provider, Explaining):
+        if unexplained_stop is None:
             return
         if not unexplained_stop.is_due(now_s, asked_s=self._explain_s):
             return

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
-from infra.optional_capabilities import Capping, Guarding
 from infra.provider import (
     PASSING,
     Gone,
@@ -42,8 +41,8 @@ from infra.run.journal import Kind
 from infra.run.observed_events import ObservedEvents
 from infra.run.observer import Observer
 from infra.run.refused_end import release_after
-from infra.run.removal import billed_until_s, release, remove
-from infra.run.safeguards import guard
+from infra.run.release import billed_until_s, release
+from infra.run.safeguards import set_safeguards
 from infra.run.stall_detector import StallDetector
 from infra.run.state import RunEnd, RunState
 from infra.run.vm_json import to_json
@@ -173,11 +172,7 @@ class Supervisor:
     def _allow_caller_ip(self, vm: Vm, silent_s: float) -> None:
         """The laptop may have moved: once a silence has begun, let its address of now in."""
         provider = self._context.provider
-        if (
-            silent_s > 0
-            and isinstance(provider, Guarding)
-            and not self._stall_detector.caller_allowed
-        ):
+        if silent_s > 0 and not self._stall_detector.caller_allowed:
             self._stall_detector.caller_allowed = True
             self._with_retries(lambda: provider.allow_caller_ip(vm))
 
@@ -260,7 +255,7 @@ class Supervisor:
         context, until_s = self._context, self._until_s(plan, vm.price_usd_per_h)
         context.workload.set_time_limit(vm, until_s - context.clock())
         cap = context.want.max_price_usd_per_h
-        done = guard(context.provider, vm, cap=cap, until_s=until_s, sleep=context.sleep)
+        done = set_safeguards(context.provider, vm, cap=cap, until_s=until_s, sleep=context.sleep)
         self._record(
             Kind.SAFEGUARDS_SET, until_s=until_s, holding=done.holding, missing=done.missing
         )
@@ -297,10 +292,8 @@ class Supervisor:
         vm, provider = self._machine(), self._context.provider
         self._record(Kind.START_INTENDED)
         try:
-            if isinstance(provider, Capping):
-                self._with_retries(
-                    lambda: provider.update_max_price(vm, self._context.want.max_price_usd_per_h)
-                )
+            cap = self._context.want.max_price_usd_per_h
+            self._with_retries(lambda: provider.update_max_price(vm, cap))
             self._with_retries(lambda: provider.start(vm))
         except Gone:
             seen = Observation(power=PowerState.GONE, stop_reason=StopReason.UNKNOWN)
@@ -342,18 +335,16 @@ class Supervisor:
         self._remove(reason)
 
     def _remove(self, reason: str) -> None:
+        provider, run_id = self._context.provider, self._state.run_id
         self._context.workload.disconnect()
-        context = self._context
         self._record(Kind.DELETE_INTENDED, reason=reason)
         try:
-            removed = remove(
-                context.provider, self._state.run_id, self._report_progress, context.sleep
-            )
+            removed = self._with_retries(lambda: provider.delete(run_id, self._report_progress))
         except (ProviderError, KeyboardInterrupt):
             self._record_release()
             raise
-        stop = [f"{one.kind} {one.id}" for one in removed]
-        self._record(Kind.DELETED, removed=stop, until_s=billed_until_s(removed))
+        names = [f"{one.kind} {one.id}" for one in removed]
+        self._record(Kind.DELETED, removed=names, until_s=billed_until_s(removed))
 
     def _record_release(self) -> None:
         """Write down that the compute ended, where only the rest of a removal did not."""

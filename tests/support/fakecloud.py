@@ -64,7 +64,7 @@ class Disk:
 
 
 @dataclass
-class FakeCloud:
+class FakeCloud(seam.Provider):
     """Keeps the promises of the seam in memory."""
 
     world: World
@@ -156,7 +156,11 @@ class FakeCloud:
         self.log.append("deallocate")
         self.world.moment()
 
-    def delete(self, run_id: str) -> list[seam.Removed]:
+    def delete(
+        self,
+        run_id: str,
+        on_message: Callable[[str], None] = lambda _message: None,  # noqa: ARG002
+    ) -> list[seam.Removed]:
         """Remove it."""
         self.world.moment()
         self._hiccup()
