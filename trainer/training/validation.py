@@ -17,7 +17,7 @@ from trainer.errors import Preempted
 from trainer.loss import mean_loss
 from trainer.rundir.status import Heartbeat
 from trainer.saving.state import TrainingState, finite_or_none
-from trainer.scoring.constrained import undisturbed
+from trainer.scoring.constrained import eval_mode
 
 if TYPE_CHECKING:
     from trainer.training.train_context import Bench
@@ -88,7 +88,7 @@ class Exam:
                 raise Preempted
 
         bench.method.settle()
-        with undisturbed(bench.model), bench.layer.autocast():
+        with eval_mode(bench.model), bench.layer.autocast():
             return mean_loss(
                 bench.model, self.examples, pad_id=bench.pad_id, portion=portion, beat=beat
             )
