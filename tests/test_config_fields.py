@@ -26,7 +26,7 @@ from trainer.context import Order
 from trainer.data.rows import DataError
 from trainer.job.job import run_job
 from trainer.saving.interval import choose_cadence
-from trainer.scoring.rescore import rescore
+from trainer.scoring.evaluate import rescore
 
 Tables = Mapping[str, Mapping[str, Any]]
 LABEL: Tables = {
@@ -66,7 +66,7 @@ def lasting(run: Path) -> object:
 
 def scores(run: Path) -> object:
     """What the base scores on the held-out rows, with intervals and baselines."""
-    found = rescore(run, None, beat=lambda _done, _total: None)
+    found = rescore(run, None, on_progress=lambda _done, _total: None)
     return {key: value for key, value in found.items() if "seconds" not in key}
 
 

@@ -118,12 +118,12 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_eval(arguments: argparse.Namespace) -> int:
     """Score once more and print the result as JSON."""
     prepare_environment()
-    from trainer.scoring.rescore import rescore
+    from trainer.scoring.evaluate import rescore
 
     def beat(done: int, total: int) -> None:
         on_message(f"evaluated {done} of {total} rows")
 
-    result = rescore(arguments.run_dir.resolve(), arguments.adapter, beat=beat)
+    result = rescore(arguments.run_dir.resolve(), arguments.adapter, on_progress=beat)
     sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return DONE
 

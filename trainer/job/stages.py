@@ -337,7 +337,7 @@ def score(desk: Desk, material: Material, model: Any, stage: Literal["before", "
         look_up(desk)
 
     result = evaluate.run(
-        desk.run_dir, desk.config, model, material.tokenizer, stage=stage, beat=beat
+        desk.run_dir, desk.config, model, material.tokenizer, stage=stage, on_progress=beat
     )
     receipt = read_table(desk.run_dir / SCORED)
     receipt[stage] = scoring_facts(stage, desk.config, desk.inputs)
