@@ -26,7 +26,7 @@ from trainer.context import Order
 from trainer.data.rows import DataError
 from trainer.job.job import run_job
 from trainer.saving.interval import choose_cadence
-from trainer.scoring.evaluate import rescore
+from trainer.scoring.rescore import rescore
 
 Tables = Mapping[str, Mapping[str, Any]]
 LABEL: Tables = {

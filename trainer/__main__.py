@@ -118,7 +118,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_eval(arguments: argparse.Namespace) -> int:
     """Score once more and print the result as JSON."""
     prepare_environment()
-    from trainer.scoring.evaluate import rescore
+    from trainer.scoring.rescore import rescore
 
     def beat(done: int, total: int) -> None:
         on_message(f"evaluated {done} of {total} rows")

@@ -9,7 +9,6 @@ the model knows apart from the format of its answer, with probabilities. Both ar
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,10 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainer import hub
 from trainer.atomic import RealDisk, replace_file
-from trainer.config import ConfigError, TrainerConfig, load_config
-from trainer.rundir.layout import CONFIG, resolve
+from trainer.config import TrainerConfig
 from trainer.scoring import metrics
 from trainer.scoring.answers import possible_answers
 from trainer.scoring.baselines import baselines, few_shot_baseline
@@ -207,47 +204,3 @@ def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
         seed=0,
     )
     return {"metric": "exact_match", **asdict(change)}
-
-
-def rescore(run_dir: Path, adapter: Path | None, *, on_progress: OnProgress) -> dict[str, Any]:
-    """Return the scores of `adapter` on the base of `run_dir`, or of the base alone if it is None.
-
-    Nothing in the run directory changes.
-
-    Raises:
-        ConfigError: the run has no table `eval`, or there is no adapter where one was named.
-        DataError: the held-out rows cannot be used.
-    """
-    import torch
-
-    from trainer import model as models
-
-    config = load_config(run_dir / CONFIG)
-    if config.eval is None or config.data.eval is None:
-        raise ConfigError(["eval: the config has no such table, so there is nothing to score"])
-    if adapter is not None and not (adapter / "adapter_config.json").is_file():
-        raise ConfigError([f"--adapter: there is no adapter in {adapter}"])
-    rows = {"train": config.data.train, "eval": config.data.eval}
-    places = {  # from anywhere; a name on a hub is one already
-        key: name if hub.parse(name) else str(resolve(run_dir, name)) for key, name in rows.items()
-    }
-    models.make_deterministic()
-    models.set_threads(config.train)
-    source = models.find_source(config.model, run_dir)
-    tokenizer = models.load_tokenizer(source)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    seq2seq = models.is_seq2seq(models.load_config(source))
-    precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
-    model = models.load_base(source, config.method, precision=precision, device=device)
-    if adapter is not None:
-        model = models.load_adapter(model, adapter)
-    with tempfile.TemporaryDirectory() as scratch:
-        result = run(
-            Path(scratch),
-            config.model_copy(update={"data": config.data.model_copy(update=places)}),
-            model,
-            tokenizer,
-            stage="before" if adapter is None else "after",
-            on_progress=on_progress,
-        )
-    return dict(json.loads(json.dumps(asdict(result))))

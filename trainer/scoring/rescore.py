@@ -1,0 +1,60 @@
+"""Scores a base or an adapter again on the run's held-out rows, without training anything."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trainer import hub
+from trainer import model as models
+from trainer.config import ConfigError, load_config
+from trainer.rundir.layout import CONFIG, resolve
+from trainer.scoring import evaluate
+
+
+def rescore(
+    run_dir: Path, adapter: Path | None, *, on_progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Return the scores of `adapter` on the base of `run_dir`, or of the base alone if it is None.
+
+    Nothing in the run directory changes.
+
+    Raises:
+        ConfigError: the run has no table `eval`, or there is no adapter where one was named.
+        DataError: the held-out rows cannot be used.
+    """
+    import torch
+
+    config = load_config(run_dir / CONFIG)
+    if config.eval is None or config.data.eval is None:
+        raise ConfigError(["eval: the config has no such table, so there is nothing to score"])
+    if adapter is not None and not (adapter / "adapter_config.json").is_file():
+        raise ConfigError([f"--adapter: there is no adapter in {adapter}"])
+    rows = {"train": config.data.train, "eval": config.data.eval}
+    places = {  # from anywhere; a name on a hub is one already
+        key: name if hub.parse(name) else str(resolve(run_dir, name)) for key, name in rows.items()
+    }
+    models.make_deterministic()
+    models.set_threads(config.train)
+    source = models.find_source(config.model, run_dir)
+    tokenizer = models.load_tokenizer(source)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seq2seq = models.is_seq2seq(models.load_config(source))
+    precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
+    model = models.load_base(source, config.method, precision=precision, device=device)
+    if adapter is not None:
+        model = models.load_adapter(model, adapter)
+    with tempfile.TemporaryDirectory() as scratch:
+        result = evaluate.run(
+            Path(scratch),
+            config.model_copy(update={"data": config.data.model_copy(update=places)}),
+            model,
+            tokenizer,
+            stage="before" if adapter is None else "after",
+            on_progress=on_progress,
+        )
+    return dict(json.loads(json.dumps(asdict(result))))
