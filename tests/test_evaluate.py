@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.tiny import make_config, make_model, make_rows, make_tokenizer
+from support.models import PROMPTS, make_t5
+from support.tiny import evaluation, make_config, make_model, make_tokenizer
 
 from trainer.config import CostTable, EvalTable, TrainerConfig
 from trainer.data.codec import Codec, Example
@@ -24,7 +25,6 @@ from trainer.scoring.evaluate import load_result, run
 from trainer.scoring.metrics import costs_of_mistakes
 
 MOODS = ["negative", "neutral", "positive"]
-PROMPTS = [[5, 9, 30], [0, 44, 81, 7, 7, 12], [99], [3, 4, 5, 6, 7, 8, 9, 10]]
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +39,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def t5() -> Any:
     """An encoder-decoder model of the T5 kind."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    torch.manual_seed(0)
-    return T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=320, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-            decoder_start_token_id=3, pad_token_id=3, eos_token_id=1,
-        )
-    ).eval()  # fmt: skip
+    return make_t5().eval()
 
 
 def make_falcon() -> Any:
@@ -174,14 +166,6 @@ def test_a_batch_for_which_memory_runs_out_is_asked_in_halves() -> None:
     assert told == [(0, 9), (2, 9), (4, 9), (6, 9), (9, 9)]
     with pytest.raises(DoesNotFit, match="one held-out row does not fit"):
         run_in_batches([[1]] * 2, lambda batch: answer(batch, 0), lambda *_: None)
-
-
-def evaluation(tmp_path: Path, **fields: Any) -> tuple[Path, TrainerConfig]:
-    """A run directory with rows of moods, and a config that scores them."""
-    rows = make_rows(tmp_path / "eval.jsonl", 9)
-    table = {"kind": "label", "labels": MOODS} | fields
-    config = make_config(tmp_path / "model", rows, data={"eval": "eval.jsonl"}, eval=table)
-    return tmp_path, TrainerConfig.model_validate(config)
 
 
 def test_a_run_scores_every_row_and_leaves_a_whole_file(llama: Any, tmp_path: Path) -> None:

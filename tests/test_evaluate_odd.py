@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from support.tiny import make_model, make_tokenizer
-from test_evaluate import evaluation
+from support.tiny import evaluation, make_model, make_tokenizer
 
 from trainer.config import ConfigError, EvalTable
 from trainer.pages.report import as_page, build
