@@ -27,7 +27,7 @@ from trainer.data.convert import convert
 from trainer.data.convert import main as convert_rows
 from trainer.data.converters import Choice
 from trainer.data.rows import read_rows
-from trainer.device.memory import GPUS, HOURS_FACTOR, foretell
+from trainer.device.memory import GPUS, HOURS_FACTOR, estimate_run
 
 EXAMPLES = Path(__file__).parent
 TINY_PRICE = 1.00
@@ -128,7 +128,7 @@ def forecast(recipe: ModuleType, settings: Mapping[str, Any]) -> dict[str, Any]:
     tables = {key: settings[key] for key in TrainerConfig.model_fields if key in settings}
     config = TrainerConfig.model_validate(tables)
     longest = config.train.max_length
-    return foretell(
+    return estimate_run(
         config, recipe.BASE, gpu=GPUS[settings["vm"]["gpu"]],
         lengths=[longest, *([recipe.USUAL_TOKENS] * (recipe.ROWS - 1))],
     )  # fmt: skip

@@ -74,11 +74,11 @@ def test_an_adapter_of_quantised_transposed_layers_is_merged_the_right_way_round
     made = rig(make_run(tmp_path, rows=4, method={"kind": kind}, train={"max_length": 64}))
     torch.manual_seed(3)
     with torch.no_grad():
-        for name, parameter in models.trainable(made.bench.model).items():
+        for name, parameter in models.trainable(made.context.model).items():
             parameter.add_(torch.randn_like(parameter) * (0.0 if "magnitude" in name else 0.1))
-    assert len(list(models.four_bit_layers(made.bench.model))) == 8
+    assert len(list(models.four_bit_layers(made.context.model))) == 8
     (tmp_path / "adapter").mkdir()
-    methods.method_of(made.bench.model).save(tmp_path / "adapter")
+    methods.method_of(made.context.model).save(tmp_path / "adapter")
     merge(
         tmp_path / "model",
         tmp_path / "adapter",

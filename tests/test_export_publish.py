@@ -178,7 +178,7 @@ def test_a_nola_adapter_is_published_as_one_that_peft_loads(
     run = make_run(tmp_path, rows=4, method={"kind": "nola", "bases": 16})
     made = rig(run)
     (run / "adapter").mkdir()
-    methods.method_of(made.bench.model).save(run / "adapter")
+    methods.method_of(made.context.model).save(run / "adapter")
     monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
     before = sorted(path.name for path in (run / "adapter").iterdir())
     code = main(["--run-dir", str(run), "--repo", "me/model", "--endpoint", hub.endpoint])

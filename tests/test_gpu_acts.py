@@ -272,14 +272,14 @@ def test_memory_is_noted_as_torch_counts_it(monkeypatch: pytest.MonkeyPatch) -> 
     config = TrainerConfig.model_validate(
         place(Path("/w"), Played()).config(Job(model="1b", precision="fp16"))
     )
-    material = SimpleNamespace(
+    prepared = SimpleNamespace(
         device=torch.device("cuda"),
         precision=SimpleNamespace(compute=PrecisionChoice.FP16),
-        described=MODELS["1b"],
+        model_config=MODELS["1b"],
         rows=SimpleNamespace(items=[SimpleNamespace(input_ids=range(512))]),
     )
     notes = Notes()
-    begin_to_measure(notes, config, material)
+    begin_to_measure(notes, config, prepared)
     end_measuring(notes)
 
     assert (notes.base_bytes, notes.peak_allocated_bytes, notes.peak_reserved_bytes) == (7, 8, 9)

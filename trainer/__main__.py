@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 
 from trainer.config import ConfigError, EvictionBand
-from trainer.context import Order
+from trainer.context import JobOptions
 from trainer.data.rows import DataError
 from trainer.errors import Busy, Preempted
 from trainer.job.job import prepare_environment, run_job
@@ -35,21 +35,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         on_message("preempted: the state is saved, the same command goes on from there")
         return PREEMPTED
     except ConfigError as error:
-        return complain("the config cannot be used", error.problems, BAD_CONFIG)
+        return report_failure("the config cannot be used", error.problems, BAD_CONFIG)
     except DataError as error:
-        return complain("the data cannot be used", [str(error)], BAD_DATA)
+        return report_failure("the data cannot be used", [str(error)], BAD_DATA)
     except Busy as error:
-        return complain("busy", [str(error)], BUSY)
+        return report_failure("busy", [str(error)], BUSY)
     except OSError as error:
         if lacks := loading_failure(error):  # such as of a library that is not there
-            return complain("nothing can be trained here", [lacks], BAD_CONFIG)
-        return complain("the disk or the network failed", [tell(error)], FAILED_IO)
+            return report_failure("nothing can be trained here", [lacks], BAD_CONFIG)
+        return report_failure(
+            "the disk or the network failed", [describe_os_error(error)], FAILED_IO
+        )
     except KeyboardInterrupt:
         on_message("interrupted: the newest checkpoint stands, the same command goes on from there")
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort, with its own exit code
         if lacks := loading_failure(error):
-            return complain("nothing can be trained here", [lacks], BAD_CONFIG)
+            return report_failure("nothing can be trained here", [lacks], BAD_CONFIG)
         traceback.print_exc()
         return BUG
 
@@ -103,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
 def run_train(arguments: argparse.Namespace) -> int:
     """Do the whole job."""
     run_job(
-        Order(
+        JobOptions(
             run_dir=arguments.run_dir.resolve(),
             metadata_url=arguments.metadata_url,
             allow_change=tuple(arguments.allow_change),
@@ -176,7 +178,7 @@ def run_probe(_arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def tell(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """Say what failed where, and what to do about a full disk."""
     what = error.strerror or str(error) or type(error).__name__
     where = f"{error.filename}: " if error.filename else ""
@@ -184,7 +186,7 @@ def tell(error: OSError) -> str:
     return f"{where}{what}{'; free some space, or take a larger disk' if full else ''}"
 
 
-def complain(what: str, problems: Sequence[str], code: int) -> int:
+def report_failure(what: str, problems: Sequence[str], code: int) -> int:
     """Tell the user what to change, and return the exit code."""
     on_message(f"{what}:")
     for problem in problems:

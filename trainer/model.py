@@ -19,7 +19,7 @@ from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTab
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import DoesNotFit
 from trainer.hub import hub_is_silent
-from trainer.schedule import ordinal
+from trainer.schedule import derive_seed
 
 Model = Any  # a transformers model, later wrapped by PEFT; neither ships types
 
@@ -216,7 +216,7 @@ def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model
     """
     import peft
 
-    torch.manual_seed(ordinal(train.seed, "adapter"))
+    torch.manual_seed(derive_seed(train.seed, "adapter"))
     settings = methods.settings(
         method, targets=find_targets(base, method), seq2seq=is_seq2seq(base.config)
     )

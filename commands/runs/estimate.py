@@ -14,7 +14,7 @@ from infra.catalog.gpus import resolve_gpu
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.data.rows import DataError, Row, stream_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
-from trainer.device.memory import GPUS, Gpu, foretell
+from trainer.device.memory import GPUS, Gpu, estimate_run
 from trainer.device.shapes import UnknownShapeError
 from trainer.text import MINUTE_S, duration
 from trainer.untrusted import NotPlain, parse
@@ -146,9 +146,9 @@ def _told(loaded: LoadedConfig, tables: TrainerConfig, gpu: Gpu) -> dict[str, An
     if model is None:
         return None
     try:
-        told = foretell(tables, model, gpu=gpu)
+        told = estimate_run(tables, model, gpu=gpu)
         usual = _usual_tokens(loaded) or tables.train.max_length
-        step_s = foretell(tables, model, gpu=gpu, lengths=[usual])["step_seconds"]
+        step_s = estimate_run(tables, model, gpu=gpu, lengths=[usual])["step_seconds"]
     except (ValueError, UnknownShapeError):
         return None
     hours = None if told["steps"] is None else told["steps"] * step_s / 3600

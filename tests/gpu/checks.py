@@ -117,10 +117,10 @@ def quantised_bytes(rows: int, columns: int) -> float:
 def forecast(config: Mapping[str, Any], card: str) -> tuple[bool, str, dict[str, Figure]]:
     """Return what `qft plan` would say of this training on a card; nothing is measured."""
     from trainer.config import TrainerConfig
-    from trainer.device.memory import GPUS, foretell
+    from trainer.device.memory import GPUS, estimate_run
 
     scale = Scale()
-    told = foretell(
+    told = estimate_run(
         TrainerConfig.model_validate(
             {
                 "model": {"id": "./model"},

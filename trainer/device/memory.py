@@ -67,7 +67,7 @@ class Workload:
     optimizer: OptimizerKind = OptimizerKind.ADAMW
     precision: PrecisionChoice = PrecisionChoice.FP16
     checkpointing: bool = True
-    supervised: int | None = None  # tokens per sequence that reach the head; None: all of them
+    loss_tokens: int | None = None  # tokens per sequence that reach the head; None: all of them
     adapter_bytes: int = 4  # of one trained number; ours are always float32
     dora: bool = False
     bases: int | None = None  # per matrix, if the matrices are combinations of so many (NOLA)
@@ -105,7 +105,7 @@ def estimate(config: Mapping[str, Any], work: Workload) -> Memory:
         # Tensors under 4096 elements keep 32-bit moments in every optimizer.
         moments = trained * (8 if work.bases < SMALL_TENSOR else moments / trained)
     kept, live, brief = _activations(shape, work, rows)
-    heads = work.micro_batch * (work.tokens if work.supervised is None else work.supervised)
+    heads = work.micro_batch * (work.tokens if work.loss_tokens is None else work.loss_tokens)
     # Logits in the compute type, their float32 copy, and its gradient.
     logits = float(heads * shape.vocabulary * (size + 4 + 4))
     quantised = work.quant is not Quant.NONE
@@ -266,23 +266,23 @@ def step_seconds(config: Mapping[str, Any], work: Workload, *, gpu: Gpu, batch_s
     shape = read_shape(config)
     passes = (6 if work.checkpointing else 4) * (DORA_TIME if work.dora else 1.0)
     tokens = work.tokens * batch_size
-    heads = batch_size * (work.tokens if work.supervised is None else work.supervised)
+    heads = batch_size * (work.tokens if work.loss_tokens is None else work.loss_tokens)
     head = shape.vocabulary * shape.hidden
     return passes * (shape.linear_parameters * tokens + head * heads) / gpu.flops
 
 
-def foretell(
+def estimate_run(
     config: TrainerConfig,
     model: Mapping[str, Any],
     *,
     gpu: Gpu,
     lengths: Sequence[int] | None = None,
-    supervised: int | None = None,
+    loss_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Return memory, micro-batch and time of a run as plain JSON, for `qft plan`.
 
     `lengths` are the token counts of the rows if they are known, else every row is taken to be
-    `max_length` long; `supervised` is the longest answer, else all tokens are taken to be learnt.
+    `max_length` long; `loss_tokens` is the longest answer, else all tokens are taken to be learnt.
     """
     train, method = config.train, config.method
     longest = max(lengths) if lengths else train.max_length
@@ -298,7 +298,7 @@ def foretell(
         optimizer=method.optimizer,
         precision=gpu.precision if chosen is PrecisionChoice.AUTO else chosen,
         checkpointing=train.gradient_checkpointing is not False,
-        supervised=supervised if config.data.loss_on == "completion" else None,
+        loss_tokens=loss_tokens if config.data.loss_on == "completion" else None,
         dora=method.kind.dora,
         bases=method.combined,
     )

@@ -11,19 +11,19 @@ from trainer import model as models
 from trainer.data.examples import Examples
 from trainer.device.precision import Precision
 from trainer.rundir.fingerprint import Facts
-from trainer.schedule import Plan
+from trainer.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class PreparedInputs:
     """What is loaded before anything is computed."""
 
     source: models.Source
     tokenizer: Any
     rows: Examples
     held_out: Examples | None  # read only if they are looked at while training
-    plan: Plan
+    schedule: Schedule
     device: torch.device
     precision: Precision
     fingerprint: Facts
-    described: dict[str, Any]  # the base's config.json
+    model_config: dict[str, Any]  # the base's config.json

@@ -11,46 +11,46 @@ from trainer.rundir.layout import resolve
 from trainer.rundir.status import Phase
 
 if TYPE_CHECKING:
-    from trainer.context import Desk
-    from trainer.job.prepared import Material
+    from trainer.context import JobContext
+    from trainer.job.prepared import PreparedInputs
 
 
-def compare(desk: Desk, material: Material, adapted: Any) -> None:
+def compare(job: JobContext, prepared: PreparedInputs, adapted: Any) -> None:
     """Measure the ranks of a DyLoRA model on `data.eval`; of other models there is only one.
 
     Raises:
         Preempted: a notice came; the comparison is done again from the last checkpoint.
         DataError: the held-out rows cannot be used.
     """
-    dial = methods.method_of(adapted)
-    if not isinstance(dial, dylora.Dial):
+    dylora_method = methods.method_of(adapted)
+    if not isinstance(dylora_method, dylora.DyLora):
         return
-    config = desk.config
+    config = job.config
     if config.data.eval is None:
-        desk.on_message(f"no rows in `data.eval` to choose a rank by: {dial.r} it is")
+        job.on_message(f"no rows in `data.eval` to choose a rank by: {dylora_method.r} it is")
         return
-    desk.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
+    job.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
 
-    def beat(done: int, total: int) -> None:
-        desk.heartbeat.update(message=f"compared {done} of {total} ranks")
-        if desk.flag.notice is not None:
+    def on_progress(done: int, total: int) -> None:
+        job.heartbeat.update(message=f"compared {done} of {total} ranks")
+        if job.flag.notice is not None:
             raise Preempted
 
     rows = load_examples(
         config.data,
-        resolve(desk.run_dir, config.data.eval),
-        material.tokenizer,
+        resolve(job.run_dir, config.data.eval),
+        prepared.tokenizer,
         max_length=config.train.max_length,
         seq2seq=bool(adapted.config.is_encoder_decoder),
     )
     losses = dylora.compare_ranks(
         adapted,
         rows.items,
-        pad_id=padding_id(material.tokenizer),
-        portion=config.train.batch_size,
-        beat=beat,
+        pad_id=padding_id(prepared.tokenizer),
+        micro_batch=config.train.batch_size,
+        on_progress=on_progress,
     )
-    dial.choose(losses)
-    desk.heartbeat.update(message=None)
+    dylora_method.choose(losses)
+    job.heartbeat.update(message=None)
     shown = ", ".join(f"{rank}: {loss:.4f}" for rank, loss in losses.items())
-    desk.on_message(f"validation loss by rank: {shown}; best: {dial.best}")
+    job.on_message(f"validation loss by rank: {shown}; best: {dylora_method.best}")

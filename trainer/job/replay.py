@@ -13,8 +13,8 @@ from typing import Any
 from trainer import model as models
 from trainer.atomic import RealDisk
 from trainer.config import ConfigError, load_config
-from trainer.context import Desk, Order
-from trainer.eviction import Flag
+from trainer.context import JobContext, JobOptions
+from trainer.eviction import PreemptionFlag
 from trainer.job.stages import prepare, set_up, size_limit
 from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import CONFIG, alone_in, data_facts
@@ -70,20 +70,20 @@ def replay(
             run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC)
         )
         config = load_config(run_dir / CONFIG)
-        desk = Desk(
-            order=Order(run_dir=run_dir),
+        job = JobContext(
+            options=JobOptions(run_dir=run_dir),
             config=config,
             inputs=data_facts(config, run_dir),
             heartbeat=heartbeat,  # never started, so it writes nothing
-            flag=Flag(clock),
+            flag=PreemptionFlag(clock),
             on_message=on_message,
         )
-        material = prepare(desk)
+        prepared = prepare(job)
         base = models.load_base(
-            material.source, config.method, precision=material.precision, device=material.device
+            prepared.source, config.method, precision=prepared.precision, device=prepared.device
         )
         adapted = models.attach_adapter(base, config.method, config.train)
-        bench, state = set_up(desk, material, adapted)
+        context, state = set_up(job, prepared, adapted)
         root = run_dir / "checkpoints"
         start = choose_start(root, last=len(logged), steps=steps)
         caveats: tuple[str, ...] = ()
@@ -91,14 +91,14 @@ def replay(
         if known:
             directory = root / directory_name(known)
             snapshot = load(directory, tensor_bytes_max=size_limit(state))
-            verdict = compare(snapshot.fingerprint, material.fingerprint, allowed=())
+            verdict = compare(snapshot.fingerprint, prepared.fingerprint, allowed=())
             verdict.require()
             caveats = verdict.inexact
             if start:
                 state.restore(snapshot)
         until = min(start + (steps or STEPS_DEFAULT), len(logged))
         comparer = Comparer(logged=logged)
-        train(bench, state, comparer, until=until)
+        train(context, state, comparer, until=until)
         return _judge(root, state, comparer, start=start, caveats=caveats)
 
 

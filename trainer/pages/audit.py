@@ -27,7 +27,7 @@ from trainer.data.rows import DataError
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.pages import html
 from trainer.rundir.layout import resolve
-from trainer.schedule import make_plan
+from trainer.schedule import make_schedule
 from trainer.scoring.answers import read_answer
 
 SAMPLES = 5
@@ -239,10 +239,10 @@ def _waste(config: TrainerConfig, lengths: Sequence[int]) -> tuple[float, float]
         table = config.train.model_copy(
             update={"group_by_length": grouped, "steps": None, "epochs": 1.0}
         )
-        plan = make_plan(table, list(lengths))
+        schedule = make_schedule(table, list(lengths))
         real = computed = 0
-        for step in range(1, plan.steps + 1):
-            batch = [lengths[at] for at in plan.batch(step)]
+        for step in range(1, schedule.steps + 1):
+            batch = [lengths[at] for at in schedule.batch(step)]
             real += sum(batch)
             computed += max(batch) * len(batch)
         shares.append(1 - real / max(computed, 1))
