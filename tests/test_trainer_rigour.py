@@ -10,7 +10,7 @@ import torch
 from support import tiny
 from support.rig import Rig, outcome, rig
 
-from trainer.job import stages
+from trainer.job import prepare
 from trainer.saving.state import digest
 
 TRAIN = {"steps": 4, "batch_size": 4, "micro_batch": 2}
@@ -77,6 +77,6 @@ def test_a_gpu_is_the_same_hardware_in_a_machine_with_more_cores(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
 
-    assert stages._hardware(cuda, 4) == stages._hardware(cuda, 8)
-    assert stages._hardware(cuda, 4)["gpu"] == "Tesla T4"
-    assert stages._hardware(cpu, 4) != stages._hardware(cpu, 8)
+    assert prepare._hardware(cuda, 4) == stages._hardware(cuda, 8)
+    assert prepare._hardware(cuda, 4)["gpu"] == "Tesla T4"
+    assert prepare._hardware(cpu, 4) != stages._hardware(cpu, 8)

@@ -18,7 +18,8 @@ from trainer.atomic import RealDisk
 from trainer.config import load_config
 from trainer.context import JobContext, JobOptions
 from trainer.eviction import PreemptionFlag
-from trainer.job.stages import prepare, set_up, size_limit
+from trainer.job.prepare import prepare_inputs
+from trainer.job.stages import set_up, size_limit
 from trainer.rundir.layout import CONFIG, data_facts
 from trainer.rundir.status import Heartbeat
 from trainer.saving.async_saver import AsyncSaver, SaveResult
@@ -101,7 +102,7 @@ def rig(run_dir: Path) -> Rig:
         flag=PreemptionFlag(time.monotonic),
         on_message=said.append,
     )
-    prepared = prepare(job)
+    prepared = prepare_inputs(job)
     base = models.load_base(
         prepared.source, config.method, precision=prepared.precision, device=prepared.device
     )

@@ -15,7 +15,8 @@ from trainer.atomic import RealDisk
 from trainer.config import ConfigError, load_config
 from trainer.context import JobContext, JobOptions
 from trainer.eviction import PreemptionFlag
-from trainer.job.stages import prepare, set_up, size_limit
+from trainer.job.prepare import prepare_inputs
+from trainer.job.stages import set_up, size_limit
 from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import CONFIG, alone_in, data_facts
 from trainer.rundir.status import Heartbeat, parse_log
@@ -78,7 +79,7 @@ def replay(
             flag=PreemptionFlag(clock),
             on_message=on_message,
         )
-        prepared = prepare(job)
+        prepared = prepare_inputs(job)
         base = models.load_base(
             prepared.source, config.method, precision=prepared.precision, device=prepared.device
         )

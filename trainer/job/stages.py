@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from trainer import model as models
-from trainer.adapters import methods
+from trainer.adapters import dylora, methods
 from trainer.atomic import RealDisk, replace_directory, replace_file
 from trainer.config import ConfigError, PrecisionChoice
 from trainer.context import JobContext
-from trainer.data.examples import Examples, load_examples, padding_id
+from trainer.data.examples import load_examples, padding_id
 from trainer.device.memory import Gpu
 from trainer.device.micro_batch import choose_micro_batch
 from trainer.errors import Preempted
-from trainer.job import rank_selection
-from trainer.job.prepared import PreparedInputs
-from trainer.rundir.fingerprint import Facts, compare, cpu_model, directory_sha256, take_fingerprint
+from trainer.job.prepare import PreparedInputs, prepare_inputs
+from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import (
     ADAPTER,
     ADAPTER_PARTIAL,
-    HASHES,
     RECEIPT,
     SCORED,
     adapter_done,
@@ -45,7 +41,6 @@ from trainer.saving.checkpoint import Snapshot, Store
 from trainer.saving.checkpointer import Checkpointer
 from trainer.saving.manifest import Damaged
 from trainer.saving.state import Best, TrainingState
-from trainer.schedule import make_schedule
 from trainer.tracking.tensorboard import EventWriter
 from trainer.training.loop import train
 from trainer.training.train_context import TrainContext
@@ -57,7 +52,7 @@ KEPT = ("step", "steps", "loss", "checkpoint_step", "exact", "inexact_from")
 
 def run_stages(job: JobContext) -> None:
     """Do what is missing; raise `Preempted` at the first moment that suits after a notice."""
-    prepared = prepare(job)
+    prepared = prepare_inputs(job)
     stop_if_preempted(job)
     done = adapter_done(job.run_dir, job.config, job.inputs)
     base = models.load_base(
@@ -72,7 +67,7 @@ def run_stages(job: JobContext) -> None:
     else:
         adapted = models.attach_adapter(base, job.config.method, job.config.train)
         best = learn(job, prepared, adapted)
-        rank_selection.compare(job, prepared, adapted)
+        select_rank(job, prepared, adapted)
         write_adapter(job, adapted, best, computed=prepared.precision.compute)
     score(job, prepared, adapted, "after")
 
@@ -81,63 +76,6 @@ def stop_if_preempted(job: JobContext) -> None:
     """Leave if a notice came; between stages nothing is at stake."""
     if job.flag.notice is not None:
         raise Preempted
-
-
-def prepare(job: JobContext) -> PreparedInputs:
-    """Read rows, tokenizer and the base's description; everything that can be wrong, is now."""
-    config, run_dir = job.config, job.run_dir
-    models.make_deterministic()
-    threads = models.set_threads(config.train)
-    source = models.find_source(config.model, run_dir)
-    tokenizer = models.load_tokenizer(source)
-    model_config = models.load_config(source)
-    seq2seq = models.is_seq2seq(model_config)
-
-    def read(name: str) -> Examples:
-        return load_examples(
-            config.data,
-            resolve(run_dir, name),
-            tokenizer,
-            max_length=config.train.max_length,
-            seq2seq=seq2seq,
-        )
-
-    rows = read(config.data.train)
-    wanted = config.data.eval if config.train.validate_every is not None else None
-    held_out = read(wanted) if wanted else None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    methods.check_device(config.method, device)
-    schedule = make_schedule(config.train, [len(item.input_ids) for item in rows.items])
-    precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
-    job.on_message(
-        f"{rows.report.rows} rows, {schedule.steps} steps of {config.train.batch_size}; "
-        f"{device.type}, {precision.reason}"
-    )
-    for line in methods.advice(config.method):
-        job.on_message(line)
-    job.heartbeat.update(steps=schedule.steps, at_once=True)
-    identity = (
-        directory_sha256(Path(source.name), cache=run_dir / HASHES)
-        if source.local
-        else getattr(model_config, "_commit_hash", None) or source.revision
-    )
-    fingerprint = take_fingerprint(
-        config,
-        data=job.inputs,
-        base={"base.model": identity, "base.tokenizer": _tokenizer_sha256(tokenizer)},
-        hardware=_hardware(device, threads),
-    )
-    return PreparedInputs(
-        source=source,
-        tokenizer=tokenizer,
-        rows=rows,
-        held_out=held_out,
-        schedule=schedule,
-        device=device,
-        precision=precision,
-        fingerprint=fingerprint,
-        model_config=model_config.to_dict(),
-    )
 
 
 def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
@@ -385,17 +323,42 @@ def score(
     )
 
 
-def _hardware(device: torch.device, threads: int) -> Facts:
-    """Name what computes; the bits of a result depend on it."""
-    if device.type == "cuda":  # whatever processor feeds it
-        card = torch.cuda.get_device_name(device)
-        return {"device": device.type, "gpu": card, "cuda": torch.version.cuda}
-    return {"device": device.type, "cpu": cpu_model(), "threads": threads}
+def select_rank(job: JobContext, prepared: PreparedInputs, adapted: Any) -> None:
+    """Measure the ranks of a DyLoRA model on `data.eval`; of other models there is only one.
 
+    Raises:
+        Preempted: a notice came; the comparison is done again from the last checkpoint.
+        DataError: the held-out rows cannot be used.
+    """
+    dylora_method = methods.method_of(adapted)
+    if not isinstance(dylora_method, dylora.DyLora):
+        return
+    config = job.config
+    if config.data.eval is None:
+        job.on_message(f"no rows in `data.eval` to choose a rank by: {dylora_method.r} it is")
+        return
+    job.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
 
-def _tokenizer_sha256(tokenizer: Any) -> str:
-    """Return one SHA-256 over everything that decides about tokens."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
-    return hashlib.sha256(f"{text}\n{special}".encode()).hexdigest()
+    def on_progress(done: int, total: int) -> None:
+        job.heartbeat.update(message=f"compared {done} of {total} ranks")
+        if job.flag.notice is not None:
+            raise Preempted
+
+    rows = load_examples(
+        config.data,
+        resolve(job.run_dir, config.data.eval),
+        prepared.tokenizer,
+        max_length=config.train.max_length,
+        seq2seq=bool(adapted.config.is_encoder_decoder),
+    )
+    losses = dylora.compare_ranks(
+        adapted,
+        rows.items,
+        pad_id=padding_id(prepared.tokenizer),
+        micro_batch=config.train.batch_size,
+        on_progress=on_progress,
+    )
+    dylora_method.choose(losses)
+    job.heartbeat.update(message=None)
+    shown = ", ".join(f"{rank}: {loss:.4f}" for rank, loss in losses.items())
+    job.on_message(f"validation loss by rank: {shown}; best: {dylora_method.best}")
