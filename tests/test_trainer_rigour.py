@@ -77,6 +77,6 @@ def test_a_gpu_is_the_same_hardware_in_a_machine_with_more_cores(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
 
-    assert prepare._hardware(cuda, 4) == stages._hardware(cuda, 8)
+    assert prepare._hardware(cuda, 4) == prepare._hardware(cuda, 8)
     assert prepare._hardware(cuda, 4)["gpu"] == "Tesla T4"
-    assert prepare._hardware(cpu, 4) != stages._hardware(cpu, 8)
+    assert prepare._hardware(cpu, 4) != prepare._hardware(cpu, 8)
