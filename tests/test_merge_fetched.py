@@ -34,7 +34,7 @@ HUB_ID = "me/base"
 
 
 @dataclass(frozen=True)
-class JobContext:
+class FetchedRun:
     """A home with one fetched adapter, whose base lies on a hub in three shards."""
 
     place: Path
@@ -67,7 +67,7 @@ class JobContext:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Iterator[JobContext]:
+def fetched_run(tmp_path: Path) -> Iterator[FetchedRun]:
     """A qlora run of the tiny model that is at home, with six held-out rows."""
     base, cut = tiny.make_model(tmp_path / "base"), tmp_path / "cut"
     load(base).save_pretrained(str(cut), max_shard_size="40KB")
@@ -87,28 +87,28 @@ def job(tmp_path: Path) -> Iterator[JobContext]:
             hub.models[f"{HUB_ID}/{path.name}"] = path.read_bytes()
         for name in ("pytorch_model.bin", "consolidated.safetensors", "onnx/config.json", "a.png"):
             hub.models[f"{HUB_ID}/{name}"] = b"no business of ours"
-        yield JobContext(tmp_path, out, hub)
+        yield FetchedRun(tmp_path, out, hub)
 
 
-def test_a_base_on_a_hub_is_fetched_merged_and_compared(job: JobContext) -> None:
+def test_a_base_on_a_hub_is_fetched_merged_and_compared(fetched_run: FetchedRun) -> None:
     """Only its shards, configs and tokenizer are fetched, once; offline, the copy will do."""
-    first = job.merge()
+    first = fetched_run.merge()
     assert first.returncode == 0, first.stderr
     told = json.loads(first.stdout)
-    shards = sorted(path.name for path in (job.out / "merged").glob("*.safetensors"))
+    shards = sorted(path.name for path in (fetched_run.out / "merged").glob("*.safetensors"))
     wanted = ["config.json", "generation_config.json", "model.safetensors.index.json"]
     wanted += ["tokenizer.json", "tokenizer_config.json"]
-    again = job.fetch(HF_HUB_OFFLINE="1")
+    again = fetched_run.fetch(HF_HUB_OFFLINE="1")
 
     assert len(shards) > 2
-    assert job.fetched() == sorted([*shards, *wanted])
+    assert fetched_run.fetched() == sorted([*shards, *wanted])
     assert told["parity"]["rows"] == told["parity"]["equal"] == 6
     assert told["parity"]["logits_difference_max"] < 1e-4
     assert told["parity"]["onto"] == "original"
     assert told["parity"]["on_original"]["logits_difference_max"] < 1e-4
     assert told["parity"]["as_trained"]["quant"] == "nf4"
     assert told["parity"]["as_trained"]["logits_difference_max"] > 1e-3
-    assert json.loads((job.out / "merged-parity.json").read_text()) == told["parity"]
+    assert json.loads((fetched_run.out / "merged-parity.json").read_text()) == told["parity"]
     assert again.returncode == 0, again.stderr
     assert (Path(again.stdout.strip()) / shards[0]).is_file()
 
@@ -122,17 +122,17 @@ def in_here(module: str, arguments: list[str], **_: object) -> subprocess.Comple
 
 
 def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
-    job: JobContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fetched_run: FetchedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Top figures are of the base of the training, and go with their merge; else it is hinted."""
-    monkeypatch.setenv("QFT_HOME", str(job.place / "home"))
+    monkeypatch.setenv("QFT_HOME", str(fetched_run.place / "home"))
     monkeypatch.setattr(after, "_start", in_here)
-    order = after.Fold(base=str(job.place / "base"), quantised=True, rows=3)
+    order = after.Fold(base=str(fetched_run.place / "base"), quantised=True, rows=3)
     target, found = after.merge("moods", order, as_json=True)
-    kept = json.loads((job.out / "merged-parity.json").read_text())
+    kept = json.loads((fetched_run.out / "merged-parity.json").read_text())
     shutil.rmtree(target)
     after.merge("moods", replace(order, rows=0), as_json=True)
-    said, stale = capsys.readouterr().err, (job.out / "merged-parity.json").exists()
+    said, stale = capsys.readouterr().err, (fetched_run.out / "merged-parity.json").exists()
     shutil.rmtree(target)
     _, other = after.merge("moods", replace(order, quantised=False, rows=6), as_json=True)
 
@@ -150,31 +150,31 @@ def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
     assert "hint: `qft merge moods --onto quantized`, with `" in capsys.readouterr().err
 
 
-def test_a_base_that_was_not_quantised_is_no_quantised_one(job: JobContext) -> None:
+def test_a_base_that_was_not_quantised_is_no_quantised_one(fetched_run: FetchedRun) -> None:
     """After `kind: lora` the option is refused before a base is fetched, with what to type."""
-    folder = run_folder(job.place / "home", "moods")
+    folder = run_folder(fetched_run.place / "home", "moods")
     kept = json.loads(folder.config.read_text(encoding="utf-8"))
     kept["config"]["method"]["kind"] = "lora"
     write_json(folder.config, kept)
-    refused = job.merge("--onto", "quantized")
+    refused = fetched_run.merge("--onto", "quantized")
 
     assert refused.returncode == 2
     assert "`moods` was trained on a base that is not quantised" in refused.stdout
     assert "`qft merge moods` merges onto that base" in refused.stdout
-    assert job.fetched() == []
+    assert fetched_run.fetched() == []
 
 
-def test_a_base_that_is_not_given_names_the_way_around(job: JobContext) -> None:
+def test_a_base_that_is_not_given_names_the_way_around(fetched_run: FetchedRun) -> None:
     """Without a hub, behind a gate or without weights, it is said why; offline, what to type."""
-    offline = job.merge(HF_HUB_OFFLINE="1")
-    unreached = job.merge(HF_ENDPOINT="http://127.0.0.1:9")
-    job.hub.gated = True
-    gated = job.fetch()
-    job.hub.gated = False
-    config = job.hub.models[f"{HUB_ID}/config.json"]
-    job.hub.models.clear()
-    job.hub.models[f"{HUB_ID}/config.json"] = config
-    weightless = job.fetch()
+    offline = fetched_run.merge(HF_HUB_OFFLINE="1")
+    unreached = fetched_run.merge(HF_ENDPOINT="http://127.0.0.1:9")
+    fetched_run.hub.gated = True
+    gated = fetched_run.fetch()
+    fetched_run.hub.gated = False
+    config = fetched_run.hub.models[f"{HUB_ID}/config.json"]
+    fetched_run.hub.models.clear()
+    fetched_run.hub.models[f"{HUB_ID}/config.json"] = config
+    weightless = fetched_run.fetch()
 
     assert [one.returncode for one in (offline, unreached, gated, weightless)] == [2, 4, 78, 78]
     for one in (offline, unreached):
@@ -183,20 +183,22 @@ def test_a_base_that_is_not_given_names_the_way_around(job: JobContext) -> None:
     assert "cannot be fetched: 403" in gated.stderr
     assert "has neither model.safetensors" in weightless.stderr
     assert "Traceback" not in offline.stderr + gated.stderr + weightless.stderr
-    assert not (job.out / "merged").exists()
+    assert not (fetched_run.out / "merged").exists()
 
 
-def test_a_plan_knows_a_base_that_the_library_has_fetched(job: JobContext) -> None:
+def test_a_plan_knows_a_base_that_the_library_has_fetched(fetched_run: FetchedRun) -> None:
     """Where the hub's library puts a base, by branch or commit, is where a plan looks for it."""
-    env = {"HF_HOME": str(job.place / "hf")}
+    env = {"HF_HOME": str(fetched_run.place / "hf")}
     before = cached(HUB_ID, "main", env)
-    fetched = job.fetch()
+    fetched = fetched_run.fetch()
 
     assert before is None
     assert fetched.returncode == 0, fetched.stderr
     assert str(cached(HUB_ID, "main", env)) == fetched.stdout.strip()
     assert cached(HUB_ID, hubs.MODEL_COMMIT, env) == cached(HUB_ID, "main", env)
-    assert cached(HUB_ID, "main", {"HF_HUB_CACHE": str(job.place / "hf" / "hub")}) is not None
+    assert (
+        cached(HUB_ID, "main", {"HF_HUB_CACHE": str(fetched_run.place / "hf" / "hub")}) is not None
+    )
     assert cached(HUB_ID, "other", env) is None
 
 
