@@ -239,10 +239,10 @@ def _labels(counts: Counter[str]) -> tuple[tuple[str, ...], str]:
 
     Places such as `Salem, OR` share words, too, but have more words than there are places.
     """
-    from trainer.scoring.answers import words_in
+    from trainer.scoring.answers import split_labels
 
     few = min(LABELS_MAX, counts.total() // ROWS_PER_LABEL_MIN)
-    sets = {frozenset(words_in(answer)) for answer in counts} - {frozenset()}
+    sets = {frozenset(split_labels(answer)) for answer in counts} - {frozenset()}
     words = frozenset().union(*sets)
     if any(len(one) > 1 for one in sets) and len(words) <= min(few, len(sets)):
         together = frozenset().union(*(one for one in sets if len(one) > 1))

@@ -25,7 +25,7 @@ from infra.catalog.gpus import SPOT_DATE, reference_spot_usd_per_h
 from trainer.config import TrainerConfig
 from trainer.data.convert import convert
 from trainer.data.convert import main as convert_rows
-from trainer.data.converters import Choice
+from trainer.data.converters import ConvertOptions
 from trainer.data.rows import read_rows
 from trainer.device.memory import GPUS, HOURS_FACTOR, estimate_run
 
@@ -143,7 +143,7 @@ def tiny(name: str, target: Path) -> Path:
         partial.mkdir()
         rows = load(recipe.TINY_ROWS) if hasattr(recipe, "TINY_ROWS") else recipe
         source = rows.write_tiny(partial)
-        convert(recipe.FORMAT, source, partial, choice=Choice(benign=12), held_out=0.5)
+        convert(recipe.FORMAT, source, partial, options=ConvertOptions(benign=12), held_out=0.5)
         texts = [
             str(value)
             for side in ("train.jsonl", "eval.jsonl")

@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 from support.tiny import make_tokenizer
 
 from trainer.data.convert import convert, main
-from trainer.data.converters import CONVERTERS, TOXIC, Choice, Tally
+from trainer.data.converters import CONVERTERS, TOXIC, ConversionStats, ConvertOptions
 from trainer.data.rows import DataError
 from trainer.data.split import find_duplicates, is_held_out, split
 
 
-def converted(kind: str, path: Path, **choice: Any) -> tuple[list[dict[str, Any]], Tally]:
+def converted(
+    kind: str, path: Path, **options: Any
+) -> tuple[list[dict[str, Any]], ConversionStats]:
     """All rows of a source, and the tally."""
-    tally = Tally()
-    return list(CONVERTERS[kind](path, Choice(**choice), tally)), tally
+    stats = ConversionStats()
+    return list(CONVERTERS[kind](path, ConvertOptions(**options), stats)), stats
 
 
 def write_json(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -45,10 +47,10 @@ def write_jigsaw(path: Path, count: int, *, order: int = 1) -> Path:
 
 def test_jigsaw_keeps_the_malicious_and_draws_the_benign(tmp_path: Path) -> None:
     """All labelled rows, the wanted number of others, labels joined as published."""
-    rows, tally = converted("jigsaw", write_jigsaw(tmp_path / "t.csv", 210), benign=40)
+    rows, stats = converted("jigsaw", write_jigsaw(tmp_path / "t.csv", 210), benign=40)
 
-    assert tally.classes == {"benign": 40, "toxic": 30, "obscene": 15, "insult": 10}
-    assert (tally.read, tally.kept) == (210, 70)
+    assert stats.classes == {"benign": 40, "toxic": 30, "obscene": 15, "insult": 10}
+    assert (stats.read, stats.kept) == (210, 70)
     assert {row["classifications"] for row in rows} == {
         "N/A", "toxic", "toxic, obscene", "toxic, insult", "toxic, obscene, insult",
     }  # fmt: skip
@@ -86,11 +88,11 @@ def test_jigsaw_leaves_out_what_does_not_decode_or_fit_and_says_so(tmp_path: Pat
     path = write_jigsaw(tmp_path / "t.csv", 21)
     raw = path.read_bytes().replace(b"comment 3\n", b"comment \xe9\xff\n")
     path.write_bytes(raw)
-    rows, tally = converted("jigsaw", path, fits=lambda text: "comment 14" not in text)
+    rows, stats = converted("jigsaw", path, fits=lambda text: "comment 14" not in text)
 
-    assert tally.left_out == {"does not decode": 1, "too long": 1}
-    assert tally.places["does not decode"] == ["t.csv:4"]
-    assert (tally.read, len(rows)) == (21, 19)
+    assert stats.left_out == {"does not decode": 1, "too long": 1}
+    assert stats.places["does not decode"] == ["t.csv:4"]
+    assert (stats.read, len(rows)) == (21, 19)
 
 
 def test_jigsaws_length_is_counted_in_tokens_of_the_base(
@@ -140,7 +142,7 @@ def test_labels_outside_the_listed_ones_are_an_error(
     path = write_jigsaw(tmp_path / "t.csv", 8)
     path.write_text(path.read_text(encoding="utf-8").replace(before, after, 1), encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        convert("jigsaw", path, tmp_path / "out", choice=Choice(), held_out=0.1)
+        convert("jigsaw", path, tmp_path / "out", options=ConvertOptions(), held_out=0.1)
 
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -163,7 +165,7 @@ def test_a_stray_quote_loses_no_rows_unsaid(kind: str, tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8").replace('"comment 3', '"comment" 3')
     path.write_text(text.replace("comment_text", "text" if kind == "sentiment" else "comment_text"))
     with pytest.raises(DataError, match=r"t\.csv:4: not CSV \(',' expected after '\"'"):
-        convert(kind, path, tmp_path / "out", choice=Choice(), held_out=0.1)
+        convert(kind, path, tmp_path / "out", options=ConvertOptions(), held_out=0.1)
 
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -204,12 +206,12 @@ def test_ds1000_keeps_indentation_and_families(tmp_path: Path) -> None:
             },
         ],
     )
-    rows, tally = converted("ds1000", path)
+    rows, stats = converted("ds1000", path)
 
     assert [(row["code"], row["group"]) for row in rows] == [
         ("    a = 1\n", "Pandas/7"), (" b", "Pandas/7"), ("c", "Pandas/9"),
     ]  # fmt: skip
-    assert tally.left_out == {"no prompt or no reference code": 1}
+    assert stats.left_out == {"no prompt or no reference code": 1}
 
 
 def test_counselling_keeps_all_answers_to_a_question_together(tmp_path: Path) -> None:
@@ -221,13 +223,13 @@ def test_counselling_keeps_all_answers_to_a_question_together(tmp_path: Path) ->
             {"Context": "I worry.", "Response": "A"}, {"Context": "", "Response": "C"},
         ],
     )  # fmt: skip
-    rows, tally = converted("counselling", path)
+    rows, stats = converted("counselling", path)
 
     assert [(row["context"], row["response"]) for row in rows] == [
         ("I worry.", "A"), ("I worry!", "B"),
     ]  # fmt: skip
     assert rows[0]["group"] == rows[1]["group"]
-    assert tally.left_out == {"the same pair again": 1, "an empty Context or Response": 1}
+    assert stats.left_out == {"the same pair again": 1, "an empty Context or Response": 1}
 
 
 def turns(*pairs: tuple[str, str]) -> dict[str, Any]:
@@ -252,13 +254,13 @@ def test_conversations_report_every_kind_of_disorder(tmp_path: Path) -> None:
             {"id": "x", "conversations": "hi"},
         ],
     )
-    rows, tally = converted("conversations", path)
+    rows, stats = converted("conversations", path)
 
     assert [[m["role"] for m in row["messages"]] for row in rows] == [
         ["user", "assistant"], ["system", "user", "assistant"],
     ]  # fmt: skip
     assert rows[0]["group"] == "abcdefg"
-    assert tally.left_out == {
+    assert stats.left_out == {
         "turns out of order": 1, "an empty turn": 1, "an unknown speaker": 1, "no answer": 1,
         "no list of turns": 1,
     }  # fmt: skip
@@ -271,10 +273,10 @@ def test_a_rest_of_json_behind_a_conversation_is_cut_off_and_told(tmp_path: Path
         tmp_path / "v.json",
         [turns((" Human", "hi"), ("gpt", text)) | {"id": None} for text in said],
     )
-    rows, tally = converted("conversations", path)
+    rows, stats = converted("conversations", path)
 
     assert [row["messages"][-1]["content"] for row in rows] == ["Sure.", "f() {}", "a ", "}"]
-    assert "mended:         2  a `}` too much at the end" in tally.table()
+    assert "mended:         2  a `}` too much at the end" in stats.table()
     assert len({row["group"] for row in rows}) == 4
 
 
@@ -309,13 +311,13 @@ def test_sentiments_and_instructions(tmp_path: Path) -> None:
             {"instruction": "Sing.", "input": "", "output": ""},
         ],
     )
-    orders, tally = converted("instructions", path)
+    orders, stats = converted("instructions", path)
 
     assert [(row["text"], row["label"]) for row in moods] == [
         ("good, really", "positive"), ("bad", "negative"),
     ]  # fmt: skip
     assert [row["request"] for row in orders] == ["Add.\n\n1 1", "Sing."]
-    assert tally.classes == {"with input": 1, "without input": 1}
+    assert stats.classes == {"with input": 1, "without input": 1}
 
 
 def test_code_among_instructions_keeps_its_first_indentation(tmp_path: Path) -> None:
@@ -323,12 +325,12 @@ def test_code_among_instructions_keeps_its_first_indentation(tmp_path: Path) -> 
     row = {"instruction": "Go on: ", "input": "  for x in y:", "output": "    print(x)\n"}
     bare = row | {"input": " \n"}
     path = write_json(tmp_path / "a.json", [row, bare, row | {"output": " "}])
-    rows, tally = converted("instructions", path)
+    rows, stats = converted("instructions", path)
 
     assert [(one["request"], one["answer"]) for one in rows] == [
         ("Go on: \n\n  for x in y:", "    print(x)\n"), ("Go on: ", "    print(x)\n"),
     ]  # fmt: skip
-    assert tally.left_out == {"no instruction or no output": 1}
+    assert stats.left_out == {"no instruction or no output": 1}
 
 
 def test_converting_writes_both_sides_and_prints_the_table(

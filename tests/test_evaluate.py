@@ -19,7 +19,7 @@ from trainer.data.template import Template
 from trainer.errors import DoesNotFit
 from trainer.scoring import few_shot
 from trainer.scoring.answers import all_answers, possible_answers, read_answer, write_answer
-from trainer.scoring.constrained import Decoder, Trie, batches, in_batches, undisturbed
+from trainer.scoring.constrained import Decoder, Trie, batches_by_length, eval_mode, run_in_batches
 from trainer.scoring.evaluate import _costs, load_result, run
 
 MOODS = ["negative", "neutral", "positive"]
@@ -83,8 +83,8 @@ def test_answers_are_weighed_as_the_model_weighs_them(kind: str, llama: Any, t5:
     model = {"llama": llama, "t5": t5}.get(kind) or make_falcon()
     answers = [[20, 21], [30], [40, 41, 42]]
     decoder = Decoder(model, eos_ids=[1], pad_id=3)
-    with undisturbed(model):
-        weights = decoder.weigh(decoder.read(PROMPTS), Trie(answers, eos_id=1))
+    with eval_mode(model):
+        weights = decoder.score_choices(decoder.prefill(PROMPTS), Trie(answers, eos_id=1))
         expected = torch.tensor(
             [[log_share(model, prompt, [answer[0]]) for answer in answers] for prompt in PROMPTS]
         ).softmax(dim=-1)
@@ -97,8 +97,10 @@ def test_forks_below_forks_multiply(kind: str, llama: Any, t5: Any) -> None:
     """An answer that goes on where another ends is told apart by the end token."""
     model = llama if kind == "llama" else t5
     decoder = Decoder(model, eos_ids=[1], pad_id=3)
-    with undisturbed(model):
-        weights = decoder.weigh(decoder.read(PROMPTS), Trie([[20], [20, 30], [50]], eos_id=1))
+    with eval_mode(model):
+        weights = decoder.score_choices(
+            decoder.prefill(PROMPTS), Trie([[20], [20, 30], [50]], eos_id=1)
+        )
         for prompt, found in zip(PROMPTS, weights, strict=True):
             first = torch.tensor([log_share(model, prompt, [token]) for token in (20, 50)])
             second = torch.tensor([log_share(model, prompt, [20, token]) for token in (1, 30)])
@@ -112,8 +114,8 @@ def test_free_answers_equal_the_librarys_greedy_search(kind: str, llama: Any, t5
     """Batched and padded, our loop writes what `generate` writes for each prompt alone."""
     model = llama if kind == "llama" else t5
     decoder = Decoder(model, eos_ids=[1], pad_id=3)
-    with undisturbed(model):
-        written = decoder.write(decoder.read(PROMPTS), tokens_max=6)
+    with eval_mode(model):
+        written = decoder.generate(decoder.prefill(PROMPTS), tokens_max=6)
         for prompt, found in zip(PROMPTS, written, strict=True):
             alone = model.generate(
                 input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(),
@@ -137,9 +139,9 @@ def test_nothing_of_the_model_changes(llama: Any) -> None:
         return llama.model.layers[0].mlp.up_proj.weight.grad.clone()  # type: ignore[no-any-return]  # torch's own
 
     before, random = step(), torch.get_rng_state()
-    with undisturbed(llama):
+    with eval_mode(llama):
         decoder = Decoder(llama, eos_ids=[1], pad_id=3)
-        decoder.write(decoder.read(PROMPTS), tokens_max=3)
+        decoder.generate(decoder.prefill(PROMPTS), tokens_max=3)
         torch.rand(3)
         assert not llama.training
 
@@ -150,7 +152,7 @@ def test_nothing_of_the_model_changes(llama: Any) -> None:
 
 def test_batches_hold_every_place_once_within_their_limits() -> None:
     """Long prompts come first, alone if need be; nobody is left out."""
-    found = list(batches([3, 50, 4, 4, 200, 5], tokens=100, rows=3))
+    found = list(batches_by_length([3, 50, 4, 4, 200, 5], tokens=100, rows=3))
 
     assert found == [[4], [1, 5], [2, 3, 0]]
 
@@ -165,12 +167,12 @@ def test_a_batch_for_which_memory_runs_out_is_asked_in_halves() -> None:
             raise torch.OutOfMemoryError("test")
         answered.extend(batch)
 
-    in_batches([[1]] * 9, answer, lambda done, total: told.append((done, total)))
+    run_in_batches([[1]] * 9, answer, lambda done, total: told.append((done, total)))
 
     assert sorted(answered) == list(range(9))
     assert told == [(0, 9), (2, 9), (4, 9), (6, 9), (9, 9)]
     with pytest.raises(DoesNotFit, match="one held-out row does not fit"):
-        in_batches([[1]] * 2, lambda batch: answer(batch, 0), lambda *_: None)
+        run_in_batches([[1]] * 2, lambda batch: answer(batch, 0), lambda *_: None)
 
 
 def evaluation(tmp_path: Path, **fields: Any) -> tuple[Path, TrainerConfig]:
@@ -320,20 +322,20 @@ def test_examples_come_before_the_question_one_of_each_answer_first() -> None:
     """The draw takes turns among answers and not the file's order; a question keeps its own end."""
     rows = [(f"{at} is ", mood) for at, mood in enumerate(["good"] * 9 + ["bad"])]
     tokenizer = make_tokenizer()
-    codec = Codec.of(tokenizer, max_length=100, seq2seq=False)
+    codec = Codec.from_tokenizer(tokenizer, max_length=100, seq2seq=False)
     prompt = Template.parse("{text} is ")
     asked = Example((2, 3, 1), (-100, -100, 1), "q is ", "good", 1, 2)
-    shown = few_shot.draw(rows, 3)
-    primed = few_shot.prime([asked], shown, codec, prompt)
-    text = "".join(f"{question}{mood}\n\n" for question, mood in shown) + "q is "
+    demonstrations = few_shot.select_demonstrations(rows, 3)
+    prompts = few_shot.with_demonstrations([asked], demonstrations, codec, prompt)
+    text = "".join(f"{question}{mood}\n\n" for question, mood in demonstrations) + "q is "
 
-    assert {mood for _, mood in shown[:2]} == {"good", "bad"}
-    assert few_shot.draw(rows[::-1], 3) == shown
-    assert primed.fewest == 3
-    assert list(primed.items[0].prompt_ids) == [*codec.prefix, *codec.encode([text], prompt)[0]]
-    assert primed.items[0].labels[-1:] == (1,)
-    short = replace(codec, max_length=len(primed.items[0].prompt_ids) - 1)
-    assert few_shot.prime([asked], shown, short, prompt).fewest == 2
+    assert {mood for _, mood in demonstrations[:2]} == {"good", "bad"}
+    assert few_shot.select_demonstrations(rows[::-1], 3) == demonstrations
+    assert prompts.fewest == 3
+    assert list(prompts.items[0].prompt_ids) == [*codec.prefix, *codec.encode([text], prompt)[0]]
+    assert prompts.items[0].labels[-1:] == (1,)
+    short = replace(codec, max_length=len(prompts.items[0].prompt_ids) - 1)
+    assert few_shot.with_demonstrations([asked], demonstrations, short, prompt).fewest == 2
 
 
 def test_with_too_many_sets_those_that_were_learnt_are_listed() -> None:

@@ -16,8 +16,8 @@ from test_evaluate import evaluation
 
 from trainer.config import ConfigError, EvalTable
 from trainer.pages.report import as_page, build
-from trainer.scoring.answers import fault_of, read_answer, require_apart, write_answer
-from trainer.scoring.baselines import Known, baselines
+from trainer.scoring.answers import label_problem, read_answer, require_apart, write_answer
+from trainer.scoring.baselines import LabelledTexts, baselines
 from trainer.scoring.evaluate import run
 
 
@@ -101,7 +101,7 @@ def test_a_word_for_no_label_is_one_word_of_a_set() -> None:
 @pytest.mark.parametrize("single", [True, False])
 def test_texts_without_words_have_baselines_too(texts: tuple[str, ...], *, single: bool) -> None:
     """Digits and faces are told apart by their characters; where nothing is, all are the same."""
-    known = Known(texts=texts, labels=np.array([[True, False], [False, True]] * 2))
+    known = LabelledTexts(texts=texts, labels=np.array([[True, False], [False, True]] * 2))
     found = baselines(known, known, single=single, resamples=1000)
     right = found["tfidf_regression"]["figures"]["exact_match"]["value"]
 
@@ -116,4 +116,4 @@ def test_labels_with_signs_are_read_back(kind: str, label: str) -> None:
     answer = read_answer(write_answer([label], table), table)
 
     assert (answer.labels, answer.unknown, answer.readable) == (frozenset([label]), (), True)
-    assert fault_of(label, table) is None
+    assert label_problem(label, table) is None

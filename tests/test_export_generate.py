@@ -12,7 +12,7 @@ from test_export_merge import gpt2
 
 from trainer.config import TrainerConfig
 from trainer.data.examples import load_examples
-from trainer.results.generate import Speaker, main, talk
+from trainer.results.generate import Generator, chat_loop, main
 
 CHATML = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
@@ -28,25 +28,25 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(place / "run", make_config(model, rows))
 
 
-def speaker(run_dir: Path, **tables: Any) -> Speaker:
+def generator(run_dir: Path, **tables: Any) -> Generator:
     """The tiny model, loaded."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(str(run_dir.parent / "model"))
     rows = run_dir.parent / "train.jsonl"
     config = TrainerConfig.model_validate(make_config(run_dir.parent / "model", rows) | tables)
-    return Speaker(model=model.eval(), tokenizer=make_tokenizer(), config=config)
+    return Generator(model=model.eval(), tokenizer=make_tokenizer(), config=config)
 
 
 def test_a_row_is_asked_as_training_asked_it(run_dir: Path) -> None:
     """The prompt's tokens are those before the completion of the same row in training."""
-    asked = speaker(run_dir)
+    asked = generator(run_dir)
     rows = run_dir.parent / "train.jsonl"
     item = load_examples(asked.config.data, rows, asked.tokenizer, max_length=128).items[0]
     text = item.prompt.removesuffix("\nmood: ")
 
-    assert asked.read_row({"text": text}) == item.prompt_ids
-    assert asked.read_text(item.prompt) == item.prompt_ids
+    assert asked.encode_row({"text": text}) == item.prompt_ids
+    assert asked.encode_text(item.prompt) == item.prompt_ids
 
 
 def test_one_question_gets_one_answer(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,16 +135,18 @@ def test_without_a_stdin_a_conversation_has_no_questions(
 def test_a_conversation_keeps_what_was_said(run_dir: Path) -> None:
     """Each question is asked after all before it, with the answers the model gave."""
     data = {"train": "rows.jsonl", "messages": "messages"}
-    asked = speaker(run_dir, data=data)
+    asked = generator(run_dir, data=data)
     asked.tokenizer.chat_template = CHATML
     answers: list[str] = []
-    talk(asked, iter(io.StringIO("hi\n\nand why\n")), answers.append, tokens_max=3)
+    chat_loop(asked, iter(io.StringIO("hi\n\nand why\n")), answers.append, tokens_max=3)
     messages = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": answers[0] if answers[0].strip() else "."},
         {"role": "user", "content": "and why"},
     ]
-    second, _ = asked.answer(asked.read_talk(messages), tokens_max=3)
+    second, _ = asked.answer(asked.encode_chat(messages), tokens_max=3)
 
     assert [second] == answers[1:]
-    assert asked.tokenizer.decode(asked.read_talk(messages)).endswith("and why</s>\n<s>assistant\n")
+    assert asked.tokenizer.decode(asked.encode_chat(messages)).endswith(
+        "and why</s>\n<s>assistant\n"
+    )

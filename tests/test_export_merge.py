@@ -16,7 +16,7 @@ from trainer import model as models
 from trainer.adapters import methods
 from trainer.results.base_weights import NoBaseError
 from trainer.results.merge import CannotMergeError, main, merge, read_adapter
-from trainer.results.merge_check import parity
+from trainer.results.merge_check import compare_models
 
 # PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
@@ -56,8 +56,8 @@ def test_merged_equals_base_and_adapter(settings: dict[str, Any], tmp_path: Path
         untie(base)
     adapted = make_adapter(base, tmp_path / "adapter", **settings)
     merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, on_message=lambda _: None)
-    found = parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=6, eos_id=1)
-    untouched = parity(adapted, load(base), PROMPTS, tokens_max=6, eos_id=1)
+    found = compare_models(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=6, eos_id=1)
+    untouched = compare_models(adapted, load(base), PROMPTS, tokens_max=6, eos_id=1)
 
     assert found["logits_difference_max"] < 1e-4
     assert (found["rows"], found["equal"], found["share"]) == (4, 4, 1.0)
@@ -87,7 +87,7 @@ def test_an_adapter_of_quantised_transposed_layers_is_merged_the_right_way_round
         on_message=lambda _: None,
     )
     adapted = peft.PeftModel.from_pretrained(load(tmp_path / "model"), str(tmp_path / "adapter"))
-    found = parity(adapted.eval(), load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)
+    found = compare_models(adapted.eval(), load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)
 
     assert found["share"] == 1.0
     assert found["logits_difference_max"] < 1e-4
@@ -116,7 +116,10 @@ def test_shards_are_merged_one_by_one(tmp_path: Path) -> None:
     assert len(files) > 2
     assert files == sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert told[-1] == f"shard {len(files)} of {len(files)} merged"
-    assert parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)["share"] == 1.0
+    assert (
+        compare_models(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)["share"]
+        == 1.0
+    )
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
@@ -221,7 +224,7 @@ def test_a_base_with_shorter_names_and_transposed_layers_is_merged(
     changed = merge(
         base, tmp_path / "adapter", tmp_path / "out", dtype=None, on_message=lambda _: None
     )
-    found = parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=6, eos_id=1)
+    found = compare_models(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=6, eos_id=1)
 
     assert changed == 8
     assert found["share"] == 1.0
@@ -249,7 +252,10 @@ def test_a_base_of_older_files_becomes_safetensors(shards: int, tmp_path: Path) 
 
     assert not list((tmp_path / "out").glob("*.bin*"))
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == shards
-    assert parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)["share"] == 1.0
+    assert (
+        compare_models(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)["share"]
+        == 1.0
+    )
 
 
 def test_a_pickle_with_anything_but_tensors_is_not_run(tmp_path: Path) -> None:

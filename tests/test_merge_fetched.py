@@ -27,7 +27,7 @@ from commands.runs.home import run_folder
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 from trainer.data.codec import Example
-from trainer.results.merge_check import choose_dtype, pick
+from trainer.results.merge_check import choose_dtype, evenly_spaced
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 HUB_ID = "me/base"
@@ -45,7 +45,7 @@ class FetchedRun:
         """Run `qft merge` in a process of its own."""
         return self._run("cli.py", "merge", "moods", "--json", *words, **env)
 
-    def fetch(self, **env: str) -> subprocess.CompletedProcess[str]:
+    def download(self, **env: str) -> subprocess.CompletedProcess[str]:
         """Only fetch the base, as `qft merge` does."""
         return self._run("-m", "trainer.results.base_weights", "--model", HUB_ID, **env)
 
@@ -98,7 +98,7 @@ def test_a_base_on_a_hub_is_fetched_merged_and_compared(fetched_run: FetchedRun)
     shards = sorted(path.name for path in (fetched_run.out / "merged").glob("*.safetensors"))
     wanted = ["config.json", "generation_config.json", "model.safetensors.index.json"]
     wanted += ["tokenizer.json", "tokenizer_config.json"]
-    again = fetched_run.fetch(HF_HUB_OFFLINE="1")
+    again = fetched_run.download(HF_HUB_OFFLINE="1")
 
     assert len(shards) > 2
     assert fetched_run.fetched() == sorted([*shards, *wanted])
@@ -169,12 +169,12 @@ def test_a_base_that_is_not_given_names_the_way_around(fetched_run: FetchedRun) 
     offline = fetched_run.merge(HF_HUB_OFFLINE="1")
     unreached = fetched_run.merge(HF_ENDPOINT="http://127.0.0.1:9")
     fetched_run.hub.gated = True
-    gated = fetched_run.fetch()
+    gated = fetched_run.download()
     fetched_run.hub.gated = False
     config = fetched_run.hub.models[f"{HUB_ID}/config.json"]
     fetched_run.hub.models.clear()
     fetched_run.hub.models[f"{HUB_ID}/config.json"] = config
-    weightless = fetched_run.fetch()
+    weightless = fetched_run.download()
 
     assert [one.returncode for one in (offline, unreached, gated, weightless)] == [2, 4, 78, 78]
     for one in (offline, unreached):
@@ -190,7 +190,7 @@ def test_a_plan_knows_a_base_that_the_library_has_fetched(fetched_run: FetchedRu
     """Where the hub's library puts a base, by branch or commit, is where a plan looks for it."""
     env = {"HF_HOME": str(fetched_run.place / "hf")}
     before = cached(HUB_ID, "main", env)
-    fetched = fetched_run.fetch()
+    fetched = fetched_run.download()
 
     assert before is None
     assert fetched.returncode == 0, fetched.stderr
@@ -217,5 +217,5 @@ def test_rows_to_compare_are_spread_evenly() -> None:
         for row in range(10)
     ]
 
-    assert [item.row for item in pick(items, 3)] == [0, 3, 6]
-    assert pick(items, 99) == items
+    assert [item.row for item in evenly_spaced(items, 3)] == [0, 3, 6]
+    assert evenly_spaced(items, 99) == items

@@ -22,7 +22,7 @@ from trainer.adapters import methods
 from trainer.config import TrainerConfig
 from trainer.device.precision import choose_precision
 from trainer.results.merge import main
-from trainer.results.merge_check import parity
+from trainer.results.merge_check import compare_models
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning"),
@@ -95,7 +95,7 @@ def merged(place: Path, onto: str = "quantized", code: int = 0) -> Path:
 
 def apart(model: Any, place: Path) -> tuple[float, float]:
     """How far a merged model is from the trained one: share of equal answers, and of logits."""
-    found = parity(model, load(place), PROMPTS, tokens_max=6, eos_id=1)
+    found = compare_models(model, load(place), PROMPTS, tokens_max=6, eos_id=1)
     return found["share"], found["logits_difference_max"]
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from trainer import model as models
 from trainer.device.precision import Precision, choose_precision
-from trainer.scoring.constrained import Decoder, undisturbed
+from trainer.scoring.constrained import Decoder, eval_mode
 
 T4, A10 = (7, 5), (8, 6)
 
@@ -69,10 +69,10 @@ def answers(made: Rig) -> list[Any]:
     """Return what the trained model writes to three prompts."""
     prompts = [item.prompt_ids for item in made.context.examples[:3]]
     decoder = Decoder(made.context.model, eos_ids=[1], pad_id=3)
-    with undisturbed(made.context.model):
-        reading = decoder.read(prompts)
-        assert torch.isfinite(reading.logits).all()
-        return decoder.write(reading, tokens_max=4)
+    with eval_mode(made.context.model):
+        state = decoder.prefill(prompts)
+        assert torch.isfinite(state.logits).all()
+        return decoder.generate(state, tokens_max=4)
 
 
 @pytest.mark.parametrize(

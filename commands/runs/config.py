@@ -313,13 +313,13 @@ def _row_fault(
 
     Raises MissingFieldError if it lacks a field, or is no conversation where one is wanted.
     """
-    from trainer.data.chat import checked
+    from trainer.data.chat import validate_messages
     from trainer.data.template import Template as Parsed
-    from trainer.scoring.answers import fault_of
+    from trainer.scoring.answers import label_problem
 
     if config.data.messages is not None:
         field = Parsed.parse("{" + config.data.messages + "}")
-        answer = checked(field.value(fields))[-1]["content"]
+        answer = validate_messages(field.value(fields))[-1]["content"]
     else:
         rendered = [template.render(fields) for template in templates]
         if len(rendered) < 2:  # the other template is broken, which is told on its own
@@ -327,7 +327,7 @@ def _row_fault(
         answer = rendered[1]
     if not answer.strip():
         return "the answer to learn is empty; write a word for it (such as N/A), or remove the row"
-    return None if config.eval is None else fault_of(answer, config.eval)
+    return None if config.eval is None else label_problem(answer, config.eval)
 
 
 def _closed(fault: str) -> str:

@@ -22,7 +22,7 @@ PLAIN = Template.parse("")  # a template without control tokens: what people wro
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class Segment:
     """A stretch of a conversation; a learnt one is an answer."""
 
     text: str
@@ -47,8 +47,8 @@ def encode_conversation(
         MissingFieldError: `messages` is no conversation that ends with an answer.
         TooLongError: an answer alone does not fit.
     """
-    talk = checked(messages)
-    write = partial(by_template, codec) if style == "template" else by_markers
+    talk = validate_messages(messages)
+    write = partial(render_with_template, codec) if style == "template" else render_with_markers
     pieces = write(talk)
     exchanges, cut = _tokens(codec, pieces), False
     _check_answers(codec, exchanges)
@@ -70,7 +70,7 @@ def encode_conversation(
     return Example(tuple(ids), tuple(labels), asked, talk[-1]["content"], row, start), cut
 
 
-def checked(messages: object) -> list[Mapping[str, str]]:
+def validate_messages(messages: object) -> list[Mapping[str, str]]:
     """Return the messages if they are a conversation: a system's word, then turn and turn about.
 
     Raises:
@@ -95,21 +95,25 @@ def checked(messages: object) -> list[Mapping[str, str]]:
     return messages
 
 
-def by_markers(messages: Sequence[Mapping[str, str]]) -> list[Piece]:
+def render_with_markers(messages: Sequence[Mapping[str, str]]) -> list[Segment]:
     """Write the turns under plain headings; the end token after each answer is added later."""
-    pieces: list[Piece] = []
+    pieces: list[Segment] = []
     for message in messages:
         content = message["content"]
         if message["role"] == "assistant":
-            pieces += [Piece(text=RESPONSE), Piece(text=content, learnt=True), Piece(text=AFTER)]
+            pieces += [
+                Segment(text=RESPONSE),
+                Segment(text=content, learnt=True),
+                Segment(text=AFTER),
+            ]
         elif message["role"] == "user":
-            pieces.append(Piece(text=HUMAN.format(content)))
+            pieces.append(Segment(text=HUMAN.format(content)))
         else:
-            pieces.append(Piece(text=content + AFTER))
+            pieces.append(Segment(text=content + AFTER))
     return pieces[:-1]  # nothing follows the last answer
 
 
-def by_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Piece]:
+def render_with_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Segment]:
     """Write the turns with the tokenizer's template, cut where answers begin and end.
 
     An answer ends with the token that the template closes a turn with. Many templates have one of
@@ -125,11 +129,11 @@ def by_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Pie
     if not getattr(codec.tokenizer, "chat_template", None):
         raise MissingFieldError("the tokenizer has no chat template; use `chat: markers`")
     for number, message in enumerate(messages, start=1):
-        for token in codec.control_tokens:
+        for token in codec.special_tokens:
             if token in message["content"]:
                 raise MissingFieldError(f"message {number} holds the control token {token!r}")
-    closing = [*codec.control_tokens, codec.tokenizer.convert_ids_to_tokens(codec.eos_id)]
-    pieces: list[Piece] = []
+    closing = [*codec.special_tokens, codec.tokenizer.convert_ids_to_tokens(codec.eos_id)]
+    pieces: list[Segment] = []
     written = ""
     for at, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -141,8 +145,8 @@ def by_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Pie
         before += _heading(codec, messages[: at + 1], before, after)
         answer = _closed(after[len(before) :], message["content"], closing)
         pieces += [
-            Piece(text=before[len(written) :], control=True),
-            Piece(text=answer, learnt=True, control=True),
+            Segment(text=before[len(written) :], control=True),
+            Segment(text=answer, learnt=True, control=True),
         ]
         written = before + answer
     for number, message in enumerate(messages, start=1):
@@ -190,7 +194,7 @@ def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], *, asking: bo
     return text
 
 
-def _tokens(codec: Codec, pieces: Sequence[Piece]) -> list[Exchange]:
+def _tokens(codec: Codec, pieces: Sequence[Segment]) -> list[Exchange]:
     """Tokenize answers apart from what leads to them: generation meets the same tokens before one.
 
     What leads to an answer is one text, as others would write it: tokenizers that begin each text
@@ -198,7 +202,7 @@ def _tokens(codec: Codec, pieces: Sequence[Piece]) -> list[Exchange]:
     own, or EOS where it has none. After the last one EOS always follows, so that the model learns
     to stop.
     """
-    closing = {*codec.control_tokens.values(), codec.eos_id}
+    closing = {*codec.special_tokens.values(), codec.eos_id}
     exchanges: list[Exchange] = []
     lead: list[int] = []
     for piece in _joined(pieces):
@@ -218,9 +222,9 @@ def _tokens(codec: Codec, pieces: Sequence[Piece]) -> list[Exchange]:
     return exchanges
 
 
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+def _joined(pieces: Sequence[Segment]) -> list[Segment]:
     """Return the pieces with neighbours that are read made one."""
-    found: list[Piece] = []
+    found: list[Segment] = []
     for piece in pieces:
         if found and not piece.learnt and not found[-1].learnt:
             found[-1] = replace(piece, text=found[-1].text + piece.text)

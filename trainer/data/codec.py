@@ -63,10 +63,10 @@ class Codec:
     prefix: tuple[int, ...]  # what the tokenizer puts before a text: BOS, [CLS] or nothing
     suffix: tuple[int, ...]  # what an encoder expects after it: T5's EOS, BERT's [SEP]
     eos_id: int
-    control_tokens: Mapping[str, int]  # text -> id
+    special_tokens: Mapping[str, int]  # text -> id
 
     @classmethod
-    def of(cls, tokenizer: Any, *, max_length: int, seq2seq: bool) -> Codec:
+    def from_tokenizer(cls, tokenizer: Any, *, max_length: int, seq2seq: bool) -> Codec:
         """Probe the tokenizer.
 
         Raises:
@@ -90,7 +90,7 @@ class Codec:
             prefix=tuple(framed[:start]),
             suffix=tuple(framed[start + len(bare) :]) if seq2seq else (),
             eos_id=int(eos_id),
-            control_tokens={token.content: number for number, token in added if token.special},
+            special_tokens={token.content: number for number, token in added if token.special},
         )
 
     def encode(self, texts: Sequence[str], template: Template) -> list[list[int]]:
@@ -104,7 +104,7 @@ class Codec:
         encoded = self._tokenize(texts, split_special_tokens=True)
         for at, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
             # A Unigram vocabulary lists `</s>` as a piece, so asking for a split is not enough.
-            held = self.control_tokens.items()
+            held = self.special_tokens.items()
             armed = [token for token, number in held if token in text and number in ids]
             if armed:
                 encoded[at] = self._tokenize([_disarm(text, armed)], split_special_tokens=True)[0]
@@ -122,19 +122,19 @@ class Codec:
         )
         return [list(ids) for ids in encoded["input_ids"]]
 
-    def smuggled(self, text: str, template: Template) -> list[str]:
+    def special_tokens_in(self, text: str, template: Template) -> list[str]:
         """Name control tokens that a row's own words would bring in beside the template's."""
         if not self._writes_control(template):
             return []
         return [
             f"the text holds the control token {token!r}, which this template would act on; "
             "remove it from the row"
-            for token in self.control_tokens
+            for token in self.special_tokens
             if text.count(token) > template.literals.count(token)
         ]
 
     def _writes_control(self, template: Template) -> bool:
-        return any(token in template.literals for token in self.control_tokens)
+        return any(token in template.literals for token in self.special_tokens)
 
     def assemble(
         self, prompt: list[int], completion: list[int]

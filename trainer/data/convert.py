@@ -20,7 +20,14 @@ from types import MappingProxyType
 from typing import Any
 
 from trainer.atomic import RealDisk, clear_partials, partial_of
-from trainer.data.converters import BENIGN_PUBLISHED, CONVERTERS, Choice, Tally, digest, essence
+from trainer.data.converters import (
+    BENIGN_PUBLISHED,
+    CONVERTERS,
+    ConversionStats,
+    ConvertOptions,
+    digest,
+    normalized,
+)
 from trainer.data.rows import DataError
 from trainer.data.split import is_held_out
 
@@ -50,28 +57,28 @@ class Converted:
     train: int
     held_out: int
     across: int
-    tally: Tally
+    stats: ConversionStats
     unmeasured: bool = False
     wish: str = ""
     share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as plain values."""
-        tally = self.tally
+        stats = self.stats
         return {
             "rows": {"train": self.train, "eval": self.held_out},
-            "read": tally.read,
-            "kept": tally.kept,
-            "left_out": dict(tally.left_out),
-            "places": tally.places,
-            "mended": dict(tally.mended),
-            "classes": dict(tally.classes),
+            "read": stats.read,
+            "kept": stats.kept,
+            "left_out": dict(stats.left_out),
+            "places": stats.places,
+            "mended": dict(stats.mended),
+            "classes": dict(stats.classes),
             "across": self.across,
         }
 
     def told(self) -> str:
         """Return the counts as lines for a terminal."""
-        lines = [self.tally.table(), f"{self.train} to learn, {self.held_out} held out"]
+        lines = [self.stats.table(), f"{self.train} to learn, {self.held_out} held out"]
         if not self.train or not self.held_out:
             side = "to learn" if self.held_out else "held out"
             lines.append(
@@ -115,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the counts as JSON, too")
     args = parser.parse_args(argv)
     try:
-        choice = _chosen(args)
-        done = convert(args.format, args.source, args.out, choice=choice, held_out=args.held_out)
+        options = _chosen(args)
+        done = convert(args.format, args.source, args.out, options=options, held_out=args.held_out)
     except DataError as error:
         sys.stderr.write(f"{error}\n")
         return DataError.exit_code
@@ -130,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _chosen(args: argparse.Namespace) -> Choice:
+def _chosen(args: argparse.Namespace) -> ConvertOptions:
     """Return how to choose rows; raise DataError for a wish that nothing would come of."""
     asked = {"benign": args.benign, "tokenizer": args.tokenizer, "max-length": args.max_length}
     given = [f"--{name}" for name, value in asked.items() if value is not None]
@@ -140,10 +147,12 @@ def _chosen(args: argparse.Namespace) -> Choice:
         raise DataError(["--max-length counts tokens: say of which base with --tokenizer MODEL"])
     fits = fitting(args.tokenizer, args.max_length or LENGTH) if args.tokenizer else None
     benign = BENIGN_PUBLISHED if args.benign is None else args.benign
-    return Choice(seed=args.seed, benign=benign, fits=fits)
+    return ConvertOptions(seed=args.seed, benign=benign, fits=fits)
 
 
-def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: float) -> Converted:
+def convert(
+    kind: str, source: Path, out: Path, *, options: ConvertOptions, held_out: float
+) -> Converted:
     """Stream `source` into `out/train.jsonl` and `out/eval.jsonl`, split by group.
 
     Raises:
@@ -158,22 +167,22 @@ def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: flo
     for path in targets:
         clear_partials(path, disk=RealDisk())
     partial = [partial_of(path) for path in targets]
-    tally = Tally()
+    stats = ConversionStats()
     counts = [0, 0]
     words: tuple[list[str], list[str]] = ([], [])
     try:
         with partial[0].open("w", encoding="utf-8") as learn, \
              partial[1].open("w", encoding="utf-8") as keep:  # fmt: skip
-            for row in CONVERTERS[kind](source, choice, tally):
-                side = is_held_out(str(row["group"]), share=held_out, seed=choice.seed)
+            for row in CONVERTERS[kind](source, options, stats):
+                side = is_held_out(str(row["group"]), share=held_out, seed=options.seed)
                 counts[side] += 1
                 words[side].append(_words(row))
                 (keep if side else learn).write(json.dumps(row, ensure_ascii=False) + "\n")
             for file in (learn, keep):
                 file.flush()
                 os.fsync(file.fileno())
-        if not tally.kept:
-            raise DataError([f"{source}: no row could be kept\n{tally.table()}"])
+        if not stats.kept:
+            raise DataError([f"{source}: no row could be kept\n{stats.table()}"])
         for path, target in zip(partial, targets, strict=True):
             path.replace(target)
     finally:
@@ -185,8 +194,8 @@ def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: flo
         train=counts[0],
         held_out=counts[1],
         across=across,
-        tally=tally,
-        unmeasured=kind == "jigsaw" and choice.fits is None,
+        stats=stats,
+        unmeasured=kind == "jigsaw" and options.fits is None,
         wish=WISHES.get(kind, ""),
         share=held_out,
     )
@@ -195,7 +204,7 @@ def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: flo
 def _words(row: Mapping[str, Any]) -> str:
     """Return a short name of all that a row says, alike for rows that differ in marks only."""
     text = json.dumps({key: value for key, value in row.items() if key != "group"})
-    return digest(essence(text))
+    return digest(normalized(text))
 
 
 def fitting(tokenizer: str, max_length: int) -> Callable[[str], bool]:

@@ -26,7 +26,7 @@ SHAREGPT_PART = re.compile(r"([A-Za-z0-9-]{7})_\d+")  # a later part of a conver
 
 
 @dataclass(kw_only=True)
-class Tally:
+class ConversionStats:
     """What a conversion did: rows read, kept, left out by reason, mended, and kept by class."""
 
     read: int = 0
@@ -61,7 +61,7 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ConvertOptions:
     """How to choose among rows: `fits` tells whether a text is short enough, if that matters."""
 
     seed: int = 0
@@ -69,7 +69,7 @@ class Choice:
     fits: Callable[[str], bool] | None = None
 
 
-def jigsaw(path: Path, choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+def jigsaw(path: Path, options: ConvertOptions, stats: ConversionStats) -> Iterator[ConvertedRow]:
     """Yield `{"text", "classifications"}` of the Jigsaw Toxic Comment `train.csv`, in file order.
 
     The published rule: rows that do not decode or do not fit are dropped, all malicious ones are
@@ -81,21 +81,21 @@ def jigsaw(path: Path, choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
         DataError: a column is missing or unknown, or a label is neither 0 nor 1.
     """
     heap: list[int] = []  # the smallest hashes so far, negated
-    for _, text, labels, rank in _comments(path, Tally()):
-        if labels or (choice.fits is not None and not choice.fits(text)):
+    for _, text, labels, rank in _comments(path, ConversionStats()):
+        if labels or (options.fits is not None and not options.fits(text)):
             continue
-        if len(heap) < choice.benign:
-            heapq.heappush(heap, -_ranked(choice.seed, rank))
+        if len(heap) < options.benign:
+            heapq.heappush(heap, -_ranked(options.seed, rank))
         elif heap:
-            heapq.heappushpop(heap, -_ranked(choice.seed, rank))
+            heapq.heappushpop(heap, -_ranked(options.seed, rank))
     limit = -heap[0] if heap else -1
-    for number, text, labels, rank in _comments(path, tally):
-        if choice.fits is not None and not choice.fits(text):
-            tally.leave_out("too long", f"{path.name}:{number}")
-        elif not labels and _ranked(choice.seed, rank) > limit:
-            tally.leave_out("benign and not drawn", f"{path.name}:{number}")
+    for number, text, labels, rank in _comments(path, stats):
+        if options.fits is not None and not options.fits(text):
+            stats.leave_out("too long", f"{path.name}:{number}")
+        elif not labels and _ranked(options.seed, rank) > limit:
+            stats.leave_out("benign and not drawn", f"{path.name}:{number}")
         else:
-            tally.keep(*(labels or ("benign",)))
+            stats.keep(*(labels or ("benign",)))
             yield {
                 "text": text,
                 "classifications": ", ".join(labels) or "N/A",
@@ -103,23 +103,23 @@ def jigsaw(path: Path, choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
             }
 
 
-def ds1000(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+def ds1000(path: Path, _choice: ConvertOptions, stats: ConversionStats) -> Iterator[ConvertedRow]:
     """Yield prompt and reference code of DS-1000, indentation untouched; a group is a family.
 
     The authors ask that these rows never enter a training corpus: use them to prove a pipeline.
     """
-    for place, row in _each(path, tally):
+    for place, row in _each(path, stats):
         problem, code = row.fields.get("prompt"), row.fields.get("reference_code")
         about = row.fields.get("metadata")
         if not isinstance(problem, str) or not isinstance(code, str) or not code.strip():
-            tally.leave_out("no prompt or no reference code", place)
+            stats.leave_out("no prompt or no reference code", place)
         elif not isinstance(about, Mapping) or "library" not in about:
-            tally.leave_out("no metadata.library", place)
+            stats.leave_out("no metadata.library", place)
         else:
             names = (about.get("perturbation_origin_id"), about.get("problem_id"), row.number)
             family = next(name for name in names if name is not None)
             library = str(about["library"])
-            tally.keep(library)
+            stats.keep(library)
             yield {
                 "problem": problem,
                 "code": code,
@@ -128,24 +128,28 @@ def ds1000(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
             }
 
 
-def counselling(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+def counselling(
+    path: Path, _choice: ConvertOptions, stats: ConversionStats
+) -> Iterator[ConvertedRow]:
     """Yield Context and Response pairs, each once; all answers to one question are a group."""
     seen: set[str] = set()
-    for place, row in _each(path, tally):
+    for place, row in _each(path, stats):
         question, answer = _text(row, "Context"), _text(row, "Response")
         if not question or not answer:
-            tally.leave_out("an empty Context or Response", place)
+            stats.leave_out("an empty Context or Response", place)
             continue
         pair = digest(f"{question}\0{answer}")
         if pair in seen:
-            tally.leave_out("the same pair again", place)
+            stats.leave_out("the same pair again", place)
             continue
         seen.add(pair)
-        tally.keep()
+        stats.keep()
         yield {"context": question, "response": answer, "group": _alike(question)}
 
 
-def conversations(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+def conversations(
+    path: Path, _choice: ConvertOptions, stats: ConversionStats
+) -> Iterator[ConvertedRow]:
     """Yield `{"messages": [{"role", "content"}]}` of ShareGPT or vicuna conversations.
 
     A conversation must begin with the human, alternate, and say something in every turn. A system
@@ -156,10 +160,10 @@ def conversations(path: Path, _choice: Choice, tally: Tally) -> Iterator[Convert
     names = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
              "assistant": "assistant", "bing": "assistant", "bard": "assistant",
              "system": "system"}  # fmt: skip
-    for place, row in _each(path, tally):
+    for place, row in _each(path, stats):
         turns = row.fields.get("conversations", row.fields.get("messages"))
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            tally.leave_out("no list of turns", place)
+            stats.leave_out("no list of turns", place)
             continue
         messages = [
             {
@@ -170,14 +174,14 @@ def conversations(path: Path, _choice: Choice, tally: Tally) -> Iterator[Convert
         ]
         fault, messages = _in_order(messages)
         if fault:
-            tally.leave_out(fault, place)
+            stats.leave_out(fault, place)
             continue
         last = messages[-1]["content"]
         if last.endswith("}") and last.count("}") == last.count("{") + 1 and last.strip("} \n"):
             # Seen at the end of whole conversations of wizard_vicuna: a rest of the JSON around.
             messages[-1]["content"] = last.removesuffix("}")
-            tally.mended["a `}` too much at the end"] += 1
-        tally.keep(f"{len(messages) // 2 * 2} turns")
+            stats.mended["a `}` too much at the end"] += 1
+        stats.keep(f"{len(messages) // 2 * 2} turns")
         name = str(row.number if row.fields.get("id") is None else row.fields["id"])
         part = SHAREGPT_PART.fullmatch(name)
         yield {"messages": messages, "group": part.group(1) if part else name}
@@ -197,35 +201,39 @@ def _in_order(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]
     return ("" if len(talk) > 1 else "no answer"), messages
 
 
-def sentiment(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+def sentiment(
+    path: Path, _choice: ConvertOptions, stats: ConversionStats
+) -> Iterator[ConvertedRow]:
     """Yield `{"text", "label"}` of pairs whose label is 0/1 or a word, in any order of columns."""
     words = {
         "0": "negative", "0.0": "negative", "neg": "negative",
         "1": "positive", "1.0": "positive", "pos": "positive",
     }  # fmt: skip
-    for place, row in _each(path, tally):
+    for place, row in _each(path, stats):
         text = _text(row, "text") or _text(row, "review") or _text(row, "sentence")
         label = _text(row, "label") or _text(row, "sentiment")
         if not text or not label:
-            tally.leave_out("no text or no label", place)
+            stats.leave_out("no text or no label", place)
             continue
         label = words.get(label.lower(), label.lower())
-        tally.keep(label)
+        stats.keep(label)
         yield {"text": text, "label": label, "group": _alike(text)}
 
 
-def instructions(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+def instructions(
+    path: Path, _choice: ConvertOptions, stats: ConversionStats
+) -> Iterator[ConvertedRow]:
     """Yield Alpaca rows; `request` is the instruction with its input behind it if there is one.
 
     Any of the three may be code, whose first line is indented: nothing is stripped.
     """
-    for place, row in _each(path, tally):
+    for place, row in _each(path, stats):
         order, given, answer = (_said(row, name) for name in ("instruction", "input", "output"))
         if not order.strip() or not answer.strip():
-            tally.leave_out("no instruction or no output", place)
+            stats.leave_out("no instruction or no output", place)
             continue
         bare = given.strip().lower().strip(".<>") in {"", "no input", "noinput", "none"}
-        tally.keep("without input" if bare else "with input")
+        stats.keep("without input" if bare else "with input")
         yield {
             "request": order if bare else f"{order}\n\n{given}",
             "answer": answer,
@@ -233,7 +241,9 @@ def instructions(path: Path, _choice: Choice, tally: Tally) -> Iterator[Converte
         }
 
 
-def _comments(path: Path, tally: Tally) -> Iterator[tuple[int, str, tuple[str, ...], str]]:
+def _comments(
+    path: Path, stats: ConversionStats
+) -> Iterator[tuple[int, str, tuple[str, ...], str]]:
     """Yield (record, text, labels, id) of the Jigsaw file; ids are text, their zeros matter."""
     problems: list[str] = []
     checked = False
@@ -241,7 +251,7 @@ def _comments(path: Path, tally: Tally) -> Iterator[tuple[int, str, tuple[str, .
         if not checked:
             _check_columns(path, row)
             checked = True
-        tally.read += 1
+        stats.read += 1
         # Text in CSV, numbers in other formats; of those a row may also lack a field.
         said = {name: _said(row, name) for name in ("id", "comment_text", *TOXIC)}
         values = {said[name] for name in TOXIC}
@@ -250,7 +260,7 @@ def _comments(path: Path, tally: Tally) -> Iterator[tuple[int, str, tuple[str, .
             raise DataError([f"{path}:{row.number}: a label must be 0 or 1, not {stray}"])
         labels = tuple(name for name in TOXIC if said[name] == "1")
         yield row.number, said["comment_text"], labels, said["id"]
-    _leave_out_broken(path, problems, tally)
+    _leave_out_broken(path, problems, stats)
     if not checked:
         raise DataError([f"{path}: the file holds no rows", *problems[:1]])
 
@@ -264,21 +274,21 @@ def _check_columns(path: Path, row: Row) -> None:
         raise DataError([f"{path}: {fault}" for fault in faults])
 
 
-def _each(path: Path, tally: Tally) -> Iterator[tuple[str, Row]]:
+def _each(path: Path, stats: ConversionStats) -> Iterator[tuple[str, Row]]:
     problems: list[str] = []
     for row in stream_rows(path, problems):
-        tally.read += 1
+        stats.read += 1
         yield f"{path.name}:{row.number}", row
-    _leave_out_broken(path, problems, tally)
+    _leave_out_broken(path, problems, stats)
 
 
-def _leave_out_broken(path: Path, problems: Sequence[str], tally: Tally) -> None:
+def _leave_out_broken(path: Path, problems: Sequence[str], stats: ConversionStats) -> None:
     """Count the rows that could not be read, each under what is wrong with it."""
     for problem in problems:
         number, _, said = problem.removeprefix(f"{path}:").partition(": ")
         reason = re.split(r" \(|; ", said)[0]
-        tally.read += 1
-        tally.leave_out(
+        stats.read += 1
+        stats.leave_out(
             "does not decode" if reason == "not UTF-8" else reason, f"{path.name}:{number}"
         )
 
@@ -293,14 +303,14 @@ def _text(row: Row, name: str) -> str:
     return _said(row, name).strip()
 
 
-def essence(text: str) -> str:
+def normalized(text: str) -> str:
     """Return a text without case, marks and spacing, for telling near-duplicates."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
 
 def _alike(text: str) -> str:
     """Return a name that texts share which say the same; of marks alone, which are the same."""
-    return digest(essence(text) or text)
+    return digest(normalized(text) or text)
 
 
 def digest(text: str) -> str:
@@ -312,7 +322,7 @@ def _ranked(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest())
 
 
-Converter = Callable[[Path, Choice, Tally], Iterator[ConvertedRow]]
+Converter = Callable[[Path, ConvertOptions, ConversionStats], Iterator[ConvertedRow]]
 CONVERTERS: Mapping[str, Converter] = MappingProxyType(
     {
         "jigsaw": jigsaw,

@@ -76,7 +76,7 @@ def load_examples(
     Raises:
         DataError: with every problem of the file at once, each as `file:row`.
     """
-    codec = Codec.of(tokenizer, max_length=max_length, seq2seq=seq2seq)
+    codec = Codec.from_tokenizer(tokenizer, max_length=max_length, seq2seq=seq2seq)
     problems: list[str] = []
     if table.messages is not None:
         found = _conversations(table, path, codec, problems)
@@ -104,7 +104,7 @@ def _templated(
             continue
         for text, template in ((prompt, prompt_of), (completion, completion_of)):
             problems += [
-                f"{path}:{row.number}: {fault}" for fault in codec.smuggled(text, template)
+                f"{path}:{row.number}: {fault}" for fault in codec.special_tokens_in(text, template)
             ]
         texts.append((row, prompt, completion))
     prompts = codec.encode([prompt for _, prompt, _ in texts], prompt_of)
@@ -172,7 +172,7 @@ def encode_prompt(
         text = prompt_of.render(fields)
     except MissingFieldError as error:
         raise DataError([str(error)]) from error
-    codec = Codec.of(tokenizer, max_length=max_length, seq2seq=seq2seq)
+    codec = Codec.from_tokenizer(tokenizer, max_length=max_length, seq2seq=seq2seq)
     ids, _, length, _ = codec.assemble(codec.encode([text], prompt_of)[0], [])
     return ids[:length]
 

@@ -16,7 +16,7 @@ PAGES = (b"<!doctype html", b"<html", b"<head")
 BOM = b"\xef\xbb\xbf"
 
 
-def stand_in(path: Path) -> str:
+def describe_placeholder(path: Path) -> str:
     """Say what stands in the place of the file at `path`, and what fetches it; empty if it is one.
 
     Raises:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
-from trainer.data.placeholder_files import stand_in
+from trainer.data.placeholder_files import describe_placeholder
 
 PROBLEMS_SHOWN_MAX = 20
 CELL_CHARACTERS_MAX = 1 << 30  # csv's own limit of 131,072 is too small for documents
@@ -104,7 +104,7 @@ def stream_rows(path: Path, problems: list[str]) -> Iterator[Row]:
     """
     kind, opener = _kind(path)
     try:
-        if said := stand_in(path):
+        if said := describe_placeholder(path):
             raise DataError([f"{path}: {said}"])
         with opener(path) as file:
             start = file.read(len(BOM))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.data.converters import digest, essence
+from trainer.data.converters import digest, normalized
 
 SHOWN_MAX = 20
 
@@ -42,7 +42,7 @@ def find_duplicates(
     texts: set[str] = set()
     exact = near = 0
     for number, text in train:
-        key = digest(essence(text) or text)
+        key = digest(normalized(text) or text)
         plain = digest(text)
         exact += plain in texts
         near += key in first and plain not in texts
@@ -51,7 +51,7 @@ def find_duplicates(
     across = [
         (first[key], number)
         for number, text in held_out
-        if (key := digest(essence(text) or text)) in first
+        if (key := digest(normalized(text) or text)) in first
     ]
     return Duplicates(
         exact=exact, near=near, across=tuple(across[:SHOWN_MAX]), across_count=len(across)

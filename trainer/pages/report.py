@@ -110,7 +110,7 @@ def as_page(report: Json, run_dir: Path, *, name: str) -> str:
     return html.page(f"Report of {name}", sections)
 
 
-RIVALS = {
+BASELINE_NAMES = {
     "majority": "commonest answer",
     "tfidf_regression": "TF-IDF + regression",
     "few_shot": "base, few-shot",
@@ -141,7 +141,7 @@ def _summary(report: Json) -> list[tuple[str, object]]:
         ("tokens", report["tokens"]),
         ("time in training steps", duration(seconds)),
         ("tokens per second", None if speed is None else round(speed, 1)),
-        ("merged model", merged_as_adapter(report["merged"])),
+        ("merged model", describe_agreement(report["merged"])),
         ("evictions survived", len(report["evictions"])),
         ("steps done again", facts.get("redone_steps")),
         ("steps skipped for overflow", report["skipped_steps"]),
@@ -156,7 +156,7 @@ def _summary(report: Json) -> list[tuple[str, object]]:
 def _scores(report: Json) -> list[str]:
     """Return who answered how well, a line each, and what training gained."""
     found: list[tuple[str, Mapping[str, Any]]] = [
-        (RIVALS.get(name, name), figures) for name, figures in report["baselines"].items()
+        (BASELINE_NAMES.get(name, name), figures) for name, figures in report["baselines"].items()
     ]
     for stage, word in (("before", "base"), ("after", "fine-tuned")):
         if report[stage]:
@@ -298,7 +298,7 @@ def _best(found: Mapping[str, Any] | None) -> str | None:
     return None if not found else f"{found['loss']:.4g} after step {found['step']}"
 
 
-def merged_as_adapter(found: Mapping[str, Any] | None) -> str | None:
+def describe_agreement(found: Mapping[str, Any] | None) -> str | None:
     """Say how alike the merged model and the adapter answer; None if they were not compared.
 
     After a training on a quantised base, it is said of that base and of the original one.

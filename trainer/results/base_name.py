@@ -21,7 +21,7 @@ class BaseName:
     on_hub: bool
 
 
-def name_base(model: str, run_dir: Path, *, folder: str = "", given: str = "") -> BaseName:
+def public_base_name(model: str, run_dir: Path, *, folder: str = "", given: str = "") -> BaseName:
     """Return the public name of the base that the config of `run_dir` calls `model`.
 
     A directory has the hub id that its owner has `given` for it, else only its own bare name:
@@ -46,7 +46,7 @@ def name_base(model: str, run_dir: Path, *, folder: str = "", given: str = "") -
     return BaseName(name=given or bare, on_hub=bool(given))
 
 
-def public_bytes(path: Path, base: BaseName) -> bytes | None:
+def without_local_paths(path: Path, base: BaseName) -> bytes | None:
     """Return a config without paths in the fields that name a model; None if it has none there."""
     if path.name not in CONFIGS:
         return None

@@ -65,7 +65,7 @@ def _listed(base: Path, index: str, single: str) -> list[str]:
     return names
 
 
-def written_name(name: str) -> str:
+def safetensors_name(name: str) -> str:
     """Return what a shard is called once it is written as safetensors."""
     return Path(name.removeprefix("pytorch_")).stem + ".safetensors"
 
@@ -114,7 +114,7 @@ def _older(path: Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
-def placed(name: str, names: Collection[str]) -> str:
+def stored_name(name: str, names: Collection[str]) -> str:
     """Return the name of a loaded model's tensor as files with these `names` write it.
 
     A base may be stored without the first part of its names (GPT-2 is, on the hub), which
@@ -124,7 +124,7 @@ def placed(name: str, names: Collection[str]) -> str:
     return short if name not in names and short in names else name
 
 
-def fetch(model: str, revision: str) -> Path:
+def download(model: str, revision: str) -> Path:
     """Return the local copy of a base on the hub, fetched as far as it is not there yet.
 
     Endpoint, cache and token are those of `huggingface_hub` (`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`).
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--revision", default="main", help="branch, tag or commit")
     args = parser.parse_args(argv)
     try:
-        directory = fetch(args.model, args.revision)
+        directory = download(args.model, args.revision)
     except (NoBaseError, ConnectionError) as error:
         from huggingface_hub import constants
 

@@ -52,7 +52,7 @@ def read_answer(text: str, vocabulary: Vocabulary) -> Answer:
     if vocabulary.kind == "label":
         return _read_one(text, {label.casefold(): label for label in vocabulary.labels})
     known = {bare(label).casefold(): label for label in vocabulary.labels}
-    words = words_in(text)
+    words = split_labels(text)
     if [word.casefold() for word in words] == [bare(vocabulary.none).casefold()]:
         return Answer(labels=frozenset(), unknown=(), readable=True)
     labels = frozenset(known[word.casefold()] for word in words if word.casefold() in known)
@@ -67,7 +67,7 @@ def write_answer(labels: Sequence[str] | frozenset[str], vocabulary: Vocabulary)
     return ", ".join(label for label in vocabulary.labels if label in labels)
 
 
-def fault_of(completion: str, vocabulary: Vocabulary) -> str | None:
+def label_problem(completion: str, vocabulary: Vocabulary) -> str | None:
     """Say what is wrong with the right answer that a row gives; None if it is one of the listed."""
     answer = read_answer(completion, vocabulary)
     exact = write_answer(answer.labels, vocabulary).casefold() == completion.strip().casefold()
@@ -137,7 +137,7 @@ def _read_one(text: str, known: dict[str, str]) -> Answer:
     return Answer(labels=frozenset(), unknown=(line,) if line else (), readable=False)
 
 
-def words_in(text: str) -> list[str]:
+def split_labels(text: str) -> list[str]:
     """Return the words of a set of labels, written as `read_answer` reads them."""
     stripped = text.strip()
     if stripped.startswith("["):

@@ -16,7 +16,7 @@ ROWS_MAX = 50_000  # beyond it a baseline would take longer than it is worth
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class LabelledTexts:
     """Texts with their labels as booleans [texts, labels], and as they are written, if needed."""
 
     texts: Sequence[str]
@@ -24,7 +24,9 @@ class Known:
     written: Sequence[str] = ()
 
 
-def baselines(learn: Known, held_out: Known, *, single: bool, resamples: int) -> dict[str, Any]:
+def baselines(
+    learn: LabelledTexts, held_out: LabelledTexts, *, single: bool, resamples: int
+) -> dict[str, Any]:
     """Return every figure with its interval for `majority` and `tfidf_regression`.
 
     Both learn from `learn` alone. The same seed gives the same figures.
@@ -51,8 +53,8 @@ def baselines(learn: Known, held_out: Known, *, single: bool, resamples: int) ->
 def _majority(labels: metrics.Bools, count: int) -> metrics.Bools:
     """Answer every text with the commonest answer; among equals, the first in sorted order."""
     counted = Counter(tuple(bool(cell) for cell in row) for row in labels)
-    commonest = max(sorted(counted), key=lambda answer: counted[answer])
-    return np.tile(np.array(commonest, dtype=bool), (count, 1))
+    label_sets_by_frequency = max(sorted(counted), key=lambda answer: counted[answer])
+    return np.tile(np.array(label_sets_by_frequency, dtype=bool), (count, 1))
 
 
 def _regression(

@@ -22,7 +22,7 @@ ROWS_PER_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded:
+class GeneratedTokens:
     """What a model wrote for one prompt, without the EOS, and whether it came to one."""
 
     tokens: tuple[int, ...]
@@ -41,35 +41,37 @@ class Decoder:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._accepts = frozenset(inspect.signature(base.forward).parameters)
 
-    def read(self, prompts: Sequence[Sequence[int]]) -> Reading:
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> DecodingState:
         """Read the prompts; the reading knows the next token's logits, float32 [batch, words]."""
         width = max(len(prompt) for prompt in prompts)
         ids = [[self._pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         tokens = torch.tensor(ids, device=self._device)
-        attention = torch.tensor(mask, device=self._device)
+        attention_mask = torch.tensor(mask, device=self._device)
         if self._seq2seq:
-            encoded = self._model.get_encoder()(input_ids=tokens, attention_mask=attention)
+            encoder_outputs = self._model.get_encoder()(
+                input_ids=tokens, attention_mask=attention_mask
+            )
             start = self._model.config.decoder_start_token_id
             first = torch.full((len(prompts), 1), start, device=self._device)
-            reading = Reading(attention=attention, encoded=encoded)
-            return self._forward(first, reading)
-        return self._forward(tokens, Reading(attention=attention))
+            state = DecodingState(attention_mask=attention_mask, encoder_outputs=encoder_outputs)
+            return self._forward(first, state)
+        return self._forward(tokens, DecodingState(attention_mask=attention_mask))
 
-    def step(self, reading: Reading, tokens: Sequence[int]) -> Reading:
+    def step(self, state: DecodingState, tokens: Sequence[int]) -> DecodingState:
         """Return the reading after one more token per row; the given reading is used up."""
         fed = torch.tensor(tokens, device=self._device)[:, None]
         if not self._seq2seq:
-            reading.attention = torch.cat([reading.attention, torch.ones_like(fed)], dim=1)
-        return self._forward(fed, reading)
+            state.attention_mask = torch.cat([state.attention_mask, torch.ones_like(fed)], dim=1)
+        return self._forward(fed, state)
 
-    def write(self, reading: Reading, *, tokens_max: int) -> list[Decoded]:
+    def generate(self, state: DecodingState, *, tokens_max: int) -> list[GeneratedTokens]:
         """Continue greedily to an EOS, or for `tokens_max` tokens; the reading is used up."""
-        rows = len(reading.logits)
+        rows = len(state.logits)
         written: list[list[int]] = [[] for _ in range(rows)]
         stopped = [False] * rows
         for turn in range(tokens_max):
-            chosen = reading.logits.argmax(dim=-1).tolist()
+            chosen = state.logits.argmax(dim=-1).tolist()
             for row, token in enumerate(chosen):
                 if token in self._eos:
                     stopped[row] = True
@@ -78,30 +80,30 @@ class Decoder:
             if all(stopped) or turn == tokens_max - 1:
                 break
             fed = [self._pad if end else token for end, token in zip(stopped, chosen, strict=True)]
-            reading = self.step(reading, fed)
+            state = self.step(state, fed)
         return [
-            Decoded(tokens=tuple(tokens), stopped=end)
+            GeneratedTokens(tokens=tuple(tokens), stopped=end)
             for tokens, end in zip(written, stopped, strict=True)
         ]
 
-    def weigh(self, reading: Reading, trie: Trie) -> torch.Tensor:
+    def score_choices(self, state: DecodingState, trie: Trie) -> torch.Tensor:
         """Return the probability of every answer of `trie`, float64 [batch, answers], rows sum 1.
 
         At each fork of the trie the model's probability is shared out among the branches there
         are, so words that no answer can go on with play no part. A stretch without a fork costs
         nothing unless a fork follows. The reading is used up.
         """
-        result = torch.zeros(len(reading.logits), trie.answers, dtype=torch.float64)
-        certain = torch.zeros(len(reading.logits), 1, dtype=torch.float64)
-        self._descend(trie.root, reading, certain, result)
+        result = torch.zeros(len(state.logits), trie.answers, dtype=torch.float64)
+        certain = torch.zeros(len(state.logits), 1, dtype=torch.float64)
+        self._descend(trie.root, state, certain, result)
         return result.exp()
 
     def _descend(
-        self, node: Node, reading: Reading, log_share: torch.Tensor, result: torch.Tensor
+        self, node: Node, state: DecodingState, log_share: torch.Tensor, result: torch.Tensor
     ) -> None:
         branches = list(node.branches.items())
         if len(branches) > 1:
-            logits = reading.logits[:, [token for token, _ in branches]]
+            logits = state.logits[:, [token for token, _ in branches]]
             shares = logits.double().cpu().log_softmax(dim=-1) + log_share
         else:
             shares = log_share
@@ -111,45 +113,45 @@ class Decoder:
                 result[:, child.only_answer] = share[:, 0]
                 continue
             last = at == len(branches) - 1
-            kept = reading if last else reading.fork()
+            kept = state if last else state.fork()
             self._descend(child, self.step(kept, [token] * len(share)), share, result)
 
-    def _forward(self, tokens: torch.Tensor, reading: Reading) -> Reading:
-        arguments: dict[str, Any] = {"use_cache": True, "past_key_values": reading.cache}
+    def _forward(self, tokens: torch.Tensor, state: DecodingState) -> DecodingState:
+        arguments: dict[str, Any] = {"use_cache": True, "past_key_values": state.past_key_values}
         if self._seq2seq:
             arguments |= {
-                "encoder_outputs": reading.encoded,
-                "attention_mask": reading.attention,
+                "encoder_outputs": state.encoder_outputs,
+                "attention_mask": state.attention_mask,
                 "decoder_input_ids": tokens,
             }
         else:
-            arguments |= {"input_ids": tokens, "attention_mask": reading.attention}
+            arguments |= {"input_ids": tokens, "attention_mask": state.attention_mask}
             if "position_ids" in self._accepts:
-                places = reading.attention.cumsum(dim=1) - 1
+                places = state.attention_mask.cumsum(dim=1) - 1
                 arguments["position_ids"] = places.clamp(min=0)[:, -tokens.shape[1] :]
             if "logits_to_keep" in self._accepts:
                 arguments["logits_to_keep"] = 1
         out = self._model(**arguments)
-        reading.cache = out.past_key_values
-        reading.logits = out.logits[:, -1].float()
-        return reading
+        state.past_key_values = out.past_key_values
+        state.logits = out.logits[:, -1].float()
+        return state
 
 
 @dataclass
-class Reading:
+class DecodingState:
     """How far a batch has been read: the model's memory of it, and what it would say next."""
 
-    attention: torch.Tensor
-    encoded: Any = None
-    cache: Any = None
+    attention_mask: torch.Tensor
+    encoder_outputs: Any = None
+    past_key_values: Any = None
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def fork(self) -> Reading:
+    def fork(self) -> DecodingState:
         """Return an independent copy; the prompt's encoding is shared, since nothing changes it."""
-        return Reading(
-            attention=self.attention,
-            encoded=self.encoded,
-            cache=copy.deepcopy(self.cache),
+        return DecodingState(
+            attention_mask=self.attention_mask,
+            encoder_outputs=self.encoder_outputs,
+            past_key_values=copy.deepcopy(self.past_key_values),
             logits=self.logits,
         )
 
@@ -184,7 +186,7 @@ class Trie:
 
 
 @contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """Put the model in evaluation mode, and leave modes and random states exactly as they were.
 
     So evaluating and then training equals training alone, bit for bit.
@@ -205,7 +207,7 @@ def undisturbed(model: Any) -> Iterator[None]:
             torch.cuda.set_rng_state_all(on_gpu)
 
 
-def batches(
+def batches_by_length(
     lengths: Sequence[int], *, tokens: int = TOKENS_PER_BATCH, rows: int = ROWS_PER_BATCH
 ) -> Iterator[list[int]]:
     """Yield places grouped by similar length, at most `rows` and `tokens` (with padding) each.
@@ -222,7 +224,7 @@ def batches(
         yield batch
 
 
-def in_batches(
+def run_in_batches(
     prompts: Sequence[Sequence[int]],
     answer: Callable[[list[int]], None],
     beat: Callable[[int, int], None],
@@ -234,7 +236,7 @@ def in_batches(
     Raises:
         DoesNotFit: memory does not even suffice for one prompt.
     """
-    waiting = list(batches([len(prompt) for prompt in prompts]))
+    waiting = list(batches_by_length([len(prompt) for prompt in prompts]))
     done = 0
     beat(done, len(prompts))
     while waiting:

@@ -23,7 +23,6 @@ from trainer.data.codec import Codec, Example
 from trainer.data.examples import load_examples, padding_id
 from trainer.data.template import Template
 from trainer.rundir.layout import resolve
-from trainer.scoring import few_shot as shots
 from trainer.scoring import metrics
 from trainer.scoring.answers import (
     Answer,
@@ -33,8 +32,14 @@ from trainer.scoring.answers import (
     require_apart,
     write_answer,
 )
-from trainer.scoring.baselines import Known, baselines
-from trainer.scoring.references import commonest, indicator, read_gold, read_known
+from trainer.scoring.baselines import LabelledTexts, baselines
+from trainer.scoring.few_shot import select_demonstrations, with_demonstrations
+from trainer.scoring.references import (
+    indicator_matrix,
+    label_sets_by_frequency,
+    read_references,
+    read_training_texts,
+)
 from trainer.untrusted import NotPlain, parse
 
 Beat = Callable[[int, int], None]  # rows done, rows in all
@@ -96,20 +101,22 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
         seq2seq=bool(model.config.is_encoder_decoder),
     )
     answers = [(item.row, item.completion) for item in examples.items]
-    gold = tuple(read_gold(answers, config.eval, place=config.data.eval))
-    known = read_known(config, run_dir, model, tokenizer)
-    sheet = Sheet(
+    references = tuple(read_references(answers, config.eval, place=config.data.eval))
+    known = read_training_texts(config, run_dir, model, tokenizer)
+    eval_set = EvalSet(
         items=examples.items,
-        gold=gold,
+        references=references,
         table=config.eval,
         completion=Template.parse(config.data.completion),
-        seen=commonest(known.labels, config.eval.labels),
+        seen=label_sets_by_frequency(known.labels, config.eval.labels),
     )
-    result = evaluate(model, tokenizer, sheet, stage=stage, beat=beat)
+    result = evaluate(model, tokenizer, eval_set, stage=stage, beat=beat)
     if stage == "before":
-        found = compare(known, sheet) if config.eval.baselines else {}
+        found = score_baselines(known, eval_set) if config.eval.baselines else {}
         if config.eval.shots:
-            found["few_shot"] = few_shot(model, tokenizer, sheet, known, config, beat=beat)
+            found["few_shot"] = few_shot_baseline(
+                model, tokenizer, eval_set, known, config, beat=beat
+            )
         if found:
             result.details["baselines"] = found
     else:
@@ -129,11 +136,11 @@ def load_result(path: Path) -> EvalResult | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheet:
+class EvalSet:
     """The questions with their right answers, and how an answer is written."""
 
     items: tuple[Example, ...]
-    gold: tuple[frozenset[str], ...]
+    references: tuple[frozenset[str], ...]
     table: EvalTable
     completion: Template
     seen: tuple[frozenset[str], ...] = ()
@@ -144,14 +151,16 @@ class Sheet:
         return list(all_answers(self.table, self.seen))
 
 
-def evaluate(model: Any, tokenizer: Any, sheet: Sheet, *, stage: str, beat: Beat) -> EvalResult:
+def evaluate(
+    model: Any, tokenizer: Any, eval_set: EvalSet, *, stage: str, beat: Beat
+) -> EvalResult:
     """Answer every item and score the answers against the right ones, in the items' order."""
     begun = time.monotonic()
-    table, items = sheet.table, sheet.items
-    asked = ask(model, tokenizer, sheet, beat=beat)
-    right = indicator(sheet.gold, table.labels)
-    free = indicator([answer.labels for answer in asked.free], table.labels)
-    bound = indicator(asked.bound, table.labels)
+    table, items = eval_set.table, eval_set.items
+    predictions = predict(model, tokenizer, eval_set, beat=beat)
+    right = indicator_matrix(eval_set.references, table.labels)
+    free = indicator_matrix([answer.labels for answer in predictions.free], table.labels)
+    bound = indicator_matrix(predictions.bound, table.labels)
     parts: dict[str, Any] = {
         name: _figures(right, given, table) for name, given in (("free", free), ("bound", bound))
     }
@@ -166,17 +175,17 @@ def evaluate(model: Any, tokenizer: Any, sheet: Sheet, *, stage: str, beat: Beat
         low=chosen["low"],
         high=chosen["high"],
         n=len(items),
-        stop_rate=sum(asked.stopped) / len(items),
-        parse_failures=sum(not answer.readable for answer in asked.free),
-        out_of_vocabulary=sum(len(answer.unknown) for answer in asked.free),
+        stop_rate=sum(predictions.stopped) / len(items),
+        parse_failures=sum(not answer.readable for answer in predictions.free),
+        out_of_vocabulary=sum(len(answer.unknown) for answer in predictions.free),
         seconds=time.monotonic() - begun,
         details={
             "labels": list(table.labels),
-            "answers": _listed(sheet),
-            "not_numbers": asked.not_numbers,
+            "answers": _listed(eval_set),
+            "not_numbers": predictions.non_finite,
             **parts,
-            "calibration": _calibration(right, asked.probabilities, table),
-            "costs": _costs(right, bound, asked.probabilities, table),
+            "calibration": _calibration(right, predictions.probabilities, table),
+            "costs": _costs(right, bound, predictions.probabilities, table),
             "absent_labels": [
                 label for at, label in enumerate(table.labels) if not right[:, at].any()
             ],
@@ -184,53 +193,61 @@ def evaluate(model: Any, tokenizer: Any, sheet: Sheet, *, stage: str, beat: Beat
                 {
                     "row": item.row,
                     "gold": sorted(labels, key=table.labels.index),
-                    "bound": sorted(asked.bound[at], key=table.labels.index),
-                    "free": asked.texts[at],
-                    "stopped": asked.stopped[at],
+                    "bound": sorted(predictions.bound[at], key=table.labels.index),
+                    "free": predictions.texts[at],
+                    "stopped": predictions.stopped[at],
                 }
-                for at, (item, labels) in enumerate(zip(items, sheet.gold, strict=True))
+                for at, (item, labels) in enumerate(zip(items, eval_set.references, strict=True))
             ],
         },
     )
 
 
-def compare(known: Known, sheet: Sheet) -> dict[str, Any]:
+def score_baselines(known: LabelledTexts, eval_set: EvalSet) -> dict[str, Any]:
     """Score the baselines, learnt from `known`, on the same questions."""
     return baselines(
         known,
-        Known(
-            texts=[item.prompt for item in sheet.items],
-            labels=indicator(sheet.gold, sheet.table.labels),
+        LabelledTexts(
+            texts=[item.prompt for item in eval_set.items],
+            labels=indicator_matrix(eval_set.references, eval_set.table.labels),
         ),
-        single=sheet.table.kind == "label",
-        resamples=sheet.table.resamples,
+        single=eval_set.table.kind == "label",
+        resamples=eval_set.table.resamples,
     )
 
 
-def few_shot(  # noqa: PLR0913 - all that a second asking needs
-    model: Any, tokenizer: Any, sheet: Sheet, known: Known, config: TrainerConfig, *, beat: Beat
+def few_shot_baseline(  # noqa: PLR0913 - all that a second asking needs
+    model: Any,
+    tokenizer: Any,
+    eval_set: EvalSet,
+    known: LabelledTexts,
+    config: TrainerConfig,
+    *,
+    beat: Beat,
 ) -> dict[str, Any]:
     """Ask the base again with learnt rows before each question, and return its figures."""
-    table, prompt = sheet.table, Template.parse(config.data.prompt)
-    longest = max(item.answer_length for item in sheet.items) + MARGIN_TOKENS
+    table, prompt = eval_set.table, Template.parse(config.data.prompt)
+    longest = max(item.answer_length for item in eval_set.items) + MARGIN_TOKENS
     room = getattr(model.config, "max_position_embeddings", None) or CONTEXT_TOKENS
     seq2seq = bool(model.config.is_encoder_decoder)
-    codec = Codec.of(tokenizer, max_length=room - longest, seq2seq=seq2seq)
-    shown = shots.draw(list(zip(known.texts, known.written, strict=True)), table.shots)
-    primed = shots.prime(sheet.items, shown, codec, prompt)
-    asked = ask(model, tokenizer, replace(sheet, items=primed.items), beat=beat)
-    answers = asked.bound if table.decoding == "bound" else [one.labels for one in asked.free]
-    right, given = (indicator(sets, table.labels) for sets in (sheet.gold, answers))
+    codec = Codec.from_tokenizer(tokenizer, max_length=room - longest, seq2seq=seq2seq)
+    shown = select_demonstrations(list(zip(known.texts, known.written, strict=True)), table.shots)
+    primed = with_demonstrations(eval_set.items, shown, codec, prompt)
+    predictions = predict(model, tokenizer, replace(eval_set, items=primed.items), beat=beat)
+    answers = (
+        predictions.bound if table.decoding == "bound" else [one.labels for one in predictions.free]
+    )
+    right, given = (indicator_matrix(sets, table.labels) for sets in (eval_set.references, answers))
     return {"rows": len(shown), "fewest": primed.fewest, **_figures(right, given, table)}
 
 
-def _listed(sheet: Sheet) -> dict[str, int]:
+def _listed(eval_set: EvalSet) -> dict[str, int]:
     """Return how many answers there can be, how many are chosen among, and what that leaves out."""
-    sets = set(sheet.sets)
+    sets = set(eval_set.sets)
     return {
-        "possible": possible_answers(sheet.table),
+        "possible": possible_answers(eval_set.table),
         "listed": len(sets),
-        "right_not_listed": sum(labels not in sets for labels in sheet.gold),
+        "right_not_listed": sum(labels not in sets for labels in eval_set.references),
     }
 
 
@@ -256,7 +273,7 @@ def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
 
 
 @dataclass(kw_only=True)
-class Asked:
+class Predictions:
     """All answers of a model in the order of the items; `probabilities` is [rows, labels].
 
     Where those are not numbers the bound answer is the empty set, as one that cannot be read.
@@ -267,21 +284,21 @@ class Asked:
     free: list[Answer]
     bound: list[frozenset[str]]
     probabilities: metrics.Floats
-    not_numbers: int = 0
+    non_finite: int = 0
 
 
-def ask(model: Any, tokenizer: Any, sheet: Sheet, *, beat: Beat) -> Asked:
+def predict(model: Any, tokenizer: Any, eval_set: EvalSet, *, beat: Beat) -> Predictions:
     """Let the model answer all items, freely and bound; nothing of the model changes.
 
     Raises:
         ConfigError: the tokenizer cannot tell two answers apart, or no answer is a number.
     """
-    from trainer.scoring.constrained import Decoder, Trie, in_batches, undisturbed
+    from trainer.scoring.constrained import Decoder, Trie, eval_mode, run_in_batches
 
     seq2seq = bool(model.config.is_encoder_decoder)
-    codec = Codec.of(tokenizer, max_length=2**30, seq2seq=seq2seq)
-    table, items, completion = sheet.table, sheet.items, sheet.completion
-    sets = sheet.sets
+    codec = Codec.from_tokenizer(tokenizer, max_length=2**30, seq2seq=seq2seq)
+    table, items, completion = eval_set.table, eval_set.items, eval_set.completion
+    sets = eval_set.sets
     texts = [_filled(completion, write_answer(labels, table)) for labels in sets]
     listed = codec.encode(texts, completion)
     require_apart(listed, texts)
@@ -289,7 +306,7 @@ def ask(model: Any, tokenizer: Any, sheet: Sheet, *, beat: Beat) -> Asked:
     members = np.array([[label in labels for label in table.labels] for labels in sets])
     longest = max(item.answer_length for item in items)
     decoder = Decoder(model, eos_ids=[codec.eos_id], pad_id=padding_id(tokenizer))
-    asked = Asked(
+    predictions = Predictions(
         texts=[""] * len(items),
         stopped=[False] * len(items),
         free=[Answer(labels=frozenset(), unknown=(), readable=False)] * len(items),
@@ -298,27 +315,27 @@ def ask(model: Any, tokenizer: Any, sheet: Sheet, *, beat: Beat) -> Asked:
     )
 
     def answer(batch: list[int]) -> None:
-        reading = decoder.read([items[at].prompt_ids for at in batch])
-        weights = decoder.weigh(reading.fork(), trie).numpy()
-        written = decoder.write(reading, tokens_max=longest + MARGIN_TOKENS)
+        state = decoder.prefill([items[at].prompt_ids for at in batch])
+        weights = decoder.score_choices(state.fork(), trie).numpy()
+        written = decoder.generate(state, tokens_max=longest + MARGIN_TOKENS)
         for at, given, weight in zip(batch, written, weights, strict=True):
-            asked.texts[at] = tokenizer.decode(given.tokens, skip_special_tokens=True)
-            asked.stopped[at] = given.stopped
-            asked.free[at] = read_answer(asked.texts[at], table)
+            predictions.texts[at] = tokenizer.decode(given.tokens, skip_special_tokens=True)
+            predictions.stopped[at] = given.stopped
+            predictions.free[at] = read_answer(predictions.texts[at], table)
             if np.isfinite(weight).all():
-                asked.bound[at] = sets[int(weight.argmax())]
-                asked.probabilities[at] = weight @ members
+                predictions.bound[at] = sets[int(weight.argmax())]
+                predictions.probabilities[at] = weight @ members
             else:
-                asked.not_numbers += 1
+                predictions.non_finite += 1
 
-    with undisturbed(model):
-        in_batches([item.prompt_ids for item in items], answer, beat)
-    if asked.not_numbers == len(items):
+    with eval_mode(model):
+        run_in_batches([item.prompt_ids for item in items], answer, beat)
+    if predictions.non_finite == len(items):
         said = (
             "no answer of the model to a held-out row is a number (NaN): it overflows or is damaged"
         )
         raise ConfigError([f"train.precision: {said}; try `fp32`, or a GPU that computes in bf16"])
-    return asked
+    return predictions
 
 
 def _filled(completion: Template, answer: str) -> str:

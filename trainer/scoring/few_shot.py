@@ -18,14 +18,14 @@ BETWEEN = "\n\n"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Primed:
+class FewShotPrompts:
     """Questions with examples before them; `fewest` is the number that had room in the longest."""
 
     items: tuple[Example, ...]
     fewest: int
 
 
-def draw(rows: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+def select_demonstrations(rows: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
     """Return `count` of the rows (prompt, answer), one of each answer before a second of any."""
     by_answer: dict[str, list[tuple[str, str]]] = {}
     for row in sorted(set(rows), key=_rank):
@@ -34,26 +34,29 @@ def draw(rows: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
     return [row for row in chain.from_iterable(turns) if row is not None][:count]
 
 
-def prime(
-    items: Sequence[Example], shown: Sequence[tuple[str, str]], codec: Codec, prompt: Template
-) -> Primed:
+def with_demonstrations(
+    items: Sequence[Example],
+    demonstrations: Sequence[tuple[str, str]],
+    codec: Codec,
+    prompt: Template,
+) -> FewShotPrompts:
     """Write the examples before every question; where not all fit, the last ones are left out."""
-    primed, fewest = [], len(shown)
+    prompts, fewest = [], len(demonstrations)
     for item in items:
-        ids, used = _fitting(item, shown, codec, prompt)
+        ids, used = _fitting(item, demonstrations, codec, prompt)
         fewest = min(fewest, used)
         answer = item.labels[-item.answer_length :]
         whole = (ids, answer) if codec.seq2seq else ((*ids, *answer), (-100,) * len(ids) + answer)
-        primed.append(replace(item, input_ids=whole[0], labels=whole[1], prompt_length=len(ids)))
-    return Primed(items=tuple(primed), fewest=fewest)
+        prompts.append(replace(item, input_ids=whole[0], labels=whole[1], prompt_length=len(ids)))
+    return FewShotPrompts(items=tuple(prompts), fewest=fewest)
 
 
 def _fitting(
-    item: Example, shown: Sequence[tuple[str, str]], codec: Codec, prompt: Template
+    item: Example, demonstrations: Sequence[tuple[str, str]], codec: Codec, prompt: Template
 ) -> tuple[tuple[int, ...], int]:
     """Return the tokens of a question behind as many examples as fit, and how many those are."""
-    for used in range(len(shown), 0, -1):
-        before = "".join(f"{asked}{answer}{BETWEEN}" for asked, answer in shown[:used])
+    for used in range(len(demonstrations), 0, -1):
+        before = "".join(f"{asked}{answer}{BETWEEN}" for asked, answer in demonstrations[:used])
         ids, _, length, cut = codec.assemble(codec.encode([before + item.prompt], prompt)[0], [])
         if not cut:
             return ids[:length], used

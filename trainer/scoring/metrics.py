@@ -32,28 +32,33 @@ class Interval:
     high: float
 
 
-def scores(gold: Bools, answered: Bools) -> dict[str, float]:
+def scores(references: Bools, predictions: Bools) -> dict[str, float]:
     """Return every figure of AVERAGES for answers against gold, both of shape [documents, labels].
 
     Definitions are scikit-learn's with `zero_division=0`: `exact_match` is `accuracy_score` of
     sets, `jaccard` and `samples_f1` are means over documents (an empty answer to an empty gold set
     counts 0, as there), `macro_*` are means over all labels, also those without a document.
     """
-    weights = np.ones((1, len(gold)))
-    return {name: float(values[0]) for name, values in _weighted(gold, answered, weights).items()}
+    weights = np.ones((1, len(references)))
+    return {
+        name: float(values[0])
+        for name, values in _weighted(references, predictions, weights).items()
+    }
 
 
-def per_label(gold: Bools, answered: Bools, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+def per_label(
+    references: Bools, predictions: Bools, labels: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """Return precision, recall, f1, support and the four counts of every label."""
-    hit, false, missed = _counts(gold, answered)
+    hit, false, missed = _counts(references, predictions)
     precision, recall, f1 = _rates(hit.sum(0), false.sum(0), missed.sum(0))
     return {
         label: {
             "precision": float(precision[at]),
             "recall": float(recall[at]),
             "f1": float(f1[at]),
-            "support": int(gold[:, at].sum()),
-            "answered": int(answered[:, at].sum()),
+            "support": int(references[:, at].sum()),
+            "answered": int(predictions[:, at].sum()),
             "true_positives": int(hit[:, at].sum()),
             "false_positives": int(false[:, at].sum()),
             "false_negatives": int(missed[:, at].sum()),
@@ -63,17 +68,17 @@ def per_label(gold: Bools, answered: Bools, labels: Sequence[str]) -> dict[str, 
 
 
 def bootstrap(
-    gold: Bools, answered: Bools, *, resamples: int, seed: int, share: float = 0.95
+    references: Bools, predictions: Bools, *, resamples: int, seed: int, share: float = 0.95
 ) -> dict[str, Interval]:
     """Return every figure of AVERAGES with its percentile interval over resampled documents.
 
     Documents are drawn with replacement, whole, `resamples` times (Efron's percentile method); the
     same seed gives the same intervals on every machine.
     """
-    point = scores(gold, answered)
+    point = scores(references, predictions)
     parts = [
-        _weighted(gold, answered, weights)
-        for weights in _resampled(len(gold), resamples=resamples, seed=seed)
+        _weighted(references, predictions, weights)
+        for weights in _resampled(len(references), resamples=resamples, seed=seed)
     ]
     spread = {name: np.concatenate([part[name] for part in parts]) for name in point}
     outer = [(1 - share) / 2, (1 + share) / 2]
@@ -108,17 +113,21 @@ def _resampled(count: int, *, resamples: int, seed: int) -> Iterator[Floats]:
         yield draws.multinomial(count, even, size=size).astype(float)
 
 
-def confusion(gold: Sequence[int], answered: Sequence[int], labels: int) -> list[list[int]]:
+def confusion(
+    references: Sequence[int], predictions: Sequence[int], labels: int
+) -> list[list[int]]:
     """Return counts [gold][answered]; the last column counts unreadable answers (-1)."""
     table = [[0] * (labels + 1) for _ in range(labels)]
-    for right, given in zip(gold, answered, strict=True):
+    for right, given in zip(references, predictions, strict=True):
         table[right][given if given >= 0 else labels] += 1
     return table
 
 
-def cooccurrence(gold: Bools, answered: Bools) -> list[list[int]]:
+def cooccurrence(references: Bools, predictions: Bools) -> list[list[int]]:
     """Return counts [gold][answered] of documents that carry the one and got the other."""
-    return [[int(cell) for cell in row] for row in gold.astype(int).T @ answered.astype(int)]
+    return [
+        [int(cell) for cell in row] for row in references.astype(int).T @ predictions.astype(int)
+    ]
 
 
 def reliability(probabilities: Floats, right: Bools, *, bins: int = 10) -> dict[str, Any]:
@@ -169,15 +178,15 @@ class Cost:
 
 
 def expected_cost(
-    gold: Bools, answered: Bools, labels: Sequence[str], costs: Mapping[str, Cost]
+    references: Bools, predictions: Bools, labels: Sequence[str], costs: Mapping[str, Cost]
 ) -> float:
     """Return the mean cost of a document's mistakes; labels without a cost cost 1 either way."""
     total = 0.0
     for at, label in enumerate(labels):
         cost = costs.get(label, Cost(miss=1.0, false_alarm=1.0))
-        total += cost.miss * int((gold[:, at] & ~answered[:, at]).sum())
-        total += cost.false_alarm * int((~gold[:, at] & answered[:, at]).sum())
-    return total / max(len(gold), 1)
+        total += cost.miss * int((references[:, at] & ~predictions[:, at]).sum())
+        total += cost.false_alarm * int((~references[:, at] & predictions[:, at]).sum())
+    return total / max(len(references), 1)
 
 
 def cheapest_threshold(probabilities: Floats, right: Bools, cost: Cost) -> tuple[float, float]:
@@ -205,9 +214,9 @@ def cheapest_threshold(probabilities: Floats, right: Bools, cost: Cost) -> tuple
     return threshold, float(totals[best] / max(len(right), 1))
 
 
-def _weighted(gold: Bools, answered: Bools, weights: Floats) -> dict[str, Floats]:
+def _weighted(references: Bools, predictions: Bools, weights: Floats) -> dict[str, Floats]:
     """Compute every average for each row of document weights [resamples, documents]."""
-    hit, false, missed = _counts(gold, answered)
+    hit, false, missed = _counts(references, predictions)
     hits, falses, misses = weights @ hit, weights @ false, weights @ missed
     precision, recall, f1 = _rates(hits, falses, misses)
     micro = _rates(hits.sum(1), falses.sum(1), misses.sum(1))
@@ -215,7 +224,7 @@ def _weighted(gold: Bools, answered: Bools, weights: Floats) -> dict[str, Floats
     both, either = hit.sum(1), hit.sum(1) + false.sum(1) + missed.sum(1)
     total = weights.sum(1)
     return {
-        "exact_match": weights @ (gold == answered).all(1).astype(float) / total,
+        "exact_match": weights @ (references == predictions).all(1).astype(float) / total,
         "micro_precision": micro[0],
         "micro_recall": micro[1],
         "micro_f1": micro[2],
@@ -225,15 +234,15 @@ def _weighted(gold: Bools, answered: Bools, weights: Floats) -> dict[str, Floats
         "weighted_f1": _ratio((f1 * support).sum(1), support.sum(1)),
         "samples_f1": weights @ _ratio(2 * both, both + either) / total,
         "jaccard": weights @ _ratio(both, either) / total,
-        "hamming_loss": (falses.sum(1) + misses.sum(1)) / (total * gold.shape[1]),
+        "hamming_loss": (falses.sum(1) + misses.sum(1)) / (total * references.shape[1]),
     }
 
 
-def _counts(gold: Bools, answered: Bools) -> tuple[Floats, Floats, Floats]:
+def _counts(references: Bools, predictions: Bools) -> tuple[Floats, Floats, Floats]:
     return (
-        (gold & answered).astype(float),
-        (~gold & answered).astype(float),
-        (gold & ~answered).astype(float),
+        (references & predictions).astype(float),
+        (~references & predictions).astype(float),
+        (references & ~predictions).astype(float),
     )
 
 

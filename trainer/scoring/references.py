@@ -14,11 +14,13 @@ from trainer.data.examples import load_examples, load_texts
 from trainer.data.rows import DataError
 from trainer.rundir.layout import resolve
 from trainer.scoring import metrics
-from trainer.scoring.answers import fault_of, read_answer
-from trainer.scoring.baselines import Known
+from trainer.scoring.answers import label_problem, read_answer
+from trainer.scoring.baselines import LabelledTexts
 
 
-def read_known(config: TrainerConfig, run_dir: Path, model: Any, tokenizer: Any) -> Known:
+def read_training_texts(
+    config: TrainerConfig, run_dir: Path, model: Any, tokenizer: Any
+) -> LabelledTexts:
     """Read what is learnt as texts and labels, so that a wrong label is told before training."""
     assert config.eval is not None
     path = resolve(run_dir, config.data.train)
@@ -30,19 +32,19 @@ def read_known(config: TrainerConfig, run_dir: Path, model: Any, tokenizer: Any)
         found = load_examples(config.data, path, tokenizer, max_length=length, seq2seq=seq2seq)
         rows = [(item.row, item.prompt, item.completion) for item in found.items]
     written = [completion for _, _, completion in rows]
-    gold = read_gold(
+    references = read_references(
         [(number, completion) for number, _, completion in rows],
         config.eval,
         place=config.data.train,
     )
-    return Known(
+    return LabelledTexts(
         texts=[prompt for _, prompt, _ in rows],
-        labels=indicator(gold, config.eval.labels),
+        labels=indicator_matrix(references, config.eval.labels),
         written=written,
     )
 
 
-def read_gold(
+def read_references(
     completions: Sequence[tuple[int, str]], table: EvalTable, *, place: str
 ) -> list[frozenset[str]]:
     """Return the right labels of numbered rows, read from completions as an answer would be.
@@ -50,18 +52,20 @@ def read_gold(
     Raises:
         DataError: naming every row whose labels `eval.labels` does not list.
     """
-    gold, problems = [], []
+    references, problems = [], []
     for row, completion in completions:
-        fault = fault_of(completion, table)
+        fault = label_problem(completion, table)
         if fault is not None:
             problems.append(f"{place}:{row}: {fault}")
-        gold.append(read_answer(completion, table).labels)
+        references.append(read_answer(completion, table).labels)
     if problems:
         raise DataError(problems)
-    return gold
+    return references
 
 
-def commonest(labels: metrics.Bools, names: Sequence[str]) -> tuple[frozenset[str], ...]:
+def label_sets_by_frequency(
+    labels: metrics.Bools, names: Sequence[str]
+) -> tuple[frozenset[str], ...]:
     """Return the sets of labels that were learnt, the commonest first, equals in a fixed order."""
     counted = Counter(tuple(map(bool, row)) for row in labels)
     order = sorted(counted, key=lambda row: (-counted[row], row))
@@ -70,6 +74,6 @@ def commonest(labels: metrics.Bools, names: Sequence[str]) -> tuple[frozenset[st
     )
 
 
-def indicator(sets: Sequence[frozenset[str]], labels: Sequence[str]) -> metrics.Bools:
+def indicator_matrix(sets: Sequence[frozenset[str]], labels: Sequence[str]) -> metrics.Bools:
     """Return sets of labels as booleans [sets, labels]."""
     return np.array([[label in chosen for label in labels] for chosen in sets], dtype=bool)

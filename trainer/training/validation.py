@@ -17,7 +17,7 @@ from trainer.errors import Preempted
 from trainer.eviction import PreemptionFlag
 from trainer.loss import mean_loss
 from trainer.saving.state import TrainingState, finite_or_none
-from trainer.scoring.constrained import undisturbed
+from trainer.scoring.constrained import eval_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Validation:
                 raise Preempted
 
         self.method.materialize()
-        with undisturbed(self.model), self.autocast():
+        with eval_mode(self.model), self.autocast():
             return mean_loss(
                 self.model,
                 self.examples,
