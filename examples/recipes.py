@@ -22,12 +22,13 @@ from typing import Any
 import yaml
 
 from infra.catalog.gpus import SPOT_DATE, reference_spot_usd_per_h
+from trainer.__main__ import main as run_trainer
 from trainer.config import TrainerConfig
 from trainer.data.convert import convert
-from trainer.data.convert import main as convert_rows
 from trainer.data.converters import ConvertOptions
 from trainer.data.rows import read_rows
-from trainer.device.memory import GPUS, HOURS_FACTOR, estimate_run
+from trainer.device.gpus import GPUS
+from trainer.device.memory import HOURS_FACTOR, estimate_run
 
 EXAMPLES = Path(__file__).parent
 TINY_PRICE = 1.00
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--source is missing: {recipe.SOURCE}")
     words = [recipe.FORMAT, str(args.source), "--out", str(here), "--seed", str(args.seed)]
     words += ["--tokenizer", args.tokenizer] if args.tokenizer else []
-    code = convert_rows([*words, "--held-out", str(args.held_out)])
+    code = run_trainer(["convert", *words, "--held-out", str(args.held_out)])
     if code:
         return code
     print(f"next: qft audit {here / 'run.yaml'}, then qft run {here / 'run.yaml'}")

@@ -16,8 +16,8 @@ from support.memory_points import MODELS, POINTS
 from support.tiny import make_config
 
 from trainer.config import OptimizerKind, PrecisionChoice, Quant, TrainerConfig
+from trainer.device.gpus import GPUS
 from trainer.device.memory import (
-    GPUS,
     HOURS_FACTOR,
     Workload,
     adapter_parameters,
@@ -157,7 +157,7 @@ def test_llama_7b_in_4_bits_without_checkpointing_fits_a_t4() -> None:
     [
         {"micro_batch": 1}, {"tokens": 256}, {"quant": Quant.NF4}, {"r": 2},
         {"optimizer": OptimizerKind.ADAMW8BIT}, {"checkpointing": True}, {"dropout": False},
-        {"targets": ("q_proj",)}, {"precision": PrecisionChoice.FP16}, {"supervised": 4},
+        {"targets": ("q_proj",)}, {"precision": PrecisionChoice.FP16}, {"loss_tokens": 4},
         {"adapter_bytes": 2}, {"dora": False},
     ],
     ids=lambda change: next(iter(change)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import shutil
@@ -26,6 +25,7 @@ from commands.runs.estimate import cached
 from commands.runs.home import run_folder
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
+from trainer.__main__ import main
 from trainer.data.codec import Example
 from trainer.results.merge_check import choose_dtype, evenly_spaced
 
@@ -47,7 +47,7 @@ class FetchedRun:
 
     def download(self, **env: str) -> subprocess.CompletedProcess[str]:
         """Only fetch the base, as `qft merge` does."""
-        return self._run("-m", "trainer.results.base_weights", "--model", HUB_ID, **env)
+        return self._run("-m", "trainer", "fetch-base", "--model", HUB_ID, **env)
 
     def _run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         around = tiny.quiet_environment() | {
@@ -113,11 +113,11 @@ def test_a_base_on_a_hub_is_fetched_merged_and_compared(fetched_run: FetchedRun)
     assert (Path(again.stdout.strip()) / shards[0]).is_file()
 
 
-def in_here(module: str, arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+def in_here(tool: str, arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
     """Run a tool of the trainer in this process, which has loaded its libraries already."""
     printed, told = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
-        code = importlib.import_module(f"trainer.{module}").main(arguments)
+        code = main([tool, *arguments])
     return subprocess.CompletedProcess(arguments, code, printed.getvalue(), told.getvalue())
 
 

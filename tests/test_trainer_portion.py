@@ -10,7 +10,7 @@ from support import tiny
 
 from trainer.config import TrainerConfig
 from trainer.data.codec import Example
-from trainer.device.memory import GPUS
+from trainer.device.gpus import GPUS
 from trainer.device.micro_batch import choose_micro_batch
 
 LLAMA_7B = {

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trainer import hub
+from trainer.exit_codes import ExitCode, TrainerError
 from trainer.method_table import MethodKind, MethodTable, OptimizerKind, Quant
 from trainer.text import bare
 
@@ -48,11 +49,6 @@ class TrainerConfig(BaseModel):
         if self.train.validate_every is not None and self.data.eval is None:
             raise ValueError("`train.validate_every` needs held-out rows: name them in `data.eval`")
         return self
-
-
-def is_path(name: str) -> bool:
-    """Tell whether a model's name is written as a path, and so can be no hub id."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 class ModelTable(BaseModel):
@@ -311,12 +307,11 @@ TABLES: tuple[type[BaseModel], ...] = (
 )  # fmt: skip
 
 
-class ConfigError(Exception):
-    """The config cannot be used; the message lists every fault (exit code 78)."""
+class ConfigError(TrainerError):
+    """The config cannot be used; the message lists every fault."""
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    exit_code = ExitCode.BAD_CONFIG
+    heading = "the config cannot be used"
 
 
 def load_config(path: Path) -> TrainerConfig:

@@ -14,7 +14,8 @@ from infra.catalog.gpus import resolve_gpu
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.data.rows import DataError, Row, stream_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
-from trainer.device.memory import GPUS, Gpu, estimate_run
+from trainer.device.gpus import GPUS, Gpu
+from trainer.device.memory import estimate_run
 from trainer.device.shapes import UnknownShapeError
 from trainer.text import MINUTE_S, duration
 from trainer.untrusted import NotPlain, parse

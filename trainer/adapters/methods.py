@@ -2,7 +2,7 @@
 
 LoRA, DoRA and rsLoRA are PEFT's own. DyLoRA and NOLA are ours, and differ from LoRA only in what
 happens before and after the passes of a step (`Method`). All are saved so that PEFT loads them, if
-need be after `trainer.results.export`.
+need be after `python -m trainer export`.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from types import MappingProxyType
 from typing import Any
 
 from trainer.config import OptimizerKind, PrecisionChoice, Quant, TrainerConfig
+from trainer.device.gpus import Gpu
 from trainer.device.shapes import Block, Linear, Shape, read_shape
 
-GIB = 2**30
 SLACK = 1.08  # reserved over allocated, the low end of what is seen in training (1.08 to 1.41)
 CONTEXT_BYTES = 0.55e9  # CUDA context and workspaces: 0.36 to 0.65 GB are reported
 SMALL_TENSOR = 4096  # elements under which bitsandbytes keeps moments in 32 bits
@@ -24,32 +24,6 @@ DORA_TIME = 1.26  # of a step over LoRA's, PEFT's own comparison on unquantised 
 HOURS_FACTOR = 3.0  # published runs of one kind on one card differ by that much
 BYTES: Mapping[PrecisionChoice, int] = MappingProxyType(
     {PrecisionChoice.FP32: 4, PrecisionChoice.BF16: 2, PrecisionChoice.FP16: 2}
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """A card as a training sees it; `flops` is what such a training reaches, not the data sheet."""
-
-    name: str
-    memory_bytes: float
-    precision: PrecisionChoice
-    flops: float
-
-
-# Usable memory is what the driver leaves. Speeds: T4 and A10 between published runs of this kind,
-# which differ by a factor of three; the others scaled from A10 by their data sheets.
-GPUS: Mapping[str, Gpu] = MappingProxyType(
-    {
-        name: Gpu(name=name, memory_bytes=gib * GIB, precision=precision, flops=flops)
-        for name, gib, precision, flops in (
-            ("T4", 14.75, PrecisionChoice.FP16, 6e12),
-            ("V100", 15.77, PrecisionChoice.FP16, 12e12),
-            ("A10", 22.0, PrecisionChoice.BF16, 28e12),
-            ("A100", 79.1, PrecisionChoice.BF16, 90e12),
-            ("H100", 79.1, PrecisionChoice.BF16, 180e12),
-        )
-    }
 )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from trainer.config import TrainerConfig
 from trainer.data.codec import NOT_TRAINED, Example
-from trainer.device.memory import Gpu, estimate_run
+from trainer.device.gpus import Gpu
+from trainer.device.memory import estimate_run
 from trainer.device.shapes import UnknownShapeError
 
 

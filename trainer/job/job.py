@@ -5,17 +5,20 @@ An eviction in any stage is one and the same case: the next start does what is s
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 from trainer.atomic import RealDisk
-from trainer.config import load_config
+from trainer.config import EvictionBand, load_config
 from trainer.context import JobContext, JobOptions
 from trainer.errors import Preempted
 from trainer.eviction import MetadataPoll, PreemptionFlag, on_signals
+from trainer.exit_codes import ExitCode
 from trainer.rundir.fingerprint import permitted_keys
 from trainer.rundir.layout import (
     ADAPTER,
@@ -29,6 +32,7 @@ from trainer.rundir.layout import (
     sweep,
 )
 from trainer.rundir.status import Heartbeat, Phase
+from trainer.text import amount, print_line
 
 
 def run_job(options: JobOptions, on_message: Callable[[str], None]) -> None:
@@ -129,3 +133,34 @@ def polling(
 
 def _now() -> datetime:
     return datetime.now(tz=UTC)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which run is trained, and what the machine tells of itself."""
+    parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
+    parser.add_argument("--metadata-url", help="metadata service that announces evictions")
+    parser.add_argument(
+        "--allow-change", nargs="+", action="extend", default=[], metavar="KEY",
+        help="accept that this setting differs from the interrupted run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--eviction-band", type=EvictionBand, choices=list(EvictionBand), metavar="BAND",
+        help="evictions per hour in percent: 0-5, 5-10, 10-15, 15-20 or 20+",
+    )  # fmt: skip
+    parser.add_argument(
+        "--price-usd-per-h", type=amount, default=0.0, metavar="USD",
+        help="what the machine costs, for the cost so far in every checkpoint",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the whole job."""
+    options = JobOptions(
+        run_dir=args.run_dir.resolve(),
+        metadata_url=args.metadata_url,
+        allow_change=tuple(args.allow_change),
+        band=args.eviction_band,
+        price_usd_per_h=args.price_usd_per_h,
+    )
+    run_job(options, print_line)
+    return ExitCode.DONE

@@ -18,7 +18,7 @@ from trainer.atomic import RealDisk, replace_directory, replace_file
 from trainer.config import ConfigError, PrecisionChoice
 from trainer.context import JobContext
 from trainer.data.examples import load_examples, padding_id
-from trainer.device.memory import Gpu
+from trainer.device.gpus import Gpu
 from trainer.device.micro_batch import choose_micro_batch
 from trainer.errors import Preempted
 from trainer.job.prepare import PreparedInputs, prepare_inputs
