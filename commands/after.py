@@ -19,7 +19,7 @@ from typing import Any
 
 from commands.runs import python_program, tool_checks
 from commands.runs.config import LoadedConfig, check_files
-from commands.runs.drive import find_config
+from commands.runs.find_config import find_config, reopen
 from commands.runs.home import (
     RunFolder,
     demand_place,
@@ -28,9 +28,8 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
-from commands.runs.local_trainer import laid_out, trainer
+from commands.runs.local_trainer import local_run_dir, trainer
 from commands.runs.receipt import make_receipt
-from commands.runs.session import reopen
 from commands.ui.errors import HostTrouble, TrainingTrouble, Usage
 from commands.ui.output import out, talk
 from infra.durable import write_json
@@ -117,7 +116,7 @@ def audit(wanted: str, *, html: str, as_json: bool) -> None:
     tool_checks.demand_for("audit")
     folder = run_folder(qft_home(environment()), loaded.config.name)
     more = ["--html", str(Path(html).absolute())] if html else []
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), *more, *(["--json"] if as_json else [])]
         out(_program("audit", flags, as_json=as_json).rstrip("\n"))
 
@@ -126,7 +125,7 @@ def report(wanted: str, *, as_json: bool) -> Path:
     """Write `report.html` and `report.json` beside the adapter; return the page."""
     folder, loaded = _fetched(wanted)
     demand_place(loaded.out / "report.html")
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         facts = run_dir / "facts.json"
         write_json(facts, gather_facts(folder, loaded))
@@ -148,7 +147,7 @@ def generate(wanted: str, asked: Question, *, as_json: bool) -> str | None:
         tool_checks.check_fields(loaded, asked.fields)
     tool_checks.demand_for("generate", loaded)
     adapter = ["--adapter", str((loaded.out / "adapter").absolute())]
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), *adapter, *flags]
         if asked.chat:
             _judge("generate", _start("generate", flags).returncode)
@@ -198,12 +197,12 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
     written = ["--out", str(target), *(["--dtype", order.dtype] if order.dtype else [])]
     parity = loaded.out / "merged-parity.json"
     parity.unlink(missing_ok=True)  # it is of a merged model that is gone
-    with laid_out(loaded, folder) if order.quantised else nullcontext() as run_dir:
+    with local_run_dir(loaded, folder) if order.quantised else nullcontext() as run_dir:
         how = ["--run-dir", str(run_dir)] if run_dir else []
         _program("merge", [*places, *written, *how], as_json=as_json)
     if not order.rows:
         return target, None
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         asked = ["--run-dir", str(run_dir), "--merged", str(target.absolute()), *places]
         asked += ["--rows", str(order.rows)]
         done = _start("merge-check", asked, stdout=PIPE, stderr=PIPE if as_json else None)
@@ -248,7 +247,7 @@ def export(wanted: str, *, rank: int | None) -> Path:
         raise Usage(f"`{target}` is there already", hint="remove it, or choose another rank")
     demand_place(target)
     tool_checks.demand_for("export")
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         ranked = ["--rank", str(rank)] if rank else []
         done = trainer(run_dir, "export", "--out", str(target.absolute()), *ranked)
@@ -265,7 +264,7 @@ def push(wanted: str, shelf: Shelf, *, as_json: bool) -> str:
     sent = loaded.out / ("merged" if shelf.merged else "adapter")
     tool_checks.check_shelf(shelf.repo, sent, base=shelf.base)
     tool_checks.demand_for("push")
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         facts = run_dir / "facts.json"
         write_json(facts, gather_facts(folder, loaded))

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from commands.runs import factory
+from commands.runs.find_config import reopen
 from commands.runs.home import (
     RUN_NAME,
-    Busy,
+    RunBusy,
     RunFolder,
     all_runs,
     environment,
@@ -19,9 +20,14 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
-from commands.runs.save_before_release import LastSave, Result, clear, lost_with_disk, save_before
-from commands.runs.session import reopen
-from commands.runs.take_lock import taken
+from commands.runs.save_before_release import (
+    LastSave,
+    Result,
+    clear,
+    lost_with_disk,
+    save_before_release,
+)
+from commands.runs.take_lock import take_lock
 from commands.ui.errors import CloudTrouble, Exit, Usage
 from infra.azure.run_record import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
@@ -63,7 +69,7 @@ def down(
     folder = pick_run(home, wanted, cwd=Path.cwd())
     order = _Order(delete=delete, now=now, on_message=on_message)
     try:
-        with taken(folder, on_message, command=order.command, urgent=now) as ended:
+        with take_lock(folder, on_message, command=order.command, urgent=now) as ended:
             provider = factory.make_provider(reopen(folder).config.vm, home)
             on_message(f"asking {provider.name} about `{folder.name}`")
             return _part(order, folder, home, provider, ended=ended)
@@ -96,12 +102,14 @@ def _part(
     goes = order.delete or not provider.traits.rents or not provider.traits.keeps_disk
     save = LastSave(home_step=state.home_step)
     if not order.now:
-        save = save_before(folder, home, provider, state, order.on_message, bring=goes)
+        save = save_before_release(
+            folder, home, provider, state, order.on_message, pull_checkpoint=goes
+        )
         record.saved(save, state)
     for line in lost_with_disk(state, save) if goes else []:
         order.on_message(line)
     if state.vm is not None and not provider.traits.rents:
-        clear(folder, home, state, order.on_message, now=order.now)
+        clear(folder, home, provider, state, order.on_message, now=order.now)
     done = replace(_down_known(record, provider, state, delete=order.delete), save=save)
     if state.ending is None and (ended or state.vm is not None or state.pending is not None):
         reason = "another `qft` ended the run: " * ended + f"`{order.command}` {_deed(done)}"
@@ -235,11 +243,11 @@ def _released(home: Path, vm: Vm, order: _Order) -> Iterator[tuple[RunFolder | N
     with contextlib.ExitStack() as held:
         for run in all_runs(home):
             if _run_id(run) == vm.run_id:
-                take = taken(run, order.on_message, command=order.command, urgent=order.now)
+                take = take_lock(run, order.on_message, command=order.command, urgent=order.now)
                 try:
                     ended = held.enter_context(take)
                     mine = run
-                except Busy as busy:  # the money goes first
+                except RunBusy as busy:  # the money goes first
                     order.on_message(f"{busy.message}, and may start the machine again")
         yield mine, ended
 

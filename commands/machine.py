@@ -13,8 +13,8 @@ from pathlib import Path
 
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
+from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, all_runs, environment, pick_run, qft_home
-from commands.runs.session import reopen
 from commands.ui.errors import CloudTrouble, Usage
 from infra.names import host_fault, user_fault
 from infra.provider import PowerState, ProviderError, Vm

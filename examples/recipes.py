@@ -28,7 +28,7 @@ from trainer.data.convert import convert
 from trainer.data.converters import ConvertOptions
 from trainer.data.rows import read_rows
 from trainer.device.gpus import GPUS
-from trainer.device.memory import HOURS_FACTOR, estimate_run
+from trainer.device.memory import HOURS_FACTOR, estimate_training
 
 EXAMPLES = Path(__file__).parent
 TINY_PRICE = 1.00
@@ -125,11 +125,11 @@ def _span(hours: float) -> str:
 
 
 def forecast(recipe: ModuleType, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `trainer.device.memory.foretell` of a recipe's real run on the GPU that it names."""
+    """Return `estimate_training` of a recipe's real run, on the GPU that it names."""
     tables = {key: settings[key] for key in TrainerConfig.model_fields if key in settings}
     config = TrainerConfig.model_validate(tables)
     longest = config.train.max_length
-    return estimate_run(
+    return estimate_training(
         config, recipe.BASE, gpu=GPUS[settings["vm"]["gpu"]],
         lengths=[longest, *([recipe.USUAL_TOKENS] * (recipe.ROWS - 1))],
     )  # fmt: skip

@@ -178,7 +178,7 @@ class Deleted(Obedient):
 
 def test_machine_that_somebody_deletes_during_set_up_ends_the_run(desk: CommandLine) -> None:
     """The log names a person: nothing is rented anew, exit 130, and nothing is left."""
-    with mock.patch("commands.runs.session.make_workload", return_value=Deleted(desk.harness)):
+    with mock.patch("commands.runs.session.build_workload", return_value=Deleted(desk.harness)):
         up = desk.qft("up", "--plain")
 
     assert up.code == 130, up.err

@@ -220,7 +220,10 @@ def test_machine_reckons_the_end_of_the_budget_by_its_own_clock(
         subprocess.run(argv, cwd=tmp_path, env=env, check=True, timeout=timeout_s)
 
     setting = SimpleNamespace(
-        on_message=print, helper_python="python3", site=SimpleNamespace(run_dir="r"), home=tmp_path
+        on_message=print,
+        helper_python="python3",
+        layout=SimpleNamespace(run_dir="r"),
+        home=tmp_path,
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
     monkeypatch.setattr(work, "_open", lambda _vm: SimpleNamespace(run=run))

@@ -285,8 +285,8 @@ def test_memory_is_noted_as_torch_counts_it(monkeypatch: pytest.MonkeyPatch) -> 
     assert (notes.base_bytes, notes.peak_allocated_bytes, notes.peak_reserved_bytes) == (7, 8, 9)
     assert notes.card_used_bytes == 20
     assert calls[:2] == ["synchronize", "reset_peak_memory_stats"]
-    assert notes.forecast is not None
-    assert 2e9 < notes.forecast["allocated"] < notes.forecast["reserved"] < 8e9
+    assert notes.estimate is not None
+    assert 2e9 < notes.estimate["allocated"] < notes.estimate["reserved"] < 8e9
     assert measured(vars(notes), warm_up=5, alone=False).keys() == {
         "peak_allocated", "peak_reserved", "base_and_adapter", "forecast_allocated",
         "forecast_reserved", "forecast_base",

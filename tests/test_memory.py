@@ -24,7 +24,7 @@ from trainer.device.memory import (
     base_bytes,
     dora_bytes,
     estimate,
-    estimate_run,
+    estimate_training,
     largest_micro_batch,
     step_seconds,
 )
@@ -266,7 +266,7 @@ def test_a_plan_is_plain_json_with_everything_the_laptop_shows(tmp_path: Path) -
             tmp_path, tmp_path, method={"kind": "qlora"}, train={"steps": None, "epochs": 2}
         )
     )
-    plan = estimate_run(config, PHI_15, gpu=GPUS["T4"], lengths=[30] * 40, loss_tokens=3)
+    plan = estimate_training(config, PHI_15, gpu=GPUS["T4"], lengths=[30] * 40, loss_tokens=3)
 
     assert json.loads(json.dumps(plan)) == plan
     assert (plan["fits"], plan["micro_batch"], plan["steps"], plan["tokens"]) == (True, 4, 20, 30)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from trainer.data.template import Template
 
 FAULTS_SHOWN = 40
-SAID_MAX = 1000
+MESSAGE_CHARS_MAX = 1000
 TRAINER_TABLES = ("model", "method", "data", "train", "checkpoint", "eval")
 
 
@@ -197,7 +197,7 @@ def fault_lines(error: ValidationError) -> list[str]:
 
 def _shown(said: str) -> str:
     """A message of a length that can be read, whatever the value in it."""
-    return said if len(said) < SAID_MAX else shorten(said, SAID_MAX)
+    return said if len(said) < MESSAGE_CHARS_MAX else shorten(said, MESSAGE_CHARS_MAX)
 
 
 def _named(where: list[str]) -> str:

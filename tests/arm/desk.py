@@ -83,7 +83,7 @@ def command_line(
         mock.patch.object(session, "time", clock),
         mock.patch.object(plan, "time", clock),
         mock.patch.object(down, "time", clock),
-        mock.patch.object(session, "make_workload", return_value=Obedient(harness)),
+        mock.patch.object(session, "build_workload", return_value=Obedient(harness)),
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.chdir(folder)

@@ -118,10 +118,10 @@ def forecast(config: Mapping[str, Any], card: str) -> tuple[bool, str, dict[str,
     """Return what `qft plan` would say of this training on a card; nothing is measured."""
     from trainer.config import TrainerConfig
     from trainer.device.gpus import GPUS
-    from trainer.device.memory import estimate_run
+    from trainer.device.memory import estimate_training
 
     scale = Scale()
-    told = estimate_run(
+    told = estimate_training(
         TrainerConfig.model_validate(
             {
                 "model": {"id": "./model"},

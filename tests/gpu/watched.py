@@ -30,7 +30,7 @@ class Notes:
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     card_used_bytes: int | None = None  # what the driver says is taken on the card, by everybody
-    forecast: dict[str, Any] | None = None
+    estimate: dict[str, Any] | None = None
     steps: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -79,15 +79,15 @@ def begin_to_measure(notes: Notes, config: Any, prepared: Any) -> None:
     """Take the forecast for this card and this run, and let the peaks begin anew."""
     import torch
 
-    from trainer.device.memory import estimate_run
+    from trainer.device.memory import estimate_training
     from trainer.job.stages import _gpu
 
     card = _gpu(prepared)
     if card is None:
         return
     lengths = [len(row.input_ids) for row in prepared.rows.items]
-    estimated = estimate_run(config, prepared.model_config, gpu=card, lengths=lengths)
-    notes.forecast = estimated["memory_bytes"]
+    estimated = estimate_training(config, prepared.model_config, gpu=card, lengths=lengths)
+    notes.estimate = estimated["memory_bytes"]
     torch.cuda.synchronize()
     notes.base_bytes = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -2,7 +2,7 @@
 
 Every step draws a rank b and trains with A[:b] and B[:, :b] (Valipour et al., 2023; QDyLoRA is the
 same on a quantised base). Unlike there, column i counts alpha/i at every rank, so that a higher
-rank adds to a lower one and does not shrink it: measured much better (docs/measurements.md). The
+rank adds to a lower one and does not shrink it: measured much better (docs/benchmarks.md). The
 draw depends on seed and step only, so that an interrupted run draws what it would have drawn.
 """
 

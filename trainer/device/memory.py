@@ -245,7 +245,7 @@ def step_seconds(config: Mapping[str, Any], work: Workload, *, gpu: Gpu, batch_s
     return passes * (shape.linear_parameters * tokens + head * heads) / gpu.flops
 
 
-def estimate_run(
+def estimate_training(
     config: TrainerConfig,
     model: Mapping[str, Any],
     *,

@@ -9,7 +9,7 @@ from typing import Any
 from trainer.config import TrainerConfig
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.device.gpus import Gpu
-from trainer.device.memory import estimate_run
+from trainer.device.memory import estimate_training
 from trainer.device.shapes import UnknownShapeError
 
 
@@ -39,7 +39,7 @@ def choose_micro_batch(
     if gpu is None:
         return MicroBatch(batch_size, "whole batches: a CPU has memory enough")
     try:
-        found = estimate_run(
+        found = estimate_training(
             config,
             model_config,
             gpu=gpu,

@@ -1,4 +1,4 @@
-"""Where a run lies on its machine, and what the workload of one run needs to know and may use."""
+"""The description of the remote side of one run: where it lies there, and what is used for it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from commands.runs.factory import MakeReady
 from commands.runs.payload import Staged
-from commands.runs.power_watch import Vigil
+from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class RemoteLayout:
     """Where things lie on the machine, relative to the home of its user."""
 
     run_id: str
@@ -40,12 +40,12 @@ class Site:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class WorkloadConfig:
     """What the workload of one run needs to know and may use."""
 
-    site: Site
+    layout: RemoteLayout
     key_path: Path
-    staged: Staged
+    payload: Staged
     home: Path
     """Where checkpoints come home to."""
     out: Path
@@ -63,7 +63,7 @@ class Setting:
     eviction_band: Callable[[], str]
     """Evictions per hour in percent where the machine was rented, for the checkpoint interval."""
     allow_change: Sequence[str] = ()
-    vigil: Vigil = field(default_factory=lambda: Vigil(lambda _vm: ""))
+    power_watch: PowerWatch = field(default_factory=lambda: PowerWatch(lambda _vm: ""))
     """Asks the cloud whether the machine is still there while something long is done on it."""
     changed: bool = False
     """Whether a trainer that runs was started with another config than this one."""
