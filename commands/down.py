@@ -29,7 +29,7 @@ from commands.runs.save_before_release import (
 )
 from commands.runs.take_lock import take_lock
 from commands.ui.errors import CloudTrouble, Exit, Usage
-from infra.azure.run_record import subscriptions
+from infra.azure.context import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
 from infra.retry import ask

@@ -88,9 +88,9 @@ def test_what_travels_and_what_is_deleted_does_not_hang_on_labels(
             (run / name).write_text("from before")
         work = SshWorkload(
             WorkloadConfig(
-                site=RemoteLayout(run_id="r"),
+                layout=RemoteLayout(run_id="r"),
                 key_path=server.client_key,
-                staged=kind(
+                payload=kind(
                     trainer=here / "trainer",
                     data={"train.jsonl": row},
                     config=here / "config.json",

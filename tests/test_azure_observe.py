@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arm import Fault, Weather, lives
+from arm import Disruption, DisruptionKind, vm_power
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 
-from infra.azure import vm as machine
+from infra.azure.vm import power_of
 from infra.provider import BadRequest, NoCapacity, Observation, PowerState, StopReason, Vm
 
 
@@ -59,7 +59,9 @@ def test_refused_rehearsal_explains_no_later_stop(harness: AzureHarness) -> None
     """
     vm = running(harness)
     reply = Reply(status=409, body=ArmError(409, "OperationNotAllowed", "Not now.").body)
-    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, path="/simulateEviction$", reply=reply))
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, path="/simulateEviction$", reply=reply)
+    )
     with pytest.raises(BadRequest):
         harness.provider().evict(vm)
 
@@ -69,7 +71,7 @@ def test_refused_rehearsal_explains_no_later_stop(harness: AzureHarness) -> None
     assert harness.provider().observe(vm).stop_reason is StopReason.USER
 
 
-def test_price_eviction_is_known_at_once(harness: AzureHarness) -> None:
+def test_price_eviction_is_recognized_at_once(harness: AzureHarness) -> None:
     """A market above the cap explains the stop before the log does, with both numbers."""
     vm = running(harness)
     harness.cloud.set_price(T4, "eastus", 0.40)
@@ -122,7 +124,9 @@ def test_closed_log_is_no_error(harness: AzureHarness, status: int, code: str) -
     harness.cloud.evict(harness.cloud.machines()[0], notice_s=0)
     harness.advance(1)
     reply = Reply(status=status, body=ArmError(status, code, "No.").body)
-    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, path="/eventtypes/", reply=reply))
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, path="/eventtypes/", reply=reply)
+    )
 
     seen = elsewhere(harness, vm)
 
@@ -150,7 +154,7 @@ def test_stop_that_leaves_the_bill_running_is_the_users_once_the_log_tells(
 ) -> None:
     """`az vm stop` does not deallocate: at first it looks like a `shutdown`, then it has a name."""
     vm = running(harness)
-    arm = harness.provider().account.arm
+    arm = harness.provider().context.arm
     arm.call("stop", arm.compute.virtual_machines.begin_power_off, "qft-run-a", "qft-run-a-1")
 
     early = harness.provider().observe(vm)
@@ -179,7 +183,7 @@ def test_only_people_stop_a_run_for_good(
     vm = running(harness)
     harness.cloud.world.caller = caller
     machine_ = harness.cloud.machines()[0]
-    lives.power(harness.cloud.world, machine_, "deallocated")
+    vm_power.set_power(harness.cloud.world, machine_, "deallocated")
     harness.cloud.world.event(
         machine_, "Microsoft.Compute/virtualMachines/deallocate/action", caller=caller
     )
@@ -192,7 +196,7 @@ def test_machine_that_gave_itself_back_is_not_taken_for_a_person(harness: AzureH
     """Its own identity in the log is the watchdog's doing: a limit reached, or nobody there."""
     vm = running(harness)
     machine_ = harness.cloud.machines()[0]
-    lives.power(harness.cloud.world, machine_, "deallocated")
+    vm_power.set_power(harness.cloud.world, machine_, "deallocated")
     harness.cloud.world.event(
         machine_,
         "Microsoft.Compute/virtualMachines/deallocate/action",
@@ -203,7 +207,7 @@ def test_machine_that_gave_itself_back_is_not_taken_for_a_person(harness: AzureH
     assert harness.provider().observe(vm).stop_reason is StopReason.RETURNED
 
 
-def test_failed_start_is_told_beside_the_reason(harness: AzureHarness) -> None:
+def test_failed_start_is_reported_beside_the_reason(harness: AzureHarness) -> None:
     """After an eviction and a start without capacity the machine is down, not failed."""
     vm = running(harness)
     harness.provider().evict(vm)
@@ -221,8 +225,8 @@ def test_failed_start_is_told_beside_the_reason(harness: AzureHarness) -> None:
 def test_deleted_by_somebody_is_gone(harness: AzureHarness) -> None:
     """A machine that somebody removed in the portal leaves remnants, which are listed as such."""
     vm = running(harness)
-    arm = harness.provider().account.arm
-    arm.begin("x", arm.compute.virtual_machines.begin_delete, "qft-run-a", "qft-run-a-1").settle(
+    arm = harness.provider().context.arm
+    arm.begin("x", arm.compute.virtual_machines.begin_delete, "qft-run-a", "qft-run-a-1").wait(
         wait_s=300
     )
 
@@ -235,7 +239,7 @@ def test_deleted_by_somebody_is_gone(harness: AzureHarness) -> None:
     assert harness.provider().observe(vm).power is PowerState.GONE
 
 
-def test_looking_at_a_running_machine_takes_one_request(harness: AzureHarness) -> None:
+def test_observing_a_running_machine_takes_one_request(harness: AzureHarness) -> None:
     """A supervisor that looks every few seconds stays far below Azure's limits."""
     vm = running(harness)
     provider = harness.provider()
@@ -284,7 +288,7 @@ def test_power_is_found_by_prefix(statuses: list[str], made: str, power: PowerSt
         }
     }
 
-    assert machine.power_of(answer)[0] is power
+    assert power_of(answer)[0] is power
 
 
 def test_agent_that_is_late_does_not_confuse(harness: AzureHarness) -> None:

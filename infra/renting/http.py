@@ -1,17 +1,17 @@
-"""Small questions to public web pages, over TLS with the same certificate bundle as the SDKs."""
+"""Fetches small public web pages, over TLS with the same certificate bundle as the SDKs."""
 
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import os
-import socket
 import ssl
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Any
 
-from infra.provider import NotAllowed, Transient
+from infra.provider import NotAllowed, ProviderError, Transient
+from infra.untrusted import parse
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 
@@ -38,36 +38,17 @@ def fetch(url: str, *, timeout_s: float = 10.0) -> bytes:
         raise Transient(f"`{url}` did not answer: {error}") from error
 
 
+def fetch_json(url: str) -> Any:
+    """A page of JSON; raises `OSError` or `ValueError`, as price lists expect."""
+    try:
+        return parse(fetch(url, timeout_s=3.0), bytes_max=ANSWER_BYTES_MAX)
+    except ProviderError as error:
+        raise OSError(str(error)) from error
+
+
 def _trusted() -> ssl.SSLContext:
-    """Whoever the SDKs trust: a file of certificates, or a directory of them by their hashes."""
+    """The SDKs' trust: a file of certificates, or a directory of them by their hashes."""
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or None
     if bundle is not None and Path(bundle).is_dir():
         return ssl.create_default_context(capath=bundle)
     return ssl.create_default_context(cafile=bundle)
-
-
-def own_address(url: str) -> str:
-    """The address from which this computer reaches a cloud in its own network; else empty.
-
-    A cloud behind a private or loopback address hands out addresses of that same network, where
-    the world's view of the caller would open the firewall to nobody. Sends nothing.
-    """
-    parts = urllib.parse.urlsplit(url)
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((parts.hostname or "", parts.port or 443))
-            there, here = str(probe.getpeername()[0]), str(probe.getsockname()[0])
-    except OSError:  # no such name, or no way there: whoever asks it next will say so
-        return ""
-    return here if ipaddress.ip_address(there).is_private else ""
-
-
-def public_address(url: str) -> str:
-    """The caller's address as the page at `url` sees it."""
-    try:
-        return fetch(url).decode("ascii", "replace").strip()
-    except Transient as error:
-        raise Transient(
-            f"your public address could not be found out ({error})",
-            hint="set QFT_CALLER_ADDRESS to it; the firewall admits nobody else",
-        ) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from arm import LocalGuests
+from arm import LocalHypervisor
 from arm.harness import T4, azure, spec
 from metal.machine import Metal, Quirks
 from metal.state import VENV
@@ -42,11 +42,11 @@ class Rented:
     connection: SshConnection
     goal: SetupGoal
     metal: Metal
-    told: list[str]
+    messages: list[str]
 
     def apply(self) -> ReadyMachine:
         """Set the machine up as `qft` does."""
-        ready = apply(self.connection, self.goal, on_message=self.told.append)
+        ready = apply(self.connection, self.goal, on_message=self.messages.append)
         self.connection = ready.connection
         return ready
 
@@ -63,11 +63,11 @@ Rent = Callable[[str, Quirks], Rented]
 @pytest.fixture
 def rent(tmp_path: Path) -> Iterator[Rent]:
     """Rents machines by size, with something special about them."""
-    guests = LocalGuests(tmp_path / "guests", pace=PACE)
+    hypervisor = LocalHypervisor(tmp_path / "guests", pace=PACE)
     rented: list[Rented] = []
 
     def rent_one(size: str, quirks: Quirks) -> Rented:
-        guests.quirks = quirks
+        hypervisor.quirks = quirks
         public, host = keys.generate(tmp_path / "user"), keys.generate(tmp_path / "host")
         vm = harness.provider().create(
             spec(
@@ -78,13 +78,13 @@ def rent(tmp_path: Path) -> Iterator[Rent]:
                 host_public_key=host,
             )
         )
-        (metal,) = guests.metals.values()
+        (metal,) = hypervisor.metals.values()
         want = factory.setup_wanted(VmTable(provider="azure", max_price=5.0), vm)
         connection = enter(vm, tmp_path / "user", host)
-        rented.append(Rented(vm=vm, connection=connection, goal=want, metal=metal, told=[]))
+        rented.append(Rented(vm=vm, connection=connection, goal=want, metal=metal, messages=[]))
         return rented[-1]
 
-    with azure(tmp_path / "state", guests=guests) as harness:
+    with azure(tmp_path / "state", hypervisor=hypervisor) as harness:
         yield rent_one
         for one in rented:
             one.connection.close()
@@ -95,9 +95,9 @@ def verbs(metal: Metal) -> list[str]:
     return [" ".join(line.split()[:2]) for line in metal.done()]
 
 
-def steps(told: list[str]) -> list[str]:
+def steps(messages: list[str]) -> list[str]:
     """The steps that were told, without their reasons and without how far each was meanwhile."""
-    return [line.split(" (")[0] for line in told if ": " not in line.split(" (")[0]]
+    return [line.split(" (")[0] for line in messages if ": " not in line.split(" (")[0]]
 
 
 def test_healthy_t4_needs_no_driver_and_no_reboot(rent: Rent) -> None:
@@ -128,7 +128,7 @@ def test_t4_without_a_driver_gets_the_signed_one(rent: Rent) -> None:
 
     ready = machine.apply()
 
-    assert steps(machine.told) == [
+    assert steps(machine.messages) == [
         "wait for the first boot to finish",
         "stop automatic upgrades",
         "install the NVIDIA driver",
@@ -152,7 +152,7 @@ def test_open_modules_that_do_not_answer_are_replaced(rent: Rent) -> None:
     ready = machine.apply()
     state = machine.metal.store.read()
 
-    assert steps(machine.told)[-7:-4] == [
+    assert steps(machine.messages)[-7:-4] == [
         "stop automatic upgrades",
         "replace NVIDIA's open kernel modules by the closed ones",
         "reboot",
@@ -171,11 +171,11 @@ def test_closed_modules_that_do_not_answer_either_are_refused(rent: Rent) -> Non
     with machine.metal.store.change() as state:
         state.stuck = True
 
-    said = machine.refused(Unfit)
+    reason = machine.refused(Unfit)
 
-    assert "neither NVIDIA's open kernel modules nor the closed ones of 580.173.02" in said
-    assert "couldn't communicate with the NVIDIA driver" in said
-    assert "Canonical:ubuntu-24_04-lts:server:latest" in said
+    assert "neither NVIDIA's open kernel modules nor the closed ones of 580.173.02" in reason
+    assert "couldn't communicate with the NVIDIA driver" in reason
+    assert "Canonical:ubuntu-24_04-lts:server:latest" in reason
     assert machine.metal.store.read().boots == 2
 
 
@@ -211,10 +211,10 @@ def test_vgpu_driver_with_another_checksum_is_not_executed(rent: Rent) -> None:
     machine = rent(A10, Quirks(forged=True))
     machine.goal = replace(machine.goal, grid_sha256="0" * 64)
 
-    said = machine.refused(CommandFailed)
+    reason = machine.refused(CommandFailed)
 
-    assert f"instead of {'0' * 64}: it was not executed" in said
-    assert "was not executed: see `vm.azure.grid_sha256`" in said
+    assert f"instead of {'0' * 64}: it was not executed" in reason
+    assert "was not executed: see `vm.azure.grid_sha256`" in reason
     assert [line for line in machine.metal.done() if "installer" in line] == []
     assert not (machine.metal.directory / "root/root/executed").exists()
     assert not (machine.metal.directory / "root/root/qft-grid.run").exists()
@@ -227,7 +227,7 @@ def test_vgpu_driver_is_the_one_that_was_seen_first(
     monkeypatch.setenv("QFT_HOME", str(tmp_path / "home"))
     table = VmTable(provider="azure", gpu="A10", max_price=5.0)
     machine = rent(A10, Quirks())
-    ready, _ = factory.make_ready(table, machine.told.append)(machine.connection, machine.vm)
+    ready, _ = factory.make_ready(table, machine.messages.append)(machine.connection, machine.vm)
     machine.connection = ready
     seen = gather_facts(ready).grid_sha256
     later = factory.setup_wanted(table, machine.vm)
@@ -265,19 +265,21 @@ def test_a10_with_the_wrong_driver_gets_the_right_one(rent: Rent, quirks: Quirks
 
 
 @pytest.mark.parametrize(
-    ("fault", "boots"), [("worn", 1), ("gone", 2)], ids=["corrupted infoROM", "card lost"]
+    ("damage", "boot_count"), [("worn", 1), ("gone", 2)], ids=["corrupted infoROM", "card lost"]
 )
 @pytest.mark.parametrize("size", [T4, A10])
-def test_good_driver_of_an_odd_card_is_kept(rent: Rent, size: str, fault: str, boots: int) -> None:
+def test_good_driver_of_an_odd_card_is_kept(
+    rent: Rent, size: str, damage: str, boot_count: int
+) -> None:
     """A warning changes nothing, and a card that was lost comes back by a reboot alone."""
     machine = rent(size, Quirks(driver=DRIVERS[size], grid=size == A10))
     with machine.metal.store.change() as state:
-        setattr(state, fault, True)
+        setattr(state, damage, True)
 
     ready = machine.apply()
 
     assert ready.facts.driver == DRIVERS[size]
-    assert machine.metal.store.read().boots == boots
+    assert machine.metal.store.read().boots == boot_count
     assert not [line for line in machine.metal.done() if "driver" in line or "GRID" in line]
 
 
@@ -344,22 +346,22 @@ def test_refusal_says_why(rent: Rent, name: str) -> None:
     """A machine that cannot be made ready is refused with the reason and what helps."""
     size, quirks, kind, words = REFUSALS[name]
 
-    said = rent(size, quirks).refused(kind)
+    reason = rent(size, quirks).refused(kind)
 
-    assert [word for word in words if word not in said] == [], said
+    assert [word for word in words if word not in reason] == [], reason
 
 
-def test_no_way_out_is_told_when_packages_are_fetched(rent: Rent) -> None:
+def test_no_way_out_is_reported_when_packages_are_fetched(rent: Rent) -> None:
     """With everything but the wheels there, pip's failure is explained too."""
     machine = rent(T4, Quirks())
     with machine.metal.store.change() as state:
         state.packages.append(VENV)
         state.outbound = False
 
-    said = machine.refused(CommandFailed)
+    reason = machine.refused(CommandFailed)
 
-    assert "No matching distribution found" in said
-    assert "no way out to the Internet" in said
+    assert "No matching distribution found" in reason
+    assert "no way out to the Internet" in reason
 
 
 @pytest.mark.parametrize("holder", ["unattended-upgr", "apt-get"])

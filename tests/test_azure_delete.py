@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arm import Fault, Weather
+from arm import Disruption, DisruptionKind
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 from arm.world import SUBSCRIPTION, Group, Resource
@@ -70,8 +70,10 @@ def test_lagging_list_of_groups_hides_no_run_of_this_computer(harness: AzureHarn
     """What was begun here is found by name though the list of groups does not show it yet."""
     harness.provider().create(spec())
     empty = Reply(body={"value": [], "nextLink": ""})
-    harness.cloud.faults.add(
-        Fault(weather=Weather.ANSWER, method="GET", path="/resourcegroups$", reply=empty, times=2)
+    harness.cloud.disruptions.add(
+        Disruption(
+            kind=DisruptionKind.ANSWER, method="GET", path="/resourcegroups$", reply=empty, times=2
+        )
     )
 
     (listed,) = harness.provider().list_all()
@@ -116,10 +118,12 @@ def test_half_made_run_is_listed_and_removed(harness: AzureHarness, tmp_path: Pa
     """A client that died after the network was made leaves remnants that any computer finds."""
     path = r"/virtualMachines/[^/]+$"
     reply = Reply(status=503, body=ArmError(503, "ServerBusy", "Busy.").body)
-    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, times=99, path=path, reply=reply))
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, times=99, path=path, reply=reply)
+    )
     with pytest.raises(Transient):
         harness.provider().create(spec())
-    harness.cloud.faults.queue.clear()
+    harness.cloud.disruptions.queue.clear()
     there = harness.provider(state_dir=tmp_path / "there")
 
     (listed,) = there.list_all()
@@ -146,8 +150,8 @@ def test_create_waits_for_a_removal_under_way(harness: AzureHarness) -> None:
     """A new machine of a run whose group is still going is made after it has gone."""
     provider = harness.provider()
     provider.create(spec())
-    groups = provider.account.arm.resources.resource_groups
-    provider.account.arm.begin("x", groups.begin_delete, "qft-run-a")
+    groups = provider.context.arm.resources.resource_groups
+    provider.context.arm.begin("x", groups.begin_delete, "qft-run-a")
 
     vm = harness.provider().create(spec(generation=2, region="westus2"))
 
@@ -182,8 +186,8 @@ def test_delete_by_two_at_once_is_one_deletion(harness: AzureHarness) -> None:
     """Somebody else's deletion under way is joined, not fought."""
     provider = harness.provider()
     vm: Vm = provider.create(spec())
-    groups = provider.account.arm.resources.resource_groups
-    provider.account.arm.begin("x", groups.begin_delete, "qft-run-a")
+    groups = provider.context.arm.resources.resource_groups
+    provider.context.arm.begin("x", groups.begin_delete, "qft-run-a")
 
     harness.provider().delete(vm.run_id)
 
@@ -200,15 +204,17 @@ def test_part_of_azure_that_was_never_used_is_no_obstacle(harness: AzureHarness)
     assert harness.cloud.leftovers() == []
 
 
-def test_lost_keys_are_told_and_never_mixed_up(harness: AzureHarness, tmp_path: Path) -> None:
+def test_lost_keys_are_reported_and_never_mixed_up(harness: AzureHarness, tmp_path: Path) -> None:
     """Whoever comes back with other keys gets the truth: the key that the machine presents."""
     other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOtherotherotherotherotherotherotherother qft"
     path = r"/virtualMachines/[^/]+$"
     reply = Reply(status=503, body=ArmError(503, "ServerBusy", "Busy.").body)
-    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, times=99, path=path, reply=reply))
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, times=99, path=path, reply=reply)
+    )
     with pytest.raises(Transient):
         harness.provider().create(spec())
-    harness.cloud.faults.queue.clear()
+    harness.cloud.disruptions.queue.clear()
     there = harness.provider(state_dir=tmp_path / "there")
 
     made = there.create(spec(host_public_key=other))

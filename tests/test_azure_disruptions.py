@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arm import Fault, Weather, throttled
+from arm import Disruption, DisruptionKind, throttled
 from arm.harness import AzureHarness, azure, spec
 from arm.replies import Reply
 
@@ -23,20 +23,22 @@ def harness(tmp_path: Path) -> Iterator[AzureHarness]:
         yield harness
 
 
-def error(status: int) -> Fault:
+def error(status: int) -> Disruption:
     """A bare server error, twice."""
     reply = Reply(status=status, body={"error": {"code": "InternalServerError", "message": "Oops"}})
-    return Fault(weather=Weather.ANSWER, times=2, reply=reply)
+    return Disruption(kind=DisruptionKind.ANSWER, times=2, reply=reply)
 
 
-def answer(status: int, *, code: str = "", advice: str = "") -> Fault:
+def answer(status: int, *, code: str = "", advice: str = "") -> Disruption:
     """One answer with a bare code, or with nothing in it, and advice when to come back."""
     body = {"error": {"code": code, "message": "No."}} if code else None
     headers = {"Retry-After": advice} if advice else {}
-    return Fault(weather=Weather.ANSWER, reply=Reply(status=status, body=body, headers=headers))
+    return Disruption(
+        kind=DisruptionKind.ANSWER, reply=Reply(status=status, body=body, headers=headers)
+    )
 
 
-WEATHERS = {
+DISRUPTIONS = {
     "accepted without a word": lambda: answer(202),
     "conflict with advice": lambda: answer(409, code="Conflict", advice="3"),
     "advice of years": lambda: answer(429, code="TooManyRequests", advice="99999999"),
@@ -46,12 +48,12 @@ WEATHERS = {
     "throttled without advice": lambda: throttled(times=2, retry_after_s=None, method="PUT"),
     "error 500": lambda: error(500),
     "error 503": lambda: error(503),
-    "dropped before": lambda: Fault(weather=Weather.DROP_BEFORE, times=1),
-    "dropped after": lambda: Fault(weather=Weather.DROP_AFTER, times=1),
-    "a proxy's page": lambda: Fault(
-        weather=Weather.ANSWER, times=1, reply=Reply(status=200, body="<html>sign in</html>")
+    "dropped before": lambda: Disruption(kind=DisruptionKind.DROP_BEFORE, times=1),
+    "dropped after": lambda: Disruption(kind=DisruptionKind.DROP_AFTER, times=1),
+    "a proxy's page": lambda: Disruption(
+        kind=DisruptionKind.ANSWER, times=1, reply=Reply(status=200, body="<html>sign in</html>")
     ),
-    "slow": lambda: Fault(weather=Weather.SLOW, times=1, slow_s=0.2),
+    "slow": lambda: Disruption(kind=DisruptionKind.SLOW, times=1, slow_s=0.2),
 }
 PLACES = {
     "provider": r"/providers/Microsoft\.Network$",
@@ -63,13 +65,13 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("weather", WEATHERS)
-def test_create_converges(harness: AzureHarness, weather: str) -> None:
+@pytest.mark.parametrize("kind", DISRUPTIONS)
+def test_create_converges(harness: AzureHarness, kind: str) -> None:
     """Whatever the weather over whichever request, one machine comes up in bounded requests."""
     for number, (place, path) in enumerate(PLACES.items()):
-        fault = WEATHERS[weather]()
-        fault.path = path
-        harness.cloud.faults.add(fault)
+        disruption = DISRUPTIONS[kind]()
+        disruption.path = path
+        harness.cloud.disruptions.add(disruption)
         before = len(harness.cloud.requests)
         run_id = f"w-{number}"
 
@@ -79,7 +81,7 @@ def test_create_converges(harness: AzureHarness, weather: str) -> None:
         made = [id_ for id_ in harness.cloud.world.machines_made if f"/qft-{run_id}/" in id_]
         assert len(made) == 1, place
         assert len(harness.cloud.requests) - before < REQUESTS_MAX, place
-        harness.cloud.faults.queue.clear()
+        harness.cloud.disruptions.queue.clear()
 
 
 def again(harness: AzureHarness, run_id: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
@@ -92,17 +94,17 @@ def again(harness: AzureHarness, run_id: str):  # type: ignore[no-untyped-def]  
     raise AssertionError("never came up")
 
 
-@pytest.mark.parametrize("weather", WEATHERS)
+@pytest.mark.parametrize("kind", DISRUPTIONS)
 @pytest.mark.parametrize("verb", ["start", "deallocate"])
-def test_orders_converge(harness: AzureHarness, weather: str, verb: str) -> None:
+def test_orders_converge(harness: AzureHarness, kind: str, verb: str) -> None:
     """An order whose answer was lost is not taken for refused: the machine itself is asked."""
     vm = harness.provider().create(spec())
     harness.advance(60)
     if verb == "start":
         harness.provider().deallocate(vm)
-    fault = WEATHERS[weather]()
-    fault.path = f"/{verb}$"
-    harness.cloud.faults.add(fault)
+    disruption = DISRUPTIONS[kind]()
+    disruption.path = f"/{verb}$"
+    harness.cloud.disruptions.add(disruption)
     before = len(harness.cloud.requests)
     goal = PowerState.RUNNING if verb == "start" else PowerState.DEALLOCATED
 
@@ -118,13 +120,13 @@ def test_orders_converge(harness: AzureHarness, weather: str, verb: str) -> None
     assert len(harness.cloud.requests) - before < REQUESTS_MAX
 
 
-@pytest.mark.parametrize("weather", WEATHERS)
-def test_delete_converges(harness: AzureHarness, weather: str) -> None:
+@pytest.mark.parametrize("kind", DISRUPTIONS)
+def test_delete_converges(harness: AzureHarness, kind: str) -> None:
     """Removal in bad weather still ends with nothing left."""
     harness.provider().create(spec())
-    fault = WEATHERS[weather]()
-    fault.path = r"/(resourcegroups/[^/]+|operationresults/.+)$"
-    harness.cloud.faults.add(fault)
+    disruption = DISRUPTIONS[kind]()
+    disruption.path = r"/(resourcegroups/[^/]+|operationresults/.+)$"
+    harness.cloud.disruptions.add(disruption)
 
     try:
         removed = harness.provider().delete("run-a")
@@ -145,9 +147,9 @@ def test_empty_page_of_an_operation_is_no_failure(
     harness.advance(60)
     if verb == "start":
         harness.provider().deallocate(vm)
-    fault = answer(status)
-    fault.path = "/operations/"
-    harness.cloud.faults.add(fault)
+    disruption = answer(status)
+    disruption.path = "/operations/"
+    harness.cloud.disruptions.add(disruption)
 
     getattr(harness.provider(), verb)(vm)
 
@@ -161,9 +163,9 @@ def test_lasting_refusal_with_advice_is_waited_for_and_no_longer_than_sensible(
 ) -> None:
     """Whatever Azure advises, the caller hears of it within the hour and is told a short wait."""
     for advice in ("99999999", "Thu, 01 Jan 2099 00:00:00 GMT"):
-        fault = answer(429, code="TooManyRequests", advice=advice)
-        fault.times, fault.path = 999, "^/sub"
-        harness.cloud.faults.add(fault)
+        disruption = answer(429, code="TooManyRequests", advice=advice)
+        disruption.times, disruption.path = 999, "^/sub"
+        harness.cloud.disruptions.add(disruption)
         began = harness.cloud.clock.now()
 
         with pytest.raises(Transient) as caught:
@@ -171,7 +173,7 @@ def test_lasting_refusal_with_advice_is_waited_for_and_no_longer_than_sensible(
 
         assert harness.cloud.clock.now() - began < 3600
         assert 0 < (caught.value.retry_after_s or 0) <= 300
-        harness.cloud.faults.queue.clear()
+        harness.cloud.disruptions.queue.clear()
 
 
 @pytest.mark.parametrize("advice", ["99999999", "Thu, 01 Jan 2099 00:00:00 GMT", "-5", "soon"])
@@ -182,7 +184,9 @@ def test_wild_advice_on_the_page_of_an_operation_is_not_slept_out(
     vm = harness.provider().create(spec())
     harness.advance(60)
     page = Reply(status=200, body={"status": "InProgress"}, headers={"Retry-After": advice})
-    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, path="/operations/", reply=page))
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, path="/operations/", reply=page)
+    )
     began = harness.cloud.clock.now()
 
     harness.provider().deallocate(vm)
@@ -191,9 +195,11 @@ def test_wild_advice_on_the_page_of_an_operation_is_not_slept_out(
     assert harness.cloud.clock.now() - began < 400
 
 
-def test_dead_network_is_transient_and_soon_told(harness: AzureHarness) -> None:
+def test_dead_network_is_transient_and_soon_reported(harness: AzureHarness) -> None:
     """With nobody answering, the caller hears of it after a few tries, not after hours."""
-    harness.cloud.faults.add(Fault(weather=Weather.DROP_BEFORE, path="^/sub", times=999))
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.DROP_BEFORE, path="^/sub", times=999)
+    )
     began = harness.cloud.clock.now()
 
     with pytest.raises(Transient):

@@ -22,7 +22,7 @@ ONCE_BYTES = 1 << 16
 
 
 @dataclass
-class LocalGuests:
+class LocalHypervisor:
     """Plays every machine as a process of this computer, behind the address the cloud gave it.
 
     SSH answers on the machine's own loopback address at `ssh_port`. The metadata service of the
@@ -33,7 +33,7 @@ class LocalGuests:
     pace: float = 1.0
     """How much faster the cloud's time runs than the guests'."""
     ssh_port: int = 0
-    doors: dict[str, Door] = field(default_factory=dict)
+    forwarders: dict[str, PortForwarder] = field(default_factory=dict)
     machines: dict[str, Machine] = field(default_factory=dict)
     metals: dict[str, Metal] = field(default_factory=dict)
     """What is inside the machines: drivers, packages, Python."""
@@ -53,9 +53,9 @@ class LocalGuests:
 
     def __post_init__(self) -> None:
         self.ssh_port = self.ssh_port or _free_port()
-        self._lever = threading.Lock()
-        self._button = Button(self._restart)
-        self._metadata = Door("127.0.0.1", 0, self._metadata_of_latest)
+        self._lock = threading.Lock()
+        self._reboot_listener = RebootListener(self._restart)
+        self._metadata = PortForwarder("127.0.0.1", 0, self._metadata_of_latest)
 
     @property
     def metadata_url(self) -> str:
@@ -64,14 +64,16 @@ class LocalGuests:
 
     def boot(self, vm: Resource, host: str, *, outbound: bool) -> None:
         """Switch the machine on; made from its cloud-init data when it first boots."""
-        with self._lever:
+        with self._lock:
             machine = self.machines.get(vm.id) or self._make(vm)
             self.latest = vm.id
             self.metals[vm.id].boot(outbound=outbound, hurry=self.hurry)
             machine.power_on()
             self.metals[vm.id].start(self._environ(machine))
-        if host and vm.id not in self.doors:
-            self.doors[vm.id] = Door(host, self.ssh_port, lambda: machine.look().ssh_port)
+        if host and vm.id not in self.forwarders:
+            self.forwarders[vm.id] = PortForwarder(
+                host, self.ssh_port, lambda: machine.look().ssh_port
+            )
 
     def warn(self, vm: Resource, notice_s: float) -> None:
         """Announce the eviction; the guest ends itself when the notice has run out."""
@@ -79,18 +81,18 @@ class LocalGuests:
 
     def halt(self, vm: Resource) -> None:
         """Pull the plug; the disk stays."""
-        with self._lever:
+        with self._lock:
             if vm.id in self.machines:
                 self.machines[vm.id].power_off("user")
 
     def remove(self, vm: Resource) -> None:
         """Pull the plug and wipe the disk."""
         machine = self.machines.pop(vm.id, None)
-        door = self.doors.pop(vm.id, None)
-        if door is not None:
-            door.close()
+        forwarder = self.forwarders.pop(vm.id, None)
+        if forwarder is not None:
+            forwarder.close()
         if machine is not None:
-            with self._lever:
+            with self._lock:
                 self.history[vm.id] = self.metals.pop(vm.id).done()
                 machine.power_off("user")
             self.services.pop(vm.id).close()
@@ -98,15 +100,15 @@ class LocalGuests:
 
     def close(self) -> None:
         """End everything that still runs."""
-        with self._lever:
+        with self._lock:
             self.metals.clear()
             for machine in self.machines.values():
                 machine.power_off("user")
-        for door in (*self.doors.values(), self._metadata):
-            door.close()
+        for forwarder in (*self.forwarders.values(), self._metadata):
+            forwarder.close()
         for service in self.services.values():
             service.close()
-        self._button.close()
+        self._reboot_listener.close()
 
     def _make(self, vm: Resource) -> Machine:
         profile = vm.properties["osProfile"]
@@ -128,7 +130,7 @@ class LocalGuests:
             vm.properties,
             self.quirks,
             pace=self.pace,
-            button=self._button.port,
+            button=self._reboot_listener.port,
             name=vm.id,
         )
         with metal.store.change() as state:
@@ -153,7 +155,7 @@ class LocalGuests:
 
     def _restart(self, name: str) -> None:
         """The machine pressed its own button: everything in it ends, and it boots again."""
-        with self._lever:
+        with self._lock:
             machine, metal = self.machines.get(name), self.metals.get(name)
             if machine is None or metal is None or machine.look().power is not Power.ON:
                 return
@@ -167,7 +169,7 @@ class LocalGuests:
         return machine.look().metadata_port if machine else 0
 
 
-class Button:
+class RebootListener:
     """Takes a line with a machine's name from within it, and has the machine restarted."""
 
     def __init__(self, restart: Callable[[str], None]) -> None:
@@ -193,7 +195,7 @@ class Button:
             self._restart(name)
 
 
-class Door:
+class PortForwarder:
     """Listens on one address and carries every connection to whatever port holds just then."""
 
     def __init__(self, host: str, port: int, target: Callable[[], int]) -> None:
@@ -221,11 +223,11 @@ class Door:
             port = self._target()
             if not port:
                 return
-            with socket.create_connection(("127.0.0.1", port), timeout=5) as guest:
-                guest.settimeout(None)
-                back = threading.Thread(target=_pump, args=(guest, caller), daemon=True)
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as target:
+                target.settimeout(None)
+                back = threading.Thread(target=_pump, args=(target, caller), daemon=True)
                 back.start()
-                _pump(caller, guest)
+                _pump(caller, target)
                 back.join()
 
 

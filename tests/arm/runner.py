@@ -25,7 +25,7 @@ from infra.run.workload import HostUnreachable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class CliResult:
     """What one command printed, and how it ended."""
 
     code: int
@@ -34,14 +34,14 @@ class Said:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommandLine:
+class CliRunner:
     """`qft` in a project's folder. Everything is real but time and the inside of the machine."""
 
     home: Path
     harness: AzureHarness
     capture: pytest.CaptureFixture[str]
 
-    def qft(self, *arguments: str) -> Said:
+    def qft(self, *arguments: str) -> CliResult:
         """Run one command to its end; SystemExit is how it ends."""
         self.capture.readouterr()
         with mock.patch.object(sys, "argv", ["qft", *arguments]):
@@ -51,7 +51,7 @@ class CommandLine:
                 code = ended.code
         caught = self.capture.readouterr()
         assert isinstance(code, int)
-        return Said(code=code, out=caught.out, err=caught.err)
+        return CliResult(code=code, out=caught.out, err=caught.err)
 
     def events(self) -> list[Event]:
         """What the journal of the one run says."""
@@ -64,9 +64,9 @@ class CommandLine:
 
 
 @contextmanager
-def command_line(
+def cli_runner(
     folder: Path, home: Path, harness: AzureHarness, capture: pytest.CaptureFixture[str]
-) -> Iterator[CommandLine]:
+) -> Iterator[CliRunner]:
     """A command line whose waits take simulated time."""
     clock = SimpleNamespace(
         time=harness.cloud.clock.now,
@@ -83,15 +83,15 @@ def command_line(
         mock.patch.object(session, "time", clock),
         mock.patch.object(plan, "time", clock),
         mock.patch.object(down, "time", clock),
-        mock.patch.object(session, "build_workload", return_value=Obedient(harness)),
+        mock.patch.object(session, "build_workload", return_value=ObedientWorkload(harness)),
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.chdir(folder)
-        yield CommandLine(home=home, harness=harness, capture=capture)
+        yield CliRunner(home=home, harness=harness, capture=capture)
 
 
 @dataclass
-class Obedient:
+class ObedientWorkload:
     """A machine's inside that answers as soon as the machine runs."""
 
     harness: AzureHarness
@@ -102,8 +102,8 @@ class Obedient:
 
     def reach(self, vm: Vm) -> None:
         """Answer if the cloud says that it runs."""
-        powers = {one.id.lower(): one.hidden["power"] for one in self.harness.cloud.machines()}
-        if powers.get(vm.id.lower()) != "running":
+        power_by_id = {one.id.lower(): one.hidden["power"] for one in self.harness.cloud.machines()}
+        if power_by_id.get(vm.id.lower()) != "running":
             raise HostUnreachable("no answer")
 
     def prepare(self, vm: Vm) -> None:

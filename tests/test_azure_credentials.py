@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from arm import Cloud
-from arm.faults import Fault, Weather
+from arm.disruptions import Disruption, DisruptionKind
 from arm.harness import spec
 from arm.replies import ArmError
 
@@ -99,7 +99,7 @@ def test_az_login(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert sign_in(cloud, tmp_path) == []
 
 
-def test_expired_az_login_is_told_with_the_command_that_renews_it(
+def test_expired_az_login_is_reported_with_the_command_that_renews_it(
     cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What `az` asks for is passed on as it stands, without the ways to sign in of others."""
@@ -121,8 +121,8 @@ def test_expired_az_login_is_told_with_the_command_that_renews_it(
     with pytest.raises(SignedOut) as caught:
         sign_in(cloud, tmp_path)
 
-    told = "AzureCliCredential: ERROR: AADSTS70043: The refresh token has expired."
-    assert str(caught.value) == f"cannot sign in to Azure: {told}"
+    message = "AzureCliCredential: ERROR: AADSTS70043: The refresh token has expired."
+    assert str(caught.value) == f"cannot sign in to Azure: {message}"
     assert caught.value.hint == '`az login --tenant "t" --scope "s"`'
 
 
@@ -212,22 +212,24 @@ def test_revoked_token_is_changed_for_a_new_one(
     assert len(orders) <= len(refused) <= 2 * len(orders)  # one for each client of the SDK
 
 
-def test_refused_sign_in_is_told_after_one_more_try(
+def test_refused_sign_in_is_reported_after_one_more_try(
     cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a new token is refused as well, it is a matter of signing in again."""
     provider = open_provider(cloud, tmp_path, monkeypatch)
     before = len(cloud.requests)
     old = ArmError(401, "ExpiredAuthenticationToken", "The access token has expired.").reply()
-    cloud.faults.add(Fault(weather=Weather.ANSWER, path="^/subscriptions/", times=9, reply=old))
+    cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, path="^/subscriptions/", times=9, reply=old)
+    )
 
     with pytest.raises(NotAllowed, match="ExpiredAuthenticationToken") as caught:
         provider.list_all()
     provider.close()
 
     assert "az login" in caught.value.hint
-    asked = [r.path for r in cloud.requests[before:] if r.path.startswith("/subscriptions/")]
-    assert len(asked) == 2
+    requests = [r.path for r in cloud.requests[before:] if r.path.startswith("/subscriptions/")]
+    assert len(requests) == 2
 
 
 def test_settings_default_to_the_public_cloud() -> None:
@@ -250,26 +252,26 @@ def test_settings_default_to_the_public_cloud() -> None:
         ("QFT_ARM_ENDPOINT", "https://"),
     ],
 )
-def test_nonsense_in_a_setting_is_told(name: str, text: str) -> None:
+def test_nonsense_in_the_settings_is_refused(name: str, text: str) -> None:
     """What would be a storm of requests, or show a token to anybody, is refused by its name."""
     with pytest.raises(ValueError, match=f"{name} must be"):
         AzureSettings.from_environment({name: text})
 
 
-def test_tokens_are_asked_for_the_cloud_that_is_spoken_to() -> None:
+def test_tokens_are_requested_for_the_cloud_in_use() -> None:
     """A sovereign cloud needs its own, a proxy of the public one does not, and both can be told."""
-    said = {
+    audiences = {
         "https://management.usgovcloudapi.net/": "https://management.usgovcloudapi.net",
         "https://proxy.example": PUBLIC_ARM,
     }
-    for endpoint, audience in said.items():
+    for endpoint, audience in audiences.items():
         chosen = {"QFT_ARM_ENDPOINT": endpoint}
         assert AzureSettings.from_environment(chosen).audience == audience
         chosen["QFT_ARM_AUDIENCE"] = "https://other.example/"
         assert AzureSettings.from_environment(chosen).audience == "https://other.example"
 
 
-def test_page_names_every_setting() -> None:
+def test_page_names_all_settings() -> None:
     """docs/azure.md knows each variable that the program reads, and invents none."""
     source = (Path(__file__).parents[1] / "infra" / "azure" / "settings.py").read_text()
     read = set(re.findall(r'"((?:QFT|AZURE)_[A-Z_]+)"', source))
@@ -285,8 +287,8 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
         "import sys, infra.azure; print([m for m in sys.modules if m.split('.')[0] == 'azure'])"
     )
 
-    told = subprocess.run(
+    message = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout
 
-    assert told.strip() == "[]"
+    assert message.strip() == "[]"

@@ -10,7 +10,7 @@ from enum import StrEnum
 from arm.replies import Reply, Request
 
 
-class Weather(StrEnum):
+class DisruptionKind(StrEnum):
     """What can go wrong with one request."""
 
     ANSWER = "answer"
@@ -24,10 +24,10 @@ class Weather(StrEnum):
 
 
 @dataclass(kw_only=True)
-class Fault:
+class Disruption:
     """One kind of bad weather over some requests."""
 
-    weather: Weather
+    kind: DisruptionKind
     times: int = 1
     method: str = ""
     path: str = ""
@@ -48,34 +48,34 @@ class Fault:
 
 
 @dataclass
-class Faults:
+class Disruptions:
     """What is in store."""
 
-    queue: list[Fault] = field(default_factory=list)
+    queue: list[Disruption] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, fault: Fault) -> None:
+    def add(self, disruption: Disruption) -> None:
         """Put one in store."""
         with self._lock:
-            self.queue.append(fault)
+            self.queue.append(disruption)
 
-    def take(self, request: Request) -> Fault | None:
+    def take(self, request: Request) -> Disruption | None:
         """The fault that this request meets, if any."""
         with self._lock:
-            for fault in self.queue:
-                if not fault.matches(request):
+            for disruption in self.queue:
+                if not disruption.matches(request):
                     continue
-                if fault.skip > 0:
-                    fault.skip -= 1
+                if disruption.skip > 0:
+                    disruption.skip -= 1
                     return None
-                fault.times -= 1
-                if fault.times <= 0:
-                    self.queue.remove(fault)
-                return fault
+                disruption.times -= 1
+                if disruption.times <= 0:
+                    self.queue.remove(disruption)
+                return disruption
         return None
 
 
-def throttled(*, times: int = 1, retry_after_s: int | None = 7, method: str = "") -> Fault:
+def throttled(*, times: int = 1, retry_after_s: int | None = 7, method: str = "") -> Disruption:
     """429 as ARM sends it."""
     headers = {"x-ms-ratelimit-remaining-resource": "Microsoft.Compute/PutVM3Min;0"}
     if retry_after_s is not None:
@@ -88,4 +88,4 @@ def throttled(*, times: int = 1, retry_after_s: int | None = 7, method: str = ""
         }
     }
     reply = Reply(status=429, body=body, headers=headers)
-    return Fault(weather=Weather.ANSWER, times=times, method=method, reply=reply)
+    return Disruption(kind=DisruptionKind.ANSWER, times=times, method=method, reply=reply)

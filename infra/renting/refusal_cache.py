@@ -1,22 +1,14 @@
-"""What Azure refused lately, so that no run tries again and again where there is nothing."""
+"""Remembers what a provider refused lately, so that no run tries again and again in vain."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from infra.azure.availability import SPOT_QUOTA
-from infra.catalog.gpus import folded, quota_covers
 from infra.durable import read_json, write_json
-from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError
+from infra.provider import Offer, OverQuota, ProviderError
 from infra.timestamps import utc
-
-TTL_S: dict[type[ProviderError], float] = {
-    NoCapacity: 3600.0,  # karpenter backs off as long: what Azure lists as free often is not
-    PriceAboveCap: 300.0,
-    OverQuota: 3600.0,  # unless the usage list can be read: then it decides
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +24,7 @@ class Refusal:
     until_s: float
 
     @property
-    def told(self) -> str:
+    def detail(self) -> str:
         """The refusal in words, with its time."""
         return f"refused at {utc(self.at_s)}, asked again at {utc(self.until_s)}: {self.why}"
 
@@ -41,22 +33,22 @@ class Refusal:
         """Whether it passes by itself; quota needs a human."""
         return self.error != OverQuota.__name__
 
-    @property
-    def of_spot_pool(self) -> bool:
-        """Whether it speaks of the quota on which all spot machines of the region draw."""
-        return folded(SPOT_QUOTA) in folded(self.why)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class RefusalCache:
     """Refusals of this account, shared by all runs of this computer; losing it costs a retry."""
 
     path: Path
     clock: Callable[[], float]
+    ttl_s: Mapping[type[ProviderError], float]
+    """How long each kind of refusal is believed; kinds that are not listed are not remembered."""
+    quota_covers: Callable[[Refusal, str, bool], bool]
+    """Whether a refusal for quota still counts for a size of its region; the last argument says
+    whether the region's usage list could be read."""
 
     def note(self, offer: Offer, error: ProviderError) -> None:
         """Remember a refusal that another offer may get around; ignores all other errors."""
-        ttl_s = TTL_S.get(type(error))
+        ttl_s = self.ttl_s.get(type(error))
         if ttl_s is None:
             return
         now = self.clock()
@@ -78,18 +70,18 @@ class Memory:
         """The refusals that are still believed; none from a clock that was ahead of this one."""
         try:
             rows = read_json(self.path) or []
-            known = [Refusal(**row) for row in rows]
+            kept = [Refusal(**row) for row in rows]
         except (ValueError, TypeError):  # damaged or of another version: forgotten
             return []
-        return [one for one in known if one.at_s <= self.clock() < one.until_s]
+        return [one for one in kept if one.at_s <= self.clock() < one.until_s]
 
     def against(
-        self, size: str, region: str, *, zone: str = "", quota_known: bool
+        self, size: str, region: str, *, zone: str = "", quota_is_listed: bool
     ) -> Refusal | None:
         """The refusal for which that place is not worth asking now; None if it is.
 
-        The spot quota is one pool for a whole region, so its refusal counts for every size there;
-        with `quota_known` the usage list decides. Of other pools that list does not speak here.
+        A refusal for capacity or price counts for its size and zone, one for quota for every size
+        of the region for which `quota_covers` says so.
         """
         for one in self.refusals():
             if one.region != region:
@@ -97,8 +89,6 @@ class Memory:
             if one.clears:
                 if (one.size.lower(), one.zone) == (size.lower(), zone):
                     return one
-            elif not (quota_known and one.of_spot_pool) and quota_covers(
-                one.why, refused=one.size, size=size
-            ):
+            elif self.quota_covers(one, size, quota_is_listed):
                 return one
         return None

@@ -17,7 +17,7 @@ NOTICE_S = 30.0
 BILLED = frozenset({"", "starting", "running", "stopping", "stopped", "deallocating"})
 
 
-class Guests(Protocol):
+class Hypervisor(Protocol):
     """What runs inside the machines; the cloud tells it what becomes of them."""
 
     def boot(self, vm: Resource, host: str, *, outbound: bool) -> None:
@@ -37,7 +37,7 @@ class Guests(Protocol):
         ...
 
 
-class NoGuests:
+class NoHypervisor:
     """Machines with nothing inside."""
 
     def boot(self, vm: Resource, host: str, *, outbound: bool) -> None:
@@ -53,10 +53,10 @@ class NoGuests:
         """Nothing goes."""
 
 
-def guests_of(world: World) -> Guests:
+def hypervisor_of(world: World) -> Hypervisor:
     """What runs inside this world's machines."""
-    guests: Guests = world.guests
-    return guests
+    hypervisor: Hypervisor = world.hypervisor
+    return hypervisor
 
 
 def bill(world: World, vm: Resource) -> None:
@@ -73,7 +73,7 @@ def bill(world: World, vm: Resource) -> None:
         world.ledger.stop("compute", vm.id)
 
 
-def power(world: World, vm: Resource, state: str) -> None:
+def set_power(world: World, vm: Resource, state: str) -> None:
     """Change the power and the meter."""
     vm.hidden["power"], vm.hidden["changed_s"] = state, world.now()
     bill(world, vm)
@@ -81,10 +81,10 @@ def power(world: World, vm: Resource, state: str) -> None:
 
 def run(world: World, vm: Resource) -> None:
     """The machine runs from now on."""
-    power(world, vm, "running")
+    set_power(world, vm, "running")
     vm.hidden["booted_s"] = world.now()
     address = address_of(world, vm)
-    guests_of(world).boot(vm, address, outbound=bool(address))
+    hypervisor_of(world).boot(vm, address, outbound=bool(address))
 
 
 def address_of(world: World, vm: Resource) -> str:
@@ -111,11 +111,11 @@ def act(world: World, base: str, request: Request, vm: Resource, action: str) ->
         case "deallocate":
             return _deallocate(world, base, vm)
         case "poweroff":
-            power(world, vm, "stopped")
+            set_power(world, vm, "stopped")
             world.event(
                 vm, "Microsoft.Compute/virtualMachines/powerOff/action", caller=world.caller
             )
-            guests_of(world).halt(vm)
+            hypervisor_of(world).halt(vm)
             return Reply(status=200)
         case "simulateeviction":
             return _rehearse(world, vm)
@@ -133,14 +133,14 @@ def _start(world: World, base: str, vm: Resource) -> Reply:
     operation = world.operation("post")
     failure = world.market.later_failure(size, vm.location)
     if failure is None:
-        power(world, vm, "starting")
+        set_power(world, vm, "starting")
     elif world.shows_starting:
         vm.hidden["power"] = "starting"  # nothing has been allocated, so nothing bills
 
     def finish() -> None:
         if failure is not None:
             if vm.hidden["power"] == "starting":
-                power(world, vm, "deallocated")
+                set_power(world, vm, "deallocated")
             vm.hidden["failure"] = failure
             vm.properties["provisioningState"] = "Failed"
             operation.end(world.now(), ArmError(409, *failure))
@@ -168,13 +168,13 @@ def _deallocate(world: World, base: str, vm: Resource) -> Reply:
         return Reply(status=200)
     _check_idle(world, vm)
     operation = world.operation("post")
-    power(world, vm, "deallocating")
-    guests_of(world).halt(vm)
+    set_power(world, vm, "deallocating")
+    hypervisor_of(world).halt(vm)
     world.event(vm, "Microsoft.Compute/virtualMachines/deallocate/action", caller=world.caller)
 
     def finish() -> None:
         if vm.hidden["power"] == "deallocating":
-            power(world, vm, "deallocated")
+            set_power(world, vm, "deallocated")
         operation.end(world.now())
 
     world.after(DEALLOCATE_S, finish)
@@ -221,19 +221,19 @@ def evict(
 
     def warn() -> None:
         if vm.hidden["power"] == "running" and notice_s > 0:
-            guests_of(world).warn(vm, notice_s)
+            hypervisor_of(world).warn(vm, notice_s)
 
     def take() -> None:
         if world.find(vm.id) is not vm or vm.hidden["power"] in {"deallocated", "deallocating"}:
             return
-        guests_of(world).halt(vm)
-        power(world, vm, "deallocating")
+        hypervisor_of(world).halt(vm)
+        set_power(world, vm, "deallocating")
         world.after(leaving_s, gone)
 
     def gone() -> None:
         if world.find(vm.id) is not vm:
             return
-        power(world, vm, "deallocated")
+        set_power(world, vm, "deallocated")
         world.event(
             vm,
             "Microsoft.Compute/virtualMachines/evictSpotVM/action",

@@ -1,4 +1,4 @@
-"""What this computer remembers of a run's machine, written before and after every request.
+"""Records what this computer asked of a run's machine, before and after every request.
 
 It makes resuming quicker and more certain; nothing depends on it: with the file lost, tags and
 names find everything again.
@@ -8,49 +8,31 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from infra.durable import read_json, write_json
 from infra.untrusted import table
 
 
-def subscriptions(directory: Path) -> set[str]:
-    """The subscriptions, in lower case, in which this computer remembers to have made something.
-
-    Whoever chooses another one afterwards should still see what the first one bills.
-    """
-    return set(_homes(directory).values())
-
-
-def remembered(directory: Path, subscription: str) -> set[str]:
-    """The ids of the runs that this computer has begun in a subscription and not seen removed."""
-    wanted = subscription.lower()
-    return {run_id for run_id, home in _homes(directory).items() if home == wanted}
-
-
-def _homes(directory: Path) -> dict[str, str]:
-    """The subscription, in lower case, of each run with a record."""
+def records(directory: Path) -> list[RunRecord]:
+    """The record of every run that this computer has begun and not seen removed."""
     files = sorted(directory.glob("*.json")) if directory.is_dir() else []
-    ids = {one.stem: RunRecord.load(directory, one.stem).ids.get("group", "") for one in files}
-    return {
-        run_id: id_.split("/")[2].lower()
-        for run_id, id_ in ids.items()
-        if id_.startswith("/subscriptions/")
-    }
+    return [RunRecord.load(directory, one.stem) for one in files]
 
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """The memory of one run; `save` makes it durable."""
+    """What is remembered of one run; `save` makes it durable."""
 
     path: Path
     generation: int = 0
     """The generation that the rest of the record speaks of."""
-    asked: str = ""
+    requested: str = ""
     """The last thing asked of the machine: create, start, deallocate, evict, delete."""
-    asked_at: float = 0.0
+    requested_at: float = 0.0
     """When, in seconds since 1970."""
     began_at: float = 0.0
-    """When Azure says that it began to carry that out, by this computer's clock; 0 if unknown."""
+    """When the cloud says that it began to do so, by this computer's clock; 0 if unknown."""
     ended_at: float = 0.0
     """When it says that it had done so."""
     refusal: list[str] = field(default_factory=list)
@@ -80,30 +62,37 @@ class RunRecord:
             value = read_json(path)
         except ValueError:  # a damaged memory is a lost one; the cloud's tags are the truth
             value = None
-        known = {one.name for one in fields(cls)} - {"path"}
+        names = {one.name for one in fields(cls)} - {"path"}
         found = table(value)
         empty = asdict(cls(path=path))
-        kept = {key: found[key] for key in known if _fits(found.get(key), empty[key])}
-        return cls(path=path, **kept)
+        stored: dict[str, Any] = {name: found.get(_STORED_AS.get(name, name)) for name in names}
+        return cls(
+            path=path,
+            **{name: value for name, value in stored.items() if _fits(value, empty[name])},
+        )
 
     def save(self) -> None:
         """Replace the file, whole and durably."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        value = asdict(self)
+        value = {_STORED_AS.get(name, name): one for name, one in asdict(self).items()}
         del value["path"]
         write_json(self.path, {"version": 1, **value})
 
-    def note(self, asked: str, at: float) -> None:
+    def note(self, requested: str, at: float) -> None:
         """Write down what is about to be asked for; how an earlier order ended is over."""
-        self.asked, self.asked_at = asked, at
+        self.requested, self.requested_at = requested, at
         self.began_at, self.ended_at, self.refusal = 0.0, 0.0, []
-        if asked in {"create", "start"}:
+        if requested in {"create", "start"}:
             self.compute_ended_at = 0.0
         self.save()
 
     def forget(self) -> None:
         """Remove the file: nothing of the run remains."""
         self.path.unlink(missing_ok=True)
+
+
+_STORED_AS = {"requested": "asked", "requested_at": "asked_at"}
+"""What fields are called in the file, where that is not their name here."""
 
 
 def _fits(value: object, example: object) -> bool:

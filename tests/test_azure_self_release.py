@@ -22,9 +22,9 @@ from commands.runs.workload import SshWorkload
 from infra.azure import self_release
 from infra.azure.self_release import (
     booted_s,
-    give_back,
+    deallocate_self,
     is_over,
-    last_sign_of_life_s,
+    last_activity_s,
     limit_of,
     ssh_sessions,
     why_end,
@@ -41,7 +41,7 @@ def harness(tmp_path: Path) -> Iterator[AzureHarness]:
         yield harness
 
 
-def watch(harness: AzureHarness, home: Path, script: Path, *more: str) -> int:
+def self_release_arguments(harness: AzureHarness, home: Path, script: Path, *more: str) -> int:
     """Run the shipped script once, as the machine would, and return its exit code."""
     base = harness.cloud.server.base
     argv = [sys.executable, "-I", str(script), "--home", str(home), "--once"]
@@ -74,10 +74,10 @@ def test_machine_gives_itself_back(harness: AzureHarness, tmp_path: Path) -> Non
     (home / "qft").mkdir(parents=True)
     script = shipped(harness, tmp_path)
 
-    busy = watch(harness, home, script)
+    busy = self_release_arguments(harness, home, script)
     still = harness.cloud.ledger.billing("compute")
     (home / "qft" / "limit").write_text(str(time.time() - 1))
-    over = watch(harness, home, script)
+    over = self_release_arguments(harness, home, script)
     harness.advance(60)
 
     assert (busy, over) == (0, 0)
@@ -90,7 +90,7 @@ def test_machine_without_the_right_is_refused(harness: AzureHarness, tmp_path: P
     harness.provider().create(spec())
     script = shipped(harness, tmp_path)
 
-    code = watch(harness, tmp_path / "home", script, "--idle-s", "0")
+    code = self_release_arguments(harness, tmp_path / "home", script, "--idle-s", "0")
 
     assert code == 1
     assert harness.cloud.ledger.billing("compute") != []
@@ -115,19 +115,19 @@ def test_reasons_to_end(
     assert bool(reason) is ends
 
 
-def test_heartbeat_is_a_sign_of_life(tmp_path: Path) -> None:
+def test_heartbeat_counts_as_activity(tmp_path: Path) -> None:
     """A trainer that writes its status keeps the machine; a broken limit file is none."""
     status = tmp_path / "qft" / "run-a" / "run" / "status.json"
     status.parent.mkdir(parents=True)
     status.write_text("{}")
     (tmp_path / "qft" / "limit").write_text("soon")
 
-    assert last_sign_of_life_s(tmp_path, 5.0) == status.stat().st_mtime
-    assert last_sign_of_life_s(tmp_path / "nowhere", 5.0) == 5.0
+    assert last_activity_s(tmp_path, 5.0) == status.stat().st_mtime
+    assert last_activity_s(tmp_path / "nowhere", 5.0) == 5.0
     assert limit_of(tmp_path, 0.0) is None
 
 
-def test_limit_of_an_earlier_life_is_over(tmp_path: Path) -> None:
+def test_limit_of_an_earlier_boot_is_over(tmp_path: Path) -> None:
     """A machine started again with more budget does not give itself back for the old limit."""
     (tmp_path / "qft").mkdir()
     (tmp_path / "qft" / "limit").write_text("5.0")
@@ -140,7 +140,7 @@ def test_limit_of_an_earlier_life_is_over(tmp_path: Path) -> None:
     assert booted_s(tmp_path / "absent") == 0.0
 
 
-def test_ended_training_is_told_from_a_running_one(tmp_path: Path) -> None:
+def test_ended_training_differs_from_a_running_one(tmp_path: Path) -> None:
     """Only the newest heartbeat counts, and one that cannot be read is one being written."""
     assert not is_over(tmp_path)
     for number, phase in enumerate(("done", "training")):
@@ -192,7 +192,7 @@ def test_broken_answer_is_a_refusal_and_not_the_watchdogs_end(answer: bytes) -> 
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         chosen = argparse.Namespace(imds=url, arm=url, audience=url)
 
-        agreed = give_back(chosen, "a test")
+        agreed = deallocate_self(chosen, "a test")
 
     assert not agreed
 
@@ -219,13 +219,13 @@ def test_machine_reckons_the_end_of_the_budget_by_its_own_clock(
         env = {"PATH": path}
         subprocess.run(argv, cwd=tmp_path, env=env, check=True, timeout=timeout_s)
 
-    setting = SimpleNamespace(
+    stub = SimpleNamespace(
         on_message=print,
         helper_python="python3",
         layout=SimpleNamespace(run_dir="r"),
         home=tmp_path,
     )
-    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(stub)  # type: ignore[arg-type]  # as much of a setting as is used
     monkeypatch.setattr(work, "_open", lambda _vm: SimpleNamespace(run=run))
 
     vm = Vm(provider="azure", run_id="x", id="x", region="a", size="s")
