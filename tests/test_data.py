@@ -127,10 +127,10 @@ def test_a_missing_field_names_row_field_and_what_there_is(tmp_path: Path) -> No
     with pytest.raises(DataError) as caught:
         load_examples(table(), path, build(), max_length=32)
 
-    assert (
+    assert [
         f"{path}:2: no field `text` (the row has `txet`, `label`); did you mean `txet`?",
         f"{path}:3: field `text` is empty (null), and a template needs text",
-    ) == caught.value.problems
+    ] == caught.value.problems
 
 
 def test_an_empty_completion_is_refused(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.__main__ import main
 from trainer.data import rows
-from trainer.data.convert import convert, main
+from trainer.data.convert import convert
 from trainer.data.converters import FORMATS, TOXIC, ConversionStats, ConvertOptions
 from trainer.data.rows import READERS, DataError, Row, read_rows
 
@@ -176,7 +177,7 @@ def test_a_place_where_no_rows_can_be_written_is_named(
     (tmp_path / "pairs.csv").write_text("text,label\nwell,good\n")
     place = tmp_path / "pairs.csv"
 
-    assert main(["sentiment", str(place), "--out", str(place)]) == 78
+    assert main(["convert", "sentiment", str(place), "--out", str(place)]) == 78
     assert f"--out: no rows could be written: {place}: File exists" in capsys.readouterr().err
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from support.tiny import ROOT, make_tokenizer
 
-from trainer.data.convert import convert, main
+from trainer.__main__ import main
+from trainer.data.convert import convert
 from trainer.data.converters import FORMATS, TOXIC, ConversionStats, ConvertOptions
 from trainer.data.rows import DataError
 from trainer.data.split import find_duplicates, is_held_out
@@ -103,11 +104,11 @@ def test_jigsaws_length_is_counted_in_tokens_of_the_base(
     source.write_text(source.read_text().replace("comment 3\n", "comment 3" + " and" * 90 + "\n"))
     words = ["jigsaw", str(source), "--out", str(tmp_path), "--tokenizer", str(tmp_path / "base")]
 
-    assert main([*words, "--max-length", "80", "--held-out", "0.5"]) == 0
+    assert main(["convert", *words, "--max-length", "80", "--held-out", "0.5"]) == 0
     said = capsys.readouterr().err
     assert "left out:       1  too long (t.csv:4)" in said
     assert "published rule" not in said
-    assert main([*words[:-1], str(tmp_path / "nothing")]) == 65
+    assert main(["convert", *words[:-1], str(tmp_path / "nothing")]) == 65
     assert "--tokenizer: " in capsys.readouterr().err
 
 
@@ -123,7 +124,7 @@ def test_a_choice_that_would_choose_nothing_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
     """An option that the format has no use for is an error instead of a false comfort."""
-    assert main([words[0], str(tmp_path / "rows.jsonl"), *words[1:]]) == 65
+    assert main(["convert", words[0], str(tmp_path / "rows.jsonl"), *words[1:]]) == 65
     assert told in capsys.readouterr().err
 
 
@@ -287,7 +288,10 @@ def test_the_command_tells_counts_as_json_and_what_authors_ask(
     row = {"prompt": "p", "reference_code": "c", "metadata": about}
     path = write_json(tmp_path / "d.json", [row, row | {"reference_code": ""}])
 
-    assert main(["ds1000", str(path), "--out", str(tmp_path), "--held-out", "0", "--json"]) == 0
+    assert (
+        main(["convert", "ds1000", str(path), "--out", str(tmp_path), "--held-out", "0", "--json"])
+        == 0
+    )
     told = capsys.readouterr()
     assert json.loads(told.out) == {
         "rows": {"train": 1, "eval": 0}, "read": 2, "kept": 1, "classes": {"Pandas": 1},
@@ -338,7 +342,17 @@ def test_converting_writes_both_sides_and_prints_the_table(
     """The command splits by group, writes JSONL, and shows classes and losses."""
     source = write_jigsaw(tmp_path / "t.csv", 210)
     code = main(
-        ["jigsaw", str(source), "--out", str(tmp_path), "--benign", "40", "--held-out", "0.5"]
+        [
+            "convert",
+            "jigsaw",
+            str(source),
+            "--out",
+            str(tmp_path),
+            "--benign",
+            "40",
+            "--held-out",
+            "0.5",
+        ]
     )
     sides = [
         {json.loads(line)["group"] for line in (tmp_path / name).read_text().splitlines()}
@@ -351,7 +365,7 @@ def test_converting_writes_both_sides_and_prints_the_table(
     said = capsys.readouterr().err
     assert "     15  obscene\n" in said
     assert "the published rule drops those over 1024 tokens" in said
-    assert main(["jigsaw", str(tmp_path / "no.csv"), "--out", str(tmp_path)]) == 65
+    assert main(["convert", "jigsaw", str(tmp_path / "no.csv"), "--out", str(tmp_path)]) == 65
 
 
 def test_rows_on_both_sides_of_a_split_are_told(
@@ -370,7 +384,9 @@ def test_rows_on_both_sides_of_a_split_are_told(
         for at in range(40)
     ]
     write_json(path, rows)
-    code = main(["conversations", str(path), "--out", str(tmp_path), "--held-out", "0.5"])
+    code = main(
+        ["convert", "conversations", str(path), "--out", str(tmp_path), "--held-out", "0.5"]
+    )
     said = capsys.readouterr().err
     held_out = len((tmp_path / "eval.jsonl").read_text(encoding="utf-8").splitlines())
 

@@ -10,9 +10,10 @@ import pytest
 from support.models import gpt2
 from support.tiny import make_config, make_model, make_rows, make_tokenizer, write_config
 
+from trainer.__main__ import main
 from trainer.config import TrainerConfig
 from trainer.data.examples import load_examples
-from trainer.results.generate import Generator, chat_loop, main
+from trainer.results.generate import Generator, chat_loop
 
 CHATML = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
@@ -53,18 +54,18 @@ def test_one_question_gets_one_answer(run_dir: Path, capsys: pytest.CaptureFixtu
     """The base can be asked without an adapter; an endless answer is cut and said to be."""
     arguments = ["--run-dir", str(run_dir), "--base-only", "--tokens", "4"]
 
-    assert main([*arguments, "--field", "text=the sky"]) == 0
+    assert main(["generate", *arguments, "--field", "text=the sky"]) == 0
     first = capsys.readouterr()
-    assert main([*arguments, "--prompt", "the sky\nmood: "]) == 0
+    assert main(["generate", *arguments, "--prompt", "the sky\nmood: "]) == 0
     assert capsys.readouterr().out == first.out
     assert first.err == "(stopped after 4 tokens without an end)\n"
 
 
 def test_what_is_missing_is_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A field the template names, and an adapter that is not there yet."""
-    assert main(["--run-dir", str(run_dir), "--base-only", "--field", "txt=a"]) == 65
+    assert main(["generate", "--run-dir", str(run_dir), "--base-only", "--field", "txt=a"]) == 65
     assert "no field `text`" in capsys.readouterr().err
-    assert main(["--run-dir", str(run_dir)]) == 78
+    assert main(["generate", "--run-dir", str(run_dir)]) == 78
     assert "holds no adapter; train first" in capsys.readouterr().err
 
 
@@ -89,7 +90,7 @@ def test_a_question_that_cannot_be_asked_is_told(
 ) -> None:
     """Each slip of the command line ends with a sentence and a code."""
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
-    code = main(["--run-dir", str(run_dir), "--base-only", *asked.split()])
+    code = main(["generate", "--run-dir", str(run_dir), "--base-only", *asked.split()])
 
     assert (code, answer[1] in capsys.readouterr().err) == (answer[0], True)
 
@@ -109,14 +110,14 @@ def test_an_answer_ends_where_the_base_has_no_more_places(
     gpt2(tmp_path / "model")
     rows = make_rows(tmp_path / "train.jsonl", 6)
     run = write_config(tmp_path / "run", make_config(tmp_path / "model", rows))
-    code = main(["--run-dir", str(run), "--base-only", *asked.split()])
+    code = main(["generate", "--run-dir", str(run), "--base-only", *asked.split()])
 
     assert (code, answer[1] in capsys.readouterr().err) == (answer[0], True)
 
 
 def test_an_empty_prompt_is_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A base whose tokenizer puts nothing in front has nothing to begin with."""
-    assert main(["--run-dir", str(run_dir), "--base-only", "--prompt", ""]) == 65
+    assert main(["generate", "--run-dir", str(run_dir), "--base-only", "--prompt", ""]) == 65
     assert "the prompt is empty" in capsys.readouterr().err
 
 
@@ -129,7 +130,7 @@ def test_without_a_stdin_a_conversation_has_no_questions(
     config = make_config(run_dir.parent / "model", tmp_path / "talk.jsonl", data=table)
     run = write_config(tmp_path / "run", config)
 
-    assert main(["--run-dir", str(run), "--base-only", "--chat"]) == 0
+    assert main(["generate", "--run-dir", str(run), "--base-only", "--chat"]) == 0
 
 
 def test_a_conversation_keeps_what_was_said(run_dir: Path) -> None:

@@ -14,9 +14,10 @@ from support.rig import rig
 from support.tiny import make_model, make_run
 
 from trainer import model as models
+from trainer.__main__ import main
 from trainer.adapters import methods
 from trainer.results.base_weights import NoBaseError
-from trainer.results.merge import CannotMergeError, main, merge, read_adapter
+from trainer.results.merge import CannotMergeError, merge, read_adapter
 from trainer.results.merge_check import compare_models
 
 # PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
@@ -54,11 +55,11 @@ def test_an_adapter_of_quantised_transposed_layers_is_merged_the_right_way_round
     made = rig(make_run(tmp_path, rows=4, method={"kind": kind}, train={"max_length": 64}))
     torch.manual_seed(3)
     with torch.no_grad():
-        for name, parameter in models.trainable(made.bench.model).items():
+        for name, parameter in models.trainable(made.context.model).items():
             parameter.add_(torch.randn_like(parameter) * (0.0 if "magnitude" in name else 0.1))
-    assert len(list(models.four_bit_layers(made.bench.model))) == 8
+    assert len(list(models.four_bit_layers(made.context.model))) == 8
     (tmp_path / "adapter").mkdir()
-    methods.method_of(made.bench.model).save(tmp_path / "adapter")
+    methods.method_of(made.context.model).save(tmp_path / "adapter")
     merge(
         tmp_path / "model",
         tmp_path / "adapter",
@@ -109,8 +110,8 @@ def test_weights_may_be_written_in_another_type(tmp_path: Path) -> None:
     make_adapter(base, tmp_path / "adapter")
     arguments = ["--base", str(base), "--adapter", str(tmp_path / "adapter")]
 
-    assert main([*arguments, "--out", str(tmp_path / "half"), "--dtype", "float16"]) == 0
-    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    assert main(["merge", *arguments, "--out", str(tmp_path / "half"), "--dtype", "float16"]) == 0
+    assert main(["merge", *arguments, "--out", str(tmp_path / "whole")]) == 0
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "whole")]
     assert sizes[0] < 0.6 * sizes[1]
     config = json.loads((tmp_path / "half" / "config.json").read_text(encoding="utf-8"))
@@ -131,7 +132,10 @@ def test_what_cannot_be_merged_leaves_nothing_behind(
 
     with pytest.raises(CannotMergeError, match="exists already"):
         merge(base, adapter, other, dtype=None, on_message=lambda _: None)
-    assert main(["--base", str(base), "--adapter", str(other), "--out", str(tmp_path / "x")]) == 78
+    assert (
+        main(["merge", "--base", str(base), "--adapter", str(other), "--out", str(tmp_path / "x")])
+        == 78
+    )
     assert "holds no adapter" in capsys.readouterr().err
 
 
@@ -170,7 +174,7 @@ def test_damaged_files_are_named_and_nothing_is_left(
     (tmp_path / name).write_text(content)
     arguments = ["--base", str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter")]
 
-    assert main([*arguments, "--out", str(tmp_path / "out")]) == 78
+    assert main(["merge", *arguments, "--out", str(tmp_path / "out")]) == 78
     assert told in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 

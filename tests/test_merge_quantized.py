@@ -16,11 +16,10 @@ from support import tiny
 from support.models import PROMPTS, gpt2, make_falcon, t5
 
 from trainer import model as models
-from trainer.__main__ import main as train
+from trainer.__main__ import main
 from trainer.adapters import methods
 from trainer.config import TrainerConfig
 from trainer.device.precision import choose_precision
-from trainer.results.merge import main
 from trainer.results.merge_check import compare_models
 
 pytestmark = [
@@ -74,7 +73,7 @@ def merged(place: Path, onto: str = "quantized", code: int = 0) -> Path:
     """Merge the saved adapter in float32, as the program does; return the model's directory."""
     places = {"base": "model", "adapter": "adapter", "run-dir": "run", "out": f"on-{onto}"}
     words = [word for flag, at in places.items() for word in (f"--{flag}", str(place / at))]
-    assert main([*words, "--onto", onto, "--dtype", "float32"]) == code
+    assert main(["merge", *words, "--onto", onto, "--dtype", "float32"]) == code
     return place / f"on-{onto}"
 
 
@@ -143,7 +142,7 @@ def test_the_base_is_rounded_first_as_it_was_in_training(
         method={"kind": "qlora", "targets": ["dense"]}, train={"steps": 1, "precision": "bf16"},
     )  # fmt: skip
     run = tiny.write_config(tmp_path / "run", tables)
-    assert train(["train", "--run-dir", str(run)]) == 0
+    assert main(["train", "--run-dir", str(run)]) == 0
     assert json.loads((run / "adapter" / "qft.json").read_text())["precision"] == "bf16"
     tiny.write_config(run, {**tables, "train": {**tables["train"], "precision": "auto"}})
     (tmp_path / "adapter").symlink_to(run / "adapter")

@@ -32,7 +32,7 @@ def test_every_layer_of_falcon_is_stored_as_asked(
     """All eight linear layers of Falcon's two blocks are quantised, and untouched without it."""
     make_falcon(tmp_path / "model")
     made = rig(tiny.make_run(tmp_path, rows=8, method=method))
-    blocks = made.bench.model.get_base_model().transformer.h
+    blocks = made.context.model.get_base_model().transformer.h
     layers = [module.base_layer for module in blocks.modules() if hasattr(module, "base_layer")]
 
     assert len(layers) == 8

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support.pages import read
 
+from trainer.__main__ import main
 from trainer.config import CostTable, EvalTable
 from trainer.data.codec import Example
 from trainer.data.template import Template
@@ -188,7 +189,7 @@ def test_validation_losses_are_drawn_when_there_are_any(run_dir: Path) -> None:
 
 def test_a_run_that_has_hardly_begun_has_a_report_too(tmp_path: Path) -> None:
     """Without a log or a score the page says so instead of failing."""
-    assert report.main(["--run-dir", str(tmp_path)]) == 0
+    assert main(["report", "--run-dir", str(tmp_path)]) == 0
     page = read((tmp_path / "report.html").read_text(encoding="utf-8"))
 
     assert page.plots == []

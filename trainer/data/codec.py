@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.data.rows import DataError
 from trainer.data.template import Template
+from trainer.exit_codes import ExitCode, TrainerError
 
 NOT_TRAINED = -100  # the label that cross_entropy ignores
 
@@ -49,8 +50,10 @@ class Example:
         return self.input_ids[: self.prompt_length]
 
 
-class TooLongError(Exception):
+class TooLongError(TrainerError):
     """A completion alone does not fit, so that truncating the prompt cannot help."""
+
+    exit_code = ExitCode.BAD_DATA
 
 
 @dataclass(frozen=True, kw_only=True)

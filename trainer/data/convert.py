@@ -1,6 +1,6 @@
 """Converts a published data set to training and held-out rows, both files or none.
 
-    python -m trainer.data.convert jigsaw train.csv --out data --held-out 0.1
+    python -m trainer convert jigsaw train.csv --out data --held-out 0.1
 
 Writes `train.jsonl` and `eval.jsonl`, each whole or not at all, and prints what was left out and
 how often each class stands. Exit codes: 0 done, 65 the source cannot be converted, 78 nothing can
@@ -13,12 +13,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.atomic import RealDisk, clear_partials, partial_of
+from trainer.config import ConfigError
 from trainer.data.converters import (
     BENIGN_PUBLISHED,
     FORMATS,
@@ -27,6 +28,7 @@ from trainer.data.converters import (
 )
 from trainer.data.rows import DataError
 from trainer.data.split import is_held_out, normalized, short_hash
+from trainer.exit_codes import ExitCode
 
 NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 UNEVEN = 0.25  # a share of held-out rows this far from the one asked for is a warning
@@ -98,9 +100,8 @@ class Converted:
         return self.held_out / (self.train + self.held_out)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Convert as the command line says; the table goes to stderr."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.data.convert")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the format, the source and the options that select rows."""
     parser.add_argument("format", choices=sorted(FORMATS))
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, default=Path(), help="directory to write to")
@@ -110,21 +111,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer", help="jigsaw: drop rows over --max-length of its tokens")
     parser.add_argument("--max-length", type=int)
     parser.add_argument("--json", action="store_true", help="print the counts as JSON, too")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; the table goes to stderr."""
+    options = _options(args)
     try:
-        options = _options(args)
         done = convert(args.format, args.source, args.out, options=options, held_out=args.held_out)
-    except DataError as error:
-        sys.stderr.write(f"{error}\n")
-        return DataError.exit_code
     except OSError as error:
-        said = f"{error.filename or args.out}: {error.strerror or error}"
-        sys.stderr.write(f"--out: no rows could be written: {said}\n")
-        return 78 if isinstance(error, NO_PLACE) else 74
+        where = f"{error.filename or args.out}: {error.strerror or error}"
+        text = f"--out: no rows could be written: {where}"
+        raise (ConfigError(text) if isinstance(error, NO_PLACE) else OSError(text)) from error
     sys.stderr.write(f"{done.to_text()}\n")
     if args.json:
         sys.stdout.write(json.dumps(done.to_json(), ensure_ascii=False) + "\n")
-    return 0
+    return ExitCode.DONE
 
 
 def _options(args: argparse.Namespace) -> ConvertOptions:
@@ -219,7 +220,3 @@ def length_filter(tokenizer: str, max_length: int) -> Callable[[str], bool]:
         )
 
     return fits
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import IO, Any
 
 from trainer.data.placeholder_files import describe_placeholder
+from trainer.exit_codes import ExitCode, TrainerError
 
 PROBLEMS_SHOWN_MAX = 20
 CELL_CHARACTERS_MAX = 1 << 30  # csv's own limit of 131,072 is too small for documents
@@ -37,21 +38,19 @@ SIGNATURES = MappingProxyType(
 """What a file really is by its first bytes, when its name says that it is text."""
 
 
-class DataError(Exception):
+class DataError(TrainerError):
     """The data cannot be trained on; `problems` are all that were found, the text the first twenty.
 
-    The trainer ends with exit code 65 on it: repeating the run cannot help, mending the data can.
+    Repeating the run cannot help, mending the data can.
     """
 
-    exit_code = 65
+    exit_code = ExitCode.BAD_DATA
+    heading = "the data cannot be used"
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        shown = list(self.problems[:PROBLEMS_SHOWN_MAX])
+    def __str__(self) -> str:
+        shown = self.problems[:PROBLEMS_SHOWN_MAX]
         hidden = len(self.problems) - len(shown)
-        if hidden:
-            shown.append(f"... and {hidden} more")
-        super().__init__("\n".join(shown))
+        return "\n".join([*shown, *([f"... and {hidden} more"] if hidden else [])])
 
 
 @dataclass(frozen=True, kw_only=True)

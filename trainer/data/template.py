@@ -9,13 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.exit_codes import ExitCode, TrainerError
+
 
 class TemplateError(ValueError):
     """The template itself is wrong, whatever the rows are."""
 
 
-class MissingFieldError(Exception):
+class MissingFieldError(TrainerError):
     """A row lacks a field that the template names, or holds something that is no text there."""
+
+    exit_code = ExitCode.BAD_DATA
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Asks a base model with its adapter, as training asked it: the same prompt, the same end.
 
-    python -m trainer.results.generate --run-dir DIR [--field text="..."] [--prompt "..."] [--chat]
+    python -m trainer generate --run-dir DIR [--field text="..."] [--prompt "..."] [--chat]
 
 Without `--prompt` the template of the config is filled with the fields given; `--chat` holds a
 conversation on the terminal. Answers go to stdout and stop at the end token.
@@ -19,8 +19,8 @@ from trainer import hub
 from trainer.config import ConfigError, TrainerConfig, load_config
 from trainer.data.codec import Codec, TooLongError
 from trainer.data.examples import encode_prompt, padding_id
-from trainer.data.rows import DataError
-from trainer.data.template import MissingFieldError, Template
+from trainer.data.template import Template
+from trainer.exit_codes import ExitCode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +150,8 @@ def chat_loop(
         messages.append({"role": "assistant", "content": text if text.strip() else "."})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Answer once, or hold a conversation; exit 78 or 65 with a reason if that cannot be."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.results.generate")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which run answers, and what it is asked."""
     parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
     parser.add_argument("--adapter", type=Path, help="another adapter than the run's own")
     parser.add_argument("--base-only", action="store_true", help="ask the base without an adapter")
@@ -162,7 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--field", action="append", default=[], metavar="NAME=TEXT", help="a field of the template"
     )
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer once, or hold a conversation."""
     hint = None
     try:
         base = load_config(args.run_dir / "config.json").model.id
@@ -173,23 +175,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.chat:
             # Started without a stdin there is none, and nobody asks anything.
             chat_loop(generator, iter(sys.stdin or ()), _log, tokens_max=args.tokens)
-            return 0
+            return ExitCode.DONE
         if args.prompt is not None:
             prompt = generator.encode_text(args.prompt)
         else:
             prompt = generator.encode_row(_fields(args))
         text, stopped = generator.answer(prompt, tokens_max=args.tokens)
     except (ConfigError, ConnectionError) as error:
-        sys.stderr.write("\n".join([str(error), *([hint] if hint else [])]) + "\n")
-        return 78
-    except (DataError, MissingFieldError, TooLongError) as error:
-        sys.stderr.write(f"{error}\n")
-        return DataError.exit_code
+        raise ConfigError([str(error), *([hint] if hint else [])]) from error
     _log(text)
     if not stopped:
         length = generator.new_tokens_max(prompt, wanted=args.tokens)
         sys.stderr.write(f"(stopped after {length} tokens without an end)\n")
-    return 0
+    return ExitCode.DONE
 
 
 def _fields(args: argparse.Namespace) -> dict[str, str]:
@@ -224,7 +222,3 @@ def _check_question(args: argparse.Namespace, generator: Generator) -> None:
 def _log(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Folds an adapter into its base, shard by shard on the CPU, into a plain model directory.
 
-    python -m trainer.results.merge --base DIR --adapter DIR --out DIR [--dtype float32]
+    python -m trainer merge --base DIR --adapter DIR --out DIR [--dtype float32]
         [--onto quantized --run-dir DIR]
 
 Never more than one shard of the base is in memory. The base is the one of the files, not the 4-bit
@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from trainer.adapters.nola import FACTS, expand
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX
 from trainer.atomic import RealDisk, clear_partials, partial_of
 from trainer.config import ConfigError
+from trainer.exit_codes import ExitCode
 from trainer.results.base_weights import (
     INDEX,
     SINGLE,
@@ -289,9 +290,8 @@ def _sync(directory: Path) -> None:
             os.close(descriptor)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Merge as the command line says; exit 78 with the reason if it cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.results.merge")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which adapter goes into which base, and how."""
     parser.add_argument("--base", type=Path, required=True, help="directory of the 16-bit base")
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -300,9 +300,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--onto", type=MergeBase, choices=list(MergeBase), default=MergeBase.ORIGINAL
     )
     parser.add_argument("--run-dir", type=Path, help="whose config.json says how it was quantised")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge, and say how much changed."""
     if args.onto is MergeBase.QUANTIZED and args.run_dir is None:
-        parser.error("--onto quantized needs --run-dir")
+        raise ConfigError(["--onto quantized needs --run-dir"])
     dtype = getattr(torch, args.dtype) if args.dtype else None
 
     def on_message(text: str) -> None:
@@ -322,18 +325,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             on_message=on_message,
             quantized=quantized,
         )
-    except (NoBaseError, ConfigError) as error:
-        on_message(str(error))
-        return 78
     except OSError as error:
-        on_message(
-            f"{error.filename or args.out}: {error.strerror or error}; nothing is left of the merge"
-        )
-        return 74
+        place = error.filename or args.out
+        raise OSError(
+            f"{place}: {error.strerror or error}; nothing is left of the merge"
+        ) from error
     onto = f"the {quantized.quant} base of the training" if quantized else "the original base"
     on_message(f"{args.out}: merged onto {onto}, {changed} matrices changed")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ExitCode.DONE

@@ -1,6 +1,6 @@
 """How alike a merged model and the adapter that it was made of answer, on held-out rows.
 
-    python -m trainer.results.merge_check --run-dir DIR --merged DIR [--base DIR] [--adapter DIR]
+    python -m trainer merge-check --run-dir DIR --merged DIR [--base DIR] [--adapter DIR]
         [--onto quantized]
 
 All on the CPU, one model in memory at a time, in float32 if there is room. The merged model is
@@ -31,12 +31,11 @@ from trainer.config import (
     TrainerConfig,
     load_config,
 )
-from trainer.data.codec import Codec, Example, TooLongError
+from trainer.data.codec import Codec, Example
 from trainer.data.examples import load_examples, padding_id
-from trainer.data.rows import DataError
-from trainer.data.template import MissingFieldError
 from trainer.device.precision import Precision
-from trainer.results.base_weights import NoBaseError, shard_names
+from trainer.exit_codes import ExitCode, TrainerError
+from trainer.results.base_weights import shard_names
 from trainer.results.quantized_base import MergeBase
 from trainer.rundir.layout import CONFIG, resolve
 
@@ -120,7 +119,7 @@ def evenly_spaced(items: Sequence[Example], count: int) -> list[Example]:
     return [items[at * len(items) // count] for at in range(count)]
 
 
-class CannotCompareError(Exception):
+class CannotCompareError(TrainerError):
     """The merged model is whole, but cannot be compared here; the message says why."""
 
 
@@ -231,9 +230,8 @@ def _sentence(other: str, found: dict[str, Any]) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compare as the command line says; exit 65, 74 or 78 with the reason if it cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.results.merge_check")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which merged model is compared with which adapter."""
     parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
     parser.add_argument("--merged", type=Path, required=True, help="directory of the merged model")
     parser.add_argument("--adapter", type=Path, help="the run's own without")
@@ -242,29 +240,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--onto", type=MergeBase, choices=list(MergeBase), default=MergeBase.ORIGINAL
     )
     parser.add_argument("--rows", type=int, default=32, help="how many rows to ask")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, and print the result as JSON."""
 
     def on_message(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
-    try:
-        adapter = args.adapter or args.run_dir / "adapter"
-        found = compare(
-            args.run_dir, args.merged, adapter,
-            base=args.base, rows=max(1, args.rows), on_message=on_message, onto=args.onto,
-        )  # fmt: skip
-    except (CannotCompareError, NoBaseError, ConfigError) as error:
-        on_message(str(error))
-        return 78
-    except (DataError, MissingFieldError, TooLongError) as error:
-        on_message(str(error))
-        return DataError.exit_code
-    except OSError as error:
-        on_message(str(error))
-        return 74
+    adapter = args.adapter or args.run_dir / "adapter"
+    found = compare(
+        args.run_dir, args.merged, adapter,
+        base=args.base, rows=max(1, args.rows), on_message=on_message, onto=args.onto,
+    )  # fmt: skip
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ExitCode.DONE

@@ -1,6 +1,6 @@
 """Puts an adapter or a merged model on a hub, with a card that says what it is and how good.
 
-    python -m trainer.results.publish --run-dir DIR --repo NAME/MODEL [--folder DIR] [--public]
+    python -m trainer publish --run-dir DIR --repo NAME/MODEL [--folder DIR] [--public]
 
 The token comes from the environment (`HF_TOKEN`) and is never printed, logged or stored. Only
 weights in safetensors, configs, tokenizer files and the card are sent.
@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import Any
 
 from trainer import hub
 from trainer.adapters.nola import FACTS
-from trainer.config import ConfigError, TrainerConfig, load_config
+from trainer.config import TrainerConfig, load_config
+from trainer.exit_codes import ExitCode, TrainerError
 from trainer.pages import report
 from trainer.pages.run_files import MALFORMED
 from trainer.results.base_name import BaseName, public_base_name, without_local_paths
@@ -36,16 +37,14 @@ SILENCE_S = 90.0  # that a hub may take over a word; its library would wait for 
 NEVER_SENT = ("qft.json", "*optimizer*", "*rng*", ".*")
 
 
-class CannotPublishError(Exception):
+class CannotPublishError(TrainerError):
     """The hub refused, or there is nothing to send; the message says what to do."""
-
-    exit_code = 78
 
 
 class SilentHubError(CannotPublishError):
     """The hub was not reached, or has a trouble of its own: try again later."""
 
-    exit_code = 74
+    exit_code = ExitCode.FAILED_IO
 
 
 def card(config: TrainerConfig, told: Mapping[str, Any], *, base: BaseName, merged: bool) -> str:
@@ -257,9 +256,8 @@ def _warning(base: BaseName, *, merged: bool) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Publish as the command line says; exit 78, or 74 for a silent hub, with the reason if not."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.results.publish")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what is published where."""
     parser.add_argument("--run-dir", type=Path, required=True, help="what the run left behind")
     parser.add_argument("--repo", required=True, help="NAME/MODEL on the hub")
     parser.add_argument("--folder", type=Path, help="a merged model instead of the adapter")
@@ -267,34 +265,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--facts", type=Path, help="JSON of what only the laptop knows")
     parser.add_argument("--endpoint", default=os.environ.get("HF_ENDPOINT"), help="another hub")
     parser.add_argument("--public", action="store_true", help="visible to everybody")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Publish, and print the address."""
     token = os.environ.get("HF_TOKEN", "")
     if not token:
-        sys.stderr.write("HF_TOKEN is not set\nhint: `export HF_TOKEN=...` with a write token\n")
-        return 78
+        raise CannotPublishError(
+            "HF_TOKEN is not set\nhint: `export HF_TOKEN=...` with a write token"
+        )
     folder = args.folder or args.run_dir / "adapter"
-    try:
-        config = load_config(args.run_dir / "config.json")
-        facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
-        called = {"folder": (facts or {}).get("base", ""), "given": args.base}
-        base = public_base_name(config.model.id, args.run_dir, **called)
-        merged = args.folder is not None
-        text = _written(
-            lambda: card(config, report.build(args.run_dir, facts), base=base, merged=merged)
-        )
-        repository = Repository(
-            repo=args.repo, token=token, endpoint=args.endpoint, private=not args.public
-        )
-        with plain(folder) as sent:
-            address = publish(sent, repository, text=text, base=base)
-    except (ConfigError, CannotPublishError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 78 if isinstance(error, ConfigError) else error.exit_code
+    config = load_config(args.run_dir / "config.json")
+    facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
+    called = {"folder": (facts or {}).get("base", ""), "given": args.base}
+    base = public_base_name(config.model.id, args.run_dir, **called)
+    merged = args.folder is not None
+    text = _written(
+        lambda: card(config, report.build(args.run_dir, facts), base=base, merged=merged)
+    )
+    repository = Repository(
+        repo=args.repo, token=token, endpoint=args.endpoint, private=not args.public
+    )
+    with plain(folder) as sent:
+        address = publish(sent, repository, text=text, base=base)
     if not base.on_hub:
         sys.stderr.write(_warning(base, merged=merged))
     sys.stdout.write(f"{address}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ExitCode.DONE
