@@ -30,7 +30,7 @@ from commands.runs.home import (
 )
 from commands.runs.local_trainer import local_run_dir, trainer
 from commands.runs.receipt import make_receipt
-from commands.ui.errors import Exit, HostTrouble, TrainingTrouble, Usage
+from commands.ui.errors import HostTrouble, TrainingTrouble, Usage
 from commands.ui.output import out, talk
 from infra.durable import write_json
 from infra.provider import StopReason
@@ -38,11 +38,11 @@ from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read
 from infra.timestamps import format_utc
 from trainer.data.template import Template
+from trainer.exit_codes import ExitCode
 from trainer.method_table import Quant
 
-TRAINER_CODES = {65: Exit.USAGE, 78: Exit.USAGE, 2: Exit.USAGE}
-"""Bad data and bad config are the user's to mend; everything else is the trainer's failure."""
-NETWORK_FAILED = 74  # or the disk, of a tool that talks to no hub
+MENDED_BY_THE_USER = (ExitCode.BAD_DATA, ExitCode.BAD_CONFIG, ExitCode.USAGE)
+"""Everything else is the trainer's failure."""
 LAST_WORDS = 20
 
 
@@ -102,7 +102,7 @@ def convert(
     if "--tokenizer" in flags:
         tool_checks.demand_for("data")
     arguments = [kind, source, "--out", folder, *flags, "--json"]
-    counts = json.loads(_program("data.convert", arguments, as_json=as_json))
+    counts = json.loads(_program("convert", arguments, as_json=as_json))
     files = {side: str(Path(folder) / f"{side}.jsonl") for side in ("train", "eval")}
     return {**files, **counts}
 
@@ -118,7 +118,7 @@ def audit(wanted: str, *, html: str, as_json: bool) -> None:
     more = ["--html", str(Path(html).absolute())] if html else []
     with local_run_dir(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), *more, *(["--json"] if as_json else [])]
-        out(_program("pages.audit", flags, as_json=as_json).rstrip("\n"))
+        out(_program("audit", flags, as_json=as_json).rstrip("\n"))
 
 
 def report(wanted: str, *, as_json: bool) -> Path:
@@ -131,7 +131,7 @@ def report(wanted: str, *, as_json: bool) -> Path:
         write_json(facts, gather_facts(folder, loaded))
         out_dir = ["--out", str(loaded.out.absolute()), "--name", folder.name]
         flags = ["--run-dir", str(run_dir), "--facts", str(facts), *out_dir]
-        _program("pages.report", flags, as_json=as_json)
+        _program("report", flags, as_json=as_json)
     return loaded.out / "report.html"
 
 
@@ -150,9 +150,9 @@ def generate(wanted: str, asked: Question, *, as_json: bool) -> str | None:
     with local_run_dir(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), *adapter, *flags]
         if asked.chat:
-            _judge("generate", _start("results.generate", flags).returncode)
+            _judge("generate", _start("generate", flags).returncode)
             return None
-        return _program("results.generate", flags, as_json=as_json).removesuffix("\n")
+        return _program("generate", flags, as_json=as_json).removesuffix("\n")
 
 
 def next_steps(name: str) -> str:
@@ -199,13 +199,13 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
     parity.unlink(missing_ok=True)  # it is of a merged model that is gone
     with local_run_dir(loaded, folder) if order.quantised else nullcontext() as run_dir:
         how = ["--run-dir", str(run_dir)] if run_dir else []
-        _program("results.merge", [*places, *written, *how], as_json=as_json)
+        _program("merge", [*places, *written, *how], as_json=as_json)
     if not order.rows:
         return target, None
     with local_run_dir(loaded, folder) as run_dir:
         asked = ["--run-dir", str(run_dir), "--merged", str(target.absolute()), *places]
         asked += ["--rows", str(order.rows)]
-        done = _start("results.parity", asked, stdout=PIPE, stderr=PIPE if as_json else None)
+        done = _start("merge-check", asked, stdout=PIPE, stderr=PIPE if as_json else None)
     if done.returncode:
         why = f": {done.stderr.strip().splitlines()[-1]}" if done.stderr else ""
         talk(f"the merged model is whole, but it was not compared with the adapter{why}")
@@ -226,11 +226,11 @@ def _from_hub(folder: RunFolder, loaded: LoadedConfig, *, as_json: bool) -> Path
     """
     model = loaded.config.model
     asked = ["--model", model.id, "--revision", model.revision]
-    done = _start("results.base", asked, stdout=PIPE, stderr=PIPE if as_json else None)
+    done = _start("fetch-base", asked, stdout=PIPE, stderr=PIPE if as_json else None)
     if done.returncode == 0:
         return Path(done.stdout.strip())
     here = model.id.rpartition("/")[2]
-    trouble = HostTrouble if done.returncode == NETWORK_FAILED else Usage
+    trouble = HostTrouble if done.returncode == ExitCode.FAILED_IO else Usage
     raise trouble(
         f"the base of `{folder.name}` is `{model.id}` on a hub, and was not fetched",
         problems=(done.stderr or "").strip().splitlines()[-LAST_WORDS:],
@@ -271,7 +271,7 @@ def push(wanted: str, shelf: Shelf, *, as_json: bool) -> str:
         flags = ["--run-dir", str(run_dir), "--repo", shelf.repo, "--facts", str(facts), *kept]
         flags += ["--public"] if shelf.public else []
         flags += ["--base", shelf.base] if shelf.base else []
-        return _program("results.publish", flags, as_json=as_json).strip()
+        return _program("publish", flags, as_json=as_json).strip()
 
 
 def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
@@ -327,39 +327,38 @@ def _fetched(wanted: str) -> tuple[RunFolder, LoadedConfig]:
     return folder, loaded
 
 
-def _program(module: str, arguments: list[str], *, as_json: bool) -> str:
+def _program(tool: str, arguments: list[str], *, as_json: bool) -> str:
     """Run one of the trainer's tools and return what it printed.
 
     It talks for itself on stderr, except with --json, where its last words become the error's.
     """
-    done = _start(module, arguments, stdout=PIPE, stderr=PIPE if as_json else None)
+    done = _start(tool, arguments, stdout=PIPE, stderr=PIPE if as_json else None)
     said = (done.stderr or "").strip()
     if done.returncode == 0 and said:
         talk(said)
-    _judge(module, done.returncode, said.splitlines()[-LAST_WORDS:])
+    _judge(tool, done.returncode, said.splitlines()[-LAST_WORDS:])
     return done.stdout
 
 
 def _start(
-    module: str, arguments: list[str], *, stdout: int | None = None, stderr: int | None = None
+    tool: str, arguments: list[str], *, stdout: int | None = None, stderr: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    words = [module, *arguments]
+    words = [tool, *arguments]
     return python_program.start(
-        "trainer.tool", words, around=environment(), stdout=stdout, stderr=stderr
+        "trainer", words, around=environment(), stdout=stdout, stderr=stderr
     )
 
 
-def _judge(module: str, code: int, said: list[str] | None = None) -> None:
+def _judge(tool: str, code: int, said: list[str] | None = None) -> None:
     """Turn a tool's exit code into what a person can act on; its own words are on stderr."""
     if code == 0:
         return
-    tool = module.rpartition(".")[2]
     above = "" if said else "; its message is above"
     lines = list(said or [])
     hint = lines.pop().removeprefix("hint: ") if lines and lines[-1].startswith("hint: ") else ""
-    if TRAINER_CODES.get(code) is Exit.USAGE:
+    if code in MENDED_BY_THE_USER:
         message = f"`{tool}` could not use what it was given{above}"
         raise Usage(message, problems=lines, hint=hint)
-    if code == NETWORK_FAILED and tool == "publish":
+    if code == ExitCode.FAILED_IO and tool == "publish":
         raise HostTrouble(f"the hub was not reached{above}", problems=lines, hint=hint)
     raise TrainingTrouble(f"`{tool}` ended with exit code {code}", problems=lines, hint=hint)
