@@ -21,6 +21,7 @@ from commands.runs.extras import REHEARSES, told_of
 from commands.ui.errors import Usage
 from infra.durable import write_bytes
 from trainer.config import EvalTable, problems
+from trainer.data.converters import TELLING_COLUMNS
 
 TEMPLATE = """\
 # One fine-tuning run. `qft audit` shows what would be trained, `qft plan` what it would cost;
@@ -60,12 +61,6 @@ QUESTIONS = ("instruction", "input", "context", "question", "prompt", "text", "c
 PLAIN = str | int | float  # what a template can write, as it can a list of words
 NOTHING = frozenset({"n/a", "na", "none", "no label", "nothing", "-"})
 """What people write where none of the labels holds."""
-PUBLISHED = {
-    "jigsaw": {"comment_text", "toxic", "severe_toxic"},
-    "ds1000": {"prompt", "reference_code", "metadata"},
-    "conversations": {"conversations"},
-}
-"""Forms whose rows need more than a template, by the columns that tell them."""
 ESCAPED = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 HELD_OUT, HELD_OUT_MAX, SEED = 0.1, 0.3, 0
 SCORED_ROWS = 30  # fewer leave an interval too wide to tell an adapter from its base
@@ -209,7 +204,9 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     asked = [folded[name] for name in QUESTIONS if name in folded and folded[name] != answer]
     others = [name for name in plain if name != answer]
     if not answer or not others:
-        published = next((kind for kind, names in PUBLISHED.items() if names <= set(shared)), "")
+        published = next(
+            (kind for kind, names in TELLING_COLUMNS.items() if names <= set(shared)), ""
+        )
         hint = f"name it one of {', '.join(ANSWERS)}; or write run.yaml by hand: `qft init`"
         if published:
             hint = f"`qft data {published} FILE` turns this published form into rows"

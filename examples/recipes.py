@@ -111,8 +111,10 @@ def foretold(name: str) -> str:
         f"{usual} ({low} to {high})",
         f"{told['steps']:,} steps, {recipe.USUAL_TOKENS} tokens in a usual row",
         f"{spent[0]} ({spent[1]} to {spent[2]})",
-        f"{price:.3f} an hour, spot, {catalog.spot_date}; "
-        f"cap {cap:.2f}, budget {budget['usd']:.2f}",
+        (
+            f"{price:.3f} an hour, spot, {catalog.spot_date}; "
+            f"cap {cap:.2f}, budget {budget['usd']:.2f}"
+        ),
     )
     return "\n".join(
         f"{word:<8} {need}: {why}"

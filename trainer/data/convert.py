@@ -20,18 +20,18 @@ from types import MappingProxyType
 from typing import Any
 
 from trainer.atomic import RealDisk, clear_partials, partial_of
-from trainer.config import ConfigError
 from trainer.data.converters import (
     BENIGN_PUBLISHED,
     CONVERTERS,
     ConversionStats,
     ConvertOptions,
+    PublishedFormat,
     digest,
     normalized,
 )
 from trainer.data.rows import DataError
 from trainer.data.split import is_held_out
-from trainer.exit_codes import ExitCode
+from trainer.exit_codes import ExitCode, TrainerError
 
 NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 UNEVEN = 0.25  # so far from the share that was asked for, the rows held out are told
@@ -112,7 +112,7 @@ class Converted:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what is converted, and which of its rows are taken."""
-    parser.add_argument("format", choices=sorted(CONVERTERS))
+    parser.add_argument("format", type=PublishedFormat, choices=list(PublishedFormat))
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, default=Path(), help="directory to write to")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of groups held out")
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         where = f"{error.filename or args.out}: {error.strerror or error}"
         text = f"--out: no rows could be written: {where}"
-        raise (ConfigError(text) if isinstance(error, NO_PLACE) else OSError(text)) from error
+        raise (TrainerError(text) if isinstance(error, NO_PLACE) else OSError(text)) from error
     sys.stderr.write(f"{done.told()}\n")
     if args.json:
         sys.stdout.write(json.dumps(done.to_json(), ensure_ascii=False) + "\n")

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +20,27 @@ from typing import Any
 from trainer.data.rows import DataError, Row, stream_rows
 
 ConvertedRow = dict[str, Any]
+
+
+class PublishedFormat(StrEnum):
+    """The published formats that can be turned into rows; each has its converter below."""
+
+    CONVERSATIONS = "conversations"
+    COUNSELLING = "counselling"
+    DS1000 = "ds1000"
+    INSTRUCTIONS = "instructions"
+    JIGSAW = "jigsaw"
+    SENTIMENT = "sentiment"
+
+
+TELLING_COLUMNS: Mapping[PublishedFormat, frozenset[str]] = MappingProxyType(
+    {
+        PublishedFormat.JIGSAW: frozenset({"comment_text", "toxic", "severe_toxic"}),
+        PublishedFormat.DS1000: frozenset({"prompt", "reference_code", "metadata"}),
+        PublishedFormat.CONVERSATIONS: frozenset({"conversations"}),
+    }
+)
+"""Columns by which a format is known whose rows need more than a template."""
 TOXIC = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 BENIGN_PUBLISHED = 15_000
 EXAMPLES_KEPT = 5
@@ -325,11 +347,11 @@ def _ranked(seed: int, name: str) -> int:
 Converter = Callable[[Path, ConvertOptions, ConversionStats], Iterator[ConvertedRow]]
 CONVERTERS: Mapping[str, Converter] = MappingProxyType(
     {
-        "jigsaw": jigsaw,
-        "ds1000": ds1000,
-        "counselling": counselling,
-        "conversations": conversations,
-        "sentiment": sentiment,
-        "instructions": instructions,
+        PublishedFormat.JIGSAW: jigsaw,
+        PublishedFormat.DS1000: ds1000,
+        PublishedFormat.COUNSELLING: counselling,
+        PublishedFormat.CONVERSATIONS: conversations,
+        PublishedFormat.SENTIMENT: sentiment,
+        PublishedFormat.INSTRUCTIONS: instructions,
     }
 )
