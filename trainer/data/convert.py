@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.atomic import RealDisk, clear_partials, partial_of
-from trainer.config import ConfigError
 from trainer.data.converters import (
     BENIGN_PUBLISHED,
     FORMATS,
@@ -28,7 +27,7 @@ from trainer.data.converters import (
 )
 from trainer.data.rows import DataError
 from trainer.data.split import is_held_out, normalized, short_hash
-from trainer.exit_codes import ExitCode
+from trainer.exit_codes import ExitCode, TrainerError
 
 NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 UNEVEN = 0.25  # a share of held-out rows this far from the one asked for is a warning
@@ -121,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         where = f"{error.filename or args.out}: {error.strerror or error}"
         text = f"--out: no rows could be written: {where}"
-        raise (ConfigError(text) if isinstance(error, NO_PLACE) else OSError(text)) from error
+        raise (TrainerError(text) if isinstance(error, NO_PLACE) else OSError(text)) from error
     sys.stderr.write(f"{done.to_text()}\n")
     if args.json:
         sys.stdout.write(json.dumps(done.to_json(), ensure_ascii=False) + "\n")
