@@ -49,7 +49,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Show the metric before and after, with intervals."""
-    from commands import evaluation
+    from commands import eval as evaluation
 
     scores = evaluation.scores(run, again=again, on_message=talk)
     if as_json:
