@@ -264,7 +264,7 @@ def ls(
 @app.command(epilog=examples("evict"))
 def evict(run: Run = "", *, as_json: Json = False) -> None:
     """Ask the cloud to rehearse an eviction."""
-    from commands import machine
+    from commands import ssh as machine
 
     said = machine.evict(run)
     if as_json:
@@ -289,7 +289,7 @@ def ssh(
     ] = None,
 ) -> None:
     """Open a shell on the machine, its host key pinned."""
-    from commands import machine
+    from commands import ssh as machine
 
     machine.ssh(words or [])
 

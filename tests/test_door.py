@@ -21,7 +21,7 @@ from support.runs import Project, make_project
 from support.tiny import ROOT
 
 from commands import down
-from commands.machine import _quoted
+from commands.ssh import _quoted
 from commands.runs import factory, session
 from commands.runs.checkpoint_sync import Homing
 from commands.runs.config import check, load

@@ -12,7 +12,7 @@ import pytest
 from support.runs import Project, make_project
 from support.sshd import Sshd, serve
 
-from commands.machine import meant
+from commands.ssh import meant
 from commands.ui.errors import Usage
 from infra.durable import write_json
 
