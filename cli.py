@@ -368,7 +368,7 @@ def _drive(goal: str, run: str, *, as_json: bool, **options: Any) -> None:
     else:
         out(columns(arrived.lines()))
         if goal == "run":
-            from commands import after
+            from commands import merge as after
 
             talk(f"\nnext: {after.next_steps(arrived.name)}")
 

@@ -108,7 +108,7 @@ def data(  # noqa: PLR0913  (an argument is an option)
     as_json: Json = False,
 ) -> None:
     """Turn a published data set into rows to train on."""
-    from commands import after
+    from commands import merge as after
 
     flags = ["--held-out", str(held_out), "--seed", str(seed)]
     flags += ["--tokenizer", tokenizer] if tokenizer else []
@@ -131,7 +131,7 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Show what would be trained, before any money is spent."""
-    from commands import after
+    from commands import merge as after
 
     after.audit(run, html=html, as_json=as_json)
 
@@ -139,7 +139,7 @@ def audit(
 @app.command(epilog=examples("report"))
 def report(run: Run = "", *, as_json: Json = False) -> None:
     """Write report.html beside the adapter: curves, scores, costs."""
-    from commands import after
+    from commands import merge as after
 
     page = after.report(run, as_json=as_json)
     if as_json:
@@ -171,7 +171,7 @@ def generate(  # noqa: PLR0913  (an argument is an option)
     as_json: Json = False,
 ) -> None:
     """Let the adapter answer, as training asked."""
-    from commands import after
+    from commands import merge as after
 
     asked = after.Question(
         fields=tuple(fields or ()), prompt=prompt, chat=chat, tokens=tokens, base_only=base_only
@@ -194,7 +194,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a plain LoRA adapter of one rank that any PEFT loads."""
-    from commands import after
+    from commands import merge as after
 
     _tell({"adapter": str(after.export(run, rank=rank))}, as_json=as_json)
 
@@ -219,7 +219,7 @@ def merge(  # noqa: PLR0913  (an argument is an option)
     as_json: Json = False,
 ) -> None:
     """Merge the adapter into its base, and compare."""
-    from commands import after
+    from commands import merge as after
 
     quantised = onto is Onto.QUANTIZED
     order = after.Fold(base=base, dtype=dtype or "", quantised=quantised, rows=rows)
@@ -248,7 +248,7 @@ def push(  # noqa: PLR0913  (an argument is an option)
     as_json: Json = False,
 ) -> None:
     """Publish the adapter with its model card."""
-    from commands import after
+    from commands import merge as after
 
     shelf = after.Shelf(repo=repo, merged=merged, public=public, base=base)
     _tell({"address": after.push(run, shelf, as_json=as_json)}, as_json=as_json)

@@ -16,7 +16,7 @@ import yaml
 from support.runs import Project, json_of, make_project
 from support.tiny import ROOT
 
-from commands.after import Question
+from commands.merge import Question
 from commands.runs.config import check_files, load
 from commands.runs.home import check_name
 from commands.runs.session import Desk, opened

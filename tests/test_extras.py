@@ -17,7 +17,7 @@ import yaml
 from support.runs import Project, make_project
 from support.tiny import ROOT, make_run
 
-from commands import after
+from commands import merge as after
 from commands.runs import extras, tool_checks
 from commands.runs.config import load
 from commands.runs.home import RunFolder

@@ -21,7 +21,7 @@ import torch
 from support import tiny
 from test_export_merge import load, make_adapter
 
-from commands import after
+from commands import merge as after
 from commands.runs.estimate import cached
 from commands.runs.home import run_folder
 from infra.durable import write_json

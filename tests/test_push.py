@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from support import tiny
 from test_merge_fetched import in_here
 
-from commands import after
+from commands import merge as after
 from commands.runs.home import run_folder
 from commands.ui.errors import HostTrouble
 from infra.durable import write_json
