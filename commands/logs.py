@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands.ssh import host_of, running_now
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, is_driven, pick_run, qft_home
 from commands.runs.remote_layout import Site
 from commands.runs.session import policy_of, reopen
+from commands.ssh import host_of, running_now
 from commands.ui.errors import CloudTrouble, HostTrouble, Usage
 from infra.provider import Vm
 from infra.run.fold import RunState, fold

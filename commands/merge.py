@@ -32,7 +32,7 @@ from commands.runs.local_trainer import laid_out, trainer
 from commands.runs.receipt import make_receipt
 from commands.runs.session import reopen
 from commands.ui.errors import Exit, HostTrouble, TrainingTrouble, Usage
-from commands.ui.output import out, talk
+from commands.ui.output import log, print_data
 from infra.durable import write_json
 from infra.provider import StopReason
 from infra.run.fold import fold
@@ -119,7 +119,7 @@ def audit(wanted: str, *, html: str, as_json: bool) -> None:
     more = ["--html", str(Path(html).absolute())] if html else []
     with laid_out(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), *more, *(["--json"] if as_json else [])]
-        out(_program("pages.audit", flags, as_json=as_json).rstrip("\n"))
+        print_data(_program("pages.audit", flags, as_json=as_json).rstrip("\n"))
 
 
 def report(wanted: str, *, as_json: bool) -> Path:
@@ -209,14 +209,14 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
         done = _start("results.parity", asked, stdout=PIPE, stderr=PIPE if as_json else None)
     if done.returncode:
         why = f": {done.stderr.strip().splitlines()[-1]}" if done.stderr else ""
-        talk(f"the merged model is whole, but it was not compared with the adapter{why}")
+        log(f"the merged model is whole, but it was not compared with the adapter{why}")
         return target, None
     found = dict(json.loads(done.stdout))
     write_json(parity, found, mode=0o644)
     trained = found["as_trained"]
     if trained and trained["equal"] < trained["rows"] and not order.quantised:
         again = f"`qft merge {folder.name} --onto quantized`, with `{target}` removed"
-        talk(f"hint: {again}, writes the model as it was trained")
+        log(f"hint: {again}, writes the model as it was trained")
     return target, found
 
 
@@ -336,7 +336,7 @@ def _program(module: str, arguments: list[str], *, as_json: bool) -> str:
     done = _start(module, arguments, stdout=PIPE, stderr=PIPE if as_json else None)
     said = (done.stderr or "").strip()
     if done.returncode == 0 and said:
-        talk(said)
+        log(said)
     _judge(module, done.returncode, said.splitlines()[-LAST_WORDS:])
     return done.stdout
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from commands.ssh import host_of, running_now
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
@@ -17,6 +16,7 @@ from commands.runs.remote_layout import Site
 from commands.runs.session import reopen
 from commands.runs.tool_checks import demand_for
 from commands.runs.workload import OURS
+from commands.ssh import host_of, running_now
 from commands.ui.errors import HostTrouble, TrainingTrouble, Usage
 from infra.provider import Vm
 from infra.run.fold import fold

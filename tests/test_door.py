@@ -21,7 +21,6 @@ from support.runs import Project, make_project
 from support.tiny import ROOT
 
 from commands import down
-from commands.ssh import _quoted
 from commands.runs import factory, session
 from commands.runs.checkpoint_sync import Homing
 from commands.runs.config import check, load
@@ -30,9 +29,10 @@ from commands.runs.payload import stage
 from commands.runs.power_watch import Vigil
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
+from commands.ssh import _quoted
 from commands.ui.console import PlainConsole
 from commands.ui.errors import Usage
-from commands.ui.output import clean, log_writer, say_to
+from commands.ui.output import clean, log_writer, write_line
 from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json
@@ -76,7 +76,7 @@ def test_a_run_goes_on_when_nobody_listens_any_more() -> None:
         console = PlainConsole(stream, simulated=True, clock=lambda: 0.0)
         console.log("one")
         console.progress("adapter", 2 << 20, 2 << 20)
-        say_to(stream, "two")
+        write_line(stream, "two")
 
         assert not stream.closed
 
