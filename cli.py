@@ -11,7 +11,7 @@ import typer
 
 from commands import tools
 from commands.runs.home import environment, qft_home
-from commands.ui.errors import Exit, Trouble, Usage
+from commands.ui.errors import Exit, QftError, UsageError
 from commands.ui.help_examples import EXIT_CODES, FIRST_STEPS, examples
 from commands.ui.library_warnings import log_library_warnings
 from commands.ui.options import AllowChange, Fresh, Json, Plain, ProviderName, Run
@@ -212,7 +212,7 @@ def down(  # noqa: PLR0913  (an argument is an option)
         print_data("\n".join(line for result in results for line in result.lines()))
     try:
         command.check_all(results)
-    except Trouble as trouble:
+    except QftError as trouble:
         _besides(trouble, as_json=as_json)
 
 
@@ -329,7 +329,7 @@ def _run(*, as_json: bool) -> NoReturn:
         if code == Exit.INTERRUPTED:  # and so is Ctrl-C
             sys.exit(print_interrupted(as_json=as_json))
         sys.exit(code if isinstance(code, int) else Exit.DONE)
-    except Trouble as trouble:
+    except QftError as trouble:
         print_error(trouble, as_json=as_json)
         sys.exit(trouble.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -339,17 +339,19 @@ def _run(*, as_json: bool) -> NoReturn:
 
 
 def _demand_one_meaning(run: str, *, everything: bool, provider: str) -> None:
-    """Raise Usage where one word would be ignored: a machine more or less is released then."""
+    """Raise UsageError where one word would be ignored: a machine more or less is released then."""
     if everything and run:
-        raise Usage(
+        raise UsageError(
             f"`{run}` is one run, and `--all` is every machine of ours",
             hint="leave one of them out",
         )
     if provider and not everything:
-        raise Usage("`--provider` goes with `--all`", hint=f"write `--all --provider {provider}`")
+        raise UsageError(
+            "`--provider` goes with `--all`", hint=f"write `--all --provider {provider}`"
+        )
 
 
-def _besides(trouble: Trouble, *, as_json: bool) -> NoReturn:
+def _besides(trouble: QftError, *, as_json: bool) -> NoReturn:
     """Fail after the data was printed: a second document on stdout could not be parsed."""
     if not as_json:
         raise trouble

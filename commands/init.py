@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from commands.runs import config
 from commands.runs.extras import REHEARSES, told_of
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.durable import write_bytes
 from trainer.config import EvalTable, problems
 
@@ -127,7 +127,7 @@ class Written:
 def write(directory: str, rows: str = "") -> Written:
     """Write `run.yaml` into a directory, and the rows beside it, split, if a file of them is given.
 
-    Raises Usage rather than overwrite a file, and for rows that cannot be read.
+    Raises UsageError rather than overwrite a file, and for rows that cannot be read.
     """
     folder = Path(directory)
     target = folder / "run.yaml"
@@ -181,13 +181,13 @@ def _quoted(value: object) -> str:
 
 
 def _read(path: Path) -> list[Mapping[str, Any]]:
-    """The rows of a file. Raises Usage with everything that is wrong with it."""
+    """The rows of a file. Raises UsageError with everything that is wrong with it."""
     from trainer.data.rows import DataError, read_rows
 
     try:
         rows = read_rows(path)
     except DataError as error:
-        raise Usage(
+        raise UsageError(
             f"`{path}` cannot be used",
             problems=config.gathered(list(error.problems))[:20],
             hint="mend the file, then type the same command again",
@@ -196,7 +196,7 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
-    """Find the answer among the columns, and what it is the answer to. Raises Usage if unclear."""
+    """Find the answer among the columns, and its question; UsageError if unclear."""
     from trainer.data.template import as_text
 
     shared = [name for name in rows[0] if all(name in row for row in rows)]
@@ -213,7 +213,7 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
         hint = f"name it one of {', '.join(ANSWERS)}; or write run.yaml by hand: `qft init`"
         if published:
             hint = f"`qft data {published} FILE` turns this published form into rows"
-        raise Usage(
+        raise UsageError(
             f"no telling which of the columns {', '.join(map(repr, rows[0]))} is the answer",
             hint=hint,
         )
@@ -225,7 +225,7 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     title = answer.strip().capitalize()
     if counts[""]:
         fix = f"write `{none}` there" if none else "fill or remove them"
-        raise Usage(
+        raise UsageError(
             f"{counts['']} rows have nothing in `{answer}`, the answer to learn",
             hint=f"{fix}, then type the same command again",
         )
@@ -252,14 +252,14 @@ def _labels(counts: Counter[str]) -> tuple[tuple[str, ...], str]:
 
 
 def _check_labels(answer: str, guess: Guess) -> None:
-    """Raise Usage if a run.yaml with these labels would be refused."""
+    """Raise UsageError if a run.yaml with these labels would be refused."""
     if not guess.labels:
         return
     kind: Literal["multilabel", "label"] = "multilabel" if guess.none else "label"
     try:
         EvalTable(kind=kind, labels=list(guess.labels), none=guess.none or NO_LABEL)
     except ValidationError as error:
-        raise Usage(
+        raise UsageError(
             f"the labels in `{answer}` cannot be scored",
             problems=[*problems(error), f"they are {', '.join(map(repr, guess.labels))}"],
             hint="write each in one way in the file, then type the same command again",
@@ -274,7 +274,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _nameable(name: str) -> str:
-    """A column's name if `{name}` in a template means this column. Raises Usage otherwise."""
+    """A column's name if `{name}` in a template means this column. Raises UsageError otherwise."""
     from trainer.data.template import Template, TemplateError
 
     try:
@@ -282,7 +282,7 @@ def _nameable(name: str) -> str:
     except TemplateError:
         named = False
     if not named:
-        raise Usage(
+        raise UsageError(
             f"no template can name the column {name!r}",
             hint="rename it in the file, to a word without the marks { } ! :",
         )
@@ -310,7 +310,7 @@ def _split(
         group = json.dumps([row[field] for field in asked.fields], sort_keys=True)
         sides[is_held_out(group, share=share, seed=SEED)].append(row)
     if not all(sides):
-        raise Usage(
+        raise UsageError(
             f"{len(rows)} rows hold too few different questions to hold some out",
             hint="name the files yourself: `qft init`, then edit run.yaml",
         )
@@ -328,15 +328,15 @@ def _name(path: Path) -> str:
     return kept.strip("-")[:30].strip("-") or "my-run"
 
 
-def _occupied(path: Path) -> Usage:
-    return Usage(f"`{path}` is there already", hint="`qft init DIRECTORY` takes another")
+def _occupied(path: Path) -> UsageError:
+    return UsageError(f"`{path}` is there already", hint="`qft init DIRECTORY` takes another")
 
 
 def _write(files: Mapping[Path, str]) -> None:
     """Write all of the files or, if one cannot be written, none.
 
-    What a killed attempt left is the same to the byte, and stays. Raises Usage for anything else
-    that is there.
+    What a killed attempt left is the same to the byte, and stays. Raises UsageError for anything
+    else that is there.
     """
     missing = {path: text.encode() for path, text in files.items() if not _holds(path, text)}
     for path in missing:

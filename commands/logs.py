@@ -13,7 +13,7 @@ from commands.runs.home import RunFolder, environment, is_driven, pick_run, qft_
 from commands.runs.remote_layout import Site
 from commands.runs.session import policy_of, reopen
 from commands.ssh import host_of, running_now
-from commands.ui.errors import CloudTrouble, HostTrouble, Usage
+from commands.ui.errors import CloudError, HostError, UsageError
 from infra.provider import Vm
 from infra.run.fold import RunState, fold
 from infra.run.journal import read
@@ -32,9 +32,9 @@ def logs(
     machine that goes down or stays silent is waited for: its driver starts it again, or gives up.
 
     Raises:
-        Usage: there is no such run, or neither a machine nor a log.
-        HostTrouble: the machine does not answer, and nobody drives the run.
-        CloudTrouble: the provider does not say where the machine is, and nobody drives the run.
+        UsageError: there is no such run, or neither a machine nor a log.
+        HostError: the machine does not answer, and nobody drives the run.
+        CloudError: the provider does not say where the machine is, and nobody drives the run.
     """
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     reader = Reader(folder=folder, loaded=reopen(folder), write=write)
@@ -48,7 +48,7 @@ def logs(
             if vm is not None:
                 told = False
                 reader.tail(vm, state, follow=follow)
-        except (HostTrouble, CloudTrouble):
+        except (HostError, CloudError):
             if not driven:
                 raise
             vm = None
@@ -77,7 +77,7 @@ class Reader:
         """Write what is new on the machine; with `follow`, until the job there does not run.
 
         Raises:
-            HostTrouble: the machine does not answer, or no longer.
+            HostError: the machine does not answer, or no longer.
         """
         self._turn_to(state)
         try:
@@ -94,13 +94,13 @@ class Reader:
                         return
                     time.sleep(FOLLOW_EVERY_S)
         except errors.RemoteError as error:
-            raise HostTrouble(str(error), hint=error.hint) from error
+            raise HostError(str(error), hint=error.hint) from error
 
     def fetched(self, state: RunState) -> None:
         """Write what the log at home has beyond what was read on the machine.
 
         Raises:
-            Usage: there is none, and nothing was read.
+            UsageError: there is none, and nothing was read.
         """
         self._turn_to(state)
         path = self.loaded.out / "trainer.log"
@@ -109,7 +109,7 @@ class Reader:
         if path.exists():
             self.write(path.read_bytes()[self.offset :])
         elif not self.offset:
-            raise Usage(
+            raise UsageError(
                 f"the machine of `{self.folder.name}` does not run, and no log was fetched yet",
                 hint=f"`qft train {self.folder.name}` goes on with the run",
             )

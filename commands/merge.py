@@ -31,7 +31,7 @@ from commands.runs.home import (
 from commands.runs.local_trainer import laid_out, trainer
 from commands.runs.receipt import make_receipt
 from commands.runs.session import reopen
-from commands.ui.errors import Exit, HostTrouble, TrainingTrouble, Usage
+from commands.ui.errors import Exit, HostError, TrainingError, UsageError
 from commands.ui.output import log, print_data
 from infra.durable import write_json
 from infra.provider import StopReason
@@ -63,14 +63,16 @@ class Question:
         ways = {"--field": self.fields, "--prompt": self.prompt is not None, "--chat": self.chat}
         chosen = [f"`{way}`" for way, taken in ways.items() if taken]
         if len(chosen) > 1:
-            raise Usage(
+            raise UsageError(
                 f"{' and '.join(chosen)} are different questions, and one is answered",
                 hint="leave the others out; a ready `--prompt` is used as it is",
             )
         flags = ["--tokens", str(self.tokens)]
         for pair in self.fields:
             if "=" not in pair:
-                raise Usage(f"`--field {pair}` names no field", hint="write `--field NAME=TEXT`")
+                raise UsageError(
+                    f"`--field {pair}` names no field", hint="write `--field NAME=TEXT`"
+                )
             flags += ["--field", pair]
         flags += [] if self.prompt is None else ["--prompt", self.prompt]
         return [*flags, *["--chat"] * self.chat, *["--base-only"] * self.base_only]
@@ -141,9 +143,9 @@ def generate(wanted: str, asked: Question, *, as_json: bool) -> str | None:
     flags = asked.flags
     folder, loaded = _fetched(wanted)
     if asked.chat and as_json:
-        raise Usage("a conversation is no JSON", hint="leave `--chat` or `--json` out")
+        raise UsageError("a conversation is no JSON", hint="leave `--chat` or `--json` out")
     if not (asked.fields or asked.chat or asked.prompt is not None):
-        raise Usage("there is nothing to answer", hint=_how_to_ask(loaded))
+        raise UsageError("there is nothing to answer", hint=_how_to_ask(loaded))
     if asked.fields:
         tool_checks.check_fields(loaded, asked.fields)
     tool_checks.demand_for("generate", loaded)
@@ -178,9 +180,9 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
     folder, loaded = _fetched(wanted)
     target = loaded.out / "merged"
     if target.exists():
-        raise Usage(f"`{target}` is there already", hint="use it, or remove it to merge again")
+        raise UsageError(f"`{target}` is there already", hint="use it, or remove it to merge again")
     if order.quantised and loaded.config.method.storage is Quant.NONE:
-        raise Usage(
+        raise UsageError(
             f"`{folder.name}` was trained on a base that is not quantised",
             hint=f"`qft merge {folder.name}` merges onto that base",
         )
@@ -189,7 +191,9 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
     source = Path(order.base).expanduser() if order.base else loaded.model_folder
     source = source or _from_hub(folder, loaded, as_json=as_json)
     if not (source / "config.json").is_file():
-        raise Usage(f"`{source}` holds no model", hint="name the directory with its config.json")
+        raise UsageError(
+            f"`{source}` holds no model", hint="name the directory with its config.json"
+        )
     tool_checks.check_base(source)
     tool_checks.check_room(source, target)
     adapter = ["--adapter", str((loaded.out / "adapter").absolute())]
@@ -223,7 +227,7 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
 def _from_hub(folder: RunFolder, loaded: LoadedConfig, *, as_json: bool) -> Path:
     """Fetch the base of a run from the hub.
 
-    Raises Usage with the way around if that fails, HostTrouble if the hub is not reached.
+    Raises UsageError with the way around if that fails, HostError if the hub is not reached.
     """
     model = loaded.config.model
     asked = ["--model", model.id, "--revision", model.revision]
@@ -231,7 +235,7 @@ def _from_hub(folder: RunFolder, loaded: LoadedConfig, *, as_json: bool) -> Path
     if done.returncode == 0:
         return Path(done.stdout.strip())
     here = model.id.rpartition("/")[2]
-    trouble = HostTrouble if done.returncode == NETWORK_FAILED else Usage
+    trouble = HostError if done.returncode == NETWORK_FAILED else UsageError
     raise trouble(
         f"the base of `{folder.name}` is `{model.id}` on a hub, and was not fetched",
         problems=(done.stderr or "").strip().splitlines()[-LAST_WORDS:],
@@ -245,7 +249,7 @@ def export(wanted: str, *, rank: int | None) -> Path:
     folder, loaded = _fetched(wanted)
     target = loaded.out / (f"exported-rank-{rank}" if rank else "exported")
     if target.exists():
-        raise Usage(f"`{target}` is there already", hint="remove it, or choose another rank")
+        raise UsageError(f"`{target}` is there already", hint="remove it, or choose another rank")
     demand_place(target)
     tool_checks.demand_for("export")
     with laid_out(loaded, folder) as run_dir:
@@ -261,7 +265,7 @@ def push(wanted: str, shelf: Shelf, *, as_json: bool) -> str:
     folder, loaded = _fetched(wanted)
     kept = ["--folder", str((loaded.out / "merged").absolute())] if shelf.merged else []
     if shelf.merged and not (loaded.out / "merged").is_dir():
-        raise Usage("there is no merged model yet", hint=f"`qft merge {folder.name}` makes it")
+        raise UsageError("there is no merged model yet", hint=f"`qft merge {folder.name}` makes it")
     sent = loaded.out / ("merged" if shelf.merged else "adapter")
     tool_checks.check_shelf(shelf.repo, sent, base=shelf.base)
     tool_checks.demand_for("push")
@@ -312,7 +316,7 @@ def _add_results(run_dir: Path, loaded: LoadedConfig) -> None:
 
 
 def _fetched(wanted: str) -> tuple[RunFolder, LoadedConfig]:
-    """A run whose adapter is at home. Raises Usage with the way there."""
+    """A run whose adapter is at home. Raises UsageError with the way there."""
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     loaded = reopen(folder)
     if not (loaded.out / "adapter").is_dir():
@@ -324,7 +328,7 @@ def _fetched(wanted: str) -> tuple[RunFolder, LoadedConfig]:
                 f"it is not trained yet: `qft status {folder.name}` shows how far it is, "
                 f"`qft run {folder.name}` goes on"
             )
-        raise Usage(f"the adapter of `{folder.name}` is not at home", hint=hint)
+        raise UsageError(f"the adapter of `{folder.name}` is not at home", hint=hint)
     return folder, loaded
 
 
@@ -360,7 +364,7 @@ def _judge(module: str, code: int, said: list[str] | None = None) -> None:
     hint = lines.pop().removeprefix("hint: ") if lines and lines[-1].startswith("hint: ") else ""
     if TRAINER_CODES.get(code) is Exit.USAGE:
         message = f"`{tool}` could not use what it was given{above}"
-        raise Usage(message, problems=lines, hint=hint)
+        raise UsageError(message, problems=lines, hint=hint)
     if code == NETWORK_FAILED and tool == "publish":
-        raise HostTrouble(f"the hub was not reached{above}", problems=lines, hint=hint)
-    raise TrainingTrouble(f"`{tool}` ended with exit code {code}", problems=lines, hint=hint)
+        raise HostError(f"the hub was not reached{above}", problems=lines, hint=hint)
+    raise TrainingError(f"`{tool}` ended with exit code {code}", problems=lines, hint=hint)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.tiny import ROOT
 
-from commands.ui.errors import HostTrouble
+from commands.ui.errors import HostError
 from commands.ui.output import json_log_writer, print_error
 
 FULL = Path("/dev/full")
@@ -95,9 +95,9 @@ def test_a_log_that_is_followed_is_an_object_per_line(capsys: pytest.CaptureFixt
             write(b"one\ntwo")
             early = capsys.readouterr().out
             write(b"\nthr")
-            raise HostTrouble("the machine is gone", hint="look")
+            raise HostError("the machine is gone", hint="look")
 
-    with pytest.raises(HostTrouble) as told:
+    with pytest.raises(HostError) as told:
         read_it()
     print_error(told.value, as_json=True)
     late = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -17,7 +17,7 @@ from commands.runs.estimate import forecast, forecast_line
 from commands.runs.extras import demand, needed_here
 from commands.runs.home import (
     RUN_NAME,
-    Busy,
+    BusyError,
     RunFolder,
     environment,
     pick_run,
@@ -29,7 +29,7 @@ from commands.runs.session import Desk, Session, is_over, opened, reopen
 from commands.runs.take_lock import Taker, taker_of
 from commands.ui.announcing_console import Aloud
 from commands.ui.console import make_console
-from commands.ui.errors import BY_CODE, CloudTrouble, Exit, Stopped, Trouble, Usage
+from commands.ui.errors import BY_CODE, CloudError, Exit, QftError, StoppedError, UsageError
 from infra.catalog.gpus import resolve_gpu
 from infra.durable import write_json
 from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
@@ -90,7 +90,7 @@ class Arrived:
         }
 
 
-class Refused(Trouble):
+class BadRequestError(QftError):
     """The provider calls a request of ours wrong: our bug, told without a page of Python."""
 
     exit_code = Exit.BUG
@@ -119,7 +119,7 @@ def drive(order: Order) -> Arrived:
             try:
                 with opened(desk) as session:
                     return _steer(session, order)
-            except Busy:
+            except BusyError:
                 if not order.attach:
                     raise
                 console.log(f"another `qft` drives `{name}`; following it")
@@ -145,7 +145,7 @@ def drive(order: Order) -> Arrived:
         goes_on = "" if isinstance(error, BadRequest) else _goes_on(error, desk.folder, order)
         hint = "; ".join(part for part in (error.hint, goes_on, _bills(name, receipt)) if part)
         is_ours = isinstance(error, BadRequest) and not isinstance(error, Rejected)
-        raise (Refused if is_ours else CloudTrouble)(str(error), hint=hint) from error
+        raise (BadRequestError if is_ours else CloudError)(str(error), hint=hint) from error
     finally:
         console.close()
 
@@ -204,7 +204,7 @@ def _is_own(state: RunState) -> bool:
     return state.vm is not None and state.vm.provider == "ssh"
 
 
-def _ended_by(taker: Taker, folder: RunFolder) -> Stopped:
+def _ended_by(taker: Taker, folder: RunFolder) -> StoppedError:
     """What is told where another `qft` took the run away: by whom, and what is left at that moment.
 
     The release is that one's business, and still under way.
@@ -215,7 +215,7 @@ def _ended_by(taker: Taker, folder: RunFolder) -> Stopped:
     if state.vm is not None:
         price = bill(state, time.time()).usd_per_h_now
         left.append(f"{state.vm.size} in {state.vm.region} bills ${price:.3f}/h until it is gone")
-    return Stopped(
+    return StoppedError(
         f"another `qft` ended the run `{folder.name}`: {taker}",
         problems=left,
         hint=f"`qft status {folder.name}` shows what is left, `qft run {folder.name}` goes on",
@@ -251,7 +251,7 @@ def find_config(wanted: str, home: Path) -> LoadedConfig:
         return load(Path(wanted))
     named = RUN_NAME.fullmatch(wanted) and run_folder(home, wanted).exists()
     if os.path.isdir(wanted) and not named:  # noqa: PTH112
-        raise Usage(f"`{wanted}` is a directory", hint=f"try `{wanted.rstrip('/')}/run.yaml`")
+        raise UsageError(f"`{wanted}` is a directory", hint=f"try `{wanted.rstrip('/')}/run.yaml`")
     return reopen(pick_run(home, wanted, cwd=Path.cwd()))
 
 
@@ -294,7 +294,7 @@ def _arrived(
             missed=missed(vm.rehearse_evictions, state),
             outrun=outrun(vm.local.evict_after_s if vm.provider == "local" else (), state),
         )
-    kind = BY_CODE.get(ending.code, Trouble)
+    kind = BY_CODE.get(ending.code, QftError)
     raise kind(ending.reason, hint=_what_now(name, ending.code, receipt, gone=state.deleted))
 
 

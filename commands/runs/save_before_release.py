@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from commands.runs import session
 from commands.runs.home import RunFolder
 from commands.ui.console import PlainConsole
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.provider import PowerState, Provider, ProviderError, Vm
 from infra.run.decide import TRAINER_DONE, TRAINER_PREEMPTED, JobPhase, JobView
 from infra.run.fold import RunState
@@ -165,7 +165,7 @@ def save_before(  # noqa: PLR0913  (each is another room's)
         return LastSave(home_step=state.home_step)
     try:
         workload = _workload(run, home, state, rents=provider.traits.rents)
-    except Usage as error:
+    except UsageError as error:
         return LastSave(home_step=state.home_step, trouble=error.message)
     return let_save(workload, vm, bring=bring, on_message=on_message)
 
@@ -190,7 +190,7 @@ def clear(
     """End the trainer on a machine that stays the user's, and remove the run's folder there."""
     try:
         workload = _workload(run, home, state, rents=False)
-    except Usage as error:
+    except UsageError as error:
         on_message(f"the folder `qft/{state.run_id}` stays on the machine: {error.message}")
         return
     try:

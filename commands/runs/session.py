@@ -38,7 +38,7 @@ from commands.runs.result_files import expected
 from commands.runs.ssh_check import demand_host
 from commands.runs.workload import SshWorkload
 from commands.ui.console import Console
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.optional_capabilities import Guarding
 from infra.provider import Provider
@@ -115,8 +115,8 @@ def policy_of(loaded: LoadedConfig) -> Policy:
 def opened(desk: Desk) -> Iterator[Session]:
     """Take control of the run on the desk, starting it if it is new.
 
-    Raises Busy if another process drives it, Usage if config or data cannot be used; nothing is
-    written to the cloud before everything on this side is in order.
+    Raises BusyError if another process drives it, UsageError if config or data cannot be used;
+    nothing is written to the cloud before everything on this side is in order.
     """
     loaded, folder = desk.loaded, desk.folder
     for_trainer(desk.allow_change)
@@ -185,7 +185,7 @@ def reopen(folder: RunFolder) -> LoadedConfig:
     saved = saved_config(folder)
     content, path = saved.get("config"), saved.get("path")
     if not isinstance(content, dict) or not isinstance(path, str):
-        raise Usage(
+        raise UsageError(
             f"the run `{folder.name}` has lost its config `{folder.config}`",
             hint="`qft ls --all` and `qft down --all` work without it",
         )
@@ -279,22 +279,22 @@ def _saved(loaded: LoadedConfig, allowed: Sequence[str]) -> dict[str, Any]:
 
 
 def _demand_same_file(loaded: LoadedConfig, saved: dict[str, object]) -> None:
-    """Raise Usage if the name belongs to another `run.yaml` that is still there; it may move."""
+    """Raise UsageError if the name belongs to another `run.yaml` that is still there."""
     first = Path(str(saved.get("path", "")))
     if first.is_file() and not first.samefile(loaded.path):
-        raise Usage(
+        raise UsageError(
             f"the name `{loaded.config.name}` belongs to the run of `{first}`",
             hint="choose another `name`, or `--fresh` to begin anew under this one",
         )
 
 
 def _set_aside(folder: RunFolder, *, clock: Callable[[], float] = time.time) -> None:
-    """Begin again: keep the old record beside the new one. Raises Usage while it has a machine."""
+    """Begin again, the old record kept beside the new. Raises UsageError while it has a machine."""
     if not folder.exists():
         return
     state = fold(Journal(folder.journal, clock=clock).events)
     if state.vm is not None or state.pending is not None:
-        raise Usage(
+        raise UsageError(
             f"the run `{folder.name}` still has a machine",
             hint=f"`qft down --delete {folder.name}` removes it; then begin afresh",
         )

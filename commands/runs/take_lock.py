@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from commands.runs.home import Busy, RunFolder, driving
+from commands.runs.home import BusyError, RunFolder, driving
 from infra.durable import read_json, write_json
 
 PATIENCE_S = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
@@ -70,14 +70,14 @@ def taken(  # noqa: PLR0913  (clock and sleep are a test's)
     """Hold the run alone, ending its driver if there is one; yield whether there was.
 
     Another `qft down` at work is waited for, unless this one is `urgent`: then it is ended, too.
-    Raises Busy if the driver cannot be found on this computer or does not let go.
+    Raises BusyError if the driver cannot be found on this computer or does not let go.
     """
     ended = False
     with contextlib.ExitStack() as held:
         for left in reversed(range(DRIVERS_MAX + 1)):
             try:
                 held.enter_context(driving(folder))
-            except Busy as busy:
+            except BusyError as busy:
                 if not left:
                     raise
                 other = None if urgent else taker_of(folder)
@@ -142,7 +142,7 @@ def _is_done(
 
 
 def _end(
-    busy: Busy,
+    busy: BusyError,
     folder: RunFolder,
     on_message: Callable[[str], None],
     *,
@@ -163,7 +163,7 @@ def _end(
             sleep(LOOK_EVERY_S)
 
 
-def _driver(busy: Busy, folder: RunFolder) -> int | None:
+def _driver(busy: BusyError, folder: RunFolder) -> int | None:
     """The process that holds the lock, if it is one of this computer that has the file open.
 
     A number alone proves nothing: it may be of another computer, or of a process that came later.

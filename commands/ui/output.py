@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from commands.ui.errors import Exit, Stopped, Trouble
+from commands.ui.errors import Exit, QftError, StoppedError
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What could repaint a terminal or turn its text around; line ends and tabs are harmless."""
@@ -20,7 +20,7 @@ READER_GONE = 141
 """The exit code when nobody reads our output any more: as if SIGPIPE had come."""
 
 
-def print_error(trouble: Trouble, *, as_json: bool) -> None:
+def print_error(trouble: QftError, *, as_json: bool) -> None:
     """Say what is wrong on stderr; with --json also as data, so that a script can read it."""
     log(f"error: {trouble.message}")
     for problem in trouble.problems:
@@ -34,11 +34,11 @@ def print_error(trouble: Trouble, *, as_json: bool) -> None:
 def print_interrupted(*, as_json: bool) -> int:
     """Give a script its JSON after Ctrl-C, too; a person has been told what goes on."""
     if as_json:
-        _print_error_json(Stopped("interrupted"))
+        _print_error_json(StoppedError("interrupted"))
     return Exit.INTERRUPTED
 
 
-def _print_error_json(trouble: Trouble) -> None:
+def _print_error_json(trouble: QftError) -> None:
     fields = {"error": trouble.message, "problems": trouble.problems, "hint": trouble.hint}
     with contextlib.suppress(OSError):  # stdout takes nothing; stderr has said it
         # On one line: it is a document, and it may also end a stream of JSON lines.
@@ -189,17 +189,17 @@ def last_resort(error: Exception, *, as_json: bool) -> int:
         error, "format_message", None
     )  # the parser's errors, whichever click it is
     if on_message is not None:
-        print_error(Trouble(on_message().rstrip(), hint=_help_for(error)), as_json=as_json)
+        print_error(QftError(on_message().rstrip(), hint=_help_for(error)), as_json=as_json)
         return Exit.USAGE
     if isinstance(error, JournalDamaged):
-        print_error(Trouble(str(error), hint=error.hint), as_json=as_json)
+        print_error(QftError(str(error), hint=error.hint), as_json=as_json)
         return Exit.USAGE
     if isinstance(error, OSError) and error.errno is not None:
         hint = (
             "nothing was lost: make room or mend the rights, then run the same command again;"
             " `qft ls --all` shows what bills meanwhile"
         )
-        print_error(Trouble(f"this computer refused: {error}", hint=hint), as_json=as_json)
+        print_error(QftError(f"this computer refused: {error}", hint=hint), as_json=as_json)
         return Exit.USAGE
     import traceback
 
