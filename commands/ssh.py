@@ -115,7 +115,7 @@ def ssh_argv(words: Sequence[str]) -> list[str]:
 
 
 def _checked(folder: RunFolder, vm: Vm) -> str:
-    """Return the machine's key line; UsageError if the record names what `ssh` must not be given."""
+    """Return the machine's key line; UsageError if the record names what `ssh` must not get."""
     fault = host_fault(vm.host) or user_fault(vm.user)
     try:
         kind, blob = keys.parse_line(vm.host_public_key)
