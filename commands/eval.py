@@ -1,4 +1,4 @@
-"""`qft eval`: is the adapter better than its base, with the interval that makes it evidence."""
+"""`qft eval`: shows whether the adapter is better than its base, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -6,16 +6,43 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from commands.runs.config import LoadedConfig
+from commands.runs.extras import demand, needed_to_train
+from commands.runs.fetched_run import adapter_of, check_fetched
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
-from commands.runs.local_trainer import laid_out, trainer
+from commands.runs.local_trainer import local_run_dir, start
 from commands.runs.receipt import Score, read_score
 from commands.runs.session import reopen
-from commands.runs.tool_checks import demand_for
 from commands.ui.errors import TrainingError, UsageError
+from commands.ui.options import Json, Run, examples
+from commands.ui.output import log, print_data, print_json
 from infra.durable import write_json
+
+EXAMPLES = {
+    "qft eval": "the scores that the run measured",
+    "qft eval --again": "measure them anew on this computer",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(
+    run: Run = "",
+    *,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew on this computer.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the metric before and after, with intervals."""
+    found = scores(run, again=again, on_message=log)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_data("\n".join(found.lines()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +54,7 @@ class Scores:
     after: Score | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "run": self.run,
             "before": asdict(self.before) if self.before else None,
@@ -35,30 +62,27 @@ class Scores:
         }
 
     def lines(self) -> list[str]:
-        """What to print."""
-        said = [
+        """Return the lines to print."""
+        lines = [
             f"before  {self.before or 'not measured'}",
             f"after   {self.after or 'not measured'}",
         ]
         if self.before and self.after:
             apart = self.after.low > self.before.high
             verdict = "the intervals do not overlap" if apart else "the intervals overlap"
-            said.append(f"change  {self.after.value - self.before.value:+.3f}; {verdict}")
-        return said
+            lines.append(f"change  {self.after.value - self.before.value:+.3f}; {verdict}")
+        return lines
 
 
 def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Scores:
-    """The scores that were fetched; with `again`, the adapter's measured anew on this computer."""
+    """Return the fetched scores; with `again`, the adapter is scored anew on this computer."""
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     loaded = reopen(folder)
     if loaded.config.eval is None:
         raise UsageError(f"`{folder.name}` has no table `eval`", hint="add one to run.yaml")
-    if not (loaded.out / "adapter").is_dir():
-        raise UsageError(
-            f"the adapter of `{folder.name}` is not at home", hint=f"`qft fetch {folder.name}`"
-        )
+    check_fetched(folder, loaded)
     if again:
-        _measure(loaded, folder, on_message)
+        _score_again(loaded, folder, on_message)
     return Scores(
         run=folder.name,
         before=read_score(loaded.out / "eval-before.json"),
@@ -66,12 +90,14 @@ def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Sc
     )
 
 
-def _measure(loaded: LoadedConfig, folder: RunFolder, on_message: Callable[[str], None]) -> None:
+def _score_again(
+    loaded: LoadedConfig, folder: RunFolder, on_message: Callable[[str], None]
+) -> None:
     """Run the trainer's own evaluation here, and put its result beside the adapter."""
-    demand_for("eval", loaded)
+    demand(needed_to_train(loaded.config), "`qft eval`", qft_home(environment()))
     on_message("measuring on this computer")
-    with laid_out(loaded, folder) as run_dir:
-        done = trainer(run_dir, "eval", "--adapter", str((loaded.out / "adapter").absolute()))
-        if done.returncode:
-            raise TrainingError(f"the evaluation ended with exit code {done.returncode}")
-        write_json(loaded.out / "eval-after.json", json.loads(done.stdout), mode=0o644)
+    with local_run_dir(loaded, folder) as run_dir:
+        done = start("eval", "--run-dir", str(run_dir), "--adapter", str(adapter_of(loaded)))
+    if done.returncode:
+        raise TrainingError(f"the evaluation ended with exit code {done.returncode}")
+    write_json(loaded.out / "eval-after.json", json.loads(done.stdout), mode=0o644)

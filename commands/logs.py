@@ -1,4 +1,4 @@
-"""`qft logs`: what the trainer said, from the machine or from home, through evictions as well."""
+"""`qft logs`: prints the trainer's log, from the machine or the fetched copy, through evictions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, is_driven, pick_run, qft_home
 from commands.runs.remote_layout import Site
+from commands.runs.running_machine import running_machine, ssh_host
 from commands.runs.session import policy_of, reopen
-from commands.ssh import host_of, running_now
 from commands.ui.errors import CloudError, HostError, UsageError
+from commands.ui.options import Run, examples
+from commands.ui.output import json_log_writer, log, log_writer
 from infra.provider import Vm
 from infra.run.fold import RunState, fold
 from infra.run.journal import read
@@ -21,6 +26,33 @@ from remote import errors, job, ssh
 
 FOLLOW_EVERY_S = 0.5
 TAIL_BYTES = 1 << 18
+
+EXAMPLES = {
+    "qft logs -f": "follow until the training ends; Ctrl-C stops only the following",
+    "qft logs -f --json": "the same for a script, an object per line",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(
+    run: Run = "",
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the training ends.")
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help='{"lines": [...]}; with --follow {"line": ...}, one a line.'),
+    ] = False,
+) -> None:
+    """Print what the trainer said."""
+    if as_json:
+        with json_log_writer(follow=follow) as write:
+            logs(run, follow=follow, write=write, on_message=log)
+    else:
+        logs(run, follow=follow, write=log_writer(), on_message=log)
 
 
 def logs(
@@ -38,15 +70,15 @@ def logs(
     """
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     reader = Reader(folder=folder, loaded=reopen(folder), write=write)
-    told = False
+    waiting = False
     while True:
         # Asked before the look: once the driver is gone, that look is the last one needed.
         driven = follow and is_driven(folder)
         state = fold(read(folder.journal))
         try:
-            vm = running_now(reader.loaded, state.vm)
+            vm = running_machine(reader.loaded, state.vm)
             if vm is not None:
-                told = False
+                waiting = False
                 reader.tail(vm, state, follow=follow)
         except (HostError, CloudError):
             if not driven:
@@ -55,9 +87,9 @@ def logs(
         there = vm is not None
         if not driven or (state.trained and (there or state.fetched)):
             return None if there else reader.fetched(state)
-        if not (there or told):
+        if not (there or waiting):
             on_message("no machine answers now; waiting for whoever drives the run")
-            told = True
+            waiting = True
         # As often as the driver looks: each time the cloud is asked and a connection made.
         time.sleep(policy_of(reader.loaded).poll_s)
 
@@ -81,7 +113,7 @@ class Reader:
         """
         self._turn_to(state)
         try:
-            with ssh.connect(host_of(self.folder, self.loaded, vm)) as connection:
+            with ssh.connect(ssh_host(self.folder, self.loaded, vm)) as connection:
                 running = job.Job(
                     connection=connection,
                     directory=Site(run_id=state.run_id).job,

@@ -1,4 +1,4 @@
-"""`qft evict`, `qft ssh`: reach into the machine of a run without driving it."""
+"""`qft ssh`: opens a shell on the run's machine, or runs a command there, its host key pinned."""
 
 from __future__ import annotations
 
@@ -8,55 +8,52 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from commands.runs import factory
-from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, all_runs, environment, pick_run, qft_home
+from commands.runs.running_machine import recorded_machine
 from commands.runs.session import reopen
-from commands.ui.errors import CloudError, UsageError
+from commands.ui.errors import UsageError
+from commands.ui.options import examples
 from infra.names import host_fault, user_fault
-from infra.provider import PowerState, ProviderError, Vm
-from infra.run.fold import fold
-from infra.run.journal import read
+from infra.provider import Vm
 from remote import keys
 from remote.errors import RemoteError, shorten
-from remote.ssh import Host
 
-UP = frozenset({PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING})
+EXAMPLES = {
+    "qft ssh": "a shell",
+    "qft ssh my-run nvidia-smi -L": "one command, with its own options",
+    "qft ssh uname -a": "the same on the run of the run.yaml here, or the only one",
+}
 
-
-def evict(wanted: str) -> str:
-    """Ask the provider to rehearse an eviction of the run's machine; return what was asked."""
-    folder, loaded = _run(wanted)
-    vm = _machine(folder)
-    if vm is None:
-        raise UsageError(
-            f"`{folder.name}` has no machine to evict",
-            hint=f"`qft status {folder.name}` tells where it is; evict it while it trains",
-        )
-    provider = factory.make_provider(loaded.config.vm, qft_home(environment()))
-    if not provider.traits.evicts:
-        raise UsageError(
-            f"machines of `provider: {provider.name}` are never evicted",
-            hint="`provider: local` rehearses an eviction on this computer",
-        )
-    try:
-        power = provider.observe(vm).power
-        if power not in UP:
-            raise UsageError(
-                f"the machine of `{folder.name}` is {power}: there is nothing to evict",
-                hint=f"`qft train {folder.name}` goes on with the run; evict it while it trains",
-            )
-        provider.evict(vm)
-    except ProviderError as error:
-        raise CloudError(str(error), hint=error.hint) from error
-    return f"{provider.name} was asked to evict {vm.id}"
+app = typer.Typer()
 
 
-def meant(words: Sequence[str], home: Path, *, cwd: Path) -> tuple[RunFolder, list[str]]:
-    """The run and the command that the words after `qft ssh` mean.
+@app.command(
+    epilog=examples(EXAMPLES),
+    # From the first word on everything belongs to the command there, options and all.
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN|COMMAND",
+            help="A run's name or run.yaml, then a command to run there, with its own options.",
+            show_default="the run.yaml here, or the only run; a shell",
+        ),
+    ] = None,
+) -> None:
+    """Open a shell on the machine, its host key pinned."""
+    ssh(words or [])
+
+
+def parse_words(words: Sequence[str], home: Path, *, cwd: Path) -> tuple[RunFolder, list[str]]:
+    """Parse the words after `qft ssh` into a run and the command for its machine.
 
     The first word is a run if one of that name exists, or a run.yaml; else all of them are the
     command, for the run that goes without saying. `--` parts the two. Raises UsageError if neither
@@ -85,10 +82,10 @@ def meant(words: Sequence[str], home: Path, *, cwd: Path) -> tuple[RunFolder, li
 
 
 def ssh_argv(words: Sequence[str]) -> list[str]:
-    """The `ssh` command line into the run's machine, with the pinned host key and nothing else."""
-    folder, command = meant(words, qft_home(environment()), cwd=Path.cwd())
+    """Build the `ssh` command line into the run's machine, with the pinned host key alone."""
+    folder, remote_command = parse_words(words, qft_home(environment()), cwd=Path.cwd())
     loaded = reopen(folder)
-    vm = _machine(folder)
+    vm = recorded_machine(folder)
     if vm is None or not vm.host:
         raise UsageError(
             f"`{folder.name}` has no machine that runs", hint=f"`qft up {folder.name}` gets one"
@@ -96,12 +93,12 @@ def ssh_argv(words: Sequence[str]) -> list[str]:
     program = shutil.which("ssh")
     if program is None:
         raise UsageError("there is no `ssh` on this computer", hint="install OpenSSH's client")
-    known = folder.root / "known_hosts"
+    known_hosts = folder.root / "known_hosts"
     alias = f"qft-{folder.name}"
-    known.write_text(f"{alias} {_checked(folder, vm)}\n")
+    known_hosts.write_text(f"{alias} {_host_key(folder, vm)}\n")
     options = {
         "HostKeyAlias": alias,
-        "UserKnownHostsFile": _quoted(known),
+        "UserKnownHostsFile": _quoted(known_hosts),
         "GlobalKnownHostsFile": "none",
         "StrictHostKeyChecking": "yes",
         "IdentitiesOnly": "yes",
@@ -111,65 +108,31 @@ def ssh_argv(words: Sequence[str]) -> list[str]:
     # No config file: `ForwardAgent yes` there would hand the user's keys to the machine. After the
     # `--` nothing is an option, neither the host's name nor the words of the command.
     to = ["-p", str(vm.port), "-l", vm.user, "--", vm.host]
-    return [program, "-F", "none", *flags, *to, *command]
+    return [program, "-F", "none", *flags, *to, *remote_command]
 
 
-def _checked(folder: RunFolder, vm: Vm) -> str:
+def _host_key(folder: RunFolder, vm: Vm) -> str:
     """Return the machine's key line; UsageError if the record names what `ssh` must not get."""
-    fault = host_fault(vm.host) or user_fault(vm.user)
+    problem = host_fault(vm.host) or user_fault(vm.user)
     try:
         kind, blob = keys.parse_line(vm.host_public_key)
     except RemoteError as error:
-        fault = fault or str(error)
-    if fault:
+        problem = problem or str(error)
+    if problem:
         raise UsageError(
-            f"the record of `{folder.name}` names no machine that can be reached: {fault}",
+            f"the record of `{folder.name}` names no machine that can be reached: {problem}",
             hint=f"`qft down --delete {folder.name}` ends it; mend `vm.ssh`, and begin anew",
         )
     return f"{kind} {base64.b64encode(blob).decode()}"
 
 
 def _quoted(path: Path) -> str:
-    """A path as `ssh` reads it in an option: spaces part words there, and `%` begins a token."""
+    """Quote a path for an option of `ssh`, where spaces part words and `%` begins a token."""
     return '"{}"'.format(str(path).replace("%", "%%"))
 
 
 def ssh(words: Sequence[str]) -> None:
-    """Become that `ssh`, whose exit code is the command's; does not return."""
+    """Replace this process with `ssh`, whose exit code is the command's; does not return."""
     argv = ssh_argv(words)
     sys.stdout.flush()
     os.execv(argv[0], argv)  # noqa: S606  (a list of arguments, and no shell between)
-
-
-def _run(wanted: str) -> tuple[RunFolder, LoadedConfig]:
-    folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
-    return folder, reopen(folder)
-
-
-def _machine(folder: RunFolder) -> Vm | None:
-    return fold(read(folder.journal)).vm
-
-
-def running_now(loaded: LoadedConfig, vm: Vm | None) -> Vm | None:
-    """The machine with the address it has now; None if its provider says that it does not run."""
-    if vm is None:
-        return None
-    provider = factory.make_provider(loaded.config.vm, qft_home(environment()))
-    try:
-        seen = provider.observe(vm)
-    except ProviderError as error:
-        raise CloudError(str(error), hint=error.hint) from error
-    if seen.power is not PowerState.RUNNING or not seen.host:
-        return None
-    return replace(vm, host=seen.host, port=seen.port)
-
-
-def host_of(folder: RunFolder, loaded: LoadedConfig, vm: Vm) -> Host:
-    """How to connect to the machine of a run."""
-    return Host(
-        address=vm.host,
-        port=vm.port,
-        user=vm.user,
-        key_path=factory.user_key(loaded.config.vm, folder),
-        host_key=vm.host_public_key,
-    )

@@ -1,25 +1,31 @@
-"""What `qft` says when something is wrong, and with which exit code: the tree behind the table.
-
-0 done · 1 our bug · 2 usage or config · 3 the cloud refused · 4 host unreachable or not who it
-claims · 5 training failed · 6 budget reached · 130 interrupted, here or in the cloud
-"""
+"""The errors that `qft` ends with, and the exit code that each of them stands for."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Self
 
 
 class Exit(IntEnum):
-    """The exit codes of `qft`; anything else is a failure too."""
+    """The exit codes of `qft`, each with its meaning; anything else is a failure too."""
 
-    DONE = 0
-    BUG = 1
-    USAGE = 2
-    CLOUD = 3
-    HOST = 4
-    TRAINING = 5
-    BUDGET = 6
-    INTERRUPTED = 130
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Self:
+        """Make a member that is its code and carries its meaning."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    DONE = 0, "done"
+    BUG = 1, "our bug"
+    USAGE = 2, "usage or config"
+    CLOUD = 3, "the cloud refused"
+    HOST = 4, "host unreachable or unfit"
+    TRAINING = 5, "training failed"
+    BUDGET = 6, "budget reached"
+    INTERRUPTED = 130, "interrupted, here or in the cloud"
 
 
 class QftError(Exception):

@@ -1,4 +1,4 @@
-"""Data to stdout, talk to stderr: how results and troubles reach people and scripts."""
+"""Writes results to stdout and messages and errors to stderr, for people and for scripts."""
 
 from __future__ import annotations
 
@@ -170,40 +170,3 @@ def silence(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-
-
-def _help_for(error: Exception) -> str:
-    """Which help explains what the parser did not understand."""
-    context = getattr(error, "ctx", None)
-    command = getattr(context, "info_name", None) if getattr(context, "parent", None) else None
-    if command is None:
-        return "`qft --help` lists every command"
-    return f"`qft {command} --help` explains its options"
-
-
-def last_resort(error: Exception, *, as_json: bool) -> int:
-    """Usage errors of the parser, a full disk at home, a damaged journal; the rest is our bug."""
-    from infra.run.journal import JournalDamaged
-
-    on_message = getattr(
-        error, "format_message", None
-    )  # the parser's errors, whichever click it is
-    if on_message is not None:
-        print_error(QftError(on_message().rstrip(), hint=_help_for(error)), as_json=as_json)
-        return Exit.USAGE
-    if isinstance(error, JournalDamaged):
-        print_error(QftError(str(error), hint=error.hint), as_json=as_json)
-        return Exit.USAGE
-    if isinstance(error, OSError) and error.errno is not None:
-        hint = (
-            "nothing was lost: make room or mend the rights, then run the same command again;"
-            " `qft ls --all` shows what bills meanwhile"
-        )
-        print_error(QftError(f"this computer refused: {error}", hint=hint), as_json=as_json)
-        return Exit.USAGE
-    import traceback
-
-    traceback.print_exception(error)
-    log("this is a bug in qft, and nothing you did wrong")
-    log("hint: `qft ls --all` shows what may still bill; `qft down` ends it")
-    return Exit.BUG
