@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from commands.runs.config import check_files
-from commands.runs.drive import find_config
 from commands.runs.extras import READS, demand
+from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home, run_folder
 from commands.runs.local_trainer import local_run_dir, output_of
 from commands.ui.errors import UsageError
@@ -49,7 +49,7 @@ def audit(wanted: str, *, html: str, as_json: bool) -> str:
     flags = ["--html", str(Path(html).absolute())] if html else []
     flags += ["--json"] if as_json else []
     with local_run_dir(loaded, run_folder(home, loaded.config.name)) as run_dir:
-        audited = output_of("pages.audit", "--run-dir", str(run_dir), *flags, as_json=as_json)
+        audited = output_of("audit", "--run-dir", str(run_dir), *flags, as_json=as_json)
     return audited.rstrip("\n")
 
 

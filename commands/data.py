@@ -69,7 +69,7 @@ def command(  # noqa: PLR0913  (an argument is an option)
         demand(("transformers",), "`qft data`", qft_home(environment()))
         flags += ["--tokenizer", tokenizer]
     arguments = [kind, source, "--out", folder, *flags, "--json"]
-    counts = json.loads(output_of("data.convert", *arguments, as_json=as_json))
+    counts = json.loads(output_of("convert", *arguments, as_json=as_json))
     files = {side: str(Path(folder) / f"{side}.jsonl") for side in ("train", "eval")}
     if as_json:
         print_json({**files, **counts})

@@ -13,9 +13,10 @@ import typer
 
 from commands.runs import factory
 from commands.runs.all_providers import providers_to_ask
+from commands.runs.find_config import reopen
 from commands.runs.home import (
     RUN_NAME,
-    BusyError,
+    RunBusyError,
     RunFolder,
     all_runs,
     environment,
@@ -23,18 +24,24 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
-from commands.runs.save_before_release import LastSave, Result, clear, lost_with_disk, save_before
-from commands.runs.session import reopen
-from commands.runs.take_lock import taken
+from commands.runs.save_before_release import (
+    LastSave,
+    Result,
+    clear,
+    lost_with_disk,
+    save_before_release,
+)
+from commands.runs.take_lock import take_lock
 from commands.ui.errors import CloudError, Exit, UsageError
 from commands.ui.options import Json, ProviderName, Run, check_all, examples, fail_after_output
 from commands.ui.output import log, print_data, print_json
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
-from infra.retry import ask
+from infra.retry import with_retries
 from infra.run.budget import bill
-from infra.run.fold import RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import Journal, JournalDamaged, Kind, read
-from infra.run.removal import billed_until_s, release, remove, still_there
+from infra.run.release import billed_until_s, release, still_there
+from infra.run.state import RunState
 
 EXAMPLES = {
     "qft down": "let the trainer save, release the machine, keep its disk",
@@ -108,7 +115,7 @@ def down(
     folder = pick_run(home, wanted, cwd=Path.cwd())
     options = _Options(delete=delete, now=now, on_message=on_message)
     try:
-        with taken(folder, on_message, command=options.command, urgent=now) as ended:
+        with take_lock(folder, on_message, command=options.command, urgent=now) as ended:
             provider = factory.make_provider(reopen(folder).config.vm, home)
             on_message(f"asking {provider.name} about `{folder.name}`")
             return _release_run(options, folder, home, provider, ended=ended)
@@ -141,12 +148,14 @@ def _release_run(
     goes = options.delete or not provider.traits.rents or not provider.traits.keeps_disk
     save = LastSave(home_step=state.home_step)
     if not options.now:
-        save = save_before(folder, home, provider, state, options.on_message, bring=goes)
+        save = save_before_release(
+            folder, home, provider, state, options.on_message, pull_checkpoint=goes
+        )
         record.saved(save, state)
     for line in lost_with_disk(state, save) if goes else []:
         options.on_message(line)
     if state.vm is not None and not provider.traits.rents:
-        clear(folder, home, state, options.on_message, now=options.now)
+        clear(folder, home, provider, state, options.on_message, now=options.now)
     done = replace(_down_recorded(record, provider, state, delete=options.delete), save=save)
     if state.ending is None and (ended or state.vm is not None or state.pending is not None):
         reason = "another `qft` ended the run: " * ended + f"`{options.command}` {_outcome(done)}"
@@ -206,7 +215,7 @@ def _down_recorded(record: _Record, provider: Provider, state: RunState, *, dele
 def _remove(record: _Record, provider: Provider, state: RunState) -> Result:
     """Remove everything of the run, and look again."""
     record.note(Kind.DELETE_INTENDED, reason="qft down")
-    gone = remove(provider, state.run_id, record.on_message, time.sleep)
+    gone = with_retries(lambda: provider.delete(state.run_id, record.on_message), time.sleep)
     removed = [f"{one.kind} {one.id}" for one in gone]
     record.note(Kind.DELETED, removed=removed, until_s=billed_until_s(gone))
     return _proved(Result(run=record.name, removed=removed), provider, state.run_id, state.vm)
@@ -239,7 +248,7 @@ def down_all(
 def _down_listed_by(provider: Provider, home: Path, options: _Options) -> Iterator[Result]:
     """Do it for every machine that one provider lists."""
     try:
-        listed = ask(provider.list_all, time.sleep)
+        listed = with_retries(provider.list_all, time.sleep)
     except ProviderError as error:
         yield Result(run=provider.name, trouble=_message(error))
         return
@@ -283,11 +292,13 @@ def _without_drivers(
     with contextlib.ExitStack() as held:
         for run in all_runs(home):
             if _run_id(run) == vm.run_id:
-                take = taken(run, options.on_message, command=options.command, urgent=options.now)
+                lock = take_lock(
+                    run, options.on_message, command=options.command, urgent=options.now
+                )
                 try:
-                    ended = held.enter_context(take)
+                    ended = held.enter_context(lock)
                     mine = run
-                except BusyError as busy:  # the money goes first
+                except RunBusyError as busy:  # the money goes first
                     options.on_message(f"{busy.message}, and may start the machine again")
         yield mine, ended
 
@@ -309,19 +320,19 @@ def _down_listed(
     provider: Provider, vm: Vm, on_message: Callable[[str], None], *, delete: bool
 ) -> Result:
     if delete or not provider.traits.keeps_disk or not provider.traits.rents:
-        gone = remove(provider, vm.run_id, on_message, time.sleep)
+        gone = with_retries(lambda: provider.delete(vm.run_id, on_message), time.sleep)
         result = Result(run=vm.run_id, removed=[f"{one.kind} {one.id}" for one in gone])
         return _proved(result, provider, vm.run_id)
     released = []
     if vm.power is not PowerState.REMNANTS:
         with contextlib.suppress(Gone):
-            ask(lambda: provider.deallocate(vm), time.sleep)
+            with_retries(lambda: provider.deallocate(vm), time.sleep)
             released.append(f"{vm.size} {vm.id}")
     return _proved(Result(run=vm.run_id, deallocated=released), provider, vm.run_id)
 
 
 def _listed(provider: Provider, run_id: str) -> list[Vm]:
-    return [vm for vm in ask(provider.list_all, time.sleep) if vm.run_id == run_id]
+    return [vm for vm in with_retries(provider.list_all, time.sleep) if vm.run_id == run_id]
 
 
 def _proved(result: Result, provider: Provider, run_id: str, vm: Vm | None = None) -> Result:
@@ -341,7 +352,7 @@ def _down_unrecorded(
     """A run that this computer has no record of: the tags decide."""
     for provider in providers_to_ask(home):
         try:
-            listed = ask(provider.list_all, time.sleep)
+            listed = with_retries(provider.list_all, time.sleep)
         except ProviderError as error:
             raise CloudError(str(error), hint=error.hint) from error
         meant = [vm for vm in listed if name in {vm.run_id, vm.run_id.rpartition("-")[0]}]

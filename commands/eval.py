@@ -13,10 +13,10 @@ import typer
 from commands.runs.config import LoadedConfig
 from commands.runs.extras import demand, needed_to_train
 from commands.runs.fetched_run import adapter_of, check_fetched
+from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.runs.local_trainer import local_run_dir, start
 from commands.runs.receipt import Score, read_score
-from commands.runs.session import reopen
 from commands.ui.errors import TrainingError, UsageError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import log, print_data, print_json

@@ -7,9 +7,9 @@ from pathlib import Path
 import typer
 
 from commands.runs import factory
+from commands.runs.find_config import reopen
 from commands.runs.home import environment, pick_run, qft_home
 from commands.runs.running_machine import recorded_machine
-from commands.runs.session import reopen
 from commands.ui.errors import CloudError, UsageError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import log, print_json

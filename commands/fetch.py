@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from commands.run import run_to_goal
+from commands.run import run_and_print
 from commands.ui.options import Json, Plain, Run, examples
 
 EXAMPLES = {
@@ -17,4 +17,4 @@ app = typer.Typer()
 @app.command(epilog=examples(EXAMPLES))
 def command(run: Run = "", *, plain: Plain = False, as_json: Json = False) -> None:
     """Bring the adapter home, verified."""
-    run_to_goal("fetch", run, plain=plain, as_json=as_json)
+    run_and_print("fetch", run, plain=plain, as_json=as_json)

@@ -108,9 +108,9 @@ def generate(wanted: str, options: GenerateOptions, *, as_json: bool) -> str | N
     with local_run_dir(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), "--adapter", str(adapter_of(loaded)), *flags]
         if options.chat:
-            check_exit("generate", start("results.generate", *flags, stdout=None).returncode)
+            check_exit("generate", start("generate", *flags, stdout=None).returncode)
             return None
-        return output_of("results.generate", *flags, as_json=as_json).removesuffix("\n")
+        return output_of("generate", *flags, as_json=as_json).removesuffix("\n")
 
 
 def example_command(loaded: LoadedConfig) -> str:

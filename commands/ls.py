@@ -17,8 +17,9 @@ from commands.ui.options import Json, ProviderName, check_all, examples, fail_af
 from commands.ui.output import log, print_data, print_json, table
 from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
 from infra.run.budget import bill
-from infra.run.fold import RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import JournalDamaged, read
+from infra.run.state import RunState
 
 EXAMPLES = {
     "qft ls": "the runs of this computer",
@@ -178,7 +179,7 @@ def _state_word(state: RunState) -> str:
         return "done"
     if state.up:  # it bills from the moment it was asked for, and works once it is set up
         return "machine up" if state.prepared else "machine starting"
-    if not state.boots:
+    if not state.starts:
         return "not started"
     return "removed" if state.deleted else "machine down"
 

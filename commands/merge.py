@@ -20,7 +20,6 @@ from commands.runs.fetched_run import adapter_of, open_fetched
 from commands.runs.home import RunFolder, demand_place, environment, qft_home
 from commands.runs.local_trainer import (
     LAST_LINES,
-    NETWORK_FAILED,
     local_run_dir,
     output_of,
     start,
@@ -29,6 +28,7 @@ from commands.ui.errors import HostError, UsageError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import log, print_data, print_json
 from infra.durable import write_json
+from trainer.exit_codes import ExitCode
 from trainer.method_table import Quant
 
 ROOM = 1.05
@@ -125,7 +125,7 @@ def merge(
     (loaded.out / "merged-parity.json").unlink(missing_ok=True)  # of a merged model that is gone
     with local_run_dir(loaded, folder) if options.quantised else nullcontext() as run_dir:
         trained = ["--run-dir", str(run_dir)] if run_dir else []
-        output_of("results.merge", *models, *written, *trained, as_json=as_json)
+        output_of("merge", *models, *written, *trained, as_json=as_json)
     if not options.rows:
         return target, None
     return target, _compare(folder, loaded, models, options, as_json=as_json)
@@ -144,7 +144,7 @@ def _compare(
     with local_run_dir(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), "--merged", str(target.absolute()), *models]
         flags += ["--rows", str(options.rows)]
-        done = start("results.merge_check", *flags, stderr=PIPE if as_json else None)
+        done = start("merge-check", *flags, stderr=PIPE if as_json else None)
     if done.returncode:
         why = f": {done.stderr.strip().splitlines()[-1]}" if done.stderr else ""
         log(f"the merged model is whole, but it was not compared with the adapter{why}")
@@ -196,11 +196,11 @@ def _fetch_base(folder: RunFolder, loaded: LoadedConfig, *, as_json: bool) -> Pa
     """
     model = loaded.config.model
     flags = ["--model", model.id, "--revision", model.revision]
-    done = start("results.base_weights", *flags, stderr=PIPE if as_json else None)
+    done = start("fetch-base", *flags, stderr=PIPE if as_json else None)
     if done.returncode == 0:
         return Path(done.stdout.strip())
     here = model.id.rpartition("/")[2]
-    error = HostError if done.returncode == NETWORK_FAILED else UsageError
+    error = HostError if done.returncode == ExitCode.FAILED_IO else UsageError
     raise error(
         f"the base of `{folder.name}` is `{model.id}` on a hub, and was not fetched",
         problems=(done.stderr or "").strip().splitlines()[-LAST_LINES:],

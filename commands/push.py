@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +15,7 @@ from commands.runs.local_trainer import local_run_dir, output_of
 from commands.ui.errors import UsageError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import print_data, print_json
-
-HUB_NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
-"""A part of a hub's name, by the hub's own rule: 96 signs at most, no mark at either end."""
+from trainer import hub
 
 EXAMPLES = {
     "qft push --repo me/my-adapter": "privately; HF_TOKEN must be set",
@@ -81,28 +78,21 @@ def push(wanted: str, options: PushOptions, *, as_json: bool) -> str:
         flags += ["--folder", str(merged.absolute())] if options.merged else []
         flags += ["--public"] if options.public else []
         flags += ["--base", options.base] if options.base else []
-        return output_of("results.publish", *flags, as_json=as_json).strip()
+        return output_of("publish", *flags, as_json=as_json).strip()
 
 
 def check_push(options: PushOptions, folder: Path) -> None:
     """Raise UsageError unless there is a token, a name that a hub takes, and something to send."""
     if not environment().get("HF_TOKEN", "").strip():
         raise UsageError("HF_TOKEN is not set", hint="`export HF_TOKEN=...` with a write token")
-    if not _is_hub_name(options.repo):
+    if not hub.is_hub_id(options.repo):
         raise UsageError(
             f"--repo: `{options.repo}` cannot name a place on a hub",
             hint="write --repo OWNER/MODEL with letters, digits, `-`, `_` and `.`",
         )
-    if options.base and not _is_hub_name(options.base):
+    if options.base and not hub.is_hub_id(options.base):
         raise UsageError(f"--base: `{options.base}` is no hub id", hint="write --base OWNER/NAME")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.json")):
         raise UsageError(
             f"`{folder}` holds nothing to publish", hint="`qft fetch` brings the adapter"
         )
-
-
-def _is_hub_name(name: str) -> bool:
-    """Whether a hub would take it: OWNER/NAME, or NAME alone for one's own."""
-    parts = name.split("/")
-    well = all(HUB_NAME.fullmatch(part) and not re.search(r"--|\.\.", part) for part in parts)
-    return well and len(parts) <= 2 and not name.endswith(".git")

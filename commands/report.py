@@ -39,5 +39,5 @@ def report(wanted: str, *, as_json: bool) -> Path:
         facts = write_facts(run_dir, folder, loaded)
         places = ["--run-dir", str(run_dir), "--facts", str(facts)]
         target = ["--out", str(loaded.out.absolute()), "--name", folder.name]
-        output_of("pages.report", *places, *target, as_json=as_json)
+        output_of("report", *places, *target, as_json=as_json)
     return page

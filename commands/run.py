@@ -10,7 +10,7 @@ from commands.ui.options import AllowChange, Json, Plain, Run, examples
 from commands.ui.output import columns, log, print_data, print_json
 
 if TYPE_CHECKING:
-    from commands.runs.drive import Arrived
+    from commands.runs.result import RunResult
 
 EXAMPLES = {
     "qft run": "the run.yaml here",
@@ -34,7 +34,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Do all of it: up, train, recover, eval, fetch, down."""
-    done = run_to_goal(
+    result = run_and_print(
         "run",
         run,
         allow_change=tuple(allow_change or ()),
@@ -43,28 +43,29 @@ def command(
         as_json=as_json,
     )
     if not as_json:
-        log(f"\nnext: {next_steps(done.name)}")
+        log(f"\nnext: {next_steps(result.name)}")
 
 
-def run_to_goal(goal: str, run: str, *, plain: bool, as_json: bool, **options: Any) -> Arrived:
+def run_and_print(goal: str, run: str, *, plain: bool, as_json: bool, **options: Any) -> RunResult:
     """Bring a run to a goal and print the result; what `up`, `train`, `fetch` and `run` share."""
-    from commands.runs import drive  # late: it loads every room, and help needs none of them
+    # Late, since it loads every room, and help needs none of them.
+    from commands.runs.run_to_goal import request_run, run_to_goal
     from infra.run.decide import Goal
 
-    order = drive.Order(goal=Goal(goal), wanted=run, plain=plain or as_json, **options)
-    done = drive.drive(order)
+    request = request_run(Goal(goal), run, plain=plain or as_json, **options)
+    result = run_to_goal(request)
     if as_json:
-        print_json(done.to_json())
+        print_json(result.to_json())
     else:
-        print_data(columns(done.lines()))
-    return done
+        print_data(columns(result.lines()))
+    return result
 
 
 def next_steps(name: str) -> str:
     """List what can be typed once the adapter is home, each as it stands but for the prompt."""
     from commands.generate import example_command
+    from commands.runs.find_config import reopen
     from commands.runs.home import environment, qft_home, run_folder
-    from commands.runs.session import reopen
 
     loaded = reopen(run_folder(qft_home(environment()), name))
     return f"`qft report {name}`, {example_command(loaded)}, `qft merge {name}`"

@@ -14,12 +14,12 @@ from typing import Annotated
 import typer
 
 from commands.runs import factory
+from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, all_runs, environment, pick_run, qft_home
 from commands.runs.running_machine import recorded_machine
-from commands.runs.session import reopen
 from commands.ui.errors import UsageError
 from commands.ui.options import examples
-from infra.names import host_fault, user_fault
+from infra.names import host_error, user_error
 from infra.provider import Vm
 from remote import keys
 from remote.errors import RemoteError, shorten
@@ -113,7 +113,7 @@ def ssh_argv(words: Sequence[str]) -> list[str]:
 
 def _host_key(folder: RunFolder, vm: Vm) -> str:
     """Return the machine's key line; UsageError if the record names what `ssh` must not get."""
-    problem = host_fault(vm.host) or user_fault(vm.user)
+    problem = host_error(vm.host) or user_error(vm.user)
     try:
         kind, blob = keys.parse_line(vm.host_public_key)
     except RemoteError as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from commands.run import run_to_goal
+from commands.run import run_and_print
 from commands.ui.options import AllowChange, Json, Plain, Run, examples
 
 EXAMPLES = {
@@ -29,7 +29,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Sync, train, survive evictions; attach if it already runs."""
-    run_to_goal(
+    run_and_print(
         "train",
         run,
         allow_change=tuple(allow_change or ()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from commands.run import run_to_goal
+from commands.run import run_and_print
 from commands.ui.options import Json, Plain, Run, examples
 
 EXAMPLES = {
@@ -17,4 +17,4 @@ app = typer.Typer()
 @app.command(epilog=examples(EXAMPLES))
 def command(run: Run = "", *, plain: Plain = False, as_json: Json = False) -> None:
     """Rent a machine and make it ready to train."""
-    run_to_goal("up", run, plain=plain, as_json=as_json)
+    run_and_print("up", run, plain=plain, as_json=as_json)

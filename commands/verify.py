@@ -13,12 +13,12 @@ import typer
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.extras import demand, needed_to_train
+from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.runs.local_trainer import local_run_dir, start
-from commands.runs.remote_layout import Site
 from commands.runs.running_machine import recorded_machine, running_machine, ssh_host
-from commands.runs.session import reopen
 from commands.runs.workload import OURS
+from commands.runs.workload_config import RemoteLayout
 from commands.ui.errors import Exit, HostError, TrainingError, UsageError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import log, print_data, print_json
@@ -27,7 +27,7 @@ from infra.run.fold import fold
 from infra.run.journal import read
 from infra.untrusted import NotPlain, number, parse, table, text, texts, whole
 from remote import errors, job, ssh
-from remote.clean_environment import clean, cleaned
+from remote.clean_environment import clean, strip_clean_environment
 
 REPLAY_S_MAX = 4 * 3600.0
 REPLAY_BYTES_MAX = 1 << 20
@@ -130,7 +130,7 @@ def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None])
 
 
 def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> Replay:
-    site = Site(run_id=fold(read(folder.journal)).run_id)
+    site = RemoteLayout(run_id=fold(read(folder.journal)).run_id)
     try:
         with ssh.connect(ssh_host(folder, loaded, vm)) as connection:
             helper = factory.helper_python(loaded.config.vm)
@@ -139,7 +139,7 @@ def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> 
                 raise UsageError("the trainer is at work", hint="verify when it is done")
             if not running.argv:
                 raise UsageError("nothing was trained on this machine yet")
-            python = cleaned(running.argv)[0]
+            python = strip_clean_environment(running.argv)[0]
             words = [python, "-m", "trainer", "verify", "--run-dir", "../run", *more]
             words = clean(words, ours=python.startswith(OURS))
             go = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "verify", site.code, *words]

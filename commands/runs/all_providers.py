@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from commands.runs import factory
+from commands.runs.find_config import reopen
 from commands.runs.home import all_runs, environment
-from commands.runs.session import reopen
 from commands.ui.errors import UsageError
-from infra.azure.run_record import subscriptions
+from infra.azure.context import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.provider import Provider
 

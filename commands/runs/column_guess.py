@@ -21,12 +21,6 @@ QUESTIONS = ("instruction", "input", "context", "question", "prompt", "text", "c
 PLAIN = str | int | float  # what a template can write, as it can a list of words
 NOTHING = frozenset({"n/a", "na", "none", "no label", "nothing", "-"})
 """What people write where none of the labels holds."""
-PUBLISHED = {
-    "jigsaw": {"comment_text", "toxic", "severe_toxic"},
-    "ds1000": {"prompt", "reference_code", "metadata"},
-    "conversations": {"conversations"},
-}
-"""Forms whose rows need more than a template, by the columns that tell them."""
 LABELS_MAX, ROWS_PER_LABEL_MIN = 50, 3
 NO_LABEL: str = EvalTable.model_fields["none"].default
 
@@ -55,6 +49,7 @@ class Guess:
 
 def guess_columns(rows: Sequence[Mapping[str, Any]]) -> Guess:
     """Find the answer among the columns, and its question; UsageError if unclear."""
+    from trainer.data.converters import published_format
     from trainer.data.template import as_text
 
     shared = [name for name in rows[0] if all(name in row for row in rows)]
@@ -67,7 +62,7 @@ def guess_columns(rows: Sequence[Mapping[str, Any]]) -> Guess:
     questions = [folded[name] for name in QUESTIONS if name in folded and folded[name] != answer]
     others = [name for name in plain if name != answer]
     if not answer or not others:
-        published = next((kind for kind, names in PUBLISHED.items() if names <= set(shared)), "")
+        published = published_format(shared)
         hint = f"name it one of {', '.join(ANSWERS)}; or write run.yaml by hand: `qft init`"
         if published:
             hint = f"`qft data {published} FILE` turns this published form into rows"
@@ -97,10 +92,10 @@ def _labels(counts: Counter[str]) -> tuple[tuple[str, ...], str]:
 
     Places such as `Salem, OR` share words, too, but have more words than there are places.
     """
-    from trainer.scoring.answers import words_in
+    from trainer.scoring.answers import split_labels
 
     few = min(LABELS_MAX, counts.total() // ROWS_PER_LABEL_MIN)
-    sets = {frozenset(words_in(answer)) for answer in counts} - {frozenset()}
+    sets = {frozenset(split_labels(answer)) for answer in counts} - {frozenset()}
     words = frozenset().union(*sets)
     if any(len(one) > 1 for one in sets) and len(words) <= min(few, len(sets)):
         together = frozenset().union(*(one for one in sets if len(one) > 1))

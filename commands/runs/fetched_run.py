@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commands.runs.config import LoadedConfig
+from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.runs.receipt import make_receipt
-from commands.runs.session import reopen
 from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.provider import StopReason
 from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read
-from infra.timestamps import utc
+from infra.timestamps import format_utc
 
 RESULTS = ("eval-before.json", "eval-after.json", "status.json", "merged-parity.json")
 
@@ -85,7 +85,7 @@ def _evictions(events: Sequence[Event]) -> list[dict[str, object]]:
     for event in events:
         if event.kind is Kind.STOP_SEEN and event.data.get("ran", True):
             step, reason = event.data.get("step"), event.data["reason"]
-            stops.append({"at": utc(event.at_s), "step": step, "reason": reason})
+            stops.append({"at": format_utc(event.at_s), "step": step, "reason": reason})
         elif event.kind is Kind.STOP_EXPLAINED and stops:
             stops[-1]["reason"] = event.data["reason"]
     return [one for one in stops if one["reason"] in {StopReason.EVICTED, StopReason.PRICE}]

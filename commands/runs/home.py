@@ -209,32 +209,32 @@ def _name_in(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def driving(
+def run_lock(
     run: RunFolder,
     *,
     patience_s: float = PROBE_S,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:
-    """Hold the run alone; raise BusyError if another `qft` drives it."""
+    """Hold the run alone; raise Busy if another `qft` drives it."""
     try:
         with locked(run.lock, timeout_s=patience_s, sleep=sleep):
             yield
     except LockTimeout as error:
-        raise BusyError(run, error.holder) from error
+        raise RunBusyError(run, error.holder) from error
 
 
-def is_driven(run: RunFolder) -> bool:
+def is_locked(run: RunFolder) -> bool:
     """Whether a `qft` drives the run at this moment."""
     try:
-        with driving(run, patience_s=0.0):
+        with run_lock(run, patience_s=0.0):
             return False
-    except BusyError:
+    except RunBusyError:
         return True
     except OSError:  # a home that cannot be written can be looked at, and is driven by nobody
         return False
 
 
-class BusyError(UsageError):
+class RunBusyError(UsageError):
     """Another `qft` drives the run; a second driver could rent a second machine.
 
     `holder` is what that process says of itself.
@@ -250,7 +250,7 @@ class BusyError(UsageError):
         )
 
 
-def saved_config(run: RunFolder) -> dict[str, object]:
+def read_saved_config(run: RunFolder) -> dict[str, object]:
     """The config the run was last started with; empty if it never got that far.
 
     Raises UsageError if it is damaged: every other run can be listed and released all the same.

@@ -17,15 +17,13 @@ from commands.runs import python_program
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment
 from commands.runs.payload import stage
-from commands.ui.errors import Exit, HostError, TrainingError, UsageError
+from commands.ui.errors import HostError, TrainingError, UsageError
 from commands.ui.output import log
+from trainer.exit_codes import ExitCode
 
-TRAINER_CODES = {65: Exit.USAGE, 78: Exit.USAGE, 2: Exit.USAGE}
-"""Bad data and bad config are the user's to mend; everything else is the trainer's failure."""
-NETWORK_FAILED = 74  # or the disk, of a tool that talks to no hub
+MENDED_BY_THE_USER = (ExitCode.BAD_DATA, ExitCode.BAD_CONFIG, ExitCode.USAGE)
+"""Everything else is the trainer's failure."""
 LAST_LINES = 20
-COMMANDS = ("eval", "export", "verify")
-"""What `python -m trainer` does itself; the rest are tools of their own."""
 
 
 @contextlib.contextmanager
@@ -57,9 +55,8 @@ def start(
     tool: str, *arguments: str, stdout: int | None = PIPE, stderr: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run one of the trainer's tools to its end; by default its stderr is shown as it comes."""
-    module = "trainer" if tool in COMMANDS else "trainer.tool"
     return python_program.start(
-        module, [tool, *arguments], around=environment(), stdout=stdout, stderr=stderr
+        "trainer", [tool, *arguments], around=environment(), stdout=stdout, stderr=stderr
     )
 
 
@@ -87,13 +84,12 @@ def check_exit(tool: str, code: int, errors: Sequence[str] = ()) -> None:
     """
     if code == 0:
         return
-    name = tool.rpartition(".")[2]
     above = "" if errors else "; its message is above"
     lines = list(errors)
     hint = lines.pop().removeprefix("hint: ") if lines and lines[-1].startswith("hint: ") else ""
-    if TRAINER_CODES.get(code) is Exit.USAGE:
-        message = f"`{name}` could not use what it was given{above}"
+    if code in MENDED_BY_THE_USER:
+        message = f"`{tool}` could not use what it was given{above}"
         raise UsageError(message, problems=lines, hint=hint)
-    if code == NETWORK_FAILED and name == "publish":
+    if code == ExitCode.FAILED_IO and tool == "publish":
         raise HostError(f"the hub was not reached{above}", problems=lines, hint=hint)
-    raise TrainingError(f"`{name}` ended with exit code {code}", problems=lines, hint=hint)
+    raise TrainingError(f"`{tool}` ended with exit code {code}", problems=lines, hint=hint)
