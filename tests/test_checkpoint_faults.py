@@ -146,16 +146,16 @@ def room_for(tmp_path: Path, many: float) -> int:
 def test_a_disk_too_small_for_one_more_than_kept_saves_all_the_same(tmp_path: Path) -> None:
     """With room for two checkpoints and two to keep, the older one gives way to every save."""
     root = tmp_path / "run"
-    said: list[str] = []
+    messages: list[str] = []
     disk = SmallDisk(root, room_for(tmp_path, 2.5))
-    saving = Store(root, keep=2, disk=disk, on_message=said.append)
+    saving = Store(root, keep=2, disk=disk, on_message=messages.append)
     for step in range(1, 7):
         saving.save(snapshot(step))
         assert [s for s in steps_present(root) if not _whole(root, s)] == []
 
     assert steps_present(root) == [6, 5]
     assert len(list(root.iterdir())) == 2
-    assert said == ["the disk is full: checkpoints but the newest whole one were removed"] * 4
+    assert messages == ["the disk is full: checkpoints but the newest whole one were removed"] * 4
 
 
 @pytest.mark.parametrize("halves", [False, True])

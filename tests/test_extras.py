@@ -97,7 +97,7 @@ def test_a_base_install_says_so_first(
     ],
 )
 def test_a_base_install_does_what_it_can(
-    project: Project, tmp_path: Path, words: str, code: int, said: str
+    project: Project, tmp_path: Path, words: str, code: int, messages: str
 ) -> None:
     """What needs no extra works without one."""
     shutil.rmtree(project.folder / "new", ignore_errors=True)
@@ -107,7 +107,7 @@ def test_a_base_install_does_what_it_can(
     done = qft(project, without(tmp_path, EXTRAS), *words.split())
 
     assert done.returncode == code, done.stderr
-    assert said in done.stdout + done.stderr
+    assert messages in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -146,7 +146,7 @@ def fake(place: Path, name: str, *, version: str = "", body: str = "") -> None:
     ],
 )
 def test_a_package_that_cannot_be_used_is_told(  # noqa: PLR0917  (parameters of the cases)
-    project: Project, tmp_path: Path, name: str, version: str, body: str, said: str, typed: str
+    project: Project, tmp_path: Path, name: str, version: str, body: str, messages: str, typed: str
 ) -> None:
     """One that is broken, too old or without its library is refused before anything is rented."""
     fake(tmp_path / "path", name, version=version, body=body)
@@ -157,10 +157,10 @@ def test_a_package_that_cannot_be_used_is_told(  # noqa: PLR0917  (parameters of
 
     done = qft(project, {"PYTHONPATH": str(tmp_path / "path")}, "run", other.name, "--json")
 
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["exit_code"]) == (2, 2), done.stderr
-    assert any(said in problem for problem in told["problems"]), told
-    assert typed in told["hint"]
+    output = json.loads(done.stdout)
+    assert (done.returncode, output["exit_code"]) == (2, 2), done.stderr
+    assert any(messages in problem for problem in output["problems"]), output
+    assert typed in output["hint"]
     assert not (project.home / "runs" / "tiny" / "journal.jsonl").exists()
 
 
@@ -250,14 +250,14 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     ],
 )
 def test_an_unknown_field_is_told_before_a_model_is_loaded(
-    fetched: Project, fields: tuple[str, ...], said: str
+    fetched: Project, fields: tuple[str, ...], messages: str
 ) -> None:
     """The fields of the prompt stand in run.yaml: no model is needed to compare them."""
     del fetched
     with pytest.raises(Usage) as caught:
         after.generate("tiny", after.Question(fields=fields), as_json=False)
 
-    assert said in caught.value.message
+    assert messages in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_an_unknown_field_is_told_before_a_model_is_loaded(
     ],
 )
 def test_a_push_that_cannot_be_is_told_at_once(
-    fetched: Project, monkeypatch: pytest.MonkeyPatch, repo: str, token: str, said: str
+    fetched: Project, monkeypatch: pytest.MonkeyPatch, repo: str, token: str, messages: str
 ) -> None:
     """No token, or a name that no hub takes: nothing is loaded, and nobody is asked."""
     del fetched
@@ -284,7 +284,7 @@ def test_a_push_that_cannot_be_is_told_at_once(
     with pytest.raises(Usage) as caught:
         after.push("tiny", after.Shelf(repo=repo, merged=False, public=False), as_json=False)
 
-    assert said in caught.value.message
+    assert messages in caught.value.message
 
 
 def test_a_push_with_a_base_that_is_no_hub_id_is_told_at_once(fetched: Project) -> None:

@@ -42,11 +42,11 @@ def ended(
         data.write_bytes(rows)
     run = tiny.write_config(directory / "run", tiny.make_config(model, data, **tables))
     code = main(["train", "--run-dir", str(run)])
-    said = capsys.readouterr().err
+    messages = capsys.readouterr().err
 
-    assert "Traceback" not in said
+    assert "Traceback" not in messages
     assert not (run / "adapter").exists()
-    return code, said, json.loads((run / "status.json").read_text())
+    return code, messages, json.loads((run / "status.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def test_bad_settings_end_with_78(
     words: list[str],
 ) -> None:
     """Every wrong setting is named, all at once, and the status says that the run failed."""
-    code, said, status = ended(tmp_path, model, capsys, **tables)
+    code, messages, status = ended(tmp_path, model, capsys, **tables)
 
     assert code == 78
-    assert [word for word in words if word not in said] == []
+    assert [word for word in words if word not in messages] == []
     assert (status["phase"], status["error"][:11]) == ("failed", "ConfigError")
 
 
@@ -98,10 +98,10 @@ def test_bad_rows_end_with_65(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], rows: bytes, words: str
 ) -> None:
     """Rows that cannot be learnt from are named by file and line."""
-    code, said, status = ended(tmp_path, model, capsys, rows=rows)
+    code, messages, status = ended(tmp_path, model, capsys, rows=rows)
 
     assert code == 65
-    assert words in said
+    assert words in messages
     assert status["phase"] == "failed"
 
 
@@ -109,10 +109,10 @@ def test_missing_rows_end_with_65(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A data file that is not there is bad data, and named."""
-    code, said, _ = ended(tmp_path, model, capsys, data={"train": "nowhere.jsonl"})
+    code, messages, _ = ended(tmp_path, model, capsys, data={"train": "nowhere.jsonl"})
 
     assert code == 65
-    assert "nowhere.jsonl" in said
+    assert "nowhere.jsonl" in messages
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "\x00"])
@@ -191,9 +191,9 @@ def test_a_full_disk_at_the_end_is_told_and_ends_with_74(
     )
 
     assert main(["train", "--run-dir", str(run)]) == 74
-    said = capsys.readouterr().err
-    assert "adapter_model.safetensors: No space left on device; free some space" in said
-    assert "Traceback" not in said
+    messages = capsys.readouterr().err
+    assert "adapter_model.safetensors: No space left on device; free some space" in messages
+    assert "Traceback" not in messages
     monkeypatch.undo()
     assert main(["train", "--run-dir", str(run)]) == 0
 

@@ -59,13 +59,13 @@ def test_a_finished_run_is_not_done_again(
 ) -> None:
     """Started once more, a finished run ends well at once and leaves its adapter alone."""
     before = identity(undisturbed)
-    told = json.loads((undisturbed / "status.json").read_text())
+    output = json.loads((undisturbed / "status.json").read_text())
     code = main(["train", "--run-dir", str(undisturbed)])
 
     assert code == 0
     assert "nothing to do" in capsys.readouterr().err
     still = json.loads((undisturbed / "status.json").read_text())
-    assert {k: told[k] for k in ("phase", "step", "loss")} == {
+    assert {k: output[k] for k in ("phase", "step", "loss")} == {
         k: still[k] for k in ("phase", "step", "loss")
     }
     assert before == identity(undisturbed)

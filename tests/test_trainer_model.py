@@ -220,10 +220,10 @@ def test_precision_that_cannot_work_is_refused() -> None:
 def test_a_cpu_computes_in_float32_unless_asked() -> None:
     """A CPU gets float32, and bfloat16 only if the user wants it."""
     auto = choose_precision(AUTO, device="cpu", capability=None, seq2seq=False)
-    asked = choose_precision(BF16, device="cpu", capability=None, seq2seq=False)
+    requests = choose_precision(BF16, device="cpu", capability=None, seq2seq=False)
 
     assert (auto.compute, auto.autocast) == (FP32, False)
-    assert (asked.compute, asked.autocast) == (BF16, True)
+    assert (requests.compute, requests.autocast) == (BF16, True)
 
 
 def test_a_row_longer_than_the_learnt_places_is_refused(tmp_path: Path) -> None:

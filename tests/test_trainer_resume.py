@@ -212,7 +212,7 @@ def test_foreign_moments_leave_a_fresh_start_fresh(undisturbed: Rig, tmp_path: P
     made.store.save(replace(good, optimizer={**good.optimizer, key: torch.zeros(3)}))
     fresh = rig(made.run_dir)
     found = fresh.store.load_newest(
-        tensor_bytes_max=size_limit(fresh.state), on_message=fresh.said.append
+        tensor_bytes_max=size_limit(fresh.state), on_message=fresh.messages.append
     )
 
     assert found is not None
@@ -285,7 +285,7 @@ def test_moments_return_into_the_very_memory_that_the_optimizer_chose(tmp_path: 
 
     second.state.optimizer.step = paging_step  # type: ignore[method-assign,assignment]
     found = second.store.load_newest(
-        tensor_bytes_max=size_limit(second.state), on_message=second.said.append
+        tensor_bytes_max=size_limit(second.state), on_message=second.messages.append
     )
     assert found is not None
     second.state.restore(found)
@@ -342,7 +342,7 @@ def test_the_loss_scale_survives_with_its_history(tmp_path: Path) -> None:
         second = scaled(rig(run))
         overflow_in(second, 3)
         found = second.store.load_newest(
-            tensor_bytes_max=size_limit(second.state), on_message=second.said.append
+            tensor_bytes_max=size_limit(second.state), on_message=second.messages.append
         )
         assert found is not None
         second.state.restore(found)

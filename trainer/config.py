@@ -333,16 +333,18 @@ def load_config(path: Path) -> TrainerConfig:
 def problems(error: ValidationError) -> list[str]:
     """Say each fault of a failed check in one line: `table.field: what is wrong`."""
     found: dict[str, list[str]] = {}
-    for fault in error.errors(include_url=False):
-        path = [str(part) for part in fault["loc"]]
-        if fault["type"] == "extra_forbidden":
+    for error_item in error.errors(include_url=False):
+        path = [str(part) for part in error_item["loc"]]
+        if error_item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path[-1], valid_keys(path[:-1]), n=1, cutoff=0.6)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             found.setdefault(".".join(path), []).append(f"unknown key{hint}")
         else:  # beyond table and field a path names the branches of a union, which help nobody
-            said = fault["msg"].removeprefix("Value error, ")
-            found.setdefault(".".join(path[:2]) or "config", []).append(said)
-    return [f"{where}: {', or '.join(dict.fromkeys(said))}" for where, said in found.items()]
+            messages = error_item["msg"].removeprefix("Value error, ")
+            found.setdefault(".".join(path[:2]) or "config", []).append(messages)
+    return [
+        f"{where}: {', or '.join(dict.fromkeys(messages))}" for where, messages in found.items()
+    ]
 
 
 def valid_keys(path: list[str]) -> list[str]:

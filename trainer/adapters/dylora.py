@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -20,8 +20,6 @@ from typing import Any
 import torch
 
 from trainer.config import MethodTable
-from trainer.data.codec import Example
-from trainer.loss import mean_loss
 from trainer.schedule import derive_seed
 
 RANKS = "ranks.json"
@@ -147,17 +145,12 @@ def ranks_to_compare(r: int) -> tuple[int, ...]:
 
 
 def compare_ranks(
-    model: Any,
-    examples: Sequence[Example],
-    *,
-    pad_id: int,
-    micro_batch: int,
-    on_progress: Callable[[int, int], None],
+    model: Any, measure: Callable[[], float], *, on_progress: Callable[[int, int], None]
 ) -> dict[int, float]:
-    """Return the mean loss (nats per target token) of a DyLoRA model on `examples` at each rank.
+    """Return what `measure` says of a DyLoRA model in eval mode at each rank.
 
-    `micro_batch` rows go through the model at once; `on_progress` is called with the ranks done and
-    in all, and may raise. The model's mode is left as it was.
+    `on_progress` is called with the ranks done and in all, and may raise. The model's mode is left
+    as it was.
     """
     dylora: DyLora = model.qft_method
     ranks = ranks_to_compare(dylora.r)
@@ -168,7 +161,7 @@ def compare_ranks(
         for done, rank in enumerate(ranks):
             on_progress(done, len(ranks))
             with dylora.at(rank):
-                losses[rank] = mean_loss(model, examples, pad_id=pad_id, micro_batch=micro_batch)
+                losses[rank] = measure()
     finally:
         model.train(was_training)
     return losses

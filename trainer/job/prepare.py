@@ -13,11 +13,12 @@ import torch
 from trainer import model as models
 from trainer.adapters import methods
 from trainer.context import JobContext
-from trainer.data.examples import Examples, load_examples
+from trainer.data.examples import Examples
 from trainer.device.precision import Precision
 from trainer.rundir.fingerprint import Facts, cpu_model, directory_sha256, take_fingerprint
 from trainer.rundir.layout import HASHES, resolve
 from trainer.schedule import Schedule, make_schedule
+from trainer.training.objective import Objective, make_objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class PreparedInputs:
 
     source: models.Source
     tokenizer: Any
+    objective: Objective
     rows: Examples
     held_out: Examples | None  # read only if they are looked at while training
     schedule: Schedule
@@ -45,18 +47,10 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     model_config = models.load_config(source)
     seq2seq = models.is_seq2seq(model_config)
 
-    def read(name: str) -> Examples:
-        return load_examples(
-            config.data,
-            resolve(run_dir, name),
-            tokenizer,
-            max_length=config.train.max_length,
-            seq2seq=seq2seq,
-        )
-
-    rows = read(config.data.train)
+    objective = make_objective(config, tokenizer, seq2seq=seq2seq)
+    rows = objective.load(resolve(run_dir, config.data.train))
     wanted = config.data.eval if config.train.validate_every is not None else None
-    held_out = read(wanted) if wanted else None
+    held_out = objective.load(resolve(run_dir, wanted)) if wanted else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     methods.check_device(config.method, device)
     schedule = make_schedule(config.train, [len(item.input_ids) for item in rows.items])
@@ -82,6 +76,7 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     return PreparedInputs(
         source=source,
         tokenizer=tokenizer,
+        objective=objective,
         rows=rows,
         held_out=held_out,
         schedule=schedule,

@@ -93,9 +93,9 @@ def replay(
         root = run_dir / "checkpoints"
         start = choose_start(root, last=len(logged), steps=steps)
         caveats: tuple[str, ...] = ()
-        known = start or choose_start(root, last=len(logged) + 1, steps=None)
-        if known:
-            directory = root / directory_name(known)
+        checkpoint_step = start or choose_start(root, last=len(logged) + 1, steps=None)
+        if checkpoint_step:
+            directory = root / directory_name(checkpoint_step)
             snapshot = load(directory, tensor_bytes_max=size_limit(state))
             verdict = compare(snapshot.fingerprint, prepared.fingerprint, allowed=())
             verdict.require()
