@@ -87,11 +87,11 @@ def loop(  # noqa: PLR0917 - what their loop wants, once
             )
 
     table = config.train
-    portion = table.batch_size if table.micro_batch == "auto" else table.micro_batch
+    micro_batch = table.batch_size if table.micro_batch == "auto" else table.micro_batch
     arguments = TrainingArguments(
         output_dir=str(directory),
-        per_device_train_batch_size=portion,
-        gradient_accumulation_steps=table.batch_size // portion,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=table.batch_size // micro_batch,
         max_steps=plan.steps,
         learning_rate=table.lr,
         lr_scheduler_type="linear",
