@@ -36,7 +36,7 @@ from infra.durable import write_json
 from infra.provider import StopReason
 from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read
-from infra.timestamps import utc
+from infra.timestamps import format_utc
 from trainer.data.template import Template
 from trainer.exit_codes import ExitCode
 from trainer.method_table import Quant
@@ -296,7 +296,7 @@ def _evictions(events: Sequence[Event]) -> list[dict[str, object]]:
     for event in events:
         if event.kind is Kind.STOP_SEEN and event.data.get("ran", True):
             step, reason = event.data.get("step"), event.data["reason"]
-            stops.append({"at": utc(event.at_s), "step": step, "reason": reason})
+            stops.append({"at": format_utc(event.at_s), "step": step, "reason": reason})
         elif event.kind is Kind.STOP_EXPLAINED and stops:
             stops[-1]["reason"] = event.data["reason"]
     return [one for one in stops if one["reason"] in {StopReason.EVICTED, StopReason.PRICE}]

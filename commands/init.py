@@ -21,7 +21,6 @@ from commands.runs.extras import REHEARSES, told_of
 from commands.ui.errors import Usage
 from infra.durable import write_bytes
 from trainer.config import EvalTable, problems
-from trainer.data.converters import TELLING_COLUMNS
 
 TEMPLATE = """\
 # One fine-tuning run. `qft audit` shows what would be trained, `qft plan` what it would cost;
@@ -192,6 +191,7 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
 
 def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     """Find the answer among the columns, and what it is the answer to. Raises Usage if unclear."""
+    from trainer.data.converters import published_format
     from trainer.data.template import as_text
 
     shared = [name for name in rows[0] if all(name in row for row in rows)]
@@ -204,9 +204,7 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     asked = [folded[name] for name in QUESTIONS if name in folded and folded[name] != answer]
     others = [name for name in plain if name != answer]
     if not answer or not others:
-        published = next(
-            (kind for kind, names in TELLING_COLUMNS.items() if names <= set(shared)), ""
-        )
+        published = published_format(shared)
         hint = f"name it one of {', '.join(ANSWERS)}; or write run.yaml by hand: `qft init`"
         if published:
             hint = f"`qft data {published} FILE` turns this published form into rows"

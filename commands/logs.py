@@ -16,8 +16,9 @@ from commands.runs.session import policy_of
 from commands.runs.workload_config import RemoteLayout
 from commands.ui.errors import CloudTrouble, HostTrouble, Usage
 from infra.provider import Vm
-from infra.run.fold import RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import read
+from infra.run.state import RunState
 from remote import errors, job, ssh
 
 FOLLOW_EVERY_S = 0.5

@@ -66,7 +66,7 @@ def lasting(run: Path) -> object:
 
 def scores(run: Path) -> object:
     """What the base scores on the held-out rows, with intervals and baselines."""
-    found = rescore(run, None, beat=lambda _done, _total: None)
+    found = rescore(run, None, on_progress=lambda _done, _total: None)
     return {key: value for key, value in found.items() if "seconds" not in key}
 
 

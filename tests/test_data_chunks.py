@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from trainer.__main__ import main
 from trainer.data import rows
 from trainer.data.convert import convert
-from trainer.data.converters import CONVERTERS, TOXIC, ConversionStats, ConvertOptions
+from trainer.data.converters import FORMATS, TOXIC, ConversionStats, ConvertOptions
 from trainer.data.rows import READERS, DataError, Row, read_rows
 
 PIECES = (1, 2, 3, 7, 64, 8191, 8192, 8193)
@@ -135,7 +135,7 @@ def test_the_row_groups_of_a_parquet_file_do_not_show(size: int, tmp_path: Path)
     path = tmp_path / "pairs.parquet"
     pq.write_table(pa.Table.from_pylist(table), path, row_group_size=size)
     stats = ConversionStats()
-    found = list(CONVERTERS["counselling"](path, ConvertOptions(), stats))
+    found = list(FORMATS["counselling"].convert(path, ConvertOptions(), stats))
 
     assert [row["context"] for row in found] == [row["Context"] for row in table]
     assert [row.number for row in read_rows(path)] == list(range(1, 2501))
@@ -167,7 +167,7 @@ def test_a_group_of_most_rows_on_the_side_of_few_is_told(
     done = convert("sentiment", source, tmp_path, options=ConvertOptions(seed=seed), held_out=0.1)
 
     assert (done.held_out > done.train) is told
-    assert ("of the rows are held out where 10% was asked for" in done.told()) is told
+    assert ("of the rows are held out where 10% was asked for" in done.to_text()) is told
 
 
 def test_a_place_where_no_rows_can_be_written_is_named(

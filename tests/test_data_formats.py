@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from support.tiny import make_tokenizer
+from support.tiny import ROOT, make_tokenizer
 
 from trainer.__main__ import main
 from trainer.data.convert import convert
-from trainer.data.converters import CONVERTERS, TOXIC, ConversionStats, ConvertOptions
+from trainer.data.converters import FORMATS, TOXIC, ConversionStats, ConvertOptions
 from trainer.data.rows import DataError
-from trainer.data.split import find_duplicates, is_held_out, split
+from trainer.data.split import find_duplicates, is_held_out
 
 
 def converted(
@@ -24,7 +23,7 @@ def converted(
 ) -> tuple[list[dict[str, Any]], ConversionStats]:
     """All rows of a source, and the tally."""
     stats = ConversionStats()
-    return list(CONVERTERS[kind](path, ConvertOptions(**options), stats)), stats
+    return list(FORMATS[kind].convert(path, ConvertOptions(**options), stats)), stats
 
 
 def write_json(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -396,14 +395,29 @@ def test_rows_on_both_sides_of_a_split_are_told(
     assert f"warning: {held_out} held-out rows stand among those to learn too" in said
 
 
-@given(groups=st.lists(st.text(max_size=3), max_size=40), seed=st.integers(0, 9))
-def test_a_group_is_never_torn(groups: list[str], seed: int) -> None:
-    """Whatever the rows, a group stands on one side, and every row on exactly one."""
-    rows = [{"n": n, "group": group} for n, group in enumerate(groups)]
-    learn, keep = split(rows, share=0.3, seed=seed)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_group_is_never_torn(seed: int, tmp_path: Path) -> None:
+    """All answers to one question stand on one side, and every row on exactly one."""
+    pairs = [{"Context": f"Why {at % 9}?", "Response": f"So {at}!"} for at in range(40)]
+    path = write_json(tmp_path / "c.json", pairs)
+    convert("counselling", path, tmp_path, options=ConvertOptions(seed=seed), held_out=0.5)
+    sides = [
+        [json.loads(line) for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("train.jsonl", "eval.jsonl")
+    ]
+    contexts = [{row["context"] for row in side} for side in sides]
 
-    assert not {row["group"] for row in learn} & {row["group"] for row in keep}
-    assert sorted([row["n"] for row in learn + keep]) == list(range(len(rows)))
+    assert all(contexts)
+    assert not contexts[0] & contexts[1]
+    assert len(sides[0]) + len(sides[1]) == 40
+
+
+def test_the_documents_name_every_published_format() -> None:
+    """Each row of the table in docs/data.md is a converter, and each converter has a row."""
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    table = text.partition("## Published data sets")[2].partition("\n\nWhat is left out")[0]
+
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(FORMATS)
 
 
 def test_about_the_wanted_share_is_held_out() -> None:

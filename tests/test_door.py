@@ -37,7 +37,7 @@ from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json
 from infra.provider import Vm
-from infra.run.decide import Goal, Plan
+from infra.run.decide import Goal, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
 from infra.run.workload import HostUnfit, HostUnreachable
@@ -223,7 +223,7 @@ def story(tmp_path: Path) -> Story:
     """A run with a machine that is up, in a home of its own."""
     folder = tmp_path / "runs" / "run"
     folder.mkdir(parents=True)
-    made = Story(path=folder / "journal.jsonl", plan=Plan(goal=Goal.UP))
+    made = Story(path=folder / "journal.jsonl", plan=RunPlan(goal=Goal.UP))
     made.go()
     return made
 

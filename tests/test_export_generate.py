@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.models import gpt2
 from support.tiny import make_config, make_model, make_rows, make_tokenizer, write_config
-from test_export_merge import gpt2
 
 from trainer.__main__ import main
 from trainer.config import TrainerConfig

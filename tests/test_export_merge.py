@@ -9,8 +9,9 @@ from typing import Any
 import peft
 import pytest
 import torch
+from support.models import PROMPTS, gpt2, load, make_adapter
 from support.rig import rig
-from support.tiny import make_model, make_run, make_tokenizer
+from support.tiny import make_model, make_run
 
 from trainer import model as models
 from trainer.__main__ import main
@@ -21,27 +22,6 @@ from trainer.results.merge_check import compare_models
 
 # PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
-PROMPTS = [[5, 9, 30], [0, 44, 81, 7, 7, 12], [99], [3, 4, 5, 6, 7, 8, 9, 10]]
-
-
-def load(directory: Path, **more: Any) -> Any:
-    """Load a model in float32."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32, **more)
-
-
-def make_adapter(base: Path, directory: Path, **settings: Any) -> Any:
-    """Write an adapter whose every number is random, and return base + adapter."""
-    wanted = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | settings
-    model = peft.get_peft_model(load(base), peft.LoraConfig(task_type="CAUSAL_LM", **wanted))
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(str(directory))
-    return model.eval()
 
 
 @pytest.mark.parametrize(
@@ -197,19 +177,6 @@ def test_damaged_files_are_named_and_nothing_is_left(
     assert main(["merge", *arguments, "--out", str(tmp_path / "out")]) == 78
     assert told in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
-
-
-def gpt2(directory: Path) -> Any:
-    """Write a random GPT-2, whose layers are transposed, and return it."""
-    import transformers
-
-    make_tokenizer().save_pretrained(str(directory))
-    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 3, "vocab_size": 320}
-    torch.manual_seed(0)
-    sizes = transformers.GPT2Config(**ends, n_embd=32, n_layer=2, n_head=4, n_positions=64)
-    model = transformers.GPT2LMHeadModel(sizes)
-    model.save_pretrained(str(directory))
-    return model
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}], ids=["lora", "dora"])

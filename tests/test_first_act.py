@@ -22,8 +22,10 @@ from commands.runs.request import RunRequest
 from commands.runs.session import open_session
 from commands.ui.errors import Usage
 from infra.provider import Observation, Offer, PowerState, Vm
-from infra.run.fold import RunState, fold, to_json
+from infra.run.fold import fold
 from infra.run.journal import Journal, Kind, read
+from infra.run.state import RunState
+from infra.run.vm_json import to_json
 from infra.run.workload import HostUnreachable
 from remote import keys
 
@@ -217,12 +219,12 @@ class Silent:
     def __init__(self, *, answers: bool) -> None:
         self._answers = answers
 
-    def reach(self, _vm: Vm) -> None:
+    def connect(self, _vm: Vm) -> None:
         """Answer, or not."""
         if not self._answers:
             raise HostUnreachable("127.0.0.1 does not answer")
 
-    def forget(self) -> None:
+    def disconnect(self) -> None:
         """Nothing is held."""
 
 

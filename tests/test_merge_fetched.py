@@ -18,7 +18,7 @@ import pytest
 import support.hub as hubs
 import torch
 from support import tiny
-from test_export_merge import load, make_adapter
+from support.models import load, make_adapter
 
 from commands import after
 from commands.runs.estimate import cached

@@ -13,8 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from bitsandbytes.functional import dequantize_4bit
 from support import tiny
-from test_export_merge import PROMPTS, gpt2
-from test_quantise import make_falcon
+from support.models import PROMPTS, gpt2, make_falcon, t5
 
 from trainer import model as models
 from trainer.__main__ import main
@@ -38,20 +37,6 @@ def short_gpt2(directory: Path) -> None:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config["architectures"] = ["GPT2LMHeadModel"]
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-
-
-def t5(directory: Path) -> None:
-    """Write a T5, of which `wo` is never quantised."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    tiny.make_tokenizer().save_pretrained(str(directory))
-    torch.manual_seed(0)
-    T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=320, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-            decoder_start_token_id=3, pad_token_id=3, eos_token_id=1,
-        )
-    ).save_pretrained(str(directory))  # fmt: skip
 
 
 def load(place: Path) -> Any:

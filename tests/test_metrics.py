@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
+from trainer.config import CostTable
 from trainer.scoring.metrics import (
     AVERAGES,
     Bools,
-    Cost,
     average_precision,
     bootstrap,
     cheapest_threshold,
@@ -189,7 +189,7 @@ def test_no_other_threshold_is_cheaper(
     """The threshold found costs what it says, and no cut anywhere costs less."""
     probabilities = np.array([probability for probability, _ in scored])
     right = np.array([truth for _, truth in scored])
-    cost = Cost(miss=miss, false_alarm=alarm)
+    cost = CostTable(miss=miss, false_alarm=alarm)
 
     def price(threshold: float) -> float:
         return expected_cost(

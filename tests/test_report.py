@@ -19,7 +19,8 @@ from trainer.data.template import Template
 from trainer.pages import html, report
 from trainer.scoring import evaluate
 from trainer.scoring.answers import Answer
-from trainer.scoring.baselines import LabelledTexts
+from trainer.scoring.eval_set import EvalSet, LabelledTexts
+from trainer.scoring.predict import Predictions
 
 MOODS = ["negative", "neutral", "positive"]
 
@@ -32,12 +33,12 @@ class _Oracle:
 
     def predict(
         self, _model: object, _tokenizer: object, eval_set: Any, **_: object
-    ) -> evaluate.Predictions:
+    ) -> Predictions:
         answers = [
             labels if at < self.right else frozenset({"neutral"})
             for at, labels in enumerate(eval_set.references)
         ]
-        return evaluate.Predictions(
+        return Predictions(
             texts=["<b>" for _ in answers],
             stopped=[True] * len(answers),
             free=[Answer(labels=labels, unknown=(), readable=True) for labels in answers],
@@ -65,13 +66,13 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     table = EvalTable(kind="label", labels=MOODS, costs={"negative": CostTable(miss=5)})
     references = tuple(frozenset({MOODS[at % 3]}) for at in range(12))
     items = tuple(Example((1, 2), (-100, 2), f"p{at}", "c", at + 1, 1) for at in range(12))
-    eval_set = evaluate.EvalSet(
+    eval_set = EvalSet(
         items=items, references=references, table=table, completion=Template.parse("{mood}")
     )
     results = []
     for stage, right in (("before", 0), ("after", 12)):
         monkeypatch.setattr(evaluate, "predict", _Oracle(right).predict)
-        result = evaluate.evaluate(None, None, eval_set, stage=stage, beat=lambda *_: None)
+        result = evaluate.evaluate(None, None, eval_set, stage=stage, on_progress=lambda *_: None)
         results.append(result)
     known = LabelledTexts(
         texts=[f"mood {mood} {at}" for at in range(4) for mood in MOODS],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 from support.faulty_disk import Died, DyingDisk, ForgetfulDisk
-from test_export_merge import make_adapter
+from support.models import make_adapter
 
 from trainer.__main__ import main
 from trainer.atomic import RealDisk, clear_partials, replace_directory, restore_directory

@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 from support import tiny
+from support.models import gpt2
 from support.rig import outcome_tensors, rig
-from test_export_merge import gpt2
 
 from trainer import model as models
 from trainer.config import ConfigError, MethodTable, ModelTable, PrecisionChoice, TrainTable

@@ -11,8 +11,9 @@ from commands.ui.errors import Exit, Stopped
 from infra.provider import ProviderError, SignedOut
 from infra.run.budget import bill
 from infra.run.decide import Goal
-from infra.run.fold import RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import JournalDamaged, Kind, read
+from infra.run.state import RunState
 
 HOURS_PER_MONTH = 730.0
 """As the clouds count them."""

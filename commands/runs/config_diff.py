@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from commands.runs.config import TRAINER_TABLES, LoadedConfig, RunConfig
 from commands.runs.home import RunFolder, read_saved_config
 from commands.ui.errors import Usage
-from infra.run.fold import RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import Kind, read
+from infra.run.state import RunState
 from trainer.config import ConfigError
 from trainer.rundir.fingerprint import file_sha256, permitted_keys
 

@@ -21,7 +21,7 @@ from remote.setup.steps import DriverKind, SetupGoal
 
 if TYPE_CHECKING:
     from infra.azure import AzureSettings
-    from infra.ssh_host import HostSettings
+    from infra.ssh_host import SshHostSettings
 
 USER_KEY = "user_ed25519"
 
@@ -40,9 +40,9 @@ def make_provider(vm: VmTable, home: Path) -> Provider:
         )
         return LocalProvider(home / "local", settings=settings)
     if vm.provider == "ssh":
-        from infra.ssh_host import HostProvider
+        from infra.ssh_host import SshHostProvider
 
-        return HostProvider(home / "ssh", ssh_machine(vm))
+        return SshHostProvider(home / "ssh", ssh_machine(vm))
     return _azure(vm, home)
 
 
@@ -67,9 +67,9 @@ def azure_settings(vm: VmTable) -> AzureSettings:
     return settings
 
 
-def ssh_machine(vm: VmTable) -> HostSettings:
+def ssh_machine(vm: VmTable) -> SshHostSettings:
     """The user's own machine as the provider wants it told. Raises Usage without a host key."""
-    from infra.ssh_host import HostSettings
+    from infra.ssh_host import SshHostSettings
 
     table = need_ssh(vm)
     if not table.host_key:
@@ -81,7 +81,7 @@ def ssh_machine(vm: VmTable) -> HostSettings:
         keys.parse_line(table.host_key)
     except RemoteError as error:
         raise Usage(f"vm.ssh.host_key: {error}", hint=error.hint) from error
-    return HostSettings(
+    return SshHostSettings(
         host=table.host, port=table.port, user=table.user, host_public_key=table.host_key
     )
 

@@ -11,7 +11,7 @@ from commands.runs.receipt import Receipt
 from commands.runs.request import RunRequest
 from commands.ui.errors import BY_CODE, Trouble
 from infra.run.decide import Goal
-from infra.run.fold import Ending, RunState
+from infra.run.state import RunEnd, RunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class RunResult:
         }
 
 
-def result_of(request: RunRequest, ending: Ending, receipt: Receipt, state: RunState) -> RunResult:
+def result_of(request: RunRequest, ending: RunEnd, receipt: Receipt, state: RunState) -> RunResult:
     """Return the result of a run that reached its goal; raise the error of any other ending."""
     name, vm = request.loaded.config.name, request.loaded.config.vm
     if ending.code == 0:

@@ -1,4 +1,4 @@
-"""A published data set in, training and held-out rows out, or nothing.
+"""Converts a published data set to training and held-out rows, both files or none.
 
     python -m trainer convert jigsaw train.csv --out data --held-out 0.1
 
@@ -16,44 +16,33 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from trainer.atomic import RealDisk, clear_partials, partial_of
 from trainer.data.converters import (
     BENIGN_PUBLISHED,
-    CONVERTERS,
+    FORMATS,
     ConversionStats,
     ConvertOptions,
-    PublishedFormat,
-    digest,
-    normalized,
 )
 from trainer.data.rows import DataError
-from trainer.data.split import is_held_out
+from trainer.data.split import is_held_out, normalized, short_hash
 from trainer.exit_codes import ExitCode, TrainerError
 
 NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
-UNEVEN = 0.25  # so far from the share that was asked for, the rows held out are told
+UNEVEN = 0.25  # a share of held-out rows this far from the one asked for is a warning
 LENGTH = 1024
 """In tokens: no longer are the rows of the published experiment with Jigsaw."""
-WISHES = MappingProxyType(
-    {
-        "ds1000": "the authors of DS-1000 ask that it never enters a training corpus and is not "
-        "put online unpacked: prove a path with it, and publish nothing that learnt it",
-    }
-)
-"""What authors of a data set ask of those who use it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """How many rows went where, and the tally of the source.
+    """The counts of a conversion: rows of both sides, and the statistics of the source.
 
-    `across` counts held-out rows whose whole words, but for case, marks and spacing, stand among
-    those to learn as well; they flatter every score. `unmeasured` says that rows of any length were
-    kept although the published rule has a limit. `wish` is what the authors ask of users. `share`
-    is that of the groups which was to be held out, to be compared with that of the rows.
+    `across` counts held-out rows that equal a training row but for case, marks and spacing; they
+    flatter every score. `unmeasured`: rows of any length were kept although the published rule has
+    a limit. `usage_note` is what the authors ask of users. `share` is that of the groups to hold
+    out, to be compared with that of the rows.
     """
 
     train: int
@@ -61,7 +50,7 @@ class Converted:
     across: int
     stats: ConversionStats
     unmeasured: bool = False
-    wish: str = ""
+    usage_note: str = ""
     share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -78,8 +67,8 @@ class Converted:
             "across": self.across,
         }
 
-    def told(self) -> str:
-        """Return the counts as lines for a terminal."""
+    def to_text(self) -> str:
+        """Return counts and warnings as lines for a terminal."""
         lines = [self.stats.table(), f"{self.train} to learn, {self.held_out} held out"]
         if not self.train or not self.held_out:
             side = "to learn" if self.held_out else "held out"
@@ -102,7 +91,7 @@ class Converted:
                 f"warning: long rows were kept; the published rule drops those over "
                 f"{LENGTH} tokens of the base, which `--tokenizer MODEL` names"
             )
-        lines += [f"mind: {self.wish}"] * bool(self.wish)
+        lines += [f"mind: {self.usage_note}"] * bool(self.usage_note)
         return "\n".join(lines)
 
     @property
@@ -111,8 +100,8 @@ class Converted:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what is converted, and which of its rows are taken."""
-    parser.add_argument("format", type=PublishedFormat, choices=list(PublishedFormat))
+    """Declare the format, the source and the options that select rows."""
+    parser.add_argument("format", choices=sorted(FORMATS))
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, default=Path(), help="directory to write to")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of groups held out")
@@ -125,28 +114,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert; the table goes to stderr."""
-    options = _chosen(args)
+    options = _options(args)
     try:
         done = convert(args.format, args.source, args.out, options=options, held_out=args.held_out)
     except OSError as error:
         where = f"{error.filename or args.out}: {error.strerror or error}"
         text = f"--out: no rows could be written: {where}"
         raise (TrainerError(text) if isinstance(error, NO_PLACE) else OSError(text)) from error
-    sys.stderr.write(f"{done.told()}\n")
+    sys.stderr.write(f"{done.to_text()}\n")
     if args.json:
         sys.stdout.write(json.dumps(done.to_json(), ensure_ascii=False) + "\n")
     return ExitCode.DONE
 
 
-def _chosen(args: argparse.Namespace) -> ConvertOptions:
-    """Return how to choose rows; raise DataError for a wish that nothing would come of."""
-    asked = {"benign": args.benign, "tokenizer": args.tokenizer, "max-length": args.max_length}
-    given = [f"--{name}" for name, value in asked.items() if value is not None]
-    if given and args.format != "jigsaw":
+def _options(args: argparse.Namespace) -> ConvertOptions:
+    """Return how to select rows; raise DataError for an option without any effect."""
+    values = {"benign": args.benign, "tokenizer": args.tokenizer, "max-length": args.max_length}
+    given = [f"--{name}" for name, value in values.items() if value is not None]
+    if given and not FORMATS[args.format].selectable:
         raise DataError([f"{', '.join(given)}: {args.format} has no such choice; leave it out"])
     if args.max_length is not None and args.tokenizer is None:
         raise DataError(["--max-length counts tokens: say of which base with --tokenizer MODEL"])
-    fits = fitting(args.tokenizer, args.max_length or LENGTH) if args.tokenizer else None
+    fits = length_filter(args.tokenizer, args.max_length or LENGTH) if args.tokenizer else None
     benign = BENIGN_PUBLISHED if args.benign is None else args.benign
     return ConvertOptions(seed=args.seed, benign=benign, fits=fits)
 
@@ -161,6 +150,7 @@ def convert(
             is touched.
         OSError: they cannot be written.
     """
+    published = FORMATS[kind]
     out.mkdir(parents=True, exist_ok=True)
     targets = [out / "train.jsonl", out / "eval.jsonl"]
     if any(target.exists() and source.exists() and target.samefile(source) for target in targets):
@@ -170,14 +160,14 @@ def convert(
     partial = [partial_of(path) for path in targets]
     stats = ConversionStats()
     counts = [0, 0]
-    words: tuple[list[str], list[str]] = ([], [])
+    keys: tuple[list[str], list[str]] = ([], [])
     try:
         with partial[0].open("w", encoding="utf-8") as learn, \
              partial[1].open("w", encoding="utf-8") as keep:  # fmt: skip
-            for row in CONVERTERS[kind](source, options, stats):
+            for row in published.convert(source, options, stats):
                 side = is_held_out(str(row["group"]), share=held_out, seed=options.seed)
                 counts[side] += 1
-                words[side].append(_words(row))
+                keys[side].append(_content_key(row))
                 (keep if side else learn).write(json.dumps(row, ensure_ascii=False) + "\n")
             for file in (learn, keep):
                 file.flush()
@@ -189,27 +179,27 @@ def convert(
     finally:
         for path in partial:
             path.unlink(missing_ok=True)
-    learnt = set(words[0])
-    across = sum(word in learnt for word in words[1])
+    learnt = set(keys[0])
+    across = sum(key in learnt for key in keys[1])
     return Converted(
         train=counts[0],
         held_out=counts[1],
         across=across,
         stats=stats,
-        unmeasured=kind == "jigsaw" and options.fits is None,
-        wish=WISHES.get(kind, ""),
+        unmeasured=published.selectable and options.fits is None,
+        usage_note=published.usage_note,
         share=held_out,
     )
 
 
-def _words(row: Mapping[str, Any]) -> str:
-    """Return a short name of all that a row says, alike for rows that differ in marks only."""
+def _content_key(row: Mapping[str, Any]) -> str:
+    """Return a hash of a row's texts, equal for rows that differ in case, marks or spacing."""
     text = json.dumps({key: value for key, value in row.items() if key != "group"})
-    return digest(normalized(text))
+    return short_hash(normalized(text))
 
 
-def fitting(tokenizer: str, max_length: int) -> Callable[[str], bool]:
-    """Return a test whether a text has at most `max_length` tokens.
+def length_filter(tokenizer: str, max_length: int) -> Callable[[str], bool]:
+    """Return a function that says whether a text has at most `max_length` tokens.
 
     Raises:
         DataError: there is no such tokenizer, or its hub does not answer.
@@ -219,8 +209,8 @@ def fitting(tokenizer: str, max_length: int) -> Callable[[str], bool]:
     try:
         loaded = AutoTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise DataError([f"--tokenizer: `{tokenizer}` cannot be loaded: {said}"]) from error
+        reason = str(error).strip().splitlines()[0]
+        raise DataError([f"--tokenizer: `{tokenizer}` cannot be loaded: {reason}"]) from error
 
     def fits(text: str) -> bool:
         # A character is four bytes at most, and no token is less than a byte.

@@ -1,4 +1,4 @@
-"""Turns the data sets of the published experiments into rows, one by one, losing none unsaid.
+"""Converts published data sets to rows, one by one; `FORMATS` at the end is the table of them.
 
 Every converter reads a stream and yields rows as dictionaries; what it leaves out is counted by
 reason. A row's `group` names what must stay on one side of a split.
@@ -10,37 +10,16 @@ import hashlib
 import heapq
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from trainer.data.rows import DataError, Row, stream_rows
+from trainer.data.split import duplicate_key, short_hash
 
 ConvertedRow = dict[str, Any]
-
-
-class PublishedFormat(StrEnum):
-    """The published formats that can be turned into rows; each has its converter below."""
-
-    CONVERSATIONS = "conversations"
-    COUNSELLING = "counselling"
-    DS1000 = "ds1000"
-    INSTRUCTIONS = "instructions"
-    JIGSAW = "jigsaw"
-    SENTIMENT = "sentiment"
-
-
-TELLING_COLUMNS: Mapping[PublishedFormat, frozenset[str]] = MappingProxyType(
-    {
-        PublishedFormat.JIGSAW: frozenset({"comment_text", "toxic", "severe_toxic"}),
-        PublishedFormat.DS1000: frozenset({"prompt", "reference_code", "metadata"}),
-        PublishedFormat.CONVERSATIONS: frozenset({"conversations"}),
-    }
-)
-"""Columns by which a format is known whose rows need more than a template."""
 TOXIC = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 BENIGN_PUBLISHED = 15_000
 EXAMPLES_KEPT = 5
@@ -49,7 +28,7 @@ SHAREGPT_PART = re.compile(r"([A-Za-z0-9-]{7})_\d+")  # a later part of a conver
 
 @dataclass(kw_only=True)
 class ConversionStats:
-    """What a conversion did: rows read, kept, left out by reason, mended, and kept by class."""
+    """Counts of a conversion: rows read, kept, left out by reason, mended, and kept by class."""
 
     read: int = 0
     kept: int = 0
@@ -59,7 +38,7 @@ class ConversionStats:
     places: dict[str, list[str]] = field(default_factory=dict)  # the first few of each reason
 
     def leave_out(self, reason: str, place: str) -> None:
-        """Count a row that is not kept, and remember where the first few were."""
+        """Count a row that is not kept, and keep the places of the first few."""
         self.left_out[reason] += 1
         first = self.places.setdefault(reason, [])
         if len(first) < EXAMPLES_KEPT:
@@ -84,7 +63,7 @@ class ConversionStats:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """How to choose among rows: `fits` tells whether a text is short enough, if that matters."""
+    """How to select rows: `fits` returns whether a text is short enough; None keeps all lengths."""
 
     seed: int = 0
     benign: int = BENIGN_PUBLISHED
@@ -121,7 +100,7 @@ def jigsaw(path: Path, options: ConvertOptions, stats: ConversionStats) -> Itera
             yield {
                 "text": text,
                 "classifications": ", ".join(labels) or "N/A",
-                "group": _alike(text),
+                "group": duplicate_key(text),
             }
 
 
@@ -130,7 +109,7 @@ def ds1000(path: Path, _choice: ConvertOptions, stats: ConversionStats) -> Itera
 
     The authors ask that these rows never enter a training corpus: use them to prove a pipeline.
     """
-    for place, row in _each(path, stats):
+    for place, row in _numbered_rows(path, stats):
         problem, code = row.fields.get("prompt"), row.fields.get("reference_code")
         about = row.fields.get("metadata")
         if not isinstance(problem, str) or not isinstance(code, str) or not code.strip():
@@ -155,18 +134,18 @@ def counselling(
 ) -> Iterator[ConvertedRow]:
     """Yield Context and Response pairs, each once; all answers to one question are a group."""
     seen: set[str] = set()
-    for place, row in _each(path, stats):
-        question, answer = _text(row, "Context"), _text(row, "Response")
-        if not question or not answer:
+    for place, row in _numbered_rows(path, stats):
+        context, response = _text(row, "Context"), _text(row, "Response")
+        if not context or not response:
             stats.leave_out("an empty Context or Response", place)
             continue
-        pair = digest(f"{question}\0{answer}")
+        pair = short_hash(f"{context}\0{response}")
         if pair in seen:
             stats.leave_out("the same pair again", place)
             continue
         seen.add(pair)
         stats.keep()
-        yield {"context": question, "response": answer, "group": _alike(question)}
+        yield {"context": context, "response": response, "group": duplicate_key(context)}
 
 
 def conversations(
@@ -182,7 +161,7 @@ def conversations(
     names = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
              "assistant": "assistant", "bing": "assistant", "bard": "assistant",
              "system": "system"}  # fmt: skip
-    for place, row in _each(path, stats):
+    for place, row in _numbered_rows(path, stats):
         turns = row.fields.get("conversations", row.fields.get("messages"))
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             stats.leave_out("no list of turns", place)
@@ -194,9 +173,9 @@ def conversations(
             }
             for turn in turns
         ]
-        fault, messages = _in_order(messages)
-        if fault:
-            stats.leave_out(fault, place)
+        problem, messages = _answered_turns(messages)
+        if problem:
+            stats.leave_out(problem, place)
             continue
         last = messages[-1]["content"]
         if last.endswith("}") and last.count("}") == last.count("{") + 1 and last.strip("} \n"):
@@ -209,37 +188,38 @@ def conversations(
         yield {"messages": messages, "group": part.group(1) if part else name}
 
 
-def _in_order(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+def _answered_turns(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """Return what is wrong with a conversation, and its turns up to the last answer."""
     if not all(message["role"] for message in messages):
         return "an unknown speaker", messages
     if not all(isinstance(m["content"], str) and m["content"].strip() for m in messages):
         return "an empty turn", messages
-    talk = messages[1:] if messages and messages[0]["role"] == "system" else messages
-    expected = ["user", "assistant"] * (len(talk) // 2 + 1)
-    if [message["role"] for message in talk] != expected[: len(talk)]:
+    turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
+    expected = ["user", "assistant"] * (len(turns) // 2 + 1)
+    if [message["role"] for message in turns] != expected[: len(turns)]:
         return "turns out of order", messages
-    if len(talk) % 2:  # nobody answered the last question
+    if len(turns) % 2:  # nobody answered the last question
         messages = messages[:-1]
-    return ("" if len(talk) > 1 else "no answer"), messages
+    return ("" if len(turns) > 1 else "no answer"), messages
 
 
 def sentiment(
     path: Path, _choice: ConvertOptions, stats: ConversionStats
 ) -> Iterator[ConvertedRow]:
     """Yield `{"text", "label"}` of pairs whose label is 0/1 or a word, in any order of columns."""
-    words = {
+    names = {
         "0": "negative", "0.0": "negative", "neg": "negative",
         "1": "positive", "1.0": "positive", "pos": "positive",
     }  # fmt: skip
-    for place, row in _each(path, stats):
+    for place, row in _numbered_rows(path, stats):
         text = _text(row, "text") or _text(row, "review") or _text(row, "sentence")
         label = _text(row, "label") or _text(row, "sentiment")
         if not text or not label:
             stats.leave_out("no text or no label", place)
             continue
-        label = words.get(label.lower(), label.lower())
+        label = names.get(label.lower(), label.lower())
         stats.keep(label)
-        yield {"text": text, "label": label, "group": _alike(text)}
+        yield {"text": text, "label": label, "group": duplicate_key(text)}
 
 
 def instructions(
@@ -249,17 +229,19 @@ def instructions(
 
     Any of the three may be code, whose first line is indented: nothing is stripped.
     """
-    for place, row in _each(path, stats):
-        order, given, answer = (_said(row, name) for name in ("instruction", "input", "output"))
-        if not order.strip() or not answer.strip():
+    for place, row in _numbered_rows(path, stats):
+        instruction, given, answer = (
+            _raw_text(row, name) for name in ("instruction", "input", "output")
+        )
+        if not instruction.strip() or not answer.strip():
             stats.leave_out("no instruction or no output", place)
             continue
         bare = given.strip().lower().strip(".<>") in {"", "no input", "noinput", "none"}
         stats.keep("without input" if bare else "with input")
         yield {
-            "request": order if bare else f"{order}\n\n{given}",
+            "request": instruction if bare else f"{instruction}\n\n{given}",
             "answer": answer,
-            "group": _alike(f"{order} {given}"),
+            "group": duplicate_key(f"{instruction} {given}"),
         }
 
 
@@ -275,13 +257,13 @@ def _comments(
             checked = True
         stats.read += 1
         # Text in CSV, numbers in other formats; of those a row may also lack a field.
-        said = {name: _said(row, name) for name in ("id", "comment_text", *TOXIC)}
-        values = {said[name] for name in TOXIC}
+        texts = {name: _raw_text(row, name) for name in ("id", "comment_text", *TOXIC)}
+        values = {texts[name] for name in TOXIC}
         if not values <= {"0", "1"}:
             stray = ", ".join(sorted(map(repr, values - {"0", "1"})))
             raise DataError([f"{path}:{row.number}: a label must be 0 or 1, not {stray}"])
-        labels = tuple(name for name in TOXIC if said[name] == "1")
-        yield row.number, said["comment_text"], labels, said["id"]
+        labels = tuple(name for name in TOXIC if texts[name] == "1")
+        yield row.number, texts["comment_text"], labels, texts["id"]
     _leave_out_broken(path, problems, stats)
     if not checked:
         raise DataError([f"{path}: the file holds no rows", *problems[:1]])
@@ -290,13 +272,13 @@ def _comments(
 def _check_columns(path: Path, row: Row) -> None:
     wanted = {"id", "comment_text", *TOXIC}
     there = set(row.fields)
-    faults = [f"no column `{name}`" for name in sorted(wanted - there)]
-    faults += [f"`{name}` is no label known here" for name in sorted(there - wanted)]
-    if faults:
-        raise DataError([f"{path}: {fault}" for fault in faults])
+    problems = [f"no column `{name}`" for name in sorted(wanted - there)]
+    problems += [f"`{name}` is no label known here" for name in sorted(there - wanted)]
+    if problems:
+        raise DataError([f"{path}: {problem}" for problem in problems])
 
 
-def _each(path: Path, stats: ConversionStats) -> Iterator[tuple[str, Row]]:
+def _numbered_rows(path: Path, stats: ConversionStats) -> Iterator[tuple[str, Row]]:
     problems: list[str] = []
     for row in stream_rows(path, problems):
         stats.read += 1
@@ -305,39 +287,24 @@ def _each(path: Path, stats: ConversionStats) -> Iterator[tuple[str, Row]]:
 
 
 def _leave_out_broken(path: Path, problems: Sequence[str], stats: ConversionStats) -> None:
-    """Count the rows that could not be read, each under what is wrong with it."""
+    """Count the rows that could not be read, each by its reason."""
     for problem in problems:
-        number, _, said = problem.removeprefix(f"{path}:").partition(": ")
-        reason = re.split(r" \(|; ", said)[0]
+        number, _, text = problem.removeprefix(f"{path}:").partition(": ")
+        reason = re.split(r" \(|; ", text)[0]
         stats.read += 1
         stats.leave_out(
             "does not decode" if reason == "not UTF-8" else reason, f"{path.name}:{number}"
         )
 
 
-def _said(row: Row, name: str) -> str:
+def _raw_text(row: Row, name: str) -> str:
     value = row.fields.get(name)
     return "" if value is None else str(value)
 
 
 def _text(row: Row, name: str) -> str:
-    """Return what prose says, or a label, without the space that stands around it by accident."""
-    return _said(row, name).strip()
-
-
-def normalized(text: str) -> str:
-    """Return a text without case, marks and spacing, for telling near-duplicates."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
-
-
-def _alike(text: str) -> str:
-    """Return a name that texts share which say the same; of marks alone, which are the same."""
-    return digest(normalized(text) or text)
-
-
-def digest(text: str) -> str:
-    """Return a short stable name of a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    """Return prose or a label without the accidental space around it."""
+    return _raw_text(row, name).strip()
 
 
 def _ranked(seed: int, name: str) -> int:
@@ -345,13 +312,47 @@ def _ranked(seed: int, name: str) -> int:
 
 
 Converter = Callable[[Path, ConvertOptions, ConversionStats], Iterator[ConvertedRow]]
-CONVERTERS: Mapping[str, Converter] = MappingProxyType(
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedFormat:
+    """One published format: its converter, and how to recognise and select its rows."""
+
+    convert: Converter
+    columns: frozenset[str] = frozenset()
+    """A file with these needs the converter; empty where a template over the columns would do."""
+    selectable: bool = False
+    """Whether `--benign`, `--tokenizer` and `--max-length` select among the rows."""
+    usage_note: str = ""
+    """What the authors ask of those who use it."""
+
+
+FORMATS: Mapping[str, PublishedFormat] = MappingProxyType(
     {
-        PublishedFormat.JIGSAW: jigsaw,
-        PublishedFormat.DS1000: ds1000,
-        PublishedFormat.COUNSELLING: counselling,
-        PublishedFormat.CONVERSATIONS: conversations,
-        PublishedFormat.SENTIMENT: sentiment,
-        PublishedFormat.INSTRUCTIONS: instructions,
+        "jigsaw": PublishedFormat(
+            convert=jigsaw,
+            columns=frozenset({"comment_text", "toxic", "severe_toxic"}),
+            selectable=True,
+        ),
+        "ds1000": PublishedFormat(
+            convert=ds1000,
+            columns=frozenset({"prompt", "reference_code", "metadata"}),
+            usage_note="the authors of DS-1000 ask that it never enters a training corpus and is "
+            "not put online unpacked: prove a path with it, and publish nothing that learnt it",
+        ),
+        "counselling": PublishedFormat(convert=counselling),
+        "conversations": PublishedFormat(
+            convert=conversations, columns=frozenset({"conversations"})
+        ),
+        "sentiment": PublishedFormat(convert=sentiment),
+        "instructions": PublishedFormat(convert=instructions),
     }
 )
+"""Every published format by the name that `qft data` knows it by."""
+
+
+def published_format(columns: Iterable[str]) -> str:
+    """Return the format that a file with these columns has, if a template over them will not do."""
+    there = frozenset(columns)
+    recognised = (name for name, one in FORMATS.items() if one.columns and one.columns <= there)
+    return next(recognised, "")

@@ -317,7 +317,7 @@ def score(
         stop_if_preempted(job)
 
     result = evaluate.run(
-        job.run_dir, job.config, model, prepared.tokenizer, stage=stage, beat=on_progress
+        job.run_dir, job.config, model, prepared.tokenizer, stage=stage, on_progress=on_progress
     )
     receipt = read_table(job.run_dir / SCORED)
     receipt[stage] = scoring_facts(stage, job.config, job.inputs)

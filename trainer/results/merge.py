@@ -160,9 +160,9 @@ def merge(  # noqa: PLR0913 - three places and how
 ) -> int:  # fmt: skip
     """Write the merged model to `out`, whole or not at all; return how many matrices changed.
 
-    `dtype` is that of the weights written; None keeps each as it is in the base. With `quantized`,
-    the adapter is merged onto the base as training kept it, else onto the base as its files have
-    it.
+    `dtype` is that of the weights written; None keeps each as it is in the base. With
+    `quantized`, the adapter is merged into the base as training quantised it, else into the base as
+    its files have it.
 
     Raises:
         CannotMergeError: something of the adapter has no place in the base, or `out` exists.

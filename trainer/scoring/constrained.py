@@ -1,7 +1,7 @@
-"""Lets a model answer, greedily: freely, or bound to a list of answers with their probabilities.
+"""Decodes greedily: freely, or constrained to a list of answers with their probabilities.
 
-Prompts are read once per batch, padded on the left, and both ways of answering start from the same
-read. The model comes back exactly as it was: same modes, same random state, nothing cached.
+Prompts are prefilled once per batch, padded on the left, and both ways of decoding start from the
+same KV cache. The model is left as it was: same modes, same random state, nothing cached.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ ROWS_PER_BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedTokens:
-    """What a model wrote for one prompt, without the EOS, and whether it came to one."""
+    """The tokens generated for one prompt, without the EOS, and whether it was reached."""
 
     tokens: tuple[int, ...]
     stopped: bool
 
 
 class Decoder:
-    """One model with what is needed to ask it; use it inside `undisturbed(model)`."""
+    """Decodes with one model, causal or encoder-decoder; use it inside `eval_mode(model)`."""
 
     def __init__(self, model: Any, *, eos_ids: Sequence[int], pad_id: int) -> None:
         self._model = model
@@ -39,10 +39,10 @@ class Decoder:
         self._seq2seq = bool(model.config.is_encoder_decoder)
         self._device = next(model.parameters()).device
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._accepts = frozenset(inspect.signature(base.forward).parameters)
+        self._forward_arguments = frozenset(inspect.signature(base.forward).parameters)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> DecodingState:
-        """Read the prompts; the reading knows the next token's logits, float32 [batch, words]."""
+        """Prefill the prompts; `logits` are those of the next token, float32 [batch, words]."""
         width = max(len(prompt) for prompt in prompts)
         ids = [[self._pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -59,14 +59,14 @@ class Decoder:
         return self._forward(tokens, DecodingState(attention_mask=attention_mask))
 
     def step(self, state: DecodingState, tokens: Sequence[int]) -> DecodingState:
-        """Return the reading after one more token per row; the given reading is used up."""
+        """Return the state after one more token per row; the given state is consumed."""
         fed = torch.tensor(tokens, device=self._device)[:, None]
         if not self._seq2seq:
             state.attention_mask = torch.cat([state.attention_mask, torch.ones_like(fed)], dim=1)
         return self._forward(fed, state)
 
     def generate(self, state: DecodingState, *, tokens_max: int) -> list[GeneratedTokens]:
-        """Continue greedily to an EOS, or for `tokens_max` tokens; the reading is used up."""
+        """Decode greedily to an EOS, or for `tokens_max` tokens; the state is consumed."""
         rows = len(state.logits)
         written: list[list[int]] = [[] for _ in range(rows)]
         stopped = [False] * rows
@@ -87,34 +87,34 @@ class Decoder:
         ]
 
     def score_choices(self, state: DecodingState, trie: Trie) -> torch.Tensor:
-        """Return the probability of every answer of `trie`, float64 [batch, answers], rows sum 1.
+        """Return the probability of each answer of `trie`, float64 [batch, answers], rows sum to 1.
 
-        At each fork of the trie the model's probability is shared out among the branches there
-        are, so words that no answer can go on with play no part. A stretch without a fork costs
-        nothing unless a fork follows. The reading is used up.
+        At each fork of the trie the softmax is over the branches there are, so tokens that continue
+        no answer play no part. A stretch without a fork costs nothing unless a fork follows. The
+        state is consumed.
         """
-        result = torch.zeros(len(state.logits), trie.answers, dtype=torch.float64)
-        certain = torch.zeros(len(state.logits), 1, dtype=torch.float64)
-        self._descend(trie.root, state, certain, result)
-        return result.exp()
+        log_probs = torch.zeros(len(state.logits), trie.answers, dtype=torch.float64)
+        at_root = torch.zeros(len(state.logits), 1, dtype=torch.float64)
+        self._descend(trie.root, state, at_root, log_probs)
+        return log_probs.exp()
 
     def _descend(
-        self, node: Node, state: DecodingState, log_share: torch.Tensor, result: torch.Tensor
+        self, node: Node, state: DecodingState, log_prob: torch.Tensor, result: torch.Tensor
     ) -> None:
         branches = list(node.branches.items())
         if len(branches) > 1:
             logits = state.logits[:, [token for token, _ in branches]]
-            shares = logits.double().cpu().log_softmax(dim=-1) + log_share
+            log_probs = logits.double().cpu().log_softmax(dim=-1) + log_prob
         else:
-            shares = log_share
+            log_probs = log_prob
         for at, (token, child) in enumerate(branches):
-            share = shares[:, at : at + 1]
+            below = log_probs[:, at : at + 1]
             if child.only_answer is not None:
-                result[:, child.only_answer] = share[:, 0]
+                result[:, child.only_answer] = below[:, 0]
                 continue
             last = at == len(branches) - 1
-            kept = state if last else state.fork()
-            self._descend(child, self.step(kept, [token] * len(share)), share, result)
+            forked = state if last else state.fork()
+            self._descend(child, self.step(forked, [token] * len(below)), below, result)
 
     def _forward(self, tokens: torch.Tensor, state: DecodingState) -> DecodingState:
         arguments: dict[str, Any] = {"use_cache": True, "past_key_values": state.past_key_values}
@@ -126,10 +126,10 @@ class Decoder:
             }
         else:
             arguments |= {"input_ids": tokens, "attention_mask": state.attention_mask}
-            if "position_ids" in self._accepts:
+            if "position_ids" in self._forward_arguments:
                 places = state.attention_mask.cumsum(dim=1) - 1
                 arguments["position_ids"] = places.clamp(min=0)[:, -tokens.shape[1] :]
-            if "logits_to_keep" in self._accepts:
+            if "logits_to_keep" in self._forward_arguments:
                 arguments["logits_to_keep"] = 1
         out = self._model(**arguments)
         state.past_key_values = out.past_key_values
@@ -139,7 +139,7 @@ class Decoder:
 
 @dataclass
 class DecodingState:
-    """How far a batch has been read: the model's memory of it, and what it would say next."""
+    """The KV cache of a batch (`past_key_values`) with the logits of its next tokens."""
 
     attention_mask: torch.Tensor
     encoder_outputs: Any = None
@@ -147,7 +147,7 @@ class DecodingState:
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def fork(self) -> DecodingState:
-        """Return an independent copy; the prompt's encoding is shared, since nothing changes it."""
+        """Return an independent copy; the encoder's outputs are shared: nothing changes them."""
         return DecodingState(
             attention_mask=self.attention_mask,
             encoder_outputs=self.encoder_outputs,
@@ -158,19 +158,19 @@ class DecodingState:
 
 @dataclass(kw_only=True)
 class Node:
-    """A place in the trie; `only_answer` is set once no fork is left below."""
+    """A node of the trie; `below` are the answers that pass through it."""
 
     branches: dict[int, Node] = field(default_factory=dict)
     below: list[int] = field(default_factory=list)
 
     @property
     def only_answer(self) -> int | None:
-        """The one answer that is still possible here, or None if there are several."""
+        """The one answer that passes through this node, or None if there are several."""
         return self.below[0] if len(self.below) == 1 else None
 
 
 class Trie:
-    """All answers as token sequences, each ending in EOS, joined at their common beginnings."""
+    """A prefix tree of answers as token sequences, each ending in EOS."""
 
     def __init__(self, answers: Sequence[Sequence[int]], *, eos_id: int) -> None:
         self.root = Node()
@@ -187,7 +187,7 @@ class Trie:
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
-    """Put the model in evaluation mode, and leave modes and random states exactly as they were.
+    """Put the model in evaluation mode without gradients; restore modes and random states after it.
 
     So evaluating and then training equals training alone, bit for bit.
     """
@@ -210,7 +210,7 @@ def eval_mode(model: Any) -> Iterator[None]:
 def batches_by_length(
     lengths: Sequence[int], *, tokens: int = TOKENS_PER_BATCH, rows: int = ROWS_PER_BATCH
 ) -> Iterator[list[int]]:
-    """Yield places grouped by similar length, at most `rows` and `tokens` (with padding) each.
+    """Yield batches of rows of similar length, at most `rows` and `tokens` (with padding) each.
 
     The longest come first, so a batch that is too big for the memory is met at once.
     """
@@ -227,18 +227,18 @@ def batches_by_length(
 def run_in_batches(
     prompts: Sequence[Sequence[int]],
     answer: Callable[[list[int]], None],
-    beat: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
 ) -> None:
-    """Give `answer` all places in batches, telling `beat(done, total)` after each and before all.
+    """Call `answer` with all row numbers in batches, and `on_progress(done, total)` between them.
 
-    A batch for which memory runs out is given again in halves.
+    A batch for which memory runs out is answered again in halves.
 
     Raises:
         DoesNotFit: memory does not even suffice for one prompt.
     """
     waiting = list(batches_by_length([len(prompt) for prompt in prompts]))
     done = 0
-    beat(done, len(prompts))
+    on_progress(done, len(prompts))
     while waiting:
         batch = waiting.pop(0)
         try:
@@ -253,6 +253,6 @@ def run_in_batches(
             waiting = [batch[:middle], batch[middle:], *waiting]
         else:
             done += len(batch)
-            beat(done, len(prompts))
+            on_progress(done, len(prompts))
             continue
         torch.cuda.empty_cache()

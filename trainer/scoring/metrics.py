@@ -1,4 +1,4 @@
-"""How good a set of answers is: the same figures as scikit-learn's, each with its uncertainty.
+"""Computes the figures of an evaluation, scikit-learn's by definition, each with its interval.
 
 A document's answer is a set of labels, written as a row of booleans; a single label is a set of
 one, and an answer that could not be read is the empty set. Nothing is ever left out of a mean.
@@ -7,11 +7,13 @@ one, and an answer that could not be read is the empty set. Nothing is ever left
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from trainer.config import CostTable, EvalTable
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -32,12 +34,32 @@ class Interval:
     high: float
 
 
+def all_figures(references: Bools, predictions: Bools, table: EvalTable) -> dict[str, Any]:
+    """Return every figure with its interval, the figures per label, and who was taken for whom."""
+    intervals = bootstrap(references, predictions, resamples=table.resamples, seed=0)
+    result: dict[str, Any] = {
+        "figures": {name: asdict(interval) for name, interval in intervals.items()},
+        "per_label": per_label(references, predictions, table.labels),
+    }
+    if table.kind == "label":
+        result["confusion"] = confusion(
+            [int(row.argmax()) for row in references],
+            [int(row.argmax()) if row.any() else -1 for row in predictions],
+            len(table.labels),
+        )
+    else:
+        result["cooccurrence"] = cooccurrence(references, predictions)
+        result["label_count_error"] = float(np.abs(references.sum(1) - predictions.sum(1)).mean())
+    return result
+
+
 def scores(references: Bools, predictions: Bools) -> dict[str, float]:
-    """Return every figure of AVERAGES for answers against gold, both of shape [documents, labels].
+    """Return every figure of AVERAGES; predictions and references are of shape [documents, labels].
 
     Definitions are scikit-learn's with `zero_division=0`: `exact_match` is `accuracy_score` of
-    sets, `jaccard` and `samples_f1` are means over documents (an empty answer to an empty gold set
-    counts 0, as there), `macro_*` are means over all labels, also those without a document.
+    sets, `jaccard` and `samples_f1` are means over documents (an empty prediction for an empty
+    reference counts 0, as there), `macro_*` are means over all labels, also those without a
+    document.
     """
     weights = np.ones((1, len(references)))
     return {
@@ -102,32 +124,43 @@ def paired_difference(
 
 
 def _resampled(count: int, *, resamples: int, seed: int) -> Iterator[Floats]:
-    """Yield how often each of `count` documents is drawn, [resamples, documents], in portions.
+    """Yield how often each of `count` documents is drawn, [resamples, documents], in chunks.
 
     All at once would be gigabytes for many documents; the draws are the same either way.
     """
     draws = np.random.default_rng(seed)
-    even, portion = np.full(count, 1 / count), max(1, WEIGHTS_AT_ONCE // count)
-    for begun in range(0, resamples, portion):
-        size = min(portion, resamples - begun)
+    even, chunk = np.full(count, 1 / count), max(1, WEIGHTS_AT_ONCE // count)
+    for begun in range(0, resamples, chunk):
+        size = min(chunk, resamples - begun)
         yield draws.multinomial(count, even, size=size).astype(float)
 
 
 def confusion(
     references: Sequence[int], predictions: Sequence[int], labels: int
 ) -> list[list[int]]:
-    """Return counts [gold][answered]; the last column counts unreadable answers (-1)."""
-    table = [[0] * (labels + 1) for _ in range(labels)]
-    for right, given in zip(references, predictions, strict=True):
-        table[right][given if given >= 0 else labels] += 1
-    return table
+    """Return counts [reference][prediction]; the last column counts unreadable answers (-1)."""
+    from sklearn.metrics import confusion_matrix
+
+    readable = [labels if one < 0 else one for one in predictions]
+    table = confusion_matrix(references, readable, labels=range(labels + 1))
+    return [[int(cell) for cell in row] for row in table[:labels]]
 
 
 def cooccurrence(references: Bools, predictions: Bools) -> list[list[int]]:
-    """Return counts [gold][answered] of documents that carry the one and got the other."""
+    """Return counts [reference][prediction] of documents that carry the one and got the other."""
     return [
         [int(cell) for cell in row] for row in references.astype(int).T @ predictions.astype(int)
     ]
+
+
+def calibration(references: Bools, probabilities: Floats, table: EvalTable) -> dict[str, Any]:
+    """Compare every (row, label) probability with the truth, together and label by label."""
+    result = reliability(probabilities.ravel(), references.ravel())
+    result["average_precision"] = {
+        label: average_precision(probabilities[:, at], references[:, at])
+        for at, label in enumerate(table.labels)
+    }
+    return result
 
 
 def reliability(probabilities: Floats, right: Bools, *, bins: int = 10) -> dict[str, Any]:
@@ -144,52 +177,63 @@ def reliability(probabilities: Floats, right: Bools, *, bins: int = 10) -> dict[
         inside = place == at
         count = int(inside.sum())
         if count:
-            said, was = float(probabilities[inside].mean()), float(right[inside].mean())
-            gap += count * abs(said - was)
+            confidence, truth = float(probabilities[inside].mean()), float(right[inside].mean())
+            gap += count * abs(confidence - truth)
             table.append({"from": at / bins, "to": (at + 1) / bins, "count": count,
-                          "confidence": said, "truth": was})  # fmt: skip
+                          "confidence": confidence, "truth": truth})  # fmt: skip
     total = max(len(probabilities), 1)
     brier = float(((probabilities - right) ** 2).mean()) if len(probabilities) else 0.0
     return {"table": table, "ece": gap / total, "brier": brier}
 
 
 def average_precision(probabilities: Floats, right: Bools) -> float:
-    """Return the area under the precision-recall curve, as scikit-learn's step sum; 0 without hits.
+    """Return scikit-learn's area under the precision-recall curve; 0 without a positive."""
+    from sklearn.metrics import average_precision_score
 
-    Documents of equal probability are taken together, so their order cannot matter.
+    return float(average_precision_score(right, probabilities)) if right.any() else 0.0
+
+
+def costs_of_mistakes(
+    references: Bools, predictions: Bools, probabilities: Floats, table: EvalTable
+) -> dict[str, Any] | None:
+    """Return the cost of the mistakes as answered, and with the cheapest threshold per label.
+
+    The thresholds for even rows are chosen on odd rows and the other way round, so that the cost
+    they promise is one they kept on rows they had not seen. None without a table of costs.
     """
-    positives = int(right.sum())
-    if not positives:
-        return 0.0
-    order = np.argsort(-probabilities, kind="stable")
-    ranked, hits = probabilities[order], np.cumsum(right[order])
-    last = np.append(np.nonzero(np.diff(ranked))[0], len(ranked) - 1)
-    precision = hits[last] / (last + 1)
-    recall = hits[last] / positives
-    return float(np.sum(np.diff(np.append(0.0, recall)) * precision))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What a label's mistakes cost, in any one unit."""
-
-    miss: float
-    false_alarm: float
+    if not table.costs:
+        return None
+    even = np.arange(len(references)) % 2 == 0
+    decided = np.zeros_like(predictions)
+    thresholds = {}
+    for at, label in enumerate(table.labels):
+        cost = table.costs.get(label, CostTable())
+        share, truth = probabilities[:, at], references[:, at]
+        for chosen_on, used_on in ((even, ~even), (~even, even)):
+            if chosen_on.any():
+                cut, _ = cheapest_threshold(share[chosen_on], truth[chosen_on], cost)
+                decided[used_on, at] = share[used_on] >= cut
+        thresholds[label], _ = cheapest_threshold(share, truth, cost)
+    return {
+        "as_answered": expected_cost(references, predictions, table.labels, table.costs),
+        "with_thresholds": expected_cost(references, decided, table.labels, table.costs),
+        "thresholds": thresholds,
+    }
 
 
 def expected_cost(
-    references: Bools, predictions: Bools, labels: Sequence[str], costs: Mapping[str, Cost]
+    references: Bools, predictions: Bools, labels: Sequence[str], costs: Mapping[str, CostTable]
 ) -> float:
     """Return the mean cost of a document's mistakes; labels without a cost cost 1 either way."""
     total = 0.0
     for at, label in enumerate(labels):
-        cost = costs.get(label, Cost(miss=1.0, false_alarm=1.0))
+        cost = costs.get(label, CostTable())
         total += cost.miss * int((references[:, at] & ~predictions[:, at]).sum())
         total += cost.false_alarm * int((~references[:, at] & predictions[:, at]).sum())
     return total / max(len(references), 1)
 
 
-def cheapest_threshold(probabilities: Floats, right: Bools, cost: Cost) -> tuple[float, float]:
+def cheapest_threshold(probabilities: Floats, right: Bools, cost: CostTable) -> tuple[float, float]:
     """Return (threshold, mean cost) such that answering from the threshold up costs least.
 
     Tried are all cuts between neighbouring probabilities, never to answer and always to answer.

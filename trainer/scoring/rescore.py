@@ -21,7 +21,7 @@ from trainer.text import print_line
 
 
 def rescore(
-    run_dir: Path, adapter: Path | None, *, beat: Callable[[int, int], None]
+    run_dir: Path, adapter: Path | None, *, on_progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Return the scores of `adapter` on the base of `run_dir`, or of the base alone if it is None.
 
@@ -59,7 +59,7 @@ def rescore(
             model,
             tokenizer,
             stage="before" if adapter is None else "after",
-            beat=beat,
+            on_progress=on_progress,
         )
     return dict(json.loads(json.dumps(asdict(result))))
 
@@ -76,6 +76,6 @@ def run(args: argparse.Namespace) -> int:
     def on_progress(done: int, total: int) -> None:
         print_line(f"evaluated {done} of {total} rows")
 
-    result = rescore(args.run_dir.resolve(), args.adapter, beat=on_progress)
+    result = rescore(args.run_dir.resolve(), args.adapter, on_progress=on_progress)
     sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return ExitCode.DONE
