@@ -15,7 +15,7 @@ import pytest
 from support.memory_points import MODELS, POINTS
 from support.tiny import make_config
 
-from trainer.config import OptimizerKind, PrecisionChoice, Quant, TrainerConfig
+from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.gpus import GPUS
 from trainer.device.memory import (
     HOURS_FACTOR,
@@ -29,6 +29,7 @@ from trainer.device.memory import (
     step_seconds,
 )
 from trainer.device.shapes import Linear, UnknownShapeError, read_shape
+from trainer.method_table import OptimizerKind, Quant
 
 T5_3B = {
     "model_type": "t5", "d_model": 1024, "d_kv": 128, "d_ff": 16384, "num_layers": 24,

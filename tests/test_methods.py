@@ -14,8 +14,9 @@ from support.rig import Rig, outcome, restored, rig, twin_of
 
 from trainer import model as models
 from trainer.adapters import methods
-from trainer.config import ConfigError, MethodKind, MethodTable, Quant, load_config
+from trainer.config import ConfigError, load_config
 from trainer.data.examples import collate
+from trainer.method_table import MethodKind, MethodTable, Quant
 from trainer.results.export import export
 
 STEPS = 6

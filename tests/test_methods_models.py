@@ -13,8 +13,9 @@ from test_methods import fresh_base, logits, plain_peft
 
 from trainer import model as models
 from trainer.adapters import methods
-from trainer.config import ConfigError, MethodTable
+from trainer.config import ConfigError
 from trainer.data.examples import collate
+from trainer.method_table import MethodTable
 from trainer.results.export import export
 
 TARGETS = {

@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 
 from trainer.adapters import methods, nola, quantise
 from trainer.adapters.settings import TENSORS, read_settings
-from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTable
+from trainer.config import ConfigError, ModelTable, TrainTable
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import DoesNotFit
 from trainer.hub import hub_is_silent, is_hub_id
+from trainer.method_table import MethodTable, Quant
 from trainer.schedule import derive_seed
 
 Model = Any  # a transformers model, later wrapped by PEFT; neither ships types

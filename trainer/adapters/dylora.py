@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from trainer.config import MethodTable
+from trainer.method_table import MethodTable
 from trainer.schedule import derive_seed
 
 RANKS = "ranks.json"

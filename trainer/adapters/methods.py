@@ -14,7 +14,8 @@ import torch
 
 from trainer.adapters.dylora import DyLora
 from trainer.adapters.nola import Nola
-from trainer.config import ConfigError, MethodKind, MethodTable, OptimizerKind, TrainTable
+from trainer.config import ConfigError, TrainTable
+from trainer.method_table import MethodKind, MethodTable, OptimizerKind
 
 
 class Method(Protocol):

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from trainer.adapters.settings import read_settings
-from trainer.config import ConfigError, MethodTable
+from trainer.config import ConfigError
+from trainer.method_table import MethodTable
 from trainer.schedule import derive_seed
 from trainer.untrusted import parse, whole
 
