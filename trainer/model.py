@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -325,18 +324,3 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-
-def set_threads(train: TrainTable) -> int:
-    """Apply the configured number of CPU threads and return the number in use."""
-    if train.threads != "auto":
-        torch.set_num_threads(train.threads)
-    return torch.get_num_threads()
-
-
-def make_deterministic() -> None:
-    """Ask torch for the same bits in every run; on CUDA this needs the workspace setting too."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    # Filling memory that is overwritten anyway costs 7 % of a step and guards against bugs only.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property that torch does not declare

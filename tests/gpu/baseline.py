@@ -39,10 +39,11 @@ def train(run_dir: Path, notes: Notes) -> None:
     from trainer import model as models
     from trainer.config import load_config
     from trainer.data.examples import load_examples, padding_id
+    from trainer.device.determinism import set_threads
     from trainer.schedule import make_schedule
 
     config = load_config(run_dir / "config.json")
-    models.set_threads(config.train)
+    set_threads(config.train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = models.find_source(config.model, run_dir)
     tokenizer = models.load_tokenizer(source)

@@ -16,8 +16,8 @@ from support import tiny
 from trainer import model as models
 from trainer.atomic import RealDisk
 from trainer.config import load_config
-from trainer.context import JobContext, JobOptions
 from trainer.eviction import PreemptionFlag
+from trainer.job.context import JobContext, JobOptions
 from trainer.job.prepare import prepare_inputs
 from trainer.job.stages import set_up, size_limit
 from trainer.rundir.layout import CONFIG, data_facts

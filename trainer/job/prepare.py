@@ -12,9 +12,10 @@ import torch
 
 from trainer import model as models
 from trainer.adapters import methods
-from trainer.context import JobContext
 from trainer.data.examples import Examples
+from trainer.device.determinism import make_deterministic, set_threads
 from trainer.device.precision import Precision
+from trainer.job.context import JobContext
 from trainer.rundir.fingerprint import Facts, cpu_model, directory_sha256, take_fingerprint
 from trainer.rundir.layout import HASHES, resolve
 from trainer.schedule import Schedule, make_schedule
@@ -40,8 +41,8 @@ class PreparedInputs:
 def prepare_inputs(job: JobContext) -> PreparedInputs:
     """Read rows, tokenizer and the base's description; everything that can be wrong, is now."""
     config, run_dir = job.config, job.run_dir
-    models.make_deterministic()
-    threads = models.set_threads(config.train)
+    make_deterministic()
+    threads = set_threads(config.train)
     source = models.find_source(config.model, run_dir)
     tokenizer = models.load_tokenizer(source)
     model_config = models.load_config(source)

@@ -16,9 +16,9 @@ from typing import Any
 from trainer import model as models
 from trainer.atomic import RealDisk
 from trainer.config import ConfigError, load_config
-from trainer.context import JobContext, JobOptions
 from trainer.eviction import PreemptionFlag
 from trainer.exit_codes import ExitCode
+from trainer.job.context import JobContext, JobOptions
 from trainer.job.prepare import prepare_inputs
 from trainer.job.stages import set_up, size_limit
 from trainer.rundir.fingerprint import compare
