@@ -20,7 +20,7 @@ from trainer.adapters.dylora import DyLora, compare_ranks, cut, draw_rank, ranks
 from trainer.config import ConfigError
 from trainer.data.examples import collate
 from trainer.loss import summed_cross_entropy
-from trainer.results.export import export, export_rank
+from trainer.results.export import export
 from trainer.training.objective import mean_loss
 
 R = 8
@@ -121,7 +121,7 @@ def gradient_of(made: Rig) -> dict[str, torch.Tensor]:
 def test_every_rank_can_be_cut_out(trained: Rig, tmp_path: Path, rank: int) -> None:
     """The exported adapter of rank b gives in plain PEFT what the model gives dialled to b."""
     adapter = saved(trained, tmp_path)
-    done = export_rank(adapter, rank, tmp_path / "plain")
+    done = export(adapter, tmp_path / "plain", rank=rank)
     settings = json.loads((tmp_path / "plain" / "adapter_config.json").read_text())
     loaded = plain_peft(trained, tmp_path / "plain")
     with dylora_of(trained).at(rank):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from trainer.adapters import methods, nola, quantise
+from trainer.adapters import methods, quantise
 from trainer.adapters.settings import TENSORS, read_settings
 from trainer.config import ConfigError, ModelTable, TrainTable
 from trainer.device.precision import Precision, choose_precision
@@ -252,12 +252,19 @@ def load_adapter(base: Model, directory: Path) -> Model:
     settings = read_settings(directory)
     with warnings.catch_warnings():  # as above
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-        if (directory / nola.FACTS).is_file():
-            return nola.load(base, directory).eval()
-        if not (directory / TENSORS).is_file():  # or PEFT would unpickle an older format
-            raise ConfigError([f"{directory}: there is no {TENSORS}"])
         config = peft.LoraConfig(**settings.for_peft())
-        return peft.PeftModel.from_pretrained(base, str(directory), config=config).eval()
+        saved = methods.saved_format(directory)
+        if saved.peft_loads:
+            if not (directory / TENSORS).is_file():  # or PEFT would unpickle an older format
+                raise ConfigError([f"{directory}: there is no {TENSORS}"])
+            return peft.PeftModel.from_pretrained(base, str(directory), config=config).eval()
+        matrices = saved.lora(directory, None)
+        model = peft.PeftModel(base, config)
+        outcome = peft.set_peft_model_state_dict(model, matrices)
+    if outcome.unexpected_keys:
+        odd = ", ".join(outcome.unexpected_keys[:3])
+        raise ConfigError([f"{directory}: the base has no place for {odd}"])
+    return model.eval()
 
 
 def trainable(model: Model) -> dict[str, torch.nn.Parameter]:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.config import ConfigError
 from trainer.untrusted import NotPlain, number, parse, text, texts, whole
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 BYTES_MAX = 4 << 20
@@ -81,6 +84,17 @@ def read_settings(directory: Path) -> AdapterSettings:
         fan_in_fan_out=found.get("fan_in_fan_out") is True,
         base_model_name_or_path=text(found.get("base_model_name_or_path")),
     )
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file; raise `ConfigError` if it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ConfigError([f"{path} cannot be read: {error}"]) from error
 
 
 def _offences(found: dict[str, Any]) -> list[tuple[str, str]]:
