@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".damaged")] == []
 
 
-def test_a_round_trip_returns_the_same_bits_and_types(tmp_path: Path) -> None:
+def test_what_was_saved_is_loaded_with_the_same_bits_and_types(tmp_path: Path) -> None:
     """What is loaded equals what was saved, for every tensor type that an optimizer may hold."""
     kinds = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int8)
     tensors = {str(kind): torch.arange(7).to(kind).reshape(7, 1) for kind in kinds}

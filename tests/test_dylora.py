@@ -159,7 +159,7 @@ def test_ranks_are_compared_without_disturbing_the_training(trained: Rig) -> Non
     assert len({round(loss, 6) for loss in found.values()}) == R
 
 
-def test_many_ranks_are_compared_at_powers_of_two() -> None:
+def test_many_ranks_are_compared_at_1_2_4_8() -> None:
     """Beyond 16 ranks the table has the powers of two and r itself."""
     assert ranks_to_compare(4) == (1, 2, 3, 4)
     assert ranks_to_compare(48) == (1, 2, 4, 8, 16, 32, 48)
@@ -185,7 +185,7 @@ def test_the_best_rank_is_what_is_saved_exported_and_scored(trained: Rig, tmp_pa
     torch.testing.assert_close(logits(loaded, trained), expected, rtol=0, atol=1e-5)
 
 
-def test_what_cannot_be_exported_is_said(trained: Rig, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_reported(trained: Rig, tmp_path: Path) -> None:
     """A rank that is not there, an adapter of one rank, and an existing target are refused."""
     adapter = saved(trained, tmp_path)
     with pytest.raises(ConfigError, match="9 is not one of 1 to 8"):

@@ -83,7 +83,7 @@ def test_a_base_install_says_so_first(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "messages"),
     [
         ("--help", 0, "First steps"),
         ("init new", 0, "note: training on this computer needs `asyncssh`, `torch`"),
@@ -135,7 +135,7 @@ def fake(place: Path, name: str, *, version: str = "", body: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "body", "said", "typed"),
+    ("name", "version", "body", "messages", "typed"),
     [
         ("torch", "", 'raise OSError("libcudart.so.13: cannot open")', "libcudart.so.13", "torch"),
         ("torch", "", "import nowhere_at_all", "nowhere_at_all", "--force-reinstall torch"),
@@ -145,7 +145,7 @@ def fake(place: Path, name: str, *, version: str = "", body: str = "") -> None:
         ("bitsandbytes", "0.50.2", "", "has no library for this computer", "bitsandbytes"),
     ],
 )
-def test_a_package_that_cannot_be_used_is_told(  # noqa: PLR0917  (parameters of the cases)
+def test_a_package_that_cannot_be_used_is_reported(  # noqa: PLR0917  (parameters of the cases)
     project: Project, tmp_path: Path, name: str, version: str, body: str, messages: str, typed: str
 ) -> None:
     """One that is broken, too old or without its library is refused before anything is rented."""
@@ -188,7 +188,7 @@ def test_what_could_be_loaded_is_remembered_until_it_changes(
     assert "cannot be loaded: ImportError: broken" in str(lack)
 
 
-def test_every_package_that_is_asked_for_is_one_of_an_extra(
+def test_every_package_that_is_imported_is_one_of_an_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names and least versions are those of the declaration, in a checkout and as installed."""
@@ -241,7 +241,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "messages"),
     [
         (("txt=a",), "--field txt: the prompt's fields are text"),
         (("text=a", "mood=b"), "--field mood: the prompt's fields are text"),
@@ -249,7 +249,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
         (("text",), "names no field"),
     ],
 )
-def test_an_unknown_field_is_told_before_a_model_is_loaded(
+def test_an_unknown_field_is_reported_before_a_model_is_loaded(
     fetched: Project, fields: tuple[str, ...], messages: str
 ) -> None:
     """The fields of the prompt stand in run.yaml: no model is needed to compare them."""
@@ -261,7 +261,7 @@ def test_an_unknown_field_is_told_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("repo", "token", "said"),
+    ("repo", "token", "messages"),
     [
         ("me/model", "", "HF_TOKEN is not set"),
         ("me/model base/../x", "t", "cannot name a place"),
@@ -275,7 +275,7 @@ def test_an_unknown_field_is_told_before_a_model_is_loaded(
         ("me/" + "m" * 97, "t", "cannot name a place"),
     ],
 )
-def test_a_push_that_cannot_be_is_told_at_once(
+def test_a_push_that_cannot_be_is_reported_at_once(
     fetched: Project, monkeypatch: pytest.MonkeyPatch, repo: str, token: str, messages: str
 ) -> None:
     """No token, or a name that no hub takes: nothing is loaded, and nobody is asked."""
@@ -287,7 +287,7 @@ def test_a_push_that_cannot_be_is_told_at_once(
     assert messages in caught.value.message
 
 
-def test_a_push_with_a_base_that_is_no_hub_id_is_told_at_once(fetched: Project) -> None:
+def test_a_push_with_a_base_that_is_no_hub_id_is_reported_at_once(fetched: Project) -> None:
     """What the card would name must be what a hub could have."""
     del fetched
     shelf = after.Shelf(repo="me/model", merged=False, public=False, base="./phi")
@@ -295,7 +295,7 @@ def test_a_push_with_a_base_that_is_no_hub_id_is_told_at_once(fetched: Project) 
         after.push("tiny", shelf, as_json=False)
 
 
-def test_a_merge_without_room_or_with_a_broken_base_is_told_at_once(
+def test_a_merge_without_room_or_with_a_broken_base_is_reported_at_once(
     fetched: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The size of the weights and their files are known before any is loaded."""
@@ -313,7 +313,7 @@ def test_a_merge_without_room_or_with_a_broken_base_is_told_at_once(
 
 
 @pytest.mark.parametrize("page", ["nowhere/page.html", ".", "closed/page.html"])
-def test_a_page_that_cannot_be_written_is_told_before_the_rows_are_read(
+def test_a_page_that_cannot_be_written_is_reported_before_the_rows_are_read(
     fetched: Project, page: str
 ) -> None:
     """`--html` into no folder, onto a folder, or without the right to write."""

@@ -176,7 +176,7 @@ def test_a_run_whose_rows_changed_is_not_resumed(
     assert load_config(stopped / "config.json").train.steps == 4
 
 
-def test_a_run_is_prolonged_only_when_asked(
+def test_a_run_is_prolonged_only_on_request(
     stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """More steps are refused, then allowed by name, and the status says from where on."""

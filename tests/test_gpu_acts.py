@@ -36,7 +36,7 @@ def test_a_process_gets_no_more_time_than_there_is(tmp_path: Path) -> None:
     assert later.error == "no time left: 24 s of 480"
 
 
-def test_the_speed_of_a_run_beside_others_is_not_told(tmp_path: Path) -> None:
+def test_the_speed_of_a_run_beside_others_is_not_reported(tmp_path: Path) -> None:
     """Tokens per second are those of a process that had the card to itself, after warming up."""
     here = place(tmp_path, Played())
     alone = train(here, JOB, alone=True)
@@ -185,7 +185,7 @@ def test_a_run_that_began_anew_did_not_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ended", "told"),
+    ("ended", "text"),
     [
         (Ended(code=0, seconds=9), "the run was over before it could be killed"),
         (Ended(code=74, seconds=9, error="no space left"), "exit 74: no space left"),
@@ -208,7 +208,7 @@ def test_a_run_that_was_not_killed_by_us_is_no_resumed_one(
 
 
 @pytest.mark.parametrize(
-    ("ended", "told"),
+    ("ended", "text"),
     [
         (Ended(code=1, seconds=1, out='{"equal": false, "steps": 2, "first_difference": [5]}'),
          "not the same: [5]"),

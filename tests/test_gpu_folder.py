@@ -63,7 +63,7 @@ def test_only_what_a_python_lacks_is_taken_from_the_folder(
 
 
 @pytest.mark.parametrize(
-    ("found", "suffix", "lacking", "told"),
+    ("found", "suffix", "lacking", "text"),
     [
         ({"torch": None}, SUFFIX, ("torch",), ""),
         ({"pydantic": None}, ".cpython-311-x86_64-linux-gnu.so", ("pydantic",), "compiled half"),
@@ -81,7 +81,7 @@ def test_what_cannot_be_had_is_named(
     assert text in " ".join(choice.messages)
 
 
-def test_without_the_folder_the_way_to_fill_it_is_said(tmp_path: Path) -> None:
+def test_without_the_folder_the_way_to_fill_it_is_reported(tmp_path: Path) -> None:
     """Who has no folder reads the command that fills one."""
     choice = choose({**WHOLE, "bitsandbytes": None}, tmp_path / FOLDER, suffix=SUFFIX)
 
@@ -198,7 +198,7 @@ def processes(tmp_path: Path) -> Processes:
     )
 
 
-def test_a_process_is_killed_as_soon_as_it_is_asked_for(
+def test_a_process_is_killed_as_soon_as_it_is_requested(
     tmp_path: Path, processes: Processes
 ) -> None:
     """The kill is SIGKILL to the whole group: a child of the process does not outlive it."""
@@ -291,7 +291,7 @@ def test_written_models_are_what_transformers_loads(tmp_path: Path) -> None:
     assert not torch.equal(query, other)
 
 
-def test_rows_are_as_long_as_they_say_and_none_is_cut(tmp_path: Path) -> None:
+def test_rows_are_of_the_stated_length_and_none_is_cut(tmp_path: Path) -> None:
     """A row is between the shortest and the longest length, so the forecast's longest is there."""
     rows = shapes.write_rows(tmp_path / "rows.jsonl", longest=512, shortest=448)
     table = DataTable(train=str(rows), prompt="{text}", completion="{answer}", loss_on="all")

@@ -364,7 +364,7 @@ def test_without_a_card_it_says_so_and_does_what_it_can(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lacking", [("torch",), ("pydantic",), ("torch", "numpy", "pydantic")])
-def test_a_python_that_lacks_what_is_needed_is_told_so_and_nothing_fails(
+def test_a_python_that_lacks_what_is_needed_is_reported_so_and_nothing_fails(
     tmp_path: Path, lacking: tuple[str, ...]
 ) -> None:
     """What cannot be done is not run, with what is missing; that is no failure of the trainer."""

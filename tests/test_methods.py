@@ -123,7 +123,7 @@ def test_storage_follows_the_kind(kind: MethodKind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "messages"),
     [
         ({"kind": "dora", "quant": "nf4"}, "did you mean `kind: qdora`"),
         ({"kind": "qdylora", "quant": "none"}, "did you mean `kind: dylora`"),
@@ -145,7 +145,7 @@ def test_a_paged_optimizer_is_refused_where_nothing_can_be_paged(tmp_path: Path)
         rig(run)
 
 
-def test_the_price_of_dora_is_said_once_and_before(tmp_path: Path) -> None:
+def test_the_price_of_dora_is_reported_once_and_before(tmp_path: Path) -> None:
     """Whoever chooses QDoRA reads what it costs; whoever chooses LoRA reads nothing."""
     made = rig(tiny.make_run(tmp_path / "a", rows=4, method={"kind": "qdora"}))
     plain = rig(tiny.make_run(tmp_path / "b", rows=4))

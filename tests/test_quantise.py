@@ -27,7 +27,7 @@ from trainer.method_table import MethodKind, MethodTable
         ({"kind": "lora"}, "FalconLinear"),
     ],
 )
-def test_every_layer_of_falcon_is_stored_as_asked(
+def test_every_layer_of_falcon_is_stored_as_configured(
     tmp_path: Path, method: dict[str, Any], kind: str
 ) -> None:
     """All eight linear layers of Falcon's two blocks are quantised, and untouched without it."""

@@ -156,7 +156,7 @@ def test_an_odd_run_directory_ends_with_78(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_change_that_can_never_be_allowed_is_told_at_once(
+def test_a_change_that_can_never_be_allowed_is_reported_at_once(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A slip in `--allow-change` does not wait for the first eviction."""
@@ -176,7 +176,7 @@ def test_an_odd_price_is_a_bad_command_line(price: str) -> None:
     assert ended.value.code == 2
 
 
-def test_a_full_disk_at_the_end_is_told_and_ends_with_74(
+def test_a_full_disk_at_the_end_is_reported_and_ends_with_74(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No room for the adapter is no bug: file, reason and remedy are said, without a traceback."""
@@ -230,7 +230,7 @@ def test_the_manual_lists_every_exit_code() -> None:
     assert listed == sorted(ExitCode)
 
 
-def test_every_field_is_described_and_known() -> None:
+def test_every_field_is_described_and_listed() -> None:
     """Each field of each table has a description, and the hints know all of them."""
     assert len(TABLES) == len(TrainerConfig.model_fields)
     for name, field in TrainerConfig.model_fields.items():

@@ -91,7 +91,7 @@ def test_a_terminated_run_saves_and_goes_on_to_the_same_bits(
     assert tiny.adapter_bytes(undisturbed) == tiny.adapter_bytes(run)
 
 
-def test_scores_are_made_once_and_again_when_their_question_changes(
+def test_scores_are_made_once_and_again_when_the_prompt_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both scores are there after a run; a changed question is asked anew, without training."""

@@ -157,7 +157,7 @@ def test_a_damaged_base_is_refused_and_never_filled_up_with_random_weights(
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_a_silent_hub_is_no_fault_of_the_config(
+def test_a_silent_hub_is_no_error_of_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, offline: bool
 ) -> None:
     """A hub that does not answer may be asked again, unless the network is switched off."""
@@ -218,7 +218,7 @@ def test_precision_that_cannot_work_is_refused() -> None:
         choose_precision(FP16, device="cpu", capability=None, seq2seq=False)
 
 
-def test_a_cpu_computes_in_float32_unless_asked() -> None:
+def test_a_cpu_computes_in_float32_by_default() -> None:
     """A CPU gets float32, and bfloat16 only if the user wants it."""
     auto = choose_precision(AUTO, device="cpu", capability=None, seq2seq=False)
     requests = choose_precision(BF16, device="cpu", capability=None, seq2seq=False)

@@ -91,7 +91,7 @@ def test_a_step_given_up_in_the_middle_changes_nothing(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in made.state.parameters.values())
 
 
-def test_out_of_memory_halves_the_portion_and_redoes_the_step(tmp_path: Path) -> None:
+def test_out_of_memory_halves_the_micro_batch_and_redoes_the_step(tmp_path: Path) -> None:
     """When memory runs out the same step is done with half as much at a time, and it is kept so."""
     run = tiny.make_run(tmp_path, rows=20, train=HARD["whole"], method={"dropout": 0.0})
     plain = rig(run)
@@ -116,7 +116,7 @@ def test_out_of_memory_halves_the_portion_and_redoes_the_step(tmp_path: Path) ->
     assert restored(run).state.counters.micro_batch == 1
 
 
-def test_one_sequence_that_does_not_fit_is_said_so(tmp_path: Path) -> None:
+def test_one_sequence_that_does_not_fit_is_reported_so(tmp_path: Path) -> None:
     """If even one sequence exceeds the memory, the error says what to lower."""
     made = rig(tiny.make_run(tmp_path, rows=20, train=HARD["stretch"]))
 

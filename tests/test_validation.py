@@ -295,7 +295,7 @@ def test_a_loss_that_is_no_number_is_no_gain(undisturbed: Rig, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("train", "data", "said"),
+    ("train", "data", "messages"),
     [
         ({"validate_every": 3}, {}, "needs held-out rows"),
         ({"stop_after": 3}, {"eval": "x"}, "say when with `validate_every`"),

@@ -78,8 +78,8 @@ def summary(ended: Ended, *, limit_s: float) -> str:
         return f"stopped: not done after {limit_s:.0f} s{_last(ended.error)}"
     if ended.code is not None and ended.code < 0:
         number = -ended.code
-        is_known = number in set(signal.Signals)
-        name = signal.Signals(number).name if is_known else f"signal {number}"
+        has_name = number in set(signal.Signals)
+        name = signal.Signals(number).name if has_name else f"signal {number}"
         return f"ended by {name}{_last(ended.error)}"
     return f"exit {ended.code}{_last(ended.error)}"
 

@@ -111,7 +111,7 @@ def test_saves_come_every_so_many_seconds(tmp_path: Path) -> None:
     assert saved == [None, None, None, None, 5, 5, 5, 5, 5, 10, 10, 10]
 
 
-def test_a_smaller_portion_is_saved_at_once(tmp_path: Path) -> None:
+def test_a_smaller_micro_batch_is_saved_at_once(tmp_path: Path) -> None:
     """After memory ran out, the way batches are cut is durable with the very step it began at."""
     made, state, _ = checkpointer(tmp_path, CheckpointTable(every=100), clock=Clock())
     advance(made, state)
@@ -145,7 +145,7 @@ def test_a_clock_that_stands_or_leaps_saves_neither_always_nor_never(tmp_path: P
     assert steps_present(tmp_path / "checkpoints") == [4]
 
 
-def test_a_full_disk_is_said_and_training_goes_on(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_training_goes_on(tmp_path: Path) -> None:
     """A save without room leaves a message in the status; the next one with room clears it."""
     disk = FullDisk(10**9)
     made, state, messages = checkpointer(
@@ -209,7 +209,7 @@ def test_the_log_tells_steps_at_most_every_half_minute_and_the_last(tmp_path: Pa
     ]
 
 
-def test_a_step_without_a_finite_loss_is_said_too(tmp_path: Path) -> None:
+def test_a_step_without_a_finite_loss_is_reported_too(tmp_path: Path) -> None:
     """Where the loss is no number and the end is unknown, the line says just that."""
     made, state, messages = checkpointer(tmp_path, CheckpointTable(every=100), clock=Clock())
     state.counters.step += 1
