@@ -62,9 +62,9 @@ class FetchedRun:
 
     def fetched(self) -> list[str]:
         """The files that were asked for, by their names, each once."""
-        asked = [one.rpartition("/")[2] for one in self.hub.asked if one.startswith("GET")]
-        assert len(asked) == len(set(asked))
-        return sorted(asked)
+        names = [one.rpartition("/")[2] for one in self.hub.requests if one.startswith("GET")]
+        assert len(names) == len(set(names))
+        return sorted(names)
 
 
 @pytest.fixture

@@ -28,11 +28,11 @@ from trainer.config import (
     CheckpointTable,
     DataTable,
     EvalTable,
-    MethodTable,
     ModelTable,
     TrainerConfig,
     TrainTable,
 )
+from trainer.method_table import MethodTable
 
 if TYPE_CHECKING:
     from trainer.data.template import Template

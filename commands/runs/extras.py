@@ -23,8 +23,7 @@ from typing import Any
 from commands.runs.config import RunConfig
 from commands.ui.errors import UsageError
 from infra.durable import read_json, write_json
-from trainer.config import OptimizerKind
-from trainer.method_table import Quant
+from trainer.method_table import OptimizerKind, Quant
 
 MODULES = {"scikit-learn": "sklearn"}
 """Packages whose module has another name."""
