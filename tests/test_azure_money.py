@@ -12,9 +12,10 @@ from arm import Disruption, DisruptionKind
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 
-from infra.azure.auto_shutdown import ACTION, Protection, next_strike_s, worst_case
+from infra.azure.auto_shutdown import ACTION, next_strike_s
 from infra.azure.permissions import allowed
 from infra.provider import NotAllowed, PowerState, StopReason, Want
+from infra.renting.safeguards import Protection, worst_case
 
 HOUR_S = 3600.0
 WANT = Want(gpu="T4", regions=["eastus"], max_price_usd_per_h=0.25)

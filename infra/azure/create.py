@@ -13,19 +13,16 @@ from infra.azure.delete import Deleter
 from infra.azure.errors import AlreadyThereError, AzureErrorInfo, ImageRefusedError, translate
 from infra.azure.naming import (
     DISK,
-    GENERATION,
     NIC,
     NSG,
     PUBLIC_IP,
+    TAG_NAME_CHARS_MAX,
     VM,
     VNET,
     Names,
     check_subscription,
     idle_usd_per_h,
-    is_of_run,
-    lower_case_names,
-    tags_of,
-    vm_from_tags,
+    vm_of_group,
 )
 from infra.azure.observe import VmObserver
 from infra.azure.permissions import ensure_registered
@@ -55,6 +52,7 @@ from infra.provider import (
 from infra.renting.caller import source_prefix
 from infra.renting.refusal_cache import RefusalCache
 from infra.renting.run_record import RunRecord
+from infra.renting.tags import GENERATION, is_of_run, lower_case_names, tags_of
 from infra.timestamps import utc
 
 if TYPE_CHECKING:
@@ -113,11 +111,8 @@ class VmCreator:
         group = self.deleter.existing_group(spec.run_id)
         if group is None:
             return None
-        tags = group.get("tags") or {}
-        found = vm_from_tags(
-            tags,
-            subscription_id=self.context.settings.subscription_id,
-            power=PowerState.CREATING,
+        found = vm_of_group(
+            group.get("tags"), subscription_id=self.context.settings.subscription_id
         )
         if found is None or found.run_id != spec.run_id:
             raise NotAllowed(
@@ -168,7 +163,12 @@ class VmCreator:
     def _create_parts(self, spec: VmSpec, names: Names, record: RunRecord) -> Vm:
         ensure_registered(self.context, NAMESPACES)
         source = source_prefix(self.context.caller())
-        tags = tags_of(spec, created_at=utc(self.context.clock()))
+        tags = tags_of(
+            spec,
+            created_at=utc(self.context.clock()),
+            idle_usd_per_h=idle_usd_per_h(spec.disk_gb),
+            name_chars_max=TAG_NAME_CHARS_MAX,
+        )
         tags = self._group(spec, names, tags)
         if "vm" not in record.tokens:
             self._network(spec, names, record, tags=tags, source=source)

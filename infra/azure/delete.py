@@ -16,15 +16,7 @@ from infra.azure.end_compute import (
 )
 from infra.azure.errors import ConflictError, UnregisteredError
 from infra.azure.leftovers import Leftovers
-from infra.azure.naming import (
-    GENERATION,
-    KINDS,
-    VM,
-    Names,
-    check_subscription,
-    is_of_run,
-    lower_case_names,
-)
+from infra.azure.naming import KINDS, VM, Names, check_subscription
 from infra.azure.permissions import revoke_role_assignments
 from infra.azure.resources import begin_removal, look_at
 from infra.provider import (
@@ -38,6 +30,7 @@ from infra.provider import (
     Transient,
 )
 from infra.renting.run_record import RunRecord
+from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 from infra.timestamps import utc
 
 if TYPE_CHECKING:

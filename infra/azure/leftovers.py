@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from infra.azure.context import AzureContext
 from infra.azure.end_compute import ComputeRelease, OnMessage
-from infra.azure.naming import DISK, GENERATION, KINDS, Names, is_of_run, lower_case_names
+from infra.azure.naming import DISK, KINDS, Names
 from infra.provider import NotAllowed
 from infra.renting.run_record import RunRecord
+from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 
 
 class Parts(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from infra.azure.context import AzureContext
-from infra.azure.naming import GENERATION, Names, is_of_run, lower_case_names, names_of
+from infra.azure.naming import Names, names_of
 from infra.azure.operations import OperationTracker
 from infra.azure.vm import NO_CAP, current_cap, failure_of, power_of
 from infra.provider import (
@@ -24,6 +24,7 @@ from infra.provider import (
     Vm,
 )
 from infra.renting.run_record import RunRecord
+from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 from infra.timestamps import parse_utc_s, utc
 
 LOG_DAYS = 14

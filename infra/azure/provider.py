@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.azure.auto_shutdown import AzureSafeguards, Protection
+from infra.azure.auto_shutdown import AzureSafeguards
 from infra.azure.availability import Availability
 from infra.azure.context import AzureContext
 from infra.azure.create import VmCreator
@@ -30,6 +30,7 @@ from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
 from infra.renting.caller import own_address, public_address
 from infra.renting.prices import PriceWatch
 from infra.renting.refusal_cache import RefusalCache
+from infra.renting.safeguards import Protection
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Arm
