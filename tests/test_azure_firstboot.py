@@ -19,8 +19,8 @@ from metal.machine import Metal
 from metal.units import log, running
 from support.runs import wait_until
 
-from infra.azure import self_release
 from infra.azure.cloudinit import custom_data
+from infra.renting import self_release
 from remote import keys
 
 PACE = 60.0

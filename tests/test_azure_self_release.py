@@ -19,8 +19,9 @@ import pytest
 from arm.harness import AzureHarness, azure, spec
 
 from commands.runs.workload import SshWorkload
-from infra.azure import self_release
-from infra.azure.self_release import (
+from infra.provider import Vm
+from infra.renting import self_release
+from infra.renting.self_release import (
     booted_s,
     deallocate_self,
     is_over,
@@ -29,7 +30,6 @@ from infra.azure.self_release import (
     ssh_sessions,
     why_end,
 )
-from infra.provider import Vm
 
 LIST = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]"
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.azure import self_release
 from infra.azure.api_versions import API_VERSIONS
 from infra.azure.naming import VM
+from infra.renting import self_release
 
 CUSTOM_DATA_BYTES_MAX = 65_535
 """Azure's limit, counted before base64."""
