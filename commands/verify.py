@@ -23,7 +23,7 @@ from infra.run.fold import fold
 from infra.run.journal import read
 from infra.untrusted import NotPlain, number, parse, table, text, texts, whole
 from remote import errors, job, ssh
-from remote.clean_environment import clean, cleaned
+from remote.clean_environment import clean, strip_clean_environment
 
 REPLAY_S_MAX = 4 * 3600.0
 REPLAY_BYTES_MAX = 1 << 20
@@ -109,7 +109,7 @@ def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> 
                 raise Usage("the trainer is at work", hint="verify when it is done")
             if not running.argv:
                 raise Usage("nothing was trained on this machine yet")
-            python = cleaned(running.argv)[0]
+            python = strip_clean_environment(running.argv)[0]
             words = [python, "-m", "trainer", "verify", "--run-dir", "../run", *more]
             words = clean(words, ours=python.startswith(OURS))
             go = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "verify", site.code, *words]

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from infra.catalog.gpus import SPOT_DATE, reference_spot_usd_per_h
+from infra.catalog.vendors import cheapest_size
 from trainer.config import TrainerConfig
 from trainer.data.convert import convert
 from trainer.data.convert import main as convert_rows
@@ -97,7 +97,8 @@ def foretold(name: str) -> str:
     settings = yaml.safe_load((EXAMPLES / name / "run.yaml").read_text(encoding="utf-8"))
     told = forecast(recipe, settings)
     gpu, cap, budget = settings["vm"]["gpu"], settings["vm"]["max_price"], settings["budget"]
-    price = reference_spot_usd_per_h(gpu)
+    catalog, size = cheapest_size(gpu)
+    price = catalog.reference_spot(size)
     hours = [told["hours"] * factor for factor in (1.0, 1 / HOURS_FACTOR, HOURS_FACTOR)]
     usual, low, high = (_span(each) for each in hours)
     spent = [f"{max(0.01, each * price):.2f}" for each in hours]
@@ -109,7 +110,8 @@ def foretold(name: str) -> str:
         f"{usual} ({low} to {high})",
         f"{told['steps']:,} steps, {recipe.USUAL_TOKENS} tokens in a usual row",
         f"{spent[0]} ({spent[1]} to {spent[2]})",
-        f"{price:.3f} an hour, spot, {SPOT_DATE}; cap {cap:.2f}, budget {budget['usd']:.2f}",
+        f"{price:.3f} an hour, spot, {catalog.spot_date}; "
+        f"cap {cap:.2f}, budget {budget['usd']:.2f}",
     )
     return "\n".join(
         f"{word:<8} {need}: {why}"

@@ -22,7 +22,10 @@ from infra.config import VmTable
 from infra.provider import Vm
 from remote import keys
 from remote.errors import CommandFailed, RemoteError, Unfit
-from remote.setup import apply as setup
+from remote.setup.apply import ReadyMachine, apply
+from remote.setup.facts import gather_facts
+from remote.setup.python_env import cuda_for
+from remote.setup.steps import SetupGoal
 from remote.ssh import SshConnection
 
 PACE = 60.0
@@ -37,13 +40,13 @@ class Rented:
 
     vm: Vm
     connection: SshConnection
-    want: setup.Want
+    goal: SetupGoal
     metal: Metal
     messages: list[str]
 
-    def apply(self) -> setup.Ready:
+    def apply(self) -> ReadyMachine:
         """Set the machine up as `qft` does."""
-        ready = setup.apply(self.connection, self.want, tell=self.messages.append)
+        ready = apply(self.connection, self.goal, on_message=self.messages.append)
         self.connection = ready.connection
         return ready
 
@@ -78,7 +81,7 @@ def rent(tmp_path: Path) -> Iterator[Rent]:
         (metal,) = hypervisor.metals.values()
         want = factory.setup_wanted(VmTable(provider="azure", max_price=5.0), vm)
         connection = enter(vm, tmp_path / "user", host)
-        rented.append(Rented(vm=vm, connection=connection, want=want, metal=metal, messages=[]))
+        rented.append(Rented(vm=vm, connection=connection, goal=want, metal=metal, messages=[]))
         return rented[-1]
 
     with azure(tmp_path / "state", hypervisor=hypervisor) as harness:
@@ -114,7 +117,7 @@ def test_healthy_t4_needs_no_driver_and_no_reboot(rent: Rent) -> None:
         "python -m",
         "pip install",
     ]
-    assert setup.cuda_for(ready.facts, machine.want) == "cu130"
+    assert cuda_for(ready.facts, machine.goal) == "cu130"
     assert again.done == ()
     assert machine.metal.done() == done
 
@@ -206,7 +209,7 @@ def test_interrupted_installation_is_finished_first(rent: Rent) -> None:
 def test_vgpu_driver_with_another_checksum_is_not_executed(rent: Rent) -> None:
     """The checksum that the user names is compared first, and the file is gone."""
     machine = rent(A10, Quirks(forged=True))
-    machine.want = replace(machine.want, grid_sha256="0" * 64)
+    machine.goal = replace(machine.goal, grid_sha256="0" * 64)
 
     reason = machine.refused(CommandFailed)
 
@@ -226,7 +229,7 @@ def test_vgpu_driver_is_the_one_that_was_seen_first(
     machine = rent(A10, Quirks())
     ready, _ = factory.make_ready(table, machine.messages.append)(machine.connection, machine.vm)
     machine.connection = ready
-    seen = setup.gather(ready).grid_sha256
+    seen = gather_facts(ready).grid_sha256
     later = factory.setup_wanted(table, machine.vm)
     named = table.model_copy(update={"azure": table.azure.model_copy(update={"grid_sha256": "A"})})
 
@@ -243,7 +246,7 @@ def test_a10_gets_the_vgpu_driver_and_cuda_12(rent: Rent) -> None:
 
     assert ready.facts.driver == "570.211.01"
     assert ready.facts.gpus[0].name == "NVIDIA A10-24Q"
-    assert setup.cuda_for(ready.facts, machine.want) == "cu128"
+    assert cuda_for(ready.facts, machine.goal) == "cu128"
     assert ready.facts.gridd.split() == ["EnableUI=FALSE", "IgnoreSP=FALSE"]
     assert ready.facts.kernel_package in ready.facts.held
     assert machine.apply().done == ()

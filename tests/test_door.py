@@ -202,7 +202,7 @@ def test_a_set_up_step_that_fails_is_tried_again_twice(
         power_watch=PowerWatch(lambda _vm: ""),
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
-    result = errors.Result(exit_code=code, stdout="", stderr="503")
+    result = errors.CommandResult(exit_code=code, stdout="", stderr="503")
 
     def fail(*_all: object) -> None:
         raise errors.CommandFailed("apt-get update", result)

@@ -259,4 +259,4 @@ def test_nothing_is_staged_for_a_hub(tmp_path: Path) -> None:
 
     assert staged.data == {}
     assert NAMED in staged.config.read_text(encoding="utf-8")
-    assert [what for what, *_ in staged.pushes("qft/rows")] == ["code", "base model", "config"]
+    assert [item.label for item in staged.items("qft/rows")] == ["code", "base model", "config"]

@@ -22,7 +22,7 @@ from infra.azure.vm import PLAIN, WITH_DRIVER, image_for, security_for
 from infra.config import VmTable
 from infra.image import generation_of
 from infra.provider import BadRequest, Vm
-from remote.setup import apply
+from remote.setup.steps import DriverKind
 
 MACHINES = r"/virtualMachines/[^/]+$"
 OURS = "Canonical:ubuntu-24_04-lts:server:24.04.202511120"
@@ -264,7 +264,7 @@ def test_set_up_learns_whether_the_image_brings_the_driver(driver: str) -> None:
     want = factory.setup_wanted(table(image={"urn": FOREIGN, "driver": driver}), machine)
 
     given = driver in {"preinstalled", "cuda"}
-    assert (want.driver, want.driver_given) == (apply.Driver.DATACENTER, given)
+    assert (want.driver, want.driver_given) == (DriverKind.DATACENTER, given)
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch, *, code: int, final: bool) -> list
         power_watch=PowerWatch(lambda _vm: ""),
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
-    result = errors.Result(exit_code=code, stdout="", stderr="it went wrong")
+    result = errors.CommandResult(exit_code=code, stdout="", stderr="it went wrong")
 
     def fail(*_all: Any) -> None:
         raise errors.CommandFailed("a step", result, final=final)

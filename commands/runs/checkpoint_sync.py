@@ -17,8 +17,8 @@ from pathlib import Path
 from commands.runs.result_files import Expected
 from infra.provider import Vm
 from remote import errors, ssh
-from remote.manifest import Tree
 from remote.sync import api
+from remote.sync.manifest import Tree
 from remote.sync.plan import Progress, SyncOptions
 from trainer.saving.manifest import (
     FILES,

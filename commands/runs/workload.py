@@ -7,10 +7,10 @@ is translated here into the three that the supervisor acts on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 from commands.runs.checkpoint_sync import CheckpointSync
+from commands.runs.payload import PayloadItem
 from commands.runs.power_watch import MachineDown
 from commands.runs.result_files import STAYS, Expected, left_there
 from commands.runs.workload_config import WorkloadConfig
@@ -21,10 +21,10 @@ from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, rea
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, ssh
 from remote.clean_environment import clean
-from remote.setup.failures import reason
+from remote.setup.failures import explain_failure
 from remote.sync import api
 from remote.sync.plan import Progress, SyncOptions
-from remote.sync.transfer import demand_sftp
+from remote.sync.transfer import require_sftp
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 
@@ -86,25 +86,19 @@ class SshWorkload:
                     return
                 config.on_message("the config changed: the trainer saves, and starts anew with it")
                 self.stop(vm)
-            for what, source, target in config.payload.pushes(config.layout.base):
-                self._push(connection, what, source, target)
+            for item in config.payload.items(config.layout.base):
+                self._push(connection, item)
             self._checkpoint_sync.push_newest(connection)
 
-    def _push(
-        self,
-        connection: ssh.SshConnection,
-        what: str,
-        source: Path | Mapping[str, Path],
-        target: str,
-    ) -> None:
-        left_out = self._config.payload.left_out if what == "base model" else ()
+    def _push(self, connection: ssh.SshConnection, item: PayloadItem) -> None:
         options = SyncOptions(
             python=self._helper,
-            exclude=("__pycache__", *left_out),
-            delete=what != "config",
+            exclude=("__pycache__", *item.exclude),
+            delete=item.exact,
             cache_dir=self._config.cache,
         )
-        api.push(connection, source, target, progress=self._shower(what), options=options)
+        progress = self._shower(item.label)
+        api.push(connection, item.source, item.target, progress=progress, options=options)
 
     def _shower(self, what: str) -> Callable[[Progress], None]:
         return lambda seen: self._config.progress(what, seen.bytes_done, seen.bytes_total)
@@ -161,7 +155,7 @@ class SshWorkload:
             said = self._job(vm).tail(-LOG_TAIL_BYTES).data.decode("utf-8", "replace")
         last = "".join(f"\n  {line}" for line in said.splitlines()[-3:])
         return HostUnfit(
-            f"the trainer cannot be started there{last}\n  hint: {reason(said, '', code)}"
+            f"the trainer cannot be started there{last}\n  hint: {explain_failure(said, '', code)}"
         )
 
     def stop(self, vm: Vm, grace_s: float = STOP_GRACE_S) -> None:
@@ -262,7 +256,7 @@ class SshWorkload:
             self._connection = None
         if self._connection is None:
             self._connection = self._connect(vm)
-            demand_sftp(self._connection)  # before minutes of set-up, not after them
+            require_sftp(self._connection)  # before minutes of set-up, not after them
         return self._connection
 
     def _job(self, vm: Vm) -> job.Job:

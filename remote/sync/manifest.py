@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remote.errors import Garbled, Untrusted, megabytes
-from remote.on_machine.tree_ops import STAGING
+from remote.on_machine.tree_ops import PARTIAL_DIR
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NAME_BYTES_MAX = 255
@@ -127,7 +127,7 @@ def read_tree(
     tree: dict[str, Entry] = {}
     total = 0
     for path, row in found.items():
-        if offence := illegal_path(path):
+        if offence := path_offence(path):
             raise Untrusted(f"{source} offers the path {str(path)[:200]!r}: {offence}")
         tree[path] = read_entry(path, row, limits, source)
         total += tree[path].size
@@ -158,7 +158,7 @@ def read_entry(path: str, row: object, limits: Limits, source: str) -> Entry:
     return Entry(size=size, sha256=digest)
 
 
-def illegal_path(path: object) -> str:
+def path_offence(path: object) -> str:
     """Say why `path` may not be written below a directory; empty if it may."""
     if not isinstance(path, str) or not path:
         return "not a name"
@@ -175,7 +175,7 @@ def illegal_path(path: object) -> str:
     parts = path.split("/")
     if any(part in {"", ".", ".."} for part in parts):
         return "it leaves its directory or is not in its shortest form"
-    if STAGING in (fold(part) for part in parts):
+    if PARTIAL_DIR in (fold(part) for part in parts):
         return "reserved for partial files"
     if length > PATH_BYTES_MAX or any(len(part.encode()) > NAME_BYTES_MAX for part in parts):
         return "too long"

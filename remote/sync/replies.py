@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from remote import manifest
 from remote.errors import Garbled, Untrusted
-from remote.manifest import SHA256, Entry, Limits
-from remote.untrusted import NotPlain, parse, text, texts, whole
+from remote.sync import manifest
+from remote.sync.manifest import SHA256, Entry, Limits
+from remote.untrusted import text, texts, whole
 
-ANSWER_BYTES_MAX = 64 << 20
-"""A list of 100,000 files has 20 MB."""
+CHUNKS_MAX = 64 << 20
+"""Of one file."""
 NAMED_MAX = 5
 
 
@@ -37,17 +37,6 @@ class Refused:
 
     needed: int
     free: int
-
-
-def read_answer(data: bytes, *, verb: str, source: str) -> dict[str, Any]:
-    """Return the table that the helper answers with; raises `Garbled` with the reason."""
-    try:
-        answer = parse(data, bytes_max=ANSWER_BYTES_MAX)
-    except NotPlain as error:
-        raise Garbled(f"{source} answered `{verb}` with what cannot be read: {error}") from error
-    if not isinstance(answer, dict):
-        raise Garbled(f"{source} answered `{verb}` with what is no object")
-    return answer
 
 
 def read_refusal(answer: Mapping[str, Any]) -> Refused | None:
@@ -115,7 +104,7 @@ def read_chunks(
         raise Garbled(f"{source} did not say what it has")
     chunks: dict[str, tuple[str, ...]] = {}
     for name in names:
-        hashes = texts(found.get(name, []), most=ANSWER_BYTES_MAX)
+        hashes = texts(found.get(name, []), most=CHUNKS_MAX)
         if hashes is None or not all(SHA256.fullmatch(one) for one in hashes):
             raise Garbled(f"{source} did not say what it has of a file")
         chunks[name] = hashes
