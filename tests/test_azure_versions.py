@@ -172,7 +172,7 @@ def dated(path: Path) -> Iterator[str]:
 
 
 def test_no_version_stands_outside_the_table() -> None:
-    """No text of `infra/azure` but the table holds an api-version of ARM; the price list is none."""
+    """No file of `infra/azure` but the table has an api-version of ARM."""
     others = {"api_versions.py", "prices.py"}
     files = [one for one in (ROOT / "infra/azure").glob("*.py") if one.name not in others]
 
