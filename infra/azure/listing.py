@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.azure.context import AzureContext, recorded_runs
-from infra.azure.end_compute import vm_from_answer
 from infra.azure.naming import Names, vm_of_group
 from infra.azure.observe import VmObserver
+from infra.azure.vm import vm_from_answer
 from infra.provider import Gone, NotAllowed, PowerState, Rejected, Vm
 from infra.renting.tags import RUN, is_of_run, lower_case_names
 
