@@ -122,7 +122,7 @@ def test_what_travels_and_what_is_deleted_does_not_hang_on_labels(
                 host_public_key=server.host_key,
             )
         )
-        work.forget()
+        work.disconnect()
         found = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
 
     model = {f"model/{name}" for name in sent(base)}

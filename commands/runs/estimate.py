@@ -14,7 +14,8 @@ from infra.catalog.gpus import resolve_gpu
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.data.rows import DataError, Row, stream_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
-from trainer.device.memory import GPUS, Gpu, foretell
+from trainer.device.gpus import GPUS, Gpu
+from trainer.device.memory import estimate_training
 from trainer.device.shapes import UnknownShapeError
 from trainer.text import MINUTE_S, duration
 from trainer.untrusted import NotPlain, parse
@@ -33,7 +34,7 @@ def estimate_run(loaded: LoadedConfig) -> dict[str, Any] | None:
     """Memory and time on the card that is named; None if it or the base is unknown.
 
     From the base's own description, the catalog and the first rows. The keys are those of
-    `trainer.device.memory.foretell`, and `usual_tokens`, of a row.
+    `trainer.device.memory.estimate_training`, and `usual_tokens`, of a row.
     """
     gpu = loaded.config.vm.gpu
     known = GPUS.get(resolve_gpu(gpu).gpu.name) if gpu else None
@@ -158,9 +159,9 @@ def _told(loaded: LoadedConfig, tables: TrainerConfig, gpu: Gpu) -> dict[str, An
     if model is None:
         return None
     try:
-        told = foretell(tables, model, gpu=gpu)
+        told = estimate_training(tables, model, gpu=gpu)
         usual = _usual_tokens(loaded) or tables.train.max_length
-        step_s = foretell(tables, model, gpu=gpu, lengths=[usual])["step_seconds"]
+        step_s = estimate_training(tables, model, gpu=gpu, lengths=[usual])["step_seconds"]
     except (ValueError, UnknownShapeError):
         return None
     hours = None if told["steps"] is None else told["steps"] * step_s / 3600

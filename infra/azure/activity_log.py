@@ -11,7 +11,7 @@ from urllib.parse import quote
 from infra.azure.context import AzureContext
 from infra.azure.naming import Names
 from infra.provider import ProviderError, StopReason
-from infra.timestamps import parse_utc_s, utc
+from infra.timestamps import format_utc, parse_utc_s
 
 LOG_DAYS = 14
 RELEASE_S = 600.0
@@ -69,7 +69,9 @@ class ActivityLog:
             found = _reason_of(event, own) if at_s <= before_s and not ours else None
             if found is not None:
                 reason, detail = found
-                return StopCause(reason=reason, since=utc(at_s) if at_s else "", detail=detail)
+                return StopCause(
+                    reason=reason, since=format_utc(at_s) if at_s else "", detail=detail
+                )
         return "the activity log has nothing yet, it lags by minutes"
 
     def _events(self, names: Names) -> list[dict[str, Any]]:

@@ -27,10 +27,10 @@ from infra.azure.permissions import (
 )
 from infra.azure.vm import NO_CAP, current_cap
 from infra.catalog.azure import AZURE
-from infra.provider import BadRequest, ProviderError, Vm, Want
-from infra.renting.safeguards import Protection, try_set, with_worst_case
+from infra.provider import BadRequest, ProviderError, Safeguard, Vm, Want
+from infra.renting.safeguards import try_set, with_worst_case
 from infra.renting.tags import RUN
-from infra.timestamps import utc
+from infra.timestamps import format_utc
 
 LEAD_S = 30 * 60.0
 """A schedule set less than half an hour ahead may first strike a day later."""
@@ -47,7 +47,7 @@ class AzureSafeguards:
     observer: VmObserver
     permissions: Permissions
 
-    def protect(self, vm: Vm, *, until_s: float) -> list[Protection]:
+    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
         """Set every switch that this account may set, so that compute ends soon after `until_s`.
 
         A limit more than 23 hours away is approached in steps: call again within that time. Never
@@ -74,7 +74,7 @@ class AzureSafeguards:
             price_max = AZURE.on_demand_max(size=size)
         return _with_worst_case(found, now_s=now_s, price_max=price_max, disk_gb=_disk_gb(answer))
 
-    def foresee(self, want: Want, *, until_s: float) -> list[Protection]:
+    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
         """Which switches this account will be able to set, from its rights alone; changes nothing.
 
         Rights that cannot be read count as missing, with the reason; never raises.
@@ -89,21 +89,21 @@ class AzureSafeguards:
         except ProviderError as error:
             detail = f"not known: {error}"
             found += [
-                Protection(name=name, holds=False, detail=detail, hint=error.hint)
+                Safeguard(name=name, is_set=False, detail=detail, hint=error.hint)
                 for name in ("auto-shutdown", "self-release")
             ]
             return _with_worst_case(
                 found, now_s=now_s, price_max=_price_max(want), disk_gb=want.disk_gb
             )
         found += [
-            _expected_schedule(strike_s, holds=settable.schedule),
-            _expected_release(until_s, holds=settable.release),
+            _expected_schedule(strike_s, is_set=settable.schedule),
+            _expected_release(until_s, is_set=settable.release),
         ]
         return _with_worst_case(
             found, now_s=now_s, price_max=_price_max(want), disk_gb=want.disk_gb
         )
 
-    def _schedule(self, names: Names, answer: dict[str, Any], strike_s: float) -> Protection:
+    def _schedule(self, names: Names, answer: dict[str, Any], strike_s: float) -> Safeguard:
         ensure_registered(self.context, ("Microsoft.DevTestLab",))
         self.context.arm.send(
             "set the auto-shutdown",
@@ -111,18 +111,19 @@ class AzureSafeguards:
             names.id_of(SCHEDULE, names.schedule),
             body=schedule_body(names, region=str(answer["location"]), strike_s=strike_s),
         )
-        return Protection(
+        return Safeguard(
             name="auto-shutdown",
-            holds=True,
-            detail=f"Azure deallocates the machine at {utc(strike_s)} unless this is renewed",
+            is_set=True,
+            detail=f"Azure deallocates the machine at {format_utc(strike_s)} unless this is"
+            " renewed",
             stops_at_s=strike_s,
         )
 
-    def _role(self, names: Names, answer: dict[str, Any], until_s: float) -> Protection:
+    def _role(self, names: Names, answer: dict[str, Any], until_s: float) -> Safeguard:
         principal = str((answer.get("identity") or {}).get("principalId") or "")
         if not principal:
-            return Protection(
-                name="self-release", holds=False, detail="the machine has no identity of its own"
+            return Safeguard(
+                name="self-release", is_set=False, detail="the machine has no identity of its own"
             )
         role = role_id(names.subscription_id)
         if not role_is_defined(self.context):
@@ -149,9 +150,9 @@ class AzureSafeguards:
         except BadRequest as error:
             if "RoleAssignmentExists" not in str(error):
                 raise
-        return Protection(
+        return Safeguard(
             name="self-release",
-            holds=True,
+            is_set=True,
             detail="the machine may deallocate itself, and nothing else",
             stops_at_s=until_s,
         )
@@ -205,38 +206,38 @@ def _disk_gb(answer: dict[str, Any]) -> int:
     return int((storage.get("osDisk") or {}).get("diskSizeGB") or DISK_GB)
 
 
-def _expected_schedule(strike_s: float, *, holds: bool) -> Protection:
-    if not holds:
-        return Protection(
+def _expected_schedule(strike_s: float, *, is_set: bool) -> Safeguard:
+    if not is_set:
+        return Safeguard(
             name="auto-shutdown",
-            holds=False,
+            is_set=False,
             detail="the account may not make schedules",
             hint="ask for `Contributor` on the subscription",
         )
-    detail = f"Azure will deallocate the machine at {utc(strike_s)} unless that is renewed"
-    return Protection(name="auto-shutdown", holds=True, detail=detail, stops_at_s=strike_s)
+    detail = f"Azure will deallocate the machine at {format_utc(strike_s)} unless that is renewed"
+    return Safeguard(name="auto-shutdown", is_set=True, detail=detail, stops_at_s=strike_s)
 
 
-def _expected_release(until_s: float, *, holds: bool) -> Protection:
-    if holds:
+def _expected_release(until_s: float, *, is_set: bool) -> Safeguard:
+    if is_set:
         detail = "the machine will be allowed to deallocate itself, and nothing else"
-        return Protection(name="self-release", holds=True, detail=detail, stops_at_s=until_s)
-    return Protection(
+        return Safeguard(name="self-release", is_set=True, detail=detail, stops_at_s=until_s)
+    return Safeguard(
         name="self-release",
-        holds=False,
+        is_set=False,
         detail="the account may not let machines deallocate themselves",
         hint=RELEASE_HINT,
     )
 
 
-def _cap_of(answer: dict[str, Any]) -> Protection:
+def _cap_of(answer: dict[str, Any]) -> Safeguard:
     cap = current_cap(answer)
     if cap > 0:
         detail = f"Azure evicts the machine before it costs more than {cap} USD/h"
-        return Protection(name="price cap", holds=True, detail=detail)
-    return Protection(
+        return Safeguard(name="price cap", is_set=True, detail=detail)
+    return Safeguard(
         name="price cap",
-        holds=False,
+        is_set=False,
         detail="no cap: the price is at most the on-demand price",
         hint="set `vm.max_price`",
     )
@@ -248,8 +249,8 @@ def _price_max(want: Want) -> float:
 
 
 def _with_worst_case(
-    found: list[Protection], *, now_s: float, price_max: float, disk_gb: int
-) -> list[Protection]:
+    found: list[Safeguard], *, now_s: float, price_max: float, disk_gb: int
+) -> list[Safeguard]:
     """The safeguards with the bill that they leave possible."""
     return with_worst_case(
         found,

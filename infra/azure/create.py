@@ -53,7 +53,7 @@ from infra.renting.caller import source_prefix
 from infra.renting.refusal_cache import RefusalCache
 from infra.renting.run_record import RunRecord
 from infra.renting.tags import GENERATION, is_of_run, lower_case_names, tags_of
-from infra.timestamps import utc
+from infra.timestamps import format_utc
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
@@ -164,7 +164,7 @@ class VmCreator:
         source = source_prefix(self.context.caller())
         tags = tags_of(
             spec,
-            created_at=utc(self.context.clock()),
+            created_at=format_utc(self.context.clock()),
             idle_usd_per_h=idle_usd_per_h(spec.disk_gb),
             name_chars_max=TAG_NAME_CHARS_MAX,
         )
@@ -274,7 +274,7 @@ class VmCreator:
         if spec.until_s is None:
             return
         vm = self._accepted(spec, names, tags, done=False)
-        self.safeguards.protect(vm, until_s=spec.until_s)
+        self.safeguards.set_safeguards(vm, until_s=spec.until_s)
 
     @staticmethod
     def _verify(spec: VmSpec, answer: dict[str, Any]) -> None:

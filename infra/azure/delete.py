@@ -31,7 +31,7 @@ from infra.provider import (
 )
 from infra.renting.run_record import RunRecord
 from infra.renting.tags import GENERATION, is_of_run, lower_case_names
-from infra.timestamps import utc
+from infra.timestamps import format_utc
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
@@ -70,7 +70,7 @@ class Deleter:
         except KeyboardInterrupt:
             on_message(f"interrupted while removing; {_left(record, names)}; {AGAIN}")
             raise
-        ended = utc(record.compute_ended_at) if record.compute_ended_at else ""
+        ended = format_utc(record.compute_ended_at) if record.compute_ended_at else ""
         removed = [
             Removed(kind=kind, id=id_, billed_until=ended if kind == KINDS[VM.lower()] else "")
             for kind, id_ in record.removing

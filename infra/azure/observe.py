@@ -92,7 +92,9 @@ class VmObserver:
             refusal=cause.refusal,
         )
 
-    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:
+    def stop_reason_from_log(
+        self, vm: Vm, *, after_s: float, before_s: float
+    ) -> Observation | None:
         """What the activity log tells by now of a stop between those times; None if nothing."""
         names = names_of(vm, self.context.settings.subscription_id)
         try:

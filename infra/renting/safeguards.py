@@ -9,20 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from infra.provider import NotAllowed, ProviderError
-from infra.timestamps import utc
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protection:
-    """One safeguard: whether it is set, and what it does."""
-
-    name: str
-    holds: bool
-    detail: str
-    hint: str = ""
-    stops_at_s: float | None = None
-    """When it ends compute billing at the latest, in seconds since 1970; None if it names none."""
+from infra.provider import NotAllowed, ProviderError, Safeguard
+from infra.timestamps import format_utc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +37,20 @@ class WorstCase:
 
 
 def try_set(
-    name: str, set_safeguard: Callable[[], Protection], *, permission_hint: str = ""
-) -> Protection:
+    name: str, set_safeguard: Callable[[], Safeguard], *, permission_hint: str = ""
+) -> Safeguard:
     """Set a safeguard; one that cannot be set is a finding with its reason, not an error."""
     try:
         return set_safeguard()
     except ProviderError as error:
         lacks_right = permission_hint and isinstance(error, NotAllowed)
         hint = permission_hint if lacks_right else error.hint
-        return Protection(name=name, holds=False, detail=str(error), hint=hint)
+        return Safeguard(name=name, is_set=False, detail=str(error), hint=hint)
 
 
 def with_worst_case(
-    found: list[Protection], *, now_s: float, price_max: float, idle_usd_per_h: float, main: str
-) -> list[Protection]:
+    found: list[Safeguard], *, now_s: float, price_max: float, idle_usd_per_h: float, main: str
+) -> list[Safeguard]:
     """Safeguards in order of trust, the first that names a time with the bill it leaves possible.
 
     `price_max` is the highest price that the machine can come to, USD per hour; 0 if unknown.
@@ -71,7 +59,7 @@ def with_worst_case(
     if price_max <= 0:
         return found
     worst = worst_case(found, now_s=now_s, cap_usd_per_h=price_max, idle_usd_per_h=idle_usd_per_h)
-    timed = [one.name for one in found if one.holds and one.stops_at_s is not None]
+    timed = [one.name for one in found if one.is_set and one.stops_at_s is not None]
     first = timed[0] if timed else main
     return [
         replace(one, detail=f"{one.detail}: {worst.detail}") if one.name == first else one
@@ -80,13 +68,13 @@ def with_worst_case(
 
 
 def worst_case(
-    protections: list[Protection], *, now_s: float, cap_usd_per_h: float, idle_usd_per_h: float
+    safeguards: list[Safeguard], *, now_s: float, cap_usd_per_h: float, idle_usd_per_h: float
 ) -> WorstCase:
     """The bill of a machine at its cap until the first of the safeguards that names a time.
 
     They come in the order of trust: what the cloud does itself stands before the machine's own.
     """
-    times = [p.stops_at_s for p in protections if p.holds and p.stops_at_s is not None]
+    times = [p.stops_at_s for p in safeguards if p.is_set and p.stops_at_s is not None]
     per_day = idle_usd_per_h * 24
     if not times:
         return WorstCase(
@@ -100,5 +88,5 @@ def worst_case(
         compute_usd=hours * cap_usd_per_h,
         idle_usd_per_day=per_day,
         usd_per_day=cap_usd_per_h * 24 + per_day,
-        why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {utc(times[0])}",
+        why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {format_utc(times[0])}",
     )
