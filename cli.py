@@ -359,7 +359,7 @@ def _besides(trouble: Trouble, *, as_json: bool) -> NoReturn:
 
 def _drive(goal: str, run: str, *, as_json: bool, **options: Any) -> None:
     from commands.runs import drive
-    from infra.run.decide import Goal
+    from infra.run.plan import Goal
 
     options["plain"] = options["plain"] or as_json
     arrived = drive.drive(drive.Order(goal=Goal(goal), wanted=run, **options))

@@ -22,14 +22,14 @@ from commands.runs.home import (
 from commands.runs.save_before_release import LastSave, Result, clear, lost_with_disk, save_before
 from commands.runs.session import reopen
 from commands.runs.take_lock import taken
-from commands.ui.errors import CloudTrouble, Exit, Usage
+from commands.ui.errors import CloudTrouble, Usage
 from infra.azure.run_record import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
 from infra.retry import with_retries
 from infra.run.budget import bill
 from infra.run.fold import fold
-from infra.run.journal import Journal, JournalDamaged, Kind, read
+from infra.run.journal import Journal, JournalDamaged, Kind, Outcome, read
 from infra.run.release import billed_until_s, release, still_there
 from infra.run.state import RunState
 
@@ -106,7 +106,7 @@ def _part(
     done = replace(_down_known(record, provider, state, delete=order.delete), save=save)
     if state.ending is None and (ended or state.vm is not None or state.pending is not None):
         reason = "another `qft` ended the run: " * ended + f"`{order.command}` {_deed(done)}"
-        record.note(Kind.RUN_ENDED, code=Exit.INTERRUPTED, reason=reason)
+        record.note(Kind.RUN_ENDED, code=Outcome.STOPPED_BY_USER.value, reason=reason)
     return done
 
 

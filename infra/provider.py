@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class Provider(ABC):
@@ -221,6 +221,11 @@ class Offer:
         """Where it is, for people: `region`, or `region/zone`."""
         return f"{self.region}/{self.zone}" if self.zone else self.region
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Offer:
+        """Rebuild an offer that `asdict` wrote; unknown keys of later versions are ignored."""
+        return cls(**{one.name: data[one.name] for one in fields(cls) if one.name in data})
+
 
 @dataclass(frozen=True, kw_only=True)
 class VmSpec:
@@ -313,6 +318,12 @@ class Vm:
     idle_usd_per_h: float = 0.0
     """What its disk and address cost per hour while it is deallocated."""
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Vm:
+        """Rebuild a machine that `asdict` wrote; unknown keys of later versions are ignored."""
+        values = {one.name: data[one.name] for one in fields(cls) if one.name in data}
+        return cls(**{**values, "power": PowerState(values.get("power", PowerState.CREATING))})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
@@ -356,6 +367,26 @@ class Removed:
     none, or the provider does not tell."""
 
 
+class ErrorKind(StrEnum):
+    """The classes of the error tree as values; their names are what journals hold."""
+
+    PROVIDER_ERROR = "ProviderError"
+    NO_CAPACITY = "NoCapacity"
+    OVER_QUOTA = "OverQuota"
+    PRICE_ABOVE_CAP = "PriceAboveCap"
+    NOT_ALLOWED = "NotAllowed"
+    SIGNED_OUT = "SignedOut"
+    BAD_REQUEST = "BadRequest"
+    REJECTED = "Rejected"
+    TRANSIENT = "Transient"
+    GONE = "Gone"
+
+    @classmethod
+    def _missing_(cls, value: object) -> ErrorKind | None:
+        """Take a class that another version wrote down for the base of the tree."""
+        return cls.PROVIDER_ERROR if isinstance(value, str) else None
+
+
 class ProviderError(Exception):
     """Base of the tree: what happened, and a hint with the command or link that helps.
 
@@ -363,6 +394,7 @@ class ProviderError(Exception):
     begun could not be cleared away: something may remain, and bill.
     """
 
+    kind: ClassVar[ErrorKind] = ErrorKind.PROVIDER_ERROR
     unfinished = False
 
     def __init__(self, message: str, *, hint: str = "", retry_after_s: float | None = None) -> None:
@@ -370,18 +402,17 @@ class ProviderError(Exception):
         self.hint = hint
         self.retry_after_s = retry_after_s
 
-    @property
-    def kind(self) -> str:
-        """The name of its class in this tree, also of a subclass of a provider's own."""
-        return next(one.__name__ for one in type(self).__mro__ if one.__module__ == __name__)
-
 
 class NoCapacity(ProviderError):  # noqa: N818  (the seam's vocabulary, not a suffix)
     """Nothing of that size is free there now. Next: the next offer; forget this after a while."""
 
+    kind = ErrorKind.NO_CAPACITY
+
 
 class OverQuota(ProviderError):  # noqa: N818
     """The account's quota forbids it. Next: other offers; a human raises `family` via the link."""
+
+    kind = ErrorKind.OVER_QUOTA
 
     def __init__(
         self, message: str, *, family: str = "", limit: int | None = None, hint: str = ""
@@ -394,6 +425,8 @@ class OverQuota(ProviderError):  # noqa: N818
 class PriceAboveCap(ProviderError):  # noqa: N818
     """The market price exceeds the cap. Next: other offers, wait, or a human raises the cap."""
 
+    kind = ErrorKind.PRICE_ABOVE_CAP
+
     def __init__(
         self, message: str, *, current_usd_per_h: float | None = None, hint: str = ""
     ) -> None:
@@ -404,25 +437,37 @@ class PriceAboveCap(ProviderError):  # noqa: N818
 class NotAllowed(ProviderError):  # noqa: N818
     """Credentials or rights are missing. Next: a human; retrying cannot help."""
 
+    kind = ErrorKind.NOT_ALLOWED
+
 
 class SignedOut(NotAllowed):
     """Nobody is signed in. Next: a human signs in; what was rented goes on working meanwhile."""
+
+    kind = ErrorKind.SIGNED_OUT
 
 
 class BadRequest(ProviderError):  # noqa: N818
     """The provider did not understand us. Next: report a bug; never retried."""
 
+    kind = ErrorKind.BAD_REQUEST
+
 
 class Rejected(BadRequest):
     """A refusal that nobody foresaw. Next: another offer; with none left, a human reads it."""
+
+    kind = ErrorKind.REJECTED
 
 
 class Transient(ProviderError):  # noqa: N818
     """A hiccup of the network or the provider. Next: the same call, after `retry_after_s`."""
 
+    kind = ErrorKind.TRANSIENT
+
 
 class Gone(ProviderError):  # noqa: N818
     """There is no such machine. Next: a new one, from the newest checkpoint."""
+
+    kind = ErrorKind.GONE
 
 
 PASSING = (NoCapacity, OverQuota, PriceAboveCap, Rejected)

@@ -37,9 +37,9 @@ from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json
 from infra.provider import Vm
-from infra.run.decide import Goal, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
+from infra.run.plan import Goal, RunPlan
 from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors, job
 from remote.sync.plan import SyncOptions

@@ -29,14 +29,14 @@ from commands.runs.session import Desk, Session, is_over, opened, reopen
 from commands.runs.take_lock import Taker, taker_of
 from commands.ui.announcing_console import Aloud
 from commands.ui.console import make_console
-from commands.ui.errors import BY_CODE, CloudTrouble, Exit, Stopped, Trouble, Usage
+from commands.ui.errors import TROUBLE_OF, CloudTrouble, Exit, Stopped, Trouble, Usage
 from infra.catalog.gpus import resolve_gpu
 from infra.durable import write_json
 from infra.provider import BadRequest, ProviderError, Rejected, SignedOut
 from infra.run.budget import Budget, bill, worst_case_usd
-from infra.run.decide import Goal
 from infra.run.fold import fold
-from infra.run.journal import JournalDamaged, Kind, read
+from infra.run.journal import JournalDamaged, Kind, Outcome, read
+from infra.run.plan import Goal
 from infra.run.state import RunEnd, RunState
 
 HOURS_PER_MONTH = 730.0
@@ -262,7 +262,7 @@ def _steer(session: Session, order: Order) -> Arrived:
     plan = session.plan(order.goal)
     over = is_over(session.supervisor.state)
     reason = "this run was complete already; `--fresh` begins it again"
-    ending = RunEnd(code=0, reason=reason) if over else session.supervisor.run(plan)
+    ending = RunEnd(outcome=Outcome.DONE, reason=reason) if over else session.supervisor.run(plan)
     receipt = make_receipt(session.folder, session.loaded.out, simulated=simulated)
     if session.loaded.out.is_dir() and not over:
         write_json(session.loaded.out / "receipt.json", receipt.to_json(), mode=0o644)
@@ -286,7 +286,7 @@ def _arrived(
     loaded: LoadedConfig, goal: Goal, ending: RunEnd, receipt: Receipt, state: RunState
 ) -> Arrived:
     name, vm = loaded.config.name, loaded.config.vm
-    if ending.code == 0:
+    if ending.outcome is Outcome.DONE:
         return Arrived(
             name=name,
             goal=goal,
@@ -295,23 +295,24 @@ def _arrived(
             missed=missed(vm.rehearse_evictions, state),
             outrun=outrun(vm.local.evict_after_s if vm.provider == "local" else (), state),
         )
-    kind = BY_CODE.get(ending.code, Trouble)
-    raise kind(ending.reason, hint=_what_now(name, ending.code, receipt, gone=state.deleted))
+    hint = _what_now(name, ending.outcome, receipt, gone=state.deleted)
+    raise TROUBLE_OF[ending.outcome](ending.reason, hint=hint)
 
 
-def _what_now(name: str, code: int, receipt: Receipt, *, gone: bool = False) -> str:
+def _what_now(name: str, outcome: Outcome, receipt: Receipt, *, gone: bool = False) -> str:
     """What a person can do about an ending, and what still bills; `gone` with its machine."""
     advice = {
-        3: f"`qft plan {name}` shows every offer and why it cannot be had",
-        4: f"`qft doctor {name}` looks at the connection",
-        5: f"`qft logs {name}` shows what the trainer said",
-        6: "raise `budget` in run.yaml and run the same command again: it goes on where it was",
-        130: f"`qft run {name}` goes on from the checkpoint at home"
+        Outcome.CLOUD_REFUSED: f"`qft plan {name}` shows every offer and why it cannot be had",
+        Outcome.MACHINE_FAILED: f"`qft doctor {name}` looks at the connection",
+        Outcome.TRAINING_FAILED: f"`qft logs {name}` shows what the trainer said",
+        Outcome.BUDGET_REACHED: "raise `budget` in run.yaml and run the same command again: "
+        "it goes on where it was",
+        Outcome.STOPPED_BY_USER: f"`qft run {name}` goes on from the checkpoint at home"
         if gone
         else f"`qft train --resume {name}` starts it again and goes on, "
         f"`qft down --delete {name}` removes everything",
-    }.get(code, "")
-    bills = _bills("" if code == Exit.INTERRUPTED else name, receipt)
+    }.get(outcome, "")
+    bills = _bills("" if outcome is Outcome.STOPPED_BY_USER else name, receipt)
     return "; ".join(part for part in (advice, bills) if part)
 
 

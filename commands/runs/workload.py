@@ -16,9 +16,15 @@ from commands.runs.remote_layout import Setting
 from commands.runs.result_files import STAYS, Expected, left_there
 from infra.durable import write_bytes
 from infra.provider import Vm
-from infra.run.decide import JobPhase, JobView
 from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
-from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import (
+    HostNotTrusted,
+    HostUnfit,
+    HostUnreachable,
+    JobOutcome,
+    JobPhase,
+    JobView,
+)
 from remote import errors, job, ssh
 from remote.clean_environment import clean
 from remote.setup.failures import reason
@@ -149,6 +155,7 @@ class SshWorkload:
             self._bring_home_from(vm)
         return JobView(
             phase=_PHASES[status.state],
+            outcome=_outcome(status),
             exit_code=status.exit_code,
             step=heartbeat.step or 0,
             steps=heartbeat.steps or 0,
@@ -354,6 +361,21 @@ _PHASES = {
     job.JobState.EXITED: JobPhase.EXITED,
     job.JobState.LOST: JobPhase.EXITED,
 }
+_OUTCOMES = {
+    0: JobOutcome.DONE,
+    65: JobOutcome.BAD_INPUT,
+    75: JobOutcome.PREEMPTED,
+    78: JobOutcome.BAD_INPUT,
+}
+"""What the exit codes of `trainer/__main__.py` mean; every other one is a crash."""
+
+
+def _outcome(status: job.JobStatus) -> JobOutcome | None:
+    """How the trainer ended; None while it has not. Without an exit code it was killed."""
+    if _PHASES[status.state] is not JobPhase.EXITED:
+        return None
+    code = status.exit_code
+    return JobOutcome.CRASHED if code is None else _OUTCOMES.get(code, JobOutcome.CRASHED)
 
 
 def _log(error: errors.RemoteError) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from infra.run.journal import Outcome
+
 
 class Exit(IntEnum):
     """The exit codes of `qft`; anything else is a failure too."""
@@ -71,11 +73,22 @@ class Stopped(Trouble):
     exit_code = Exit.INTERRUPTED
 
 
-BY_CODE: dict[int, type[Trouble]] = {
-    Exit.USAGE: Usage,
-    Exit.CLOUD: CloudTrouble,
-    Exit.HOST: HostTrouble,
-    Exit.TRAINING: TrainingTrouble,
-    Exit.BUDGET: BudgetTrouble,
-    Exit.INTERRUPTED: Stopped,
+EXIT_OF = {
+    Outcome.DONE: Exit.DONE,
+    Outcome.BAD_INPUT: Exit.USAGE,
+    Outcome.CLOUD_REFUSED: Exit.CLOUD,
+    Outcome.MACHINE_FAILED: Exit.HOST,
+    Outcome.TRAINING_FAILED: Exit.TRAINING,
+    Outcome.BUDGET_REACHED: Exit.BUDGET,
+    Outcome.STOPPED_BY_USER: Exit.INTERRUPTED,
+}
+"""The exit code of a command whose run ended so."""
+
+TROUBLE_OF: dict[Outcome, type[Trouble]] = {
+    Outcome.BAD_INPUT: Usage,
+    Outcome.CLOUD_REFUSED: CloudTrouble,
+    Outcome.MACHINE_FAILED: HostTrouble,
+    Outcome.TRAINING_FAILED: TrainingTrouble,
+    Outcome.BUDGET_REACHED: BudgetTrouble,
+    Outcome.STOPPED_BY_USER: Stopped,
 }

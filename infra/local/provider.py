@@ -273,7 +273,7 @@ class LocalProvider(Provider):
 
     def _vm(self, record: dict[str, Any], state: MachineState) -> Vm:
         """What the caller was told once, with what is true now."""
-        vm = Vm(**{**record["vm"], "power": PowerState(record["vm"]["power"])})
+        vm = Vm.from_json(record["vm"])
         power = {
             MachinePower.ABSENT: PowerState.REMNANTS,
             MachinePower.OFF: PowerState.DEALLOCATED,

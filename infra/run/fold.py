@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from infra.provider import Offer, PowerState, StopReason
+from infra.provider import ErrorKind, Offer, PowerState, StopReason, Vm
 from infra.run.billing_spans import (
     close_span,
     drop_open_span,
@@ -18,7 +18,7 @@ from infra.run.billing_spans import (
     reprice_span,
     without_compute,
 )
-from infra.run.journal import Event, JournalDamaged, Kind
+from infra.run.journal import Event, JournalDamaged, Kind, Outcome
 from infra.run.state import RunEnd, RunState, UnexplainedStop
 from infra.run.stop_reasons import (
     after_late_refusal,
@@ -29,9 +29,8 @@ from infra.run.stop_reasons import (
     is_refusal,
     spans_until_release,
     went_down_s,
-    with_failure,
+    with_refusal,
 )
-from infra.run.vm_json import offer_from_json, vm_from_json
 
 
 def fold(events: Iterable[Event]) -> RunState:
@@ -81,13 +80,13 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
         launched=state.launched and not changed,
         trained=state.trained and not changed,
         fetched="" if changed else state.fetched,
-        failures=tuple(one for one in state.failures if not one.needs_human),
+        refusals=tuple(one for one in state.refusals if not one.needs_human),
     )
 
 
 def _create_intended(state: RunState, event: Event) -> RunState:
     """Bills from here on: the machine may exist although its answer never arrived."""
-    offer = offer_from_json(event.data["offer"])
+    offer = Offer.from_json(event.data["offer"])
     return replace(
         state,
         pending=event.kind,
@@ -104,7 +103,7 @@ def _create_intended(state: RunState, event: Event) -> RunState:
 def _create_accepted(state: RunState, event: Event) -> RunState:
     return replace(
         _vm_started(state, event),
-        vm=vm_from_json(event.data["vm"]),
+        vm=Vm.from_json(event.data["vm"]),
         pending=None,
         start_failures=0,
         unreachable=0,
@@ -120,7 +119,8 @@ def _create_failed(state: RunState, event: Event) -> RunState:
 
 
 def _refused(state: RunState, event: Event) -> RunState:
-    return with_failure(state, event, error=event.data["error"], message=event.data["message"])
+    kind = ErrorKind(event.data["error"])
+    return with_refusal(state, event, kind=kind, message=event.data["message"])
 
 
 def _start_intended(state: RunState, event: Event) -> RunState:
@@ -191,7 +191,7 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
     spans = close_span(state.spans, when)
     if event.data["power"] == PowerState.FAILED or (gone and not state.prepared):
         # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.
-        state = with_failure(state, event, error="NoCapacity", message=event.data["detail"])
+        state = with_refusal(state, event, kind=ErrorKind.NO_CAPACITY, message=event.data["detail"])
     unexplained_stop = UnexplainedStop(
         after_s=state.vm_started_s, at_s=event.at_s, counted=evicted, ran=ran, alive_s=state.alive_s
     )
@@ -350,7 +350,8 @@ def _deleted(state: RunState, event: Event) -> RunState:
 
 
 def _run_ended(state: RunState, event: Event) -> RunState:
-    return replace(state, ending=RunEnd(code=event.data["code"], reason=event.data["reason"]))
+    outcome = Outcome(event.data["code"])
+    return replace(state, ending=RunEnd(outcome=outcome, reason=event.data["reason"]))
 
 
 def _vm_started(state: RunState, event: Event) -> RunState:

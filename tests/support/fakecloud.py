@@ -14,14 +14,25 @@ from pathlib import Path
 from infra import provider as seam
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
 from infra.run.context import RunContext, TurnReport
-from infra.run.decide import Goal, JobPhase, JobView, Policy, RunPlan
 from infra.run.heartbeat import Heartbeat
 from infra.run.journal import Event, Journal, Kind
+from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import RunEnd
 from infra.run.supervisor import Supervisor
-from infra.run.workload import HostNotTrusted, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnreachable, JobOutcome, JobPhase, JobView
 
 SAVE_EVERY = 10
+OUTCOMES = {
+    0: JobOutcome.DONE,
+    65: JobOutcome.BAD_INPUT,
+    75: JobOutcome.PREEMPTED,
+    78: JobOutcome.BAD_INPUT,
+}
+
+
+def outcome_of(exit_code: int | None) -> JobOutcome:
+    """What an exit code of the trainer means."""
+    return JobOutcome.CRASHED if exit_code is None else OUTCOMES.get(exit_code, JobOutcome.CRASHED)
 
 
 class Killed(BaseException):
@@ -292,11 +303,12 @@ class FakeWorkload:
         told = Heartbeat(updated_at=beat, phase="training")
         view = JobView(phase=JobPhase.ABSENT, step=disk.step, steps=self.steps, heartbeat=told)
         if disk.done:
-            return replace(view, phase=JobPhase.EXITED, exit_code=0)
+            return replace(view, phase=JobPhase.EXITED, outcome=JobOutcome.DONE, exit_code=0)
         if disk.running_since is not None:
             return replace(view, phase=JobPhase.RUNNING)
         if disk.exit_code is None or disk.exit_code >= 0:
-            return replace(view, phase=JobPhase.EXITED, exit_code=disk.exit_code)
+            outcome = outcome_of(disk.exit_code)
+            return replace(view, phase=JobPhase.EXITED, outcome=outcome, exit_code=disk.exit_code)
         return view
 
     def stop(self, vm: Vm) -> None:
