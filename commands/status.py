@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from commands.runs import factory
-from commands.runs.home import environment, is_driven, pick_run, qft_home
+from commands.runs.find_config import reopen
+from commands.runs.home import environment, is_locked, pick_run, qft_home
 from commands.runs.receipt import Receipt, make_receipt
-from commands.runs.session import Desk, make_workload, reopen
+from commands.runs.request import RunRequest
+from commands.runs.session import build_workload
 from commands.ui.console import PlainConsole
-from commands.ui.errors import EXIT_OF
+from commands.ui.errors import exit_of
 from infra.provider import Observation, PowerState, ProviderError, StopReason
 from infra.run.budget import bill
 from infra.run.fold import apply, fold
@@ -94,7 +96,7 @@ class Status:
             "usd": round(self.usd, 6),
             "usd_per_h_now": self.usd_per_h_now,
             "simulated": self.receipt.simulated,
-            "ending": {"code": EXIT_OF[state.ending.outcome], "reason": state.ending.reason}
+            "ending": {"code": exit_of(state.ending.outcome), "reason": state.ending.reason}
             if state.ending
             else None,
             "trouble": self.trouble or None,
@@ -151,8 +153,8 @@ def status(wanted: str) -> Status:
     loaded = reopen(folder)
     state = fold(read(folder.journal))
     console = PlainConsole(sys.stderr, simulated=False, clock=time.monotonic)
-    desk = Desk(loaded=loaded, home=home, console=console)
-    machine, job, trouble, signed_in = _look(desk, state)
+    request = RunRequest(loaded=loaded, home=home, console=console)
+    machine, job, trouble, signed_in = _look(request, state)
     state = _as_seen(state, machine)
     now_s = time.time()
     used = bill(state, now_s)
@@ -161,7 +163,7 @@ def status(wanted: str) -> Status:
         name=folder.name,
         state=state,
         receipt=make_receipt(folder, loaded.out, simulated=simulated),
-        driven=is_driven(folder),
+        driven=is_locked(folder),
         machine=machine,
         job=job,
         trouble=trouble,
@@ -180,7 +182,9 @@ def _as_seen(state: RunState, machine: Observation | None) -> RunState:
     return apply(state, Event(number=0, at_s=time.time(), kind=Kind.STOP_SEEN, data=data))
 
 
-def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | None, str, bool]:
+def _look(
+    request: RunRequest, state: RunState
+) -> tuple[Observation | None, JobView | None, str, bool]:
     """The machine and the trainer as they are now, or what kept us from seeing them.
 
     Last, whether the machine has answered since it was started.
@@ -189,7 +193,7 @@ def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | No
     if state.vm is None:
         return None, None, "", signed_in
     try:
-        provider = factory.make_provider(desk.loaded.config.vm, desk.home)
+        provider = factory.make_provider(request.loaded.config.vm, request.home)
         machine = provider.observe(state.vm)
     except ProviderError as error:
         return None, None, str(error), signed_in
@@ -197,7 +201,7 @@ def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | No
         return machine, None, "", signed_in
     if not (machine.host or state.vm.host):
         return machine, None, "", signed_in
-    workload = make_workload(desk, state.run_id, rents=provider.traits.rents, watch_only=True)
+    workload = build_workload(request, state.run_id, provider, watch_only=True)
     try:
         if state.prepared:
             return machine, workload.job_status(state.vm), "", True

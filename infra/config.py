@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from infra.catalog.gpus import Driver, resolve_gpu, sizes
+from infra.catalog.azure import AZURE
+from infra.catalog.gpus import Driver, resolve_gpu
 from infra.image import ImageDriver, check_urn, generation_of, image_facts
 from infra.names import cloud_name_error, host_error, key_path_error, program_error, user_error
 
@@ -121,7 +122,7 @@ class ImageTable(BaseModel):
     def note(self, gpu: str) -> str:
         """What set-up will do about the driver, where the image is known not to bring the right."""
         driver = image_facts(self.urn).driver if self.driver == "auto" else ImageDriver(self.driver)
-        grid = bool(gpu) and sizes(gpu=gpu)[0].driver is Driver.GRID
+        grid = bool(gpu) and AZURE.matching(gpu)[0].driver is Driver.GRID
         if driver is ImageDriver.NONE:
             return "`vm.image` brings no driver: set-up installs one and reboots, some ten minutes"
         if driver is ImageDriver.CUDA and grid:
@@ -130,7 +131,7 @@ class ImageTable(BaseModel):
 
     def check_fits(self, gpu: str) -> None:
         """Raise `ValueError` if no machine with that GPU boots the image, or can use its driver."""
-        matching_sizes = [one for one in sizes(gpu=gpu) if one.whole_card]
+        matching_sizes = AZURE.matching(gpu)
         generation = generation_of(self.urn)
         if generation and not any(
             generation in one.hypervisor_generations for one in matching_sizes

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from arm import Fault, Weather
+from arm import Disruption, DisruptionKind
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 
@@ -32,7 +32,7 @@ def holding(protections: list[Safeguard]) -> set[str]:
     return {one.name for one in protections if one.is_set}
 
 
-def test_all_switches_hold_for_an_owner(harness: AzureHarness) -> None:
+def test_all_safeguards_are_set_for_an_owner(harness: AzureHarness) -> None:
     """Cap, auto-shutdown and self-release are set; the role has one right and one machine."""
     vm = harness.provider().create(spec())
 
@@ -117,8 +117,8 @@ def test_bill_ends_in_time_whatever_clock_the_laptop_has(
     end_s = harness.cloud.clock.now() + 5 * HOUR_S
     harness.advance(24 * HOUR_S)
 
-    told = [one.stops_at_s for one in found if one.stops_at_s is not None]
-    assert told == pytest.approx([end_s, end_s], abs=60)
+    times = [one.stops_at_s for one in found if one.stops_at_s is not None]
+    assert times == pytest.approx([end_s, end_s], abs=60)
     assert harness.cloud.ledger.usd("compute") == pytest.approx(5 * 0.149174, rel=0.02)
 
 
@@ -151,7 +151,7 @@ def test_schedule_is_set_where_azure_can_keep_it(until_h: float, strike_h: float
     assert 0 <= strike - (now + strike_h * HOUR_S) < 60
 
 
-def test_nothing_that_holds_is_said_to_be_unbounded() -> None:
+def test_nothing_in_force_is_reported_as_unbounded() -> None:
     """Without a switch that names a time the worst case is not a number, and says why."""
     found = [Safeguard(name="price cap", is_set=True, detail="")]
 
@@ -162,7 +162,7 @@ def test_nothing_that_holds_is_said_to_be_unbounded() -> None:
 
 
 @pytest.mark.parametrize("left_h", [-1, 0.1, 5, 40])
-def test_worst_case_trusts_azures_own_switch(harness: AzureHarness, left_h: float) -> None:
+def test_worst_case_trusts_azures_own_schedule(harness: AzureHarness, left_h: float) -> None:
     """With the watchdog dead as well, compute costs what was foretold, whatever the limit."""
     vm = harness.provider().create(spec())
     now = harness.cloud.clock.now()
@@ -192,7 +192,7 @@ def test_role_goes_with_the_machine(harness: AzureHarness) -> None:
 def test_stopped_is_not_deallocated(harness: AzureHarness) -> None:
     """A machine switched off from inside goes on billing, and is shown as doing so."""
     vm = harness.provider().create(spec())
-    arm = harness.provider().account.arm
+    arm = harness.provider().context.arm
     arm.call("stop", arm.compute.virtual_machines.begin_power_off, "qft-run-a", "qft-run-a-1")
 
     seen = harness.provider().observe(vm)
@@ -244,8 +244,10 @@ def test_doctor_fails_only_when_no_region_has_quota(harness: AzureHarness) -> No
 
     assert required("eastus", "westus2") == [False]
     assert required("eastus") == [True]
-    harness.cloud.faults.add(
-        Fault(weather=Weather.ANSWER, path="/usages$", reply=ArmError(403, "X", "No.").reply())
+    harness.cloud.disruptions.add(
+        Disruption(
+            kind=DisruptionKind.ANSWER, path="/usages$", reply=ArmError(403, "X", "No.").reply()
+        )
     )
     assert required("eastus") == [False]
 
@@ -253,11 +255,11 @@ def test_doctor_fails_only_when_no_region_has_quota(harness: AzureHarness) -> No
 def test_doctor_tells_a_login_from_a_subscription(harness: AzureHarness) -> None:
     """A refused token, with Azure's code or with no word at all, is a matter of signing in."""
     for reply in (ArmError(401, "ExpiredAuthenticationToken", "Old.").reply(), Reply(status=401)):
-        harness.cloud.faults.add(
-            Fault(weather=Weather.ANSWER, path="^/subscriptions/", times=2, reply=reply)
+        harness.cloud.disruptions.add(
+            Disruption(kind=DisruptionKind.ANSWER, path="^/subscriptions/", times=2, reply=reply)
         )
         assert names_of_bad(harness)["credentials"].startswith("`az login`")
-        harness.cloud.faults.queue.clear()
+        harness.cloud.disruptions.queue.clear()
 
 
 def test_doctor_stops_at_credentials(harness: AzureHarness) -> None:
@@ -270,7 +272,7 @@ def test_doctor_stops_at_credentials(harness: AzureHarness) -> None:
     assert "qft doctor" in bad["subscription"]
 
 
-def test_rights_understand_wildcards() -> None:
+def test_permissions_understand_wildcards() -> None:
     """A role grants what its patterns cover, less what it takes away."""
     contributor = {"actions": ["*"], "notActions": ["Microsoft.Authorization/*/Write"]}
     reader = {"actions": ["*/read"], "notActions": []}
@@ -281,7 +283,7 @@ def test_rights_understand_wildcards() -> None:
     assert allowed([reader], "Microsoft.Compute/virtualMachines/read")
 
 
-def test_free_trial_is_told_by_azure_too(harness: AzureHarness) -> None:
+def test_free_trial_is_refused_by_azure_too(harness: AzureHarness) -> None:
     """An account that cannot use spot leaves nothing behind when it tries."""
     harness.cloud.market.spot_allowed = False
 

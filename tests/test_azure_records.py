@@ -63,12 +63,12 @@ def test_hours_are_never_dated_back_before_the_last_start() -> None:
     offer = {"provider": "x", "region": "a", "size": "s", "spot_usd_per_h": 1.0}
     vm = asdict(Vm(provider="x", run_id="r", id="v", region="a", size="s"))
     stop = {"power": "deallocated", "reason": "evicted", "detail": "", "since_s": 50.0, "step": 0}
-    told: list[tuple[float, Kind, dict[str, object]]] = [
+    entries: list[tuple[float, Kind, dict[str, object]]] = [
         (0.0, Kind.CREATE_INTENDED, {"generation": 1, "offer": offer}),
         (100.0, Kind.CREATE_ACCEPTED, {"vm": vm}),
         (7200.0, Kind.STOP_SEEN, stop),
     ]
-    events = [Event(number=n, at_s=at, kind=k, data=d) for n, (at, k, d) in enumerate(told, 1)]
+    events = [Event(number=n, at_s=at, kind=k, data=d) for n, (at, k, d) in enumerate(entries, 1)]
 
     assert bill(fold(events), 7200.0).compute_h == pytest.approx(2.0)
 
@@ -77,12 +77,12 @@ def test_cost_follows_the_market_while_the_machine_runs() -> None:
     """A price that doubles under the cap doubles what the budget counts from then on."""
     offer = {"provider": "x", "region": "a", "size": "s", "spot_usd_per_h": 1.0}
     vm = asdict(Vm(provider="x", run_id="r", id="v", region="a", size="s", price_usd_per_h=1.0))
-    told: list[tuple[float, Kind, dict[str, object]]] = [
+    entries: list[tuple[float, Kind, dict[str, object]]] = [
         (0.0, Kind.CREATE_INTENDED, {"generation": 1, "offer": offer}),
         (100.0, Kind.CREATE_ACCEPTED, {"vm": vm}),
         (HOUR_S, Kind.PRICE_SEEN, {"usd_per_h": 2.0}),
     ]
-    events = [Event(number=n, at_s=at, kind=k, data=d) for n, (at, k, d) in enumerate(told, 1)]
+    events = [Event(number=n, at_s=at, kind=k, data=d) for n, (at, k, d) in enumerate(entries, 1)]
 
     used = bill(fold(events), 2 * HOUR_S)
 
@@ -97,12 +97,12 @@ def test_running_machine_is_priced_by_the_market_of_now(harness: AzureHarness) -
     before = provider.observe(vm).price_usd_per_h
     harness.cloud.set_price(T4, "eastus", 0.2)
     harness.advance(1000)
-    asked = len([r for r in harness.cloud.requests if "retail" in r.path])
+    requests = len([r for r in harness.cloud.requests if "retail" in r.path])
 
     seen = [provider.observe(vm).price_usd_per_h for _ in range(5)]
 
     assert (before, set(seen)) == (0.149174, {0.2})
-    assert len([r for r in harness.cloud.requests if "retail" in r.path]) - asked == 1
+    assert len([r for r in harness.cloud.requests if "retail" in r.path]) - requests == 1
 
 
 def test_price_that_is_counted_is_never_above_the_cap(harness: AzureHarness) -> None:
@@ -151,12 +151,12 @@ def test_colleague_is_named_once_the_log_tells(harness: AzureHarness, tmp_path: 
     assert provider.stop_reason_from_log(vm, after_s=at_s + 500, before_s=at_s + 900) is None
 
 
-def test_deletion_in_the_portal_is_told_with_the_name(harness: AzureHarness) -> None:
+def test_deletion_in_the_portal_is_reported_with_the_name(harness: AzureHarness) -> None:
     """A machine that somebody deleted is gone by their doing, once the log tells."""
     provider = harness.provider()
     vm = provider.create(spec())
-    arm = provider.account.arm
-    arm.begin("x", arm.compute.virtual_machines.begin_delete, "qft-run-a", "qft-run-a-1").settle(
+    arm = provider.context.arm
+    arm.begin("x", arm.compute.virtual_machines.begin_delete, "qft-run-a", "qft-run-a-1").wait(
         wait_s=300
     )
     early = provider.observe(vm)
@@ -190,7 +190,7 @@ class UnsureCloud(FakeCloud):
 
     stopping: int = 0
     truth: StopReason = StopReason.RETURNED
-    asked: list[float] = field(default_factory=list)
+    requests: list[float] = field(default_factory=list)
 
     def observe(self, vm: Vm) -> Observation:
         """An eviction, as far as anybody can tell at first."""
@@ -210,7 +210,7 @@ class UnsureCloud(FakeCloud):
         before_s: float,
     ) -> Observation | None:
         """Known five minutes after the stop."""
-        self.asked.append(self.world.now_s)
+        self.requests.append(self.world.now_s)
         if self.world.now_s - before_s < 300:
             return None
         return Observation(
@@ -218,7 +218,7 @@ class UnsureCloud(FakeCloud):
         )
 
 
-def test_inferred_eviction_is_taken_back_when_the_records_say_otherwise(tmp_path: Path) -> None:
+def test_inferred_eviction_is_corrected_by_the_records(tmp_path: Path) -> None:
     """The run goes on at once; minutes later the journal is corrected, once, by a later line."""
     story = Story(path=tmp_path / "journal.jsonl")
     story.cloud = UnsureCloud(world=story.world, stopping=2)
@@ -235,11 +235,11 @@ def test_inferred_eviction_is_taken_back_when_the_records_say_otherwise(tmp_path
     assert (stop.data["power"], stop.data["reason"]) == ("deallocated", "evicted")
     assert (later.data["reason"], fold(events).evictions) == ("returned", 0)
     assert 300 <= later.at_s - stop.at_s < 900
-    assert len(story.cloud.asked) == 2
+    assert len(story.cloud.requests) == 2
     assert kinds.index(Kind.START_ACCEPTED) < kinds.index(Kind.STOP_EXPLAINED)
 
 
-def test_stop_that_was_a_persons_ends_the_run_once_the_records_tell(tmp_path: Path) -> None:
+def test_stop_that_was_a_persons_ends_the_run_once_the_records_show_it(tmp_path: Path) -> None:
     """Taken for an eviction and started again, the machine is released when the log names who."""
     story = Story(path=tmp_path / "journal.jsonl")
     story.cloud = UnsureCloud(world=story.world, truth=StopReason.USER)

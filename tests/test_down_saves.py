@@ -22,8 +22,8 @@ from support.sshd import serve
 
 from commands.runs.home import RunFolder
 from commands.runs.receipt import make_receipt
-from commands.runs.save_before_release import LastSave, Limits, let_save, lost_with_disk
-from commands.runs.take_lock import taken, taker_of
+from commands.runs.save_before_release import LastSave, Limits, let_trainer_save, lost_with_disk
+from commands.runs.take_lock import lock_taker_of, take_lock
 from infra.provider import Offer, Vm
 from infra.run.journal import Journal, Kind
 from infra.run.state import RunState
@@ -82,7 +82,7 @@ class Machine:
 
 
 @pytest.mark.parametrize(
-    ("machine", "bring", "saved", "home", "trouble"),
+    ("machine", "pull_checkpoint", "saved", "home", "trouble"),
     [
         (Machine(), True, 61, 61, ""),
         (Machine(exit_code=0), False, 61, 50, ""),
@@ -96,12 +96,14 @@ class Machine:
     ],
 )
 def test_a_machine_that_goes_is_waited_for_within_limits(
-    machine: Machine, saved: int | None, home: int, trouble: str, *, bring: bool
+    machine: Machine, saved: int | None, home: int, trouble: str, *, pull_checkpoint: bool
 ) -> None:
     """What was saved, what is at home and what went wrong is told; nothing holds up the release."""
     began_s = time.monotonic()
 
-    done = let_save(machine, VM, bring=bring, on_message=lambda _text: None, limits=QUICK)
+    done = let_trainer_save(
+        machine, VM, pull_checkpoint=pull_checkpoint, on_message=lambda _text: None, limits=QUICK
+    )
 
     assert (done.saved_step, done.home_step) == (saved, home)
     assert trouble in done.trouble
@@ -115,7 +117,9 @@ def test_a_machine_without_a_trainer_is_not_asked_to_save() -> None:
     machine = Machine()
     machine.ended = True
 
-    done = let_save(machine, VM, bring=True, on_message=lambda _text: None, limits=QUICK)
+    done = let_trainer_save(
+        machine, VM, pull_checkpoint=True, on_message=lambda _text: None, limits=QUICK
+    )
 
     assert machine.asked == ["look", "bring_home"]
     assert (done.asked, done.saved_step, done.trouble) == (False, None, "")
@@ -322,19 +326,19 @@ def test_the_note_of_who_takes_a_run_is_of_a_living_process_or_none(tmp_path: Pa
     contents: list[Any] = [note, {**living, "since": 1.0}, {"pid": "x"}, [], living]
     for content in contents:
         (tmp_path / "down.json").write_text(json.dumps(content))
-        found.append(taker_of(run))
+        found.append(lock_taker_of(run))
 
     assert found[:-1] == [None] * 4
     assert found[-1] is not None
     assert str(found[-1]) == f"`qft down`, process {parent.pid}"
     (tmp_path / "down.json").write_text("{")
-    assert taker_of(run) is None
+    assert lock_taker_of(run) is None
 
 
 def test_who_takes_a_run_leaves_no_note_behind(tmp_path: Path) -> None:
     """The next driver is not told that somebody ended it."""
     run = RunFolder(root=tmp_path)
-    with taken(run, print) as ended:
+    with take_lock(run, print) as ended:
         assert (tmp_path / "down.json").exists()
 
     assert not ended

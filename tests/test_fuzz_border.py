@@ -23,7 +23,7 @@ from support.jsons import FUZZED, documents
 
 from commands.runs.receipt import read_score
 from commands.runs.workload import SshWorkload
-from commands.ui.errors import TrainingTrouble
+from commands.ui.errors import TrainingError
 from commands.ui.snapshot import view
 from commands.verify import read_replay
 from infra.durable import read_json
@@ -39,10 +39,12 @@ from infra.run.observer import StallDetector
 from infra.run.plan import Goal, RunPlan
 from infra.run.state import RunState
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable, JobPhase
-from remote import errors, manifest, script_replies
+from remote import errors
 from remote.job import Job
 from remote.on_machine import tree_ops
+from remote.remote_script import read_answer
 from remote.ssh import Host
+from remote.sync import manifest, replies
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 from trainer.eviction import preemption_in
@@ -125,9 +127,9 @@ class Stranger:
     code: int = 0
     host: Host = HOST
 
-    def run(self, *_words: object, **_more: object) -> errors.Result:
+    def run(self, *_words: object, **_more: object) -> errors.CommandResult:
         """Answer a command as the line would hand it on."""
-        return errors.Result(
+        return errors.CommandResult(
             exit_code=self.code, stdout=self.said.decode("utf-8", "replace"), stderr=""
         )
 
@@ -219,22 +221,22 @@ def test_any_answer_about_a_job_is_read_or_a_failed_act(said: bytes, code: int) 
 def test_any_answer_about_files_is_read_or_refused(said: bytes) -> None:
     """Lists, chunks and commits are plain bounded values afterwards, or a `RemoteError`."""
     wanted = manifest.Wanted(include=r"metrics\.jsonl|adapter/[a-z.]+")
-    answer = outcome(lambda: script_replies.read_answer(said, verb="x", source="h"), errors.Garbled)
+    answer = outcome(lambda: read_answer(said, verb="x", source="h"), errors.Garbled)
     assert isinstance(answer, dict | errors.Garbled)
     if isinstance(answer, errors.Garbled):
         return
-    assert script_replies.read_free(answer) >= 0
-    assert (script_replies.read_refusal(answer) is None) is ("error" not in answer)
+    assert replies.read_free(answer) >= 0
+    assert (replies.read_refusal(answer) is None) is ("error" not in answer)
     calls: list[Callable[[], object]] = [
-        lambda: script_replies.read_wrong(answer, sent=["a"], source="h"),
-        lambda: script_replies.read_chunks(answer, "begun", names=["blob", "other"], source="h"),
+        lambda: replies.read_wrong(answer, sent=["a"], source="h"),
+        lambda: replies.read_chunks(answer, "begun", names=["blob", "other"], source="h"),
     ]
     for call in calls:
         assert is_sane(outcome(call, errors.Garbled))
     found = outcome(
-        lambda: script_replies.read_listing(answer, wanted=wanted, source="h"), errors.Untrusted
+        lambda: replies.read_listing(answer, wanted=wanted, source="h"), errors.Untrusted
     )
-    if isinstance(found, script_replies.Listing):
+    if isinstance(found, replies.Listing):
         assert all(wanted.takes(path) for path in found.tree)
         assert all(name.isprintable() for name in found.left_names)
 
@@ -301,7 +303,7 @@ def test_any_result_that_came_home_is_read_or_refused(
     with suppress(ConfigError):
         told = read_settings(folder)
         assert 1 <= told.r <= 1024
-    with suppress(TrainingTrouble):
+    with suppress(TrainingError):
         json.dumps(asdict(read_replay(replay.decode("utf-8", "replace"), code=0)), allow_nan=False)
 
 
@@ -362,7 +364,7 @@ def test_a_status_nested_200_000_deep_is_no_heartbeat() -> None:
 def test_a_commit_that_does_not_say_what_is_in_place_is_garbled(answer: dict[str, Any]) -> None:
     """Every file is taken as not there, and the act is tried again."""
     with pytest.raises(errors.Garbled, match="did not say which files are in place"):
-        script_replies.read_wrong(answer, sent=["a"], source="h")
+        replies.read_wrong(answer, sent=["a"], source="h")
 
 
 def test_wrong_answers_are_tried_again_and_then_end_the_run_with_exit_4() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from support.fakecloud import Killed, Story, World
 
-from commands.runs.drive import Arrived, missed, outrun
 from commands.runs.home import run_folder
 from commands.runs.receipt import make_receipt
+from commands.runs.result import RunResult, missed_rehearsals, missed_timed_evictions
 from infra.provider import PowerState
 from infra.run.budget import Budget, bill
 from infra.run.fold import fold
@@ -257,9 +257,9 @@ def test_the_bill_counts_compute_until_the_eviction_and_the_disk_after(story: St
     assert pytest.approx(0.396) == bill(state, story.world.now_s).usd_per_h_now
 
 
-@pytest.mark.parametrize(("poll_s", "outrun"), [(1.0, 0), (1000.0, 1)])
+@pytest.mark.parametrize(("poll_s", "missed_timed_evictions"), [(1.0, 0), (1000.0, 1)])
 def test_a_rehearsal_that_the_training_outran_is_told(
-    story: Story, poll_s: float, outrun: int
+    story: Story, poll_s: float, missed_timed_evictions: int
 ) -> None:
     """A training that is over at the next look ends well, and says how many it never had."""
     story.plan = RunPlan(goal=Goal.RUN, rehearse_evictions=(20,))
@@ -267,17 +267,20 @@ def test_a_rehearsal_that_the_training_outran_is_told(
 
     ending = story.go()
     state = fold(story.journal().events)
-    told = Arrived(
+    told = RunResult(
         name="run",
         goal=Goal.RUN,
         reason=ending.reason,
         receipt=make_receipt(run_folder(story.path.parent, "run"), story.path, simulated=True),
-        missed=missed(story.plan.rehearse_evictions, state),
+        missed_rehearsals=missed_rehearsals(story.plan.rehearse_evictions, state),
     )
 
-    assert (ending.outcome, state.evictions) == (Outcome.DONE, 1 - outrun)
-    assert told.to_json()["rehearsals_missed"] == outrun
-    assert dict(told.lines()).get("rehearsal", "").count("did NOT take place") == outrun
+    assert (ending.outcome, state.evictions) == (Outcome.DONE, 1 - missed_timed_evictions)
+    assert told.to_json()["rehearsals_missed"] == missed_timed_evictions
+    assert (
+        dict(told.lines()).get("rehearsal", "").count("did NOT take place")
+        == missed_timed_evictions
+    )
 
 
 @pytest.mark.parametrize(("comes", "never"), [(True, 0), (False, 1)])
@@ -294,9 +297,11 @@ def test_a_timed_eviction_that_the_training_outran_is_told(
 
     assert story.go().outcome is Outcome.DONE
     state = fold(read(story.path))
-    assert (outrun([60.0], state), outrun([], state)) == (never, 0)
+    assert (missed_timed_evictions([60.0], state), missed_timed_evictions([], state)) == (never, 0)
     receipt = make_receipt(run_folder(story.path.parent, "run"), story.path, simulated=True)
-    told = Arrived(name="run", goal=Goal.RUN, reason="done", receipt=receipt, outrun=never)
+    told = RunResult(
+        name="run", goal=Goal.RUN, reason="done", receipt=receipt, missed_timed_evictions=never
+    )
     assert told.to_json()["timed_evictions_missed"] == never
     assert (
         dict(told.lines()).get("rehearsal", "").count("`vm.local.evict_after_s` did NOT") == never

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 
 from commands.runs import factory
-from commands.runs.home import is_driven
-from commands.runs.session import Desk, make_workload
-from commands.runs.take_lock import taker_of
+from commands.runs.home import is_locked
+from commands.runs.request import RunRequest
+from commands.runs.session import build_workload
+from commands.runs.take_lock import lock_taker_of
 from infra.run import actions as act
 from infra.run.budget import bill
 from infra.run.context import TurnReport
@@ -18,11 +19,11 @@ from infra.run.journal import read
 from infra.run.state import RunEnd, RunState
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable, JobView
 
-LOOK_EVERY_S = 1.0
+POLL_EVERY_S = 1.0
 
 
 def follow(
-    desk: Desk, *, began: int | None = None, sleep: Callable[[float], None] = time.sleep
+    request: RunRequest, *, began: int | None = None, sleep: Callable[[float], None] = time.sleep
 ) -> RunEnd | None:
     """Show the run until its driver ends it; None if the driver died without an ending.
 
@@ -30,15 +31,15 @@ def follow(
     was typed, or as it begins to follow. A driver that another `qft` ends is not followed up: that
     one writes the ending. The journal is only read, and the trainer only looked at.
     """
-    first = fold(read(desk.folder.journal))
-    provider = factory.make_provider(desk.loaded.config.vm, desk.home)
-    workload = make_workload(desk, first.run_id, rents=provider.traits.rents, watch_only=True)
-    began = len(read(desk.folder.journal)) if began is None else began
+    first = fold(read(request.folder.journal))
+    provider = factory.make_provider(request.loaded.config.vm, request.home)
+    workload = build_workload(request, first.run_id, provider, watch_only=True)
+    began = len(read(request.folder.journal)) if began is None else began
     try:
         while True:
             # First, so that what a driver wrote before it left is among what is read after.
-            driven = is_driven(desk.folder) or taker_of(desk.folder) is not None
-            events = read(desk.folder.journal)
+            driven = is_locked(request.folder) or lock_taker_of(request.folder) is not None
+            events = read(request.folder.journal)
             state = fold(events)
             if state.ending is not None and len(events) > began:
                 return state.ending
@@ -46,16 +47,16 @@ def follow(
                 return None
             now_s = time.time()
             job = _glance(workload.job_status, state)
-            desk.console.report(
+            request.console.report(
                 TurnReport(
                     state=state,
                     seen=Seen(job=job),
-                    action=act.Wait(wait_s=LOOK_EVERY_S, reason="following another `qft`"),
+                    action=act.Wait(wait_s=POLL_EVERY_S, reason="following another `qft`"),
                     bill=bill(state, now_s),
                     now_s=now_s,
                 )
             )
-            sleep(LOOK_EVERY_S)
+            sleep(POLL_EVERY_S)
     finally:
         workload.disconnect()
 

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.runs.home import RunFolder, environment, make_private, qft_home
-from commands.ui.errors import Usage
-from infra.catalog.gpus import find_size
+from commands.ui.errors import UsageError
+from infra.catalog.vendors import find_size
 from infra.config import SshTable, VmTable
 from infra.durable import write_bytes
 from infra.provider import Offer, Provider, Vm, VmSpec, Want
 from remote import keys, ssh
 from remote.errors import RemoteError
 from remote.setup.facts import sha256_of
+from remote.setup.steps import DriverKind, SetupGoal
 
 if TYPE_CHECKING:
     from infra.azure import AzureSettings
     from infra.ssh_host import SshHostSettings
-    from remote.setup import apply
 
 USER_KEY = "user_ed25519"
 
@@ -59,7 +59,7 @@ def azure_settings(vm: VmTable) -> AzureSettings:
     try:
         settings = AzureSettings.from_environment(environment())
     except ValueError as error:
-        raise Usage(str(error)) from error
+        raise UsageError(str(error)) from error
     if vm.azure.subscription:
         settings = replace(settings, subscription_id=vm.azure.subscription)
     if vm.image is not None:
@@ -73,14 +73,14 @@ def ssh_machine(vm: VmTable) -> SshHostSettings:
 
     table = need_ssh(vm)
     if not table.host_key:
-        raise Usage(
+        raise UsageError(
             "`vm.ssh.host_key` is empty, and a machine is never trusted on first use",
             hint="`qft doctor` reads the key from the machine and shows what to compare and paste",
         )
     try:
         keys.parse_line(table.host_key)
     except RemoteError as error:
-        raise Usage(f"vm.ssh.host_key: {error}", hint=error.hint) from error
+        raise UsageError(f"vm.ssh.host_key: {error}", hint=error.hint) from error
     return SshHostSettings(
         host=table.host, port=table.port, user=table.user, host_public_key=table.host_key
     )
@@ -89,7 +89,7 @@ def ssh_machine(vm: VmTable) -> SshHostSettings:
 def need_ssh(vm: VmTable) -> SshTable:
     """The table `ssh`, which the config's own check has made sure of."""
     if vm.ssh is None:
-        raise Usage("`provider: ssh` needs a table `vm.ssh`")
+        raise UsageError("`provider: ssh` needs a table `vm.ssh`")
     return vm.ssh
 
 
@@ -98,7 +98,7 @@ def user_key(vm: VmTable, run: RunFolder) -> Path:
     if vm.provider == "ssh":
         path = Path(need_ssh(vm).key).expanduser()
         if not path.is_file():
-            raise Usage(f"`vm.ssh.key` names `{path}`, which is no file")
+            raise UsageError(f"`vm.ssh.key` names `{path}`, which is no file")
         return path
     return _key(run, USER_KEY)
 
@@ -163,10 +163,10 @@ def make_ready(
     """
 
     def ready(connection: ssh.SshConnection, machine: Vm) -> tuple[ssh.SshConnection, str]:
-        from remote.setup import apply
+        from remote.setup.apply import apply
 
         wanted = setup_wanted(vm, machine)
-        done = apply.apply(connection, wanted, tell=on_message, reconnect=reconnect)
+        done = apply(connection, wanted, on_message=on_message, reconnect=reconnect)
         _remember_grid(done.facts.grid_sha256)
         return done.connection, done.python
 
@@ -175,21 +175,19 @@ def make_ready(
     return ready
 
 
-def setup_wanted(vm: VmTable, machine: Vm) -> apply.Want:
+def setup_wanted(vm: VmTable, machine: Vm) -> SetupGoal:
     """What the machine must be able to do, from its size in the catalog or the user's word."""
-    from remote.setup import apply
-
     if vm.provider == "ssh":
         table = need_ssh(vm)
-        driver = apply.Driver.DATACENTER if table.gpu else apply.Driver.NONE
-        return apply.Want(driver=driver, python=table.python, rented=False)
+        driver = DriverKind.DATACENTER if table.gpu else DriverKind.NONE
+        return SetupGoal(driver=driver, python=table.python, rented=False)
     given = vm.image is not None and vm.image.driver_is_given
     grid = vm.azure.grid_sha256.lower() or _remembered_grid()
     size = find_size(machine.size, provider=vm.provider)
     if size is None:
-        return apply.Want(driver=apply.Driver.DATACENTER, driver_given=given)
-    return apply.Want(
-        driver=apply.Driver(size.driver.value),
+        return SetupGoal(driver=DriverKind.DATACENTER, driver_given=given)
+    return SetupGoal(
+        driver=DriverKind(size.driver.value),
         cuda_max=size.cuda_max,
         driver_given=given,
         grid_sha256=grid,

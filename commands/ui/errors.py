@@ -24,13 +24,13 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-class Trouble(Exception):  # noqa: N818  (said to people)
+class QftError(Exception):
     """Something a person must read: what happened, what it means, and a hint that can be typed.
 
     `problems` lists further lines, such as every fault of a config at once.
     """
 
-    exit_code = Exit.USAGE
+    exit_code: Exit = Exit.USAGE
 
     def __init__(self, message: str, *, hint: str = "", problems: list[str] | None = None) -> None:
         super().__init__(message)
@@ -39,56 +39,51 @@ class Trouble(Exception):  # noqa: N818  (said to people)
         self.problems = problems or []
 
 
-class Usage(Trouble):
+class UsageError(QftError):
     """The command line, `run.yaml` or the data is wrong; nothing was rented or changed."""
 
 
-class CloudTrouble(Trouble):
+class CloudError(QftError):
     """The cloud refused: capacity, quota, price or rights."""
 
     exit_code = Exit.CLOUD
 
 
-class HostTrouble(Trouble):
+class HostError(QftError):
     """The machine does not answer, or is not who it claims to be."""
 
     exit_code = Exit.HOST
 
 
-class TrainingTrouble(Trouble):
+class TrainingError(QftError):
     """The trainer failed for a reason of its own."""
 
     exit_code = Exit.TRAINING
 
 
-class BudgetTrouble(Trouble):
+class BudgetError(QftError):
     """The budget is used up; the compute is released."""
 
     exit_code = Exit.BUDGET
 
 
-class Stopped(Trouble):
+class RunInterrupted(QftError):
     """Somebody stopped the machine in the cloud; the state is kept."""
 
     exit_code = Exit.INTERRUPTED
 
 
-EXIT_OF = {
-    Outcome.DONE: Exit.DONE,
-    Outcome.BAD_INPUT: Exit.USAGE,
-    Outcome.CLOUD_REFUSED: Exit.CLOUD,
-    Outcome.MACHINE_FAILED: Exit.HOST,
-    Outcome.TRAINING_FAILED: Exit.TRAINING,
-    Outcome.BUDGET_REACHED: Exit.BUDGET,
-    Outcome.STOPPED_BY_USER: Exit.INTERRUPTED,
+ERROR_OF: dict[Outcome, type[QftError]] = {
+    Outcome.BAD_INPUT: UsageError,
+    Outcome.CLOUD_REFUSED: CloudError,
+    Outcome.MACHINE_FAILED: HostError,
+    Outcome.TRAINING_FAILED: TrainingError,
+    Outcome.BUDGET_REACHED: BudgetError,
+    Outcome.STOPPED_BY_USER: RunInterrupted,
 }
-"""The exit code of a command whose run ended so."""
+"""What `qft` says of a run that ended so, and with which exit code."""
 
-TROUBLE_OF: dict[Outcome, type[Trouble]] = {
-    Outcome.BAD_INPUT: Usage,
-    Outcome.CLOUD_REFUSED: CloudTrouble,
-    Outcome.MACHINE_FAILED: HostTrouble,
-    Outcome.TRAINING_FAILED: TrainingTrouble,
-    Outcome.BUDGET_REACHED: BudgetTrouble,
-    Outcome.STOPPED_BY_USER: Stopped,
-}
+
+def exit_of(outcome: Outcome) -> Exit:
+    """Return the exit code of a command whose run ended so."""
+    return Exit.DONE if outcome is Outcome.DONE else ERROR_OF[outcome].exit_code

@@ -15,13 +15,18 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from infra.azure import vm as machine
-from infra.azure.context import Account
+from infra.azure.context import AzureContext
 from infra.azure.naming import DISK_GB, RUN, SCHEDULE, Names, idle_usd_per_h, names_of
-from infra.azure.observe import Looking
-from infra.azure.permissions import RELEASE_HINT, Rights, role_id, role_is_defined
-from infra.azure.registration import ensure_registered
-from infra.catalog.gpus import on_demand_max_usd_per_h
+from infra.azure.observe import VmObserver
+from infra.azure.permissions import (
+    RELEASE_HINT,
+    Permissions,
+    ensure_registered,
+    role_id,
+    role_is_defined,
+)
+from infra.azure.vm import NO_CAP, current_cap
+from infra.catalog.azure import AZURE
 from infra.provider import BadRequest, NotAllowed, ProviderError, Safeguard, Vm, Want
 from infra.timestamps import format_utc
 
@@ -33,12 +38,12 @@ ACTION = "Microsoft.Compute/virtualMachines/deallocate/action"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watchdog:
+class AzureSafeguards:
     """Sets the switches of one machine; safe to repeat, and meant to be."""
 
-    account: Account
-    looking: Looking
-    rights: Rights
+    context: AzureContext
+    observer: VmObserver
+    permissions: Permissions
 
     def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
         """Set every switch that this account may set, so that compute ends soon after `until_s`.
@@ -47,22 +52,22 @@ class Watchdog:
         raises for a switch that cannot be set: that is a finding, to be shown to the user.
         `until_s` is by the clock of this computer; what is answered is by Azure's.
         """
-        names = names_of(vm, self.account.settings.subscription_id)
-        answer = self.looking.get(names)
-        skew_s = self.account.arm.skew_s  # Azure pulls its switch by its own clock
-        now_s, until_s = self.account.clock() + skew_s, until_s + skew_s
+        names = names_of(vm, self.context.settings.subscription_id)
+        answer = self.observer.get(names)
+        skew_s = self.context.arm.skew_s  # Azure pulls its switch by its own clock
+        now_s, until_s = self.context.clock() + skew_s, until_s + skew_s
         strike_s = next_strike_s(now_s, until_s)
         found = [
             _cap_of(answer),
-            self._guarded("auto-shutdown", lambda: self._schedule(names, answer, strike_s)),
-            self._guarded(
+            self._try_set("auto-shutdown", lambda: self._schedule(names, answer, strike_s)),
+            self._try_set(
                 "self-release", lambda: self._role(names, answer, until_s), right=RELEASE_HINT
             ),
         ]
         size = str(((answer.get("properties") or {}).get("hardwareProfile") or {}).get("vmSize"))
-        most = machine.held_cap(answer)
-        if most == machine.NO_CAP:
-            most = on_demand_max_usd_per_h(size=size)
+        most = current_cap(answer)
+        if most == NO_CAP:
+            most = AZURE.on_demand_max(size=size)
         return _with_worst_case(found, now_s=now_s, most=most, disk_gb=_disk_gb(answer))
 
     def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
@@ -70,17 +75,17 @@ class Watchdog:
 
         Rights that cannot be read count as missing, with the reason; never raises.
         """
-        now_s = self.account.clock()
+        now_s = self.context.clock()
         strike_s = next_strike_s(now_s, until_s)
         cap = want.max_price_usd_per_h
         found = [_cap_of({"properties": {"billingProfile": {"maxPrice": cap}}})]
         try:
-            self.account.names("-", 1)  # a subscription must be chosen
-            settable = self.rights.known()
+            self.context.names("-", 1)  # a subscription must be chosen
+            settable = self.permissions.result()
         except ProviderError as error:
-            told = f"not known: {error}"
+            detail = f"not known: {error}"
             found += [
-                Safeguard(name=name, is_set=False, detail=told, hint=error.hint)
+                Safeguard(name=name, is_set=False, detail=detail, hint=error.hint)
                 for name in ("auto-shutdown", "self-release")
             ]
             return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
@@ -91,7 +96,7 @@ class Watchdog:
         return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
 
     @staticmethod
-    def _guarded(name: str, switch: Any, *, right: str = "") -> Safeguard:
+    def _try_set(name: str, switch: Any, *, right: str = "") -> Safeguard:
         try:
             return switch()  # type: ignore[no-any-return]  # a closure that returns a Safeguard
         except ProviderError as error:
@@ -99,8 +104,8 @@ class Watchdog:
             return Safeguard(name=name, is_set=False, detail=str(error), hint=hint)
 
     def _schedule(self, names: Names, answer: dict[str, Any], strike_s: float) -> Safeguard:
-        ensure_registered(self.account, ("Microsoft.DevTestLab",))
-        self.account.arm.send(
+        ensure_registered(self.context, ("Microsoft.DevTestLab",))
+        self.context.arm.send(
             "set the auto-shutdown",
             "PUT",
             names.id_of(SCHEDULE, names.schedule),
@@ -121,8 +126,8 @@ class Watchdog:
                 name="self-release", is_set=False, detail="the machine has no identity of its own"
             )
         role = role_id(names.subscription_id)
-        if not role_is_defined(self.account):
-            self.account.arm.send(
+        if not role_is_defined(self.context):
+            self.context.arm.send(
                 "define the role that may only deallocate",
                 "PUT",
                 role,
@@ -130,7 +135,7 @@ class Watchdog:
             )
         assignment = assignment_id(names.vm_id, principal)
         try:
-            self.account.arm.send(
+            self.context.arm.send(
                 "let the machine deallocate itself",
                 "PUT",
                 assignment,
@@ -209,14 +214,14 @@ def _expected_schedule(strike_s: float, *, is_set: bool) -> Safeguard:
             detail="the account may not make schedules",
             hint="ask for `Contributor` on the subscription",
         )
-    told = f"Azure will deallocate the machine at {format_utc(strike_s)} unless that is renewed"
-    return Safeguard(name="auto-shutdown", is_set=True, detail=told, stops_at_s=strike_s)
+    detail = f"Azure will deallocate the machine at {format_utc(strike_s)} unless that is renewed"
+    return Safeguard(name="auto-shutdown", is_set=True, detail=detail, stops_at_s=strike_s)
 
 
 def _expected_release(until_s: float, *, is_set: bool) -> Safeguard:
     if is_set:
-        told = "the machine will be allowed to deallocate itself, and nothing else"
-        return Safeguard(name="self-release", is_set=True, detail=told, stops_at_s=until_s)
+        detail = "the machine will be allowed to deallocate itself, and nothing else"
+        return Safeguard(name="self-release", is_set=True, detail=detail, stops_at_s=until_s)
     return Safeguard(
         name="self-release",
         is_set=False,
@@ -226,10 +231,10 @@ def _expected_release(until_s: float, *, is_set: bool) -> Safeguard:
 
 
 def _cap_of(answer: dict[str, Any]) -> Safeguard:
-    cap = machine.held_cap(answer)
+    cap = current_cap(answer)
     if cap > 0:
-        told = f"Azure evicts the machine before it costs more than {cap} USD/h"
-        return Safeguard(name="price cap", is_set=True, detail=told)
+        detail = f"Azure evicts the machine before it costs more than {cap} USD/h"
+        return Safeguard(name="price cap", is_set=True, detail=detail)
     return Safeguard(
         name="price cap",
         is_set=False,
@@ -251,7 +256,7 @@ class WorstCase:
     """Of compute and all else, while it runs."""
 
     @property
-    def told(self) -> str:
+    def detail(self) -> str:
         """The sum in words."""
         if math.isinf(self.compute_usd):
             return f"if this computer dies, {self.why}: ${self.usd_per_day:.2f} a day, no end"
@@ -276,14 +281,14 @@ def _with_worst_case(
     timed = [one.name for one in found if one.is_set and one.stops_at_s is not None]
     first = timed[0] if timed else "auto-shutdown"  # with nothing set, say what its lack costs
     return [
-        replace(one, detail=f"{one.detail}: {worst.told}") if one.name == first else one
+        replace(one, detail=f"{one.detail}: {worst.detail}") if one.name == first else one
         for one in found
     ]
 
 
 def _most(want: Want) -> float:
     """The highest price of a machine that would be rented: its cap, else on demand."""
-    return want.max_price_usd_per_h or on_demand_max_usd_per_h(gpu=want.gpu)
+    return want.max_price_usd_per_h or AZURE.on_demand_max(gpu=want.gpu)
 
 
 def worst_case(

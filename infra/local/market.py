@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from infra.catalog.gpus import reference_spot_usd_per_h
+from infra.catalog.vendors import reference_spot_usd_per_h
 from infra.durable import read_json
 from infra.provider import BadRequest, NoCapacity, PriceAboveCap
 

@@ -23,11 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infra.catalog.gpus import (
-    SPOT_DATE,
-    reference_on_demand_usd_per_h,
-    resolve_gpu,
-)
+from infra.catalog.gpus import resolve_gpu
+from infra.catalog.vendors import cheapest_size, reference_on_demand_usd_per_h
 from infra.durable import LockTimeout, locked, read_json, sync_directory, write_json
 from infra.local.machine import LaunchFailed, Machine, MachinePower, MachineSpec, MachineState
 from infra.local.market import Market, read_market
@@ -105,7 +102,7 @@ class LocalProvider(Provider):
                     spot_usd_per_h=market.price(region, gpu.name) if quote else 0.0,
                     on_demand_usd_per_h=on_demand or reference_on_demand_usd_per_h(gpu.name),
                     price_source="market.json, simulated" if from_file else "catalog, simulated",
-                    priced_at=self._now() if from_file else SPOT_DATE,
+                    priced_at=self._now() if from_file else cheapest_size(gpu.name)[0].spot_date,
                     blocked_by=market.blocked_by(region, gpu.name, want.max_price_usd_per_h),
                 )
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra.catalog.gpus import quota_covers
+from infra.catalog.vendors import quota_covers
 from infra.provider import ErrorKind, Offer, Vm
 from infra.run.billing_spans import Span
 from infra.run.journal import Kind, Outcome
@@ -38,7 +38,9 @@ class Refusal:
         """Whether it speaks of that offer, too: quota is a pool of the region, zones and all."""
         if self.kind is ErrorKind.OVER_QUOTA:
             there = self.place.partition("/")[0] == offer.region
-            return there and quota_covers(self.message, refused=self.size, size=offer.size)
+            return there and quota_covers(
+                self.message, provider=offer.provider, refused=self.size, size=offer.size
+            )
         return (self.place, self.size) == (offer.place, offer.size)
 
 

@@ -20,19 +20,20 @@ from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import RunEnd
 from infra.run.supervisor import Supervisor
 from infra.run.workload import HostNotTrusted, HostUnreachable, JobOutcome, JobPhase, JobView
+from trainer.exit_codes import ExitCode
 
 SAVE_EVERY = 10
-OUTCOMES = {
-    0: JobOutcome.DONE,
-    65: JobOutcome.BAD_INPUT,
-    75: JobOutcome.PREEMPTED,
-    78: JobOutcome.BAD_INPUT,
+OUTCOMES: dict[int | None, JobOutcome] = {
+    ExitCode.DONE: JobOutcome.DONE,
+    ExitCode.BAD_DATA: JobOutcome.BAD_INPUT,
+    ExitCode.BAD_CONFIG: JobOutcome.BAD_INPUT,
+    ExitCode.PREEMPTED: JobOutcome.PREEMPTED,
 }
 
 
 def outcome_of(exit_code: int | None) -> JobOutcome:
     """What an exit code of the trainer means."""
-    return JobOutcome.CRASHED if exit_code is None else OUTCOMES.get(exit_code, JobOutcome.CRASHED)
+    return OUTCOMES.get(exit_code, JobOutcome.CRASHED)
 
 
 class Killed(BaseException):
