@@ -31,7 +31,8 @@ from commands.runs.take_lock import take_lock
 from commands.ui.errors import CloudError, UsageError
 from infra.azure.context import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
-from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
+from infra.errors import Gone, ProviderError
+from infra.provider import PowerState, Provider, Vm
 from infra.retry import with_retries
 from infra.run.budget import bill
 from infra.run.fold import fold

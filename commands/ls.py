@@ -10,7 +10,8 @@ from pathlib import Path
 from commands.down import known_providers
 from commands.runs.home import all_runs, environment, qft_home
 from commands.ui.errors import CloudError
-from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
+from infra.errors import NotAllowed, ProviderError
+from infra.provider import PowerState, Provider, Vm
 from infra.run.budget import bill
 from infra.run.fold import fold
 from infra.run.journal import JournalDamaged, read

@@ -16,8 +16,9 @@ from commands.runs.config import LoadedConfig
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, all_runs, environment, pick_run, qft_home
 from commands.ui.errors import CloudError, UsageError
+from infra.errors import ProviderError
 from infra.names import host_error, user_error
-from infra.provider import PowerState, ProviderError, Vm
+from infra.provider import PowerState, Vm
 from infra.run.fold import fold
 from infra.run.journal import read
 from remote import keys

@@ -22,7 +22,8 @@ from commands.runs.home import environment, qft_home
 from commands.ui.errors import CloudError
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
-from infra.provider import Offer, Provider, ProviderError, Safeguard, Want
+from infra.errors import ProviderError
+from infra.provider import Offer, Provider, Safeguard, Want
 from infra.run.budget import Budget, budget_end_s, worst_case_usd
 from infra.run.state import RunState
 from infra.timestamps import parse_utc_s

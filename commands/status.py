@@ -15,7 +15,8 @@ from commands.runs.request import RunRequest
 from commands.runs.session import build_workload
 from commands.ui.console import PlainConsole
 from commands.ui.errors import exit_of
-from infra.provider import Observation, PowerState, ProviderError, StopReason
+from infra.errors import ProviderError
+from infra.provider import Observation, PowerState, StopReason
 from infra.run.budget import bill
 from infra.run.fold import apply, fold
 from infra.run.journal import Event, Kind, Outcome, read

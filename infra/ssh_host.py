@@ -14,9 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from infra.durable import LockTimeout, locked, read_json, write_json
+from infra.errors import BadRequest, Gone, Transient
 from infra.provider import (
-    BadRequest,
-    Gone,
     Observation,
     Offer,
     PowerState,
@@ -24,7 +23,6 @@ from infra.provider import (
     Removed,
     StopReason,
     Traits,
-    Transient,
     Vm,
     VmSpec,
     Want,

@@ -11,15 +11,8 @@ from arm.harness import AzureHarness, azure, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.provider import (
-    NoCapacity,
-    OverQuota,
-    PowerState,
-    PriceAboveCap,
-    ProviderError,
-    StopReason,
-    Vm,
-)
+from infra.errors import NoCapacity, OverQuota, PriceAboveCap, ProviderError
+from infra.provider import PowerState, StopReason, Vm
 from infra.run.billing_spans import Span, without_compute
 from infra.run.budget import bill
 from infra.run.fold import fold

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.fakecloud import Story
 
-from infra.provider import SignedOut
+from infra.errors import SignedOut
 from infra.run.fold import fold
 from infra.run.journal import Outcome, read
 

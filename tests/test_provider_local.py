@@ -18,19 +18,11 @@ import pytest
 from support.contract import Harness, RentingContract, make_spec, running, wait_for
 
 from infra.durable import locked
+from infra.errors import BadRequest, Gone, NotAllowed, Transient
 from infra.local.machine import SYSTEM_PATH
 from infra.local.processes import MARK
 from infra.local.provider import LocalProvider, LocalSettings
-from infra.provider import (
-    BadRequest,
-    Gone,
-    NotAllowed,
-    PowerState,
-    Provider,
-    StopReason,
-    Transient,
-    Want,
-)
+from infra.provider import PowerState, Provider, StopReason, Want
 
 
 class LocalHarness:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.fakecloud import Story
 
+from infra import errors
 from infra import provider as seam
 from infra.provider import PowerState, StopReason, Vm
 from infra.run.fold import fold
@@ -209,7 +210,7 @@ def test_a_machine_found_gone_while_released_is_cleared_of_its_remnants(
     story.work.steps = 500
 
     def gone(_vm: Vm) -> None:
-        raise seam.Gone("no such machine")
+        raise errors.Gone("no such machine")
 
     monkeypatch.setattr(story.cloud, "deallocate", gone)
 
@@ -285,7 +286,7 @@ def test_a_cloud_that_does_not_answer_for_an_hour_does_not_end_the_watch(
         def look(vm: Vm) -> seam.Observation:
             if begin_s <= story.world.now_s < begin_s + 3600:
                 told.append("away")
-                raise seam.Transient("no network")
+                raise errors.Transient("no network")
             return observe(vm)
 
         return look
@@ -304,11 +305,11 @@ def test_a_cloud_that_stays_silent_is_told_in_the_end(
     vms = story.cloud.vms
 
     def silent(_vm: Vm) -> seam.Observation:
-        raise seam.Transient("no network")
+        raise errors.Transient("no network")
 
     monkeypatch.setattr(story.cloud, "observe", silent)
 
-    with pytest.raises(seam.Transient, match="no network"):
+    with pytest.raises(errors.Transient, match="no network"):
         story.go()
     assert len(vms) == 1
 

@@ -17,7 +17,8 @@ from commands.runs.power_watch import MachineDown, PowerWatch, power_question
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
-from infra.provider import Observation, PowerState, StopReason, Transient, Vm
+from infra.errors import Transient
+from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.run.fold import fold
 from infra.run.journal import Kind, Outcome, read
 from infra.run.workload import HostUnreachable

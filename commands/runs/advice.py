@@ -8,7 +8,7 @@ from commands.runs.home import RunFolder
 from commands.runs.receipt import Receipt
 from commands.runs.take_lock import LockTaker
 from commands.ui.errors import RunInterrupted
-from infra.provider import ProviderError, SignedOut
+from infra.errors import ProviderError, SignedOut
 from infra.run.budget import bill
 from infra.run.fold import fold
 from infra.run.journal import JournalDamaged, Kind, Outcome, read

@@ -31,7 +31,7 @@ from commands.ui.announcing_console import Aloud
 from commands.ui.console import make_console
 from commands.ui.errors import CloudError, Exit, QftError
 from infra.durable import write_json
-from infra.provider import BadRequest, ProviderError, Rejected
+from infra.errors import BadRequest, ProviderError, Rejected
 from infra.run.budget import Budget, worst_case_usd
 from infra.run.fold import fold
 from infra.run.journal import Outcome, read

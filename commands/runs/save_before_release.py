@@ -20,7 +20,8 @@ from commands.runs.request import RunRequest
 from commands.runs.workload import SshWorkload
 from commands.ui.console import PlainConsole
 from commands.ui.errors import UsageError
-from infra.provider import PowerState, Provider, ProviderError, Vm
+from infra.errors import ProviderError
+from infra.provider import PowerState, Provider, Vm
 from infra.run.journal import Kind
 from infra.run.state import RunState
 from infra.run.workload import (

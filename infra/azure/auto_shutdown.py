@@ -27,7 +27,8 @@ from infra.azure.permissions import (
 )
 from infra.azure.vm import NO_CAP, current_cap
 from infra.catalog.azure import AZURE
-from infra.provider import BadRequest, NotAllowed, ProviderError, Safeguard, Vm, Want
+from infra.errors import BadRequest, NotAllowed, ProviderError
+from infra.provider import Safeguard, Vm, Want
 from infra.timestamps import format_utc
 
 LEAD_S = 30 * 60.0

@@ -27,16 +27,16 @@ from infra.azure.naming import (
 )
 from infra.azure.permissions import revoke_role_assignments
 from infra.azure.resources import begin_removal, look_at
-from infra.provider import (
+from infra.errors import (
     BadRequest,
     Gone,
     NoCapacity,
     NotAllowed,
     ProviderError,
     Rejected,
-    Removed,
     Transient,
 )
+from infra.provider import Removed
 from infra.renting.run_record import RunRecord
 from infra.timestamps import format_utc
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from infra.azure.context import AzureContext
 from infra.azure.end_compute import ComputeRelease, OnMessage
 from infra.azure.naming import DISK, GENERATION, KINDS, Names, is_of_run, lower_case_names
-from infra.provider import NotAllowed
+from infra.errors import NotAllowed
 from infra.renting.run_record import RunRecord
 
 

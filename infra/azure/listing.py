@@ -11,7 +11,8 @@ from infra.azure.context import AzureContext, recorded_runs
 from infra.azure.end_compute import vm_from_answer
 from infra.azure.naming import RUN, Names, is_of_run, lower_case_names, vm_from_tags
 from infra.azure.observe import VmObserver
-from infra.provider import Gone, NotAllowed, PowerState, Rejected, Vm
+from infra.errors import Gone, NotAllowed, Rejected
+from infra.provider import PowerState, Vm
 
 
 @dataclass(frozen=True, kw_only=True)

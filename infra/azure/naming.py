@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infra.provider import BadRequest, NotAllowed, PowerState, Vm, VmSpec
+from infra.errors import BadRequest, NotAllowed
+from infra.provider import PowerState, Vm, VmSpec
 
 RUN = "qft-run"
 GENERATION = "qft-generation"

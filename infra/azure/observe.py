@@ -13,16 +13,8 @@ from infra.azure.context import AzureContext
 from infra.azure.naming import GENERATION, Names, is_of_run, lower_case_names, names_of
 from infra.azure.operations import OperationTracker
 from infra.azure.vm import NO_CAP, current_cap, failure_of, power_of
-from infra.provider import (
-    PASSING,
-    Gone,
-    Observation,
-    PowerState,
-    ProviderError,
-    StopReason,
-    Transient,
-    Vm,
-)
+from infra.errors import PASSING, Gone, ProviderError, Transient
+from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.renting.run_record import RunRecord
 from infra.timestamps import format_utc, parse_utc_s
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from infra.errors import BadRequest
 from infra.local.machine import Machine, MachineSpec
 from infra.local.market import read_market
 from infra.local.processes import VM_PROCESS, adopt_orphans, kill_all, processes_inside
-from infra.provider import BadRequest
 
 if TYPE_CHECKING:
     from infra.local.imds import MetadataService

@@ -9,15 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra.provider import (
-    ErrorKind,
-    Observation,
-    Offer,
-    PowerState,
-    ProviderError,
-    SignedOut,
-    Transient,
-)
+from infra.errors import ErrorKind, ProviderError, SignedOut, Transient
+from infra.provider import Observation, Offer, PowerState
 from infra.run.actions import (
     AbandonBoot,
     Action,

@@ -10,16 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from infra.provider import (
-    Observation,
-    PowerState,
-    ProviderError,
-    Rejected,
-    SignedOut,
-    StopReason,
-    Transient,
-    Vm,
-)
+from infra.errors import ProviderError, Rejected, SignedOut, Transient
+from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.retry import with_retries
 from infra.run.actions import Wait
 from infra.run.context import RunContext

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.catalog.vendors import quota_covers
-from infra.provider import ErrorKind, Offer, Vm
+from infra.errors import ErrorKind
+from infra.provider import Offer, Vm
 from infra.run.billing_spans import Span
 from infra.run.journal import Kind, Outcome
 
@@ -141,6 +142,11 @@ class RunState:
     """The last stop, while its reason is only inferred."""
     ending: RunEnd | None = None
     spans: tuple[Span, ...] = ()
+
+    @property
+    def idle_usd_per_h(self) -> float:
+        """What disk and address cost per hour: they bill at all times, compute or not."""
+        return self.offer.idle_usd_per_h if self.offer else 0.0
 
     @property
     def rejected(self) -> bool:

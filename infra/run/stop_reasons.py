@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from infra.provider import ErrorKind, Observation, PowerState, StopReason
+from infra.errors import ErrorKind
+from infra.provider import Observation, PowerState, StopReason
 from infra.run.billing_spans import Span, close_span, open_span, without_compute
 from infra.run.journal import RELEASE_INTENTS, Event
 from infra.run.state import Refusal, RunState, UnexplainedStop
@@ -65,14 +66,15 @@ def after_late_refusal(state: RunState, event: Event) -> RunState:
     the hours count until the stop was seen.
     """
     stop = event.data
-    idle = state.offer.idle_usd_per_h if state.offer else 0.0
     gone = stop["power"] in {PowerState.GONE, PowerState.REMNANTS}
     if stop.get("refused"):
-        spans = without_compute(state.spans, from_s=state.start_requested_s, usd_per_h=idle)
+        spans = without_compute(
+            state.spans, from_s=state.start_requested_s, usd_per_h=state.idle_usd_per_h
+        )
         spans = close_span(spans, event.at_s) if gone else spans
     else:
         spans = close_span(state.spans, event.at_s)
-        spans = spans if gone else open_span(spans, event.at_s, idle, compute=False)
+        spans = spans if gone else open_span(spans, event.at_s, state.idle_usd_per_h, compute=False)
     dear = stop["reason"] == StopReason.PRICE
     inferred = ErrorKind.PRICE_ABOVE_CAP if dear else ErrorKind.NO_CAPACITY
     kind = ErrorKind(stop["refused"]) if stop.get("refused") else inferred
@@ -120,8 +122,9 @@ def spans_until_release(state: RunState, event: Event) -> tuple[Span, ...]:
     until_s = event.data.get("until_s") or math.inf
     if not max(state.start_requested_s, state.alive_s) <= until_s <= event.at_s:
         return state.spans
-    idle = state.offer.idle_usd_per_h if state.offer else 0.0
-    return without_compute(state.spans, from_s=until_s, to_s=event.at_s, usd_per_h=idle)
+    return without_compute(
+        state.spans, from_s=until_s, to_s=event.at_s, usd_per_h=state.idle_usd_per_h
+    )
 
 
 def describe_user_stop(state: RunState, event: Event) -> str:

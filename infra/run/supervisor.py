@@ -10,18 +10,8 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
-from infra.provider import (
-    PASSING,
-    Gone,
-    Observation,
-    Offer,
-    PowerState,
-    ProviderError,
-    SignedOut,
-    StopReason,
-    Transient,
-    Vm,
-)
+from infra.errors import PASSING, Gone, ProviderError, SignedOut, Transient
+from infra.provider import Observation, Offer, PowerState, StopReason, Vm
 from infra.retry import Result, with_retries
 from infra.run import actions as act
 from infra.run import stop_reasons

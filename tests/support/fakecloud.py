@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from infra import errors
 from infra import provider as seam
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
 from infra.run.context import RunContext, TurnReport
@@ -151,7 +152,7 @@ class FakeCloud(seam.Provider):
         self.world.moment()
         self._hiccup()
         if vm.run_id not in self.vms:
-            raise seam.Gone("no such machine")
+            raise errors.Gone("no such machine")
         if self.power[vm.id] is not PowerState.RUNNING:
             self._admit(vm.region)
             self.log.append(f"start {vm.region}")
@@ -163,7 +164,7 @@ class FakeCloud(seam.Provider):
         self.world.moment()
         self._hiccup()
         if vm.run_id not in self.vms:
-            raise seam.Gone("no such machine")
+            raise errors.Gone("no such machine")
         self._halt(vm, StopReason.USER)
         self.log.append("deallocate")
         self.world.moment()
@@ -231,16 +232,16 @@ class FakeCloud(seam.Provider):
 
     def _admit(self, region: str) -> None:
         if region in self.full:
-            raise seam.NoCapacity(f"{region} is full")
+            raise errors.NoCapacity(f"{region} is full")
         if region in self.dear:
-            raise seam.PriceAboveCap(f"{region} is dear", current_usd_per_h=1.0)
+            raise errors.PriceAboveCap(f"{region} is dear", current_usd_per_h=1.0)
         if region in self.no_quota:
-            raise seam.OverQuota(f"{region} has no quota", family="T4", limit=0)
+            raise errors.OverQuota(f"{region} has no quota", family="T4", limit=0)
 
     def _hiccup(self) -> None:
         if self.hiccups:
             self.hiccups -= 1
-            raise seam.Transient("a hiccup", retry_after_s=1.0)
+            raise errors.Transient("a hiccup", retry_after_s=1.0)
 
 
 @dataclass
