@@ -12,9 +12,8 @@ from infra.durable import read_json
 from infra.run.budget import bill
 from infra.run.fold import apply, fold
 from infra.run.heartbeat import SILENCE, Heartbeat, read_heartbeat
-from infra.run.journal import Event, Kind, read
+from infra.run.journal import RELEASE_INTENTS, Event, Kind, read
 from infra.run.state import RunState
-from infra.run.stop_reasons import RELEASE_INTENTS
 from infra.untrusted import number, table, text, whole
 from trainer.text import duration
 
