@@ -42,11 +42,11 @@ class Rented:
     connection: SshConnection
     goal: SetupGoal
     metal: Metal
-    told: list[str]
+    messages: list[str]
 
     def apply(self) -> ReadyMachine:
         """Set the machine up as `qft` does."""
-        ready = apply(self.connection, self.goal, on_message=self.told.append)
+        ready = apply(self.connection, self.goal, on_message=self.messages.append)
         self.connection = ready.connection
         return ready
 
@@ -81,7 +81,7 @@ def rent(tmp_path: Path) -> Iterator[Rent]:
         (metal,) = guests.metals.values()
         want = factory.setup_wanted(VmTable(provider="azure", max_price=5.0), vm)
         connection = enter(vm, tmp_path / "user", host)
-        rented.append(Rented(vm=vm, connection=connection, goal=want, metal=metal, told=[]))
+        rented.append(Rented(vm=vm, connection=connection, goal=want, metal=metal, messages=[]))
         return rented[-1]
 
     with azure(tmp_path / "state", guests=guests) as harness:
@@ -95,9 +95,9 @@ def verbs(metal: Metal) -> list[str]:
     return [" ".join(line.split()[:2]) for line in metal.done()]
 
 
-def steps(told: list[str]) -> list[str]:
+def steps(messages: list[str]) -> list[str]:
     """The steps that were told, without their reasons and without how far each was meanwhile."""
-    return [line.split(" (")[0] for line in told if ": " not in line.split(" (")[0]]
+    return [line.split(" (")[0] for line in messages if ": " not in line.split(" (")[0]]
 
 
 def test_healthy_t4_needs_no_driver_and_no_reboot(rent: Rent) -> None:
@@ -128,7 +128,7 @@ def test_t4_without_a_driver_gets_the_signed_one(rent: Rent) -> None:
 
     ready = machine.apply()
 
-    assert steps(machine.told) == [
+    assert steps(machine.messages) == [
         "wait for the first boot to finish",
         "stop automatic upgrades",
         "install the NVIDIA driver",
@@ -152,7 +152,7 @@ def test_open_modules_that_do_not_answer_are_replaced(rent: Rent) -> None:
     ready = machine.apply()
     state = machine.metal.store.read()
 
-    assert steps(machine.told)[-7:-4] == [
+    assert steps(machine.messages)[-7:-4] == [
         "stop automatic upgrades",
         "replace NVIDIA's open kernel modules by the closed ones",
         "reboot",
@@ -227,7 +227,7 @@ def test_vgpu_driver_is_the_one_that_was_seen_first(
     monkeypatch.setenv("QFT_HOME", str(tmp_path / "home"))
     table = VmTable(provider="azure", gpu="A10", max_price=5.0)
     machine = rent(A10, Quirks())
-    ready, _ = factory.make_ready(table, machine.told.append)(machine.connection, machine.vm)
+    ready, _ = factory.make_ready(table, machine.messages.append)(machine.connection, machine.vm)
     machine.connection = ready
     seen = gather_facts(ready).grid_sha256
     later = factory.setup_wanted(table, machine.vm)

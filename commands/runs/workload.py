@@ -22,7 +22,7 @@ from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, ssh
 from remote.clean_environment import clean
 from remote.setup.failures import explain_failure
-from remote.sync import api
+from remote.sync.api import pull, push
 from remote.sync.plan import Progress, SyncOptions
 from remote.sync.transfer import require_sftp
 from trainer.adapters.settings import read_settings
@@ -97,8 +97,8 @@ class SshWorkload:
             delete=item.exact,
             cache_dir=self._setting.cache,
         )
-        progress = self._shower(item.label)
-        api.push(connection, item.source, item.target, progress=progress, options=options)
+        on_progress = self._shower(item.label)
+        push(connection, item.source, item.target, on_progress=on_progress, options=options)
 
     def _shower(self, what: str) -> Callable[[Progress], None]:
         return lambda seen: self._setting.progress(what, seen.bytes_done, seen.bytes_total)
@@ -182,12 +182,12 @@ class SshWorkload:
         with self._watched(vm):
             connection = self._open(vm)
             expected = setting.expected()
-            came = api.pull(
+            came = pull(
                 connection,
                 setting.site.run_dir,
                 setting.out,
                 limits=expected.limits,
-                progress=self._shower("adapter"),
+                on_progress=self._shower("adapter"),
                 options=SyncOptions(
                     python=self._helper,
                     include=expected.results,
@@ -206,8 +206,10 @@ class SshWorkload:
             reason = "the trainer says that it is done, but left no adapter that can be used"
             raise HostUnfit(f"{reason}: {error}") from error
         self._homing.tidy()
-        if came.left:
-            setting.on_message(f"{left_there(came.left, came.left_names)} stayed on the machine")
+        if came.unmatched:
+            setting.on_message(
+                f"{left_there(came.unmatched, came.unmatched_names)} stayed on the machine"
+            )
         return str(setting.out)
 
     def _fetch_log(self, vm: Vm) -> None:
