@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from commands.runs import config
 from commands.runs.extras import REHEARSES, told_of
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.durable import write_bytes
 from trainer.config import EvalTable, problems
 
@@ -60,12 +60,6 @@ QUESTIONS = ("instruction", "input", "context", "question", "prompt", "text", "c
 PLAIN = str | int | float  # what a template can write, as it can a list of words
 NOTHING = frozenset({"n/a", "na", "none", "no label", "nothing", "-"})
 """What people write where none of the labels holds."""
-PUBLISHED = {
-    "jigsaw": {"comment_text", "toxic", "severe_toxic"},
-    "ds1000": {"prompt", "reference_code", "metadata"},
-    "conversations": {"conversations"},
-}
-"""Forms whose rows need more than a template, by the columns that tell them."""
 ESCAPED = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 HELD_OUT, HELD_OUT_MAX, SEED = 0.1, 0.3, 0
 SCORED_ROWS = 30  # fewer leave an interval too wide to tell an adapter from its base
@@ -187,7 +181,7 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
     try:
         rows = read_rows(path)
     except DataError as error:
-        raise Usage(
+        raise UsageError(
             f"`{path}` cannot be used",
             problems=config.gathered(list(error.problems))[:20],
             hint="mend the file, then type the same command again",
@@ -197,6 +191,7 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
 
 def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     """Find the answer among the columns, and what it is the answer to. Raises Usage if unclear."""
+    from trainer.data.converters import published_format
     from trainer.data.template import as_text
 
     shared = [name for name in rows[0] if all(name in row for row in rows)]
@@ -209,11 +204,11 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     asked = [folded[name] for name in QUESTIONS if name in folded and folded[name] != answer]
     others = [name for name in plain if name != answer]
     if not answer or not others:
-        published = next((kind for kind, names in PUBLISHED.items() if names <= set(shared)), "")
+        published = published_format(shared)
         hint = f"name it one of {', '.join(ANSWERS)}; or write run.yaml by hand: `qft init`"
         if published:
             hint = f"`qft data {published} FILE` turns this published form into rows"
-        raise Usage(
+        raise UsageError(
             f"no telling which of the columns {', '.join(map(repr, rows[0]))} is the answer",
             hint=hint,
         )
@@ -225,7 +220,7 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     title = answer.strip().capitalize()
     if counts[""]:
         fix = f"write `{none}` there" if none else "fill or remove them"
-        raise Usage(
+        raise UsageError(
             f"{counts['']} rows have nothing in `{answer}`, the answer to learn",
             hint=f"{fix}, then type the same command again",
         )
@@ -239,10 +234,10 @@ def _labels(counts: Counter[str]) -> tuple[tuple[str, ...], str]:
 
     Places such as `Salem, OR` share words, too, but have more words than there are places.
     """
-    from trainer.scoring.answers import words_in
+    from trainer.scoring.answers import split_labels
 
     few = min(LABELS_MAX, counts.total() // ROWS_PER_LABEL_MIN)
-    sets = {frozenset(words_in(answer)) for answer in counts} - {frozenset()}
+    sets = {frozenset(split_labels(answer)) for answer in counts} - {frozenset()}
     words = frozenset().union(*sets)
     if any(len(one) > 1 for one in sets) and len(words) <= min(few, len(sets)):
         together = frozenset().union(*(one for one in sets if len(one) > 1))
@@ -259,7 +254,7 @@ def _check_labels(answer: str, guess: Guess) -> None:
     try:
         EvalTable(kind=kind, labels=list(guess.labels), none=guess.none or NO_LABEL)
     except ValidationError as error:
-        raise Usage(
+        raise UsageError(
             f"the labels in `{answer}` cannot be scored",
             problems=[*problems(error), f"they are {', '.join(map(repr, guess.labels))}"],
             hint="write each in one way in the file, then type the same command again",
@@ -282,7 +277,7 @@ def _nameable(name: str) -> str:
     except TemplateError:
         named = False
     if not named:
-        raise Usage(
+        raise UsageError(
             f"no template can name the column {name!r}",
             hint="rename it in the file, to a word without the marks { } ! :",
         )
@@ -310,7 +305,7 @@ def _split(
         group = json.dumps([row[field] for field in asked.fields], sort_keys=True)
         sides[is_held_out(group, share=share, seed=SEED)].append(row)
     if not all(sides):
-        raise Usage(
+        raise UsageError(
             f"{len(rows)} rows hold too few different questions to hold some out",
             hint="name the files yourself: `qft init`, then edit run.yaml",
         )
@@ -328,8 +323,8 @@ def _name(path: Path) -> str:
     return kept.strip("-")[:30].strip("-") or "my-run"
 
 
-def _occupied(path: Path) -> Usage:
-    return Usage(f"`{path}` is there already", hint="`qft init DIRECTORY` takes another")
+def _occupied(path: Path) -> UsageError:
+    return UsageError(f"`{path}` is there already", hint="`qft init DIRECTORY` takes another")
 
 
 def _write(files: Mapping[Path, str]) -> None:

@@ -1,7 +1,7 @@
 """Measures pushes and pulls against rsync over a connection of a given round trip.
 
 Needs PYTHONPATH=.:tests. Prints a line a measurement: what, round trip, tool, seconds. The figures
-of docs/measurements.md come from here.
+of docs/benchmarks.md come from here.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from support.sshd import Sshd, serve
 
 from commands.runs.checks import Check, exit_code
 from commands.runs.home import RunFolder
-from commands.runs.ssh_host_checks import look_at_host
+from commands.runs.ssh_host_checks import check_host
 from infra.config import VmTable
 from remote import keys
 from remote.setup import facts as setup_facts
@@ -37,7 +37,7 @@ def table(server: Sshd, **overrides: object) -> VmTable:
 
 def seen(vm: VmTable, folder: Path) -> dict[str, Check]:
     """What was looked at, by name."""
-    return {check.name: check for check in look_at_host(vm, RunFolder(root=folder))}
+    return {check.name: check for check in check_host(vm, RunFolder(root=folder))}
 
 
 def test_a_good_machine_is_looked_at_whole(tmp_path: Path) -> None:

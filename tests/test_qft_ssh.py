@@ -13,7 +13,7 @@ from support.runs import Project, make_project
 from support.sshd import Sshd, serve
 
 from commands.machine import meant
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.durable import write_json
 
 USER = "-oProxyCommand=touch INJECTED;:"
@@ -179,7 +179,7 @@ def test_a_command_without_a_machine_is_told(
     """With two runs and no name the command runs nowhere."""
     make_runs(tmp_path, "tiny", "other")
 
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         meant(argv, tmp_path, cwd=tmp_path)
 
     assert expected in caught.value.message

@@ -61,6 +61,23 @@ def test_the_example_config_is_one() -> None:
     assert RunConfig.model_validate(yaml.safe_load(block)).name == "toxic-phi"
 
 
+def test_the_table_of_recipes_has_the_figures_of_their_pages() -> None:
+    """Each recipe is in the table, and its memory, time and cost are those of its own page."""
+    row = re.compile(
+        r"^\| \[(\S+)\]\(examples/\S+\) .* ([\d.]+) of ([\d.]+) GB .*, (.+), \$(.+) \|$"
+    )
+    found = [match for line in README.splitlines() if (match := row.match(line))]
+    pages = {page.parent.name: page for page in (ROOT / "examples").glob("*/README.md")}
+
+    assert {match[1] for match in found} == set(pages) - {"quickstart"}
+    for recipe, used, size, time, usd in (match.groups() for match in found):
+        page = pages[recipe].read_text(encoding="utf-8")
+
+        assert re.search(rf"^    memory   {used} GB of the \S+'s {size}: ", page, re.MULTILINE)
+        assert f"\n    time     {time} (" in page
+        assert f"\n    dollars  {usd} (" in page
+
+
 def test_the_documents_that_are_linked_exist() -> None:
     """No link of the README or of docs/ leads nowhere."""
     connection = re.compile(r"\]\(([^)#:]+?)(?:#[^)]*)?\)")

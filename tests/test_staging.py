@@ -10,9 +10,9 @@ import pytest
 from support import sshd, tiny
 
 from commands.runs.payload import PayloadItem, Staged
-from commands.runs.remote_layout import Setting, Site
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
+from commands.runs.workload_config import RemoteLayout, WorkloadConfig
 from infra.provider import Vm
 from remote.on_machine import tree_ops
 from trainer.config import MethodTable
@@ -87,10 +87,10 @@ def test_what_travels_and_what_is_deleted_does_not_hang_on_labels(
             (run / name).parent.mkdir(parents=True, exist_ok=True)
             (run / name).write_text("from before")
         work = SshWorkload(
-            Setting(
-                site=Site(run_id="r"),
+            WorkloadConfig(
+                layout=RemoteLayout(run_id="r"),
                 key_path=server.client_key,
-                staged=kind(
+                payload=kind(
                     trainer=here / "trainer",
                     data={"train.jsonl": row},
                     config=here / "config.json",
@@ -122,7 +122,7 @@ def test_what_travels_and_what_is_deleted_does_not_hang_on_labels(
                 host_public_key=server.host_key,
             )
         )
-        work.forget()
+        work.disconnect()
         found = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
 
     model = {f"model/{name}" for name in sent(base)}

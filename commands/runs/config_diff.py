@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from commands.runs.config import TRAINER_TABLES, LoadedConfig, RunConfig
-from commands.runs.home import RunFolder, saved_config
-from commands.ui.errors import Usage
-from infra.run.fold import RunState, fold
+from commands.runs.home import RunFolder, read_saved_config
+from commands.ui.errors import UsageError
+from infra.run.fold import fold
 from infra.run.journal import Kind, read
+from infra.run.state import RunState
 from trainer.config import ConfigError
 from trainer.rundir.fingerprint import file_sha256, permitted_keys
 
@@ -26,7 +27,7 @@ def digests(loaded: LoadedConfig) -> dict[str, str]:
     return {f"data.{key}": file_sha256(path) for key, path in loaded.data_files.items()}
 
 
-def for_trainer(allowed: Sequence[str]) -> tuple[str, ...]:
+def keys_for_trainer(allowed: Sequence[str]) -> tuple[str, ...]:
     """Return those of the allowed keys that the trainer has to be told of.
 
     Raises Usage, before anything is stopped or sent, if one may never change within a run.
@@ -35,7 +36,7 @@ def for_trainer(allowed: Sequence[str]) -> tuple[str, ...]:
     try:
         permitted_keys(told)
     except ConfigError as error:
-        raise Usage(
+        raise UsageError(
             "`--allow-change` names what no run can change; nothing was stopped or sent",
             problems=[problem.removeprefix("--allow-change ") for problem in error.problems],
             hint="undo that change, choose another `name`, or `--fresh`",
@@ -74,7 +75,7 @@ def demand_same_machine(loaded: LoadedConfig, saved: Mapping[str, object], state
     ]
     if found:
         name = loaded.config.name
-        raise Usage(
+        raise UsageError(
             f"the run `{name}` still has a machine, and not where run.yaml says now",
             problems=found,
             hint=f"`qft down --delete {name}` brings its work home and removes it; "
@@ -127,7 +128,7 @@ def changes(
     if refused and bound:
         never = {key: " (this can never change)" * _is_for_ever(key) for key in refused}
         allow = "" if all(never.values()) else "use `--allow-change KEY`, "
-        raise Usage(
+        raise UsageError(
             f"the run `{loaded.config.name}` was started with another config",
             problems=[
                 f"{key}: {was!r} became {is_now!r}{never[key]}"
@@ -140,8 +141,8 @@ def changes(
 
 def _is_for_ever(key: str) -> bool:
     try:
-        for_trainer([key])
-    except Usage:
+        keys_for_trainer([key])
+    except UsageError:
         return True
     return False
 
@@ -150,8 +151,8 @@ def is_changed(loaded: LoadedConfig, folder: RunFolder) -> bool:
     """Whether training would do anything differently from what the run was started with."""
     try:
         bound = is_bound(fold(read(folder.journal)))
-        return bool(changes(loaded, saved_config(folder), (), bound=bound))
-    except Usage:
+        return bool(changes(loaded, read_saved_config(folder), (), bound=bound))
+    except UsageError:
         return True
 
 
