@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import posixpath
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from remote.errors import Untrusted
-from remote.on_machine import job_agent, tree_ops
+from remote.on_machine import tree_ops
 from remote.sync.manifest import Entry, Limits, compare, path_offence, read_tree, total_bytes
 from remote.sync.plan import Chunk, SyncOptions, chunks_of, file_ranges, make_blobs
 
@@ -172,20 +169,6 @@ def test_a_torn_cache_is_empty(tmp_path: Path) -> None:
     assert (
         tree_ops.hash_tree(str(tmp_path), ("cache",), str(tmp_path / "cache"))["files"]["a"][0] == 3
     )
-
-
-@pytest.mark.parametrize("script", [tree_ops, job_agent])
-def test_shipped_scripts_speak_old_python(script: ModuleType) -> None:
-    """What is shipped parses as Python 3.8 and imports nothing but the standard library."""
-    source = Path(str(script.__file__)).read_text()
-    tree = ast.parse(source, feature_version=(3, 8))
-    names = {
-        (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-    }
-
-    assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
 
 
 def test_a_file_that_vanishes_during_the_walk_is_no_offence(tmp_path: Path) -> None:

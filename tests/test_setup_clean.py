@@ -14,7 +14,8 @@ import pytest
 from support import sshd, wheels
 
 from remote.clean_environment import NAMES, PREFIXES, clean, strip_clean_environment
-from remote.setup import pip_settings, python_env
+from remote.on_machine import pip_settings
+from remote.setup import python_env
 from remote.setup.apply import ReadyMachine, apply
 from remote.setup.steps import SetupGoal
 from remote.ssh import connect

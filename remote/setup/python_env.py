@@ -8,7 +8,7 @@ from pathlib import Path
 
 from remote.clean_environment import CLEAR_VARIABLES, PRIVATE_UMASK
 from remote.errors import Unfit, megabytes
-from remote.setup import pip_settings
+from remote.on_machine import pip_settings
 from remote.setup.facts import PYTHON_MAX, PYTHON_MIN, Facts, PythonInterpreter, version_of
 from remote.setup.steps import DriverKind, SetupGoal, Step, with_apt_functions
 
