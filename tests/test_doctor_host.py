@@ -86,7 +86,7 @@ def test_what_stands_in_the_way_is_named_with_its_fix(
     assert exit_code([*checks.values()]) == 4
 
 
-def test_the_key_of_the_pinned_type_is_asked_for(tmp_path: Path) -> None:
+def test_the_key_of_the_pinned_type_is_requested(tmp_path: Path) -> None:
     """A server with keys of several types shows the pinned one, whichever that is."""
     lines = {}
     for kind in TYPES:
@@ -105,7 +105,7 @@ def test_the_key_of_the_pinned_type_is_asked_for(tmp_path: Path) -> None:
         assert seen(table(server), tmp_path)["host key"].ok
 
 
-def test_a_pin_of_a_type_that_the_server_has_no_more_is_told(tmp_path: Path) -> None:
+def test_a_pin_of_a_type_that_the_server_has_no_more_is_reported(tmp_path: Path) -> None:
     """The detail says that the type is gone, rather than only that keys differ."""
     subprocess.run(
         ["ssh-keygen", "-q", "-t", "rsa", "-N", "", "-f", str(tmp_path / "rsa")], check=True
@@ -118,14 +118,14 @@ def test_a_pin_of_a_type_that_the_server_has_no_more_is_told(tmp_path: Path) -> 
     assert check.exit_code == 4
 
 
-def test_cards_are_told_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_reported_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A card that answers, one without a driver, one that is not used and none, each in words."""
-    card = setup_facts.DetectedGpu(
+    gpu = setup_facts.DetectedGpu(
         name="NVIDIA L4", driver="570.1", memory_mb=23034, capability="8.9"
     )
     facts = {
-        "NVIDIA L4 with 22 GB, driver 570.1": (setup_facts.Facts(gpus=(card,)), True),
-        "`vm.ssh.gpu` is false": (setup_facts.Facts(gpus=(card,)), False),
+        "NVIDIA L4 with 22 GB, driver 570.1": (setup_facts.Facts(gpus=(gpu,)), True),
+        "`vm.ssh.gpu` is false": (setup_facts.Facts(gpus=(gpu,)), False),
         "1 on the bus, and no driver answers": (setup_facts.Facts(pci_gpus=1), True),
         "there is no NVIDIA card": (setup_facts.Facts(), True),
         "none, and none is asked for": (setup_facts.Facts(), False),

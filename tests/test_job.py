@@ -161,7 +161,9 @@ def test_kill_9_of_everything(job: Job, server: ssh_servers.RunningServer) -> No
     assert start(job, "true").started
 
 
-def test_keeper_killed_leaves_a_running_job(job: Job, server: ssh_servers.RunningServer) -> None:
+def test_supervisor_killed_leaves_a_running_job(
+    job: Job, server: ssh_servers.RunningServer
+) -> None:
     """Without its keeper a job still counts as running, cannot be started twice, can be stopped."""
     start(job, "exec sleep 60")
     record = json.loads((server.home / job.directory / "job.json").read_text())

@@ -157,7 +157,7 @@ def test_a_merged_model_is_published_as_a_model(finished_run: FinishedRun) -> No
     assert "`qft merge moods` makes it" in refused.stderr
 
 
-def test_the_token_is_said_and_written_nowhere(finished_run: FinishedRun) -> None:
+def test_the_token_is_printed_and_written_nowhere(finished_run: FinishedRun) -> None:
     """Neither a right nor a wrong one is in any output or file; a wrong or no token is named."""
     right, wrong, none = (
         finished_run.push(),
@@ -176,7 +176,7 @@ def test_the_token_is_said_and_written_nowhere(finished_run: FinishedRun) -> Non
     assert "hf_wrongOfTheTest" not in everything
 
 
-def test_a_hub_that_is_not_reached_is_no_fault_of_the_command(
+def test_a_hub_that_is_not_reached_is_no_error_of_the_command(
     finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It exits 4, as one may try again then, and a script reads the hint where hints stand."""

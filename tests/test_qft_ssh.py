@@ -57,7 +57,7 @@ def project(server: Sshd, tmp_path_factory: pytest.TempPathFactory) -> Project:
         (["exit", "43"], "", 43),
     ],
 )
-def test_the_words_after_the_run_are_the_command(
+def test_the_arguments_after_the_run_are_the_command(
     project: Project, argv: list[str], output: str, code: int
 ) -> None:
     """Options belong to the command there, the name may be left out, the exit code comes back."""
@@ -173,7 +173,7 @@ def test_a_name_may_be_left_out(
         (["-oProxyCommand=x"], "no telling on which machine"),
     ],
 )
-def test_a_command_without_a_machine_is_told(
+def test_a_command_without_a_machine_is_refused(
     tmp_path: Path, argv: list[str], expected: str
 ) -> None:
     """With two runs and no name the command runs nowhere."""

@@ -203,7 +203,7 @@ def test_a_job_that_cannot_be_written_down_says_why(
         Job(connection=connection, directory="blocked").start(["true"], env={}, cwd=".")
 
 
-def test_a_host_key_that_cannot_be_checked_is_told_as_such(server: sshd.Sshd) -> None:
+def test_a_host_key_that_cannot_be_checked_is_reported_as_such(server: sshd.Sshd) -> None:
     """A pinned key of a type that is not known here is the user's to mend, not a crash."""
     line = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29t"
 

@@ -135,7 +135,7 @@ def test_exclude_patterns(path: str, pattern: str, covered: bool) -> None:  # no
     assert tree_ops.is_excluded(path, [pattern]) is covered
 
 
-def test_hashes_are_remembered_and_distrusted_when_fresh(tmp_path: Path) -> None:
+def test_hashes_are_cached_and_not_trusted_when_fresh(tmp_path: Path) -> None:
     """A settled file is not read again; one changed a moment ago is, whatever its times say."""
     import os
     import time

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import sshd
-from test_sync_push import make_tree, read_tree
+from support.trees import make_tree, read_tree
 
 from remote.errors import CommandFailed, RemoteError, Unreachable
 from remote.job import Job, JobState
@@ -39,7 +39,9 @@ def test_shell_that_greets(tmp_path: Path) -> None:
     assert read_tree(tmp_path / "back") == read_tree(tree)
 
 
-def test_a_server_that_opens_one_session_only_is_told_by_its_setting(tmp_path: Path) -> None:
+def test_a_server_that_opens_one_session_only_is_reported_with_what_to_raise(
+    tmp_path: Path,
+) -> None:
     """It answers and the line is up, so nobody is sent to look at the firewall."""
     with (
         sshd.serve(tmp_path / "server", config="MaxSessions 1") as server,

@@ -208,7 +208,7 @@ def test_names_that_pass_and_names_that_do_not() -> None:
     assert dropped & found.keys() == set()
 
 
-def test_words_reach_the_command_as_they_are() -> None:
+def test_arguments_arrive_at_the_command_as_they_are() -> None:
     """Spaces, quotes, stars, dollars and empty words of an argument are neither split nor read."""
     argv = ["", "a b", "*", "$HOME", "'\"", "-x", "é\n"]
 

@@ -103,13 +103,13 @@ def test_a_lock_names_no_place_to_download_from(cuda: str) -> None:
     assert set(re.findall(r"--\w+", text)) == {"--hash"}
 
 
-def test_the_disk_that_is_asked_for_grows_with_the_lock() -> None:
+def test_the_disk_that_is_required_grows_with_the_lock() -> None:
     """The room for an environment is over three times its wheels, more for CUDA 12."""
     assert 10e9 < python_env.size_bytes("cu130") < python_env.size_bytes("cu128") < 16e9
     assert 1e9 < python_env.size_bytes("cpu") < 2e9
 
 
-def test_the_set_for_machines_without_a_card_is_the_other_without_cuda() -> None:
+def test_the_set_for_machines_without_a_gpu_is_the_other_without_cuda() -> None:
     """Torch's other build, and of all else the same files as with CUDA, but what is NVIDIA's."""
     bare, full = pins("cpu"), pins("cu130")
     hashes = {name: found for name, _, found in GROUP.findall(python_env.requirements("cpu"))}

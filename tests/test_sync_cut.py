@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import slow_proxy, ssh_servers
-from test_sync_push import make_tree, read_tree
+from support.trees import make_tree, read_tree
 
 from remote.errors import Unreachable
 from remote.on_machine.tree_ops import PARTIAL_DIR

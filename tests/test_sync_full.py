@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import ssh_servers
-from test_sync_push import read_tree
+from support.trees import read_tree
 
 from remote.errors import NoSpace
 from remote.on_machine import tree_ops
@@ -60,7 +60,7 @@ def fill(root: Path, sizes: dict[str, int], letter: bytes = b"x") -> Path:
     return root
 
 
-def test_push_onto_a_full_disk(
+def test_push_to_a_full_disk(
     connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """Nothing travels, both numbers are told, the old files are intact, no partial file stays."""
@@ -95,7 +95,7 @@ def test_disk_that_fills_up_during_a_push(
         assert (disk / "big").read_bytes() == (tree / "big").read_bytes()
 
 
-def test_small_files_onto_a_disk_that_fills_up(
+def test_small_files_to_a_disk_that_fills_up(
     connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """A disk that is full when bundles are unpacked is `NoSpace`; old files are intact."""
@@ -144,7 +144,7 @@ def test_interrupted_push_counts_what_is_there(
         assert read_tree(disk) == read_tree(tree)
 
 
-def test_pull_onto_a_full_disk(
+def test_pull_to_a_full_disk(
     connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """A pull that does not fit here says so before anything travels."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support import ssh_servers
-from test_sync_push import make_tree, read_tree
+from support.trees import make_tree, read_tree
 
 from remote.errors import Damaged, RemoteError, Untrusted
 from remote.on_machine import tree_ops
@@ -140,15 +140,15 @@ def test_file_that_never_rests(connection: SshConnection, there: Path, tmp_path:
     assert (home / "big").read_bytes() == b"old"
 
 
-def test_source_that_changes_during_a_push(
+def test_source_written_during_a_push(
     connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """A file changed while it is pushed is sent again; one that always changes is `Damaged`."""
     tree = make_tree(tmp_path / "tree")
-    changes = iter([b"x" * 3_000_001, b"y" * 3_000_001])
+    contents = iter([b"x" * 3_000_001, b"y" * 3_000_001])
 
     def change(_: Progress) -> None:
-        (tree / "big").write_bytes(next(changes, b"final"))
+        (tree / "big").write_bytes(next(contents, b"final"))
 
     push(connection, tree, f"qft/{tmp_path.name}", on_progress=change, options=OPTIONS)
     assert read_tree(server.home / "qft" / tmp_path.name)["big"] == b"final"
@@ -253,7 +253,7 @@ def test_attack(
     assert not Path("/qft-evil").exists()
 
 
-def test_link_there_is_refused(connection: SshConnection, there: Path, tmp_path: Path) -> None:
+def test_symlink_there_is_refused(connection: SshConnection, there: Path, tmp_path: Path) -> None:
     """A link in the machine's tree is refused, wherever it points."""
     (there / "passwd").symlink_to("/etc/passwd")
     with pytest.raises(Untrusted, match=r"'passwd', which is no regular file \(link\)"):
@@ -283,7 +283,7 @@ def test_wrong_data(lying: Callable[..., None], connection: SshConnection, tmp_p
     assert not (tmp_path / "home" / "x").exists()
 
 
-def test_more_than_was_asked_for(
+def test_more_than_was_requested(
     lying: Callable[..., None], connection: SshConnection, tmp_path: Path
 ) -> None:
     """A machine that offers a file that was not asked for is not believed."""
@@ -312,7 +312,7 @@ def test_answer_that_is_none(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_write_through_a_link_here(
+def test_no_write_through_a_symlink_here(
     connection: SshConnection, there: Path, tmp_path: Path
 ) -> None:
     """A link in the target directory is not followed; a link at a file's place is replaced."""

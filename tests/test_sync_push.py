@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import ssh_servers
+from support.trees import make_tree, read_tree
 
 from remote.errors import RemoteError
 from remote.ssh import SshConnection, connect
@@ -30,23 +30,6 @@ def connection(server: ssh_servers.RunningServer) -> Iterator[SshConnection]:
     """One connection for the file."""
     with connect(server.host) as opened:
         yield opened
-
-
-def make_tree(root: Path, *, seed: int = 0) -> Path:
-    """Write files of all the sizes that travel differently; the same bytes for the same seed."""
-    noise = random.Random(seed)  # noqa: S311  (test data)
-    sizes = {"empty": 0, "one": 1, "a/small": 4096, "a/b/c/deep": 17, "big": 3_000_001}
-    for name, size in sizes.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(noise.randbytes(size))
-    return root
-
-
-def read_tree(root: Path) -> dict[str, bytes]:
-    """Read every file below a directory."""
-    files = (path for path in root.rglob("*") if not path.is_dir())
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 SMALL_CHUNKS = SyncOptions(chunk_bytes=1 << 20)
@@ -94,7 +77,7 @@ def test_push_sends_what_differs(
     assert read_tree(server.home / "qft" / tmp_path.name) == read_tree(tree)
 
 
-def test_extraneous_files_go_only_if_asked(
+def test_extraneous_files_are_deleted_only_on_request(
     connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """Files that only the machine has stay, unless deletion is asked for; excluded ones stay."""

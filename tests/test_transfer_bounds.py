@@ -138,7 +138,7 @@ def test_names_beside_the_contract_do_not_come(tmp_path: Path, path: str) -> Non
     assert not is_included(path, expected(load(make_project(tmp_path).config)).results)
 
 
-def test_files_beside_those_asked_for_are_counted_and_left(
+def test_files_beside_those_requested_are_counted_and_kept(
     server: ssh_servers.RunningServer, connection: SshConnection, tmp_path: Path
 ) -> None:
     """Also links and pipes; of what is here, files of other names stay as they are."""

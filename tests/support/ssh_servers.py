@@ -22,9 +22,9 @@ class RunningServer:
     host: Host
     home: Path
 
-    def but(self, **changes: Any) -> Host:
+    def but(self, **overrides: Any) -> Host:
         """Say how to connect, with other fields."""
-        return replace(self.host, **changes)
+        return replace(self.host, **overrides)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def serve(
     wrapper.chmod(0o700)
     settings = folder / "sshd_config"
     settings.write_text(
-        f"HostKey {folder / 'host'}\nPidFile none\n{no_penalties_setting()}"
+        f"HostKey {folder / 'host'}\nPidFile none\n{no_penalties_line()}"
         f"AuthorizedKeysFile {authorized}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
         f"PermitRootLogin prohibit-password\nForceCommand {force or wrapper}\n{config}\n"
         f"SetEnv HOME={home}\n"  # or bash reads the start-up files of whoever runs the tests
@@ -173,7 +173,7 @@ def wait_until_listening(log: Path, process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def no_penalties_setting() -> str:
+def no_penalties_line() -> str:
     """The setting with which a new server lets in a caller whose lines were often cut."""
     version_output = subprocess.run(
         [str(SSHD), "-V"], capture_output=True, text=True, check=False

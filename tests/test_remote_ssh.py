@@ -54,7 +54,7 @@ def test_failed_command_is_an_error_that_tells(connection: SshConnection) -> Non
     assert caught.value.result.exit_code == 2
 
 
-def test_words_are_quoted(connection: SshConnection) -> None:
+def test_arguments_are_quoted(connection: SshConnection) -> None:
     """A command given as words reaches the program as these words."""
     result = connection.run(["printf", "%s|", "a b", "$HOME", "';x"])
 

@@ -139,7 +139,7 @@ def test_names_keys_and_users_that_are_wrong_have_their_sentence(
         assert expected in caught.value.message
 
 
-def test_a_look_up_that_never_ends_is_given_up(
+def test_a_name_lookup_that_never_ends_is_given_up(
     server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The resolver has no limit of its own, so there is one around all of it."""
