@@ -42,7 +42,7 @@ class Clock:
 
     def pause(self, ended: threading.Event, seconds: float) -> bool:
         """Wait for the work to hang, then let time pass."""
-        patience = time.monotonic() + sshd.PATIENCE_S
+        patience = time.monotonic() + sshd.TIMEOUT_S
         while not self.began.exists() and time.monotonic() < patience:
             if ended.wait(0.01):
                 return True
@@ -156,10 +156,10 @@ def test_line_that_was_cut_is_not_waited_for_when_the_machine_is_gone(place: Pla
 
     def come_back(connection: ssh.SshConnection) -> ssh.SshConnection:
         place.server.process.terminate()
-        place.server.process.wait(sshd.PATIENCE_S)
+        place.server.process.wait(sshd.TIMEOUT_S)
         connection.close()
         place.clock.began.touch()
-        patience = time.monotonic() + sshd.PATIENCE_S
+        patience = time.monotonic() + sshd.TIMEOUT_S
         while time.monotonic() < patience:
             try:
                 return place.power_watch.connect(connection.host)
@@ -317,7 +317,7 @@ def test_notice_names_the_cloud_s_word() -> None:
 
     def work() -> None:
         with power_watch.over(vm, cut.set):
-            cut.wait(sshd.PATIENCE_S)
+            cut.wait(sshd.TIMEOUT_S)
             raise Unreachable("cut")
 
     with pytest.raises(MachineDown, match="is gone"):

@@ -28,7 +28,7 @@ from infra.run.workload import (
 from remote import errors, job, ssh
 from remote.clean_environment import clean
 from remote.setup.failures import explain_failure
-from remote.sync import api
+from remote.sync.api import pull, push
 from remote.sync.plan import Progress, SyncOptions
 from remote.sync.transfer import require_sftp
 from trainer.adapters.settings import read_settings
@@ -104,8 +104,8 @@ class SshWorkload:
             delete=item.exact,
             cache_dir=self._config.cache,
         )
-        progress = self._shower(item.label)
-        api.push(connection, item.source, item.target, progress=progress, options=options)
+        on_progress = self._shower(item.label)
+        push(connection, item.source, item.target, on_progress=on_progress, options=options)
 
     def _shower(self, what: str) -> Callable[[Progress], None]:
         return lambda seen: self._config.progress(what, seen.bytes_done, seen.bytes_total)
@@ -190,12 +190,12 @@ class SshWorkload:
         with self._watched(vm):
             connection = self._open(vm)
             expected = config.expected()
-            came = api.pull(
+            came = pull(
                 connection,
                 config.layout.run_dir,
                 config.out,
                 limits=expected.limits,
-                progress=self._shower("adapter"),
+                on_progress=self._shower("adapter"),
                 options=SyncOptions(
                     python=self._helper,
                     include=expected.results,
@@ -214,8 +214,10 @@ class SshWorkload:
             reason = "the trainer says that it is done, but left no adapter that can be used"
             raise HostUnfit(f"{reason}: {error}") from error
         self._checkpoint_sync.tidy()
-        if came.left:
-            config.on_message(f"{left_there(came.left, came.left_names)} stayed on the machine")
+        if came.unmatched:
+            config.on_message(
+                f"{left_there(came.unmatched, came.unmatched_names)} stayed on the machine"
+            )
         return str(config.out)
 
     def _fetch_log(self, vm: Vm) -> None:

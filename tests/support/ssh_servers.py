@@ -1,4 +1,4 @@
-"""Two SSH servers of different make behind one handle: OpenSSH's, and the local machine's own."""
+"""Two SSH servers of different kind behind one handle: OpenSSH's, and the local machine's own."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from remote.ssh import Host
 from support import sshd
 from support.machines import Subject
 
-MAKES = ("openssh", "guest")
+KINDS = ("openssh", "guest")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Door:
+class RunningServer:
     """A way into a machine whose disk the test can look at."""
 
     host: Host
     home: Path
 
-    def but(self, **changes: Any) -> Host:
+    def but(self, **overrides: Any) -> Host:
         """Say how to connect, with other fields."""
-        return replace(self.host, **changes)
+        return replace(self.host, **overrides)
 
 
 @contextmanager
-def open_door(make: str, folder: Path) -> Iterator[Door]:
-    """Run a server of that make below `folder` until the block ends."""
-    if make == "openssh":
+def start_server(kind: str, folder: Path) -> Iterator[RunningServer]:
+    """Run a server of that kind below `folder` until the block ends."""
+    if kind == "openssh":
         with sshd.serve(folder) as server:
-            yield Door(host=server.host(), home=server.home)
+            yield RunningServer(host=server.host(), home=server.home)
         return
     subject = Subject.make(folder)
     try:
@@ -43,6 +43,6 @@ def open_door(make: str, folder: Path) -> Iterator[Door]:
             key_path=subject.user_key,
             host_key=subject.host_public_key,
         )
-        yield Door(host=host, home=subject.machine.disk)
+        yield RunningServer(host=host, home=subject.machine.disk)
     finally:
         subject.machine.power_off("user")

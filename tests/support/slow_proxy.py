@@ -1,4 +1,4 @@
-"""A wire on loopback that can be cut after any number of bytes, and made as long as an ocean."""
+"""A TCP proxy on loopback that delays every byte, and cuts connections after some bytes."""
 
 from __future__ import annotations
 
@@ -18,62 +18,66 @@ END = b""
 
 
 @dataclass(kw_only=True)
-class Wire:
-    """What a running wire is told and has seen."""
+class SlowProxy:
+    """The settings and the counts of a running proxy."""
 
     port: int
     target_port: int
     delay_s: float = 0.0
     """One way: a round trip takes twice as long."""
     cut_after_bytes: int | None = None
-    """Both connections are reset once so many bytes have gone through, both ways together."""
-    carried_bytes: int = 0
+    """Both connections are reset once so many bytes have been forwarded, both ways together."""
+    forwarded_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def may_carry(self, size: int) -> int:
-        """Count `size` bytes; return how many of them still go through."""
+    def count_allowed(self, size: int) -> int:
+        """Count `size` bytes; return how many of them are still forwarded."""
         with self.lock:
             left = size
             if self.cut_after_bytes is not None:
-                left = min(size, max(self.cut_after_bytes - self.carried_bytes, 0))
-            self.carried_bytes += left
+                left = min(size, max(self.cut_after_bytes - self.forwarded_bytes, 0))
+            self.forwarded_bytes += left
             return left
 
 
 @contextmanager
-def stretch(
+def run_proxy(
     target_port: int, *, delay_s: float = 0.0, cut_after: int | None = None
-) -> Iterator[Wire]:
+) -> Iterator[SlowProxy]:
     """Listen on a port that leads to `target_port`, until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        wire = Wire(
+        proxy = SlowProxy(
             port=listener.getsockname()[1],
             target_port=target_port,
             delay_s=delay_s,
             cut_after_bytes=cut_after,
         )
-        threading.Thread(target=accept, args=(listener, wire), daemon=True).start()
-        yield wire
+        threading.Thread(target=accept, args=(listener, proxy), daemon=True).start()
+        yield proxy
 
 
-def accept(listener: socket.socket, wire: Wire) -> None:
+def accept(listener: socket.socket, proxy: SlowProxy) -> None:
     """Take connections until the listener is closed."""
     with suppress(OSError):
         while True:
-            near, _ = listener.accept()
-            threading.Thread(target=converse, args=(near, wire), daemon=True).start()
+            client, _ = listener.accept()
+            threading.Thread(target=forward, args=(client, proxy), daemon=True).start()
 
 
-def converse(near: socket.socket, wire: Wire) -> None:
-    """Carry both directions of one connection until both have ended."""
-    with near, suppress(OSError), socket.create_connection(("127.0.0.1", wire.target_port)) as far:
+def forward(client: socket.socket, proxy: SlowProxy) -> None:
+    """Forward both directions of one connection until both have ended."""
+    with (
+        client,
+        suppress(OSError),
+        socket.create_connection(("127.0.0.1", proxy.target_port)) as target,
+    ):
         threads = []
-        for source, sink in ((near, far), (far, near)):
+        for source, sink in ((client, target), (target, client)):
             sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            under_way: queue.Queue[tuple[float, bytes]] = queue.Queue()
+            delayed: queue.Queue[tuple[float, bytes]] = queue.Queue()
             threads += [
-                threading.Thread(target=take, args=(source, under_way, wire), daemon=True),
-                threading.Thread(target=give, args=(sink, source, under_way, wire), daemon=True),
+                threading.Thread(target=read_from, args=(source, delayed, proxy), daemon=True),
+                threading.Thread(target=write_to, args=(sink, source, delayed, proxy), daemon=True),
             ]
         for thread in threads:
             thread.start()
@@ -81,29 +85,31 @@ def converse(near: socket.socket, wire: Wire) -> None:
             thread.join()
 
 
-def take(source: socket.socket, under_way: queue.Queue[tuple[float, bytes]], wire: Wire) -> None:
+def read_from(
+    source: socket.socket, delayed: queue.Queue[tuple[float, bytes]], proxy: SlowProxy
+) -> None:
     """Read one direction."""
     with suppress(OSError):
         while data := source.recv(BLOCK):
-            under_way.put((time.monotonic() + wire.delay_s, data))
-    under_way.put((time.monotonic() + wire.delay_s, END))
+            delayed.put((time.monotonic() + proxy.delay_s, data))
+    delayed.put((time.monotonic() + proxy.delay_s, END))
 
 
-def give(
+def write_to(
     sink: socket.socket,
     source: socket.socket,
-    under_way: queue.Queue[tuple[float, bytes]],
-    wire: Wire,
+    delayed: queue.Queue[tuple[float, bytes]],
+    proxy: SlowProxy,
 ) -> None:
     """Write one direction, each block when it is due; reset both ends at the cut."""
     with suppress(OSError):
         while True:
-            due, data = under_way.get()
+            due, data = delayed.get()
             time.sleep(max(due - time.monotonic(), 0.0))
             if data == END:
                 sink.shutdown(socket.SHUT_WR)
                 return
-            left = wire.may_carry(len(data))
+            left = proxy.count_allowed(len(data))
             sink.sendall(data[:left])
             if left < len(data):
                 break
@@ -115,8 +121,8 @@ def give(
 
 
 @contextmanager
-def stretch_apart(target_port: int, *, delay_s: float) -> Iterator[int]:
-    """Run a wire in a process of its own, so that it takes no time from what is measured."""
+def run_proxy_process(target_port: int, *, delay_s: float) -> Iterator[int]:
+    """Run a proxy in a process of its own, so that it takes no time from what is measured."""
     command = [sys.executable, __file__, str(target_port), str(delay_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -125,6 +131,6 @@ def stretch_apart(target_port: int, *, delay_s: float) -> Iterator[int]:
 
 
 if __name__ == "__main__":
-    with stretch(int(sys.argv[1]), delay_s=float(sys.argv[2])) as running:
+    with run_proxy(int(sys.argv[1]), delay_s=float(sys.argv[2])) as running:
         print(running.port, flush=True)  # noqa: T201  (tells the port to its parent)
         sys.stdin.read()

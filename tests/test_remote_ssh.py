@@ -22,7 +22,7 @@ from remote.errors import (
     Untrusted,
 )
 from remote.ssh import SshConnection, connect, scan_host_key
-from remote.ssh_channel import reply_deadline
+from remote.ssh_transport import reply_deadline
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_failed_command_is_an_error_that_tells(connection: SshConnection) -> Non
     assert caught.value.result.exit_code == 2
 
 
-def test_words_are_quoted(connection: SshConnection) -> None:
+def test_arguments_are_quoted(connection: SshConnection) -> None:
     """A command given as words reaches the program as these words."""
     result = connection.run(["printf", "%s|", "a b", "$HOME", "';x"])
 
@@ -80,7 +80,7 @@ def patient(connection: SshConnection, monkeypatch: pytest.MonkeyPatch) -> SshCo
     """The same connection, on which a command may take long to begin, as on a busy computer."""
     sshd.open_slowly(connection, monkeypatch)
     monkeypatch.setattr(
-        "remote.ssh.answered", lambda channel, _: reply_deadline(channel, sshd.PATIENCE_S)
+        "remote.ssh.reply_deadline", lambda channel, _: reply_deadline(channel, sshd.TIMEOUT_S)
     )
     return connection
 
@@ -150,16 +150,16 @@ def test_known_hosts_of_the_user_takes_no_part(
     """The user's known_hosts and config neither help nor hinder, and are not written."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ssh").mkdir()
-    known = tmp_path / ".ssh" / "known_hosts"
-    known.write_text(f"[127.0.0.1]:{server.port} {server.host_key}\n")
+    known_hosts = tmp_path / ".ssh" / "known_hosts"
+    known_hosts.write_text(f"[127.0.0.1]:{server.port} {server.host_key}\n")
     (tmp_path / ".ssh" / "config").write_text("Host *\n  Port 1\n  User nobody\n")
-    before = known.read_bytes()
+    before = known_hosts.read_bytes()
 
     with connect(server.host()) as connection:
         assert connection.run("echo in").stdout == "in\n"
     with pytest.raises(HostKeyMismatch):
         connect(server.host(host_key=keys.pair()[1]))
-    assert known.read_bytes() == before
+    assert known_hosts.read_bytes() == before
 
 
 def test_no_pinned_key_no_connection(server: sshd.Sshd) -> None:
@@ -219,7 +219,7 @@ def test_line_cut_during_a_command(tmp_path: Path) -> None:
     """A server that dies under a running command is `Unreachable`, at once."""
     with sshd.serve(tmp_path) as server, connect(server.host()) as connection:
         with (
-            sshd.cut_when(server.home / "runs", connection.transport),
+            sshd.cut_when_exists(server.home / "runs", connection.transport),
             pytest.raises(Unreachable),
         ):
             connection.run("touch runs; sleep 600", timeout_s=300)

@@ -1,8 +1,8 @@
-"""Runs ON THE MACHINE: prints where its pip is set up to look for packages, one word a line.
+"""Runs on the machine: prints the options that say where its pip finds packages, one a line.
 
 A company's or a laboratory's machine may reach no index but its own, through its own proxy. Those
-settings are carried over, for a file with the wrong checksum is refused wherever it comes from; all
-others (`user`, `target`, `constraint`, `no-binary`, …) would change what is installed, or where to.
+settings are kept, since a file with a wrong checksum is refused wherever it comes from; all others
+(`user`, `target`, `constraint`, `no-binary`, …) would change what is installed, or where to.
 Standard library only, Python 3.8 or later; reads what pip reads, in pip's order.
 """
 
@@ -28,27 +28,27 @@ SECTIONS = ("global", "install")
 
 def main() -> int:
     """Print the options; what cannot be read counts as not set."""
-    for word in options(dict(os.environ)):
-        sys.stdout.write(word + "\n")
+    for argument in options(dict(os.environ)):
+        sys.stdout.write(argument + "\n")
     return 0
 
 
 def options(environ: Mapping[str, str]) -> list[str]:
-    """The words for pip's command line, with `~` and relative places as pip would have them."""
+    """Return the options for pip's command line, with `~` and relative paths as pip has them."""
     found = settings(environ)
-    words = [f"--{name}={' '.join(found[name].split())}" for name in SINGLE if found.get(name)]
+    arguments = [f"--{name}={' '.join(found[name].split())}" for name in SINGLE if found.get(name)]
     for name in SEVERAL:
-        words += [f"--{name}={one}" for one in found.get(name, "").split()]
-    words += [
+        arguments += [f"--{name}={one}" for one in found.get(name, "").split()]
+    arguments += [
         f"--{name}"
         for name in FLAGS
         if found.get(name, "").strip().lower() in {"1", "true", "yes", "on", "y", "t"}
     ]
-    return words
+    return arguments
 
 
 def settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """The settings by their names: the system's files, the user's, a named one, the environment."""
+    """Return the settings by name: of files, the weakest first, then of the environment."""
     found: dict[str, str] = {}
     for path in files(environ):
         parser = configparser.RawConfigParser()
@@ -67,7 +67,7 @@ def settings(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def files(environ: Mapping[str, str]) -> Iterator[str]:
-    """The files of settings that pip would read, the weakest first."""
+    """Yield the configuration files that pip would read, the weakest first."""
     named = environ.get("PIP_CONFIG_FILE", "")
     if named == os.devnull:
         return

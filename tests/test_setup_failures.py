@@ -292,10 +292,10 @@ ENDS: dict[str, tuple[str, int, str, bool]] = {
 @pytest.mark.parametrize("name", ENDS)
 def test_ending_is_explained(name: str) -> None:
     """The log of this row gets this sentence, and is tried again or not."""
-    log, code, words, again = ENDS[name]
+    log, code, argv, again = ENDS[name]
 
-    assert words in explain_failure(log, "", code)
-    assert bool(explain_failure(log, "", code)) == bool(words)
+    assert argv in explain_failure(log, "", code)
+    assert bool(explain_failure(log, "", code)) == bool(argv)
     assert is_retryable(log, code) is again
 
 
@@ -303,7 +303,7 @@ def test_every_ending_is_in_the_table() -> None:
     """No pattern is there that no row of this file reaches."""
     logs = [log for log, *_ in ENDS.values()]
     unseen = [
-        one.says
+        one.pattern
         for one in FAILURE_PATTERNS
         if not any(one.matches(line) for log in logs for line in log.splitlines())
     ]
@@ -348,9 +348,9 @@ def test_shell_and_codes_agree(tmp_path: Path) -> None:
 
 def test_real_pip_without_a_fitting_wheel(tmp_path: Path) -> None:
     """The real pip's words for an index that lacks a wheel are understood, and end it at once."""
-    words = ["install", "--isolated", "--no-index", "--target", str(tmp_path), "no-such==1"]
+    argv = ["install", "--isolated", "--no-index", "--target", str(tmp_path), "no-such==1"]
     done = subprocess.run(
-        [sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pip", *argv], capture_output=True, text=True, check=False
     )
 
     assert "no wheel of that version" in explain_failure(done.stderr, "", done.returncode)

@@ -35,21 +35,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 @contextmanager
 def answering(answer: Callable[[socket.socket], object]) -> Iterator[int]:
     """A port where something else than an SSH server listens."""
-    with socket.create_server(("127.0.0.1", 0)) as door:
+    with socket.create_server(("127.0.0.1", 0)) as stub:
         held = []
 
         def accept() -> None:
             while True:
                 try:
-                    line, _ = door.accept()
+                    line, _ = stub.accept()
                 except OSError:
                     return
                 held.append(line)
                 answer(line)
 
         threading.Thread(target=accept, daemon=True).start()
-        yield door.getsockname()[1]
-        door.shutdown(socket.SHUT_RDWR)
+        yield stub.getsockname()[1]
+        stub.shutdown(socket.SHUT_RDWR)
         for line in held:
             line.close()
 
@@ -57,10 +57,10 @@ def answering(answer: Callable[[socket.socket], object]) -> Iterator[int]:
 @contextmanager
 def full() -> Iterator[int]:
     """A port that takes no connection and refuses none, as a firewall that drops packets."""
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        door.listen(0)
-        port = door.getsockname()[1]
+    with socket.socket() as stub:
+        stub.bind(("127.0.0.1", 0))
+        stub.listen(0)
+        port = stub.getsockname()[1]
         waiting = [socket.socket() for _ in range(4)]
         for line in waiting:
             line.setblocking(False)
@@ -92,7 +92,7 @@ PORTS = {
 }
 
 
-def table(server: Sshd, **changes: object) -> VmTable:
+def table(server: Sshd, **overrides: object) -> VmTable:
     """The table `vm` of that server, with other fields."""
     ssh = {
         "host": "127.0.0.1",
@@ -103,19 +103,19 @@ def table(server: Sshd, **changes: object) -> VmTable:
         "gpu": False,
         "python": sys.executable,
     }
-    return VmTable.model_validate({"provider": "ssh", "ssh": ssh | changes})
+    return VmTable.model_validate({"provider": "ssh", "ssh": ssh | overrides})
 
 
 @pytest.mark.parametrize("how", PORTS)
 def test_every_kind_of_silence_has_its_sentence(server: Sshd, tmp_path: Path, how: str) -> None:
     """Refused, dropped, silent, another protocol, hung up: each is told in time, with a hint."""
-    opened, told = PORTS[how]
+    opened, expected = PORTS[how]
     with opened() as port:
         began = time.monotonic()
         with pytest.raises(HostError) as caught:
             sign_in(table(server, port=port), RunFolder(root=tmp_path))
 
-    assert told in caught.value.message
+    assert expected in caught.value.message
     assert "qft doctor" in caught.value.hint
     assert caught.value.exit_code == 4
     assert time.monotonic() - began < WITHIN_S
@@ -127,19 +127,19 @@ def test_names_keys_and_users_that_are_wrong_have_their_sentence(
     """A name nobody knows, a machine that is another, a key or user that is not let in."""
     keys.generate(tmp_path / "other")
     stranger = keys.pair()[1]
-    for changes, told in (
+    for overrides, expected in (
         ({"host": "no-such-host.invalid"}, "is not known"),
         ({"host_key": stranger}, "is not the one that was pinned"),
         ({"key": str(tmp_path / "other")}, "does not accept the key"),
         ({"user": "no-such-user"}, "for user `no-such-user`"),
     ):
         with pytest.raises(HostError) as caught:
-            sign_in(table(server, **changes), RunFolder(root=tmp_path))
+            sign_in(table(server, **overrides), RunFolder(root=tmp_path))
 
-        assert told in caught.value.message
+        assert expected in caught.value.message
 
 
-def test_a_look_up_that_never_ends_is_given_up(
+def test_a_name_lookup_that_never_ends_is_given_up(
     server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The resolver has no limit of its own, so there is one around all of it."""
