@@ -11,19 +11,9 @@ from commands.ui.errors import Exit
 from commands.ui.help_examples import examples
 from commands.ui.options import Json, Run
 from commands.ui.output import out, out_json, talk
+from trainer.data.converters import PublishedFormat
 
 app = typer.Typer(rich_markup_mode=None)
-
-
-class Format(StrEnum):
-    """The published formats that can be turned into rows."""
-
-    CONVERSATIONS = "conversations"
-    COUNSELLING = "counselling"
-    DS1000 = "ds1000"
-    INSTRUCTIONS = "instructions"
-    JIGSAW = "jigsaw"
-    SENTIMENT = "sentiment"
 
 
 class Dtype(StrEnum):
@@ -82,7 +72,10 @@ def verify(
 
 @app.command(epilog=examples("data"))
 def data(  # noqa: PLR0913  (an argument is an option)
-    kind: Annotated[Format, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(Format)}.")],
+    kind: Annotated[
+        PublishedFormat,
+        typer.Argument(metavar="FORMAT", help=f"One of {', '.join(PublishedFormat)}."),
+    ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="The file as published.")],
     *,
     folder: Annotated[

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from trainer.atomic import RealDisk, clear_partials, partial_of
-from trainer.config import ConfigError
 from trainer.data.converters import (
     BENIGN_PUBLISHED,
     FORMATS,
     ConversionStats,
     ConvertOptions,
+    PublishedFormat,
 )
 from trainer.data.rows import DataError
 from trainer.data.split import is_held_out, normalized, short_hash
-from trainer.exit_codes import ExitCode
+from trainer.exit_codes import ExitCode, TrainerError
 
 NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 UNEVEN = 0.25  # a share of held-out rows this far from the one asked for is a warning
@@ -102,7 +102,7 @@ class Converted:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the format, the source and the options that select rows."""
-    parser.add_argument("format", choices=sorted(FORMATS))
+    parser.add_argument("format", type=PublishedFormat, choices=list(PublishedFormat))
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, default=Path(), help="directory to write to")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of groups held out")
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         where = f"{error.filename or args.out}: {error.strerror or error}"
         text = f"--out: no rows could be written: {where}"
-        raise (ConfigError(text) if isinstance(error, NO_PLACE) else OSError(text)) from error
+        raise (TrainerError(text) if isinstance(error, NO_PLACE) else OSError(text)) from error
     sys.stderr.write(f"{done.to_text()}\n")
     if args.json:
         sys.stdout.write(json.dumps(done.to_json(), ensure_ascii=False) + "\n")
