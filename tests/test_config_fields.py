@@ -23,7 +23,7 @@ from trainer import config as tables
 from trainer import model as models
 from trainer.config import ConfigError, load_config
 from trainer.context import JobOptions
-from trainer.data.rows import DataError
+from trainer.exit_codes import DataError
 from trainer.job.job import run_job
 from trainer.saving.interval import choose_interval
 from trainer.scoring.rescore import rescore

@@ -20,8 +20,8 @@ from trainer.data.converters import (
     ConvertOptions,
     PublishedFormat,
 )
-from trainer.data.rows import DataError
 from trainer.data.split import find_duplicates, is_held_out
+from trainer.exit_codes import DataError
 
 
 def converted(

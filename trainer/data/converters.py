@@ -17,8 +17,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from trainer.data.rows import DataError, Row, stream_rows
+from trainer.data.rows import Row, stream_rows
 from trainer.data.split import duplicate_key, short_hash
+from trainer.exit_codes import DataError
 
 ConvertedRow = dict[str, Any]
 TOXIC = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
