@@ -1,4 +1,4 @@
-"""`qft doctor`: is everything in place before money is spent; each check says how to mend it."""
+"""`qft doctor`: checks this computer, the account and the host before money is spent."""
 
 from __future__ import annotations
 
@@ -6,29 +6,65 @@ import importlib.util
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from commands.runs import factory
-from commands.runs.checks import Check
+from commands.runs.checks import Check, exit_code
 from commands.runs.config import LoadedConfig, check_files
 from commands.runs.extras import REHEARSES, missing, needed_here, remedy
 from commands.runs.find_config import find_config
 from commands.runs.home import demand_playable, environment, qft_home, run_folder
 from commands.runs.ssh_host_checks import check_host
-from commands.ui.errors import Trouble, Usage
+from commands.ui.errors import QftError, UsageError
+from commands.ui.options import Json, Run, examples
+from commands.ui.output import print_data, print_json
 from infra.config import VmTable
 
 PYTHON_MIN = (3, 11)
 ROOMS = ("cli", "commands", "infra", "remote", "trainer")
+
+EXAMPLES = {
+    "qft doctor": "this computer, and what the run.yaml here needs",
+    "qft doctor --provider azure": "whether this account could rent, before any run.yaml",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(
+    run: Run = "",
+    *,
+    provider: Annotated[
+        str,
+        typer.Option(
+            metavar="local|azure|ssh",
+            help="Whether this one would work.",
+            show_default="the run.yaml's, or local",
+        ),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Check this computer, account and host; say the fixes."""
+    checks = examine(run, provider)
+    if as_json:
+        print_json([check.to_json() for check in checks])
+    else:
+        print_data("\n".join(check.line for check in checks))
+    if code := exit_code(checks):
+        raise typer.Exit(code)
 
 
 def examine(wanted: str, provider: str = "") -> list[Check]:
     """Look at this computer, and at what the provider needs: the one named, or the config's.
 
     Raises:
-        Usage: there is no such provider, or `ssh` was named and nothing says which machine.
+        UsageError: there is no such provider, or `ssh` was named and nothing says which machine.
     """
     if provider not in {"", "local", "azure", "ssh"}:
-        raise Usage(f"`--provider {provider}` is none", hint="it is `local`, `azure` or `ssh`")
+        raise UsageError(f"`--provider {provider}` is none", hint="it is `local`, `azure` or `ssh`")
     checks = [_python(), _rooms(), _home()]
     loaded: LoadedConfig | None = None
     if wanted or Path("run.yaml").exists():
@@ -36,7 +72,7 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
             loaded = find_config(wanted, qft_home(environment()))
             check_files(loaded)
             checks.append(Check(name="config", ok=True, detail=str(loaded.path)))
-        except Trouble as trouble:
+        except QftError as trouble:
             detail = "; ".join([trouble.message, *trouble.problems])
             checks.append(Check(name="config", ok=False, detail=detail, fix=trouble.hint))
     vm = _table(loaded.config.vm if loaded else VmTable(), provider)
@@ -55,7 +91,7 @@ def _table(vm: VmTable, provider: str) -> VmTable:
     if provider in {"", vm.provider}:
         return vm
     if provider == "ssh":
-        raise Usage(
+        raise UsageError(
             "nothing says which machine `--provider ssh` is",
             hint="put `vm: {provider: ssh, ssh: {host: …, user: …, key: …}}` into a run.yaml",
         )
@@ -113,7 +149,7 @@ def _playable() -> list[Check]:
     """What keeps this computer from playing machines in the home there is; nothing if it can."""
     try:
         demand_playable(qft_home(environment()))
-    except Usage as error:
+    except UsageError as error:
         return [Check(name="machines here", ok=False, detail=error.message, fix=error.hint)]
     return []
 

@@ -1,10 +1,12 @@
-"""`qft plan`: what would be rented, at what price, and the most it can cost; creates nothing."""
+"""`qft plan`: shows what would be rented, at what price, and the worst-case bill."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import typer
 
 from commands.runs import factory
 from commands.runs.config import check_files
@@ -19,17 +21,35 @@ from commands.runs.estimate import (
 from commands.runs.extras import needed_here, told_of
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home
-from commands.ui.errors import CloudTrouble
+from commands.ui.errors import CloudError
+from commands.ui.options import Json, Run, examples
+from commands.ui.output import print_data, print_json
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
-from infra.optional_capabilities import Foreseeing, Switch
-from infra.provider import Offer, Provider, ProviderError, Want
-from infra.run.budget import Budget, ends_s, worst_case_usd
-from infra.run.fold import RunState
+from infra.provider import Offer, Provider, ProviderError, Safeguard, Want
+from infra.run.budget import Budget, budget_end_s, worst_case_usd
+from infra.run.state import RunState
 from infra.timestamps import parse_utc_s
 
 CAP_MARGIN = 1.2
 """A cap less than a fifth above the market is passed by ordinary moves of the price."""
+
+EXAMPLES = {
+    "qft plan": "what the run.yaml here would rent and cost",
+    "qft plan other.yaml --json": "the same of another file, for a script",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(run: Run = "", *, as_json: Json = False) -> None:
+    """Show offers, prices and the worst-case bill; create nothing."""
+    page = make_plan(run)
+    if as_json:
+        print_json(page.to_json())
+    else:
+        print_data("\n".join(page.lines()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +71,7 @@ class PlanPage:
     """What will happen on this computer, in words; empty if a machine is rented."""
     note: str = ""
     """What the catalog says about the name of the GPU."""
-    switches: tuple[Switch, ...] = ()
+    switches: tuple[Safeguard, ...] = ()
     """What can be expected to end the bill when everything of ours is dead."""
     lacks: tuple[str, ...] = ()
     """What `qft run` would refuse for: packages that this computer lacks, and what to type."""
@@ -76,7 +96,7 @@ class PlanPage:
             "switches": [
                 {
                     "name": one.name,
-                    "holds": one.holds,
+                    "holds": one.is_set,
                     "detail": one.detail,
                     "hint": one.hint or None,
                 }
@@ -159,7 +179,7 @@ def make_plan(wanted: str) -> PlanPage:
         offers = tuple(provider.offers(want))
         switches = _foreseen(provider, want, budget)
     except ProviderError as error:
-        raise CloudTrouble(str(error), hint=error.hint) from error
+        raise CloudError(str(error), hint=error.hint) from error
     # Which card an own machine has is for set-up to find out, unless run.yaml names it.
     own = f"{vm.ssh.user}@{vm.ssh.host}:{vm.ssh.port}" if vm.ssh and vm.provider == "ssh" else ""
     knows_card = not own or ("gpu" in vm.model_fields_set and bool(vm.ssh and vm.ssh.gpu))
@@ -184,18 +204,16 @@ def make_plan(wanted: str) -> PlanPage:
     )
 
 
-def _foreseen(provider: Provider, want: Want, budget: Budget) -> tuple[Switch, ...]:
+def _foreseen(provider: Provider, want: Want, budget: Budget) -> tuple[Safeguard, ...]:
     """The switches of a machine that would be rented now and run until the budget's end."""
-    if not isinstance(provider, Foreseeing):
-        return ()
     now_s = time.time()
-    until_s = ends_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
-    return tuple(provider.foresee(want, until_s=until_s))
+    until_s = budget_end_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
+    return tuple(provider.preview_safeguards(want, until_s=until_s))
 
 
-def _switch_line(switch: Switch) -> str:
+def _switch_line(switch: Safeguard) -> str:
     """Whether it holds comes first, for a reader in a hurry."""
-    if switch.holds:
+    if switch.is_set:
         return f"will end the bill: {switch.name}: {switch.detail}"
     how = f"; to get it: {switch.hint}" if switch.hint else ""
     return f"will NOT end the bill: {switch.name}: {switch.detail}{how}"

@@ -1,11 +1,14 @@
-"""`qft status`: where a run is, what it has cost, what still bills; looks and changes nothing."""
+"""`qft status`: shows where a run is, what it has cost and what still bills; changes nothing."""
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from commands.runs import factory
 from commands.runs.find_config import reopen
@@ -14,17 +17,37 @@ from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.request import RunRequest
 from commands.runs.session import build_workload
 from commands.ui.console import PlainConsole
+from commands.ui.options import Json, Run, examples
+from commands.ui.output import columns, print_data, print_json
 from infra.provider import Observation, PowerState, ProviderError, StopReason
 from infra.run.budget import bill
 from infra.run.decide import JobPhase, JobView, Policy
-from infra.run.fold import RunState, apply, fold
+from infra.run.fold import apply, fold
 from infra.run.journal import Event, Kind, read
-from infra.run.stop_reasons import as_event
+from infra.run.state import RunState
+from infra.run.stop_reasons import stop_event_data
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from trainer.text import duration
 
 BOOT_LONG_S = Policy().boot_wait_s
 """A machine that nobody could sign in to for longer than this is not just starting."""
+
+EXAMPLES = {
+    "qft status my-run": "step, time left, cost",
+    "qft status --json": "for scripts",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(run: Run = "", *, as_json: Json = False) -> None:
+    """Show where a run is and what it costs."""
+    found = status(run)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_data(columns(found.lines()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +92,7 @@ class Status:
             return "not seen just now"
         if self.machine.power is not PowerState.RUNNING or self.signed_in:
             return str(self.machine.power)
-        late = self.now_s - self.state.booted_s > BOOT_LONG_S
+        late = self.now_s - self.state.vm_started_s > BOOT_LONG_S
         return "not answering" if late else str(PowerState.STARTING)
 
     def to_json(self) -> dict[str, Any]:
@@ -89,8 +112,8 @@ class Status:
             "machine": _machine_json(self),
             "trainer": self.job.heartbeat.to_json() if self.job else None,
             "job": str(self.job.phase) if self.job else None,
-            "switches": list(state.switches) if state.up else [],
-            "switches_missing": list(state.unset) if state.up else [],
+            "switches": list(state.safeguards) if state.up else [],
+            "switches_missing": list(state.safeguards_missing) if state.up else [],
             "usd": round(self.usd, 6),
             "usd_per_h_now": self.usd_per_h_now,
             "simulated": self.receipt.simulated,
@@ -117,15 +140,15 @@ class Status:
             place = f"your own, {state.vm.id}" if own else f"{state.vm.size} in {state.vm.region}"
             rows.append(("machine", f"{place}, {self.power}"))
             if self.machine and self.power != str(self.machine.power):
-                age = duration(max(0.0, self.now_s - state.booted_s))
+                age = duration(max(0.0, self.now_s - state.vm_started_s))
                 bills = "" if own else "; it bills"
                 rows.append(("sign-in", f"none yet, {age} after it was started{bills}"))
         if job is not None and not job.heartbeat.exact:
             since = job.heartbeat.inexact_from
             rows.append(("exactness", f"not bit-exact from step {since}"))
         rows.append(("evictions", str(state.evictions)))
-        rows += [("ends the bill", switch) for switch in state.switches if state.up]
-        rows += [("does not", switch) for switch in state.unset if state.up]
+        rows += [("ends the bill", switch) for switch in state.safeguards if state.up]
+        rows += [("does not", switch) for switch in state.safeguards_missing if state.up]
         mark = " (simulated)" if self.receipt.simulated else ""
         money = f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"
         rows.append(("cost", "nothing: your own machine" if self.receipt.own else money))
@@ -144,8 +167,6 @@ class Status:
 
 def status(wanted: str) -> Status:
     """Look at a run: its journal, then its machine, then the trainer."""
-    import sys
-
     home = qft_home(environment())
     folder = pick_run(home, wanted, cwd=Path.cwd())
     loaded = reopen(folder)
@@ -176,7 +197,7 @@ def _as_seen(state: RunState, machine: Observation | None) -> RunState:
     """The state as a driver would fold it after what was just seen: a machine that is down."""
     if machine is None or not state.up or machine.power.bills_compute:
         return state
-    data = as_event(state, machine, machine.stop_reason or StopReason.UNKNOWN)
+    data = stop_event_data(state, machine, machine.stop_reason or StopReason.UNKNOWN)
     return apply(state, Event(number=0, at_s=time.time(), kind=Kind.STOP_SEEN, data=data))
 
 
@@ -202,13 +223,13 @@ def _look(
     workload = build_workload(request, state.run_id, provider, watch_only=True)
     try:
         if state.prepared:
-            return machine, workload.look(state.vm), "", True
-        workload.reach(state.vm if state.vm.host else replace(state.vm, host=machine.host))
+            return machine, workload.job_status(state.vm), "", True
+        workload.connect(state.vm if state.vm.host else replace(state.vm, host=machine.host))
         return machine, None, "", True
     except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
         return machine, None, str(error), signed_in
     finally:
-        workload.forget()
+        workload.disconnect()
 
 
 def _machine_json(status: Status) -> dict[str, Any] | None:

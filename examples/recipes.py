@@ -105,16 +105,14 @@ def foretold(name: str) -> str:
     spent = [f"{max(0.01, each * price):.2f}" for each in hours]
     memory = told["memory_bytes"]["reserved"] / 1e9
     rows = "1 row" if told["micro_batch"] == 1 else f"{told['micro_batch']} rows"
+    limits = f"cap {cap:.2f}, budget {budget['usd']:.2f}"
     needs = (
         f"{memory:.1f} GB of the {gpu}'s {told['gpu_bytes'] / 1e9:.1f}",
         f"{rows} of {told['tokens']:,} tokens at once",
         f"{usual} ({low} to {high})",
         f"{told['steps']:,} steps, {recipe.USUAL_TOKENS} tokens in a usual row",
         f"{spent[0]} ({spent[1]} to {spent[2]})",
-        (
-            f"{price:.3f} an hour, spot, {catalog.spot_date}; "
-            f"cap {cap:.2f}, budget {budget['usd']:.2f}"
-        ),
+        f"{price:.3f} an hour, spot, {catalog.spot_date}; {limits}",
     )
     return "\n".join(
         f"{word:<8} {need}: {why}"

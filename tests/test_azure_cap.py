@@ -72,7 +72,7 @@ def test_deallocated_machine_takes_another_cap_and_starts_under_it(harness: Azur
 
     with pytest.raises(PriceAboveCap) as refused:
         provider.start(vm)
-    held = provider.recap(vm, 0.40)
+    held = provider.update_max_price(vm, 0.40)
     provider.start(vm)
 
     assert refused.value.current_usd_per_h == 0.30
@@ -85,10 +85,10 @@ def test_running_machine_keeps_its_cap_and_that_is_reported(harness: AzureHarnes
     provider = harness.provider()
     vm = provider.create(spec())
 
-    held = provider.recap(vm, 0.20)
+    held = provider.update_max_price(vm, 0.20)
 
     assert (held, cap_at_cloud(harness)) == (0.25, 0.25)
-    assert provider.recap(vm, 0.25) == 0.25
+    assert provider.update_max_price(vm, 0.25) == 0.25
     assert [r.method for r in harness.cloud.requests if r.method == "PATCH"] == []
 
 
@@ -99,7 +99,7 @@ def test_cap_below_the_market_is_refused_with_the_price_of_now(harness: AzureHar
     provider.deallocate(vm)
 
     with pytest.raises(PriceAboveCap, match=r"0\.149174"):
-        provider.recap(vm, 0.10)
+        provider.update_max_price(vm, 0.10)
 
     assert cap_at_cloud(harness) == 0.25
 
@@ -194,7 +194,7 @@ def test_budget_of_now_reaches_a_machine_that_runs(runner: CliRunner) -> None:
     result = runner.qft("up", "--plain")
 
     assert result.code == 0, result.err
-    left_s = runner.state().limit_s - runner.harness.cloud.clock.now()
+    left_s = runner.state().safeguards_until_s - runner.harness.cloud.clock.now()
     assert 3 * 3600 < left_s < 1.0 / 0.25 * 3600
     assert "ends the bill: self-release" in result.err
 

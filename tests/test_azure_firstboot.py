@@ -131,7 +131,7 @@ def test_self_release_is_there_again_after_its_death_and_after_a_reboot(
     (vm,) = harness.cloud.machines()
     wait_until(lambda: output(metal).count("giving") > 1)
     provider = harness.provider()
-    provider.protect(provider.list_all()[0], until_s=harness.cloud.clock.now() + 3600)
+    provider.set_safeguards(provider.list_all()[0], until_s=harness.cloud.clock.now() + 3600)
     hypervisor.hurry = ("--every-s", "0.05", "--idle-s", "0")
 
     metal.as_root(str(metal.programs / "reboot"), environ={})

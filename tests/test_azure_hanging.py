@@ -14,7 +14,7 @@ from arm.runner import CliRunner, cli_runner
 from support.runs import make_project
 
 from infra.provider import Transient
-from infra.retry import ask
+from infra.retry import with_retries
 from infra.timestamps import parse_utc_s
 
 
@@ -46,10 +46,10 @@ def test_hanging_group_bills_no_compute_and_is_given_up(harness: AzureHarness) -
     before, began_s, messages = harness.cloud.ledger.usd("compute"), harness.now(), list[str]()
 
     def delete() -> object:
-        return harness.provider().delete_telling("run-a", messages.append)
+        return harness.provider().delete("run-a", messages.append)
 
     with pytest.raises(Transient, match="given up after 30 min") as caught:
-        ask(delete, harness.advance)
+        with_retries(delete, harness.advance)
 
     spent = harness.cloud.ledger.usd("compute") - before
     assert spent / 0.149174 * 3600 < 60
@@ -115,7 +115,7 @@ def test_interrupted_removal_says_what_is_left(harness: AzureHarness) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        harness.provider().delete_telling("run-a", on_message)
+        harness.provider().delete("run-a", on_message)
 
     assert "the compute is released" in messages[-1]
     assert "`qft down --delete`" in messages[-1]

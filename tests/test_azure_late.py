@@ -22,8 +22,9 @@ from infra.provider import (
 )
 from infra.run.billing_spans import Span, without_compute
 from infra.run.budget import bill
-from infra.run.fold import fold, to_json
+from infra.run.fold import fold
 from infra.run.journal import Event, Kind
+from infra.run.vm_json import to_json
 from infra.timestamps import parse_utc_s
 
 CODES = {
@@ -237,7 +238,7 @@ def test_late_explanation_makes_no_eviction_of_what_never_ran() -> None:
 
         state = fold(events_of(*BEGUN, inferred, (4300.0, Kind.STOP_EXPLAINED, entries)))
 
-        assert (state.evictions, bool(state.stops)) == (1, stops)
+        assert (state.evictions, bool(state.stopped_by_user)) == (1, stops)
 
 
 kinds = st.sampled_from(

@@ -127,10 +127,10 @@ def test_plan_does_not_wait_for_the_permissions_either(tmp_path: Path) -> None:
         provider.context.arm.warm()
 
         provider.offers(Want(gpu="T4", regions=REGIONS))
-        safeguards = provider.foresee(Want(gpu="T4"), until_s=time.time() + 3600)
+        safeguards = provider.preview_safeguards(Want(gpu="T4"), until_s=time.time() + 3600)
 
         assert THREAD in {one.name for one in threading.enumerate()}
-        assert {one.name for one in safeguards if one.holds} == set()
+        assert {one.name for one in safeguards if one.is_set} == set()
         assert "did not say within 0.5 s" in safeguards[1].detail
         later.set()
         for thread in threading.enumerate():

@@ -12,9 +12,10 @@ from support.fakecloud import FakeCloud, Story
 
 from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.run.budget import bill
-from infra.run.decide import Goal, Plan
-from infra.run.fold import fold, to_json
+from infra.run.decide import Goal, RunPlan
+from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read
+from infra.run.vm_json import to_json
 from infra.timestamps import parse_utc_s
 
 HOUR_S = 3600.0
@@ -127,7 +128,7 @@ def test_own_release_after_a_stop_explains_nothing(harness: AzureHarness) -> Non
     provider.start(vm)
     harness.advance(180)
 
-    assert provider.explain(vm, after_s=at_s - 300, before_s=at_s) is None
+    assert provider.stop_reason_from_log(vm, after_s=at_s - 300, before_s=at_s) is None
 
 
 def test_colleague_is_named_once_the_log_tells(harness: AzureHarness, tmp_path: Path) -> None:
@@ -140,15 +141,15 @@ def test_colleague_is_named_once_the_log_tells(harness: AzureHarness, tmp_path: 
     seen = provider.observe(vm)
     at_s = harness.cloud.clock.now()
 
-    early = provider.explain(vm, after_s=born_s, before_s=at_s)
+    early = provider.stop_reason_from_log(vm, after_s=born_s, before_s=at_s)
     harness.advance(180)
-    late = provider.explain(vm, after_s=born_s, before_s=at_s)
+    late = provider.stop_reason_from_log(vm, after_s=born_s, before_s=at_s)
 
     assert (seen.stop_reason, seen.certain) == (StopReason.EVICTED, False)
     assert early is None
     assert late is not None
     assert (late.stop_reason, late.detail) == (StopReason.USER, "deallocated by a@b.example")
-    assert provider.explain(vm, after_s=at_s + 500, before_s=at_s + 900) is None
+    assert provider.stop_reason_from_log(vm, after_s=at_s + 500, before_s=at_s + 900) is None
 
 
 def test_deletion_in_the_portal_is_reported_with_the_name(harness: AzureHarness) -> None:
@@ -202,7 +203,13 @@ class UnsureCloud(FakeCloud):
             return Observation(power=PowerState.STOPPING)
         return replace(seen, certain=False)
 
-    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:  # noqa: ARG002  (the seam names them)
+    def stop_reason_from_log(
+        self,
+        vm: Vm,  # noqa: ARG002  (the seam names them)
+        *,
+        after_s: float,  # noqa: ARG002
+        before_s: float,
+    ) -> Observation | None:
         """Known five minutes after the stop."""
         self.requests.append(self.world.now_s)
         if self.world.now_s - before_s < 300:
@@ -217,7 +224,7 @@ def test_inferred_eviction_is_corrected_by_the_records(tmp_path: Path) -> None:
     story = Story(path=tmp_path / "journal.jsonl")
     story.cloud = UnsureCloud(world=story.world, stopping=2)
     story.work.cloud, story.work.steps = story.cloud, 1500
-    story.plan = Plan(goal=Goal.RUN, rehearse_evictions=(20,))
+    story.plan = RunPlan(goal=Goal.RUN, rehearse_evictions=(20,))
 
     ending = story.go()
 
@@ -238,7 +245,7 @@ def test_stop_that_was_a_persons_ends_the_run_once_the_records_show_it(tmp_path:
     story = Story(path=tmp_path / "journal.jsonl")
     story.cloud = UnsureCloud(world=story.world, truth=StopReason.USER)
     story.work.cloud, story.work.steps = story.cloud, 1500
-    story.plan = Plan(goal=Goal.RUN, rehearse_evictions=(20,))
+    story.plan = RunPlan(goal=Goal.RUN, rehearse_evictions=(20,))
 
     ending = story.go()
 
@@ -247,7 +254,7 @@ def test_stop_that_was_a_persons_ends_the_run_once_the_records_show_it(tmp_path:
     assert story.cloud.log == ["create a", "evict", "start a", "deallocate"]
     assert story.work.home > 20  # what was learnt meanwhile is not lost
 
-    story.plan = Plan(goal=Goal.RUN)
+    story.plan = RunPlan(goal=Goal.RUN)
 
     assert story.go().code == 0
     assert story.cloud.log[4:] == ["start a", "delete"]

@@ -30,7 +30,7 @@ def harness(tmp_path: Path) -> Iterator[AzureHarness]:
 def rented(harness: AzureHarness, run_id: str = "run-a") -> Vm:
     """A machine with all its switches."""
     vm = harness.provider().create(spec(run_id=run_id))
-    harness.provider().protect(vm, until_s=harness.cloud.clock.now() + 3600)
+    harness.provider().set_safeguards(vm, until_s=harness.cloud.clock.now() + 3600)
     return vm
 
 
@@ -157,8 +157,8 @@ def test_renewed_safeguards_make_no_second_assignment(harness: AzureHarness) -> 
     )
     before_s = harness.cloud.clock.now()
 
-    found = harness.provider().protect(vm, until_s=before_s + 7200)
+    found = harness.provider().set_safeguards(vm, until_s=before_s + 7200)
 
-    assert all(one.holds for one in found)
+    assert all(one.is_set for one in found)
     assert harness.cloud.clock.now() - before_s < 5
     assert len(granted(harness)) == 1

@@ -69,7 +69,7 @@ def shipped(harness: AzureHarness, tmp_path: Path) -> Path:
 def test_machine_gives_itself_back(harness: AzureHarness, tmp_path: Path) -> None:
     """Past the limit that the laptop wrote, the shipped script stops the bill by itself."""
     vm = harness.provider().create(spec())
-    harness.provider().protect(vm, until_s=harness.cloud.clock.now() + 3600)
+    harness.provider().set_safeguards(vm, until_s=harness.cloud.clock.now() + 3600)
     home = tmp_path / "home"
     (home / "qft").mkdir(parents=True)
     script = shipped(harness, tmp_path)
@@ -231,7 +231,7 @@ def test_machine_reckons_the_end_of_the_budget_by_its_own_clock(
     vm = Vm(provider="azure", run_id="x", id="x", region="a", size="s")
     ends = []
     for left_s in (3600.4, -20.0):
-        work.limit(vm, left_s)
+        work.set_time_limit(vm, left_s)
         ends.append(limit_of(tmp_path, boot_s=0.0))
 
     assert ends == [8600.0, 4980.0]

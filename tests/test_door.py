@@ -21,7 +21,6 @@ from support.runs import Project, make_project
 from support.tiny import ROOT
 
 from commands import down
-from commands.machine import _quoted
 from commands.runs import factory, session
 from commands.runs.checkpoint_sync import CheckpointSync
 from commands.runs.config import check, load
@@ -30,14 +29,15 @@ from commands.runs.payload import stage
 from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
+from commands.ssh import _quoted
 from commands.ui.console import PlainConsole
-from commands.ui.errors import Usage
-from commands.ui.output import clean, log_writer, say_to
+from commands.ui.errors import UsageError
+from commands.ui.output import clean, log_writer, write_line
 from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json
 from infra.provider import Vm
-from infra.run.decide import Goal, Plan
+from infra.run.decide import Goal, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
 from infra.run.workload import HostUnfit, HostUnreachable
@@ -76,7 +76,7 @@ def test_a_run_goes_on_when_nobody_listens_any_more() -> None:
         console = PlainConsole(stream, simulated=True, clock=lambda: 0.0)
         console.log("one")
         console.progress("adapter", 2 << 20, 2 << 20)
-        say_to(stream, "two")
+        write_line(stream, "two")
 
         assert not stream.closed
 
@@ -137,7 +137,7 @@ def test_a_name_belongs_to_one_file_that_may_move(project: Project, tmp_path: Pa
     shutil.copy(project.config, copy)
 
     session._demand_same_file(first, saved)
-    with pytest.raises(Usage, match="belongs to the run of"):
+    with pytest.raises(UsageError, match="belongs to the run of"):
         session._demand_same_file(load(copy), saved)
     project.config.unlink()
     session._demand_same_file(load(copy), saved)
@@ -223,7 +223,7 @@ def story(tmp_path: Path) -> Story:
     """A run with a machine that is up, in a home of its own."""
     folder = tmp_path / "runs" / "run"
     folder.mkdir(parents=True)
-    made = Story(path=folder / "journal.jsonl", plan=Plan(goal=Goal.UP))
+    made = Story(path=folder / "journal.jsonl", plan=RunPlan(goal=Goal.UP))
     made.go()
     return made
 
@@ -241,7 +241,7 @@ def test_down_releases_although_the_disk_here_is_full(
     monkeypatch.setattr(journal, "append", full)
     record = down._Record("run", journal, said.append)
 
-    result = down._down_known(record, story.cloud, fold(journal.events), delete=True)
+    result = down._down_recorded(record, story.cloud, fold(journal.events), delete=True)
 
     assert (story.cloud.vms, result.left) == ({}, [])
     assert "No space left" in said[0]
@@ -258,7 +258,7 @@ def test_down_of_a_machine_that_is_gone_removes_what_it_left(
     monkeypatch.setattr(story.cloud, "deallocate", gone)
     journal = Journal(story.path, clock=story.world.clock)
 
-    down._down_known(
+    down._down_recorded(
         down._Record("run", journal, print), story.cloud, fold(journal.events), delete=False
     )
 
@@ -285,10 +285,10 @@ def test_a_name_that_two_computers_gave_is_asked_about(
     """Without a record here, `down NAME` does not pick one of two machines silently."""
     vms = [Vm(provider="x", run_id=f"tiny-{n}", id=n, region="a", size="s") for n in ("1", "2")]
     monkeypatch.setattr(story.cloud, "list_all", lambda: vms)
-    monkeypatch.setattr(down, "known_providers", lambda _home: [story.cloud])
+    monkeypatch.setattr(down, "providers_to_ask", lambda _home: [story.cloud])
 
-    with pytest.raises(Usage, match="several runs") as caught:
-        down._down_unknown("tiny", tmp_path, lambda _line: None, delete=True)
+    with pytest.raises(UsageError, match="several runs") as caught:
+        down._down_unrecorded("tiny", tmp_path, lambda _line: None, delete=True)
 
     assert len(caught.value.problems) == 2
 
@@ -308,7 +308,7 @@ def test_a_pinned_host_key_that_is_none_is_told_before_anything_else() -> None:
     ssh = {"host": "h", "user": "u", "key": "k", "host_key": "ssh-ed25519 nonsense!"}
     table = VmTable.model_validate({"provider": "ssh", "ssh": ssh})
 
-    with pytest.raises(Usage, match=r"vm\.ssh\.host_key"):
+    with pytest.raises(UsageError, match=r"vm\.ssh\.host_key"):
         factory.ssh_machine(table)
 
 

@@ -24,8 +24,9 @@ from commands.runs.save_before_release import LastSave, Limits, let_trainer_save
 from commands.runs.take_lock import lock_taker_of, take_lock
 from infra.provider import Offer, Vm
 from infra.run.decide import JobPhase, JobView
-from infra.run.fold import RunState, to_json
 from infra.run.journal import Journal, Kind
+from infra.run.state import RunState
+from infra.run.vm_json import to_json
 from infra.run.workload import HostUnreachable
 
 VM = Vm(provider="x", run_id="run-1", id="1", region="a", size="s", host="127.0.0.1")
@@ -49,7 +50,7 @@ class Machine:
             self.forgotten.wait(30)
             raise HostUnreachable("closed")
 
-    def look(self, vm: Vm) -> JobView:
+    def job_status(self, vm: Vm) -> JobView:
         """Tell of a trainer at step 61, at work until it was stopped."""
         del vm
         self._do("look")
@@ -74,7 +75,7 @@ class Machine:
         done = "bring_home" in self.asked and "bring_home" not in {self.stuck, self.error}
         return (61 if self.exit_code == 75 and self.ended else 50) if done else 45
 
-    def forget(self) -> None:
+    def disconnect(self) -> None:
         """Let go of who waits."""
         self.forgotten.set()
 

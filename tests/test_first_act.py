@@ -20,10 +20,12 @@ from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, all_runs, run_folder
 from commands.runs.request import RunRequest
 from commands.runs.session import open_session
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.provider import Observation, Offer, PowerState, Vm
-from infra.run.fold import RunState, fold, to_json
+from infra.run.fold import fold
 from infra.run.journal import Journal, Kind, read
+from infra.run.state import RunState
+from infra.run.vm_json import to_json
 from infra.run.workload import HostUnreachable
 from remote import keys
 
@@ -102,7 +104,7 @@ def test_a_change_after_the_training_began_is_refused_with_the_difference(
 
     console: Any = SimpleNamespace(log=print)
     request = RunRequest(loaded=load(project.config), home=project.home, console=console)
-    with pytest.raises(Usage, match="another config") as caught, open_session(request):
+    with pytest.raises(UsageError, match="another config") as caught, open_session(request):
         pass
 
     assert caught.value.problems == ["train.steps: 250 became 260"]
@@ -168,7 +170,7 @@ def test_a_name_whose_run_never_began_is_free_for_another_file(
 
     assert reopen(run_folder(project.home, "tiny")).path == other.config
     note(project, *RENTED)
-    with pytest.raises(Usage, match="belongs to the run of"):
+    with pytest.raises(UsageError, match="belongs to the run of"):
         attempt(project)
 
 
@@ -205,7 +207,7 @@ def test_a_machine_is_never_forgotten_for_another_place(
         if not key:
             config_diff.demand_same_machine(second, saved, state)
             continue
-        with pytest.raises(Usage, match="still has a machine") as caught:
+        with pytest.raises(UsageError, match="still has a machine") as caught:
             config_diff.demand_same_machine(second, saved, state)
         assert caught.value.problems[0].startswith(f"{key}: ")
         assert "`qft down --delete tiny`" in caught.value.hint
@@ -217,12 +219,12 @@ class Silent:
     def __init__(self, *, answers: bool) -> None:
         self._answers = answers
 
-    def reach(self, _vm: Vm) -> None:
+    def connect(self, _vm: Vm) -> None:
         """Answer, or not."""
         if not self._answers:
             raise HostUnreachable("127.0.0.1 does not answer")
 
-    def forget(self) -> None:
+    def disconnect(self) -> None:
         """Nothing is held."""
 
 
@@ -259,7 +261,7 @@ def test_a_machine_that_nobody_signed_in_to_is_not_running(
     )
     monkeypatch.setattr(factory, "make_provider", lambda *_all: cloud)
     monkeypatch.setattr(status, "build_workload", lambda *_a, **_k: Silent(answers=answers))
-    monkeypatch.setattr(ls, "known_providers", lambda *_all: [cloud])
+    monkeypatch.setattr(ls, "providers_to_ask", lambda *_all: [cloud])
 
     found = status.status("tiny")
 

@@ -23,19 +23,20 @@ from support.jsons import FUZZED, documents
 
 from commands.runs.receipt import read_score
 from commands.runs.workload import SshWorkload
-from commands.ui.errors import TrainingTrouble
+from commands.ui.errors import TrainingError
 from commands.ui.snapshot import view
 from commands.verify import read_replay
 from infra.durable import read_json
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run import actions as act
 from infra.run.budget import bill
-from infra.run.decide import Goal, JobPhase, Plan, Seen, decide
-from infra.run.fold import RunState, apply, fold
+from infra.run.context import TurnReport
+from infra.run.decide import Goal, JobPhase, RunPlan, Seen, decide
+from infra.run.fold import apply, fold
 from infra.run.heartbeat import SILENCE, read_heartbeat
 from infra.run.journal import Event, JournalDamaged, Kind, _plain, read
-from infra.run.stall_detector import Watch
-from infra.run.supervisor import Report
+from infra.run.stall_detector import StallDetector
+from infra.run.state import RunState
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors
 from remote.job import Job
@@ -73,10 +74,10 @@ UP = RunState(
     vm=VM,
     generation=1,
     up=True,
-    booted_s=NOW_S,
+    vm_started_s=NOW_S,
     prepared=True,
     launched=True,
-    guarded_s=NOW_S,
+    safeguards_set_at_s=NOW_S,
 )
 STATUS = {
     "version": 1,
@@ -179,15 +180,16 @@ def answer_with(work: SshWorkload, connection: Stranger) -> None:
 def test_any_status_leads_to_a_decision(said: bytes) -> None:
     """What the trainer's status may be, the supervisor decides, reports and writes it down."""
     work = workload(Stranger(json.dumps(JOB).encode()), status=said or b" ")
-    job = Watch(now_s=NOW_S).measure(work.look(VM), NOW_S + 1)
-    seen = Seen(vm=Observation(power=PowerState.RUNNING, host="h"), job=job)
-    plan = Plan(goal=Goal.RUN)
+    job = StallDetector(now_s=NOW_S).with_durations(work.job_status(VM), NOW_S + 1)
+    seen = Seen(machine=Observation(power=PowerState.RUNNING, host="h"), job=job)
+    plan = RunPlan(goal=Goal.RUN)
     action = decide(UP, seen, plan, NOW_S + 1)
     noted = _plain({"step": job.step, "steps": job.steps})
     after = apply(UP, Event(number=1, at_s=NOW_S, kind=Kind.PROGRESS, data=noted))
     used = bill(after, NOW_S + 1)
     shown = view(
-        Report(state=after, seen=seen, action=action, bill=used, now_s=NOW_S + 1), simulated=True
+        TurnReport(state=after, seen=seen, action=action, bill=used, now_s=NOW_S + 1),
+        simulated=True,
     )
 
     assert isinstance(action, act.Action)
@@ -208,7 +210,9 @@ def test_any_answer_about_a_job_is_read_or_a_failed_act(said: bytes, code: int) 
     for call in calls:
         assert is_sane(outcome(call, errors.RemoteError))
     for _ in range(3):
-        assert is_sane(outcome(lambda: work.look(VM), HostUnreachable, HostUnfit, HostNotTrusted))
+        assert is_sane(
+            outcome(lambda: work.job_status(VM), HostUnreachable, HostUnfit, HostNotTrusted)
+        )
 
 
 @FUZZED
@@ -298,7 +302,7 @@ def test_any_result_that_came_home_is_read_or_refused(
     with suppress(ConfigError):
         told = read_settings(folder)
         assert 1 <= told.r <= 1024
-    with suppress(TrainingTrouble):
+    with suppress(TrainingError):
         json.dumps(asdict(read_replay(replay.decode("utf-8", "replace"), code=0)), allow_nan=False)
 
 
@@ -342,7 +346,7 @@ def test_a_status_nested_200_000_deep_is_no_heartbeat() -> None:
     said = '{"a":' + "[" * 200_000 + "]" * 200_000 + "}"
 
     assert read_heartbeat(said) == SILENCE
-    assert workload(Stranger(json.dumps(JOB).encode()), said.encode()).look(VM).step == 0
+    assert workload(Stranger(json.dumps(JOB).encode()), said.encode()).job_status(VM).step == 0
 
 
 @pytest.mark.parametrize(
@@ -367,9 +371,9 @@ def test_wrong_answers_are_tried_again_and_then_end_the_run_with_exit_4() -> Non
     work = workload(Stranger(b'{"state": "flying"}'))
     for _ in range(2):
         with pytest.raises(HostUnreachable, match="described a job in a way that is none"):
-            work.look(VM)
+            work.job_status(VM)
     with pytest.raises(HostUnfit, match="described a job in a way that is none"):
-        work.look(VM)
+        work.job_status(VM)
 
 
 def test_an_answer_in_between_ends_the_counting() -> None:
@@ -377,9 +381,9 @@ def test_an_answer_in_between_ends_the_counting() -> None:
     work = workload(Stranger(b"["))
     for _ in range(4):
         with pytest.raises(HostUnreachable):
-            work.look(VM)
+            work.job_status(VM)
         answer_with(work, Stranger(json.dumps(JOB).encode()))
-        assert work.look(VM).phase is JobPhase.RUNNING
+        assert work.job_status(VM).phase is JobPhase.RUNNING
         answer_with(work, Stranger(b"["))
 
 
@@ -420,7 +424,7 @@ def test_what_is_no_finite_number_is_none() -> None:
 def test_a_machine_that_answers_nonsense_stops_billing(tmp_path: Path) -> None:
     """The run ends with exit 4 and a sentence, and its compute is given back."""
     story = Story(path=tmp_path / "journal.jsonl")
-    vars(story.work)["look"] = workload(Stranger(b'{"state": ["running"]}')).look
+    vars(story.work)["look"] = workload(Stranger(b'{"state": ["running"]}')).job_status
     ending = story.go()
 
     assert ending.code == 4

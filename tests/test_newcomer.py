@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from support.tiny import ROOT
 
 import cli
 from commands.init import write
 from commands.runs.config import check, load
 from commands.ui.console import LiveConsole, PlainConsole, make_console
-from commands.ui.errors import Usage
-from commands.ui.help_examples import EXAMPLES
+from commands.ui.errors import UsageError
 from infra.durable import write_bytes
 from trainer.data.rows import read_rows
 from trainer.exit_codes import DataError
@@ -100,7 +99,7 @@ def test_a_published_form_is_sent_to_its_converter(
     """Rows that need more than a template are known by their columns."""
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
 
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         write(str(tmp_path), str(tmp_path / "rows.jsonl"))
 
     assert f"`qft data {kind} FILE`" in caught.value.hint
@@ -157,7 +156,7 @@ def test_labels_that_could_not_be_scored_are_told_at_once(
 ) -> None:
     """Words that differ by case only, or hold a line break, are named, and nothing is written."""
     rows = moods(tmp_path / "rows.jsonl", *labels)
-    with pytest.raises(Usage, match="the labels in `label` cannot be scored") as caught:
+    with pytest.raises(UsageError, match="the labels in `label` cannot be scored") as caught:
         write(str(tmp_path), str(rows))
 
     assert repr(labels[0]) in caught.value.problems[-1]
@@ -189,7 +188,7 @@ def test_an_empty_set_of_labels_is_to_be_written_as_a_word(tmp_path: Path) -> No
     """A row without any label teaches nothing as it is: the message has the word to write."""
     rows = moods(tmp_path / "rows.jsonl", ["a", "b"], ["a"], ["b"], [])
 
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         write(str(tmp_path), str(rows))
 
     assert "write `N/A` there" in caught.value.hint
@@ -200,7 +199,7 @@ def test_init_overwrites_nothing_and_leaves_nothing_half(tmp_path: Path) -> None
     (tmp_path / "rows.csv").write_text(table(","))
     (tmp_path / "eval.jsonl").write_text("mine")
 
-    with pytest.raises(Usage, match="is there already"):
+    with pytest.raises(UsageError, match="is there already"):
         write(str(tmp_path), str(tmp_path / "rows.csv"))
 
     assert not (tmp_path / "run.yaml").exists()
@@ -223,7 +222,7 @@ def test_rows_that_cannot_be_guessed_from_say_what_is_missing(
     """An empty answer, unknown columns or too few rows are told instead of trained on."""
     (tmp_path / "rows.csv").write_text(content)
 
-    with pytest.raises(Usage, match=said):
+    with pytest.raises(UsageError, match=said):
         write(str(tmp_path), str(tmp_path / "rows.csv"))
 
 
@@ -278,20 +277,34 @@ def test_without_arguments_the_help_comes_without_a_reproach(tmp_path: Path) -> 
 
 def test_every_command_has_examples_that_it_understands() -> None:
     """The foot of each command's help shows it, with options that it has."""
-    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]  # a group has them
-    strange = [
-        (line, word)
-        for name, lines in EXAMPLES.items()
-        for line in lines
-        for word in line.partition(" <")[0].split()[2:]
-        if word.startswith("-")
-        and not commands[name].context_settings.get("ignore_unknown_options")  # the host's
-        and word not in {flag for option in commands[name].params for flag in option.opts}
-    ]
+    unknown, others = [], []
+    for name in cli.COMMANDS:
+        command = cli.load_command(name)
+        lines = importlib.import_module(f"commands.{name}").EXAMPLES
+        flags = {flag for option in command.params for flag in option.opts}
+        others += [line for line in lines if not line.startswith(f"qft {name}")]
+        if command.context_settings.get("ignore_unknown_options"):  # the words are the host's
+            continue
+        words = [word for line in lines for word in line.partition(" <")[0].split()[2:]]
+        unknown += [(name, word) for word in words if word.startswith("-") and word not in flags]
+        assert all(line in command.epilog for line in lines)
 
-    assert set(EXAMPLES) == set(commands)
-    assert all(line.startswith(f"qft {name}") for name, lines in EXAMPLES.items() for line in lines)
-    assert strange == []
+    assert (unknown, others) == ([], [])
+
+
+def test_the_table_of_commands_says_what_each_command_says_of_itself() -> None:
+    """`qft --help` imports no command: its table has each file, with the first line of its help."""
+    files = {path.stem for path in (ROOT / "commands").glob("[a-z]*.py")}
+
+    assert set(cli.COMMANDS) == files
+    assert {name: cli.load_command(name).help for name in files} == cli.COMMANDS
+
+
+def test_help_of_a_command_is_found_through_the_table(tmp_path: Path) -> None:
+    """`qft` completes the name of a command, and suggests one for a name that is none."""
+    done = qft(tmp_path, "plam")
+
+    assert "Did you mean 'plan'" in done.stderr
 
 
 def test_a_terminal_that_cannot_move_its_lines_gets_plain_ones(
@@ -344,7 +357,7 @@ def test_what_an_ssh_machine_lacks_is_named_field_by_field() -> None:
         "data": {"train": "a", "prompt": "a", "completion": "b"},
     }
 
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         check(content, Path("run.yaml"))
 
     assert "vm.ssh.user: Field required" in caught.value.problems
@@ -384,7 +397,7 @@ def test_a_start_that_was_killed_half_way_is_finished_by_the_same_command(tmp_pa
     write(str(tmp_path), str(tmp_path / "rows.csv"))
     (tmp_path / "run.yaml").unlink()
     (tmp_path / "train.jsonl").write_text("mine")
-    with pytest.raises(Usage, match="is there already"):
+    with pytest.raises(UsageError, match="is there already"):
         write(str(tmp_path), str(tmp_path / "rows.csv"))
 
     assert (tmp_path / "train.jsonl").read_text() == "mine"

@@ -12,8 +12,8 @@ import pytest
 from support.runs import Project, make_project
 from support.sshd import Sshd, serve
 
-from commands.machine import meant
-from commands.ui.errors import Usage
+from commands.ssh import parse_words
+from commands.ui.errors import UsageError
 from infra.durable import write_json
 
 USER = "-oProxyCommand=touch INJECTED;:"
@@ -159,7 +159,7 @@ def test_a_name_may_be_left_out(
     """The first word is a run only if there is one of that name."""
     make_runs(tmp_path, "tiny")
 
-    folder, found = meant(words, tmp_path, cwd=tmp_path)
+    folder, found = parse_words(words, tmp_path, cwd=tmp_path)
 
     assert (folder.name, found) == (name, command)
 
@@ -177,7 +177,7 @@ def test_a_command_without_a_machine_is_told(tmp_path: Path, words: list[str], t
     """With two runs and no name the command runs nowhere."""
     make_runs(tmp_path, "tiny", "other")
 
-    with pytest.raises(Usage) as caught:
-        meant(words, tmp_path, cwd=tmp_path)
+    with pytest.raises(UsageError) as caught:
+        parse_words(words, tmp_path, cwd=tmp_path)
 
     assert told in caught.value.message

@@ -15,7 +15,7 @@ from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
 from infra.provider import Vm
 from remote.on_machine import tree_ops
-from trainer.config import MethodTable
+from trainer.method_table import MethodTable
 
 LOADED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
 
@@ -122,7 +122,7 @@ def test_what_travels_and_what_is_deleted_does_not_hang_on_labels(
                 host_public_key=server.host_key,
             )
         )
-        work.forget()
+        work.disconnect()
         found = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
 
     model = {f"model/{name}" for name in sent(base)}

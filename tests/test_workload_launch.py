@@ -109,7 +109,7 @@ def test_start_files_of_the_login_do_not_reach_the_trainer(server: sshd.Sshd) ->
     work.launch(vm)
     ended(work, vm)
     seen = json.loads((base / "run" / "seen.json").read_text())
-    work.forget()
+    work.disconnect()
 
     assert seen["numpy"] == "ours"
     assert not [path for path in seen["path"] if "ros" in path]
@@ -141,8 +141,8 @@ def test_a_trainer_that_cannot_start_is_told_at_once(server: sshd.Sshd, name: st
     work.launch(vm)
     ended(work, vm)
     with pytest.raises(HostUnfit, match="the trainer cannot be started there") as caught:
-        work.look(vm)
-    work.forget()
+        work.job_status(vm)
+    work.disconnect()
 
     assert words in str(caught.value)
 
@@ -197,8 +197,8 @@ def test_the_limit_is_its_users_alone(server: sshd.Sshd) -> None:
     """The end of the budget is written where nobody else of that machine reads or changes it."""
     work, vm = workload(server)
 
-    work.limit(vm, 60.0)
-    work.forget()
+    work.set_time_limit(vm, 60.0)
+    work.disconnect()
 
     place = server.home / "qft" / "limit"
     assert abs(int(place.read_text()) - time.time() - 60) < 30

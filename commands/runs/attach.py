@@ -12,10 +12,11 @@ from commands.runs.session import build_workload
 from commands.runs.take_lock import lock_taker_of
 from infra.run import actions as act
 from infra.run.budget import bill
+from infra.run.context import TurnReport
 from infra.run.decide import JobView, Seen
-from infra.run.fold import Ending, RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import read
-from infra.run.supervisor import Report
+from infra.run.state import RunEnd, RunState
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 POLL_EVERY_S = 1.0
@@ -23,7 +24,7 @@ POLL_EVERY_S = 1.0
 
 def follow(
     request: RunRequest, *, began: int | None = None, sleep: Callable[[float], None] = time.sleep
-) -> Ending | None:
+) -> RunEnd | None:
     """Show the run until its driver ends it; None if the driver died without an ending.
 
     An ending counts that is later than the first `began` events: those there were when this command
@@ -45,9 +46,9 @@ def follow(
             if not driven:
                 return None
             now_s = time.time()
-            job = _glance(workload.look, state)
+            job = _glance(workload.job_status, state)
             request.console.report(
-                Report(
+                TurnReport(
                     state=state,
                     seen=Seen(job=job),
                     action=act.Wait(wait_s=POLL_EVERY_S, reason="following another `qft`"),
@@ -57,7 +58,7 @@ def follow(
             )
             sleep(POLL_EVERY_S)
     finally:
-        workload.forget()
+        workload.disconnect()
 
 
 def _glance(look: Callable[..., JobView], state: RunState) -> JobView | None:

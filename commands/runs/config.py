@@ -19,7 +19,7 @@ from commands.runs import base_files
 from commands.runs.home import check_name
 from commands.runs.plain_values import plain_faults
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.config import BudgetTable, VmTable
 from remote import keys
 from remote.errors import RemoteError, shorten
@@ -28,11 +28,11 @@ from trainer.config import (
     CheckpointTable,
     DataTable,
     EvalTable,
-    MethodTable,
     ModelTable,
     TrainerConfig,
     TrainTable,
 )
+from trainer.method_table import MethodTable
 
 if TYPE_CHECKING:
     from trainer.data.template import Template
@@ -101,7 +101,7 @@ class LoadedConfig:
 
 
 def load(path: Path) -> LoadedConfig:
-    """Read and check a `run.yaml`. Raises Usage with every fault at once."""
+    """Read and check a `run.yaml`. Raises UsageError with every fault at once."""
     content = read_tables(path)
     # The way may lead through a folder that goes later; the file itself may be a link.
     return check(content.tables, path.parent.resolve() / path.name, faults=content.faults)
@@ -110,7 +110,7 @@ def load(path: Path) -> LoadedConfig:
 def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) -> LoadedConfig:
     """Check what a `run.yaml` holds, its names and the files it points at.
 
-    `faults` were found while it was read. Raises Usage with every fault at once.
+    `faults` were found while it was read. Raises UsageError with every fault at once.
     """
     found = list(faults)
     config: RunConfig | None = None
@@ -126,12 +126,12 @@ def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) ->
     if isinstance(name, str):
         try:
             check_name(name)
-        except Usage as error:
+        except UsageError as error:
             found.append(f"name: {error.message}; {error.hint}")
     found = list(dict.fromkeys(found))
     if config is None or found:
         more = [f"… and {len(found) - FAULTS_SHOWN} more"] * (len(found) > FAULTS_SHOWN)
-        raise Usage(
+        raise UsageError(
             f"`{path.name}` has {len(found)} fault{'s' if len(found) > 1 else ''}",
             problems=[*found[:FAULTS_SHOWN], *more],
             hint="`qft init --schema` prints the schema; editors can check as you type",
@@ -237,7 +237,7 @@ def _table_in(annotation: Any) -> type[BaseModel] | None:
 def check_files(loaded: LoadedConfig) -> None:
     """Check that model and data are there, readable, and fit the templates, before renting.
 
-    Raises Usage with every fault at once. Reads the data files whole; loads no model.
+    Raises UsageError with every fault at once. Reads the data files whole; loads no model.
     """
     from trainer.data.rows import read_rows
     from trainer.data.template import MissingFieldError, Template, TemplateError
@@ -272,7 +272,7 @@ def check_files(loaded: LoadedConfig) -> None:
         shown = [_shown(one) for one in faults[:20]]
         if len(faults) > len(shown):
             shown.append(f"… and {len(faults) - len(shown)} more")
-        raise Usage(
+        raise UsageError(
             "the data or the model cannot be used; nothing was rented",
             problems=shown,
             hint="mend the file, or what run.yaml says of it (paths begin at its folder), then "
@@ -281,10 +281,10 @@ def check_files(loaded: LoadedConfig) -> None:
 
 
 def demand_weights(loaded: LoadedConfig) -> None:
-    """Raise Usage if the base is a directory here that holds no weights to send."""
+    """Raise UsageError if the base is a directory here that holds no weights to send."""
     folder = loaded.model_folder
     if folder is not None and not base_files.has_weights(folder):
-        raise Usage(
+        raise UsageError(
             f"model.id: `{loaded.config.model.id}` holds no weights; nothing was rented",
             hint=f"it needs `{base_files.SINGLE}`, or `{base_files.INDEX}` and what that lists",
         )

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from commands.runs.config import TRAINER_TABLES, LoadedConfig, RunConfig
 from commands.runs.home import RunFolder, read_saved_config
-from commands.ui.errors import Usage
-from infra.run.fold import RunState, fold
+from commands.ui.errors import UsageError
+from infra.run.fold import fold
 from infra.run.journal import Kind, read
+from infra.run.state import RunState
 from trainer.config import ConfigError
 from trainer.rundir.fingerprint import file_sha256, permitted_keys
 
@@ -29,13 +30,13 @@ def digests(loaded: LoadedConfig) -> dict[str, str]:
 def keys_for_trainer(allowed: Sequence[str]) -> tuple[str, ...]:
     """Return those of the allowed keys that the trainer has to be told of.
 
-    Raises Usage, before anything is stopped or sent, if one may never change within a run.
+    Raises UsageError, before anything is stopped or sent, if one may never change within a run.
     """
     told = tuple(key for key in allowed if key not in PLACES and key.split(".")[0] != "checkpoint")
     try:
         permitted_keys(told)
     except ConfigError as error:
-        raise Usage(
+        raise UsageError(
             "`--allow-change` names what no run can change; nothing was stopped or sent",
             problems=[problem.removeprefix("--allow-change ") for problem in error.problems],
             hint="undo that change, choose another `name`, or `--fresh`",
@@ -56,7 +57,7 @@ def is_bound(state: RunState) -> bool:
 
 
 def demand_same_machine(loaded: LoadedConfig, saved: Mapping[str, object], state: RunState) -> None:
-    """Raise Usage if run.yaml names another place while the run has a machine in the old one.
+    """Raise UsageError if run.yaml names another place while the run has a machine in the old one.
 
     Whoever is asked there would not know it, and it would be forgotten and bill. Card, regions,
     price, disk and budget may change at any time: they hold for the next machine or start.
@@ -74,7 +75,7 @@ def demand_same_machine(loaded: LoadedConfig, saved: Mapping[str, object], state
     ]
     if found:
         name = loaded.config.name
-        raise Usage(
+        raise UsageError(
             f"the run `{name}` still has a machine, and not where run.yaml says now",
             problems=found,
             hint=f"`qft down --delete {name}` brings its work home and removes it; "
@@ -106,9 +107,9 @@ def changes(
     """What training would do differently from what the run was started with.
 
     Machine and budget may change freely, and so may the places of files with the same rows; and
-    everything, as long as the run is not `bound` by what it has trained. Raises Usage, with the
-    difference, for a change of the training itself that was not allowed: half a run of each would
-    be no experiment.
+    everything, as long as the run is not `bound` by what it has trained. Raises UsageError, with
+    the difference, for a change of the training itself that was not allowed: half a run of each
+    would be no experiment.
     """
     before = saved.get("config")
     if not isinstance(before, dict):
@@ -127,7 +128,7 @@ def changes(
     if refused and bound:
         never = {key: " (this can never change)" * _is_for_ever(key) for key in refused}
         allow = "" if all(never.values()) else "use `--allow-change KEY`, "
-        raise Usage(
+        raise UsageError(
             f"the run `{loaded.config.name}` was started with another config",
             problems=[
                 f"{key}: {was!r} became {is_now!r}{never[key]}"
@@ -141,7 +142,7 @@ def changes(
 def _is_for_ever(key: str) -> bool:
     try:
         keys_for_trainer([key])
-    except Usage:
+    except UsageError:
         return True
     return False
 
@@ -151,7 +152,7 @@ def is_changed(loaded: LoadedConfig, folder: RunFolder) -> bool:
     try:
         bound = is_bound(fold(read(folder.journal)))
         return bool(changes(loaded, read_saved_config(folder), (), bound=bound))
-    except Usage:
+    except UsageError:
         return True
 
 

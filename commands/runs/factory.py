@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.runs.home import RunFolder, environment, make_private, qft_home
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.catalog.vendors import find_size
 from infra.config import SshTable, VmTable
 from infra.durable import write_bytes
@@ -21,7 +21,7 @@ from remote.setup.steps import DriverKind, SetupGoal
 
 if TYPE_CHECKING:
     from infra.azure import AzureSettings
-    from infra.ssh_host import HostSettings
+    from infra.ssh_host import SshHostSettings
 
 USER_KEY = "user_ed25519"
 
@@ -31,7 +31,7 @@ and the Python interpreter there."""
 
 
 def make_provider(vm: VmTable, home: Path) -> Provider:
-    """The provider that `vm.provider` names. Raises Usage if it cannot work here."""
+    """The provider that `vm.provider` names. Raises UsageError if it cannot work here."""
     if vm.provider == "local":
         from infra.local.provider import LocalProvider, LocalSettings
 
@@ -40,9 +40,9 @@ def make_provider(vm: VmTable, home: Path) -> Provider:
         )
         return LocalProvider(home / "local", settings=settings)
     if vm.provider == "ssh":
-        from infra.ssh_host import HostProvider
+        from infra.ssh_host import SshHostProvider
 
-        return HostProvider(home / "ssh", ssh_machine(vm))
+        return SshHostProvider(home / "ssh", ssh_machine(vm))
     return _azure(vm, home)
 
 
@@ -53,13 +53,13 @@ def _azure(vm: VmTable, home: Path) -> Provider:
 
 
 def azure_settings(vm: VmTable) -> AzureSettings:
-    """The account, the image and the rest, from the environment and the config. Raises Usage."""
+    """The account, the image and the rest, from environment and config. Raises UsageError."""
     from infra.azure import AzureSettings
 
     try:
         settings = AzureSettings.from_environment(environment())
     except ValueError as error:
-        raise Usage(str(error)) from error
+        raise UsageError(str(error)) from error
     if vm.azure.subscription:
         settings = replace(settings, subscription_id=vm.azure.subscription)
     if vm.image is not None:
@@ -67,21 +67,21 @@ def azure_settings(vm: VmTable) -> AzureSettings:
     return settings
 
 
-def ssh_machine(vm: VmTable) -> HostSettings:
-    """The user's own machine as the provider wants it told. Raises Usage without a host key."""
-    from infra.ssh_host import HostSettings
+def ssh_machine(vm: VmTable) -> SshHostSettings:
+    """The user's own machine for the provider. Raises UsageError without a host key."""
+    from infra.ssh_host import SshHostSettings
 
     table = need_ssh(vm)
     if not table.host_key:
-        raise Usage(
+        raise UsageError(
             "`vm.ssh.host_key` is empty, and a machine is never trusted on first use",
             hint="`qft doctor` reads the key from the machine and shows what to compare and paste",
         )
     try:
         keys.parse_line(table.host_key)
     except RemoteError as error:
-        raise Usage(f"vm.ssh.host_key: {error}", hint=error.hint) from error
-    return HostSettings(
+        raise UsageError(f"vm.ssh.host_key: {error}", hint=error.hint) from error
+    return SshHostSettings(
         host=table.host, port=table.port, user=table.user, host_public_key=table.host_key
     )
 
@@ -89,7 +89,7 @@ def ssh_machine(vm: VmTable) -> HostSettings:
 def need_ssh(vm: VmTable) -> SshTable:
     """The table `ssh`, which the config's own check has made sure of."""
     if vm.ssh is None:
-        raise Usage("`provider: ssh` needs a table `vm.ssh`")
+        raise UsageError("`provider: ssh` needs a table `vm.ssh`")
     return vm.ssh
 
 
@@ -98,7 +98,7 @@ def user_key(vm: VmTable, run: RunFolder) -> Path:
     if vm.provider == "ssh":
         path = Path(need_ssh(vm).key).expanduser()
         if not path.is_file():
-            raise Usage(f"`vm.ssh.key` names `{path}`, which is no file")
+            raise UsageError(f"`vm.ssh.key` names `{path}`, which is no file")
         return path
     return _key(run, USER_KEY)
 

@@ -9,9 +9,9 @@ from typing import Any
 from commands.runs.advice import after_ending
 from commands.runs.receipt import Receipt
 from commands.runs.request import RunRequest
-from commands.ui.errors import BY_CODE, Trouble
+from commands.ui.errors import BY_CODE, QftError
 from infra.run.decide import Goal
-from infra.run.fold import Ending, RunState
+from infra.run.state import RunEnd, RunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class RunResult:
         }
 
 
-def result_of(request: RunRequest, ending: Ending, receipt: Receipt, state: RunState) -> RunResult:
+def result_of(request: RunRequest, ending: RunEnd, receipt: Receipt, state: RunState) -> RunResult:
     """Return the result of a run that reached its goal; raise the error of any other ending."""
     name, vm = request.loaded.config.name, request.loaded.config.vm
     if ending.code == 0:
@@ -65,7 +65,7 @@ def result_of(request: RunRequest, ending: Ending, receipt: Receipt, state: RunS
                 vm.local.evict_after_s if vm.provider == "local" else (), state
             ),
         )
-    error = BY_CODE.get(ending.code, Trouble)
+    error = BY_CODE.get(ending.code, QftError)
     raise error(ending.reason, hint=after_ending(name, ending.code, receipt, gone=state.deleted))
 
 

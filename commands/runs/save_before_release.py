@@ -19,11 +19,11 @@ from commands.runs.home import RunFolder
 from commands.runs.request import RunRequest
 from commands.runs.workload import SshWorkload
 from commands.ui.console import PlainConsole
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.provider import PowerState, Provider, ProviderError, Vm
 from infra.run.decide import TRAINER_DONE, TRAINER_PREEMPTED, JobPhase, JobView
-from infra.run.fold import RunState
 from infra.run.journal import Kind
+from infra.run.state import RunState
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 KILL_S = 5.0
@@ -125,7 +125,7 @@ class Result:
 class SavingWorkload(Protocol):
     """What is asked of a machine that goes; raises the errors of `infra.run.workload`."""
 
-    def look(self, vm: Vm) -> JobView:
+    def job_status(self, vm: Vm) -> JobView:
         """Look at the trainer once."""
         ...
 
@@ -141,7 +141,7 @@ class SavingWorkload(Protocol):
         """Step of the newest verified checkpoint at home."""
         ...
 
-    def forget(self) -> None:
+    def disconnect(self) -> None:
         """Drop connections, also one that another thread waits on."""
         ...
 
@@ -168,7 +168,7 @@ def save_before_release(  # noqa: PLR0913  (each is another room's)
         return LastSave(home_step=state.home_step)
     try:
         workload = _workload(run, home, provider, state)
-    except Usage as error:
+    except UsageError as error:
         return LastSave(home_step=state.home_step, trouble=error.message)
     return let_trainer_save(workload, vm, pull_checkpoint=pull_checkpoint, on_message=on_message)
 
@@ -199,7 +199,7 @@ def clear(  # noqa: PLR0913  (each is another room's)
     """End the trainer on a machine that stays the user's, and remove the run's folder there."""
     try:
         workload = _workload(run, home, provider, state)
-    except Usage as error:
+    except UsageError as error:
         on_message(f"the folder `qft/{state.run_id}` stays on the machine: {error.message}")
         return
     try:
@@ -208,7 +208,7 @@ def clear(  # noqa: PLR0913  (each is another room's)
     except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
         on_message(f"the folder `qft/{state.run_id}` stays on the machine: {error}")
     finally:
-        workload.forget()
+        workload.disconnect()
 
 
 def _workload(run: RunFolder, home: Path, provider: Provider, state: RunState) -> SshWorkload:
@@ -259,7 +259,7 @@ def let_trainer_save(
             if not attempt.home.wait(limits.home_s):
                 trouble = f"the checkpoint did not come home within {limits.home_s / 60:.0f} min"
     finally:
-        workload.forget()
+        workload.disconnect()
     return attempt.told(workload.home_step(), trouble)
 
 
@@ -279,13 +279,13 @@ class _Attempt:
         """Look, let it save, bring that home; what goes wrong is remembered."""
         workload, vm = self._workload, self._vm
         try:
-            self._job = workload.look(vm)
+            self._job = workload.job_status(vm)
             self.asked = self._job.phase is JobPhase.RUNNING
             self.answered.set()
             if self.asked:
                 left_s = self.ends_s - time.monotonic() - KILL_S
                 workload.stop(vm, max(0.0, left_s))
-                self._job = workload.look(vm)
+                self._job = workload.job_status(vm)
             self.stopped.set()
             if self._job.phase is not JobPhase.ABSENT:
                 workload.bring_home(vm)

@@ -37,15 +37,17 @@ from commands.runs.result_files import expected
 from commands.runs.ssh_check import check_ssh_host
 from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.durable import write_json
-from infra.optional_capabilities import Guarding
 from infra.provider import Provider
 from infra.run.budget import Budget
-from infra.run.decide import Plan, Policy
-from infra.run.fold import RunState, fold, to_json
+from infra.run.context import RunContext
+from infra.run.decide import Policy, RunPlan
+from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
-from infra.run.supervisor import Supervisor, Tools
+from infra.run.state import RunState
+from infra.run.supervisor import Supervisor
+from infra.run.vm_json import to_json
 from trainer.config import EvictionBand
 
 LOCAL_POLICY = Policy(
@@ -73,17 +75,17 @@ class Session:
     supervisor: Supervisor
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> RunPlan:
         """What the supervisor is told to reach, and by which numbers."""
         config = self.request.loaded.config
         budget = config.budget
-        return Plan(
+        return RunPlan(
             goal=self.request.goal,
             budget=Budget(usd=budget.usd, hours=budget.hours, evictions=budget.evictions),
             policy=policy_of(self.request.loaded),
             rehearse_evictions=tuple(config.vm.rehearse_evictions),
             rents=self.provider.traits.rents,
-            guards=isinstance(self.provider, Guarding),
+            has_safeguards=self.provider.traits.has_safeguards,
         )
 
 
@@ -96,8 +98,8 @@ def policy_of(loaded: LoadedConfig) -> Policy:
 def open_session(request: RunRequest) -> Iterator[Session]:
     """Take control of the run that is asked for, starting it if it is new.
 
-    Raises Busy if another process drives it, Usage if config or data cannot be used; nothing is
-    written to the cloud before everything on this side is in order.
+    Raises RunBusyError if another process drives it, UsageError if config or data cannot be used;
+    nothing is written to the cloud before everything on this side is in order.
     """
     loaded, folder = request.loaded, request.folder
     keys_for_trainer(request.allow_change)
@@ -136,7 +138,7 @@ def open_session(request: RunRequest) -> Iterator[Session]:
         try:
             yield session
         finally:
-            session.workload.forget()
+            session.workload.disconnect()
 
 
 def _refresh_own_machine(request: RunRequest, journal: Journal) -> None:
@@ -167,7 +169,7 @@ def build(request: RunRequest, journal: Journal) -> Session:
     run_id = fold(journal.events).run_id
     provider = factory.make_provider(vm, request.home)
     workload = build_workload(request, run_id, provider, changed=_is_changed(journal.events))
-    tools = Tools(
+    context = RunContext(
         provider=provider,
         workload=workload,
         journal=journal,
@@ -175,14 +177,14 @@ def build(request: RunRequest, journal: Journal) -> Session:
         want=factory.want(vm),
         clock=time.time,
         sleep=time.sleep,
-        tell=request.console.report,
+        on_turn=request.console.report,
     )
     return Session(
         request=request,
         journal=journal,
         provider=provider,
         workload=workload,
-        supervisor=Supervisor(tools),
+        supervisor=Supervisor(context),
     )
 
 
@@ -251,22 +253,22 @@ def _saved(loaded: LoadedConfig, allowed: Sequence[str]) -> dict[str, Any]:
 
 
 def _demand_same_file(loaded: LoadedConfig, saved: dict[str, object]) -> None:
-    """Raise Usage if the name belongs to another `run.yaml` that is still there; it may move."""
+    """Raise UsageError if the name belongs to another `run.yaml` that is still there."""
     first = Path(str(saved.get("path", "")))
     if first.is_file() and not first.samefile(loaded.path):
-        raise Usage(
+        raise UsageError(
             f"the name `{loaded.config.name}` belongs to the run of `{first}`",
             hint="choose another `name`, or `--fresh` to begin anew under this one",
         )
 
 
 def _set_aside(folder: RunFolder, *, clock: Callable[[], float] = time.time) -> None:
-    """Begin again: keep the old record beside the new one. Raises Usage while it has a machine."""
+    """Begin again, the old record kept beside the new. Raises UsageError while it has a machine."""
     if not folder.exists():
         return
     state = fold(Journal(folder.journal, clock=clock).events)
     if state.vm is not None or state.pending is not None:
-        raise Usage(
+        raise UsageError(
             f"the run `{folder.name}` still has a machine",
             hint=f"`qft down --delete {folder.name}` removes it; then begin afresh",
         )

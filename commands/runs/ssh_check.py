@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from commands.runs import factory
 from commands.runs.home import RunFolder
-from commands.ui.errors import HostTrouble
+from commands.ui.errors import HostError
 from infra.config import VmTable
 from remote import errors, ssh
 
@@ -21,15 +21,15 @@ LIMIT_S = 17.0
 
 
 def check_ssh_host(vm: VmTable, folder: RunFolder) -> None:
-    """Raise HostTrouble, within `LIMIT_S`, unless the machine lets us in.
+    """Raise HostError, within `LIMIT_S`, unless the machine lets us in.
 
-    Raises Usage without a pinned key or a key file. Nothing is written on either side.
+    Raises UsageError without a pinned key or a key file. Nothing is written on either side.
     """
     sign_in(vm, folder).close()
 
 
 def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> ssh.SshConnection:
-    """Connect to the machine of `provider: ssh`, or raise HostTrouble that says why not."""
+    """Connect to the machine of `provider: ssh`, or raise HostError that says why not."""
     settings = factory.ssh_machine(vm)
     host = ssh.Host(
         address=settings.host,
@@ -42,7 +42,7 @@ def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> ssh.
         return in_time(lambda: ssh.connect(host, timeout_s=STEP_S), str(host), limit_s)
     except errors.RemoteError as error:
         told = f"{error.hint}; " if error.hint else ""
-        raise HostTrouble(
+        raise HostError(
             f"{error}; nothing was begun there",
             hint=f"{told}`qft doctor` looks at every step of the way there",
         ) from error

@@ -66,7 +66,7 @@ class SshWorkload:
     def _expected(self) -> Expected:
         return self._config.expected()
 
-    def reach(self, vm: Vm) -> None:
+    def connect(self, vm: Vm) -> None:
         """Connect, or find the connection alive."""
         with self._translated():
             self._open(vm)
@@ -103,7 +103,7 @@ class SshWorkload:
     def _shower(self, what: str) -> Callable[[Progress], None]:
         return lambda seen: self._config.progress(what, seen.bytes_done, seen.bytes_total)
 
-    def limit(self, vm: Vm, left_s: float) -> None:
+    def set_time_limit(self, vm: Vm, left_s: float) -> None:
         """Write the end of the budget, by the machine's own clock, where its watchdog looks."""
         put = "echo $(($(date +%s) + $1)) > qft/limit.new && mv qft/limit.new qft/limit"
         put = f"umask 077; mkdir -p qft && {put}"
@@ -129,7 +129,7 @@ class SshWorkload:
             self._job(vm).start(start, env={}, cwd=config.layout.code)
         self._bring_home_from(vm)
 
-    def look(self, vm: Vm) -> JobView:
+    def job_status(self, vm: Vm) -> JobView:
         """The job's state and the trainer's own heartbeat."""
         with self._translated():
             status = self._job(vm).status()
@@ -163,7 +163,7 @@ class SshWorkload:
         with self._translated():
             self._job(vm).stop(grace_s)
 
-    def park(self, vm: Vm) -> None:
+    def save_and_pull(self, vm: Vm) -> None:
         """Let the trainer save, bring that home, and let go of the machine."""
         self._config.on_message("saving the state and bringing it home")
         self.stop(vm)
@@ -227,7 +227,7 @@ class SshWorkload:
         """Step of the newest verified checkpoint at home."""
         return self._checkpoint_sync.newest_step()
 
-    def forget(self) -> None:
+    def disconnect(self) -> None:
         """Drop every connection; the machine went down or is about to."""
         self._checkpoint_sync.stop()
         if self._connection is not None:

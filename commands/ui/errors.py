@@ -1,28 +1,34 @@
-"""What `qft` says when something is wrong, and with which exit code: the tree behind the table.
-
-0 done · 1 our bug · 2 usage or config · 3 the cloud refused · 4 host unreachable or not who it
-claims · 5 training failed · 6 budget reached · 130 interrupted, here or in the cloud
-"""
+"""The errors that `qft` ends with, and the exit code that each of them stands for."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Self
 
 
 class Exit(IntEnum):
-    """The exit codes of `qft`; anything else is a failure too."""
+    """The exit codes of `qft`, each with its meaning; anything else is a failure too."""
 
-    DONE = 0
-    BUG = 1
-    USAGE = 2
-    CLOUD = 3
-    HOST = 4
-    TRAINING = 5
-    BUDGET = 6
-    INTERRUPTED = 130
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Self:
+        """Make a member that is its code and carries its meaning."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    DONE = 0, "done"
+    BUG = 1, "our bug"
+    USAGE = 2, "usage or config"
+    CLOUD = 3, "the cloud refused"
+    HOST = 4, "host unreachable or unfit"
+    TRAINING = 5, "training failed"
+    BUDGET = 6, "budget reached"
+    INTERRUPTED = 130, "interrupted, here or in the cloud"
 
 
-class Trouble(Exception):  # noqa: N818  (said to people)
+class QftError(Exception):
     """Something a person must read: what happened, what it means, and a hint that can be typed.
 
     `problems` lists further lines, such as every fault of a config at once.
@@ -37,45 +43,45 @@ class Trouble(Exception):  # noqa: N818  (said to people)
         self.problems = problems or []
 
 
-class Usage(Trouble):
+class UsageError(QftError):
     """The command line, `run.yaml` or the data is wrong; nothing was rented or changed."""
 
 
-class CloudTrouble(Trouble):
+class CloudError(QftError):
     """The cloud refused: capacity, quota, price or rights."""
 
     exit_code = Exit.CLOUD
 
 
-class HostTrouble(Trouble):
+class HostError(QftError):
     """The machine does not answer, or is not who it claims to be."""
 
     exit_code = Exit.HOST
 
 
-class TrainingTrouble(Trouble):
+class TrainingError(QftError):
     """The trainer failed for a reason of its own."""
 
     exit_code = Exit.TRAINING
 
 
-class BudgetTrouble(Trouble):
+class BudgetError(QftError):
     """The budget is used up; the compute is released."""
 
     exit_code = Exit.BUDGET
 
 
-class Stopped(Trouble):
+class StoppedError(QftError):
     """Somebody stopped the machine in the cloud; the state is kept."""
 
     exit_code = Exit.INTERRUPTED
 
 
-BY_CODE: dict[int, type[Trouble]] = {
-    Exit.USAGE: Usage,
-    Exit.CLOUD: CloudTrouble,
-    Exit.HOST: HostTrouble,
-    Exit.TRAINING: TrainingTrouble,
-    Exit.BUDGET: BudgetTrouble,
-    Exit.INTERRUPTED: Stopped,
+BY_CODE: dict[int, type[QftError]] = {
+    Exit.USAGE: UsageError,
+    Exit.CLOUD: CloudError,
+    Exit.HOST: HostError,
+    Exit.TRAINING: TrainingError,
+    Exit.BUDGET: BudgetError,
+    Exit.INTERRUPTED: StoppedError,
 }

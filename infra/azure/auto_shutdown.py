@@ -27,26 +27,14 @@ from infra.azure.permissions import (
 )
 from infra.azure.vm import NO_CAP, current_cap
 from infra.catalog.azure import AZURE
-from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want
-from infra.timestamps import utc
+from infra.provider import BadRequest, NotAllowed, ProviderError, Safeguard, Vm, Want
+from infra.timestamps import format_utc
 
 LEAD_S = 30 * 60.0
 """A schedule set less than half an hour ahead may first strike a day later."""
 AHEAD_S_MAX = 23 * 3600.0
 """A schedule strikes every day, so it cannot wait longer than one."""
 ACTION = "Microsoft.Compute/virtualMachines/deallocate/action"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protection:
-    """One switch: whether it holds, and what it does."""
-
-    name: str
-    holds: bool
-    detail: str
-    hint: str = ""
-    stops_at_s: float | None = None
-    """When it ends compute billing at the latest, in seconds since 1970; None if it names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +45,7 @@ class AzureSafeguards:
     observer: VmObserver
     permissions: Permissions
 
-    def protect(self, vm: Vm, *, until_s: float) -> list[Protection]:
+    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
         """Set every switch that this account may set, so that compute ends soon after `until_s`.
 
         A limit more than 23 hours away is approached in steps: call again within that time. Never
@@ -82,7 +70,7 @@ class AzureSafeguards:
             most = AZURE.on_demand_max(size=size)
         return _with_worst_case(found, now_s=now_s, most=most, disk_gb=_disk_gb(answer))
 
-    def foresee(self, want: Want, *, until_s: float) -> list[Protection]:
+    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
         """Which switches this account will be able to set, from its rights alone; changes nothing.
 
         Rights that cannot be read count as missing, with the reason; never raises.
@@ -97,25 +85,25 @@ class AzureSafeguards:
         except ProviderError as error:
             detail = f"not known: {error}"
             found += [
-                Protection(name=name, holds=False, detail=detail, hint=error.hint)
+                Safeguard(name=name, is_set=False, detail=detail, hint=error.hint)
                 for name in ("auto-shutdown", "self-release")
             ]
             return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
         found += [
-            _expected_schedule(strike_s, holds=settable.schedule),
-            _expected_release(until_s, holds=settable.release),
+            _expected_schedule(strike_s, is_set=settable.schedule),
+            _expected_release(until_s, is_set=settable.release),
         ]
         return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
 
     @staticmethod
-    def _try_set(name: str, switch: Any, *, right: str = "") -> Protection:
+    def _try_set(name: str, switch: Any, *, right: str = "") -> Safeguard:
         try:
-            return switch()  # type: ignore[no-any-return]  # a closure that returns a Protection
+            return switch()  # type: ignore[no-any-return]  # a closure that returns a Safeguard
         except ProviderError as error:
             hint = right if right and isinstance(error, NotAllowed) else error.hint
-            return Protection(name=name, holds=False, detail=str(error), hint=hint)
+            return Safeguard(name=name, is_set=False, detail=str(error), hint=hint)
 
-    def _schedule(self, names: Names, answer: dict[str, Any], strike_s: float) -> Protection:
+    def _schedule(self, names: Names, answer: dict[str, Any], strike_s: float) -> Safeguard:
         ensure_registered(self.context, ("Microsoft.DevTestLab",))
         self.context.arm.send(
             "set the auto-shutdown",
@@ -123,18 +111,19 @@ class AzureSafeguards:
             names.id_of(SCHEDULE, names.schedule),
             body=schedule_body(names, region=str(answer["location"]), strike_s=strike_s),
         )
-        return Protection(
+        return Safeguard(
             name="auto-shutdown",
-            holds=True,
-            detail=f"Azure deallocates the machine at {utc(strike_s)} unless this is renewed",
+            is_set=True,
+            detail=f"Azure deallocates the machine at {format_utc(strike_s)} unless this is "
+            "renewed",
             stops_at_s=strike_s,
         )
 
-    def _role(self, names: Names, answer: dict[str, Any], until_s: float) -> Protection:
+    def _role(self, names: Names, answer: dict[str, Any], until_s: float) -> Safeguard:
         principal = str((answer.get("identity") or {}).get("principalId") or "")
         if not principal:
-            return Protection(
-                name="self-release", holds=False, detail="the machine has no identity of its own"
+            return Safeguard(
+                name="self-release", is_set=False, detail="the machine has no identity of its own"
             )
         role = role_id(names.subscription_id)
         if not role_is_defined(self.context):
@@ -161,9 +150,9 @@ class AzureSafeguards:
         except BadRequest as error:
             if "RoleAssignmentExists" not in str(error):
                 raise
-        return Protection(
+        return Safeguard(
             name="self-release",
-            holds=True,
+            is_set=True,
             detail="the machine may deallocate itself, and nothing else",
             stops_at_s=until_s,
         )
@@ -217,38 +206,38 @@ def _disk_gb(answer: dict[str, Any]) -> int:
     return int((storage.get("osDisk") or {}).get("diskSizeGB") or DISK_GB)
 
 
-def _expected_schedule(strike_s: float, *, holds: bool) -> Protection:
-    if not holds:
-        return Protection(
+def _expected_schedule(strike_s: float, *, is_set: bool) -> Safeguard:
+    if not is_set:
+        return Safeguard(
             name="auto-shutdown",
-            holds=False,
+            is_set=False,
             detail="the account may not make schedules",
             hint="ask for `Contributor` on the subscription",
         )
-    detail = f"Azure will deallocate the machine at {utc(strike_s)} unless that is renewed"
-    return Protection(name="auto-shutdown", holds=True, detail=detail, stops_at_s=strike_s)
+    detail = f"Azure will deallocate the machine at {format_utc(strike_s)} unless that is renewed"
+    return Safeguard(name="auto-shutdown", is_set=True, detail=detail, stops_at_s=strike_s)
 
 
-def _expected_release(until_s: float, *, holds: bool) -> Protection:
-    if holds:
+def _expected_release(until_s: float, *, is_set: bool) -> Safeguard:
+    if is_set:
         detail = "the machine will be allowed to deallocate itself, and nothing else"
-        return Protection(name="self-release", holds=True, detail=detail, stops_at_s=until_s)
-    return Protection(
+        return Safeguard(name="self-release", is_set=True, detail=detail, stops_at_s=until_s)
+    return Safeguard(
         name="self-release",
-        holds=False,
+        is_set=False,
         detail="the account may not let machines deallocate themselves",
         hint=RELEASE_HINT,
     )
 
 
-def _cap_of(answer: dict[str, Any]) -> Protection:
+def _cap_of(answer: dict[str, Any]) -> Safeguard:
     cap = current_cap(answer)
     if cap > 0:
         detail = f"Azure evicts the machine before it costs more than {cap} USD/h"
-        return Protection(name="price cap", holds=True, detail=detail)
-    return Protection(
+        return Safeguard(name="price cap", is_set=True, detail=detail)
+    return Safeguard(
         name="price cap",
-        holds=False,
+        is_set=False,
         detail="no cap: the price is at most the on-demand price",
         hint="set `vm.max_price`",
     )
@@ -278,8 +267,8 @@ class WorstCase:
 
 
 def _with_worst_case(
-    found: list[Protection], *, now_s: float, most: float, disk_gb: int
-) -> list[Protection]:
+    found: list[Safeguard], *, now_s: float, most: float, disk_gb: int
+) -> list[Safeguard]:
     """The switches, those that could name a time with the bill that they leave possible.
 
     `most` is the highest price that the machine can come to, USD per hour; 0 if nobody knows.
@@ -289,7 +278,7 @@ def _with_worst_case(
     worst = worst_case(
         found, now_s=now_s, cap_usd_per_h=most, idle_usd_per_h=idle_usd_per_h(disk_gb)
     )
-    timed = [one.name for one in found if one.holds and one.stops_at_s is not None]
+    timed = [one.name for one in found if one.is_set and one.stops_at_s is not None]
     first = timed[0] if timed else "auto-shutdown"  # with nothing set, say what its lack costs
     return [
         replace(one, detail=f"{one.detail}: {worst.detail}") if one.name == first else one
@@ -303,13 +292,13 @@ def _most(want: Want) -> float:
 
 
 def worst_case(
-    protections: list[Protection], *, now_s: float, cap_usd_per_h: float, idle_usd_per_h: float
+    protections: list[Safeguard], *, now_s: float, cap_usd_per_h: float, idle_usd_per_h: float
 ) -> WorstCase:
     """The bill of a machine at its cap until the first of the switches that names a time.
 
     They come in the order of trust: what Azure pulls itself stands before our own watchdog.
     """
-    times = [p.stops_at_s for p in protections if p.holds and p.stops_at_s is not None]
+    times = [p.stops_at_s for p in protections if p.is_set and p.stops_at_s is not None]
     per_day = idle_usd_per_h * 24
     if not times:
         return WorstCase(
@@ -323,5 +312,5 @@ def worst_case(
         compute_usd=hours * cap_usd_per_h,
         idle_usd_per_day=per_day,
         usd_per_day=cap_usd_per_h * 24 + per_day,
-        why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {utc(times[0])}",
+        why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {format_utc(times[0])}",
     )

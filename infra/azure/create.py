@@ -55,7 +55,7 @@ from infra.provider import (
 from infra.renting.caller import source_prefix
 from infra.renting.refusal_cache import RefusalCache
 from infra.renting.run_record import RunRecord
-from infra.timestamps import utc
+from infra.timestamps import format_utc
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
@@ -168,7 +168,7 @@ class VmCreator:
     def _create_parts(self, spec: VmSpec, names: Names, record: RunRecord) -> Vm:
         ensure_registered(self.context, NAMESPACES)
         source = source_prefix(self.context.caller())
-        tags = tags_of(spec, created_at=utc(self.context.clock()))
+        tags = tags_of(spec, created_at=format_utc(self.context.clock()))
         tags = self._group(spec, names, tags)
         if "vm" not in record.tokens:
             self._network(spec, names, record, tags=tags, source=source)
@@ -342,7 +342,7 @@ class VmCreator:
         if spec.until_s is None:
             return
         vm = self._accepted(spec, names, tags, done=False)
-        self.safeguards.protect(vm, until_s=spec.until_s)
+        self.safeguards.set_safeguards(vm, until_s=spec.until_s)
 
     @staticmethod
     def _verify(spec: VmSpec, answer: dict[str, Any]) -> None:

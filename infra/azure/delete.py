@@ -38,7 +38,7 @@ from infra.provider import (
     Transient,
 )
 from infra.renting.run_record import RunRecord
-from infra.timestamps import utc
+from infra.timestamps import format_utc
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
@@ -77,7 +77,7 @@ class Deleter:
         except KeyboardInterrupt:
             on_message(f"interrupted while removing; {_left(record, names)}; {AGAIN}")
             raise
-        ended = utc(record.compute_ended_at) if record.compute_ended_at else ""
+        ended = format_utc(record.compute_ended_at) if record.compute_ended_at else ""
         removed = [
             Removed(kind=kind, id=id_, billed_until=ended if kind == KINDS[VM.lower()] else "")
             for kind, id_ in record.removing

@@ -24,7 +24,7 @@ from infra.provider import (
     Vm,
 )
 from infra.renting.run_record import RunRecord
-from infra.timestamps import parse_utc_s, utc
+from infra.timestamps import format_utc, parse_utc_s
 
 LOG_DAYS = 14
 SKEW_S = 120.0
@@ -100,7 +100,9 @@ class VmObserver:
             refusal=cause.refusal,
         )
 
-    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:
+    def stop_reason_from_log(
+        self, vm: Vm, *, after_s: float, before_s: float
+    ) -> Observation | None:
         """What the activity log tells by now of a stop between those times; None if nothing."""
         names = names_of(vm, self.context.settings.subscription_id)
         try:
@@ -289,7 +291,9 @@ class VmObserver:
             found = _reason_of(event, own) if at_s <= before_s and not ours else None
             if found is not None:
                 reason, detail = found
-                return StopCause(reason=reason, since=utc(at_s) if at_s else "", detail=detail)
+                return StopCause(
+                    reason=reason, since=format_utc(at_s) if at_s else "", detail=detail
+                )
         return "the activity log has nothing yet, it lags by minutes"
 
     def _price_above_cap(self, answer: dict[str, Any]) -> str:

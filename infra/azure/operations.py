@@ -17,7 +17,7 @@ from infra.azure.naming import Names
 from infra.azure.vm import failure_of, last_finished_at
 from infra.provider import Gone, NoCapacity, ProviderError, SignedOut, Transient
 from infra.renting.run_record import RunRecord
-from infra.timestamps import parse_utc_s, utc
+from infra.timestamps import format_utc, parse_utc_s
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
@@ -100,19 +100,19 @@ class OperationTracker:
         if record.generation != names.generation or record.requested not in {"create", "start"}:
             return ""
         if record.began_at:
-            return utc(record.began_at)
+            return format_utc(record.began_at)
         made = (answer.get("properties") or {}).get("timeCreated")
         began = (
             self.here_s(made, after_s=record.requested_at) if record.requested == "create" else None
         )
-        return utc(began) if began else ""
+        return format_utc(began) if began else ""
 
     def down_since(self, record: RunRecord, answer: dict[str, Any]) -> str:
         """Since when a machine has been released that this computer asked to release."""
         ended = record.ended_at or self.here_s(
             last_finished_at(answer), after_s=record.requested_at
         )
-        return utc(ended or record.requested_at)
+        return format_utc(ended or record.requested_at)
 
     def here_s(self, text: object, *, after_s: float) -> float | None:
         """A time of Azure's by this computer's clock; None if it cannot be what it should be.

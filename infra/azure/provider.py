@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.azure.auto_shutdown import AzureSafeguards, Protection
+from infra.azure.auto_shutdown import AzureSafeguards
 from infra.azure.availability import Availability
 from infra.azure.context import AzureContext
 from infra.azure.create import VmCreator
@@ -26,7 +26,17 @@ from infra.azure.permissions import Permissions
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.start_stop import PowerControl
 from infra.catalog.azure import AZURE
-from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
+from infra.provider import (
+    Observation,
+    Offer,
+    Provider,
+    Removed,
+    Safeguard,
+    Traits,
+    Vm,
+    VmSpec,
+    Want,
+)
 from infra.renting.caller import own_address, public_address
 from infra.renting.prices import PriceWatch
 from infra.renting.refusal_cache import RefusalCache
@@ -35,7 +45,7 @@ if TYPE_CHECKING:
     from infra.azure.sdk import Arm
 
 
-class AzureProvider:
+class AzureProvider(Provider):
     """Rents spot machines on Azure. Safe to call again after a crash at any point."""
 
     def __init__(
@@ -54,11 +64,11 @@ class AzureProvider:
         self._arm = arm
 
     name = "azure"
-    traits = Traits(rents=True, evicts=True)
+    traits = Traits(rents=True, evicts=True, has_safeguards=True)
 
     def offers(self, want: Want) -> list[Offer]:
         """What could be rented now, best first, with what is blocked and why; creates nothing."""
-        self._permissions.prefetch()  # `foresee` will want to know, and nobody likes to wait twice
+        self._permissions.prefetch()  # `preview_safeguards` asks next
         return self._offers.list(want)
 
     def create(self, spec: VmSpec) -> Vm:
@@ -77,12 +87,10 @@ class AzureProvider:
         """Release the compute and keep the disk; returns when Azure says that it is released."""
         self._power.deallocate(vm)
 
-    def delete(self, run_id: str) -> list[Removed]:
+    def delete(
+        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
+    ) -> list[Removed]:
         """End the run's compute, then remove its resource group and wait until it is gone."""
-        return self._deleter.remove(run_id)
-
-    def delete_telling(self, run_id: str, on_message: Callable[[str], None]) -> list[Removed]:
-        """The same, with a line at each stage and about once a minute."""
         return self._deleter.remove(run_id, on_message)
 
     def billed_until_s(self, vm: Vm) -> float | None:
@@ -97,28 +105,30 @@ class AzureProvider:
         """Ask Azure to rehearse an eviction; the machine is deallocated within minutes."""
         self._power.evict(vm)
 
-    def admit_caller(self, vm: Vm) -> bool:
+    def allow_caller_ip(self, vm: Vm) -> bool:
         """Let the firewall admit the caller's address of now; whether it had to change."""
-        return self._power.admit_caller(vm)
+        return self._power.allow_caller_ip(vm)
 
-    def protect(self, vm: Vm, *, until_s: float) -> list[Protection]:
+    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
         """Set what ends the bill when everything of ours is dead; which of it holds.
 
         `until_s` is the limit in seconds since 1970. Call again within 23 hours.
         """
-        return self._safeguards.protect(vm, until_s=until_s)
+        return self._safeguards.set_safeguards(vm, until_s=until_s)
 
-    def foresee(self, want: Want, *, until_s: float) -> list[Protection]:
+    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
         """Which of those switches this account will be able to set; changes nothing."""
-        return self._safeguards.foresee(want, until_s=until_s)
+        return self._safeguards.preview_safeguards(want, until_s=until_s)
 
-    def recap(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
+    def update_max_price(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
         """Change the cap of a deallocated machine; the cap then in force, USD per hour."""
-        return self._power.recap(vm, max_price_usd_per_h)
+        return self._power.update_max_price(vm, max_price_usd_per_h)
 
-    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:
+    def stop_reason_from_log(
+        self, vm: Vm, *, after_s: float, before_s: float
+    ) -> Observation | None:
         """What the activity log tells by now of a stop between those times; None if nothing."""
-        return self._observer.explain(vm, after_s=after_s, before_s=before_s)
+        return self._observer.stop_reason_from_log(vm, after_s=after_s, before_s=before_s)
 
     def checks(self, want: Want) -> list[Check]:
         """What `qft doctor` tells of this account, in the order of mending; changes nothing."""

@@ -43,11 +43,11 @@ class PowerControl:
         power, _ = power_of(self.observer.get(names))
         if power in {PowerState.RUNNING, PowerState.STARTING, PowerState.CREATING}:
             return
-        self.admit_caller(vm)
+        self.allow_caller_ip(vm)
         record = self._record(vm)
         self._act(record, names, "start", wait_s=self.context.settings.accept_wait_s)
 
-    def recap(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
+    def update_max_price(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
         """Give a deallocated machine that cap; the one then in force, USD per hour, None for none.
 
         Azure changes it while the machine is deallocated only; one that is up keeps what it has.
@@ -119,7 +119,7 @@ class PowerControl:
             record.note(*before)
             raise
 
-    def admit_caller(self, vm: Vm) -> bool:
+    def allow_caller_ip(self, vm: Vm) -> bool:
         """Make the firewall admit the caller's address of now; whether it had to change.
 
         The firewall is asked, not our memory: another computer may have changed it.

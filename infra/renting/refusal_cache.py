@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infra.durable import read_json, write_json
 from infra.provider import Offer, OverQuota, ProviderError
-from infra.timestamps import utc
+from infra.timestamps import format_utc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,8 @@ class Refusal:
     @property
     def detail(self) -> str:
         """The refusal in words, with its time."""
-        return f"refused at {utc(self.at_s)}, asked again at {utc(self.until_s)}: {self.why}"
+        refused, again = format_utc(self.at_s), format_utc(self.until_s)
+        return f"refused at {refused}, asked again at {again}: {self.why}"
 
     @property
     def clears(self) -> bool:

@@ -15,7 +15,7 @@ from metal.machine import Metal, Quirks
 from arm.metadata import MetadataService
 from arm.replies import Reply, Request
 from arm.world import Resource
-from infra.local.machine import Machine, MachineSpec, Power, inherited_environ
+from infra.local.machine import Machine, MachinePower, MachineSpec, inherited_environ
 from infra.local.processes import MARK
 
 ONCE_BYTES = 1 << 16
@@ -72,12 +72,12 @@ class LocalHypervisor:
             self.metals[vm.id].start(self._environ(machine))
         if host and vm.id not in self.forwarders:
             self.forwarders[vm.id] = PortForwarder(
-                host, self.ssh_port, lambda: machine.look().ssh_port
+                host, self.ssh_port, lambda: machine.state().ssh_port
             )
 
     def warn(self, vm: Resource, notice_s: float) -> None:
         """Announce the eviction; the guest ends itself when the notice has run out."""
-        self.machines[vm.id].order_eviction(notice_s / max(self.pace, 1.0))
+        self.machines[vm.id].request_eviction(notice_s / max(self.pace, 1.0))
 
     def halt(self, vm: Resource) -> None:
         """Pull the plug; the disk stays."""
@@ -124,7 +124,7 @@ class LocalHypervisor:
         )
         service = MetadataService(
             identity=lambda request: self.identity(request, vm.id),
-            port_of=lambda: machine.look().metadata_port,
+            port_of=lambda: machine.state().metadata_port,
         )
         metal.make(
             vm.properties,
@@ -157,7 +157,7 @@ class LocalHypervisor:
         """The machine pressed its own button: everything in it ends, and it boots again."""
         with self._lock:
             machine, metal = self.machines.get(name), self.metals.get(name)
-            if machine is None or metal is None or machine.look().power is not Power.ON:
+            if machine is None or metal is None or machine.state().power is not MachinePower.ON:
                 return
             machine.power_off("reboot")
             metal.boot(outbound=True, hurry=self.hurry)
@@ -166,7 +166,7 @@ class LocalHypervisor:
 
     def _metadata_of_latest(self) -> int:
         machine = self.machines.get(self.latest)
-        return machine.look().metadata_port if machine else 0
+        return machine.state().metadata_port if machine else 0
 
 
 class RebootListener:

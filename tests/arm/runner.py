@@ -19,8 +19,9 @@ from commands import down, plan
 from commands.runs import factory, session
 from infra.provider import Vm
 from infra.run.decide import JobPhase, JobView
-from infra.run.fold import RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import Event, read
+from infra.run.state import RunState
 from infra.run.workload import HostUnreachable
 
 
@@ -100,7 +101,7 @@ class ObedientWorkload:
         """Nothing has come home."""
         return 0
 
-    def reach(self, vm: Vm) -> None:
+    def connect(self, vm: Vm) -> None:
         """Answer if the cloud says that it runs."""
         power_by_id = {one.id.lower(): one.hidden["power"] for one in self.harness.cloud.machines()}
         if power_by_id.get(vm.id.lower()) != "running":
@@ -108,15 +109,15 @@ class ObedientWorkload:
 
     def prepare(self, vm: Vm) -> None:
         """Nothing to do."""
-        self.reach(vm)
+        self.connect(vm)
 
-    def look(self, vm: Vm) -> JobView:
+    def job_status(self, vm: Vm) -> JobView:
         """No trainer runs."""
-        self.reach(vm)
+        self.connect(vm)
         return JobView(phase=JobPhase.ABSENT)
 
-    def limit(self, vm: Vm, until_s: float) -> None:
+    def set_time_limit(self, vm: Vm, until_s: float) -> None:
         """Nothing watches here."""
 
-    def forget(self) -> None:
+    def disconnect(self) -> None:
         """Nothing is kept open."""
