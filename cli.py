@@ -112,7 +112,7 @@ def plan(run: Run = "", *, as_json: Json = False) -> None:
 @app.command(epilog=examples("up"))
 def up(run: Run = "", *, plain: Plain = False, as_json: Json = False) -> None:
     """Rent a machine and make it ready to train."""
-    _drive("up", run, plain=plain, as_json=as_json)
+    _run_to_goal("up", run, plain=plain, as_json=as_json)
 
 
 @app.command(epilog=examples("train"))
@@ -127,7 +127,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Sync, train, survive evictions; attach if it already runs."""
-    _drive(
+    _run_to_goal(
         "train",
         run,
         allow_change=tuple(allow_change or ()),
@@ -176,7 +176,7 @@ def logs(
 @app.command(epilog=examples("fetch"))
 def fetch(run: Run = "", *, plain: Plain = False, as_json: Json = False) -> None:
     """Bring the adapter home, verified."""
-    _drive("fetch", run, plain=plain, as_json=as_json)
+    _run_to_goal("fetch", run, plain=plain, as_json=as_json)
 
 
 @app.command(epilog=examples("down"))
@@ -226,7 +226,7 @@ def run_all(
     as_json: Json = False,
 ) -> None:
     """Do all of it: up, train, recover, eval, fetch, down."""
-    _drive(
+    _run_to_goal(
         "run",
         run,
         allow_change=tuple(allow_change or ()),
@@ -357,20 +357,20 @@ def _besides(trouble: Trouble, *, as_json: bool) -> NoReturn:
     raise typer.Exit(trouble.exit_code)
 
 
-def _drive(goal: str, run: str, *, as_json: bool, **options: Any) -> None:
-    from commands.runs import drive
+def _run_to_goal(goal: str, run: str, *, as_json: bool, **options: Any) -> None:
+    from commands.runs.run_to_goal import request_run, run_to_goal
     from infra.run.decide import Goal
 
     options["plain"] = options["plain"] or as_json
-    arrived = drive.drive(drive.Order(goal=Goal(goal), wanted=run, **options))
+    result = run_to_goal(request_run(Goal(goal), run, **options))
     if as_json:
-        out(drive.dump(arrived))
+        out_json(result.to_json())
     else:
-        out(columns(arrived.lines()))
+        out(columns(result.lines()))
         if goal == "run":
             from commands import after
 
-            talk(f"\nnext: {after.next_steps(arrived.name)}")
+            talk(f"\nnext: {after.next_steps(result.name)}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 from commands.runs import python_program, tool_checks
 from commands.runs.config import LoadedConfig, check_files
-from commands.runs.drive import find_config
+from commands.runs.find_config import find_config, reopen
 from commands.runs.home import (
     RunFolder,
     demand_place,
@@ -28,22 +28,21 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
-from commands.runs.local_trainer import laid_out, trainer
+from commands.runs.local_trainer import local_run_dir, trainer
 from commands.runs.receipt import make_receipt
-from commands.runs.session import reopen
-from commands.ui.errors import Exit, HostTrouble, TrainingTrouble, Usage
+from commands.ui.errors import HostTrouble, TrainingTrouble, Usage
 from commands.ui.output import out, talk
 from infra.durable import write_json
 from infra.provider import StopReason
 from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read
-from infra.timestamps import utc
+from infra.timestamps import format_utc
 from trainer.data.template import Template
+from trainer.exit_codes import ExitCode
 from trainer.method_table import Quant
 
-TRAINER_CODES = {65: Exit.USAGE, 78: Exit.USAGE, 2: Exit.USAGE}
-"""Bad data and bad config are the user's to mend; everything else is the trainer's failure."""
-NETWORK_FAILED = 74  # or the disk, of a tool that talks to no hub
+MENDED_BY_THE_USER = (ExitCode.BAD_DATA, ExitCode.BAD_CONFIG, ExitCode.USAGE)
+"""Everything else is the trainer's failure."""
 LAST_WORDS = 20
 
 
@@ -103,7 +102,7 @@ def convert(
     if "--tokenizer" in flags:
         tool_checks.demand_for("data")
     arguments = [kind, source, "--out", folder, *flags, "--json"]
-    counts = json.loads(_program("data.convert", arguments, as_json=as_json))
+    counts = json.loads(_program("convert", arguments, as_json=as_json))
     files = {side: str(Path(folder) / f"{side}.jsonl") for side in ("train", "eval")}
     return {**files, **counts}
 
@@ -117,22 +116,22 @@ def audit(wanted: str, *, html: str, as_json: bool) -> None:
     tool_checks.demand_for("audit")
     folder = run_folder(qft_home(environment()), loaded.config.name)
     more = ["--html", str(Path(html).absolute())] if html else []
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), *more, *(["--json"] if as_json else [])]
-        out(_program("pages.audit", flags, as_json=as_json).rstrip("\n"))
+        out(_program("audit", flags, as_json=as_json).rstrip("\n"))
 
 
 def report(wanted: str, *, as_json: bool) -> Path:
     """Write `report.html` and `report.json` beside the adapter; return the page."""
     folder, loaded = _fetched(wanted)
     demand_place(loaded.out / "report.html")
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         facts = run_dir / "facts.json"
         write_json(facts, gather_facts(folder, loaded))
         out_dir = ["--out", str(loaded.out.absolute()), "--name", folder.name]
         flags = ["--run-dir", str(run_dir), "--facts", str(facts), *out_dir]
-        _program("pages.report", flags, as_json=as_json)
+        _program("report", flags, as_json=as_json)
     return loaded.out / "report.html"
 
 
@@ -148,12 +147,12 @@ def generate(wanted: str, asked: Question, *, as_json: bool) -> str | None:
         tool_checks.check_fields(loaded, asked.fields)
     tool_checks.demand_for("generate", loaded)
     adapter = ["--adapter", str((loaded.out / "adapter").absolute())]
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         flags = ["--run-dir", str(run_dir), *adapter, *flags]
         if asked.chat:
-            _judge("generate", _start("results.generate", flags).returncode)
+            _judge("generate", _start("generate", flags).returncode)
             return None
-        return _program("results.generate", flags, as_json=as_json).removesuffix("\n")
+        return _program("generate", flags, as_json=as_json).removesuffix("\n")
 
 
 def next_steps(name: str) -> str:
@@ -198,15 +197,15 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
     written = ["--out", str(target), *(["--dtype", order.dtype] if order.dtype else [])]
     parity = loaded.out / "merged-parity.json"
     parity.unlink(missing_ok=True)  # it is of a merged model that is gone
-    with laid_out(loaded, folder) if order.quantised else nullcontext() as run_dir:
+    with local_run_dir(loaded, folder) if order.quantised else nullcontext() as run_dir:
         how = ["--run-dir", str(run_dir)] if run_dir else []
-        _program("results.merge", [*places, *written, *how], as_json=as_json)
+        _program("merge", [*places, *written, *how], as_json=as_json)
     if not order.rows:
         return target, None
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         asked = ["--run-dir", str(run_dir), "--merged", str(target.absolute()), *places]
         asked += ["--rows", str(order.rows)]
-        done = _start("results.parity", asked, stdout=PIPE, stderr=PIPE if as_json else None)
+        done = _start("merge-check", asked, stdout=PIPE, stderr=PIPE if as_json else None)
     if done.returncode:
         why = f": {done.stderr.strip().splitlines()[-1]}" if done.stderr else ""
         talk(f"the merged model is whole, but it was not compared with the adapter{why}")
@@ -227,11 +226,11 @@ def _from_hub(folder: RunFolder, loaded: LoadedConfig, *, as_json: bool) -> Path
     """
     model = loaded.config.model
     asked = ["--model", model.id, "--revision", model.revision]
-    done = _start("results.base", asked, stdout=PIPE, stderr=PIPE if as_json else None)
+    done = _start("fetch-base", asked, stdout=PIPE, stderr=PIPE if as_json else None)
     if done.returncode == 0:
         return Path(done.stdout.strip())
     here = model.id.rpartition("/")[2]
-    trouble = HostTrouble if done.returncode == NETWORK_FAILED else Usage
+    trouble = HostTrouble if done.returncode == ExitCode.FAILED_IO else Usage
     raise trouble(
         f"the base of `{folder.name}` is `{model.id}` on a hub, and was not fetched",
         problems=(done.stderr or "").strip().splitlines()[-LAST_WORDS:],
@@ -248,7 +247,7 @@ def export(wanted: str, *, rank: int | None) -> Path:
         raise Usage(f"`{target}` is there already", hint="remove it, or choose another rank")
     demand_place(target)
     tool_checks.demand_for("export")
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         ranked = ["--rank", str(rank)] if rank else []
         done = trainer(run_dir, "export", "--out", str(target.absolute()), *ranked)
@@ -265,14 +264,14 @@ def push(wanted: str, shelf: Shelf, *, as_json: bool) -> str:
     sent = loaded.out / ("merged" if shelf.merged else "adapter")
     tool_checks.check_shelf(shelf.repo, sent, base=shelf.base)
     tool_checks.demand_for("push")
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         _add_results(run_dir, loaded)
         facts = run_dir / "facts.json"
         write_json(facts, gather_facts(folder, loaded))
         flags = ["--run-dir", str(run_dir), "--repo", shelf.repo, "--facts", str(facts), *kept]
         flags += ["--public"] if shelf.public else []
         flags += ["--base", shelf.base] if shelf.base else []
-        return _program("results.publish", flags, as_json=as_json).strip()
+        return _program("publish", flags, as_json=as_json).strip()
 
 
 def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
@@ -297,7 +296,7 @@ def _evictions(events: Sequence[Event]) -> list[dict[str, object]]:
     for event in events:
         if event.kind is Kind.STOP_SEEN and event.data.get("ran", True):
             step, reason = event.data.get("step"), event.data["reason"]
-            stops.append({"at": utc(event.at_s), "step": step, "reason": reason})
+            stops.append({"at": format_utc(event.at_s), "step": step, "reason": reason})
         elif event.kind is Kind.STOP_EXPLAINED and stops:
             stops[-1]["reason"] = event.data["reason"]
     return [one for one in stops if one["reason"] in {StopReason.EVICTED, StopReason.PRICE}]
@@ -328,39 +327,38 @@ def _fetched(wanted: str) -> tuple[RunFolder, LoadedConfig]:
     return folder, loaded
 
 
-def _program(module: str, arguments: list[str], *, as_json: bool) -> str:
+def _program(tool: str, arguments: list[str], *, as_json: bool) -> str:
     """Run one of the trainer's tools and return what it printed.
 
     It talks for itself on stderr, except with --json, where its last words become the error's.
     """
-    done = _start(module, arguments, stdout=PIPE, stderr=PIPE if as_json else None)
+    done = _start(tool, arguments, stdout=PIPE, stderr=PIPE if as_json else None)
     said = (done.stderr or "").strip()
     if done.returncode == 0 and said:
         talk(said)
-    _judge(module, done.returncode, said.splitlines()[-LAST_WORDS:])
+    _judge(tool, done.returncode, said.splitlines()[-LAST_WORDS:])
     return done.stdout
 
 
 def _start(
-    module: str, arguments: list[str], *, stdout: int | None = None, stderr: int | None = None
+    tool: str, arguments: list[str], *, stdout: int | None = None, stderr: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    words = [module, *arguments]
+    words = [tool, *arguments]
     return python_program.start(
-        "trainer.tool", words, around=environment(), stdout=stdout, stderr=stderr
+        "trainer", words, around=environment(), stdout=stdout, stderr=stderr
     )
 
 
-def _judge(module: str, code: int, said: list[str] | None = None) -> None:
+def _judge(tool: str, code: int, said: list[str] | None = None) -> None:
     """Turn a tool's exit code into what a person can act on; its own words are on stderr."""
     if code == 0:
         return
-    tool = module.rpartition(".")[2]
     above = "" if said else "; its message is above"
     lines = list(said or [])
     hint = lines.pop().removeprefix("hint: ") if lines and lines[-1].startswith("hint: ") else ""
-    if TRAINER_CODES.get(code) is Exit.USAGE:
+    if code in MENDED_BY_THE_USER:
         message = f"`{tool}` could not use what it was given{above}"
         raise Usage(message, problems=lines, hint=hint)
-    if code == NETWORK_FAILED and tool == "publish":
+    if code == ExitCode.FAILED_IO and tool == "publish":
         raise HostTrouble(f"the hub was not reached{above}", problems=lines, hint=hint)
     raise TrainingTrouble(f"`{tool}` ended with exit code {code}", problems=lines, hint=hint)

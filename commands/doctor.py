@@ -10,10 +10,10 @@ from pathlib import Path
 from commands.runs import factory
 from commands.runs.checks import Check
 from commands.runs.config import LoadedConfig, check_files
-from commands.runs.drive import find_config
 from commands.runs.extras import REHEARSES, missing, needed_here, remedy
+from commands.runs.find_config import find_config
 from commands.runs.home import demand_playable, environment, qft_home, run_folder
-from commands.runs.ssh_host_checks import look_at_host
+from commands.runs.ssh_host_checks import check_host
 from commands.ui.errors import Trouble, Usage
 from infra.config import VmTable
 
@@ -46,7 +46,7 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
     if vm.provider == "azure":
         checks += _azure(vm)
     if vm.provider == "ssh":
-        checks += look_at_host(vm, run_folder(qft_home(environment()), "doctor"))
+        checks += check_host(vm, run_folder(qft_home(environment()), "doctor"))
     return checks
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from commands.runs import factory
+from commands.runs.find_config import reopen
 from commands.runs.home import (
     RUN_NAME,
-    Busy,
+    RunBusy,
     RunFolder,
     all_runs,
     environment,
@@ -19,18 +20,24 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
-from commands.runs.save_before_release import LastSave, Result, clear, lost_with_disk, save_before
-from commands.runs.session import reopen
-from commands.runs.take_lock import taken
+from commands.runs.save_before_release import (
+    LastSave,
+    Result,
+    clear,
+    lost_with_disk,
+    save_before_release,
+)
+from commands.runs.take_lock import take_lock
 from commands.ui.errors import CloudTrouble, Exit, Usage
-from infra.azure.run_record import subscriptions
+from infra.azure.context import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
-from infra.retry import ask
+from infra.retry import with_retries
 from infra.run.budget import bill
-from infra.run.fold import RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import Journal, JournalDamaged, Kind, read
-from infra.run.removal import billed_until_s, release, remove, still_there
+from infra.run.release import billed_until_s, release, still_there
+from infra.run.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +70,7 @@ def down(
     folder = pick_run(home, wanted, cwd=Path.cwd())
     order = _Order(delete=delete, now=now, on_message=on_message)
     try:
-        with taken(folder, on_message, command=order.command, urgent=now) as ended:
+        with take_lock(folder, on_message, command=order.command, urgent=now) as ended:
             provider = factory.make_provider(reopen(folder).config.vm, home)
             on_message(f"asking {provider.name} about `{folder.name}`")
             return _part(order, folder, home, provider, ended=ended)
@@ -96,12 +103,14 @@ def _part(
     goes = order.delete or not provider.traits.rents or not provider.traits.keeps_disk
     save = LastSave(home_step=state.home_step)
     if not order.now:
-        save = save_before(folder, home, provider, state, order.on_message, bring=goes)
+        save = save_before_release(
+            folder, home, provider, state, order.on_message, pull_checkpoint=goes
+        )
         record.saved(save, state)
     for line in lost_with_disk(state, save) if goes else []:
         order.on_message(line)
     if state.vm is not None and not provider.traits.rents:
-        clear(folder, home, state, order.on_message, now=order.now)
+        clear(folder, home, provider, state, order.on_message, now=order.now)
     done = replace(_down_known(record, provider, state, delete=order.delete), save=save)
     if state.ending is None and (ended or state.vm is not None or state.pending is not None):
         reason = "another `qft` ended the run: " * ended + f"`{order.command}` {_deed(done)}"
@@ -161,7 +170,7 @@ def _down_known(record: _Record, provider: Provider, state: RunState, *, delete:
 def _remove(record: _Record, provider: Provider, state: RunState) -> Result:
     """Remove everything of the run, and look again."""
     record.note(Kind.DELETE_INTENDED, reason="qft down")
-    gone = remove(provider, state.run_id, record.on_message, time.sleep)
+    gone = with_retries(lambda: provider.delete(state.run_id, record.on_message), time.sleep)
     removed = [f"{one.kind} {one.id}" for one in gone]
     record.note(Kind.DELETED, removed=removed, until_s=billed_until_s(gone))
     return _proved(Result(run=record.name, removed=removed), provider, state.run_id, state.vm)
@@ -194,7 +203,7 @@ def down_all(
 def _down_listed_by(provider: Provider, home: Path, order: _Order) -> Iterator[Result]:
     """Do it for every machine that one provider lists."""
     try:
-        listed = ask(provider.list_all, time.sleep)
+        listed = with_retries(provider.list_all, time.sleep)
     except ProviderError as error:
         yield Result(run=provider.name, trouble=_told(error))
         return
@@ -235,11 +244,11 @@ def _released(home: Path, vm: Vm, order: _Order) -> Iterator[tuple[RunFolder | N
     with contextlib.ExitStack() as held:
         for run in all_runs(home):
             if _run_id(run) == vm.run_id:
-                take = taken(run, order.on_message, command=order.command, urgent=order.now)
+                take = take_lock(run, order.on_message, command=order.command, urgent=order.now)
                 try:
                     ended = held.enter_context(take)
                     mine = run
-                except Busy as busy:  # the money goes first
+                except RunBusy as busy:  # the money goes first
                     order.on_message(f"{busy.message}, and may start the machine again")
         yield mine, ended
 
@@ -261,19 +270,19 @@ def _down_listed(
     provider: Provider, vm: Vm, on_message: Callable[[str], None], *, delete: bool
 ) -> Result:
     if delete or not provider.traits.keeps_disk or not provider.traits.rents:
-        gone = remove(provider, vm.run_id, on_message, time.sleep)
+        gone = with_retries(lambda: provider.delete(vm.run_id, on_message), time.sleep)
         result = Result(run=vm.run_id, removed=[f"{one.kind} {one.id}" for one in gone])
         return _proved(result, provider, vm.run_id)
     released = []
     if vm.power is not PowerState.REMNANTS:
         with contextlib.suppress(Gone):
-            ask(lambda: provider.deallocate(vm), time.sleep)
+            with_retries(lambda: provider.deallocate(vm), time.sleep)
             released.append(f"{vm.size} {vm.id}")
     return _proved(Result(run=vm.run_id, deallocated=released), provider, vm.run_id)
 
 
 def _listed(provider: Provider, run_id: str) -> list[Vm]:
-    return [vm for vm in ask(provider.list_all, time.sleep) if vm.run_id == run_id]
+    return [vm for vm in with_retries(provider.list_all, time.sleep) if vm.run_id == run_id]
 
 
 def _proved(result: Result, provider: Provider, run_id: str, known: Vm | None = None) -> Result:
@@ -293,7 +302,7 @@ def _down_unknown(
     """A run that this computer has no record of: the tags decide."""
     for provider in known_providers(home):
         try:
-            listed = ask(provider.list_all, time.sleep)
+            listed = with_retries(provider.list_all, time.sleep)
         except ProviderError as error:
             raise CloudTrouble(str(error), hint=error.hint) from error
         meant = [vm for vm in listed if name in {vm.run_id, vm.run_id.rpartition("-")[0]}]

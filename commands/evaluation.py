@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from commands.runs.config import LoadedConfig
+from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
-from commands.runs.local_trainer import laid_out, trainer
+from commands.runs.local_trainer import local_run_dir, trainer
 from commands.runs.receipt import Score, read_score
-from commands.runs.session import reopen
 from commands.runs.tool_checks import demand_for
 from commands.ui.errors import TrainingTrouble, Usage
 from infra.durable import write_json
@@ -70,7 +70,7 @@ def _measure(loaded: LoadedConfig, folder: RunFolder, on_message: Callable[[str]
     """Run the trainer's own evaluation here, and put its result beside the adapter."""
     demand_for("eval", loaded)
     on_message("measuring on this computer")
-    with laid_out(loaded, folder) as run_dir:
+    with local_run_dir(loaded, folder) as run_dir:
         done = trainer(run_dir, "eval", "--adapter", str((loaded.out / "adapter").absolute()))
         if done.returncode:
             raise TrainingTrouble(f"the evaluation ended with exit code {done.returncode}")

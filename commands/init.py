@@ -60,12 +60,6 @@ QUESTIONS = ("instruction", "input", "context", "question", "prompt", "text", "c
 PLAIN = str | int | float  # what a template can write, as it can a list of words
 NOTHING = frozenset({"n/a", "na", "none", "no label", "nothing", "-"})
 """What people write where none of the labels holds."""
-PUBLISHED = {
-    "jigsaw": {"comment_text", "toxic", "severe_toxic"},
-    "ds1000": {"prompt", "reference_code", "metadata"},
-    "conversations": {"conversations"},
-}
-"""Forms whose rows need more than a template, by the columns that tell them."""
 ESCAPED = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 HELD_OUT, HELD_OUT_MAX, SEED = 0.1, 0.3, 0
 SCORED_ROWS = 30  # fewer leave an interval too wide to tell an adapter from its base
@@ -197,6 +191,7 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
 
 def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     """Find the answer among the columns, and what it is the answer to. Raises Usage if unclear."""
+    from trainer.data.converters import published_format
     from trainer.data.template import as_text
 
     shared = [name for name in rows[0] if all(name in row for row in rows)]
@@ -209,7 +204,7 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     asked = [folded[name] for name in QUESTIONS if name in folded and folded[name] != answer]
     others = [name for name in plain if name != answer]
     if not answer or not others:
-        published = next((kind for kind, names in PUBLISHED.items() if names <= set(shared)), "")
+        published = published_format(shared)
         hint = f"name it one of {', '.join(ANSWERS)}; or write run.yaml by hand: `qft init`"
         if published:
             hint = f"`qft data {published} FILE` turns this published form into rows"
@@ -239,10 +234,10 @@ def _labels(counts: Counter[str]) -> tuple[tuple[str, ...], str]:
 
     Places such as `Salem, OR` share words, too, but have more words than there are places.
     """
-    from trainer.scoring.answers import words_in
+    from trainer.scoring.answers import split_labels
 
     few = min(LABELS_MAX, counts.total() // ROWS_PER_LABEL_MIN)
-    sets = {frozenset(words_in(answer)) for answer in counts} - {frozenset()}
+    sets = {frozenset(split_labels(answer)) for answer in counts} - {frozenset()}
     words = frozenset().union(*sets)
     if any(len(one) > 1 for one in sets) and len(words) <= min(few, len(sets)):
         together = frozenset().union(*(one for one in sets if len(one) > 1))

@@ -10,13 +10,15 @@ from pathlib import Path
 from commands.machine import host_of, running_now
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
-from commands.runs.home import RunFolder, environment, is_driven, pick_run, qft_home
-from commands.runs.remote_layout import Site
-from commands.runs.session import policy_of, reopen
+from commands.runs.find_config import reopen
+from commands.runs.home import RunFolder, environment, is_locked, pick_run, qft_home
+from commands.runs.session import policy_of
+from commands.runs.workload_config import RemoteLayout
 from commands.ui.errors import CloudTrouble, HostTrouble, Usage
 from infra.provider import Vm
-from infra.run.fold import RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import read
+from infra.run.state import RunState
 from remote import errors, job, ssh
 
 FOLLOW_EVERY_S = 0.5
@@ -41,7 +43,7 @@ def logs(
     told = False
     while True:
         # Asked before the look: once the driver is gone, that look is the last one needed.
-        driven = follow and is_driven(folder)
+        driven = follow and is_locked(folder)
         state = fold(read(folder.journal))
         try:
             vm = running_now(reader.loaded, state.vm)
@@ -84,7 +86,7 @@ class Reader:
             with ssh.connect(host_of(self.folder, self.loaded, vm)) as connection:
                 running = job.Job(
                     connection=connection,
-                    directory=Site(run_id=state.run_id).job,
+                    directory=RemoteLayout(run_id=state.run_id).job,
                     python=factory.helper_python(self.loaded.config.vm),
                 )
                 while True:

@@ -12,8 +12,9 @@ from commands.runs.home import all_runs, environment, qft_home
 from commands.ui.errors import CloudTrouble
 from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
 from infra.run.budget import bill
-from infra.run.fold import RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import JournalDamaged, read
+from infra.run.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ def _word(state: RunState) -> str:
         return "done"
     if state.up:  # it bills from the moment it was asked for, and works once it is set up
         return "machine up" if state.prepared else "machine starting"
-    if not state.boots:
+    if not state.starts:
         return "not started"
     return "removed" if state.deleted else "machine down"
 

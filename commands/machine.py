@@ -13,10 +13,10 @@ from pathlib import Path
 
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
+from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, all_runs, environment, pick_run, qft_home
-from commands.runs.session import reopen
 from commands.ui.errors import CloudTrouble, Usage
-from infra.names import host_fault, user_fault
+from infra.names import host_error, user_error
 from infra.provider import PowerState, ProviderError, Vm
 from infra.run.fold import fold
 from infra.run.journal import read
@@ -115,14 +115,14 @@ def ssh_argv(words: Sequence[str]) -> list[str]:
 
 def _checked(folder: RunFolder, vm: Vm) -> str:
     """The machine's key line; raises Usage if the record names what `ssh` must not be given."""
-    fault = host_fault(vm.host) or user_fault(vm.user)
+    problem = host_error(vm.host) or user_error(vm.user)
     try:
         kind, blob = keys.parse_line(vm.host_public_key)
     except RemoteError as error:
-        fault = fault or str(error)
-    if fault:
+        problem = problem or str(error)
+    if problem:
         raise Usage(
-            f"the record of `{folder.name}` names no machine that can be reached: {fault}",
+            f"the record of `{folder.name}` names no machine that can be reached: {problem}",
             hint=f"`qft down --delete {folder.name}` ends it; mend `vm.ssh`, and begin anew",
         )
     return f"{kind} {base64.b64encode(blob).decode()}"

@@ -8,24 +8,23 @@ from typing import Any
 
 from commands.runs import factory
 from commands.runs.config import check_files
-from commands.runs.drive import find_config
 from commands.runs.estimate import (
     cores,
-    forecast,
-    forecast_line,
+    estimate_line,
+    estimate_local_run,
+    estimate_run,
     has_card,
-    rehearsal,
-    rehearsal_line,
+    local_estimate_line,
 )
 from commands.runs.extras import needed_here, told_of
+from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home
 from commands.ui.errors import CloudTrouble
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
-from infra.optional_capabilities import Foreseeing, Switch
-from infra.provider import Offer, Provider, ProviderError, Want
-from infra.run.budget import Budget, ends_s, worst_case_usd
-from infra.run.fold import RunState
+from infra.provider import Offer, Provider, ProviderError, Safeguard, Want
+from infra.run.budget import Budget, budget_end_s, worst_case_usd
+from infra.run.state import RunState
 from infra.timestamps import parse_utc_s
 
 CAP_MARGIN = 1.2
@@ -43,15 +42,15 @@ class PlanPage:
     budget: Budget
     worst_case_usd: float | None
     simulated: bool
-    forecast: dict[str, Any] | None = None
+    estimate: dict[str, Any] | None = None
     """What `trainer.device.memory` foretells; None if the sizes of the model are unknown."""
-    rehearsal: dict[str, Any] | None = None
+    local_estimate: dict[str, Any] | None = None
     """The same of this computer, where it trains itself; None if that is unknown."""
     here: str = ""
     """What will happen on this computer, in words; empty if a machine is rented."""
     note: str = ""
     """What the catalog says about the name of the GPU."""
-    switches: tuple[Switch, ...] = ()
+    switches: tuple[Safeguard, ...] = ()
     """What can be expected to end the bill when everything of ours is dead."""
     lacks: tuple[str, ...] = ()
     """What `qft run` would refuse for: packages that this computer lacks, and what to type."""
@@ -71,12 +70,12 @@ class PlanPage:
             "simulated": self.simulated,
             "note": self.note or None,
             "lacks": list(self.lacks),
-            "forecast": self.forecast,
-            "rehearsal": self.rehearsal,
+            "forecast": self.estimate,
+            "rehearsal": self.local_estimate,
             "switches": [
                 {
                     "name": one.name,
-                    "holds": one.holds,
+                    "holds": one.is_set,
                     "detail": one.detail,
                     "hint": one.hint or None,
                 }
@@ -127,7 +126,7 @@ class PlanPage:
     def _lines_of_own(self) -> list[str]:
         """What to print where nothing is rented: no offer, no price, no card that is guessed."""
         said = [f"run `{self.run}` on your own machine {self.own}, which costs nothing here", ""]
-        said += [forecast_line(self.forecast)] if self.forecast else []
+        said += [estimate_line(self.estimate)] if self.estimate else []
         hours = self.budget.hours
         limit = "none: set `budget.hours`" if hours is None else _counted(hours, "machine hour")
         return [
@@ -140,10 +139,10 @@ class PlanPage:
     def _foretold(self) -> list[str]:
         """Memory and time, of a rehearsal first here and then on the card that it stands for."""
         if not self.here:
-            return [forecast_line(self.forecast)]
-        if self.forecast is None and self.rehearsal is not None:  # no card is named
+            return [estimate_line(self.estimate)]
+        if self.estimate is None and self.local_estimate is not None:  # no card is named
             return [self.here]
-        told = forecast_line(self.forecast).removeprefix("memory: ")
+        told = estimate_line(self.estimate).removeprefix("memory: ")
         return [self.here, f"on a real card: {told}"]
 
 
@@ -164,7 +163,7 @@ def make_plan(wanted: str) -> PlanPage:
     own = f"{vm.ssh.user}@{vm.ssh.host}:{vm.ssh.port}" if vm.ssh and vm.provider == "ssh" else ""
     knows_card = not own or ("gpu" in vm.model_fields_set and bool(vm.ssh and vm.ssh.gpu))
     at_home, card = vm.provider == "local", has_card()
-    here = rehearsal(loaded) if at_home and not card else None
+    here = estimate_local_run(loaded) if at_home and not card else None
     return PlanPage(
         run=loaded.config.name,
         provider=provider.name,
@@ -173,10 +172,10 @@ def make_plan(wanted: str) -> PlanPage:
         budget=budget,
         worst_case_usd=worst_case_usd(budget, vm.max_price),
         simulated=provider.traits.simulated_prices,
-        forecast=forecast(loaded) if knows_card else None,
+        estimate=estimate_run(loaded) if knows_card else None,
         own=own,
-        rehearsal=here,
-        here=rehearsal_line(here, threads=cores(loaded), card=card) if at_home else "",
+        local_estimate=here,
+        here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",
         note="; ".join(filter(None, _notes(vm))) if knows_card else "",
         switches=switches,
         lacks=tuple(told_of(needed_here(loaded.config))),
@@ -184,18 +183,16 @@ def make_plan(wanted: str) -> PlanPage:
     )
 
 
-def _foreseen(provider: Provider, want: Want, budget: Budget) -> tuple[Switch, ...]:
+def _foreseen(provider: Provider, want: Want, budget: Budget) -> tuple[Safeguard, ...]:
     """The switches of a machine that would be rented now and run until the budget's end."""
-    if not isinstance(provider, Foreseeing):
-        return ()
     now_s = time.time()
-    until_s = ends_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
-    return tuple(provider.foresee(want, until_s=until_s))
+    until_s = budget_end_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
+    return tuple(provider.preview_safeguards(want, until_s=until_s))
 
 
-def _switch_line(switch: Switch) -> str:
+def _switch_line(switch: Safeguard) -> str:
     """Whether it holds comes first, for a reader in a hurry."""
-    if switch.holds:
+    if switch.is_set:
         return f"will end the bill: {switch.name}: {switch.detail}"
     how = f"; to get it: {switch.hint}" if switch.hint else ""
     return f"will NOT end the bill: {switch.name}: {switch.detail}{how}"

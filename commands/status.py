@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from commands.runs import factory
-from commands.runs.home import environment, is_driven, pick_run, qft_home
+from commands.runs.find_config import reopen
+from commands.runs.home import environment, is_locked, pick_run, qft_home
 from commands.runs.receipt import Receipt, make_receipt
-from commands.runs.session import Desk, make_workload, reopen
+from commands.runs.request import RunRequest
+from commands.runs.session import build_workload
 from commands.ui.console import PlainConsole
 from infra.provider import Observation, PowerState, ProviderError, StopReason
 from infra.run.budget import bill
 from infra.run.decide import JobPhase, JobView, Policy
-from infra.run.fold import RunState, apply, fold
+from infra.run.fold import apply, fold
 from infra.run.journal import Event, Kind, read
-from infra.run.stop_reasons import as_event
+from infra.run.state import RunState
+from infra.run.stop_reasons import stop_event_data
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from trainer.text import duration
 
@@ -67,7 +70,7 @@ class Status:
             return "not seen just now"
         if self.machine.power is not PowerState.RUNNING or self.signed_in:
             return str(self.machine.power)
-        late = self.now_s - self.state.booted_s > BOOT_LONG_S
+        late = self.now_s - self.state.vm_started_s > BOOT_LONG_S
         return "not answering" if late else str(PowerState.STARTING)
 
     def to_json(self) -> dict[str, Any]:
@@ -87,8 +90,8 @@ class Status:
             "machine": _machine_json(self),
             "trainer": self.job.heartbeat.to_json() if self.job else None,
             "job": str(self.job.phase) if self.job else None,
-            "switches": list(state.switches) if state.up else [],
-            "switches_missing": list(state.unset) if state.up else [],
+            "switches": list(state.safeguards) if state.up else [],
+            "switches_missing": list(state.safeguards_missing) if state.up else [],
             "usd": round(self.usd, 6),
             "usd_per_h_now": self.usd_per_h_now,
             "simulated": self.receipt.simulated,
@@ -115,15 +118,15 @@ class Status:
             place = f"your own, {state.vm.id}" if own else f"{state.vm.size} in {state.vm.region}"
             rows.append(("machine", f"{place}, {self.power}"))
             if self.machine and self.power != str(self.machine.power):
-                age = duration(max(0.0, self.now_s - state.booted_s))
+                age = duration(max(0.0, self.now_s - state.vm_started_s))
                 bills = "" if own else "; it bills"
                 rows.append(("sign-in", f"none yet, {age} after it was started{bills}"))
         if job is not None and not job.heartbeat.exact:
             since = job.heartbeat.inexact_from
             rows.append(("exactness", f"not bit-exact from step {since}"))
         rows.append(("evictions", str(state.evictions)))
-        rows += [("ends the bill", switch) for switch in state.switches if state.up]
-        rows += [("does not", switch) for switch in state.unset if state.up]
+        rows += [("ends the bill", switch) for switch in state.safeguards if state.up]
+        rows += [("does not", switch) for switch in state.safeguards_missing if state.up]
         mark = " (simulated)" if self.receipt.simulated else ""
         money = f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"
         rows.append(("cost", "nothing: your own machine" if self.receipt.own else money))
@@ -149,8 +152,8 @@ def status(wanted: str) -> Status:
     loaded = reopen(folder)
     state = fold(read(folder.journal))
     console = PlainConsole(sys.stderr, simulated=False, clock=time.monotonic)
-    desk = Desk(loaded=loaded, home=home, console=console)
-    machine, job, trouble, signed_in = _look(desk, state)
+    request = RunRequest(loaded=loaded, home=home, console=console)
+    machine, job, trouble, signed_in = _look(request, state)
     state = _as_seen(state, machine)
     now_s = time.time()
     used = bill(state, now_s)
@@ -159,7 +162,7 @@ def status(wanted: str) -> Status:
         name=folder.name,
         state=state,
         receipt=make_receipt(folder, loaded.out, simulated=simulated),
-        driven=is_driven(folder),
+        driven=is_locked(folder),
         machine=machine,
         job=job,
         trouble=trouble,
@@ -174,11 +177,13 @@ def _as_seen(state: RunState, machine: Observation | None) -> RunState:
     """The state as a driver would fold it after what was just seen: a machine that is down."""
     if machine is None or not state.up or machine.power.bills_compute:
         return state
-    data = as_event(state, machine, machine.stop_reason or StopReason.UNKNOWN)
+    data = stop_event_data(state, machine, machine.stop_reason or StopReason.UNKNOWN)
     return apply(state, Event(number=0, at_s=time.time(), kind=Kind.STOP_SEEN, data=data))
 
 
-def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | None, str, bool]:
+def _look(
+    request: RunRequest, state: RunState
+) -> tuple[Observation | None, JobView | None, str, bool]:
     """The machine and the trainer as they are now, or what kept us from seeing them.
 
     Last, whether the machine has answered since it was started.
@@ -187,7 +192,7 @@ def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | No
     if state.vm is None:
         return None, None, "", signed_in
     try:
-        provider = factory.make_provider(desk.loaded.config.vm, desk.home)
+        provider = factory.make_provider(request.loaded.config.vm, request.home)
         machine = provider.observe(state.vm)
     except ProviderError as error:
         return None, None, str(error), signed_in
@@ -195,16 +200,16 @@ def _look(desk: Desk, state: RunState) -> tuple[Observation | None, JobView | No
         return machine, None, "", signed_in
     if not (machine.host or state.vm.host):
         return machine, None, "", signed_in
-    workload = make_workload(desk, state.run_id, rents=provider.traits.rents, watch_only=True)
+    workload = build_workload(request, state.run_id, provider, watch_only=True)
     try:
         if state.prepared:
-            return machine, workload.look(state.vm), "", True
-        workload.reach(state.vm if state.vm.host else replace(state.vm, host=machine.host))
+            return machine, workload.job_status(state.vm), "", True
+        workload.connect(state.vm if state.vm.host else replace(state.vm, host=machine.host))
         return machine, None, "", True
     except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
         return machine, None, str(error), signed_in
     finally:
-        workload.forget()
+        workload.disconnect()
 
 
 def _machine_json(status: Status) -> dict[str, Any] | None:

@@ -11,19 +11,19 @@ from typing import Any
 from commands.machine import host_of, running_now
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
+from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
-from commands.runs.local_trainer import laid_out, trainer
-from commands.runs.remote_layout import Site
-from commands.runs.session import reopen
+from commands.runs.local_trainer import local_run_dir, trainer
 from commands.runs.tool_checks import demand_for
 from commands.runs.workload import OURS
+from commands.runs.workload_config import RemoteLayout
 from commands.ui.errors import HostTrouble, TrainingTrouble, Usage
 from infra.provider import Vm
 from infra.run.fold import fold
 from infra.run.journal import read
 from infra.untrusted import NotPlain, number, parse, table, text, texts, whole
 from remote import errors, job, ssh
-from remote.clean_environment import clean, cleaned
+from remote.clean_environment import clean, strip_clean_environment
 
 REPLAY_S_MAX = 4 * 3600.0
 REPLAY_BYTES_MAX = 1 << 20
@@ -93,14 +93,14 @@ def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None])
             )
         demand_for("verify", loaded)
         on_message("replaying on this computer")
-        with laid_out(loaded, folder) as run_dir:
+        with local_run_dir(loaded, folder) as run_dir:
             done = trainer(run_dir, "verify", *more)
         found, where = read_replay(done.stdout, code=done.returncode), "on this computer"
     return Verdict(run=folder.name, where=where, replay=found)
 
 
 def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> Replay:
-    site = Site(run_id=fold(read(folder.journal)).run_id)
+    site = RemoteLayout(run_id=fold(read(folder.journal)).run_id)
     try:
         with ssh.connect(host_of(folder, loaded, vm)) as connection:
             helper = factory.helper_python(loaded.config.vm)
@@ -109,7 +109,7 @@ def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> 
                 raise Usage("the trainer is at work", hint="verify when it is done")
             if not running.argv:
                 raise Usage("nothing was trained on this machine yet")
-            python = cleaned(running.argv)[0]
+            python = strip_clean_environment(running.argv)[0]
             words = [python, "-m", "trainer", "verify", "--run-dir", "../run", *more]
             words = clean(words, ours=python.startswith(OURS))
             go = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "verify", site.code, *words]

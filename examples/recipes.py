@@ -21,13 +21,14 @@ from typing import Any
 
 import yaml
 
-from infra.catalog.gpus import SPOT_DATE, reference_spot_usd_per_h
+from infra.catalog.vendors import cheapest_size
+from trainer.__main__ import main as run_trainer
 from trainer.config import TrainerConfig
 from trainer.data.convert import convert
-from trainer.data.convert import main as convert_rows
-from trainer.data.converters import Choice
+from trainer.data.converters import ConvertOptions
 from trainer.data.rows import read_rows
-from trainer.device.memory import GPUS, HOURS_FACTOR, foretell
+from trainer.device.gpus import GPUS
+from trainer.device.memory import HOURS_FACTOR, estimate_training
 
 EXAMPLES = Path(__file__).parent
 TINY_PRICE = 1.00
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--source is missing: {recipe.SOURCE}")
     words = [recipe.FORMAT, str(args.source), "--out", str(here), "--seed", str(args.seed)]
     words += ["--tokenizer", args.tokenizer] if args.tokenizer else []
-    code = convert_rows([*words, "--held-out", str(args.held_out)])
+    code = run_trainer(["convert", *words, "--held-out", str(args.held_out)])
     if code:
         return code
     print(f"next: qft audit {here / 'run.yaml'}, then qft run {here / 'run.yaml'}")
@@ -97,19 +98,21 @@ def foretold(name: str) -> str:
     settings = yaml.safe_load((EXAMPLES / name / "run.yaml").read_text(encoding="utf-8"))
     told = forecast(recipe, settings)
     gpu, cap, budget = settings["vm"]["gpu"], settings["vm"]["max_price"], settings["budget"]
-    price = reference_spot_usd_per_h(gpu)
+    catalog, size = cheapest_size(gpu)
+    price = catalog.reference_spot(size)
     hours = [told["hours"] * factor for factor in (1.0, 1 / HOURS_FACTOR, HOURS_FACTOR)]
     usual, low, high = (_span(each) for each in hours)
     spent = [f"{max(0.01, each * price):.2f}" for each in hours]
     memory = told["memory_bytes"]["reserved"] / 1e9
     rows = "1 row" if told["micro_batch"] == 1 else f"{told['micro_batch']} rows"
+    limits = f"cap {cap:.2f}, budget {budget['usd']:.2f}"
     needs = (
         f"{memory:.1f} GB of the {gpu}'s {told['gpu_bytes'] / 1e9:.1f}",
         f"{rows} of {told['tokens']:,} tokens at once",
         f"{usual} ({low} to {high})",
         f"{told['steps']:,} steps, {recipe.USUAL_TOKENS} tokens in a usual row",
         f"{spent[0]} ({spent[1]} to {spent[2]})",
-        f"{price:.3f} an hour, spot, {SPOT_DATE}; cap {cap:.2f}, budget {budget['usd']:.2f}",
+        f"{price:.3f} an hour, spot, {catalog.spot_date}; {limits}",
     )
     return "\n".join(
         f"{word:<8} {need}: {why}"
@@ -124,11 +127,11 @@ def _span(hours: float) -> str:
 
 
 def forecast(recipe: ModuleType, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `trainer.device.memory.foretell` of a recipe's real run on the GPU that it names."""
+    """Return `estimate_training` of a recipe's real run, on the GPU that it names."""
     tables = {key: settings[key] for key in TrainerConfig.model_fields if key in settings}
     config = TrainerConfig.model_validate(tables)
     longest = config.train.max_length
-    return foretell(
+    return estimate_training(
         config, recipe.BASE, gpu=GPUS[settings["vm"]["gpu"]],
         lengths=[longest, *([recipe.USUAL_TOKENS] * (recipe.ROWS - 1))],
     )  # fmt: skip
@@ -143,7 +146,7 @@ def tiny(name: str, target: Path) -> Path:
         partial.mkdir()
         rows = load(recipe.TINY_ROWS) if hasattr(recipe, "TINY_ROWS") else recipe
         source = rows.write_tiny(partial)
-        convert(recipe.FORMAT, source, partial, choice=Choice(benign=12), held_out=0.5)
+        convert(recipe.FORMAT, source, partial, options=ConvertOptions(benign=12), held_out=0.5)
         texts = [
             str(value)
             for side in ("train.jsonl", "eval.jsonl")

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from infra.catalog.gpus import Driver, resolve_gpu, sizes
-from infra.image import Brings, check_urn, generation_of, known_of
-from infra.names import cloud_name_fault, host_fault, key_path_fault, program_fault, user_fault
+from infra.catalog.azure import AZURE
+from infra.catalog.gpus import Driver, resolve_gpu
+from infra.image import ImageDriver, check_urn, generation_of, image_facts
+from infra.names import cloud_name_error, host_error, key_path_error, program_error, user_error
 
 PRICE_DECIMALS_MAX = 5
 """Azure's `billingProfile.maxPrice` admits five decimals."""
@@ -47,26 +48,26 @@ class VmTable(BaseModel):
 
     @field_validator("gpu")
     @classmethod
-    def _known_gpu(cls, value: str) -> str:
+    def _check_gpu(cls, value: str) -> str:
         if value:
             resolve_gpu(value)  # its error names the candidates
         return value
 
     @field_validator("regions")
     @classmethod
-    def _named_regions(cls, value: list[str]) -> list[str]:
-        return [_demand(region, cloud_name_fault) for region in value]
+    def _check_regions(cls, value: list[str]) -> list[str]:
+        return [_require_valid(region, cloud_name_error) for region in value]
 
     @field_validator("max_price")
     @classmethod
-    def _decimals(cls, value: float | None) -> float | None:
+    def _check_max_price(cls, value: float | None) -> float | None:
         if value is not None and round(value, PRICE_DECIMALS_MAX) != value:
             raise ValueError("at most five decimals, as the cloud allows no more")
         return value
 
     @field_validator("image", mode="before")
     @classmethod
-    def _urn_alone(cls, value: object) -> object:
+    def _urn_to_table(cls, value: object) -> object:
         if isinstance(value, str):
             return {"urn": value}
         if value is None or isinstance(value, (dict, ImageTable)):
@@ -74,7 +75,7 @@ class VmTable(BaseModel):
         raise ValueError("write a URN, `publisher:offer:sku:version`, or a table with `urn`")
 
     @model_validator(mode="after")
-    def _image_fits(self) -> VmTable:
+    def _check_image(self) -> VmTable:
         if self.image is None:
             return self
         if self.provider == "ssh":
@@ -86,7 +87,7 @@ class VmTable(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _provider_has_its_table(self) -> VmTable:
+    def _check_provider_table(self) -> VmTable:
         if self.provider == "ssh" and self.ssh is None:
             raise ValueError("`provider: ssh` needs a table `ssh`: host, user, key, host_key")
         if self.provider == "azure" and self.max_price is None:
@@ -110,7 +111,7 @@ class ImageTable(BaseModel):
 
     @field_validator("urn")
     @classmethod
-    def _is_urn(cls, value: str) -> str:
+    def _check_urn(cls, value: str) -> str:
         return check_urn(value)
 
     @property
@@ -120,24 +121,26 @@ class ImageTable(BaseModel):
 
     def note(self, gpu: str) -> str:
         """What set-up will do about the driver, where the image is known not to bring the right."""
-        brings = known_of(self.urn).brings if self.driver == "auto" else Brings(self.driver)
-        grid = bool(gpu) and sizes(gpu=gpu)[0].driver is Driver.GRID
-        if brings is Brings.NONE:
+        driver = image_facts(self.urn).driver if self.driver == "auto" else ImageDriver(self.driver)
+        grid = bool(gpu) and AZURE.matching(gpu)[0].driver is Driver.GRID
+        if driver is ImageDriver.NONE:
             return "`vm.image` brings no driver: set-up installs one and reboots, some ten minutes"
-        if brings is Brings.CUDA and grid:
+        if driver is ImageDriver.CUDA and grid:
             return "`vm.image` brings the data-center driver: set-up replaces it by the vGPU driver"
         return ""
 
     def check_fits(self, gpu: str) -> None:
         """Raise `ValueError` if no machine with that GPU boots the image, or can use its driver."""
-        known = [one for one in sizes(gpu=gpu) if one.whole_card]
+        matching_sizes = AZURE.matching(gpu)
         generation = generation_of(self.urn)
-        if generation and not any(generation in one.hypervisor_generations for one in known):
+        if generation and not any(
+            generation in one.hypervisor_generations for one in matching_sizes
+        ):
             raise ValueError(
                 f"`image` is for Gen{generation} machines, and those with {gpu} boot"
-                f" Gen{known[0].hypervisor_generations[0]} images only"
+                f" Gen{matching_sizes[0].hypervisor_generations[0]} images only"
             )
-        grid = known[0].driver is Driver.GRID
+        grid = matching_sizes[0].driver is Driver.GRID
         if self.driver == "cuda" and grid:
             raise ValueError(
                 f"`image.driver` is `cuda`, with which {gpu} sizes show no card: they rent out a"
@@ -184,23 +187,23 @@ class SshTable(BaseModel):
 
     @field_validator("host")
     @classmethod
-    def _plain_host(cls, value: str) -> str:
-        return _demand(value, host_fault)
+    def _check_host(cls, value: str) -> str:
+        return _require_valid(value, host_error)
 
     @field_validator("user")
     @classmethod
-    def _plain_user(cls, value: str) -> str:
-        return _demand(value, user_fault)
+    def _check_user(cls, value: str) -> str:
+        return _require_valid(value, user_error)
 
     @field_validator("key")
     @classmethod
-    def _plain_key(cls, value: str) -> str:
-        return _demand(value, key_path_fault)
+    def _check_key(cls, value: str) -> str:
+        return _require_valid(value, key_path_error)
 
     @field_validator("python")
     @classmethod
-    def _plain_python(cls, value: str) -> str:
-        return value and _demand(value, program_fault)
+    def _check_python(cls, value: str) -> str:
+        return value and _require_valid(value, program_error)
 
 
 class AzureTable(BaseModel):
@@ -219,8 +222,8 @@ class AzureTable(BaseModel):
 
     @field_validator("subscription")
     @classmethod
-    def _plain_subscription(cls, value: str) -> str:
-        return value and _demand(value, cloud_name_fault)
+    def _check_subscription(cls, value: str) -> str:
+        return value and _require_valid(value, cloud_name_error)
 
 
 class BudgetTable(BaseModel):
@@ -233,8 +236,8 @@ class BudgetTable(BaseModel):
     evictions: int | None = Field(default=20, ge=0, description="Evictions to survive.")
 
 
-def _demand(value: str, fault_of: Callable[[str], str]) -> str:
+def _require_valid(value: str, find_error: Callable[[str], str]) -> str:
     """Give the value back; raises `ValueError` if there is a fault in it."""
-    if fault := fault_of(value):
-        raise ValueError(fault)
+    if error := find_error(value):
+        raise ValueError(error)
     return value

@@ -12,7 +12,7 @@ VERSION = re.compile(r"latest|\d{1,10}(\.\d{1,10}){2,3}")
 PARTS = ("publisher", "offer", "sku", "version")
 
 
-class Brings(StrEnum):
+class ImageDriver(StrEnum):
     """The NVIDIA driver that an image brings."""
 
     UNKNOWN = "auto"
@@ -27,10 +27,10 @@ class Brings(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class ImageFacts:
     """What is known of an image without asking the cloud."""
 
-    brings: Brings
+    driver: ImageDriver
     generation: int | None = None
     """Of the virtual hardware that it boots on; None if the sku alone does not tell."""
 
@@ -73,15 +73,19 @@ def _check_kind(urn: str, parts: list[str]) -> None:
         raise ValueError(f"`{urn}` is for ARM processors, and the GPU sizes have x86_64 ones")
 
 
-def known_of(urn: str) -> Known:
+def image_facts(urn: str) -> ImageFacts:
     """What is known of an image: which driver it brings, and for which generation it is."""
     publisher, offer, sku, *_ = [*urn.lower().split(":"), "", "", ""]
     if publisher == "microsoft-dsvm" and offer == "ubuntu-hpc":
         # Of 18.04 there were both generations; since 20.04 only the second.
-        return Known(brings=Brings.CUDA, generation=_by_sku(sku) or (None if "1804" in sku else 2))
+        return ImageFacts(
+            driver=ImageDriver.CUDA, generation=_by_sku(sku) or (None if "1804" in sku else 2)
+        )
     if publisher == "canonical":
-        return Known(brings=Brings.NONE, generation=_by_sku(sku) or _canonical(offer, sku))
-    return Known(brings=Brings.UNKNOWN, generation=_by_sku(sku))
+        return ImageFacts(
+            driver=ImageDriver.NONE, generation=_by_sku(sku) or _canonical(offer, sku)
+        )
+    return ImageFacts(driver=ImageDriver.UNKNOWN, generation=_by_sku(sku))
 
 
 def _canonical(offer: str, sku: str) -> int | None:
@@ -99,4 +103,4 @@ def _by_sku(sku: str) -> int | None:
 
 def generation_of(urn: str) -> int | None:
     """For which generation of virtual hardware an image is; None if its name does not tell."""
-    return known_of(urn).generation
+    return image_facts(urn).generation

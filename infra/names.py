@@ -19,7 +19,7 @@ CLOUD_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?", re.ASC
 SHOWN_MAX = 60
 
 
-def host_fault(host: str) -> str:
+def host_error(host: str) -> str:
     """A host is a name of dotted parts, or an IPv4 or IPv6 address without brackets."""
     shown = _short(host)
     address, percent, zone = host.partition("%")
@@ -48,7 +48,7 @@ def host_fault(host: str) -> str:
     return ""
 
 
-def user_fault(user: str) -> str:
+def user_error(user: str) -> str:
     """A user is a plain account name."""
     if USER.fullmatch(user):
         return ""
@@ -58,7 +58,7 @@ def user_fault(user: str) -> str:
     )
 
 
-def program_fault(program: str) -> str:
+def program_error(program: str) -> str:
     """A program is a name or a path without spaces, so that no shell reads more than one word."""
     if PROGRAM.fullmatch(program):
         return ""
@@ -68,14 +68,14 @@ def program_fault(program: str) -> str:
     )
 
 
-def cloud_name_fault(name: str) -> str:
+def cloud_name_error(name: str) -> str:
     """A region, size or subscription is a word of letters, digits and hyphens."""
     if CLOUD_NAME.fullmatch(name):
         return ""
     return f"`{_short(name)}` is no such name: at most 64 letters and digits, with `-` inside"
 
 
-def key_path_fault(path: str) -> str:
+def key_path_error(path: str) -> str:
     """A key file may lie in any folder that `ssh` can be told of."""
     if path.startswith("-"):
         return f"`{_short(path)}` begins with `-`, like an option of ssh; write `./{_short(path)}`"

@@ -16,38 +16,36 @@ The errors below say what to do next, not what went wrong inside a vendor's libr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import ClassVar
 
 
-class Provider(Protocol):
+class Provider(ABC):
     """Rents machines. Every method is safe to call again after a crash at any point.
 
     Methods raise only the classes of this module's error tree; a foreign error is translated once,
     inside the provider. No method prints. None waits longer than its promise says: waiting, with a
-    clock and a budget, is the supervisor's work.
+    clock and a budget, is the supervisor's work. The methods that have a body are optional: what
+    they do here is right for a provider that lacks what they are about.
     """
 
-    @property
-    def name(self) -> str:
-        """The value of `vm.provider` that selects this provider, such as `local` or `azure`."""
-        ...
+    name: ClassVar[str]
+    """The value of `vm.provider` that selects this provider, such as `local` or `azure`."""
+    traits: ClassVar[Traits]
+    """How this provider differs from others, as data, so that nobody asks for its class."""
 
-    @property
-    def traits(self) -> Traits:
-        """How this provider differs from others, as data, so that nobody asks for its class."""
-        ...
-
+    @abstractmethod
     def offers(self, want: Want) -> list[Offer]:
         """List what could be rented now, best first, including what is blocked and why.
 
         Creates nothing and never waits long: a source that does not answer in seconds is replaced
         by the dated table of `gpus.py`, which the offer's `price_source` then names.
         """
-        ...
 
+    @abstractmethod
     def create(self, spec: VmSpec) -> Vm:
         """Ask for the machine of `spec.run_id`, or return the one that already exists for it.
 
@@ -55,45 +53,108 @@ class Provider(Protocol):
         tags everything it makes with the run id before anything bills. A create that fails leaves
         nothing behind that bills.
         """
-        ...
 
+    @abstractmethod
     def observe(self, vm: Vm) -> Observation:
         """Look at the machine once. A machine that is gone is an observation, not an error."""
-        ...
 
+    @abstractmethod
     def start(self, vm: Vm) -> None:
         """Start a deallocated machine under its old cap; silent if it runs or is starting.
 
         Raises `NoCapacity`, `OverQuota` or `PriceAboveCap` as `create` does, `Gone` if it is gone.
         Like `create` it may return before the machine answers.
         """
-        ...
 
+    @abstractmethod
     def deallocate(self, vm: Vm) -> None:
         """Stop the machine so that its compute no longer bills, keeping its disk.
 
         Returns when the provider says that the compute is released. Silent if already deallocated;
         raises `Gone` if there is no such machine.
         """
-        ...
 
-    def delete(self, run_id: str) -> list[Removed]:
+    @abstractmethod
+    def delete(
+        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
+    ) -> list[Removed]:
         """Remove everything that carries `run_id`, and return when the provider says it is gone.
 
-        Silent (an empty list) if nothing is left. Never touches what lacks our tag.
+        Silent (an empty list) if nothing is left. Never touches what lacks our tag. Where it takes
+        minutes, `on_message` gets a line at each stage and about once a minute.
         """
-        ...
 
+    @abstractmethod
     def list_all(self) -> list[Vm]:
-        """Every machine of this account that carries our tag, from any computer, newest first.
+        """List every machine of this account that carries our tag, from any computer, newest first.
 
         A run of which only remnants exist (a disk, an address) is listed with `power` `REMNANTS`.
         """
-        ...
 
+    @abstractmethod
     def evict(self, vm: Vm) -> None:
         """Ask the provider to rehearse an eviction of this machine, notice included."""
-        ...
+
+    # ---- optional ----
+
+    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:  # noqa: ARG002
+        """Set every safeguard that may be set, to end compute soon after `until_s` (since 1970).
+
+        Never raises for one that cannot be set. Call again within 23 hours for a later limit.
+        """
+        return []
+
+    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:  # noqa: ARG002
+        """Predict what `set_safeguards` can set for such a machine; never raises."""
+        return []
+
+    def allow_caller_ip(self, vm: Vm) -> bool:  # noqa: ARG002
+        """Let this computer's present address through the firewall; return whether that was new."""
+        return False
+
+    def update_max_price(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:  # noqa: ARG002
+        """Change the price cap where the vendor allows it now; return the cap that is in force.
+
+        Silent, and without effect, for a machine whose cap cannot change now because it runs: the
+        answer then differs from what was asked. Raises `Gone` if there is no such machine.
+        """
+        return max_price_usd_per_h
+
+    def stop_reason_from_log(
+        self,
+        vm: Vm,  # noqa: ARG002
+        *,
+        after_s: float,  # noqa: ARG002
+        before_s: float,  # noqa: ARG002
+    ) -> Observation | None:
+        """Read from the vendor's log why the machine stopped between two times (since 1970).
+
+        None if nothing is on record (yet). Only reason, `since` and `detail` of the answer mean
+        something.
+        """
+        return None
+
+    def billed_until_s(self, vm: Vm) -> float | None:  # noqa: ARG002
+        """Return when a machine that `deallocate` released ceased to bill compute (since 1970).
+
+        By this computer's clock, however late the provider reported it; None if it is not known.
+        Asks nobody.
+        """
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Safeguard:
+    """Something outside this computer that ends compute billing: is it set, and what does it do."""
+
+    name: str
+    is_set: bool
+    detail: str
+    """What it does, or why it could not be set."""
+    hint: str = ""
+    """How to get one that could not be set; empty if it is set or nobody knows."""
+    stops_at_s: float | None = None
+    """When it ends compute billing at the latest, in seconds since 1970; None if it names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +167,8 @@ class Traits:
     """Whether machines can be taken away, and `evict` works."""
     simulated_prices: bool = False
     """Whether dollars are a rehearsal: counted like real ones, marked as not charged."""
+    has_safeguards: bool = False
+    """Whether `set_safeguards` can set anything: it is then called at each start, and renewed."""
     keeps_disk: bool = True
     """Whether a deallocated machine keeps its disk, so that `start` finds the last checkpoint."""
 

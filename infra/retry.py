@@ -7,13 +7,13 @@ from typing import TypeVar
 
 from infra.provider import Transient
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 TRIES_MAX = 8
 PAUSE_S_MAX = 60.0
 
 
-def ask(call: Callable[[], Answer], sleep: Callable[[float], None]) -> Answer:
+def with_retries(call: Callable[[], Result], sleep: Callable[[float], None]) -> Result:
     """Repeat `call` at the provider's advised or a doubling pace; raises its last `Transient`.
 
     One that is `unfinished` is raised at once: its provider has waited as long as it may.

@@ -21,6 +21,7 @@ from infra.provider import (
     Observation,
     Offer,
     PowerState,
+    Provider,
     Removed,
     StopReason,
     Traits,
@@ -35,7 +36,7 @@ REGION = "yours"
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostSettings:
+class SshHostSettings:
     """Where the user's machine is, and the key by which it is known."""
 
     host: str
@@ -45,13 +46,16 @@ class HostSettings:
     """The line its SSH server must present; read once and confirmed by the user, never guessed."""
 
 
-class HostProvider:
+class SshHostProvider(Provider):
     """Keeps the promises of `Provider` for one machine that is nobody's but the user's."""
+
+    name = "ssh"
+    traits = Traits(rents=False, evicts=False)
 
     def __init__(
         self,
         root: Path,
-        settings: HostSettings,
+        settings: SshHostSettings,
         *,
         connect_timeout_s: float = 5.0,
         clock: Callable[[], float] = time.time,
@@ -61,16 +65,6 @@ class HostProvider:
         self._settings = settings
         self._connect_timeout_s = connect_timeout_s
         self._clock = clock
-
-    @property
-    def name(self) -> str:
-        """The value of `vm.provider`."""
-        return "ssh"
-
-    @property
-    def traits(self) -> Traits:
-        """Neither rented nor evicted."""
-        return Traits(rents=False, evicts=False)
 
     def offers(self, want: Want) -> list[Offer]:
         """The one machine there is, for nothing; which GPU it has is for set-up to find out."""
@@ -88,9 +82,9 @@ class HostProvider:
 
     def create(self, spec: VmSpec) -> Vm:
         """Remember that the run uses the machine; raises `Transient` if it does not answer."""
-        with self._table() as table:
+        with self._locked_table() as table:
             if spec.run_id not in table:
-                self._knock()
+                self._check_port()
                 table[spec.run_id] = self._vm(spec)
             return table[spec.run_id]
 
@@ -103,7 +97,7 @@ class HostProvider:
                 detail="this run does not use the machine",
             )
         try:
-            self._knock()
+            self._check_port()
         except Transient as error:
             return Observation(
                 power=PowerState.DEALLOCATED,
@@ -119,16 +113,19 @@ class HostProvider:
 
     def start(self, vm: Vm) -> None:
         """Make sure that it answers: switching it on is up to its owner."""
-        self._demand(vm)
-        self._knock()
+        self._require_in_use(vm)
+        self._check_port()
 
     def deallocate(self, vm: Vm) -> None:
         """Leave it as it is: it bills nothing, and it is not ours to switch off."""
-        self._demand(vm)
+        self._require_in_use(vm)
 
-    def delete(self, run_id: str) -> list[Removed]:
+    def delete(
+        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
+    ) -> list[Removed]:
         """Forget that the run uses the machine; nothing on it is touched, so nothing is listed."""
-        with self._table() as table:
+        del on_message  # it takes no time
+        with self._locked_table() as table:
             table.pop(run_id, None)
         return []
 
@@ -138,13 +135,13 @@ class HostProvider:
 
     def evict(self, vm: Vm) -> None:
         """Refuse: nobody can take the user's machine away."""
-        self._demand(vm)
+        self._require_in_use(vm)
         raise BadRequest(
             "a machine of your own is never evicted",
             hint="rehearse evictions with `provider: local`",
         )
 
-    def _knock(self) -> None:
+    def _check_port(self) -> None:
         """Raise `Transient` unless something listens at the machine's SSH port."""
         address = (self._settings.host, self._settings.port)
         try:
@@ -158,23 +155,23 @@ class HostProvider:
 
     def _vm(self, spec: VmSpec) -> Vm:
         """The machine as a value."""
-        known = self._settings
+        settings = self._settings
         return Vm(
             provider=self.name,
             run_id=spec.run_id,
-            id=f"{known.user}@{known.host}:{known.port}",
+            id=f"{settings.user}@{settings.host}:{settings.port}",
             region=REGION,
             size=SIZE,
             generation=spec.generation,
-            user=known.user,
-            host=known.host,
-            port=known.port,
-            host_public_key=known.host_public_key,
+            user=settings.user,
+            host=settings.host,
+            port=settings.port,
+            host_public_key=settings.host_public_key,
             power=PowerState.RUNNING,
             created_at=self._now(),
         )
 
-    def _demand(self, vm: Vm) -> None:
+    def _require_in_use(self, vm: Vm) -> None:
         """Raise `Gone` unless the run uses the machine."""
         if vm.run_id not in self._read():
             raise Gone(f"the run `{vm.run_id}` does not use {vm.id}")
@@ -184,7 +181,7 @@ class HostProvider:
         try:
             data = read_json(self._file)
             runs = {} if data is None else data["runs"]
-            return {run_id: _restored(entry) for run_id, entry in runs.items()}
+            return {run_id: _vm_from_json(entry) for run_id, entry in runs.items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadRequest(
                 f"`{self._file}` is damaged: {error!r}",
@@ -192,7 +189,7 @@ class HostProvider:
             ) from error
 
     @contextlib.contextmanager
-    def _table(self) -> Iterator[dict[str, Vm]]:
+    def _locked_table(self) -> Iterator[dict[str, Vm]]:
         """The table for us alone; written back if it was changed."""
         try:
             with locked(self._root / "hosts.lock"):
@@ -210,7 +207,7 @@ class HostProvider:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat()
 
 
-def _restored(entry: dict[str, Any]) -> Vm:
+def _vm_from_json(entry: dict[str, Any]) -> Vm:
     """A machine as it was written down."""
     vm = Vm(**entry)
     return replace(vm, power=PowerState(vm.power))

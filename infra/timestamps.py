@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 
-def utc(at_s: float) -> str:
+def format_utc(at_s: float) -> str:
     """`2026-11-22T06:50:00Z` for seconds since the epoch."""
     return datetime.fromtimestamp(at_s, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 

@@ -20,7 +20,7 @@ NAMES = (
     *("MASTER_ADDR", "MASTER_PORT"),
 )
 """Whole names that do not pass."""
-UNSET = (
+UNSET_VARIABLES = (
     "for qft_name in $(env | sed -nE 's/^(("
     + "|".join((*PREFIXES, *LAUNCHERS))
     + ")[A-Za-z0-9_]*|"
@@ -28,7 +28,7 @@ UNSET = (
     + ')=.*/\\1/p\'); do unset "$qft_name"; done; unset qft_name; '
 )
 """For a POSIX shell: forget all of these."""
-PRIVATE = "umask 077; "
+PRIVATE_UMASK = "umask 077; "
 """What we make there is its user's alone: data, adapters and logs, among other people's files."""
 MARK = "qft-clean"
 
@@ -40,10 +40,10 @@ def clean(argv: Sequence[str], *, ours: bool) -> list[str]:
     the user's home take part either. A Python says at once what it prints.
     """
     own = "export PYTHONUNBUFFERED=1" + " PYTHONNOUSERSITE=1" * ours
-    return ["sh", "-c", f'{PRIVATE}{UNSET}{own}; exec "$@"', MARK, *argv]
+    return ["sh", "-c", f'{PRIVATE_UMASK}{UNSET_VARIABLES}{own}; exec "$@"', MARK, *argv]
 
 
-def cleaned(argv: Sequence[str]) -> list[str]:
+def strip_clean_environment(argv: Sequence[str]) -> list[str]:
     """The command inside what `clean` made; any other as it is."""
     if len(argv) > 4 and tuple(argv[:2]) == ("sh", "-c") and argv[3] == MARK:
         return list(argv[4:])

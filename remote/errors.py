@@ -70,7 +70,7 @@ class CommandFailed(RemoteError):  # noqa: N818
     """
 
     def __init__(
-        self, command: str, result: Result, *, hint: str = "", final: bool = False
+        self, command: str, result: CommandResult, *, hint: str = "", final: bool = False
     ) -> None:
         said = (result.stderr.strip() or result.stdout.strip()).splitlines()[-10:]
         lines = "".join(f"\n  {line}" for line in said) or " without a word"
@@ -118,7 +118,7 @@ class Unfit(RemoteError):  # noqa: N818
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class CommandResult:
     """What a command said before it ended."""
 
     exit_code: int

@@ -11,7 +11,7 @@ from typing import Any
 
 from remote.errors import Garbled
 from remote.on_machine import job_agent
-from remote.remote_script import Script
+from remote.remote_script import RemoteScript
 from remote.ssh import SshConnection
 from remote.untrusted import number, table, texts, whole
 
@@ -117,7 +117,7 @@ class Job:
         return read_status(self._call(verb, CALL_S, **request), source=str(self.connection.host))
 
     def _call(self, verb: str, timeout_s: float, **request: Any) -> dict[str, Any]:
-        script = Script(
+        script = RemoteScript(
             connection=self.connection, path=Path(job_agent.__file__), python=self.python
         )
         return script.call(verb, {"directory": self.directory, **request}, timeout_s=timeout_s)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from remote.errors import LoginShellEnded, shorten
 
 MARK = b"qft-begun\n"
-SAY_MARK = 'echo "qft"-begun; '
+ECHO_MARK = 'echo "qft"-begun; '
 """Not the mark itself: a shell that repeats what it reads must not be taken for one that ran it."""
 SAFE = re.compile(rb"[A-Za-z0-9 _./:=,+@%~#^*?<>|&;(){}$\"\[\]`-]*")
 """What every shell takes literally between single quotes: csh minds `!` and line ends there, fish
@@ -27,9 +27,9 @@ EXPIRED_ACCOUNT = re.compile(r"account (?:has|is) expired", re.IGNORECASE)
 NO_LOGIN = re.compile(r"not available|nologin|no login|not allowed to log ?in", re.IGNORECASE)
 
 
-def for_any_shell(command: str) -> str:
+def wrap_for_any_shell(command: str) -> str:
     """Write `command`, which is for `sh`, as a line that every login shell understands alike."""
-    data = (SAY_MARK + command).encode("utf-8", "surrogateescape")
+    data = (ECHO_MARK + command).encode("utf-8", "surrogateescape")
     if SAFE.fullmatch(data):
         return f"sh -c '{data.decode('ascii')}'"
     coded = "".join(
@@ -39,7 +39,7 @@ def for_any_shell(command: str) -> str:
     return f"""sh -c 'eval "$(printf %b "$1")"' sh '{coded}'"""
 
 
-class Begun:
+class CommandOutput:
     """Hands on what the command says, and keeps what its login shell said before."""
 
     def __init__(self, take: Callable[[bytes], object]) -> None:
@@ -57,7 +57,7 @@ class Begun:
             self._take(data)
 
 
-def ended_early(where: str, code: int, chatter: bytes, stderr: bytes) -> LoginShellEnded:
+def explain_early_end(where: str, code: int, chatter: bytes, stderr: bytes) -> LoginShellEnded:
     """Say why no command ran: what kind of account or start-up file that is, as far as it shows."""
     said = (chatter[-2000:] + b"\n" + stderr[-2000:]).decode("utf-8", "replace")
     words = shorten(said, CHATTER_SHOWN)

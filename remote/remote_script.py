@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from remote import untrusted
-from remote.errors import CommandFailed, RemoteError, Result, Untrusted, shorten
+from remote.errors import CommandFailed, CommandResult, Garbled, RemoteError, Untrusted, shorten
 from remote.on_machine import tree_ops
-from remote.script_replies import read_answer
 from remote.ssh import KILLED, SshConnection
 
 MISSING = 97
 HANDLED = 3
 HOME = "qft"
 MARK = tree_ops.MARK.encode()
+ANSWER_BYTES_MAX = 64 << 20
+"""A list of 100,000 files has 20 MB."""
 CHATTER_BYTES_MAX = 64 << 10
 """How much a login shell may print before our script does."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Script:
+class RemoteScript:
     """One of our stand-alone scripts over one connection."""
 
     connection: SshConnection
@@ -114,7 +115,7 @@ class Script:
 
     def failure(self, verb: str, code: int, text: bytes, stderr: bytes) -> CommandFailed:
         """Describe a script that could not run."""
-        result = Result(
+        result = CommandResult(
             exit_code=code,
             stdout=text[-2000:].decode("utf-8", "replace"),
             stderr=stderr[-4000:].decode("utf-8", "replace"),
@@ -148,3 +149,14 @@ class _Answer:
 def tree_cache(root: str) -> str:
     """Name the file there that remembers the hashes of the tree `root`."""
     return f"{HOME}/.hashes-{hashlib.sha256(root.encode()).hexdigest()[:16]}.json"
+
+
+def read_answer(data: bytes, *, verb: str, source: str) -> dict[str, Any]:
+    """Return the table that the helper answers with; raises `Garbled` with the reason."""
+    try:
+        answer = untrusted.parse(data, bytes_max=ANSWER_BYTES_MAX)
+    except untrusted.NotPlain as error:
+        raise Garbled(f"{source} answered `{verb}` with what cannot be read: {error}") from error
+    if not isinstance(answer, dict):
+        raise Garbled(f"{source} answered `{verb}` with what is no object")
+    return answer

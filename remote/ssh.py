@@ -22,18 +22,18 @@ from remote import keys
 from remote.errors import (
     AuthRefused,
     CommandFailed,
+    CommandResult,
     HostKeyMismatch,
     RemoteError,
-    Result,
     TimedOut,
     Unreachable,
     Untrusted,
     megabytes,
     shorten,
 )
-from remote.login_shell import Begun, ended_early, for_any_shell
-from remote.ssh_channel import READ_BYTES, Helpers, answered
-from remote.ssh_socket import dial, make_transport, prefer
+from remote.login_shell import CommandOutput, explain_early_end, wrap_for_any_shell
+from remote.ssh_channel import READ_BYTES, StdioThreads, reply_deadline
+from remote.ssh_socket import make_transport, open_socket, prefer_key_type
 
 if TYPE_CHECKING:
     import paramiko
@@ -75,7 +75,7 @@ def connect(
     import paramiko
 
     pinned = load_host_key(host.host_key)
-    door_key = load_key(host.key_path)
+    private_key = load_key(host.key_path)
     fabric_connection = fabric.Connection(
         host=host.address,
         user=host.user,
@@ -84,17 +84,17 @@ def connect(
         config=fabric.Config(ssh_config=paramiko.SSHConfig(), lazy=True),
     )
     client: paramiko.SSHClient = fabric_connection.client
-    client.set_log_channel(quiet_log())
+    client.set_log_channel(silenced_log_name())
     # Fabric would accept any host; from here on only the pinned key is.
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     name = host.address if host.port == 22 else f"[{host.address}]:{host.port}"
     client.get_host_keys().add(name, pinned.get_name(), pinned)
-    with refusals_named(host, client), translated(host):
-        sock = dial(host.address, host.port, timeout_s=timeout_s, dead_after_s=dead_after_s)
+    with translate_login_errors(host, client), translate_network_errors(host):
+        sock = open_socket(host.address, host.port, timeout_s=timeout_s, dead_after_s=dead_after_s)
         try:
             fabric_connection.connect_kwargs = {
                 "sock": sock,
-                "pkey": door_key,
+                "pkey": private_key,
                 "allow_agent": False,
                 "look_for_keys": False,
                 "timeout": timeout_s,
@@ -129,7 +129,7 @@ class SshConnection:
         timeout_s: float = 60.0,
         check: bool = True,
         input: str | bytes | None = None,  # noqa: A002  (the contract's and subprocess's name)
-    ) -> Result:
+    ) -> CommandResult:
         """Run `command` with `sh` in the home directory, feed it, and wait.
 
         A sequence is quoted word by word. Raises `CommandFailed` on another exit code than 0 (if
@@ -140,7 +140,7 @@ class SshConnection:
         said: list[bytes] = []
         line = command if isinstance(command, str) else shlex.join(command)
         code, stderr = self.stream(line, said.append, timeout_s=timeout_s, input=input)
-        result = Result(
+        result = CommandResult(
             exit_code=code,
             stdout=b"".join(said).decode("utf-8", "replace"),
             stderr=stderr.decode("utf-8", "replace"),
@@ -163,14 +163,14 @@ class SshConnection:
         Raises as `run` does, except that the exit code is not judged.
         """
         ends_at = time.monotonic() + timeout_s
-        with translated(self.host, self.transport):
+        with translate_network_errors(self.host, self.transport):
             channel = self.transport.open_session(timeout=max(timeout_s, 1.0))
             with channel:
                 channel.settimeout(timeout_s)
-                with answered(channel, max(timeout_s, 1.0)):
-                    channel.exec_command(for_any_shell(command))
-                begun = Begun(take)
-                helpers = Helpers(channel, input, limit_bytes)
+                with reply_deadline(channel, max(timeout_s, 1.0)):
+                    channel.exec_command(wrap_for_any_shell(command))
+                begun = CommandOutput(take)
+                helpers = StdioThreads(channel, input, limit_bytes)
                 got = 0
                 try:
                     while data := channel.recv(READ_BYTES):
@@ -202,7 +202,7 @@ class SshConnection:
         if not begun.begun and code in KILLED:
             raise Unreachable(f"{self.host} ended its login shell before `{shorten(command)}`")
         if not begun.begun:
-            raise ended_early(str(self.host), code, begun.chatter, stderr)
+            raise explain_early_end(str(self.host), code, begun.chatter, stderr)
         return code, stderr
 
     def shell(self) -> int:
@@ -245,14 +245,14 @@ def scan_host_key(
     import paramiko
 
     host = Host(address=address, port=port, user="nobody", key_path=Path(), host_key="")
-    with translated(host):
-        sock = dial(address, port, timeout_s=timeout_s, dead_after_s=int(timeout_s) + 1)
+    with translate_network_errors(host):
+        sock = open_socket(address, port, timeout_s=timeout_s, dead_after_s=int(timeout_s) + 1)
         transport = paramiko.Transport(sock)
         try:
-            transport.set_log_channel(quiet_log())
+            transport.set_log_channel(silenced_log_name())
             transport.banner_timeout = timeout_s
             if pinned:
-                prefer(transport, keys.parse_line(pinned)[0])
+                prefer_key_type(transport, keys.parse_line(pinned)[0])
             transport.start_client(timeout=timeout_s)
             key = transport.get_remote_server_key()
         finally:
@@ -295,7 +295,7 @@ def load_key(path: Path) -> paramiko.PKey:
 
 
 @contextmanager
-def refusals_named(host: Host, client: paramiko.SSHClient) -> Iterator[None]:
+def translate_login_errors(host: Host, client: paramiko.SSHClient) -> Iterator[None]:
     """Translate what can go wrong only while connecting: a wrong host key, a refused login.
 
     A login that was cut or never answered is no refusal: machines do that while they boot.
@@ -328,7 +328,9 @@ def refusals_named(host: Host, client: paramiko.SSHClient) -> Iterator[None]:
 
 
 @contextmanager
-def translated(host: Host, transport: paramiko.Transport | None = None) -> Iterator[None]:
+def translate_network_errors(
+    host: Host, transport: paramiko.Transport | None = None
+) -> Iterator[None]:
     """Translate the network's errors to `Unreachable`, once; all others pass as they are."""
     import paramiko
 
@@ -342,7 +344,7 @@ def translated(host: Host, transport: paramiko.Transport | None = None) -> Itera
                 f"{host} speaks SSH, and has no method or key type in common with us: {error}",
                 hint="update the SSH server there, or pin its ed25519 key",
             ) from error
-        if transport is not None and not is_cut(error, transport):
+        if transport is not None and not is_disconnect(error, transport):
             raise
         reason = str(error) or type(error).__name__
         if isinstance(error, paramiko.ChannelException) and transport and transport.is_active():
@@ -351,10 +353,10 @@ def translated(host: Host, transport: paramiko.Transport | None = None) -> Itera
                 hint="a sync needs several at once: raise `MaxSessions` in sshd_config there to "
                 "10, which is its default",
             ) from error
-        raise no_connection(host, error, reason) from error
+        raise explain_no_connection(host, error, reason) from error
 
 
-def no_connection(host: Host, error: Exception, reason: str) -> Unreachable:
+def explain_no_connection(host: Host, error: Exception, reason: str) -> Unreachable:
     """Say what kind of silence that is, and where to look."""
     if isinstance(error, socket.gaierror):
         return Unreachable(
@@ -373,7 +375,7 @@ def no_connection(host: Host, error: Exception, reason: str) -> Unreachable:
     )
 
 
-def is_cut(error: BaseException, transport: paramiko.Transport) -> bool:
+def is_disconnect(error: BaseException, transport: paramiko.Transport) -> bool:
     """Tell whether an error means that the line is cut, rather than that a file is missing."""
     if isinstance(error, OSError) and error.errno is None and transport.is_active():
         return isinstance(error, TimeoutError) or str(error) == "Socket is closed"
@@ -384,7 +386,7 @@ def is_cut(error: BaseException, transport: paramiko.Transport) -> bool:
     )
 
 
-def quiet_log() -> str:
+def silenced_log_name() -> str:
     """Name the log channel of the SSH library, whose tracebacks would otherwise reach stderr."""
     logger = logging.getLogger(LOG_NAME)
     if not logger.handlers:

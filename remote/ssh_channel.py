@@ -15,7 +15,7 @@ PACKET_BYTES = 32 << 10  # what SSH servers accept in one packet of a channel
 
 
 @contextmanager
-def answered(channel: paramiko.Channel, timeout_s: float) -> Iterator[None]:
+def reply_deadline(channel: paramiko.Channel, timeout_s: float) -> Iterator[None]:
     """Close the channel if a request takes longer: the library waits for its answer for ever.
 
     Raises `TimeoutError` then.
@@ -40,7 +40,7 @@ def answered(channel: paramiko.Channel, timeout_s: float) -> Iterator[None]:
         timer.cancel()
 
 
-class Helpers:
+class StdioThreads:
     """Two threads that feed a channel's stdin and drain its stderr, so that neither blocks."""
 
     def __init__(

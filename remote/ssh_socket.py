@@ -25,17 +25,17 @@ def make_transport(kind: str, sock: socket.socket, **options: Any) -> paramiko.T
     transport = paramiko.Transport(sock, **options)
     security = transport.get_security_options()
     security.ciphers = sorted(security.ciphers, key=lambda name: name not in FAST_CIPHERS)
-    prefer(transport, kind)
+    prefer_key_type(transport, kind)
     return transport
 
 
-def prefer(transport: paramiko.Transport, kind: str) -> None:
+def prefer_key_type(transport: paramiko.Transport, kind: str) -> None:
     """Ask for the host key of one type first: a server has one of each, and shows one."""
     security, of_it = transport.get_security_options(), SIGNATURES.get(kind, (kind,))
     security.key_types = sorted(security.key_types, key=lambda name: name not in of_it)
 
 
-def dial(address: str, port: int, *, timeout_s: float, dead_after_s: int) -> socket.socket:
+def open_socket(address: str, port: int, *, timeout_s: float, dead_after_s: int) -> socket.socket:
     """Open the TCP connection, set up so that the kernel notices a peer that fell silent."""
     try:
         sock = socket.create_connection((address, port), timeout=timeout_s)

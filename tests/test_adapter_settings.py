@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
+from trainer.__main__ import main
 from trainer.adapters.settings import AdapterSettings, read_settings
 from trainer.config import ConfigError
 from trainer.model import load_adapter
-from trainer.pages import report
 
 HONEST: dict[str, Any] = {
     "peft_type": "LORA",
@@ -141,7 +141,7 @@ def test_a_report_of_strange_results_is_a_page_with_a_sentence(
     (tmp_path / "adapter").mkdir()
     receipt = {"status": status, "best": {"step": "<script>", "loss": []}}
     (tmp_path / "adapter" / "qft.json").write_text(json.dumps(receipt), encoding="utf-8")
-    assert report.main(["--run-dir", str(tmp_path)]) == 0
+    assert main(["report", "--run-dir", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
 
     assert "cannot be shown: what came home is not as a training here writes it" in page
@@ -156,5 +156,5 @@ def test_a_report_of_a_strange_log_says_which_line(
     text = f'{{"step": 1, "loss": 1.0}}\n{line}\n'
     (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
 
-    assert report.main(["--run-dir", str(tmp_path)]) == 65
+    assert main(["report", "--run-dir", str(tmp_path)]) == 65
     assert "metrics.jsonl: line 2" in capsys.readouterr().err

@@ -10,9 +10,9 @@ from commands.ui.console import PlainConsole
 from infra.run import actions as act
 from infra.run.billing_spans import Span
 from infra.run.budget import bill
+from infra.run.context import TurnReport
 from infra.run.decide import Seen
-from infra.run.fold import RunState
-from infra.run.supervisor import Report
+from infra.run.state import RunState
 
 HOUR_S = 3600.0
 
@@ -29,7 +29,7 @@ def shown(*moments: tuple[float, float | None], usd_per_h: float) -> tuple[list[
         state = RunState(run_id="run-1", spans=(span,))
         wait = act.Wait(wait_s=1.0, reason=f"look {number}")
         console.report(
-            Report(state=state, seen=Seen(), action=wait, bill=bill(state, now_s), now_s=now_s)
+            TurnReport(state=state, seen=Seen(), action=wait, bill=bill(state, now_s), now_s=now_s)
         )
     told = stream.getvalue()
     return [float(one) for one in re.findall(r"\$([\d.]+) so far", told)], told

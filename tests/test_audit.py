@@ -10,8 +10,9 @@ import pytest
 from support.pages import read
 from support.tiny import make_config, make_model, make_rows, make_tokenizer, write_config
 
+from trainer.__main__ import main
 from trainer.config import TrainerConfig
-from trainer.pages.audit import as_page, as_text, audit, main
+from trainer.pages.audit import as_page, as_text, audit
 
 MOODS = ["negative", "neutral", "positive"]
 
@@ -121,12 +122,12 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     run_dir = write_config(tmp_path / "run", make_config(model, rows))
     page = tmp_path / "audit.html"
 
-    assert main(["--run-dir", str(run_dir), "--html", str(page)]) == 0
+    assert main(["audit", "--run-dir", str(run_dir), "--html", str(page)]) == 0
     assert "to learn from: 12 rows" in capsys.readouterr().out
     assert read(page.read_text(encoding="utf-8")).plots == ["tokens per row"]
-    assert main(["--run-dir", str(run_dir), "--json"]) == 0
+    assert main(["audit", "--run-dir", str(run_dir), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["train"]["rows"] == 12
     rows.write_text('{"text": "a"}\n', encoding="utf-8")
-    assert main(["--run-dir", str(run_dir)]) == 65
+    assert main(["audit", "--run-dir", str(run_dir)]) == 65
     assert "no field `mood`" in capsys.readouterr().err
-    assert main(["--run-dir", str(tmp_path)]) == 78
+    assert main(["audit", "--run-dir", str(tmp_path)]) == 78

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from arm import Fault, Weather
-from arm.faults import Faults
+from arm import Disruption, DisruptionKind
+from arm.disruptions import Disruptions
 from arm.harness import azure, spec
 from arm.replies import ArmError, Reply, Request
 
@@ -16,7 +16,7 @@ from infra.provider import NoCapacity, NotAllowed, PowerState, Transient
 
 
 @dataclass
-class Doomed(Faults):
+class Doomed(Disruptions):
     """Lets the first operation of a kind fail, each time that anybody asks about it."""
 
     path: str = ""
@@ -25,12 +25,12 @@ class Doomed(Faults):
     page: str = ""
     """The one that fails."""
 
-    def take(self, request: Request) -> Fault | None:
+    def take(self, request: Request) -> Disruption | None:
         """The failure, if the request asks about that operation."""
         if self.path and re.search(self.path, request.path, re.IGNORECASE):
             self.page = self.page or request.path
             if request.path == self.page:
-                return Fault(weather=Weather.ANSWER, reply=self.reply)
+                return Disruption(kind=DisruptionKind.ANSWER, reply=self.reply)
         return super().take(request)
 
 
@@ -54,7 +54,7 @@ def test_part_of_the_network_is_made_anew_after_one_that_failed(tmp_path: Path) 
     """A firewall or network whose making failed for a passing reason is asked for again."""
     body = {"status": "Failed", "error": {"code": "RetryableError", "message": "Try again."}}
     doomed = Doomed(path=r"Microsoft\.Network/.*/operations/", reply=Reply(body=body))
-    with azure(tmp_path, faults=doomed) as harness:
+    with azure(tmp_path, disruptions=doomed) as harness:
         with pytest.raises(Transient, match="Try again"):
             harness.provider().create(spec())
 
@@ -68,7 +68,7 @@ def test_removal_is_ordered_anew_after_one_that_was_forbidden(tmp_path: Path) ->
     """Once a policy no longer forbids it, the same command removes the run."""
     refusal = ArmError(403, "RequestDisallowedByPolicy", "No.").reply()
     doomed = Doomed(path=r"/operationresults/", reply=refusal)
-    with azure(tmp_path, faults=doomed) as harness:
+    with azure(tmp_path, disruptions=doomed) as harness:
         harness.provider().create(spec())
         with pytest.raises(NotAllowed, match="policy"):
             harness.provider().delete("run-a")
@@ -82,7 +82,7 @@ def test_release_that_failed_is_ordered_anew(tmp_path: Path) -> None:
     """A machine that Azure did not manage to release is never taken for one that does not bill."""
     body = {"status": "Failed", "error": {"code": "InternalExecutionError", "message": "Oops."}}
     doomed = Doomed(reply=Reply(body=body))
-    with azure(tmp_path, faults=doomed) as harness:
+    with azure(tmp_path, disruptions=doomed) as harness:
         vm = harness.provider().create(spec())
         harness.advance(300)
         doomed.path = r"Microsoft\.Compute/.*/operations/"

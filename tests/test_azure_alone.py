@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from arm import Cloud, LocalGuests
+from arm import Cloud, LocalHypervisor
 from support.runs import Project, make_project, wait_until
 
 from infra.provider import StopReason
@@ -23,15 +23,18 @@ SOON = ("--every-s", "0.2", "--idle-s", "4", "--done-s", "2")
 
 
 @pytest.fixture
-def guests(tmp_path: Path) -> LocalGuests:
+def hypervisor(tmp_path: Path) -> LocalHypervisor:
     """Machines that give themselves back."""
-    return LocalGuests(tmp_path / "guests", pace=PACE, hurry=SOON)
+    return LocalHypervisor(tmp_path / "guests", pace=PACE, hurry=SOON)
 
 
 @pytest.fixture
-def cloud(guests: LocalGuests) -> Iterator[Cloud]:
+def cloud(hypervisor: LocalHypervisor) -> Iterator[Cloud]:
     """A cloud in which minutes take seconds."""
-    with Cloud(pace=PACE, guests=guests) as cloud, mock.patch.dict(os.environ, cloud.environment()):
+    with (
+        Cloud(pace=PACE, hypervisor=hypervisor) as cloud,
+        mock.patch.dict(os.environ, cloud.environment()),
+    ):
         yield cloud
 
 
@@ -64,20 +67,20 @@ def principal(cloud: Cloud) -> str:
     return str(vm.more["identity"]["principalId"])
 
 
-def limit(guests: LocalGuests) -> Path:
+def limit(hypervisor: LocalHypervisor) -> Path:
     """The file in which the laptop wrote down the end of the budget."""
-    (path,) = guests.directory.glob("*/disk/qft/limit")
+    (path,) = hypervisor.directory.glob("*/disk/qft/limit")
     return path
 
 
-def nobody_comes(guests: LocalGuests) -> None:
+def nobody_comes(hypervisor: LocalHypervisor) -> None:
     """Nothing happens at all."""
-    assert float(limit(guests).read_text()) > time.time() + 3600
+    assert float(limit(hypervisor).read_text()) > time.time() + 3600
 
 
-def budget_ends(guests: LocalGuests) -> None:
+def budget_ends(hypervisor: LocalHypervisor) -> None:
     """The hours of the budget have gone by."""
-    limit(guests).write_text(str(time.time() - 1))
+    limit(hypervisor).write_text(str(time.time() - 1))
 
 
 @pytest.mark.parametrize(
@@ -88,29 +91,29 @@ def budget_ends(guests: LocalGuests) -> None:
 def test_machine_that_nobody_needs_gives_itself_back(
     cloud: Cloud,
     project: Project,
-    guests: LocalGuests,
+    hypervisor: LocalHypervisor,
     hurry: tuple[str, ...],
-    happen: Callable[[LocalGuests], None],
+    happen: Callable[[LocalHypervisor], None],
 ) -> None:
     """After `qft up` no process of ours lives: by silence or by its limit, compute ends to bill."""
-    guests.hurry = ("--every-s", "0.2")
+    hypervisor.hurry = ("--every-s", "0.2")
     up = project.qft("up", "--plain")
     assert up.returncode == 0, up.stderr
     assert cloud.ledger.billing("compute") != []
     (vm,) = cloud.machines()
-    guests.hasten(vm, UNIT, *hurry)
+    hypervisor.hasten(vm, UNIT, *hurry)
 
-    happen(guests)
+    happen(hypervisor)
 
     wait_until(lambda: given_back(cloud))
     assert who(cloud) == {principal(cloud)}
 
 
 def test_finished_training_is_not_paid_for_while_the_laptop_is_dead(
-    cloud: Cloud, project: Project, guests: LocalGuests
+    cloud: Cloud, project: Project, hypervisor: LocalHypervisor
 ) -> None:
     """Killed while it follows, `qft` finds the machine deallocated, and the adapter on its disk."""
-    guests.hurry = ("--every-s", "0.2", "--done-s", "2")  # silence alone is borne for long
+    hypervisor.hurry = ("--every-s", "0.2", "--done-s", "2")  # silence alone is borne for long
     process = project.start("run", "--plain")
     wait_until(lambda: Kind.LAUNCHED in project.kinds())
     process.kill()
@@ -118,10 +121,10 @@ def test_finished_training_is_not_paid_for_while_the_laptop_is_dead(
 
     wait_until(lambda: given_back(cloud))
 
-    (status,) = guests.directory.glob("*/disk/qft/*/run/status.json")
+    (status,) = hypervisor.directory.glob("*/disk/qft/*/run/status.json")
     assert json.loads(status.read_text())["phase"] == "done"
     assert who(cloud) == {principal(cloud)}
-    guests.hurry = ("--every-s", "0.2")
+    hypervisor.hurry = ("--every-s", "0.2")
     done = project.qft("run", "--json")
     assert done.returncode == 0, done.stderr
     stops = [e.data for e in project.events() if e.kind in {Kind.STOP_SEEN, Kind.STOP_EXPLAINED}]
@@ -131,14 +134,14 @@ def test_finished_training_is_not_paid_for_while_the_laptop_is_dead(
 
 
 def test_machine_without_the_role_is_refused_and_goes_on_asking(
-    cloud: Cloud, project: Project, guests: LocalGuests
+    cloud: Cloud, project: Project, hypervisor: LocalHypervisor
 ) -> None:
     """Its identity alone allows nothing: Azure says 403, the script says so and asks again."""
     cloud.world.may_assign = False
     up = project.qft("up", "--plain")
     assert up.returncode == 0, up.stderr
     assert "does NOT end the bill: self-release" in up.stderr
-    (log,) = guests.directory.glob(f"*/metal/{UNIT}.log")
+    (log,) = hypervisor.directory.glob(f"*/metal/{UNIT}.log")
 
     wait_until(lambda: log.read_text().count("403") >= 2)
 

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arm import Fault, Weather, mapped
-from arm.bodies import faults_of, forbidden_users
+from arm import Disruption, DisruptionKind, mapped
+from arm.bodies import forbidden_users, schema_errors
 from arm.harness import HOST_PRIVATE, HOST_PUBLIC, T4, USER_PUBLIC, AzureHarness, azure, spec
 from arm.replies import Reply, Request
 from azure.mgmt.authorization.v2022_04_01 import models as roles
 from azure.mgmt.compute import models
 
-from infra.azure import AzureProvider, network
-from infra.azure import vm as machine
+from infra.azure import AzureProvider
 from infra.azure.cloudinit import custom_data
-from infra.azure.images import image_for
 from infra.azure.naming import Names, tags_of
 from infra.azure.settings import PUBLIC_ADDRESS
+from infra.azure.vm import VmOptions, check_spec, image_for, vm_body
 from infra.provider import BadRequest, NotAllowed, ProviderError, Want
+from infra.renting.caller import source_prefix
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_cloud_in_ones_own_network_admits_the_caller_as_it_sees_them(
     assert rule["properties"]["sourceAddressPrefix"] == "127.0.0.1/32"
 
 
-def test_caller_without_ipv4_is_told_before_anything_is_made(harness: AzureHarness) -> None:
+def test_caller_without_ipv4_is_refused_before_anything_is_made(harness: AzureHarness) -> None:
     """An IPv6 address could never reach a machine that has an IPv4 address only."""
     harness.cloud.caller = "2001:db8::7"
 
@@ -138,13 +138,13 @@ def test_caller_without_ipv4_is_told_before_anything_is_made(harness: AzureHarne
 def test_world_is_not_admitted(address: str) -> None:
     """Neither the world nor a tenth of it can be let in, by mistake or by a lying address page."""
     with pytest.raises(NotAllowed):
-        network.source_prefix(address)
+        source_prefix(address)
 
 
-def test_page_that_is_no_address_is_told_in_a_line() -> None:
+def test_page_that_is_no_address_is_reported_in_a_line() -> None:
     """A proxy's page where an address should be is refused without printing all of it."""
     with pytest.raises(NotAllowed) as refused:
-        network.source_prefix("<html>" + "sign in first " * 1000)
+        source_prefix("<html>" + "sign in first " * 1000)
 
     assert len(str(refused.value)) < 200
 
@@ -178,11 +178,11 @@ def test_machine_body_fits_the_sdk(size: str, zone: str, cap: float | None) -> N
     wanted = spec(size=size, max_price_usd_per_h=cap)
     wanted = dataclasses.replace(wanted, offer=dataclasses.replace(wanted.offer, zone=zone))
     names = Names(subscription_id="s", run_id="run-a", generation=1)
-    make = machine.Make(image=image_for(size), disk_sku="StandardSSD_LRS", identity=True)
+    make = VmOptions(image=image_for(size), disk_sku="StandardSSD_LRS", identity=True)
 
-    body = machine.body(wanted, names=names, tags=tags_of(wanted, created_at="now"), make=make)
+    body = vm_body(wanted, names=names, tags=tags_of(wanted, created_at="now"), options=make)
 
-    assert faults_of(body, models.VirtualMachine, models) == []
+    assert schema_errors(body, models.VirtualMachine, models) == []
     assert body.get("zones", []) == ([zone] if zone else [])
     price = body["properties"]["billingProfile"]["maxPrice"]
     assert price == (-1 if cap is None else round(cap, 5))
@@ -199,12 +199,12 @@ def test_strictness_is_real() -> None:
         },
     }
 
-    faults = faults_of(bad, models.VirtualMachine, models)
+    disruptions = schema_errors(bad, models.VirtualMachine, models)
 
-    assert any("hardware_profile: unknown member" in one for one in faults)
-    assert any("maxPrice: expected float" in one for one in faults)
-    assert any("'Remove' is no DiskDeleteOptionTypes" in one for one in faults)
-    assert any("createOption: required member" in one for one in faults)
+    assert any("hardware_profile: unknown member" in one for one in disruptions)
+    assert any("maxPrice: expected float" in one for one in disruptions)
+    assert any("'Remove' is no DiskDeleteOptionTypes" in one for one in disruptions)
+    assert any("createOption: required member" in one for one in disruptions)
 
 
 @pytest.mark.parametrize("cap", [0.0, -0.5, float("nan"), 0.000001])
@@ -220,9 +220,9 @@ def test_user_names_that_azure_forbids_are_refused_here() -> None:
     """Each administrator name that the SDK's model says is refused never leaves this computer."""
     for name in forbidden_users():
         with pytest.raises(BadRequest, match="forbids the user name"):
-            machine.check(spec(user=name))
+            check_spec(spec(user=name))
 
-    machine.check(spec(user="qft"))
+    check_spec(spec(user="qft"))
 
 
 def test_mapped_bodies_are_read_strictly() -> None:
@@ -230,9 +230,9 @@ def test_mapped_bodies_are_read_strictly() -> None:
     good = {"properties": {"roleDefinitionId": "r", "principalId": "p", "scope": "ignored"}}
     bad = {"properties": {"roleDefinitionId": 7, "principal_id": "p", "scope": 1}}
 
-    assert mapped.faults_of(good, "RoleAssignmentCreateParameters", roles) == []
-    faults = mapped.faults_of(bad, "RoleAssignmentCreateParameters", roles)
-    assert [one.split(":")[0] for one in faults] == [
+    assert mapped.schema_errors(good, "RoleAssignmentCreateParameters", roles) == []
+    disruptions = mapped.schema_errors(bad, "RoleAssignmentCreateParameters", roles)
+    assert [one.split(":")[0] for one in disruptions] == [
         "$.properties.principal_id",
         "$.properties.roleDefinitionId",
         "$.properties.principalId",
@@ -265,7 +265,7 @@ def test_secrets_stay_where_they_belong(
         if not record.name.startswith(("urllib3", "msal"))
     )
     tags = json.dumps([r.tags for r in harness.cloud.world.resources.values()])
-    told = {
+    sources = {
         "state": state,
         "logs": own_logs,
         "output": "".join(capfd.readouterr()),
@@ -276,7 +276,7 @@ def test_secrets_stay_where_they_belong(
         "settings": repr(harness.settings()),
         "user data": json.dumps(data["properties"].get("userData")),
     }
-    found = {(place, one[:20]) for place, text in told.items() for one in secrets if one in text}
+    found = {(place, one[:20]) for place, text in sources.items() for one in secrets if one in text}
     assert found == set()
     assert len(state) > 100
     assert USER_PUBLIC not in tags
@@ -286,7 +286,9 @@ def fail(harness: AzureHarness, provider: AzureProvider) -> ProviderError:
     """A create that Azure refuses, with the body echoed as real refusals sometimes do."""
     reply = Reply(status=400, body={"error": {"code": "InvalidParameter", "message": "No."}})
     path = r"/virtualMachines/[^/]+$"
-    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, method="PUT", path=path, reply=reply))
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, method="PUT", path=path, reply=reply)
+    )
     with pytest.raises(BadRequest) as caught:
         provider.create(spec(run_id="run-b"))
     return caught.value

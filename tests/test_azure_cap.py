@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arm.desk import CommandLine, command_line
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.killing import KilledError, MortalTransport
 from arm.market import SIZES
+from arm.runner import CliRunner, cli_runner
 from support.runs import make_project
 
 from infra.provider import PowerState, PriceAboveCap
@@ -27,7 +27,7 @@ def harness(tmp_path: Path) -> Iterator[AzureHarness]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+def runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRunner]:
     """A command line in a project under a cap of 0.25 USD an hour."""
     made = make_project(
         tmp_path / "project",
@@ -36,9 +36,9 @@ def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Command
     )
     with (
         azure(tmp_path / "unused") as harness,
-        command_line(made.folder, tmp_path / "home", harness, capsys) as desk,
+        cli_runner(made.folder, tmp_path / "home", harness, capsys) as runner,
     ):
-        yield desk
+        yield runner
 
 
 def set_cap(cap: float) -> None:
@@ -72,7 +72,7 @@ def test_deallocated_machine_takes_another_cap_and_starts_under_it(harness: Azur
 
     with pytest.raises(PriceAboveCap) as refused:
         provider.start(vm)
-    held = provider.recap(vm, 0.40)
+    held = provider.update_max_price(vm, 0.40)
     provider.start(vm)
 
     assert refused.value.current_usd_per_h == 0.30
@@ -80,15 +80,15 @@ def test_deallocated_machine_takes_another_cap_and_starts_under_it(harness: Azur
     assert provider.observe(vm).power is PowerState.RUNNING
 
 
-def test_running_machine_keeps_its_cap_and_that_is_told(harness: AzureHarness) -> None:
+def test_running_machine_keeps_its_cap_and_that_is_reported(harness: AzureHarness) -> None:
     """Azure does not change the cap of a machine that is up; the answer is the cap in force."""
     provider = harness.provider()
     vm = provider.create(spec())
 
-    held = provider.recap(vm, 0.20)
+    held = provider.update_max_price(vm, 0.20)
 
     assert (held, cap_at_cloud(harness)) == (0.25, 0.25)
-    assert provider.recap(vm, 0.25) == 0.25
+    assert provider.update_max_price(vm, 0.25) == 0.25
     assert [r.method for r in harness.cloud.requests if r.method == "PATCH"] == []
 
 
@@ -99,7 +99,7 @@ def test_cap_below_the_market_is_refused_with_the_price_of_now(harness: AzureHar
     provider.deallocate(vm)
 
     with pytest.raises(PriceAboveCap, match=r"0\.149174"):
-        provider.recap(vm, 0.10)
+        provider.update_max_price(vm, 0.10)
 
     assert cap_at_cloud(harness) == 0.25
 
@@ -121,91 +121,91 @@ def test_machine_of_a_killed_create_is_not_kept_under_another_cap(harness: Azure
     assert harness.provider().observe(vm).power is PowerState.RUNNING
 
 
-def test_raised_cap_lets_a_run_go_on_that_the_market_had_stopped(desk: CommandLine) -> None:
+def test_raised_cap_lets_a_run_go_on_that_the_market_had_stopped(runner: CliRunner) -> None:
     """`down`, the price rises everywhere, the user raises the cap: the same machine comes up."""
-    assert desk.qft("up", "--plain").code == 0
-    assert desk.qft("down").code == 0
+    assert runner.qft("up", "--plain").code == 0
+    assert runner.qft("down").code == 0
     for region in REGIONS:
         for size in SIZES.values():
-            desk.harness.cloud.set_price(size.name, region, 0.30)
+            runner.harness.cloud.set_price(size.name, region, 0.30)
     set_cap(0.4)
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    assert said.code == 0, said.err
-    assert cap_at_cloud(desk.harness) == 0.4
-    assert len(desk.harness.cloud.world.machines_made) == 1
+    assert result.code == 0, result.err
+    assert cap_at_cloud(runner.harness) == 0.4
+    assert len(runner.harness.cloud.world.machines_made) == 1
 
 
-def test_lowered_cap_of_a_running_machine_is_told_as_not_held(desk: CommandLine) -> None:
+def test_lowered_cap_of_a_running_machine_is_reported_as_not_in_force(runner: CliRunner) -> None:
     """The user reads that Azure still holds the old cap, and what changes it."""
-    assert desk.qft("up", "--plain").code == 0
+    assert runner.qft("up", "--plain").code == 0
     set_cap(0.2)
-    desk.harness.advance(7 * 3600)
+    runner.harness.advance(7 * 3600)
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    assert said.code == 0, said.err
-    (line,) = [one for one in said.err.splitlines() if "does NOT end the bill: price cap" in one]
+    assert result.code == 0, result.err
+    (line,) = [one for one in result.err.splitlines() if "does NOT end the bill: price cap" in one]
     assert "the machine's is 0.25 USD/h, not the 0.2 USD/h asked for" in line
     assert "qft down" in line
 
 
-def test_price_that_passes_the_cap_at_a_restart_moves_the_run(desk: CommandLine) -> None:
+def test_price_that_passes_the_cap_at_a_restart_moves_the_run(runner: CliRunner) -> None:
     """Stopped, and dearer than the cap where it stands: `up` says so and rents elsewhere."""
-    assert desk.qft("up", "--plain").code == 0
-    assert desk.qft("down").code == 0
+    assert runner.qft("up", "--plain").code == 0
+    assert runner.qft("down").code == 0
     for size in SIZES.values():
-        desk.harness.cloud.set_price(size.name, "eastus", 0.30)
+        runner.harness.cloud.set_price(size.name, "eastus", 0.30)
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    assert said.code == 0, said.err
-    (line,) = [one for one in said.err.splitlines() if "refused: " in one]
+    assert result.code == 0, result.err
+    (line,) = [one for one in result.err.splitlines() if "refused: " in one]
     assert "PriceAboveCap" in line
     assert "0.3 USD/h" in line
-    assert {vm.location for vm in desk.harness.cloud.machines()} == {"westus2"}
+    assert {vm.location for vm in runner.harness.cloud.machines()} == {"westus2"}
 
 
-def test_price_above_the_cap_everywhere_is_waited_for(desk: CommandLine) -> None:
+def test_price_above_the_cap_everywhere_is_waited_for(runner: CliRunner) -> None:
     """Too dear everywhere: nothing is made, the price is told, and the machine is rented later."""
-    cloud = desk.harness.cloud
+    cloud = runner.harness.cloud
     for region in REGIONS:
         for size in SIZES.values():
             cloud.market.prices[size.name.lower(), region] = 0.30
     cloud.world.after(3 * 3600, cloud.market.prices.clear)
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    assert said.code == 0, said.err
-    assert "costs 0.3000 USD/h now, above the cap of 0.2500" in said.err
-    waited_h = (cloud.clock.now() - desk.events()[0].at_s) / 3600
+    assert result.code == 0, result.err
+    assert "costs 0.3000 USD/h now, above the cap of 0.2500" in result.err
+    waited_h = (cloud.clock.now() - runner.events()[0].at_s) / 3600
     assert 3 < waited_h < 4
-    assert [one for one in desk.events() if one.kind is Kind.CREATE_FAILED] == []
+    assert [one for one in runner.events() if one.kind is Kind.CREATE_FAILED] == []
     assert cloud.ledger.usd("compute") < 0.149174 * (waited_h - 3) + 0.01
 
 
-def test_budget_of_now_reaches_a_machine_that_runs(desk: CommandLine) -> None:
+def test_budget_of_now_reaches_a_machine_that_runs(runner: CliRunner) -> None:
     """Lowered while the machine is up, the budget moves what ends the bill without us."""
-    assert desk.qft("up", "--plain").code == 0
+    assert runner.qft("up", "--plain").code == 0
     set_budget(1.0)
-    desk.harness.advance(60)
+    runner.harness.advance(60)
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    assert said.code == 0, said.err
-    left_s = desk.state().limit_s - desk.harness.cloud.clock.now()
+    assert result.code == 0, result.err
+    left_s = runner.state().safeguards_until_s - runner.harness.cloud.clock.now()
     assert 3 * 3600 < left_s < 1.0 / 0.25 * 3600
-    assert "ends the bill: self-release" in said.err
+    assert "ends the bill: self-release" in result.err
 
 
-def test_budget_counts_all_that_the_cloud_bills(desk: CommandLine) -> None:
+def test_budget_counts_all_that_the_cloud_bills(runner: CliRunner) -> None:
     """While the machine runs its disk and address cost, too: the run's sum is the ledger's."""
-    assert desk.qft("up", "--plain").code == 0
-    desk.harness.advance(10 * 3600)
-    assert desk.qft("down").code == 0
-    desk.harness.advance(10 * 3600)
+    assert runner.qft("up", "--plain").code == 0
+    runner.harness.advance(10 * 3600)
+    assert runner.qft("down").code == 0
+    runner.harness.advance(10 * 3600)
 
-    used = bill(desk.state(), desk.harness.cloud.clock.now())
+    used = bill(runner.state(), runner.harness.cloud.clock.now())
 
-    assert used.usd == pytest.approx(desk.harness.cloud.ledger.usd(), rel=0.02)
+    assert used.usd == pytest.approx(runner.harness.cloud.ledger.usd(), rel=0.02)

@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from arm import Cloud, LocalGuests
+from arm import Cloud, LocalHypervisor
 from arm.replies import Request
 from support.runs import Project, json_of, make_project
 
@@ -26,9 +26,9 @@ PACE = 60.0
 @pytest.fixture
 def cloud(tmp_path: Path) -> Iterator[Cloud]:
     """A quick cloud."""
-    guests = LocalGuests(tmp_path / "guests", pace=PACE)
+    hypervisor = LocalHypervisor(tmp_path / "guests", pace=PACE)
     with (
-        Cloud(pace=PACE, guests=guests) as cloud,
+        Cloud(pace=PACE, hypervisor=hypervisor) as cloud,
         mock.patch.dict(os.environ, cloud.environment()),
     ):
         yield cloud

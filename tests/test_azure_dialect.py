@@ -65,7 +65,7 @@ def terse(_: Request, reply: Reply) -> Reply:
 
 
 @pytest.mark.parametrize("wording", [bare, loud, terse])
-def test_whole_life_in_other_words(
+def test_whole_run_in_other_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wording: Wording
 ) -> None:
     """Made, looked at, released, started, listed and removed, whatever the answers look like."""
@@ -98,9 +98,9 @@ def test_machine_is_judged_by_itself_not_by_the_echo_of_the_request(
     def echo(request: Request, reply: Reply) -> Reply:
         if not made(request, reply):
             return reply
-        told = reply.body["properties"] | {"priority": "Spot", "evictionPolicy": "Deallocate"}
-        told |= {"billingProfile": request.body["properties"]["billingProfile"]}
-        return dataclasses.replace(reply, body=reply.body | {"properties": told})
+        properties = reply.body["properties"] | {"priority": "Spot", "evictionPolicy": "Deallocate"}
+        properties |= {"billingProfile": request.body["properties"]["billingProfile"]}
+        return dataclasses.replace(reply, body=reply.body | {"properties": properties})
 
     speak(monkeypatch, echo)
     with azure(tmp_path) as harness:

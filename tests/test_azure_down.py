@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from arm import Fault, Weather
-from arm.desk import CommandLine, command_line
+from arm import Disruption, DisruptionKind
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
+from arm.runner import CliRunner, cli_runner
 from arm.world import SUBSCRIPTION
 from support.runs import make_project
 
@@ -33,89 +33,89 @@ def harness(tmp_path: Path) -> Iterator[AzureHarness]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+def runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRunner]:
     """A command line in a project on Azure."""
     vm = {"provider": "azure", "regions": ["eastus"], "disk_gb": 256}
     made = make_project(tmp_path / "project", vm=vm)
     with (
         azure(tmp_path / "unused") as harness,
-        command_line(made.folder, tmp_path / "home", harness, capsys) as desk,
+        cli_runner(made.folder, tmp_path / "home", harness, capsys) as runner,
     ):
-        yield desk
+        yield runner
 
 
-def test_disk_is_priced_by_its_size_though_every_local_file_is_lost(desk: CommandLine) -> None:
+def test_disk_is_priced_by_its_size_though_every_local_file_is_lost(runner: CliRunner) -> None:
     """Released from the tags alone, the machine's disk and address have their price per hour."""
-    assert desk.qft("up", "--plain").code == 0
-    shutil.rmtree(desk.home)
+    assert runner.qft("up", "--plain").code == 0
+    shutil.rmtree(runner.home)
 
-    said = desk.qft("down", "--all")
+    result = runner.qft("down", "--all")
 
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     idle = 256 * 9.6 / 128 / 730 + 0.005
-    assert f"${idle:.4f}/h for the disk and address" in said.out
-    assert desk.harness.cloud.ledger.billing("compute") == []
+    assert f"${idle:.4f}/h for the disk and address" in result.out
+    assert runner.harness.cloud.ledger.billing("compute") == []
 
 
-def test_remnants_are_not_called_nothing(desk: CommandLine) -> None:
+def test_remnants_are_not_called_nothing(runner: CliRunner) -> None:
     """A disk or address without a machine is still there, has a price, and goes with --delete."""
-    assert desk.qft("up", "--plain").code == 0
-    (vm,) = desk.harness.cloud.machines()
-    arm = desk.harness.provider().account.arm
+    assert runner.qft("up", "--plain").code == 0
+    (vm,) = runner.harness.cloud.machines()
+    arm = runner.harness.provider().context.arm
     names = (vm.group, vm.name)
-    arm.begin("x", arm.compute.virtual_machines.begin_delete, *names).settle(wait_s=300)
-    shutil.rmtree(desk.home)
+    arm.begin("x", arm.compute.virtual_machines.begin_delete, *names).wait(wait_s=300)
+    shutil.rmtree(runner.home)
 
-    kept = desk.qft("down", "--all")
-    gone = desk.qft("down", "--all", "--delete")
+    kept = runner.qft("down", "--all")
+    gone = runner.qft("down", "--all", "--delete")
 
     assert "(remnants)" in kept.out
     assert "nothing of" not in kept.out
     assert (kept.code, gone.code) == (0, 0)
-    assert desk.harness.cloud.leftovers() == []
+    assert runner.harness.cloud.leftovers() == []
 
 
-def test_one_machine_that_cannot_go_does_not_keep_the_others(desk: CommandLine) -> None:
+def test_one_machine_that_cannot_go_does_not_keep_the_others(runner: CliRunner) -> None:
     """Under a lock it is at least deallocated, told with exit 3, and the next one is removed."""
     for run_id in ("locked-1", "free-1"):
-        desk.harness.provider().create(spec(run_id=run_id))
+        runner.harness.provider().create(spec(run_id=run_id))
     reply = Reply(status=409, body=ArmError(409, "ScopeLocked", "There is a lock.").body)
     path = r"/resourcegroups/qft-locked-1$"
-    desk.harness.cloud.faults.add(
-        Fault(weather=Weather.ANSWER, method="DELETE", path=path, reply=reply, times=99)
+    runner.harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, method="DELETE", path=path, reply=reply, times=99)
     )
 
-    said = desk.qft("down", "--all", "--delete")
+    result = runner.qft("down", "--all", "--delete")
 
-    again = desk.qft("down", "--all", "--delete", "--json")
+    again = runner.qft("down", "--all", "--delete", "--json")
 
-    assert (said.code, again.code) == (3, 3)
-    assert "locked-1: " in said.err
+    assert (result.code, again.code) == (3, 3)
+    assert "locked-1: " in result.err
     assert "locked-1: " in again.err
-    (result,) = json.loads(again.out)
-    assert "ScopeLocked" in result["trouble"]
-    assert "its compute is released, its disk and address still bill" in said.err
-    assert {vm.group for vm in desk.harness.cloud.machines()} == {"qft-locked-1"}
-    assert desk.harness.cloud.ledger.billing("compute") == []
+    (locked,) = json.loads(again.out)
+    assert "ScopeLocked" in locked["trouble"]
+    assert "its compute is released, its disk and address still bill" in result.err
+    assert {vm.group for vm in runner.harness.cloud.machines()} == {"qft-locked-1"}
+    assert runner.harness.cloud.ledger.billing("compute") == []
 
 
 def test_cloud_that_does_not_answer_hides_no_machine_of_another(
-    desk: CommandLine, monkeypatch: pytest.MonkeyPatch
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What could be listed is printed, as data too; what could not is told with exit 3."""
-    desk.harness.provider().create(spec())
-    unchosen = desk.harness.settings(subscription_id="")
-    dead = AzureProvider(unchosen, desk.home / "azure", arm=desk.harness.provider().account.arm)
-    monkeypatch.setattr(ls, "known_providers", lambda *_: [dead, desk.harness.provider()])
+    runner.harness.provider().create(spec())
+    unchosen = runner.harness.settings(subscription_id="")
+    dead = AzureProvider(unchosen, runner.home / "azure", arm=runner.harness.provider().context.arm)
+    monkeypatch.setattr(ls, "known_providers", lambda *_: [dead, runner.harness.provider()])
 
-    shown, data = desk.qft("ls", "--all"), desk.qft("ls", "--all", "--json")
+    shown, data = runner.qft("ls", "--all"), runner.qft("ls", "--all", "--json")
 
     assert (shown.code, data.code) == (3, 3)
     assert "qft-run-a-1" in shown.out
     assert [one["run_id"] for one in json.loads(data.out)] == ["run-a"]
-    for said in (shown, data):
-        assert "azure: no Azure subscription is chosen" in said.err
-        assert "az account list" in said.err
+    for result in (shown, data):
+        assert "azure: no Azure subscription is chosen" in result.err
+        assert "az account list" in result.err
 
 
 def test_machine_of_another_subscription_is_refused_not_taken_for_gone(
@@ -124,7 +124,7 @@ def test_machine_of_another_subscription_is_refused_not_taken_for_gone(
     """With another subscription chosen, every act on the run names the one to choose."""
     vm = harness.provider().create(spec())
     settings = replace(harness.settings(), subscription_id=OTHER)
-    arm = harness.provider().account.arm
+    arm = harness.provider().context.arm
     elsewhere = AzureProvider(
         settings, harness.state_dir, clock=harness.cloud.clock.now, sleep=harness.advance, arm=arm
     )
@@ -152,14 +152,14 @@ def test_listing_looks_where_this_computer_has_rented(
     harness.provider(state_dir=home / "azure").create(spec())
     monkeypatch.setenv("AZURE_SUBSCRIPTION_ID", OTHER)
 
-    asked = [one for one in known_providers(home) if isinstance(one, AzureProvider)]
+    requests = [one for one in known_providers(home) if isinstance(one, AzureProvider)]
 
-    assert {one.account.settings.subscription_id for one in asked} == {OTHER, SUBSCRIPTION}
-    for one in asked:
+    assert {one.context.settings.subscription_id for one in requests} == {OTHER, SUBSCRIPTION}
+    for one in requests:
         one.close()
 
 
-def test_switches_are_set_before_the_machine_is_up(harness: AzureHarness) -> None:
+def test_safeguards_are_set_before_the_machine_is_up(harness: AzureHarness) -> None:
     """A client that dies right after renting leaves a machine that ends by itself at its limit."""
     until_s = harness.cloud.clock.now() + 5 * HOUR_S
     harness.provider().create(spec(until_s=until_s))

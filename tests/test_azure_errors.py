@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arm import Fault as Weather
-from arm import Weather as Kind
+from arm import Disruption, DisruptionKind
 from arm.harness import T4, AzureHarness, azure, spec
-from arm.market import ALLOCATION_TEXTS, LATE_TEXTS, QUOTA_LINK
+from arm.market import ALLOCATION_TEXTS, LATE_TEXTS, QUOTA_URL
 from arm.replies import ArmError, Reply
 
-from infra.azure.errors import Fault, translate
-from infra.azure.refusal_cache import Memory
+from infra.azure.errors import AzureErrorInfo, translate
+from infra.azure.offers import REFUSALS_TTL_S, quota_covers
 from infra.provider import (
     BadRequest,
     Gone,
@@ -26,6 +25,7 @@ from infra.provider import (
     Transient,
     Want,
 )
+from infra.renting.refusal_cache import RefusalCache
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def quota_text(family: str, limit: int = 0) -> str:
         "Operation could not be completed as it results in exceeding approved "
         f"{family} quota. Additional details - Deployment Model: Resource Manager, Location: "
         f"eastus, Current Limit: {limit}, Current Usage: 0, Additional Required: 4, (Minimum) New "
-        f"Limit Required: {limit + 4}. Submit a request for Quota increase at {QUOTA_LINK} by "
+        f"Limit Required: {limit + 4}. Submit a request for Quota increase at {QUOTA_URL} by "
         "specifying parameters listed in the 'Details' section for deployment to succeed."
     )
 
@@ -67,7 +67,7 @@ TABLE: list[tuple[str, int, str, type[ProviderError], str]] = [
         409,
         quota_text("Standard NCASv3_T4 Family Cores"),
         OverQuota,
-        QUOTA_LINK,
+        QUOTA_URL,
     ),
     ("OperationNotAllowed", 409, quota_text("Total Regional Cores"), OverQuota, "eastus"),
     ("OperationNotAllowed", 409, "Another operation is in progress on it.", Transient, "repeat"),
@@ -139,21 +139,22 @@ TABLE: list[tuple[str, int, str, type[ProviderError], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("code", "status", "message", "kind", "told"), TABLE)
+@pytest.mark.parametrize(("code", "status", "message", "kind", "expected"), TABLE)
 def test_refusal_says_what_to_do(
-    code: str, status: int, message: str, kind: type[ProviderError], told: str
+    code: str, status: int, message: str, kind: type[ProviderError], expected: str
 ) -> None:
     """Code and message decide, whatever the HTTP status; the reader learns what helps."""
-    error = translate(Fault(code=code, message=message, status=status), doing="rent it")
+    error = translate(AzureErrorInfo(code=code, message=message, status=status), doing="rent it")
 
     assert isinstance(error, kind)
-    assert told in f"{error} {error.hint}"
+    assert expected in f"{error} {error.hint}"
 
 
 def test_price_refusal_carries_the_price_of_now() -> None:
     """The current price is a number, not only a word in a sentence."""
     error = translate(
-        Fault(code="SpotPriceGreaterThanProvidedMaxPrice", message=PRICE, status=409), doing="x"
+        AzureErrorInfo(code="SpotPriceGreaterThanProvidedMaxPrice", message=PRICE, status=409),
+        doing="x",
     )
 
     assert isinstance(error, PriceAboveCap)
@@ -163,7 +164,9 @@ def test_price_refusal_carries_the_price_of_now() -> None:
 def test_quota_refusal_carries_family_and_limit() -> None:
     """A program can read which pool is too small, and how small."""
     error = translate(
-        Fault(code="OperationNotAllowed", message=quota_text("LowPriorityCores", 3), status=409),
+        AzureErrorInfo(
+            code="OperationNotAllowed", message=quota_text("LowPriorityCores", 3), status=409
+        ),
         doing="x",
     )
 
@@ -173,18 +176,18 @@ def test_quota_refusal_carries_family_and_limit() -> None:
 
 def test_nested_reason_decides() -> None:
     """A group deletion names its reason in the details."""
-    fault = Fault(
+    info = AzureErrorInfo(
         code="ResourceGroupDeletionBlocked",
         status=409,
         nested=(("NicReservedForAnotherVm", RESERVED),),
     )
 
-    assert isinstance(translate(fault, doing="remove it"), Transient)
+    assert isinstance(translate(info, doing="remove it"), Transient)
 
 
 def test_failed_sign_in_keeps_the_useful_lines() -> None:
     """Of ten ways to sign in, the reader sees what went wrong with the one that could work."""
-    told = (
+    expected = (
         "DefaultAzureCredential failed to retrieve a token from the included credentials.\n"
         "Attempted credentials:\n"
         "\tEnvironmentCredential: Authentication failed: AADSTS7000215: Invalid client secret.\n"
@@ -193,7 +196,7 @@ def test_failed_sign_in_keeps_the_useful_lines() -> None:
         "To mitigate this issue, please refer to the troubleshooting guidelines."
     )
 
-    error = translate(Fault(message=told, auth=True), doing="x")
+    error = translate(AzureErrorInfo(message=expected, auth=True), doing="x")
 
     assert isinstance(error, NotAllowed)
     assert "AADSTS7000215" in str(error)
@@ -203,20 +206,20 @@ def test_failed_sign_in_keeps_the_useful_lines() -> None:
 
 def test_sign_in_without_network_is_transient() -> None:
     """A laptop that lost its network while its token ran out is no case for a human."""
-    told = (
+    expected = (
         "DefaultAzureCredential failed to retrieve a token from the included credentials.\n"
         "\tEnvironmentCredential: Authentication failed: ('Connection aborted.', "
         "RemoteDisconnected('Remote end closed connection without response'))\n"
     )
 
-    assert isinstance(translate(Fault(message=told, auth=True), doing="x"), Transient)
+    assert isinstance(translate(AzureErrorInfo(message=expected, auth=True), doing="x"), Transient)
 
 
 def test_az_that_takes_too_long_is_transient() -> None:
     """A command that did not answer in time has not refused anybody."""
-    told = "AzureCliCredential: Failed to invoke the Azure CLI"
+    expected = "AzureCliCredential: Failed to invoke the Azure CLI"
 
-    assert isinstance(translate(Fault(message=told, auth=True), doing="x"), Transient)
+    assert isinstance(translate(AzureErrorInfo(message=expected, auth=True), doing="x"), Transient)
 
 
 REFUSALS: list[tuple[int, str, str, type[ProviderError]]] = [
@@ -233,7 +236,9 @@ def test_refused_create_leaves_nothing(
     """Through the real SDK, each refusal of the machine ends in its class and an empty ledger."""
     reply = Reply(status=status, body=ArmError(status, code, message).body)
     path = r"/virtualMachines/[^/]+$"
-    harness.cloud.faults.add(Weather(weather=Kind.ANSWER, method="PUT", path=path, reply=reply))
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, method="PUT", path=path, reply=reply)
+    )
 
     with pytest.raises(kind):
         harness.provider().create(spec())
@@ -259,7 +264,9 @@ def test_reason_is_found_however_deep_it_is_wrapped(harness: AzureHarness, shape
     body = {"error": {"code": "DeploymentFailed", "message": "See the details."} | inside}
     reply = Reply(status=409, body=body)
     path = r"/virtualMachines/[^/]+$"
-    harness.cloud.faults.add(Weather(weather=Kind.ANSWER, method="PUT", path=path, reply=reply))
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, method="PUT", path=path, reply=reply)
+    )
 
     with pytest.raises(NoCapacity, match="Not available in location"):
         harness.provider().create(spec())
@@ -273,7 +280,9 @@ def test_refusal_of_any_shape_is_a_refusal(harness: AzureHarness, body: object) 
     """What is not in the shape of ARM's errors still ends in words and an empty ledger."""
     reply = Reply(status=400, body=body)
     path = r"/virtualMachines/[^/]+$"
-    harness.cloud.faults.add(Weather(weather=Kind.ANSWER, method="PUT", path=path, reply=reply))
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, method="PUT", path=path, reply=reply)
+    )
 
     with pytest.raises(BadRequest):
         harness.provider().create(spec())
@@ -320,9 +329,11 @@ def test_refusal_is_remembered_for_a_while(harness: AzureHarness) -> None:
 
 def test_memory_of_a_clock_that_was_ahead_is_not_believed(harness: AzureHarness) -> None:
     """A computer whose clock was a year ahead for a while does not shun a place for that year."""
-    ahead = Memory(
+    ahead = RefusalCache(
         path=harness.state_dir / "refusals.json",
         clock=lambda: harness.cloud.clock.now() + 365 * 86_400,
+        ttl_s=REFUSALS_TTL_S,
+        quota_covers=quota_covers,
     )
     harness.state_dir.mkdir(exist_ok=True)
     ahead.note(spec().offer, NoCapacity("full"))
@@ -355,8 +366,8 @@ def test_machine_taken_while_it_is_made_is_no_capacity(harness: AzureHarness) ->
     """An eviction can come before the machine is ready; that is a place with no room."""
     gone = Reply(status=404, body=ArmError(404, "NotFound", "The entity was not found.").body)
     for path in (r"Microsoft.Compute/locations/.+/operations/", r"/virtualMachines/[^/]+$"):
-        harness.cloud.faults.add(
-            Weather(weather=Kind.ANSWER, method="GET", path=path, reply=gone, times=9)
+        harness.cloud.disruptions.add(
+            Disruption(kind=DisruptionKind.ANSWER, method="GET", path=path, reply=gone, times=9)
         )
 
     with pytest.raises(NoCapacity, match="while it was being made"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arm import LocalGuests
+from arm import LocalHypervisor
 from arm.harness import HOST_PRIVATE, HOST_PUBLIC, AzureHarness, azure, spec
 from arm.operations import versions_of
 from arm.replies import Request
@@ -29,31 +29,31 @@ WATCH = "usr/local/lib/qft-watch.py"
 
 
 @pytest.fixture
-def guests(tmp_path: Path) -> LocalGuests:
+def hypervisor(tmp_path: Path) -> LocalHypervisor:
     """Room for real machines."""
-    return LocalGuests(tmp_path / "guests", pace=PACE)
+    return LocalHypervisor(tmp_path / "guests", pace=PACE)
 
 
 @pytest.fixture
-def harness(tmp_path: Path, guests: LocalGuests) -> Iterator[AzureHarness]:
+def harness(tmp_path: Path, hypervisor: LocalHypervisor) -> Iterator[AzureHarness]:
     """A cloud whose machines boot from the data that they were made with."""
-    with azure(tmp_path / "state", guests=guests) as harness:
+    with azure(tmp_path / "state", hypervisor=hypervisor) as harness:
         yield harness
 
 
-def booted(harness: AzureHarness, guests: LocalGuests, folder: Path) -> Metal:
+def booted(harness: AzureHarness, hypervisor: LocalHypervisor, folder: Path) -> Metal:
     """A machine of the product's own making, when its first boot is over."""
     public, host = keys.generate(folder / "user"), keys.generate(folder / "host")
     private = (folder / "host").read_text()
     harness.provider().create(
         spec(public_key=public, host_private_key=private, host_public_key=host)
     )
-    (metal,) = guests.metals.values()
+    (metal,) = hypervisor.metals.values()
     wait_until(lambda: not metal.store.read().booting)
     return metal
 
 
-def said(metal: Metal) -> str:
+def output(metal: Metal) -> str:
     """What the watchdog has said; its log is there a moment after it was started."""
     path = log(metal.store, UNIT)
     return path.read_text() if path.exists() else ""
@@ -64,7 +64,7 @@ def test_first_boot_data_is_what_cloud_init_takes() -> None:
     made = custom_data(
         host_private_key=HOST_PRIVATE,
         host_public_key=HOST_PUBLIC,
-        watch=["--home", '/home/it\'s "qft"'],
+        self_release_arguments=["--home", '/home/it\'s "qft"'],
     )
 
     document = firstboot.parsed(made)
@@ -104,11 +104,11 @@ def test_data_without_its_first_line_is_no_cloud_config() -> None:
         firstboot.parsed(base64.b64encode(b"{}").decode())
 
 
-def test_machine_boots_from_its_data_alone(
-    harness: AzureHarness, guests: LocalGuests, tmp_path: Path
+def test_machine_starts_from_its_data_alone(
+    harness: AzureHarness, hypervisor: LocalHypervisor, tmp_path: Path
 ) -> None:
     """Files and host key lie there with their modes; the watchdog is enabled and runs."""
-    metal = booted(harness, guests, tmp_path)
+    metal = booted(harness, hypervisor, tmp_path)
     root = metal.directory / "root"
 
     modes = {
@@ -122,17 +122,17 @@ def test_machine_boots_from_its_data_alone(
     assert running(metal.store, UNIT)
 
 
-def test_watchdog_is_there_again_after_its_death_and_after_a_reboot(
-    harness: AzureHarness, guests: LocalGuests, tmp_path: Path
+def test_self_release_is_there_again_after_its_death_and_after_a_reboot(
+    harness: AzureHarness, hypervisor: LocalHypervisor, tmp_path: Path
 ) -> None:
     """What ends it does so for a minute only, and every boot starts it, with no help from us."""
-    guests.hurry = ("--once", "--idle-s", "0")  # it ends at once, as if it had crashed
-    metal = booted(harness, guests, tmp_path)
+    hypervisor.hurry = ("--once", "--idle-s", "0")  # it ends at once, as if it had crashed
+    metal = booted(harness, hypervisor, tmp_path)
     (vm,) = harness.cloud.machines()
-    wait_until(lambda: said(metal).count("giving") > 1)
+    wait_until(lambda: output(metal).count("giving") > 1)
     provider = harness.provider()
-    provider.protect(provider.list_all()[0], until_s=harness.cloud.clock.now() + 3600)
-    guests.hurry = ("--every-s", "0.05", "--idle-s", "0")
+    provider.set_safeguards(provider.list_all()[0], until_s=harness.cloud.clock.now() + 3600)
+    hypervisor.hurry = ("--every-s", "0.05", "--idle-s", "0")
 
     metal.as_root(str(metal.programs / "reboot"), environ={})
 
@@ -141,15 +141,15 @@ def test_watchdog_is_there_again_after_its_death_and_after_a_reboot(
     assert metal.done() == [f"systemctl enable {UNIT}", "reboot"]
 
 
-def test_first_boot_that_fails_is_told_by_cloud_init(
+def test_first_boot_that_fails_is_reported_by_cloud_init(
     harness: AzureHarness,
-    guests: LocalGuests,
+    hypervisor: LocalHypervisor,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If the watchdog cannot be started, `cloud-init status` says error, and set-up refuses."""
     monkeypatch.setattr("infra.azure.cloudinit._UNIT", "[Service]\nExecStart={path} {arguments}\n")
 
-    metal = booted(harness, guests, tmp_path)
+    metal = booted(harness, hypervisor, tmp_path)
 
     assert "Runparts: 1 failures (runcmd)" in metal.store.read().cloud_init_error

@@ -7,14 +7,14 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from arm import Fault, Weather
-from arm.desk import CommandLine, command_line
+from arm import Disruption, DisruptionKind
 from arm.harness import AzureHarness, azure, spec
 from arm.replies import ArmError
+from arm.runner import CliRunner, cli_runner
 from support.runs import make_project
 
 from infra.provider import Transient
-from infra.retry import ask
+from infra.retry import with_retries
 from infra.timestamps import parse_utc_s
 
 
@@ -28,36 +28,36 @@ def harness(tmp_path: Path) -> Iterator[AzureHarness]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+def runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRunner]:
     """A command line in a project on Azure, with a machine that is up."""
     vm = {"provider": "azure", "regions": ["eastus"]}
     made = make_project(tmp_path / "project", vm=vm)
     with (
         azure(tmp_path / "unused") as harness,
-        command_line(made.folder, tmp_path / "home", harness, capsys) as desk,
+        cli_runner(made.folder, tmp_path / "home", harness, capsys) as runner,
     ):
-        assert desk.qft("up", "--plain").code == 0
-        yield desk
+        assert runner.qft("up", "--plain").code == 0
+        yield runner
 
 
 def test_hanging_group_bills_no_compute_and_is_given_up(harness: AzureHarness) -> None:
     """Released first, then a line a minute, then an end that is not waited for again."""
     harness.cloud.world.hangs_groups = True
-    before, began_s, said = harness.cloud.ledger.usd("compute"), harness.now(), list[str]()
+    before, began_s, messages = harness.cloud.ledger.usd("compute"), harness.now(), list[str]()
 
     def delete() -> object:
-        return harness.provider().delete_telling("run-a", said.append)
+        return harness.provider().delete("run-a", messages.append)
 
-    with pytest.raises(Transient, match="given up after 30 min") as told:
-        ask(delete, harness.advance)
+    with pytest.raises(Transient, match="given up after 30 min") as caught:
+        with_retries(delete, harness.advance)
 
     spent = harness.cloud.ledger.usd("compute") - before
     assert spent / 0.149174 * 3600 < 60
     assert harness.now() - began_s == pytest.approx(1800, abs=60)
-    assert [one for one in said if "3 min" in one] != []
-    assert 25 <= len([one for one in said if "removing the resource group" in one]) <= 31
-    assert "compute is released" in str(told.value)
-    assert "`qft down --delete`" in told.value.hint
+    assert [one for one in messages if "3 min" in one] != []
+    assert 25 <= len([one for one in messages if "removing the resource group" in one]) <= 31
+    assert "compute is released" in str(caught.value)
+    assert "`qft down --delete`" in caught.value.hint
 
     harness.cloud.world.unhang()
     harness.provider().delete("run-a")
@@ -95,8 +95,8 @@ def test_refused_release_does_not_keep_the_group(harness: AzureHarness, code: st
     """Where neither way to end the compute is open just now, the group is removed all the same."""
     reply = ArmError(409, code, "Another operation is in progress.").reply()
     for method, path in (("POST", "/deallocate$"), ("DELETE", "virtualMachines/[^/]+$")):
-        harness.cloud.faults.add(
-            Fault(weather=Weather.ANSWER, method=method, path=path, reply=reply, times=9)
+        harness.cloud.disruptions.add(
+            Disruption(kind=DisruptionKind.ANSWER, method=method, path=path, reply=reply, times=9)
         )
 
     harness.provider().delete("run-a")
@@ -107,29 +107,29 @@ def test_refused_release_does_not_keep_the_group(harness: AzureHarness, code: st
 def test_interrupted_removal_says_what_is_left(harness: AzureHarness) -> None:
     """Ctrl-C during the wait tells that compute is released and what to type."""
     harness.cloud.world.hangs_groups = True
-    said: list[str] = []
+    messages: list[str] = []
 
-    def tell(words: str) -> None:
-        said.append(words)
+    def on_message(words: str) -> None:
+        messages.append(words)
         if "3 min" in words:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        harness.provider().delete_telling("run-a", tell)
+        harness.provider().delete("run-a", on_message)
 
-    assert "the compute is released" in said[-1]
-    assert "`qft down --delete`" in said[-1]
+    assert "the compute is released" in messages[-1]
+    assert "`qft down --delete`" in messages[-1]
 
 
-def test_command_gives_up_with_exit_3_and_finishes_later(desk: CommandLine) -> None:
+def test_command_gives_up_with_exit_3_and_finishes_later(runner: CliRunner) -> None:
     """The command tells each minute, then what bills and what to type; repeated, it proves."""
-    desk.harness.cloud.world.hangs_groups = True
+    runner.harness.cloud.world.hangs_groups = True
 
-    hung = desk.qft("down", "--delete")
-    compute = desk.harness.cloud.ledger.billing("compute")
-    state = desk.state()
-    desk.harness.cloud.world.unhang()
-    done = desk.qft("down", "--delete")
+    hung = runner.qft("down", "--delete")
+    compute = runner.harness.cloud.ledger.billing("compute")
+    state = runner.state()
+    runner.harness.cloud.world.unhang()
+    done = runner.qft("down", "--delete")
 
     assert (hung.code, compute) == (3, [])
     assert "removing the resource group" in hung.err
@@ -137,22 +137,22 @@ def test_command_gives_up_with_exit_3_and_finishes_later(desk: CommandLine) -> N
     assert "qft down --delete" in hung.err
     assert state.deleted is False
     assert done.code == 0, done.err
-    assert desk.harness.cloud.leftovers() == []
-    assert desk.state().deleted is True
+    assert runner.harness.cloud.leftovers() == []
+    assert runner.state().deleted is True
 
 
-def test_command_that_is_interrupted_says_what_is_left(desk: CommandLine) -> None:
+def test_command_that_is_interrupted_says_what_is_left(runner: CliRunner) -> None:
     """Ctrl-C in `qft down --delete` is exit 130, with the rest of the bill told."""
-    desk.harness.cloud.world.hangs_groups = True
-    began_s, advance = desk.harness.now(), desk.harness.advance
+    runner.harness.cloud.world.hangs_groups = True
+    began_s, advance = runner.harness.now(), runner.harness.advance
 
     def press(seconds: float) -> None:
         advance(seconds)
-        if desk.harness.now() - began_s > 200:
+        if runner.harness.now() - began_s > 200:
             raise KeyboardInterrupt
 
-    with mock.patch.object(desk.harness, "advance", press):
-        said = desk.qft("down", "--delete")
+    with mock.patch.object(runner.harness, "advance", press):
+        messages = runner.qft("down", "--delete")
 
-    assert said.code == 130
-    assert "the compute is released" in said.err
+    assert messages.code == 130
+    assert "the compute is released" in messages.err

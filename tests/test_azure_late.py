@@ -22,8 +22,9 @@ from infra.provider import (
 )
 from infra.run.billing_spans import Span, without_compute
 from infra.run.budget import bill
-from infra.run.fold import fold, to_json
+from infra.run.fold import fold
 from infra.run.journal import Event, Kind
+from infra.run.vm_json import to_json
 from infra.timestamps import parse_utc_s
 
 CODES = {
@@ -82,7 +83,7 @@ def test_start_that_is_refused_late_has_the_class_of_its_code(
     assert type(again.refusal) is kind
 
 
-def test_refusal_is_known_with_every_local_file_lost(harness: AzureHarness, tmp_path: Path) -> None:
+def test_refusal_is_found_with_every_local_file_lost(harness: AzureHarness, tmp_path: Path) -> None:
     """Another computer reads it off the machine, which remembers how its last order failed."""
     vm = released(harness)
     refuse_late(harness, "AllocationFailed", after_s=100)
@@ -134,8 +135,8 @@ def test_release_overtakes_a_start_that_is_under_way(harness: AzureHarness) -> N
 
     harness.provider().deallocate(vm)
 
-    asked = [one.path for one in harness.cloud.requests[before:] if one.method == "POST"]
-    assert [path.rpartition("/")[2] for path in asked] == ["deallocate"]
+    orders = [one.path for one in harness.cloud.requests[before:] if one.method == "POST"]
+    assert [path.rpartition("/")[2] for path in orders] == ["deallocate"]
     assert harness.provider().observe(vm).stop_reason is StopReason.USER
 
 
@@ -176,9 +177,11 @@ OFFER = {
 VM = to_json(Vm(provider="x", run_id="r", id="v", region="a", size="s"))
 
 
-def events_of(*told: tuple[float, Kind, Mapping[str, object]]) -> list[Event]:
+def events_of(*entries: tuple[float, Kind, Mapping[str, object]]) -> list[Event]:
     """A journal of these events."""
-    return [Event(number=n, at_s=at, kind=k, data=dict(d)) for n, (at, k, d) in enumerate(told, 1)]
+    return [
+        Event(number=n, at_s=at, kind=k, data=dict(d)) for n, (at, k, d) in enumerate(entries, 1)
+    ]
 
 
 def stop(reason: str, **more: object) -> dict[str, object]:
@@ -230,12 +233,12 @@ def test_refusals_add_up_though_each_start_was_accepted() -> None:
 def test_late_explanation_makes_no_eviction_of_what_never_ran() -> None:
     """The log may call it an eviction; a person's order in it still ends the run."""
     inferred = (4000.0, Kind.STOP_SEEN, stop("evicted", certain=False))
-    for reason, halted in (("evicted", False), ("user", True)):
-        told: dict[str, object] = {"reason": reason, "detail": "", "since_s": 3900.0}
+    for reason, stops in (("evicted", False), ("user", True)):
+        entries: dict[str, object] = {"reason": reason, "detail": "", "since_s": 3900.0}
 
-        state = fold(events_of(*BEGUN, inferred, (4300.0, Kind.STOP_EXPLAINED, told)))
+        state = fold(events_of(*BEGUN, inferred, (4300.0, Kind.STOP_EXPLAINED, entries)))
 
-        assert (state.evictions, bool(state.halted)) == (1, halted)
+        assert (state.evictions, bool(state.stopped_by_user)) == (1, stops)
 
 
 kinds = st.sampled_from(
@@ -257,20 +260,20 @@ kinds = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(kinds, max_size=12))
 def test_no_eviction_without_a_machine_seen_running(
-    told: list[tuple[Kind, dict[str, object]]],
+    entries: list[tuple[Kind, dict[str, object]]],
 ) -> None:
     """Whatever a journal holds, evictions are at most the times that the machine was seen up."""
-    events = events_of(*BEGUN[:2], *((100.0 + n, k, d) for n, (k, d) in enumerate(told)))
+    events = events_of(*BEGUN[:2], *((100.0 + n, k, d) for n, (k, d) in enumerate(entries)))
 
     state = fold(events)
 
-    lives, running = 0, False
+    starts, running = 0, False
     for event in events:
         if event.kind in {Kind.START_ACCEPTED, Kind.CREATE_ACCEPTED, Kind.STOP_SEEN}:
             running = False
         if event.kind is Kind.RUNNING_SEEN and not running:
-            lives, running = lives + 1, True
-    assert 0 <= state.evictions <= lives
+            starts, running = starts + 1, True
+    assert 0 <= state.evictions <= starts
 
 
 spans = st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=6).map(

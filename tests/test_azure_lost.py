@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arm.desk import CommandLine, command_line
 from arm.harness import AzureHarness, azure, spec
+from arm.runner import CliRunner, cli_runner
 from arm.world import Resource
 from support.runs import make_project
 
@@ -28,16 +28,16 @@ def harness(tmp_path: Path) -> Iterator[AzureHarness]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+def runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRunner]:
     """A command line in a project on Azure, with a machine that is up."""
     vm = {"provider": "azure", "regions": ["eastus"]}
     made = make_project(tmp_path / "project", vm=vm)
     with (
         azure(tmp_path / "unused") as harness,
-        command_line(made.folder, tmp_path / "home", harness, capsys) as desk,
+        cli_runner(made.folder, tmp_path / "home", harness, capsys) as runner,
     ):
-        assert desk.qft("up", "--plain").code == 0
-        yield desk
+        assert runner.qft("up", "--plain").code == 0
+        yield runner
 
 
 def untag_group(harness: AzureHarness, **tags: str) -> None:
@@ -48,7 +48,7 @@ def untag_group(harness: AzureHarness, **tags: str) -> None:
 
 def pieces(harness: AzureHarness) -> list[Resource]:
     """Everything in the cloud that is no group."""
-    harness.cloud.world.settle()
+    harness.cloud.world.run_due()
     return list(harness.cloud.world.resources.values())
 
 
@@ -83,7 +83,7 @@ def test_untagged_group_is_listed_and_cleared(
     assert pieces(harness) == []
     assert harness.cloud.ledger.billing() == []
     harness.advance(200)
-    harness.cloud.world.settle()
+    harness.cloud.world.run_due()
     kept = [one.name for one in harness.cloud.world.groups.values()]
     assert kept == ([] if where == "here" else [GROUP])  # empty, and costs nothing
 
@@ -100,21 +100,23 @@ def test_what_is_not_ours_in_it_is_not_touched(harness: AzureHarness) -> None:
     assert list(harness.cloud.world.groups) == [GROUP]
 
 
-def test_machine_without_any_tag_is_released_and_told_not_removed(harness: AzureHarness) -> None:
+def test_machine_without_any_tag_is_released_and_reported_not_removed(
+    harness: AzureHarness,
+) -> None:
     """With every tag gone it is listed from memory; removing it is for whoever may say so."""
     untag_group(harness)
     for one in pieces(harness):
         one.tags = {}
 
     (listed,) = harness.provider().list_all()
-    with pytest.raises(NotAllowed, match="does not carry our tag") as told:
+    with pytest.raises(NotAllowed, match="does not carry our tag") as caught:
         harness.provider().delete("run-a")
 
     assert (listed.power, listed.size) == (PowerState.RUNNING, "Standard_NC4as_T4_v3")
     assert harness.cloud.ledger.billing("compute") == []
     assert len(harness.cloud.machines()) == 1
-    assert "goes on billing" in str(told.value)
-    assert "qft-run" in told.value.hint
+    assert "goes on billing" in str(caught.value)
+    assert "qft-run" in caught.value.hint
 
 
 def test_group_that_was_never_ours_is_not_touched(harness: AzureHarness, tmp_path: Path) -> None:
@@ -173,39 +175,39 @@ def test_remnants_in_an_untagged_group_are_remnants(harness: AzureHarness) -> No
 
 
 @pytest.mark.parametrize("lost", ["nothing", "memory", "journal", "both"])
-def test_commands_find_release_and_remove_it(desk: CommandLine, lost: str) -> None:
+def test_commands_find_release_and_remove_it(runner: CliRunner, lost: str) -> None:
     """`ls`, `down` and `down --delete` do their work whatever record was lost with the tag."""
-    untag_group(desk.harness)
-    run = desk.state().run_id
+    untag_group(runner.harness)
+    run = runner.state().run_id
     if lost in {"memory", "both"}:
-        shutil.rmtree(desk.home / "azure")
+        shutil.rmtree(runner.home / "azure")
     if lost in {"journal", "both"}:
-        shutil.rmtree(desk.home / "runs")
+        shutil.rmtree(runner.home / "runs")
 
-    (shown,) = json.loads(desk.qft("ls", "--all", "--json").out)
-    down = desk.qft("down", "--all")
-    released = desk.harness.cloud.ledger.billing("compute")
-    gone = desk.qft("down", "--all", "--delete")
+    (shown,) = json.loads(runner.qft("ls", "--all", "--json").out)
+    down = runner.qft("down", "--all")
+    released = runner.harness.cloud.ledger.billing("compute")
+    gone = runner.qft("down", "--all", "--delete")
 
     assert (shown["run_id"], shown["bills_compute"]) == (run, True)
     assert (down.code, released) == (0, [])
     assert gone.code == 0, gone.err
-    assert desk.harness.cloud.ledger.billing() == []
+    assert runner.harness.cloud.ledger.billing() == []
 
 
-def test_journal_alone_finds_a_machine_without_any_tag(desk: CommandLine) -> None:
+def test_journal_alone_finds_a_machine_without_any_tag(runner: CliRunner) -> None:
     """With our memory of Azure lost and no tag anywhere, the journal has the id."""
-    untag_group(desk.harness)
-    for one in pieces(desk.harness):
+    untag_group(runner.harness)
+    for one in pieces(runner.harness):
         one.tags = {}
-    shutil.rmtree(desk.home / "azure")
-    name = desk.state().name
+    shutil.rmtree(runner.home / "azure")
+    name = runner.state().name
 
-    (shown,) = json.loads(desk.qft("ls", "--all", "--json").out)
-    status = json.loads(desk.qft("status", name, "--json").out)
-    down = desk.qft("down", name)
+    (shown,) = json.loads(runner.qft("ls", "--all", "--json").out)
+    status = json.loads(runner.qft("status", name, "--json").out)
+    down = runner.qft("down", name)
 
     assert shown["bills_compute"] is True
     assert status["usd_per_h_now"] > 0
-    assert (down.code, desk.harness.cloud.ledger.billing("compute")) == (0, [])
+    assert (down.code, runner.harness.cloud.ledger.billing("compute")) == (0, [])
     assert "still there" in down.out

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arm import LocalGuests
+from arm import LocalHypervisor
 from arm.harness import AzureHarness, azure, spec
 
 from infra.provider import PowerState, Vm
@@ -17,26 +17,26 @@ from remote import keys
 from remote.errors import HostKeyMismatch, Unreachable
 from remote.ssh import Host, SshConnection, connect
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 
 
 @pytest.fixture
-def guests(tmp_path: Path) -> LocalGuests:
+def hypervisor(tmp_path: Path) -> LocalHypervisor:
     """Room for real machines."""
-    return LocalGuests(tmp_path / "guests")
+    return LocalHypervisor(tmp_path / "guests")
 
 
 @pytest.fixture
-def harness(tmp_path: Path, guests: LocalGuests) -> Iterator[AzureHarness]:
+def harness(tmp_path: Path, hypervisor: LocalHypervisor) -> Iterator[AzureHarness]:
     """A cloud whose machines are real processes."""
-    with azure(tmp_path / "state", guests=guests) as harness:
+    with azure(tmp_path / "state", hypervisor=hypervisor) as harness:
         yield harness
 
 
 def enter(vm: Vm, key: Path, host_key: str) -> SshConnection:
     """Connect as soon as SSH answers."""
     host = Host(address=vm.host, port=vm.port, user=vm.user, key_path=key, host_key=host_key)
-    ends_s = time.monotonic() + PATIENCE_S
+    ends_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < ends_s:
         try:
             return connect(host)
@@ -59,14 +59,14 @@ def test_machine_lives_through_an_eviction(harness: AzureHarness, tmp_path: Path
     (listed,) = harness.provider(state_dir=tmp_path / "elsewhere").list_all()
     with enter(listed, tmp_path / "user", listed.host_public_key) as connection:
         assert (
-            connection.run("echo kept > note; hostname; cat note", timeout_s=PATIENCE_S).exit_code
+            connection.run("echo kept > note; hostname; cat note", timeout_s=TIMEOUT_S).exit_code
             == 0
         )
     with pytest.raises(HostKeyMismatch):
         enter(vm, tmp_path / "user", keys.generate(tmp_path / "other"))
 
     harness.cloud.evict(harness.cloud.machines()[0], notice_s=300.0)
-    harness.cloud.world.settle()
+    harness.cloud.world.run_due()
 
     assert notice(listed.metadata_url) == "Preempt"
     harness.advance(301)
@@ -74,7 +74,7 @@ def test_machine_lives_through_an_eviction(harness: AzureHarness, tmp_path: Path
     assert (seen.power, harness.cloud.ledger.billing("compute")) == (PowerState.DEALLOCATED, [])
     harness.provider().start(vm)
     with enter(vm, tmp_path / "user", host_public) as connection:
-        assert connection.run("cat note", timeout_s=PATIENCE_S).stdout.strip() == "kept"
+        assert connection.run("cat note", timeout_s=TIMEOUT_S).stdout.strip() == "kept"
     harness.provider().delete(vm.run_id)
     assert harness.cloud.ledger.billing() == []
     assert list((tmp_path / "guests").iterdir()) == []
@@ -86,9 +86,9 @@ def notice(metadata_url: str) -> str:
         f"{metadata_url}/metadata/scheduledevents?api-version=2020-07-01",
         headers={"Metadata": "true"},
     )
-    ends_s = time.monotonic() + PATIENCE_S
+    ends_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < ends_s:
-        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
             events = json.load(answer)["Events"]
         if events:
             return str(events[0]["EventType"])

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from arm import Fault, Weather
+from arm import Disruption, DisruptionKind
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 
-from infra.azure.auto_shutdown import ACTION, Protection, next_strike_s, worst_case
+from infra.azure.auto_shutdown import ACTION, next_strike_s, worst_case
 from infra.azure.permissions import allowed
-from infra.provider import NotAllowed, PowerState, StopReason, Want
+from infra.provider import NotAllowed, PowerState, Safeguard, StopReason, Want
 
 HOUR_S = 3600.0
 WANT = Want(gpu="T4", regions=["eastus"], max_price_usd_per_h=0.25)
@@ -27,16 +27,16 @@ def harness(tmp_path: Path) -> Iterator[AzureHarness]:
         yield harness
 
 
-def holding(protections: list[Protection]) -> set[str]:
+def holding(protections: list[Safeguard]) -> set[str]:
     """The names of the switches that hold."""
-    return {one.name for one in protections if one.holds}
+    return {one.name for one in protections if one.is_set}
 
 
-def test_all_switches_hold_for_an_owner(harness: AzureHarness) -> None:
+def test_all_safeguards_are_set_for_an_owner(harness: AzureHarness) -> None:
     """Cap, auto-shutdown and self-release are set; the role has one right and one machine."""
     vm = harness.provider().create(spec())
 
-    found = harness.provider().protect(vm, until_s=harness.cloud.clock.now() + 5 * HOUR_S)
+    found = harness.provider().set_safeguards(vm, until_s=harness.cloud.clock.now() + 5 * HOUR_S)
 
     assert holding(found) == {"price cap", "auto-shutdown", "self-release"}
     roles = harness.cloud.world.roles
@@ -51,10 +51,10 @@ def test_contributor_keeps_the_schedule(harness: AzureHarness) -> None:
     harness.cloud.world.may_assign = False
     vm = harness.provider().create(spec())
 
-    found = harness.provider().protect(vm, until_s=harness.cloud.clock.now() + 5 * HOUR_S)
+    found = harness.provider().set_safeguards(vm, until_s=harness.cloud.clock.now() + 5 * HOUR_S)
 
     assert holding(found) == {"price cap", "auto-shutdown"}
-    (refused,) = [one for one in found if not one.holds]
+    (refused,) = [one for one in found if not one.is_set]
     assert "AuthorizationFailed" in refused.detail
 
 
@@ -66,23 +66,29 @@ def test_role_that_somebody_defined_is_assigned_by_who_may_only_assign(
     harness.cloud.world.may_define = False
     vm = provider.create(spec())
 
-    alone = [*provider.protect(vm, until_s=until_s), *provider.foresee(WANT, until_s=until_s)]
+    alone = [
+        *provider.set_safeguards(vm, until_s=until_s),
+        *provider.preview_safeguards(WANT, until_s=until_s),
+    ]
     harness.cloud.world.may_define = True
-    provider.protect(vm, until_s=until_s)
+    provider.set_safeguards(vm, until_s=until_s)
     harness.cloud.world.may_define = False
-    later = [*provider.protect(vm, until_s=until_s), *provider.foresee(WANT, until_s=until_s)]
+    later = [
+        *provider.set_safeguards(vm, until_s=until_s),
+        *provider.preview_safeguards(WANT, until_s=until_s),
+    ]
 
-    refused = [one for one in alone if not one.holds]
+    refused = [one for one in alone if not one.is_set]
     assert {one.name for one in refused} == {"self-release"}
     assert {one.hint for one in refused} == {"ask for `User Access Administrator`"}
-    assert [one.name for one in later if not one.holds] == []
+    assert [one.name for one in later if not one.is_set] == []
 
 
 def test_bill_ends_with_everything_of_ours_dead(harness: AzureHarness) -> None:
     """Nobody looks for a day: compute stops at the limit, and the ledger has the sum foretold."""
     vm = harness.provider().create(spec())
     now = harness.cloud.clock.now()
-    found = harness.provider().protect(vm, until_s=now + 5 * HOUR_S)
+    found = harness.provider().set_safeguards(vm, until_s=now + 5 * HOUR_S)
     worst = worst_case(found, now_s=now, cap_usd_per_h=0.149174, idle_usd_per_h=0.0181)
 
     harness.advance(24 * HOUR_S)
@@ -107,12 +113,12 @@ def test_bill_ends_in_time_whatever_clock_the_laptop_has(
     provider = harness.provider()
     vm = provider.create(spec())
 
-    found = provider.protect(vm, until_s=harness.now() + 5 * HOUR_S)
+    found = provider.set_safeguards(vm, until_s=harness.now() + 5 * HOUR_S)
     end_s = harness.cloud.clock.now() + 5 * HOUR_S
     harness.advance(24 * HOUR_S)
 
-    told = [one.stops_at_s for one in found if one.stops_at_s is not None]
-    assert told == pytest.approx([end_s, end_s], abs=60)
+    times = [one.stops_at_s for one in found if one.stops_at_s is not None]
+    assert times == pytest.approx([end_s, end_s], abs=60)
     assert harness.cloud.ledger.usd("compute") == pytest.approx(5 * 0.149174, rel=0.02)
 
 
@@ -120,9 +126,9 @@ def test_renewed_schedule_strikes_once_and_later(harness: AzureHarness) -> None:
     """Setting the switches again moves the end; the old time passes without harm."""
     vm = harness.provider().create(spec())
     now = harness.cloud.clock.now()
-    harness.provider().protect(vm, until_s=now + 2 * HOUR_S)
+    harness.provider().set_safeguards(vm, until_s=now + 2 * HOUR_S)
     harness.advance(HOUR_S)
-    harness.provider().protect(vm, until_s=now + 6 * HOUR_S)
+    harness.provider().set_safeguards(vm, until_s=now + 6 * HOUR_S)
 
     harness.advance(2 * HOUR_S)
     between = harness.cloud.ledger.billing("compute")
@@ -145,9 +151,9 @@ def test_schedule_is_set_where_azure_can_keep_it(until_h: float, strike_h: float
     assert 0 <= strike - (now + strike_h * HOUR_S) < 60
 
 
-def test_nothing_that_holds_is_said_to_be_unbounded() -> None:
+def test_nothing_in_force_is_reported_as_unbounded() -> None:
     """Without a switch that names a time the worst case is not a number, and says why."""
-    found = [Protection(name="price cap", holds=True, detail="")]
+    found = [Safeguard(name="price cap", is_set=True, detail="")]
 
     worst = worst_case(found, now_s=0, cap_usd_per_h=0.25, idle_usd_per_h=0.02)
 
@@ -156,11 +162,11 @@ def test_nothing_that_holds_is_said_to_be_unbounded() -> None:
 
 
 @pytest.mark.parametrize("left_h", [-1, 0.1, 5, 40])
-def test_worst_case_trusts_azures_own_switch(harness: AzureHarness, left_h: float) -> None:
+def test_worst_case_trusts_azures_own_schedule(harness: AzureHarness, left_h: float) -> None:
     """With the watchdog dead as well, compute costs what was foretold, whatever the limit."""
     vm = harness.provider().create(spec())
     now = harness.cloud.clock.now()
-    found = harness.provider().protect(vm, until_s=now + left_h * HOUR_S)
+    found = harness.provider().set_safeguards(vm, until_s=now + left_h * HOUR_S)
     worst = worst_case(found, now_s=now, cap_usd_per_h=0.149174, idle_usd_per_h=0.0181)
     before = harness.cloud.ledger.usd("compute")
 
@@ -174,7 +180,7 @@ def test_worst_case_trusts_azures_own_switch(harness: AzureHarness, left_h: floa
 def test_role_goes_with_the_machine(harness: AzureHarness) -> None:
     """Delete takes the assignment back; the schedule goes with the group."""
     vm = harness.provider().create(spec())
-    harness.provider().protect(vm, until_s=harness.cloud.clock.now() + HOUR_S)
+    harness.provider().set_safeguards(vm, until_s=harness.cloud.clock.now() + HOUR_S)
 
     removed = harness.provider().delete(vm.run_id)
 
@@ -186,7 +192,7 @@ def test_role_goes_with_the_machine(harness: AzureHarness) -> None:
 def test_stopped_is_not_deallocated(harness: AzureHarness) -> None:
     """A machine switched off from inside goes on billing, and is shown as doing so."""
     vm = harness.provider().create(spec())
-    arm = harness.provider().account.arm
+    arm = harness.provider().context.arm
     arm.call("stop", arm.compute.virtual_machines.begin_power_off, "qft-run-a", "qft-run-a-1")
 
     seen = harness.provider().observe(vm)
@@ -238,8 +244,10 @@ def test_doctor_fails_only_when_no_region_has_quota(harness: AzureHarness) -> No
 
     assert required("eastus", "westus2") == [False]
     assert required("eastus") == [True]
-    harness.cloud.faults.add(
-        Fault(weather=Weather.ANSWER, path="/usages$", reply=ArmError(403, "X", "No.").reply())
+    harness.cloud.disruptions.add(
+        Disruption(
+            kind=DisruptionKind.ANSWER, path="/usages$", reply=ArmError(403, "X", "No.").reply()
+        )
     )
     assert required("eastus") == [False]
 
@@ -247,11 +255,11 @@ def test_doctor_fails_only_when_no_region_has_quota(harness: AzureHarness) -> No
 def test_doctor_tells_a_login_from_a_subscription(harness: AzureHarness) -> None:
     """A refused token, with Azure's code or with no word at all, is a matter of signing in."""
     for reply in (ArmError(401, "ExpiredAuthenticationToken", "Old.").reply(), Reply(status=401)):
-        harness.cloud.faults.add(
-            Fault(weather=Weather.ANSWER, path="^/subscriptions/", times=2, reply=reply)
+        harness.cloud.disruptions.add(
+            Disruption(kind=DisruptionKind.ANSWER, path="^/subscriptions/", times=2, reply=reply)
         )
         assert names_of_bad(harness)["credentials"].startswith("`az login`")
-        harness.cloud.faults.queue.clear()
+        harness.cloud.disruptions.queue.clear()
 
 
 def test_doctor_stops_at_credentials(harness: AzureHarness) -> None:
@@ -264,7 +272,7 @@ def test_doctor_stops_at_credentials(harness: AzureHarness) -> None:
     assert "qft doctor" in bad["subscription"]
 
 
-def test_rights_understand_wildcards() -> None:
+def test_permissions_understand_wildcards() -> None:
     """A role grants what its patterns cover, less what it takes away."""
     contributor = {"actions": ["*"], "notActions": ["Microsoft.Authorization/*/Write"]}
     reader = {"actions": ["*/read"], "notActions": []}
@@ -275,7 +283,7 @@ def test_rights_understand_wildcards() -> None:
     assert allowed([reader], "Microsoft.Compute/virtualMachines/read")
 
 
-def test_free_trial_is_told_by_azure_too(harness: AzureHarness) -> None:
+def test_free_trial_is_refused_by_azure_too(harness: AzureHarness) -> None:
     """An account that cannot use spot leaves nothing behind when it tries."""
     harness.cloud.market.spot_allowed = False
 

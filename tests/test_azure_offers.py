@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arm import Fault, Weather
+from arm import Disruption, DisruptionKind
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import Reply
 from support.runs import wait_until
 
-from infra.azure.availability import ASKING, bands_query, restrictions_of, usage_of
+from infra.azure.availability import bands_query, restrictions_of, usage_of
 from infra.azure.offers import ZONED_PLACES_MAX
 from infra.azure.permissions import THREAD
 from infra.catalog.gpus import UnknownGpu
 from infra.provider import NoCapacity, Offer, Want
+from infra.renting.gather import GATHER_THREAD
 
 
 @pytest.fixture
@@ -65,9 +66,9 @@ def test_plan_is_quick_and_creates_nothing(harness: AzureHarness) -> None:
 
     assert time.process_time() - began_s < 3
     assert len({one.region for one in offers}) == 15
-    asked = harness.cloud.requests[before:]
+    requests = harness.cloud.requests[before:]
     questions = ("resourcegraph", "placementscores")
-    orders = [r for r in asked if not any(word in r.path.lower() for word in questions)]
+    orders = [r for r in requests if not any(word in r.path.lower() for word in questions)]
     assert {r.method for r in orders} == {"GET"}
     assert harness.cloud.leftovers() == []
     assert offers == sorted(offers, key=lambda one: bool(one.blocked_by))
@@ -75,9 +76,9 @@ def test_plan_is_quick_and_creates_nothing(harness: AzureHarness) -> None:
 
 def test_dead_sources_are_done_without(harness: AzureHarness) -> None:
     """With nobody answering, the catalog's dated prices come, marked as such, after no waits."""
-    harness.provider().account.arm.warm()
+    harness.provider().context.arm.warm()
     reply = Reply(status=403, body={"error": {"code": "AuthorizationFailed", "message": "No."}})
-    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, times=999, reply=reply))
+    harness.cloud.disruptions.add(Disruption(kind=DisruptionKind.ANSWER, times=999, reply=reply))
     began_s = harness.cloud.clock.now()
 
     offers = ask(harness, "eastus", "westus2")
@@ -91,7 +92,7 @@ def test_dead_sources_are_done_without(harness: AzureHarness) -> None:
 def test_price_that_nobody_tells_is_guessed_for_the_size_itself(harness: AzureHarness) -> None:
     """Sixteen cores are not offered at the price of four, nor spot at that of on demand."""
     reply = Reply(status=403, body=None)
-    harness.cloud.faults.add(Fault(weather=Weather.ANSWER, times=999, reply=reply))
+    harness.cloud.disruptions.add(Disruption(kind=DisruptionKind.ANSWER, times=999, reply=reply))
 
     offers = ask(harness, "eastus", "westus2")
 
@@ -102,15 +103,15 @@ def test_price_that_nobody_tells_is_guessed_for_the_size_itself(harness: AzureHa
 
 def test_slow_sources_are_not_waited_for(harness: AzureHarness) -> None:
     """The list of sizes takes Azure half a minute: the answer comes without it."""
-    slow = Fault(weather=Weather.SLOW, path="/skus$", times=999, slow_s=600)
-    harness.cloud.faults.add(slow)
+    slow = Disruption(kind=DisruptionKind.SLOW, path="/skus$", times=999, slow_s=600)
+    harness.cloud.disruptions.add(slow)
     harness.changes = {"offers_wait_s": 0.5}
 
     def quota_left() -> int | None:
         return of(ask(harness, "eastus"), T4, "eastus").quota_left
 
     wait_until(lambda: quota_left() == 25)  # a busy computer may need more than one try
-    late = [one for one in threading.enumerate() if one.name == ASKING]
+    late = [one for one in threading.enumerate() if one.name == GATHER_THREAD]
     slow.enough.set()
 
     assert late
@@ -187,8 +188,8 @@ def test_sizes_that_are_never_spot_are_named() -> None:
 
 def test_restriction_counts_wherever_azure_writes_it_down() -> None:
     """The closed region may stand in either place, and rows of other regions do not matter."""
-    powers = [{"name": "LowPriorityCapable", "value": "true"}]
-    here = {"resourceType": "virtualMachines", "name": T4, "capabilities": powers}
+    capabilities = [{"name": "LowPriorityCapable", "value": "true"}]
+    here = {"resourceType": "virtualMachines", "name": T4, "capabilities": capabilities}
     closed = {
         "type": "Location",
         "restrictionInfo": {"locations": ["EastUS"]},
@@ -197,8 +198,8 @@ def test_restriction_counts_wherever_azure_writes_it_down() -> None:
     other = {"resourceType": "virtualMachines", "name": T4, "locations": ["westus2"]}
 
     assert restrictions_of([here | {"locations": ["eastus"]}, other], "eastus") == {}
-    told = restrictions_of([here | {"restrictions": [closed]}], "eastus")
-    assert told == {T4.lower(): "closed to this subscription (QuotaId)"}
+    restrictions = restrictions_of([here | {"restrictions": [closed]}], "eastus")
+    assert restrictions == {T4.lower(): "closed to this subscription (QuotaId)"}
 
 
 def test_query_names_sizes_and_regions_in_lower_case() -> None:
@@ -256,8 +257,8 @@ def test_poor_placement_score_puts_a_place_behind(harness: AzureHarness) -> None
         ("westus2", "High"),
         ("eastus", "Low"),
     ]
-    asked = [one for one in harness.cloud.requests if "/placementscores/" in one.path.lower()]
-    assert len(asked) == 1
+    requests = [one for one in harness.cloud.requests if "/placementscores/" in one.path.lower()]
+    assert len(requests) == 1
     harness.advance(1201)
     harness.cloud.market.scores.clear()
     assert ask(harness, "eastus", "westus2")[0].region == "eastus"
@@ -271,18 +272,18 @@ def test_closed_placement_scores_are_done_without(harness: AzureHarness) -> None
     ask(harness, "eastus", "westus2")
 
     assert (first.region, first.placement_score) == ("eastus", "")
-    asked = [one for one in harness.cloud.requests if "/placementscores/" in one.path.lower()]
-    assert len(asked) == 1
+    requests = [one for one in harness.cloud.requests if "/placementscores/" in one.path.lower()]
+    assert len(requests) == 1
 
 
-def test_cloud_closes_after_the_last_late_question(tmp_path: Path) -> None:
+def test_cloud_closes_after_the_last_late_request(tmp_path: Path) -> None:
     """A plan that ends early leaves somebody asking, who is answered before the cloud goes."""
     with azure(tmp_path) as harness:
-        slow = Fault(weather=Weather.SLOW, path="/permissions$", slow_s=600)
-        harness.cloud.faults.add(slow)
+        slow = Disruption(kind=DisruptionKind.SLOW, path="/permissions$", slow_s=600)
+        harness.cloud.disruptions.add(slow)
         with pytest.raises(UnknownGpu):
             harness.provider().offers(Want(gpu="RTX9090"))
-        late = [one for one in threading.enumerate() if one.name in {ASKING, THREAD}]
+        late = [one for one in threading.enumerate() if one.name in {GATHER_THREAD, THREAD}]
         threading.Timer(0.2, slow.enough.set).start()
 
     assert late

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from arm import Fault, Weather
-from arm.faults import Faults
+from arm import Disruption, DisruptionKind
+from arm.disruptions import Disruptions
 from arm.harness import T4, azure, spec
 from arm.replies import Reply, Request
 from cryptography import x509
 
-from infra.azure.http import fetch
-from infra.azure.permissions import allowed, permissions
+from infra.azure.permissions import allowed, granted_permissions
 from infra.provider import PowerState, StopReason, Transient, Want
+from infra.renting.http import fetch
 
 EVICTED: dict[str, object] = {
     "eventTimestamp": "2026-09-21T14:20:00Z",
@@ -29,7 +29,7 @@ EVICTED: dict[str, object] = {
 
 
 @dataclass
-class Paged(Faults):
+class Paged(Disruptions):
     """Answers one list in two pages, of which the first may be empty."""
 
     path: str = ""
@@ -38,7 +38,7 @@ class Paged(Faults):
     elsewhere: str = ""
     """Another host to name as that of the second page."""
 
-    def take(self, request: Request) -> Fault | None:
+    def take(self, request: Request) -> Disruption | None:
         """The page that is asked for."""
         if not request.path.lower().endswith(self.path):
             return super().take(request)
@@ -47,13 +47,13 @@ class Paged(Faults):
         last = "$skiptoken" in request.query
         value = list(self.second if last else self.first)
         body = {"value": value, "nextLink": "" if last else connection}
-        return Fault(weather=Weather.ANSWER, reply=Reply(body=body))
+        return Disruption(kind=DisruptionKind.ANSWER, reply=Reply(body=body))
 
 
 def test_eviction_on_the_second_page_of_the_log_is_found(tmp_path: Path) -> None:
     """The activity log may be cut anywhere, also before anything at all."""
     log = Paged(path="/eventtypes/management/values", second=(EVICTED,))
-    with azure(tmp_path, faults=log) as harness:
+    with azure(tmp_path, disruptions=log) as harness:
         vm = harness.provider().create(spec())
         harness.advance(300)
         harness.cloud.evict(harness.cloud.machines()[0], notice_s=0)
@@ -65,18 +65,18 @@ def test_eviction_on_the_second_page_of_the_log_is_found(tmp_path: Path) -> None
     assert seen.certain
 
 
-def test_rights_are_read_from_every_page(tmp_path: Path) -> None:
+def test_permissions_are_read_from_every_page(tmp_path: Path) -> None:
     """A role on the second page counts."""
     role: dict[str, object] = {"actions": ["*"], "notActions": []}
-    with azure(tmp_path, faults=Paged(path="/permissions", second=(role,))) as harness:
-        assert allowed(permissions(harness.provider().account), "Microsoft.Compute/x/write")
+    with azure(tmp_path, disruptions=Paged(path="/permissions", second=(role,))) as harness:
+        assert allowed(granted_permissions(harness.provider().context), "Microsoft.Compute/x/write")
 
 
 def test_page_on_another_host_is_not_shown_the_token(tmp_path: Path) -> None:
     """A reply cannot send us, and what we sign in with, to somebody else."""
     lured = Paged(path="/permissions", elsewhere="https://127.0.0.1:1")
-    with azure(tmp_path, faults=lured) as harness:
-        assert permissions(harness.provider().account) == []
+    with azure(tmp_path, disruptions=lured) as harness:
+        assert granted_permissions(harness.provider().context) == []
 
 
 def test_eviction_rates_are_read_from_every_page(tmp_path: Path) -> None:
@@ -84,15 +84,17 @@ def test_eviction_rates_are_read_from_every_page(tmp_path: Path) -> None:
     with azure(tmp_path) as harness:
         row = {"skuName": T4, "location": "eastus", "spotEvictionRate": "5-10"}
         for body in ({"data": [], "$skipToken": "more"}, {"data": [row]}):
-            fault = Fault(weather=Weather.ANSWER, path="resourcegraph", reply=Reply(body=body))
-            harness.cloud.faults.add(fault)
+            disruption = Disruption(
+                kind=DisruptionKind.ANSWER, path="resourcegraph", reply=Reply(body=body)
+            )
+            harness.cloud.disruptions.add(disruption)
 
         offers = harness.provider().offers(Want(gpu="T4", regions=["eastus"]))
 
-        asked = [r.body["options"] for r in harness.cloud.requests if "ResourceGraph" in r.path]
+        requests = [r.body["options"] for r in harness.cloud.requests if "ResourceGraph" in r.path]
     assert {one.eviction_band for one in offers if one.size == T4} == {"5-10"}
     rows = {"resultFormat": "objectArray"}
-    assert asked == [rows, rows | {"$skipToken": "more"}]
+    assert requests == [rows, rows | {"$skipToken": "more"}]
 
 
 @contextmanager
@@ -132,7 +134,7 @@ def test_certificates_may_lie_in_a_directory(
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
 
         offers = harness.provider().offers(Want(gpu="T4", regions=["eastus"]))
-        address = harness.provider().account.caller()
+        address = harness.provider().context.caller()
 
         assert {one.price_source for one in offers} == {"retail prices api"}
         assert offers[0].quota_left is not None  # which the SDK has read

@@ -12,16 +12,16 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from arm import Cloud, Fault, Weather
-from arm.desk import CommandLine, command_line
+from arm import Cloud, Disruption, DisruptionKind
 from arm.harness import T4, azure
 from arm.replies import Reply
+from arm.runner import CliRunner, cli_runner
 from support.runs import Project, json_of, make_project
 
 from infra.azure import AzureProvider, AzureSettings
-from infra.azure.availability import ASKING
 from infra.azure.permissions import THREAD
 from infra.provider import Want
+from infra.renting.gather import GATHER_THREAD
 
 REGIONS = ["eastus", "westus2", "westus3"]
 
@@ -37,15 +37,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture
-def desk(
+def runner(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Iterator[CommandLine]:
+) -> Iterator[CliRunner]:
     """A command line in that project, with a cloud of its own."""
     with (
         azure(tmp_path / "unused") as harness,
-        command_line(project.folder, tmp_path / "home", harness, capsys) as desk,
+        cli_runner(project.folder, tmp_path / "home", harness, capsys) as runner,
     ):
-        yield desk
+        yield runner
 
 
 def test_plan_tells_everything_in_three_seconds_and_only_reads(project: Project) -> None:
@@ -66,14 +66,14 @@ def test_plan_tells_everything_in_three_seconds_and_only_reads(project: Project)
         after = os.times()
         worked_s = after.children_user + after.children_system
         worked_s -= before.children_user + before.children_system
-        asked = {r.method for r in cloud.requests if "oauth2" not in r.path.lower()}
+        requests = {r.method for r in cloud.requests if "oauth2" not in r.path.lower()}
         posted = [r.path.lower() for r in cloud.requests if r.method == "POST"]
         assert cloud.leftovers() == []
     assert done.returncode == 0, done.stderr
     assert worked_s < 3.0, f"{worked_s:.1f} s"
     assert "azure.mgmt.compute" in imported
     assert [one for one in ("azure.mgmt.network", "torch", "paramiko") if one in imported] == []
-    assert asked <= {"GET", "POST"}
+    assert requests <= {"GET", "POST"}
     reads = ("oauth2", "resourcegraph", "placementscores")
     assert [path for path in posted if not any(word in path for word in reads)] == []
     page = json_of(done)
@@ -94,27 +94,27 @@ def test_plan_tells_everything_in_three_seconds_and_only_reads(project: Project)
     }
 
 
-def test_plan_waits_three_seconds_at_most_for_slow_sources(desk: CommandLine) -> None:
+def test_plan_waits_three_seconds_at_most_for_slow_sources(runner: CliRunner) -> None:
     """With the list of sizes taking longer than anybody waits, the page still comes in time."""
-    desk.qft("plan")  # the SDK's own first use
-    slow = Fault(weather=Weather.SLOW, path="/skus$", times=9, slow_s=600)
-    desk.harness.cloud.faults.add(slow)
-    desk.harness.changes = {"offers_wait_s": 0.5}
-    (desk.home / "azure" / "sizes" / "eastus.json").unlink()
+    runner.qft("plan")  # the SDK's own first use
+    slow = Disruption(kind=DisruptionKind.SLOW, path="/skus$", times=9, slow_s=600)
+    runner.harness.cloud.disruptions.add(slow)
+    runner.harness.changes = {"offers_wait_s": 0.5}
+    (runner.home / "azure" / "sizes" / "eastus.json").unlink()
 
-    said = desk.qft("plan", "--json")
-    late = [one for one in threading.enumerate() if one.name == ASKING]
+    result = runner.qft("plan", "--json")
+    late = [one for one in threading.enumerate() if one.name == GATHER_THREAD]
     slow.enough.set()
 
     assert late
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     assert AzureSettings().offers_wait_s < 3
 
 
-def test_plan_does_not_wait_for_the_rights_either(tmp_path: Path) -> None:
+def test_plan_does_not_wait_for_the_permissions_either(tmp_path: Path) -> None:
     """Rights that do not come in time are told as not known, however long Azure asks to wait."""
     reply = Reply(status=429, headers={"Retry-After": "60"})
-    fault = Fault(weather=Weather.ANSWER, reply=reply, times=99, path="/permissions$")
+    disruption = Disruption(kind=DisruptionKind.ANSWER, reply=reply, times=99, path="/permissions$")
     later = threading.Event()
 
     def sleep(_: float) -> None:
@@ -123,15 +123,15 @@ def test_plan_does_not_wait_for_the_rights_either(tmp_path: Path) -> None:
     with azure(tmp_path) as harness:
         settings = harness.settings(offers_wait_s=0.5)
         provider = AzureProvider(settings, tmp_path / "state", sleep=sleep)
-        harness.cloud.faults.add(fault)
-        provider.account.arm.warm()
+        harness.cloud.disruptions.add(disruption)
+        provider.context.arm.warm()
 
         provider.offers(Want(gpu="T4", regions=REGIONS))
-        switches = provider.foresee(Want(gpu="T4"), until_s=time.time() + 3600)
+        safeguards = provider.preview_safeguards(Want(gpu="T4"), until_s=time.time() + 3600)
 
         assert THREAD in {one.name for one in threading.enumerate()}
-        assert {one.name for one in switches if one.holds} == set()
-        assert "did not say within 0.5 s" in switches[1].detail
+        assert {one.name for one in safeguards if one.is_set} == set()
+        assert "did not say within 0.5 s" in safeguards[1].detail
         later.set()
         for thread in threading.enumerate():
             if thread.name == THREAD:
@@ -139,91 +139,96 @@ def test_plan_does_not_wait_for_the_rights_either(tmp_path: Path) -> None:
         provider.close()
 
 
-def test_plan_says_which_switch_will_not_hold(desk: CommandLine) -> None:
+def test_plan_says_which_safeguard_cannot_be_set(runner: CliRunner) -> None:
     """A Contributor reads that the machine cannot release itself, and what the rest comes to."""
-    desk.harness.cloud.world.may_assign = False
+    runner.harness.cloud.world.may_assign = False
 
-    said = desk.qft("plan")
+    result = runner.qft("plan")
 
-    assert said.code == 0, said.err
-    (unset,) = [one for one in said.out.splitlines() if "will NOT end the bill: " in one]
-    assert "self-release" in unset
-    assert "to get it: ask for `User Access Administrator`" in unset
-    assert "will end the bill: auto-shutdown" in said.out
-    assert "then $0.44 a day for disk and address" in said.out
-    assert "at most $1.00 of compute (4.0 h at 0.25 USD/h until" in said.out
-    assert "worst case: $1.00" in said.out
+    assert result.code == 0, result.err
+    (missing,) = [one for one in result.out.splitlines() if "will NOT end the bill: " in one]
+    assert "self-release" in missing
+    assert "to get it: ask for `User Access Administrator`" in missing
+    assert "will end the bill: auto-shutdown" in result.out
+    assert "then $0.44 a day for disk and address" in result.out
+    assert "at most $1.00 of compute (4.0 h at 0.25 USD/h until" in result.out
+    assert "worst case: $1.00" in result.out
 
 
-def test_up_says_which_switches_hold_and_what_they_leave_possible(desk: CommandLine) -> None:
+def test_up_says_which_safeguards_are_set_and_what_they_leave_possible(runner: CliRunner) -> None:
     """After renting, each switch that was set is told with the bill that it leaves possible."""
-    desk.harness.cloud.world.may_assign = False
+    runner.harness.cloud.world.may_assign = False
 
-    said = desk.qft("up", "--plain")
-    shown = desk.qft("status", "tiny")
+    result = runner.qft("up", "--plain")
+    shown = runner.qft("status", "tiny")
 
-    assert said.code == 0, said.err
-    assert "ends the bill: price cap: Azure evicts the machine before" in said.err
-    assert "ends the bill: auto-shutdown: Azure deallocates the machine at" in said.err
-    assert "at most $1.00 of compute (4.0 h at 0.25 USD/h until" in said.err
-    (unset,) = [one for one in said.err.splitlines() if "does NOT end the bill: " in one]
-    assert "self-release" in unset
-    assert "AuthorizationFailed" in unset
-    assert "to get it: ask for `User Access Administrator`" in unset
-    assert "worst case of the whole run: $1.00 (budget)" in said.err
+    assert result.code == 0, result.err
+    assert "ends the bill: price cap: Azure evicts the machine before" in result.err
+    assert "ends the bill: auto-shutdown: Azure deallocates the machine at" in result.err
+    assert "at most $1.00 of compute (4.0 h at 0.25 USD/h until" in result.err
+    (missing,) = [one for one in result.err.splitlines() if "does NOT end the bill: " in one]
+    assert "self-release" in missing
+    assert "AuthorizationFailed" in missing
+    assert "to get it: ask for `User Access Administrator`" in missing
+    assert "worst case of the whole run: $1.00 (budget)" in result.err
     assert "auto-shutdown: Azure deallocates" in shown.out
 
 
-def test_plan_tells_how_old_a_price_is(desk: CommandLine) -> None:
+def test_plan_tells_how_old_a_price_is(runner: CliRunner) -> None:
     """A price from disk is shown with its age, in a unit that can be read."""
-    assert "0 min old, from retail prices api" in desk.qft("plan").out
-    desk.harness.advance(600)
-    assert "10 min old, from retail prices api" in desk.qft("plan").out
+    assert "0 min old, from retail prices api" in runner.qft("plan").out
+    runner.harness.advance(600)
+    assert "10 min old, from retail prices api" in runner.qft("plan").out
 
     reply = Reply(status=503, body=None)
-    fault = Fault(weather=Weather.ANSWER, path="/retail/prices", times=99, reply=reply)
-    desk.harness.cloud.faults.add(fault)
-    desk.harness.advance(5 * 3600)
-    assert "5 h old, from retail prices api" in desk.qft("plan").out
-    shutil.rmtree(desk.home)
-    assert " days old, from catalog of " in desk.qft("plan").out
+    disruption = Disruption(
+        kind=DisruptionKind.ANSWER, path="/retail/prices", times=99, reply=reply
+    )
+    runner.harness.cloud.disruptions.add(disruption)
+    runner.harness.advance(5 * 3600)
+    assert "5 h old, from retail prices api" in runner.qft("plan").out
+    shutil.rmtree(runner.home)
+    assert " days old, from catalog of " in runner.qft("plan").out
 
 
 def test_doctor_shows_the_fix_of_what_only_limits_and_fails_without_quota(
-    desk: CommandLine,
+    runner: CliRunner,
 ) -> None:
     """What a run can do without is a warning with its fix; no quota anywhere fails, exit code 2."""
-    desk.harness.cloud.world.may_assign = False
-    desk.harness.cloud.market.cores["eastus"] = 3
+    runner.harness.cloud.world.may_assign = False
+    runner.harness.cloud.market.cores["eastus"] = 3
 
-    some, said = desk.qft("doctor"), desk.qft("doctor", "--json")
-    desk.harness.cloud.market.spot_cores = 3
-    none = desk.qft("doctor")
+    some, result = runner.qft("doctor"), runner.qft("doctor", "--json")
+    runner.harness.cloud.market.spot_cores = 3
+    none = runner.qft("doctor")
 
-    assert (some.code, said.code, none.code) == (0, 0, 2)
+    assert (some.code, result.code, none.code) == (0, 0, 2)
     lines = some.out.splitlines()
     warned = [line.split(":")[0] for line in lines if line.startswith("warn")]
     assert warned == ["warn  self-release", "warn  spot quota in eastus"]
     assert "      fix: ask for `User Access Administrator`" in lines
     assert len([line for line in lines if "fix: ask for more: https://portal" in line]) == 1
     assert len([line for line in none.out.splitlines() if line.startswith("FAIL  spot")]) == 3
-    found = {one["name"]: (one["ok"], one["required"]) for one in json.loads(said.out)}
+    found = {one["name"]: (one["ok"], one["required"]) for one in json.loads(result.out)}
     assert found["spot quota in eastus"] == (False, False)
     assert found["credentials"] == (True, True)
 
 
 def test_doctor_tells_of_azure_before_there_is_a_run_yaml(
-    desk: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked by name it looks at the account for a T4 in the usual regions; a wrong name is told."""
     monkeypatch.chdir(tmp_path)
 
-    local, asked = desk.qft("doctor", "--json"), desk.qft("doctor", "--provider", "azure", "--json")
-    wrong, bare = (desk.qft("doctor", "--provider", name) for name in ("aws", "ssh"))
+    local, requests = (
+        runner.qft("doctor", "--json"),
+        runner.qft("doctor", "--provider", "azure", "--json"),
+    )
+    wrong, bare = (runner.qft("doctor", "--provider", name) for name in ("aws", "ssh"))
 
     assert "credentials" not in local.out
-    names = {one["name"] for one in json.loads(asked.out)}
-    assert asked.code == 0, asked.out
+    names = {one["name"] for one in json.loads(requests.out)}
+    assert requests.code == 0, requests.out
     assert {"credentials", "offer type", "spot quota in eastus", "your address"} <= names
     assert not {"asyncssh", "config"} & names
     assert (wrong.code, bare.code) == (2, 2)
@@ -232,7 +237,7 @@ def test_doctor_tells_of_azure_before_there_is_a_run_yaml(
 
 
 @pytest.mark.parametrize("command", [("plan",), ("up", "--plain")], ids=["plan", "up"])
-def test_card_that_azure_does_not_have_is_told(
+def test_gpu_that_azure_does_not_have_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:
     """`A10G` is rented as the A10, and whoever asked for it reads so before that."""
@@ -240,9 +245,9 @@ def test_card_that_azure_does_not_have_is_told(
     folder = make_project(tmp_path / "project", vm=vm).folder
     with (
         azure(tmp_path / "unused") as harness,
-        command_line(folder, tmp_path / "home", harness, capsys) as desk,
+        cli_runner(folder, tmp_path / "home", harness, capsys) as runner,
     ):
-        said = desk.qft(*command)
+        result = runner.qft(*command)
 
-    assert said.code == 0, said.err
-    assert "note: A10G is the name of a card that only AWS rents out" in said.out + said.err
+    assert result.code == 0, result.err
+    assert "note: A10G is the name of a card that only AWS rents out" in result.out + result.err

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arm.desk import CommandLine, command_line
 from arm.harness import azure
 from arm.replies import Request
+from arm.runner import CliRunner, cli_runner
 from support.runs import make_project
 
 READING_POSTS = ("/providers/microsoft.resourcegraph/resources", "/placementscores/spot/generate")
@@ -17,28 +17,28 @@ DONE, CLOUD = 0, 3
 
 
 @pytest.fixture
-def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+def runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRunner]:
     """A command line on a subscription on which nothing was ever used."""
     made = make_project(
         tmp_path / "project", vm={"provider": "azure", "regions": ["eastus", "westus2"]}
     )
     with (
         azure(tmp_path / "unused", registered=False) as harness,
-        command_line(made.folder, tmp_path / "home", harness, capsys) as desk,
+        cli_runner(made.folder, tmp_path / "home", harness, capsys) as runner,
     ):
-        yield desk
+        yield runner
 
 
-def changes(desk: CommandLine) -> list[str]:
+def changes(runner: CliRunner) -> list[str]:
     """The requests that change something, or might."""
     return [
         f"{one.method} {one.path}"
-        for one in desk.harness.cloud.requests
-        if one.method not in {"GET", "HEAD"} and not _is_question(one)
+        for one in runner.harness.cloud.requests
+        if one.method not in {"GET", "HEAD"} and not _only_reads(one)
     ]
 
 
-def _is_question(request: Request) -> bool:
+def _only_reads(request: Request) -> bool:
     signs_in = not request.path.lower().startswith(("/subscriptions/", "/providers/"))
     return request.method == "POST" and (signs_in or request.path.lower().endswith(READING_POSTS))
 
@@ -56,34 +56,34 @@ def _is_question(request: Request) -> bool:
     ],
     ids=" ".join,
 )
-def test_command_that_looks_registers_nothing(desk: CommandLine, command: tuple[str, ...]) -> None:
+def test_command_that_looks_registers_nothing(runner: CliRunner, command: tuple[str, ...]) -> None:
     """Every request of a command that looks is a read, and none waits for a registration."""
-    before_s = desk.harness.cloud.clock.now()
+    before_s = runner.harness.cloud.clock.now()
 
-    desk.qft(*command)
+    runner.qft(*command)
 
-    assert desk.harness.cloud.requests or command == ("status",)
-    assert changes(desk) == []
-    assert set(desk.harness.cloud.world.providers.values()) == {"NotRegistered"}
-    assert desk.harness.cloud.clock.now() - before_s < 10
+    assert runner.harness.cloud.requests or command == ("status",)
+    assert changes(runner) == []
+    assert set(runner.harness.cloud.world.providers.values()) == {"NotRegistered"}
+    assert runner.harness.cloud.clock.now() - before_s < 10
 
 
-def test_doctor_says_what_is_not_registered(desk: CommandLine) -> None:
+def test_doctor_says_what_is_not_registered(runner: CliRunner) -> None:
     """A fresh subscription is no failure: doctor names what the first machine will register."""
-    said = desk.qft("doctor")
+    result = runner.qft("doctor")
 
     for namespace in ("Microsoft.Compute", "Microsoft.Network"):
-        assert f"az provider register --wait --namespace {namespace}" in said.out + said.err
-    assert "Traceback" not in said.err
+        assert f"az provider register --wait --namespace {namespace}" in result.out + result.err
+    assert "Traceback" not in result.err
 
 
-def test_a_machine_registers_what_it_needs(desk: CommandLine) -> None:
+def test_a_machine_registers_what_it_needs(runner: CliRunner) -> None:
     """Renting one registers, once, and only the namespaces that it uses."""
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    asked = [one for one in changes(desk) if one.endswith("/register")]
-    assert said.code == DONE, said.err
-    assert sorted(one.split("/")[-2].lower() for one in asked) == [
+    requests = [one for one in changes(runner) if one.endswith("/register")]
+    assert result.code == DONE, result.err
+    assert sorted(one.split("/")[-2].lower() for one in requests) == [
         "microsoft.compute",
         "microsoft.devtestlab",
         "microsoft.network",

@@ -12,9 +12,10 @@ from support.fakecloud import FakeCloud, Story
 
 from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.run.budget import bill
-from infra.run.decide import Goal, Plan
-from infra.run.fold import fold, to_json
+from infra.run.decide import Goal, RunPlan
+from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read
+from infra.run.vm_json import to_json
 from infra.timestamps import parse_utc_s
 
 HOUR_S = 3600.0
@@ -63,12 +64,12 @@ def test_hours_are_never_dated_back_before_the_last_start() -> None:
     offer = {"provider": "x", "region": "a", "size": "s", "spot_usd_per_h": 1.0}
     vm = to_json(Vm(provider="x", run_id="r", id="v", region="a", size="s"))
     stop = {"power": "deallocated", "reason": "evicted", "detail": "", "since_s": 50.0, "step": 0}
-    told: list[tuple[float, Kind, dict[str, object]]] = [
+    entries: list[tuple[float, Kind, dict[str, object]]] = [
         (0.0, Kind.CREATE_INTENDED, {"generation": 1, "offer": offer}),
         (100.0, Kind.CREATE_ACCEPTED, {"vm": vm}),
         (7200.0, Kind.STOP_SEEN, stop),
     ]
-    events = [Event(number=n, at_s=at, kind=k, data=d) for n, (at, k, d) in enumerate(told, 1)]
+    events = [Event(number=n, at_s=at, kind=k, data=d) for n, (at, k, d) in enumerate(entries, 1)]
 
     assert bill(fold(events), 7200.0).compute_h == pytest.approx(2.0)
 
@@ -77,12 +78,12 @@ def test_cost_follows_the_market_while_the_machine_runs() -> None:
     """A price that doubles under the cap doubles what the budget counts from then on."""
     offer = {"provider": "x", "region": "a", "size": "s", "spot_usd_per_h": 1.0}
     vm = to_json(Vm(provider="x", run_id="r", id="v", region="a", size="s", price_usd_per_h=1.0))
-    told: list[tuple[float, Kind, dict[str, object]]] = [
+    entries: list[tuple[float, Kind, dict[str, object]]] = [
         (0.0, Kind.CREATE_INTENDED, {"generation": 1, "offer": offer}),
         (100.0, Kind.CREATE_ACCEPTED, {"vm": vm}),
         (HOUR_S, Kind.PRICE_SEEN, {"usd_per_h": 2.0}),
     ]
-    events = [Event(number=n, at_s=at, kind=k, data=d) for n, (at, k, d) in enumerate(told, 1)]
+    events = [Event(number=n, at_s=at, kind=k, data=d) for n, (at, k, d) in enumerate(entries, 1)]
 
     used = bill(fold(events), 2 * HOUR_S)
 
@@ -97,12 +98,12 @@ def test_running_machine_is_priced_by_the_market_of_now(harness: AzureHarness) -
     before = provider.observe(vm).price_usd_per_h
     harness.cloud.set_price(T4, "eastus", 0.2)
     harness.advance(1000)
-    asked = len([r for r in harness.cloud.requests if "retail" in r.path])
+    requests = len([r for r in harness.cloud.requests if "retail" in r.path])
 
     seen = [provider.observe(vm).price_usd_per_h for _ in range(5)]
 
     assert (before, set(seen)) == (0.149174, {0.2})
-    assert len([r for r in harness.cloud.requests if "retail" in r.path]) - asked == 1
+    assert len([r for r in harness.cloud.requests if "retail" in r.path]) - requests == 1
 
 
 def test_price_that_is_counted_is_never_above_the_cap(harness: AzureHarness) -> None:
@@ -127,7 +128,7 @@ def test_own_release_after_a_stop_explains_nothing(harness: AzureHarness) -> Non
     provider.start(vm)
     harness.advance(180)
 
-    assert provider.explain(vm, after_s=at_s - 300, before_s=at_s) is None
+    assert provider.stop_reason_from_log(vm, after_s=at_s - 300, before_s=at_s) is None
 
 
 def test_colleague_is_named_once_the_log_tells(harness: AzureHarness, tmp_path: Path) -> None:
@@ -140,23 +141,23 @@ def test_colleague_is_named_once_the_log_tells(harness: AzureHarness, tmp_path: 
     seen = provider.observe(vm)
     at_s = harness.cloud.clock.now()
 
-    early = provider.explain(vm, after_s=born_s, before_s=at_s)
+    early = provider.stop_reason_from_log(vm, after_s=born_s, before_s=at_s)
     harness.advance(180)
-    late = provider.explain(vm, after_s=born_s, before_s=at_s)
+    late = provider.stop_reason_from_log(vm, after_s=born_s, before_s=at_s)
 
     assert (seen.stop_reason, seen.certain) == (StopReason.EVICTED, False)
     assert early is None
     assert late is not None
     assert (late.stop_reason, late.detail) == (StopReason.USER, "deallocated by a@b.example")
-    assert provider.explain(vm, after_s=at_s + 500, before_s=at_s + 900) is None
+    assert provider.stop_reason_from_log(vm, after_s=at_s + 500, before_s=at_s + 900) is None
 
 
-def test_deletion_in_the_portal_is_told_with_the_name(harness: AzureHarness) -> None:
+def test_deletion_in_the_portal_is_reported_with_the_name(harness: AzureHarness) -> None:
     """A machine that somebody deleted is gone by their doing, once the log tells."""
     provider = harness.provider()
     vm = provider.create(spec())
-    arm = provider.account.arm
-    arm.begin("x", arm.compute.virtual_machines.begin_delete, "qft-run-a", "qft-run-a-1").settle(
+    arm = provider.context.arm
+    arm.begin("x", arm.compute.virtual_machines.begin_delete, "qft-run-a", "qft-run-a-1").wait(
         wait_s=300
     )
     early = provider.observe(vm)
@@ -190,7 +191,7 @@ class UnsureCloud(FakeCloud):
 
     stopping: int = 0
     truth: StopReason = StopReason.RETURNED
-    asked: list[float] = field(default_factory=list)
+    requests: list[float] = field(default_factory=list)
 
     def observe(self, vm: Vm) -> Observation:
         """An eviction, as far as anybody can tell at first."""
@@ -202,9 +203,15 @@ class UnsureCloud(FakeCloud):
             return Observation(power=PowerState.STOPPING)
         return replace(seen, certain=False)
 
-    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:  # noqa: ARG002  (the seam names them)
+    def stop_reason_from_log(
+        self,
+        vm: Vm,  # noqa: ARG002  (the seam names them)
+        *,
+        after_s: float,  # noqa: ARG002
+        before_s: float,
+    ) -> Observation | None:
         """Known five minutes after the stop."""
-        self.asked.append(self.world.now_s)
+        self.requests.append(self.world.now_s)
         if self.world.now_s - before_s < 300:
             return None
         return Observation(
@@ -212,12 +219,12 @@ class UnsureCloud(FakeCloud):
         )
 
 
-def test_inferred_eviction_is_taken_back_when_the_records_say_otherwise(tmp_path: Path) -> None:
+def test_inferred_eviction_is_corrected_by_the_records(tmp_path: Path) -> None:
     """The run goes on at once; minutes later the journal is corrected, once, by a later line."""
     story = Story(path=tmp_path / "journal.jsonl")
     story.cloud = UnsureCloud(world=story.world, stopping=2)
     story.work.cloud, story.work.steps = story.cloud, 1500
-    story.plan = Plan(goal=Goal.RUN, rehearse_evictions=(20,))
+    story.plan = RunPlan(goal=Goal.RUN, rehearse_evictions=(20,))
 
     ending = story.go()
 
@@ -229,16 +236,16 @@ def test_inferred_eviction_is_taken_back_when_the_records_say_otherwise(tmp_path
     assert (stop.data["power"], stop.data["reason"]) == ("deallocated", "evicted")
     assert (later.data["reason"], fold(events).evictions) == ("returned", 0)
     assert 300 <= later.at_s - stop.at_s < 900
-    assert len(story.cloud.asked) == 2
+    assert len(story.cloud.requests) == 2
     assert kinds.index(Kind.START_ACCEPTED) < kinds.index(Kind.STOP_EXPLAINED)
 
 
-def test_stop_that_was_a_persons_ends_the_run_once_the_records_tell(tmp_path: Path) -> None:
+def test_stop_that_was_a_persons_ends_the_run_once_the_records_show_it(tmp_path: Path) -> None:
     """Taken for an eviction and started again, the machine is released when the log names who."""
     story = Story(path=tmp_path / "journal.jsonl")
     story.cloud = UnsureCloud(world=story.world, truth=StopReason.USER)
     story.work.cloud, story.work.steps = story.cloud, 1500
-    story.plan = Plan(goal=Goal.RUN, rehearse_evictions=(20,))
+    story.plan = RunPlan(goal=Goal.RUN, rehearse_evictions=(20,))
 
     ending = story.go()
 
@@ -247,7 +254,7 @@ def test_stop_that_was_a_persons_ends_the_run_once_the_records_tell(tmp_path: Pa
     assert story.cloud.log == ["create a", "evict", "start a", "deallocate"]
     assert story.work.home > 20  # what was learnt meanwhile is not lost
 
-    story.plan = Plan(goal=Goal.RUN)
+    story.plan = RunPlan(goal=Goal.RUN)
 
     assert story.go().code == 0
     assert story.cloud.log[4:] == ["start a", "delete"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arm import Fault, Weather
+from arm import Disruption, DisruptionKind
 from arm.harness import AzureHarness, azure, spec
 from arm.replies import ArmError
 from arm.world import SUBSCRIPTION
@@ -30,7 +30,7 @@ def harness(tmp_path: Path) -> Iterator[AzureHarness]:
 def rented(harness: AzureHarness, run_id: str = "run-a") -> Vm:
     """A machine with all its switches."""
     vm = harness.provider().create(spec(run_id=run_id))
-    harness.provider().protect(vm, until_s=harness.cloud.clock.now() + 3600)
+    harness.provider().set_safeguards(vm, until_s=harness.cloud.clock.now() + 3600)
     return vm
 
 
@@ -103,7 +103,7 @@ def test_assignment_of_a_machine_that_somebody_deleted_goes(
 ) -> None:
     """With the machine gone, its assignment is found by the role and by where it hangs."""
     vm = rented(harness)
-    arm = harness.provider().account.arm
+    arm = harness.provider().context.arm
     arm.begin(
         "delete", arm.compute.virtual_machines.begin_delete, "qft-run-a", vm.id.rpartition("/")[2]
     )
@@ -119,7 +119,7 @@ def test_assignment_of_a_group_that_somebody_deleted_goes(
 ) -> None:
     """With the whole group gone from the portal, what hung on it is found in the subscription."""
     rented(harness)
-    arm = harness.provider().account.arm
+    arm = harness.provider().context.arm
     arm.begin("delete", arm.resources.resource_groups.begin_delete, "qft-run-a")
     harness.advance(300)
     assert len(granted(harness)) == 1
@@ -136,8 +136,10 @@ def test_account_that_may_not_list_assignments_still_removes(
     """Assignments cost nothing: not being shown them stops no removal of what bills."""
     rented(harness)
     reply = ArmError(status, "AuthorizationFailed" if status == 403 else "Xyzzy", "No.").reply()
-    harness.cloud.faults.add(
-        Fault(weather=Weather.ANSWER, method="GET", path="roleAssignments$", reply=reply, times=99)
+    harness.cloud.disruptions.add(
+        Disruption(
+            kind=DisruptionKind.ANSWER, method="GET", path="roleAssignments$", reply=reply, times=99
+        )
     )
 
     harness.provider().delete("run-a")
@@ -146,17 +148,17 @@ def test_account_that_may_not_list_assignments_still_removes(
     assert harness.cloud.ledger.billing() == []
 
 
-def test_renewed_switches_ask_for_no_second_assignment(harness: AzureHarness) -> None:
+def test_renewed_safeguards_make_no_second_assignment(harness: AzureHarness) -> None:
     """Setting the switches again is quick and leaves one assignment."""
     vm = rented(harness)
     reply = ArmError(409, "RoleAssignmentExists", "The role assignment already exists.").reply()
-    harness.cloud.faults.add(
-        Fault(weather=Weather.ANSWER, method="PUT", path="roleAssignments/", reply=reply)
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, method="PUT", path="roleAssignments/", reply=reply)
     )
     before_s = harness.cloud.clock.now()
 
-    found = harness.provider().protect(vm, until_s=before_s + 7200)
+    found = harness.provider().set_safeguards(vm, until_s=before_s + 7200)
 
-    assert all(one.holds for one in found)
+    assert all(one.is_set for one in found)
     assert harness.cloud.clock.now() - before_s < 5
     assert len(granted(harness)) == 1

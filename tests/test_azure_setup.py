@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from arm import Cloud, LocalGuests
+from arm import Cloud, LocalHypervisor
 from metal.machine import Metal, Quirks
 from support.runs import Project, make_project, wait_until
 
@@ -19,16 +19,16 @@ PACE = 60.0
 
 
 @pytest.fixture
-def guests(tmp_path: Path) -> LocalGuests:
+def hypervisor(tmp_path: Path) -> LocalHypervisor:
     """Room for real machines."""
-    return LocalGuests(tmp_path / "guests", pace=PACE)
+    return LocalHypervisor(tmp_path / "guests", pace=PACE)
 
 
 @pytest.fixture
-def cloud(guests: LocalGuests) -> Iterator[Cloud]:
+def cloud(hypervisor: LocalHypervisor) -> Iterator[Cloud]:
     """A quick cloud."""
     with (
-        Cloud(pace=PACE, guests=guests) as cloud,
+        Cloud(pace=PACE, hypervisor=hypervisor) as cloud,
         mock.patch.dict(os.environ, cloud.environment()),
     ):
         yield cloud
@@ -44,25 +44,25 @@ def project_in(folder: Path, *, gpu: str) -> Project:
     )
 
 
-def inside(guests: LocalGuests) -> Metal | None:
+def inside(hypervisor: LocalHypervisor) -> Metal | None:
     """What is inside the one machine."""
-    return next(iter(guests.metals.values()), None)
+    return next(iter(hypervisor.metals.values()), None)
 
 
 @pytest.mark.usefixtures("cloud")
 def test_run_killed_in_set_up_is_finished_by_the_same_command(
-    cloud: Cloud, guests: LocalGuests, tmp_path: Path
+    cloud: Cloud, hypervisor: LocalHypervisor, tmp_path: Path
 ) -> None:
     """An A10: GRID driver, reboot; `qft` is killed while wheels arrive, and run again, trains.
 
     The wheels go on arriving meanwhile, and are not fetched twice.
     """
-    guests.quirks = Quirks(pip_s=15)
+    hypervisor.quirks = Quirks(pip_s=15)
     project = project_in(tmp_path / "project", gpu="A10")
     process = project.start("run", "--plain")
 
     def wheels_arrive() -> bool:
-        metal = inside(guests)
+        metal = inside(hypervisor)
         done = metal.done() if metal else []
         return bool(done) and done[-1].startswith("python -m venv")
 
@@ -72,7 +72,7 @@ def test_run_killed_in_set_up_is_finished_by_the_same_command(
     again = project.qft("run", "--json")
 
     assert again.returncode == 0, again.stderr[-3000:]
-    (done,) = guests.history.values()
+    (done,) = hypervisor.history.values()
     assert [line for line in done if "installer" in line] == ["GRID installer 570.211.01"]
     assert [line.split()[0] for line in done].count("reboot") == 1
     assert sum(line.startswith("pip install") for line in done) == 1
@@ -82,10 +82,10 @@ def test_run_killed_in_set_up_is_finished_by_the_same_command(
 
 @pytest.mark.usefixtures("cloud")
 def test_driver_too_old_for_any_wheel_is_refused_before_training(
-    cloud: Cloud, guests: LocalGuests, tmp_path: Path
+    cloud: Cloud, hypervisor: LocalHypervisor, tmp_path: Path
 ) -> None:
     """Exit code 4, the driver's version, what helps; nothing was installed and no trainer ran."""
-    guests.quirks = Quirks(driver="470.256.02")
+    hypervisor.quirks = Quirks(driver="470.256.02")
     project = project_in(tmp_path / "project", gpu="T4")
 
     refused = project.qft("run", "--plain")
@@ -96,7 +96,7 @@ def test_driver_too_old_for_any_wheel_is_refused_before_training(
     assert "470.256.02" in refused.stderr
     assert "choose another size or image" in refused.stderr
     assert Kind.LAUNCH_INTENDED not in project.kinds()
-    (done,) = guests.history.values()
+    (done,) = hypervisor.history.values()
     assert not any(line.startswith(("pip", "python")) for line in done)
     assert down.returncode == 0, down.stderr
     assert cloud.ledger.billing() == []

@@ -11,7 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from arm import Cloud, LocalGuests
+from arm import Cloud, LocalHypervisor
 from arm.market import SIZES
 from arm.replies import Request
 from support.runs import Project, json_of, make_project
@@ -24,9 +24,9 @@ PACE = 30.0
 @pytest.fixture
 def cloud(tmp_path: Path) -> Iterator[Cloud]:
     """A cloud in which minutes take seconds, with machines that are real processes."""
-    guests = LocalGuests(tmp_path / "guests", pace=PACE)
+    hypervisor = LocalHypervisor(tmp_path / "guests", pace=PACE)
     with (
-        Cloud(pace=PACE, guests=guests, registered=False) as cloud,
+        Cloud(pace=PACE, hypervisor=hypervisor, registered=False) as cloud,
         mock.patch.dict(os.environ, cloud.environment()),
     ):
         yield cloud
@@ -50,10 +50,10 @@ def project(tmp_path: Path) -> Project:
 class Fate(threading.Thread):
     """Fills the first region when a start there is asked for, and evicts once in the second."""
 
-    def __init__(self, cloud: Cloud, guests: Path) -> None:
+    def __init__(self, cloud: Cloud, hypervisor: Path) -> None:
         super().__init__(daemon=True)
         self.cloud = cloud
-        self.guests = guests
+        self.hypervisor = hypervisor
         self.struck = False
         self.over = threading.Event()
 
@@ -73,7 +73,7 @@ class Fate(threading.Thread):
 
     def step(self, name: str) -> int:
         """How far the trainer on a machine is."""
-        for status in (self.guests / name / "disk").glob("qft/*/run/status.json"):
+        for status in (self.hypervisor / name / "disk").glob("qft/*/run/status.json"):
             return int(json.loads(status.read_text()).get("step") or 0)
         return 0
 
@@ -97,8 +97,8 @@ def test_run_survives_two_evictions_and_a_full_region(
         fate.over.set()
         fate.join()
 
-    told = f"{done.stderr[-3000:]}\nafter {time.monotonic() - began:.0f} s"
-    assert done.returncode == 0, told
+    output = f"{done.stderr[-3000:]}\nafter {time.monotonic() - began:.0f} s"
+    assert done.returncode == 0, output
     receipt = json_of(done)
     kinds = [event.kind for event in project.events()]
     assert fate.struck

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arm import Fault as Bad
-from arm import Weather
-from arm.desk import CommandLine, command_line
+from arm import Disruption, DisruptionKind
 from arm.harness import T4, azure
-from arm.market import QUOTA_LINK
+from arm.market import QUOTA_URL
 from arm.replies import ArmError, Reply
+from arm.runner import CliRunner, cli_runner
 from support.runs import make_project
 
-from infra.azure.errors import ConflictError, Fault, translate
+from infra.azure.errors import AzureErrorInfo, ConflictError, translate
 from infra.provider import (
     Gone,
     NoCapacity,
@@ -36,7 +35,7 @@ ADDRESSES = (
 )
 CORES = (
     "Operation could not be completed as it results in exceeding approved Total Regional Cores "
-    f"quota. Location: eastus, Current Limit: 3, New Limit Required: 7. Ask at {QUOTA_LINK}."
+    f"quota. Location: eastus, Current Limit: 3, New Limit Required: 7. Ask at {QUOTA_URL}."
 )
 DEAR = (
     "Unable to perform operation 'start' since the provided max price '0.05 USD' is lower than the "
@@ -102,24 +101,26 @@ BY_STATUS: list[tuple[int, type[ProviderError]]] = [
 ]
 
 
-@pytest.mark.parametrize(("status", "code", "message", "kind", "told"), BY_WORDS)
-def test_words_tell_what_an_unknown_code_means(
-    status: int, code: str, message: str, kind: type[ProviderError], told: str
+@pytest.mark.parametrize(("status", "code", "message", "kind", "expected"), BY_WORDS)
+def test_message_decides_what_an_unlisted_code_means(
+    status: int, code: str, message: str, kind: type[ProviderError], expected: str
 ) -> None:
     """Parts of the code and the words of the message decide where the table knows nothing."""
-    error = translate(Fault(code=code, message=message, status=status), doing="rent it")
+    error = translate(AzureErrorInfo(code=code, message=message, status=status), doing="rent it")
 
     assert isinstance(error, kind)
-    assert told in f"{error} {error.hint}"
+    assert expected in f"{error} {error.hint}"
     assert "bug of qft" not in f"{error} {error.hint}"
 
 
 @pytest.mark.parametrize(("status", "kind"), BY_STATUS)
-def test_status_decides_where_words_say_nothing(status: int, kind: type[ProviderError]) -> None:
+def test_status_decides_where_code_and_message_do_not(
+    status: int, kind: type[ProviderError]
+) -> None:
     """A code and a sentence that nobody knows have the class of their HTTP status."""
-    fault = Fault(code="Xyzzy", message="Plugh.", status=status)
+    info = AzureErrorInfo(code="Xyzzy", message="Plugh.", status=status)
 
-    error = translate(fault, doing="rent it")
+    error = translate(info, doing="rent it")
 
     assert type(error) is kind
     assert "Xyzzy: Plugh." in str(error)
@@ -136,7 +137,9 @@ def test_status_decides_where_words_say_nothing(status: int, kind: type[Provider
 )
 def test_price_in_any_sentence_is_a_number(message: str, price: float) -> None:
     """The price of now is read from whichever sentence tells it."""
-    error = translate(Fault(code="OperationNotAllowed", message=message, status=409), doing="x")
+    error = translate(
+        AzureErrorInfo(code="OperationNotAllowed", message=message, status=409), doing="x"
+    )
 
     assert isinstance(error, PriceAboveCap)
     assert error.current_usd_per_h == price
@@ -145,7 +148,9 @@ def test_price_in_any_sentence_is_a_number(message: str, price: float) -> None:
 def test_a_sentence_about_length_is_no_quota() -> None:
     """A text that is too long is refused as it is: nobody can raise a quota for it."""
     error = translate(
-        Fault(code="CustomDataSizeLimitExceeded", message="Custom data is too long.", status=400),
+        AzureErrorInfo(
+            code="CustomDataSizeLimitExceeded", message="Custom data is too long.", status=400
+        ),
         doing="x",
     )
 
@@ -166,42 +171,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def desk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+def runner(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRunner]:
     """A command line in that project, with a home and a cloud of its own."""
     with (
         azure(tmp_path / "unused") as harness,
-        command_line(folder, tmp_path / "home", harness, capsys) as desk,
+        cli_runner(folder, tmp_path / "home", harness, capsys) as runner,
     ):
-        yield desk
+        yield runner
 
 
-def refuse(desk: CommandLine, path: str, case: tuple[int, str, str], **more: Any) -> None:
+def refuse(runner: CliRunner, path: str, case: tuple[int, str, str], **more: Any) -> None:
     """Let some requests be refused so."""
     status, code, message = case
     reply = Reply(status=status, body=ArmError(status, code, message).body)
-    fault: dict[str, Any] = {"weather": Weather.ANSWER, "method": "PUT", "path": path}
-    desk.harness.cloud.faults.add(Bad(**(fault | {"reply": reply} | more)))
+    info: dict[str, Any] = {"kind": DisruptionKind.ANSWER, "method": "PUT", "path": path}
+    runner.harness.cloud.disruptions.add(Disruption(**(info | {"reply": reply} | more)))
 
 
-def assert_nothing_is_left(desk: CommandLine) -> None:
+def assert_nothing_is_left(runner: CliRunner) -> None:
     """`down --delete` ends well, and the cloud holds and bills nothing."""
-    assert desk.qft("down", "--delete").code == DONE
-    assert desk.harness.cloud.leftovers() == []
-    assert desk.harness.cloud.ledger.billing() == []
+    assert runner.qft("down", "--delete").code == DONE
+    assert runner.harness.cloud.leftovers() == []
+    assert runner.harness.cloud.ledger.billing() == []
 
 
-def test_sku_refusal_leaves_nothing_and_the_next_region_is_rented(desk: CommandLine) -> None:
+def test_sku_refusal_leaves_nothing_and_the_next_region_is_rented(runner: CliRunner) -> None:
     """After a plain SkuNotAvailable the other region is rented, and everything can be removed."""
-    desk.harness.cloud.market.sold_out[T4.lower(), "eastus"] = "SkuNotAvailable"
+    runner.harness.cloud.market.sold_out[T4.lower(), "eastus"] = "SkuNotAvailable"
 
-    said = desk.qft("up", "--plain")
-    there = {one.location for one in desk.harness.cloud.machines()}
-    in_east = [one for one in desk.harness.cloud.ledger.billing() if "eastus" in one]
+    result = runner.qft("up", "--plain")
+    there = {one.location for one in runner.harness.cloud.machines()}
+    in_east = [one for one in runner.harness.cloud.ledger.billing() if "eastus" in one]
 
-    assert said.code == DONE, said.err
+    assert result.code == DONE, result.err
     assert there == {"westus2"}
     assert in_east == []
-    assert_nothing_is_left(desk)
+    assert_nothing_is_left(runner)
 
 
 PARTS = {
@@ -214,71 +219,73 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_refused_part_moves_on_to_the_next_offer(desk: CommandLine, part: str) -> None:
+def test_refused_part_moves_on_to_the_next_offer(runner: CliRunner, part: str) -> None:
     """Whichever part is refused, the next place is tried, and nothing of the first one stays."""
-    refuse(desk, rf"/{part}/[^/]+$", PARTS[part])
+    refuse(runner, rf"/{part}/[^/]+$", PARTS[part])
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    assert said.code == DONE, said.err
-    assert PARTS[part][1] in said.err or "quota" in said.err
-    assert len(desk.harness.cloud.machines()) == 1
-    assert_nothing_is_left(desk)
+    assert result.code == DONE, result.err
+    assert PARTS[part][1] in result.err or "quota" in result.err
+    assert len(runner.harness.cloud.machines()) == 1
+    assert_nothing_is_left(runner)
 
 
-def test_refused_everywhere_ends_with_the_words_and_nothing_left(desk: CommandLine) -> None:
+def test_refused_everywhere_ends_with_the_words_and_nothing_left(runner: CliRunner) -> None:
     """Three places that refuse in unknown words are enough: exit 3, the words, an empty ledger."""
-    refuse(desk, r"/virtualMachines/[^/]+$", (400, "Xyzzy", "Plugh."), times=99)
+    refuse(runner, r"/virtualMachines/[^/]+$", (400, "Xyzzy", "Plugh."), times=99)
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    asked = [r for r in desk.harness.cloud.requests if r.method == "PUT" and "/virtualM" in r.path]
-    assert said.code == CLOUD
-    assert "Xyzzy: Plugh." in said.err
-    assert "bug of qft" not in said.err
-    assert len(asked) == 3
-    assert desk.harness.cloud.leftovers() == []
-    assert desk.harness.cloud.ledger.billing() == []
+    requests = [
+        r for r in runner.harness.cloud.requests if r.method == "PUT" and "/virtualM" in r.path
+    ]
+    assert result.code == CLOUD
+    assert "Xyzzy: Plugh." in result.err
+    assert "bug of qft" not in result.err
+    assert len(requests) == 3
+    assert runner.harness.cloud.leftovers() == []
+    assert runner.harness.cloud.ledger.billing() == []
 
 
-def test_group_that_is_refused_ends_with_the_words(desk: CommandLine) -> None:
+def test_group_that_is_refused_ends_with_the_words(runner: CliRunner) -> None:
     """Not even a resource group: nothing was made, and the user reads why."""
-    refuse(desk, r"/resourcegroups/[^/]+$", (400, "Xyzzy", "Plugh."), times=99)
+    refuse(runner, r"/resourcegroups/[^/]+$", (400, "Xyzzy", "Plugh."), times=99)
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    assert said.code == CLOUD
-    assert "Xyzzy: Plugh." in said.err
-    assert desk.harness.cloud.ledger.billing() == []
+    assert result.code == CLOUD
+    assert "Xyzzy: Plugh." in result.err
+    assert runner.harness.cloud.ledger.billing() == []
 
 
 @pytest.mark.parametrize("code", ["Conflict", "RequestConflict", "InternalExecutionError"])
-def test_conflict_is_asked_again_before_it_is_believed(desk: CommandLine, code: str) -> None:
+def test_conflict_is_retried_before_it_is_believed(runner: CliRunner, code: str) -> None:
     """A 409 with an unknown code passes by itself when the object is free again."""
-    refuse(desk, r"/virtualMachines/[^/]+$", (409, code, "Plugh."), times=2)
-    before = desk.harness.cloud.clock.now()
+    refuse(runner, r"/virtualMachines/[^/]+$", (409, code, "Plugh."), times=2)
+    before = runner.harness.cloud.clock.now()
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    assert said.code == DONE, said.err
-    assert "refused:" not in said.err
-    assert desk.harness.cloud.clock.now() - before > 20  # pauses lay between
-    assert {one.location for one in desk.harness.cloud.machines()} == {"eastus"}
+    assert result.code == DONE, result.err
+    assert "refused:" not in result.err
+    assert runner.harness.cloud.clock.now() - before > 20  # pauses lay between
+    assert {one.location for one in runner.harness.cloud.machines()} == {"eastus"}
 
 
-def test_conflict_that_stays_moves_on(desk: CommandLine) -> None:
+def test_conflict_that_stays_moves_on(runner: CliRunner) -> None:
     """A 409 that does not pass is a refusal like others: the next place is rented."""
-    refuse(desk, r"/virtualMachines/[^/]+$", (409, "Xyzzy", "Plugh."), times=8)
+    refuse(runner, r"/virtualMachines/[^/]+$", (409, "Xyzzy", "Plugh."), times=8)
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    assert said.code == DONE, said.err
+    assert result.code == DONE, result.err
     refused = [
-        one.split(" Azure refused")[0] for one in said.err.splitlines() if "refused: " in one
+        one.split(" Azure refused")[0] for one in result.err.splitlines() if "refused: " in one
     ]
     assert len(set(refused)) == 2
     assert all("Rejected: " in one for one in refused)
-    assert_nothing_is_left(desk)
+    assert_nothing_is_left(runner)
 
 
 @pytest.mark.parametrize(
@@ -290,70 +297,70 @@ def test_conflict_that_stays_moves_on(desk: CommandLine) -> None:
         (409, "OperationNotAllowed", DEAR),
     ],
 )
-def test_refused_start_finds_another_place(desk: CommandLine, case: tuple[int, str, str]) -> None:
+def test_refused_start_finds_another_place(runner: CliRunner, case: tuple[int, str, str]) -> None:
     """A start that is refused in unknown words does not end the run while others are free."""
-    desk.qft("up", "--plain")
-    desk.qft("down")
-    refuse(desk, r"/virtualMachines/[^/]+/start$", case, method="POST", times=9)
+    runner.qft("up", "--plain")
+    runner.qft("down")
+    refuse(runner, r"/virtualMachines/[^/]+/start$", case, method="POST", times=9)
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    assert said.code == DONE, said.err
-    assert "bug of qft" not in said.err
-    assert len(desk.harness.cloud.ledger.billing("compute")) == 1
-    desk.harness.cloud.faults.queue.clear()
-    assert_nothing_is_left(desk)
+    assert result.code == DONE, result.err
+    assert "bug of qft" not in result.err
+    assert len(runner.harness.cloud.ledger.billing("compute")) == 1
+    runner.harness.cloud.disruptions.queue.clear()
+    assert_nothing_is_left(runner)
 
 
-def test_refused_removal_is_asked_again(desk: CommandLine) -> None:
+def test_refused_removal_is_retried(runner: CliRunner) -> None:
     """A removal that meets conflicts comes back until it is done."""
-    desk.qft("up", "--plain")
-    refuse(desk, r"/resourcegroups/[^/]+$", (409, "Xyzzy", "Plugh."), method="DELETE", times=6)
+    runner.qft("up", "--plain")
+    refuse(runner, r"/resourcegroups/[^/]+$", (409, "Xyzzy", "Plugh."), method="DELETE", times=6)
 
-    assert_nothing_is_left(desk)
+    assert_nothing_is_left(runner)
 
 
-def test_removal_that_stays_refused_releases_the_compute(desk: CommandLine) -> None:
+def test_removal_that_stays_refused_releases_the_compute(runner: CliRunner) -> None:
     """What cannot be removed is at least deallocated, and the user reads the words: exit 3."""
-    desk.qft("up", "--plain")
-    refuse(desk, r"/resourcegroups/[^/]+$", (400, "Xyzzy", "Plugh."), method="DELETE", times=99)
+    runner.qft("up", "--plain")
+    refuse(runner, r"/resourcegroups/[^/]+$", (400, "Xyzzy", "Plugh."), method="DELETE", times=99)
 
-    said = desk.qft("down", "--delete")
+    result = runner.qft("down", "--delete")
 
-    assert said.code == CLOUD
-    assert "Xyzzy: Plugh." in said.err
-    assert desk.harness.cloud.ledger.billing("compute") == []
-    desk.harness.cloud.faults.queue.clear()
-    assert_nothing_is_left(desk)
+    assert result.code == CLOUD
+    assert "Xyzzy: Plugh." in result.err
+    assert runner.harness.cloud.ledger.billing("compute") == []
+    runner.harness.cloud.disruptions.queue.clear()
+    assert_nothing_is_left(runner)
 
 
-def test_refused_deallocation_says_what_bills(desk: CommandLine) -> None:
+def test_refused_deallocation_says_what_bills(runner: CliRunner) -> None:
     """A machine that Azure will not release is not said to be released: exit 3, and why."""
-    desk.qft("up", "--plain")
-    refuse(desk, r"/deallocate$", (400, "Xyzzy", "Plugh."), method="POST", times=99)
+    runner.qft("up", "--plain")
+    refuse(runner, r"/deallocate$", (400, "Xyzzy", "Plugh."), method="POST", times=99)
 
-    said = desk.qft("down")
-    desk.harness.cloud.faults.queue.clear()
+    result = runner.qft("down")
+    runner.harness.cloud.disruptions.queue.clear()
 
-    assert said.code == CLOUD
-    assert "still bills" in said.err
-    assert_nothing_is_left(desk)
+    assert result.code == CLOUD
+    assert "still bills" in result.err
+    assert_nothing_is_left(runner)
 
 
-def test_retired_image_is_named(desk: CommandLine) -> None:
+def test_retired_image_is_named(runner: CliRunner) -> None:
     """The user reads which image it was, though Azure did not say."""
-    refuse(desk, r"/virtualMachines/[^/]+$", (400, "ImageVersionDeprecated", "Deprecated."))
+    refuse(runner, r"/virtualMachines/[^/]+$", (400, "ImageVersionDeprecated", "Deprecated."))
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    (asked,) = [
+    (requests,) = [
         request.body["properties"]["storageProfile"]["imageReference"]
-        for request in desk.harness.cloud.requests
+        for request in runner.harness.cloud.requests
         if request.method == "PUT" and "/virtualMachines/" in request.path
     ]
-    assert said.code == CLOUD
-    assert ":".join(asked.values()) in said.err
-    assert desk.harness.cloud.ledger.billing() == []
+    assert result.code == CLOUD
+    assert ":".join(requests.values()) in result.err
+    assert runner.harness.cloud.ledger.billing() == []
 
 
 INSIDE = {
@@ -378,16 +385,18 @@ INSIDE = {
 
 
 @pytest.mark.parametrize("shape", INSIDE)
-def test_policy_is_named_wherever_it_stands(desk: CommandLine, shape: str) -> None:
+def test_policy_is_named_wherever_it_stands(runner: CliRunner, shape: str) -> None:
     """The name of the policy reaches the user, from the details or from beside the message."""
     reply = Reply(status=403, body=json.loads(json.dumps({"error": INSIDE[shape]})))
-    desk.harness.cloud.faults.add(
-        Bad(weather=Weather.ANSWER, method="PUT", path=r"/virtualMachines/[^/]+$", reply=reply)
+    runner.harness.cloud.disruptions.add(
+        Disruption(
+            kind=DisruptionKind.ANSWER, method="PUT", path=r"/virtualMachines/[^/]+$", reply=reply
+        )
     )
 
-    said = desk.qft("up", "--plain")
+    result = runner.qft("up", "--plain")
 
-    assert said.code == CLOUD
-    assert "No GPUs" in said.err
-    assert "policy or lock" in said.err
-    assert desk.harness.cloud.ledger.billing() == []
+    assert result.code == CLOUD
+    assert "No GPUs" in result.err
+    assert "policy or lock" in result.err
+    assert runner.harness.cloud.ledger.billing() == []

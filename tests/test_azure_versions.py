@@ -17,7 +17,7 @@ from arm.replies import ArmError, Request
 from azure.core.pipeline.transport import HttpTransport
 
 from infra.azure.api_versions import API_VERSIONS, api_version_of
-from infra.azure.errors import Fault, translate
+from infra.azure.errors import AzureErrorInfo, translate
 from infra.provider import NoCapacity
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -234,7 +234,7 @@ WRONG_VERSION = (
 )
 def test_wrong_version_is_no_lack_of_capacity(code: str, message: str) -> None:
     """What Azure says of an api-version says nothing about free machines."""
-    error = translate(Fault(code=code, message=message, status=400), doing="look")
+    error = translate(AzureErrorInfo(code=code, message=message, status=400), doing="look")
 
     assert not isinstance(error, NoCapacity)
     assert "api-version" in f"{error} {error.hint}"
@@ -242,9 +242,14 @@ def test_wrong_version_is_no_lack_of_capacity(code: str, message: str) -> None:
 
 def test_place_that_lacks_the_type_is_still_a_closed_place() -> None:
     """The same code for a region that does not have the type is about that region."""
-    told = WRONG_VERSION.replace("'2024-07-01'", "'2026-03-02'").replace("'eastus'", "'nowhere'")
+    expected = WRONG_VERSION.replace("'2024-07-01'", "'2026-03-02'").replace(
+        "'eastus'", "'nowhere'"
+    )
 
     assert isinstance(
-        translate(Fault(code="NoRegisteredProviderFound", message=told, status=400), doing="x"),
+        translate(
+            AzureErrorInfo(code="NoRegisteredProviderFound", message=expected, status=400),
+            doing="x",
+        ),
         NoCapacity,
     )

@@ -19,7 +19,8 @@ from support.tiny import ROOT
 from commands.after import Question
 from commands.runs.config import check_files, load
 from commands.runs.home import check_name
-from commands.runs.session import Desk, opened
+from commands.runs.request import RunRequest
+from commands.runs.session import open_session
 from commands.ui.console import PlainConsole
 from commands.ui.errors import Usage
 
@@ -177,9 +178,9 @@ def test_a_place_of_results_that_is_taken_is_told_before_anything_is_rented(
     file.parent.mkdir(exist_ok=True)
     file.write_text("mine")
     console = PlainConsole(io.StringIO(), simulated=True, clock=time.monotonic)
-    desk = Desk(loaded=load(project.config), home=tmp_path / "home", console=console)
+    request = RunRequest(loaded=load(project.config), home=tmp_path / "home", console=console)
 
-    with pytest.raises(Usage, match="nothing was rented") as caught, opened(desk):
+    with pytest.raises(Usage, match="nothing was rented") as caught, open_session(request):
         pass
 
     assert f"`{file}` is in the way" in caught.value.message

@@ -16,7 +16,7 @@ from support.tiny import ROOT
 from commands.runs import base_files
 from commands.runs.config import check_files, demand_weights, load
 from commands.ui.errors import Usage
-from trainer.data.placeholder_files import stand_in
+from trainer.data.placeholder_files import describe_placeholder
 from trainer.data.rows import DataError, read_rows
 
 LFS = (
@@ -232,7 +232,7 @@ def test_rows_that_only_mention_a_pointer_are_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "version https://git-lfs.github.com/spec/v1"}\n')
 
-    assert stand_in(path) == ""
+    assert describe_placeholder(path) == ""
     assert len(read_rows(path)) == 1
 
 

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from infra.catalog.gpus import (
-    GPUS,
-    SIZES,
-    Driver,
-    UnknownGpu,
+from infra.catalog.azure import AZURE
+from infra.catalog.gpus import GPUS, Driver, UnknownGpu, resolve_gpu
+from infra.catalog.vendor import VendorCatalog, folded
+from infra.catalog.vendors import (
+    CATALOGS,
     find_size,
-    folded,
+    quota_covers,
+    reference_on_demand_usd_per_h,
     reference_spot_usd_per_h,
-    resolve_gpu,
-    sizes,
 )
 from infra.provider import BadRequest
 
 
 @pytest.mark.parametrize(
-    ("asked", "gpu"),
+    ("name", "gpu"),
     [("T4", "T4"), ("t4", "T4"), ("nvidia_t4", "T4"), ("Tesla T4", "T4"), ("A100 80GB", "A100")],
 )
-def test_spellings_of_one_gpu_are_one_gpu(asked: str, gpu: str) -> None:
+def test_spellings_of_one_gpu_are_one_gpu(name: str, gpu: str) -> None:
     """Case, vendor prefixes and separators do not matter, and cause no note."""
-    resolved = resolve_gpu(asked)
+    resolved = resolve_gpu(name)
 
     assert (resolved.gpu.name, resolved.note) == (gpu, "")
 
@@ -38,12 +37,12 @@ def test_a10g_means_a10_and_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "candidates"), [("A10X", ["A10", "A100"]), ("T44", ["T4"]), ("teapot", [])]
+    ("name", "candidates"), [("A10X", ["A10", "A100"]), ("T44", ["T4"]), ("teapot", [])]
 )
-def test_unknown_gpu_lists_candidates(asked: str, candidates: list[str]) -> None:
+def test_unknown_gpu_lists_candidates(name: str, candidates: list[str]) -> None:
     """An unknown name is refused with the likeliest and all known names."""
-    with pytest.raises(UnknownGpu, match=asked) as caught:
-        resolve_gpu(asked)
+    with pytest.raises(UnknownGpu, match=name) as caught:
+        resolve_gpu(name)
 
     assert caught.value.candidates == candidates
     assert ("did you mean" in str(caught.value)) == bool(candidates)
@@ -54,26 +53,32 @@ def test_unknown_gpu_lists_candidates(asked: str, candidates: list[str]) -> None
 
 def test_a10_needs_the_grid_driver_and_cuda_12() -> None:
     """Every A10 size takes the vGPU driver, which ends at CUDA 12.8; no other size does."""
-    grid = {one.gpu for one in SIZES if one.driver is Driver.GRID}
+    grid = {one.gpu for one in AZURE.sizes if one.driver is Driver.GRID}
 
     assert grid == {"A10"}
-    assert {one.cuda_max for one in sizes(gpu="A10", whole_cards=False)} == {"12.8"}
-    assert {one.cuda_max for one in SIZES if one.gpu != "A10"} == {""}
+    assert {one.cuda_max for one in AZURE.matching("A10", whole_cards=False)} == {"12.8"}
+    assert {one.cuda_max for one in AZURE.sizes if one.gpu != "A10"} == {""}
 
 
 def test_cheapest_size_comes_first_and_slices_are_left_out() -> None:
     """A wanted GPU means a whole one, at the lowest reference price first."""
-    assert [one.size for one in sizes(gpu="A10")] == [
+    assert [one.size for one in AZURE.matching("A10")] == [
         "Standard_NV36ads_A10_v5",
         "Standard_NV72ads_A10_v5",
     ]
-    assert sizes(gpu="T4")[0].size == "Standard_NC4as_T4_v3"
-    assert [one.gpu_memory_gb for one in sizes(gpu="A10", whole_cards=False)] == [4, 8, 12, 24, 48]
+    assert AZURE.matching("T4")[0].size == "Standard_NC4as_T4_v3"
+    assert [one.gpu_memory_gb for one in AZURE.matching("A10", whole_cards=False)] == [
+        4,
+        8,
+        12,
+        24,
+        48,
+    ]
 
 
 def test_sizes_are_found_in_any_case() -> None:
     """A size is found however its name is written, and only at its vendor."""
-    found = find_size("standard_nc4as_t4_v3")
+    found = find_size("standard_nc4as_t4_v3", provider="azure")
 
     assert found is not None
     assert (found.size, found.vcpus, found.compute_capability) == (
@@ -88,16 +93,32 @@ def test_reference_price_is_the_seen_spot_price() -> None:
     """Where a spot price was seen it is used; elsewhere a cautious share of on demand."""
     assert reference_spot_usd_per_h("T4") == 0.149174
     assert reference_spot_usd_per_h("H100") == 2.094
+    assert reference_on_demand_usd_per_h("T4") == 0.526
 
 
-def test_every_size_is_complete() -> None:
-    """No row lacks what choosing, setting up and paying for a machine needs."""
-    for one in SIZES:
+@pytest.mark.parametrize("catalog", CATALOGS.values(), ids=list(CATALOGS))
+def test_every_size_is_complete(catalog: VendorCatalog) -> None:
+    """No row of any vendor lacks what choosing, setting up and paying for a machine needs."""
+    for one in catalog.sizes:
+        assert one.provider == catalog.provider
         assert one.gpu in GPUS
         assert one.vcpus > 0
         assert one.quota_family
-        assert one.on_demand_usd_per_h["eastus"] > (one.spot_usd_per_h or 0)
-    assert len({one.size.lower() for one in SIZES}) == len(SIZES)
+        assert min(one.on_demand_usd_per_h.values()) > (one.spot_usd_per_h or 0)
+    assert len({one.size.lower() for one in catalog.sizes}) == len(catalog.sizes)
+    assert catalog.spot_region in catalog.regions
+
+
+def test_quota_of_a_family_covers_its_sizes_only() -> None:
+    """A family's quota is refused for its own sizes, a region's for all; no catalog, no doubt."""
+    message = "exceeding approved Standard NCASv3_T4 Family Cores quota"
+    other = {"refused": "Standard_NC4as_T4_v3", "size": "Standard_NV36ads_A10_v5"}
+    same = {"refused": "Standard_NC4as_T4_v3", "size": "Standard_NC8as_T4_v3"}
+
+    assert quota_covers(message, provider="azure", **same)
+    assert not quota_covers(message, provider="azure", **other)
+    assert quota_covers("exceeding LowPriorityCores quota", provider="azure", **other)
+    assert quota_covers(message, provider="local", **other)
 
 
 def test_quota_names_compare_folded() -> None:

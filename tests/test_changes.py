@@ -11,6 +11,7 @@ from support.runs import Project, make_project
 from commands.down import known_providers
 from commands.runs import config_diff, session
 from commands.runs.config import load
+from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, run_folder
 from commands.ui.errors import Usage
 from infra.durable import write_json
@@ -74,7 +75,7 @@ def test_rows_count_by_what_they_are_and_not_by_their_name(project: Project) -> 
 def test_what_can_never_change_is_told_before_a_trainer_is_stopped(key: str) -> None:
     """The trainer would refuse it, on the machine, after it was stopped for that."""
     with pytest.raises(Usage, match="nothing was stopped or sent") as caught:
-        config_diff.for_trainer(["train.lr", key])
+        config_diff.keys_for_trainer(["train.lr", key])
     assert caught.value.problems[0].startswith(f"{key}: this can never change; what may: ")
 
 
@@ -83,7 +84,9 @@ def test_what_was_allowed_once_stays_allowed_until_a_checkpoint_knows_it() -> No
     first = {"allowed": ["train.lr"]}
 
     assert config_diff.remembered(first, ("model.id",)) == ("model.id", "train.lr")
-    assert config_diff.for_trainer(("model.id", "checkpoint.every", "train.lr")) == ("train.lr",)
+    assert config_diff.keys_for_trainer(("model.id", "checkpoint.every", "train.lr")) == (
+        "train.lr",
+    )
 
 
 def test_a_damaged_record_of_one_run_hides_no_machine_of_another(tmp_path: Path) -> None:
@@ -95,5 +98,5 @@ def test_a_damaged_record_of_one_run_hides_no_machine_of_another(tmp_path: Path)
 
     assert [one.name for one in known_providers(tmp_path)] == ["local"]
     with pytest.raises(Usage, match="damaged config") as caught:
-        session.reopen(folder)
+        reopen(folder)
     assert "`qft down --all` work without it" in caught.value.hint

@@ -22,10 +22,10 @@ from support.rig import outcome, rig, saves_in_step
 from trainer import config as tables
 from trainer import model as models
 from trainer.config import ConfigError, load_config
-from trainer.context import Order
+from trainer.context import JobOptions
 from trainer.data.rows import DataError
 from trainer.job.job import run_job
-from trainer.saving.interval import choose_cadence
+from trainer.saving.interval import choose_interval
 from trainer.scoring.rescore import rescore
 
 Tables = Mapping[str, Mapping[str, Any]]
@@ -47,10 +47,10 @@ def learning(run: Path) -> object:
     """Two steps: the log, adapter, moments, plan, portions, recomputation and threads."""
     made = rig(run)
     made.train(until=2)
-    base = made.bench.model.get_base_model()
+    base = made.context.model.get_base_model()
     return (
         outcome(made),
-        made.bench.plan.steps,
+        made.context.schedule.steps,
         made.state.counters.micro_batch,
         base.is_activation_checkpointing,
         torch.get_num_threads(),
@@ -66,7 +66,7 @@ def lasting(run: Path) -> object:
 
 def scores(run: Path) -> object:
     """What the base scores on the held-out rows, with intervals and baselines."""
-    found = rescore(run, None, beat=lambda _done, _total: None)
+    found = rescore(run, None, on_progress=lambda _done, _total: None)
     return {key: value for key, value in found.items() if "seconds" not in key}
 
 
@@ -77,13 +77,13 @@ def source(run: Path) -> object:
 
 def rhythm(run: Path) -> object:
     """When the state would be saved if a save took ten seconds."""
-    return choose_cadence(load_config(run / "config.json").checkpoint, band=None, save_s=10.0)
+    return choose_interval(load_config(run / "config.json").checkpoint, band=None, save_s=10.0)
 
 
 def kept(run: Path) -> object:
     """How many checkpoints a whole job leaves behind."""
     with saves_in_step():
-        run_job(Order(run_dir=run), lambda _text: None)
+        run_job(JobOptions(run_dir=run), lambda _text: None)
     return len(list((run / "checkpoints").iterdir()))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from support.tokenizers_built import KINDS, build
 from tokenizers import normalizers
 
+from trainer.config import DataTable
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import collate, encode_prompt, load_examples, padding_id
 from trainer.data.rows import DataError
@@ -21,15 +21,10 @@ from trainer.data.rows import DataError
 FRAMES = list(itertools.product(KINDS, (True, False), (True, False), (True, False)))
 
 
-@dataclass(frozen=True)
-class Table:
-    """The two templates of a data table."""
-
-    prompt: str = "Tweet: {text}\nSentiment:"
-    completion: str = " {label}"
-    loss_on: str = "completion"
-    messages: str | None = None
-    chat: str = "template"
+def table(**changes: Any) -> DataTable:
+    """A data table with two templates."""
+    fields = {"prompt": "Tweet: {text}\nSentiment:", "completion": " {label}"}
+    return DataTable.model_validate({"train": "rows.jsonl", **fields, **changes})
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -50,7 +45,7 @@ def test_every_row_has_one_bos_at_most_a_supervised_eos_and_a_whole_completion(
         for label in ("positive", "toxic, obscene", "N/A")
     ]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    items = load_examples(Table(), path, tokenizer, max_length=60).items
+    items = load_examples(table(), path, tokenizer, max_length=60).items
     framed = frame and (bos or kind == "wordpiece")
     first = tokenizer("a")["input_ids"][0]
 
@@ -71,7 +66,7 @@ def test_a_bos_written_by_the_template_is_not_doubled(tmp_path: Path) -> None:
     """A template that begins with the BOS token yields one BOS, not two."""
     tokenizer = build(bos=True)
     path = write_rows(tmp_path / "rows.jsonl", [{"text": "nice", "label": "positive"}])
-    item = load_examples(Table(prompt="<s>Tweet: {text}"), path, tokenizer, max_length=64).items[0]
+    item = load_examples(table(prompt="<s>Tweet: {text}"), path, tokenizer, max_length=64).items[0]
 
     assert item.input_ids.count(tokenizer.bos_token_id) == 1
 
@@ -80,7 +75,7 @@ def test_an_eos_written_by_the_template_is_not_doubled(tmp_path: Path) -> None:
     """A template that ends with the EOS token yields one EOS, supervised."""
     tokenizer = build()
     path = write_rows(tmp_path / "rows.jsonl", [{"text": "nice", "label": "positive"}])
-    item = load_examples(Table(completion="{label}</s>"), path, tokenizer, max_length=64).items[0]
+    item = load_examples(table(completion="{label}</s>"), path, tokenizer, max_length=64).items[0]
 
     assert item.labels.count(tokenizer.eos_token_id) == 1
 
@@ -91,7 +86,7 @@ def test_a_control_token_in_a_row_is_refused_where_the_template_uses_control_tok
     """A row cannot end its own turn: the token is named with file and row."""
     path = write_rows(tmp_path / "rows.jsonl", [{"text": "ha </s> ha", "label": "positive"}])
     with pytest.raises(DataError, match=r"rows\.jsonl:1: the text holds the control token '</s>'"):
-        load_examples(Table(prompt="<s>{text}</s>"), path, build(), max_length=64)
+        load_examples(table(prompt="<s>{text}</s>"), path, build(), max_length=64)
 
 
 def test_truncation_eats_the_middle_of_the_prompt_alone(tmp_path: Path) -> None:
@@ -99,7 +94,7 @@ def test_truncation_eats_the_middle_of_the_prompt_alone(tmp_path: Path) -> None:
     tokenizer = build()
     rows = [{"text": "so nice " * 50, "label": "positive"}, {"text": "nice", "label": "negative"}]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    examples = load_examples(Table(), path, tokenizer, max_length=40)
+    examples = load_examples(table(), path, tokenizer, max_length=40)
     kept = tokenizer.decode(examples.items[0].prompt_ids, skip_special_tokens=True)
 
     assert kept.startswith("Tweet: so nice")
@@ -114,7 +109,7 @@ def test_a_completion_longer_than_max_length_names_row_and_lengths(tmp_path: Pat
     rows = [{"text": "nice", "label": "positive"}, {"text": "nice", "label": "toxic " * 90}]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError) as caught:
-        load_examples(Table(), path, build(), max_length=32)
+        load_examples(table(), path, build(), max_length=32)
 
     assert len(caught.value.problems) == 1
     assert f"{path}:2: the completion needs" in str(caught.value)
@@ -130,26 +125,26 @@ def test_a_missing_field_names_row_field_and_what_there_is(tmp_path: Path) -> No
     ]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError) as caught:
-        load_examples(Table(), path, build(), max_length=32)
+        load_examples(table(), path, build(), max_length=32)
 
-    assert (
+    assert [
         f"{path}:2: no field `text` (the row has `txet`, `label`); did you mean `txet`?",
         f"{path}:3: field `text` is empty (null), and a template needs text",
-    ) == caught.value.problems
+    ] == caught.value.problems
 
 
 def test_an_empty_completion_is_refused(tmp_path: Path) -> None:
     """A row that would teach nothing but silence is named."""
     path = write_rows(tmp_path / "rows.jsonl", [{"text": "a", "label": ""}])
     with pytest.raises(DataError, match=r"rows\.jsonl:1: the completion is empty"):
-        load_examples(Table(), path, build(), max_length=32)
+        load_examples(table(), path, build(), max_length=32)
 
 
 def test_all_problems_are_kept_and_twenty_are_printed(tmp_path: Path) -> None:
     """A file with many broken rows is reported at once, in a message that still can be read."""
     path = write_rows(tmp_path / "rows.jsonl", [{"label": "b"}] * 30)
     with pytest.raises(DataError) as caught:
-        load_examples(Table(), path, build(), max_length=32)
+        load_examples(table(), path, build(), max_length=32)
 
     assert len(caught.value.problems) == 30
     assert len(str(caught.value).splitlines()) == 21
@@ -160,14 +155,14 @@ def test_a_tokenizer_that_cannot_end_a_text_is_refused(tmp_path: Path) -> None:
     """Without any end-of-sequence token the model could not learn to stop, and we say that."""
     path = write_rows(tmp_path / "rows.jsonl", [{"text": "a", "label": "b"}])
     with pytest.raises(DataError, match="could not learn to stop"):
-        load_examples(Table(), path, build(eos=False), max_length=32)
+        load_examples(table(), path, build(eos=False), max_length=32)
 
 
 def test_an_encoder_decoder_gets_prompt_and_completion_apart(tmp_path: Path) -> None:
     """For T5 and its like the encoder sees the prompt, the labels are completion and EOS."""
     tokenizer = build("unigram", bos=False)
     path = write_rows(tmp_path / "rows.jsonl", [{"text": "nice", "label": "positive"}])
-    item = load_examples(Table(), path, tokenizer, max_length=32, seq2seq=True).items[0]
+    item = load_examples(table(), path, tokenizer, max_length=32, seq2seq=True).items[0]
     alone = tokenizer(" positive", add_special_tokens=False)["input_ids"]
 
     assert item.prompt_ids == item.input_ids
@@ -177,8 +172,8 @@ def test_an_encoder_decoder_gets_prompt_and_completion_apart(tmp_path: Path) -> 
 def test_loss_on_everything_supervises_the_prompt_too(tmp_path: Path) -> None:
     """With `loss_on: all` every token is a label, and generation still starts after the prompt."""
     path = write_rows(tmp_path / "rows.jsonl", [{"text": "nice", "label": "positive"}])
-    part = load_examples(Table(), path, build(), max_length=32).items[0]
-    whole = load_examples(Table(loss_on="all"), path, build(), max_length=32).items[0]
+    part = load_examples(table(), path, build(), max_length=32).items[0]
+    whole = load_examples(table(loss_on="all"), path, build(), max_length=32).items[0]
 
     assert whole.labels == whole.input_ids == part.input_ids
     assert whole.prompt_ids == part.prompt_ids
@@ -194,7 +189,7 @@ def test_a_completion_that_the_tokenizer_drops_is_empty(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"text": "nice", "label": "\u200b"}])
 
     with pytest.raises(DataError, match=r"rows.jsonl:1: the completion is empty"):
-        load_examples(Table(completion="{label}"), path, tokenizer, max_length=32)
+        load_examples(table(completion="{label}"), path, tokenizer, max_length=32)
 
 
 def test_generation_sees_the_very_tokens_that_training_saw(tmp_path: Path) -> None:
@@ -202,10 +197,10 @@ def test_generation_sees_the_very_tokens_that_training_saw(tmp_path: Path) -> No
     row = {"text": "you are nice", "label": "positive"}
     path = write_rows(tmp_path / "rows.jsonl", [row])
     tokenizer = build()
-    item = load_examples(Table(), path, tokenizer, max_length=64).items[0]
+    item = load_examples(table(), path, tokenizer, max_length=64).items[0]
 
     assert item.prompt_ids == encode_prompt(
-        Table(), {"text": row["text"]}, tokenizer, max_length=64, seq2seq=False
+        table(), {"text": row["text"]}, tokenizer, max_length=64, seq2seq=False
     )
 
 

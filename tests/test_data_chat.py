@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +27,12 @@ TALK = [
 ]
 
 
-@dataclass(frozen=True)
-class Table:
-    """A data table of conversations."""
-
-    chat: str
-    prompt: str = ""
-    completion: str = ""
-    messages: str | None = "messages"
-    loss_on: str = "completion"
-
-
 def load(tmp_path: Path, tokenizer: Any, talk: Any, *, chat: str, max_length: int = 256) -> Example:
     """Write one conversation and load it."""
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"messages": talk}) + "\n", encoding="utf-8")
-    return load_examples(Table(chat=chat), path, tokenizer, max_length=max_length).items[0]
+    table = DataTable.model_validate({"train": "a", "messages": "messages", "chat": chat})
+    return load_examples(table, path, tokenizer, max_length=max_length).items[0]
 
 
 def learnt(tokenizer: Any, item: Example) -> list[str]:

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.__main__ import main
 from trainer.data import rows
-from trainer.data.convert import convert, main
-from trainer.data.converters import CONVERTERS, TOXIC, Choice, Tally
+from trainer.data.convert import convert
+from trainer.data.converters import FORMATS, TOXIC, ConversionStats, ConvertOptions
 from trainer.data.rows import READERS, DataError, Row, read_rows
 
 PIECES = (1, 2, 3, 7, 64, 8191, 8192, 8193)
@@ -79,13 +80,13 @@ def test_comments_are_the_same_whatever_the_size_of_a_read(
     path = tmp_path / "train.csv"
     body = jigsaw(300, broken=True)
     path.write_bytes(body)
-    choice = Choice(benign=60)
+    options = ConvertOptions(benign=60)
     found: set[tuple[bytes, bytes, str]] = set()
     for piece in PIECES:
         monkeypatch.setattr(rows, "_open_plain", lambda _, size=piece: trickled(body, size))
-        done = convert("jigsaw", path, tmp_path / "out", choice=choice, held_out=0.2)
+        done = convert("jigsaw", path, tmp_path / "out", options=options, held_out=0.2)
         learnt, held_out = (tmp_path / "out" / f"{side}.jsonl" for side in ("train", "eval"))
-        found.add((learnt.read_bytes(), held_out.read_bytes(), done.tally.table()))
+        found.add((learnt.read_bytes(), held_out.read_bytes(), done.stats.table()))
 
     assert len(found) == 1
     learn, keep, said = found.pop()
@@ -133,12 +134,12 @@ def test_the_row_groups_of_a_parquet_file_do_not_show(size: int, tmp_path: Path)
     table = [{"Context": f"why {n} {NASTY}", "Response": f"so {n // 2}"} for n in range(2500)]
     path = tmp_path / "pairs.parquet"
     pq.write_table(pa.Table.from_pylist(table), path, row_group_size=size)
-    tally = Tally()
-    found = list(CONVERTERS["counselling"](path, Choice(), tally))
+    stats = ConversionStats()
+    found = list(FORMATS["counselling"].convert(path, ConvertOptions(), stats))
 
     assert [row["context"] for row in found] == [row["Context"] for row in table]
     assert [row.number for row in read_rows(path)] == list(range(1, 2501))
-    assert (tally.read, tally.kept) == (2500, 2500)
+    assert (stats.read, stats.kept) == (2500, 2500)
 
 
 @pytest.mark.parametrize("side", ["train", "eval"])
@@ -149,7 +150,7 @@ def test_a_source_is_never_replaced_by_its_own_rows(side: str, tmp_path: Path) -
     (tmp_path / "link.jsonl").symlink_to(source)
     for name in (source, tmp_path / "link.jsonl"):
         with pytest.raises(DataError, match="name another --out"):
-            convert("sentiment", name, tmp_path, choice=Choice(), held_out=0.5)
+            convert("sentiment", name, tmp_path, options=ConvertOptions(), held_out=0.5)
 
     assert '"id": 7' in source.read_text()
     assert len(list(tmp_path.iterdir())) == 2
@@ -163,10 +164,10 @@ def test_a_group_of_most_rows_on_the_side_of_few_is_told(
     source = tmp_path / "pairs.csv"
     lines = ["the same,good\n"] * 90 + [f"other {number},bad\n" for number in range(40)]
     source.write_text("text,label\n" + "".join(lines))
-    done = convert("sentiment", source, tmp_path, choice=Choice(seed=seed), held_out=0.1)
+    done = convert("sentiment", source, tmp_path, options=ConvertOptions(seed=seed), held_out=0.1)
 
     assert (done.held_out > done.train) is told
-    assert ("of the rows are held out where 10% was asked for" in done.told()) is told
+    assert ("of the rows are held out where 10% was asked for" in done.to_text()) is told
 
 
 def test_a_place_where_no_rows_can_be_written_is_named(
@@ -176,7 +177,7 @@ def test_a_place_where_no_rows_can_be_written_is_named(
     (tmp_path / "pairs.csv").write_text("text,label\nwell,good\n")
     place = tmp_path / "pairs.csv"
 
-    assert main(["sentiment", str(place), "--out", str(place)]) == 78
+    assert main(["convert", "sentiment", str(place), "--out", str(place)]) == 78
     assert f"--out: no rows could be written: {place}: File exists" in capsys.readouterr().err
 
 

@@ -12,7 +12,7 @@ from support.sshd import Sshd, serve
 
 from commands.runs.checks import Check, exit_code
 from commands.runs.home import RunFolder
-from commands.runs.ssh_host_checks import look_at_host
+from commands.runs.ssh_host_checks import check_host
 from infra.config import VmTable
 from remote import keys
 from remote.setup import facts as setup_facts
@@ -37,7 +37,7 @@ def table(server: Sshd, **changes: object) -> VmTable:
 
 def seen(vm: VmTable, folder: Path) -> dict[str, Check]:
     """What was looked at, by name."""
-    return {check.name: check for check in look_at_host(vm, RunFolder(root=folder))}
+    return {check.name: check for check in check_host(vm, RunFolder(root=folder))}
 
 
 def test_a_good_machine_is_looked_at_whole(tmp_path: Path) -> None:
@@ -120,7 +120,9 @@ def test_a_pin_of_a_type_that_the_server_has_no_more_is_told(tmp_path: Path) -> 
 
 def test_cards_are_told_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A card that answers, one without a driver, one that is not used and none, each in words."""
-    card = setup_facts.Gpu(name="NVIDIA L4", driver="570.1", memory_mb=23034, capability="8.9")
+    card = setup_facts.DetectedGpu(
+        name="NVIDIA L4", driver="570.1", memory_mb=23034, capability="8.9"
+    )
     facts = {
         "NVIDIA L4 with 22 GB, driver 570.1": (setup_facts.Facts(gpus=(card,)), True),
         "`vm.ssh.gpu` is false": (setup_facts.Facts(gpus=(card,)), False),
@@ -130,6 +132,6 @@ def test_cards_are_told_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     }
     with serve(tmp_path / "server") as server:
         for told, (found, wanted) in facts.items():
-            monkeypatch.setattr(setup_facts, "gather", lambda _, found=found: found)
+            monkeypatch.setattr(setup_facts, "gather_facts", lambda _, found=found: found)
 
             assert told in seen(table(server, gpu=wanted), tmp_path)["gpu there"].detail

@@ -23,11 +23,11 @@ from support.tiny import ROOT
 from commands import down
 from commands.machine import _quoted
 from commands.runs import factory, session
-from commands.runs.checkpoint_sync import Homing
+from commands.runs.checkpoint_sync import CheckpointSync
 from commands.runs.config import check, load
-from commands.runs.home import RunFolder, driving, make_home, run_folder
+from commands.runs.home import RunFolder, make_home, run_folder, run_lock
 from commands.runs.payload import stage
-from commands.runs.power_watch import Vigil
+from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
 from commands.ui.console import PlainConsole
@@ -37,7 +37,7 @@ from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json
 from infra.provider import Vm
-from infra.run.decide import Goal, Plan
+from infra.run.decide import Goal, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
 from infra.run.workload import HostUnfit, HostUnreachable
@@ -116,7 +116,7 @@ def test_a_look_at_the_lock_does_not_turn_a_driver_away(tmp_path: Path) -> None:
     thread = threading.Thread(target=probe)
     thread.start()
     held.wait()
-    with driving(run):
+    with run_lock(run):
         thread.join()
 
         assert run.lock.exists()
@@ -165,10 +165,10 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
         changed=changed,
         on_message=lambda _text: None,
         helper_python="python3",
-        site=SimpleNamespace(base="qft/x", run_dir="qft/x/run"),
+        layout=SimpleNamespace(base="qft/x", run_dir="qft/x/run"),
         home=Path("/nowhere"),
-        staged=SimpleNamespace(pushes=lambda _base: [("config", {}, "qft/x/run")]),
-        vigil=Vigil(lambda _vm: ""),
+        payload=SimpleNamespace(pushes=lambda _base: [("config", {}, "qft/x/run")]),
+        power_watch=PowerWatch(lambda _vm: ""),
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
     running = job.JobStatus(state=job.JobState.RUNNING)
@@ -181,7 +181,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(work, name, fake)
-    monkeypatch.setattr(work._homing, "send_back", lambda _connection: None)
+    monkeypatch.setattr(work._checkpoint_sync, "push_newest", lambda _connection: None)
 
     work.prepare(Vm(provider="x", run_id="x", id="x", region="a", size="s"))
 
@@ -197,12 +197,12 @@ def test_a_set_up_step_that_fails_is_tried_again_twice(
         on_message=lambda _text: None,
         helper_python="python3",
         rents=True,
-        site=SimpleNamespace(run_dir="qft/x/run"),
+        layout=SimpleNamespace(run_dir="qft/x/run"),
         home=Path("/nowhere"),
-        vigil=Vigil(lambda _vm: ""),
+        power_watch=PowerWatch(lambda _vm: ""),
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
-    result = errors.Result(exit_code=code, stdout="", stderr="503")
+    result = errors.CommandResult(exit_code=code, stdout="", stderr="503")
 
     def fail(*_all: object) -> None:
         raise errors.CommandFailed("apt-get update", result)
@@ -223,7 +223,7 @@ def story(tmp_path: Path) -> Story:
     """A run with a machine that is up, in a home of its own."""
     folder = tmp_path / "runs" / "run"
     folder.mkdir(parents=True)
-    made = Story(path=folder / "journal.jsonl", plan=Plan(goal=Goal.UP))
+    made = Story(path=folder / "journal.jsonl", plan=RunPlan(goal=Goal.UP))
     made.go()
     return made
 
@@ -340,9 +340,9 @@ class SlowLink:
 VM = Vm(provider="x", run_id="x", id="x", region="a", size="s")
 
 
-def homing(tmp_path: Path, connect: Any, said: list[str]) -> Homing:
+def homing(tmp_path: Path, connect: Any, said: list[str]) -> CheckpointSync:
     """Copy checkpoints from nowhere."""
-    return Homing(
+    return CheckpointSync(
         connect=connect,
         remote_run="run",
         home=tmp_path / "checkpoints",
@@ -389,7 +389,7 @@ def test_a_run_is_found_by_name_beside_a_folder_of_that_name(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`qft run tiny` means the run, also where a folder `tiny` lies."""
-    from commands.runs.drive import find_config
+    from commands.runs.find_config import find_config
 
     home = tmp_path / "home"
     folder = run_folder(home, "tiny")

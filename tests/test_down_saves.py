@@ -20,12 +20,13 @@ from support.sshd import serve
 
 from commands.runs.home import RunFolder
 from commands.runs.receipt import make_receipt
-from commands.runs.save_before_release import LastSave, Limits, let_save, lost_with_disk
-from commands.runs.take_lock import taken, taker_of
+from commands.runs.save_before_release import LastSave, Limits, let_trainer_save, lost_with_disk
+from commands.runs.take_lock import lock_taker_of, take_lock
 from infra.provider import Offer, Vm
 from infra.run.decide import JobPhase, JobView
-from infra.run.fold import RunState, to_json
 from infra.run.journal import Journal, Kind
+from infra.run.state import RunState
+from infra.run.vm_json import to_json
 from infra.run.workload import HostUnreachable
 
 VM = Vm(provider="x", run_id="run-1", id="1", region="a", size="s", host="127.0.0.1")
@@ -49,7 +50,7 @@ class Machine:
             self.forgotten.wait(30)
             raise HostUnreachable("closed")
 
-    def look(self, vm: Vm) -> JobView:
+    def job_status(self, vm: Vm) -> JobView:
         """Tell of a trainer at step 61, at work until it was stopped."""
         del vm
         self._do("look")
@@ -74,13 +75,13 @@ class Machine:
         done = "bring_home" in self.asked and "bring_home" not in {self.stuck, self.error}
         return (61 if self.exit_code == 75 and self.ended else 50) if done else 45
 
-    def forget(self) -> None:
+    def disconnect(self) -> None:
         """Let go of who waits."""
         self.forgotten.set()
 
 
 @pytest.mark.parametrize(
-    ("machine", "bring", "saved", "home", "trouble"),
+    ("machine", "pull_checkpoint", "saved", "home", "trouble"),
     [
         (Machine(), True, 61, 61, ""),
         (Machine(exit_code=0), False, 61, 50, ""),
@@ -94,12 +95,14 @@ class Machine:
     ],
 )
 def test_a_machine_that_goes_is_waited_for_within_limits(
-    machine: Machine, saved: int | None, home: int, trouble: str, *, bring: bool
+    machine: Machine, saved: int | None, home: int, trouble: str, *, pull_checkpoint: bool
 ) -> None:
     """What was saved, what is at home and what went wrong is told; nothing holds up the release."""
     began_s = time.monotonic()
 
-    done = let_save(machine, VM, bring=bring, on_message=lambda _text: None, limits=QUICK)
+    done = let_trainer_save(
+        machine, VM, pull_checkpoint=pull_checkpoint, on_message=lambda _text: None, limits=QUICK
+    )
 
     assert (done.saved_step, done.home_step) == (saved, home)
     assert trouble in done.trouble
@@ -113,7 +116,9 @@ def test_a_machine_without_a_trainer_is_not_asked_to_save() -> None:
     machine = Machine()
     machine.ended = True
 
-    done = let_save(machine, VM, bring=True, on_message=lambda _text: None, limits=QUICK)
+    done = let_trainer_save(
+        machine, VM, pull_checkpoint=True, on_message=lambda _text: None, limits=QUICK
+    )
 
     assert machine.asked == ["look", "bring_home"]
     assert (done.asked, done.saved_step, done.trouble) == (False, None, "")
@@ -320,19 +325,19 @@ def test_the_note_of_who_takes_a_run_is_of_a_living_process_or_none(tmp_path: Pa
     contents: list[Any] = [note, {**living, "since": 1.0}, {"pid": "x"}, [], living]
     for content in contents:
         (tmp_path / "down.json").write_text(json.dumps(content))
-        found.append(taker_of(run))
+        found.append(lock_taker_of(run))
 
     assert found[:-1] == [None] * 4
     assert found[-1] is not None
     assert str(found[-1]) == f"`qft down`, process {parent.pid}"
     (tmp_path / "down.json").write_text("{")
-    assert taker_of(run) is None
+    assert lock_taker_of(run) is None
 
 
 def test_who_takes_a_run_leaves_no_note_behind(tmp_path: Path) -> None:
     """The next driver is not told that somebody ended it."""
     run = RunFolder(root=tmp_path)
-    with taken(run, print) as ended:
+    with take_lock(run, print) as ended:
         assert (tmp_path / "down.json").exists()
 
     assert not ended

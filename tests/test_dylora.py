@@ -15,10 +15,10 @@ from test_methods import logits, plain_peft
 
 from trainer.__main__ import main
 from trainer.adapters import methods
-from trainer.adapters.dylora import Dial, compare_ranks, cut, draw_rank, ranks_to_compare
+from trainer.adapters.dylora import DyLora, compare_ranks, cut, draw_rank, ranks_to_compare
 from trainer.config import ConfigError
 from trainer.data.examples import collate
-from trainer.loss import mean_loss, supervised_loss
+from trainer.loss import mean_loss, summed_cross_entropy
 from trainer.results.export import export, export_rank
 
 R = 8
@@ -39,11 +39,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     return made
 
 
-def dial_of(made: Rig) -> Dial:
-    """Return the dial of a DyLoRA rig."""
-    dial = methods.method_of(made.bench.model)
-    assert isinstance(dial, Dial)
-    return dial
+def dylora_of(made: Rig) -> DyLora:
+    """Return the DyLoRA method of a rig."""
+    dylora = methods.method_of(made.context.model)
+    assert isinstance(dylora, DyLora)
+    return dylora
 
 
 def test_the_draw_depends_on_seed_and_step_and_covers_all_ranks() -> None:
@@ -68,7 +68,7 @@ def test_a_step_at_rank_b_has_the_gradient_of_a_lora_of_rank_b(tmp_path: Path) -
     """Columns and rows up to b get what a LoRA of rank b, cut out, would give them."""
     fields: dict[str, Any] = {"alpha": 16, "dropout": 0.0}
     big = rig(tiny.make_run(tmp_path / "big", method={"kind": "dylora", "r": R, **fields}))
-    dial_of(big).drawn = 3
+    dylora_of(big).drawn = 3
     small = rig(tiny.make_run(tmp_path / "small", method={"kind": "lora", "r": 3, **fields}))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in big.state.parameters.items():
@@ -108,10 +108,10 @@ def test_a_higher_rank_adds_to_a_lower_one() -> None:
 
 def gradient_of(made: Rig) -> dict[str, torch.Tensor]:
     """Return the gradient of the summed loss of four rows."""
-    made.bench.model.train()
-    made.bench.model.double()  # or the order of sums in two shapes decides the last digits
-    inputs = collate(made.bench.examples[:4], 3)
-    torch.autograd.backward([supervised_loss(made.bench.model, inputs)])
+    made.context.model.train()
+    made.context.model.double()  # or the order of sums in two shapes decides the last digits
+    inputs = collate(made.context.examples[:4], 3)
+    torch.autograd.backward([summed_cross_entropy(made.context.model, inputs)])
     return {n: p.grad for n, p in made.state.parameters.items() if p.grad is not None}
 
 
@@ -122,8 +122,8 @@ def test_every_rank_can_be_cut_out(trained: Rig, tmp_path: Path, rank: int) -> N
     done = export_rank(adapter, rank, tmp_path / "plain")
     settings = json.loads((tmp_path / "plain" / "adapter_config.json").read_text())
     loaded = plain_peft(trained, tmp_path / "plain")
-    with dial_of(trained).at(rank):
-        expected = logits(trained.bench.model, trained)
+    with dylora_of(trained).at(rank):
+        expected = logits(trained.context.model, trained)
 
     torch.testing.assert_close(logits(loaded, trained), expected, rtol=0, atol=1e-5)
     assert (settings["r"], settings["lora_alpha"], done.rank) == (rank, 8, rank)
@@ -133,26 +133,30 @@ def saved(made: Rig, directory: Path) -> Path:
     """Write the adapter as the job would."""
     adapter = directory / "adapter"
     adapter.mkdir()
-    methods.method_of(made.bench.model).save(adapter)
+    methods.method_of(made.context.model).save(adapter)
     return adapter
 
 
 def test_ranks_are_compared_without_disturbing_the_training(trained: Rig) -> None:
     """The loss of every rank is that of a pass at this rank, and mode and rank are as before."""
-    rows = trained.bench.examples
+    rows = trained.context.examples
     beats: list[tuple[int, int]] = []
-    trained.bench.model.train()
+    trained.context.model.train()
     found = compare_ranks(
-        trained.bench.model, rows, pad_id=3, portion=7, beat=lambda *at: beats.append(at)
+        trained.context.model,
+        rows,
+        pad_id=3,
+        micro_batch=7,
+        on_progress=lambda *at: beats.append(at),
     )
 
-    assert trained.bench.model.training
-    assert dial_of(trained).chosen == R
+    assert trained.context.model.training
+    assert dylora_of(trained).chosen == R
     assert list(found) == list(range(1, R + 1))
     assert beats == [(done, R) for done in range(R)]
-    trained.bench.model.eval()
-    with dial_of(trained).at(2):
-        alone = mean_loss(trained.bench.model, rows, pad_id=3, portion=1)
+    trained.context.model.eval()
+    with dylora_of(trained).at(2):
+        alone = mean_loss(trained.context.model, rows, pad_id=3, micro_batch=1)
     assert found[2] == pytest.approx(alone, rel=1e-5)
     assert len({round(loss, 6) for loss in found.values()}) == R
 
@@ -166,16 +170,16 @@ def test_many_ranks_are_compared_at_powers_of_two() -> None:
 
 def test_the_best_rank_is_what_is_saved_exported_and_scored(trained: Rig, tmp_path: Path) -> None:
     """The rank of the lowest validation loss is taken, the smaller of equals; else r."""
-    dial = dial_of(trained)
+    dylora = dylora_of(trained)
     (tmp_path / "measured").mkdir()
     (tmp_path / "blind").mkdir()
-    dial.choose({1: 0.9, 2: 0.5, 4: 0.5, 8: 0.6})
+    dylora.choose({1: 0.9, 2: 0.5, 4: 0.5, 8: 0.6})
     try:
         adapter = saved(trained, tmp_path / "measured")
         measured = export(adapter, tmp_path / "a")
-        expected = logits(trained.bench.model, trained)
+        expected = logits(trained.context.model, trained)
     finally:
-        dial.losses, dial.chosen = None, R
+        dylora.losses, dylora.chosen = None, R
     blind = export(saved(trained, tmp_path / "blind"), tmp_path / "b")
 
     assert (measured.rank, blind.rank) == (2, R)

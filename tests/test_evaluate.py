@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.tiny import make_config, make_model, make_rows, make_tokenizer
+from support.models import PROMPTS, make_t5
+from support.tiny import evaluation, make_config, make_model, make_tokenizer
 
 from trainer.config import CostTable, EvalTable, TrainerConfig
 from trainer.data.codec import Codec, Example
 from trainer.data.rows import DataError
 from trainer.data.template import Template
 from trainer.errors import DoesNotFit
-from trainer.scoring import few_shot
 from trainer.scoring.answers import all_answers, possible_answers, read_answer, write_answer
-from trainer.scoring.constrained import Decoder, Trie, batches, in_batches, undisturbed
-from trainer.scoring.evaluate import _costs, load_result, run
+from trainer.scoring.baselines import select_demonstrations, with_demonstrations
+from trainer.scoring.constrained import Decoder, Trie, batches_by_length, eval_mode, run_in_batches
+from trainer.scoring.evaluate import load_result, run
+from trainer.scoring.metrics import costs_of_mistakes
 
 MOODS = ["negative", "neutral", "positive"]
-PROMPTS = [[5, 9, 30], [0, 44, 81, 7, 7, 12], [99], [3, 4, 5, 6, 7, 8, 9, 10]]
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +39,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def t5() -> Any:
     """An encoder-decoder model of the T5 kind."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    torch.manual_seed(0)
-    return T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=320, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-            decoder_start_token_id=3, pad_token_id=3, eos_token_id=1,
-        )
-    ).eval()  # fmt: skip
+    return make_t5().eval()
 
 
 def make_falcon() -> Any:
@@ -83,8 +76,8 @@ def test_answers_are_weighed_as_the_model_weighs_them(kind: str, llama: Any, t5:
     model = {"llama": llama, "t5": t5}.get(kind) or make_falcon()
     answers = [[20, 21], [30], [40, 41, 42]]
     decoder = Decoder(model, eos_ids=[1], pad_id=3)
-    with undisturbed(model):
-        weights = decoder.weigh(decoder.read(PROMPTS), Trie(answers, eos_id=1))
+    with eval_mode(model):
+        weights = decoder.score_choices(decoder.prefill(PROMPTS), Trie(answers, eos_id=1))
         expected = torch.tensor(
             [[log_share(model, prompt, [answer[0]]) for answer in answers] for prompt in PROMPTS]
         ).softmax(dim=-1)
@@ -97,8 +90,10 @@ def test_forks_below_forks_multiply(kind: str, llama: Any, t5: Any) -> None:
     """An answer that goes on where another ends is told apart by the end token."""
     model = llama if kind == "llama" else t5
     decoder = Decoder(model, eos_ids=[1], pad_id=3)
-    with undisturbed(model):
-        weights = decoder.weigh(decoder.read(PROMPTS), Trie([[20], [20, 30], [50]], eos_id=1))
+    with eval_mode(model):
+        weights = decoder.score_choices(
+            decoder.prefill(PROMPTS), Trie([[20], [20, 30], [50]], eos_id=1)
+        )
         for prompt, found in zip(PROMPTS, weights, strict=True):
             first = torch.tensor([log_share(model, prompt, [token]) for token in (20, 50)])
             second = torch.tensor([log_share(model, prompt, [20, token]) for token in (1, 30)])
@@ -112,8 +107,8 @@ def test_free_answers_equal_the_librarys_greedy_search(kind: str, llama: Any, t5
     """Batched and padded, our loop writes what `generate` writes for each prompt alone."""
     model = llama if kind == "llama" else t5
     decoder = Decoder(model, eos_ids=[1], pad_id=3)
-    with undisturbed(model):
-        written = decoder.write(decoder.read(PROMPTS), tokens_max=6)
+    with eval_mode(model):
+        written = decoder.generate(decoder.prefill(PROMPTS), tokens_max=6)
         for prompt, found in zip(PROMPTS, written, strict=True):
             alone = model.generate(
                 input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(),
@@ -137,9 +132,9 @@ def test_nothing_of_the_model_changes(llama: Any) -> None:
         return llama.model.layers[0].mlp.up_proj.weight.grad.clone()  # type: ignore[no-any-return]  # torch's own
 
     before, random = step(), torch.get_rng_state()
-    with undisturbed(llama):
+    with eval_mode(llama):
         decoder = Decoder(llama, eos_ids=[1], pad_id=3)
-        decoder.write(decoder.read(PROMPTS), tokens_max=3)
+        decoder.generate(decoder.prefill(PROMPTS), tokens_max=3)
         torch.rand(3)
         assert not llama.training
 
@@ -150,7 +145,7 @@ def test_nothing_of_the_model_changes(llama: Any) -> None:
 
 def test_batches_hold_every_place_once_within_their_limits() -> None:
     """Long prompts come first, alone if need be; nobody is left out."""
-    found = list(batches([3, 50, 4, 4, 200, 5], tokens=100, rows=3))
+    found = list(batches_by_length([3, 50, 4, 4, 200, 5], tokens=100, rows=3))
 
     assert found == [[4], [1, 5], [2, 3, 0]]
 
@@ -165,20 +160,12 @@ def test_a_batch_for_which_memory_runs_out_is_asked_in_halves() -> None:
             raise torch.OutOfMemoryError("test")
         answered.extend(batch)
 
-    in_batches([[1]] * 9, answer, lambda done, total: told.append((done, total)))
+    run_in_batches([[1]] * 9, answer, lambda done, total: told.append((done, total)))
 
     assert sorted(answered) == list(range(9))
     assert told == [(0, 9), (2, 9), (4, 9), (6, 9), (9, 9)]
     with pytest.raises(DoesNotFit, match="one held-out row does not fit"):
-        in_batches([[1]] * 2, lambda batch: answer(batch, 0), lambda *_: None)
-
-
-def evaluation(tmp_path: Path, **fields: Any) -> tuple[Path, TrainerConfig]:
-    """A run directory with rows of moods, and a config that scores them."""
-    rows = make_rows(tmp_path / "eval.jsonl", 9)
-    table = {"kind": "label", "labels": MOODS} | fields
-    config = make_config(tmp_path / "model", rows, data={"eval": "eval.jsonl"}, eval=table)
-    return tmp_path, TrainerConfig.model_validate(config)
+        run_in_batches([[1]] * 2, lambda batch: answer(batch, 0), lambda *_: None)
 
 
 def test_a_run_scores_every_row_and_leaves_a_whole_file(llama: Any, tmp_path: Path) -> None:
@@ -187,7 +174,7 @@ def test_a_run_scores_every_row_and_leaves_a_whole_file(llama: Any, tmp_path: Pa
     told: list[tuple[int, int]] = []
     result = run(
         run_dir, config, llama, make_tokenizer(), stage="before",
-        beat=lambda done, total: told.append((done, total)),
+        on_progress=lambda done, total: told.append((done, total)),
     )  # fmt: skip
 
     assert told == [(0, 9), (9, 9)]
@@ -209,7 +196,9 @@ def test_a_run_scores_every_row_and_leaves_a_whole_file(llama: Any, tmp_path: Pa
 def test_sets_of_labels_are_scored(llama: Any, tmp_path: Path) -> None:
     """A multi-label table runs the same way, the word for none included."""
     run_dir, config = evaluation(tmp_path, kind="multilabel", labels=MOODS[:2], none="positive")
-    result = run(run_dir, config, llama, make_tokenizer(), stage="after", beat=lambda *_: None)
+    result = run(
+        run_dir, config, llama, make_tokenizer(), stage="after", on_progress=lambda *_: None
+    )
 
     assert (result.metric, result.n) == ("micro_f1", 9)
     assert [row["gold"] for row in result.details["documents"]] == [
@@ -226,14 +215,14 @@ def test_a_wrong_label_to_learn_is_told_before_training(llama: Any, tmp_path: Pa
     data = config.data.model_copy(update={"train": "train.jsonl"})
     config = config.model_copy(update={"data": data})
     with pytest.raises(DataError, match=r"train\.jsonl:2: 'dunno' is not among the labels"):
-        run(run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+        run(run_dir, config, llama, make_tokenizer(), stage="before", on_progress=lambda *_: None)
 
 
 def test_a_label_outside_the_list_is_an_error_with_its_row(llama: Any, tmp_path: Path) -> None:
     """All such rows are named at once, and no result is written."""
     run_dir, config = evaluation(tmp_path, labels=MOODS[:2])
     with pytest.raises(DataError) as caught:
-        run(run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+        run(run_dir, config, llama, make_tokenizer(), stage="before", on_progress=lambda *_: None)
 
     assert [f"eval.jsonl:{row}" for row in (3, 6, 9)] == [
         problem.split(": ")[0] for problem in caught.value.problems
@@ -294,7 +283,9 @@ def test_every_possible_answer_is_read_back_as_itself() -> None:
 def test_a_result_stands_beside_its_baselines(llama: Any, tmp_path: Path) -> None:
     """The commonest answer gets its third of balanced rows, and regression learns the rest."""
     run_dir, config = evaluation(tmp_path)
-    result = run(run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+    result = run(
+        run_dir, config, llama, make_tokenizer(), stage="before", on_progress=lambda *_: None
+    )
     found = result.details["baselines"]
 
     assert found["majority"]["figures"]["exact_match"]["value"] == pytest.approx(1 / 3)
@@ -306,7 +297,7 @@ def test_the_base_is_asked_with_examples_too(llama: Any, tmp_path: Path) -> None
     """Few-shot figures stand beside the baselines, from the same draw each time."""
     run_dir, config = evaluation(tmp_path, shots=3)
     found = [
-        run(run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+        run(run_dir, config, llama, make_tokenizer(), stage="before", on_progress=lambda *_: None)
         for _ in range(2)
     ]
     told = [result.details["baselines"]["few_shot"] for result in found]
@@ -320,20 +311,20 @@ def test_examples_come_before_the_question_one_of_each_answer_first() -> None:
     """The draw takes turns among answers and not the file's order; a question keeps its own end."""
     rows = [(f"{at} is ", mood) for at, mood in enumerate(["good"] * 9 + ["bad"])]
     tokenizer = make_tokenizer()
-    codec = Codec.of(tokenizer, max_length=100, seq2seq=False)
+    codec = Codec.from_tokenizer(tokenizer, max_length=100, seq2seq=False)
     prompt = Template.parse("{text} is ")
     asked = Example((2, 3, 1), (-100, -100, 1), "q is ", "good", 1, 2)
-    shown = few_shot.draw(rows, 3)
-    primed = few_shot.prime([asked], shown, codec, prompt)
-    text = "".join(f"{question}{mood}\n\n" for question, mood in shown) + "q is "
+    demonstrations = select_demonstrations(rows, 3)
+    prompts = with_demonstrations([asked], demonstrations, codec, prompt)
+    text = "".join(f"{question}{mood}\n\n" for question, mood in demonstrations) + "q is "
 
-    assert {mood for _, mood in shown[:2]} == {"good", "bad"}
-    assert few_shot.draw(rows[::-1], 3) == shown
-    assert primed.fewest == 3
-    assert list(primed.items[0].prompt_ids) == [*codec.prefix, *codec.encode([text], prompt)[0]]
-    assert primed.items[0].labels[-1:] == (1,)
-    short = replace(codec, max_length=len(primed.items[0].prompt_ids) - 1)
-    assert few_shot.prime([asked], shown, short, prompt).fewest == 2
+    assert {mood for _, mood in demonstrations[:2]} == {"good", "bad"}
+    assert select_demonstrations(rows[::-1], 3) == demonstrations
+    assert prompts.fewest == 3
+    assert list(prompts.items[0].prompt_ids) == [*codec.prefix, *codec.encode([text], prompt)[0]]
+    assert prompts.items[0].labels[-1:] == (1,)
+    short = replace(codec, max_length=len(prompts.items[0].prompt_ids) - 1)
+    assert with_demonstrations([asked], demonstrations, short, prompt).fewest == 2
 
 
 def test_with_too_many_sets_those_that_were_learnt_are_listed() -> None:
@@ -360,7 +351,9 @@ def test_what_bound_answers_cannot_say_is_counted(llama: Any, tmp_path: Path) ->
         (tmp_path / f"{name}.jsonl").write_text(row, encoding="utf-8")
     data = config.data.model_copy(update={"train": "train.jsonl"})
     config = config.model_copy(update={"data": data})
-    result = run(run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+    result = run(
+        run_dir, config, llama, make_tokenizer(), stage="before", on_progress=lambda *_: None
+    )
 
     assert result.details["answers"] == {"possible": 4096, "listed": 256, "right_not_listed": 1}
     assert result.details["bound"]["figures"]["exact_match"]["value"] == 0
@@ -379,7 +372,9 @@ def test_conversations_that_end_in_a_label_are_scored(llama: Any, tmp_path: Path
     data = {"train": str(rows), "eval": "eval.jsonl", "messages": "messages", "chat": "markers"}
     whole = make_config(tmp_path / "model", rows, eval={"kind": "label", "labels": MOODS})
     config = TrainerConfig.model_validate(whole | {"data": data})
-    result = run(tmp_path, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+    result = run(
+        tmp_path, config, llama, make_tokenizer(), stage="before", on_progress=lambda *_: None
+    )
 
     assert [document["gold"] for document in result.details["documents"][:3]] == [
         [mood] for mood in MOODS
@@ -395,7 +390,9 @@ def test_the_gain_is_measured_on_the_same_rows(llama: Any, tmp_path: Path) -> No
     """After training the change per row is told with its interval; without change it is zero."""
     run_dir, config = evaluation(tmp_path)
     for stage in ("before", "after"):
-        result = run(run_dir, config, llama, make_tokenizer(), stage=stage, beat=lambda *_: None)
+        result = run(
+            run_dir, config, llama, make_tokenizer(), stage=stage, on_progress=lambda *_: None
+        )
 
     assert result.details["gain"] == {
         "metric": "exact_match", "value": 0.0, "low": 0.0, "high": 0.0
@@ -406,7 +403,7 @@ def test_costs_choose_thresholds(llama: Any, tmp_path: Path) -> None:
     """With costs, the price of the answers stands beside that of the cheapest thresholds."""
     run_dir, config = evaluation(tmp_path, costs={"negative": {"miss": 50.0}})
     details = run(
-        run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None
+        run_dir, config, llama, make_tokenizer(), stage="before", on_progress=lambda *_: None
     ).details
     paid = sum(
         (50.0 if label == "negative" else 1.0)
@@ -427,7 +424,7 @@ def test_thresholds_found_on_one_half_hold_on_the_other() -> None:
     table = EvalTable(kind="multilabel", labels=["a"], costs={"a": CostTable(miss=9)})
     right = np.array([[True], [True], [False], [False]] * 3)
     shares = np.where(right, 0.4, 0.2)
-    found = _costs(right, np.zeros_like(right), shares, table)
+    found = costs_of_mistakes(right, np.zeros_like(right), shares, table)
 
     assert found is not None
     assert (found["as_answered"], found["with_thresholds"]) == (4.5, 0.0)
@@ -437,7 +434,7 @@ def test_thresholds_found_on_one_half_hold_on_the_other() -> None:
 def test_a_result_is_plain_json(llama: Any, tmp_path: Path) -> None:
     """The file holds no NaN and no type that only Python knows."""
     run_dir, config = evaluation(tmp_path)
-    run(run_dir, config, llama, make_tokenizer(), stage="before", beat=lambda *_: None)
+    run(run_dir, config, llama, make_tokenizer(), stage="before", on_progress=lambda *_: None)
 
     def refuse(name: str) -> None:
         pytest.fail(f"{name} is not JSON")

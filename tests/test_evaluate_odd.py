@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from support.tiny import make_model, make_tokenizer
-from test_evaluate import evaluation
+from support.tiny import evaluation, make_model, make_tokenizer
 
 from trainer.config import ConfigError, EvalTable
 from trainer.pages.report import as_page, build
-from trainer.scoring.answers import fault_of, read_answer, require_apart, write_answer
-from trainer.scoring.baselines import Known, baselines
+from trainer.scoring.answers import label_problem, read_answer, require_apart, write_answer
+from trainer.scoring.baselines import baselines
+from trainer.scoring.eval_set import LabelledTexts
 from trainer.scoring.evaluate import run
 
 
@@ -48,7 +48,9 @@ def test_answers_that_are_no_numbers_are_mistakes_and_are_counted(
     row = json.loads(lines[0]) | {"text": "K"}
     rows.write_text("\n".join([json.dumps(row), *lines[1:]]), encoding="utf-8")
     tokenizer = make_tokenizer()
-    found = run(run_dir, config, spoilt(llama), tokenizer, stage="after", beat=lambda *_: None)
+    found = run(
+        run_dir, config, spoilt(llama), tokenizer, stage="after", on_progress=lambda *_: None
+    )
     text = (run_dir / "eval-after.json").read_text(encoding="utf-8")
 
     assert found.details["not_numbers"] == 1
@@ -63,7 +65,7 @@ def test_a_model_without_a_single_number_is_refused(llama: Any, tmp_path: Path) 
     broken = copy.deepcopy(llama)
     torch.nn.init.constant_(broken.get_input_embeddings().weight, float("nan"))
     with pytest.raises(ConfigError, match="no answer of the model"):
-        run(run_dir, config, broken, make_tokenizer(), stage="before", beat=lambda *_: None)
+        run(run_dir, config, broken, make_tokenizer(), stage="before", on_progress=lambda *_: None)
 
     assert not (run_dir / "eval-before.json").exists()
 
@@ -101,7 +103,7 @@ def test_a_word_for_no_label_is_one_word_of_a_set() -> None:
 @pytest.mark.parametrize("single", [True, False])
 def test_texts_without_words_have_baselines_too(texts: tuple[str, ...], *, single: bool) -> None:
     """Digits and faces are told apart by their characters; where nothing is, all are the same."""
-    known = Known(texts=texts, labels=np.array([[True, False], [False, True]] * 2))
+    known = LabelledTexts(texts=texts, labels=np.array([[True, False], [False, True]] * 2))
     found = baselines(known, known, single=single, resamples=1000)
     right = found["tfidf_regression"]["figures"]["exact_match"]["value"]
 
@@ -116,4 +118,4 @@ def test_labels_with_signs_are_read_back(kind: str, label: str) -> None:
     answer = read_answer(write_answer([label], table), table)
 
     assert (answer.labels, answer.unknown, answer.readable) == (frozenset([label]), (), True)
-    assert fault_of(label, table) is None
+    assert label_problem(label, table) is None

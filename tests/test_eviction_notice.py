@@ -23,13 +23,13 @@ from trainer.__main__ import main
 from trainer.eviction import (
     NOTICE_S,
     NOTICE_S_MAX,
-    Flag,
     MetadataPoll,
+    PreemptionFlag,
     fetch_events,
     on_signals,
     preemption_in,
 )
-from trainer.saving.checkpointer import Keeper
+from trainer.saving.checkpointer import Checkpointer
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PATIENCE_S = 300.0
@@ -84,9 +84,9 @@ def metadata(answers: list[Any], *, first_s: float = 0.0) -> Iterator[tuple[str,
 
 def heard(
     url: str, *, enough: Callable[[], bool] = lambda: False, said: list[str] | None = None
-) -> Flag:
+) -> PreemptionFlag:
     """Poll `url` fast until the flag is up or it is enough; the flag's own clock stands still."""
-    flag = Flag(lambda: 100.0)
+    flag = PreemptionFlag(lambda: 100.0)
     said = [] if said is None else said
     poll = MetadataPoll(
         url=url,
@@ -210,7 +210,7 @@ def test_a_document_without_events_is_no_notice(document: object) -> None:
 def test_signals_raise_the_flag_and_are_given_back() -> None:
     """SIGTERM sets the flag, and the handler is put back."""
     before = signal.getsignal(signal.SIGTERM)
-    flag = Flag(lambda: 100.0)
+    flag = PreemptionFlag(lambda: 100.0)
     with on_signals(flag):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT) if flag.notice is None else None
@@ -222,7 +222,7 @@ def test_signals_raise_the_flag_and_are_given_back() -> None:
 
 def test_the_nearest_of_several_ends_counts() -> None:
     """SIGTERM shortens the time of a long notice; a later end than that changes nothing."""
-    flag = Flag(lambda: 100.0)
+    flag = PreemptionFlag(lambda: 100.0)
     flag.set(seconds_left=300, reason="eviction notice")
     flag.set(seconds_left=10, reason="SIGTERM")
     flag.set(seconds_left=30, reason="eviction notice")
@@ -233,7 +233,7 @@ def test_the_nearest_of_several_ends_counts() -> None:
 
 def test_a_second_interrupt_does_not_wait() -> None:
     """Ctrl-C twice leaves at once."""
-    flag = Flag(lambda: 0.0)
+    flag = PreemptionFlag(lambda: 0.0)
     with on_signals(flag):
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
@@ -243,7 +243,7 @@ def test_a_second_interrupt_does_not_wait() -> None:
 def test_the_deadline_runs_on_the_monotonic_clock() -> None:
     """Time left counts on the flag's own clock, so a jump of the wall clock changes nothing."""
     now = [50.0]
-    flag = Flag(lambda: now[0])
+    flag = PreemptionFlag(lambda: now[0])
     flag.set(seconds_left=30, reason="test")
     now[0] = 75.0
 
@@ -268,19 +268,19 @@ def test_a_notice_of_any_length_ends_well(
     run.mkdir()
     (run / "config.json").write_bytes((undisturbed / "config.json").read_bytes())
     polls: list[MetadataPoll] = []
-    after = Keeper.after_step
+    after = Checkpointer.after_step
 
     def poll(**given: Any) -> MetadataPoll:
         polls.append(MetadataPoll(**given, poll_s=0.01))
         return polls[-1]
 
-    def after_step(keeper: Keeper, record: dict[str, Any]) -> None:
-        after(keeper, record)
+    def after_step(checkpointer: Checkpointer, record: dict[str, Any]) -> None:
+        after(checkpointer, record)
         if record["step"] == 7:  # all thirty may be done before the thread that asks is woken up
             wait_until(lambda: polls[0].flag.notice is not None)
 
     monkeypatch.setattr("trainer.job.job.MetadataPoll", poll)
-    monkeypatch.setattr(Keeper, "after_step", after_step)
+    monkeypatch.setattr(Checkpointer, "after_step", after_step)
 
     def answer() -> dict[str, Any]:
         moment = datetime.now(UTC) + timedelta(seconds=seconds)

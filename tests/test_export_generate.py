@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.models import gpt2
 from support.tiny import make_config, make_model, make_rows, make_tokenizer, write_config
-from test_export_merge import gpt2
 
+from trainer.__main__ import main
 from trainer.config import TrainerConfig
 from trainer.data.examples import load_examples
-from trainer.results.generate import Speaker, main, talk
+from trainer.results.generate import Generator, chat_loop
 
 CHATML = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
@@ -28,43 +29,43 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(place / "run", make_config(model, rows))
 
 
-def speaker(run_dir: Path, **tables: Any) -> Speaker:
+def generator(run_dir: Path, **tables: Any) -> Generator:
     """The tiny model, loaded."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(str(run_dir.parent / "model"))
     rows = run_dir.parent / "train.jsonl"
     config = TrainerConfig.model_validate(make_config(run_dir.parent / "model", rows) | tables)
-    return Speaker(model=model.eval(), tokenizer=make_tokenizer(), config=config)
+    return Generator(model=model.eval(), tokenizer=make_tokenizer(), config=config)
 
 
 def test_a_row_is_asked_as_training_asked_it(run_dir: Path) -> None:
     """The prompt's tokens are those before the completion of the same row in training."""
-    asked = speaker(run_dir)
+    asked = generator(run_dir)
     rows = run_dir.parent / "train.jsonl"
     item = load_examples(asked.config.data, rows, asked.tokenizer, max_length=128).items[0]
     text = item.prompt.removesuffix("\nmood: ")
 
-    assert asked.read_row({"text": text}) == item.prompt_ids
-    assert asked.read_text(item.prompt) == item.prompt_ids
+    assert asked.encode_row({"text": text}) == item.prompt_ids
+    assert asked.encode_text(item.prompt) == item.prompt_ids
 
 
 def test_one_question_gets_one_answer(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The base can be asked without an adapter; an endless answer is cut and said to be."""
     arguments = ["--run-dir", str(run_dir), "--base-only", "--tokens", "4"]
 
-    assert main([*arguments, "--field", "text=the sky"]) == 0
+    assert main(["generate", *arguments, "--field", "text=the sky"]) == 0
     first = capsys.readouterr()
-    assert main([*arguments, "--prompt", "the sky\nmood: "]) == 0
+    assert main(["generate", *arguments, "--prompt", "the sky\nmood: "]) == 0
     assert capsys.readouterr().out == first.out
     assert first.err == "(stopped after 4 tokens without an end)\n"
 
 
 def test_what_is_missing_is_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A field the template names, and an adapter that is not there yet."""
-    assert main(["--run-dir", str(run_dir), "--base-only", "--field", "txt=a"]) == 65
+    assert main(["generate", "--run-dir", str(run_dir), "--base-only", "--field", "txt=a"]) == 65
     assert "no field `text`" in capsys.readouterr().err
-    assert main(["--run-dir", str(run_dir)]) == 78
+    assert main(["generate", "--run-dir", str(run_dir)]) == 78
     assert "holds no adapter; train first" in capsys.readouterr().err
 
 
@@ -89,7 +90,7 @@ def test_a_question_that_cannot_be_asked_is_told(
 ) -> None:
     """Each slip of the command line ends with a sentence and a code."""
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
-    code = main(["--run-dir", str(run_dir), "--base-only", *asked.split()])
+    code = main(["generate", "--run-dir", str(run_dir), "--base-only", *asked.split()])
 
     assert (code, answer[1] in capsys.readouterr().err) == (answer[0], True)
 
@@ -109,14 +110,14 @@ def test_an_answer_ends_where_the_base_has_no_more_places(
     gpt2(tmp_path / "model")
     rows = make_rows(tmp_path / "train.jsonl", 6)
     run = write_config(tmp_path / "run", make_config(tmp_path / "model", rows))
-    code = main(["--run-dir", str(run), "--base-only", *asked.split()])
+    code = main(["generate", "--run-dir", str(run), "--base-only", *asked.split()])
 
     assert (code, answer[1] in capsys.readouterr().err) == (answer[0], True)
 
 
 def test_an_empty_prompt_is_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A base whose tokenizer puts nothing in front has nothing to begin with."""
-    assert main(["--run-dir", str(run_dir), "--base-only", "--prompt", ""]) == 65
+    assert main(["generate", "--run-dir", str(run_dir), "--base-only", "--prompt", ""]) == 65
     assert "the prompt is empty" in capsys.readouterr().err
 
 
@@ -129,22 +130,24 @@ def test_without_a_stdin_a_conversation_has_no_questions(
     config = make_config(run_dir.parent / "model", tmp_path / "talk.jsonl", data=table)
     run = write_config(tmp_path / "run", config)
 
-    assert main(["--run-dir", str(run), "--base-only", "--chat"]) == 0
+    assert main(["generate", "--run-dir", str(run), "--base-only", "--chat"]) == 0
 
 
 def test_a_conversation_keeps_what_was_said(run_dir: Path) -> None:
     """Each question is asked after all before it, with the answers the model gave."""
     data = {"train": "rows.jsonl", "messages": "messages"}
-    asked = speaker(run_dir, data=data)
+    asked = generator(run_dir, data=data)
     asked.tokenizer.chat_template = CHATML
     answers: list[str] = []
-    talk(asked, iter(io.StringIO("hi\n\nand why\n")), answers.append, tokens_max=3)
+    chat_loop(asked, iter(io.StringIO("hi\n\nand why\n")), answers.append, tokens_max=3)
     messages = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": answers[0] if answers[0].strip() else "."},
         {"role": "user", "content": "and why"},
     ]
-    second, _ = asked.answer(asked.read_talk(messages), tokens_max=3)
+    second, _ = asked.answer(asked.encode_chat(messages), tokens_max=3)
 
     assert [second] == answers[1:]
-    assert asked.tokenizer.decode(asked.read_talk(messages)).endswith("and why</s>\n<s>assistant\n")
+    assert asked.tokenizer.decode(asked.encode_chat(messages)).endswith(
+        "and why</s>\n<s>assistant\n"
+    )

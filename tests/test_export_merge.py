@@ -9,38 +9,19 @@ from typing import Any
 import peft
 import pytest
 import torch
+from support.models import PROMPTS, gpt2, load, make_adapter
 from support.rig import rig
-from support.tiny import make_model, make_run, make_tokenizer
+from support.tiny import make_model, make_run
 
 from trainer import model as models
+from trainer.__main__ import main
 from trainer.adapters import methods
 from trainer.results.base_weights import NoBaseError
-from trainer.results.merge import CannotMergeError, main, merge, read_adapter
-from trainer.results.merge_check import parity
+from trainer.results.merge import CannotMergeError, merge, read_adapter
+from trainer.results.merge_check import compare_models
 
 # PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
-PROMPTS = [[5, 9, 30], [0, 44, 81, 7, 7, 12], [99], [3, 4, 5, 6, 7, 8, 9, 10]]
-
-
-def load(directory: Path, **more: Any) -> Any:
-    """Load a model in float32."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32, **more)
-
-
-def make_adapter(base: Path, directory: Path, **settings: Any) -> Any:
-    """Write an adapter whose every number is random, and return base + adapter."""
-    wanted = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | settings
-    model = peft.get_peft_model(load(base), peft.LoraConfig(task_type="CAUSAL_LM", **wanted))
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(str(directory))
-    return model.eval()
 
 
 @pytest.mark.parametrize(
@@ -56,8 +37,8 @@ def test_merged_equals_base_and_adapter(settings: dict[str, Any], tmp_path: Path
         untie(base)
     adapted = make_adapter(base, tmp_path / "adapter", **settings)
     merge(base, tmp_path / "adapter", tmp_path / "out", dtype=None, on_message=lambda _: None)
-    found = parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=6, eos_id=1)
-    untouched = parity(adapted, load(base), PROMPTS, tokens_max=6, eos_id=1)
+    found = compare_models(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=6, eos_id=1)
+    untouched = compare_models(adapted, load(base), PROMPTS, tokens_max=6, eos_id=1)
 
     assert found["logits_difference_max"] < 1e-4
     assert (found["rows"], found["equal"], found["share"]) == (4, 4, 1.0)
@@ -74,11 +55,11 @@ def test_an_adapter_of_quantised_transposed_layers_is_merged_the_right_way_round
     made = rig(make_run(tmp_path, rows=4, method={"kind": kind}, train={"max_length": 64}))
     torch.manual_seed(3)
     with torch.no_grad():
-        for name, parameter in models.trainable(made.bench.model).items():
+        for name, parameter in models.trainable(made.context.model).items():
             parameter.add_(torch.randn_like(parameter) * (0.0 if "magnitude" in name else 0.1))
-    assert len(list(models.four_bit_layers(made.bench.model))) == 8
+    assert len(list(models.four_bit_layers(made.context.model))) == 8
     (tmp_path / "adapter").mkdir()
-    methods.method_of(made.bench.model).save(tmp_path / "adapter")
+    methods.method_of(made.context.model).save(tmp_path / "adapter")
     merge(
         tmp_path / "model",
         tmp_path / "adapter",
@@ -87,7 +68,7 @@ def test_an_adapter_of_quantised_transposed_layers_is_merged_the_right_way_round
         on_message=lambda _: None,
     )
     adapted = peft.PeftModel.from_pretrained(load(tmp_path / "model"), str(tmp_path / "adapter"))
-    found = parity(adapted.eval(), load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)
+    found = compare_models(adapted.eval(), load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)
 
     assert found["share"] == 1.0
     assert found["logits_difference_max"] < 1e-4
@@ -116,7 +97,10 @@ def test_shards_are_merged_one_by_one(tmp_path: Path) -> None:
     assert len(files) > 2
     assert files == sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert told[-1] == f"shard {len(files)} of {len(files)} merged"
-    assert parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)["share"] == 1.0
+    assert (
+        compare_models(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)["share"]
+        == 1.0
+    )
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
@@ -126,8 +110,8 @@ def test_weights_may_be_written_in_another_type(tmp_path: Path) -> None:
     make_adapter(base, tmp_path / "adapter")
     arguments = ["--base", str(base), "--adapter", str(tmp_path / "adapter")]
 
-    assert main([*arguments, "--out", str(tmp_path / "half"), "--dtype", "float16"]) == 0
-    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    assert main(["merge", *arguments, "--out", str(tmp_path / "half"), "--dtype", "float16"]) == 0
+    assert main(["merge", *arguments, "--out", str(tmp_path / "whole")]) == 0
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "whole")]
     assert sizes[0] < 0.6 * sizes[1]
     config = json.loads((tmp_path / "half" / "config.json").read_text(encoding="utf-8"))
@@ -148,7 +132,10 @@ def test_what_cannot_be_merged_leaves_nothing_behind(
 
     with pytest.raises(CannotMergeError, match="exists already"):
         merge(base, adapter, other, dtype=None, on_message=lambda _: None)
-    assert main(["--base", str(base), "--adapter", str(other), "--out", str(tmp_path / "x")]) == 78
+    assert (
+        main(["merge", "--base", str(base), "--adapter", str(other), "--out", str(tmp_path / "x")])
+        == 78
+    )
     assert "holds no adapter" in capsys.readouterr().err
 
 
@@ -187,22 +174,9 @@ def test_damaged_files_are_named_and_nothing_is_left(
     (tmp_path / name).write_text(content)
     arguments = ["--base", str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter")]
 
-    assert main([*arguments, "--out", str(tmp_path / "out")]) == 78
+    assert main(["merge", *arguments, "--out", str(tmp_path / "out")]) == 78
     assert told in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
-
-
-def gpt2(directory: Path) -> Any:
-    """Write a random GPT-2, whose layers are transposed, and return it."""
-    import transformers
-
-    make_tokenizer().save_pretrained(str(directory))
-    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 3, "vocab_size": 320}
-    torch.manual_seed(0)
-    sizes = transformers.GPT2Config(**ends, n_embd=32, n_layer=2, n_head=4, n_positions=64)
-    model = transformers.GPT2LMHeadModel(sizes)
-    model.save_pretrained(str(directory))
-    return model
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}], ids=["lora", "dora"])
@@ -221,7 +195,7 @@ def test_a_base_with_shorter_names_and_transposed_layers_is_merged(
     changed = merge(
         base, tmp_path / "adapter", tmp_path / "out", dtype=None, on_message=lambda _: None
     )
-    found = parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=6, eos_id=1)
+    found = compare_models(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=6, eos_id=1)
 
     assert changed == 8
     assert found["share"] == 1.0
@@ -249,7 +223,10 @@ def test_a_base_of_older_files_becomes_safetensors(shards: int, tmp_path: Path) 
 
     assert not list((tmp_path / "out").glob("*.bin*"))
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == shards
-    assert parity(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)["share"] == 1.0
+    assert (
+        compare_models(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)["share"]
+        == 1.0
+    )
 
 
 def test_a_pickle_with_anything_but_tensors_is_not_run(tmp_path: Path) -> None:

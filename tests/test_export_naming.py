@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config import ConfigError
-from trainer.results.base_name import BaseName, name_base, public_bytes
+from trainer.results.base_name import BaseName, public_base_name, without_local_paths
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_only_a_hub_id_is_a_name_on_the_hub(
     """A directory has its own name, or the id that was given for it; a hub id stays what it is."""
     (tmp_path / "here").mkdir()
 
-    assert name_base(model, tmp_path, folder=folder, given=given) == expected
+    assert public_base_name(model, tmp_path, folder=folder, given=given) == expected
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_only_a_hub_id_is_a_name_on_the_hub(
 def test_a_wrong_name_for_the_base_is_refused(tmp_path: Path, model: str, given: str) -> None:
     """What no hub would take, or contradicts the config, is an error that names the option."""
     with pytest.raises(ConfigError, match="--base"):
-        name_base(model, tmp_path, given=given)
+        public_base_name(model, tmp_path, given=given)
 
 
 def test_only_paths_are_replaced_in_a_config(tmp_path: Path) -> None:
@@ -51,8 +51,8 @@ def test_only_paths_are_replaced_in_a_config(tmp_path: Path) -> None:
     strange = tmp_path / "adapter_config.json"
     strange.write_text("[1")
 
-    mended = public_bytes(path, base)
+    mended = without_local_paths(path, base)
 
     assert mended is not None
     assert json.loads(mended) == {"name_or_path": "phi", "pad_token": "/x/y/é"}
-    assert [public_bytes(one, base) for one in (other, strange)] == [None, None]
+    assert [without_local_paths(one, base) for one in (other, strange)] == [None, None]

@@ -16,10 +16,10 @@ from safetensors.torch import load, save_file
 from support.rig import rig
 from support.tiny import make_config, make_run, write_config
 
+from trainer.__main__ import main
 from trainer.adapters import methods
 from trainer.adapters.nola import expand
 from trainer.results import publish
-from trainer.results.publish import main
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_weights_and_card_arrive_and_nothing_else(
     facts.write_text('{"usd": 0.034, "listed": true, "evictions": [{"step": 3}]}')
     caplog.set_level(logging.DEBUG)
     code = main(
-        ["--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint,
+        ["publish", "--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint,
          "--facts", str(facts)]
     )  # fmt: skip
     said = capsys.readouterr()
@@ -89,7 +89,9 @@ def test_a_refusal_is_told_without_the_token(
 ) -> None:  # fmt: skip
     """A wrong token is named as the likely cause, and not shown."""
     monkeypatch.setenv("HF_TOKEN", "hf_wrongOfTheTest")
-    code = main(["--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint])
+    code = main(
+        ["publish", "--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint]
+    )
     said = capsys.readouterr().err
 
     assert code == 78
@@ -107,7 +109,9 @@ def test_a_token_that_makes_no_repositories_writes_to_one_that_is_there(
     """A hub that forbids making the repository is still asked to take the commit."""
     hub.makes_none = True
     monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
-    code = main(["--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint])
+    code = main(
+        ["publish", "--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint]
+    )
 
     assert (code, len(hub.commits)) == (0, 1)
 
@@ -128,7 +132,7 @@ def test_a_silent_hub_and_a_bad_name_are_not_blamed_on_the_token(
     repo, port, ends, said = asked
     monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
     endpoint = hub.endpoint if port is None else f"http://127.0.0.1:{port}"
-    code = main(["--run-dir", str(run_dir), "--repo", repo, "--endpoint", endpoint])
+    code = main(["publish", "--run-dir", str(run_dir), "--repo", repo, "--endpoint", endpoint])
     told = capsys.readouterr().err
 
     assert code == ends
@@ -146,7 +150,9 @@ def test_a_hub_that_takes_the_question_and_says_nothing_is_given_up(
     monkeypatch.setattr(get_session(), "timeout", None)  # so that it gets back the one it has
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        code = main(["--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", endpoint])
+        code = main(
+            ["publish", "--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", endpoint]
+        )
 
     assert code == 74
     assert "the hub does not answer as it should: " in capsys.readouterr().err
@@ -159,13 +165,13 @@ def test_without_a_token_or_weights_nothing_is_sent(
     """Both are told before the hub hears of it."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
     arguments = ["--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint]
-    assert main(arguments) == 78
+    assert main(["publish", *arguments]) == 78
     assert "HF_TOKEN is not set" in capsys.readouterr().err
 
     monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
     for path in (run_dir / "adapter").glob("*.safetensors"):
         path.unlink()
-    assert main(arguments) == 78
+    assert main(["publish", *arguments]) == 78
     assert "nothing to publish" in capsys.readouterr().err
     assert hub.created == []
 
@@ -178,10 +184,12 @@ def test_a_nola_adapter_is_published_as_one_that_peft_loads(
     run = make_run(tmp_path, rows=4, method={"kind": "nola", "bases": 16})
     made = rig(run)
     (run / "adapter").mkdir()
-    methods.method_of(made.bench.model).save(run / "adapter")
+    methods.method_of(made.context.model).save(run / "adapter")
     monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
     before = sorted(path.name for path in (run / "adapter").iterdir())
-    code = main(["--run-dir", str(run), "--repo", "me/model", "--endpoint", hub.endpoint])
+    code = main(
+        ["publish", "--run-dir", str(run), "--repo", "me/model", "--endpoint", hub.endpoint]
+    )
 
     assert code == 0
     assert set(hub.files) == {"adapter_model.safetensors", "adapter_config.json", "README.md"}

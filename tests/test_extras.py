@@ -325,7 +325,7 @@ def test_a_page_that_cannot_be_written_is_told_before_the_rows_are_read(
         after.audit("run.yaml", html=page, as_json=False)
 
 
-TOOL, TRAINER = ["trainer.tool", "results.generate"], ["trainer", "train"]
+TOOL, TRAINER = ["trainer", "generate"], ["trainer", "train"]
 
 
 @pytest.mark.parametrize(

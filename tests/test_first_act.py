@@ -16,12 +16,16 @@ from support.sshd import Sshd, serve
 from commands import ls, status
 from commands.runs import config_diff, factory, session
 from commands.runs.config import LoadedConfig, load
+from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, all_runs, run_folder
-from commands.runs.session import Desk, opened
+from commands.runs.request import RunRequest
+from commands.runs.session import open_session
 from commands.ui.errors import Usage
 from infra.provider import Observation, Offer, PowerState, Vm
-from infra.run.fold import RunState, fold, to_json
+from infra.run.fold import fold
 from infra.run.journal import Journal, Kind, read
+from infra.run.state import RunState
+from infra.run.vm_json import to_json
 from infra.run.workload import HostUnreachable
 from remote import keys
 
@@ -39,25 +43,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return made
 
 
-class Listener:
-    """A console that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def on_message(self, text: str) -> None:
-        """Hear a line."""
-        self.said.append(text)
-
-
 def attempt(project: Project, loaded: LoadedConfig | None = None) -> list[str]:
-    """Open the run as a command does, and fail at once; return what was said."""
-    listener = Listener()
-    console: Any = SimpleNamespace(on_message=listener.on_message, progress=None, report=None)
-    desk = Desk(loaded=loaded or load(project.config), home=project.home, console=console)
-    with pytest.raises(OSError, match="no luck"), opened(desk):
+    """Open the run as a command does, and fail at once; return the messages."""
+    messages: list[str] = []
+    console: Any = SimpleNamespace(log=messages.append, progress=None, report=None)
+    request = RunRequest(loaded=loaded or load(project.config), home=project.home, console=console)
+    with pytest.raises(OSError, match="no luck"), open_session(request):
         raise OSError("no luck")
-    return listener.said
+    return messages
 
 
 def edit(project: Project, old: str, new: str) -> None:
@@ -97,7 +90,7 @@ def test_a_change_after_a_failed_start_counts_and_is_said(project: Project) -> N
     assert all(key in said for key in ("train.steps", "data.prompt", "data.train"))
     assert attempt(project) == []
     run = run_folder(project.home, "tiny")
-    assert session.reopen(run).config.train.steps == 260
+    assert reopen(run).config.train.steps == 260
     assert [event.kind for event in read(run.journal)][:2] == [Kind.RUN_STARTED, Kind.RUN_RESUMED]
 
 
@@ -109,9 +102,9 @@ def test_a_change_after_the_training_began_is_refused_with_the_difference(
     note(project, *RENTED, (Kind.LAUNCHED, {}), (Kind.PROGRESS, {"step": 5, "steps": 250}))
     edit(project, "steps: 250", "steps: 260")
 
-    listener: Any = SimpleNamespace(on_message=print)
-    desk = Desk(loaded=load(project.config), home=project.home, console=listener)
-    with pytest.raises(Usage, match="another config") as caught, opened(desk):
+    console: Any = SimpleNamespace(log=print)
+    request = RunRequest(loaded=load(project.config), home=project.home, console=console)
+    with pytest.raises(Usage, match="another config") as caught, open_session(request):
         pass
 
     assert caught.value.problems == ["train.steps: 250 became 260"]
@@ -163,7 +156,7 @@ def test_a_run_killed_between_its_config_and_its_journal_is_begun_again(
     attempt(project)
 
     (run,) = all_runs(project.home)
-    assert session.reopen(run).config.train.steps == 260
+    assert reopen(run).config.train.steps == 260
 
 
 def test_a_name_whose_run_never_began_is_free_for_another_file(
@@ -175,7 +168,7 @@ def test_a_name_whose_run_never_began_is_free_for_another_file(
 
     attempt(project, load(other.config))
 
-    assert session.reopen(run_folder(project.home, "tiny")).path == other.config
+    assert reopen(run_folder(project.home, "tiny")).path == other.config
     note(project, *RENTED)
     with pytest.raises(Usage, match="belongs to the run of"):
         attempt(project)
@@ -226,12 +219,12 @@ class Silent:
     def __init__(self, *, answers: bool) -> None:
         self._answers = answers
 
-    def reach(self, _vm: Vm) -> None:
+    def connect(self, _vm: Vm) -> None:
         """Answer, or not."""
         if not self._answers:
             raise HostUnreachable("127.0.0.1 does not answer")
 
-    def forget(self) -> None:
+    def disconnect(self) -> None:
         """Nothing is held."""
 
 
@@ -267,7 +260,7 @@ def test_a_machine_that_nobody_signed_in_to_is_not_running(
         list_all=lambda: [replace(vm, power=PowerState.RUNNING)],
     )
     monkeypatch.setattr(factory, "make_provider", lambda *_all: cloud)
-    monkeypatch.setattr(status, "make_workload", lambda *_a, **_k: Silent(answers=answers))
+    monkeypatch.setattr(status, "build_workload", lambda *_a, **_k: Silent(answers=answers))
     monkeypatch.setattr(ls, "known_providers", lambda *_all: [cloud])
 
     found = status.status("tiny")

@@ -81,15 +81,15 @@ def test_a_rehearsal_is_foretold_for_this_computer_and_for_the_card(tmp_path: Pa
 def test_a_rented_card_is_foretold_alone(tmp_path: Path) -> None:
     """Where this computer does not train, its cores are nobody's business."""
     loaded = project(tmp_path, vm={"provider": "azure", "gpu": "T4", "max_price": 0.25})
-    told = estimate.forecast(loaded)
+    told = estimate.estimate_run(loaded)
 
-    assert estimate.forecast_line(told).startswith("memory: ")
+    assert estimate.estimate_line(told).startswith("memory: ")
 
 
 def test_time_follows_the_rows_and_memory_the_longest_allowed(tmp_path: Path) -> None:
     """Rows a tenth as long as `max_length` are not foretold to take ten times too long."""
-    short = estimate.rehearsal(project(tmp_path / "short", words=80))
-    long = estimate.rehearsal(project(tmp_path / "long", words=8000))
+    short = estimate.estimate_local_run(project(tmp_path / "short", words=80))
+    long = estimate.estimate_local_run(project(tmp_path / "long", words=8000))
 
     assert short is not None
     assert long is not None
@@ -119,7 +119,7 @@ def test_a_computer_with_a_card_is_not_judged_by_its_cores(
     plan = make_plan(str(tmp_path / "run.yaml"))
 
     assert "its own NVIDIA card" in plan.here
-    assert plan.rehearsal is None
+    assert plan.local_estimate is None
 
 
 def test_a_base_on_a_hub_has_no_figures_yet(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_rows_that_cannot_be_read_spoil_no_forecast(tmp_path: Path) -> None:
     loaded = project(tmp_path)
     (tmp_path / "train.jsonl").write_text('{"other": 1}\n')
 
-    told = estimate.forecast(loaded)
+    told = estimate.estimate_run(loaded)
 
     assert told is not None
     assert told["usual_tokens"] == 1024

@@ -30,17 +30,20 @@ from infra.durable import read_json
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run import actions as act
 from infra.run.budget import bill
-from infra.run.decide import Goal, JobPhase, Plan, Seen, decide
-from infra.run.fold import RunState, apply, fold
+from infra.run.context import TurnReport
+from infra.run.decide import Goal, JobPhase, RunPlan, Seen, decide
+from infra.run.fold import apply, fold
 from infra.run.heartbeat import SILENCE, read_heartbeat
 from infra.run.journal import Event, JournalDamaged, Kind, _plain, read
-from infra.run.stall_detector import Watch
-from infra.run.supervisor import Report
+from infra.run.stall_detector import StallDetector
+from infra.run.state import RunState
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
-from remote import errors, manifest, script_replies
+from remote import errors
 from remote.job import Job
 from remote.on_machine import tree_ops
+from remote.remote_script import read_answer
 from remote.ssh import Host
+from remote.sync import manifest, replies
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 from trainer.eviction import preemption_in
@@ -71,10 +74,10 @@ UP = RunState(
     vm=VM,
     generation=1,
     up=True,
-    booted_s=NOW_S,
+    vm_started_s=NOW_S,
     prepared=True,
     launched=True,
-    guarded_s=NOW_S,
+    safeguards_set_at_s=NOW_S,
 )
 STATUS = {
     "version": 1,
@@ -123,9 +126,9 @@ class Stranger:
     code: int = 0
     host: Host = HOST
 
-    def run(self, *_words: object, **_more: object) -> errors.Result:
+    def run(self, *_words: object, **_more: object) -> errors.CommandResult:
         """Answer a command as the line would hand it on."""
-        return errors.Result(
+        return errors.CommandResult(
             exit_code=self.code, stdout=self.said.decode("utf-8", "replace"), stderr=""
         )
 
@@ -177,15 +180,16 @@ def answer_with(work: SshWorkload, connection: Stranger) -> None:
 def test_any_status_leads_to_a_decision(said: bytes) -> None:
     """What the trainer's status may be, the supervisor decides, reports and writes it down."""
     work = workload(Stranger(json.dumps(JOB).encode()), status=said or b" ")
-    job = Watch(now_s=NOW_S).measure(work.look(VM), NOW_S + 1)
-    seen = Seen(vm=Observation(power=PowerState.RUNNING, host="h"), job=job)
-    plan = Plan(goal=Goal.RUN)
+    job = StallDetector(now_s=NOW_S).with_durations(work.job_status(VM), NOW_S + 1)
+    seen = Seen(machine=Observation(power=PowerState.RUNNING, host="h"), job=job)
+    plan = RunPlan(goal=Goal.RUN)
     action = decide(UP, seen, plan, NOW_S + 1)
     noted = _plain({"step": job.step, "steps": job.steps})
     after = apply(UP, Event(number=1, at_s=NOW_S, kind=Kind.PROGRESS, data=noted))
     used = bill(after, NOW_S + 1)
     shown = view(
-        Report(state=after, seen=seen, action=action, bill=used, now_s=NOW_S + 1), simulated=True
+        TurnReport(state=after, seen=seen, action=action, bill=used, now_s=NOW_S + 1),
+        simulated=True,
     )
 
     assert isinstance(action, act.Action)
@@ -206,7 +210,9 @@ def test_any_answer_about_a_job_is_read_or_a_failed_act(said: bytes, code: int) 
     for call in calls:
         assert is_sane(outcome(call, errors.RemoteError))
     for _ in range(3):
-        assert is_sane(outcome(lambda: work.look(VM), HostUnreachable, HostUnfit, HostNotTrusted))
+        assert is_sane(
+            outcome(lambda: work.job_status(VM), HostUnreachable, HostUnfit, HostNotTrusted)
+        )
 
 
 @FUZZED
@@ -214,22 +220,22 @@ def test_any_answer_about_a_job_is_read_or_a_failed_act(said: bytes, code: int) 
 def test_any_answer_about_files_is_read_or_refused(said: bytes) -> None:
     """Lists, chunks and commits are plain bounded values afterwards, or a `RemoteError`."""
     wanted = manifest.Wanted(include=r"metrics\.jsonl|adapter/[a-z.]+")
-    answer = outcome(lambda: script_replies.read_answer(said, verb="x", source="h"), errors.Garbled)
+    answer = outcome(lambda: read_answer(said, verb="x", source="h"), errors.Garbled)
     assert isinstance(answer, dict | errors.Garbled)
     if isinstance(answer, errors.Garbled):
         return
-    assert script_replies.read_free(answer) >= 0
-    assert (script_replies.read_refusal(answer) is None) is ("error" not in answer)
+    assert replies.read_free(answer) >= 0
+    assert (replies.read_refusal(answer) is None) is ("error" not in answer)
     calls: list[Callable[[], object]] = [
-        lambda: script_replies.read_wrong(answer, sent=["a"], source="h"),
-        lambda: script_replies.read_chunks(answer, "begun", names=["blob", "other"], source="h"),
+        lambda: replies.read_wrong(answer, sent=["a"], source="h"),
+        lambda: replies.read_chunks(answer, "begun", names=["blob", "other"], source="h"),
     ]
     for call in calls:
         assert is_sane(outcome(call, errors.Garbled))
     found = outcome(
-        lambda: script_replies.read_listing(answer, wanted=wanted, source="h"), errors.Untrusted
+        lambda: replies.read_listing(answer, wanted=wanted, source="h"), errors.Untrusted
     )
-    if isinstance(found, script_replies.Listing):
+    if isinstance(found, replies.Listing):
         assert all(wanted.takes(path) for path in found.tree)
         assert all(name.isprintable() for name in found.left_names)
 
@@ -340,7 +346,7 @@ def test_a_status_nested_200_000_deep_is_no_heartbeat() -> None:
     said = '{"a":' + "[" * 200_000 + "]" * 200_000 + "}"
 
     assert read_heartbeat(said) == SILENCE
-    assert workload(Stranger(json.dumps(JOB).encode()), said.encode()).look(VM).step == 0
+    assert workload(Stranger(json.dumps(JOB).encode()), said.encode()).job_status(VM).step == 0
 
 
 @pytest.mark.parametrize(
@@ -357,7 +363,7 @@ def test_a_status_nested_200_000_deep_is_no_heartbeat() -> None:
 def test_a_commit_that_does_not_say_what_is_in_place_is_garbled(answer: dict[str, Any]) -> None:
     """Every file is taken as not there, and the act is tried again."""
     with pytest.raises(errors.Garbled, match="did not say which files are in place"):
-        script_replies.read_wrong(answer, sent=["a"], source="h")
+        replies.read_wrong(answer, sent=["a"], source="h")
 
 
 def test_wrong_answers_are_tried_again_and_then_end_the_run_with_exit_4() -> None:
@@ -365,9 +371,9 @@ def test_wrong_answers_are_tried_again_and_then_end_the_run_with_exit_4() -> Non
     work = workload(Stranger(b'{"state": "flying"}'))
     for _ in range(2):
         with pytest.raises(HostUnreachable, match="described a job in a way that is none"):
-            work.look(VM)
+            work.job_status(VM)
     with pytest.raises(HostUnfit, match="described a job in a way that is none"):
-        work.look(VM)
+        work.job_status(VM)
 
 
 def test_an_answer_in_between_ends_the_counting() -> None:
@@ -375,9 +381,9 @@ def test_an_answer_in_between_ends_the_counting() -> None:
     work = workload(Stranger(b"["))
     for _ in range(4):
         with pytest.raises(HostUnreachable):
-            work.look(VM)
+            work.job_status(VM)
         answer_with(work, Stranger(json.dumps(JOB).encode()))
-        assert work.look(VM).phase is JobPhase.RUNNING
+        assert work.job_status(VM).phase is JobPhase.RUNNING
         answer_with(work, Stranger(b"["))
 
 
@@ -418,7 +424,7 @@ def test_what_is_no_finite_number_is_none() -> None:
 def test_a_machine_that_answers_nonsense_stops_billing(tmp_path: Path) -> None:
     """The run ends with exit 4 and a sentence, and its compute is given back."""
     story = Story(path=tmp_path / "journal.jsonl")
-    vars(story.work)["look"] = workload(Stranger(b'{"state": ["running"]}')).look
+    vars(story.work)["look"] = workload(Stranger(b'{"state": ["running"]}')).job_status
     ending = story.go()
 
     assert ending.code == 4

@@ -18,10 +18,11 @@ from support.runs import make_project
 
 from commands.runs import factory
 from commands.runs.config import LoadedConfig, RunConfig, check, check_files, load, schema
-from commands.runs.drive import _most, find_config
-from commands.runs.estimate import forecast, forecast_line, rehearsal
+from commands.runs.estimate import estimate_line, estimate_local_run, estimate_run
+from commands.runs.find_config import find_config
 from commands.runs.home import pick_run, run_folder
 from commands.runs.payload import stage
+from commands.runs.run_to_goal import worst_case_text
 from commands.runs.session import policy_of
 from commands.ui.errors import Usage
 
@@ -147,9 +148,9 @@ def goes_on(folder: Path, loaded: LoadedConfig) -> None:
     saved = json.loads(json.dumps(loaded.config.model_dump(mode="json"), allow_nan=False))
     assert check(saved, loaded.path).config == loaded.config
     assert loaded.out.name == run_folder(folder / "home", loaded.config.name).name
-    forecast_line(forecast(loaded))
-    rehearsal(loaded)
-    _most(loaded)
+    estimate_line(estimate_run(loaded))
+    estimate_local_run(loaded)
+    worst_case_text(loaded)
     policy_of(loaded)
     factory.want(vm)
     stage(loaded, folder / "staging", write=False)

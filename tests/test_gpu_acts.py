@@ -272,21 +272,21 @@ def test_memory_is_noted_as_torch_counts_it(monkeypatch: pytest.MonkeyPatch) -> 
     config = TrainerConfig.model_validate(
         place(Path("/w"), Played()).config(Job(model="1b", precision="fp16"))
     )
-    material = SimpleNamespace(
+    prepared = SimpleNamespace(
         device=torch.device("cuda"),
         precision=SimpleNamespace(compute=PrecisionChoice.FP16),
-        described=MODELS["1b"],
+        model_config=MODELS["1b"],
         rows=SimpleNamespace(items=[SimpleNamespace(input_ids=range(512))]),
     )
     notes = Notes()
-    begin_to_measure(notes, config, material)
+    begin_to_measure(notes, config, prepared)
     end_measuring(notes)
 
     assert (notes.base_bytes, notes.peak_allocated_bytes, notes.peak_reserved_bytes) == (7, 8, 9)
     assert notes.card_used_bytes == 20
     assert calls[:2] == ["synchronize", "reset_peak_memory_stats"]
-    assert notes.forecast is not None
-    assert 2e9 < notes.forecast["allocated"] < notes.forecast["reserved"] < 8e9
+    assert notes.estimate is not None
+    assert 2e9 < notes.estimate["allocated"] < notes.estimate["reserved"] < 8e9
     assert measured(vars(notes), warm_up=5, alone=False).keys() == {
         "peak_allocated", "peak_reserved", "base_and_adapter", "forecast_allocated",
         "forecast_reserved", "forecast_base",

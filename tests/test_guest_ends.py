@@ -21,8 +21,8 @@ import pytest
 from support.machines import Subject, execute, until
 
 from infra.durable import write_json
-from infra.local.machine import BOOT_PATIENCE_S, Machine, Power
-from infra.local.processes import of_machine
+from infra.local.machine import BOOT_TIMEOUT_S, Machine, MachinePower
+from infra.local.processes import machine_processes
 
 QUIET = "</dev/null >/dev/null 2>&1 &"
 HIDERS = {
@@ -94,8 +94,8 @@ def test_power_off_spares_nothing(subject: Subject) -> None:
     subject.machine.power_off("user")
 
     assert crowd.living() == []
-    state = subject.machine.look()
-    assert (state.power, state.reason) == (Power.OFF, "user")
+    state = subject.machine.state()
+    assert (state.power, state.reason) == (MachinePower.OFF, "user")
 
 
 def test_eviction_spares_nothing(subject: Subject) -> None:
@@ -103,8 +103,8 @@ def test_eviction_spares_nothing(subject: Subject) -> None:
     subject.up()
     crowd = Crowd.gather(subject)
 
-    subject.machine.order_eviction(0.0, "evicted", "asked for")
-    state = subject.wait_for(Power.OFF)
+    subject.machine.request_eviction(0.0, "evicted", "asked for")
+    state = subject.wait_for(MachinePower.OFF)
 
     assert crowd.living() == []
     assert (state.reason, state.detail) == ("evicted", "asked for")
@@ -133,12 +133,12 @@ def test_eviction_is_announced_inside(subject: Subject) -> None:
     seen = subject.machine.disk / "seen"
     until(lambda: seen.exists() and "[]" in seen.read_text())
 
-    subject.machine.order_eviction(3000.0)
+    subject.machine.request_eviction(3000.0)
 
     until(lambda: seen.read_text().count("Preempt") > 10)
-    assert subject.machine.look().power is Power.ON
+    assert subject.machine.state().power is MachinePower.ON
     (subject.machine.disk / "agree").touch()
-    subject.wait_for(Power.OFF)
+    subject.wait_for(MachinePower.OFF)
 
 
 def test_notice_is_kept(subject: Subject) -> None:
@@ -146,9 +146,9 @@ def test_notice_is_kept(subject: Subject) -> None:
     subject.up()
     asked_s = time.time()
 
-    subject.machine.order_eviction(0.5)
+    subject.machine.request_eviction(0.5)
 
-    gone_s = datetime.fromisoformat(subject.wait_for(Power.OFF).since).timestamp()
+    gone_s = datetime.fromisoformat(subject.wait_for(MachinePower.OFF).since).timestamp()
     assert gone_s - asked_s > 0.4  # less than half a second only where the clock is being set
 
 
@@ -156,19 +156,19 @@ def test_zero_notice_is_no_notice(subject: Subject) -> None:
     """An eviction without notice does not wait for the machine's usual hour."""
     subject.up()
 
-    subject.machine.order_eviction(0.0)
+    subject.machine.request_eviction(0.0)
 
-    assert subject.wait_for(Power.OFF).reason == "evicted"
+    assert subject.wait_for(MachinePower.OFF).reason == "evicted"
 
 
 def test_second_eviction_does_not_move_the_first(subject: Subject) -> None:
     """While an eviction is under way, another one changes nothing."""
     subject.up()
-    subject.machine.order_eviction(0.5, "price")
+    subject.machine.request_eviction(0.5, "price")
 
-    subject.machine.order_eviction(300.0, "evicted")
+    subject.machine.request_eviction(300.0, "evicted")
 
-    assert subject.wait_for(Power.OFF).reason == "price"
+    assert subject.wait_for(MachinePower.OFF).reason == "price"
 
 
 def test_eviction_needs_nobody(subject: Subject) -> None:
@@ -186,7 +186,7 @@ def test_eviction_needs_nobody(subject: Subject) -> None:
     )
 
     assert asker.returncode == -signal.SIGKILL
-    assert subject.wait_for(Power.OFF).reason == "evicted"
+    assert subject.wait_for(MachinePower.OFF).reason == "evicted"
 
 
 def test_scripted_eviction_comes_by_itself(subject: Subject) -> None:
@@ -197,12 +197,12 @@ def test_scripted_eviction_comes_by_itself(subject: Subject) -> None:
     write_json(subject.machine.directory / "spec.json", data | {"notice_s": 0})
     subject.machine.power_on(evict_after_s=0.6)
 
-    state = subject.wait_for(Power.OFF)
+    state = subject.wait_for(MachinePower.OFF)
     subject.up()
     time.sleep(0.8)
 
     assert (state.reason, state.detail) == ("evicted", "scripted")
-    assert subject.machine.look().power is Power.ON
+    assert subject.machine.state().power is MachinePower.ON
 
 
 @pytest.mark.parametrize("how", ["order", "script", "rm"])
@@ -213,16 +213,18 @@ def test_machine_may_end_before_it_is_up(tmp_path: Path, how: str) -> None:
     subject.machine.power_on(evict_after_s=0.3 if how == "script" else None)
     if how != "script":  # it may be over by now
         until(lambda: subject.processes() == 1)
-        assert subject.machine.look().power is Power.BOOTING
+        assert subject.machine.state().power is MachinePower.BOOTING
 
     if how == "order":
-        subject.machine.order_eviction(0.0)
+        subject.machine.request_eviction(0.0)
     if how == "rm":
         shutil.rmtree(subject.machine.directory)
 
-    until(lambda: of_machine(mark, disk) == set())
+    until(lambda: machine_processes(mark, disk) == set())
     assert not (subject.machine.directory / "guest.json").exists()
-    assert subject.machine.look().power is (Power.ABSENT if how == "rm" else Power.OFF)
+    assert subject.machine.state().power is (
+        MachinePower.ABSENT if how == "rm" else MachinePower.OFF
+    )
 
 
 def test_next_life_has_the_disk_and_the_key(subject: Subject) -> None:
@@ -233,7 +235,7 @@ def test_next_life_has_the_disk_and_the_key(subject: Subject) -> None:
 
     state = subject.up()
 
-    assert state.life == 2
+    assert state.boot == 2
     assert execute(subject.enter(), "cat file") == (0, b"kept\n", b"")
 
 
@@ -257,13 +259,13 @@ def test_vanished_guest_is_no_running_machine(subject: Subject) -> None:
     crowd = Crowd.gather(subject)
     crowd.guest.kill()
 
-    state = subject.wait_for(Power.DEAD)
+    state = subject.wait_for(MachinePower.DEAD)
 
     assert crowd.living() == []
     assert state.reason == "failed"
     assert state.since != ""
     assert "restarts" in state.detail
-    assert subject.up().life == 2
+    assert subject.up().boot == 2
 
 
 def test_guest_that_cannot_play_says_why(subject: Subject) -> None:
@@ -271,16 +273,16 @@ def test_guest_that_cannot_play_says_why(subject: Subject) -> None:
     subject.machine.host_key.write_text("no key")
 
     subject.machine.power_on()
-    orders = subject.machine.orders()
-    assert orders is not None
-    born_s = datetime.fromisoformat(orders.since).timestamp()
+    desired = subject.machine.desired_state()
+    assert desired is not None
+    born_s = datetime.fromisoformat(desired.since).timestamp()
     until(lambda: subject.processes() == 0)
     early, state = (
-        Machine(subject.machine.directory, clock=lambda: born_s + passed_s).look()  # noqa: B023
-        for passed_s in (BOOT_PATIENCE_S - 1, BOOT_PATIENCE_S + 1)
+        Machine(subject.machine.directory, clock=lambda: born_s + passed_s).state()  # noqa: B023
+        for passed_s in (BOOT_TIMEOUT_S - 1, BOOT_TIMEOUT_S + 1)
     )
 
-    assert (early.power, state.power) == (Power.BOOTING, Power.DEAD)
+    assert (early.power, state.power) == (MachinePower.BOOTING, MachinePower.DEAD)
     assert "guest.log" in state.detail
     assert "KeyImportError" in state.detail
 
@@ -295,7 +297,7 @@ def test_reused_process_number_is_no_guest(subject: Subject) -> None:
 
     write_json(file, record | {"pid": me.pid, "created_at": me.create_time()})
 
-    assert subject.wait_for(Power.DEAD).reason == "failed"
+    assert subject.wait_for(MachinePower.DEAD).reason == "failed"
 
 
 def test_terminated_guest_takes_all_along(subject: Subject) -> None:
@@ -306,7 +308,7 @@ def test_terminated_guest_takes_all_along(subject: Subject) -> None:
     crowd.guest.terminate()
 
     until(lambda: crowd.living() == [])
-    assert subject.machine.look().power is Power.DEAD
+    assert subject.machine.state().power is MachinePower.DEAD
 
 
 def test_deleted_machine_ends_by_itself(subject: Subject) -> None:
@@ -328,7 +330,7 @@ def test_life_has_one_guest(subject: Subject) -> None:
     subprocess.run([sys.executable, *argv], cwd=Path(__file__).parents[1], env=environ, check=True)
 
     until(lambda: subject.processes() == 1)
-    assert subject.machine.look().power is Power.ON
+    assert subject.machine.state().power is MachinePower.ON
 
 
 def test_guest_of_a_past_life_leaves(subject: Subject) -> None:
@@ -360,7 +362,7 @@ def test_full_disk_does_not_keep_a_machine_alive(
             subject.machine.power_off("user")
 
     assert subject.processes() == 0
-    assert subject.machine.look().power is Power.DEAD
+    assert subject.machine.state().power is MachinePower.DEAD
 
 
 def test_orphans_are_buried(subject: Subject) -> None:
@@ -393,7 +395,7 @@ def test_machine_outlives_its_maker(tmp_path: Path) -> None:
     with maker:
         output = maker.communicate(timeout=60)[0]  # ends only if the guest holds no pipe of ours
 
-    subject.wait_for(Power.ON)
+    subject.wait_for(MachinePower.ON)
     subject.machine.power_off("user")
 
     assert (maker.returncode, output) == (-signal.SIGKILL, b"")

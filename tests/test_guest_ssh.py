@@ -20,7 +20,7 @@ import pytest
 from support.contract import openssh_keys
 from support.machines import Subject, execute, until
 
-from infra.local.machine import Power
+from infra.local.machine import MachinePower
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_detached_job_survives_the_connection(subject: Subject) -> None:
 
 def connections(subject: Subject) -> int:
     """How many clients the machine's SSH server still knows."""
-    port = subject.machine.look().ssh_port
+    port = subject.machine.state().ssh_port
     record = json.loads((subject.machine.directory / "guest.json").read_text())
     lines = psutil.Process(record["pid"]).net_connections("tcp")
     return sum(one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in lines)
@@ -191,7 +191,7 @@ def test_wrong_key_and_wrong_user_are_refused(subject: Subject, tmp_path: Path) 
 
 def test_only_loopback_listens(subject: Subject) -> None:
     """The machine cannot be reached by other computers."""
-    port = subject.machine.look().ssh_port
+    port = subject.machine.state().ssh_port
     listening = subprocess.run(
         ["python3", "-c", "print(open('/proc/net/tcp').read(), open('/proc/net/tcp6').read())"],
         check=True,
@@ -232,7 +232,7 @@ def test_port_forwarding_reaches_the_machine(subject: Subject, client: paramiko.
     """`ssh -L`, which shows TensorBoard, reaches loopback of the machine."""
     transport = client.get_transport()
     assert transport is not None
-    port = subject.machine.look().ssh_port
+    port = subject.machine.state().ssh_port
 
     channel = transport.open_channel("direct-tcpip", ("127.0.0.1", port), ("127.0.0.1", 1))
 
@@ -243,7 +243,7 @@ def test_openssh_client_works(subject: Subject, tmp_path: Path) -> None:
     """The ssh program, with a pinned key and no questions, runs a command; a wrong key stops it."""
     program = shutil.which("ssh")
     assert program is not None, "the tests need OpenSSH's client"
-    port = subject.machine.look().ssh_port
+    port = subject.machine.state().ssh_port
     known = tmp_path / "known_hosts"
 
     def ssh(host_key: str) -> subprocess.CompletedProcess[str]:
@@ -332,7 +332,7 @@ def test_missing_file_is_missing(client: paramiko.SSHClient) -> None:
 
 def test_half_open_clients_do_no_harm(subject: Subject) -> None:
     """Clients that connect and say nothing, or nonsense, do not keep others out."""
-    port = subject.machine.look().ssh_port
+    port = subject.machine.state().ssh_port
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
     silent[0].sendall(b"\x00" * 1000)
 
@@ -342,4 +342,4 @@ def test_half_open_clients_do_no_harm(subject: Subject) -> None:
     client.close()
     for one in silent:
         one.close()
-    assert subject.machine.look().power is Power.ON
+    assert subject.machine.state().power is MachinePower.ON

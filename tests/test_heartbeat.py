@@ -12,8 +12,8 @@ import pytest
 from commands.runs.workload import SshWorkload
 from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.run.heartbeat import SILENCE, Heartbeat, is_of_before, read_heartbeat
-from infra.run.stall_detector import Watch
-from infra.timestamps import utc
+from infra.run.stall_detector import StallDetector
+from infra.timestamps import format_utc
 from remote.job import JobState, JobStatus
 
 STARTED_S = 1_000_000.0
@@ -35,7 +35,7 @@ def test_a_heartbeat_is_of_before_if_pid_and_time_say_so(
     """One mark alone may deceive, and a trainer without any heartbeat would be restarted."""
     assert (
         is_of_before(
-            Heartbeat(pid=pid, updated_at=utc(beat_s)),
+            Heartbeat(pid=pid, updated_at=format_utc(beat_s)),
             pid=RUNNING.pid,
             started_at=RUNNING.started_at,
         )
@@ -67,14 +67,14 @@ def test_an_eviction_that_is_over_does_not_explain_the_next_stop(
         on_message=lambda _text: None,
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
-    beat = utc(STARTED_S - 60)
+    beat = format_utc(STARTED_S - 60)
     old = Heartbeat(pid=5, updated_at=beat, phase="preempted", step=3)
     monkeypatch.setattr(work, "_job", lambda _vm: SimpleNamespace(status=lambda: RUNNING))
     monkeypatch.setattr(work, "_heartbeat", lambda _vm: old)
-    watch = Watch(now_s=0.0)
+    watch = StallDetector(now_s=0.0)
 
-    seen = work.look(Vm(provider="x", run_id="x", id="x", region="a", size="s"))
-    watch.measure(seen, 1.0)
+    seen = work.job_status(Vm(provider="x", run_id="x", id="x", region="a", size="s"))
+    watch.with_durations(seen, 1.0)
 
     assert (seen.heartbeat, seen.step) == (SILENCE, 0)
     stop = Observation(power=PowerState.DEALLOCATED, stop_reason=StopReason.UNKNOWN)

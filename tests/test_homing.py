@@ -12,7 +12,7 @@ import pytest
 from support import sshd
 from support.checkpoints import make_checkpoint
 
-from commands.runs.checkpoint_sync import AGAIN_S, Homing
+from commands.runs.checkpoint_sync import AGAIN_S, CheckpointSync
 from commands.runs.result_files import Expected
 from remote.ssh import SshConnection, connect
 from remote.sync.plan import SyncOptions
@@ -48,7 +48,7 @@ class Place:
     now_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.homing = Homing(
+        self.homing = CheckpointSync(
             connect=lambda _vm: self.connection,
             remote_run=self.remote,
             home=self.home,
@@ -58,9 +58,9 @@ class Place:
             clock=lambda: self.now_s,
         )
 
-    def bring(self) -> None:
+    def pull_newest(self) -> None:
         """Copy once."""
-        self.homing.bring(self.connection)
+        self.homing.pull_newest(self.connection)
 
     def names(self) -> list[str]:
         """What lies at home, all of it."""
@@ -128,7 +128,7 @@ def test_a_newer_one_that_does_not_verify_hides_no_good_one(place: Place, name: 
     make_checkpoint(place.there, 4)
     DAMAGES[name](make_checkpoint(place.there, 6))
     for _ in range(3):
-        place.bring()
+        place.pull_newest()
 
     assert place.names() == ["step-00000004"]
     assert place.homing.newest_step() == 4
@@ -146,8 +146,8 @@ def test_a_name_proves_nothing(place: Place, named: int, step: int, state: int |
     """What calls itself newer and is not is refused, before and after it is at home."""
     make_checkpoint(place.there, 4)
     make_checkpoint(place.there, step, named=named, state=state)
-    place.bring()
-    place.bring()
+    place.pull_newest()
+    place.pull_newest()
 
     assert place.names() == ["step-00000004"]
     assert len(place.said) == 1
@@ -160,7 +160,7 @@ def test_a_thousand_names_only_delay_the_good_one(place: Place) -> None:
     for step in range(101, 141):
         (place.there / directory_name(step)).mkdir()
     for _ in range(6):
-        place.bring()
+        place.pull_newest()
 
     assert place.names() == ["step-00000004"]
 
@@ -168,11 +168,11 @@ def test_a_thousand_names_only_delay_the_good_one(place: Place) -> None:
 def test_a_step_that_is_saved_anew_comes_home_after_all(place: Place) -> None:
     """A trainer that sets a damaged one aside does its step again."""
     tear(make_checkpoint(place.there, 6))
-    place.bring()
+    place.pull_newest()
     shutil.rmtree(place.there / directory_name(6))
     make_checkpoint(place.there, 6, weight=1)
     place.now_s += AGAIN_S + 1
-    place.bring()
+    place.pull_newest()
 
     assert place.names() == ["step-00000006"]
 
@@ -183,7 +183,7 @@ def test_a_damaged_copy_at_home_is_said_once_and_fetched_again(place: Place) -> 
     flip(make_checkpoint(place.home, 6))
     first = [place.homing.newest_step() for _ in range(3)]
     make_checkpoint(place.there, 6)
-    place.bring()
+    place.pull_newest()
 
     assert first == [2, 2, 2]
     assert len([line for line in place.said if "copy at home" in line]) == 1
@@ -196,7 +196,7 @@ def test_only_the_files_of_a_checkpoint_come(place: Place) -> None:
     folder = make_checkpoint(place.there, 2)
     (folder / "trainer.py").write_text("raise SystemExit")
     (folder / "pipe").symlink_to("/dev/zero")
-    place.bring()
+    place.pull_newest()
 
     assert place.homing.newest_step() == 2
     assert len(list((place.home / directory_name(2)).iterdir())) == 6
@@ -210,7 +210,7 @@ def test_the_newest_that_is_whole_decides_what_goes_back(place: Place, name: str
         folder = make_checkpoint(place.there, 6)
         if name in DAMAGES:
             DAMAGES[name](folder)
-    place.homing.send_back(place.connection)
+    place.homing.push_newest(place.connection)
 
     assert (place.there / directory_name(4) / MANIFEST).exists() is (name != "whole")
 
@@ -219,7 +219,7 @@ def test_older_ones_go_only_after_a_newer_one_is_whole_at_home(place: Place) -> 
     """Two that verify are kept."""
     for step in (2, 4, 6):
         make_checkpoint(place.there, step)
-        place.bring()
+        place.pull_newest()
 
     assert place.names() == ["step-00000004", "step-00000006"]
     assert place.said == []

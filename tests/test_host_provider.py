@@ -12,7 +12,7 @@ import pytest
 from support.contract import Harness, ProviderContract, make_spec, openssh_keys
 
 from infra.provider import BadRequest, PowerState, Provider, Transient, Want
-from infra.ssh_host import HostProvider, HostSettings
+from infra.ssh_host import SshHostProvider, SshHostSettings
 
 
 class HostHarness:
@@ -23,7 +23,7 @@ class HostHarness:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.settings = HostSettings(
+        self.settings = SshHostSettings(
             host="127.0.0.1",
             port=self.listener.getsockname()[1],
             user="somebody",
@@ -32,7 +32,7 @@ class HostHarness:
 
     def provider(self) -> Provider:
         """A provider that knows the settings and the directory."""
-        return HostProvider(self.root, self.settings, connect_timeout_s=60.0)
+        return SshHostProvider(self.root, self.settings, connect_timeout_s=60.0)
 
     def advance(self, seconds: float) -> None:
         """Wait."""

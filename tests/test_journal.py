@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fakecloud import Story
 
-from infra.run.decide import Goal, Plan
+from infra.run.decide import Goal, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import Journal, JournalDamaged, Kind, read
 
@@ -19,7 +19,7 @@ from infra.run.journal import Journal, JournalDamaged, Kind, read
 def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The journal of a whole run with an eviction."""
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
-    Story(path=path, plan=Plan(goal=Goal.RUN, rehearse_evictions=(20,))).go()
+    Story(path=path, plan=RunPlan(goal=Goal.RUN, rehearse_evictions=(20,))).go()
     return path.read_bytes()
 
 

@@ -12,15 +12,18 @@ from support.fakecloud import Story, World
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
 from infra.run import actions as act
 from infra.run.billing_spans import Span, close_span, open_span
-from infra.run.budget import Budget, bill, renew_s, seconds_left, worst_case_usd
-from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy, Seen, decide
-from infra.run.fold import Failure, RunState, fold
+from infra.run.budget import Budget, bill, renewal_age_s, seconds_left, worst_case_usd
+from infra.run.decide import Goal, JobPhase, JobView, Policy, RunPlan, Seen, decide
+from infra.run.fold import fold
 from infra.run.journal import read
+from infra.run.state import Failure, RunState
 
 NOW_S = 1_000_000.0
 OFFER = Offer(provider="x", region="a", size="s", spot_usd_per_h=0.2)
 VM = Vm(provider="x", run_id="run-1", id="vm1", region="a", size="s", host="h")
-UP = RunState(run_id="run-1", offer=OFFER, vm=VM, generation=1, up=True, booted_s=NOW_S, steps=50)
+UP = RunState(
+    run_id="run-1", offer=OFFER, vm=VM, generation=1, up=True, vm_started_s=NOW_S, steps=50
+)
 
 powers = st.sampled_from(list(PowerState))
 jobs = st.none() | st.builds(
@@ -45,7 +48,7 @@ states = st.builds(
     vm=st.none() | st.just(VM),
     generation=st.integers(0, 3),
     up=st.booleans(),
-    booted_s=st.floats(NOW_S - 1e5, NOW_S),
+    vm_started_s=st.floats(NOW_S - 1e5, NOW_S),
     prepared=st.booleans(),
     launched=st.booleans(),
     step=st.integers(0, 50),
@@ -54,7 +57,7 @@ states = st.builds(
     crashes=st.lists(st.integers(0, 3), max_size=4).map(tuple),
     evictions=st.integers(0, 3),
     trained=st.booleans(),
-    halted=st.sampled_from(["", "stopped by somebody"]),
+    stopped_by_user=st.sampled_from(["", "stopped by somebody"]),
     fetched=st.sampled_from(["", "out"]),
 )
 
@@ -65,8 +68,8 @@ def test_every_state_has_a_next_act_and_the_same_one_twice(
     state: RunState, vm: Observation | None, job: JobView | None, goal: Goal
 ) -> None:
     """Whatever is known and seen, there is an answer, and asking again does not change it."""
-    seen = Seen(vm=vm, job=job, offers=(OFFER,))
-    plan = Plan(goal=goal)
+    seen = Seen(machine=vm, job=job, offers=(OFFER,))
+    plan = RunPlan(goal=goal)
 
     first = decide(state, seen, plan, NOW_S)
 
@@ -79,9 +82,9 @@ def test_a_second_machine_is_never_rented_beside_one_that_is_seen(
     state: RunState, vm: Observation | None, job: JobView | None, goal: Goal
 ) -> None:
     """While a machine of the run is there, whatever its state, none is created."""
-    seen = Seen(vm=vm, job=job, offers=(OFFER,))
+    seen = Seen(machine=vm, job=job, offers=(OFFER,))
 
-    action = decide(state, seen, Plan(goal=goal), NOW_S)
+    action = decide(state, seen, RunPlan(goal=goal), NOW_S)
 
     if state.vm is not None and vm is not None:
         assert not isinstance(action, act.Create)
@@ -95,9 +98,9 @@ def test_nothing_is_rented_or_started_over_budget(
     """With the dollars spent, the only acts left end the billing or write its end down."""
     spent = (Span(start_s=NOW_S - 36_000, end_s=NOW_S, usd_per_h=1.0, compute=True),)
     poor = replace(state, spans=spent, fetched="", trained=False)
-    plan = Plan(goal=Goal.RUN, budget=Budget(usd=5.0))
+    plan = RunPlan(goal=Goal.RUN, budget=Budget(usd=5.0))
 
-    action = decide(poor, Seen(vm=vm, job=job, offers=(OFFER,)), plan, NOW_S)
+    action = decide(poor, Seen(machine=vm, job=job, offers=(OFFER,)), plan, NOW_S)
 
     assert isinstance(action, act.RecordStop | act.Deallocate | act.Delete | act.Finish)
 
@@ -108,9 +111,13 @@ def test_nothing_is_rented_or_started_after_somebody_stopped_the_machine(
     state: RunState, vm: Observation | None, job: JobView | None, goal: Goal
 ) -> None:
     """A person's stop leaves only acts that end the billing, then exit 130 with who it was."""
-    halted = replace(state, fetched="", trained=False, halted="stopped by a@b.example")
+    stopped_by_user = replace(
+        state, fetched="", trained=False, stopped_by_user="stopped by a@b.example"
+    )
 
-    action = decide(halted, Seen(vm=vm, job=job, offers=(OFFER,)), Plan(goal=goal), NOW_S)
+    action = decide(
+        stopped_by_user, Seen(machine=vm, job=job, offers=(OFFER,)), RunPlan(goal=goal), NOW_S
+    )
 
     assert isinstance(action, act.RecordStop | act.Deallocate | act.Delete | act.Finish)
     if isinstance(action, act.Finish):
@@ -121,8 +128,8 @@ def test_a_finished_training_comes_home_although_the_budget_is_just_used_up() ->
     """All is paid for but the last seconds; a machine that does not answer is released instead."""
     spent = (Span(start_s=NOW_S - 36_000, usd_per_h=1.0, compute=True),)
     done = replace(UP, spans=spent, trained=True, prepared=True, launched=True)
-    plan = Plan(goal=Goal.RUN, budget=Budget(usd=5.0))
-    seen = Seen(vm=Observation(power=PowerState.RUNNING, host="h"))
+    plan = RunPlan(goal=Goal.RUN, budget=Budget(usd=5.0))
+    seen = Seen(machine=Observation(power=PowerState.RUNNING, host="h"))
 
     assert isinstance(decide(done, seen, plan, NOW_S), act.Fetch)
     assert isinstance(
@@ -135,13 +142,13 @@ def test_a_disk_that_is_ahead_is_worth_more_tries() -> None:
     """A machine whose disk is ahead of the copy at home is tried again before it is given up."""
     down = Observation(power=PowerState.DEALLOCATED, stop_reason=StopReason.EVICTED)
     other = Offer(provider="x", region="b", size="s", spot_usd_per_h=0.2)
-    seen = Seen(vm=down, offers=(OFFER, other))
+    seen = Seen(machine=down, offers=(OFFER, other))
     failed = Failure(place="a", size="s", error="NoCapacity", message="full", at_s=NOW_S - 60)
     refused = replace(UP, up=False, start_failures=1, failures=(failed,), disk_step=40)
     ahead, level = replace(refused, home_step=20), replace(refused, home_step=40)
 
-    assert isinstance(decide(ahead, seen, Plan(goal=Goal.RUN), NOW_S), act.Start)
-    assert isinstance(decide(level, seen, Plan(goal=Goal.RUN), NOW_S), act.Delete)
+    assert isinstance(decide(ahead, seen, RunPlan(goal=Goal.RUN), NOW_S), act.Start)
+    assert isinstance(decide(level, seen, RunPlan(goal=Goal.RUN), NOW_S), act.Delete)
 
 
 def test_switched_off_from_inside_is_deallocated_because_it_still_bills() -> None:
@@ -149,7 +156,9 @@ def test_switched_off_from_inside_is_deallocated_because_it_still_bills() -> Non
     off = Observation(power=PowerState.STOPPED, stop_reason=StopReason.USER)
     known = replace(UP, up=False)
 
-    assert isinstance(decide(known, Seen(vm=off), Plan(goal=Goal.RUN), NOW_S), act.Deallocate)
+    assert isinstance(
+        decide(known, Seen(machine=off), RunPlan(goal=Goal.RUN), NOW_S), act.Deallocate
+    )
 
 
 @given(
@@ -211,18 +220,23 @@ def test_the_policy_needs_no_wall_clock(tmp_path: Path) -> None:
 
 def test_switches_are_renewed_before_they_strike() -> None:
     """Below the cap a budget lasts longer than was foreseen: its end is moved on halfway there."""
-    day = RunState(guarded_s=NOW_S, limit_s=NOW_S + 24 * 3600)
-    hour = RunState(guarded_s=NOW_S, limit_s=NOW_S + 3600)
-    plan = Plan(goal=Goal.RUN, guards=True)
+    day = RunState(safeguards_set_at_s=NOW_S, safeguards_until_s=NOW_S + 24 * 3600)
+    hour = RunState(safeguards_set_at_s=NOW_S, safeguards_until_s=NOW_S + 3600)
+    plan = RunPlan(goal=Goal.RUN, has_safeguards=True)
     vm = Observation(power=PowerState.RUNNING, host="h")
 
     def acts_at(state: RunState, age_s: float) -> bool:
-        known = replace(UP, guarded_s=state.guarded_s, limit_s=state.limit_s, prepared=True)
-        return decide(known, Seen(vm=vm), plan, NOW_S + age_s) == act.Guard()
+        known = replace(
+            UP,
+            safeguards_set_at_s=state.safeguards_set_at_s,
+            safeguards_until_s=state.safeguards_until_s,
+            prepared=True,
+        )
+        return decide(known, Seen(machine=vm), plan, NOW_S + age_s) == act.SetSafeguards()
 
     assert [acts_at(day, hours * 3600) for hours in (5, 7, -7)] == [False, True, True]
     assert [acts_at(hour, minutes * 60) for minutes in (20, 31)] == [False, True]
-    assert renew_s(NOW_S, NOW_S - 50, 3600) == 120
+    assert renewal_age_s(NOW_S, NOW_S - 50, 3600) == 120
 
 
 def test_lack_of_a_familys_quota_leaves_the_other_cards_of_the_region() -> None:
@@ -235,7 +249,7 @@ def test_lack_of_a_familys_quota_leaves_the_other_cards_of_the_region() -> None:
     a10 = replace(t4, size="Standard_NV36ads_A10_v5")
 
     def after(*offers: Offer) -> act.Action:
-        return decide(state, Seen(offers=offers), Plan(goal=Goal.RUN), NOW_S)
+        return decide(state, Seen(offers=offers), RunPlan(goal=Goal.RUN), NOW_S)
 
     assert after(t4, bigger, a10) == act.Create(offer=a10, generation=1)
     assert isinstance(after(t4, bigger), act.Finish)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra.local.market import Quote, read_market
+from infra.local.market import RegionQuote, read_market
 from infra.provider import BadRequest, NoCapacity, PriceAboveCap
 
 START = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
@@ -50,7 +50,7 @@ def test_changes_hold_from_their_moment(
     """Each change alters only what it names, from its second on, in the order of time."""
     market = read_market(file, START.timestamp() + elapsed_s)
 
-    assert market.quote("north") == Quote(
+    assert market.quote("north") == RegionQuote(
         spot_usd_per_h=price, on_demand_usd_per_h=0.5, capacity=capacity
     )
 
@@ -68,7 +68,7 @@ def test_without_a_file_every_region_is_open(tmp_path: Path) -> None:
     """A region named for a real cloud can be rehearsed, at the reference price of the GPU."""
     market = read_market(tmp_path / "market.json", 0.0)
 
-    market.admit("westus2", "A10", 1.0)
+    market.check_available("westus2", "A10", 1.0)
     assert market.price("westus2", "A10") == 0.59136
     assert market.regions == ("local-1", "local-2")
 
@@ -78,15 +78,15 @@ def test_refusals_are_those_of_a_cloud(file: Path) -> None:
     market = read_market(file, START.timestamp())
 
     with pytest.raises(BadRequest, match="only north, south"):
-        market.admit("west", "T4", None)
+        market.check_available("west", "T4", None)
     with pytest.raises(NoCapacity, match="south"):
-        market.admit("south", "T4", None)
+        market.check_available("south", "T4", None)
     with pytest.raises(PriceAboveCap, match=r"\$0\.1000 per hour, above the cap of \$0\.0500"):
-        market.admit("north", "T4", 0.05)
-    assert market.obstacle("north", "T4", 0.1) == ""
-    assert market.obstacle("north", "T4", 0.05) == "price above the cap of $0.0500 per hour"
-    assert market.obstacle("south", "T4", None) == "no capacity"
-    assert "no region" in market.obstacle("west", "T4", None)
+        market.check_available("north", "T4", 0.05)
+    assert market.blocked_by("north", "T4", 0.1) == ""
+    assert market.blocked_by("north", "T4", 0.05) == "price above the cap of $0.0500 per hour"
+    assert market.blocked_by("south", "T4", None) == "no capacity"
+    assert "no region" in market.blocked_by("west", "T4", None)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from support.sshd import Sshd, serve
 
 from remote.errors import CommandFailed, LoginShellEnded, RemoteError, TimedOut
 from remote.job import Job, JobState
-from remote.login_shell import for_any_shell
+from remote.login_shell import wrap_for_any_shell
 from remote.on_machine import tree_ops
-from remote.remote_script import Script
+from remote.remote_script import RemoteScript
 from remote.ssh import connect
 from remote.sync import api
 
@@ -71,7 +71,7 @@ def encoded(text: str) -> bytes:
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_shell_hands_on_the_same_command(text: str) -> None:
     """Whatever shells are here, the command and its words arrive byte for byte."""
-    line = for_any_shell(f"printf '%s|' {shlex.join([text, 'end'])}; exit 5")
+    line = wrap_for_any_shell(f"printf '%s|' {shlex.join([text, 'end'])}; exit 5")
 
     found = {name: in_shell(name, line) for name in shells()}
 
@@ -84,7 +84,7 @@ def test_a_line_holds_only_what_all_shells_read_alike(text: str, tmp_path: Path)
     """Between single quotes stands nothing that a csh, a fish or anything else would change."""
     script = tmp_path / "shell.py"
     script.write_text(PLAYED.replace("[^'\\\\\\\\!", "[^'!"))
-    line = for_any_shell(f"printf %s '{text}'" if "'" not in text else "true")
+    line = wrap_for_any_shell(f"printf %s '{text}'" if "'" not in text else "true")
 
     done = subprocess.run(
         [sys.executable, str(script), "-c", line], capture_output=True, check=False
@@ -114,7 +114,7 @@ def test_the_helpers_work_behind_every_login_shell(shell: str, tmp_path: Path) -
 
     with serve(tmp_path / "server", login=login) as server, connect(server.host()) as connection:
         api.push(connection, tmp_path / "rows", "qft/rows")
-        answer = Script(connection=connection, path=Path(tree_ops.__file__)).call(
+        answer = RemoteScript(connection=connection, path=Path(tree_ops.__file__)).call(
             "manifest", {"root": "qft/rows"}, timeout_s=120
         )
         job = Job(connection=connection, directory="qft/job")
@@ -151,7 +151,7 @@ def test_a_start_up_file_that_ends_the_shell_is_named(
     with starting(tmp_path, start) as server, connect(server.host()) as connection:
         for work in (
             lambda: connection.run("true", input="echo swallowed\n"),
-            lambda: Script(connection=connection, path=Path(tree_ops.__file__)).call(
+            lambda: RemoteScript(connection=connection, path=Path(tree_ops.__file__)).call(
                 "manifest", {"root": "x"}, timeout_s=60
             ),
         ):
@@ -188,7 +188,7 @@ def test_what_a_start_up_file_prints_is_no_answer(start: str, tmp_path: Path) ->
     """Banners, errors of stty, traces and bytes before the command are left out of what it says."""
     with starting(tmp_path, start) as server, connect(server.host()) as connection:
         said = connection.run("cat; exit 0", input=b"mine").stdout
-        Script(connection=connection, path=Path(tree_ops.__file__)).call(
+        RemoteScript(connection=connection, path=Path(tree_ops.__file__)).call(
             "manifest", {"root": "x"}, timeout_s=60
         )
 
@@ -211,7 +211,7 @@ def test_a_home_that_takes_no_files_is_named(tmp_path: Path) -> None:
     with serve(tmp_path / "server") as server, connect(server.host()) as connection:
         (server.home / "qft").write_text("in the way")
         with pytest.raises(RemoteError, match="nothing can be written") as caught:
-            Script(connection=connection, path=Path(tree_ops.__file__)).call(
+            RemoteScript(connection=connection, path=Path(tree_ops.__file__)).call(
                 "manifest", {"root": "x"}, timeout_s=60
             )
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.tokenizers_built import KINDS, build
 
+from trainer.config import DataTable
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import load_examples
 from trainer.data.rows import DataError
@@ -32,29 +32,25 @@ ANSWERS = ("positive", "toxic, obscene", "N/A", "    result = df.sum()\n")
 LENGTH = 100
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A data table."""
-
-    prompt: str = ""
-    completion: str = ""
-    messages: str | None = None
-    chat: str = "template"
-    loss_on: str = "completion"
+def data_table(**fields: str) -> DataTable:
+    """A data table of these fields."""
+    return DataTable.model_validate({"train": "rows.jsonl", **fields})
 
 
 def load(way: str, tokenizer: Any, path: Path) -> tuple[list[list[str]], Sequence[Example]]:
     """Write rows for this way of training, and return the answers of each row and its example."""
-    table = Table(prompt="Tweet: {text}\nMood: ", completion="{label}")
+    table = data_table(prompt="Tweet: {text}\nMood: ", completion="{label}")
     answers = [[answer] for _ in TEXTS for answer in ANSWERS]
     rows: list[dict[str, Any]] = [
         {"text": text, "label": answer} for text in TEXTS for answer in ANSWERS
     ]
     if way == "template with BOS":
-        table = Table(prompt=f"{tokenizer.bos_token}{table.prompt}", completion=table.completion)
+        table = data_table(
+            prompt=f"{tokenizer.bos_token}{table.prompt}", completion=table.completion
+        )
         rows = [row | {"text": harmless(row["text"])} for row in rows]
     elif way in {"markers", "chat", "chat with BOS"}:
-        table = Table(messages="messages", chat="markers" if way == "markers" else "template")
+        table = data_table(messages="messages", chat="markers" if way == "markers" else "template")
         begin = "{{ bos_token }}" if way == "chat with BOS" else ""
         tokenizer.chat_template = begin + CHAT
         clean = str if way == "markers" else harmless

@@ -16,15 +16,15 @@ from support.memory_points import MODELS, POINTS
 from support.tiny import make_config
 
 from trainer.config import OptimizerKind, PrecisionChoice, Quant, TrainerConfig
+from trainer.device.gpus import GPUS
 from trainer.device.memory import (
-    GPUS,
     HOURS_FACTOR,
     Workload,
     adapter_parameters,
     base_bytes,
     dora_bytes,
     estimate,
-    foretell,
+    estimate_training,
     largest_micro_batch,
     step_seconds,
 )
@@ -157,7 +157,7 @@ def test_llama_7b_in_4_bits_without_checkpointing_fits_a_t4() -> None:
     [
         {"micro_batch": 1}, {"tokens": 256}, {"quant": Quant.NF4}, {"r": 2},
         {"optimizer": OptimizerKind.ADAMW8BIT}, {"checkpointing": True}, {"dropout": False},
-        {"targets": ("q_proj",)}, {"precision": PrecisionChoice.FP16}, {"supervised": 4},
+        {"targets": ("q_proj",)}, {"precision": PrecisionChoice.FP16}, {"loss_tokens": 4},
         {"adapter_bytes": 2}, {"dora": False},
     ],
     ids=lambda change: next(iter(change)),
@@ -266,7 +266,7 @@ def test_a_plan_is_plain_json_with_everything_the_laptop_shows(tmp_path: Path) -
             tmp_path, tmp_path, method={"kind": "qlora"}, train={"steps": None, "epochs": 2}
         )
     )
-    plan = foretell(config, PHI_15, gpu=GPUS["T4"], lengths=[30] * 40, supervised=3)
+    plan = estimate_training(config, PHI_15, gpu=GPUS["T4"], lengths=[30] * 40, loss_tokens=3)
 
     assert json.loads(json.dumps(plan)) == plan
     assert (plan["fits"], plan["micro_batch"], plan["steps"], plan["tokens"]) == (True, 4, 20, 30)

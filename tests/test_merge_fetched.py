@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import shutil
@@ -19,22 +18,23 @@ import pytest
 import support.hub as hubs
 import torch
 from support import tiny
-from test_export_merge import load, make_adapter
+from support.models import load, make_adapter
 
 from commands import after
 from commands.runs.estimate import cached
 from commands.runs.home import run_folder
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
+from trainer.__main__ import main
 from trainer.data.codec import Example
-from trainer.results.merge_check import choose_dtype, pick
+from trainer.results.merge_check import choose_dtype, evenly_spaced
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 HUB_ID = "me/base"
 
 
 @dataclass(frozen=True)
-class Desk:
+class FetchedRun:
     """A home with one fetched adapter, whose base lies on a hub in three shards."""
 
     place: Path
@@ -45,9 +45,9 @@ class Desk:
         """Run `qft merge` in a process of its own."""
         return self._run("cli.py", "merge", "moods", "--json", *words, **env)
 
-    def fetch(self, **env: str) -> subprocess.CompletedProcess[str]:
+    def download(self, **env: str) -> subprocess.CompletedProcess[str]:
         """Only fetch the base, as `qft merge` does."""
-        return self._run("-m", "trainer.results.base_weights", "--model", HUB_ID, **env)
+        return self._run("-m", "trainer", "fetch-base", "--model", HUB_ID, **env)
 
     def _run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         around = tiny.quiet_environment() | {
@@ -67,7 +67,7 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def fetched_run(tmp_path: Path) -> Iterator[FetchedRun]:
     """A qlora run of the tiny model that is at home, with six held-out rows."""
     base, cut = tiny.make_model(tmp_path / "base"), tmp_path / "cut"
     load(base).save_pretrained(str(cut), max_shard_size="40KB")
@@ -87,52 +87,52 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
             hub.models[f"{HUB_ID}/{path.name}"] = path.read_bytes()
         for name in ("pytorch_model.bin", "consolidated.safetensors", "onnx/config.json", "a.png"):
             hub.models[f"{HUB_ID}/{name}"] = b"no business of ours"
-        yield Desk(tmp_path, out, hub)
+        yield FetchedRun(tmp_path, out, hub)
 
 
-def test_a_base_on_a_hub_is_fetched_merged_and_compared(desk: Desk) -> None:
+def test_a_base_on_a_hub_is_fetched_merged_and_compared(fetched_run: FetchedRun) -> None:
     """Only its shards, configs and tokenizer are fetched, once; offline, the copy will do."""
-    first = desk.merge()
+    first = fetched_run.merge()
     assert first.returncode == 0, first.stderr
     told = json.loads(first.stdout)
-    shards = sorted(path.name for path in (desk.out / "merged").glob("*.safetensors"))
+    shards = sorted(path.name for path in (fetched_run.out / "merged").glob("*.safetensors"))
     wanted = ["config.json", "generation_config.json", "model.safetensors.index.json"]
     wanted += ["tokenizer.json", "tokenizer_config.json"]
-    again = desk.fetch(HF_HUB_OFFLINE="1")
+    again = fetched_run.download(HF_HUB_OFFLINE="1")
 
     assert len(shards) > 2
-    assert desk.fetched() == sorted([*shards, *wanted])
+    assert fetched_run.fetched() == sorted([*shards, *wanted])
     assert told["parity"]["rows"] == told["parity"]["equal"] == 6
     assert told["parity"]["logits_difference_max"] < 1e-4
     assert told["parity"]["onto"] == "original"
     assert told["parity"]["on_original"]["logits_difference_max"] < 1e-4
     assert told["parity"]["as_trained"]["quant"] == "nf4"
     assert told["parity"]["as_trained"]["logits_difference_max"] > 1e-3
-    assert json.loads((desk.out / "merged-parity.json").read_text()) == told["parity"]
+    assert json.loads((fetched_run.out / "merged-parity.json").read_text()) == told["parity"]
     assert again.returncode == 0, again.stderr
     assert (Path(again.stdout.strip()) / shards[0]).is_file()
 
 
-def in_here(module: str, arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+def in_here(tool: str, arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
     """Run a tool of the trainer in this process, which has loaded its libraries already."""
     printed, told = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
-        code = importlib.import_module(f"trainer.{module}").main(arguments)
+        code = main([tool, *arguments])
     return subprocess.CompletedProcess(arguments, code, printed.getvalue(), told.getvalue())
 
 
 def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fetched_run: FetchedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Top figures are of the base of the training, and go with their merge; else it is hinted."""
-    monkeypatch.setenv("QFT_HOME", str(desk.place / "home"))
+    monkeypatch.setenv("QFT_HOME", str(fetched_run.place / "home"))
     monkeypatch.setattr(after, "_start", in_here)
-    order = after.Fold(base=str(desk.place / "base"), quantised=True, rows=3)
+    order = after.Fold(base=str(fetched_run.place / "base"), quantised=True, rows=3)
     target, found = after.merge("moods", order, as_json=True)
-    kept = json.loads((desk.out / "merged-parity.json").read_text())
+    kept = json.loads((fetched_run.out / "merged-parity.json").read_text())
     shutil.rmtree(target)
     after.merge("moods", replace(order, rows=0), as_json=True)
-    said, stale = capsys.readouterr().err, (desk.out / "merged-parity.json").exists()
+    said, stale = capsys.readouterr().err, (fetched_run.out / "merged-parity.json").exists()
     shutil.rmtree(target)
     _, other = after.merge("moods", replace(order, quantised=False, rows=6), as_json=True)
 
@@ -150,31 +150,31 @@ def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
     assert "hint: `qft merge moods --onto quantized`, with `" in capsys.readouterr().err
 
 
-def test_a_base_that_was_not_quantised_is_no_quantised_one(desk: Desk) -> None:
+def test_a_base_that_was_not_quantised_is_no_quantised_one(fetched_run: FetchedRun) -> None:
     """After `kind: lora` the option is refused before a base is fetched, with what to type."""
-    folder = run_folder(desk.place / "home", "moods")
+    folder = run_folder(fetched_run.place / "home", "moods")
     kept = json.loads(folder.config.read_text(encoding="utf-8"))
     kept["config"]["method"]["kind"] = "lora"
     write_json(folder.config, kept)
-    refused = desk.merge("--onto", "quantized")
+    refused = fetched_run.merge("--onto", "quantized")
 
     assert refused.returncode == 2
     assert "`moods` was trained on a base that is not quantised" in refused.stdout
     assert "`qft merge moods` merges onto that base" in refused.stdout
-    assert desk.fetched() == []
+    assert fetched_run.fetched() == []
 
 
-def test_a_base_that_is_not_given_names_the_way_around(desk: Desk) -> None:
+def test_a_base_that_is_not_given_names_the_way_around(fetched_run: FetchedRun) -> None:
     """Without a hub, behind a gate or without weights, it is said why; offline, what to type."""
-    offline = desk.merge(HF_HUB_OFFLINE="1")
-    unreached = desk.merge(HF_ENDPOINT="http://127.0.0.1:9")
-    desk.hub.gated = True
-    gated = desk.fetch()
-    desk.hub.gated = False
-    config = desk.hub.models[f"{HUB_ID}/config.json"]
-    desk.hub.models.clear()
-    desk.hub.models[f"{HUB_ID}/config.json"] = config
-    weightless = desk.fetch()
+    offline = fetched_run.merge(HF_HUB_OFFLINE="1")
+    unreached = fetched_run.merge(HF_ENDPOINT="http://127.0.0.1:9")
+    fetched_run.hub.gated = True
+    gated = fetched_run.download()
+    fetched_run.hub.gated = False
+    config = fetched_run.hub.models[f"{HUB_ID}/config.json"]
+    fetched_run.hub.models.clear()
+    fetched_run.hub.models[f"{HUB_ID}/config.json"] = config
+    weightless = fetched_run.download()
 
     assert [one.returncode for one in (offline, unreached, gated, weightless)] == [2, 4, 78, 78]
     for one in (offline, unreached):
@@ -183,20 +183,22 @@ def test_a_base_that_is_not_given_names_the_way_around(desk: Desk) -> None:
     assert "cannot be fetched: 403" in gated.stderr
     assert "has neither model.safetensors" in weightless.stderr
     assert "Traceback" not in offline.stderr + gated.stderr + weightless.stderr
-    assert not (desk.out / "merged").exists()
+    assert not (fetched_run.out / "merged").exists()
 
 
-def test_a_plan_knows_a_base_that_the_library_has_fetched(desk: Desk) -> None:
+def test_a_plan_knows_a_base_that_the_library_has_fetched(fetched_run: FetchedRun) -> None:
     """Where the hub's library puts a base, by branch or commit, is where a plan looks for it."""
-    env = {"HF_HOME": str(desk.place / "hf")}
+    env = {"HF_HOME": str(fetched_run.place / "hf")}
     before = cached(HUB_ID, "main", env)
-    fetched = desk.fetch()
+    fetched = fetched_run.download()
 
     assert before is None
     assert fetched.returncode == 0, fetched.stderr
     assert str(cached(HUB_ID, "main", env)) == fetched.stdout.strip()
     assert cached(HUB_ID, hubs.MODEL_COMMIT, env) == cached(HUB_ID, "main", env)
-    assert cached(HUB_ID, "main", {"HF_HUB_CACHE": str(desk.place / "hf" / "hub")}) is not None
+    assert (
+        cached(HUB_ID, "main", {"HF_HUB_CACHE": str(fetched_run.place / "hf" / "hub")}) is not None
+    )
     assert cached(HUB_ID, "other", env) is None
 
 
@@ -215,5 +217,5 @@ def test_rows_to_compare_are_spread_evenly() -> None:
         for row in range(10)
     ]
 
-    assert [item.row for item in pick(items, 3)] == [0, 3, 6]
-    assert pick(items, 99) == items
+    assert [item.row for item in evenly_spaced(items, 3)] == [0, 3, 6]
+    assert evenly_spaced(items, 99) == items

@@ -13,16 +13,14 @@ import torch
 from accelerate.state import AcceleratorState
 from bitsandbytes.functional import dequantize_4bit
 from support import tiny
-from test_export_merge import PROMPTS, gpt2
-from test_quantise import make_falcon
+from support.models import PROMPTS, gpt2, make_falcon, t5
 
 from trainer import model as models
-from trainer.__main__ import main as train
+from trainer.__main__ import main
 from trainer.adapters import methods
 from trainer.config import TrainerConfig
 from trainer.device.precision import choose_precision
-from trainer.results.merge import main
-from trainer.results.merge_check import parity
+from trainer.results.merge_check import compare_models
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning"),
@@ -39,20 +37,6 @@ def short_gpt2(directory: Path) -> None:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config["architectures"] = ["GPT2LMHeadModel"]
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-
-
-def t5(directory: Path) -> None:
-    """Write a T5, of which `wo` is never quantised."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    tiny.make_tokenizer().save_pretrained(str(directory))
-    torch.manual_seed(0)
-    T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=320, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-            decoder_start_token_id=3, pad_token_id=3, eos_token_id=1,
-        )
-    ).save_pretrained(str(directory))  # fmt: skip
 
 
 def load(place: Path) -> Any:
@@ -89,13 +73,13 @@ def merged(place: Path, onto: str = "quantized", code: int = 0) -> Path:
     """Merge the saved adapter in float32, as the program does; return the model's directory."""
     places = {"base": "model", "adapter": "adapter", "run-dir": "run", "out": f"on-{onto}"}
     words = [word for flag, at in places.items() for word in (f"--{flag}", str(place / at))]
-    assert main([*words, "--onto", onto, "--dtype", "float32"]) == code
+    assert main(["merge", *words, "--onto", onto, "--dtype", "float32"]) == code
     return place / f"on-{onto}"
 
 
 def apart(model: Any, place: Path) -> tuple[float, float]:
     """How far a merged model is from the trained one: share of equal answers, and of logits."""
-    found = parity(model, load(place), PROMPTS, tokens_max=6, eos_id=1)
+    found = compare_models(model, load(place), PROMPTS, tokens_max=6, eos_id=1)
     return found["share"], found["logits_difference_max"]
 
 
@@ -158,7 +142,7 @@ def test_the_base_is_rounded_first_as_it_was_in_training(
         method={"kind": "qlora", "targets": ["dense"]}, train={"steps": 1, "precision": "bf16"},
     )  # fmt: skip
     run = tiny.write_config(tmp_path / "run", tables)
-    assert train(["train", "--run-dir", str(run)]) == 0
+    assert main(["train", "--run-dir", str(run)]) == 0
     assert json.loads((run / "adapter" / "qft.json").read_text())["precision"] == "bf16"
     tiny.write_config(run, {**tables, "train": {**tables["train"], "precision": "auto"}})
     (tmp_path / "adapter").symlink_to(run / "adapter")

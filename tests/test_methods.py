@@ -69,15 +69,15 @@ def test_interrupted_in_the_middle_gives_the_same_bits(trained: Rig, tmp_path: P
 
 def test_plain_peft_gives_the_logits_of_the_trained_model(trained: Rig, tmp_path: Path) -> None:
     """What is exported loads with PEFT alone, and computes what was trained."""
-    method = methods.method_of(trained.bench.model)
-    method.settle()
+    method = methods.method_of(trained.context.model)
+    method.materialize()
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     method.save(adapter)
     export(adapter, tmp_path / "plain")
     loaded = plain_peft(trained, tmp_path / "plain")
     again = models.load_adapter(fresh_base(trained), adapter)
-    expected = logits(trained.bench.model, trained)
+    expected = logits(trained.context.model, trained)
 
     torch.testing.assert_close(logits(loaded, trained), expected, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(logits(again, trained), expected, rtol=0, atol=TOLERANCE)
@@ -106,7 +106,7 @@ def fresh_base(made: Rig) -> Any:
 
 def logits(model: Any, made: Rig) -> torch.Tensor:
     """Return what the model says about the first rows, without dropout."""
-    inputs = collate(made.bench.examples[:4], 3)
+    inputs = collate(made.context.examples[:4], 3)
     model.eval()
     with torch.no_grad():
         found: torch.Tensor = model(**inputs).logits
@@ -161,7 +161,7 @@ def test_rank_stabilised_means_divided_by_the_root(tmp_path: Path) -> None:
     for kind in ("lora", "rslora"):
         made = rig(tiny.make_run(tmp_path / kind, rows=4, method={"kind": kind, "r": 4}))
         scales += [
-            {module.scaling["default"] for module in made.bench.model.modules()
+            {module.scaling["default"] for module in made.context.model.modules()
              if hasattr(module, "lora_A")}
         ]  # fmt: skip
 

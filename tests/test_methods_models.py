@@ -67,7 +67,7 @@ def test_targets_are_found_by_looking(tmp_path: Path, kind: str, quant: str) -> 
     base = fresh_base(made)
     adapted = {
         name.rsplit(".", 1)[-1]
-        for name, module in made.bench.model.named_modules()
+        for name, module in made.context.model.named_modules()
         if hasattr(module, "lora_A")
     }
     wrong = MethodTable.model_validate({**method, "targets": ["Wqkv"]})
@@ -113,29 +113,31 @@ def test_every_architecture_ends_in_plain_peft(
     make(kind, tmp_path / "model")
     made = rig(tiny.make_run(tmp_path, rows=8, method=method, train={"steps": 3}))
     made.train(until=3)
-    ours = methods.method_of(made.bench.model)
-    ours.settle()
+    ours = methods.method_of(made.context.model)
+    ours.materialize()
     (tmp_path / "adapter").mkdir()
     ours.save(tmp_path / "adapter")
     export(tmp_path / "adapter", tmp_path / "plain")
     loaded = plain_peft(made, tmp_path / "plain")
-    expected = logits(made.bench.model, made)
+    expected = logits(made.context.model, made)
 
     torch.testing.assert_close(logits(loaded, made), expected, rtol=0, atol=1e-5)
 
 
 def test_t5_reads_no_padding(tmp_path: Path) -> None:
     """A row's loss is the same alone and beside longer rows, in encoder and decoder."""
-    from trainer.loss import supervised_loss
+    from trainer.loss import summed_cross_entropy
 
     make("flan-t5", tmp_path / "model")
     made = rig(tiny.make_run(tmp_path, rows=6, method={"dropout": 0.0}))
-    made.bench.model.eval()
+    made.context.model.eval()
     with torch.no_grad():
         alone = [
-            supervised_loss(made.bench.model, collate([row], 3)).item()
-            for row in made.bench.examples
+            summed_cross_entropy(made.context.model, collate([row], 3)).item()
+            for row in made.context.examples
         ]
-        together = supervised_loss(made.bench.model, collate(made.bench.examples, 3)).item()
+        together = summed_cross_entropy(
+            made.context.model, collate(made.context.examples, 3)
+        ).item()
 
     assert together == pytest.approx(sum(alone), rel=1e-5)

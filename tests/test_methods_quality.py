@@ -17,7 +17,7 @@ from support.rig import Rig, rig
 from support.tiny import write_config
 
 from trainer.adapters import methods
-from trainer.adapters.dylora import Dial
+from trainer.adapters.dylora import DyLora
 from trainer.config import load_config
 from trainer.data.examples import load_examples
 from trainer.loss import mean_loss
@@ -68,8 +68,8 @@ def trained(run_dir: Path, *, steps: int = STEPS, **method: Any) -> Rig:
     }
     made = rig(write_config(run_dir, config))
     made.train(until=steps)
-    methods.method_of(made.bench.model).settle()
-    made.bench.model.eval()
+    methods.method_of(made.context.model).materialize()
+    made.context.model.eval()
     return made
 
 
@@ -83,14 +83,14 @@ def held_out(made: Rig) -> Any:
 
 def loss_of(made: Rig) -> float:
     """Return the mean loss on the held-out tweets, nats per target token."""
-    return mean_loss(made.bench.model, held_out(made), pad_id=made.bench.pad_id, portion=16)
+    return mean_loss(made.context.model, held_out(made), pad_id=made.context.pad_id, micro_batch=16)
 
 
 def saved_bytes(made: Rig) -> int:
     """Return the size of the adapter's own files, without PEFT's config and readme."""
     adapter = made.run_dir / "adapter"
     adapter.mkdir()
-    methods.method_of(made.bench.model).save(adapter)
+    methods.method_of(made.context.model).save(adapter)
     names = ("adapter_model.safetensors", "nola.safetensors", "nola.json")
     return sum(path.stat().st_size for path in adapter.iterdir() if path.name in names)
 
@@ -114,9 +114,9 @@ def test_one_dylora_run_is_as_good_at_every_rank(tmp_path: Path) -> None:
         for rank in (1, 2, 4, 8)
     }
     made = trained(tmp_path / "every-rank", steps=WHOLE, kind="qdylora", r=8)
-    dial = methods.method_of(made.bench.model)
-    assert isinstance(dial, Dial)
+    dylora = methods.method_of(made.context.model)
+    assert isinstance(dylora, DyLora)
 
     for rank, loss in alone.items():
-        with dial.at(rank):
+        with dylora.at(rank):
             assert loss_of(made) <= 1.05 * loss

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
+from trainer.config import CostTable
 from trainer.scoring.metrics import (
     AVERAGES,
     Bools,
-    Cost,
     average_precision,
     bootstrap,
     cheapest_threshold,
@@ -36,22 +36,22 @@ PAIRS = st.tuples(st.integers(1, 12), st.integers(2, 6)).flatmap(
 @given(pair=PAIRS)
 def test_every_average_equals_scikit_learns(pair: tuple[Bools, Bools]) -> None:
     """On any sets of labels, also empty ones, each figure is the library's to 1e-12."""
-    gold, answered = pair
+    references, predictions = pair
     expected = {
-        "exact_match": sk.accuracy_score(gold, answered),
-        "hamming_loss": sk.hamming_loss(gold, answered),
-        "jaccard": sk.jaccard_score(gold, answered, average="samples", zero_division=0),
-        "samples_f1": sk.f1_score(gold, answered, average="samples", zero_division=0),
-        "weighted_f1": sk.f1_score(gold, answered, average="weighted", zero_division=0),
+        "exact_match": sk.accuracy_score(references, predictions),
+        "hamming_loss": sk.hamming_loss(references, predictions),
+        "jaccard": sk.jaccard_score(references, predictions, average="samples", zero_division=0),
+        "samples_f1": sk.f1_score(references, predictions, average="samples", zero_division=0),
+        "weighted_f1": sk.f1_score(references, predictions, average="weighted", zero_division=0),
     }
     for average in ("micro", "macro"):
         precision, recall, f1, _ = sk.precision_recall_fscore_support(
-            gold, answered, average=average, zero_division=0
+            references, predictions, average=average, zero_division=0
         )
         expected |= {
             f"{average}_precision": precision, f"{average}_recall": recall, f"{average}_f1": f1
         }  # fmt: skip
-    found = scores(gold, answered)
+    found = scores(references, predictions)
 
     assert set(expected) == set(AVERAGES)
     assert found == pytest.approx({name: float(value) for name, value in expected.items()})
@@ -61,13 +61,13 @@ def test_every_average_equals_scikit_learns(pair: tuple[Bools, Bools]) -> None:
 @given(pair=PAIRS)
 def test_every_label_equals_scikit_learns(pair: tuple[Bools, Bools]) -> None:
     """Precision, recall, F1, support and the counts of each label are the library's."""
-    gold, answered = pair
-    labels = [f"label {at}" for at in range(gold.shape[1])]
+    references, predictions = pair
+    labels = [f"label {at}" for at in range(references.shape[1])]
     precision, recall, f1, support = sk.precision_recall_fscore_support(
-        gold, answered, average=None, zero_division=0
+        references, predictions, average=None, zero_division=0
     )
-    matrices = sk.multilabel_confusion_matrix(gold, answered)
-    for at, (label, found) in enumerate(per_label(gold, answered, labels).items()):
+    matrices = sk.multilabel_confusion_matrix(references, predictions)
+    for at, (label, found) in enumerate(per_label(references, predictions, labels).items()):
         assert label == labels[at]
         assert [found["precision"], found["recall"], found["f1"]] == pytest.approx(
             [precision[at], recall[at], f1[at]]
@@ -98,9 +98,9 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     covered = 0
     for sample in range(200):
         right = draws.random(120) < 0.7
-        gold = np.stack([np.ones(120, bool), np.zeros(120, bool)], axis=1)
-        answered = np.stack([right, ~right], axis=1)
-        interval = bootstrap(gold, answered, resamples=300, seed=sample)["exact_match"]
+        references = np.stack([np.ones(120, bool), np.zeros(120, bool)], axis=1)
+        predictions = np.stack([right, ~right], axis=1)
+        interval = bootstrap(references, predictions, resamples=300, seed=sample)["exact_match"]
         covered += interval.low <= 0.7 <= interval.high
 
     assert 0.88 <= covered / 200 <= 0.99
@@ -109,11 +109,11 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_an_interval_is_seeded_and_holds_its_value() -> None:
     """The same seed gives the same interval, another one another, and the value lies within."""
     draws = np.random.default_rng(0)
-    gold, answered = draws.random((60, 4)) < 0.4, draws.random((60, 4)) < 0.4
-    first = bootstrap(gold, answered, resamples=1000, seed=7)
+    references, predictions = draws.random((60, 4)) < 0.4, draws.random((60, 4)) < 0.4
+    first = bootstrap(references, predictions, resamples=1000, seed=7)
 
-    assert bootstrap(gold, answered, resamples=1000, seed=7) == first
-    assert bootstrap(gold, answered, resamples=1000, seed=8) != first
+    assert bootstrap(references, predictions, resamples=1000, seed=7) == first
+    assert bootstrap(references, predictions, resamples=1000, seed=8) != first
     for interval in first.values():
         assert interval.low <= interval.value <= interval.high
 
@@ -121,14 +121,14 @@ def test_an_interval_is_seeded_and_holds_its_value() -> None:
 def test_a_bootstrap_equals_the_slow_way() -> None:
     """Weighing documents by how often they were drawn equals drawing them and scoring anew."""
     draws = np.random.default_rng(3)
-    gold, answered = draws.random((25, 3)) < 0.5, draws.random((25, 3)) < 0.5
+    references, predictions = draws.random((25, 3)) < 0.5, draws.random((25, 3)) < 0.5
     weights = np.random.default_rng(5).multinomial(25, np.full(25, 1 / 25), size=50)
     slow = [
-        sk.f1_score(np.repeat(gold, row, 0), np.repeat(answered, row, 0), average="macro",
+        sk.f1_score(np.repeat(references, row, 0), np.repeat(predictions, row, 0), average="macro",
                     zero_division=0)
         for row in weights
     ]  # fmt: skip
-    found = bootstrap(gold, answered, resamples=50, seed=5)["macro_f1"]
+    found = bootstrap(references, predictions, resamples=50, seed=5)["macro_f1"]
 
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])))
 
@@ -163,9 +163,9 @@ def test_confusion_keeps_unreadable_answers() -> None:
 
 def test_cooccurrence_counts_pairs() -> None:
     """A document with labels a and b that was answered b counts at (a, b) and (b, b)."""
-    gold, answered = np.array([[True, True]]), np.array([[False, True]])
+    references, predictions = np.array([[True, True]]), np.array([[False, True]])
 
-    assert cooccurrence(gold, answered) == [[0, 1], [0, 1]]
+    assert cooccurrence(references, predictions) == [[0, 1], [0, 1]]
 
 
 def test_reliability_measures_the_gap() -> None:
@@ -189,7 +189,7 @@ def test_no_other_threshold_is_cheaper(
     """The threshold found costs what it says, and no cut anywhere costs less."""
     probabilities = np.array([probability for probability, _ in scored])
     right = np.array([truth for _, truth in scored])
-    cost = Cost(miss=miss, false_alarm=alarm)
+    cost = CostTable(miss=miss, false_alarm=alarm)
 
     def price(threshold: float) -> float:
         return expected_cost(

@@ -12,7 +12,7 @@ from support.sshd import Sshd, serve
 
 from remote.errors import LoginShellEnded, NoSftp
 from remote.ssh import connect
-from remote.sync.transfer import demand_sftp
+from remote.sync.transfer import require_sftp
 
 AT_ONCE_S = 60.0
 """A bound for a busy computer: before, it took 200 s on an idle one."""
@@ -31,7 +31,7 @@ def test_a_server_without_sftp_is_named(tmp_path: Path, subsystem: str | None, t
     """No subsystem, a missing program, one that ends and one that talks: each its own sentence."""
     with serve(tmp_path, subsystem=subsystem) as server, connect(server.host()) as connection:
         with pytest.raises(NoSftp) as caught:
-            demand_sftp(connection)
+            require_sftp(connection)
         said = connection.run("echo still here").stdout
 
     assert told in str(caught.value)
@@ -42,7 +42,7 @@ def test_a_server_without_sftp_is_named(tmp_path: Path, subsystem: str | None, t
 def test_the_sftp_of_openssh_is_one(tmp_path: Path) -> None:
     """A server as it is installed is not refused."""
     with serve(tmp_path) as server, connect(server.host()) as connection:
-        demand_sftp(connection)
+        require_sftp(connection)
 
         assert connection.alive
 

@@ -91,18 +91,18 @@ def test_the_fast_transform_is_the_product_with_the_matrix(size: int) -> None:
 def test_coefficients_get_the_gradient_of_the_sum(made: Rig) -> None:
     """The gradient that reaches a coefficient is that of autograd through the written-out sum."""
     from trainer.data.examples import collate
-    from trainer.loss import supervised_loss
+    from trainer.loss import summed_cross_entropy
 
     for name, parameter in made.state.parameters.items():  # B is not zero from here on
         generator = torch.Generator().manual_seed(len(name))
         parameter.data = torch.randn(parameter.shape, generator=generator) / 10
-    method = methods.method_of(made.bench.model)
-    inputs = collate(made.bench.examples[:4], 3)
-    method.begin(0)
-    torch.autograd.backward([supervised_loss(made.bench.model, inputs)])
-    method.gather()
+    method = methods.method_of(made.context.model)
+    inputs = collate(made.context.examples[:4], 3)
+    method.before_step(0)
+    torch.autograd.backward([summed_cross_entropy(made.context.model, inputs)])
+    method.after_backward()
     prefix = "base_model.model.model.layers.1.mlp.up_proj"
-    layer = made.bench.model.get_submodule(prefix)
+    layer = made.context.model.get_submodule(prefix)
     basis = Basis(seed=0, count=40)
     key = basis.key("model.layers.1.mlp.up_proj", "B")
     stack = torch.stack([basis.combine(key, one, (64, 4)) for one in torch.eye(40)])
@@ -110,7 +110,7 @@ def test_coefficients_get_the_gradient_of_the_sum(made: Rig) -> None:
     matrix = layer.lora_B["default"]
     del matrix.weight
     matrix.weight = torch.tensordot(free, stack, dims=1)
-    torch.autograd.backward([supervised_loss(made.bench.model, inputs)])
+    torch.autograd.backward([summed_cross_entropy(made.context.model, inputs)])
 
     assert free.grad is not None
     assert (layer.nola_B.grad - free.grad).abs().max() < 1e-5 * free.grad.abs().max()
@@ -124,7 +124,8 @@ def test_training_begins_at_the_base_and_learns_as_fast_as_lora(made: Rig, tmp_p
     plain = rig(tiny.make_run(tmp_path / "lora", method={"dropout": 0.0}))
     prefix = "base_model.model.model.layers.{}.mlp.up_proj"
     layers = [
-        [one.bench.model.get_submodule(prefix.format(at)) for at in (0, 1)] for one in (made, plain)
+        [one.context.model.get_submodule(prefix.format(at)) for at in (0, 1)]
+        for one in (made, plain)
     ]
     spreads = [pair[0].lora_A["default"].weight.std().item() for pair in layers]
     firsts = [pair[0].lora_B["default"].weight.abs().max().item() for pair in layers]
@@ -132,7 +133,7 @@ def test_training_begins_at_the_base_and_learns_as_fast_as_lora(made: Rig, tmp_p
     for one, pair in zip((made, plain), layers, strict=True):
         gradients = slopes(one, pair)
         one.train(until=1)
-        methods.method_of(one.bench.model).settle()
+        methods.method_of(one.context.model).materialize()
         moved = [layer.lora_B["default"].weight for layer in pair]
         gains.append(
             sum(
@@ -149,12 +150,12 @@ def test_training_begins_at_the_base_and_learns_as_fast_as_lora(made: Rig, tmp_p
 def slopes(made: Rig, layers: list[torch.nn.Module]) -> list[torch.Tensor]:
     """Return the gradients of the layers' B over the rows of the first step, before it is done."""
     from trainer.data.examples import collate
-    from trainer.loss import supervised_loss
+    from trainer.loss import summed_cross_entropy
 
-    rows = [made.bench.examples[row] for row in made.bench.plan.batch(0)]
-    made.bench.model.train()
-    methods.method_of(made.bench.model).begin(0)
-    torch.autograd.backward([supervised_loss(made.bench.model, collate(rows, 3))])
+    rows = [made.context.examples[row] for row in made.context.schedule.batch(0)]
+    made.context.model.train()
+    methods.method_of(made.context.model).before_step(0)
+    torch.autograd.backward([summed_cross_entropy(made.context.model, collate(rows, 3))])
     found = []
     for layer in layers:
         gradient = layer.get_submodule("lora_B.default").weight.grad
@@ -168,7 +169,7 @@ def slopes(made: Rig, layers: list[torch.nn.Module]) -> list[torch.Tensor]:
 def test_only_coefficients_are_trained_and_saved(made: Rig, tmp_path: Path) -> None:
     """Parameters, checkpoint and file hold 2 x 40 numbers per layer; the rest is a seed."""
     made.train(until=2)
-    methods.method_of(made.bench.model).save(tmp_path)
+    methods.method_of(made.context.model).save(tmp_path)
     sizes = {value.shape for value in made.state.snapshot({}).adapter.values()}
     facts = json.loads((tmp_path / "nola.json").read_text())
 
@@ -182,13 +183,15 @@ def test_only_coefficients_are_trained_and_saved(made: Rig, tmp_path: Path) -> N
 def test_a_step_that_was_given_up_leaves_no_gradient(made: Rig) -> None:
     """Passes of an abandoned step are forgotten when the next one begins."""
     from trainer.data.examples import collate
-    from trainer.loss import supervised_loss
+    from trainer.loss import summed_cross_entropy
 
-    method = methods.method_of(made.bench.model)
-    method.begin(0)
-    torch.autograd.backward([supervised_loss(made.bench.model, collate(made.bench.examples, 3))])
-    method.begin(0)
-    method.gather()
+    method = methods.method_of(made.context.model)
+    method.before_step(0)
+    torch.autograd.backward(
+        [summed_cross_entropy(made.context.model, collate(made.context.examples, 3))]
+    )
+    method.before_step(0)
+    method.after_backward()
 
     assert {parameter.grad for parameter in made.state.parameters.values()} == {None}
 
@@ -198,8 +201,8 @@ def test_a_nola_adapter_merges(made: Rig, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     made.train(until=3)
-    method = methods.method_of(made.bench.model)
-    method.settle()
+    method = methods.method_of(made.context.model)
+    method.materialize()
     (tmp_path / "adapter").mkdir()
     method.save(tmp_path / "adapter")
     base = made.run_dir.parent / "model"
@@ -207,7 +210,7 @@ def test_a_nola_adapter_merges(made: Rig, tmp_path: Path) -> None:
         base, tmp_path / "adapter", tmp_path / "merged", dtype=None, on_message=lambda _text: None
     )
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    expected = logits(made.bench.model, made)
+    expected = logits(made.context.model, made)
 
     torch.testing.assert_close(logits(merged, made), expected, rtol=0, atol=1e-5)
 
@@ -225,7 +228,7 @@ def test_a_nola_adapter_merges(made: Rig, tmp_path: Path) -> None:
 )
 def test_a_damaged_file_is_refused(made: Rig, tmp_path: Path, name: str, content: str) -> None:
     """Files that are not whole, or not of one adapter, are refused with the directory's name."""
-    methods.method_of(made.bench.model).save(tmp_path)
+    methods.method_of(made.context.model).save(tmp_path)
     (tmp_path / name).write_text(content)
 
     with pytest.raises(ConfigError, match=r"NOLA|not of one adapter"):

@@ -11,10 +11,11 @@ from support.fakecloud import FakeCloud, Killed, Story, World
 
 from infra.provider import Observation, StopReason, Vm
 from infra.run.budget import Budget, bill
-from infra.run.decide import Goal, Plan
-from infra.run.fold import fold, to_json
+from infra.run.decide import Goal, RunPlan
+from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read
-from infra.timestamps import utc
+from infra.run.vm_json import to_json
+from infra.timestamps import format_utc
 
 
 @pytest.fixture
@@ -60,11 +61,11 @@ def test_the_next_command_starts_the_stopped_machine_again(story: Story) -> None
 
 def test_a_stop_while_nobody_drove_is_older_than_the_command(story: Story) -> None:
     """A machine stopped while no `qft` ran is simply started by the next command."""
-    story.plan = Plan(goal=Goal.UP)
+    story.plan = RunPlan(goal=Goal.UP)
     story.go()
     story.cloud.stop_all(StopReason.USER)
     story.world.now_s += 60
-    story.plan = Plan(goal=Goal.RUN)
+    story.plan = RunPlan(goal=Goal.RUN)
 
     assert story.go().code == 0
     assert story.cloud.log == ["create a", "stopped: user", "start a", "delete"]
@@ -92,7 +93,7 @@ class DatingCloud(FakeCloud):
     def observe(self, vm: Vm) -> Observation:
         """As ever, with that time."""
         seen = super().observe(vm)
-        return replace(seen, since=utc(self.down_s)) if seen.stop_reason else seen
+        return replace(seen, since=format_utc(self.down_s)) if seen.stop_reason else seen
 
 
 def test_a_deletion_by_a_person_ends_the_run_and_clears_the_rest(story: Story) -> None:
@@ -120,7 +121,7 @@ def test_every_other_stop_is_survived_as_an_eviction_is(story: Story, reason: St
 
 def test_a_machine_that_gave_itself_back_at_the_budgets_end_is_exit_6(story: Story) -> None:
     """What the watchdog on the machine ended for its limit, the budget ends here too."""
-    story.plan = Plan(goal=Goal.RUN, budget=Budget(hours=0.01))
+    story.plan = RunPlan(goal=Goal.RUN, budget=Budget(hours=0.01))
     story.work.steps = 500
 
     def strike() -> None:
@@ -138,7 +139,7 @@ def test_a_machine_that_gave_itself_back_at_the_budgets_end_is_exit_6(story: Sto
 def test_hours_in_which_the_machine_was_down_use_up_no_budget(story: Story) -> None:
     """A laptop that slept over an eviction finds the budget as it was then, and goes on."""
     story.cloud = story.work.cloud = DatingCloud(world=story.world)
-    story.plan = Plan(goal=Goal.RUN, budget=Budget(hours=1))
+    story.plan = RunPlan(goal=Goal.RUN, budget=Budget(hours=1))
 
     def sleep_over_it() -> None:
         story.cloud.evict_all()
@@ -152,7 +153,7 @@ def test_hours_in_which_the_machine_was_down_use_up_no_budget(story: Story) -> N
 
 def test_a_release_of_our_own_that_was_cut_short_is_nobody_elses(tmp_path: Path) -> None:
     """Killed at any moment around its own deallocation, a run never takes that for a person's."""
-    plan = Plan(goal=Goal.RUN, budget=Budget(usd=0.002))
+    plan = RunPlan(goal=Goal.RUN, budget=Budget(usd=0.002))
     calm = Story(path=tmp_path / "calm.jsonl", plan=plan)
     calm.work.steps = 500
     assert calm.go().code == 6
@@ -211,5 +212,5 @@ def test_only_a_certain_stop_after_start_and_command_binds(
     ]
     events = [Event(number=n, at_s=at, kind=k, data=d) for n, (at, k, d) in enumerate(told, 1)]
 
-    assert bool(fold(events).halted) == bound
-    assert not fold([*events, replace(events[3], number=6, at_s=400.0)]).halted
+    assert bool(fold(events).stopped_by_user) == bound
+    assert not fold([*events, replace(events[3], number=6, at_s=400.0)]).stopped_by_user

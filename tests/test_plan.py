@@ -8,14 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config import Schedule, TrainTable
-from trainer.schedule import Course, Plan, batches, locate, make_plan, micro_batches, ordinal
+from trainer.config import LrScheduleKind, TrainTable
+from trainer.schedule import (
+    LrSchedule,
+    Schedule,
+    batches,
+    derive_seed,
+    locate,
+    make_schedule,
+    micro_batches,
+)
 
 lengths_of_rows = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def plans(draw: st.DrawFn) -> Schedule:
     """Draw a plan of up to four epochs."""
     lengths = draw(lengths_of_rows)
     table = TrainTable(
@@ -24,26 +32,26 @@ def plans(draw: st.DrawFn) -> Plan:
         seed=draw(st.integers(0, 2**63 - 1)),
         group_by_length=draw(st.booleans()),
         warmup=float(draw(st.integers(0, 5))),
-        schedule=draw(st.sampled_from(list(Schedule))),
+        schedule=draw(st.sampled_from(list(LrScheduleKind))),
     )
-    return make_plan(table, lengths)
+    return make_schedule(table, lengths)
 
 
 @settings(deadline=None, max_examples=50)
-@given(plan=plans())
-def test_every_stop_step_resumes_into_the_same_future(plan: Plan) -> None:
+@given(schedule=plans())
+def test_every_stop_step_resumes_into_the_same_future(schedule: Schedule) -> None:
     """A plan made anew at any step gives the batches and rates that the old one would give."""
-    whole = [(plan.batch(step), plan.lr(step)) for step in range(plan.steps)]
-    for stop in range(plan.steps):
-        fresh = Plan(
-            lengths=plan.lengths,
-            batch_size=plan.batch_size,
-            seed=plan.seed,
-            group_by_length=plan.group_by_length,
-            course=plan.course,
+    whole = [(schedule.batch(step), schedule.lr(step)) for step in range(schedule.steps)]
+    for stop in range(schedule.steps):
+        fresh = Schedule(
+            lengths=schedule.lengths,
+            batch_size=schedule.batch_size,
+            seed=schedule.seed,
+            group_by_length=schedule.group_by_length,
+            lr_schedule=schedule.lr_schedule,
         )
 
-        assert whole[stop:] == [(fresh.batch(s), fresh.lr(s)) for s in range(stop, plan.steps)]
+        assert whole[stop:] == [(fresh.batch(s), fresh.lr(s)) for s in range(stop, schedule.steps)]
 
 
 @settings(deadline=None)
@@ -87,7 +95,7 @@ def test_micro_batches_are_the_batch_in_order(batch: list[int], size: int) -> No
 
 def test_grouping_saves_most_padding_and_still_mixes_epochs() -> None:
     """Grouped batches are nearly even in length, and each epoch puts other rows together."""
-    lengths = [5 + ordinal(1, "length", row) % 200 for row in range(400)]
+    lengths = [5 + derive_seed(1, "length", row) % 200 for row in range(400)]
 
     def padded(*, group: bool) -> int:
         cut = batches(0, 0, lengths, 8, group=group)
@@ -102,23 +110,25 @@ def test_the_order_never_changes() -> None:
     """The order is part of every checkpoint's meaning: these values may not change, ever."""
     assert batches(0, 0, [3, 1, 2, 5, 4], 2, group=False) == FIRST_EPOCH
     assert batches(0, 1, [3, 1, 2, 5, 4], 2, group=True) == SECOND_EPOCH
-    assert ordinal(7, "dropout", 3, 1) == DROPOUT_SEED
+    assert derive_seed(7, "dropout", 3, 1) == DROPOUT_SEED
 
 
 @pytest.mark.parametrize(
-    ("name", "schedule"), [("linear", Schedule.LINEAR), ("cosine", Schedule.COSINE)]
+    ("name", "schedule"), [("linear", LrScheduleKind.LINEAR), ("cosine", LrScheduleKind.COSINE)]
 )
 @pytest.mark.parametrize("warmup", [0, 7])
-def test_rates_are_those_of_transformers(name: str, schedule: Schedule, warmup: int) -> None:
+def test_rates_are_those_of_transformers(name: str, schedule: LrScheduleKind, warmup: int) -> None:
     """The learning rate of every step equals that of the scheduler of transformers."""
     import torch
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
     theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=50)
-    course = Course(peak=3e-4, steps=50, warmup=warmup, schedule=schedule)
+    lr_schedule = LrSchedule(peak=3e-4, steps=50, warmup=warmup, schedule=schedule)
     for step in range(50):
-        assert course.lr(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12, abs=0)
+        assert lr_schedule.lr(step) == pytest.approx(
+            optimizer.param_groups[0]["lr"], rel=1e-12, abs=0
+        )
         optimizer.step()
         theirs.step()
 
@@ -136,9 +146,9 @@ def test_rates_are_those_of_transformers(name: str, schedule: Schedule, warmup: 
 )
 def test_lengths_of_runs(table: TrainTable, steps: int, warmup: int) -> None:
     """Steps, epochs (also broken ones) and warm-up, given or as a share, mean what they say."""
-    plan = make_plan(table, [1] * 20)
+    schedule = make_schedule(table, [1] * 20)
 
-    assert (plan.steps, plan.course.warmup) == (steps, warmup)
+    assert (schedule.steps, schedule.lr_schedule.warmup) == (steps, warmup)
 
 
 FIRST_EPOCH = ((1, 3), (4, 2), (0,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.azure.prices import (
-    Fetch,
-    PriceList,
-    age_s,
-    parse_retail,
-    retail_items,
-    retail_url,
-)
+from infra.azure.prices import Fetch, parse_retail, retail_items, retail_quotes, retail_url
+from infra.catalog.azure import AZURE
+from infra.renting.prices import PriceList, Quote, age_s
 
 NOW = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
 T4 = "Standard_NC4as_T4_v3"
@@ -63,13 +59,19 @@ class Server:
 
 def price_list(tmp_path: Path, fetch: Fetch, **changes: Any) -> PriceList:
     """A price list over a fake server at a fixed time."""
+
+    def ask(size: str, regions: Sequence[str]) -> dict[str, Quote]:
+        now = datetime.fromtimestamp(made.clock(), UTC)
+        return retail_quotes(size, regions, endpoint="https://prices.test/x", fetch=fetch, now=now)
+
     settings: dict[str, Any] = {
-        "fetch": fetch,
+        "ask": ask,
+        "catalog": AZURE,
         "cache": tmp_path / "prices.json",
         "clock": NOW.timestamp,
-        "endpoint": "https://prices.test/x",
     }
-    return PriceList(**(settings | changes))
+    made = PriceList(**(settings | changes))
+    return made
 
 
 def refuse(url: str) -> Any:
@@ -77,7 +79,7 @@ def refuse(url: str) -> Any:
     raise ConnectionRefusedError(f"no route to {url}")
 
 
-def test_spot_and_on_demand_are_told_apart() -> None:
+def test_spot_and_on_demand_are_distinguished() -> None:
     """A name ending in ` Spot` is the spot price, the other the on-demand price."""
     quotes = parse_retail([item(0.526), item(0.149, **SPOT)], now=NOW)
 
@@ -231,20 +233,20 @@ def test_catalog_serves_when_there_is_nothing_else(tmp_path: Path) -> None:
     ]
 
 
-def test_list_that_is_down_is_asked_once(tmp_path: Path) -> None:
+def test_list_that_is_down_is_requested_once(tmp_path: Path) -> None:
     """A dead price list costs one attempt, not one for each size."""
-    asked = []
+    urls = []
 
     def fetch(url: str) -> Any:
-        asked.append(url)
+        urls.append(url)
         raise TimeoutError("no answer")
 
     price_list(tmp_path, fetch).quotes([T4, "Standard_NC8as_T4_v3"], ["eastus"])
 
-    assert len(asked) == 1
+    assert len(urls) == 1
 
 
-def test_patience_is_bounded(tmp_path: Path) -> None:
+def test_waiting_is_bounded(tmp_path: Path) -> None:
     """When the list is slow, what is left after the patience comes from the catalog."""
     now = [NOW.timestamp()]
 

@@ -206,13 +206,13 @@ def test_number_that_was_anothers_before_hides_no_process(tmp_path: Path) -> Non
 
     Numbers come round: psutil still knows the earlier process when the later one is looked for.
     """
-    environ = {processes.MARK: "m", processes.GUEST: "1"}
+    environ = {processes.MARK: "m", processes.VM_PROCESS: "1"}
     with subprocess.Popen(["/bin/sleep", "600"], env=environ) as later:
         (known,) = [one for one in psutil.process_iter() if one.pid == later.pid]
         known._ident = (later.pid, 0.0)  # type: ignore[attr-defined]  # as if it were the earlier
 
-        found = processes.of_machine("m", tmp_path)
-        guest = processes.guest_of("m", 1)
+        found = processes.machine_processes("m", tmp_path)
+        guest = processes.find_vm_process("m", 1)
 
         later.kill()
     assert {one.pid for one in found} == {later.pid}
@@ -226,7 +226,7 @@ def test_killed_process_that_a_slow_disk_holds_is_waited_for() -> None:
     with subprocess.Popen(["/bin/sleep", "600"]) as stuck:
         process = psutil.Process(stuck.pid)
 
-        processes.end_all(
+        processes.kill_all(
             lambda: {process} if now_s[0] < 50 else set(),
             sleep=lambda _: now_s.append(now_s.pop() + 10),
             clock=lambda: now_s[0],

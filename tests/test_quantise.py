@@ -8,28 +8,14 @@ from typing import Any
 import pytest
 import torch
 from support import tiny
+from support.models import make_falcon
 from support.rig import outcome, restored, rig, twin_of
-from transformers import FalconConfig, FalconForCausalLM
 from transformers.models.falcon.modeling_falcon import FalconLinear
 
 from trainer import model as models
 from trainer.adapters import quantise
 from trainer.config import ConfigError, MethodKind, MethodTable, PrecisionChoice
 from trainer.device.precision import Precision
-
-
-def make_falcon(directory: Path) -> Path:
-    """Write a random Falcon of 7B's kind: parallel branches, one key and value head, no biases."""
-    tiny.make_tokenizer().save_pretrained(str(directory))
-    torch.manual_seed(0)
-    FalconForCausalLM(
-        FalconConfig(
-            vocab_size=320, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-            multi_query=True, parallel_attn=True, bias=False, alibi=False,
-            bos_token_id=0, eos_token_id=1, max_position_embeddings=256,
-        )
-    ).save_pretrained(str(directory))  # fmt: skip
-    return directory
 
 
 @pytest.mark.parametrize(
@@ -46,7 +32,7 @@ def test_every_layer_of_falcon_is_stored_as_asked(
     """All eight linear layers of Falcon's two blocks are quantised, and untouched without it."""
     make_falcon(tmp_path / "model")
     made = rig(tiny.make_run(tmp_path, rows=8, method=method))
-    blocks = made.bench.model.get_base_model().transformer.h
+    blocks = made.context.model.get_base_model().transformer.h
     layers = [module.base_layer for module in blocks.modules() if hasattr(module, "base_layer")]
 
     assert len(layers) == 8

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from commands.runs.config import RunConfig, check
-from infra.catalog.gpus import reference_spot_usd_per_h
+from infra.catalog.vendors import reference_spot_usd_per_h
 from trainer.config import TrainerConfig
 from trainer.data.codec import NOT_TRAINED
 from trainer.data.examples import load_examples

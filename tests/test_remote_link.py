@@ -22,7 +22,7 @@ from remote.errors import (
     Untrusted,
 )
 from remote.ssh import SshConnection, connect, scan_host_key
-from remote.ssh_channel import answered
+from remote.ssh_channel import reply_deadline
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def patient(connection: SshConnection, monkeypatch: pytest.MonkeyPatch) -> SshCo
     """The same connection, on which a command may take long to begin, as on a busy computer."""
     sshd.open_slowly(connection, monkeypatch)
     monkeypatch.setattr(
-        "remote.ssh.answered", lambda channel, _: answered(channel, sshd.PATIENCE_S)
+        "remote.ssh.answered", lambda channel, _: reply_deadline(channel, sshd.PATIENCE_S)
     )
     return connection
 

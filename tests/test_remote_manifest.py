@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remote.errors import Untrusted
-from remote.manifest import Entry, Limits, difference, illegal_path, read_tree, total_bytes
 from remote.on_machine import job_agent, tree_ops
-from remote.sync.plan import Chunk, SyncOptions, blobs_for, chunks_of, pieces
+from remote.sync.manifest import Entry, Limits, difference, path_offence, read_tree, total_bytes
+from remote.sync.plan import Chunk, SyncOptions, blobs_for, chunks_of, file_ranges
 
 SHA = "0" * 64
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
@@ -43,7 +43,7 @@ def test_difference_is_complete(want: dict[str, Entry], have: dict[str, Entry]) 
 @given(PATHS | st.text(max_size=30))
 def test_admitted_paths_stay_inside(path: str) -> None:
     """A path that is admitted is in its shortest form and below its root, for us and the agent."""
-    if illegal_path(path):
+    if path_offence(path):
         return
 
     joined = posixpath.normpath(posixpath.join("/root", path))
@@ -86,7 +86,7 @@ def test_blobs_carry_everything_once(
     carried = dict.fromkeys(tree, 0)
     for chunk in (chunk for blob in blobs for chunk in chunks_of(blob, chunk_bytes)):
         assert 0 < chunk.size <= chunk_bytes
-        for path, offset, size in pieces(chunk):
+        for path, offset, size in file_ranges(chunk):
             assert offset == carried[path]
             carried[path] += size
 
@@ -113,7 +113,7 @@ def test_pieces_of_a_range_inside_a_bundle() -> None:
     tree = {name: Entry(size=10, sha256=SHA) for name in "abc"}
     (blob,) = blobs_for(sorted(tree), tree, SyncOptions())
 
-    assert list(pieces(Chunk(blob=blob, offset=5, size=18))) == [
+    assert list(file_ranges(Chunk(blob=blob, offset=5, size=18))) == [
         ("a", 5, 5),
         ("b", 0, 10),
         ("c", 0, 3),

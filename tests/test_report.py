@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from support.pages import read
 
+from trainer.__main__ import main
 from trainer.config import CostTable, EvalTable
 from trainer.data.codec import Example
 from trainer.data.template import Template
 from trainer.pages import html, report
 from trainer.scoring import evaluate
 from trainer.scoring.answers import Answer
-from trainer.scoring.baselines import Known
+from trainer.scoring.eval_set import EvalSet, LabelledTexts
+from trainer.scoring.predict import Predictions
 
 MOODS = ["negative", "neutral", "positive"]
 
@@ -29,12 +31,14 @@ class _Oracle:
     def __init__(self, right: int) -> None:
         self.right = right
 
-    def ask(self, _model: object, _tokenizer: object, sheet: Any, **_: object) -> evaluate.Asked:
+    def predict(
+        self, _model: object, _tokenizer: object, eval_set: Any, **_: object
+    ) -> Predictions:
         answers = [
             labels if at < self.right else frozenset({"neutral"})
-            for at, labels in enumerate(sheet.gold)
+            for at, labels in enumerate(eval_set.references)
         ]
-        return evaluate.Asked(
+        return Predictions(
             texts=["<b>" for _ in answers],
             stopped=[True] * len(answers),
             free=[Answer(labels=labels, unknown=(), readable=True) for labels in answers],
@@ -60,19 +64,21 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         '{"status": {"exact": true}, "best": {"step": 20, "loss": 0.5}}', encoding="utf-8"
     )
     table = EvalTable(kind="label", labels=MOODS, costs={"negative": CostTable(miss=5)})
-    gold = tuple(frozenset({MOODS[at % 3]}) for at in range(12))
+    references = tuple(frozenset({MOODS[at % 3]}) for at in range(12))
     items = tuple(Example((1, 2), (-100, 2), f"p{at}", "c", at + 1, 1) for at in range(12))
-    sheet = evaluate.Sheet(items=items, gold=gold, table=table, completion=Template.parse("{mood}"))
+    eval_set = EvalSet(
+        items=items, references=references, table=table, completion=Template.parse("{mood}")
+    )
     results = []
     for stage, right in (("before", 0), ("after", 12)):
-        monkeypatch.setattr(evaluate, "ask", _Oracle(right).ask)
-        result = evaluate.evaluate(None, None, sheet, stage=stage, beat=lambda *_: None)
+        monkeypatch.setattr(evaluate, "predict", _Oracle(right).predict)
+        result = evaluate.evaluate(None, None, eval_set, stage=stage, on_progress=lambda *_: None)
         results.append(result)
-    known = Known(
+    known = LabelledTexts(
         texts=[f"mood {mood} {at}" for at in range(4) for mood in MOODS],
         labels=np.tile(np.eye(3, dtype=bool), (4, 1)),
     )
-    results[0].details["baselines"] = evaluate.compare(known, sheet)
+    results[0].details["baselines"] = evaluate.score_baselines(known, eval_set)
     results[1].details["gain"] = evaluate.gain(*results)
     for result in results:
         path = tmp_path / f"eval-{result.stage}.json"
@@ -139,7 +145,7 @@ def test_times_are_words_and_what_is_unknown_has_no_line(run_dir: Path) -> None:
 )
 def test_the_numbers_of_an_axis_are_short(ticks: list[float], words: list[str]) -> None:
     """Thousands and millions are letters, all in one unit, and neighbours differ."""
-    assert html.axis_words(ticks) == words
+    assert html.axis_labels(ticks) == words
 
 
 def test_a_fast_run_has_throughput_labels_that_fit(run_dir: Path) -> None:
@@ -161,10 +167,10 @@ def test_a_merged_model_is_told_with_both_bases() -> None:
     found = {"held_out": True, "rows": 9, "equal": 9, "onto": "original"}
     trained = {**found, "as_trained": {"quant": "nf4", "equal": 7}}
 
-    assert report.merged_as_adapter({**found, "as_trained": None}) == (
+    assert report.describe_agreement({**found, "as_trained": None}) == (
         "answers 9 of 9 held-out rows as the adapter does"
     )
-    assert report.merged_as_adapter(trained) == (
+    assert report.describe_agreement(trained) == (
         "answers 9 of 9 held-out rows as the adapter does on the original base, which it was "
         "merged onto, and 7 as on the nf4 base it was trained on"
     )
@@ -183,7 +189,7 @@ def test_validation_losses_are_drawn_when_there_are_any(run_dir: Path) -> None:
 
 def test_a_run_that_has_hardly_begun_has_a_report_too(tmp_path: Path) -> None:
     """Without a log or a score the page says so instead of failing."""
-    assert report.main(["--run-dir", str(tmp_path)]) == 0
+    assert main(["report", "--run-dir", str(tmp_path)]) == 0
     page = read((tmp_path / "report.html").read_text(encoding="utf-8"))
 
     assert page.plots == []

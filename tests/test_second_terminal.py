@@ -15,8 +15,8 @@ from commands.runs.home import RunFolder
 from commands.runs.receipt import make_receipt
 from infra.local.provider import LocalProvider
 from infra.provider import Offer
-from infra.run.fold import to_json
 from infra.run.journal import Journal, Kind
+from infra.run.vm_json import to_json
 
 
 @pytest.fixture

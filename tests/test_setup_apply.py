@@ -13,11 +13,11 @@ from support import sshd
 from remote.errors import CommandFailed, TimedOut, Unfit, Unreachable
 from remote.job import Job, JobState, JobStatus
 from remote.setup import apply as setup
-from remote.setup.apply import Driver, Want
-from remote.setup.steps import UPGRADERS, Step
+from remote.setup.facts import Facts, gather_facts
+from remote.setup.steps import UPGRADERS, DriverKind, SetupGoal, Step
 from remote.ssh import Host, SshConnection, connect
 
-WANT = Want(driver=Driver.DATACENTER)
+WANT = SetupGoal(driver=DriverKind.DATACENTER)
 
 # A machine's commands, played by shell scripts over the files in ~/state. Everything is written
 # down in ~/state/log, in the order in which it happens.
@@ -76,20 +76,21 @@ def server(tmp_path: Path) -> Iterator[sshd.Sshd]:
 @pytest.fixture
 def ubuntu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let whatever system the test runs on pass for Ubuntu."""
-    gather = setup.gather
 
-    def look(connection: SshConnection) -> setup.Facts:
+    def look(connection: SshConnection) -> Facts:
         from dataclasses import replace
 
-        return replace(gather(connection), os="ubuntu 24.04", free_bytes=10**12)
+        return replace(gather_facts(connection), os="ubuntu 24.04", free_bytes=10**12)
 
-    monkeypatch.setattr(setup, "gather", look)
+    monkeypatch.setattr(setup, "gather_facts", look)
 
 
-def apply(server: sshd.Sshd, want: Want = WANT, told: list[str] | None = None) -> setup.Ready:
+def apply(
+    server: sshd.Sshd, goal: SetupGoal = WANT, told: list[str] | None = None
+) -> setup.ReadyMachine:
     """Set the machine up, without waiting between looks."""
     heard = told if told is not None else []
-    return setup.apply(connect(server.host()), want, tell=heard.append, sleep=nap)
+    return setup.apply(connect(server.host()), goal, on_message=heard.append, sleep=nap)
 
 
 @pytest.mark.usefixtures("ubuntu")
@@ -159,7 +160,7 @@ def test_machine_that_does_not_come_back(server: sshd.Sshd) -> None:
         setup.apply(
             connection,
             WANT,
-            tell=lambda _: None,
+            on_message=lambda _: None,
             reconnect=nobody,
             sleep=nap,
             clock=lambda: next(now),
@@ -180,7 +181,9 @@ def test_line_cut_during_a_step(server: sshd.Sshd) -> None:
         return connect(host)
 
     with sshd.cut_when(server.home / "state" / "installs", connection.transport):
-        ready = setup.apply(connection, WANT, tell=lambda _: None, reconnect=come_back, sleep=nap)
+        ready = setup.apply(
+            connection, WANT, on_message=lambda _: None, reconnect=come_back, sleep=nap
+        )
     ready.connection.close()
 
     assert ready.connection is not connection
@@ -216,7 +219,7 @@ def test_line_cut_before_a_start_is_answered(
 def test_step_that_takes_too_long(server: sshd.Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that exceeds its time is stopped and reported."""
     slow = Step(name="dream", command="sleep 60", why="it is late", timeout_s=1)
-    monkeypatch.setattr(setup, "plan", lambda *_: [slow])
+    monkeypatch.setattr(setup, "plan_steps", lambda *_: [slow])
     with pytest.raises(TimedOut, match="took too long"):
         apply(server)
 
@@ -226,7 +229,7 @@ def test_step_that_takes_too_long(server: sshd.Sshd, monkeypatch: pytest.MonkeyP
 
 def test_given_interpreter_needs_nothing(server: sshd.Sshd) -> None:
     """With an interpreter of the caller's and no GPU nothing is done at all."""
-    ready = apply(server, Want(python="/usr/bin/python3"))
+    ready = apply(server, SetupGoal(python="/usr/bin/python3"))
     ready.connection.close()
 
     assert (ready.python, ready.done) == ("/usr/bin/python3", ())

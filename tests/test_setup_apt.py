@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.setup.failures import may_help_again, reason
+from remote.setup.failures import explain_failure, is_retryable
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_real_apt_after_a_cut(apt: dict[str, str]) -> None:
     code, said = install(apt, "probe")
 
     assert refused.returncode == 100
-    assert "cut in the middle" in reason(refused.stderr, "", 100)
+    assert "cut in the middle" in explain_failure(refused.stderr, "", 100)
     assert (code, there(apt)) == (0, {"grounds.txt", "probe.txt"}), said
     assert not note.exists()
 
@@ -173,5 +173,5 @@ def test_real_apt_without_the_package(apt: dict[str, str]) -> None:
     code, said = install(apt, "no-such-thing")
 
     assert code == 100
-    assert "do not offer a package" in reason(said, "", code)
-    assert not may_help_again(said, code)
+    assert "do not offer a package" in explain_failure(said, "", code)
+    assert not is_retryable(said, code)

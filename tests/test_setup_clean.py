@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from support import sshd, wheels
 
-from remote.clean_environment import NAMES, PREFIXES, clean, cleaned
+from remote.clean_environment import NAMES, PREFIXES, clean, strip_clean_environment
 from remote.setup import pip_settings, python_env
-from remote.setup.apply import Ready, Want, apply
+from remote.setup.apply import ReadyMachine, apply
+from remote.setup.steps import SetupGoal
 from remote.ssh import connect
 
 
@@ -51,13 +52,15 @@ def hostile(folder: Path) -> str:
     return str(folder)
 
 
-def make(server: sshd.Sshd) -> Ready:
+def make(server: sshd.Sshd) -> ReadyMachine:
     """Set the machine up for training without a GPU."""
     with connect(server.host()) as connection:
-        return apply(connection, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
+        return apply(
+            connection, SetupGoal(), on_message=lambda _: None, sleep=lambda s: time.sleep(s / 10)
+        )
 
 
-def installed(server: sshd.Sshd, ready: Ready) -> bool:
+def installed(server: sshd.Sshd, ready: ReadyMachine) -> bool:
     """Whether the package is in the environment, and in no other place of the home."""
     found = [str(one) for one in server.home.rglob("qft_probe.py")]
     return len(found) == 1 and found[0].startswith(str((server.home / ready.python).parents[1]))
@@ -133,7 +136,9 @@ def test_packages_of_another_project_do_not_leak(server: sshd.Sshd, tmp_path: Pa
     login_sets(server, PYTHONPATH=hostile(tmp_path / "ros"))
     ready = make(server)
     with connect(server.host()) as connection:
-        again = apply(connection, Want(), tell=lambda _: None, sleep=lambda s: time.sleep(s / 10))
+        again = apply(
+            connection, SetupGoal(), on_message=lambda _: None, sleep=lambda s: time.sleep(s / 10)
+        )
 
     assert installed(server, ready)
     assert again.done == ()
@@ -205,8 +210,8 @@ def test_words_reach_the_command_as_they_are() -> None:
     said = run_clean([sys.executable, "-c", "import sys; print(sys.argv[1:])", *words]).stdout
 
     assert said.strip() == str(words)
-    assert cleaned(clean(["python", *words], ours=False)) == ["python", *words]
-    assert cleaned(["python", "-m", "trainer"]) == ["python", "-m", "trainer"]
+    assert strip_clean_environment(clean(["python", *words], ours=False)) == ["python", *words]
+    assert strip_clean_environment(["python", "-m", "trainer"]) == ["python", "-m", "trainer"]
 
 
 def test_umask_of_the_trainer() -> None:

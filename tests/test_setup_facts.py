@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.setup.facts import Facts, Gpu, Python, parse, version_of
-from remote.setup.xid import MEANINGS, explain
+from remote.setup.facts import DetectedGpu, Facts, PythonInterpreter, parse_facts, version_of
+from remote.setup.failures import XID_MEANINGS, explain_xids
 
-A10 = Gpu(name="NVIDIA A10-24Q", driver="570.211.01", memory_mb=24512, capability="8.6")
+A10 = DetectedGpu(name="NVIDIA A10-24Q", driver="570.211.01", memory_mb=24512, capability="8.6")
 
 
 def test_parse_reads_a_whole_machine() -> None:
@@ -32,11 +32,11 @@ cuda_seen=venv-abc b7 570.211.01
 upgrader=apt-daily.timer
 nonsense
 key=with=equals"""
-    facts = parse(text.splitlines())
+    facts = parse_facts(text.splitlines())
 
     assert (facts.gpus, facts.driver, facts.pci_gpus) == ((A10,), "570.211.01", 1)
     assert (facts.free_bytes, facts.sudo, facts.secure_boot) == (1_024_000, True, True)
-    assert facts.python == Python(command="python3", version=(3, 12), venv=True)
+    assert facts.python == PythonInterpreter(command="python3", version=(3, 12), venv=True)
     assert facts.cuda_seen == (("venv-abc", "b7 570.211.01"),)
     assert facts.upgraders == ("apt-daily.timer",)
 
@@ -44,7 +44,7 @@ key=with=equals"""
 @given(st.lists(st.text(max_size=40), max_size=20))
 def test_parse_survives_anything(lines: list[str]) -> None:
     """A machine that says nonsense has no facts, and does not break set-up."""
-    assert isinstance(parse(lines), Facts)
+    assert isinstance(parse_facts(lines), Facts)
 
 
 def test_versions_compare_as_numbers() -> None:
@@ -59,9 +59,9 @@ def test_xids_are_explained() -> None:
 [  6.0] NVRM: Xid (PCI:0001:00:00): 78, again
 [  7.0] NVRM: Xid (PCI:0001:00:00): 999, new"""
 
-    assert explain(log) == [f"Xid 78: {MEANINGS[78]}", explain("Xid (x): 999")[0]]
-    assert "570" in MEANINGS[78]
-    assert explain("all is well") == []
+    assert explain_xids(log) == [f"Xid 78: {XID_MEANINGS[78]}", explain_xids("Xid (x): 999")[0]]
+    assert "570" in XID_MEANINGS[78]
+    assert explain_xids("all is well") == []
 
 
 def test_parse_reads_what_only_some_machines_say() -> None:
@@ -72,8 +72,8 @@ open_modules=yes
 dpkg_broken=libc6 (cut)
 grid_sha256={"a" * 64}
 python=pypy3 3.11 yes pypy"""
-    facts = parse(text.splitlines())
-    odd = parse(["libc=", "grid_sha256=$(rm)", "python=a 1 b c d"])
+    facts = parse_facts(text.splitlines())
+    odd = parse_facts(["libc=", "grid_sha256=$(rm)", "python=a 1 b c d"])
 
     assert (facts.libc, facts.pinned) == (("glibc", "2.39"), "580.173.02")
     assert (facts.open_modules, facts.dpkg_broken) == (True, "libc6 (cut)")

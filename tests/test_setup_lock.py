@@ -12,8 +12,9 @@ from support import sshd, wheels
 
 from remote.errors import CommandFailed
 from remote.setup import lock_requirements, python_env
-from remote.setup.apply import Ready, Want, apply
+from remote.setup.apply import ReadyMachine, apply
 from remote.setup.facts import PYTHON_MAX, PYTHON_MIN
+from remote.setup.steps import SetupGoal
 from remote.ssh import connect
 
 ROOT = Path(__file__).parents[1]
@@ -214,7 +215,7 @@ def test_the_environment_is_made_from_the_lock(server: sshd.Sshd) -> None:
         said = connection.run(
             [ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]
         ).stdout
-        again = apply(connection, Want(), tell=lambda _: None, sleep=nap)
+        again = apply(connection, SetupGoal(), on_message=lambda _: None, sleep=nap)
     folder = (server.home / ready.python).parents[1]
 
     assert [step.name for step in ready.done] == ["make the Python environment"]
@@ -233,10 +234,10 @@ def test_a_file_with_another_hash_is_refused(server: sshd.Sshd, shelf: Path) -> 
     assert list(server.home.glob("qft/venv-*/lib/*/site-packages/qft_probe*")) == []
 
 
-def make(server: sshd.Sshd) -> Ready:
+def make(server: sshd.Sshd) -> ReadyMachine:
     """Set the machine up for training without a GPU."""
     with connect(server.host()) as connection:
-        return apply(connection, Want(), tell=lambda _: None, sleep=nap)
+        return apply(connection, SetupGoal(), on_message=lambda _: None, sleep=nap)
 
 
 def nap(wait_s: float) -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from remote.errors import Unfit
 from remote.setup import python_env
-from remote.setup.apply import Driver, Want, cuda_for, interpreter, plan
-from remote.setup.facts import Facts, Gpu, Python
+from remote.setup.apply import plan_steps
+from remote.setup.facts import DetectedGpu, Facts, PythonInterpreter
+from remote.setup.python_env import cuda_for, interpreter
+from remote.setup.steps import DriverKind, SetupGoal
 
-PYTHON = Python(command="python3.12", version=(3, 12), venv=True)
+PYTHON = PythonInterpreter(command="python3.12", version=(3, 12), venv=True)
 BARE = Facts(
     os="ubuntu 24.04",
     kernel="6.8.0-1030-azure",
@@ -25,8 +27,8 @@ BARE = Facts(
     cloud_init="done",
 )
 CARD = replace(BARE, pci_gpus=1)
-T4 = Gpu(name="Tesla T4", driver="580.173.02", memory_mb=15360, capability="7.5")
-A10 = Gpu(name="NVIDIA A10-24Q", driver="570.211.01", memory_mb=24512, capability="8.6")
+T4 = DetectedGpu(name="Tesla T4", driver="580.173.02", memory_mb=15360, capability="7.5")
+A10 = DetectedGpu(name="NVIDIA A10-24Q", driver="570.211.01", memory_mb=24512, capability="8.6")
 T4_OK = replace(CARD, gpus=(T4,), smi_code=0)
 A10_OK = replace(
     CARD, gpus=(A10,), smi_code=0, gridd="EnableUI=FALSE IgnoreSP=FALSE", secure_boot=False
@@ -37,23 +39,23 @@ HPC = replace(
     held=("nvidia-open-580", "linux-image-azure"),
     pinned="580.173.02",
 )
-DATACENTER = Want(driver=Driver.DATACENTER)
-GRID = Want(driver=Driver.GRID, cuda_max="12.8")
-CPU = Want()
+DATACENTER = SetupGoal(driver=DriverKind.DATACENTER)
+GRID = SetupGoal(driver=DriverKind.GRID, cuda_max="12.8")
+CPU = SetupGoal()
 UPGRADERS = ("unattended-upgrades.service", "apt-daily.timer")
 
 
-def ready(facts: Facts, want: Want) -> Facts:
+def ready(facts: Facts, goal: SetupGoal) -> Facts:
     """Say what the machine looks like once its environment is there and has used the GPU."""
-    name = Path(interpreter(facts, want)).parts[1]
+    name = Path(interpreter(facts, goal)).parts[1]
     seen = f"{facts.boot_id} {facts.driver}"
     return replace(facts, venvs=(name,), cuda_seen=((name, seen),))
 
 
-TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
+TABLE: dict[str, tuple[Facts, SetupGoal, list[str]]] = {
     "cpu": (BARE, CPU, ["make the Python environment"]),
     "cpu, ready": (ready(BARE, CPU), CPU, []),
-    "cpu, interpreter given": (Facts(), Want(python="/usr/bin/python3"), []),
+    "cpu, interpreter given": (Facts(), SetupGoal(python="/usr/bin/python3"), []),
     "cpu, booting": (
         replace(BARE, cloud_init="running", upgraders=UPGRADERS),
         CPU,
@@ -66,7 +68,7 @@ TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
     ),
     "cpu, no venv, machine of the user": (
         replace(BARE, pythons=(replace(PYTHON, venv=False),), upgraders=UPGRADERS),
-        Want(rented=False),
+        SetupGoal(rented=False),
         ["install Python's venv", "make the Python environment"],
     ),
     "T4, driver in the image": (
@@ -145,7 +147,7 @@ TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
         ],
     ),
     "T4, NVIDIA's pinned open modules are silent": (
-        replace(HPC, smi_code=9, smi_said="couldn't communicate"),
+        replace(HPC, smi_code=9, smi_message="couldn't communicate"),
         DATACENTER,
         ["replace NVIDIA's open kernel modules by the closed ones"],
     ),
@@ -170,7 +172,7 @@ TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
         ["reboot into the installed driver"],
     ),
     "T4, driver replaced under the kernel": (
-        replace(CARD, smi_code=18, smi_said="Driver/library version mismatch"),
+        replace(CARD, smi_code=18, smi_message="Driver/library version mismatch"),
         DATACENTER,
         ["reboot into the installed driver"],
     ),
@@ -180,7 +182,7 @@ TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
         ["reboot into the installed driver"],
     ),
     "T4, driver of the user's image, replaced under the kernel": (
-        replace(CARD, smi_code=18, smi_said="Driver/library version mismatch"),
+        replace(CARD, smi_code=18, smi_message="Driver/library version mismatch"),
         replace(DATACENTER, driver_given=True),
         ["reboot into the image's driver"],
     ),
@@ -190,7 +192,7 @@ TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
         ["install the vGPU driver", "configure the vGPU service"],
     ),
     "A10, with the ordinary driver": (
-        replace(CARD, packages=("nvidia-driver-580",), smi_code=6, smi_said="No devices"),
+        replace(CARD, packages=("nvidia-driver-580",), smi_code=6, smi_message="No devices"),
         GRID,
         [
             "remove the ordinary NVIDIA driver",
@@ -220,14 +222,14 @@ TABLE: dict[str, tuple[Facts, Want, list[str]]] = {
 @pytest.mark.parametrize("name", TABLE)
 def test_plan(name: str) -> None:
     """The machine of this row needs exactly these steps, in this order."""
-    facts, want, names = TABLE[name]
+    facts, goal, names = TABLE[name]
 
-    assert [step.name for step in plan(facts, want)] == names
+    assert [step.name for step in plan_steps(facts, goal)] == names
 
 
-REFUSED: dict[str, tuple[Facts, Want, str]] = {
+REFUSED: dict[str, tuple[Facts, SetupGoal, str]] = {
     "an image said to bring its driver": (
-        replace(CARD, smi_code=9, smi_said="couldn't communicate"),
+        replace(CARD, smi_code=9, smi_message="couldn't communicate"),
         replace(DATACENTER, driver_given=True),
         "said to bring does not answer: couldn't communicate; `driver: auto` under `vm.image`",
     ),
@@ -243,22 +245,22 @@ REFUSED: dict[str, tuple[Facts, Want, str]] = {
         "or `vm: {ssh: {gpu: false}}` to train without",
     ),
     "an unsigned driver under Secure Boot": (
-        replace(CARD, secure_boot=True, smi_code=9, smi_said="couldn't communicate"),
+        replace(CARD, secure_boot=True, smi_code=9, smi_message="couldn't communicate"),
         DATACENTER,
         "the kernel refuses its NVIDIA driver, which is unsigned: couldn't communicate",
     ),
     "a first boot that failed": (
-        replace(T4_OK, cloud_init="error", cloud_init_said="- ('scripts_user', 'failed')"),
+        replace(T4_OK, cloud_init="error", cloud_init_error="- ('scripts_user', 'failed')"),
         DATACENTER,
         "its first boot failed: - ('scripts_user', 'failed')",
     ),
     "NVIDIA's closed modules are silent, too": (
-        replace(HPC, packages=("cuda-drivers", "nvidia-driver-580"), smi_code=9, smi_said="No."),
+        replace(HPC, packages=("cuda-drivers", "nvidia-driver-580"), smi_code=9, smi_message="No."),
         DATACENTER,
         "neither NVIDIA's open kernel modules nor the closed ones of 580.173.02: No.; boot another",
     ),
     "NVIDIA's packages under Secure Boot": (
-        replace(HPC, secure_boot=True, smi_code=9, smi_said="couldn't communicate"),
+        replace(HPC, secure_boot=True, smi_code=9, smi_message="couldn't communicate"),
         DATACENTER,
         "the kernel refuses its NVIDIA driver, which is unsigned",
     ),
@@ -286,8 +288,10 @@ REFUSED: dict[str, tuple[Facts, Want, str]] = {
         replace(
             BARE,
             pythons=(
-                Python(command="python3", version=(3, 11), venv=True, kind="pypy"),
-                Python(command="python3.13", version=(3, 13), venv=True, kind="free-threaded"),
+                PythonInterpreter(command="python3", version=(3, 11), venv=True, kind="pypy"),
+                PythonInterpreter(
+                    command="python3.13", version=(3, 13), venv=True, kind="free-threaded"
+                ),
             ),
         ),
         CPU,
@@ -309,12 +313,12 @@ REFUSED: dict[str, tuple[Facts, Want, str]] = {
         "rest 19.0 GB); 20.0 GB are free",
     ),
     "old Python": (
-        replace(BARE, pythons=(Python(command="python3", version=(3, 10), venv=True),)),
+        replace(BARE, pythons=(PythonInterpreter(command="python3", version=(3, 10), venv=True),)),
         CPU,
         "no Python of 3.11 to 3.14 is there, only python3 3.10",
     ),
     "a Python that is too new": (
-        replace(BARE, pythons=(Python(command="python3", version=(3, 15), venv=True),)),
+        replace(BARE, pythons=(PythonInterpreter(command="python3", version=(3, 15), venv=True),)),
         CPU,
         "no Python of 3.11 to 3.14 is there, only python3 3.15",
     ),
@@ -327,7 +331,7 @@ REFUSED: dict[str, tuple[Facts, Want, str]] = {
     "not Ubuntu": (replace(CARD, os="debian 12"), DATACENTER, "on Ubuntu only, not on `debian 12`"),
     "not Ubuntu, GRID": (replace(CARD, os="rhel 9"), GRID, "on Ubuntu only, not on `rhel 9`"),
     "a machine of the user without driver": (
-        replace(CARD, smi_said="couldn't communicate"),
+        replace(CARD, smi_message="couldn't communicate"),
         replace(DATACENTER, rented=False),
         "does not answer: couldn't communicate",
     ),
@@ -337,14 +341,14 @@ REFUSED: dict[str, tuple[Facts, Want, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusal(name: str) -> None:
     """The machine of this row is refused with the reason, before anything is changed."""
-    facts, want, reason = REFUSED[name]
+    facts, goal, reason = REFUSED[name]
     with pytest.raises(Unfit) as caught:
-        plan(facts, want)
+        plan_steps(facts, goal)
 
     assert reason in f"{caught.value}; {caught.value.hint}"
 
 
-CUDA: dict[str, tuple[Facts, Want, str]] = {
+CUDA: dict[str, tuple[Facts, SetupGoal, str]] = {
     "no GPU": (BARE, CPU, "cpu"),
     "driver 580": (T4_OK, DATACENTER, "cu130"),
     "driver 575": (replace(T4_OK, gpus=(replace(T4, driver="575.57.08"),)), DATACENTER, "cu128"),
@@ -359,14 +363,14 @@ CUDA: dict[str, tuple[Facts, Want, str]] = {
 @pytest.mark.parametrize("name", CUDA)
 def test_requirement_set(name: str) -> None:
     """The newest set that driver and size admit is chosen."""
-    facts, want, cuda = CUDA[name]
+    facts, goal, cuda = CUDA[name]
 
-    assert cuda_for(facts, want) == cuda
+    assert cuda_for(facts, goal) == cuda
 
 
 def test_steps_say_why_and_end() -> None:
     """Every step of every plan has a reason, a command and a time-out."""
-    steps = [step for facts, want, _ in TABLE.values() for step in plan(facts, want)]
+    steps = [step for facts, goal, _ in TABLE.values() for step in plan_steps(facts, goal)]
 
     assert steps
     assert all(step.why and step.command and 0 < step.timeout_s <= 3600 for step in steps)
@@ -374,7 +378,7 @@ def test_steps_say_why_and_end() -> None:
 
 def test_driver_steps_wait_for_the_package_lock() -> None:
     """Every step that uses apt waits for the lock rather than failing on it."""
-    steps = [step for facts, want, _ in TABLE.values() for step in plan(facts, want)]
+    steps = [step for facts, goal, _ in TABLE.values() for step in plan_steps(facts, goal)]
     users = [step for step in steps if "apt-get" in step.command]
 
     assert users
@@ -395,9 +399,9 @@ def test_environment_is_named_after_all_that_matters() -> None:
 
 def test_wanting_the_same_twice_changes_nothing() -> None:
     """A plan depends on nothing but its arguments."""
-    rows: list[Any] = [(facts, want) for facts, want, _ in TABLE.values()]
+    rows: list[Any] = [(facts, goal) for facts, goal, _ in TABLE.values()]
 
-    assert [plan(*row) for row in rows] == [plan(*row) for row in rows]
+    assert [plan_steps(*row) for row in rows] == [plan_steps(*row) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -406,7 +410,7 @@ def test_wanting_the_same_twice_changes_nothing() -> None:
 )
 def test_closed_modules_are_of_the_pinned_branch(pinned: str, driver: str) -> None:
     """The pin chooses the version; its packages are named by branch up to 580, and not later."""
-    (step,) = plan(replace(HPC, pinned=pinned, smi_code=9), DATACENTER)
+    (step,) = plan_steps(replace(HPC, pinned=pinned, smi_code=9), DATACENTER)
 
     assert f"--autoremove --purge cuda-drivers {driver} linux-headers-$(uname -r)" in step.command
     assert "apt-mark unhold nvidia-open-580 >" in step.command
@@ -415,8 +419,8 @@ def test_closed_modules_are_of_the_pinned_branch(pinned: str, driver: str) -> No
 
 def test_vgpu_driver_is_executed_only_with_its_checksum() -> None:
     """The step compares before it executes, and downloads over nothing but TLS."""
-    want = replace(GRID, grid_sha256="ab" * 32)
-    step = next(one for one in plan(CARD, want) if one.name == "install the vGPU driver")
+    goal = replace(GRID, grid_sha256="ab" * 32)
+    step = next(one for one in plan_steps(CARD, goal) if one.name == "install the vGPU driver")
     compared = step.command.index("ab" * 32)
 
     assert compared < step.command.index("sh /root/qft-grid.run")

@@ -12,8 +12,9 @@ from support import sshd, wheels
 
 from remote.errors import CommandFailed
 from remote.setup import python_env
-from remote.setup.apply import DIRECTORY, Want, apply
-from remote.setup.progress import Progress, spoken
+from remote.setup.apply import DIRECTORY, apply
+from remote.setup.progress import StepProgress, format_duration
+from remote.setup.steps import SetupGoal
 from remote.ssh import connect
 
 PIP = """qft: 61 packages
@@ -86,12 +87,12 @@ def test_line(name: str) -> None:
     """A log like this is told in this line."""
     log, elapsed_s, line = LINES[name]
 
-    assert Progress(name="make it").line(log, elapsed_s) == line
+    assert StepProgress(name="make it").line(log, elapsed_s) == line
 
 
 def test_times_are_written_as_people_do() -> None:
     """Seconds, then minutes with seconds, then hours with minutes."""
-    assert [spoken(one) for one in (0, 59.99, 60, 3599, 3600, 7_325)] == [
+    assert [format_duration(one) for one in (0, 59.99, 60, 3599, 3600, 7_325)] == [
         "0 s",
         "59 s",
         "1 min 00 s",
@@ -118,8 +119,8 @@ def test_real_pip_is_followed(server: sshd.Sshd) -> None:
     with connect(server.host()) as connection:
         apply(
             connection,
-            Want(),
-            tell=told.append,
+            SetupGoal(),
+            on_message=told.append,
             sleep=lambda _: time.sleep(0.05),
             clock=lambda: float(next(clock)),
         )
@@ -136,10 +137,12 @@ def test_wheels_without_cuda_that_nobody_has(
     """Where no index has torch's small build the other one is taken, and that is told."""
     small = tmp_path / "requirements" / "cpu.txt"
     small.write_text(small.read_text().replace("qft_probe==1.0", "torch==99.0+cpu"))
-    monkeypatch.setattr(apply, "PROGRESS_S", 0.0)
+    monkeypatch.setattr("remote.setup.apply.PROGRESS_S", 0.0)
     told: list[str] = []
     with connect(server.host()) as connection:
-        ready = apply(connection, Want(), tell=told.append, sleep=lambda _: time.sleep(0.05))
+        ready = apply(
+            connection, SetupGoal(), on_message=told.append, sleep=lambda _: time.sleep(0.05)
+        )
         said = connection.run(
             [ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]
         ).stdout
@@ -157,7 +160,7 @@ def test_another_failure_is_no_reason_for_the_bigger_build(
     head, _, _ = small.read_text().partition("sha256:")
     small.write_text(f"{head}sha256:{'0' * 64}\n")
     with connect(server.host()) as connection, pytest.raises(CommandFailed) as caught:
-        apply(connection, Want(), tell=lambda _: None, sleep=lambda _: time.sleep(0.05))
+        apply(connection, SetupGoal(), on_message=lambda _: None, sleep=lambda _: time.sleep(0.05))
 
     assert "DO NOT MATCH THE HASHES" in str(caught.value)
     assert "replaced or damaged" in caught.value.hint

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.setup.failures import ENDINGS, may_help_again, reason
+from remote.setup.failures import FAILURE_PATTERNS, explain_failure, is_retryable
 
 ENDS: dict[str, tuple[str, int, str, bool]] = {
     "apt: cut": (
@@ -294,9 +294,9 @@ def test_ending_is_explained(name: str) -> None:
     """The log of this row gets this sentence, and is tried again or not."""
     log, code, words, again = ENDS[name]
 
-    assert words in reason(log, "", code)
-    assert bool(reason(log, "", code)) == bool(words)
-    assert may_help_again(log, code) is again
+    assert words in explain_failure(log, "", code)
+    assert bool(explain_failure(log, "", code)) == bool(words)
+    assert is_retryable(log, code) is again
 
 
 def test_every_ending_is_in_the_table() -> None:
@@ -304,8 +304,8 @@ def test_every_ending_is_in_the_table() -> None:
     logs = [log for log, *_ in ENDS.values()]
     unseen = [
         one.says
-        for one in ENDINGS
-        if not any(one.said_in(line) for log in logs for line in log.splitlines())
+        for one in FAILURE_PATTERNS
+        if not any(one.matches(line) for log in logs for line in log.splitlines())
     ]
 
     assert set(unseen) == {
@@ -319,9 +319,11 @@ def test_killed_for_memory() -> None:
     """Exit 137 is want of memory where the kernel says so, and unexplained where it does not."""
     kernel = "[9.1] Out of memory: Killed process 812 (python) total-vm:9000000kB"
 
-    assert "for want of memory" in reason("Killed", kernel, 137)
-    assert reason("Killed", "", 137) == ""
-    assert "fallen off" in reason("", "NVRM: Xid (PCI:0001:00:00): 79, GPU has fallen", 137)
+    assert "for want of memory" in explain_failure("Killed", kernel, 137)
+    assert explain_failure("Killed", "", 137) == ""
+    assert "fallen off" in explain_failure(
+        "", "NVRM: Xid (PCI:0001:00:00): 79, GPU has fallen", 137
+    )
 
 
 # ---- the real programs ----
@@ -340,8 +342,8 @@ def test_shell_and_codes_agree(tmp_path: Path) -> None:
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
 
         assert done.returncode in {126, 127}
-        assert reason(done.stderr, "", done.returncode)
-        assert not may_help_again(done.stderr, done.returncode)
+        assert explain_failure(done.stderr, "", done.returncode)
+        assert not is_retryable(done.stderr, done.returncode)
 
 
 def test_real_pip_without_a_fitting_wheel(tmp_path: Path) -> None:
@@ -351,5 +353,5 @@ def test_real_pip_without_a_fitting_wheel(tmp_path: Path) -> None:
         [sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False
     )
 
-    assert "no wheel of that version" in reason(done.stderr, "", done.returncode)
-    assert not may_help_again(done.stderr, done.returncode)
+    assert "no wheel of that version" in explain_failure(done.stderr, "", done.returncode)
+    assert not is_retryable(done.stderr, done.returncode)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from support.fakecloud import Killed, Story, World
 
-from commands.runs.drive import Arrived, missed, outrun
 from commands.runs.home import run_folder
 from commands.runs.receipt import make_receipt
+from commands.runs.result import RunResult, missed_rehearsals, missed_timed_evictions
 from infra.provider import PowerState
 from infra.run.budget import Budget, bill
-from infra.run.decide import Goal, Plan, Policy
+from infra.run.decide import Goal, Policy, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import Kind, read
 
@@ -39,7 +39,7 @@ def test_an_undisturbed_run_ends_with_the_adapter_home_and_nothing_rented(story:
 
 def test_an_evicted_machine_is_started_again_and_goes_on(story: Story) -> None:
     """An eviction costs the steps since the last save, not the run."""
-    story.plan = Plan(goal=Goal.RUN, rehearse_evictions=(20,))
+    story.plan = RunPlan(goal=Goal.RUN, rehearse_evictions=(20,))
 
     ending = story.go()
 
@@ -50,7 +50,7 @@ def test_an_evicted_machine_is_started_again_and_goes_on(story: Story) -> None:
 
 def test_a_full_region_makes_the_run_move_to_the_next_with_its_checkpoint(story: Story) -> None:
     """When the evicted machine cannot start, the run goes on elsewhere from the copy at home."""
-    story.plan = Plan(goal=Goal.RUN, rehearse_evictions=(25,))
+    story.plan = RunPlan(goal=Goal.RUN, rehearse_evictions=(25,))
     story.between = lambda: story.cloud.full.add("a") if "evict" in story.cloud.log else None
 
     ending = story.go()
@@ -184,7 +184,7 @@ def test_a_stranger_at_the_address_ends_the_run_and_the_billing(story: Story) ->
 )
 def test_a_used_up_budget_releases_the_machine(story: Story, budget: Budget, said: str) -> None:
     """At the limit the state is saved and brought home, the compute released, exit code 6."""
-    story.plan = Plan(goal=Goal.RUN, budget=budget, rehearse_evictions=(10,))
+    story.plan = RunPlan(goal=Goal.RUN, budget=budget, rehearse_evictions=(10,))
     story.work.steps = 500
 
     ending = story.go()
@@ -196,11 +196,11 @@ def test_a_used_up_budget_releases_the_machine(story: Story, budget: Budget, sai
 
 def test_a_raised_budget_lets_the_run_go_on_from_where_it_was(story: Story) -> None:
     """After a budget stop the same command with more budget finishes the training."""
-    story.plan = Plan(goal=Goal.RUN, budget=Budget(usd=0.002))
+    story.plan = RunPlan(goal=Goal.RUN, budget=Budget(usd=0.002))
     story.go()
     saved = story.work.home
 
-    story.plan = Plan(goal=Goal.RUN, budget=Budget(usd=5.0))
+    story.plan = RunPlan(goal=Goal.RUN, budget=Budget(usd=5.0))
 
     assert story.go().code == 0
     assert saved > 0
@@ -208,7 +208,9 @@ def test_a_raised_budget_lets_the_run_go_on_from_where_it_was(story: Story) -> N
 
 def test_killed_at_every_moment_the_run_still_ends_well(tmp_path: Path) -> None:
     """SIGKILL before or after every act and every journal write, then the same command again."""
-    calm = Story(path=tmp_path / "calm.jsonl", plan=Plan(goal=Goal.RUN, rehearse_evictions=(20,)))
+    calm = Story(
+        path=tmp_path / "calm.jsonl", plan=RunPlan(goal=Goal.RUN, rehearse_evictions=(20,))
+    )
     calm.go()
     moments = calm.world.moments
 
@@ -226,7 +228,9 @@ def test_killed_at_every_moment_the_run_still_ends_well(tmp_path: Path) -> None:
 
 def test_every_prefix_of_the_journal_folds_to_a_state_that_completes(tmp_path: Path) -> None:
     """Cut the journal after any event, lose the machine or keep it: the run still completes."""
-    calm = Story(path=tmp_path / "calm.jsonl", plan=Plan(goal=Goal.RUN, rehearse_evictions=(20,)))
+    calm = Story(
+        path=tmp_path / "calm.jsonl", plan=RunPlan(goal=Goal.RUN, rehearse_evictions=(20,))
+    )
     calm.go()
     lines = calm.path.read_bytes().splitlines(keepends=True)
 
@@ -242,7 +246,7 @@ def test_every_prefix_of_the_journal_folds_to_a_state_that_completes(tmp_path: P
 
 def test_the_bill_counts_compute_until_the_eviction_and_the_disk_after(story: Story) -> None:
     """Dollars are price times time: 0.36 an hour while up, and 0.036 for the disk at all times."""
-    story.plan = Plan(goal=Goal.TRAIN)
+    story.plan = RunPlan(goal=Goal.TRAIN)
     story.go()
     state = fold(read(story.path))
     up_s = story.world.now_s - state.spans[0].start_s
@@ -251,27 +255,30 @@ def test_the_bill_counts_compute_until_the_eviction_and_the_disk_after(story: St
     assert pytest.approx(0.396) == bill(state, story.world.now_s).usd_per_h_now
 
 
-@pytest.mark.parametrize(("poll_s", "outrun"), [(1.0, 0), (1000.0, 1)])
+@pytest.mark.parametrize(("poll_s", "missed_timed_evictions"), [(1.0, 0), (1000.0, 1)])
 def test_a_rehearsal_that_the_training_outran_is_told(
-    story: Story, poll_s: float, outrun: int
+    story: Story, poll_s: float, missed_timed_evictions: int
 ) -> None:
     """A training that is over at the next look ends well, and says how many it never had."""
-    story.plan = Plan(goal=Goal.RUN, rehearse_evictions=(20,))
+    story.plan = RunPlan(goal=Goal.RUN, rehearse_evictions=(20,))
     story.policy = Policy(poll_s=poll_s)
 
     ending = story.go()
     state = fold(story.journal().events)
-    told = Arrived(
+    told = RunResult(
         name="run",
         goal=Goal.RUN,
         reason=ending.reason,
         receipt=make_receipt(run_folder(story.path.parent, "run"), story.path, simulated=True),
-        missed=missed(story.plan.rehearse_evictions, state),
+        missed_rehearsals=missed_rehearsals(story.plan.rehearse_evictions, state),
     )
 
-    assert (ending.code, state.evictions) == (0, 1 - outrun)
-    assert told.to_json()["rehearsals_missed"] == outrun
-    assert dict(told.lines()).get("rehearsal", "").count("did NOT take place") == outrun
+    assert (ending.code, state.evictions) == (0, 1 - missed_timed_evictions)
+    assert told.to_json()["rehearsals_missed"] == missed_timed_evictions
+    assert (
+        dict(told.lines()).get("rehearsal", "").count("did NOT take place")
+        == missed_timed_evictions
+    )
 
 
 @pytest.mark.parametrize(("comes", "never"), [(True, 0), (False, 1)])
@@ -288,9 +295,11 @@ def test_a_timed_eviction_that_the_training_outran_is_told(
 
     assert story.go().code == 0
     state = fold(read(story.path))
-    assert (outrun([60.0], state), outrun([], state)) == (never, 0)
+    assert (missed_timed_evictions([60.0], state), missed_timed_evictions([], state)) == (never, 0)
     receipt = make_receipt(run_folder(story.path.parent, "run"), story.path, simulated=True)
-    told = Arrived(name="run", goal=Goal.RUN, reason="done", receipt=receipt, outrun=never)
+    told = RunResult(
+        name="run", goal=Goal.RUN, reason="done", receipt=receipt, missed_timed_evictions=never
+    )
     assert told.to_json()["timed_evictions_missed"] == never
     assert (
         dict(told.lines()).get("rehearsal", "").count("`vm.local.evict_after_s` did NOT") == never

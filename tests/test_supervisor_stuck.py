@@ -11,10 +11,10 @@ from support.fakecloud import Story
 
 from infra import provider as seam
 from infra.provider import PowerState, StopReason, Vm
-from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy
+from infra.run.decide import Goal, JobPhase, JobView, Policy, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import Journal, Kind, read
-from infra.run.stall_detector import Watch
+from infra.run.stall_detector import StallDetector
 from infra.run.workload import HostUnreachable
 
 
@@ -61,7 +61,7 @@ def test_an_owned_machine_that_cannot_be_cleared_ends_the_run(
 ) -> None:
     """The adapter is home, the user's machine no longer answers: that is told, not repeated."""
     monkeypatch.setattr(story.work, "clear", cut)
-    story.plan = Plan(goal=Goal.RUN, rents=False)
+    story.plan = RunPlan(goal=Goal.RUN, rents=False)
     limit_turns(story)
 
     assert story.go().code == 4
@@ -69,7 +69,7 @@ def test_an_owned_machine_that_cannot_be_cleared_ends_the_run(
 
 def test_a_machine_that_never_starts_again_is_not_waited_for_without_end(story: Story) -> None:
     """Its region and all others stay full: after the longest wait that is allowed, exit 3."""
-    story.plan = Plan(goal=Goal.RUN, rehearse_evictions=(25,))
+    story.plan = RunPlan(goal=Goal.RUN, rehearse_evictions=(25,))
     story.cloud.regions = ("a",)
 
     def fill() -> None:
@@ -122,7 +122,7 @@ def test_waiting_for_capacity_asks_less_and_less_often(
 
 def test_an_old_verdict_of_the_trainer_does_not_bind_a_new_start(story: Story) -> None:
     """Config refused at step 30, machine kept; mended, the same command launches again."""
-    story.plan = Plan(goal=Goal.RUN, rehearse_evictions=(30,))
+    story.plan = RunPlan(goal=Goal.RUN, rehearse_evictions=(30,))
     refused: list[int] = []
 
     def refuse_once() -> None:
@@ -139,7 +139,7 @@ def test_an_old_verdict_of_the_trainer_does_not_bind_a_new_start(story: Story) -
 
 def test_a_refused_start_keeps_the_machine_whose_disk_alone_holds_the_work(story: Story) -> None:
     """Stopped at step 8 with no copy at home; a start that refuses reports 0, and loses nothing."""
-    really, refused = story.work.look, replace(JobView(phase=JobPhase.EXITED), exit_code=78)
+    really, refused = story.work.job_status, replace(JobView(phase=JobPhase.EXITED), exit_code=78)
 
     def look(vm: Vm) -> JobView:
         view = really(vm)
@@ -152,7 +152,7 @@ def test_a_refused_start_keeps_the_machine_whose_disk_alone_holds_the_work(story
             return replace(view, phase=JobPhase.EXITED, exit_code=70)
         return view
 
-    story.work.look = look  # type: ignore[method-assign]
+    story.work.job_status = look  # type: ignore[method-assign]
 
     assert story.go().code == 2
     assert (story.cloud.log, story.work.home) == (["create a", "deallocate"], 8)
@@ -162,7 +162,7 @@ def test_more_steps_allowed_later_are_trained_although_the_job_once_ended_well(
     story: Story,
 ) -> None:
     """`train` is done and the machine up; with the training changed, the trainer starts again."""
-    story.plan = Plan(goal=Goal.TRAIN)
+    story.plan = RunPlan(goal=Goal.TRAIN)
     story.go()
     Journal(story.path, clock=story.world.clock).append(Kind.RUN_RESUMED, changed=True)
 
@@ -176,11 +176,11 @@ def test_fetching_too_early_is_told_and_leaves_everything_as_it_was(
     story: Story, *, running: bool
 ) -> None:
     """`fetch` before the training is done neither stops the trainer nor releases the machine."""
-    story.plan = Plan(goal=Goal.UP)
+    story.plan = RunPlan(goal=Goal.UP)
     story.go()
     if running:
         story.work.launch(next(iter(story.cloud.vms.values())))
-    story.plan = Plan(goal=Goal.FETCH)
+    story.plan = RunPlan(goal=Goal.FETCH)
 
     ending = story.go()
 
@@ -191,7 +191,7 @@ def test_fetching_too_early_is_told_and_leaves_everything_as_it_was(
 
 def test_fetching_without_a_machine_rents_none(story: Story) -> None:
     """There is nothing to fetch from: that is told, and nothing is spent."""
-    story.plan = Plan(goal=Goal.FETCH)
+    story.plan = RunPlan(goal=Goal.FETCH)
 
     ending = story.go()
 
@@ -202,7 +202,7 @@ def test_a_machine_found_gone_while_released_is_cleared_of_its_remnants(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The machine is gone, perhaps not its address: the provider removes what is left."""
-    story.plan = Plan(goal=Goal.RUN, budget=replace(story.plan.budget, hours=0.005))
+    story.plan = RunPlan(goal=Goal.RUN, budget=replace(story.plan.budget, hours=0.005))
     story.work.steps = 500
 
     def gone(_vm: Vm) -> None:
@@ -257,13 +257,13 @@ def test_crashes_that_never_get_further_are_a_failure(
     """Out of memory now at this step, now at an earlier one, is no progress either."""
     story.work.exit_codes = [70] * 60
     steps = iter([12, 15, 13, 15, 12] * 12)
-    look = story.work.look
+    look = story.work.job_status
 
     def wander(vm: Vm) -> object:
         view = look(vm)
         return replace(view, step=next(steps)) if view.exit_code == 70 else view
 
-    monkeypatch.setattr(story.work, "look", wander)
+    monkeypatch.setattr(story.work, "job_status", wander)
     limit_turns(story)
 
     assert story.go().code == 5
@@ -312,18 +312,18 @@ def test_a_cloud_that_stays_silent_is_told_in_the_end(
 
 def test_a_silence_while_nobody_watched_does_not_count() -> None:
     """A lid closed for the night over a short silence is not a night of silence."""
-    watch = Watch(now_s=0.0)
+    watch = StallDetector(now_s=0.0)
 
-    assert watch.lost(0.0) == 0.0
-    assert watch.lost(30.0) == 30.0
-    assert watch.lost(8 * 3600.0) == 0.0
+    assert watch.unreachable_for_s(0.0) == 0.0
+    assert watch.unreachable_for_s(30.0) == 30.0
+    assert watch.unreachable_for_s(8 * 3600.0) == 0.0
 
 
 def test_a_machine_that_failed_over_budget_is_removed_once(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the cloud could not make still counts as billing, and releasing it changes nothing."""
-    story.plan = Plan(goal=Goal.RUN, budget=replace(story.plan.budget, hours=0.005))
+    story.plan = RunPlan(goal=Goal.RUN, budget=replace(story.plan.budget, hours=0.005))
     story.work.steps = 500
     limit_turns(story)
     deallocate = story.cloud.deallocate

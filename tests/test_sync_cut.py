@@ -13,7 +13,7 @@ from support import doors, wire
 from test_sync_push import make_tree, read_tree
 
 from remote.errors import Unreachable
-from remote.on_machine.tree_ops import STAGING
+from remote.on_machine.tree_ops import PARTIAL_DIR
 from remote.ssh import SshConnection, connect
 from remote.sync.api import pull, push
 from remote.sync.plan import SyncOptions, SyncReport
@@ -118,4 +118,4 @@ def test_push_cut_again_and_again(door: doors.Door, tmp_path: Path) -> None:
 def visible(root: Path) -> dict[str, bytes]:
     """Read the files that somebody over there would see as data."""
     found = read_tree(root) if root.exists() else {}
-    return {path: data for path, data in found.items() if STAGING not in path}
+    return {path: data for path, data in found.items() if PARTIAL_DIR not in path}

@@ -14,10 +14,10 @@ from support import doors
 from test_sync_push import make_tree, read_tree
 
 from remote.errors import Damaged, RemoteError, Untrusted
-from remote.manifest import Limits
 from remote.on_machine import tree_ops
 from remote.ssh import SshConnection, connect
 from remote.sync.api import pull, push
+from remote.sync.manifest import Limits
 from remote.sync.plan import Progress, SyncOptions
 
 OPTIONS = SyncOptions(chunk_bytes=1 << 20, python=sys.executable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from pydantic import BaseModel
 from support import tiny
 
 from trainer.__main__ import main
-from trainer.config import TABLES, TrainerConfig, known_keys
+from trainer.config import TABLES, TrainerConfig, valid_keys
+from trainer.exit_codes import ExitCode
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +212,7 @@ def test_help_and_checks_need_no_torch() -> None:
     code = (
         "import sys, trainer.config, trainer.schedule, trainer.rundir.status, trainer.eviction, "
         "trainer.saving.manifest, trainer.job.job, trainer.__main__ as door; "
-        "door.parser().format_help(); "
+        "door.make_parser([]).format_help(); "
         "print(sorted({'torch', 'transformers', 'numpy', 'peft'} & set(sys.modules)))"
     )
     found = subprocess.run(
@@ -220,27 +222,36 @@ def test_help_and_checks_need_no_torch() -> None:
     assert found.stdout == "[]\n"
 
 
+def test_the_manual_lists_every_exit_code() -> None:
+    """The table in docs/checkpoint.md has each code of the trainer once, in order."""
+    text = (tiny.ROOT / "docs" / "checkpoint.md").read_text(encoding="utf-8")
+    listed = [int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)]
+
+    assert listed == sorted(ExitCode)
+
+
 def test_every_field_is_described_and_known() -> None:
     """Each field of each table has a description, and the hints know all of them."""
     assert len(TABLES) == len(TrainerConfig.model_fields)
     for name, field in TrainerConfig.model_fields.items():
         table = next(t for t in TABLES if t.__name__.removesuffix("Table").lower() == name)
         assert issubclass(table, BaseModel)
-        assert known_keys([name]) == list(table.model_fields), field
+        assert valid_keys([name]) == list(table.model_fields), field
         assert [k for k, f in table.model_fields.items() if not f.description] == []
 
 
 def test_every_field_is_used() -> None:
     """Each field is read somewhere in the trainer, besides where it is defined."""
-    rooms = [path for path in (tiny.ROOT / "trainer").glob("*.py") if path.name != "config.py"]
+    tables = {"config.py", "method_table.py"}
+    rooms = [path for path in (tiny.ROOT / "trainer").rglob("*.py") if path.name not in tables]
     source = "\n".join(path.read_text() for path in rooms)
-    own = (tiny.ROOT / "trainer" / "config.py").read_text()
-    derived = {"quant": "self.quant", "every": "self.every"}
+    own = "\n".join((tiny.ROOT / "trainer" / name).read_text() for name in tables)
+    derived = {"quant", "every", "bases"}  # read by a property of their own table
     unread = [
         f"{table.__name__}.{name}"
         for table in TABLES
         for name in table.model_fields
-        if f".{name}" not in source and derived.get(name, "?") not in own
+        if f".{name}" not in (own if name in derived else source)
     ]
 
     assert unread == []

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from trainer import model as models
 from trainer.device.precision import Precision, choose_precision
-from trainer.scoring.constrained import Decoder, undisturbed
+from trainer.scoring.constrained import Decoder, eval_mode
 
 T4, A10 = (7, 5), (8, 6)
 
@@ -67,12 +67,12 @@ def play(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
 
 def answers(made: Rig) -> list[Any]:
     """Return what the trained model writes to three prompts."""
-    prompts = [item.prompt_ids for item in made.bench.examples[:3]]
-    decoder = Decoder(made.bench.model, eos_ids=[1], pad_id=3)
-    with undisturbed(made.bench.model):
-        reading = decoder.read(prompts)
-        assert torch.isfinite(reading.logits).all()
-        return decoder.write(reading, tokens_max=4)
+    prompts = [item.prompt_ids for item in made.context.examples[:3]]
+    decoder = Decoder(made.context.model, eos_ids=[1], pad_id=3)
+    with eval_mode(made.context.model):
+        state = decoder.prefill(prompts)
+        assert torch.isfinite(state.logits).all()
+        return decoder.generate(state, tokens_max=4)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_types_of_a_gpu_train_resume_and_answer(
         train={"steps": 4, "micro_batch": 2, "gradient_checkpointing": kind != "falcon"},
     )  # fmt: skip
     whole = rig(run)
-    base = {p.dtype for p in whole.bench.model.parameters() if not p.requires_grad}
+    base = {p.dtype for p in whole.context.model.parameters() if not p.requires_grad}
     whole.train(until=4)
     twin = twin_of(whole, tmp_path / "twin")
     first = rig(twin)

@@ -24,13 +24,13 @@ import os, signal, sys
 from trainer.job.job import prepare_environment
 prepare_environment()
 from trainer.__main__ import main
-from trainer.saving.checkpointer import Keeper
-after = Keeper.after_step
+from trainer.saving.checkpointer import Checkpointer
+after = Checkpointer.after_step
 def after_step(self, record):
     after(self, record)
     if record["step"] == 7:
         os.kill(os.getpid(), signal.SIGTERM)
-Keeper.after_step = after_step
+Checkpointer.after_step = after_step
 sys.exit(main(sys.argv[1:]))
 """
 

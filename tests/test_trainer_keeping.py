@@ -20,10 +20,10 @@ from test_checkpoint_faults import snapshot
 from trainer.atomic import RealDisk
 from trainer.config import CheckpointTable, EvictionBand
 from trainer.rundir.status import Heartbeat, MetricsLog, Phase, count_steps, parse_log
-from trainer.saving.async_saver import Saver
+from trainer.saving.async_saver import AsyncSaver
 from trainer.saving.checkpoint import Store
-from trainer.saving.checkpointer import Keeper
-from trainer.saving.interval import INTERVAL_S_MAX, INTERVAL_S_MIN, choose_cadence
+from trainer.saving.checkpointer import Checkpointer
+from trainer.saving.interval import INTERVAL_S_MAX, INTERVAL_S_MIN, choose_interval
 from trainer.saving.manifest import steps_present
 from trainer.saving.state import Counters
 from trainer.tracking.tensorboard import EventWriter
@@ -54,16 +54,16 @@ class Clock:
         return self.now_s
 
 
-def keeper(
+def checkpointer(
     directory: Path, table: CheckpointTable, *, disk: Any = None, clock: Callable[[], float]
-) -> tuple[Keeper, FakeState, list[str]]:
-    """Return a keeper over a fake state and a real store."""
+) -> tuple[Checkpointer, FakeState, list[str]]:
+    """Return a checkpointer over a fake state and a real store."""
     said: list[str] = []
     state = FakeState(directory)
     store = Store(directory / "checkpoints", keep=2, disk=disk or RealDisk())
-    made = Keeper(
-        state=state,  # type: ignore[arg-type] # as much of a state as a keeper needs
-        saver=Saver(store, clock=clock),
+    made = Checkpointer(
+        state=state,  # type: ignore[arg-type] # as much of a state as a checkpointer needs
+        saver=AsyncSaver(store, clock=clock),
         table=table,
         band=None,
         fingerprint={},
@@ -77,17 +77,17 @@ def keeper(
     return made, state, said
 
 
-def advance(made: Keeper, state: FakeState, *, settle: bool = True) -> None:
+def advance(made: Checkpointer, state: FakeState, *, settle: bool = True) -> None:
     """Do one step, and wait for a save that it started."""
     state.counters.step += 1
     made.after_step({**RECORD, "step": state.counters.step})
     if settle:
-        made._settle(made.saver.collect(wait=True))
+        made._note_result(made.saver.collect(wait=True))
 
 
 def test_saves_come_every_so_many_steps(tmp_path: Path) -> None:
     """`every: 3` saves after steps 3 and 6 and 9, and status names the newest durable one."""
-    made, state, _ = keeper(tmp_path, CheckpointTable(every=3), clock=Clock())
+    made, state, _ = checkpointer(tmp_path, CheckpointTable(every=3), clock=Clock())
     seen = []
     for _ in range(10):
         advance(made, state)
@@ -99,7 +99,7 @@ def test_saves_come_every_so_many_steps(tmp_path: Path) -> None:
 def test_saves_come_every_so_many_seconds(tmp_path: Path) -> None:
     """`every: 90s` saves at the first step that ends 90 s after the save before."""
     clock = Clock()
-    made, state, _ = keeper(tmp_path, CheckpointTable(every="90s"), clock=clock)
+    made, state, _ = checkpointer(tmp_path, CheckpointTable(every="90s"), clock=clock)
     saved = []
     for _ in range(12):
         clock.now_s += 20
@@ -111,7 +111,7 @@ def test_saves_come_every_so_many_seconds(tmp_path: Path) -> None:
 
 def test_a_smaller_portion_is_saved_at_once(tmp_path: Path) -> None:
     """After memory ran out, the way batches are cut is durable with the very step it began at."""
-    made, state, _ = keeper(tmp_path, CheckpointTable(every=100), clock=Clock())
+    made, state, _ = checkpointer(tmp_path, CheckpointTable(every=100), clock=Clock())
     advance(made, state)
     state.counters.micro_batch -= 1
     for _ in range(3):
@@ -122,7 +122,7 @@ def test_a_smaller_portion_is_saved_at_once(tmp_path: Path) -> None:
 
 def test_the_loss_of_exactness_in_a_step_is_in_the_status_at_once(tmp_path: Path) -> None:
     """What makes the bits of a step differ is told with that step, not only after a resume."""
-    made, state, _ = keeper(tmp_path, CheckpointTable(every=9), clock=Clock())
+    made, state, _ = checkpointer(tmp_path, CheckpointTable(every=9), clock=Clock())
     advance(made, state)
     assert made.heartbeat.status.exact
     state.counters.inexact_from = 2
@@ -133,7 +133,7 @@ def test_the_loss_of_exactness_in_a_step_is_in_the_status_at_once(tmp_path: Path
 def test_a_clock_that_stands_or_leaps_saves_neither_always_nor_never(tmp_path: Path) -> None:
     """A leap of a day causes one save, not a save per step; a still clock causes none."""
     clock = Clock()
-    made, state, _ = keeper(tmp_path, CheckpointTable(every="1min"), clock=clock)
+    made, state, _ = checkpointer(tmp_path, CheckpointTable(every="1min"), clock=clock)
     for _ in range(3):
         advance(made, state)
     clock.now_s += 86_400
@@ -146,7 +146,7 @@ def test_a_clock_that_stands_or_leaps_saves_neither_always_nor_never(tmp_path: P
 def test_a_full_disk_is_said_and_training_goes_on(tmp_path: Path) -> None:
     """A save without room leaves a message in the status; the next one with room clears it."""
     disk = FullDisk(10**9)
-    made, state, said = keeper(tmp_path, CheckpointTable(every=1), disk=disk, clock=Clock())
+    made, state, said = checkpointer(tmp_path, CheckpointTable(every=1), disk=disk, clock=Clock())
     advance(made, state)
     disk.room = 100
     advance(made, state)
@@ -172,7 +172,9 @@ def test_never_two_saves_at_once(tmp_path: Path) -> None:
             gate.wait(600)  # until it is opened below
             super().make_directory(path)
 
-    made, state, _ = keeper(tmp_path, CheckpointTable(every=1), disk=SlowDisk(), clock=Clock())
+    made, state, _ = checkpointer(
+        tmp_path, CheckpointTable(every=1), disk=SlowDisk(), clock=Clock()
+    )
     for _ in range(4):
         advance(made, state, settle=False)
     wait_until(lambda: bool(running))
@@ -187,7 +189,7 @@ def test_never_two_saves_at_once(tmp_path: Path) -> None:
 def test_the_log_tells_steps_at_most_every_half_minute_and_the_last(tmp_path: Path) -> None:
     """The first step, one per 30 s and the last are said, each once, with speed and time left."""
     clock = Clock()
-    made, state, said = keeper(tmp_path, CheckpointTable(every=100), clock=clock)
+    made, state, said = checkpointer(tmp_path, CheckpointTable(every=100), clock=clock)
     made.heartbeat.update(steps=12)
     for _ in range(8):
         clock.now_s += 12
@@ -205,7 +207,7 @@ def test_the_log_tells_steps_at_most_every_half_minute_and_the_last(tmp_path: Pa
 
 def test_a_step_without_a_finite_loss_is_said_too(tmp_path: Path) -> None:
     """Where the loss is no number and the end is unknown, the line says just that."""
-    made, state, said = keeper(tmp_path, CheckpointTable(every=100), clock=Clock())
+    made, state, said = checkpointer(tmp_path, CheckpointTable(every=100), clock=Clock())
     state.counters.step += 1
     made.after_step({**RECORD, "loss": None})
 
@@ -220,14 +222,14 @@ def test_a_bug_in_a_save_is_not_swallowed(tmp_path: Path) -> None:
             """Fail as no disk does."""
             raise ZeroDivisionError(path)
 
-    made, state, _ = keeper(tmp_path, CheckpointTable(every=1), disk=Broken(), clock=Clock())
+    made, state, _ = checkpointer(tmp_path, CheckpointTable(every=1), disk=Broken(), clock=Clock())
     with pytest.raises(RuntimeError, match="a bug of ours"):
         advance(made, state)
 
 
 def test_nothing_is_saved_twice(tmp_path: Path) -> None:
-    """Asked to save a step that is durable already, the keeper has nothing to do."""
-    made, state, said = keeper(tmp_path, CheckpointTable(every=1), clock=Clock())
+    """Asked to save a step that is durable already, the checkpointer has nothing to do."""
+    made, state, said = checkpointer(tmp_path, CheckpointTable(every=1), clock=Clock())
     advance(made, state)
     before = len(said)
 
@@ -250,18 +252,18 @@ def test_the_automatic_interval_is_young_and_daly_s(
     band: EvictionBand | None, save_s: float, minutes: float
 ) -> None:
     """The interval is sqrt(2 C M) of the save time and the band, within 5 to 20 minutes."""
-    cadence = choose_cadence(CheckpointTable(), band=band, save_s=save_s)
+    interval = choose_interval(CheckpointTable(), band=band, save_s=save_s)
 
-    assert cadence.interval_s is not None
-    assert round(cadence.interval_s / 60, 1) == minutes
-    assert f"{save_s:.2f} s" in cadence.reason
+    assert interval.interval_s is not None
+    assert round(interval.interval_s / 60, 1) == minutes
+    assert f"{save_s:.2f} s" in interval.reason
 
 
 @settings(deadline=None)
 @given(band=st.sampled_from([None, *EvictionBand]), save_s=st.floats(0, 1e6))
 def test_the_automatic_interval_keeps_its_limits(band: EvictionBand | None, save_s: float) -> None:
     """However long a save takes, the interval stays within its limits."""
-    interval_s = choose_cadence(CheckpointTable(), band=band, save_s=save_s).interval_s
+    interval_s = choose_interval(CheckpointTable(), band=band, save_s=save_s).interval_s
 
     assert interval_s is not None
     assert INTERVAL_S_MIN <= interval_s <= INTERVAL_S_MAX
@@ -269,17 +271,17 @@ def test_the_automatic_interval_keeps_its_limits(band: EvictionBand | None, save
 
 def test_before_the_first_save_the_shortest_interval_counts() -> None:
     """Nothing measured yet: five minutes, and the reason says so."""
-    cadence = choose_cadence(CheckpointTable(), band=None, save_s=None)
+    interval = choose_interval(CheckpointTable(), band=None, save_s=None)
 
-    assert cadence.interval_s == INTERVAL_S_MIN
-    assert "until the first save has been timed" in cadence.reason
+    assert interval.interval_s == INTERVAL_S_MIN
+    assert "until the first save has been timed" in interval.reason
 
 
 def test_the_band_of_the_config_counts_unless_the_command_knows_better() -> None:
     """`checkpoint.eviction_band` is used, and the command line overrides it."""
     table = CheckpointTable(eviction_band=EvictionBand.UP_TO_5)
-    own = choose_cadence(table, band=None, save_s=5.0)
-    told = choose_cadence(table, band=EvictionBand.UP_TO_20, save_s=5.0)
+    own = choose_interval(table, band=None, save_s=5.0)
+    told = choose_interval(table, band=EvictionBand.UP_TO_20, save_s=5.0)
 
     assert "band 0-5 %/h" in own.reason
     assert "band 15-20 %/h" in told.reason

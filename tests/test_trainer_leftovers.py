@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from support import tiny
 from support.faulty_disk import Died, DyingDisk, ForgetfulDisk
-from test_export_merge import make_adapter
+from support.models import make_adapter
 
 from trainer.__main__ import main
 from trainer.atomic import RealDisk, clear_partials, replace_directory, restore_directory
 from trainer.data.convert import convert
-from trainer.data.converters import Choice
+from trainer.data.converters import ConvertOptions
 from trainer.results.export import export
 from trainer.results.merge import merge
 from trainer.rundir.layout import sweep
@@ -164,7 +164,7 @@ def test_a_merge_an_export_and_a_conversion_clear_what_killed_ones_left(
     (tmp_path / f".train.jsonl.{gone}.partial").write_text("half")
     merge(base, adapter, tmp_path / "merged", dtype=None, on_message=lambda _: None)
     export(adapter, tmp_path / "plain")
-    convert("sentiment", rows, tmp_path, choice=Choice(), held_out=0.5)
+    convert("sentiment", rows, tmp_path, options=ConvertOptions(), held_out=0.5)
 
     assert [path.name for path in tmp_path.glob(".*")] == []
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 from support import tiny
+from support.models import gpt2
 from support.rig import outcome_tensors, rig
-from test_export_merge import gpt2
 
 from trainer import model as models
 from trainer.config import ConfigError, MethodTable, ModelTable, PrecisionChoice, TrainTable
@@ -27,10 +27,10 @@ def test_evaluate_then_train_equals_train(tmp_path: Path) -> None:
     plain = rig(tiny.make_run(tmp_path / "a", rows=20, method=QLORA))
     plain.train(until=4)
     evaluated = rig(tiny.make_run(tmp_path / "b", rows=20, method=QLORA))
-    inputs = collate(evaluated.bench.examples[:4], 3)
-    evaluated.bench.model.eval()
+    inputs = collate(evaluated.context.examples[:4], 3)
+    evaluated.context.model.eval()
     with torch.no_grad():
-        evaluated.bench.model(**inputs)
+        evaluated.context.model(**inputs)
     evaluated.train(until=4)
 
     assert tiny.losses(plain.run_dir) == tiny.losses(evaluated.run_dir)
@@ -51,10 +51,10 @@ def test_no_four_bit_layer_may_repack_its_weights(
 
     monkeypatch.setattr(theirs, "_convert_weight_packed_for_cpu", repack)
     made = rig(tiny.make_run(tmp_path, rows=8, method=QLORA))
-    layers = list(models.four_bit_layers(made.bench.model))
-    made.bench.model.eval()
+    layers = list(models.four_bit_layers(made.context.model))
+    made.context.model.eval()
     with torch.no_grad():
-        made.bench.model(**collate(made.bench.examples[:4], 3))
+        made.context.model(**collate(made.context.examples[:4], 3))
 
     assert len(layers) == 14
     assert {layer.support_avx512bf16_for_cpu for _, layer in layers} == {False}
@@ -63,7 +63,7 @@ def test_no_four_bit_layer_may_repack_its_weights(
 def test_four_bits_mean_four_bits(tmp_path: Path) -> None:
     """Under qlora every linear layer but the head is stored in 4 bits with quantised scales."""
     made = rig(tiny.make_run(tmp_path, rows=8, method=QLORA))
-    layers = dict(models.four_bit_layers(made.bench.model))
+    layers = dict(models.four_bit_layers(made.context.model))
     weights = [layer.weight for layer in layers.values()]
 
     assert {w.quant_state.quant_type for w in weights} == {"nf4"}
@@ -75,7 +75,7 @@ def test_four_bits_mean_four_bits(tmp_path: Path) -> None:
 def test_only_the_adapter_is_trained_and_in_float32(tmp_path: Path) -> None:
     """What is trained is LoRA and float32; everything else is frozen, and not upcast."""
     made = rig(tiny.make_run(tmp_path, rows=8, method=QLORA))
-    trained = models.trainable(made.bench.model)
+    trained = models.trainable(made.context.model)
 
     assert all("lora_" in name for name in trained)
     assert {value.dtype for value in trained.values()} == {torch.float32}

@@ -13,7 +13,7 @@ from support.rig import Rig, outcome_tensors, rig
 
 from trainer.data.codec import NOT_TRAINED
 from trainer.data.examples import collate
-from trainer.loss import supervised_loss
+from trainer.loss import summed_cross_entropy
 
 TOLERANCE = 1e-6  # relative, of the loss of each step; float32 has 6e-8
 
@@ -22,7 +22,7 @@ def theirs(made: Rig, directory: Path, *, accumulate: int) -> list[float]:
     """Train the very same model with transformers.Trainer in our order; return losses per step."""
     from transformers import Trainer, TrainingArguments
 
-    plan = made.bench.plan
+    plan = made.context.schedule
     order = [row for step in range(plan.steps) for row in plan.batch(step)]
     losses: list[float] = []
 
@@ -40,8 +40,8 @@ def theirs(made: Rig, directory: Path, *, accumulate: int) -> list[float]:
         per_device_train_batch_size=plan.batch_size // accumulate,
         gradient_accumulation_steps=accumulate,
         max_steps=plan.steps,
-        learning_rate=plan.course.peak,
-        warmup_steps=plan.course.warmup,
+        learning_rate=plan.lr_schedule.peak,
+        warmup_steps=plan.lr_schedule.warmup,
         lr_scheduler_type="linear",
         weight_decay=0.01,
         max_grad_norm=1.0,
@@ -52,10 +52,10 @@ def theirs(made: Rig, directory: Path, *, accumulate: int) -> list[float]:
         remove_unused_columns=False,
     )
     trainer = Recording(
-        model=made.bench.model,
+        model=made.context.model,
         args=arguments,
-        train_dataset=[made.bench.examples[row] for row in order],
-        data_collator=lambda rows: collate(rows, made.bench.pad_id),
+        train_dataset=[made.context.examples[row] for row in order],
+        data_collator=lambda rows: collate(rows, made.context.pad_id),
     )
     with warnings.catch_warnings():  # torch warns of its own pinning when there is no GPU
         warnings.simplefilter("ignore")
@@ -91,24 +91,24 @@ def test_losses_are_those_of_transformers_step_by_step(tmp_path: Path, accumulat
 def test_dropping_positions_before_the_head_is_exact(tmp_path: Path, loss_on: str) -> None:
     """The loss over supervised positions equals the model's own loss over all of them."""
     made = rig(tiny.make_run(tmp_path, rows=8, data={"loss_on": loss_on}))
-    made.bench.model.eval()
-    inputs = collate(made.bench.examples[:5], made.bench.pad_id)
+    made.context.model.eval()
+    inputs = collate(made.context.examples[:5], made.context.pad_id)
     targets = (inputs["labels"][:, 1:] != NOT_TRAINED).sum()
-    expected = made.bench.model(**inputs).loss * targets
+    expected = made.context.model(**inputs).loss * targets
 
-    torch.testing.assert_close(supervised_loss(made.bench.model, inputs), expected)
+    torch.testing.assert_close(summed_cross_entropy(made.context.model, inputs), expected)
 
 
 def test_the_head_sees_supervised_positions_only(tmp_path: Path) -> None:
     """No logits are computed for positions that nothing is learnt from."""
     made = rig(tiny.make_run(tmp_path, rows=8))
-    inputs = collate(made.bench.examples[:5], made.bench.pad_id)
+    inputs = collate(made.context.examples[:5], made.context.pad_id)
     shapes = []
-    base = made.bench.model.get_base_model()
+    base = made.context.model.get_base_model()
     base.get_output_embeddings().register_forward_hook(
         lambda _head, _inputs, logits: shapes.append(tuple(logits.shape))
     )
-    supervised_loss(made.bench.model, inputs)
+    summed_cross_entropy(made.context.model, inputs)
 
     assert shapes == [(int((inputs["labels"] != NOT_TRAINED).sum()), 320)]
 
@@ -117,15 +117,15 @@ def test_the_head_sees_supervised_positions_only(tmp_path: Path) -> None:
 def test_the_head_in_chunks_gives_the_same_gradient(tmp_path: Path, loss_on: str) -> None:
     """Going through the head in chunks of two positions changes loss and gradient by rounding."""
     made = rig(tiny.make_run(tmp_path, rows=8, data={"loss_on": loss_on}))
-    made.bench.model.eval()
-    inputs = collate(made.bench.examples[:5], made.bench.pad_id)
+    made.context.model.eval()
+    inputs = collate(made.context.examples[:5], made.context.pad_id)
     shapes: list[int] = []
-    made.bench.model.get_base_model().get_output_embeddings().register_forward_hook(
+    made.context.model.get_base_model().get_output_embeddings().register_forward_hook(
         lambda _head, _inputs, logits: shapes.append(logits.shape[0])
     )
     found = []
     for chunk_bytes in (1 << 30, 2 * 320 * 4):
-        loss = supervised_loss(made.bench.model, inputs, chunk_bytes=chunk_bytes)
+        loss = summed_cross_entropy(made.context.model, inputs, chunk_bytes=chunk_bytes)
         torch.autograd.backward([loss])
         grads = [p.grad for p in made.state.parameters.values() if p.grad is not None]
         found.append((loss.detach(), [grad.clone() for grad in grads]))
@@ -156,7 +156,7 @@ def test_a_soft_cap_after_the_head_survives_chunks() -> None:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
     torch.testing.assert_close(
-        supervised_loss(model, inputs, chunk_bytes=64), model(**inputs).loss * 10
+        summed_cross_entropy(model, inputs, chunk_bytes=64), model(**inputs).loss * 10
     )
 
 
@@ -188,7 +188,7 @@ def test_recomputing_activations_changes_no_bit(tmp_path: Path, *, checkpointing
         "train": {"gradient_checkpointing": checkpointing},
     }
     made = rig(tiny.make_run(tmp_path / "a", rows=20, **tables))
-    layer = made.bench.model.get_base_model().model.layers[0].input_layernorm
+    layer = made.context.model.get_base_model().model.layers[0].input_layernorm
     passes = []
     layer.register_forward_hook(lambda *_arguments: passes.append(1))
     made.train(until=3)

@@ -10,8 +10,8 @@ from support import tiny
 
 from trainer.config import TrainerConfig
 from trainer.data.codec import Example
-from trainer.device.memory import GPUS
-from trainer.device.micro_batch import choose_portion
+from trainer.device.gpus import GPUS
+from trainer.device.micro_batch import choose_micro_batch
 
 LLAMA_7B = {
     "model_type": "llama",
@@ -43,7 +43,7 @@ def rows(length: int) -> list[Example]:
 def test_longer_rows_go_in_smaller_portions() -> None:
     """On a T4 a 7B model takes more short rows than long ones at once, and at least one of 512."""
     sizes = [
-        choose_portion(config("auto"), LLAMA_7B, rows(length), gpu=GPUS["T4"]).size
+        choose_micro_batch(config("auto"), LLAMA_7B, rows(length), gpu=GPUS["T4"]).size
         for length in (64, 512, 2048, 16384)
     ]
 
@@ -55,17 +55,17 @@ def test_longer_rows_go_in_smaller_portions() -> None:
 @pytest.mark.parametrize(("wanted", "size"), [(1, 1), (5, 5), (40, 16)])
 def test_a_configured_portion_is_taken(wanted: int, size: int) -> None:
     """A number is kept, up to the batch itself, whatever the card."""
-    assert choose_portion(config(wanted), LLAMA_7B, rows(64), gpu=GPUS["T4"]).size == size
+    assert choose_micro_batch(config(wanted), LLAMA_7B, rows(64), gpu=GPUS["T4"]).size == size
 
 
 def test_a_cpu_takes_whole_batches() -> None:
     """Without a card the whole batch goes at once."""
-    assert choose_portion(config("auto"), LLAMA_7B, rows(64), gpu=None).size == 16
+    assert choose_micro_batch(config("auto"), LLAMA_7B, rows(64), gpu=None).size == 16
 
 
 def test_an_unknown_architecture_is_tried_whole() -> None:
     """If nothing can be foretold, whole batches are tried, and the loop halves them if it must."""
-    found = choose_portion(config("auto"), {"model_type": "odd"}, rows(64), gpu=GPUS["T4"])
+    found = choose_micro_batch(config("auto"), {"model_type": "odd"}, rows(64), gpu=GPUS["T4"])
 
     assert found.size == 16
     assert "until memory runs out" in found.reason

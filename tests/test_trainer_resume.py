@@ -60,10 +60,10 @@ def test_a_notice_stops_between_steps_and_the_log_ends_there(
 ) -> None:
     """With the flag up the loop leaves after the step it is in, before the next begins."""
     made = rig(twin_of(undisturbed, tmp_path))
-    logger = Logger(made.state, flag=made.bench.flag, stop_after=5)
+    logger = Logger(made.state, flag=made.context.flag, stop_after=5)
 
     with pytest.raises(Preempted):
-        train(made.bench, made.state, logger, until=14)
+        train(made.context, made.state, logger, until=14)
     assert [record["step"] for record in logger.records] == [1, 2, 3, 4, 5]
 
 
@@ -73,16 +73,16 @@ def test_a_step_given_up_in_the_middle_changes_nothing(tmp_path: Path) -> None:
     made = rig(run)
     made.train(until=3)
     before = outcome(made)
-    model_forward = made.bench.model.forward
+    model_forward = made.context.model.forward
     passes = []
 
     def forward_and_hear(*args: Any, **kwargs: Any) -> Any:
         passes.append(1)
         if len(passes) == 2:
-            made.bench.flag.set(seconds_left=0, reason="test")
+            made.context.flag.set(seconds_left=0, reason="test")
         return model_forward(*args, **kwargs)
 
-    made.bench.model.forward = forward_and_hear
+    made.context.model.forward = forward_and_hear
     with pytest.raises(Preempted):
         made.train(until=14)
 
@@ -98,14 +98,14 @@ def test_out_of_memory_halves_the_portion_and_redoes_the_step(tmp_path: Path) ->
     plain.train(until=2)
     expected = tiny.losses(run)
     made = rig(run)
-    original = made.bench.model.forward
+    original = made.context.model.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if len(kwargs["input_ids"]) > 1:
             raise torch.OutOfMemoryError("test")
         return original(*args, **kwargs)
 
-    made.bench.model.forward = forward
+    made.context.model.forward = forward
     made.train(until=2)
 
     assert made.state.counters.micro_batch == 1
@@ -123,7 +123,7 @@ def test_one_sequence_that_does_not_fit_is_said_so(tmp_path: Path) -> None:
     def forward(**_kwargs: Any) -> Any:
         raise torch.OutOfMemoryError("test")
 
-    made.bench.model.forward = forward
+    made.context.model.forward = forward
     with pytest.raises(DoesNotFit, match=r"train\.max_length"):
         made.train(until=1)
 
@@ -170,21 +170,21 @@ def test_steps_without_finite_gradient_are_skipped_and_end_the_run(tmp_path: Pat
     made = rig(tiny.make_run(tmp_path, rows=20, train={**HARD["whole"], "steps": 40}))
     made.train(until=1)
     before = outcome(made)[1]
-    original = made.bench.model.forward
+    original = made.context.model.forward
 
     def forward(**kwargs: Any) -> Any:
         out = original(**kwargs)
         out.logits = out.logits * float("nan")
         return out
 
-    made.bench.model.forward = forward
+    made.context.model.forward = forward
     with pytest.raises(Diverged, match="20 steps in a row"):
         made.train(until=40)
 
     assert before == outcome(made)[1]
     assert made.state.counters.skipped == 20
     assert tiny.losses(made.run_dir)[-1]["loss"] is None
-    assert tiny.losses(made.run_dir)[-1]["lr"] == made.bench.plan.lr(20)
+    assert tiny.losses(made.run_dir)[-1]["lr"] == made.context.schedule.lr(20)
 
 
 def test_foreign_tensors_are_refused_before_anything_changes(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def scaled(made: Rig) -> Rig:
 
 def overflow_in(made: Rig, step: int) -> None:
     """Make the gradient of one step overflow, as float16 does."""
-    original = made.bench.model.forward
+    original = made.context.model.forward
 
     def forward(**kwargs: Any) -> Any:
         out = original(**kwargs)
@@ -312,7 +312,7 @@ def overflow_in(made: Rig, step: int) -> None:
             out.logits = out.logits * torch.tensor(float("inf"))
         return out
 
-    made.bench.model.forward = forward
+    made.context.model.forward = forward
 
 
 def test_a_scaled_loss_gives_the_bits_of_an_unscaled_one(tmp_path: Path) -> None:

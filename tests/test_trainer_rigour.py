@@ -10,7 +10,7 @@ import torch
 from support import tiny
 from support.rig import Rig, outcome, rig
 
-from trainer.job import stages
+from trainer.job import prepare
 from trainer.saving.state import digest
 
 TRAIN = {"steps": 4, "batch_size": 4, "micro_batch": 2}
@@ -23,7 +23,7 @@ def lenient() -> bool:
 
 def watch(made: Rig, seen: list[tuple[str, bool]]) -> None:
     """Note how strict torch is in every forward pass and in every backward pass."""
-    head = made.bench.model.get_output_embeddings()
+    head = made.context.model.get_output_embeddings()
 
     def forwards(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
         seen.append(("forward", lenient()))
@@ -51,7 +51,7 @@ def test_a_base_that_has_no_fixed_order_is_trained_and_called_inexact(tmp_path: 
     """An operation that torch refuses costs the promise, which is said, and not the run."""
     made = rig(tiny.make_run(tmp_path / "a", rows=20, train=TRAIN))
     made.train(until=1)
-    head = made.bench.model.get_output_embeddings()
+    head = made.context.model.get_output_embeddings()
 
     def scatter(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         unit = torch.ones(1).put_(torch.tensor([0]), torch.ones(1))  # any order, says torch
@@ -77,6 +77,6 @@ def test_a_gpu_is_the_same_hardware_in_a_machine_with_more_cores(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
 
-    assert stages._hardware(cuda, 4) == stages._hardware(cuda, 8)
-    assert stages._hardware(cuda, 4)["gpu"] == "Tesla T4"
-    assert stages._hardware(cpu, 4) != stages._hardware(cpu, 8)
+    assert prepare._hardware(cuda, 4) == prepare._hardware(cuda, 8)
+    assert prepare._hardware(cuda, 4)["gpu"] == "Tesla T4"
+    assert prepare._hardware(cpu, 4) != prepare._hardware(cpu, 8)

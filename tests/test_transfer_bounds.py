@@ -15,13 +15,13 @@ from support.runs import make_project
 from commands.runs.config import load
 from commands.runs.result_files import STEPS_MAX, expected
 from remote.errors import Damaged, RemoteError, TooSlow, Untrusted
-from remote.manifest import Limits, read_tree
 from remote.on_machine import tree_ops
 from remote.ssh import SshConnection, connect
 from remote.sync.api import pull
+from remote.sync.manifest import Limits, read_tree
 from remote.sync.plan import SyncOptions
 from remote.sync.sftp import DATA, Sftp, packet
-from remote.sync.stall import Pace
+from remote.sync.stall import MinimumSpeed
 
 SHA = "0" * 64
 
@@ -105,7 +105,7 @@ def test_epochs_bound_the_steps_by_the_rows(tmp_path: Path) -> None:
 )
 def test_each_kind_has_its_own_files(tmp_path: Path, kind: str, named: str, stays: str) -> None:
     """Another kind's file beside an adapter would have it read as that kind."""
-    from remote.manifest import Wanted
+    from remote.sync.manifest import Wanted
 
     method = {"kind": kind, "r": 4, "dropout": 0.0}
     wanted = Wanted(include=expected(load(make_project(tmp_path, method=method).config)).results)
@@ -137,7 +137,7 @@ def test_each_kind_has_its_own_files(tmp_path: Path, kind: str, named: str, stay
 )
 def test_names_beside_the_contract_do_not_come(tmp_path: Path, path: str) -> None:
     """Only whole names count; what is made here (log, receipt, report) is not asked for."""
-    from remote.manifest import Wanted
+    from remote.sync.manifest import Wanted
 
     assert not Wanted(include=expected(load(make_project(tmp_path).config)).results).takes(path)
 
@@ -209,15 +209,15 @@ def test_a_refusal_gives_the_room_back(
 def test_a_transfer_that_gets_nowhere_is_given_up() -> None:
     """Over any window below the pace it ends; a pause within a window does not."""
     now_s = 0.0
-    pace = Pace(bytes_per_s=10, window_s=60, clock=lambda: now_s, who="h")
+    minimum_speed = MinimumSpeed(bytes_per_s=10, window_s=60, clock=lambda: now_s, who="h")
     for _ in range(10):
         now_s += 55
-        pace.add(1000)
+        minimum_speed.add(1000)
     now_s += 61
-    pace.add(1000)
+    minimum_speed.add(1000)
     now_s += 61
     with pytest.raises(TooSlow, match="h brought 1 bytes in 61 s"):
-        pace.add(1)
+        minimum_speed.add(1)
 
 
 class Trickle:
@@ -237,8 +237,10 @@ class Trickle:
 def test_a_machine_that_trickles_is_never_silent_and_yet_given_up() -> None:
     """Each byte resets a time-out of silence; only the pace ends it."""
     channel = Trickle(packet(DATA, struct.pack(">II", 1, 100_000), bytes(100_000)))
-    pace = Pace(bytes_per_s=1000, window_s=120, clock=lambda: channel.now_s, who="h")
-    sftp = Sftp(channel=channel, arrived=pace.add)  # type: ignore[arg-type]  # as much as is used
+    minimum_speed = MinimumSpeed(
+        bytes_per_s=1000, window_s=120, clock=lambda: channel.now_s, who="h"
+    )
+    sftp = Sftp(channel=channel, arrived=minimum_speed.add)  # type: ignore[arg-type]  # as much as is used
     with pytest.raises(TooSlow):
         sftp._receive()
 

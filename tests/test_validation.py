@@ -18,8 +18,8 @@ from trainer.config import CheckpointTable, TrainerConfig, load_config
 from trainer.errors import Preempted
 from trainer.rundir.fingerprint import compare, flatten_config
 from trainer.rundir.layout import training_facts
-from trainer.saving.async_saver import Saver
-from trainer.saving.checkpointer import Keeper
+from trainer.saving.async_saver import AsyncSaver
+from trainer.saving.checkpointer import Checkpointer
 from trainer.saving.manifest import Damaged
 from trainer.saving.state import digest
 from trainer.tracking.tensorboard import EventWriter
@@ -90,18 +90,18 @@ def test_the_loss_is_the_mean_over_all_held_out_answers(undisturbed: Rig) -> Non
 
     from trainer.data.codec import NOT_TRAINED
     from trainer.data.examples import collate
-    from trainer.loss import supervised_loss
+    from trainer.loss import summed_cross_entropy
 
-    exam = undisturbed.bench.exam
-    assert exam is not None
-    undisturbed.bench.model.eval()
+    validation = undisturbed.context.validation
+    assert validation is not None
+    undisturbed.context.model.eval()
     with torch.no_grad():
         losses = [
-            supervised_loss(undisturbed.bench.model, collate([item], 3)).item()
-            for item in exam.examples
+            summed_cross_entropy(undisturbed.context.model, collate([item], 3)).item()
+            for item in validation.examples
         ]
-    undisturbed.bench.model.train()
-    targets = sum(label != NOT_TRAINED for item in exam.examples for label in item.labels)
+    undisturbed.context.model.train()
+    targets = sum(label != NOT_TRAINED for item in validation.examples for label in item.labels)
 
     assert len(losses) == 5
     assert undisturbed.state.log.last["validation_loss"] == pytest.approx(sum(losses) / targets)
@@ -147,14 +147,14 @@ def test_killed_in_the_middle_of_a_validation_the_step_is_done_again(
     first = rig(run)
     first.train(until=4)
     first.save()
-    original = first.bench.model.forward
+    original = first.context.model.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if not first.bench.model.training:
+        if not first.context.model.training:
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    first.bench.model.forward = forward
+    first.context.model.forward = forward
     with pytest.raises(KeyboardInterrupt):
         first.train(until=STEPS)
     second = restored(run)
@@ -166,17 +166,17 @@ def test_killed_in_the_middle_of_a_validation_the_step_is_done_again(
 
 def hear_notice_in_validation(made: Rig, *, step: int) -> None:
     """Raise the flag in the second pass of the validation after `step`."""
-    original = made.bench.model.forward
+    original = made.context.model.forward
     passes = []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if not made.bench.model.training and made.state.counters.step == step:
+        if not made.context.model.training and made.state.counters.step == step:
             passes.append(1)
             if len(passes) == 2:
-                made.bench.flag.set(seconds_left=30, reason="test")
+                made.context.flag.set(seconds_left=30, reason="test")
         return original(*args, **kwargs)
 
-    made.bench.model.forward = forward
+    made.context.model.forward = forward
 
 
 def test_training_ends_after_validations_without_a_gain(tmp_path: Path) -> None:
@@ -247,9 +247,9 @@ def test_verify_finds_another_validation_loss(
 def test_the_status_tells_the_last_validation(tmp_path: Path) -> None:
     """`status.json` keeps the news of the last validation in its message, across saves."""
     made = rig(lay_out(tmp_path, validate_every=3))
-    keeper = Keeper(
+    checkpointer = Checkpointer(
         state=made.state,
-        saver=Saver(made.store, clock=time.monotonic),
+        saver=AsyncSaver(made.store, clock=time.monotonic),
         table=CheckpointTable(every=1),
         band=None,
         fingerprint=FACTS,
@@ -258,8 +258,8 @@ def test_the_status_tells_the_last_validation(tmp_path: Path) -> None:
         clock=time.monotonic,
         on_message=made.said.append,
     )
-    train(made.bench, made.state, keeper, until=5)
-    keeper.save_now()
+    train(made.context, made.state, checkpointer, until=5)
+    checkpointer.save_now()
     loss = tiny.losses(made.run_dir)[2]["validation_loss"]
 
     expected = f"validation loss {loss} after step 3; best: {loss} after step 3"

@@ -13,10 +13,10 @@ from support import sshd
 from support.fakecloud import FakeCloud, FakeWorkload, Story, World
 
 from commands.runs.payload import Staged
-from commands.runs.power_watch import MachineDown, Vigil, asking
-from commands.runs.remote_layout import Setting, Site
+from commands.runs.power_watch import MachineDown, PowerWatch, power_question
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
+from commands.runs.workload_config import RemoteLayout, WorkloadConfig
 from infra.provider import Observation, PowerState, StopReason, Transient, Vm
 from infra.run.fold import fold
 from infra.run.journal import Kind, read
@@ -84,8 +84,8 @@ class Place:
 
     def workload(self, *, helper: str) -> SshWorkload:
         """A workload whose set-up is `steps`, and whose scripts there run with `helper`."""
-        vigil = Vigil(self.clock.ask, pause=self.clock.pause)
-        self.vigil = vigil
+        power_watch = PowerWatch(self.clock.ask, pause=self.clock.pause)
+        self.power_watch = power_watch
 
         def ready(connection: ssh.SshConnection, vm: Vm) -> tuple[ssh.SshConnection, str]:
             del vm
@@ -96,10 +96,10 @@ class Place:
         config = self.folder / "config.json"
         config.write_text("{}")
         return SshWorkload(
-            Setting(
-                site=Site(run_id="r"),
+            WorkloadConfig(
+                layout=RemoteLayout(run_id="r"),
                 key_path=self.server.client_key,
-                staged=Staged(trainer=self.folder, data={}, config=config, model=None),
+                payload=Staged(trainer=self.folder, data={}, config=config, model=None),
                 home=self.folder / "home",
                 out=self.folder / "out",
                 make_ready=ready,
@@ -109,7 +109,7 @@ class Place:
                 eviction_band=lambda: "",
                 on_message=lambda _text: None,
                 progress=lambda *_: None,
-                vigil=vigil,
+                power_watch=power_watch,
                 expected=lambda: Expected(
                     method=MethodTable(), tensor_bytes_max=1 << 20, steps_max=10
                 ),
@@ -161,7 +161,7 @@ def test_line_that_was_cut_is_not_waited_for_when_the_machine_is_gone(place: Pla
         patience = time.monotonic() + sshd.PATIENCE_S
         while time.monotonic() < patience:
             try:
-                return place.vigil.connect(connection.host)
+                return place.power_watch.connect(connection.host)
             except Unreachable:
                 tries.append(1)
                 time.sleep(0.01)
@@ -189,7 +189,7 @@ def test_sync_and_launch_that_hang_are_left_too(place: Place, act: str) -> None:
 
 def test_second_connection_of_set_up_is_cut_as_well(place: Place) -> None:
     """What hangs on the line that was opened anew, as after a reboot, does not hang on."""
-    place.steps = [lambda old: place.vigil.connect(old.host), hang]
+    place.steps = [lambda old: place.power_watch.connect(old.host), hang]
     work = place.workload(helper="python3")
 
     with pytest.raises(HostUnreachable, match="deallocated"):
@@ -198,13 +198,13 @@ def test_second_connection_of_set_up_is_cut_as_well(place: Place) -> None:
 
 def test_work_that_ends_is_not_disturbed(place: Place) -> None:
     """A machine that stays up is asked about, and its set-up goes on to its end."""
-    vigil = Vigil(lambda _vm: "", every_s=0.01)
+    power_watch = PowerWatch(lambda _vm: "", every_s=0.01)
 
-    with vigil.over(place.vm, lambda: pytest.fail("cut")):
+    with power_watch.over(place.vm, lambda: pytest.fail("cut")):
         time.sleep(0.05)
 
     assert not [one for one in threading.enumerate() if one.name == "vigil"]
-    with pytest.raises(Unreachable), vigil.over(place.vm, lambda: None):
+    with pytest.raises(Unreachable), power_watch.over(place.vm, lambda: None):
         raise Unreachable("the line was cut, and nothing else")
 
 
@@ -233,7 +233,7 @@ def test_every_state_but_up_ends_the_wait(power: PowerState) -> None:
     up = {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}
     provider = Answering(Observation(power=power, stop_reason=StopReason.USER, detail="by a@b"))
 
-    told = asking(provider)(vm)  # type: ignore[arg-type]  # what is asked of it is there
+    told = power_question(provider)(vm)  # type: ignore[arg-type]  # what is asked of it is there
 
     assert bool(told) == (power not in up)
 
@@ -242,7 +242,7 @@ def test_cloud_that_cannot_be_asked_ends_no_wait() -> None:
     """Without network nothing is known, and the machine may well be working."""
     vm = Vm(provider="x", run_id="r", id="v", region="a", size="s")
 
-    assert asking(Answering(None))(vm) == ""  # type: ignore[arg-type]  # as above
+    assert power_question(Answering(None))(vm) == ""  # type: ignore[arg-type]  # as above
 
 
 class Interrupted(FakeWorkload):
@@ -309,12 +309,12 @@ def test_long_pause_after_many_cuts_still_looks(tmp_path: Path) -> None:
 
 def test_notice_names_the_cloud_s_word() -> None:
     """The error in the place of the cut says what the cloud said."""
-    vigil = Vigil(lambda _vm: "the machine is gone", every_s=0.001)
+    power_watch = PowerWatch(lambda _vm: "the machine is gone", every_s=0.001)
     vm = Vm(provider="x", run_id="r", id="v", region="a", size="s")
     cut = threading.Event()
 
     def work() -> None:
-        with vigil.over(vm, cut.set):
+        with power_watch.over(vm, cut.set):
             cut.wait(sshd.PATIENCE_S)
             raise Unreachable("cut")
 

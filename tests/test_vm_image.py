@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arm import Fault, Weather
-from arm.bodies import faults_of
+from arm import Disruption, DisruptionKind
+from arm.bodies import schema_errors
 from arm.harness import AzureHarness, azure, spec
 from arm.replies import Reply, Request
 from azure.mgmt.compute import models
@@ -18,11 +18,11 @@ from commands.plan import _notes
 from commands.runs import factory
 from commands.runs.config import check
 from commands.ui.errors import Usage
-from infra.azure.images import PLAIN, WITH_DRIVER, image_for, security_for
+from infra.azure.vm import PLAIN, WITH_DRIVER, image_for, security_for
 from infra.config import VmTable
 from infra.image import generation_of
 from infra.provider import BadRequest, Vm
-from remote.setup import apply
+from remote.setup.steps import DriverKind
 
 MACHINES = r"/virtualMachines/[^/]+$"
 OURS = "Canonical:ubuntu-24_04-lts:server:24.04.202511120"
@@ -137,7 +137,7 @@ def test_an_image_that_the_gpu_cannot_use_is_refused(name: str) -> None:
     assert words in str(caught.value)
 
 
-def test_a_fault_of_the_image_is_told_with_its_key(tmp_path: Path) -> None:
+def test_error_in_the_image_is_reported_with_its_key(tmp_path: Path) -> None:
     """The whole config's check names `vm.image.urn`, and the line says what a URN is."""
     with pytest.raises(Usage) as caught:
         check({"vm": {"provider": "azure", "max_price": 1, "image": "Ubuntu"}}, tmp_path / "run")
@@ -168,7 +168,7 @@ def test_security_profile_is_one_that_the_sdk_knows() -> None:
     """The SDK's own models know every member, its type, and the security type by its name."""
     profile = security_for(PLAIN)
 
-    assert faults_of(profile, models.SecurityProfile, models) == []
+    assert schema_errors(profile, models.SecurityProfile, models) == []
     assert profile is not None
     assert profile["securityType"] == models.SecurityTypes.TRUSTED_LAUNCH.value
     assert models.SecurityProfile(profile).uefi_settings.secure_boot_enabled is False  # type: ignore[union-attr]
@@ -176,7 +176,7 @@ def test_security_profile_is_one_that_the_sdk_knows() -> None:
 
 
 @pytest.mark.parametrize("urn", [OURS, FOREIGN])
-def test_the_chosen_image_is_what_the_machine_boots_from(harness: AzureHarness, urn: str) -> None:
+def test_the_chosen_image_is_the_one_of_the_machine(harness: AzureHarness, urn: str) -> None:
     """The URN of run.yaml is the image reference of the request, part by part."""
     settings = factory.azure_settings(table(image=urn, azure={"subscription": "s"}))
     harness.changes["image"] = settings.image
@@ -221,8 +221,8 @@ def test_where_trusted_launch_is_refused_it_is_left_out(
 ) -> None:
     """Sizes and images without it have no Secure Boot either: asked once more, without the word."""
     reply = Reply(status=400, body={"error": {"code": code, "message": message}})
-    harness.cloud.faults.add(
-        Fault(weather=Weather.ANSWER, method="PUT", path=MACHINES, reply=reply)
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, method="PUT", path=MACHINES, reply=reply)
     )
 
     harness.provider().create(spec())
@@ -233,11 +233,11 @@ def test_where_trusted_launch_is_refused_it_is_left_out(
     assert len(harness.cloud.machines()) == 1
 
 
-def test_another_refusal_is_not_asked_again(harness: AzureHarness) -> None:
+def test_another_refusal_is_not_retried(harness: AzureHarness) -> None:
     """A request that is wrong for another reason is sent once, and nothing is left of it."""
     reply = Reply(status=400, body={"error": {"code": "InvalidParameter", "message": "No."}})
-    harness.cloud.faults.add(
-        Fault(weather=Weather.ANSWER, method="PUT", path=MACHINES, reply=reply)
+    harness.cloud.disruptions.add(
+        Disruption(kind=DisruptionKind.ANSWER, method="PUT", path=MACHINES, reply=reply)
     )
 
     with pytest.raises(BadRequest):
@@ -248,7 +248,7 @@ def test_another_refusal_is_not_asked_again(harness: AzureHarness) -> None:
 
 
 @pytest.mark.parametrize("driver", ["auto", "none", "preinstalled", "cuda"])
-def test_set_up_is_told_whether_the_image_brings_the_driver(driver: str) -> None:
+def test_set_up_learns_whether_the_image_brings_the_driver(driver: str) -> None:
     """Only where the user says so nothing is installed over the image's driver."""
     machine = Vm(
         provider="azure",
@@ -264,7 +264,7 @@ def test_set_up_is_told_whether_the_image_brings_the_driver(driver: str) -> None
     want = factory.setup_wanted(table(image={"urn": FOREIGN, "driver": driver}), machine)
 
     given = driver in {"preinstalled", "cuda"}
-    assert (want.driver, want.driver_given) == (apply.Driver.DATACENTER, given)
+    assert (want.driver, want.driver_given) == (DriverKind.DATACENTER, given)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_set_up_is_told_whether_the_image_brings_the_driver(driver: str) -> None
 )
 def test_plan_says_what_the_image_means(given: dict[str, Any], words: str) -> None:
     """`qft plan` tells beforehand that a driver will be installed; of unknown images nothing."""
-    said = "; ".join(filter(None, _notes(table(**given))))
+    notes = "; ".join(filter(None, _notes(table(**given))))
 
-    assert words in said
-    assert bool(said) == bool(words)
+    assert words in notes
+    assert bool(notes) == bool(words)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from support import sshd
 
-from commands.runs.power_watch import Vigil
-from commands.runs.remote_layout import Site
+from commands.runs.power_watch import PowerWatch
 from commands.runs.workload import SshWorkload
+from commands.runs.workload_config import RemoteLayout
 from infra.provider import Vm
 from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors
@@ -57,13 +57,13 @@ def workload(server: sshd.Sshd, python: str = sys.executable) -> tuple[SshWorklo
         helper_python="python3",
         rents=False,
         brings_home=False,
-        site=Site(run_id="r"),
+        layout=RemoteLayout(run_id="r"),
         key_path=server.client_key,
         home=Path("/nowhere"),
         eviction_band=lambda: "",
         allow_change=(),
         make_ready=lambda connection, _vm: (connection, python),
-        vigil=Vigil(lambda _vm: ""),
+        power_watch=PowerWatch(lambda _vm: ""),
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
     vm = Vm(
@@ -109,7 +109,7 @@ def test_start_files_of_the_login_do_not_reach_the_trainer(server: sshd.Sshd) ->
     work.launch(vm)
     ended(work, vm)
     seen = json.loads((base / "run" / "seen.json").read_text())
-    work.forget()
+    work.disconnect()
 
     assert seen["numpy"] == "ours"
     assert not [path for path in seen["path"] if "ros" in path]
@@ -141,8 +141,8 @@ def test_a_trainer_that_cannot_start_is_told_at_once(server: sshd.Sshd, name: st
     work.launch(vm)
     ended(work, vm)
     with pytest.raises(HostUnfit, match="the trainer cannot be started there") as caught:
-        work.look(vm)
-    work.forget()
+        work.job_status(vm)
+    work.disconnect()
 
     assert words in str(caught.value)
 
@@ -173,12 +173,12 @@ def attempts(monkeypatch: pytest.MonkeyPatch, *, code: int, final: bool) -> list
         on_message=lambda _text: None,
         helper_python="python3",
         rents=True,
-        site=SimpleNamespace(run_dir="qft/x/run"),
+        layout=SimpleNamespace(run_dir="qft/x/run"),
         home=Path("/nowhere"),
-        vigil=Vigil(lambda _vm: ""),
+        power_watch=PowerWatch(lambda _vm: ""),
     )
     work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
-    result = errors.Result(exit_code=code, stdout="", stderr="it went wrong")
+    result = errors.CommandResult(exit_code=code, stdout="", stderr="it went wrong")
 
     def fail(*_all: Any) -> None:
         raise errors.CommandFailed("a step", result, final=final)
@@ -197,8 +197,8 @@ def test_the_limit_is_its_users_alone(server: sshd.Sshd) -> None:
     """The end of the budget is written where nobody else of that machine reads or changes it."""
     work, vm = workload(server)
 
-    work.limit(vm, 60.0)
-    work.forget()
+    work.set_time_limit(vm, 60.0)
+    work.disconnect()
 
     place = server.home / "qft" / "limit"
     assert abs(int(place.read_text()) - time.time() - 60) < 30

@@ -1,182 +1,124 @@
-"""The trainer's door: `python -m trainer`, its commands and the exit codes that the laptop acts on.
+"""Runs one command of `python -m trainer`, and turns every error into its exit code.
 
-0 done · 2 bad command line · 65 bad data · 70 bug · 73 another trainer works here
-74 disk or network failed · 75 preempted, state saved · 78 bad config · 128+N ended by signal N
+A command is a module with `add_arguments(parser)` and `run(arguments)`. Only the one that is asked
+for is imported, since many of them load torch. The codes stand in `exit_codes.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
-import json
+import importlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
+from types import MappingProxyType, TracebackType
 
-from trainer.config import ConfigError, EvictionBand
-from trainer.context import Order
-from trainer.data.rows import DataError
-from trainer.errors import Busy, Preempted
-from trainer.job.job import prepare_environment, run_job
-from trainer.tool import loading_failure
+from trainer.errors import Preempted
+from trainer.exit_codes import ExitCode, TrainerError
+from trainer.job.job import prepare_environment
+from trainer.text import print_line
 
-INTERRUPTED = 130
-DONE, DIFFERS, BAD_DATA, BUG, BUSY, FAILED_IO, PREEMPTED, BAD_CONFIG = 0, 1, 65, 70, 73, 74, 75, 78
+ROOT = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its module, its help, and whether its errors go under headings, into a log."""
+
+    module: str
+    help: str
+    headings: bool = False
+
+
+COMMANDS: Mapping[str, Command] = MappingProxyType(
+    {
+        "train": Command("job.job", "train, or go on, until the adapter is whole", headings=True),
+        "eval": Command("scoring.rescore", "score the base, or an adapter", headings=True),
+        "verify": Command("job.replay", "do some steps again, compare every bit", headings=True),
+        "export": Command("results.export", "write a plain LoRA for any PEFT", headings=True),
+        "probe": Command("device.probe", "print versions and device as JSON", headings=True),
+        "convert": Command("data.convert", "turn a published data set into rows"),
+        "audit": Command("pages.audit", "show what would be trained"),
+        "generate": Command("results.generate", "let the base or the adapter answer"),
+        "report": Command("pages.report", "write the page of a run"),
+        "fetch-base": Command("results.base_weights", "fetch the 16-bit base from the hub"),
+        "merge": Command("results.merge", "merge the adapter into its base"),
+        "merge-check": Command("results.merge_check", "compare a merged model with the adapter"),
+        "publish": Command("results.publish", "put an adapter or a merged model on the hub"),
+    }
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; only a bug of ours shows a traceback."""
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    headings = not words or words[0] not in COMMANDS or COMMANDS[words[0]].headings
     try:
+        arguments = make_parser(words).parse_args(words)
         return int(arguments.run(arguments))
     except Preempted:
-        on_message("preempted: the state is saved, the same command goes on from there")
-        return PREEMPTED
-    except ConfigError as error:
-        return complain("the config cannot be used", error.problems, BAD_CONFIG)
-    except DataError as error:
-        return complain("the data cannot be used", [str(error)], BAD_DATA)
-    except Busy as error:
-        return complain("busy", [str(error)], BUSY)
-    except OSError as error:
-        if lacks := loading_failure(error):  # such as of a library that is not there
-            return complain("nothing can be trained here", [lacks], BAD_CONFIG)
-        return complain("the disk or the network failed", [tell(error)], FAILED_IO)
+        print_line("preempted: the state is saved, the same command goes on from there")
+        return ExitCode.PREEMPTED
+    except TrainerError as error:
+        print_problems(error.heading if headings else "", str(error).splitlines())
+        return error.exit_code
     except KeyboardInterrupt:
-        on_message("interrupted: the newest checkpoint stands, the same command goes on from there")
-        return INTERRUPTED
+        print_line(
+            "interrupted: the newest checkpoint stands, the same command goes on from there"
+            if headings
+            else "interrupted"
+        )
+        return ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort, with its own exit code
-        if lacks := loading_failure(error):
-            return complain("nothing can be trained here", [lacks], BAD_CONFIG)
+        if failure := loading_failure(error):
+            print_problems("nothing can be trained here" if headings else "", [failure])
+            return ExitCode.BAD_CONFIG
+        if isinstance(error, OSError):
+            heading = "the disk or the network failed" if headings else ""
+            print_problems(heading, [describe_os_error(error)])
+            return ExitCode.FAILED_IO
         traceback.print_exc()
-        return BUG
+        return ExitCode.BUG
 
 
-def parser() -> argparse.ArgumentParser:
-    """Describe the commands."""
-    top = argparse.ArgumentParser(prog="python -m trainer", description=__doc__.split("\n")[0])
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-
-    train = commands.add_parser(
-        "train", help="train, or go on training, until the adapter is whole"
+def make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Describe all commands, and the arguments of the one that `words` begin with."""
+    top = argparse.ArgumentParser(
+        prog="python -m trainer", description="Train, score and use adapters in a run directory."
     )
-    train.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
-    train.add_argument("--metadata-url", help="metadata service that announces evictions")
-    train.add_argument(
-        "--allow-change", nargs="+", action="extend", default=[], metavar="KEY",
-        help="accept that this setting differs from the interrupted run",
-    )  # fmt: skip
-    train.add_argument(
-        "--eviction-band", type=EvictionBand, choices=list(EvictionBand), metavar="BAND",
-        help="evictions per hour in percent: 0-5, 5-10, 10-15, 15-20 or 20+",
-    )  # fmt: skip
-    train.add_argument(
-        "--price-usd-per-h", type=amount, default=0.0, metavar="USD",
-        help="what the machine costs, for the cost so far in every checkpoint",
-    )  # fmt: skip
-    train.set_defaults(run=run_train)
-
-    score = commands.add_parser("eval", help="score the base, or an adapter, on the held-out rows")
-    score.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
-    score.add_argument("--adapter", type=Path, help="directory of an adapter; without: the base")
-    score.set_defaults(run=run_eval)
-
-    verify = commands.add_parser("verify", help="do some steps again and compare every bit")
-    verify.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
-    verify.add_argument("--steps", type=positive, help="how many; default: to the last checkpoint")
-    verify.add_argument("--json", action="store_true", help="print the result as JSON")
-    verify.set_defaults(run=run_verify)
-
-    export = commands.add_parser("export", help="write a plain LoRA adapter that any PEFT loads")
-    export.add_argument("--run-dir", type=Path, required=True, help="where adapter/ lies")
-    export.add_argument("--rank", type=positive, help="of a DyLoRA run; default: the best one")
-    export.add_argument("--out", type=Path, help="new directory; default: exported/ in the run")
-    export.set_defaults(run=run_export)
-
-    probe = commands.add_parser("probe", help="print versions and device as JSON")
-    probe.set_defaults(run=run_probe)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        parser = commands.add_parser(name, help=command.help, description=command.help)
+        if words and words[0] == name:
+            prepare_environment()
+            module = importlib.import_module(f"trainer.{command.module}")
+            module.add_arguments(parser)
+            parser.set_defaults(run=module.run)
     return top
 
 
-def run_train(arguments: argparse.Namespace) -> int:
-    """Do the whole job."""
-    run_job(
-        Order(
-            run_dir=arguments.run_dir.resolve(),
-            metadata_url=arguments.metadata_url,
-            allow_change=tuple(arguments.allow_change),
-            band=arguments.eviction_band,
-            price_usd_per_h=arguments.price_usd_per_h,
-        ),
-        on_message,
-    )
-    return DONE
+def loading_failure(error: BaseException) -> str:
+    """Say what is wrong with a package if importing it raised `error`; empty for other errors.
+
+    A package that is there and cannot be loaded, such as one built for another torch, raises
+    whatever it likes when it is imported. That is no bug of ours, and no traceback helps.
+    """
+    trace: TracebackType | None = error.__traceback__
+    loading = isinstance(error, ImportError)
+    while trace is not None and not loading:
+        code = trace.tb_frame.f_code  # a module's own code runs while it is loaded, and only then
+        loading = code.co_name == "<module>" and not Path(code.co_filename).is_relative_to(ROOT)
+        trace = trace.tb_next
+    if not loading:
+        return ""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{sys.executable} lacks a package, or has one that cannot be loaded: {text}"
 
 
-def run_eval(arguments: argparse.Namespace) -> int:
-    """Score once more and print the result as JSON."""
-    prepare_environment()
-    from trainer.scoring.rescore import rescore
-
-    def beat(done: int, total: int) -> None:
-        on_message(f"evaluated {done} of {total} rows")
-
-    result = rescore(arguments.run_dir.resolve(), arguments.adapter, beat=beat)
-    sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    return DONE
-
-
-def run_verify(arguments: argparse.Namespace) -> int:
-    """Replay a part of the run and say whether it gave the same bits."""
-    prepare_environment()
-    from trainer.job.replay import replay, to_json, to_text
-
-    result = replay(
-        arguments.run_dir.resolve(), steps=arguments.steps, clock=monotonic, on_message=on_message
-    )
-    text = json.dumps(to_json(result), indent=1) if arguments.json else to_text(result)
-    sys.stdout.write(text + "\n")
-    return DONE if result.equal else DIFFERS
-
-
-def run_export(arguments: argparse.Namespace) -> int:
-    """Write the plain adapter and print where it is."""
-    from trainer.results.export import export
-
-    run_dir = arguments.run_dir.resolve()
-    out = arguments.out.resolve() if arguments.out else run_dir / "exported"
-    done = export(run_dir / "adapter", out, rank=arguments.rank)
-    sys.stdout.write(f"{done.directory}: rank {done.rank}, {done.bytes} bytes\n")
-    return DONE
-
-
-def positive(text: str) -> int:
-    """Read a whole number above zero."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-def amount(text: str) -> float:
-    """Read a finite number, zero or above."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError(text)
-    return value
-
-
-def run_probe(_arguments: argparse.Namespace) -> int:
-    """Print what this machine can do, for the laptop to check before it trains."""
-    from trainer.device.probe import probe
-
-    sys.stdout.write(json.dumps(probe(), indent=1) + "\n")
-    return DONE
-
-
-def tell(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """Say what failed where, and what to do about a full disk."""
     what = error.strerror or str(error) or type(error).__name__
     where = f"{error.filename}: " if error.filename else ""
@@ -184,17 +126,12 @@ def tell(error: OSError) -> str:
     return f"{where}{what}{'; free some space, or take a larger disk' if full else ''}"
 
 
-def complain(what: str, problems: Sequence[str], code: int) -> int:
-    """Tell the user what to change, and return the exit code."""
-    on_message(f"{what}:")
+def print_problems(heading: str, problems: Sequence[str]) -> None:
+    """Tell the user what to change, below a heading if there is one."""
+    if heading:
+        print_line(f"{heading}:")
     for problem in problems:
-        on_message(f"  {problem}")
-    return code
-
-
-def on_message(text: str) -> None:
-    """Talk to the person who reads the log."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the log of the job is its stderr
+        print_line(f"  {problem}" if heading else problem)
 
 
 if __name__ == "__main__":

@@ -92,11 +92,11 @@ class RealDisk:
 
 def write_all(disk: Disk, descriptor: int, data: memoryview) -> None:
     """Write every byte of `data`, in portions so that other threads get their turn."""
-    portion = 4 << 20
+    chunk = 4 << 20
     view = data.cast("B")
     done = 0
     while done < len(view):
-        done += disk.write(descriptor, view[done : done + portion])
+        done += disk.write(descriptor, view[done : done + chunk])
 
 
 def partial_of(target: Path) -> Path:

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trainer import hub
+from trainer.exit_codes import ExitCode, TrainerError
 from trainer.method_table import MethodKind, MethodTable, OptimizerKind, Quant
 from trainer.text import bare
 
@@ -48,11 +49,6 @@ class TrainerConfig(BaseModel):
         if self.train.validate_every is not None and self.data.eval is None:
             raise ValueError("`train.validate_every` needs held-out rows: name them in `data.eval`")
         return self
-
-
-def is_path(name: str) -> bool:
-    """Tell whether a model's name is written as a path, and so can be no hub id."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 class ModelTable(BaseModel):
@@ -115,7 +111,7 @@ class DataTable(BaseModel):
         return self
 
 
-class Schedule(StrEnum):
+class LrScheduleKind(StrEnum):
     """The course of the learning rate after warm-up."""
 
     CONSTANT = "constant"
@@ -151,7 +147,9 @@ class TrainTable(BaseModel):
     warmup: float = Field(
         default=0.0, ge=0, description="Steps of linear warm-up; below 1, a share of all steps."
     )
-    schedule: Schedule = Field(default=Schedule.LINEAR, description="Course after warm-up.")
+    schedule: LrScheduleKind = Field(
+        default=LrScheduleKind.LINEAR, description="Course after warm-up."
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(
         default=1.0, ge=0, description="Longest allowed gradient; 0 switches clipping off."
@@ -309,12 +307,11 @@ TABLES: tuple[type[BaseModel], ...] = (
 )  # fmt: skip
 
 
-class ConfigError(Exception):
-    """The config cannot be used; the message lists every fault (exit code 78)."""
+class ConfigError(TrainerError):
+    """The config cannot be used; the message lists every fault."""
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    exit_code = ExitCode.BAD_CONFIG
+    heading = "the config cannot be used"
 
 
 def load_config(path: Path) -> TrainerConfig:
@@ -339,7 +336,7 @@ def problems(error: ValidationError) -> list[str]:
     for fault in error.errors(include_url=False):
         path = [str(part) for part in fault["loc"]]
         if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(path[-1], known_keys(path[:-1]), n=1, cutoff=0.6)
+            near = difflib.get_close_matches(path[-1], valid_keys(path[:-1]), n=1, cutoff=0.6)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             found.setdefault(".".join(path), []).append(f"unknown key{hint}")
         else:  # beyond table and field a path names the branches of a union, which help nobody
@@ -348,7 +345,7 @@ def problems(error: ValidationError) -> list[str]:
     return [f"{where}: {', or '.join(dict.fromkeys(said))}" for where, said in found.items()]
 
 
-def known_keys(path: list[str]) -> list[str]:
+def valid_keys(path: list[str]) -> list[str]:
     """List the keys that the table at `path` has; the empty path is the config itself."""
     TrainerConfig.model_rebuild()  # its tables are defined below it; a no-op once they are known
     fields = TrainerConfig.model_fields

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import EvictionBand, TrainerConfig
-from trainer.eviction import Flag
+from trainer.eviction import PreemptionFlag
 from trainer.rundir.fingerprint import (
     Facts,
 )
@@ -15,7 +15,7 @@ from trainer.rundir.status import Heartbeat
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class JobOptions:
     """What the command line asks for."""
 
     run_dir: Path
@@ -26,17 +26,17 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desk:
+class JobContext:
     """What every stage needs."""
 
-    order: Order
+    options: JobOptions
     config: TrainerConfig
     inputs: Facts
     heartbeat: Heartbeat
-    flag: Flag
+    flag: PreemptionFlag
     on_message: Callable[[str], None]
 
     @property
     def run_dir(self) -> Path:
         """The directory that everything is read from and written to."""
-        return self.order.run_dir
+        return self.options.run_dir

@@ -37,7 +37,7 @@ class Notice:
     reason: str
 
 
-class Flag:
+class PreemptionFlag:
     """Set by whoever hears of the end, read by the loop; of several notices the nearest counts."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -62,7 +62,7 @@ class Flag:
 
 
 @contextmanager
-def on_signals(flag: Flag) -> Iterator[None]:
+def on_signals(flag: PreemptionFlag) -> Iterator[None]:
     """Let SIGTERM and SIGINT set `flag` while inside; a second SIGINT interrupts at once."""
 
     def heard(number: int, _frame: object) -> None:
@@ -83,7 +83,7 @@ class MetadataPoll:
     """Asks the metadata service once a second from a daemon thread, until it is closed."""
 
     url: str
-    flag: Flag
+    flag: PreemptionFlag
     now: Callable[[], datetime]
     on_message: Callable[[str], None]  # hears when the service falls silent
     poll_s: float = POLL_S

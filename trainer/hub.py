@@ -26,9 +26,25 @@ PLACE = "https://huggingface.co"  # unless HF_ENDPOINT names another
 ANSWER_S, LISTING_S = 4.0, 20.0
 PATTERN = frozenset("*?[")
 FORM = "hub:OWNER/NAME@REVISION/PATH"
+_WORD = r"\w(?:[\w.-]{0,94}\w)?"
+_REPOSITORY = re.compile(rf"(?:{_WORD}/)?{_WORD}", re.ASCII)
 _NAME = re.compile(
     r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[\w.-]+)/(?P<path>[^\\:]+)", re.ASCII
 )
+
+
+def is_hub_id(name: str) -> bool:
+    """Tell whether a hub could have a repository of that name: `owner/name`, or a bare `gpt2`.
+
+    The rule is that of `huggingface_hub.utils.validate_repo_id`, which is not imported here; what
+    it refuses is taken for a path.
+    """
+    return (
+        _REPOSITORY.fullmatch(name) is not None
+        and "--" not in name
+        and ".." not in name
+        and not name.endswith(".git")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from trainer.errors import DoesNotFit
 CHUNK_BYTES = 512 << 20
 
 
-def supervised_loss(
+def summed_cross_entropy(
     model: Any, inputs: Mapping[str, torch.Tensor], *, chunk_bytes: int = CHUNK_BYTES
 ) -> torch.Tensor:
     """Return the summed cross-entropy (float32, nats) over all labels that are not NOT_TRAINED.
@@ -97,14 +97,14 @@ def mean_loss(
     examples: Sequence[Example],
     *,
     pad_id: int,
-    portion: int,
-    beat: Callable[[int, int], None] = lambda _done, _total: None,
+    micro_batch: int,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> float:
     """Return the mean cross-entropy (nats) over all target tokens of `examples`, in no-grad mode.
 
-    Rows of similar length go through the model together, the longest first, `portion` at a time,
-    and fewer if memory runs out. `beat` hears of rows done and in all, before the first pass and
-    after every one, and may raise. The model's mode is the caller's business.
+    Rows of similar length go through the model together, the longest first, `micro_batch` at a
+    time, and fewer if memory runs out. `on_progress` is called with the rows done and in all before
+    the first pass and after every one, and may raise. The caller sets the model's mode.
 
     Raises:
         DoesNotFit: memory does not even suffice for one row.
@@ -114,24 +114,24 @@ def mean_loss(
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     done = 0
-    beat(done, len(rows))
+    on_progress(done, len(rows))
     while done < len(rows):
-        inputs = collate(rows[done : done + portion], pad_id)
+        inputs = collate(rows[done : done + micro_batch], pad_id)
         try:
             with torch.no_grad():
-                total += supervised_loss(
+                total += summed_cross_entropy(
                     model, {name: value.to(device) for name, value in inputs.items()}
                 )
         except torch.OutOfMemoryError as error:
-            if portion == 1:
+            if micro_batch == 1:
                 raise DoesNotFit(
                     "one held-out row does not fit into the memory of the device; lower "
                     f"`train.max_length`, or rent a larger GPU ({error})"
                 ) from error
-            portion = -(-portion // 2)
+            micro_batch = -(-micro_batch // 2)
         else:
-            done = min(done + portion, len(rows))
-            beat(done, len(rows))
+            done = min(done + micro_batch, len(rows))
+            on_progress(done, len(rows))
             continue
         torch.cuda.empty_cache()
     return (total / max(1, targets)).item()

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 
 from trainer.adapters import methods, nola, quantise
 from trainer.adapters.settings import TENSORS, read_settings
-from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTable, is_path
+from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTable
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import DoesNotFit
-from trainer.hub import hub_is_silent
-from trainer.schedule import ordinal
+from trainer.hub import hub_is_silent, is_hub_id
+from trainer.schedule import derive_seed
 
 Model = Any  # a transformers model, later wrapped by PEFT; neither ships types
 
@@ -48,12 +48,12 @@ def find_source(table: ModelTable, run_dir: Path) -> Source:
     """Resolve `model.id`: a directory (absolute, or relative to the run directory) or a hub id.
 
     Raises:
-        ConfigError: it is written like a path, but no such directory exists.
+        ConfigError: no such directory exists, and no hub could have a model of that name.
     """
     path = (run_dir / Path(table.id).expanduser()).resolve()
     if path.is_dir():
         return Source(name=str(path), revision=None, trust_remote_code=table.trust_remote_code)
-    if is_path(table.id):
+    if not is_hub_id(table.id):
         raise ConfigError([f"model.id: there is no directory {path}"])
     return Source(name=table.id, revision=table.revision, trust_remote_code=table.trust_remote_code)
 
@@ -216,7 +216,7 @@ def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model
     """
     import peft
 
-    torch.manual_seed(ordinal(train.seed, "adapter"))
+    torch.manual_seed(derive_seed(train.seed, "adapter"))
     settings = methods.settings(
         method, targets=find_targets(base, method), seq2seq=is_seq2seq(base.config)
     )

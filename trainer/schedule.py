@@ -13,26 +13,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from trainer.config import Schedule, TrainTable
+from trainer.config import LrScheduleKind, TrainTable
 
 GROUP_BATCHES_MAX = 50  # rows are sorted by length within groups of so many batches,
 GROUPS_MIN = 4  # and there are at least so many groups, so that epochs still differ
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Schedule:
     """Everything that happens in a run, addressed by the step (0 is the first)."""
 
     lengths: tuple[int, ...] = field(repr=False)
     batch_size: int
     seed: int
     group_by_length: bool
-    course: Course
+    lr_schedule: LrSchedule
 
     @property
     def steps(self) -> int:
         """Number of optimizer steps of the whole run."""
-        return self.course.steps
+        return self.lr_schedule.steps
 
     def batch(self, step: int) -> tuple[int, ...]:
         """Return the rows of `step`, longest first if rows are grouped by length."""
@@ -50,45 +50,47 @@ class Plan:
 
     def lr(self, step: int) -> float:
         """Return the learning rate of `step`."""
-        return self.course.lr(step)
+        return self.lr_schedule.lr(step)
 
     @cached_property
     def _epochs(self) -> dict[int, tuple[tuple[int, ...], ...]]:
         return {}
 
 
-def make_plan(table: TrainTable, lengths: Sequence[int]) -> Plan:
+def make_schedule(table: TrainTable, lengths: Sequence[int]) -> Schedule:
     """Turn the train table and the length of every row (tokens) into the plan of the run."""
     per_epoch = batches_per_epoch(len(lengths), table.batch_size)
     steps = table.steps or max(1, math.ceil((table.epochs or 1.0) * per_epoch - 1e-9))
     warmup = table.warmup * steps if table.warmup < 1 else table.warmup
-    course = Course(peak=table.lr, steps=steps, warmup=round(warmup), schedule=table.schedule)
-    return Plan(
+    lr_schedule = LrSchedule(
+        peak=table.lr, steps=steps, warmup=round(warmup), schedule=table.schedule
+    )
+    return Schedule(
         lengths=tuple(lengths),
         batch_size=table.batch_size,
         seed=table.seed,
         group_by_length=table.group_by_length,
-        course=course,
+        lr_schedule=lr_schedule,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class LrSchedule:
     """The learning rate over a run of `steps` steps, `warmup` of them rising from zero."""
 
     peak: float
     steps: int
     warmup: int
-    schedule: Schedule
+    schedule: LrScheduleKind
 
     def lr(self, step: int) -> float:
         """Return the learning rate of `step`, by the formulas of the transformers schedulers."""
         if step < self.warmup:
             return self.peak * step / max(1, self.warmup)
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        if self.schedule is Schedule.LINEAR:
+        if self.schedule is LrScheduleKind.LINEAR:
             return self.peak * max(0.0, 1.0 - done)
-        if self.schedule is Schedule.COSINE:
+        if self.schedule is LrScheduleKind.COSINE:
             return self.peak * max(0.0, 0.5 * (1.0 + math.cos(math.pi * min(1.0, done))))
         return self.peak
 
@@ -119,7 +121,7 @@ def batches(
     With `group`, rows of similar length share a batch: rows are sorted within groups of at most
     `GROUP_BATCHES_MAX` batches, and the batches shuffled again so that lengths do not drift.
     """
-    rows = sorted(range(len(lengths)), key=lambda row: ordinal(seed, "row", epoch, row))
+    rows = sorted(range(len(lengths)), key=lambda row: derive_seed(seed, "row", epoch, row))
     if not group:
         return tuple(_cut(rows, batch_size))
     group_batches = len(rows) // (batch_size * GROUPS_MIN)
@@ -129,11 +131,11 @@ def batches(
         for part in _cut(rows, span)
         for batch in _cut(sorted(part, key=lambda row: -lengths[row]), batch_size)
     ]
-    order = sorted(range(len(grouped)), key=lambda at: ordinal(seed, "batch", epoch, at))
+    order = sorted(range(len(grouped)), key=lambda at: derive_seed(seed, "batch", epoch, at))
     return tuple(grouped[at] for at in order)
 
 
-def ordinal(seed: int, purpose: str, *position: int) -> int:
+def derive_seed(seed: int, purpose: str, *position: int) -> int:
     """Return 64 random-looking bits set by the arguments alone: the root of all randomness."""
     text = f"{seed}/{purpose}/{'/'.join(map(str, position))}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 MINUTE_S, HOUR_S = 60, 3600
 
 
@@ -18,3 +20,24 @@ def duration(seconds: float) -> str:
 def bare(word: str) -> str:
     """Return a label of a list without the quotes, brackets or full stop that it is written in."""
     return word.strip().strip("\"'`[]").removesuffix(".").strip()
+
+
+def positive(text: str) -> int:
+    """Read a whole number above zero, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def amount(text: str) -> float:
+    """Read a finite number, zero or above, for argparse."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def print_line(text: str) -> None:
+    """Print a line to stderr, which is the log of a job."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the log of the job is its stderr

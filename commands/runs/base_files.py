@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from trainer.data.placeholder_files import stand_in
+from trainer.data.placeholder_files import describe_placeholder
 
 NEVER_LOADED = (
     *(".*", "*.md", "LICENSE*", "onnx", "openvino", "coreml", "original", "runs", "checkpoint-*"),
@@ -45,7 +45,7 @@ def faults(folder: Path) -> list[str]:
     found = []
     for path in _read_there(folder):
         try:
-            said = stand_in(path) or _fault(path)
+            said = describe_placeholder(path) or _fault(path)
         except OSError as error:
             said = f"cannot be read ({error.strerror or error})"
         if said:
@@ -161,10 +161,10 @@ def _missing(folder: Path) -> list[str]:
             if not inside:
                 found.append(f"{index}: names `{name}`, which lies outside of the model")
             elif not (folder / name).is_file() and not (folder / name).is_symlink():
-                said = stand_in(folder / name) or "is not there: fetch the file"
+                said = describe_placeholder(folder / name) or "is not there: fetch the file"
                 found.append(f"{name}: {said} (`{index}` lists it)")
     if not has_weights(folder):
-        lone = stand_in(folder / SINGLE)
+        lone = describe_placeholder(folder / SINGLE)
         found += [f"{SINGLE}: {lone}"] if lone else []
     return found
 

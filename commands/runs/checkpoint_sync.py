@@ -17,8 +17,8 @@ from pathlib import Path
 from commands.runs.result_files import Expected
 from infra.provider import Vm
 from remote import errors, ssh
-from remote.manifest import Tree
 from remote.sync import api
+from remote.sync.manifest import Tree
 from remote.sync.plan import Progress, SyncOptions
 from trainer.saving.manifest import (
     FILES,
@@ -36,13 +36,13 @@ KEEP = 2
 SCORES = ("eval-before.json", ".scored.json")
 """What need not be measured again on the next machine."""
 LIST_BYTES_MAX = 1 << 20
-ASKED_MAX = 8
+CANDIDATES_MAX = 8
 """How many checkpoints are looked at in one go, so that a thousand names do not hold it up."""
 AGAIN_S = 300.0
 """One that did not verify is looked at again after this long: its step may have been saved anew."""
 
 
-class Homing:
+class CheckpointSync:
     """One background thread with a connection of its own; starts and stops as often as asked."""
 
     def __init__(  # noqa: PLR0913  (what it works with; nothing in it is global)
@@ -65,7 +65,7 @@ class Homing:
         self._expected = expected
         self._log = on_message
         self._clock = clock
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._connection: ssh.SshConnection | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
@@ -94,7 +94,7 @@ class Homing:
         """Step of the newest checkpoint at home that verifies; 0 if there is none."""
         return next((step for step in steps_present(self._home) if self._is_whole(step)), 0)
 
-    def bring(
+    def pull_newest(
         self, connection: ssh.SshConnection, progress: Callable[[Progress], None] | None = None
     ) -> None:
         """Copy the newest on the machine that verifies, and drop what is older than the last.
@@ -103,8 +103,8 @@ class Homing:
         """
         mine = self.newest_step()
         newer = [step for step in self._offered(connection) if step > mine]
-        self._forget_incoming(newer)
-        for step in newer[:ASKED_MAX]:
+        self._drop_incoming(newer)
+        for step in newer[:CANDIDATES_MAX]:
             if not self._fetch(connection, step, progress):
                 continue
             api.pull(
@@ -119,16 +119,16 @@ class Homing:
 
     def tidy(self) -> None:
         """Give back the room of checkpoints that were on their way: nobody needs them any more."""
-        self._forget_incoming(())
+        self._drop_incoming(())
 
-    def send_back(self, connection: ssh.SshConnection) -> None:
+    def push_newest(self, connection: ssh.SshConnection) -> None:
         """Give the machine the newest checkpoint at home if it has none as new that is whole."""
         mine = self.newest_step()
         if not mine:
             return
         newer = [step for step in self._offered(connection) if step > mine]
         # An equal one may have been cut off half-way; pushing it again costs nothing.
-        if any(self._is_whole_there(connection, step) for step in newer[:ASKED_MAX]):
+        if any(self._is_whole_there(connection, step) for step in newer[:CANDIDATES_MAX]):
             return
         name = directory_name(mine)
         scores = {path.name: path for path in self._scores.glob("*") if path.name in SCORES}
@@ -147,7 +147,7 @@ class Homing:
             with self._connect(vm) as connection:
                 self._connection = connection
                 while not self._ended.wait(EVERY_S):
-                    self.bring(connection)
+                    self.pull_newest(connection)
         except errors.Unreachable:
             return  # the supervisor sees the machine itself, and starts this again when it is back
         except (errors.RemoteError, OSError) as error:
@@ -236,8 +236,8 @@ class Homing:
         )
 
     def _log_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
+        if text not in self._logged:
+            self._logged.add(text)
             self._log(text)
 
     def _is_whole(self, step: int) -> bool:
@@ -265,7 +265,7 @@ class Homing:
                 _remove(self._home / directory_name(step))
                 self._verified.pop(step, None)
 
-    def _forget_incoming(self, wanted: Iterable[int]) -> None:
+    def _drop_incoming(self, wanted: Iterable[int]) -> None:
         """Give back the room of transfers that nobody will finish."""
         names = {directory_name(step) for step in wanted}
         for path in self._incoming.glob("*"):

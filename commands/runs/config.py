@@ -38,9 +38,7 @@ if TYPE_CHECKING:
     from trainer.data.template import Template
 
 FAULTS_SHOWN = 40
-SAID_MAX = 1000
-HUB_ID = re.compile(r"[\w.][\w.-]{0,95}/[\w.][\w.-]{0,95}", re.ASCII)
-HUB_WORDS = "owner and name are made of A-Z, a-z, 0-9, `_`, `-` and `.`"
+MESSAGE_CHARS_MAX = 1000
 TRAINER_TABLES = ("model", "method", "data", "train", "checkpoint", "eval")
 
 
@@ -199,7 +197,7 @@ def fault_lines(error: ValidationError) -> list[str]:
 
 def _shown(said: str) -> str:
     """A message of a length that can be read, whatever the value in it."""
-    return said if len(said) < SAID_MAX else shorten(said, SAID_MAX)
+    return said if len(said) < MESSAGE_CHARS_MAX else shorten(said, MESSAGE_CHARS_MAX)
 
 
 def _named(where: list[str]) -> str:
@@ -313,13 +311,13 @@ def _row_fault(
 
     Raises MissingFieldError if it lacks a field, or is no conversation where one is wanted.
     """
-    from trainer.data.chat import checked
+    from trainer.data.chat import validate_messages
     from trainer.data.template import Template as Parsed
-    from trainer.scoring.answers import fault_of
+    from trainer.scoring.answers import label_problem
 
     if config.data.messages is not None:
         field = Parsed.parse("{" + config.data.messages + "}")
-        answer = checked(field.value(fields))[-1]["content"]
+        answer = validate_messages(field.value(fields))[-1]["content"]
     else:
         rendered = [template.render(fields) for template in templates]
         if len(rendered) < 2:  # the other template is broken, which is told on its own
@@ -327,7 +325,7 @@ def _row_fault(
         answer = rendered[1]
     if not answer.strip():
         return "the answer to learn is empty; write a word for it (such as N/A), or remove the row"
-    return None if config.eval is None else fault_of(answer, config.eval)
+    return None if config.eval is None else label_problem(answer, config.eval)
 
 
 def _closed(fault: str) -> str:
@@ -356,12 +354,16 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
             why = "is an encoder-decoder, which reads a prompt and no conversation"
             return [f"data.messages: `{name}` {why}; give `prompt` and `completion`"]
         return []
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_like_path:
-        beside = f"there is no directory `{name}` beside {loaded.path.name}"
-        return [f"model.id: {beside}, and a hub id reads `owner/name`"]
-    if not HUB_ID.fullmatch(name):
-        return [f"model.id: `{shorten(name, SHOWN_MAX)}` is no hub id: {HUB_WORDS}"]
+    missing = f"there is no directory `{shorten(name, SHOWN_MAX)}` beside {loaded.path.name}"
+    if not hub.is_hub_id(name):
+        words = "`owner/name` or `name`, of A-Z, a-z, 0-9, `_`, `-` and `.`"
+        return [f"model.id: {missing}, and a hub id reads {words}"]
+    if "/" not in name:  # `gpt2` is one, and so would be most slips in the name of a directory
+        folders = [path.name for path in loaded.folder.iterdir() if path.is_dir()]
+        near = difflib.get_close_matches(name, folders, n=1, cutoff=0.8)
+        if near:
+            hint = f"did you mean `{near[0]}`? A hub id reads `owner/name`"
+            return [f"model.id: {missing}; {hint}"]
     return []
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from commands.runs.config import TRAINER_TABLES, LoadedConfig, RunConfig
-from commands.runs.home import RunFolder, saved_config
+from commands.runs.home import RunFolder, read_saved_config
 from commands.ui.errors import Usage
-from infra.run.fold import RunState, fold
+from infra.run.fold import fold
 from infra.run.journal import Kind, read
+from infra.run.state import RunState
 from trainer.config import ConfigError
 from trainer.rundir.fingerprint import file_sha256, permitted_keys
 
@@ -26,7 +27,7 @@ def digests(loaded: LoadedConfig) -> dict[str, str]:
     return {f"data.{key}": file_sha256(path) for key, path in loaded.data_files.items()}
 
 
-def for_trainer(allowed: Sequence[str]) -> tuple[str, ...]:
+def keys_for_trainer(allowed: Sequence[str]) -> tuple[str, ...]:
     """Return those of the allowed keys that the trainer has to be told of.
 
     Raises Usage, before anything is stopped or sent, if one may never change within a run.
@@ -140,7 +141,7 @@ def changes(
 
 def _is_for_ever(key: str) -> bool:
     try:
-        for_trainer([key])
+        keys_for_trainer([key])
     except Usage:
         return True
     return False
@@ -150,7 +151,7 @@ def is_changed(loaded: LoadedConfig, folder: RunFolder) -> bool:
     """Whether training would do anything differently from what the run was started with."""
     try:
         bound = is_bound(fold(read(folder.journal)))
-        return bool(changes(loaded, saved_config(folder), (), bound=bound))
+        return bool(changes(loaded, read_saved_config(folder), (), bound=bound))
     except Usage:
         return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from infra.catalog.gpus import resolve_gpu
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.data.rows import DataError, Row, stream_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
-from trainer.device.memory import GPUS, Gpu, foretell
+from trainer.device.gpus import GPUS, Gpu
+from trainer.device.memory import estimate_training
 from trainer.device.shapes import UnknownShapeError
 from trainer.text import MINUTE_S, duration
 from trainer.untrusted import NotPlain, parse
@@ -29,18 +30,18 @@ DESCRIPTION_BYTES_MAX = 16 << 20
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def forecast(loaded: LoadedConfig) -> dict[str, Any] | None:
+def estimate_run(loaded: LoadedConfig) -> dict[str, Any] | None:
     """Memory and time on the card that is named; None if it or the base is unknown.
 
     From the base's own description, the catalog and the first rows. The keys are those of
-    `trainer.device.memory.foretell`, and `usual_tokens`, of a row.
+    `trainer.device.memory.estimate_training`, and `usual_tokens`, of a row.
     """
     gpu = loaded.config.vm.gpu
     known = GPUS.get(resolve_gpu(gpu).gpu.name) if gpu else None
     return None if known is None else _told(loaded, _tables(loaded), known)
 
 
-def rehearsal(loaded: LoadedConfig) -> dict[str, Any] | None:
+def estimate_local_run(loaded: LoadedConfig) -> dict[str, Any] | None:
     """The same on the processor of this computer; None if the base is unknown.
 
     `gpu_bytes` is the memory that is free now. All rows of a batch are done at once here.
@@ -58,6 +59,18 @@ def rehearsal(loaded: LoadedConfig) -> dict[str, Any] | None:
         flops=cores(loaded) * CORE_FLOPS,
     )
     return _told(loaded, tables, here)
+
+
+def warn_before_renting(loaded: LoadedConfig, on_message: Callable[[str], None]) -> None:
+    """Tell what the user should know before anything is rented: which card, and will it fit."""
+    vm = loaded.config.vm
+    if vm.provider == "ssh":  # which card it has, set-up sees
+        return
+    if note := resolve_gpu(vm.gpu).note if vm.gpu else "":
+        on_message(f"note: {note}")
+    estimate = estimate_run(loaded)
+    if estimate is not None and not estimate["fits"] and vm.provider != "local":
+        on_message(f"warning: {estimate_line(estimate)}")
 
 
 def has_card() -> bool:
@@ -91,7 +104,7 @@ def cached(model: str, revision: str, env: Mapping[str, str]) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def forecast_line(told: dict[str, Any] | None) -> str:
+def estimate_line(told: dict[str, Any] | None) -> str:
     """The forecast in one line."""
     if told is None:
         there = "the base's config.json lies here (`hf download` brings it)"
@@ -102,7 +115,7 @@ def forecast_line(told: dict[str, Any] | None) -> str:
     return f"memory: {memory} of a {told['gpu']}, {told['micro_batch']} rows at once{_time(told)}"
 
 
-def rehearsal_line(told: dict[str, Any] | None, *, threads: int, card: bool) -> str:
+def local_estimate_line(told: dict[str, Any] | None, *, threads: int, card: bool) -> str:
     """What the rehearsal itself will need, in one line."""
     if card:
         return "here: this computer trains, on its own NVIDIA card if torch can use it"
@@ -146,9 +159,9 @@ def _told(loaded: LoadedConfig, tables: TrainerConfig, gpu: Gpu) -> dict[str, An
     if model is None:
         return None
     try:
-        told = foretell(tables, model, gpu=gpu)
+        told = estimate_training(tables, model, gpu=gpu)
         usual = _usual_tokens(loaded) or tables.train.max_length
-        step_s = foretell(tables, model, gpu=gpu, lengths=[usual])["step_seconds"]
+        step_s = estimate_training(tables, model, gpu=gpu, lengths=[usual])["step_seconds"]
     except (ValueError, UnknownShapeError):
         return None
     hours = None if told["steps"] is None else told["steps"] * step_s / 3600

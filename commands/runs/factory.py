@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 from commands.runs.home import RunFolder, environment, make_private, qft_home
 from commands.ui.errors import Usage
-from infra.catalog.gpus import find_size
+from infra.catalog.vendors import find_size
 from infra.config import SshTable, VmTable
 from infra.durable import write_bytes
 from infra.provider import Offer, Provider, Vm, VmSpec, Want
 from remote import keys, ssh
 from remote.errors import RemoteError
 from remote.setup.facts import sha256_of
+from remote.setup.steps import DriverKind, SetupGoal
 
 if TYPE_CHECKING:
     from infra.azure import AzureSettings
-    from infra.ssh_host import HostSettings
-    from remote.setup import apply
+    from infra.ssh_host import SshHostSettings
 
 USER_KEY = "user_ed25519"
 
@@ -40,9 +40,9 @@ def make_provider(vm: VmTable, home: Path) -> Provider:
         )
         return LocalProvider(home / "local", settings=settings)
     if vm.provider == "ssh":
-        from infra.ssh_host import HostProvider
+        from infra.ssh_host import SshHostProvider
 
-        return HostProvider(home / "ssh", ssh_machine(vm))
+        return SshHostProvider(home / "ssh", ssh_machine(vm))
     return _azure(vm, home)
 
 
@@ -67,9 +67,9 @@ def azure_settings(vm: VmTable) -> AzureSettings:
     return settings
 
 
-def ssh_machine(vm: VmTable) -> HostSettings:
+def ssh_machine(vm: VmTable) -> SshHostSettings:
     """The user's own machine as the provider wants it told. Raises Usage without a host key."""
-    from infra.ssh_host import HostSettings
+    from infra.ssh_host import SshHostSettings
 
     table = need_ssh(vm)
     if not table.host_key:
@@ -81,7 +81,7 @@ def ssh_machine(vm: VmTable) -> HostSettings:
         keys.parse_line(table.host_key)
     except RemoteError as error:
         raise Usage(f"vm.ssh.host_key: {error}", hint=error.hint) from error
-    return HostSettings(
+    return SshHostSettings(
         host=table.host, port=table.port, user=table.user, host_public_key=table.host_key
     )
 
@@ -163,10 +163,10 @@ def make_ready(
     """
 
     def ready(connection: ssh.SshConnection, machine: Vm) -> tuple[ssh.SshConnection, str]:
-        from remote.setup import apply
+        from remote.setup.apply import apply
 
         wanted = setup_wanted(vm, machine)
-        done = apply.apply(connection, wanted, tell=on_message, reconnect=reconnect)
+        done = apply(connection, wanted, on_message=on_message, reconnect=reconnect)
         _remember_grid(done.facts.grid_sha256)
         return done.connection, done.python
 
@@ -175,21 +175,19 @@ def make_ready(
     return ready
 
 
-def setup_wanted(vm: VmTable, machine: Vm) -> apply.Want:
+def setup_wanted(vm: VmTable, machine: Vm) -> SetupGoal:
     """What the machine must be able to do, from its size in the catalog or the user's word."""
-    from remote.setup import apply
-
     if vm.provider == "ssh":
         table = need_ssh(vm)
-        driver = apply.Driver.DATACENTER if table.gpu else apply.Driver.NONE
-        return apply.Want(driver=driver, python=table.python, rented=False)
+        driver = DriverKind.DATACENTER if table.gpu else DriverKind.NONE
+        return SetupGoal(driver=driver, python=table.python, rented=False)
     given = vm.image is not None and vm.image.driver_is_given
     grid = vm.azure.grid_sha256.lower() or _remembered_grid()
     size = find_size(machine.size, provider=vm.provider)
     if size is None:
-        return apply.Want(driver=apply.Driver.DATACENTER, driver_given=given)
-    return apply.Want(
-        driver=apply.Driver(size.driver.value),
+        return SetupGoal(driver=DriverKind.DATACENTER, driver_given=given)
+    return SetupGoal(
+        driver=DriverKind(size.driver.value),
         cuda_max=size.cuda_max,
         driver_given=given,
         grid_sha256=grid,

@@ -207,7 +207,7 @@ def _name_in(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def driving(
+def run_lock(
     run: RunFolder,
     *,
     patience_s: float = PROBE_S,
@@ -218,21 +218,21 @@ def driving(
         with locked(run.lock, timeout_s=patience_s, sleep=sleep):
             yield
     except LockTimeout as error:
-        raise Busy(run, error.holder) from error
+        raise RunBusy(run, error.holder) from error
 
 
-def is_driven(run: RunFolder) -> bool:
+def is_locked(run: RunFolder) -> bool:
     """Whether a `qft` drives the run at this moment."""
     try:
-        with driving(run, patience_s=0.0):
+        with run_lock(run, patience_s=0.0):
             return False
-    except Busy:
+    except RunBusy:
         return True
     except OSError:  # a home that cannot be written can be looked at, and is driven by nobody
         return False
 
 
-class Busy(Usage):
+class RunBusy(Usage):
     """Another `qft` drives the run; a second driver could rent a second machine.
 
     `holder` is what that process says of itself.
@@ -248,7 +248,7 @@ class Busy(Usage):
         )
 
 
-def saved_config(run: RunFolder) -> dict[str, object]:
+def read_saved_config(run: RunFolder) -> dict[str, object]:
     """The config the run was last started with; empty if it never got that far.
 
     Raises Usage if it is damaged: every other run can be listed and released all the same.

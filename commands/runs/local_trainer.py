@@ -16,7 +16,7 @@ from commands.runs.payload import stage
 
 
 @contextlib.contextmanager
-def laid_out(loaded: LoadedConfig, folder: RunFolder) -> Iterator[Path]:
+def local_run_dir(loaded: LoadedConfig, folder: RunFolder) -> Iterator[Path]:
     """Yield a scratch run directory with config, data, model, log and checkpoints of the run.
 
     Paths are those of the machine, so the trainer's fingerprint is the same. Gone afterwards.

@@ -13,6 +13,21 @@ from infra.durable import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
+class PayloadItem:
+    """One tree of files to push, and how; the label is for people and decides nothing."""
+
+    label: str
+    source: Path | Mapping[str, Path]
+    """A directory, or files by the path that they get below `target`."""
+    target: str
+    """The directory on the machine, relative to the home of its user."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of files that are not sent."""
+    exact: bool = False
+    """Whether files that only the machine has are removed from `target`, a directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Staged:
     """What to push; `model` is None when the base comes from a hub."""
 
@@ -28,16 +43,28 @@ class Staged:
             return ()
         return (*NEVER_LOADED, *OLDER_WEIGHTS * has_newer(self.model))
 
-    def pushes(self, base: str) -> list[tuple[str, Path | Mapping[str, Path], str]]:
-        """What to push, from where, to where; the config last, because it names the others."""
-        every: list[tuple[str, Path | Mapping[str, Path], str]] = [
-            ("code", self.trainer, f"{base}/code/trainer"),
+    def items(self, base: str) -> list[PayloadItem]:
+        """List what to push below `base` there; the config last, because it names the others."""
+        items = [
+            PayloadItem(
+                label="code", source=self.trainer, target=f"{base}/code/trainer", exact=True
+            )
         ]
         if self.data:  # nothing is sent of what the machine fetches from a hub
-            every.append(("data", self.data, f"{base}/data"))
+            items.append(PayloadItem(label="data", source=self.data, target=f"{base}/data"))
         if self.model is not None:
-            every.append(("base model", self.model, f"{base}/model"))
-        return [*every, ("config", {"config.json": self.config}, f"{base}/run")]
+            model = PayloadItem(
+                label="base model",
+                source=self.model,
+                target=f"{base}/model",
+                exclude=self.left_out,
+                exact=True,
+            )
+            items.append(model)
+        # Not exact: the trainer's checkpoints and results lie beside the config.
+        config = {"config.json": self.config}
+        items.append(PayloadItem(label="config", source=config, target=f"{base}/run"))
+        return items
 
 
 def stage(loaded: LoadedConfig, folder: Path, *, write: bool = True) -> Staged:

@@ -27,7 +27,7 @@ class MachineDown(errors.RemoteError):
     """The cloud says that the machine is no longer up: there is nobody to wait for."""
 
 
-def asking(provider: Provider) -> Asked:
+def power_question(provider: Provider) -> Asked:
     """Ask that provider, where machines can be taken away; nobody is asked elsewhere."""
 
     def ask(vm: Vm) -> str:
@@ -40,7 +40,7 @@ def asking(provider: Provider) -> Asked:
     return ask if provider.traits.evicts else lambda _vm: ""
 
 
-class Vigil:
+class PowerWatch:
     """Asks while work is done on a machine; one work at a time."""
 
     def __init__(

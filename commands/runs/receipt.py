@@ -10,10 +10,11 @@ from typing import Any
 from commands.runs.home import RunFolder
 from infra.durable import read_json
 from infra.run.budget import bill
-from infra.run.fold import RunState, apply, fold
+from infra.run.fold import apply, fold
 from infra.run.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.run.journal import Event, Kind, read
-from infra.run.stop_reasons import OURS
+from infra.run.state import RunState
+from infra.run.stop_reasons import RELEASE_INTENTS
 from infra.untrusted import number, table, text, whole
 from trainer.text import duration
 
@@ -163,8 +164,8 @@ def _interrupted(events: list[Event]) -> tuple[int, int]:
     state = RunState()
     downs = lost = ahead = 0
     for event in events:
-        ours = event.kind in OURS and event.data.get("reason") == DOWN_REASON
-        downs += ours and state.up and state.launched and state.pending not in OURS
+        ours = event.kind in RELEASE_INTENTS and event.data.get("reason") == DOWN_REASON
+        downs += ours and state.up and state.launched and state.pending not in RELEASE_INTENTS
         if event.kind is Kind.DELETED:
             ahead = 0 if state.fetched else max(ahead, state.disk_step)
         elif event.kind is Kind.CREATE_ACCEPTED:

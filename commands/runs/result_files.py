@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from commands.runs.config import LoadedConfig
 from commands.runs.estimate import described
-from remote.manifest import Limits
+from remote.sync.manifest import Limits
 from trainer.config import TrainerConfig
 from trainer.device.memory import Workload, adapter_parameters
 from trainer.device.shapes import UnknownShapeError, read_shape

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from commands.runs import session
+from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder
+from commands.runs.request import RunRequest
+from commands.runs.workload import SshWorkload
 from commands.ui.console import PlainConsole
 from commands.ui.errors import Usage
 from infra.provider import PowerState, Provider, ProviderError, Vm
 from infra.run.decide import TRAINER_DONE, TRAINER_PREEMPTED, JobPhase, JobView
-from infra.run.fold import RunState
 from infra.run.journal import Kind
+from infra.run.state import RunState
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
 KILL_S = 5.0
@@ -119,10 +122,10 @@ class Result:
         return said
 
 
-class Leaving(Protocol):
+class SavingWorkload(Protocol):
     """What is asked of a machine that goes; raises the errors of `infra.run.workload`."""
 
-    def look(self, vm: Vm) -> JobView:
+    def job_status(self, vm: Vm) -> JobView:
         """Look at the trainer once."""
         ...
 
@@ -138,21 +141,21 @@ class Leaving(Protocol):
         """Step of the newest verified checkpoint at home."""
         ...
 
-    def forget(self) -> None:
+    def disconnect(self) -> None:
         """Drop connections, also one that another thread waits on."""
         ...
 
 
-def save_before(  # noqa: PLR0913  (each is another room's)
+def save_before_release(  # noqa: PLR0913  (each is another room's)
     run: RunFolder,
     home: Path,
     provider: Provider,
     state: RunState,
     on_message: Callable[[str], None],
     *,
-    bring: bool,
+    pull_checkpoint: bool,
 ) -> LastSave:
-    """Let the trainer of a run save; with `bring`, its newest checkpoint must come home after that.
+    """Let the trainer of a run save; with `pull_checkpoint`, what it saved must come home.
 
     Without, it comes if the time suffices: its disk is kept. Never raises for what the machine, the
     cloud or this computer's disk does: it must go anyway.
@@ -164,10 +167,10 @@ def save_before(  # noqa: PLR0913  (each is another room's)
     if vm is None:
         return LastSave(home_step=state.home_step)
     try:
-        workload = _workload(run, home, state, rents=provider.traits.rents)
+        workload = _workload(run, home, provider, state)
     except Usage as error:
         return LastSave(home_step=state.home_step, trouble=error.message)
-    return let_save(workload, vm, bring=bring, on_message=on_message)
+    return let_trainer_save(workload, vm, pull_checkpoint=pull_checkpoint, on_message=on_message)
 
 
 def lost_with_disk(state: RunState, save: LastSave) -> list[str]:
@@ -184,12 +187,18 @@ def lost_with_disk(state: RunState, save: LastSave) -> list[str]:
     return [f"at home is step {save.home_step} of {step} reached: the rest is done again"]
 
 
-def clear(
-    run: RunFolder, home: Path, state: RunState, on_message: Callable[[str], None], *, now: bool
+def clear(  # noqa: PLR0913  (each is another room's)
+    run: RunFolder,
+    home: Path,
+    provider: Provider,
+    state: RunState,
+    on_message: Callable[[str], None],
+    *,
+    now: bool,
 ) -> None:
     """End the trainer on a machine that stays the user's, and remove the run's folder there."""
     try:
-        workload = _workload(run, home, state, rents=False)
+        workload = _workload(run, home, provider, state)
     except Usage as error:
         on_message(f"the folder `qft/{state.run_id}` stays on the machine: {error.message}")
         return
@@ -199,13 +208,13 @@ def clear(
     except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
         on_message(f"the folder `qft/{state.run_id}` stays on the machine: {error}")
     finally:
-        workload.forget()
+        workload.disconnect()
 
 
-def _workload(run: RunFolder, home: Path, state: RunState, *, rents: bool) -> Any:
+def _workload(run: RunFolder, home: Path, provider: Provider, state: RunState) -> SshWorkload:
     console = PlainConsole(sys.stderr, simulated=False, clock=time.monotonic)
-    desk = session.Desk(loaded=session.reopen(run), home=home, console=console)
-    return session.make_workload(desk, state.run_id, rents=rents, watch_only=True)
+    request = RunRequest(loaded=reopen(run), home=home, console=console)
+    return session.build_workload(request, state.run_id, provider, watch_only=True)
 
 
 def _as_it_is(provider: Provider, vm: Vm) -> Vm | None:
@@ -219,11 +228,11 @@ def _as_it_is(provider: Provider, vm: Vm) -> Vm | None:
     return replace(vm, host=seen.host, port=seen.port) if seen.host else vm
 
 
-def let_save(
-    workload: Leaving,
+def let_trainer_save(
+    workload: SavingWorkload,
     vm: Vm,
     *,
-    bring: bool,
+    pull_checkpoint: bool,
     on_message: Callable[[str], None],
     limits: Limits | None = None,
 ) -> LastSave:
@@ -243,21 +252,21 @@ def let_save(
             )
         if not attempt.stopped.wait(max(0.0, attempt.ends_s - time.monotonic())):
             trouble = f"the machine did not answer within {limits.save_s:.0f} s"
-        elif not bring:
+        elif not pull_checkpoint:
             attempt.home.wait(max(0.0, attempt.ends_s - time.monotonic()))
         elif not attempt.home.wait(1.0):
             on_message("bringing the newest checkpoint home")
             if not attempt.home.wait(limits.home_s):
                 trouble = f"the checkpoint did not come home within {limits.home_s / 60:.0f} min"
     finally:
-        workload.forget()
+        workload.disconnect()
     return attempt.told(workload.home_step(), trouble)
 
 
 class _Attempt:
     """The talk with the machine, in a thread of its own: nothing there may hold up the release."""
 
-    def __init__(self, workload: Leaving, vm: Vm, *, save_s: float) -> None:
+    def __init__(self, workload: SavingWorkload, vm: Vm, *, save_s: float) -> None:
         self._workload, self._vm = workload, vm
         self._save_s = save_s
         self.ends_s = time.monotonic() + save_s
@@ -270,13 +279,13 @@ class _Attempt:
         """Look, let it save, bring that home; what goes wrong is remembered."""
         workload, vm = self._workload, self._vm
         try:
-            self._job = workload.look(vm)
+            self._job = workload.job_status(vm)
             self.asked = self._job.phase is JobPhase.RUNNING
             self.answered.set()
             if self.asked:
                 left_s = self.ends_s - time.monotonic() - KILL_S
                 workload.stop(vm, max(0.0, left_s))
-                self._job = workload.look(vm)
+                self._job = workload.job_status(vm)
             self.stopped.set()
             if self._job.phase is not JobPhase.ABSENT:
                 workload.bring_home(vm)

@@ -6,47 +6,48 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from commands.runs import factory
-from commands.runs.config import LoadedConfig, check, check_files, demand_weights
+from commands.runs.config import LoadedConfig, check_files, demand_weights
 from commands.runs.config_diff import (
     changes,
     demand_same_machine,
     digests,
-    for_trainer,
     is_bound,
+    keys_for_trainer,
     remembered,
 )
 from commands.runs.home import (
     RunFolder,
     demand_place,
     demand_playable,
-    driving,
-    is_driven,
+    is_locked,
     make_home,
     make_private,
-    run_folder,
-    saved_config,
+    read_saved_config,
+    run_lock,
 )
 from commands.runs.payload import stage
-from commands.runs.power_watch import Vigil, asking
-from commands.runs.remote_layout import Setting, Site
+from commands.runs.power_watch import PowerWatch, power_question
+from commands.runs.request import RunRequest
 from commands.runs.result_files import expected
-from commands.runs.ssh_check import demand_host
+from commands.runs.ssh_check import check_ssh_host
 from commands.runs.workload import SshWorkload
-from commands.ui.console import Console
+from commands.runs.workload_config import RemoteLayout, WorkloadConfig
 from commands.ui.errors import Usage
 from infra.durable import write_json
-from infra.optional_capabilities import Guarding
 from infra.provider import Provider
 from infra.run.budget import Budget
-from infra.run.decide import Goal, Plan, Policy
-from infra.run.fold import RunState, fold, to_json
+from infra.run.context import RunContext
+from infra.run.decide import Policy, RunPlan
+from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
-from infra.run.supervisor import Supervisor, Tools
+from infra.run.state import RunState
+from infra.run.supervisor import Supervisor
+from infra.run.vm_json import to_json
 from trainer.config import EvictionBand
 
 LOCAL_POLICY = Policy(
@@ -65,45 +66,27 @@ LOCAL_POLICY = Policy(
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A run under this process's control."""
+    """A run under this process's control: what was asked, and the rooms wired for it."""
 
-    folder: RunFolder
-    loaded: LoadedConfig
+    request: RunRequest
     journal: Journal
     provider: Provider
     workload: SshWorkload
     supervisor: Supervisor
 
-    def plan(self, goal: Goal) -> Plan:
-        """What the supervisor is told to reach."""
-        config = self.loaded.config
+    @property
+    def plan(self) -> RunPlan:
+        """What the supervisor is told to reach, and by which numbers."""
+        config = self.request.loaded.config
         budget = config.budget
-        return Plan(
-            goal=goal,
+        return RunPlan(
+            goal=self.request.goal,
             budget=Budget(usd=budget.usd, hours=budget.hours, evictions=budget.evictions),
-            policy=policy_of(self.loaded),
+            policy=policy_of(self.request.loaded),
             rehearse_evictions=tuple(config.vm.rehearse_evictions),
             rents=self.provider.traits.rents,
-            guards=isinstance(self.provider, Guarding),
+            has_safeguards=self.provider.traits.has_safeguards,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Desk:
-    """What the command line says about a run."""
-
-    loaded: LoadedConfig
-    home: Path
-    console: Console
-    allow_change: tuple[str, ...] = ()
-    fresh: bool = False
-    vigil: Vigil = field(default_factory=lambda: Vigil(lambda _vm: ""))
-    """Asks the cloud whether the machine is still there while something long is done on it."""
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's folder on this computer."""
-        return run_folder(self.home, self.loaded.config.name)
 
 
 def policy_of(loaded: LoadedConfig) -> Policy:
@@ -112,58 +95,58 @@ def policy_of(loaded: LoadedConfig) -> Policy:
 
 
 @contextlib.contextmanager
-def opened(desk: Desk) -> Iterator[Session]:
-    """Take control of the run on the desk, starting it if it is new.
+def open_session(request: RunRequest) -> Iterator[Session]:
+    """Take control of the run that is asked for, starting it if it is new.
 
     Raises Busy if another process drives it, Usage if config or data cannot be used; nothing is
     written to the cloud before everything on this side is in order.
     """
-    loaded, folder = desk.loaded, desk.folder
-    for_trainer(desk.allow_change)
+    loaded, folder = request.loaded, request.folder
+    keys_for_trainer(request.allow_change)
     check_files(loaded)
     demand_weights(loaded)
     demand_place(loaded.out)
     if loaded.config.vm.provider == "local":
-        demand_playable(desk.home)
-    if loaded.config.vm.provider == "ssh" and _begins(desk):
-        demand_host(loaded.config.vm, folder)
-    make_home(desk.home)
+        demand_playable(request.home)
+    if loaded.config.vm.provider == "ssh" and _begins(request):
+        check_ssh_host(loaded.config.vm, folder)
+    make_home(request.home)
     make_private(folder.root)
-    with driving(folder):
-        if desk.fresh:
+    with run_lock(folder):
+        if request.fresh:
             _set_aside(folder)
         journal = Journal(folder.journal, clock=time.time)
-        saved, state = saved_config(folder), fold(journal.events)
+        saved, state = read_saved_config(folder), fold(journal.events)
         bound = is_bound(state)
         if bound or state.vm is not None:
             _demand_same_file(loaded, saved)
         demand_same_machine(loaded, saved, state)
-        changed = changes(loaded, saved, desk.allow_change, bound=bound)
+        changed = changes(loaded, saved, request.allow_change, bound=bound)
         if changed and not bound:
             keys = ", ".join(changed)
-            desk.console.log(f"run.yaml changed ({keys}); nothing was trained yet, so it counts")
-        desk = replace(desk, allow_change=remembered(saved, desk.allow_change))
+            request.console.log(f"run.yaml changed ({keys}); nothing was trained yet, so it counts")
+        request = replace(request, allow_change=remembered(saved, request.allow_change))
         # The config first: a record without one could not be opened again.
-        write_json(folder.config, _saved(loaded, desk.allow_change))
+        write_json(folder.config, _saved(loaded, request.allow_change))
         if not state.run_id:
             run_id = f"{loaded.config.name}-{secrets.token_hex(2)}"
             journal.append(Kind.RUN_STARTED, run_id=run_id, name=loaded.config.name)
         elif not is_over(state) or changed:
             journal.append(Kind.RUN_RESUMED, changed=bool(changed))
-        _tell_anew(desk, journal)
-        session = build(desk, journal)
+        _refresh_own_machine(request, journal)
+        session = build(request, journal)
         try:
             yield session
         finally:
-            session.workload.forget()
+            session.workload.disconnect()
 
 
-def _tell_anew(desk: Desk, journal: Journal) -> None:
+def _refresh_own_machine(request: RunRequest, journal: Journal) -> None:
     """Know the user's own machine by the port and host key that run.yaml tells now.
 
     A wrong one is mended there; kept in the record, it would be refused for ever.
     """
-    vm, table = fold(journal.events).vm, desk.loaded.config.vm.ssh
+    vm, table = fold(journal.events).vm, request.loaded.config.vm.ssh
     if vm is None or table is None or vm.provider != "ssh" or not table.host_key:
         return
     if (vm.port, vm.host_public_key) == (table.port, table.host_key):
@@ -172,51 +155,36 @@ def _tell_anew(desk: Desk, journal: Journal) -> None:
     journal.append(Kind.CREATE_ACCEPTED, vm=to_json(known))
 
 
-def _begins(desk: Desk) -> bool:
+def _begins(request: RunRequest) -> bool:
     """Whether there is work for this process: the run is not over, and nobody else drives it."""
-    folder = desk.folder
+    folder = request.folder
     if not folder.exists():
         return True
-    return (desk.fresh or not is_over(fold(read(folder.journal)))) and not is_driven(folder)
+    return (request.fresh or not is_over(fold(read(folder.journal)))) and not is_locked(folder)
 
 
-def reopen(folder: RunFolder) -> LoadedConfig:
-    """The config that the run was last started with, checked again."""
-    saved = saved_config(folder)
-    content, path = saved.get("config"), saved.get("path")
-    if not isinstance(content, dict) or not isinstance(path, str):
-        raise Usage(
-            f"the run `{folder.name}` has lost its config `{folder.config}`",
-            hint="`qft ls --all` and `qft down --all` work without it",
-        )
-    return check(content, Path(path))
-
-
-def build(desk: Desk, journal: Journal) -> Session:
+def build(request: RunRequest, journal: Journal) -> Session:
     """Wire the rooms of one run."""
-    vm = desk.loaded.config.vm
+    vm = request.loaded.config.vm
     run_id = fold(journal.events).run_id
-    provider = factory.make_provider(vm, desk.home)
-    changed = _is_changed(journal.events)
-    desk = replace(desk, vigil=Vigil(asking(provider)))
-    workload = make_workload(desk, run_id, rents=provider.traits.rents, changed=changed)
-    tools = Tools(
+    provider = factory.make_provider(vm, request.home)
+    workload = build_workload(request, run_id, provider, changed=_is_changed(journal.events))
+    context = RunContext(
         provider=provider,
         workload=workload,
         journal=journal,
-        make_spec=factory.spec_maker(vm, desk.folder, run_id),
+        make_spec=factory.spec_maker(vm, request.folder, run_id),
         want=factory.want(vm),
         clock=time.time,
         sleep=time.sleep,
-        tell=desk.console.report,
+        on_turn=request.console.report,
     )
     return Session(
-        folder=desk.folder,
-        loaded=desk.loaded,
+        request=request,
         journal=journal,
         provider=provider,
         workload=workload,
-        supervisor=Supervisor(tools),
+        supervisor=Supervisor(context),
     )
 
 
@@ -230,31 +198,37 @@ def _is_changed(events: Sequence[Event]) -> bool:
     return False
 
 
-def make_workload(
-    desk: Desk, run_id: str, *, rents: bool, watch_only: bool = False, changed: bool = False
+def build_workload(
+    request: RunRequest,
+    run_id: str,
+    provider: Provider,
+    *,
+    watch_only: bool = False,
+    changed: bool = False,
 ) -> SshWorkload:
-    """What this run does on a machine; with `watch_only` it copies nothing home."""
-    vm, on_message = desk.loaded.config.vm, desk.console.log
-    setting = Setting(
-        site=Site(run_id=run_id),
-        key_path=factory.user_key(vm, desk.folder),
-        staged=stage(desk.loaded, desk.folder.staging, write=not watch_only),
-        home=desk.folder.checkpoints,
-        out=desk.loaded.out,
-        make_ready=factory.make_ready(vm, on_message, desk.vigil.connect),
-        cache=desk.home / "cache",
+    """Build what this run does on a machine; with `watch_only` it copies nothing home."""
+    power_watch = PowerWatch(power_question(provider))
+    vm, on_message = request.loaded.config.vm, request.console.log
+    config = WorkloadConfig(
+        layout=RemoteLayout(run_id=run_id),
+        key_path=factory.user_key(vm, request.folder),
+        payload=stage(request.loaded, request.folder.staging, write=not watch_only),
+        home=request.folder.checkpoints,
+        out=request.loaded.out,
+        make_ready=factory.make_ready(vm, on_message, power_watch.connect),
+        cache=request.home / "cache",
         helper_python=factory.helper_python(vm),
-        rents=rents,
+        rents=provider.traits.rents,
         brings_home=not watch_only,
-        expected=lambda: expected(desk.loaded),
-        eviction_band=lambda: _band(desk.folder),
-        vigil=desk.vigil,
-        allow_change=for_trainer(desk.allow_change),
+        expected=lambda: expected(request.loaded),
+        eviction_band=lambda: _band(request.folder),
+        power_watch=power_watch,
+        allow_change=keys_for_trainer(request.allow_change),
         changed=changed,
         on_message=on_message,
-        progress=desk.console.progress,
+        progress=request.console.progress,
     )
-    return SshWorkload(setting)
+    return SshWorkload(config)
 
 
 def _band(folder: RunFolder) -> str:

@@ -20,7 +20,7 @@ LIMIT_S = 17.0
 """For all of it, the look-up of the name too, for which no limit can be given."""
 
 
-def demand_host(vm: VmTable, folder: RunFolder) -> None:
+def check_ssh_host(vm: VmTable, folder: RunFolder) -> None:
     """Raise HostTrouble, within `LIMIT_S`, unless the machine lets us in.
 
     Raises Usage without a pinned key or a key file. Nothing is written on either side.

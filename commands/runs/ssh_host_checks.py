@@ -15,7 +15,7 @@ from commands.ui.errors import Exit, HostTrouble, Usage
 from infra.config import SshTable, VmTable
 from remote import errors, keys, ssh
 from remote.setup import facts as setup_facts
-from remote.sync.transfer import demand_sftp
+from remote.sync.transfer import require_sftp
 
 GB = 1e9
 DISK_MIN_GB = 2
@@ -26,7 +26,7 @@ HOST = int(Exit.HOST)
 VERSION = "import sys; print(sys.version_info[0], sys.version_info[1])"
 
 
-def look_at_host(vm: VmTable, folder: RunFolder) -> list[Check]:
+def check_host(vm: VmTable, folder: RunFolder) -> list[Check]:
     """Look at the machine of `provider: ssh`, up to the first thing that stands in the way."""
     return list(_steps(vm, folder))
 
@@ -50,13 +50,13 @@ def _steps(vm: VmTable, folder: RunFolder) -> Iterator[Check]:
     with connection:
         yield Check(name="sign-in", ok=True, detail=f"{where} accepts the key {table.key}")
         try:
-            facts = setup_facts.gather(connection)
+            facts = setup_facts.gather_facts(connection)
             yield Check(name="login shell", ok=True, detail="runs commands")
         except errors.RemoteError as error:
             yield _bad("login shell", str(error), error.hint)
             return
         try:
-            demand_sftp(connection)
+            require_sftp(connection)
             yield Check(name="sftp", ok=True, detail="carries files")
         except errors.RemoteError as error:
             yield _bad("sftp", str(error), error.hint)
@@ -150,7 +150,7 @@ def _gpu(table: SshTable, facts: setup_facts.Facts) -> Check:
     if not table.gpu:
         return Check(name="gpu there", ok=True, detail="none, and none is asked for")
     if facts.pci_gpus:
-        said = f" (`nvidia-smi` says: {facts.smi_said})" if facts.smi_said else ""
+        said = f" (`nvidia-smi` says: {facts.smi_message})" if facts.smi_message else ""
         detail = f"{facts.pci_gpus} on the bus, and no driver answers{said}"
         fix = "`qft up` installs the driver where it may use sudo; else ask whoever runs it"
         return Check(name="gpu there", ok=False, detail=detail, fix=fix, required=False)

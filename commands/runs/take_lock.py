@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from commands.runs.home import Busy, RunFolder, driving
+from commands.runs.home import RunBusy, RunFolder, run_lock
 from infra.durable import read_json, write_json
 
 PATIENCE_S = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
@@ -24,7 +24,7 @@ PATIENCE_S = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
 
 Not SIGINT, which is ignored in what a script started in the background.
 """
-LOOK_EVERY_S = 0.1
+POLL_EVERY_S = 0.1
 DRIVERS_MAX = 3
 """Who followed the one that was ended may have taken its place meanwhile."""
 DOWN_WAIT_S = 1200.0
@@ -33,7 +33,7 @@ NOTE = "down.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taker:
+class LockTaker:
     """A `qft` that ends a run: its process here, and the command that was typed."""
 
     pid: int
@@ -43,7 +43,7 @@ class Taker:
         return f"`{self.command}`, process {self.pid}"
 
 
-def taker_of(folder: RunFolder) -> Taker | None:
+def lock_taker_of(folder: RunFolder) -> LockTaker | None:
     """Who ends the run at this moment, if it is another living process; None if nobody does."""
     try:
         note = read_json(folder.root / NOTE)
@@ -54,11 +54,11 @@ def taker_of(folder: RunFolder) -> Taker | None:
     pid, since = note.get("pid"), note.get("since")
     if not isinstance(pid, int) or since is None or _began(pid) != since:
         return None
-    return Taker(pid=pid, command=str(note.get("command")))
+    return LockTaker(pid=pid, command=str(note.get("command")))
 
 
 @contextlib.contextmanager
-def taken(  # noqa: PLR0913  (clock and sleep are a test's)
+def take_lock(  # noqa: PLR0913  (clock and sleep are a test's)
     folder: RunFolder,
     on_message: Callable[[str], None],
     *,
@@ -76,11 +76,11 @@ def taken(  # noqa: PLR0913  (clock and sleep are a test's)
     with contextlib.ExitStack() as held:
         for left in reversed(range(DRIVERS_MAX + 1)):
             try:
-                held.enter_context(driving(folder))
-            except Busy as busy:
+                held.enter_context(run_lock(folder))
+            except RunBusy as busy:
                 if not left:
                     raise
-                other = None if urgent else taker_of(folder)
+                other = None if urgent else lock_taker_of(folder)
                 waits = other is not None and busy.holder == f"process {other.pid}"
                 if not (waits and _is_done(other, folder, on_message, clock=clock, sleep=sleep)):
                     held.enter_context(_noted(folder, command))
@@ -124,7 +124,7 @@ def _began(pid: int) -> float | None:
 
 
 def _is_done(
-    other: Taker | None,
+    other: LockTaker | None,
     folder: RunFolder,
     on_message: Callable[[str], None],
     *,
@@ -134,15 +134,15 @@ def _is_done(
     """Wait until another `qft down` has done its work, or is gone; tell whether it is."""
     on_message(f"{other} is at work on `{folder.name}`: waiting for it (`--now` does not)")
     ends_s = clock() + DOWN_WAIT_S
-    while taker_of(folder) == other:
+    while lock_taker_of(folder) == other:
         if clock() >= ends_s:
             return False
-        sleep(LOOK_EVERY_S)
+        sleep(POLL_EVERY_S)
     return True
 
 
 def _end(
-    busy: Busy,
+    busy: RunBusy,
     folder: RunFolder,
     on_message: Callable[[str], None],
     *,
@@ -160,10 +160,10 @@ def _end(
         while clock() < ends_s:
             if _driver(busy, folder) is None:
                 return
-            sleep(LOOK_EVERY_S)
+            sleep(POLL_EVERY_S)
 
 
-def _driver(busy: Busy, folder: RunFolder) -> int | None:
+def _driver(busy: RunBusy, folder: RunFolder) -> int | None:
     """The process that holds the lock, if it is one of this computer that has the file open.
 
     A number alone proves nothing: it may be of another computer, or of a process that came later.

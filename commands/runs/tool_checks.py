@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ from commands.runs.config import LoadedConfig
 from commands.runs.extras import LEARNS, READS, demand, needed_to_train
 from commands.runs.home import environment, qft_home
 from commands.ui.errors import Usage
+from trainer import hub
 from trainer.data.template import Template
 from trainer.method_table import Quant
 
-HUB_NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
 """A part of a hub's name, by the hub's own rule: 96 signs at most, no mark at either end."""
 ROOM = 1.05
 """What a copy of the weights takes beside them: configs, tokenizer, and what a file system adds."""
@@ -63,22 +62,15 @@ def check_shelf(repo: str, folder: Path, *, base: str = "") -> None:
     """Raise Usage unless there is a token, a name that a hub takes, and something to send."""
     if not environment().get("HF_TOKEN", "").strip():
         raise Usage("HF_TOKEN is not set", hint="`export HF_TOKEN=...` with a write token")
-    if not _is_hub_name(repo):
+    if not hub.is_hub_id(repo):
         raise Usage(
             f"--repo: `{repo}` cannot name a place on a hub",
             hint="write --repo OWNER/MODEL with letters, digits, `-`, `_` and `.`",
         )
-    if base and not _is_hub_name(base):
+    if base and not hub.is_hub_id(base):
         raise Usage(f"--base: `{base}` is no hub id", hint="write --base OWNER/NAME")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.json")):
         raise Usage(f"`{folder}` holds nothing to publish", hint="`qft fetch` brings the adapter")
-
-
-def _is_hub_name(name: str) -> bool:
-    """Whether a hub would take it: OWNER/NAME, or NAME alone for one's own."""
-    parts = name.split("/")
-    well = all(HUB_NAME.fullmatch(part) and not re.search(r"--|\.\.", part) for part in parts)
-    return well and len(parts) <= 2 and not name.endswith(".git")
 
 
 def check_base(folder: Path) -> None:

@@ -7,13 +7,13 @@ is translated here into the three that the supervisor acts on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
-from commands.runs.checkpoint_sync import Homing
+from commands.runs.checkpoint_sync import CheckpointSync
+from commands.runs.payload import PayloadItem
 from commands.runs.power_watch import MachineDown
-from commands.runs.remote_layout import Setting
 from commands.runs.result_files import STAYS, Expected, left_there
+from commands.runs.workload_config import WorkloadConfig
 from infra.durable import write_bytes
 from infra.provider import Vm
 from infra.run.decide import JobPhase, JobView
@@ -21,17 +21,17 @@ from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, rea
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 from remote import errors, job, ssh
 from remote.clean_environment import clean
-from remote.setup.failures import reason
+from remote.setup.failures import explain_failure
 from remote.sync import api
 from remote.sync.plan import Progress, SyncOptions
-from remote.sync.transfer import demand_sftp
+from remote.sync.transfer import require_sftp
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 
 CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
 LOG_BYTES_MAX = 4 << 20
-TOLD_BYTES = 2000
+LOG_TAIL_BYTES = 2000
 FAILURES_BORNE = 2
 NEVER_AGAIN = (126, 127)
 """Exit codes of what may not run or is not there, as shells tell them: it ends so every time."""
@@ -46,27 +46,27 @@ OURS = f"{UP}qft/venv-"
 class SshWorkload:
     """Drives the trainer on one machine over SSH."""
 
-    def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+    def __init__(self, config: WorkloadConfig) -> None:
+        self._config = config
         self._connection: ssh.SshConnection | None = None
         self._python = ""
         self._failures = 0
         self._garbled = 0
         """Answers in a row that could not be read."""
-        self._helper = setting.helper_python
-        self._homing = Homing(
+        self._helper = config.helper_python
+        self._checkpoint_sync = CheckpointSync(
             connect=self._connect,
-            remote_run=setting.site.run_dir,
-            home=setting.home,
-            options=SyncOptions(python=setting.helper_python),
+            remote_run=config.layout.run_dir,
+            home=config.home,
+            options=SyncOptions(python=config.helper_python),
             expected=self._expected,
-            on_message=setting.on_message,
+            on_message=config.on_message,
         )
 
     def _expected(self) -> Expected:
-        return self._setting.expected()
+        return self._config.expected()
 
-    def reach(self, vm: Vm) -> None:
+    def connect(self, vm: Vm) -> None:
         """Connect, or find the connection alive."""
         with self._translated():
             self._open(vm)
@@ -76,40 +76,34 @@ class SshWorkload:
 
         A trainer that runs is left in peace: nothing is changed under its feet.
         """
-        setting = self._setting
+        config = self._config
         with self._watched(vm), self._tried_again():
             connection = self._open(vm)
-            setting.on_message("setting up the machine")
+            config.on_message("setting up the machine")
             connection = self._make_ready(connection, vm)
             if self._job(vm).status().state is job.JobState.RUNNING:
-                if not setting.changed:
+                if not config.changed:
                     return
-                setting.on_message("the config changed: the trainer saves, and starts anew with it")
+                config.on_message("the config changed: the trainer saves, and starts anew with it")
                 self.stop(vm)
-            for what, source, target in setting.staged.pushes(setting.site.base):
-                self._push(connection, what, source, target)
-            self._homing.send_back(connection)
+            for item in config.payload.items(config.layout.base):
+                self._push(connection, item)
+            self._checkpoint_sync.push_newest(connection)
 
-    def _push(
-        self,
-        connection: ssh.SshConnection,
-        what: str,
-        source: Path | Mapping[str, Path],
-        target: str,
-    ) -> None:
-        left_out = self._setting.staged.left_out if what == "base model" else ()
+    def _push(self, connection: ssh.SshConnection, item: PayloadItem) -> None:
         options = SyncOptions(
             python=self._helper,
-            exclude=("__pycache__", *left_out),
-            delete=what != "config",
-            cache_dir=self._setting.cache,
+            exclude=("__pycache__", *item.exclude),
+            delete=item.exact,
+            cache_dir=self._config.cache,
         )
-        api.push(connection, source, target, progress=self._shower(what), options=options)
+        progress = self._shower(item.label)
+        api.push(connection, item.source, item.target, progress=progress, options=options)
 
     def _shower(self, what: str) -> Callable[[Progress], None]:
-        return lambda seen: self._setting.progress(what, seen.bytes_done, seen.bytes_total)
+        return lambda seen: self._config.progress(what, seen.bytes_done, seen.bytes_total)
 
-    def limit(self, vm: Vm, left_s: float) -> None:
+    def set_time_limit(self, vm: Vm, left_s: float) -> None:
         """Write the end of the budget, by the machine's own clock, where its watchdog looks."""
         put = "echo $(($(date +%s) + $1)) > qft/limit.new && mv qft/limit.new qft/limit"
         put = f"umask 077; mkdir -p qft && {put}"
@@ -119,23 +113,23 @@ class SshWorkload:
 
     def launch(self, vm: Vm) -> None:
         """Start the trainer, once, detached."""
-        setting = self._setting
+        config = self._config
         argv = [self._interpreter(vm), "-m", "trainer", "train", "--run-dir", "../run"]
         if vm.metadata_url:
             argv += ["--metadata-url", vm.metadata_url]
-        band = setting.eviction_band()
+        band = config.eviction_band()
         if band:
             argv += ["--eviction-band", band]
         if vm.price_usd_per_h:
             argv += ["--price-usd-per-h", str(vm.price_usd_per_h)]
-        for key in setting.allow_change:
+        for key in config.allow_change:
             argv += ["--allow-change", key]
         with self._watched(vm):
             start = clean(argv, ours=self._python.startswith(OURS))
-            self._job(vm).start(start, env={}, cwd=setting.site.code)
+            self._job(vm).start(start, env={}, cwd=config.layout.code)
         self._bring_home_from(vm)
 
-    def look(self, vm: Vm) -> JobView:
+    def job_status(self, vm: Vm) -> JobView:
         """The job's state and the trainer's own heartbeat."""
         with self._translated():
             status = self._job(vm).status()
@@ -158,10 +152,10 @@ class SshWorkload:
     def _not_started(self, vm: Vm, code: int) -> HostUnfit:
         """What keeps the trainer from starting: nothing that it could do better the next time."""
         with self._translated():
-            said = self._job(vm).tail(-TOLD_BYTES).data.decode("utf-8", "replace")
+            said = self._job(vm).tail(-LOG_TAIL_BYTES).data.decode("utf-8", "replace")
         last = "".join(f"\n  {line}" for line in said.splitlines()[-3:])
         return HostUnfit(
-            f"the trainer cannot be started there{last}\n  hint: {reason(said, '', code)}"
+            f"the trainer cannot be started there{last}\n  hint: {explain_failure(said, '', code)}"
         )
 
     def stop(self, vm: Vm, grace_s: float = STOP_GRACE_S) -> None:
@@ -169,80 +163,80 @@ class SshWorkload:
         with self._translated():
             self._job(vm).stop(grace_s)
 
-    def park(self, vm: Vm) -> None:
+    def save_and_pull(self, vm: Vm) -> None:
         """Let the trainer save, bring that home, and let go of the machine."""
-        self._setting.on_message("saving the state and bringing it home")
+        self._config.on_message("saving the state and bringing it home")
         self.stop(vm)
         self.bring_home(vm)
 
     def bring_home(self, vm: Vm) -> None:
         """Copy the newest checkpoint home now, verified."""
         with self._translated():
-            self._homing.stop()
-            self._homing.bring(self._open(vm), self._shower("checkpoint"))
+            self._checkpoint_sync.stop()
+            self._checkpoint_sync.pull_newest(self._open(vm), self._shower("checkpoint"))
 
     def fetch(self, vm: Vm) -> str:
         """Pull everything the trainer left, verified, into the run's out folder."""
-        self._homing.stop()
-        setting = self._setting
+        self._checkpoint_sync.stop()
+        config = self._config
         with self._watched(vm):
             connection = self._open(vm)
-            expected = setting.expected()
+            expected = config.expected()
             came = api.pull(
                 connection,
-                setting.site.run_dir,
-                setting.out,
+                config.layout.run_dir,
+                config.out,
                 limits=expected.limits,
                 progress=self._shower("adapter"),
                 options=SyncOptions(
                     python=self._helper,
                     include=expected.results,
                     exclude=STAYS,
-                    cache_dir=setting.cache,
+                    cache_dir=config.cache,
                     delete=True,  # of these names only: files of another adapter are none of this
                 ),
             )
             self._fetch_log(vm)
             self._garbled = 0
         for name in expected.foreign_names:
-            (setting.out / "adapter" / name).unlink(missing_ok=True)
+            (config.out / "adapter" / name).unlink(missing_ok=True)
         try:
-            read_settings(setting.out / "adapter")
+            read_settings(config.out / "adapter")
         except ConfigError as error:
             reason = "the trainer says that it is done, but left no adapter that can be used"
             raise HostUnfit(f"{reason}: {error}") from error
-        self._homing.tidy()
+        self._checkpoint_sync.tidy()
         if came.left:
-            setting.on_message(f"{left_there(came.left, came.left_names)} stayed on the machine")
-        return str(setting.out)
+            config.on_message(f"{left_there(came.left, came.left_names)} stayed on the machine")
+        return str(config.out)
 
     def _fetch_log(self, vm: Vm) -> None:
         """The end of what the trainer said, for `qft logs` when the machine is gone."""
         running = self._job(vm)
         held = running.status().log_bytes
         tail = running.tail(max(0, held - LOG_BYTES_MAX), LOG_BYTES_MAX)
-        write_bytes(self._setting.out / "trainer.log", tail.data, mode=0o644)
+        write_bytes(self._config.out / "trainer.log", tail.data, mode=0o644)
 
     def clear(self, vm: Vm, grace_s: float = STOP_GRACE_S) -> None:
         """Remove the run's folder from a machine that stays the user's."""
         with self._translated():
             self._job(vm).stop(grace_s)
-            self._open(vm).run(["rm", "-rf", "--", self._setting.site.base], timeout_s=120)
+            self._open(vm).run(["rm", "-rf", "--", self._config.layout.base], timeout_s=120)
 
     def home_step(self) -> int:
         """Step of the newest verified checkpoint at home."""
-        return self._homing.newest_step()
+        return self._checkpoint_sync.newest_step()
 
-    def forget(self) -> None:
+    def disconnect(self) -> None:
         """Drop every connection; the machine went down or is about to."""
-        self._homing.stop()
+        self._checkpoint_sync.stop()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def _bring_home_from(self, vm: Vm) -> None:
-        if self._setting.brings_home:
-            self._homing.start(vm)
+        if self._config.brings_home:
+            self._checkpoint_sync.start(vm)
 
     # ---- connections ----
 
@@ -251,7 +245,7 @@ class SshWorkload:
             address=vm.host,
             port=vm.port,
             user=vm.user,
-            key_path=self._setting.key_path,
+            key_path=self._config.key_path,
             host_key=vm.host_public_key,
         )
         return ssh.connect(host, timeout_s=CONNECT_TIMEOUT_S)
@@ -262,12 +256,12 @@ class SshWorkload:
             self._connection = None
         if self._connection is None:
             self._connection = self._connect(vm)
-            demand_sftp(self._connection)  # before minutes of set-up, not after them
+            require_sftp(self._connection)  # before minutes of set-up, not after them
         return self._connection
 
     def _job(self, vm: Vm) -> job.Job:
         return job.Job(
-            connection=self._open(vm), directory=self._setting.site.job, python=self._helper
+            connection=self._open(vm), directory=self._config.layout.job, python=self._helper
         )
 
     def _interpreter(self, vm: Vm) -> str:
@@ -277,7 +271,7 @@ class SshWorkload:
         return self._python
 
     def _make_ready(self, connection: ssh.SshConnection, vm: Vm) -> ssh.SshConnection:
-        connection, python = self._setting.make_ready(connection, vm)
+        connection, python = self._config.make_ready(connection, vm)
         self._connection = connection
         relative = "/" in python and not python.startswith("/")
         # The job's working directory is the code's, set-up speaks of the user's home.
@@ -286,7 +280,7 @@ class SshWorkload:
 
     def _heartbeat(self, vm: Vm) -> Heartbeat:
         """The trainer's status; silence before its first beat, and for one that is unreadable."""
-        path = f"{self._setting.site.run_dir}/status.json"
+        path = f"{self._config.layout.run_dir}/status.json"
         argv = ["head", "-c", str(BYTES_MAX + 1), path]
         result = self._open(vm).run(argv, timeout_s=30, check=False)
         return SILENCE if result.exit_code else read_heartbeat(result.stdout)
@@ -316,7 +310,7 @@ class SshWorkload:
             if self._connection is not None:
                 self._connection.close()
 
-        with self._translated(), self._setting.vigil.over(vm, cut):
+        with self._translated(), self._config.power_watch.over(vm, cut):
             yield
 
     @contextlib.contextmanager
@@ -325,7 +319,7 @@ class SshWorkload:
             yield
         except errors.AuthRefused as error:
             # A booting cloud machine opens its port before cloud-init has put our key there.
-            raise (HostUnreachable if self._setting.rents else HostUnfit)(_log(error)) from error
+            raise (HostUnreachable if self._config.rents else HostUnfit)(_log(error)) from error
         except errors.Unreachable as error:
             if self._connection is not None:
                 self._connection.close()

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from commands.ui.console import Console
 from infra.run.budget import Bill
-from infra.run.fold import Failure
-from infra.run.supervisor import Report
+from infra.run.context import TurnReport
+from infra.run.state import Failure
 
 LATE_H = 0.25
 """A stop is dated back by less than this when somebody watched: what that took off is held."""
@@ -33,11 +33,11 @@ class Aloud:
         """Print a line."""
         self.console.log(text)
 
-    def report(self, report: Report) -> None:
+    def report(self, report: TurnReport) -> None:
         """Tell what is new since the last report, then what is being done."""
         failures = set(report.state.failures)
         if self._told is None:
-            self._told, self._guarded_s = failures, report.state.guarded_s
+            self._told, self._guarded_s = failures, report.state.safeguards_set_at_s
         for one in report.state.failures:
             if one not in self._told:
                 self.log(f"refused: {one.size} in {one.place}: {one.error}: {one.message}")
@@ -45,11 +45,11 @@ class Aloud:
         if report.warning != self._warning:
             self.log(f"warning: {report.warning}" if report.warning else "signed in again")
             self._warning = report.warning
-        if report.state.guarded_s > self._guarded_s:
-            self._guarded_s = report.state.guarded_s
-            for switch in report.state.switches:
+        if report.state.safeguards_set_at_s > self._guarded_s:
+            self._guarded_s = report.state.safeguards_set_at_s
+            for switch in report.state.safeguards:
                 self.log(f"ends the bill: {switch}")
-            for switch in report.state.unset:
+            for switch in report.state.safeguards_missing:
                 self.log(f"does NOT end the bill: {switch}")
             if self.most:
                 self.log(f"worst case of the whole run: {self.most}")

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TextIO
 from commands.ui.output import clean, say_to
 from commands.ui.snapshot import View, view
 from infra.run import actions as act
-from infra.run.supervisor import Report
+from infra.run.context import TurnReport
 
 PLAIN_EVERY_S = 15.0
 TRANSFER_WORTH_TELLING = 1 << 20
@@ -27,7 +27,7 @@ class Console(Protocol):
         """Say one line."""
         ...
 
-    def report(self, report: Report) -> None:
+    def report(self, report: TurnReport) -> None:
         """Show the state of the run."""
         ...
 
@@ -70,7 +70,7 @@ class PlainConsole:
         at = time.strftime("%H:%M:%S ", self._wall()) if self._wall and not apart else ""
         say_to(self._stream, at + text)
 
-    def report(self, report: Report) -> None:
+    def report(self, report: TurnReport) -> None:
         """Print the phase when it changes, and a progress line every quarter of a minute."""
         shown = view(report, simulated=self._simulated, own=self._own)
         due = self._clock() - self._last_s >= PLAIN_EVERY_S
@@ -106,7 +106,7 @@ class LiveConsole:
         """Print the line above the live part."""
         self._console.print(clean(text), markup=False, emoji=False)
 
-    def report(self, report: Report) -> None:
+    def report(self, report: TurnReport) -> None:
         """Redraw; print milestones above."""
         shown = view(report, simulated=self._simulated, own=self._own)
         milestone = not isinstance(report.action, act.Wait)

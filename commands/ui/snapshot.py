@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from commands.ui.output import clean
 from infra.run import actions as act
+from infra.run.context import TurnReport
 from infra.run.heartbeat import SILENCE
-from infra.run.supervisor import Report
 from trainer.text import duration
 
 
@@ -60,7 +60,7 @@ class View:
         return f"${self.price_usd_per_h:.3f}/h, ${self.spent_usd:.4f} so far{mark}"
 
 
-def view(report: Report, *, simulated: bool, own: bool = False) -> View:
+def view(report: TurnReport, *, simulated: bool, own: bool = False) -> View:
     """Put what the supervisor reported into words."""
     state, job = report.state, report.seen.job
     told = job.heartbeat if job else SILENCE
@@ -83,7 +83,7 @@ def view(report: Report, *, simulated: bool, own: bool = False) -> View:
     )
 
 
-def _phase(report: Report, *, own: bool) -> str:
+def _phase(report: TurnReport, *, own: bool) -> str:
     job = report.seen.job
     if isinstance(report.action, act.Wait) and job is not None:
         return job.heartbeat.phase or "starting the trainer"
@@ -119,11 +119,11 @@ def _words(action: act.Action) -> str:  # the table of what each act is called
             return "starting the same machine again"
         case act.RecordStop(observation=seen):
             return f"the machine went down ({seen.stop_reason or 'no reason given'})"
-        case act.GiveUpOnBoot(reason=reason):
+        case act.AbandonBoot(reason=reason):
             return f"giving up on this boot: {reason}"
         case act.Prepare():
             return "preparing the machine"
-        case act.Guard():
+        case act.SetSafeguards():
             return "setting what ends the bill without us"
         case act.Launch():
             return "starting the trainer"

@@ -15,15 +15,20 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from infra.azure import vm as machine
-from infra.azure.context import Account
+from infra.azure.context import AzureContext
 from infra.azure.naming import DISK_GB, RUN, SCHEDULE, Names, idle_usd_per_h, names_of
-from infra.azure.observe import Looking
-from infra.azure.permissions import RELEASE_HINT, Rights, role_id, role_is_defined
-from infra.azure.registration import ensure_registered
-from infra.catalog.gpus import on_demand_max_usd_per_h
-from infra.provider import BadRequest, NotAllowed, ProviderError, Vm, Want
-from infra.timestamps import utc
+from infra.azure.observe import VmObserver
+from infra.azure.permissions import (
+    RELEASE_HINT,
+    Permissions,
+    ensure_registered,
+    role_id,
+    role_is_defined,
+)
+from infra.azure.vm import NO_CAP, current_cap
+from infra.catalog.azure import AZURE
+from infra.provider import BadRequest, NotAllowed, ProviderError, Safeguard, Vm, Want
+from infra.timestamps import format_utc
 
 LEAD_S = 30 * 60.0
 """A schedule set less than half an hour ahead may first strike a day later."""
@@ -33,107 +38,96 @@ ACTION = "Microsoft.Compute/virtualMachines/deallocate/action"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protection:
-    """One switch: whether it holds, and what it does."""
-
-    name: str
-    holds: bool
-    detail: str
-    hint: str = ""
-    stops_at_s: float | None = None
-    """When it ends compute billing at the latest, in seconds since 1970; None if it names none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watchdog:
+class AzureSafeguards:
     """Sets the switches of one machine; safe to repeat, and meant to be."""
 
-    account: Account
-    looking: Looking
-    rights: Rights
+    context: AzureContext
+    observer: VmObserver
+    permissions: Permissions
 
-    def protect(self, vm: Vm, *, until_s: float) -> list[Protection]:
+    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
         """Set every switch that this account may set, so that compute ends soon after `until_s`.
 
         A limit more than 23 hours away is approached in steps: call again within that time. Never
         raises for a switch that cannot be set: that is a finding, to be shown to the user.
         `until_s` is by the clock of this computer; what is answered is by Azure's.
         """
-        names = names_of(vm, self.account.settings.subscription_id)
-        answer = self.looking.get(names)
-        skew_s = self.account.arm.skew_s  # Azure pulls its switch by its own clock
-        now_s, until_s = self.account.clock() + skew_s, until_s + skew_s
+        names = names_of(vm, self.context.settings.subscription_id)
+        answer = self.observer.get(names)
+        skew_s = self.context.arm.skew_s  # Azure pulls its switch by its own clock
+        now_s, until_s = self.context.clock() + skew_s, until_s + skew_s
         strike_s = next_strike_s(now_s, until_s)
         found = [
             _cap_of(answer),
-            self._guarded("auto-shutdown", lambda: self._schedule(names, answer, strike_s)),
-            self._guarded(
+            self._try_set("auto-shutdown", lambda: self._schedule(names, answer, strike_s)),
+            self._try_set(
                 "self-release", lambda: self._role(names, answer, until_s), right=RELEASE_HINT
             ),
         ]
         size = str(((answer.get("properties") or {}).get("hardwareProfile") or {}).get("vmSize"))
-        most = machine.held_cap(answer)
-        if most == machine.NO_CAP:
-            most = on_demand_max_usd_per_h(size=size)
+        most = current_cap(answer)
+        if most == NO_CAP:
+            most = AZURE.on_demand_max(size=size)
         return _with_worst_case(found, now_s=now_s, most=most, disk_gb=_disk_gb(answer))
 
-    def foresee(self, want: Want, *, until_s: float) -> list[Protection]:
+    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
         """Which switches this account will be able to set, from its rights alone; changes nothing.
 
         Rights that cannot be read count as missing, with the reason; never raises.
         """
-        now_s = self.account.clock()
+        now_s = self.context.clock()
         strike_s = next_strike_s(now_s, until_s)
         cap = want.max_price_usd_per_h
         found = [_cap_of({"properties": {"billingProfile": {"maxPrice": cap}}})]
         try:
-            self.account.names("-", 1)  # a subscription must be chosen
-            settable = self.rights.known()
+            self.context.names("-", 1)  # a subscription must be chosen
+            settable = self.permissions.result()
         except ProviderError as error:
-            told = f"not known: {error}"
+            detail = f"not known: {error}"
             found += [
-                Protection(name=name, holds=False, detail=told, hint=error.hint)
+                Safeguard(name=name, is_set=False, detail=detail, hint=error.hint)
                 for name in ("auto-shutdown", "self-release")
             ]
             return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
         found += [
-            _expected_schedule(strike_s, holds=settable.schedule),
-            _expected_release(until_s, holds=settable.release),
+            _expected_schedule(strike_s, is_set=settable.schedule),
+            _expected_release(until_s, is_set=settable.release),
         ]
         return _with_worst_case(found, now_s=now_s, most=_most(want), disk_gb=want.disk_gb)
 
     @staticmethod
-    def _guarded(name: str, switch: Any, *, right: str = "") -> Protection:
+    def _try_set(name: str, switch: Any, *, right: str = "") -> Safeguard:
         try:
-            return switch()  # type: ignore[no-any-return]  # a closure that returns a Protection
+            return switch()  # type: ignore[no-any-return]  # a closure that returns a Safeguard
         except ProviderError as error:
             hint = right if right and isinstance(error, NotAllowed) else error.hint
-            return Protection(name=name, holds=False, detail=str(error), hint=hint)
+            return Safeguard(name=name, is_set=False, detail=str(error), hint=hint)
 
-    def _schedule(self, names: Names, answer: dict[str, Any], strike_s: float) -> Protection:
-        ensure_registered(self.account, ("Microsoft.DevTestLab",))
-        self.account.arm.send(
+    def _schedule(self, names: Names, answer: dict[str, Any], strike_s: float) -> Safeguard:
+        ensure_registered(self.context, ("Microsoft.DevTestLab",))
+        self.context.arm.send(
             "set the auto-shutdown",
             "PUT",
             names.id_of(SCHEDULE, names.schedule),
             body=schedule_body(names, region=str(answer["location"]), strike_s=strike_s),
         )
-        return Protection(
+        return Safeguard(
             name="auto-shutdown",
-            holds=True,
-            detail=f"Azure deallocates the machine at {utc(strike_s)} unless this is renewed",
+            is_set=True,
+            detail=f"Azure deallocates the machine at {format_utc(strike_s)} unless this is "
+            "renewed",
             stops_at_s=strike_s,
         )
 
-    def _role(self, names: Names, answer: dict[str, Any], until_s: float) -> Protection:
+    def _role(self, names: Names, answer: dict[str, Any], until_s: float) -> Safeguard:
         principal = str((answer.get("identity") or {}).get("principalId") or "")
         if not principal:
-            return Protection(
-                name="self-release", holds=False, detail="the machine has no identity of its own"
+            return Safeguard(
+                name="self-release", is_set=False, detail="the machine has no identity of its own"
             )
         role = role_id(names.subscription_id)
-        if not role_is_defined(self.account):
-            self.account.arm.send(
+        if not role_is_defined(self.context):
+            self.context.arm.send(
                 "define the role that may only deallocate",
                 "PUT",
                 role,
@@ -141,7 +135,7 @@ class Watchdog:
             )
         assignment = assignment_id(names.vm_id, principal)
         try:
-            self.account.arm.send(
+            self.context.arm.send(
                 "let the machine deallocate itself",
                 "PUT",
                 assignment,
@@ -156,9 +150,9 @@ class Watchdog:
         except BadRequest as error:
             if "RoleAssignmentExists" not in str(error):
                 raise
-        return Protection(
+        return Safeguard(
             name="self-release",
-            holds=True,
+            is_set=True,
             detail="the machine may deallocate itself, and nothing else",
             stops_at_s=until_s,
         )
@@ -212,38 +206,38 @@ def _disk_gb(answer: dict[str, Any]) -> int:
     return int((storage.get("osDisk") or {}).get("diskSizeGB") or DISK_GB)
 
 
-def _expected_schedule(strike_s: float, *, holds: bool) -> Protection:
-    if not holds:
-        return Protection(
+def _expected_schedule(strike_s: float, *, is_set: bool) -> Safeguard:
+    if not is_set:
+        return Safeguard(
             name="auto-shutdown",
-            holds=False,
+            is_set=False,
             detail="the account may not make schedules",
             hint="ask for `Contributor` on the subscription",
         )
-    told = f"Azure will deallocate the machine at {utc(strike_s)} unless that is renewed"
-    return Protection(name="auto-shutdown", holds=True, detail=told, stops_at_s=strike_s)
+    detail = f"Azure will deallocate the machine at {format_utc(strike_s)} unless that is renewed"
+    return Safeguard(name="auto-shutdown", is_set=True, detail=detail, stops_at_s=strike_s)
 
 
-def _expected_release(until_s: float, *, holds: bool) -> Protection:
-    if holds:
-        told = "the machine will be allowed to deallocate itself, and nothing else"
-        return Protection(name="self-release", holds=True, detail=told, stops_at_s=until_s)
-    return Protection(
+def _expected_release(until_s: float, *, is_set: bool) -> Safeguard:
+    if is_set:
+        detail = "the machine will be allowed to deallocate itself, and nothing else"
+        return Safeguard(name="self-release", is_set=True, detail=detail, stops_at_s=until_s)
+    return Safeguard(
         name="self-release",
-        holds=False,
+        is_set=False,
         detail="the account may not let machines deallocate themselves",
         hint=RELEASE_HINT,
     )
 
 
-def _cap_of(answer: dict[str, Any]) -> Protection:
-    cap = machine.held_cap(answer)
+def _cap_of(answer: dict[str, Any]) -> Safeguard:
+    cap = current_cap(answer)
     if cap > 0:
-        told = f"Azure evicts the machine before it costs more than {cap} USD/h"
-        return Protection(name="price cap", holds=True, detail=told)
-    return Protection(
+        detail = f"Azure evicts the machine before it costs more than {cap} USD/h"
+        return Safeguard(name="price cap", is_set=True, detail=detail)
+    return Safeguard(
         name="price cap",
-        holds=False,
+        is_set=False,
         detail="no cap: the price is at most the on-demand price",
         hint="set `vm.max_price`",
     )
@@ -262,7 +256,7 @@ class WorstCase:
     """Of compute and all else, while it runs."""
 
     @property
-    def told(self) -> str:
+    def detail(self) -> str:
         """The sum in words."""
         if math.isinf(self.compute_usd):
             return f"if this computer dies, {self.why}: ${self.usd_per_day:.2f} a day, no end"
@@ -273,8 +267,8 @@ class WorstCase:
 
 
 def _with_worst_case(
-    found: list[Protection], *, now_s: float, most: float, disk_gb: int
-) -> list[Protection]:
+    found: list[Safeguard], *, now_s: float, most: float, disk_gb: int
+) -> list[Safeguard]:
     """The switches, those that could name a time with the bill that they leave possible.
 
     `most` is the highest price that the machine can come to, USD per hour; 0 if nobody knows.
@@ -284,27 +278,27 @@ def _with_worst_case(
     worst = worst_case(
         found, now_s=now_s, cap_usd_per_h=most, idle_usd_per_h=idle_usd_per_h(disk_gb)
     )
-    timed = [one.name for one in found if one.holds and one.stops_at_s is not None]
+    timed = [one.name for one in found if one.is_set and one.stops_at_s is not None]
     first = timed[0] if timed else "auto-shutdown"  # with nothing set, say what its lack costs
     return [
-        replace(one, detail=f"{one.detail}: {worst.told}") if one.name == first else one
+        replace(one, detail=f"{one.detail}: {worst.detail}") if one.name == first else one
         for one in found
     ]
 
 
 def _most(want: Want) -> float:
     """The highest price of a machine that would be rented: its cap, else on demand."""
-    return want.max_price_usd_per_h or on_demand_max_usd_per_h(gpu=want.gpu)
+    return want.max_price_usd_per_h or AZURE.on_demand_max(gpu=want.gpu)
 
 
 def worst_case(
-    protections: list[Protection], *, now_s: float, cap_usd_per_h: float, idle_usd_per_h: float
+    protections: list[Safeguard], *, now_s: float, cap_usd_per_h: float, idle_usd_per_h: float
 ) -> WorstCase:
     """The bill of a machine at its cap until the first of the switches that names a time.
 
     They come in the order of trust: what Azure pulls itself stands before our own watchdog.
     """
-    times = [p.stops_at_s for p in protections if p.holds and p.stops_at_s is not None]
+    times = [p.stops_at_s for p in protections if p.is_set and p.stops_at_s is not None]
     per_day = idle_usd_per_h * 24
     if not times:
         return WorstCase(
@@ -318,5 +312,5 @@ def worst_case(
         compute_usd=hours * cap_usd_per_h,
         idle_usd_per_day=per_day,
         usd_per_day=cap_usd_per_h * 24 + per_day,
-        why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {utc(times[0])}",
+        why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {format_utc(times[0])}",
     )

@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infra.azure.context import Account
-from infra.azure.placement import LOCATIONS_MAX, Placement, chunks
-from infra.catalog.gpus import folded
+from infra.azure.context import AzureContext
+from infra.catalog.vendor import folded
 from infra.durable import read_json, write_json
-from infra.provider import ProviderError
-from infra.untrusted import number
+from infra.provider import Gone, NotAllowed, Transient
+from infra.renting.gather import Findings, run_all
+from infra.untrusted import number, texts
 
 GRAPH_PAGES_MAX = 10
 SKUS_FRESH_S = 24 * 3600.0
-WORKERS = 8
-"""At most as many as the SDK's connection pool keeps."""
-SPOT_QUOTA = "lowPriorityCores"
-ASKING = "asking"
-"""The name of the threads that may still wait for an answer when nobody does any more."""
-
-
-@dataclass(kw_only=True)
-class Findings:
-    """What could be learnt in time; what is missing is unknown, never assumed."""
-
-    quota: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
-    """By region: used and limit by folded quota name."""
-    restricted: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By region: why a size (in lower case) cannot be rented as spot; all others can."""
-    zones: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    """By region: the zones in which a size (in lower case) is sold to this subscription."""
-    scores: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Placement score (`High`, `Medium`, `Low`, ...) by size (in lower case) and region."""
-    bands: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Eviction band by size (in lower case) and region."""
-    problems: list[str] = field(default_factory=list)
-    """What could not be learnt, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sources:
+class Availability:
     """Quota, restrictions and eviction bands of one account."""
 
-    account: Account
+    context: AzureContext
 
     def gather(
         self, sizes: Sequence[str], regions: Sequence[str], also: Callable[[], None]
@@ -60,34 +35,34 @@ class Sources:
         it is taken from disk, and refreshed there for the next time.
         """
         found = Findings()
-        self.account.arm.warm()  # the SDK's clients are made once, not by every thread
+        self.context.arm.warm()  # the SDK's clients are made once, not by every thread
         jobs: list[Callable[[], None]] = [also, lambda: self._bands(found, sizes, regions)]
-        placement = Placement(account=self.account)
+        placement = Placement(context=self.context)
         jobs += [
             partial(placement.gather, found.scores, sizes, some)
             for some in chunks(regions, LOCATIONS_MAX)
         ]
         jobs += [partial(self._quota, found, region) for region in regions]
         jobs += [partial(self._skus, found, region) for region in regions]  # slowest, so last
-        run_all(jobs, found.problems, wait_s=self.account.settings.offers_wait_s)
+        run_all(jobs, found.problems, wait_s=self.context.settings.offers_wait_s)
         return found
 
     def _quota(self, found: Findings, region: str) -> None:
-        rows = self.account.arm.pages(
+        rows = self.context.arm.pages(
             f"read the quota of {region}",
-            lambda: self.account.arm.compute.usage.list(region),
+            lambda: self.context.arm.compute.usage.list(region),
         )
         found.quota[region] = usage_of(rows)
 
     def _bands(self, found: Findings, sizes: Sequence[str], regions: Sequence[str]) -> None:
         options = {"resultFormat": "objectArray"}
         for _ in range(GRAPH_PAGES_MAX):
-            answer = self.account.arm.send(
+            answer = self.context.arm.send(
                 "read the eviction rates",
                 "POST",
                 "/providers/Microsoft.ResourceGraph/resources",
                 body={
-                    "subscriptions": [self.account.settings.subscription_id],
+                    "subscriptions": [self.context.settings.subscription_id],
                     "query": bands_query(sizes, regions),
                     "options": options,
                 },
@@ -101,50 +76,19 @@ class Sources:
             options = options | {"$skipToken": more}
 
     def _skus(self, found: Findings, region: str) -> None:
-        cache = self.account.state_dir / "sizes" / f"{region}.json"
-        kept = fresh_skus(cache, self.account.clock())
+        cache = self.context.state_dir / "sizes" / f"{region}.json"
+        kept = fresh_skus(cache, self.context.clock())
         if kept is None:
-            rows = self.account.arm.pages(
+            rows = self.context.arm.pages(
                 f"list the sizes of {region}",
-                self.account.arm.compute.resource_skus.list,
+                self.context.arm.compute.resource_skus.list,
                 filter=f"location eq '{region}'",
             )
             kept = {"restricted": restrictions_of(rows, region), "zones": zones_of(rows, region)}
             cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_json(cache, {"at_s": self.account.clock(), **kept})
+            write_json(cache, {"at_s": self.context.clock(), **kept})
         found.restricted[region] = kept["restricted"]
         found.zones[region] = kept["zones"]
-
-
-def run_all(jobs: Sequence[Callable[[], None]], problems: list[str], *, wait_s: float) -> None:
-    """Run jobs a few at a time and return after `wait_s` of real time at the latest.
-
-    Slow ones go on behind; daemon threads, so that they cannot keep the program from ending.
-    """
-    waiting = deque(jobs)
-    ended: list[None] = []
-
-    def work() -> None:
-        while waiting:
-            try:
-                job = waiting.popleft()
-            except IndexError:
-                return
-            try:
-                job()
-            except (ProviderError, OSError, ValueError) as error:  # ValueError: closed meanwhile
-                problems.append(str(error))
-            ended.append(None)
-
-    threads = [threading.Thread(target=work, name=ASKING, daemon=True) for _ in range(WORKERS)]
-    deadline = time.monotonic() + wait_s
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(deadline - time.monotonic(), 0.0))
-    late = len(jobs) - len(ended)
-    if late:
-        problems.append(f"{late} of {len(jobs)} questions were not answered in {wait_s:.1f} s")
 
 
 def usage_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
@@ -180,8 +124,8 @@ def restrictions_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str,
         if row.get("resourceType") != "virtualMachines" or not _of_region(row, region):
             continue
         name = str(row.get("name")).lower()
-        powers = {one.get("name"): one.get("value") for one in row.get("capabilities") or []}
-        if str(powers.get("LowPriorityCapable")).lower() != "true":
+        capabilities = {one.get("name"): one.get("value") for one in row.get("capabilities") or []}
+        if str(capabilities.get("LowPriorityCapable")).lower() != "true":
             found[name] = "Azure does not rent this size as spot"
         for one in row.get("restrictions") or []:
             closed = (one.get("restrictionInfo") or {}).get("locations") or []
@@ -230,3 +174,82 @@ def fresh_skus(cache: Path, now: float) -> dict[str, dict[str, Any]] | None:
     if not isinstance(value.get("zones"), dict):  # written before zones were kept
         return None
     return {"restricted": dict(value.get("restricted") or {}), "zones": value["zones"]}
+
+
+LOCATIONS_MAX = 8
+SIZES_MAX = 5
+FRESH_S = 20 * 60.0
+"""Azure throttles this question hard, and the answer does not change by the minute."""
+POOR = frozenset({"Low", "RestrictedSku"})
+"""Scores that put a place behind the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Spot placement scores of one account."""
+
+    context: AzureContext
+
+    def gather(
+        self, scores: dict[tuple[str, str], str], sizes: Sequence[str], regions: Sequence[str]
+    ) -> None:
+        """Add the scores of some sizes (5 at most count) in some regions (8 at most).
+
+        An account without the right, or asked too often, and a cloud that has no scores, are not
+        asked again for as long as an answer would be kept. Raises `ProviderError` for other
+        trouble.
+        """
+        query = "/".join([*sizes[:SIZES_MAX], *regions]).lower()
+        name = f"{uuid.uuid5(uuid.NAMESPACE_URL, query)}.json"
+        path = self.context.state_dir / "placement" / name
+        rows = self._kept(path)
+        if rows is None:
+            rows = self._ask(sizes[:SIZES_MAX], regions)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            kept = {"at_s": self.context.clock(), "rows": rows}
+            write_json(path, kept)
+        for size, region, score in rows:
+            scores[size, region] = score
+
+    def _ask(self, sizes: Sequence[str], regions: Sequence[str]) -> list[list[str]]:
+        """Size, region and score of each place; nothing if the account may not know."""
+        subscription = self.context.settings.subscription_id
+        try:
+            answer = self.context.arm.send(
+                "read the placement scores",
+                "POST",
+                f"/subscriptions/{subscription}/providers/Microsoft.Compute/locations/{regions[0]}"
+                "/placementScores/spot/generate",
+                body={
+                    "desiredLocations": list(regions),
+                    "desiredSizes": [{"sku": size} for size in sizes],
+                    "desiredCount": 1,
+                    "availabilityZones": False,
+                },
+            )
+        except (NotAllowed, Transient, Gone):  # no right, no time for us, or no such thing there
+            return []
+        return [
+            [str(row.get("sku")).lower(), str(row.get("region")).lower(), str(row.get("score"))]
+            for row in answer.get("placementScores") or []
+        ]
+
+    def _kept(self, path: Path) -> list[list[str]] | None:
+        """The last answer if it is fresh and whole."""
+        try:
+            value = read_json(path)
+        except ValueError:
+            return None
+        if not isinstance(value, dict):
+            return None
+        age_s = self.context.clock() - (number(value.get("at_s")) or 0.0)
+        rows = value.get("rows")
+        if not isinstance(rows, list) or not 0 <= age_s < FRESH_S:
+            return None
+        whole = all(texts(row, most=3) is not None and len(row) == 3 for row in rows)
+        return rows if whole else None
+
+
+def chunks(regions: Sequence[str], size: int) -> list[Sequence[str]]:
+    """The regions in groups of at most `size`."""
+    return [regions[first : first + size] for first in range(0, len(regions), size)]

@@ -22,13 +22,15 @@ PRIME_NOTICES = (
 )
 
 
-def custom_data(*, host_private_key: str, host_public_key: str, watch: Sequence[str] = ()) -> str:
+def custom_data(
+    *, host_private_key: str, host_public_key: str, self_release_arguments: Sequence[str] = ()
+) -> str:
     """The base64 `customData` that makes cloud-init install exactly this ed25519 host key.
 
     `customData` is returned neither by ARM nor by the metadata service; `userData` would be, to
     every process. The key is throwaway: it dies with the machine. JSON is YAML, so the document
-    needs no YAML writer and nothing in a key can break out of it. With `watch`, the machine also
-    runs `self_release.py` with those arguments.
+    needs no YAML writer and nothing in a key can break out of it. With
+    `self_release_arguments`, the machine also runs `self_release.py` with those arguments.
 
     Raises ValueError if the document outgrows Azure's limit.
     """
@@ -46,8 +48,8 @@ def custom_data(*, host_private_key: str, host_public_key: str, watch: Sequence[
         "bootcmd": [PRIME_NOTICES],
         "write_files": [_SSHD],
     }
-    if watch:
-        document["write_files"] += _watch_files(watch)
+    if self_release_arguments:
+        document["write_files"] += _self_release_files(self_release_arguments)
         document["runcmd"] = [["systemctl", "enable", "--now", "qft-watch.service"]]
     text = f"#cloud-config\n{json.dumps(document, indent=1)}\n".encode()
     if len(text) > CUSTOM_DATA_BYTES_MAX:
@@ -56,19 +58,19 @@ def custom_data(*, host_private_key: str, host_public_key: str, watch: Sequence[
     return base64.b64encode(text).decode()
 
 
-def watch_text() -> str:
+def self_release_text() -> str:
     """`self_release.py` as it is shipped, with the api-version of its one request."""
     text = Path(self_release.__file__).read_text(encoding="utf-8")
     return text.replace(self_release.API_VERSION, API_VERSIONS[VM], 1)
 
 
-def _watch_files(arguments: Sequence[str]) -> list[dict[str, Any]]:
+def _self_release_files(arguments: Sequence[str]) -> list[dict[str, Any]]:
     """The files that make `self_release.py` a service of the system, not of the user."""
     return [
         {
             "path": WATCH_PATH,
             "permissions": "0755",
-            "content": watch_text(),
+            "content": self_release_text(),
         },
         {
             "path": "/etc/systemd/system/qft-watch.service",

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.azure.naming import Names
-from infra.azure.run_record import RunRecord
 from infra.azure.settings import AzureSettings
 from infra.provider import NotAllowed, ProviderError
+from infra.renting.run_record import RunRecord, records
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Arm, Operation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Account:
+class AzureContext:
     """What every part of this provider works with."""
 
     settings: AzureSettings
@@ -47,33 +47,59 @@ class Account:
         """The caller's address, as the user set it or as the world sees it."""
         return self.settings.caller_address or self.find_address()
 
-    def pursue(self, record: RunRecord, key: str, begin: Callable[[str], Operation]) -> Operation:
+    def begin_or_resume(
+        self, record: RunRecord, key: str, begin: Callable[[str], Operation]
+    ) -> Operation:
         """Begin an operation, or take it up where a killed process left it.
 
         `begin` gets the continuation token, empty for a new operation. The token is on disk before
-        anybody waits; `finished` removes it.
+        anybody waits; `clear_tokens` removes it.
         """
         operation = begin(record.tokens.get(key, ""))
         record.tokens[key] = operation.token
         record.save()
         return operation
 
-    def settle(self, record: RunRecord, key: str, operation: Operation, *, wait_s: float) -> bool:
+    def wait(self, record: RunRecord, key: str, operation: Operation, *, wait_s: float) -> bool:
         """Poll to the end, for `wait_s` at most; whether it ended well within that.
 
         The token of an operation that failed is forgotten: whoever tries again begins a new one,
         instead of hearing of the old failure for as long as Azure keeps its page.
         """
         try:
-            return operation.settle(wait_s=wait_s)
+            return operation.wait(wait_s=wait_s)
         except ProviderError:
             if operation.over:
-                self.finished(record, key)
+                self.clear_tokens(record, key)
             raise
 
     @staticmethod
-    def finished(record: RunRecord, *keys: str) -> None:
+    def clear_tokens(record: RunRecord, *keys: str) -> None:
         """Forget tokens of operations that ended."""
         for key in keys:
             record.tokens.pop(key, None)
         record.save()
+
+
+def subscriptions(directory: Path) -> set[str]:
+    """The subscriptions, in lower case, in which this computer remembers to have made something.
+
+    Whoever chooses another one afterwards should still see what the first one bills.
+    """
+    return set(_subscription_by_run(directory).values())
+
+
+def recorded_runs(directory: Path, subscription: str) -> set[str]:
+    """The ids of the runs that this computer has begun in a subscription and not seen removed."""
+    wanted = subscription.lower()
+    return {run_id for run_id, one in _subscription_by_run(directory).items() if one == wanted}
+
+
+def _subscription_by_run(directory: Path) -> dict[str, str]:
+    """The subscription, in lower case, of each run with a record."""
+    groups = {one.path.stem: one.ids.get("group", "") for one in records(directory)}
+    return {
+        run_id: id_.split("/")[2].lower()
+        for run_id, id_ in groups.items()
+        if id_.startswith("/subscriptions/")
+    }

@@ -1,4 +1,4 @@
-"""Signing in, and again when Azure refuses a token that still looked good.
+"""Gets tokens, and a new one when Azure refuses a token that still looked good.
 
 The SDK asks for a new token only when the old one is about to expire by its own date, and most ways
 to sign in hand out a token that they keep until then. One that was revoked, or that a directory
@@ -8,6 +8,7 @@ expired early, would therefore end a run of many hours although a new one is the
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, Self
@@ -16,13 +17,15 @@ from azure.core.credentials import AccessTokenInfo, TokenRequestOptions
 from azure.identity import DefaultAzureCredential
 from azure.mgmt.core.policies import ARMChallengeAuthenticationPolicy
 
+from infra.provider import ProviderError, SignedOut, Transient
+
 AZ_TIMEOUT_S = 30
 """How long `az` may take to hand out a token: busy computers and slow networks need their time."""
 TRIES_MAX = 3
 """Repetitions of a refused request: other threads may be changing tokens, too."""
 
 
-class SignIn:
+class RenewableCredential:
     """A credential that can be changed for a new one of its kind; may be shared by threads."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -74,9 +77,9 @@ class RenewingPolicy(ARMChallengeAuthenticationPolicy):
     A request that was not believed has changed nothing, so any may be repeated.
     """
 
-    def __init__(self, sign_in: SignIn, scope: str) -> None:
-        super().__init__(sign_in, scope)
-        self._sign_in = sign_in
+    def __init__(self, credential: RenewableCredential, scope: str) -> None:
+        super().__init__(credential, scope)
+        self._renewable = credential
 
     def send(self, request: Any) -> Any:
         """Send the request; 401 is an answer only to a token for which Azure was asked anew.
@@ -90,7 +93,7 @@ class RenewingPolicy(ARMChallengeAuthenticationPolicy):
                 break
             answer.http_response.read()  # gives the connection back; operations are read late
             refused = request.http_request.headers["Authorization"].partition(" ")[2]
-            renewed = self._sign_in.renew(refused)
+            renewed = self._renewable.renew(refused)
             answer = super().send(request)
             if renewed:
                 break
@@ -114,3 +117,45 @@ def chain() -> DefaultAzureCredential:
 def _close(credential: Any) -> None:
     if isinstance(credential, DefaultAzureCredential):
         credential.close()
+
+
+def no_credentials(message: str) -> ProviderError:
+    """Of a chain that tried ten ways to sign in, keep the lines that tell a human something."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    useful = [line for line in lines if not _DULL.search(line)]
+    tried = [line for line in useful if "authentication unavailable" not in line]
+    summary = "; ".join((tried or useful)[:3]) or "no way to sign in was found"
+    if _BROKEN_NETWORK.search(summary) and "AADSTS" not in summary:
+        return Transient(
+            f"cannot sign in to Azure just now: {summary}",
+            hint="the network seems to be away; the same call is safe to repeat",
+        )
+    if (
+        "Failed to invoke the Azure CLI" in summary
+    ):  # so azure-identity calls one that takes too long
+        return Transient(
+            f"cannot sign in to Azure just now: {summary}",
+            hint="`az account get-access-token` should answer within seconds; see what it says",
+        )
+    login = next((line for line in lines if line.startswith("az login")), "")
+    return SignedOut(
+        f"cannot sign in to Azure: {summary}",
+        hint=f"`{login}`"
+        if login
+        else "`az login`, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET",
+    )
+
+
+_DULL = re.compile(
+    r"troubleshoot|Attempted credentials|Visit https|To mitigate|not installed on path|"
+    r"not found on path|SharedTokenCache|VisualStudioCode|InteractiveBrowser|Broker|"
+    r"WorkloadIdentity|DeveloperCli|PowerShell|no response from the IMDS|"
+    r"DefaultAzureCredential failed|^Trace ID|^Run the command below|^Interactive auth|^az log",
+    re.IGNORECASE,
+)
+_BROKEN_NETWORK = re.compile(
+    r"Connection aborted|RemoteDisconnected|Connection refused|Connection reset|timed out|"
+    r"Max retries exceeded|Name or service not known|getaddrinfo|NameResolution|"
+    r"Temporary failure|unreachable",
+    re.IGNORECASE,
+)

@@ -6,10 +6,16 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra.azure.context import Account
-from infra.azure.end_compute import TELL_EVERY_S, ComputeEnd, Pace, Tell, quiet
+from infra.azure.context import AzureContext
+from infra.azure.end_compute import (
+    REPORT_EVERY_S,
+    ComputeRelease,
+    OnMessage,
+    ProgressReporter,
+    ignore_message,
+)
 from infra.azure.errors import ConflictError, UnregisteredError
-from infra.azure.leftovers import Strays
+from infra.azure.leftovers import Leftovers
 from infra.azure.naming import (
     GENERATION,
     KINDS,
@@ -17,11 +23,10 @@ from infra.azure.naming import (
     Names,
     check_subscription,
     is_of_run,
-    told_by,
+    lower_case_names,
 )
+from infra.azure.permissions import revoke_role_assignments
 from infra.azure.resources import begin_removal, look_at
-from infra.azure.role_assignments import take_back
-from infra.azure.run_record import RunRecord
 from infra.provider import (
     BadRequest,
     Gone,
@@ -32,7 +37,8 @@ from infra.provider import (
     Removed,
     Transient,
 )
-from infra.timestamps import utc
+from infra.renting.run_record import RunRecord
+from infra.timestamps import format_utc
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
@@ -44,34 +50,34 @@ LOOK_AGAIN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teardown:
+class Deleter:
     """Removes what carries our tag, and nothing else."""
 
-    account: Account
+    context: AzureContext
 
-    def remove(self, run_id: str, tell: Tell = quiet) -> list[Removed]:
+    def remove(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
         """Remove all of the run; the list of what there was. Empty if nothing was left.
 
-        Compute ends first, within seconds; then the group goes, of which `tell` hears about once a
-        minute. Killed at any point it may simply be called again: what is half removed is found by
-        name and by tag. In a group without our tag only what carries it is removed. Raises
+        Compute ends first, within seconds; then the group goes, with a line for `on_message` about
+        once a minute. Killed at any point it may simply be called again: what is half removed is
+        found by name and by tag. In a group without our tag only what carries it is removed. Raises
         `NotAllowed` for what is then left, and if what this computer remembers of the run is in
         another subscription; an unfinished `Transient` if Azure is not done within
         `operation_wait_s`.
         """
-        record = self.account.record(run_id)
-        names = self.account.names(run_id, max(record.generation, 1))
+        record = self.context.record(run_id)
+        names = self.context.names(run_id, max(record.generation, 1))
         check_subscription(record.ids.get("group", ""), names.subscription_id)
-        now_s = self.account.clock()
-        pace = Pace(tell=tell, clock=self.account.clock, began_s=now_s)
+        now_s = self.context.clock()
+        progress = ProgressReporter(on_message=on_message, clock=self.context.clock, began_s=now_s)
         try:
-            deadline = now_s + self.account.settings.operation_wait_s
-            if not self._remove(record, names, pace, deadline):
-                take_back(self.account, names)
+            deadline = now_s + self.context.settings.operation_wait_s
+            if not self._remove(record, names, progress, deadline):
+                revoke_role_assignments(self.context, names)
         except KeyboardInterrupt:
-            tell(f"interrupted while removing; {_left(record, names)}; {AGAIN}")
+            on_message(f"interrupted while removing; {_left(record, names)}; {AGAIN}")
             raise
-        ended = utc(record.compute_ended_at) if record.compute_ended_at else ""
+        ended = format_utc(record.compute_ended_at) if record.compute_ended_at else ""
         removed = [
             Removed(kind=kind, id=id_, billed_until=ended if kind == KINDS[VM.lower()] else "")
             for kind, id_ in record.removing
@@ -79,93 +85,97 @@ class Teardown:
         record.forget()
         return removed
 
-    def _remove(self, record: RunRecord, names: Names, pace: Pace, deadline: float) -> bool:
+    def _remove(
+        self, record: RunRecord, names: Names, progress: ProgressReporter, deadline: float
+    ) -> bool:
         """Remove until nothing is left, or raise; whether the machine's rights are taken back."""
-        conflicts, taken_back = CONFLICTS_MAX, False
+        conflicts, revoked = CONFLICTS_MAX, False
         while True:
             group = self._group(names)
             if group is None:
-                return taken_back
+                return revoked
             if not is_of_run(group.get("tags"), names.run_id):
-                Strays(account=self.account, parts=self).remove(
-                    record, names, group, deadline=deadline, tell=pace.tell
+                Leftovers(context=self.context, parts=self).remove(
+                    record, names, group, deadline=deadline, on_message=progress.on_message
                 )
                 return False
             names = self._generation(names, group)
             self._remember(record, names, group)
-            taken_back = taken_back or self._took_back(names)
+            revoked = revoked or self._revoked_role(names)
             try:
                 if not _deleting(group):
-                    ComputeEnd(account=self.account).reach(names, record, pace.tell)
-                if self._once(record, names, deadline, pace):
-                    return taken_back
+                    ComputeRelease(context=self.context).release(names, record, progress.on_message)
+                if self._once(record, names, deadline, progress):
+                    return revoked
             except ConflictError as error:  # such as a write of Azure's own in the group
                 if not (conflicts := conflicts - 1):
                     self._release(names, error)
                     raise
-                self.account.sleep(self._look_again_s)
+                self.context.sleep(self._look_again_s)
             except (NotAllowed, Rejected) as error:
                 self._release(names, error)
                 raise
             except (Transient, NoCapacity) as error:  # the latter: it failed at Azure
                 # Such as a network card reserved for the failed machine for another 180 s.
-                if self.account.clock() >= deadline:
-                    raise _gave_up(record, names, pace) from error
-                self.account.sleep(error.retry_after_s or self._look_again_s)
-                pace.tick(f"removing the resource group `{names.group}`")
+                if self.context.clock() >= deadline:
+                    raise _gave_up(record, names, progress) from error
+                self.context.sleep(error.retry_after_s or self._look_again_s)
+                progress.report(f"removing the resource group `{names.group}`")
 
-    def _took_back(self, names: Names) -> bool:
+    def _revoked_role(self, names: Names) -> bool:
         """Whether the machine's rights could be taken back now; its bill does not wait for it."""
         try:
-            take_back(self.account, names)
+            revoke_role_assignments(self.context, names)
         except Transient:
             return False
         return True
 
     def _release(self, names: Names, refusal: ProviderError) -> None:
         """What may not be removed, as under a lock, is at least not left to bill its compute."""
-        machines = self.account.arm.compute.virtual_machines
+        machines = self.context.arm.compute.virtual_machines
         try:
-            operation = self.account.arm.begin(
+            operation = self.context.arm.begin(
                 f"deallocate `{names.vm}`", machines.begin_deallocate, names.group, names.vm
             )
-            done = operation.settle(wait_s=self.account.settings.operation_wait_s)
+            done = operation.wait(wait_s=self.context.settings.operation_wait_s)
         except ProviderError as error:
             refusal.add_note(f"nor could it be deallocated: {error}")
         else:
-            told = "its compute is released" if done else "its compute is being released"
-            refusal.hint = f"{refusal.hint}; {told}, its disk and address still bill".lstrip("; ")
+            message = "its compute is released" if done else "its compute is being released"
+            refusal.hint = f"{refusal.hint}; {message}, its disk and address still bill".lstrip(
+                "; "
+            )
 
-    def settled_group(self, run_id: str) -> dict[str, Any] | None:
+    def existing_group(self, run_id: str) -> dict[str, Any] | None:
         """The run's group, after waiting out a deletion under way; None if there is none."""
-        names = self.account.names(run_id, 1)
-        deadline = self.account.clock() + self.account.settings.operation_wait_s
+        names = self.context.names(run_id, 1)
+        deadline = self.context.clock() + self.context.settings.operation_wait_s
         while True:
             group = self._group(names)
             if group is None or not _deleting(group):
                 return group
-            if self.account.clock() >= deadline:
+            if self.context.clock() >= deadline:
                 late = Transient(f"Azure is still removing `{names.group}`", hint=AGAIN)
                 late.unfinished = True  # waited for as long as it may be
                 raise late
-            self.account.sleep(self._look_again_s)
+            self.context.sleep(self._look_again_s)
 
     @property
     def _look_again_s(self) -> float:
-        return LOOK_AGAIN * self.account.settings.polling_s
+        return LOOK_AGAIN * self.context.settings.polling_s
 
     def _group(self, names: Names) -> dict[str, Any] | None:
-        groups = self.account.arm.resources.resource_groups
+        groups = self.context.arm.resources.resource_groups
         try:
             return dict(
-                self.account.arm.call("look at the resource group", groups.get, names.group)
+                self.context.arm.call("look at the resource group", groups.get, names.group)
             )
         except Gone:
             return None
 
     @staticmethod
     def _generation(names: Names, group: dict[str, Any]) -> Names:
-        text = told_by(group.get("tags")).get(GENERATION, "")
+        text = lower_case_names(group.get("tags")).get(GENERATION, "")
         generation = int(text) if text.isdigit() else names.generation
         return Names(
             subscription_id=names.subscription_id, run_id=names.run_id, generation=generation
@@ -184,20 +194,22 @@ class Teardown:
                 type_ = id_.partition("/providers/")[2].rpartition("/")[0]
                 ours[id_] = KINDS[type_.lower()]
         ours[str(group["id"])] = "resource group"
-        known = {id_.lower() for _, id_ in record.removing}
-        record.removing += [[kind, id_] for id_, kind in ours.items() if id_.lower() not in known]
-        record.note("delete", self.account.clock())
+        ids = {id_.lower() for _, id_ in record.removing}
+        record.removing += [[kind, id_] for id_, kind in ours.items() if id_.lower() not in ids]
+        record.note("delete", self.context.clock())
 
     def inventory(self, names: Names) -> list[dict[str, Any]]:
         """What the group holds, as the (lagging) list says."""
         with contextlib.suppress(Gone):
-            return self.account.arm.pages(
+            return self.context.arm.pages(
                 "list what the group holds",
-                lambda: self.account.arm.resources.resources.list_by_resource_group(names.group),
+                lambda: self.context.arm.resources.resources.list_by_resource_group(names.group),
             )
         return []
 
-    def _once(self, record: RunRecord, names: Names, deadline: float, pace: Pace) -> bool:
+    def _once(
+        self, record: RunRecord, names: Names, deadline: float, progress: ProgressReporter
+    ) -> bool:
         """One attempt; whether everything is gone now."""
         foreign = [one for one in self.inventory(names) if not _ours(one, names)]
         if foreign:
@@ -205,33 +217,38 @@ class Teardown:
             return True
         try:
             with contextlib.suppress(Gone):  # its page expired, or somebody was quicker
-                operation = self.account.pursue(
+                operation = self.context.begin_or_resume(
                     record, "group", lambda token: self._begin_group(names, token)
                 )
-                self._wait_out(record, names, operation, deadline, pace)
+                self._wait_out(record, names, operation, deadline, progress)
         except (Transient, BadRequest, NoCapacity):
-            self.account.finished(record, "group")
+            self.context.clear_tokens(record, "group")
             raise
-        self.account.finished(record, "group")
+        self.context.clear_tokens(record, "group")
         if self._group(names) is not None:
             raise Transient(f"`{names.group}` is not gone yet")
         return True
 
     def _wait_out(
-        self, record: RunRecord, names: Names, operation: Operation, deadline: float, pace: Pace
+        self,
+        record: RunRecord,
+        names: Names,
+        operation: Operation,
+        deadline: float,
+        progress: ProgressReporter,
     ) -> None:
         """Wait for the end of the group's deletion, minute by minute."""
         while True:
-            left_s = max(deadline - self.account.clock(), 0.0)
-            done = self.account.settle(record, "group", operation, wait_s=min(left_s, TELL_EVERY_S))
-            if done or self.account.clock() >= deadline:
+            left_s = max(deadline - self.context.clock(), 0.0)
+            done = self.context.wait(record, "group", operation, wait_s=min(left_s, REPORT_EVERY_S))
+            if done or self.context.clock() >= deadline:
                 return
-            pace.tick(f"removing the resource group `{names.group}`")
+            progress.report(f"removing the resource group `{names.group}`")
 
     def _begin_group(self, names: Names, token: str) -> Operation:
-        groups = self.account.arm.resources.resource_groups
+        groups = self.context.arm.resources.resource_groups
         more = {"continuation_token": token} if token else {}
-        return self.account.arm.begin(
+        return self.context.arm.begin(
             f"remove the resource group `{names.group}`",
             groups.begin_delete,
             names.group,
@@ -254,9 +271,9 @@ class Teardown:
         if group is not None:
             every = group.get("tags") or {}
             tags = {k: v for k, v in every.items() if not k.lower().startswith("qft-")}
-            self.account.arm.call(
+            self.context.arm.call(
                 f"leave the resource group to {kept}",
-                self.account.arm.resources.resource_groups.create_or_update,
+                self.context.arm.resources.resource_groups.create_or_update,
                 names.group,
                 {"location": group["location"], "tags": tags},
             )
@@ -264,11 +281,11 @@ class Teardown:
     def remove_id(self, id_: str, deadline: float) -> None:
         """Remove one part and wait until it is gone, so that nothing holds on to the next."""
         with contextlib.suppress(Gone):
-            begin_removal(self.account.arm, id_)
+            begin_removal(self.context.arm, id_)
         while self.exists(id_):
-            if self.account.clock() >= deadline:
+            if self.context.clock() >= deadline:
                 raise Transient(f"`{id_}` is not gone yet")
-            self.account.sleep(self.account.settings.polling_s)
+            self.context.sleep(self.context.settings.polling_s)
 
     def exists(self, id_: str) -> bool:
         """Whether a part is there."""
@@ -277,15 +294,17 @@ class Teardown:
     def view(self, id_: str) -> dict[str, Any] | None:
         """A part as Azure describes it; None if there is none."""
         try:
-            return look_at(self.account.arm, id_)
+            return look_at(self.context.arm, id_)
         except (Gone, UnregisteredError):
             return None
 
     def remove_empty_group(self, record: RunRecord, names: Names) -> None:
         """Remove a group that holds nothing; whether it goes now or in a minute costs nothing."""
         with contextlib.suppress(ProviderError):
-            self.account.pursue(record, "group", lambda token: self._begin_group(names, token))
-            self.account.finished(record, "group")
+            self.context.begin_or_resume(
+                record, "group", lambda token: self._begin_group(names, token)
+            )
+            self.context.clear_tokens(record, "group")
 
 
 AGAIN = "`qft down --delete` once more waits on, and tells when nothing is left"
@@ -299,10 +318,10 @@ def _left(record: RunRecord, names: Names) -> str:
     return f"{group}, and it may bill until then"
 
 
-def _gave_up(record: RunRecord, names: Names, pace: Pace) -> Transient:
+def _gave_up(record: RunRecord, names: Names, progress: ProgressReporter) -> Transient:
     """What is told when Azure has not removed the group for as long as we wait."""
     error = Transient(
-        f"given up after {pace.took}: `{names.group}` is not gone; {_left(record, names)}",
+        f"given up after {progress.elapsed}: `{names.group}` is not gone; {_left(record, names)}",
         hint=f"{AGAIN}; the portal shows what holds it, such as a lock",
     )
     error.unfinished = True
@@ -323,7 +342,7 @@ def _ours(resource: dict[str, Any], names: Names) -> bool:
     if is_of_run(resource.get("tags"), names.run_id):
         return True
     id_ = str(resource.get("id") or "").lower()
-    known = [one.lower() for one in names.all_ids()]
-    return any(id_ == one or id_.startswith(f"{one}/") for one in known) or (
+    ids = [one.lower() for one in names.all_ids()]
+    return any(id_ == one or id_.startswith(f"{one}/") for one in ids) or (
         str(resource.get("managedBy") or "").lower() == names.vm_id.lower()
     )

@@ -6,14 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.azure.availability import SPOT_QUOTA, usage_of
-from infra.azure.context import Account
+from infra.azure.availability import usage_of
+from infra.azure.context import AzureContext
 from infra.azure.errors import QUOTA_PORTAL, SPOT_OFFERS
-from infra.azure.network import source_prefix
-from infra.azure.permissions import RELEASE_HINT, RENT, allowed, may_release, permissions
-from infra.azure.registration import registered
-from infra.catalog.gpus import GpuSize, folded
+from infra.azure.permissions import (
+    RELEASE_HINT,
+    RENT,
+    allowed,
+    granted_permissions,
+    may_release,
+    registered,
+)
+from infra.catalog.azure import SPOT_QUOTA
+from infra.catalog.vendor import GpuSize, folded
 from infra.provider import ProviderError, SignedOut
+from infra.renting.caller import source_prefix
 
 NAMESPACES = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.DevTestLab")
 _SPOT_OFFERS = ("enterpriseagreement", "payasyougo", "sponsored", "csp", "mca", "microsoftcustomer")
@@ -37,7 +44,7 @@ class Check:
 class Doctor:
     """Looks at the account; changes nothing."""
 
-    account: Account
+    context: AzureContext
 
     def checks(self, regions: Sequence[str], size: GpuSize) -> list[Check]:
         """Every check in the order in which they should be mended.
@@ -50,7 +57,7 @@ class Doctor:
         found.insert(0, Check(name="credentials", ok=True, detail="Azure accepts them"))
         found.append(self._offer_type())
         found += [self._provider(namespace) for namespace in NAMESPACES]
-        found += self._rights()
+        found += self._permissions()
         quota = [self._quota(region, size) for region in regions]
         nowhere = all(one.required and not one.ok for one in quota)  # one region's would be enough
         found += [replace(one, required=nowhere) for one in quota]
@@ -58,52 +65,52 @@ class Doctor:
         return found
 
     def _subscription(self) -> Check:
-        def look() -> Check:
+        def check() -> Check:
             name = str(self._facts().get("displayName") or "")
             state = str(self._facts().get("state") or "")
             return Check(
                 name="subscription",
                 ok=state in {"Enabled", "Warned"},
-                detail=f"`{name}` ({self.account.settings.subscription_id}) is {state.lower()}",
+                detail=f"`{name}` ({self.context.settings.subscription_id}) is {state.lower()}",
                 fix=""
                 if state == "Enabled"
                 else "https://portal.azure.com/#view/Microsoft_Azure_GTM",
             )
 
-        return _guarded("subscription", look)
+        return _checked("subscription", check)
 
     def _facts(self) -> dict[str, Any]:
-        names = self.account.names("-", 1)
-        return self.account.arm.send(
+        names = self.context.names("-", 1)
+        return self.context.arm.send(
             "look at the subscription",
             "GET",
             f"/subscriptions/{names.subscription_id}",
         )
 
     def _offer_type(self) -> Check:
-        def look() -> Check:
+        def check() -> Check:
             policies = self._facts().get("subscriptionPolicies") or {}
             quota_id = str(policies.get("quotaId") or "")
             folded_id = quota_id.lower().replace("_", "")
             bad = any(word in folded_id for word in _NO_SPOT_OFFERS)
-            known = bad or any(word in folded_id for word in _SPOT_OFFERS)
-            told = "cannot rent spot" if bad else "can rent spot"
+            recognized = bad or any(word in folded_id for word in _SPOT_OFFERS)
+            verdict = "cannot rent spot" if bad else "can rent spot"
             return Check(
                 name="offer type",
                 ok=not bad,
-                detail=f"`{quota_id}` {told}"
-                if known
+                detail=f"`{quota_id}` {verdict}"
+                if recognized
                 else f"`{quota_id}`: Azure will say on `qft up`",
                 fix=f"upgrade to pay-as-you-go: {SPOT_OFFERS}" if bad else "",
             )
 
-        return _guarded("offer type", look)
+        return _checked("offer type", check)
 
     def _provider(self, namespace: str) -> Check:
         needed = namespace != "Microsoft.DevTestLab"
 
-        def look() -> Check:
-            ok = registered(self.account, namespace)
+        def check() -> Check:
+            ok = registered(self.context, namespace)
             return Check(
                 name=namespace,
                 ok=ok,
@@ -112,11 +119,11 @@ class Doctor:
                 required=False,
             )
 
-        return _guarded(namespace, look, required=needed)
+        return _checked(namespace, check, required=needed)
 
-    def _rights(self) -> list[Check]:
+    def _permissions(self) -> list[Check]:
         def rent() -> Check:
-            granted = permissions(self.account)
+            granted = granted_permissions(self.context)
             missing = [action for action in RENT if not allowed(granted, action)]
             return Check(
                 name="rights",
@@ -126,7 +133,7 @@ class Doctor:
             )
 
         def assign() -> Check:
-            ok = may_release(self.account, permissions(self.account))
+            ok = may_release(self.context, granted_permissions(self.context))
             return Check(
                 name="self-release",
                 ok=ok,
@@ -137,15 +144,15 @@ class Doctor:
                 required=False,
             )
 
-        return [_guarded("rights", rent), _guarded("self-release", assign, required=False)]
+        return [_checked("rights", rent), _checked("self-release", assign, required=False)]
 
     def _quota(self, region: str, size: GpuSize) -> Check:
         name = f"spot quota in {region}"
 
-        def look() -> Check:
-            rows = self.account.arm.pages(
+        def check() -> Check:
+            rows = self.context.arm.pages(
                 f"read the quota of {region}",
-                lambda: self.account.arm.compute.usage.list(region),
+                lambda: self.context.arm.compute.usage.list(region),
             )
             found = usage_of(rows).get(folded(SPOT_QUOTA))
             if found is None:
@@ -159,23 +166,23 @@ class Doctor:
                 fix="" if ok else f"ask for more: {QUOTA_PORTAL}",
             )
 
-        return _guarded(name, look, required=False)
+        return _checked(name, check, required=False)
 
     def _caller(self) -> Check:
-        def look() -> Check:
+        def check() -> Check:
             return Check(
                 name="your address",
                 ok=True,
-                detail=f"the firewall will admit {source_prefix(self.account.caller())} only",
+                detail=f"the firewall will admit {source_prefix(self.context.caller())} only",
             )
 
-        return _guarded("your address", look)
+        return _checked("your address", check)
 
 
-def _guarded(name: str, look: Callable[[], Check], *, required: bool = True) -> Check:
+def _checked(name: str, check: Callable[[], Check], *, required: bool = True) -> Check:
     """A check that could not be made is a finding, not a crash."""
     try:
-        return look()
+        return check()
     except ProviderError as error:
         name = "credentials" if isinstance(error, SignedOut) else name
         return Check(name=name, ok=False, detail=str(error), fix=error.hint, required=required)

@@ -10,55 +10,55 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra.azure import vm
-from infra.azure.context import Account
+from infra.azure.context import AzureContext
 from infra.azure.naming import Names
-from infra.azure.operations import Orders
-from infra.azure.run_record import RunRecord
+from infra.azure.operations import OperationTracker
+from infra.azure.vm import power_of
 from infra.provider import Gone, PowerState, ProviderError, SignedOut, Vm
+from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
 
 COMPUTE_WAIT_S = 300.0
 """How long the release of a machine is waited for before the removal of its group is begun."""
-TELL_EVERY_S = 60.0
-Tell = Callable[[str], None]
+REPORT_EVERY_S = 60.0
+OnMessage = Callable[[str], None]
 
 
-def quiet(words: str) -> None:
+def ignore_message(words: str) -> None:
     """Tell nobody."""
     del words
 
 
 @dataclass(kw_only=True)
-class Pace:
+class ProgressReporter:
     """Tells about once a minute how long something has taken."""
 
-    tell: Tell
+    on_message: OnMessage
     clock: Callable[[], float]
     began_s: float
-    told_s: float = 0.0
+    reported_at_s: float = 0.0
 
     @property
-    def took(self) -> str:
+    def elapsed(self) -> str:
         """How long it has taken, such as `3 min`."""
         return f"{(self.clock() - self.began_s) / 60:.0f} min"
 
-    def tick(self, doing: str) -> None:
+    def report(self, doing: str) -> None:
         """Tell what goes on, unless that was told within the last minute."""
-        if self.clock() - max(self.told_s, self.began_s) >= TELL_EVERY_S:
-            self.told_s = self.clock()
-            self.tell(f"{doing}: {self.took}")
+        if self.clock() - max(self.reported_at_s, self.began_s) >= REPORT_EVERY_S:
+            self.reported_at_s = self.clock()
+            self.on_message(f"{doing}: {self.elapsed}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeEnd:
+class ComputeRelease:
     """Releases compute; refusals are no reason not to go on with the removal."""
 
-    account: Account
+    context: AzureContext
 
-    def reach(self, names: Names, record: RunRecord, tell: Tell) -> bool:
+    def release(self, names: Names, record: RunRecord, on_message: OnMessage) -> bool:
         """End what the machine bills for compute; whether Azure says that it has ended.
 
         Waits `COMPUTE_WAIT_S` at most for each of two ways. Raises only `SignedOut`.
@@ -68,12 +68,12 @@ class ComputeEnd:
             return True
         if power is PowerState.FAILED:
             return False  # nothing runs in it, and it holds on to what the group's removal ends
-        tell(f"releasing the compute of `{names.vm}`")
-        machines: Any = self.account.arm.compute.virtual_machines
+        on_message(f"releasing the compute of `{names.vm}`")
+        machines: Any = self.context.arm.compute.virtual_machines
         if power is not PowerState.CREATING:
             where = (names.group, names.vm)
             if self._carry_out(names, record, "release", machines.begin_deallocate, *where):
-                tell(f"the compute of `{names.vm}` is released")
+                on_message(f"the compute of `{names.vm}` is released")
                 return True
         done = self._carry_out(
             names,
@@ -84,49 +84,49 @@ class ComputeEnd:
             names.vm,
             force_deletion=True,
         )
-        told = "is removed" if done else "is not released yet: the group's removal ends it, too"
-        tell(f"`{names.vm}` {told}")
+        message = "is removed" if done else "is not released yet: the group's removal ends it, too"
+        on_message(f"`{names.vm}` {message}")
         return done
 
     def _carry_out(
         self, names: Names, record: RunRecord, key: str, order: Any, *args: Any, **kwargs: Any
     ) -> bool:
         """Give one order, or take up where a killed process left it; whether compute ended."""
-        began_s = self.account.clock()
+        began_s = self.context.clock()
 
         def begin(token: str) -> Operation:
             more = {"continuation_token": token} if token else {}
-            return self.account.arm.begin(f"release `{names.vm}`", order, *args, **kwargs, **more)
+            return self.context.arm.begin(f"release `{names.vm}`", order, *args, **kwargs, **more)
 
         try:
-            operation = self.account.pursue(record, key, begin)
-            done = self.account.settle(record, key, operation, wait_s=COMPUTE_WAIT_S)
+            operation = self.context.begin_or_resume(record, key, begin)
+            done = self.context.wait(record, key, operation, wait_s=COMPUTE_WAIT_S)
         except SignedOut:
             raise
         except ProviderError:  # refused, busy, or its page has expired: the machine itself tells
-            self.account.finished(record, key)
+            self.context.clear_tokens(record, key)
             return self._await(names, deadline_s=began_s + COMPUTE_WAIT_S)
         if done:
-            ended = Orders(account=self.account).here_s(
-                operation.times.get("endTime"), after_s=record.asked_at
+            ended = OperationTracker(context=self.context).here_s(
+                operation.times.get("endTime"), after_s=record.requested_at
             )
-            record.compute_ended_at = ended or self.account.clock()
-            self.account.finished(record, key)
+            record.compute_ended_at = ended or self.context.clock()
+            self.context.clear_tokens(record, key)
         return done and self._power(names) in {PowerState.GONE, PowerState.DEALLOCATED}
 
     def _await(self, names: Names, *, deadline_s: float) -> bool:
         """Wait while it is on its way down; whether it got there."""
         while (power := self._power(names)) is PowerState.STOPPING:
-            if self.account.clock() >= deadline_s:
+            if self.context.clock() >= deadline_s:
                 return False
-            self.account.sleep(self.account.settings.polling_s)
+            self.context.sleep(self.context.settings.polling_s)
         return power in {PowerState.GONE, PowerState.DEALLOCATED}
 
     def _power(self, names: Names) -> PowerState:
         """The machine's power now; `FAILED`, which promises nothing, if it cannot be asked."""
-        machines = self.account.arm.compute.virtual_machines
+        machines = self.context.arm.compute.virtual_machines
         try:
-            answer = self.account.arm.call(
+            answer = self.context.arm.call(
                 "look at the machine", machines.get, names.group, names.vm, expand="instanceView"
             )
         except Gone:
@@ -135,10 +135,10 @@ class ComputeEnd:
             raise
         except ProviderError:
             return PowerState.FAILED
-        return vm.power_of(dict(answer))[0]
+        return power_of(dict(answer))[0]
 
 
-def vm_of(answer: dict[str, Any], names: Names) -> Vm:
+def vm_from_answer(answer: dict[str, Any], names: Names) -> Vm:
     """A machine of ours as its own description tells it, where no tag does."""
     properties = answer.get("properties") or {}
     return Vm(

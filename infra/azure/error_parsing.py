@@ -18,7 +18,7 @@ from azure.core.exceptions import (
 )
 from azure.core.polling.base_polling import OperationFailed
 
-from infra.azure.errors import Fault
+from infra.azure.errors import AzureErrorInfo
 
 ADVICE_S_MAX = 300.0
 """The longest advice that is followed: whoever waits would rather ask once more than in a year."""
@@ -26,22 +26,22 @@ DEPTH_MAX = 5
 """How deep errors are looked for within errors."""
 
 
-def fault_of(error: AzureError) -> Fault:
+def error_info(error: AzureError) -> AzureErrorInfo:
     """Code, message, status, advice and what is nested; never raises."""
     if isinstance(error, ClientAuthenticationError) and error.response is None:
-        return Fault(message=str(error.message), auth=True)
+        return AzureErrorInfo(message=str(error.message), auth=True)
     if not isinstance(error, HttpResponseError) or error.response is None:
-        return Fault(message=_short(error))
+        return AzureErrorInfo(message=_short(error))
     body = _body_of(error)
     inner = body.get("error") or body.get("Error") or body.get("odata.error")
     problem = inner if isinstance(inner, dict) else body
-    said = problem.get("message") or problem.get("Message") or problem.get("error_description")
-    told = _with_names(str(said or _short(error)), problem)
+    text = problem.get("message") or problem.get("Message") or problem.get("error_description")
+    message = _with_names(str(text or _short(error)), problem)
     status = int(error.status_code or 0)
     failed_later = isinstance(error.inner_exception, OperationFailed)
-    return Fault(
+    return AzureErrorInfo(
         code=_code_of(problem),
-        message=told,
+        message=message,
         status=0 if is_unreadable(error) else 200 if failed_later else status,
         retry_after_s=advice_s(error),
         nested=tuple(_within(problem, DEPTH_MAX)),
@@ -92,8 +92,8 @@ def _within(problem: dict[str, Any], depth: int) -> Iterator[tuple[str, str]]:
     inside += [problem.get("innererror"), problem.get("innerError")]
     for one in inside:
         if isinstance(one, dict):
-            said = one.get("message") or one.get("Message") or one.get("errordetail") or ""
-            yield _code_of(one), _with_names(str(said), one)
+            text = one.get("message") or one.get("Message") or one.get("errordetail") or ""
+            yield _code_of(one), _with_names(str(text), one)
             yield from _within(one, depth - 1)
 
 

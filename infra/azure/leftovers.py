@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from infra.azure.context import Account
-from infra.azure.end_compute import ComputeEnd, Tell
-from infra.azure.naming import DISK, GENERATION, KINDS, Names, is_of_run, told_by
-from infra.azure.run_record import RunRecord
+from infra.azure.context import AzureContext
+from infra.azure.end_compute import ComputeRelease, OnMessage
+from infra.azure.naming import DISK, GENERATION, KINDS, Names, is_of_run, lower_case_names
 from infra.provider import NotAllowed
+from infra.renting.run_record import RunRecord
 
 
 class Parts(Protocol):
@@ -39,41 +39,51 @@ class Parts(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strays:
+class Leftovers:
     """Removes what carries our tag from a group that does not."""
 
-    account: Account
+    context: AzureContext
     parts: Parts
 
     def remove(
-        self, record: RunRecord, names: Names, group: dict[str, Any], *, deadline: float, tell: Tell
+        self,
+        record: RunRecord,
+        names: Names,
+        group: dict[str, Any],
+        *,
+        deadline: float,
+        on_message: OnMessage,
     ) -> None:
         """Remove every tagged piece; raise `NotAllowed` if something of ours must stay."""
-        told = f"the resource group `{group.get('name')}` does not carry our tag"
+        message = f"the resource group `{group.get('name')}` does not carry our tag"
         listed = self.parts.inventory(names)
         every = self._machines(names, record, listed)
-        known = record.ids.get("group", "").lower() == str(group.get("id") or "").lower()
+        recorded = record.ids.get("group", "").lower() == str(group.get("id") or "").lower()
         tagged = [id_ for one in every for id_ in self._tagged(one, record)]
         ours = [id_ for one in every for id_ in self._removable(one, tagged)]
-        if not tagged and not known:
-            raise NotAllowed(f"{told}: not touched", hint="remove it in the portal if it is yours")
-        tell(f"{told}: only what does is removed from it")
+        if not tagged and not recorded:
+            raise NotAllowed(
+                f"{message}: not touched", hint="remove it in the portal if it is yours"
+            )
+        on_message(f"{message}: only what does is removed from it")
         for one in every:  # releasing loses nothing, and what it bills is ours
-            ComputeEnd(account=self.account).reach(one, record, tell)
+            ComputeRelease(context=self.context).release(one, record, on_message)
         record.removing += [
             [_kind(id_), id_] for id_ in ours if [_kind(id_), id_] not in record.removing
         ]
-        record.note("delete", self.account.clock())
+        record.note("delete", self.context.clock())
         for id_ in ours:
             if self.parts.view(id_) is not None:
                 self.parts.remove_id(id_, deadline)
         ids = [id_ for one in every for id_ in one.all_ids()]
-        left = [id_ for id_ in ids if (known or id_ in tagged) and self.parts.view(id_) is not None]
+        left = [
+            id_ for id_ in ids if (recorded or id_ in tagged) and self.parts.view(id_) is not None
+        ]
         if left:
-            raise _stays(told, left)
+            raise _untagged_remain(message, left)
         names = every[0]
         others = [one for one in self.parts.inventory(names) if not _is_gone(self.parts, one, ids)]
-        if known and not others:
+        if recorded and not others:
             self.parts.remove_empty_group(record, names)
 
     def _machines(
@@ -82,7 +92,7 @@ class Strays:
         """The names of every machine of the run that tags or this computer's memory speak of."""
         generations = {max(record.generation, 1)}
         for one in listed:
-            text = told_by(one.get("tags")).get(GENERATION, "")
+            text = lower_case_names(one.get("tags")).get(GENERATION, "")
             if is_of_run(one.get("tags"), names.run_id) and text.isdigit():
                 generations.add(int(text))
         return [
@@ -119,12 +129,12 @@ class Strays:
         return [] if stays else mine
 
 
-def _stays(told: str, left: Sequence[str]) -> NotAllowed:
+def _untagged_remain(message: str, left: Sequence[str]) -> NotAllowed:
     """What is told of pieces of the run that nothing but a memory calls ours."""
     names = ", ".join(f"`{id_.rpartition('/')[2]}`" for id_ in left)
     error = NotAllowed(
-        f"{told}, nor does everything of the run in it; {names} stay: the compute is released, a "
-        "disk or an address among them goes on billing",
+        f"{message}, nor does everything of the run in it; {names} stay: the compute is released, "
+        "a disk or an address among them goes on billing",
         hint="put the tag `qft-run` back on the group and repeat this, or remove them in the "
         "portal",
     )

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.azure.context import Account
-from infra.azure.end_compute import vm_of
-from infra.azure.naming import RUN, Names, is_of_run, told_by, vm_from_tags
-from infra.azure.observe import Looking
-from infra.azure.run_record import remembered
+from infra.azure.context import AzureContext, recorded_runs
+from infra.azure.end_compute import vm_from_answer
+from infra.azure.naming import RUN, Names, is_of_run, lower_case_names, vm_from_tags
+from infra.azure.observe import VmObserver
 from infra.provider import Gone, NotAllowed, PowerState, Rejected, Vm
 
 
@@ -19,8 +18,8 @@ from infra.provider import Gone, NotAllowed, PowerState, Rejected, Vm
 class Listing:
     """Lists; changes nothing."""
 
-    account: Account
-    looking: Looking
+    context: AzureContext
+    observer: VmObserver
 
     def list_all(self) -> list[Vm]:
         """Every machine whose group carries our tag, newest first, whoever made it.
@@ -28,23 +27,23 @@ class Listing:
         Also one whose group lost it: found by the tags of its parts, or by what this computer wrote
         down. Lists lag: a group that is remembered and not listed is asked for by name.
         """
-        subscription = self.account.names("-", 1).subscription_id  # one must be chosen
-        client = self.account.arm.resources.resource_groups
-        groups = self.account.arm.pages(
+        subscription = self.context.names("-", 1).subscription_id  # one must be chosen
+        client = self.context.arm.resources.resource_groups
+        groups = self.context.arm.pages(
             "list the resource groups", client.list, filter=f"tagName eq '{RUN}'"
         )
-        listed = {told_by(one.get("tags")).get(RUN, "").lower() for one in groups}
+        listed = {lower_case_names(one.get("tags")).get(RUN, "").lower() for one in groups}
         lost = []
-        for run_id in sorted(remembered(self.account.state_dir, subscription) - listed):
-            name = self.account.names(run_id, 1).group
+        for run_id in sorted(recorded_runs(self.context.state_dir, subscription) - listed):
+            name = self.context.names(run_id, 1).group
             with contextlib.suppress(Gone):
-                group = self.account.arm.call("look at the group", client.get, name)
+                group = self.context.arm.call("look at the group", client.get, name)
                 tagged = is_of_run(group.get("tags"), run_id)
                 groups += [group] * tagged
                 lost += [run_id] * (not tagged)
-        told = [self._of_tags(one.get("tags")) for one in groups]
-        told += [self._remembered(run_id) for run_id in lost]
-        found = [one for one in told if one is not None]
+        machines = [self._of_tags(one.get("tags")) for one in groups]
+        machines += [self._from_record(run_id) for run_id in lost]
+        found = [one for one in machines if one is not None]
         found += self._tagged({one.run_id for one in found})
         return sorted(found, key=lambda vm: vm.created_at, reverse=True)
 
@@ -52,42 +51,42 @@ class Listing:
         """The machine that tags speak of as it is now; None if nothing of it is left."""
         vm = vm_from_tags(
             tags or {},
-            subscription_id=self.account.settings.subscription_id,
+            subscription_id=self.context.settings.subscription_id,
             power=PowerState.REMNANTS,
         )
         return None if vm is None else self._seen(vm)
 
     def _seen(self, vm: Vm) -> Vm | None:
-        seen = self.looking.observe(vm)
+        seen = self.observer.observe(vm)
         if seen.power is PowerState.GONE:
             return None
         return replace(
             vm, power=seen.power, host=seen.host, port=seen.port, metadata_url=seen.metadata_url
         )
 
-    def _remembered(self, run_id: str) -> Vm | None:
+    def _from_record(self, run_id: str) -> Vm | None:
         """A machine that this computer wrote down, in a group that says nothing of it."""
-        names = self.account.names(run_id, max(self.account.record(run_id).generation, 1))
+        names = self.context.names(run_id, max(self.context.record(run_id).generation, 1))
         answer: dict[str, Any] = {}
         with contextlib.suppress(Gone):
-            answer = self.looking.get(names)
+            answer = self.observer.get(names)
         if is_of_run(answer.get("tags"), run_id):
             return self._of_tags(answer["tags"])
-        return self._seen(vm_of(answer, names))
+        return self._seen(vm_from_answer(answer, names))
 
-    def _tagged(self, known: set[str]) -> Iterator[Vm]:
+    def _tagged(self, listed: set[str]) -> Iterator[Vm]:
         """Machines of which only parts carry our tag."""
         parts: list[dict[str, Any]] = []
         with contextlib.suppress(Gone, NotAllowed, Rejected):  # groups are told all the same
-            parts = self.account.arm.pages(
+            parts = self.context.arm.pages(
                 "list what carries our tag",
-                self.account.arm.resources.resources.list,
+                self.context.arm.resources.resources.list,
                 filter=f"tagName eq '{RUN}'",
             )
-        by_run = {told_by(one.get("tags")).get(RUN, "").lower(): one for one in parts}
+        by_run = {lower_case_names(one.get("tags")).get(RUN, "").lower(): one for one in parts}
         for run_id, one in sorted(by_run.items()):
             group = Names(subscription_id="-", run_id=run_id, generation=1).group
             inside = f"/resourcegroups/{group}/".lower() in str(one.get("id") or "").lower()
-            vm = self._of_tags(one.get("tags")) if run_id not in known and inside else None
+            vm = self._of_tags(one.get("tags")) if run_id not in listed and inside else None
             if vm is not None:
                 yield vm

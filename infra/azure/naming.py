@@ -44,22 +44,22 @@ class Names:
         return f"qft-{self.run_id}-{self.generation}"
 
     @property
-    def card(self) -> str:
+    def nic(self) -> str:
         """The network card."""
         return f"{self.vm}-nic"
 
     @property
-    def address(self) -> str:
+    def public_ip(self) -> str:
         """The public address."""
         return f"{self.vm}-ip"
 
     @property
-    def firewall(self) -> str:
+    def nsg(self) -> str:
         """The network security group."""
         return f"{self.vm}-nsg"
 
     @property
-    def network(self) -> str:
+    def vnet(self) -> str:
         """The virtual network."""
         return f"{self.vm}-vnet"
 
@@ -88,28 +88,28 @@ class Names:
             self.id_of(SCHEDULE, self.schedule),
             self.vm_id,
             self.id_of(DISK, self.disk),
-            self.id_of(CARD, self.card),
-            self.id_of(ADDRESS, self.address),
-            self.id_of(FIREWALL, self.firewall),
-            self.id_of(NETWORK, self.network),
+            self.id_of(NIC, self.nic),
+            self.id_of(PUBLIC_IP, self.public_ip),
+            self.id_of(NSG, self.nsg),
+            self.id_of(VNET, self.vnet),
         ]
 
 
 VM = "Microsoft.Compute/virtualMachines"
 DISK = "Microsoft.Compute/disks"
-CARD = "Microsoft.Network/networkInterfaces"
-ADDRESS = "Microsoft.Network/publicIPAddresses"
-FIREWALL = "Microsoft.Network/networkSecurityGroups"
-NETWORK = "Microsoft.Network/virtualNetworks"
+NIC = "Microsoft.Network/networkInterfaces"
+PUBLIC_IP = "Microsoft.Network/publicIPAddresses"
+NSG = "Microsoft.Network/networkSecurityGroups"
+VNET = "Microsoft.Network/virtualNetworks"
 SCHEDULE = "Microsoft.DevTestLab/schedules"
 
 KINDS = {
     VM.lower(): "virtual machine",
     DISK.lower(): "disk",
-    CARD.lower(): "network card",
-    ADDRESS.lower(): "public IP",
-    FIREWALL.lower(): "firewall",
-    NETWORK.lower(): "network",
+    NIC.lower(): "network card",
+    PUBLIC_IP.lower(): "public IP",
+    NSG.lower(): "firewall",
+    VNET.lower(): "network",
     SCHEDULE.lower(): "auto-shutdown schedule",
 }
 
@@ -166,21 +166,21 @@ def tags_of(spec: VmSpec, *, created_at: str) -> dict[str, str]:
     return tags
 
 
-def told_by(tags: Mapping[str, str] | None) -> dict[str, str]:
+def lower_case_names(tags: Mapping[str, str] | None) -> dict[str, str]:
     """Tags by names in lower case: names have no case at Azure, and policies rewrite them."""
     return {name.lower(): str(value) for name, value in (tags or {}).items()}
 
 
 def is_of_run(tags: Mapping[str, str] | None, run_id: str) -> bool:
     """Whether tags say that what carries them belongs to that run."""
-    return told_by(tags).get(RUN, "").lower() == run_id.lower()
+    return lower_case_names(tags).get(RUN, "").lower() == run_id.lower()
 
 
 def vm_from_tags(
     found: Mapping[str, str], *, subscription_id: str, power: PowerState, host: str = ""
 ) -> Vm | None:
     """The machine that these tags speak of; None if they are not ours."""
-    tags = told_by(found)
+    tags = lower_case_names(found)
     run_id = tags.get(RUN, "").lower()
     if not run_id:
         return None

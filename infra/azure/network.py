@@ -2,45 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any
-
-from infra.provider import NotAllowed
 
 RULE = "ssh-from-caller"
 SUBNET = "qft"
-WIDEST = 16
-"""The shortest prefix that the firewall may admit."""
 
 
-def source_prefix(address: str) -> str:
-    """The caller's address as the source that the firewall admits: one host, or a given CIDR.
-
-    Raises `NotAllowed` for anything that would open the machine to the world, could not reach it,
-    or is no address.
-    """
-    try:
-        network = ipaddress.ip_network(address.strip(), strict=False)
-    except ValueError as error:
-        raise NotAllowed(
-            f"`{address.strip()[:60]}` is not an address; the firewall must admit exactly yours",
-            hint="set QFT_CALLER_ADDRESS to your public address",
-        ) from error
-    if network.version != 4:
-        raise NotAllowed(
-            f"`{address}` is an IPv6 address; machines have an IPv4 address only, which no "
-            "connection from there would reach",
-            hint="set QFT_CALLER_ADDRESS to your public IPv4 address",
-        )
-    if network.prefixlen < WIDEST:
-        raise NotAllowed(
-            f"`{network}` would admit too many strangers; the widest allowed is /{WIDEST}",
-            hint="set QFT_CALLER_ADDRESS to your public address",
-        )
-    return str(network)
-
-
-def firewall(*, region: str, tags: dict[str, str], source: str) -> dict[str, Any]:
+def nsg(*, region: str, tags: dict[str, str], source: str) -> dict[str, Any]:
     """The network security group: SSH from `source`, nothing else from outside."""
     return {"location": region, "tags": tags, "properties": {"securityRules": [rule(source)]}}
 
@@ -63,7 +31,7 @@ def rule(source: str) -> dict[str, Any]:
     }
 
 
-def network(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
+def vnet(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
     """A virtual network with one subnet; the firewall stands at the network card.
 
     Subnets made with this API version have no way out of their own: the public address is not a
@@ -79,7 +47,7 @@ def network(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def address(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
+def public_ip(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
     """A static Standard address, so that it survives deallocation (and bills while it exists)."""
     return {
         "location": region,
@@ -89,15 +57,15 @@ def address(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def card(
-    *, region: str, tags: dict[str, str], subnet_id: str, address_id: str, firewall_id: str
+def nic(
+    *, region: str, tags: dict[str, str], subnet_id: str, public_ip_id: str, nsg_id: str
 ) -> dict[str, Any]:
     """The network card; its address is deleted with the machine that carries it."""
     return {
         "location": region,
         "tags": tags,
         "properties": {
-            "networkSecurityGroup": {"id": firewall_id},
+            "networkSecurityGroup": {"id": nsg_id},
             "ipConfigurations": [
                 {
                     "name": "main",
@@ -105,7 +73,7 @@ def card(
                         "primary": True,
                         "subnet": {"id": subnet_id},
                         "publicIPAddress": {
-                            "id": address_id,
+                            "id": public_ip_id,
                             "properties": {"deleteOption": "Delete"},
                         },
                     },

@@ -9,11 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
-from infra.azure import vm as machine
-from infra.azure.context import Account
-from infra.azure.naming import GENERATION, Names, is_of_run, names_of, told_by
-from infra.azure.operations import Orders
-from infra.azure.run_record import RunRecord
+from infra.azure.context import AzureContext
+from infra.azure.naming import GENERATION, Names, is_of_run, lower_case_names, names_of
+from infra.azure.operations import OperationTracker
+from infra.azure.vm import NO_CAP, current_cap, failure_of, power_of
 from infra.provider import (
     PASSING,
     Gone,
@@ -24,14 +23,15 @@ from infra.provider import (
     Transient,
     Vm,
 )
-from infra.timestamps import parse_utc_s, utc
+from infra.renting.run_record import RunRecord
+from infra.timestamps import format_utc, parse_utc_s
 
 LOG_DAYS = 14
 SKEW_S = 120.0
 """How far this computer's clock and Azure's may differ."""
 RELEASE_S = 600.0
 """How long a deallocation may take until the log says that it succeeded."""
-_ASKED = {
+_OUR_REQUESTS = {
     "deallocate": (StopReason.USER, "deallocated because qft asked for it"),
     "delete": (StopReason.USER, "deleted because qft asked for it"),
     "evict": (StopReason.EVICTED, "evicted: the rehearsal that qft asked for"),
@@ -39,10 +39,10 @@ _ASKED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looking:
+class VmObserver:
     """Reads; changes nothing."""
 
-    account: Account
+    context: AzureContext
     price_now: Callable[[str, str], float | None]
     """Size and region in, the spot price of now out; None if nobody tells."""
     price_lately: Callable[[str, str], float | None]
@@ -50,16 +50,16 @@ class Looking:
 
     def observe(self, vm: Vm) -> Observation:
         """One look at a machine: one request while it runs, one more to learn why it stopped."""
-        names = names_of(vm, self.account.settings.subscription_id)
-        record = self.account.record(vm.run_id)
+        names = names_of(vm, self.context.settings.subscription_id)
+        record = self.context.record(vm.run_id)
         try:
             answer = self.get(names)
         except Gone:
             return self._gone(names, record)
-        power, words = machine.power_of(answer)
-        code, message = machine.failure_of(answer)
-        pending = self.orders.follow(names, record)
-        if pending and record.asked == "start" and power is PowerState.DEALLOCATED:
+        power, words = power_of(answer)
+        code, message = failure_of(answer)
+        pending = self.operations.follow(names, record)
+        if pending and record.requested == "start" and power is PowerState.DEALLOCATED:
             power, words = PowerState.STARTING, "accepted, and not yet started"
         if power is PowerState.FAILED:
             return Observation(
@@ -67,10 +67,10 @@ class Looking:
                 host=self.address(record, names),
                 stop_reason=StopReason.FAILED,
                 detail=f"{code}: {message}" if code else words,
-                refusal=self.orders.refusal(names, record, answer),
+                refusal=self.operations.refusal(names, record, answer),
             )
         host = self.address(record, names)
-        port, url = self.account.settings.ssh_port, self.account.settings.metadata_url
+        port, url = self.context.settings.ssh_port, self.context.settings.metadata_url
         if power not in {PowerState.DEALLOCATED, PowerState.STOPPED}:
             return Observation(
                 power=power,
@@ -79,55 +79,64 @@ class Looking:
                 metadata_url=url,
                 detail=words,
                 price_usd_per_h=self._price_of(answer),
-                bills_since=self.orders.bills_since(names, record, answer),
+                bills_since=self.operations.bills_since(names, record, answer),
             )
         off = power is PowerState.STOPPED
-        why = self._why_off(names, record, answer) if off else self._why(names, record, answer)
+        cause = (
+            self._power_off_cause(names, record, answer)
+            if off
+            else self._stop_cause(names, record, answer)
+        )
         return Observation(
             power=power,
             host=host,
             port=port,
             metadata_url=url,
-            stop_reason=why.reason,
-            certain=why.certain,
-            since=why.since,
-            detail=why.told or words,
-            ran=why.ran or self.orders.has_run(record),
-            refusal=why.refusal,
+            stop_reason=cause.reason,
+            certain=cause.certain,
+            since=cause.since,
+            detail=cause.detail or words,
+            ran=cause.ran or self.operations.has_run(record),
+            refusal=cause.refusal,
         )
 
-    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:
+    def stop_reason_from_log(
+        self, vm: Vm, *, after_s: float, before_s: float
+    ) -> Observation | None:
         """What the activity log tells by now of a stop between those times; None if nothing."""
-        names = names_of(vm, self.account.settings.subscription_id)
+        names = names_of(vm, self.context.settings.subscription_id)
         try:
             answer = self.get(names)
         except Gone:
             answer = {}
         except Transient:
             return None
-        why = self._recorded(
+        cause = self._logged_cause(
             names,
             answer,
             after_s=after_s,
             before_s=before_s + SKEW_S,
-            released_s=self.account.record(vm.run_id).released_at,
+            released_s=self.context.record(vm.run_id).released_at,
         )
-        if isinstance(why, str):
+        if isinstance(cause, str):
             return None
         return Observation(
-            power=PowerState.DEALLOCATED, stop_reason=why.reason, since=why.since, detail=why.told
+            power=PowerState.DEALLOCATED,
+            stop_reason=cause.reason,
+            since=cause.since,
+            detail=cause.detail,
         )
 
     @property
-    def orders(self) -> Orders:
+    def operations(self) -> OperationTracker:
         """How the last orders ended."""
-        return Orders(account=self.account)
+        return OperationTracker(context=self.context)
 
     def get(self, names: Names) -> dict[str, Any]:
         """The machine with its instance view; raises `Gone` if there is none."""
-        machines = self.account.arm.compute.virtual_machines
+        machines = self.context.arm.compute.virtual_machines
         return dict(
-            self.account.arm.call(
+            self.context.arm.call(
                 "look at the machine", machines.get, names.group, names.vm, expand="instanceView"
             )
         )
@@ -136,10 +145,10 @@ class Looking:
         """The machine's public address, asked for once: it is static. Empty if there is none."""
         if record.address and record.generation == names.generation:
             return record.address
-        addresses = self.account.arm.network.public_ip_addresses
+        addresses = self.context.arm.network.public_ip_addresses
         try:
-            found = self.account.arm.call(
-                "look at the address", addresses.get, names.group, names.address
+            found = self.context.arm.call(
+                "look at the address", addresses.get, names.group, names.public_ip
             )
         except Gone:
             return ""
@@ -151,102 +160,108 @@ class Looking:
 
     def _gone(self, names: Names, record: RunRecord) -> Observation:
         """No such machine: gone, or remnants if its group still stands."""
-        groups = self.account.arm.resources.resource_groups
+        groups = self.context.arm.resources.resource_groups
         try:
-            group = self.account.arm.call("look at the group", groups.get, names.group)
+            group = self.context.arm.call("look at the group", groups.get, names.group)
         except Gone:
-            power, told = PowerState.GONE, "nothing of it is left"
+            power, detail = PowerState.GONE, "nothing of it is left"
         else:
             tags = group.get("tags")
             tagged = is_of_run(tags, names.run_id)
-            ours = tagged and told_by(tags).get(GENERATION) == str(names.generation)
-            ours = ours or (not tagged and self._bills(names, record))
+            ours = tagged and lower_case_names(tags).get(GENERATION) == str(names.generation)
+            ours = ours or (not tagged and self._billing_remains(names, record))
             power = PowerState.REMNANTS if ours else PowerState.GONE
-            told = "the machine is gone; its resource group remains" if ours else "gone"
-        if record.generation == names.generation and record.asked == "delete":
-            return Observation(power=power, stop_reason=StopReason.USER, detail=told)
-        self.orders.follow(names, record)
+            detail = "the machine is gone; its resource group remains" if ours else "gone"
+        if record.generation == names.generation and record.requested == "delete":
+            return Observation(power=power, stop_reason=StopReason.USER, detail=detail)
+        self.operations.follow(names, record)
         seen = Observation(
             power=power,
             stop_reason=StopReason.UNKNOWN,
             certain=False,
-            detail=told,
-            ran=self.orders.has_run(record),
-            refusal=self.orders.refusal(names, record, {}),
+            detail=detail,
+            ran=self.operations.has_run(record),
+            refusal=self.operations.refusal(names, record, {}),
         )
-        why = self._recorded(names, {}, after_s=self._life_s(names, record))
-        if isinstance(why, str):
+        cause = self._logged_cause(names, {}, after_s=self._started_at(names, record))
+        if isinstance(cause, str):
             return seen
-        words = f"{told}: {why.told}"
-        return replace(seen, stop_reason=why.reason, since=why.since, certain=True, detail=words)
+        words = f"{detail}: {cause.detail}"
+        return replace(
+            seen, stop_reason=cause.reason, since=cause.since, certain=True, detail=words
+        )
 
-    def _bills(self, names: Names, record: RunRecord) -> bool:
+    def _billing_remains(self, names: Names, record: RunRecord) -> bool:
         """Whether a disk or an address of ours bills in a group that lost its tag."""
-        known = record.generation == names.generation and bool(record.ids.get("group"))
-        arm = self.account.arm
+        ours = record.generation == names.generation and bool(record.ids.get("group"))
+        arm = self.context.arm
         for ask, name in (
             (arm.compute.disks.get, names.disk),
-            (arm.network.public_ip_addresses.get, names.address),
+            (arm.network.public_ip_addresses.get, names.public_ip),
         ):
             try:
                 found = arm.call("look at what bills", ask, names.group, name)
             except Gone:
                 continue
-            if known or is_of_run(found.get("tags"), names.run_id):
+            if ours or is_of_run(found.get("tags"), names.run_id):
                 return True
         return False
 
     def _price_of(self, answer: dict[str, Any]) -> float | None:
         """What a running machine bills: the market price, and never more than its cap."""
-        price, cap = self.price_lately(*_sold(answer)), machine.held_cap(answer)
-        return price if price is None or cap == machine.NO_CAP else min(price, cap)
+        price, cap = self.price_lately(*_size_and_region(answer)), current_cap(answer)
+        return price if price is None or cap == NO_CAP else min(price, cap)
 
     # ---- why it stopped ----
 
-    def _why(self, names: Names, record: RunRecord, answer: dict[str, Any]) -> Why:
+    def _stop_cause(self, names: Names, record: RunRecord, answer: dict[str, Any]) -> StopCause:
         """Reason, since when, and words. Azure's model of an evicted machine does not say so.
 
         Proof comes from our own record of what we asked, then from the activity log, which may be
         minutes late or closed to this account. A spot machine that went down without anybody in
         sight who asked for it counts as evicted, and the words say that this is inferred.
         """
-        if record.generation == names.generation and record.asked in _ASKED:
-            reason, told = _ASKED[record.asked]
+        if record.generation == names.generation and record.requested in _OUR_REQUESTS:
+            reason, detail = _OUR_REQUESTS[record.requested]
             # A rehearsal takes minutes to strike: until it was seen, the machine bills.
-            evict = record.asked == "evict"
-            since = "" if evict else self.orders.down_since(record, answer)
-            return Why(reason=reason, since=since, told=told, ran=evict or None)
-        refusal = self.orders.refusal(names, record, answer)
+            evict = record.requested == "evict"
+            since = "" if evict else self.operations.down_since(record, answer)
+            return StopCause(reason=reason, since=since, detail=detail, ran=evict or None)
+        refusal = self.operations.refusal(names, record, answer)
         if isinstance(refusal, PASSING):
-            return Why(reason=StopReason.UNKNOWN, told=str(refusal), refusal=refusal)
+            return StopCause(reason=StopReason.UNKNOWN, detail=str(refusal), refusal=refusal)
         note = f" (the last start failed: {refusal})" if refusal else ""
-        life_s = 0.0 if refusal else self._life_s(names, record)
-        why = self._recorded(names, answer, after_s=life_s)
-        if isinstance(why, Why):
-            return replace(why, told=why.told + note, refusal=refusal)
+        started_at = 0.0 if refusal else self._started_at(names, record)
+        cause = self._logged_cause(names, answer, after_s=started_at)
+        if isinstance(cause, StopCause):
+            return replace(cause, detail=cause.detail + note, refusal=refusal)
         if refusal:  # such as one that somebody's later order overtook, of which the log may tell
-            told = str(refusal)
-            return Why(reason=StopReason.UNKNOWN, told=told, certain=False, refusal=refusal)
-        if dear := self._above_cap(answer):
-            return Why(reason=StopReason.PRICE, told=dear + note, certain=False)
-        return _inferred(answer, why, note)
+            detail = str(refusal)
+            return StopCause(
+                reason=StopReason.UNKNOWN, detail=detail, certain=False, refusal=refusal
+            )
+        if dear := self._price_above_cap(answer):
+            return StopCause(reason=StopReason.PRICE, detail=dear + note, certain=False)
+        return _inferred_cause(answer, cause, note)
 
-    def _why_off(self, names: Names, record: RunRecord, answer: dict[str, Any]) -> Why:
+    def _power_off_cause(
+        self, names: Names, record: RunRecord, answer: dict[str, Any]
+    ) -> StopCause:
         """Why it is switched off and billed: a `stop` that the log knows of, or from inside."""
         bills = "still billed until it is deallocated"
-        why = self._recorded(names, answer, after_s=self._life_s(names, record))
-        if isinstance(why, Why):
-            return replace(why, told=f"{why.told}: {bills}", since="")
-        told = f"switched off from inside, it seems: {bills}"
-        return Why(reason=StopReason.UNKNOWN, told=told, certain=False)
+        cause = self._logged_cause(names, answer, after_s=self._started_at(names, record))
+        if isinstance(cause, StopCause):
+            return replace(cause, detail=f"{cause.detail}: {bills}", since="")
+        detail = f"switched off from inside, it seems: {bills}"
+        return StopCause(reason=StopReason.UNKNOWN, detail=detail, certain=False)
 
     @staticmethod
-    def _life_s(names: Names, record: RunRecord) -> float:
+    def _started_at(names: Names, record: RunRecord) -> float:
         """When this life of the machine began, as far as this computer knows; 0 if it does not."""
-        known = record.generation == names.generation and record.asked in {"create", "start"}
-        return record.asked_at if known else 0.0
+        ours = record.generation == names.generation and record.requested in {"create", "start"}
+        return record.requested_at if ours else 0.0
 
-    def _recorded(
+    def _logged_cause(
         self,
         names: Names,
         answer: dict[str, Any],
@@ -254,7 +269,7 @@ class Looking:
         after_s: float,
         before_s: float = math.inf,
         released_s: float = 0.0,
-    ) -> Why | str:
+    ) -> StopCause | str:
         """Why the log says that the machine stopped between those times, or why it says nothing.
 
         What qft itself ordered at `released_s`, after it had seen the stop, explains no stop.
@@ -263,41 +278,43 @@ class Looking:
         dated back to it would be an hour that nobody counts.
         """
         try:
-            events = self._log(names)
+            events = self._activity_log(names)
         except ProviderError as error:  # closed, absent or busy: it is a source, not the machine
             return f"the activity log cannot be read ({error})"
         own = str((answer.get("identity") or {}).get("principalId") or "")
         for event in events:
             at_s = parse_utc_s(str(event.get("eventTimestamp") or "")) or 0.0
-            at_s -= self.account.arm.skew_s if at_s else 0.0
+            at_s -= self.context.arm.skew_s if at_s else 0.0
             if at_s < after_s or (before_s == math.inf and _is_start(event)):
                 break
             ours = released_s and -SKEW_S <= at_s - released_s <= RELEASE_S
             found = _reason_of(event, own) if at_s <= before_s and not ours else None
             if found is not None:
-                reason, told = found
-                return Why(reason=reason, since=utc(at_s) if at_s else "", told=told)
+                reason, detail = found
+                return StopCause(
+                    reason=reason, since=format_utc(at_s) if at_s else "", detail=detail
+                )
         return "the activity log has nothing yet, it lags by minutes"
 
-    def _above_cap(self, answer: dict[str, Any]) -> str:
+    def _price_above_cap(self, answer: dict[str, Any]) -> str:
         """Words for a market price above the machine's cap; empty if it is not known to be."""
         properties = answer.get("properties") or {}
-        cap = float((properties.get("billingProfile") or {}).get("maxPrice") or machine.NO_CAP)
-        size, region = _sold(answer)
-        if cap == machine.NO_CAP or not size:
+        cap = float((properties.get("billingProfile") or {}).get("maxPrice") or NO_CAP)
+        size, region = _size_and_region(answer)
+        if cap == NO_CAP or not size:
             return ""
         price = self.price_now(size, region)
         if price is None or price <= cap:
             return ""
         return f"evicted, it seems: the market price is {price} USD/h, above the cap of {cap}"
 
-    def _log(self, names: Names) -> list[dict[str, Any]]:
+    def _activity_log(self, names: Names) -> list[dict[str, Any]]:
         """What the activity log tells of the machine, newest first."""
-        start = datetime.fromtimestamp(self.account.clock(), tz=UTC) - timedelta(days=LOG_DAYS)
+        start = datetime.fromtimestamp(self.context.clock(), tz=UTC) - timedelta(days=LOG_DAYS)
         wanted = (
             f"eventTimestamp ge '{start:%Y-%m-%dT%H:%M:%SZ}' and resourceUri eq '{names.vm_id}'"
         )
-        events = self.account.arm.listed(
+        events = self.context.arm.listed(
             "read the activity log",
             f"/subscriptions/{names.subscription_id}/providers/Microsoft.Insights"
             f"/eventtypes/management/values?$filter={quote(wanted)}",
@@ -306,11 +323,11 @@ class Looking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Why:
+class StopCause:
     """Why a machine went down."""
 
     reason: StopReason
-    told: str
+    detail: str
     since: str = ""
     certain: bool = True
     ran: bool | None = None
@@ -318,20 +335,20 @@ class Why:
     refusal: ProviderError | None = None
 
 
-def _sold(answer: dict[str, Any]) -> tuple[str, str]:
+def _size_and_region(answer: dict[str, Any]) -> tuple[str, str]:
     """Size and region of a machine."""
     hardware = (answer.get("properties") or {}).get("hardwareProfile") or {}
     return str(hardware.get("vmSize") or ""), str(answer.get("location") or "").lower()
 
 
-def _inferred(answer: dict[str, Any], silence: str, note: str) -> Why:
+def _inferred_cause(answer: dict[str, Any], silence: str, note: str) -> StopCause:
     """Who did it when nobody says: of a spot machine, Azure, as far as anyone can tell."""
     spot = str((answer.get("properties") or {}).get("priority") or "").lower() == "spot"
     if not spot:
-        told = f"deallocated, not by us; {silence}{note}"
-        return Why(reason=StopReason.UNKNOWN, told=told, certain=False)
-    told = "evicted, it seems: a spot machine went down and qft did not ask for it"
-    return Why(reason=StopReason.EVICTED, told=f"{told}; {silence}{note}", certain=False)
+        detail = f"deallocated, not by us; {silence}{note}"
+        return StopCause(reason=StopReason.UNKNOWN, detail=detail, certain=False)
+    detail = "evicted, it seems: a spot machine went down and qft did not ask for it"
+    return StopCause(reason=StopReason.EVICTED, detail=f"{detail}; {silence}{note}", certain=False)
 
 
 def _is_start(event: dict[str, Any]) -> bool:
@@ -359,8 +376,8 @@ def _reason_of(event: dict[str, Any], own: str) -> tuple[StopReason, str] | None
     if operation.endswith("/simulateeviction/action"):
         return StopReason.EVICTED, f"evicted: a rehearsal asked for by {who}"
     if operation.endswith("/deallocate/action") and own and who.lower() == own.lower():
-        told = "it gave itself back: its limit was reached, or nobody needed it"
-        return StopReason.RETURNED, told
+        detail = "it gave itself back: its limit was reached, or nobody needed it"
+        return StopReason.RETURNED, detail
     verbs = {
         "/virtualmachines/delete": "deleted",
         "/deallocate/action": "deallocated",

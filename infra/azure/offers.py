@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
-from infra.azure.availability import SPOT_QUOTA, Findings, Sources
-from infra.azure.context import Account
+from infra.azure.availability import POOR, Availability
+from infra.azure.context import AzureContext
 from infra.azure.errors import QUOTA_PORTAL
-from infra.azure.http import ANSWER_BYTES_MAX, fetch
 from infra.azure.naming import idle_usd_per_h
-from infra.azure.placement import POOR
-from infra.azure.prices import PriceList, Quote
-from infra.azure.refusal_cache import Memory
-from infra.catalog.gpus import REGIONS, GpuSize, folded, reference_spot_of, sizes
-from infra.provider import Offer, ProviderError, Want
-from infra.untrusted import parse
+from infra.azure.prices import retail_quotes
+from infra.catalog.azure import AZURE, SPOT_QUOTA
+from infra.catalog.vendor import GpuSize, folded
+from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError, Want
+from infra.renting.gather import Findings
+from infra.renting.http import fetch_json
+from infra.renting.prices import PRICES_FRESH_S, PriceList, Quote, free_first, price_obstacle
+from infra.renting.refusal_cache import Refusal, RefusalCache
 
 RETAIL_PATH = "/api/retail/prices"
-PRICES_FRESH_S = 900.0
+REFUSALS_TTL_S: Mapping[type[ProviderError], float] = {
+    NoCapacity: 3600.0,  # karpenter backs off as long: what Azure lists as free often is not
+    PriceAboveCap: 300.0,
+    OverQuota: 3600.0,  # unless the usage list can be read: then it decides
+}
 ZONED_PLACES_MAX = 3
 """Of how many places the zones are offered: each costs a refusal of its own to find out."""
 
@@ -29,9 +33,9 @@ ZONED_PLACES_MAX = 3
 class Offers:
     """Sizes times regions, with what could be learnt of each in a few seconds."""
 
-    account: Account
-    sources: Sources
-    memory: Memory
+    context: AzureContext
+    availability: Availability
+    refusal_cache: RefusalCache
 
     def list(self, want: Want) -> list[Offer]:
         """Every machine with one whole card of `want.gpu`; creates nothing, waits seconds at most.
@@ -39,25 +43,25 @@ class Offers:
         Free offers come first. Named regions keep the user's order for each size; otherwise the
         cheapest comes first. Places that Azure scores as poor come behind, single zones last.
         """
-        known = [one for one in sizes(gpu=want.gpu) if one.gpu_count == 1]
-        regions = places_of(want.regions) or [*REGIONS["azure"]]
+        sizes_wanted = [one for one in AZURE.matching(want.gpu) if one.gpu_count == 1]
+        regions = places_of(want.regions) or [*AZURE.regions]
         quotes: list[Quote] = []
         prices = self.prices(fresh_s=PRICES_FRESH_S)
-        names = [one.size for one in known]
-        found = self.sources.gather(
+        names = [one.size for one in sizes_wanted]
+        found = self.availability.gather(
             names, regions, also=lambda: quotes.extend(prices.quotes(names, regions))
         )
         table = {(one.size.lower(), one.region): one for one in list_of(quotes)}
         if not table:
-            offline = replace(prices, fetch=_refuse, fresh_s=float("inf"))
+            offline = replace(prices, ask=_refuse, fresh_s=float("inf"))
             table = {(one.size.lower(), one.region): one for one in offline.quotes(names, regions)}
         offers = [
             self._offer(size, region, table[size.size.lower(), region], want, found)
-            for size in known
+            for size in sizes_wanted
             for region in regions
         ]
         rank = {region: index for index, region in enumerate(regions)}
-        order = {one.size: index for index, one in enumerate(known)}
+        order = {one.size: index for index, one in enumerate(sizes_wanted)}
         if want.regions:
             offers.sort(key=lambda o: (order[o.size], _is_poor(o), rank[o.region]))
         else:
@@ -65,7 +69,7 @@ class Offers:
                 key=lambda o: (_is_poor(o), o.spot_usd_per_h, o.eviction_band, rank[o.region])
             )
         zonal = self._zonal(offers, found, want.max_price_usd_per_h)
-        return sorted([*offers, *zonal], key=lambda o: bool(o.blocked_by))
+        return free_first([*offers, *zonal])
 
     def _zonal(
         self, offers: Sequence[Offer], found: Findings, cap: float | None
@@ -74,7 +78,7 @@ class Offers:
 
         A machine without a zone and one in a zone are granted from different stocks.
         """
-        affordable = [o for o in offers if not _price_obstacle(o.spot_usd_per_h, cap)]
+        affordable = [o for o in offers if not price_obstacle(o.spot_usd_per_h, cap)]
         places = [o for o in affordable if not o.blocked_by or o.clears]
         return tuple(
             self._in_zone(offer, zone, found)
@@ -84,27 +88,33 @@ class Offers:
 
     def _in_zone(self, offer: Offer, zone: str, found: Findings) -> Offer:
         """The same offer in one zone; a region's refusal for capacity says nothing about it."""
-        past = self.memory.against(
-            offer.size, offer.region, zone=zone, quota_known=offer.region in found.quota
+        past = self.refusal_cache.against(
+            offer.size, offer.region, zone=zone, quota_is_listed=offer.region in found.quota
         )
         return replace(
             offer,
             zone=zone,
-            blocked_by=past.told if past else "",
+            blocked_by=past.detail if past else "",
             clears=past is not None and past.clears,
         )
 
     def prices(self, *, fresh_s: float) -> PriceList:
         """The vendor's price list, from disk if it is younger than `fresh_s`."""
-        endpoint = self.account.settings.prices_endpoint
-        self.account.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        endpoint = self.context.settings.prices_endpoint
+        self.context.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        url = endpoint if RETAIL_PATH in endpoint else f"{endpoint}{RETAIL_PATH}"
+
+        def ask(size: str, regions: Sequence[str]) -> Mapping[str, Quote]:
+            now = datetime.fromtimestamp(self.context.clock(), UTC)
+            return retail_quotes(size, regions, endpoint=url, fetch=fetch_json, now=now)
+
         return PriceList(
-            fetch=fetch_json,
-            cache=self.account.state_dir / "prices.json",
-            clock=self.account.clock,
-            endpoint=endpoint if RETAIL_PATH in endpoint else f"{endpoint}{RETAIL_PATH}",
+            ask=ask,
+            catalog=AZURE,
+            cache=self.context.state_dir / "prices.json",
+            clock=self.context.clock,
             fresh_s=fresh_s,
-            patience_s=self.account.settings.offers_wait_s,
+            timeout_s=self.context.settings.offers_wait_s,
         )
 
     def price_now(self, size: str, region: str, *, fresh_s: float = 60.0) -> float | None:
@@ -116,7 +126,7 @@ class Offers:
     def _offer(
         self, size: GpuSize, region: str, quote: Quote, want: Want, found: Findings
     ) -> Offer:
-        price = quote.spot_usd_per_h or reference_spot_of(size)
+        price = quote.spot_usd_per_h or AZURE.reference_spot(size)
         quota = found.quota.get(region, {}).get(folded(SPOT_QUOTA))
         left = None if quota is None else max(quota[1] - quota[0], 0) // size.vcpus
         offer = Offer(
@@ -134,44 +144,36 @@ class Offers:
             price_source=quote.source,
             priced_at=quote.priced_at,
         )
-        past = self.memory.against(size.size, region, quota_known=quota is not None)
+        past = self.refusal_cache.against(size.size, region, quota_is_listed=quota is not None)
         unsold = quote.spot_usd_per_h is None and "catalog" not in quote.source
         stays = (
             found.restricted.get(region, {}).get(size.size.lower(), "")
             or ("the price list has no spot price for it there" if unsold else "")
             or _quota_obstacle(size, region, quota)
-            or (past.told if past and not past.clears else "")
+            or (past.detail if past and not past.clears else "")
         )
-        dear = _price_obstacle(price, want.max_price_usd_per_h)
+        dear = price_obstacle(price, want.max_price_usd_per_h)
         return replace(
             offer,
-            blocked_by=stays or dear or (past.told if past else ""),
+            blocked_by=stays or dear or (past.detail if past else ""),
             clears=not stays and (bool(dear) or past is not None),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriceWatch:
-    """The price of a running machine, for looks every few seconds: the list is asked seldom."""
-
-    ask: Callable[..., float | None]
-    """`Offers.price_now`."""
-    clock: Callable[[], float]
-    known: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
-    """By size and region: when the list was asked, and what it said."""
-
-    def __call__(self, size: str, region: str) -> float | None:
-        """The spot price, at most `PRICES_FRESH_S` old; None if the list was silent then."""
-        at_s, price = self.known.get((size, region), (-math.inf, None))
-        if self.clock() - at_s >= PRICES_FRESH_S:
-            price = self.ask(size, region, fresh_s=PRICES_FRESH_S)
-            self.known[size, region] = (self.clock(), price)
-        return price
 
 
 def places_of(regions: Sequence[str]) -> list[str]:
     """Regions by Azure's own codes, each once: the portal writes `West US 2` for `westus2`."""
     return [*dict.fromkeys(folded(one) for one in regions)]
+
+
+def quota_covers(refusal: Refusal, size: str, quota_is_listed: bool) -> bool:  # noqa: FBT001  (a callback)
+    """Whether a refusal for quota still counts for a size of its region.
+
+    The spot quota is one pool for a whole region, so its refusal counts for every size there;
+    where the usage list could be read, that decides. It does not list other quotas.
+    """
+    if quota_is_listed and folded(SPOT_QUOTA) in folded(refusal.why):
+        return False
+    return AZURE.quota_covers(refusal.why, refused=refusal.size, size=size)
 
 
 def _is_poor(offer: Offer) -> bool:
@@ -188,22 +190,8 @@ def _quota_obstacle(size: GpuSize, region: str, quota: tuple[int, int] | None) -
     )
 
 
-def _price_obstacle(price: float, cap: float | None) -> str:
-    if cap is None or price <= cap:
-        return ""
-    return f"costs {price:.4f} USD/h now, above the cap of {cap:.4f}"
-
-
-def fetch_json(url: str) -> Any:
-    """A page of JSON; raises `OSError` or `ValueError`, as `prices.py` expects."""
-    try:
-        return parse(fetch(url, timeout_s=3.0), bytes_max=ANSWER_BYTES_MAX)
-    except ProviderError as error:
-        raise OSError(str(error)) from error
-
-
-def _refuse(url: str) -> Any:
-    raise OSError(f"{url} is not asked again")
+def _refuse(size: str, regions: Sequence[str]) -> Mapping[str, Quote]:
+    raise OSError(f"the price of {size} in {len(regions)} regions is not asked for again")
 
 
 def list_of(quotes: Sequence[Quote]) -> list[Quote]:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra import provider as seam
-from infra.azure import vm
-from infra.azure.context import Account
-from infra.azure.errors import Fault, translate
+from infra.azure.context import AzureContext
+from infra.azure.errors import AzureErrorInfo, translate
 from infra.azure.naming import Names
-from infra.azure.run_record import RunRecord
+from infra.azure.vm import failure_of, last_finished_at
 from infra.provider import Gone, NoCapacity, ProviderError, SignedOut, Transient
-from infra.timestamps import parse_utc_s, utc
+from infra.renting.run_record import RunRecord
+from infra.timestamps import format_utc, parse_utc_s
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
@@ -29,23 +29,23 @@ APART_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
+class OperationTracker:
     """Reads how orders ended, and remembers it."""
 
-    account: Account
+    context: AzureContext
 
     def follow(self, names: Names, record: RunRecord) -> bool:
         """Ask once about an order that is under way; whether it still is. Never raises.
 
         Its end, good or bad, is in the record afterwards.
         """
-        key = KEYS.get(record.asked, "")
+        key = KEYS.get(record.requested, "")
         token = record.tokens.get(key, "")
         if not token or record.generation != names.generation:
             return False
-        operation = self._resume(names, record.asked, token)
+        operation = self._resume(names, record.requested, token)
         try:
-            done = operation.settle(wait_s=0)
+            done = operation.wait(wait_s=0)
         except ProviderError as error:
             if isinstance(error, Transient | SignedOut) and not operation.over:
                 return True  # nothing is known: so it may still be
@@ -55,22 +55,22 @@ class Orders:
             self.learn(record, operation, done=done)
             if not done:
                 return True
-        self.account.finished(record, key)
+        self.context.clear_tokens(record, key)
         return False
 
     def learn(self, record: RunRecord, operation: Operation, *, done: bool) -> None:
         """Remember when Azure says that an order began and ended, by this computer's clock."""
-        began = self.here_s(operation.times.get("startTime"), after_s=record.asked_at)
+        began = self.here_s(operation.times.get("startTime"), after_s=record.requested_at)
         record.began_at = began or record.began_at
         if done:
-            ended = self.here_s(operation.times.get("endTime"), after_s=record.asked_at)
-            record.ended_at = ended or self.account.clock()
+            ended = self.here_s(operation.times.get("endTime"), after_s=record.requested_at)
+            record.ended_at = ended or self.context.clock()
         record.save()
 
     @staticmethod
     def has_run(record: RunRecord) -> bool | None:
         """Whether the machine ran after the last order to make or start it; None if not known."""
-        granted = record.asked in {"create", "start"} and record.ended_at and not record.refusal
+        granted = record.requested in {"create", "start"} and record.ended_at and not record.refusal
         return True if granted else None
 
     def refusal(
@@ -81,34 +81,38 @@ class Orders:
         What this computer does not remember, the machine's own last failure tells.
         """
         mine = record.generation == names.generation
-        if mine and record.asked in {"create", "start"} and record.refusal:
-            name, told, hint = [*record.refusal, "", "", ""][:3]
+        if mine and record.requested in {"create", "start"} and record.refusal:
+            name, message, hint = [*record.refusal, "", "", ""][:3]
             kind: Any = getattr(seam, str(name), None)
-            known = isinstance(kind, type) and issubclass(kind, ProviderError)
-            refused: ProviderError = (kind if known else NoCapacity)(str(told), hint=str(hint))
+            exists = isinstance(kind, type) and issubclass(kind, ProviderError)
+            refused: ProviderError = (kind if exists else NoCapacity)(str(message), hint=str(hint))
             return refused
-        if mine and record.asked not in {"create", "start", ""}:
+        if mine and record.requested not in {"create", "start", ""}:
             return None
-        code, message = vm.failure_of(answer)
+        code, message = failure_of(answer)
         if not code:
             return None
-        doing = f"{'start' if record.asked == 'start' else 'run'} `{names.vm}`"
-        return translate(Fault(code=code, message=message, status=200), doing=doing)
+        doing = f"{'start' if record.requested == 'start' else 'run'} `{names.vm}`"
+        return translate(AzureErrorInfo(code=code, message=message, status=200), doing=doing)
 
     def bills_since(self, names: Names, record: RunRecord, answer: dict[str, Any]) -> str:
         """Since when the machine that is up has billed: when Azure began to make or start it."""
-        if record.generation != names.generation or record.asked not in {"create", "start"}:
+        if record.generation != names.generation or record.requested not in {"create", "start"}:
             return ""
         if record.began_at:
-            return utc(record.began_at)
+            return format_utc(record.began_at)
         made = (answer.get("properties") or {}).get("timeCreated")
-        began = self.here_s(made, after_s=record.asked_at) if record.asked == "create" else None
-        return utc(began) if began else ""
+        began = (
+            self.here_s(made, after_s=record.requested_at) if record.requested == "create" else None
+        )
+        return format_utc(began) if began else ""
 
     def down_since(self, record: RunRecord, answer: dict[str, Any]) -> str:
         """Since when a machine has been released that this computer asked to release."""
-        ended = record.ended_at or self.here_s(vm.settled_at(answer), after_s=record.asked_at)
-        return utc(ended or record.asked_at)
+        ended = record.ended_at or self.here_s(
+            last_finished_at(answer), after_s=record.requested_at
+        )
+        return format_utc(ended or record.requested_at)
 
     def here_s(self, text: object, *, after_s: float) -> float | None:
         """A time of Azure's by this computer's clock; None if it cannot be what it should be.
@@ -116,24 +120,24 @@ class Orders:
         That is later than `after_s`, when it was asked for, and not in the future. An answer's own
         date tells how far the clocks are apart; one that a proxy wrote may not.
         """
-        at_s, now_s = parse_utc_s(str(text or "")), self.account.clock()
+        at_s, now_s = parse_utc_s(str(text or "")), self.context.clock()
         if at_s is None:
             return None
-        for guess_s in (at_s - self.account.arm.raw_skew_s, at_s):
+        for guess_s in (at_s - self.context.arm.raw_skew_s, at_s):
             if after_s - APART_S <= guess_s <= now_s + APART_S:
                 return min(max(guess_s, after_s), now_s)
         return None
 
-    def _resume(self, names: Names, asked: str, token: str) -> Operation:
-        machines = self.account.arm.compute.virtual_machines
+    def _resume(self, names: Names, requested: str, token: str) -> Operation:
+        machines = self.context.arm.compute.virtual_machines
         order: Any = {
             "create": machines.begin_create_or_update,
             "start": machines.begin_start,
             "deallocate": machines.begin_deallocate,
-        }[asked]
-        body: list[Any] = [{}] if asked == "create" else []
-        return self.account.arm.begin(
-            f"{'rent' if asked == 'create' else asked} `{names.vm}`",
+        }[requested]
+        body: list[Any] = [{}] if requested == "create" else []
+        return self.context.arm.begin(
+            f"{'rent' if requested == 'create' else requested} `{names.vm}`",
             order,
             names.group,
             names.vm,

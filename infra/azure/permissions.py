@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -9,9 +10,11 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
-from infra.azure.context import Account
-from infra.provider import Gone, ProviderError, Transient
+from infra.azure.context import AzureContext
+from infra.azure.naming import Names
+from infra.provider import Gone, NotAllowed, ProviderError, Rejected, Transient
 
 THREAD = "rights"
 GRACE_S = 0.2
@@ -32,11 +35,11 @@ RELEASE_HINT = "ask for `User Access Administrator`"
 SCHEDULE = "Microsoft.DevTestLab/schedules/write"
 
 
-def permissions(account: Account) -> list[dict[str, Any]]:
+def granted_permissions(context: AzureContext) -> list[dict[str, Any]]:
     """The account's permissions on the subscription."""
-    return account.arm.listed(
+    return context.arm.listed(
         "read what this account may do",
-        f"/subscriptions/{account.settings.subscription_id}"
+        f"/subscriptions/{context.settings.subscription_id}"
         "/providers/Microsoft.Authorization/permissions",
     )
 
@@ -50,39 +53,39 @@ class Settable:
 
 
 @dataclass
-class Rights:
+class Permissions:
     """What the account may do, asked for behind other questions and not waited for long."""
 
-    account: Account
+    context: AzureContext
     settable: Settable | None = None
     error: ProviderError | None = None
     _thread: threading.Thread | None = None
     _until_s: float = 0.0
 
-    def ask(self) -> None:
+    def prefetch(self) -> None:
         """Begin to ask; returns at once. A question that is still open is not asked twice."""
         if self._thread is not None and self._thread.is_alive():
             return
-        self.account.arm.warm()  # the SDK's clients are made here, not by two threads at once
+        self.context.arm.warm()  # the SDK's clients are made here, not by two threads at once
         self.settable = self.error = None
-        self._until_s = time.monotonic() + self.account.settings.offers_wait_s
+        self._until_s = time.monotonic() + self.context.settings.offers_wait_s
         self._thread = threading.Thread(target=self._learn, daemon=True, name=THREAD)
         self._thread.start()
 
-    def known(self) -> Settable:
+    def result(self) -> Settable:
         """Which switches may be set, within `offers_wait_s` of the question.
 
         Raises `Transient` if they did not come by then, and what asking for them raised.
         """
         if self._thread is None:
-            self.ask()
+            self.prefetch()
         thread, self._thread = self._thread, None  # answers are for one plan: rights change
         if thread is not None:
             thread.join(max(self._until_s - time.monotonic(), GRACE_S))
         if self.error is not None:
             raise self.error
         if self.settable is None:
-            waited_s = self.account.settings.offers_wait_s
+            waited_s = self.context.settings.offers_wait_s
             raise Transient(
                 f"Azure did not say within {waited_s:.1f} s what this account may do",
                 hint="ask again in a moment",
@@ -91,8 +94,8 @@ class Rights:
 
     def _learn(self) -> None:
         try:
-            granted = permissions(self.account)
-            release = self.account.settings.self_release and may_release(self.account, granted)
+            granted = granted_permissions(self.context)
+            release = self.context.settings.self_release and may_release(self.context, granted)
             self.settable = Settable(schedule=allowed(granted, SCHEDULE), release=release)
         except ProviderError as error:
             self.error = error
@@ -107,14 +110,14 @@ def allowed(granted: Sequence[Mapping[str, Any]], action: str) -> bool:
     )
 
 
-def may_release(account: Account, granted: Sequence[Mapping[str, Any]]) -> bool:
+def may_release(context: AzureContext, granted: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the account may let a machine deallocate itself.
 
     It must be able to assign the role of ours, and to define it unless somebody has done so.
     """
     if not allowed(granted, ASSIGN):
         return False
-    return allowed(granted, DEFINE) or role_is_defined(account)
+    return allowed(granted, DEFINE) or role_is_defined(context)
 
 
 def role_id(subscription_id: str) -> str:
@@ -124,11 +127,11 @@ def role_id(subscription_id: str) -> str:
     return f"{home}/providers/Microsoft.Authorization/roleDefinitions/{name}"
 
 
-def role_is_defined(account: Account) -> bool:
+def role_is_defined(context: AzureContext) -> bool:
     """Whether that role is there."""
-    role = role_id(account.settings.subscription_id)
+    role = role_id(context.settings.subscription_id)
     try:
-        account.arm.send("look for the role that may only deallocate", "GET", role)
+        context.arm.send("look for the role that may only deallocate", "GET", role)
     except Gone:
         return False
     return True
@@ -139,3 +142,95 @@ def _covers(patterns: Sequence[str], action: str) -> bool:
         re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), action, re.IGNORECASE)
         for pattern in patterns
     )
+
+
+REGISTER_WAIT_S = 600.0
+
+
+def ensure_registered(context: AzureContext, namespaces: Sequence[str]) -> None:
+    """Make sure that the subscription may use `namespaces`; free of charge, once per subscription.
+
+    Raises `NotAllowed` without the right to register, `Transient` if Azure takes longer than
+    `REGISTER_WAIT_S`.
+    """
+    providers = context.arm.resources.providers
+    waiting = [one for one in namespaces if not registered(context, one)]
+    for namespace in waiting:
+        context.arm.call(f"register {namespace}", providers.register, namespace)
+    deadline = context.clock() + REGISTER_WAIT_S
+    while waiting := [one for one in waiting if not registered(context, one)]:
+        if context.clock() >= deadline:
+            raise Transient(
+                f"Azure is still registering {', '.join(waiting)} for this subscription",
+                hint="it happens once per subscription; try again in a few minutes",
+            )
+        context.sleep(context.settings.polling_s)
+
+
+def registered(context: AzureContext, namespace: str) -> bool:
+    """Whether the subscription may use `namespace` now."""
+    providers = context.arm.resources.providers
+    found = context.arm.call(f"look whether {namespace} is registered", providers.get, namespace)
+    return str(found.get("registrationState") or "").lower() == "registered"
+
+
+LIST = "providers/Microsoft.Authorization/roleAssignments"
+
+
+def revoke_role_assignments(context: AzureContext, names: Names) -> None:
+    """Delete what the machine's identity was granted, and what our role was granted in its group.
+
+    The identity dies with the machine: whatever it still holds afterwards belongs to nobody, and is
+    shown as "Identity not found" for ever. Our role itself stays: it is one for the subscription,
+    other machines may need it, and not everybody who may assign it may define it again.
+
+    Safe to repeat, and silent for an account that may not read or write assignments: they cost
+    nothing. Raises `Transient` and `SignedOut`.
+    """
+    for id_ in _found(context, names):
+        with contextlib.suppress(Gone, NotAllowed, Rejected):
+            context.arm.send("take back a right of the machine", "DELETE", id_)
+
+
+def _found(context: AzureContext, names: Names) -> list[str]:
+    """The ids of the assignments that go with the machine."""
+    home = f"/subscriptions/{names.subscription_id}"
+    found: list[dict[str, Any]] = []
+    if principal := _principal(context, names):
+        wanted = quote(f"principalId eq '{principal}'")
+        found += _listed(context, f"{home}/{LIST}?$filter={wanted}") or []
+    in_group = _listed(context, f"{names.group_id}/{LIST}")
+    if in_group is None:  # the group is gone: what hung on it is known to the subscription alone
+        in_group = _listed(context, f"{home}/{LIST}") or []
+    found += [one for one in in_group if _is_ours(one, names)]
+    ids = {str(one.get("id") or "").lower(): str(one.get("id") or "") for one in found}
+    return [id_ for id_ in ids.values() if id_]
+
+
+def _listed(context: AzureContext, path: str) -> list[dict[str, Any]] | None:
+    """Assignments; none for an account that may not look, None where the scope is gone."""
+    try:
+        return context.arm.listed("list what the machine may do", path)
+    except Gone:
+        return None
+    except (NotAllowed, Rejected):
+        return []
+
+
+def _is_ours(assignment: dict[str, Any], names: Names) -> bool:
+    """Whether it grants our role somewhere in the run's group."""
+    properties = assignment.get("properties") or {}
+    scope = f"{properties.get('scope') or ''}/".lower()
+    role = str(properties.get("roleDefinitionId") or "").lower()
+    ours = role.rpartition("/")[2] == role_id(names.subscription_id).rpartition("/")[2]
+    return ours and scope.startswith(f"{names.group_id}/".lower())
+
+
+def _principal(context: AzureContext, names: Names) -> str:
+    """The identity of the machine; empty if it has none, or is gone."""
+    machines = context.arm.compute.virtual_machines
+    try:
+        answer = context.arm.call("look at the machine", machines.get, names.group, names.vm)
+    except (Gone, NotAllowed, Rejected):
+        return ""
+    return str((answer.get("identity") or {}).get("principalId") or "")

@@ -1,146 +1,32 @@
-"""Spot and on-demand quotes, each with its source and date; never waits long, never without one.
-
-In order of preference: a fresh quote from disk, the vendor's price list, an older quote from disk,
-the dated table of `gpus.py`. The quote says which it is.
-"""
+"""Reads Azure's public list of retail prices, which needs no account."""
 
 from __future__ import annotations
 
 import math
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from infra.catalog.gpus import (
-    ON_DEMAND_DATE,
-    SPOT_DATE,
-    SPOT_REGION,
-    find_size,
-)
-from infra.durable import read_json, write_json
+from infra.renting.prices import Quote
 
-RETAIL_ENDPOINT = "https://prices.azure.com/api/retail/prices"
 RETAIL_VERSION = "2023-01-01-preview"
 RETAIL_SOURCE = "retail prices api"
 PAGES_MAX = 60
-CACHE_VERSION = 1
 
 Fetch = Callable[[str], Any]
 """Get a URL and return its parsed JSON; raises `OSError` or `ValueError` if that fails."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quote:
-    """What one size costs in one region, USD per hour, Linux."""
-
-    size: str
-    region: str
-    spot_usd_per_h: float | None
-    """None if the size is not sold as spot there, or nobody knows."""
-    on_demand_usd_per_h: float | None
-    source: str
-    priced_at: str
-    """When this was true, ISO 8601 (UTC, or a bare date)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriceList:
-    """The vendor's price list behind a cache on disk."""
-
-    fetch: Fetch
-    cache: Path
-    clock: Callable[[], float]
-    """Seconds since 1970."""
-    endpoint: str = RETAIL_ENDPOINT
-    fresh_s: float = 3600.0
-    """How old a quote may be before the list is asked again."""
-    patience_s: float = 5.0
-    """After this long in all, what is left is answered from disk and catalog."""
-    problems: list[str] = field(default_factory=list)
-    """What went wrong, for people; a quote always comes back all the same."""
-
-    def quotes(self, sizes: Sequence[str], regions: Sequence[str]) -> list[Quote]:
-        """One quote for each size in each region, in that order. Writes the cache if it learnt."""
-        known = self._cached()
-        began = self.clock()
-        learnt = False
-        for size in sizes:
-            if all(self._is_fresh(known.get((size.lower(), region))) for region in regions):
-                continue
-            if self.clock() - began > self.patience_s:
-                self.problems.append(f"the price list took over {self.patience_s:.0f} s")
-                break
-            try:
-                items = retail_items(retail_url(self.endpoint, size, regions), self.fetch)
-            except (OSError, ValueError) as error:
-                self.problems.append(f"the price list did not answer: {error}")
-                break
-            now = datetime.fromtimestamp(self.clock(), UTC)
-            found = parse_retail(items, now=now)
-            for region in regions:
-                key = (size.lower(), region)
-                known[key] = found.get(key) or _not_sold(size, region, now)
-            learnt = True
-        if learnt:
-            self._remember(known.values())
-        return [
-            known.get((size.lower(), region)) or catalog_quote(size, region)
-            for size in sizes
-            for region in regions
-        ]
-
-    def _remember(self, quotes: Iterable[Quote]) -> None:
-        """Write the cache; a disk that refuses costs the next look a request, not this one."""
-        data = {"version": CACHE_VERSION, "quotes": [asdict(quote) for quote in quotes]}
-        try:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.cache, data)
-        except OSError as error:
-            self.problems.append(f"the price cache cannot be written: {error}")
-
-    def _is_fresh(self, quote: Quote | None) -> bool:
-        """Whether a quote need not be asked for again."""
-        return quote is not None and 0 <= age_s(quote, self.clock()) < self.fresh_s
-
-    def _cached(self) -> dict[tuple[str, str], Quote]:
-        """What is on disk; a file of another version or make is ignored, and written anew."""
-        try:
-            data = read_json(self.cache)
-            if not isinstance(data, dict) or data.get("version") != CACHE_VERSION:
-                return {}
-            quotes = [Quote(**one) for one in data["quotes"]]
-        except (ValueError, TypeError, KeyError) as error:
-            self.problems.append(f"the price cache is unreadable and ignored: {error}")
-            return {}
-        return {(quote.size.lower(), quote.region): quote for quote in quotes}
-
-
-def age_s(quote: Quote, now: float) -> float:
-    """How old a quote is at `now` (seconds since 1970)."""
-    priced_at = datetime.fromisoformat(quote.priced_at)
-    if priced_at.tzinfo is None:
-        priced_at = priced_at.replace(tzinfo=UTC)
-    return now - priced_at.timestamp()
-
-
-def catalog_quote(size: str, region: str) -> Quote:
-    """The quote of last resort. Its spot price is that of one region, which its source names."""
-    known = find_size(size)
-    spot = known.spot_usd_per_h if known else None
-    on_demand = known.on_demand_usd_per_h.get(region) if known else None
-    elsewhere = f", {SPOT_REGION}" if spot is not None and region != SPOT_REGION else ""
-    date = SPOT_DATE if spot is not None else ON_DEMAND_DATE
-    return Quote(
-        size=size,
-        region=region,
-        spot_usd_per_h=spot,
-        on_demand_usd_per_h=on_demand,
-        source=f"catalog of {date}{elsewhere}",
-        priced_at=date,
-    )
+def retail_quotes(
+    size: str, regions: Sequence[str], *, endpoint: str, fetch: Fetch, now: datetime
+) -> dict[str, Quote]:
+    """What the list says of one size, by region. Raises `OSError` or `ValueError`."""
+    found = parse_retail(retail_items(retail_url(endpoint, size, regions), fetch), now=now)
+    return {
+        region: found.get((size.lower(), region)) or _not_sold(size, region, now)
+        for region in regions
+    }
 
 
 def retail_url(endpoint: str, size: str, regions: Sequence[str]) -> str:

@@ -8,28 +8,44 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.azure.auto_shutdown import Protection, Watchdog
-from infra.azure.availability import Sources
-from infra.azure.context import Account
-from infra.azure.create import Creation
-from infra.azure.delete import Teardown
+from infra.azure.auto_shutdown import AzureSafeguards
+from infra.azure.availability import Availability
+from infra.azure.context import AzureContext
+from infra.azure.create import VmCreator
+from infra.azure.delete import Deleter
 from infra.azure.doctor import Check, Doctor
-from infra.azure.http import own_address, public_address
 from infra.azure.listing import Listing
-from infra.azure.observe import Looking
-from infra.azure.offers import Offers, PriceWatch, places_of
-from infra.azure.permissions import Rights
-from infra.azure.refusal_cache import Memory
+from infra.azure.observe import VmObserver
+from infra.azure.offers import (
+    REFUSALS_TTL_S,
+    Offers,
+    places_of,
+    quota_covers,
+)
+from infra.azure.permissions import Permissions
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
-from infra.azure.start_stop import Power
-from infra.catalog.gpus import REGIONS, sizes
-from infra.provider import Observation, Offer, Removed, Traits, Vm, VmSpec, Want
+from infra.azure.start_stop import PowerControl
+from infra.catalog.azure import AZURE
+from infra.provider import (
+    Observation,
+    Offer,
+    Provider,
+    Removed,
+    Safeguard,
+    Traits,
+    Vm,
+    VmSpec,
+    Want,
+)
+from infra.renting.caller import own_address, public_address
+from infra.renting.prices import PriceWatch
+from infra.renting.refusal_cache import RefusalCache
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Arm
 
 
-class AzureProvider:
+class AzureProvider(Provider):
     """Rents spot machines on Azure. Safe to call again after a crash at any point."""
 
     def __init__(
@@ -48,20 +64,20 @@ class AzureProvider:
         self._arm = arm
 
     name = "azure"
-    traits = Traits(rents=True, evicts=True)
+    traits = Traits(rents=True, evicts=True, has_safeguards=True)
 
     def offers(self, want: Want) -> list[Offer]:
         """What could be rented now, best first, with what is blocked and why; creates nothing."""
-        self._rights.ask()  # `foresee` will want to know, and nobody likes to wait twice
+        self._permissions.prefetch()  # `preview_safeguards` asks next
         return self._offers.list(want)
 
     def create(self, spec: VmSpec) -> Vm:
         """The machine of `spec.run_id`: accepted by ARM, spot, under the cap; or an error."""
-        return self._creation.create(spec)
+        return self._creator.create(spec)
 
     def observe(self, vm: Vm) -> Observation:
         """Look at the machine once."""
-        return self._looking.observe(vm)
+        return self._observer.observe(vm)
 
     def start(self, vm: Vm) -> None:
         """Start a deallocated machine under its old cap, admitting the caller's address of now."""
@@ -71,13 +87,11 @@ class AzureProvider:
         """Release the compute and keep the disk; returns when Azure says that it is released."""
         self._power.deallocate(vm)
 
-    def delete(self, run_id: str) -> list[Removed]:
+    def delete(
+        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
+    ) -> list[Removed]:
         """End the run's compute, then remove its resource group and wait until it is gone."""
-        return self._teardown.remove(run_id)
-
-    def delete_telling(self, run_id: str, tell: Callable[[str], None]) -> list[Removed]:
-        """The same, with a line at each stage and about once a minute."""
-        return self._teardown.remove(run_id, tell)
+        return self._deleter.remove(run_id, on_message)
 
     def billed_until_s(self, vm: Vm) -> float | None:
         """When a released machine ceased to bill compute, by Azure's own account."""
@@ -85,52 +99,54 @@ class AzureProvider:
 
     def list_all(self) -> list[Vm]:
         """Every machine with our tag, newest first; of this computer's also those that lost it."""
-        return Listing(account=self.account, looking=self._looking).list_all()
+        return Listing(context=self.context, observer=self._observer).list_all()
 
     def evict(self, vm: Vm) -> None:
         """Ask Azure to rehearse an eviction; the machine is deallocated within minutes."""
         self._power.evict(vm)
 
-    def admit_caller(self, vm: Vm) -> bool:
+    def allow_caller_ip(self, vm: Vm) -> bool:
         """Let the firewall admit the caller's address of now; whether it had to change."""
-        return self._power.admit_caller(vm)
+        return self._power.allow_caller_ip(vm)
 
-    def protect(self, vm: Vm, *, until_s: float) -> list[Protection]:
+    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
         """Set what ends the bill when everything of ours is dead; which of it holds.
 
         `until_s` is the limit in seconds since 1970. Call again within 23 hours.
         """
-        return self._watchdog.protect(vm, until_s=until_s)
+        return self._safeguards.set_safeguards(vm, until_s=until_s)
 
-    def foresee(self, want: Want, *, until_s: float) -> list[Protection]:
+    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
         """Which of those switches this account will be able to set; changes nothing."""
-        return self._watchdog.foresee(want, until_s=until_s)
+        return self._safeguards.preview_safeguards(want, until_s=until_s)
 
-    def recap(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
+    def update_max_price(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
         """Change the cap of a deallocated machine; the cap then in force, USD per hour."""
-        return self._power.recap(vm, max_price_usd_per_h)
+        return self._power.update_max_price(vm, max_price_usd_per_h)
 
-    def explain(self, vm: Vm, *, after_s: float, before_s: float) -> Observation | None:
+    def stop_reason_from_log(
+        self, vm: Vm, *, after_s: float, before_s: float
+    ) -> Observation | None:
         """What the activity log tells by now of a stop between those times; None if nothing."""
-        return self._looking.explain(vm, after_s=after_s, before_s=before_s)
+        return self._observer.stop_reason_from_log(vm, after_s=after_s, before_s=before_s)
 
     def checks(self, want: Want) -> list[Check]:
         """What `qft doctor` tells of this account, in the order of mending; changes nothing."""
-        size = next(one for one in sizes(gpu=want.gpu) if one.gpu_count == 1)
-        regions = places_of(want.regions) or REGIONS["azure"][:3]
-        return Doctor(account=self.account).checks(regions, size)
+        size = next(one for one in AZURE.matching(want.gpu) if one.gpu_count == 1)
+        regions = places_of(want.regions) or AZURE.regions[:3]
+        return Doctor(context=self.context).checks(regions, size)
 
     def close(self) -> None:
         """Let go of open connections; the provider can be used again afterwards."""
         if "account" in self.__dict__:
-            self.account.arm.close()
+            self.context.arm.close()
 
     # ---- the parts, made when first needed: importing the SDKs takes half a second ----
 
     @cached_property
-    def account(self) -> Account:
+    def context(self) -> AzureContext:
         """The account with everything that its parts share."""
-        return Account(
+        return AzureContext(
             settings=self._settings,
             arm=self._arm or self._open(),
             state_dir=self._state_dir,
@@ -151,44 +167,53 @@ class AzureProvider:
         return Arm(self._settings, sleep=self._sleep, clock=self._clock)
 
     @cached_property
-    def _looking(self) -> Looking:
-        return Looking(
-            account=self.account,
+    def _observer(self) -> VmObserver:
+        return VmObserver(
+            context=self.context,
             price_now=self._offers.price_now,
             price_lately=PriceWatch(ask=self._offers.price_now, clock=self._clock),
         )
 
     @cached_property
-    def _memory(self) -> Memory:
-        return Memory(path=self._state_dir / "refusals.json", clock=self._clock)
+    def _refusal_cache(self) -> RefusalCache:
+        return RefusalCache(
+            path=self._state_dir / "refusals.json",
+            clock=self._clock,
+            ttl_s=REFUSALS_TTL_S,
+            quota_covers=quota_covers,
+        )
 
     @cached_property
     def _offers(self) -> Offers:
-        sources = Sources(account=self.account)
-        return Offers(account=self.account, sources=sources, memory=self._memory)
+        availability = Availability(context=self.context)
+        return Offers(
+            context=self.context, availability=availability, refusal_cache=self._refusal_cache
+        )
 
     @cached_property
-    def _teardown(self) -> Teardown:
-        return Teardown(account=self.account)
+    def _deleter(self) -> Deleter:
+        return Deleter(context=self.context)
 
     @cached_property
-    def _watchdog(self) -> Watchdog:
-        return Watchdog(account=self.account, looking=self._looking, rights=self._rights)
+    def _safeguards(self) -> AzureSafeguards:
+        return AzureSafeguards(
+            context=self.context, observer=self._observer, permissions=self._permissions
+        )
 
     @cached_property
-    def _rights(self) -> Rights:
-        return Rights(account=self.account)
+    def _permissions(self) -> Permissions:
+        return Permissions(context=self.context)
 
     @cached_property
-    def _power(self) -> Power:
-        return Power(account=self.account, looking=self._looking)
+    def _power(self) -> PowerControl:
+        return PowerControl(context=self.context, observer=self._observer)
 
     @cached_property
-    def _creation(self) -> Creation:
-        return Creation(
-            account=self.account,
-            looking=self._looking,
-            teardown=self._teardown,
-            watchdog=self._watchdog,
-            memory=self._memory,
+    def _creator(self) -> VmCreator:
+        return VmCreator(
+            context=self.context,
+            observer=self._observer,
+            deleter=self._deleter,
+            safeguards=self._safeguards,
+            refusal_cache=self._refusal_cache,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from infra.azure.api_versions import type_of
-from infra.azure.naming import ADDRESS, CARD, DISK, FIREWALL, NETWORK, VM
+from infra.azure.naming import DISK, NIC, NSG, PUBLIC_IP, VM, VNET
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Arm
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 _CLIENTS = {
     VM.lower(): ("compute", "virtual_machines"),
     DISK.lower(): ("compute", "disks"),
-    CARD.lower(): ("network", "network_interfaces"),
-    ADDRESS.lower(): ("network", "public_ip_addresses"),
-    FIREWALL.lower(): ("network", "network_security_groups"),
-    NETWORK.lower(): ("network", "virtual_networks"),
+    NIC.lower(): ("network", "network_interfaces"),
+    PUBLIC_IP.lower(): ("network", "public_ip_addresses"),
+    NSG.lower(): ("network", "network_security_groups"),
+    VNET.lower(): ("network", "virtual_networks"),
 }
 """Each type with the SDK's client and operations for it, which know its api-version; an
 auto-shutdown schedule has none among the SDK's packages that qft installs."""
@@ -41,8 +41,8 @@ def begin_removal(arm: Arm, id_: str) -> None:
 
 def _operations(arm: Arm, id_: str) -> Any:
     """The SDK's operations for the type of an id; None if it has none."""
-    known = _CLIENTS.get(type_of(id_).lower())
-    return getattr(getattr(arm, known[0]), known[1]) if known else None
+    client = _CLIENTS.get(type_of(id_).lower())
+    return getattr(getattr(arm, client[0]), client[1]) if client else None
 
 
 def _group_and_name(id_: str) -> tuple[str, str]:

@@ -27,9 +27,9 @@ from azure.mgmt.core.polling.arm_polling import ARMPolling
 from azure.mgmt.resource.resources import ResourceManagementClient
 
 from infra.azure.api_versions import api_version_of
-from infra.azure.credentials import RenewingPolicy, SignIn, chain
-from infra.azure.error_parsing import ADVICE_S_MAX, fault_of, is_unreadable, moment_of
-from infra.azure.errors import ConflictError, Fault, translate
+from infra.azure.credentials import RenewableCredential, RenewingPolicy, chain
+from infra.azure.error_parsing import ADVICE_S_MAX, error_info, is_unreadable, moment_of
+from infra.azure.errors import AzureErrorInfo, ConflictError, translate
 from infra.azure.settings import AzureSettings
 from infra.provider import SignedOut
 
@@ -62,7 +62,7 @@ class Arm:
         self.settings = settings
         self._sleep = sleep
         self._clock = clock
-        self._credential = credential
+        self._make_credential = credential
         self._skew_s = 0.0
         quieten()
         self._transport = transport or PatientTransport(settings, sleep)
@@ -91,13 +91,13 @@ class Arm:
     def close(self) -> None:
         """Let go of open connections."""
         self._transport.close()
-        if "_sign_in" in self.__dict__:
-            self._sign_in.close()
+        if "_credential" in self.__dict__:
+            self._credential.close()
 
     @cached_property
-    def _sign_in(self) -> SignIn:
+    def _credential(self) -> RenewableCredential:
         try:
-            return SignIn(self._credential)
+            return RenewableCredential(self._make_credential)
         except ValueError as error:  # such as a misspelt AZURE_TOKEN_CREDENTIALS
             raise SignedOut(
                 f"cannot sign in to Azure: {error}", hint="correct that variable, or unset it"
@@ -105,7 +105,7 @@ class Arm:
 
     def _options(self) -> dict[str, Any]:
         return {
-            "credential": self._sign_in,
+            "credential": self._credential,
             "subscription_id": self.settings.subscription_id,
             "base_url": self.settings.arm_endpoint,
             "transport": self._transport,
@@ -133,8 +133,8 @@ class Arm:
             policies.ContentDecodePolicy(),
             policies.RedirectPolicy(),
             retries,
-            RenewingPolicy(self._sign_in, scope),
-            policies.CustomHookPolicy(raw_response_hook=self._hear),
+            RenewingPolicy(self._credential, scope),
+            policies.CustomHookPolicy(raw_response_hook=self._note_clock),
             policies.DistributedTracingPolicy(),
             policies.SensitiveHeaderCleanupPolicy(),
             ARMHttpLoggingPolicy(),
@@ -150,7 +150,7 @@ class Arm:
         """How far Azure's clock was ahead of this computer's in its last answer; 0 if hardly."""
         return self._skew_s if abs(self._skew_s) > SKEW_S_MIN else 0.0
 
-    def _hear(self, response: Any) -> None:
+    def _note_clock(self, response: Any) -> None:
         """Learn the time from an answer that tells it."""
         moment = moment_of(str(response.http_response.headers.get("Date", "")))
         if moment is not None:
@@ -202,9 +202,9 @@ class Arm:
         for _ in range(PAGES_MAX):
             answer = self.send(doing, "GET", path)
             items += [one for one in answer.get("value") or [] if isinstance(one, dict)]
-            link = urlsplit(str(answer.get("nextLink") or ""))
-            path = urlunsplit(("", "", link.path, link.query, ""))
-            if link.netloc.lower() not in {"", self._host} or not path:
+            url = urlsplit(str(answer.get("nextLink") or ""))
+            path = urlunsplit(("", "", url.path, url.query, ""))
+            if url.netloc.lower() not in {"", self._host} or not path:
                 break
         return items
 
@@ -239,7 +239,7 @@ class Arm:
 
 
 class Operation:
-    """One long-running operation of ARM, polled only while somebody waits in `settle`."""
+    """One long-running operation of ARM, polled only while somebody waits in `wait`."""
 
     def __init__(
         self, doing: str, poller: Any, method: SteppedPolling, *, resumed: bool = False
@@ -274,7 +274,7 @@ class Operation:
         with translated(self._doing):
             return dict(_plain(self._method.resource()) or {})
 
-    def settle(self, *, wait_s: float) -> bool:
+    def wait(self, *, wait_s: float) -> bool:
         """Poll until the operation ends, or for `wait_s`; whether it ended well within that.
 
         Raises the seam's error for an operation that ended badly.
@@ -318,8 +318,10 @@ class SteppedPolling(ARMPolling):
         """Ask about the operation, and hear when it began and ended."""
         answer = super().request_status(status_link)
         with contextlib.suppress(ValueError, AttributeError):  # empty, or a page of another kind
-            told = answer.http_response.json()
-            self.times |= {key: str(told[key]) for key in ("startTime", "endTime") if key in told}
+            detail = answer.http_response.json()
+            self.times |= {
+                key: str(detail[key]) for key in ("startTime", "endTime") if key in detail
+            }
         return answer
 
     def _sleep(self, delay: float) -> None:
@@ -363,12 +365,12 @@ def translated(doing: str) -> Iterator[None]:
     try:
         yield
     except AzureError as error:
-        raise translate(fault_of(error), doing=doing) from error
+        raise translate(error_info(error), doing=doing) from error
     except OSError as error:  # such as a CA bundle that does not exist
-        raise translate(Fault(message=str(error)), doing=doing) from error
+        raise translate(AzureErrorInfo(message=str(error)), doing=doing) from error
     except ValueError as error:  # such as a proxy's page where JSON should be
-        told = f"the answer cannot be read: {error}"
-        raise translate(Fault(message=told), doing=doing) from error
+        detail = f"the answer cannot be read: {error}"
+        raise translate(AzureErrorInfo(message=detail), doing=doing) from error
 
 
 def _plain(value: Any) -> Any:

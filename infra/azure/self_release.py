@@ -44,14 +44,14 @@ def main(arguments: Sequence[str]) -> int:
         now_s = time.time()
         if any(ssh_sessions(Path("/proc/net") / name, chosen.ssh_port) for name in ("tcp", "tcp6")):
             visited_s = now_s
-        patience_s = min(chosen.done_s, chosen.idle_s) if is_over(chosen.home) else chosen.idle_s
+        silence_s = min(chosen.done_s, chosen.idle_s) if is_over(chosen.home) else chosen.idle_s
         reason = why_end(
             now_s=now_s,
-            active_s=last_sign_of_life_s(chosen.home, visited_s),
+            active_s=last_activity_s(chosen.home, visited_s),
             limit_s=limit_of(chosen.home, chosen.boot_at),
-            idle_s=patience_s,
+            idle_s=silence_s,
         )
-        given_back = bool(reason) and give_back(chosen, reason)
+        given_back = bool(reason) and deallocate_self(chosen, reason)
         if chosen.once:
             return 0 if given_back or not reason else 1
         time.sleep(max(GIVEN_EVERY_S, chosen.every_s) if given_back else chosen.every_s)
@@ -71,16 +71,16 @@ def is_over(home: Path) -> bool:
     newest, phase = 0.0, ""
     for path in home.glob("qft/*/run/status.json"):
         try:
-            written_s, told = path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
+            written_s, status = path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # replaced just now: it is alive
             return False
         if written_s > newest:
             newest = written_s
-            phase = str(told.get("phase")) if isinstance(told, dict) else ""
+            phase = str(status.get("phase")) if isinstance(status, dict) else ""
     return phase in {"done", "failed"}
 
 
-def last_sign_of_life_s(home: Path, visited_s: float) -> float:
+def last_activity_s(home: Path, visited_s: float) -> float:
     """When a trainer last wrote its heartbeat, or somebody was here, whichever is later."""
     times = [visited_s]
     for path in home.glob("qft/*/run/status.json"):
@@ -125,7 +125,7 @@ def ssh_sessions(table: Path, port: int) -> int:
     )
 
 
-def give_back(chosen: argparse.Namespace, reason: str) -> bool:
+def deallocate_self(chosen: argparse.Namespace, reason: str) -> bool:
     """Ask Azure to deallocate this machine, as itself; whether Azure agreed."""
     sys.stderr.write(f"giving this machine back: {reason}\n")
     try:
@@ -151,10 +151,10 @@ def ask(url: str, *, headers: dict[str, str], method: str = "GET") -> dict[str, 
     request = urllib.request.Request(url, headers=headers, method=method)  # noqa: S310  (ours)
     with opener.open(request, timeout=30) as answer:
         text = answer.read()
-    told = json.loads(text) if text else {}
-    if not isinstance(told, dict):
+    status = json.loads(text) if text else {}
+    if not isinstance(status, dict):
         raise ValueError(f"{url} answers {text[:80]!r}")  # noqa: TRY004  (of what was read)
-    return told
+    return status
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ class AzureSettings:
     @property
     def audience(self) -> str:
         """What tokens are asked for."""
-        known = self.arm_endpoint.lower() in SOVEREIGN_ARM
-        own = self.arm_endpoint if known else PUBLIC_ARM
+        sovereign = self.arm_endpoint.lower() in SOVEREIGN_ARM
+        own = self.arm_endpoint if sovereign else PUBLIC_ARM
         return self.arm_audience or own
 
     @classmethod

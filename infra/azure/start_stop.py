@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.azure import network
-from infra.azure import vm as machine
-from infra.azure.context import Account
+from infra.azure.context import AzureContext
 from infra.azure.naming import Names, names_of
-from infra.azure.observe import Looking
-from infra.azure.run_record import RunRecord
+from infra.azure.observe import VmObserver
+from infra.azure.vm import CAP_STEP_USD, NO_CAP, cap_for, current_cap, power_of
 from infra.provider import (
     PASSING,
     BadRequest,
@@ -20,17 +19,19 @@ from infra.provider import (
     Transient,
     Vm,
 )
+from infra.renting.caller import source_prefix
+from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Power:
+class PowerControl:
     """Changes the power of an existing machine."""
 
-    account: Account
-    looking: Looking
+    context: AzureContext
+    observer: VmObserver
 
     def start(self, vm: Vm) -> None:
         """Start the machine; silent if it runs or is starting.
@@ -38,60 +39,60 @@ class Power:
         Waits `accept_wait_s` at most, to hear of an early refusal. Raises `NoCapacity`,
         `OverQuota`, `PriceAboveCap`, `Gone`.
         """
-        names = names_of(vm, self.account.settings.subscription_id)
-        power, _ = machine.power_of(self.looking.get(names))
+        names = names_of(vm, self.context.settings.subscription_id)
+        power, _ = power_of(self.observer.get(names))
         if power in {PowerState.RUNNING, PowerState.STARTING, PowerState.CREATING}:
             return
-        self.admit_caller(vm)
+        self.allow_caller_ip(vm)
         record = self._record(vm)
-        self._act(record, names, "start", wait_s=self.account.settings.accept_wait_s)
+        self._act(record, names, "start", wait_s=self.context.settings.accept_wait_s)
 
-    def recap(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
+    def update_max_price(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
         """Give a deallocated machine that cap; the one then in force, USD per hour, None for none.
 
         Azure changes it while the machine is deallocated only; one that is up keeps what it has.
         """
-        names = names_of(vm, self.account.settings.subscription_id)
-        wanted = machine.cap_for(max_price_usd_per_h)
-        answer = self.looking.get(names)
-        held = machine.held_cap(answer)
-        if abs(held - wanted) > machine.CAP_STEP_USD and _is_down(answer):
-            held = self._recap(names, wanted)
-        if abs(held - wanted) <= machine.CAP_STEP_USD:
+        names = names_of(vm, self.context.settings.subscription_id)
+        wanted = cap_for(max_price_usd_per_h)
+        answer = self.observer.get(names)
+        held = current_cap(answer)
+        if abs(held - wanted) > CAP_STEP_USD and _is_down(answer):
+            held = self._change_cap(names, wanted)
+        if abs(held - wanted) <= CAP_STEP_USD:
             return max_price_usd_per_h
-        return None if held == machine.NO_CAP else held
+        return None if held == NO_CAP else held
 
-    def _recap(self, names: Names, wanted: float) -> float:
+    def _change_cap(self, names: Names, wanted: float) -> float:
         """Ask for another cap; the one that the machine then has."""
-        machines = self.account.arm.compute.virtual_machines
+        machines = self.context.arm.compute.virtual_machines
         try:
-            operation = self.account.arm.begin(
+            operation = self.context.arm.begin(
                 "change the price cap",
                 machines.begin_update,
                 names.group,
                 names.vm,
                 {"properties": {"billingProfile": {"maxPrice": wanted}}},
             )
-            if not operation.settle(wait_s=self.account.settings.accept_wait_s):
+            if not operation.wait(wait_s=self.context.settings.accept_wait_s):
                 raise Transient("Azure is still changing the price cap")
         except BadRequest as error:
             if "MaxPriceChangeNotAllowed" not in str(error):  # somebody started it meanwhile
                 raise
-        return machine.held_cap(self.looking.get(names))
+        return current_cap(self.observer.get(names))
 
     def deallocate(self, vm: Vm) -> None:
         """Release the compute; silent if it is released, returns when Azure says so.
 
         A start that is still under way may yet be granted, and bill: it is overtaken.
         """
-        names = names_of(vm, self.account.settings.subscription_id)
-        power, _ = machine.power_of(self.looking.get(names))
+        names = names_of(vm, self.context.settings.subscription_id)
+        power, _ = power_of(self.observer.get(names))
         record = self._record(vm)
-        starting = record.asked == "start" and self.looking.orders.follow(names, record)
+        starting = record.requested == "start" and self.observer.operations.follow(names, record)
         if power is PowerState.DEALLOCATED and not starting:
             return
-        record.released_at = self.account.clock()
-        wait_s = self.account.settings.operation_wait_s
+        record.released_at = self.context.clock()
+        wait_s = self.context.settings.operation_wait_s
         if not self._act(record, names, "deallocate", wait_s=wait_s):
             raise Transient(
                 f"Azure has been deallocating `{names.vm}` for {wait_s:.0f} s: it still bills",
@@ -103,13 +104,13 @@ class Power:
 
         A refused one is forgotten: it must not explain what stops the machine later.
         """
-        names = names_of(vm, self.account.settings.subscription_id)
+        names = names_of(vm, self.context.settings.subscription_id)
         record = self._record(vm)
-        before = record.asked, record.asked_at
-        record.note("evict", self.account.clock())
-        machines = self.account.arm.compute.virtual_machines
+        before = record.requested, record.requested_at
+        record.note("evict", self.context.clock())
+        machines = self.context.arm.compute.virtual_machines
         try:
-            self.account.arm.call(
+            self.context.arm.call(
                 "rehearse an eviction", machines.simulate_eviction, names.group, names.vm
             )
         except Transient:  # it may have arrived
@@ -118,107 +119,109 @@ class Power:
             record.note(*before)
             raise
 
-    def admit_caller(self, vm: Vm) -> bool:
+    def allow_caller_ip(self, vm: Vm) -> bool:
         """Make the firewall admit the caller's address of now; whether it had to change.
 
         The firewall is asked, not our memory: another computer may have changed it.
         """
-        names = names_of(vm, self.account.settings.subscription_id)
-        source = network.source_prefix(self.account.caller())
+        names = names_of(vm, self.context.settings.subscription_id)
+        source = source_prefix(self.context.caller())
         record = self._record(vm)
-        rules = self.account.arm.network.security_rules
+        rules = self.context.arm.network.security_rules
         try:
-            found = self.account.arm.call(
-                "look at the firewall", rules.get, names.group, names.firewall, network.RULE
+            found = self.context.arm.call(
+                "look at the firewall", rules.get, names.group, names.nsg, network.RULE
             )
         except Gone:
             found = {}
         admitted = (found.get("properties") or {}).get("sourceAddressPrefix")
-        record.caller, record.caller_at = source, self.account.clock()
+        record.caller, record.caller_at = source, self.context.clock()
         record.save()
         if admitted == source:
             return False
-        operation = self.account.arm.begin(
+        operation = self.context.arm.begin(
             f"let {source} through the firewall",
             rules.begin_create_or_update,
             names.group,
-            names.firewall,
+            names.nsg,
             network.RULE,
             {"properties": network.rule(source)["properties"]},
         )
-        if not operation.settle(wait_s=self.account.settings.accept_wait_s):
+        if not operation.wait(wait_s=self.context.settings.accept_wait_s):
             raise Transient("Azure is still changing the firewall")
         return True
 
     def billed_until_s(self, vm: Vm) -> float | None:
         """When what `deallocate` released ceased to bill, as Azure says; None if not known."""
         record = self._record(vm)
-        return record.ended_at or None if record.asked == "deallocate" else None
+        return record.ended_at or None if record.requested == "deallocate" else None
 
     def _record(self, vm: Vm) -> RunRecord:
-        record = self.account.record(vm.run_id)
+        record = self.context.record(vm.run_id)
         if record.generation != vm.generation:
             record = RunRecord(path=record.path, generation=vm.generation)
         return record
 
     def _act(self, record: RunRecord, names: Names, verb: str, *, wait_s: float) -> bool:
         """Start or deallocate; whether it was done within `wait_s`."""
-        if record.asked != verb:
+        if record.requested != verb:
             record.tokens.pop(verb, None)  # an older order of the same kind has long ended
-        record.note(verb, self.account.clock())
+        record.note(verb, self.context.clock())
         try:
-            operation = self.account.pursue(
+            operation = self.context.begin_or_resume(
                 record, verb, lambda token: self._begin(names, verb, token)
             )
-            done = self.account.settle(record, verb, operation, wait_s=wait_s)
-            self.looking.orders.learn(record, operation, done=done)
+            done = self.context.wait(record, verb, operation, wait_s=wait_s)
+            self.observer.operations.learn(record, operation, done=done)
         except Transient:
             # A broken connection does not say whether the order arrived: the machine does.
-            self.account.finished(record, verb)
+            self.context.clear_tokens(record, verb)
             if not self._under_way(names, verb):
                 raise
             done = self._watch(names, verb, wait_s=wait_s)
         except PASSING as error:
             if verb == "start":
                 raise
-            told = f"Azure failed to release `{names.vm}`, which still bills"
-            raise Transient(f"{told}: {error}", hint="the same call is safe to repeat") from error
+            message = f"Azure failed to release `{names.vm}`, which still bills"
+            raise Transient(
+                f"{message}: {error}", hint="the same call is safe to repeat"
+            ) from error
         except Gone:
-            self.account.finished(record, verb)
-            self.looking.get(names)  # raises Gone if it is the machine that is gone
+            self.context.clear_tokens(record, verb)
+            self.observer.get(names)  # raises Gone if it is the machine that is gone
             done = self._watch(names, verb, wait_s=wait_s)
         if done:
-            self.account.finished(record, verb)
+            self.context.clear_tokens(record, verb)
             if not self._under_way(names, verb):  # an answer may come from a proxy, not from Azure
                 raise Transient(f"Azure says that `{names.vm}` obeyed ({verb}); it did not")
         return done
 
     def _begin(self, names: Names, verb: str, token: str) -> Operation:
-        machines = self.account.arm.compute.virtual_machines
+        machines = self.context.arm.compute.virtual_machines
         order: Any = {"start": machines.begin_start, "deallocate": machines.begin_deallocate}[verb]
         more = {"continuation_token": token} if token else {}
-        return self.account.arm.begin(f"{verb} `{names.vm}`", order, names.group, names.vm, **more)
+        return self.context.arm.begin(f"{verb} `{names.vm}`", order, names.group, names.vm, **more)
 
     def _under_way(self, names: Names, verb: str) -> bool:
-        power, _ = machine.power_of(self.looking.get(names))
+        power, _ = power_of(self.observer.get(names))
         return power in _TOWARDS[verb]
 
     def _watch(self, names: Names, verb: str, *, wait_s: float) -> bool:
         """Look at the machine itself until it is where `verb` leads, for at most `wait_s`."""
-        deadline = self.account.clock() + wait_s
+        deadline = self.context.clock() + wait_s
         while True:
-            power, _ = machine.power_of(self.looking.get(names))
+            power, _ = power_of(self.observer.get(names))
             if power is _GOALS[verb]:
                 return True
             if power not in _TOWARDS[verb]:
                 raise Transient(f"`{names.vm}` is {power}: the order to {verb} it got lost")
-            if self.account.clock() >= deadline:
+            if self.context.clock() >= deadline:
                 return False
-            self.account.sleep(self.account.settings.polling_s)
+            self.context.sleep(self.context.settings.polling_s)
 
 
 def _is_down(answer: dict[str, Any]) -> bool:
-    power, _ = machine.power_of(answer)
+    power, _ = power_of(answer)
     return power is PowerState.DEALLOCATED
 
 

@@ -1,4 +1,7 @@
-"""The body that asks for one spot machine, and the reading of what Azure made of it; all pure."""
+"""Builds the request body of one spot machine, and reads the machine that Azure answers with.
+
+Also which disk image a size boots from, and how its firmware is requested. All of it is pure.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.azure.cloudinit import custom_data
-from infra.azure.images import security_for
-from infra.azure.naming import CARD, Names
+from infra.azure.naming import NIC, Names
 from infra.azure.settings import PUBLIC_ARM
+from infra.catalog.azure import AZURE
+from infra.catalog.gpus import Driver
+from infra.catalog.vendor import GpuSize
+from infra.image import generation_of
 from infra.provider import BadRequest, PowerState, VmSpec
 
 NO_CAP = -1
@@ -18,7 +24,7 @@ CAP_STEP_USD = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Make:
+class VmOptions:
     """How machines are made, apart from what the spec says."""
 
     image: str
@@ -33,12 +39,14 @@ class Make:
     audience: str = PUBLIC_ARM
 
 
-def body(spec: VmSpec, *, names: Names, tags: dict[str, str], make: Make) -> dict[str, Any]:
+def vm_body(
+    spec: VmSpec, *, names: Names, tags: dict[str, str], options: VmOptions
+) -> dict[str, Any]:
     """The `virtualMachines` PUT body: spot, under the cap, gone without a trace when deleted.
 
-    Secure Boot is off, as `images.SECURITY` tells why.
+    Secure Boot is off, as `SECURITY` says why.
     """
-    machine: dict[str, Any] = {
+    vm: dict[str, Any] = {
         "location": spec.offer.region,
         "tags": tags,
         "properties": {
@@ -47,21 +55,21 @@ def body(spec: VmSpec, *, names: Names, tags: dict[str, str], make: Make) -> dic
             "billingProfile": {"maxPrice": cap_of(spec)},
             "hardwareProfile": {"vmSize": spec.offer.size},
             "storageProfile": {
-                "imageReference": image_of(make.image),
+                "imageReference": image_of(options.image),
                 "osDisk": {
                     "name": names.disk,
                     "createOption": "FromImage",
                     "deleteOption": "Delete",
                     "caching": "ReadWrite",
                     "diskSizeGB": spec.disk_gb,
-                    "managedDisk": {"storageAccountType": make.disk_sku},
+                    "managedDisk": {"storageAccountType": options.disk_sku},
                 },
             },
-            "osProfile": _os_profile(spec, names, make),
+            "osProfile": _os_profile(spec, names, options),
             "networkProfile": {
                 "networkInterfaces": [
                     {
-                        "id": names.id_of(CARD, names.card),
+                        "id": names.id_of(NIC, names.nic),
                         "properties": {"primary": True, "deleteOption": "Delete"},
                     }
                 ]
@@ -69,16 +77,16 @@ def body(spec: VmSpec, *, names: Names, tags: dict[str, str], make: Make) -> dic
             "diagnosticsProfile": {"bootDiagnostics": {"enabled": True}},
         },
     }
-    if make.security and (profile := security_for(make.image)):
-        machine["properties"]["securityProfile"] = profile
-    if make.identity:
-        machine["identity"] = {"type": "SystemAssigned"}
+    if options.security and (profile := security_for(options.image)):
+        vm["properties"]["securityProfile"] = profile
+    if options.identity:
+        vm["identity"] = {"type": "SystemAssigned"}
     if spec.offer.zone:
-        machine["zones"] = [spec.offer.zone]
-    return machine
+        vm["zones"] = [spec.offer.zone]
+    return vm
 
 
-def _os_profile(spec: VmSpec, names: Names, make: Make) -> dict[str, Any]:
+def _os_profile(spec: VmSpec, names: Names, options: VmOptions) -> dict[str, Any]:
     """Who may enter (one key, no password) and what happens at the first boot."""
     return {
         "computerName": names.vm[:63].rstrip("-"),
@@ -86,7 +94,9 @@ def _os_profile(spec: VmSpec, names: Names, make: Make) -> dict[str, Any]:
         "customData": custom_data(
             host_private_key=spec.host_private_key,
             host_public_key=spec.host_public_key,
-            watch=_watch(spec, make) if make.identity else (),
+            self_release_arguments=_self_release_arguments(spec, options)
+            if options.identity
+            else (),
         ),
         "linuxConfiguration": {
             "disablePasswordAuthentication": True,
@@ -102,12 +112,12 @@ def _os_profile(spec: VmSpec, names: Names, make: Make) -> dict[str, Any]:
     }
 
 
-def _watch(spec: VmSpec, make: Make) -> list[str]:
+def _self_release_arguments(spec: VmSpec, options: VmOptions) -> list[str]:
     """How the machine's own watchdog is started."""
     home = ["--home", f"/home/{spec.user}"]
-    if make.arm == PUBLIC_ARM:
+    if options.arm == PUBLIC_ARM:
         return home
-    return [*home, "--arm", make.arm, "--audience", f"{make.audience}/"]
+    return [*home, "--arm", options.arm, "--audience", f"{options.audience}/"]
 
 
 def cap_of(spec: VmSpec) -> float:
@@ -127,7 +137,7 @@ def cap_for(cap: float | None) -> float:
     return round(cap, 5)
 
 
-def held_cap(answer: dict[str, Any]) -> float:
+def current_cap(answer: dict[str, Any]) -> float:
     """The cap of a machine as Azure tells it, USD per hour; `NO_CAP` if it has none."""
     profile = (answer.get("properties") or {}).get("billingProfile") or {}
     return float(profile.get("maxPrice") or NO_CAP)
@@ -147,7 +157,7 @@ def urn_of(body: dict[str, Any]) -> str:
     return ":".join(str(value) for value in image.values())
 
 
-def not_as_asked(answer: dict[str, Any], spec: VmSpec) -> str:
+def difference_from(answer: dict[str, Any], spec: VmSpec) -> str:
     """Why the machine that Azure describes is not a spot machine under our cap; empty if it is."""
     properties = answer.get("properties") or {}
     priority = properties.get("priority") or "Regular"
@@ -173,11 +183,11 @@ def power_of(answer: dict[str, Any]) -> tuple[PowerState, str]:
     statuses = [one for one in view.get("statuses") or [] if isinstance(one, dict)]
     codes = [str(one.get("code") or "") for one in statuses]
     power = next((c.partition("/")[2] for c in codes if c.lower().startswith("powerstate/")), "")
-    known = _POWER.get(power.lower())
+    state = _POWER.get(power.lower())
     if made == "deleting":
         return PowerState.STOPPING, "being deleted"
-    if known is not None and (made != "failed" or known in _TRUSTED_AFTER_FAILURE):
-        return known, _words(statuses, "powerstate/")
+    if state is not None and (made != "failed" or state in _TRUSTED_AFTER_FAILURE):
+        return state, _words(statuses, "powerstate/")
     if made == "failed":
         return PowerState.FAILED, _words(statuses, "provisioningstate/") or "provisioning failed"
     return PowerState.CREATING, _words(statuses, "provisioningstate/") or made
@@ -208,7 +218,7 @@ def failure_of(answer: dict[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def settled_at(answer: dict[str, Any]) -> str:
+def last_finished_at(answer: dict[str, Any]) -> str:
     """When Azure last finished something with the machine, from the instance view; else empty."""
     view = (answer.get("properties") or {}).get("instanceView") or {}
     for one in view.get("statuses") or []:
@@ -220,12 +230,12 @@ def settled_at(answer: dict[str, Any]) -> str:
 def _words(statuses: list[dict[str, Any]], prefix: str) -> str:
     for one in statuses:
         if str(one.get("code") or "").lower().startswith(prefix):
-            told = [one.get("displayStatus"), one.get("message")]
-            return ": ".join(str(word) for word in told if word)
+            words = [one.get("displayStatus"), one.get("message")]
+            return ": ".join(str(word) for word in words if word)
     return ""
 
 
-def check(spec: VmSpec) -> None:
+def check_spec(spec: VmSpec) -> None:
     """What Azure would refuse late and dearly is refused here at once."""
     if spec.offer.provider != "azure":
         raise BadRequest(f"an offer of `{spec.offer.provider}` cannot be rented from azure")
@@ -243,3 +253,49 @@ _FORBIDDEN_USERS = frozenset(
         "user5",
     }
 )
+
+
+WITH_DRIVER = "microsoft-dsvm:ubuntu-hpc:2404:latest"
+"""Driver 580 and CUDA 13 preinstalled: nothing to build, no reboot."""
+PLAIN = "Canonical:ubuntu-24_04-lts:server:latest"
+"""For sizes that need Azure's GRID driver, which the image above would be in the way of."""
+SECURITY = {
+    "securityType": "TrustedLaunch",
+    "uefiSettings": {"secureBootEnabled": False, "vTpmEnabled": True},
+}
+"""Secure Boot off, said in so many words: a subscription may have it on by default, and then the
+kernel loads no driver that is built on the machine. `Standard` would say the same, but needs a
+feature (`UseStandardSecurityType`) that few subscriptions have registered."""
+REFUSED_SECURITY = ("trustedlaunch", "trusted launch", "securitytype", "securityprofile")
+"""In the words of a refusal of `SECURITY`, which sizes and images without it get."""
+
+
+def image_for(size: str, chosen: str = "") -> str:
+    """The image URN for a size: the one that the user chose, else the one that suits its driver.
+
+    A size that the catalog lacks gets the image with the driver.
+    """
+    if chosen:
+        return chosen
+    catalogued = AZURE.find(size)
+    return PLAIN if catalogued is not None and catalogued.driver is Driver.GRID else WITH_DRIVER
+
+
+def security_for(image: str) -> dict[str, object] | None:
+    """The `securityProfile` for a machine of that image; None for Gen1, which has no such thing."""
+    return None if generation_of(image) == 1 else dict(SECURITY)
+
+
+def refuses_security(text: str) -> bool:
+    """Whether a refusal in Azure's words is one of `SECURITY`, so that it helps to leave it out."""
+    lowered = text.lower()
+    return any(word in lowered for word in REFUSED_SECURITY)
+
+
+def cannot_boot(image: str, size: GpuSize) -> str:
+    """Why a size cannot boot an image; empty if it can, or if nothing is known against it."""
+    generation = generation_of(image)
+    if generation is None or generation in size.hypervisor_generations:
+        return ""
+    wanted = " or ".join(f"Gen{one}" for one in size.hypervisor_generations)
+    return f"`{image}` is a Gen{generation} image, and {size.size} boots {wanted} only"

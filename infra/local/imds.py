@@ -73,9 +73,9 @@ class MetadataService:
 
     async def serve(self) -> asyncio.Server:
         """Listen on a free loopback port."""
-        return await asyncio.start_server(self._converse, "127.0.0.1", 0)
+        return await asyncio.start_server(self._handle, "127.0.0.1", 0)
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request and close: polls come once a second, so nothing is gained by more."""
         try:
             request = await asyncio.wait_for(_read_request(reader), READ_TIMEOUT_S)
@@ -132,8 +132,10 @@ class MetadataService:
             asked = message.get("StartRequests") if isinstance(message, dict) else None
             if not isinstance(asked, list) or not asked:
                 raise ValueError("StartRequests is missing")
-            known = {event["EventId"] for event in self._events}
-            if any(not isinstance(one, dict) or one.get("EventId") not in known for one in asked):
+            event_ids = {event["EventId"] for event in self._events}
+            if any(
+                not isinstance(one, dict) or one.get("EventId") not in event_ids for one in asked
+            ):
                 return HTTPStatus.BAD_REQUEST, {"error": "Unknown EventId"}
             self.on_start_request()
             return HTTPStatus.OK, {}

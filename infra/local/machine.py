@@ -30,10 +30,17 @@ from typing import Any
 import psutil
 
 from infra.durable import read_json, write_bytes, write_json
-from infra.local.processes import GUEST, MARK, end_all, guest_of, is_guest, of_machine
+from infra.local.processes import (
+    MARK,
+    VM_PROCESS,
+    find_vm_process,
+    is_vm_process,
+    kill_all,
+    machine_processes,
+)
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-BOOT_PATIENCE_S = 10.0
+BOOT_TIMEOUT_S = 10.0
 """How long a life may have no process at all before it counts as dead on arrival."""
 KEPT_ENVIRONMENT = (
     "LANG",
@@ -86,10 +93,10 @@ class MachineSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
+class DesiredState:
     """What the owner wants of the machine."""
 
-    life: int
+    boot: int
     on: bool
     since: str
     reason: str = ""
@@ -102,13 +109,13 @@ class Orders:
 class Eviction:
     """That a life will be taken away."""
 
-    life: int
+    boot: int
     notice_s: float
     reason: str
     detail: str
 
 
-class Power(StrEnum):
+class MachinePower(StrEnum):
     """What can be seen of a machine from outside."""
 
     ABSENT = "absent"
@@ -124,8 +131,8 @@ class Power(StrEnum):
 class MachineState:
     """One look at a machine."""
 
-    power: Power
-    life: int = 0
+    power: MachinePower
+    boot: int = 0
     since: str = ""
     ssh_port: int = 0
     metadata_port: int = 0
@@ -157,103 +164,108 @@ class Machine:
 
     def power_on(self, *, evict_after_s: float | None = None) -> None:
         """Begin a new life unless one is on; returns before SSH answers. Raises `LaunchFailed`."""
-        spec, orders = self.spec(), self.orders()
+        spec, desired = self.spec(), self.desired_state()
         if spec is None:
             raise FileNotFoundError(f"`{self.directory}` holds no machine")
-        if orders is None or self.look().power in {Power.OFF, Power.DEAD}:
-            self.end_processes()
-            life = orders.life + 1 if orders else 1
-            orders = Orders(life=life, on=True, since=self._now(), evict_after_s=evict_after_s)
-            self._write("orders.json", orders)
-        if orders.on and guest_of(spec.mark, orders.life) is None:
-            self._launch(spec, orders.life)
+        if desired is None or self.state().power in {MachinePower.OFF, MachinePower.DEAD}:
+            self.kill_processes()
+            boot = desired.boot + 1 if desired else 1
+            desired = DesiredState(
+                boot=boot, on=True, since=self._now(), evict_after_s=evict_after_s
+            )
+            self._write("orders.json", desired)
+        if desired.on and find_vm_process(spec.mark, desired.boot) is None:
+            self._launch(spec, desired.boot)
 
     def power_off(self, reason: str) -> None:
         """End this life at once: no notice, no process left when this returns.
 
         If the reason cannot be written down, as on a full disk, the life ends all the same.
         """
-        orders = self.orders()
+        desired = self.desired_state()
         try:
-            if orders is not None and orders.on and self._stop_record(orders.life) is None:
-                off = Orders(life=orders.life, on=False, since=self._now(), reason=reason)
+            if desired is not None and desired.on and self._stop_record(desired.boot) is None:
+                off = DesiredState(boot=desired.boot, on=False, since=self._now(), reason=reason)
                 self._write("orders.json", off)
         finally:
-            self.end_processes()
+            self.kill_processes()
 
-    def end_processes(self) -> None:
+    def kill_processes(self) -> None:
         """Kill whatever runs in the machine and write nothing: for one that is being deleted."""
         spec = self.spec()
         if spec is not None:
-            end_all(lambda: of_machine(spec.mark, self.disk), sleep=self._sleep)
+            kill_all(lambda: machine_processes(spec.mark, self.disk), sleep=self._sleep)
 
-    def order_eviction(
-        self, notice_s: float, reason: str = "evicted", detail: str = "", life: int | None = None
+    def request_eviction(
+        self, notice_s: float, reason: str = "evicted", detail: str = "", boot: int | None = None
     ) -> None:
         """Have the machine take itself away after `notice_s`; needs nobody to wait for it.
 
         Silent if that is under way already, or the machine is not on.
         """
-        orders = self.orders()
-        if orders is None or not orders.on or life not in {None, orders.life}:
+        desired = self.desired_state()
+        if desired is None or not desired.on or boot not in {None, desired.boot}:
             return
-        if self.eviction(orders.life) is None:
-            eviction = Eviction(life=orders.life, notice_s=notice_s, reason=reason, detail=detail)
+        if self.eviction(desired.boot) is None:
+            eviction = Eviction(boot=desired.boot, notice_s=notice_s, reason=reason, detail=detail)
             self._write("eviction.json", eviction)
 
-    def look(self) -> MachineState:
+    def state(self) -> MachineState:
         """Look at the machine. One that is found dead takes its last processes with it."""
-        spec, orders = self.spec(), self.orders()
+        spec, desired = self.spec(), self.desired_state()
         if spec is None:
-            return MachineState(power=Power.ABSENT)
-        if orders is None:
-            return MachineState(power=Power.OFF, reason="user", detail="never switched on")
-        if not orders.on:
+            return MachineState(power=MachinePower.ABSENT)
+        if desired is None:
+            return MachineState(power=MachinePower.OFF, reason="user", detail="never switched on")
+        if not desired.on:
             return MachineState(
-                power=Power.OFF, life=orders.life, since=orders.since, reason=orders.reason
+                power=MachinePower.OFF,
+                boot=desired.boot,
+                since=desired.since,
+                reason=desired.reason,
             )
-        listening = self._record("guest.json", orders.life)
+        listening = self._record("guest.json", desired.boot)
         alive = (
-            is_guest(listening["pid"], listening["created_at"], spec.mark, orders.life)
+            is_vm_process(listening["pid"], listening["created_at"], spec.mark, desired.boot)
             if listening is not None
-            else guest_of(spec.mark, orders.life) is not None
+            else find_vm_process(spec.mark, desired.boot) is not None
         )
-        stop = self._stop_record(orders.life)
+        stop = self._stop_record(desired.boot)
         if stop is not None:
-            power = Power.ENDING if alive else Power.OFF
-            return MachineState(power=power, life=orders.life, **stop)
+            power = MachinePower.ENDING if alive else MachinePower.OFF
+            return MachineState(power=power, boot=desired.boot, **stop)
         if listening is not None and alive:
             return MachineState(
-                power=Power.ON,
-                life=orders.life,
+                power=MachinePower.ON,
+                boot=desired.boot,
                 since=listening["since"],
                 ssh_port=listening["ssh_port"],
                 metadata_port=listening["metadata_port"],
             )
-        if listening is None and (alive or self._may_still_be_born(orders)):
-            return MachineState(power=Power.BOOTING, life=orders.life, since=orders.since)
-        return self._look_at_the_dead(orders)
+        if listening is None and (alive or self._may_be_starting(desired)):
+            return MachineState(power=MachinePower.BOOTING, boot=desired.boot, since=desired.since)
+        return self._clean_up_dead(desired)
 
     def spec(self) -> MachineSpec | None:
         """What the machine is; None if it does not exist."""
         data = read_json(self.directory / "spec.json")
         return None if data is None else MachineSpec(**data)
 
-    def orders(self) -> Orders | None:
+    def desired_state(self) -> DesiredState | None:
         """What is wanted of the machine; None if it was never switched on or is being deleted."""
         data = read_json(self.directory / "orders.json")
-        return None if data is None else Orders(**data)
+        return None if data is None else DesiredState(**_with_boot(data))
 
-    def eviction(self, life: int) -> Eviction | None:
+    def eviction(self, boot: int) -> Eviction | None:
         """Whether that life will be taken away."""
-        data = self._record("eviction.json", life)
-        return None if data is None else Eviction(**data)
+        data = self._record("eviction.json", boot)
+        return None if data is None else Eviction(**_with_boot(data))
 
-    def report_listening(self, life: int, *, ssh_port: int, metadata_port: int) -> None:
+    def report_listening(self, boot: int, *, ssh_port: int, metadata_port: int) -> None:
         """The guest says where it listens."""
         me = psutil.Process()
         record = {
-            "life": life,
+            "life": boot,
             "pid": me.pid,
             "created_at": me.create_time(),
             "ssh_port": ssh_port,
@@ -262,9 +274,9 @@ class Machine:
         }
         write_json(self.directory / "guest.json", record)
 
-    def report_stop(self, life: int, reason: str, detail: str) -> None:
+    def report_stop(self, boot: int, reason: str, detail: str) -> None:
         """The guest says why it is about to end."""
-        record = {"life": life, "reason": reason, "detail": detail, "since": self._now()}
+        record = {"life": boot, "reason": reason, "detail": detail, "since": self._now()}
         write_json(self.directory / "stopped.json", record)
 
     def report_alive(self) -> None:
@@ -273,7 +285,7 @@ class Machine:
             os.utime(self.directory / "guest.lock")
 
     @contextlib.contextmanager
-    def alone_as_guest(self) -> Iterator[bool]:
+    def as_only_process(self) -> Iterator[bool]:
         """Whether the caller is the only guest here; held until it ends."""
         try:
             handle = os.open(self.directory / "guest.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -290,21 +302,22 @@ class Machine:
         finally:
             os.close(handle)
 
-    def _look_at_the_dead(self, orders: Orders) -> MachineState:
+    def _clean_up_dead(self, desired: DesiredState) -> MachineState:
         """Make it so that nothing of a machine without a guest runs, and say what was found."""
-        self.end_processes()
-        stop = self._stop_record(orders.life)
+        self.kill_processes()
+        stop = self._stop_record(desired.boot)
         if stop is not None:  # it ended properly between two of our looks
-            return MachineState(power=Power.OFF, life=orders.life, **stop)
+            return MachineState(power=MachinePower.OFF, boot=desired.boot, **stop)
         return MachineState(
-            power=Power.DEAD,
-            life=orders.life,
-            since=self._last_alive(),
+            power=MachinePower.DEAD,
+            boot=desired.boot,
+            since=self._last_seen(),
             reason="failed",
-            detail=f"its process ended without a word, as when this computer restarts{self._log()}",
+            detail="its process ended without a word, as when this computer restarts"
+            + self._log_tail(),
         )
 
-    def _log(self) -> str:
+    def _log_tail(self) -> str:
         """The last words of a guest, for people; empty if it had none."""
         try:
             lines = (self.directory / "guest.log").read_text(errors="replace").splitlines()
@@ -312,7 +325,7 @@ class Machine:
             lines = []
         return f"; `guest.log` ends with: {lines[-1][:300]}" if lines else ""
 
-    def _last_alive(self) -> str:
+    def _last_seen(self) -> str:
         """When a guest was last seen, ISO 8601 UTC; empty if there never was one."""
         try:
             seen = (self.directory / "guest.lock").stat().st_mtime
@@ -320,12 +333,12 @@ class Machine:
             return ""
         return datetime.fromtimestamp(seen, UTC).isoformat()
 
-    def _may_still_be_born(self, orders: Orders) -> bool:
+    def _may_be_starting(self, desired: DesiredState) -> bool:
         """Whether whoever began this life may be about to launch its guest."""
-        age_s = self._clock() - datetime.fromisoformat(orders.since).timestamp()
-        return 0 <= age_s < BOOT_PATIENCE_S
+        age_s = self._clock() - datetime.fromisoformat(desired.since).timestamp()
+        return 0 <= age_s < BOOT_TIMEOUT_S
 
-    def _launch(self, spec: MachineSpec, life: int) -> None:
+    def _launch(self, spec: MachineSpec, boot: int) -> None:
         """Start the guest in a session of its own, with nothing of ours but this code."""
         environ = {
             "LANG": "C.UTF-8",
@@ -333,11 +346,11 @@ class Machine:
             "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
             "PYTHONPATH": str(Path(__file__).absolute().parents[2]),
             MARK: spec.mark,
-            GUEST: str(life),
+            VM_PROCESS: str(boot),
         }
         # -P: the machine's disk must not be able to stand in for a module of ours.
         argv = [sys.executable, "-P", "-m", "infra.local.start_vm"]
-        argv += ["--dir", str(self.directory), "--life", str(life)]
+        argv += ["--dir", str(self.directory), "--life", str(boot)]
         log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         pid = os.posix_spawn(
             sys.executable,
@@ -354,23 +367,29 @@ class Machine:
         if status != 0:
             raise LaunchFailed(self.directory / "guest.log", os.waitstatus_to_exitcode(status))
 
-    def _record(self, name: str, life: int) -> dict[str, Any] | None:
+    def _record(self, name: str, boot: int) -> dict[str, Any] | None:
         """Read a record if it is about that life."""
         data: dict[str, Any] | None = read_json(self.directory / name)
-        return data if data is not None and data["life"] == life else None
+        return data if data is not None and data["life"] == boot else None
 
-    def _stop_record(self, life: int) -> dict[str, Any] | None:
+    def _stop_record(self, boot: int) -> dict[str, Any] | None:
         """Why that life ended (reason, detail, since), if its guest said so."""
-        data = self._record("stopped.json", life)
+        data = self._record("stopped.json", boot)
         return None if data is None else {key: data[key] for key in ("reason", "detail", "since")}
 
-    def _write(self, name: str, value: Orders | Eviction) -> None:
-        """Write one record."""
-        write_json(self.directory / name, asdict(value))
+    def _write(self, name: str, value: DesiredState | Eviction) -> None:
+        """Write one record, with its boot under the key of all records here, `life`."""
+        data = asdict(value)
+        write_json(self.directory / name, {"life": data.pop("boot"), **data})
 
     def _now(self) -> str:
         """The time, ISO 8601 UTC."""
         return datetime.fromtimestamp(self._clock(), UTC).isoformat()
+
+
+def _with_boot(record: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record that was written with its boot under `life`."""
+    return {"boot" if key == "life" else key: value for key, value in record.items()}
 
 
 class LaunchFailed(Exception):  # noqa: N818  (says what happened)

@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from infra.catalog.gpus import reference_spot_usd_per_h
+from infra.catalog.vendors import reference_spot_usd_per_h
 from infra.durable import read_json
 from infra.provider import BadRequest, NoCapacity, PriceAboveCap
 
@@ -33,7 +33,7 @@ _CHANGE_KEYS = {"after_s", "spot_usd_per_h", "capacity"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quote:
+class RegionQuote:
     """One region at one moment."""
 
     spot_usd_per_h: float | None
@@ -46,7 +46,7 @@ class Quote:
 class Market:
     """All regions at one moment."""
 
-    quotes: Mapping[str, Quote] | None
+    quotes: Mapping[str, RegionQuote] | None
     """As a file tells them, in its order; None where there is no file."""
 
     @property
@@ -54,23 +54,23 @@ class Market:
         """The regions to offer when nobody names any."""
         return DEFAULT_REGIONS if self.quotes is None else tuple(self.quotes)
 
-    def quote(self, region: str) -> Quote | None:
+    def quote(self, region: str) -> RegionQuote | None:
         """One region's quote; None if there is no such region."""
         if self.quotes is None:
-            return Quote(spot_usd_per_h=None)
+            return RegionQuote(spot_usd_per_h=None)
         return self.quotes.get(region)
 
     def price(self, region: str, gpu: str) -> float:
         """The spot price of a GPU there, USD per hour. Raises `BadRequest` for no region."""
         quote = self.quote(region)
         if quote is None:
-            known = ", ".join(self.regions)
-            raise BadRequest(f"there is no region `{region}` in market.json, only {known}")
+            names = ", ".join(self.regions)
+            raise BadRequest(f"there is no region `{region}` in market.json, only {names}")
         if quote.spot_usd_per_h is None:
             return reference_spot_usd_per_h(gpu)
         return quote.spot_usd_per_h
 
-    def admit(self, region: str, gpu: str, cap_usd_per_h: float | None) -> None:
+    def check_available(self, region: str, gpu: str, cap_usd_per_h: float | None) -> None:
         """Refuse a machine as a cloud would; raises `BadRequest`, `NoCapacity`, `PriceAboveCap`."""
         price, quote = self.price(region, gpu), self.quote(region)
         if quote is not None and not quote.capacity:
@@ -83,10 +83,10 @@ class Market:
                 hint="wait, allow other regions, or raise `vm.max_price`",
             )
 
-    def obstacle(self, region: str, gpu: str, cap_usd_per_h: float | None) -> str:
+    def blocked_by(self, region: str, gpu: str, cap_usd_per_h: float | None) -> str:
         """Why a machine would be refused, in few words; empty if it would not."""
         try:
-            self.admit(region, gpu, cap_usd_per_h)
+            self.check_available(region, gpu, cap_usd_per_h)
         except PriceAboveCap:
             return f"price above the cap of ${cap_usd_per_h:.4f} per hour"
         except NoCapacity:
@@ -116,7 +116,7 @@ def read_market(path: Path, now: float) -> Market:
     return Market(quotes=quotes)
 
 
-def _quote(region: dict[str, Any], elapsed_s: float) -> Quote:
+def _quote(region: dict[str, Any], elapsed_s: float) -> RegionQuote:
     """One region's quote after `elapsed_s` seconds."""
     _refuse_unknown(region, _REGION_KEYS)
     now = {key: value for key, value in region.items() if key != "changes"}
@@ -125,14 +125,14 @@ def _quote(region: dict[str, Any], elapsed_s: float) -> Quote:
         if elapsed_s >= float(change["after_s"]):
             now |= {key: value for key, value in change.items() if key != "after_s"}
     spot, on_demand = now.get("spot_usd_per_h"), now.get("on_demand_usd_per_h")
-    return Quote(
+    return RegionQuote(
         spot_usd_per_h=None if spot is None else float(spot),
         on_demand_usd_per_h=None if on_demand is None else float(on_demand),
         capacity=bool(now.get("capacity", True)),
     )
 
 
-def _refuse_unknown(table: dict[str, Any], known: set[str]) -> None:
+def _refuse_unknown(table: dict[str, Any], names: set[str]) -> None:
     """A misspelt key would otherwise be a market that never changes."""
-    if unknown := set(table) - known:
-        raise ValueError(f"unknown keys {sorted(unknown)}, known are {sorted(known)}")
+    if unknown := set(table) - names:
+        raise ValueError(f"unknown keys {sorted(unknown)}, known are {sorted(names)}")

@@ -15,11 +15,11 @@ import psutil
 
 MARK = "QFT_VM"
 """Environment variable that every process of a machine inherits; it holds the machine's mark."""
-GUEST = "QFT_GUEST"
+VM_PROCESS = "QFT_GUEST"
 """Environment variable that only the guest itself carries: the life it plays."""
 FREEZE_AFTER_S = 0.5
 """How long processes are killed one by one before they are suspected of breeding."""
-DYING_S = 60.0
+KILL_TIMEOUT_S = 60.0
 """How long a killed process may take: in the middle of an fsync it ends when the disk is done."""
 
 
@@ -31,10 +31,10 @@ class StillAlive(Exception):  # noqa: N818  (says what is so; the provider decid
         super().__init__(f"these processes survived SIGKILL for {waited_s:.0f} s: {names}")
 
 
-def end_all(
+def kill_all(
     find: Callable[[], set[psutil.Process]],
     *,
-    timeout_s: float = DYING_S,
+    timeout_s: float = KILL_TIMEOUT_S,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -49,7 +49,7 @@ def end_all(
         elapsed_s = clock() - began
         if elapsed_s > timeout_s:
             raise StillAlive((process.pid for process in found), waited_s=timeout_s)
-        victims = {process for process in found if GUEST not in _environ(process)} or found
+        victims = {process for process in found if VM_PROCESS not in _environ(process)} or found
         if elapsed_s > FREEZE_AFTER_S:
             victims |= _frozen(find)
         for process in victims:
@@ -57,40 +57,40 @@ def end_all(
         sleep(0.005)
 
 
-def of_machine(mark: str, disk: Path) -> set[psutil.Process]:
+def machine_processes(mark: str, disk: Path) -> set[psutil.Process]:
     """All living processes of a machine: those that carry its mark, and all their descendants.
 
     The mark finds those whose ancestors died; descent finds those that cleaned their environment.
     If the guest was killed from outside, something may be neither marked nor descended: then it is
     known by standing in the machine's disk without a terminal, which no person does.
     """
-    ours = _lineage()
+    ours = _self_and_ancestors()
 
     def belongs(process: psutil.Process) -> bool:
         if process.pid in ours:
             return False
-        return _environ(process).get(MARK) == mark or _stands_in(process, disk)
+        return _environ(process).get(MARK) == mark or _works_in(process, disk)
 
     return {process for process in _with_descendants(belongs) if process.pid not in ours}
 
 
-def inside(mark: str, disk: Path) -> set[psutil.Process]:
+def processes_inside(mark: str, disk: Path) -> set[psutil.Process]:
     """All living processes of the machine except this one, the guest that plays it."""
     me = os.getpid()
     below = _with_descendants(lambda process: process.pid == me)
-    return {process for process in below if process.pid != me} | of_machine(mark, disk)
+    return {process for process in below if process.pid != me} | machine_processes(mark, disk)
 
 
-def guest_of(mark: str, life: int) -> psutil.Process | None:
+def find_vm_process(mark: str, boot: int) -> psutil.Process | None:
     """Find the living guest that plays this life of the machine, by search over all processes."""
-    for process in _everyone():
+    for process in _all_processes():
         environ = _environ(process)
-        if environ.get(MARK) == mark and environ.get(GUEST) == str(life) and _alive(process):
+        if environ.get(MARK) == mark and environ.get(VM_PROCESS) == str(boot) and _alive(process):
             return process
     return None
 
 
-def is_guest(pid: int, created_at: float, mark: str, life: int) -> bool:
+def is_vm_process(pid: int, created_at: float, mark: str, boot: int) -> bool:
     """Whether `pid` is alive and still the guest it was, not a later process of that number.
 
     `created_at` (seconds since 1970) decides only where the environment may not be read: it moves
@@ -106,7 +106,7 @@ def is_guest(pid: int, created_at: float, mark: str, life: int) -> bool:
             return abs(process.create_time() - created_at) < 1.0
     except psutil.NoSuchProcess:
         return False
-    return environ.get(MARK) == mark and environ.get(GUEST) == str(life)
+    return environ.get(MARK) == mark and environ.get(VM_PROCESS) == str(boot)
 
 
 def adopt_orphans() -> bool:
@@ -130,7 +130,7 @@ def _frozen(find: Callable[[], set[psutil.Process]]) -> set[psutil.Process]:
     return frozen
 
 
-def _everyone() -> Iterator[psutil.Process]:
+def _all_processes() -> Iterator[psutil.Process]:
     """All processes as they are now.
 
     `psutil.process_iter` remembers those that it met before, and hides a process that was given
@@ -141,13 +141,13 @@ def _everyone() -> Iterator[psutil.Process]:
             yield psutil.Process(pid)
 
 
-def _lineage() -> set[int]:
+def _self_and_ancestors() -> set[int]:
     """This process and its ancestors, none of which may be ended by mistake."""
     me = psutil.Process()
     return {me.pid, *(parent.pid for parent in me.parents())}
 
 
-def _stands_in(process: psutil.Process, disk: Path) -> bool:
+def _works_in(process: psutil.Process, disk: Path) -> bool:
     """Whether a process without a terminal has its working directory in `disk`."""
     try:
         return process.terminal() is None and Path(process.cwd()).is_relative_to(disk)
@@ -159,7 +159,7 @@ def _with_descendants(is_root: Callable[[psutil.Process], bool]) -> set[psutil.P
     """The living processes that satisfy `is_root`, and all that descend from them."""
     children: dict[int, list[psutil.Process]] = {}
     found: set[psutil.Process] = set()
-    for process in _everyone():
+    for process in _all_processes():
         try:
             parent = process.ppid()
         except psutil.NoSuchProcess:

@@ -23,13 +23,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infra.catalog.gpus import (
-    SPOT_DATE,
-    reference_on_demand_usd_per_h,
-    resolve_gpu,
-)
+from infra.catalog.gpus import resolve_gpu
+from infra.catalog.vendors import cheapest_size, reference_on_demand_usd_per_h
 from infra.durable import LockTimeout, locked, read_json, sync_directory, write_json
-from infra.local.machine import LaunchFailed, Machine, MachineSpec, MachineState, Power
+from infra.local.machine import LaunchFailed, Machine, MachinePower, MachineSpec, MachineState
 from infra.local.market import Market, read_market
 from infra.local.processes import StillAlive
 from infra.provider import (
@@ -39,6 +36,7 @@ from infra.provider import (
     Observation,
     Offer,
     PowerState,
+    Provider,
     Removed,
     StopReason,
     Traits,
@@ -50,7 +48,7 @@ from infra.provider import (
 
 SIZE = "local-gpu"
 DEFAULT_GPU = "T4"
-LOCK_PATIENCE_S = 60.0
+LOCK_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +64,11 @@ class LocalSettings:
     first_metadata_s: float = 0.0
 
 
-class LocalProvider:
+class LocalProvider(Provider):
     """Keeps the promises of `Provider` with processes of this computer."""
+
+    name = "local"
+    traits = Traits(rents=True, evicts=True, simulated_prices=True)
 
     def __init__(
         self,
@@ -82,21 +83,11 @@ class LocalProvider:
         self._sleep = sleep
         self._clock = clock
 
-    @property
-    def name(self) -> str:
-        """The value of `vm.provider`."""
-        return "local"
-
-    @property
-    def traits(self) -> Traits:
-        """Rented and evicted like the real thing, at prices nobody is charged."""
-        return Traits(rents=True, evicts=True, simulated_prices=True)
-
     def offers(self, want: Want) -> list[Offer]:
         """One offer per simulated region: free ones first, as wanted or else the cheapest first."""
         gpu = resolve_gpu(want.gpu or DEFAULT_GPU).gpu
         market = self._market()
-        told = market.quotes is not None
+        from_file = market.quotes is not None
         offers = []
         for region in want.regions or market.regions:
             quote = market.quote(region)
@@ -110,13 +101,13 @@ class LocalProvider:
                     gpu_memory_gb=gpu.memory_gb,
                     spot_usd_per_h=market.price(region, gpu.name) if quote else 0.0,
                     on_demand_usd_per_h=on_demand or reference_on_demand_usd_per_h(gpu.name),
-                    price_source="market.json, simulated" if told else "catalog, simulated",
-                    priced_at=self._now() if told else SPOT_DATE,
-                    blocked_by=market.obstacle(region, gpu.name, want.max_price_usd_per_h),
+                    price_source="market.json, simulated" if from_file else "catalog, simulated",
+                    priced_at=self._now() if from_file else cheapest_size(gpu.name)[0].spot_date,
+                    blocked_by=market.blocked_by(region, gpu.name, want.max_price_usd_per_h),
                 )
             )
-        dearness = 0.0 if want.regions else 1.0
-        return sorted(offers, key=lambda o: (bool(o.blocked_by), dearness * o.spot_usd_per_h))
+        price_weight = 0.0 if want.regions else 1.0
+        return sorted(offers, key=lambda o: (bool(o.blocked_by), price_weight * o.spot_usd_per_h))
 
     def create(self, spec: VmSpec) -> Vm:
         """Make the machine of `spec.run_id` or return it; `vm.json` is written before it starts."""
@@ -126,24 +117,27 @@ class LocalProvider:
                 hint="pip install 'qft[local]'",
             )
         directory = self._directory(spec.run_id)
-        with self._locked(), _translated():
+        with self._locked(), _seam_errors():
             self._empty_trash(spec.run_id)
             machine = self._machine(directory)
             record = read_json(directory / "vm.json")
-            if record is None or machine.orders() is None:
-                self._market().admit(
+            if record is None or machine.desired_state() is None:
+                self._market().check_available(
                     spec.offer.region, spec.offer.gpu or DEFAULT_GPU, spec.max_price_usd_per_h
                 )
                 record = self._make(machine, spec)
-            if machine.look().power in {Power.OFF, Power.DEAD} and machine.orders() is not None:
-                return self._vm(record, machine.look())
-            machine.power_on(evict_after_s=_scripted(record, machine))
-            return self._vm(record, machine.look())
+            if (
+                machine.state().power in {MachinePower.OFF, MachinePower.DEAD}
+                and machine.desired_state() is not None
+            ):
+                return self._vm(record, machine.state())
+            machine.power_on(evict_after_s=_next_eviction_s(record, machine))
+            return self._vm(record, machine.state())
 
     def observe(self, vm: Vm) -> Observation:
         """Look at the machine; prices come from the market of its region."""
         directory = self._directory(vm.run_id)
-        with _translated():
+        with _seam_errors():
             record = read_json(directory / "vm.json")
             if record is None or record["vm"]["id"] != vm.id:
                 return Observation(
@@ -151,11 +145,11 @@ class LocalProvider:
                     stop_reason=StopReason.UNKNOWN,
                     detail="no such machine on this computer",
                 )
-            state = self._machine(directory).look()
+            state = self._machine(directory).state()
         seen = self._vm(record, state)
         market = self._market()
-        known = market.quote(seen.region) is not None
-        price = market.price(seen.region, record["gpu"]) if known else None
+        has_region = market.quote(seen.region) is not None
+        price = market.price(seen.region, record["gpu"]) if has_region else None
         cap = record["max_price_usd_per_h"]
         return Observation(
             power=seen.power,
@@ -172,26 +166,31 @@ class LocalProvider:
     def start(self, vm: Vm) -> None:
         """Begin the machine's next life on the same disk, behind the same host key."""
         with self._existing(vm) as (record, machine):
-            power = machine.look().power
-            if power is Power.ON:
+            power = machine.state().power
+            if power is MachinePower.ON:
                 return
-            if power is not Power.BOOTING:
-                self._market().admit(vm.region, record["gpu"], record["max_price_usd_per_h"])
+            if power is not MachinePower.BOOTING:
+                self._market().check_available(
+                    vm.region, record["gpu"], record["max_price_usd_per_h"]
+                )
                 machine.power_off(StopReason.USER)  # an eviction that is under way is over now
-            machine.power_on(evict_after_s=_scripted(record, machine))
+            machine.power_on(evict_after_s=_next_eviction_s(record, machine))
 
     def deallocate(self, vm: Vm) -> None:
         """Kill everything that runs in the machine and keep its disk."""
         with self._existing(vm) as (_, machine):
             machine.power_off(StopReason.USER)
 
-    def delete(self, run_id: str) -> list[Removed]:
+    def delete(
+        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
+    ) -> list[Removed]:
         """Kill everything of the run, remove its disk, and say what that was.
 
         Moving it away comes first: it needs no space, and the guest takes it as its end.
         """
+        del on_message  # it takes less than a second
         directory = self._directory(run_id)
-        with self._locked(), _translated():
+        with self._locked(), _seam_errors():
             self._discard(directory)
             removed = self._empty_trash(run_id)
             if self._discard(directory):  # by a job that made its folders again before it died
@@ -201,21 +200,21 @@ class LocalProvider:
     def list_all(self) -> list[Vm]:
         """Every machine of this directory, and every half of one, newest first."""
         found = []
-        with _translated():
+        with _seam_errors():
             for directory in _entries(self._root / "vms"):
                 record = read_json(directory / "vm.json")
                 if record is None:
-                    found.append(_remnant(directory.name))
+                    found.append(_remnants_of(directory.name))
                 else:
-                    found.append(self._vm(record, self._machine(directory).look()))
+                    found.append(self._vm(record, self._machine(directory).state()))
             trash = _entries(self._root / "trash")
-            found.extend(_remnant(directory.name.rpartition(".")[0]) for directory in trash)
+            found.extend(_remnants_of(directory.name.rpartition(".")[0]) for directory in trash)
         return sorted(found, key=lambda vm: vm.created_at, reverse=True)
 
     def evict(self, vm: Vm) -> None:
         """Order the eviction; the machine carries it out itself, whatever becomes of us."""
         with self._existing(vm) as (record, machine):
-            machine.order_eviction(record["notice_s"], StopReason.EVICTED, "asked for")
+            machine.request_eviction(record["notice_s"], StopReason.EVICTED, "asked for")
 
     def _make(self, machine: Machine, spec: VmSpec) -> dict[str, Any]:
         """Write down what the machine is; nothing runs yet."""
@@ -273,14 +272,14 @@ class LocalProvider:
         """What the caller was told once, with what is true now."""
         vm = Vm(**{**record["vm"], "power": PowerState(record["vm"]["power"])})
         power = {
-            Power.ABSENT: PowerState.REMNANTS,
-            Power.OFF: PowerState.DEALLOCATED,
-            Power.BOOTING: PowerState.STARTING if state.life > 1 else PowerState.CREATING,
-            Power.ON: PowerState.RUNNING,
-            Power.ENDING: PowerState.STOPPING,
-            Power.DEAD: PowerState.DEALLOCATED,
+            MachinePower.ABSENT: PowerState.REMNANTS,
+            MachinePower.OFF: PowerState.DEALLOCATED,
+            MachinePower.BOOTING: PowerState.STARTING if state.boot > 1 else PowerState.CREATING,
+            MachinePower.ON: PowerState.RUNNING,
+            MachinePower.ENDING: PowerState.STOPPING,
+            MachinePower.DEAD: PowerState.DEALLOCATED,
         }[state.power]
-        if state.power is not Power.ON:
+        if state.power is not MachinePower.ON:
             return replace(vm, power=power)
         return replace(
             vm,
@@ -294,7 +293,7 @@ class LocalProvider:
     def _existing(self, vm: Vm) -> Iterator[tuple[dict[str, Any], Machine]]:
         """The machine, for us alone; raises `Gone` if it is not there or not the same any more."""
         directory = self._directory(vm.run_id)
-        with self._locked(), _translated():
+        with self._locked(), _seam_errors():
             record = read_json(directory / "vm.json")
             if record is None or record["vm"]["id"] != vm.id:
                 raise Gone(f"the machine `{vm.id}` does not exist any more")
@@ -304,7 +303,7 @@ class LocalProvider:
     def _locked(self) -> Iterator[None]:
         """Keep other callers out; raises `Transient` if one of them stays too long."""
         try:
-            with locked(self._root / "lock", timeout_s=LOCK_PATIENCE_S, sleep=self._sleep):
+            with locked(self._root / "lock", timeout_s=LOCK_TIMEOUT_S, sleep=self._sleep):
                 yield
         except LockTimeout as error:
             raise Transient(str(error), retry_after_s=1.0) from error
@@ -335,7 +334,7 @@ class LocalProvider:
         for remnant in _entries(self._root / "trash"):
             if remnant.name.rpartition(".")[0] != run_id:
                 continue
-            self._machine(remnant).end_processes()
+            self._machine(remnant).kill_processes()
             record = read_json(remnant / "vm.json")
             _remove_tree(remnant)
             if record is not None:
@@ -352,15 +351,15 @@ class LocalProvider:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat()
 
 
-def _scripted(record: dict[str, Any], machine: Machine) -> float | None:
+def _next_eviction_s(record: dict[str, Any], machine: Machine) -> float | None:
     """When the life that would begin now is to be evicted by script."""
-    orders = machine.orders()
-    index = record["vm"]["generation"] - 1 + (orders.life if orders else 0)
+    desired = machine.desired_state()
+    index = record["vm"]["generation"] - 1 + (desired.boot if desired else 0)
     script: list[float] = record["evict_after_s"]
     return script[index] if index < len(script) else None
 
 
-def _remnant(run_id: str) -> Vm:
+def _remnants_of(run_id: str) -> Vm:
     """A run of which only parts are left."""
     return Vm(
         provider="local", run_id=run_id, id=run_id, region="", size="", power=PowerState.REMNANTS
@@ -374,15 +373,15 @@ def _entries(directory: Path) -> list[Path]:
 
 def _remove_tree(directory: Path) -> None:
     """Remove a directory, also where its owner made parts of it read-only; links stay links."""
-    for inner, names, _ in os.walk(directory):
-        for path in (Path(inner, name) for name in names):
+    for inner, has_region, _ in os.walk(directory):
+        for path in (Path(inner, name) for name in has_region):
             if not path.is_symlink():
                 path.chmod(0o700)
     shutil.rmtree(directory)
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def _seam_errors() -> Iterator[None]:
     """Turn what a computer can do to its processes and files into the seam's errors."""
     try:
         yield

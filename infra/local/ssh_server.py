@@ -40,16 +40,16 @@ class SshServer:
         """Listen on a free loopback port and return it."""
         keys = asyncssh.import_authorized_keys(self.public_key)
 
-        def door() -> asyncssh.SSHServer:
-            return _Door(user=self.user, keys=keys)
+        def make_server() -> asyncssh.SSHServer:
+            return _Authentication(user=self.user, keys=keys)
 
         acceptor = await asyncssh.create_server(
-            door,
+            make_server,
             "127.0.0.1",
             0,
             server_host_keys=[str(self.host_key)],
-            process_factory=self._begin,
-            sftp_factory=_Files,
+            process_factory=self._start,
+            sftp_factory=_SftpServer,
             sftp_version=3,
             password_auth=False,
             kbdint_auth=False,
@@ -63,7 +63,7 @@ class SshServer:
         )
         return acceptor.get_port()
 
-    def _begin(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+    def _start(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         """Run what the client asked for in a task that survives the client's connection."""
         run = self._run_on_terminal if process.term_type else self._run
         task = asyncio.get_running_loop().create_task(run(process))
@@ -91,10 +91,12 @@ class SshServer:
         self.children.add(child.pid)
         for end in (stdin_end, stdout_end, stderr_end):
             os.close(end)
-        feeding = asyncio.ensure_future(_feed(process, stdin, child.pid))
+        feeding = asyncio.ensure_future(_forward_input(process, stdin, child.pid))
         try:
             await asyncio.gather(
-                _pour(stdout, process.stdout), _pour(stderr, process.stderr), child.wait()
+                _forward_output(stdout, process.stdout),
+                _forward_output(stderr, process.stderr),
+                child.wait(),
             )
         finally:
             feeding.cancel()
@@ -117,9 +119,9 @@ class SshServer:
         )
         self.children.add(child.pid)
         os.close(slave)
-        feeding = asyncio.ensure_future(_feed(process, os.dup(master), child.pid))
+        feeding = asyncio.ensure_future(_forward_input(process, os.dup(master), child.pid))
         try:
-            await asyncio.gather(_pour(master, process.stdout), child.wait())
+            await asyncio.gather(_forward_output(master, process.stdout), child.wait())
         finally:
             feeding.cancel()
             self.children.discard(child.pid)
@@ -131,7 +133,7 @@ class SshServer:
         return [shell, "-c", command] if command is not None else [shell, "-i"]
 
 
-class _Door(asyncssh.SSHServer):
+class _Authentication(asyncssh.SSHServer):
     """Lets in the one user with the one key, and lets that user forward ports."""
 
     def __init__(self, *, user: str, keys: asyncssh.SSHAuthorizedKeys) -> None:
@@ -157,7 +159,7 @@ class _Door(asyncssh.SSHServer):
         return dest_host in {"localhost", "127.0.0.1"}
 
 
-class _Files(asyncssh.SFTPServer):
+class _SftpServer(asyncssh.SFTPServer):
     """SFTP on the machine's disk, where a full disk is an error and never a short file."""
 
     async def read(self, file_obj: object, offset: int, size: int) -> bytes:
@@ -177,7 +179,7 @@ class _Files(asyncssh.SFTPServer):
         return done
 
 
-async def _feed(process: asyncssh.SSHServerProcess[bytes], handle: int, pid: int) -> None:
+async def _forward_input(process: asyncssh.SSHServerProcess[bytes], handle: int, pid: int) -> None:
     """Carry the client's input and signals to the command until either side ends."""
     loop = asyncio.get_running_loop()
     transport, protocol = await loop.connect_write_pipe(
@@ -207,7 +209,7 @@ async def _feed(process: asyncssh.SSHServerProcess[bytes], handle: int, pid: int
         transport.close()
 
 
-async def _pour(handle: int, client: asyncssh.SSHWriter[bytes]) -> None:
+async def _forward_output(handle: int, client: asyncssh.SSHWriter[bytes]) -> None:
     """Carry output to the client; if the client is gone, close it, so that writing is an error."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=CHUNK_BYTES)

@@ -20,9 +20,9 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     if os.fork():
         os._exit(0)  # the caller waits for this, and so never has a guest as its own child
-    from infra.local.vm_process import play  # after the fork: the caller does not wait for imports
+    from infra.local.vm_process import run  # after the fork: the caller does not wait for imports
 
-    play(chosen.dir, chosen.life)
+    run(chosen.dir, chosen.boot)
     return 0
 
 

@@ -16,59 +16,59 @@ import psutil
 from infra.local.imds import MetadataService
 from infra.local.machine import Machine, MachineSpec
 from infra.local.market import read_market
-from infra.local.processes import GUEST, adopt_orphans, end_all, inside
+from infra.local.processes import VM_PROCESS, adopt_orphans, kill_all, processes_inside
 from infra.local.ssh_server import SshServer
 from infra.provider import BadRequest
 
-WATCH_S = 0.05
+POLL_S = 0.05
 MARKET_EVERY_S = 0.25
-CHORES_EVERY_S = 1.0
+PERIODIC_EVERY_S = 1.0
 
 
-def play(directory: Path, life: int) -> None:
+def run(directory: Path, boot: int) -> None:
     """Play that life of the machine in `directory`, if nobody else does and its owner wants it."""
     adopt_orphans()
     machine = Machine(directory)
-    with machine.alone_as_guest() as alone:
+    with machine.as_only_process() as alone:
         if alone:
             try:
-                asyncio.run(Guest(machine=machine, life=life).play())
+                asyncio.run(VmProcess(machine=machine, boot=boot).run())
             finally:  # also if we failed: a machine without its guest is no machine
                 spec = machine.spec()
                 if spec is not None:
-                    end_all(lambda: inside(spec.mark, machine.disk))
+                    kill_all(lambda: processes_inside(spec.mark, machine.disk))
 
 
 @dataclass(kw_only=True)
-class Guest:
+class VmProcess:
     """One life of one machine."""
 
     machine: Machine
-    life: int
+    boot: int
     _reaping: set[int] = field(default_factory=set)
     _deadline: float | None = None
     """When the announced end comes, in seconds of `time.monotonic`."""
-    _market_at: float = 0.0
-    _chores_at: float = 0.0
+    _next_market_s: float = 0.0
+    _next_periodic_s: float = 0.0
 
-    async def play(self) -> None:
+    async def run(self) -> None:
         """Boot, listen, and watch the machine's directory until something ends this life."""
-        spec, orders = self.machine.spec(), self.machine.orders()
-        if spec is None or orders is None or orders.life != self.life or not orders.on:
+        spec, desired = self.machine.spec(), self.machine.desired_state()
+        if spec is None or desired is None or desired.boot != self.boot or not desired.on:
             return  # deleted or restarted while we were starting
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, self._end, spec.mark)
-        if orders.evict_after_s is not None:
-            script = (spec.notice_s, "evicted", "scripted", self.life)
+            asyncio.get_running_loop().add_signal_handler(number, self._kill, spec.mark)
+        if desired.evict_after_s is not None:
+            script = (spec.notice_s, "evicted", "scripted", self.boot)
             asyncio.get_running_loop().call_later(
-                orders.evict_after_s, self.machine.order_eviction, *script
+                desired.evict_after_s, self.machine.request_eviction, *script
             )
         metadata = MetadataService(
             vm_name=spec.name,
             compute={"name": spec.name, **spec.instance},
             first_call_s=spec.first_metadata_s,
             clock=time.time,
-            on_start_request=self._hurry,
+            on_start_request=self._evict_now,
             secret=spec.metadata_path,
         )
         os.chdir(self.machine.disk)
@@ -81,10 +81,10 @@ class Guest:
         )
         booting = asyncio.ensure_future(self._boot(spec.boot_s, metadata, ssh))
         while True:  # a machine may be evicted or deleted before it is up, as on a real cloud
-            self._watch(spec, metadata, ssh)
+            self._poll(spec, metadata, ssh)
             if booting.done():
                 booting.result()  # a machine that cannot boot ends, with the reason in its log
-            await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(POLL_S)
 
     async def _boot(self, boot_s: float, metadata: MetadataService, ssh: SshServer) -> None:
         """Take the time that booting takes, then listen and say so."""
@@ -92,25 +92,25 @@ class Guest:
         metadata_port: int = listener.sockets[0].getsockname()[1]
         await asyncio.sleep(boot_s)
         port = await ssh.serve()
-        self.machine.report_listening(self.life, ssh_port=port, metadata_port=metadata_port)
+        self.machine.report_listening(self.boot, ssh_port=port, metadata_port=metadata_port)
 
-    def _watch(self, spec: MachineSpec, metadata: MetadataService, ssh: SshServer) -> None:
+    def _poll(self, spec: MachineSpec, metadata: MetadataService, ssh: SshServer) -> None:
         """Look at the directory, many times a second, and do what it says."""
-        orders, now = self.machine.orders(), time.monotonic()
-        if orders is None or orders.life != self.life or not orders.on:
-            self._end(spec.mark)
-        self._carry_out_eviction(spec.mark, metadata, now)
-        if now >= self._market_at:
-            self._market_at = now + MARKET_EVERY_S
-            self._obey_market(spec)
-        if now >= self._chores_at:
-            self._chores_at = now + CHORES_EVERY_S
+        desired, now = self.machine.desired_state(), time.monotonic()
+        if desired is None or desired.boot != self.boot or not desired.on:
+            self._kill(spec.mark)
+        self._check_eviction(spec.mark, metadata, now)
+        if now >= self._next_market_s:
+            self._next_market_s = now + MARKET_EVERY_S
+            self._check_market(spec)
+        if now >= self._next_periodic_s:
+            self._next_periodic_s = now + PERIODIC_EVERY_S
             self._reap(ssh.children)
             self.machine.report_alive()
 
-    def _carry_out_eviction(self, mark: str, metadata: MetadataService, now: float) -> None:
+    def _check_eviction(self, mark: str, metadata: MetadataService, now: float) -> None:
         """Announce an eviction that was ordered, and end this life when its time has come."""
-        eviction = self.machine.eviction(self.life)
+        eviction = self.machine.eviction(self.boot)
         if eviction is None:
             return
         if self._deadline is None:
@@ -120,11 +120,11 @@ class Guest:
         if now >= self._deadline:
             metadata.start_preemption()
             try:
-                self.machine.report_stop(self.life, eviction.reason, eviction.detail)
+                self.machine.report_stop(self.boot, eviction.reason, eviction.detail)
             finally:  # a full disk may lose the reason, but not the eviction
-                self._end(mark)
+                self._kill(mark)
 
-    def _obey_market(self, spec: MachineSpec) -> None:
+    def _check_market(self, spec: MachineSpec) -> None:
         """Order our own eviction when the price has risen above the cap."""
         if not spec.market_file or spec.max_price_usd_per_h is None:
             return
@@ -136,16 +136,16 @@ class Guest:
         price = quote.spot_usd_per_h if quote else None
         if price is not None and price > spec.max_price_usd_per_h:
             detail = f"${price:.4f} per hour exceeds the cap of ${spec.max_price_usd_per_h:.4f}"
-            self.machine.order_eviction(spec.notice_s, "price", detail, self.life)
+            self.machine.request_eviction(spec.notice_s, "price", detail, self.boot)
 
-    def _hurry(self) -> None:
+    def _evict_now(self) -> None:
         """The machine does not want to wait for its announced end."""
         if self._deadline is not None:
             self._deadline = time.monotonic()
 
-    def _end(self, mark: str) -> None:
+    def _kill(self, mark: str) -> None:
         """Kill everything that runs here, then this process; nothing gets a chance to clean up."""
-        end_all(lambda: inside(mark, self.machine.disk))
+        kill_all(lambda: processes_inside(mark, self.machine.disk))
         os._exit(0)
 
     def _reap(self, waited_for: set[int]) -> None:
@@ -174,7 +174,7 @@ def _environ_inside(home: Path, user: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in {"PYTHONPATH", GUEST, "PWD", "OLDPWD", "SHLVL", "_"}
+        if name not in {"PYTHONPATH", VM_PROCESS, "PWD", "OLDPWD", "SHLVL", "_"}
     }
     shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
     return {**kept, "HOME": str(home), "USER": user, "LOGNAME": user, "SHELL": shell}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.provider import Observation, Offer
-from infra.run.fold import Ending
+from infra.run.state import RunEnd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class RecordStop:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GiveUpOnBoot:
+class AbandonBoot:
     """The machine runs but does not answer: deallocate it, and count that."""
 
     reason: str
@@ -46,7 +46,7 @@ class Prepare:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard:
+class SetSafeguards:
     """Set the switches that end the bill when everything of ours is dead."""
 
 
@@ -115,7 +115,7 @@ class Wait:
 class Finish:
     """The goal is reached, or cannot be."""
 
-    ending: Ending
+    ending: RunEnd
 
 
 Action = (
@@ -123,9 +123,9 @@ Action = (
     | Create
     | Start
     | RecordStop
-    | GiveUpOnBoot
+    | AbandonBoot
     | Prepare
-    | Guard
+    | SetSafeguards
     | Launch
     | RecordExit
     | StopHung

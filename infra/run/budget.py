@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra.run.fold import RunState
+from infra.run.state import RunState
 
 SECONDS_PER_H = 3600.0
 LIMIT_S_MAX = 24 * SECONDS_PER_H
@@ -53,7 +53,7 @@ def bill(state: RunState, now_s: float) -> Bill:
     return Bill(usd=usd, compute_h=compute_h, idle_h=idle_h, usd_per_h_now=usd_per_h_now)
 
 
-def reached(budget: Budget, state: RunState, now_s: float) -> str:
+def limit_reached(budget: Budget, state: RunState, now_s: float) -> str:
     """Say which limit of the budget is used up, with its figures; empty if none is."""
     used = bill(state, now_s)
     if budget.usd is not None and used.usd >= budget.usd:
@@ -76,13 +76,13 @@ def seconds_left(budget: Budget, state: RunState, now_s: float, usd_per_h: float
     return max(0.0, min(limits)) if limits else None
 
 
-def ends_s(budget: Budget, state: RunState, now_s: float, usd_per_h: float) -> float:
+def budget_end_s(budget: Budget, state: RunState, now_s: float, usd_per_h: float) -> float:
     """When that is, in seconds since 1970; without a limit, a day from now."""
     left_s = seconds_left(budget, state, now_s, usd_per_h)
     return now_s + (LIMIT_S_MAX if left_s is None else left_s)
 
 
-def renew_s(set_s: float, until_s: float, every_s: float) -> float:
+def renewal_age_s(set_s: float, until_s: float, every_s: float) -> float:
     """How old a limit that was set at `set_s` to strike at `until_s` may get, `every_s` at most.
 
     It was set for the highest price that is possible. At a lower one the budget lasts longer, and a

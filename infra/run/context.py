@@ -9,13 +9,13 @@ from infra.provider import Offer, Provider, VmSpec, Want
 from infra.run import actions as act
 from infra.run.budget import Bill
 from infra.run.decide import Seen
-from infra.run.fold import RunState
 from infra.run.journal import Journal
+from infra.run.state import RunState
 from infra.run.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class TurnReport:
     """What the supervisor tells the console at each turn."""
 
     state: RunState
@@ -28,7 +28,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tools:
+class RunContext:
     """What the loop works with; nothing in it is global."""
 
     provider: Provider
@@ -39,4 +39,4 @@ class Tools:
     want: Want
     clock: Callable[[], float]
     sleep: Callable[[float], None]
-    tell: Callable[[Report], None]
+    on_turn: Callable[[TurnReport], None]

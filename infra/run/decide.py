@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from infra.provider import Observation, Offer, PowerState
 from infra.run.actions import (
+    AbandonBoot,
     Action,
     Create,
     Deallocate,
@@ -19,21 +20,20 @@ from infra.run.actions import (
     Fetch,
     FindOffers,
     Finish,
-    GiveUpOnBoot,
-    Guard,
     Launch,
     Prepare,
     RecordExit,
     RecordStop,
     RecordTrained,
     RehearseEviction,
+    SetSafeguards,
     Start,
     StopHung,
     Wait,
 )
-from infra.run.budget import Budget, reached, renew_s
-from infra.run.fold import Ending, RunState
+from infra.run.budget import Budget, limit_reached, renewal_age_s
 from infra.run.heartbeat import SILENCE, Heartbeat
+from infra.run.state import RunEnd, RunState
 
 
 class Goal(StrEnum):
@@ -78,7 +78,7 @@ class JobView:
 class Seen:
     """What was just observed, cheapest first; later fields stay unset if earlier ones rule."""
 
-    vm: Observation | None = None
+    machine: Observation | None = None
     """None if there is no machine to look at."""
     job: JobView | None = None
     unreachable: str = ""
@@ -116,14 +116,14 @@ class Policy:
     """Crashes at the same step that make a failure out of bad luck."""
     preempt_grace_s: float = 60.0
     """A trainer that saved for an eviction is started again if none has come by then."""
-    guard_every_s: float = 6 * 3600.0
+    safeguards_every_s: float = 6 * 3600.0
     """The switches strike at a time of day, so they are set anew well within a day."""
     silent_max_s: float = 180.0
     stalled_max_s: float = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunPlan:
     """What the user wants of this run."""
 
     goal: Goal
@@ -131,7 +131,7 @@ class Plan:
     policy: Policy = field(default_factory=Policy)
     rehearse_evictions: tuple[int, ...] = ()
     """Steps at which the provider is asked to rehearse an eviction."""
-    guards: bool = False
+    has_safeguards: bool = False
     """Whether the provider has switches that end the bill without us."""
     rents: bool = True
     """Whether the provider rents; a user's own machine is never deallocated for a budget."""
@@ -145,7 +145,7 @@ TRAINER_DONE, TRAINER_PREEMPTED, TRAINER_BAD_DATA, TRAINER_BAD_CONFIG = 0, 75, 6
 """The exit codes of the trainer that mean something other than a crash (sysexits.h)."""
 
 
-def decide(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
+def decide(state: RunState, seen: Seen, plan: RunPlan, now_s: float) -> Action:
     """Say what to do next.
 
     Order matters and reads like the priorities of somebody careful with money: what is finished
@@ -153,73 +153,86 @@ def decide(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
     """
     if state.fetched or (plan.goal is Goal.TRAIN and state.trained):
         return _wind_down(state, seen, plan)
-    if seen.vm is not None and _went_down(state, seen.vm):
-        return RecordStop(observation=seen.vm)  # first: it tells who did it, and since when
-    if state.halted and not _is_within_reach(state, seen):
-        return _stop_for_owner(state, seen, plan)
-    spent = reached(plan.budget, state, now_s)
-    if spent and not _is_within_reach(state, seen):
+    if seen.machine is not None and _went_down(state, seen.machine):
+        return RecordStop(observation=seen.machine)  # first: it tells who did it, and since when
+    if state.stopped_by_user and not _only_fetch_left(state, seen):
+        return _stop_for_user(state, seen, plan)
+    spent = limit_reached(plan.budget, state, now_s)
+    if spent and not _only_fetch_left(state, seen):
         return _stop_for_budget(state, seen, plan, spent)
     if state.pending == "create_intended" and state.offer is not None and state.vm is None:
         return Create(offer=state.offer, generation=state.generation)
     if state.pending == "delete_intended":
         return Delete(reason="finishing a removal that was interrupted")
-    if state.vm is None or seen.vm is None:
+    if state.vm is None or seen.machine is None:
         return _rent(state, seen, plan, now_s)
-    if not is_up(seen.vm):
-        return _recover(state, seen, seen.vm, plan, now_s)
+    if not is_up(seen.machine):
+        return _recover(state, seen, seen.machine, plan, now_s)
     if not state.up:
         return Start()  # it runs although nobody wrote that down: starting twice is harmless
-    return _work(state, seen, seen.vm, plan, now_s)
+    return _work(state, seen, seen.machine, plan, now_s)
 
 
-def _is_within_reach(state: RunState, seen: Seen) -> bool:
+def _only_fetch_left(state: RunState, seen: Seen) -> bool:
     """Whether only the fetching is left on a machine that answers: seconds, and all is saved."""
-    answers = seen.vm is not None and seen.vm.power is PowerState.RUNNING and not seen.unreachable
+    answers = (
+        seen.machine is not None
+        and seen.machine.power is PowerState.RUNNING
+        and not seen.unreachable
+    )
     return state.trained and state.up and state.prepared and answers
 
 
-def is_up(vm: Observation) -> bool:
+def is_up(machine: Observation) -> bool:
     """Whether the machine runs, or is on its way to."""
-    return vm.power in {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}
+    return machine.power in {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}
 
 
-def _went_down(state: RunState, vm: Observation) -> bool:
+def _went_down(state: RunState, machine: Observation) -> bool:
     """Whether it stopped, and neither that is written down nor a removal of ours under way."""
-    down = not is_up(vm) and vm.power is not PowerState.STOPPING
-    counts = state.up or (state.pending == "start_intended" and vm.refusal is not None)
+    down = not is_up(machine) and machine.power is not PowerState.STOPPING
+    counts = state.up or (state.pending == "start_intended" and machine.refusal is not None)
     return state.vm is not None and down and counts and state.pending != "delete_intended"
 
 
-def _wind_down(state: RunState, seen: Seen, plan: Plan) -> Action:
+def _wind_down(state: RunState, seen: Seen, plan: RunPlan) -> Action:
     """The work is done: for `run`, nothing may remain; otherwise the machine stays as it is."""
     if plan.goal is Goal.RUN and not state.deleted:
         return Delete(reason="the adapter is home")
     del seen
-    return Finish(ending=Ending(code=DONE, reason="done"))
+    return Finish(ending=RunEnd(code=DONE, reason="done"))
 
 
-def _stop_for_owner(state: RunState, seen: Seen, plan: Plan) -> Action:
+def _stop_for_user(state: RunState, seen: Seen, plan: RunPlan) -> Action:
     """Somebody stopped the machine and meant it: nothing of ours may start it again."""
-    if plan.rents and state.vm is not None and seen.vm is not None:
-        if seen.vm.power in {PowerState.GONE, PowerState.REMNANTS, PowerState.FAILED}:
+    if plan.rents and state.vm is not None and seen.machine is not None:
+        if seen.machine.power in {PowerState.GONE, PowerState.REMNANTS, PowerState.FAILED}:
             return Delete(reason="the machine is gone; clearing what is left of it")
-        if seen.vm.power.bills_compute:  # started again before the records told who had stopped it
-            return Deallocate(reason=state.halted)
-    return Finish(ending=Ending(code=INTERRUPTED, reason=state.halted))
+        if (
+            seen.machine.power.bills_compute
+        ):  # started again before the records told who had stopped it
+            return Deallocate(reason=state.stopped_by_user)
+    return Finish(ending=RunEnd(code=INTERRUPTED, reason=state.stopped_by_user))
 
 
-def _stop_for_budget(state: RunState, seen: Seen, plan: Plan, spent: str) -> Action:
+def _stop_for_budget(state: RunState, seen: Seen, plan: RunPlan, spent: str) -> Action:
     if state.pending == "create_intended":
         return Delete(reason=f"budget reached: {spent}")  # the machine may exist, unknown to us
-    if plan.rents and state.vm is not None and seen.vm is not None and seen.vm.power.bills_compute:
-        if seen.vm.power is PowerState.FAILED:  # nothing runs in it, and releasing may not help
+    if (
+        plan.rents
+        and state.vm is not None
+        and seen.machine is not None
+        and seen.machine.power.bills_compute
+    ):
+        if (
+            seen.machine.power is PowerState.FAILED
+        ):  # nothing runs in it, and releasing may not help
             return Delete(reason=f"budget reached: {spent}")
         return Deallocate(reason=f"budget reached: {spent}")
-    return Finish(ending=Ending(code=BUDGET_REACHED, reason=f"budget reached: {spent}"))
+    return Finish(ending=RunEnd(code=BUDGET_REACHED, reason=f"budget reached: {spent}"))
 
 
-def _rent(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
+def _rent(state: RunState, seen: Seen, plan: RunPlan, now_s: float) -> Action:
     if plan.goal is Goal.FETCH:
         return Finish(ending=_too_early("there is no machine to fetch from"))
     if not seen.offers:
@@ -232,7 +245,7 @@ def _rent(state: RunState, seen: Seen, plan: Plan, now_s: float) -> Action:
     idle_s = now_s - _idle_since_s(state, now_s)
     if state.rejected or not hopeful or idle_s > policy.machineless_max_s:
         return Finish(
-            ending=Ending(code=CLOUD_REFUSED, reason=explain_refusals(state, seen.offers))
+            ending=RunEnd(code=CLOUD_REFUSED, reason=explain_refusals(state, seen.offers))
         )
     wait_s = min(max(policy.backoff_first_s, idle_s / 2), policy.backoff_max_s)
     return Wait(wait_s=wait_s, reason=explain_refusals(state, seen.offers))
@@ -278,21 +291,23 @@ def explain_refusals(state: RunState, offers: tuple[Offer, ...]) -> str:
     return "no offer can be taken now\n  " + "\n  ".join(lines)
 
 
-def _recover(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: float) -> Action:
+def _recover(
+    state: RunState, seen: Seen, machine: Observation, plan: RunPlan, now_s: float
+) -> Action:
     """The machine is down: same machine first (its disk may be ahead), then another place."""
-    if vm.power is PowerState.STOPPING:
+    if machine.power is PowerState.STOPPING:
         # Why it stops is told when it has; until then its compute bills, whoever ordered it.
         return Wait(wait_s=plan.policy.poll_s, reason="the machine is stopping")
-    if vm.power in {PowerState.GONE, PowerState.REMNANTS, PowerState.FAILED}:
+    if machine.power in {PowerState.GONE, PowerState.REMNANTS, PowerState.FAILED}:
         return Delete(reason="the machine is gone; clearing what is left of it")
-    if vm.power is PowerState.STOPPED:
+    if machine.power is PowerState.STOPPED:
         return Deallocate(reason="switched off from inside, which still bills")
     policy = plan.policy
     if state.unreachable > policy.unreachable_max:
         boots = f"{state.unreachable} boots without new work at home"
         reason = f"the machine failed or stayed silent in {boots}"
-        reason += f" ({vm.detail})" if vm.detail else ""
-        return Finish(ending=Ending(code=UNREACHABLE, reason=reason))
+        reason += f" ({machine.detail})" if machine.detail else ""
+        return Finish(ending=RunEnd(code=UNREACHABLE, reason=reason))
     if state.start_failures == 0:
         return Start()
     disk_ahead = state.disk_step > state.home_step
@@ -304,7 +319,7 @@ def _recover(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: fl
             return Delete(reason="its place has no capacity; moving to the next offer")
         if state.rejected or now_s - _idle_since_s(state, now_s) > policy.machineless_max_s:
             reason = explain_refusals(state, seen.offers)
-            return Finish(ending=Ending(code=CLOUD_REFUSED, reason=reason))
+            return Finish(ending=RunEnd(code=CLOUD_REFUSED, reason=reason))
     last_s = max((f.at_s for f in state.failures), default=now_s)
     backoff_s = policy.backoff_first_s * 2.0 ** min(state.start_failures - 1, 10)
     due_s = last_s + min(backoff_s, policy.backoff_max_s)
@@ -319,25 +334,27 @@ def _is_elsewhere_and_free(state: RunState, offer: Offer, policy: Policy, now_s:
     return elsewhere and not offer.blocked_by and not refusal(state, offer, policy, now_s)
 
 
-def _work(state: RunState, seen: Seen, vm: Observation, plan: Plan, now_s: float) -> Action:
+def _work(state: RunState, seen: Seen, machine: Observation, plan: RunPlan, now_s: float) -> Action:
     """The machine runs: make it answer, prepare it, launch, follow, fetch."""
     policy = plan.policy
-    if vm.power is not PowerState.RUNNING or not vm.host:
-        if now_s - state.booted_s > policy.boot_wait_s:
-            return GiveUpOnBoot(reason="it did not come up")
-        return Wait(wait_s=policy.poll_s, reason=f"the machine is {vm.power}")
+    if machine.power is not PowerState.RUNNING or not machine.host:
+        if now_s - state.vm_started_s > policy.boot_wait_s:
+            return AbandonBoot(reason="it did not come up")
+        return Wait(wait_s=policy.poll_s, reason=f"the machine is {machine.power}")
     if seen.unreachable:
         patience_s = policy.unreachable_wait_s if state.prepared else policy.boot_wait_s
         if seen.unreachable_s > patience_s:
-            return GiveUpOnBoot(reason=seen.unreachable)
+            return AbandonBoot(reason=seen.unreachable)
         return Wait(wait_s=policy.poll_s, reason=seen.unreachable)
-    age_s = abs(now_s - state.guarded_s)  # a clock that was set back is a reason, too
-    if plan.guards and age_s > renew_s(state.guarded_s, state.limit_s, policy.guard_every_s):
-        return Guard()
+    age_s = abs(now_s - state.safeguards_set_at_s)  # a clock that was set back is a reason, too
+    if plan.has_safeguards and age_s > renewal_age_s(
+        state.safeguards_set_at_s, state.safeguards_until_s, policy.safeguards_every_s
+    ):
+        return SetSafeguards()
     if not state.prepared:
         return Prepare()
     if plan.goal is Goal.UP:
-        return Finish(ending=Ending(code=DONE, reason="the machine is ready"))
+        return Finish(ending=RunEnd(code=DONE, reason="the machine is ready"))
     if state.trained:
         return Fetch()
     if plan.goal is Goal.FETCH:
@@ -353,30 +370,30 @@ def _fetch_untrained(job: JobView | None) -> Action:
     return Finish(ending=_too_early(f"the training is not done ({at})"))
 
 
-def _too_early(reason: str) -> Ending:
-    return Ending(code=BAD_INPUT, reason=f"{reason}: `qft train` goes on with it", keeps=True)
+def _too_early(reason: str) -> RunEnd:
+    return RunEnd(code=BAD_INPUT, reason=f"{reason}: `qft train` goes on with it", keeps=True)
 
 
-def _follow(state: RunState, job: JobView | None, plan: Plan) -> Action:
+def _follow(state: RunState, job: JobView | None, plan: RunPlan) -> Action:
     policy = plan.policy
     if job is None or job.phase is JobPhase.ABSENT:
         return Launch()
     if job.phase is JobPhase.RUNNING:
-        return _watch(state, job, plan)
+        return _follow_running(state, job, plan)
     if not state.launched:  # how an earlier start ended does not bind this one: config may differ
         return _launch_again(state, policy)
     if job.exit_code == TRAINER_DONE:
         return RecordTrained()
     if job.exit_code in {TRAINER_BAD_DATA, TRAINER_BAD_CONFIG}:
         reason = job.heartbeat.error or f"the trainer refused (exit {job.exit_code})"
-        return Finish(ending=Ending(code=BAD_INPUT, reason=reason))
+        return Finish(ending=RunEnd(code=BAD_INPUT, reason=reason))
     if job.exit_code == TRAINER_PREEMPTED and job.silent_s < policy.preempt_grace_s:
         return Wait(wait_s=policy.poll_s, reason="state saved; the machine is about to be taken")
     crash = job.exit_code != TRAINER_PREEMPTED
     return RecordExit(exit_code=job.exit_code, step=job.step, crash=crash)
 
 
-def _watch(state: RunState, job: JobView, plan: Plan) -> Action:
+def _follow_running(state: RunState, job: JobView, plan: RunPlan) -> Action:
     policy = plan.policy
     if not state.launched:
         return Launch()  # started once: this only writes down that it runs
@@ -396,5 +413,5 @@ def _launch_again(state: RunState, policy: Policy) -> Action:
     if len(last) == policy.crash_limit and max(last) == last[0]:
         beyond = "" if len(set(last)) == 1 else "or before "
         reason = f"the trainer failed {policy.crash_limit} times at {beyond}step {last[0]}"
-        return Finish(ending=Ending(code=TRAINING_FAILED, reason=reason))
+        return Finish(ending=RunEnd(code=TRAINING_FAILED, reason=reason))
     return Launch()

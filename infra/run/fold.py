@@ -19,21 +19,19 @@ from infra.run.billing_spans import (
     without_compute,
 )
 from infra.run.journal import Event, JournalDamaged, Kind
-from infra.run.state import Doubt, Ending, Failure, RunState
+from infra.run.state import RunEnd, RunState, UnexplainedStop
 from infra.run.stop_reasons import (
-    down_s,
-    has_run,
+    after_late_refusal,
+    describe_user_stop,
+    describe_user_stop_from_log,
+    had_run,
     is_eviction,
     is_refusal,
-    owners_stop,
-    owners_stop_explained,
-    refused_late,
     spans_until_release,
+    went_down_s,
     with_failure,
 )
-from infra.run.vm_json import offer_from_json, to_json, vm_from_json
-
-__all__ = ["Ending", "Failure", "RunState", "apply", "fold", "to_json", "vm_from_json"]
+from infra.run.vm_json import offer_from_json, vm_from_json
 
 
 def fold(events: Iterable[Event]) -> RunState:
@@ -75,11 +73,11 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
         state,
         resumed_s=event.at_s,
         ending=None,
-        halted="",
+        stopped_by_user="",
         crashes=(),
         unreachable=0,
         prepared=False,
-        guarded_s=0.0,
+        safeguards_set_at_s=0.0,
         launched=state.launched and not changed,
         trained=state.trained and not changed,
         fetched="" if changed else state.fetched,
@@ -95,7 +93,7 @@ def _create_intended(state: RunState, event: Event) -> RunState:
         pending=event.kind,
         offer=offer,
         generation=event.data["generation"],
-        asked_s=event.at_s,
+        start_requested_s=event.at_s,
         deleted=False,
         spans=open_span(
             state.spans, event.at_s, _all_of(offer.spot_usd_per_h, offer), compute=True
@@ -105,7 +103,7 @@ def _create_intended(state: RunState, event: Event) -> RunState:
 
 def _create_accepted(state: RunState, event: Event) -> RunState:
     return replace(
-        _booted(state, event),
+        _vm_started(state, event),
         vm=vm_from_json(event.data["vm"]),
         pending=None,
         start_failures=0,
@@ -133,7 +131,7 @@ def _start_intended(state: RunState, event: Event) -> RunState:
     return replace(
         state,
         pending=event.kind,
-        asked_s=event.at_s,
+        start_requested_s=event.at_s,
         spans=open_span(state.spans, event.at_s, price, compute=True),
     )
 
@@ -144,7 +142,7 @@ def _all_of(compute_usd_per_h: float, offer: Offer | None) -> float:
 
 
 def _start_accepted(state: RunState, event: Event) -> RunState:
-    return replace(_booted(state, event), pending=None)  # accepted is not granted
+    return replace(_vm_started(state, event), pending=None)  # accepted is not granted
 
 
 def _start_failed(state: RunState, event: Event) -> RunState:
@@ -164,8 +162,8 @@ def _running_seen(state: RunState, event: Event) -> RunState:
     idle = state.offer.idle_usd_per_h if state.offer else 0.0
     since_s = event.data.get("since_s") or 0.0
     spans = state.spans
-    if state.asked_s < since_s <= event.at_s:
-        spans = without_compute(spans, from_s=state.asked_s, to_s=since_s, usd_per_h=idle)
+    if state.start_requested_s < since_s <= event.at_s:
+        spans = without_compute(spans, from_s=state.start_requested_s, to_s=since_s, usd_per_h=idle)
     return replace(state, running_s=event.at_s, start_failures=0, spans=spans)
 
 
@@ -179,23 +177,23 @@ def _address_seen(state: RunState, event: Event) -> RunState:
 def _stop_seen(state: RunState, event: Event) -> RunState:
     """The machine went down without our asking, or never came up."""
     if is_refusal(state, event.data):
-        return refused_late(state, event)
-    ran = has_run(state, event.data)
+        return after_late_refusal(state, event)
+    ran = had_run(state, event.data)
     evicted = is_eviction(event.data["reason"]) and ran
     failed = event.data["reason"] == StopReason.FAILED  # by itself, as a boot that never answers
-    halted = owners_stop(state, event)
+    stopped_by_user = describe_user_stop(state, event)
     gone = event.data["power"] in {PowerState.GONE, PowerState.REMNANTS}
     rehearsed = (
         state.rehearsed if state.rehearsing is None else state.rehearsed | {state.rehearsing}
     )
     idle = state.offer.idle_usd_per_h if state.offer else 0.0
-    when = down_s(state, event)
+    when = went_down_s(state, event)
     spans = close_span(state.spans, when)
     if event.data["power"] == PowerState.FAILED or (gone and not state.prepared):
         # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.
         state = with_failure(state, event, error="NoCapacity", message=event.data["detail"])
-    doubt = Doubt(
-        after_s=state.booted_s, at_s=event.at_s, counted=evicted, ran=ran, alive_s=state.alive_s
+    unexplained_stop = UnexplainedStop(
+        after_s=state.vm_started_s, at_s=event.at_s, counted=evicted, ran=ran, alive_s=state.alive_s
     )
     return replace(
         state,
@@ -207,8 +205,8 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
         unreachable=state.unreachable + 1 if failed else 0,
         evictions=state.evictions + evicted,
         stops=state.stops + 1,
-        halted=halted,
-        doubt=None if event.data.get("certain", True) else doubt,
+        stopped_by_user=stopped_by_user,
+        unexplained_stop=None if event.data.get("certain", True) else unexplained_stop,
         rehearsed=rehearsed,
         rehearsing=None,
         spans=spans if gone else open_span(spans, when, idle, compute=False),
@@ -217,16 +215,27 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
 
 def _stop_explained(state: RunState, event: Event) -> RunState:
     """The provider's records have caught up: an inferred reason gives way to the true one."""
-    if state.doubt is None:
+    if state.unexplained_stop is None:
         return state
-    evicted = is_eviction(event.data["reason"]) and state.doubt.ran
-    evictions = state.evictions + evicted - state.doubt.counted
-    halted = owners_stop_explained(state, event)
+    evicted = is_eviction(event.data["reason"]) and state.unexplained_stop.ran
+    evictions = state.evictions + evicted - state.unexplained_stop.counted
+    stopped_by_user = describe_user_stop_from_log(state, event)
     since_s, spans = event.data.get("since_s") or 0.0, state.spans
-    if state.doubt.ran and max(state.doubt.after_s, state.doubt.alive_s) <= since_s:
+    if (
+        state.unexplained_stop.ran
+        and max(state.unexplained_stop.after_s, state.unexplained_stop.alive_s) <= since_s
+    ):
         idle = state.offer.idle_usd_per_h if state.offer else 0.0
-        spans = without_compute(spans, from_s=since_s, to_s=state.doubt.at_s, usd_per_h=idle)
-    return replace(state, evictions=evictions, doubt=None, halted=halted, spans=spans)
+        spans = without_compute(
+            spans, from_s=since_s, to_s=state.unexplained_stop.at_s, usd_per_h=idle
+        )
+    return replace(
+        state,
+        evictions=evictions,
+        unexplained_stop=None,
+        stopped_by_user=stopped_by_user,
+        spans=spans,
+    )
 
 
 def _price_seen(state: RunState, event: Event) -> RunState:
@@ -242,13 +251,13 @@ def _prepared(state: RunState, event: Event) -> RunState:
     return replace(state, prepared=True)
 
 
-def _guarded(state: RunState, event: Event) -> RunState:
+def _safeguards_set(state: RunState, event: Event) -> RunState:
     return replace(
         state,
-        guarded_s=event.at_s,
-        limit_s=event.data["until_s"],
-        switches=tuple(event.data["holding"]),
-        unset=tuple(event.data.get("missing", ())),
+        safeguards_set_at_s=event.at_s,
+        safeguards_until_s=event.data["until_s"],
+        safeguards=tuple(event.data["holding"]),
+        safeguards_missing=tuple(event.data.get("missing", ())),
     )
 
 
@@ -341,19 +350,19 @@ def _deleted(state: RunState, event: Event) -> RunState:
 
 
 def _run_ended(state: RunState, event: Event) -> RunState:
-    return replace(state, ending=Ending(code=event.data["code"], reason=event.data["reason"]))
+    return replace(state, ending=RunEnd(code=event.data["code"], reason=event.data["reason"]))
 
 
-def _booted(state: RunState, event: Event) -> RunState:
+def _vm_started(state: RunState, event: Event) -> RunState:
     return replace(
         state,
         up=True,
-        boots=state.boots + 1,
-        booted_s=event.at_s,
+        starts=state.starts + 1,
+        vm_started_s=event.at_s,
         running_s=0.0,
         prepared=False,
         launched=False,
-        guarded_s=0.0,
+        safeguards_set_at_s=0.0,
     )
 
 
@@ -372,7 +381,7 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
     Kind.STOP_EXPLAINED: _stop_explained,
     Kind.PRICE_SEEN: _price_seen,
     Kind.PREPARED: _prepared,
-    Kind.GUARDED: _guarded,
+    Kind.SAFEGUARDS_SET: _safeguards_set,
     Kind.LAUNCH_INTENDED: _launch_intended,
     Kind.LAUNCHED: _launched,
     Kind.PROGRESS: _progress,
@@ -392,7 +401,7 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
 }
 _LIFE = {
     Kind.RUNNING_SEEN,
-    Kind.GUARDED,
+    Kind.SAFEGUARDS_SET,
     Kind.PREPARED,
     Kind.LAUNCHED,
     Kind.PROGRESS,

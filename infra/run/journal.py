@@ -40,7 +40,7 @@ class Kind(StrEnum):
     STOP_EXPLAINED = "stop_explained"
     PRICE_SEEN = "price_seen"
     PREPARED = "prepared"
-    GUARDED = "guarded"
+    SAFEGUARDS_SET = "guarded"
     LAUNCH_INTENDED = "launch_intended"
     LAUNCHED = "launched"
     PROGRESS = "progress"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from infra.optional_capabilities import Explaining
 from infra.provider import Observation, PowerState, Provider, StopReason, Vm
-from infra.retry import ask
+from infra.retry import with_retries
 from infra.run.journal import Kind
 from infra.run.state import RunState
 from infra.timestamps import parse_utc_s
@@ -16,7 +15,7 @@ PRICE_EVERY_S = 300.0
 PRICE_STEP_USD = 1e-6
 
 
-class Records:
+class ObservedEvents:
     """Turns what was seen into lines for the journal, seldom enough to bother nobody."""
 
     def __init__(
@@ -32,7 +31,7 @@ class Records:
         self._price_s = 0.0
         self._explain_s = 0.0
 
-    def news(
+    def events(
         self, state: RunState, vm: Vm, seen: Observation
     ) -> Iterator[tuple[Kind, dict[str, Any]]]:
         """What should be written down after a look at the machine."""
@@ -55,14 +54,17 @@ class Records:
 
     def _reason(self, state: RunState, vm: Vm) -> Iterator[tuple[Kind, dict[str, Any]]]:
         """Why the machine really went down, once the provider's records have caught up."""
-        provider, doubt, now_s = self._provider, state.doubt, self._clock()
-        if doubt is None or not isinstance(provider, Explaining):
+        provider, unexplained_stop, now_s = self._provider, state.unexplained_stop, self._clock()
+        if unexplained_stop is None:
             return
-        if not doubt.is_due(now_s, asked_s=self._explain_s):
+        if not unexplained_stop.is_due(now_s, asked_s=self._explain_s):
             return
         self._explain_s = now_s
-        found = ask(
-            lambda: provider.explain(vm, after_s=doubt.after_s, before_s=doubt.at_s), self._sleep
+        found = with_retries(
+            lambda: provider.stop_reason_from_log(
+                vm, after_s=unexplained_stop.after_s, before_s=unexplained_stop.at_s
+            ),
+            self._sleep,
         )
         if found is not None:
             yield (

@@ -14,17 +14,17 @@ from infra.provider import (
     Transient,
     Vm,
 )
-from infra.retry import ask
+from infra.retry import with_retries
 from infra.run.actions import Wait
 from infra.run.decide import Policy, Seen, is_up
 
-ODD_S_MAX = 900.0
+UNKNOWN_REFUSAL_S_MAX = 900.0
 """How long a look may be refused in words that nobody knows, as by a proxy on the way."""
-LOOK_S_MAX = 30.0
+OBSERVE_EVERY_S = 30.0
 """A pause after a cut lasts no longer than this without a look at the provider."""
 
 
-class Lookout:
+class Observer:
     """Asks the provider, for hours if need be: an offline laptop must not abandon the run.
 
     A sign-in that ran out closes the provider's doors and not the machine's. One that had been
@@ -37,48 +37,52 @@ class Lookout:
         *,
         clock: Callable[[], float],
         sleep: Callable[[float], None],
-        tell: Callable[[Seen, Wait, float], None],
+        on_wait: Callable[[Seen, Wait, float], None],
     ) -> None:
         self._provider = provider
         self._clock = clock
         self._sleep = sleep
-        self._tell = tell
-        self._blind_s: float | None = None
+        self._on_wait = on_wait
+        self._assumed_since_s: float | None = None
         self._asked_s = 0.0
         self.warning = ""
         """What a person should know while the provider cannot be asked; else empty."""
 
     @property
-    def blind(self) -> bool:
+    def assumed_up(self) -> bool:
         """Whether the last look told nothing, and the machine is only taken to be up."""
-        return self._blind_s is not None
+        return self._assumed_since_s is not None
 
     def observe(self, vm: Vm, policy: Policy, *, answers: bool) -> Observation:
         """One look; `answers` says whether the machine had been reached since it last started.
 
         Raises `SignedOut` for one that had not, and `Transient` or `SignedOut` once that has lasted
-        for `policy.offline_max_s`; `Rejected` after `ODD_S_MAX`.
+        for `policy.offline_max_s`; `Rejected` after `UNKNOWN_REFUSAL_S_MAX`.
         """
         began_s, pause_s = self._clock(), policy.backoff_first_s * 4
-        if answers and self.blind and began_s - self._asked_s < pause_s:
+        if answers and self.assumed_up and began_s - self._asked_s < pause_s:
             return _taken_to_be_up(vm)
         while True:
             self._asked_s = self._clock()
             try:
-                seen = ask(lambda: self._provider.observe(vm), self._sleep)
+                seen = with_retries(lambda: self._provider.observe(vm), self._sleep)
             except SignedOut as error:
                 if not answers or self._lasted_s() > policy.offline_max_s:
                     raise
                 self.warning = _words(error)
                 return _taken_to_be_up(vm)
             except (Transient, Rejected) as error:
-                most_s = policy.offline_max_s if isinstance(error, Transient) else ODD_S_MAX
+                most_s = (
+                    policy.offline_max_s if isinstance(error, Transient) else UNKNOWN_REFUSAL_S_MAX
+                )
                 if self._clock() - began_s > most_s:
                     raise
-                self._tell(Seen(), Wait(wait_s=pause_s, reason=f"no news: {error}"), self._clock())
+                self._on_wait(
+                    Seen(), Wait(wait_s=pause_s, reason=f"no news: {error}"), self._clock()
+                )
                 self._sleep(pause_s)
             else:
-                self._blind_s, self.warning = None, ""
+                self._assumed_since_s, self.warning = None, ""
                 return seen
 
     def pause(self, vm: Vm | None, wait_s: float) -> None:
@@ -87,8 +91,8 @@ class Lookout:
         while left_s > 0:
             if vm is not None and self._went_down(vm):
                 return
-            self._sleep(min(left_s, LOOK_S_MAX))
-            left_s -= LOOK_S_MAX
+            self._sleep(min(left_s, OBSERVE_EVERY_S))
+            left_s -= OBSERVE_EVERY_S
 
     def _went_down(self, vm: Vm) -> bool:
         """Whether the provider says so; False if it cannot be asked, or not yet."""
@@ -99,9 +103,9 @@ class Lookout:
 
     def _lasted_s(self) -> float:
         """For how long nobody has been signed in."""
-        if self._blind_s is None:
-            self._blind_s = self._asked_s
-        return self._asked_s - self._blind_s
+        if self._assumed_since_s is None:
+            self._assumed_since_s = self._asked_s
+        return self._asked_s - self._assumed_since_s
 
 
 def _taken_to_be_up(vm: Vm) -> Observation:

@@ -11,7 +11,7 @@ UNWATCHED_S = 600.0
 """Nobody looked for longer than this: the computer slept, and the silence begins anew."""
 
 
-class Watch:
+class StallDetector:
     """Tells how long the trainer has been silent or stalled, on this side's clock.
 
     The machine's clock may be wrong, so only the change of what it says counts.
@@ -22,18 +22,18 @@ class Watch:
         self._beat_s = now_s
         self._mark: object = None
         self._mark_s = now_s
-        self._lost_s: float | None = None
-        self._looked_s = now_s
-        self.admitted = False
+        self._unreachable_since_s: float | None = None
+        self._observed_s = now_s
+        self.caller_allowed = False
         """Whether, in this silence, the firewall was asked to let this computer in."""
-        self.noticed = False
+        self.saw_preemption = False
         """Whether the trainer wrote down that it was told of an eviction."""
 
-    def measure(self, job: JobView, now_s: float) -> JobView:
+    def with_durations(self, job: JobView, now_s: float) -> JobView:
         """Fill in `silent_s` and `stalled_s`."""
         beat = job.heartbeat.updated_at
         mark = (job.step, job.heartbeat.phase, job.heartbeat.message)
-        self.noticed |= job.heartbeat.phase == "preempted"
+        self.saw_preemption |= job.heartbeat.phase == "preempted"
         if beat != self._beat:
             self._beat, self._beat_s = beat, now_s
         if mark != self._mark:
@@ -42,19 +42,19 @@ class Watch:
 
     def reason_of(self, stop: Observation) -> StopReason:
         """Why the machine stopped; the notice that the trainer wrote down counts if nobody says."""
-        reason, noticed = stop.stop_reason or StopReason.UNKNOWN, self.noticed
-        self.noticed = False
-        return StopReason.EVICTED if noticed and reason is StopReason.UNKNOWN else reason
+        reason, saw_preemption = stop.stop_reason or StopReason.UNKNOWN, self.saw_preemption
+        self.saw_preemption = False
+        return StopReason.EVICTED if saw_preemption and reason is StopReason.UNKNOWN else reason
 
-    def lost(self, now_s: float) -> float:
+    def unreachable_for_s(self, now_s: float) -> float:
         """The machine does not answer; return since how many seconds."""
-        if self._lost_s is None or now_s - self._looked_s > UNWATCHED_S:
-            self._lost_s = now_s
-            self.admitted = False
-        self._looked_s = now_s
-        return now_s - self._lost_s
+        if self._unreachable_since_s is None or now_s - self._observed_s > UNWATCHED_S:
+            self._unreachable_since_s = now_s
+            self.caller_allowed = False
+        self._observed_s = now_s
+        return now_s - self._unreachable_since_s
 
-    def found(self) -> None:
+    def reachable(self) -> None:
         """The machine answers, or is known to be down."""
-        self._lost_s = None
-        self.admitted = False
+        self._unreachable_since_s = None
+        self.caller_allowed = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra.catalog.gpus import quota_covers
+from infra.catalog.vendors import quota_covers
 from infra.provider import Offer, OverQuota, Rejected, Vm
 from infra.run.billing_spans import Span
 from infra.run.journal import Kind
@@ -37,12 +37,14 @@ class Failure:
         """Whether it speaks of that offer, too: quota is a pool of the region, zones and all."""
         if self.error == OverQuota.__name__:
             there = self.place.partition("/")[0] == offer.region
-            return there and quota_covers(self.message, refused=self.size, size=offer.size)
+            return there and quota_covers(
+                self.message, provider=offer.provider, refused=self.size, size=offer.size
+            )
         return (self.place, self.size) == (offer.place, offer.size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ending:
+class RunEnd:
     """How a run ended: an exit code of `qft`, and why in words."""
 
     code: int
@@ -52,7 +54,7 @@ class Ending:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doubt:
+class UnexplainedStop:
     """A stop whose reason was inferred, until the provider's records tell the true one."""
 
     after_s: float
@@ -89,10 +91,10 @@ class RunState:
     """Machines asked for so far."""
     up: bool = False
     """Whether, as far as we know, compute bills."""
-    boots: int = 0
-    booted_s: float = 0.0
+    starts: int = 0
+    vm_started_s: float = 0.0
     """When the machine was last created or started."""
-    asked_s: float = 0.0
+    start_requested_s: float = 0.0
     """When that was asked for."""
     running_s: float = 0.0
     """When it was first seen running since then; 0 if it never was."""
@@ -124,19 +126,19 @@ class RunState:
     """Where the adapter lies at home; empty until it does."""
     deleted: bool = False
     """Whether the provider said that nothing of the run remains."""
-    guarded_s: float = 0.0
+    safeguards_set_at_s: float = 0.0
     """When the switches that end the bill without us were last set, on this boot."""
-    limit_s: float = 0.0
+    safeguards_until_s: float = 0.0
     """When they strike unless they are set anew, in seconds since 1970."""
-    switches: tuple[str, ...] = ()
+    safeguards: tuple[str, ...] = ()
     """Which of them hold."""
-    unset: tuple[str, ...] = ()
+    safeguards_missing: tuple[str, ...] = ()
     """Which could not be set, why, and how to get them."""
-    halted: str = ""
+    stopped_by_user: str = ""
     """Who stopped the machine while the run was driven, meaning it; empty if nobody did."""
-    doubt: Doubt | None = None
+    unexplained_stop: UnexplainedStop | None = None
     """The last stop, while its reason is only inferred."""
-    ending: Ending | None = None
+    ending: RunEnd | None = None
     spans: tuple[Span, ...] = ()
 
     @property

@@ -10,13 +10,13 @@ from typing import Any
 from infra.provider import NoCapacity, Observation, PowerState, PriceAboveCap, StopReason
 from infra.run.billing_spans import Span, close_span, open_span, without_compute
 from infra.run.journal import Event, Kind
-from infra.run.state import Doubt, Failure, RunState
-from infra.timestamps import parse_utc_s, utc
+from infra.run.state import Failure, RunState, UnexplainedStop
+from infra.timestamps import format_utc, parse_utc_s
 
-OURS = {Kind.DEALLOCATE_INTENDED, Kind.DELETE_INTENDED}
-APART_S = 60.0
+RELEASE_INTENTS = {Kind.DEALLOCATE_INTENDED, Kind.DELETE_INTENDED}
+CLOCK_SKEW_S = 60.0
 """How much earlier than the last sign of life a stop may be dated: clocks and logs are not one."""
-MARKET = {StopReason.EVICTED, StopReason.PRICE, StopReason.UNKNOWN}
+MARKET_REASONS = {StopReason.EVICTED, StopReason.PRICE, StopReason.UNKNOWN}
 """Reasons for which Azure, as far as anyone knows, took back what it had granted."""
 
 
@@ -25,7 +25,7 @@ def is_eviction(reason: object) -> bool:
     return reason in {StopReason.EVICTED, StopReason.PRICE}
 
 
-def as_event(state: RunState, seen: Observation, reason: StopReason) -> dict[str, Any]:
+def stop_event_data(state: RunState, seen: Observation, reason: StopReason) -> dict[str, Any]:
     """What the journal holds of a stop that was just seen."""
     return {
         "power": seen.power,
@@ -39,53 +39,55 @@ def as_event(state: RunState, seen: Observation, reason: StopReason) -> dict[str
     }
 
 
-def has_run(state: RunState, told: Mapping[str, Any]) -> bool:
+def had_run(state: RunState, stop: Mapping[str, Any]) -> bool:
     """Whether the machine that stopped had run since it was last made or started.
 
     Seen running, or known to its provider as having run: without either there was nothing that
     anybody could take away.
     """
-    return bool(state.running_s or state.prepared or told.get("ran"))
+    return bool(state.running_s or state.prepared or stop.get("ran"))
 
 
-def is_refusal(state: RunState, told: Mapping[str, Any]) -> bool:
+def is_refusal(state: RunState, stop: Mapping[str, Any]) -> bool:
     """Whether a stop is really the late end of an order to make or start the machine.
 
     So the provider says, or the market is all that can have stopped what never ran. A person's
     order, a machine that gave itself back and one that failed by itself are what they are.
     """
-    if has_run(state, told) or told["reason"] in {StopReason.USER, StopReason.RETURNED}:
+    if had_run(state, stop) or stop["reason"] in {StopReason.USER, StopReason.RETURNED}:
         return False
-    return bool(told.get("refused")) or told["reason"] in MARKET
+    return bool(stop.get("refused")) or stop["reason"] in MARKET_REASONS
 
 
-def refused_late(state: RunState, event: Event) -> RunState:
+def after_late_refusal(state: RunState, event: Event) -> RunState:
     """The state after an order that was accepted came to nothing: as after one refused at once.
 
     What the provider itself calls refused has never billed compute. Where that is only inferred,
     the hours count until the stop was seen.
     """
-    told = event.data
+    stop = event.data
     idle = state.offer.idle_usd_per_h if state.offer else 0.0
-    gone = told["power"] in {PowerState.GONE, PowerState.REMNANTS}
-    if told.get("refused"):
-        spans = without_compute(state.spans, from_s=state.asked_s, usd_per_h=idle)
+    gone = stop["power"] in {PowerState.GONE, PowerState.REMNANTS}
+    if stop.get("refused"):
+        spans = without_compute(state.spans, from_s=state.start_requested_s, usd_per_h=idle)
         spans = close_span(spans, event.at_s) if gone else spans
     else:
         spans = close_span(state.spans, event.at_s)
         spans = spans if gone else open_span(spans, event.at_s, idle, compute=False)
-    dear = told["reason"] == StopReason.PRICE
-    error = told.get("refused") or (PriceAboveCap if dear else NoCapacity).__name__
-    unsure = not told.get("certain", True)
-    doubt = Doubt(after_s=state.booted_s, at_s=event.at_s, counted=False, ran=False)
+    dear = stop["reason"] == StopReason.PRICE
+    error = stop.get("refused") or (PriceAboveCap if dear else NoCapacity).__name__
+    unsure = not stop.get("certain", True)
+    unexplained_stop = UnexplainedStop(
+        after_s=state.vm_started_s, at_s=event.at_s, counted=False, ran=False
+    )
     return replace(
-        with_failure(state, event, error=error, message=str(told.get("detail", ""))),
-        pending=state.pending if state.pending in OURS else None,
+        with_failure(state, event, error=error, message=str(stop.get("detail", ""))),
+        pending=state.pending if state.pending in RELEASE_INTENTS else None,
         up=False,
         prepared=False,
         launched=False,
         start_failures=state.start_failures + 1,
-        doubt=doubt if unsure else None,
+        unexplained_stop=unexplained_stop if unsure else None,
         spans=spans,
     )
 
@@ -102,13 +104,13 @@ def with_failure(state: RunState, event: Event, *, error: str, message: str) -> 
     return replace(state, failures=(*others, failure))
 
 
-def down_s(state: RunState, event: Event) -> float:
+def went_down_s(state: RunState, event: Event) -> float:
     """Since when it has been down: as the provider says, unless it was seen alive after that.
 
     A provider that speaks of an earlier stop must not make the hours since then free of charge.
     """
     since_s = event.data.get("since_s")
-    if not since_s or since_s < max(state.booted_s, state.alive_s - APART_S):
+    if not since_s or since_s < max(state.vm_started_s, state.alive_s - CLOCK_SKEW_S):
         return event.at_s
     return min(max(float(since_s), state.alive_s), event.at_s)
 
@@ -116,40 +118,40 @@ def down_s(state: RunState, event: Event) -> float:
 def spans_until_release(state: RunState, event: Event) -> tuple[Span, ...]:
     """The spans with the compute that ended before its end was told, by the provider's account."""
     until_s = event.data.get("until_s") or math.inf
-    if not max(state.asked_s, state.alive_s) <= until_s <= event.at_s:
+    if not max(state.start_requested_s, state.alive_s) <= until_s <= event.at_s:
         return state.spans
     idle = state.offer.idle_usd_per_h if state.offer else 0.0
     return without_compute(state.spans, from_s=until_s, to_s=event.at_s, usd_per_h=idle)
 
 
-def owners_stop(state: RunState, event: Event) -> str:
+def describe_user_stop(state: RunState, event: Event) -> str:
     """Who stopped the machine for good, in words; empty if nobody did, or not yet for certain.
 
     `state` is the one before the event. A stop binds the run if a person ordered it after the
     machine last started and after somebody last asked for the run: a command typed later is a
     newer wish. What this run had begun to release itself was nobody else's order.
     """
-    told = event.data
-    sure = told["reason"] == StopReason.USER and told.get("certain", True)
-    if not sure or state.pending in OURS:
+    stop = event.data
+    sure = stop["reason"] == StopReason.USER and stop.get("certain", True)
+    if not sure or state.pending in RELEASE_INTENTS:
         return ""
-    asked_s, since_s = max(state.started_s, state.resumed_s), float(told.get("since_s") or 0.0)
+    asked_s, since_s = max(state.started_s, state.resumed_s), float(stop.get("since_s") or 0.0)
     if since_s:
-        meant = since_s >= max(asked_s, state.booted_s)
+        meant = since_s >= max(asked_s, state.vm_started_s)
     else:
-        meant = state.prepared or state.booted_s >= asked_s
-    return _words(since_s or event.at_s, told) if meant else ""
+        meant = state.prepared or state.vm_started_s >= asked_s
+    return _describe(since_s or event.at_s, stop) if meant else ""
 
 
-def owners_stop_explained(state: RunState, event: Event) -> str:
+def describe_user_stop_from_log(state: RunState, event: Event) -> str:
     """The same of a stop that was taken for an eviction until the records told otherwise."""
-    if state.doubt is None or event.data["reason"] != StopReason.USER:
+    if state.unexplained_stop is None or event.data["reason"] != StopReason.USER:
         return ""
-    since_s = float(event.data.get("since_s") or state.doubt.at_s)
-    earliest_s = max(state.started_s, state.resumed_s, state.doubt.after_s)
-    return _words(since_s, event.data) if since_s >= earliest_s else ""
+    since_s = float(event.data.get("since_s") or state.unexplained_stop.at_s)
+    earliest_s = max(state.started_s, state.resumed_s, state.unexplained_stop.after_s)
+    return _describe(since_s, event.data) if since_s >= earliest_s else ""
 
 
-def _words(at_s: float, told: dict[str, object]) -> str:
-    who = told.get("detail") or "nobody tells by whom"
-    return f"the machine was stopped at {utc(at_s)}, and not by this run: {who}"
+def _describe(at_s: float, stop: dict[str, object]) -> str:
+    who = stop.get("detail") or "nobody tells by whom"
+    return f"the machine was stopped at {format_utc(at_s)}, and not by this run: {who}"

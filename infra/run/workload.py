@@ -15,7 +15,7 @@ class Workload(Protocol):
     not who it claims to be, `HostUnfit` when the work cannot be done there. All may be repeated.
     """
 
-    def reach(self, vm: Vm) -> None:
+    def connect(self, vm: Vm) -> None:
         """Make sure that the machine answers; quick when it does."""
         ...
 
@@ -23,7 +23,7 @@ class Workload(Protocol):
         """Make the machine trainable and bring data, code and the newest checkpoint to it."""
         ...
 
-    def limit(self, vm: Vm, left_s: float) -> None:
+    def set_time_limit(self, vm: Vm, left_s: float) -> None:
         """Tell the machine how many seconds its budget lasts from now, for its own watchdog.
 
         Not when it ends: the clock of this computer may be wrong by hours.
@@ -34,7 +34,7 @@ class Workload(Protocol):
         """Start the trainer unless it runs: never two."""
         ...
 
-    def look(self, vm: Vm) -> JobView:
+    def job_status(self, vm: Vm) -> JobView:
         """Look at the trainer once."""
         ...
 
@@ -42,7 +42,7 @@ class Workload(Protocol):
         """End the trainer, letting it save first if it still can."""
         ...
 
-    def park(self, vm: Vm) -> None:
+    def save_and_pull(self, vm: Vm) -> None:
         """End the trainer and bring its newest checkpoint home, before the machine goes."""
         ...
 
@@ -58,7 +58,7 @@ class Workload(Protocol):
         """Step of the newest verified checkpoint at home; 0 if there is none."""
         ...
 
-    def forget(self) -> None:
+    def disconnect(self) -> None:
         """Drop connections to a machine that went down."""
         ...
 

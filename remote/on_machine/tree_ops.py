@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-STAGING = ".qft-partial"
+PARTIAL_DIR = ".qft-partial"
 BLOCK = 1 << 20
 MARK = "--qft-answer--\n"  # what comes before it is chatter of the login shell
 SETTLED_NS = 2_000_000_000  # a file changed since is hashed again: a tick may hide a second change
@@ -118,7 +118,7 @@ def walk(root: str, exclude: tuple[str, ...], *, follow: bool) -> Iterator[tuple
             entries = sorted(os.scandir(folder), key=lambda item: item.name)
         for entry in entries:
             path = prefix + entry.name
-            if entry.name == STAGING or excluded(path, exclude):
+            if entry.name == PARTIAL_DIR or excluded(path, exclude):
                 continue
             if not entry.is_dir(follow_symlinks=follow):
                 kind = kind_of(entry.path, follow=follow)
@@ -151,7 +151,7 @@ def stage(request: dict[str, Any]) -> dict[str, Any]:
     Answers with the sha256 of every chunk that came earlier.
     """
     root, chunk = request["root"], request["chunk"]
-    folder = os.path.join(root, STAGING)
+    folder = os.path.join(root, PARTIAL_DIR)
     os.makedirs(folder, exist_ok=True)
     wanted = dict(request["blobs"])
     begun = {name: os.path.join(folder, name) for name in os.listdir(folder)}
@@ -206,7 +206,7 @@ def commit(request: dict[str, Any]) -> dict[str, Any]:
     Answers `damaged` (other bytes) and `absent` paths (no blob, and not right at its place either).
     """
     root = request["root"]
-    folder = os.path.join(root, STAGING)
+    folder = os.path.join(root, PARTIAL_DIR)
     os.makedirs(folder, exist_ok=True)
     answer: dict[str, Any] = {"damaged": [], "absent": []}
     ready: list[tuple[str, str]] = []
@@ -237,7 +237,7 @@ def commit(request: dict[str, Any]) -> dict[str, Any]:
 
 def clear(root: str) -> None:
     """Remove the partial files of a transfer that is complete, and what older ones left behind."""
-    shutil.rmtree(os.path.join(root, STAGING), ignore_errors=True)
+    shutil.rmtree(os.path.join(root, PARTIAL_DIR), ignore_errors=True)
 
 
 def unpack(

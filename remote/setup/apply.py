@@ -12,19 +12,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from remote.errors import AuthRefused, CommandFailed, Result, TimedOut, Unfit, Unreachable
+from remote.errors import AuthRefused, CommandFailed, CommandResult, TimedOut, Unfit, Unreachable
 from remote.job import Job, JobState, JobStatus
-from remote.setup.facts import Facts, gather
-from remote.setup.failures import KILLED, KILLED_FOR_MEMORY, may_help_again, reason
-from remote.setup.plan import plan
-from remote.setup.progress import Progress
-from remote.setup.python_env import cuda_for, interpreter
-from remote.setup.steps import REBOOT_S_MAX, Driver, Step, Want
+from remote.setup.driver import driver_steps
+from remote.setup.facts import Facts, gather_facts
+from remote.setup.failures import KILLED, KILLED_FOR_MEMORY, explain_failure, is_retryable
+from remote.setup.progress import StepProgress
+from remote.setup.python_env import cuda_for, environment_steps, gpu_steps, interpreter
+from remote.setup.steps import (
+    REBOOT_S_MAX,
+    DriverKind,
+    SetupGoal,
+    Step,
+    first_boot_steps,
+    repair_steps,
+    require_root,
+    stop_upgrades_steps,
+)
 from remote.ssh import Host, SshConnection, connect
-
-__all__ = [
-    "Driver", "Facts", "Ready", "Step", "Want", "apply", "cuda_for", "gather", "interpreter", "plan"
-]  # fmt: skip
 
 DIRECTORY = "qft/setup"
 POLL_S = 2.0
@@ -41,7 +46,7 @@ AS_ROOT = 'if [ "$(id -u)" = 0 ]; then exec sh -c "$1"; else exec sudo -n sh -c 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ready:
+class ReadyMachine:
     """A machine that can train."""
 
     connection: SshConnection
@@ -55,31 +60,36 @@ class Ready:
 
 def apply(  # noqa: PLR0913  (clock, sleep and connecting are arguments here, by house rule)
     connection: SshConnection,
-    want: Want,
+    goal: SetupGoal,
     *,
-    tell: Callable[[str], None],
+    on_message: Callable[[str], None],
     reconnect: Callable[[Host], SshConnection] = connect,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
-) -> Ready:
-    """Bring the machine of `connection` to `want`; `tell` hears each step before it begins.
+) -> ReadyMachine:
+    """Bring the machine of `connection` to `goal`; `on_message` gets each step before it begins.
 
     Raises `Unfit` if no step can help or a step changed nothing, `CommandFailed` with the end of
     the log if a step fails, `TimedOut` if one takes too long, `Unreachable` if the machine does not
     come back. All of it may be repeated.
     """
     work = _Work(
-        connection=connection, want=want, tell=tell, reconnect=reconnect, sleep=sleep, clock=clock
+        connection=connection,
+        goal=goal,
+        on_message=on_message,
+        reconnect=reconnect,
+        sleep=sleep,
+        clock=clock,
     )
     before: list[Step] = []
     for _ in range(ROUNDS_MAX):
-        facts = gather(work.connection)
-        steps = plan(facts, want)
+        facts = gather_facts(work.connection)
+        steps = plan_steps(facts, goal)
         if not steps:
-            return Ready(
+            return ReadyMachine(
                 connection=work.connection,
                 facts=facts,
-                python=interpreter(facts, want),
+                python=interpreter(facts, goal),
                 done=tuple(work.done),
             )
         if steps == before:
@@ -93,13 +103,38 @@ def apply(  # noqa: PLR0913  (clock, sleep and connecting are arguments here, by
     raise work.unfit(before, facts)
 
 
+def plan_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
+    """List what must be done, in order; empty if the machine is ready.
+
+    Raises `Unfit` with every reason at once if no command of ours can make it ready.
+    """
+    steps = first_boot_steps(facts, goal)
+    if steps:
+        return steps
+    if goal.driver is not DriverKind.NONE:
+        drivers = driver_steps(facts, goal)
+        if drivers:
+            return require_root(facts, before_packages(facts, goal) + drivers)
+    steps += environment_steps(facts, goal, cuda_for(facts, goal))
+    if goal.driver is not DriverKind.NONE:
+        steps += gpu_steps(facts, goal)
+    if any(step.sudo for step in steps):
+        steps = before_packages(facts, goal) + steps
+    return require_root(facts, steps)
+
+
+def before_packages(facts: Facts, goal: SetupGoal) -> list[Step]:
+    """What comes before packages are touched: nobody else at work, and nothing half done."""
+    return stop_upgrades_steps(facts, goal) + repair_steps(facts)
+
+
 @dataclass(kw_only=True)
 class _Work:
     """The state of one call of `apply`: the connection changes under way."""
 
     connection: SshConnection
-    want: Want
-    tell: Callable[[str], None]
+    goal: SetupGoal
+    on_message: Callable[[str], None]
     reconnect: Callable[[Host], SshConnection]
     sleep: Callable[[float], None]
     clock: Callable[[], float]
@@ -107,7 +142,7 @@ class _Work:
 
     def do(self, step: Step) -> None:
         """Run one step detached, so that a cut line does not cut it, and wait for its end."""
-        self.tell(f"{step.name} ({step.why})")
+        self.on_message(f"{step.name} ({step.why})")
         argv = ["sh", "-c", step.command]
         if step.sudo:
             argv = ["sh", "-c", AS_ROOT, "as-root", step.command]
@@ -159,7 +194,7 @@ class _Work:
         """Wait until the running step ends, telling how far it is; stop it when time is up."""
         wait_s = POLL_S_FIRST
         began, next_s = self.clock(), PROGRESS_S
-        progress = Progress(name=name)
+        progress = StepProgress(name=name)
         while status.state is JobState.RUNNING:
             if self.clock() > ends_at:
                 self.ask(lambda job: job.stop(grace_s=10))
@@ -172,7 +207,7 @@ class _Work:
             status = self.ask(lambda job: job.status())
             elapsed_s = self.clock() - began
             if status.state is JobState.RUNNING and elapsed_s >= next_s:
-                self.tell(progress.line(self.log_end(), elapsed_s))
+                self.on_message(progress.line(self.log_end(), elapsed_s))
                 next_s = elapsed_s + PROGRESS_S
         return status
 
@@ -195,7 +230,7 @@ class _Work:
     def job(self) -> Job:
         """The step under way, over the connection of now."""
         return Job(
-            connection=self.connection, directory=DIRECTORY, python=self.want.python or "python3"
+            connection=self.connection, directory=DIRECTORY, python=self.goal.python or "python3"
         )
 
     def fail(self, step: Step, status: JobStatus) -> None:
@@ -203,20 +238,20 @@ class _Work:
         log = self.job().tail(-LOG_BYTES).data
         code = -1 if status.exit_code is None else status.exit_code
         said = log.decode("utf-8", "replace")
-        result = Result(exit_code=code, stdout="", stderr=said)
+        result = CommandResult(exit_code=code, stdout="", stderr=said)
         kernel = self.kernel()
-        hint = reason(said, kernel, code) or "repeat the command to try again"
+        hint = explain_failure(said, kernel, code) or "repeat the command to try again"
         starved = code == KILLED and KILLED_FOR_MEMORY.search(kernel) is not None
-        final = starved or not may_help_again(said, code)
+        final = starved or not is_retryable(said, code)
         raise CommandFailed(step.name, result, hint=hint, final=final)
 
     def unfit(self, steps: list[Step], facts: Facts) -> Unfit:
         """Say that steps did not help, with what driver and kernel say about the card."""
         names = [f"after `{step.name}` it is still needed ({step.why})" for step in steps]
-        if facts.smi_said:
-            names.append(f"`nvidia-smi` says: {facts.smi_said}")
+        if facts.smi_message:
+            names.append(f"`nvidia-smi` says: {facts.smi_message}")
         look = f"look at {DIRECTORY}/job.log on the machine: `qft ssh`"
-        return Unfit(names, hint=reason(facts.smi_said, self.kernel()) or look)
+        return Unfit(names, hint=explain_failure(facts.smi_message, self.kernel()) or look)
 
     def kernel(self) -> str:
         """What the kernel noted about the card, and about memory that it had not."""
@@ -226,7 +261,7 @@ class _Work:
 
     def reboot(self, facts: Facts) -> None:
         """Reboot, and wait until the machine answers from its next life."""
-        self.tell("reboot")
+        self.on_message("reboot")
         words = ["sh", "-c", AS_ROOT, "as-root", "sleep 1; systemctl reboot"]
         self.connection.run(f"nohup {shlex.join(words)} > /dev/null 2>&1 < /dev/null &")
         self.connection.close()
@@ -239,7 +274,7 @@ class _Work:
             self.sleep(POLL_S)
             try:
                 self.connection = self.reconnect(self.connection.host)
-                if not not_in or gather(self.connection).boot_id != not_in:
+                if not not_in or gather_facts(self.connection).boot_id != not_in:
                     return
                 self.connection.close()
             except (Unreachable, AuthRefused, CommandFailed) as error:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from remote.errors import Unfit
 from remote.setup.facts import Facts, version_of
-from remote.setup.steps import SECURE_BOOT_HINT, Driver, Step, Want, as_system
+from remote.setup.steps import SECURE_BOOT_HINT, DriverKind, SetupGoal, Step, with_apt_functions
 from remote.setup.vgpu_driver import GRID_BRANCH, grid_steps, gridd_is_set, gridd_step
 
 REBOOT_S = 60.0
 UNNUMBERED_BRANCH = 590
 """From which on NVIDIA's packages have no branch in their names; the pin alone chooses it."""
-LOST = 15
+GPU_LOST = 15
 """What `nvidia-smi` ends with when a card has fallen off the bus: no other driver mends that."""
 
 
-def driver_steps(facts: Facts, want: Want) -> list[Step]:
+def driver_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
     """List what is needed until `nvidia-smi` answers with a driver that fits; empty if it does.
 
     Raises `Unfit` if there is no card, if the driver is of a branch that the host does not serve,
@@ -23,30 +23,32 @@ def driver_steps(facts: Facts, want: Want) -> list[Step]:
     if not facts.gpus and not facts.pci_gpus:
         size = "choose a size with a GPU; `qft plan` lists them"
         yours = "name a machine that has one, or `vm: {ssh: {gpu: false}}` to train without"
-        raise Unfit(["there is no NVIDIA card on its PCI bus"], hint=size if want.rented else yours)
-    wrong = wrong_branch(facts, want)
+        raise Unfit(["there is no NVIDIA card on its PCI bus"], hint=size if goal.rented else yours)
+    wrong = wrong_branch(facts, goal)
     if facts.gpus and not wrong:
-        return settle_steps(facts, want)
-    if not want.rented:
-        said = facts.smi_said or "there is no `nvidia-smi`"
+        return hold_steps(facts, goal)
+    if not goal.rented:
+        said = facts.smi_message or "there is no `nvidia-smi`"
         raise Unfit(
             [wrong or f"its NVIDIA driver does not answer: {said}"],
             hint="install the driver on your machine, then repeat the command",
         )
-    if facts.smi_code == LOST:
-        return [reboot_step("wake the card by a reboot", facts.smi_said)]
-    if want.driver_given:
-        return given_steps(facts, wrong)
-    if want.driver is Driver.GRID:
-        return grid_steps(facts, want)
+    if facts.smi_code == GPU_LOST:
+        return [reboot_step("wake the card by a reboot", facts.smi_message)]
+    if goal.driver_given:
+        return image_driver_steps(facts, wrong)
+    if goal.driver is DriverKind.GRID:
+        return grid_steps(facts, goal)
     return datacenter_steps(facts)
 
 
-def given_steps(facts: Facts, wrong: str) -> list[Step]:
+def image_driver_steps(facts: Facts, wrong: str) -> list[Step]:
     """Reboot into the driver that the image is said to bring, or refuse: none is put over it."""
-    if not wrong and ("mismatch" in facts.smi_said or facts.reboot_required):
-        return [reboot_step("reboot into the image's driver", facts.smi_said or "reboot pending")]
-    said = wrong or facts.smi_said or "there is no `nvidia-smi`"
+    if not wrong and ("mismatch" in facts.smi_message or facts.reboot_required):
+        return [
+            reboot_step("reboot into the image's driver", facts.smi_message or "reboot pending")
+        ]
+    said = wrong or facts.smi_message or "there is no `nvidia-smi`"
     raise Unfit(
         [f"the driver that `vm.image` is said to bring does not answer: {said}"],
         hint="`driver: auto` under `vm.image` lets qft install one; or name another image",
@@ -60,9 +62,9 @@ def reboot_step(name: str, why: str) -> Step:
     )
 
 
-def wrong_branch(facts: Facts, want: Want) -> str:
+def wrong_branch(facts: Facts, goal: SetupGoal) -> str:
     """Say why the driver that answers is not the right one; empty if it is, or none answers."""
-    if want.driver is not Driver.GRID or not facts.driver:
+    if goal.driver is not DriverKind.GRID or not facts.driver:
         return ""
     branch = version_of(facts.driver)[0]
     if branch == GRID_BRANCH:
@@ -73,25 +75,25 @@ def wrong_branch(facts: Facts, want: Want) -> str:
     )
 
 
-def settle_steps(facts: Facts, want: Want) -> list[Step]:
+def hold_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
     """Keep a driver that works: nothing may replace it, or the kernel below it, while we train."""
     steps = []
-    if want.driver is Driver.GRID and not gridd_is_set(facts):
+    if goal.driver is DriverKind.GRID and not gridd_is_set(facts):
         steps.append(gridd_step())
     kept = [name for name in (*facts.packages, facts.kernel_package) if name]
-    if want.rented and "ubuntu" in facts.os and set(kept) - set(facts.held):
+    if goal.rented and "ubuntu" in facts.os and set(kept) - set(facts.held):
         steps.append(
             Step(
                 name="hold kernel and driver",
                 # apt-mark does not wait for the lock on installing, apt-get does.
-                command=as_system(
+                command=with_apt_functions(
                     "qft_apt check > /dev/null;"
                     " apt-mark hold $(dpkg-query -W -f '${Status} ${Package}\\n' 'linux-image-*'"
                     " 'linux-azure*' 'nvidia-*' 'libnvidia-*' 'linux-modules-nvidia-*'"
                     " 'cuda-drivers*' 2>/dev/null | sed -n 's/^[a-z]* ok installed //p')"
                     " > /dev/null"
                 ),
-                why="an upgrade in mid-training ends in `Driver/library version mismatch`",
+                why="an upgrade in mid-training ends in `DriverKind/library version mismatch`",
                 timeout_s=700,
                 sudo=True,
             )
@@ -105,15 +107,15 @@ def datacenter_steps(facts: Facts) -> list[Step]:
     Where NVIDIA's own repository is pinned, the driver comes from there: packages of the
     distribution would lose against its priority, and be mixed with them.
     """
-    if "mismatch" in facts.smi_said or (facts.packages and facts.reboot_required):
-        said = facts.smi_said or "reboot pending"
+    if "mismatch" in facts.smi_message or (facts.packages and facts.reboot_required):
+        said = facts.smi_message or "reboot pending"
         why = f"the driver is installed but not loaded: {said}"
         return [reboot_step("reboot into the installed driver", why)]
     signed = any(name.startswith("linux-modules-nvidia-") for name in facts.packages)
     if facts.secure_boot and (facts.smi_code is not None or facts.pinned) and not signed:
         refused = "Secure Boot is on, and the kernel refuses its NVIDIA driver, which is unsigned"
         raise Unfit(
-            [f"{refused}: {facts.smi_said}"],
+            [f"{refused}: {facts.smi_message}"],
             hint=SECURE_BOOT_HINT,
         )
     if not facts.os.startswith("ubuntu"):
@@ -122,11 +124,11 @@ def datacenter_steps(facts: Facts) -> list[Step]:
             hint="use an image that brings the driver, such as microsoft-dsvm:ubuntu-hpc:2404",
         )
     if facts.pinned:
-        return closed_steps(facts)
+        return closed_module_steps(facts)
     return [
         Step(
             name="install the NVIDIA driver",
-            command=as_system(
+            command=with_apt_functions(
                 "qft_update && qft_install ubuntu-drivers-common linux-headers-$(uname -r)"
                 # The libraries of NVIDIA's own installer would lie over those of the packages.
                 " && if command -v nvidia-uninstall; then nvidia-uninstall --silent; fi"
@@ -141,15 +143,15 @@ def datacenter_steps(facts: Facts) -> list[Step]:
     ]
 
 
-def closed_steps(facts: Facts) -> list[Step]:
+def closed_module_steps(facts: Facts) -> list[Step]:
     """Replace NVIDIA's open kernel modules by the closed ones of the same pinned branch.
 
     As its guide has it for Ubuntu: install the closed driver, and let apt purge what conflicts with
     it. The open modules need a processor on the card (GSP) that not every hypervisor lets run.
     Raises `Unfit` if the closed ones are there, and do not answer either.
     """
-    if not is_open(facts):
-        said = facts.smi_said or "there is no `nvidia-smi`"
+    if not has_open_modules(facts):
+        said = facts.smi_message or "there is no `nvidia-smi`"
         raise Unfit(
             [f"neither NVIDIA's open kernel modules nor the closed ones of {facts.pinned}: {said}"],
             hint="boot another image: `vm: {image: Canonical:ubuntu-24_04-lts:server:latest}` gets"
@@ -162,12 +164,14 @@ def closed_steps(facts: Facts) -> list[Step]:
     return [
         Step(
             name="replace NVIDIA's open kernel modules by the closed ones",
-            command=as_system(
+            command=with_apt_functions(
                 f"qft_update && qft_apt check > /dev/null; {unhold}"
                 f"qft_install --autoremove --purge cuda-drivers {driver} linux-headers-$(uname -r)"
             ),
             why="`nvidia-smi` does not answer with the open ones, which need firmware (GSP) that"
-            f" this hypervisor may not run: {facts.smi_said or 'there is no `nvidia-smi`'}"[:300],
+            f" this hypervisor may not run: {facts.smi_message or 'there is no `nvidia-smi`'}"[
+                :300
+            ],
             timeout_s=1800,
             sudo=True,
             reboot_after=True,
@@ -175,7 +179,7 @@ def closed_steps(facts: Facts) -> list[Step]:
     ]
 
 
-def is_open(facts: Facts) -> bool:
+def has_open_modules(facts: Facts) -> bool:
     """Whether the driver there has NVIDIA's open kernel modules, by its modules or its packages."""
     closed = any(name.startswith("cuda-drivers") for name in facts.packages)
     return facts.open_modules or not closed

@@ -16,7 +16,7 @@ PYTHON_MAX = (3, 14)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
+class DetectedGpu:
     """One card, as `nvidia-smi` sees it."""
 
     name: str
@@ -28,7 +28,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Python:
+class PythonInterpreter:
     """An interpreter on the machine."""
 
     command: str
@@ -59,17 +59,17 @@ class Facts:
     free_bytes: int = 0
     sudo: bool = False
     """Whether commands may run as root without a password."""
-    pythons: tuple[Python, ...] = ()
+    pythons: tuple[PythonInterpreter, ...] = ()
     venvs: tuple[str, ...] = ()
     """Environments of ours that are complete, by name."""
     cuda_seen: tuple[tuple[str, str], ...] = ()
     """(environment, `boot driver`) for which a tensor has reached the GPU."""
     pci_gpus: int = 0
     """NVIDIA cards on the bus, whether or not a driver sees them."""
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[DetectedGpu, ...] = ()
     smi_code: int | None = None
     """Exit code of `nvidia-smi`; None if there is no such command."""
-    smi_said: str = ""
+    smi_message: str = ""
     nouveau: bool = False
     """Whether the free driver has taken the card."""
     packages: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class Facts:
     secure_boot: bool = False
     cloud_init: str = ""
     """`running`, `done`, `error`, …; empty if the machine has no cloud-init."""
-    cloud_init_said: str = ""
+    cloud_init_error: str = ""
     """What went wrong in the first boot, in its own words."""
     upgraders: tuple[str, ...] = ()
     """Active units that install upgrades on their own."""
@@ -103,7 +103,7 @@ class Facts:
         return self.gpus[0].driver if self.gpus else ""
 
     @property
-    def python(self) -> Python | None:
+    def python(self) -> PythonInterpreter | None:
         """The interpreter to build an environment from: the newest that can, else the newest."""
         fit = [
             one
@@ -114,13 +114,13 @@ class Facts:
         return ranked[0] if ranked else None
 
 
-def gather(connection: SshConnection) -> Facts:
+def gather_facts(connection: SshConnection) -> Facts:
     """Look at the machine once. Raises what `SshConnection.run` raises."""
     script = Path(__file__).with_name("facts.sh").read_bytes()
-    return parse(connection.run("sh -s", input=script, timeout_s=FACTS_S).stdout.splitlines())
+    return parse_facts(connection.run("sh -s", input=script, timeout_s=FACTS_S).stdout.splitlines())
 
 
-def parse(lines: Iterable[str]) -> Facts:
+def parse_facts(lines: Iterable[str]) -> Facts:
     """Read `key=value` lines; what is malformed counts as not said."""
     said: dict[str, list[str]] = {}
     for line in lines:
@@ -146,7 +146,7 @@ def parse(lines: Iterable[str]) -> Facts:
         pci_gpus=len(said.get("pci", ())),
         gpus=tuple(filter(None, map(read_gpu, said.get("gpu", ())))),
         smi_code=number(first("smi_code")) if first("smi_code") else None,
-        smi_said=first("smi_said"),
+        smi_message=first("smi_message"),
         nouveau=first("nouveau") == "yes",
         packages=tuple(said.get("package", ())),
         kernel_package=first("kernel_package"),
@@ -155,7 +155,7 @@ def parse(lines: Iterable[str]) -> Facts:
         grid_sha256=sha256_of(first("grid_sha256")),
         secure_boot=first("secure_boot") == "1",
         cloud_init=first("cloud_init"),
-        cloud_init_said=first("cloud_init_said"),
+        cloud_init_error=first("cloud_init_error"),
         upgraders=tuple(said.get("upgrader", ())),
         reboot_required=first("reboot_required") == "yes",
         dpkg_broken=first("dpkg_broken"),
@@ -164,22 +164,22 @@ def parse(lines: Iterable[str]) -> Facts:
     )
 
 
-def read_gpu(row: str) -> Gpu | None:
+def read_gpu(row: str) -> DetectedGpu | None:
     """Read one line of `nvidia-smi`'s table."""
     cells = [cell.strip() for cell in row.split(",")]
     if len(cells) != 4 or not cells[1][:1].isdigit():
         return None
     name, driver, memory, capability = cells
-    return Gpu(name=name, driver=driver, memory_mb=number(memory), capability=capability)
+    return DetectedGpu(name=name, driver=driver, memory_mb=number(memory), capability=capability)
 
 
-def read_python(row: str) -> Python | None:
+def read_python(row: str) -> PythonInterpreter | None:
     """Read `command version venv kind`; the last may be left out."""
     words = row.split()
     if len(words) not in {3, 4}:
         return None
     version = version_of(words[1])
-    return Python(
+    return PythonInterpreter(
         command=words[0],
         version=(version[0], version[1]),
         venv=words[2] == "yes",

@@ -57,7 +57,7 @@ if have nvidia-smi; then
   say smi_code "$code"
   # 14 is a warning below a whole answer: the card's own notes about itself are damaged.
   case "$code" in 0 | 14) printf '%s\n' "$gpus" | sed 's/^/gpu=/' ;; esac
-  [ "$code" = 0 ] || say smi_said "$(printf '%s' "$gpus" | tr '\n' ' ' | cut -c 1-300)"
+  [ "$code" = 0 ] || say smi_message "$(printf '%s' "$gpus" | tr '\n' ' ' | cut -c 1-300)"
 fi
 say nouveau "$(grep -q '^nouveau ' /proc/modules 2>/dev/null && echo yes || echo no)"
 if have dpkg-query; then
@@ -89,7 +89,7 @@ done
 if have cloud-init; then
   said=$(timeout 20 cloud-init status --long 2>/dev/null)
   say cloud_init "$(printf '%s\n' "$said" | sed -n 's/^status: //p')"
-  say cloud_init_said "$(printf '%s\n' "$said" | sed -n '/^errors:/,/^[a-z_]*:/{/^[[:space:]]*-/p;}' |
+  say cloud_init_error "$(printf '%s\n' "$said" | sed -n '/^errors:/,/^[a-z_]*:/{/^[[:space:]]*-/p;}' |
     tr '\n\t' '  ' | cut -c 1-300)"
 fi
 if have systemctl; then

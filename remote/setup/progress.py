@@ -18,7 +18,7 @@ SET_UP = re.compile(r"^Setting up (\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class StepProgress:
     """How far one step is."""
 
     name: str
@@ -27,7 +27,7 @@ class Progress:
     def line(self, log: str, elapsed_s: float) -> str:
         """One line for people: what is done, how many of how many, and the time so far."""
         counted = pip_counted(log) or apt_counted(log)
-        what = f"{counted}, {spoken(elapsed_s)}" if counted else spoken(elapsed_s)
+        what = f"{counted}, {format_duration(elapsed_s)}" if counted else format_duration(elapsed_s)
         notices = NOTICE.findall(log)
         return f"{self.name}: {what}" + (f" ({notices[-1].strip()})" if notices else "")
 
@@ -75,7 +75,7 @@ def apt_counted(log: str) -> str:
     return f"0 of {total} packages fetched" if total else ""
 
 
-def spoken(elapsed_s: float) -> str:
+def format_duration(elapsed_s: float) -> str:
     """Write a time so far as people do: `45 s`, `1 min 10 s`, `1 h 02 min`."""
     whole = int(elapsed_s)
     if whole < 60:

@@ -6,11 +6,11 @@ import hashlib
 import shlex
 from pathlib import Path
 
-from remote.clean_environment import PRIVATE, UNSET
+from remote.clean_environment import PRIVATE_UMASK, UNSET_VARIABLES
 from remote.errors import Unfit, megabytes
 from remote.setup import pip_settings
-from remote.setup.facts import PYTHON_MAX, PYTHON_MIN, Facts, Python, version_of
-from remote.setup.steps import Driver, Step, Want, as_system
+from remote.setup.facts import PYTHON_MAX, PYTHON_MIN, Facts, PythonInterpreter, version_of
+from remote.setup.steps import DriverKind, SetupGoal, Step, with_apt_functions
 
 DRIVER_MIN = {"cpu": (0, 0), "cu128": (525, 60), "cu130": (580, 65)}
 """What each set needs; CUDA 12 runs on every driver since 525, CUDA 13 since 580.65."""
@@ -44,48 +44,48 @@ def size_bytes(cuda: str) -> int:
     return round(ROOM * int(said))
 
 
-def environment(python: Python, cuda: str) -> str:
+def environment(python: PythonInterpreter, cuda: str) -> str:
     """Name the environment: it changes with any requirement and with the interpreter."""
     text = f"{requirements(cuda)}\n{python.version}"
     return f"venv-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def interpreter(facts: Facts, want: Want) -> str:
+def interpreter(facts: Facts, goal: SetupGoal) -> str:
     """Say which interpreter runs the trainer once the plan is empty, relative to the home."""
-    if want.python:
-        return want.python
-    return f"qft/{environment(fit_python(facts), cuda_for(facts, want))}/bin/python"
+    if goal.python:
+        return goal.python
+    return f"qft/{environment(fit_python(facts), cuda_for(facts, goal))}/bin/python"
 
 
-def cuda_for(facts: Facts, want: Want) -> str:
+def cuda_for(facts: Facts, goal: SetupGoal) -> str:
     """Choose the requirement set: the newest that driver and size admit, or the one demanded.
 
     Raises `Unfit` if the one demanded cannot run on the driver, before anything is installed.
     """
-    if want.cuda != "auto":
-        if offence := mismatch(facts, want, want.cuda):
+    if goal.cuda != "auto":
+        if offence := mismatch(facts, goal, goal.cuda):
             raise Unfit([offence], hint="leave the choice to qft, or update the driver")
-        return want.cuda
-    if want.driver is Driver.NONE:
+        return goal.cuda
+    if goal.driver is DriverKind.NONE:
         return "cpu"
     offences = []
     for cuda in ("cu130", "cu128"):
-        offence = mismatch(facts, want, cuda)
+        offence = mismatch(facts, goal, cuda)
         if not offence:
             return cuda
         offences.append(offence)
     raise Unfit(offences, hint="update the driver, or choose another size or image")
 
 
-def mismatch(facts: Facts, want: Want, cuda: str) -> str:
+def mismatch(facts: Facts, goal: SetupGoal, cuda: str) -> str:
     """Say why a set cannot run on the machine's driver; empty if it can."""
     if cuda not in DRIVER_MIN:
         return f"there is no requirement set `{cuda}`, only {', '.join(sorted(DRIVER_MIN))}"
     if cuda == "cpu":
-        return "" if want.driver is Driver.NONE else "the set `cpu` would leave the GPU unused"
-    cap = version_of(want.cuda_max) if want.cuda_max else ()
+        return "" if goal.driver is DriverKind.NONE else "the set `cpu` would leave the GPU unused"
+    cap = version_of(goal.cuda_max) if goal.cuda_max else ()
     if cap and CUDA_OF[cuda] > cap:
-        return f"`{cuda}` needs CUDA {dotted(CUDA_OF[cuda])}; this size admits {want.cuda_max}"
+        return f"`{cuda}` needs CUDA {dotted(CUDA_OF[cuda])}; this size admits {goal.cuda_max}"
     if version_of(facts.driver or "0") < DRIVER_MIN[cuda]:
         return (
             f"`{cuda}` needs a driver of at least {dotted(DRIVER_MIN[cuda])};"
@@ -94,17 +94,17 @@ def mismatch(facts: Facts, want: Want, cuda: str) -> str:
     return ""
 
 
-def environment_steps(facts: Facts, want: Want, cuda: str) -> list[Step]:
+def environment_steps(facts: Facts, goal: SetupGoal, cuda: str) -> list[Step]:
     """List what is needed to make the environment; empty if it is there or not ours to make."""
-    if want.python:
+    if goal.python:
         return []
     python = fit_python(facts)
     name = environment(python, cuda)
     if name in facts.venvs:
         return []
-    needed = size_bytes(cuda) + want.spare_bytes
+    needed = size_bytes(cuda) + goal.spare_bytes
     if facts.free_bytes < needed:
-        parts = f"environment {megabytes(size_bytes(cuda))}, rest {megabytes(want.spare_bytes)}"
+        parts = f"environment {megabytes(size_bytes(cuda))}, rest {megabytes(goal.spare_bytes)}"
         reason = (
             f"{megabytes(needed)} are needed on the disk of {facts.home or 'its home'} ({parts});"
             f" {megabytes(facts.free_bytes)} are free"
@@ -115,7 +115,7 @@ def environment_steps(facts: Facts, want: Want, cuda: str) -> list[Step]:
         steps.append(
             Step(
                 name="install Python's venv",
-                command=as_system(f"qft_update && qft_install {python.command}-venv"),
+                command=with_apt_functions(f"qft_update && qft_install {python.command}-venv"),
                 why=f"{python.command} cannot make environments yet",
                 timeout_s=900,
                 sudo=True,
@@ -125,7 +125,7 @@ def environment_steps(facts: Facts, want: Want, cuda: str) -> list[Step]:
     return steps
 
 
-def install_step(python: Python, cuda: str) -> Step:
+def install_step(python: PythonInterpreter, cuda: str) -> Step:
     """Make the environment from its lock: every file is checked, and none is built on the way.
 
     Nothing of the machine's own settings takes part but where pip finds packages: `clean` tells
@@ -156,8 +156,8 @@ def install_step(python: Python, cuda: str) -> Step:
         fetch = f"{install} -r {lock}"
     return Step(
         name="make the Python environment",
-        command=f"{PRIVATE}set -f; IFS='\n'; set -- $({python.command} -I -S {SETTINGS});"
-        f" unset IFS; set +f; {UNSET}export PIP_CONFIG_FILE=/dev/null PYTHONNOUSERSITE=1;"
+        command=f"{PRIVATE_UMASK}set -f; IFS='\n'; set -- $({python.command} -I -S {SETTINGS});"
+        f" unset IFS; set +f; {UNSET_VARIABLES}export PIP_CONFIG_FILE=/dev/null PYTHONNOUSERSITE=1;"
         f" {python.command} -m venv --clear {folder} && mkdir -p {folder}/wheels && {begin}"
         # The wheels go beside the environment: a /tmp in memory would not hold them.
         f' && {{ TMPDIR="$PWD"/{folder}/wheels; export TMPDIR; }} && {fetch}'
@@ -172,7 +172,7 @@ def install_step(python: Python, cuda: str) -> Step:
     )
 
 
-def pins(text: str, python: Python) -> list[str]:
+def pins(text: str, python: PythonInterpreter) -> list[str]:
     """The names that a lock installs on one Python."""
     marked = f'python_version == "{dotted(python.version)}"'
     lines = [line for line in text.splitlines() if line[:1].isalnum()]
@@ -183,17 +183,17 @@ def pins(text: str, python: Python) -> list[str]:
     ]
 
 
-def gpu_steps(facts: Facts, want: Want) -> list[Step]:
+def gpu_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
     """List the last word, a tensor on the GPU, unless it was said since the last boot."""
-    python = interpreter(facts, want)
-    folder = python.removesuffix("/bin/python") if not want.python else "qft/venv-given"
+    python = interpreter(facts, goal)
+    folder = python.removesuffix("/bin/python") if not goal.python else "qft/venv-given"
     seen = f"{facts.boot_id} {facts.driver}"
     if (folder.removeprefix("qft/"), seen) in facts.cuda_seen:
         return []
     return [
         Step(
             name="put a tensor on the GPU",
-            command=f"{PRIVATE}{UNSET}{shlex.quote(python)} -c"
+            command=f"{PRIVATE_UMASK}{UNSET_VARIABLES}{shlex.quote(python)} -c"
             " 'import torch; torch.zeros(1).cuda()'"
             f" && mkdir -p {folder} && printf %s {shlex.quote(seen)} > {folder}/.cuda",
             why="drivers that answer can still fail here, and training must not be the test",
@@ -202,7 +202,7 @@ def gpu_steps(facts: Facts, want: Want) -> list[Step]:
     ]
 
 
-def fit_python(facts: Facts) -> Python:
+def fit_python(facts: Facts) -> PythonInterpreter:
     """Find the interpreter to build from; raises `Unfit` if there is none, or no wheel fits."""
     if facts.arch not in {"x86_64", ""}:
         raise Unfit(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from remote.clean_environment import UNSET
+from remote.clean_environment import UNSET_VARIABLES
 from remote.errors import Unfit
 from remote.setup.facts import Facts
 
@@ -22,7 +22,7 @@ SECURE_BOOT_HINT = (
 )
 
 
-class Driver(StrEnum):
+class DriverKind(StrEnum):
     """Which kind of NVIDIA driver the machine needs."""
 
     NONE = "none"
@@ -34,10 +34,10 @@ class Driver(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Want:
+class SetupGoal:
     """What the machine should be able to do."""
 
-    driver: Driver = Driver.NONE
+    driver: DriverKind = DriverKind.NONE
     cuda_max: str = ""
     """Newest CUDA that the size's driver admits, such as `12.8`; empty if it is not capped."""
     cuda: str = "auto"
@@ -70,17 +70,18 @@ class Step:
     """Texts that must be there first, by path below the home: too long for a command line."""
 
 
-def first_boot_steps(facts: Facts, want: Want) -> list[Step]:
+def first_boot_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
     """Wait until a rented machine's first boot has finished; nothing else is planned before.
 
     Raises `Unfit` if it ended in an error: then what we asked it to install may be missing, and
     with it the watchdog that ends the bill.
     """
-    if not want.rented or (want.python and want.driver is Driver.NONE):
+    if not goal.rented or (goal.python and goal.driver is DriverKind.NONE):
         return []
     if facts.cloud_init == "error":
+        reason = facts.cloud_init_error or "`cloud-init status` says error"
         raise Unfit(
-            [f"its first boot failed: {facts.cloud_init_said or '`cloud-init status` says error'}"],
+            [f"its first boot failed: {reason}"],
             hint="`qft ssh` and then `cloud-init status --long` tell more; `qft down --delete` and"
             " `qft up` make a new machine",
         )
@@ -97,10 +98,10 @@ def first_boot_steps(facts: Facts, want: Want) -> list[Step]:
     ]
 
 
-def as_system(command: str) -> str:
+def with_apt_functions(command: str) -> str:
     """A command of root's that may use the functions of `apt.sh`, and nothing of a user's files."""
     functions = Path(__file__).with_name("apt.sh").read_text(encoding="utf-8")
-    return f"{UNSET}\n{functions}\n{command}"
+    return f"{UNSET_VARIABLES}\n{functions}\n{command}"
 
 
 def repair_steps(facts: Facts) -> list[Step]:
@@ -110,7 +111,7 @@ def repair_steps(facts: Facts) -> list[Step]:
     return [
         Step(
             name="finish the interrupted installation",
-            command=as_system("qft_repair && qft_apt --fix-broken install"),
+            command=with_apt_functions("qft_repair && qft_apt --fix-broken install"),
             why=f"it was cut in the middle, and apt refuses to work before: {facts.dpkg_broken}",
             timeout_s=1800,
             sudo=True,
@@ -118,10 +119,10 @@ def repair_steps(facts: Facts) -> list[Step]:
     ]
 
 
-def quiet_steps(facts: Facts, want: Want) -> list[Step]:
+def stop_upgrades_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
     """Stop what fights over the package lock."""
     steps = []
-    if want.rented and facts.upgraders:
+    if goal.rented and facts.upgraders:
         steps.append(
             Step(
                 name="stop automatic upgrades",

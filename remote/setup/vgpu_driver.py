@@ -6,7 +6,7 @@ import shlex
 
 from remote.errors import Unfit
 from remote.setup.facts import Facts
-from remote.setup.steps import SECURE_BOOT_HINT, Step, Want, as_system
+from remote.setup.steps import SECURE_BOOT_HINT, SetupGoal, Step, with_apt_functions
 
 GRID_BRANCH = 570
 """The newest branch that the hosts of Azure's A10 machines serve (vGPU 18, CUDA 12.8)."""
@@ -46,7 +46,7 @@ echo "$found" > {seen}
 """Download, check, execute; in this order, and nothing of it for others to read or change."""
 
 
-def grid_steps(facts: Facts, want: Want) -> list[Step]:
+def grid_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
     """Install the cloud's vGPU driver; the ordinary one fails on these machines in odd ways."""
     if facts.secure_boot:
         raise Unfit(
@@ -60,7 +60,7 @@ def grid_steps(facts: Facts, want: Want) -> list[Step]:
         steps.append(
             Step(
                 name="remove the ordinary NVIDIA driver",
-                command=as_system(
+                command=with_apt_functions(
                     f"apt-mark unhold {' '.join(facts.packages)} > /dev/null;"
                     f" qft_apt purge {' '.join(facts.packages)}"
                 ),
@@ -72,14 +72,14 @@ def grid_steps(facts: Facts, want: Want) -> list[Step]:
     fetch = FETCH.format(
         file=FILE,
         url=GRID_URL,
-        wanted=shlex.quote(want.grid_sha256 or GRID_SHA256),
+        wanted=shlex.quote(goal.grid_sha256 or GRID_SHA256),
         version=GRID_VERSION,
         seen=SEEN,
     )
     steps.append(
         Step(
             name="install the vGPU driver",
-            command=as_system(
+            command=with_apt_functions(
                 "printf 'blacklist nouveau\\noptions nouveau modeset=0\\n'"
                 " > /etc/modprobe.d/qft-nouveau.conf"
                 " && qft_update && qft_install build-essential curl linux-headers-$(uname -r)"

@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from remote.errors import Damaged, shorten
-from remote.manifest import DEFAULT_LIMITS, Limits, Tree
 from remote.on_machine import tree_ops
 from remote.ssh import SshConnection
 from remote.sync.local import StaleError, local_errors
-from remote.sync.plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, Travelled
+from remote.sync.manifest import DEFAULT_LIMITS, Limits, Tree
+from remote.sync.plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, TransferStats
 from remote.sync.pull import list_there, pull_once
 from remote.sync.push import push_once
-from remote.sync.transfer import Trip
+from remote.sync.transfer import Transfer
 
 
 def push(
@@ -38,15 +38,15 @@ def push(
     travels if the disk there is too small, `Damaged` if a source keeps changing while it is read,
     `RemoteError` if there is nothing at `local`.
     """
-    trip = Trip(
+    transfer = Transfer(
         connection=connection,
         remote=remote,
         options=options,
         progress=progress,
-        travelled=Travelled(),
+        stats=TransferStats(),
     )
     with local_errors(local if isinstance(local, Path) else "this computer"):
-        return settle(lambda: push_once(trip, local), options.attempts)
+        return settle(lambda: push_once(transfer, local), options.attempts)
 
 
 def pull(  # noqa: PLR0913  (the contract between rooms)
@@ -64,16 +64,16 @@ def pull(  # noqa: PLR0913  (the contract between rooms)
     all if its list of files is illegal or above `limits` (`Untrusted`). Otherwise as `push`, with
     `NoSpace` for the disk here. A `remote` that does not exist is an error, not an empty tree.
     """
-    trip = Trip(
+    transfer = Transfer(
         connection=connection,
         remote=remote,
         options=options,
         progress=progress,
-        travelled=Travelled(),
+        stats=TransferStats(),
     )
     with local_errors(local):
         return settle(
-            lambda: pull_once(trip, local, limits), options.attempts, lambda: clear(local)
+            lambda: pull_once(transfer, local, limits), options.attempts, lambda: clear(local)
         )
 
 
@@ -88,10 +88,10 @@ def listing(
 
     Raises as `pull` does, and `Absent` if there is no such directory.
     """
-    trip = Trip(
-        connection=connection, remote=remote, options=options, progress=None, travelled=Travelled()
+    transfer = Transfer(
+        connection=connection, remote=remote, options=options, progress=None, stats=TransferStats()
     )
-    return list_there(trip, limits).tree
+    return list_there(transfer, limits).tree
 
 
 def clear(local: Path) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remote.errors import NoSpace, RemoteError
-from remote.manifest import Entry, Tree, illegal_path
 from remote.on_machine import tree_ops
-from remote.sync.plan import Chunk, SyncOptions, pieces
+from remote.sync.manifest import Entry, Tree, path_offence
+from remote.sync.plan import Chunk, SyncOptions, file_ranges
 
 
 class StaleError(Exception):
@@ -54,7 +54,7 @@ def scan_source(local: Path | Mapping[str, Path], options: SyncOptions) -> Sourc
         found = tree_ops.listing([(path, str(file), "file") for path, file in local.items()], cache)
         paths = dict(local)
     for path in paths:
-        if offence := illegal_path(path):
+        if offence := path_offence(path):
             raise RemoteError(
                 f"the file name {path!r} cannot be sent: {offence}",
                 hint="rename the file, or exclude it by a pattern",
@@ -118,7 +118,7 @@ def cache_path(local: Path | Mapping[str, Path], options: SyncOptions) -> str:
 def read_chunk(chunk: Chunk, paths: Mapping[str, Path]) -> bytes:
     """Read the bytes of a chunk; raises `StaleError` if a file is shorter than it was, or gone."""
     found = []
-    for path, offset, size in pieces(chunk):
+    for path, offset, size in file_ranges(chunk):
         try:
             with paths[path].open("rb") as file:
                 file.seek(offset)

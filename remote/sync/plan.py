@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote.manifest import Tree
+from remote.sync.manifest import Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,9 @@ class SyncOptions:
     """Files up to this size travel in bundles."""
     silence_s: float = 60.0
     """How long the machine may say nothing while data travels."""
-    pace_bytes_per_s: float = 1000.0
-    """A transfer that is slower over `pace_window_s` is given up: no modem is."""
-    pace_window_s: float = 120.0
+    speed_min_bytes_per_s: float = 1000.0
+    """A transfer that is slower over `speed_window_s` is given up: no modem is."""
+    speed_window_s: float = 120.0
     clock: Callable[[], float] = time.monotonic
     """Seconds, for the pace."""
     attempts: int = 3
@@ -112,7 +112,7 @@ class Chunk:
 
 
 @dataclass(kw_only=True)
-class Travelled:
+class TransferStats:
     """Bytes that travelled, and bytes that did not have to, over all attempts of one call."""
 
     sent: int = 0
@@ -120,13 +120,13 @@ class Travelled:
 
 
 @dataclass(kw_only=True)
-class Tally:
+class ProgressCounter:
     """Counts what has travelled and tells the caller; shared by the channels under their lock."""
 
     bytes_total: int
     files_total: int
-    tell: Callable[[Progress], None] | None
-    travelled: Travelled
+    on_progress: Callable[[Progress], None] | None
+    stats: TransferStats
     left: dict[str, int]
     """Bytes that each blob still lacks."""
     bytes_done: int = 0
@@ -136,9 +136,9 @@ class Tally:
         """Count a chunk that has arrived, now (`sent`) or in an earlier transfer."""
         self.bytes_done += chunk.size
         if sent:
-            self.travelled.sent += chunk.size
+            self.stats.sent += chunk.size
         else:
-            self.travelled.resumed += chunk.size
+            self.stats.resumed += chunk.size
         self.left[chunk.blob.name] -= chunk.size
         if self.left[chunk.blob.name] == 0:
             self.files_done += len(chunk.blob.parts)
@@ -146,8 +146,8 @@ class Tally:
 
     def report(self) -> None:
         """Tell the caller where we are."""
-        if self.tell is not None:
-            self.tell(
+        if self.on_progress is not None:
+            self.on_progress(
                 Progress(
                     bytes_done=self.bytes_done,
                     bytes_total=self.bytes_total,
@@ -193,7 +193,7 @@ def chunks_of(blob: Blob, chunk_bytes: int) -> list[Chunk]:
     ]
 
 
-def pieces(chunk: Chunk) -> Iterator[tuple[str, int, int]]:
+def file_ranges(chunk: Chunk) -> Iterator[tuple[str, int, int]]:
     """Tell which bytes a chunk consists of: (path, offset in that file, bytes)."""
     start, end, at = chunk.offset, chunk.offset + chunk.size, 0
     for path, size in chunk.blob.parts:

@@ -9,16 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote import manifest, script_replies
 from remote.errors import Absent, Damaged, NoSpace, Untrusted
-from remote.manifest import Entry, Limits
 from remote.on_machine import tree_ops
 from remote.remote_script import tree_cache
-from remote.script_replies import Listing
+from remote.sync import manifest, replies
 from remote.sync.local import StaleError, scan_target
-from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
+from remote.sync.manifest import Entry, Limits
+from remote.sync.plan import (
+    HASHING_S_MAX,
+    Blob,
+    Chunk,
+    ProgressCounter,
+    SyncReport,
+    blobs_for,
+    chunks_of,
+)
+from remote.sync.replies import Listing
 from remote.sync.sftp import Sftp
-from remote.sync.transfer import Trip, carry
+from remote.sync.transfer import Transfer, transfer_chunks
 
 HASHING_S_MIN = 600.0
 HASHING_BYTES_PER_S = 20e6
@@ -28,17 +36,17 @@ STREAM_BYTES_PER_S = 50_000
 """The slowest line on which a bundle is still waited for."""
 
 
-def pull_once(trip: Trip, local: Path, limits: Limits) -> SyncReport:
+def pull_once(transfer: Transfer, local: Path, limits: Limits) -> SyncReport:
     """Pull what differs; raises `StaleError` if the machine's files changed meanwhile."""
-    listing = list_there(trip, limits)
+    listing = list_there(transfer, limits)
     want = listing.tree
     with tree_ops.alone_in(str(local)):
-        todo = manifest.difference(want, scan_target(local, want, trip.options))
-        blobs = blobs_for(todo.missing, want, trip.options)
+        todo = manifest.difference(want, scan_target(local, want, transfer.options))
+        blobs = blobs_for(todo.missing, want, transfer.options)
         if blobs:
             with room_given_back(local):
-                bring(trip, local, blobs, want)
-        removed = todo.extraneous if trip.options.delete else ()
+                bring(transfer, local, blobs, want)
+        removed = todo.extraneous if transfer.options.delete else ()
         for path in removed:
             tree_ops.remove(str(local), path)
         tree_ops.clear(str(local))
@@ -46,8 +54,8 @@ def pull_once(trip: Trip, local: Path, limits: Limits) -> SyncReport:
         files=len(want),
         bytes=manifest.total_bytes(want),
         files_sent=len(todo.missing),
-        bytes_sent=trip.travelled.sent,
-        bytes_resumed=trip.travelled.resumed,
+        bytes_sent=transfer.stats.sent,
+        bytes_resumed=transfer.stats.resumed,
         removed=removed,
         left=listing.left,
         left_names=listing.left_names,
@@ -64,40 +72,46 @@ def room_given_back(local: Path) -> Iterator[None]:
         raise
 
 
-def bring(trip: Trip, local: Path, blobs: Sequence[Blob], want: Mapping[str, Entry]) -> None:
+def bring(
+    transfer: Transfer, local: Path, blobs: Sequence[Blob], want: Mapping[str, Entry]
+) -> None:
     """Fetch the blobs, verify what they hold and put it in place."""
-    tally = trip.tally(blobs)
+    counter = transfer.counter(blobs)
     begun = reserve(local, blobs)
-    tally.report()
+    counter.report()
     for blob in blobs:
         if blob.bundled:
-            fetch_bundle(trip, local, blob, want)
-            tally.add(Chunk(blob=blob, offset=0, size=blob.size))
+            fetch_bundle(transfer, local, blob, want)
+            counter.add(Chunk(blob=blob, offset=0, size=blob.size))
     big = [blob for blob in blobs if not blob.bundled]
-    chunks = to_fetch(trip, local, big, begun, tally)
-    carry(trip, chunks, partial(fetch, trip.remote, local), tally)
+    chunks = to_fetch(transfer, local, big, begun, counter)
+    transfer_chunks(transfer, chunks, partial(fetch, transfer.remote, local), counter)
     place(local, big, want)
 
 
-def list_there(trip: Trip, limits: Limits) -> Listing:
+def list_there(transfer: Transfer, limits: Limits) -> Listing:
     """Ask the machine what it has, and admit only what may be written here."""
-    options = trip.options
-    request: dict[str, Any] = {"root": trip.remote, "exclude": options.exclude}
-    request |= {"cache": tree_cache(trip.remote), "only": options.only, "include": options.include}
+    options = transfer.options
+    request: dict[str, Any] = {"root": transfer.remote, "exclude": options.exclude}
+    request |= {
+        "cache": tree_cache(transfer.remote),
+        "only": options.only,
+        "include": options.include,
+    }
     wait_s = min(HASHING_S_MAX, HASHING_S_MIN + limits.total_bytes_max / HASHING_BYTES_PER_S)
-    answer = trip.script.call("manifest", request, timeout_s=wait_s)
-    if refused := script_replies.read_refusal(answer):
-        raise NoSpace(trip.there, needed_bytes=refused.needed, free_bytes=refused.free)
-    if not script_replies.read_exists(answer):
-        raise Absent(f"there is no directory {trip.there}")
-    found = script_replies.read_listing(
+    answer = transfer.script.call("manifest", request, timeout_s=wait_s)
+    if refused := replies.read_refusal(answer):
+        raise NoSpace(transfer.there, needed_bytes=refused.needed, free_bytes=refused.free)
+    if not replies.read_exists(answer):
+        raise Absent(f"there is no directory {transfer.there}")
+    found = replies.read_listing(
         answer,
         wanted=manifest.Wanted(include=options.include),
         limits=limits,
-        source=str(trip.connection.host),
+        source=str(transfer.connection.host),
     )
     if options.only is not None:
-        script_replies.refuse_alien(found.tree, options.only, source=trip.there)
+        replies.refuse_alien(found.tree, options.only, source=transfer.there)
     return found
 
 
@@ -118,21 +132,21 @@ def reserve(local: Path, blobs: Sequence[Blob]) -> list[str]:
     return begun
 
 
-def fetch_bundle(trip: Trip, local: Path, blob: Blob, want: Mapping[str, Entry]) -> None:
+def fetch_bundle(transfer: Transfer, local: Path, blob: Blob, want: Mapping[str, Entry]) -> None:
     """Stream small files in one go, verify each, and put the good ones in place at once."""
     said: list[bytes] = []
-    code, stderr = trip.script.stream(
+    code, stderr = transfer.script.stream(
         "pack",
-        {"root": trip.remote, "files": blob.parts},
+        {"root": transfer.remote, "files": blob.parts},
         said.append,
         timeout_s=60 + blob.size / STREAM_BYTES_PER_S,
         limit_bytes=blob.size,
     )
     data = b"".join(said)
     if code != 0:
-        raise trip.script.failure("pack", code, b"", stderr)
+        raise transfer.script.failure("pack", code, b"", stderr)
     if len(data) != blob.size:
-        raise Untrusted(f"{trip.there} sent {len(data)} bytes instead of {blob.size}")
+        raise Untrusted(f"{transfer.there} sent {len(data)} bytes instead of {blob.size}")
     staged = str(partial_file(local, blob))
     tree_ops.write_whole(staged, data)
     index = [[path, size, want[path].sha256] for path, size in blob.parts]
@@ -145,23 +159,27 @@ def fetch_bundle(trip: Trip, local: Path, blob: Blob, want: Mapping[str, Entry])
 
 
 def to_fetch(
-    trip: Trip, local: Path, blobs: Sequence[Blob], begun: Sequence[str], tally: Tally
+    transfer: Transfer,
+    local: Path,
+    blobs: Sequence[Blob],
+    begun: Sequence[str],
+    counter: ProgressCounter,
 ) -> list[Chunk]:
     """Leave out the chunks that an earlier transfer has brought, by their hash."""
-    size = trip.options.chunk_bytes
+    size = transfer.options.chunk_bytes
     there: dict[str, tuple[str, ...]] = {}
     if paths := [blob.parts[0][0] for blob in blobs if blob.name in begun]:
-        request = {"root": trip.remote, "chunk": size, "paths": paths}
-        answer = trip.script.call("hashes", request, timeout_s=HASHING_S_MAX)
-        there = script_replies.read_chunks(
-            answer, "hashes", names=paths, source=str(trip.connection.host)
+        request = {"root": transfer.remote, "chunk": size, "paths": paths}
+        answer = transfer.script.call("hashes", request, timeout_s=HASHING_S_MAX)
+        there = replies.read_chunks(
+            answer, "hashes", names=paths, source=str(transfer.connection.host)
         )
     chunks = []
     for blob in blobs:
         hashes = there.get(blob.parts[0][0], ())
         for number, chunk in enumerate(chunks_of(blob, size)):
             if number < len(hashes) and chunk_digest(local, chunk) == hashes[number]:
-                tally.add(chunk, sent=False)
+                counter.add(chunk, sent=False)
             else:
                 chunks.append(chunk)
     return chunks
@@ -206,4 +224,4 @@ def place(local: Path, blobs: Sequence[Blob], want: Mapping[str, Entry]) -> None
 
 def partial_file(local: Path, blob: Blob) -> Path:
     """Name the file in which a blob gathers."""
-    return local / tree_ops.STAGING / blob.name
+    return local / tree_ops.PARTIAL_DIR / blob.name

@@ -8,89 +8,97 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote import manifest, script_replies
 from remote.errors import NoSpace, RemoteError
-from remote.manifest import Entry
 from remote.on_machine import tree_ops
 from remote.remote_script import tree_cache
+from remote.sync import manifest, replies
 from remote.sync.local import Source, StaleError, read_chunk, scan_source
-from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, SyncReport, Tally, blobs_for, chunks_of
+from remote.sync.manifest import Entry
+from remote.sync.plan import (
+    HASHING_S_MAX,
+    Blob,
+    Chunk,
+    ProgressCounter,
+    SyncReport,
+    blobs_for,
+    chunks_of,
+)
 from remote.sync.sftp import Sftp
-from remote.sync.transfer import Trip, carry
+from remote.sync.transfer import Transfer, transfer_chunks
 
 
-def push_once(trip: Trip, local: Path | Mapping[str, Path]) -> SyncReport:
+def push_once(transfer: Transfer, local: Path | Mapping[str, Path]) -> SyncReport:
     """Push what differs; raises `StaleError` if the source changed meanwhile."""
-    source = scan_source(local, trip.options)
-    todo = manifest.difference(source.tree, list_there(trip, source))
-    blobs = blobs_for(todo.missing, source.tree, trip.options)
-    removed = todo.extraneous if trip.options.delete and not source.named else ()
+    source = scan_source(local, transfer.options)
+    todo = manifest.difference(source.tree, list_there(transfer, source))
+    blobs = blobs_for(todo.missing, source.tree, transfer.options)
+    removed = todo.extraneous if transfer.options.delete and not source.named else ()
     if blobs:
-        tally = trip.tally(blobs)
-        chunks = to_send(trip, blobs, source, tally)
-        tally.report()
+        counter = transfer.counter(blobs)
+        chunks = to_send(transfer, blobs, source, counter)
+        counter.report()
         try:
-            carry(trip, chunks, partial(send, trip.remote, source), tally)
+            transfer_chunks(transfer, chunks, partial(send, transfer.remote, source), counter)
         except FileNotFoundError as error:
             raise StaleError(todo.missing) from error  # another push cleared the partial files
         except OSError as error:
-            raise explain(trip, tally, error) from error
+            raise explain(transfer, counter, error) from error
     if blobs or removed:
-        commit(trip, source, blobs, removed)
+        commit(transfer, source, blobs, removed)
     return SyncReport(
         files=len(source.tree),
         bytes=manifest.total_bytes(source.tree),
         files_sent=len(todo.missing),
-        bytes_sent=trip.travelled.sent,
-        bytes_resumed=trip.travelled.resumed,
+        bytes_sent=transfer.stats.sent,
+        bytes_resumed=transfer.stats.resumed,
         removed=removed,
         skipped=source.skipped,
     )
 
 
-def list_there(trip: Trip, source: Source) -> dict[str, Entry]:
+def list_there(transfer: Transfer, source: Source) -> dict[str, Entry]:
     """Ask the machine what it has; what is no regular file counts as absent."""
-    request: dict[str, Any] = {"root": trip.remote, "exclude": trip.options.exclude}
-    request["cache"] = tree_cache(trip.remote)
-    if source.named or not trip.options.delete:
+    request: dict[str, Any] = {"root": transfer.remote, "exclude": transfer.options.exclude}
+    request["cache"] = tree_cache(transfer.remote)
+    if source.named or not transfer.options.delete:
         request["only"] = sorted(source.tree)  # a machine full of other files is not hashed
-    answer = trip.script.call("manifest", request, timeout_s=HASHING_S_MAX)
-    if refused := script_replies.read_refusal(answer):
-        raise NoSpace(trip.there, needed_bytes=refused.needed, free_bytes=refused.free)
+    answer = transfer.script.call("manifest", request, timeout_s=HASHING_S_MAX)
+    if refused := replies.read_refusal(answer):
+        raise NoSpace(transfer.there, needed_bytes=refused.needed, free_bytes=refused.free)
     files = answer.get("files")
     if "only" in request and isinstance(files, dict):
         files = {path: row for path, row in files.items() if path in source.tree}
-    return manifest.read_tree(files, source=str(trip.connection.host), here=False)
+    return manifest.read_tree(files, source=str(transfer.connection.host), here=False)
 
 
-def to_send(trip: Trip, blobs: Sequence[Blob], source: Source, tally: Tally) -> list[Chunk]:
+def to_send(
+    transfer: Transfer, blobs: Sequence[Blob], source: Source, counter: ProgressCounter
+) -> list[Chunk]:
     """Set room aside for every blob; leave out chunks that an earlier transfer has brought.
 
     Raises `NoSpace`: then nothing is set aside and nothing has changed.
     """
     request = {
-        "root": trip.remote,
-        "chunk": trip.options.chunk_bytes,
+        "root": transfer.remote,
+        "chunk": transfer.options.chunk_bytes,
         "blobs": [[blob.name, blob.size] for blob in blobs],
         "extra": max((blob.size for blob in blobs if blob.bundled), default=0),
     }
-    answer = trip.script.call("stage", request, timeout_s=HASHING_S_MAX)
-    if refused := script_replies.read_refusal(answer):
-        raise NoSpace(trip.there, needed_bytes=refused.needed, free_bytes=refused.free)
+    answer = transfer.script.call("stage", request, timeout_s=HASHING_S_MAX)
+    if refused := replies.read_refusal(answer):
+        raise NoSpace(transfer.there, needed_bytes=refused.needed, free_bytes=refused.free)
     names = [blob.name for blob in blobs]
-    begun = script_replies.read_chunks(
-        answer, "begun", names=names, source=str(trip.connection.host)
-    )
+    begun = replies.read_chunks(answer, "begun", names=names, source=str(transfer.connection.host))
     chunks = []
     for blob in blobs:
         if blob.size == 0:
-            tally.add(Chunk(blob=blob, offset=0, size=0))
+            counter.add(Chunk(blob=blob, offset=0, size=0))
         there = begun[blob.name]
-        for number, chunk in enumerate(chunks_of(blob, trip.options.chunk_bytes)):
+        for number, chunk in enumerate(chunks_of(blob, transfer.options.chunk_bytes)):
             if number < len(there):
                 digest = hashlib.sha256(read_chunk(chunk, source.paths)).hexdigest()
                 if digest == there[number]:
-                    tally.add(chunk, sent=False)
+                    counter.add(chunk, sent=False)
                     continue
             chunks.append(chunk)
     return chunks
@@ -99,38 +107,40 @@ def to_send(trip: Trip, blobs: Sequence[Blob], source: Source, tally: Tally) -> 
 def send(remote: str, source: Source, sftp: Sftp, chunk: Chunk) -> None:
     """Carry one chunk to its place in its partial file."""
     data = read_chunk(chunk, source.paths)
-    sftp.write(f"{remote}/{tree_ops.STAGING}/{chunk.blob.name}", chunk.offset, data)
+    sftp.write(f"{remote}/{tree_ops.PARTIAL_DIR}/{chunk.blob.name}", chunk.offset, data)
 
 
-def explain(trip: Trip, tally: Tally, error: OSError) -> Exception:
+def explain(transfer: Transfer, counter: ProgressCounter, error: OSError) -> Exception:
     """Find out why a write failed: SFTP itself says no more than `Failure`."""
-    answer = trip.script.call("manifest", {"root": trip.remote, "only": []}, timeout_s=60)
-    left = tally.bytes_total - tally.bytes_done
-    free = script_replies.read_free(answer)
+    answer = transfer.script.call("manifest", {"root": transfer.remote, "only": []}, timeout_s=60)
+    left = counter.bytes_total - counter.bytes_done
+    free = replies.read_free(answer)
     if free < left:
-        return NoSpace(trip.there, needed_bytes=left, free_bytes=free)
-    return RemoteError(f"{trip.there}: a write was refused: {error}")
+        return NoSpace(transfer.there, needed_bytes=left, free_bytes=free)
+    return RemoteError(f"{transfer.there}: a write was refused: {error}")
 
 
-def commit(trip: Trip, source: Source, blobs: Sequence[Blob], removed: Sequence[str]) -> None:
+def commit(
+    transfer: Transfer, source: Source, blobs: Sequence[Blob], removed: Sequence[str]
+) -> None:
     """Have the machine verify and rename; raises `StaleError` for what is not as announced."""
 
     def row(path: str) -> list[Any]:
         return [path, source.tree[path].size, source.tree[path].sha256]
 
     request = {
-        "root": trip.remote,
+        "root": transfer.remote,
         "files": [[blob.name, *row(blob.parts[0][0])] for blob in blobs if not blob.bundled],
         "bundles": [
             [blob.name, [row(path) for path, _ in blob.parts]] for blob in blobs if blob.bundled
         ],
         "remove": list(removed),
     }
-    answer = trip.script.call("commit", request, timeout_s=HASHING_S_MAX)
-    if refused := script_replies.read_refusal(answer):
+    answer = transfer.script.call("commit", request, timeout_s=HASHING_S_MAX)
+    if refused := replies.read_refusal(answer):
         needed = max((blob.size for blob in blobs), default=0)
-        raise NoSpace(trip.there, needed_bytes=needed, free_bytes=refused.free)
+        raise NoSpace(transfer.there, needed_bytes=needed, free_bytes=refused.free)
     sent = {path for blob in blobs for path, _ in blob.parts}
-    wrong = script_replies.read_wrong(answer, sent=sent, source=str(trip.connection.host))
+    wrong = replies.read_wrong(answer, sent=sent, source=str(transfer.connection.host))
     if wrong:
         raise StaleError(wrong)

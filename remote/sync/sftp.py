@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from remote.errors import NoSftp, shorten
-from remote.ssh_channel import answered, send_all
+from remote.ssh_channel import reply_deadline, send_all
 
 if TYPE_CHECKING:
     import paramiko
@@ -61,7 +61,7 @@ class Sftp:
         channel.settimeout(silence_s)
         sftp = cls(channel=channel)
         try:
-            with answered(channel, silence_s):
+            with reply_deadline(channel, silence_s):
                 channel.invoke_subsystem("sftp")
             send_all(channel, packet(INIT, struct.pack(">I", 3)))
             kind, _ = sftp._receive()

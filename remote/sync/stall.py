@@ -8,7 +8,7 @@ from collections.abc import Callable
 from remote.errors import TooSlow
 
 
-class Pace:
+class MinimumSpeed:
     """Counts the bytes of one transfer, on all its channels, against the slowest pace allowed.
 
     Silence is noticed elsewhere; this notices a peer that sends one byte now and then, and so is

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from remote.errors import NoSpace, RemoteError, Unreachable
 from remote.on_machine import tree_ops
-from remote.remote_script import Script
-from remote.ssh import SshConnection, translated
-from remote.sync.plan import Blob, Chunk, Progress, SyncOptions, Tally, Travelled
+from remote.remote_script import RemoteScript
+from remote.ssh import SshConnection, translate_network_errors
+from remote.sync.plan import Blob, Chunk, Progress, ProgressCounter, SyncOptions, TransferStats
 from remote.sync.sftp import Sftp
-from remote.sync.stall import Pace
+from remote.sync.stall import MinimumSpeed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trip:
+class Transfer:
     """One call of push or pull: between whom, how, and what it counts."""
 
     connection: SshConnection
@@ -27,12 +27,12 @@ class Trip:
     """The directory there."""
     options: SyncOptions
     progress: Callable[[Progress], None] | None
-    travelled: Travelled
+    stats: TransferStats
 
     @property
-    def script(self) -> Script:
+    def script(self) -> RemoteScript:
         """Our helper on the machine."""
-        return Script(
+        return RemoteScript(
             connection=self.connection, path=Path(tree_ops.__file__), python=self.options.python
         )
 
@@ -41,31 +41,31 @@ class Trip:
         """The directory there, for messages."""
         return f"{self.connection.host}:{self.remote}"
 
-    def tally(self, blobs: Sequence[Blob]) -> Tally:
+    def counter(self, blobs: Sequence[Blob]) -> ProgressCounter:
         """Start counting for these blobs."""
-        return Tally(
+        return ProgressCounter(
             bytes_total=sum(blob.size for blob in blobs),
             files_total=sum(len(blob.parts) for blob in blobs),
-            tell=self.progress,
-            travelled=self.travelled,
+            on_progress=self.progress,
+            stats=self.stats,
             left={blob.name: blob.size for blob in blobs},
         )
 
 
-def demand_sftp(connection: SshConnection, *, silence_s: float = 30.0) -> None:
+def require_sftp(connection: SshConnection, *, silence_s: float = 30.0) -> None:
     """Raise `NoSftp` unless the server carries files; made for asking before anything dear."""
     with (
-        translated(connection.host, connection.transport),
+        translate_network_errors(connection.host, connection.transport),
         closing(Sftp.open(connection.transport, silence_s=silence_s)),
     ):
         pass
 
 
-def carry(
-    trip: Trip,
+def transfer_chunks(
+    transfer: Transfer,
     chunks: Sequence[Chunk],
     work: Callable[[Sftp, Chunk], None],
-    tally: Tally,
+    counter: ProgressCounter,
 ) -> None:
     """Do `work` for every chunk, on as many channels as are useful; stop all at the first error.
 
@@ -75,12 +75,12 @@ def carry(
     for chunk in chunks:
         waiting.put(chunk)
     failures: list[BaseException] = []
-    options = trip.options
-    pace = Pace(
-        bytes_per_s=options.pace_bytes_per_s,
-        window_s=options.pace_window_s,
+    options = transfer.options
+    minimum_speed = MinimumSpeed(
+        bytes_per_s=options.speed_min_bytes_per_s,
+        window_s=options.speed_window_s,
         clock=options.clock,
-        who=str(trip.connection.host),
+        who=str(transfer.connection.host),
     )
     stop = threading.Event()
     lock = threading.Lock()
@@ -88,10 +88,12 @@ def carry(
     def channel() -> None:
         try:
             with (
-                translated(trip.connection.host, trip.connection.transport),
-                closing(Sftp.open(trip.connection.transport, silence_s=options.silence_s)) as sftp,
+                translate_network_errors(transfer.connection.host, transfer.connection.transport),
+                closing(
+                    Sftp.open(transfer.connection.transport, silence_s=options.silence_s)
+                ) as sftp,
             ):
-                sftp.arrived = pace.add
+                sftp.arrived = minimum_speed.add
                 while not stop.is_set():
                     try:
                         chunk = waiting.get_nowait()
@@ -99,7 +101,7 @@ def carry(
                         return
                     work(sftp, chunk)
                     with lock:
-                        tally.add(chunk)
+                        counter.add(chunk)
         except Exception as error:  # noqa: BLE001  (raised again in the caller's thread)
             failures.append(error)
             stop.set()
@@ -116,10 +118,10 @@ def carry(
     finally:
         stop.set()  # Ctrl-C here: the channels end after the chunk in hand
     if failures:
-        raise worst(failures)
+        raise most_specific(failures)
 
 
-def worst(failures: Sequence[BaseException]) -> BaseException:
+def most_specific(failures: Sequence[BaseException]) -> BaseException:
     """Choose the failure that tells most: one channel's real error cuts nothing else short."""
     ranks: tuple[type[BaseException], ...] = (NoSpace, Unreachable, RemoteError)
     for kind in ranks:

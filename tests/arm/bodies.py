@@ -22,28 +22,28 @@ OPEN_ENUMS = frozenset({"VirtualMachineSizeTypes"})
 
 def check(body: Any, model: type, module: types.ModuleType) -> None:
     """Refuse a body as ARM does: unknown members, wrong types, missing or malformed ones."""
-    faults = faults_of(body, model, module)
-    if faults:
-        raise ArmError(400, "InvalidRequestContent", f"Could not find member: {'; '.join(faults)}")
+    errors = schema_errors(body, model, module)
+    if errors:
+        raise ArmError(400, "InvalidRequestContent", f"Could not find member: {'; '.join(errors)}")
 
 
-def faults_of(body: Any, model: type, module: types.ModuleType, path: str = "$") -> list[str]:
+def schema_errors(body: Any, model: type, module: types.ModuleType, path: str = "$") -> list[str]:
     """Everything in `body` that the model does not admit; empty for a good one."""
     if not isinstance(body, dict):
         return [f"{path}: expected an object, not {type(body).__name__}"]
     members = _members(model, module)
-    faults = []
+    errors = []
     for key, value in body.items():
         if key not in members:
-            faults.append(f"{path}.{key}: unknown member of {model.__name__}")
+            errors.append(f"{path}.{key}: unknown member of {model.__name__}")
         elif not members[key].read_only:  # read-only members are ignored, as ARM does
-            faults += _faults_of_value(value, members[key].hint, module, f"{path}.{key}")
-    faults += [
+            errors += _errors_in_value(value, members[key].hint, module, f"{path}.{key}")
+    errors += [
         f"{path}.{key}: required member of {model.__name__} is missing"
         for key, member in members.items()
         if member.required and key not in body
     ]
-    return faults
+    return errors
 
 
 class _Member(typing.NamedTuple):
@@ -78,28 +78,28 @@ _PLAIN: dict[Any, tuple[type, ...]] = {
 }
 
 
-def _faults_of_value(value: Any, hint: Any, module: types.ModuleType, path: str) -> list[str]:
+def _errors_in_value(value: Any, hint: Any, module: types.ModuleType, path: str) -> list[str]:
     if value is None:
         return []
     choices = [one for one in _union(hint) if one is not type(None)]
     enums = [one for one in choices if isinstance(one, type) and issubclass(one, enum.Enum)]
     if enums:
-        return _faults_of_enum(value, enums[0], path)
+        return _errors_in_enum(value, enums[0], path)
     kind = choices[0]
     origin = typing.get_origin(kind)
     if origin is list:
-        return _faults_of_list(value, typing.get_args(kind)[0], module, path)
+        return _errors_in_list(value, typing.get_args(kind)[0], module, path)
     if origin is dict:
         if not isinstance(value, dict):
             return [f"{path}: expected an object"]
         item = typing.get_args(kind)[1]
         return [
-            fault
+            error
             for key, one in value.items()
-            for fault in _faults_of_value(one, item, module, f"{path}.{key}")
+            for error in _errors_in_value(one, item, module, f"{path}.{key}")
         ]
     if isinstance(kind, type) and hasattr(kind, "_attr_to_rest_field"):
-        return faults_of(value, kind, module, path)
+        return schema_errors(value, kind, module, path)
     wanted = _PLAIN.get(kind)
     if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool)):
         return [f"{path}: expected {kind.__name__}, not {type(value).__name__}"]
@@ -112,7 +112,7 @@ def _union(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-def _faults_of_enum(value: Any, kind: type[enum.Enum], path: str) -> list[str]:
+def _errors_in_enum(value: Any, kind: type[enum.Enum], path: str) -> list[str]:
     if not isinstance(value, str):
         return [f"{path}: expected a word of {kind.__name__}"]
     if kind.__name__ in OPEN_ENUMS or value.lower() in {str(one.value).lower() for one in kind}:
@@ -120,21 +120,21 @@ def _faults_of_enum(value: Any, kind: type[enum.Enum], path: str) -> list[str]:
     return [f"{path}: {value!r} is no {kind.__name__}"]
 
 
-def _faults_of_list(value: Any, item: Any, module: types.ModuleType, path: str) -> list[str]:
+def _errors_in_list(value: Any, item: Any, module: types.ModuleType, path: str) -> list[str]:
     if not isinstance(value, list):
         return [f"{path}: expected a list"]
     return [
-        fault
+        error
         for index, one in enumerate(value)
-        for fault in _faults_of_value(one, item, module, f"{path}[{index}]")
+        for error in _errors_in_value(one, item, module, f"{path}[{index}]")
     ]
 
 
 @functools.cache
 def forbidden_users() -> frozenset[str]:
     """The administrator names that Azure refuses, as the SDK's own model tells them."""
-    told = str(compute_models.OSProfile.__doc__).partition(":ivar admin_username:")[2]
-    listed = told.partition("Disallowed values:")[2].partition("<br>")[0]
+    text = str(compute_models.OSProfile.__doc__).partition(":ivar admin_username:")[2]
+    listed = text.partition("Disallowed values:")[2].partition("<br>")[0]
     names = frozenset(re.findall(r'"([^"]+)"', listed))
     assert "administrator" in names
     return names

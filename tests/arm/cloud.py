@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from arm import facts, lives, roles
+from arm import facts, roles, vm_power
 from arm.clock import EPOCH_S, SimClock
 from arm.dispatch import dispatch
-from arm.faults import Faults
-from arm.guests import LocalGuests
+from arm.disruptions import Disruptions
+from arm.hypervisor import LocalHypervisor
 from arm.ledger import Ledger
 from arm.login import CLIENT, TENANT, Login
 from arm.market import Market
@@ -21,7 +21,7 @@ from arm.replies import ArmError, Reply, Request
 from arm.server import Server
 from arm.world import SUBSCRIPTION, Resource, World
 from infra.azure import permissions
-from infra.azure.availability import ASKING
+from infra.renting.gather import GATHER_THREAD
 
 CALLER = "203.0.113.7"
 LATE_S_MAX = 30.0
@@ -39,9 +39,9 @@ class Cloud:
     registered: bool = True
     """False plays a subscription on which nothing was ever used."""
     market: Market = field(default_factory=Market)
-    faults: Faults = field(default_factory=Faults)
+    disruptions: Disruptions = field(default_factory=Disruptions)
     login: Login = field(default_factory=Login)
-    guests: lives.Guests = field(default_factory=lives.NoGuests)
+    hypervisor: vm_power.Hypervisor = field(default_factory=vm_power.NoHypervisor)
     caller: str = CALLER
     """What the address page answers."""
 
@@ -49,27 +49,27 @@ class Cloud:
         start_s = time.time() if self.pace else EPOCH_S
         self.clock = SimClock(pace=self.pace, start_s=start_s)
         self.world = World(self.clock, self.market)
-        self.world.guests = self.guests
+        self.world.hypervisor = self.hypervisor
         for namespace in ("microsoft.compute", "microsoft.network", "microsoft.devtestlab"):
             self.world.providers[namespace] = "Registered" if self.registered else "NotRegistered"
         self._directory = tempfile.TemporaryDirectory(prefix="sim-azure-")
         home = Path(self._directory.name)
-        self.server = Server(self._answer, self.faults, directory=home, now=self.clock.now)
+        self.server = Server(self._answer, self.disruptions, directory=home, now=self.clock.now)
         self.server.open()
-        if isinstance(self.guests, LocalGuests):
-            self.guests.identity = self._identity
-            self.guests.environ = {"SSL_CERT_FILE": str(self.server.ca_file)}
+        if isinstance(self.hypervisor, LocalHypervisor):
+            self.hypervisor.identity = self._identity
+            self.hypervisor.environ = {"SSL_CERT_FILE": str(self.server.ca_file)}
         return self
 
     def __exit__(self, *_: object) -> None:
         # A late question that meets the closing is reset between `connect` and the TLS handshake:
         # Python 3.11 then forgets to close its socket, and warns of it in some later test.
         for thread in threading.enumerate():
-            if thread.name in {ASKING, permissions.THREAD}:
+            if thread.name in {GATHER_THREAD, permissions.THREAD}:
                 thread.join(LATE_S_MAX)
         self.server.close()
-        if isinstance(self.guests, LocalGuests):
-            self.guests.close()
+        if isinstance(self.hypervisor, LocalHypervisor):
+            self.hypervisor.close()
         self._directory.cleanup()
 
     # ---- what a test reads ----
@@ -77,7 +77,7 @@ class Cloud:
     @property
     def ledger(self) -> Ledger:
         """What bills and what has been run up."""
-        self.world.settle()
+        self.world.run_due()
         return self.world.ledger
 
     @property
@@ -87,7 +87,7 @@ class Cloud:
 
     def leftovers(self) -> list[str]:
         """The id of everything that exists, groups included."""
-        self.world.settle()
+        self.world.run_due()
         return sorted(
             [one.id for one in self.world.resources.values()]
             + [one.id for one in self.world.groups.values()]
@@ -95,7 +95,7 @@ class Cloud:
 
     def machines(self) -> list[Resource]:
         """The machines that exist."""
-        self.world.settle()
+        self.world.run_due()
         return [r for r in self.world.resources.values() if r.type.endswith("/virtualMachines")]
 
     def set_price(self, size: str, region: str, usd_per_h: float) -> None:
@@ -105,7 +105,7 @@ class Cloud:
             sold = vm.properties["hardwareProfile"]["vmSize"].lower() == size.lower()
             cap = float((vm.properties.get("billingProfile") or {}).get("maxPrice", -1))
             if sold and vm.location == region and vm.properties["priority"] == "Spot":
-                lives.bill(self.world, vm)
+                vm_power.bill(self.world, vm)
                 if cap != -1 and usd_per_h > cap:
                     self.evict(vm, words="The spot price is above the max price.")
 
@@ -113,14 +113,14 @@ class Cloud:
         self, vm: Resource, *, notice_s: float = 30.0, leaving_s: float = 0.0, words: str = ""
     ) -> None:
         """Take a machine away as the market does."""
-        lives.evict(self.world, vm, notice_s=notice_s, leaving_s=leaving_s, words=words)
+        vm_power.evict(self.world, vm, notice_s=notice_s, leaving_s=leaving_s, words=words)
 
     def environment(self) -> dict[str, str]:
         """What a qft process needs in its environment to live in this cloud."""
         inside = {}
-        if isinstance(self.guests, LocalGuests):
-            inside["QFT_AZURE_SSH_PORT"] = str(self.guests.ssh_port)
-            inside["QFT_IMDS_ENDPOINT"] = self.guests.metadata_url
+        if isinstance(self.hypervisor, LocalHypervisor):
+            inside["QFT_AZURE_SSH_PORT"] = str(self.hypervisor.ssh_port)
+            inside["QFT_IMDS_ENDPOINT"] = self.hypervisor.metadata_url
         return inside | {
             "QFT_ARM_ENDPOINT": self.server.base,
             "QFT_AZURE_PRICES_ENDPOINT": self.server.base,
@@ -145,7 +145,7 @@ class Cloud:
 
     def _answer(self, request: Request) -> Reply:
         with self.world.lock:
-            self.world.settle()
+            self.world.run_due()
             try:
                 return self._page(request)
             except ArmError as error:

@@ -45,20 +45,20 @@ def poll(world: World, request: Request, id_: str) -> Reply:
     if found is None or (found.ended_s is not None and now - found.ended_s > OPERATION_TTL_S):
         raise ArmError(404, "NotFound", f"The operation '{id_}' was not found.")
     found.polls += 1
-    told = found.ended_s is not None and now - found.ended_s >= world.report_lag_s
+    reported = found.ended_s is not None and now - found.ended_s >= world.report_lag_s
     if found.kind == "group":
-        return _poll_group(world, found) if told else _still(world)
+        return _poll_group(world, found) if reported else _still(world)
     if "monitor" in request.query:
-        return Reply(status=200 if told else 202)
-    body: dict[str, Any] = {"status": found.status if told else "InProgress"}
+        return Reply(status=200 if reported else 202)
+    body: dict[str, Any] = {"status": found.status if reported else "InProgress"}
     if found.kind != "network":
         body |= {"startTime": world.clock.iso(found.started_s), "name": found.id}
-    if told and found.kind != "network":
+    if reported and found.kind != "network":
         body["endTime"] = world.clock.iso(found.ended_s)
-    if told and found.error is not None:
+    if reported and found.error is not None:
         body |= found.error.body
     headers = {}
-    if not told:
+    if not reported:
         if found.kind == "vm" and found.polls == 1:
             headers["Retry-After"] = world.clock.retry_after(50)
         elif found.kind == "network":

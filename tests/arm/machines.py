@@ -8,7 +8,7 @@ from typing import Any
 
 from azure.mgmt.compute import models
 
-from arm import lives
+from arm import vm_power
 from arm.bodies import check, check_machine
 from arm.ledger import DISK_USD_PER_GB_H
 from arm.longrunning import accepted
@@ -29,7 +29,7 @@ def handle(world: World, base: str, request: Request, route: Route) -> Reply:
     world.group(route.group)
     id_ = id_of(route.group, route.name)
     if route.action:
-        return lives.act(world, base, request, world.need(id_), route.action)
+        return vm_power.act(world, base, request, world.need(id_), route.action)
     match request.method:
         case "PUT":
             return _put(world, base, request, route, id_)
@@ -61,7 +61,7 @@ def view(world: World, vm: Resource, *, expand: bool = False) -> dict[str, Any]:
         disk.pop("diskSizeGB", None)
         disk.get("managedDisk", {}).pop("storageAccountType", None)
     if expand:
-        properties["instanceView"] = lives.instance_view(world, vm)
+        properties["instanceView"] = vm_power.instance_view(world, vm)
     return shown
 
 
@@ -101,7 +101,7 @@ def _put(world: World, base: str, request: Request, route: Route, id_: str) -> R
             operation.end(world.now(), ArmError(409, *failure))
         else:
             vm.properties["provisioningState"] = "Succeeded"
-            lives.run(world, vm)
+            vm_power.run(world, vm)
             operation.end(world.now())
 
     world.after(CREATE_S if failure is None else world.market.fail_s or FAIL_S, finish)
@@ -242,7 +242,7 @@ def _add(world: World, body: dict[str, Any], route: Route, id_: str) -> Resource
             hidden={"power": "", "disk": disk_id},
         )
     )
-    lives.bill(world, vm)
+    vm_power.bill(world, vm)
     return vm
 
 
@@ -275,7 +275,7 @@ def _delete(world: World, base: str, id_: str) -> Reply:
 
 def vanish(world: World, vm: Resource) -> None:
     """The machine goes, and with it what its deleteOptions say, unless a card is reserved."""
-    lives.guests_of(world).remove(vm)
+    vm_power.hypervisor_of(world).remove(vm)
     properties = vm.properties
     world.drop(vm)
     disk = properties["storageProfile"]["osDisk"]

@@ -12,12 +12,12 @@ _PLAIN: dict[str, type] = {"str": str, "int": int, "bool": bool, "iso-8601": str
 
 def check_mapped(body: Any, model: str, models: types.ModuleType) -> None:
     """Refuse a body as ARM does: unknown members, wrong types, missing ones."""
-    faults = faults_of(body, model, models)
-    if faults:
-        raise ArmError(400, "InvalidRequestContent", f"Could not find member: {'; '.join(faults)}")
+    errors = schema_errors(body, model, models)
+    if errors:
+        raise ArmError(400, "InvalidRequestContent", f"Could not find member: {'; '.join(errors)}")
 
 
-def faults_of(body: Any, name: str, models: types.ModuleType, path: str = "$") -> list[str]:
+def schema_errors(body: Any, name: str, models: types.ModuleType, path: str = "$") -> list[str]:
     """Everything in `body` that the model does not admit; empty for a good one."""
     if not isinstance(body, dict):
         return [f"{path}: expected an object, not {type(body).__name__}"]
@@ -28,13 +28,13 @@ def faults_of(body: Any, name: str, models: types.ModuleType, path: str = "$") -
         for attribute, described in model._attribute_map.items()
     }
     values = _flat(body, members, path)
-    faults = [f"{key}: unknown member of {name}" for key in values if key not in members]
+    errors = [f"{key}: unknown member of {name}" for key in values if key not in members]
     for key, (kind, rule) in members.items():
         if rule.get("required") and key not in values:
-            faults.append(f"{key}: required member of {name} is missing")
+            errors.append(f"{key}: required member of {name} is missing")
         if key in values and not rule.get("readonly"):
-            faults += _faults_of_value(values[key], kind, models, key)
-    return faults
+            errors += _errors_in_value(values[key], kind, models, key)
+    return errors
 
 
 def _flat(body: dict[str, Any], members: dict[str, Any], path: str) -> dict[str, Any]:
@@ -47,21 +47,21 @@ def _flat(body: dict[str, Any], members: dict[str, Any], path: str) -> dict[str,
     return found
 
 
-def _faults_of_value(value: Any, kind: str, models: types.ModuleType, path: str) -> list[str]:
+def _errors_in_value(value: Any, kind: str, models: types.ModuleType, path: str) -> list[str]:
     if value is None:
         return []
     if kind.startswith("["):
         if not isinstance(value, list):
             return [f"{path}: expected a list"]
         inner = [(f"{path}[{index}]", one) for index, one in enumerate(value)]
-        return [f for at, one in inner for f in _faults_of_value(one, kind[1:-1], models, at)]
+        return [f for at, one in inner for f in _errors_in_value(one, kind[1:-1], models, at)]
     if kind.startswith("{"):
         if not isinstance(value, dict):
             return [f"{path}: expected an object"]
         inner = [(f"{path}.{key}", one) for key, one in value.items()]
-        return [f for at, one in inner for f in _faults_of_value(one, kind[1:-1], models, at)]
+        return [f for at, one in inner for f in _errors_in_value(one, kind[1:-1], models, at)]
     plain = _PLAIN.get(kind)
     if plain is None:
-        return faults_of(value, kind, models, path) if hasattr(models, kind) else []
+        return schema_errors(value, kind, models, path) if hasattr(models, kind) else []
     good = isinstance(value, plain) and not (isinstance(value, bool) and plain is not bool)
     return [] if good else [f"{path}: expected {kind}, not {type(value).__name__}"]

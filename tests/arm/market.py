@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from arm.replies import ArmError
 
-QUOTA_LINK = "https://aka.ms/ProdportalCRP/#blade/Microsoft_Azure_Capacity/UsageAndQuota.ReactView"
+QUOTA_URL = "https://aka.ms/ProdportalCRP/#blade/Microsoft_Azure_Capacity/UsageAndQuota.ReactView"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ class Market:
                 "LowPriorityCores quota. Additional details - Deployment Model: Resource Manager, "
                 f"Location: {region}, Current Limit: {limit}, Current Usage: {used}, Additional "
                 f"Required: {wanted}, (Minimum) New Limit Required: {used + wanted}. Submit a "
-                f"request for Quota increase at {QUOTA_LINK} by specifying parameters listed in "
+                f"request for Quota increase at {QUOTA_URL} by specifying parameters listed in "
                 "the 'Details' section for deployment to succeed. Please read more about quota "
                 "limits at https://docs.microsoft.com/en-us/azure/azure-portal/supportability/"
                 "low-priority-quota",

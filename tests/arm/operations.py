@@ -98,9 +98,9 @@ def type_of(path: str) -> str:
 def versions_of(request: Request) -> list[str]:
     """The api-versions under which a request may come; empty if nobody knows such a thing."""
     type_ = type_of(request.path)
-    known = operations(_namespace(request.path))
-    exact = {one.version for one in known if one.matches(request)}
-    return sorted(exact or {o.version for o in known if f"{type_}/".startswith(f"{o.type}/")})
+    versions = operations(_namespace(request.path))
+    exact = {one.version for one in versions if one.matches(request)}
+    return sorted(exact or {o.version for o in versions if f"{type_}/".startswith(f"{o.type}/")})
 
 
 def check_version(request: Request, location: str = "") -> None:
@@ -111,10 +111,10 @@ def check_version(request: Request, location: str = "") -> None:
             "MissingApiVersionParameter",
             "The api-version query parameter (?api-version=) is required for all requests.",
         )
-    known = versions_of(request)
-    if request.version in known:
+    versions = versions_of(request)
+    if request.version in versions:
         return
-    supported = ", ".join(known)
+    supported = ", ".join(versions)
     namespace, _, type_ = type_of(request.path).partition("/")
     if namespace == "microsoft.resources":
         raise ArmError(
@@ -123,7 +123,7 @@ def check_version(request: Request, location: str = "") -> None:
             f"The api-version '{request.version}' is invalid. The supported versions are "
             f"'{supported}'.",
         )
-    if not known:
+    if not versions:
         raise ArmError(
             400,
             "InvalidResourceType",

@@ -9,7 +9,7 @@ from typing import Any
 from azure.mgmt.authorization.v2022_04_01 import models as authorization_models
 from azure.mgmt.devtestlabs import models as devtestlabs_models
 
-from arm import lives
+from arm import vm_power
 from arm.mapped import check_mapped
 from arm.replies import ArmError, Reply, Request, Route
 from arm.world import SUBSCRIPTION, Resource, World
@@ -116,10 +116,10 @@ def _related(one: str, other: str) -> bool:
 
 
 def _check_assignment(world: World, properties: dict[str, Any]) -> None:
-    known = {
+    principals = {
         (one.more.get("identity") or {}).get("principalId") for one in world.resources.values()
     }
-    if properties["principalId"] not in known:
+    if properties["principalId"] not in principals:
         raise ArmError(400, "PrincipalNotFound", "Principal does not exist in the directory.")
     name = properties["roleDefinitionId"].rpartition("/")[2].lower()
     if f"roledefinitions/{name}" not in world.roles:
@@ -191,8 +191,8 @@ def _arm(world: World, made: Resource) -> None:
             return  # replaced or removed meanwhile
         target = world.find(made.properties["targetResourceId"])
         if made.properties.get("status") == "Enabled" and target is not None:
-            lives.guests_of(world).halt(target)
-            lives.power(world, target, "deallocated")
+            vm_power.hypervisor_of(world).halt(target)
+            vm_power.set_power(world, target, "deallocated")
             world.event(
                 target,
                 "Microsoft.Compute/virtualMachines/deallocate/action",

@@ -15,7 +15,7 @@ from typing import Any
 
 import trustme
 
-from arm.faults import Faults, Weather
+from arm.disruptions import DisruptionKind, Disruptions
 from arm.replies import Reply, Request
 
 Answer = Callable[[Request], Reply]
@@ -29,12 +29,12 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128  # plans ask from many threads, and one turned away waits a second
 
     def __init__(
-        self, answer: Answer, faults: Faults, *, directory: Path, now: Callable[[], float]
+        self, answer: Answer, disruptions: Disruptions, *, directory: Path, now: Callable[[], float]
     ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.now = now
         self.answer = answer
-        self.faults = faults
+        self.disruptions = disruptions
         self.recorded: list[tuple[Request, int]] = []
         """Every request with the status it got; 0 for a broken connection."""
         self.lock = threading.Lock()
@@ -105,20 +105,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         request = self._decode()
-        fault = self.server.faults.take(request)
-        if fault is not None and fault.weather is Weather.SLOW:
-            fault.enough.wait(fault.slow_s)
-        if fault is not None and fault.weather is Weather.DROP_BEFORE:
+        disruption = self.server.disruptions.take(request)
+        if disruption is not None and disruption.kind is DisruptionKind.SLOW:
+            disruption.enough.wait(disruption.slow_s)
+        if disruption is not None and disruption.kind is DisruptionKind.DROP_BEFORE:
             self._drop(request)
             return
         self._watch(request, done=False)
         reply = (
-            fault.reply
-            if fault is not None and fault.weather is Weather.ANSWER
+            disruption.reply
+            if disruption is not None and disruption.kind is DisruptionKind.ANSWER
             else self.server.answer(request)
         )
         self._watch(request, done=True)
-        if fault is not None and fault.weather is Weather.DROP_AFTER:
+        if disruption is not None and disruption.kind is DisruptionKind.DROP_AFTER:
             self._drop(request)
             return
         self._record(request, reply.status)

@@ -111,8 +111,8 @@ class World:
         self.operations: dict[str, Operation] = {}
         self.providers: dict[str, str] = {}
         self.log: list[dict[str, Any]] = []
-        self.guests: Any = None
-        """What runs inside the machines; see `lives.Guests`."""
+        self.hypervisor: Any = None
+        """What runs inside the machines; see `lives.Hypervisor`."""
         self.roles: dict[str, dict[str, Any]] = {}
         """Role definitions and assignments by type and name."""
         self.caller = "a@b.example"
@@ -172,7 +172,7 @@ class World:
         while self._hanging:
             self.after(0.0, self._hanging.pop(0))
 
-    def settle(self) -> None:
+    def run_due(self) -> None:
         """Let everything that is due happen, in order."""
         with self.lock:
             while self._due and self._due[0][0] <= self.clock.now():

@@ -292,7 +292,7 @@ def compare_speed(place: Place, job: Job) -> Line:
 
 def measured(notes: dict[str, Any], *, warm_up: int, alone: bool) -> dict[str, Figure]:
     """Return the figures of one process's notes."""
-    forecast = notes.get("forecast") or {}
+    forecast = notes.get("estimate") or {}
     used = notes.get("card_used_bytes") if alone else None
     return figures_of(
         {
@@ -313,7 +313,7 @@ def measured(notes: dict[str, Any], *, warm_up: int, alone: bool) -> dict[str, F
 
 def _ratio(notes: dict[str, Any]) -> str | None:
     """Say how the measured peak compares with the forecast."""
-    peak, forecast = notes.get("peak_allocated_bytes"), notes.get("forecast")
+    peak, forecast = notes.get("peak_allocated_bytes"), notes.get("estimate")
     if not peak or not forecast:
         return None
     percent = 100 * (peak / forecast["allocated"] - 1)

@@ -39,7 +39,7 @@ def train(run_dir: Path, notes: Notes) -> None:
     from trainer import model as models
     from trainer.config import load_config
     from trainer.data.examples import load_examples, padding_id
-    from trainer.schedule import make_plan
+    from trainer.schedule import make_schedule
 
     config = load_config(run_dir / "config.json")
     models.set_threads(config.train)
@@ -56,7 +56,7 @@ def train(run_dir: Path, notes: Notes) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    plan = make_plan(config.train, [len(row.input_ids) for row in rows])
+    plan = make_schedule(config.train, [len(row.input_ids) for row in rows])
     loop(adapted, rows, plan, config, padding_id(tokenizer), run_dir / "theirs", notes)
     end_measuring(notes)
 

@@ -117,10 +117,11 @@ def quantised_bytes(rows: int, columns: int) -> float:
 def forecast(config: Mapping[str, Any], card: str) -> tuple[bool, str, dict[str, Figure]]:
     """Return what `qft plan` would say of this training on a card; nothing is measured."""
     from trainer.config import TrainerConfig
-    from trainer.device.memory import GPUS, foretell
+    from trainer.device.gpus import GPUS
+    from trainer.device.memory import estimate_training
 
     scale = Scale()
-    told = foretell(
+    told = estimate_training(
         TrainerConfig.model_validate(
             {
                 "model": {"id": "./model"},

@@ -30,7 +30,7 @@ class Notes:
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     card_used_bytes: int | None = None  # what the driver says is taken on the card, by everybody
-    forecast: dict[str, Any] | None = None
+    estimate: dict[str, Any] | None = None
     steps: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -53,41 +53,41 @@ def main(arguments: Sequence[str]) -> int:
 def attach(notes: Notes, *, brake_after: int) -> None:
     """Look over the shoulder of the training: before it, after each step, and after it."""
     from trainer.job import stages
-    from trainer.saving.checkpointer import Keeper
+    from trainer.saving.checkpointer import Checkpointer
 
-    learn, after_step = stages.learn, Keeper.after_step
+    learn, after_step = stages.learn, Checkpointer.after_step
 
-    def watched_learn(desk: Any, material: Any, adapted: Any) -> Any:
+    def watched_learn(job: Any, prepared: Any, adapted: Any) -> Any:
         notes.load_peak_bytes = peak_bytes()
-        begin_to_measure(notes, desk.config, material)
-        best = learn(desk, material, adapted)
+        begin_to_measure(notes, job.config, prepared)
+        best = learn(job, prepared, adapted)
         end_measuring(notes)
         return best
 
-    def watched_step(keeper: Any, record: dict[str, Any]) -> None:
-        after_step(keeper, record)
+    def watched_step(checkpointer: Any, record: dict[str, Any]) -> None:
+        after_step(checkpointer, record)
         step = {"step": record["step"], "tokens": record["tokens"], "at_s": time.monotonic()}
         notes.steps.append(step)
         if brake_after and record["step"] > brake_after:
             time.sleep(BRAKE_S)
 
     setattr(stages, "learn", watched_learn)  # noqa: B010 - a plain assignment is no type
-    setattr(Keeper, "after_step", watched_step)  # noqa: B010
+    setattr(Checkpointer, "after_step", watched_step)  # noqa: B010
 
 
-def begin_to_measure(notes: Notes, config: Any, material: Any) -> None:
+def begin_to_measure(notes: Notes, config: Any, prepared: Any) -> None:
     """Take the forecast for this card and this run, and let the peaks begin anew."""
     import torch
 
-    from trainer.device.memory import foretell
-    from trainer.job.stages import _card
+    from trainer.device.memory import estimate_training
+    from trainer.job.stages import _gpu
 
-    card = _card(material)
+    card = _gpu(prepared)
     if card is None:
         return
-    lengths = [len(row.input_ids) for row in material.rows.items]
-    foretold = foretell(config, material.described, gpu=card, lengths=lengths)
-    notes.forecast = foretold["memory_bytes"]
+    lengths = [len(row.input_ids) for row in prepared.rows.items]
+    estimated = estimate_training(config, prepared.model_config, gpu=card, lengths=lengths)
+    notes.estimate = estimated["memory_bytes"]
     torch.cuda.synchronize()
     notes.base_bytes = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

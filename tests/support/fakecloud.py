@@ -13,11 +13,12 @@ from pathlib import Path
 
 from infra import provider as seam
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
-from infra.run.decide import Goal, JobPhase, JobView, Plan, Policy
-from infra.run.fold import Ending
+from infra.run.context import RunContext, TurnReport
+from infra.run.decide import Goal, JobPhase, JobView, Policy, RunPlan
 from infra.run.heartbeat import Heartbeat
 from infra.run.journal import Event, Journal, Kind
-from infra.run.supervisor import Report, Supervisor, Tools
+from infra.run.state import RunEnd
+from infra.run.supervisor import Supervisor
 from infra.run.workload import HostNotTrusted, HostUnreachable
 
 SAVE_EVERY = 10
@@ -63,7 +64,7 @@ class Disk:
 
 
 @dataclass
-class FakeCloud:
+class FakeCloud(seam.Provider):
     """Keeps the promises of the seam in memory."""
 
     world: World
@@ -155,7 +156,11 @@ class FakeCloud:
         self.log.append("deallocate")
         self.world.moment()
 
-    def delete(self, run_id: str) -> list[seam.Removed]:
+    def delete(
+        self,
+        run_id: str,
+        on_message: Callable[[str], None] = lambda _message: None,  # noqa: ARG002
+    ) -> list[seam.Removed]:
         """Remove it."""
         self.world.moment()
         self._hiccup()
@@ -243,7 +248,7 @@ class FakeWorkload:
     launches: int = 0
     limits: list[float] = field(default_factory=list)
 
-    def reach(self, vm: Vm) -> None:
+    def connect(self, vm: Vm) -> None:
         """Answer, unless mute or down."""
         if self.stranger:
             raise HostNotTrusted("another host key")
@@ -253,21 +258,21 @@ class FakeWorkload:
     def prepare(self, vm: Vm) -> None:
         """Bring the newest checkpoint."""
         self.world.moment()
-        self.reach(vm)
+        self.connect(vm)
         disk = self.cloud.progress(vm)
         disk.saved = max(disk.saved, self.home)
         if disk.running_since is None:
             disk.step = disk.saved
         self.world.moment()
 
-    def limit(self, vm: Vm, left_s: float) -> None:  # noqa: ARG002  (the seam names it)
+    def set_time_limit(self, vm: Vm, left_s: float) -> None:  # noqa: ARG002  (the seam names it)
         """Note the limit."""
         self.limits.append(left_s)
 
     def launch(self, vm: Vm) -> None:
         """Start training unless it runs."""
         self.world.moment()
-        self.reach(vm)
+        self.connect(vm)
         disk = self.cloud.progress(vm)
         if disk.running_since is None and not disk.done:
             self.launches += 1
@@ -275,9 +280,9 @@ class FakeWorkload:
             disk.running_since = self.world.now_s if disk.exit_code == -1 else None
         self.world.moment()
 
-    def look(self, vm: Vm) -> JobView:
+    def job_status(self, vm: Vm) -> JobView:
         """See how far it is."""
-        self.reach(vm)
+        self.connect(vm)
         disk = self.cloud.progress(vm)
         if disk.running_since is not None and disk.step >= self.steps:
             disk.step, disk.saved, disk.done = self.steps, self.steps, True
@@ -296,13 +301,13 @@ class FakeWorkload:
 
     def stop(self, vm: Vm) -> None:
         """Let it save and end."""
-        self.reach(vm)
+        self.connect(vm)
         disk = self.cloud.progress(vm)
         if disk.running_since is not None:
             disk.saved, disk.running_since, disk.exit_code = disk.step, None, 75
         self.cloud.hung = False
 
-    def park(self, vm: Vm) -> None:
+    def save_and_pull(self, vm: Vm) -> None:
         """Save, and bring that home."""
         self.stop(vm)
         self.home = max(self.home, self.cloud.disks[vm.id].saved)
@@ -323,7 +328,7 @@ class FakeWorkload:
         """The newest checkpoint at home."""
         return self.home
 
-    def forget(self) -> None:
+    def disconnect(self) -> None:
         """No connections."""
 
 
@@ -349,7 +354,7 @@ class Story:
     path: Path
     world: World = field(default_factory=World)
     policy: Policy = field(default_factory=lambda: Policy(poll_s=1.0))
-    plan: Plan = field(default_factory=lambda: Plan(goal=Goal.RUN))
+    plan: RunPlan = field(default_factory=lambda: RunPlan(goal=Goal.RUN))
     between: Callable[[], None] = lambda: None
     """What happens in the world at each turn of the loop."""
     warnings: list[str] = field(default_factory=list)
@@ -359,7 +364,7 @@ class Story:
         self.cloud = FakeCloud(world=self.world)
         self.work = FakeWorkload(world=self.world, cloud=self.cloud)
 
-    def _hear(self, report: Report) -> None:
+    def _hear(self, report: TurnReport) -> None:
         if report.warning != (self.warnings or [""])[-1]:
             self.warnings.append(report.warning)
         self.between()
@@ -368,14 +373,14 @@ class Story:
         """The run's journal as a new process opens it."""
         return MortalJournal(self.path, self.world)
 
-    def go(self) -> Ending:
+    def go(self) -> RunEnd:
         """Drive the run until it ends or the process is killed."""
         journal = self.journal()
         if not journal.events:
             journal.append(Kind.RUN_STARTED, run_id="run-1", name="run")
         else:
             journal.append(Kind.RUN_RESUMED, changed=False)
-        tools = Tools(
+        context = RunContext(
             provider=self.cloud,
             workload=self.work,
             journal=journal,
@@ -383,9 +388,9 @@ class Story:
             want=Want(),
             clock=self.world.clock,
             sleep=self.world.sleep,
-            tell=self._hear,
+            on_turn=self._hear,
         )
-        return Supervisor(tools).run(replace(self.plan, policy=self.policy))
+        return Supervisor(context).run(replace(self.plan, policy=self.policy))
 
 
 def _spec(offer: Offer, generation: int) -> VmSpec:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import paramiko
 
-from infra.local.machine import Machine, MachineSpec, MachineState, Power
-from infra.local.processes import of_machine
+from infra.local.machine import Machine, MachinePower, MachineSpec, MachineState
+from infra.local.processes import machine_processes
 from support.contract import openssh_keys
 
 PATIENCE_S = 120.0  # nobody waits for it unless something is stuck
@@ -50,24 +50,24 @@ class Subject:
     def up(self) -> MachineState:
         """Switch on and wait until SSH answers."""
         self.machine.power_on()
-        return self.wait_for(Power.ON)
+        return self.wait_for(MachinePower.ON)
 
-    def wait_for(self, power: Power) -> MachineState:
+    def wait_for(self, power: MachinePower) -> MachineState:
         """Look until the machine is in that state."""
         began = time.monotonic()
-        while (state := self.machine.look()).power is not power:
+        while (state := self.machine.state()).power is not power:
             assert time.monotonic() - began < PATIENCE_S, state
             time.sleep(0.01)
         return state
 
     def processes(self) -> int:
         """How many processes of the machine live, the guest included."""
-        return len(of_machine(self.mark, self.machine.disk))
+        return len(machine_processes(self.mark, self.machine.disk))
 
     def enter(self, *, user: str = "qft", key: Path | None = None) -> paramiko.SSHClient:
         """Connect, trusting the machine's own key and no other."""
         client = paramiko.SSHClient()
-        port = self.machine.look().ssh_port
+        port = self.machine.state().ssh_port
         kind, blob = self.host_public_key.split()[:2]
         pinned = paramiko.PKey.from_type_string(kind, base64.b64decode(blob))
         client.get_host_keys().add(f"[127.0.0.1]:{port}", kind, pinned)

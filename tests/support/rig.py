@@ -16,16 +16,17 @@ from support import tiny
 from trainer import model as models
 from trainer.atomic import RealDisk
 from trainer.config import load_config
-from trainer.context import Desk, Order
-from trainer.eviction import Flag
-from trainer.job.stages import prepare, set_up, size_limit
+from trainer.context import JobContext, JobOptions
+from trainer.eviction import PreemptionFlag
+from trainer.job.prepare import prepare_inputs
+from trainer.job.stages import set_up, size_limit
 from trainer.rundir.layout import CONFIG, data_facts
 from trainer.rundir.status import Heartbeat
-from trainer.saving.async_saver import Saver, SaveResult
+from trainer.saving.async_saver import AsyncSaver, SaveResult
 from trainer.saving.checkpoint import Store
 from trainer.saving.state import TrainingState
 from trainer.training.loop import train
-from trainer.training.train_context import Bench
+from trainer.training.train_context import TrainContext
 
 
 @dataclass(kw_only=True)
@@ -33,7 +34,7 @@ class Rig:
     """A training set up on the tiny model, as a process would have it after its start."""
 
     run_dir: Path
-    bench: Bench
+    context: TrainContext
     state: TrainingState
     store: Store
     said: list[str]
@@ -41,7 +42,7 @@ class Rig:
 
     def train(self, until: int) -> None:
         """Train up to and including step `until`."""
-        train(self.bench, self.state, Logger(self.state), until=until)
+        train(self.context, self.state, Logger(self.state), until=until)
 
     def save(self) -> None:
         """Save the present state, durably."""
@@ -54,12 +55,12 @@ def saves_in_step() -> Iterator[None]:
 
     By itself it goes on while a save is under way, and leaves out one that falls due meanwhile.
     """
-    collect = Saver.collect
+    collect = AsyncSaver.collect
 
-    def patient(self: Saver, *, wait: bool) -> SaveResult | None:
+    def patient(self: AsyncSaver, *, wait: bool) -> SaveResult | None:
         return collect(self, wait=True)
 
-    with mock.patch.object(Saver, "collect", patient):
+    with mock.patch.object(AsyncSaver, "collect", patient):
         yield
 
 
@@ -71,12 +72,12 @@ class Logger:
     """Writes the log, and raises the flag after a chosen step."""
 
     state: TrainingState
-    flag: Flag | None = None
+    flag: PreemptionFlag | None = None
     stop_after: int = -1
     records: list[dict[str, Any]] = field(default_factory=list)
 
     def after_step(self, record: dict[str, Any]) -> None:
-        """Do what a keeper does, without saving."""
+        """Do what a checkpointer does, without saving."""
         self.records.append(record)
         self.state.log.append(record)
         if self.flag and record["step"] == self.stop_after:
@@ -93,23 +94,23 @@ def rig(run_dir: Path) -> Rig:
     said: list[str] = []
     config = load_config(run_dir / CONFIG)
     heartbeat = Heartbeat(run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC))
-    desk = Desk(
-        order=Order(run_dir=run_dir),
+    job = JobContext(
+        options=JobOptions(run_dir=run_dir),
         config=config,
         inputs=data_facts(config, run_dir),
         heartbeat=heartbeat,
-        flag=Flag(time.monotonic),
+        flag=PreemptionFlag(time.monotonic),
         on_message=said.append,
     )
-    material = prepare(desk)
+    prepared = prepare_inputs(job)
     base = models.load_base(
-        material.source, config.method, precision=material.precision, device=material.device
+        prepared.source, config.method, precision=prepared.precision, device=prepared.device
     )
     adapted = models.attach_adapter(base, config.method, config.train)
-    bench, state = set_up(desk, material, adapted)
+    context, state = set_up(job, prepared, adapted)
     store = Store(run_dir / "checkpoints", keep=2, disk=RealDisk())
     return Rig(
-        run_dir=run_dir, bench=bench, state=state, store=store, said=said, heartbeat=heartbeat
+        run_dir=run_dir, context=context, state=state, store=store, said=said, heartbeat=heartbeat
     )
 
 

@@ -12,7 +12,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.config import TrainerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 MOODS = ("negative", "neutral", "positive")
@@ -107,6 +110,16 @@ def make_run(directory: Path, *, rows: int = 20, **tables: Mapping[str, Any]) ->
         make_model(model)
     data = make_rows(directory / "train.jsonl", rows)
     return write_config(directory / "run", make_config(model, data, **tables))
+
+
+def evaluation(tmp_path: Path, **fields: Any) -> tuple[Path, TrainerConfig]:
+    """Return a run directory with rows of moods, and a config that scores them."""
+    from trainer.config import TrainerConfig
+
+    rows = make_rows(tmp_path / "eval.jsonl", 9)
+    table = {"kind": "label", "labels": list(MOODS)} | fields
+    config = make_config(tmp_path / "model", rows, data={"eval": "eval.jsonl"}, eval=table)
+    return tmp_path, TrainerConfig.model_validate(config)
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> Path:

@@ -22,7 +22,7 @@ import torch
 from trainer.config import MethodTable
 from trainer.data.codec import Example
 from trainer.loss import mean_loss
-from trainer.schedule import ordinal
+from trainer.schedule import derive_seed
 
 RANKS = "ranks.json"
 WHOLE = "ranks.safetensors"  # A and B of rank r, of which every lower rank is a part
@@ -32,7 +32,7 @@ ALL_UP_TO = 16  # ranks beyond it are compared at powers of two only
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it spread evenly
 
 
-class Dial:
+class DyLora:
     """Sets the rank at which the LoRA layers of a model work: drawn in training, else `chosen`."""
 
     def __init__(self, model: Any, *, method: MethodTable, seed: int) -> None:
@@ -48,14 +48,14 @@ class Dial:
             if hasattr(module, "lora_A") and "default" in module.lora_A:
                 module.lora_A["default"].register_forward_hook(self._cut)
 
-    def begin(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         """Draw the rank of `step`."""
         self.drawn = draw_rank(self._seed, step, self.r)
 
-    def gather(self) -> None:
+    def after_backward(self) -> None:
         """The gradients are where they belong; those beyond the drawn rank are zero."""
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """Outside training the model works at the chosen rank, whatever was drawn last."""
 
     def choose(self, losses: dict[int, float]) -> None:
@@ -133,7 +133,7 @@ def draw_rank(seed: int, step: int, r: int) -> int:
     Rank b comes in proportion to 1/sqrt(b): what lower ranks learn, higher ones have, too. A Weyl
     sequence with the golden ratio draws it, so that every stretch of steps has its share of each.
     """
-    at = (ordinal(seed, "rank") + step * GOLDEN) % (1 << 64)
+    at = (derive_seed(seed, "rank") + step * GOLDEN) % (1 << 64)
     ends = list(accumulate(1 / math.sqrt(rank) for rank in range(1, r + 1)))
     return min(1 + bisect_right(ends, at / (1 << 64) * ends[-1]), r)
 
@@ -142,8 +142,8 @@ def ranks_to_compare(r: int) -> tuple[int, ...]:
     """Return every rank up to r, or from `ALL_UP_TO` on the powers of two and r."""
     if r <= ALL_UP_TO:
         return tuple(range(1, r + 1))
-    powers = [1 << at for at in range(r.bit_length()) if 1 << at < r]
-    return (*powers, r)
+    powers_of_two = [1 << at for at in range(r.bit_length()) if 1 << at < r]
+    return (*powers_of_two, r)
 
 
 def compare_ranks(
@@ -151,24 +151,24 @@ def compare_ranks(
     examples: Sequence[Example],
     *,
     pad_id: int,
-    portion: int,
-    beat: Callable[[int, int], None],
+    micro_batch: int,
+    on_progress: Callable[[int, int], None],
 ) -> dict[int, float]:
     """Return the mean loss (nats per target token) of a DyLoRA model on `examples` at each rank.
 
-    `portion` rows go through the model at once; `beat` hears of ranks done and in all, and may
-    raise. The model's mode is left as it was.
+    `micro_batch` rows go through the model at once; `on_progress` is called with the ranks done and
+    in all, and may raise. The model's mode is left as it was.
     """
-    dial: Dial = model.qft_method
-    ranks = ranks_to_compare(dial.r)
+    dylora: DyLora = model.qft_method
+    ranks = ranks_to_compare(dylora.r)
     was_training = model.training
     model.eval()
     losses: dict[int, float] = {}
     try:
         for done, rank in enumerate(ranks):
-            beat(done, len(ranks))
-            with dial.at(rank):
-                losses[rank] = mean_loss(model, examples, pad_id=pad_id, portion=portion)
+            on_progress(done, len(ranks))
+            with dylora.at(rank):
+                losses[rank] = mean_loss(model, examples, pad_id=pad_id, micro_batch=micro_batch)
     finally:
         model.train(was_training)
     return losses

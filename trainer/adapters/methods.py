@@ -2,7 +2,7 @@
 
 LoRA, DoRA and rsLoRA are PEFT's own. DyLoRA and NOLA are ours, and differ from LoRA only in what
 happens before and after the passes of a step (`Method`). All are saved so that PEFT loads them, if
-need be after `trainer.results.export`.
+need be after `python -m trainer export`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Any, Protocol
 
 import torch
 
-from trainer.adapters.dylora import Dial
-from trainer.adapters.nola import Combination
+from trainer.adapters.dylora import DyLora
+from trainer.adapters.nola import Nola
 from trainer.config import ConfigError, MethodKind, MethodTable, OptimizerKind, TrainTable
 
 
 class Method(Protocol):
     """What is done around the steps of a training, and at its end."""
 
-    def begin(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         """Prepare the model for the passes of `step`, by the step's number alone."""
 
-    def gather(self) -> None:
+    def after_backward(self) -> None:
         """Bring the gradients of all passes to the trained parameters, before they are clipped."""
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """Make the model what its parameters say; call before it is used for anything else."""
 
     def save(self, directory: Path) -> None:
@@ -39,13 +39,13 @@ class Plain:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def begin(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         """Nothing to prepare."""
 
-    def gather(self) -> None:
+    def after_backward(self) -> None:
         """The gradients are where they belong."""
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """The parameters are the model."""
 
     def save(self, directory: Path) -> None:
@@ -72,9 +72,9 @@ def equip(model: Any, method: MethodTable, train: TrainTable) -> None:
     """Give a fresh PEFT model what its method needs beside PEFT; `method_of` finds it again."""
     made: Method = Plain(model)
     if method.kind.dylora:
-        made = Dial(model, method=method, seed=train.seed)
+        made = DyLora(model, method=method, seed=train.seed)
     elif method.kind is MethodKind.NOLA:
-        made = Combination(model, method=method, seed=train.seed)
+        made = Nola(model, method=method, seed=train.seed)
     model.qft_method = made
 
 

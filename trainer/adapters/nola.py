@@ -8,7 +8,8 @@ an integer hash of seed, layer and position: the same on every device and under 
 torch, so a file of today can be expanded for ever.
 
 Memory: the model holds A and B as LoRA does, but no moments of them. Coefficients become matrices
-once per step (`begin`), and the matrices' gradients those of the coefficients (`gather`).
+once per step (`before_step`), and the matrices' gradients those of the coefficients
+(`after_backward`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError, MethodTable
-from trainer.schedule import ordinal
+from trainer.schedule import derive_seed
 from trainer.untrusted import parse, whole
 
 VERSION = 2  # of the file; what version 1 described was never released
@@ -35,7 +36,7 @@ FACTS_BYTES_MAX = 16 << 20
 PREFIX = "base_model.model."
 
 
-class Combination:
+class Nola:
     """The coefficients of a PEFT LoRA model, and the ways between them and its matrices."""
 
     def __init__(self, model: Any, *, method: MethodTable, seed: int) -> None:
@@ -48,13 +49,13 @@ class Combination:
         ]
         for name, layer in self._layers:
             _give_coefficients(layer, name, self._basis)
-        self.settle()
+        self.materialize()
 
-    def begin(self, step: int) -> None:  # noqa: ARG002 - the seam; the step changes nothing here
+    def before_step(self, step: int) -> None:  # noqa: ARG002 - the seam; the step changes nothing here
         """Bring the matrices to what the coefficients say."""
-        self.settle()
+        self.materialize()
 
-    def gather(self) -> None:
+    def after_backward(self) -> None:
         """Turn the matrices' gradients into those of the coefficients."""
         for name, layer in self._layers:
             for side, matrix, coefficients in _sides(layer):
@@ -63,7 +64,7 @@ class Combination:
                     coefficients.grad = self._basis.project(key, matrix.grad)
                     matrix.grad = None
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """Make the matrices from the coefficients."""
         with torch.no_grad():
             for name, layer in self._layers:
@@ -132,7 +133,7 @@ class Basis:
 
     def key(self, name: str, side: str) -> int:
         """Return the 64 bits that set one layer's bases of one side apart from all others."""
-        return ordinal(self.seed, f"nola {name} {side}")
+        return derive_seed(self.seed, f"nola {name} {side}")
 
     def scale(self, size: int) -> float:
         """Return √n/k, what the sum of `count` bases of so many elements is multiplied by.

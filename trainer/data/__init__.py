@@ -1,1 +1,1 @@
-"""From files of rows to tokens and labels, losing nothing unsaid."""
+"""Reads files of rows and turns them into tokens and labels; nothing is dropped silently."""

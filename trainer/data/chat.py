@@ -1,4 +1,4 @@
-"""Turns conversations into tokens in which every answer, and nothing else, is learnt with its end.
+"""Tokenizes conversations so that every answer with its end, and nothing else, is learnt.
 
 Two ways of writing turns: `markers`, as `### HUMAN:` and `### RESPONSE:`, and `template`, the chat
 template that came with the tokenizer. A conversation that is too long loses its oldest exchanges
@@ -17,22 +17,22 @@ from trainer.data.template import MissingFieldError, Template
 HUMAN = "### HUMAN:\n{}\n\n"
 RESPONSE = "### RESPONSE:\n"
 AFTER = "\n\n"
-STAND_IN = "\ue000"  # of the characters for private use: no template writes it
-PLAIN = Template.parse("")  # a template without control tokens: what people wrote is only text
+PLACEHOLDER = "\ue000"  # of the characters for private use: no template writes it
+NO_SPECIAL_TOKENS = Template.parse("")  # what people wrote is only text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """A stretch of a conversation; a learnt one is an answer."""
+class Segment:
+    """A part of a rendered conversation; a learnt one is an answer."""
 
     text: str
     learnt: bool = False
-    control: bool = False  # written by a chat template, whose control tokens count as such
+    by_template: bool = False  # its special tokens count as such
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """What leads to an answer, and the answer; `ids` and `answer` are its tokens."""
+    """The tokens of an answer, and those before it since the last answer (`ids`)."""
 
     ids: list[int]
     answer: list[int]
@@ -41,24 +41,24 @@ class Exchange:
 def encode_conversation(
     codec: Codec, messages: object, *, style: str, row: int
 ) -> tuple[Example, bool]:
-    """Return the example of one conversation, and whether it was shortened.
+    """Tokenize one conversation; return the example, and whether it was shortened.
 
     Raises:
         MissingFieldError: `messages` is no conversation that ends with an answer.
         TooLongError: an answer alone does not fit.
     """
-    talk = checked(messages)
-    write = partial(by_template, codec) if style == "template" else by_markers
-    pieces = write(talk)
-    exchanges, cut = _tokens(codec, pieces), False
+    turns = validate_messages(messages)
+    render = partial(render_with_template, codec) if style == "template" else render_with_markers
+    segments = render(turns)
+    exchanges, cut = _tokens(codec, segments), False
     _check_answers(codec, exchanges)
     while len(exchanges) > 1 and _length(codec, exchanges) > codec.max_length:
-        # Written anew, so that what opens a conversation (a system's word, a BOS) stays.
-        talk, cut = _without_oldest(talk), True
-        pieces = write(talk)
-        exchanges = _tokens(codec, pieces)
+        # Rendered anew, so that what opens a conversation (a system message, a BOS) stays.
+        turns, cut = _without_oldest(turns), True
+        segments = render(turns)
+        exchanges = _tokens(codec, segments)
     if _length(codec, exchanges) > codec.max_length:
-        exchanges, cut = [_squeezed(codec, exchanges[0])], True
+        exchanges, cut = [_truncated(codec, exchanges[0])], True
     ids, labels = list(codec.prefix), [NOT_TRAINED] * len(codec.prefix)
     start = 0
     for exchange in exchanges:
@@ -66,12 +66,12 @@ def encode_conversation(
         start = len(ids)
         ids += exchange.answer
         labels += [NOT_TRAINED] * len(exchange.ids) + exchange.answer
-    asked = "".join(piece.text for piece in pieces[:-1])
-    return Example(tuple(ids), tuple(labels), asked, talk[-1]["content"], row, start), cut
+    prompt = "".join(segment.text for segment in segments[:-1])
+    return Example(tuple(ids), tuple(labels), prompt, turns[-1]["content"], row, start), cut
 
 
-def checked(messages: object) -> list[Mapping[str, str]]:
-    """Return the messages if they are a conversation: a system's word, then turn and turn about.
+def validate_messages(messages: object) -> list[Mapping[str, str]]:
+    """Return the messages if they are a conversation: perhaps a system message, then turns.
 
     Raises:
         MissingFieldError: they are not; the message says where it breaks.
@@ -95,54 +95,58 @@ def checked(messages: object) -> list[Mapping[str, str]]:
     return messages
 
 
-def by_markers(messages: Sequence[Mapping[str, str]]) -> list[Piece]:
-    """Write the turns under plain headings; the end token after each answer is added later."""
-    pieces: list[Piece] = []
+def render_with_markers(messages: Sequence[Mapping[str, str]]) -> list[Segment]:
+    """Render the turns under plain headings; the EOS after each answer is added later."""
+    segments: list[Segment] = []
     for message in messages:
         content = message["content"]
         if message["role"] == "assistant":
-            pieces += [Piece(text=RESPONSE), Piece(text=content, learnt=True), Piece(text=AFTER)]
+            segments += [
+                Segment(text=RESPONSE),
+                Segment(text=content, learnt=True),
+                Segment(text=AFTER),
+            ]
         elif message["role"] == "user":
-            pieces.append(Piece(text=HUMAN.format(content)))
+            segments.append(Segment(text=HUMAN.format(content)))
         else:
-            pieces.append(Piece(text=content + AFTER))
-    return pieces[:-1]  # nothing follows the last answer
+            segments.append(Segment(text=content + AFTER))
+    return segments[:-1]  # nothing follows the last answer
 
 
-def by_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Piece]:
-    """Write the turns with the tokenizer's template, cut where answers begin and end.
+def render_with_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Segment]:
+    """Render the turns with the tokenizer's chat template, split where answers begin and end.
 
     An answer ends with the token that the template closes a turn with. Many templates have one of
     their own, such as `<|im_end|>`, beside the tokenizer's EOS.
 
     What the template writes between its prompt and the answer's own words is read, not learnt, so
-    a heading that only a finished turn carries is given to the model when it is asked, too.
+    a heading that only a finished turn carries is part of the prompt at inference, too.
 
     Raises:
-        MissingFieldError: a message holds a control token, or the template refuses, leaves out or
+        MissingFieldError: a message holds a special token, or the template refuses, leaves out or
             rewrites what was said.
     """
     if not getattr(codec.tokenizer, "chat_template", None):
         raise MissingFieldError("the tokenizer has no chat template; use `chat: markers`")
     for number, message in enumerate(messages, start=1):
-        for token in codec.control_tokens:
+        for token in codec.special_tokens:
             if token in message["content"]:
                 raise MissingFieldError(f"message {number} holds the control token {token!r}")
-    closing = [*codec.control_tokens, codec.tokenizer.convert_ids_to_tokens(codec.eos_id)]
-    pieces: list[Piece] = []
+    closing = [*codec.special_tokens, codec.tokenizer.convert_ids_to_tokens(codec.eos_id)]
+    segments: list[Segment] = []
     written = ""
     for at, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _rendered(codec, messages[:at], asking=True)
-        after = _rendered(codec, messages[: at + 1], asking=False)
+        before = _rendered(codec, messages[:at], prompting=True)
+        after = _rendered(codec, messages[: at + 1], prompting=False)
         if not before.startswith(written) or not after.startswith(before):
             raise MissingFieldError("the chat template rewrites earlier turns; use `chat: markers`")
         before += _heading(codec, messages[: at + 1], before, after)
         answer = _closed(after[len(before) :], message["content"], closing)
-        pieces += [
-            Piece(text=before[len(written) :], control=True),
-            Piece(text=answer, learnt=True, control=True),
+        segments += [
+            Segment(text=before[len(written) :], by_template=True),
+            Segment(text=answer, learnt=True, by_template=True),
         ]
         written = before + answer
     for number, message in enumerate(messages, start=1):
@@ -151,62 +155,66 @@ def by_template(codec: Codec, messages: Sequence[Mapping[str, str]]) -> list[Pie
                 f"the chat template leaves out or rewrites what was said in message {number}; "
                 "use `chat: markers`"
             )
-    return pieces
+    return segments
 
 
 def _heading(codec: Codec, messages: Sequence[Mapping[str, str]], before: str, after: str) -> str:
-    """Return what stands between a rendered prompt and the words of the answer to it."""
-    turn, words = after[len(before) :], messages[-1]["content"].strip()
-    if turn.lstrip().startswith(words):
+    """Return the text between a rendered prompt and the answer to it."""
+    turn, answer = after[len(before) :], messages[-1]["content"].strip()
+    if turn.lstrip().startswith(answer):
         return ""
-    # The words may also stand in the heading (`assistant`): a stand-in that cannot tells where.
-    other = _rendered(codec, [*messages[:-1], {**messages[-1], "content": STAND_IN}], asking=False)
-    heading = other[len(before) :].partition(STAND_IN)[0]
-    return heading if turn[len(heading) :].startswith(words) else ""
+    # The answer may also stand in the heading (`assistant`); a placeholder cannot.
+    other = _rendered(
+        codec, [*messages[:-1], {**messages[-1], "content": PLACEHOLDER}], prompting=False
+    )
+    heading = other[len(before) :].partition(PLACEHOLDER)[0]
+    return heading if turn[len(heading) :].startswith(answer) else ""
 
 
 def _closed(turn: str, content: str, closing: Sequence[str]) -> str:
-    """Return a rendered answer up to and with the control token that closes it, if there is one."""
-    said = turn.find(content.strip())
-    if said < 0:
+    """Return a rendered answer, cut after the special token that closes it, if there is one."""
+    start = turn.find(content.strip())
+    if start < 0:
         raise MissingFieldError("the chat template rewrites what was said; use `chat: markers`")
-    end = said + len(content.strip())
+    end = start + len(content.strip())
     places = ((turn.find(token, end), token) for token in closing)
     first = min(((at, token) for at, token in places if at >= 0), default=None)
     return turn if first is None else turn[: first[0] + len(first[1])]
 
 
-def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], *, asking: bool) -> str:
+def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], *, prompting: bool) -> str:
     from jinja2 import TemplateError
 
     try:
         text: str = codec.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=asking
+            list(messages), tokenize=False, add_generation_prompt=prompting
         )
-    except TemplateError as error:  # many refuse a system's word, or want turns of their own kind
+    except TemplateError as error:  # many refuse a system message, or want other roles
         raise MissingFieldError(
             f"the chat template refuses the conversation ({error}); use `chat: markers`"
         ) from error
     return text
 
 
-def _tokens(codec: Codec, pieces: Sequence[Piece]) -> list[Exchange]:
-    """Tokenize answers apart from what leads to them: generation meets the same tokens before one.
+def _tokens(codec: Codec, segments: Sequence[Segment]) -> list[Exchange]:
+    """Tokenize answers apart from what is before them: generation has the same prompt tokens.
 
-    What leads to an answer is one text, as others would write it: tokenizers that begin each text
-    with a space put none into its middle. Every answer ends with a control token: the template's
+    What is before an answer is one text, as others would write it: tokenizers that begin each text
+    with a space put none into its middle. Every answer ends with a special token: the template's
     own, or EOS where it has none. After the last one EOS always follows, so that the model learns
     to stop.
     """
-    closing = {*codec.control_tokens.values(), codec.eos_id}
+    closing = {*codec.special_tokens.values(), codec.eos_id}
     exchanges: list[Exchange] = []
     lead: list[int] = []
-    for piece in _joined(pieces):
-        template = Template.parse(_literal(piece.text)) if piece.control else PLAIN
-        ids = codec.encode([piece.text], template)[0] if piece.text else []
-        if piece.learnt:
+    for segment in _joined(segments):
+        template = (
+            Template.parse(_literal(segment.text)) if segment.by_template else NO_SPECIAL_TOKENS
+        )
+        ids = codec.encode([segment.text], template)[0] if segment.text else []
+        if segment.learnt:
             open_ended = ids[-1] not in closing if ids else True
-            if open_ended or (piece is pieces[-1] and ids[-1] != codec.eos_id):
+            if open_ended or (segment is segments[-1] and ids[-1] != codec.eos_id):
                 ids = [*ids, codec.eos_id]
             exchanges.append(Exchange(ids=lead, answer=ids))
             lead = []
@@ -218,14 +226,14 @@ def _tokens(codec: Codec, pieces: Sequence[Piece]) -> list[Exchange]:
     return exchanges
 
 
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """Return the pieces with neighbours that are read made one."""
-    found: list[Piece] = []
-    for piece in pieces:
-        if found and not piece.learnt and not found[-1].learnt:
-            found[-1] = replace(piece, text=found[-1].text + piece.text)
+def _joined(segments: Sequence[Segment]) -> list[Segment]:
+    """Return the segments with neighbours that are not learnt joined to one."""
+    found: list[Segment] = []
+    for segment in segments:
+        if found and not segment.learnt and not found[-1].learnt:
+            found[-1] = replace(segment, text=found[-1].text + segment.text)
         else:
-            found.append(piece)
+            found.append(segment)
     return found
 
 
@@ -247,13 +255,13 @@ def _length(codec: Codec, exchanges: Sequence[Exchange]) -> int:
     return len(codec.prefix) + sum(len(one.ids) + len(one.answer) for one in exchanges)
 
 
-def _without_oldest(talk: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    opening = 1 if talk[0]["role"] == "system" else 0
-    return [*talk[:opening], *talk[opening + 2 :]]
+def _without_oldest(turns: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    opening = 1 if turns[0]["role"] == "system" else 0
+    return [*turns[:opening], *turns[opening + 2 :]]
 
 
-def _squeezed(codec: Codec, exchange: Exchange) -> Exchange:
-    """Return an exchange that fits: what leads to the answer loses its middle."""
+def _truncated(codec: Codec, exchange: Exchange) -> Exchange:
+    """Return an exchange that fits: what stands before the answer loses its middle."""
     spare = codec.max_length - len(codec.prefix) - len(exchange.answer)
     tail = (spare + 1) // 2
     ids = exchange.ids[: spare - tail] + exchange.ids[len(exchange.ids) - tail :]

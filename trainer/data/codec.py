@@ -1,4 +1,4 @@
-"""How one tokenizer frames a sequence: one BOS, the answer whole and ended, only the prompt cut."""
+"""Encodes prompt and completion with one BOS and an EOS; only the prompt is ever truncated."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from trainer.data.rows import DataError
 from trainer.data.template import Template
+from trainer.exit_codes import ExitCode, TrainerError
 
 NOT_TRAINED = -100  # the label that cross_entropy ignores
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row ready to train on.
+    """The tokens and labels of one row.
 
     For a causal model `input_ids` is prompt + completion + EOS and `labels` has the same length,
     NOT_TRAINED over the prompt (the model shifts). For an encoder-decoder `input_ids` is the
@@ -30,12 +31,12 @@ class Example:
 
     @property
     def answer_length(self) -> int:
-        """How many tokens the right answer has, its EOS included."""
+        """The number of tokens of the right answer, its EOS included."""
         return len(self.labels) - (self.prompt_length if self._causal else 0)
 
     @property
     def targets(self) -> int:
-        """How many tokens are learnt: a causal model predicts none where it has read none."""
+        """The number of tokens learnt; a causal model cannot predict the first of a sequence."""
         predicted = self.labels[1:] if self._causal else self.labels
         return len(predicted) - predicted.count(NOT_TRAINED)
 
@@ -45,17 +46,19 @@ class Example:
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """The tokens to generate from: exactly those that stood before the completion."""
+        """The tokens to generate from: exactly those before the completion."""
         return self.input_ids[: self.prompt_length]
 
 
-class TooLongError(Exception):
-    """A completion that does not fit, so that shortening the prompt cannot help."""
+class TooLongError(TrainerError):
+    """A completion alone does not fit, so that truncating the prompt cannot help."""
+
+    exit_code = ExitCode.BAD_DATA
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """How one tokenizer frames a sequence: learnt from what it does itself, never from its name."""
+    """Frames sequences as one tokenizer does, probed by what it returns, never by its name."""
 
     tokenizer: Any
     max_length: int
@@ -63,10 +66,10 @@ class Codec:
     prefix: tuple[int, ...]  # what the tokenizer puts before a text: BOS, [CLS] or nothing
     suffix: tuple[int, ...]  # what an encoder expects after it: T5's EOS, BERT's [SEP]
     eos_id: int
-    control_tokens: Mapping[str, int]  # text -> id
+    special_tokens: Mapping[str, int]  # text -> id
 
     @classmethod
-    def of(cls, tokenizer: Any, *, max_length: int, seq2seq: bool) -> Codec:
+    def from_tokenizer(cls, tokenizer: Any, *, max_length: int, seq2seq: bool) -> Codec:
         """Probe the tokenizer.
 
         Raises:
@@ -90,24 +93,24 @@ class Codec:
             prefix=tuple(framed[:start]),
             suffix=tuple(framed[start + len(bare) :]) if seq2seq else (),
             eos_id=int(eos_id),
-            control_tokens={token.content: number for number, token in added if token.special},
+            special_tokens={token.content: number for number, token in added if token.special},
         )
 
     def encode(self, texts: Sequence[str], template: Template) -> list[list[int]]:
         """Tokenize rendered texts without framing.
 
-        Control tokens count only where the template itself writes them; elsewhere a `</s>` in
-        somebody's comment is harmless characters.
+        Special tokens count only where the template itself writes them; elsewhere a `</s>` in
+        somebody's comment is tokenized as the characters that it is.
         """
-        if self._writes_control(template):
+        if self._has_special_tokens(template):
             return self._tokenize(texts, split_special_tokens=False)
         encoded = self._tokenize(texts, split_special_tokens=True)
         for at, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
             # A Unigram vocabulary lists `</s>` as a piece, so asking for a split is not enough.
-            held = self.control_tokens.items()
-            armed = [token for token, number in held if token in text and number in ids]
-            if armed:
-                encoded[at] = self._tokenize([_disarm(text, armed)], split_special_tokens=True)[0]
+            special = self.special_tokens.items()
+            found = [token for token, number in special if token in text and number in ids]
+            if found:
+                encoded[at] = self._tokenize([_split_up(text, found)], split_special_tokens=True)[0]
         return encoded
 
     def _tokenize(self, texts: Sequence[str], *, split_special_tokens: bool) -> list[list[int]]:
@@ -122,24 +125,24 @@ class Codec:
         )
         return [list(ids) for ids in encoded["input_ids"]]
 
-    def smuggled(self, text: str, template: Template) -> list[str]:
-        """Name control tokens that a row's own words would bring in beside the template's."""
-        if not self._writes_control(template):
+    def special_tokens_in(self, text: str, template: Template) -> list[str]:
+        """Return a problem for each special token in a row's text beside the template's own."""
+        if not self._has_special_tokens(template):
             return []
         return [
             f"the text holds the control token {token!r}, which this template would act on; "
             "remove it from the row"
-            for token in self.control_tokens
+            for token in self.special_tokens
             if text.count(token) > template.literals.count(token)
         ]
 
-    def _writes_control(self, template: Template) -> bool:
-        return any(token in template.literals for token in self.control_tokens)
+    def _has_special_tokens(self, template: Template) -> bool:
+        return any(token in template.literals for token in self.special_tokens)
 
     def assemble(
         self, prompt: list[int], completion: list[int]
     ) -> tuple[tuple[int, ...], tuple[int, ...], int, bool]:
-        """Return input ids, labels, the prompt's length, and whether the prompt was shortened.
+        """Return input ids, labels, the prompt's length, and whether the prompt was truncated.
 
         A long prompt loses its middle: its head holds the instruction, its end the question.
 
@@ -167,7 +170,7 @@ class Codec:
         return (*head, *answer), (*(NOT_TRAINED,) * len(head), *answer), len(head), cut
 
 
-def _disarm(text: str, tokens: Sequence[str]) -> str:
+def _split_up(text: str, tokens: Sequence[str]) -> str:
     for token in tokens:
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text

@@ -1,6 +1,6 @@
-"""A published data set in, training and held-out rows out, or nothing.
+"""Converts a published data set to training and held-out rows, both files or none.
 
-    python -m trainer.data.convert jigsaw train.csv --out data --held-out 0.1
+    python -m trainer convert jigsaw train.csv --out data --held-out 0.1
 
 Writes `train.jsonl` and `eval.jsonl`, each whole or not at all, and prints what was left out and
 how often each class stands. Exit codes: 0 done, 65 the source cannot be converted, 78 nothing can
@@ -13,65 +13,63 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from trainer.atomic import RealDisk, clear_partials, partial_of
-from trainer.data.converters import BENIGN_PUBLISHED, CONVERTERS, Choice, Tally, digest, essence
+from trainer.data.converters import (
+    BENIGN_PUBLISHED,
+    FORMATS,
+    ConversionStats,
+    ConvertOptions,
+)
 from trainer.data.rows import DataError
-from trainer.data.split import is_held_out
+from trainer.data.split import is_held_out, normalized, short_hash
+from trainer.exit_codes import ExitCode, TrainerError
 
 NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
-UNEVEN = 0.25  # so far from the share that was asked for, the rows held out are told
+UNEVEN = 0.25  # a share of held-out rows this far from the one asked for is a warning
 LENGTH = 1024
 """In tokens: no longer are the rows of the published experiment with Jigsaw."""
-WISHES = MappingProxyType(
-    {
-        "ds1000": "the authors of DS-1000 ask that it never enters a training corpus and is not "
-        "put online unpacked: prove a path with it, and publish nothing that learnt it",
-    }
-)
-"""What authors of a data set ask of those who use it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """How many rows went where, and the tally of the source.
+    """The counts of a conversion: rows of both sides, and the statistics of the source.
 
-    `across` counts held-out rows whose whole words, but for case, marks and spacing, stand among
-    those to learn as well; they flatter every score. `unmeasured` says that rows of any length were
-    kept although the published rule has a limit. `wish` is what the authors ask of users. `share`
-    is that of the groups which was to be held out, to be compared with that of the rows.
+    `across` counts held-out rows that equal a training row but for case, marks and spacing; they
+    flatter every score. `unmeasured`: rows of any length were kept although the published rule has
+    a limit. `usage_note` is what the authors ask of users. `share` is that of the groups to hold
+    out, to be compared with that of the rows.
     """
 
     train: int
     held_out: int
     across: int
-    tally: Tally
+    stats: ConversionStats
     unmeasured: bool = False
-    wish: str = ""
+    usage_note: str = ""
     share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as plain values."""
-        tally = self.tally
+        stats = self.stats
         return {
             "rows": {"train": self.train, "eval": self.held_out},
-            "read": tally.read,
-            "kept": tally.kept,
-            "left_out": dict(tally.left_out),
-            "places": tally.places,
-            "mended": dict(tally.mended),
-            "classes": dict(tally.classes),
+            "read": stats.read,
+            "kept": stats.kept,
+            "left_out": dict(stats.left_out),
+            "places": stats.places,
+            "mended": dict(stats.mended),
+            "classes": dict(stats.classes),
             "across": self.across,
         }
 
-    def told(self) -> str:
-        """Return the counts as lines for a terminal."""
-        lines = [self.tally.table(), f"{self.train} to learn, {self.held_out} held out"]
+    def to_text(self) -> str:
+        """Return counts and warnings as lines for a terminal."""
+        lines = [self.stats.table(), f"{self.train} to learn, {self.held_out} held out"]
         if not self.train or not self.held_out:
             side = "to learn" if self.held_out else "held out"
             lines.append(
@@ -93,7 +91,7 @@ class Converted:
                 f"warning: long rows were kept; the published rule drops those over "
                 f"{LENGTH} tokens of the base, which `--tokenizer MODEL` names"
             )
-        lines += [f"mind: {self.wish}"] * bool(self.wish)
+        lines += [f"mind: {self.usage_note}"] * bool(self.usage_note)
         return "\n".join(lines)
 
     @property
@@ -101,10 +99,9 @@ class Converted:
         return self.held_out / (self.train + self.held_out)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Convert as the command line says; the table goes to stderr."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.data.convert")
-    parser.add_argument("format", choices=sorted(CONVERTERS))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the format, the source and the options that select rows."""
+    parser.add_argument("format", choices=sorted(FORMATS))
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, default=Path(), help="directory to write to")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of groups held out")
@@ -113,37 +110,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer", help="jigsaw: drop rows over --max-length of its tokens")
     parser.add_argument("--max-length", type=int)
     parser.add_argument("--json", action="store_true", help="print the counts as JSON, too")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; the table goes to stderr."""
+    options = _options(args)
     try:
-        choice = _chosen(args)
-        done = convert(args.format, args.source, args.out, choice=choice, held_out=args.held_out)
-    except DataError as error:
-        sys.stderr.write(f"{error}\n")
-        return DataError.exit_code
+        done = convert(args.format, args.source, args.out, options=options, held_out=args.held_out)
     except OSError as error:
-        said = f"{error.filename or args.out}: {error.strerror or error}"
-        sys.stderr.write(f"--out: no rows could be written: {said}\n")
-        return 78 if isinstance(error, NO_PLACE) else 74
-    sys.stderr.write(f"{done.told()}\n")
+        where = f"{error.filename or args.out}: {error.strerror or error}"
+        text = f"--out: no rows could be written: {where}"
+        raise (TrainerError(text) if isinstance(error, NO_PLACE) else OSError(text)) from error
+    sys.stderr.write(f"{done.to_text()}\n")
     if args.json:
         sys.stdout.write(json.dumps(done.to_json(), ensure_ascii=False) + "\n")
-    return 0
+    return ExitCode.DONE
 
 
-def _chosen(args: argparse.Namespace) -> Choice:
-    """Return how to choose rows; raise DataError for a wish that nothing would come of."""
-    asked = {"benign": args.benign, "tokenizer": args.tokenizer, "max-length": args.max_length}
-    given = [f"--{name}" for name, value in asked.items() if value is not None]
-    if given and args.format != "jigsaw":
+def _options(args: argparse.Namespace) -> ConvertOptions:
+    """Return how to select rows; raise DataError for an option without any effect."""
+    values = {"benign": args.benign, "tokenizer": args.tokenizer, "max-length": args.max_length}
+    given = [f"--{name}" for name, value in values.items() if value is not None]
+    if given and not FORMATS[args.format].selectable:
         raise DataError([f"{', '.join(given)}: {args.format} has no such choice; leave it out"])
     if args.max_length is not None and args.tokenizer is None:
         raise DataError(["--max-length counts tokens: say of which base with --tokenizer MODEL"])
-    fits = fitting(args.tokenizer, args.max_length or LENGTH) if args.tokenizer else None
+    fits = length_filter(args.tokenizer, args.max_length or LENGTH) if args.tokenizer else None
     benign = BENIGN_PUBLISHED if args.benign is None else args.benign
-    return Choice(seed=args.seed, benign=benign, fits=fits)
+    return ConvertOptions(seed=args.seed, benign=benign, fits=fits)
 
 
-def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: float) -> Converted:
+def convert(
+    kind: str, source: Path, out: Path, *, options: ConvertOptions, held_out: float
+) -> Converted:
     """Stream `source` into `out/train.jsonl` and `out/eval.jsonl`, split by group.
 
     Raises:
@@ -151,6 +150,7 @@ def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: flo
             is touched.
         OSError: they cannot be written.
     """
+    published = FORMATS[kind]
     out.mkdir(parents=True, exist_ok=True)
     targets = [out / "train.jsonl", out / "eval.jsonl"]
     if any(target.exists() and source.exists() and target.samefile(source) for target in targets):
@@ -158,48 +158,48 @@ def convert(kind: str, source: Path, out: Path, *, choice: Choice, held_out: flo
     for path in targets:
         clear_partials(path, disk=RealDisk())
     partial = [partial_of(path) for path in targets]
-    tally = Tally()
+    stats = ConversionStats()
     counts = [0, 0]
-    words: tuple[list[str], list[str]] = ([], [])
+    keys: tuple[list[str], list[str]] = ([], [])
     try:
         with partial[0].open("w", encoding="utf-8") as learn, \
              partial[1].open("w", encoding="utf-8") as keep:  # fmt: skip
-            for row in CONVERTERS[kind](source, choice, tally):
-                side = is_held_out(str(row["group"]), share=held_out, seed=choice.seed)
+            for row in published.convert(source, options, stats):
+                side = is_held_out(str(row["group"]), share=held_out, seed=options.seed)
                 counts[side] += 1
-                words[side].append(_words(row))
+                keys[side].append(_content_key(row))
                 (keep if side else learn).write(json.dumps(row, ensure_ascii=False) + "\n")
             for file in (learn, keep):
                 file.flush()
                 os.fsync(file.fileno())
-        if not tally.kept:
-            raise DataError([f"{source}: no row could be kept\n{tally.table()}"])
+        if not stats.kept:
+            raise DataError([f"{source}: no row could be kept\n{stats.table()}"])
         for path, target in zip(partial, targets, strict=True):
             path.replace(target)
     finally:
         for path in partial:
             path.unlink(missing_ok=True)
-    learnt = set(words[0])
-    across = sum(word in learnt for word in words[1])
+    learnt = set(keys[0])
+    across = sum(key in learnt for key in keys[1])
     return Converted(
         train=counts[0],
         held_out=counts[1],
         across=across,
-        tally=tally,
-        unmeasured=kind == "jigsaw" and choice.fits is None,
-        wish=WISHES.get(kind, ""),
+        stats=stats,
+        unmeasured=published.selectable and options.fits is None,
+        usage_note=published.usage_note,
         share=held_out,
     )
 
 
-def _words(row: Mapping[str, Any]) -> str:
-    """Return a short name of all that a row says, alike for rows that differ in marks only."""
+def _content_key(row: Mapping[str, Any]) -> str:
+    """Return a hash of a row's texts, equal for rows that differ in case, marks or spacing."""
     text = json.dumps({key: value for key, value in row.items() if key != "group"})
-    return digest(essence(text))
+    return short_hash(normalized(text))
 
 
-def fitting(tokenizer: str, max_length: int) -> Callable[[str], bool]:
-    """Return a test whether a text has at most `max_length` tokens.
+def length_filter(tokenizer: str, max_length: int) -> Callable[[str], bool]:
+    """Return a function that says whether a text has at most `max_length` tokens.
 
     Raises:
         DataError: there is no such tokenizer, or its hub does not answer.
@@ -209,8 +209,8 @@ def fitting(tokenizer: str, max_length: int) -> Callable[[str], bool]:
     try:
         loaded = AutoTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise DataError([f"--tokenizer: `{tokenizer}` cannot be loaded: {said}"]) from error
+        reason = str(error).strip().splitlines()[0]
+        raise DataError([f"--tokenizer: `{tokenizer}` cannot be loaded: {reason}"]) from error
 
     def fits(text: str) -> bool:
         # A character is four bytes at most, and no token is less than a byte.
@@ -219,7 +219,3 @@ def fitting(tokenizer: str, max_length: int) -> Callable[[str], bool]:
         )
 
     return fits
-
-
-if __name__ == "__main__":
-    sys.exit(main())

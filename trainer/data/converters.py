@@ -1,4 +1,4 @@
-"""Turns the data sets of the published experiments into rows, one by one, losing none unsaid.
+"""Converts published data sets to rows, one by one; `FORMATS` at the end is the table of them.
 
 Every converter reads a stream and yields rows as dictionaries; what it leaves out is counted by
 reason. A row's `group` names what must stay on one side of a split.
@@ -10,13 +10,14 @@ import hashlib
 import heapq
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from trainer.data.rows import DataError, Row, stream_rows
+from trainer.data.split import duplicate_key, short_hash
 
 ConvertedRow = dict[str, Any]
 TOXIC = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
@@ -26,8 +27,8 @@ SHAREGPT_PART = re.compile(r"([A-Za-z0-9-]{7})_\d+")  # a later part of a conver
 
 
 @dataclass(kw_only=True)
-class Tally:
-    """What a conversion did: rows read, kept, left out by reason, mended, and kept by class."""
+class ConversionStats:
+    """Counts of a conversion: rows read, kept, left out by reason, mended, and kept by class."""
 
     read: int = 0
     kept: int = 0
@@ -37,7 +38,7 @@ class Tally:
     places: dict[str, list[str]] = field(default_factory=dict)  # the first few of each reason
 
     def leave_out(self, reason: str, place: str) -> None:
-        """Count a row that is not kept, and remember where the first few were."""
+        """Count a row that is not kept, and keep the places of the first few."""
         self.left_out[reason] += 1
         first = self.places.setdefault(reason, [])
         if len(first) < EXAMPLES_KEPT:
@@ -61,15 +62,15 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """How to choose among rows: `fits` tells whether a text is short enough, if that matters."""
+class ConvertOptions:
+    """How to select rows: `fits` returns whether a text is short enough; None keeps all lengths."""
 
     seed: int = 0
     benign: int = BENIGN_PUBLISHED
     fits: Callable[[str], bool] | None = None
 
 
-def jigsaw(path: Path, choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+def jigsaw(path: Path, options: ConvertOptions, stats: ConversionStats) -> Iterator[ConvertedRow]:
     """Yield `{"text", "classifications"}` of the Jigsaw Toxic Comment `train.csv`, in file order.
 
     The published rule: rows that do not decode or do not fit are dropped, all malicious ones are
@@ -81,45 +82,45 @@ def jigsaw(path: Path, choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
         DataError: a column is missing or unknown, or a label is neither 0 nor 1.
     """
     heap: list[int] = []  # the smallest hashes so far, negated
-    for _, text, labels, rank in _comments(path, Tally()):
-        if labels or (choice.fits is not None and not choice.fits(text)):
+    for _, text, labels, rank in _comments(path, ConversionStats()):
+        if labels or (options.fits is not None and not options.fits(text)):
             continue
-        if len(heap) < choice.benign:
-            heapq.heappush(heap, -_ranked(choice.seed, rank))
+        if len(heap) < options.benign:
+            heapq.heappush(heap, -_ranked(options.seed, rank))
         elif heap:
-            heapq.heappushpop(heap, -_ranked(choice.seed, rank))
+            heapq.heappushpop(heap, -_ranked(options.seed, rank))
     limit = -heap[0] if heap else -1
-    for number, text, labels, rank in _comments(path, tally):
-        if choice.fits is not None and not choice.fits(text):
-            tally.leave_out("too long", f"{path.name}:{number}")
-        elif not labels and _ranked(choice.seed, rank) > limit:
-            tally.leave_out("benign and not drawn", f"{path.name}:{number}")
+    for number, text, labels, rank in _comments(path, stats):
+        if options.fits is not None and not options.fits(text):
+            stats.leave_out("too long", f"{path.name}:{number}")
+        elif not labels and _ranked(options.seed, rank) > limit:
+            stats.leave_out("benign and not drawn", f"{path.name}:{number}")
         else:
-            tally.keep(*(labels or ("benign",)))
+            stats.keep(*(labels or ("benign",)))
             yield {
                 "text": text,
                 "classifications": ", ".join(labels) or "N/A",
-                "group": _alike(text),
+                "group": duplicate_key(text),
             }
 
 
-def ds1000(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+def ds1000(path: Path, _choice: ConvertOptions, stats: ConversionStats) -> Iterator[ConvertedRow]:
     """Yield prompt and reference code of DS-1000, indentation untouched; a group is a family.
 
     The authors ask that these rows never enter a training corpus: use them to prove a pipeline.
     """
-    for place, row in _each(path, tally):
+    for place, row in _numbered_rows(path, stats):
         problem, code = row.fields.get("prompt"), row.fields.get("reference_code")
         about = row.fields.get("metadata")
         if not isinstance(problem, str) or not isinstance(code, str) or not code.strip():
-            tally.leave_out("no prompt or no reference code", place)
+            stats.leave_out("no prompt or no reference code", place)
         elif not isinstance(about, Mapping) or "library" not in about:
-            tally.leave_out("no metadata.library", place)
+            stats.leave_out("no metadata.library", place)
         else:
             names = (about.get("perturbation_origin_id"), about.get("problem_id"), row.number)
             family = next(name for name in names if name is not None)
             library = str(about["library"])
-            tally.keep(library)
+            stats.keep(library)
             yield {
                 "problem": problem,
                 "code": code,
@@ -128,24 +129,28 @@ def ds1000(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
             }
 
 
-def counselling(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+def counselling(
+    path: Path, _choice: ConvertOptions, stats: ConversionStats
+) -> Iterator[ConvertedRow]:
     """Yield Context and Response pairs, each once; all answers to one question are a group."""
     seen: set[str] = set()
-    for place, row in _each(path, tally):
-        question, answer = _text(row, "Context"), _text(row, "Response")
-        if not question or not answer:
-            tally.leave_out("an empty Context or Response", place)
+    for place, row in _numbered_rows(path, stats):
+        context, response = _text(row, "Context"), _text(row, "Response")
+        if not context or not response:
+            stats.leave_out("an empty Context or Response", place)
             continue
-        pair = digest(f"{question}\0{answer}")
+        pair = short_hash(f"{context}\0{response}")
         if pair in seen:
-            tally.leave_out("the same pair again", place)
+            stats.leave_out("the same pair again", place)
             continue
         seen.add(pair)
-        tally.keep()
-        yield {"context": question, "response": answer, "group": _alike(question)}
+        stats.keep()
+        yield {"context": context, "response": response, "group": duplicate_key(context)}
 
 
-def conversations(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+def conversations(
+    path: Path, _choice: ConvertOptions, stats: ConversionStats
+) -> Iterator[ConvertedRow]:
     """Yield `{"messages": [{"role", "content"}]}` of ShareGPT or vicuna conversations.
 
     A conversation must begin with the human, alternate, and say something in every turn. A system
@@ -156,10 +161,10 @@ def conversations(path: Path, _choice: Choice, tally: Tally) -> Iterator[Convert
     names = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
              "assistant": "assistant", "bing": "assistant", "bard": "assistant",
              "system": "system"}  # fmt: skip
-    for place, row in _each(path, tally):
+    for place, row in _numbered_rows(path, stats):
         turns = row.fields.get("conversations", row.fields.get("messages"))
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            tally.leave_out("no list of turns", place)
+            stats.leave_out("no list of turns", place)
             continue
         messages = [
             {
@@ -168,72 +173,81 @@ def conversations(path: Path, _choice: Choice, tally: Tally) -> Iterator[Convert
             }
             for turn in turns
         ]
-        fault, messages = _in_order(messages)
-        if fault:
-            tally.leave_out(fault, place)
+        problem, messages = _answered_turns(messages)
+        if problem:
+            stats.leave_out(problem, place)
             continue
         last = messages[-1]["content"]
         if last.endswith("}") and last.count("}") == last.count("{") + 1 and last.strip("} \n"):
             # Seen at the end of whole conversations of wizard_vicuna: a rest of the JSON around.
             messages[-1]["content"] = last.removesuffix("}")
-            tally.mended["a `}` too much at the end"] += 1
-        tally.keep(f"{len(messages) // 2 * 2} turns")
+            stats.mended["a `}` too much at the end"] += 1
+        stats.keep(f"{len(messages) // 2 * 2} turns")
         name = str(row.number if row.fields.get("id") is None else row.fields["id"])
         part = SHAREGPT_PART.fullmatch(name)
         yield {"messages": messages, "group": part.group(1) if part else name}
 
 
-def _in_order(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+def _answered_turns(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """Return what is wrong with a conversation, and its turns up to the last answer."""
     if not all(message["role"] for message in messages):
         return "an unknown speaker", messages
     if not all(isinstance(m["content"], str) and m["content"].strip() for m in messages):
         return "an empty turn", messages
-    talk = messages[1:] if messages and messages[0]["role"] == "system" else messages
-    expected = ["user", "assistant"] * (len(talk) // 2 + 1)
-    if [message["role"] for message in talk] != expected[: len(talk)]:
+    turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
+    expected = ["user", "assistant"] * (len(turns) // 2 + 1)
+    if [message["role"] for message in turns] != expected[: len(turns)]:
         return "turns out of order", messages
-    if len(talk) % 2:  # nobody answered the last question
+    if len(turns) % 2:  # nobody answered the last question
         messages = messages[:-1]
-    return ("" if len(talk) > 1 else "no answer"), messages
+    return ("" if len(turns) > 1 else "no answer"), messages
 
 
-def sentiment(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+def sentiment(
+    path: Path, _choice: ConvertOptions, stats: ConversionStats
+) -> Iterator[ConvertedRow]:
     """Yield `{"text", "label"}` of pairs whose label is 0/1 or a word, in any order of columns."""
-    words = {
+    names = {
         "0": "negative", "0.0": "negative", "neg": "negative",
         "1": "positive", "1.0": "positive", "pos": "positive",
     }  # fmt: skip
-    for place, row in _each(path, tally):
+    for place, row in _numbered_rows(path, stats):
         text = _text(row, "text") or _text(row, "review") or _text(row, "sentence")
         label = _text(row, "label") or _text(row, "sentiment")
         if not text or not label:
-            tally.leave_out("no text or no label", place)
+            stats.leave_out("no text or no label", place)
             continue
-        label = words.get(label.lower(), label.lower())
-        tally.keep(label)
-        yield {"text": text, "label": label, "group": _alike(text)}
+        label = names.get(label.lower(), label.lower())
+        stats.keep(label)
+        yield {"text": text, "label": label, "group": duplicate_key(text)}
 
 
-def instructions(path: Path, _choice: Choice, tally: Tally) -> Iterator[ConvertedRow]:
+def instructions(
+    path: Path, _choice: ConvertOptions, stats: ConversionStats
+) -> Iterator[ConvertedRow]:
     """Yield Alpaca rows; `request` is the instruction with its input behind it if there is one.
 
     Any of the three may be code, whose first line is indented: nothing is stripped.
     """
-    for place, row in _each(path, tally):
-        order, given, answer = (_said(row, name) for name in ("instruction", "input", "output"))
-        if not order.strip() or not answer.strip():
-            tally.leave_out("no instruction or no output", place)
+    for place, row in _numbered_rows(path, stats):
+        instruction, given, answer = (
+            _raw_text(row, name) for name in ("instruction", "input", "output")
+        )
+        if not instruction.strip() or not answer.strip():
+            stats.leave_out("no instruction or no output", place)
             continue
         bare = given.strip().lower().strip(".<>") in {"", "no input", "noinput", "none"}
-        tally.keep("without input" if bare else "with input")
+        stats.keep("without input" if bare else "with input")
         yield {
-            "request": order if bare else f"{order}\n\n{given}",
+            "request": instruction if bare else f"{instruction}\n\n{given}",
             "answer": answer,
-            "group": _alike(f"{order} {given}"),
+            "group": duplicate_key(f"{instruction} {given}"),
         }
 
 
-def _comments(path: Path, tally: Tally) -> Iterator[tuple[int, str, tuple[str, ...], str]]:
+def _comments(
+    path: Path, stats: ConversionStats
+) -> Iterator[tuple[int, str, tuple[str, ...], str]]:
     """Yield (record, text, labels, id) of the Jigsaw file; ids are text, their zeros matter."""
     problems: list[str] = []
     checked = False
@@ -241,16 +255,16 @@ def _comments(path: Path, tally: Tally) -> Iterator[tuple[int, str, tuple[str, .
         if not checked:
             _check_columns(path, row)
             checked = True
-        tally.read += 1
+        stats.read += 1
         # Text in CSV, numbers in other formats; of those a row may also lack a field.
-        said = {name: _said(row, name) for name in ("id", "comment_text", *TOXIC)}
-        values = {said[name] for name in TOXIC}
+        texts = {name: _raw_text(row, name) for name in ("id", "comment_text", *TOXIC)}
+        values = {texts[name] for name in TOXIC}
         if not values <= {"0", "1"}:
             stray = ", ".join(sorted(map(repr, values - {"0", "1"})))
             raise DataError([f"{path}:{row.number}: a label must be 0 or 1, not {stray}"])
-        labels = tuple(name for name in TOXIC if said[name] == "1")
-        yield row.number, said["comment_text"], labels, said["id"]
-    _leave_out_broken(path, problems, tally)
+        labels = tuple(name for name in TOXIC if texts[name] == "1")
+        yield row.number, texts["comment_text"], labels, texts["id"]
+    _leave_out_broken(path, problems, stats)
     if not checked:
         raise DataError([f"{path}: the file holds no rows", *problems[:1]])
 
@@ -258,68 +272,87 @@ def _comments(path: Path, tally: Tally) -> Iterator[tuple[int, str, tuple[str, .
 def _check_columns(path: Path, row: Row) -> None:
     wanted = {"id", "comment_text", *TOXIC}
     there = set(row.fields)
-    faults = [f"no column `{name}`" for name in sorted(wanted - there)]
-    faults += [f"`{name}` is no label known here" for name in sorted(there - wanted)]
-    if faults:
-        raise DataError([f"{path}: {fault}" for fault in faults])
+    problems = [f"no column `{name}`" for name in sorted(wanted - there)]
+    problems += [f"`{name}` is no label known here" for name in sorted(there - wanted)]
+    if problems:
+        raise DataError([f"{path}: {problem}" for problem in problems])
 
 
-def _each(path: Path, tally: Tally) -> Iterator[tuple[str, Row]]:
+def _numbered_rows(path: Path, stats: ConversionStats) -> Iterator[tuple[str, Row]]:
     problems: list[str] = []
     for row in stream_rows(path, problems):
-        tally.read += 1
+        stats.read += 1
         yield f"{path.name}:{row.number}", row
-    _leave_out_broken(path, problems, tally)
+    _leave_out_broken(path, problems, stats)
 
 
-def _leave_out_broken(path: Path, problems: Sequence[str], tally: Tally) -> None:
-    """Count the rows that could not be read, each under what is wrong with it."""
+def _leave_out_broken(path: Path, problems: Sequence[str], stats: ConversionStats) -> None:
+    """Count the rows that could not be read, each by its reason."""
     for problem in problems:
-        number, _, said = problem.removeprefix(f"{path}:").partition(": ")
-        reason = re.split(r" \(|; ", said)[0]
-        tally.read += 1
-        tally.leave_out(
+        number, _, text = problem.removeprefix(f"{path}:").partition(": ")
+        reason = re.split(r" \(|; ", text)[0]
+        stats.read += 1
+        stats.leave_out(
             "does not decode" if reason == "not UTF-8" else reason, f"{path.name}:{number}"
         )
 
 
-def _said(row: Row, name: str) -> str:
+def _raw_text(row: Row, name: str) -> str:
     value = row.fields.get(name)
     return "" if value is None else str(value)
 
 
 def _text(row: Row, name: str) -> str:
-    """Return what prose says, or a label, without the space that stands around it by accident."""
-    return _said(row, name).strip()
-
-
-def essence(text: str) -> str:
-    """Return a text without case, marks and spacing, for telling near-duplicates."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
-
-
-def _alike(text: str) -> str:
-    """Return a name that texts share which say the same; of marks alone, which are the same."""
-    return digest(essence(text) or text)
-
-
-def digest(text: str) -> str:
-    """Return a short stable name of a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    """Return prose or a label without the accidental space around it."""
+    return _raw_text(row, name).strip()
 
 
 def _ranked(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest())
 
 
-Converter = Callable[[Path, Choice, Tally], Iterator[ConvertedRow]]
-CONVERTERS: Mapping[str, Converter] = MappingProxyType(
+Converter = Callable[[Path, ConvertOptions, ConversionStats], Iterator[ConvertedRow]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedFormat:
+    """One published format: its converter, and how to recognise and select its rows."""
+
+    convert: Converter
+    columns: frozenset[str] = frozenset()
+    """A file with these needs the converter; empty where a template over the columns would do."""
+    selectable: bool = False
+    """Whether `--benign`, `--tokenizer` and `--max-length` select among the rows."""
+    usage_note: str = ""
+    """What the authors ask of those who use it."""
+
+
+FORMATS: Mapping[str, PublishedFormat] = MappingProxyType(
     {
-        "jigsaw": jigsaw,
-        "ds1000": ds1000,
-        "counselling": counselling,
-        "conversations": conversations,
-        "sentiment": sentiment,
-        "instructions": instructions,
+        "jigsaw": PublishedFormat(
+            convert=jigsaw,
+            columns=frozenset({"comment_text", "toxic", "severe_toxic"}),
+            selectable=True,
+        ),
+        "ds1000": PublishedFormat(
+            convert=ds1000,
+            columns=frozenset({"prompt", "reference_code", "metadata"}),
+            usage_note="the authors of DS-1000 ask that it never enters a training corpus and is "
+            "not put online unpacked: prove a path with it, and publish nothing that learnt it",
+        ),
+        "counselling": PublishedFormat(convert=counselling),
+        "conversations": PublishedFormat(
+            convert=conversations, columns=frozenset({"conversations"})
+        ),
+        "sentiment": PublishedFormat(convert=sentiment),
+        "instructions": PublishedFormat(convert=instructions),
     }
 )
+"""Every published format by the name that `qft data` knows it by."""
+
+
+def published_format(columns: Iterable[str]) -> str:
+    """Return the format that a file with these columns has, if a template over them will not do."""
+    there = frozenset(columns)
+    recognised = (name for name, one in FORMATS.items() if one.columns and one.columns <= there)
+    return next(recognised, "")

@@ -1,8 +1,7 @@
-"""Turns rows into tokens and labels so that what is trained is exactly what is asked for later.
+"""Renders and tokenizes rows to examples, with the same code for training and for inference.
 
-One function renders and tokenizes for training, evaluation and generation alike. In every example
-the completion and the end-of-sequence token are whole and supervised, the prompt is not, there is
-at most one BOS, and only the prompt is ever shortened.
+In every example the completion and the EOS are whole and in the loss, the prompt is not, there is
+at most one BOS, and only the prompt is ever truncated.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Templates(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What became of the rows of one file; lengths and totals are in tokens."""
+    """Counts over the rows of one file; lengths and totals are in tokens."""
 
     path: str
     rows: int
@@ -76,7 +75,7 @@ def load_examples(
     Raises:
         DataError: with every problem of the file at once, each as `file:row`.
     """
-    codec = Codec.of(tokenizer, max_length=max_length, seq2seq=seq2seq)
+    codec = Codec.from_tokenizer(tokenizer, max_length=max_length, seq2seq=seq2seq)
     problems: list[str] = []
     if table.messages is not None:
         found = _conversations(table, path, codec, problems)
@@ -93,7 +92,7 @@ def load_examples(
 def _templated(
     table: Templates, path: Path | Shards, codec: Codec, problems: list[str]
 ) -> list[tuple[Example, bool]]:
-    """Return the examples of rows that fill two templates, and which of them were shortened."""
+    """Return the examples of rows that fill two templates, and which were truncated."""
     prompt_of, completion_of = _parse(table)
     texts: list[tuple[Row, str, str]] = []
     for row in read_rows(path):
@@ -104,7 +103,8 @@ def _templated(
             continue
         for text, template in ((prompt, prompt_of), (completion, completion_of)):
             problems += [
-                f"{path}:{row.number}: {fault}" for fault in codec.smuggled(text, template)
+                f"{path}:{row.number}: {problem}"
+                for problem in codec.special_tokens_in(text, template)
             ]
         texts.append((row, prompt, completion))
     prompts = codec.encode([prompt for _, prompt, _ in texts], prompt_of)
@@ -127,7 +127,7 @@ def _templated(
 def _conversations(
     table: Templates, path: Path | Shards, codec: Codec, problems: list[str]
 ) -> list[tuple[Example, bool]]:
-    """Return the examples of rows that hold conversations, and which of them were shortened."""
+    """Return the examples of rows with conversations, and which were truncated."""
     if codec.seq2seq:
         raise DataError(["`data.messages`: an encoder-decoder reads a prompt, not a conversation"])
     template = Template.parse("{" + (table.messages or "") + "}")
@@ -142,7 +142,7 @@ def _conversations(
 
 
 def load_texts(table: Templates, path: Path | Shards) -> list[tuple[int, str, str]]:
-    """Return row number, prompt and completion of every row, for whoever needs no tokens.
+    """Return row number, prompt and completion of every row as text.
 
     Raises:
         DataError: the rows cannot be read, lack a field, or are conversations.
@@ -172,7 +172,7 @@ def encode_prompt(
         text = prompt_of.render(fields)
     except MissingFieldError as error:
         raise DataError([str(error)]) from error
-    codec = Codec.of(tokenizer, max_length=max_length, seq2seq=seq2seq)
+    codec = Codec.from_tokenizer(tokenizer, max_length=max_length, seq2seq=seq2seq)
     ids, _, length, _ = codec.assemble(codec.encode([text], prompt_of)[0], [])
     return ids[:length]
 
@@ -201,7 +201,7 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]
 
 
 def padding_id(tokenizer: Any) -> int:
-    """Return a token id to pad with; no token is ever added, since the mask makes it invisible."""
+    """Return a token id to pad with; none is ever added, since the mask hides it."""
     for name in ("pad_token_id", "unk_token_id", "eos_token_id"):
         value = getattr(tokenizer, name, None)
         if value is not None:

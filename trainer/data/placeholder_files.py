@@ -1,4 +1,4 @@
-"""Tells a file from what stands in its place: a pointer that was not fetched, or a web page.
+"""Detects pointer files of Git LFS, git-annex and DVC, and web pages saved under a file's name.
 
 Sources: the Git LFS pointer specification (a text under 1024 bytes whose first line is `version`
 and a URL), git-annex's internals (a link into, or a text that begins with, `/annex/objects/`),
@@ -16,8 +16,8 @@ PAGES = (b"<!doctype html", b"<html", b"<head")
 BOM = b"\xef\xbb\xbf"
 
 
-def stand_in(path: Path) -> str:
-    """Say what stands in the place of the file at `path`, and what fetches it; empty if it is one.
+def describe_placeholder(path: Path) -> str:
+    """Return what the file at `path` is instead of data, and what fetches it; empty if it is data.
 
     Raises:
         OSError: it cannot be read.

@@ -1,4 +1,4 @@
-"""Reads the user's rows, every one of them with its place in the file, or says all that is wrong.
+"""Reads files of rows, each row with its place in the file, or reports every problem at once.
 
 Formats are told by the name's ending: `.jsonl`/`.ndjson` (one object a line), `.json` (a list of
 objects, or one a line), `.csv`/`.tsv` (a header, then records; a cell may span lines; a `.csv` may
@@ -20,7 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
-from trainer.data.placeholder_files import stand_in
+from trainer.data.placeholder_files import describe_placeholder
+from trainer.exit_codes import ExitCode, TrainerError
 
 PROBLEMS_SHOWN_MAX = 20
 CELL_CHARACTERS_MAX = 1 << 30  # csv's own limit of 131,072 is too small for documents
@@ -37,21 +38,19 @@ SIGNATURES = MappingProxyType(
 """What a file really is by its first bytes, when its name says that it is text."""
 
 
-class DataError(Exception):
-    """The data cannot be trained on; carries every problem found, and prints the first twenty.
+class DataError(TrainerError):
+    """The data cannot be trained on; `problems` are all that were found, the text the first twenty.
 
-    The trainer ends with exit code 65 on it: repeating the run cannot help, mending the data can.
+    Repeating the run cannot help, mending the data can.
     """
 
-    exit_code = 65
+    exit_code = ExitCode.BAD_DATA
+    heading = "the data cannot be used"
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        shown = list(self.problems[:PROBLEMS_SHOWN_MAX])
+    def __str__(self) -> str:
+        shown = self.problems[:PROBLEMS_SHOWN_MAX]
         hidden = len(self.problems) - len(shown)
-        if hidden:
-            shown.append(f"... and {hidden} more")
-        super().__init__("\n".join(shown))
+        return "\n".join([*shown, *([f"... and {hidden} more"] if hidden else [])])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """Files that together are one, in this order; `name` is what a message calls them."""
+    """Files that together are one, in this order; messages call them `name`."""
 
     name: str
     files: tuple[Path, ...]
@@ -96,7 +95,7 @@ def read_rows(path: Path | Shards) -> list[Row]:
 
 
 def stream_rows(path: Path, problems: list[str]) -> Iterator[Row]:
-    """Yield the rows one by one; a broken row is passed over and told in `problems`.
+    """Yield the rows one by one; a broken row is skipped and appended to `problems`.
 
     Raises:
         DataError: the file as a whole cannot be read, or nothing beyond a certain row can; its
@@ -104,7 +103,7 @@ def stream_rows(path: Path, problems: list[str]) -> Iterator[Row]:
     """
     kind, opener = _kind(path)
     try:
-        if said := stand_in(path):
+        if said := describe_placeholder(path):
             raise DataError([f"{path}: {said}"])
         with opener(path) as file:
             start = file.read(len(BOM))
@@ -133,11 +132,11 @@ def _kind(path: Path) -> tuple[str, Callable[[Path], IO[bytes]]]:
     packed = suffixes[-1:] == [".gz"]
     kind = (suffixes[-2:-1] if packed else suffixes[-1:]) or [""]
     if kind[0] not in READERS or (packed and kind[0] == ".parquet"):
-        known = ", ".join(sorted(READERS))
+        supported = ", ".join(sorted(READERS))
         named = f"`{path.suffix}`" if path.suffix else "a name without an ending"
         more = f"; {SAVE_AS}" if path.suffix.lower() in {".xls", ".xlsx", ".ods"} else ""
         raise DataError(
-            [f"{path}: {named} is not a format qft reads (it reads {known} and .gz){more}"]
+            [f"{path}: {named} is not a format qft reads (it reads {supported} and .gz){more}"]
         )
     return kind[0], _open_gzip if packed else _open_plain
 
@@ -162,16 +161,16 @@ def _jsonl(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
             byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
             problems.append(_not_utf8(f"{path}:{number}", byte))
         except json.JSONDecodeError as error:
-            said = _mend_line(line.strip()) or f"{error.msg}, column {error.colno}"
-            problems.append(f"{path}:{number}: not JSON ({said})")
+            reason = _line_hint(line.strip()) or f"{error.msg}, column {error.colno}"
+            problems.append(f"{path}:{number}: not JSON ({reason})")
         except (ValueError, RecursionError) as error:
-            problems.append(f"{path}:{number}: {_beyond(error)}")
+            problems.append(f"{path}:{number}: {_limit_exceeded(error)}")
         else:
             yield from _object(path, number, value, problems)
 
 
-def _mend_line(line: bytes) -> str:
-    """The usual mistake behind a line that is no JSON object; empty if it is another one."""
+def _line_hint(line: bytes) -> str:
+    """Return the usual mistake behind a line that is no JSON object; empty if it is another."""
     if line in {b"{", b"}", b"},"}:
         return "each object must stand on one line; a list of objects goes into a `.json` file"
     if line[:1] == b"[" or line == b"]":
@@ -199,7 +198,7 @@ def _json(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
         place = f"line {error.lineno} column {error.colno}"
         raise DataError([f"{path}: not JSON ({error.msg}, {place})"]) from error
     except (ValueError, RecursionError) as error:
-        raise DataError([f"{path}: {_beyond(error)}"]) from error
+        raise DataError([f"{path}: {_limit_exceeded(error)}"]) from error
     if not isinstance(values, list):
         raise DataError([f"{path}: a `.json` file must hold a list of objects"])
     for number, value in enumerate(values, start=1):
@@ -217,7 +216,7 @@ def _object(path: Path, number: int, value: object, problems: list[str]) -> Iter
     if not isinstance(value, dict):
         kind = type(value).__name__
         problems.append(f"{path}:{number}: a row must be a JSON object, this one is a {kind}")
-    elif _halves_a_character(value):
+    elif _has_lone_surrogate(value):
         problems.append(
             f"{path}:{number}: holds half of a character (a lone surrogate such as \\ud83d), which "
             "is no text; cut such texts between characters, or leave the row out"
@@ -226,8 +225,8 @@ def _object(path: Path, number: int, value: object, problems: list[str]) -> Iter
         yield Row(number=number, fields=value)
 
 
-def _halves_a_character(value: object) -> bool:
-    """Tell whether a text in `value` cannot be written as UTF-8, as an escape in JSON can."""
+def _has_lone_surrogate(value: object) -> bool:
+    """Return whether a text in `value` holds a lone surrogate, which UTF-8 cannot encode."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -235,12 +234,12 @@ def _halves_a_character(value: object) -> bool:
             return True
         return False
     if isinstance(value, dict):
-        return any(map(_halves_a_character, (*value, *value.values())))
-    return isinstance(value, list) and any(map(_halves_a_character, value))
+        return any(map(_has_lone_surrogate, (*value, *value.values())))
+    return isinstance(value, list) and any(map(_has_lone_surrogate, value))
 
 
-def _beyond(error: ValueError | RecursionError) -> str:
-    """Say which limit of the reader a JSON text exceeds: digits of a number, or depth."""
+def _limit_exceeded(error: ValueError | RecursionError) -> str:
+    """Return which limit of the parser a JSON text exceeds: digits of a number, or depth."""
     what = "too deep" if isinstance(error, RecursionError) else "a number of too many digits"
     return f"JSON that cannot be read ({what})"
 
@@ -276,14 +275,14 @@ def _csv(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
                 yield Row(number=number, fields=dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         # Where a cell ends is unknown from here on, so no further row can be trusted.
-        fault = f"{path}:{number + 1}: not CSV ({error}, line {reader.line_num})"
-        raise DataError([fault, *problems]) from error
+        problem = f"{path}:{number + 1}: not CSV ({error}, line {reader.line_num})"
+        raise DataError([problem, *problems]) from error
     finally:
         text.detach()
 
 
 def _separator(header: str) -> str:
-    """A comma; but what spreadsheets put in its place where the header has that and no comma.
+    """Return the separator: a comma, or a semicolon or tab if the header has no comma.
 
     A mark within a quoted name separates nothing.
     """
@@ -313,8 +312,8 @@ def _parquet(path: Path, file: IO[bytes], problems: list[str]) -> Iterator[Row]:
                 number += 1
                 yield Row(number=number, fields=fields)
     except pa.ArrowException as error:
-        fault = f"{path}:{number + 1}: not Parquet ({error})"
-        raise DataError([fault, *problems]) from error
+        problem = f"{path}:{number + 1}: not Parquet ({error})"
+        raise DataError([problem, *problems]) from error
 
 
 def _not_utf8(place: str, byte: str) -> str:

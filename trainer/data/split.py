@@ -1,19 +1,16 @@
-"""Keeps what belongs together on one side of a split, and tells what stands on both."""
+"""Splits rows by group into training and held-out ones, and finds duplicates across the two."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from trainer.data.converters import digest, essence
 
 SHOWN_MAX = 20
 
 
 def is_held_out(group: str, *, share: float, seed: int) -> bool:
-    """Tell whether a group belongs to the held-out side; about `share` of all groups do.
+    """Return whether a group is held out, as about `share` of all groups are.
 
     It depends on seed and group alone: adding rows never moves another group across.
     """
@@ -42,28 +39,30 @@ def find_duplicates(
     texts: set[str] = set()
     exact = near = 0
     for number, text in train:
-        key = digest(essence(text) or text)
-        plain = digest(text)
+        key = duplicate_key(text)
+        plain = short_hash(text)
         exact += plain in texts
         near += key in first and plain not in texts
         texts.add(plain)
         first.setdefault(key, number)
     across = [
-        (first[key], number)
-        for number, text in held_out
-        if (key := digest(essence(text) or text)) in first
+        (first[key], number) for number, text in held_out if (key := duplicate_key(text)) in first
     ]
     return Duplicates(
         exact=exact, near=near, across=tuple(across[:SHOWN_MAX]), across_count=len(across)
     )
 
 
-def split(
-    rows: Iterable[Mapping[str, Any]], *, share: float, seed: int
-) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Return (training rows, held-out rows), whole groups each; a row without one is its own."""
-    sides: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
-    for row in rows:
-        group = str(row.get("group", digest(repr(sorted(row.items())))))
-        sides[is_held_out(group, share=share, seed=seed)].append(row)
-    return sides
+def duplicate_key(text: str) -> str:
+    """Return a name that near-duplicates share; texts of marks alone share it only if equal."""
+    return short_hash(normalized(text) or text)
+
+
+def normalized(text: str) -> str:
+    """Return a text without case, marks and spacing."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+
+
+def short_hash(text: str) -> str:
+    """Return the first 16 hexadecimal digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

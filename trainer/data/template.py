@@ -1,4 +1,4 @@
-"""Fills `{field}` templates, and names what is missing instead of guessing."""
+"""Renders `{field}` templates; a missing field is an error, never a guess."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.exit_codes import ExitCode, TrainerError
+
 
 class TemplateError(ValueError):
     """The template itself is wrong, whatever the rows are."""
 
 
-class MissingFieldError(Exception):
+class MissingFieldError(TrainerError):
     """A row lacks a field that the template names, or holds something that is no text there."""
+
+    exit_code = ExitCode.BAD_DATA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +53,22 @@ class Template:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields named, in order, each once."""
+        """The fields of the template, in order, each once."""
         return tuple(dict.fromkeys(field for _, field in self.parts if field is not None))
 
     @property
     def literals(self) -> str:
-        """The template's own words, without any field."""
+        """The template's literal text, without any field."""
         return "".join(literal for literal, _ in self.parts)
 
     def render(self, row: Mapping[str, Any]) -> str:
-        """Return the filled text; nothing is stripped, so indentation and final spaces stay.
+        """Return the filled template; nothing is stripped: indentation and final spaces stay.
 
         Raises:
             MissingFieldError: names the field, the fields there are, and a near name if any.
         """
         return "".join(
-            literal + ("" if field is None else as_text(field, _look_up(row, field)))
+            literal + ("" if field is None else as_text(field, _field_value(row, field)))
             for literal, field in self.parts
         )
 
@@ -74,11 +78,11 @@ class Template:
         Raises:
             MissingFieldError: names the field, the fields there are, and a near name if any.
         """
-        return _look_up(row, self.fields[0])
+        return _field_value(row, self.fields[0])
 
 
 def as_text(field: str, value: object) -> str:
-    """Write a value as it is read in a prompt: text as it is, a list of words joined by ", "."""
+    """Return a value as text: text as it is, a list of words joined by ", "."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool | int | float):
@@ -92,7 +96,7 @@ def _kind(value: object) -> str:
     return "empty (null)" if value is None else f"a {type(value).__name__}"
 
 
-def _look_up(row: Mapping[str, Any], field: str) -> object:
+def _field_value(row: Mapping[str, Any], field: str) -> object:
     if field in row:
         return row[field]
     value: object = row

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 import torch
 
 
-class Rigour:
+class Determinism:
     """How strict torch is while a model is trained; the first refusal makes it lenient for good."""
 
     def __init__(self) -> None:
         self.strict = True
 
     @contextmanager
-    def demanded(self) -> Iterator[None]:
+    def enforced(self) -> Iterator[None]:
         """Let torch refuse inside what it only warns of outside, unless that was given up."""
         torch.use_deterministic_algorithms(mode=True, warn_only=not self.strict)
         try:
@@ -28,7 +28,7 @@ class Rigour:
         finally:
             torch.use_deterministic_algorithms(mode=True, warn_only=True)
 
-    def give_up(self, error: RuntimeError) -> bool:
+    def relax(self, error: RuntimeError) -> bool:
         """Become lenient if `error` is such a refusal; tell whether it was one."""
         refused = self.strict and "deterministic" in str(error)
         self.strict = self.strict and not refused

@@ -14,9 +14,9 @@ from types import MappingProxyType
 from typing import Any
 
 from trainer.config import OptimizerKind, PrecisionChoice, Quant, TrainerConfig
+from trainer.device.gpus import Gpu
 from trainer.device.shapes import Block, Linear, Shape, read_shape
 
-GIB = 2**30
 SLACK = 1.08  # reserved over allocated, the low end of what is seen in training (1.08 to 1.41)
 CONTEXT_BYTES = 0.55e9  # CUDA context and workspaces: 0.36 to 0.65 GB are reported
 SMALL_TENSOR = 4096  # elements under which bitsandbytes keeps moments in 32 bits
@@ -24,32 +24,6 @@ DORA_TIME = 1.26  # of a step over LoRA's, PEFT's own comparison on unquantised 
 HOURS_FACTOR = 3.0  # published runs of one kind on one card differ by that much
 BYTES: Mapping[PrecisionChoice, int] = MappingProxyType(
     {PrecisionChoice.FP32: 4, PrecisionChoice.BF16: 2, PrecisionChoice.FP16: 2}
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """A card as a training sees it; `flops` is what such a training reaches, not the data sheet."""
-
-    name: str
-    memory_bytes: float
-    precision: PrecisionChoice
-    flops: float
-
-
-# Usable memory is what the driver leaves. Speeds: T4 and A10 between published runs of this kind,
-# which differ by a factor of three; the others scaled from A10 by their data sheets.
-GPUS: Mapping[str, Gpu] = MappingProxyType(
-    {
-        name: Gpu(name=name, memory_bytes=gib * GIB, precision=precision, flops=flops)
-        for name, gib, precision, flops in (
-            ("T4", 14.75, PrecisionChoice.FP16, 6e12),
-            ("V100", 15.77, PrecisionChoice.FP16, 12e12),
-            ("A10", 22.0, PrecisionChoice.BF16, 28e12),
-            ("A100", 79.1, PrecisionChoice.BF16, 90e12),
-            ("H100", 79.1, PrecisionChoice.BF16, 180e12),
-        )
-    }
 )
 
 
@@ -67,7 +41,7 @@ class Workload:
     optimizer: OptimizerKind = OptimizerKind.ADAMW
     precision: PrecisionChoice = PrecisionChoice.FP16
     checkpointing: bool = True
-    supervised: int | None = None  # tokens per sequence that reach the head; None: all of them
+    loss_tokens: int | None = None  # tokens per sequence that reach the head; None: all of them
     adapter_bytes: int = 4  # of one trained number; ours are always float32
     dora: bool = False
     bases: int | None = None  # per matrix, if the matrices are combinations of so many (NOLA)
@@ -105,7 +79,7 @@ def estimate(config: Mapping[str, Any], work: Workload) -> Memory:
         # Tensors under 4096 elements keep 32-bit moments in every optimizer.
         moments = trained * (8 if work.bases < SMALL_TENSOR else moments / trained)
     kept, live, brief = _activations(shape, work, rows)
-    heads = work.micro_batch * (work.tokens if work.supervised is None else work.supervised)
+    heads = work.micro_batch * (work.tokens if work.loss_tokens is None else work.loss_tokens)
     # Logits in the compute type, their float32 copy, and its gradient.
     logits = float(heads * shape.vocabulary * (size + 4 + 4))
     quantised = work.quant is not Quant.NONE
@@ -266,23 +240,23 @@ def step_seconds(config: Mapping[str, Any], work: Workload, *, gpu: Gpu, batch_s
     shape = read_shape(config)
     passes = (6 if work.checkpointing else 4) * (DORA_TIME if work.dora else 1.0)
     tokens = work.tokens * batch_size
-    heads = batch_size * (work.tokens if work.supervised is None else work.supervised)
+    heads = batch_size * (work.tokens if work.loss_tokens is None else work.loss_tokens)
     head = shape.vocabulary * shape.hidden
     return passes * (shape.linear_parameters * tokens + head * heads) / gpu.flops
 
 
-def foretell(
+def estimate_training(
     config: TrainerConfig,
     model: Mapping[str, Any],
     *,
     gpu: Gpu,
     lengths: Sequence[int] | None = None,
-    supervised: int | None = None,
+    loss_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Return memory, micro-batch and time of a run as plain JSON, for `qft plan`.
 
     `lengths` are the token counts of the rows if they are known, else every row is taken to be
-    `max_length` long; `supervised` is the longest answer, else all tokens are taken to be learnt.
+    `max_length` long; `loss_tokens` is the longest answer, else all tokens are taken to be learnt.
     """
     train, method = config.train, config.method
     longest = max(lengths) if lengths else train.max_length
@@ -298,7 +272,7 @@ def foretell(
         optimizer=method.optimizer,
         precision=gpu.precision if chosen is PrecisionChoice.AUTO else chosen,
         checkpointing=train.gradient_checkpointing is not False,
-        supervised=supervised if config.data.loss_on == "completion" else None,
+        loss_tokens=loss_tokens if config.data.loss_on == "completion" else None,
         dora=method.kind.dora,
         bases=method.combined,
     )

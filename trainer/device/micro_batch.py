@@ -8,48 +8,49 @@ from typing import Any
 
 from trainer.config import TrainerConfig
 from trainer.data.codec import NOT_TRAINED, Example
-from trainer.device.memory import Gpu, foretell
+from trainer.device.gpus import Gpu
+from trainer.device.memory import estimate_training
 from trainer.device.shapes import UnknownShapeError
 
 
 @dataclass(frozen=True)
-class Portion:
+class MicroBatch:
     """Sequences per forward pass, and why."""
 
     size: int
     reason: str
 
 
-def choose_portion(
+def choose_micro_batch(
     config: TrainerConfig,
-    described: Mapping[str, Any],
+    model_config: Mapping[str, Any],
     examples: Sequence[Example],
     *,
     gpu: Gpu | None,
-) -> Portion:
+) -> MicroBatch:
     """Return the configured micro-batch, or for `auto` the largest that fits (all on a CPU).
 
-    The estimate looks at the longest row, since a step that does not fit costs a retry. `described`
-    is the base's `config.json`, `gpu` the card at hand or None.
+    The estimate takes the longest row, since a step that does not fit costs a retry.
+    `model_config` is the base's `config.json`, `gpu` the one at hand or None.
     """
     batch_size, wanted = config.train.batch_size, config.train.micro_batch
     if wanted != "auto":
-        return Portion(min(wanted, batch_size), "as configured")
+        return MicroBatch(min(wanted, batch_size), "as configured")
     if gpu is None:
-        return Portion(batch_size, "whole batches: a CPU has memory enough")
+        return MicroBatch(batch_size, "whole batches: a CPU has memory enough")
     try:
-        found = foretell(
+        found = estimate_training(
             config,
-            described,
+            model_config,
             gpu=gpu,
             lengths=[len(example.input_ids) for example in examples],
-            supervised=max(
+            loss_tokens=max(
                 sum(label != NOT_TRAINED for label in example.labels) for example in examples
             ),
         )
     except UnknownShapeError as error:
-        return Portion(batch_size, f"whole batches until memory runs out: {error}")
+        return MicroBatch(batch_size, f"whole batches until memory runs out: {error}")
     fitting = found["largest_micro_batch"]
     if fitting is None:
-        return Portion(1, f"not even one sequence should fit on {gpu.name}: trying")
-    return Portion(fitting, f"what should fit on {gpu.name}")
+        return MicroBatch(1, f"not even one sequence should fit on {gpu.name}: trying")
+    return MicroBatch(fitting, f"what should fit on {gpu.name}")

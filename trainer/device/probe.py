@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from typing import Any
 
+from trainer.exit_codes import ExitCode
 from trainer.rundir.fingerprint import cpu_model, installed_versions
 
 
@@ -35,3 +38,13 @@ def probe() -> dict[str, Any]:
     elif torch.version.cuda is not None:
         facts["problem"] = "torch was built for CUDA but finds no usable GPU or driver"
     return facts
+
+
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """Take none."""
+
+
+def run(_args: argparse.Namespace) -> int:
+    """Print what this machine can do, for the laptop to check before it trains."""
+    sys.stdout.write(json.dumps(probe(), indent=1) + "\n")
+    return ExitCode.DONE

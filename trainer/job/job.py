@@ -5,17 +5,20 @@ An eviction in any stage is one and the same case: the next start does what is s
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 from trainer.atomic import RealDisk
-from trainer.config import load_config
-from trainer.context import Desk, Order
+from trainer.config import EvictionBand, load_config
+from trainer.context import JobContext, JobOptions
 from trainer.errors import Preempted
-from trainer.eviction import Flag, MetadataPoll, on_signals
+from trainer.eviction import MetadataPoll, PreemptionFlag, on_signals
+from trainer.exit_codes import ExitCode
 from trainer.rundir.fingerprint import permitted_keys
 from trainer.rundir.layout import (
     ADAPTER,
@@ -29,9 +32,10 @@ from trainer.rundir.layout import (
     sweep,
 )
 from trainer.rundir.status import Heartbeat, Phase
+from trainer.text import amount, print_line
 
 
-def run_job(order: Order, on_message: Callable[[str], None]) -> None:
+def run_job(options: JobOptions, on_message: Callable[[str], None]) -> None:
     """Do the whole job; return when the adapter is whole and scored.
 
     Raises:
@@ -41,20 +45,23 @@ def run_job(order: Order, on_message: Callable[[str], None]) -> None:
         Busy: another trainer runs in this directory (exit 73).
         OSError: the disk or the network fails (exit 74); whole checkpoints stand.
     """
-    flag = Flag(time.monotonic)
-    with on_signals(flag), alone_in(order.run_dir):  # a SIGTERM is heard from the first moment
-        sweep(order.run_dir, disk=RealDisk())
-        heartbeat = Heartbeat(order.run_dir / "status.json", disk=RealDisk(), now=_now)
-        with heartbeat, polling(order.metadata_url, flag, on_message):
-            _reported(order, heartbeat, flag, on_message)
+    flag = PreemptionFlag(time.monotonic)
+    with on_signals(flag), alone_in(options.run_dir):  # a SIGTERM is heard from the first moment
+        sweep(options.run_dir, disk=RealDisk())
+        heartbeat = Heartbeat(options.run_dir / "status.json", disk=RealDisk(), now=_now)
+        with heartbeat, polling(options.metadata_url, flag, on_message):
+            _reported(options, heartbeat, flag, on_message)
 
 
 def _reported(
-    order: Order, heartbeat: Heartbeat, flag: Flag, on_message: Callable[[str], None]
+    options: JobOptions,
+    heartbeat: Heartbeat,
+    flag: PreemptionFlag,
+    on_message: Callable[[str], None],
 ) -> None:
     """Do the job and leave its end, whatever it is, in the status."""
     try:
-        _stages(order, heartbeat, flag, on_message)
+        _stages(options, heartbeat, flag, on_message)
     except Preempted:
         reason = flag.notice.reason if flag.notice else "notice"
         heartbeat.update(phase=Phase.PREEMPTED, message=f"stopped by {reason}, state saved")
@@ -66,14 +73,17 @@ def _reported(
 
 
 def _stages(
-    order: Order, heartbeat: Heartbeat, flag: Flag, on_message: Callable[[str], None]
+    options: JobOptions,
+    heartbeat: Heartbeat,
+    flag: PreemptionFlag,
+    on_message: Callable[[str], None],
 ) -> None:
-    config = load_config(order.run_dir / CONFIG)
-    permitted_keys(order.allow_change)  # a slip is told now, not at the first resume
-    inputs = data_facts(config, order.run_dir)
-    if adapter_done(order.run_dir, config, inputs):
-        heartbeat.update(**read_table(order.run_dir / ADAPTER / RECEIPT).get("status", {}))
-    if finished(order.run_dir, config, inputs):
+    config = load_config(options.run_dir / CONFIG)
+    permitted_keys(options.allow_change)  # a slip is told now, not at the first resume
+    inputs = data_facts(config, options.run_dir)
+    if adapter_done(options.run_dir, config, inputs):
+        heartbeat.update(**read_table(options.run_dir / ADAPTER / RECEIPT).get("status", {}))
+    if finished(options.run_dir, config, inputs):
         on_message("everything is done already: nothing to do")
         return
     prepare_environment()
@@ -81,15 +91,15 @@ def _stages(
         stages,  # torch and friends take seconds; what is done needs none of them
     )
 
-    desk = Desk(
-        order=order,
+    job = JobContext(
+        options=options,
         config=config,
         inputs=inputs,
         heartbeat=heartbeat,
         flag=flag,
         on_message=on_message,
     )
-    stages.work(desk)
+    stages.run_stages(job)
 
 
 def prepare_environment() -> None:
@@ -106,7 +116,9 @@ def prepare_environment() -> None:
 
 
 @contextmanager
-def polling(url: str | None, flag: Flag, on_message: Callable[[str], None]) -> Iterator[None]:
+def polling(
+    url: str | None, flag: PreemptionFlag, on_message: Callable[[str], None]
+) -> Iterator[None]:
     """Ask the metadata service for notices while inside; without a URL, ask nobody."""
     if url is None:
         yield
@@ -121,3 +133,34 @@ def polling(url: str | None, flag: Flag, on_message: Callable[[str], None]) -> I
 
 def _now() -> datetime:
     return datetime.now(tz=UTC)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which run is trained, and what the machine tells of itself."""
+    parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
+    parser.add_argument("--metadata-url", help="metadata service that announces evictions")
+    parser.add_argument(
+        "--allow-change", nargs="+", action="extend", default=[], metavar="KEY",
+        help="accept that this setting differs from the interrupted run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--eviction-band", type=EvictionBand, choices=list(EvictionBand), metavar="BAND",
+        help="evictions per hour in percent: 0-5, 5-10, 10-15, 15-20 or 20+",
+    )  # fmt: skip
+    parser.add_argument(
+        "--price-usd-per-h", type=amount, default=0.0, metavar="USD",
+        help="what the machine costs, for the cost so far in every checkpoint",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the whole job."""
+    options = JobOptions(
+        run_dir=args.run_dir.resolve(),
+        metadata_url=args.metadata_url,
+        allow_change=tuple(args.allow_change),
+        band=args.eviction_band,
+        price_usd_per_h=args.price_usd_per_h,
+    )
+    run_job(options, print_line)
+    return ExitCode.DONE

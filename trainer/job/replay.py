@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -13,9 +16,11 @@ from typing import Any
 from trainer import model as models
 from trainer.atomic import RealDisk
 from trainer.config import ConfigError, load_config
-from trainer.context import Desk, Order
-from trainer.eviction import Flag
-from trainer.job.stages import prepare, set_up, size_limit
+from trainer.context import JobContext, JobOptions
+from trainer.eviction import PreemptionFlag
+from trainer.exit_codes import ExitCode
+from trainer.job.prepare import prepare_inputs
+from trainer.job.stages import set_up, size_limit
 from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import CONFIG, alone_in, data_facts
 from trainer.rundir.status import Heartbeat, parse_log
@@ -30,6 +35,7 @@ from trainer.saving.manifest import (
     verify,
 )
 from trainer.saving.state import TrainingState, present_tensors
+from trainer.text import positive, print_line
 from trainer.training.loop import train
 
 STEPS_DEFAULT = 10
@@ -70,20 +76,20 @@ def replay(
             run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC)
         )
         config = load_config(run_dir / CONFIG)
-        desk = Desk(
-            order=Order(run_dir=run_dir),
+        job = JobContext(
+            options=JobOptions(run_dir=run_dir),
             config=config,
             inputs=data_facts(config, run_dir),
             heartbeat=heartbeat,  # never started, so it writes nothing
-            flag=Flag(clock),
+            flag=PreemptionFlag(clock),
             on_message=on_message,
         )
-        material = prepare(desk)
+        prepared = prepare_inputs(job)
         base = models.load_base(
-            material.source, config.method, precision=material.precision, device=material.device
+            prepared.source, config.method, precision=prepared.precision, device=prepared.device
         )
         adapted = models.attach_adapter(base, config.method, config.train)
-        bench, state = set_up(desk, material, adapted)
+        context, state = set_up(job, prepared, adapted)
         root = run_dir / "checkpoints"
         start = choose_start(root, last=len(logged), steps=steps)
         caveats: tuple[str, ...] = ()
@@ -91,14 +97,14 @@ def replay(
         if known:
             directory = root / directory_name(known)
             snapshot = load(directory, tensor_bytes_max=size_limit(state))
-            verdict = compare(snapshot.fingerprint, material.fingerprint, allowed=())
+            verdict = compare(snapshot.fingerprint, prepared.fingerprint, allowed=())
             verdict.require()
             caveats = verdict.inexact
             if start:
                 state.restore(snapshot)
         until = min(start + (steps or STEPS_DEFAULT), len(logged))
         comparer = Comparer(logged=logged)
-        train(bench, state, comparer, until=until)
+        train(context, state, comparer, until=until)
         return _judge(root, state, comparer, start=start, caveats=caveats)
 
 
@@ -200,11 +206,6 @@ def _logged(run_dir: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def to_json(result: Replay) -> dict[str, Any]:
-    """Return the result as a JSON-safe table."""
-    return asdict(result)
-
-
 def to_text(result: Replay) -> str:
     """Say the result in words."""
     span = f"steps {result.after_step + 1}-{result.after_step + result.steps}"
@@ -220,3 +221,20 @@ def to_text(result: Replay) -> str:
     values = f"was {what.get('logged')}, is {what.get('replayed')}"
     caveats = [f"  other than at training: {line}" for line in result.caveats]
     return "\n".join([f"NOT the same: {span} replayed; {where}: {values}", *caveats])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which steps of which run are done again."""
+    parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
+    parser.add_argument("--steps", type=positive, help="how many; default: to the last checkpoint")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay a part of the run and say whether it gave the same bits."""
+    result = replay(
+        args.run_dir.resolve(), steps=args.steps, clock=time.monotonic, on_message=print_line
+    )
+    text = json.dumps(asdict(result), indent=1) if args.json else to_text(result)
+    sys.stdout.write(text + "\n")
+    return ExitCode.DONE if result.equal else ExitCode.DIFFERS

@@ -1,6 +1,6 @@
 """Shows what would be trained on before money is spent: as text for a terminal, and as a page.
 
-    python -m trainer.pages.audit --run-dir DIR [--html audit.html]
+    python -m trainer audit --run-dir DIR [--html audit.html]
 
 Nothing is trained or loaded but the tokenizer and the rows, which go through the very code that
 feeds the training. Exit codes: 0 shown, 65 the rows cannot be trained on, 78 nor can the config.
@@ -25,9 +25,10 @@ from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import Examples, load_examples
 from trainer.data.rows import DataError
 from trainer.data.split import Duplicates, find_duplicates
+from trainer.exit_codes import ExitCode
 from trainer.pages import html
 from trainer.rundir.layout import resolve
-from trainer.schedule import make_plan
+from trainer.schedule import make_schedule
 from trainer.scoring.answers import read_answer
 
 SAMPLES = 5
@@ -174,25 +175,27 @@ def as_page(found: Audit, name: str) -> str:
     return html.page(f"Audit of {name}", sections)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Audit a run directory; the text goes to stdout, errors to stderr."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.pages.audit")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which run is audited, and into what form."""
     parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
     parser.add_argument("--html", type=Path, help="also write a page there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Audit a run directory; the text goes to stdout."""
     hint = None
     try:
         config = load_config(args.run_dir / "config.json")
         hint = hub.rely_on_cache() if _needs_hub(config, args.run_dir) else None
         found = _loaded(config, args.run_dir)
     except (ConfigError, DataError, ConnectionError) as error:
-        sys.stderr.write("\n".join([str(error), *([hint] if hint else [])]) + "\n")
-        return DataError.exit_code if isinstance(error, DataError) else 78
+        kind = DataError if isinstance(error, DataError) else ConfigError
+        raise kind([str(error), *([hint] if hint else [])]) from error
     if args.html:
         replace_file(args.html, as_page(found, Path(config.data.train).name), disk=RealDisk())
     sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n" if args.json else as_text(found))
-    return 0
+    return ExitCode.DONE
 
 
 def _needs_hub(config: TrainerConfig, run_dir: Path) -> bool:
@@ -239,10 +242,10 @@ def _waste(config: TrainerConfig, lengths: Sequence[int]) -> tuple[float, float]
         table = config.train.model_copy(
             update={"group_by_length": grouped, "steps": None, "epochs": 1.0}
         )
-        plan = make_plan(table, list(lengths))
+        schedule = make_schedule(table, list(lengths))
         real = computed = 0
-        for step in range(1, plan.steps + 1):
-            batch = [lengths[at] for at in plan.batch(step)]
+        for step in range(1, schedule.steps + 1):
+            batch = [lengths[at] for at in schedule.batch(step)]
             real += sum(batch)
             computed += max(batch) * len(batch)
         shares.append(1 - real / max(computed, 1))
@@ -320,7 +323,3 @@ def _side(word: str, report: dict[str, Any]) -> str:
         f"{report['supervised_tokens']} are learnt; longest {report['longest']}; "
         f"{report['truncated']} prompts shortened"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -98,7 +98,7 @@ def written(value: object) -> str:
     return f"{value:.4g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.2e}"
 
 
-def axis_words(ticks: Sequence[float]) -> list[str]:
+def axis_labels(ticks: Sequence[float]) -> list[str]:
     """Return evenly spaced numbers as an axis has room for them: `15k` and `1.5M`, never `e+04`.
 
     All are in one unit, with as many digits as tell neighbours apart.
@@ -278,7 +278,7 @@ class _Frame:
             )
         ]
         upright = _ticks(self.low, self.high)
-        for value, word in zip(upright, axis_words(upright), strict=True):
+        for value, word in zip(upright, axis_labels(upright), strict=True):
             place = self.up(value)
             parts.append(
                 f'<line class="axis" x1="{LEFT}" x2="{WIDE - 10}" y1="{place:.1f}" '
@@ -289,7 +289,7 @@ class _Frame:
         parts += [
             f'<text x="{self.right(at):.1f}" y="{HIGH - 18}" text-anchor="middle">'
             f"{escape(word)}</text>"
-            for at, word in zip(level, axis_words(level), strict=True)
+            for at, word in zip(level, axis_labels(level), strict=True)
         ]
         return "".join(parts)
 

@@ -1,6 +1,6 @@
 """One page and one JSON file that tell what a run did: learning, evictions, scores, money.
 
-    python -m trainer.pages.report --run-dir DIR [--facts facts.json] [--out DIR]
+    python -m trainer report --run-dir DIR [--facts facts.json] [--out DIR]
 
 Reads only what a run leaves behind (`config.json`, `metrics.jsonl`, `eval-*.json`, `adapter/`) and,
 if given, the laptop's facts: `{"evictions": [{"step": 45, "at": ISO time}], "usd": 0.12, "hours":
@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer.atomic import RealDisk, replace_file
+from trainer.data.rows import DataError
+from trainer.exit_codes import ExitCode
 from trainer.pages import html
 from trainer.pages.run_files import MALFORMED, Json, read, read_log, shown
 from trainer.text import duration
 from trainer.untrusted import table
 
 SMOOTH_STEPS = 10
-BAD_DATA = 65
 
 
 def build(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
@@ -110,7 +110,7 @@ def as_page(report: Json, run_dir: Path, *, name: str) -> str:
     return html.page(f"Report of {name}", sections)
 
 
-RIVALS = {
+BASELINE_NAMES = {
     "majority": "commonest answer",
     "tfidf_regression": "TF-IDF + regression",
     "few_shot": "base, few-shot",
@@ -141,7 +141,7 @@ def _summary(report: Json) -> list[tuple[str, object]]:
         ("tokens", report["tokens"]),
         ("time in training steps", duration(seconds)),
         ("tokens per second", None if speed is None else round(speed, 1)),
-        ("merged model", merged_as_adapter(report["merged"])),
+        ("merged model", describe_agreement(report["merged"])),
         ("evictions survived", len(report["evictions"])),
         ("steps done again", facts.get("redone_steps")),
         ("steps skipped for overflow", report["skipped_steps"]),
@@ -156,7 +156,7 @@ def _summary(report: Json) -> list[tuple[str, object]]:
 def _scores(report: Json) -> list[str]:
     """Return who answered how well, a line each, and what training gained."""
     found: list[tuple[str, Mapping[str, Any]]] = [
-        (RIVALS.get(name, name), figures) for name, figures in report["baselines"].items()
+        (BASELINE_NAMES.get(name, name), figures) for name, figures in report["baselines"].items()
     ]
     for stage, word in (("before", "base"), ("after", "fine-tuned")):
         if report[stage]:
@@ -298,7 +298,7 @@ def _best(found: Mapping[str, Any] | None) -> str | None:
     return None if not found else f"{found['loss']:.4g} after step {found['step']}"
 
 
-def merged_as_adapter(found: Mapping[str, Any] | None) -> str | None:
+def describe_agreement(found: Mapping[str, Any] | None) -> str | None:
     """Say how alike the merged model and the adapter answer; None if they were not compared.
 
     After a training on a quantised base, it is said of that base and of the original one.
@@ -343,21 +343,23 @@ def _dollars(facts: Mapping[str, Any]) -> str | None:
     return f"${facts['usd']:.4g}{listed}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write `report.html` and `report.json`, each whole or not at all."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.pages.report")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say of which run, and where to."""
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--facts", type=Path, help="JSON of what only the laptop knows")
     parser.add_argument("--out", type=Path, help="where to write; the run directory by default")
     parser.add_argument("--name", help="title; the run directory's name by default")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write `report.html` and `report.json`, each whole or not at all."""
     facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
     try:
         write(args.run_dir, args.out or args.run_dir, facts, name=args.name or args.run_dir.name)
     except ValueError as error:
-        sys.stderr.write(f"{error}\nhint: `qft fetch` brings the results of the run anew\n")
-        return BAD_DATA
-    return 0
+        hint = "hint: `qft fetch` brings the results of the run anew"
+        raise DataError([str(error), hint]) from error
+    return ExitCode.DONE
 
 
 def write(run_dir: Path, out: Path, facts: Mapping[str, Any] | None, *, name: str) -> Json:
@@ -367,7 +369,3 @@ def write(run_dir: Path, out: Path, facts: Mapping[str, Any] | None, *, name: st
     replace_file(out / "report.json", text, disk=RealDisk())
     replace_file(out / "report.html", as_page(report, run_dir, name=name), disk=RealDisk())
     return report
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import ConfigError, is_path
+from trainer.config import ConfigError
+from trainer.hub import is_hub_id
 
 CONFIGS = ("adapter_config.json", "config.json", "tokenizer_config.json")
 NAMING = ("base_model_name_or_path", "_name_or_path", "name_or_path")
@@ -21,7 +22,7 @@ class BaseName:
     on_hub: bool
 
 
-def name_base(model: str, run_dir: Path, *, folder: str = "", given: str = "") -> BaseName:
+def public_base_name(model: str, run_dir: Path, *, folder: str = "", given: str = "") -> BaseName:
     """Return the public name of the base that the config of `run_dir` calls `model`.
 
     A directory has the hub id that its owner has `given` for it, else only its own bare name:
@@ -30,15 +31,9 @@ def name_base(model: str, run_dir: Path, *, folder: str = "", given: str = "") -
     Raises:
         ConfigError: `given` is no hub id, or the base has another one already.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    if given:
-        try:
-            validate_repo_id(given)
-        except HFValidationError as error:
-            raise ConfigError([f"--base: `{given}` is no hub id: {error}"]) from error
-    if not (is_path(model) or (run_dir / Path(model).expanduser()).is_dir()):
+    if given and not is_hub_id(given):
+        raise ConfigError([f"--base: `{given}` is no hub id, which reads `owner/name`"])
+    if is_hub_id(model) and not (run_dir / Path(model).expanduser()).is_dir():
         if given not in {"", model}:
             raise ConfigError([f"--base: the base is `{model}` on a hub, and not `{given}`"])
         return BaseName(name=model, on_hub=True)
@@ -46,7 +41,7 @@ def name_base(model: str, run_dir: Path, *, folder: str = "", given: str = "") -
     return BaseName(name=given or bare, on_hub=bool(given))
 
 
-def public_bytes(path: Path, base: BaseName) -> bytes | None:
+def without_local_paths(path: Path, base: BaseName) -> bytes | None:
     """Return a config without paths in the fields that name a model; None if it has none there."""
     if path.name not in CONFIGS:
         return None
@@ -57,7 +52,7 @@ def public_bytes(path: Path, base: BaseName) -> bytes | None:
     if not isinstance(content, dict):
         return None
     found = {key: content[key] for key in NAMING if isinstance(content.get(key), str)}
-    ours = {key for key, value in found.items() if is_path(value)}
+    ours = {key for key, value in found.items() if value and not is_hub_id(value)}
     if not ours:
         return None
     content |= dict.fromkeys(ours, base.name)

@@ -1,6 +1,6 @@
 """The 16-bit base that an adapter is merged into: where its weights lie, and how to fetch it.
 
-    python -m trainer.results.base_weights --model OWNER/NAME [--revision REVISION]
+    python -m trainer fetch-base --model OWNER/NAME [--revision REVISION]
 
 Fetches description, tokenizer and weights from the hub, each once, into the library's own cache,
 and prints the directory. Of several formats of the same weights only one is fetched.
@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.exit_codes import ExitCode, TrainerError
 from trainer.hub import hub_is_silent
 
 if TYPE_CHECKING:  # fetching needs no torch, and loading it takes seconds
@@ -25,10 +26,9 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FORMATS = ((INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 DESCRIBING = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
-FETCHED, UNUSABLE, UNREACHED = 0, 78, 74
 
 
-class NoBaseError(Exception):
+class NoBaseError(TrainerError):
     """There is no base to merge into; the message says what is missing."""
 
 
@@ -65,7 +65,7 @@ def _listed(base: Path, index: str, single: str) -> list[str]:
     return names
 
 
-def written_name(name: str) -> str:
+def safetensors_name(name: str) -> str:
     """Return what a shard is called once it is written as safetensors."""
     return Path(name.removeprefix("pytorch_")).stem + ".safetensors"
 
@@ -114,7 +114,7 @@ def _older(path: Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
-def placed(name: str, names: Collection[str]) -> str:
+def stored_name(name: str, names: Collection[str]) -> str:
     """Return the name of a loaded model's tensor as files with these `names` write it.
 
     A base may be stored without the first part of its names (GPT-2 is, on the hub), which
@@ -124,7 +124,7 @@ def placed(name: str, names: Collection[str]) -> str:
     return short if name not in names and short in names else name
 
 
-def fetch(model: str, revision: str) -> Path:
+def download(model: str, revision: str) -> Path:
     """Return the local copy of a base on the hub, fetched as far as it is not there yet.
 
     Endpoint, cache and token are those of `huggingface_hub` (`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`).
@@ -170,23 +170,21 @@ def _snapshot(
     return Path(found)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch as the command line says; exit 78 or 74 with the reason if it cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.results.base_weights")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which base is fetched."""
     parser.add_argument("--model", required=True, help="OWNER/NAME on the hub")
     parser.add_argument("--revision", default="main", help="branch, tag or commit")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fetch, and print the directory."""
     try:
-        directory = fetch(args.model, args.revision)
-    except (NoBaseError, ConnectionError) as error:
+        directory = download(args.model, args.revision)
+    except ConnectionError as error:
         from huggingface_hub import constants
 
-        sys.stderr.write(f"{error}\n")
-        asked = isinstance(error, ConnectionError) and not constants.HF_HUB_OFFLINE
-        return UNREACHED if asked else UNUSABLE
+        if not constants.HF_HUB_OFFLINE:
+            raise
+        raise NoBaseError(str(error)) from error
     sys.stdout.write(f"{directory}\n")
-    return FETCHED
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ExitCode.DONE

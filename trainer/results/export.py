@@ -6,8 +6,10 @@ are plain already.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from trainer.adapters.nola import FACTS, expand
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX, read_settings
 from trainer.atomic import RealDisk, clear_partials, partial_of
 from trainer.config import ConfigError
+from trainer.exit_codes import ExitCode
+from trainer.text import positive
 from trainer.untrusted import NotPlain, parse, table, whole
 
 
@@ -116,3 +120,19 @@ def _write(out: Path, settings: Mapping[str, Any], tensors: Mapping[str, torch.T
         shutil.rmtree(partial, ignore_errors=True)
     size = sum(path.stat().st_size for path in out.iterdir())
     return Exported(directory=out, rank=int(settings["r"]), bytes=size)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which rank is written, and where to."""
+    parser.add_argument("--run-dir", type=Path, required=True, help="where adapter/ lies")
+    parser.add_argument("--rank", type=positive, help="of a DyLoRA run; default: the best one")
+    parser.add_argument("--out", type=Path, help="new directory; default: exported/ in the run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the plain adapter and print where it is."""
+    run_dir = args.run_dir.resolve()
+    out = args.out.resolve() if args.out else run_dir / "exported"
+    done = export(run_dir / "adapter", out, rank=args.rank)
+    sys.stdout.write(f"{done.directory}: rank {done.rank}, {done.bytes} bytes\n")
+    return ExitCode.DONE

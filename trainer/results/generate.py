@@ -1,6 +1,6 @@
 """Asks a base model with its adapter, as training asked it: the same prompt, the same end.
 
-    python -m trainer.results.generate --run-dir DIR [--field text="..."] [--prompt "..."] [--chat]
+    python -m trainer generate --run-dir DIR [--field text="..."] [--prompt "..."] [--chat]
 
 Without `--prompt` the template of the config is filled with the fields given; `--chat` holds a
 conversation on the terminal. Answers go to stdout and stop at the end token.
@@ -19,12 +19,12 @@ from trainer import hub
 from trainer.config import ConfigError, TrainerConfig, load_config
 from trainer.data.codec import Codec, TooLongError
 from trainer.data.examples import encode_prompt, padding_id
-from trainer.data.rows import DataError
-from trainer.data.template import MissingFieldError, Template
+from trainer.data.template import Template
+from trainer.exit_codes import ExitCode
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speaker:
+class Generator:
     """A loaded model that answers prompts greedily."""
 
     model: Any
@@ -42,16 +42,16 @@ class Speaker:
         Raises:
             TooLongError: the prompt leaves no place for an answer, or there is none.
         """
-        from trainer.scoring.constrained import Decoder, undisturbed
+        from trainer.scoring.constrained import Decoder, eval_mode
 
-        tokens_max = self.longest_answer(prompt, wanted=tokens_max)
+        tokens_max = self.new_tokens_max(prompt, wanted=tokens_max)
         codec = self.codec()
         decoder = Decoder(self.model, eos_ids=[codec.eos_id], pad_id=padding_id(self.tokenizer))
-        with undisturbed(self.model):
-            written = decoder.write(decoder.read([prompt]), tokens_max=tokens_max)[0]
+        with eval_mode(self.model):
+            written = decoder.generate(decoder.prefill([prompt]), tokens_max=tokens_max)[0]
         return self.tokenizer.decode(written.tokens, skip_special_tokens=True), written.stopped
 
-    def longest_answer(self, prompt: Sequence[int], *, wanted: int) -> int:
+    def new_tokens_max(self, prompt: Sequence[int], *, wanted: int) -> int:
         """Return how many of the tokens wanted the model can write after this prompt.
 
         Raises:
@@ -71,7 +71,7 @@ class Speaker:
             )
         return min(wanted, limit - len(prompt) + 1)  # the last one is not read again
 
-    def read_row(self, fields: dict[str, str]) -> tuple[int, ...]:
+    def encode_row(self, fields: dict[str, str]) -> tuple[int, ...]:
         """Return the prompt of a row as training would have read it.
 
         Raises:
@@ -82,14 +82,14 @@ class Speaker:
             self.config.data, fields, self.tokenizer, max_length=length, seq2seq=self.seq2seq
         )
 
-    def read_text(self, text: str) -> tuple[int, ...]:
+    def encode_text(self, text: str) -> tuple[int, ...]:
         """Return a ready prompt in tokens; control tokens written in it count as such."""
         codec = self.codec()
         written = Template.parse(text.replace("{", "{{").replace("}", "}}"))
         ids, _, length, _ = codec.assemble(codec.encode([text], written)[0], [])
         return ids[:length]
 
-    def read_talk(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
         """Return what leads to the next answer of a conversation, as training would have read it.
 
         Raises:
@@ -98,17 +98,17 @@ class Speaker:
         from trainer.data.chat import encode_conversation
 
         # The dummy answer's place is where the real one begins.
-        talk = [*messages, {"role": "assistant", "content": "."}]
-        item, _ = encode_conversation(self.codec(), talk, style=self.config.data.chat, row=0)
+        chat_loop = [*messages, {"role": "assistant", "content": "."}]
+        item, _ = encode_conversation(self.codec(), chat_loop, style=self.config.data.chat, row=0)
         return item.prompt_ids
 
     def codec(self) -> Codec:
         """Return how this model's tokenizer frames a text."""
         length = self.config.train.max_length
-        return Codec.of(self.tokenizer, max_length=length, seq2seq=self.seq2seq)
+        return Codec.from_tokenizer(self.tokenizer, max_length=length, seq2seq=self.seq2seq)
 
 
-def load(run_dir: Path, *, adapter: Path | None, base_only: bool) -> Speaker:
+def load(run_dir: Path, *, adapter: Path | None, base_only: bool) -> Generator:
     """Load the base of a run, and its adapter unless only the base is wanted.
 
     Raises:
@@ -129,11 +129,15 @@ def load(run_dir: Path, *, adapter: Path | None, base_only: bool) -> Speaker:
         if not (directory / "adapter_config.json").is_file():
             raise ConfigError([f"{directory} holds no adapter; train first, or give --adapter"])
         model = models.load_adapter(model, directory)
-    return Speaker(model=model.eval(), tokenizer=models.load_tokenizer(source), config=config)
+    return Generator(model=model.eval(), tokenizer=models.load_tokenizer(source), config=config)
 
 
-def talk(
-    speaker: Speaker, lines: Iterator[str], on_message: Callable[[str], None], *, tokens_max: int
+def chat_loop(
+    generator: Generator,
+    lines: Iterator[str],
+    on_message: Callable[[str], None],
+    *,
+    tokens_max: int,
 ) -> None:
     """Answer line after line, each with the whole conversation before it, until the lines end."""
     messages: list[dict[str, str]] = []
@@ -141,14 +145,13 @@ def talk(
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line.rstrip("\n")})
-        text, _ = speaker.answer(speaker.read_talk(messages), tokens_max=tokens_max)
+        text, _ = generator.answer(generator.encode_chat(messages), tokens_max=tokens_max)
         on_message(text)
         messages.append({"role": "assistant", "content": text if text.strip() else "."})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Answer once, or hold a conversation; exit 78 or 65 with a reason if that cannot be."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.results.generate")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which run answers, and what it is asked."""
     parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
     parser.add_argument("--adapter", type=Path, help="another adapter than the run's own")
     parser.add_argument("--base-only", action="store_true", help="ask the base without an adapter")
@@ -158,43 +161,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--field", action="append", default=[], metavar="NAME=TEXT", help="a field of the template"
     )
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer once, or hold a conversation."""
     hint = None
     try:
         base = load_config(args.run_dir / "config.json").model.id
         if not (args.run_dir / Path(base).expanduser()).is_dir():
             hint = hub.rely_on_cache()
-        speaker = load(args.run_dir, adapter=args.adapter, base_only=args.base_only)
-        _check_question(args, speaker)
+        generator = load(args.run_dir, adapter=args.adapter, base_only=args.base_only)
+        _check_question(args, generator)
         if args.chat:
             # Started without a stdin there is none, and nobody asks anything.
-            talk(speaker, iter(sys.stdin or ()), _log, tokens_max=args.tokens)
-            return 0
+            chat_loop(generator, iter(sys.stdin or ()), _log, tokens_max=args.tokens)
+            return ExitCode.DONE
         if args.prompt is not None:
-            prompt = speaker.read_text(args.prompt)
+            prompt = generator.encode_text(args.prompt)
         else:
-            prompt = speaker.read_row(_fields(args))
-        text, stopped = speaker.answer(prompt, tokens_max=args.tokens)
+            prompt = generator.encode_row(_fields(args))
+        text, stopped = generator.answer(prompt, tokens_max=args.tokens)
     except (ConfigError, ConnectionError) as error:
-        sys.stderr.write("\n".join([str(error), *([hint] if hint else [])]) + "\n")
-        return 78
-    except (DataError, MissingFieldError, TooLongError) as error:
-        sys.stderr.write(f"{error}\n")
-        return DataError.exit_code
+        raise ConfigError([str(error), *([hint] if hint else [])]) from error
     _log(text)
     if not stopped:
-        length = speaker.longest_answer(prompt, wanted=args.tokens)
+        length = generator.new_tokens_max(prompt, wanted=args.tokens)
         sys.stderr.write(f"(stopped after {length} tokens without an end)\n")
-    return 0
+    return ExitCode.DONE
 
 
 def _fields(args: argparse.Namespace) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in args.field)
 
 
-def _check_question(args: argparse.Namespace, speaker: Speaker) -> None:
+def _check_question(args: argparse.Namespace, generator: Generator) -> None:
     """Raise `ConfigError` if the command line asks for nothing that this run can answer."""
-    config = speaker.config
+    config = generator.config
     if args.tokens < 1:
         raise ConfigError([f"--tokens: {args.tokens} is no length of an answer"])
     odd = [pair for pair in args.field if "=" not in pair]
@@ -208,7 +210,7 @@ def _check_question(args: argparse.Namespace, speaker: Speaker) -> None:
             raise ConfigError([f"--field {strangers[0]}: the prompt's fields are {known}"])
     if config.data.messages is not None and not args.chat and args.prompt is None:
         raise ConfigError(["this run learnt conversations: ask with --chat, or with --prompt TEXT"])
-    wordless = config.data.chat == "template" and not speaker.tokenizer.chat_template
+    wordless = config.data.chat == "template" and not generator.tokenizer.chat_template
     if args.chat and config.data.messages is None and wordless:
         fields = " ".join(
             f"--field {name}=TEXT" for name in Template.parse(config.data.prompt).fields
@@ -220,7 +222,3 @@ def _check_question(args: argparse.Namespace, speaker: Speaker) -> None:
 def _log(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Folds an adapter into its base, shard by shard on the CPU, into a plain model directory.
 
-    python -m trainer.results.merge --base DIR --adapter DIR --out DIR [--dtype float32]
+    python -m trainer merge --base DIR --adapter DIR --out DIR [--dtype float32]
         [--onto quantized --run-dir DIR]
 
 Never more than one shard of the base is in memory. The base is the one of the files, not the 4-bit
@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,17 +25,18 @@ from trainer.adapters.nola import FACTS, expand
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX
 from trainer.atomic import RealDisk, clear_partials, partial_of
 from trainer.config import ConfigError
+from trainer.exit_codes import ExitCode
 from trainer.results.base_weights import (
     INDEX,
     SINGLE,
     NoBaseError,
-    placed,
     read_tensors,
+    safetensors_name,
     shard_names,
+    stored_name,
     tensor_names,
-    written_name,
 )
-from trainer.results.quantized_base import Kept, Onto, as_trained
+from trainer.results.quantized_base import MergeBase, QuantizedBase, describe_quantized_base
 from trainer.untrusted import number, parse, text, whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.index.json")
@@ -155,12 +156,13 @@ def read_adapter(directory: Path) -> Adapter:
 
 def merge(  # noqa: PLR0913 - three places and how
     base: Path, adapter: Path, out: Path, *, dtype: torch.dtype | None,
-    on_message: Callable[[str], None], kept: Kept | None = None,
+    on_message: Callable[[str], None], quantized: QuantizedBase | None = None,
 ) -> int:  # fmt: skip
     """Write the merged model to `out`, whole or not at all; return how many matrices changed.
 
-    `dtype` is that of the weights written; None keeps each as it is in the base. With `kept`, the
-    adapter is merged onto the base as training kept it, else onto the base as its files have it.
+    `dtype` is that of the weights written; None keeps each as it is in the base. With
+    `quantized`, the adapter is merged into the base as training quantised it, else into the base as
+    its files have it.
 
     Raises:
         CannotMergeError: something of the adapter has no place in the base, or `out` exists.
@@ -170,7 +172,7 @@ def merge(  # noqa: PLR0913 - three places and how
     shards = shard_names(base)
     names = {name for one in shards for name in tensor_names(base / one)}
     found = _fitted(found, names, base)
-    kept = kept.fitted(names) if kept else None
+    quantized = quantized.matched_to(names) if quantized else None
     if out.exists():
         raise CannotMergeError(f"{out} exists already; name another directory or remove it")
     clear_partials(out, disk=RealDisk())
@@ -179,8 +181,8 @@ def merge(  # noqa: PLR0913 - three places and how
     sizes = {}
     try:
         for number, name in enumerate(shards, start=1):
-            target = written_name(name)
-            sizes[target] = _merge_shard(base / name, partial / target, found, dtype, kept)
+            target = safetensors_name(name)
+            sizes[target] = _merge_shard(base / name, partial / target, found, dtype, quantized)
             on_message(f"shard {number} of {len(shards)} merged")
         _write_index(partial, sizes)
         _copy_the_rest(base, adapter, partial, dtype)
@@ -189,7 +191,7 @@ def merge(  # noqa: PLR0913 - three places and how
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     changed = {f"{name}.weight" for name in found.deltas} | found.replaced.keys()
-    return len(changed | kept.weights.keys() if kept else changed)
+    return len(changed | quantized.weights.keys() if quantized else changed)
 
 
 def _fitted(adapter: Adapter, names: set[str], base: Path) -> Adapter:
@@ -200,7 +202,7 @@ def _fitted(adapter: Adapter, names: set[str], base: Path) -> Adapter:
     """
 
     def place(name: str, ending: str) -> str:
-        return placed(name + ending, names).removesuffix(ending)
+        return stored_name(name + ending, names).removesuffix(ending)
 
     try:
         kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -223,7 +225,11 @@ def _fitted(adapter: Adapter, names: set[str], base: Path) -> Adapter:
 
 
 def _merge_shard(
-    source: Path, target: Path, adapter: Adapter, dtype: torch.dtype | None, kept: Kept | None
+    source: Path,
+    target: Path,
+    adapter: Adapter,
+    dtype: torch.dtype | None,
+    quantized: QuantizedBase | None,
 ) -> dict[str, int]:
     """Write one shard anew; return the bytes of each of its tensors."""
     from safetensors.torch import save_file
@@ -232,7 +238,7 @@ def _merge_shard(
     for name, tensor in read_tensors(source):
         module = name.removesuffix(".weight")
         wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        weight = kept.seen(name, tensor) if kept else tensor
+        weight = quantized.dequantized(name, tensor) if quantized else tensor
         if name in adapter.replaced:
             written[name] = adapter.replaced[name].to(wanted)
         elif module in adapter.deltas and name.endswith(".weight"):
@@ -284,42 +290,46 @@ def _sync(directory: Path) -> None:
             os.close(descriptor)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Merge as the command line says; exit 78 with the reason if it cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.results.merge")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which adapter goes into which base, and how."""
     parser.add_argument("--base", type=Path, required=True, help="directory of the 16-bit base")
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"])
-    parser.add_argument("--onto", type=Onto, choices=list(Onto), default=Onto.ORIGINAL)
+    parser.add_argument(
+        "--onto", type=MergeBase, choices=list(MergeBase), default=MergeBase.ORIGINAL
+    )
     parser.add_argument("--run-dir", type=Path, help="whose config.json says how it was quantised")
-    args = parser.parse_args(argv)
-    if args.onto is Onto.QUANTIZED and args.run_dir is None:
-        parser.error("--onto quantized needs --run-dir")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge, and say how much changed."""
+    if args.onto is MergeBase.QUANTIZED and args.run_dir is None:
+        raise ConfigError(["--onto quantized needs --run-dir"])
     dtype = getattr(torch, args.dtype) if args.dtype else None
 
     def on_message(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
     try:
-        kept = None
-        if args.onto is Onto.QUANTIZED:
-            kept = as_trained(args.base, args.adapter, args.run_dir, on_message=on_message)
+        quantized = None
+        if args.onto is MergeBase.QUANTIZED:
+            quantized = describe_quantized_base(
+                args.base, args.adapter, args.run_dir, on_message=on_message
+            )
         changed = merge(
-            args.base, args.adapter, args.out, dtype=dtype, on_message=on_message, kept=kept
+            args.base,
+            args.adapter,
+            args.out,
+            dtype=dtype,
+            on_message=on_message,
+            quantized=quantized,
         )
-    except (NoBaseError, ConfigError) as error:
-        on_message(str(error))
-        return 78
     except OSError as error:
-        on_message(
-            f"{error.filename or args.out}: {error.strerror or error}; nothing is left of the merge"
-        )
-        return 74
-    onto = f"the {kept.quant} base of the training" if kept else "the original base"
+        place = error.filename or args.out
+        raise OSError(
+            f"{place}: {error.strerror or error}; nothing is left of the merge"
+        ) from error
+    onto = f"the {quantized.quant} base of the training" if quantized else "the original base"
     on_message(f"{args.out}: merged onto {onto}, {changed} matrices changed")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ExitCode.DONE

@@ -1,6 +1,6 @@
 """How alike a merged model and the adapter that it was made of answer, on held-out rows.
 
-    python -m trainer.results.merge_check --run-dir DIR --merged DIR [--base DIR] [--adapter DIR]
+    python -m trainer merge-check --run-dir DIR --merged DIR [--base DIR] [--adapter DIR]
         [--onto quantized]
 
 All on the CPU, one model in memory at a time, in float32 if there is room. The merged model is
@@ -31,13 +31,12 @@ from trainer.config import (
     TrainerConfig,
     load_config,
 )
-from trainer.data.codec import Codec, Example, TooLongError
+from trainer.data.codec import Codec, Example
 from trainer.data.examples import load_examples, padding_id
-from trainer.data.rows import DataError
-from trainer.data.template import MissingFieldError
 from trainer.device.precision import Precision
-from trainer.results.base_weights import NoBaseError, shard_names
-from trainer.results.quantized_base import Onto
+from trainer.exit_codes import ExitCode, TrainerError
+from trainer.results.base_weights import shard_names
+from trainer.results.quantized_base import MergeBase
 from trainer.rundir.layout import CONFIG, resolve
 
 TOKENS_MAX = 64  # of an answer: whoever differs, mostly does so early
@@ -46,38 +45,38 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
+class ModelOutputs:
     """What a model said to prompts: its first logits [prompts, words], and its greedy answers."""
 
     logits: torch.Tensor
     answers: tuple[tuple[tuple[int, ...], bool], ...]
 
 
-def listen(
+def collect_outputs(
     model: Any, prompts: Sequence[Sequence[int]], *, tokens_max: int, eos_id: int, pad_id: int
-) -> Heard:
+) -> ModelOutputs:
     """Return what `model` says to the prompts; nothing of it changes."""
-    from trainer.scoring.constrained import Decoder, batches, undisturbed
+    from trainer.scoring.constrained import Decoder, batches_by_length, eval_mode
 
     decoder = Decoder(model, eos_ids=[eos_id], pad_id=pad_id)
     logits: dict[int, torch.Tensor] = {}
     answers: dict[int, tuple[tuple[int, ...], bool]] = {}
-    with undisturbed(model):
-        for batch in batches([len(prompt) for prompt in prompts]):
-            reading = decoder.read([prompts[at] for at in batch])
-            logits |= zip(batch, reading.logits.cpu(), strict=True)
-            written = decoder.write(reading, tokens_max=tokens_max)
+    with eval_mode(model):
+        for batch in batches_by_length([len(prompt) for prompt in prompts]):
+            state = decoder.prefill([prompts[at] for at in batch])
+            logits |= zip(batch, state.logits.cpu(), strict=True)
+            written = decoder.generate(state, tokens_max=tokens_max)
             answers |= {
                 at: (one.tokens, one.stopped) for at, one in zip(batch, written, strict=True)
             }
     places = range(len(prompts))
-    return Heard(
+    return ModelOutputs(
         logits=torch.stack([logits[at] for at in places]),
         answers=tuple(answers[at] for at in places),
     )
 
 
-def difference(reference: Heard, merged: Heard) -> dict[str, Any]:
+def difference(reference: ModelOutputs, merged: ModelOutputs) -> dict[str, Any]:
     """Return rows, how many greedy answers are equal, and how far the first logits are apart."""
     gap = (reference.logits - merged.logits).abs()
     equal = sum(one == other for one, other in zip(reference.answers, merged.answers, strict=True))
@@ -91,12 +90,12 @@ def difference(reference: Heard, merged: Heard) -> dict[str, Any]:
     }
 
 
-def parity(
+def compare_models(
     reference: Any, merged: Any, prompts: Sequence[Sequence[int]], *, tokens_max: int, eos_id: int
 ) -> dict[str, Any]:
     """Compare two loaded models on prompts, greedily and by their logits."""
     heard = [
-        listen(model, prompts, tokens_max=tokens_max, eos_id=eos_id, pad_id=eos_id)
+        collect_outputs(model, prompts, tokens_max=tokens_max, eos_id=eos_id, pad_id=eos_id)
         for model in (reference, merged)
     ]
     return difference(heard[0], heard[1])
@@ -114,19 +113,19 @@ def choose_dtype(weights_bytes: int, width: int, *, free_bytes: int) -> torch.dt
     return None
 
 
-def pick(items: Sequence[Example], count: int) -> list[Example]:
+def evenly_spaced(items: Sequence[Example], count: int) -> list[Example]:
     """Return `count` of the items, evenly spread, or all if there are no more."""
     count = min(count, len(items))
     return [items[at * len(items) // count] for at in range(count)]
 
 
-class CannotCompareError(Exception):
+class CannotCompareError(TrainerError):
     """The merged model is whole, but cannot be compared here; the message says why."""
 
 
 def compare(  # noqa: PLR0913 - three places and how much
     run_dir: Path, merged: Path, adapter: Path, *, base: Path | None, rows: int,
-    on_message: Callable[[str], None], onto: Onto = Onto.ORIGINAL,
+    on_message: Callable[[str], None], onto: MergeBase = MergeBase.ORIGINAL,
 ) -> dict[str, Any]:  # fmt: skip
     """Return how `merged` differs from `adapter`, as plain JSON.
 
@@ -148,18 +147,18 @@ def compare(  # noqa: PLR0913 - three places and how much
     seq2seq = models.is_seq2seq(models.load_config(source))
     dtype = _dtype_for(merged)
     items, held_out = _questions(config, run_dir, tokenizer, seq2seq=seq2seq, rows=rows)
-    codec = Codec.of(tokenizer, max_length=config.train.max_length, seq2seq=seq2seq)
+    codec = Codec.from_tokenizer(tokenizer, max_length=config.train.max_length, seq2seq=seq2seq)
     longest = min(max(item.answer_length for item in items), TOKENS_MAX)
     method = config.method.storage
     plain = MethodTable(kind=MethodKind.LORA)
 
-    def hear(place: models.Source, table: MethodTable, worn: Path | None) -> Heard:
+    def hear(place: models.Source, table: MethodTable, adapter: Path | None) -> ModelOutputs:
         arithmetic = Precision(
             compute=_CHOICES[dtype], autocast=False, loss_scaling=False, reason=""
         )
         model = models.load_base(place, table, precision=arithmetic, device=CPU)
-        model = models.load_adapter(model, worn) if worn else model.eval()
-        said = listen(
+        model = models.load_adapter(model, adapter) if adapter else model.eval()
+        said = collect_outputs(
             model, [item.prompt_ids for item in items],
             tokens_max=longest, eos_id=codec.eos_id, pad_id=padding_id(tokenizer),
         )  # fmt: skip
@@ -167,25 +166,25 @@ def compare(  # noqa: PLR0913 - three places and how much
         gc.collect()
         return said
 
-    bases = {Onto.ORIGINAL: (plain, "the original base")}
+    bases = {MergeBase.ORIGINAL: (plain, "the original base")}
     if method is not Quant.NONE:
-        bases[Onto.QUANTIZED] = (config.method, f"the {method} base it was trained on")
+        bases[MergeBase.QUANTIZED] = (config.method, f"the {method} base it was trained on")
     if onto not in bases:
         raise ConfigError([f"method.quant: {config.method.kind} has no quantised base"])
     answered = hear(replace(source, name=str(merged.absolute()), revision=None), plain, None)
-    found: dict[Onto, dict[str, Any]] = {}
+    found: dict[MergeBase, dict[str, Any]] = {}
     for one in sorted(bases, key=lambda one: one is not onto):  # the one merged onto is first
         table, named = bases[one]
         found[one] = difference(hear(source, table, adapter), answered)
         same = ", which it was merged onto" if one is onto else ""
         on_message(_sentence(f"the adapter on {named}{same}", found[one]))
-    trained = found.get(Onto.QUANTIZED)
+    trained = found.get(MergeBase.QUANTIZED)
     return {
         "held_out": held_out,
         "dtype": str(dtype).removeprefix("torch."),
         "onto": str(onto),
         **found[onto],
-        "on_original": found[Onto.ORIGINAL],
+        "on_original": found[MergeBase.ORIGINAL],
         "as_trained": {"quant": str(method), **trained} if trained else None,
     }
 
@@ -221,7 +220,7 @@ def _questions(
         config.data, resolve(run_dir, name), tokenizer,
         max_length=config.train.max_length, seq2seq=seq2seq,
     )  # fmt: skip
-    return pick(found.items, rows), config.data.eval is not None
+    return evenly_spaced(found.items, rows), config.data.eval is not None
 
 
 def _sentence(other: str, found: dict[str, Any]) -> str:
@@ -231,38 +230,28 @@ def _sentence(other: str, found: dict[str, Any]) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compare as the command line says; exit 65, 74 or 78 with the reason if it cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.results.merge_check")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which merged model is compared with which adapter."""
     parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
     parser.add_argument("--merged", type=Path, required=True, help="directory of the merged model")
     parser.add_argument("--adapter", type=Path, help="the run's own without")
     parser.add_argument("--base", type=Path, help="the base, if it is not where the config says")
-    parser.add_argument("--onto", type=Onto, choices=list(Onto), default=Onto.ORIGINAL)
+    parser.add_argument(
+        "--onto", type=MergeBase, choices=list(MergeBase), default=MergeBase.ORIGINAL
+    )
     parser.add_argument("--rows", type=int, default=32, help="how many rows to ask")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, and print the result as JSON."""
 
     def on_message(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
-    try:
-        adapter = args.adapter or args.run_dir / "adapter"
-        found = compare(
-            args.run_dir, args.merged, adapter,
-            base=args.base, rows=max(1, args.rows), on_message=on_message, onto=args.onto,
-        )  # fmt: skip
-    except (CannotCompareError, NoBaseError, ConfigError) as error:
-        on_message(str(error))
-        return 78
-    except (DataError, MissingFieldError, TooLongError) as error:
-        on_message(str(error))
-        return DataError.exit_code
-    except OSError as error:
-        on_message(str(error))
-        return 74
+    adapter = args.adapter or args.run_dir / "adapter"
+    found = compare(
+        args.run_dir, args.merged, adapter,
+        base=args.base, rows=max(1, args.rows), on_message=on_message, onto=args.onto,
+    )  # fmt: skip
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ExitCode.DONE

@@ -1,6 +1,6 @@
 """Puts an adapter or a merged model on a hub, with a card that says what it is and how good.
 
-    python -m trainer.results.publish --run-dir DIR --repo NAME/MODEL [--folder DIR] [--public]
+    python -m trainer publish --run-dir DIR --repo NAME/MODEL [--folder DIR] [--public]
 
 The token comes from the environment (`HF_TOKEN`) and is never printed, logged or stored. Only
 weights in safetensors, configs, tokenizer files and the card are sent.
@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +22,11 @@ from typing import Any
 
 from trainer import hub
 from trainer.adapters.nola import FACTS
-from trainer.config import ConfigError, TrainerConfig, load_config
+from trainer.config import TrainerConfig, load_config
+from trainer.exit_codes import ExitCode, TrainerError
 from trainer.pages import report
 from trainer.pages.run_files import MALFORMED
-from trainer.results.base_name import BaseName, name_base, public_bytes
+from trainer.results.base_name import BaseName, public_base_name, without_local_paths
 from trainer.results.export import export
 
 HUB = "https://huggingface.co"
@@ -36,16 +37,14 @@ SILENCE_S = 90.0  # that a hub may take over a word; its library would wait for 
 NEVER_SENT = ("qft.json", "*optimizer*", "*rng*", ".*")
 
 
-class CannotPublishError(Exception):
+class CannotPublishError(TrainerError):
     """The hub refused, or there is nothing to send; the message says what to do."""
-
-    exit_code = 78
 
 
 class SilentHubError(CannotPublishError):
     """The hub was not reached, or has a trouble of its own: try again later."""
 
-    exit_code = 74
+    exit_code = ExitCode.FAILED_IO
 
 
 def card(config: TrainerConfig, told: Mapping[str, Any], *, base: BaseName, merged: bool) -> str:
@@ -96,7 +95,7 @@ def card(config: TrainerConfig, told: Mapping[str, Any], *, base: BaseName, merg
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shelf:
+class Repository:
     """Where to publish: a repository on a hub, and the right to write there."""
 
     repo: str
@@ -105,7 +104,7 @@ class Shelf:
     private: bool = True
 
 
-def publish(folder: Path, shelf: Shelf, *, text: str, base: BaseName) -> str:
+def publish(folder: Path, repository: Repository, *, text: str, base: BaseName) -> str:
     """Make the repository if need be, send folder and card in one commit; return its address.
 
     Where a config names a model by a path of this computer or the machine, `base` is sent instead.
@@ -120,14 +119,14 @@ def publish(folder: Path, shelf: Shelf, *, text: str, base: BaseName) -> str:
     files = [path for path in sorted(folder.iterdir()) if _is_sent(path)]
     if not any(path.suffix == ".safetensors" for path in files):
         raise CannotPublishError(f"{folder} holds no safetensors file: nothing to publish")
-    api = HfApi(endpoint=shelf.endpoint, token=shelf.token)
+    api = HfApi(endpoint=repository.endpoint, token=repository.token)
     get_session().timeout = SILENCE_S
     with ExitStack() as opened:
         # Another hub than the official one need not know its storage protocol; an open file makes
         # the library use plain HTTP.
         sources = [
-            public_bytes(path, base)
-            or (path if shelf.endpoint is None else opened.enter_context(path.open("rb")))
+            without_local_paths(path, base)
+            or (path if repository.endpoint is None else opened.enter_context(path.open("rb")))
             for path in files
         ]
         operations = [
@@ -136,18 +135,18 @@ def publish(folder: Path, shelf: Shelf, *, text: str, base: BaseName) -> str:
         ]
         operations.append(CommitOperationAdd("README.md", text.encode()))
         try:
-            _make_repository(api, shelf)
+            _make_repository(api, repository)
             api.create_commit(
-                shelf.repo, operations=operations, commit_message="Add the model and its card"
+                repository.repo, operations=operations, commit_message="Add the model and its card"
             )
         except (HTTPError, OSError, ValueError, RuntimeError, KeyError) as error:
-            said = (str(error) or type(error).__name__).replace(shelf.token, "***")
+            said = (str(error) or type(error).__name__).replace(repository.token, "***")
             # From nothing: the cause holds the request, and the request the token.
-            raise _told(error, said, shelf.repo) from None
-    return f"{(shelf.endpoint or HUB).rstrip('/')}/{shelf.repo}"
+            raise _told(error, said, repository.repo) from None
+    return f"{(repository.endpoint or HUB).rstrip('/')}/{repository.repo}"
 
 
-def _make_repository(api: Any, shelf: Shelf) -> None:
+def _make_repository(api: Any, repository: Repository) -> None:
     """Make the repository, unless it is there, or may be and this token makes none.
 
     Then the commit shows which it is. The library's own `exist_ok` cannot be used: on another hub
@@ -156,7 +155,7 @@ def _make_repository(api: Any, shelf: Shelf) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        api.create_repo(shelf.repo, private=shelf.private)
+        api.create_repo(repository.repo, private=repository.private)
     except HfHubHTTPError as error:
         if error.response.status_code not in MAY_BE_THERE:
             raise
@@ -204,11 +203,13 @@ def _is_sent(path: Path) -> bool:
 
 
 def _scores(told: Mapping[str, Any], *, merged: bool) -> list[str]:
-    alike = report.merged_as_adapter(told["merged"]) if merged else None
+    alike = report.describe_agreement(told["merged"]) if merged else None
     parity = ["", f"The merged model {alike}."] if alike else []
     rows = ["| model | figure | value | 95 % interval |", "| --- | --- | --- | --- |"]
     for name, figures in told["baselines"].items():
-        rows.append(_score(report.RIVALS.get(name, name), "exact_match", figures["exact_match"]))
+        rows.append(
+            _score(report.BASELINE_NAMES.get(name, name), "exact_match", figures["exact_match"])
+        )
     for stage, word in (("before", "base"), ("after", "fine-tuned")):
         if told[stage]:
             rows.append(_score(word, told[stage]["metric"], told[stage]))
@@ -255,9 +256,8 @@ def _warning(base: BaseName, *, merged: bool) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Publish as the command line says; exit 78, or 74 for a silent hub, with the reason if not."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.results.publish")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what is published where."""
     parser.add_argument("--run-dir", type=Path, required=True, help="what the run left behind")
     parser.add_argument("--repo", required=True, help="NAME/MODEL on the hub")
     parser.add_argument("--folder", type=Path, help="a merged model instead of the adapter")
@@ -265,32 +265,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--facts", type=Path, help="JSON of what only the laptop knows")
     parser.add_argument("--endpoint", default=os.environ.get("HF_ENDPOINT"), help="another hub")
     parser.add_argument("--public", action="store_true", help="visible to everybody")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Publish, and print the address."""
     token = os.environ.get("HF_TOKEN", "")
     if not token:
-        sys.stderr.write("HF_TOKEN is not set\nhint: `export HF_TOKEN=...` with a write token\n")
-        return 78
-    folder = args.folder or args.run_dir / "adapter"
-    try:
-        config = load_config(args.run_dir / "config.json")
-        facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
-        called = {"folder": (facts or {}).get("base", ""), "given": args.base}
-        base = name_base(config.model.id, args.run_dir, **called)
-        merged = args.folder is not None
-        text = _written(
-            lambda: card(config, report.build(args.run_dir, facts), base=base, merged=merged)
+        raise CannotPublishError(
+            "HF_TOKEN is not set\nhint: `export HF_TOKEN=...` with a write token"
         )
-        shelf = Shelf(repo=args.repo, token=token, endpoint=args.endpoint, private=not args.public)
-        with plain(folder) as sent:
-            address = publish(sent, shelf, text=text, base=base)
-    except (ConfigError, CannotPublishError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 78 if isinstance(error, ConfigError) else error.exit_code
+    folder = args.folder or args.run_dir / "adapter"
+    config = load_config(args.run_dir / "config.json")
+    facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
+    called = {"folder": (facts or {}).get("base", ""), "given": args.base}
+    base = public_base_name(config.model.id, args.run_dir, **called)
+    merged = args.folder is not None
+    text = _written(
+        lambda: card(config, report.build(args.run_dir, facts), base=base, merged=merged)
+    )
+    repository = Repository(
+        repo=args.repo, token=token, endpoint=args.endpoint, private=not args.public
+    )
+    with plain(folder) as sent:
+        address = publish(sent, repository, text=text, base=base)
     if not base.on_hub:
         sys.stderr.write(_warning(base, merged=merged))
     sys.stdout.write(f"{address}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ExitCode.DONE

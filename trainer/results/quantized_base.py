@@ -16,13 +16,13 @@ import torch
 
 from trainer.config import ConfigError, PrecisionChoice, Quant, TrainerConfig, load_config
 from trainer.device.precision import Precision
-from trainer.results.base_weights import NoBaseError, placed
+from trainer.results.base_weights import NoBaseError, stored_name
 from trainer.rundir.layout import CONFIG, RECEIPT, read_table
 
 CPU = torch.device("cpu")
 
 
-class Onto(StrEnum):
+class MergeBase(StrEnum):
     """Which base an adapter is merged into: as its files have it, or as training quantised it."""
 
     ORIGINAL = "original"
@@ -30,7 +30,7 @@ class Onto(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class QuantizedBase:
     """How training kept a base: an empty model of its layers, and the type it was rounded to."""
 
     quant: Quant
@@ -38,13 +38,13 @@ class Kept:
     dtype: torch.dtype
     weights: Mapping[str, str]  # in the base's files, by name: the parameter of the empty model
 
-    def fitted(self, names: set[str]) -> Kept:
+    def matched_to(self, names: set[str]) -> QuantizedBase:
         """Return the same for files whose tensors have these names, perhaps without a first part.
 
         Raises:
             NoBaseError: a quantised weight is in none of the files under its name.
         """
-        found = {placed(name, names): name for name in self.weights.values()}
+        found = {stored_name(name, names): name for name in self.weights.values()}
         lost = sorted(found.keys() - names)
         if lost:
             raise NoBaseError(
@@ -53,7 +53,7 @@ class Kept:
             )
         return replace(self, weights=found)
 
-    def seen(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def dequantized(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor of the base's files as training computed with it, the way round it lies.
 
         What was not quantised is returned as it is. A layer of GPT-2's kind lies transposed and is
@@ -79,9 +79,9 @@ class Kept:
         return plain.T if issubclass(module.source_cls, Conv1D) else plain
 
 
-def as_trained(
+def describe_quantized_base(
     base: Path, adapter: Path, run_dir: Path, *, on_message: Callable[[str], None]
-) -> Kept:
+) -> QuantizedBase:
     """Return how the run in `run_dir` kept the base that lies in `base`; no weight is read.
 
     Raises:
@@ -112,7 +112,7 @@ def as_trained(
         for name, module in empty.named_modules()
         if isinstance(module, Linear4bit | Linear8bitLt)
     ]
-    return Kept(
+    return QuantizedBase(
         quant=quant,
         empty=empty,
         dtype=models.DTYPES[choice],

@@ -154,7 +154,7 @@ class MetricsLog:
         """Return the whole log, for a checkpoint."""
         return b"".join(self._lines)
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Make the file hold this log and nothing else, durably; without room it stays as it is."""
         with suppress(OSError):
             replace_file(self.path, self.to_bytes().decode(), disk=RealDisk())

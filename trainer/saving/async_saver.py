@@ -18,7 +18,7 @@ class SaveResult:
     failure: str | None
 
 
-class Saver:
+class AsyncSaver:
     """Hands snapshots to one background thread; the loop collects the result when it looks up."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float]) -> None:

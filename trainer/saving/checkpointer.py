@@ -9,22 +9,22 @@ from typing import Any
 from trainer.config import CheckpointTable, EvictionBand
 from trainer.rundir.fingerprint import Facts
 from trainer.rundir.status import Heartbeat, Phase
-from trainer.saving.async_saver import Saver, SaveResult
-from trainer.saving.interval import Cadence, choose_cadence
+from trainer.saving.async_saver import AsyncSaver, SaveResult
+from trainer.saving.interval import SaveInterval, choose_interval
 from trainer.saving.state import TrainingState
 from trainer.text import duration
 from trainer.tracking.tensorboard import EventWriter
 
 SPEED_STEPS = 20  # tokens per second and ETA are means over so many steps
-SAY_EVERY_S = 30.0
+LOG_EVERY_S = 30.0
 
 
 @dataclass(kw_only=True)
-class Keeper:
+class Checkpointer:
     """Told after every step; logs it, and saves when the cadence says so."""
 
     state: TrainingState
-    saver: Saver
+    saver: AsyncSaver
     table: CheckpointTable
     band: EvictionBand | None
     fingerprint: Facts
@@ -33,41 +33,41 @@ class Keeper:
     clock: Callable[[], float]  # seconds, monotonic
     on_message: Callable[[str], None]
 
-    _cadence: Cadence = field(init=False)
+    _interval: SaveInterval = field(init=False)
     _tried_step: int = field(init=False)
     _tried_s: float = field(init=False)
     _durable_step: int | None = field(init=False)
-    _portion: int = field(init=False)  # sequences at a time, as last saved
+    _saved_micro_batch: int = field(init=False)  # sequences at a time, as last saved
     _stall_s: float = field(default=0.0, init=False)
-    _news: str | None = field(default=None, init=False)  # of the last validation
+    _validation_text: str | None = field(default=None, init=False)  # of the last validation
     _recent: list[tuple[int, float]] = field(default_factory=list, init=False)
     _last: dict[str, Any] = field(default_factory=dict, init=False)  # the newest record
-    _said_step: int | None = field(default=None, init=False)
-    _said_s: float = field(default=0.0, init=False)
+    _logged_step: int | None = field(default=None, init=False)
+    _logged_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self._cadence = choose_cadence(self.table, band=self.band, save_s=None)
+        self._interval = choose_interval(self.table, band=self.band, save_s=None)
         self._tried_step = self.state.counters.step
         self._tried_s = self.clock()
         self._durable_step = self.state.counters.step or None
-        self._portion = self.state.counters.micro_batch
-        self.on_message(f"checkpoints: {self._cadence.reason}")
+        self._saved_micro_batch = self.state.counters.micro_batch
+        self.on_message(f"checkpoints: {self._interval.reason}")
 
     def after_step(self, record: dict[str, Any]) -> None:
         """Log the step, tell the heartbeat, and start a save if one is due."""
         self.state.log.append(record)
         self.events.scalars(record)
-        self._tell(record)
-        self._tell_validation(record)
-        if self._said_step is None or self.clock() - self._said_s >= SAY_EVERY_S:
-            self._say_step()
-        self._settle(self.saver.collect(wait=False))
-        due = self._cadence.due(
+        self._report_step(record)
+        self._report_validation(record)
+        if self._logged_step is None or self.clock() - self._logged_s >= LOG_EVERY_S:
+            self._log_step()
+        self._note_result(self.saver.collect(wait=False))
+        due = self._interval.due(
             steps_since=self.state.counters.step - self._tried_step,
             seconds_since=self.clock() - self._tried_s,
         )
         # How a batch is cut decides about its dropout masks: a resume must know that at once.
-        due = due or self.state.counters.micro_batch != self._portion
+        due = due or self.state.counters.micro_batch != self._saved_micro_batch
         if due and not self.saver.busy:
             self._start()
 
@@ -75,16 +75,16 @@ class Keeper:
         """Complete the record of the last step in log, curves and status."""
         self.state.log.amend(record)
         self.events.scalars({k: record[k] for k in ("step", "validation_loss")})
-        self._tell_validation(record)
+        self._report_validation(record)
 
     def save_now(self) -> bool:
         """Make the present state durable before returning; tell whether that worked."""
-        self._say_step()
+        self._log_step()
         self.heartbeat.update(phase=Phase.SAVING, at_once=True)
-        self._settle(self.saver.collect(wait=True))
+        self._note_result(self.saver.collect(wait=True))
         if self._durable_step != self.state.counters.step and self.state.counters.step:
             self._start()
-            self._settle(self.saver.collect(wait=True))
+            self._note_result(self.saver.collect(wait=True))
         return self._durable_step == (self.state.counters.step or None)
 
     def _start(self) -> None:
@@ -92,10 +92,10 @@ class Keeper:
         snapshot = self.state.snapshot(self.fingerprint)
         self.saver.start(snapshot)
         self._tried_step, self._tried_s = snapshot.step, self.clock()
-        self._portion = self.state.counters.micro_batch
+        self._saved_micro_batch = self.state.counters.micro_batch
         self._stall_s = self._tried_s - began_s
 
-    def _settle(self, result: SaveResult | None) -> None:
+    def _note_result(self, result: SaveResult | None) -> None:
         """Take note of how a save ended; one that failed costs a message, not the training."""
         if result is None:
             return
@@ -113,27 +113,29 @@ class Keeper:
             f"checkpoint of step {result.step}: durable after {result.seconds:.2f} s, "
             f"loop held up {self._stall_s:.3f} s"
         )
-        self.heartbeat.update(checkpoint_step=result.step, message=self._news, at_once=True)
-        cadence = choose_cadence(self.table, band=self.band, save_s=result.seconds)
-        if cadence != self._cadence and self.table.every == "auto":
-            self.on_message(f"checkpoints: {cadence.reason}")
-        self._cadence = cadence
+        self.heartbeat.update(
+            checkpoint_step=result.step, message=self._validation_text, at_once=True
+        )
+        interval = choose_interval(self.table, band=self.band, save_s=result.seconds)
+        if interval != self._interval and self.table.every == "auto":
+            self.on_message(f"checkpoints: {interval.reason}")
+        self._interval = interval
 
-    def _tell_validation(self, record: dict[str, Any]) -> None:
+    def _report_validation(self, record: dict[str, Any]) -> None:
         if "validation_loss" in record:
             best = self.state.best
-            self._news = (
+            self._validation_text = (
                 f"validation loss {record['validation_loss']} after step {record['step']}; "
                 f"best: {best.loss} after step {best.step}"
             )
-            self.heartbeat.update(message=self._news)
+            self.heartbeat.update(message=self._validation_text)
 
-    def _say_step(self) -> None:
+    def _log_step(self) -> None:
         """Say how far the training is, unless that step was said or there is none."""
         record, status = self._last, self.heartbeat.status
-        if not record or self._said_step == record["step"]:
+        if not record or self._logged_step == record["step"]:
             return
-        self._said_step, self._said_s = record["step"], self.clock()
+        self._logged_step, self._logged_s = record["step"], self.clock()
         loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
         known = status.steps and status.eta_s
         left = f", {duration(status.eta_s or 0)} left" if known else ""
@@ -142,7 +144,7 @@ class Keeper:
             f"{status.tokens_per_s:.0f} tokens/s{left}"
         )
 
-    def _tell(self, record: dict[str, Any]) -> None:
+    def _report_step(self, record: dict[str, Any]) -> None:
         self._last = record
         self._recent = [*self._recent, (record["tokens"], record["seconds"])][-SPEED_STEPS:]
         seconds = sum(s for _, s in self._recent) or 1e-9

@@ -22,7 +22,7 @@ EVICTED_PER_H = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cadence:
+class SaveInterval:
     """Save every so many seconds, or every so many steps, and why."""
 
     interval_s: float | None
@@ -36,9 +36,9 @@ class Cadence:
         return self.interval_s is not None and steps_since > 0 and seconds_since >= self.interval_s
 
 
-def choose_cadence(
+def choose_interval(
     table: CheckpointTable, *, band: EvictionBand | None, save_s: float | None
-) -> Cadence:
+) -> SaveInterval:
     """Return the cadence of the config; `auto` is computed from the measured time of a save.
 
     The interval sqrt(2 * C * M) balances the cost C of a save against the expected loss with a
@@ -46,13 +46,15 @@ def choose_cadence(
     share p evicted per hour, M = -1 h / ln(1 - p).
     """
     if isinstance(table.every, int):
-        return Cadence(
+        return SaveInterval(
             interval_s=None, interval_steps=table.every, reason=f"every {table.every} steps"
         )
     if table.every_s is not None:
-        return Cadence(interval_s=table.every_s, interval_steps=None, reason=f"every {table.every}")
+        return SaveInterval(
+            interval_s=table.every_s, interval_steps=None, reason=f"every {table.every}"
+        )
     if save_s is None:
-        return Cadence(
+        return SaveInterval(
             interval_s=INTERVAL_S_MIN,
             interval_steps=None,
             reason=f"auto: {INTERVAL_S_MIN / 60:.0f} min until the first save has been timed",
@@ -63,7 +65,7 @@ def choose_cadence(
     best_s = math.sqrt(2.0 * save_s * between_s)
     interval_s = min(max(best_s, INTERVAL_S_MIN), INTERVAL_S_MAX)
     band_text = f"band {known} %/h" if known else "band unknown, taken as 20+ %/h"
-    return Cadence(
+    return SaveInterval(
         interval_s=interval_s,
         interval_steps=None,
         reason=(

@@ -1,1 +1,1 @@
-"""How good a model is on held-out rows, and what it must beat to mean anything."""
+"""Scores a model on held-out rows, beside the baselines that it must beat."""

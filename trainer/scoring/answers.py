@@ -1,6 +1,6 @@
-"""Reads what a model wrote as labels; whatever cannot be read is counted, never dropped.
+"""Parses labels from the text of a model and writes labels as text; what is unreadable is counted.
 
-The same reader checks the training rows and scores the answers, so both mean the same by a label.
+The same parser checks the training rows and scores the answers, so a label is the same in both.
 """
 
 from __future__ import annotations
@@ -9,85 +9,70 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from trainer.config import ConfigError
+from trainer.config import ConfigError, EvalTable
 from trainer.text import bare
 
 SETS_MAX = 256  # more sets of labels than this are not listed for constrained decoding
 
 
-class Vocabulary(Protocol):
-    """What this module needs of the eval table."""
-
-    @property
-    def kind(self) -> str:
-        """`label` for exactly one label, `multilabel` for a set."""
-
-    @property
-    def labels(self) -> list[str]:
-        """All labels there are, in their canonical order."""
-
-    @property
-    def none(self) -> str:
-        """What is written for the empty set."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The labels read from a text; `unknown` are words in their place that are no labels."""
+    """The labels parsed from a text; `unknown` are words in their place that are no labels."""
 
     labels: frozenset[str]
     unknown: tuple[str, ...]
     readable: bool
 
 
-def read_answer(text: str, vocabulary: Vocabulary) -> Answer:
-    """Read one label, or a set written as a comma list, a line list or a JSON list.
+def read_answer(text: str, table: EvalTable) -> Answer:
+    """Parse one label, or a set written as a comma list, a line list or a JSON list.
 
     Case, outer spaces and a closing full stop do not matter. A single label is the first line, and
     may be followed by further words; a set may be the word for "none". Nothing readable is the
     empty set with `readable` false.
     """
-    if vocabulary.kind == "label":
-        return _read_one(text, {label.casefold(): label for label in vocabulary.labels})
-    known = {bare(label).casefold(): label for label in vocabulary.labels}
-    words = words_in(text)
-    if [word.casefold() for word in words] == [bare(vocabulary.none).casefold()]:
+    if table.kind == "label":
+        return _read_one(text, {label.casefold(): label for label in table.labels})
+    by_casefold = {bare(label).casefold(): label for label in table.labels}
+    words = split_labels(text)
+    if [word.casefold() for word in words] == [bare(table.none).casefold()]:
         return Answer(labels=frozenset(), unknown=(), readable=True)
-    labels = frozenset(known[word.casefold()] for word in words if word.casefold() in known)
-    unknown = tuple(word for word in words if word.casefold() not in known)
+    labels = frozenset(
+        by_casefold[word.casefold()] for word in words if word.casefold() in by_casefold
+    )
+    unknown = tuple(word for word in words if word.casefold() not in by_casefold)
     return Answer(labels=labels, unknown=unknown, readable=bool(labels))
 
 
-def write_answer(labels: Sequence[str] | frozenset[str], vocabulary: Vocabulary) -> str:
+def write_answer(labels: Sequence[str] | frozenset[str], table: EvalTable) -> str:
     """Write a set of labels in canonical order, as `read_answer` reads it back."""
     if not labels:
-        return vocabulary.none
-    return ", ".join(label for label in vocabulary.labels if label in labels)
+        return table.none
+    return ", ".join(label for label in table.labels if label in labels)
 
 
-def fault_of(completion: str, vocabulary: Vocabulary) -> str | None:
-    """Say what is wrong with the right answer that a row gives; None if it is one of the listed."""
-    answer = read_answer(completion, vocabulary)
-    exact = write_answer(answer.labels, vocabulary).casefold() == completion.strip().casefold()
-    if answer.readable and not answer.unknown and (vocabulary.kind == "multilabel" or exact):
+def label_problem(completion: str, table: EvalTable) -> str | None:
+    """Return what is wrong with the labels that a completion names; None if all are listed."""
+    answer = read_answer(completion, table)
+    exact = write_answer(answer.labels, table).casefold() == completion.strip().casefold()
+    if answer.readable and not answer.unknown and (table.kind == "multilabel" or exact):
         return None
     words = ", ".join(map(repr, answer.unknown)) or repr(completion.strip())
-    return f"{words} is not among the labels ({', '.join(vocabulary.labels)})"
+    return f"{words} is not among the labels ({', '.join(table.labels)})"
 
 
 def all_answers(
-    vocabulary: Vocabulary, seen: Sequence[frozenset[str]] = ()
+    table: EvalTable, learnt_sets: Sequence[frozenset[str]] = ()
 ) -> Iterator[frozenset[str]]:
-    """Yield every answer there can be: each label, or each set of them, small sets first.
+    """Yield every possible answer: each label, or each set of labels, small sets first.
 
-    If there are more than SETS_MAX sets: none, every single label, the sets in `seen` (those that
-    were learnt, the commonest first) and then small ones, as many as there is room for. Then a
-    right answer may be missing, and whoever asks must say so.
+    If there are more than SETS_MAX sets: none, every single label, the `learnt_sets` (those of the
+    training rows, the commonest first) and then small ones, as many as there is room for. Then a
+    right answer may be missing, and the caller must report that.
     """
-    labels = vocabulary.labels
-    if vocabulary.kind == "label":
+    labels = table.labels
+    if table.kind == "label":
         yield from (frozenset([label]) for label in labels)
         return
     alone = [frozenset[str](), *(frozenset([label]) for label in labels)]
@@ -96,24 +81,24 @@ def all_answers(
         for size in range(2, len(labels) + 1)
         for chosen in itertools.combinations(labels, size)
     )
-    known = seen if possible_answers(vocabulary) > SETS_MAX else ()
-    told: set[frozenset[str]] = set()
-    for answer in itertools.chain(alone, known, small):
-        if len(told) >= max(SETS_MAX, len(alone)):
+    learnt = learnt_sets if possible_answers(table) > SETS_MAX else ()
+    yielded: set[frozenset[str]] = set()
+    for answer in itertools.chain(alone, learnt, small):
+        if len(yielded) >= max(SETS_MAX, len(alone)):
             return
-        if answer not in told:
-            told.add(answer)
+        if answer not in yielded:
+            yielded.add(answer)
             yield answer
 
 
-def possible_answers(vocabulary: Vocabulary) -> int:
-    """Return how many answers there can be at all."""
-    count = len(vocabulary.labels)
-    return count if vocabulary.kind == "label" else 2**count
+def possible_answers(table: EvalTable) -> int:
+    """Return the number of possible answers."""
+    count = len(table.labels)
+    return count if table.kind == "label" else 2**count
 
 
 def require_apart(listed: Sequence[Sequence[int]], texts: Sequence[str]) -> None:
-    """Raise `ConfigError` if two answers are the same tokens, as unknown words are to some."""
+    """Raise `ConfigError` if two answers have the same tokens, as words unknown to some have."""
     first: dict[tuple[int, ...], str] = {}
     for ids, text in zip(listed, texts, strict=True):
         other = first.setdefault(tuple(ids), text)
@@ -124,21 +109,21 @@ def require_apart(listed: Sequence[Sequence[int]], texts: Sequence[str]) -> None
             )
 
 
-def _read_one(text: str, known: dict[str, str]) -> Answer:
+def _read_one(text: str, by_casefold: dict[str, str]) -> Answer:
     lines = text.strip().splitlines()
     line = lines[0] if lines else ""
     whole = line.casefold()
     forms = (whole, whole.lstrip("\"'`*[( "))  # a label may itself begin with such a sign
     # The longest first: with `toxic` and `toxic spam` the text `toxic spam` is the latter.
-    for word in sorted(known, key=len, reverse=True):
+    for word in sorted(by_casefold, key=len, reverse=True):
         begun = [form[len(word) :] for form in forms if form.startswith(word)]
         if any(not rest[:1].isalnum() for rest in begun):
-            return Answer(labels=frozenset([known[word]]), unknown=(), readable=True)
+            return Answer(labels=frozenset([by_casefold[word]]), unknown=(), readable=True)
     return Answer(labels=frozenset(), unknown=(line,) if line else (), readable=False)
 
 
-def words_in(text: str) -> list[str]:
-    """Return the words of a set of labels, written as `read_answer` reads them."""
+def split_labels(text: str) -> list[str]:
+    """Split a text into the words of a set of labels, as `read_answer` does."""
     stripped = text.strip()
     if stripped.startswith("["):
         try:

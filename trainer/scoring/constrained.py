@@ -1,7 +1,7 @@
-"""Lets a model answer, greedily: freely, or bound to a list of answers with their probabilities.
+"""Decodes greedily: freely, or constrained to a list of answers with their probabilities.
 
-Prompts are read once per batch, padded on the left, and both ways of answering start from the same
-read. The model comes back exactly as it was: same modes, same random state, nothing cached.
+Prompts are prefilled once per batch, padded on the left, and both ways of decoding start from the
+same KV cache. The model is left as it was: same modes, same random state, nothing cached.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ ROWS_PER_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """What a model wrote for one prompt, without the EOS, and whether it came to one."""
+class GeneratedTokens:
+    """The tokens generated for one prompt, without the EOS, and whether it was reached."""
 
     tokens: tuple[int, ...]
     stopped: bool
 
 
 class Decoder:
-    """One model with what is needed to ask it; use it inside `undisturbed(model)`."""
+    """Decodes with one model, causal or encoder-decoder; use it inside `eval_mode(model)`."""
 
     def __init__(self, model: Any, *, eos_ids: Sequence[int], pad_id: int) -> None:
         self._model = model
@@ -39,37 +39,39 @@ class Decoder:
         self._seq2seq = bool(model.config.is_encoder_decoder)
         self._device = next(model.parameters()).device
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._accepts = frozenset(inspect.signature(base.forward).parameters)
+        self._forward_arguments = frozenset(inspect.signature(base.forward).parameters)
 
-    def read(self, prompts: Sequence[Sequence[int]]) -> Reading:
-        """Read the prompts; the reading knows the next token's logits, float32 [batch, words]."""
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> DecodingState:
+        """Prefill the prompts; `logits` are those of the next token, float32 [batch, words]."""
         width = max(len(prompt) for prompt in prompts)
         ids = [[self._pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         tokens = torch.tensor(ids, device=self._device)
-        attention = torch.tensor(mask, device=self._device)
+        attention_mask = torch.tensor(mask, device=self._device)
         if self._seq2seq:
-            encoded = self._model.get_encoder()(input_ids=tokens, attention_mask=attention)
+            encoder_outputs = self._model.get_encoder()(
+                input_ids=tokens, attention_mask=attention_mask
+            )
             start = self._model.config.decoder_start_token_id
             first = torch.full((len(prompts), 1), start, device=self._device)
-            reading = Reading(attention=attention, encoded=encoded)
-            return self._forward(first, reading)
-        return self._forward(tokens, Reading(attention=attention))
+            state = DecodingState(attention_mask=attention_mask, encoder_outputs=encoder_outputs)
+            return self._forward(first, state)
+        return self._forward(tokens, DecodingState(attention_mask=attention_mask))
 
-    def step(self, reading: Reading, tokens: Sequence[int]) -> Reading:
-        """Return the reading after one more token per row; the given reading is used up."""
+    def step(self, state: DecodingState, tokens: Sequence[int]) -> DecodingState:
+        """Return the state after one more token per row; the given state is consumed."""
         fed = torch.tensor(tokens, device=self._device)[:, None]
         if not self._seq2seq:
-            reading.attention = torch.cat([reading.attention, torch.ones_like(fed)], dim=1)
-        return self._forward(fed, reading)
+            state.attention_mask = torch.cat([state.attention_mask, torch.ones_like(fed)], dim=1)
+        return self._forward(fed, state)
 
-    def write(self, reading: Reading, *, tokens_max: int) -> list[Decoded]:
-        """Continue greedily to an EOS, or for `tokens_max` tokens; the reading is used up."""
-        rows = len(reading.logits)
+    def generate(self, state: DecodingState, *, tokens_max: int) -> list[GeneratedTokens]:
+        """Decode greedily to an EOS, or for `tokens_max` tokens; the state is consumed."""
+        rows = len(state.logits)
         written: list[list[int]] = [[] for _ in range(rows)]
         stopped = [False] * rows
         for turn in range(tokens_max):
-            chosen = reading.logits.argmax(dim=-1).tolist()
+            chosen = state.logits.argmax(dim=-1).tolist()
             for row, token in enumerate(chosen):
                 if token in self._eos:
                     stopped[row] = True
@@ -78,97 +80,97 @@ class Decoder:
             if all(stopped) or turn == tokens_max - 1:
                 break
             fed = [self._pad if end else token for end, token in zip(stopped, chosen, strict=True)]
-            reading = self.step(reading, fed)
+            state = self.step(state, fed)
         return [
-            Decoded(tokens=tuple(tokens), stopped=end)
+            GeneratedTokens(tokens=tuple(tokens), stopped=end)
             for tokens, end in zip(written, stopped, strict=True)
         ]
 
-    def weigh(self, reading: Reading, trie: Trie) -> torch.Tensor:
-        """Return the probability of every answer of `trie`, float64 [batch, answers], rows sum 1.
+    def score_choices(self, state: DecodingState, trie: Trie) -> torch.Tensor:
+        """Return the probability of each answer of `trie`, float64 [batch, answers], rows sum to 1.
 
-        At each fork of the trie the model's probability is shared out among the branches there
-        are, so words that no answer can go on with play no part. A stretch without a fork costs
-        nothing unless a fork follows. The reading is used up.
+        At each fork of the trie the softmax is over the branches there are, so tokens that continue
+        no answer play no part. A stretch without a fork costs nothing unless a fork follows. The
+        state is consumed.
         """
-        result = torch.zeros(len(reading.logits), trie.answers, dtype=torch.float64)
-        certain = torch.zeros(len(reading.logits), 1, dtype=torch.float64)
-        self._descend(trie.root, reading, certain, result)
-        return result.exp()
+        log_probs = torch.zeros(len(state.logits), trie.answers, dtype=torch.float64)
+        at_root = torch.zeros(len(state.logits), 1, dtype=torch.float64)
+        self._descend(trie.root, state, at_root, log_probs)
+        return log_probs.exp()
 
     def _descend(
-        self, node: Node, reading: Reading, log_share: torch.Tensor, result: torch.Tensor
+        self, node: Node, state: DecodingState, log_prob: torch.Tensor, result: torch.Tensor
     ) -> None:
         branches = list(node.branches.items())
         if len(branches) > 1:
-            logits = reading.logits[:, [token for token, _ in branches]]
-            shares = logits.double().cpu().log_softmax(dim=-1) + log_share
+            logits = state.logits[:, [token for token, _ in branches]]
+            log_probs = logits.double().cpu().log_softmax(dim=-1) + log_prob
         else:
-            shares = log_share
+            log_probs = log_prob
         for at, (token, child) in enumerate(branches):
-            share = shares[:, at : at + 1]
+            below = log_probs[:, at : at + 1]
             if child.only_answer is not None:
-                result[:, child.only_answer] = share[:, 0]
+                result[:, child.only_answer] = below[:, 0]
                 continue
             last = at == len(branches) - 1
-            kept = reading if last else reading.fork()
-            self._descend(child, self.step(kept, [token] * len(share)), share, result)
+            forked = state if last else state.fork()
+            self._descend(child, self.step(forked, [token] * len(below)), below, result)
 
-    def _forward(self, tokens: torch.Tensor, reading: Reading) -> Reading:
-        arguments: dict[str, Any] = {"use_cache": True, "past_key_values": reading.cache}
+    def _forward(self, tokens: torch.Tensor, state: DecodingState) -> DecodingState:
+        arguments: dict[str, Any] = {"use_cache": True, "past_key_values": state.past_key_values}
         if self._seq2seq:
             arguments |= {
-                "encoder_outputs": reading.encoded,
-                "attention_mask": reading.attention,
+                "encoder_outputs": state.encoder_outputs,
+                "attention_mask": state.attention_mask,
                 "decoder_input_ids": tokens,
             }
         else:
-            arguments |= {"input_ids": tokens, "attention_mask": reading.attention}
-            if "position_ids" in self._accepts:
-                places = reading.attention.cumsum(dim=1) - 1
+            arguments |= {"input_ids": tokens, "attention_mask": state.attention_mask}
+            if "position_ids" in self._forward_arguments:
+                places = state.attention_mask.cumsum(dim=1) - 1
                 arguments["position_ids"] = places.clamp(min=0)[:, -tokens.shape[1] :]
-            if "logits_to_keep" in self._accepts:
+            if "logits_to_keep" in self._forward_arguments:
                 arguments["logits_to_keep"] = 1
         out = self._model(**arguments)
-        reading.cache = out.past_key_values
-        reading.logits = out.logits[:, -1].float()
-        return reading
+        state.past_key_values = out.past_key_values
+        state.logits = out.logits[:, -1].float()
+        return state
 
 
 @dataclass
-class Reading:
-    """How far a batch has been read: the model's memory of it, and what it would say next."""
+class DecodingState:
+    """The KV cache of a batch (`past_key_values`) with the logits of its next tokens."""
 
-    attention: torch.Tensor
-    encoded: Any = None
-    cache: Any = None
+    attention_mask: torch.Tensor
+    encoder_outputs: Any = None
+    past_key_values: Any = None
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def fork(self) -> Reading:
-        """Return an independent copy; the prompt's encoding is shared, since nothing changes it."""
-        return Reading(
-            attention=self.attention,
-            encoded=self.encoded,
-            cache=copy.deepcopy(self.cache),
+    def fork(self) -> DecodingState:
+        """Return an independent copy; the encoder's outputs are shared: nothing changes them."""
+        return DecodingState(
+            attention_mask=self.attention_mask,
+            encoder_outputs=self.encoder_outputs,
+            past_key_values=copy.deepcopy(self.past_key_values),
             logits=self.logits,
         )
 
 
 @dataclass(kw_only=True)
 class Node:
-    """A place in the trie; `only_answer` is set once no fork is left below."""
+    """A node of the trie; `below` are the answers that pass through it."""
 
     branches: dict[int, Node] = field(default_factory=dict)
     below: list[int] = field(default_factory=list)
 
     @property
     def only_answer(self) -> int | None:
-        """The one answer that is still possible here, or None if there are several."""
+        """The one answer that passes through this node, or None if there are several."""
         return self.below[0] if len(self.below) == 1 else None
 
 
 class Trie:
-    """All answers as token sequences, each ending in EOS, joined at their common beginnings."""
+    """A prefix tree of answers as token sequences, each ending in EOS."""
 
     def __init__(self, answers: Sequence[Sequence[int]], *, eos_id: int) -> None:
         self.root = Node()
@@ -184,8 +186,8 @@ class Trie:
 
 
 @contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
-    """Put the model in evaluation mode, and leave modes and random states exactly as they were.
+def eval_mode(model: Any) -> Iterator[None]:
+    """Put the model in evaluation mode without gradients; restore modes and random states after it.
 
     So evaluating and then training equals training alone, bit for bit.
     """
@@ -205,10 +207,10 @@ def undisturbed(model: Any) -> Iterator[None]:
             torch.cuda.set_rng_state_all(on_gpu)
 
 
-def batches(
+def batches_by_length(
     lengths: Sequence[int], *, tokens: int = TOKENS_PER_BATCH, rows: int = ROWS_PER_BATCH
 ) -> Iterator[list[int]]:
-    """Yield places grouped by similar length, at most `rows` and `tokens` (with padding) each.
+    """Yield batches of rows of similar length, at most `rows` and `tokens` (with padding) each.
 
     The longest come first, so a batch that is too big for the memory is met at once.
     """
@@ -222,21 +224,21 @@ def batches(
         yield batch
 
 
-def in_batches(
+def run_in_batches(
     prompts: Sequence[Sequence[int]],
     answer: Callable[[list[int]], None],
-    beat: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
 ) -> None:
-    """Give `answer` all places in batches, telling `beat(done, total)` after each and before all.
+    """Call `answer` with all row numbers in batches, and `on_progress(done, total)` between them.
 
-    A batch for which memory runs out is given again in halves.
+    A batch for which memory runs out is answered again in halves.
 
     Raises:
         DoesNotFit: memory does not even suffice for one prompt.
     """
-    waiting = list(batches([len(prompt) for prompt in prompts]))
+    waiting = list(batches_by_length([len(prompt) for prompt in prompts]))
     done = 0
-    beat(done, len(prompts))
+    on_progress(done, len(prompts))
     while waiting:
         batch = waiting.pop(0)
         try:
@@ -251,6 +253,6 @@ def in_batches(
             waiting = [batch[:middle], batch[middle:], *waiting]
         else:
             done += len(batch)
-            beat(done, len(prompts))
+            on_progress(done, len(prompts))
             continue
         torch.cuda.empty_cache()

@@ -1,16 +1,15 @@
-"""Scores a model on held-out rows: every row counts, every figure has its interval, nothing leaks.
+"""Scores a model on held-out rows: every row counts, and every figure has its interval.
 
-Each row is answered twice from one reading of its prompt. Freely: what a user of `generate` would
-see, with its stop rate and its unreadable answers. Bound to the listed labels: what the model knows
-once its manners are set aside, with probabilities. Both are reported; `decoding` names the one that
-the headline figure is taken from.
+Each row is answered twice from one prefill of its prompt. Freely: what a user of `generate` would
+see, with its stop rate and its unreadable answers. Constrained to the listed labels (`bound`): what
+the model knows apart from the format of its answer, with probabilities. Both are reported;
+`decoding` names the one that the headline figure is taken from.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,30 +17,23 @@ from typing import Any, Literal
 import numpy as np
 
 from trainer.atomic import RealDisk, replace_file
-from trainer.config import ConfigError, EvalTable, TrainerConfig
-from trainer.data.codec import Codec, Example
-from trainer.data.examples import load_examples, padding_id
-from trainer.data.template import Template
-from trainer.rundir.layout import resolve
-from trainer.scoring import few_shot as shots
+from trainer.config import TrainerConfig
 from trainer.scoring import metrics
-from trainer.scoring.answers import (
-    Answer,
-    all_answers,
-    possible_answers,
-    read_answer,
-    require_apart,
-    write_answer,
+from trainer.scoring.answers import possible_answers
+from trainer.scoring.baselines import baselines, few_shot_baseline
+from trainer.scoring.eval_set import (
+    EvalSet,
+    LabelledTexts,
+    indicator_matrix,
+    label_sets_by_frequency,
+    load_eval_set,
+    load_training_texts,
 )
-from trainer.scoring.baselines import Known, baselines
-from trainer.scoring.references import commonest, indicator, read_gold, read_known
+from trainer.scoring.predict import OnProgress, predict
 from trainer.untrusted import NotPlain, parse
 
-Beat = Callable[[int, int], None]  # rows done, rows in all
 HEADLINE = {"label": "exact_match", "multilabel": "micro_f1"}
-CONTEXT_TOKENS = 2048  # of a model that does not say how much it can read
 RESULT_BYTES_MAX = 256 << 20
-MARGIN_TOKENS = 2  # beyond the longest right answer: enough to see that a model does not stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +67,7 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
     tokenizer: Any,
     *,
     stage: Literal["before", "after"],
-    beat: Beat,
+    on_progress: OnProgress,
 ) -> EvalResult:
     """Score `model` on `config.data.eval` and write `eval-<stage>.json`, whole or not at all.
 
@@ -88,28 +80,17 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
     """
     if config.eval is None or config.data.eval is None:
         raise ValueError("the config has no table `eval`, so there is nothing to score")
-    examples = load_examples(
-        config.data,
-        resolve(run_dir, config.data.eval),
-        tokenizer,
-        max_length=config.train.max_length,
-        seq2seq=bool(model.config.is_encoder_decoder),
-    )
-    answers = [(item.row, item.completion) for item in examples.items]
-    gold = tuple(read_gold(answers, config.eval, place=config.data.eval))
-    known = read_known(config, run_dir, model, tokenizer)
-    sheet = Sheet(
-        items=examples.items,
-        gold=gold,
-        table=config.eval,
-        completion=Template.parse(config.data.completion),
-        seen=commonest(known.labels, config.eval.labels),
-    )
-    result = evaluate(model, tokenizer, sheet, stage=stage, beat=beat)
+    eval_set = load_eval_set(config, run_dir, model, tokenizer)
+    training = load_training_texts(config, run_dir, model, tokenizer)
+    learnt_sets = label_sets_by_frequency(training.labels, config.eval.labels)
+    eval_set = replace(eval_set, learnt_sets=learnt_sets)
+    result = evaluate(model, tokenizer, eval_set, stage=stage, on_progress=on_progress)
     if stage == "before":
-        found = compare(known, sheet) if config.eval.baselines else {}
+        found = score_baselines(training, eval_set) if config.eval.baselines else {}
         if config.eval.shots:
-            found["few_shot"] = few_shot(model, tokenizer, sheet, known, config, beat=beat)
+            found["few_shot"] = few_shot_baseline(
+                model, tokenizer, eval_set, training, config, on_progress=on_progress
+            )
         if found:
             result.details["baselines"] = found
     else:
@@ -128,32 +109,19 @@ def load_result(path: Path) -> EvalResult | None:
         return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """The questions with their right answers, and how an answer is written."""
-
-    items: tuple[Example, ...]
-    gold: tuple[frozenset[str], ...]
-    table: EvalTable
-    completion: Template
-    seen: tuple[frozenset[str], ...] = ()
-
-    @property
-    def sets(self) -> list[frozenset[str]]:
-        """The answers that bound decoding chooses among."""
-        return list(all_answers(self.table, self.seen))
-
-
-def evaluate(model: Any, tokenizer: Any, sheet: Sheet, *, stage: str, beat: Beat) -> EvalResult:
-    """Answer every item and score the answers against the right ones, in the items' order."""
+def evaluate(
+    model: Any, tokenizer: Any, eval_set: EvalSet, *, stage: str, on_progress: OnProgress
+) -> EvalResult:
+    """Answer every example and score the answers, in the order of the examples."""
     begun = time.monotonic()
-    table, items = sheet.table, sheet.items
-    asked = ask(model, tokenizer, sheet, beat=beat)
-    right = indicator(sheet.gold, table.labels)
-    free = indicator([answer.labels for answer in asked.free], table.labels)
-    bound = indicator(asked.bound, table.labels)
+    table, items = eval_set.table, eval_set.items
+    predictions = predict(model, tokenizer, eval_set, on_progress=on_progress)
+    right = indicator_matrix(eval_set.references, table.labels)
+    free = indicator_matrix([answer.labels for answer in predictions.free], table.labels)
+    bound = indicator_matrix(predictions.bound, table.labels)
     parts: dict[str, Any] = {
-        name: _figures(right, given, table) for name, given in (("free", free), ("bound", bound))
+        name: metrics.all_figures(right, given, table)
+        for name, given in (("free", free), ("bound", bound))
     }
     headline = parts["bound" if table.decoding == "bound" else "free"]["figures"]
     chosen = headline[HEADLINE[table.kind]]
@@ -166,17 +134,17 @@ def evaluate(model: Any, tokenizer: Any, sheet: Sheet, *, stage: str, beat: Beat
         low=chosen["low"],
         high=chosen["high"],
         n=len(items),
-        stop_rate=sum(asked.stopped) / len(items),
-        parse_failures=sum(not answer.readable for answer in asked.free),
-        out_of_vocabulary=sum(len(answer.unknown) for answer in asked.free),
+        stop_rate=sum(predictions.stopped) / len(items),
+        parse_failures=sum(not answer.readable for answer in predictions.free),
+        out_of_vocabulary=sum(len(answer.unknown) for answer in predictions.free),
         seconds=time.monotonic() - begun,
         details={
             "labels": list(table.labels),
-            "answers": _listed(sheet),
-            "not_numbers": asked.not_numbers,
+            "answers": _count_candidates(eval_set),
+            "not_numbers": predictions.non_finite,
             **parts,
-            "calibration": _calibration(right, asked.probabilities, table),
-            "costs": _costs(right, bound, asked.probabilities, table),
+            "calibration": metrics.calibration(right, predictions.probabilities, table),
+            "costs": metrics.costs_of_mistakes(right, bound, predictions.probabilities, table),
             "absent_labels": [
                 label for at, label in enumerate(table.labels) if not right[:, at].any()
             ],
@@ -184,60 +152,43 @@ def evaluate(model: Any, tokenizer: Any, sheet: Sheet, *, stage: str, beat: Beat
                 {
                     "row": item.row,
                     "gold": sorted(labels, key=table.labels.index),
-                    "bound": sorted(asked.bound[at], key=table.labels.index),
-                    "free": asked.texts[at],
-                    "stopped": asked.stopped[at],
+                    "bound": sorted(predictions.bound[at], key=table.labels.index),
+                    "free": predictions.texts[at],
+                    "stopped": predictions.stopped[at],
                 }
-                for at, (item, labels) in enumerate(zip(items, sheet.gold, strict=True))
+                for at, (item, labels) in enumerate(zip(items, eval_set.references, strict=True))
             ],
         },
     )
 
 
-def compare(known: Known, sheet: Sheet) -> dict[str, Any]:
-    """Score the baselines, learnt from `known`, on the same questions."""
+def score_baselines(training: LabelledTexts, eval_set: EvalSet) -> dict[str, Any]:
+    """Score the baselines, learnt from `training`, on the same rows."""
     return baselines(
-        known,
-        Known(
-            texts=[item.prompt for item in sheet.items],
-            labels=indicator(sheet.gold, sheet.table.labels),
+        training,
+        LabelledTexts(
+            texts=[item.prompt for item in eval_set.items],
+            labels=indicator_matrix(eval_set.references, eval_set.table.labels),
         ),
-        single=sheet.table.kind == "label",
-        resamples=sheet.table.resamples,
+        single=eval_set.table.kind == "label",
+        resamples=eval_set.table.resamples,
     )
 
 
-def few_shot(  # noqa: PLR0913 - all that a second asking needs
-    model: Any, tokenizer: Any, sheet: Sheet, known: Known, config: TrainerConfig, *, beat: Beat
-) -> dict[str, Any]:
-    """Ask the base again with learnt rows before each question, and return its figures."""
-    table, prompt = sheet.table, Template.parse(config.data.prompt)
-    longest = max(item.answer_length for item in sheet.items) + MARGIN_TOKENS
-    room = getattr(model.config, "max_position_embeddings", None) or CONTEXT_TOKENS
-    seq2seq = bool(model.config.is_encoder_decoder)
-    codec = Codec.of(tokenizer, max_length=room - longest, seq2seq=seq2seq)
-    shown = shots.draw(list(zip(known.texts, known.written, strict=True)), table.shots)
-    primed = shots.prime(sheet.items, shown, codec, prompt)
-    asked = ask(model, tokenizer, replace(sheet, items=primed.items), beat=beat)
-    answers = asked.bound if table.decoding == "bound" else [one.labels for one in asked.free]
-    right, given = (indicator(sets, table.labels) for sets in (sheet.gold, answers))
-    return {"rows": len(shown), "fewest": primed.fewest, **_figures(right, given, table)}
-
-
-def _listed(sheet: Sheet) -> dict[str, int]:
-    """Return how many answers there can be, how many are chosen among, and what that leaves out."""
-    sets = set(sheet.sets)
+def _count_candidates(eval_set: EvalSet) -> dict[str, int]:
+    """Return how many answers there can be, how many are candidates, and what that leaves out."""
+    candidates = set(eval_set.candidates)
     return {
-        "possible": possible_answers(sheet.table),
-        "listed": len(sets),
-        "right_not_listed": sum(labels not in sets for labels in sheet.gold),
+        "possible": possible_answers(eval_set.table),
+        "listed": len(candidates),
+        "right_not_listed": sum(labels not in candidates for labels in eval_set.references),
     }
 
 
 def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
     """Return how many more documents are wholly right, paired, with its interval.
 
-    None if the two did not answer the same questions.
+    None if the two were not scored on the same rows.
     """
     right = []
     for result in (before, after):
@@ -253,137 +204,3 @@ def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
         seed=0,
     )
     return {"metric": "exact_match", **asdict(change)}
-
-
-@dataclass(kw_only=True)
-class Asked:
-    """All answers of a model in the order of the items; `probabilities` is [rows, labels].
-
-    Where those are not numbers the bound answer is the empty set, as one that cannot be read.
-    """
-
-    texts: list[str]
-    stopped: list[bool]
-    free: list[Answer]
-    bound: list[frozenset[str]]
-    probabilities: metrics.Floats
-    not_numbers: int = 0
-
-
-def ask(model: Any, tokenizer: Any, sheet: Sheet, *, beat: Beat) -> Asked:
-    """Let the model answer all items, freely and bound; nothing of the model changes.
-
-    Raises:
-        ConfigError: the tokenizer cannot tell two answers apart, or no answer is a number.
-    """
-    from trainer.scoring.constrained import Decoder, Trie, in_batches, undisturbed
-
-    seq2seq = bool(model.config.is_encoder_decoder)
-    codec = Codec.of(tokenizer, max_length=2**30, seq2seq=seq2seq)
-    table, items, completion = sheet.table, sheet.items, sheet.completion
-    sets = sheet.sets
-    texts = [_filled(completion, write_answer(labels, table)) for labels in sets]
-    listed = codec.encode(texts, completion)
-    require_apart(listed, texts)
-    trie = Trie(listed, eos_id=codec.eos_id)
-    members = np.array([[label in labels for label in table.labels] for labels in sets])
-    longest = max(item.answer_length for item in items)
-    decoder = Decoder(model, eos_ids=[codec.eos_id], pad_id=padding_id(tokenizer))
-    asked = Asked(
-        texts=[""] * len(items),
-        stopped=[False] * len(items),
-        free=[Answer(labels=frozenset(), unknown=(), readable=False)] * len(items),
-        bound=[frozenset()] * len(items),
-        probabilities=np.zeros((len(items), len(table.labels))),
-    )
-
-    def answer(batch: list[int]) -> None:
-        reading = decoder.read([items[at].prompt_ids for at in batch])
-        weights = decoder.weigh(reading.fork(), trie).numpy()
-        written = decoder.write(reading, tokens_max=longest + MARGIN_TOKENS)
-        for at, given, weight in zip(batch, written, weights, strict=True):
-            asked.texts[at] = tokenizer.decode(given.tokens, skip_special_tokens=True)
-            asked.stopped[at] = given.stopped
-            asked.free[at] = read_answer(asked.texts[at], table)
-            if np.isfinite(weight).all():
-                asked.bound[at] = sets[int(weight.argmax())]
-                asked.probabilities[at] = weight @ members
-            else:
-                asked.not_numbers += 1
-
-    with undisturbed(model):
-        in_batches([item.prompt_ids for item in items], answer, beat)
-    if asked.not_numbers == len(items):
-        said = (
-            "no answer of the model to a held-out row is a number (NaN): it overflows or is damaged"
-        )
-        raise ConfigError([f"train.precision: {said}; try `fp32`, or a GPU that computes in bf16"])
-    return asked
-
-
-def _filled(completion: Template, answer: str) -> str:
-    """Return the completion with its field filled; one without exactly one field is left bare."""
-    fields = completion.fields
-    return completion.render({fields[0]: answer}) if len(fields) == 1 else answer
-
-
-def _figures(right: metrics.Bools, given: metrics.Bools, table: EvalTable) -> dict[str, Any]:
-    intervals = metrics.bootstrap(right, given, resamples=table.resamples, seed=0)
-    result: dict[str, Any] = {
-        "figures": {name: asdict(interval) for name, interval in intervals.items()},
-        "per_label": metrics.per_label(right, given, table.labels),
-    }
-    if table.kind == "label":
-        result["confusion"] = metrics.confusion(
-            [int(row.argmax()) for row in right],
-            [int(row.argmax()) if row.any() else -1 for row in given],
-            len(table.labels),
-        )
-    else:
-        result["cooccurrence"] = metrics.cooccurrence(right, given)
-        result["label_count_error"] = float(np.abs(right.sum(1) - given.sum(1)).mean())
-    return result
-
-
-def _calibration(
-    right: metrics.Bools, probabilities: metrics.Floats, table: EvalTable
-) -> dict[str, Any]:
-    """Compare every (row, label) probability with the truth, together and label by label."""
-    result = metrics.reliability(probabilities.ravel(), right.ravel())
-    result["average_precision"] = {
-        label: metrics.average_precision(probabilities[:, at], right[:, at])
-        for at, label in enumerate(table.labels)
-    }
-    return result
-
-
-def _costs(
-    right: metrics.Bools, bound: metrics.Bools, probabilities: metrics.Floats, table: EvalTable
-) -> dict[str, Any] | None:
-    """Return what the mistakes cost as answered, and with the cheapest threshold per label.
-
-    The thresholds for even rows are chosen on odd rows and the other way round, so that the cost
-    they promise is one they kept on rows they had not seen. None without a table of costs.
-    """
-    if not table.costs:
-        return None
-    costs = {
-        label: metrics.Cost(miss=cost.miss, false_alarm=cost.false_alarm)
-        for label, cost in table.costs.items()
-    }
-    even = np.arange(len(right)) % 2 == 0
-    decided = np.zeros_like(bound)
-    thresholds = {}
-    for at, label in enumerate(table.labels):
-        cost = costs.get(label, metrics.Cost(miss=1.0, false_alarm=1.0))
-        share, truth = probabilities[:, at], right[:, at]
-        for chosen_on, used_on in ((even, ~even), (~even, even)):
-            if chosen_on.any():
-                cut, _ = metrics.cheapest_threshold(share[chosen_on], truth[chosen_on], cost)
-                decided[used_on, at] = share[used_on] >= cut
-        thresholds[label], _ = metrics.cheapest_threshold(share, truth, cost)
-    return {
-        "as_answered": metrics.expected_cost(right, bound, table.labels, costs),
-        "with_thresholds": metrics.expected_cost(right, decided, table.labels, costs),
-        "thresholds": thresholds,
-    }

@@ -1,4 +1,4 @@
-"""How good a set of answers is: the same figures as scikit-learn's, each with its uncertainty.
+"""Computes the figures of an evaluation, scikit-learn's by definition, each with its interval.
 
 A document's answer is a set of labels, written as a row of booleans; a single label is a set of
 one, and an answer that could not be read is the empty set. Nothing is ever left out of a mean.
@@ -7,11 +7,13 @@ one, and an answer that could not be read is the empty set. Nothing is ever left
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from trainer.config import CostTable, EvalTable
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -32,28 +34,53 @@ class Interval:
     high: float
 
 
-def scores(gold: Bools, answered: Bools) -> dict[str, float]:
-    """Return every figure of AVERAGES for answers against gold, both of shape [documents, labels].
+def all_figures(references: Bools, predictions: Bools, table: EvalTable) -> dict[str, Any]:
+    """Return every figure with its interval, the figures per label, and who was taken for whom."""
+    intervals = bootstrap(references, predictions, resamples=table.resamples, seed=0)
+    result: dict[str, Any] = {
+        "figures": {name: asdict(interval) for name, interval in intervals.items()},
+        "per_label": per_label(references, predictions, table.labels),
+    }
+    if table.kind == "label":
+        result["confusion"] = confusion(
+            [int(row.argmax()) for row in references],
+            [int(row.argmax()) if row.any() else -1 for row in predictions],
+            len(table.labels),
+        )
+    else:
+        result["cooccurrence"] = cooccurrence(references, predictions)
+        result["label_count_error"] = float(np.abs(references.sum(1) - predictions.sum(1)).mean())
+    return result
+
+
+def scores(references: Bools, predictions: Bools) -> dict[str, float]:
+    """Return every figure of AVERAGES; predictions and references are of shape [documents, labels].
 
     Definitions are scikit-learn's with `zero_division=0`: `exact_match` is `accuracy_score` of
-    sets, `jaccard` and `samples_f1` are means over documents (an empty answer to an empty gold set
-    counts 0, as there), `macro_*` are means over all labels, also those without a document.
+    sets, `jaccard` and `samples_f1` are means over documents (an empty prediction for an empty
+    reference counts 0, as there), `macro_*` are means over all labels, also those without a
+    document.
     """
-    weights = np.ones((1, len(gold)))
-    return {name: float(values[0]) for name, values in _weighted(gold, answered, weights).items()}
+    weights = np.ones((1, len(references)))
+    return {
+        name: float(values[0])
+        for name, values in _weighted(references, predictions, weights).items()
+    }
 
 
-def per_label(gold: Bools, answered: Bools, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+def per_label(
+    references: Bools, predictions: Bools, labels: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """Return precision, recall, f1, support and the four counts of every label."""
-    hit, false, missed = _counts(gold, answered)
+    hit, false, missed = _counts(references, predictions)
     precision, recall, f1 = _rates(hit.sum(0), false.sum(0), missed.sum(0))
     return {
         label: {
             "precision": float(precision[at]),
             "recall": float(recall[at]),
             "f1": float(f1[at]),
-            "support": int(gold[:, at].sum()),
-            "answered": int(answered[:, at].sum()),
+            "support": int(references[:, at].sum()),
+            "answered": int(predictions[:, at].sum()),
             "true_positives": int(hit[:, at].sum()),
             "false_positives": int(false[:, at].sum()),
             "false_negatives": int(missed[:, at].sum()),
@@ -63,17 +90,17 @@ def per_label(gold: Bools, answered: Bools, labels: Sequence[str]) -> dict[str, 
 
 
 def bootstrap(
-    gold: Bools, answered: Bools, *, resamples: int, seed: int, share: float = 0.95
+    references: Bools, predictions: Bools, *, resamples: int, seed: int, share: float = 0.95
 ) -> dict[str, Interval]:
     """Return every figure of AVERAGES with its percentile interval over resampled documents.
 
     Documents are drawn with replacement, whole, `resamples` times (Efron's percentile method); the
     same seed gives the same intervals on every machine.
     """
-    point = scores(gold, answered)
+    point = scores(references, predictions)
     parts = [
-        _weighted(gold, answered, weights)
-        for weights in _resampled(len(gold), resamples=resamples, seed=seed)
+        _weighted(references, predictions, weights)
+        for weights in _resampled(len(references), resamples=resamples, seed=seed)
     ]
     spread = {name: np.concatenate([part[name] for part in parts]) for name in point}
     outer = [(1 - share) / 2, (1 + share) / 2]
@@ -97,28 +124,43 @@ def paired_difference(
 
 
 def _resampled(count: int, *, resamples: int, seed: int) -> Iterator[Floats]:
-    """Yield how often each of `count` documents is drawn, [resamples, documents], in portions.
+    """Yield how often each of `count` documents is drawn, [resamples, documents], in chunks.
 
     All at once would be gigabytes for many documents; the draws are the same either way.
     """
     draws = np.random.default_rng(seed)
-    even, portion = np.full(count, 1 / count), max(1, WEIGHTS_AT_ONCE // count)
-    for begun in range(0, resamples, portion):
-        size = min(portion, resamples - begun)
+    even, chunk = np.full(count, 1 / count), max(1, WEIGHTS_AT_ONCE // count)
+    for begun in range(0, resamples, chunk):
+        size = min(chunk, resamples - begun)
         yield draws.multinomial(count, even, size=size).astype(float)
 
 
-def confusion(gold: Sequence[int], answered: Sequence[int], labels: int) -> list[list[int]]:
-    """Return counts [gold][answered]; the last column counts unreadable answers (-1)."""
-    table = [[0] * (labels + 1) for _ in range(labels)]
-    for right, given in zip(gold, answered, strict=True):
-        table[right][given if given >= 0 else labels] += 1
-    return table
+def confusion(
+    references: Sequence[int], predictions: Sequence[int], labels: int
+) -> list[list[int]]:
+    """Return counts [reference][prediction]; the last column counts unreadable answers (-1)."""
+    from sklearn.metrics import confusion_matrix
+
+    readable = [labels if one < 0 else one for one in predictions]
+    table = confusion_matrix(references, readable, labels=range(labels + 1))
+    return [[int(cell) for cell in row] for row in table[:labels]]
 
 
-def cooccurrence(gold: Bools, answered: Bools) -> list[list[int]]:
-    """Return counts [gold][answered] of documents that carry the one and got the other."""
-    return [[int(cell) for cell in row] for row in gold.astype(int).T @ answered.astype(int)]
+def cooccurrence(references: Bools, predictions: Bools) -> list[list[int]]:
+    """Return counts [reference][prediction] of documents that carry the one and got the other."""
+    return [
+        [int(cell) for cell in row] for row in references.astype(int).T @ predictions.astype(int)
+    ]
+
+
+def calibration(references: Bools, probabilities: Floats, table: EvalTable) -> dict[str, Any]:
+    """Compare every (row, label) probability with the truth, together and label by label."""
+    result = reliability(probabilities.ravel(), references.ravel())
+    result["average_precision"] = {
+        label: average_precision(probabilities[:, at], references[:, at])
+        for at, label in enumerate(table.labels)
+    }
+    return result
 
 
 def reliability(probabilities: Floats, right: Bools, *, bins: int = 10) -> dict[str, Any]:
@@ -135,52 +177,63 @@ def reliability(probabilities: Floats, right: Bools, *, bins: int = 10) -> dict[
         inside = place == at
         count = int(inside.sum())
         if count:
-            said, was = float(probabilities[inside].mean()), float(right[inside].mean())
-            gap += count * abs(said - was)
+            confidence, truth = float(probabilities[inside].mean()), float(right[inside].mean())
+            gap += count * abs(confidence - truth)
             table.append({"from": at / bins, "to": (at + 1) / bins, "count": count,
-                          "confidence": said, "truth": was})  # fmt: skip
+                          "confidence": confidence, "truth": truth})  # fmt: skip
     total = max(len(probabilities), 1)
     brier = float(((probabilities - right) ** 2).mean()) if len(probabilities) else 0.0
     return {"table": table, "ece": gap / total, "brier": brier}
 
 
 def average_precision(probabilities: Floats, right: Bools) -> float:
-    """Return the area under the precision-recall curve, as scikit-learn's step sum; 0 without hits.
+    """Return scikit-learn's area under the precision-recall curve; 0 without a positive."""
+    from sklearn.metrics import average_precision_score
 
-    Documents of equal probability are taken together, so their order cannot matter.
+    return float(average_precision_score(right, probabilities)) if right.any() else 0.0
+
+
+def costs_of_mistakes(
+    references: Bools, predictions: Bools, probabilities: Floats, table: EvalTable
+) -> dict[str, Any] | None:
+    """Return the cost of the mistakes as answered, and with the cheapest threshold per label.
+
+    The thresholds for even rows are chosen on odd rows and the other way round, so that the cost
+    they promise is one they kept on rows they had not seen. None without a table of costs.
     """
-    positives = int(right.sum())
-    if not positives:
-        return 0.0
-    order = np.argsort(-probabilities, kind="stable")
-    ranked, hits = probabilities[order], np.cumsum(right[order])
-    last = np.append(np.nonzero(np.diff(ranked))[0], len(ranked) - 1)
-    precision = hits[last] / (last + 1)
-    recall = hits[last] / positives
-    return float(np.sum(np.diff(np.append(0.0, recall)) * precision))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What a label's mistakes cost, in any one unit."""
-
-    miss: float
-    false_alarm: float
+    if not table.costs:
+        return None
+    even = np.arange(len(references)) % 2 == 0
+    decided = np.zeros_like(predictions)
+    thresholds = {}
+    for at, label in enumerate(table.labels):
+        cost = table.costs.get(label, CostTable())
+        share, truth = probabilities[:, at], references[:, at]
+        for chosen_on, used_on in ((even, ~even), (~even, even)):
+            if chosen_on.any():
+                cut, _ = cheapest_threshold(share[chosen_on], truth[chosen_on], cost)
+                decided[used_on, at] = share[used_on] >= cut
+        thresholds[label], _ = cheapest_threshold(share, truth, cost)
+    return {
+        "as_answered": expected_cost(references, predictions, table.labels, table.costs),
+        "with_thresholds": expected_cost(references, decided, table.labels, table.costs),
+        "thresholds": thresholds,
+    }
 
 
 def expected_cost(
-    gold: Bools, answered: Bools, labels: Sequence[str], costs: Mapping[str, Cost]
+    references: Bools, predictions: Bools, labels: Sequence[str], costs: Mapping[str, CostTable]
 ) -> float:
     """Return the mean cost of a document's mistakes; labels without a cost cost 1 either way."""
     total = 0.0
     for at, label in enumerate(labels):
-        cost = costs.get(label, Cost(miss=1.0, false_alarm=1.0))
-        total += cost.miss * int((gold[:, at] & ~answered[:, at]).sum())
-        total += cost.false_alarm * int((~gold[:, at] & answered[:, at]).sum())
-    return total / max(len(gold), 1)
+        cost = costs.get(label, CostTable())
+        total += cost.miss * int((references[:, at] & ~predictions[:, at]).sum())
+        total += cost.false_alarm * int((~references[:, at] & predictions[:, at]).sum())
+    return total / max(len(references), 1)
 
 
-def cheapest_threshold(probabilities: Floats, right: Bools, cost: Cost) -> tuple[float, float]:
+def cheapest_threshold(probabilities: Floats, right: Bools, cost: CostTable) -> tuple[float, float]:
     """Return (threshold, mean cost) such that answering from the threshold up costs least.
 
     Tried are all cuts between neighbouring probabilities, never to answer and always to answer.
@@ -205,9 +258,9 @@ def cheapest_threshold(probabilities: Floats, right: Bools, cost: Cost) -> tuple
     return threshold, float(totals[best] / max(len(right), 1))
 
 
-def _weighted(gold: Bools, answered: Bools, weights: Floats) -> dict[str, Floats]:
+def _weighted(references: Bools, predictions: Bools, weights: Floats) -> dict[str, Floats]:
     """Compute every average for each row of document weights [resamples, documents]."""
-    hit, false, missed = _counts(gold, answered)
+    hit, false, missed = _counts(references, predictions)
     hits, falses, misses = weights @ hit, weights @ false, weights @ missed
     precision, recall, f1 = _rates(hits, falses, misses)
     micro = _rates(hits.sum(1), falses.sum(1), misses.sum(1))
@@ -215,7 +268,7 @@ def _weighted(gold: Bools, answered: Bools, weights: Floats) -> dict[str, Floats
     both, either = hit.sum(1), hit.sum(1) + false.sum(1) + missed.sum(1)
     total = weights.sum(1)
     return {
-        "exact_match": weights @ (gold == answered).all(1).astype(float) / total,
+        "exact_match": weights @ (references == predictions).all(1).astype(float) / total,
         "micro_precision": micro[0],
         "micro_recall": micro[1],
         "micro_f1": micro[2],
@@ -225,15 +278,15 @@ def _weighted(gold: Bools, answered: Bools, weights: Floats) -> dict[str, Floats
         "weighted_f1": _ratio((f1 * support).sum(1), support.sum(1)),
         "samples_f1": weights @ _ratio(2 * both, both + either) / total,
         "jaccard": weights @ _ratio(both, either) / total,
-        "hamming_loss": (falses.sum(1) + misses.sum(1)) / (total * gold.shape[1]),
+        "hamming_loss": (falses.sum(1) + misses.sum(1)) / (total * references.shape[1]),
     }
 
 
-def _counts(gold: Bools, answered: Bools) -> tuple[Floats, Floats, Floats]:
+def _counts(references: Bools, predictions: Bools) -> tuple[Floats, Floats, Floats]:
     return (
-        (gold & answered).astype(float),
-        (~gold & answered).astype(float),
-        (gold & ~answered).astype(float),
+        (references & predictions).astype(float),
+        (~references & predictions).astype(float),
+        (references & ~predictions).astype(float),
     )
 
 

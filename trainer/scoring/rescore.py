@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,12 +14,14 @@ from typing import Any
 from trainer import hub
 from trainer import model as models
 from trainer.config import ConfigError, load_config
+from trainer.exit_codes import ExitCode
 from trainer.rundir.layout import CONFIG, resolve
 from trainer.scoring import evaluate
+from trainer.text import print_line
 
 
 def rescore(
-    run_dir: Path, adapter: Path | None, *, beat: Callable[[int, int], None]
+    run_dir: Path, adapter: Path | None, *, on_progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Return the scores of `adapter` on the base of `run_dir`, or of the base alone if it is None.
 
@@ -55,6 +59,23 @@ def rescore(
             model,
             tokenizer,
             stage="before" if adapter is None else "after",
-            beat=beat,
+            on_progress=on_progress,
         )
     return dict(json.loads(json.dumps(asdict(result))))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what is scored."""
+    parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
+    parser.add_argument("--adapter", type=Path, help="directory of an adapter; without: the base")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score once more and print the result as JSON."""
+
+    def on_progress(done: int, total: int) -> None:
+        print_line(f"evaluated {done} of {total} rows")
+
+    result = rescore(args.run_dir.resolve(), args.adapter, on_progress=on_progress)
+    sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return ExitCode.DONE

@@ -16,16 +16,16 @@ from torch.nn.utils import clip_grad_norm_
 
 from trainer.data.examples import collate
 from trainer.errors import Diverged, DoesNotFit, Preempted
-from trainer.loss import supervised_loss
+from trainer.loss import summed_cross_entropy
 from trainer.saving.state import TrainingState, digest, finite_or_none
-from trainer.schedule import micro_batches, ordinal
-from trainer.training.train_context import Bench
+from trainer.schedule import derive_seed, micro_batches
+from trainer.training.train_context import TrainContext
 
 SKIPS_MAX = 20  # the first float16 steps may overflow until the loss scale fits: 2^16 to 2^-4
 
 
-class Watcher(Protocol):
-    """Who is told after every step, and decides about saving."""
+class StepCallback(Protocol):
+    """What the loop calls after every step; it logs the step and decides about saving."""
 
     def after_step(self, record: dict[str, Any]) -> None:
         """Log the step, and start a save if one is due."""
@@ -34,20 +34,22 @@ class Watcher(Protocol):
         """Complete the last record with the validation that a notice had cut short."""
 
 
-def train(bench: Bench, state: TrainingState, watcher: Watcher, *, until: int) -> None:
+def train(
+    context: TrainContext, state: TrainingState, callback: StepCallback, *, until: int
+) -> None:
     """Do the steps that are left until `until` are done; raise `Preempted` when the flag is up.
 
-    With an exam, the state is validated when it is due, and the steps may end earlier.
+    With a validation, the state is validated when it is due, and the steps may end earlier.
     """
-    counters, exam = state.counters, bench.exam
-    bench.model.train()
-    if exam is not None and exam.owed(state):
-        watcher.amend({**state.log.last, **exam.sit(bench, state)})
-    while counters.step < until and not (exam is not None and exam.over(state)):
-        if bench.flag.notice is not None:
+    counters, validation = state.counters, context.validation
+    context.model.train()
+    if validation is not None and validation.was_interrupted(state):
+        callback.amend({**state.log.last, **validation.run(state)})
+    while counters.step < until and not (validation is not None and validation.should_stop(state)):
+        if context.flag.notice is not None:
             raise Preempted
         began_s = time.perf_counter()
-        result = whole_step(bench, state)
+        result = whole_step(context, state)
         counters.step += 1
         counters.tokens += result.tokens
         counters.target_tokens += result.targets
@@ -55,12 +57,12 @@ def train(bench: Bench, state: TrainingState, watcher: Watcher, *, until: int) -
         counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if result.skipped else 0
         seconds = time.perf_counter() - began_s
         counters.train_s += seconds
-        counters.usd += seconds * bench.price_usd_per_h / 3600
+        counters.usd += seconds * context.price_usd_per_h / 3600
         record = {
             "step": counters.step,
-            "epoch": bench.plan.locate(counters.step - 1).epoch,
+            "epoch": context.schedule.locate(counters.step - 1).epoch,
             "loss": finite_or_none(result.loss),
-            "lr": bench.plan.lr(counters.step - 1),
+            "lr": context.schedule.lr(counters.step - 1),
             "grad_norm": finite_or_none(result.grad_norm),
             "tokens": result.tokens,
             "targets": result.targets,
@@ -69,10 +71,10 @@ def train(bench: Bench, state: TrainingState, watcher: Watcher, *, until: int) -
             "seconds": round(seconds, 4),
         }
         try:
-            if exam is not None and exam.due(counters.step):
-                record |= exam.sit(bench, state)
+            if validation is not None and validation.is_due(counters.step):
+                record |= validation.run(state)
         finally:  # a step that is done is logged, even if its validation is cut short
-            watcher.after_step(record)
+            callback.after_step(record)
         if counters.skipped_in_a_row >= SKIPS_MAX:
             raise Diverged(
                 f"{SKIPS_MAX} steps in a row had no finite gradient, up to step {counters.step}; "
@@ -91,7 +93,7 @@ class StepResult:
     skipped: bool
 
 
-def whole_step(bench: Bench, state: TrainingState) -> StepResult:
+def whole_step(context: TrainContext, state: TrainingState) -> StepResult:
     """Do one step; if memory runs out in a pass, do all passes again with smaller portions.
 
     Likewise without the demand for fixed bits, if this base has a part that cannot meet it.
@@ -99,8 +101,8 @@ def whole_step(bench: Bench, state: TrainingState) -> StepResult:
     """
     while True:
         try:
-            with bench.rigour.demanded():
-                loss_sum = all_passes(bench, state)
+            with context.determinism.enforced():
+                loss_sum = all_passes(context, state)
             break
         except torch.OutOfMemoryError as error:
             state.optimizer.zero_grad(set_to_none=True)
@@ -110,21 +112,23 @@ def whole_step(bench: Bench, state: TrainingState) -> StepResult:
                     f"`train.max_length` or `method.r`, or rent a larger GPU ({error})"
                 ) from error
             state.counters.micro_batch = -(-state.counters.micro_batch // 2)
-            bench.on_message(f"out of memory: going on with {state.counters.micro_batch} at a time")
+            context.on_message(
+                f"out of memory: going on with {state.counters.micro_batch} at a time"
+            )
         except RuntimeError as error:
-            if not bench.rigour.give_up(error):
+            if not context.determinism.relax(error):
                 raise
             state.optimizer.zero_grad(set_to_none=True)
-            note_inexact(bench, state, error)
+            note_inexact(context, state, error)
         torch.cuda.empty_cache()
     try:
-        grad_norm = update(bench, state)
+        grad_norm = update(context, state)
     except torch.OutOfMemoryError as error:
         raise DoesNotFit(
             "the update of the adapter does not fit into the memory of the device; lower "
             f"`method.r`, try `method.optimizer: adamw8bit`, or rent a larger GPU ({error})"
         ) from error
-    batch = [bench.examples[row] for row in bench.plan.batch(state.counters.step)]
+    batch = [context.examples[row] for row in context.schedule.batch(state.counters.step)]
     targets = sum(example.targets for example in batch)
     return StepResult(
         loss=(loss_sum / targets).item(),
@@ -135,18 +139,18 @@ def whole_step(bench: Bench, state: TrainingState) -> StepResult:
     )
 
 
-def note_inexact(bench: Bench, state: TrainingState, refusal: RuntimeError) -> None:
+def note_inexact(context: TrainContext, state: TrainingState, refusal: RuntimeError) -> None:
     """Say, and keep for status and receipt, that bits may differ from the present step on."""
     counters = state.counters
     if counters.inexact_from is None:
         counters.inexact_from = counters.step + 1
     reason = str(refusal).partition(",")[0]
-    bench.on_message(
+    context.on_message(
         f"not bit-exact from step {counters.step + 1} on, even on this machine: {reason}"
     )
 
 
-def all_passes(bench: Bench, state: TrainingState) -> torch.Tensor:
+def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
     """Gather the gradient of a step, forward and backward per micro-batch; return the summed loss.
 
     The loss of every micro-batch is divided by the target tokens of the whole step, so that the
@@ -154,40 +158,40 @@ def all_passes(bench: Bench, state: TrainingState) -> torch.Tensor:
     nothing changed, if a notice leaves no time for the rest of the step.
     """
     step, scaler = state.counters.step, state.scaler
-    bench.method.begin(step)
-    rows = bench.plan.batch(step)
-    targets = sum(bench.examples[row].targets for row in rows)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=bench.layer.device)
+    context.method.before_step(step)
+    rows = context.schedule.batch(step)
+    targets = sum(context.examples[row].targets for row in rows)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=context.accelerator.device)
     began_s = time.perf_counter()
-    portions = micro_batches(rows, state.counters.micro_batch)
-    for number, portion in enumerate(portions):
-        if number and bench.flag.notice is not None:
-            per_portion_s = (time.perf_counter() - began_s) / number
-            if bench.flag.seconds_left < 3 * per_portion_s * (len(portions) - number):
+    passes = micro_batches(rows, state.counters.micro_batch)
+    for number, micro_batch in enumerate(passes):
+        if number and context.flag.notice is not None:
+            per_pass_s = (time.perf_counter() - began_s) / number
+            if context.flag.seconds_left < 3 * per_pass_s * (len(passes) - number):
                 state.optimizer.zero_grad(set_to_none=True)
                 raise Preempted
-        inputs = collate([bench.examples[row] for row in portion], bench.pad_id)
-        inputs = {name: value.to(bench.layer.device) for name, value in inputs.items()}
-        torch.manual_seed(ordinal(bench.seed, "dropout", step, number))
-        with bench.layer.autocast():
-            loss = supervised_loss(bench.model, inputs)
+        inputs = collate([context.examples[row] for row in micro_batch], context.pad_id)
+        inputs = {name: value.to(context.accelerator.device) for name, value in inputs.items()}
+        torch.manual_seed(derive_seed(context.seed, "dropout", step, number))
+        with context.accelerator.autocast():
+            loss = summed_cross_entropy(context.model, inputs)
         loss_sum += loss.detach()
         mean = loss / targets
-        bench.layer.backward(scaler.scale(mean) if scaler else mean)
+        context.accelerator.backward(scaler.scale(mean) if scaler else mean)
     return loss_sum
 
 
-def update(bench: Bench, state: TrainingState) -> float:
+def update(context: TrainContext, state: TrainingState) -> float:
     """Clip the gradient, update the parameters, and return the gradient's length before.
 
     A length that is not finite updates nothing; a loss scale then learns from it.
     """
-    bench.method.gather()
+    context.method.after_backward()
     for group in state.optimizer.param_groups:
-        group["lr"] = bench.plan.lr(state.counters.step)
+        group["lr"] = context.schedule.lr(state.counters.step)
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
-    limit = bench.max_grad_norm or float("inf")
+    limit = context.max_grad_norm or float("inf")
     grad_norm = clip_grad_norm_(state.parameters.values(), limit).item()
     if math.isfinite(grad_norm):
         if state.scaler:

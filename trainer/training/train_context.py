@@ -1,4 +1,4 @@
-"""The tools on the bench of the training loop; none of them changes which numbers come out."""
+"""What the training loop works with; nothing of it changes which numbers come out."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 from trainer.adapters.methods import Method
 from trainer.data.codec import Example
-from trainer.device.determinism import Rigour
-from trainer.eviction import Flag
-from trainer.saving.state import TrainingState
-from trainer.schedule import Plan
+from trainer.device.determinism import Determinism
+from trainer.eviction import PreemptionFlag
+from trainer.schedule import Schedule
+from trainer.training.validation import Validation
 
 
-class Layer(Protocol):
-    """What the loop needs of `accelerate.Accelerator`, its device and precision layer."""
+class Accelerator(Protocol):
+    """What the loop needs of `accelerate.Accelerator`, its device and precision."""
 
     device: torch.device
 
@@ -29,44 +29,20 @@ class Layer(Protocol):
         """Run the backward pass."""
 
 
-class Examiner(Protocol):
-    """What the loop needs of validation, which itself works on the bench."""
-
-    @property
-    def examples(self) -> Sequence[Example]:
-        """The held-out rows."""
-
-    @property
-    def keep_best(self) -> bool:
-        """Whether the run ends with the adapter that was best."""
-
-    def due(self, step: int) -> bool:
-        """Tell whether the state after `step` steps is validated."""
-
-    def owed(self, state: TrainingState) -> bool:
-        """Tell whether a notice came in the middle of the validation of this state."""
-
-    def over(self, state: TrainingState) -> bool:
-        """Tell whether the training has not become better for too long."""
-
-    def sit(self, bench: Bench, state: TrainingState) -> dict[str, Any]:
-        """Validate the present state, and return what the log says of it."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Bench:
-    """The tools of the loop; none of them changes which numbers come out."""
+class TrainContext:
+    """The model with its method, rows, schedule and device, as the loop uses them."""
 
     model: Any
     method: Method
-    layer: Layer
-    plan: Plan
+    accelerator: Accelerator
+    schedule: Schedule
     examples: Sequence[Example]
     pad_id: int
     seed: int
     max_grad_norm: float
-    flag: Flag
+    flag: PreemptionFlag
     on_message: Callable[[str], None]
     price_usd_per_h: float = 0.0
-    exam: Examiner | None = None
-    rigour: Rigour = field(default_factory=Rigour)
+    validation: Validation | None = None
+    determinism: Determinism = field(default_factory=Determinism)

@@ -1,0 +1,33 @@
+"""What the command line asks of a run: the goal, the checked config, and how to talk meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from commands.runs.config import LoadedConfig
+from commands.runs.home import RunFolder, run_folder
+from commands.ui.console import Console
+from infra.run.decide import Goal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """One request for one run; everything that a command passes on about it."""
+
+    loaded: LoadedConfig
+    home: Path
+    """`$QFT_HOME`."""
+    console: Console
+    goal: Goal = Goal.RUN
+    allow_change: tuple[str, ...] = ()
+    """Keys of run.yaml that may differ from what the run was started with."""
+    fresh: bool = False
+    """Whether to set the earlier record aside and begin anew."""
+    attach: bool = False
+    """Whether to follow, rather than refuse, when another process drives the run."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder on this computer."""
+        return run_folder(self.home, self.loaded.config.name)

@@ -1,0 +1,154 @@
+"""Brings a run to the goal of `up`, `train`, `fetch` or `run`; started again, it goes on.
+
+The way of `qft run` in the order in which it is read: this file, `session.py` (opens the run),
+`infra/run/supervisor.py` (observe, decide, journal, act), `workload.py` (what an act does on the
+machine), then `trainer/__main__.py` there. `result.py` and `advice.py` put the end into words.
+"""
+
+from __future__ import annotations
+
+import time
+
+from commands.runs.advice import (
+    after_interrupt,
+    after_provider_error,
+    after_takeover,
+    still_billing,
+)
+from commands.runs.attach import follow
+from commands.runs.config import LoadedConfig
+from commands.runs.config_diff import is_changed
+from commands.runs.estimate import warn_before_renting
+from commands.runs.extras import demand, needed_here
+from commands.runs.find_config import find_config
+from commands.runs.home import RunBusy, environment, qft_home
+from commands.runs.receipt import make_receipt
+from commands.runs.request import RunRequest
+from commands.runs.result import RunResult, result_of
+from commands.runs.session import Session, is_over, open_session
+from commands.runs.take_lock import lock_taker_of
+from commands.ui.announcing_console import Aloud
+from commands.ui.console import make_console
+from commands.ui.errors import CloudTrouble, Exit, Trouble
+from infra.durable import write_json
+from infra.provider import BadRequest, ProviderError, Rejected
+from infra.run.budget import Budget, worst_case_usd
+from infra.run.decide import Goal
+from infra.run.fold import fold
+from infra.run.journal import read
+from infra.run.state import RunEnd
+
+
+class BadProviderRequest(Trouble):
+    """The provider calls a request of ours wrong: our bug, told without a page of Python."""
+
+    exit_code = Exit.BUG
+
+
+def request_run(  # noqa: PLR0913  (an argument is an option of a command)
+    goal: Goal,
+    wanted: str,
+    *,
+    allow_change: tuple[str, ...] = (),
+    fresh: bool = False,
+    plain: bool = False,
+    attach: bool = False,
+) -> RunRequest:
+    """Make the request that a command line stands for. Raises Usage for a config with faults.
+
+    `wanted` is a run.yaml or the name of a known run; empty takes the `run.yaml` here.
+    """
+    home = qft_home(environment())
+    loaded = find_config(wanted, home)
+    provider = loaded.config.vm.provider
+    console = make_console(
+        simulated=provider == "local", plain=plain, clock=time.monotonic, own=provider == "ssh"
+    )
+    return RunRequest(
+        loaded=loaded,
+        home=home,
+        console=Aloud(console, most=worst_case_text(loaded)),
+        goal=goal,
+        allow_change=allow_change,
+        fresh=fresh,
+        attach=attach,
+    )
+
+
+def run_to_goal(request: RunRequest) -> RunResult:
+    """Bring a run to the goal. Raises a class of `commands.ui.errors` if it cannot get there."""
+    loaded, folder, console = request.loaded, request.folder, request.console
+    if request.goal is not Goal.FETCH:  # what is done already needs nothing to come home
+        demand(needed_here(loaded.config), "training on this computer", request.home)
+    warn_before_renting(loaded, console.log)
+    try:
+        while True:
+            began = len(read(folder.journal))
+            try:
+                with open_session(request) as session:
+                    return _supervise(session)
+            except RunBusy:
+                if not request.attach:
+                    raise
+            if (result := _follow(request, began)) is not None:
+                return result
+            console.log("the other `qft` is gone; driving on from here")
+    except KeyboardInterrupt:
+        console.close()
+        taker = lock_taker_of(folder)
+        if taker is not None:
+            raise after_takeover(taker, folder) from None
+        console.log("\n" + after_interrupt(folder, request.goal))
+        raise
+    except ProviderError as error:
+        raise _as_trouble(error, request) from error
+    finally:
+        console.close()
+
+
+def _supervise(session: Session) -> RunResult:
+    """Let the supervisor work, then write the receipt."""
+    request = session.request
+    out = request.loaded.out
+    over = is_over(session.supervisor.state)
+    reason = "this run was complete already; `--fresh` begins it again"
+    ending = RunEnd(code=0, reason=reason) if over else session.supervisor.run(session.plan)
+    simulated = session.provider.traits.simulated_prices
+    receipt = make_receipt(request.folder, out, simulated=simulated)
+    if out.is_dir() and not over:
+        write_json(out / "receipt.json", receipt.to_json(), mode=0o644)
+    return result_of(request, ending, receipt, session.supervisor.state)
+
+
+def _follow(request: RunRequest, began: int) -> RunResult | None:
+    """Follow the process that drives the run to its end; None if it died without one."""
+    loaded, folder, console = request.loaded, request.folder, request.console
+    console.log(f"another `qft` drives `{folder.name}`; following it")
+    if is_changed(loaded, folder):
+        console.log("warning: run.yaml or its rows changed since; it trains with what it had")
+    ending = follow(request, began=began)
+    if ending is None:
+        return None
+    receipt = make_receipt(folder, loaded.out, simulated=loaded.config.vm.provider == "local")
+    return result_of(request, ending, receipt, fold(read(folder.journal)))
+
+
+def _as_trouble(error: ProviderError, request: RunRequest) -> Trouble:
+    """What a person is told of a provider's error: the fix, what goes on, and what bills."""
+    loaded, folder = request.loaded, request.folder
+    receipt = make_receipt(folder, loaded.out, simulated=loaded.config.vm.provider == "local")
+    # What is wrong with the request itself stays so, however often it is repeated.
+    is_bad = isinstance(error, BadRequest)
+    goes_on = "" if is_bad else after_provider_error(error, folder, request.goal)
+    parts = (error.hint, goes_on, still_billing(folder.name, receipt))
+    is_ours = is_bad and not isinstance(error, Rejected)
+    kind = BadProviderRequest if is_ours else CloudTrouble
+    return kind(str(error), hint="; ".join(part for part in parts if part))
+
+
+def worst_case_text(loaded: LoadedConfig) -> str:
+    """The most that the budget lets the run cost, in dollars; empty if it has no limit."""
+    table = loaded.config.budget
+    budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
+    usd = worst_case_usd(budget, loaded.config.vm.max_price)
+    return "" if usd is None else f"${usd:.2f} (budget)"

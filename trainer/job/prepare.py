@@ -1,0 +1,108 @@
+"""Loads what a job needs before anything is computed, so that every fault shows early."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import model as models
+from trainer.adapters import methods
+from trainer.context import JobContext
+from trainer.data.examples import Examples, load_examples
+from trainer.device.precision import Precision
+from trainer.rundir.fingerprint import Facts, cpu_model, directory_sha256, take_fingerprint
+from trainer.rundir.layout import HASHES, resolve
+from trainer.schedule import Schedule, make_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedInputs:
+    """What is loaded before anything is computed."""
+
+    source: models.Source
+    tokenizer: Any
+    rows: Examples
+    held_out: Examples | None  # read only if they are looked at while training
+    schedule: Schedule
+    device: torch.device
+    precision: Precision
+    fingerprint: Facts
+    model_config: dict[str, Any]  # the base's config.json
+
+
+def prepare_inputs(job: JobContext) -> PreparedInputs:
+    """Read rows, tokenizer and the base's description; everything that can be wrong, is now."""
+    config, run_dir = job.config, job.run_dir
+    models.make_deterministic()
+    threads = models.set_threads(config.train)
+    source = models.find_source(config.model, run_dir)
+    tokenizer = models.load_tokenizer(source)
+    model_config = models.load_config(source)
+    seq2seq = models.is_seq2seq(model_config)
+
+    def read(name: str) -> Examples:
+        return load_examples(
+            config.data,
+            resolve(run_dir, name),
+            tokenizer,
+            max_length=config.train.max_length,
+            seq2seq=seq2seq,
+        )
+
+    rows = read(config.data.train)
+    wanted = config.data.eval if config.train.validate_every is not None else None
+    held_out = read(wanted) if wanted else None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    methods.check_device(config.method, device)
+    schedule = make_schedule(config.train, [len(item.input_ids) for item in rows.items])
+    precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
+    job.on_message(
+        f"{rows.report.rows} rows, {schedule.steps} steps of {config.train.batch_size}; "
+        f"{device.type}, {precision.reason}"
+    )
+    for line in methods.advice(config.method):
+        job.on_message(line)
+    job.heartbeat.update(steps=schedule.steps, at_once=True)
+    identity = (
+        directory_sha256(Path(source.name), cache=run_dir / HASHES)
+        if source.local
+        else getattr(model_config, "_commit_hash", None) or source.revision
+    )
+    fingerprint = take_fingerprint(
+        config,
+        data=job.inputs,
+        base={"base.model": identity, "base.tokenizer": _tokenizer_sha256(tokenizer)},
+        hardware=_hardware(device, threads),
+    )
+    return PreparedInputs(
+        source=source,
+        tokenizer=tokenizer,
+        rows=rows,
+        held_out=held_out,
+        schedule=schedule,
+        device=device,
+        precision=precision,
+        fingerprint=fingerprint,
+        model_config=model_config.to_dict(),
+    )
+
+
+def _hardware(device: torch.device, threads: int) -> Facts:
+    """Name what computes; the bits of a result depend on it."""
+    if device.type == "cuda":  # whatever processor feeds it
+        card = torch.cuda.get_device_name(device)
+        return {"device": device.type, "gpu": card, "cuda": torch.version.cuda}
+    return {"device": device.type, "cpu": cpu_model(), "threads": threads}
+
+
+def _tokenizer_sha256(tokenizer: Any) -> str:
+    """Return one SHA-256 over everything that decides about tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    return hashlib.sha256(f"{text}\n{special}".encode()).hexdigest()

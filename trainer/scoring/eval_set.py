@@ -1,0 +1,130 @@
+"""Loads rows with the labels that are right for them, parsed as the answers of a model are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.config import EvalTable, TrainerConfig
+from trainer.data.codec import Example
+from trainer.data.examples import Examples, load_examples, load_texts
+from trainer.data.rows import DataError
+from trainer.data.template import Template
+from trainer.rundir.layout import resolve
+from trainer.scoring import metrics
+from trainer.scoring.answers import all_answers, label_problem, read_answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTexts:
+    """Texts with their labels as booleans [texts, labels], and as they are written, if needed."""
+
+    texts: Sequence[str]
+    labels: metrics.Bools
+    written: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSet:
+    """The held-out examples with their right labels, and how an answer is written.
+
+    `learnt_sets` are the label sets of the training rows, the commonest first.
+    """
+
+    items: tuple[Example, ...]
+    references: tuple[frozenset[str], ...]
+    table: EvalTable
+    completion: Template
+    learnt_sets: tuple[frozenset[str], ...] = ()
+
+    @property
+    def candidates(self) -> list[frozenset[str]]:
+        """The answers among which constrained decoding chooses."""
+        return list(all_answers(self.table, self.learnt_sets))
+
+
+def load_eval_set(config: TrainerConfig, run_dir: Path, model: Any, tokenizer: Any) -> EvalSet:
+    """Load the held-out rows.
+
+    Raises:
+        DataError: the rows cannot be read, or carry labels that `eval.labels` does not list.
+    """
+    assert config.eval is not None
+    assert config.data.eval is not None
+    items = _load(config, run_dir, config.data.eval, model, tokenizer).items
+    completions = [(item.row, item.completion) for item in items]
+    return EvalSet(
+        items=items,
+        references=tuple(read_references(completions, config.eval, place=config.data.eval)),
+        table=config.eval,
+        completion=Template.parse(config.data.completion),
+    )
+
+
+def load_training_texts(
+    config: TrainerConfig, run_dir: Path, model: Any, tokenizer: Any
+) -> LabelledTexts:
+    """Load the training rows as texts and labels, so that a wrong label is found before training.
+
+    Raises:
+        DataError: the rows cannot be read, or carry labels that `eval.labels` does not list.
+    """
+    assert config.eval is not None
+    if config.data.messages is None:
+        rows = load_texts(config.data, resolve(run_dir, config.data.train))
+    else:  # only the tokenizer's template knows where the last answer of a conversation begins
+        found = _load(config, run_dir, config.data.train, model, tokenizer)
+        rows = [(item.row, item.prompt, item.completion) for item in found.items]
+    completions = [(number, completion) for number, _, completion in rows]
+    references = read_references(completions, config.eval, place=config.data.train)
+    return LabelledTexts(
+        texts=[prompt for _, prompt, _ in rows],
+        labels=indicator_matrix(references, config.eval.labels),
+        written=[completion for _, completion in completions],
+    )
+
+
+def _load(config: TrainerConfig, run_dir: Path, name: str, model: Any, tokenizer: Any) -> Examples:
+    return load_examples(
+        config.data,
+        resolve(run_dir, name),
+        tokenizer,
+        max_length=config.train.max_length,
+        seq2seq=bool(model.config.is_encoder_decoder),
+    )
+
+
+def read_references(
+    completions: Sequence[tuple[int, str]], table: EvalTable, *, place: str
+) -> list[frozenset[str]]:
+    """Parse the right labels of numbered rows from their completions, as an answer is parsed.
+
+    Raises:
+        DataError: naming every row whose labels `eval.labels` does not list.
+    """
+    faulty = [(row, label_problem(completion, table)) for row, completion in completions]
+    problems = [f"{place}:{row}: {problem}" for row, problem in faulty if problem is not None]
+    if problems:
+        raise DataError(problems)
+    return [read_answer(completion, table).labels for _, completion in completions]
+
+
+def label_sets_by_frequency(
+    labels: metrics.Bools, names: Sequence[str]
+) -> tuple[frozenset[str], ...]:
+    """Return the distinct sets of labels, the commonest first, equals in a fixed order."""
+    counted = Counter(tuple(map(bool, row)) for row in labels)
+    by_count = sorted(counted, key=lambda row: (-counted[row], row))
+    return tuple(
+        frozenset(name for name, there in zip(names, row, strict=True) if there) for row in by_count
+    )
+
+
+def indicator_matrix(sets: Sequence[frozenset[str]], labels: Sequence[str]) -> metrics.Bools:
+    """Return sets of labels as booleans [sets, labels]."""
+    return np.array([[label in chosen for label in labels] for chosen in sets], dtype=bool)

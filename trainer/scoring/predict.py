@@ -1,0 +1,95 @@
+"""Lets a model answer every row of an eval set twice: freely, and constrained to the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainer.config import ConfigError
+from trainer.data.codec import Codec
+from trainer.data.examples import padding_id
+from trainer.data.template import Template
+from trainer.scoring import metrics
+from trainer.scoring.answers import Answer, read_answer, require_apart, write_answer
+from trainer.scoring.eval_set import EvalSet, indicator_matrix
+
+OnProgress = Callable[[int, int], None]  # rows done, rows in all
+MARGIN_TOKENS = 2  # beyond the longest right answer: enough to see that a model does not stop
+
+
+@dataclass(kw_only=True)
+class Predictions:
+    """All answers of a model in the order of the examples; `probabilities` is [rows, labels].
+
+    Where those are NaN (`non_finite` counts the rows) the constrained answer is the empty set.
+    """
+
+    texts: list[str]
+    stopped: list[bool]
+    free: list[Answer]
+    bound: list[frozenset[str]]
+    probabilities: metrics.Floats
+    non_finite: int = 0
+
+
+def predict(
+    model: Any, tokenizer: Any, eval_set: EvalSet, *, on_progress: OnProgress
+) -> Predictions:
+    """Answer every example, freely and constrained; nothing of the model changes.
+
+    Raises:
+        ConfigError: the tokenizer cannot tell two answers apart, or no answer is a number.
+    """
+    from trainer.scoring.constrained import Decoder, Trie, eval_mode, run_in_batches
+
+    seq2seq = bool(model.config.is_encoder_decoder)
+    codec = Codec.from_tokenizer(tokenizer, max_length=2**30, seq2seq=seq2seq)
+    table, items, completion = eval_set.table, eval_set.items, eval_set.completion
+    candidates = eval_set.candidates
+    texts = [_filled(completion, write_answer(labels, table)) for labels in candidates]
+    encoded = codec.encode(texts, completion)
+    require_apart(encoded, texts)
+    trie = Trie(encoded, eos_id=codec.eos_id)
+    members = indicator_matrix(candidates, table.labels)
+    longest = max(item.answer_length for item in items)
+    decoder = Decoder(model, eos_ids=[codec.eos_id], pad_id=padding_id(tokenizer))
+    predictions = Predictions(
+        texts=[""] * len(items),
+        stopped=[False] * len(items),
+        free=[Answer(labels=frozenset(), unknown=(), readable=False)] * len(items),
+        bound=[frozenset()] * len(items),
+        probabilities=np.zeros((len(items), len(table.labels))),
+    )
+
+    def answer(batch: list[int]) -> None:
+        state = decoder.prefill([items[at].prompt_ids for at in batch])
+        probabilities = decoder.score_choices(state.fork(), trie).numpy()
+        generated = decoder.generate(state, tokens_max=longest + MARGIN_TOKENS)
+        for at, written, shares in zip(batch, generated, probabilities, strict=True):
+            predictions.texts[at] = tokenizer.decode(written.tokens, skip_special_tokens=True)
+            predictions.stopped[at] = written.stopped
+            predictions.free[at] = read_answer(predictions.texts[at], table)
+            if np.isfinite(shares).all():
+                predictions.bound[at] = candidates[int(shares.argmax())]
+                predictions.probabilities[at] = shares @ members
+            else:
+                predictions.non_finite += 1
+
+    with eval_mode(model):
+        run_in_batches([item.prompt_ids for item in items], answer, on_progress)
+    if predictions.non_finite == len(items):
+        problem = (
+            "no answer of the model to a held-out row is a number (NaN): it overflows or is damaged"
+        )
+        hint = "try `fp32`, or a GPU that computes in bf16"
+        raise ConfigError([f"train.precision: {problem}; {hint}"])
+    return predictions
+
+
+def _filled(completion: Template, answer: str) -> str:
+    """Return the completion with its field filled; one without exactly one field is left bare."""
+    fields = completion.fields
+    return completion.render({fields[0]: answer}) if len(fields) == 1 else answer
