@@ -11,22 +11,22 @@ import typer
 
 from commands import tools
 from commands.runs.home import environment, qft_home
-from commands.ui.errors import Exit, Trouble, Usage
+from commands.ui.errors import Exit, QftError, UsageError
 from commands.ui.help_examples import EXIT_CODES, FIRST_STEPS, examples
-from commands.ui.library_warnings import to_log
+from commands.ui.library_warnings import log_library_warnings
 from commands.ui.options import AllowChange, Fresh, Json, Plain, ProviderName, Run
 from commands.ui.output import (
     columns,
     last_resort,
+    log,
+    open_std_streams,
     out,
-    out_json,
-    settle,
+    print_error,
+    print_interrupted,
+    print_json,
     table,
-    talk,
-    tell_interrupt,
-    tell_trouble,
 )
-from commands.ui.signals import heard
+from commands.ui.signals import sigterm_as_interrupt
 
 VERSION = "0.1.0"
 
@@ -65,9 +65,9 @@ def init(
         return
     written = command.write(directory, rows)
     if as_json:
-        out_json(written.to_json())
+        print_json(written.to_json())
     else:
-        talk("\n".join(written.lines()))
+        log("\n".join(written.lines()))
 
 
 @app.command(epilog=examples("doctor"))
@@ -90,7 +90,7 @@ def doctor(
 
     checks = command.examine(run, provider)
     if as_json:
-        out_json([check.to_json() for check in checks])
+        print_json([check.to_json() for check in checks])
     else:
         out("\n".join(check.line for check in checks))
     if code := exit_code(checks):
@@ -104,7 +104,7 @@ def plan(run: Run = "", *, as_json: Json = False) -> None:
 
     made = command.make_plan(run)
     if as_json:
-        out_json(made.to_json())
+        print_json(made.to_json())
     else:
         out("\n".join(made.lines()))
 
@@ -145,7 +145,7 @@ def status(run: Run = "", *, as_json: Json = False) -> None:
 
     found = command.status(run)
     if as_json:
-        out_json(found.to_json())
+        print_json(found.to_json())
     else:
         out(columns(found.lines()))
 
@@ -164,13 +164,13 @@ def logs(
 ) -> None:
     """Print what the trainer said."""
     from commands import logs as command
-    from commands.ui.output import log_as_json, log_writer
+    from commands.ui.output import json_log_writer, log_writer
 
     if as_json:
-        with log_as_json(follow=follow) as write:
-            command.logs(run, follow=follow, write=write, on_message=talk)
+        with json_log_writer(follow=follow) as write:
+            command.logs(run, follow=follow, write=write, on_message=log)
     else:
-        command.logs(run, follow=follow, write=log_writer(), on_message=talk)
+        command.logs(run, follow=follow, write=log_writer(), on_message=log)
 
 
 @app.command(epilog=examples("fetch"))
@@ -201,18 +201,18 @@ def down(  # noqa: PLR0913  (an argument is an option)
     if everything:
         home = qft_home(environment())
         providers = command.known_providers(home, provider)
-        results = command.down_all(providers, home, delete=delete, on_message=talk, now=now)
+        results = command.down_all(providers, home, delete=delete, on_message=log, now=now)
     else:
-        results = [command.down(run, delete=delete, on_message=talk, now=now)]
+        results = [command.down(run, delete=delete, on_message=log, now=now)]
     if as_json:
-        out_json([result.to_json() for result in results])
+        print_json([result.to_json() for result in results])
     elif not results:
         out("nothing to release: no provider lists a machine of ours")
     else:
         out("\n".join(line for result in results for line in result.lines()))
     try:
         command.check_all(results)
-    except Trouble as trouble:
+    except QftError as trouble:
         _besides(trouble, as_json=as_json)
 
 
@@ -252,11 +252,11 @@ def ls(
     if trouble and not rows:
         raise trouble  # an empty list would say that nothing bills
     if as_json:
-        out_json(rows)
+        print_json(rows)
     elif rows:
         out(table(rows))
     else:
-        talk("no machine of ours anywhere" if everything else "no run yet: try `qft run run.yaml`")
+        log("no machine of ours anywhere" if everything else "no run yet: try `qft run run.yaml`")
     if trouble:
         _besides(trouble, as_json=as_json)
 
@@ -268,9 +268,9 @@ def evict(run: Run = "", *, as_json: Json = False) -> None:
 
     said = machine.evict(run)
     if as_json:
-        out_json({"asked": said})
+        print_json({"asked": said})
     else:
-        talk(said)
+        log(said)
 
 
 @app.command(
@@ -313,27 +313,27 @@ def root(
 def main() -> None:
     """Run the command line; every error leaves through here, with its documented exit code."""
     as_json = "--json" in sys.argv[1:]
-    settle()
-    with heard():
+    open_std_streams()
+    with sigterm_as_interrupt():
         _run(as_json=as_json)
 
 
 def _run(*, as_json: bool) -> NoReturn:
     try:
-        to_log(qft_home(environment()) / "warnings.log", os.environ)
+        log_library_warnings(qft_home(environment()) / "warnings.log", os.environ)
         if not sys.argv[1:]:
             with contextlib.redirect_stdout(sys.stderr):
                 app(["--help"], standalone_mode=False)
             sys.exit(Exit.USAGE)
         code = app(standalone_mode=False)  # what `typer.Exit` carries is returned, not raised
         if code == Exit.INTERRUPTED:  # and so is Ctrl-C
-            sys.exit(tell_interrupt(as_json=as_json))
+            sys.exit(print_interrupted(as_json=as_json))
         sys.exit(code if isinstance(code, int) else Exit.DONE)
-    except Trouble as trouble:
-        tell_trouble(trouble, as_json=as_json)
+    except QftError as trouble:
+        print_error(trouble, as_json=as_json)
         sys.exit(trouble.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(tell_interrupt(as_json=as_json))
+        sys.exit(print_interrupted(as_json=as_json))
     except Exception as error:  # noqa: BLE001  (the one place that maps whatever is left)
         sys.exit(last_resort(error, as_json=as_json))
 
@@ -341,19 +341,21 @@ def _run(*, as_json: bool) -> NoReturn:
 def _demand_one_meaning(run: str, *, everything: bool, provider: str) -> None:
     """Raise Usage where one word would be ignored: a machine more or less is released then."""
     if everything and run:
-        raise Usage(
+        raise UsageError(
             f"`{run}` is one run, and `--all` is every machine of ours",
             hint="leave one of them out",
         )
     if provider and not everything:
-        raise Usage("`--provider` goes with `--all`", hint=f"write `--all --provider {provider}`")
+        raise UsageError(
+            "`--provider` goes with `--all`", hint=f"write `--all --provider {provider}`"
+        )
 
 
-def _besides(trouble: Trouble, *, as_json: bool) -> NoReturn:
+def _besides(trouble: QftError, *, as_json: bool) -> NoReturn:
     """Fail after the data was printed: a second document on stdout could not be parsed."""
     if not as_json:
         raise trouble
-    tell_trouble(trouble, as_json=False)
+    print_error(trouble, as_json=False)
     raise typer.Exit(trouble.exit_code)
 
 
@@ -364,13 +366,13 @@ def _run_to_goal(goal: str, run: str, *, as_json: bool, **options: Any) -> None:
     options["plain"] = options["plain"] or as_json
     result = run_to_goal(request_run(Goal(goal), run, **options))
     if as_json:
-        out_json(result.to_json())
+        print_json(result.to_json())
     else:
         out(columns(result.lines()))
         if goal == "run":
             from commands import after
 
-            talk(f"\nnext: {after.next_steps(result.name)}")
+            log(f"\nnext: {after.next_steps(result.name)}")
 
 
 if __name__ == "__main__":

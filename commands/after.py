@@ -30,8 +30,8 @@ from commands.runs.home import (
 )
 from commands.runs.local_trainer import local_run_dir, trainer
 from commands.runs.receipt import make_receipt
-from commands.ui.errors import HostTrouble, TrainingTrouble, Usage
-from commands.ui.output import out, talk
+from commands.ui.errors import HostError, TrainingError, UsageError
+from commands.ui.output import log, out
 from infra.durable import write_json
 from infra.provider import StopReason
 from infra.run.fold import fold
@@ -62,14 +62,16 @@ class Question:
         ways = {"--field": self.fields, "--prompt": self.prompt is not None, "--chat": self.chat}
         chosen = [f"`{way}`" for way, taken in ways.items() if taken]
         if len(chosen) > 1:
-            raise Usage(
+            raise UsageError(
                 f"{' and '.join(chosen)} are different questions, and one is answered",
                 hint="leave the others out; a ready `--prompt` is used as it is",
             )
         flags = ["--tokens", str(self.tokens)]
         for pair in self.fields:
             if "=" not in pair:
-                raise Usage(f"`--field {pair}` names no field", hint="write `--field NAME=TEXT`")
+                raise UsageError(
+                    f"`--field {pair}` names no field", hint="write `--field NAME=TEXT`"
+                )
             flags += ["--field", pair]
         flags += [] if self.prompt is None else ["--prompt", self.prompt]
         return [*flags, *["--chat"] * self.chat, *["--base-only"] * self.base_only]
@@ -140,9 +142,9 @@ def generate(wanted: str, asked: Question, *, as_json: bool) -> str | None:
     flags = asked.flags
     folder, loaded = _fetched(wanted)
     if asked.chat and as_json:
-        raise Usage("a conversation is no JSON", hint="leave `--chat` or `--json` out")
+        raise UsageError("a conversation is no JSON", hint="leave `--chat` or `--json` out")
     if not (asked.fields or asked.chat or asked.prompt is not None):
-        raise Usage("there is nothing to answer", hint=_how_to_ask(loaded))
+        raise UsageError("there is nothing to answer", hint=_how_to_ask(loaded))
     if asked.fields:
         tool_checks.check_fields(loaded, asked.fields)
     tool_checks.demand_for("generate", loaded)
@@ -177,9 +179,9 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
     folder, loaded = _fetched(wanted)
     target = loaded.out / "merged"
     if target.exists():
-        raise Usage(f"`{target}` is there already", hint="use it, or remove it to merge again")
+        raise UsageError(f"`{target}` is there already", hint="use it, or remove it to merge again")
     if order.quantised and loaded.config.method.storage is Quant.NONE:
-        raise Usage(
+        raise UsageError(
             f"`{folder.name}` was trained on a base that is not quantised",
             hint=f"`qft merge {folder.name}` merges onto that base",
         )
@@ -188,7 +190,9 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
     source = Path(order.base).expanduser() if order.base else loaded.model_folder
     source = source or _from_hub(folder, loaded, as_json=as_json)
     if not (source / "config.json").is_file():
-        raise Usage(f"`{source}` holds no model", hint="name the directory with its config.json")
+        raise UsageError(
+            f"`{source}` holds no model", hint="name the directory with its config.json"
+        )
     tool_checks.check_base(source)
     tool_checks.check_room(source, target)
     adapter = ["--adapter", str((loaded.out / "adapter").absolute())]
@@ -208,14 +212,14 @@ def merge(wanted: str, order: Fold, *, as_json: bool) -> tuple[Path, dict[str, A
         done = _start("merge-check", asked, stdout=PIPE, stderr=PIPE if as_json else None)
     if done.returncode:
         why = f": {done.stderr.strip().splitlines()[-1]}" if done.stderr else ""
-        talk(f"the merged model is whole, but it was not compared with the adapter{why}")
+        log(f"the merged model is whole, but it was not compared with the adapter{why}")
         return target, None
     found = dict(json.loads(done.stdout))
     write_json(parity, found, mode=0o644)
     trained = found["as_trained"]
     if trained and trained["equal"] < trained["rows"] and not order.quantised:
         again = f"`qft merge {folder.name} --onto quantized`, with `{target}` removed"
-        talk(f"hint: {again}, writes the model as it was trained")
+        log(f"hint: {again}, writes the model as it was trained")
     return target, found
 
 
@@ -230,7 +234,7 @@ def _from_hub(folder: RunFolder, loaded: LoadedConfig, *, as_json: bool) -> Path
     if done.returncode == 0:
         return Path(done.stdout.strip())
     here = model.id.rpartition("/")[2]
-    trouble = HostTrouble if done.returncode == ExitCode.FAILED_IO else Usage
+    trouble = HostError if done.returncode == ExitCode.FAILED_IO else UsageError
     raise trouble(
         f"the base of `{folder.name}` is `{model.id}` on a hub, and was not fetched",
         problems=(done.stderr or "").strip().splitlines()[-LAST_WORDS:],
@@ -244,7 +248,7 @@ def export(wanted: str, *, rank: int | None) -> Path:
     folder, loaded = _fetched(wanted)
     target = loaded.out / (f"exported-rank-{rank}" if rank else "exported")
     if target.exists():
-        raise Usage(f"`{target}` is there already", hint="remove it, or choose another rank")
+        raise UsageError(f"`{target}` is there already", hint="remove it, or choose another rank")
     demand_place(target)
     tool_checks.demand_for("export")
     with local_run_dir(loaded, folder) as run_dir:
@@ -260,7 +264,7 @@ def push(wanted: str, shelf: Shelf, *, as_json: bool) -> str:
     folder, loaded = _fetched(wanted)
     kept = ["--folder", str((loaded.out / "merged").absolute())] if shelf.merged else []
     if shelf.merged and not (loaded.out / "merged").is_dir():
-        raise Usage("there is no merged model yet", hint=f"`qft merge {folder.name}` makes it")
+        raise UsageError("there is no merged model yet", hint=f"`qft merge {folder.name}` makes it")
     sent = loaded.out / ("merged" if shelf.merged else "adapter")
     tool_checks.check_shelf(shelf.repo, sent, base=shelf.base)
     tool_checks.demand_for("push")
@@ -323,7 +327,7 @@ def _fetched(wanted: str) -> tuple[RunFolder, LoadedConfig]:
                 f"it is not trained yet: `qft status {folder.name}` shows how far it is, "
                 f"`qft run {folder.name}` goes on"
             )
-        raise Usage(f"the adapter of `{folder.name}` is not at home", hint=hint)
+        raise UsageError(f"the adapter of `{folder.name}` is not at home", hint=hint)
     return folder, loaded
 
 
@@ -335,7 +339,7 @@ def _program(tool: str, arguments: list[str], *, as_json: bool) -> str:
     done = _start(tool, arguments, stdout=PIPE, stderr=PIPE if as_json else None)
     said = (done.stderr or "").strip()
     if done.returncode == 0 and said:
-        talk(said)
+        log(said)
     _judge(tool, done.returncode, said.splitlines()[-LAST_WORDS:])
     return done.stdout
 
@@ -358,7 +362,7 @@ def _judge(tool: str, code: int, said: list[str] | None = None) -> None:
     hint = lines.pop().removeprefix("hint: ") if lines and lines[-1].startswith("hint: ") else ""
     if code in MENDED_BY_THE_USER:
         message = f"`{tool}` could not use what it was given{above}"
-        raise Usage(message, problems=lines, hint=hint)
+        raise UsageError(message, problems=lines, hint=hint)
     if code == ExitCode.FAILED_IO and tool == "publish":
-        raise HostTrouble(f"the hub was not reached{above}", problems=lines, hint=hint)
-    raise TrainingTrouble(f"`{tool}` ended with exit code {code}", problems=lines, hint=hint)
+        raise HostError(f"the hub was not reached{above}", problems=lines, hint=hint)
+    raise TrainingError(f"`{tool}` ended with exit code {code}", problems=lines, hint=hint)

@@ -14,7 +14,7 @@ from commands.runs.extras import REHEARSES, missing, needed_here, remedy
 from commands.runs.find_config import find_config
 from commands.runs.home import demand_playable, environment, qft_home, run_folder
 from commands.runs.ssh_host_checks import check_host
-from commands.ui.errors import Trouble, Usage
+from commands.ui.errors import QftError, UsageError
 from infra.config import VmTable
 
 PYTHON_MIN = (3, 11)
@@ -28,7 +28,7 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
         Usage: there is no such provider, or `ssh` was named and nothing says which machine.
     """
     if provider not in {"", "local", "azure", "ssh"}:
-        raise Usage(f"`--provider {provider}` is none", hint="it is `local`, `azure` or `ssh`")
+        raise UsageError(f"`--provider {provider}` is none", hint="it is `local`, `azure` or `ssh`")
     checks = [_python(), _rooms(), _home()]
     loaded: LoadedConfig | None = None
     if wanted or Path("run.yaml").exists():
@@ -36,7 +36,7 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
             loaded = find_config(wanted, qft_home(environment()))
             check_files(loaded)
             checks.append(Check(name="config", ok=True, detail=str(loaded.path)))
-        except Trouble as trouble:
+        except QftError as trouble:
             detail = "; ".join([trouble.message, *trouble.problems])
             checks.append(Check(name="config", ok=False, detail=detail, fix=trouble.hint))
     vm = _table(loaded.config.vm if loaded else VmTable(), provider)
@@ -55,7 +55,7 @@ def _table(vm: VmTable, provider: str) -> VmTable:
     if provider in {"", vm.provider}:
         return vm
     if provider == "ssh":
-        raise Usage(
+        raise UsageError(
             "nothing says which machine `--provider ssh` is",
             hint="put `vm: {provider: ssh, ssh: {host: …, user: …, key: …}}` into a run.yaml",
         )
@@ -113,7 +113,7 @@ def _playable() -> list[Check]:
     """What keeps this computer from playing machines in the home there is; nothing if it can."""
     try:
         demand_playable(qft_home(environment()))
-    except Usage as error:
+    except UsageError as error:
         return [Check(name="machines here", ok=False, detail=error.message, fix=error.hint)]
     return []
 

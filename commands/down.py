@@ -28,7 +28,7 @@ from commands.runs.save_before_release import (
     save_before_release,
 )
 from commands.runs.take_lock import take_lock
-from commands.ui.errors import CloudTrouble, Exit, Usage
+from commands.ui.errors import CloudError, Exit, UsageError
 from infra.azure.context import subscriptions
 from infra.config import AzureTable, LocalTable, VmTable
 from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
@@ -75,7 +75,7 @@ def down(
             on_message(f"asking {provider.name} about `{folder.name}`")
             return _part(order, folder, home, provider, ended=ended)
     except ProviderError as error:
-        raise CloudTrouble(str(error), hint=error.hint) from error
+        raise CloudError(str(error), hint=error.hint) from error
     except KeyboardInterrupt:
         on_message(_unfinished(folder, order))
         raise
@@ -222,7 +222,7 @@ def check_all(results: list[Result]) -> None:
     """Raise CloudTrouble if anything could not be done, after everything was tried."""
     failed = [one for one in results if one.trouble]
     if failed:
-        raise CloudTrouble(
+        raise CloudError(
             f"{len(failed)} of {len(results)} could not be released or removed, and may bill",
             problems=[f"{one.run}: {one.trouble}" for one in failed],
             hint="`qft ls --all` shows what is there; the same command may be repeated",
@@ -304,16 +304,18 @@ def _down_unknown(
         try:
             listed = with_retries(provider.list_all, time.sleep)
         except ProviderError as error:
-            raise CloudTrouble(str(error), hint=error.hint) from error
+            raise CloudError(str(error), hint=error.hint) from error
         meant = [vm for vm in listed if name in {vm.run_id, vm.run_id.rpartition("-")[0]}]
         if len({vm.run_id for vm in meant}) > 1:
             found = [f"{vm.run_id}: {vm.size} in {vm.region}, {vm.power}" for vm in meant]
-            raise Usage(
+            raise UsageError(
                 f"several runs are named `{name}`", problems=found, hint="give the whole id"
             )
         if meant:
             return _down_listed(provider, meant[0], on_message, delete=delete)
-    raise Usage(f"there is no run `{name}`, here or in the cloud", hint="`qft ls --all` lists all")
+    raise UsageError(
+        f"there is no run `{name}`, here or in the cloud", hint="`qft ls --all` lists all"
+    )
 
 
 def known_providers(home: Path, name: str = "") -> list[Provider]:
@@ -327,7 +329,7 @@ def known_providers(home: Path, name: str = "") -> list[Provider]:
     for run in all_runs(home):
         try:
             vm = reopen(run).config.vm
-        except Usage:
+        except UsageError:
             continue  # a damaged record must not hide the machines of others
         account = vm.azure.subscription.lower() if vm.provider == "azure" else ""
         tables.setdefault((vm.provider, account), vm)
@@ -342,7 +344,7 @@ def known_providers(home: Path, name: str = "") -> list[Provider]:
 def _bare_table(name: str, subscription: str = "") -> VmTable:
     """What it takes to list and remove machines of a provider, without any run's config."""
     if name not in {"local", "azure"}:
-        raise Usage(f"`--provider {name}` lists no machines", hint="it is `local` or `azure`")
+        raise UsageError(f"`--provider {name}` lists no machines", hint="it is `local` or `azure`")
     return VmTable.model_construct(
         provider=name,
         local=LocalTable(),

@@ -14,7 +14,7 @@ from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.runs.local_trainer import local_run_dir, trainer
 from commands.runs.receipt import Score, read_score
 from commands.runs.tool_checks import demand_for
-from commands.ui.errors import TrainingTrouble, Usage
+from commands.ui.errors import TrainingError, UsageError
 from infra.durable import write_json
 
 
@@ -52,9 +52,9 @@ def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Sc
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     loaded = reopen(folder)
     if loaded.config.eval is None:
-        raise Usage(f"`{folder.name}` has no table `eval`", hint="add one to run.yaml")
+        raise UsageError(f"`{folder.name}` has no table `eval`", hint="add one to run.yaml")
     if not (loaded.out / "adapter").is_dir():
-        raise Usage(
+        raise UsageError(
             f"the adapter of `{folder.name}` is not at home", hint=f"`qft fetch {folder.name}`"
         )
     if again:
@@ -73,5 +73,5 @@ def _measure(loaded: LoadedConfig, folder: RunFolder, on_message: Callable[[str]
     with local_run_dir(loaded, folder) as run_dir:
         done = trainer(run_dir, "eval", "--adapter", str((loaded.out / "adapter").absolute()))
         if done.returncode:
-            raise TrainingTrouble(f"the evaluation ended with exit code {done.returncode}")
+            raise TrainingError(f"the evaluation ended with exit code {done.returncode}")
         write_json(loaded.out / "eval-after.json", json.loads(done.stdout), mode=0o644)

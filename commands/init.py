@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from commands.runs import config
 from commands.runs.extras import REHEARSES, told_of
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.durable import write_bytes
 from trainer.config import EvalTable, problems
 
@@ -181,7 +181,7 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
     try:
         rows = read_rows(path)
     except DataError as error:
-        raise Usage(
+        raise UsageError(
             f"`{path}` cannot be used",
             problems=config.gathered(list(error.problems))[:20],
             hint="mend the file, then type the same command again",
@@ -208,7 +208,7 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
         hint = f"name it one of {', '.join(ANSWERS)}; or write run.yaml by hand: `qft init`"
         if published:
             hint = f"`qft data {published} FILE` turns this published form into rows"
-        raise Usage(
+        raise UsageError(
             f"no telling which of the columns {', '.join(map(repr, rows[0]))} is the answer",
             hint=hint,
         )
@@ -220,7 +220,7 @@ def _guess(rows: Sequence[Mapping[str, Any]]) -> Guess:
     title = answer.strip().capitalize()
     if counts[""]:
         fix = f"write `{none}` there" if none else "fill or remove them"
-        raise Usage(
+        raise UsageError(
             f"{counts['']} rows have nothing in `{answer}`, the answer to learn",
             hint=f"{fix}, then type the same command again",
         )
@@ -254,7 +254,7 @@ def _check_labels(answer: str, guess: Guess) -> None:
     try:
         EvalTable(kind=kind, labels=list(guess.labels), none=guess.none or NO_LABEL)
     except ValidationError as error:
-        raise Usage(
+        raise UsageError(
             f"the labels in `{answer}` cannot be scored",
             problems=[*problems(error), f"they are {', '.join(map(repr, guess.labels))}"],
             hint="write each in one way in the file, then type the same command again",
@@ -277,7 +277,7 @@ def _nameable(name: str) -> str:
     except TemplateError:
         named = False
     if not named:
-        raise Usage(
+        raise UsageError(
             f"no template can name the column {name!r}",
             hint="rename it in the file, to a word without the marks { } ! :",
         )
@@ -305,7 +305,7 @@ def _split(
         group = json.dumps([row[field] for field in asked.fields], sort_keys=True)
         sides[is_held_out(group, share=share, seed=SEED)].append(row)
     if not all(sides):
-        raise Usage(
+        raise UsageError(
             f"{len(rows)} rows hold too few different questions to hold some out",
             hint="name the files yourself: `qft init`, then edit run.yaml",
         )
@@ -323,8 +323,8 @@ def _name(path: Path) -> str:
     return kept.strip("-")[:30].strip("-") or "my-run"
 
 
-def _occupied(path: Path) -> Usage:
-    return Usage(f"`{path}` is there already", hint="`qft init DIRECTORY` takes another")
+def _occupied(path: Path) -> UsageError:
+    return UsageError(f"`{path}` is there already", hint="`qft init DIRECTORY` takes another")
 
 
 def _write(files: Mapping[Path, str]) -> None:

@@ -14,7 +14,7 @@ from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, is_locked, pick_run, qft_home
 from commands.runs.session import policy_of
 from commands.runs.workload_config import RemoteLayout
-from commands.ui.errors import CloudTrouble, HostTrouble, Usage
+from commands.ui.errors import CloudError, HostError, UsageError
 from infra.provider import Vm
 from infra.run.fold import fold
 from infra.run.journal import read
@@ -50,7 +50,7 @@ def logs(
             if vm is not None:
                 told = False
                 reader.tail(vm, state, follow=follow)
-        except (HostTrouble, CloudTrouble):
+        except (HostError, CloudError):
             if not driven:
                 raise
             vm = None
@@ -96,7 +96,7 @@ class Reader:
                         return
                     time.sleep(FOLLOW_EVERY_S)
         except errors.RemoteError as error:
-            raise HostTrouble(str(error), hint=error.hint) from error
+            raise HostError(str(error), hint=error.hint) from error
 
     def fetched(self, state: RunState) -> None:
         """Write what the log at home has beyond what was read on the machine.
@@ -111,7 +111,7 @@ class Reader:
         if path.exists():
             self.write(path.read_bytes()[self.offset :])
         elif not self.offset:
-            raise Usage(
+            raise UsageError(
                 f"the machine of `{self.folder.name}` does not run, and no log was fetched yet",
                 hint=f"`qft train {self.folder.name}` goes on with the run",
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from commands.down import known_providers
 from commands.runs.home import all_runs, environment, qft_home
-from commands.ui.errors import CloudTrouble
+from commands.ui.errors import CloudError
 from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
 from infra.run.budget import bill
 from infra.run.fold import fold
@@ -69,7 +69,7 @@ def runs() -> list[RunLine]:
     return lines
 
 
-def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudTrouble | None]:
+def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudError | None]:
     """Every machine that the providers list as ours, and which of them could not be asked.
 
     One that does not answer hides no machine of the others.
@@ -101,7 +101,7 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudTrouble |
     if not problems:
         return lines, None
     told = "not every cloud could be asked: what bills there is not shown"
-    return lines, CloudTrouble(told, problems=problems, hint=next(filter(None, hints), ""))
+    return lines, CloudError(told, problems=problems, hint=next(filter(None, hints), ""))
 
 
 def _known_here(provider: Provider, listed: set[str]) -> list[Vm]:

@@ -15,7 +15,7 @@ from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, all_runs, environment, pick_run, qft_home
-from commands.ui.errors import CloudTrouble, Usage
+from commands.ui.errors import CloudError, UsageError
 from infra.names import host_error, user_error
 from infra.provider import PowerState, ProviderError, Vm
 from infra.run.fold import fold
@@ -32,26 +32,26 @@ def evict(wanted: str) -> str:
     folder, loaded = _run(wanted)
     vm = _machine(folder)
     if vm is None:
-        raise Usage(
+        raise UsageError(
             f"`{folder.name}` has no machine to evict",
             hint=f"`qft status {folder.name}` tells where it is; evict it while it trains",
         )
     provider = factory.make_provider(loaded.config.vm, qft_home(environment()))
     if not provider.traits.evicts:
-        raise Usage(
+        raise UsageError(
             f"machines of `provider: {provider.name}` are never evicted",
             hint="`provider: local` rehearses an eviction on this computer",
         )
     try:
         power = provider.observe(vm).power
         if power not in UP:
-            raise Usage(
+            raise UsageError(
                 f"the machine of `{folder.name}` is {power}: there is nothing to evict",
                 hint=f"`qft train {folder.name}` goes on with the run; evict it while it trains",
             )
         provider.evict(vm)
     except ProviderError as error:
-        raise CloudTrouble(str(error), hint=error.hint) from error
+        raise CloudError(str(error), hint=error.hint) from error
     return f"{provider.name} was asked to evict {vm.id}"
 
 
@@ -69,14 +69,14 @@ def meant(words: Sequence[str], home: Path, *, cwd: Path) -> tuple[RunFolder, li
         return pick_run(home, first, cwd=cwd), rest[1:] if rest[:1] == ["--"] else rest
     near = difflib.get_close_matches(first, [run.name for run in all_runs(home)], n=1, cutoff=0.75)
     if near and not rest:
-        raise Usage(
+        raise UsageError(
             f"there is no run `{first}`; did you mean `{near[0]}`?",
             hint=f"`qft ssh {near[0]} -- {first}` runs it as a command there",
         )
     try:
         return pick_run(home, "", cwd=cwd), [first, *rest]
-    except Usage as error:
-        raise Usage(
+    except UsageError as error:
+        raise UsageError(
             f"there is no run `{shorten(first)}`, and no telling on which machine it is a command:"
             f" {error.message}",
             hint=f"`qft ssh NAME -- {shorten(' '.join(words))}` says which",
@@ -89,12 +89,12 @@ def ssh_argv(words: Sequence[str]) -> list[str]:
     loaded = reopen(folder)
     vm = _machine(folder)
     if vm is None or not vm.host:
-        raise Usage(
+        raise UsageError(
             f"`{folder.name}` has no machine that runs", hint=f"`qft up {folder.name}` gets one"
         )
     program = shutil.which("ssh")
     if program is None:
-        raise Usage("there is no `ssh` on this computer", hint="install OpenSSH's client")
+        raise UsageError("there is no `ssh` on this computer", hint="install OpenSSH's client")
     known = folder.root / "known_hosts"
     alias = f"qft-{folder.name}"
     known.write_text(f"{alias} {_checked(folder, vm)}\n")
@@ -121,7 +121,7 @@ def _checked(folder: RunFolder, vm: Vm) -> str:
     except RemoteError as error:
         problem = problem or str(error)
     if problem:
-        raise Usage(
+        raise UsageError(
             f"the record of `{folder.name}` names no machine that can be reached: {problem}",
             hint=f"`qft down --delete {folder.name}` ends it; mend `vm.ssh`, and begin anew",
         )
@@ -157,7 +157,7 @@ def running_now(loaded: LoadedConfig, vm: Vm | None) -> Vm | None:
     try:
         seen = provider.observe(vm)
     except ProviderError as error:
-        raise CloudTrouble(str(error), hint=error.hint) from error
+        raise CloudError(str(error), hint=error.hint) from error
     if seen.power is not PowerState.RUNNING or not seen.host:
         return None
     return replace(vm, host=seen.host, port=seen.port)

@@ -19,7 +19,7 @@ from commands.runs.estimate import (
 from commands.runs.extras import needed_here, told_of
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home
-from commands.ui.errors import CloudTrouble
+from commands.ui.errors import CloudError
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
 from infra.provider import Offer, Provider, ProviderError, Safeguard, Want
@@ -158,7 +158,7 @@ def make_plan(wanted: str) -> PlanPage:
         offers = tuple(provider.offers(want))
         switches = _foreseen(provider, want, budget)
     except ProviderError as error:
-        raise CloudTrouble(str(error), hint=error.hint) from error
+        raise CloudError(str(error), hint=error.hint) from error
     # Which card an own machine has is for set-up to find out, unless run.yaml names it.
     own = f"{vm.ssh.user}@{vm.ssh.host}:{vm.ssh.port}" if vm.ssh and vm.provider == "ssh" else ""
     knows_card = not own or ("gpu" in vm.model_fields_set and bool(vm.ssh and vm.ssh.gpu))

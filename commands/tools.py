@@ -10,7 +10,7 @@ import typer
 from commands.ui.errors import Exit
 from commands.ui.help_examples import examples
 from commands.ui.options import Json, Run
-from commands.ui.output import out, out_json, talk
+from commands.ui.output import log, out, print_json
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -51,9 +51,9 @@ def evaluate(
     """Show the metric before and after, with intervals."""
     from commands import evaluation
 
-    scores = evaluation.scores(run, again=again, on_message=talk)
+    scores = evaluation.scores(run, again=again, on_message=log)
     if as_json:
-        out_json(scores.to_json())
+        print_json(scores.to_json())
     else:
         out("\n".join(scores.lines()))
 
@@ -71,9 +71,9 @@ def verify(
     """Do some steps again and compare every bit."""
     from commands import verify as command
 
-    verdict = command.verify(run, steps=steps, on_message=talk)
+    verdict = command.verify(run, steps=steps, on_message=log)
     if as_json:
-        out_json(verdict.to_json())
+        print_json(verdict.to_json())
     else:
         out("\n".join(verdict.lines()))
     if not verdict.equal:
@@ -116,7 +116,7 @@ def data(  # noqa: PLR0913  (an argument is an option)
     flags += [] if benign is None else ["--benign", str(benign)]
     made = after.convert(kind, source, folder, flags, as_json=as_json)
     if as_json:
-        out_json(made)
+        print_json(made)
     else:
         out(f"{made['train']}\n{made['eval']}")
 
@@ -143,7 +143,7 @@ def report(run: Run = "", *, as_json: Json = False) -> None:
 
     page = after.report(run, as_json=as_json)
     if as_json:
-        out_json({"page": str(page), "data": str(page.with_suffix(".json"))})
+        print_json({"page": str(page), "data": str(page.with_suffix(".json"))})
     else:
         out(str(page))
 
@@ -178,7 +178,7 @@ def generate(  # noqa: PLR0913  (an argument is an option)
     )
     answer = after.generate(run, asked, as_json=as_json)
     if answer is not None and as_json:
-        out_json({"answer": answer})
+        print_json({"answer": answer})
     elif answer is not None:
         out(answer)
 
@@ -225,7 +225,7 @@ def merge(  # noqa: PLR0913  (an argument is an option)
     order = after.Fold(base=base, dtype=dtype or "", quantised=quantised, rows=rows)
     merged, parity = after.merge(run, order, as_json=as_json)
     if as_json:
-        out_json({"model": str(merged), "parity": parity})
+        print_json({"model": str(merged), "parity": parity})
     else:
         out(str(merged))
 
@@ -257,6 +257,6 @@ def push(  # noqa: PLR0913  (an argument is an option)
 def _tell(made: dict[str, str], *, as_json: bool) -> None:
     """Where a result lies: as JSON, or one place a line."""
     if as_json:
-        out_json(made)
+        print_json(made)
     else:
         out("\n".join(made.values()))

@@ -17,7 +17,7 @@ from commands.runs.local_trainer import local_run_dir, trainer
 from commands.runs.tool_checks import demand_for
 from commands.runs.workload import OURS
 from commands.runs.workload_config import RemoteLayout
-from commands.ui.errors import HostTrouble, TrainingTrouble, Usage
+from commands.ui.errors import HostError, TrainingError, UsageError
 from infra.provider import Vm
 from infra.run.fold import fold
 from infra.run.journal import read
@@ -87,7 +87,7 @@ def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None])
         found, where = _there(folder, loaded, vm, more), "on the machine"
     else:
         if not (loaded.out / "metrics.jsonl").exists():
-            raise Usage(
+            raise UsageError(
                 f"there is no log of `{folder.name}` at home to compare with",
                 hint=f"`qft fetch {folder.name}` brings it",
             )
@@ -106,16 +106,16 @@ def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> 
             helper = factory.helper_python(loaded.config.vm)
             running = job.Job(connection=connection, directory=site.job, python=helper).status()
             if running.state is job.JobState.RUNNING:
-                raise Usage("the trainer is at work", hint="verify when it is done")
+                raise UsageError("the trainer is at work", hint="verify when it is done")
             if not running.argv:
-                raise Usage("nothing was trained on this machine yet")
+                raise UsageError("nothing was trained on this machine yet")
             python = strip_clean_environment(running.argv)[0]
             words = [python, "-m", "trainer", "verify", "--run-dir", "../run", *more]
             words = clean(words, ours=python.startswith(OURS))
             go = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "verify", site.code, *words]
             done = connection.run(go, timeout_s=REPLAY_S_MAX, check=False)
     except errors.RemoteError as error:
-        raise HostTrouble(str(error), hint=error.hint) from error
+        raise HostError(str(error), hint=error.hint) from error
     return read_replay(done.stdout, code=done.exit_code)
 
 
@@ -125,11 +125,11 @@ def read_replay(said: str, *, code: int) -> Replay:
         found = parse(said, bytes_max=REPLAY_BYTES_MAX)
     except NotPlain as error:
         what = f"the replay ended with exit code {code} and no answer ({error})"
-        raise TrainingTrouble(what) from error
+        raise TrainingError(what) from error
     told = table(found)
     steps, after = whole(told.get("steps")), whole(told.get("after_step"))
     if steps is None or after is None or not isinstance(told.get("equal"), bool):
-        raise TrainingTrouble(f"the replay ended with exit code {code} and no answer")
+        raise TrainingError(f"the replay ended with exit code {code} and no answer")
     differs = told.get("first_difference")
     return Replay(
         after_step=after,

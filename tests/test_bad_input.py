@@ -22,7 +22,7 @@ from commands.runs.home import check_name
 from commands.runs.request import RunRequest
 from commands.runs.session import open_session
 from commands.ui.console import PlainConsole
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def rewrite(project: Project, **tables: Any) -> None:
 
 def refused(project: Project) -> str:
     """What a person reads about this project's config or files."""
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         check_files(load(project.config))
     return "\n".join([caught.value.message, *caught.value.problems, caught.value.hint])
 
@@ -71,7 +71,7 @@ def test_every_fault_of_a_config_is_told_at_once(project: Project) -> None:
 @pytest.mark.parametrize("name", ["a/b", "..", "../x", "", "UPPER", "-x", "x" * 31, "x y"])
 def test_a_name_that_could_leave_its_folder_is_refused(name: str) -> None:
     """A run's name becomes folders and cloud names, so only plain ones pass."""
-    with pytest.raises(Usage, match="cannot name a run"):
+    with pytest.raises(UsageError, match="cannot name a run"):
         check_name(name)
 
 
@@ -180,7 +180,7 @@ def test_a_place_of_results_that_is_taken_is_told_before_anything_is_rented(
     console = PlainConsole(io.StringIO(), simulated=True, clock=time.monotonic)
     request = RunRequest(loaded=load(project.config), home=tmp_path / "home", console=console)
 
-    with pytest.raises(Usage, match="nothing was rented") as caught, open_session(request):
+    with pytest.raises(UsageError, match="nothing was rented") as caught, open_session(request):
         pass
 
     assert f"`{file}` is in the way" in caught.value.message
@@ -240,7 +240,7 @@ def test_words_that_mean_more_than_one_thing_release_nothing(
 )
 def test_two_questions_at_once_are_refused(asked: Question) -> None:
     """A field that a ready prompt would leave unused is told instead of dropped."""
-    with pytest.raises(Usage, match="are different questions"):
+    with pytest.raises(UsageError, match="are different questions"):
         _ = asked.flags
 
 

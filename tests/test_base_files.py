@@ -15,7 +15,7 @@ from support.tiny import ROOT
 
 from commands.runs import base_files
 from commands.runs.config import check_files, demand_weights, load
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from trainer.data.placeholder_files import describe_placeholder
 from trainer.data.rows import DataError, read_rows
 
@@ -43,7 +43,7 @@ def project(whole: Project, tmp_path: Path) -> Project:
 
 def told(project: Project) -> list[str]:
     """Which problems are told before anything is rented."""
-    with pytest.raises(Usage, match="nothing was rented") as caught:
+    with pytest.raises(UsageError, match="nothing was rented") as caught:
         check_files(load(project.config))
     return caught.value.problems
 
@@ -210,7 +210,7 @@ def test_a_folder_without_weights_is_refused_where_a_machine_would_be_rented(
     (project.folder / "model" / WEIGHTS).unlink()
 
     check_files(load(project.config))
-    with pytest.raises(Usage, match="holds no weights; nothing was rented"):
+    with pytest.raises(UsageError, match="holds no weights; nothing was rented"):
         demand_weights(load(project.config))
 
 

@@ -13,7 +13,7 @@ from commands.runs import config_diff, session
 from commands.runs.config import load
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, run_folder
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 
@@ -62,7 +62,7 @@ def test_rows_count_by_what_they_are_and_not_by_their_name(project: Project) -> 
 
     with (project.folder / "rows.jsonl").open("a") as file:
         file.write('{"text": "late", "mood": "neutral"}\n')
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         config_diff.changes(load(project.config), saved, ())
     (said,) = caught.value.problems
     assert said.startswith("data.train: 'train.jsonl (sha256 ")
@@ -74,7 +74,7 @@ def test_rows_count_by_what_they_are_and_not_by_their_name(project: Project) -> 
 @pytest.mark.parametrize("key", ["method.r", "data.train", "stepz", "train"])
 def test_what_can_never_change_is_told_before_a_trainer_is_stopped(key: str) -> None:
     """The trainer would refuse it, on the machine, after it was stopped for that."""
-    with pytest.raises(Usage, match="nothing was stopped or sent") as caught:
+    with pytest.raises(UsageError, match="nothing was stopped or sent") as caught:
         config_diff.keys_for_trainer(["train.lr", key])
     assert caught.value.problems[0].startswith(f"{key}: this can never change; what may: ")
 
@@ -97,6 +97,6 @@ def test_a_damaged_record_of_one_run_hides_no_machine_of_another(tmp_path: Path)
     folder.config.write_text("{torn")
 
     assert [one.name for one in known_providers(tmp_path)] == ["local"]
-    with pytest.raises(Usage, match="damaged config") as caught:
+    with pytest.raises(UsageError, match="damaged config") as caught:
         reopen(folder)
     assert "`qft down --all` work without it" in caught.value.hint

@@ -31,8 +31,8 @@ from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
 from commands.ui.console import PlainConsole
-from commands.ui.errors import Usage
-from commands.ui.output import clean, log_writer, say_to
+from commands.ui.errors import UsageError
+from commands.ui.output import clean, log_writer, write_line
 from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json
@@ -76,7 +76,7 @@ def test_a_run_goes_on_when_nobody_listens_any_more() -> None:
         console = PlainConsole(stream, simulated=True, clock=lambda: 0.0)
         console.log("one")
         console.progress("adapter", 2 << 20, 2 << 20)
-        say_to(stream, "two")
+        write_line(stream, "two")
 
         assert not stream.closed
 
@@ -137,7 +137,7 @@ def test_a_name_belongs_to_one_file_that_may_move(project: Project, tmp_path: Pa
     shutil.copy(project.config, copy)
 
     session._demand_same_file(first, saved)
-    with pytest.raises(Usage, match="belongs to the run of"):
+    with pytest.raises(UsageError, match="belongs to the run of"):
         session._demand_same_file(load(copy), saved)
     project.config.unlink()
     session._demand_same_file(load(copy), saved)
@@ -287,7 +287,7 @@ def test_a_name_that_two_computers_gave_is_asked_about(
     monkeypatch.setattr(story.cloud, "list_all", lambda: vms)
     monkeypatch.setattr(down, "known_providers", lambda _home: [story.cloud])
 
-    with pytest.raises(Usage, match="several runs") as caught:
+    with pytest.raises(UsageError, match="several runs") as caught:
         down._down_unknown("tiny", tmp_path, lambda _line: None, delete=True)
 
     assert len(caught.value.problems) == 2
@@ -308,7 +308,7 @@ def test_a_pinned_host_key_that_is_none_is_told_before_anything_else() -> None:
     ssh = {"host": "h", "user": "u", "key": "k", "host_key": "ssh-ed25519 nonsense!"}
     table = VmTable.model_validate({"provider": "ssh", "ssh": ssh})
 
-    with pytest.raises(Usage, match=r"vm\.ssh\.host_key"):
+    with pytest.raises(UsageError, match=r"vm\.ssh\.host_key"):
         factory.ssh_machine(table)
 
 

@@ -22,7 +22,7 @@ from commands.runs import extras, tool_checks
 from commands.runs.config import load
 from commands.runs.home import RunFolder
 from commands.runs.session import _saved
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 
@@ -254,7 +254,7 @@ def test_an_unknown_field_is_told_before_a_model_is_loaded(
 ) -> None:
     """The fields of the prompt stand in run.yaml: no model is needed to compare them."""
     del fetched
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         after.generate("tiny", after.Question(fields=fields), as_json=False)
 
     assert said in caught.value.message
@@ -281,7 +281,7 @@ def test_a_push_that_cannot_be_is_told_at_once(
     """No token, or a name that no hub takes: nothing is loaded, and nobody is asked."""
     del fetched
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         after.push("tiny", after.Shelf(repo=repo, merged=False, public=False), as_json=False)
 
     assert said in caught.value.message
@@ -291,7 +291,7 @@ def test_a_push_with_a_base_that_is_no_hub_id_is_told_at_once(fetched: Project) 
     """What the card would name must be what a hub could have."""
     del fetched
     shelf = after.Shelf(repo="me/model", merged=False, public=False, base="./phi")
-    with pytest.raises(Usage, match="is no hub id"):
+    with pytest.raises(UsageError, match="is no hub id"):
         after.push("tiny", shelf, as_json=False)
 
 
@@ -303,10 +303,10 @@ def test_a_merge_without_room_or_with_a_broken_base_is_told_at_once(
     usage = shutil.disk_usage(fetched.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=10))
     monkeypatch.setattr(tool_checks, "demand_for", lambda *_all: None)
-    with pytest.raises(Usage, match="GB free"):
+    with pytest.raises(UsageError, match="GB free"):
         after.merge("tiny", order, as_json=False)
     (fetched.folder / "model" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(Usage, match="cannot be used") as caught:
+    with pytest.raises(UsageError, match="cannot be used") as caught:
         after.merge("tiny", order, as_json=False)
 
     assert "model.safetensors: is empty" in caught.value.problems[0]
@@ -321,7 +321,7 @@ def test_a_page_that_cannot_be_written_is_told_before_the_rows_are_read(
     if page.startswith("closed") and os.access(fetched.folder / "closed", os.W_OK):
         (fetched.folder / "closed").rmdir()  # root may write anywhere: a file is in the way then
         (fetched.folder / "closed").write_text("")
-    with pytest.raises(Usage, match="--html"):
+    with pytest.raises(UsageError, match="--html"):
         after.audit("run.yaml", html=page, as_json=False)
 
 

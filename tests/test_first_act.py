@@ -20,7 +20,7 @@ from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, all_runs, run_folder
 from commands.runs.request import RunRequest
 from commands.runs.session import open_session
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run.fold import fold
 from infra.run.journal import Journal, Kind, read
@@ -104,7 +104,7 @@ def test_a_change_after_the_training_began_is_refused_with_the_difference(
 
     console: Any = SimpleNamespace(log=print)
     request = RunRequest(loaded=load(project.config), home=project.home, console=console)
-    with pytest.raises(Usage, match="another config") as caught, open_session(request):
+    with pytest.raises(UsageError, match="another config") as caught, open_session(request):
         pass
 
     assert caught.value.problems == ["train.steps: 250 became 260"]
@@ -170,7 +170,7 @@ def test_a_name_whose_run_never_began_is_free_for_another_file(
 
     assert reopen(run_folder(project.home, "tiny")).path == other.config
     note(project, *RENTED)
-    with pytest.raises(Usage, match="belongs to the run of"):
+    with pytest.raises(UsageError, match="belongs to the run of"):
         attempt(project)
 
 
@@ -207,7 +207,7 @@ def test_a_machine_is_never_forgotten_for_another_place(
         if not key:
             config_diff.demand_same_machine(second, saved, state)
             continue
-        with pytest.raises(Usage, match="still has a machine") as caught:
+        with pytest.raises(UsageError, match="still has a machine") as caught:
             config_diff.demand_same_machine(second, saved, state)
         assert caught.value.problems[0].startswith(f"{key}: ")
         assert "`qft down --delete tiny`" in caught.value.hint

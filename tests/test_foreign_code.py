@@ -20,7 +20,7 @@ from support.runs import Project, make_project
 from support.sshd import serve
 
 from commands.runs.python_program import argv_of, environment_of
-from commands.ui.entry_point import without_here
+from commands.ui.entry_point import without_current_folder
 
 STEPS = 4
 TYPE = """#!/bin/sh
@@ -206,5 +206,5 @@ def test_qft_itself_leaves_the_current_folder_out(
     monkeypatch.chdir(tmp_path)
     path = ["/bin", "", ".", str(tmp_path), "/lib/python"]
 
-    assert without_here(path, ours="/elsewhere") == ["/bin", "/lib/python"]
-    assert without_here([str(tmp_path)], ours=str(tmp_path)) == [str(tmp_path)]
+    assert without_current_folder(path, ours="/elsewhere") == ["/bin", "/lib/python"]
+    assert without_current_folder([str(tmp_path)], ours=str(tmp_path)) == [str(tmp_path)]

@@ -23,7 +23,7 @@ from support.jsons import FUZZED, documents
 
 from commands.runs.receipt import read_score
 from commands.runs.workload import SshWorkload
-from commands.ui.errors import TrainingTrouble
+from commands.ui.errors import TrainingError
 from commands.ui.snapshot import view
 from commands.verify import read_replay
 from infra.durable import read_json
@@ -302,7 +302,7 @@ def test_any_result_that_came_home_is_read_or_refused(
     with suppress(ConfigError):
         told = read_settings(folder)
         assert 1 <= told.r <= 1024
-    with suppress(TrainingTrouble):
+    with suppress(TrainingError):
         json.dumps(asdict(read_replay(replay.decode("utf-8", "replace"), code=0)), allow_nan=False)
 
 

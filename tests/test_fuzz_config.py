@@ -24,7 +24,7 @@ from commands.runs.home import pick_run, run_folder
 from commands.runs.payload import stage
 from commands.runs.run_to_goal import worst_case_text
 from commands.runs.session import policy_of
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 
 EXAMPLES = int(os.environ.get("QFT_FUZZ_EXAMPLES", "60"))
 FUZZ = settings(
@@ -115,24 +115,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project.folder
 
 
-def tried(folder: Path, data: bytes) -> LoadedConfig | Usage:
+def tried(folder: Path, data: bytes) -> LoadedConfig | UsageError:
     """Load a file as `plan`, `audit` and `doctor` do; go on with what is accepted as they do."""
     path = folder / "run.yaml"
     path.write_bytes(data)
     for ask in (lambda: load(path), lambda: pick_run(folder / "home", str(path), cwd=folder)):
         try:
             ask()
-        except Usage as error:
+        except UsageError as error:
             checked(error)
     try:
         loaded = load(path)
-    except Usage as error:
+    except UsageError as error:
         return checked(error)
     goes_on(folder, loaded)
     return loaded
 
 
-def checked(error: Usage) -> Usage:
+def checked(error: UsageError) -> UsageError:
     """See that a refusal can be shown: short, in words, and as JSON."""
     lines = [error.message, *error.problems, error.hint]
     json.dumps(lines)
@@ -166,7 +166,7 @@ def refusable(step: Callable[[], object]) -> None:
     """Take a step that may tell a fault."""
     try:
         step()
-    except Usage as error:
+    except UsageError as error:
         checked(error)
 
 
@@ -178,7 +178,9 @@ def test_no_oddity_of_yaml_anywhere_ends_in_a_traceback(
     """Every known oddity, in the place of every field, is accepted or told."""
     text = changed(place, Raw(oddity), ssh=ssh)
 
-    assert isinstance(tried(folder, text.encode("utf-8", "surrogatepass")), LoadedConfig | Usage)
+    assert isinstance(
+        tried(folder, text.encode("utf-8", "surrogatepass")), LoadedConfig | UsageError
+    )
 
 
 @FUZZ
@@ -189,14 +191,16 @@ def test_no_value_of_any_type_ends_in_a_traceback(
     """Any number, word, list or table, in the place of every field, is accepted or told."""
     text = changed(place, value, ssh=ssh)
 
-    assert isinstance(tried(folder, text.encode("utf-8", "surrogatepass")), LoadedConfig | Usage)
+    assert isinstance(
+        tried(folder, text.encode("utf-8", "surrogatepass")), LoadedConfig | UsageError
+    )
 
 
 @FUZZ
 @given(data=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_no_file_ends_in_a_traceback(folder: Path, data: bytes) -> None:
     """Any bytes in the place of a run.yaml are told."""
-    assert isinstance(tried(folder, data), Usage)
+    assert isinstance(tried(folder, data), UsageError)
 
 
 @FUZZ
@@ -207,7 +211,9 @@ def test_no_torn_file_ends_in_a_traceback(folder: Path, cut: int, put: str) -> N
     cut %= len(text)
     torn = text[:cut] + put + text[cut:]
 
-    assert isinstance(tried(folder, torn.encode("utf-8", "surrogatepass")), LoadedConfig | Usage)
+    assert isinstance(
+        tried(folder, torn.encode("utf-8", "surrogatepass")), LoadedConfig | UsageError
+    )
 
 
 FATAL = [
@@ -254,7 +260,7 @@ def test_what_is_wrong_is_told_beside_every_other_fault(folder: Path, line: str,
 
     refused = tried(folder, text.encode())
 
-    assert isinstance(refused, Usage)
+    assert isinstance(refused, UsageError)
     said = "\n".join([refused.message, *refused.problems])
     assert told in said
     if "is not YAML" not in refused.message:
@@ -273,7 +279,7 @@ def test_words_of_the_config_never_become_options(folder: Path, field: str, valu
 
     refused = tried(folder, text.encode("utf-8", "surrogatepass"))
 
-    assert isinstance(refused, Usage)
+    assert isinstance(refused, UsageError)
     assert any(fault.startswith(f"vm.ssh.{field}: ") for fault in refused.problems), (
         refused.problems
     )
@@ -358,7 +364,7 @@ def test_what_is_no_run_yaml_is_told_at_once(tmp_path: Path, how: str, told: str
         lambda: find_config(str(path), tmp_path),
         lambda: pick_run(tmp_path, str(path), cwd=tmp_path),
     ):
-        with pytest.raises(Usage) as caught:
+        with pytest.raises(UsageError) as caught:
             ask()
         assert told in caught.value.message
 
@@ -398,7 +404,7 @@ def test_a_pipe_in_the_place_of_rows_is_told(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").unlink()
     os.mkfifo(tmp_path / "train.jsonl")
 
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         check_files(load(project.config))
 
     assert [fault.partition(": is ")[2] for fault in caught.value.problems] == [

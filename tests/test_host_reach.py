@@ -16,7 +16,7 @@ from support.sshd import Sshd, serve
 
 from commands.runs.home import RunFolder
 from commands.runs.ssh_check import LIMIT_S, sign_in
-from commands.ui.errors import HostTrouble
+from commands.ui.errors import HostError
 from infra.config import VmTable
 from remote import keys, ssh
 
@@ -112,7 +112,7 @@ def test_every_kind_of_silence_has_its_sentence(server: Sshd, tmp_path: Path, ho
     opened, told = PORTS[how]
     with opened() as port:
         began = time.monotonic()
-        with pytest.raises(HostTrouble) as caught:
+        with pytest.raises(HostError) as caught:
             sign_in(table(server, port=port), RunFolder(root=tmp_path))
 
     assert told in caught.value.message
@@ -133,7 +133,7 @@ def test_names_keys_and_users_that_are_wrong_have_their_sentence(
         ({"key": str(tmp_path / "other")}, "does not accept the key"),
         ({"user": "no-such-user"}, "for user `no-such-user`"),
     ):
-        with pytest.raises(HostTrouble) as caught:
+        with pytest.raises(HostError) as caught:
             sign_in(table(server, **changes), RunFolder(root=tmp_path))
 
         assert told in caught.value.message
@@ -146,7 +146,7 @@ def test_a_look_up_that_never_ends_is_given_up(
     over = threading.Event()
     monkeypatch.setattr(ssh, "connect", lambda *_, **__: over.wait())
     try:
-        with pytest.raises(HostTrouble, match=r"did not answer within 0\.2 s"):
+        with pytest.raises(HostError, match=r"did not answer within 0\.2 s"):
             sign_in(table(server), RunFolder(root=tmp_path), limit_s=0.2)
     finally:
         over.set()

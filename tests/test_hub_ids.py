@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.runs.config import check_files, load
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from trainer.config import ConfigError, ModelTable
 from trainer.hub import is_hub_id
 from trainer.model import find_source
@@ -77,7 +77,7 @@ def faults(folder: Path, model: str) -> list[str]:
     run.write_text(RUN.format(name="x", model=model), encoding="utf-8")
     try:
         check_files(load(run))
-    except Usage as error:
+    except UsageError as error:
         return [*error.problems, error.message]
     return []
 

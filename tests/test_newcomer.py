@@ -18,7 +18,7 @@ import cli
 from commands.init import write
 from commands.runs.config import check, load
 from commands.ui.console import LiveConsole, PlainConsole, make_console
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from commands.ui.help_examples import EXAMPLES
 from infra.durable import write_bytes
 from trainer.data.rows import DataError, read_rows
@@ -99,7 +99,7 @@ def test_a_published_form_is_sent_to_its_converter(
     """Rows that need more than a template are known by their columns."""
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
 
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         write(str(tmp_path), str(tmp_path / "rows.jsonl"))
 
     assert f"`qft data {kind} FILE`" in caught.value.hint
@@ -156,7 +156,7 @@ def test_labels_that_could_not_be_scored_are_told_at_once(
 ) -> None:
     """Words that differ by case only, or hold a line break, are named, and nothing is written."""
     rows = moods(tmp_path / "rows.jsonl", *labels)
-    with pytest.raises(Usage, match="the labels in `label` cannot be scored") as caught:
+    with pytest.raises(UsageError, match="the labels in `label` cannot be scored") as caught:
         write(str(tmp_path), str(rows))
 
     assert repr(labels[0]) in caught.value.problems[-1]
@@ -188,7 +188,7 @@ def test_an_empty_set_of_labels_is_to_be_written_as_a_word(tmp_path: Path) -> No
     """A row without any label teaches nothing as it is: the message has the word to write."""
     rows = moods(tmp_path / "rows.jsonl", ["a", "b"], ["a"], ["b"], [])
 
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         write(str(tmp_path), str(rows))
 
     assert "write `N/A` there" in caught.value.hint
@@ -199,7 +199,7 @@ def test_init_overwrites_nothing_and_leaves_nothing_half(tmp_path: Path) -> None
     (tmp_path / "rows.csv").write_text(table(","))
     (tmp_path / "eval.jsonl").write_text("mine")
 
-    with pytest.raises(Usage, match="is there already"):
+    with pytest.raises(UsageError, match="is there already"):
         write(str(tmp_path), str(tmp_path / "rows.csv"))
 
     assert not (tmp_path / "run.yaml").exists()
@@ -222,7 +222,7 @@ def test_rows_that_cannot_be_guessed_from_say_what_is_missing(
     """An empty answer, unknown columns or too few rows are told instead of trained on."""
     (tmp_path / "rows.csv").write_text(content)
 
-    with pytest.raises(Usage, match=said):
+    with pytest.raises(UsageError, match=said):
         write(str(tmp_path), str(tmp_path / "rows.csv"))
 
 
@@ -343,7 +343,7 @@ def test_what_an_ssh_machine_lacks_is_named_field_by_field() -> None:
         "data": {"train": "a", "prompt": "a", "completion": "b"},
     }
 
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         check(content, Path("run.yaml"))
 
     assert "vm.ssh.user: Field required" in caught.value.problems
@@ -383,7 +383,7 @@ def test_a_start_that_was_killed_half_way_is_finished_by_the_same_command(tmp_pa
     write(str(tmp_path), str(tmp_path / "rows.csv"))
     (tmp_path / "run.yaml").unlink()
     (tmp_path / "train.jsonl").write_text("mine")
-    with pytest.raises(Usage, match="is there already"):
+    with pytest.raises(UsageError, match="is there already"):
         write(str(tmp_path), str(tmp_path / "rows.csv"))
 
     assert (tmp_path / "train.jsonl").read_text() == "mine"

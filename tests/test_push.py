@@ -20,7 +20,7 @@ from test_merge_fetched import in_here
 
 from commands import after
 from commands.runs.home import run_folder
-from commands.ui.errors import HostTrouble
+from commands.ui.errors import HostError
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
 
@@ -177,7 +177,7 @@ def test_a_hub_that_is_not_reached_is_no_fault_of_the_command(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(after, "_start", in_here)
     shelf = after.Shelf(repo="me/model", merged=False, public=False)
-    with pytest.raises(HostTrouble, match="the hub was not reached") as caught:
+    with pytest.raises(HostError, match="the hub was not reached") as caught:
         after.push("moods", shelf, as_json=True)
 
     assert caught.value.exit_code == 4

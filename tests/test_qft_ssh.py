@@ -13,7 +13,7 @@ from support.runs import Project, make_project
 from support.sshd import Sshd, serve
 
 from commands.machine import meant
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.durable import write_json
 
 USER = "-oProxyCommand=touch INJECTED;:"
@@ -177,7 +177,7 @@ def test_a_command_without_a_machine_is_told(tmp_path: Path, words: list[str], t
     """With two runs and no name the command runs nowhere."""
     make_runs(tmp_path, "tiny", "other")
 
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         meant(words, tmp_path, cwd=tmp_path)
 
     assert told in caught.value.message

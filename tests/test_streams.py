@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from support.tiny import ROOT
 
-from commands.ui.errors import HostTrouble
-from commands.ui.output import log_as_json, tell_trouble
+from commands.ui.errors import HostError
+from commands.ui.output import json_log_writer, print_error
 
 FULL = Path("/dev/full")
 
@@ -76,7 +76,7 @@ def test_a_full_disk_under_stderr_changes_no_exit_code(
 
 def test_a_log_is_one_document_for_a_script(capsys: pytest.CaptureFixture[str]) -> None:
     """Cut anywhere, also in a character, the log is one object with its lines as they were."""
-    with log_as_json(follow=False) as write:
+    with json_log_writer(follow=False) as write:
         for piece in (b"one\nt\xc3", b"\xb6\rw\x1b[2Jo\n", b"\nhalf"):
             write(piece)
 
@@ -91,15 +91,15 @@ def test_a_log_that_is_followed_is_an_object_per_line(capsys: pytest.CaptureFixt
 
     def read_it() -> None:
         nonlocal early
-        with log_as_json(follow=True) as write:
+        with json_log_writer(follow=True) as write:
             write(b"one\ntwo")
             early = capsys.readouterr().out
             write(b"\nthr")
-            raise HostTrouble("the machine is gone", hint="look")
+            raise HostError("the machine is gone", hint="look")
 
-    with pytest.raises(HostTrouble) as told:
+    with pytest.raises(HostError) as told:
         read_it()
-    tell_trouble(told.value, as_json=True)
+    print_error(told.value, as_json=True)
     late = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     assert early == '{"line": "one"}\n'

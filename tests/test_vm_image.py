@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from commands.plan import _notes
 from commands.runs import factory
 from commands.runs.config import check
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.azure.vm import PLAIN, WITH_DRIVER, image_for, security_for
 from infra.config import VmTable
 from infra.image import generation_of
@@ -139,7 +139,7 @@ def test_an_image_that_the_gpu_cannot_use_is_refused(name: str) -> None:
 
 def test_error_in_the_image_is_reported_with_its_key(tmp_path: Path) -> None:
     """The whole config's check names `vm.image.urn`, and the line says what a URN is."""
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         check({"vm": {"provider": "azure", "max_price": 1, "image": "Ubuntu"}}, tmp_path / "run")
 
     assert [one for one in caught.value.problems if one.startswith("vm.image.urn: `Ubuntu` has 1")]

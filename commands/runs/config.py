@@ -19,7 +19,7 @@ from commands.runs import base_files
 from commands.runs.home import check_name
 from commands.runs.plain_values import plain_faults
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.config import BudgetTable, VmTable
 from remote import keys
 from remote.errors import RemoteError, shorten
@@ -126,12 +126,12 @@ def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) ->
     if isinstance(name, str):
         try:
             check_name(name)
-        except Usage as error:
+        except UsageError as error:
             found.append(f"name: {error.message}; {error.hint}")
     found = list(dict.fromkeys(found))
     if config is None or found:
         more = [f"… and {len(found) - FAULTS_SHOWN} more"] * (len(found) > FAULTS_SHOWN)
-        raise Usage(
+        raise UsageError(
             f"`{path.name}` has {len(found)} fault{'s' if len(found) > 1 else ''}",
             problems=[*found[:FAULTS_SHOWN], *more],
             hint="`qft init --schema` prints the schema; editors can check as you type",
@@ -271,7 +271,7 @@ def check_files(loaded: LoadedConfig) -> None:
         shown = [_shown(one) for one in faults[:20]]
         if len(faults) > len(shown):
             shown.append(f"… and {len(faults) - len(shown)} more")
-        raise Usage(
+        raise UsageError(
             "the data or the model cannot be used; nothing was rented",
             problems=shown,
             hint="mend the file, or what run.yaml says of it (paths begin at its folder), then "
@@ -283,7 +283,7 @@ def demand_weights(loaded: LoadedConfig) -> None:
     """Raise Usage if the base is a directory here that holds no weights to send."""
     folder = loaded.model_folder
     if folder is not None and not base_files.has_weights(folder):
-        raise Usage(
+        raise UsageError(
             f"model.id: `{loaded.config.model.id}` holds no weights; nothing was rented",
             hint=f"it needs `{base_files.SINGLE}`, or `{base_files.INDEX}` and what that lists",
         )

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from commands.runs.config import TRAINER_TABLES, LoadedConfig, RunConfig
 from commands.runs.home import RunFolder, read_saved_config
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.run.fold import fold
 from infra.run.journal import Kind, read
 from infra.run.state import RunState
@@ -36,7 +36,7 @@ def keys_for_trainer(allowed: Sequence[str]) -> tuple[str, ...]:
     try:
         permitted_keys(told)
     except ConfigError as error:
-        raise Usage(
+        raise UsageError(
             "`--allow-change` names what no run can change; nothing was stopped or sent",
             problems=[problem.removeprefix("--allow-change ") for problem in error.problems],
             hint="undo that change, choose another `name`, or `--fresh`",
@@ -75,7 +75,7 @@ def demand_same_machine(loaded: LoadedConfig, saved: Mapping[str, object], state
     ]
     if found:
         name = loaded.config.name
-        raise Usage(
+        raise UsageError(
             f"the run `{name}` still has a machine, and not where run.yaml says now",
             problems=found,
             hint=f"`qft down --delete {name}` brings its work home and removes it; "
@@ -128,7 +128,7 @@ def changes(
     if refused and bound:
         never = {key: " (this can never change)" * _is_for_ever(key) for key in refused}
         allow = "" if all(never.values()) else "use `--allow-change KEY`, "
-        raise Usage(
+        raise UsageError(
             f"the run `{loaded.config.name}` was started with another config",
             problems=[
                 f"{key}: {was!r} became {is_now!r}{never[key]}"
@@ -142,7 +142,7 @@ def changes(
 def _is_for_ever(key: str) -> bool:
     try:
         keys_for_trainer([key])
-    except Usage:
+    except UsageError:
         return True
     return False
 
@@ -152,7 +152,7 @@ def is_changed(loaded: LoadedConfig, folder: RunFolder) -> bool:
     try:
         bound = is_bound(fold(read(folder.journal)))
         return bool(changes(loaded, read_saved_config(folder), (), bound=bound))
-    except Usage:
+    except UsageError:
         return True
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.runs.config import RunConfig
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.durable import read_json, write_json
 from trainer.config import OptimizerKind
 from trainer.method_table import Quant
@@ -71,7 +71,7 @@ def demand(packages: Iterable[str], purpose: str, home: Path) -> None:
     """Raise Usage naming every package that is missing, too old or broken, and what to type."""
     lacks = missing(packages, home)
     if lacks:
-        raise Usage(
+        raise UsageError(
             f"{purpose} needs packages that this computer lacks; nothing was rented or loaded",
             problems=[str(lack) for lack in lacks],
             hint=remedy(lacks),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.runs.home import RunFolder, environment, make_private, qft_home
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.catalog.vendors import find_size
 from infra.config import SshTable, VmTable
 from infra.durable import write_bytes
@@ -59,7 +59,7 @@ def azure_settings(vm: VmTable) -> AzureSettings:
     try:
         settings = AzureSettings.from_environment(environment())
     except ValueError as error:
-        raise Usage(str(error)) from error
+        raise UsageError(str(error)) from error
     if vm.azure.subscription:
         settings = replace(settings, subscription_id=vm.azure.subscription)
     if vm.image is not None:
@@ -73,14 +73,14 @@ def ssh_machine(vm: VmTable) -> SshHostSettings:
 
     table = need_ssh(vm)
     if not table.host_key:
-        raise Usage(
+        raise UsageError(
             "`vm.ssh.host_key` is empty, and a machine is never trusted on first use",
             hint="`qft doctor` reads the key from the machine and shows what to compare and paste",
         )
     try:
         keys.parse_line(table.host_key)
     except RemoteError as error:
-        raise Usage(f"vm.ssh.host_key: {error}", hint=error.hint) from error
+        raise UsageError(f"vm.ssh.host_key: {error}", hint=error.hint) from error
     return SshHostSettings(
         host=table.host, port=table.port, user=table.user, host_public_key=table.host_key
     )
@@ -89,7 +89,7 @@ def ssh_machine(vm: VmTable) -> SshHostSettings:
 def need_ssh(vm: VmTable) -> SshTable:
     """The table `ssh`, which the config's own check has made sure of."""
     if vm.ssh is None:
-        raise Usage("`provider: ssh` needs a table `vm.ssh`")
+        raise UsageError("`provider: ssh` needs a table `vm.ssh`")
     return vm.ssh
 
 
@@ -98,7 +98,7 @@ def user_key(vm: VmTable, run: RunFolder) -> Path:
     if vm.provider == "ssh":
         path = Path(need_ssh(vm).key).expanduser()
         if not path.is_file():
-            raise Usage(f"`vm.ssh.key` names `{path}`, which is no file")
+            raise UsageError(f"`vm.ssh.key` names `{path}`, which is no file")
         return path
     return _key(run, USER_KEY)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from commands.runs.config import LoadedConfig, check, load
 from commands.runs.home import RUN_NAME, RunFolder, pick_run, read_saved_config, run_folder
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 
 
 def find_config(wanted: str, home: Path) -> LoadedConfig:
@@ -24,7 +24,7 @@ def find_config(wanted: str, home: Path) -> LoadedConfig:
         return load(Path(wanted))
     named = RUN_NAME.fullmatch(wanted) and run_folder(home, wanted).exists()
     if os.path.isdir(wanted) and not named:  # noqa: PTH112
-        raise Usage(f"`{wanted}` is a directory", hint=f"try `{wanted.rstrip('/')}/run.yaml`")
+        raise UsageError(f"`{wanted}` is a directory", hint=f"try `{wanted.rstrip('/')}/run.yaml`")
     return reopen(pick_run(home, wanted, cwd=Path.cwd()))
 
 
@@ -33,7 +33,7 @@ def reopen(folder: RunFolder) -> LoadedConfig:
     saved = read_saved_config(folder)
     content, path = saved.get("config"), saved.get("path")
     if not isinstance(content, dict) or not isinstance(path, str):
-        raise Usage(
+        raise UsageError(
             f"the run `{folder.name}` has lost its config `{folder.config}`",
             hint="`qft ls --all` and `qft down --all` work without it",
         )

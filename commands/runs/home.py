@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from commands.runs.yaml_values import Misread, read_tables
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.durable import LockTimeout, locked, read_json
 from remote.errors import shorten
 
@@ -77,7 +77,7 @@ def qft_home(environment: Mapping[str, str]) -> Path:
     try:
         return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".qft"
     except RuntimeError as error:  # no such user, or a user without a home
-        raise Usage(
+        raise UsageError(
             f"there is no telling where `{chosen or '~/.qft'}` is: {error}",
             hint="`export QFT_HOME=/a/folder/of/yours`",
         ) from error
@@ -92,7 +92,7 @@ def run_folder(home: Path, name: str) -> RunFolder:
 def check_name(name: str) -> None:
     """Raise Usage unless `name` can name a run."""
     if not RUN_NAME.fullmatch(name):
-        raise Usage(
+        raise UsageError(
             f"`{shorten(name, 60)}` cannot name a run",
             hint="use 1 to 30 of a-z, 0-9 and `-`, with a letter or digit at both ends",
         )
@@ -111,7 +111,7 @@ def demand_playable(home: Path) -> None:
     try:
         str(home).encode()
     except UnicodeEncodeError:
-        raise Usage(
+        raise UsageError(
             f"`provider: local` cannot play a machine in `{home}`: that path is not UTF-8",
             hint="`export QFT_HOME=/another/folder`, or move this one to a name that is",
         ) from None
@@ -129,7 +129,7 @@ def demand_place(out: Path) -> None:
         fault = f"`{there}` cannot be written"
     else:
         return
-    raise Usage(
+    raise UsageError(
         f"results go to `{out}`, and {fault}; nothing was rented",
         hint="move it away or mend its rights; `out` lies beside the run.yaml, which may move, too",
     )
@@ -167,9 +167,11 @@ def pick_run(home: Path, wanted: str, *, cwd: Path) -> RunFolder:
     if len(runs) == 1:
         return runs[0]
     if not runs:
-        raise Usage("there is no run yet", hint=START_ONE)
+        raise UsageError("there is no run yet", hint=START_ONE)
     names = ", ".join(run.name for run in runs)
-    raise Usage(f"which run? there are {names}", hint=f"for example `qft status {runs[0].name}`")
+    raise UsageError(
+        f"which run? there are {names}", hint=f"for example `qft status {runs[0].name}`"
+    )
 
 
 def _known(home: Path, name: str) -> RunFolder:
@@ -179,7 +181,7 @@ def _known(home: Path, name: str) -> RunFolder:
         near = difflib.get_close_matches(name, names, n=1)
         meant = f"; did you mean `{near[0]}`?" if near else ""
         known = ", ".join(names) or "none yet"
-        raise Usage(f"there is no run `{name}` (known: {known}){meant}", hint=START_ONE)
+        raise UsageError(f"there is no run `{name}` (known: {known}){meant}", hint=START_ONE)
     return run
 
 
@@ -189,7 +191,7 @@ def _of_folder(home: Path, name: str) -> RunFolder:
     if not run.exists():
         others = ", ".join(other.name for other in all_runs(home))
         also = f"; for another run give its name: {others}" if others else ""
-        raise Usage(
+        raise UsageError(
             f"the run `{name}` of the run.yaml here was not started yet",
             hint=f"`qft run` starts it{also}",
         )
@@ -200,9 +202,9 @@ def _name_in(path: Path) -> str:
     """The `name` in a run.yaml, without judging the rest of it."""
     name = read_tables(path).tables.get("name")
     if isinstance(name, Misread):
-        raise Usage(f"`{path}`: name: {name.why}", hint="`qft plan` tells more")
+        raise UsageError(f"`{path}`: name: {name.why}", hint="`qft plan` tells more")
     if not isinstance(name, str):
-        raise Usage(f"`{path}` has no `name`", hint="add a line such as `name: my-run`")
+        raise UsageError(f"`{path}` has no `name`", hint="add a line such as `name: my-run`")
     return name
 
 
@@ -232,7 +234,7 @@ def is_locked(run: RunFolder) -> bool:
         return False
 
 
-class RunBusy(Usage):
+class RunBusy(UsageError):
     """Another `qft` drives the run; a second driver could rent a second machine.
 
     `holder` is what that process says of itself.
@@ -256,7 +258,7 @@ def read_saved_config(run: RunFolder) -> dict[str, object]:
     try:
         value = read_json(run.config)
     except ValueError as error:
-        raise Usage(
+        raise UsageError(
             f"the run `{run.name}` has a damaged config: {error}",
             hint="`qft ls --all` and `qft down --all` work without it; `--fresh` begins anew",
         ) from error

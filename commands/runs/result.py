@@ -9,7 +9,7 @@ from typing import Any
 from commands.runs.advice import after_ending
 from commands.runs.receipt import Receipt
 from commands.runs.request import RunRequest
-from commands.ui.errors import BY_CODE, Trouble
+from commands.ui.errors import BY_CODE, QftError
 from infra.run.decide import Goal
 from infra.run.state import RunEnd, RunState
 
@@ -65,7 +65,7 @@ def result_of(request: RunRequest, ending: RunEnd, receipt: Receipt, state: RunS
                 vm.local.evict_after_s if vm.provider == "local" else (), state
             ),
         )
-    error = BY_CODE.get(ending.code, Trouble)
+    error = BY_CODE.get(ending.code, QftError)
     raise error(ending.reason, hint=after_ending(name, ending.code, receipt, gone=state.deleted))
 
 

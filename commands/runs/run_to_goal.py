@@ -29,7 +29,7 @@ from commands.runs.session import Session, is_over, open_session
 from commands.runs.take_lock import lock_taker_of
 from commands.ui.announcing_console import Aloud
 from commands.ui.console import make_console
-from commands.ui.errors import CloudTrouble, Exit, Trouble
+from commands.ui.errors import CloudError, Exit, QftError
 from infra.durable import write_json
 from infra.provider import BadRequest, ProviderError, Rejected
 from infra.run.budget import Budget, worst_case_usd
@@ -39,7 +39,7 @@ from infra.run.journal import read
 from infra.run.state import RunEnd
 
 
-class BadProviderRequest(Trouble):
+class BadProviderRequest(QftError):
     """The provider calls a request of ours wrong: our bug, told without a page of Python."""
 
     exit_code = Exit.BUG
@@ -133,7 +133,7 @@ def _follow(request: RunRequest, began: int) -> RunResult | None:
     return result_of(request, ending, receipt, fold(read(folder.journal)))
 
 
-def _as_trouble(error: ProviderError, request: RunRequest) -> Trouble:
+def _as_trouble(error: ProviderError, request: RunRequest) -> QftError:
     """What a person is told of a provider's error: the fix, what goes on, and what bills."""
     loaded, folder = request.loaded, request.folder
     receipt = make_receipt(folder, loaded.out, simulated=loaded.config.vm.provider == "local")
@@ -142,7 +142,7 @@ def _as_trouble(error: ProviderError, request: RunRequest) -> Trouble:
     goes_on = "" if is_bad else after_provider_error(error, folder, request.goal)
     parts = (error.hint, goes_on, still_billing(folder.name, receipt))
     is_ours = is_bad and not isinstance(error, Rejected)
-    kind = BadProviderRequest if is_ours else CloudTrouble
+    kind = BadProviderRequest if is_ours else CloudError
     return kind(str(error), hint="; ".join(part for part in parts if part))
 
 

@@ -19,7 +19,7 @@ from commands.runs.home import RunFolder
 from commands.runs.request import RunRequest
 from commands.runs.workload import SshWorkload
 from commands.ui.console import PlainConsole
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.provider import PowerState, Provider, ProviderError, Vm
 from infra.run.decide import TRAINER_DONE, TRAINER_PREEMPTED, JobPhase, JobView
 from infra.run.journal import Kind
@@ -168,7 +168,7 @@ def save_before_release(  # noqa: PLR0913  (each is another room's)
         return LastSave(home_step=state.home_step)
     try:
         workload = _workload(run, home, provider, state)
-    except Usage as error:
+    except UsageError as error:
         return LastSave(home_step=state.home_step, trouble=error.message)
     return let_trainer_save(workload, vm, pull_checkpoint=pull_checkpoint, on_message=on_message)
 
@@ -199,7 +199,7 @@ def clear(  # noqa: PLR0913  (each is another room's)
     """End the trainer on a machine that stays the user's, and remove the run's folder there."""
     try:
         workload = _workload(run, home, provider, state)
-    except Usage as error:
+    except UsageError as error:
         on_message(f"the folder `qft/{state.run_id}` stays on the machine: {error.message}")
         return
     try:

@@ -37,7 +37,7 @@ from commands.runs.result_files import expected
 from commands.runs.ssh_check import check_ssh_host
 from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.provider import Provider
 from infra.run.budget import Budget
@@ -256,7 +256,7 @@ def _demand_same_file(loaded: LoadedConfig, saved: dict[str, object]) -> None:
     """Raise Usage if the name belongs to another `run.yaml` that is still there; it may move."""
     first = Path(str(saved.get("path", "")))
     if first.is_file() and not first.samefile(loaded.path):
-        raise Usage(
+        raise UsageError(
             f"the name `{loaded.config.name}` belongs to the run of `{first}`",
             hint="choose another `name`, or `--fresh` to begin anew under this one",
         )
@@ -268,7 +268,7 @@ def _set_aside(folder: RunFolder, *, clock: Callable[[], float] = time.time) -> 
         return
     state = fold(Journal(folder.journal, clock=clock).events)
     if state.vm is not None or state.pending is not None:
-        raise Usage(
+        raise UsageError(
             f"the run `{folder.name}` still has a machine",
             hint=f"`qft down --delete {folder.name}` removes it; then begin afresh",
         )

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from commands.runs import factory
 from commands.runs.home import RunFolder
-from commands.ui.errors import HostTrouble
+from commands.ui.errors import HostError
 from infra.config import VmTable
 from remote import errors, ssh
 
@@ -42,7 +42,7 @@ def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> ssh.
         return in_time(lambda: ssh.connect(host, timeout_s=STEP_S), str(host), limit_s)
     except errors.RemoteError as error:
         told = f"{error.hint}; " if error.hint else ""
-        raise HostTrouble(
+        raise HostError(
             f"{error}; nothing was begun there",
             hint=f"{told}`qft doctor` looks at every step of the way there",
         ) from error

@@ -11,7 +11,7 @@ from commands.runs import factory
 from commands.runs.checks import Check
 from commands.runs.home import RunFolder
 from commands.runs.ssh_check import LIMIT_S, STEP_S, in_time, sign_in
-from commands.ui.errors import Exit, HostTrouble, Usage
+from commands.ui.errors import Exit, HostError, UsageError
 from infra.config import SshTable, VmTable
 from remote import errors, keys, ssh
 from remote.setup import facts as setup_facts
@@ -41,10 +41,10 @@ def _steps(vm: VmTable, folder: RunFolder) -> Iterator[Check]:
     where = f"{table.user}@{table.host}:{table.port}"
     try:
         connection = sign_in(vm, folder)
-    except Usage as trouble:
+    except UsageError as trouble:
         yield Check(name="sign-in", ok=False, detail=trouble.message, fix=trouble.hint)
         return
-    except HostTrouble as trouble:
+    except HostError as trouble:
         yield _bad("sign-in", trouble.message, trouble.hint)
         return
     with connection:

@@ -11,7 +11,7 @@ from commands.runs import base_files
 from commands.runs.config import LoadedConfig
 from commands.runs.extras import LEARNS, READS, demand, needed_to_train
 from commands.runs.home import environment, qft_home
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from trainer import hub
 from trainer.data.template import Template
 from trainer.method_table import Quant
@@ -41,7 +41,7 @@ def check_fields(loaded: LoadedConfig, fields: Sequence[str]) -> None:
     """Raise Usage unless the fields given are those of this run's own prompt."""
     table = loaded.config.data
     if table.messages is not None:
-        raise Usage(
+        raise UsageError(
             f"`{loaded.config.name}` learnt conversations, which have no fields",
             hint="ask with `--chat`, or with `--prompt TEXT`",
         )
@@ -52,7 +52,7 @@ def check_fields(loaded: LoadedConfig, fields: Sequence[str]) -> None:
     missing = [name for name in known if name not in given]
     if strangers or missing:
         fault = f"--field {strangers[0]}" if strangers else f"`--field {missing[0]}` is missing"
-        raise Usage(
+        raise UsageError(
             f"{fault}: the prompt's fields are {', '.join(known) or 'none'}",
             hint=f"`qft generate {loaded.config.name} {example}`",
         )
@@ -61,23 +61,25 @@ def check_fields(loaded: LoadedConfig, fields: Sequence[str]) -> None:
 def check_shelf(repo: str, folder: Path, *, base: str = "") -> None:
     """Raise Usage unless there is a token, a name that a hub takes, and something to send."""
     if not environment().get("HF_TOKEN", "").strip():
-        raise Usage("HF_TOKEN is not set", hint="`export HF_TOKEN=...` with a write token")
+        raise UsageError("HF_TOKEN is not set", hint="`export HF_TOKEN=...` with a write token")
     if not hub.is_hub_id(repo):
-        raise Usage(
+        raise UsageError(
             f"--repo: `{repo}` cannot name a place on a hub",
             hint="write --repo OWNER/MODEL with letters, digits, `-`, `_` and `.`",
         )
     if base and not hub.is_hub_id(base):
-        raise Usage(f"--base: `{base}` is no hub id", hint="write --base OWNER/NAME")
+        raise UsageError(f"--base: `{base}` is no hub id", hint="write --base OWNER/NAME")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.json")):
-        raise Usage(f"`{folder}` holds nothing to publish", hint="`qft fetch` brings the adapter")
+        raise UsageError(
+            f"`{folder}` holds nothing to publish", hint="`qft fetch` brings the adapter"
+        )
 
 
 def check_base(folder: Path) -> None:
     """Raise Usage if a base cannot be read as it lies there."""
     broken = base_files.faults(folder)
     if broken:
-        raise Usage(
+        raise UsageError(
             f"the base in `{folder}` cannot be used",
             problems=broken,
             hint="fetch it again, or name another copy with `--base DIR`",
@@ -90,7 +92,7 @@ def check_room(source: Path, target: Path) -> None:
     there = next(path for path in (target, *target.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if wanted > free:
-        raise Usage(
+        raise UsageError(
             f"the merged model needs about {wanted / 1e9:.1f} GB, and `{there}` has "
             f"{free / 1e9:.1f} GB free",
             hint="make room there; nothing was written",
@@ -108,4 +110,6 @@ def check_page(path: Path, option: str) -> None:
         fault = "cannot be written"
     else:
         return
-    raise Usage(f"{option}: `{path}` {fault}", hint=f"name a file, such as `{option} page.html`")
+    raise UsageError(
+        f"{option}: `{path}` {fault}", hint=f"name a file, such as `{option} page.html`"
+    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from commands.ui.errors import Usage
+from commands.ui.errors import UsageError
 from remote.errors import shorten
 
 if TYPE_CHECKING:
@@ -57,16 +57,16 @@ def read_tables(path: Path) -> Content:
         loader.name = str(path)
         node = loader.get_single_node()
         if node is None:
-            raise Usage(f"`{path}` is empty", hint=START_ONE)
+            raise UsageError(f"`{path}` is empty", hint=START_ONE)
         if not isinstance(node, yaml.MappingNode):
-            raise Usage(f"`{path}` holds no tables", hint=START_ONE)
+            raise UsageError(f"`{path}` holds no tables", hint=START_ONE)
         _demand_bounded(node)
         reading = _Reading(loader)
         return Content(tables=reading.table(node, ()), faults=reading.faults)
     # Besides its own errors the library lets through what Python says of `"\\U00110000"`.
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         lines = [shorten(line) for line in str(error).splitlines()]
-        raise Usage(f"`{path}` is not YAML", problems=lines) from error
+        raise UsageError(f"`{path}` is not YAML", problems=lines) from error
 
 
 def _text(path: Path) -> str:
@@ -74,32 +74,32 @@ def _text(path: Path) -> str:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise Usage(f"`{path}` is a directory", hint=f"try `{path}/run.yaml`")
+            raise UsageError(f"`{path}` is a directory", hint=f"try `{path}/run.yaml`")
         if not stat.S_ISREG(mode):  # opening a pipe would wait, reading a device never ends
-            raise Usage(f"`{path}` is a pipe or a device, not a file", hint=START_ONE)
+            raise UsageError(f"`{path}` is a pipe or a device, not a file", hint=START_ONE)
         with path.open("rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise Usage(f"there is no `{path}`", hint=START_ONE) from None
+        raise UsageError(f"there is no `{path}`", hint=START_ONE) from None
     except OSError as error:
-        raise Usage(
+        raise UsageError(
             f"`{shorten(str(path))}` cannot be read: {error.strerror}",
             hint="mend its rights or its name",
         ) from error
     if len(data) > FILE_BYTES_MAX:
-        raise Usage(
+        raise UsageError(
             f"`{path}` has more than {FILE_BYTES_MAX >> 20} MiB: that is no run.yaml",
             hint="rows belong into a file of their own, named in `data.train`",
         )
     if data[:2] in {b"\xff\xfe", b"\xfe\xff"} or b"\0" in data:
-        raise Usage(
+        raise UsageError(
             f"`{path}` is UTF-16 text or no text at all", hint="save it as UTF-8 in your editor"
         )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise Usage(
+        raise UsageError(
             f"`{path}` is not UTF-8 text: line {line} has the byte 0x{data[error.start]:02x}",
             hint="save it as UTF-8 in your editor",
         ) from error

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
-from commands.ui.output import clean, say_to
+from commands.ui.output import clean, write_line
 from commands.ui.snapshot import View, view
 from infra.run import actions as act
 from infra.run.context import TurnReport
@@ -68,7 +68,7 @@ class PlainConsole:
         """Print the line; one that stands apart, after an empty one, gets no time."""
         apart = text.startswith("\n")
         at = time.strftime("%H:%M:%S ", self._wall()) if self._wall and not apart else ""
-        say_to(self._stream, at + text)
+        write_line(self._stream, at + text)
 
     def report(self, report: TurnReport) -> None:
         """Print the phase when it changes, and a progress line every quarter of a minute."""

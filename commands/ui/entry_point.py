@@ -11,17 +11,19 @@ def main() -> None:
     try:
         here = os.path.abspath(__file__)  # noqa: PTH100
         ours = os.path.dirname(os.path.dirname(os.path.dirname(here)))  # noqa: PTH120
-        sys.path[:] = without_here(sys.path, ours=ours)  # before anything else is imported
+        sys.path[:] = without_current_folder(
+            sys.path, ours=ours
+        )  # before anything else is imported
         import cli
 
         cli.main()
     except KeyboardInterrupt:
-        from commands.ui.output import tell_interrupt
+        from commands.ui.output import print_interrupted
 
-        sys.exit(tell_interrupt(as_json="--json" in sys.argv[1:]))
+        sys.exit(print_interrupted(as_json="--json" in sys.argv[1:]))
 
 
-def without_here(path: list[str], *, ours: str) -> list[str]:
+def without_current_folder(path: list[str], *, ours: str) -> list[str]:
     """Leave the current folder out of the places to import from, unless it is our own.
 
     A PYTHONPATH with an empty part brings it there, such as `$PYTHONPATH:/more` where the variable

@@ -22,7 +22,7 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-class Trouble(Exception):  # noqa: N818  (said to people)
+class QftError(Exception):  # noqa: N818  (said to people)
     """Something a person must read: what happened, what it means, and a hint that can be typed.
 
     `problems` lists further lines, such as every fault of a config at once.
@@ -37,45 +37,45 @@ class Trouble(Exception):  # noqa: N818  (said to people)
         self.problems = problems or []
 
 
-class Usage(Trouble):
+class UsageError(QftError):
     """The command line, `run.yaml` or the data is wrong; nothing was rented or changed."""
 
 
-class CloudTrouble(Trouble):
+class CloudError(QftError):
     """The cloud refused: capacity, quota, price or rights."""
 
     exit_code = Exit.CLOUD
 
 
-class HostTrouble(Trouble):
+class HostError(QftError):
     """The machine does not answer, or is not who it claims to be."""
 
     exit_code = Exit.HOST
 
 
-class TrainingTrouble(Trouble):
+class TrainingError(QftError):
     """The trainer failed for a reason of its own."""
 
     exit_code = Exit.TRAINING
 
 
-class BudgetTrouble(Trouble):
+class BudgetError(QftError):
     """The budget is used up; the compute is released."""
 
     exit_code = Exit.BUDGET
 
 
-class Stopped(Trouble):
+class RunInterrupted(QftError):
     """Somebody stopped the machine in the cloud; the state is kept."""
 
     exit_code = Exit.INTERRUPTED
 
 
-BY_CODE: dict[int, type[Trouble]] = {
-    Exit.USAGE: Usage,
-    Exit.CLOUD: CloudTrouble,
-    Exit.HOST: HostTrouble,
-    Exit.TRAINING: TrainingTrouble,
-    Exit.BUDGET: BudgetTrouble,
-    Exit.INTERRUPTED: Stopped,
+BY_CODE: dict[int, type[QftError]] = {
+    Exit.USAGE: UsageError,
+    Exit.CLOUD: CloudError,
+    Exit.HOST: HostError,
+    Exit.TRAINING: TrainingError,
+    Exit.BUDGET: BudgetError,
+    Exit.INTERRUPTED: RunInterrupted,
 }

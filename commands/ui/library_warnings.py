@@ -23,7 +23,7 @@ QUIET = {
 """What this process and the trainer's tools here find; a value of the user's own stays."""
 
 
-def to_log(path: Path, environ: MutableMapping[str, str]) -> None:
+def log_library_warnings(path: Path, environ: MutableMapping[str, str]) -> None:
     """Send warnings, and what libraries log, to the file at `path`, if its folder is there."""
     if sys.warnoptions:
         return

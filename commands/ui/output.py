@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from commands.ui.errors import Exit, Stopped, Trouble
+from commands.ui.errors import Exit, QftError, RunInterrupted
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What could repaint a terminal or turn its text around; line ends and tabs are harmless."""
@@ -20,32 +20,32 @@ READER_GONE = 141
 """The exit code when nobody reads our output any more: as if SIGPIPE had come."""
 
 
-def tell_trouble(trouble: Trouble, *, as_json: bool) -> None:
+def print_error(trouble: QftError, *, as_json: bool) -> None:
     """Say what is wrong on stderr; with --json also as data, so that a script can read it."""
-    talk(f"error: {trouble.message}")
+    log(f"error: {trouble.message}")
     for problem in trouble.problems:
-        talk(f"  - {problem}")
+        log(f"  - {problem}")
     if trouble.hint:
-        talk(f"\nhint: {trouble.hint}")
+        log(f"\nhint: {trouble.hint}")
     if as_json:
-        _dump_trouble(trouble)
+        _print_error_json(trouble)
 
 
-def tell_interrupt(*, as_json: bool) -> int:
+def print_interrupted(*, as_json: bool) -> int:
     """Give a script its JSON after Ctrl-C, too; a person has been told what goes on."""
     if as_json:
-        _dump_trouble(Stopped("interrupted"))
+        _print_error_json(RunInterrupted("interrupted"))
     return Exit.INTERRUPTED
 
 
-def _dump_trouble(trouble: Trouble) -> None:
-    said = {"error": trouble.message, "problems": trouble.problems, "hint": trouble.hint}
+def _print_error_json(trouble: QftError) -> None:
+    fields = {"error": trouble.message, "problems": trouble.problems, "hint": trouble.hint}
     with contextlib.suppress(OSError):  # stdout takes nothing; stderr has said it
         # On one line: it is a document, and it may also end a stream of JSON lines.
-        _out_line({**said, "exit_code": int(trouble.exit_code)})
+        _print_json_line({**fields, "exit_code": int(trouble.exit_code)})
 
 
-def settle() -> None:
+def open_std_streams() -> None:
     """Give every stream a place, and make stdout take any text.
 
     Where one was closed (`2>&-`), the next file that is opened, the journal for one, would take its
@@ -86,7 +86,7 @@ def log_writer() -> Callable[[bytes], None]:
     to_terminal = sys.stdout.isatty()
 
     def write(data: bytes) -> None:
-        with _readers():
+        with _end_if_unread():
             sys.stdout.buffer.write(clean(decode(data)).encode() if to_terminal else data)
             sys.stdout.buffer.flush()
 
@@ -94,7 +94,7 @@ def log_writer() -> Callable[[bytes], None]:
 
 
 @contextlib.contextmanager
-def log_as_json(*, follow: bool) -> Iterator[Callable[[bytes], None]]:
+def json_log_writer(*, follow: bool) -> Iterator[Callable[[bytes], None]]:
     """Yield what takes a log for stdout: one document of all lines, or as they come a line each.
 
     A line is told once its end is there; the last one may lack it. No document is written when
@@ -109,52 +109,52 @@ def log_as_json(*, follow: bool) -> Iterator[Callable[[bytes], None]]:
         *whole, rest = (rest + decode(data)).split("\n")
         lines.extend(whole)
         while follow and lines:
-            _out_line({"line": lines.pop(0)})
+            _print_json_line({"line": lines.pop(0)})
 
     try:
         yield write
     finally:
         lines += [rest] if rest else []
         for line in lines if follow else []:
-            _out_line({"line": line})
+            _print_json_line({"line": line})
     if not follow:
-        out_json({"lines": lines})
+        print_json({"lines": lines})
 
 
-def _out_line(value: object) -> None:
+def _print_json_line(value: object) -> None:
     out(json.dumps(value))
 
 
 def out(text: str) -> None:
     """Data, to stdout."""
-    with _readers():
+    with _end_if_unread():
         print(clean(text), flush=True)  # noqa: T201
 
 
-def out_json(value: object) -> None:
+def print_json(value: object) -> None:
     """Data as JSON, to stdout."""
     out(json.dumps(value, indent=2))
 
 
 @contextlib.contextmanager
-def _readers() -> Iterator[None]:
+def _end_if_unread() -> Iterator[None]:
     """End quietly when nobody reads stdout any more: what is asked for is only to be read."""
     try:
         yield
     except BrokenPipeError:
-        hush(sys.stdout)
+        silence(sys.stdout)
         sys.exit(READER_GONE)
     except OSError:
-        hush(sys.stdout)  # or the end of the process would try again, and complain
+        silence(sys.stdout)  # or the end of the process would try again, and complain
         raise
 
 
-def talk(text: str) -> None:
+def log(text: str) -> None:
     """Talk, to stderr."""
-    say_to(sys.stderr, text)
+    write_line(sys.stderr, text)
 
 
-def say_to(stream: TextIO, text: str) -> None:
+def write_line(stream: TextIO, text: str) -> None:
     """Print a line; if that cannot be any more, be silent from now on: the work goes on.
 
     The reader has left, the terminal was closed, or the disk with the log is full.
@@ -162,10 +162,10 @@ def say_to(stream: TextIO, text: str) -> None:
     try:
         print(clean(text), file=stream, flush=True)
     except OSError:
-        hush(stream)
+        silence(stream)
 
 
-def hush(stream: TextIO) -> None:
+def silence(stream: TextIO) -> None:
     """Let what is still printed there vanish, so that the end of the process does not complain."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
@@ -189,21 +189,21 @@ def last_resort(error: Exception, *, as_json: bool) -> int:
         error, "format_message", None
     )  # the parser's errors, whichever click it is
     if on_message is not None:
-        tell_trouble(Trouble(on_message().rstrip(), hint=_help_for(error)), as_json=as_json)
+        print_error(QftError(on_message().rstrip(), hint=_help_for(error)), as_json=as_json)
         return Exit.USAGE
     if isinstance(error, JournalDamaged):
-        tell_trouble(Trouble(str(error), hint=error.hint), as_json=as_json)
+        print_error(QftError(str(error), hint=error.hint), as_json=as_json)
         return Exit.USAGE
     if isinstance(error, OSError) and error.errno is not None:
         hint = (
             "nothing was lost: make room or mend the rights, then run the same command again;"
             " `qft ls --all` shows what bills meanwhile"
         )
-        tell_trouble(Trouble(f"this computer refused: {error}", hint=hint), as_json=as_json)
+        print_error(QftError(f"this computer refused: {error}", hint=hint), as_json=as_json)
         return Exit.USAGE
     import traceback
 
     traceback.print_exception(error)
-    talk("this is a bug in qft, and nothing you did wrong")
-    talk("hint: `qft ls --all` shows what may still bill; `qft down` ends it")
+    log("this is a bug in qft, and nothing you did wrong")
+    log("hint: `qft ls --all` shows what may still bill; `qft down` ends it")
     return Exit.BUG

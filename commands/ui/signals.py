@@ -10,7 +10,7 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def heard() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """Raise KeyboardInterrupt on SIGTERM while inside; outside the main thread nothing changes.
 
     A script's background job ignores SIGINT, so another `qft` asks with SIGTERM, as `kill` does.
