@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.adapters.nola import FACTS, expand
-from trainer.adapters.settings import BYTES_MAX, RANK_MAX
+from trainer.adapters.methods import saved_format
+from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TENSORS
 from trainer.atomic import RealDisk, clear_partials, partial_of
 from trainer.config import ConfigError
 from trainer.exit_codes import ExitCode
@@ -102,12 +102,11 @@ def read_adapter(directory: Path) -> Adapter:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    saved = saved_format(directory)
     try:
         config = parse((directory / "adapter_config.json").read_bytes(), bytes_max=BYTES_MAX)
         tensors = (
-            expand(directory)
-            if (directory / FACTS).is_file()
-            else load_file(directory / "adapter_model.safetensors")
+            load_file(directory / TENSORS) if saved.peft_loads else saved.lora(directory, None)
         )
     except ConfigError as error:
         raise CannotMergeError(str(error)) from error

@@ -14,9 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from trainer.data.examples import collate
 from trainer.errors import Diverged, DoesNotFit, Preempted
-from trainer.loss import summed_cross_entropy
 from trainer.saving.state import TrainingState, digest, finite_or_none
 from trainer.schedule import derive_seed, micro_batches
 from trainer.training.train_context import TrainContext
@@ -170,11 +168,11 @@ def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
             if context.flag.seconds_left < 3 * per_pass_s * (len(passes) - number):
                 state.optimizer.zero_grad(set_to_none=True)
                 raise Preempted
-        inputs = collate([context.examples[row] for row in micro_batch], context.pad_id)
-        inputs = {name: value.to(context.accelerator.device) for name, value in inputs.items()}
+        batch = context.objective.collate([context.examples[row] for row in micro_batch])
+        batch = {name: value.to(context.accelerator.device) for name, value in batch.items()}
         torch.manual_seed(derive_seed(context.seed, "dropout", step, number))
         with context.accelerator.autocast():
-            loss = summed_cross_entropy(context.model, inputs)
+            loss = context.objective.loss(context.model, batch)
         loss_sum += loss.detach()
         mean = loss / targets
         context.accelerator.backward(scaler.scale(mean) if scaler else mean)

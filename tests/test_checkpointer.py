@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -26,7 +27,8 @@ from trainer.saving.checkpointer import Checkpointer
 from trainer.saving.interval import INTERVAL_S_MAX, INTERVAL_S_MIN, choose_interval
 from trainer.saving.manifest import steps_present
 from trainer.saving.state import Counters
-from trainer.tracking.tensorboard import EventWriter
+from trainer.tracking.tensorboard import TensorBoard
+from trainer.tracking.tracker import NoTracker, curves, make_tracker
 
 RECORD = {"step": 1, "loss": 2.5, "lr": 0.1, "grad_norm": None, "tokens": 10, "seconds": 0.5}
 
@@ -58,7 +60,7 @@ def checkpointer(
     directory: Path, table: CheckpointTable, *, disk: Any = None, clock: Callable[[], float]
 ) -> tuple[Checkpointer, FakeState, list[str]]:
     """Return a checkpointer over a fake state and a real store."""
-    said: list[str] = []
+    messages: list[str] = []
     state = FakeState(directory)
     store = Store(directory / "checkpoints", keep=2, disk=disk or RealDisk())
     made = Checkpointer(
@@ -70,18 +72,18 @@ def checkpointer(
         heartbeat=Heartbeat(
             directory / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC)
         ),
-        events=EventWriter(directory / "tb", steps_done=0, wall_s=lambda: 0.0),
+        tracker=TensorBoard(directory / "tb", steps_done=0, wall_s=lambda: 0.0),
         clock=clock,
-        on_message=said.append,
+        on_message=messages.append,
     )
-    return made, state, said
+    return made, state, messages
 
 
-def advance(made: Checkpointer, state: FakeState, *, settle: bool = True) -> None:
+def advance(made: Checkpointer, state: FakeState, *, collect: bool = True) -> None:
     """Do one step, and wait for a save that it started."""
     state.counters.step += 1
     made.after_step({**RECORD, "step": state.counters.step})
-    if settle:
+    if collect:
         made._note_result(made.saver.collect(wait=True))
 
 
@@ -109,7 +111,7 @@ def test_saves_come_every_so_many_seconds(tmp_path: Path) -> None:
     assert saved == [None, None, None, None, 5, 5, 5, 5, 5, 10, 10, 10]
 
 
-def test_a_smaller_portion_is_saved_at_once(tmp_path: Path) -> None:
+def test_a_smaller_micro_batch_is_saved_at_once(tmp_path: Path) -> None:
     """After memory ran out, the way batches are cut is durable with the very step it began at."""
     made, state, _ = checkpointer(tmp_path, CheckpointTable(every=100), clock=Clock())
     advance(made, state)
@@ -143,10 +145,12 @@ def test_a_clock_that_stands_or_leaps_saves_neither_always_nor_never(tmp_path: P
     assert steps_present(tmp_path / "checkpoints") == [4]
 
 
-def test_a_full_disk_is_said_and_training_goes_on(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_training_goes_on(tmp_path: Path) -> None:
     """A save without room leaves a message in the status; the next one with room clears it."""
     disk = FullDisk(10**9)
-    made, state, said = checkpointer(tmp_path, CheckpointTable(every=1), disk=disk, clock=Clock())
+    made, state, messages = checkpointer(
+        tmp_path, CheckpointTable(every=1), disk=disk, clock=Clock()
+    )
     advance(made, state)
     disk.room = 100
     advance(made, state)
@@ -155,7 +159,7 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path: Path) -> None:
     assert message is not None
     assert "could not be saved: No space left on device" in message
     assert "the newest whole one is step 1" in message
-    assert message in said
+    assert message in messages
     disk.room = 10**9
     advance(made, state)
     assert (made.heartbeat.status.message, made.heartbeat.status.checkpoint_step) == (None, 3)
@@ -176,7 +180,7 @@ def test_never_two_saves_at_once(tmp_path: Path) -> None:
         tmp_path, CheckpointTable(every=1), disk=SlowDisk(), clock=Clock()
     )
     for _ in range(4):
-        advance(made, state, settle=False)
+        advance(made, state, collect=False)
     wait_until(lambda: bool(running))
 
     assert running == [".step-00000001.partial"]
@@ -189,7 +193,7 @@ def test_never_two_saves_at_once(tmp_path: Path) -> None:
 def test_the_log_tells_steps_at_most_every_half_minute_and_the_last(tmp_path: Path) -> None:
     """The first step, one per 30 s and the last are said, each once, with speed and time left."""
     clock = Clock()
-    made, state, said = checkpointer(tmp_path, CheckpointTable(every=100), clock=clock)
+    made, state, messages = checkpointer(tmp_path, CheckpointTable(every=100), clock=clock)
     made.heartbeat.update(steps=12)
     for _ in range(8):
         clock.now_s += 12
@@ -197,7 +201,7 @@ def test_the_log_tells_steps_at_most_every_half_minute_and_the_last(tmp_path: Pa
     made.save_now()
     made.save_now()
 
-    assert [line for line in said if line.startswith("step")] == [
+    assert [line for line in messages if line.startswith("step")] == [
         "step 1/12: loss 2.5000, lr 0.1, 20 tokens/s, 6 s left",
         "step 4/12: loss 2.5000, lr 0.1, 20 tokens/s, 4 s left",
         "step 7/12: loss 2.5000, lr 0.1, 20 tokens/s, 2 s left",
@@ -205,13 +209,13 @@ def test_the_log_tells_steps_at_most_every_half_minute_and_the_last(tmp_path: Pa
     ]
 
 
-def test_a_step_without_a_finite_loss_is_said_too(tmp_path: Path) -> None:
+def test_a_step_without_a_finite_loss_is_reported_too(tmp_path: Path) -> None:
     """Where the loss is no number and the end is unknown, the line says just that."""
-    made, state, said = checkpointer(tmp_path, CheckpointTable(every=100), clock=Clock())
+    made, state, messages = checkpointer(tmp_path, CheckpointTable(every=100), clock=Clock())
     state.counters.step += 1
     made.after_step({**RECORD, "loss": None})
 
-    assert said[-1] == "step 1/?: loss not finite, lr 0.1, 20 tokens/s"
+    assert messages[-1] == "step 1/?: loss not finite, lr 0.1, 20 tokens/s"
 
 
 def test_a_bug_in_a_save_is_not_swallowed(tmp_path: Path) -> None:
@@ -229,12 +233,12 @@ def test_a_bug_in_a_save_is_not_swallowed(tmp_path: Path) -> None:
 
 def test_nothing_is_saved_twice(tmp_path: Path) -> None:
     """Asked to save a step that is durable already, the checkpointer has nothing to do."""
-    made, state, said = checkpointer(tmp_path, CheckpointTable(every=1), clock=Clock())
+    made, state, messages = checkpointer(tmp_path, CheckpointTable(every=1), clock=Clock())
     advance(made, state)
-    before = len(said)
+    before = len(messages)
 
     assert made.save_now()
-    assert len(said) == before
+    assert len(messages) == before
 
 
 @pytest.mark.parametrize(
@@ -281,10 +285,10 @@ def test_the_band_of_the_config_counts_unless_the_command_knows_better() -> None
     """`checkpoint.eviction_band` is used, and the command line overrides it."""
     table = CheckpointTable(eviction_band=EvictionBand.UP_TO_5)
     own = choose_interval(table, band=None, save_s=5.0)
-    told = choose_interval(table, band=EvictionBand.UP_TO_20, save_s=5.0)
+    output = choose_interval(table, band=EvictionBand.UP_TO_20, save_s=5.0)
 
     assert "band 0-5 %/h" in own.reason
-    assert "band 15-20 %/h" in told.reason
+    assert "band 15-20 %/h" in output.reason
 
 
 def test_the_heartbeat_beats_while_nobody_reports(
@@ -382,12 +386,56 @@ def test_curves_are_read_by_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     wall = iter(range(1000, 2000))
-    first = EventWriter(tmp_path, steps_done=0, wall_s=lambda: float(next(wall)))
+    first = TensorBoard(tmp_path, steps_done=0, wall_s=lambda: float(next(wall)))
     for step in (1, 2, 3, 200):
-        first.scalars({**RECORD, "step": step, "loss": step / 8})
-    second = EventWriter(tmp_path, steps_done=2, wall_s=lambda: float(next(wall)))
-    second.scalars({**RECORD, "step": 3, "loss": 7.0})
+        first.log(step, curves({**RECORD, "loss": step / 8}))
+    second = TensorBoard(tmp_path, steps_done=2, wall_s=lambda: float(next(wall)))
+    second.log(3, curves({**RECORD, "loss": 7.0}))
     found = EventAccumulator(str(tmp_path)).Reload()
 
     assert set(found.Tags()["scalars"]) == {"loss", "lr", "tokens"}
     assert [(e.step, e.value) for e in found.Scalars("loss")] == [(1, 0.125), (2, 0.25), (3, 7.0)]
+
+
+def test_curves_lost_to_a_full_disk_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What finds no room is not shown; what comes when there is room again is."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def full(*_arguments: Any, **_named: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = TensorBoard(tmp_path, steps_done=0, wall_s=lambda: 1.0)
+    monkeypatch.setattr(Path, "open", full)
+    writer.log(1, {"loss": 1.0})
+    monkeypatch.undo()
+    writer.log(2, {"loss": 0.5})
+    writer.close()
+
+    found = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(2, 0.5)]
+
+
+@pytest.mark.parametrize("broken", [ImportError("No module named x"), TypeError("Descriptors")])
+def test_without_tensorboard_there_are_no_curves_and_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Exception
+) -> None:
+    """A package that is not there, or cannot be loaded, costs a message."""
+
+    class Finder:
+        def find_spec(self, name: str, *_more: object) -> None:
+            if name.startswith("trainer.tracking.tensorboard"):
+                raise broken
+
+    messages: list[str] = []
+    monkeypatch.delitem(sys.modules, "trainer.tracking.tensorboard")
+    monkeypatch.delattr("trainer.tracking.tensorboard")
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    made = make_tracker(tmp_path, steps_done=0, wall_s=lambda: 1.0, on_message=messages.append)
+    made.log(1, {"loss": 1.0})
+    made.close()
+
+    assert isinstance(made, NoTracker)
+    assert messages == [f"no curves in tb/: {broken}; metrics.jsonl has every step"]
+    assert not (tmp_path / "tb").exists()

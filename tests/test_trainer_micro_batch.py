@@ -53,7 +53,7 @@ def test_longer_rows_go_in_smaller_portions() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "size"), [(1, 1), (5, 5), (40, 16)])
-def test_a_configured_portion_is_taken(wanted: int, size: int) -> None:
+def test_a_configured_micro_batch_is_taken(wanted: int, size: int) -> None:
     """A number is kept, up to the batch itself, whatever the card."""
     assert choose_micro_batch(config(wanted), LLAMA_7B, rows(64), gpu=GPUS["T4"]).size == size
 

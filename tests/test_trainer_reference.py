@@ -12,7 +12,6 @@ from support import tiny
 from support.rig import Rig, outcome_tensors, rig
 
 from trainer.data.codec import NOT_TRAINED
-from trainer.data.examples import collate
 from trainer.loss import summed_cross_entropy
 
 TOLERANCE = 1e-6  # relative, of the loss of each step; float32 has 6e-8
@@ -55,7 +54,7 @@ def theirs(made: Rig, directory: Path, *, accumulate: int) -> list[float]:
         model=made.context.model,
         args=arguments,
         train_dataset=[made.context.examples[row] for row in order],
-        data_collator=lambda rows: collate(rows, made.context.pad_id),
+        data_collator=made.context.objective.collate,
     )
     with warnings.catch_warnings():  # torch warns of its own pinning when there is no GPU
         warnings.simplefilter("ignore")
@@ -92,7 +91,7 @@ def test_dropping_positions_before_the_head_is_exact(tmp_path: Path, loss_on: st
     """The loss over supervised positions equals the model's own loss over all of them."""
     made = rig(tiny.make_run(tmp_path, rows=8, data={"loss_on": loss_on}))
     made.context.model.eval()
-    inputs = collate(made.context.examples[:5], made.context.pad_id)
+    inputs = made.context.objective.collate(made.context.examples[:5])
     targets = (inputs["labels"][:, 1:] != NOT_TRAINED).sum()
     expected = made.context.model(**inputs).loss * targets
 
@@ -102,7 +101,7 @@ def test_dropping_positions_before_the_head_is_exact(tmp_path: Path, loss_on: st
 def test_the_head_sees_supervised_positions_only(tmp_path: Path) -> None:
     """No logits are computed for positions that nothing is learnt from."""
     made = rig(tiny.make_run(tmp_path, rows=8))
-    inputs = collate(made.context.examples[:5], made.context.pad_id)
+    inputs = made.context.objective.collate(made.context.examples[:5])
     shapes = []
     base = made.context.model.get_base_model()
     base.get_output_embeddings().register_forward_hook(
@@ -118,7 +117,7 @@ def test_the_head_in_chunks_gives_the_same_gradient(tmp_path: Path, loss_on: str
     """Going through the head in chunks of two positions changes loss and gradient by rounding."""
     made = rig(tiny.make_run(tmp_path, rows=8, data={"loss_on": loss_on}))
     made.context.model.eval()
-    inputs = collate(made.context.examples[:5], made.context.pad_id)
+    inputs = made.context.objective.collate(made.context.examples[:5])
     shapes: list[int] = []
     made.context.model.get_base_model().get_output_embeddings().register_forward_hook(
         lambda _head, _inputs, logits: shapes.append(logits.shape[0])
