@@ -29,7 +29,7 @@ from infra.run.plan import Policy
 from infra.run.state import RunState
 from infra.run.stop_reasons import stop_event_data
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable, JobPhase, JobView
-from trainer.text import duration
+from trainer.text import duration, inexact
 
 BOOT_LONG_S = Policy().boot_wait_s
 """A machine that nobody could sign in to for longer than this is not just starting."""
@@ -145,9 +145,9 @@ class Status:
                 age = duration(max(0.0, self.now_s - state.vm_started_s))
                 bills = "" if own else "; it bills"
                 rows.append(("sign-in", f"none yet, {age} after it was started{bills}"))
-        if job is not None and not job.heartbeat.exact:
-            since = job.heartbeat.inexact_from
-            rows.append(("exactness", f"not bit-exact from step {since}"))
+        source = job.heartbeat if job is not None else self.receipt
+        if not source.exact:
+            rows.append(("exactness", inexact(source.inexact_from)))
         rows.append(("evictions", str(state.evictions)))
         rows += [("ends the bill", switch) for switch in state.safeguards if state.up]
         rows += [("does not", switch) for switch in state.safeguards_missing if state.up]
