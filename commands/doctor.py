@@ -12,10 +12,10 @@ import typer
 
 from commands.runs import factory
 from commands.runs.checks import Check, exit_code
-from commands.runs.config import LoadedConfig, check_files
+from commands.runs.config import LoadedConfig, check_data_and_model
 from commands.runs.extras import REHEARSES, missing, needed_here, remedy
 from commands.runs.find_config import find_config
-from commands.runs.home import demand_playable, environment, qft_home, run_folder
+from commands.runs.home import environment, qft_home, require_utf8_home, run_folder
 from commands.runs.ssh_host_checks import check_host
 from commands.ui.errors import QftError, UsageError
 from commands.ui.options import Json, Run, examples
@@ -70,7 +70,7 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
     if wanted or Path("run.yaml").exists():
         try:
             loaded = find_config(wanted, qft_home(environment()))
-            check_files(loaded)
+            check_data_and_model(loaded)
             checks.append(Check(name="config", ok=True, detail=str(loaded.path)))
         except QftError as trouble:
             detail = "; ".join([trouble.message, *trouble.problems])
@@ -148,7 +148,7 @@ def _home() -> Check:
 def _playable() -> list[Check]:
     """What keeps this computer from playing machines in the home there is; nothing if it can."""
     try:
-        demand_playable(qft_home(environment()))
+        require_utf8_home(qft_home(environment()))
     except UsageError as error:
         return [Check(name="machines here", ok=False, detail=error.message, fix=error.hint)]
     return []

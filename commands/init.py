@@ -17,7 +17,7 @@ import yaml
 
 from commands.runs import config
 from commands.runs.column_guess import Guess, guess_columns
-from commands.runs.extras import REHEARSES, told_of
+from commands.runs.extras import REHEARSES, describe
 from commands.ui.errors import UsageError
 from commands.ui.options import Json, examples
 from commands.ui.output import log, print_data, print_json
@@ -114,7 +114,7 @@ class Written:
         """What to say."""
         lines = [f"wrote {self.config}"]
         lines += [f"wrote {path}, {count} rows" for path, count in self.files.items()]
-        lines += [f"note: {lack}" for lack in told_of(REHEARSES)]
+        lines += [f"note: {lack}" for lack in describe(REHEARSES)]
         if self.guess is None:
             return [*lines, "next: name your rows and your model in it, then `qft audit`"]
         guessed = f"guessed: {self.guess.description}"

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from commands.runs import factory
-from commands.runs.config import check_files
+from commands.runs.config import check_data_and_model
 from commands.runs.estimate import (
     cores,
     estimate_line,
@@ -18,7 +18,7 @@ from commands.runs.estimate import (
     has_card,
     local_estimate_line,
 )
-from commands.runs.extras import needed_here, told_of
+from commands.runs.extras import describe, needed_here
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home
 from commands.ui.errors import CloudError
@@ -172,7 +172,7 @@ def make_plan(wanted: str) -> PlanPage:
     """Ask the provider for offers and add up the worst case."""
     home = qft_home(environment())
     loaded = find_config(wanted, home)
-    check_files(loaded)
+    check_data_and_model(loaded)
     vm, table = loaded.config.vm, loaded.config.budget
     budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
     provider, want = factory.make_provider(vm, home), factory.want(vm)
@@ -200,7 +200,7 @@ def make_plan(wanted: str) -> PlanPage:
         here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",
         note="; ".join(filter(None, _notes(vm))) if knows_card else "",
         switches=switches,
-        lacks=tuple(told_of(needed_here(loaded.config))),
+        lacks=tuple(describe(needed_here(loaded.config))),
         asked_at_s=time.time(),
     )
 

@@ -25,7 +25,7 @@ from commands.runs import factory, session
 from commands.runs.checkpoint_sync import CheckpointSync
 from commands.runs.config import check, load
 from commands.runs.home import RunFolder, make_home, run_folder, run_lock
-from commands.runs.payload import stage
+from commands.runs.payload import build_payload
 from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
@@ -416,7 +416,7 @@ def test_a_key_beside_the_run_yaml_is_found_from_everywhere(project: Project) ->
 
 def test_an_onlooker_writes_nothing(project: Project, tmp_path: Path) -> None:
     """`qft status` must not replace the config that a driver is about to push."""
-    staged = stage(load(project.config), tmp_path / "staging", write=False)
+    staged = build_payload(load(project.config), tmp_path / "staging", write=False)
 
     assert staged.config == tmp_path / "staging" / "config.json"
     assert not (tmp_path / "staging").exists()

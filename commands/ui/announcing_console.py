@@ -14,7 +14,7 @@ LATE_H = 0.25
 
 
 @dataclass
-class Aloud:
+class AnnouncingConsole:
     """A console that also says why the cloud refused a place, and what ends the bill from now on.
 
     What an earlier process was told already is not said again.
