@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import re
 
-from commands.ui.announcing_console import Aloud
-from commands.ui.console import PlainConsole
+from commands.ui.console import AnnouncingConsole, PlainConsole
 from infra.run import actions as act
 from infra.run.billing_spans import Span
 from infra.run.budget import bill
@@ -23,7 +22,7 @@ def shown(*moments: tuple[float, float | None], usd_per_h: float) -> tuple[list[
     Each moment is a time, and since when the machine is known to be down by then.
     """
     stream = io.StringIO()
-    console = Aloud(PlainConsole(stream, simulated=False, clock=lambda: 0.0))
+    console = AnnouncingConsole(PlainConsole(stream, simulated=False, clock=lambda: 0.0))
     for number, (now_s, down_s) in enumerate(moments):
         span = Span(start_s=0.0, end_s=down_s, usd_per_h=usd_per_h, compute=True)
         state = RunState(run_id="run-1", spans=(span,))
