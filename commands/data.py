@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from commands.runs.home import environment, qft_home
 from commands.runs.local_trainer import output_of
 from commands.ui.options import Json, examples
 from commands.ui.output import print_data, print_json
+from trainer.data.converters import PublishedFormat
 
 EXAMPLES = {
     "qft data sentiment reviews.csv --out data": "data/train.jsonl and data/eval.jsonl",
@@ -23,20 +23,12 @@ EXAMPLES = {
 app = typer.Typer()
 
 
-class Format(StrEnum):
-    """The published formats that can be turned into rows."""
-
-    CONVERSATIONS = "conversations"
-    COUNSELLING = "counselling"
-    DS1000 = "ds1000"
-    INSTRUCTIONS = "instructions"
-    JIGSAW = "jigsaw"
-    SENTIMENT = "sentiment"
-
-
 @app.command(epilog=examples(EXAMPLES))
 def command(  # noqa: PLR0913  (an argument is an option)
-    kind: Annotated[Format, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(Format)}.")],
+    kind: Annotated[
+        PublishedFormat,
+        typer.Argument(metavar="FORMAT", help=f"One of {', '.join(PublishedFormat)}."),
+    ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="The file as published.")],
     *,
     folder: Annotated[

@@ -17,7 +17,7 @@ from commands.ui.snapshot import Snapshot, take_snapshot
 from infra.run import actions as act
 from infra.run.budget import Bill
 from infra.run.context import TurnReport
-from infra.run.state import Failure
+from infra.run.state import Refusal
 
 PLAIN_EVERY_S = 15.0
 TRANSFER_SHOWN_BYTES = 1 << 20
@@ -147,7 +147,7 @@ class AnnouncingConsole:
     console: Console
     most: str = ""
     """The most that the run can cost, in words; empty if nothing limits it."""
-    _failures_shown: set[Failure] | None = None
+    _refusals_shown: set[Refusal] | None = None
     _safeguards_shown_s: float = 0.0
     _warning: str = ""
     _shown_usd: float = 0.0
@@ -159,16 +159,14 @@ class AnnouncingConsole:
 
     def report(self, report: TurnReport) -> None:
         """Print what is new since the last report, then show the state of the run."""
-        failures = set(report.state.failures)
-        if self._failures_shown is None:
-            self._failures_shown, self._safeguards_shown_s = (
-                failures,
-                report.state.safeguards_set_at_s,
-            )
-        for one in report.state.failures:
-            if one not in self._failures_shown:
-                self.log(f"refused: {one.size} in {one.place}: {one.error}: {one.message}")
-        self._failures_shown |= failures
+        refusals = set(report.state.refusals)
+        if self._refusals_shown is None:
+            self._refusals_shown = refusals
+            self._safeguards_shown_s = report.state.safeguards_set_at_s
+        for one in report.state.refusals:
+            if one not in self._refusals_shown:
+                self.log(f"refused: {one.size} in {one.place}: {one}")
+        self._refusals_shown |= refusals
         if report.warning != self._warning:
             self.log(f"warning: {report.warning}" if report.warning else "signed in again")
             self._warning = report.warning
@@ -227,7 +225,9 @@ def _panel(shown: Snapshot) -> Any:
     first = Text.assemble((shown.phase, "bold"), "  " if learning else "", " · ".join(learning))
     kept = [f"step {shown.home_step} is safe at home"] if shown.home_step else []
     parts = [first, bar] if shown.steps else [first]
-    return Group(*parts, Text(" · ".join(filter(None, [shown.money, *shown.survived, *kept]))))
+    return Group(
+        *parts, Text(" · ".join(filter(None, [shown.inexact, shown.money, *shown.survived, *kept])))
+    )
 
 
 def duration_of(shown: Snapshot) -> str:
