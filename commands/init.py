@@ -17,7 +17,7 @@ import yaml
 
 from commands.runs import config
 from commands.runs.column_guess import Guess, guess_columns
-from commands.runs.extras import REHEARSES, told_of
+from commands.runs.extras import REHEARSES, missing_packages_text
 from commands.ui.errors import UsageError
 from commands.ui.options import Json, examples
 from commands.ui.output import log, print_data, print_json
@@ -114,7 +114,7 @@ class Written:
         """What to say."""
         lines = [f"wrote {self.config}"]
         lines += [f"wrote {path}, {count} rows" for path, count in self.files.items()]
-        lines += [f"note: {lack}" for lack in told_of(REHEARSES)]
+        lines += [f"note: {lack}" for lack in missing_packages_text(REHEARSES)]
         if self.guess is None:
             return [*lines, "next: name your rows and your model in it, then `qft audit`"]
         guessed = f"guessed: {self.guess.description}"
@@ -195,11 +195,11 @@ def _split(
     from trainer.data.split import is_held_out
     from trainer.data.template import Template
 
-    question = Template.parse(guess.prompt or f"{{{guess.messages}}}")
+    question_template = Template.parse(guess.prompt or f"{{{guess.messages}}}")
     share = max(HELD_OUT, min(HELD_OUT_MAX, SCORED_ROWS / len(rows)))
     sides: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
     for row in rows:
-        group = json.dumps([row[field] for field in question.fields], sort_keys=True)
+        group = json.dumps([row[field] for field in question_template.fields], sort_keys=True)
         sides[is_held_out(group, share=share, seed=SEED)].append(row)
     if not all(sides):
         raise UsageError(

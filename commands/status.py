@@ -149,8 +149,8 @@ class Status:
         if not source.exact:
             rows.append(("exactness", inexact(source.inexact_from)))
         rows.append(("evictions", str(state.evictions)))
-        rows += [("ends the bill", switch) for switch in state.safeguards if state.up]
-        rows += [("does not", switch) for switch in state.safeguards_missing if state.up]
+        rows += [("ends the bill", safeguard) for safeguard in state.safeguards if state.up]
+        rows += [("does not", safeguard) for safeguard in state.safeguards_missing if state.up]
         mark = " (simulated)" if self.receipt.simulated else ""
         money = f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"
         rows.append(("cost", "nothing: your own machine" if self.receipt.own else money))
