@@ -82,7 +82,7 @@ class PlanPage:
     """When the offers were asked for, in seconds since 1970: prices are aged by it."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "run": self.run,
             "provider": self.provider,
@@ -110,7 +110,7 @@ class PlanPage:
         }
 
     def lines(self) -> list[str]:
-        """What to print."""
+        """Return the lines to print."""
         if self.own:
             return self._lines_of_own()
         cap = self.max_price_usd_per_h
@@ -146,7 +146,7 @@ class PlanPage:
         return lines
 
     def _lines_of_own(self) -> list[str]:
-        """What to print where nothing is rented: no offer, no price, no card that is guessed."""
+        """Return the lines for the user's own machine: no offer, no price, no guessed card."""
         lines = [f"run `{self.run}` on your own machine {self.own}, which costs nothing here", ""]
         lines += [estimate_line(self.estimate)] if self.estimate else []
         hours = self.budget.hours
@@ -159,7 +159,7 @@ class PlanPage:
         ]
 
     def _estimate_lines(self) -> list[str]:
-        """Memory and time, of a rehearsal first here and then on the card that it stands for."""
+        """Return memory and time of a rehearsal here, then on the card that it stands for."""
         if not self.here:
             return [estimate_line(self.estimate)]
         if self.estimate is None and self.local_estimate is not None:  # no card is named
@@ -206,14 +206,14 @@ def make_plan(wanted: str) -> PlanPage:
 
 
 def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple[Safeguard, ...]:
-    """Return the safeguards of a machine that would be rented now and run until the budget's end."""
+    """Return the safeguards of a machine rented now and kept until the budget's end."""
     now_s = time.time()
     until_s = budget_end_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
     return tuple(provider.preview_safeguards(want, until_s=until_s))
 
 
 def _safeguard_line(safeguard: Safeguard) -> str:
-    """Whether it holds comes first, for a reader in a hurry."""
+    """Describe a safeguard; whether it will end the bill comes first."""
     if safeguard.is_set:
         return f"will end the bill: {safeguard.name}: {safeguard.detail}"
     how = f"; to get it: {safeguard.hint}" if safeguard.hint else ""
@@ -221,7 +221,7 @@ def _safeguard_line(safeguard: Safeguard) -> str:
 
 
 def _cap_warning(offers: tuple[Offer, ...], cap: float | None) -> str:
-    """Words for a cap so close to the market that the machine will soon be taken; else empty."""
+    """Warn of a cap so close to the market that the machine will soon be evicted; else empty."""
     first = next((candidate for candidate in offers if not candidate.blocked_by), None)
     if first is None or cap is None or cap >= first.spot_usd_per_h * CAP_MARGIN:
         return ""
@@ -232,19 +232,19 @@ def _cap_warning(offers: tuple[Offer, ...], cap: float | None) -> str:
 
 
 def _mark(offer: Offer, offers: tuple[Offer, ...]) -> str:
-    """An arrow at the offer that would be tried first."""
+    """Mark the offer that would be tried first."""
     first = next((candidate for candidate in offers if not candidate.blocked_by), None)
     return "→" if offer is first else " "
 
 
 def _age_s(offer: Offer, now_s: float) -> float | None:
-    """How old the price of an offer is, in seconds; None if it has no date."""
+    """Return the age of an offer's price in seconds; None if it has no date."""
     priced_s = parse_utc_s(offer.priced_at)
     return None if priced_s is None else max(now_s - priced_s, 0.0)
 
 
 def _price_line(offer: Offer, now_s: float) -> str:
-    """Where the price comes from, of when it is, and how old that makes it."""
+    """Describe the source, the date and the age of a price."""
     age_s = _age_s(offer, now_s)
     if not offer.price_source or age_s is None:
         return f"price from {offer.price_source}" if offer.price_source else ""
@@ -269,7 +269,7 @@ def _offer_line(offer: Offer, now_s: float) -> str:
 
 
 def _price(usd_per_h: float) -> str:
-    """A price with two digits behind the point, or as many as it has."""
+    """Format a price with two decimals, or as many as it has."""
     text = f"{usd_per_h:.2f}"
     return text if float(text) == usd_per_h else f"{usd_per_h:g}"
 
@@ -288,7 +288,7 @@ def _budget_line(budget: Budget) -> str:
 
 
 def _notes(vm: VmTable) -> list[str]:
-    """What to know of the names under `vm` that mean something else than they say at first."""
+    """Return notes on names under `vm` that mean something else than they seem to."""
     gpu = resolve_gpu(vm.gpu).note if vm.gpu else ""
     rents = vm.provider == "azure" and vm.image is not None
     return [gpu, vm.image.note(vm.gpu) if rents and vm.image else ""]

@@ -61,7 +61,7 @@ def command(
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What a replay tells of itself, as plain values."""
+    """The answer of a replay, checked value by value."""
 
     after_step: int
     """The checkpoint that it began from; 0 is the first weights."""
@@ -77,7 +77,7 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the replay found."""
+    """What the replay found, and where it ran."""
 
     run: str
     where: str
@@ -89,11 +89,11 @@ class Verdict:
         return self.replay.equal
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {"run": self.run, "where": self.where, **asdict(self.replay)}
 
     def lines(self) -> list[str]:
-        """What to print."""
+        """Return the lines to print."""
         found = self.replay
         done = f"{found.steps} steps of `{self.run}` after step {found.after_step}"
         same = "every loss and parameter is the same, bit for bit"
@@ -150,7 +150,7 @@ def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> 
 
 
 def read_replay(lines: str, *, code: int) -> Replay:
-    """Read what a replay printed, which may be a stranger's word; TrainingError if it is none."""
+    """Parse the output of a replay, which is not trusted; TrainingError if it is no answer."""
     try:
         found = parse(lines, bytes_max=REPLAY_BYTES_MAX)
     except NotPlain as error:
@@ -173,7 +173,7 @@ def read_replay(lines: str, *, code: int) -> Replay:
 
 
 def _difference(answer: dict[str, Any]) -> dict[str, str | float | None]:
-    """A step, a key and two values, each a number or a short text."""
+    """Read a step, a key and two values, each a number or a short text."""
     return {
         key: _value(answer.get(key))
         for key in ("step", "key", "logged", "replayed")
