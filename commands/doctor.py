@@ -58,7 +58,7 @@ def command(
 
 
 def examine(wanted: str, provider: str = "") -> list[Check]:
-    """Look at this computer, and at what the provider needs: the one named, or the config's.
+    """Check this computer, and what the provider needs: the one named, or the config's.
 
     Raises:
         UsageError: there is no such provider, or `ssh` was named and nothing says which machine.
@@ -87,7 +87,7 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
 
 
 def _table(vm: VmTable, provider: str) -> VmTable:
-    """The table as it is, or a bare one of another provider for the same card."""
+    """Return the table as it is, or a bare one of another provider for the same card."""
     if provider in {"", vm.provider}:
         return vm
     if provider == "ssh":
@@ -110,7 +110,7 @@ def _python() -> Check:
 
 
 def _rooms() -> Check:
-    """The packages have plain names, so another project's could stand in front of ours."""
+    """Check that our packages are imported, and not another project's of the same names."""
     places = {}
     for room in ROOMS:
         spec = importlib.util.find_spec(room)
@@ -146,7 +146,7 @@ def _home() -> Check:
 
 
 def _playable() -> list[Check]:
-    """What keeps this computer from playing machines in the home there is; nothing if it can."""
+    """Check that machines can be simulated in `$QFT_HOME`; no check if they can."""
     try:
         require_utf8_home(qft_home(environment()))
     except UsageError as error:
@@ -155,7 +155,7 @@ def _playable() -> list[Check]:
 
 
 def _packages(loaded: LoadedConfig | None) -> list[Check]:
-    """Each package that a training on this computer imports: there, new enough, and loadable."""
+    """Check each package that a training here imports: installed, new enough, and loadable."""
     wanted = needed_here(loaded.config) if loaded else ()
     names = wanted or REHEARSES
     lacks = {lack.package: lack for lack in missing(names, qft_home(environment()))}
@@ -173,7 +173,7 @@ def _packages(loaded: LoadedConfig | None) -> list[Check]:
 
 
 def _azure(vm: VmTable) -> list[Check]:
-    """What the account lacks, each with the command or link that mends it."""
+    """Check the account for what it lacks, each with the command or link that mends it."""
     from infra.azure import AzureProvider
 
     provider = factory.make_provider(vm, qft_home(environment()))

@@ -77,7 +77,7 @@ def demand(packages: Iterable[str], purpose: str, home: Path) -> None:
         )
 
 
-def describe(packages: Iterable[str]) -> list[str]:
+def missing_packages_text(packages: Iterable[str]) -> list[str]:
     """What a training on this computer lacks, in a sentence with what to type; none if nothing."""
     lacks = missing(packages)
     if not lacks:

@@ -27,8 +27,7 @@ from commands.runs.request import RunRequest
 from commands.runs.result import RunResult, result_of
 from commands.runs.session import Session, is_over, open_session
 from commands.runs.take_lock import lock_taker_of
-from commands.ui.announcing_console import AnnouncingConsole
-from commands.ui.console import make_console
+from commands.ui.console import AnnouncingConsole, make_console
 from commands.ui.errors import CloudError, Exit, QftError
 from infra.durable import write_json
 from infra.errors import BadRequest, ProviderError, Rejected
