@@ -1,4 +1,4 @@
-"""The few ways in which the trainer touches a disk, so that tests can make each of them fail."""
+"""Replaces files and directories whole or not at all, by calls that a test can make fail."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class RealDisk:
 
 
 def write_all(disk: Disk, descriptor: int, data: memoryview) -> None:
-    """Write every byte of `data`, in portions so that other threads get their turn."""
+    """Write every byte of `data`, in chunks so that other threads get their turn."""
     chunk = 4 << 20
     view = data.cast("B")
     done = 0

@@ -1,4 +1,4 @@
-"""Every choice of a training run as checked values: whole and sane, or all its faults are listed.
+"""Checks the settings of a training run, and lists all their faults at once.
 
 The module needs pydantic only, so the laptop checks a run with the very tables that train it.
 """
@@ -82,7 +82,7 @@ class DataTable(BaseModel):
 
 
 class LrScheduleKind(StrEnum):
-    """The course of the learning rate after warm-up."""
+    """The shape of the learning rate after warm-up."""
 
     CONSTANT = "constant"
     LINEAR = "linear"
@@ -99,7 +99,7 @@ class PrecisionChoice(StrEnum):
 
 
 class TrainTable(BaseModel):
-    """How long, how fast and in what portions to learn."""
+    """How long to train, at what learning rate and in what batches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -118,7 +118,7 @@ class TrainTable(BaseModel):
         default=0.0, ge=0, description="Steps of linear warm-up; below 1, a share of all steps."
     )
     schedule: LrScheduleKind = Field(
-        default=LrScheduleKind.LINEAR, description="Course after warm-up."
+        default=LrScheduleKind.LINEAR, description="Shape after warm-up."
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(

@@ -1,4 +1,4 @@
-"""Rows from a hub: named files of a data set at one named revision, and no code of anybody's.
+"""Fetches named files of a data set from a hub, at one named revision, and runs no code of it.
 
 Written `hub:OWNER/NAME@REVISION/PATH`, such as `hub:me/pairs@1f0c…/data/train.parquet`, or with a
 pattern for a split in several files, `data/train-*.parquet`. Splits are not guessed: what is learnt

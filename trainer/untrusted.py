@@ -1,4 +1,4 @@
-"""Reads a stranger's JSON to plain, bounded values, or refuses it in a few words.
+"""Parses JSON from outside to plain, bounded values, or refuses it in a few words.
 
 Whatever is read from outside goes through `parse`, whose answer cannot exhaust this computer: the
 text is at most so long and so deep. It never raises anything but `NotPlain`. The functions below it

@@ -59,7 +59,7 @@ class DyLora:
         """Outside training the model works at the chosen rank, whatever was drawn last."""
 
     def choose(self, losses: dict[int, float]) -> None:
-        """Take note of the validation loss of every rank, and work at the best from now on."""
+        """Record the validation loss of every rank, and work at the best from now on."""
         self.losses = losses
         self.chosen = self.best
 

@@ -1,4 +1,4 @@
-"""Every method is a choice of values in one path: what PEFT is asked, and what a step needs beside.
+"""Makes each adapter method from PEFT's LoRA: its settings, its hooks and its saved form.
 
 LoRA, DoRA and rsLoRA are PEFT's own. DyLoRA and NOLA are ours, and differ from LoRA only in what
 happens before and after the passes of a step (`Method`). All are saved so that PEFT loads them, if
@@ -24,7 +24,7 @@ from trainer.method_table import MethodKind, MethodTable, OptimizerKind
 
 
 class Method(Protocol):
-    """What is done around the steps of a training, and at its end."""
+    """The hooks of an adapter method around a training step, and how it is saved."""
 
     def before_step(self, step: int) -> None:
         """Prepare the model for the passes of `step`, by the step's number alone."""
@@ -113,7 +113,7 @@ def settings(method: MethodTable, *, targets: list[str], seq2seq: bool) -> Any:
 
 
 def equip(model: Any, method: MethodTable, train: TrainTable) -> None:
-    """Give a fresh PEFT model what its method needs beside PEFT; `method_of` finds it again."""
+    """Set `qft_method` of a fresh PEFT model to its method; `method_of` returns it."""
     make = OWN_METHODS.get(method.kind, PeftMethod)
     model.qft_method = make(model, method=method, seed=train.seed)
 

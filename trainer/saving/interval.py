@@ -1,4 +1,4 @@
-"""When to save: often enough to lose little to an eviction, seldom enough to cost little."""
+"""Chooses when to save: often enough to lose little to an eviction, seldom enough to be cheap."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SaveInterval:
 def choose_interval(
     table: CheckpointTable, *, band: EvictionBand | None, save_s: float | None
 ) -> SaveInterval:
-    """Return the cadence of the config; `auto` is computed from the measured time of a save.
+    """Return the interval of the config; `auto` is computed from the measured time of a save.
 
     The interval sqrt(2 * C * M) balances the cost C of a save against the expected loss with a
     mean time M between evictions (J. W. Young, CACM 17, 1974; J. T. Daly, FGCS 22, 2006). With a
