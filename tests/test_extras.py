@@ -290,9 +290,9 @@ def test_a_push_that_cannot_be_is_reported_at_once(
 def test_a_push_with_a_base_that_is_no_hub_id_is_reported_at_once(fetched: Project) -> None:
     """What the card would name must be what a hub could have."""
     del fetched
-    shelf = after.Shelf(repo="me/model", merged=False, public=False, base="./phi")
+    repository = after.Shelf(repo="me/model", merged=False, public=False, base="./phi")
     with pytest.raises(UsageError, match="is no hub id"):
-        after.push("tiny", shelf, as_json=False)
+        after.push("tiny", repository, as_json=False)
 
 
 def test_a_merge_without_room_or_with_a_broken_base_is_reported_at_once(

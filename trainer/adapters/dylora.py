@@ -164,8 +164,8 @@ def ranks_to_compare(r: int) -> tuple[int, ...]:
     """Return every rank up to r, or from `ALL_UP_TO` on the powers of two and r."""
     if r <= ALL_UP_TO:
         return tuple(range(1, r + 1))
-    powers_of_two = [1 << at for at in range(r.bit_length()) if 1 << at < r]
-    return (*powers_of_two, r)
+    doublings = [1 << at for at in range(r.bit_length()) if 1 << at < r]
+    return (*doublings, r)
 
 
 def compare_ranks(

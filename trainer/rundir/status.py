@@ -78,7 +78,7 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self._write()
@@ -108,7 +108,7 @@ class Heartbeat:
         if at_once:
             self._changed.set()
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         while not self._ended.is_set():
             self._changed.wait(HEARTBEAT_S)
             self._changed.clear()
