@@ -1,11 +1,14 @@
-"""`qft status`: where a run is, what it has cost, what still bills; looks and changes nothing."""
+"""`qft status`: shows where a run is, what it has cost and what still bills; changes nothing."""
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from commands.runs import factory
 from commands.runs.find_config import reopen
@@ -14,6 +17,8 @@ from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.request import RunRequest
 from commands.runs.session import build_workload
 from commands.ui.console import PlainConsole
+from commands.ui.options import Json, Run, examples
+from commands.ui.output import columns, print_data, print_json
 from infra.provider import Observation, PowerState, ProviderError, StopReason
 from infra.run.budget import bill
 from infra.run.decide import JobPhase, JobView, Policy
@@ -26,6 +31,23 @@ from trainer.text import duration
 
 BOOT_LONG_S = Policy().boot_wait_s
 """A machine that nobody could sign in to for longer than this is not just starting."""
+
+EXAMPLES = {
+    "qft status my-run": "step, time left, cost",
+    "qft status --json": "for scripts",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(run: Run = "", *, as_json: Json = False) -> None:
+    """Show where a run is and what it costs."""
+    found = status(run)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_data(columns(found.lines()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +167,6 @@ class Status:
 
 def status(wanted: str) -> Status:
     """Look at a run: its journal, then its machine, then the trainer."""
-    import sys
-
     home = qft_home(environment())
     folder = pick_run(home, wanted, cwd=Path.cwd())
     loaded = reopen(folder)

@@ -17,8 +17,8 @@ import yaml
 from support.runs import Project, make_project
 from support.tiny import ROOT, make_run
 
-from commands import after
-from commands.runs import extras, tool_checks
+from commands import audit, generate, merge, push
+from commands.runs import extras
 from commands.runs.config import load
 from commands.runs.home import RunFolder
 from commands.runs.session import _saved
@@ -255,7 +255,7 @@ def test_an_unknown_field_is_reported_before_a_model_is_loaded(
     """The fields of the prompt stand in run.yaml: no model is needed to compare them."""
     del fetched
     with pytest.raises(UsageError) as caught:
-        after.generate("tiny", after.Question(fields=fields), as_json=False)
+        generate.generate("tiny", generate.GenerateOptions(fields=fields), as_json=False)
 
     assert messages in caught.value.message
 
@@ -282,7 +282,7 @@ def test_a_push_that_cannot_be_is_reported_at_once(
     del fetched
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UsageError) as caught:
-        after.push("tiny", after.Shelf(repo=repo, merged=False, public=False), as_json=False)
+        push.push("tiny", push.PushOptions(repo=repo, merged=False, public=False), as_json=False)
 
     assert messages in caught.value.message
 
@@ -290,24 +290,24 @@ def test_a_push_that_cannot_be_is_reported_at_once(
 def test_a_push_with_a_base_that_is_no_hub_id_is_reported_at_once(fetched: Project) -> None:
     """What the card would name must be what a hub could have."""
     del fetched
-    repository = after.Shelf(repo="me/model", merged=False, public=False, base="./phi")
+    options = push.PushOptions(repo="me/model", merged=False, public=False, base="./phi")
     with pytest.raises(UsageError, match="is no hub id"):
-        after.push("tiny", repository, as_json=False)
+        push.push("tiny", options, as_json=False)
 
 
 def test_a_merge_without_room_or_with_a_broken_base_is_reported_at_once(
     fetched: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The size of the weights and their files are known before any is loaded."""
-    order = after.Fold()
+    options = merge.MergeOptions()
     usage = shutil.disk_usage(fetched.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=10))
-    monkeypatch.setattr(tool_checks, "demand_for", lambda *_all: None)
+    monkeypatch.setattr(merge, "demand", lambda *_all: None)
     with pytest.raises(UsageError, match="GB free"):
-        after.merge("tiny", order, as_json=False)
+        merge.merge("tiny", options, as_json=False)
     (fetched.folder / "model" / "model.safetensors").write_bytes(b"")
     with pytest.raises(UsageError, match="cannot be used") as caught:
-        after.merge("tiny", order, as_json=False)
+        merge.merge("tiny", options, as_json=False)
 
     assert "model.safetensors: is empty" in caught.value.problems[0]
 
@@ -322,7 +322,7 @@ def test_a_page_that_cannot_be_written_is_reported_before_the_rows_are_read(
         (fetched.folder / "closed").rmdir()  # root may write anywhere: a file is in the way then
         (fetched.folder / "closed").write_text("")
     with pytest.raises(UsageError, match="--html"):
-        after.audit("run.yaml", html=page, as_json=False)
+        audit.audit("run.yaml", html=page, as_json=False)
 
 
 TOOL, TRAINER = ["trainer", "generate"], ["trainer", "train"]

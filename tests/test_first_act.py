@@ -261,7 +261,7 @@ def test_a_machine_that_nobody_signed_in_to_is_not_running(
     )
     monkeypatch.setattr(factory, "make_provider", lambda *_all: cloud)
     monkeypatch.setattr(status, "build_workload", lambda *_a, **_k: Silent(answers=answers))
-    monkeypatch.setattr(ls, "known_providers", lambda *_all: [cloud])
+    monkeypatch.setattr(ls, "providers_to_ask", lambda *_all: [cloud])
 
     found = status.status("tiny")
 

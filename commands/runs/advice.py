@@ -7,7 +7,7 @@ import time
 from commands.runs.home import RunFolder
 from commands.runs.receipt import Receipt
 from commands.runs.take_lock import LockTaker
-from commands.ui.errors import Exit, RunInterrupted
+from commands.ui.errors import Exit, StoppedError
 from infra.provider import ProviderError, SignedOut
 from infra.run.budget import bill
 from infra.run.decide import Goal
@@ -46,7 +46,7 @@ def after_interrupt(folder: RunFolder, goal: Goal) -> str:
     return f"interrupted; the machine stays; {again} goes on; {ends}"
 
 
-def after_takeover(taker: LockTaker, folder: RunFolder) -> RunInterrupted:
+def after_takeover(taker: LockTaker, folder: RunFolder) -> StoppedError:
     """The error of a run that another `qft` ended: by whom, and what is left at that moment.
 
     The release is that one's business, and still under way.
@@ -57,7 +57,7 @@ def after_takeover(taker: LockTaker, folder: RunFolder) -> RunInterrupted:
     if state.vm is not None:
         price = bill(state, time.time()).usd_per_h_now
         left.append(f"{state.vm.size} in {state.vm.region} bills ${price:.3f}/h until it is gone")
-    return RunInterrupted(
+    return StoppedError(
         f"another `qft` ended the run `{folder.name}`: {taker}",
         problems=left,
         hint=f"`qft status {folder.name}` shows what is left, `qft run {folder.name}` goes on",

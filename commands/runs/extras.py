@@ -67,7 +67,7 @@ def needed_here(config: RunConfig) -> tuple[str, ...]:
 
 
 def demand(packages: Iterable[str], purpose: str, home: Path) -> None:
-    """Raise Usage naming every package that is missing, too old or broken, and what to type."""
+    """Raise UsageError with every package that is missing, too old or broken, and what to type."""
     lacks = missing(packages, home)
     if lacks:
         raise UsageError(

@@ -98,8 +98,8 @@ def policy_of(loaded: LoadedConfig) -> Policy:
 def open_session(request: RunRequest) -> Iterator[Session]:
     """Take control of the run that is asked for, starting it if it is new.
 
-    Raises Busy if another process drives it, Usage if config or data cannot be used; nothing is
-    written to the cloud before everything on this side is in order.
+    Raises RunBusyError if another process drives it, UsageError if config or data cannot be used;
+    nothing is written to the cloud before everything on this side is in order.
     """
     loaded, folder = request.loaded, request.folder
     keys_for_trainer(request.allow_change)
@@ -253,7 +253,7 @@ def _saved(loaded: LoadedConfig, allowed: Sequence[str]) -> dict[str, Any]:
 
 
 def _demand_same_file(loaded: LoadedConfig, saved: dict[str, object]) -> None:
-    """Raise Usage if the name belongs to another `run.yaml` that is still there; it may move."""
+    """Raise UsageError if the name belongs to another `run.yaml` that is still there."""
     first = Path(str(saved.get("path", "")))
     if first.is_file() and not first.samefile(loaded.path):
         raise UsageError(
@@ -263,7 +263,7 @@ def _demand_same_file(loaded: LoadedConfig, saved: dict[str, object]) -> None:
 
 
 def _set_aside(folder: RunFolder, *, clock: Callable[[], float] = time.time) -> None:
-    """Begin again: keep the old record beside the new one. Raises Usage while it has a machine."""
+    """Begin again, the old record kept beside the new. Raises UsageError while it has a machine."""
     if not folder.exists():
         return
     state = fold(Journal(folder.journal, clock=clock).events)

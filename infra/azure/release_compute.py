@@ -14,7 +14,7 @@ from infra.azure.context import AzureContext
 from infra.azure.naming import Names
 from infra.azure.operations import OperationTracker
 from infra.azure.vm import power_of
-from infra.provider import Gone, PowerState, ProviderError, SignedOut, Vm
+from infra.provider import Gone, PowerState, ProviderError, SignedOut
 from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -136,17 +136,3 @@ class ComputeRelease:
         except ProviderError:
             return PowerState.FAILED
         return power_of(dict(answer))[0]
-
-
-def vm_from_answer(answer: dict[str, Any], names: Names) -> Vm:
-    """A machine of ours as its own description tells it, where no tag does."""
-    properties = answer.get("properties") or {}
-    return Vm(
-        provider="azure",
-        run_id=names.run_id,
-        id=names.vm_id,
-        region=str(answer.get("location") or ""),
-        size=str((properties.get("hardwareProfile") or {}).get("vmSize") or ""),
-        generation=names.generation,
-        created_at=str(properties.get("timeCreated") or ""),
-    )

@@ -1,43 +1,46 @@
-"""Runs on the rented machine: when nobody needs it any more, it gives itself back to Azure.
+"""Runs on the rented machine, and releases it when nobody needs it any more.
 
 It needs nothing of ours and nobody's laptop. Standard library only, because it is shipped as text
-in the first-boot data and started by systemd before anything is installed. It never shuts the
-machine down: a machine that is switched off from inside goes on billing.
+in the first-boot data and started by systemd before anything is installed. How a machine is
+released is its vendor's: where a machine that is switched off from inside goes on billing,
+`first_boot.py` puts the vendor's own way behind this text, in the same file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
-from http.client import HTTPException
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-LOOK_EVERY_S = 60.0
-GIVEN_EVERY_S = 600.0
-TOKEN_PATH = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource={audience}"  # noqa: S105  (a path)
-COMPUTE_PATH = "/metadata/instance/compute?api-version=2021-02-01"
-API_VERSION = "@api-version@"
-"""Of the order to deallocate; the first-boot text carries that of `api_versions.py` instead."""
+CHECK_EVERY_S = 60.0
+RELEASED_EVERY_S = 600.0
+"""Pauses between checks, before and after the machine has been released."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Look once a minute; deallocate when there is a reason. Ends only with `--once`."""
+def main(
+    arguments: Sequence[str],
+    *,
+    release: Callable[[argparse.Namespace], bool] | None = None,
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> int:
+    """Look once a minute; release the machine when there is a reason. Ends only with `--once`.
+
+    `release` says whether the cloud agreed; the default is `shut_down`.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, required=True, help="home directory of the SSH user")
     parser.add_argument("--idle-s", type=float, default=2700.0, help="patience with silence")
     parser.add_argument("--done-s", type=float, default=600.0, help="the same once training ended")
-    parser.add_argument("--every-s", type=float, default=LOOK_EVERY_S, help="how often to look")
+    parser.add_argument("--every-s", type=float, default=CHECK_EVERY_S, help="how often to look")
     parser.add_argument("--ssh-port", type=int, default=22)
     parser.add_argument("--boot-at", type=float, default=booted_s(Path("/proc/uptime")))
-    parser.add_argument("--imds", default="http://169.254.169.254")
-    parser.add_argument("--arm", default="https://management.azure.com")
-    parser.add_argument("--audience", default="https://management.azure.com/")
     parser.add_argument("--once", action="store_true")
+    if add_arguments is not None:
+        add_arguments(parser)
     chosen = parser.parse_args(arguments)
     visited_s = time.time()  # boot counts as a visit
     while True:
@@ -51,10 +54,12 @@ def main(arguments: Sequence[str]) -> int:
             limit_s=limit_of(chosen.home, chosen.boot_at),
             idle_s=silence_s,
         )
-        given_back = bool(reason) and deallocate_self(chosen, reason)
+        if reason:
+            sys.stderr.write(f"giving this machine back: {reason}\n")
+        released = bool(reason) and (release or shut_down)(chosen)
         if chosen.once:
-            return 0 if given_back or not reason else 1
-        time.sleep(max(GIVEN_EVERY_S, chosen.every_s) if given_back else chosen.every_s)
+            return 0 if released or not reason else 1
+        time.sleep(max(RELEASED_EVERY_S, chosen.every_s) if released else chosen.every_s)
 
 
 def why_end(*, now_s: float, active_s: float, limit_s: float | None, idle_s: float) -> str:
@@ -125,36 +130,15 @@ def ssh_sessions(table: Path, port: int) -> int:
     )
 
 
-def deallocate_self(chosen: argparse.Namespace, reason: str) -> bool:
-    """Ask Azure to deallocate this machine, as itself; whether Azure agreed."""
-    sys.stderr.write(f"giving this machine back: {reason}\n")
+def shut_down(chosen: argparse.Namespace) -> bool:
+    """Switch the machine off from inside; for clouds that then cease to bill its compute."""
+    del chosen
     try:
-        compute = ask(f"{chosen.imds}{COMPUTE_PATH}", headers={"Metadata": "true"})
-        page = f"{chosen.imds}{TOKEN_PATH.format(audience=chosen.audience)}"
-        token = ask(page, headers={"Metadata": "true"})["access_token"]
-        ask(
-            f"{chosen.arm}{compute['resourceId']}/deallocate?api-version={API_VERSION}",
-            headers={"Authorization": f"Bearer {token}", "Content-Length": "0"},
-            method="POST",
-        )
-    except (OSError, HTTPException, ValueError, KeyError) as error:  # urllib's are OSErrors
-        sys.stderr.write(f"Azure did not take it: {error}\n")
+        subprocess.run(["shutdown", "-h", "now"], check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        sys.stderr.write(f"it could not be switched off: {error}\n")
         return False
     return True
-
-
-def ask(url: str, *, headers: dict[str, str], method: str = "GET") -> dict[str, str]:
-    """One request, never through a proxy for the metadata service; the JSON answer."""
-    opener = urllib.request.build_opener(
-        *([urllib.request.ProxyHandler({})] if "/metadata/" in url else [])
-    )
-    request = urllib.request.Request(url, headers=headers, method=method)  # noqa: S310  (ours)
-    with opener.open(request, timeout=30) as answer:
-        text = answer.read()
-    status = json.loads(text) if text else {}
-    if not isinstance(status, dict):
-        raise ValueError(f"{url} answers {text[:80]!r}")  # noqa: TRY004  (of what was read)
-    return status
 
 
 if __name__ == "__main__":
