@@ -13,7 +13,7 @@ from commands.runs.home import environment, qft_home
 from commands.runs.local_trainer import output_of
 from commands.ui.options import Json, examples
 from commands.ui.output import print_data, print_json
-from trainer.data.converters import PublishedFormat
+from trainer.data.converters import FORMATS
 
 EXAMPLES = {
     "qft data sentiment reviews.csv --out data": "data/train.jsonl and data/eval.jsonl",
@@ -23,11 +23,23 @@ EXAMPLES = {
 app = typer.Typer()
 
 
+def check_format(name: str) -> str:
+    """Return the name of a published format; raise `BadParameter` for any other word."""
+    if name not in FORMATS:
+        names = ", ".join(repr(one) for one in sorted(FORMATS))
+        raise typer.BadParameter(f"{name!r} is not one of {names}.")
+    return name
+
+
 @app.command(epilog=examples(EXAMPLES))
 def command(  # noqa: PLR0913  (an argument is an option)
     kind: Annotated[
-        PublishedFormat,
-        typer.Argument(metavar="FORMAT", help=f"One of {', '.join(PublishedFormat)}."),
+        str,
+        typer.Argument(
+            metavar="FORMAT",
+            help=f"One of {', '.join(sorted(FORMATS))}.",
+            callback=check_format,
+        ),
     ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="The file as published.")],
     *,
@@ -60,7 +72,7 @@ def command(  # noqa: PLR0913  (an argument is an option)
     if tokenizer:
         demand(("transformers",), "`qft data`", qft_home(environment()))
         flags += ["--tokenizer", tokenizer]
-    arguments: list[str] = [kind, source, "--out", folder, *flags, "--json"]
+    arguments = [kind, source, "--out", folder, *flags, "--json"]
     counts = json.loads(output_of("convert", *arguments, as_json=as_json))
     files = {side: str(Path(folder) / f"{side}.jsonl") for side in ("train", "eval")}
     if as_json:
