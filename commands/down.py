@@ -32,14 +32,15 @@ from commands.runs.save_before_release import (
     save_before_release,
 )
 from commands.runs.take_lock import take_lock
-from commands.ui.errors import CloudError, Exit, UsageError
+from commands.ui.errors import CloudError, UsageError
 from commands.ui.options import Json, ProviderName, Run, check_all, examples, fail_after_output
 from commands.ui.output import log, print_data, print_json
-from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
+from infra.errors import Gone, ProviderError
+from infra.provider import PowerState, Provider, Vm
 from infra.retry import with_retries
 from infra.run.budget import bill
 from infra.run.fold import fold
-from infra.run.journal import Journal, JournalDamaged, Kind, read
+from infra.run.journal import Journal, JournalDamaged, Kind, Outcome, read
 from infra.run.release import billed_until_s, release, still_there
 from infra.run.state import RunState
 
@@ -159,7 +160,7 @@ def _release_run(
     done = replace(_down_recorded(record, provider, state, delete=options.delete), save=save)
     if state.ending is None and (ended or state.vm is not None or state.pending is not None):
         reason = "another `qft` ended the run: " * ended + f"`{options.command}` {_outcome(done)}"
-        record.note(Kind.RUN_ENDED, code=Exit.INTERRUPTED, reason=reason)
+        record.note(Kind.RUN_ENDED, code=Outcome.STOPPED_BY_USER.value, reason=reason)
     return done
 
 

@@ -174,7 +174,8 @@ def _quoted(value: object) -> str:
 
 def _read(path: Path) -> list[Mapping[str, Any]]:
     """The rows of a file. Raises UsageError with everything that is wrong with it."""
-    from trainer.data.rows import DataError, read_rows
+    from trainer.data.rows import read_rows
+    from trainer.exit_codes import DataError
 
     try:
         rows = read_rows(path)

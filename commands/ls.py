@@ -15,7 +15,8 @@ from commands.runs.home import all_runs, environment, qft_home
 from commands.ui.errors import CloudError
 from commands.ui.options import Json, ProviderName, check_all, examples, fail_after_output
 from commands.ui.output import log, print_data, print_json, table
-from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
+from infra.errors import NotAllowed, ProviderError
+from infra.provider import PowerState, Provider, Vm
 from infra.run.budget import bill
 from infra.run.fold import fold
 from infra.run.journal import JournalDamaged, read

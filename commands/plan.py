@@ -26,7 +26,8 @@ from commands.ui.options import Json, Run, examples
 from commands.ui.output import print_data, print_json
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
-from infra.provider import Offer, Provider, ProviderError, Safeguard, Want
+from infra.errors import ProviderError
+from infra.provider import Offer, Provider, Safeguard, Want
 from infra.run.budget import Budget, budget_end_s, worst_case_usd
 from infra.run.state import RunState
 from infra.timestamps import parse_utc_s

@@ -33,13 +33,13 @@ from commands.ssh import _quoted
 from commands.ui.console import PlainConsole
 from commands.ui.errors import UsageError
 from commands.ui.output import clean, log_writer, write_line
-from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json
+from infra.errors import Gone
 from infra.provider import Vm
-from infra.run.decide import Goal, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
+from infra.run.plan import Goal, RunPlan
 from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors, job
 from remote.sync.plan import SyncOptions
@@ -253,7 +253,7 @@ def test_down_of_a_machine_that_is_gone_removes_what_it_left(
     """A machine deleted by hand may have left disk and address, which bill."""
 
     def gone(_vm: Vm) -> None:
-        raise seam.Gone("no such machine")
+        raise Gone("no such machine")
 
     monkeypatch.setattr(story.cloud, "deallocate", gone)
     journal = Journal(story.path, clock=story.world.clock)

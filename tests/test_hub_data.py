@@ -21,8 +21,9 @@ from commands.runs.config import check, check_files
 from commands.runs.payload import stage
 from trainer.__main__ import main
 from trainer.config import DataTable, TrainerConfig
-from trainer.data.rows import DataError, Shards, read_rows
-from trainer.hub import HubFile, fetch, parse, rely_on_cache
+from trainer.data.rows import read_rows
+from trainer.exit_codes import DataError
+from trainer.hub import HubFile, Shards, fetch, parse, rely_on_cache
 from trainer.rundir.layout import data_facts
 
 NAMED = "hub:me/pairs@v1/data/train.jsonl"

@@ -20,7 +20,8 @@ from commands.runs.config import check, load
 from commands.ui.console import LiveConsole, PlainConsole, make_console
 from commands.ui.errors import UsageError
 from infra.durable import write_bytes
-from trainer.data.rows import DataError, read_rows
+from trainer.data.rows import read_rows
+from trainer.exit_codes import DataError
 
 HEAD, LABELS = ("text", "label"), ("negative", "neutral", "positive")
 

@@ -239,8 +239,9 @@ def check_files(loaded: LoadedConfig) -> None:
 
     Raises UsageError with every fault at once. Reads the data files whole; loads no model.
     """
-    from trainer.data.rows import DataError, read_rows
+    from trainer.data.rows import read_rows
     from trainer.data.template import MissingFieldError, Template, TemplateError
+    from trainer.exit_codes import DataError
 
     faults: list[str] = []
     table = loaded.config.data

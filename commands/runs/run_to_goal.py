@@ -31,11 +31,11 @@ from commands.ui.announcing_console import Aloud
 from commands.ui.console import make_console
 from commands.ui.errors import CloudError, Exit, QftError
 from infra.durable import write_json
-from infra.provider import BadRequest, ProviderError, Rejected
+from infra.errors import BadRequest, ProviderError, Rejected
 from infra.run.budget import Budget, worst_case_usd
-from infra.run.decide import Goal
 from infra.run.fold import fold
-from infra.run.journal import read
+from infra.run.journal import Outcome, read
+from infra.run.plan import Goal
 from infra.run.state import RunEnd
 
 
@@ -112,7 +112,11 @@ def _supervise(session: Session) -> RunResult:
     out = request.loaded.out
     over = is_over(session.supervisor.state)
     reason = "this run was complete already; `--fresh` begins it again"
-    ending = RunEnd(code=0, reason=reason) if over else session.supervisor.run(session.plan)
+    ending = (
+        RunEnd(outcome=Outcome.DONE, reason=reason)
+        if over
+        else session.supervisor.run(session.plan)
+    )
     simulated = session.provider.traits.simulated_prices
     receipt = make_receipt(request.folder, out, simulated=simulated)
     if out.is_dir() and not over:

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,11 @@ from infra.durable import write_json
 from infra.provider import Provider
 from infra.run.budget import Budget
 from infra.run.context import RunContext
-from infra.run.decide import Policy, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
+from infra.run.plan import Policy, RunPlan
 from infra.run.state import RunState
 from infra.run.supervisor import Supervisor
-from infra.run.vm_json import to_json
 from trainer.config import EvictionBand
 
 LOCAL_POLICY = Policy(
@@ -152,7 +151,7 @@ def _refresh_own_machine(request: RunRequest, journal: Journal) -> None:
     if (vm.port, vm.host_public_key) == (table.port, table.host_key):
         return
     known = replace(vm, port=table.port, host_public_key=table.host_key)
-    journal.append(Kind.CREATE_ACCEPTED, vm=to_json(known))
+    journal.append(Kind.CREATE_ACCEPTED, vm=asdict(known))
 
 
 def _begins(request: RunRequest) -> bool:

@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from trainer.errors import Diverged, DoesNotFit, Preempted
 from trainer.saving.state import TrainingState, digest, finite_or_none
 from trainer.schedule import derive_seed, micro_batches
+from trainer.text import inexact
 from trainer.training.train_context import TrainContext
 
 SKIPS_MAX = 20  # the first float16 steps may overflow until the loss scale fits: 2^16 to 2^-4
@@ -143,9 +144,7 @@ def note_inexact(context: TrainContext, state: TrainingState, refusal: RuntimeEr
     if counters.inexact_from is None:
         counters.inexact_from = counters.step + 1
     reason = str(refusal).partition(",")[0]
-    context.on_message(
-        f"not bit-exact from step {counters.step + 1} on, even on this machine: {reason}"
-    )
+    context.on_message(f"{inexact(counters.step + 1)}, even on this machine: {reason}")
 
 
 def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:

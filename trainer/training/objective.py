@@ -17,8 +17,8 @@ import torch
 from trainer.config import DataTable, TrainerConfig
 from trainer.data.codec import Example
 from trainer.data.examples import Examples, collate, load_examples, padding_id
-from trainer.data.rows import Shards
 from trainer.errors import DoesNotFit
+from trainer.hub import Shards
 from trainer.loss import summed_cross_entropy
 
 Batch = dict[str, torch.Tensor]
