@@ -13,7 +13,7 @@ from commands.runs.home import environment, qft_home
 from commands.runs.local_trainer import output_of
 from commands.ui.options import Json, examples
 from commands.ui.output import print_data, print_json
-from trainer.data.converters import FORMATS
+from trainer.data.converters import PublishedFormat
 
 EXAMPLES = {
     "qft data sentiment reviews.csv --out data": "data/train.jsonl and data/eval.jsonl",
@@ -23,23 +23,11 @@ EXAMPLES = {
 app = typer.Typer()
 
 
-def check_format(name: str) -> str:
-    """Return the name of a published format; raise `BadParameter` for any other word."""
-    if name not in FORMATS:
-        names = ", ".join(repr(one) for one in sorted(FORMATS))
-        raise typer.BadParameter(f"{name!r} is not one of {names}.")
-    return name
-
-
 @app.command(epilog=examples(EXAMPLES))
 def command(  # noqa: PLR0913  (an argument is an option)
     kind: Annotated[
-        str,
-        typer.Argument(
-            metavar="FORMAT",
-            help=f"One of {', '.join(sorted(FORMATS))}.",
-            callback=check_format,
-        ),
+        PublishedFormat,
+        typer.Argument(metavar="FORMAT", help=f"One of {', '.join(PublishedFormat)}."),
     ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="The file as published.")],
     *,
