@@ -55,11 +55,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; only a bug of ours shows a traceback."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    headings = (
-        not argv
-        or argv[0] not in COMMANDS
-        or COMMANDS[argv[0]].headings
-    )
+    headings = not argv or argv[0] not in COMMANDS or COMMANDS[argv[0]].headings
     try:
         arguments = make_parser(argv).parse_args(argv)
         return int(arguments.run(arguments))

@@ -15,35 +15,27 @@ class Disk(Protocol):
 
     def make_directory(self, path: Path) -> None:
         """Make `path`; its parent exists, it does not."""
-        ...
 
     def create(self, path: Path) -> int:
         """Open a new file for writing and return its descriptor; refuse one that exists."""
-        ...
 
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write some of `data` and return how many bytes were taken."""
-        ...
 
     def sync(self, descriptor: int) -> None:
         """Return once everything written to `descriptor` would survive a power cut."""
-        ...
 
     def close(self, descriptor: int) -> None:
         """Give the descriptor back."""
-        ...
 
     def rename(self, source: Path, target: Path) -> None:
         """Give `source` the name `target` in one step."""
-        ...
 
     def sync_directory(self, path: Path) -> None:
         """Return once the names in `path` would survive a power cut."""
-        ...
 
     def remove_tree(self, path: Path) -> None:
         """Remove a file, a link (not what it points to) or a whole directory."""
-        ...
 
 
 class RealDisk:
