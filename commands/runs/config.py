@@ -31,10 +31,13 @@ from trainer.config import (
     ModelTable,
     TrainerConfig,
     TrainTable,
+    describe_errors,
 )
 from trainer.method_table import MethodTable
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from trainer.data.template import Template
 
 FAULTS_SHOWN = 40
@@ -117,7 +120,7 @@ def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) ->
     try:
         config = RunConfig.model_validate(content)
     except ValidationError as error:
-        found += [*validation_messages(error), *plain_faults(content)]
+        found += [*_validation_messages(error), *plain_faults(content)]
     except UnicodeEncodeError:  # half a character in a saved config: no message could show it
         found += plain_faults(content)
     else:
@@ -161,7 +164,7 @@ def _cross_faults(config: RunConfig) -> list[str]:
     try:
         TrainerConfig.model_validate(config.trainer_tables)
     except ValidationError as error:
-        return [*faults, *validation_messages(error)]
+        return [*faults, *_validation_messages(error)]
     late = [
         step for step in config.vm.rehearse_evictions if step >= (config.train.steps or step + 1)
     ]
@@ -171,71 +174,28 @@ def _cross_faults(config: RunConfig) -> list[str]:
     ]
 
 
-def validation_messages(error: ValidationError) -> list[str]:
-    """Each fault in one line: `table.field: what is wrong`, with the nearest known key."""
-    lines: dict[str, list[str]] = {}
-    for problem in error.errors(include_url=False):
-        where = [str(part) for part in problem["loc"]]
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(where[-1], _keys(where[:-1]), n=1, cutoff=0.6)
-            hint = f"; did you mean `{near[0]}`?" if near else _allowed_keys(where[:-1])
-            shown = ".".join(shorten(part, SHOWN_MAX) for part in where)
-            lines.setdefault(shown, []).append(f"unknown key{hint}")
-            continue
-        path = _named(where)
-        message = _shown(problem["msg"].removeprefix("Value error, "))
-        got = problem["input"]
-        if isinstance(got, Misread):
-            message = got.why
-        elif isinstance(got, bool) and problem["type"] == "string_type":
-            message = (
-                f"{message}: YAML reads yes, no, on and off as true and false; put it in quotes"
-            )
-        elif problem["type"] not in {"missing", "value_error"} and isinstance(
-            got, str | int | float
-        ):
-            message = f"{message}, not `{shorten(str(got), SHOWN_MAX)}`"
-        lines.setdefault(path, []).append(message)
-    return [f"{where}: {', or '.join(dict.fromkeys(message))}" for where, message in lines.items()]
+def _validation_messages(error: ValidationError) -> list[str]:
+    return describe_errors(
+        error, RunConfig, explain=_explain, shorten=lambda key: shorten(key, SHOWN_MAX)
+    )
+
+
+def _explain(details: ErrorDetails, message: str) -> str:
+    """Add to a message of pydantic's what stands in the file, and what YAML made of it."""
+    got = details["input"]
+    if isinstance(got, Misread):
+        return got.why
+    message = _shown(message)
+    if isinstance(got, bool) and details["type"] == "string_type":
+        return f"{message}: YAML reads yes, no, on and off as true and false; put it in quotes"
+    if details["type"] not in {"missing", "value_error"} and isinstance(got, str | int | float):
+        return f"{message}, not `{shorten(str(got), SHOWN_MAX)}`"
+    return message
 
 
 def _shown(message: str) -> str:
     """A message of a length that can be read, whatever the value in it."""
     return message if len(message) < MESSAGE_CHARS_MAX else shorten(message, MESSAGE_CHARS_MAX)
-
-
-def _named(where: list[str]) -> str:
-    """The part of a fault's path that the user wrote; beyond it pydantic names union branches."""
-    kept: list[str] = []
-    for part in where:
-        if part not in _keys(kept) and not (part.isdigit() and kept):
-            break
-        kept.append(part)
-    return ".".join(kept) or "config"
-
-
-def _allowed_keys(where: list[str]) -> str:
-    keys = _keys(where)
-    return f"; known keys are {', '.join(keys)}" if keys else ""
-
-
-def _keys(where: list[str]) -> list[str]:
-    """The keys of the table at a path; empty if there is no such table."""
-    table: type[BaseModel] | None = RunConfig
-    for part in where:
-        if table is not None:
-            table.model_rebuild()  # a table that names a later one knows it from then on
-        field = table.model_fields.get(part) if table else None
-        table = _table_in(field.annotation) if field else None
-    return list(table.model_fields) if table else []
-
-
-def _table_in(annotation: Any) -> type[BaseModel] | None:
-    """The table behind a field's type, also behind `Table | None`."""
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
 
 
 def check_data_and_model(loaded: LoadedConfig) -> None:
