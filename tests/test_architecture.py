@@ -124,6 +124,14 @@ def test_an_import_of_another_provider_would_be_noticed(tmp_path: Path) -> None:
     assert imported_providers([bad], "infra.azure") == []
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "remote" / "on_machine").glob("*.py")))
+def test_scripts_for_the_machine_stand_alone(path: Path) -> None:
+    """What is uploaded parses as Python 3.8 and imports nothing but the standard library."""
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
+
+    assert {name.split(".")[0] for name in imported(path)} <= set(sys.stdlib_module_names)
+
+
 def arrows(room: str, *, folders: bool) -> dict[str, set[str]]:
     """Who imports whom inside a room: files, or the folders (and single files) at its top."""
 

@@ -139,7 +139,7 @@ def test_self_release_is_there_again_after_its_death_and_after_a_reboot(
     metal.as_root(str(metal.programs / "reboot"), environ={})
 
     wait_until(lambda: vm.hidden["power"] == "deallocating")
-    assert metal.store.read().boots == 2
+    assert metal.store.read().boot_count == 2
     assert metal.done() == [f"systemctl enable {UNIT}", "reboot"]
 
 

@@ -18,7 +18,7 @@ from azure.core.pipeline.transport import HttpTransport
 
 from infra.azure.api_versions import API_VERSIONS, api_version_of
 from infra.azure.errors import AzureErrorInfo, translate
-from infra.provider import NoCapacity
+from infra.errors import NoCapacity
 
 ROOT = Path(__file__).resolve().parent.parent
 S = "/subscriptions/11111111-2222-3333-4444-555555555555"

@@ -15,7 +15,7 @@ from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
 from infra.provider import Vm
 from remote.on_machine import tree_ops
-from trainer.config import MethodTable
+from trainer.method_table import MethodTable
 
 LOADED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
 
@@ -27,7 +27,7 @@ def staged(model: Path | None) -> Staged:
 
 def sent(model: Path) -> set[str]:
     """The files of a base that a push would list."""
-    found = tree_ops.scan(str(model), staged(model).left_out, follow_links=True)["files"]
+    found = tree_ops.hash_tree(str(model), staged(model).left_out, follow_links=True)["files"]
     return set(found) - {"tokenizer_config.json", "special_tokens_map.json"}
 
 

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from infra.azure.context import AzureContext
 from infra.azure.naming import Names
-from infra.provider import ProviderError, StopReason
+from infra.errors import ProviderError
+from infra.provider import StopReason
 from infra.timestamps import format_utc, parse_utc_s
 
 LOG_DAYS = 14

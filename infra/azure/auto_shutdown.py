@@ -27,7 +27,8 @@ from infra.azure.permissions import (
 )
 from infra.azure.vm import NO_CAP, current_cap
 from infra.catalog.azure import AZURE
-from infra.provider import BadRequest, ProviderError, Safeguard, Vm, Want
+from infra.errors import BadRequest, ProviderError
+from infra.provider import Safeguard, Vm, Want
 from infra.renting.safeguards import try_set, with_worst_case
 from infra.renting.tags import RUN
 from infra.timestamps import format_utc

@@ -36,19 +36,16 @@ from infra.azure.vm import (
     urn_of,
     vm_body,
 )
-from infra.provider import (
+from infra.errors import (
     BadRequest,
     Gone,
     NoCapacity,
     NotAllowed,
-    Observation,
-    PowerState,
     ProviderError,
     SignedOut,
     Transient,
-    Vm,
-    VmSpec,
 )
+from infra.provider import Observation, PowerState, Vm, VmSpec
 from infra.renting.caller import source_prefix
 from infra.renting.refusal_cache import RefusalCache
 from infra.renting.run_record import RunRecord

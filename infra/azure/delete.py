@@ -19,16 +19,16 @@ from infra.azure.release_compute import (
     ignore_message,
 )
 from infra.azure.resources import Parts
-from infra.provider import (
+from infra.errors import (
     BadRequest,
     Gone,
     NoCapacity,
     NotAllowed,
     ProviderError,
     Rejected,
-    Removed,
     Transient,
 )
+from infra.provider import Removed
 from infra.renting.run_record import RunRecord
 from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 from infra.timestamps import format_utc

@@ -15,7 +15,7 @@ from infra.azure.context import AzureContext
 from infra.azure.naming import DISK, KINDS, Names
 from infra.azure.release_compute import ComputeRelease, OnMessage
 from infra.azure.resources import Parts
-from infra.provider import NotAllowed
+from infra.errors import NotAllowed
 from infra.renting.run_record import RunRecord
 from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 

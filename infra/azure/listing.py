@@ -11,7 +11,8 @@ from infra.azure.context import AzureContext, recorded_runs
 from infra.azure.naming import Names, vm_of_group
 from infra.azure.observe import VmObserver
 from infra.azure.vm import vm_from_answer
-from infra.provider import Gone, NotAllowed, PowerState, Rejected, Vm
+from infra.errors import Gone, NotAllowed, Rejected
+from infra.provider import PowerState, Vm
 from infra.renting.tags import RUN, is_of_run, lower_case_names
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infra.provider import NotAllowed, Vm
+from infra.errors import NotAllowed
+from infra.provider import Vm
 from infra.renting.tags import vm_from_tags
 
 TAG_NAME_CHARS_MAX = 512

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.azure.context import AzureContext
 from infra.azure.naming import NSG, PUBLIC_IP, VNET, Names
-from infra.provider import Gone, Transient
+from infra.errors import Gone, Transient
 from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:

@@ -11,15 +11,8 @@ from infra.azure.context import AzureContext
 from infra.azure.naming import Names, names_of
 from infra.azure.operations import OperationTracker
 from infra.azure.vm import NO_CAP, current_cap, failure_of, power_of
-from infra.provider import (
-    PASSING,
-    Gone,
-    Observation,
-    PowerState,
-    StopReason,
-    Transient,
-    Vm,
-)
+from infra.errors import PASSING, Gone, Transient
+from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.renting.run_record import RunRecord
 from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 

@@ -14,7 +14,8 @@ from infra.azure.context import AzureContext
 from infra.azure.naming import Names
 from infra.azure.operations import OperationTracker
 from infra.azure.vm import power_of
-from infra.provider import Gone, PowerState, ProviderError, SignedOut
+from infra.errors import Gone, ProviderError, SignedOut
+from infra.provider import PowerState
 from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:

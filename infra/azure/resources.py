@@ -10,7 +10,7 @@ from infra.azure.api_versions import type_of
 from infra.azure.context import AzureContext
 from infra.azure.errors import UnregisteredError
 from infra.azure.naming import DISK, NIC, NSG, PUBLIC_IP, VM, VNET, Names
-from infra.provider import Gone, ProviderError, Transient
+from infra.errors import Gone, ProviderError, Transient
 from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from infra.azure.settings import PUBLIC_ARM
 from infra.catalog.azure import AZURE
 from infra.catalog.gpus import Driver
 from infra.catalog.vendor import GpuSize
+from infra.errors import BadRequest
 from infra.image import generation_of
-from infra.provider import BadRequest, PowerState, Vm, VmSpec
+from infra.provider import PowerState, Vm, VmSpec
 
 NO_CAP = -1
 """Azure's word for "never evict for the price"; the price is then capped at on-demand."""

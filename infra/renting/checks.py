@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infra.provider import ProviderError, SignedOut
+from infra.errors import ProviderError, SignedOut
 
 
 @dataclass(frozen=True, kw_only=True)

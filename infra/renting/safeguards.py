@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from infra.provider import NotAllowed, ProviderError, Safeguard
+from infra.errors import NotAllowed, ProviderError
+from infra.provider import Safeguard
 from infra.timestamps import format_utc
 
 

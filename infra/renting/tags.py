@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from infra.provider import BadRequest, PowerState, Vm, VmSpec
+from infra.errors import BadRequest
+from infra.provider import PowerState, Vm, VmSpec
 
 RUN = "qft-run"
 GENERATION = "qft-generation"
