@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from commands import doctor
+from commands.ui.options import ProviderName
 from infra.azure import AzureProvider
 from infra.config import VmTable
 from infra.provider import Provider
@@ -30,6 +33,17 @@ def test_registry_and_config_name_the_same_providers() -> None:
 
     assert set(named) == set(NAMES) == set(TABLES)
     assert [one.name for one in registrations()] == list(NAMES)
+
+
+def test_help_names_the_providers_of_the_registry() -> None:
+    """What `--provider` offers, without importing the registry, is what the registry has."""
+    parameter = inspect.signature(doctor.command).parameters["provider"]
+    hints = typing.get_type_hints(doctor.command, include_extras=True)
+    listing = [one.name for one in registrations() if one.lists_machines]
+
+    assert parameter.default == ""
+    assert typing.get_args(hints["provider"])[1].metavar == "|".join(NAMES)
+    assert typing.get_args(ProviderName)[1].metavar == "|".join(listing)
 
 
 @pytest.mark.parametrize("name", NAMES)
