@@ -1,4 +1,4 @@
-"""Is everything in place before money is spent: each check says how to mend what it found."""
+"""Checks an account before money is spent; each check says how to mend what it found."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _NO_SPOT_OFFERS = ("freetrial", "azureforstudents", "azurepass", "dreamspark", "
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Looks at the account; changes nothing."""
+    """Checks the account; changes nothing."""
 
     context: AzureContext
 
     def checks(self, regions: Sequence[str], size: GpuSize) -> list[Check]:
-        """Every check in the order in which they should be mended.
+        """Make every check, in the order in which they should be mended.
 
         Without credentials or a subscription nothing further can be seen, and nothing is asked.
         """
