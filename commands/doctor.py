@@ -20,6 +20,7 @@ from commands.runs.ssh_host_checks import check_host
 from commands.ui.errors import QftError, UsageError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import print_data, print_json
+from infra import registry
 from infra.config import VmTable
 
 PYTHON_MIN = (3, 11)
@@ -63,8 +64,10 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
     Raises:
         UsageError: there is no such provider, or `ssh` was named and nothing says which machine.
     """
-    if provider not in {"", "local", "azure", "ssh"}:
-        raise UsageError(f"`--provider {provider}` is none", hint="it is `local`, `azure` or `ssh`")
+    if provider not in {"", *registry.NAMES}:
+        *most, last = [f"`{name}`" for name in registry.NAMES]
+        hint = f"it is {', '.join(most)} or {last}"
+        raise UsageError(f"`--provider {provider}` is none", hint=hint)
     checks = [_python(), _rooms(), _home()]
     loaded: LoadedConfig | None = None
     if wanted or Path("run.yaml").exists():
@@ -79,11 +82,9 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
     if vm.provider == "local":
         checks += _playable()
         checks += _packages(loaded)
-    if vm.provider == "azure":
-        checks += _azure(vm)
     if vm.provider == "ssh":
         checks += check_host(vm, run_folder(qft_home(environment()), "doctor"))
-    return checks
+    return checks + _account(vm)
 
 
 def _table(vm: VmTable, provider: str) -> VmTable:
@@ -172,11 +173,13 @@ def _packages(loaded: LoadedConfig | None) -> list[Check]:
     ]
 
 
-def _azure(vm: VmTable) -> list[Check]:
-    """Check the account for what it lacks, each with the command or link that mends it."""
-    from infra.azure import AzureProvider
-
-    provider = factory.make_provider(vm, qft_home(environment()))
-    if not isinstance(provider, AzureProvider):
-        raise TypeError(provider.name)
-    return [Check(**asdict(found)) for found in provider.checks(factory.want(vm))]
+def _account(vm: VmTable) -> list[Check]:
+    """What the provider's account lacks, each with the command or link that mends it."""
+    state_dir = qft_home(environment()) / vm.provider
+    try:
+        found = registry.registration(vm.provider).checks(
+            vm, factory.want(vm), state_dir, environment()
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return [Check(**asdict(one)) for one in found]

@@ -309,7 +309,7 @@ def test_a_pinned_host_key_that_is_none_is_refused_before_anything_else() -> Non
     table = VmTable.model_validate({"provider": "ssh", "ssh": ssh})
 
     with pytest.raises(UsageError, match=r"vm\.ssh\.host_key"):
-        factory.ssh_machine(table)
+        factory.check_host_key(factory.need_ssh(table))
 
 
 class SlowConnection:

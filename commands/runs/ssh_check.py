@@ -30,13 +30,14 @@ def check_ssh_host(vm: VmTable, folder: RunFolder) -> None:
 
 def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> ssh.SshConnection:
     """Connect to the machine of `provider: ssh`, or raise HostError that says why not."""
-    settings = factory.ssh_machine(vm)
+    table = factory.need_ssh(vm)
+    factory.check_host_key(table)
     host = ssh.Host(
-        address=settings.host,
-        port=settings.port,
-        user=settings.user,
+        address=table.host,
+        port=table.port,
+        user=table.user,
         key_path=factory.user_key(vm, folder),
-        host_key=settings.host_public_key,
+        host_key=table.host_key,
     )
     try:
         return in_time(lambda: ssh.connect(host, timeout_s=STEP_S), str(host), limit_s)
