@@ -147,7 +147,7 @@ def workload(connection: Stranger, status: bytes = b"") -> SshWorkload:
         helper_python="python3",
         rents=True,
         brings_home=False,
-        site=SimpleNamespace(run_dir="qft/x/run", job="qft/x/job"),
+        layout=SimpleNamespace(run_dir="qft/x/run", job="qft/x/job"),
         home=Path("/nowhere"),
         expected=lambda: None,
         on_message=lambda _text: None,
