@@ -1,4 +1,4 @@
-"""`qft doctor`: is everything in place before money is spent; each check says how to mend it."""
+"""`qft doctor`: checks this computer, the account and the host before money is spent."""
 
 from __future__ import annotations
 
@@ -6,26 +6,62 @@ import importlib.util
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from commands.runs import factory
-from commands.runs.checks import Check
+from commands.runs.checks import Check, exit_code
 from commands.runs.config import LoadedConfig, check_files
 from commands.runs.extras import REHEARSES, missing, needed_here, remedy
 from commands.runs.find_config import find_config
 from commands.runs.home import demand_playable, environment, qft_home, run_folder
 from commands.runs.ssh_host_checks import check_host
 from commands.ui.errors import QftError, UsageError
+from commands.ui.options import Json, Run, examples
+from commands.ui.output import print_data, print_json
 from infra.config import VmTable
 
 PYTHON_MIN = (3, 11)
 ROOMS = ("cli", "commands", "infra", "remote", "trainer")
+
+EXAMPLES = {
+    "qft doctor": "this computer, and what the run.yaml here needs",
+    "qft doctor --provider azure": "whether this account could rent, before any run.yaml",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(
+    run: Run = "",
+    *,
+    provider: Annotated[
+        str,
+        typer.Option(
+            metavar="local|azure|ssh",
+            help="Whether this one would work.",
+            show_default="the run.yaml's, or local",
+        ),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Check this computer, account and host; say the fixes."""
+    checks = examine(run, provider)
+    if as_json:
+        print_json([check.to_json() for check in checks])
+    else:
+        print_data("\n".join(check.line for check in checks))
+    if code := exit_code(checks):
+        raise typer.Exit(code)
 
 
 def examine(wanted: str, provider: str = "") -> list[Check]:
     """Look at this computer, and at what the provider needs: the one named, or the config's.
 
     Raises:
-        Usage: there is no such provider, or `ssh` was named and nothing says which machine.
+        UsageError: there is no such provider, or `ssh` was named and nothing says which machine.
     """
     if provider not in {"", "local", "azure", "ssh"}:
         raise UsageError(f"`--provider {provider}` is none", hint="it is `local`, `azure` or `ssh`")

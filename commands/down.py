@@ -1,4 +1,4 @@
-"""`qft down`: stop the billing, and prove it by looking again."""
+"""`qft down`: stops the billing, and proves it by asking the provider again."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from commands.runs import factory
+from commands.runs.all_providers import providers_to_ask
 from commands.runs.find_config import reopen
 from commands.runs.home import (
     RUN_NAME,
-    RunBusy,
+    RunBusyError,
     RunFolder,
     all_runs,
     environment,
@@ -28,21 +32,63 @@ from commands.runs.save_before_release import (
     save_before_release,
 )
 from commands.runs.take_lock import take_lock
-from commands.ui.errors import CloudError, Exit, UsageError
-from infra.azure.context import subscriptions
-from infra.config import AzureTable, LocalTable, VmTable
-from infra.provider import Gone, PowerState, Provider, ProviderError, Vm
+from commands.ui.errors import CloudError, UsageError
+from commands.ui.options import Json, ProviderName, Run, check_all, examples, fail_after_output
+from commands.ui.output import log, print_data, print_json
+from infra.errors import Gone, ProviderError
+from infra.provider import PowerState, Provider, Vm
 from infra.retry import with_retries
 from infra.run.budget import bill
 from infra.run.fold import fold
-from infra.run.journal import Journal, JournalDamaged, Kind, read
+from infra.run.journal import Journal, JournalDamaged, Kind, Outcome, read
 from infra.run.release import billed_until_s, release, still_there
 from infra.run.state import RunState
 
+EXAMPLES = {
+    "qft down": "let the trainer save, release the machine, keep its disk",
+    "qft down --delete": "bring what it saved home, remove all of this run in the cloud",
+    "qft down --now": "release it at once; steps since the last checkpoint are done again",
+    "qft down --all --delete": "remove everything that qft ever rented",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(  # noqa: PLR0913  (an argument is an option)
+    run: Run = "",
+    *,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the disk and all else, too.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every machine with our tag.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="At once: the trainer is not asked to save first.")
+    ] = False,
+    provider: ProviderName = "",
+    as_json: Json = False,
+) -> None:
+    """Stop the billing, keep or delete the disk, and prove it."""
+    check_all(run, everything=everything, provider=provider)
+    if everything:
+        home = qft_home(environment())
+        providers = providers_to_ask(home, provider)
+        results = down_all(providers, home, delete=delete, on_message=log, now=now)
+    else:
+        results = [down(run, delete=delete, on_message=log, now=now)]
+    if as_json:
+        print_json([result.to_json() for result in results])
+    elif not results:
+        print_data("nothing to release: no provider lists a machine of ours")
+    else:
+        print_data("\n".join(line for result in results for line in result.lines()))
+    if error := failure(results):
+        fail_after_output(error, as_json=as_json)
+
 
 @dataclass(frozen=True, kw_only=True)
-class _Order:
-    """What was typed, and where to talk."""
+class _Options:
+    """What was typed, and where messages go."""
 
     delete: bool
     now: bool
@@ -66,59 +112,59 @@ def down(
     """
     home = qft_home(environment())
     if RUN_NAME.fullmatch(wanted) and not run_folder(home, wanted).exists():
-        return _down_unknown(wanted, home, on_message, delete=delete)
+        return _down_unrecorded(wanted, home, on_message, delete=delete)
     folder = pick_run(home, wanted, cwd=Path.cwd())
-    order = _Order(delete=delete, now=now, on_message=on_message)
+    options = _Options(delete=delete, now=now, on_message=on_message)
     try:
-        with take_lock(folder, on_message, command=order.command, urgent=now) as ended:
+        with take_lock(folder, on_message, command=options.command, urgent=now) as ended:
             provider = factory.make_provider(reopen(folder).config.vm, home)
             on_message(f"asking {provider.name} about `{folder.name}`")
-            return _part(order, folder, home, provider, ended=ended)
+            return _release_run(options, folder, home, provider, ended=ended)
     except ProviderError as error:
         raise CloudError(str(error), hint=error.hint) from error
     except KeyboardInterrupt:
-        on_message(_unfinished(folder, order))
+        on_message(_unfinished(folder, options))
         raise
 
 
-def _unfinished(folder: RunFolder, order: _Order) -> str:
+def _unfinished(folder: RunFolder, options: _Options) -> str:
     """What bills after Ctrl-C: whoever drove the run was ended before, so nobody watches it."""
     state = fold(read(folder.journal))
     if state.vm is None and state.pending is None:
         return f"\ninterrupted; nothing of `{folder.name}` is rented"
     price = bill(state, time.time()).usd_per_h_now
-    again = replace(order, now=True).command
+    again = replace(options, now=True).command
     return (
         f"\ninterrupted before it was done: `{folder.name}` bills ${price:.3f}/h, and nobody "
         f"drives it; `{again} {folder.name}` ends that at once"
     )
 
 
-def _part(
-    order: _Order, folder: RunFolder, home: Path, provider: Provider, *, ended: bool
+def _release_run(
+    options: _Options, folder: RunFolder, home: Path, provider: Provider, *, ended: bool
 ) -> Result:
     """Let the trainer save, act, look again, and write down who ended the run."""
-    record = _Record(folder.name, Journal(folder.journal, clock=time.time), order.on_message)
+    record = _Record(folder.name, Journal(folder.journal, clock=time.time), options.on_message)
     state = fold(record.journal.events)
-    goes = order.delete or not provider.traits.rents or not provider.traits.keeps_disk
+    goes = options.delete or not provider.traits.rents or not provider.traits.keeps_disk
     save = LastSave(home_step=state.home_step)
-    if not order.now:
+    if not options.now:
         save = save_before_release(
-            folder, home, provider, state, order.on_message, pull_checkpoint=goes
+            folder, home, provider, state, options.on_message, pull_checkpoint=goes
         )
         record.saved(save, state)
     for line in lost_with_disk(state, save) if goes else []:
-        order.on_message(line)
+        options.on_message(line)
     if state.vm is not None and not provider.traits.rents:
-        clear(folder, home, provider, state, order.on_message, now=order.now)
-    done = replace(_down_known(record, provider, state, delete=order.delete), save=save)
+        clear(folder, home, provider, state, options.on_message, now=options.now)
+    done = replace(_down_recorded(record, provider, state, delete=options.delete), save=save)
     if state.ending is None and (ended or state.vm is not None or state.pending is not None):
-        reason = "another `qft` ended the run: " * ended + f"`{order.command}` {_deed(done)}"
-        record.note(Kind.RUN_ENDED, code=Exit.INTERRUPTED, reason=reason)
+        reason = "another `qft` ended the run: " * ended + f"`{options.command}` {_outcome(done)}"
+        record.note(Kind.RUN_ENDED, code=Outcome.STOPPED_BY_USER.value, reason=reason)
     return done
 
 
-def _deed(done: Result) -> str:
+def _outcome(done: Result) -> str:
     """What it did, in words for those who watched."""
     if done.removed:
         return "removed its machine"
@@ -148,7 +194,7 @@ class _Record:
             self.note(Kind.CHECKPOINT_HOME, step=save.home_step)
 
 
-def _down_known(record: _Record, provider: Provider, state: RunState, *, delete: bool) -> Result:
+def _down_recorded(record: _Record, provider: Provider, state: RunState, *, delete: bool) -> Result:
     """Journal the intent, act, and look again."""
     unsure = state.pending in {Kind.CREATE_INTENDED, Kind.DELETE_INTENDED}
     if delete or unsure or not provider.traits.rents or not provider.traits.keeps_disk:
@@ -189,52 +235,55 @@ def down_all(
     Whoever drives one of them from this computer is stopped first, or it would start it again.
     What fails for one machine, or one provider, is told in its result and stops no other.
     """
-    order = _Order(delete=delete, now=now, on_message=on_message, everything=True)
+    options = _Options(delete=delete, now=now, on_message=on_message, everything=True)
     results: list[Result] = []
     try:
         for provider in providers:
-            results += _down_listed_by(provider, home, order)
+            results += _down_listed_by(provider, home, options)
     except KeyboardInterrupt:
         on_message("\ninterrupted; `qft ls --all` shows what bills, the same command goes on")
         raise
     return results
 
 
-def _down_listed_by(provider: Provider, home: Path, order: _Order) -> Iterator[Result]:
+def _down_listed_by(provider: Provider, home: Path, options: _Options) -> Iterator[Result]:
     """Do it for every machine that one provider lists."""
     try:
         listed = with_retries(provider.list_all, time.sleep)
     except ProviderError as error:
-        yield Result(run=provider.name, trouble=_told(error))
+        yield Result(run=provider.name, trouble=_message(error))
         return
     for vm in listed:
-        with _released(home, vm, order) as (run, ended):
+        with _without_drivers(home, vm, options) as (run, ended):
             try:
-                if run is not None and _knows_machine(run, order):
-                    yield _part(order, run, home, provider, ended=ended)
+                if run is not None and _records_machine(run, options):
+                    yield _release_run(options, run, home, provider, ended=ended)
                 else:
-                    yield _down_listed(provider, vm, order.on_message, delete=order.delete)
+                    yield _down_listed(provider, vm, options.on_message, delete=options.delete)
             except ProviderError as error:
-                yield Result(run=vm.run_id, trouble=_told(error))
+                yield Result(run=vm.run_id, trouble=_message(error))
 
 
-def check_all(results: list[Result]) -> None:
-    """Raise CloudTrouble if anything could not be done, after everything was tried."""
+def failure(results: list[Result]) -> CloudError | None:
+    """Return the error that tells what could not be done; None if everything was."""
     failed = [one for one in results if one.trouble]
-    if failed:
-        raise CloudError(
-            f"{len(failed)} of {len(results)} could not be released or removed, and may bill",
-            problems=[f"{one.run}: {one.trouble}" for one in failed],
-            hint="`qft ls --all` shows what is there; the same command may be repeated",
-        )
+    if not failed:
+        return None
+    return CloudError(
+        f"{len(failed)} of {len(results)} could not be released or removed, and may bill",
+        problems=[f"{one.run}: {one.trouble}" for one in failed],
+        hint="`qft ls --all` shows what is there; the same command may be repeated",
+    )
 
 
-def _told(error: ProviderError) -> str:
+def _message(error: ProviderError) -> str:
     return f"{error}; {error.hint}" if error.hint else str(error)
 
 
 @contextlib.contextmanager
-def _released(home: Path, vm: Vm, order: _Order) -> Iterator[tuple[RunFolder | None, bool]]:
+def _without_drivers(
+    home: Path, vm: Vm, options: _Options
+) -> Iterator[tuple[RunFolder | None, bool]]:
     """Keep every driver of this computer away from a machine.
 
     Yield the run if that is done, and whether it was driven.
@@ -244,18 +293,20 @@ def _released(home: Path, vm: Vm, order: _Order) -> Iterator[tuple[RunFolder | N
     with contextlib.ExitStack() as held:
         for run in all_runs(home):
             if _run_id(run) == vm.run_id:
-                take = take_lock(run, order.on_message, command=order.command, urgent=order.now)
+                lock = take_lock(
+                    run, options.on_message, command=options.command, urgent=options.now
+                )
                 try:
-                    ended = held.enter_context(take)
+                    ended = held.enter_context(lock)
                     mine = run
-                except RunBusy as busy:  # the money goes first
-                    order.on_message(f"{busy.message}, and may start the machine again")
+                except RunBusyError as busy:  # the money goes first
+                    options.on_message(f"{busy.message}, and may start the machine again")
         yield mine, ended
 
 
-def _knows_machine(run: RunFolder, order: _Order) -> bool:
+def _records_machine(run: RunFolder, options: _Options) -> bool:
     """Whether a run's record must tell of the release: or the bill there would go on for ever."""
-    return order.delete or fold(read(run.journal)).vm is not None
+    return options.delete or fold(read(run.journal)).vm is not None
 
 
 def _run_id(run: RunFolder) -> str:
@@ -285,22 +336,22 @@ def _listed(provider: Provider, run_id: str) -> list[Vm]:
     return [vm for vm in with_retries(provider.list_all, time.sleep) if vm.run_id == run_id]
 
 
-def _proved(result: Result, provider: Provider, run_id: str, known: Vm | None = None) -> Result:
+def _proved(result: Result, provider: Provider, run_id: str, vm: Vm | None = None) -> Result:
     """The result with what the provider still lists, looked at again."""
-    left = still_there(provider, run_id, known, time.sleep)
+    left = still_there(provider, run_id, vm, time.sleep)
     return replace(
         result,
-        left=[f"{vm.size} {vm.id} ({vm.power})" for vm in left],
-        idle_usd_per_h=sum(vm.idle_usd_per_h for vm in left),
-        bills_compute=any(vm.power.bills_compute for vm in left) and provider.traits.rents,
+        left=[f"{one.size} {one.id} ({one.power})" for one in left],
+        idle_usd_per_h=sum(one.idle_usd_per_h for one in left),
+        bills_compute=any(one.power.bills_compute for one in left) and provider.traits.rents,
     )
 
 
-def _down_unknown(
+def _down_unrecorded(
     name: str, home: Path, on_message: Callable[[str], None], *, delete: bool
 ) -> Result:
     """A run that this computer has no record of: the tags decide."""
-    for provider in known_providers(home):
+    for provider in providers_to_ask(home):
         try:
             listed = with_retries(provider.list_all, time.sleep)
         except ProviderError as error:
@@ -315,40 +366,4 @@ def _down_unknown(
             return _down_listed(provider, meant[0], on_message, delete=delete)
     raise UsageError(
         f"there is no run `{name}`, here or in the cloud", hint="`qft ls --all` lists all"
-    )
-
-
-def known_providers(home: Path, name: str = "") -> list[Provider]:
-    """The providers to ask: the one named; else local, those that runs used, and a set-up Azure.
-
-    Works with every local file lost: what is in the cloud is found by its tags.
-    """
-    if name:
-        return [factory.make_provider(_bare_table(name), home)]
-    tables: dict[tuple[str, str], VmTable] = {("local", ""): VmTable()}
-    for run in all_runs(home):
-        try:
-            vm = reopen(run).config.vm
-        except UsageError:
-            continue  # a damaged record must not hide the machines of others
-        account = vm.azure.subscription.lower() if vm.provider == "azure" else ""
-        tables.setdefault((vm.provider, account), vm)
-    chosen = environment().get("AZURE_SUBSCRIPTION_ID", "")
-    accounts = {chosen.lower(), *subscriptions(home / "azure")} - {""}
-    tables |= {("azure", one): _bare_table("azure", one) for one in sorted(accounts)}
-    if accounts:
-        tables.pop(("azure", ""), None)
-    return [factory.make_provider(vm, home) for vm in tables.values()]
-
-
-def _bare_table(name: str, subscription: str = "") -> VmTable:
-    """What it takes to list and remove machines of a provider, without any run's config."""
-    if name not in {"local", "azure"}:
-        raise UsageError(f"`--provider {name}` lists no machines", hint="it is `local` or `azure`")
-    return VmTable.model_construct(
-        provider=name,
-        local=LocalTable(),
-        azure=AzureTable(subscription=subscription),
-        ssh=None,
-        max_price=None,
     )

@@ -1,4 +1,4 @@
-"""`qft logs`: what the trainer said, from the machine or from home, through evictions as well."""
+"""`qft logs`: prints the trainer's log, from the machine or the fetched copy, through evictions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from commands.machine import host_of, running_now
+import typer
+
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, is_locked, pick_run, qft_home
+from commands.runs.running_machine import running_machine, ssh_host
 from commands.runs.session import policy_of
 from commands.runs.workload_config import RemoteLayout
 from commands.ui.errors import CloudError, HostError, UsageError
+from commands.ui.options import Run, examples
+from commands.ui.output import json_log_writer, log, log_writer
 from infra.provider import Vm
 from infra.run.fold import fold
 from infra.run.journal import read
@@ -23,6 +28,33 @@ from remote import errors, job, ssh
 
 FOLLOW_EVERY_S = 0.5
 TAIL_BYTES = 1 << 18
+
+EXAMPLES = {
+    "qft logs -f": "follow until the training ends; Ctrl-C stops only the following",
+    "qft logs -f --json": "the same for a script, an object per line",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(
+    run: Run = "",
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the training ends.")
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help='{"lines": [...]}; with --follow {"line": ...}, one a line.'),
+    ] = False,
+) -> None:
+    """Print what the trainer said."""
+    if as_json:
+        with json_log_writer(follow=follow) as write:
+            logs(run, follow=follow, write=write, on_message=log)
+    else:
+        logs(run, follow=follow, write=log_writer(), on_message=log)
 
 
 def logs(
@@ -34,21 +66,21 @@ def logs(
     machine that goes down or stays silent is waited for: its driver starts it again, or gives up.
 
     Raises:
-        Usage: there is no such run, or neither a machine nor a log.
-        HostTrouble: the machine does not answer, and nobody drives the run.
-        CloudTrouble: the provider does not say where the machine is, and nobody drives the run.
+        UsageError: there is no such run, or neither a machine nor a log.
+        HostError: the machine does not answer, and nobody drives the run.
+        CloudError: the provider does not say where the machine is, and nobody drives the run.
     """
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     reader = Reader(folder=folder, loaded=reopen(folder), write=write)
-    told = False
+    waiting = False
     while True:
         # Asked before the look: once the driver is gone, that look is the last one needed.
         driven = follow and is_locked(folder)
         state = fold(read(folder.journal))
         try:
-            vm = running_now(reader.loaded, state.vm)
+            vm = running_machine(reader.loaded, state.vm)
             if vm is not None:
-                told = False
+                waiting = False
                 reader.tail(vm, state, follow=follow)
         except (HostError, CloudError):
             if not driven:
@@ -57,9 +89,9 @@ def logs(
         there = vm is not None
         if not driven or (state.trained and (there or state.fetched)):
             return None if there else reader.fetched(state)
-        if not (there or told):
+        if not (there or waiting):
             on_message("no machine answers now; waiting for whoever drives the run")
-            told = True
+            waiting = True
         # As often as the driver looks: each time the cloud is asked and a connection made.
         time.sleep(policy_of(reader.loaded).poll_s)
 
@@ -79,11 +111,11 @@ class Reader:
         """Write what is new on the machine; with `follow`, until the job there does not run.
 
         Raises:
-            HostTrouble: the machine does not answer, or no longer.
+            HostError: the machine does not answer, or no longer.
         """
         self._turn_to(state)
         try:
-            with ssh.connect(host_of(self.folder, self.loaded, vm)) as connection:
+            with ssh.connect(ssh_host(self.folder, self.loaded, vm)) as connection:
                 running = job.Job(
                     connection=connection,
                     directory=RemoteLayout(run_id=state.run_id).job,
@@ -102,7 +134,7 @@ class Reader:
         """Write what the log at home has beyond what was read on the machine.
 
         Raises:
-            Usage: there is none, and nothing was read.
+            UsageError: there is none, and nothing was read.
         """
         self._turn_to(state)
         path = self.loaded.out / "trainer.log"

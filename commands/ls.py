@@ -1,4 +1,4 @@
-"""`qft ls`: the runs of this computer, and with `--all` every machine that carries our tag."""
+"""`qft ls`: lists the runs of this computer; with `--all`, every machine with our tag."""
 
 from __future__ import annotations
 
@@ -6,15 +6,52 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from commands.down import known_providers
+import typer
+
+from commands.runs.all_providers import providers_to_ask
 from commands.runs.home import all_runs, environment, qft_home
 from commands.ui.errors import CloudError
-from infra.provider import NotAllowed, PowerState, Provider, ProviderError, Vm
+from commands.ui.options import Json, ProviderName, check_all, examples, fail_after_output
+from commands.ui.output import log, print_data, print_json, table
+from infra.errors import NotAllowed, ProviderError
+from infra.provider import PowerState, Provider, Vm
 from infra.run.budget import bill
 from infra.run.fold import fold
 from infra.run.journal import JournalDamaged, read
 from infra.run.state import RunState
+
+EXAMPLES = {
+    "qft ls": "the runs of this computer",
+    "qft ls --all": "every machine of ours in every cloud set up here",
+    "qft ls --all --provider azure": "also when all local files are lost",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Machines in the cloud.")] = False,
+    provider: ProviderName = "",
+    as_json: Json = False,
+) -> None:
+    """List runs; with --all, every machine with our tag."""
+    check_all("", everything=everything, provider=provider)
+    lines, error = machines(provider) if everything else (runs(), None)
+    rows = to_json(lines)
+    if error and not rows:
+        raise error  # an empty list would say that nothing bills
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_data(table(rows))
+    else:
+        log("no machine of ours anywhere" if everything else "no run yet: try `qft run run.yaml`")
+    if error:
+        fail_after_output(error, as_json=as_json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +95,7 @@ def runs() -> list[RunLine]:
         lines.append(
             RunLine(
                 run=folder.name,
-                state=_word(state),
+                state=_state_word(state),
                 step=state.step,
                 steps=state.steps,
                 evictions=state.evictions,
@@ -77,10 +114,10 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudError | N
     lines: list[MachineLine] = []
     problems, hints = [], []
     starting = _starting(qft_home(environment()))
-    for provider in known_providers(qft_home(environment()), provider_name):
+    for provider in providers_to_ask(qft_home(environment()), provider_name):
         try:
             listed = provider.list_all()
-            listed += _known_here(provider, {vm.run_id for vm in listed})
+            listed += _unlisted(provider, {vm.run_id for vm in listed})
         except ProviderError as error:
             problems.append(f"{provider.name}: {error}")
             hints.append(error.hint)
@@ -100,11 +137,11 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudError | N
         ]
     if not problems:
         return lines, None
-    told = "not every cloud could be asked: what bills there is not shown"
-    return lines, CloudError(told, problems=problems, hint=next(filter(None, hints), ""))
+    message = "not every cloud could be asked: what bills there is not shown"
+    return lines, CloudError(message, problems=problems, hint=next(filter(None, hints), ""))
 
 
-def _known_here(provider: Provider, listed: set[str]) -> list[Vm]:
+def _unlisted(provider: Provider, listed: set[str]) -> list[Vm]:
     """Machines that the records of this computer know and the provider does not list.
 
     Such as one whose resource group lost its tags: it is asked for by its id, for it may bill.
@@ -133,11 +170,11 @@ def to_json(lines: list[RunLine] | list[MachineLine]) -> list[dict[str, object]]
 
 
 def _damaged(name: str, error: JournalDamaged) -> RunLine:
-    said = f"record damaged: {error}"
-    return RunLine(run=name, state=said, step=0, steps=0, evictions=0, usd=0.0, usd_per_h_now=0.0)
+    damage = f"record damaged: {error}"
+    return RunLine(run=name, state=damage, step=0, steps=0, evictions=0, usd=0.0, usd_per_h_now=0.0)
 
 
-def _word(state: RunState) -> str:
+def _state_word(state: RunState) -> str:
     """Where a run is, as far as its record tells."""
     if state.fetched and state.deleted:
         return "done"

@@ -1,10 +1,12 @@
-"""`qft plan`: what would be rented, at what price, and the most it can cost; creates nothing."""
+"""`qft plan`: shows what would be rented, at what price, and the worst-case bill."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import typer
 
 from commands.runs import factory
 from commands.runs.config import check_files
@@ -20,15 +22,35 @@ from commands.runs.extras import needed_here, told_of
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home
 from commands.ui.errors import CloudError
+from commands.ui.options import Json, Run, examples
+from commands.ui.output import print_data, print_json
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
-from infra.provider import Offer, Provider, ProviderError, Safeguard, Want
+from infra.errors import ProviderError
+from infra.provider import Offer, Provider, Safeguard, Want
 from infra.run.budget import Budget, budget_end_s, worst_case_usd
 from infra.run.state import RunState
 from infra.timestamps import parse_utc_s
 
 CAP_MARGIN = 1.2
 """A cap less than a fifth above the market is passed by ordinary moves of the price."""
+
+EXAMPLES = {
+    "qft plan": "what the run.yaml here would rent and cost",
+    "qft plan other.yaml --json": "the same of another file, for a script",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(run: Run = "", *, as_json: Json = False) -> None:
+    """Show offers, prices and the worst-case bill; create nothing."""
+    page = make_plan(run)
+    if as_json:
+        print_json(page.to_json())
+    else:
+        print_data("\n".join(page.lines()))
 
 
 @dataclass(frozen=True, kw_only=True)

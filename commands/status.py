@@ -1,11 +1,14 @@
-"""`qft status`: where a run is, what it has cost, what still bills; looks and changes nothing."""
+"""`qft status`: shows where a run is, what it has cost and what still bills; changes nothing."""
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from commands.runs import factory
 from commands.runs.find_config import reopen
@@ -14,18 +17,39 @@ from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.request import RunRequest
 from commands.runs.session import build_workload
 from commands.ui.console import PlainConsole
-from infra.provider import Observation, PowerState, ProviderError, StopReason
+from commands.ui.errors import exit_of
+from commands.ui.options import Json, Run, examples
+from commands.ui.output import columns, print_data, print_json
+from infra.errors import ProviderError
+from infra.provider import Observation, PowerState, StopReason
 from infra.run.budget import bill
-from infra.run.decide import JobPhase, JobView, Policy
 from infra.run.fold import apply, fold
-from infra.run.journal import Event, Kind, read
+from infra.run.journal import Event, Kind, Outcome, read
+from infra.run.plan import Policy
 from infra.run.state import RunState
 from infra.run.stop_reasons import stop_event_data
-from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
-from trainer.text import duration
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable, JobPhase, JobView
+from trainer.text import duration, inexact
 
 BOOT_LONG_S = Policy().boot_wait_s
 """A machine that nobody could sign in to for longer than this is not just starting."""
+
+EXAMPLES = {
+    "qft status my-run": "step, time left, cost",
+    "qft status --json": "for scripts",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(run: Run = "", *, as_json: Json = False) -> None:
+    """Show where a run is and what it costs."""
+    found = status(run)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_data(columns(found.lines()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +81,7 @@ class Status:
             return "fetched"
         if self.state.trained:
             return "trained"
-        if self.state.ending is not None and self.state.ending.code:
+        if self.state.ending is not None and self.state.ending.outcome is not Outcome.DONE:
             return "stopped"
         if self.machine is not None:
             return f"machine {self.power}"
@@ -95,7 +119,7 @@ class Status:
             "usd": round(self.usd, 6),
             "usd_per_h_now": self.usd_per_h_now,
             "simulated": self.receipt.simulated,
-            "ending": {"code": state.ending.code, "reason": state.ending.reason}
+            "ending": {"code": exit_of(state.ending.outcome), "reason": state.ending.reason}
             if state.ending
             else None,
             "trouble": self.trouble or None,
@@ -121,16 +145,16 @@ class Status:
                 age = duration(max(0.0, self.now_s - state.vm_started_s))
                 bills = "" if own else "; it bills"
                 rows.append(("sign-in", f"none yet, {age} after it was started{bills}"))
-        if job is not None and not job.heartbeat.exact:
-            since = job.heartbeat.inexact_from
-            rows.append(("exactness", f"not bit-exact from step {since}"))
+        source = job.heartbeat if job is not None else self.receipt
+        if not source.exact:
+            rows.append(("exactness", inexact(source.inexact_from)))
         rows.append(("evictions", str(state.evictions)))
         rows += [("ends the bill", switch) for switch in state.safeguards if state.up]
         rows += [("does not", switch) for switch in state.safeguards_missing if state.up]
         mark = " (simulated)" if self.receipt.simulated else ""
         money = f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"
         rows.append(("cost", "nothing: your own machine" if self.receipt.own else money))
-        if state.ending is not None and state.ending.code:
+        if state.ending is not None and state.ending.outcome is not Outcome.DONE:
             rows.append(("stopped", state.ending.reason))
         if state.fetched:
             rows.append(("results", state.fetched))
@@ -145,8 +169,6 @@ class Status:
 
 def status(wanted: str) -> Status:
     """Look at a run: its journal, then its machine, then the trainer."""
-    import sys
-
     home = qft_home(environment())
     folder = pick_run(home, wanted, cwd=Path.cwd())
     loaded = reopen(folder)

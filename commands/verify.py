@@ -1,4 +1,4 @@
-"""`qft verify`: do some steps of a run again, in a fresh process, and compare every bit."""
+"""`qft verify`: replays some steps of a run in a fresh process and compares every bit."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from commands.machine import host_of, running_now
+import typer
+
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
+from commands.runs.extras import demand, needed_to_train
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
-from commands.runs.local_trainer import local_run_dir, trainer
-from commands.runs.tool_checks import demand_for
+from commands.runs.local_trainer import local_run_dir, start
+from commands.runs.running_machine import recorded_machine, running_machine, ssh_host
 from commands.runs.workload import OURS
 from commands.runs.workload_config import RemoteLayout
-from commands.ui.errors import HostError, TrainingError, UsageError
+from commands.ui.errors import Exit, HostError, TrainingError, UsageError
+from commands.ui.options import Json, Run, examples
+from commands.ui.output import log, print_data, print_json
 from infra.provider import Vm
 from infra.run.fold import fold
 from infra.run.journal import read
@@ -27,6 +31,32 @@ from remote.clean_environment import clean, strip_clean_environment
 
 REPLAY_S_MAX = 4 * 3600.0
 REPLAY_BYTES_MAX = 1 << 20
+
+EXAMPLES = {
+    "qft verify --steps 5": "replay five steps from the newest checkpoint",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(
+    run: Run = "",
+    *,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many steps to do again.", show_default="a few"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Do some steps again and compare every bit."""
+    verdict = verify(run, steps=steps, on_message=log)
+    if as_json:
+        print_json(verdict.to_json())
+    else:
+        print_data("\n".join(verdict.lines()))
+    if not verdict.equal:
+        raise typer.Exit(Exit.TRAINING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +106,11 @@ class Verdict:
 def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None]) -> Verdict:
     """Replay on the machine if it runs, since only its hardware gives the same bits; else here.
 
-    Raises Usage if there is nothing to replay from, TrainingTrouble if the replay failed.
+    Raises UsageError if there is nothing to replay from, TrainingError if the replay failed.
     """
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     loaded = reopen(folder)
-    vm = running_now(loaded, fold(read(folder.journal)).vm)
+    vm = running_machine(loaded, recorded_machine(folder))
     more = ["--json", *(["--steps", str(steps)] if steps else [])]
     if vm is not None:
         on_message("replaying on the machine")
@@ -91,10 +121,10 @@ def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None])
                 f"there is no log of `{folder.name}` at home to compare with",
                 hint=f"`qft fetch {folder.name}` brings it",
             )
-        demand_for("verify", loaded)
+        demand(needed_to_train(loaded.config), "`qft verify`", qft_home(environment()))
         on_message("replaying on this computer")
         with local_run_dir(loaded, folder) as run_dir:
-            done = trainer(run_dir, "verify", *more)
+            done = start("verify", "--run-dir", str(run_dir), *more)
         found, where = read_replay(done.stdout, code=done.returncode), "on this computer"
     return Verdict(run=folder.name, where=where, replay=found)
 
@@ -102,7 +132,7 @@ def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None])
 def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> Replay:
     site = RemoteLayout(run_id=fold(read(folder.journal)).run_id)
     try:
-        with ssh.connect(host_of(folder, loaded, vm)) as connection:
+        with ssh.connect(ssh_host(folder, loaded, vm)) as connection:
             helper = factory.helper_python(loaded.config.vm)
             running = job.Job(connection=connection, directory=site.job, python=helper).status()
             if running.state is job.JobState.RUNNING:
@@ -120,7 +150,7 @@ def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> 
 
 
 def read_replay(said: str, *, code: int) -> Replay:
-    """Read what a replay printed, which may be a stranger's word; TrainingTrouble if it is none."""
+    """Read what a replay printed, which may be a stranger's word; TrainingError if it is none."""
     try:
         found = parse(said, bytes_max=REPLAY_BYTES_MAX)
     except NotPlain as error:

@@ -43,7 +43,7 @@ class Digests:
 
 
 @dataclass(kw_only=True)
-class Tally:
+class Counts:
     """What the chaos did."""
 
     kills: int = 0
@@ -89,15 +89,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if odd else 0
 
 
-def report(name: str, tally: Tally, expected: Digests, odd: Sequence[Digests]) -> int:
+def report(name: str, counts: Counts, expected: Digests, odd: Sequence[Digests]) -> int:
     """Print what happened and return the number of runs that differ."""
     print(
-        f"{name}: {tally.kills} kills over {tally.runs} runs "
-        f"({tally.terms} after a SIGTERM, {tally.graceful} of these ended in time with 75; "
-        f"{tally.torn} left half a save; {tally.redone} steps done again)"
+        f"{name}: {counts.kills} kills over {counts.runs} runs "
+        f"({counts.terms} after a SIGTERM, {counts.graceful} of these ended in time with 75; "
+        f"{counts.torn} left half a save; {counts.redone} steps done again)"
     )
     print(f"undisturbed: adapter sha256 {expected.adapter}, log sha256 {expected.log}")
-    print(f"identical to it: {tally.runs - len(odd)} of {tally.runs} runs", flush=True)
+    print(f"identical to it: {counts.runs - len(odd)} of {counts.runs} runs", flush=True)
     for one in odd:
         print(f"  DIFFERS: adapter {one.adapter}, log {one.log}")
     return len(odd)
@@ -129,7 +129,7 @@ def real_config(_directory: Path, quickstart: Path) -> dict[str, Any]:
 
 def chaos(
     directory: Path, config: Mapping[str, Any], *, kills: int, chance: random.Random
-) -> tuple[Tally, Digests, list[Digests]]:
+) -> tuple[Counts, Digests, list[Digests]]:
     """Train once undisturbed, then again and again under fire; return what differed from it."""
     import peft  # noqa: F401 - imported here so that every child has it
     import transformers.models.llama.modeling_llama  # noqa: F401 - likewise
@@ -148,21 +148,21 @@ def chaos(
     train_s = sum(json.loads(line)["seconds"] for line in lines)
     pace = Pace(start_s=span_s - train_s, train_s=train_s, steps=len(lines))
     print(f"undisturbed: {span_s:.1f} s, of it {train_s:.1f} s training", flush=True)
-    tally, odd = Tally(), list[Digests]()
-    while tally.kills < kills:
-        run = tiny.write_config(directory / f"run-{tally.runs}", config)
-        under_fire(run, tally, kills=kills, pace=pace, chance=chance)
+    counts, odd = Counts(), list[Digests]()
+    while counts.kills < kills:
+        run = tiny.write_config(directory / f"run-{counts.runs}", config)
+        under_fire(run, counts, kills=kills, pace=pace, chance=chance)
         found = digests(run)
         if found != expected:
             odd.append(found)
-        tally.runs += 1
-        tally.redone += json.loads((run / "status.json").read_text())["redone_steps"]
-        print(f"  {tally.kills} kills, {tally.runs} runs, {len(odd)} differ", flush=True)
+        counts.runs += 1
+        counts.redone += json.loads((run / "status.json").read_text())["redone_steps"]
+        print(f"  {counts.kills} kills, {counts.runs} runs, {len(odd)} differ", flush=True)
         shutil.rmtree(run)
-    return tally, expected, odd
+    return counts, expected, odd
 
 
-def under_fire(run: Path, tally: Tally, *, kills: int, pace: Pace, chance: random.Random) -> None:
+def under_fire(run: Path, counts: Counts, *, kills: int, pace: Pace, chance: random.Random) -> None:
     """Start the run and kill it, again and again, until it ends well.
 
     Three kills of four come while it trains, the others at any moment from its start.
@@ -170,18 +170,18 @@ def under_fire(run: Path, tally: Tally, *, kills: int, pace: Pace, chance: rando
     fired = 0
     while True:
         process = fork(run)
-        if fired < KILLS_PER_RUN_MAX and tally.kills < kills:
+        if fired < KILLS_PER_RUN_MAX and counts.kills < kills:
             if chance.random() < 0.75:
-                await_step(process, run, patience_s=10 * pace.start_s)
+                await_step(process, run, timeout_s=10 * pace.start_s)
                 delay_s = chance.uniform(0, pace.train_s)
             else:
                 delay_s = chance.uniform(0, pace.start_s)
             ended = wait(process, for_s=delay_s)
             if ended is None:
                 fired += 1
-                kill(process, tally, chance, step_s=pace.train_s / pace.steps)
+                kill(process, counts, chance, step_s=pace.train_s / pace.steps)
                 partial = (run / "checkpoints").glob(".*.partial")
-                tally.torn += any(True for _ in partial)
+                counts.torn += any(True for _ in partial)
                 continue
         else:
             ended = wait(process)
@@ -190,11 +190,11 @@ def under_fire(run: Path, tally: Tally, *, kills: int, pace: Pace, chance: rando
         return
 
 
-def await_step(process: int, run: Path, *, patience_s: float) -> None:
+def await_step(process: int, run: Path, *, timeout_s: float) -> None:
     """Wait until the process has logged a step, or has ended."""
     log = run / "metrics.jsonl"
     before = log.stat().st_mtime_ns if log.exists() else 0
-    deadline_s = time.monotonic() + patience_s
+    deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         if log.exists() and log.stat().st_mtime_ns != before:
             return
@@ -203,17 +203,17 @@ def await_step(process: int, run: Path, *, patience_s: float) -> None:
         time.sleep(0.002)
 
 
-def kill(process: int, tally: Tally, chance: random.Random, *, step_s: float) -> None:
+def kill(process: int, counts: Counts, chance: random.Random, *, step_s: float) -> None:
     """End a process: at once, or with a notice that is too short or long enough."""
-    tally.kills += 1
+    counts.kills += 1
     if chance.random() < 0.4:
-        tally.terms += 1
+        counts.terms += 1
         os.kill(process, signal.SIGTERM)
         ended = wait(process, for_s=chance.choice(GRACES_STEPS) * step_s)
         if ended is not None:
             if ended not in (75, 0, -signal.SIGTERM):  # the last: before the trainer could listen
                 raise RuntimeError(f"a terminated run ended with {ended}")
-            tally.graceful += ended >= 0
+            counts.graceful += ended >= 0
             return
     os.kill(process, signal.SIGKILL)
     wait(process)

@@ -87,7 +87,7 @@ def read_settings_again(folder: Path, found: AdapterSettings) -> AdapterSettings
         ("use_dora", "yes"),
     ],
 )
-def test_a_setting_that_no_training_writes_is_refused_by_name(
+def test_a_key_that_no_training_writes_is_refused_by_name(
     tmp_path: Path, key: str, value: object
 ) -> None:
     """What names code, changes the shape of the adapter or is of a wrong type."""

@@ -17,9 +17,10 @@ from arm.world import SUBSCRIPTION
 from support.runs import make_project
 
 from commands import ls
-from commands.down import known_providers
+from commands.runs.all_providers import providers_to_ask
 from infra.azure import AzureProvider
-from infra.provider import NotAllowed, OverQuota, PowerState, Want
+from infra.errors import NotAllowed, OverQuota
+from infra.provider import PowerState, Want
 
 HOUR_S = 3600.0
 OTHER = "99999999-1111-2222-3333-444444444444"
@@ -106,7 +107,7 @@ def test_cloud_that_does_not_answer_hides_no_machine_of_another(
     runner.harness.provider().create(spec())
     unchosen = runner.harness.settings(subscription_id="")
     dead = AzureProvider(unchosen, runner.home / "azure", arm=runner.harness.provider().context.arm)
-    monkeypatch.setattr(ls, "known_providers", lambda *_: [dead, runner.harness.provider()])
+    monkeypatch.setattr(ls, "providers_to_ask", lambda *_: [dead, runner.harness.provider()])
 
     shown, data = runner.qft("ls", "--all"), runner.qft("ls", "--all", "--json")
 
@@ -152,7 +153,7 @@ def test_listing_looks_where_this_computer_has_rented(
     harness.provider(state_dir=home / "azure").create(spec())
     monkeypatch.setenv("AZURE_SUBSCRIPTION_ID", OTHER)
 
-    requests = [one for one in known_providers(home) if isinstance(one, AzureProvider)]
+    requests = [one for one in providers_to_ask(home) if isinstance(one, AzureProvider)]
 
     assert {one.context.settings.subscription_id for one in requests} == {OTHER, SUBSCRIPTION}
     for one in requests:

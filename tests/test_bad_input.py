@@ -16,7 +16,7 @@ import yaml
 from support.runs import Project, json_of, make_project
 from support.tiny import ROOT
 
-from commands.after import Question
+from commands.generate import GenerateOptions
 from commands.runs.config import check_files, load
 from commands.runs.home import check_name
 from commands.runs.request import RunRequest
@@ -231,17 +231,17 @@ def test_words_that_mean_more_than_one_thing_release_nothing(
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
-        Question(fields=("text=a",), prompt="b"),
-        Question(prompt="", chat=True),
-        Question(fields=("text=a",), chat=True),
+        GenerateOptions(fields=("text=a",), prompt="b"),
+        GenerateOptions(prompt="", chat=True),
+        GenerateOptions(fields=("text=a",), chat=True),
     ],
 )
-def test_two_questions_at_once_are_refused(asked: Question) -> None:
+def test_two_questions_at_once_are_refused(options: GenerateOptions) -> None:
     """A field that a ready prompt would leave unused is told instead of dropped."""
     with pytest.raises(UsageError, match="are different questions"):
-        _ = asked.flags
+        _ = options.flags
 
 
 def test_unknown_commands_and_runs_exit_2(project: Project) -> None:

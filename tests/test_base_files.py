@@ -17,7 +17,8 @@ from commands.runs import base_files
 from commands.runs.config import check_files, demand_weights, load
 from commands.ui.errors import UsageError
 from trainer.data.placeholder_files import describe_placeholder
-from trainer.data.rows import DataError, read_rows
+from trainer.data.rows import read_rows
+from trainer.exit_codes import DataError
 
 LFS = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 269060552\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support.runs import Project, make_project
 
-from commands.down import known_providers
 from commands.runs import config_diff, session
+from commands.runs.all_providers import providers_to_ask
 from commands.runs.config import load
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, run_folder
@@ -96,7 +96,7 @@ def test_a_damaged_record_of_one_run_hides_no_machine_of_another(tmp_path: Path)
     Journal(folder.journal, clock=time.time).append(Kind.RUN_STARTED, run_id="tiny-1", name="tiny")
     folder.config.write_text("{torn")
 
-    assert [one.name for one in known_providers(tmp_path)] == ["local"]
+    assert [one.name for one in providers_to_ask(tmp_path)] == ["local"]
     with pytest.raises(UsageError, match="damaged config") as caught:
         reopen(folder)
     assert "`qft down --all` work without it" in caught.value.hint

@@ -100,7 +100,7 @@ def test_a_manifest_naming_etc_passwd_instead_of_a_file_is_refused(good: Path) -
 
 
 @pytest.mark.parametrize("name", sorted(FILES | {MANIFEST}))
-def test_a_symbolic_link_is_refused(good: Path, tmp_path: Path, name: str) -> None:
+def test_a_symlinked_file_is_refused(good: Path, tmp_path: Path, name: str) -> None:
     """A link to a file of the right contents is refused, whichever file it stands for."""
     (good / name).rename(tmp_path / "moved")
     (good / name).symlink_to(tmp_path / "moved")
@@ -110,7 +110,7 @@ def test_a_symbolic_link_is_refused(good: Path, tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", sorted(FILES | {MANIFEST}))
-def test_a_hard_link_is_refused(good: Path, tmp_path: Path, name: str) -> None:
+def test_a_hard_linked_file_is_refused(good: Path, tmp_path: Path, name: str) -> None:
     """A file that also lives elsewhere could change under our hands, so it is refused."""
     os.link(good / name, tmp_path / "twin")
 
@@ -118,7 +118,7 @@ def test_a_hard_link_is_refused(good: Path, tmp_path: Path, name: str) -> None:
         verify(good)
 
 
-def test_a_link_to_a_whole_checkpoint_is_refused(good: Path, tmp_path: Path) -> None:
+def test_a_symlink_to_a_whole_checkpoint_is_refused(good: Path, tmp_path: Path) -> None:
     """A checkpoint directory must be one, not a link to one."""
     moved = tmp_path / "elsewhere" / good.name
     moved.parent.mkdir()

@@ -146,16 +146,16 @@ def room_for(tmp_path: Path, many: float) -> int:
 def test_a_disk_too_small_for_one_more_than_kept_saves_all_the_same(tmp_path: Path) -> None:
     """With room for two checkpoints and two to keep, the older one gives way to every save."""
     root = tmp_path / "run"
-    said: list[str] = []
+    messages: list[str] = []
     disk = SmallDisk(root, room_for(tmp_path, 2.5))
-    saving = Store(root, keep=2, disk=disk, on_message=said.append)
+    saving = Store(root, keep=2, disk=disk, on_message=messages.append)
     for step in range(1, 7):
         saving.save(snapshot(step))
         assert [s for s in steps_present(root) if not _whole(root, s)] == []
 
     assert steps_present(root) == [6, 5]
     assert len(list(root.iterdir())) == 2
-    assert said == ["the disk is full: checkpoints but the newest whole one were removed"] * 4
+    assert messages == ["the disk is full: checkpoints but the newest whole one were removed"] * 4
 
 
 @pytest.mark.parametrize("halves", [False, True])
@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".damaged")] == []
 
 
-def test_a_round_trip_returns_the_same_bits_and_types(tmp_path: Path) -> None:
+def test_what_was_saved_is_loaded_with_the_same_bits_and_types(tmp_path: Path) -> None:
     """What is loaded equals what was saved, for every tensor type that an optimizer may hold."""
     kinds = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int8)
     tensors = {str(kind): torch.arange(7).to(kind).reshape(7, 1) for kind in kinds}

@@ -22,8 +22,8 @@ from support.rig import outcome, rig, saves_in_step
 from trainer import config as tables
 from trainer import model as models
 from trainer.config import ConfigError, load_config
-from trainer.context import JobOptions
-from trainer.data.rows import DataError
+from trainer.exit_codes import DataError
+from trainer.job.context import JobOptions
 from trainer.job.job import run_job
 from trainer.saving.interval import choose_interval
 from trainer.scoring.rescore import rescore
@@ -39,7 +39,7 @@ AUTO: Tables = {"checkpoint": {"every": "auto"}}
 HELD_OUT: Tables = {"data": {"eval": "eval.jsonl"}}
 VALIDATED: Tables = {**HELD_OUT, "train": {"validate_every": 1}}
 WORSENING: Tables = {**HELD_OUT, "train": {"validate_every": 1, "lr": 10}}
-TALK: Mapping[str, Any] = {"messages": "talk", "prompt": "", "completion": ""}
+CONVERSATION: Mapping[str, Any] = {"messages": "talk", "prompt": "", "completion": ""}
 HUB: Tables = {"model": {"id": "somebody/something"}}
 
 
@@ -113,8 +113,8 @@ CASES: Mapping[str, Case] = {
     "data.eval": Case({"eval": "train.jsonl"}, scores, LABEL),
     "data.prompt": Case({"prompt": "{text} is "}),
     "data.completion": Case({"completion": "{mood}!"}),
-    "data.messages": Case(TALK),
-    "data.chat": Case({"chat": "markers"}, around={"data": TALK}),
+    "data.messages": Case(CONVERSATION),
+    "data.chat": Case({"chat": "markers"}, around={"data": CONVERSATION}),
     "data.loss_on": Case({"loss_on": "all"}),
     "train.steps": Case({"steps": 9}),
     "train.epochs": Case({"epochs": 2}, around=EPOCHS),

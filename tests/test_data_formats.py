@@ -13,9 +13,15 @@ from support.tiny import ROOT, make_tokenizer
 
 from trainer.__main__ import main
 from trainer.data.convert import convert
-from trainer.data.converters import FORMATS, TOXIC, ConversionStats, ConvertOptions
-from trainer.data.rows import DataError
+from trainer.data.converters import (
+    FORMATS,
+    TOXIC,
+    ConversionStats,
+    ConvertOptions,
+    PublishedFormat,
+)
 from trainer.data.split import find_duplicates, is_held_out
+from trainer.exit_codes import DataError
 
 
 def converted(
@@ -418,6 +424,7 @@ def test_the_documents_name_every_published_format() -> None:
     table = text.partition("## Published data sets")[2].partition("\n\nWhat is left out")[0]
 
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(FORMATS)
+    assert set(FORMATS) == set(PublishedFormat)
 
 
 def test_about_the_wanted_share_is_held_out() -> None:

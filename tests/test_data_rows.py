@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from trainer.data.rows import DataError, read_rows
+from trainer.data.rows import read_rows
 from trainer.data.template import Template, TemplateError
+from trainer.exit_codes import DataError
 
 
 def test_a_csv_cell_may_span_lines_and_rows_count_records(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from support.runs import Project, make_project
 from support.tiny import ROOT
 
 from commands import down
-from commands.machine import _quoted
 from commands.runs import factory, session
 from commands.runs.checkpoint_sync import CheckpointSync
 from commands.runs.config import check, load
@@ -30,16 +29,17 @@ from commands.runs.payload import stage
 from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
+from commands.ssh import _quoted
 from commands.ui.console import PlainConsole
 from commands.ui.errors import UsageError
 from commands.ui.output import clean, log_writer, write_line
-from infra import provider as seam
 from infra.config import VmTable
 from infra.durable import locked, write_json
+from infra.errors import Gone
 from infra.provider import Vm
-from infra.run.decide import Goal, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
+from infra.run.plan import Goal, RunPlan
 from infra.run.workload import HostUnfit, HostUnreachable
 from remote import errors, job
 from remote.sync.plan import SyncOptions
@@ -241,7 +241,7 @@ def test_down_releases_although_the_disk_here_is_full(
     monkeypatch.setattr(journal, "append", full)
     record = down._Record("run", journal, said.append)
 
-    result = down._down_known(record, story.cloud, fold(journal.events), delete=True)
+    result = down._down_recorded(record, story.cloud, fold(journal.events), delete=True)
 
     assert (story.cloud.vms, result.left) == ({}, [])
     assert "No space left" in said[0]
@@ -253,12 +253,12 @@ def test_down_of_a_machine_that_is_gone_removes_what_it_left(
     """A machine deleted by hand may have left disk and address, which bill."""
 
     def gone(_vm: Vm) -> None:
-        raise seam.Gone("no such machine")
+        raise Gone("no such machine")
 
     monkeypatch.setattr(story.cloud, "deallocate", gone)
     journal = Journal(story.path, clock=story.world.clock)
 
-    down._down_known(
+    down._down_recorded(
         down._Record("run", journal, print), story.cloud, fold(journal.events), delete=False
     )
 
@@ -285,10 +285,10 @@ def test_a_name_that_two_computers_gave_is_asked_about(
     """Without a record here, `down NAME` does not pick one of two machines silently."""
     vms = [Vm(provider="x", run_id=f"tiny-{n}", id=n, region="a", size="s") for n in ("1", "2")]
     monkeypatch.setattr(story.cloud, "list_all", lambda: vms)
-    monkeypatch.setattr(down, "known_providers", lambda _home: [story.cloud])
+    monkeypatch.setattr(down, "providers_to_ask", lambda _home: [story.cloud])
 
     with pytest.raises(UsageError, match="several runs") as caught:
-        down._down_unknown("tiny", tmp_path, lambda _line: None, delete=True)
+        down._down_unrecorded("tiny", tmp_path, lambda _line: None, delete=True)
 
     assert len(caught.value.problems) == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from trainer.adapters import methods
 from trainer.adapters.dylora import DyLora, compare_ranks, cut, draw_rank, ranks_to_compare
 from trainer.config import ConfigError
 from trainer.data.examples import collate
-from trainer.loss import mean_loss, summed_cross_entropy
-from trainer.results.export import export, export_rank
+from trainer.loss import summed_cross_entropy
+from trainer.results.export import export
+from trainer.training.objective import mean_loss
 
 R = 8
 
@@ -119,7 +121,7 @@ def gradient_of(made: Rig) -> dict[str, torch.Tensor]:
 def test_every_rank_can_be_cut_out(trained: Rig, tmp_path: Path, rank: int) -> None:
     """The exported adapter of rank b gives in plain PEFT what the model gives dialled to b."""
     adapter = saved(trained, tmp_path)
-    done = export_rank(adapter, rank, tmp_path / "plain")
+    done = export(adapter, tmp_path / "plain", rank=rank)
     settings = json.loads((tmp_path / "plain" / "adapter_config.json").read_text())
     loaded = plain_peft(trained, tmp_path / "plain")
     with dylora_of(trained).at(rank):
@@ -142,13 +144,9 @@ def test_ranks_are_compared_without_disturbing_the_training(trained: Rig) -> Non
     rows = trained.context.examples
     beats: list[tuple[int, int]] = []
     trained.context.model.train()
-    found = compare_ranks(
-        trained.context.model,
-        rows,
-        pad_id=3,
-        micro_batch=7,
-        on_progress=lambda *at: beats.append(at),
-    )
+    model, objective = trained.context.model, trained.context.objective
+    measure = partial(mean_loss, model, rows, objective=objective, micro_batch=7)
+    found = compare_ranks(model, measure, on_progress=lambda *at: beats.append(at))
 
     assert trained.context.model.training
     assert dylora_of(trained).chosen == R
@@ -156,12 +154,12 @@ def test_ranks_are_compared_without_disturbing_the_training(trained: Rig) -> Non
     assert beats == [(done, R) for done in range(R)]
     trained.context.model.eval()
     with dylora_of(trained).at(2):
-        alone = mean_loss(trained.context.model, rows, pad_id=3, micro_batch=1)
+        alone = mean_loss(model, rows, objective=objective, micro_batch=1)
     assert found[2] == pytest.approx(alone, rel=1e-5)
     assert len({round(loss, 6) for loss in found.values()}) == R
 
 
-def test_many_ranks_are_compared_at_powers_of_two() -> None:
+def test_many_ranks_are_compared_at_1_2_4_8() -> None:
     """Beyond 16 ranks the table has the powers of two and r itself."""
     assert ranks_to_compare(4) == (1, 2, 3, 4)
     assert ranks_to_compare(48) == (1, 2, 4, 8, 16, 32, 48)
@@ -187,7 +185,7 @@ def test_the_best_rank_is_what_is_saved_exported_and_scored(trained: Rig, tmp_pa
     torch.testing.assert_close(logits(loaded, trained), expected, rtol=0, atol=1e-5)
 
 
-def test_what_cannot_be_exported_is_said(trained: Rig, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_reported(trained: Rig, tmp_path: Path) -> None:
     """A rank that is not there, an adapter of one rank, and an existing target are refused."""
     adapter = saved(trained, tmp_path)
     with pytest.raises(ConfigError, match="9 is not one of 1 to 8"):
@@ -219,7 +217,7 @@ def test_the_whole_job_leaves_a_table_of_ranks_and_exports(
         train={"steps": 4},
     )
     assert main(["train", "--run-dir", str(run)]) == 0
-    said = capsys.readouterr().err
+    messages = capsys.readouterr().err
     table = json.loads((run / "adapter" / "ranks.json").read_text())
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
     exported = tiny.run_trainer("export", run)
@@ -227,7 +225,7 @@ def test_the_whole_job_leaves_a_table_of_ranks_and_exports(
 
     assert list(table["losses"]) == ["1", "2", "3", "4"]
     assert adapter["r"] == table["best"]
-    assert "validation loss by rank: 1:" in said
+    assert "validation loss by rank: 1:" in messages
     assert exported.returncode == 0, exported.stderr
     assert settings["r"] == table["best"]
     assert f"rank {table['best']}," in exported.stdout

@@ -32,7 +32,7 @@ from trainer.eviction import (
 from trainer.saving.checkpointer import Checkpointer
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-PATIENCE_S = 300.0
+WAIT_S_MAX = 300.0
 
 
 def event(**changes: Any) -> dict[str, Any]:
@@ -54,14 +54,14 @@ def event(**changes: Any) -> dict[str, Any]:
 @contextmanager
 def metadata(answers: list[Any], *, first_s: float = 0.0) -> Iterator[tuple[str, list[str]]]:
     """Serve `answers` one after another (the last one for ever); yields URL and what was asked."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(f"{self.path} {self.headers.get('Metadata')}")
-            if len(asked) == 1:
+            requests.append(f"{self.path} {self.headers.get('Metadata')}")
+            if len(requests) == 1:
                 time.sleep(first_s)
-            answer = answers[min(len(asked), len(answers)) - 1]
+            answer = answers[min(len(requests), len(answers)) - 1]
             answer = answer() if callable(answer) else answer
             body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(500 if answer == b"500" else 200)
@@ -75,26 +75,26 @@ def metadata(answers: list[Any], *, first_s: float = 0.0) -> Iterator[tuple[str,
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requests
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def heard(
-    url: str, *, enough: Callable[[], bool] = lambda: False, said: list[str] | None = None
+def on_signal(
+    url: str, *, enough: Callable[[], bool] = lambda: False, messages: list[str] | None = None
 ) -> PreemptionFlag:
     """Poll `url` fast until the flag is up or it is enough; the flag's own clock stands still."""
     flag = PreemptionFlag(lambda: 100.0)
-    said = [] if said is None else said
+    messages = [] if messages is None else messages
     poll = MetadataPoll(
         url=url,
         flag=flag,
         now=lambda: NOW,
-        on_message=said.append,
+        on_message=messages.append,
         poll_s=0.01,
-        first_call_s_max=PATIENCE_S,
+        first_call_s_max=WAIT_S_MAX,
     )
     poll.start()
     wait_until(lambda: flag.notice is not None or enough())
@@ -106,39 +106,39 @@ def heard(
 def test_a_preemption_raises_the_flag_with_its_deadline(seconds: int) -> None:
     """A notice of 0, 1, 5 or 30 s is heard with just that much time left."""
     notice = event(NotBefore=format_datetime(NOW + timedelta(seconds=seconds), usegmt=True))
-    with metadata([{"Events": []}, {"Events": [notice]}]) as (url, asked):
-        flag = heard(url)
+    with metadata([{"Events": []}, {"Events": [notice]}]) as (url, requests):
+        flag = on_signal(url)
 
     assert flag.notice is not None
     assert flag.notice.reason == "eviction notice"
     assert flag.seconds_left == seconds
-    assert set(asked) == {"/metadata/scheduledevents?api-version=2020-07-01 true"}
+    assert set(requests) == {"/metadata/scheduledevents?api-version=2020-07-01 true"}
 
 
 def test_other_events_are_no_preemption() -> None:
     """A reboot, a freeze or an odd document leave the flag down."""
     others = {"Events": [event(EventType="Reboot"), event(EventType="Freeze")]}
-    with metadata([others]) as (url, asked):
-        assert heard(url, enough=lambda: len(asked) > 3).notice is None
+    with metadata([others]) as (url, requests):
+        assert on_signal(url, enough=lambda: len(requests) > 3).notice is None
 
 
 @pytest.mark.parametrize("broken", [b"500", b"not json", b"[]", b'{"Events": 3}', b""])
 def test_a_broken_answer_is_survived(broken: bytes) -> None:
     """Errors and nonsense from the service are no notice, and the next good answer is heard."""
-    with metadata([broken, broken, {"Events": [event()]}]) as (url, asked):
-        flag = heard(url)
+    with metadata([broken, broken, {"Events": [event()]}]) as (url, requests):
+        flag = on_signal(url)
 
     assert flag.notice is not None
-    assert len(asked) == 3
+    assert len(requests) == 3
 
 
 def test_the_slow_first_call_is_waited_for() -> None:
     """The first call may take long (minutes at Azure): it is waited for, and it counts."""
-    with metadata([{"Events": [event()]}], first_s=0.5) as (url, asked):
-        flag = heard(url)
+    with metadata([{"Events": [event()]}], first_s=0.5) as (url, requests):
+        flag = on_signal(url)
 
     assert flag.notice is not None
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_no_proxy_is_ever_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,12 +148,12 @@ def test_no_proxy_is_ever_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with metadata([{"Events": [event()]}]) as (url, _):
-        assert heard(url).notice is not None
+        assert on_signal(url).notice is not None
 
 
 def test_nobody_at_the_address_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a service there is simply no notice, and the user is told once."""
-    said: list[str] = []
+    messages: list[str] = []
     tried: list[str] = []
 
     def fetch(url: str, *, timeout_s: float) -> object:
@@ -161,11 +161,11 @@ def test_nobody_at_the_address_is_survived(monkeypatch: pytest.MonkeyPatch) -> N
         return fetch_events(url, timeout_s=timeout_s)
 
     monkeypatch.setattr("trainer.eviction.fetch_events", fetch)
-    flag = heard("http://127.0.0.1:1", enough=lambda: len(tried) > 3, said=said)
+    flag = on_signal("http://127.0.0.1:1", enough=lambda: len(tried) > 3, messages=messages)
 
     assert flag.notice is None
-    assert len(said) == 1
-    assert said[0].startswith("eviction notices cannot be heard: ")
+    assert len(messages) == 1
+    assert messages[0].startswith("eviction notices cannot be heard: ")
 
 
 def test_an_announced_deletion_is_a_notice() -> None:

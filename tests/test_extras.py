@@ -17,8 +17,8 @@ import yaml
 from support.runs import Project, make_project
 from support.tiny import ROOT, make_run
 
-from commands import after
-from commands.runs import extras, tool_checks
+from commands import audit, generate, merge, push
+from commands.runs import extras
 from commands.runs.config import load
 from commands.runs.home import RunFolder
 from commands.runs.session import _saved
@@ -83,7 +83,7 @@ def test_a_base_install_says_so_first(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "messages"),
     [
         ("--help", 0, "First steps"),
         ("init new", 0, "note: training on this computer needs `asyncssh`, `torch`"),
@@ -97,7 +97,7 @@ def test_a_base_install_says_so_first(
     ],
 )
 def test_a_base_install_does_what_it_can(
-    project: Project, tmp_path: Path, words: str, code: int, said: str
+    project: Project, tmp_path: Path, words: str, code: int, messages: str
 ) -> None:
     """What needs no extra works without one."""
     shutil.rmtree(project.folder / "new", ignore_errors=True)
@@ -107,7 +107,7 @@ def test_a_base_install_does_what_it_can(
     done = qft(project, without(tmp_path, EXTRAS), *words.split())
 
     assert done.returncode == code, done.stderr
-    assert said in done.stdout + done.stderr
+    assert messages in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -135,7 +135,7 @@ def fake(place: Path, name: str, *, version: str = "", body: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "body", "said", "typed"),
+    ("name", "version", "body", "messages", "typed"),
     [
         ("torch", "", 'raise OSError("libcudart.so.13: cannot open")', "libcudart.so.13", "torch"),
         ("torch", "", "import nowhere_at_all", "nowhere_at_all", "--force-reinstall torch"),
@@ -145,8 +145,8 @@ def fake(place: Path, name: str, *, version: str = "", body: str = "") -> None:
         ("bitsandbytes", "0.50.2", "", "has no library for this computer", "bitsandbytes"),
     ],
 )
-def test_a_package_that_cannot_be_used_is_told(  # noqa: PLR0917  (parameters of the cases)
-    project: Project, tmp_path: Path, name: str, version: str, body: str, said: str, typed: str
+def test_a_package_that_cannot_be_used_is_reported(  # noqa: PLR0917  (parameters of the cases)
+    project: Project, tmp_path: Path, name: str, version: str, body: str, messages: str, typed: str
 ) -> None:
     """One that is broken, too old or without its library is refused before anything is rented."""
     fake(tmp_path / "path", name, version=version, body=body)
@@ -157,10 +157,10 @@ def test_a_package_that_cannot_be_used_is_told(  # noqa: PLR0917  (parameters of
 
     done = qft(project, {"PYTHONPATH": str(tmp_path / "path")}, "run", other.name, "--json")
 
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["exit_code"]) == (2, 2), done.stderr
-    assert any(said in problem for problem in told["problems"]), told
-    assert typed in told["hint"]
+    output = json.loads(done.stdout)
+    assert (done.returncode, output["exit_code"]) == (2, 2), done.stderr
+    assert any(messages in problem for problem in output["problems"]), output
+    assert typed in output["hint"]
     assert not (project.home / "runs" / "tiny" / "journal.jsonl").exists()
 
 
@@ -188,7 +188,7 @@ def test_what_could_be_loaded_is_remembered_until_it_changes(
     assert "cannot be loaded: ImportError: broken" in str(lack)
 
 
-def test_every_package_that_is_asked_for_is_one_of_an_extra(
+def test_every_package_that_is_imported_is_one_of_an_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names and least versions are those of the declaration, in a checkout and as installed."""
@@ -241,7 +241,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "messages"),
     [
         (("txt=a",), "--field txt: the prompt's fields are text"),
         (("text=a", "mood=b"), "--field mood: the prompt's fields are text"),
@@ -249,19 +249,19 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
         (("text",), "names no field"),
     ],
 )
-def test_an_unknown_field_is_told_before_a_model_is_loaded(
-    fetched: Project, fields: tuple[str, ...], said: str
+def test_an_unknown_field_is_reported_before_a_model_is_loaded(
+    fetched: Project, fields: tuple[str, ...], messages: str
 ) -> None:
     """The fields of the prompt stand in run.yaml: no model is needed to compare them."""
     del fetched
     with pytest.raises(UsageError) as caught:
-        after.generate("tiny", after.Question(fields=fields), as_json=False)
+        generate.generate("tiny", generate.GenerateOptions(fields=fields), as_json=False)
 
-    assert said in caught.value.message
+    assert messages in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("repo", "token", "said"),
+    ("repo", "token", "messages"),
     [
         ("me/model", "", "HF_TOKEN is not set"),
         ("me/model base/../x", "t", "cannot name a place"),
@@ -275,45 +275,45 @@ def test_an_unknown_field_is_told_before_a_model_is_loaded(
         ("me/" + "m" * 97, "t", "cannot name a place"),
     ],
 )
-def test_a_push_that_cannot_be_is_told_at_once(
-    fetched: Project, monkeypatch: pytest.MonkeyPatch, repo: str, token: str, said: str
+def test_a_push_that_cannot_be_is_reported_at_once(
+    fetched: Project, monkeypatch: pytest.MonkeyPatch, repo: str, token: str, messages: str
 ) -> None:
     """No token, or a name that no hub takes: nothing is loaded, and nobody is asked."""
     del fetched
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UsageError) as caught:
-        after.push("tiny", after.Shelf(repo=repo, merged=False, public=False), as_json=False)
+        push.push("tiny", push.PushOptions(repo=repo, merged=False, public=False), as_json=False)
 
-    assert said in caught.value.message
+    assert messages in caught.value.message
 
 
-def test_a_push_with_a_base_that_is_no_hub_id_is_told_at_once(fetched: Project) -> None:
+def test_a_push_with_a_base_that_is_no_hub_id_is_reported_at_once(fetched: Project) -> None:
     """What the card would name must be what a hub could have."""
     del fetched
-    shelf = after.Shelf(repo="me/model", merged=False, public=False, base="./phi")
+    options = push.PushOptions(repo="me/model", merged=False, public=False, base="./phi")
     with pytest.raises(UsageError, match="is no hub id"):
-        after.push("tiny", shelf, as_json=False)
+        push.push("tiny", options, as_json=False)
 
 
-def test_a_merge_without_room_or_with_a_broken_base_is_told_at_once(
+def test_a_merge_without_room_or_with_a_broken_base_is_reported_at_once(
     fetched: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The size of the weights and their files are known before any is loaded."""
-    order = after.Fold()
+    options = merge.MergeOptions()
     usage = shutil.disk_usage(fetched.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=10))
-    monkeypatch.setattr(tool_checks, "demand_for", lambda *_all: None)
+    monkeypatch.setattr(merge, "demand", lambda *_all: None)
     with pytest.raises(UsageError, match="GB free"):
-        after.merge("tiny", order, as_json=False)
+        merge.merge("tiny", options, as_json=False)
     (fetched.folder / "model" / "model.safetensors").write_bytes(b"")
     with pytest.raises(UsageError, match="cannot be used") as caught:
-        after.merge("tiny", order, as_json=False)
+        merge.merge("tiny", options, as_json=False)
 
     assert "model.safetensors: is empty" in caught.value.problems[0]
 
 
 @pytest.mark.parametrize("page", ["nowhere/page.html", ".", "closed/page.html"])
-def test_a_page_that_cannot_be_written_is_told_before_the_rows_are_read(
+def test_a_page_that_cannot_be_written_is_reported_before_the_rows_are_read(
     fetched: Project, page: str
 ) -> None:
     """`--html` into no folder, onto a folder, or without the right to write."""
@@ -322,7 +322,7 @@ def test_a_page_that_cannot_be_written_is_told_before_the_rows_are_read(
         (fetched.folder / "closed").rmdir()  # root may write anywhere: a file is in the way then
         (fetched.folder / "closed").write_text("")
     with pytest.raises(UsageError, match="--html"):
-        after.audit("run.yaml", html=page, as_json=False)
+        audit.audit("run.yaml", html=page, as_json=False)
 
 
 TOOL, TRAINER = ["trainer", "generate"], ["trainer", "train"]

@@ -168,15 +168,15 @@ def test_a_run_whose_rows_changed_is_not_resumed(
     rows.write_text(before.replace("sky", "sea", 1))
     code = main(["train", "--run-dir", str(stopped)])
     rows.write_text(before)
-    said = capsys.readouterr().err
+    messages = capsys.readouterr().err
 
     assert code == 78
-    assert "data.train: was" in said
-    assert "Traceback" not in said
+    assert "data.train: was" in messages
+    assert "Traceback" not in messages
     assert load_config(stopped / "config.json").train.steps == 4
 
 
-def test_a_run_is_prolonged_only_when_asked(
+def test_a_run_is_prolonged_only_on_request(
     stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """More steps are refused, then allowed by name, and the status says from where on."""
@@ -184,11 +184,11 @@ def test_a_run_is_prolonged_only_when_asked(
     raw["train"]["steps"] = 6
     tiny.write_config(stopped, raw)
     refused = main(["train", "--run-dir", str(stopped)])
-    said = capsys.readouterr().err
+    messages = capsys.readouterr().err
     allowed = main(["train", "--run-dir", str(stopped), "--allow-change", "steps"])
     status = json.loads((stopped / "status.json").read_text())
 
     assert (refused, allowed) == (78, 0)
-    assert "train.steps: was 4, is 6" in said
+    assert "train.steps: was 4, is 6" in messages
     assert (status["resumed_from"], status["exact"], status["inexact_from"]) == (4, False, 5)
     assert [record["step"] for record in tiny.losses(stopped)] == [1, 2, 3, 4, 5, 6]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,6 @@ from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run.fold import fold
 from infra.run.journal import Journal, Kind, read
 from infra.run.state import RunState
-from infra.run.vm_json import to_json
 from infra.run.workload import HostUnreachable
 from remote import keys
 
@@ -69,10 +68,10 @@ def note(project: Project, *acts: tuple[Kind, dict[str, Any]]) -> RunFolder:
     return run
 
 
-OFFER = to_json(Offer(provider="local", region="a", size="s", spot_usd_per_h=0.2))
+OFFER = asdict(Offer(provider="local", region="a", size="s", spot_usd_per_h=0.2))
 RENTED: list[tuple[Kind, dict[str, Any]]] = [
     (Kind.CREATE_INTENDED, {"offer": OFFER, "generation": 1}),
-    (Kind.CREATE_ACCEPTED, {"vm": to_json(VM)}),
+    (Kind.CREATE_ACCEPTED, {"vm": asdict(VM)}),
 ]
 
 
@@ -250,7 +249,7 @@ def test_a_machine_that_nobody_signed_in_to_is_not_running(
     run = run_folder(project.home, "tiny")
     journal = Journal(run.journal, clock=lambda: now_s - age_s)
     vm = replace(VM, run_id=fold(journal.events).run_id)
-    for kind, data in [RENTED[0], (Kind.CREATE_ACCEPTED, {"vm": to_json(vm)})]:
+    for kind, data in [RENTED[0], (Kind.CREATE_ACCEPTED, {"vm": asdict(vm)})]:
         journal.append(kind, **data)
     seen = Observation(power=PowerState.RUNNING, host="127.0.0.1", port=22)
     cloud = SimpleNamespace(
@@ -261,7 +260,7 @@ def test_a_machine_that_nobody_signed_in_to_is_not_running(
     )
     monkeypatch.setattr(factory, "make_provider", lambda *_all: cloud)
     monkeypatch.setattr(status, "build_workload", lambda *_a, **_k: Silent(answers=answers))
-    monkeypatch.setattr(ls, "known_providers", lambda *_all: [cloud])
+    monkeypatch.setattr(ls, "providers_to_ask", lambda *_all: [cloud])
 
     found = status.status("tiny")
 

@@ -31,13 +31,14 @@ from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run import actions as act
 from infra.run.budget import bill
 from infra.run.context import TurnReport
-from infra.run.decide import Goal, JobPhase, RunPlan, Seen, decide
+from infra.run.decide import Seen, decide
 from infra.run.fold import apply, fold
 from infra.run.heartbeat import SILENCE, read_heartbeat
-from infra.run.journal import Event, JournalDamaged, Kind, _plain, read
-from infra.run.stall_detector import StallDetector
+from infra.run.journal import Event, JournalDamaged, Kind, Outcome, _plain, read
+from infra.run.observer import StallDetector
+from infra.run.plan import Goal, RunPlan
 from infra.run.state import RunState
-from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable, JobPhase
 from remote import errors
 from remote.job import Job
 from remote.on_machine import tree_ops
@@ -427,6 +428,6 @@ def test_a_machine_that_answers_nonsense_stops_billing(tmp_path: Path) -> None:
     vars(story.work)["look"] = workload(Stranger(b'{"state": ["running"]}')).job_status
     ending = story.go()
 
-    assert ending.code == 4
+    assert ending.outcome is Outcome.MACHINE_FAILED
     assert "described a job in a way that is none" in ending.reason
     assert not fold(read(story.path)).up

@@ -36,7 +36,7 @@ def test_a_process_gets_no_more_time_than_there_is(tmp_path: Path) -> None:
     assert later.error == "no time left: 24 s of 480"
 
 
-def test_the_speed_of_a_run_beside_others_is_not_told(tmp_path: Path) -> None:
+def test_the_speed_of_a_run_beside_others_is_not_reported(tmp_path: Path) -> None:
     """Tokens per second are those of a process that had the card to itself, after warming up."""
     here = place(tmp_path, Played())
     alone = train(here, JOB, alone=True)
@@ -45,7 +45,7 @@ def test_the_speed_of_a_run_beside_others_is_not_told(tmp_path: Path) -> None:
     assert alone.figures["tokens_per_s"] == Figure(value=50.0, unit="tokens/s")
     assert "tokens_per_s" not in shared.figures
     assert shared.figures["peak_allocated"].value == 6e9
-    assert "peak 20 % above the forecast" in alone.said
+    assert "peak 20 % above the forecast" in alone.message
 
 
 def test_the_comparison_tells_both_speeds(tmp_path: Path) -> None:
@@ -55,17 +55,17 @@ def test_the_comparison_tells_both_speeds(tmp_path: Path) -> None:
     train(here, JOB, alone=True)
     after = compare_speed(here, JOB)
 
-    assert before.said == ""
+    assert before.message == ""
     assert after.figures["tokens_per_s"].value == 25
-    assert after.said == "ours is 2.00 times as fast"
+    assert after.message == "ours is 2.00 times as fast"
 
 
 @pytest.mark.parametrize(("steps", "found"), [(0, None), (3, None), (4, 100.0), (6, 100.0)])
 def test_speed_needs_more_than_the_warm_up(steps: int, found: float | None) -> None:
     """Too few steps give no speed rather than a wrong one."""
-    told = [{"step": at, "tokens": 50.0, "at_s": at / 2} for at in range(1, steps + 1)]
+    text = [{"step": at, "tokens": 50.0, "at_s": at / 2} for at in range(1, steps + 1)]
 
-    assert speed(told, warm_up=2) == found
+    assert speed(text, warm_up=2) == found
 
 
 def test_a_resumed_run_with_the_same_bits_is_done(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_resumed_run_with_the_same_bits_is_done(tmp_path: Path) -> None:
     line = kill_and_resume(here, JOB)
 
     assert line.result is Result.DONE
-    assert line.said.startswith("killed after step 3, went on from step 2; the same bits")
+    assert line.message.startswith("killed after step 3, went on from step 2; the same bits")
     assert line.figures["redone"] == Figure(value=1, unit="steps")
 
 
@@ -136,20 +136,20 @@ def test_any_other_bit_is_found_and_named(tmp_path: Path, damage: Callable[[Path
     write_run(tmp_path / "killed", upto=6, seconds=3)
     same = differences(tmp_path / "calm", tmp_path / "killed", steps=6)
     damage(tmp_path / "killed")
-    told = differences(tmp_path / "calm", tmp_path / "killed", steps=6)
+    text = differences(tmp_path / "calm", tmp_path / "killed", steps=6)
 
     assert same == []
-    assert told[0].startswith(DAMAGES[damage])
+    assert text[0].startswith(DAMAGES[damage])
 
 
 def test_two_runs_that_did_nothing_are_not_the_same(tmp_path: Path) -> None:
     """Where nothing was trained nothing was compared, which is no proof."""
     for name in ("calm", "killed"):
         write_run(tmp_path / name, upto=4)
-    told = differences(tmp_path / "calm", tmp_path / "killed", steps=6)
+    text = differences(tmp_path / "calm", tmp_path / "killed", steps=6)
     missing = differences(tmp_path / "nowhere", tmp_path / "neither", steps=6)
 
-    assert told == ["the undisturbed run has a log of 4 lines, not of steps 1 to 6"]
+    assert text == ["the undisturbed run has a log of 4 lines, not of steps 1 to 6"]
     assert missing == ["the undisturbed run has a log of 0 lines, not of steps 1 to 6"]
 
 
@@ -185,7 +185,7 @@ def test_a_run_that_began_anew_did_not_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ended", "told"),
+    ("ended", "text"),
     [
         (Ended(code=0, seconds=9), "the run was over before it could be killed"),
         (Ended(code=74, seconds=9, error="no space left"), "exit 74: no space left"),
@@ -195,7 +195,7 @@ def test_a_run_that_began_anew_did_not_resume(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_that_was_not_killed_by_us_is_no_resumed_one(
-    tmp_path: Path, ended: Ended, told: str
+    tmp_path: Path, ended: Ended, text: str
 ) -> None:
     """If the first process ends in another way, its line says how."""
     here = place(
@@ -204,11 +204,11 @@ def test_a_run_that_was_not_killed_by_us_is_no_resumed_one(
     train(here, JOB, alone=True)
     line = kill_and_resume(here, JOB)
 
-    assert (line.result, line.error) == (Result.FAILED, told)
+    assert (line.result, line.error) == (Result.FAILED, text)
 
 
 @pytest.mark.parametrize(
-    ("ended", "told"),
+    ("ended", "text"),
     [
         (Ended(code=1, seconds=1, out='{"equal": false, "steps": 2, "first_difference": [5]}'),
          "not the same: [5]"),
@@ -219,14 +219,14 @@ def test_a_run_that_was_not_killed_by_us_is_no_resumed_one(
     ],
 )  # fmt: skip
 def test_a_verification_that_compared_nothing_or_differs_fails(
-    tmp_path: Path, ended: Ended, told: str
+    tmp_path: Path, ended: Ended, text: str
 ) -> None:
     """Only an exit of 0 with equal steps, at least one, is a verified run."""
     here = place(tmp_path, Played(faults=lambda command: ended if "verify" in command else None))
     write_run(tmp_path / "1b-bf16-adamw-killed", upto=6)
     line = verify(here, JOB)
 
-    assert (line.result, line.error) == (Result.FAILED, told)
+    assert (line.result, line.error) == (Result.FAILED, text)
 
 
 def test_an_act_that_breaks_is_a_failed_line(tmp_path: Path) -> None:

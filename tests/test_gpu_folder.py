@@ -59,11 +59,11 @@ def test_only_what_a_python_lacks_is_taken_from_the_folder(
 
     assert list(choice.paths) == [folder / name for name in taken]
     assert choice.lacking == ()
-    assert [line.split()[0] for line in choice.said] == taken
+    assert [line.split()[0] for line in choice.messages] == taken
 
 
 @pytest.mark.parametrize(
-    ("found", "suffix", "lacking", "told"),
+    ("found", "suffix", "lacking", "text"),
     [
         ({"torch": None}, SUFFIX, ("torch",), ""),
         ({"pydantic": None}, ".cpython-311-x86_64-linux-gnu.so", ("pydantic",), "compiled half"),
@@ -71,22 +71,22 @@ def test_only_what_a_python_lacks_is_taken_from_the_folder(
     ],
 )
 def test_what_cannot_be_had_is_named(
-    folder: Path, found: dict[str, str | None], suffix: str, lacking: tuple[str, ...], told: str
+    folder: Path, found: dict[str, str | None], suffix: str, lacking: tuple[str, ...], text: str
 ) -> None:
     """A package that is nowhere, or was packed for another Python, is said to be lacking."""
     choice = choose({**WHOLE, **found}, folder, suffix=suffix)
 
     assert choice.lacking == lacking
     assert choice.paths == ()
-    assert told in " ".join(choice.said)
+    assert text in " ".join(choice.messages)
 
 
-def test_without_the_folder_the_way_to_fill_it_is_said(tmp_path: Path) -> None:
+def test_without_the_folder_the_way_to_fill_it_is_reported(tmp_path: Path) -> None:
     """Who has no folder reads the command that fills one."""
     choice = choose({**WHOLE, "bitsandbytes": None}, tmp_path / FOLDER, suffix=SUFFIX)
 
     assert choice.lacking == ("bitsandbytes",)
-    assert "python tests/gpu --pack" in choice.said[0]
+    assert "python tests/gpu --pack" in choice.messages[0]
 
 
 def test_processes_see_one_card_and_no_network(folder: Path) -> None:
@@ -134,8 +134,8 @@ def test_a_packed_folder_serves_a_python_that_lacks_both(
         raise subprocess.CalledProcessError(1, ["pip"], stderr=f"no {requirement} for {python}")
 
     monkeypatch.setattr(borrowed, "download", unreachable)
-    said: list[str] = []
-    size = pack(tmp_path / FOLDER, on_message=said.append)
+    message: list[str] = []
+    size = pack(tmp_path / FOLDER, on_message=message.append)
     choice = choose(dict.fromkeys(WHOLE, "1.0") | {"bitsandbytes": None, "pydantic": None},
                     tmp_path / FOLDER)  # fmt: skip
     ask = (
@@ -148,7 +148,7 @@ def test_a_packed_folder_serves_a_python_that_lacks_both(
     )  # fmt: skip
 
     assert size < 40 << 20
-    assert len(said) == len(borrowed.PYTHONS) - 1  # one compiled half is that of this Python
+    assert len(message) == len(borrowed.PYTHONS) - 1  # one compiled half is that of this Python
     assert choice.lacking == ()
     core, bits, version = done.stdout.split()
     assert core.startswith(str(tmp_path))
@@ -162,11 +162,11 @@ def test_the_compiled_half_comes_from_the_wheel_of_each_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For another Python the very version that this pydantic wants is fetched and unpacked."""
-    asked: list[tuple[str, str | None]] = []
+    requested: list[tuple[str, str | None]] = []
 
     def download(requirement: str, python: str | None = None) -> Path:
-        asked.append((requirement, python))
-        place = tmp_path / f"wheel{len(asked)}" / "one.whl"
+        requested.append((requirement, python))
+        place = tmp_path / f"wheel{len(requested)}" / "one.whl"
         place.parent.mkdir()
         with zipfile.ZipFile(place, "w") as wheel:
             wheel.writestr(f"pydantic_core/_pydantic_core.cpython-{str(python)[2:]}.so", b"built")
@@ -179,7 +179,7 @@ def test_the_compiled_half_comes_from_the_wheel_of_each_python(
     wanted = borrowed.core_of(tmp_path / FOLDER)
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
-    assert asked == [
+    assert requested == [
         (f"pydantic-core=={wanted}", python) for python in borrowed.PYTHONS if python != here
     ]
     assert len(list(core.glob("*.so"))) == len(borrowed.PYTHONS)
@@ -198,7 +198,7 @@ def processes(tmp_path: Path) -> Processes:
     )
 
 
-def test_a_process_is_killed_as_soon_as_it_is_asked_for(
+def test_a_process_is_killed_as_soon_as_it_is_requested(
     tmp_path: Path, processes: Processes
 ) -> None:
     """The kill is SIGKILL to the whole group: a child of the process does not outlive it."""
@@ -291,7 +291,7 @@ def test_written_models_are_what_transformers_loads(tmp_path: Path) -> None:
     assert not torch.equal(query, other)
 
 
-def test_rows_are_as_long_as_they_say_and_none_is_cut(tmp_path: Path) -> None:
+def test_rows_are_of_the_stated_length_and_none_is_cut(tmp_path: Path) -> None:
     """A row is between the shortest and the longest length, so the forecast's longest is there."""
     rows = shapes.write_rows(tmp_path / "rows.jsonl", longest=512, shortest=448)
     table = DataTable(train=str(rows), prompt="{text}", completion="{answer}", loss_on="all")

@@ -52,9 +52,9 @@ def test_a_good_card_has_every_line_done(tmp_path: Path) -> None:
     assert {line["result"] for line in found["lines"]} == {"done"}
     names = [line["what"] for line in found["lines"]]
     settings = ["1b bf16", "8b bf16", "8b fp16", "1b fp16", "1b bf16 adamw8bit"]
-    for setting in [*settings, "1b bf16 paged_adamw8bit"]:
+    for value in [*settings, "1b bf16 paged_adamw8bit"]:
         for act in ("load and train", "SIGKILL and resume", "verify"):
-            assert f"{setting}: {act}" in names
+            assert f"{value}: {act}" in names
     assert [name for name in names if "Trainer" in name] == [
         "1b bf16: transformers.Trainer",
         "8b bf16: transformers.Trainer",
@@ -114,14 +114,14 @@ def test_a_card_that_could_not_be_looked_for_is_not_called_absent(
     """If the trainer cannot say what the machine has, that is a line, and no figure is made up."""
     played = Played(faults=lambda command: ended if "probe" in command else None)
     budget = Budget(limit_s=480, clock=lambda: played.now_s, began_s=0)
-    said: list[str] = []
+    message: list[str] = []
     out = tmp_path / "gpu.json"
-    made = Proof(runner=played, budget=budget, work=tmp_path, out=out, on_message=said.append)
+    made = Proof(runner=played, budget=budget, work=tmp_path, out=out, on_message=message.append)
 
     assert made.run(lacking=lacking) == code
     first = json.loads(out.read_text())["lines"][0]
     assert (first["what"], first["result"]) == ("what this machine is", result)
-    assert "could not be found out" in said[0]
+    assert "could not be found out" in message[0]
     assert not any("1b bf16" in command for command in played.commands)
 
 
@@ -157,11 +157,11 @@ def test_a_disk_without_room_leaves_out_the_large_model(
     played = Played()
     models = Models(place=place(tmp_path, played), free=lambda: 10_000_000_000)
 
-    assert models.fault("1b") is None
-    told = models.fault("8b")
-    assert told is not None
-    assert told.startswith("no room: the 8b model needs 16 GB")
-    assert models.fault("8b") == told
+    assert models.problem("1b") is None
+    text = models.problem("8b")
+    assert text is not None
+    assert text.startswith("no room: the 8b model needs 16 GB")
+    assert models.problem("8b") == text
     assert played.commands == [f"gpu.weights {tmp_path / 'models'} 1b"]
 
 
@@ -201,7 +201,9 @@ def test_the_table_claims_nothing_that_was_not_measured(tmp_path: Path) -> None:
         "peak_reserved": Figure(value=7e9, unit="bytes"),
     }
     lines = [
-        Line(what="a: train", result=Result.DONE, seconds=3.21, said="30 steps", figures=figures),
+        Line(
+            what="a: train", result=Result.DONE, seconds=3.21, message="30 steps", figures=figures
+        ),
         Line(what="b: train", result=Result.FAILED, error="exit 78"),
         Line(what="c: train", result=Result.NOT_RUN, error="no time left"),
     ]
@@ -217,7 +219,7 @@ def test_the_table_claims_nothing_that_was_not_measured(tmp_path: Path) -> None:
     assert found["card"] is None
     assert found["lines"][0]["figures"]["peak_reserved"] == {"value": 7e9, "unit": "bytes"}
     assert found["lines"][1] == {
-        "what": "b: train", "result": "FAILED", "seconds": 0.0, "said": "", "error": "exit 78",
+        "what": "b: train", "result": "FAILED", "seconds": 0.0, "message": "", "error": "exit 78",
         "figures": {}, "log": "",
     }  # fmt: skip
 
@@ -362,7 +364,7 @@ def test_without_a_card_it_says_so_and_does_what_it_can(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lacking", [("torch",), ("pydantic",), ("torch", "numpy", "pydantic")])
-def test_a_python_that_lacks_what_is_needed_is_told_so_and_nothing_fails(
+def test_a_python_that_lacks_what_is_needed_is_reported_so_and_nothing_fails(
     tmp_path: Path, lacking: tuple[str, ...]
 ) -> None:
     """What cannot be done is not run, with what is missing; that is no failure of the trainer."""
@@ -385,8 +387,8 @@ def test_a_python_that_lacks_what_is_needed_is_told_so_and_nothing_fails(
         "not run", f"this Python lacks {', '.join(sorted(lacking, key=ORDER.index))}",
     )  # fmt: skip
     assert "FAILED" not in {line["result"] for line in lines.values()}
-    forecast = "done" if lacking == ("torch",) else "not run"
-    assert lines["8b: forecast for T4"]["result"] == forecast
+    estimate = "done" if lacking == ("torch",) else "not run"
+    assert lines["8b: forecast for T4"]["result"] == estimate
 
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from commands.runs.workload import SshWorkload
 from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.run.heartbeat import SILENCE, Heartbeat, is_of_before, read_heartbeat
-from infra.run.stall_detector import StallDetector
+from infra.run.observer import StallDetector
 from infra.timestamps import format_utc
 from remote.job import JobState, JobStatus
 

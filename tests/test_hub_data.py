@@ -21,8 +21,9 @@ from commands.runs.config import check, check_files
 from commands.runs.payload import stage
 from trainer.__main__ import main
 from trainer.config import DataTable, TrainerConfig
-from trainer.data.rows import DataError, Shards, read_rows
-from trainer.hub import HubFile, fetch, parse, rely_on_cache
+from trainer.data.rows import read_rows
+from trainer.exit_codes import DataError
+from trainer.hub import HubFile, Shards, fetch, parse, rely_on_cache
 from trainer.rundir.layout import data_facts
 
 NAMED = "hub:me/pairs@v1/data/train.jsonl"
@@ -85,16 +86,16 @@ def test_every_format_is_read_from_a_hub(hub: hubs.Hub, tmp_path: Path) -> None:
         rows = read_rows(fetch(wanted, endpoint=hub.endpoint, cache=tmp_path / "cache"))
 
         assert [dict(row.fields) for row in rows] == [{"text": "a", "mood": "b"}]
-    assert {line.rpartition("/")[2] for line in hub.asked} == set(bodies)
+    assert {line.rpartition("/")[2] for line in hub.requests} == set(bodies)
 
 
-def test_a_file_that_is_not_there_is_said_so(hub: hubs.Hub, tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_reported_so(hub: hubs.Hub, tmp_path: Path) -> None:
     """A wrong path ends with the data set, its revision and the path."""
     wanted = HubFile(repo="me/pairs", revision="v1", path="no.jsonl")
 
     with pytest.raises(DataError, match=r"no\.jsonl of the data set me/pairs at v1 cannot be"):
         fetch(wanted, endpoint=hub.endpoint, cache=tmp_path / "cache")
-    assert hub.asked != []
+    assert hub.requests != []
 
 
 @pytest.mark.parametrize("ask", [["audit"], ["generate", "--base-only"]])
@@ -121,7 +122,7 @@ def test_a_silent_hub_costs_no_half_minute(tmp_path: Path, ask: list[str]) -> No
 
 
 @pytest.mark.parametrize("word", ["1", "true"])
-def test_a_network_that_is_switched_off_is_not_asked(
+def test_a_network_that_is_switched_off_is_not_used(
     monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     """Whoever says so has no hint to expect, and no wait."""
@@ -198,7 +199,7 @@ def test_the_shards_of_a_split_are_read_as_one_file(hub: hubs.Hub, tmp_path: Pat
 
     assert [(row.number, row.fields["text"]) for row in rows] == [(1, "a"), (2, "b"), (3, "c")]
     assert str(shards) == "data/train-*.parquet of the data set me/pairs at v1"
-    listed, *fetched = hub.asked
+    listed, *fetched = hub.requests
     assert listed == "GET /api/datasets/me/pairs/revision/v1"
     assert {line.rpartition("-of-")[0].partition(" ")[2] for line in fetched} == {
         f"/datasets/me/pairs/resolve/{hubs.COMMIT}/data/train-0000{n}" for n in range(3)
@@ -249,14 +250,14 @@ def test_the_fingerprint_knows_every_shard(tmp_path: Path, monkeypatch: pytest.M
     assert (found[0] == found[2], found[0] == found[1]) == (True, False)
 
 
-def test_nothing_is_staged_for_a_hub(tmp_path: Path) -> None:
+def test_nothing_is_copied_for_a_hub(tmp_path: Path) -> None:
     """The laptop accepts the name, sends no rows, and the machine's config still names the hub."""
     model = tiny.make_model(tmp_path / "model")
     tables: dict[str, Any] = tiny.make_config(model, Path("x"), data={"train": NAMED})
     loaded = check({"name": "rows", **tables}, tmp_path / "run.yaml")
     check_files(loaded)
-    staged = stage(loaded, tmp_path / "staged")
+    payload = stage(loaded, tmp_path / "staged")
 
-    assert staged.data == {}
-    assert NAMED in staged.config.read_text(encoding="utf-8")
-    assert [item.label for item in staged.items("qft/rows")] == ["code", "base model", "config"]
+    assert payload.data == {}
+    assert NAMED in payload.config.read_text(encoding="utf-8")
+    assert [item.label for item in payload.items("qft/rows")] == ["code", "base model", "config"]

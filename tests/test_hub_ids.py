@@ -98,4 +98,4 @@ def test_a_plan_takes_an_id_with_and_without_an_owner(tmp_path: Path, name: str)
 )
 def test_a_plan_refuses_a_folder_that_is_not_there(tmp_path: Path, name: str, words: str) -> None:
     """A path is named as missing, and a slip in a directory's name gets the right one."""
-    assert any(words in fault for fault in faults(tmp_path, name))
+    assert any(words in problem for problem in faults(tmp_path, name))

@@ -15,8 +15,8 @@ import logging, sys, warnings
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import os
-from commands.ui.library_warnings import to_log
-to_log(Path({log!r}), os.environ)
+from commands.ui.library_warnings import log_library_warnings
+log_library_warnings(Path({log!r}), os.environ)
 warnings.warn("TripleDES has been moved", DeprecationWarning)
 warnings.warn("old wheel", UserWarning)
 logging.getLogger("azure.identity").warning("a token is old")

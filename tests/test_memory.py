@@ -15,7 +15,7 @@ import pytest
 from support.memory_points import MODELS, POINTS
 from support.tiny import make_config
 
-from trainer.config import OptimizerKind, PrecisionChoice, Quant, TrainerConfig
+from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.gpus import GPUS
 from trainer.device.memory import (
     HOURS_FACTOR,
@@ -29,6 +29,7 @@ from trainer.device.memory import (
     step_seconds,
 )
 from trainer.device.shapes import Linear, UnknownShapeError, read_shape
+from trainer.method_table import OptimizerKind, Quant
 
 T5_3B = {
     "model_type": "t5", "d_model": 1024, "d_kv": 128, "d_ff": 16384, "num_layers": 24,
@@ -37,7 +38,7 @@ T5_3B = {
 PHI_15 = MODELS["phi-1.5"]
 
 
-def test_the_forecast_is_near_published_peaks() -> None:
+def test_the_estimate_is_near_published_peaks() -> None:
     """Of 29 measured peaks half lie within 9 % of the forecast, four fifths within 22 %.
 
     The worst are 1.8B models under DeepSpeed, whose buffers weigh more than the model's state
@@ -273,13 +274,13 @@ def test_a_plan_is_plain_json_with_everything_the_laptop_shows(tmp_path: Path) -
     assert plan["hours"] == pytest.approx(20 * plan["step_seconds"] / 3600)
 
 
-def test_an_unknown_architecture_is_told() -> None:
+def test_an_unknown_architecture_is_reported() -> None:
     """A config without the usual names is an error that shows what is missing."""
     with pytest.raises(UnknownShapeError, match="the config of `mamba` has no 'intermediate_size'"):
         read_shape({"model_type": "mamba", "hidden_size": 8})
 
 
-def test_the_forecast_needs_no_torch() -> None:
+def test_the_estimate_needs_no_torch() -> None:
     """The laptop plans without the trainer's libraries: importing loads none of them."""
     code = (
         "import sys, trainer.device.memory; "

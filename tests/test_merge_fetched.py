@@ -20,7 +20,8 @@ import torch
 from support import tiny
 from support.models import load, make_adapter
 
-from commands import after
+from commands import merge
+from commands.runs import python_program
 from commands.runs.estimate import cached
 from commands.runs.home import run_folder
 from infra.durable import write_json
@@ -61,9 +62,9 @@ class FetchedRun:
 
     def fetched(self) -> list[str]:
         """The files that were asked for, by their names, each once."""
-        asked = [one.rpartition("/")[2] for one in self.hub.asked if one.startswith("GET")]
-        assert len(asked) == len(set(asked))
-        return sorted(asked)
+        names = [one.rpartition("/")[2] for one in self.hub.requests if one.startswith("GET")]
+        assert len(names) == len(set(names))
+        return sorted(names)
 
 
 @pytest.fixture
@@ -113,12 +114,12 @@ def test_a_base_on_a_hub_is_fetched_merged_and_compared(fetched_run: FetchedRun)
     assert (Path(again.stdout.strip()) / shards[0]).is_file()
 
 
-def in_here(tool: str, arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+def in_here(_module: str, words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
     """Run a tool of the trainer in this process, which has loaded its libraries already."""
     printed, told = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
-        code = main([tool, *arguments])
-    return subprocess.CompletedProcess(arguments, code, printed.getvalue(), told.getvalue())
+        code = main(words)
+    return subprocess.CompletedProcess(words, code, printed.getvalue(), told.getvalue())
 
 
 def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
@@ -126,15 +127,15 @@ def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
 ) -> None:
     """Top figures are of the base of the training, and go with their merge; else it is hinted."""
     monkeypatch.setenv("QFT_HOME", str(fetched_run.place / "home"))
-    monkeypatch.setattr(after, "_start", in_here)
-    order = after.Fold(base=str(fetched_run.place / "base"), quantised=True, rows=3)
-    target, found = after.merge("moods", order, as_json=True)
+    monkeypatch.setattr(python_program, "start", in_here)
+    options = merge.MergeOptions(base=str(fetched_run.place / "base"), quantised=True, rows=3)
+    target, found = merge.merge("moods", options, as_json=True)
     kept = json.loads((fetched_run.out / "merged-parity.json").read_text())
     shutil.rmtree(target)
-    after.merge("moods", replace(order, rows=0), as_json=True)
+    merge.merge("moods", replace(options, rows=0), as_json=True)
     said, stale = capsys.readouterr().err, (fetched_run.out / "merged-parity.json").exists()
     shutil.rmtree(target)
-    _, other = after.merge("moods", replace(order, quantised=False, rows=6), as_json=True)
+    _, other = merge.merge("moods", replace(options, quantised=False, rows=6), as_json=True)
 
     assert found is not None
     assert kept == found

@@ -14,8 +14,9 @@ from support.rig import Rig, outcome, restored, rig, twin_of
 
 from trainer import model as models
 from trainer.adapters import methods
-from trainer.config import ConfigError, MethodKind, MethodTable, Quant, load_config
+from trainer.config import ConfigError, load_config
 from trainer.data.examples import collate
+from trainer.method_table import MethodKind, MethodTable, Quant
 from trainer.results.export import export
 
 STEPS = 6
@@ -122,7 +123,7 @@ def test_storage_follows_the_kind(kind: MethodKind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "messages"),
     [
         ({"kind": "dora", "quant": "nf4"}, "did you mean `kind: qdora`"),
         ({"kind": "qdylora", "quant": "none"}, "did you mean `kind: dylora`"),
@@ -130,9 +131,9 @@ def test_storage_follows_the_kind(kind: MethodKind) -> None:
         ({"kind": "qlora", "bases": 9}, "`bases` belongs to `kind: nola`"),
     ],
 )
-def test_contradictions_are_refused_with_the_way_out(table: dict[str, Any], said: str) -> None:
+def test_contradictions_are_refused_with_the_way_out(table: dict[str, Any], messages: str) -> None:
     """A kind, a storage and a field that do not go together say what does."""
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=messages):
         MethodTable.model_validate(table)
 
 
@@ -144,15 +145,15 @@ def test_a_paged_optimizer_is_refused_where_nothing_can_be_paged(tmp_path: Path)
         rig(run)
 
 
-def test_the_price_of_dora_is_said_once_and_before(tmp_path: Path) -> None:
+def test_the_price_of_dora_is_reported_once_and_before(tmp_path: Path) -> None:
     """Whoever chooses QDoRA reads what it costs; whoever chooses LoRA reads nothing."""
     made = rig(tiny.make_run(tmp_path / "a", rows=4, method={"kind": "qdora"}))
     plain = rig(tiny.make_run(tmp_path / "b", rows=4))
-    costs = [line for line in made.said if "26 %" in line]
+    costs = [line for line in made.messages if "26 %" in line]
 
     assert len(costs) == 1
-    assert [line for line in made.said if "unpacked in every forward pass" in line]
-    assert not [line for line in plain.said if "expect" in line]
+    assert [line for line in made.messages if "unpacked in every forward pass" in line]
+    assert not [line for line in plain.messages if "expect" in line]
 
 
 def test_rank_stabilised_means_divided_by_the_root(tmp_path: Path) -> None:

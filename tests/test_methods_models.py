@@ -13,8 +13,9 @@ from test_methods import fresh_base, logits, plain_peft
 
 from trainer import model as models
 from trainer.adapters import methods
-from trainer.config import ConfigError, MethodTable
+from trainer.config import ConfigError
 from trainer.data.examples import collate
+from trainer.method_table import MethodTable
 from trainer.results.export import export
 
 TARGETS = {
@@ -59,7 +60,7 @@ def make(kind: str, directory: Path) -> Path:
 
 @pytest.mark.parametrize("kind", sorted(TARGETS))
 @pytest.mark.parametrize("quant", ["none", "nf4"])
-def test_targets_are_found_by_looking(tmp_path: Path, kind: str, quant: str) -> None:
+def test_targets_are_found_in_the_model(tmp_path: Path, kind: str, quant: str) -> None:
     """All linear layers but the head are found, quantised or not; others are refused by name."""
     make(kind, tmp_path / "model")
     method = {"kind": "lora" if quant == "none" else "qlora", "quant": quant}

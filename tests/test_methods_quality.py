@@ -20,8 +20,8 @@ from trainer.adapters import methods
 from trainer.adapters.dylora import DyLora
 from trainer.config import load_config
 from trainer.data.examples import load_examples
-from trainer.loss import mean_loss
 from trainer.model import find_source, load_tokenizer
+from trainer.training.objective import mean_loss
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
@@ -83,7 +83,12 @@ def held_out(made: Rig) -> Any:
 
 def loss_of(made: Rig) -> float:
     """Return the mean loss on the held-out tweets, nats per target token."""
-    return mean_loss(made.context.model, held_out(made), pad_id=made.context.pad_id, micro_batch=16)
+    return mean_loss(
+        made.context.model,
+        held_out(made),
+        objective=made.context.objective,
+        micro_batch=16,
+    )
 
 
 def saved_bytes(made: Rig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from support.tiny import ROOT
 
 import cli
@@ -19,9 +19,9 @@ from commands.init import write
 from commands.runs.config import check, load
 from commands.ui.console import LiveConsole, PlainConsole, make_console
 from commands.ui.errors import UsageError
-from commands.ui.help_examples import EXAMPLES
 from infra.durable import write_bytes
-from trainer.data.rows import DataError, read_rows
+from trainer.data.rows import read_rows
+from trainer.exit_codes import DataError
 
 HEAD, LABELS = ("text", "label"), ("negative", "neutral", "positive")
 
@@ -277,20 +277,34 @@ def test_without_arguments_the_help_comes_without_a_reproach(tmp_path: Path) -> 
 
 def test_every_command_has_examples_that_it_understands() -> None:
     """The foot of each command's help shows it, with options that it has."""
-    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]  # a group has them
-    strange = [
-        (line, word)
-        for name, lines in EXAMPLES.items()
-        for line in lines
-        for word in line.partition(" <")[0].split()[2:]
-        if word.startswith("-")
-        and not commands[name].context_settings.get("ignore_unknown_options")  # the host's
-        and word not in {flag for option in commands[name].params for flag in option.opts}
-    ]
+    unknown, others = [], []
+    for name in cli.COMMANDS:
+        command = cli.load_command(name)
+        lines = importlib.import_module(f"commands.{name}").EXAMPLES
+        flags = {flag for option in command.params for flag in option.opts}
+        others += [line for line in lines if not line.startswith(f"qft {name}")]
+        if command.context_settings.get("ignore_unknown_options"):  # the words are the host's
+            continue
+        words = [word for line in lines for word in line.partition(" <")[0].split()[2:]]
+        unknown += [(name, word) for word in words if word.startswith("-") and word not in flags]
+        assert all(line in command.epilog for line in lines)
 
-    assert set(EXAMPLES) == set(commands)
-    assert all(line.startswith(f"qft {name}") for name, lines in EXAMPLES.items() for line in lines)
-    assert strange == []
+    assert (unknown, others) == ([], [])
+
+
+def test_the_table_of_commands_says_what_each_command_says_of_itself() -> None:
+    """`qft --help` imports no command: its table has each file, with the first line of its help."""
+    files = {path.stem for path in (ROOT / "commands").glob("[a-z]*.py")}
+
+    assert set(cli.COMMANDS) == files
+    assert {name: cli.load_command(name).help for name in files} == cli.COMMANDS
+
+
+def test_help_of_a_command_is_found_through_the_table(tmp_path: Path) -> None:
+    """`qft` completes the name of a command, and suggests one for a name that is none."""
+    done = qft(tmp_path, "plam")
+
+    assert "Did you mean 'plan'" in done.stderr
 
 
 def test_a_terminal_that_cannot_move_its_lines_gets_plain_ones(

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from support import tiny
 from test_merge_fetched import in_here
 
-from commands import after
+from commands import push
+from commands.runs import python_program
 from commands.runs.home import run_folder
 from commands.ui.errors import HostError
 from infra.durable import write_json
@@ -183,10 +184,10 @@ def test_a_hub_that_is_not_reached_is_no_error_of_the_command(
     monkeypatch.setenv("QFT_HOME", str(finished_run.place / "home"))
     monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(after, "_start", in_here)
-    shelf = after.Shelf(repo="me/model", merged=False, public=False)
+    monkeypatch.setattr(python_program, "start", in_here)
+    options = push.PushOptions(repo="me/model", merged=False, public=False)
     with pytest.raises(HostError, match="the hub was not reached") as caught:
-        after.push("moods", shelf, as_json=True)
+        push.push("moods", options, as_json=True)
 
     assert caught.value.exit_code == 4
     assert caught.value.hint == "nothing is half-published; the same command tries again"

@@ -12,7 +12,7 @@ import pytest
 from support.runs import Project, make_project
 from support.sshd import Sshd, serve
 
-from commands.machine import meant
+from commands.ssh import parse_words
 from commands.ui.errors import UsageError
 from infra.durable import write_json
 
@@ -159,7 +159,7 @@ def test_a_name_may_be_left_out(
     """The first word is a run only if there is one of that name."""
     make_runs(tmp_path, "tiny")
 
-    folder, found = meant(argv, tmp_path, cwd=tmp_path)
+    folder, found = parse_words(argv, tmp_path, cwd=tmp_path)
 
     assert (folder.name, found) == (name, command)
 
@@ -180,6 +180,6 @@ def test_a_command_without_a_machine_is_refused(
     make_runs(tmp_path, "tiny", "other")
 
     with pytest.raises(UsageError) as caught:
-        meant(argv, tmp_path, cwd=tmp_path)
+        parse_words(argv, tmp_path, cwd=tmp_path)
 
     assert expected in caught.value.message

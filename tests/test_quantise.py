@@ -14,8 +14,9 @@ from transformers.models.falcon.modeling_falcon import FalconLinear
 
 from trainer import model as models
 from trainer.adapters import quantise
-from trainer.config import ConfigError, MethodKind, MethodTable, PrecisionChoice
+from trainer.config import ConfigError, PrecisionChoice
 from trainer.device.precision import Precision
+from trainer.method_table import MethodKind, MethodTable
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ from trainer.device.precision import Precision
         ({"kind": "lora"}, "FalconLinear"),
     ],
 )
-def test_every_layer_of_falcon_is_stored_as_asked(
+def test_every_layer_of_falcon_is_stored_as_configured(
     tmp_path: Path, method: dict[str, Any], kind: str
 ) -> None:
     """All eight linear layers of Falcon's two blocks are quantised, and untouched without it."""

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from commands.runs.receipt import make_receipt
 from infra.local.provider import LocalProvider
 from infra.provider import Offer
 from infra.run.journal import Journal, Kind
-from infra.run.vm_json import to_json
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_the_wall_never_shows_less_than_the_machine_worked(tmp_path: Path) -> No
     journal = Journal(folder.journal, clock=lambda: next(ticks))
     journal.append(Kind.RUN_STARTED, run_id="run-1", name="run")
     offer = Offer(provider="x", region="a", size="s", spot_usd_per_h=0.2)
-    journal.append(Kind.CREATE_INTENDED, offer=to_json(offer), generation=1)
+    journal.append(Kind.CREATE_INTENDED, offer=asdict(offer), generation=1)
     journal.append(Kind.RUN_RESUMED, changed=False)
     journal.append(Kind.RUN_ENDED, code=0, reason="done")
 

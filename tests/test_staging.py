@@ -15,7 +15,7 @@ from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
 from infra.provider import Vm
 from remote.on_machine import tree_ops
-from trainer.config import MethodTable
+from trainer.method_table import MethodTable
 
 LOADED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
 

@@ -47,7 +47,7 @@ def test_a_closed_stream_leaves_its_number_to_no_file(tmp_path: Path, closed: st
     """What a library prints to number 1 or 2 must not end up in the journal opened after it."""
     numbers = (
         "import sys; sys.path.insert(0, sys.argv[1]);"
-        "from commands.ui.output import settle; settle();"
+        "from commands.ui.output import open_std_streams; open_std_streams();"
         "number = open('made', 'w').fileno(); sys.exit(number)"
     )
 

@@ -42,11 +42,11 @@ def ended(
         data.write_bytes(rows)
     run = tiny.write_config(directory / "run", tiny.make_config(model, data, **tables))
     code = main(["train", "--run-dir", str(run)])
-    said = capsys.readouterr().err
+    messages = capsys.readouterr().err
 
-    assert "Traceback" not in said
+    assert "Traceback" not in messages
     assert not (run / "adapter").exists()
-    return code, said, json.loads((run / "status.json").read_text())
+    return code, messages, json.loads((run / "status.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def test_bad_settings_end_with_78(
     words: list[str],
 ) -> None:
     """Every wrong setting is named, all at once, and the status says that the run failed."""
-    code, said, status = ended(tmp_path, model, capsys, **tables)
+    code, messages, status = ended(tmp_path, model, capsys, **tables)
 
     assert code == 78
-    assert [word for word in words if word not in said] == []
+    assert [word for word in words if word not in messages] == []
     assert (status["phase"], status["error"][:11]) == ("failed", "ConfigError")
 
 
@@ -98,10 +98,10 @@ def test_bad_rows_end_with_65(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], rows: bytes, words: str
 ) -> None:
     """Rows that cannot be learnt from are named by file and line."""
-    code, said, status = ended(tmp_path, model, capsys, rows=rows)
+    code, messages, status = ended(tmp_path, model, capsys, rows=rows)
 
     assert code == 65
-    assert words in said
+    assert words in messages
     assert status["phase"] == "failed"
 
 
@@ -109,10 +109,10 @@ def test_missing_rows_end_with_65(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A data file that is not there is bad data, and named."""
-    code, said, _ = ended(tmp_path, model, capsys, data={"train": "nowhere.jsonl"})
+    code, messages, _ = ended(tmp_path, model, capsys, data={"train": "nowhere.jsonl"})
 
     assert code == 65
-    assert "nowhere.jsonl" in said
+    assert "nowhere.jsonl" in messages
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "\x00"])
@@ -156,7 +156,7 @@ def test_an_odd_run_directory_ends_with_78(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_change_that_can_never_be_allowed_is_told_at_once(
+def test_a_change_that_can_never_be_allowed_is_reported_at_once(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A slip in `--allow-change` does not wait for the first eviction."""
@@ -176,7 +176,7 @@ def test_an_odd_price_is_a_bad_command_line(price: str) -> None:
     assert ended.value.code == 2
 
 
-def test_a_full_disk_at_the_end_is_told_and_ends_with_74(
+def test_a_full_disk_at_the_end_is_reported_and_ends_with_74(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No room for the adapter is no bug: file, reason and remedy are said, without a traceback."""
@@ -184,16 +184,16 @@ def test_a_full_disk_at_the_end_is_told_and_ends_with_74(
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "adapter_model.safetensors")
 
-    monkeypatch.setattr("trainer.adapters.methods.Plain.save", full)
+    monkeypatch.setattr("trainer.adapters.methods.PeftMethod.save", full)
     data = tiny.make_rows(tmp_path / "train.jsonl", 6)
     run = tiny.write_config(
         tmp_path / "run", tiny.make_config(model, data, train={"steps": 1, "epochs": None})
     )
 
     assert main(["train", "--run-dir", str(run)]) == 74
-    said = capsys.readouterr().err
-    assert "adapter_model.safetensors: No space left on device; free some space" in said
-    assert "Traceback" not in said
+    messages = capsys.readouterr().err
+    assert "adapter_model.safetensors: No space left on device; free some space" in messages
+    assert "Traceback" not in messages
     monkeypatch.undo()
     assert main(["train", "--run-dir", str(run)]) == 0
 
@@ -230,7 +230,7 @@ def test_the_manual_lists_every_exit_code() -> None:
     assert listed == sorted(ExitCode)
 
 
-def test_every_field_is_described_and_known() -> None:
+def test_every_field_is_described_and_listed() -> None:
     """Each field of each table has a description, and the hints know all of them."""
     assert len(TABLES) == len(TrainerConfig.model_fields)
     for name, field in TrainerConfig.model_fields.items():

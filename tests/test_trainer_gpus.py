@@ -11,7 +11,7 @@ from trainer.device.precision import BF16_SINCE
 
 
 @pytest.mark.parametrize("name", sorted(RENTED))
-def test_a_gpu_of_the_catalog_is_known_to_the_trainer(name: str) -> None:
+def test_a_gpu_of_the_catalog_has_a_row_in_the_trainer(name: str) -> None:
     """Its usable memory is within a tenth below what is sold, its arithmetic follows its age."""
     sold, seen = RENTED[name], GPUS[name]
 

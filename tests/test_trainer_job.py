@@ -59,13 +59,13 @@ def test_a_finished_run_is_not_done_again(
 ) -> None:
     """Started once more, a finished run ends well at once and leaves its adapter alone."""
     before = identity(undisturbed)
-    told = json.loads((undisturbed / "status.json").read_text())
+    output = json.loads((undisturbed / "status.json").read_text())
     code = main(["train", "--run-dir", str(undisturbed)])
 
     assert code == 0
     assert "nothing to do" in capsys.readouterr().err
     still = json.loads((undisturbed / "status.json").read_text())
-    assert {k: told[k] for k in ("phase", "step", "loss")} == {
+    assert {k: output[k] for k in ("phase", "step", "loss")} == {
         k: still[k] for k in ("phase", "step", "loss")
     }
     assert before == identity(undisturbed)
@@ -91,7 +91,7 @@ def test_a_terminated_run_saves_and_goes_on_to_the_same_bits(
     assert tiny.adapter_bytes(undisturbed) == tiny.adapter_bytes(run)
 
 
-def test_scores_are_made_once_and_again_when_their_question_changes(
+def test_scores_are_made_once_and_again_when_the_prompt_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both scores are there after a run; a changed question is asked anew, without training."""

@@ -14,9 +14,10 @@ from support.models import gpt2
 from support.rig import outcome_tensors, rig
 
 from trainer import model as models
-from trainer.config import ConfigError, MethodTable, ModelTable, PrecisionChoice, TrainTable
+from trainer.config import ConfigError, ModelTable, PrecisionChoice, TrainTable
 from trainer.data.examples import collate
 from trainer.device.precision import choose_precision
+from trainer.method_table import MethodTable
 
 QLORA = {"kind": "qlora", "quant": "nf4", "dropout": 0.0}
 ALL = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -156,7 +157,7 @@ def test_a_damaged_base_is_refused_and_never_filled_up_with_random_weights(
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_a_silent_hub_is_no_fault_of_the_config(
+def test_a_silent_hub_is_no_error_of_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, offline: bool
 ) -> None:
     """A hub that does not answer may be asked again, unless the network is switched off."""
@@ -217,13 +218,13 @@ def test_precision_that_cannot_work_is_refused() -> None:
         choose_precision(FP16, device="cpu", capability=None, seq2seq=False)
 
 
-def test_a_cpu_computes_in_float32_unless_asked() -> None:
+def test_a_cpu_computes_in_float32_by_default() -> None:
     """A CPU gets float32, and bfloat16 only if the user wants it."""
     auto = choose_precision(AUTO, device="cpu", capability=None, seq2seq=False)
-    asked = choose_precision(BF16, device="cpu", capability=None, seq2seq=False)
+    requests = choose_precision(BF16, device="cpu", capability=None, seq2seq=False)
 
     assert (auto.compute, auto.autocast) == (FP32, False)
-    assert (asked.compute, asked.autocast) == (BF16, True)
+    assert (requests.compute, requests.autocast) == (BF16, True)
 
 
 def test_a_row_longer_than_the_learnt_places_is_refused(tmp_path: Path) -> None:

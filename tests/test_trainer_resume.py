@@ -91,7 +91,7 @@ def test_a_step_given_up_in_the_middle_changes_nothing(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in made.state.parameters.values())
 
 
-def test_out_of_memory_halves_the_portion_and_redoes_the_step(tmp_path: Path) -> None:
+def test_out_of_memory_halves_the_micro_batch_and_redoes_the_step(tmp_path: Path) -> None:
     """When memory runs out the same step is done with half as much at a time, and it is kept so."""
     run = tiny.make_run(tmp_path, rows=20, train=HARD["whole"], method={"dropout": 0.0})
     plain = rig(run)
@@ -116,7 +116,7 @@ def test_out_of_memory_halves_the_portion_and_redoes_the_step(tmp_path: Path) ->
     assert restored(run).state.counters.micro_batch == 1
 
 
-def test_one_sequence_that_does_not_fit_is_said_so(tmp_path: Path) -> None:
+def test_one_sequence_that_does_not_fit_is_reported_so(tmp_path: Path) -> None:
     """If even one sequence exceeds the memory, the error says what to lower."""
     made = rig(tiny.make_run(tmp_path, rows=20, train=HARD["stretch"]))
 
@@ -212,7 +212,7 @@ def test_foreign_moments_leave_a_fresh_start_fresh(undisturbed: Rig, tmp_path: P
     made.store.save(replace(good, optimizer={**good.optimizer, key: torch.zeros(3)}))
     fresh = rig(made.run_dir)
     found = fresh.store.load_newest(
-        tensor_bytes_max=size_limit(fresh.state), on_message=fresh.said.append
+        tensor_bytes_max=size_limit(fresh.state), on_message=fresh.messages.append
     )
 
     assert found is not None
@@ -285,7 +285,7 @@ def test_moments_return_into_the_very_memory_that_the_optimizer_chose(tmp_path: 
 
     second.state.optimizer.step = paging_step  # type: ignore[method-assign,assignment]
     found = second.store.load_newest(
-        tensor_bytes_max=size_limit(second.state), on_message=second.said.append
+        tensor_bytes_max=size_limit(second.state), on_message=second.messages.append
     )
     assert found is not None
     second.state.restore(found)
@@ -342,7 +342,7 @@ def test_the_loss_scale_survives_with_its_history(tmp_path: Path) -> None:
         second = scaled(rig(run))
         overflow_in(second, 3)
         found = second.store.load_newest(
-            tensor_bytes_max=size_limit(second.state), on_message=second.said.append
+            tensor_bytes_max=size_limit(second.state), on_message=second.messages.append
         )
         assert found is not None
         second.state.restore(found)

@@ -22,7 +22,7 @@ from trainer.saving.async_saver import AsyncSaver
 from trainer.saving.checkpointer import Checkpointer
 from trainer.saving.manifest import Damaged
 from trainer.saving.state import digest
-from trainer.tracking.tensorboard import EventWriter
+from trainer.tracking.tensorboard import TensorBoard
 from trainer.training.loop import train
 
 STEPS = 11  # validated after 3, 6, 9 and, being the end, 11
@@ -254,9 +254,9 @@ def test_the_status_tells_the_last_validation(tmp_path: Path) -> None:
         band=None,
         fingerprint=FACTS,
         heartbeat=made.heartbeat,
-        events=EventWriter(tmp_path / "tb", steps_done=0, wall_s=lambda: 0.0),
+        tracker=TensorBoard(tmp_path / "tb", steps_done=0, wall_s=lambda: 0.0),
         clock=time.monotonic,
-        on_message=made.said.append,
+        on_message=made.messages.append,
     )
     train(made.context, made.state, checkpointer, until=5)
     checkpointer.save_now()
@@ -295,19 +295,19 @@ def test_a_loss_that_is_no_number_is_no_gain(undisturbed: Rig, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("train", "data", "said"),
+    ("train", "data", "messages"),
     [
         ({"validate_every": 3}, {}, "needs held-out rows"),
         ({"stop_after": 3}, {"eval": "x"}, "say when with `validate_every`"),
     ],
 )
 def test_validation_that_cannot_be_is_refused(
-    train: dict[str, Any], data: dict[str, Any], said: str
+    train: dict[str, Any], data: dict[str, Any], messages: str
 ) -> None:
     """No held-out rows, or patience without validations, are faults of the config."""
     table = tiny.make_config(Path("model"), Path("rows"), train=train, data=data)
 
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValidationError, match=messages):
         TrainerConfig.model_validate(table)
 
 

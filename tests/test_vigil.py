@@ -17,9 +17,10 @@ from commands.runs.power_watch import MachineDown, PowerWatch, power_question
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
-from infra.provider import Observation, PowerState, StopReason, Transient, Vm
+from infra.errors import Transient
+from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.run.fold import fold
-from infra.run.journal import Kind, read
+from infra.run.journal import Kind, Outcome, read
 from infra.run.workload import HostUnreachable
 from remote import ssh
 from remote.errors import Unreachable
@@ -279,7 +280,8 @@ def test_supervisor_records_it_within_a_minute(tmp_path: Path, what: str) -> Non
 
     (stop,) = [one for one in read(story.path) if one.kind is Kind.STOP_SEEN]
     assert stop.at_s - story.work.began_s <= 60
-    assert ending.code == (130 if what == "stopped by a person" else 0)
+    by_user = what == "stopped by a person"
+    assert ending.outcome is (Outcome.STOPPED_BY_USER if by_user else Outcome.DONE)
     assert fold(read(story.path)).evictions == (what == "evicted")
 
 
@@ -302,7 +304,7 @@ def test_long_pause_after_many_cuts_still_looks(tmp_path: Path) -> None:
 
     work.prepare = cut_often  # type: ignore[method-assign]  # the fake's own set-up, but for cuts
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     (stop,) = [one for one in read(story.path) if one.kind is Kind.STOP_SEEN]
     assert stop.at_s - gone_s[0] <= 31
 
@@ -336,6 +338,6 @@ def test_machine_that_never_answered_is_seen_to_be_gone(tmp_path: Path) -> None:
 
     story.between = evict_once
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     (stop,) = [one for one in read(story.path) if one.kind is Kind.STOP_SEEN]
     assert stop.at_s - gone_s[0] <= 60

@@ -20,8 +20,9 @@ from commands.runs.config import check
 from commands.ui.errors import UsageError
 from infra.azure.vm import PLAIN, WITH_DRIVER, image_for, security_for
 from infra.config import VmTable
+from infra.errors import BadRequest
 from infra.image import generation_of
-from infra.provider import BadRequest, Vm
+from infra.provider import Vm
 from remote.setup.steps import DriverKind
 
 MACHINES = r"/virtualMachines/[^/]+$"

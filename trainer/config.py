@@ -17,38 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from trainer import hub
 from trainer.exit_codes import ExitCode, TrainerError
-from trainer.method_table import MethodKind, MethodTable, OptimizerKind, Quant
+from trainer.method_table import MethodTable
 from trainer.text import bare
-
-# The table of methods is long enough for a file of its own, and is used as if it were here.
-__all__ = ["MethodKind", "MethodTable", "OptimizerKind", "Quant"]
-
-
-class TrainerConfig(BaseModel):
-    """The tables of `config.json`; a relative path in them starts at the run directory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    model: ModelTable
-    method: MethodTable = Field(default_factory=lambda: MethodTable())  # noqa: PLW0108 - it is defined below
-    data: DataTable
-    train: TrainTable = Field(default_factory=lambda: TrainTable())  # noqa: PLW0108 - it is defined below
-    checkpoint: CheckpointTable = Field(default_factory=lambda: CheckpointTable())  # noqa: PLW0108 - it is defined below
-    eval: EvalTable | None = Field(
-        default=None, description="How to score the result; without it nothing is evaluated."
-    )
-
-    @model_validator(mode="after")
-    def _eval_has_rows(self) -> TrainerConfig:
-        if self.eval is not None and self.data.eval is None:
-            raise ValueError("the table `eval` needs rows to score: name a file in `data.eval`")
-        if self.eval is not None and self.eval.shots and self.data.messages is not None:
-            raise ValueError(
-                "`eval.shots` writes prompts; conversations (`data.messages`) have none"
-            )
-        if self.train.validate_every is not None and self.data.eval is None:
-            raise ValueError("`train.validate_every` needs held-out rows: name them in `data.eval`")
-        return self
 
 
 class ModelTable(BaseModel):
@@ -302,6 +272,33 @@ class EvalTable(BaseModel):
         ]  # fmt: skip
 
 
+class TrainerConfig(BaseModel):
+    """The tables of `config.json`; a relative path in them starts at the run directory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: ModelTable
+    method: MethodTable = Field(default_factory=MethodTable)
+    data: DataTable
+    train: TrainTable = Field(default_factory=TrainTable)
+    checkpoint: CheckpointTable = Field(default_factory=CheckpointTable)
+    eval: EvalTable | None = Field(
+        default=None, description="How to score the result; without it nothing is evaluated."
+    )
+
+    @model_validator(mode="after")
+    def _eval_has_rows(self) -> TrainerConfig:
+        if self.eval is not None and self.data.eval is None:
+            raise ValueError("the table `eval` needs rows to score: name a file in `data.eval`")
+        if self.eval is not None and self.eval.shots and self.data.messages is not None:
+            raise ValueError(
+                "`eval.shots` writes prompts; conversations (`data.messages`) have none"
+            )
+        if self.train.validate_every is not None and self.data.eval is None:
+            raise ValueError("`train.validate_every` needs held-out rows: name them in `data.eval`")
+        return self
+
+
 TABLES: tuple[type[BaseModel], ...] = (
     ModelTable, MethodTable, DataTable, TrainTable, CheckpointTable, EvalTable,
 )  # fmt: skip
@@ -333,21 +330,22 @@ def load_config(path: Path) -> TrainerConfig:
 def problems(error: ValidationError) -> list[str]:
     """Say each fault of a failed check in one line: `table.field: what is wrong`."""
     found: dict[str, list[str]] = {}
-    for fault in error.errors(include_url=False):
-        path = [str(part) for part in fault["loc"]]
-        if fault["type"] == "extra_forbidden":
+    for error_item in error.errors(include_url=False):
+        path = [str(part) for part in error_item["loc"]]
+        if error_item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path[-1], valid_keys(path[:-1]), n=1, cutoff=0.6)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             found.setdefault(".".join(path), []).append(f"unknown key{hint}")
         else:  # beyond table and field a path names the branches of a union, which help nobody
-            said = fault["msg"].removeprefix("Value error, ")
-            found.setdefault(".".join(path[:2]) or "config", []).append(said)
-    return [f"{where}: {', or '.join(dict.fromkeys(said))}" for where, said in found.items()]
+            messages = error_item["msg"].removeprefix("Value error, ")
+            found.setdefault(".".join(path[:2]) or "config", []).append(messages)
+    return [
+        f"{where}: {', or '.join(dict.fromkeys(messages))}" for where, messages in found.items()
+    ]
 
 
 def valid_keys(path: list[str]) -> list[str]:
     """List the keys that the table at `path` has; the empty path is the config itself."""
-    TrainerConfig.model_rebuild()  # its tables are defined below it; a no-op once they are known
     fields = TrainerConfig.model_fields
     if not path:
         return list(fields)

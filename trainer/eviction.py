@@ -65,12 +65,14 @@ class PreemptionFlag:
 def on_signals(flag: PreemptionFlag) -> Iterator[None]:
     """Let SIGTERM and SIGINT set `flag` while inside; a second SIGINT interrupts at once."""
 
-    def heard(number: int, _frame: object) -> None:
+    def on_signal(number: int, _frame: object) -> None:
         if number == signal.SIGINT and flag.notice is not None:
             raise KeyboardInterrupt
         flag.set(seconds_left=SIGTERM_S, reason=signal.Signals(number).name)
 
-    before = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield
     finally:

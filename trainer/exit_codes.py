@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import ClassVar
 
+PROBLEMS_SHOWN_MAX = 20
+
 
 class ExitCode(IntEnum):
     """How a command of the trainer ended, and what to do next."""
@@ -34,3 +36,18 @@ class TrainerError(Exception):
     def __init__(self, problems: Sequence[str] | str = ()) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class DataError(TrainerError):
+    """The data cannot be trained on; `problems` are all that were found, the text the first twenty.
+
+    Repeating the run cannot help, mending the data can.
+    """
+
+    exit_code = ExitCode.BAD_DATA
+    heading = "the data cannot be used"
+
+    def __str__(self) -> str:
+        shown = self.problems[:PROBLEMS_SHOWN_MAX]
+        hidden = len(self.problems) - len(shown)
+        return "\n".join([*shown, *([f"... and {hidden} more"] if hidden else [])])

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.data.rows import DataError, Shards
+from trainer.exit_codes import DataError
 
 PREFIX = "hub:"
 PLACE = "https://huggingface.co"  # unless HF_ENDPOINT names another
@@ -62,6 +62,17 @@ class HubFile:
 
     def __str__(self) -> str:
         return f"{self.path} of the data set {self.repo} at {self.revision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """Files that together are one, in this order; messages call them `name`."""
+
+    name: str
+    files: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def parse(name: str) -> HubFile | None:

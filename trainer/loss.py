@@ -7,16 +7,14 @@ Where many positions are learnt from, the rest goes through the head in chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from trainer.data.codec import NOT_TRAINED, Example
-from trainer.data.examples import collate
-from trainer.errors import DoesNotFit
+from trainer.data.codec import NOT_TRAINED
 
 # Logits in float32, once for the values and once for their gradient, stay below about 1 GB.
 CHUNK_BYTES = 512 << 20
@@ -34,7 +32,7 @@ def summed_cross_entropy(
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings()
-    arguments, wanted, targets = _question(base, inputs)
+    arguments, wanted, targets = _predictions(base, inputs)
     many = targets.numel() * head.weight.shape[0] * 4 > chunk_bytes
     if many:
         hidden, sample = _through(model, head, arguments, wanted, rows=1)
@@ -52,7 +50,7 @@ def summed_cross_entropy(
     return cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def _question(
+def _predictions(
     base: Any, inputs: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
     """Return the model's arguments, the mask of positions that predict, and what they should."""
@@ -90,48 +88,3 @@ def _through(
 
 def _chunk_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return cross_entropy(head(hidden).float(), targets, reduction="sum")
-
-
-def mean_loss(
-    model: Any,
-    examples: Sequence[Example],
-    *,
-    pad_id: int,
-    micro_batch: int,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> float:
-    """Return the mean cross-entropy (nats) over all target tokens of `examples`, in no-grad mode.
-
-    Rows of similar length go through the model together, the longest first, `micro_batch` at a
-    time, and fewer if memory runs out. `on_progress` is called with the rows done and in all before
-    the first pass and after every one, and may raise. The caller sets the model's mode.
-
-    Raises:
-        DoesNotFit: memory does not even suffice for one row.
-    """
-    rows = sorted(examples, key=lambda item: -len(item.input_ids) - len(item.labels))
-    targets = sum(item.targets for item in rows)
-    device = next(model.parameters()).device
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    done = 0
-    on_progress(done, len(rows))
-    while done < len(rows):
-        inputs = collate(rows[done : done + micro_batch], pad_id)
-        try:
-            with torch.no_grad():
-                total += summed_cross_entropy(
-                    model, {name: value.to(device) for name, value in inputs.items()}
-                )
-        except torch.OutOfMemoryError as error:
-            if micro_batch == 1:
-                raise DoesNotFit(
-                    "one held-out row does not fit into the memory of the device; lower "
-                    f"`train.max_length`, or rent a larger GPU ({error})"
-                ) from error
-            micro_batch = -(-micro_batch // 2)
-        else:
-            done = min(done + micro_batch, len(rows))
-            on_progress(done, len(rows))
-            continue
-        torch.cuda.empty_cache()
-    return (total / max(1, targets)).item()

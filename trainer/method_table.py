@@ -30,6 +30,14 @@ class MethodKind(StrEnum):
         return self.startswith("q")
 
     @property
+    def adapter_files(self) -> tuple[str, ...]:
+        """The names in `adapter/` after a training: what its `save` writes, and the receipt."""
+        if self is MethodKind.NOLA:
+            return ("adapter_config.json", "qft.json", "nola.json", "nola.safetensors")
+        plain = ("adapter_config.json", "adapter_model.safetensors", "qft.json")
+        return (*plain, "ranks.json", "ranks.safetensors") if self.dylora else plain
+
+    @property
     def dora(self) -> bool:
         """Whether lengths are trained apart from directions."""
         return self in {MethodKind.DORA, MethodKind.QDORA}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from trainer.adapters import methods, nola, quantise
+from trainer.adapters import methods, quantise
 from trainer.adapters.settings import TENSORS, read_settings
-from trainer.config import ConfigError, MethodTable, ModelTable, Quant, TrainTable
+from trainer.config import ConfigError, ModelTable, TrainTable
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import DoesNotFit
 from trainer.hub import hub_is_silent, is_hub_id
+from trainer.method_table import MethodTable, Quant
 from trainer.schedule import derive_seed
 
 Model = Any  # a transformers model, later wrapped by PEFT; neither ships types
@@ -252,12 +252,19 @@ def load_adapter(base: Model, directory: Path) -> Model:
     settings = read_settings(directory)
     with warnings.catch_warnings():  # as above
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-        if (directory / nola.FACTS).is_file():
-            return nola.load(base, directory).eval()
-        if not (directory / TENSORS).is_file():  # or PEFT would unpickle an older format
-            raise ConfigError([f"{directory}: there is no {TENSORS}"])
         config = peft.LoraConfig(**settings.for_peft())
-        return peft.PeftModel.from_pretrained(base, str(directory), config=config).eval()
+        saved = methods.saved_format(directory)
+        if saved.peft_loads:
+            if not (directory / TENSORS).is_file():  # or PEFT would unpickle an older format
+                raise ConfigError([f"{directory}: there is no {TENSORS}"])
+            return peft.PeftModel.from_pretrained(base, str(directory), config=config).eval()
+        matrices = saved.lora(directory, None)
+        model = peft.PeftModel(base, config)
+        outcome = peft.set_peft_model_state_dict(model, matrices)
+    if outcome.unexpected_keys:
+        odd = ", ".join(outcome.unexpected_keys[:3])
+        raise ConfigError([f"{directory}: the base has no place for {odd}"])
+    return model.eval()
 
 
 def trainable(model: Model) -> dict[str, torch.nn.Parameter]:
@@ -324,18 +331,3 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-
-def set_threads(train: TrainTable) -> int:
-    """Apply the configured number of CPU threads and return the number in use."""
-    if train.threads != "auto":
-        torch.set_num_threads(train.threads)
-    return torch.get_num_threads()
-
-
-def make_deterministic() -> None:
-    """Ask torch for the same bits in every run; on CUDA this needs the workspace setting too."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    # Filling memory that is overwritten anyway costs 7 % of a step and guards against bugs only.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property that torch does not declare

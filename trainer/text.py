@@ -17,6 +17,11 @@ def duration(seconds: float) -> str:
     return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S:02d} min"
 
 
+def inexact(since: int | None) -> str:
+    """Return the words for a run whose bits may differ from an undisturbed one's, from a step."""
+    return "not bit for bit" if since is None else f"not bit for bit from step {since}"
+
+
 def bare(word: str) -> str:
     """Return a label of a list without the quotes, brackets or full stop that it is written in."""
     return word.strip().strip("\"'`[]").removesuffix(".").strip()

@@ -28,11 +28,11 @@ from trainer.config import (
     CheckpointTable,
     DataTable,
     EvalTable,
-    MethodTable,
     ModelTable,
     TrainerConfig,
     TrainTable,
 )
+from trainer.method_table import MethodTable
 
 if TYPE_CHECKING:
     from trainer.data.template import Template
@@ -101,7 +101,7 @@ class LoadedConfig:
 
 
 def load(path: Path) -> LoadedConfig:
-    """Read and check a `run.yaml`. Raises Usage with every fault at once."""
+    """Read and check a `run.yaml`. Raises UsageError with every fault at once."""
     content = read_tables(path)
     # The way may lead through a folder that goes later; the file itself may be a link.
     return check(content.tables, path.parent.resolve() / path.name, faults=content.faults)
@@ -110,7 +110,7 @@ def load(path: Path) -> LoadedConfig:
 def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) -> LoadedConfig:
     """Check what a `run.yaml` holds, its names and the files it points at.
 
-    `faults` were found while it was read. Raises Usage with every fault at once.
+    `faults` were found while it was read. Raises UsageError with every fault at once.
     """
     found = list(faults)
     config: RunConfig | None = None
@@ -237,10 +237,11 @@ def _table_in(annotation: Any) -> type[BaseModel] | None:
 def check_files(loaded: LoadedConfig) -> None:
     """Check that model and data are there, readable, and fit the templates, before renting.
 
-    Raises Usage with every fault at once. Reads the data files whole; loads no model.
+    Raises UsageError with every fault at once. Reads the data files whole; loads no model.
     """
-    from trainer.data.rows import DataError, read_rows
+    from trainer.data.rows import read_rows
     from trainer.data.template import MissingFieldError, Template, TemplateError
+    from trainer.exit_codes import DataError
 
     faults: list[str] = []
     table = loaded.config.data
@@ -280,7 +281,7 @@ def check_files(loaded: LoadedConfig) -> None:
 
 
 def demand_weights(loaded: LoadedConfig) -> None:
-    """Raise Usage if the base is a directory here that holds no weights to send."""
+    """Raise UsageError if the base is a directory here that holds no weights to send."""
     folder = loaded.model_folder
     if folder is not None and not base_files.has_weights(folder):
         raise UsageError(

@@ -30,7 +30,7 @@ def digests(loaded: LoadedConfig) -> dict[str, str]:
 def keys_for_trainer(allowed: Sequence[str]) -> tuple[str, ...]:
     """Return those of the allowed keys that the trainer has to be told of.
 
-    Raises Usage, before anything is stopped or sent, if one may never change within a run.
+    Raises UsageError, before anything is stopped or sent, if one may never change within a run.
     """
     told = tuple(key for key in allowed if key not in PLACES and key.split(".")[0] != "checkpoint")
     try:
@@ -57,7 +57,7 @@ def is_bound(state: RunState) -> bool:
 
 
 def demand_same_machine(loaded: LoadedConfig, saved: Mapping[str, object], state: RunState) -> None:
-    """Raise Usage if run.yaml names another place while the run has a machine in the old one.
+    """Raise UsageError if run.yaml names another place while the run has a machine in the old one.
 
     Whoever is asked there would not know it, and it would be forgotten and bill. Card, regions,
     price, disk and budget may change at any time: they hold for the next machine or start.
@@ -107,9 +107,9 @@ def changes(
     """What training would do differently from what the run was started with.
 
     Machine and budget may change freely, and so may the places of files with the same rows; and
-    everything, as long as the run is not `bound` by what it has trained. Raises Usage, with the
-    difference, for a change of the training itself that was not allowed: half a run of each would
-    be no experiment.
+    everything, as long as the run is not `bound` by what it has trained. Raises UsageError, with
+    the difference, for a change of the training itself that was not allowed: half a run of each
+    would be no experiment.
     """
     before = saved.get("config")
     if not isinstance(before, dict):

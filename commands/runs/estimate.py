@@ -12,11 +12,12 @@ from commands.runs.config import LoadedConfig
 from commands.runs.home import environment
 from infra.catalog.gpus import resolve_gpu
 from trainer.config import PrecisionChoice, TrainerConfig
-from trainer.data.rows import DataError, Row, stream_rows
+from trainer.data.rows import Row, stream_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
 from trainer.device.gpus import GPUS, Gpu
 from trainer.device.memory import estimate_training
 from trainer.device.shapes import UnknownShapeError
+from trainer.exit_codes import DataError
 from trainer.text import MINUTE_S, duration
 from trainer.untrusted import NotPlain, parse
 

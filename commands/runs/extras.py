@@ -23,8 +23,7 @@ from typing import Any
 from commands.runs.config import RunConfig
 from commands.ui.errors import UsageError
 from infra.durable import read_json, write_json
-from trainer.config import OptimizerKind
-from trainer.method_table import Quant
+from trainer.method_table import OptimizerKind, Quant
 
 MODULES = {"scikit-learn": "sklearn"}
 """Packages whose module has another name."""
@@ -68,7 +67,7 @@ def needed_here(config: RunConfig) -> tuple[str, ...]:
 
 
 def demand(packages: Iterable[str], purpose: str, home: Path) -> None:
-    """Raise Usage naming every package that is missing, too old or broken, and what to type."""
+    """Raise UsageError with every package that is missing, too old or broken, and what to type."""
     lacks = missing(packages, home)
     if lacks:
         raise UsageError(

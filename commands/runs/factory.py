@@ -31,7 +31,7 @@ and the Python interpreter there."""
 
 
 def make_provider(vm: VmTable, home: Path) -> Provider:
-    """The provider that `vm.provider` names. Raises Usage if it cannot work here."""
+    """The provider that `vm.provider` names. Raises UsageError if it cannot work here."""
     if vm.provider == "local":
         from infra.local.provider import LocalProvider, LocalSettings
 
@@ -53,7 +53,7 @@ def _azure(vm: VmTable, home: Path) -> Provider:
 
 
 def azure_settings(vm: VmTable) -> AzureSettings:
-    """The account, the image and the rest, from the environment and the config. Raises Usage."""
+    """The account, the image and the rest, from environment and config. Raises UsageError."""
     from infra.azure import AzureSettings
 
     try:
@@ -68,7 +68,7 @@ def azure_settings(vm: VmTable) -> AzureSettings:
 
 
 def ssh_machine(vm: VmTable) -> SshHostSettings:
-    """The user's own machine as the provider wants it told. Raises Usage without a host key."""
+    """The user's own machine for the provider. Raises UsageError without a host key."""
     from infra.ssh_host import SshHostSettings
 
     table = need_ssh(vm)

@@ -13,7 +13,7 @@ from commands.ui.errors import UsageError
 def find_config(wanted: str, home: Path) -> LoadedConfig:
     """Return the checked config of a file or of a known run; empty means the run.yaml here.
 
-    Raises Usage if there is none, or with every fault in it.
+    Raises UsageError if there is none, or with every fault in it.
     """
     if not wanted:
         here = Path("run.yaml")

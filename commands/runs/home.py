@@ -84,13 +84,13 @@ def qft_home(environment: Mapping[str, str]) -> Path:
 
 
 def run_folder(home: Path, name: str) -> RunFolder:
-    """The folder of the run `name`. Raises Usage for a name that could not be one."""
+    """The folder of the run `name`. Raises UsageError for a name that could not be one."""
     check_name(name)
     return RunFolder(root=home / "runs" / name)
 
 
 def check_name(name: str) -> None:
-    """Raise Usage unless `name` can name a run."""
+    """Raise UsageError unless `name` can name a run."""
     if not RUN_NAME.fullmatch(name):
         raise UsageError(
             f"`{shorten(name, 60)}` cannot name a run",
@@ -104,7 +104,7 @@ def make_home(folder: Path) -> None:
 
 
 def demand_playable(home: Path) -> None:
-    """Raise Usage if no machine that this computer plays can live in there.
+    """Raise UsageError if no machine that this computer plays can live in there.
 
     Its SSH server hands out paths in UTF-8; with other bytes in them it would not come up.
     """
@@ -118,7 +118,7 @@ def demand_playable(home: Path) -> None:
 
 
 def demand_place(out: Path) -> None:
-    """Raise Usage if results could not be written to `out`: found out at the end, it costs a run.
+    """Raise UsageError if results could not be written to `out`: at the end, it would cost a run.
 
     Makes nothing: a folder is there, or the nearest one above it takes new ones.
     """
@@ -154,7 +154,7 @@ def all_runs(home: Path) -> list[RunFolder]:
 def pick_run(home: Path, wanted: str, *, cwd: Path) -> RunFolder:
     """The run that a command means: its name, its `run.yaml`, the one here, or the only one.
 
-    Raises Usage when there is none or no telling which.
+    Raises UsageError when there is none or no telling which.
     """
     if wanted.endswith((".yaml", ".yml")) or "/" in wanted:
         return _known(home, _name_in(Path(wanted)))
@@ -220,7 +220,7 @@ def run_lock(
         with locked(run.lock, timeout_s=patience_s, sleep=sleep):
             yield
     except LockTimeout as error:
-        raise RunBusy(run, error.holder) from error
+        raise RunBusyError(run, error.holder) from error
 
 
 def is_locked(run: RunFolder) -> bool:
@@ -228,13 +228,13 @@ def is_locked(run: RunFolder) -> bool:
     try:
         with run_lock(run, patience_s=0.0):
             return False
-    except RunBusy:
+    except RunBusyError:
         return True
     except OSError:  # a home that cannot be written can be looked at, and is driven by nobody
         return False
 
 
-class RunBusy(UsageError):
+class RunBusyError(UsageError):
     """Another `qft` drives the run; a second driver could rent a second machine.
 
     `holder` is what that process says of itself.
@@ -253,7 +253,7 @@ class RunBusy(UsageError):
 def read_saved_config(run: RunFolder) -> dict[str, object]:
     """The config the run was last started with; empty if it never got that far.
 
-    Raises Usage if it is damaged: every other run can be listed and released all the same.
+    Raises UsageError if it is damaged: every other run can be listed and released all the same.
     """
     try:
         value = read_json(run.config)

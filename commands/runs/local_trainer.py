@@ -1,4 +1,7 @@
-"""A run directory on this computer, laid out as on the machine, for looking at a run at home."""
+"""Runs the trainer's tools on this computer, on a run directory laid out as on a machine.
+
+Each tool is a program of its own, so that the command line itself never loads torch.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,21 @@ import contextlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from subprocess import PIPE
 
 from commands.runs import python_program
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment
 from commands.runs.payload import stage
+from commands.ui.errors import HostError, TrainingError, UsageError
+from commands.ui.output import log
+from trainer.exit_codes import ExitCode
+
+MENDED_BY_THE_USER = (ExitCode.BAD_DATA, ExitCode.BAD_CONFIG, ExitCode.USAGE)
+"""Everything else is the trainer's failure."""
+LAST_LINES = 20
 
 
 @contextlib.contextmanager
@@ -32,15 +43,53 @@ def local_run_dir(loaded: LoadedConfig, folder: RunFolder) -> Iterator[Path]:
         run_dir = root / "run"
         run_dir.mkdir()
         shutil.copyfile(staged.config, run_dir / "config.json")
-        log = loaded.out / "metrics.jsonl"
-        if log.exists():
-            shutil.copyfile(log, run_dir / "metrics.jsonl")
+        log_file = loaded.out / "metrics.jsonl"
+        if log_file.exists():
+            shutil.copyfile(log_file, run_dir / "metrics.jsonl")
         if folder.checkpoints.is_dir():
             shutil.copytree(folder.checkpoints, run_dir / "checkpoints")
         yield run_dir
 
 
-def trainer(run_dir: Path, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the trainer here on a run directory; its talk goes to stderr as it comes."""
-    words = [command, "--run-dir", str(run_dir), *arguments]
-    return python_program.start("trainer", words, around=environment(), stdout=subprocess.PIPE)
+def start(
+    tool: str, *arguments: str, stdout: int | None = PIPE, stderr: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run one of the trainer's tools to its end; by default its stderr is shown as it comes."""
+    return python_program.start(
+        "trainer", [tool, *arguments], around=environment(), stdout=stdout, stderr=stderr
+    )
+
+
+def output_of(tool: str, *arguments: str, as_json: bool) -> str:
+    """Run one of the trainer's tools and return what it printed.
+
+    Its stderr is shown as it comes, except with --json, where its last lines become the error's.
+    Raises as `check_exit` does.
+    """
+    done = start(tool, *arguments, stderr=PIPE if as_json else None)
+    errors = (done.stderr or "").strip()
+    if done.returncode == 0 and errors:
+        log(errors)
+    check_exit(tool, done.returncode, errors.splitlines()[-LAST_LINES:])
+    return done.stdout
+
+
+def check_exit(tool: str, code: int, errors: Sequence[str] = ()) -> None:
+    """Raise the error that the exit code of a tool stands for; `errors` is its captured stderr.
+
+    Raises:
+        UsageError: the data or the config cannot be used.
+        HostError: the hub was not reached.
+        TrainingError: anything else.
+    """
+    if code == 0:
+        return
+    above = "" if errors else "; its message is above"
+    lines = list(errors)
+    hint = lines.pop().removeprefix("hint: ") if lines and lines[-1].startswith("hint: ") else ""
+    if code in MENDED_BY_THE_USER:
+        message = f"`{tool}` could not use what it was given{above}"
+        raise UsageError(message, problems=lines, hint=hint)
+    if code == ExitCode.FAILED_IO and tool == "publish":
+        raise HostError(f"the hub was not reached{above}", problems=lines, hint=hint)
+    raise TrainingError(f"`{tool}` ended with exit code {code}", problems=lines, hint=hint)

@@ -11,7 +11,8 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-from infra.provider import Provider, ProviderError, Vm
+from infra.errors import ProviderError
+from infra.provider import Provider, Vm
 from infra.run.decide import is_up
 from remote import errors, ssh
 

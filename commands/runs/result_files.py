@@ -36,9 +36,6 @@ RESTARTS_MAX = 4096
 """Each start of the trainer begins a file of curves."""
 MEBIBYTE = 1 << 20
 TEXTS = ("metrics.jsonl", "status.json", "eval-before.json", "eval-after.json")
-PLAIN = ("adapter_config.json", "adapter_model.safetensors", "qft.json")
-OF_RANKS = (*PLAIN, "ranks.json", "ranks.safetensors")
-OF_BASES = ("adapter_config.json", "qft.json", "nola.json", "nola.safetensors")
 CURVES = r"tb/events\.out\.tfevents\.\d{1,20}\.\d{1,20}"
 STAYS = ("checkpoints", "config.json", "README.md", ".*", "*.partial", "*.tmp", "*.lock")
 """What an honest trainer has there too, and nobody misses at home."""
@@ -56,14 +53,16 @@ class Expected:
     @property
     def adapter_names(self) -> tuple[str, ...]:
         """The files of `adapter/`; what an adapter of another kind has would be taken for one."""
-        if self.method.kind is MethodKind.NOLA:
-            return OF_BASES
-        return OF_RANKS if self.method.kind.dylora else PLAIN
+        return self.method.kind.adapter_files
 
     @property
     def foreign_names(self) -> tuple[str, ...]:
         """The files of adapters of other kinds: left by an earlier run, they would mislead."""
-        return tuple(sorted({*OF_RANKS, *OF_BASES} - set(self.adapter_names)))
+        return tuple(
+            sorted(
+                {name for kind in MethodKind for name in kind.adapter_files} - {*self.adapter_names}
+            )
+        )
 
     @property
     def results(self) -> str:

@@ -21,7 +21,7 @@ from commands.runs.config_diff import is_changed
 from commands.runs.estimate import warn_before_renting
 from commands.runs.extras import demand, needed_here
 from commands.runs.find_config import find_config
-from commands.runs.home import RunBusy, environment, qft_home
+from commands.runs.home import RunBusyError, environment, qft_home
 from commands.runs.receipt import make_receipt
 from commands.runs.request import RunRequest
 from commands.runs.result import RunResult, result_of
@@ -31,15 +31,15 @@ from commands.ui.announcing_console import Aloud
 from commands.ui.console import make_console
 from commands.ui.errors import CloudError, Exit, QftError
 from infra.durable import write_json
-from infra.provider import BadRequest, ProviderError, Rejected
+from infra.errors import BadRequest, ProviderError, Rejected
 from infra.run.budget import Budget, worst_case_usd
-from infra.run.decide import Goal
 from infra.run.fold import fold
-from infra.run.journal import read
+from infra.run.journal import Outcome, read
+from infra.run.plan import Goal
 from infra.run.state import RunEnd
 
 
-class BadProviderRequest(QftError):
+class BadProviderRequestError(QftError):
     """The provider calls a request of ours wrong: our bug, told without a page of Python."""
 
     exit_code = Exit.BUG
@@ -54,7 +54,7 @@ def request_run(  # noqa: PLR0913  (an argument is an option of a command)
     plain: bool = False,
     attach: bool = False,
 ) -> RunRequest:
-    """Make the request that a command line stands for. Raises Usage for a config with faults.
+    """Make the request that a command line stands for. Raises UsageError for a config with faults.
 
     `wanted` is a run.yaml or the name of a known run; empty takes the `run.yaml` here.
     """
@@ -87,7 +87,7 @@ def run_to_goal(request: RunRequest) -> RunResult:
             try:
                 with open_session(request) as session:
                     return _supervise(session)
-            except RunBusy:
+            except RunBusyError:
                 if not request.attach:
                     raise
             if (result := _follow(request, began)) is not None:
@@ -112,7 +112,11 @@ def _supervise(session: Session) -> RunResult:
     out = request.loaded.out
     over = is_over(session.supervisor.state)
     reason = "this run was complete already; `--fresh` begins it again"
-    ending = RunEnd(code=0, reason=reason) if over else session.supervisor.run(session.plan)
+    ending = (
+        RunEnd(outcome=Outcome.DONE, reason=reason)
+        if over
+        else session.supervisor.run(session.plan)
+    )
     simulated = session.provider.traits.simulated_prices
     receipt = make_receipt(request.folder, out, simulated=simulated)
     if out.is_dir() and not over:
@@ -142,7 +146,7 @@ def _as_trouble(error: ProviderError, request: RunRequest) -> QftError:
     goes_on = "" if is_bad else after_provider_error(error, folder, request.goal)
     parts = (error.hint, goes_on, still_billing(folder.name, receipt))
     is_ours = is_bad and not isinstance(error, Rejected)
-    kind = BadProviderRequest if is_ours else CloudError
+    kind = BadProviderRequestError if is_ours else CloudError
     return kind(str(error), hint="; ".join(part for part in parts if part))
 
 

@@ -20,11 +20,18 @@ from commands.runs.request import RunRequest
 from commands.runs.workload import SshWorkload
 from commands.ui.console import PlainConsole
 from commands.ui.errors import UsageError
-from infra.provider import PowerState, Provider, ProviderError, Vm
-from infra.run.decide import TRAINER_DONE, TRAINER_PREEMPTED, JobPhase, JobView
+from infra.errors import ProviderError
+from infra.provider import PowerState, Provider, Vm
 from infra.run.journal import Kind
 from infra.run.state import RunState
-from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import (
+    HostNotTrusted,
+    HostUnfit,
+    HostUnreachable,
+    JobOutcome,
+    JobPhase,
+    JobView,
+)
 
 KILL_S = 5.0
 """What is kept of the time for ending a trainer that does not save."""
@@ -302,7 +309,7 @@ class _Attempt:
         job = self._job or JobView(phase=JobPhase.ABSENT)
         saved: int | None = None
         if self.asked and self.stopped.is_set():
-            if job.exit_code in {TRAINER_PREEMPTED, TRAINER_DONE}:
+            if job.outcome in {JobOutcome.PREEMPTED, JobOutcome.DONE}:
                 saved = job.step  # it saves between two steps, and leaves
             elif not self._error and not trouble:
                 ended = "" if job.exit_code is None else f" (exit {job.exit_code})"

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,11 @@ from infra.durable import write_json
 from infra.provider import Provider
 from infra.run.budget import Budget
 from infra.run.context import RunContext
-from infra.run.decide import Policy, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
+from infra.run.plan import Policy, RunPlan
 from infra.run.state import RunState
 from infra.run.supervisor import Supervisor
-from infra.run.vm_json import to_json
 from trainer.config import EvictionBand
 
 LOCAL_POLICY = Policy(
@@ -98,8 +97,8 @@ def policy_of(loaded: LoadedConfig) -> Policy:
 def open_session(request: RunRequest) -> Iterator[Session]:
     """Take control of the run that is asked for, starting it if it is new.
 
-    Raises Busy if another process drives it, Usage if config or data cannot be used; nothing is
-    written to the cloud before everything on this side is in order.
+    Raises RunBusyError if another process drives it, UsageError if config or data cannot be used;
+    nothing is written to the cloud before everything on this side is in order.
     """
     loaded, folder = request.loaded, request.folder
     keys_for_trainer(request.allow_change)
@@ -152,7 +151,7 @@ def _refresh_own_machine(request: RunRequest, journal: Journal) -> None:
     if (vm.port, vm.host_public_key) == (table.port, table.host_key):
         return
     known = replace(vm, port=table.port, host_public_key=table.host_key)
-    journal.append(Kind.CREATE_ACCEPTED, vm=to_json(known))
+    journal.append(Kind.CREATE_ACCEPTED, vm=asdict(known))
 
 
 def _begins(request: RunRequest) -> bool:
@@ -253,7 +252,7 @@ def _saved(loaded: LoadedConfig, allowed: Sequence[str]) -> dict[str, Any]:
 
 
 def _demand_same_file(loaded: LoadedConfig, saved: dict[str, object]) -> None:
-    """Raise Usage if the name belongs to another `run.yaml` that is still there; it may move."""
+    """Raise UsageError if the name belongs to another `run.yaml` that is still there."""
     first = Path(str(saved.get("path", "")))
     if first.is_file() and not first.samefile(loaded.path):
         raise UsageError(
@@ -263,7 +262,7 @@ def _demand_same_file(loaded: LoadedConfig, saved: dict[str, object]) -> None:
 
 
 def _set_aside(folder: RunFolder, *, clock: Callable[[], float] = time.time) -> None:
-    """Begin again: keep the old record beside the new one. Raises Usage while it has a machine."""
+    """Begin again, the old record kept beside the new. Raises UsageError while it has a machine."""
     if not folder.exists():
         return
     state = fold(Journal(folder.journal, clock=clock).events)

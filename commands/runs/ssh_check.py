@@ -21,15 +21,15 @@ LIMIT_S = 17.0
 
 
 def check_ssh_host(vm: VmTable, folder: RunFolder) -> None:
-    """Raise HostTrouble, within `LIMIT_S`, unless the machine lets us in.
+    """Raise HostError, within `LIMIT_S`, unless the machine lets us in.
 
-    Raises Usage without a pinned key or a key file. Nothing is written on either side.
+    Raises UsageError without a pinned key or a key file. Nothing is written on either side.
     """
     sign_in(vm, folder).close()
 
 
 def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> ssh.SshConnection:
-    """Connect to the machine of `provider: ssh`, or raise HostTrouble that says why not."""
+    """Connect to the machine of `provider: ssh`, or raise HostError that says why not."""
     settings = factory.ssh_machine(vm)
     host = ssh.Host(
         address=settings.host,

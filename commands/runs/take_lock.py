@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from commands.runs.home import RunBusy, RunFolder, run_lock
+from commands.runs.home import RunBusyError, RunFolder, run_lock
 from infra.durable import read_json, write_json
 
 PATIENCE_S = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
@@ -77,7 +77,7 @@ def take_lock(  # noqa: PLR0913  (clock and sleep are a test's)
         for left in reversed(range(DRIVERS_MAX + 1)):
             try:
                 held.enter_context(run_lock(folder))
-            except RunBusy as busy:
+            except RunBusyError as busy:
                 if not left:
                     raise
                 other = None if urgent else lock_taker_of(folder)
@@ -142,7 +142,7 @@ def _is_done(
 
 
 def _end(
-    busy: RunBusy,
+    busy: RunBusyError,
     folder: RunFolder,
     on_message: Callable[[str], None],
     *,
@@ -163,7 +163,7 @@ def _end(
             sleep(POLL_EVERY_S)
 
 
-def _driver(busy: RunBusy, folder: RunFolder) -> int | None:
+def _driver(busy: RunBusyError, folder: RunFolder) -> int | None:
     """The process that holds the lock, if it is one of this computer that has the file open.
 
     A number alone proves nothing: it may be of another computer, or of a process that came later.

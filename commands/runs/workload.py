@@ -16,9 +16,15 @@ from commands.runs.result_files import STAYS, Expected, left_there
 from commands.runs.workload_config import WorkloadConfig
 from infra.durable import write_bytes
 from infra.provider import Vm
-from infra.run.decide import JobPhase, JobView
 from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
-from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import (
+    HostNotTrusted,
+    HostUnfit,
+    HostUnreachable,
+    JobOutcome,
+    JobPhase,
+    JobView,
+)
 from remote import errors, job, ssh
 from remote.clean_environment import clean
 from remote.setup.failures import explain_failure
@@ -27,6 +33,7 @@ from remote.sync.plan import Progress, SyncOptions
 from remote.sync.transfer import require_sftp
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
+from trainer.exit_codes import ExitCode
 
 CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
@@ -143,6 +150,7 @@ class SshWorkload:
             self._bring_home_from(vm)
         return JobView(
             phase=_PHASES[status.state],
+            outcome=_outcome(status),
             exit_code=status.exit_code,
             step=heartbeat.step or 0,
             steps=heartbeat.steps or 0,
@@ -350,6 +358,20 @@ _PHASES = {
     job.JobState.EXITED: JobPhase.EXITED,
     job.JobState.LOST: JobPhase.EXITED,
 }
+_OUTCOMES: dict[int | None, JobOutcome] = {
+    ExitCode.DONE: JobOutcome.DONE,
+    ExitCode.BAD_DATA: JobOutcome.BAD_INPUT,
+    ExitCode.BAD_CONFIG: JobOutcome.BAD_INPUT,
+    ExitCode.PREEMPTED: JobOutcome.PREEMPTED,
+}
+"""Every other exit code is a crash, and so is none: then the trainer was killed."""
+
+
+def _outcome(status: job.JobStatus) -> JobOutcome | None:
+    """How the trainer ended; None while it has not."""
+    if _PHASES[status.state] is not JobPhase.EXITED:
+        return None
+    return _OUTCOMES.get(status.exit_code, JobOutcome.CRASHED)
 
 
 def _log(error: errors.RemoteError) -> str:

@@ -48,7 +48,7 @@ class Content:
 
 
 def read_tables(path: Path) -> Content:
-    """Read a `run.yaml`; raises Usage if it is no file, no UTF-8 text, no YAML, or no tables."""
+    """Read a `run.yaml`; raises UsageError if it is no file, no UTF-8, no YAML, or no tables."""
     import yaml
 
     text = _text(path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from commands.ui.console import Console
 from infra.run.budget import Bill
 from infra.run.context import TurnReport
-from infra.run.state import Failure
+from infra.run.state import Refusal
 
 LATE_H = 0.25
 """A stop is dated back by less than this when somebody watched: what that took off is held."""
@@ -23,7 +23,7 @@ class Aloud:
     console: Console
     most: str = ""
     """The most that the run can cost, in words; empty if nothing limits it."""
-    _told: set[Failure] | None = None
+    _told: set[Refusal] | None = None
     _guarded_s: float = field(default=0.0)
     _warning: str = ""
     _shown_usd: float = 0.0
@@ -35,12 +35,12 @@ class Aloud:
 
     def report(self, report: TurnReport) -> None:
         """Tell what is new since the last report, then what is being done."""
-        failures = set(report.state.failures)
+        failures = set(report.state.refusals)
         if self._told is None:
             self._told, self._guarded_s = failures, report.state.safeguards_set_at_s
-        for one in report.state.failures:
+        for one in report.state.refusals:
             if one not in self._told:
-                self.log(f"refused: {one.size} in {one.place}: {one.error}: {one.message}")
+                self.log(f"refused: {one.size} in {one.place}: {one}")
         self._told |= failures
         if report.warning != self._warning:
             self.log(f"warning: {report.warning}" if report.warning else "signed in again")

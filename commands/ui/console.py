@@ -154,7 +154,9 @@ def _panel(shown: View) -> Any:
     first = Text.assemble((shown.phase, "bold"), "  " if learning else "", " · ".join(learning))
     kept = [f"step {shown.home_step} is safe at home"] if shown.home_step else []
     parts = [first, bar] if shown.steps else [first]
-    return Group(*parts, Text(" · ".join(filter(None, [shown.money, *shown.survived, *kept]))))
+    return Group(
+        *parts, Text(" · ".join(filter(None, [shown.inexact, shown.money, *shown.survived, *kept])))
+    )
 
 
 def duration_of(shown: View) -> str:

@@ -11,9 +11,8 @@ def main() -> None:
     try:
         here = os.path.abspath(__file__)  # noqa: PTH100
         ours = os.path.dirname(os.path.dirname(os.path.dirname(here)))  # noqa: PTH120
-        sys.path[:] = without_current_folder(
-            sys.path, ours=ours
-        )  # before anything else is imported
+        # Before anything else is imported.
+        sys.path[:] = without_current_folder(sys.path, ours=ours)
         import cli
 
         cli.main()

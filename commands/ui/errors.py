@@ -1,34 +1,42 @@
-"""What `qft` says when something is wrong, and with which exit code: the tree behind the table.
-
-0 done · 1 our bug · 2 usage or config · 3 the cloud refused · 4 host unreachable or not who it
-claims · 5 training failed · 6 budget reached · 130 interrupted, here or in the cloud
-"""
+"""The errors that `qft` ends with, and the exit code that each of them stands for."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Self
+
+from infra.run.journal import Outcome
 
 
 class Exit(IntEnum):
-    """The exit codes of `qft`; anything else is a failure too."""
+    """The exit codes of `qft`, each with its meaning; anything else is a failure too."""
 
-    DONE = 0
-    BUG = 1
-    USAGE = 2
-    CLOUD = 3
-    HOST = 4
-    TRAINING = 5
-    BUDGET = 6
-    INTERRUPTED = 130
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Self:
+        """Make a member that is its code and carries its meaning."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    DONE = 0, "done"
+    BUG = 1, "our bug"
+    USAGE = 2, "usage or config"
+    CLOUD = 3, "the cloud refused"
+    HOST = 4, "host unreachable or unfit"
+    TRAINING = 5, "training failed"
+    BUDGET = 6, "budget reached"
+    INTERRUPTED = 130, "interrupted, here or in the cloud"
 
 
-class QftError(Exception):  # noqa: N818  (said to people)
+class QftError(Exception):
     """Something a person must read: what happened, what it means, and a hint that can be typed.
 
     `problems` lists further lines, such as every fault of a config at once.
     """
 
-    exit_code = Exit.USAGE
+    exit_code: Exit = Exit.USAGE
 
     def __init__(self, message: str, *, hint: str = "", problems: list[str] | None = None) -> None:
         super().__init__(message)
@@ -65,17 +73,23 @@ class BudgetError(QftError):
     exit_code = Exit.BUDGET
 
 
-class RunInterrupted(QftError):
+class StoppedError(QftError):
     """Somebody stopped the machine in the cloud; the state is kept."""
 
     exit_code = Exit.INTERRUPTED
 
 
-BY_CODE: dict[int, type[QftError]] = {
-    Exit.USAGE: UsageError,
-    Exit.CLOUD: CloudError,
-    Exit.HOST: HostError,
-    Exit.TRAINING: TrainingError,
-    Exit.BUDGET: BudgetError,
-    Exit.INTERRUPTED: RunInterrupted,
+ERROR_OF: dict[Outcome, type[QftError]] = {
+    Outcome.BAD_INPUT: UsageError,
+    Outcome.CLOUD_REFUSED: CloudError,
+    Outcome.MACHINE_FAILED: HostError,
+    Outcome.TRAINING_FAILED: TrainingError,
+    Outcome.BUDGET_REACHED: BudgetError,
+    Outcome.STOPPED_BY_USER: StoppedError,
 }
+"""What `qft` says of a run that ended so, and with which exit code."""
+
+
+def exit_of(outcome: Outcome) -> Exit:
+    """Return the exit code of a command whose run ended so."""
+    return Exit.DONE if outcome is Outcome.DONE else ERROR_OF[outcome].exit_code

@@ -1,10 +1,14 @@
-"""What several commands take, so that one word means one thing everywhere."""
+"""The options that several commands have, so that one word means one thing everywhere."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, NoReturn
 
 import typer
+
+from commands.ui.errors import QftError, UsageError
+from commands.ui.output import print_error
 
 Run = Annotated[
     str,
@@ -32,7 +36,37 @@ ProviderName = Annotated[
         help="Ask only this provider; works without any record on this computer.",
     ),
 ]
-Fresh = Annotated[
-    bool,
-    typer.Option("--fresh", help="Begin anew; the record of an earlier run is set aside."),
-]
+
+
+def examples(lines: Mapping[str, str]) -> str:
+    """Lay out the foot of a command's help: lines that can be typed, and what each is for.
+
+    The backspace keeps the parser from joining the lines.
+    """
+    width = max(len(line) for line in lines)
+    shown = [f"  {line:<{width}}   {purpose}" for line, purpose in lines.items()]
+    return "\n".join(["\b", "Examples:" if len(lines) > 1 else "Example:", *shown])
+
+
+def check_all(run: str, *, everything: bool, provider: str) -> None:
+    """Raise UsageError where an option beside `--all` would be ignored.
+
+    It would release a machine more, or less, than was meant.
+    """
+    if everything and run:
+        raise UsageError(
+            f"`{run}` is one run, and `--all` is every machine of ours",
+            hint="leave one of them out",
+        )
+    if provider and not everything:
+        raise UsageError(
+            "`--provider` goes with `--all`", hint=f"write `--all --provider {provider}`"
+        )
+
+
+def fail_after_output(error: QftError, *, as_json: bool) -> NoReturn:
+    """End with an error after the data was printed: a second JSON document could not be parsed."""
+    if not as_json:
+        raise error
+    print_error(error, as_json=False)
+    raise typer.Exit(error.exit_code)

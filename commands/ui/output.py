@@ -1,4 +1,4 @@
-"""Data to stdout, talk to stderr: how results and troubles reach people and scripts."""
+"""Writes results to stdout and messages and errors to stderr, for people and for scripts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from commands.ui.errors import Exit, QftError, RunInterrupted
+from commands.ui.errors import Exit, QftError, StoppedError
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What could repaint a terminal or turn its text around; line ends and tabs are harmless."""
@@ -34,7 +34,7 @@ def print_error(trouble: QftError, *, as_json: bool) -> None:
 def print_interrupted(*, as_json: bool) -> int:
     """Give a script its JSON after Ctrl-C, too; a person has been told what goes on."""
     if as_json:
-        _print_error_json(RunInterrupted("interrupted"))
+        _print_error_json(StoppedError("interrupted"))
     return Exit.INTERRUPTED
 
 
@@ -122,10 +122,10 @@ def json_log_writer(*, follow: bool) -> Iterator[Callable[[bytes], None]]:
 
 
 def _print_json_line(value: object) -> None:
-    out(json.dumps(value))
+    print_data(json.dumps(value))
 
 
-def out(text: str) -> None:
+def print_data(text: str) -> None:
     """Data, to stdout."""
     with _end_if_unread():
         print(clean(text), flush=True)  # noqa: T201
@@ -133,7 +133,7 @@ def out(text: str) -> None:
 
 def print_json(value: object) -> None:
     """Data as JSON, to stdout."""
-    out(json.dumps(value, indent=2))
+    print_data(json.dumps(value, indent=2))
 
 
 @contextlib.contextmanager
@@ -170,40 +170,3 @@ def silence(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-
-
-def _help_for(error: Exception) -> str:
-    """Which help explains what the parser did not understand."""
-    context = getattr(error, "ctx", None)
-    command = getattr(context, "info_name", None) if getattr(context, "parent", None) else None
-    if command is None:
-        return "`qft --help` lists every command"
-    return f"`qft {command} --help` explains its options"
-
-
-def last_resort(error: Exception, *, as_json: bool) -> int:
-    """Usage errors of the parser, a full disk at home, a damaged journal; the rest is our bug."""
-    from infra.run.journal import JournalDamaged
-
-    on_message = getattr(
-        error, "format_message", None
-    )  # the parser's errors, whichever click it is
-    if on_message is not None:
-        print_error(QftError(on_message().rstrip(), hint=_help_for(error)), as_json=as_json)
-        return Exit.USAGE
-    if isinstance(error, JournalDamaged):
-        print_error(QftError(str(error), hint=error.hint), as_json=as_json)
-        return Exit.USAGE
-    if isinstance(error, OSError) and error.errno is not None:
-        hint = (
-            "nothing was lost: make room or mend the rights, then run the same command again;"
-            " `qft ls --all` shows what bills meanwhile"
-        )
-        print_error(QftError(f"this computer refused: {error}", hint=hint), as_json=as_json)
-        return Exit.USAGE
-    import traceback
-
-    traceback.print_exception(error)
-    log("this is a bug in qft, and nothing you did wrong")
-    log("hint: `qft ls --all` shows what may still bill; `qft down` ends it")
-    return Exit.BUG

@@ -8,7 +8,7 @@ from commands.ui.output import clean
 from infra.run import actions as act
 from infra.run.context import TurnReport
 from infra.run.heartbeat import SILENCE
-from trainer.text import duration
+from trainer.text import duration, inexact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class View:
     evictions: int
     home_step: int
     note: str
+    inexact: str = ""
+    """From which step bits may differ; empty if from none."""
     own: bool = False
     """Whether the machine is the user's own, so that there is no price to tell."""
 
@@ -43,7 +45,8 @@ class View:
             parts.append(f"loss {self.loss:.3f}")
         if self.tokens_per_s:
             parts.append(f"{self.tokens_per_s:.0f} tokens/s")
-        return " · ".join(part for part in [*parts, self.money, *self.survived] if part)
+        parts += [self.inexact, self.money, *self.survived]
+        return " · ".join(part for part in parts if part)
 
     @property
     def survived(self) -> list[str]:
@@ -79,6 +82,7 @@ def view(report: TurnReport, *, simulated: bool, own: bool = False) -> View:
         evictions=state.evictions,
         home_step=state.home_step,
         note=told.message[:200],
+        inexact="" if told.exact else inexact(told.inexact_from),
         own=own,
     )
 

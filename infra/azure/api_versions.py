@@ -6,8 +6,8 @@ their versions. `tests/test_azure_versions.py` compares every entry with the ope
 management package named beside it, and finds no other api-version of ARM in this folder.
 
 Not here, because they are no api-versions of ARM: those of the machine's own metadata service
-(`self_release.py`, `cloudinit.py`), which live as long as the image, and that of the retail prices
-(`infra/azure/prices.py`), a public page of its own.
+(`deallocate_self.py`, `cloudinit.py`), which live as long as the image, and that of the retail
+prices (`prices.py`), a public page of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ API_VERSIONS = {
     "Microsoft.Authorization/roleAssignments": "2022-04-01",  # azure-mgmt-authorization
     "Microsoft.Authorization/roleDefinitions": "2022-04-01",  # azure-mgmt-authorization
     "Microsoft.Compute/locations/placementScores": "2025-06-05",  # azure-mgmt-computerecommender
-    "Microsoft.Compute/virtualMachines": "2026-04-01",  # azure-mgmt-compute; see `self_release.py`
+    "Microsoft.Compute/virtualMachines": "2026-04-01",  # azure-mgmt-compute
     "Microsoft.DevTestLab/schedules": "2018-09-15",  # azure-mgmt-devtestlabs
     "Microsoft.Insights/eventtypes/values": "2015-04-01",  # azure-mgmt-monitor
     "Microsoft.ResourceGraph/resources": "2021-03-01",  # azure-mgmt-resourcegraph

@@ -12,7 +12,7 @@ from typing import Any
 from infra.azure.context import AzureContext
 from infra.catalog.vendor import folded
 from infra.durable import read_json, write_json
-from infra.provider import Gone, NotAllowed, Transient
+from infra.errors import Gone, NotAllowed, Transient
 from infra.renting.gather import Findings, run_all
 from infra.untrusted import number, texts
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from infra.azure.naming import Names
 from infra.azure.settings import AzureSettings
-from infra.provider import NotAllowed, ProviderError
+from infra.errors import NotAllowed, ProviderError
 from infra.renting.run_record import RunRecord, records
 
 if TYPE_CHECKING:

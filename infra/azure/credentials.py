@@ -17,7 +17,7 @@ from azure.core.credentials import AccessTokenInfo, TokenRequestOptions
 from azure.identity import DefaultAzureCredential
 from azure.mgmt.core.policies import ARMChallengeAuthenticationPolicy
 
-from infra.provider import ProviderError, SignedOut, Transient
+from infra.errors import ProviderError, SignedOut, Transient
 
 AZ_TIMEOUT_S = 30
 """How long `az` may take to hand out a token: busy computers and slow networks need their time."""

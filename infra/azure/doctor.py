@@ -19,7 +19,7 @@ from infra.azure.permissions import (
 )
 from infra.catalog.azure import SPOT_QUOTA
 from infra.catalog.vendor import GpuSize, folded
-from infra.provider import ProviderError, SignedOut
+from infra.errors import ProviderError, SignedOut
 from infra.renting.caller import source_prefix
 
 NAMESPACES = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.DevTestLab")

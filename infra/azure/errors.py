@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from infra.azure.error_codes import ErrorKind, kind_by_code, kind_by_message
-from infra.provider import (
+from infra.errors import (
     BadRequest,
     Gone,
     NoCapacity,

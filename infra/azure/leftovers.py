@@ -9,33 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from infra.azure.context import AzureContext
-from infra.azure.end_compute import ComputeRelease, OnMessage
-from infra.azure.naming import DISK, GENERATION, KINDS, Names, is_of_run, lower_case_names
-from infra.provider import NotAllowed
+from infra.azure.naming import DISK, KINDS, Names
+from infra.azure.release_compute import ComputeRelease, OnMessage
+from infra.azure.resources import Parts
+from infra.errors import NotAllowed
 from infra.renting.run_record import RunRecord
-
-
-class Parts(Protocol):
-    """Looks at parts of a group and removes them, one at a time."""
-
-    def inventory(self, names: Names) -> list[dict[str, Any]]:
-        """What the group holds, as the (lagging) list says."""
-        ...
-
-    def view(self, id_: str) -> dict[str, Any] | None:
-        """A part as Azure describes it; None if there is none."""
-        ...
-
-    def remove_id(self, id_: str, deadline: float) -> None:
-        """Remove one part and wait until it is gone."""
-        ...
-
-    def remove_empty_group(self, record: RunRecord, names: Names) -> None:
-        """Remove a group that holds nothing."""
-        ...
+from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.azure.context import AzureContext, recorded_runs
-from infra.azure.end_compute import vm_from_answer
-from infra.azure.naming import RUN, Names, is_of_run, lower_case_names, vm_from_tags
+from infra.azure.naming import Names, vm_of_group
 from infra.azure.observe import VmObserver
-from infra.provider import Gone, NotAllowed, PowerState, Rejected, Vm
+from infra.azure.vm import vm_from_answer
+from infra.errors import Gone, NotAllowed, Rejected
+from infra.provider import PowerState, Vm
+from infra.renting.tags import RUN, is_of_run, lower_case_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +51,7 @@ class Listing:
 
     def _of_tags(self, tags: dict[str, str] | None) -> Vm | None:
         """The machine that tags speak of as it is now; None if nothing of it is left."""
-        vm = vm_from_tags(
-            tags or {},
-            subscription_id=self.context.settings.subscription_id,
-            power=PowerState.REMNANTS,
-        )
+        vm = vm_of_group(tags, subscription_id=self.context.settings.subscription_id)
         return None if vm is None else self._seen(vm)
 
     def _seen(self, vm: Vm) -> Vm | None:

@@ -10,15 +10,8 @@ from infra.azure.context import AzureContext
 from infra.azure.naming import Names, names_of
 from infra.azure.observe import VmObserver
 from infra.azure.vm import CAP_STEP_USD, NO_CAP, cap_for, current_cap, power_of
-from infra.provider import (
-    PASSING,
-    BadRequest,
-    Gone,
-    PowerState,
-    ProviderError,
-    Transient,
-    Vm,
-)
+from infra.errors import PASSING, BadRequest, Gone, ProviderError, Transient
+from infra.provider import PowerState, Vm
 from infra.renting.caller import source_prefix
 from infra.renting.run_record import RunRecord
 

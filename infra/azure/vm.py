@@ -14,8 +14,9 @@ from infra.azure.settings import PUBLIC_ARM
 from infra.catalog.azure import AZURE
 from infra.catalog.gpus import Driver
 from infra.catalog.vendor import GpuSize
+from infra.errors import BadRequest
 from infra.image import generation_of
-from infra.provider import BadRequest, PowerState, VmSpec
+from infra.provider import PowerState, Vm, VmSpec
 
 NO_CAP = -1
 """Azure's word for "never evict for the price"; the price is then capped at on-demand."""
@@ -170,6 +171,20 @@ def difference_from(answer: dict[str, Any], spec: VmSpec) -> str:
     if policy != "Deallocate":
         return f"its eviction policy is {policy}, which loses the disk"
     return ""
+
+
+def vm_from_answer(answer: dict[str, Any], names: Names) -> Vm:
+    """A machine of ours as its own description tells it, where no tag does."""
+    properties = answer.get("properties") or {}
+    return Vm(
+        provider="azure",
+        run_id=names.run_id,
+        id=names.vm_id,
+        region=str(answer.get("location") or ""),
+        size=str((properties.get("hardwareProfile") or {}).get("vmSize") or ""),
+        generation=names.generation,
+        created_at=str(properties.get("timeCreated") or ""),
+    )
 
 
 def power_of(answer: dict[str, Any]) -> tuple[PowerState, str]:

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from enum import StrEnum
 
-from infra.provider import BadRequest
+from infra.errors import BadRequest
 
 
 class Driver(StrEnum):

@@ -6,7 +6,7 @@ import ipaddress
 import socket
 import urllib.parse
 
-from infra.provider import NotAllowed, Transient
+from infra.errors import NotAllowed, Transient
 from infra.renting.http import fetch
 
 WIDEST = 16

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from infra.provider import ProviderError
+from infra.errors import ProviderError
 
 WORKERS = 8
 """At most as many as an SDK's connection pool keeps."""

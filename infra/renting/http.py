@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from infra.provider import NotAllowed, ProviderError, Transient
+from infra.errors import NotAllowed, ProviderError, Transient
 from infra.untrusted import parse
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from infra.durable import read_json, write_json
-from infra.provider import Offer, OverQuota, ProviderError
+from infra.errors import OverQuota, ProviderError
+from infra.provider import Offer
 from infra.timestamps import format_utc
 
 

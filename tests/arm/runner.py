@@ -18,11 +18,10 @@ from arm.harness import AzureHarness
 from commands import down, plan
 from commands.runs import factory, session
 from infra.provider import Vm
-from infra.run.decide import JobPhase, JobView
 from infra.run.fold import fold
 from infra.run.journal import Event, read
 from infra.run.state import RunState
-from infra.run.workload import HostUnreachable
+from infra.run.workload import HostUnreachable, JobPhase, JobView
 
 
 @dataclass(frozen=True, kw_only=True)

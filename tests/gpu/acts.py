@@ -107,9 +107,9 @@ class Place:
             run_dir.mkdir(parents=True)
             text = json.dumps(self.config(job), indent=1)
             (run_dir / "config.json").write_text(text, encoding="utf-8")
-            known = self.work / f"{job.model}{HASHES}"
-            if known.exists():  # hashing 16 GB anew for every run takes long and proves nothing
-                shutil.copyfile(known, run_dir / HASHES)
+            hashes = self.work / f"{job.model}{HASHES}"
+            if hashes.exists():  # hashing 16 GB anew for every run takes long and proves nothing
+                shutil.copyfile(hashes, run_dir / HASHES)
         return run_dir
 
     def keep_hashes(self, job: Job, run_dir: Path) -> None:
@@ -143,8 +143,8 @@ def attempt(act: Act, place: Place, job: Job, *, what: str, hindrance: str | Non
         return act(place, job)
     except Exception as error:  # noqa: BLE001 - a line with its error, and the next one
         seconds = place.budget.spent_s - began_s
-        told = f"{type(error).__name__}: {error}"
-        return Line(what=what, result=Result.FAILED, seconds=seconds, error=told)
+        text = f"{type(error).__name__}: {error}"
+        return Line(what=what, result=Result.FAILED, seconds=seconds, error=text)
 
 
 def train(place: Place, job: Job, *, alone: bool) -> Line:
@@ -157,20 +157,20 @@ def train(place: Place, job: Job, *, alone: bool) -> Line:
         "gpu.watched", str(notes), "0", "train", "--run-dir", str(run_dir), limit_s=limit_s
     )
     place.keep_hashes(job, run_dir)
-    said = _read(notes)
-    figures = measured(said, warm_up=place.scale.warm_up, alone=alone)
+    recorded = _read(notes)
+    figures = measured(recorded, warm_up=place.scale.warm_up, alone=alone)
     if not ended.fine:
         return _failed(what, ended, limit_s, figures)
     status = _read(run_dir / "status.json")
-    told = [f"{last_step(run_dir)} steps, loss {_loss(run_dir)}"]
-    ratio = _ratio(said)
+    parts = [f"{last_step(run_dir)} steps, loss {_loss(run_dir)}"]
+    ratio = _ratio(recorded)
     if ratio:
-        told.append(ratio)
+        parts.append(ratio)
     return Line(
         what=what,
         result=Result.DONE,
         seconds=ended.seconds,
-        said=", ".join([*told, *_exactness(status)]),
+        message=", ".join([*parts, *_exactness(status)]),
         figures=figures,
         log=ended.log,
     )
@@ -232,18 +232,23 @@ def _judge_resumed(place: Place, runs: tuple[Path, Path], *, what: str, killed_a
             "redone": (status.get("redone_steps"), "steps"),
         }
     )
-    told = differences(calm, run_dir, steps=place.scale.steps)
+    found = differences(calm, run_dir, steps=place.scale.steps)
     if status.get("resumes") != 1 or not status.get("resumed_from"):
-        told.append(f"it did not resume from a checkpoint: {status.get('resumed_from')}")
-    said = f"killed after step {killed_after}, went on from step {status.get('resumed_from')}"
-    if told:
-        log = "\n".join(told)
+        found.append(f"it did not resume from a checkpoint: {status.get('resumed_from')}")
+    message = f"killed after step {killed_after}, went on from step {status.get('resumed_from')}"
+    if found:
+        log = "\n".join(found)
         return Line(
-            what=what, result=Result.FAILED, said=said, error=told[0], figures=figures, log=log
+            what=what,
+            result=Result.FAILED,
+            message=message,
+            error=found[0],
+            figures=figures,
+            log=log,
         )
     same = "the same bits: every step's log, adapter, optimizer"
-    said = "; ".join([said, same, *_exactness(status)])
-    return Line(what=what, result=Result.DONE, said=said, figures=figures)
+    message = "; ".join([message, same, *_exactness(status)])
+    return Line(what=what, result=Result.DONE, message=message, figures=figures)
 
 
 def verify(place: Place, job: Job) -> Line:
@@ -266,8 +271,10 @@ def verify(place: Place, job: Job) -> Line:
             what=what, result=Result.FAILED, seconds=ended.seconds, error=error, figures=figures
         )
     begin = found.get("after_step", 0) + 1
-    said = f"steps {begin} to {begin + found['steps'] - 1} again: the same bits"
-    return Line(what=what, result=Result.DONE, seconds=ended.seconds, said=said, figures=figures)
+    message = f"steps {begin} to {begin + found['steps'] - 1} again: the same bits"
+    return Line(
+        what=what, result=Result.DONE, seconds=ended.seconds, message=message, figures=figures
+    )
 
 
 def compare_speed(place: Place, job: Job) -> Line:
@@ -284,15 +291,17 @@ def compare_speed(place: Place, job: Job) -> Line:
     figures.pop("forecast_allocated", None)
     ours = _read(place.work / f"{job.folder}-calm.json")
     here, there = (
-        speed(told.get("steps", []), warm_up=place.scale.warm_up) for told in (ours, theirs)
+        speed(each.get("steps", []), warm_up=place.scale.warm_up) for each in (ours, theirs)
     )
-    said = f"ours is {here / there:.2f} times as fast" if here and there else ""
-    return Line(what=what, result=Result.DONE, seconds=ended.seconds, said=said, figures=figures)
+    message = f"ours is {here / there:.2f} times as fast" if here and there else ""
+    return Line(
+        what=what, result=Result.DONE, seconds=ended.seconds, message=message, figures=figures
+    )
 
 
 def measured(notes: dict[str, Any], *, warm_up: int, alone: bool) -> dict[str, Figure]:
     """Return the figures of one process's notes."""
-    forecast = notes.get("estimate") or {}
+    estimate = notes.get("estimate") or {}
     used = notes.get("card_used_bytes") if alone else None
     return figures_of(
         {
@@ -304,19 +313,19 @@ def measured(notes: dict[str, Any], *, warm_up: int, alone: bool) -> dict[str, F
             "load_peak": (notes.get("load_peak_bytes"), "bytes"),
             "base_and_adapter": (notes.get("base_bytes"), "bytes"),
             "card_used": (used, "bytes"),
-            "forecast_allocated": (forecast.get("allocated"), "bytes"),
-            "forecast_reserved": (forecast.get("reserved"), "bytes"),
-            "forecast_base": (forecast.get("base"), "bytes"),
+            "forecast_allocated": (estimate.get("allocated"), "bytes"),
+            "forecast_reserved": (estimate.get("reserved"), "bytes"),
+            "forecast_base": (estimate.get("base"), "bytes"),
         }
     )  # fmt: skip
 
 
 def _ratio(notes: dict[str, Any]) -> str | None:
     """Say how the measured peak compares with the forecast."""
-    peak, forecast = notes.get("peak_allocated_bytes"), notes.get("estimate")
-    if not peak or not forecast:
+    peak, estimate = notes.get("peak_allocated_bytes"), notes.get("estimate")
+    if not peak or not estimate:
         return None
-    percent = 100 * (peak / forecast["allocated"] - 1)
+    percent = 100 * (peak / estimate["allocated"] - 1)
     return f"peak {abs(percent):.0f} % {'above' if percent > 0 else 'below'} the forecast"
 
 
@@ -329,8 +338,8 @@ def _exactness(status: dict[str, Any]) -> list[str]:
 def _loss(run_dir: Path) -> str:
     """Return the losses at both ends."""
     losses = [record.get("loss") for record in read_log(run_dir)]
-    told = ["not finite" if one is None else f"{one:.3f}" for one in (losses[0], losses[-1])]
-    return " to ".join(told)
+    parts = ["not finite" if one is None else f"{one:.3f}" for one in (losses[0], losses[-1])]
+    return " to ".join(parts)
 
 
 def _failed(

@@ -39,10 +39,11 @@ def train(run_dir: Path, notes: Notes) -> None:
     from trainer import model as models
     from trainer.config import load_config
     from trainer.data.examples import load_examples, padding_id
+    from trainer.device.determinism import set_threads
     from trainer.schedule import make_schedule
 
     config = load_config(run_dir / "config.json")
-    models.set_threads(config.train)
+    set_threads(config.train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = models.find_source(config.model, run_dir)
     tokenizer = models.load_tokenizer(source)
@@ -87,11 +88,11 @@ def loop(  # noqa: PLR0917 - what their loop wants, once
             )
 
     table = config.train
-    portion = table.batch_size if table.micro_batch == "auto" else table.micro_batch
+    micro_batch = table.batch_size if table.micro_batch == "auto" else table.micro_batch
     arguments = TrainingArguments(
         output_dir=str(directory),
-        per_device_train_batch_size=portion,
-        gradient_accumulation_steps=table.batch_size // portion,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=table.batch_size // micro_batch,
         max_steps=plan.steps,
         learning_rate=table.lr,
         lr_scheduler_type="linear",

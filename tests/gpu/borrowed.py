@@ -47,7 +47,7 @@ class Choice:
     """What the processes of the proof get on their path, and what has to be said of it."""
 
     paths: tuple[Path, ...]
-    said: tuple[str, ...]
+    messages: tuple[str, ...]
     lacking: tuple[str, ...]  # without which no training can begin
 
 
@@ -69,7 +69,7 @@ def choose(found: Mapping[str, str | None], folder: Path, *, suffix: str | None 
     """
     suffix = suffix or importlib.machinery.EXTENSION_SUFFIXES[0]
     paths: list[Path] = []
-    said: list[str] = []
+    messages: list[str] = []
     lacking = [name for name in GIVEN if found.get(name) is None]
     for name, least in LEAST.items():
         version = found.get(name)
@@ -77,17 +77,17 @@ def choose(found: Mapping[str, str | None], folder: Path, *, suffix: str | None 
             continue
         has = "is missing" if version is None else f"is {version}, older than {_dotted(least)}"
         part = folder / name
-        fault = unusable(part, name, suffix)
-        if fault is None:
+        problem = unusable(part, name, suffix)
+        if problem is None:
             paths.append(part)
-            said.append(f"{name} {has} in this Python: taken from {part}")
+            messages.append(f"{name} {has} in this Python: taken from {part}")
             continue
-        said.append(
-            f"{name} {has} in this Python, and {fault}; `python tests/gpu --pack` on a computer "
+        messages.append(
+            f"{name} {has} in this Python, and {problem}; `python tests/gpu --pack` on a computer "
             f"with internet fills {folder.name}/, to be brought along"
         )
         lacking.append(name)
-    return Choice(paths=tuple(paths), said=tuple(said), lacking=tuple(lacking))
+    return Choice(paths=tuple(paths), messages=tuple(messages), lacking=tuple(lacking))
 
 
 def unusable(part: Path, name: str, suffix: str) -> str | None:
@@ -137,9 +137,9 @@ def pack(folder: Path, *, on_message: Callable[[str], None], cuda: str = CUDA) -
             requirement = f"pydantic-core=={core_of(partial)}" if name == "pydantic_core" else name
             take(name, requirement, partial / part, wanted=lambda file: needed(file, cuda=cuda))
     for python in PYTHONS:
-        said = add_core(partial / "pydantic", python=python, version=core_of(partial))
-        if said:
-            on_message(said)
+        message = add_core(partial / "pydantic", python=python, version=core_of(partial))
+        if message:
+            on_message(message)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -35,7 +35,7 @@ def main(names: Sequence[str]) -> int:
         lines.append(attempt(f"{name}: bytes in NF4", partial(base, name, config)))
         for card in CARDS:
             what = f"{name}: forecast for {card}"
-            lines.append(attempt(what, partial(forecast, config, card)))
+            lines.append(attempt(what, partial(estimate, config, card)))
     sys.stdout.write(json.dumps([asdict(line) for line in lines]) + "\n")
     return 0
 
@@ -43,14 +43,14 @@ def main(names: Sequence[str]) -> int:
 def attempt(what: str, check: Callable[[], tuple[bool, str, dict[str, Figure]]]) -> Line:
     """Do one check; what it raises is the error of its line, and what is missing is not run."""
     try:
-        right, said, figures = check()
+        right, message, figures = check()
     except ImportError as error:
         return Line(what=what, result=Result.NOT_RUN, error=str(error))
     except Exception as error:  # noqa: BLE001 - a line with its error, and the next one
         return Line(what=what, result=Result.FAILED, error=f"{type(error).__name__}: {error}")
     if right:
-        return Line(what=what, result=Result.DONE, said=said, figures=figures)
-    return Line(what=what, result=Result.FAILED, error=said, figures=figures)
+        return Line(what=what, result=Result.DONE, message=message, figures=figures)
+    return Line(what=what, result=Result.FAILED, error=message, figures=figures)
 
 
 def parameters(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[str, Figure]]:
@@ -59,16 +59,16 @@ def parameters(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[st
 
     model = empty(name)
     built = sum(value.numel() for value in model.parameters())
-    foretold = read_shape(config).parameters
+    computed = read_shape(config).parameters
     written = sum(elements(shape) for _, shape in tensors(config))
-    counts = {"transformers": built, "the formula": foretold, "the files": written}
+    counts = {"transformers": built, "the formula": computed, "the files": written}
     if name in PUBLISHED:
         counts["the publisher"] = PUBLISHED[name]
     figures = {"parameters": Figure(value=built, unit="parameters")}
     if len(set(counts.values())) == 1:
         return True, f"{built:,}, as {', '.join(counts)} say", figures
-    told = ", ".join(f"{who} {count:,}" for who, count in counts.items())
-    return False, told, figures
+    text = ", ".join(f"{who} {count:,}" for who, count in counts.items())
+    return False, text, figures
 
 
 def base(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[str, Figure]]:
@@ -91,13 +91,13 @@ def base(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[str, Fig
     # A layer as it is, or as much of it as a CPU quantises in a moment.
     measured = weights * quantised_bytes(min(rows, ROWS_MAX), columns) + 2 * others
     work = Workload(tokens=LONGEST, precision=PrecisionChoice.BF16)
-    foretold = base_bytes(read_shape(config), work)
+    computed = base_bytes(read_shape(config), work)
     figures = {
         "base": Figure(value=measured, unit="bytes"),
-        "forecast_base": Figure(value=foretold, unit="bytes"),
+        "forecast_base": Figure(value=computed, unit="bytes"),
     }
-    said = f"{measured / 1e9:.3f} GB by a layer of bitsandbytes, {foretold / 1e9:.3f} by formula"
-    return abs(measured / foretold - 1) < NEAR, said, figures
+    message = f"{measured / 1e9:.3f} GB by a layer of bitsandbytes, {computed / 1e9:.3f} by formula"
+    return abs(measured / computed - 1) < NEAR, message, figures
 
 
 def quantised_bytes(rows: int, columns: int) -> float:
@@ -114,14 +114,14 @@ def quantised_bytes(rows: int, columns: int) -> float:
     return float(sum(one.numel() * one.element_size() for one in kept) / (rows * columns))
 
 
-def forecast(config: Mapping[str, Any], card: str) -> tuple[bool, str, dict[str, Figure]]:
+def estimate(config: Mapping[str, Any], card: str) -> tuple[bool, str, dict[str, Figure]]:
     """Return what `qft plan` would say of this training on a card; nothing is measured."""
     from trainer.config import TrainerConfig
     from trainer.device.gpus import GPUS
     from trainer.device.memory import estimate_training
 
     scale = Scale()
-    told = estimate_training(
+    estimated = estimate_training(
         TrainerConfig.model_validate(
             {
                 "model": {"id": "./model"},
@@ -138,15 +138,15 @@ def forecast(config: Mapping[str, Any], card: str) -> tuple[bool, str, dict[str,
         config,
         gpu=GPUS[card],
     )
-    memory = told["memory_bytes"]
+    memory = estimated["memory_bytes"]
     figures = {
         "forecast_allocated": Figure(value=memory["allocated"], unit="bytes"),
         "forecast_reserved": Figure(value=memory["reserved"], unit="bytes"),
     }
-    most = told["largest_micro_batch"]
-    fits = "fits" if told["fits"] else "does not fit"
-    said = f"{fits} with {scale.micro_batch} sequences at a time; at most {most or 0}"
-    return True, f"{said} of {scale.batch_size}", figures
+    most = estimated["largest_micro_batch"]
+    fits = "fits" if estimated["fits"] else "does not fit"
+    message = f"{fits} with {scale.micro_batch} sequences at a time; at most {most or 0}"
+    return True, f"{message} of {scale.batch_size}", figures
 
 
 @cache

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SAME = ("adapter/adapter_model.safetensors",)
-TOLD_MAX = 12
+DIFFERENCES_MAX = 12
 IN_CHECKPOINT = ("adapter.safetensors", "optimizer.safetensors")
 
 
@@ -36,25 +36,26 @@ def last_step(run_dir: Path) -> int:
 def differences(one: Path, other: Path, *, steps: int) -> list[str]:
     """Say how a run that ended differs from an undisturbed `one`, the first difference first.
 
-    At most `TOLD_MAX` are listed. What both lack is a difference too: nothing was compared then.
+    At most `DIFFERENCES_MAX` are listed. What both lack is a difference too: nothing was compared
+    then.
     """
     before, after = read_log(one), read_log(other)
     if [record.get("step") for record in before] != list(range(1, steps + 1)):
         return [f"the undisturbed run has a log of {len(before)} lines, not of steps 1 to {steps}"]
-    told = [
+    differing = [
         f"step {was['step']}: {key} is {now.get(key)}, undisturbed {was.get(key)}"
         for was, now in zip(before, after, strict=False)
         for key in sorted({*was, *now})
         if was.get(key) != now.get(key)
     ]
     if len(before) != len(after):
-        told.append(f"the log has {len(after)} lines, undisturbed {len(before)}")
+        differing.append(f"the log has {len(after)} lines, undisturbed {len(before)}")
     checkpoint = f"checkpoints/step-{steps:08d}"
     for name in (*SAME, *(f"{checkpoint}/{name}" for name in IN_CHECKPOINT)):
-        fault = _files_differ(one / name, other / name)
-        if fault:
-            told.append(f"{name} {fault}")
-    return told[:TOLD_MAX]
+        problem = _files_differ(one / name, other / name)
+        if problem:
+            differing.append(f"{name} {problem}")
+    return differing[:DIFFERENCES_MAX]
 
 
 def _files_differ(one: Path, other: Path) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 GB = 1e9
-COLUMNS = ("what", "result", "seconds", "tokens/s", "peak", "forecast", "said")
+COLUMNS = ("what", "result", "seconds", "tokens/s", "peak", "forecast", "message")
 
 
 class Result(StrEnum):
@@ -36,7 +36,7 @@ class Line:
     what: str
     result: Result
     seconds: float = 0.0
-    said: str = ""
+    message: str = ""
     error: str | None = None
     figures: Mapping[str, Figure] = field(default_factory=dict)
     log: str = ""  # the end of what its processes said, for whoever mends; not in the table
@@ -65,7 +65,7 @@ def table(lines: Sequence[Line]) -> str:
 
 def cells(line: Line) -> tuple[str, ...]:
     """Return the fields of one line, of `COLUMNS`; memory is allocated / reserved in GB."""
-    told = " · ".join(part for part in (line.said, line.error) if part)
+    parts = " · ".join(part for part in (line.message, line.error) if part)
     return (
         line.what,
         str(line.result),
@@ -73,7 +73,7 @@ def cells(line: Line) -> tuple[str, ...]:
         _number(line, "tokens_per_s", ",.0f"),
         _pair(line, "peak_allocated", "peak_reserved"),
         _pair(line, "forecast_allocated", "forecast_reserved"),
-        told,
+        parts,
     )
 
 
@@ -83,14 +83,14 @@ def _number(line: Line, name: str, how: str, scale: float = 1.0) -> str:
 
 
 def _pair(line: Line, *names: str) -> str:
-    told = [_number(line, name, ".2f", GB) for name in names]
-    return f"{' / '.join(told)} GB" if all(told) else ""
+    parts = [_number(line, name, ".2f", GB) for name in names]
+    return f"{' / '.join(parts)} GB" if all(parts) else ""
 
 
 def write_json(path: Path, facts: Mapping[str, Any], lines: Sequence[Line]) -> None:
     """Write facts and lines to `path`, whole or not at all; raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = {**facts, "lines": [asdict(line) for line in lines]}
+    content = {**facts, "lines": [asdict(line) for line in lines]}
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         return pack(chosen.folder, chosen.cuda)
     budget = Budget(limit_s=chosen.limit_s, clock=time.monotonic, began_s=time.monotonic())
     choice = borrowed.choose(borrowed.installed([*borrowed.GIVEN, *borrowed.LEAST]), chosen.folder)
-    for line in choice.said:
+    for line in choice.messages:
         _print(line)
     work = Path(tempfile.mkdtemp(prefix="qft-gpu-", dir=choose_disk(chosen.work)))
     (work / "logs").mkdir()
@@ -104,8 +104,8 @@ def pack(folder: Path, cuda: str) -> int:
     try:
         size = borrowed.pack(folder, on_message=_print, cuda=cuda)
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or error
-        _print(f"{folder} was not filled: {said}")
+        message = getattr(error, "stderr", None) or error
+        _print(f"{folder} was not filled: {message}")
         return 1
     _print(f"{folder}: {size / 1e6:.1f} MB, for Python {', '.join(borrowed.PYTHONS)}")
     return 0
@@ -122,7 +122,7 @@ class Proof:
     on_message: Callable[[str], None]
 
     _facts: dict[str, Any] = field(default_factory=dict, init=False)
-    _told: list[Line] = field(default_factory=list, init=False)
+    _reported: list[Line] = field(default_factory=list, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def run(self, *, lacking: Sequence[str]) -> int:
@@ -193,8 +193,8 @@ class Proof:
         return rounds.do(
             rounds.card_rounds(lanes),
             place,
-            ready=lambda job: _lacks(lacking) or written.fault(job.model),
-            tell=self._tell,
+            ready=lambda job: _lacks(lacking) or written.problem(job.model),
+            on_line=self._report,
         )
 
     def _on_cpu(self, lacking: Sequence[str]) -> list[Line]:
@@ -205,22 +205,22 @@ class Proof:
         return rounds.do(
             rounds.tiny_rounds(),
             place,
-            ready=lambda job: _lacks(lacking) or written.fault(job.model),
-            tell=self._tell,
+            ready=lambda job: _lacks(lacking) or written.problem(job.model),
+            on_line=self._report,
         )
 
     def _note(self, line: Line) -> Line:
         """Say a line as it ends, and put it into gpu.json at once."""
         with self._lock:
-            self._told.append(line)
+            self._reported.append(line)
             seconds = f"{self.budget.spent_s:5.0f} s  "
             self.on_message(seconds + " · ".join(
-                part for part in (line.what, str(line.result), line.said, line.error) if part
+                part for part in (line.what, str(line.result), line.message, line.error) if part
             ))  # fmt: skip
-            self._save(self._told)
+            self._save(self._reported)
         return line
 
-    def _tell(self, line: Line) -> None:
+    def _report(self, line: Line) -> None:
         self._note(line)
 
     def _save(self, lines: Sequence[Line]) -> None:
@@ -240,7 +240,7 @@ class Models:
     _faults: dict[str, str | None] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def fault(self, model: str) -> str | None:
+    def problem(self, model: str) -> str | None:
         """Say why there is no such model, None once it is there."""
         with self._lock:
             if model not in self._faults:
@@ -290,9 +290,9 @@ def introduce(machine: Mapping[str, Any], driver_version: str | None) -> str:
 def conclude(lines: Sequence[Line], out: Path, seconds: float, *, card: bool) -> str:
     """Say how many lines ended how, and where the figures are."""
     counts = {kind: sum(line.result is kind for line in lines) for kind in Result}
-    told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    text = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     where = "" if card else "; no card, so no figure of one"
-    return f"{told} in {seconds:.0f} s{where}; {out}"
+    return f"{text} in {seconds:.0f} s{where}; {out}"
 
 
 def verdict(lines: Sequence[Line], *, card: bool) -> int:

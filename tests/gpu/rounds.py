@@ -103,27 +103,27 @@ def do(
     place: Place,
     *,
     ready: Callable[[Job], str | None],
-    tell: Callable[[Line], None],
+    on_line: Callable[[Line], None],
 ) -> list[Line]:
-    """Do all rounds; return the lines in the order of the plan, and `tell` each as it ends.
+    """Do all rounds; return the lines in the order of the plan, and `on_line` each as it ends.
 
     `ready` says why a job cannot be done at all, such as a model that could not be written.
     """
     lines: list[Line] = []
     for one in rounds:
         with ThreadPoolExecutor(one.lanes) as pool:
-            waiting = [pool.submit(_unit, unit, place, ready, tell) for unit in one.units]
+            waiting = [pool.submit(_unit, unit, place, ready, on_line) for unit in one.units]
             for each in waiting:
                 lines += each.result()
     return lines
 
 
 def _unit(
-    unit: Unit, place: Place, ready: Callable[[Job], str | None], tell: Callable[[Line], None]
+    unit: Unit, place: Place, ready: Callable[[Job], str | None], on_line: Callable[[Line], None]
 ) -> list[Line]:
     lines = []
     for name, act in unit.acts:
         line = attempt(act, place, unit.job, what=name, hindrance=ready(unit.job))
-        tell(line)
+        on_line(line)
         lines.append(line)
     return lines

@@ -78,8 +78,8 @@ def summary(ended: Ended, *, limit_s: float) -> str:
         return f"stopped: not done after {limit_s:.0f} s{_last(ended.error)}"
     if ended.code is not None and ended.code < 0:
         number = -ended.code
-        known = number in set(signal.Signals)
-        name = signal.Signals(number).name if known else f"signal {number}"
+        has_name = number in set(signal.Signals)
+        name = signal.Signals(number).name if has_name else f"signal {number}"
         return f"ended by {name}{_last(ended.error)}"
     return f"exit {ended.code}{_last(ended.error)}"
 
@@ -87,9 +87,9 @@ def summary(ended: Ended, *, limit_s: float) -> str:
 def _last(text: str) -> str:
     """Return what an error output ends with, in one line with a colon in front; often the cause."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines[-12:] if "Error" in line] or lines[-2:]
-    said = " / ".join(told[-3:])
-    return f": {said[:ERROR_LETTERS]}" if said else ""
+    parts = [line for line in lines[-12:] if "Error" in line] or lines[-2:]
+    message = " / ".join(parts[-3:])
+    return f": {message[:ERROR_LETTERS]}" if message else ""
 
 
 @dataclass(kw_only=True)

@@ -40,12 +40,12 @@ def main(arguments: Sequence[str]) -> int:
     from trainer.job.job import prepare_environment
 
     prepare_environment()
-    from trainer import __main__ as door
+    from trainer import __main__ as trainer_main
 
     notes = Notes()
     attach(notes, brake_after=int(brake_after))
     try:
-        return door.main(command)
+        return trainer_main.main(command)
     finally:
         Path(path).write_text(json.dumps(asdict(notes)), encoding="utf-8")
 

@@ -37,13 +37,13 @@ def write_run(run_dir: Path, *, upto: int, steps: int = 6, seconds: float = 1.0)
 
 def notes(path: str, *, step_s: float = 2.0) -> None:
     """Leave the notes of a process that measured something."""
-    told = {
+    output = {
         "peak_allocated_bytes": 6_000_000_000,
         "peak_reserved_bytes": 7_000_000_000,
         "forecast": {"allocated": 5e9, "reserved": 6e9, "base": 1e9},
         "steps": [{"step": at, "tokens": 100, "at_s": at * step_s} for at in range(1, 7)],
     }
-    Path(path).write_text(json.dumps(told))
+    Path(path).write_text(json.dumps(output))
 
 
 @dataclass(kw_only=True)

@@ -30,7 +30,7 @@ class Hub:
     models: dict[str, bytes] = field(default_factory=dict)  # `owner/name/path`
     makes_none: bool = False  # nobody may make a repository
     gated: bool = False  # models are given to nobody
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -73,14 +73,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
-            asked = json.loads(body)["files"]
+            wanted = json.loads(body)["files"]
             modes = [
                 {
                     "path": one["path"],
                     "uploadMode": "lfs" if one["path"].endswith(".safetensors") else "regular",
                     "shouldIgnore": False,
                 }
-                for one in asked
+                for one in wanted
             ]
             self._answer({"files": modes})
         elif self.path.endswith("/info/lfs/objects/batch"):
@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self) -> None:
         """Name the commit of a revision of a data set, and its files."""
-        self.store.asked.append(f"{self.command} {self.path}")
+        self.store.requests.append(f"{self.command} {self.path}")
         repo, _, revision = self.path.removeprefix("/api/datasets/").partition("/revision/")
         start = f"{repo}/resolve/{revision}/"
         names = [name.removeprefix(start) for name in self.store.datasets if name.startswith(start)]
@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _give(self, body: bytes | None, commit: str) -> None:
         """Answer with a file and what is known of it, or that there is none."""
-        self.store.asked.append(f"{self.command} {self.path}")
+        self.store.requests.append(f"{self.command} {self.path}")
         self.send_response(404 if body is None else 200)
         if body is None:
             self.send_header("X-Error-Code", "EntryNotFound")

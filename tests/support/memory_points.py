@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config import OptimizerKind, PrecisionChoice, Quant
+from trainer.config import PrecisionChoice
 from trainer.device.memory import Workload
+from trainer.method_table import OptimizerKind, Quant
 
 LITGPT = "litgpt 26857050, config_hub/finetune/README.md and tutorials/resource-tables.md"
 QWEN = "QwenLM/Qwen 2df8e8a, README, Profiling of Memory and Speed"

@@ -16,8 +16,8 @@ from support import tiny
 from trainer import model as models
 from trainer.atomic import RealDisk
 from trainer.config import load_config
-from trainer.context import JobContext, JobOptions
 from trainer.eviction import PreemptionFlag
+from trainer.job.context import JobContext, JobOptions
 from trainer.job.prepare import prepare_inputs
 from trainer.job.stages import set_up, size_limit
 from trainer.rundir.layout import CONFIG, data_facts
@@ -37,7 +37,7 @@ class Rig:
     context: TrainContext
     state: TrainingState
     store: Store
-    said: list[str]
+    messages: list[str]
     heartbeat: Heartbeat
 
     def train(self, until: int) -> None:
@@ -91,7 +91,7 @@ class Logger:
 
 def rig(run_dir: Path) -> Rig:
     """Set everything up from the config in `run_dir` and restore the newest checkpoint."""
-    said: list[str] = []
+    messages: list[str] = []
     config = load_config(run_dir / CONFIG)
     heartbeat = Heartbeat(run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC))
     job = JobContext(
@@ -100,7 +100,7 @@ def rig(run_dir: Path) -> Rig:
         inputs=data_facts(config, run_dir),
         heartbeat=heartbeat,
         flag=PreemptionFlag(time.monotonic),
-        on_message=said.append,
+        on_message=messages.append,
     )
     prepared = prepare_inputs(job)
     base = models.load_base(
@@ -110,7 +110,12 @@ def rig(run_dir: Path) -> Rig:
     context, state = set_up(job, prepared, adapted)
     store = Store(run_dir / "checkpoints", keep=2, disk=RealDisk())
     return Rig(
-        run_dir=run_dir, context=context, state=state, store=store, said=said, heartbeat=heartbeat
+        run_dir=run_dir,
+        context=context,
+        state=state,
+        store=store,
+        messages=messages,
+        heartbeat=heartbeat,
     )
 
 
@@ -118,7 +123,7 @@ def restored(run_dir: Path) -> Rig:
     """Return a rig that goes on from the newest checkpoint, as a new process would."""
     made = rig(run_dir)
     found = made.store.load_newest(
-        tensor_bytes_max=size_limit(made.state), on_message=made.said.append
+        tensor_bytes_max=size_limit(made.state), on_message=made.messages.append
     )
     if found is not None:
         made.state.restore(found)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from trainer.config import MethodTable
-from trainer.data.codec import Example
-from trainer.loss import mean_loss
+from trainer.adapters.settings import BYTES_MAX, CONFIG, RANK_MAX, TENSORS, load_tensors
+from trainer.config import ConfigError
+from trainer.method_table import MethodTable
 from trainer.schedule import derive_seed
+from trainer.untrusted import NotPlain, parse, table, whole
 
 RANKS = "ranks.json"
 WHOLE = "ranks.safetensors"  # A and B of rank r, of which every lower rank is a part
 VERSION = 2  # of `RANKS`; in 1 the columns of a rank were scaled alike
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ALL_UP_TO = 16  # ranks beyond it are compared at powers of two only
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it spread evenly
 
@@ -68,20 +68,20 @@ class DyLora:
         from safetensors.torch import load_file, save_file
 
         self._model.save_pretrained(str(directory), save_embedding_layers=False)
-        whole = load_file(directory / TENSORS)
-        save_file(whole, directory / WHOLE, metadata={"format": "pt"})
-        save_file(cut(whole, self.best), directory / TENSORS, metadata={"format": "pt"})
+        every_rank = load_file(directory / TENSORS)
+        save_file(every_rank, directory / WHOLE, metadata={"format": "pt"})
+        save_file(cut(every_rank, self.best), directory / TENSORS, metadata={"format": "pt"})
         settings = json.loads((directory / CONFIG).read_text(encoding="utf-8")) | {"r": self.best}
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         (directory / CONFIG).write_text(text, encoding="utf-8")
-        table = {
+        facts = {
             "version": VERSION,
             "r": self.r,
             "alpha": self.alpha,
             "losses": None if self.losses is None else {str(b): x for b, x in self.losses.items()},
             "best": self.best,
         }
-        (directory / RANKS).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        (directory / RANKS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
     @property
     def best(self) -> int:
@@ -127,6 +127,28 @@ def cut(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tenso
     }
 
 
+def lora_tensors(directory: Path, rank: int | None) -> dict[str, torch.Tensor]:
+    """Return the LoRA of `rank` in a saved DyLoRA adapter, or that of the best rank.
+
+    Raises:
+        ConfigError: it has no such rank, or its columns count otherwise.
+    """
+    path = directory / RANKS
+    try:
+        facts = table(parse(path.read_bytes(), bytes_max=BYTES_MAX))
+    except (OSError, NotPlain) as error:
+        raise ConfigError([f"{path} cannot be read: {error}"]) from error
+    if facts.get("version") != VERSION:
+        raise ConfigError([f"{path} is of another qft; use the one that trained it"])
+    r, best = (whole(facts.get(key), most=RANK_MAX) for key in ("r", "best"))
+    if r is None:
+        raise ConfigError([f"{path} tells no rank"])
+    wanted = rank or best or 0
+    if not 1 <= wanted <= r:
+        raise ConfigError([f"--rank: {wanted} is not one of 1 to {r}"])
+    return cut(load_tensors(directory / WHOLE), wanted)
+
+
 def draw_rank(seed: int, step: int, r: int) -> int:
     """Return the rank of a step, 1 to r, from seed and step alone.
 
@@ -147,17 +169,12 @@ def ranks_to_compare(r: int) -> tuple[int, ...]:
 
 
 def compare_ranks(
-    model: Any,
-    examples: Sequence[Example],
-    *,
-    pad_id: int,
-    micro_batch: int,
-    on_progress: Callable[[int, int], None],
+    model: Any, measure: Callable[[], float], *, on_progress: Callable[[int, int], None]
 ) -> dict[int, float]:
-    """Return the mean loss (nats per target token) of a DyLoRA model on `examples` at each rank.
+    """Return what `measure` says of a DyLoRA model in eval mode at each rank.
 
-    `micro_batch` rows go through the model at once; `on_progress` is called with the ranks done and
-    in all, and may raise. The model's mode is left as it was.
+    `on_progress` is called with the ranks done and in all, and may raise. The model's mode is left
+    as it was.
     """
     dylora: DyLora = model.qft_method
     ranks = ranks_to_compare(dylora.r)
@@ -168,7 +185,7 @@ def compare_ranks(
         for done, rank in enumerate(ranks):
             on_progress(done, len(ranks))
             with dylora.at(rank):
-                losses[rank] = mean_loss(model, examples, pad_id=pad_id, micro_batch=micro_batch)
+                losses[rank] = measure()
     finally:
         model.train(was_training)
     return losses

@@ -7,14 +7,20 @@ need be after `python -m trainer export`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 
+from trainer.adapters import dylora, nola
 from trainer.adapters.dylora import DyLora
 from trainer.adapters.nola import Nola
-from trainer.config import ConfigError, MethodKind, MethodTable, OptimizerKind, TrainTable
+from trainer.adapters.settings import TENSORS, load_tensors, read_settings
+from trainer.config import ConfigError, TrainTable
+from trainer.method_table import MethodKind, MethodTable, OptimizerKind
 
 
 class Method(Protocol):
@@ -33,10 +39,11 @@ class Method(Protocol):
         """Write the adapter to `directory`; raises `OSError`."""
 
 
-class Plain:
+class PeftMethod:
     """PEFT alone: nothing happens around a step."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, method: MethodTable, seed: int) -> None:
+        del method, seed  # what the others need
         self._model = model
 
     def before_step(self, step: int) -> None:
@@ -51,6 +58,43 @@ class Plain:
     def save(self, directory: Path) -> None:
         """Write PEFT's own files."""
         self._model.save_pretrained(str(directory), save_embedding_layers=False)
+
+
+OWN_METHODS: Mapping[MethodKind, Callable[..., Method]] = MappingProxyType(
+    {MethodKind.DYLORA: DyLora, MethodKind.QDYLORA: DyLora, MethodKind.NOLA: Nola}
+)
+"""The methods that PEFT alone does not train."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedFormat:
+    """How the adapters of a method lie on the disk, beside an `adapter_config.json`."""
+
+    marker: str  # the file by which the format is known
+    peft_loads: bool  # whether PEFT alone loads it
+    lora: Callable[[Path, int | None], dict[str, torch.Tensor]]
+    """The plain LoRA that it stands for, of a rank or of the best one; raises `ConfigError`."""
+
+
+def peft_tensors(directory: Path, rank: int | None) -> dict[str, torch.Tensor]:
+    """Return the tensors that PEFT saved; raise `ConfigError` for any rank but their own."""
+    r = read_settings(directory).r
+    if rank not in {None, r}:
+        raise ConfigError([f"--rank: this adapter has rank {r} only; train with qdylora"])
+    return load_tensors(directory / TENSORS)
+
+
+SAVED_FORMATS = (
+    SavedFormat(marker=nola.FACTS, peft_loads=False, lora=nola.lora_tensors),
+    SavedFormat(marker=dylora.RANKS, peft_loads=True, lora=dylora.lora_tensors),
+    SavedFormat(marker=TENSORS, peft_loads=True, lora=peft_tensors),
+)
+
+
+def saved_format(directory: Path) -> SavedFormat:
+    """Return the format of the adapter in `directory`; what bears no mark is PEFT's own."""
+    found = (one for one in SAVED_FORMATS if (directory / one.marker).is_file())
+    return next(found, SAVED_FORMATS[-1])
 
 
 def settings(method: MethodTable, *, targets: list[str], seq2seq: bool) -> Any:
@@ -70,12 +114,8 @@ def settings(method: MethodTable, *, targets: list[str], seq2seq: bool) -> Any:
 
 def equip(model: Any, method: MethodTable, train: TrainTable) -> None:
     """Give a fresh PEFT model what its method needs beside PEFT; `method_of` finds it again."""
-    made: Method = Plain(model)
-    if method.kind.dylora:
-        made = DyLora(model, method=method, seed=train.seed)
-    elif method.kind is MethodKind.NOLA:
-        made = Nola(model, method=method, seed=train.seed)
-    model.qft_method = made
+    make = OWN_METHODS.get(method.kind, PeftMethod)
+    model.qft_method = make(model, method=method, seed=train.seed)
 
 
 def method_of(model: Any) -> Method:

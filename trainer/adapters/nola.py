@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from trainer.adapters.settings import read_settings
-from trainer.config import ConfigError, MethodTable
+from trainer.config import ConfigError
+from trainer.method_table import MethodTable
 from trainer.schedule import derive_seed
 from trainer.untrusted import parse, whole
 
@@ -266,14 +267,12 @@ def _count(value: object) -> int:
     return found
 
 
-def load(base: Any, directory: Path) -> Any:
-    """Put a saved NOLA adapter on `base` as the LoRA that it stands for."""
-    import peft
+def lora_tensors(directory: Path, rank: int | None) -> dict[str, torch.Tensor]:
+    """Return the LoRA that a saved NOLA adapter stands for; it has no rank but its own.
 
-    matrices = expand(directory)
-    model = peft.PeftModel(base, peft.LoraConfig(**read_settings(directory).for_peft()))
-    outcome = peft.set_peft_model_state_dict(model, matrices)
-    if outcome.unexpected_keys:
-        odd = ", ".join(outcome.unexpected_keys[:3])
-        raise ConfigError([f"{directory}: the base has no place for {odd}"])
-    return model
+    Raises:
+        ConfigError: another rank is wanted, or the adapter is not whole.
+    """
+    if rank not in {None, read_settings(directory).r}:
+        raise ConfigError(["--rank: the parts of a NOLA adapter cannot be separated by rank"])
+    return expand(directory)

@@ -92,12 +92,12 @@ def _computes_a_linear(module: torch.nn.Linear) -> bool:
         return False
     # The type is said: while a base is loaded, new tensors are of the one that it is loaded in.
     rows = [[[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]]]
-    asked = torch.tensor(rows, device="cpu", dtype=torch.float32)
+    inputs = torch.tensor(rows, device="cpu", dtype=torch.float32)
     with torch.no_grad():
-        expected = linear(asked, twin.weight, twin.bias)
+        expected = linear(inputs, twin.weight, twin.bias)
         twin.__class__ = type(module)
         try:
-            found = twin(asked)
+            found = twin(inputs)
         except (RuntimeError, TypeError, ValueError, AttributeError):
             return False  # it wants something else than a batch of vectors
     return isinstance(found, torch.Tensor) and torch.allclose(expected, found)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.config import ConfigError
 from trainer.untrusted import NotPlain, number, parse, text, texts, whole
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 BYTES_MAX = 4 << 20
@@ -43,8 +46,8 @@ class AdapterSettings:
 
     def for_peft(self) -> dict[str, Any]:
         """The arguments of PEFT's `LoraConfig`."""
-        told = {**asdict(self), "target_modules": list(self.target_modules)}
-        return {**told, "bias": "none", "inference_mode": True}
+        fields = {**asdict(self), "target_modules": list(self.target_modules)}
+        return {**fields, "bias": "none", "inference_mode": True}
 
     def to_json(self) -> dict[str, Any]:
         """The same as a new `adapter_config.json`."""
@@ -83,30 +86,43 @@ def read_settings(directory: Path) -> AdapterSettings:
     )
 
 
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file; raise `ConfigError` if it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ConfigError([f"{path} cannot be read: {error}"]) from error
+
+
 def _offences(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The settings that cannot be as they are, each with the reason."""
-    said: list[tuple[str, str]] = []
+    problems: list[tuple[str, str]] = []
     if found.get("peft_type") != "LORA":
         kind = text(found.get("peft_type"), most=40)
-        said.append(("peft_type", f"is {kind}: an adapter of another kind"))
+        problems.append(("peft_type", f"is {kind}: an adapter of another kind"))
     if not whole(found.get("r"), most=RANK_MAX):
-        said.append(("r", f"is no rank from 1 to {RANK_MAX}"))
+        problems.append(("r", f"is no rank from 1 to {RANK_MAX}"))
     alpha = number(found.get("lora_alpha"), most=1e9)
     if alpha is None or alpha <= 0:
-        said.append(("lora_alpha", "is no number above 0"))
+        problems.append(("lora_alpha", "is no number above 0"))
     dropout = number(found.get("lora_dropout", 0.0), most=1.0)
     if dropout is None or dropout < 0:
-        said.append(("lora_dropout", "is no share from 0 to 1"))
+        problems.append(("lora_dropout", "is no share from 0 to 1"))
     targets = texts(found.get("target_modules"), most=TARGETS_MAX)
     if not targets or not all(_MODULE.fullmatch(one) for one in targets):
-        said.append(("target_modules", "is no list of names of layers"))
+        problems.append(("target_modules", "is no list of names of layers"))
     if found.get("task_type") is not None and found["task_type"] not in TASKS:
-        said.append(("task_type", f"is none of {', '.join(TASKS)}"))
-    said += [
+        problems.append(("task_type", f"is none of {', '.join(TASKS)}"))
+    problems += [
         (key, "is neither true nor false")
         for key in ("use_dora", "use_rslora", "fan_in_fan_out")
         if not isinstance(found.get(key, False), bool)
     ]
-    said += [(key, "names code, which no adapter needs") for key in NAMES_CODE if found.get(key)]
-    said += [(key, "is set, by no training of ours") for key in CHANGES_SHAPE if found.get(key)]
-    return said
+    problems += [
+        (key, "names code, which no adapter needs") for key in NAMES_CODE if found.get(key)
+    ]
+    problems += [(key, "is set, by no training of ours") for key in CHANGES_SHAPE if found.get(key)]
+    return problems

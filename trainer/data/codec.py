@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.data.rows import DataError
 from trainer.data.template import Template
-from trainer.exit_codes import ExitCode, TrainerError
+from trainer.exit_codes import DataError, ExitCode, TrainerError
 
 NOT_TRAINED = -100  # the label that cross_entropy ignores
 

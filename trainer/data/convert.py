@@ -24,10 +24,10 @@ from trainer.data.converters import (
     FORMATS,
     ConversionStats,
     ConvertOptions,
+    PublishedFormat,
 )
-from trainer.data.rows import DataError
 from trainer.data.split import is_held_out, normalized, short_hash
-from trainer.exit_codes import ExitCode, TrainerError
+from trainer.exit_codes import DataError, ExitCode, TrainerError
 
 NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 UNEVEN = 0.25  # a share of held-out rows this far from the one asked for is a warning
@@ -101,7 +101,7 @@ class Converted:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the format, the source and the options that select rows."""
-    parser.add_argument("format", choices=sorted(FORMATS))
+    parser.add_argument("format", type=PublishedFormat, choices=list(PublishedFormat))
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, default=Path(), help="directory to write to")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of groups held out")

@@ -12,18 +12,31 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from trainer.data.rows import DataError, Row, stream_rows
+from trainer.data.rows import Row, stream_rows
 from trainer.data.split import duplicate_key, short_hash
+from trainer.exit_codes import DataError
 
 ConvertedRow = dict[str, Any]
 TOXIC = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 BENIGN_PUBLISHED = 15_000
 EXAMPLES_KEPT = 5
 SHAREGPT_PART = re.compile(r"([A-Za-z0-9-]{7})_\d+")  # a later part of a conversation cut in pieces
+
+
+class PublishedFormat(StrEnum):
+    """The published formats that can be converted to rows; `FORMATS` describes each."""
+
+    CONVERSATIONS = "conversations"
+    COUNSELLING = "counselling"
+    DS1000 = "ds1000"
+    INSTRUCTIONS = "instructions"
+    JIGSAW = "jigsaw"
+    SENTIMENT = "sentiment"
 
 
 @dataclass(kw_only=True)
@@ -315,8 +328,8 @@ Converter = Callable[[Path, ConvertOptions, ConversionStats], Iterator[Converted
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedFormat:
-    """One published format: its converter, and how to recognise and select its rows."""
+class Conversion:
+    """How one published format is recognised, and its rows selected and converted."""
 
     convert: Converter
     columns: frozenset[str] = frozenset()
@@ -327,28 +340,28 @@ class PublishedFormat:
     """What the authors ask of those who use it."""
 
 
-FORMATS: Mapping[str, PublishedFormat] = MappingProxyType(
+FORMATS: Mapping[str, Conversion] = MappingProxyType(
     {
-        "jigsaw": PublishedFormat(
+        PublishedFormat.JIGSAW: Conversion(
             convert=jigsaw,
             columns=frozenset({"comment_text", "toxic", "severe_toxic"}),
             selectable=True,
         ),
-        "ds1000": PublishedFormat(
+        PublishedFormat.DS1000: Conversion(
             convert=ds1000,
             columns=frozenset({"prompt", "reference_code", "metadata"}),
             usage_note="the authors of DS-1000 ask that it never enters a training corpus and is "
             "not put online unpacked: prove a path with it, and publish nothing that learnt it",
         ),
-        "counselling": PublishedFormat(convert=counselling),
-        "conversations": PublishedFormat(
+        PublishedFormat.COUNSELLING: Conversion(convert=counselling),
+        PublishedFormat.CONVERSATIONS: Conversion(
             convert=conversations, columns=frozenset({"conversations"})
         ),
-        "sentiment": PublishedFormat(convert=sentiment),
-        "instructions": PublishedFormat(convert=instructions),
+        PublishedFormat.SENTIMENT: Conversion(convert=sentiment),
+        PublishedFormat.INSTRUCTIONS: Conversion(convert=instructions),
     }
 )
-"""Every published format by the name that `qft data` knows it by."""
+"""Every published format; `qft data`, `qft init` and the documents name these."""
 
 
 def published_format(columns: Iterable[str]) -> str:

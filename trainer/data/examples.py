@@ -9,41 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from trainer.config import DataTable
 from trainer.data.chat import encode_conversation
 from trainer.data.codec import NOT_TRAINED, Codec, Example, TooLongError
-from trainer.data.rows import DataError, Row, Shards, read_rows
+from trainer.data.rows import Row, read_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
+from trainer.exit_codes import DataError
+from trainer.hub import Shards
 
 if TYPE_CHECKING:
     import torch
 
 NUMBERS_KEPT_MAX = 100
-
-
-class Templates(Protocol):
-    """What this module needs of the data table: how a row becomes a prompt and a completion."""
-
-    @property
-    def prompt(self) -> str:
-        """The template of what the model is given."""
-
-    @property
-    def completion(self) -> str:
-        """The template of what the model shall answer."""
-
-    @property
-    def loss_on(self) -> str:
-        """`completion`, or `all` to learn the prompt too."""
-
-    @property
-    def messages(self) -> str | None:
-        """The field that holds a conversation, instead of the two templates."""
-
-    @property
-    def chat(self) -> str:
-        """`markers` or `template`: how turns are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +47,7 @@ class Examples:
 
 
 def load_examples(
-    table: Templates, path: Path | Shards, tokenizer: Any, *, max_length: int, seq2seq: bool = False
+    table: DataTable, path: Path | Shards, tokenizer: Any, *, max_length: int, seq2seq: bool = False
 ) -> Examples:
     """Read, render and tokenize all rows of `path`; no example is longer than `max_length` tokens.
 
@@ -90,7 +69,7 @@ def load_examples(
 
 
 def _templated(
-    table: Templates, path: Path | Shards, codec: Codec, problems: list[str]
+    table: DataTable, path: Path | Shards, codec: Codec, problems: list[str]
 ) -> list[tuple[Example, bool]]:
     """Return the examples of rows that fill two templates, and which were truncated."""
     prompt_of, completion_of = _parse(table)
@@ -125,7 +104,7 @@ def _templated(
 
 
 def _conversations(
-    table: Templates, path: Path | Shards, codec: Codec, problems: list[str]
+    table: DataTable, path: Path | Shards, codec: Codec, problems: list[str]
 ) -> list[tuple[Example, bool]]:
     """Return the examples of rows with conversations, and which were truncated."""
     if codec.seq2seq:
@@ -141,7 +120,7 @@ def _conversations(
     return found
 
 
-def load_texts(table: Templates, path: Path | Shards) -> list[tuple[int, str, str]]:
+def load_texts(table: DataTable, path: Path | Shards) -> list[tuple[int, str, str]]:
     """Return row number, prompt and completion of every row as text.
 
     Raises:
@@ -160,7 +139,7 @@ def load_texts(table: Templates, path: Path | Shards) -> list[tuple[int, str, st
 
 
 def encode_prompt(
-    table: Templates, fields: dict[str, Any], tokenizer: Any, *, max_length: int, seq2seq: bool
+    table: DataTable, fields: dict[str, Any], tokenizer: Any, *, max_length: int, seq2seq: bool
 ) -> tuple[int, ...]:
     """Return the tokens to generate from for one row, as training saw such prompts.
 
@@ -209,7 +188,7 @@ def padding_id(tokenizer: Any) -> int:
     return 0
 
 
-def _parse(table: Templates) -> tuple[Template, Template]:
+def _parse(table: DataTable) -> tuple[Template, Template]:
     try:
         return Template.parse(table.prompt), Template.parse(table.completion)
     except TemplateError as error:

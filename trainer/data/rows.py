@@ -21,9 +21,9 @@ from types import MappingProxyType
 from typing import IO, Any
 
 from trainer.data.placeholder_files import describe_placeholder
-from trainer.exit_codes import ExitCode, TrainerError
+from trainer.exit_codes import DataError
+from trainer.hub import Shards
 
-PROBLEMS_SHOWN_MAX = 20
 CELL_CHARACTERS_MAX = 1 << 30  # csv's own limit of 131,072 is too small for documents
 BOM = b"\xef\xbb\xbf"
 SAVE_AS = 'in a spreadsheet: save as "CSV UTF-8"'
@@ -38,38 +38,12 @@ SIGNATURES = MappingProxyType(
 """What a file really is by its first bytes, when its name says that it is text."""
 
 
-class DataError(TrainerError):
-    """The data cannot be trained on; `problems` are all that were found, the text the first twenty.
-
-    Repeating the run cannot help, mending the data can.
-    """
-
-    exit_code = ExitCode.BAD_DATA
-    heading = "the data cannot be used"
-
-    def __str__(self) -> str:
-        shown = self.problems[:PROBLEMS_SHOWN_MAX]
-        hidden = len(self.problems) - len(shown)
-        return "\n".join([*shown, *([f"... and {hidden} more"] if hidden else [])])
-
-
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One record: `number` is its line (JSONL) or its 1-based place among records (the others)."""
 
     number: int
     fields: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shards:
-    """Files that together are one, in this order; messages call them `name`."""
-
-    name: str
-    files: tuple[Path, ...]
-
-    def __str__(self) -> str:
-        return self.name
 
 
 def read_rows(path: Path | Shards) -> list[Row]:

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from trainer.config import OptimizerKind, PrecisionChoice, Quant, TrainerConfig
+from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.gpus import Gpu
 from trainer.device.shapes import Block, Linear, Shape, read_shape
+from trainer.method_table import OptimizerKind, Quant
 
 SLACK = 1.08  # reserved over allocated, the low end of what is seen in training (1.08 to 1.41)
 CONTEXT_BYTES = 0.55e9  # CUDA context and workspaces: 0.36 to 0.65 GB are reported

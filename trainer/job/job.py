@@ -15,10 +15,10 @@ from pathlib import Path
 
 from trainer.atomic import RealDisk
 from trainer.config import EvictionBand, load_config
-from trainer.context import JobContext, JobOptions
 from trainer.errors import Preempted
 from trainer.eviction import MetadataPoll, PreemptionFlag, on_signals
 from trainer.exit_codes import ExitCode
+from trainer.job.context import JobContext, JobOptions
 from trainer.rundir.fingerprint import permitted_keys
 from trainer.rundir.layout import (
     ADAPTER,

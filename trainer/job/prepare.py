@@ -12,12 +12,14 @@ import torch
 
 from trainer import model as models
 from trainer.adapters import methods
-from trainer.context import JobContext
-from trainer.data.examples import Examples, load_examples
+from trainer.data.examples import Examples
+from trainer.device.determinism import make_deterministic, set_threads
 from trainer.device.precision import Precision
+from trainer.job.context import JobContext
 from trainer.rundir.fingerprint import Facts, cpu_model, directory_sha256, take_fingerprint
 from trainer.rundir.layout import HASHES, resolve
 from trainer.schedule import Schedule, make_schedule
+from trainer.training.objective import Objective, make_objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class PreparedInputs:
 
     source: models.Source
     tokenizer: Any
+    objective: Objective
     rows: Examples
     held_out: Examples | None  # read only if they are looked at while training
     schedule: Schedule
@@ -38,25 +41,17 @@ class PreparedInputs:
 def prepare_inputs(job: JobContext) -> PreparedInputs:
     """Read rows, tokenizer and the base's description; everything that can be wrong, is now."""
     config, run_dir = job.config, job.run_dir
-    models.make_deterministic()
-    threads = models.set_threads(config.train)
+    make_deterministic()
+    threads = set_threads(config.train)
     source = models.find_source(config.model, run_dir)
     tokenizer = models.load_tokenizer(source)
     model_config = models.load_config(source)
     seq2seq = models.is_seq2seq(model_config)
 
-    def read(name: str) -> Examples:
-        return load_examples(
-            config.data,
-            resolve(run_dir, name),
-            tokenizer,
-            max_length=config.train.max_length,
-            seq2seq=seq2seq,
-        )
-
-    rows = read(config.data.train)
+    objective = make_objective(config, tokenizer, seq2seq=seq2seq)
+    rows = objective.load(resolve(run_dir, config.data.train))
     wanted = config.data.eval if config.train.validate_every is not None else None
-    held_out = read(wanted) if wanted else None
+    held_out = objective.load(resolve(run_dir, wanted)) if wanted else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     methods.check_device(config.method, device)
     schedule = make_schedule(config.train, [len(item.input_ids) for item in rows.items])
@@ -82,6 +77,7 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     return PreparedInputs(
         source=source,
         tokenizer=tokenizer,
+        objective=objective,
         rows=rows,
         held_out=held_out,
         schedule=schedule,

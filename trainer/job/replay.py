@@ -16,9 +16,9 @@ from typing import Any
 from trainer import model as models
 from trainer.atomic import RealDisk
 from trainer.config import ConfigError, load_config
-from trainer.context import JobContext, JobOptions
 from trainer.eviction import PreemptionFlag
 from trainer.exit_codes import ExitCode
+from trainer.job.context import JobContext, JobOptions
 from trainer.job.prepare import prepare_inputs
 from trainer.job.stages import set_up, size_limit
 from trainer.rundir.fingerprint import compare
@@ -93,9 +93,9 @@ def replay(
         root = run_dir / "checkpoints"
         start = choose_start(root, last=len(logged), steps=steps)
         caveats: tuple[str, ...] = ()
-        known = start or choose_start(root, last=len(logged) + 1, steps=None)
-        if known:
-            directory = root / directory_name(known)
+        checkpoint_step = start or choose_start(root, last=len(logged) + 1, steps=None)
+        if checkpoint_step:
+            directory = root / directory_name(checkpoint_step)
             snapshot = load(directory, tensor_bytes_max=size_limit(state))
             verdict = compare(snapshot.fingerprint, prepared.fingerprint, allowed=())
             verdict.require()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,11 +17,10 @@ from trainer import model as models
 from trainer.adapters import dylora, methods
 from trainer.atomic import RealDisk, replace_directory, replace_file
 from trainer.config import ConfigError, PrecisionChoice
-from trainer.context import JobContext
-from trainer.data.examples import load_examples, padding_id
 from trainer.device.gpus import Gpu
 from trainer.device.micro_batch import choose_micro_batch
 from trainer.errors import Preempted
+from trainer.job.context import JobContext
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import (
@@ -41,8 +41,10 @@ from trainer.saving.checkpoint import Snapshot, Store
 from trainer.saving.checkpointer import Checkpointer
 from trainer.saving.manifest import Damaged
 from trainer.saving.state import Best, TrainingState
-from trainer.tracking.tensorboard import EventWriter
+from trainer.text import inexact
+from trainer.tracking.tracker import make_tracker
 from trainer.training.loop import train
+from trainer.training.objective import mean_loss
 from trainer.training.train_context import TrainContext
 from trainer.training.validation import Validation
 
@@ -88,6 +90,9 @@ def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
     store = Store(directory, keep=keep, disk=RealDisk(), on_message=job.on_message)
     store.sweep()
     resume(job, prepared, store, state)
+    tracker = make_tracker(
+        job.run_dir, steps_done=state.counters.step, wall_s=time.time, on_message=job.on_message
+    )
     checkpointer = Checkpointer(
         state=state,
         saver=AsyncSaver(store, clock=time.monotonic),
@@ -95,7 +100,7 @@ def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
         band=job.options.band,
         fingerprint=prepared.fingerprint,
         heartbeat=job.heartbeat,
-        events=EventWriter(job.run_dir / "tb", steps_done=state.counters.step, wall_s=time.time),
+        tracker=tracker,
         clock=time.monotonic,
         on_message=job.on_message,
     )
@@ -108,6 +113,8 @@ def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
                 "the state of this moment could not be saved; the checkpoint before it stands"
             )
         raise
+    finally:
+        tracker.close()
     context.method.materialize()
     checkpointer.save_now()
     state.log.sync()
@@ -145,10 +152,10 @@ def set_up(
     context = TrainContext(
         model=adapted,  # not wrapped: scored and trained by one and the same arithmetic
         method=methods.method_of(adapted),
+        objective=prepared.objective,
         accelerator=accelerator,
         schedule=prepared.schedule,
         examples=prepared.rows.items,
-        pad_id=padding_id(prepared.tokenizer),
         seed=table.seed,
         max_grad_norm=table.max_grad_norm,
         flag=job.flag,
@@ -176,8 +183,8 @@ def _make_validation(
     return Validation(
         model=adapted,
         method=methods.method_of(adapted),
+        objective=prepared.objective,
         autocast=autocast,
-        pad_id=padding_id(prepared.tokenizer),
         flag=job.flag,
         on_message=job.on_message,
         on_progress=on_progress,
@@ -265,7 +272,7 @@ def _note_inexact(
     if differences and state.counters.inexact_from is None:
         state.counters.inexact_from = found.step + 1
     for line in differences:
-        job.on_message(f"not bit-exact from step {found.step + 1}: {line}")
+        job.on_message(f"{inexact(found.step + 1)}: {line}")
 
 
 def write_adapter(job: JobContext, adapted: Any, best: Best, *, computed: PrecisionChoice) -> None:
@@ -344,20 +351,15 @@ def select_rank(job: JobContext, prepared: PreparedInputs, adapted: Any) -> None
         if job.flag.notice is not None:
             raise Preempted
 
-    rows = load_examples(
-        config.data,
-        resolve(job.run_dir, config.data.eval),
-        prepared.tokenizer,
-        max_length=config.train.max_length,
-        seq2seq=bool(adapted.config.is_encoder_decoder),
-    )
-    losses = dylora.compare_ranks(
+    rows = prepared.objective.load(resolve(job.run_dir, config.data.eval))
+    measure = partial(
+        mean_loss,
         adapted,
         rows.items,
-        pad_id=padding_id(prepared.tokenizer),
+        objective=prepared.objective,
         micro_batch=config.train.batch_size,
-        on_progress=on_progress,
     )
+    losses = dylora.compare_ranks(adapted, measure, on_progress=on_progress)
     dylora_method.choose(losses)
     job.heartbeat.update(message=None)
     shown = ", ".join(f"{rank}: {loss:.4f}" for rank, loss in losses.items())

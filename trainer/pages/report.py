@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.atomic import RealDisk, replace_file
-from trainer.data.rows import DataError
-from trainer.exit_codes import ExitCode
+from trainer.exit_codes import DataError, ExitCode
 from trainer.pages import html
 from trainer.pages.run_files import MALFORMED, Json, read, read_log, shown
 from trainer.text import duration

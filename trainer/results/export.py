@@ -17,14 +17,12 @@ from typing import Any
 
 import torch
 
-from trainer.adapters.dylora import CONFIG, RANKS, TENSORS, VERSION, WHOLE, cut
-from trainer.adapters.nola import FACTS, expand
-from trainer.adapters.settings import BYTES_MAX, RANK_MAX, read_settings
+from trainer.adapters.methods import saved_format
+from trainer.adapters.settings import CONFIG, TENSORS, read_settings
 from trainer.atomic import RealDisk, clear_partials, partial_of
 from trainer.config import ConfigError
 from trainer.exit_codes import ExitCode
 from trainer.text import positive
-from trainer.untrusted import NotPlain, parse, table, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,55 +46,9 @@ def export(adapter: Path, out: Path, *, rank: int | None = None) -> Exported:
     if out.exists():
         raise ConfigError([f"--out: {out} exists already; name another directory or remove it"])
     settings = read_settings(adapter).to_json()
-    if (adapter / FACTS).is_file():
-        if rank not in {None, settings["r"]}:
-            raise ConfigError(["--rank: the parts of a NOLA adapter cannot be separated by rank"])
-        return _write(out, settings, expand(adapter))
-    if not (adapter / RANKS).is_file():
-        if rank not in {None, settings.get("r")}:
-            raise ConfigError(
-                [f"--rank: this adapter has rank {settings.get('r')} only; train with qdylora"]
-            )
-        return _write(out, settings, _load(adapter / TENSORS))
-    best = whole(_read(adapter / RANKS, "").get("best"), most=RANK_MAX)
-    return export_rank(adapter, rank or best or 0, out)
-
-
-def export_rank(adapter: Path, rank: int, out: Path) -> Exported:
-    """Write A[:rank] and B[:, :rank] of a DyLoRA adapter as a LoRA of that rank and the same alpha.
-
-    Raises:
-        ConfigError: it is no DyLoRA adapter, has no such rank, or its columns count otherwise.
-    """
-    told = _read(adapter / RANKS, "only a DyLoRA adapter has several ranks")
-    settings = read_settings(adapter).to_json()
-    if told.get("version") != VERSION:
-        raise ConfigError([f"{adapter / RANKS} is of another qft; use the one that trained it"])
-    most = whole(told.get("r"), most=RANK_MAX)
-    if most is None:
-        raise ConfigError([f"{adapter / RANKS} tells no rank"])
-    if not 1 <= rank <= most:
-        raise ConfigError([f"--rank: {rank} is not one of 1 to {most}"])
-    return _write(out, {**settings, "r": rank}, cut(_load(adapter / WHOLE), rank))
-
-
-def _read(path: Path, otherwise: str) -> dict[str, Any]:
-    try:
-        return table(parse(path.read_bytes(), bytes_max=BYTES_MAX))
-    except FileNotFoundError:
-        raise ConfigError([f"{path.parent}: {otherwise}"]) from None
-    except (OSError, NotPlain) as error:
-        raise ConfigError([f"{path} cannot be read: {error}"]) from error
-
-
-def _load(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise ConfigError([f"{path} cannot be read: {error}"]) from error
+    tensors = saved_format(adapter).lora(adapter, rank)
+    ranks = [len(tensor) for name, tensor in tensors.items() if ".lora_A." in name]
+    return _write(out, {**settings, "r": ranks[0] if ranks else settings["r"]}, tensors)
 
 
 def _write(out: Path, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Exported:

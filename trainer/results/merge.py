@@ -1,28 +1,30 @@
-"""Folds an adapter into its base, shard by shard on the CPU, into a plain model directory.
+"""Merges an adapter into its base, shard by shard on the CPU, to a plain model directory.
 
     python -m trainer merge --base DIR --adapter DIR --out DIR [--dtype float32]
         [--onto quantized --run-dir DIR]
 
-Never more than one shard of the base is in memory. The base is the one of the files, not the 4-bit
-one that the adapter was trained on, unless `--onto quantized` takes that from them. What rounding
-leaves is measured by `parity`, not assumed.
+Never more than one shard of the base is in memory; PEFT merges each layer. The base is the one of
+the files, not the 4-bit one that the adapter was trained on, unless `--onto quantized` says so.
+What rounding changes is measured by `merge_check`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from trainer.adapters.nola import FACTS, expand
-from trainer.adapters.settings import BYTES_MAX, RANK_MAX
+from trainer.adapters.methods import saved_format
+from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TENSORS
 from trainer.atomic import RealDisk, clear_partials, partial_of
 from trainer.config import ConfigError
 from trainer.exit_codes import ExitCode
@@ -45,50 +47,25 @@ TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # layer
 
 
 class CannotMergeError(NoBaseError):
-    """This adapter and this base cannot be made one; the message says why."""
+    """This adapter cannot be merged into this base; the message says why."""
 
 
 @dataclass(kw_only=True)
-class Delta:
-    """What the adapter adds to one weight matrix."""
+class LoraTensors:
+    """The tensors of one adapted layer; `magnitude` is DoRA's."""
 
     a: torch.Tensor | None = None
     b: torch.Tensor | None = None
     magnitude: torch.Tensor | None = None
 
-    def apply(self, weight: torch.Tensor, *, scale: float, transposed: bool) -> torch.Tensor:
-        """Return weight + scale x B A in float32; with a magnitude, outputs scaled to it (DoRA).
-
-        The outputs are the rows of a weight, the columns of a transposed one (GPT-2).
-
-        Raises:
-            CannotMergeError: the weight is of another shape, as a packed one is.
-        """
-        assert self.a is not None
-        assert self.b is not None
-        change = scale * (self.b.float() @ self.a.float())
-        change = change.T if transposed else change
-        if weight.shape != change.shape or not weight.is_floating_point():
-            found, wanted = tuple(weight.shape), tuple(change.shape)
-            raise CannotMergeError(
-                f"a weight of the base is {weight.dtype} {found}, and the adapter needs {wanted}; "
-                "merge into the 16-bit base, not a packed one or one of another size"
-            )
-        merged = weight.float() + change
-        if self.magnitude is not None:
-            norm = merged.norm(dim=0 if transposed else 1, keepdim=True)
-            lengths = self.magnitude.float().flatten()
-            merged = merged * ((lengths[None, :] if transposed else lengths[:, None]) / norm)
-        return merged
-
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A PEFT adapter as it lies on the disk."""
+    """A PEFT adapter as read from its directory; `scaling` are the settings of the LoRA's scale."""
 
-    deltas: Mapping[str, Delta]
+    layers: Mapping[str, LoraTensors]
     replaced: Mapping[str, torch.Tensor]
-    scale: float
+    scaling: Mapping[str, Any]
     transposed: bool
     base: str | None
 
@@ -102,12 +79,11 @@ def read_adapter(directory: Path) -> Adapter:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    saved = saved_format(directory)
     try:
         config = parse((directory / "adapter_config.json").read_bytes(), bytes_max=BYTES_MAX)
         tensors = (
-            expand(directory)
-            if (directory / FACTS).is_file()
-            else load_file(directory / "adapter_model.safetensors")
+            load_file(directory / TENSORS) if saved.peft_loads else saved.lora(directory, None)
         )
     except ConfigError as error:
         raise CannotMergeError(str(error)) from error
@@ -127,28 +103,29 @@ def read_adapter(directory: Path) -> Adapter:
     for name in ("rank_pattern", "alpha_pattern"):
         if config.get(name):
             raise CannotMergeError(f"an adapter with a `{name}` cannot be merged here")
-    deltas: dict[str, Delta] = {}
+    layers: dict[str, LoraTensors] = {}
     replaced: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
         if name.endswith(".lora_A.weight"):
-            deltas.setdefault(name.removesuffix(".lora_A.weight"), Delta()).a = tensor
+            layers.setdefault(name.removesuffix(".lora_A.weight"), LoraTensors()).a = tensor
         elif name.endswith(".lora_B.weight"):
-            deltas.setdefault(name.removesuffix(".lora_B.weight"), Delta()).b = tensor
+            layers.setdefault(name.removesuffix(".lora_B.weight"), LoraTensors()).b = tensor
         elif ".lora_magnitude_vector" in name:
-            deltas.setdefault(name.split(".lora_magnitude_vector")[0], Delta()).magnitude = tensor
+            name = name.split(".lora_magnitude_vector")[0]
+            layers.setdefault(name, LoraTensors()).magnitude = tensor
         elif "lora_" not in name:
             replaced[name] = tensor
         else:
             raise CannotMergeError(f"the adapter holds `{key}`, which is not understood here")
-    halves = sorted(name for name, delta in deltas.items() if delta.a is None or delta.b is None)
+    halves = sorted(name for name, one in layers.items() if one.a is None or one.b is None)
     if halves:
         raise CannotMergeError(f"the adapter has only half of {', '.join(halves[:5])}")
-    root = rank**0.5 if config.get("use_rslora") else rank
+    rslora = bool(config.get("use_rslora"))
     return Adapter(
-        deltas=deltas,
+        layers=layers,
         replaced=replaced,
-        scale=alpha / root,
+        scaling={"r": rank, "lora_alpha": alpha, "use_rslora": rslora},
         transposed=bool(config.get("fan_in_fan_out")),
         base=text(config.get("base_model_name_or_path")),
     )
@@ -171,7 +148,7 @@ def merge(  # noqa: PLR0913 - three places and how
     found = read_adapter(adapter)
     shards = shard_names(base)
     names = {name for one in shards for name in tensor_names(base / one)}
-    found = _fitted(found, names, base)
+    found = _matched(found, names, base)
     quantized = quantized.matched_to(names) if quantized else None
     if out.exists():
         raise CannotMergeError(f"{out} exists already; name another directory or remove it")
@@ -190,12 +167,12 @@ def merge(  # noqa: PLR0913 - three places and how
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    changed = {f"{name}.weight" for name in found.deltas} | found.replaced.keys()
+    changed = {f"{name}.weight" for name in found.layers} | found.replaced.keys()
     return len(changed | quantized.weights.keys() if quantized else changed)
 
 
-def _fitted(adapter: Adapter, names: set[str], base: Path) -> Adapter:
-    """Return the adapter under the names, and the way round, of the matrices of the base's files.
+def _matched(adapter: Adapter, names: set[str], base: Path) -> Adapter:
+    """Return the adapter with the names and the orientation of the weights in the base's files.
 
     An adapter that was trained on quantised layers does not say that those of the 16-bit base are
     transposed.
@@ -208,20 +185,20 @@ def _fitted(adapter: Adapter, names: set[str], base: Path) -> Adapter:
         kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError, FileNotFoundError) as error:
         raise CannotMergeError(f"{base / 'config.json'} cannot be read: {error}") from error
-    fitted = replace(
+    matched = replace(
         adapter,
         transposed=adapter.transposed or kind in TRANSPOSED,
-        deltas={place(name, ".weight"): delta for name, delta in adapter.deltas.items()},
+        layers={place(name, ".weight"): one for name, one in adapter.layers.items()},
         replaced={place(name, ""): tensor for name, tensor in adapter.replaced.items()},
     )
-    wanted = {f"{name}.weight": name for name in fitted.deltas} | {n: n for n in fitted.replaced}
+    wanted = {f"{name}.weight": name for name in matched.layers} | {n: n for n in matched.replaced}
     unused = sorted(wanted[name] for name in wanted.keys() - names)
     if unused:
         raise CannotMergeError(
             f"the base has no place for {', '.join(unused[:5])} ({len(unused)} in all): "
             f"the adapter was made for {adapter.base}, and this is {base}"
         )
-    return fitted
+    return matched
 
 
 def _merge_shard(
@@ -231,7 +208,7 @@ def _merge_shard(
     dtype: torch.dtype | None,
     quantized: QuantizedBase | None,
 ) -> dict[str, int]:
-    """Write one shard anew; return the bytes of each of its tensors."""
+    """Write one merged shard; return the bytes of each of its tensors."""
     from safetensors.torch import save_file
 
     written: dict[str, torch.Tensor] = {}
@@ -241,19 +218,55 @@ def _merge_shard(
         weight = quantized.dequantized(name, tensor) if quantized else tensor
         if name in adapter.replaced:
             written[name] = adapter.replaced[name].to(wanted)
-        elif module in adapter.deltas and name.endswith(".weight"):
-            merged = adapter.deltas[module].apply(
-                weight, scale=adapter.scale, transposed=adapter.transposed
-            )
-            written[name] = merged.to(wanted).contiguous()
+        elif module in adapter.layers and name.endswith(".weight"):
+            written[name] = merge_weight(weight, module, adapter).to(wanted).contiguous()
         else:
             written[name] = weight.to(wanted).contiguous()
     save_file(written, target, metadata={"format": "pt"})
     return {name: tensor.nbytes for name, tensor in written.items()}
 
 
+def merge_weight(weight: torch.Tensor, name: str, adapter: Adapter) -> torch.Tensor:
+    """Let PEFT merge one layer of the adapter into its weight, in float32.
+
+    Raises:
+        CannotMergeError: the weight is of another shape, as a packed one is.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # as in `model.py`
+    from peft import LoraConfig, inject_adapter_in_model
+
+    lora = adapter.layers[name]
+    assert lora.a is not None
+    assert lora.b is not None
+    outputs, inputs = len(lora.b), lora.a.shape[1]
+    shape = (inputs, outputs) if adapter.transposed else (outputs, inputs)
+    if weight.shape != shape or not weight.is_floating_point():
+        raise CannotMergeError(
+            f"a weight of the base is {weight.dtype} {tuple(weight.shape)}, and the adapter needs "
+            f"{shape}; merge into the 16-bit base, not a packed one or one of another size"
+        )
+    stored = weight.T if adapter.transposed else weight
+    linear = torch.nn.Linear(inputs, outputs, bias=False, device="meta")
+    linear.weight = _frozen(stored.to(torch.float32, copy=True))
+    model = torch.nn.Sequential(linear)
+    dora = lora.magnitude is not None
+    config = LoraConfig(target_modules=["0"], use_dora=dora, **adapter.scaling)
+    layer: Any = inject_adapter_in_model(config, model)[0]
+    layer.lora_A["default"].weight = _frozen(lora.a.float())
+    layer.lora_B["default"].weight = _frozen(lora.b.float())
+    if lora.magnitude is not None:
+        layer.lora_magnitude_vector["default"].weight = _frozen(lora.magnitude.float().flatten())
+    layer.merge()
+    merged: torch.Tensor = layer.get_base_layer().weight
+    return merged.T if adapter.transposed else merged
+
+
+def _frozen(tensor: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor, requires_grad=False)
+
+
 def _write_index(target: Path, sizes: Mapping[str, Mapping[str, int]]) -> None:
-    """Say which file holds which tensor, as transformers looks it up; one file needs no index."""
+    """Write the index of which file holds which tensor; a single file needs none."""
     if list(sizes) == [SINGLE]:
         return
     index = {
@@ -264,7 +277,7 @@ def _write_index(target: Path, sizes: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def _copy_the_rest(base: Path, adapter: Path, target: Path, dtype: torch.dtype | None) -> None:
-    """Copy config and tokenizer; the adapter's own tokenizer files win, if it has any."""
+    """Copy config and tokenizer; tokenizer files of the adapter replace those of the base."""
     for source in (base, adapter):
         for path in sorted(source.iterdir()):
             named = path.name.startswith(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import hub
-from trainer.adapters.nola import FACTS
+from trainer.adapters.methods import saved_format
 from trainer.config import TrainerConfig, load_config
 from trainer.exit_codes import ExitCode, TrainerError
 from trainer.pages import report
@@ -187,7 +187,7 @@ def plain(folder: Path) -> Iterator[Path]:
     Raises:
         ConfigError: the adapter is not whole.
     """
-    if not (folder / FACTS).is_file():
+    if saved_format(folder).peft_loads:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="qft-plain-") as scratch:

@@ -154,15 +154,15 @@ def directory_sha256(root: Path, *, cache: Path) -> str:
     Gigabytes take long and a resumed run starts often, so hashes are kept in the file `cache` by
     size, modification time and inode. Raises `OSError` if `root` cannot be read.
     """
-    known = _read_cache(cache)
+    cached = _read_cache(cache)
     fresh: dict[str, str] = {}
     total = hashlib.sha256()
     for path in sorted(entry for entry in root.rglob("*") if entry.is_file()):
         facts = path.stat()
         key = f"{path}:{facts.st_size}:{facts.st_mtime_ns}:{facts.st_ino}"
-        fresh[key] = known.get(key) or file_sha256(path)
+        fresh[key] = cached.get(key) or file_sha256(path)
         total.update(f"{path.relative_to(root)}\0{fresh[key]}\n".encode())
-    if fresh != known:
+    if fresh != cached:
         with suppress(OSError):  # no room: it is computed again next time
             cache.write_text(json.dumps(fresh, indent=1), encoding="utf-8")
     return total.hexdigest()

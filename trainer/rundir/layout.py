@@ -13,8 +13,9 @@ from pathlib import Path
 from trainer import hub, untrusted
 from trainer.atomic import Disk, restore_directory
 from trainer.config import ConfigError, TrainerConfig
-from trainer.data.rows import DataError, Shards
 from trainer.errors import Busy
+from trainer.exit_codes import DataError
+from trainer.hub import Shards
 from trainer.rundir.fingerprint import Facts, file_sha256, flatten_config
 
 TABLE_BYTES_MAX = 64 << 20

@@ -13,7 +13,7 @@ from trainer.saving.async_saver import AsyncSaver, SaveResult
 from trainer.saving.interval import SaveInterval, choose_interval
 from trainer.saving.state import TrainingState
 from trainer.text import duration
-from trainer.tracking.tensorboard import EventWriter
+from trainer.tracking.tracker import Tracker, curves
 
 SPEED_STEPS = 20  # tokens per second and ETA are means over so many steps
 LOG_EVERY_S = 30.0
@@ -29,7 +29,7 @@ class Checkpointer:
     band: EvictionBand | None
     fingerprint: Facts
     heartbeat: Heartbeat
-    events: EventWriter
+    tracker: Tracker
     clock: Callable[[], float]  # seconds, monotonic
     on_message: Callable[[str], None]
 
@@ -56,7 +56,7 @@ class Checkpointer:
     def after_step(self, record: dict[str, Any]) -> None:
         """Log the step, tell the heartbeat, and start a save if one is due."""
         self.state.log.append(record)
-        self.events.scalars(record)
+        self.tracker.log(record["step"], curves(record))
         self._report_step(record)
         self._report_validation(record)
         if self._logged_step is None or self.clock() - self._logged_s >= LOG_EVERY_S:
@@ -74,7 +74,7 @@ class Checkpointer:
     def amend(self, record: dict[str, Any]) -> None:
         """Complete the record of the last step in log, curves and status."""
         self.state.log.amend(record)
-        self.events.scalars({k: record[k] for k in ("step", "validation_loss")})
+        self.tracker.log(record["step"], curves({"validation_loss": record["validation_loss"]}))
         self._report_validation(record)
 
     def save_now(self) -> bool:
@@ -137,8 +137,8 @@ class Checkpointer:
             return
         self._logged_step, self._logged_s = record["step"], self.clock()
         loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
-        known = status.steps and status.eta_s
-        left = f", {duration(status.eta_s or 0)} left" if known else ""
+        has_eta = status.steps and status.eta_s
+        left = f", {duration(status.eta_s or 0)} left" if has_eta else ""
         self.on_message(
             f"step {record['step']}/{status.steps or '?'}: loss {loss}, lr {record['lr']:.3g}, "
             f"{status.tokens_per_s:.0f} tokens/s{left}"

@@ -59,12 +59,12 @@ def choose_interval(
             interval_steps=None,
             reason=f"auto: {INTERVAL_S_MIN / 60:.0f} min until the first save has been timed",
         )
-    known = band or table.eviction_band
-    share = EVICTED_PER_H[known or EvictionBand.OVER_20]
+    known_band = band or table.eviction_band
+    share = EVICTED_PER_H[known_band or EvictionBand.OVER_20]
     between_s = -3600.0 / math.log1p(-share)
     best_s = math.sqrt(2.0 * save_s * between_s)
     interval_s = min(max(best_s, INTERVAL_S_MIN), INTERVAL_S_MAX)
-    band_text = f"band {known} %/h" if known else "band unknown, taken as 20+ %/h"
+    band_text = f"band {known_band} %/h" if known_band else "band unknown, taken as 20+ %/h"
     return SaveInterval(
         interval_s=interval_s,
         interval_steps=None,

@@ -14,6 +14,7 @@ from typing import Any
 from trainer import hub
 from trainer import model as models
 from trainer.config import ConfigError, load_config
+from trainer.device.determinism import make_deterministic, set_threads
 from trainer.exit_codes import ExitCode
 from trainer.rundir.layout import CONFIG, resolve
 from trainer.scoring import evaluate
@@ -42,8 +43,8 @@ def rescore(
     places = {  # from anywhere; a name on a hub is one already
         key: name if hub.parse(name) else str(resolve(run_dir, name)) for key, name in rows.items()
     }
-    models.make_deterministic()
-    models.set_threads(config.train)
+    make_deterministic()
+    set_threads(config.train)
     source = models.find_source(config.model, run_dir)
     tokenizer = models.load_tokenizer(source)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

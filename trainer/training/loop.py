@@ -14,11 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from trainer.data.examples import collate
 from trainer.errors import Diverged, DoesNotFit, Preempted
-from trainer.loss import summed_cross_entropy
 from trainer.saving.state import TrainingState, digest, finite_or_none
 from trainer.schedule import derive_seed, micro_batches
+from trainer.text import inexact
 from trainer.training.train_context import TrainContext
 
 SKIPS_MAX = 20  # the first float16 steps may overflow until the loss scale fits: 2^16 to 2^-4
@@ -145,9 +144,7 @@ def note_inexact(context: TrainContext, state: TrainingState, refusal: RuntimeEr
     if counters.inexact_from is None:
         counters.inexact_from = counters.step + 1
     reason = str(refusal).partition(",")[0]
-    context.on_message(
-        f"not bit-exact from step {counters.step + 1} on, even on this machine: {reason}"
-    )
+    context.on_message(f"{inexact(counters.step + 1)}, even on this machine: {reason}")
 
 
 def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
@@ -170,11 +167,11 @@ def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
             if context.flag.seconds_left < 3 * per_pass_s * (len(passes) - number):
                 state.optimizer.zero_grad(set_to_none=True)
                 raise Preempted
-        inputs = collate([context.examples[row] for row in micro_batch], context.pad_id)
-        inputs = {name: value.to(context.accelerator.device) for name, value in inputs.items()}
+        batch = context.objective.collate([context.examples[row] for row in micro_batch])
+        batch = {name: value.to(context.accelerator.device) for name, value in batch.items()}
         torch.manual_seed(derive_seed(context.seed, "dropout", step, number))
         with context.accelerator.autocast():
-            loss = summed_cross_entropy(context.model, inputs)
+            loss = context.objective.loss(context.model, batch)
         loss_sum += loss.detach()
         mean = loss / targets
         context.accelerator.backward(scaler.scale(mean) if scaler else mean)

@@ -14,6 +14,7 @@ from trainer.data.codec import Example
 from trainer.device.determinism import Determinism
 from trainer.eviction import PreemptionFlag
 from trainer.schedule import Schedule
+from trainer.training.objective import Objective
 from trainer.training.validation import Validation
 
 
@@ -35,10 +36,10 @@ class TrainContext:
 
     model: Any
     method: Method
+    objective: Objective
     accelerator: Accelerator
     schedule: Schedule
     examples: Sequence[Example]
-    pad_id: int
     seed: int
     max_grad_norm: float
     flag: PreemptionFlag

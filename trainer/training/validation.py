@@ -15,9 +15,9 @@ from trainer.adapters.methods import Method
 from trainer.data.codec import Example
 from trainer.errors import Preempted
 from trainer.eviction import PreemptionFlag
-from trainer.loss import mean_loss
 from trainer.saving.state import TrainingState, finite_or_none
 from trainer.scoring.constrained import eval_mode
+from trainer.training.objective import Objective, mean_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class Validation:
 
     model: Any
     method: Method
+    objective: Objective
     autocast: Callable[[], AbstractContextManager[Any]]
-    pad_id: int
     flag: PreemptionFlag
     on_message: Callable[[str], None]
     on_progress: Callable[[int, int], None]  # rows done, rows in all
@@ -67,7 +67,7 @@ class Validation:
         return {"validation_loss": finite_or_none(loss)}
 
     def _measure(self, micro_batch: int) -> float:
-        """Return the mean cross-entropy (nats) over all target tokens of the rows."""
+        """Return the loss of the rows per target, nats per token in supervised fine-tuning."""
 
         def on_progress(done: int, total: int) -> None:
             self.on_progress(done, total)
@@ -79,7 +79,7 @@ class Validation:
             return mean_loss(
                 self.model,
                 self.examples,
-                pad_id=self.pad_id,
+                objective=self.objective,
                 micro_batch=micro_batch,
                 on_progress=on_progress,
             )

@@ -1,0 +1,103 @@
+"""`qft eval`: shows whether the adapter is better than its base, with confidence intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from commands.runs.config import LoadedConfig
+from commands.runs.extras import demand, needed_to_train
+from commands.runs.fetched_run import adapter_of, check_fetched
+from commands.runs.find_config import reopen
+from commands.runs.home import RunFolder, environment, pick_run, qft_home
+from commands.runs.local_trainer import local_run_dir, start
+from commands.runs.receipt import Score, read_score
+from commands.ui.errors import TrainingError, UsageError
+from commands.ui.options import Json, Run, examples
+from commands.ui.output import log, print_data, print_json
+from infra.durable import write_json
+
+EXAMPLES = {
+    "qft eval": "the scores that the run measured",
+    "qft eval --again": "measure them anew on this computer",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(
+    run: Run = "",
+    *,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew on this computer.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the metric before and after, with intervals."""
+    found = scores(run, again=again, on_message=log)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_data("\n".join(found.lines()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The metric of the base and of the adapter."""
+
+    run: str
+    before: Score | None
+    after: Score | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "run": self.run,
+            "before": asdict(self.before) if self.before else None,
+            "after": asdict(self.after) if self.after else None,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        lines = [
+            f"before  {self.before or 'not measured'}",
+            f"after   {self.after or 'not measured'}",
+        ]
+        if self.before and self.after:
+            apart = self.after.low > self.before.high
+            verdict = "the intervals do not overlap" if apart else "the intervals overlap"
+            lines.append(f"change  {self.after.value - self.before.value:+.3f}; {verdict}")
+        return lines
+
+
+def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Scores:
+    """Return the fetched scores; with `again`, the adapter is scored anew on this computer."""
+    folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
+    loaded = reopen(folder)
+    if loaded.config.eval is None:
+        raise UsageError(f"`{folder.name}` has no table `eval`", hint="add one to run.yaml")
+    check_fetched(folder, loaded)
+    if again:
+        _score_again(loaded, folder, on_message)
+    return Scores(
+        run=folder.name,
+        before=read_score(loaded.out / "eval-before.json"),
+        after=read_score(loaded.out / "eval-after.json"),
+    )
+
+
+def _score_again(
+    loaded: LoadedConfig, folder: RunFolder, on_message: Callable[[str], None]
+) -> None:
+    """Run the trainer's own evaluation here, and put its result beside the adapter."""
+    demand(needed_to_train(loaded.config), "`qft eval`", qft_home(environment()))
+    on_message("measuring on this computer")
+    with local_run_dir(loaded, folder) as run_dir:
+        done = start("eval", "--run-dir", str(run_dir), "--adapter", str(adapter_of(loaded)))
+    if done.returncode:
+        raise TrainingError(f"the evaluation ended with exit code {done.returncode}")
+    write_json(loaded.out / "eval-after.json", json.loads(done.stdout), mode=0o644)

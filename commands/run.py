@@ -1,0 +1,71 @@
+"""`qft run`: everything from a rented machine to the adapter at home; resumable at any point."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from commands.ui.options import AllowChange, Json, Plain, Run, examples
+from commands.ui.output import columns, log, print_data, print_json
+
+if TYPE_CHECKING:
+    from commands.runs.result import RunResult
+
+EXAMPLES = {
+    "qft run": "the run.yaml here",
+    "qft run my-run --plain": "a run started before, with lines for a log file",
+    "qft run --fresh": "once more from the beginning",
+}
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples(EXAMPLES))
+def command(
+    run: Run = "",
+    *,
+    allow_change: AllowChange = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Begin anew; the record of an earlier run is set aside."),
+    ] = False,
+    plain: Plain = False,
+    as_json: Json = False,
+) -> None:
+    """Do all of it: up, train, recover, eval, fetch, down."""
+    result = run_and_print(
+        "run",
+        run,
+        allow_change=tuple(allow_change or ()),
+        fresh=fresh,
+        plain=plain,
+        as_json=as_json,
+    )
+    if not as_json:
+        log(f"\nnext: {next_steps(result.name)}")
+
+
+def run_and_print(goal: str, run: str, *, plain: bool, as_json: bool, **options: Any) -> RunResult:
+    """Bring a run to a goal and print the result; what `up`, `train`, `fetch` and `run` share."""
+    # Late, since it loads every room, and help needs none of them.
+    from commands.runs.run_to_goal import request_run, run_to_goal
+    from infra.run.plan import Goal
+
+    request = request_run(Goal(goal), run, plain=plain or as_json, **options)
+    result = run_to_goal(request)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_data(columns(result.lines()))
+    return result
+
+
+def next_steps(name: str) -> str:
+    """List what can be typed once the adapter is home, each as it stands but for the prompt."""
+    from commands.generate import example_command
+    from commands.runs.find_config import reopen
+    from commands.runs.home import environment, qft_home, run_folder
+
+    loaded = reopen(run_folder(qft_home(environment()), name))
+    return f"`qft report {name}`, {example_command(loaded)}, `qft merge {name}`"

@@ -1,0 +1,91 @@
+"""A run whose adapter is on this computer: opens it, and gathers what its report and card say."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from commands.runs.config import LoadedConfig
+from commands.runs.find_config import reopen
+from commands.runs.home import RunFolder, environment, pick_run, qft_home
+from commands.runs.receipt import make_receipt
+from commands.ui.errors import UsageError
+from infra.durable import write_json
+from infra.provider import StopReason
+from infra.run.fold import fold
+from infra.run.journal import Event, Kind, read
+from infra.timestamps import format_utc
+
+RESULTS = ("eval-before.json", "eval-after.json", "status.json", "merged-parity.json")
+
+
+def open_fetched(wanted: str) -> tuple[RunFolder, LoadedConfig]:
+    """Open a run whose adapter was fetched. Raises UsageError with the way there."""
+    folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
+    loaded = reopen(folder)
+    check_fetched(folder, loaded)
+    return folder, loaded
+
+
+def check_fetched(folder: RunFolder, loaded: LoadedConfig) -> None:
+    """Raise UsageError, with the way there, unless the adapter of a run was fetched."""
+    if (loaded.out / "adapter").is_dir():
+        return
+    if fold(read(folder.journal)).trained:
+        hint = f"`qft fetch {folder.name}` brings it"
+    else:
+        hint = (
+            f"it is not trained yet: `qft status {folder.name}` shows how far it is, "
+            f"`qft run {folder.name}` goes on"
+        )
+    raise UsageError(f"the adapter of `{folder.name}` is not at home", hint=hint)
+
+
+def adapter_of(loaded: LoadedConfig) -> Path:
+    """Return the folder of the fetched adapter, as an absolute path."""
+    return (loaded.out / "adapter").absolute()
+
+
+def add_results(run_dir: Path, loaded: LoadedConfig) -> None:
+    """Put what the run left at home into a scratch run directory."""
+    for name in RESULTS:
+        if (loaded.out / name).exists():
+            shutil.copyfile(loaded.out / name, run_dir / name)
+    (run_dir / "adapter").symlink_to(adapter_of(loaded))
+
+
+def write_facts(run_dir: Path, folder: RunFolder, loaded: LoadedConfig) -> Path:
+    """Write what only this computer knows of a run into a scratch run directory."""
+    path = run_dir / "facts.json"
+    write_json(path, gather_facts(folder, loaded))
+    return path
+
+
+def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
+    """Gather what only this computer knows: evictions on the time line, dollars, hours."""
+    simulated = loaded.config.vm.provider == "local"
+    receipt = make_receipt(folder, loaded.out, simulated=simulated)
+    return {
+        "evictions": _evictions(read(folder.journal)),
+        "usd": receipt.usd,
+        "listed": simulated,
+        "hours": receipt.machine_h,
+        "redone_steps": receipt.redone_steps,
+        # On the machine they have other names.
+        "data": {"train": loaded.config.data.train, "eval": loaded.config.data.eval},
+        "base": Path(os.path.normpath(loaded.model_folder or loaded.config.model.id)).name,
+    }
+
+
+def _evictions(events: Sequence[Event]) -> list[dict[str, object]]:
+    """List the evictions of a run, each with the reason that was found in the end."""
+    stops: list[dict[str, object]] = []
+    for event in events:
+        if event.kind is Kind.STOP_SEEN and event.data.get("ran", True):
+            step, reason = event.data.get("step"), event.data["reason"]
+            stops.append({"at": format_utc(event.at_s), "step": step, "reason": reason})
+        elif event.kind is Kind.STOP_EXPLAINED and stops:
+            stops[-1]["reason"] = event.data["reason"]
+    return [one for one in stops if one["reason"] in {StopReason.EVICTED, StopReason.PRICE}]

@@ -1,0 +1,49 @@
+"""The machine of a run as it is now, and how to connect to it, for commands that drive nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from commands.runs import factory
+from commands.runs.config import LoadedConfig
+from commands.runs.home import RunFolder, environment, qft_home
+from commands.ui.errors import CloudError
+from infra.errors import ProviderError
+from infra.provider import PowerState, Vm
+from infra.run.fold import fold
+from infra.run.journal import read
+from remote.ssh import Host
+
+
+def recorded_machine(folder: RunFolder) -> Vm | None:
+    """Return the machine that the journal of a run names."""
+    return fold(read(folder.journal)).vm
+
+
+def running_machine(loaded: LoadedConfig, vm: Vm | None) -> Vm | None:
+    """Return the machine with its present address; None if its provider says it does not run.
+
+    Raises:
+        CloudError: the provider does not answer.
+    """
+    if vm is None:
+        return None
+    provider = factory.make_provider(loaded.config.vm, qft_home(environment()))
+    try:
+        seen = provider.observe(vm)
+    except ProviderError as error:
+        raise CloudError(str(error), hint=error.hint) from error
+    if seen.power is not PowerState.RUNNING or not seen.host:
+        return None
+    return replace(vm, host=seen.host, port=seen.port)
+
+
+def ssh_host(folder: RunFolder, loaded: LoadedConfig, vm: Vm) -> Host:
+    """Describe how to connect to the machine of a run."""
+    return Host(
+        address=vm.host,
+        port=vm.port,
+        user=vm.user,
+        key_path=factory.user_key(loaded.config.vm, folder),
+        host_key=vm.host_public_key,
+    )
