@@ -161,7 +161,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
 ) -> None:
     """More steps allowed while the old job runs: it saves, ends, and the new config is pushed."""
     did: list[str] = []
-    setting = SimpleNamespace(
+    config = SimpleNamespace(
         changed=changed,
         on_message=lambda _text: None,
         helper_python="python3",
@@ -170,7 +170,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
         payload=SimpleNamespace(pushes=lambda _base: [("config", {}, "qft/x/run")]),
         power_watch=PowerWatch(lambda _vm: ""),
     )
-    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     running = job.JobStatus(state=job.JobState.RUNNING)
     fakes: dict[str, Any] = {
         "_open": lambda _vm: None,
@@ -193,7 +193,7 @@ def test_a_set_up_step_that_fails_is_tried_again_twice(
     monkeypatch: pytest.MonkeyPatch, code: int, tries: int
 ) -> None:
     """A package mirror has bad moments; a program that is not there stays away."""
-    setting = SimpleNamespace(
+    config = SimpleNamespace(
         on_message=lambda _text: None,
         helper_python="python3",
         rents=True,
@@ -201,7 +201,7 @@ def test_a_set_up_step_that_fails_is_tried_again_twice(
         home=Path("/nowhere"),
         power_watch=PowerWatch(lambda _vm: ""),
     )
-    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     result = errors.CommandResult(exit_code=code, stdout="", stderr="503")
 
     def fail(*_all: object) -> None:
