@@ -202,7 +202,7 @@ def test_a_base_in_a_directory_is_published_without_its_path(desk: Desk) -> None
     named = desk.push("--base", "me/base")
 
     assert named.returncode == 0, named.stderr
-    assert names(desk) == ("me/base", 'base_model: "me/base"')
+    assert names(desk) == ("me/base", "base_model: me/base")
     assert "hint" not in named.stderr
     assert (desk.out / "adapter" / "adapter_config.json").read_text(encoding="utf-8") == home
     assert desk.push("--base", "/home/alice/model").returncode == 2
