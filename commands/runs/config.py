@@ -120,7 +120,7 @@ def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) ->
     try:
         config = RunConfig.model_validate(content)
     except ValidationError as error:
-        found += [*_fault_lines(error), *plain_faults(content)]
+        found += [*_validation_messages(error), *plain_faults(content)]
     except UnicodeEncodeError:  # half a character in a saved config: no message could show it
         found += plain_faults(content)
     else:
@@ -164,7 +164,7 @@ def _cross_faults(config: RunConfig) -> list[str]:
     try:
         TrainerConfig.model_validate(config.trainer_tables)
     except ValidationError as error:
-        return [*faults, *_fault_lines(error)]
+        return [*faults, *_validation_messages(error)]
     late = [
         step for step in config.vm.rehearse_evictions if step >= (config.train.steps or step + 1)
     ]
@@ -174,7 +174,7 @@ def _cross_faults(config: RunConfig) -> list[str]:
     ]
 
 
-def _fault_lines(error: ValidationError) -> list[str]:
+def _validation_messages(error: ValidationError) -> list[str]:
     return describe_errors(
         error, RunConfig, explain=_explain, shorten=lambda key: shorten(key, SHOWN_MAX)
     )
@@ -198,7 +198,7 @@ def _shown(message: str) -> str:
     return message if len(message) < MESSAGE_CHARS_MAX else shorten(message, MESSAGE_CHARS_MAX)
 
 
-def check_files(loaded: LoadedConfig) -> None:
+def check_data_and_model(loaded: LoadedConfig) -> None:
     """Check that model and data are there, readable, and fit the templates, before renting.
 
     Raises UsageError with every fault at once. Reads the data files whole; loads no model.
@@ -226,11 +226,11 @@ def check_files(loaded: LoadedConfig) -> None:
             continue
         for row in rows:
             try:
-                fault = _row_fault(row.fields, templates, loaded.config)
+                problem = _row_problem(row.fields, templates, loaded.config)
             except MissingFieldError as error:
-                fault = str(error)
-            if fault:
-                faults.append(f"data.{key}: {file}:{row.number}: {fault}")
+                problem = str(error)
+            if problem:
+                faults.append(f"data.{key}: {file}:{row.number}: {problem}")
     faults = [*gathered(faults), *_model_faults(loaded)]
     if faults:
         shown = [_shown(one) for one in faults[:20]]
@@ -244,7 +244,7 @@ def check_files(loaded: LoadedConfig) -> None:
         )
 
 
-def demand_weights(loaded: LoadedConfig) -> None:
+def require_weights(loaded: LoadedConfig) -> None:
     """Raise UsageError if the base is a directory here that holds no weights to send."""
     folder = loaded.model_folder
     if folder is not None and not base_files.has_weights(folder):
@@ -257,19 +257,19 @@ def demand_weights(loaded: LoadedConfig) -> None:
 def gathered(faults: list[str]) -> list[str]:
     """One line for a fault that many rows of a file have, with the first row and how many more."""
     rows: dict[tuple[str, str], list[str]] = {}
-    for fault in faults:
-        found = re.fullmatch(r"(.*?):(\d+): (.*)", fault, flags=re.DOTALL)
-        where, row, said = found.groups() if found else ("", "", fault)
-        rows.setdefault((where, said), []).append(row)
+    for problem in faults:
+        found = re.fullmatch(r"(.*?):(\d+): (.*)", problem, flags=re.DOTALL)
+        where, row, message = found.groups() if found else ("", "", problem)
+        rows.setdefault((where, message), []).append(row)
     lines = []
-    for (where, said), numbers in rows.items():
+    for (where, message), numbers in rows.items():
         more = len(numbers) - 1
         same = f" (and {more} more row{'s' * (more > 1)})" if more else ""
-        lines.append(f"{where}:{numbers[0]}: {said}{same}" if where else said)
+        lines.append(f"{where}:{numbers[0]}: {message}{same}" if where else message)
     return lines
 
 
-def _row_fault(
+def _row_problem(
     fields: Mapping[str, Any], templates: Sequence[Template], config: RunConfig
 ) -> str | None:
     """Return what is wrong with one row, so far as it shows without a tokenizer.
@@ -293,10 +293,10 @@ def _row_fault(
     return None if config.eval is None else label_problem(answer, config.eval)
 
 
-def _closed(fault: str) -> str:
+def _closed(problem: str) -> str:
     """A fault of a file with the mark that closes its name."""
-    file, _, said = fault.partition(": ")
-    return f"{file}`: {said}"
+    file, _, message = problem.partition(": ")
+    return f"{file}`: {message}"
 
 
 def _model_faults(loaded: LoadedConfig) -> list[str]:
@@ -305,7 +305,7 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
     if folder is not None:
         broken = base_files.faults(folder)
         if broken:
-            return [f"model.id: `{name}/{fault}" for fault in map(_closed, broken)]
+            return [f"model.id: `{name}/{problem}" for problem in map(_closed, broken)]
         try:
             described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
