@@ -184,7 +184,7 @@ def test_a_full_disk_at_the_end_is_reported_and_ends_with_74(
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "adapter_model.safetensors")
 
-    monkeypatch.setattr("trainer.adapters.method.AdapterMethod.save", full)
+    monkeypatch.setattr("trainer.adapters.adapter_method.AdapterMethod.save", full)
     data = tiny.make_rows(tmp_path / "train.jsonl", 6)
     run = tiny.write_config(
         tmp_path / "run", tiny.make_config(model, data, train={"steps": 1, "epochs": None})
