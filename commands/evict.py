@@ -13,7 +13,8 @@ from commands.runs.running_machine import recorded_machine
 from commands.ui.errors import CloudError, UsageError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import log, print_json
-from infra.provider import PowerState, ProviderError
+from infra.errors import ProviderError
+from infra.provider import PowerState
 
 UP = frozenset({PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING})
 

@@ -50,7 +50,7 @@ def run_and_print(goal: str, run: str, *, plain: bool, as_json: bool, **options:
     """Bring a run to a goal and print the result; what `up`, `train`, `fetch` and `run` share."""
     # Late, since it loads every room, and help needs none of them.
     from commands.runs.run_to_goal import request_run, run_to_goal
-    from infra.run.decide import Goal
+    from infra.run.plan import Goal
 
     request = request_run(Goal(goal), run, plain=plain or as_json, **options)
     result = run_to_goal(request)

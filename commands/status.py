@@ -17,17 +17,19 @@ from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.request import RunRequest
 from commands.runs.session import build_workload
 from commands.ui.console import PlainConsole
+from commands.ui.errors import exit_of
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import columns, print_data, print_json
-from infra.provider import Observation, PowerState, ProviderError, StopReason
+from infra.errors import ProviderError
+from infra.provider import Observation, PowerState, StopReason
 from infra.run.budget import bill
-from infra.run.decide import JobPhase, JobView, Policy
 from infra.run.fold import apply, fold
-from infra.run.journal import Event, Kind, read
+from infra.run.journal import Event, Kind, Outcome, read
+from infra.run.plan import Policy
 from infra.run.state import RunState
 from infra.run.stop_reasons import stop_event_data
-from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
-from trainer.text import duration
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable, JobPhase, JobView
+from trainer.text import duration, inexact
 
 BOOT_LONG_S = Policy().boot_wait_s
 """A machine that nobody could sign in to for longer than this is not just starting."""
@@ -52,7 +54,7 @@ def command(run: Run = "", *, as_json: Json = False) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Everything `qft status` tells."""
+    """Everything that `qft status` shows."""
 
     name: str
     state: RunState
@@ -70,7 +72,7 @@ class Status:
 
     @property
     def summary(self) -> str:
-        """The state of the run in one word or two."""
+        """Return the state of the run in one word or two."""
         if self.state.fetched and self.state.deleted:
             return "done"
         if self.job is not None and self.job.phase is JobPhase.RUNNING:
@@ -79,7 +81,7 @@ class Status:
             return "fetched"
         if self.state.trained:
             return "trained"
-        if self.state.ending is not None and self.state.ending.code:
+        if self.state.ending is not None and self.state.ending.outcome is not Outcome.DONE:
             return "stopped"
         if self.machine is not None:
             return f"machine {self.power}"
@@ -87,7 +89,7 @@ class Status:
 
     @property
     def power(self) -> str:
-        """The machine's power; one that the cloud runs and nobody could sign in to only starts."""
+        """Return the machine's power; one that runs and has let nobody sign in yet is starting."""
         if self.machine is None:
             return "not seen just now"
         if self.machine.power is not PowerState.RUNNING or self.signed_in:
@@ -96,7 +98,7 @@ class Status:
         return "not answering" if late else str(PowerState.STARTING)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         state = self.state
         return {
             "run": self.name,
@@ -117,14 +119,14 @@ class Status:
             "usd": round(self.usd, 6),
             "usd_per_h_now": self.usd_per_h_now,
             "simulated": self.receipt.simulated,
-            "ending": {"code": state.ending.code, "reason": state.ending.reason}
+            "ending": {"code": exit_of(state.ending.outcome), "reason": state.ending.reason}
             if state.ending
             else None,
             "trouble": self.trouble or None,
         }
 
     def lines(self) -> list[tuple[str, str]]:
-        """What to print: a word and its fact."""
+        """Return the rows to print: a word and its fact."""
         state, job = self.state, self.job
         step, steps = (job.step, job.steps) if job else (state.step, state.steps)
         rows = [("run", f"{self.name}: {self.summary}")]
@@ -143,16 +145,16 @@ class Status:
                 age = duration(max(0.0, self.now_s - state.vm_started_s))
                 bills = "" if own else "; it bills"
                 rows.append(("sign-in", f"none yet, {age} after it was started{bills}"))
-        if job is not None and not job.heartbeat.exact:
-            since = job.heartbeat.inexact_from
-            rows.append(("exactness", f"not bit-exact from step {since}"))
+        source = job.heartbeat if job is not None else self.receipt
+        if not source.exact:
+            rows.append(("exactness", inexact(source.inexact_from)))
         rows.append(("evictions", str(state.evictions)))
-        rows += [("ends the bill", switch) for switch in state.safeguards if state.up]
-        rows += [("does not", switch) for switch in state.safeguards_missing if state.up]
+        rows += [("ends the bill", safeguard) for safeguard in state.safeguards if state.up]
+        rows += [("does not", safeguard) for safeguard in state.safeguards_missing if state.up]
         mark = " (simulated)" if self.receipt.simulated else ""
         money = f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"
         rows.append(("cost", "nothing: your own machine" if self.receipt.own else money))
-        if state.ending is not None and state.ending.code:
+        if state.ending is not None and state.ending.outcome is not Outcome.DONE:
             rows.append(("stopped", state.ending.reason))
         if state.fetched:
             rows.append(("results", state.fetched))
@@ -166,7 +168,7 @@ class Status:
 
 
 def status(wanted: str) -> Status:
-    """Look at a run: its journal, then its machine, then the trainer."""
+    """Read the journal of a run, then observe its machine, then its trainer."""
     home = qft_home(environment())
     folder = pick_run(home, wanted, cwd=Path.cwd())
     loaded = reopen(folder)
@@ -194,7 +196,7 @@ def status(wanted: str) -> Status:
 
 
 def _as_seen(state: RunState, machine: Observation | None) -> RunState:
-    """The state as a driver would fold it after what was just seen: a machine that is down."""
+    """Return the state as a driver would fold it after this observation of a stopped machine."""
     if machine is None or not state.up or machine.power.bills_compute:
         return state
     data = stop_event_data(state, machine, machine.stop_reason or StopReason.UNKNOWN)
@@ -204,7 +206,7 @@ def _as_seen(state: RunState, machine: Observation | None) -> RunState:
 def _look(
     request: RunRequest, state: RunState
 ) -> tuple[Observation | None, JobView | None, str, bool]:
-    """The machine and the trainer as they are now, or what kept us from seeing them.
+    """Observe the machine and the trainer; return them, or why they could not be observed.
 
     Last, whether the machine has answered since it was started.
     """

@@ -1,33 +1,21 @@
-"""The seam between qft and whoever rents out machines: the promises that every provider keeps.
-
-The errors below say what to do next, not what went wrong inside a vendor's library:
-
-    ProviderError
-    ├── NoCapacity      nothing free there now: try the next offer, come back later
-    ├── OverQuota       the account may not: a human must ask for more
-    ├── PriceAboveCap   the market is above the cap: wait, or raise the cap
-    ├── NotAllowed      credentials or rights are missing: a human must fix them
-    │   └── SignedOut   nobody is signed in any more: what is rented goes on all the same
-    ├── BadRequest      the provider did not understand us: our bug, never retried
-    │   └── Rejected    a refusal that nobody foresaw: try the next offer, then a human reads it
-    ├── Transient       a hiccup: the same call may work in a moment
-    └── Gone            the machine does not exist any more
-"""
+"""The seam between qft and whoever rents out machines: the promises that every provider keeps."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from infra.errors import ProviderError
 
 
 class Provider(ABC):
     """Rents machines. Every method is safe to call again after a crash at any point.
 
-    Methods raise only the classes of this module's error tree; a foreign error is translated once,
-    inside the provider. No method prints. None waits longer than its promise says: waiting, with a
+    Methods raise only the classes of `infra/errors.py`; a foreign error is translated once, inside
+    the provider. No method prints. None waits longer than its promise says: waiting, with a
     clock and a budget, is the supervisor's work. The methods that have a body are optional: what
     they do here is right for a provider that lacks what they are about.
     """
@@ -221,6 +209,11 @@ class Offer:
         """Where it is, for people: `region`, or `region/zone`."""
         return f"{self.region}/{self.zone}" if self.zone else self.region
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Offer:
+        """Rebuild an offer that `asdict` wrote; unknown keys of later versions are ignored."""
+        return cls(**{one.name: data[one.name] for one in fields(cls) if one.name in data})
+
 
 @dataclass(frozen=True, kw_only=True)
 class VmSpec:
@@ -313,6 +306,12 @@ class Vm:
     idle_usd_per_h: float = 0.0
     """What its disk and address cost per hour while it is deallocated."""
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Vm:
+        """Rebuild a machine that `asdict` wrote; unknown keys of later versions are ignored."""
+        values = {one.name: data[one.name] for one in fields(cls) if one.name in data}
+        return cls(**{**values, "power": PowerState(values.get("power", PowerState.CREATING))})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
@@ -354,76 +353,3 @@ class Removed:
     billed_until: str = ""
     """When its compute ceased to bill, by this computer's clock, ISO 8601 UTC; empty if it has
     none, or the provider does not tell."""
-
-
-class ProviderError(Exception):
-    """Base of the tree: what happened, and a hint with the command or link that helps.
-
-    `retry_after_s` is the provider's own advice when it gave one. `unfinished` says that what was
-    begun could not be cleared away: something may remain, and bill.
-    """
-
-    unfinished = False
-
-    def __init__(self, message: str, *, hint: str = "", retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
-        self.retry_after_s = retry_after_s
-
-    @property
-    def kind(self) -> str:
-        """The name of its class in this tree, also of a subclass of a provider's own."""
-        return next(one.__name__ for one in type(self).__mro__ if one.__module__ == __name__)
-
-
-class NoCapacity(ProviderError):  # noqa: N818  (the seam's vocabulary, not a suffix)
-    """Nothing of that size is free there now. Next: the next offer; forget this after a while."""
-
-
-class OverQuota(ProviderError):  # noqa: N818
-    """The account's quota forbids it. Next: other offers; a human raises `family` via the link."""
-
-    def __init__(
-        self, message: str, *, family: str = "", limit: int | None = None, hint: str = ""
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.family = family
-        self.limit = limit
-
-
-class PriceAboveCap(ProviderError):  # noqa: N818
-    """The market price exceeds the cap. Next: other offers, wait, or a human raises the cap."""
-
-    def __init__(
-        self, message: str, *, current_usd_per_h: float | None = None, hint: str = ""
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.current_usd_per_h = current_usd_per_h
-
-
-class NotAllowed(ProviderError):  # noqa: N818
-    """Credentials or rights are missing. Next: a human; retrying cannot help."""
-
-
-class SignedOut(NotAllowed):
-    """Nobody is signed in. Next: a human signs in; what was rented goes on working meanwhile."""
-
-
-class BadRequest(ProviderError):  # noqa: N818
-    """The provider did not understand us. Next: report a bug; never retried."""
-
-
-class Rejected(BadRequest):
-    """A refusal that nobody foresaw. Next: another offer; with none left, a human reads it."""
-
-
-class Transient(ProviderError):  # noqa: N818
-    """A hiccup of the network or the provider. Next: the same call, after `retry_after_s`."""
-
-
-class Gone(ProviderError):  # noqa: N818
-    """There is no such machine. Next: a new one, from the newest checkpoint."""
-
-
-PASSING = (NoCapacity, OverQuota, PriceAboveCap, Rejected)
-"""Refusals that another offer, or time, can get around."""

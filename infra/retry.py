@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from infra.provider import Transient
+from infra.errors import Transient
 
 Result = TypeVar("Result")
 

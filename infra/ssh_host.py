@@ -9,15 +9,13 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from infra.durable import LockTimeout, locked, read_json, write_json
+from infra.errors import BadRequest, Gone, Transient
 from infra.provider import (
-    BadRequest,
-    Gone,
     Observation,
     Offer,
     PowerState,
@@ -25,7 +23,6 @@ from infra.provider import (
     Removed,
     StopReason,
     Traits,
-    Transient,
     Vm,
     VmSpec,
     Want,
@@ -181,7 +178,7 @@ class SshHostProvider(Provider):
         try:
             data = read_json(self._file)
             runs = {} if data is None else data["runs"]
-            return {run_id: _vm_from_json(entry) for run_id, entry in runs.items()}
+            return {run_id: Vm.from_json(entry) for run_id, entry in runs.items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadRequest(
                 f"`{self._file}` is damaged: {error!r}",
@@ -205,9 +202,3 @@ class SshHostProvider(Provider):
     def _now(self) -> str:
         """The time, ISO 8601 UTC."""
         return datetime.fromtimestamp(self._clock(), UTC).isoformat()
-
-
-def _vm_from_json(entry: dict[str, Any]) -> Vm:
-    """A machine as it was written down."""
-    vm = Vm(**entry)
-    return replace(vm, power=PowerState(vm.power))

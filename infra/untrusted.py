@@ -1,9 +1,9 @@
-"""Reads a stranger's JSON to plain, bounded values, or refuses it in a few words.
+"""Parses untrusted JSON into bounded values, or refuses it in a few words.
 
-Whatever is read from outside goes through `parse`, whose answer cannot exhaust this computer: the
-text is at most so long and so deep. It never raises anything but `NotPlain`. The functions below it
-then take single values: a wrong type, NaN, a number without bounds is None, never a guess.
-The three rooms that read strangers' words have such a file each, since none imports another.
+Whatever is read from outside goes through `parse`, whose result cannot exhaust this computer: the
+length and the depth of the text are limited. It never raises anything but `NotPlain`. The functions
+below it then check single values: a wrong type, NaN, a number without bounds is None, never a
+guess. Each of `infra`, `remote` and `trainer` has such a file, since none imports another.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class NotPlain(ValueError):  # noqa: N818  (says what the text is; the caller says what that means)
-    """A text is not JSON as it may come from outside; the message says why, without the text."""
+    """A text is not JSON that is accepted from outside; the message says why, without the text."""
 
 
 def parse(data: bytes | str, *, bytes_max: int, depth_max: int = DEPTH_MAX) -> Any:
-    """Return the value of a JSON text: tables, lists, texts, finite numbers, true, false and None.
+    """Parse a JSON text into dictionaries, lists, strings, finite numbers, booleans and None.
 
     NaN, infinities and numbers of more than `DIGITS_MAX` digits become None. Raises `NotPlain` for
     what is too long, too deep, empty, cut short, not UTF-8, or has a key twice in one table.
@@ -56,7 +56,7 @@ def parse(data: bytes | str, *, bytes_max: int, depth_max: int = DEPTH_MAX) -> A
 
 
 def is_deeper(raw: bytes, depth_max: int) -> bool:
-    """Tell whether brackets are nested deeper than that, without parsing what may be hostile."""
+    """Whether brackets are nested deeper than `depth_max`, without parsing what may be hostile."""
     if raw.count(b"[") + raw.count(b"{") <= depth_max:
         return False
     depth = 0
@@ -69,7 +69,7 @@ def is_deeper(raw: bytes, depth_max: int) -> bool:
 
 
 def table(value: object) -> dict[str, Any]:
-    """Return a table; anything else is an empty one."""
+    """Return a dictionary; anything else as an empty one."""
     return value if isinstance(value, dict) else {}
 
 

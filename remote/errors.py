@@ -1,19 +1,20 @@
-"""What can go wrong with one host over SSH, as classes that say what to do next.
+"""Defines the errors of one host over SSH, by what to do next.
 
 RemoteError
-├── Unreachable         nobody answers, or the line was cut: try again later, partial work is kept
+├── Unreachable         no answer, or the connection was cut: try again later, partial work is kept
 │   ├── TimedOut        a command did not end in time; it may still be running over there
-│   └── TooSlow         bytes come, but fewer than any line that is worth waiting for brings
+│   └── TooSlow         bytes arrive, but more slowly than is worth waiting for
 ├── HostKeyMismatch     another machine answers at that address: never retry, never send data
-├── AuthRefused         the machine does not know our key: a human, or a new machine
+├── AuthRefused         the machine does not accept our key: a human, or a new machine
 ├── LoginShellEnded     no command runs for that account: a human mends its shell or start-up files
 ├── NoSftp              no file can be sent: a human mends the server's settings
-├── CommandFailed       a command ended with an exit code other than 0; carries the whole result
+├── CommandFailed       a command ended with an exit code other than 0; holds the whole result
 ├── Absent              there is no such directory over there
 ├── NoSpace             a disk is too small: what is needed and what is free, nothing overwritten
 ├── Damaged             bytes differ from their checksum, or a source changed while it was read
+├── Unfit               nothing that we may do makes the machine able to train: another machine
 └── Untrusted           the machine offered something illegal; nothing of it was written
-    └── Garbled         its answer is none: the act failed, and may be tried a few times more
+    └── Garbled         its answer is malformed: the act failed, and may be tried a few times more
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 
 
 class RemoteError(Exception):
-    """Base of the tree: what happened, and a hint with the command or step that helps."""
+    """Base class: what happened, and a hint with the command or step that helps."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -31,7 +32,7 @@ class RemoteError(Exception):
 
 
 class Unreachable(RemoteError):  # noqa: N818  (the room's vocabulary, not a suffix)
-    """Nobody answers, or the connection was cut. Next: the same call again, after a while."""
+    """The machine does not answer, or the connection was cut. Next: the same call, later."""
 
 
 class TimedOut(Unreachable):
@@ -39,7 +40,7 @@ class TimedOut(Unreachable):
 
 
 class TooSlow(Unreachable):
-    """A transfer fell below the slowest pace that is waited for. Next: the same call, later."""
+    """A transfer fell below the least speed allowed. Next: the same call, later."""
 
 
 class HostKeyMismatch(RemoteError):  # noqa: N818
@@ -60,20 +61,20 @@ class LoginShellEnded(RemoteError):  # noqa: N818
 
 
 class NoSftp(RemoteError):  # noqa: N818
-    """The server carries no files for that account. Next: a human; trying again changes nothing."""
+    """The server has no SFTP for that account. Next: a human; trying again changes nothing."""
 
 
 class CommandFailed(RemoteError):  # noqa: N818
-    """A command ended with an exit code other than 0; `result` holds all it said.
+    """A command ended with an exit code other than 0; `result` holds its output.
 
-    `final` says that the same command would end the same way.
+    `final` means that the same command would end the same way.
     """
 
     def __init__(
         self, command: str, result: CommandResult, *, hint: str = "", final: bool = False
     ) -> None:
-        said = (result.stderr.strip() or result.stdout.strip()).splitlines()[-10:]
-        lines = "".join(f"\n  {line}" for line in said) or " without a word"
+        last = (result.stderr.strip() or result.stdout.strip()).splitlines()[-10:]
+        lines = "".join(f"\n  {line}" for line in last) or " without a word"
         super().__init__(f"`{shorten(command)}` ended {result.exit_code}:{lines}", hint=hint)
         self.command = command
         self.result = result
@@ -81,7 +82,7 @@ class CommandFailed(RemoteError):  # noqa: N818
 
 
 class Absent(RemoteError):  # noqa: N818
-    """There is no directory of that name over there. Next: look what there is."""
+    """There is no directory of that name over there."""
 
 
 class NoSpace(RemoteError):  # noqa: N818
@@ -106,11 +107,11 @@ class Untrusted(RemoteError):  # noqa: N818
 
 
 class Garbled(Untrusted):
-    """The machine's answer cannot be read. Next: the same call again, a few times at most."""
+    """The machine's answer is malformed. Next: the same call again, a few times at most."""
 
 
 class Unfit(RemoteError):  # noqa: N818
-    """Nothing that we may do makes the machine trainable. Next: another size, image or machine."""
+    """The machine cannot be made able to train. Next: another size, image or machine."""
 
     def __init__(self, reasons: Sequence[str], *, hint: str = "") -> None:
         super().__init__(f"this machine cannot train: {'; '.join(reasons)}", hint=hint)
@@ -119,7 +120,7 @@ class Unfit(RemoteError):  # noqa: N818
 
 @dataclass(frozen=True, kw_only=True)
 class CommandResult:
-    """What a command said before it ended."""
+    """The output and the exit code of a command."""
 
     exit_code: int
     """As the shell reports it; -1 if a signal ended the command."""
@@ -134,7 +135,7 @@ def shorten(text: str, limit: int = 160) -> str:
 
 
 def megabytes(count: int) -> str:
-    """Render a number of bytes for people, exact below 10 KB."""
+    """Format a number of bytes for people, exact below 10 KB."""
     if abs(count) < 10_000:
         return f"{count} bytes"
     if abs(count) < 10_000_000:

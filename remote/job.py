@@ -1,4 +1,4 @@
-"""A process on the machine that outlives our line: start once, look, read its log, stop it."""
+"""Starts, watches and stops a process on the machine that outlives the connection."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ CALL_S = 60.0
 EXIT_CODE_MAX = 255
 TIME_S_MAX = 253402300799.0
 """The last second of the year 9999."""
-WORDS_MAX = 10_000
+ARGUMENTS_MAX = 10_000
 """Of a command line."""
 TAIL_BYTES = 256 << 10
 
 
 class JobState(StrEnum):
-    """Where a job is in its life."""
+    """The state of a job."""
 
     ABSENT = "absent"
-    """Never started here."""
+    """It was never started in this directory."""
     RUNNING = "running"
-    """The kernel says that a process of it is alive."""
+    """A process of it is alive, by the kernel's lock."""
     EXITED = "exited"
     """It ended, and its exit code is known."""
     LOST = "lost"
-    """It is gone without an exit code: killed together with its keeper, or the machine was."""
+    """It is gone without an exit code: killed with its supervising process, or by a power cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobStatus:
-    """What is known about a job at one moment."""
+    """The state of a job at one moment, and how it was started."""
 
     state: JobState
     exit_code: int | None = None
     """As a shell reports it: 143 for SIGTERM, 137 for SIGKILL; None unless it exited."""
     attempt: int = 0
-    """The how-manieth start in this directory."""
+    """Number of starts in this directory."""
     pid: int | None = None
-    """The process over there; for people only."""
+    """The process id over there; for people only."""
     argv: tuple[str, ...] = ()
     started_at: float | None = None
     """Seconds since 1970 by the machine's clock."""
@@ -59,18 +59,18 @@ class JobStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """A piece of the log."""
+    """A part of the log."""
 
     data: bytes
-    """Not cut at lines or characters: keep what is incomplete until the next piece."""
+    """Not cut at lines or characters: keep what is incomplete until the next part."""
     offset: int
-    """Where the next piece begins."""
+    """Where the next part begins."""
     status: JobStatus
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One job in one directory there, relative to the user's home. Every method may be repeated."""
+    """One job in one directory there, relative to the user's home. Every method is idempotent."""
 
     connection: SshConnection
     directory: str
@@ -82,38 +82,38 @@ class Job:
 
         `env` is added to the environment of the login; `cwd` is relative to the user's home. All
         output is appended to `job.log`. A job that has ended is started anew, as attempt n + 1.
-        Raises `RemoteError` if the program cannot be started, `Unreachable` if the line is cut
-        (then it may have started: look before anything else).
+        Raises `RemoteError` if the program cannot be started, `Unreachable` if the connection is
+        cut (then it may have started: ask for its status before anything else).
         """
-        return self._ask("start", argv=list(argv), env=dict(env), cwd=cwd)
+        return self._request_status("start", argv=list(argv), env=dict(env), cwd=cwd)
 
     def status(self) -> JobStatus:
-        """Look once; waits for nothing but the line."""
-        return self._ask("status")
+        """Return the state now; waits for nothing but the connection."""
+        return self._request_status("status")
 
     def tail(self, offset: int = 0, limit: int = TAIL_BYTES) -> Tail:
         """Read at most `limit` bytes of the log from `offset` (negative: counted from its end).
 
-        The status comes with it, looked up after the reading, so that one round trip follows a job
-        and a job that is no longer running has nothing more to say once `data` is empty.
+        The status comes with it, read after the log, so that one round trip follows a job, and the
+        log of a job that is no longer running is complete once `data` is empty.
         """
         answer = self._call("tail", CALL_S, offset=offset, limit=limit, status=True)
-        said, after = answer.get("data"), whole(answer.get("offset"))
-        if not isinstance(said, str) or after is None:
+        encoded, after = answer.get("data"), whole(answer.get("offset"))
+        if not isinstance(encoded, str) or after is None:
             raise Garbled(f"{self.connection.host} sent a log that is none")
         try:
-            data = base64.b64decode(said, validate=True)
+            data = base64.b64decode(encoded, validate=True)
         except ValueError as error:  # binascii.Error is one
             raise Garbled(f"{self.connection.host} sent a log that is none") from error
         status = read_status(answer.get("status"), source=str(self.connection.host))
         return Tail(data=data[:limit], offset=after, status=status)
 
     def stop(self, grace_s: float = 30.0) -> JobStatus:
-        """End the job: SIGTERM to all of it, SIGKILL after `grace_s`; silent if it does not run."""
+        """Stop the job: SIGTERM to all of it, SIGKILL after `grace_s`; no error if it is over."""
         answer = self._call("stop", grace_s + CALL_S, grace_s=grace_s)
         return read_status(answer, source=str(self.connection.host))
 
-    def _ask(self, verb: str, **request: Any) -> JobStatus:
+    def _request_status(self, verb: str, **request: Any) -> JobStatus:
         return read_status(self._call(verb, CALL_S, **request), source=str(self.connection.host))
 
     def _call(self, verb: str, timeout_s: float, **request: Any) -> dict[str, Any]:
@@ -124,12 +124,12 @@ class Job:
 
 
 def read_status(answer: object, *, source: str) -> JobStatus:
-    """Read a stranger's description of a job; raises `Garbled` for one that is none."""
+    """Check the machine's description of a job; raises `Garbled` if it is malformed."""
     found = table(answer)
-    argv = texts(found.get("argv") or [], most=WORDS_MAX)
-    odd = [key for key, read in _NUMBERS.items() if _is_odd(found.get(key), read)]
+    argv = texts(found.get("argv") or [], most=ARGUMENTS_MAX)
+    malformed = [key for key, read in _NUMBERS.items() if _is_malformed(found.get(key), read)]
     state = found.get("state")
-    if not isinstance(state, str) or state not in set(JobState) or argv is None or odd:
+    if not isinstance(state, str) or state not in set(JobState) or argv is None or malformed:
         raise Garbled(f"{source} described a job in a way that is none")
     return JobStatus(
         state=JobState(state),
@@ -144,8 +144,8 @@ def read_status(answer: object, *, source: str) -> JobStatus:
     )
 
 
-def _is_odd(value: object, read: Callable[[object], float | None]) -> bool:
-    """Whether a value is there, and none of its kind; one that is absent is no offence."""
+def _is_malformed(value: object, read: Callable[[object], float | None]) -> bool:
+    """Whether a value is given, and not of its kind."""
     return value is not None and read(value) is None
 
 

@@ -1,4 +1,4 @@
-"""Ed25519 key pairs in OpenSSH's format; a private key never exists with a mode wider than 0600."""
+"""Generates and reads SSH keys in OpenSSH's format; no private key has a mode wider than 0600."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEW_KEY = "pin the key that the machine has now: `qft doctor` reads it, compare 
 
 
 def generate(path: Path) -> str:
-    """Make a key pair: `path` (0600) and `path.pub`; return the public `authorized_keys` line.
+    """Generate a key pair, `path` (0600) and `path.pub`; return the `authorized_keys` line.
 
     Whole or absent, and safe to repeat: a key that exists is kept and its line returned, so that a
     caller who was killed in between does not lock itself out of a machine.
@@ -48,7 +48,7 @@ def generate(path: Path) -> str:
 
 
 def pair(comment: str = "qft") -> tuple[str, str]:
-    """Make a key pair in memory: the OpenSSH PEM of the private key and the public line."""
+    """Generate a key pair in memory: the private key as OpenSSH PEM, and the public line."""
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -84,22 +84,22 @@ def public_line(path: Path, comment: str = "qft") -> str:
 
 
 def parse_line(line: str) -> tuple[str, bytes]:
-    """Split a public key line into its type and its blob; a leading host pattern is skipped.
+    """Parse a public key line into its type and its blob; a leading host pattern is skipped.
 
-    Several lines, as `ssh-keyscan` or a `known_hosts` file has them, give the key of the best type;
-    comments are passed over. `@cert-authority` names who signs keys, and is no key of a host; a key
-    that an `@revoked` line names is none any more. Raises `RemoteError` if no well-formed key is
-    left.
+    Of several lines, as in the output of `ssh-keyscan` or a `known_hosts` file, the key of the best
+    type is taken; comments are skipped. `@cert-authority` names who signs keys, which is no key of
+    a host; a key on an `@revoked` line is not accepted. Raises `RemoteError` if no well-formed key
+    is left.
     """
     found: list[tuple[str, bytes]] = []
     revoked: set[bytes] = set()
     marked = ""
     for text in line.splitlines():
-        words = text.split()
-        if not words or words[0].startswith("#"):
+        fields = text.split()
+        if not fields or fields[0].startswith("#"):
             continue
-        marker = words.pop(0) if words[0].startswith("@") else ""
-        key = _key_in(words)
+        marker = fields.pop(0) if fields[0].startswith("@") else ""
+        key = _key_in(fields)
         if not marker and key is None:
             raise RemoteError(NO_KEY, hint=HOW_TO_GIVE)
         if not marker and key is not None:
@@ -118,9 +118,9 @@ def parse_line(line: str) -> tuple[str, bytes]:
     raise RemoteError(NO_KEY, hint=HOW_TO_GIVE)
 
 
-def _key_in(words: list[str]) -> tuple[str, bytes] | None:
-    """Find the key of one line: its type and its blob, which names the type once more."""
-    for kind, text in itertools.pairwise(words):
+def _key_in(fields: list[str]) -> tuple[str, bytes] | None:
+    """Return the key of one line: its type, and its blob, which begins with the type as well."""
+    for kind, text in itertools.pairwise(fields):
         if not kind.startswith(("ssh-", "ecdsa-", "sk-")):
             continue
         try:
@@ -133,12 +133,12 @@ def _key_in(words: list[str]) -> tuple[str, bytes] | None:
 
 
 def _rank(kind: str) -> int:
-    """The place of a type among those that a server may offer at once."""
+    """Return the rank of a key type; the best is 0."""
     return next((at for at, start in enumerate(TYPES) if kind.startswith(start)), len(TYPES))
 
 
 def fingerprint(line: str) -> str:
-    """Name the key of a public line as OpenSSH does: `SHA256:` and base64 without padding."""
+    """Return the fingerprint of a public line as OpenSSH does: `SHA256:`, unpadded base64."""
     _, blob = parse_line(line)
     digest = base64.b64encode(hashlib.sha256(blob).digest()).decode("ascii")
     return f"SHA256:{digest.rstrip('=')}"

@@ -1,8 +1,8 @@
-"""Gets a command past the login shell, whichever it is, and tells when that ended before it.
+"""Wraps a command so that any login shell runs it alike, and explains one that ended before it.
 
 A server hands every command to the login shell of the account. That may be fish or tcsh, which read
 it differently, or bash, whose start-up files may print, start another shell, or end. So `sh` runs
-the command, and says on a line of its own that it has begun: what comes before is chatter.
+the command, and first prints a mark: what comes before it is not the command's output.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from remote.errors import LoginShellEnded, shorten
 
 MARK = b"qft-begun\n"
 ECHO_MARK = 'echo "qft"-begun; '
-"""Not the mark itself: a shell that repeats what it reads must not be taken for one that ran it."""
+"""Not the mark itself: a shell that echoes its input must not be taken for one that ran it."""
 SAFE = re.compile(rb"[A-Za-z0-9 _./:=,+@%~#^*?<>|&;(){}$\"\[\]`-]*")
-"""What every shell takes literally between single quotes: csh minds `!` and line ends there, fish
-the backslash."""
-CHATTER_BYTES_MAX = 64 << 10
-CHATTER_SHOWN = 300
+"""What every shell takes literally between single quotes: csh does not `!` and line ends there,
+fish not the backslash."""
+PREAMBLE_BYTES_MAX = 64 << 10
+"""How much a login shell may print before the mark."""
+SHOWN_CHARACTERS = 300
 EXPIRED = re.compile(
     r"password (?:has expired|change required)|change your password", re.IGNORECASE
 )
@@ -28,7 +29,7 @@ NO_LOGIN = re.compile(r"not available|nologin|no login|not allowed to log ?in", 
 
 
 def wrap_for_any_shell(command: str) -> str:
-    """Write `command`, which is for `sh`, as a line that every login shell understands alike."""
+    """Return a line that every login shell understands alike, and that runs `command` with `sh`."""
     data = (ECHO_MARK + command).encode("utf-8", "surrogateescape")
     if SAFE.fullmatch(data):
         return f"sh -c '{data.decode('ascii')}'"
@@ -39,40 +40,45 @@ def wrap_for_any_shell(command: str) -> str:
     return f"""sh -c 'eval "$(printf %b "$1")"' sh '{coded}'"""
 
 
-class CommandOutput:
-    """Hands on what the command says, and keeps what its login shell said before."""
+class OutputAfterMark:
+    """Passes on the output that follows a mark, however it is split, and keeps what came before."""
 
-    def __init__(self, take: Callable[[bytes], object]) -> None:
-        self._take = take
-        self.begun = False
-        self.chatter = b""
+    def __init__(self, mark: bytes, on_output: Callable[[bytes], object]) -> None:
+        self._mark = mark
+        self._on_output = on_output
+        self.mark_seen = False
+        self.before = b""
+        """The output before the mark; of a long one the end."""
+        self.size = 0
+        """Bytes that were passed on."""
 
-    def hear(self, data: bytes) -> None:
-        """Take the next piece of output, however it is cut."""
-        if not self.begun:
-            before, mark, data = (self.chatter + data).partition(MARK)
-            self.begun = bool(mark)
-            self.chatter = before[-CHATTER_BYTES_MAX:]
-        if self.begun and data:
-            self._take(data)
+    def feed(self, data: bytes) -> None:
+        """Take the next part of the output."""
+        if not self.mark_seen:
+            before, mark, data = (self.before + data).partition(self._mark)
+            self.mark_seen = bool(mark)
+            self.before = before[-PREAMBLE_BYTES_MAX:]
+        if self.mark_seen and data:
+            self.size += len(data)
+            self._on_output(data)
 
 
-def explain_early_end(where: str, code: int, chatter: bytes, stderr: bytes) -> LoginShellEnded:
-    """Say why no command ran: what kind of account or start-up file that is, as far as it shows."""
-    said = (chatter[-2000:] + b"\n" + stderr[-2000:]).decode("utf-8", "replace")
-    words = shorten(said, CHATTER_SHOWN)
-    quoted = f"; it said: {words}" if words else ""
-    if EXPIRED.search(said):
+def explain_early_end(where: str, code: int, stdout: bytes, stderr: bytes) -> LoginShellEnded:
+    """Return the error for a login shell that ran no command, as far as its output tells why."""
+    output = (stdout[-2000:] + b"\n" + stderr[-2000:]).decode("utf-8", "replace")
+    shown = shorten(output, SHOWN_CHARACTERS)
+    quoted = f"; it said: {shown}" if shown else ""
+    if EXPIRED.search(output):
         return LoginShellEnded(
             f"the password of the account {where} has to be changed before anything runs{quoted}",
             hint="sign in there once with a terminal, change it, and repeat the command",
         )
-    if EXPIRED_ACCOUNT.search(said):
+    if EXPIRED_ACCOUNT.search(output):
         return LoginShellEnded(
             f"the account {where} has expired{quoted}",
             hint="ask whoever runs the machine, or name another account in `vm.ssh.user`",
         )
-    if NO_LOGIN.search(said):
+    if NO_LOGIN.search(output):
         return LoginShellEnded(
             f"the account {where} may not log in: its shell only says so{quoted}",
             hint="`chsh -s /bin/bash` there gives it a shell, or name another `vm.ssh.user`",

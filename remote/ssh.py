@@ -1,12 +1,11 @@
-"""One connection to one host, which has proved with its pinned key that it is the one we mean.
+"""Connects to a host over SSH with a pinned host key, and runs commands there.
 
-The key is compared before anything is sent, neither the user's `known_hosts` nor an agent nor any
+The key is compared before anything is sent; neither the user's `known_hosts` nor an agent nor any
 other key of the user takes part, and a host without a pinned key is not connected to at all.
 """
 
 from __future__ import annotations
 
-import logging
 import shlex
 import socket
 import time
@@ -31,9 +30,19 @@ from remote.errors import (
     megabytes,
     shorten,
 )
-from remote.login_shell import CommandOutput, explain_early_end, wrap_for_any_shell
-from remote.ssh_channel import READ_BYTES, StdioThreads, reply_deadline
-from remote.ssh_socket import make_transport, open_socket, prefer_key_type
+from remote.login_shell import MARK, OutputAfterMark, explain_early_end, wrap_for_any_shell
+from remote.ssh_transport import (
+    READ_BYTES,
+    StdioThreads,
+    is_disconnect,
+    load_host_key,
+    load_private_key,
+    make_transport,
+    open_socket,
+    prefer_key_type,
+    reply_deadline,
+    silenced_log_name,
+)
 
 if TYPE_CHECKING:
     import paramiko
@@ -43,7 +52,6 @@ LATE_S = 0.5
 """How long after its channels a dead connection may still call itself alive."""
 KILLED = (-1, 129, 137, 143)
 """Exit codes of a shell that a signal ended: a machine that goes down ends all of them."""
-LOG_NAME = "qft.ssh"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +62,7 @@ class Host:
     port: int = 22
     user: str
     key_path: Path
-    """The private key that opens the door, without a password, mode 0600."""
+    """The private key to log in with, without a password, mode 0600."""
     host_key: str
     """The pinned public line (`ssh-ed25519 AAAA…`) that the host must present."""
 
@@ -65,7 +73,7 @@ class Host:
 def connect(
     host: Host, *, timeout_s: float = 20.0, keepalive_s: int = 15, dead_after_s: int = 45
 ) -> SshConnection:
-    """Open a connection to `host`, or say why not.
+    """Open a connection to `host`.
 
     A silent peer is given up after `dead_after_s`, so that nothing hangs on a machine that is gone.
     Raises `Unreachable` (refused, time-out, reset, no such name), `HostKeyMismatch`, `AuthRefused`,
@@ -75,7 +83,7 @@ def connect(
     import paramiko
 
     pinned = load_host_key(host.host_key)
-    private_key = load_key(host.key_path)
+    private_key = load_private_key(host.key_path)
     fabric_connection = fabric.Connection(
         host=host.address,
         user=host.user,
@@ -130,19 +138,19 @@ class SshConnection:
         check: bool = True,
         input: str | bytes | None = None,  # noqa: A002  (the contract's and subprocess's name)
     ) -> CommandResult:
-        """Run `command` with `sh` in the home directory, feed it, and wait.
+        """Run `command` with `sh` in the home directory, pass it `input`, and wait.
 
         A sequence is quoted word by word. Raises `CommandFailed` on another exit code than 0 (if
         `check`), `TimedOut` if it has not ended after `timeout_s` (it may still run over there),
-        `Unreachable` if the line is cut, `Untrusted` if it says more than a machine should, and
-        `LoginShellEnded` if the account's login shell ran no command.
+        `Unreachable` if the connection is cut, `Untrusted` if it prints more than a machine should,
+        and `LoginShellEnded` if the account's login shell ran no command.
         """
-        said: list[bytes] = []
+        stdout: list[bytes] = []
         line = command if isinstance(command, str) else shlex.join(command)
-        code, stderr = self.stream(line, said.append, timeout_s=timeout_s, input=input)
+        code, stderr = self.stream(line, stdout.append, timeout_s=timeout_s, input=input)
         result = CommandResult(
             exit_code=code,
-            stdout=b"".join(said).decode("utf-8", "replace"),
+            stdout=b"".join(stdout).decode("utf-8", "replace"),
             stderr=stderr.decode("utf-8", "replace"),
         )
         if check and result.exit_code != 0:
@@ -152,13 +160,13 @@ class SshConnection:
     def stream(
         self,
         command: str,
-        take: Callable[[bytes], object],
+        on_output: Callable[[bytes], object],
         *,
         timeout_s: float,
         limit_bytes: int = ANSWER_BYTES_MAX,
         input: str | bytes | None = None,  # noqa: A002
     ) -> tuple[int, bytes]:
-        """Run `command`, hand its output to `take` as it comes; return exit code and stderr.
+        """Run `command`, pass its output on as it comes; return exit code and stderr.
 
         Raises as `run` does, except that the exit code is not judged.
         """
@@ -169,8 +177,8 @@ class SshConnection:
                 channel.settimeout(timeout_s)
                 with reply_deadline(channel, max(timeout_s, 1.0)):
                     channel.exec_command(wrap_for_any_shell(command))
-                begun = CommandOutput(take)
-                helpers = StdioThreads(channel, input, limit_bytes)
+                output = OutputAfterMark(MARK, on_output)
+                stdio = StdioThreads(channel, input, limit_bytes)
                 got = 0
                 try:
                     while data := channel.recv(READ_BYTES):
@@ -180,7 +188,7 @@ class SshConnection:
                                 f"{self.host} answered `{shorten(command)}` with more than"
                                 f" {megabytes(limit_bytes)}: given up"
                             )
-                        begun.hear(data)
+                        output.feed(data)
                         channel.settimeout(max(ends_at - time.monotonic(), 0.0))
                     ended = channel.status_event.wait(max(ends_at - time.monotonic(), 0.0))
                 except TimeoutError:
@@ -188,25 +196,25 @@ class SshConnection:
                 if not ended and self.transport.is_active():
                     raise TimedOut(
                         f"`{shorten(command)}` on {self.host} did not end within {timeout_s:g} s"
-                        + ("" if begun.begun else ": its login shell did not get to it"),
+                        + ("" if output.mark_seen else ": its login shell did not get to it"),
                         hint="it may still be running there; look before repeating it"
-                        if begun.begun
+                        if output.mark_seen
                         else "does a start-up file there, such as ~/.bashrc, wait for something?",
                     )
-                stderr = helpers.join(max(ends_at - time.monotonic(), 1.0))
+                stderr = stdio.join(max(ends_at - time.monotonic(), 1.0))
                 code = channel.recv_exit_status() if ended else -1
         if code == -1:  # no exit code: a signal, or a cut, which the library admits a moment late
             self.transport.join(LATE_S)
         if code == -1 and not self.transport.is_active():
             raise Unreachable(f"the connection to {self.host} was cut during `{shorten(command)}`")
-        if not begun.begun and code in KILLED:
+        if not output.mark_seen and code in KILLED:
             raise Unreachable(f"{self.host} ended its login shell before `{shorten(command)}`")
-        if not begun.begun:
-            raise explain_early_end(str(self.host), code, begun.chatter, stderr)
+        if not output.mark_seen:
+            raise explain_early_end(str(self.host), code, output.before, stderr)
         return code, stderr
 
     def shell(self) -> int:
-        """Hand the terminal to a login shell there until it ends; return its exit code."""
+        """Run an interactive login shell there on this terminal; return its exit code."""
         return int(self.fabric_connection.shell(hide=False, warn=True).exited)
 
     @property
@@ -215,7 +223,7 @@ class SshConnection:
         return bool(self.transport.is_active())
 
     def close(self) -> None:
-        """End the connection; what runs detached over there goes on."""
+        """Close the connection; what runs detached over there goes on."""
         self.fabric_connection.close()
         self.transport.close()
 
@@ -234,7 +242,7 @@ class SshConnection:
 def scan_host_key(
     address: str, port: int = 22, *, timeout_s: float = 20.0, pinned: str = ""
 ) -> str:
-    """Read the key line that answers at `address`, once, for a human to confirm; send nothing.
+    """Return the host key line that `address` presents, for a human to confirm; send nothing.
 
     A server has a key of each type and shows one: with `pinned`, a public line, the one of its type
     is asked for first, as `connect` does.
@@ -261,44 +269,11 @@ def scan_host_key(
     return f"{key.get_name()} {key.get_base64()}"
 
 
-def load_host_key(line: str) -> paramiko.PKey:
-    """Read a pinned public line; raises `RemoteError` for a type or form that cannot be checked."""
-    import paramiko
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from paramiko.pkey import UnknownKeyType
-
-    kind, blob = keys.parse_line(line)
-    try:
-        return paramiko.PKey.from_type_string(kind, blob)
-    except (paramiko.SSHException, UnknownKeyType, UnsupportedAlgorithm, ValueError) as error:
-        raise RemoteError(
-            f"the pinned host key of type {kind} cannot be used: {error!r}",
-            hint="pin the host's ed25519 key: /etc/ssh/ssh_host_ed25519_key.pub there",
-        ) from error
-
-
-def load_key(path: Path) -> paramiko.PKey:
-    """Read a private key of any type and format; raises `RemoteError` that says what is wrong."""
-    import paramiko
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from paramiko.pkey import UnknownKeyType
-
-    try:
-        return paramiko.PKey.from_path(path)
-    except OSError as error:
-        raise RemoteError(f"the private key {path} cannot be read: {error.strerror}") from error
-    except (paramiko.SSHException, UnknownKeyType, UnsupportedAlgorithm, ValueError) as error:
-        raise RemoteError(
-            f"{path} is not a private key that can be read without a password: {error}",
-            hint="name another key file, or make one with `ssh-keygen -t ed25519 -N ''`",
-        ) from error
-
-
 @contextmanager
 def translate_login_errors(host: Host, client: paramiko.SSHClient) -> Iterator[None]:
-    """Translate what can go wrong only while connecting: a wrong host key, a refused login.
+    """Translate the errors of a login: `HostKeyMismatch`, `AuthRefused`.
 
-    A login that was cut or never answered is no refusal: machines do that while they boot.
+    A login that was cut or never answered is `Unreachable`: machines do that while they boot.
     """
     import paramiko
 
@@ -331,7 +306,7 @@ def translate_login_errors(host: Host, client: paramiko.SSHClient) -> Iterator[N
 def translate_network_errors(
     host: Host, transport: paramiko.Transport | None = None
 ) -> Iterator[None]:
-    """Translate the network's errors to `Unreachable`, once; all others pass as they are."""
+    """Translate the network's errors to `Unreachable`; all others pass as they are."""
     import paramiko
 
     try:
@@ -357,7 +332,7 @@ def translate_network_errors(
 
 
 def explain_no_connection(host: Host, error: Exception, reason: str) -> Unreachable:
-    """Say what kind of silence that is, and where to look."""
+    """Return the error for a connection that could not be opened, and where to look."""
     if isinstance(error, socket.gaierror):
         return Unreachable(
             f"no connection to {host}: the name `{shorten(host.address)}` is not known ({reason})",
@@ -373,22 +348,3 @@ def explain_no_connection(host: Host, error: Exception, reason: str) -> Unreacha
         f"no connection to {host}: {reason}",
         hint="is the machine running, and does its firewall admit this address?",
     )
-
-
-def is_disconnect(error: BaseException, transport: paramiko.Transport) -> bool:
-    """Tell whether an error means that the line is cut, rather than that a file is missing."""
-    if isinstance(error, OSError) and error.errno is None and transport.is_active():
-        return isinstance(error, TimeoutError) or str(error) == "Socket is closed"
-    return (
-        not transport.is_active()
-        or not isinstance(error, OSError)
-        or isinstance(error, ConnectionError)
-    )
-
-
-def silenced_log_name() -> str:
-    """Name the log channel of the SSH library, whose tracebacks would otherwise reach stderr."""
-    logger = logging.getLogger(LOG_NAME)
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
-    return LOG_NAME

@@ -1,4 +1,4 @@
-"""Measures pushes and pulls against rsync over a wire of a given round trip.
+"""Measures pushes and pulls against rsync over a connection of a given round trip.
 
 Needs PYTHONPATH=.:tests. Prints a line a measurement: what, round trip, tool, seconds. The figures
 of docs/benchmarks.md come from here.
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from support import sshd, wire
+from support import slow_proxy, sshd
 
 from remote.ssh import connect
 from remote.sync.api import pull, push
@@ -44,7 +44,7 @@ def main() -> None:
                 file.write(os.urandom(1 << 20))
         with sshd.serve(root / "server") as server:
             for rtt_ms in chosen.rtt_ms:
-                with wire.stretch_apart(server.port, delay_s=rtt_ms / 2000) as port:
+                with slow_proxy.run_proxy_process(server.port, delay_s=rtt_ms / 2000) as port:
                     for tree in (many, big):
                         measure(server, port, tree, chosen, rtt_ms)
 
@@ -52,7 +52,7 @@ def main() -> None:
 def measure(
     server: sshd.Sshd, port: int, tree: Path, chosen: argparse.Namespace, rtt_ms: float
 ) -> None:
-    """Measure one tree over one wire, with every tool."""
+    """Measure one tree over one connection, with every tool."""
     options = SyncOptions(channels=chosen.channels, python=sys.executable)
     host = replace(server.host(), port=port)
     there, back = server.home / "qft" / "there", tree.parent / "back"

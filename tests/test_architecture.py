@@ -23,6 +23,8 @@ ASSERTING = ("assert_", "check", "expect", "wait_for", "await_", "until")
 """How helpers that fail a test begin."""
 CONFINED = {
     "azure": ("infra/azure",),
+    "boto3": ("infra/aws",),
+    "botocore": ("infra/aws",),
     "asyncssh": ("infra/local/ssh_server",),
     "fabric": ("remote/ssh", "remote/sync"),
     "paramiko": ("remote/ssh", "remote/sync"),
@@ -33,6 +35,8 @@ CONFINED = {
     "accelerate": ("trainer/",),
     "rich": ("commands/ui/console", "cli.py"),
 }
+PROVIDERS = ("infra.aws", "infra.azure", "infra.local", "infra.ssh_host")
+"""Who gives machines: none imports another, and what they share imports none of them."""
 HEAVY = {*CONFINED, "pydantic", "yaml", "psutil"} - {"rich"}
 
 
@@ -82,6 +86,50 @@ def test_an_import_across_rooms_would_be_noticed(tmp_path: Path) -> None:
     bad.write_text("def act():\n    from remote.ssh import connect\n    return connect\n")
 
     assert trespasses([bad], "infra") == ["bad.py imports remote.ssh"]
+
+
+def imported_providers(paths: list[Path], own: str) -> list[str]:
+    """The imports of providers other than `own` in these files."""
+    return [
+        f"{path.name} imports {name}"
+        for path in paths
+        for name in imported(path)
+        if name.startswith(PROVIDERS) and not name.startswith(own or " ")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "own"),
+    [
+        ("infra/renting", ""),
+        ("infra/catalog", ""),
+        ("infra/run", ""),
+        ("infra/azure", "infra.azure"),
+        ("infra/aws", "infra.aws"),
+        ("infra/local", "infra.local"),
+    ],
+)
+def test_providers_know_nothing_of_each_other(place: str, own: str) -> None:
+    """What rented machines share, and what drives a run, knows no provider; none knows another."""
+    assert imported_providers(sources(place), own) == []
+
+
+def test_an_import_of_another_provider_would_be_noticed(tmp_path: Path) -> None:
+    """The check above fails on a file that imports another provider, even inside a function."""
+    bad = tmp_path / "bad.py"
+    bad.write_text("def act():\n    from infra.azure.sdk import Arm\n    return Arm\n")
+
+    assert imported_providers([bad], "") == ["bad.py imports infra.azure.sdk"]
+    assert imported_providers([bad], "infra.aws") == ["bad.py imports infra.azure.sdk"]
+    assert imported_providers([bad], "infra.azure") == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "remote" / "on_machine").glob("*.py")))
+def test_scripts_for_the_machine_stand_alone(path: Path) -> None:
+    """What is uploaded parses as Python 3.8 and imports nothing but the standard library."""
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
+
+    assert {name.split(".")[0] for name in imported(path)} <= set(sys.stdlib_module_names)
 
 
 def arrows(room: str, *, folders: bool) -> dict[str, set[str]]:

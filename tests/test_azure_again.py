@@ -12,7 +12,8 @@ from arm.disruptions import Disruptions
 from arm.harness import azure, spec
 from arm.replies import ArmError, Reply, Request
 
-from infra.provider import NoCapacity, NotAllowed, PowerState, Transient
+from infra.errors import NoCapacity, NotAllowed, Transient
+from infra.provider import PowerState
 
 
 @dataclass

@@ -21,11 +21,13 @@ from azure.mgmt.compute import models
 
 from infra.azure import AzureProvider
 from infra.azure.cloudinit import custom_data
-from infra.azure.naming import Names, tags_of
+from infra.azure.naming import TAG_NAME_CHARS_MAX, Names
 from infra.azure.settings import PUBLIC_ADDRESS
 from infra.azure.vm import VmOptions, check_spec, image_for, vm_body
-from infra.provider import BadRequest, NotAllowed, ProviderError, Want
+from infra.errors import BadRequest, NotAllowed, ProviderError
+from infra.provider import Want
 from infra.renting.caller import source_prefix
+from infra.renting.tags import tags_of
 
 
 @pytest.fixture
@@ -180,7 +182,9 @@ def test_machine_body_fits_the_sdk(size: str, zone: str, cap: float | None) -> N
     names = Names(subscription_id="s", run_id="run-a", generation=1)
     make = VmOptions(image=image_for(size), disk_sku="StandardSSD_LRS", identity=True)
 
-    body = vm_body(wanted, names=names, tags=tags_of(wanted, created_at="now"), options=make)
+    tags = tags_of(wanted, created_at="now", idle_usd_per_h=0.02, name_chars_max=TAG_NAME_CHARS_MAX)
+
+    body = vm_body(wanted, names=names, tags=tags, options=make)
 
     assert schema_errors(body, models.VirtualMachine, models) == []
     assert body.get("zones", []) == ([zone] if zone else [])

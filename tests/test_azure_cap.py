@@ -12,7 +12,8 @@ from arm.market import SIZES
 from arm.runner import CliRunner, cli_runner
 from support.runs import make_project
 
-from infra.provider import PowerState, PriceAboveCap
+from infra.errors import PriceAboveCap
+from infra.provider import PowerState
 from infra.run.budget import bill
 from infra.run.journal import Kind
 

@@ -21,7 +21,7 @@ from arm.replies import ArmError
 
 from infra.azure import AzureProvider, AzureSettings
 from infra.azure.settings import PUBLIC_ARM
-from infra.provider import NotAllowed, SignedOut
+from infra.errors import NotAllowed, SignedOut
 
 PAGE = (Path(__file__).parents[1] / "docs" / "azure.md").read_text()
 

@@ -11,7 +11,8 @@ from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 from arm.world import SUBSCRIPTION, Group, Resource
 
-from infra.provider import NoCapacity, NotAllowed, PowerState, Transient, Vm
+from infra.errors import NoCapacity, NotAllowed, Transient
+from infra.provider import PowerState, Vm
 
 GROUP_ID = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/qft-run-a"
 

@@ -14,7 +14,8 @@ from arm.harness import AzureHarness, azure, spec
 from arm.replies import Reply, Request
 
 from infra.azure import AzureProvider
-from infra.provider import BadRequest, PowerState
+from infra.errors import BadRequest
+from infra.provider import PowerState
 
 Wording = Callable[[Request, Reply], Reply]
 

@@ -10,7 +10,8 @@ from arm import Disruption, DisruptionKind, throttled
 from arm.harness import AzureHarness, azure, spec
 from arm.replies import Reply
 
-from infra.provider import PowerState, Transient
+from infra.errors import Transient
+from infra.provider import PowerState
 
 REQUESTS_MAX = 120
 """A create takes 25 requests in fair weather."""

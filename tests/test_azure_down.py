@@ -19,7 +19,8 @@ from support.runs import make_project
 from commands import ls
 from commands.runs.all_providers import providers_to_ask
 from infra.azure import AzureProvider
-from infra.provider import NotAllowed, OverQuota, PowerState, Want
+from infra.errors import NotAllowed, OverQuota
+from infra.provider import PowerState, Want
 
 HOUR_S = 3600.0
 OTHER = "99999999-1111-2222-3333-444444444444"

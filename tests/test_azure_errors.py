@@ -14,7 +14,7 @@ from arm.replies import ArmError, Reply
 
 from infra.azure.errors import AzureErrorInfo, translate
 from infra.azure.offers import REFUSALS_TTL_S, quota_covers
-from infra.provider import (
+from infra.errors import (
     BadRequest,
     Gone,
     NoCapacity,
@@ -23,8 +23,8 @@ from infra.provider import (
     PriceAboveCap,
     ProviderError,
     Transient,
-    Want,
 )
+from infra.provider import Want
 from infra.renting.refusal_cache import RefusalCache
 
 

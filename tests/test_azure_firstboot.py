@@ -19,8 +19,8 @@ from metal.machine import Metal
 from metal.units import log, running
 from support.runs import wait_until
 
-from infra.azure import self_release
-from infra.azure.cloudinit import custom_data
+from infra.azure import deallocate_self
+from infra.azure.cloudinit import custom_data, self_release_text
 from remote import keys
 
 PACE = 60.0
@@ -73,9 +73,11 @@ def test_first_boot_data_is_what_cloud_init_takes() -> None:
 
     assert document["ssh_keys"] == {"ed25519_private": HOST_PRIVATE, "ed25519_public": HOST_PUBLIC}
     files = {one["path"].removeprefix("/"): one for one in document["write_files"]}
-    script = Path(self_release.__file__).read_text()
-    assert files[WATCH]["content"] == script.replace(self_release.API_VERSION, version)
-    assert self_release.API_VERSION not in files[WATCH]["content"]
+    script = files[WATCH]["content"]
+    assert script == self_release_text()
+    assert "deallocate?api-version={API_VERSION}" in script
+    assert f'API_VERSION = "{version}"' in script
+    assert deallocate_self.API_VERSION not in script
     assert document["runcmd"] == [["systemctl", "enable", "--now", UNIT]]
 
 
@@ -137,7 +139,7 @@ def test_self_release_is_there_again_after_its_death_and_after_a_reboot(
     metal.as_root(str(metal.programs / "reboot"), environ={})
 
     wait_until(lambda: vm.hidden["power"] == "deallocating")
-    assert metal.store.read().boots == 2
+    assert metal.store.read().boot_count == 2
     assert metal.done() == [f"systemctl enable {UNIT}", "reboot"]
 
 
@@ -148,7 +150,9 @@ def test_first_boot_that_fails_is_reported_by_cloud_init(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If the watchdog cannot be started, `cloud-init status` says error, and set-up refuses."""
-    monkeypatch.setattr("infra.azure.cloudinit._UNIT", "[Service]\nExecStart={path} {arguments}\n")
+    monkeypatch.setattr(
+        "infra.renting.first_boot._UNIT", "[Service]\nExecStart={path} {arguments}\n"
+    )
 
     metal = booted(harness, hypervisor, tmp_path)
 

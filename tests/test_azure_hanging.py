@@ -13,7 +13,7 @@ from arm.replies import ArmError
 from arm.runner import CliRunner, cli_runner
 from support.runs import make_project
 
-from infra.provider import Transient
+from infra.errors import Transient
 from infra.retry import with_retries
 from infra.timestamps import parse_utc_s
 

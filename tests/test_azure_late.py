@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,20 +11,12 @@ from arm.harness import AzureHarness, azure, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.provider import (
-    NoCapacity,
-    OverQuota,
-    PowerState,
-    PriceAboveCap,
-    ProviderError,
-    StopReason,
-    Vm,
-)
+from infra.errors import NoCapacity, OverQuota, PriceAboveCap, ProviderError
+from infra.provider import PowerState, StopReason, Vm
 from infra.run.billing_spans import Span, without_compute
 from infra.run.budget import bill
 from infra.run.fold import fold
 from infra.run.journal import Event, Kind
-from infra.run.vm_json import to_json
 from infra.timestamps import parse_utc_s
 
 CODES = {
@@ -174,7 +166,7 @@ OFFER = {
     "spot_usd_per_h": 1.0,
     "idle_usd_per_h": 0.1,
 }
-VM = to_json(Vm(provider="x", run_id="r", id="v", region="a", size="s"))
+VM = asdict(Vm(provider="x", run_id="r", id="v", region="a", size="s"))
 
 
 def events_of(*entries: tuple[float, Kind, Mapping[str, object]]) -> list[Event]:
@@ -208,7 +200,7 @@ def test_start_refused_late_is_folded_as_one_refused_at_once(error: str) -> None
     one, other = fold(events_of(*BEGUN, late)), fold(events_of(*BEGUN[:-1], early))
 
     assert (one.evictions, one.start_failures, one.up) == (1, 1, False)
-    assert one.failures == other.failures
+    assert one.refusals == other.refusals
     assert bill(one, 5000.0) == bill(other, 5000.0)
     assert bill(one, 5000.0).compute_h == pytest.approx(1.0)
 

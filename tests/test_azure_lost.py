@@ -13,7 +13,8 @@ from arm.runner import CliRunner, cli_runner
 from arm.world import Resource
 from support.runs import make_project
 
-from infra.provider import NotAllowed, PowerState
+from infra.errors import NotAllowed
+from infra.provider import PowerState
 
 GROUP = "qft-run-a"
 

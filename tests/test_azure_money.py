@@ -12,9 +12,11 @@ from arm import Disruption, DisruptionKind
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 
-from infra.azure.auto_shutdown import ACTION, next_strike_s, worst_case
+from infra.azure.auto_shutdown import ACTION, next_strike_s
 from infra.azure.permissions import allowed
-from infra.provider import NotAllowed, PowerState, Safeguard, StopReason, Want
+from infra.errors import NotAllowed
+from infra.provider import PowerState, Safeguard, StopReason, Want
+from infra.renting.safeguards import worst_case
 
 HOUR_S = 3600.0
 WANT = Want(gpu="T4", regions=["eastus"], max_price_usd_per_h=0.25)
@@ -27,9 +29,9 @@ def harness(tmp_path: Path) -> Iterator[AzureHarness]:
         yield harness
 
 
-def holding(protections: list[Safeguard]) -> set[str]:
+def holding(safeguards: list[Safeguard]) -> set[str]:
     """The names of the switches that hold."""
-    return {one.name for one in protections if one.is_set}
+    return {one.name for one in safeguards if one.is_set}
 
 
 def test_all_safeguards_are_set_for_an_owner(harness: AzureHarness) -> None:

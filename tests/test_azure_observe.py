@@ -11,7 +11,8 @@ from arm.harness import T4, AzureHarness, azure, spec
 from arm.replies import ArmError, Reply
 
 from infra.azure.vm import power_of
-from infra.provider import BadRequest, NoCapacity, Observation, PowerState, StopReason, Vm
+from infra.errors import BadRequest, NoCapacity
+from infra.provider import Observation, PowerState, StopReason, Vm
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from infra.azure.availability import bands_query, restrictions_of, usage_of
 from infra.azure.offers import ZONED_PLACES_MAX
 from infra.azure.permissions import THREAD
 from infra.catalog.gpus import UnknownGpu
-from infra.provider import NoCapacity, Offer, Want
+from infra.errors import NoCapacity
+from infra.provider import Offer, Want
 from infra.renting.gather import GATHER_THREAD
 
 

@@ -18,7 +18,8 @@ from arm.replies import Reply, Request
 from cryptography import x509
 
 from infra.azure.permissions import allowed, granted_permissions
-from infra.provider import PowerState, StopReason, Transient, Want
+from infra.errors import Transient
+from infra.provider import PowerState, StopReason, Want
 from infra.renting.http import fetch
 
 EVICTED: dict[str, object] = {

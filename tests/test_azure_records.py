@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,9 @@ from support.fakecloud import FakeCloud, Story
 
 from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.run.budget import bill
-from infra.run.decide import Goal, RunPlan
 from infra.run.fold import fold
-from infra.run.journal import Event, Kind, read
-from infra.run.vm_json import to_json
+from infra.run.journal import Event, Kind, Outcome, read
+from infra.run.plan import Goal, RunPlan
 from infra.timestamps import parse_utc_s
 
 HOUR_S = 3600.0
@@ -62,7 +61,7 @@ def test_second_eviction_is_not_dated_back_to_the_first(
 def test_hours_are_never_dated_back_before_the_last_start() -> None:
     """Whatever a provider says of an earlier stop, the bill counts until the stop was seen."""
     offer = {"provider": "x", "region": "a", "size": "s", "spot_usd_per_h": 1.0}
-    vm = to_json(Vm(provider="x", run_id="r", id="v", region="a", size="s"))
+    vm = asdict(Vm(provider="x", run_id="r", id="v", region="a", size="s"))
     stop = {"power": "deallocated", "reason": "evicted", "detail": "", "since_s": 50.0, "step": 0}
     entries: list[tuple[float, Kind, dict[str, object]]] = [
         (0.0, Kind.CREATE_INTENDED, {"generation": 1, "offer": offer}),
@@ -77,7 +76,7 @@ def test_hours_are_never_dated_back_before_the_last_start() -> None:
 def test_cost_follows_the_market_while_the_machine_runs() -> None:
     """A price that doubles under the cap doubles what the budget counts from then on."""
     offer = {"provider": "x", "region": "a", "size": "s", "spot_usd_per_h": 1.0}
-    vm = to_json(Vm(provider="x", run_id="r", id="v", region="a", size="s", price_usd_per_h=1.0))
+    vm = asdict(Vm(provider="x", run_id="r", id="v", region="a", size="s", price_usd_per_h=1.0))
     entries: list[tuple[float, Kind, dict[str, object]]] = [
         (0.0, Kind.CREATE_INTENDED, {"generation": 1, "offer": offer}),
         (100.0, Kind.CREATE_ACCEPTED, {"vm": vm}),
@@ -232,7 +231,7 @@ def test_inferred_eviction_is_corrected_by_the_records(tmp_path: Path) -> None:
     kinds = [one.kind for one in events]
     (stop,) = [one for one in events if one.kind is Kind.STOP_SEEN]
     (later,) = [one for one in events if one.kind is Kind.STOP_EXPLAINED]
-    assert ending.code == 0
+    assert ending.outcome is Outcome.DONE
     assert (stop.data["power"], stop.data["reason"]) == ("deallocated", "evicted")
     assert (later.data["reason"], fold(events).evictions) == ("returned", 0)
     assert 300 <= later.at_s - stop.at_s < 900
@@ -249,12 +248,12 @@ def test_stop_that_was_a_persons_ends_the_run_once_the_records_show_it(tmp_path:
 
     ending = story.go()
 
-    assert ending.code == 130
+    assert ending.outcome is Outcome.STOPPED_BY_USER
     assert "stopped by a@b.example" in ending.reason
     assert story.cloud.log == ["create a", "evict", "start a", "deallocate"]
     assert story.work.home > 20  # what was learnt meanwhile is not lost
 
     story.plan = RunPlan(goal=Goal.RUN)
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     assert story.cloud.log[4:] == ["start a", "delete"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import base64
 import json
 import os
@@ -19,17 +20,18 @@ import pytest
 from arm.harness import AzureHarness, azure, spec
 
 from commands.runs.workload import SshWorkload
-from infra.azure import self_release
-from infra.azure.self_release import (
+from infra.azure.cloudinit import self_release_text
+from infra.azure.deallocate_self import deallocate_self
+from infra.provider import Vm
+from infra.renting.first_boot import one_file
+from infra.renting.self_release import (
     booted_s,
-    deallocate_self,
     is_over,
     last_activity_s,
     limit_of,
     ssh_sessions,
     why_end,
 )
-from infra.provider import Vm
 
 LIST = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]"
 
@@ -41,7 +43,7 @@ def harness(tmp_path: Path) -> Iterator[AzureHarness]:
         yield harness
 
 
-def self_release_arguments(harness: AzureHarness, home: Path, script: Path, *more: str) -> int:
+def run_once(harness: AzureHarness, home: Path, script: Path, *more: str) -> int:
     """Run the shipped script once, as the machine would, and return its exit code."""
     base = harness.cloud.server.base
     argv = [sys.executable, "-I", str(script), "--home", str(home), "--once"]
@@ -74,10 +76,10 @@ def test_machine_gives_itself_back(harness: AzureHarness, tmp_path: Path) -> Non
     (home / "qft").mkdir(parents=True)
     script = shipped(harness, tmp_path)
 
-    busy = self_release_arguments(harness, home, script)
+    busy = run_once(harness, home, script)
     still = harness.cloud.ledger.billing("compute")
     (home / "qft" / "limit").write_text(str(time.time() - 1))
-    over = self_release_arguments(harness, home, script)
+    over = run_once(harness, home, script)
     harness.advance(60)
 
     assert (busy, over) == (0, 0)
@@ -90,7 +92,7 @@ def test_machine_without_the_right_is_refused(harness: AzureHarness, tmp_path: P
     harness.provider().create(spec())
     script = shipped(harness, tmp_path)
 
-    code = self_release_arguments(harness, tmp_path / "home", script, "--idle-s", "0")
+    code = run_once(harness, tmp_path / "home", script, "--idle-s", "0")
 
     assert code == 1
     assert harness.cloud.ledger.billing("compute") != []
@@ -171,13 +173,36 @@ def test_visitors_are_counted(tmp_path: Path) -> None:
     assert ssh_sessions(tmp_path / "absent", 22) == 0
 
 
-def test_script_needs_nothing_but_python() -> None:
-    """It is shipped as text to a machine on which nothing is installed yet."""
-    text = Path(self_release.__file__).read_text()
+@pytest.mark.parametrize("text", [one_file(), self_release_text()], ids=["plain", "azure"])
+def test_script_needs_nothing_but_python(text: str) -> None:
+    """It is shipped as one text to a machine on which nothing is installed yet."""
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    plain = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import)]
+    imported = {str(node.module).split(".")[0] for node in nodes}
+    imported |= {alias.name.split(".")[0] for node in plain for alias in node.names}
 
-    imported = {line.split()[1].split(".")[0] for line in text.splitlines() if line[:6] == "import"}
     assert imported <= sys.stdlib_module_names
-    assert "infra" not in text
+    assert text.count('if __name__ == "__main__":') == 1
+
+
+@pytest.mark.parametrize(("exit_code", "expected"), [(0, 0), (1, 1)], ids=["obeyed", "refused"])
+def test_plain_script_switches_the_machine_off(
+    tmp_path: Path, exit_code: int, expected: int
+) -> None:
+    """Without a vendor's own way the machine is shut down, and a refusal is tried again later."""
+    script, shutdown = tmp_path / "watch.py", tmp_path / "bin" / "shutdown"
+    script.write_text(one_file())
+    shutdown.parent.mkdir()
+    shutdown.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\nexit {exit_code}\n')
+    shutdown.chmod(0o755)
+    argv = [sys.executable, "-I", str(script), "--home", str(tmp_path), "--once", "--idle-s", "0"]
+
+    done = subprocess.run(
+        argv, env={"PATH": f"{shutdown.parent}:/usr/bin:/bin"}, check=False, timeout=60
+    )
+
+    assert done.returncode == expected
+    assert (tmp_path / "called").read_text() == "-h now\n"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +217,7 @@ def test_broken_answer_is_a_refusal_and_not_the_watchdogs_end(answer: bytes) -> 
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         chosen = argparse.Namespace(imds=url, arm=url, audience=url)
 
-        agreed = deallocate_self(chosen, "a test")
+        agreed = deallocate_self(chosen)
 
     assert not agreed
 

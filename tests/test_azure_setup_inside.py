@@ -139,7 +139,7 @@ def test_t4_without_a_driver_gets_the_signed_one(rent: Rent) -> None:
         "put a tensor on the GPU",
     ]
     assert ready.facts.driver == "580.126.09"
-    assert machine.metal.store.read().boots == 2
+    assert machine.metal.store.read().boot_count == 2
     assert set(ready.facts.packages) <= set(ready.facts.held)
 
 
@@ -158,7 +158,7 @@ def test_open_modules_that_do_not_answer_are_replaced(rent: Rent) -> None:
         "reboot",
     ]
     assert (ready.facts.driver, ready.facts.open_modules) == ("580.173.02", False)
-    assert (state.boots, state.open) == (2, False)
+    assert (state.boot_count, state.open) == (2, False)
     assert {"cuda-drivers", "nvidia-driver-580", "nvidia-utils-580"} <= set(state.packages)
     assert not [name for name in state.packages if "open" in name]
     assert "nvidia-uninstall" not in verbs(machine.metal)
@@ -176,7 +176,7 @@ def test_closed_modules_that_do_not_answer_either_are_refused(rent: Rent) -> Non
     assert "neither NVIDIA's open kernel modules nor the closed ones of 580.173.02" in reason
     assert "couldn't communicate with the NVIDIA driver" in reason
     assert "Canonical:ubuntu-24_04-lts:server:latest" in reason
-    assert machine.metal.store.read().boots == 2
+    assert machine.metal.store.read().boot_count == 2
 
 
 def test_older_image_whose_driver_does_not_answer_gets_another(rent: Rent) -> None:
@@ -265,7 +265,9 @@ def test_a10_with_the_wrong_driver_gets_the_right_one(rent: Rent, quirks: Quirks
 
 
 @pytest.mark.parametrize(
-    ("damage", "boot_count"), [("worn", 1), ("gone", 2)], ids=["corrupted infoROM", "card lost"]
+    ("damage", "boot_count"),
+    [("inforom_corrupted", 1), ("gone", 2)],
+    ids=["corrupted infoROM", "card lost"],
 )
 @pytest.mark.parametrize("size", [T4, A10])
 def test_good_driver_of_an_odd_card_is_kept(
@@ -279,7 +281,7 @@ def test_good_driver_of_an_odd_card_is_kept(
     ready = machine.apply()
 
     assert ready.facts.driver == DRIVERS[size]
-    assert machine.metal.store.read().boots == boot_count
+    assert machine.metal.store.read().boot_count == boot_count
     assert not [line for line in machine.metal.done() if "driver" in line or "GRID" in line]
 
 

@@ -16,7 +16,7 @@ from arm.runner import CliRunner, cli_runner
 from support.runs import make_project
 
 from infra.azure.errors import AzureErrorInfo, ConflictError, translate
-from infra.provider import (
+from infra.errors import (
     Gone,
     NoCapacity,
     NotAllowed,

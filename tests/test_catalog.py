@@ -14,7 +14,7 @@ from infra.catalog.vendors import (
     reference_on_demand_usd_per_h,
     reference_spot_usd_per_h,
 )
-from infra.provider import BadRequest
+from infra.errors import BadRequest
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from remote.ssh import connect
 TYPES = ("rsa", "ecdsa", "ed25519")
 
 
-def table(server: Sshd, **changes: object) -> VmTable:
+def table(server: Sshd, **overrides: object) -> VmTable:
     """The table `vm` of that server, with other fields."""
     ssh = {
         "host": "127.0.0.1",
@@ -32,7 +32,7 @@ def table(server: Sshd, **changes: object) -> VmTable:
         "gpu": False,
         "python": sys.executable,
     }
-    return VmTable.model_validate({"provider": "ssh", "ssh": ssh | changes})
+    return VmTable.model_validate({"provider": "ssh", "ssh": ssh | overrides})
 
 
 def seen(vm: VmTable, folder: Path) -> dict[str, Check]:
@@ -68,25 +68,25 @@ BROKEN: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("name", "how", "changes", "told"),
+    ("name", "how", "overrides", "expected"),
     BROKEN,
-    ids=[f"{name}-{told}" for name, _, _, told in BROKEN],
+    ids=[f"{name}-{expected}" for name, _, _, expected in BROKEN],
 )
 def test_what_stands_in_the_way_is_named_with_its_fix(
-    tmp_path: Path, name: str, how: dict[str, Any], changes: dict[str, Any], told: str
+    tmp_path: Path, name: str, how: dict[str, Any], overrides: dict[str, Any], expected: str
 ) -> None:
     """The step that fails says what is wrong there and what to do; the machine's faults exit 4."""
     with serve(tmp_path / "server", **how) as server:
-        checks = seen(table(server, **changes), tmp_path)
+        checks = seen(table(server, **overrides), tmp_path)
 
     failed = [check for check in checks.values() if check.failed]
     assert [check.name for check in failed] == [name]
-    assert told in failed[0].detail
+    assert expected in failed[0].detail
     assert failed[0].fix
     assert exit_code([*checks.values()]) == 4
 
 
-def test_the_key_of_the_pinned_type_is_asked_for(tmp_path: Path) -> None:
+def test_the_key_of_the_pinned_type_is_requested(tmp_path: Path) -> None:
     """A server with keys of several types shows the pinned one, whichever that is."""
     lines = {}
     for kind in TYPES:
@@ -105,7 +105,7 @@ def test_the_key_of_the_pinned_type_is_asked_for(tmp_path: Path) -> None:
         assert seen(table(server), tmp_path)["host key"].ok
 
 
-def test_a_pin_of_a_type_that_the_server_has_no_more_is_told(tmp_path: Path) -> None:
+def test_a_pin_of_a_type_that_the_server_has_no_more_is_reported(tmp_path: Path) -> None:
     """The detail says that the type is gone, rather than only that keys differ."""
     subprocess.run(
         ["ssh-keygen", "-q", "-t", "rsa", "-N", "", "-f", str(tmp_path / "rsa")], check=True
@@ -118,20 +118,20 @@ def test_a_pin_of_a_type_that_the_server_has_no_more_is_told(tmp_path: Path) -> 
     assert check.exit_code == 4
 
 
-def test_cards_are_told_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_reported_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A card that answers, one without a driver, one that is not used and none, each in words."""
-    card = setup_facts.DetectedGpu(
+    gpu = setup_facts.DetectedGpu(
         name="NVIDIA L4", driver="570.1", memory_mb=23034, capability="8.9"
     )
     facts = {
-        "NVIDIA L4 with 22 GB, driver 570.1": (setup_facts.Facts(gpus=(card,)), True),
-        "`vm.ssh.gpu` is false": (setup_facts.Facts(gpus=(card,)), False),
+        "NVIDIA L4 with 22 GB, driver 570.1": (setup_facts.Facts(gpus=(gpu,)), True),
+        "`vm.ssh.gpu` is false": (setup_facts.Facts(gpus=(gpu,)), False),
         "1 on the bus, and no driver answers": (setup_facts.Facts(pci_gpus=1), True),
         "there is no NVIDIA card": (setup_facts.Facts(), True),
         "none, and none is asked for": (setup_facts.Facts(), False),
     }
     with serve(tmp_path / "server") as server:
-        for told, (found, wanted) in facts.items():
+        for expected, (found, wanted) in facts.items():
             monkeypatch.setattr(setup_facts, "gather_facts", lambda _, found=found: found)
 
-            assert told in seen(table(server, gpu=wanted), tmp_path)["gpu there"].detail
+            assert expected in seen(table(server, gpu=wanted), tmp_path)["gpu there"].detail

@@ -10,11 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from support.fakecloud import outcome_of
 from support.runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 from support.sshd import serve
 
@@ -23,11 +25,9 @@ from commands.runs.receipt import make_receipt
 from commands.runs.save_before_release import LastSave, Limits, let_trainer_save, lost_with_disk
 from commands.runs.take_lock import lock_taker_of, take_lock
 from infra.provider import Offer, Vm
-from infra.run.decide import JobPhase, JobView
 from infra.run.journal import Journal, Kind
 from infra.run.state import RunState
-from infra.run.vm_json import to_json
-from infra.run.workload import HostUnreachable
+from infra.run.workload import HostUnreachable, JobPhase, JobView
 
 VM = Vm(provider="x", run_id="run-1", id="1", region="a", size="s", host="127.0.0.1")
 QUICK = Limits(look_s=0.2, save_s=0.4, home_s=0.4)
@@ -38,12 +38,12 @@ class Machine:
 
     def __init__(self, *, stuck: str = "", exit_code: int = 75, error: str = "") -> None:
         self.stuck, self.exit_code, self.error = stuck, exit_code, error
-        self.asked: list[str] = []
+        self.stop_requested: list[str] = []
         self.forgotten = threading.Event()
         self.ended = False
 
     def _do(self, what: str) -> None:
-        self.asked.append(what)
+        self.stop_requested.append(what)
         if what == self.error:
             raise HostUnreachable("the line was cut")
         if what == self.stuck:
@@ -56,7 +56,8 @@ class Machine:
         self._do("look")
         phase = JobPhase.EXITED if self.ended else JobPhase.RUNNING
         code = self.exit_code if self.ended else None
-        return JobView(phase=phase, exit_code=code, step=61, steps=90)
+        outcome = outcome_of(code) if self.ended else None
+        return JobView(phase=phase, outcome=outcome, exit_code=code, step=61, steps=90)
 
     def stop(self, vm: Vm, grace_s: float = 60.0) -> None:
         """End the trainer."""
@@ -72,7 +73,7 @@ class Machine:
 
     def home_step(self) -> int:
         """What came home."""
-        done = "bring_home" in self.asked and "bring_home" not in {self.stuck, self.error}
+        done = "bring_home" in self.stop_requested and "bring_home" not in {self.stuck, self.error}
         return (61 if self.exit_code == 75 and self.ended else 50) if done else 45
 
     def disconnect(self) -> None:
@@ -120,8 +121,8 @@ def test_a_machine_without_a_trainer_is_not_asked_to_save() -> None:
         machine, VM, pull_checkpoint=True, on_message=lambda _text: None, limits=QUICK
     )
 
-    assert machine.asked == ["look", "bring_home"]
-    assert (done.asked, done.saved_step, done.trouble) == (False, None, "")
+    assert machine.stop_requested == ["look", "bring_home"]
+    assert (done.stop_requested, done.saved_step, done.trouble) == (False, None, "")
 
 
 def test_what_goes_with_a_disk_is_told() -> None:
@@ -139,11 +140,11 @@ def recorded(folder: Path, *acts: tuple[Kind, dict[str, Any]]) -> RunFolder:
     run = RunFolder(root=folder)
     seconds = iter(range(1000))
     journal = Journal(run.journal, clock=lambda: float(next(seconds)))
-    offer = to_json(Offer(provider="x", region="a", size="s", spot_usd_per_h=0.2))
+    offer = asdict(Offer(provider="x", region="a", size="s", spot_usd_per_h=0.2))
     start: list[tuple[Kind, dict[str, Any]]] = [
         (Kind.RUN_STARTED, {"run_id": "run-1", "name": "run"}),
         (Kind.CREATE_INTENDED, {"offer": offer, "generation": 1}),
-        (Kind.CREATE_ACCEPTED, {"vm": to_json(VM)}),
+        (Kind.CREATE_ACCEPTED, {"vm": asdict(VM)}),
         (Kind.PREPARED, {}),
         (Kind.LAUNCHED, {}),
         (Kind.CHECKPOINT_HOME, {"step": 45}),
@@ -157,7 +158,7 @@ def recorded(folder: Path, *acts: tuple[Kind, dict[str, Any]]) -> RunFolder:
 
 DOWN = {"reason": "qft down"}
 STOP = {"power": "gone", "reason": "evicted", "detail": "", "certain": True, "since_s": None}
-AGAIN = [(Kind.CREATE_INTENDED, {"again": True}), (Kind.CREATE_ACCEPTED, {"vm": to_json(VM)})]
+AGAIN = [(Kind.CREATE_INTENDED, {"again": True}), (Kind.CREATE_ACCEPTED, {"vm": asdict(VM)})]
 REMOVED: tuple[Kind, dict[str, Any]] = (Kind.DELETED, {"removed": []})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,6 @@ from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run.fold import fold
 from infra.run.journal import Journal, Kind, read
 from infra.run.state import RunState
-from infra.run.vm_json import to_json
 from infra.run.workload import HostUnreachable
 from remote import keys
 
@@ -69,14 +68,14 @@ def note(project: Project, *acts: tuple[Kind, dict[str, Any]]) -> RunFolder:
     return run
 
 
-OFFER = to_json(Offer(provider="local", region="a", size="s", spot_usd_per_h=0.2))
+OFFER = asdict(Offer(provider="local", region="a", size="s", spot_usd_per_h=0.2))
 RENTED: list[tuple[Kind, dict[str, Any]]] = [
     (Kind.CREATE_INTENDED, {"offer": OFFER, "generation": 1}),
-    (Kind.CREATE_ACCEPTED, {"vm": to_json(VM)}),
+    (Kind.CREATE_ACCEPTED, {"vm": asdict(VM)}),
 ]
 
 
-def test_a_change_after_a_failed_start_counts_and_is_said(project: Project) -> None:
+def test_a_change_after_a_failed_start_counts_and_is_printed(project: Project) -> None:
     """Nothing was trained: steps, rows and prompt may be others, and the record has them."""
     assert attempt(project) == []
     edit(project, "steps: 250", "steps: 260")
@@ -84,10 +83,10 @@ def test_a_change_after_a_failed_start_counts_and_is_said(project: Project) -> N
     with (project.folder / "train.jsonl").open("a") as file:
         file.write('{"text": "late", "mood": "neutral"}\n')
 
-    (said,) = attempt(project)
+    (message,) = attempt(project)
 
-    assert "nothing was trained yet, so it counts" in said
-    assert all(key in said for key in ("train.steps", "data.prompt", "data.train"))
+    assert "nothing was trained yet, so it counts" in message
+    assert all(key in message for key in ("train.steps", "data.prompt", "data.train"))
     assert attempt(project) == []
     run = run_folder(project.home, "tiny")
     assert reopen(run).config.train.steps == 260
@@ -200,15 +199,15 @@ def test_a_machine_is_never_forgotten_for_another_place(
     first = load(make_project(tmp_path / "a", vm=was).config)
     second = load(make_project(tmp_path / "a", vm=now).config)
     saved = session._saved(first, ())
-    rented, asked = RunState(vm=VM), RunState(pending=Kind.CREATE_INTENDED)
+    rented, requests = RunState(vm=VM), RunState(pending=Kind.CREATE_INTENDED)
 
-    config_diff.demand_same_machine(second, saved, RunState())
-    for state in (rented, asked):
+    config_diff.require_same_machine(second, saved, RunState())
+    for state in (rented, requests):
         if not key:
-            config_diff.demand_same_machine(second, saved, state)
+            config_diff.require_same_machine(second, saved, state)
             continue
         with pytest.raises(UsageError, match="still has a machine") as caught:
-            config_diff.demand_same_machine(second, saved, state)
+            config_diff.require_same_machine(second, saved, state)
         assert caught.value.problems[0].startswith(f"{key}: ")
         assert "`qft down --delete tiny`" in caught.value.hint
 
@@ -250,7 +249,7 @@ def test_a_machine_that_nobody_signed_in_to_is_not_running(
     run = run_folder(project.home, "tiny")
     journal = Journal(run.journal, clock=lambda: now_s - age_s)
     vm = replace(VM, run_id=fold(journal.events).run_id)
-    for kind, data in [RENTED[0], (Kind.CREATE_ACCEPTED, {"vm": to_json(vm)})]:
+    for kind, data in [RENTED[0], (Kind.CREATE_ACCEPTED, {"vm": asdict(vm)})]:
         journal.append(kind, **data)
     seen = Observation(power=PowerState.RUNNING, host="127.0.0.1", port=22)
     cloud = SimpleNamespace(

@@ -24,20 +24,21 @@ from support.jsons import FUZZED, documents
 from commands.runs.receipt import read_score
 from commands.runs.workload import SshWorkload
 from commands.ui.errors import TrainingError
-from commands.ui.snapshot import view
+from commands.ui.snapshot import take_snapshot
 from commands.verify import read_replay
 from infra.durable import read_json
 from infra.provider import Observation, Offer, PowerState, Vm
 from infra.run import actions as act
 from infra.run.budget import bill
 from infra.run.context import TurnReport
-from infra.run.decide import Goal, JobPhase, RunPlan, Seen, decide
+from infra.run.decide import Seen, decide
 from infra.run.fold import apply, fold
 from infra.run.heartbeat import SILENCE, read_heartbeat
-from infra.run.journal import Event, JournalDamaged, Kind, _plain, read
-from infra.run.stall_detector import StallDetector
+from infra.run.journal import Event, JournalDamaged, Kind, Outcome, _plain, read
+from infra.run.observer import StallDetector
+from infra.run.plan import Goal, RunPlan
 from infra.run.state import RunState
-from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable, JobPhase
 from remote import errors
 from remote.job import Job
 from remote.on_machine import tree_ops
@@ -110,12 +111,12 @@ JOB = {
 TAIL = {"data": "bG9n", "offset": 3, "status": JOB}
 LISTING = {
     "files": {"adapter/qft.json": [4, SHA], "metrics.jsonl": [9, SHA]},
-    "odd": [["adapter", "link"]],
-    "left": [1, ["trainer.py"]],
+    "irregular": [["adapter", "link"]],
+    "unmatched": [1, ["trainer.py"]],
     "exists": True,
 }
 COMMITTED = {"damaged": ["a"], "absent": []}
-BEGUN = {"begun": {"blob": [SHA, SHA]}, "error": "no-space", "needed": 5, "free": 1}
+BEGUN = {"partial": {"blob": [SHA, SHA]}, "error": "no-space", "needed": 5, "free": 1}
 
 
 @dataclass(frozen=True)
@@ -136,22 +137,22 @@ class Stranger:
         self, _command: str, take: Callable[[bytes], object], **_more: object
     ) -> tuple[int, bytes]:
         """Answer as our helper does."""
-        take(tree_ops.MARK.encode() + self.said)
+        take(tree_ops.ANSWER_MARK.encode() + self.said)
         return self.code, b""
 
 
 def workload(connection: Stranger, status: bytes = b"") -> SshWorkload:
     """The real workload over such a connection; the status file has `status` if that is given."""
-    setting = SimpleNamespace(
+    config = SimpleNamespace(
         helper_python="python3",
         rents=True,
         brings_home=False,
-        site=SimpleNamespace(run_dir="qft/x/run", job="qft/x/job"),
+        layout=SimpleNamespace(run_dir="qft/x/run", job="qft/x/job"),
         home=Path("/nowhere"),
         expected=lambda: None,
         on_message=lambda _text: None,
     )
-    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     vars(work)["_open"] = lambda _vm: replace(connection, said=status or connection.said)
     answer_with(work, connection)
     return work
@@ -187,7 +188,7 @@ def test_any_status_leads_to_a_decision(said: bytes) -> None:
     noted = _plain({"step": job.step, "steps": job.steps})
     after = apply(UP, Event(number=1, at_s=NOW_S, kind=Kind.PROGRESS, data=noted))
     used = bill(after, NOW_S + 1)
-    shown = view(
+    shown = take_snapshot(
         TurnReport(state=after, seen=seen, action=action, bill=used, now_s=NOW_S + 1),
         simulated=True,
     )
@@ -219,25 +220,25 @@ def test_any_answer_about_a_job_is_read_or_a_failed_act(said: bytes, code: int) 
 @given(said=documents(LISTING) | documents(COMMITTED) | documents(BEGUN))
 def test_any_answer_about_files_is_read_or_refused(said: bytes) -> None:
     """Lists, chunks and commits are plain bounded values afterwards, or a `RemoteError`."""
-    wanted = manifest.Wanted(include=r"metrics\.jsonl|adapter/[a-z.]+")
+    include = r"metrics\.jsonl|adapter/[a-z.]+"
     answer = outcome(lambda: read_answer(said, verb="x", source="h"), errors.Garbled)
     assert isinstance(answer, dict | errors.Garbled)
     if isinstance(answer, errors.Garbled):
         return
     assert replies.read_free(answer) >= 0
-    assert (replies.read_refusal(answer) is None) is ("error" not in answer)
+    assert (replies.read_disk_full(answer) is None) is ("error" not in answer)
     calls: list[Callable[[], object]] = [
-        lambda: replies.read_wrong(answer, sent=["a"], source="h"),
-        lambda: replies.read_chunks(answer, "begun", names=["blob", "other"], source="h"),
+        lambda: replies.read_failed_paths(answer, sent=["a"], host="h"),
+        lambda: replies.read_chunk_hashes(answer, "partial", names=["blob", "other"], host="h"),
     ]
     for call in calls:
         assert is_sane(outcome(call, errors.Garbled))
     found = outcome(
-        lambda: replies.read_listing(answer, wanted=wanted, source="h"), errors.Untrusted
+        lambda: replies.read_listing(answer, include=include, host="h"), errors.Untrusted
     )
-    if isinstance(found, replies.Listing):
-        assert all(wanted.takes(path) for path in found.tree)
-        assert all(name.isprintable() for name in found.left_names)
+    if isinstance(found, replies.RemoteListing):
+        assert all(manifest.is_included(path, include) for path in found.tree)
+        assert all(name.isprintable() for name in found.unmatched_names)
 
 
 @FUZZED
@@ -363,7 +364,7 @@ def test_a_status_nested_200_000_deep_is_no_heartbeat() -> None:
 def test_a_commit_that_does_not_say_what_is_in_place_is_garbled(answer: dict[str, Any]) -> None:
     """Every file is taken as not there, and the act is tried again."""
     with pytest.raises(errors.Garbled, match="did not say which files are in place"):
-        replies.read_wrong(answer, sent=["a"], source="h")
+        replies.read_failed_paths(answer, sent=["a"], host="h")
 
 
 def test_wrong_answers_are_tried_again_and_then_end_the_run_with_exit_4() -> None:
@@ -427,6 +428,6 @@ def test_a_machine_that_answers_nonsense_stops_billing(tmp_path: Path) -> None:
     vars(story.work)["look"] = workload(Stranger(b'{"state": ["running"]}')).job_status
     ending = story.go()
 
-    assert ending.code == 4
+    assert ending.outcome is Outcome.MACHINE_FAILED
     assert "described a job in a way that is none" in ending.reason
     assert not fold(read(story.path)).up

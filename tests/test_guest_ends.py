@@ -176,7 +176,7 @@ def test_eviction_needs_nobody(subject: Subject) -> None:
     subject.up()
     script = (
         "import os, pathlib, signal, sys\nfrom infra.local.machine import Machine\n"
-        "Machine(pathlib.Path(sys.argv[1])).order_eviction(0.5)\n"
+        "Machine(pathlib.Path(sys.argv[1])).request_eviction(0.5)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     asker = subprocess.run(
@@ -325,7 +325,7 @@ def test_life_has_one_guest(subject: Subject) -> None:
     """A second guest for a life that is being played leaves at once."""
     subject.up()
     environ = {**os.environ, "QFT_VM": subject.mark, "QFT_GUEST": "1"}
-    argv = ["-m", "infra.local.start_vm", "--dir", str(subject.machine.directory), "--life", "1"]
+    argv = ["-m", "infra.local.vm_process", "--dir", str(subject.machine.directory), "--boot", "1"]
 
     subprocess.run([sys.executable, *argv], cwd=Path(__file__).parents[1], env=environ, check=True)
 
@@ -339,7 +339,7 @@ def test_guest_of_a_past_life_leaves(subject: Subject) -> None:
     subject.machine.power_off("user")
     (subject.machine.directory / "guest.json").unlink(missing_ok=True)  # it may have been quick
     environ = {**os.environ, "QFT_VM": subject.mark, "QFT_GUEST": "1"}
-    argv = ["-m", "infra.local.start_vm", "--dir", str(subject.machine.directory), "--life", "1"]
+    argv = ["-m", "infra.local.vm_process", "--dir", str(subject.machine.directory), "--boot", "1"]
 
     subprocess.run([sys.executable, *argv], cwd=Path(__file__).parents[1], env=environ, check=True)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from support.contract import Harness, ProviderContract, make_spec, openssh_keys
 
-from infra.provider import BadRequest, PowerState, Provider, Transient, Want
+from infra.errors import BadRequest, Transient
+from infra.provider import PowerState, Provider, Want
 from infra.ssh_host import SshHostProvider, SshHostSettings
 
 

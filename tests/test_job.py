@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support import doors
+from support import ssh_servers
 
 from remote.errors import RemoteError
 from remote.job import Job, JobState, JobStatus
@@ -20,19 +20,19 @@ from remote.on_machine import job_agent
 from remote.ssh import SshConnection, connect
 
 
-@pytest.fixture(scope="module", params=doors.MAKES)
-def door(
+@pytest.fixture(scope="module", params=ssh_servers.KINDS)
+def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[doors.Door]:
-    """A server of each make for the file."""
-    with doors.open_door(request.param, tmp_path_factory.mktemp(request.param)) as opened:
+) -> Iterator[ssh_servers.RunningServer]:
+    """A server of each kind for the file."""
+    with ssh_servers.start_server(request.param, tmp_path_factory.mktemp(request.param)) as opened:
         yield opened
 
 
 @pytest.fixture
-def connection(door: doors.Door) -> Iterator[SshConnection]:
+def connection(server: ssh_servers.RunningServer) -> Iterator[SshConnection]:
     """A connection of the test's own."""
-    with connect(door.host) as opened:
+    with connect(server.host) as opened:
         yield opened
 
 
@@ -92,11 +92,11 @@ def test_start_while_running_starts_nothing(job: Job) -> None:
     assert job.tail().data == b""
 
 
-def test_start_race(door: doors.Door, job: Job) -> None:
+def test_start_race(server: ssh_servers.RunningServer, job: Job) -> None:
     """Of eight clients that start at the same moment on eight connections, one starts it."""
 
     def attempt(number: int) -> JobStatus:
-        with connect(door.host) as connection:
+        with connect(server.host) as connection:
             return start(
                 Job(connection=connection, directory=job.directory), f"echo {number}; sleep 60"
             )
@@ -121,19 +121,19 @@ def test_start_after_end_is_the_next_attempt(job: Job) -> None:
     assert job.tail().data == b"one\ntwo\n"
 
 
-def test_survives_disconnect(door: doors.Door, tmp_path: Path) -> None:
+def test_survives_disconnect(server: ssh_servers.RunningServer, tmp_path: Path) -> None:
     """A job goes on when the connection that started it is cut, and is found by the next."""
     directory = f"qft/{tmp_path.name}"
-    with connect(door.host) as connection:
+    with connect(server.host) as connection:
         wait = f"until [ -e {directory}/go ]; do sleep 0.05; done"
         begun = start(
             Job(connection=connection, directory=directory), f"{wait}; echo later; exit 3"
         )
-    with connect(door.host) as connection:
+    with connect(server.host) as connection:
         job = Job(connection=connection, directory=directory)
 
         assert (begun.pid, JobState.RUNNING) == (job.status().pid, job.status().state)
-        (door.home / directory / "go").touch()
+        (server.home / directory / "go").touch()
         assert ended(job).exit_code == 3
         assert job.tail().data == b"later\n"
 
@@ -147,12 +147,12 @@ def test_kill_9_of_the_job_alone(job: Job) -> None:
     assert (ended(job).state, job.status().exit_code) == (JobState.EXITED, 137)
 
 
-def test_kill_9_of_everything(job: Job, door: doors.Door) -> None:
-    """A job killed together with its keeper is lost: not running, no exit code."""
+def test_kill_9_of_everything(job: Job, server: ssh_servers.RunningServer) -> None:
+    """A job killed together with its supervisor is lost: not running, no exit code."""
     start(job, "sleep 60")
-    lock = door.home / job.directory / "job.lock"
+    lock = server.home / job.directory / "job.lock"
     found = holders(lock)
-    for number in (signal.SIGSTOP, signal.SIGKILL):  # the keeper must not outlive the job
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # the supervisor must not outlive the job
         for pid in found:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -161,10 +161,12 @@ def test_kill_9_of_everything(job: Job, door: doors.Door) -> None:
     assert start(job, "true").started
 
 
-def test_keeper_killed_leaves_a_running_job(job: Job, door: doors.Door) -> None:
-    """Without its keeper a job still counts as running, cannot be started twice, can be stopped."""
+def test_supervisor_killed_leaves_a_running_job(
+    job: Job, server: ssh_servers.RunningServer
+) -> None:
+    """Without its supervisor a job still runs, cannot be started twice, and can be stopped."""
     start(job, "exec sleep 60")
-    record = json.loads((door.home / job.directory / "job.json").read_text())
+    record = json.loads((server.home / job.directory / "job.json").read_text())
     os.kill(record["keeper"], signal.SIGKILL)
 
     assert JobState.RUNNING is job.status().state
@@ -172,9 +174,9 @@ def test_keeper_killed_leaves_a_running_job(job: Job, door: doors.Door) -> None:
     assert JobState.LOST is job.stop(grace_s=5).state
 
 
-def test_pid_of_a_stranger_is_no_job(job: Job, door: doors.Door) -> None:
+def test_pid_of_a_stranger_is_no_job(job: Job, server: ssh_servers.RunningServer) -> None:
     """A record that names a living process, as after a reboot, does not count as running."""
-    folder = door.home / job.directory
+    folder = server.home / job.directory
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(f'{{"attempt": 4, "pid": {os.getpid()}, "argv": []}}')
 
@@ -183,9 +185,9 @@ def test_pid_of_a_stranger_is_no_job(job: Job, door: doors.Door) -> None:
     assert start(job, "true").attempt == 5
 
 
-def test_torn_record(job: Job, door: doors.Door) -> None:
+def test_torn_record(job: Job, server: ssh_servers.RunningServer) -> None:
     """A record that a crash of the disk has torn reads as absent rather than failing."""
-    folder = door.home / job.directory
+    folder = server.home / job.directory
     folder.mkdir(parents=True)
     (folder / "job.json").write_text('{"att')
 
@@ -258,25 +260,31 @@ def is_zombie(pid: int) -> bool:
     return True
 
 
-def test_a_talkative_job_does_not_fill_the_disk(job: Job, door: doors.Door) -> None:
+def test_a_talkative_job_does_not_fill_the_disk(
+    job: Job, server: ssh_servers.RunningServer
+) -> None:
     """The middle of a long log goes; beginning, end and every place in it stay what they were."""
     line = "a line of sixty-four bytes, again and again, until the disk is"
     start(job, f"yes '{line}' | head -n 900000; echo last; sleep 60")
     wait_until(lambda: job.tail(-5).data == b"last\n")
     size = job.status().log_bytes
-    log = door.home / job.directory / "job.log"
+    log = server.home / job.directory / "job.log"
 
-    wait_until(lambda: log.stat().st_blocks * 512 < job_agent.LOG_HEAD + job_agent.LOG_END * 1.2)
-    offset, said = 0, b""
+    wait_until(
+        lambda: (
+            log.stat().st_blocks * 512 < job_agent.LOG_HEAD_BYTES + job_agent.LOG_END_BYTES * 1.2
+        )
+    )
+    offset, output = 0, b""
     while (piece := job.tail(offset, 4 << 20)).data:
-        said, offset = said + piece.data, piece.offset
+        output, offset = output + piece.data, piece.offset
 
     assert (size, size) == (job.status().log_bytes, offset)
-    first, note, rest = said.partition(b"\n[... ")
+    first, note, rest = output.partition(b"\n[... ")
     dropped = int(rest.split()[0])
-    assert (len(first), first.count(b"\0")) == (job_agent.LOG_HEAD, 0)
+    assert (len(first), first.count(b"\0")) == (job_agent.LOG_HEAD_BYTES, 0)
     kept = rest.partition(b" ...]\n")[2]
     assert (note != b"", len(kept), kept[-5:]) == (True, size - dropped - len(first), b"last\n")
     assert kept.count(b"\0") == 0
-    assert job_agent.LOG_END <= len(kept) <= job_agent.LOG_END * 1.2
+    assert job_agent.LOG_END_BYTES <= len(kept) <= job_agent.LOG_END_BYTES * 1.2
     assert job.tail(-5).data == b"last\n"

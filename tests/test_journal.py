@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fakecloud import Story
 
-from infra.run.decide import Goal, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import Journal, JournalDamaged, Kind, read
+from infra.run.plan import Goal, RunPlan
 
 
 @pytest.fixture(scope="module")

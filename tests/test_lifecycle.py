@@ -9,14 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fakecloud import Story, World
 
+from infra.errors import ErrorKind
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
 from infra.run import actions as act
 from infra.run.billing_spans import Span, close_span, open_span
 from infra.run.budget import Budget, bill, renewal_age_s, seconds_left, worst_case_usd
-from infra.run.decide import Goal, JobPhase, JobView, Policy, RunPlan, Seen, decide
+from infra.run.decide import Seen, decide
 from infra.run.fold import fold
-from infra.run.journal import read
-from infra.run.state import Failure, RunState
+from infra.run.journal import Outcome, read
+from infra.run.plan import Goal, Policy, RunPlan
+from infra.run.state import Refusal, RunState
+from infra.run.workload import JobOutcome, JobPhase, JobView
 
 NOW_S = 1_000_000.0
 OFFER = Offer(provider="x", region="a", size="s", spot_usd_per_h=0.2)
@@ -29,7 +32,7 @@ powers = st.sampled_from(list(PowerState))
 jobs = st.none() | st.builds(
     JobView,
     phase=st.sampled_from(list(JobPhase)),
-    exit_code=st.none() | st.sampled_from([0, 65, 70, 75, 78, 137]),
+    outcome=st.none() | st.sampled_from(list(JobOutcome)),
     step=st.integers(0, 60),
     steps=st.just(50),
     stalled_s=st.floats(0, 1e5),
@@ -121,7 +124,10 @@ def test_nothing_is_rented_or_started_after_somebody_stopped_the_machine(
 
     assert isinstance(action, act.RecordStop | act.Deallocate | act.Delete | act.Finish)
     if isinstance(action, act.Finish):
-        assert (action.ending.code, action.ending.reason) == (130, "stopped by a@b.example")
+        assert (action.ending.outcome, action.ending.reason) == (
+            Outcome.STOPPED_BY_USER,
+            "stopped by a@b.example",
+        )
 
 
 def test_a_finished_training_comes_home_although_the_budget_is_just_used_up() -> None:
@@ -143,8 +149,9 @@ def test_a_disk_that_is_ahead_is_worth_more_tries() -> None:
     down = Observation(power=PowerState.DEALLOCATED, stop_reason=StopReason.EVICTED)
     other = Offer(provider="x", region="b", size="s", spot_usd_per_h=0.2)
     seen = Seen(machine=down, offers=(OFFER, other))
-    failed = Failure(place="a", size="s", error="NoCapacity", message="full", at_s=NOW_S - 60)
-    refused = replace(UP, up=False, start_failures=1, failures=(failed,), disk_step=40)
+    full = ErrorKind.NO_CAPACITY
+    failed = Refusal(place="a", size="s", kind=full, message="full", at_s=NOW_S - 60)
+    refused = replace(UP, up=False, start_failures=1, refusals=(failed,), disk_step=40)
     ahead, level = replace(refused, home_step=20), replace(refused, home_step=40)
 
     assert isinstance(decide(ahead, seen, RunPlan(goal=Goal.RUN), NOW_S), act.Start)
@@ -214,7 +221,7 @@ def test_the_policy_needs_no_wall_clock(tmp_path: Path) -> None:
 
     slow.between = free_after_a_week
 
-    assert slow.go().code == 0
+    assert slow.go().outcome is Outcome.DONE
     assert fold(read(slow.path)).deleted
 
 
@@ -242,9 +249,10 @@ def test_switches_are_renewed_before_they_strike() -> None:
 def test_lack_of_a_familys_quota_leaves_the_other_cards_of_the_region() -> None:
     """No quota for T4 machines rules out all of them there, zones too, and not the A10."""
     said = "the account's Standard NCASv3_T4 Family Cores quota in eastus is too small"
-    t4 = replace(OFFER, region="eastus", size="Standard_NC4as_T4_v3")
-    failure = Failure(place=t4.place, size=t4.size, error="OverQuota", message=said, at_s=NOW_S)
-    state = RunState(run_id="run-1", failures=(failure,))
+    t4 = replace(OFFER, provider="azure", region="eastus", size="Standard_NC4as_T4_v3")
+    quota = ErrorKind.OVER_QUOTA
+    refusal = Refusal(place=t4.place, size=t4.size, kind=quota, message=said, at_s=NOW_S)
+    state = RunState(run_id="run-1", refusals=(refusal,))
     bigger = replace(t4, size="Standard_NC8as_T4_v3", zone="1")
     a10 = replace(t4, size="Standard_NV36ads_A10_v5")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from infra.errors import BadRequest, NoCapacity, PriceAboveCap
 from infra.local.market import RegionQuote, read_market
-from infra.provider import BadRequest, NoCapacity, PriceAboveCap
 
 START = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
 DAY: dict[str, Any] = {

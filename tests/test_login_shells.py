@@ -20,7 +20,7 @@ from remote.login_shell import wrap_for_any_shell
 from remote.on_machine import tree_ops
 from remote.remote_script import RemoteScript
 from remote.ssh import connect
-from remote.sync import api
+from remote.sync.api import push
 
 PLAYED = r"""
 import os, re, sys
@@ -53,14 +53,14 @@ TEXTS = [
 
 def shells() -> list[str]:
     """The shells that are installed here; `sh` always is."""
-    known = ("sh", "bash", "dash", "zsh", "ksh", "mksh", "fish", "tcsh", "csh", "yash", "busybox")
-    return [name for name in known if shutil.which(name)]
+    names = ("sh", "bash", "dash", "zsh", "ksh", "mksh", "fish", "tcsh", "csh", "yash", "busybox")
+    return [name for name in names if shutil.which(name)]
 
 
 def in_shell(name: str, line: str) -> subprocess.CompletedProcess[bytes]:
     """Let a shell run a line as a server does."""
-    words = ["busybox", "sh"] if name == "busybox" else [name]
-    return subprocess.run([*words, "-c", line], capture_output=True, check=False)
+    argv = ["busybox", "sh"] if name == "busybox" else [name]
+    return subprocess.run([*argv, "-c", line], capture_output=True, check=False)
 
 
 def encoded(text: str) -> bytes:
@@ -113,19 +113,19 @@ def test_the_helpers_work_behind_every_login_shell(shell: str, tmp_path: Path) -
     login = "busybox sh -c" if shell == "busybox" else login_of(shell, tmp_path)
 
     with serve(tmp_path / "server", login=login) as server, connect(server.host()) as connection:
-        api.push(connection, tmp_path / "rows", "qft/rows")
+        push(connection, tmp_path / "rows", "qft/rows")
         answer = RemoteScript(connection=connection, path=Path(tree_ops.__file__)).call(
-            "manifest", {"root": "qft/rows"}, timeout_s=120
+            "list", {"root": "qft/rows"}, timeout_s=120
         )
         job = Job(connection=connection, directory="qft/job")
         job.start(["sh", "-c", "echo it\\'s done"], env={}, cwd=".")
         while job.status().state is JobState.RUNNING:
             time.sleep(0.05)
-        said = job.tail().data
+        output = job.tail().data
         modes = {path.name: path.stat().st_mode & 0o077 for path in server.home.rglob("*")}
 
     assert list(answer["files"]) == ["a file"]
-    assert said == b"it's done\n"
+    assert output == b"it's done\n"
     assert set(modes.values()) == {0}, modes
 
 
@@ -143,21 +143,21 @@ STARTS = [
 ]
 
 
-@pytest.mark.parametrize(("start", "told"), STARTS)
+@pytest.mark.parametrize(("start", "expected"), STARTS)
 def test_a_start_up_file_that_ends_the_shell_is_named(
-    start: str, told: str, tmp_path: Path
+    start: str, expected: str, tmp_path: Path
 ) -> None:
     """No command is taken for done that never ran; the message says what did, and where to look."""
     with starting(tmp_path, start) as server, connect(server.host()) as connection:
         for work in (
             lambda: connection.run("true", input="echo swallowed\n"),
             lambda: RemoteScript(connection=connection, path=Path(tree_ops.__file__)).call(
-                "manifest", {"root": "x"}, timeout_s=60
+                "list", {"root": "x"}, timeout_s=60
             ),
         ):
             with pytest.raises(LoginShellEnded) as caught:
                 work()
-            assert told in str(caught.value)
+            assert expected in str(caught.value)
             assert caught.value.hint
 
 
@@ -187,21 +187,21 @@ NOISE = [
 def test_what_a_start_up_file_prints_is_no_answer(start: str, tmp_path: Path) -> None:
     """Banners, errors of stty, traces and bytes before the command are left out of what it says."""
     with starting(tmp_path, start) as server, connect(server.host()) as connection:
-        said = connection.run("cat; exit 0", input=b"mine").stdout
+        output = connection.run("cat; exit 0", input=b"mine").stdout
         RemoteScript(connection=connection, path=Path(tree_ops.__file__)).call(
-            "manifest", {"root": "x"}, timeout_s=60
+            "list", {"root": "x"}, timeout_s=60
         )
 
-    assert said == "mine"
+    assert output == "mine"
     assert server.home.joinpath("qft").stat().st_mode & 0o077 == 0
 
 
 def test_a_start_up_file_that_waits_is_named(tmp_path: Path) -> None:
     """A shell that never gets to the command says so when time is over."""
     with starting(tmp_path, "sleep 60") as server, connect(server.host()) as connection:
-        sshd_patience = 3.0
+        sshd_timeout = 3.0
         with pytest.raises(TimedOut, match="did not get to it") as caught:
-            connection.run("true", timeout_s=sshd_patience)
+            connection.run("true", timeout_s=sshd_timeout)
 
     assert "start-up file" in caught.value.hint
 
@@ -212,7 +212,7 @@ def test_a_home_that_takes_no_files_is_named(tmp_path: Path) -> None:
         (server.home / "qft").write_text("in the way")
         with pytest.raises(RemoteError, match="nothing can be written") as caught:
             RemoteScript(connection=connection, path=Path(tree_ops.__file__)).call(
-                "manifest", {"root": "x"}, timeout_s=60
+                "list", {"root": "x"}, timeout_s=60
             )
 
     assert not isinstance(caught.value, CommandFailed)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from support.fakecloud import Story
 
-from infra.provider import SignedOut
+from infra.errors import SignedOut
 from infra.run.fold import fold
-from infra.run.journal import read
+from infra.run.journal import Outcome, read
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_training_goes_on_until_somebody_signs_in_again(
 
     ending = story.go()
 
-    assert ending.code == 0
+    assert ending.outcome is Outcome.DONE
     assert story.cloud.log == ["create a", "delete"]
     assert set(asked) == {"observe"}
     assert 3 <= len(asked) <= 7
@@ -69,7 +69,7 @@ def test_adapter_comes_home_although_nobody_signs_in_again(
     ending = story.go()
 
     assert (left.fetched, left.deleted) == (story.work.out, False)
-    assert ending.code == 0
+    assert ending.outcome is Outcome.DONE
     assert story.cloud.log == ["create a", "delete"]
 
 

@@ -300,7 +300,7 @@ def market(project: Project, regions: dict[str, dict[str, object]]) -> None:
 
 def alive_machines(project: Project) -> int:
     """How many machines run at this moment."""
-    machines = [words for words in command_lines(project) if "infra.local.start_vm" in words]
+    machines = [words for words in command_lines(project) if "infra.local.vm_process" in words]
     return len({word for words in machines for word in words if "vms" in word})
 
 

@@ -26,17 +26,19 @@ SERVERS = [
 ]
 
 
-@pytest.mark.parametrize(("subsystem", "told"), SERVERS)
-def test_a_server_without_sftp_is_named(tmp_path: Path, subsystem: str | None, told: str) -> None:
+@pytest.mark.parametrize(("subsystem", "expected"), SERVERS)
+def test_a_server_without_sftp_is_named(
+    tmp_path: Path, subsystem: str | None, expected: str
+) -> None:
     """No subsystem, a missing program, one that ends and one that talks: each its own sentence."""
     with serve(tmp_path, subsystem=subsystem) as server, connect(server.host()) as connection:
         with pytest.raises(NoSftp) as caught:
             require_sftp(connection)
-        said = connection.run("echo still here").stdout
+        output = connection.run("echo still here").stdout
 
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert "Subsystem sftp internal-sftp" in caught.value.hint
-    assert said == "still here\n"
+    assert output == "still here\n"
 
 
 def test_the_sftp_of_openssh_is_one(tmp_path: Path) -> None:

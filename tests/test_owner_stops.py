@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,9 @@ from support.fakecloud import FakeCloud, Killed, Story, World
 
 from infra.provider import Observation, StopReason, Vm
 from infra.run.budget import Budget, bill
-from infra.run.decide import Goal, RunPlan
 from infra.run.fold import fold
-from infra.run.journal import Event, Kind, read
-from infra.run.vm_json import to_json
+from infra.run.journal import Event, Kind, Outcome, read
+from infra.run.plan import Goal, RunPlan
 from infra.timestamps import format_utc
 
 
@@ -43,7 +42,7 @@ def test_a_stop_by_a_person_ends_the_run_with_its_state_kept(story: Story) -> No
     ending = story.go()
 
     state = fold(read(story.path))
-    assert ending.code == 130
+    assert ending.outcome is Outcome.STOPPED_BY_USER
     assert "not by this run" in ending.reason
     assert story.cloud.log == ["create a", "stopped: user"]
     assert (state.evictions, state.home_step, state.vm is not None) == (0, 20, True)
@@ -55,7 +54,7 @@ def test_the_next_command_starts_the_stopped_machine_again(story: Story) -> None
     once_at(story, 20, lambda: story.cloud.stop_all(StopReason.USER))
     story.go()
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     assert story.cloud.log == ["create a", "stopped: user", "start a", "delete"]
 
 
@@ -67,7 +66,7 @@ def test_a_stop_while_nobody_drove_is_older_than_the_command(story: Story) -> No
     story.world.now_s += 60
     story.plan = RunPlan(goal=Goal.RUN)
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     assert story.cloud.log == ["create a", "stopped: user", "start a", "delete"]
 
 
@@ -103,8 +102,8 @@ def test_a_deletion_by_a_person_ends_the_run_and_clears_the_rest(story: Story) -
 
     ending = story.go()
 
-    assert (ending.code, story.cloud.log) == (130, ["create a", "delete"])
-    assert story.go().code == 0
+    assert (ending.outcome, story.cloud.log) == (Outcome.STOPPED_BY_USER, ["create a", "delete"])
+    assert story.go().outcome is Outcome.DONE
     assert story.cloud.log == ["create a", "delete", "create a", "delete"]
 
 
@@ -115,7 +114,7 @@ def test_every_other_stop_is_survived_as_an_eviction_is(story: Story, reason: St
     """Evicted, given back by itself, failed or for no known reason: the machine is started."""
     once_at(story, 20, lambda: story.cloud.stop_all(reason))
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     assert story.cloud.log == ["create a", f"stopped: {reason}", "start a", "delete"]
 
 
@@ -132,7 +131,7 @@ def test_a_machine_that_gave_itself_back_at_the_budgets_end_is_exit_6(story: Sto
 
     ending = story.go()
 
-    assert ending.code == 6
+    assert ending.outcome is Outcome.BUDGET_REACHED
     assert story.cloud.log == ["create a", "stopped: returned"]
 
 
@@ -147,7 +146,7 @@ def test_hours_in_which_the_machine_was_down_use_up_no_budget(story: Story) -> N
 
     once_at(story, 20, sleep_over_it)
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     assert bill(fold(read(story.path)), story.world.now_s).compute_h < 0.1
 
 
@@ -156,7 +155,7 @@ def test_a_release_of_our_own_that_was_cut_short_is_nobody_elses(tmp_path: Path)
     plan = RunPlan(goal=Goal.RUN, budget=Budget(usd=0.002))
     calm = Story(path=tmp_path / "calm.jsonl", plan=plan)
     calm.work.steps = 500
-    assert calm.go().code == 6
+    assert calm.go().outcome is Outcome.BUDGET_REACHED
 
     for kill_at in range(1, calm.world.moments + 1):
         story = Story(path=tmp_path / f"{kill_at}.jsonl", world=World(kill_at=kill_at), plan=plan)
@@ -164,7 +163,7 @@ def test_a_release_of_our_own_that_was_cut_short_is_nobody_elses(tmp_path: Path)
         with pytest.raises(Killed):
             story.go()
 
-        assert story.go().code == 6, kill_at
+        assert story.go().outcome is Outcome.BUDGET_REACHED, kill_at
 
 
 def test_every_prefix_of_a_stopped_run_completes_when_asked_again(tmp_path: Path) -> None:
@@ -179,12 +178,12 @@ def test_every_prefix_of_a_stopped_run_completes_when_asked_again(tmp_path: Path
         path.write_bytes(b"".join(lines[:count]))
         story = Story(path=path)
 
-        assert story.go().code == 0, count
+        assert story.go().outcome is Outcome.DONE, count
         assert story.cloud.vms == {}, count
 
 
 OFFER = {"provider": "x", "region": "a", "size": "s", "spot_usd_per_h": 1.0}
-VM = to_json(Vm(provider="x", run_id="r", id="v", region="a", size="s"))
+VM = asdict(Vm(provider="x", run_id="r", id="v", region="a", size="s"))
 
 
 @pytest.mark.parametrize(

@@ -18,19 +18,11 @@ import pytest
 from support.contract import Harness, RentingContract, make_spec, running, wait_for
 
 from infra.durable import locked
+from infra.errors import BadRequest, Gone, NotAllowed, Transient
 from infra.local.machine import SYSTEM_PATH
 from infra.local.processes import MARK
 from infra.local.provider import LocalProvider, LocalSettings
-from infra.provider import (
-    BadRequest,
-    Gone,
-    NotAllowed,
-    PowerState,
-    Provider,
-    StopReason,
-    Transient,
-    Want,
-)
+from infra.provider import PowerState, Provider, StopReason, Want
 
 
 class LocalHarness:
@@ -328,7 +320,7 @@ def test_host_key_is_in_one_file_only(cloud: LocalHarness) -> None:
 def test_held_lock_is_a_hiccup(cloud: LocalHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller who finds another at work for too long is told who that is, and to come back."""
     vm, _ = running(cloud)
-    monkeypatch.setattr("infra.local.provider.LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr("infra.local.provider.LOCK_TIMEOUT_S", 0.1)
 
     with locked(cloud.root / "lock"), pytest.raises(Transient, match="process") as caught:
         cloud.provider().deallocate(vm)

@@ -92,7 +92,7 @@ def guests(root: Path) -> int:
             argv, parent = process.cmdline(), process.ppid()
         except psutil.Error:
             continue
-        if "infra.local.start_vm" in argv and any(str(root) in part for part in argv):
+        if "infra.local.vm_process" in argv and any(str(root) in part for part in argv):
             found[process.pid] = parent
     return sum(parent not in found for parent in found.values())
 

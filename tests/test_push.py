@@ -29,7 +29,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
-class Desk:
+class FinishedRun:
     """A home with one finished run, and the hub to publish to."""
 
     place: Path
@@ -59,7 +59,7 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def finished_run(tmp_path: Path) -> Iterator[FinishedRun]:
     """A run of twelve steps that was evicted once, scored, fetched and merged."""
     model = tmp_path / "secret place" / "model"
     model.mkdir(parents=True)
@@ -84,15 +84,15 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     for stage, value in (("before", 0.25), ("after", 0.75)):
         (out / f"eval-{stage}.json").write_text(json.dumps(scored(value)), encoding="utf-8")
     with hubs.running() as hub:
-        yield Desk(tmp_path, out, hub)
+        yield FinishedRun(tmp_path, out, hub)
 
 
-def names(desk: Desk) -> tuple[str, str]:
+def names(finished_run: FinishedRun) -> tuple[str, str]:
     """What the adapter on the hub says of its base, and what the card says."""
-    config = json.loads(desk.hub.files["adapter_config.json"])
-    card = desk.hub.files["README.md"].decode()
-    said = [line for line in card.splitlines() if line.startswith("base_model:")]
-    return config["base_model_name_or_path"], "".join(said)
+    config = json.loads(finished_run.hub.files["adapter_config.json"])
+    card = finished_run.hub.files["README.md"].decode()
+    lines = [line for line in card.splitlines() if line.startswith("base_model:")]
+    return config["base_model_name_or_path"], "".join(lines)
 
 
 def scored(value: float) -> dict[str, Any]:
@@ -105,16 +105,18 @@ def scored(value: float) -> dict[str, Any]:
     return span | more | {"details": details}
 
 
-def test_an_adapter_arrives_with_a_card_of_method_data_scores_and_cost(desk: Desk) -> None:
+def test_an_adapter_arrives_with_a_card_of_method_data_scores_and_cost(
+    finished_run: FinishedRun,
+) -> None:
     """Pushed twice it stands there once, with a card that tells how it came to be."""
-    ended = [desk.push() for _ in range(2)]
-    card = desk.hub.files["README.md"].decode()
+    ended = [finished_run.push() for _ in range(2)]
+    card = finished_run.hub.files["README.md"].decode()
 
     assert [one.returncode for one in ended] == [0, 0], ended[0].stderr
-    assert ended[0].stdout == f"{desk.hub.endpoint}/me/model\n"
-    assert set(desk.hub.files) == {WEIGHTS, "README.md"}
-    assert desk.hub.files[WEIGHTS] == (desk.out / "adapter" / WEIGHTS).read_bytes()
-    assert len(desk.hub.commits) == 2
+    assert ended[0].stdout == f"{finished_run.hub.endpoint}/me/model\n"
+    assert set(finished_run.hub.files) == {WEIGHTS, "README.md"}
+    assert finished_run.hub.files[WEIGHTS] == (finished_run.out / "adapter" / WEIGHTS).read_bytes()
+    assert len(finished_run.hub.commits) == 2
     for line in (
         "library_name: peft",
         "- lora, rank 4, alpha 8, dropout 0.1, base stored as none",
@@ -131,49 +133,55 @@ def test_an_adapter_arrives_with_a_card_of_method_data_scores_and_cost(desk: Des
     assert "secret place" not in card
 
 
-def test_a_merged_model_is_published_as_a_model(desk: Desk) -> None:
+def test_a_merged_model_is_published_as_a_model(finished_run: FinishedRun) -> None:
     """`--merged --public` sends the merged weights, visible; without them it names `qft merge`."""
     alike = {"held_out": True, "rows": 6, "equal": 5, "onto": "quantized"}
     alike |= {"as_trained": {"quant": "nf4", "equal": 5}, "on_original": {"equal": 4}}
-    (desk.out / "merged-parity.json").write_text(json.dumps(alike), encoding="utf-8")
-    done = desk.push("--merged", "--public")
-    card = desk.hub.files["README.md"].decode()
+    (finished_run.out / "merged-parity.json").write_text(json.dumps(alike), encoding="utf-8")
+    done = finished_run.push("--merged", "--public")
+    card = finished_run.hub.files["README.md"].decode()
 
     assert done.returncode == 0, done.stderr
-    assert set(desk.hub.files) == {"model.safetensors", "README.md"}
+    assert set(finished_run.hub.files) == {"model.safetensors", "README.md"}
     assert "library_name: transformers" in card
     assert (
         "The merged model answers 5 of 6 held-out rows as the adapter does on the nf4 base it was "
         "trained on, which it was merged onto, and 4 as on the original base."
     ) in card
-    assert desk.hub.created[0]["visibility"] == "public"
+    assert finished_run.hub.created[0]["visibility"] == "public"
 
-    (desk.out / "merged").rename(desk.out / "elsewhere")
-    refused = desk.push("--merged")
+    (finished_run.out / "merged").rename(finished_run.out / "elsewhere")
+    refused = finished_run.push("--merged")
 
     assert refused.returncode == 2
     assert "there is no merged model yet" in refused.stderr
     assert "`qft merge moods` makes it" in refused.stderr
 
 
-def test_the_token_is_said_and_written_nowhere(desk: Desk) -> None:
+def test_the_token_is_printed_and_written_nowhere(finished_run: FinishedRun) -> None:
     """Neither a right nor a wrong one is in any output or file; a wrong or no token is named."""
-    right, wrong, none = desk.push(), desk.push(token="hf_wrongOfTheTest"), desk.push(token="")
+    right, wrong, none = (
+        finished_run.push(),
+        finished_run.push(token="hf_wrongOfTheTest"),
+        finished_run.push(token=""),
+    )
 
     assert [one.returncode for one in (right, wrong, none)] == [0, 2, 2]
     assert "hint: check that HF_TOKEN may write to me/model" in wrong.stderr
     assert "Traceback" not in wrong.stderr
     assert "HF_TOKEN is not set" in none.stderr
-    everything = desk.files() + "".join(one.stdout + one.stderr for one in (right, wrong, none))
+    everything = finished_run.files() + "".join(
+        one.stdout + one.stderr for one in (right, wrong, none)
+    )
     assert hubs.TOKEN not in everything
     assert "hf_wrongOfTheTest" not in everything
 
 
-def test_a_hub_that_is_not_reached_is_no_fault_of_the_command(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+def test_a_hub_that_is_not_reached_is_no_error_of_the_command(
+    finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It exits 4, as one may try again then, and a script reads the hint where hints stand."""
-    monkeypatch.setenv("QFT_HOME", str(desk.place / "home"))
+    monkeypatch.setenv("QFT_HOME", str(finished_run.place / "home"))
     monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(python_program, "start", in_here)
@@ -188,21 +196,23 @@ def test_a_hub_that_is_not_reached_is_no_fault_of_the_command(
     ]
 
 
-def test_a_base_in_a_directory_is_published_without_its_path(desk: Desk) -> None:
+def test_a_base_in_a_directory_is_published_without_its_path(finished_run: FinishedRun) -> None:
     """Others read its bare name, or the hub id given with `--base`; at home nothing changes."""
     home = json.dumps({"base_model_name_or_path": "/home/alice/qft/job/model", "r": 4})
-    (desk.out / "adapter" / "adapter_config.json").write_text(home, encoding="utf-8")
-    bare = desk.push()
+    (finished_run.out / "adapter" / "adapter_config.json").write_text(home, encoding="utf-8")
+    bare = finished_run.push()
 
     assert bare.returncode == 0, bare.stderr
-    assert names(desk) == ("model", "")
+    assert names(finished_run) == ("model", "")
     assert bare.stderr.count("the base `model` was a directory here") == 1
-    assert "alice" not in "".join(map(repr, desk.hub.files.values())) + bare.stderr
+    assert "alice" not in "".join(map(repr, finished_run.hub.files.values())) + bare.stderr
 
-    named = desk.push("--base", "me/base")
+    named = finished_run.push("--base", "me/base")
 
     assert named.returncode == 0, named.stderr
-    assert names(desk) == ("me/base", "base_model: me/base")
+    assert names(finished_run) == ("me/base", "base_model: me/base")
     assert "hint" not in named.stderr
-    assert (desk.out / "adapter" / "adapter_config.json").read_text(encoding="utf-8") == home
-    assert desk.push("--base", "/home/alice/model").returncode == 2
+    assert (finished_run.out / "adapter" / "adapter_config.json").read_text(
+        encoding="utf-8"
+    ) == home
+    assert finished_run.push("--base", "/home/alice/model").returncode == 2

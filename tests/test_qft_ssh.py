@@ -46,7 +46,7 @@ def project(server: Sshd, tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.mark.parametrize(
-    ("words", "said", "code"),
+    ("argv", "output", "code"),
     [
         (["tiny", "printf", "%s.", "-a", "-x"], "-a.-x.", 0),
         (["printf", "%s.", "-a", "-x"], "-a.-x.", 0),
@@ -57,13 +57,13 @@ def project(server: Sshd, tmp_path_factory: pytest.TempPathFactory) -> Project:
         (["exit", "43"], "", 43),
     ],
 )
-def test_the_words_after_the_run_are_the_command(
-    project: Project, words: list[str], said: str, code: int
+def test_the_arguments_after_the_run_are_the_command(
+    project: Project, argv: list[str], output: str, code: int
 ) -> None:
     """Options belong to the command there, the name may be left out, the exit code comes back."""
-    done = project.qft("ssh", *words)
+    done = project.qft("ssh", *argv)
 
-    assert (done.returncode, done.stdout) == (code, said), done.stderr
+    assert (done.returncode, done.stdout) == (code, output), done.stderr
 
 
 def test_help_is_that_of_qft_only_before_the_first_word(project: Project) -> None:
@@ -124,8 +124,8 @@ def test_an_option_in_run_yaml_is_refused_by_every_command(tmp_path: Path) -> No
     ssh = {"host": "127.0.0.1", "user": USER, "key": "key", "host_key": "", "gpu": False}
     project = make_project(tmp_path, vm={"provider": "ssh", "max_price": None, "ssh": ssh})
 
-    for words in (["up"], ["ssh", "tiny", "--", "true"], ["ssh"], ["plan", "--json"]):
-        done = project.qft(*words)
+    for argv in (["up"], ["ssh", "tiny", "--", "true"], ["ssh"], ["plan", "--json"]):
+        done = project.qft(*argv)
 
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
@@ -142,7 +142,7 @@ def make_runs(home: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "name", "command"),
+    ("argv", "name", "command"),
     [
         ([], "tiny", []),
         (["tiny"], "tiny", []),
@@ -154,18 +154,18 @@ def make_runs(home: Path, *names: str) -> None:
     ],
 )
 def test_a_name_may_be_left_out(
-    tmp_path: Path, words: list[str], name: str, command: list[str]
+    tmp_path: Path, argv: list[str], name: str, command: list[str]
 ) -> None:
     """The first word is a run only if there is one of that name."""
     make_runs(tmp_path, "tiny")
 
-    folder, found = parse_words(words, tmp_path, cwd=tmp_path)
+    folder, found = parse_words(argv, tmp_path, cwd=tmp_path)
 
     assert (folder.name, found) == (name, command)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("argv", "expected"),
     [
         (["uname", "-a"], "no telling on which machine"),
         (["tinny"], "did you mean `tiny`?"),
@@ -173,11 +173,13 @@ def test_a_name_may_be_left_out(
         (["-oProxyCommand=x"], "no telling on which machine"),
     ],
 )
-def test_a_command_without_a_machine_is_told(tmp_path: Path, words: list[str], told: str) -> None:
+def test_a_command_without_a_machine_is_refused(
+    tmp_path: Path, argv: list[str], expected: str
+) -> None:
     """With two runs and no name the command runs nowhere."""
     make_runs(tmp_path, "tiny", "other")
 
     with pytest.raises(UsageError) as caught:
-        parse_words(words, tmp_path, cwd=tmp_path)
+        parse_words(argv, tmp_path, cwd=tmp_path)
 
-    assert told in caught.value.message
+    assert expected in caught.value.message

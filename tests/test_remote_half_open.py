@@ -32,7 +32,7 @@ class Mute(paramiko.ServerInterface):
         if self.at == f"hang up at {point}" and self.transport is not None:
             self.transport.close()
         if self.at == point:
-            self.ended.wait(sshd.PATIENCE_S)
+            self.ended.wait(sshd.TIMEOUT_S)
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
         """Admit everybody, unless this is the point."""
@@ -79,7 +79,7 @@ def mute(folder: Path, at: str) -> Iterator[Host]:
             mind = Mute(at, ended)
             mind.transport = transport
             transport.start_server(server=mind, event=threading.Event())
-            ended.wait(sshd.PATIENCE_S)
+            ended.wait(sshd.TIMEOUT_S)
             transport.close()
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -152,7 +152,7 @@ def test_a_cut_line_is_never_taken_for_a_command_that_failed(
 
     monkeypatch.setattr(paramiko.Channel, "_unlink", dawdle)
     with (
-        sshd.cut_when(server.home / "runs", connection.transport),
+        sshd.cut_when_exists(server.home / "runs", connection.transport),
         pytest.raises(Unreachable, match="cut"),
     ):
         connection.run("touch runs; sleep 600", timeout_s=300)
@@ -164,7 +164,7 @@ def test_a_helper_emptied_by_a_power_cut_is_sent_again(
     """A file written just before an eviction may come back empty: it is not run as it is."""
     (tmp_path / "a.txt").write_text("a")
     push(connection, {"a.txt": tmp_path / "a.txt"}, "qft/first")
-    helpers = list((server.home / "qft").glob("agent-*.py"))
+    helpers = list((server.home / "qft").glob("tree_ops-*.py"))
     for helper in helpers:
         helper.write_bytes(b"")
 
@@ -203,7 +203,7 @@ def test_a_job_that_cannot_be_written_down_says_why(
         Job(connection=connection, directory="blocked").start(["true"], env={}, cwd=".")
 
 
-def test_a_host_key_that_cannot_be_checked_is_told_as_such(server: sshd.Sshd) -> None:
+def test_a_host_key_that_cannot_be_checked_is_reported_as_such(server: sshd.Sshd) -> None:
     """A pinned key of a type that is not known here is the user's to mend, not a crash."""
     line = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29t"
 

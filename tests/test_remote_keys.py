@@ -104,9 +104,11 @@ HASHED = "|1|F1E1KeoE/eEWhi10WpGv4OdiO6Y=|3988QV0VE8wmZL7suNrYQLITLCg="
 )
 def test_the_forms_of_known_hosts_are_read(text: str) -> None:
     """A pin may be given as any line that names a host's key, among others, too."""
-    known = lines("a", "b")
+    key_lines = lines("a", "b")
 
-    assert " ".join(keys.fingerprint(text.format(**known)).split()) == keys.fingerprint(known["a"])
+    assert " ".join(keys.fingerprint(text.format(**key_lines)).split()) == keys.fingerprint(
+        key_lines["a"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,8 +142,8 @@ def test_what_pins_no_key_is_refused(text: str, why: str) -> None:
 def test_of_several_types_the_best_is_pinned(tmp_path: Path) -> None:
     """What `ssh-keyscan` prints is one pin: the ed25519 key, or the next best there is."""
     for kind in ("rsa", "ecdsa"):
-        words = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(tmp_path / kind)]
-        subprocess.run(words, check=True)
+        argv = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(tmp_path / kind)]
+        subprocess.run(argv, check=True)
     rsa, ecdsa = (f"gpu {(tmp_path / f'{kind}.pub').read_text()}" for kind in ("rsa", "ecdsa"))
 
     assert keys.parse_line(rsa + ecdsa + f"gpu {lines('a')['a']}")[0] == "ssh-ed25519"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import sshd
-from test_sync_push import make_tree, read_tree
+from support.trees import make_tree, read_tree
 
 from remote.errors import CommandFailed, RemoteError, Unreachable
 from remote.job import Job, JobState
@@ -39,7 +39,9 @@ def test_shell_that_greets(tmp_path: Path) -> None:
     assert read_tree(tmp_path / "back") == read_tree(tree)
 
 
-def test_a_server_that_opens_one_session_only_is_told_by_its_setting(tmp_path: Path) -> None:
+def test_a_server_that_opens_one_session_only_is_reported_with_what_to_raise(
+    tmp_path: Path,
+) -> None:
     """It answers and the line is up, so nobody is sent to look at the firewall."""
     with (
         sshd.serve(tmp_path / "server", config="MaxSessions 1") as server,
@@ -52,10 +54,10 @@ def test_a_server_that_opens_one_session_only_is_told_by_its_setting(tmp_path: P
     assert "raise `MaxSessions`" in caught.value.hint
 
 
-@pytest.mark.parametrize("words", [["-t", "rsa", "-b", "2048", "-m", "PEM"], ["-t", "ecdsa"]])
-def test_keys_of_other_types(tmp_path: Path, words: list[str]) -> None:
+@pytest.mark.parametrize("options", [["-t", "rsa", "-b", "2048", "-m", "PEM"], ["-t", "ecdsa"]])
+def test_keys_of_other_types(tmp_path: Path, options: list[str]) -> None:
     """The user's own key may be of another type, also in the old format."""
-    command = ["ssh-keygen", "-q", *words, "-N", "", "-f", str(tmp_path / "key")]
+    command = ["ssh-keygen", "-q", *options, "-N", "", "-f", str(tmp_path / "key")]
     subprocess.run(command, check=True)
     with sshd.serve(tmp_path / "server") as server:
         authorized = tmp_path / "server" / "authorized_keys"
@@ -146,12 +148,12 @@ def test_clients_that_sync_the_same_tree_at_once(tmp_path: Path) -> None:
             with connect(server.host()) as connection:
                 push(connection, tree, "qft/x", options=options)
 
-        def bring(_: int) -> None:
+        def pull_once(_: int) -> None:
             with connect(server.host()) as connection:
                 pull(connection, "qft/x", tmp_path / "back", options=options)
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(send, range(4)))
             assert read_tree(server.home / "qft/x") == read_tree(tree)
-            list(pool.map(bring, range(4)))
+            list(pool.map(pull_once, range(4)))
             assert read_tree(tmp_path / "back") == read_tree(tree)

@@ -77,27 +77,27 @@ def server(tmp_path: Path) -> Iterator[sshd.Sshd]:
 def ubuntu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let whatever system the test runs on pass for Ubuntu."""
 
-    def look(connection: SshConnection) -> Facts:
+    def gather_as_ubuntu(connection: SshConnection) -> Facts:
         from dataclasses import replace
 
         return replace(gather_facts(connection), os="ubuntu 24.04", free_bytes=10**12)
 
-    monkeypatch.setattr(setup, "gather_facts", look)
+    monkeypatch.setattr(setup, "gather_facts", gather_as_ubuntu)
 
 
 def apply(
-    server: sshd.Sshd, goal: SetupGoal = WANT, told: list[str] | None = None
+    server: sshd.Sshd, goal: SetupGoal = WANT, messages: list[str] | None = None
 ) -> setup.ReadyMachine:
     """Set the machine up, without waiting between looks."""
-    heard = told if told is not None else []
-    return setup.apply(connect(server.host()), goal, on_message=heard.append, sleep=nap)
+    received = messages if messages is not None else []
+    return setup.apply(connect(server.host()), goal, on_message=received.append, sleep=nap)
 
 
 @pytest.mark.usefixtures("ubuntu")
 def test_bare_machine_becomes_ready(server: sshd.Sshd) -> None:
     """Driver, reboot, environment and last word happen in order; a second pass does nothing."""
-    told: list[str] = []
-    ready = apply(server, told=told)
+    messages: list[str] = []
+    ready = apply(server, messages=messages)
     names = [step.name for step in ready.done]
     log = (server.home / "state" / "log").read_text().splitlines()
     again = apply(server)
@@ -109,7 +109,7 @@ def test_bare_machine_becomes_ready(server: sshd.Sshd) -> None:
         "make the Python environment",
         "put a tensor on the GPU",
     ]
-    assert [line.split(" (")[0] for line in told] == [*names[:3], "reboot", *names[3:]]
+    assert [line.split(" (")[0] for line in messages] == [*names[:3], "reboot", *names[3:]]
     assert [line for line in log if "is-active" not in line] == [
         f"systemctl disable --now {UPGRADERS}",
         "apt-get -o DPkg::Lock::Timeout=600 -y update",
@@ -180,7 +180,7 @@ def test_line_cut_during_a_step(server: sshd.Sshd) -> None:
         (server.home / "state" / "cut").touch()
         return connect(host)
 
-    with sshd.cut_when(server.home / "state" / "installs", connection.transport):
+    with sshd.cut_when_exists(server.home / "state" / "installs", connection.transport):
         ready = setup.apply(
             connection, WANT, on_message=lambda _: None, reconnect=come_back, sleep=nap
         )
@@ -200,7 +200,7 @@ def test_line_cut_before_a_start_is_answered(
     )
     begin, cut = Job.start, iter([True])
 
-    def unheard(job: Job, argv: Sequence[str], **how: Any) -> JobStatus:
+    def start_and_cut(job: Job, argv: Sequence[str], **how: Any) -> JobStatus:
         status = begin(job, argv, **how)
         if "ubuntu-drivers install" in argv[-1] and next(cut, False):
             while job.status().state is JobState.RUNNING:
@@ -209,7 +209,7 @@ def test_line_cut_before_a_start_is_answered(
             raise Unreachable("the line was cut")
         return status
 
-    monkeypatch.setattr(Job, "start", unheard)
+    monkeypatch.setattr(Job, "start", start_and_cut)
 
     apply(server).connection.close()
 

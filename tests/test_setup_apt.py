@@ -82,22 +82,22 @@ def deb(archive: Path, name: str, more: str, version: str = "1") -> None:
         f"{more}Description: a probe\n"
     )
     target = archive / f"{name}_{version}.deb"
-    words = ["dpkg-deb", "--root-owner-group", "--build", str(tree), str(target)]
-    subprocess.run(words, check=True, capture_output=True)
+    argv = ["dpkg-deb", "--root-owner-group", "--build", str(tree), str(target)]
+    subprocess.run(argv, check=True, capture_output=True)
     shutil.rmtree(tree)
 
 
 def index(archive: Path) -> None:
     """Write the list of what is there."""
-    said = []
+    output = []
     for path in sorted(archive.glob("*.deb")):
         fields = subprocess.run(
             ["dpkg-deb", "-f", str(path)], check=True, capture_output=True, text=True
         ).stdout
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         size = path.stat().st_size
-        said.append(f"{fields}Filename: ./{path.name}\nSize: {size}\nSHA256: {digest}\n")
-    (archive / "Packages").write_text("\n".join(said))
+        output.append(f"{fields}Filename: ./{path.name}\nSize: {size}\nSHA256: {digest}\n")
+    (archive / "Packages").write_text("\n".join(output))
 
 
 def install(apt: dict[str, str], *names: str, update: bool = True) -> tuple[int, str]:
@@ -125,28 +125,28 @@ def test_real_apt_after_a_cut(apt: dict[str, str]) -> None:
     """With a note that a cut left, the real apt refuses; dpkg finishes, and it installs."""
     note = Path(apt["DPKG_ADMINDIR"]) / "updates" / "0001"
     note.touch()
-    words, environ = ["apt-get", "-y", "install", "probe"], {**apt, "LC_ALL": "C"}
-    refused = subprocess.run(words, env=environ, capture_output=True, text=True, check=False)
+    argv, environ = ["apt-get", "-y", "install", "probe"], {**apt, "LC_ALL": "C"}
+    refused = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
 
-    code, said = install(apt, "probe")
+    code, output = install(apt, "probe")
 
     assert refused.returncode == 100
     assert "cut in the middle" in explain_failure(refused.stderr, "", 100)
-    assert (code, there(apt)) == (0, {"grounds.txt", "probe.txt"}), said
+    assert (code, there(apt)) == (0, {"grounds.txt", "probe.txt"}), output
     assert not note.exists()
 
 
 def test_real_apt_with_a_package_half_configured(apt: dict[str, str]) -> None:
     """A package that was unpacked without what it needs is mended on the way."""
     archive = Path(apt["APT_CONFIG"]).parent / "archive"
-    words = ["dpkg", "--force-depends", "--unpack", str(archive / "probe_1.deb")]
-    subprocess.run(words, env=apt, check=True, capture_output=True)
+    argv = ["dpkg", "--force-depends", "--unpack", str(archive / "probe_1.deb")]
+    subprocess.run(argv, env=apt, check=True, capture_output=True)
     deb(archive, "other", "")
     index(archive)
 
-    code, said = install(apt, "other")
+    code, output = install(apt, "other")
 
-    assert (code, there(apt)) == (0, {"grounds.txt", "probe.txt", "other.txt"}), said
+    assert (code, there(apt)) == (0, {"grounds.txt", "probe.txt", "other.txt"}), output
 
 
 def test_real_apt_with_a_list_that_is_old(apt: dict[str, str]) -> None:
@@ -161,17 +161,17 @@ def test_real_apt_with_a_list_that_is_old(apt: dict[str, str]) -> None:
     )  # HTTP's dates are whole seconds: "not modified", said in the same one
     os.utime(archive / "Packages", (later_s, later_s))
 
-    code, said = install(apt, "probe", update=False)
+    code, output = install(apt, "probe", update=False)
 
-    assert "404 " in said
-    assert code == 0, said
+    assert "404 " in output
+    assert code == 0, output
     assert (Path(apt["DPKG_ROOT"]) / "probe.txt").read_text() == "2"
 
 
 def test_real_apt_without_the_package(apt: dict[str, str]) -> None:
     """What no repository has is asked for again after an update, and then explained."""
-    code, said = install(apt, "no-such-thing")
+    code, output = install(apt, "no-such-thing")
 
     assert code == 100
-    assert "do not offer a package" in explain_failure(said, "", code)
-    assert not is_retryable(said, code)
+    assert "do not offer a package" in explain_failure(output, "", code)
+    assert not is_retryable(output, code)

@@ -14,25 +14,28 @@ import pytest
 from support import sshd, wheels
 
 from remote.clean_environment import NAMES, PREFIXES, clean, strip_clean_environment
-from remote.setup import pip_settings, python_env
+from remote.on_machine import pip_settings
+from remote.setup import python_env
 from remote.setup.apply import ReadyMachine, apply
 from remote.setup.steps import SetupGoal
 from remote.ssh import connect
 
 
 @pytest.fixture
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def wheel_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lock of one package, and the folder with its wheel."""
-    folder = wheels.shelf_in(tmp_path)
+    folder = wheels.make_wheel_dir(tmp_path)
     monkeypatch.setattr(python_env, "REQUIREMENTS", tmp_path / "requirements")
     return folder
 
 
 @pytest.fixture
-def server(tmp_path: Path, shelf: Path) -> Iterator[sshd.Sshd]:
+def server(tmp_path: Path, wheel_dir: Path) -> Iterator[sshd.Sshd]:
     """A machine of somebody else's, on which pip finds packages in a folder."""
     with sshd.serve(tmp_path / "machine") as running:
-        wheels.furnish(running.home, f"[global]\nno-index = true\nfind-links = {shelf}\n")
+        wheels.install_python(
+            running.home, f"[global]\nno-index = true\nfind-links = {wheel_dir}\n"
+        )
         yield running
 
 
@@ -68,7 +71,7 @@ def installed(server: sshd.Sshd, ready: ReadyMachine) -> bool:
 
 EVERYTHING = """[global]
 no-index = true
-find-links = {shelf}
+find-links = {wheel_dir}
 root = {home}/elsewhere
 require-virtualenv = true
 python = /no/such
@@ -84,30 +87,32 @@ no-such-option = 1
 """
 
 
-def set_pip_up(server: sshd.Sshd, shelf: Path, text: str) -> Path:
+def set_pip_up(server: sshd.Sshd, wheel_dir: Path, text: str) -> Path:
     """Write the settings of the machine's pip, and what they name; return the file."""
     (server.home / "constraints.txt").write_text("qft_probe==0.9\n")
     path = server.home / ".config/pip/pip.conf"
-    path.write_text(text.format(home=server.home, shelf=shelf))
+    path.write_text(text.format(home=server.home, wheel_dir=wheel_dir))
     return path
 
 
 @pytest.mark.parametrize(
     "text",
-    ["[global]\nno-index = true\nfind-links = {shelf}\n[install]\nuser = true\n", EVERYTHING],
+    ["[global]\nno-index = true\nfind-links = {wheel_dir}\n[install]\nuser = true\n", EVERYTHING],
     ids=["user", "everything"],
 )
-def test_pip_settings_of_the_machine_do_not_leak(server: sshd.Sshd, shelf: Path, text: str) -> None:
+def test_pip_settings_of_the_machine_do_not_leak(
+    server: sshd.Sshd, wheel_dir: Path, text: str
+) -> None:
     """The real pip installs into our environment what the lock names, whatever pip.conf says."""
-    set_pip_up(server, shelf, text)
+    set_pip_up(server, wheel_dir, text)
 
     assert installed(server, make(server))
     assert not (server.home / "elsewhere").exists()
 
 
-def test_a_named_file_of_pip_settings_does_not_leak(server: sshd.Sshd, shelf: Path) -> None:
+def test_a_named_file_of_pip_settings_does_not_leak(server: sshd.Sshd, wheel_dir: Path) -> None:
     """PIP_CONFIG_FILE, which `--isolated` alone obeys, counts for no more than the user's file."""
-    path = set_pip_up(server, shelf, EVERYTHING)
+    path = set_pip_up(server, wheel_dir, EVERYTHING)
     login_sets(server, PIP_CONFIG_FILE=str(path.rename(server.home / "my.conf")))
 
     assert installed(server, make(server))
@@ -171,10 +176,10 @@ def test_trainer_imports_its_own_packages(tmp_path: Path) -> None:
     script = "import sys, site, json; print(sys.path, site.ENABLE_USER_SITE)"
     environ = {"PYTHONPATH": hostile(tmp_path / "ros"), "PYTHONSTARTUP": "/no", "PYTHONHOME": "/no"}
 
-    said = run_clean([sys.executable, "-c", script], **environ).stdout
+    output = run_clean([sys.executable, "-c", script], **environ).stdout
 
-    assert "ros" not in said
-    assert said.strip().endswith("False")
+    assert "ros" not in output
+    assert output.strip().endswith("False")
 
 
 def test_names_that_pass_and_names_that_do_not() -> None:
@@ -196,29 +201,29 @@ def test_names_that_pass_and_names_that_do_not() -> None:
     dropped -= {"LD_PRELOAD", "LD_AUDIT"}
     given = {**kept, **dict.fromkeys(dropped, "/no/such")}
 
-    said = run_clean([sys.executable, "-c", "import os; print(dict(os.environ))"], **given).stdout
-    found = eval(said)  # noqa: S307  (our own child's dictionary)
+    output = run_clean([sys.executable, "-c", "import os; print(dict(os.environ))"], **given).stdout
+    found = eval(output)  # noqa: S307  (our own child's dictionary)
 
     assert {name: found.get(name) for name in kept} == kept
     assert dropped & found.keys() == set()
 
 
-def test_words_reach_the_command_as_they_are() -> None:
+def test_arguments_arrive_at_the_command_as_they_are() -> None:
     """Spaces, quotes, stars, dollars and empty words of an argument are neither split nor read."""
-    words = ["", "a b", "*", "$HOME", "'\"", "-x", "é\n"]
+    argv = ["", "a b", "*", "$HOME", "'\"", "-x", "é\n"]
 
-    said = run_clean([sys.executable, "-c", "import sys; print(sys.argv[1:])", *words]).stdout
+    output = run_clean([sys.executable, "-c", "import sys; print(sys.argv[1:])", *argv]).stdout
 
-    assert said.strip() == str(words)
-    assert strip_clean_environment(clean(["python", *words], ours=False)) == ["python", *words]
+    assert output.strip() == str(argv)
+    assert strip_clean_environment(clean(["python", *argv], ours=False)) == ["python", *argv]
     assert strip_clean_environment(["python", "-m", "trainer"]) == ["python", "-m", "trainer"]
 
 
 def test_umask_of_the_trainer() -> None:
     """What the trainer writes is its user's alone."""
-    said = run_clean([sys.executable, "-c", "import os; print(oct(os.umask(0)))"]).stdout
+    output = run_clean([sys.executable, "-c", "import os; print(oct(os.umask(0)))"]).stdout
 
-    assert said.strip() == "0o77"
+    assert output.strip() == "0o77"
 
 
 def test_places_of_packages_are_carried_over(tmp_path: Path) -> None:
@@ -237,9 +242,9 @@ def test_places_of_packages_are_carried_over(tmp_path: Path) -> None:
         "PIP_TIMEOUT": "60",
         "PIP_TARGET": "/no",
     }
-    words = [one for one in pip_settings.options(environ) if "/opt/" not in one]
+    argv = [one for one in pip_settings.options(environ) if "/opt/" not in one]
 
-    assert words == [
+    assert argv == [
         "--index-url=https://second/simple",
         "--proxy=http://p:1",
         "--cert=/etc/ca.pem",

@@ -64,7 +64,7 @@ def test_xids_are_explained() -> None:
     assert explain_xids("all is well") == []
 
 
-def test_parse_reads_what_only_some_machines_say() -> None:
+def test_parse_reads_what_only_some_machines_report() -> None:
     """The C library, the pin of NVIDIA's repository, what dpkg left, and a checksum are read."""
     text = f"""libc=glibc 2.39
 package=nvidia-driver-pinning-580.173.02

@@ -41,7 +41,7 @@ def test_every_line_of_a_lock_is_a_pin_with_hashes(cuda: str) -> None:
 def test_a_lock_is_made_from_its_inputs(cuda: str) -> None:
     """Whoever edits an `.in` file without making the lock again is told."""
     inputs = lock_requirements.inputs_of(python_env.REQUIREMENTS / f"{cuda}.in")
-    asked = dict(
+    required = dict(
         line.split("==")
         for path in inputs
         for line in path.read_text().splitlines()
@@ -53,8 +53,8 @@ def test_a_lock_is_made_from_its_inputs(cuda: str) -> None:
         f"{lock_requirements.INPUTS}{lock_requirements.digest(inputs)}\n"
         in python_env.requirements(cuda)
     )
-    assert len(asked) > 15
-    assert {name: locked[name.replace("_", "-").lower()] for name in asked} == asked
+    assert len(required) > 15
+    assert {name: locked[name.replace("_", "-").lower()] for name in required} == required
 
 
 @pytest.mark.parametrize("cuda", LOCKS)
@@ -103,13 +103,13 @@ def test_a_lock_names_no_place_to_download_from(cuda: str) -> None:
     assert set(re.findall(r"--\w+", text)) == {"--hash"}
 
 
-def test_the_disk_that_is_asked_for_grows_with_the_lock() -> None:
+def test_the_disk_that_is_required_grows_with_the_lock() -> None:
     """The room for an environment is over three times its wheels, more for CUDA 12."""
     assert 10e9 < python_env.size_bytes("cu130") < python_env.size_bytes("cu128") < 16e9
     assert 1e9 < python_env.size_bytes("cpu") < 2e9
 
 
-def test_the_set_for_machines_without_a_card_is_the_other_without_cuda() -> None:
+def test_the_set_for_machines_without_a_gpu_is_the_other_without_cuda() -> None:
     """Torch's other build, and of all else the same files as with CUDA, but what is NVIDIA's."""
     bare, full = pins("cpu"), pins("cu130")
     hashes = {name: found for name, _, found in GROUP.findall(python_env.requirements("cpu"))}
@@ -193,18 +193,20 @@ def test_a_package_without_a_wheel_cannot_be_locked() -> None:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def wheel_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lock of one package, and the folder from which the machine's pip is set up to take it."""
-    folder = wheels.shelf_in(tmp_path)
+    folder = wheels.make_wheel_dir(tmp_path)
     monkeypatch.setattr(python_env, "REQUIREMENTS", tmp_path / "requirements")
     return folder
 
 
 @pytest.fixture
-def server(tmp_path: Path, shelf: Path) -> Iterator[sshd.Sshd]:
+def server(tmp_path: Path, wheel_dir: Path) -> Iterator[sshd.Sshd]:
     """A real machine without GPU, whose user has set pip up as companies do."""
     with sshd.serve(tmp_path / "machine") as running:
-        wheels.furnish(running.home, f"[global]\nno-index = true\nfind-links = {shelf}\n")
+        wheels.install_python(
+            running.home, f"[global]\nno-index = true\nfind-links = {wheel_dir}\n"
+        )
         yield running
 
 
@@ -212,21 +214,21 @@ def test_the_environment_is_made_from_the_lock(server: sshd.Sshd) -> None:
     """The real pip of a real environment installs what the lock names; a second pass is empty."""
     ready = make(server)
     with connect(server.host()) as connection:
-        said = connection.run(
+        output = connection.run(
             [ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]
         ).stdout
         again = apply(connection, SetupGoal(), on_message=lambda _: None, sleep=nap)
     folder = (server.home / ready.python).parents[1]
 
     assert [step.name for step in ready.done] == ["make the Python environment"]
-    assert said == "honest\n"
+    assert output == "honest\n"
     assert again.done == ()
     assert not (folder / "wheels").exists()
 
 
-def test_a_file_with_another_hash_is_refused(server: sshd.Sshd, shelf: Path) -> None:
+def test_a_file_with_another_hash_is_refused(server: sshd.Sshd, wheel_dir: Path) -> None:
     """A wheel that was replaced on the way is not installed, and the environment is not ready."""
-    wheels.make_wheel(shelf, "forged")
+    wheels.make_wheel(wheel_dir, "forged")
     with pytest.raises(CommandFailed, match="DO NOT MATCH THE HASHES"):
         make(server)
 

@@ -26,15 +26,15 @@ BARE = Facts(
     pythons=(PYTHON,),
     cloud_init="done",
 )
-CARD = replace(BARE, pci_gpus=1)
+WITH_GPU = replace(BARE, pci_gpus=1)
 T4 = DetectedGpu(name="Tesla T4", driver="580.173.02", memory_mb=15360, capability="7.5")
 A10 = DetectedGpu(name="NVIDIA A10-24Q", driver="570.211.01", memory_mb=24512, capability="8.6")
-T4_OK = replace(CARD, gpus=(T4,), smi_code=0)
+T4_OK = replace(WITH_GPU, gpus=(T4,), smi_code=0)
 A10_OK = replace(
-    CARD, gpus=(A10,), smi_code=0, gridd="EnableUI=FALSE IgnoreSP=FALSE", secure_boot=False
+    WITH_GPU, gpus=(A10,), smi_code=0, gridd="EnableUI=FALSE IgnoreSP=FALSE", secure_boot=False
 )
 HPC = replace(
-    CARD,
+    WITH_GPU,
     packages=("nvidia-open-580", "nvidia-dkms-580-open", "nvidia-driver-pinning-580.173.02"),
     held=("nvidia-open-580", "linux-image-azure"),
     pinned="580.173.02",
@@ -104,12 +104,14 @@ TABLE: dict[str, tuple[Facts, SetupGoal, list[str]]] = {
         ["make the Python environment", "put a tensor on the GPU"],
     ),
     "T4, bare, first boot": (
-        replace(CARD, cloud_init="running", upgraders=UPGRADERS, nouveau=True),
+        replace(WITH_GPU, cloud_init="running", upgraders=UPGRADERS, nouveau=True),
         DATACENTER,
         ["wait for the first boot to finish"],
     ),
     "T4, signed driver not loaded yet, Secure Boot": (
-        replace(CARD, secure_boot=True, smi_code=9, packages=("linux-modules-nvidia-580-azure",)),
+        replace(
+            WITH_GPU, secure_boot=True, smi_code=9, packages=("linux-modules-nvidia-580-azure",)
+        ),
         DATACENTER,
         ["install the NVIDIA driver"],
     ),
@@ -119,12 +121,12 @@ TABLE: dict[str, tuple[Facts, SetupGoal, list[str]]] = {
         ["hold kernel and driver"],
     ),
     "T4, bare": (
-        replace(CARD, upgraders=UPGRADERS, nouveau=True),
+        replace(WITH_GPU, upgraders=UPGRADERS, nouveau=True),
         DATACENTER,
         ["stop automatic upgrades", "install the NVIDIA driver"],
     ),
     "T4, bare, apt cut in the middle": (
-        replace(CARD, upgraders=UPGRADERS, dpkg_broken="(cut)"),
+        replace(WITH_GPU, upgraders=UPGRADERS, dpkg_broken="(cut)"),
         DATACENTER,
         [
             "stop automatic upgrades",
@@ -172,27 +174,27 @@ TABLE: dict[str, tuple[Facts, SetupGoal, list[str]]] = {
         ["reboot into the installed driver"],
     ),
     "T4, driver replaced under the kernel": (
-        replace(CARD, smi_code=18, smi_message="Driver/library version mismatch"),
+        replace(WITH_GPU, smi_code=18, smi_message="Driver/library version mismatch"),
         DATACENTER,
         ["reboot into the installed driver"],
     ),
     "T4, driver waits for a reboot": (
-        replace(CARD, packages=("nvidia-driver-580",), reboot_required=True, smi_code=9),
+        replace(WITH_GPU, packages=("nvidia-driver-580",), reboot_required=True, smi_code=9),
         DATACENTER,
         ["reboot into the installed driver"],
     ),
     "T4, driver of the user's image, replaced under the kernel": (
-        replace(CARD, smi_code=18, smi_message="Driver/library version mismatch"),
+        replace(WITH_GPU, smi_code=18, smi_message="Driver/library version mismatch"),
         replace(DATACENTER, driver_given=True),
         ["reboot into the image's driver"],
     ),
     "A10, bare": (
-        CARD,
+        WITH_GPU,
         GRID,
         ["install the vGPU driver", "configure the vGPU service"],
     ),
     "A10, with the ordinary driver": (
-        replace(CARD, packages=("nvidia-driver-580",), smi_code=6, smi_message="No devices"),
+        replace(WITH_GPU, packages=("nvidia-driver-580",), smi_code=6, smi_message="No devices"),
         GRID,
         [
             "remove the ordinary NVIDIA driver",
@@ -229,7 +231,7 @@ def test_plan(name: str) -> None:
 
 REFUSED: dict[str, tuple[Facts, SetupGoal, str]] = {
     "an image said to bring its driver": (
-        replace(CARD, smi_code=9, smi_message="couldn't communicate"),
+        replace(WITH_GPU, smi_code=9, smi_message="couldn't communicate"),
         replace(DATACENTER, driver_given=True),
         "said to bring does not answer: couldn't communicate; `driver: auto` under `vm.image`",
     ),
@@ -245,7 +247,7 @@ REFUSED: dict[str, tuple[Facts, SetupGoal, str]] = {
         "or `vm: {ssh: {gpu: false}}` to train without",
     ),
     "an unsigned driver under Secure Boot": (
-        replace(CARD, secure_boot=True, smi_code=9, smi_message="couldn't communicate"),
+        replace(WITH_GPU, secure_boot=True, smi_code=9, smi_message="couldn't communicate"),
         DATACENTER,
         "the kernel refuses its NVIDIA driver, which is unsigned: couldn't communicate",
     ),
@@ -264,7 +266,7 @@ REFUSED: dict[str, tuple[Facts, SetupGoal, str]] = {
         DATACENTER,
         "the kernel refuses its NVIDIA driver, which is unsigned",
     ),
-    "GRID under Secure Boot": (replace(CARD, secure_boot=True), GRID, "Secure Boot is on"),
+    "GRID under Secure Boot": (replace(WITH_GPU, secure_boot=True), GRID, "Secure Boot is on"),
     "CUDA 13 wheels on a vGPU": (A10_OK, replace(GRID, cuda="cu130"), "this size admits 12.8"),
     "CUDA 13 wheels on an old driver": (
         replace(T4_OK, gpus=(replace(T4, driver="550.54.14"),)),
@@ -327,11 +329,15 @@ REFUSED: dict[str, tuple[Facts, SetupGoal, str]] = {
         CPU,
         "for x86_64, and this machine is aarch64",
     ),
-    "no root": (replace(CARD, sudo=False), DATACENTER, "root is needed to install the NVIDIA"),
-    "not Ubuntu": (replace(CARD, os="debian 12"), DATACENTER, "on Ubuntu only, not on `debian 12`"),
-    "not Ubuntu, GRID": (replace(CARD, os="rhel 9"), GRID, "on Ubuntu only, not on `rhel 9`"),
+    "no root": (replace(WITH_GPU, sudo=False), DATACENTER, "root is needed to install the NVIDIA"),
+    "not Ubuntu": (
+        replace(WITH_GPU, os="debian 12"),
+        DATACENTER,
+        "on Ubuntu only, not on `debian 12`",
+    ),
+    "not Ubuntu, GRID": (replace(WITH_GPU, os="rhel 9"), GRID, "on Ubuntu only, not on `rhel 9`"),
     "a machine of the user without driver": (
-        replace(CARD, smi_message="couldn't communicate"),
+        replace(WITH_GPU, smi_message="couldn't communicate"),
         replace(DATACENTER, rented=False),
         "does not answer: couldn't communicate",
     ),
@@ -368,7 +374,7 @@ def test_requirement_set(name: str) -> None:
     assert cuda_for(facts, goal) == cuda
 
 
-def test_steps_say_why_and_end() -> None:
+def test_steps_have_a_reason_and_a_limit() -> None:
     """Every step of every plan has a reason, a command and a time-out."""
     steps = [step for facts, goal, _ in TABLE.values() for step in plan_steps(facts, goal)]
 
@@ -397,7 +403,7 @@ def test_environment_is_named_after_all_that_matters() -> None:
     assert len(names) == 6
 
 
-def test_wanting_the_same_twice_changes_nothing() -> None:
+def test_planning_twice_changes_nothing() -> None:
     """A plan depends on nothing but its arguments."""
     rows: list[Any] = [(facts, goal) for facts, goal, _ in TABLE.values()]
 
@@ -420,7 +426,7 @@ def test_closed_modules_are_of_the_pinned_branch(pinned: str, driver: str) -> No
 def test_vgpu_driver_is_executed_only_with_its_checksum() -> None:
     """The step compares before it executes, and downloads over nothing but TLS."""
     goal = replace(GRID, grid_sha256="ab" * 32)
-    step = next(one for one in plan_steps(CARD, goal) if one.name == "install the vGPU driver")
+    step = next(one for one in plan_steps(WITH_GPU, goal) if one.name == "install the vGPU driver")
     compared = step.command.index("ab" * 32)
 
     assert compared < step.command.index("sh /root/qft-grid.run")

@@ -13,7 +13,7 @@ from support import sshd, wheels
 from remote.errors import CommandFailed
 from remote.setup import python_env
 from remote.setup.apply import DIRECTORY, apply
-from remote.setup.progress import StepProgress, format_duration
+from remote.setup.progress import format_duration, progress_line
 from remote.setup.steps import SetupGoal
 from remote.ssh import connect
 
@@ -87,7 +87,7 @@ def test_line(name: str) -> None:
     """A log like this is told in this line."""
     log, elapsed_s, line = LINES[name]
 
-    assert StepProgress(name="make it").line(log, elapsed_s) == line
+    assert progress_line("make it", log, elapsed_s) == line
 
 
 def test_times_are_written_as_people_do() -> None:
@@ -105,26 +105,28 @@ def test_times_are_written_as_people_do() -> None:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sshd.Sshd]:
     """A machine whose pip finds the one package of the lock after a while."""
-    shelf = wheels.shelf_in(tmp_path)
+    wheel_dir = wheels.make_wheel_dir(tmp_path)
     monkeypatch.setattr(python_env, "REQUIREMENTS", tmp_path / "requirements")
     with sshd.serve(tmp_path / "machine") as running:
-        wheels.furnish(running.home, f"[global]\nno-index = true\nfind-links = {shelf}\n")
+        wheels.install_python(
+            running.home, f"[global]\nno-index = true\nfind-links = {wheel_dir}\n"
+        )
         yield running
 
 
 def test_real_pip_is_followed(server: sshd.Sshd) -> None:
     """With the real pip at work, how many packages of how many and the time are told."""
-    told: list[str] = []
+    messages: list[str] = []
     clock = itertools.count(step=6.0)
     with connect(server.host()) as connection:
         apply(
             connection,
             SetupGoal(),
-            on_message=told.append,
+            on_message=messages.append,
             sleep=lambda _: time.sleep(0.05),
             clock=lambda: float(next(clock)),
         )
-    lines = [one for one in told if one.startswith("make the Python environment: ")]
+    lines = [one for one in messages if one.startswith("make the Python environment: ")]
 
     assert lines
     assert all(one.endswith((" s", " min")) or " min " in one for one in lines)
@@ -138,17 +140,17 @@ def test_wheels_without_cuda_that_nobody_has(
     small = tmp_path / "requirements" / "cpu.txt"
     small.write_text(small.read_text().replace("qft_probe==1.0", "torch==99.0+cpu"))
     monkeypatch.setattr("remote.setup.apply.PROGRESS_S", 0.0)
-    told: list[str] = []
+    messages: list[str] = []
     with connect(server.host()) as connection:
         ready = apply(
-            connection, SetupGoal(), on_message=told.append, sleep=lambda _: time.sleep(0.05)
+            connection, SetupGoal(), on_message=messages.append, sleep=lambda _: time.sleep(0.05)
         )
-        said = connection.run(
+        output = connection.run(
             [ready.python, "-c", "import qft_probe; print(qft_probe.WORD)"]
         ).stdout
         log = connection.run(["cat", f"{DIRECTORY}/job.log"]).stdout
 
-    assert said == "honest\n"
+    assert output == "honest\n"
     assert python_env.NO_SMALL_BUILD in log
 
 

@@ -13,9 +13,9 @@ from commands.runs.receipt import make_receipt
 from commands.runs.result import RunResult, missed_rehearsals, missed_timed_evictions
 from infra.provider import PowerState
 from infra.run.budget import Budget, bill
-from infra.run.decide import Goal, Policy, RunPlan
 from infra.run.fold import fold
-from infra.run.journal import Kind, read
+from infra.run.journal import Kind, Outcome, read
+from infra.run.plan import Goal, Policy, RunPlan
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_an_undisturbed_run_ends_with_the_adapter_home_and_nothing_rented(story:
     """Without disturbance a run rents once, trains, fetches and removes the machine."""
     ending = story.go()
 
-    assert (ending.code, story.work.out, story.cloud.vms) == (0, "out", {})
+    assert (ending.outcome, story.work.out, story.cloud.vms) == (Outcome.DONE, "out", {})
     assert story.cloud.log == ["create a", "delete"]
 
 
@@ -43,7 +43,7 @@ def test_an_evicted_machine_is_started_again_and_goes_on(story: Story) -> None:
 
     ending = story.go()
 
-    assert ending.code == 0
+    assert ending.outcome is Outcome.DONE
     assert story.cloud.log == ["create a", "evict", "start a", "delete"]
     assert fold(read(story.path)).evictions == 1
 
@@ -55,7 +55,7 @@ def test_a_full_region_makes_the_run_move_to_the_next_with_its_checkpoint(story:
 
     ending = story.go()
 
-    assert ending.code == 0
+    assert ending.outcome is Outcome.DONE
     assert story.cloud.log == ["create a", "evict", "delete", "create b", "delete"]
     assert story.cloud.most_alive == 1
 
@@ -73,7 +73,7 @@ def test_a_machine_that_was_deleted_is_replaced(story: Story) -> None:
 
     ending = story.go()
 
-    assert (ending.code, story.cloud.created) == (0, 2)
+    assert (ending.outcome, story.cloud.created) == (Outcome.DONE, 2)
 
 
 def test_no_capacity_anywhere_is_waited_for(story: Story) -> None:
@@ -87,7 +87,7 @@ def test_no_capacity_anywhere_is_waited_for(story: Story) -> None:
 
     story.between = free_later
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     assert kinds(story).count(Kind.CREATE_FAILED) < 20
 
 
@@ -97,7 +97,7 @@ def test_no_quota_anywhere_is_told_at_once(story: Story) -> None:
 
     ending = story.go()
 
-    assert ending.code == 3
+    assert ending.outcome is Outcome.CLOUD_REFUSED
     assert "a has no quota" in ending.reason
     assert "b has no quota" in ending.reason
     assert kinds(story).count(Kind.CREATE_FAILED) == 2
@@ -116,7 +116,7 @@ def test_hiccups_of_the_cloud_are_ridden_out(story: Story) -> None:
     """Transient errors are retried at the advised pace and never reach the user."""
     story.cloud.hiccups = 5
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
 
 
 def test_a_trainer_that_crashes_three_times_at_one_step_is_a_failure(story: Story) -> None:
@@ -125,7 +125,7 @@ def test_a_trainer_that_crashes_three_times_at_one_step_is_a_failure(story: Stor
 
     ending = story.go()
 
-    assert (ending.code, story.work.launches) == (5, 3)
+    assert (ending.outcome, story.work.launches) == (Outcome.TRAINING_FAILED, 3)
     assert "3 times at step 0" in ending.reason
     assert story.cloud.vms == {}
 
@@ -134,7 +134,7 @@ def test_a_trainer_that_was_killed_once_is_started_again(story: Story) -> None:
     """A trainer that vanished without an exit code on a healthy machine is launched again."""
     story.work.exit_codes = [None]
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     assert story.work.launches == 2
 
 
@@ -142,7 +142,7 @@ def test_bad_data_found_by_the_trainer_is_a_usage_error(story: Story) -> None:
     """The trainer's refusal of data or config ends the run with exit 2 and no machine."""
     story.work.exit_codes = [65]
 
-    assert story.go().code == 2
+    assert story.go().outcome is Outcome.BAD_INPUT
     assert story.cloud.vms == {}
 
 
@@ -150,7 +150,7 @@ def test_a_trainer_without_a_heartbeat_is_restarted(story: Story) -> None:
     """A hung trainer is stopped after the time-out and launched again."""
     story.cloud.hung = True
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     assert kinds(story).count(Kind.TRAINER_HUNG) == 1
 
 
@@ -160,7 +160,7 @@ def test_a_mute_machine_is_given_up_after_three_boots(story: Story) -> None:
 
     ending = story.go()
 
-    assert ending.code == 4
+    assert ending.outcome is Outcome.MACHINE_FAILED
     assert not any(p is PowerState.RUNNING for p in story.cloud.power.values())
 
 
@@ -170,7 +170,7 @@ def test_a_stranger_at_the_address_ends_the_run_and_the_billing(story: Story) ->
 
     ending = story.go()
 
-    assert (ending.code, ending.reason) == (4, "another host key")
+    assert (ending.outcome, ending.reason) == (Outcome.MACHINE_FAILED, "another host key")
     assert not any(p is PowerState.RUNNING for p in story.cloud.power.values())
 
 
@@ -189,7 +189,7 @@ def test_a_used_up_budget_releases_the_machine(story: Story, budget: Budget, sai
 
     ending = story.go()
 
-    assert ending.code == 6
+    assert ending.outcome is Outcome.BUDGET_REACHED
     assert said in ending.reason
     assert not any(p is PowerState.RUNNING for p in story.cloud.power.values())
 
@@ -202,7 +202,7 @@ def test_a_raised_budget_lets_the_run_go_on_from_where_it_was(story: Story) -> N
 
     story.plan = RunPlan(goal=Goal.RUN, budget=Budget(usd=5.0))
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     assert saved > 0
 
 
@@ -221,7 +221,9 @@ def test_killed_at_every_moment_the_run_still_ends_well(tmp_path: Path) -> None:
             story.go()
         ending = story.go()
 
-        assert (ending.code, story.work.out, story.cloud.vms) == (0, "out", {}), kill_at
+        assert (ending.outcome, story.work.out, story.cloud.vms) == (Outcome.DONE, "out", {}), (
+            kill_at
+        )
         assert (story.cloud.created, story.cloud.most_alive) == (1, 1), kill_at
     assert moments > 40
 
@@ -239,7 +241,7 @@ def test_every_prefix_of_the_journal_folds_to_a_state_that_completes(tmp_path: P
         path.write_bytes(b"".join(lines[:count]))
         story = Story(path=path, plan=replace(calm.plan, rehearse_evictions=()))
 
-        assert story.go().code == 0, count
+        assert story.go().outcome is Outcome.DONE, count
         assert story.cloud.vms == {}, count
     assert len(lines) > 15
 
@@ -273,7 +275,7 @@ def test_a_rehearsal_that_the_training_outran_is_told(
         missed_rehearsals=missed_rehearsals(story.plan.rehearse_evictions, state),
     )
 
-    assert (ending.code, state.evictions) == (0, 1 - missed_timed_evictions)
+    assert (ending.outcome, state.evictions) == (Outcome.DONE, 1 - missed_timed_evictions)
     assert told.to_json()["rehearsals_missed"] == missed_timed_evictions
     assert (
         dict(told.lines()).get("rehearsal", "").count("did NOT take place")
@@ -293,7 +295,7 @@ def test_a_timed_eviction_that_the_training_outran_is_told(
 
     story.between = evict_once
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     state = fold(read(story.path))
     assert (missed_timed_evictions([60.0], state), missed_timed_evictions([], state)) == (never, 0)
     receipt = make_receipt(run_folder(story.path.parent, "run"), story.path, simulated=True)

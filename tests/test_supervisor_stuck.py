@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from support.fakecloud import Story
 
+from infra import errors
 from infra import provider as seam
 from infra.provider import PowerState, StopReason, Vm
-from infra.run.decide import Goal, JobPhase, JobView, Policy, RunPlan
 from infra.run.fold import fold
-from infra.run.journal import Journal, Kind, read
-from infra.run.stall_detector import StallDetector
-from infra.run.workload import HostUnreachable
+from infra.run.journal import Journal, Kind, Outcome, read
+from infra.run.observer import StallDetector
+from infra.run.plan import Goal, Policy, RunPlan
+from infra.run.workload import HostUnreachable, JobOutcome, JobPhase, JobView
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_machine_that_answers_but_cannot_be_prepared_is_given_up(
     monkeypatch.setattr(story.work, "prepare", cut)
     limit_turns(story)
 
-    assert story.go().code == 4
+    assert story.go().outcome is Outcome.MACHINE_FAILED
     assert kinds(story).count(Kind.MACHINE_UNREACHABLE) == 3
 
 
@@ -64,7 +65,7 @@ def test_an_owned_machine_that_cannot_be_cleared_ends_the_run(
     story.plan = RunPlan(goal=Goal.RUN, rents=False)
     limit_turns(story)
 
-    assert story.go().code == 4
+    assert story.go().outcome is Outcome.MACHINE_FAILED
 
 
 def test_a_machine_that_never_starts_again_is_not_waited_for_without_end(story: Story) -> None:
@@ -81,14 +82,14 @@ def test_a_machine_that_never_starts_again_is_not_waited_for_without_end(story: 
 
     ending = story.go()
 
-    assert ending.code == 3
+    assert ending.outcome is Outcome.CLOUD_REFUSED
     assert "a is full" in ending.reason
 
 
 def test_asked_again_the_next_day_a_run_waits_again(story: Story) -> None:
     """A run that found no capacity yesterday does not give up at once today."""
     story.cloud.full = {"a", "b"}
-    assert story.go().code == 3
+    assert story.go().outcome is Outcome.CLOUD_REFUSED
     story.world.now_s += 86_400
     asked_s = story.world.now_s
 
@@ -98,7 +99,7 @@ def test_asked_again_the_next_day_a_run_waits_again(story: Story) -> None:
 
     story.between = free_later
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
 
 
 def test_waiting_for_capacity_asks_less_and_less_often(
@@ -131,15 +132,18 @@ def test_an_old_verdict_of_the_trainer_does_not_bind_a_new_start(story: Story) -
             story.work.exit_codes = [78]
 
     story.between = refuse_once
-    assert story.go().code == 2
+    assert story.go().outcome is Outcome.BAD_INPUT
     story.between = lambda: None
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
 
 
 def test_a_refused_start_keeps_the_machine_whose_disk_alone_holds_the_work(story: Story) -> None:
     """Stopped at step 8 with no copy at home; a start that refuses reports 0, and loses nothing."""
-    really, refused = story.work.job_status, replace(JobView(phase=JobPhase.EXITED), exit_code=78)
+    really, refused = (
+        story.work.job_status,
+        replace(JobView(phase=JobPhase.EXITED), outcome=JobOutcome.BAD_INPUT, exit_code=78),
+    )
 
     def look(vm: Vm) -> JobView:
         view = really(vm)
@@ -149,12 +153,12 @@ def test_a_refused_start_keeps_the_machine_whose_disk_alone_holds_the_work(story
         if view.step >= 8:
             story.work.stop(vm)
             story.work.exit_codes = [78]
-            return replace(view, phase=JobPhase.EXITED, exit_code=70)
+            return replace(view, phase=JobPhase.EXITED, outcome=JobOutcome.CRASHED, exit_code=70)
         return view
 
     story.work.job_status = look  # type: ignore[method-assign]
 
-    assert story.go().code == 2
+    assert story.go().outcome is Outcome.BAD_INPUT
     assert (story.cloud.log, story.work.home) == (["create a", "deallocate"], 8)
 
 
@@ -184,7 +188,7 @@ def test_fetching_too_early_is_told_and_leaves_everything_as_it_was(
 
     ending = story.go()
 
-    assert ending.code == 2
+    assert ending.outcome is Outcome.BAD_INPUT
     assert "not done" in ending.reason
     assert list(story.cloud.power.values()) == [PowerState.RUNNING]
 
@@ -195,7 +199,7 @@ def test_fetching_without_a_machine_rents_none(story: Story) -> None:
 
     ending = story.go()
 
-    assert (ending.code, story.cloud.created) == (2, 0)
+    assert (ending.outcome, story.cloud.created) == (Outcome.BAD_INPUT, 0)
 
 
 def test_a_machine_found_gone_while_released_is_cleared_of_its_remnants(
@@ -206,11 +210,11 @@ def test_a_machine_found_gone_while_released_is_cleared_of_its_remnants(
     story.work.steps = 500
 
     def gone(_vm: Vm) -> None:
-        raise seam.Gone("no such machine")
+        raise errors.Gone("no such machine")
 
     monkeypatch.setattr(story.cloud, "deallocate", gone)
 
-    assert story.go().code == 6
+    assert story.go().outcome is Outcome.BUDGET_REACHED
     assert story.cloud.log[-1] == "delete"
 
 
@@ -230,7 +234,7 @@ def test_silences_with_hours_of_training_between_them_are_not_added_up(story: St
 
     story.between = sulk
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     assert kinds(story).count(Kind.MACHINE_UNREACHABLE) == 4
 
 
@@ -246,7 +250,7 @@ def test_a_machine_that_dies_at_every_boot_is_given_up(story: Story) -> None:
     story.between = die
     ending = story.go()
 
-    assert ending.code == 4
+    assert ending.outcome is Outcome.MACHINE_FAILED
     assert "failed or stayed silent in 3 boots without new work at home" in ending.reason
     assert [act for act in story.cloud.log if act.startswith("start ")] == ["start a"] * 2
 
@@ -266,7 +270,7 @@ def test_crashes_that_never_get_further_are_a_failure(
     monkeypatch.setattr(story.work, "job_status", wander)
     limit_turns(story)
 
-    assert story.go().code == 5
+    assert story.go().outcome is Outcome.TRAINING_FAILED
     assert story.work.launches < 8
 
 
@@ -282,14 +286,14 @@ def test_a_cloud_that_does_not_answer_for_an_hour_does_not_end_the_watch(
         def look(vm: Vm) -> seam.Observation:
             if begin_s <= story.world.now_s < begin_s + 3600:
                 told.append("away")
-                raise seam.Transient("no network")
+                raise errors.Transient("no network")
             return observe(vm)
 
         return look
 
     monkeypatch.setattr(story.cloud, "observe", away(story.world.now_s + 10))
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     assert 10 < len(told) < 300
 
 
@@ -301,11 +305,11 @@ def test_a_cloud_that_stays_silent_is_told_in_the_end(
     vms = story.cloud.vms
 
     def silent(_vm: Vm) -> seam.Observation:
-        raise seam.Transient("no network")
+        raise errors.Transient("no network")
 
     monkeypatch.setattr(story.cloud, "observe", silent)
 
-    with pytest.raises(seam.Transient, match="no network"):
+    with pytest.raises(errors.Transient, match="no network"):
         story.go()
     assert len(vms) == 1
 
@@ -334,5 +338,5 @@ def test_a_machine_that_failed_over_budget_is_removed_once(
 
     monkeypatch.setattr(story.cloud, "deallocate", half)
 
-    assert story.go().code == 6
+    assert story.go().outcome is Outcome.BUDGET_REACHED
     assert fold(read(story.path)).deleted

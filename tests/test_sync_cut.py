@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support import doors, wire
-from test_sync_push import make_tree, read_tree
+from support import slow_proxy, ssh_servers
+from support.trees import make_tree, read_tree
 
 from remote.errors import Unreachable
 from remote.on_machine.tree_ops import PARTIAL_DIR
@@ -26,24 +26,26 @@ FEW = 6
 EVERY_CHUNK = TOTAL // OPTIONS.chunk_bytes
 
 
-@pytest.fixture(scope="module", params=doors.MAKES)
-def door(
+@pytest.fixture(scope="module", params=ssh_servers.KINDS)
+def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[doors.Door]:
-    """A server of each make for the file."""
-    with doors.open_door(request.param, tmp_path_factory.mktemp(request.param)) as opened:
+) -> Iterator[ssh_servers.RunningServer]:
+    """A server of each kind for the file."""
+    with ssh_servers.start_server(request.param, tmp_path_factory.mktemp(request.param)) as opened:
         yield opened
 
 
 def over(
-    door: doors.Door, work: Callable[[SshConnection], SyncReport], cut_after: int | None
+    server: ssh_servers.RunningServer,
+    work: Callable[[SshConnection], SyncReport],
+    cut_after: int | None,
 ) -> int:
-    """Do `work` over a wire of its own; return the bytes that went through."""
-    with wire.stretch(door.host.port, cut_after=cut_after) as line:
-        host = replace(door.host, port=line.port)
+    """Do `work` through a proxy of its own; return the bytes that were forwarded."""
+    with slow_proxy.run_proxy(server.host.port, cut_after=cut_after) as line:
+        host = replace(server.host, port=line.port)
         with connect(host) as connection:
             work(connection)
-        return line.carried_bytes
+        return line.forwarded_bytes
 
 
 def cuts_of(total: int, count: int) -> list[int]:
@@ -52,23 +54,23 @@ def cuts_of(total: int, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(EVERY_CHUNK, marks=pytest.mark.slow)])
-def test_push_cut_everywhere(door: doors.Door, tmp_path: Path, count: int) -> None:
+def test_push_cut_everywhere(server: ssh_servers.RunningServer, tmp_path: Path, count: int) -> None:
     """Wherever a push is cut, only whole files are visible and the next push completes the tree."""
     tree = make_tree(tmp_path / "tree")
     expected = read_tree(tree)
     root = f"qft/push-{count}"
     total = over(
-        door, lambda connection: push(connection, tree, f"{root}/whole", options=OPTIONS), None
+        server, lambda connection: push(connection, tree, f"{root}/whole", options=OPTIONS), None
     )
     resumed = []
     for cut in cuts_of(total, count):
         work = partial(push, local=tree, remote=f"{root}/{cut}", options=OPTIONS)
         with pytest.raises(Unreachable):
-            over(door, work, cut)
-        assert visible(door.home / root / str(cut)).items() <= expected.items()
-        with connect(door.host) as connection:
+            over(server, work, cut)
+        assert visible(server.home / root / str(cut)).items() <= expected.items()
+        with connect(server.host) as connection:
             report = work(connection)
-        assert read_tree(door.home / root / str(cut)) == expected
+        assert read_tree(server.home / root / str(cut)) == expected
         assert report.bytes_sent + report.bytes_resumed == TOTAL
         resumed.append(report.bytes_resumed)
 
@@ -77,20 +79,20 @@ def test_push_cut_everywhere(door: doors.Door, tmp_path: Path, count: int) -> No
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(EVERY_CHUNK, marks=pytest.mark.slow)])
-def test_pull_cut_everywhere(door: doors.Door, tmp_path: Path, count: int) -> None:
+def test_pull_cut_everywhere(server: ssh_servers.RunningServer, tmp_path: Path, count: int) -> None:
     """Wherever a pull is cut, only whole files are visible and the next pull completes the tree."""
-    make_tree(door.home / "qft" / "source")
-    expected = read_tree(door.home / "qft" / "source")
+    make_tree(server.home / "qft" / "source")
+    expected = read_tree(server.home / "qft" / "source")
     whole = partial(pull, remote="qft/source", local=tmp_path / "whole", options=OPTIONS)
-    total = over(door, whole, None)
+    total = over(server, whole, None)
     sent = []
     for cut in cuts_of(total, count):
         target = tmp_path / str(cut)
         work = partial(pull, remote="qft/source", local=target, options=OPTIONS)
         with pytest.raises(Unreachable):
-            over(door, work, cut)
+            over(server, work, cut)
         assert visible(target).items() <= expected.items()
-        with connect(door.host) as connection:
+        with connect(server.host) as connection:
             report = work(connection)
         assert read_tree(target) == expected
         sent.append(report.bytes_sent)
@@ -99,19 +101,19 @@ def test_pull_cut_everywhere(door: doors.Door, tmp_path: Path, count: int) -> No
     assert sent[-1] < TOTAL * 0.5
 
 
-def test_push_cut_again_and_again(door: doors.Door, tmp_path: Path) -> None:
+def test_push_cut_again_and_again(server: ssh_servers.RunningServer, tmp_path: Path) -> None:
     """A push that is cut after every megabyte still ends, and sends little twice."""
     tree = make_tree(tmp_path / "tree", seed=5)
     cuts = 0
     while cuts < 10:
         try:
             work = partial(push, local=tree, remote="qft/again", options=OPTIONS)
-            over(door, work, 1_000_000)
+            over(server, work, 1_000_000)
             break
         except Unreachable:
             cuts += 1
 
-    assert read_tree(door.home / "qft" / "again") == read_tree(tree)
+    assert read_tree(server.home / "qft" / "again") == read_tree(tree)
     assert 2 < cuts < 6
 
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import doors
-from test_sync_push import read_tree
+from support import ssh_servers
+from support.trees import read_tree
 
 from remote.errors import NoSpace
 from remote.on_machine import tree_ops
@@ -23,19 +23,19 @@ OPTIONS = SyncOptions(chunk_bytes=256 << 10, python=sys.executable)
 MB = 1 << 20
 
 
-@pytest.fixture(scope="module", params=doors.MAKES)
-def door(
+@pytest.fixture(scope="module", params=ssh_servers.KINDS)
+def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[doors.Door]:
-    """A server of each make for the file."""
-    with doors.open_door(request.param, tmp_path_factory.mktemp(request.param)) as opened:
+) -> Iterator[ssh_servers.RunningServer]:
+    """A server of each kind for the file."""
+    with ssh_servers.start_server(request.param, tmp_path_factory.mktemp(request.param)) as opened:
         yield opened
 
 
 @pytest.fixture
-def connection(door: doors.Door) -> Iterator[SshConnection]:
+def connection(server: ssh_servers.RunningServer) -> Iterator[SshConnection]:
     """A connection of the test's own."""
-    with connect(door.host) as opened:
+    with connect(server.host) as opened:
         yield opened
 
 
@@ -60,10 +60,12 @@ def fill(root: Path, sizes: dict[str, int], letter: bytes = b"x") -> Path:
     return root
 
 
-def test_push_onto_a_full_disk(connection: SshConnection, door: doors.Door, tmp_path: Path) -> None:
+def test_push_to_a_full_disk(
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
+) -> None:
     """Nothing travels, both numbers are told, the old files are intact, no partial file stays."""
     tree = fill(tmp_path / "tree", {"big": 5 * MB, "small": 100})
-    with small_disk(door.home / tmp_path.name, 8) as disk:
+    with small_disk(server.home / tmp_path.name, 8) as disk:
         push(connection, tree, tmp_path.name, options=OPTIONS)
         before = read_tree(disk)
         fill(tree, {"big": 5 * MB, "small": 100, "more": 3 * MB}, b"y")
@@ -77,29 +79,29 @@ def test_push_onto_a_full_disk(connection: SshConnection, door: doors.Door, tmp_
 
 
 def test_disk_that_fills_up_during_a_push(
-    connection: SshConnection, door: doors.Door, tmp_path: Path
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """Room for big files is reserved, so that somebody else's data cannot fail them half-way."""
     tree = fill(tmp_path / "tree", {"big": 5 * MB})
-    with small_disk(door.home / tmp_path.name, 8) as disk:
+    with small_disk(server.home / tmp_path.name, 8) as disk:
 
         def hog(_: Progress) -> None:
             if not (disk / "hog").exists():
                 fill_up(disk / "hog")
 
-        push(connection, tree, tmp_path.name, progress=hog, options=OPTIONS)
+        push(connection, tree, tmp_path.name, on_progress=hog, options=OPTIONS)
 
         assert (disk / "hog").stat().st_size >= 2 * MB
         assert (disk / "big").read_bytes() == (tree / "big").read_bytes()
 
 
-def test_small_files_onto_a_disk_that_fills_up(
-    connection: SshConnection, door: doors.Door, tmp_path: Path
+def test_small_files_to_a_disk_that_fills_up(
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """A disk that is full when bundles are unpacked is `NoSpace`; old files are intact."""
     old = {f"f{number}": 50_000 for number in range(40)}
     tree = fill(tmp_path / "tree", old)
-    with small_disk(door.home / tmp_path.name, 8) as disk:
+    with small_disk(server.home / tmp_path.name, 8) as disk:
         push(connection, tree, tmp_path.name, options=OPTIONS)
         before = read_tree(disk)
         fill(tree, old, b"y")
@@ -109,7 +111,7 @@ def test_small_files_onto_a_disk_that_fills_up(
                 fill_up(disk / "hog")
 
         with pytest.raises(NoSpace):
-            push(connection, tree, tmp_path.name, progress=hog, options=OPTIONS)
+            push(connection, tree, tmp_path.name, on_progress=hog, options=OPTIONS)
         (disk / "hog").unlink()
         whole = {name: data for name, data in read_tree(disk).items() if "/" not in name}
         assert {
@@ -121,7 +123,7 @@ def test_small_files_onto_a_disk_that_fills_up(
 
 
 def test_interrupted_push_counts_what_is_there(
-    connection: SshConnection, door: doors.Door, tmp_path: Path
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """What an interrupted push has brought counts as room: the rest still fits."""
     tree = fill(tmp_path / "tree", {"big": 6 * MB})
@@ -133,18 +135,20 @@ def test_interrupted_push_counts_what_is_there(
         if progress.bytes_done > 3 * MB:
             raise InterruptionError
 
-    with small_disk(door.home / tmp_path.name, 8) as disk:
+    with small_disk(server.home / tmp_path.name, 8) as disk:
         with pytest.raises(InterruptionError):
-            push(connection, tree, tmp_path.name, progress=interrupt, options=OPTIONS)
+            push(connection, tree, tmp_path.name, on_progress=interrupt, options=OPTIONS)
         report = push(connection, tree, tmp_path.name, options=OPTIONS)
 
         assert report.bytes_resumed > 2 * MB
         assert read_tree(disk) == read_tree(tree)
 
 
-def test_pull_onto_a_full_disk(connection: SshConnection, door: doors.Door, tmp_path: Path) -> None:
+def test_pull_to_a_full_disk(
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
+) -> None:
     """A pull that does not fit here says so before anything travels."""
-    fill(door.home / tmp_path.name, {"big": 5 * MB, "small": 100})
+    fill(server.home / tmp_path.name, {"big": 5 * MB, "small": 100})
     with small_disk(tmp_path / "home", 4) as disk:
         (disk / "big").write_bytes(b"old")
         with pytest.raises(NoSpace) as caught:
@@ -157,7 +161,7 @@ def test_pull_onto_a_full_disk(connection: SshConnection, door: doors.Door, tmp_
 def test_more_than_any_disk_has(tmp_path: Path) -> None:
     """A reservation that exceeds the disk is refused with both numbers and gives all back."""
     request = {"root": str(tmp_path), "chunk": 1, "blobs": [["a", 10], ["b", 1 << 60]]}
-    answer = tree_ops.stage(request)
+    answer = tree_ops.reserve_space(request)
 
     assert answer["error"] == "no-space"
     assert answer["needed"] == (1 << 60) + 10

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import doors
-from test_sync_push import make_tree, read_tree
+from support import ssh_servers
+from support.trees import make_tree, read_tree
 
 from remote.errors import Damaged, RemoteError, Untrusted
 from remote.on_machine import tree_ops
@@ -23,33 +23,33 @@ from remote.sync.plan import Progress, SyncOptions
 OPTIONS = SyncOptions(chunk_bytes=1 << 20, python=sys.executable)
 
 
-@pytest.fixture(scope="module", params=doors.MAKES)
-def door(
+@pytest.fixture(scope="module", params=ssh_servers.KINDS)
+def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[doors.Door]:
-    """A server of each make for the file."""
-    with doors.open_door(request.param, tmp_path_factory.mktemp(request.param)) as opened:
+) -> Iterator[ssh_servers.RunningServer]:
+    """A server of each kind for the file."""
+    with ssh_servers.start_server(request.param, tmp_path_factory.mktemp(request.param)) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def connection(door: doors.Door) -> Iterator[SshConnection]:
+def connection(server: ssh_servers.RunningServer) -> Iterator[SshConnection]:
     """One connection for the file."""
-    with connect(door.host) as opened:
+    with connect(server.host) as opened:
         yield opened
 
 
 @pytest.fixture
-def there(door: doors.Door, tmp_path: Path) -> Path:
+def there(server: ssh_servers.RunningServer, tmp_path: Path) -> Path:
     """A tree on the machine; its remote name is `qft/` and the name of the test's directory."""
-    return make_tree(door.home / "qft" / tmp_path.name)
+    return make_tree(server.home / "qft" / tmp_path.name)
 
 
 def test_pull_into_nothing(connection: SshConnection, there: Path, tmp_path: Path) -> None:
     """Everything arrives, bit for bit, and no partial file stays behind."""
     seen: list[Progress] = []
     report = pull(
-        connection, f"qft/{there.name}", tmp_path / "home", progress=seen.append, options=OPTIONS
+        connection, f"qft/{there.name}", tmp_path / "home", on_progress=seen.append, options=OPTIONS
     )
 
     assert read_tree(tmp_path / "home") == read_tree(there)
@@ -103,7 +103,7 @@ def test_growing_file_is_pulled_as_it_was(
         with (there / "big").open("ab") as file:
             file.write(b"more")
 
-    pull(connection, f"qft/{there.name}", tmp_path / "home", progress=grow, options=OPTIONS)
+    pull(connection, f"qft/{there.name}", tmp_path / "home", on_progress=grow, options=OPTIONS)
 
     assert (tmp_path / "home" / "big").read_bytes() == before
 
@@ -117,7 +117,7 @@ def test_file_that_vanishes_is_looked_up_again(
         (there / "big").unlink(missing_ok=True)
         (there / "a" / "small").unlink(missing_ok=True)
 
-    pull(connection, f"qft/{there.name}", tmp_path / "home", progress=remove, options=OPTIONS)
+    pull(connection, f"qft/{there.name}", tmp_path / "home", on_progress=remove, options=OPTIONS)
 
     assert sorted(read_tree(tmp_path / "home")) == ["a/b/c/deep", "empty", "one"]
 
@@ -135,23 +135,23 @@ def test_file_that_never_rests(connection: SshConnection, there: Path, tmp_path:
         (there / "big").write_bytes(bytes([count % 256]) * 3_000_001)
 
     with pytest.raises(Damaged, match="big did not arrive as announced, 3 times"):
-        pull(connection, f"qft/{there.name}", home, progress=rewrite, options=OPTIONS)
+        pull(connection, f"qft/{there.name}", home, on_progress=rewrite, options=OPTIONS)
 
     assert (home / "big").read_bytes() == b"old"
 
 
-def test_source_that_changes_during_a_push(
-    connection: SshConnection, door: doors.Door, tmp_path: Path
+def test_source_written_during_a_push(
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """A file changed while it is pushed is sent again; one that always changes is `Damaged`."""
     tree = make_tree(tmp_path / "tree")
-    changes = iter([b"x" * 3_000_001, b"y" * 3_000_001])
+    contents = iter([b"x" * 3_000_001, b"y" * 3_000_001])
 
     def change(_: Progress) -> None:
-        (tree / "big").write_bytes(next(changes, b"final"))
+        (tree / "big").write_bytes(next(contents, b"final"))
 
-    push(connection, tree, f"qft/{tmp_path.name}", progress=change, options=OPTIONS)
-    assert read_tree(door.home / "qft" / tmp_path.name)["big"] == b"final"
+    push(connection, tree, f"qft/{tmp_path.name}", on_progress=change, options=OPTIONS)
+    assert read_tree(server.home / "qft" / tmp_path.name)["big"] == b"final"
 
     (tree / "big").write_bytes(b"restless")
     count = 0
@@ -162,8 +162,8 @@ def test_source_that_changes_during_a_push(
         (tree / "big").write_bytes(bytes([count % 256]) * 3_000_001)
 
     with pytest.raises(Damaged):
-        push(connection, tree, f"qft/{tmp_path.name}", progress=always, options=OPTIONS)
-    assert read_tree(door.home / "qft" / tmp_path.name)["big"] == b"final"
+        push(connection, tree, f"qft/{tmp_path.name}", on_progress=always, options=OPTIONS)
+    assert read_tree(server.home / "qft" / tmp_path.name)["big"] == b"final"
 
 
 def digest(data: bytes) -> str:
@@ -206,31 +206,36 @@ ATTACKS: dict[str, Any] = {
 
 
 def lie(
-    connection: SshConnection, door: doors.Door, answer: dict[str, Any], packed: bytes = b""
+    connection: SshConnection,
+    server: ssh_servers.RunningServer,
+    answer: dict[str, Any],
+    packed: bytes = b"",
 ) -> None:
     """Have the machine answer with lies: replace our script there, as whoever owns it can."""
     connection.run("true")
     script = Path(tree_ops.__file__).read_bytes()
-    target = door.home / "qft" / f"agent-{digest(script)[:8]}.py"
+    target = server.home / "qft" / f"tree_ops-{digest(script)[:8]}.py"
     target.parent.mkdir(exist_ok=True)
     target.write_text(
         "import json, sys\n"
         "sys.stdin.buffer.read()\n"
-        f"sys.stdout.write({tree_ops.MARK!r}); sys.stdout.flush()\n"
+        f"sys.stdout.write({tree_ops.ANSWER_MARK!r}); sys.stdout.flush()\n"
         f"if sys.argv[1] == 'pack': sys.stdout.buffer.write({packed!r})\n"
         f"else: sys.stdout.write({json.dumps(json.dumps(answer))})\n"
     )
 
 
 @pytest.fixture
-def lying(connection: SshConnection, door: doors.Door) -> Iterator[Callable[..., None]]:
+def lying(
+    connection: SshConnection, server: ssh_servers.RunningServer
+) -> Iterator[Callable[..., None]]:
     """Make the machine lie for one test."""
 
-    def tell(answer: dict[str, Any], packed: bytes = b"") -> None:
-        lie(connection, door, answer, packed)
+    def answer_with(answer: dict[str, Any], packed: bytes = b"") -> None:
+        lie(connection, server, answer, packed)
 
-    yield tell
-    for script in (door.home / "qft").glob("agent-*.py"):
+    yield answer_with
+    for script in (server.home / "qft").glob("tree_ops-*.py"):
         script.unlink()
 
 
@@ -239,7 +244,7 @@ def test_attack(
     lying: Callable[..., None], connection: SshConnection, tmp_path: Path, name: str
 ) -> None:
     """A list of files that could do harm is refused before anything is written."""
-    lying({"exists": True, "files": ATTACKS[name], "odd": []}, b"evil" * 1000)
+    lying({"exists": True, "files": ATTACKS[name], "irregular": []}, b"evil" * 1000)
     limits = Limits(files_max=100, file_bytes_max=1_000_000, total_bytes_max=8_000_000)
     with pytest.raises(Untrusted):
         pull(connection, "qft/x", tmp_path / "home", limits=limits, options=OPTIONS)
@@ -248,7 +253,7 @@ def test_attack(
     assert not Path("/qft-evil").exists()
 
 
-def test_link_there_is_refused(connection: SshConnection, there: Path, tmp_path: Path) -> None:
+def test_symlink_there_is_refused(connection: SshConnection, there: Path, tmp_path: Path) -> None:
     """A link in the machine's tree is refused, wherever it points."""
     (there / "passwd").symlink_to("/etc/passwd")
     with pytest.raises(Untrusted, match=r"'passwd', which is no regular file \(link\)"):
@@ -262,7 +267,7 @@ def test_wrong_amount_of_data(
     lying: Callable[..., None], connection: SshConnection, tmp_path: Path, packed: bytes
 ) -> None:
     """A machine that sends less or more than it announced is not believed."""
-    lying({"exists": True, "files": {"x": GOOD}, "odd": []}, packed)
+    lying({"exists": True, "files": {"x": GOOD}, "irregular": []}, packed)
     with pytest.raises(Untrusted):
         pull(connection, "qft/x", tmp_path / "home", options=OPTIONS)
 
@@ -271,18 +276,18 @@ def test_wrong_amount_of_data(
 
 def test_wrong_data(lying: Callable[..., None], connection: SshConnection, tmp_path: Path) -> None:
     """Bytes that differ from their checksum never become a file."""
-    lying({"exists": True, "files": {"x": GOOD}, "odd": []}, b"good")
+    lying({"exists": True, "files": {"x": GOOD}, "irregular": []}, b"good")
     with pytest.raises(Damaged):
         pull(connection, "qft/x", tmp_path / "home", options=OPTIONS)
 
     assert not (tmp_path / "home" / "x").exists()
 
 
-def test_more_than_was_asked_for(
+def test_more_than_was_requested(
     lying: Callable[..., None], connection: SshConnection, tmp_path: Path
 ) -> None:
     """A machine that offers a file that was not asked for is not believed."""
-    lying({"exists": True, "files": {".bashrc": GOOD}, "odd": []}, b"evil")
+    lying({"exists": True, "files": {".bashrc": GOOD}, "irregular": []}, b"evil")
     options = SyncOptions(only=("status.json",), python=sys.executable)
     with pytest.raises(Untrusted, match="not asked for"):
         pull(connection, "qft/x", tmp_path / "home", options=options)
@@ -292,22 +297,22 @@ def test_more_than_was_asked_for(
 def test_answer_that_is_none(
     lying: Callable[..., None],
     connection: SshConnection,
-    door: doors.Door,
+    server: ssh_servers.RunningServer,
     tmp_path: Path,
     answer: str,
 ) -> None:
     """An answer that is no answer is refused, and does not break anything."""
     lying({})
-    script = next((door.home / "qft").glob("agent-*.py"))
-    said = tree_ops.MARK + answer
-    script.write_text(f"import sys\nsys.stdin.buffer.read()\nsys.stdout.write({said!r})\n")
+    script = next((server.home / "qft").glob("tree_ops-*.py"))
+    output = tree_ops.ANSWER_MARK + answer
+    script.write_text(f"import sys\nsys.stdin.buffer.read()\nsys.stdout.write({output!r})\n")
     with pytest.raises(RemoteError):
         pull(connection, "qft/x", tmp_path / "home", options=OPTIONS)
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_write_through_a_link_here(
+def test_no_write_through_a_symlink_here(
     connection: SshConnection, there: Path, tmp_path: Path
 ) -> None:
     """A link in the target directory is not followed; a link at a file's place is replaced."""

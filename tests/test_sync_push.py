@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import doors
+from support import ssh_servers
+from support.trees import make_tree, read_tree
 
 from remote.errors import RemoteError
 from remote.ssh import SshConnection, connect
@@ -16,59 +16,44 @@ from remote.sync.api import push
 from remote.sync.plan import Progress, SyncOptions
 
 
-@pytest.fixture(scope="module", params=doors.MAKES)
-def door(
+@pytest.fixture(scope="module", params=ssh_servers.KINDS)
+def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[doors.Door]:
-    """A server of each make for the file."""
-    with doors.open_door(request.param, tmp_path_factory.mktemp(request.param)) as opened:
+) -> Iterator[ssh_servers.RunningServer]:
+    """A server of each kind for the file."""
+    with ssh_servers.start_server(request.param, tmp_path_factory.mktemp(request.param)) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def connection(door: doors.Door) -> Iterator[SshConnection]:
+def connection(server: ssh_servers.RunningServer) -> Iterator[SshConnection]:
     """One connection for the file."""
-    with connect(door.host) as opened:
+    with connect(server.host) as opened:
         yield opened
-
-
-def make_tree(root: Path, *, seed: int = 0) -> Path:
-    """Write files of all the sizes that travel differently; the same bytes for the same seed."""
-    noise = random.Random(seed)  # noqa: S311  (test data)
-    sizes = {"empty": 0, "one": 1, "a/small": 4096, "a/b/c/deep": 17, "big": 3_000_001}
-    for name, size in sizes.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(noise.randbytes(size))
-    return root
-
-
-def read_tree(root: Path) -> dict[str, bytes]:
-    """Read every file below a directory."""
-    files = (path for path in root.rglob("*") if not path.is_dir())
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 SMALL_CHUNKS = SyncOptions(chunk_bytes=1 << 20)
 
 
-def test_push_into_nothing(connection: SshConnection, door: doors.Door, tmp_path: Path) -> None:
+def test_push_into_nothing(
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
+) -> None:
     """Everything arrives, bit for bit, and no partial file stays behind."""
     tree = make_tree(tmp_path / "tree")
     report = push(connection, tree, f"qft/{tmp_path.name}", options=SMALL_CHUNKS)
 
-    assert read_tree(door.home / "qft" / tmp_path.name) == read_tree(tree)
+    assert read_tree(server.home / "qft" / tmp_path.name) == read_tree(tree)
     assert (report.files, report.files_sent, report.bytes_resumed) == (5, 5, 0)
     assert report.bytes == report.bytes_sent == 3_004_115
 
 
 def test_second_push_sends_nothing(
-    connection: SshConnection, door: doors.Door, tmp_path: Path
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """An unchanged tree transfers nothing and rewrites nothing."""
     tree = make_tree(tmp_path / "tree")
     push(connection, tree, f"qft/{tmp_path.name}")
-    there = door.home / "qft" / tmp_path.name
+    there = server.home / "qft" / tmp_path.name
     before = {path: path.stat().st_ino for path in there.rglob("*")}
     report = push(connection, tree, f"qft/{tmp_path.name}")
 
@@ -77,7 +62,7 @@ def test_second_push_sends_nothing(
 
 
 def test_push_sends_what_differs(
-    connection: SshConnection, door: doors.Door, tmp_path: Path
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """Only changed and new files travel, also when size and time are the same."""
     tree = make_tree(tmp_path / "tree")
@@ -89,15 +74,15 @@ def test_push_sends_what_differs(
     report = push(connection, tree, f"qft/{tmp_path.name}")
 
     assert (report.files_sent, report.bytes_sent) == (2, 4098)
-    assert read_tree(door.home / "qft" / tmp_path.name) == read_tree(tree)
+    assert read_tree(server.home / "qft" / tmp_path.name) == read_tree(tree)
 
 
-def test_extraneous_files_go_only_if_asked(
-    connection: SshConnection, door: doors.Door, tmp_path: Path
+def test_extraneous_files_are_deleted_only_on_request(
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """Files that only the machine has stay, unless deletion is asked for; excluded ones stay."""
     tree = make_tree(tmp_path / "tree")
-    there = door.home / "qft" / tmp_path.name
+    there = server.home / "qft" / tmp_path.name
     for name in ("old/one", "kept.log"):
         (there / name).parent.mkdir(parents=True, exist_ok=True)
         (there / name).write_text("x")
@@ -111,7 +96,7 @@ def test_extraneous_files_go_only_if_asked(
 
 
 def test_excluded_files_stay_home(
-    connection: SshConnection, door: doors.Door, tmp_path: Path
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """Names and whole paths can be excluded by patterns."""
     tree = make_tree(tmp_path / "tree")
@@ -120,22 +105,24 @@ def test_excluded_files_stay_home(
         (tree / name).write_text(name)
     options = SyncOptions(exclude=(".git", "__pycache__", "out/a/*", "big"))
     push(connection, tree, f"qft/{tmp_path.name}", options=options)
-    there = read_tree(door.home / "qft" / tmp_path.name)
+    there = read_tree(server.home / "qft" / tmp_path.name)
 
     assert sorted(there) == ["a/b/c/deep", "a/keep.py", "a/small", "empty", "one"]
 
 
 def test_named_files_from_anywhere(
-    connection: SshConnection, door: doors.Door, tmp_path: Path
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
 ) -> None:
     """Files can be named one by one, and get other names over there."""
     (tmp_path / "Mine.JSONL").write_text("{}")
     push(connection, {"train.jsonl": tmp_path / "Mine.JSONL"}, f"qft/{tmp_path.name}/data")
 
-    assert read_tree(door.home / "qft" / tmp_path.name) == {"data/train.jsonl": b"{}"}
+    assert read_tree(server.home / "qft" / tmp_path.name) == {"data/train.jsonl": b"{}"}
 
 
-def test_links_are_followed(connection: SshConnection, door: doors.Door, tmp_path: Path) -> None:
+def test_links_are_followed(
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
+) -> None:
     """Links to files and directories travel as what they point to, as a model cache needs."""
     blob = tmp_path / "blobs" / "abc"
     blob.parent.mkdir()
@@ -148,14 +135,16 @@ def test_links_are_followed(connection: SshConnection, door: doors.Door, tmp_pat
     (tree / "dangling").symlink_to("nowhere")
     report = push(connection, tree, f"qft/{tmp_path.name}")
 
-    assert read_tree(door.home / "qft" / tmp_path.name) == {
+    assert read_tree(server.home / "qft" / tmp_path.name) == {
         "model.safetensors": b"weights",
         "more/abc": b"weights",
     }
     assert sorted(report.skipped) == ["dangling", "loop"]
 
 
-def test_unusual_names(connection: SshConnection, door: doors.Door, tmp_path: Path) -> None:
+def test_unusual_names(
+    connection: SshConnection, server: ssh_servers.RunningServer, tmp_path: Path
+) -> None:
     """Names with blanks, quotes and other scripts arrive as they are."""
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -163,14 +152,14 @@ def test_unusual_names(connection: SshConnection, door: doors.Door, tmp_path: Pa
         (tree / name).write_text(name)
     push(connection, tree, f"qft/{tmp_path.name}")
 
-    assert read_tree(door.home / "qft" / tmp_path.name) == read_tree(tree)
+    assert read_tree(server.home / "qft" / tmp_path.name) == read_tree(tree)
 
 
 def test_progress_reaches_its_total(connection: SshConnection, tmp_path: Path) -> None:
     """Progress only grows, and ends with everything done."""
     seen: list[Progress] = []
     tree = make_tree(tmp_path / "tree")
-    push(connection, tree, f"qft/{tmp_path.name}", progress=seen.append, options=SMALL_CHUNKS)
+    push(connection, tree, f"qft/{tmp_path.name}", on_progress=seen.append, options=SMALL_CHUNKS)
 
     assert [p.bytes_done for p in seen] == sorted(p.bytes_done for p in seen)
     assert seen[0].bytes_done == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import doors
+from support import ssh_servers
 from support.runs import make_project
 
 from commands.runs.config import load
@@ -18,25 +18,25 @@ from remote.errors import Damaged, RemoteError, TooSlow, Untrusted
 from remote.on_machine import tree_ops
 from remote.ssh import SshConnection, connect
 from remote.sync.api import pull
-from remote.sync.manifest import Limits, read_tree
+from remote.sync.manifest import Limits, is_included, read_tree
 from remote.sync.plan import SyncOptions
 from remote.sync.sftp import DATA, Sftp, packet
-from remote.sync.stall import MinimumSpeed
+from remote.sync.transfer import MinimumSpeed
 
 SHA = "0" * 64
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[doors.Door]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssh_servers.RunningServer]:
     """A machine."""
-    with doors.open_door("openssh", tmp_path_factory.mktemp("door")) as opened:
+    with ssh_servers.start_server("openssh", tmp_path_factory.mktemp("door")) as opened:
         yield opened
 
 
 @pytest.fixture
-def connection(door: doors.Door) -> Iterator[SshConnection]:
+def connection(server: ssh_servers.RunningServer) -> Iterator[SshConnection]:
     """A connection to it."""
-    with connect(door.host) as opened:
+    with connect(server.host) as opened:
         yield opened
 
 
@@ -46,7 +46,7 @@ def test_an_adapter_of_60_gb_is_refused_by_what_its_rank_can_make(tmp_path: Path
     offered = {"adapter/adapter_model.safetensors": [60_000_000_000, SHA]}
 
     with pytest.raises(Untrusted, match=r"a size of 60\.0 GB; 6\d\.\d MB are allowed") as caught:
-        read_tree(offered, limits=limits, source="h")
+        read_tree(offered, limits=limits, host="h")
     assert "nothing of it was copied" in caught.value.hint
 
 
@@ -69,10 +69,10 @@ def test_every_result_has_a_size_that_follows_from_the_config(
     """250 steps have a log of some 60 KB; no description has megabytes."""
     limits = expected(load(make_project(tmp_path).config)).limits
     if fits:
-        assert read_tree({path: [size, SHA]}, limits=limits, source="h")
+        assert read_tree({path: [size, SHA]}, limits=limits, host="h")
         return
     with pytest.raises(Untrusted, match="are allowed"):
-        read_tree({path: [size, SHA]}, limits=limits, source="h")
+        read_tree({path: [size, SHA]}, limits=limits, host="h")
 
 
 def test_rank_and_base_bound_the_tensors(tmp_path: Path) -> None:
@@ -105,13 +105,11 @@ def test_epochs_bound_the_steps_by_the_rows(tmp_path: Path) -> None:
 )
 def test_each_kind_has_its_own_files(tmp_path: Path, kind: str, named: str, stays: str) -> None:
     """Another kind's file beside an adapter would have it read as that kind."""
-    from remote.sync.manifest import Wanted
-
     method = {"kind": kind, "r": 4, "dropout": 0.0}
-    wanted = Wanted(include=expected(load(make_project(tmp_path, method=method).config)).results)
+    include = expected(load(make_project(tmp_path, method=method).config)).results
 
-    assert wanted.takes(f"adapter/{named}")
-    assert not wanted.takes(f"adapter/{stays}")
+    assert is_included(f"adapter/{named}", include)
+    assert not is_included(f"adapter/{stays}", include)
 
 
 @pytest.mark.parametrize(
@@ -137,16 +135,14 @@ def test_each_kind_has_its_own_files(tmp_path: Path, kind: str, named: str, stay
 )
 def test_names_beside_the_contract_do_not_come(tmp_path: Path, path: str) -> None:
     """Only whole names count; what is made here (log, receipt, report) is not asked for."""
-    from remote.sync.manifest import Wanted
-
-    assert not Wanted(include=expected(load(make_project(tmp_path).config)).results).takes(path)
+    assert not is_included(path, expected(load(make_project(tmp_path).config)).results)
 
 
-def test_files_beside_those_asked_for_are_counted_and_left(
-    door: doors.Door, connection: SshConnection, tmp_path: Path
+def test_files_beside_those_requested_are_counted_and_kept(
+    server: ssh_servers.RunningServer, connection: SshConnection, tmp_path: Path
 ) -> None:
     """Also links and pipes; of what is here, files of other names stay as they are."""
-    there = door.home / "qft" / tmp_path.name
+    there = server.home / "qft" / tmp_path.name
     there.mkdir(parents=True)
     (there / "good").write_text("good")
     (there / "trainer.py").write_text("evil")
@@ -158,18 +154,18 @@ def test_files_beside_those_asked_for_are_counted_and_left(
     options = SyncOptions(include="good|old", delete=True)
     report = pull(connection, f"qft/{tmp_path.name}", home, options=options)
 
-    assert (report.files, report.left, report.removed) == (1, 2, ("old",))
-    assert sorted(report.left_names) == ["link", "trainer.py"]
+    assert (report.files, report.unmatched, report.removed) == (1, 2, ("old",))
+    assert sorted(report.unmatched_names) == ["link", "trainer.py"]
     assert sorted(path.name for path in home.iterdir()) == ["good", "mine"]
 
 
 @pytest.fixture
-def lying(door: doors.Door, connection: SshConnection) -> Iterator[Path]:
+def lying(server: ssh_servers.RunningServer, connection: SshConnection) -> Iterator[Path]:
     """The place of our helper there, to be replaced by one that lies."""
     import hashlib
 
     source = Path(tree_ops.__file__).read_bytes()
-    target = door.home / "qft" / f"agent-{hashlib.sha256(source).hexdigest()[:8]}.py"
+    target = server.home / "qft" / f"tree_ops-{hashlib.sha256(source).hexdigest()[:8]}.py"
     target.parent.mkdir(exist_ok=True)
     yield target
     target.unlink(missing_ok=True)
@@ -180,7 +176,7 @@ def lie(target: Path, answer: dict[str, Any], packed: bytes = b"") -> None:
     target.write_text(
         "import sys\n"
         "sys.stdin.buffer.read()\n"
-        f"sys.stdout.write({tree_ops.MARK!r}); sys.stdout.flush()\n"
+        f"sys.stdout.write({tree_ops.ANSWER_MARK!r}); sys.stdout.flush()\n"
         f"if sys.argv[1] == 'pack': sys.stdout.buffer.write({packed!r})\n"
         f"else: sys.stdout.write({json.dumps(answer)!r})\n"
     )
@@ -190,16 +186,20 @@ def lie(target: Path, answer: dict[str, Any], packed: bytes = b"") -> None:
 def test_a_refusal_gives_the_room_back(
     lying: Path,
     connection: SshConnection,
-    door: doors.Door,
+    server: ssh_servers.RunningServer,
     tmp_path: Path,
     error: type[RemoteError],
 ) -> None:
     """What was set aside for a large file goes when a small one proves false, or it does itself."""
-    (door.home / "qft" / "big").mkdir(parents=True, exist_ok=True)
-    (door.home / "qft" / "big" / "large").write_bytes(bytes(3_000_000))
+    (server.home / "qft" / "big").mkdir(parents=True, exist_ok=True)
+    (server.home / "qft" / "big" / "large").write_bytes(bytes(3_000_000))
     files = {"large": [3_000_000, SHA], "small": [4, SHA]}
     packed = b"evil!" if error is Untrusted else b"evil"
-    lie(lying, {"exists": True, "files": files, "odd": [], "begun": {}, "hashes": {}}, packed)
+    lie(
+        lying,
+        {"exists": True, "files": files, "irregular": [], "partial": {}, "hashes": {}},
+        packed,
+    )
     with pytest.raises(error):
         pull(connection, "qft/big", tmp_path / "home")
 
@@ -209,7 +209,7 @@ def test_a_refusal_gives_the_room_back(
 def test_a_transfer_that_gets_nowhere_is_given_up() -> None:
     """Over any window below the pace it ends; a pause within a window does not."""
     now_s = 0.0
-    minimum_speed = MinimumSpeed(bytes_per_s=10, window_s=60, clock=lambda: now_s, who="h")
+    minimum_speed = MinimumSpeed(bytes_per_s=10, window_s=60, clock=lambda: now_s, host="h")
     for _ in range(10):
         now_s += 55
         minimum_speed.add(1000)
@@ -238,9 +238,9 @@ def test_a_machine_that_trickles_is_never_silent_and_yet_given_up() -> None:
     """Each byte resets a time-out of silence; only the pace ends it."""
     channel = Trickle(packet(DATA, struct.pack(">II", 1, 100_000), bytes(100_000)))
     minimum_speed = MinimumSpeed(
-        bytes_per_s=1000, window_s=120, clock=lambda: channel.now_s, who="h"
+        bytes_per_s=1000, window_s=120, clock=lambda: channel.now_s, host="h"
     )
-    sftp = Sftp(channel=channel, arrived=minimum_speed.add)  # type: ignore[arg-type]  # as much as is used
+    sftp = Sftp(channel=channel, on_bytes=minimum_speed.add)  # type: ignore[arg-type]  # as much as is used
     with pytest.raises(TooSlow):
         sftp._receive()
 

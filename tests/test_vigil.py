@@ -12,14 +12,15 @@ import pytest
 from support import sshd
 from support.fakecloud import FakeCloud, FakeWorkload, Story, World
 
-from commands.runs.payload import Staged
-from commands.runs.power_watch import MachineDown, PowerWatch, power_question
+from commands.runs.payload import Payload
+from commands.runs.power_watch import MachineDown, PowerWatch, power_check
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
-from infra.provider import Observation, PowerState, StopReason, Transient, Vm
+from infra.errors import Transient
+from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.run.fold import fold
-from infra.run.journal import Kind, read
+from infra.run.journal import Kind, Outcome, read
 from infra.run.workload import HostUnreachable
 from remote import ssh
 from remote.errors import Unreachable
@@ -41,7 +42,7 @@ class Clock:
 
     def pause(self, ended: threading.Event, seconds: float) -> bool:
         """Wait for the work to hang, then let time pass."""
-        patience = time.monotonic() + sshd.PATIENCE_S
+        patience = time.monotonic() + sshd.TIMEOUT_S
         while not self.began.exists() and time.monotonic() < patience:
             if ended.wait(0.01):
                 return True
@@ -99,7 +100,7 @@ class Place:
             WorkloadConfig(
                 layout=RemoteLayout(run_id="r"),
                 key_path=self.server.client_key,
-                payload=Staged(trainer=self.folder, data={}, config=config, model=None),
+                payload=Payload(trainer=self.folder, data={}, config=config, model=None),
                 home=self.folder / "home",
                 out=self.folder / "out",
                 make_ready=ready,
@@ -155,10 +156,10 @@ def test_line_that_was_cut_is_not_waited_for_when_the_machine_is_gone(place: Pla
 
     def come_back(connection: ssh.SshConnection) -> ssh.SshConnection:
         place.server.process.terminate()
-        place.server.process.wait(sshd.PATIENCE_S)
+        place.server.process.wait(sshd.TIMEOUT_S)
         connection.close()
         place.clock.began.touch()
-        patience = time.monotonic() + sshd.PATIENCE_S
+        patience = time.monotonic() + sshd.TIMEOUT_S
         while time.monotonic() < patience:
             try:
                 return place.power_watch.connect(connection.host)
@@ -233,7 +234,7 @@ def test_every_state_but_up_ends_the_wait(power: PowerState) -> None:
     up = {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}
     provider = Answering(Observation(power=power, stop_reason=StopReason.USER, detail="by a@b"))
 
-    told = power_question(provider)(vm)  # type: ignore[arg-type]  # what is asked of it is there
+    told = power_check(provider)(vm)  # type: ignore[arg-type]  # what is asked of it is there
 
     assert bool(told) == (power not in up)
 
@@ -242,7 +243,7 @@ def test_cloud_that_cannot_be_asked_ends_no_wait() -> None:
     """Without network nothing is known, and the machine may well be working."""
     vm = Vm(provider="x", run_id="r", id="v", region="a", size="s")
 
-    assert power_question(Answering(None))(vm) == ""  # type: ignore[arg-type]  # as above
+    assert power_check(Answering(None))(vm) == ""  # type: ignore[arg-type]  # as above
 
 
 class Interrupted(FakeWorkload):
@@ -279,7 +280,8 @@ def test_supervisor_records_it_within_a_minute(tmp_path: Path, what: str) -> Non
 
     (stop,) = [one for one in read(story.path) if one.kind is Kind.STOP_SEEN]
     assert stop.at_s - story.work.began_s <= 60
-    assert ending.code == (130 if what == "stopped by a person" else 0)
+    by_user = what == "stopped by a person"
+    assert ending.outcome is (Outcome.STOPPED_BY_USER if by_user else Outcome.DONE)
     assert fold(read(story.path)).evictions == (what == "evicted")
 
 
@@ -302,7 +304,7 @@ def test_long_pause_after_many_cuts_still_looks(tmp_path: Path) -> None:
 
     work.prepare = cut_often  # type: ignore[method-assign]  # the fake's own set-up, but for cuts
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     (stop,) = [one for one in read(story.path) if one.kind is Kind.STOP_SEEN]
     assert stop.at_s - gone_s[0] <= 31
 
@@ -315,7 +317,7 @@ def test_notice_names_the_cloud_s_word() -> None:
 
     def work() -> None:
         with power_watch.over(vm, cut.set):
-            cut.wait(sshd.PATIENCE_S)
+            cut.wait(sshd.TIMEOUT_S)
             raise Unreachable("cut")
 
     with pytest.raises(MachineDown, match="is gone"):
@@ -336,6 +338,6 @@ def test_machine_that_never_answered_is_seen_to_be_gone(tmp_path: Path) -> None:
 
     story.between = evict_once
 
-    assert story.go().code == 0
+    assert story.go().outcome is Outcome.DONE
     (stop,) = [one for one in read(story.path) if one.kind is Kind.STOP_SEEN]
     assert stop.at_s - gone_s[0] <= 60

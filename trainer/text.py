@@ -1,4 +1,4 @@
-"""Words as people write them: spans of time, the same everywhere, and labels in a list."""
+"""Formats spans of time, reads labels and numbers that people wrote, and prints to the log."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def duration(seconds: float) -> str:
     if whole < HOUR_S:
         return f"{whole // MINUTE_S} min {whole % MINUTE_S:02d} s"
     return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S:02d} min"
+
+
+def inexact(since: int | None) -> str:
+    """Return the words for a run whose bits may differ from an undisturbed one's, from a step."""
+    return "not bit for bit" if since is None else f"not bit for bit from step {since}"
 
 
 def bare(word: str) -> str:

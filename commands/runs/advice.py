@@ -7,12 +7,12 @@ import time
 from commands.runs.home import RunFolder
 from commands.runs.receipt import Receipt
 from commands.runs.take_lock import LockTaker
-from commands.ui.errors import Exit, StoppedError
-from infra.provider import ProviderError, SignedOut
+from commands.ui.errors import StoppedError
+from infra.errors import ProviderError, SignedOut
 from infra.run.budget import bill
-from infra.run.decide import Goal
 from infra.run.fold import fold
-from infra.run.journal import JournalDamaged, Kind, read
+from infra.run.journal import JournalDamaged, Kind, Outcome, read
+from infra.run.plan import Goal
 from infra.run.state import RunState
 
 HOURS_PER_MONTH = 730.0
@@ -46,7 +46,7 @@ def after_interrupt(folder: RunFolder, goal: Goal) -> str:
     return f"interrupted; the machine stays; {again} goes on; {ends}"
 
 
-def after_takeover(taker: LockTaker, folder: RunFolder) -> StoppedError:
+def after_other_command(taker: LockTaker, folder: RunFolder) -> StoppedError:
     """The error of a run that another `qft` ended: by whom, and what is left at that moment.
 
     The release is that one's business, and still under way.
@@ -72,19 +72,20 @@ def after_provider_error(error: ProviderError, folder: RunFolder, goal: Goal) ->
     return f"the machine goes on without this terminal, and `qft {goal} {folder.name}` with it"
 
 
-def after_ending(name: str, code: int, receipt: Receipt, *, gone: bool = False) -> str:
+def after_ending(name: str, outcome: Outcome, receipt: Receipt, *, gone: bool = False) -> str:
     """What a person can do about an ending, and what still bills; `gone` with its machine."""
     advice = {
-        3: f"`qft plan {name}` shows every offer and why it cannot be had",
-        4: f"`qft doctor {name}` looks at the connection",
-        5: f"`qft logs {name}` shows what the trainer said",
-        6: "raise `budget` in run.yaml and run the same command again: it goes on where it was",
-        130: f"`qft run {name}` goes on from the checkpoint at home"
+        Outcome.CLOUD_REFUSED: f"`qft plan {name}` shows every offer and why it cannot be had",
+        Outcome.MACHINE_FAILED: f"`qft doctor {name}` looks at the connection",
+        Outcome.TRAINING_FAILED: f"`qft logs {name}` shows what the trainer said",
+        Outcome.BUDGET_REACHED: "raise `budget` in run.yaml and run the same command again: "
+        "it goes on where it was",
+        Outcome.STOPPED_BY_USER: f"`qft run {name}` goes on from the checkpoint at home"
         if gone
         else f"`qft train --resume {name}` starts it again and goes on, "
         f"`qft down --delete {name}` removes everything",
-    }.get(code, "")
-    bills = still_billing("" if code == Exit.INTERRUPTED else name, receipt)
+    }.get(outcome, "")
+    bills = still_billing("" if outcome is Outcome.STOPPED_BY_USER else name, receipt)
     return "; ".join(part for part in (advice, bills) if part)
 
 

@@ -13,11 +13,11 @@ from commands.runs.take_lock import lock_taker_of
 from infra.run import actions as act
 from infra.run.budget import bill
 from infra.run.context import TurnReport
-from infra.run.decide import JobView, Seen
+from infra.run.decide import Seen
 from infra.run.fold import fold
 from infra.run.journal import read
 from infra.run.state import RunEnd, RunState
-from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable, JobView
 
 POLL_EVERY_S = 1.0
 

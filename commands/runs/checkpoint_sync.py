@@ -17,7 +17,7 @@ from pathlib import Path
 from commands.runs.result_files import Expected
 from infra.provider import Vm
 from remote import errors, ssh
-from remote.sync import api
+from remote.sync.api import list_files, pull, push
 from remote.sync.manifest import Tree
 from remote.sync.plan import Progress, SyncOptions
 from trainer.saving.manifest import (
@@ -107,7 +107,7 @@ class CheckpointSync:
         for step in newer[:CANDIDATES_MAX]:
             if not self._fetch(connection, step, progress):
                 continue
-            api.pull(
+            pull(
                 connection,
                 self._remote,
                 self._scores,
@@ -133,8 +133,8 @@ class CheckpointSync:
         name = directory_name(mine)
         scores = {path.name: path for path in self._scores.glob("*") if path.name in SCORES}
         if scores:
-            api.push(connection, scores, self._remote, options=self._options)
-        api.push(
+            push(connection, scores, self._remote, options=self._options)
+        push(
             connection,
             self._home / name,
             f"{self._remote}/checkpoints/{name}",
@@ -180,12 +180,12 @@ class CheckpointSync:
         name = directory_name(step)
         expected, target = self._expected(), self._incoming / name
         try:
-            api.pull(
+            pull(
                 connection,
                 f"{self._remote}/checkpoints/{name}",
                 target,
                 limits=expected.checkpoint_limits,
-                progress=progress,
+                on_progress=progress,
                 options=replace(self._options, only=(*sorted(FILES), MANIFEST)),
             )
             verify_resumable(target, tensor_bytes_max=expected.tensor_bytes_max)
@@ -211,8 +211,8 @@ class CheckpointSync:
         limits = self._expected().checkpoint_limits
         try:
             only = replace(self._options, only=(*sorted(FILES), MANIFEST))
-            there = api.listing(connection, folder, limits=limits, options=only)
-            api.pull(
+            there = list_files(connection, folder, limits=limits, options=only)
+            pull(
                 connection,
                 folder,
                 target,
@@ -277,10 +277,10 @@ def compare(there: Tree, manifest: Path, *, step: int) -> None:
     """Raise `Damaged` unless a listing is what the manifest, which has come, tells of that step."""
     if missing := sorted({*FILES, MANIFEST} - set(there)):
         raise Damaged(f"it has no {missing[0]}")
-    told = parse_manifest(manifest.read_bytes())
-    if told.step != step:
-        raise Damaged(f"its manifest is about step {told.step}")
-    for name, fact in told.files.items():
+    listed = parse_manifest(manifest.read_bytes())
+    if listed.step != step:
+        raise Damaged(f"its manifest is about step {listed.step}")
+    for name, fact in listed.files.items():
         if (there[name].size, there[name].sha256) != (fact.size, fact.sha256):
             raise Damaged(f"{name} is not what was saved")
 

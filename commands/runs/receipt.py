@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +14,11 @@ from infra.durable import read_json
 from infra.run.budget import bill
 from infra.run.fold import apply, fold
 from infra.run.heartbeat import SILENCE, Heartbeat, read_heartbeat
-from infra.run.journal import Event, Kind, read
+from infra.run.journal import RELEASE_INTENTS, Event, Kind, read
 from infra.run.state import RunState
-from infra.run.stop_reasons import RELEASE_INTENTS
 from infra.untrusted import number, table, text, whole
-from trainer.text import duration
+from trainer.saving.manifest import directory_name, steps_present
+from trainer.text import duration, inexact
 
 DOWN_REASON = "qft down"
 """The reason that `commands.down` writes into the journal of a run that it releases."""
@@ -57,6 +59,8 @@ class Receipt:
     before: Score | None
     after: Score | None
     adapter: str
+    inexact_from: int | None = None
+    """First step from which bits may differ from those of an undisturbed run."""
     own: bool = False
     """Whether it was the user's own machine, which costs nothing here."""
 
@@ -67,20 +71,22 @@ class Receipt:
     def lines(self) -> list[tuple[str, str]]:
         """What to print: a word and its fact."""
         mark = " at the listed spot price; simulated, nobody is charged" if self.simulated else ""
-        exact = "bit for bit" if self.exact else "exact state, but not bit for bit (see status)"
+        exact = "bit for bit"
+        if not self.exact:
+            exact = f"exact state, but {inexact(self.inexact_from)} (`qft logs` says why)"
         redone = f"{self.redone_steps} steps redone, {exact}"
         again = f"{self.redone_steps} steps, {exact}"
         survived = f"{self.evictions} survived" if self.evictions else "none"
         apart = self.downs > 0 or not self.evictions
         # Where they stand apart, the steps redone are not, or not all, an eviction's.
-        told = self.redone_steps > 0 or not self.exact
+        show_redone = self.redone_steps > 0 or not self.exact
         rows = [
             ("wall time", duration(self.wall_s)),
             ("machine time", duration(self.machine_h * 3600)),
             ("cost", "nothing: your own machine" if self.own else f"${self.usd:.4f}{mark}"),
             ("evictions", survived if apart else f"{survived}, {redone}"),
             *[("stopped", f"{_times(self.downs)} by `qft down`")] * (self.downs > 0),
-            *[("redone", again)] * (apart and told),
+            *[("redone", again)] * (apart and show_redone),
             ("steps", str(self.steps)),
         ]
         if self.before:
@@ -109,7 +115,7 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
     state = fold(events)
     last_s = events[-1].at_s if events else 0.0
     used = bill(state, last_s)
-    status = _heartbeat(out / "status.json")
+    status = _last_status(folder, out)
     adapter = out / "adapter"
     downs, lost = _interrupted(events)
     return Receipt(
@@ -127,6 +133,7 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
         redone_steps=status.redone_steps + lost,
         downs=downs,
         exact=status.exact,
+        inexact_from=status.inexact_from,
         before=read_score(out / "eval-before.json"),
         after=read_score(out / "eval-after.json"),
         adapter=str(adapter) if state.fetched and adapter.is_dir() else "",
@@ -182,8 +189,13 @@ def _table(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _heartbeat(path: Path) -> Heartbeat:
-    try:
-        return read_heartbeat(path.read_bytes())
-    except OSError:
-        return SILENCE
+def _last_status(folder: RunFolder, out: Path) -> Heartbeat:
+    """The trainer's status; until that is fetched, the counters of the newest checkpoint here."""
+    with contextlib.suppress(OSError):  # not fetched yet
+        return read_heartbeat((out / "status.json").read_bytes())
+    for step in steps_present(folder.checkpoints):
+        state = folder.checkpoints / directory_name(step) / "state.json"
+        if counters := table(_table(state).get("counters")):
+            exact = counters.get("inexact_from") is None
+            return read_heartbeat(json.dumps({**counters, "exact": exact}))
+    return SILENCE

@@ -8,7 +8,7 @@ from pathlib import Path
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, run_folder
 from commands.ui.console import Console
-from infra.run.decide import Goal
+from infra.run.plan import Goal
 
 
 @dataclass(frozen=True, kw_only=True)

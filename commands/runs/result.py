@@ -9,8 +9,9 @@ from typing import Any
 from commands.runs.advice import after_ending
 from commands.runs.receipt import Receipt
 from commands.runs.request import RunRequest
-from commands.ui.errors import BY_CODE, QftError
-from infra.run.decide import Goal
+from commands.ui.errors import ERROR_OF
+from infra.run.journal import Outcome
+from infra.run.plan import Goal
 from infra.run.state import RunEnd, RunState
 
 
@@ -54,7 +55,7 @@ class RunResult:
 def result_of(request: RunRequest, ending: RunEnd, receipt: Receipt, state: RunState) -> RunResult:
     """Return the result of a run that reached its goal; raise the error of any other ending."""
     name, vm = request.loaded.config.name, request.loaded.config.vm
-    if ending.code == 0:
+    if ending.outcome is Outcome.DONE:
         return RunResult(
             name=name,
             goal=request.goal,
@@ -65,8 +66,8 @@ def result_of(request: RunRequest, ending: RunEnd, receipt: Receipt, state: RunS
                 vm.local.evict_after_s if vm.provider == "local" else (), state
             ),
         )
-    error = BY_CODE.get(ending.code, QftError)
-    raise error(ending.reason, hint=after_ending(name, ending.code, receipt, gone=state.deleted))
+    hint = after_ending(name, ending.outcome, receipt, gone=state.deleted)
+    raise ERROR_OF[ending.outcome](ending.reason, hint=hint)
 
 
 def missed_rehearsals(steps: Sequence[int], state: RunState) -> int:

@@ -8,7 +8,8 @@ from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, qft_home
 from commands.ui.errors import CloudError
-from infra.provider import PowerState, ProviderError, Vm
+from infra.errors import ProviderError
+from infra.provider import PowerState, Vm
 from infra.run.fold import fold
 from infra.run.journal import read
 from remote.ssh import Host

@@ -16,17 +16,24 @@ from commands.runs.result_files import STAYS, Expected, left_there
 from commands.runs.workload_config import WorkloadConfig
 from infra.durable import write_bytes
 from infra.provider import Vm
-from infra.run.decide import JobPhase, JobView
 from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
-from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import (
+    HostNotTrusted,
+    HostUnfit,
+    HostUnreachable,
+    JobOutcome,
+    JobPhase,
+    JobView,
+)
 from remote import errors, job, ssh
 from remote.clean_environment import clean
 from remote.setup.failures import explain_failure
-from remote.sync import api
+from remote.sync.api import pull, push
 from remote.sync.plan import Progress, SyncOptions
 from remote.sync.transfer import require_sftp
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
+from trainer.exit_codes import ExitCode
 
 CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
@@ -97,8 +104,8 @@ class SshWorkload:
             delete=item.exact,
             cache_dir=self._config.cache,
         )
-        progress = self._shower(item.label)
-        api.push(connection, item.source, item.target, progress=progress, options=options)
+        on_progress = self._shower(item.label)
+        push(connection, item.source, item.target, on_progress=on_progress, options=options)
 
     def _shower(self, what: str) -> Callable[[Progress], None]:
         return lambda seen: self._config.progress(what, seen.bytes_done, seen.bytes_total)
@@ -133,16 +140,17 @@ class SshWorkload:
         """The job's state and the trainer's own heartbeat."""
         with self._translated():
             status = self._job(vm).status()
-            told = self._heartbeat(vm)
+            heartbeat = self._heartbeat(vm)
             self._garbled = 0
         if status.state is job.JobState.EXITED and status.exit_code in NEVER_AGAIN:
             raise self._not_started(vm, status.exit_code)
-        before = is_of_before(told, pid=status.pid, started_at=status.started_at)
-        heartbeat = SILENCE if before else told
+        before = is_of_before(heartbeat, pid=status.pid, started_at=status.started_at)
+        heartbeat = SILENCE if before else heartbeat
         if status.state is job.JobState.RUNNING:
             self._bring_home_from(vm)
         return JobView(
             phase=_PHASES[status.state],
+            outcome=_outcome(status),
             exit_code=status.exit_code,
             step=heartbeat.step or 0,
             steps=heartbeat.steps or 0,
@@ -152,10 +160,10 @@ class SshWorkload:
     def _not_started(self, vm: Vm, code: int) -> HostUnfit:
         """What keeps the trainer from starting: nothing that it could do better the next time."""
         with self._translated():
-            said = self._job(vm).tail(-LOG_TAIL_BYTES).data.decode("utf-8", "replace")
-        last = "".join(f"\n  {line}" for line in said.splitlines()[-3:])
+            log = self._job(vm).tail(-LOG_TAIL_BYTES).data.decode("utf-8", "replace")
+        last = "".join(f"\n  {line}" for line in log.splitlines()[-3:])
         return HostUnfit(
-            f"the trainer cannot be started there{last}\n  hint: {explain_failure(said, '', code)}"
+            f"the trainer cannot be started there{last}\n  hint: {explain_failure(log, '', code)}"
         )
 
     def stop(self, vm: Vm, grace_s: float = STOP_GRACE_S) -> None:
@@ -182,12 +190,12 @@ class SshWorkload:
         with self._watched(vm):
             connection = self._open(vm)
             expected = config.expected()
-            came = api.pull(
+            came = pull(
                 connection,
                 config.layout.run_dir,
                 config.out,
                 limits=expected.limits,
-                progress=self._shower("adapter"),
+                on_progress=self._shower("adapter"),
                 options=SyncOptions(
                     python=self._helper,
                     include=expected.results,
@@ -206,8 +214,10 @@ class SshWorkload:
             reason = "the trainer says that it is done, but left no adapter that can be used"
             raise HostUnfit(f"{reason}: {error}") from error
         self._checkpoint_sync.tidy()
-        if came.left:
-            config.on_message(f"{left_there(came.left, came.left_names)} stayed on the machine")
+        if came.unmatched:
+            config.on_message(
+                f"{left_there(came.unmatched, came.unmatched_names)} stayed on the machine"
+            )
         return str(config.out)
 
     def _fetch_log(self, vm: Vm) -> None:
@@ -348,6 +358,20 @@ _PHASES = {
     job.JobState.EXITED: JobPhase.EXITED,
     job.JobState.LOST: JobPhase.EXITED,
 }
+_OUTCOMES: dict[int | None, JobOutcome] = {
+    ExitCode.DONE: JobOutcome.DONE,
+    ExitCode.BAD_DATA: JobOutcome.BAD_INPUT,
+    ExitCode.BAD_CONFIG: JobOutcome.BAD_INPUT,
+    ExitCode.PREEMPTED: JobOutcome.PREEMPTED,
+}
+"""Every other exit code is a crash, and so is none: then the trainer was killed."""
+
+
+def _outcome(status: job.JobStatus) -> JobOutcome | None:
+    """How the trainer ended; None while it has not."""
+    if _PHASES[status.state] is not JobPhase.EXITED:
+        return None
+    return _OUTCOMES.get(status.exit_code, JobOutcome.CRASHED)
 
 
 def _log(error: errors.RemoteError) -> str:

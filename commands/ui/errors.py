@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Self
 
+from infra.run.journal import Outcome
+
 
 class Exit(IntEnum):
     """The exit codes of `qft`, each with its meaning; anything else is a failure too."""
@@ -29,12 +31,12 @@ class Exit(IntEnum):
 
 
 class QftError(Exception):
-    """Something a person must read: what happened, what it means, and a hint that can be typed.
+    """An error for a person: what happened, what it means, and a hint that can be typed.
 
     `problems` lists further lines, such as every fault of a config at once.
     """
 
-    exit_code = Exit.USAGE
+    exit_code: Exit = Exit.USAGE
 
     def __init__(self, message: str, *, hint: str = "", problems: list[str] | None = None) -> None:
         super().__init__(message)
@@ -77,11 +79,17 @@ class StoppedError(QftError):
     exit_code = Exit.INTERRUPTED
 
 
-BY_CODE: dict[int, type[QftError]] = {
-    Exit.USAGE: UsageError,
-    Exit.CLOUD: CloudError,
-    Exit.HOST: HostError,
-    Exit.TRAINING: TrainingError,
-    Exit.BUDGET: BudgetError,
-    Exit.INTERRUPTED: StoppedError,
+ERROR_OF: dict[Outcome, type[QftError]] = {
+    Outcome.BAD_INPUT: UsageError,
+    Outcome.CLOUD_REFUSED: CloudError,
+    Outcome.MACHINE_FAILED: HostError,
+    Outcome.TRAINING_FAILED: TrainingError,
+    Outcome.BUDGET_REACHED: BudgetError,
+    Outcome.STOPPED_BY_USER: StoppedError,
 }
+"""What `qft` says of a run that ended so, and with which exit code."""
+
+
+def exit_of(outcome: Outcome) -> Exit:
+    """Return the exit code of a command whose run ended so."""
+    return Exit.DONE if outcome is Outcome.DONE else ERROR_OF[outcome].exit_code

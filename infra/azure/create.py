@@ -1,4 +1,4 @@
-"""A spot machine under a hard cap, or nothing that bills; never two, killed wherever it may be."""
+"""Creates one spot machine under a hard cap, or nothing that bills, wherever it is killed."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from infra.azure import network
 from infra.azure.auto_shutdown import AzureSafeguards
 from infra.azure.context import AzureContext
 from infra.azure.delete import Deleter
 from infra.azure.errors import AlreadyThereError, AzureErrorInfo, ImageRefusedError, translate
 from infra.azure.naming import (
     DISK,
-    GENERATION,
     NIC,
     NSG,
     PUBLIC_IP,
+    TAG_NAME_CHARS_MAX,
     VM,
     VNET,
     Names,
     check_subscription,
     idle_usd_per_h,
-    is_of_run,
-    lower_case_names,
-    tags_of,
-    vm_from_tags,
+    vm_of_group,
 )
+from infra.azure.network import NetworkCreator
 from infra.azure.observe import VmObserver
 from infra.azure.permissions import ensure_registered
 from infra.azure.vm import (
@@ -39,34 +36,31 @@ from infra.azure.vm import (
     urn_of,
     vm_body,
 )
-from infra.provider import (
+from infra.errors import (
     BadRequest,
     Gone,
     NoCapacity,
     NotAllowed,
-    Observation,
-    PowerState,
     ProviderError,
     SignedOut,
     Transient,
-    Vm,
-    VmSpec,
 )
+from infra.provider import Observation, PowerState, Vm, VmSpec
 from infra.renting.caller import source_prefix
 from infra.renting.refusal_cache import RefusalCache
 from infra.renting.run_record import RunRecord
+from infra.renting.tags import GENERATION, is_of_run, lower_case_names, tags_of
 from infra.timestamps import format_utc
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
 
-NETWORK_WAIT_S = 300.0
 NAMESPACES = ("Microsoft.Compute", "Microsoft.Network")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VmCreator:
-    """Makes the machine of a spec, in an order in which nothing can be lost."""
+    """Creates the machine of a spec, in an order in which nothing can be lost."""
 
     context: AzureContext
     observer: VmObserver
@@ -75,7 +69,7 @@ class VmCreator:
     refusal_cache: RefusalCache
 
     def create(self, spec: VmSpec) -> Vm:
-        """The machine of `spec`, the one that exists already, or an error and nothing left.
+        """Create the machine of `spec`, or return the one that exists; on errors nothing is left.
 
         Returns when ARM has accepted the machine and has not refused it for `accept_wait_s`. A
         `Transient` or `SignedOut` error leaves a half-made machine on purpose: the next call goes
@@ -109,15 +103,12 @@ class VmCreator:
         return replace(vm, host=record.address)
 
     def _existing(self, spec: VmSpec) -> Vm | None:
-        """The run's machine if it stands; an unusable one of an earlier generation is removed."""
+        """Find the run's machine; an unusable one of an earlier generation is removed."""
         group = self.deleter.existing_group(spec.run_id)
         if group is None:
             return None
-        tags = group.get("tags") or {}
-        found = vm_from_tags(
-            tags,
-            subscription_id=self.context.settings.subscription_id,
-            power=PowerState.CREATING,
+        found = vm_of_group(
+            group.get("tags"), subscription_id=self.context.settings.subscription_id
         )
         if found is None or found.run_id != spec.run_id:
             raise NotAllowed(
@@ -133,7 +124,7 @@ class VmCreator:
         return None
 
     def _same_generation(self, spec: VmSpec, found: Vm) -> Vm | None:
-        """A machine that this very create made earlier: take it, or finish what failed."""
+        """Take the machine that this very create made earlier, or remove what failed."""
         if found.power in {PowerState.REMNANTS, PowerState.GONE}:
             return None
         if found.power is PowerState.FAILED:
@@ -168,14 +159,22 @@ class VmCreator:
     def _create_parts(self, spec: VmSpec, names: Names, record: RunRecord) -> Vm:
         ensure_registered(self.context, NAMESPACES)
         source = source_prefix(self.context.caller())
-        tags = tags_of(spec, created_at=format_utc(self.context.clock()))
+        tags = tags_of(
+            spec,
+            created_at=format_utc(self.context.clock()),
+            idle_usd_per_h=idle_usd_per_h(spec.disk_gb),
+            name_chars_max=TAG_NAME_CHARS_MAX,
+        )
         tags = self._group(spec, names, tags)
         if "vm" not in record.tokens:
-            self._network(spec, names, record, tags=tags, source=source)
+            region = spec.offer.region
+            network = NetworkCreator(context=self.context)
+            network.create(record, names, region=region, tags=tags, source=source)
+            self.observer.address(record, names)
         return self._create_vm(spec, names, record, tags)
 
     def _group(self, spec: VmSpec, names: Names, tags: dict[str, str]) -> dict[str, str]:
-        """The group with the intent in its tags, before anything that bills; the tags it has."""
+        """Create the group, tagged before anything bills; returns the tags it has."""
         groups = self.context.arm.resources.resource_groups
         body = {"location": spec.offer.region, "tags": tags}
         with contextlib.suppress(Gone):
@@ -189,76 +188,6 @@ class VmCreator:
             f"make the resource group `{names.group}`", groups.create_or_update, names.group, body
         )
         return tags
-
-    # ---- network ----
-
-    def _network(
-        self, spec: VmSpec, names: Names, record: RunRecord, *, tags: dict[str, str], source: str
-    ) -> None:
-        client = self.context.arm.network
-        region = spec.offer.region
-        record.caller, record.caller_at = source, self.context.clock()
-        parts = [
-            Part(
-                key="firewall",
-                name=names.nsg,
-                client=client.network_security_groups,
-                body=network.nsg(region=region, tags=tags, source=source),
-            ),
-            Part(
-                key="network",
-                name=names.vnet,
-                client=client.virtual_networks,
-                body=network.vnet(region=region, tags=tags),
-            ),
-            Part(
-                key="address",
-                name=names.public_ip,
-                client=client.public_ip_addresses,
-                body=network.public_ip(region=region, tags=tags),
-            ),
-        ]
-        waiting = [(part.key, self._begin_part(record, names, part)) for part in parts]
-        for key, operation in waiting:
-            self._wait(record, key, operation)
-        nic = Part(
-            key="card",
-            name=names.nic,
-            client=client.network_interfaces,
-            body=network.nic(
-                region=region,
-                tags=tags,
-                subnet_id=f"{names.id_of(VNET, names.vnet)}/subnets/{network.SUBNET}",
-                public_ip_id=names.id_of(PUBLIC_IP, names.public_ip),
-                nsg_id=names.id_of(NSG, names.nsg),
-            ),
-        )
-        self._wait(record, "card", self._begin_part(record, names, nic))
-        self.observer.address(record, names)
-
-    def _begin_part(self, record: RunRecord, names: Names, part: Part) -> Operation:
-        def begin(token: str) -> Operation:
-            more = {"continuation_token": token} if token else {}
-            return self.context.arm.begin(
-                f"make the {part.key}",
-                part.client.begin_create_or_update,
-                names.group,
-                part.name,
-                part.body,
-                **more,
-            )
-
-        return self.context.begin_or_resume(record, part.key, begin)
-
-    def _wait(self, record: RunRecord, key: str, operation: Operation) -> None:
-        try:
-            done = self.context.wait(record, key, operation, wait_s=NETWORK_WAIT_S)
-        except Gone as error:  # the operation's page expired: the PUT is repeated, harmlessly
-            self.context.clear_tokens(record, key)
-            raise Transient(f"Azure forgot how making the {key} went: it is asked again") from error
-        if not done:
-            raise Transient(f"Azure has been making the {key} for {NETWORK_WAIT_S:.0f} s")
-        self.context.clear_tokens(record, key)
 
     # ---- machine ----
 
@@ -312,7 +241,7 @@ class VmCreator:
         return self.context.arm.begin(*ask, body, **more)
 
     def _follow(self, doing: str, spec: VmSpec, names: Names) -> bool:
-        """Watch a machine whose operation we do not hold; whether it is made within the wait."""
+        """Poll a machine whose operation we do not hold; whether it is made within the wait."""
         deadline = self.context.clock() + self.context.settings.accept_wait_s
         while True:
             answer = self._get_vm(names)
@@ -338,7 +267,7 @@ class VmCreator:
         )
 
     def _set_safeguards(self, spec: VmSpec, names: Names, tags: dict[str, str]) -> None:
-        """Set what ends the bill without us while we are sure to be alive: the machine bills."""
+        """Set the safeguards as soon as the machine bills."""
         if spec.until_s is None:
             return
         vm = self._accepted(spec, names, tags, done=False)
@@ -373,7 +302,7 @@ class VmCreator:
         )
 
     def _clean_up(self, run_id: str, error: ProviderError) -> None:
-        """Remove what a failed create made; a failure of that is told beside the first one."""
+        """Remove what a failed create made; a failure of that is added to the first one."""
         try:
             self.deleter.remove(run_id)
         except ProviderError as second:
@@ -391,13 +320,3 @@ def _as_seen(vm: Vm, seen: Observation) -> Vm:
     return replace(
         vm, host=seen.host, port=seen.port, power=seen.power, metadata_url=seen.metadata_url
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One piece of the network: what it is called, who makes it, and from what."""
-
-    key: str
-    name: str
-    client: Any
-    body: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Removal that proves itself: it returns when Azure says that nothing of the run remains."""
+"""Removes everything of a run, and returns when Azure says that nothing remains."""
 
 from __future__ import annotations
 
@@ -7,37 +7,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.azure.context import AzureContext
-from infra.azure.end_compute import (
+from infra.azure.errors import ConflictError
+from infra.azure.leftovers import Leftovers
+from infra.azure.naming import KINDS, VM, Names, check_subscription
+from infra.azure.permissions import revoke_role_assignments
+from infra.azure.release_compute import (
     REPORT_EVERY_S,
     ComputeRelease,
     OnMessage,
     ProgressReporter,
     ignore_message,
 )
-from infra.azure.errors import ConflictError, UnregisteredError
-from infra.azure.leftovers import Leftovers
-from infra.azure.naming import (
-    GENERATION,
-    KINDS,
-    VM,
-    Names,
-    check_subscription,
-    is_of_run,
-    lower_case_names,
-)
-from infra.azure.permissions import revoke_role_assignments
-from infra.azure.resources import begin_removal, look_at
-from infra.provider import (
+from infra.azure.resources import Parts
+from infra.errors import (
     BadRequest,
     Gone,
     NoCapacity,
     NotAllowed,
     ProviderError,
     Rejected,
-    Removed,
     Transient,
 )
+from infra.provider import Removed
 from infra.renting.run_record import RunRecord
+from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 from infra.timestamps import format_utc
 
 if TYPE_CHECKING:
@@ -51,7 +44,7 @@ LOOK_AGAIN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Deleter:
-    """Removes what carries our tag, and nothing else."""
+    """Removes the resource group of a run: what carries our tag, and nothing else."""
 
     context: AzureContext
 
@@ -88,14 +81,14 @@ class Deleter:
     def _remove(
         self, record: RunRecord, names: Names, progress: ProgressReporter, deadline: float
     ) -> bool:
-        """Remove until nothing is left, or raise; whether the machine's rights are taken back."""
+        """Remove until nothing is left, or raise; whether the machine's role was revoked."""
         conflicts, revoked = CONFLICTS_MAX, False
         while True:
             group = self._group(names)
             if group is None:
                 return revoked
             if not is_of_run(group.get("tags"), names.run_id):
-                Leftovers(context=self.context, parts=self).remove(
+                Leftovers(context=self.context, parts=self.parts).remove(
                     record, names, group, deadline=deadline, on_message=progress.on_message
                 )
                 return False
@@ -123,7 +116,7 @@ class Deleter:
                 progress.report(f"removing the resource group `{names.group}`")
 
     def _revoked_role(self, names: Names) -> bool:
-        """Whether the machine's rights could be taken back now; its bill does not wait for it."""
+        """Revoke the machine's role if possible now; whether it was."""
         try:
             revoke_role_assignments(self.context, names)
         except Transient:
@@ -131,7 +124,7 @@ class Deleter:
         return True
 
     def _release(self, names: Names, refusal: ProviderError) -> None:
-        """What may not be removed, as under a lock, is at least not left to bill its compute."""
+        """Deallocate what may not be removed, as under a lock, so that it bills no compute."""
         machines = self.context.arm.compute.virtual_machines
         try:
             operation = self.context.arm.begin(
@@ -147,7 +140,7 @@ class Deleter:
             )
 
     def existing_group(self, run_id: str) -> dict[str, Any] | None:
-        """The run's group, after waiting out a deletion under way; None if there is none."""
+        """Find the run's group, after waiting out a deletion under way; None if there is none."""
         names = self.context.names(run_id, 1)
         deadline = self.context.clock() + self.context.settings.operation_wait_s
         while True:
@@ -185,12 +178,12 @@ class Deleter:
         """Write down what will be removed before it is, so that a killed removal can still tell."""
         ours = {
             str(one.get("id") or ""): KINDS.get(_type(one), _type(one))
-            for one in self.inventory(names)
+            for one in self.parts.inventory(names)
             if _ours(one, names)
         }
         listed = {id_.lower() for id_ in ours}
         for id_ in names.all_ids():  # lists lag: what they do not show yet is asked for by name
-            if id_.lower() not in listed and self.exists(id_):
+            if id_.lower() not in listed and self.parts.exists(id_):
                 type_ = id_.partition("/providers/")[2].rpartition("/")[0]
                 ours[id_] = KINDS[type_.lower()]
         ours[str(group["id"])] = "resource group"
@@ -198,27 +191,18 @@ class Deleter:
         record.removing += [[kind, id_] for id_, kind in ours.items() if id_.lower() not in ids]
         record.note("delete", self.context.clock())
 
-    def inventory(self, names: Names) -> list[dict[str, Any]]:
-        """What the group holds, as the (lagging) list says."""
-        with contextlib.suppress(Gone):
-            return self.context.arm.pages(
-                "list what the group holds",
-                lambda: self.context.arm.resources.resources.list_by_resource_group(names.group),
-            )
-        return []
-
     def _once(
         self, record: RunRecord, names: Names, deadline: float, progress: ProgressReporter
     ) -> bool:
-        """One attempt; whether everything is gone now."""
-        foreign = [one for one in self.inventory(names) if not _ours(one, names)]
+        """Try to remove the group once; whether everything is gone now."""
+        foreign = [one for one in self.parts.inventory(names) if not _ours(one, names)]
         if foreign:
             self._piece_by_piece(record, names, foreign, deadline)
             return True
         try:
             with contextlib.suppress(Gone):  # its page expired, or somebody was quicker
                 operation = self.context.begin_or_resume(
-                    record, "group", lambda token: self._begin_group(names, token)
+                    record, "group", lambda token: self.parts.begin_group_removal(names, token)
                 )
                 self._wait_out(record, names, operation, deadline, progress)
         except (Transient, BadRequest, NoCapacity):
@@ -245,17 +229,6 @@ class Deleter:
                 return
             progress.report(f"removing the resource group `{names.group}`")
 
-    def _begin_group(self, names: Names, token: str) -> Operation:
-        groups = self.context.arm.resources.resource_groups
-        more = {"continuation_token": token} if token else {}
-        return self.context.arm.begin(
-            f"remove the resource group `{names.group}`",
-            groups.begin_delete,
-            names.group,
-            force_deletion_types=VM,
-            **more,
-        )
-
     # ---- a group that also holds things that are not ours ----
 
     def _piece_by_piece(
@@ -263,8 +236,8 @@ class Deleter:
     ) -> None:
         """Remove only our own parts and leave the group, without our tags, to what is not ours."""
         for id_ in names.all_ids():
-            if self.exists(id_):
-                self.remove_id(id_, deadline)
+            if self.parts.exists(id_):
+                self.parts.remove_id(id_, deadline)
         kept = ", ".join(str(one.get("name")) for one in foreign)
         record.removing = [[kind, id_] for kind, id_ in record.removing if kind != "resource group"]
         group = self._group(names)
@@ -278,40 +251,17 @@ class Deleter:
                 {"location": group["location"], "tags": tags},
             )
 
-    def remove_id(self, id_: str, deadline: float) -> None:
-        """Remove one part and wait until it is gone, so that nothing holds on to the next."""
-        with contextlib.suppress(Gone):
-            begin_removal(self.context.arm, id_)
-        while self.exists(id_):
-            if self.context.clock() >= deadline:
-                raise Transient(f"`{id_}` is not gone yet")
-            self.context.sleep(self.context.settings.polling_s)
-
-    def exists(self, id_: str) -> bool:
-        """Whether a part is there."""
-        return self.view(id_) is not None
-
-    def view(self, id_: str) -> dict[str, Any] | None:
-        """A part as Azure describes it; None if there is none."""
-        try:
-            return look_at(self.context.arm, id_)
-        except (Gone, UnregisteredError):
-            return None
-
-    def remove_empty_group(self, record: RunRecord, names: Names) -> None:
-        """Remove a group that holds nothing; whether it goes now or in a minute costs nothing."""
-        with contextlib.suppress(ProviderError):
-            self.context.begin_or_resume(
-                record, "group", lambda token: self._begin_group(names, token)
-            )
-            self.context.clear_tokens(record, "group")
+    @property
+    def parts(self) -> Parts:
+        """The parts of a run's group."""
+        return Parts(context=self.context)
 
 
 AGAIN = "`qft down --delete` once more waits on, and tells when nothing is left"
 
 
 def _left(record: RunRecord, names: Names) -> str:
-    """What of a removal under way still bills, as far as this computer knows."""
+    """Describe what of a removal under way still bills, as far as this computer knows."""
     group = f"Azure goes on removing the resource group `{names.group}`"
     if record.compute_ended_at:
         return f"the compute is released; {group}, and its disk and address bill until then"
@@ -319,7 +269,7 @@ def _left(record: RunRecord, names: Names) -> str:
 
 
 def _gave_up(record: RunRecord, names: Names, progress: ProgressReporter) -> Transient:
-    """What is told when Azure has not removed the group for as long as we wait."""
+    """The error for a group that Azure has not removed for as long as we wait."""
     error = Transient(
         f"given up after {progress.elapsed}: `{names.group}` is not gone; {_left(record, names)}",
         hint=f"{AGAIN}; the portal shows what holds it, such as a lock",

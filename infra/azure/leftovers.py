@@ -1,4 +1,4 @@
-"""What is left of a run in a resource group that lost our tag: removed piece by piece, or told.
+"""Removes what is left of a run in a resource group that lost our tag, piece by piece.
 
 A person or a policy may take the tags off a group, or write others. What then still carries our tag
 goes; what carries none is not touched, only its compute is released where this computer wrote down
@@ -9,33 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from infra.azure.context import AzureContext
-from infra.azure.end_compute import ComputeRelease, OnMessage
-from infra.azure.naming import DISK, GENERATION, KINDS, Names, is_of_run, lower_case_names
-from infra.provider import NotAllowed
+from infra.azure.naming import DISK, KINDS, Names
+from infra.azure.release_compute import ComputeRelease, OnMessage
+from infra.azure.resources import Parts
+from infra.errors import NotAllowed
 from infra.renting.run_record import RunRecord
-
-
-class Parts(Protocol):
-    """Looks at parts of a group and removes them, one at a time."""
-
-    def inventory(self, names: Names) -> list[dict[str, Any]]:
-        """What the group holds, as the (lagging) list says."""
-        ...
-
-    def view(self, id_: str) -> dict[str, Any] | None:
-        """A part as Azure describes it; None if there is none."""
-        ...
-
-    def remove_id(self, id_: str, deadline: float) -> None:
-        """Remove one part and wait until it is gone."""
-        ...
-
-    def remove_empty_group(self, record: RunRecord, names: Names) -> None:
-        """Remove a group that holds nothing."""
-        ...
+from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +112,7 @@ class Leftovers:
 
 
 def _untagged_remain(message: str, left: Sequence[str]) -> NotAllowed:
-    """What is told of pieces of the run that nothing but a memory calls ours."""
+    """The error for pieces of the run that carry no tag, but are on record as ours."""
     names = ", ".join(f"`{id_.rpartition('/')[2]}`" for id_ in left)
     error = NotAllowed(
         f"{message}, nor does everything of the run in it; {names} stay: the compute is released, "

@@ -1,4 +1,4 @@
-"""Names and tags from which everything of a run can be found again with every local file lost."""
+"""Names the parts of a run, so that they are found again with every local file lost."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infra.provider import BadRequest, NotAllowed, PowerState, Vm, VmSpec
+from infra.errors import NotAllowed
+from infra.provider import Vm
+from infra.renting.tags import vm_from_tags
 
-RUN = "qft-run"
-GENERATION = "qft-generation"
-TAG_VALUE_CHARS_MAX = 256
-LABELS_MAX = 20
+TAG_NAME_CHARS_MAX = 512
 DISK_GB = 128
 """The disk of a machine unless `vm.disk_gb` says otherwise."""
 DISK_USD_PER_GB_H = 9.60 / 128 / 730
@@ -140,72 +139,12 @@ def idle_usd_per_h(disk_gb: int) -> float:
     return round(disk_gb * DISK_USD_PER_GB_H + ADDRESS_USD_PER_H, 6)
 
 
-def tags_of(spec: VmSpec, *, created_at: str) -> dict[str, str]:
-    """The tags that every part carries: enough to list, to reach and to remove the machine.
+def vm_of_group(tags: Mapping[str, str] | None, *, subscription_id: str) -> Vm | None:
+    """The machine that a group's tags describe, not yet observed; None if they are not ours."""
 
-    Holds public facts only. Raises `BadRequest` for a label that no tag can hold.
-    """
-    tags = {
-        RUN: spec.run_id,
-        GENERATION: str(spec.generation),
-        "qft-created": created_at,
-        "qft-region": spec.offer.region,
-        "qft-zone": spec.offer.zone,
-        "qft-size": spec.offer.size,
-        "qft-user": spec.user,
-        "qft-host-key": spec.host_public_key.strip(),
-        "qft-cap": "" if spec.max_price_usd_per_h is None else f"{spec.max_price_usd_per_h:.5f}",
-        "qft-price": f"{spec.offer.spot_usd_per_h:.6f}",
-        "qft-idle": f"{idle_usd_per_h(spec.disk_gb):.6f}",
-    }
-    for name, value in sorted(spec.labels.items())[:LABELS_MAX]:
-        tags[f"qft-label-{re.sub('[<>%&?/]', '-', name)}"[:512]] = value
-    for name, value in tags.items():
-        if len(value) > TAG_VALUE_CHARS_MAX:
-            raise BadRequest(f"the tag `{name}` is longer than {TAG_VALUE_CHARS_MAX} characters")
-    return tags
+    def vm_id(run_id: str, generation: int) -> str:
+        return Names(subscription_id=subscription_id, run_id=run_id, generation=generation).vm_id
 
-
-def lower_case_names(tags: Mapping[str, str] | None) -> dict[str, str]:
-    """Tags by names in lower case: names have no case at Azure, and policies rewrite them."""
-    return {name.lower(): str(value) for name, value in (tags or {}).items()}
-
-
-def is_of_run(tags: Mapping[str, str] | None, run_id: str) -> bool:
-    """Whether tags say that what carries them belongs to that run."""
-    return lower_case_names(tags).get(RUN, "").lower() == run_id.lower()
-
-
-def vm_from_tags(
-    found: Mapping[str, str], *, subscription_id: str, power: PowerState, host: str = ""
-) -> Vm | None:
-    """The machine that these tags speak of; None if they are not ours."""
-    tags = lower_case_names(found)
-    run_id = tags.get(RUN, "").lower()
-    if not run_id:
-        return None
-    generation = int(tags.get(GENERATION, "1")) if tags.get(GENERATION, "1").isdigit() else 1
-    names = Names(subscription_id=subscription_id, run_id=run_id, generation=generation)
-    return Vm(
-        provider="azure",
-        run_id=run_id,
-        id=names.vm_id,
-        region=tags.get("qft-region", ""),
-        size=tags.get("qft-size", ""),
-        zone=tags.get("qft-zone", ""),
-        generation=generation,
-        user=tags.get("qft-user", "qft"),
-        host=host,
-        host_public_key=tags.get("qft-host-key", ""),
-        power=power,
-        created_at=tags.get("qft-created", ""),
-        price_usd_per_h=_number(tags.get("qft-price", "")),
-        idle_usd_per_h=_number(tags.get("qft-idle", "")) or idle_usd_per_h(DISK_GB),
+    return vm_from_tags(
+        tags, provider="azure", id_of=vm_id, default_idle_usd_per_h=idle_usd_per_h(DISK_GB)
     )
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0

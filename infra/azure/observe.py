@@ -1,36 +1,21 @@
-"""What one look at Azure tells: power, address, and why a machine stopped, if anyone knows."""
+"""Observes a machine: power, address, and why it stopped, if Azure says."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
 
+from infra.azure.activity_log import SKEW_S, ActivityLog, StopCause
 from infra.azure.context import AzureContext
-from infra.azure.naming import GENERATION, Names, is_of_run, lower_case_names, names_of
+from infra.azure.naming import Names, names_of
 from infra.azure.operations import OperationTracker
 from infra.azure.vm import NO_CAP, current_cap, failure_of, power_of
-from infra.provider import (
-    PASSING,
-    Gone,
-    Observation,
-    PowerState,
-    ProviderError,
-    StopReason,
-    Transient,
-    Vm,
-)
+from infra.errors import PASSING, Gone, Transient
+from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.renting.run_record import RunRecord
-from infra.timestamps import format_utc, parse_utc_s
+from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 
-LOG_DAYS = 14
-SKEW_S = 120.0
-"""How far this computer's clock and Azure's may differ."""
-RELEASE_S = 600.0
-"""How long a deallocation may take until the log says that it succeeded."""
 _OUR_REQUESTS = {
     "deallocate": (StopReason.USER, "deallocated because qft asked for it"),
     "delete": (StopReason.USER, "deleted because qft asked for it"),
@@ -40,7 +25,7 @@ _OUR_REQUESTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class VmObserver:
-    """Reads; changes nothing."""
+    """Observes machines; changes nothing."""
 
     context: AzureContext
     price_now: Callable[[str, str], float | None]
@@ -49,7 +34,7 @@ class VmObserver:
     """The same, some minutes old at most, for looks every few seconds."""
 
     def observe(self, vm: Vm) -> Observation:
-        """One look at a machine: one request while it runs, one more to learn why it stopped."""
+        """Observe a machine: one request while it runs, one more to learn why it stopped."""
         names = names_of(vm, self.context.settings.subscription_id)
         record = self.context.record(vm.run_id)
         try:
@@ -103,7 +88,7 @@ class VmObserver:
     def stop_reason_from_log(
         self, vm: Vm, *, after_s: float, before_s: float
     ) -> Observation | None:
-        """What the activity log tells by now of a stop between those times; None if nothing."""
+        """Read from the activity log why it stopped between those times; None if not there."""
         names = names_of(vm, self.context.settings.subscription_id)
         try:
             answer = self.get(names)
@@ -111,7 +96,7 @@ class VmObserver:
             answer = {}
         except Transient:
             return None
-        cause = self._logged_cause(
+        cause = ActivityLog(context=self.context).stop_cause(
             names,
             answer,
             after_s=after_s,
@@ -129,11 +114,11 @@ class VmObserver:
 
     @property
     def operations(self) -> OperationTracker:
-        """How the last orders ended."""
+        """The tracker of the last operations."""
         return OperationTracker(context=self.context)
 
     def get(self, names: Names) -> dict[str, Any]:
-        """The machine with its instance view; raises `Gone` if there is none."""
+        """Get the machine with its instance view; raises `Gone` if there is none."""
         machines = self.context.arm.compute.virtual_machines
         return dict(
             self.context.arm.call(
@@ -142,7 +127,7 @@ class VmObserver:
         )
 
     def address(self, record: RunRecord, names: Names) -> str:
-        """The machine's public address, asked for once: it is static. Empty if there is none."""
+        """Get the public address, requested once: it is static. Empty if there is none."""
         if record.address and record.generation == names.generation:
             return record.address
         addresses = self.context.arm.network.public_ip_addresses
@@ -159,7 +144,7 @@ class VmObserver:
         return text
 
     def _gone(self, names: Names, record: RunRecord) -> Observation:
-        """No such machine: gone, or remnants if its group still stands."""
+        """Observe what is left of a machine: nothing, or remnants if its group exists."""
         groups = self.context.arm.resources.resource_groups
         try:
             group = self.context.arm.call("look at the group", groups.get, names.group)
@@ -183,7 +168,9 @@ class VmObserver:
             ran=self.operations.has_run(record),
             refusal=self.operations.refusal(names, record, {}),
         )
-        cause = self._logged_cause(names, {}, after_s=self._started_at(names, record))
+        cause = ActivityLog(context=self.context).stop_cause(
+            names, {}, after_s=self._started_at(names, record)
+        )
         if isinstance(cause, str):
             return seen
         words = f"{detail}: {cause.detail}"
@@ -215,7 +202,7 @@ class VmObserver:
     # ---- why it stopped ----
 
     def _stop_cause(self, names: Names, record: RunRecord, answer: dict[str, Any]) -> StopCause:
-        """Reason, since when, and words. Azure's model of an evicted machine does not say so.
+        """Find why a machine went down. Azure's model of an evicted machine does not say so.
 
         Proof comes from our own record of what we asked, then from the activity log, which may be
         minutes late or closed to this account. A spot machine that went down without anybody in
@@ -232,7 +219,7 @@ class VmObserver:
             return StopCause(reason=StopReason.UNKNOWN, detail=str(refusal), refusal=refusal)
         note = f" (the last start failed: {refusal})" if refusal else ""
         started_at = 0.0 if refusal else self._started_at(names, record)
-        cause = self._logged_cause(names, answer, after_s=started_at)
+        cause = ActivityLog(context=self.context).stop_cause(names, answer, after_s=started_at)
         if isinstance(cause, StopCause):
             return replace(cause, detail=cause.detail + note, refusal=refusal)
         if refusal:  # such as one that somebody's later order overtook, of which the log may tell
@@ -247,9 +234,11 @@ class VmObserver:
     def _power_off_cause(
         self, names: Names, record: RunRecord, answer: dict[str, Any]
     ) -> StopCause:
-        """Why it is switched off and billed: a `stop` that the log knows of, or from inside."""
+        """Find why it is switched off and billed: a `stop` in the log, or from inside."""
         bills = "still billed until it is deallocated"
-        cause = self._logged_cause(names, answer, after_s=self._started_at(names, record))
+        cause = ActivityLog(context=self.context).stop_cause(
+            names, answer, after_s=self._started_at(names, record)
+        )
         if isinstance(cause, StopCause):
             return replace(cause, detail=f"{cause.detail}: {bills}", since="")
         detail = f"switched off from inside, it seems: {bills}"
@@ -257,44 +246,9 @@ class VmObserver:
 
     @staticmethod
     def _started_at(names: Names, record: RunRecord) -> float:
-        """When this life of the machine began, as far as this computer knows; 0 if it does not."""
+        """When the machine was last created or started, as recorded here; 0 if it is not."""
         ours = record.generation == names.generation and record.requested in {"create", "start"}
         return record.requested_at if ours else 0.0
-
-    def _logged_cause(
-        self,
-        names: Names,
-        answer: dict[str, Any],
-        *,
-        after_s: float,
-        before_s: float = math.inf,
-        released_s: float = 0.0,
-    ) -> StopCause | str:
-        """Why the log says that the machine stopped between those times, or why it says nothing.
-
-        What qft itself ordered at `released_s`, after it had seen the stop, explains no stop.
-
-        The log of an earlier life of the machine says nothing about this one, and an hour that is
-        dated back to it would be an hour that nobody counts.
-        """
-        try:
-            events = self._activity_log(names)
-        except ProviderError as error:  # closed, absent or busy: it is a source, not the machine
-            return f"the activity log cannot be read ({error})"
-        own = str((answer.get("identity") or {}).get("principalId") or "")
-        for event in events:
-            at_s = parse_utc_s(str(event.get("eventTimestamp") or "")) or 0.0
-            at_s -= self.context.arm.skew_s if at_s else 0.0
-            if at_s < after_s or (before_s == math.inf and _is_start(event)):
-                break
-            ours = released_s and -SKEW_S <= at_s - released_s <= RELEASE_S
-            found = _reason_of(event, own) if at_s <= before_s and not ours else None
-            if found is not None:
-                reason, detail = found
-                return StopCause(
-                    reason=reason, since=format_utc(at_s) if at_s else "", detail=detail
-                )
-        return "the activity log has nothing yet, it lags by minutes"
 
     def _price_above_cap(self, answer: dict[str, Any]) -> str:
         """Words for a market price above the machine's cap; empty if it is not known to be."""
@@ -308,32 +262,6 @@ class VmObserver:
             return ""
         return f"evicted, it seems: the market price is {price} USD/h, above the cap of {cap}"
 
-    def _activity_log(self, names: Names) -> list[dict[str, Any]]:
-        """What the activity log tells of the machine, newest first."""
-        start = datetime.fromtimestamp(self.context.clock(), tz=UTC) - timedelta(days=LOG_DAYS)
-        wanted = (
-            f"eventTimestamp ge '{start:%Y-%m-%dT%H:%M:%SZ}' and resourceUri eq '{names.vm_id}'"
-        )
-        events = self.context.arm.listed(
-            "read the activity log",
-            f"/subscriptions/{names.subscription_id}/providers/Microsoft.Insights"
-            f"/eventtypes/management/values?$filter={quote(wanted)}",
-        )
-        return sorted(events, key=lambda one: str(one.get("eventTimestamp")), reverse=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopCause:
-    """Why a machine went down."""
-
-    reason: StopReason
-    detail: str
-    since: str = ""
-    certain: bool = True
-    ran: bool | None = None
-    """Whether it is known to have run, or not, before that."""
-    refusal: ProviderError | None = None
-
 
 def _size_and_region(answer: dict[str, Any]) -> tuple[str, str]:
     """Size and region of a machine."""
@@ -342,51 +270,10 @@ def _size_and_region(answer: dict[str, Any]) -> tuple[str, str]:
 
 
 def _inferred_cause(answer: dict[str, Any], silence: str, note: str) -> StopCause:
-    """Who did it when nobody says: of a spot machine, Azure, as far as anyone can tell."""
+    """Infer a cause that nobody reports: a spot machine counts as evicted by Azure."""
     spot = str((answer.get("properties") or {}).get("priority") or "").lower() == "spot"
     if not spot:
         detail = f"deallocated, not by us; {silence}{note}"
         return StopCause(reason=StopReason.UNKNOWN, detail=detail, certain=False)
     detail = "evicted, it seems: a spot machine went down and qft did not ask for it"
     return StopCause(reason=StopReason.EVICTED, detail=f"{detail}; {silence}{note}", certain=False)
-
-
-def _is_start(event: dict[str, Any]) -> bool:
-    """Whether an event says that the machine was started: older ones speak of earlier stops."""
-    operation = str((event.get("operationName") or {}).get("value") or "").lower()
-    status = str((event.get("status") or {}).get("value") or "").lower()
-    return operation.endswith("/virtualmachines/start/action") and status == "succeeded"
-
-
-def _reason_of(event: dict[str, Any], own: str) -> tuple[StopReason, str] | None:
-    """What one event of the activity log says about why a machine stopped; None if nothing.
-
-    `own` is the principal of the machine's own identity.
-    """
-    operation = str((event.get("operationName") or {}).get("value") or "").lower()
-    status = str((event.get("status") or {}).get("value") or "").lower()
-    if status and status not in {"succeeded", "started", "accepted"}:
-        return None
-    who = str(event.get("caller") or "somebody")
-    if operation.endswith("/evictspotvm/action"):
-        words = " ".join(str(value) for value in (event.get("properties") or {}).values())
-        if "price" in words.lower():
-            return StopReason.PRICE, "evicted: the market price rose above the cap"
-        return StopReason.EVICTED, "evicted: Azure took the capacity back"
-    if operation.endswith("/simulateeviction/action"):
-        return StopReason.EVICTED, f"evicted: a rehearsal asked for by {who}"
-    if operation.endswith("/deallocate/action") and own and who.lower() == own.lower():
-        detail = "it gave itself back: its limit was reached, or nobody needed it"
-        return StopReason.RETURNED, detail
-    verbs = {
-        "/virtualmachines/delete": "deleted",
-        "/deallocate/action": "deallocated",
-        "/poweroff/action": "switched off",
-    }
-    for ending, verb in verbs.items():
-        if operation.endswith(ending):
-            # People sign in with an address. Everything else is a program's: the auto-shutdown, a
-            # policy, Azure itself; none of them says that the owner wants no more of this run.
-            reason = StopReason.USER if "@" in who else StopReason.UNKNOWN
-            return reason, f"{verb} by {who}"
-    return None

@@ -13,7 +13,8 @@ from infra.azure.naming import idle_usd_per_h
 from infra.azure.prices import retail_quotes
 from infra.catalog.azure import AZURE, SPOT_QUOTA
 from infra.catalog.vendor import GpuSize, folded
-from infra.provider import NoCapacity, Offer, OverQuota, PriceAboveCap, ProviderError, Want
+from infra.errors import NoCapacity, OverQuota, PriceAboveCap, ProviderError
+from infra.provider import Offer, Want
 from infra.renting.gather import Findings
 from infra.renting.http import fetch_json
 from infra.renting.prices import PRICES_FRESH_S, PriceList, Quote, free_first, price_obstacle

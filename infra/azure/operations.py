@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra import provider as seam
+from infra import errors as seam_errors
 from infra.azure.context import AzureContext
 from infra.azure.errors import AzureErrorInfo, translate
 from infra.azure.naming import Names
 from infra.azure.vm import failure_of, last_finished_at
-from infra.provider import Gone, NoCapacity, ProviderError, SignedOut, Transient
+from infra.errors import Gone, NoCapacity, ProviderError, SignedOut, Transient
 from infra.renting.run_record import RunRecord
 from infra.timestamps import format_utc, parse_utc_s
 
@@ -83,7 +83,7 @@ class OperationTracker:
         mine = record.generation == names.generation
         if mine and record.requested in {"create", "start"} and record.refusal:
             name, message, hint = [*record.refusal, "", "", ""][:3]
-            kind: Any = getattr(seam, str(name), None)
+            kind: Any = getattr(seam_errors, str(name), None)
             exists = isinstance(kind, type) and issubclass(kind, ProviderError)
             refused: ProviderError = (kind if exists else NoCapacity)(str(message), hint=str(hint))
             return refused

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from infra.azure.context import AzureContext
 from infra.azure.naming import Names
-from infra.provider import Gone, NotAllowed, ProviderError, Rejected, Transient
+from infra.errors import Gone, NotAllowed, ProviderError, Rejected, Transient
 
 THREAD = "rights"
 GRACE_S = 0.2

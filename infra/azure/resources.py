@@ -1,14 +1,20 @@
-"""One part of a machine by its full id, read and removed through the client that knows its type."""
+"""Reads and removes the parts of a run by id, through the SDK's client that knows their type."""
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.azure.api_versions import type_of
-from infra.azure.naming import DISK, NIC, NSG, PUBLIC_IP, VM, VNET
+from infra.azure.context import AzureContext
+from infra.azure.errors import UnregisteredError
+from infra.azure.naming import DISK, NIC, NSG, PUBLIC_IP, VM, VNET, Names
+from infra.errors import Gone, ProviderError, Transient
+from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:
-    from infra.azure.sdk import Arm
+    from infra.azure.sdk import Arm, Operation
 
 _CLIENTS = {
     VM.lower(): ("compute", "virtual_machines"),
@@ -20,6 +26,62 @@ _CLIENTS = {
 }
 """Each type with the SDK's client and operations for it, which know its api-version; an
 auto-shutdown schedule has none among the SDK's packages that qft installs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Reads the parts of a run's resource group and removes them."""
+
+    context: AzureContext
+
+    def inventory(self, names: Names) -> list[dict[str, Any]]:
+        """What the group holds, as the (lagging) list says."""
+        with contextlib.suppress(Gone):
+            return self.context.arm.pages(
+                "list what the group holds",
+                lambda: self.context.arm.resources.resources.list_by_resource_group(names.group),
+            )
+        return []
+
+    def begin_group_removal(self, names: Names, token: str) -> Operation:
+        """Begin to remove the group with all that is in it, or take that up by its token."""
+        groups = self.context.arm.resources.resource_groups
+        more = {"continuation_token": token} if token else {}
+        return self.context.arm.begin(
+            f"remove the resource group `{names.group}`",
+            groups.begin_delete,
+            names.group,
+            force_deletion_types=VM,
+            **more,
+        )
+
+    def remove_id(self, id_: str, deadline: float) -> None:
+        """Remove one part and wait until it is gone, so that nothing holds on to the next."""
+        with contextlib.suppress(Gone):
+            begin_removal(self.context.arm, id_)
+        while self.exists(id_):
+            if self.context.clock() >= deadline:
+                raise Transient(f"`{id_}` is not gone yet")
+            self.context.sleep(self.context.settings.polling_s)
+
+    def exists(self, id_: str) -> bool:
+        """Whether a part is there."""
+        return self.view(id_) is not None
+
+    def view(self, id_: str) -> dict[str, Any] | None:
+        """A part as Azure describes it; None if there is none."""
+        try:
+            return look_at(self.context.arm, id_)
+        except (Gone, UnregisteredError):
+            return None
+
+    def remove_empty_group(self, record: RunRecord, names: Names) -> None:
+        """Remove a group that holds nothing; whether it goes now or in a minute costs nothing."""
+        with contextlib.suppress(ProviderError):
+            self.context.begin_or_resume(
+                record, "group", lambda token: self.begin_group_removal(names, token)
+            )
+            self.context.clear_tokens(record, "group")
 
 
 def look_at(arm: Arm, id_: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from infra.azure.credentials import RenewableCredential, RenewingPolicy, chain
 from infra.azure.error_parsing import ADVICE_S_MAX, error_info, is_unreadable, moment_of
 from infra.azure.errors import AzureErrorInfo, ConflictError, translate
 from infra.azure.settings import AzureSettings
-from infra.provider import SignedOut
+from infra.errors import SignedOut
 
 if TYPE_CHECKING:
     from azure.mgmt.network import NetworkManagementClient

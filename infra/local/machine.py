@@ -349,8 +349,8 @@ class Machine:
             VM_PROCESS: str(boot),
         }
         # -P: the machine's disk must not be able to stand in for a module of ours.
-        argv = [sys.executable, "-P", "-m", "infra.local.start_vm"]
-        argv += ["--dir", str(self.directory), "--life", str(boot)]
+        argv = [sys.executable, "-P", "-m", "infra.local.vm_process"]
+        argv += ["--dir", str(self.directory), "--boot", str(boot)]
         log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         pid = os.posix_spawn(
             sys.executable,

@@ -25,7 +25,7 @@ from typing import Any
 
 from infra.catalog.vendors import reference_spot_usd_per_h
 from infra.durable import read_json
-from infra.provider import BadRequest, NoCapacity, PriceAboveCap
+from infra.errors import BadRequest, NoCapacity, PriceAboveCap
 
 DEFAULT_REGIONS = ("local-1", "local-2")
 _REGION_KEYS = {"spot_usd_per_h", "on_demand_usd_per_h", "capacity", "changes"}

@@ -26,13 +26,11 @@ from typing import Any
 from infra.catalog.gpus import resolve_gpu
 from infra.catalog.vendors import cheapest_size, reference_on_demand_usd_per_h
 from infra.durable import LockTimeout, locked, read_json, sync_directory, write_json
+from infra.errors import BadRequest, Gone, NotAllowed, Transient
 from infra.local.machine import LaunchFailed, Machine, MachinePower, MachineSpec, MachineState
 from infra.local.market import Market, read_market
 from infra.local.processes import StillAlive
 from infra.provider import (
-    BadRequest,
-    Gone,
-    NotAllowed,
     Observation,
     Offer,
     PowerState,
@@ -40,7 +38,6 @@ from infra.provider import (
     Removed,
     StopReason,
     Traits,
-    Transient,
     Vm,
     VmSpec,
     Want,
@@ -270,7 +267,7 @@ class LocalProvider(Provider):
 
     def _vm(self, record: dict[str, Any], state: MachineState) -> Vm:
         """What the caller was told once, with what is true now."""
-        vm = Vm(**{**record["vm"], "power": PowerState(record["vm"]["power"])})
+        vm = Vm.from_json(record["vm"])
         power = {
             MachinePower.ABSENT: PowerState.REMNANTS,
             MachinePower.OFF: PowerState.DEALLOCATED,

@@ -1,7 +1,12 @@
-"""One life of a local machine: it boots, listens, and its end spares nothing that ran in it."""
+"""The process that is one boot of a local machine; when it ends, nothing that ran in it is spared.
+
+Started by `machine.py` as `python -m infra.local.vm_process --dir DIR --boot N`, detached: whoever
+started it may die, the machine stays. It listens to nobody but the files in `DIR`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
@@ -10,30 +15,45 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
-from infra.local.imds import MetadataService
+from infra.errors import BadRequest
 from infra.local.machine import Machine, MachineSpec
 from infra.local.market import read_market
 from infra.local.processes import VM_PROCESS, adopt_orphans, kill_all, processes_inside
-from infra.local.ssh_server import SshServer
-from infra.provider import BadRequest
+
+if TYPE_CHECKING:
+    from infra.local.imds import MetadataService
+    from infra.local.ssh_server import SshServer
 
 POLL_S = 0.05
 MARKET_EVERY_S = 0.25
 PERIODIC_EVERY_S = 1.0
 
 
+def main(arguments: list[str]) -> int:
+    """Detach, then run one boot of the machine until it is stopped, evicted or deleted."""
+    parser = argparse.ArgumentParser(prog="python -m infra.local.vm_process", description=__doc__)
+    parser.add_argument("--dir", type=Path, required=True, help="the machine's directory")
+    parser.add_argument("--boot", type=int, required=True, help="which start of it this is")
+    chosen = parser.parse_args(arguments)
+    if os.fork():
+        os._exit(0)  # the caller waits for this, and so never has this process as its own child
+    run(chosen.dir, chosen.boot)
+    return 0
+
+
 def run(directory: Path, boot: int) -> None:
-    """Play that life of the machine in `directory`, if nobody else does and its owner wants it."""
+    """Run that boot of the machine in `directory`, unless one does or none is wanted."""
     adopt_orphans()
     machine = Machine(directory)
     with machine.as_only_process() as alone:
         if alone:
             try:
                 asyncio.run(VmProcess(machine=machine, boot=boot).run())
-            finally:  # also if we failed: a machine without its guest is no machine
+            finally:  # also if we failed: without this process there is no machine
                 spec = machine.spec()
                 if spec is not None:
                     kill_all(lambda: processes_inside(spec.mark, machine.disk))
@@ -41,7 +61,7 @@ def run(directory: Path, boot: int) -> None:
 
 @dataclass(kw_only=True)
 class VmProcess:
-    """One life of one machine."""
+    """One boot of one machine."""
 
     machine: Machine
     boot: int
@@ -52,7 +72,11 @@ class VmProcess:
     _next_periodic_s: float = 0.0
 
     async def run(self) -> None:
-        """Boot, listen, and watch the machine's directory until something ends this life."""
+        """Boot, listen, and watch the machine's directory until something ends this boot."""
+        # After the fork: whoever started us does not wait for the SSH server's library.
+        from infra.local.imds import MetadataService
+        from infra.local.ssh_server import SshServer
+
         spec, desired = self.machine.spec(), self.machine.desired_state()
         if spec is None or desired is None or desired.boot != self.boot or not desired.on:
             return  # deleted or restarted while we were starting
@@ -109,7 +133,7 @@ class VmProcess:
             self.machine.report_alive()
 
     def _check_eviction(self, mark: str, metadata: MetadataService, now: float) -> None:
-        """Announce an eviction that was ordered, and end this life when its time has come."""
+        """Announce an eviction that was ordered, and end this boot when its time has come."""
         eviction = self.machine.eviction(self.boot)
         if eviction is None:
             return
@@ -178,3 +202,7 @@ def _environ_inside(home: Path, user: str) -> dict[str, str]:
     }
     shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
     return {**kept, "HOME": str(home), "USER": user, "LOGNAME": user, "SHELL": shell}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from infra.durable import read_json, write_json
-from infra.provider import Offer, OverQuota, ProviderError
+from infra.errors import OverQuota, ProviderError
+from infra.provider import Offer
 from infra.timestamps import format_utc
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """One refusal and until when it is believed."""
+    """One refusal, and until when it counts."""
 
     size: str
     region: str

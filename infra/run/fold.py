@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from infra.provider import Offer, PowerState, StopReason
+from infra.errors import ErrorKind
+from infra.provider import Offer, PowerState, StopReason, Vm
 from infra.run.billing_spans import (
     close_span,
     drop_open_span,
@@ -18,7 +19,7 @@ from infra.run.billing_spans import (
     reprice_span,
     without_compute,
 )
-from infra.run.journal import Event, JournalDamaged, Kind
+from infra.run.journal import Event, JournalDamaged, Kind, Outcome
 from infra.run.state import RunEnd, RunState, UnexplainedStop
 from infra.run.stop_reasons import (
     after_late_refusal,
@@ -29,9 +30,8 @@ from infra.run.stop_reasons import (
     is_refusal,
     spans_until_release,
     went_down_s,
-    with_failure,
+    with_refusal,
 )
-from infra.run.vm_json import offer_from_json, vm_from_json
 
 
 def fold(events: Iterable[Event]) -> RunState:
@@ -81,13 +81,13 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
         launched=state.launched and not changed,
         trained=state.trained and not changed,
         fetched="" if changed else state.fetched,
-        failures=tuple(one for one in state.failures if not one.needs_human),
+        refusals=tuple(one for one in state.refusals if not one.needs_human),
     )
 
 
 def _create_intended(state: RunState, event: Event) -> RunState:
     """Bills from here on: the machine may exist although its answer never arrived."""
-    offer = offer_from_json(event.data["offer"])
+    offer = Offer.from_json(event.data["offer"])
     return replace(
         state,
         pending=event.kind,
@@ -96,7 +96,7 @@ def _create_intended(state: RunState, event: Event) -> RunState:
         start_requested_s=event.at_s,
         deleted=False,
         spans=open_span(
-            state.spans, event.at_s, _all_of(offer.spot_usd_per_h, offer), compute=True
+            state.spans, event.at_s, offer.spot_usd_per_h + offer.idle_usd_per_h, compute=True
         ),
     )
 
@@ -104,7 +104,7 @@ def _create_intended(state: RunState, event: Event) -> RunState:
 def _create_accepted(state: RunState, event: Event) -> RunState:
     return replace(
         _vm_started(state, event),
-        vm=vm_from_json(event.data["vm"]),
+        vm=Vm.from_json(event.data["vm"]),
         pending=None,
         start_failures=0,
         unreachable=0,
@@ -120,50 +120,41 @@ def _create_failed(state: RunState, event: Event) -> RunState:
 
 
 def _refused(state: RunState, event: Event) -> RunState:
-    return with_failure(state, event, error=event.data["error"], message=event.data["message"])
+    kind = ErrorKind(event.data["error"])
+    return with_refusal(state, event, kind=kind, message=event.data["message"])
 
 
 def _start_intended(state: RunState, event: Event) -> RunState:
     price = state.vm.price_usd_per_h if state.vm else 0.0
     if not price and state.offer is not None:
         price = state.offer.spot_usd_per_h
-    price = _all_of(price, state.offer)
     return replace(
         state,
         pending=event.kind,
         start_requested_s=event.at_s,
-        spans=open_span(state.spans, event.at_s, price, compute=True),
+        spans=open_span(state.spans, event.at_s, price + state.idle_usd_per_h, compute=True),
     )
-
-
-def _all_of(compute_usd_per_h: float, offer: Offer | None) -> float:
-    """What an hour of a machine that runs costs: its disk and address bill at all times."""
-    return compute_usd_per_h + (offer.idle_usd_per_h if offer else 0.0)
-
-
-def _start_accepted(state: RunState, event: Event) -> RunState:
-    return replace(_vm_started(state, event), pending=None)  # accepted is not granted
 
 
 def _start_failed(state: RunState, event: Event) -> RunState:
     asked_s = state.spans[-1].start_s if state.spans else event.at_s
-    idle = state.offer.idle_usd_per_h if state.offer else 0.0
     return replace(
         _refused(state, event),
         pending=None,
         start_failures=state.start_failures + 1,
-        spans=open_span(drop_open_span(state.spans), asked_s, idle, compute=False),
+        spans=open_span(drop_open_span(state.spans), asked_s, state.idle_usd_per_h, compute=False),
         up=False,
     )
 
 
 def _running_seen(state: RunState, event: Event) -> RunState:
     """It was granted: past refusals are past. It bills since when the provider says it does."""
-    idle = state.offer.idle_usd_per_h if state.offer else 0.0
     since_s = event.data.get("since_s") or 0.0
     spans = state.spans
     if state.start_requested_s < since_s <= event.at_s:
-        spans = without_compute(spans, from_s=state.start_requested_s, to_s=since_s, usd_per_h=idle)
+        spans = without_compute(
+            spans, from_s=state.start_requested_s, to_s=since_s, usd_per_h=state.idle_usd_per_h
+        )
     return replace(state, running_s=event.at_s, start_failures=0, spans=spans)
 
 
@@ -186,12 +177,11 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
     rehearsed = (
         state.rehearsed if state.rehearsing is None else state.rehearsed | {state.rehearsing}
     )
-    idle = state.offer.idle_usd_per_h if state.offer else 0.0
     when = went_down_s(state, event)
     spans = close_span(state.spans, when)
     if event.data["power"] == PowerState.FAILED or (gone and not state.prepared):
         # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.
-        state = with_failure(state, event, error="NoCapacity", message=event.data["detail"])
+        state = with_refusal(state, event, kind=ErrorKind.NO_CAPACITY, message=event.data["detail"])
     unexplained_stop = UnexplainedStop(
         after_s=state.vm_started_s, at_s=event.at_s, counted=evicted, ran=ran, alive_s=state.alive_s
     )
@@ -209,25 +199,22 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
         unexplained_stop=None if event.data.get("certain", True) else unexplained_stop,
         rehearsed=rehearsed,
         rehearsing=None,
-        spans=spans if gone else open_span(spans, when, idle, compute=False),
+        spans=spans if gone else open_span(spans, when, state.idle_usd_per_h, compute=False),
     )
 
 
 def _stop_explained(state: RunState, event: Event) -> RunState:
     """The provider's records have caught up: an inferred reason gives way to the true one."""
-    if state.unexplained_stop is None:
+    stop = state.unexplained_stop
+    if stop is None:
         return state
-    evicted = is_eviction(event.data["reason"]) and state.unexplained_stop.ran
-    evictions = state.evictions + evicted - state.unexplained_stop.counted
+    evicted = is_eviction(event.data["reason"]) and stop.ran
+    evictions = state.evictions + evicted - stop.counted
     stopped_by_user = describe_user_stop_from_log(state, event)
     since_s, spans = event.data.get("since_s") or 0.0, state.spans
-    if (
-        state.unexplained_stop.ran
-        and max(state.unexplained_stop.after_s, state.unexplained_stop.alive_s) <= since_s
-    ):
-        idle = state.offer.idle_usd_per_h if state.offer else 0.0
+    if stop.ran and max(stop.after_s, stop.alive_s) <= since_s:
         spans = without_compute(
-            spans, from_s=since_s, to_s=state.unexplained_stop.at_s, usd_per_h=idle
+            spans, from_s=since_s, to_s=stop.at_s, usd_per_h=state.idle_usd_per_h
         )
     return replace(
         state,
@@ -242,13 +229,8 @@ def _price_seen(state: RunState, event: Event) -> RunState:
     """The market moved while the machine ran: from here on it bills at the price of now."""
     price = float(event.data["usd_per_h"])
     vm = None if state.vm is None else replace(state.vm, price_usd_per_h=price)
-    spans = reprice_span(state.spans, event.at_s, _all_of(price, state.offer))
+    spans = reprice_span(state.spans, event.at_s, price + state.idle_usd_per_h)
     return replace(state, vm=vm, spans=spans)
-
-
-def _prepared(state: RunState, event: Event) -> RunState:
-    del event
-    return replace(state, prepared=True)
 
 
 def _safeguards_set(state: RunState, event: Event) -> RunState:
@@ -261,15 +243,6 @@ def _safeguards_set(state: RunState, event: Event) -> RunState:
     )
 
 
-def _launch_intended(state: RunState, event: Event) -> RunState:
-    return replace(state, pending=event.kind)
-
-
-def _launched(state: RunState, event: Event) -> RunState:
-    del event
-    return replace(state, pending=None, launched=True, launches=state.launches + 1)
-
-
 def _progress(state: RunState, event: Event) -> RunState:
     step, steps = event.data["step"], event.data["steps"]
     return replace(state, step=step, steps=steps, disk_step=max(state.disk_step, step))
@@ -278,10 +251,6 @@ def _progress(state: RunState, event: Event) -> RunState:
 def _checkpoint_home(state: RunState, event: Event) -> RunState:
     """Work that got home shows that earlier silences were hiccups."""
     return replace(state, home_step=max(state.home_step, event.data["step"]), unreachable=0)
-
-
-def _evict_intended(state: RunState, event: Event) -> RunState:
-    return replace(state, rehearsing=event.data["step"])
 
 
 def _evict_requested(state: RunState, event: Event) -> RunState:
@@ -309,21 +278,11 @@ def _machine_unreachable(state: RunState, event: Event) -> RunState:
     return replace(state, unreachable=state.unreachable + 1, prepared=False, launched=False)
 
 
-def _trained(state: RunState, event: Event) -> RunState:
-    del event
-    return replace(state, trained=True)
-
-
-def _fetched(state: RunState, event: Event) -> RunState:
-    return replace(state, fetched=event.data["path"])
-
-
-def _end_intended(state: RunState, event: Event) -> RunState:
+def _intended(state: RunState, event: Event) -> RunState:
     return replace(state, pending=event.kind)
 
 
 def _deallocated(state: RunState, event: Event) -> RunState:
-    idle = state.offer.idle_usd_per_h if state.offer else 0.0
     return replace(
         state,
         pending=None,
@@ -331,7 +290,9 @@ def _deallocated(state: RunState, event: Event) -> RunState:
         prepared=False,
         launched=False,
         start_failures=0,
-        spans=open_span(spans_until_release(state, event), event.at_s, idle, compute=False),
+        spans=open_span(
+            spans_until_release(state, event), event.at_s, state.idle_usd_per_h, compute=False
+        ),
     )
 
 
@@ -350,7 +311,8 @@ def _deleted(state: RunState, event: Event) -> RunState:
 
 
 def _run_ended(state: RunState, event: Event) -> RunState:
-    return replace(state, ending=RunEnd(code=event.data["code"], reason=event.data["reason"]))
+    outcome = Outcome(event.data["code"])
+    return replace(state, ending=RunEnd(outcome=outcome, reason=event.data["reason"]))
 
 
 def _vm_started(state: RunState, event: Event) -> RunState:
@@ -373,29 +335,32 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
     Kind.CREATE_ACCEPTED: _create_accepted,
     Kind.CREATE_FAILED: _create_failed,
     Kind.START_INTENDED: _start_intended,
-    Kind.START_ACCEPTED: _start_accepted,
+    # Accepted is not granted: whether it runs is seen later.
+    Kind.START_ACCEPTED: lambda state, event: replace(_vm_started(state, event), pending=None),
     Kind.START_FAILED: _start_failed,
     Kind.RUNNING_SEEN: _running_seen,
     Kind.ADDRESS_SEEN: _address_seen,
     Kind.STOP_SEEN: _stop_seen,
     Kind.STOP_EXPLAINED: _stop_explained,
     Kind.PRICE_SEEN: _price_seen,
-    Kind.PREPARED: _prepared,
+    Kind.PREPARED: lambda state, _: replace(state, prepared=True),
     Kind.SAFEGUARDS_SET: _safeguards_set,
-    Kind.LAUNCH_INTENDED: _launch_intended,
-    Kind.LAUNCHED: _launched,
+    Kind.LAUNCH_INTENDED: _intended,
+    Kind.LAUNCHED: lambda state, _: replace(
+        state, pending=None, launched=True, launches=state.launches + 1
+    ),
     Kind.PROGRESS: _progress,
     Kind.CHECKPOINT_HOME: _checkpoint_home,
-    Kind.EVICT_INTENDED: _evict_intended,
+    Kind.EVICT_INTENDED: lambda state, event: replace(state, rehearsing=event.data["step"]),
     Kind.EVICT_REQUESTED: _evict_requested,
     Kind.TRAINER_EXITED: _trainer_exited,
     Kind.TRAINER_HUNG: _trainer_hung,
     Kind.MACHINE_UNREACHABLE: _machine_unreachable,
-    Kind.TRAINED: _trained,
-    Kind.FETCHED: _fetched,
-    Kind.DEALLOCATE_INTENDED: _end_intended,
+    Kind.TRAINED: lambda state, _: replace(state, trained=True),
+    Kind.FETCHED: lambda state, event: replace(state, fetched=event.data["path"]),
+    Kind.DEALLOCATE_INTENDED: _intended,
     Kind.DEALLOCATED: _deallocated,
-    Kind.DELETE_INTENDED: _end_intended,
+    Kind.DELETE_INTENDED: _intended,
     Kind.DELETED: _deleted,
     Kind.RUN_ENDED: _run_ended,
 }

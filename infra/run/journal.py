@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,24 @@ class Kind(StrEnum):
     DELETE_INTENDED = "delete_intended"
     DELETED = "deleted"
     RUN_ENDED = "run_ended"
+
+
+RELEASE_INTENTS = {Kind.DEALLOCATE_INTENDED, Kind.DELETE_INTENDED}
+"""What this run writes down before it gives a machine back."""
+
+
+class Outcome(Enum):
+    """How a run ended; the value is the `code` that the journal holds."""
+
+    DONE = 0
+    BAD_INPUT = 2
+    CLOUD_REFUSED = 3
+    MACHINE_FAILED = 4
+    """It does not answer, is not the one it claims to be, or cannot do the work."""
+    TRAINING_FAILED = 5
+    BUDGET_REACHED = 6
+    STOPPED_BY_USER = 130
+    """Somebody stopped the machine in the cloud, or typed `qft down`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,37 +5,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.catalog.vendors import quota_covers
-from infra.provider import Offer, OverQuota, Rejected, Vm
+from infra.errors import ErrorKind
+from infra.provider import Offer, Vm
 from infra.run.billing_spans import Span
-from infra.run.journal import Kind
+from infra.run.journal import Kind, Outcome
 
 EXPLAIN_EVERY_S = 180.0
 EXPLAIN_S_MAX = 3600.0
-
-
 REJECTIONS_MAX = 3
 """How many places may refuse in words that nobody foresaw before a human is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
-    """One refusal of the cloud, remembered so that the same place is not tried again and again."""
+class Refusal:
+    """A refusal by the provider, remembered so that a place is not tried again and again."""
 
     place: str
     size: str
-    error: str
-    """Class name in the seam's error tree."""
+    kind: ErrorKind
     message: str
     at_s: float
+
+    def __str__(self) -> str:
+        """What was refused, for people."""
+        return f"{self.kind}: {self.message}"
 
     @property
     def needs_human(self) -> bool:
         """Whether it lasts until a person has asked the cloud for more."""
-        return self.error in {OverQuota.__name__, Rejected.__name__}
+        return self.kind in {ErrorKind.OVER_QUOTA, ErrorKind.REJECTED}
 
     def rules_out(self, offer: Offer) -> bool:
         """Whether it speaks of that offer, too: quota is a pool of the region, zones and all."""
-        if self.error == OverQuota.__name__:
+        if self.kind is ErrorKind.OVER_QUOTA:
             there = self.place.partition("/")[0] == offer.region
             return there and quota_covers(
                 self.message, provider=offer.provider, refused=self.size, size=offer.size
@@ -45,11 +47,11 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnd:
-    """How a run ended: an exit code of `qft`, and why in words."""
+    """How a run ended, and why in words."""
 
-    code: int
+    outcome: Outcome
     reason: str
-    keeps: bool = False
+    keeps_machine: bool = False
     """Whether the machine is left as it is although the goal was missed."""
 
 
@@ -118,7 +120,7 @@ class RunState:
     crashes: tuple[int, ...] = ()
     """Steps at which the trainer ended by itself, in order."""
     hangs: int = 0
-    failures: tuple[Failure, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     rehearsed: frozenset[int] = frozenset()
     rehearsing: int | None = None
     trained: bool = False
@@ -142,13 +144,18 @@ class RunState:
     spans: tuple[Span, ...] = ()
 
     @property
+    def idle_usd_per_h(self) -> float:
+        """What disk and address cost per hour: they bill at all times, compute or not."""
+        return self.offer.idle_usd_per_h if self.offer else 0.0
+
+    @property
     def rejected(self) -> bool:
         """Whether the cloud has refused often enough, in words that no rule knows, to stop asking.
 
         Place after place, or start after start: what is wrong then is what is asked for.
         """
-        here = [one for one in self.failures if one.error == Rejected.__name__]
-        starts = self.start_failures if len(here) == len(self.failures) else 0
+        here = [one for one in self.refusals if one.kind is ErrorKind.REJECTED]
+        starts = self.start_failures if len(here) == len(self.refusals) else 0
         return max(len(here), starts) >= REJECTIONS_MAX
 
     @property

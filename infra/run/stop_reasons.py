@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from infra.provider import NoCapacity, Observation, PowerState, PriceAboveCap, StopReason
+from infra.errors import ErrorKind
+from infra.provider import Observation, PowerState, StopReason
 from infra.run.billing_spans import Span, close_span, open_span, without_compute
-from infra.run.journal import Event, Kind
-from infra.run.state import Failure, RunState, UnexplainedStop
+from infra.run.journal import RELEASE_INTENTS, Event
+from infra.run.state import Refusal, RunState, UnexplainedStop
 from infra.timestamps import format_utc, parse_utc_s
 
-RELEASE_INTENTS = {Kind.DEALLOCATE_INTENDED, Kind.DELETE_INTENDED}
 CLOCK_SKEW_S = 60.0
 """How much earlier than the last sign of life a stop may be dated: clocks and logs are not one."""
 MARKET_REASONS = {StopReason.EVICTED, StopReason.PRICE, StopReason.UNKNOWN}
@@ -66,22 +66,24 @@ def after_late_refusal(state: RunState, event: Event) -> RunState:
     the hours count until the stop was seen.
     """
     stop = event.data
-    idle = state.offer.idle_usd_per_h if state.offer else 0.0
     gone = stop["power"] in {PowerState.GONE, PowerState.REMNANTS}
     if stop.get("refused"):
-        spans = without_compute(state.spans, from_s=state.start_requested_s, usd_per_h=idle)
+        spans = without_compute(
+            state.spans, from_s=state.start_requested_s, usd_per_h=state.idle_usd_per_h
+        )
         spans = close_span(spans, event.at_s) if gone else spans
     else:
         spans = close_span(state.spans, event.at_s)
-        spans = spans if gone else open_span(spans, event.at_s, idle, compute=False)
+        spans = spans if gone else open_span(spans, event.at_s, state.idle_usd_per_h, compute=False)
     dear = stop["reason"] == StopReason.PRICE
-    error = stop.get("refused") or (PriceAboveCap if dear else NoCapacity).__name__
+    inferred = ErrorKind.PRICE_ABOVE_CAP if dear else ErrorKind.NO_CAPACITY
+    kind = ErrorKind(stop["refused"]) if stop.get("refused") else inferred
     unsure = not stop.get("certain", True)
     unexplained_stop = UnexplainedStop(
         after_s=state.vm_started_s, at_s=event.at_s, counted=False, ran=False
     )
     return replace(
-        with_failure(state, event, error=error, message=str(stop.get("detail", ""))),
+        with_refusal(state, event, kind=kind, message=str(stop.get("detail", ""))),
         pending=state.pending if state.pending in RELEASE_INTENTS else None,
         up=False,
         prepared=False,
@@ -92,16 +94,16 @@ def after_late_refusal(state: RunState, event: Event) -> RunState:
     )
 
 
-def with_failure(state: RunState, event: Event, *, error: str, message: str) -> RunState:
+def with_refusal(state: RunState, event: Event, *, kind: ErrorKind, message: str) -> RunState:
     """The state with one more refusal of the present offer, in the place of an older one."""
     offer = state.offer
     if offer is None:
         return state
-    failure = Failure(
-        place=offer.place, size=offer.size, error=error, message=message, at_s=event.at_s
+    refusal = Refusal(
+        place=offer.place, size=offer.size, kind=kind, message=message, at_s=event.at_s
     )
-    others = tuple(f for f in state.failures if (f.place, f.size) != (offer.place, offer.size))
-    return replace(state, failures=(*others, failure))
+    others = tuple(f for f in state.refusals if (f.place, f.size) != (offer.place, offer.size))
+    return replace(state, refusals=(*others, refusal))
 
 
 def went_down_s(state: RunState, event: Event) -> float:
@@ -120,8 +122,9 @@ def spans_until_release(state: RunState, event: Event) -> tuple[Span, ...]:
     until_s = event.data.get("until_s") or math.inf
     if not max(state.start_requested_s, state.alive_s) <= until_s <= event.at_s:
         return state.spans
-    idle = state.offer.idle_usd_per_h if state.offer else 0.0
-    return without_compute(state.spans, from_s=until_s, to_s=event.at_s, usd_per_h=idle)
+    return without_compute(
+        state.spans, from_s=until_s, to_s=event.at_s, usd_per_h=state.idle_usd_per_h
+    )
 
 
 def describe_user_stop(state: RunState, event: Event) -> str:

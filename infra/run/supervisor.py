@@ -1,6 +1,6 @@
 """The loop that brings a run home: observe, decide, journal, act, again.
 
-It holds no policy (that is `lifecycle.decide`) and no memory of its own that matters: killed at any
+It holds no policy (that is `decide.decide`) and no memory of its own that matters: killed at any
 point, a new supervisor over the same journal goes on. Clock and sleep come in as arguments.
 """
 
@@ -8,47 +8,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from infra.provider import (
-    PASSING,
-    Gone,
-    Observation,
-    Offer,
-    PowerState,
-    ProviderError,
-    SignedOut,
-    StopReason,
-    Transient,
-    Vm,
-)
+from infra.errors import PASSING, Gone, ProviderError, SignedOut, Transient
+from infra.provider import Observation, Offer, PowerState, StopReason, Vm
 from infra.retry import Result, with_retries
 from infra.run import actions as act
 from infra.run import stop_reasons
 from infra.run.budget import bill, budget_end_s
 from infra.run.context import RunContext, TurnReport
-from infra.run.decide import (
-    CLOUD_REFUSED,
-    UNREACHABLE,
-    JobPhase,
-    JobView,
-    RunPlan,
-    Seen,
-    decide,
-)
+from infra.run.decide import Seen, decide, end_after_refusal
 from infra.run.fold import apply, fold
-from infra.run.journal import Kind
-from infra.run.observed_events import ObservedEvents
-from infra.run.observer import Observer
-from infra.run.refused_end import release_after
+from infra.run.journal import Kind, Outcome
+from infra.run.observer import Observer, StallDetector
+from infra.run.plan import RunPlan
 from infra.run.release import billed_until_s, release
 from infra.run.safeguards import set_safeguards
-from infra.run.stall_detector import StallDetector
 from infra.run.state import RunEnd, RunState
-from infra.run.vm_json import to_json
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
-PROGRESS_EVERY_S = 10.0
 OFFERS_TTL_S = 300.0
 
 
@@ -60,14 +38,7 @@ class Supervisor:
         self._state = fold(context.journal.events)
         self._offers: tuple[Offer, ...] = ()
         self._offers_s = 0.0
-        self._stall_detector = StallDetector(now_s=context.clock())
-        self._observed_events = ObservedEvents(
-            context.provider, clock=context.clock, sleep=context.sleep
-        )
-        self._observer = Observer(
-            context.provider, clock=context.clock, sleep=context.sleep, on_wait=self._report
-        )
-        self._progress_s = 0.0
+        self._observer = Observer(context, record=self._record, report=self._report)
         self._interruptions = 0
         """Acts in a row that were cut on a machine that had just answered."""
         self._last: act.Action | None = None
@@ -89,15 +60,15 @@ class Supervisor:
             except (HostUnreachable, Gone) as error:  # the next look says what became of it
                 ending = self._act_interrupted(str(error), plan)
             except (HostNotTrusted, HostUnfit) as error:
-                ending = RunEnd(code=UNREACHABLE, reason=str(error))
+                ending = RunEnd(outcome=Outcome.MACHINE_FAILED, reason=str(error))
             except ProviderError as error:  # raised again if there is nothing to release
-                ending = release_after(error, self._state)
+                ending = end_after_refusal(error, self._state)
             if ending is not None:
                 return self._end(ending, plan)
 
     def _turn(self, plan: RunPlan) -> RunEnd | None:
         """Look, decide, tell, act: once."""
-        seen = self._observe(plan)
+        seen = self._look(plan)
         now_s = self._context.clock()
         able = replace(plan, has_safeguards=False) if self._observer.assumed_up else plan
         action = decide(self._state, seen, able, now_s)
@@ -115,7 +86,7 @@ class Supervisor:
     def _act_interrupted(self, reason: str, plan: RunPlan) -> RunEnd | None:
         """The machine answered, then the act was cut: repeat it after a pause, but not for ever."""
         now_s = self._context.clock()
-        self._stall_detector.unreachable_for_s(now_s)
+        self._observer.stalls.unreachable_for_s(now_s)
         self._interruptions += 1
         if self._interruptions > plan.policy.cut_max:
             self._interruptions = 0
@@ -127,72 +98,24 @@ class Supervisor:
         return None
 
     def _report(self, seen: Seen, action: act.Action, now_s: float) -> None:
-        used, stop = bill(self._state, now_s), self._observer.warning
         report = TurnReport(
-            state=self._state, seen=seen, action=action, bill=used, now_s=now_s, warning=stop
+            state=self._state,
+            seen=seen,
+            action=action,
+            bill=bill(self._state, now_s),
+            now_s=now_s,
+            warning=self._observer.warning,
         )
         self._context.on_turn(report)
 
-    # ---- observe ----
-
-    def _observe(self, plan: RunPlan) -> Seen:
+    def _look(self, plan: RunPlan) -> Seen:
+        """Look at what is at home, at the machine and the job on it, and at recent offers."""
         home = self._context.workload.home_step()
         if home > self._state.home_step:
             self._record(Kind.CHECKPOINT_HOME, step=home)
         if self._context.clock() - self._offers_s > OFFERS_TTL_S:
             self._offers = ()
-        vm = self._state.vm
-        if vm is None:
-            return Seen(offers=self._offers)
-        observation = self._observer.observe(vm, plan.policy, answers=self._state.prepared)
-        vm = self._follow_address(vm, observation)
-        if not self._observer.assumed_up:
-            for kind, data in self._observed_events.events(self._state, vm, observation):
-                self._record(kind, **data)
-        seen = Seen(machine=observation, offers=self._offers)
-        if observation.power is not PowerState.RUNNING or not vm.host or not self._state.up:
-            return seen
-        try:
-            if not self._state.prepared:
-                self._context.workload.connect(vm)
-                job = None
-            else:
-                job = self._context.workload.job_status(vm)
-        except HostUnreachable as error:
-            silent_s = self._stall_detector.unreachable_for_s(self._context.clock())
-            self._allow_caller_ip(vm, silent_s)
-            return replace(seen, unreachable=str(error), unreachable_s=silent_s)
-        self._stall_detector.reachable()
-        if job is None:
-            return seen
-        job = self._stall_detector.with_durations(job, self._context.clock())
-        self._record_progress(job)
-        return replace(seen, job=job)
-
-    def _allow_caller_ip(self, vm: Vm, silent_s: float) -> None:
-        """The laptop may have moved: once a silence has begun, let its address of now in."""
-        provider = self._context.provider
-        if silent_s > 0 and not self._stall_detector.caller_allowed:
-            self._stall_detector.caller_allowed = True
-            self._with_retries(lambda: provider.allow_caller_ip(vm))
-
-    def _follow_address(self, vm: Vm, seen: Observation) -> Vm:
-        """Write down a changed address; return the machine with the address it has now."""
-        now = (seen.host, seen.port, seen.metadata_url)
-        if not seen.host or now == (vm.host, vm.port, vm.metadata_url):
-            return vm
-        self._record(
-            Kind.ADDRESS_SEEN, host=seen.host, port=seen.port, metadata_url=seen.metadata_url
-        )
-        return self._state.vm or vm
-
-    def _record_progress(self, job: JobView) -> None:
-        now_s = self._context.clock()
-        changed = (job.step, job.steps) != (self._state.step, self._state.steps)
-        final = job.phase is JobPhase.EXITED
-        if changed and (final or abs(now_s - self._progress_s) >= PROGRESS_EVERY_S):
-            self._progress_s = now_s
-            self._record(Kind.PROGRESS, step=job.step, steps=job.steps)
+        return replace(self._observer.observe(self._state, plan.policy), offers=self._offers)
 
     # ---- act ----
 
@@ -238,7 +161,7 @@ class Supervisor:
             case act.Launch():
                 self._record(Kind.LAUNCH_INTENDED)
                 workload.launch(vm)
-                self._stall_detector = StallDetector(now_s=self._context.clock())
+                self._observer.stalls = StallDetector(now_s=self._context.clock())
                 self._record(Kind.LAUNCHED)
             case act.StopHung(step=step, reason=reason):
                 workload.stop(vm)
@@ -273,20 +196,20 @@ class Supervisor:
         if self._offers:
             return None
         reason = f"{self._context.provider.name} has no offer for {self._context.want}"
-        return RunEnd(code=CLOUD_REFUSED, reason=reason)
+        return RunEnd(outcome=Outcome.CLOUD_REFUSED, reason=reason)
 
     def _create(self, offer: Offer, generation: int, plan: RunPlan) -> None:
         spec = self._context.make_spec(offer, generation)
         if plan.has_safeguards:
             spec = replace(spec, until_s=self._until_s(plan, offer.spot_usd_per_h))
         if self._state.pending is not Kind.CREATE_INTENDED:
-            self._record(Kind.CREATE_INTENDED, generation=generation, offer=to_json(offer))
+            self._record(Kind.CREATE_INTENDED, generation=generation, offer=asdict(offer))
         try:
             vm = self._with_retries(lambda: self._context.provider.create(spec))
         except ProviderError as error:
             self._refused(Kind.CREATE_FAILED, error)
             return
-        self._record(Kind.CREATE_ACCEPTED, vm=to_json(vm))
+        self._record(Kind.CREATE_ACCEPTED, vm=asdict(vm))
 
     def _start(self) -> None:
         vm, provider = self._machine(), self._context.provider
@@ -359,29 +282,29 @@ class Supervisor:
 
     def _record_stop(self, seen: Observation) -> None:
         self._context.workload.disconnect()
-        reason = self._stall_detector.reason_of(seen)
-        self._stall_detector.reachable()
+        reason = self._observer.stalls.reason_of(seen)
+        self._observer.stalls.reachable()
         self._record(Kind.STOP_SEEN, **stop_reasons.stop_event_data(self._state, seen, reason))
         if seen.refusal is not None and not isinstance(seen.refusal, (*PASSING, Transient)):
             raise seen.refusal  # such as a policy: only a human can change what it forbids
 
     def _abandon_boot(self, reason: str, plan: RunPlan) -> RunEnd | None:
         self._record(Kind.MACHINE_UNREACHABLE, reason=reason)
-        self._stall_detector.reachable()
+        self._observer.stalls.reachable()
         if not plan.rents:
-            return RunEnd(code=UNREACHABLE, reason=reason)
+            return RunEnd(outcome=Outcome.MACHINE_FAILED, reason=reason)
         self._deallocate(reason, save=False)
         return None
 
     def _end(self, ending: RunEnd, plan: RunPlan) -> RunEnd:
         """Write the ending down; a run that failed must not go on billing compute."""
-        failed = ending.code and not ending.keeps
+        failed = ending.outcome is not Outcome.DONE and not ending.keeps_machine
         if failed and plan.rents and self._state.up and self._state.vm is not None:
             if self._state.disk_step == 0 and self._state.home_step == 0:
                 self._remove(ending.reason)  # nothing is on it that anybody could miss
             else:
                 self._deallocate(ending.reason, save=True)
-        self._record(Kind.RUN_ENDED, code=ending.code, reason=ending.reason)
+        self._record(Kind.RUN_ENDED, code=ending.outcome.value, reason=ending.reason)
         return ending
 
     # ---- helpers ----
@@ -390,8 +313,10 @@ class Supervisor:
         """Tell something that goes on for minutes."""
         self._report(Seen(), act.Wait(wait_s=0, reason=words), self._context.clock())
 
-    def _record(self, kind: Kind, **data: object) -> None:
+    def _record(self, kind: Kind, **data: object) -> RunState:
+        """Write one event down; return the state after it."""
         self._state = apply(self._state, self._context.journal.append(kind, **data))
+        return self._state
 
     def _machine(self) -> Vm:
         if self._state.vm is None:

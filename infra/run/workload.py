@@ -2,10 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from infra.provider import Vm
-from infra.run.decide import JobView
+from infra.run.heartbeat import SILENCE, Heartbeat
+
+
+class JobPhase(StrEnum):
+    """What the supervisor must know of the trainer's process."""
+
+    ABSENT = "absent"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+class JobOutcome(StrEnum):
+    """How the trainer's process ended, as far as its exit code says."""
+
+    DONE = "done"
+    PREEMPTED = "preempted"
+    """It saved its state because the machine is about to be taken."""
+    BAD_INPUT = "bad input"
+    """It refused the data or the config: starting it again would end the same way."""
+    CRASHED = "crashed"
+    """Anything else, also where no exit code was left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobView:
+    """One look at the job on the machine."""
+
+    phase: JobPhase
+    outcome: JobOutcome | None = None
+    """How it ended; None while it has not."""
+    exit_code: int | None = None
+    """None if it is not over, or was killed before it could leave one."""
+    step: int = 0
+    steps: int = 0
+    stalled_s: float = 0.0
+    """Seconds without any sign of progress, measured by whoever watches."""
+    silent_s: float = 0.0
+    """Seconds without a heartbeat."""
+    heartbeat: Heartbeat = SILENCE
+    """What the trainer says of itself."""
 
 
 class Workload(Protocol):

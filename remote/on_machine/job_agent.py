@@ -1,13 +1,15 @@
-"""Runs ON THE MACHINE: one process that outlives our connection, started once, never twice.
+"""Runs on the machine: starts one process that outlives the connection, once, and reports on it.
 
-What proves that the job runs is a kernel lock on `job.lock`, taken before the job exists, inherited
-by it, and released by the kernel when its last process is gone: neither a pid that was reused nor a
-reboot can fool it. Shipped alone by content hash, `python agent_job-<sha8>.py VERB`: request as
-JSON on stdin, answer as JSON on stdout. Standard library only, Python 3.8 or later, Linux or macOS.
+The job runs as long as a kernel lock on `job.lock` is held: it is taken before the job exists,
+inherited by it, and released by the kernel when its last process is gone, so that neither a reused
+pid nor a reboot is taken for it. Shipped alone by content hash (hence one file), started over SSH:
+`python job_agent-<sha8>.py VERB`, request as JSON on stdin, answer as JSON on stdout. Standard
+library only, Python 3.8 or later, Linux or macOS.
 
-In the job's directory: `job.lock` (held by the job), `start.lock` (held for moments by who looks or
-starts), `job.json` (what was started), `exit.json` (how it ended, whole or absent), `job.log`. Of
-the log the beginning and the end are kept: its middle becomes a hole, so that no place in it moves.
+In the job's directory: `job.lock` (held by the job), `start.lock` (held for moments by whoever
+starts the job or asks about it), `job.json` (what was started), `exit.json` (how it ended, whole or
+absent), `job.log`. Of a long log the beginning and the end are kept: its middle becomes a hole, so
+that no offset changes.
 """
 
 # Plain os calls, as descriptors and locks need them:
@@ -31,62 +33,63 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 POLL_S = 0.05
-MARK = "--qft-answer--\n"
-"""What comes before it is chatter of the login shell's start-up files."""
-READY = b"ok"
-LOG_HEAD = 1 << 20  # these three in bytes; each is a whole number of any disk's blocks
-LOG_END = 16 << 20
-LOG_SLACK = 16 << 20  # how much more may gather before the middle is given back
-LOG_LOOK_S = 1.0
+ANSWER_MARK = "--qft-answer--\n"
+"""What comes before it was printed by the login shell's start-up files."""
+STARTED = b"ok"
+LOG_HEAD_BYTES = 1 << 20  # these three in bytes; each is a whole number of any disk's blocks
+LOG_END_BYTES = 16 << 20
+LOG_SLACK_BYTES = 16 << 20  # how much more may gather before the middle is given back
+LOG_CHECK_S = 1.0
 KEEP_SIZE_PUNCH_HOLE = 1 | 2  # Linux: fallocate(2)
 
 
 def main(argv: list[str]) -> int:
-    """Do one verb. Exit 0 with the answer, 3 with `{"error": …}` for what the caller can handle."""
+    """Run one verb. Exit 0 with the answer, 3 with `{"error": …}` for the caller to handle."""
     os.umask(0o077)  # what we make there is its user's alone
     verbs = {"start": start, "status": status, "tail": tail, "stop": stop}
     request = json.loads(sys.stdin.buffer.read() or b"{}")
-    sys.stdout.write(MARK)
+    sys.stdout.write(ANSWER_MARK)
     sys.stdout.flush()
     try:
         answer = verbs[argv[1]](request)
     except OSError as error:
         answer = {"error": "failed", "path": str(error.filename or "")}
-        answer["said"] = error.strerror or str(error)
+        answer["message"] = error.strerror or str(error)
     json.dump(answer, sys.stdout)
     return 3 if "error" in answer else 0
 
 
 def start(request: dict[str, Any]) -> dict[str, Any]:
-    """Start `argv` detached, unless the job runs already; answer as `status`, and `started`.
+    """Start `argv` detached, unless the job runs already; answer as `status`, with `started`.
 
     Returns when the process exists, or when it is known why it cannot.
     """
     folder = request["directory"]
     os.makedirs(folder, exist_ok=True)
-    with looking(folder) as start_lock:
+    with start_lock_held(folder) as start_lock:
         lock = take_lock(folder)
         if lock is None:
-            return dict(look(folder, running=True), started=False)
+            return dict(describe(folder, running=True), started=False)
         reader, writer = os.pipe()
         if os.fork() == 0:
             os.close(reader)
             os.close(start_lock)  # or it would stay locked for the life of the job
-            keep(request, folder, lock, writer)  # never returns
+            supervise(request, folder, lock, writer)  # never returns
         os.close(writer)
         os.close(lock)
         with os.fdopen(reader, "rb") as pipe:
-            said = pipe.read()
+            message = pipe.read()
         os.wait()
-        if said != READY:
-            return {"error": "failed", "said": said.decode("utf-8", "replace"), "path": folder}
-        return dict(look(folder, running=is_running(folder)), started=True)
+        if message != STARTED:
+            text = message.decode("utf-8", "replace")
+            return {"error": "failed", "message": text, "path": folder}
+        return dict(describe(folder, running=is_running(folder)), started=True)
 
 
-def keep(request: dict[str, Any], folder: str, lock: int, writer: int) -> None:
-    """Be the job's keeper: leave the session, start it, wait for it, write down how it ended.
+def supervise(request: dict[str, Any], folder: str, lock: int, writer: int) -> None:
+    """Leave the session, start the job, wait for it and record how it ended.
 
-    The keeper shares the lock with the job; the one that ends last releases it.
+    This process shares the lock with the job; the one that ends last releases it.
     """
     with contextlib.suppress(OSError):
         os.setsid()
@@ -97,13 +100,13 @@ def keep(request: dict[str, Any], folder: str, lock: int, writer: int) -> None:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         child = launch(request, folder, lock)
-        os.write(writer, READY)
+        os.write(writer, STARTED)
         os.close(writer)
         for descriptor in (0, 1, 2):
             os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
-        watch = (os.path.join(folder, "job.log"), LOG_LOOK_S)
-        threading.Thread(target=keep_short, args=watch, daemon=True).start()
-        sweep(child)
+        log_limit = (os.path.join(folder, "job.log"), LOG_CHECK_S)
+        threading.Thread(target=limit_log_forever, args=log_limit, daemon=True).start()
+        kill_leftovers(child)
         code = child.wait()
         ended = {"exit_code": code if code >= 0 else 128 - code, "ended_at": time.time()}
         write_whole(os.path.join(folder, "exit.json"), ended)
@@ -111,7 +114,7 @@ def keep(request: dict[str, Any], folder: str, lock: int, writer: int) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):  # the pipe is closed once the job runs
             os.write(writer, f"{error.filename or ''}: {error.strerror}".encode())
-        with contextlib.suppress(OSError):  # on a full disk nothing more can be written down
+        with contextlib.suppress(OSError):  # on a full disk nothing more can be recorded
             ended = {"exit_code": 127, "ended_at": time.time()}
             write_whole(os.path.join(folder, "exit.json"), ended)
     finally:
@@ -119,8 +122,8 @@ def keep(request: dict[str, Any], folder: str, lock: int, writer: int) -> None:
 
 
 def launch(request: dict[str, Any], folder: str, lock: int) -> subprocess.Popen[bytes]:
-    """Start the job itself in a session of its own, the lock open, all output in the log."""
-    attempt = load(os.path.join(folder, "job.json")).get("attempt", 0) + 1
+    """Start the job itself in a session of its own, with the lock open, all output in the log."""
+    attempt = load_json(os.path.join(folder, "job.json")).get("attempt", 0) + 1
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(folder, "exit.json"))
     record = {"attempt": attempt, "argv": request["argv"], "started_at": time.time()}
@@ -137,76 +140,76 @@ def launch(request: dict[str, Any], folder: str, lock: int) -> subprocess.Popen[
         stderr=log,
         start_new_session=True,
         pass_fds=[lock],
-        preexec_fn=natural_signals,  # noqa: PLW1509  (one thread only)
+        preexec_fn=restore_signals,  # noqa: PLW1509  (one thread only)
     )
     os.close(log)
     write_whole(os.path.join(folder, "job.json"), dict(record, pid=child.pid))
     return child
 
 
-def keep_short(log: str, every_s: float) -> None:
-    """Keep a log from filling the disk, for as long as this process lives."""
+def limit_log_forever(log: str, every_s: float) -> None:
+    """Keep a log from filling the disk, for as long as this process runs."""
     while True:
         time.sleep(every_s)
         # Without such holes (macOS, some network disks) the log stays whole, as long as it is.
         with contextlib.suppress(OSError, AttributeError, ImportError):
-            shorten(log)
+            punch_hole(log)
 
 
-def shorten(log: str) -> None:
-    """Give the disk back what lies between the first and the last part of a long log.
+def punch_hole(log: str) -> None:
+    """Free the disk blocks between the first and the last part of a long log.
 
-    Whoever writes goes on at the end, whoever reads finds every byte that is left at its old place.
+    Writers go on at the end; readers find every byte that is left at its old offset.
     """
     import ctypes  # a tenth of this script's start, which every look at a job pays
 
     with open(log, "r+b") as file:
         number = file.fileno()
         size = os.fstat(number).st_size
-        if size - hole(number)[1] < LOG_END + LOG_SLACK:
+        if size - find_hole(number)[1] < LOG_END_BYTES + LOG_SLACK_BYTES:
             return
-        length = (size - LOG_END) // LOG_HEAD * LOG_HEAD - LOG_HEAD
+        length = (size - LOG_END_BYTES) // LOG_HEAD_BYTES * LOG_HEAD_BYTES - LOG_HEAD_BYTES
         punch = ctypes.CDLL(None, use_errno=True).fallocate
         punch.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-        if punch(number, KEEP_SIZE_PUNCH_HOLE, LOG_HEAD, length):
+        if punch(number, KEEP_SIZE_PUNCH_HOLE, LOG_HEAD_BYTES, length):
             raise OSError(ctypes.get_errno(), "the disk takes no holes", log)
 
 
-def hole(number: int) -> tuple[int, int]:
-    """Find what was given back of an open log: from where, to where; nothing if both are one."""
-    end = LOG_HEAD
+def find_hole(number: int) -> tuple[int, int]:
+    """Return where the hole of an open log begins and ends; equal if it has none."""
+    end = LOG_HEAD_BYTES
     with contextlib.suppress(OSError, AttributeError):  # it ends before, or holes are unknown here
-        end = os.lseek(number, LOG_HEAD, os.SEEK_DATA)
-    return LOG_HEAD, end
+        end = os.lseek(number, LOG_HEAD_BYTES, os.SEEK_DATA)
+    return LOG_HEAD_BYTES, end
 
 
-def sweep(child: subprocess.Popen[bytes]) -> None:
-    """Wait for the end, then kill what the job left in its group: it may still hold the GPU."""
+def kill_leftovers(child: subprocess.Popen[bytes]) -> None:
+    """Wait for the end, then kill what the job left in its group: it may still use the GPU."""
     if hasattr(os, "waitid"):
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # not reaped: the pid stays ours
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
 
 
-def natural_signals() -> None:
-    """Give the job the signals back that its keeper ignores."""
+def restore_signals() -> None:
+    """Restore in the job the signals that its supervisor ignores."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
 
 def status(request: dict[str, Any]) -> dict[str, Any]:
-    """Tell how the job is: `absent`, `running`, `exited` with a code, or `lost` without one."""
+    """Return the job's state: `absent`, `running`, `exited` with a code, or `lost` without one."""
     folder = request["directory"]
     if not os.path.isdir(folder):  # noqa: PTH112
         return {"state": "absent", "log_bytes": 0}
-    with looking(folder):
-        return look(folder, running=is_running(folder))
+    with start_lock_held(folder):
+        return describe(folder, running=is_running(folder))
 
 
-def look(folder: str, *, running: bool) -> dict[str, Any]:
-    """Fold what is known into one answer."""
-    record = load(os.path.join(folder, "job.json"))
-    ended = load(os.path.join(folder, "exit.json"))
+def describe(folder: str, *, running: bool) -> dict[str, Any]:
+    """Return the records of a job as one answer."""
+    record = load_json(os.path.join(folder, "job.json"))
+    ended = load_json(os.path.join(folder, "exit.json"))
     log = os.path.join(folder, "job.log")
     answer = {key: record.get(key) for key in ("attempt", "pid", "started_at", "argv")}
     answer["log_bytes"] = os.path.getsize(log) if os.path.exists(log) else 0  # noqa: PTH110
@@ -220,7 +223,7 @@ def look(folder: str, *, running: bool) -> dict[str, Any]:
 def tail(request: dict[str, Any]) -> dict[str, Any]:
     """Read the log from `offset` (negative: from its end), at most `limit` bytes, as base64.
 
-    In the place of a middle that is gone there is a line that says so.
+    Across the hole one line says how many bytes are gone.
     """
     path = os.path.join(request["directory"], "job.log")
     answer: dict[str, Any] = {"data": "", "offset": max(request["offset"], 0)}
@@ -230,12 +233,12 @@ def tail(request: dict[str, Any]) -> dict[str, Any]:
             offset = max(request["offset"] + (size if request["offset"] < 0 else 0), 0)
             file.seek(offset)
             data = file.read(request["limit"])
-            first, last = hole(file.fileno())  # asked afterwards: what was read may be gone by now
+            first, last = find_hole(file.fileno())  # afterwards: what was read may be gone by now
         if offset < first:
             data = data[: first - offset] if last > first else data
             offset += len(data)
         elif offset < last:
-            data, offset = gap(last - offset)[: request["limit"]], last
+            data, offset = gap_notice(last - offset)[: request["limit"]], last
         else:
             offset += len(data)
         answer["offset"] = offset
@@ -247,8 +250,8 @@ def tail(request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def gap(size: int) -> bytes:
-    """Say that a part of the log is gone."""
+def gap_notice(size: int) -> bytes:
+    """Return the line that stands for a hole of the log."""
     return b"\n[... %d bytes of the log were dropped here, to leave room on the disk ...]\n" % size
 
 
@@ -258,8 +261,8 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
     for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
         if status(request)["state"] != "running":
             break
-        with looking(folder):  # whoever just tries the lock, in another call, is not the job
-            groups = groups_of(folder)
+        with start_lock_held(folder):  # another call that just tries the lock is not the job
+            groups = process_groups(folder)
         for group in groups:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, number)
@@ -269,13 +272,13 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
     return status(request)
 
 
-def groups_of(folder: str) -> set[int]:
-    """Find the process groups of the job: of the recorded process, and of all that hold the lock.
+def process_groups(folder: str) -> set[int]:
+    """Return the process groups of the job: of the recorded process, and of all that have the lock.
 
-    Who holds the lock is part of the job by the kernel's word, whatever its pid. The keeper is left
-    out: it must live to write down the end.
+    A process that has the lock open is part of the job, whatever its pid. The supervisor is left
+    out: it must live to record the end.
     """
-    record = load(os.path.join(folder, "job.json"))
+    record = load_json(os.path.join(folder, "job.json"))
     if not is_linux():
         return {record["pid"]} if record.get("pid") else set()
     lock = os.stat(os.path.join(folder, "job.lock"))
@@ -283,18 +286,18 @@ def groups_of(folder: str) -> set[int]:
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) not in (os.getpid(), record.get("keeper")):
             with contextlib.suppress(ProcessLookupError):
-                if holds(int(name), lock):
+                if has_open(int(name), lock):
                     groups.add(os.getpgid(int(name)))
     return groups
 
 
 def is_linux() -> bool:
-    """Tell whether /proc can be asked."""
+    """Whether /proc lists the open files of processes."""
     return os.path.isdir("/proc/self/fd")  # noqa: PTH112
 
 
-def holds(pid: int, lock: os.stat_result) -> bool:
-    """Tell whether a process has the lock file open."""
+def has_open(pid: int, lock: os.stat_result) -> bool:
+    """Whether a process has the lock file open."""
     folder = f"/proc/{pid}/fd"
     with contextlib.suppress(OSError):  # it ended, or belongs to somebody else
         for name in os.listdir(folder):
@@ -306,8 +309,8 @@ def holds(pid: int, lock: os.stat_result) -> bool:
 
 
 @contextlib.contextmanager
-def looking(folder: str) -> Iterator[int]:
-    """Let only one process at a time try the job's lock: a try must not look like a job."""
+def start_lock_held(folder: str) -> Iterator[int]:
+    """Hold `start.lock`, so that one process at a time tries the job's lock, as a job holds it."""
     descriptor = os.open(os.path.join(folder, "start.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -317,7 +320,7 @@ def looking(folder: str) -> Iterator[int]:
 
 
 def take_lock(folder: str) -> int | None:
-    """Take the job's lock if nobody holds it; the descriptor keeps it."""
+    """Take the job's lock if it is free; it is held as long as the descriptor is open."""
     descriptor = os.open(os.path.join(folder, "job.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -328,7 +331,7 @@ def take_lock(folder: str) -> int | None:
 
 
 def is_running(folder: str) -> bool:
-    """Ask the kernel whether a process of the job is alive."""
+    """Whether a process of the job is alive, by the kernel's lock."""
     lock = take_lock(folder)
     if lock is None:
         return True
@@ -336,8 +339,8 @@ def is_running(folder: str) -> bool:
     return False
 
 
-def load(path: str) -> dict[str, Any]:
-    """Read a record; one that is absent or torn is empty."""
+def load_json(path: str) -> dict[str, Any]:
+    """Read a record; one that is absent or cut short is empty."""
     try:
         with open(path, "rb") as file:
             found = json.load(file)

@@ -1,7 +1,8 @@
-"""Makes a machine ready to train: look, plan, do, look again, until nothing is left to do.
+"""Makes a machine able to train: gathers facts, plans steps, runs them, until none is needed.
 
-Repeating it after anything is safe: a step that is still running from before is followed rather
-than started twice, a cut line is picked up again, and a machine that is ready is left alone.
+Repeating it after any failure is safe: a step that is still running from before is waited for
+rather than started twice, a cut connection is opened again, and nothing is done on a machine that
+is ready.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from remote.job import Job, JobState, JobStatus
 from remote.setup.driver import driver_steps
 from remote.setup.facts import Facts, gather_facts
 from remote.setup.failures import KILLED, KILLED_FOR_MEMORY, explain_failure, is_retryable
-from remote.setup.progress import StepProgress
+from remote.setup.progress import progress_line
 from remote.setup.python_env import cuda_for, environment_steps, gpu_steps, interpreter
 from remote.setup.steps import (
     REBOOT_S_MAX,
@@ -34,23 +35,23 @@ from remote.ssh import Host, SshConnection, connect
 DIRECTORY = "qft/setup"
 POLL_S = 2.0
 POLL_S_FIRST = 0.1
-"""How soon a step is looked at first: most are over in a moment, and only some take minutes."""
+"""How soon a step's status is read first: most end in a moment, and only some take minutes."""
 RECONNECT_S_MAX = 300.0
 ROUNDS_MAX = 6
 LOG_BYTES = 3000
 PROGRESS_S = 10.0
-"""How often it is told how far a step is; one that is over sooner is not worth a line."""
+"""How often progress is reported; a step that is over sooner is not worth a line."""
 PROGRESS_BYTES = 64 << 10
-"""How much of the end of a log is read for that."""
+"""How much of the end of a log is read for progress."""
 AS_ROOT = 'if [ "$(id -u)" = 0 ]; then exec sh -c "$1"; else exec sudo -n sh -c "$1"; fi'
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadyMachine:
-    """A machine that can train."""
+    """A machine that is able to train."""
 
     connection: SshConnection
-    """The connection to go on with; another one than before if there was a reboot."""
+    """The connection to use from now on; a new one if there was a reboot."""
     facts: Facts
     python: str
     """The interpreter for the trainer, relative to the home (or as the caller named it)."""
@@ -67,13 +68,13 @@ def apply(  # noqa: PLR0913  (clock, sleep and connecting are arguments here, by
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> ReadyMachine:
-    """Bring the machine of `connection` to `goal`; `on_message` gets each step before it begins.
+    """Set the machine up as `goal` says; `on_message` gets each step before it begins.
 
-    Raises `Unfit` if no step can help or a step changed nothing, `CommandFailed` with the end of
-    the log if a step fails, `TimedOut` if one takes too long, `Unreachable` if the machine does not
-    come back. All of it may be repeated.
+    Idempotent. Raises `Unfit` if no step can help or a step changed nothing, `CommandFailed` with
+    the end of the log if a step fails, `TimedOut` if one takes too long, `Unreachable` if the
+    machine does not come back.
     """
-    work = _Work(
+    run = _SetupRun(
         connection=connection,
         goal=goal,
         on_message=on_message,
@@ -83,30 +84,31 @@ def apply(  # noqa: PLR0913  (clock, sleep and connecting are arguments here, by
     )
     before: list[Step] = []
     for _ in range(ROUNDS_MAX):
-        facts = gather_facts(work.connection)
+        facts = gather_facts(run.connection)
         steps = plan_steps(facts, goal)
         if not steps:
             return ReadyMachine(
-                connection=work.connection,
+                connection=run.connection,
                 facts=facts,
                 python=interpreter(facts, goal),
-                done=tuple(work.done),
+                done=tuple(run.done),
             )
         if steps == before:
             break
         before = steps
         for step in steps:
-            work.do(step)
+            run.run_step(step)
             if step.reboot_after:
-                work.reboot(facts)
+                run.reboot(facts)
                 break
-    raise work.unfit(before, facts)
+    raise run.unfit(before, facts)
 
 
 def plan_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
-    """List what must be done, in order; empty if the machine is ready.
+    """Return the steps that are still needed, in order; empty if the machine is ready. No I/O.
 
-    Raises `Unfit` with every reason at once if no command of ours can make it ready.
+    A plan ends where a reboot or new facts are needed; `apply` plans again until it is empty.
+    Raises `Unfit` with every reason at once if no command of ours can make the machine ready.
     """
     steps = first_boot_steps(facts, goal)
     if steps:
@@ -124,13 +126,13 @@ def plan_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
 
 
 def before_packages(facts: Facts, goal: SetupGoal) -> list[Step]:
-    """What comes before packages are touched: nobody else at work, and nothing half done."""
+    """Return the steps before packages are installed: stop upgrades, finish interrupted ones."""
     return stop_upgrades_steps(facts, goal) + repair_steps(facts)
 
 
 @dataclass(kw_only=True)
-class _Work:
-    """The state of one call of `apply`: the connection changes under way."""
+class _SetupRun:
+    """The state of one call of `apply`: the connection may be replaced on the way."""
 
     connection: SshConnection
     goal: SetupGoal
@@ -140,22 +142,22 @@ class _Work:
     clock: Callable[[], float]
     done: list[Step] = field(default_factory=list)
 
-    def do(self, step: Step) -> None:
-        """Run one step detached, so that a cut line does not cut it, and wait for its end."""
+    def run_step(self, step: Step) -> None:
+        """Run one step as a detached job, so that it survives a cut connection, and wait for it."""
         self.on_message(f"{step.name} ({step.why})")
         argv = ["sh", "-c", step.command]
         if step.sudo:
             argv = ["sh", "-c", AS_ROOT, "as-root", step.command]
         for path, text in step.files.items():
-            self.put(path, text)
+            self.write_file(path, text)
         ends_at = self.clock() + step.timeout_s
-        status = self.follow(self.start(argv, ends_at), ends_at, step.name)
+        status = self.wait_for_end(self.start(argv, ends_at), ends_at, step.name)
         if status.state is not JobState.EXITED or status.exit_code != 0:
-            self.fail(step, status)
+            raise self.failure(step, status)
         self.done.append(step)
 
-    def put(self, path: str, text: str) -> None:
-        """Write a text below the home, whole or not at all; pick up a line that was cut."""
+    def write_file(self, path: str, text: str) -> None:
+        """Write a text file below the home, whole or not at all; connect again if needed."""
         place, temporary = shlex.quote(path), shlex.quote(f"{path}.tmp")
         command = f"umask 077; mkdir -p {shlex.quote(str(PurePosixPath(path).parent))}"
         command += f" && cat > {temporary} && sync {temporary} && mv -f {temporary} {place}"
@@ -168,16 +170,16 @@ class _Work:
     def start(self, argv: list[str], ends_at: float) -> JobStatus:
         """Start a step, after one that an earlier call left running."""
         while True:
-            before = self.ask(lambda job: job.status()).attempt
+            before = self.job_status(lambda job: job.status()).attempt
             status = self.start_once(argv, before)
             if status.started or status.argv == tuple(argv):
                 return status
-            self.follow(status, ends_at)
+            self.wait_for_end(status, ends_at)
 
     def start_once(self, argv: list[str], before: int) -> JobStatus:
         """Start a step as the next attempt after `before`.
 
-        A cut line may take the answer with it: what began, or is over by now, does not begin again.
+        A cut connection may lose the answer: what was started, or is over, is not started again.
         """
         try:
             return self.job().start(argv, env={}, cwd=".")
@@ -188,87 +190,85 @@ class _Work:
             return seen
         return self.job().start(argv, env={}, cwd=".")
 
-    def follow(
+    def wait_for_end(
         self, status: JobStatus, ends_at: float, name: str = "a step of before"
     ) -> JobStatus:
-        """Wait until the running step ends, telling how far it is; stop it when time is up."""
+        """Wait until the running step ends and report its progress; stop it when time is up."""
         wait_s = POLL_S_FIRST
         began, next_s = self.clock(), PROGRESS_S
-        progress = StepProgress(name=name)
         while status.state is JobState.RUNNING:
             if self.clock() > ends_at:
-                self.ask(lambda job: job.stop(grace_s=10))
+                self.job_status(lambda job: job.stop(grace_s=10))
                 raise TimedOut(
                     f"`{name}` on {self.connection.host} took too long",
                     hint=f"its log is {DIRECTORY}/job.log there; repeat the command to try again",
                 )
             self.sleep(wait_s)
             wait_s = min(2 * wait_s, POLL_S)
-            status = self.ask(lambda job: job.status())
+            status = self.job_status(lambda job: job.status())
             elapsed_s = self.clock() - began
             if status.state is JobState.RUNNING and elapsed_s >= next_s:
-                self.on_message(progress.line(self.log_end(), elapsed_s))
+                self.on_message(progress_line(name, self.read_log_end(), elapsed_s))
                 next_s = elapsed_s + PROGRESS_S
         return status
 
-    def log_end(self) -> str:
-        """The end of what the step has said; empty if it cannot be read just now."""
+    def read_log_end(self) -> str:
+        """Return the end of the step's log; empty if it cannot be read just now."""
         try:
             data = self.job().tail(-PROGRESS_BYTES).data
         except Unreachable:
-            return ""  # the next look at the step picks the line up again
+            return ""  # the next request for the status connects again
         return data.decode("utf-8", "replace")
 
-    def ask(self, question: Callable[[Job], JobStatus]) -> JobStatus:
-        """Ask about the step; pick up a line that was cut."""
+    def job_status(self, request: Callable[[Job], JobStatus]) -> JobStatus:
+        """Request the step's status; connect again if needed."""
         try:
-            return question(self.job())
+            return request(self.job())
         except Unreachable:
             self.wait_for_ssh(RECONNECT_S_MAX)
-            return question(self.job())
+            return request(self.job())
 
     def job(self) -> Job:
-        """The step under way, over the connection of now."""
+        """Return the job that runs the steps, over the present connection."""
         return Job(
             connection=self.connection, directory=DIRECTORY, python=self.goal.python or "python3"
         )
 
-    def fail(self, step: Step, status: JobStatus) -> None:
-        """Say why a step failed, with the end of its log and what the card says."""
-        log = self.job().tail(-LOG_BYTES).data
+    def failure(self, step: Step, status: JobStatus) -> CommandFailed:
+        """Return the error for a failed step, with the end of its log and the explanation."""
+        log = self.job().tail(-LOG_BYTES).data.decode("utf-8", "replace")
         code = -1 if status.exit_code is None else status.exit_code
-        said = log.decode("utf-8", "replace")
-        result = CommandResult(exit_code=code, stdout="", stderr=said)
-        kernel = self.kernel()
-        hint = explain_failure(said, kernel, code) or "repeat the command to try again"
-        starved = code == KILLED and KILLED_FOR_MEMORY.search(kernel) is not None
-        final = starved or not is_retryable(said, code)
-        raise CommandFailed(step.name, result, hint=hint, final=final)
+        result = CommandResult(exit_code=code, stdout="", stderr=log)
+        kernel_log = self.read_kernel_log()
+        hint = explain_failure(log, kernel_log, code) or "repeat the command to try again"
+        out_of_memory = code == KILLED and KILLED_FOR_MEMORY.search(kernel_log) is not None
+        final = out_of_memory or not is_retryable(log, code)
+        return CommandFailed(step.name, result, hint=hint, final=final)
 
     def unfit(self, steps: list[Step], facts: Facts) -> Unfit:
-        """Say that steps did not help, with what driver and kernel say about the card."""
-        names = [f"after `{step.name}` it is still needed ({step.why})" for step in steps]
+        """Return the error for steps that did not help, with what driver and kernel report."""
+        reasons = [f"after `{step.name}` it is still needed ({step.why})" for step in steps]
         if facts.smi_message:
-            names.append(f"`nvidia-smi` says: {facts.smi_message}")
-        look = f"look at {DIRECTORY}/job.log on the machine: `qft ssh`"
-        return Unfit(names, hint=explain_failure(facts.smi_message, self.kernel()) or look)
+            reasons.append(f"`nvidia-smi` says: {facts.smi_message}")
+        hint = explain_failure(facts.smi_message, self.read_kernel_log())
+        log_hint = f"look at {DIRECTORY}/job.log on the machine: `qft ssh`"
+        return Unfit(reasons, hint=hint or log_hint)
 
-    def kernel(self) -> str:
-        """What the kernel noted about the card, and about memory that it had not."""
-        look = "(dmesg || sudo -n dmesg) | grep -iE 'xid|out of memory|oom-kill|oom_reaper'"
-        noted = self.connection.run(["sh", "-c", look], check=False)
-        return noted.stdout
+    def read_kernel_log(self) -> str:
+        """Return the lines of the kernel's log about the GPU and about lack of memory."""
+        grep = "(dmesg || sudo -n dmesg) | grep -iE 'xid|out of memory|oom-kill|oom_reaper'"
+        return self.connection.run(["sh", "-c", grep], check=False).stdout
 
     def reboot(self, facts: Facts) -> None:
-        """Reboot, and wait until the machine answers from its next life."""
+        """Reboot the machine and connect to it again after its next boot."""
         self.on_message("reboot")
-        words = ["sh", "-c", AS_ROOT, "as-root", "sleep 1; systemctl reboot"]
-        self.connection.run(f"nohup {shlex.join(words)} > /dev/null 2>&1 < /dev/null &")
+        argv = ["sh", "-c", AS_ROOT, "as-root", "sleep 1; systemctl reboot"]
+        self.connection.run(f"nohup {shlex.join(argv)} > /dev/null 2>&1 < /dev/null &")
         self.connection.close()
         self.wait_for_ssh(REBOOT_S_MAX, not_in=facts.boot_id)
 
     def wait_for_ssh(self, budget_s: float, *, not_in: str = "") -> None:
-        """Connect again, patiently; with `not_in` only to another boot than that one."""
+        """Connect again within `budget_s`; with `not_in` only to another boot than that one."""
         ends_at = self.clock() + budget_s
         while True:
             self.sleep(POLL_S)
@@ -279,11 +279,11 @@ class _Work:
                 self.connection.close()
             except (Unreachable, AuthRefused, CommandFailed) as error:
                 # While a machine goes down or comes up, it also refuses logins and kills commands.
-                reason: Exception | None = error
+                cause: Exception | None = error
             else:
-                reason = None
+                cause = None
             if self.clock() > ends_at:
                 raise Unreachable(
                     f"{self.connection.host} did not come back within {budget_s:g} s",
                     hint="look at its boot log in the cloud's console",
-                ) from reason
+                ) from cause

@@ -1,4 +1,4 @@
-"""Which driver steps a machine with an NVIDIA card still needs, and when none will ever help."""
+"""Plans the driver steps that a machine with an NVIDIA GPU still needs, or refuses it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from remote.setup.vgpu_driver import GRID_BRANCH, grid_steps, gridd_is_set, grid
 
 REBOOT_S = 60.0
 UNNUMBERED_BRANCH = 590
-"""From which on NVIDIA's packages have no branch in their names; the pin alone chooses it."""
+"""From this branch on NVIDIA's packages have no branch in their names; the pin alone chooses it."""
 GPU_LOST = 15
-"""What `nvidia-smi` ends with when a card has fallen off the bus: no other driver mends that."""
+"""Exit code of `nvidia-smi` when a GPU has fallen off the bus: no other driver mends that."""
 
 
 def driver_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
-    """List what is needed until `nvidia-smi` answers with a driver that fits; empty if it does.
+    """Plan what is needed until `nvidia-smi` answers with a driver that fits; empty if it does.
 
-    Raises `Unfit` if there is no card, if the driver is of a branch that the host does not serve,
+    Raises `Unfit` if there is no GPU, if the driver is of a branch that the host does not serve,
     if Secure Boot forbids the driver, or if the machine is the user's own and lacks a driver.
     """
     if not facts.gpus and not facts.pci_gpus:
@@ -28,9 +28,9 @@ def driver_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
     if facts.gpus and not wrong:
         return hold_steps(facts, goal)
     if not goal.rented:
-        said = facts.smi_message or "there is no `nvidia-smi`"
+        reason = facts.smi_message or "there is no `nvidia-smi`"
         raise Unfit(
-            [wrong or f"its NVIDIA driver does not answer: {said}"],
+            [wrong or f"its NVIDIA driver does not answer: {reason}"],
             hint="install the driver on your machine, then repeat the command",
         )
     if facts.smi_code == GPU_LOST:
@@ -43,27 +43,27 @@ def driver_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
 
 
 def image_driver_steps(facts: Facts, wrong: str) -> list[Step]:
-    """Reboot into the driver that the image is said to bring, or refuse: none is put over it."""
+    """Plan a reboot into the driver that the image should bring, or refuse: none is put over it."""
     if not wrong and ("mismatch" in facts.smi_message or facts.reboot_required):
         return [
             reboot_step("reboot into the image's driver", facts.smi_message or "reboot pending")
         ]
-    said = wrong or facts.smi_message or "there is no `nvidia-smi`"
+    reason = wrong or facts.smi_message or "there is no `nvidia-smi`"
     raise Unfit(
-        [f"the driver that `vm.image` is said to bring does not answer: {said}"],
+        [f"the driver that `vm.image` is said to bring does not answer: {reason}"],
         hint="`driver: auto` under `vm.image` lets qft install one; or name another image",
     )
 
 
 def reboot_step(name: str, why: str) -> Step:
-    """Reboot, and nothing else."""
+    """Return a step that only reboots."""
     return Step(
         name=name, command="true", why=why, timeout_s=REBOOT_S, sudo=True, reboot_after=True
     )
 
 
 def wrong_branch(facts: Facts, goal: SetupGoal) -> str:
-    """Say why the driver that answers is not the right one; empty if it is, or none answers."""
+    """Return why the driver that answers is not the right one; empty if it is, or none answers."""
     if goal.driver is not DriverKind.GRID or not facts.driver:
         return ""
     branch = version_of(facts.driver)[0]
@@ -76,7 +76,7 @@ def wrong_branch(facts: Facts, goal: SetupGoal) -> str:
 
 
 def hold_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
-    """Keep a driver that works: nothing may replace it, or the kernel below it, while we train."""
+    """Plan to hold a working driver and its kernel: no upgrade may replace them while we train."""
     steps = []
     if goal.driver is DriverKind.GRID and not gridd_is_set(facts):
         steps.append(gridd_step())
@@ -93,7 +93,7 @@ def hold_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
                     " 'cuda-drivers*' 2>/dev/null | sed -n 's/^[a-z]* ok installed //p')"
                     " > /dev/null"
                 ),
-                why="an upgrade in mid-training ends in `DriverKind/library version mismatch`",
+                why="an upgrade in mid-training ends in `Driver/library version mismatch`",
                 timeout_s=700,
                 sudo=True,
             )
@@ -102,22 +102,18 @@ def hold_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
 
 
 def datacenter_steps(facts: Facts) -> list[Step]:
-    """Install a driver that answers, or reboot into the one that is installed.
+    """Plan to install a driver, or to reboot into the one that is installed.
 
     Where NVIDIA's own repository is pinned, the driver comes from there: packages of the
     distribution would lose against its priority, and be mixed with them.
     """
     if "mismatch" in facts.smi_message or (facts.packages and facts.reboot_required):
-        said = facts.smi_message or "reboot pending"
-        why = f"the driver is installed but not loaded: {said}"
+        why = f"the driver is installed but not loaded: {facts.smi_message or 'reboot pending'}"
         return [reboot_step("reboot into the installed driver", why)]
     signed = any(name.startswith("linux-modules-nvidia-") for name in facts.packages)
     if facts.secure_boot and (facts.smi_code is not None or facts.pinned) and not signed:
         refused = "Secure Boot is on, and the kernel refuses its NVIDIA driver, which is unsigned"
-        raise Unfit(
-            [f"{refused}: {facts.smi_message}"],
-            hint=SECURE_BOOT_HINT,
-        )
+        raise Unfit([f"{refused}: {facts.smi_message}"], hint=SECURE_BOOT_HINT)
     if not facts.os.startswith("ubuntu"):
         raise Unfit(
             [f"no driver answers, and qft installs drivers on Ubuntu only, not on `{facts.os}`"],
@@ -144,16 +140,17 @@ def datacenter_steps(facts: Facts) -> list[Step]:
 
 
 def closed_module_steps(facts: Facts) -> list[Step]:
-    """Replace NVIDIA's open kernel modules by the closed ones of the same pinned branch.
+    """Plan to replace NVIDIA's open kernel modules by the closed ones of the same pinned branch.
 
-    As its guide has it for Ubuntu: install the closed driver, and let apt purge what conflicts with
-    it. The open modules need a processor on the card (GSP) that not every hypervisor lets run.
-    Raises `Unfit` if the closed ones are there, and do not answer either.
+    As NVIDIA's guide says for Ubuntu: install the closed driver, and let apt purge what conflicts
+    with it. The open modules need a processor on the GPU (GSP) that not every hypervisor lets run.
+    Raises `Unfit` if the closed ones are installed, and do not answer either.
     """
     if not has_open_modules(facts):
-        said = facts.smi_message or "there is no `nvidia-smi`"
+        reason = facts.smi_message or "there is no `nvidia-smi`"
+        modules = f"neither NVIDIA's open kernel modules nor the closed ones of {facts.pinned}"
         raise Unfit(
-            [f"neither NVIDIA's open kernel modules nor the closed ones of {facts.pinned}: {said}"],
+            [f"{modules}: {reason}"],
             hint="boot another image: `vm: {image: Canonical:ubuntu-24_04-lts:server:latest}` gets"
             " the driver of Ubuntu",
         )
@@ -180,6 +177,6 @@ def closed_module_steps(facts: Facts) -> list[Step]:
 
 
 def has_open_modules(facts: Facts) -> bool:
-    """Whether the driver there has NVIDIA's open kernel modules, by its modules or its packages."""
+    """Whether the driver has NVIDIA's open kernel modules, by its modules or its packages."""
     closed = any(name.startswith("cuda-drivers") for name in facts.packages)
     return facts.open_modules or not closed

@@ -1,4 +1,4 @@
-"""What a machine is like before set-up, read in one round trip and without changing anything."""
+"""Gathers the facts about a machine that set-up needs, in one round trip, changing nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PYTHON_MAX = (3, 14)
 
 @dataclass(frozen=True, kw_only=True)
 class DetectedGpu:
-    """One card, as `nvidia-smi` sees it."""
+    """One GPU, as `nvidia-smi` reports it."""
 
     name: str
     driver: str
@@ -29,14 +29,14 @@ class DetectedGpu:
 
 @dataclass(frozen=True, kw_only=True)
 class PythonInterpreter:
-    """An interpreter on the machine."""
+    """A Python interpreter on the machine."""
 
     command: str
     version: tuple[int, int]
     venv: bool
     """Whether it can make environments (Debian and Ubuntu ship that part apart)."""
     kind: str = "cpython"
-    """`cpython`, or what else: `pypy`, `free-threaded`, `32-bit`; for these there are no wheels."""
+    """`cpython`, or `pypy`, `free-threaded`, `32-bit`: for these there are no wheels."""
 
     def __str__(self) -> str:
         kind = "" if self.kind == "cpython" else f" ({self.kind})"
@@ -45,7 +45,7 @@ class PythonInterpreter:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """A machine, as far as set-up must know it; the defaults are those of a bare one."""
+    """The facts about a machine that set-up needs; the defaults are those of a bare one."""
 
     os: str = ""
     """Such as `ubuntu 24.04`."""
@@ -61,23 +61,23 @@ class Facts:
     """Whether commands may run as root without a password."""
     pythons: tuple[PythonInterpreter, ...] = ()
     venvs: tuple[str, ...] = ()
-    """Environments of ours that are complete, by name."""
+    """Names of environments that we made and that are complete."""
     cuda_seen: tuple[tuple[str, str], ...] = ()
     """(environment, `boot driver`) for which a tensor has reached the GPU."""
     pci_gpus: int = 0
-    """NVIDIA cards on the bus, whether or not a driver sees them."""
+    """Number of NVIDIA GPUs on the PCI bus, whether or not a driver sees them."""
     gpus: tuple[DetectedGpu, ...] = ()
     smi_code: int | None = None
     """Exit code of `nvidia-smi`; None if there is no such command."""
     smi_message: str = ""
     nouveau: bool = False
-    """Whether the free driver has taken the card."""
+    """Whether the free driver (nouveau) is loaded."""
     packages: tuple[str, ...] = ()
     """Installed packages of NVIDIA's driver."""
     kernel_package: str = ""
     """The package of the running kernel; empty if it is not a package's."""
     held: tuple[str, ...] = ()
-    """Packages that upgrades leave alone."""
+    """Packages on hold: upgrades leave them alone."""
     gridd: str = ""
     """The settings of the vGPU service that matter; empty if it is not configured."""
     grid_sha256: str = ""
@@ -86,25 +86,25 @@ class Facts:
     cloud_init: str = ""
     """`running`, `done`, `error`, …; empty if the machine has no cloud-init."""
     cloud_init_error: str = ""
-    """What went wrong in the first boot, in its own words."""
+    """What went wrong in the first boot, as cloud-init reports it."""
     upgraders: tuple[str, ...] = ()
     """Active units that install upgrades on their own."""
     reboot_required: bool = False
     dpkg_broken: str = ""
-    """What dpkg left half done when it was cut, in a few words; empty if nothing is."""
+    """What dpkg left half done when it was interrupted, in a few fields; empty if nothing."""
     open_modules: bool = False
     """Whether the driver's kernel modules are NVIDIA's open ones, loaded or not."""
     pinned: str = ""
-    """To which branch of NVIDIA's own repository `nvidia-driver-pinning-…` holds the driver."""
+    """The branch of NVIDIA's own repository to which `nvidia-driver-pinning-…` pins the driver."""
 
     @property
     def driver(self) -> str:
-        """The driver's version; empty if no card answers."""
+        """Return the driver's version; empty if no GPU answers."""
         return self.gpus[0].driver if self.gpus else ""
 
     @property
     def python(self) -> PythonInterpreter | None:
-        """The interpreter to build an environment from: the newest that can, else the newest."""
+        """Return the interpreter for an environment: the newest with venv, else the newest."""
         fit = [
             one
             for one in self.pythons
@@ -115,21 +115,21 @@ class Facts:
 
 
 def gather_facts(connection: SshConnection) -> Facts:
-    """Look at the machine once. Raises what `SshConnection.run` raises."""
+    """Read the facts about the machine. Raises what `SshConnection.run` raises."""
     script = Path(__file__).with_name("facts.sh").read_bytes()
     return parse_facts(connection.run("sh -s", input=script, timeout_s=FACTS_S).stdout.splitlines())
 
 
 def parse_facts(lines: Iterable[str]) -> Facts:
-    """Read `key=value` lines; what is malformed counts as not said."""
-    said: dict[str, list[str]] = {}
+    """Parse the `key=value` lines of facts.sh; what is malformed counts as absent."""
+    values: dict[str, list[str]] = {}
     for line in lines:
         key, equals, value = line.partition("=")
         if equals:
-            said.setdefault(key.strip(), []).append(value.strip())
+            values.setdefault(key.strip(), []).append(value.strip())
 
     def first(key: str) -> str:
-        return said.get(key, [""])[0]
+        return values.get(key, [""])[0]
 
     return Facts(
         os=first("os"),
@@ -140,32 +140,32 @@ def parse_facts(lines: Iterable[str]) -> Facts:
         home=first("home"),
         free_bytes=number(first("free_kb")) * 1024,
         sudo=first("sudo") == "yes",
-        pythons=tuple(filter(None, map(read_python, said.get("python", ())))),
-        venvs=tuple(said.get("venv", ())),
-        cuda_seen=tuple(pair(row) for row in said.get("cuda_seen", ())),
-        pci_gpus=len(said.get("pci", ())),
-        gpus=tuple(filter(None, map(read_gpu, said.get("gpu", ())))),
+        pythons=tuple(filter(None, map(read_python, values.get("python", ())))),
+        venvs=tuple(values.get("venv", ())),
+        cuda_seen=tuple(pair(row) for row in values.get("cuda_seen", ())),
+        pci_gpus=len(values.get("pci", ())),
+        gpus=tuple(filter(None, map(read_gpu, values.get("gpu", ())))),
         smi_code=number(first("smi_code")) if first("smi_code") else None,
         smi_message=first("smi_message"),
         nouveau=first("nouveau") == "yes",
-        packages=tuple(said.get("package", ())),
+        packages=tuple(values.get("package", ())),
         kernel_package=first("kernel_package"),
-        held=tuple(said.get("held", ())),
+        held=tuple(values.get("held", ())),
         gridd=first("gridd"),
         grid_sha256=sha256_of(first("grid_sha256")),
         secure_boot=first("secure_boot") == "1",
         cloud_init=first("cloud_init"),
         cloud_init_error=first("cloud_init_error"),
-        upgraders=tuple(said.get("upgrader", ())),
+        upgraders=tuple(values.get("upgrader", ())),
         reboot_required=first("reboot_required") == "yes",
         dpkg_broken=first("dpkg_broken"),
         open_modules=first("open_modules") == "yes",
-        pinned=pin_of(said.get("package", ())),
+        pinned=pin_of(values.get("package", ())),
     )
 
 
 def read_gpu(row: str) -> DetectedGpu | None:
-    """Read one line of `nvidia-smi`'s table."""
+    """Parse one line of `nvidia-smi`'s table."""
     cells = [cell.strip() for cell in row.split(",")]
     if len(cells) != 4 or not cells[1][:1].isdigit():
         return None
@@ -174,38 +174,38 @@ def read_gpu(row: str) -> DetectedGpu | None:
 
 
 def read_python(row: str) -> PythonInterpreter | None:
-    """Read `command version venv kind`; the last may be left out."""
-    words = row.split()
-    if len(words) not in {3, 4}:
+    """Parse `command version venv kind`; the last may be left out."""
+    fields = row.split()
+    if len(fields) not in {3, 4}:
         return None
-    version = version_of(words[1])
+    version = version_of(fields[1])
     return PythonInterpreter(
-        command=words[0],
+        command=fields[0],
         version=(version[0], version[1]),
-        venv=words[2] == "yes",
-        kind=words[3] if len(words) > 3 else "cpython",
+        venv=fields[2] == "yes",
+        kind=fields[3] if len(fields) > 3 else "cpython",
     )
 
 
 def read_libc(text: str) -> tuple[str, str] | None:
-    """Read `glibc 2.39`, or a name alone."""
+    """Parse `glibc 2.39`, or a name alone."""
     name, version = pair(text)
     return (name.lower(), version) if name else None
 
 
 def version_of(text: str) -> tuple[int, ...]:
-    """Read `570.211.01` as numbers, at least two of them, so that versions can be compared."""
+    """Parse `570.211.01` into numbers, at least two of them, so that versions can be compared."""
     numbers = [number(part) for part in text.split(".")]
     return tuple(numbers + [0] * (2 - len(numbers)))
 
 
 def sha256_of(text: str) -> str:
-    """Read a checksum; empty for what is none."""
+    """Return a sha256; empty for what is none."""
     return text if re.fullmatch("[0-9a-f]{64}", text) else ""
 
 
 def pin_of(packages: Iterable[str]) -> str:
-    """Read to which branch NVIDIA's own repository is pinned, such as `580` or `580.173.02`."""
+    """Return the branch to which NVIDIA's repository is pinned, such as `580` or `580.173.02`."""
     stem = "nvidia-driver-pinning-"
     found = [name.removeprefix(stem) for name in packages if name.startswith(stem)]
     return found[0] if found else ""
@@ -218,5 +218,5 @@ def pair(row: str) -> tuple[str, str]:
 
 
 def number(text: str) -> int:
-    """Read a number; 0 for what is none."""
+    """Parse a number; 0 for what is none."""
     return int(text) if text.isdecimal() else 0

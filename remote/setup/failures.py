@@ -1,4 +1,4 @@
-"""Says what a failed step means and whether it may help to do it again, from its words and code."""
+"""Explains a failed step, and whether it may be retried, from its log and exit code."""
 
 from __future__ import annotations
 
@@ -29,190 +29,190 @@ MEMORY_HINT = (
 
 @dataclass(frozen=True, kw_only=True)
 class FailurePattern:
-    """One known way in which a step ends."""
+    """One failure that is recognised by a line of the log."""
 
-    says: str
-    """A pattern for one line of the log, ignoring case."""
+    pattern: str
+    """A regular expression for the line, ignoring case."""
     means: str
     """What it means, and what helps."""
-    again: bool = True
-    """Whether the same step may go well a moment later."""
+    retryable: bool = True
+    """Whether the same step may succeed a moment later."""
     general: bool = False
-    """Whether it only says that something failed, or what followed: see `last_telling_line`."""
+    """Whether it only says that something failed, or what followed: see `last_specific_line`."""
 
     def matches(self, line: str) -> bool:
-        """Whether a line is this ending's."""
-        return re.search(self.says, line, re.IGNORECASE) is not None
+        """Whether a line has this pattern."""
+        return re.search(self.pattern, line, re.IGNORECASE) is not None
 
 
 FAILURE_PATTERNS = (
     FailurePattern(
-        says=r"no space left on device|enough free space in|disk quota exceeded",
+        pattern=r"no space left on device|enough free space in|disk quota exceeded",
         means="its disk is full: free some space there (`df -h`), or raise `vm.disk_gb` and make a"
         " new machine",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"read-only file system",
+        pattern=r"read-only file system",
         means="its disk is mounted read-only, as after a fault of the disk: `dmesg` there says why;"
         " choose another machine, or another home",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"dpkg was interrupted",
+        pattern=r"dpkg was interrupted",
         means="an installation there was cut in the middle and cannot be finished:"
         " `sudo dpkg --configure -a` on the machine (`qft ssh`) says why",
     ),
     FailurePattern(
-        says=r"held packages were changed|held broken packages",
+        pattern=r"held packages were changed|held broken packages",
         means="packages there are held at versions that do not go with what is needed:"
         " `apt-mark showhold` lists them, `sudo apt-mark unhold NAME` frees one",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"unmet dependencies|--fix-broken install|unable to correct problems",
+        pattern=r"unmet dependencies|--fix-broken install|unable to correct problems",
         means="packages there lack others that its repositories do not offer:"
         " `sudo apt-get --fix-broken install` on the machine (`qft ssh`) tells which",
     ),
     FailurePattern(
-        says=r"release file for .* (?:is not valid yet|is expired|expired)|not live until",
+        pattern=r"release file for .* (?:is not valid yet|is expired|expired)|not live until",
         means="its clock is wrong, or its mirror has not been renewed for weeks: `timedatectl` on"
         " the machine shows the time",
     ),
     FailurePattern(
-        says=r"is not signed|no_pubkey|expkeysig|keyexpired|revkeysig|badsig|not bound:"
+        pattern=r"is not signed|no_pubkey|expkeysig|keyexpired|revkeysig|badsig|not bound:"
         r"|(?:signatures|key\(s\)).{0,40}(?:verified|invalid|ignored)|signature by key .* rejected",
         means="a repository of packages there is not signed with a key that is known and valid:"
         " renew its key, or remove its file below /etc/apt/sources.list.d",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"does not have a release file",
+        pattern=r"does not have a release file",
         means="a repository of packages there does not serve its release of the system: remove its"
         " file below /etc/apt/sources.list.d",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"hash sum mismatch|file has unexpected size|mirror sync in progress",
+        pattern=r"hash sum mismatch|file has unexpected size|mirror sync in progress",
         means="its mirror of packages is being changed just now: repeat the command in a while",
     ),
     FailurePattern(
-        says=r"returned error: 404|failed to fetch .*\s404\s",
+        pattern=r"returned error: 404|failed to fetch .*\s404\s",
         means="a file is no longer where its list says, also after the lists were fetched anew:"
         " repeat the command later, or choose another mirror or image",
     ),
     FailurePattern(
-        says=r"unable to locate package|has no installation candidate|couldn't find any package",
+        pattern=r"unable to locate package|has no installation candidate|couldn't find any package",
         means="its repositories do not offer a package that is needed: use a current Ubuntu, with"
         " its repositories `main`, `universe` and `restricted` switched on",
-        again=False,
+        retryable=False,
         general=True,
     ),
     FailurePattern(
-        says=r"end of file on stdin at conffile prompt",
+        pattern=r"end of file on stdin at conffile prompt",
         means="a package asks what to do with a configuration file that was changed there: answer"
         " it with `sudo dpkg --configure -a` on the machine (`qft ssh`)",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"do not match the hashes|hash mismatch|hashmismatch",
+        pattern=r"do not match the hashes|hash mismatch|hashmismatch",
         means="a file is another one than the lock names, so it was replaced or damaged on its way"
         " and was not installed: repeat the command, or have the mirror of packages checked",
     ),
     FailurePattern(
-        says=r"checksum of the vgpu driver",
+        pattern=r"checksum of the vgpu driver",
         means="what arrived is not the driver that is trusted, and was not executed: see"
         " `vm.azure.grid_sha256` in docs/azure.md",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"certificate_verify_failed|certificate verify failed|sslerror|ssl certificate"
+        pattern=r"certificate_verify_failed|certificate verify failed|sslerror|ssl certificate"
         r"|certificate is not trusted|self[- ]signed certificate",
         means="it does not trust who answers: its clock is wrong (`timedatectl`), or a proxy is in"
         " between, whose certificate pip needs as `cert` in pip.conf",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"proxyerror|cannot connect to proxy|407 proxy authentication|response 407",
+        pattern=r"proxyerror|cannot connect to proxy|407 proxy authentication|response 407",
         means="the proxy that is set there does not let it through: see `https_proxy` in its"
         " environment, and `proxy` in pip.conf",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"(?:error|status code)[: ]+40[13]|40[13] (?:client error|unauthorized|forbidden)",
+        pattern=r"(?:error|status code)[: ]+40[13]|40[13] (?:client error|unauthorized|forbidden)",
         means="the index of packages that is set there refuses it: see `index-url` in pip.conf and"
         " the password with it",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"read timed out|readtimeout|incompleteread|connection broken|connection reset"
+        pattern=r"read timed out|readtimeout|incompleteread|connection broken|connection reset"
         r"|remote end closed",
         means="the download stopped in the middle: its network is slow or broken just now; repeat"
         " the command",
     ),
     FailurePattern(
-        says=r"no matching distribution found|could not find a version that satisfies",
+        pattern=r"no matching distribution found|could not find a version that satisfies",
         means="the index that pip asks there has no wheel of that version for this Python and"
         " system: it must be a full mirror, and the system have glibc 2.28 or later",
-        again=False,
+        retryable=False,
         general=True,
     ),
     FailurePattern(
-        says=r"externally-managed-environment|externally managed",
+        pattern=r"externally-managed-environment|externally managed",
         means="that Python belongs to the system, which forbids pip to change it: leave"
         " `vm.ssh.python` empty, so that qft makes an environment of its own",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"ensurepip is not|no module named '?(?:ensurepip|venv|pip)\b",
+        pattern=r"ensurepip is not|no module named '?(?:ensurepip|venv|pip)\b",
         means="its Python cannot make environments: `sudo apt-get install python3-venv` there",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"memoryerror|cannot allocate memory",
+        pattern=r"memoryerror|cannot allocate memory",
         means="it has too little memory: end what else runs there (`free -h`), or choose a machine"
         " with more",
     ),
     FailurePattern(
-        says=r"version `glibc\S* not found",
+        pattern=r"version `glibc\S* not found",
         means="its system is older than the wheels: they need glibc 2.28 or later",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"a password is required|a terminal is required to read the password",
+        pattern=r"a password is required|a terminal is required to read the password",
         means="allow this user `sudo` without a password, or do this step yourself",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"driver on your system is too old|driver version is insufficient",
+        pattern=r"driver on your system is too old|driver version is insufficient",
         means="the driver is older than the wheels need: choose another image or size",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"unable to build the nvidia kernel module|bad return status for module build"
+        pattern=r"unable to build the nvidia kernel module|bad return status for module build"
         r"|unable to find the kernel source tree|error! build of nvidia",
         means="the driver cannot be built for the kernel of this image: choose another `vm.image`",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"exec format error|cannot execute binary file",
+        pattern=r"exec format error|cannot execute binary file",
         means="a program there is for another processor: choose a machine with x86_64",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"bad interpreter",
+        pattern=r"bad interpreter",
         means="a program there names an interpreter that is missing or may not run: `qft ssh` and"
         " the line above say which",
-        again=False,
+        retryable=False,
     ),
     FailurePattern(
-        says=r"sub-process \S*dpkg returned an error|error processing package|dpkg: error: ",
+        pattern=r"sub-process \S*dpkg returned an error|error processing package|dpkg: error: ",
         means="a package cannot be set up, as the lines above tell: mend that with"
         " `sudo dpkg --configure -a` on the machine (`qft ssh`)",
         general=True,
     ),
 )
-"""What apt, dpkg, pip, curl, the shell and the loader say in the end, the more telling first."""
+"""What apt, dpkg, pip, curl, the shell and the loader print last, the more specific first."""
 EXIT_CODE_MEANINGS = {
     126: "a program that is needed was found but may not run: it is not executable, its disk is"
     " mounted `noexec`, or it is for another processor",
@@ -220,7 +220,7 @@ EXIT_CODE_MEANINGS = {
     132: "its processor lacks instructions that the wheels need: choose another machine",
     135: "its disk or memory failed under a program: choose another machine",
 }
-"""Endings that only the exit code tells, as shells report them; the same step ends so again."""
+"""Failures that only the exit code shows, as shells report it; a retry ends the same way."""
 
 XID = re.compile(r"Xid\s*\([^)]*\)\s*:\s*(\d+)")
 XID_MEANINGS = {
@@ -254,68 +254,67 @@ XID_MEANINGS = {
 
 
 def explain_failure(log: str, kernel: str, code: int | None = None) -> str:
-    """Explain a failed step; empty if nothing fits.
+    """Return what a failed step means and what helps; empty if nothing fits.
 
-    The card's own words come first, then the last line of the log that means something: a lock
-    that was waited for is no reason once it was had.
+    The driver's `Xid` errors come first, then the last line of the log that means something: a
+    lock that was waited for is no reason once it was taken.
     """
     if errors := explain_xids(kernel):
         return "; ".join(errors)
     if code == KILLED and KILLED_FOR_MEMORY.search(kernel):
         return MEMORY_HINT
-    line = last_telling_line(log)
+    line = last_specific_line(log)
     return explain_line(line) or EXIT_CODE_MEANINGS.get(code or 0, "")
 
 
-def last_telling_line(log: str) -> str:
-    """The last line that says what went wrong; empty if none does.
+def last_specific_line(log: str) -> str:
+    """Return the last line that says what went wrong; empty if none does.
 
-    One that only says that something did, or what followed from it, gives way to an earlier one
-    that says what it was, but not to a lock.
+    A general one gives way to an earlier specific one, but not to one about a lock.
     """
     general = ""
     for line in reversed(log.splitlines()):
-        ending = find_pattern(line)
+        found = find_pattern(line)
         if LOCKED.search(line):
             return general or line
-        if ending and ending.general:
+        if found and found.general:
             general = general or line
-        elif ending or NO_INTERNET.search(line):
+        elif found or NO_INTERNET.search(line):
             return line
     return general
 
 
 def explain_line(line: str) -> str:
-    """Explain one line of a log; empty if it tells nothing."""
-    if held := LOCKED.search(line):
+    """Return what one line of a log means; empty if no pattern matches."""
+    if lock := LOCKED.search(line):
         return (
-            f"another package tool is still at work (lock {held[0]}): wait for it, or end it on"
+            f"another package tool is still at work (lock {lock[0]}): wait for it, or end it on"
             " the machine (`qft ssh`), then repeat the command"
         )
     if NO_INTERNET.search(line):
         return NO_INTERNET_HINT
-    ending = find_pattern(line)
-    return ending.means if ending else ""
+    found = find_pattern(line)
+    return found.means if found else ""
 
 
 def find_pattern(line: str) -> FailurePattern | None:
-    """The known ending that a line tells of."""
+    """Return the first pattern that matches a line."""
     return next((one for one in FAILURE_PATTERNS if one.matches(line)), None)
 
 
 def is_retryable(log: str, code: int | None) -> bool:
-    """Whether a step that ended so may go well if it is done again; what is unknown may."""
+    """Whether a step that failed so may succeed if it is run again; an unknown failure may."""
     if code in EXIT_CODE_MEANINGS:
         return False
-    line = last_telling_line(log)
-    ending = find_pattern(line)
-    if ending is None or LOCKED.search(line) or NO_INTERNET.search(line):
+    line = last_specific_line(log)
+    found = find_pattern(line)
+    if found is None or LOCKED.search(line) or NO_INTERNET.search(line):
         return True
-    return ending.again
+    return found.retryable
 
 
 def explain_xids(log: str) -> list[str]:
-    """Explain every Xid in a kernel log once, in order of appearance; empty if there is none."""
+    """Return what each Xid in a kernel log means, once, in order of appearance."""
     found = dict.fromkeys(int(number) for number in XID.findall(log))
     unknown = "not in our table; NVIDIA's list of Xid errors may know it"
     return [f"Xid {number}: {XID_MEANINGS.get(number, unknown)}" for number in found]

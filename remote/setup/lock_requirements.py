@@ -1,4 +1,4 @@
-"""Makes the hashed lock files of the requirement sets: `make lock`, for maintainers only.
+"""Generates the hashed lock files of the requirement sets: `make lock`, for maintainers only.
 
 `uv` resolves the short `.in` files once per Python from the index's metadata, so that no wheel is
 downloaded. The index is the one that this computer is set up with; no file here names it.
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def write(source: Path, found: Mapping[tuple[int, int], Sequence[Package]]) -> None:
-    """Put the lock beside its source, whole or not at all."""
+    """Write the lock beside its source, whole or not at all."""
     target = source.with_suffix(".txt")
     temporary = target.with_suffix(".tmp")
     temporary.write_text(render(source, found), encoding="utf-8")
@@ -69,7 +69,7 @@ def write(source: Path, found: Mapping[tuple[int, int], Sequence[Package]]) -> N
 def without_cuda(
     packages: Sequence[Package], wheels: Mapping[tuple[int, int], Package], python: tuple[int, int]
 ) -> list[Package]:
-    """The same set with the listed build of torch, and without what only CUDA needs.
+    """Return the same set with the listed build of torch, and without what only CUDA needs.
 
     Raises `SystemExit` if the list lacks that Python, or is of another version than the set.
     """
@@ -88,21 +88,21 @@ def without_cuda(
 
 
 def listed(text: str) -> dict[tuple[int, int], Package]:
-    """Read the wheels that a source lists itself, `# wheel: FILE BYTES SHA256`, by Python."""
+    """Parse the wheels that a source lists itself, `# wheel: FILE BYTES SHA256`, by Python."""
     found = {}
     for line in text.splitlines():
-        words = line.removeprefix(WHEEL).split()
-        if not line.startswith(WHEEL) or len(words) != 3:
+        fields = line.removeprefix(WHEEL).split()
+        if not line.startswith(WHEEL) or len(fields) != 3:
             continue
-        name, version, tag, *_ = words[0].split("-")
+        name, version, tag, *_ = fields[0].split("-")
         found[3, int(tag.removeprefix("cp3"))] = Package(
-            name=name, version=version, hashes=frozenset({words[2]}), size_bytes=int(words[1])
+            name=name, version=version, hashes=frozenset({fields[2]}), size_bytes=int(fields[1])
         )
     return found
 
 
 def resolve(uv: str, source: Path, python: tuple[int, int]) -> list[Package]:
-    """Ask `uv` for everything that `common.in` and `source` need on one Python, with its wheels."""
+    """Resolve with `uv` what `common.in` and `source` need on one Python, with its wheels."""
     inputs = inputs_of(source)
     pinned = {line.partition("==")[0] for path in inputs for line in path.read_text().splitlines()}
     tested = [
@@ -120,16 +120,16 @@ def resolve(uv: str, source: Path, python: tuple[int, int]) -> list[Package]:
             "--python-platform": PLATFORM,
             "--python-version": dotted(python),
         }
-        words = [uv, "pip", "compile", "--quiet", "--no-header", *map(str, inputs)]
-        words += [word for pair in options.items() for word in pair]
-        answer = subprocess.run(words, stdout=subprocess.PIPE, check=False)
+        argv = [uv, "pip", "compile", "--quiet", "--no-header", *map(str, inputs)]
+        argv += [part for pair in options.items() for part in pair]
+        answer = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
     if answer.returncode:
         raise SystemExit(f"{source.name} cannot be resolved for Python {dotted(python)}: see above")
     return read(tomllib.loads(answer.stdout.decode()))
 
 
 def read(lock: Mapping[str, Sequence[Mapping[str, object]]]) -> list[Package]:
-    """Read the standard lock format; raises `SystemExit` for a package without a fitting wheel."""
+    """Parse the standard lock format; raises `SystemExit` for a package without a fitting wheel."""
     found = []
     for one in lock["packages"]:
         wheels = one.get("wheels")
@@ -147,7 +147,7 @@ def read(lock: Mapping[str, Sequence[Mapping[str, object]]]) -> list[Package]:
 
 
 def render(source: Path, found: Mapping[tuple[int, int], Sequence[Package]]) -> str:
-    """Write what pip reads: pins, markers where a Python differs, and one hash a line."""
+    """Format a lock for pip: pins, markers where a Python differs, and one hash a line."""
     inputs = inputs_of(source)
     size_bytes = max(sum(one.size_bytes for one in packages) for packages in found.values())
     first, last = min(found), max(found)
@@ -160,16 +160,16 @@ def render(source: Path, found: Mapping[tuple[int, int], Sequence[Package]]) -> 
     ]
     for (name, version), (pythons, hashes) in sorted(merge(found).items()):
         marker = "" if pythons == set(found) else f" ; {marker_of(pythons)}"
-        words = [f"{name}=={version}{marker}"]
-        words += [f"--hash=sha256:{one}" for one in sorted(hashes)]
-        lines.append(" \\\n    ".join(words))
+        parts = [f"{name}=={version}{marker}"]
+        parts += [f"--hash=sha256:{one}" for one in sorted(hashes)]
+        lines.append(" \\\n    ".join(parts))
     return "\n".join(lines) + "\n"
 
 
 def merge(
     found: Mapping[tuple[int, int], Sequence[Package]],
 ) -> dict[tuple[str, str], tuple[set[tuple[int, int]], set[str]]]:
-    """Join what the Pythons need: for each pin, which Pythons have it and every hash."""
+    """Join what the Pythons need: for each pin the Pythons that have it, and every hash."""
     joined: dict[tuple[str, str], tuple[set[tuple[int, int]], set[str]]] = {}
     for python, packages in found.items():
         for one in packages:
@@ -180,17 +180,17 @@ def merge(
 
 
 def marker_of(pythons: set[tuple[int, int]]) -> str:
-    """Say for pip which Pythons a line is for."""
+    """Return the marker that tells pip which Pythons a line is for."""
     return " or ".join(f'python_version == "{dotted(one)}"' for one in sorted(pythons))
 
 
 def inputs_of(source: Path) -> list[Path]:
-    """List the short files that a lock is made from."""
+    """Return the short files that a lock is made from."""
     return [source.with_name("common.in"), source]
 
 
 def digest(inputs: Sequence[Path]) -> str:
-    """Fingerprint the short files, so that a test sees a lock that was not made again."""
+    """Hash the short files, so that a test sees a lock that was not made again."""
     return hashlib.sha256(b"\n".join(path.read_bytes() for path in inputs)).hexdigest()
 
 

@@ -1,12 +1,11 @@
-"""Says how far a step of set-up is, from the end of its log: packages counted, time gone by."""
+"""Derives the progress of a set-up step from the end of its log: packages counted, elapsed time."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 BEGUN = re.compile(r"^qft: (\d+) packages$", re.MULTILINE)
-"""What the step that makes the environment says before pip begins."""
+"""What the step that makes the environment prints before pip begins."""
 NOTICE = re.compile(r"^qft: (?!\d+ packages$)(?!sha256)(.*)$", re.MULTILINE)
 COLLECTED = re.compile(r"^(?:Collecting|Requirement already satisfied:) (\S+)", re.MULTILINE)
 FETCHED = re.compile(r"^  Downloading (\S+)(?: \(([^)]*)\))?", re.MULTILINE)
@@ -17,23 +16,16 @@ UNPACKED = re.compile(r"^Unpacking (\S+)", re.MULTILINE)
 SET_UP = re.compile(r"^Setting up (\S+)", re.MULTILINE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepProgress:
-    """How far one step is."""
-
-    name: str
-    """What the step does, in the imperative."""
-
-    def line(self, log: str, elapsed_s: float) -> str:
-        """One line for people: what is done, how many of how many, and the time so far."""
-        counted = pip_counted(log) or apt_counted(log)
-        what = f"{counted}, {format_duration(elapsed_s)}" if counted else format_duration(elapsed_s)
-        notices = NOTICE.findall(log)
-        return f"{self.name}: {what}" + (f" ({notices[-1].strip()})" if notices else "")
+def progress_line(name: str, log: str, elapsed_s: float) -> str:
+    """Return one line for people: how much of the step `name` is done, and the time so far."""
+    done = pip_progress(log) or apt_progress(log)
+    text = f"{done}, {format_duration(elapsed_s)}" if done else format_duration(elapsed_s)
+    notices = NOTICE.findall(log)
+    return f"{name}: {text}" + (f" ({notices[-1].strip()})" if notices else "")
 
 
-def pip_counted(log: str) -> str:
-    """How far pip is; empty if the log is none of pip's.
+def pip_progress(log: str) -> str:
+    """Return how many packages pip has fetched; empty if the log is not pip's.
 
     pip fetches a package right after it has named it, so the one named last is not there yet. What
     an earlier attempt wrote does not count.
@@ -57,8 +49,8 @@ def _size(fetched: list[tuple[str, str]]) -> str:
     return f", {fetched[-1][1]}" if fetched and fetched[-1][1] else ""
 
 
-def apt_counted(log: str) -> str:
-    """How far apt is with the installation that it began last; empty if it has not begun one."""
+def apt_progress(log: str) -> str:
+    """Return the progress of apt's last installation; empty if it has not begun one."""
     planned = list(PLANNED.finditer(log))
     if not planned:
         return ""
@@ -69,14 +61,14 @@ def apt_counted(log: str) -> str:
         (UNPACKED, "packages unpacked"),
         (GOT, "packages fetched"),
     ]
-    for pattern, words in counts:
+    for pattern, label in counts:
         if done := len(pattern.findall(rest)):
-            return f"{min(done, total)} of {total} {words}"
+            return f"{min(done, total)} of {total} {label}"
     return f"0 of {total} packages fetched" if total else ""
 
 
 def format_duration(elapsed_s: float) -> str:
-    """Write a time so far as people do: `45 s`, `1 min 10 s`, `1 h 02 min`."""
+    """Format a duration: `45 s`, `1 min 10 s`, `1 h 02 min`."""
     whole = int(elapsed_s)
     if whole < 60:
         return f"{whole} s"

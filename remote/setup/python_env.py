@@ -1,4 +1,4 @@
-"""The environment in which the trainer runs, made from hashed lock files per CUDA generation."""
+"""Plans the trainer's Python environment, made from hashed lock files per CUDA generation."""
 
 from __future__ import annotations
 
@@ -6,61 +6,61 @@ import hashlib
 import shlex
 from pathlib import Path
 
-from remote.clean_environment import PRIVATE_UMASK, UNSET_VARIABLES
+from remote.clean_environment import CLEAR_VARIABLES, PRIVATE_UMASK
 from remote.errors import Unfit, megabytes
-from remote.setup import pip_settings
+from remote.on_machine import pip_settings
 from remote.setup.facts import PYTHON_MAX, PYTHON_MIN, Facts, PythonInterpreter, version_of
 from remote.setup.steps import DriverKind, SetupGoal, Step, with_apt_functions
 
 DRIVER_MIN = {"cpu": (0, 0), "cu128": (525, 60), "cu130": (580, 65)}
-"""What each set needs; CUDA 12 runs on every driver since 525, CUDA 13 since 580.65."""
+"""The driver that each requirement set needs; CUDA 12 runs since 525.60, CUDA 13 since 580.65."""
 CUDA_OF = {"cu128": (12, 8), "cu130": (13, 0)}
 REQUIREMENTS = Path(__file__).with_name("requirements")
 FALLBACK = {"cpu": "cu130"}
-"""Where no index of the machine's has torch's build without CUDA, the default one runs as well."""
+"""The set to install where the machine's index does not have torch's build without CUDA."""
 SETTINGS = "qft/setup/pip_settings.py"
-"""Where the small script is put that reads how pip is set up there."""
+"""Where the script is put that reads pip's settings there."""
 COUNTED = "qft: {count} packages"
-"""What a log says before pip begins, so that what follows can be counted."""
+"""Printed before pip begins, so that `progress` knows the total."""
 NO_SMALL_BUILD = (
     "qft: no index that pip is set up with there has torch without CUDA, so that the build with"
     " CUDA is fetched, which is ten times as big"
 )
 DOWNLOAD = "# download: "
 GLIBC_MIN = (2, 28)
-"""Of the tag `manylinux_2_28`, which torch's wheels have."""
-ROOM = 3.5
-"""What an environment takes at its peak, in sizes of its wheels; 3.0 was measured."""
+"""The C library that torch's wheels need: their tag is `manylinux_2_28`."""
+PEAK_DISK_FACTOR = 3.5
+"""Peak disk use of making an environment, as a multiple of its wheels; 3.0 was measured."""
 
 
 def requirements(cuda: str) -> str:
-    """Read the lock of a set: every package that is installed, with the hashes of its wheels."""
+    """Return the lock of a set: every package that is installed, with the hashes of its wheels."""
     return (REQUIREMENTS / f"{cuda}.txt").read_text(encoding="utf-8")
 
 
 def size_bytes(cuda: str) -> int:
-    """Say how much disk an environment takes while it is made, from the sizes in its lock."""
-    said = requirements(cuda).partition(DOWNLOAD)[2].split(maxsplit=1)[0]
-    return round(ROOM * int(said))
+    """Return the peak disk use of making an environment, from the sizes in its lock."""
+    wheel_bytes = requirements(cuda).partition(DOWNLOAD)[2].split(maxsplit=1)[0]
+    return round(PEAK_DISK_FACTOR * int(wheel_bytes))
 
 
 def environment(python: PythonInterpreter, cuda: str) -> str:
-    """Name the environment: it changes with any requirement and with the interpreter."""
+    """Return the environment's name: a hash of all requirements and the interpreter's version."""
     text = f"{requirements(cuda)}\n{python.version}"
     return f"venv-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def interpreter(facts: Facts, goal: SetupGoal) -> str:
-    """Say which interpreter runs the trainer once the plan is empty, relative to the home."""
+    """Return the interpreter that runs the trainer once the plan is empty, relative to the home."""
     if goal.python:
         return goal.python
     return f"qft/{environment(fit_python(facts), cuda_for(facts, goal))}/bin/python"
 
 
 def cuda_for(facts: Facts, goal: SetupGoal) -> str:
-    """Choose the requirement set: the newest that driver and size admit, or the one demanded.
+    """Choose the requirement set: the newest that driver and size admit, or the one of the goal.
 
-    Raises `Unfit` if the one demanded cannot run on the driver, before anything is installed.
+    Raises `Unfit` if it cannot run on the driver, before anything is installed.
     """
     if goal.cuda != "auto":
         if offence := mismatch(facts, goal, goal.cuda):
@@ -78,7 +78,7 @@ def cuda_for(facts: Facts, goal: SetupGoal) -> str:
 
 
 def mismatch(facts: Facts, goal: SetupGoal, cuda: str) -> str:
-    """Say why a set cannot run on the machine's driver; empty if it can."""
+    """Return why a set cannot run on the machine's driver; empty if it can."""
     if cuda not in DRIVER_MIN:
         return f"there is no requirement set `{cuda}`, only {', '.join(sorted(DRIVER_MIN))}"
     if cuda == "cpu":
@@ -95,7 +95,7 @@ def mismatch(facts: Facts, goal: SetupGoal, cuda: str) -> str:
 
 
 def environment_steps(facts: Facts, goal: SetupGoal, cuda: str) -> list[Step]:
-    """List what is needed to make the environment; empty if it is there or not ours to make."""
+    """Plan the steps that make the environment; empty if it exists or is the user's own."""
     if goal.python:
         return []
     python = fit_python(facts)
@@ -126,11 +126,11 @@ def environment_steps(facts: Facts, goal: SetupGoal, cuda: str) -> list[Step]:
 
 
 def install_step(python: PythonInterpreter, cuda: str) -> Step:
-    """Make the environment from its lock: every file is checked, and none is built on the way.
+    """Return the step that installs the lock: every wheel is verified, and nothing is built.
 
-    Nothing of the machine's own settings takes part but where pip finds packages: `clean` tells
-    what of the environment passes, and no file of pip's settings is read (`--isolated` alone would
-    leave the system's files and `PIP_CONFIG_FILE`).
+    Of the machine's own settings only those apply that say where pip finds packages:
+    `clean_environment` unsets variables, and pip reads none of its configuration files
+    (`--isolated` alone would leave the system's files and `PIP_CONFIG_FILE`).
     """
     folder = f"qft/{environment(python, cuda)}"
     lock, more = f"{folder}.txt", f"{folder}.full.txt"
@@ -146,9 +146,9 @@ def install_step(python: PythonInterpreter, cuda: str) -> Step:
         # Where no index of the machine's has the smaller build, pip says so before it fetches any.
         again = COUNTED.format(count=len(pins(requirements(full), python)))
         fetch = (
-            f"{{ {{ {install} -r {lock} 2>&1; echo $? > {folder}/code; }} | tee {folder}/said;"
+            f"{{ {{ {install} -r {lock} 2>&1; echo $? > {folder}/code; }} | tee {folder}/log;"
             f' code=$(cat {folder}/code); [ "$code" = 0 ] ||'
-            f" {{ grep -q 'No matching distribution found for torch==' {folder}/said"
+            f" {{ grep -q 'No matching distribution found for torch==' {folder}/log"
             f" && echo {shlex.quote(NO_SMALL_BUILD)} && echo {shlex.quote(again)}"
             f" && {install} -r {more}; }}; }}"
         )
@@ -157,11 +157,11 @@ def install_step(python: PythonInterpreter, cuda: str) -> Step:
     return Step(
         name="make the Python environment",
         command=f"{PRIVATE_UMASK}set -f; IFS='\n'; set -- $({python.command} -I -S {SETTINGS});"
-        f" unset IFS; set +f; {UNSET_VARIABLES}export PIP_CONFIG_FILE=/dev/null PYTHONNOUSERSITE=1;"
+        f" unset IFS; set +f; {CLEAR_VARIABLES}export PIP_CONFIG_FILE=/dev/null PYTHONNOUSERSITE=1;"
         f" {python.command} -m venv --clear {folder} && mkdir -p {folder}/wheels && {begin}"
         # The wheels go beside the environment: a /tmp in memory would not hold them.
         f' && {{ TMPDIR="$PWD"/{folder}/wheels; export TMPDIR; }} && {fetch}'
-        f" && rm -rf {folder}/wheels {folder}/said {folder}/code && sync && touch {folder}/.ready",
+        f" && rm -rf {folder}/wheels {folder}/log {folder}/code && sync && touch {folder}/.ready",
         why=f"the trainer needs the tested versions ({cuda})",
         timeout_s=3600,
         files={
@@ -173,7 +173,7 @@ def install_step(python: PythonInterpreter, cuda: str) -> Step:
 
 
 def pins(text: str, python: PythonInterpreter) -> list[str]:
-    """The names that a lock installs on one Python."""
+    """Return the names of the packages that a lock installs on one Python."""
     marked = f'python_version == "{dotted(python.version)}"'
     lines = [line for line in text.splitlines() if line[:1].isalnum()]
     return [
@@ -184,7 +184,7 @@ def pins(text: str, python: PythonInterpreter) -> list[str]:
 
 
 def gpu_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
-    """List the last word, a tensor on the GPU, unless it was said since the last boot."""
+    """Plan the final check, a tensor on the GPU, unless it succeeded since the last boot."""
     python = interpreter(facts, goal)
     folder = python.removesuffix("/bin/python") if not goal.python else "qft/venv-given"
     seen = f"{facts.boot_id} {facts.driver}"
@@ -193,7 +193,7 @@ def gpu_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
     return [
         Step(
             name="put a tensor on the GPU",
-            command=f"{PRIVATE_UMASK}{UNSET_VARIABLES}{shlex.quote(python)} -c"
+            command=f"{PRIVATE_UMASK}{CLEAR_VARIABLES}{shlex.quote(python)} -c"
             " 'import torch; torch.zeros(1).cuda()'"
             f" && mkdir -p {folder} && printf %s {shlex.quote(seen)} > {folder}/.cuda",
             why="drivers that answer can still fail here, and training must not be the test",
@@ -203,7 +203,7 @@ def gpu_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
 
 
 def fit_python(facts: Facts) -> PythonInterpreter:
-    """Find the interpreter to build from; raises `Unfit` if there is none, or no wheel fits."""
+    """Return the interpreter to build from; raises `Unfit` if there is none, or no wheel fits."""
     if facts.arch not in {"x86_64", ""}:
         raise Unfit(
             [f"the tested wheels are for x86_64, and this machine is {facts.arch}"],
@@ -227,5 +227,5 @@ def fit_python(facts: Facts) -> PythonInterpreter:
 
 
 def dotted(version: tuple[int, ...]) -> str:
-    """Write a version as people do."""
+    """Format a version, such as `3.12`."""
     return ".".join(map(str, version))

@@ -1,4 +1,4 @@
-"""The words in which set-up speaks: what is wanted, one step, and the steps that keep apt quiet."""
+"""Defines the goal and the steps of set-up, and plans the steps that precede all others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from remote.clean_environment import UNSET_VARIABLES
+from remote.clean_environment import CLEAR_VARIABLES
 from remote.errors import Unfit
 from remote.setup.facts import Facts
 
@@ -23,31 +23,31 @@ SECURE_BOOT_HINT = (
 
 
 class DriverKind(StrEnum):
-    """Which kind of NVIDIA driver the machine needs."""
+    """The kind of NVIDIA driver that the machine needs."""
 
     NONE = "none"
     """No GPU is wanted."""
     DATACENTER = "datacenter"
-    """The ordinary one: T4, A100, H100, and the user's own cards."""
+    """The ordinary one: T4, A100, H100, and the user's own GPUs."""
     GRID = "grid"
     """The cloud's vGPU driver, as the A10 of Azure needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetupGoal:
-    """What the machine should be able to do."""
+    """What a machine is to be set up for."""
 
     driver: DriverKind = DriverKind.NONE
     cuda_max: str = ""
-    """Newest CUDA that the size's driver admits, such as `12.8`; empty if it is not capped."""
+    """Newest CUDA that the size's driver admits, such as `12.8`; empty if there is no limit."""
     cuda: str = "auto"
     """The requirement set: `cpu`, `cu128`, `cu130`, or `auto` for the newest that fits."""
     python: str = ""
-    """An interpreter that has everything already: then no environment is made."""
+    """An interpreter that has all packages already: then no environment is made."""
     driver_given: bool = False
-    """Whether the image is said to bring its driver: then none is ever installed over it."""
+    """Whether the image should bring its driver: then none is ever installed over it."""
     grid_sha256: str = ""
-    """The checksum that the vGPU driver must have to be executed; empty if none is known yet."""
+    """The sha256 that the vGPU driver must have to be executed; empty if none is known yet."""
     rented: bool = True
     """Whether the machine is ours alone: only then drivers are installed and upgrades stopped."""
     spare_bytes: int = 0
@@ -56,7 +56,7 @@ class SetupGoal:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One command that is still needed."""
+    """One command of set-up, and why it is needed."""
 
     name: str
     """What it does, for people, in the imperative."""
@@ -67,14 +67,14 @@ class Step:
     sudo: bool = False
     reboot_after: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
-    """Texts that must be there first, by path below the home: too long for a command line."""
+    """Text files to write first, by path below the home: too long for a command line."""
 
 
 def first_boot_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
-    """Wait until a rented machine's first boot has finished; nothing else is planned before.
+    """Plan to wait until a rented machine's first boot has finished; nothing else goes before it.
 
     Raises `Unfit` if it ended in an error: then what we asked it to install may be missing, and
-    with it the watchdog that ends the bill.
+    with it what stops the machine and its cost.
     """
     if not goal.rented or (goal.python and goal.driver is DriverKind.NONE):
         return []
@@ -90,7 +90,7 @@ def first_boot_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
     return [
         Step(
             name="wait for the first boot to finish",
-            # How it ended is told by the facts that are gathered next.
+            # How it ended is among the facts that are gathered next.
             command="cloud-init status --wait > /dev/null; true",
             why="cloud-init still installs and configures",
             timeout_s=900,
@@ -99,13 +99,13 @@ def first_boot_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
 
 
 def with_apt_functions(command: str) -> str:
-    """A command of root's that may use the functions of `apt.sh`, and nothing of a user's files."""
+    """Return a command for root that may use the functions of `apt.sh`, in a clean environment."""
     functions = Path(__file__).with_name("apt.sh").read_text(encoding="utf-8")
-    return f"{UNSET_VARIABLES}\n{functions}\n{command}"
+    return f"{CLEAR_VARIABLES}\n{functions}\n{command}"
 
 
 def repair_steps(facts: Facts) -> list[Step]:
-    """Finish what a cut left half done: until then every use of apt is refused."""
+    """Plan to finish an interrupted installation: until then apt refuses everything."""
     if not facts.dpkg_broken:
         return []
     return [
@@ -120,29 +120,28 @@ def repair_steps(facts: Facts) -> list[Step]:
 
 
 def stop_upgrades_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
-    """Stop what fights over the package lock."""
-    steps = []
-    if goal.rented and facts.upgraders:
-        steps.append(
-            Step(
-                name="stop automatic upgrades",
-                command=f"systemctl disable --now {UPGRADERS} 2>/dev/null;"
-                " ! systemctl is-active --quiet unattended-upgrades.service",
-                why="they hold the package lock for minutes after boot, and would replace the"
-                " driver under a running training",
-                timeout_s=1800,  # stopping waits for an upgrade that is under way
-                sudo=True,
-            )
+    """Plan to stop automatic upgrades, which would hold the package lock."""
+    if not goal.rented or not facts.upgraders:
+        return []
+    return [
+        Step(
+            name="stop automatic upgrades",
+            command=f"systemctl disable --now {UPGRADERS} 2>/dev/null;"
+            " ! systemctl is-active --quiet unattended-upgrades.service",
+            why="they hold the package lock for minutes after boot, and would replace the"
+            " driver under a running training",
+            timeout_s=1800,  # stopping waits for an upgrade that is under way
+            sudo=True,
         )
-    return steps
+    ]
 
 
 def require_root(facts: Facts, steps: Sequence[Step]) -> list[Step]:
-    """Refuse steps that need root on a machine that does not give it."""
-    needy = [step.name for step in steps if step.sudo]
-    if needy and not facts.sudo:
+    """Return the steps; raise `Unfit` if one needs root and the user has no `sudo`."""
+    names = [step.name for step in steps if step.sudo]
+    if names and not facts.sudo:
         raise Unfit(
-            [f"root is needed to {name}" for name in needy],
+            [f"root is needed to {name}" for name in names],
             hint="allow this user `sudo` without a password, or do these steps yourself",
         )
     return list(steps)

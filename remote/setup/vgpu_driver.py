@@ -1,4 +1,4 @@
-"""The vGPU (GRID) driver of Azure: where it comes from, how it is checked, installed and set."""
+"""Plans the steps that download, verify, install and configure Azure's vGPU (GRID) driver."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ GRID_URL = (
 GRID_SHA256 = ""
 """Nobody publishes one: neither Microsoft, whose own extension runs the file unchecked, nor those
 who pin this version in public. So it is the user's (`vm.azure.grid_sha256`), or the first one seen,
-which this computer then remembers and demands of every later machine."""
+which this computer then keeps and requires of every later machine."""
 GRID_SETTINGS = {"EnableUI": "FALSE", "IgnoreSP": "FALSE"}
 FILE = "/root/qft-grid.run"
 SEEN = "/var/lib/qft-grid.sha256"
-"""Where the machine keeps the checksum of what it executed, so that it can be remembered."""
+"""Where the machine keeps the checksum of what it executed, for this computer to read."""
 FETCH = """umask 077
 curl -fsSL --proto '=https' --retry 5 -o {file} {url} || exit
 found=$(sha256sum < {file}) && found=${{found%% *}} || exit
@@ -43,11 +43,11 @@ sh {file} --silent --disable-nouveau || exit
 rm -f {file}
 echo "$found" > {seen}
 """
-"""Download, check, execute; in this order, and nothing of it for others to read or change."""
+"""Download, verify, execute, in this order; no other user may read or change any of it."""
 
 
 def grid_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
-    """Install the cloud's vGPU driver; the ordinary one fails on these machines in odd ways."""
+    """Plan to install the cloud's vGPU driver; the ordinary one fails on these machines."""
     if facts.secure_boot:
         raise Unfit(
             ["Secure Boot is on, and the vGPU driver that this size needs is not signed for it"],
@@ -95,7 +95,7 @@ def grid_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
 
 
 def gridd_step(*, reboot_after: bool = False) -> Step:
-    """Configure the vGPU service; on Azure the licence comes with the machine."""
+    """Return the step that configures the vGPU service; on Azure the machine has the licence."""
     lines = "".join(f"{key}={value}\\n" for key, value in sorted(GRID_SETTINGS.items()))
     keys = "|".join([*sorted(GRID_SETTINGS), "FeatureType"])
     return Step(
@@ -111,6 +111,6 @@ def gridd_step(*, reboot_after: bool = False) -> Step:
 
 
 def gridd_is_set(facts: Facts) -> bool:
-    """Tell whether the vGPU service is configured as needed, and nothing contradicts it."""
+    """Whether the vGPU service is configured as needed, and nothing contradicts it."""
     found = dict(word.split("=", 1) for word in facts.gridd.split() if "=" in word)
     return found == GRID_SETTINGS

@@ -1,8 +1,8 @@
-"""Makes a tree there equal to a tree here, or the other way round, over SFTP and by manifest.
+"""Makes a tree of files on the machine equal to one here, or the other way round, over SFTP.
 
 Every file is whole or absent: it travels into a partial file, its sha256 is verified where it has
-arrived, it is fsynced and renamed. What is equal does not travel; what was begun and cut is
-continued; a disk that is too small is noticed before anything is overwritten. See docs/sync.md.
+arrived, it is fsynced and renamed. Equal files do not travel; an interrupted transfer is resumed; a
+disk that is too small is noticed before anything is overwritten. See docs/sync.md.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from remote.errors import Damaged, shorten
 from remote.on_machine import tree_ops
 from remote.ssh import SshConnection
-from remote.sync.local import StaleError, local_errors
+from remote.sync.local import StaleError, translate_local_errors
 from remote.sync.manifest import DEFAULT_LIMITS, Limits, Tree
-from remote.sync.plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport, TransferStats
-from remote.sync.pull import list_there, pull_once
+from remote.sync.plan import DEFAULT_OPTIONS, Progress, SyncOptions, SyncReport
+from remote.sync.pull import list_source, pull_once
 from remote.sync.push import push_once
 from remote.sync.transfer import Transfer
 
@@ -26,27 +26,23 @@ def push(
     local: Path | Mapping[str, Path],
     remote: str,
     *,
-    progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
     options: SyncOptions = DEFAULT_OPTIONS,
 ) -> SyncReport:
-    """Make the directory `remote` there hold what `local` holds; touch nothing that is equal.
+    """Make the directory `remote` there hold what `local` holds; leave what is equal as it is.
 
     `local` is a directory (links to files and directories in it are followed), or files by the path
     that they get below `remote`; `remote` is relative to the user's home there. Files that only the
-    machine has stay, unless `options.delete`. Safe to repeat after anything: a cut connection is
-    `Unreachable`, and the next push goes on where this one ended. Raises `NoSpace` before a byte
-    travels if the disk there is too small, `Damaged` if a source keeps changing while it is read,
-    `RemoteError` if there is nothing at `local`.
+    machine has stay, unless `options.delete`. Safe to repeat after any failure: a cut connection is
+    `Unreachable`, and the next push resumes. Raises `NoSpace` before a byte travels if the disk
+    there is too small, `Damaged` if a source keeps changing while it is read, `RemoteError` if
+    there is nothing at `local`.
     """
     transfer = Transfer(
-        connection=connection,
-        remote=remote,
-        options=options,
-        progress=progress,
-        stats=TransferStats(),
+        connection=connection, remote=remote, options=options, on_progress=on_progress
     )
-    with local_errors(local if isinstance(local, Path) else "this computer"):
-        return settle(lambda: push_once(transfer, local), options.attempts)
+    with translate_local_errors(local if isinstance(local, Path) else "this computer"):
+        return retry_while_stale(lambda: push_once(transfer, local), options.attempts)
 
 
 def pull(  # noqa: PLR0913  (the contract between rooms)
@@ -55,55 +51,47 @@ def pull(  # noqa: PLR0913  (the contract between rooms)
     local: Path,
     *,
     limits: Limits = DEFAULT_LIMITS,
-    progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
     options: SyncOptions = DEFAULT_OPTIONS,
 ) -> SyncReport:
-    """Make the directory `local` here hold what `remote` holds there; touch nothing that is equal.
+    """Make the directory `local` here hold what `remote` holds there; leave what is equal as it is.
 
     The machine is not trusted: whatever it says, nothing outside `local` is written, and nothing at
     all if its list of files is illegal or above `limits` (`Untrusted`). Otherwise as `push`, with
-    `NoSpace` for the disk here. A `remote` that does not exist is an error, not an empty tree.
+    `NoSpace` for the disk here. A `remote` that does not exist is `Absent`, not an empty tree.
     """
     transfer = Transfer(
-        connection=connection,
-        remote=remote,
-        options=options,
-        progress=progress,
-        stats=TransferStats(),
+        connection=connection, remote=remote, options=options, on_progress=on_progress
     )
-    with local_errors(local):
-        return settle(
-            lambda: pull_once(transfer, local, limits), options.attempts, lambda: clear(local)
+
+    def give_up() -> None:
+        with tree_ops.exclusive_lock(str(local)):
+            tree_ops.remove_partial_dir(str(local))
+
+    with translate_local_errors(local):
+        return retry_while_stale(
+            lambda: pull_once(transfer, local, limits), options.attempts, give_up
         )
 
 
-def listing(
+def list_files(
     connection: SshConnection,
     remote: str,
     *,
     limits: Limits = DEFAULT_LIMITS,
     options: SyncOptions = DEFAULT_OPTIONS,
 ) -> Tree:
-    """Return what the machine says it has in the directory `remote`; nothing of it travels.
+    """Return size and sha256 of the files in the directory `remote`, as the machine says them.
 
-    Raises as `pull` does, and `Absent` if there is no such directory.
+    Nothing of them travels. Raises as `pull` does, and `Absent` if there is no such directory.
     """
-    transfer = Transfer(
-        connection=connection, remote=remote, options=options, progress=None, stats=TransferStats()
-    )
-    return list_there(transfer, limits).tree
+    return list_source(Transfer(connection=connection, remote=remote, options=options), limits).tree
 
 
-def clear(local: Path) -> None:
-    """Remove what has come of files that never arrived as announced."""
-    with tree_ops.alone_in(str(local)):
-        tree_ops.clear(str(local))
-
-
-def settle(
+def retry_while_stale(
     attempt: Callable[[], SyncReport], attempts: int, give_up: Callable[[], None] = lambda: None
 ) -> SyncReport:
-    """Repeat an attempt whose source changed under its hands; give up after `attempts`."""
+    """Repeat an attempt whose source changed while it was read; then raise `Damaged`."""
     for left in reversed(range(max(attempts, 1))):
         try:
             return attempt()

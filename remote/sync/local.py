@@ -1,4 +1,4 @@
-"""This computer's side of a sync: what is here, and the bytes of a chunk or a clear refusal."""
+"""Reads this computer's side of a sync: the trees here, and the bytes of a chunk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from remote.sync.plan import Chunk, SyncOptions, file_ranges
 
 
 class StaleError(Exception):
-    """Some paths are no longer what the manifest said; look again. Never leaves `remote.sync`."""
+    """Some paths changed since they were listed; list them again. Never leaves `remote.sync`."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         super().__init__("changed while it was read")
@@ -24,34 +24,35 @@ class StaleError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """The files here that should be there."""
+class LocalSource:
+    """The files here that are to be pushed."""
 
     tree: Tree
     paths: Mapping[str, Path]
     """Where each file of the tree is on this computer."""
-    named: bool
-    """Whether the caller named files one by one rather than a whole directory."""
+    is_file_list: bool
+    """Whether the caller named files one by one rather than a directory."""
     skipped: tuple[str, ...] = ()
-    """What is no file and was left out."""
+    """Paths that are no files and are not sent."""
 
 
-def scan_source(local: Path | Mapping[str, Path], options: SyncOptions) -> Source:
-    """Hash what should be pushed; raises `RemoteError` if it is absent or has an illegal name."""
-    cache = cache_path(local, options)
+def scan_source(local: Path | Mapping[str, Path], options: SyncOptions) -> LocalSource:
+    """Hash what is to be pushed; raises `RemoteError` if it is absent or has an illegal name."""
+    cache = local_cache_path(local, options)
     if isinstance(local, Path):
         if not local.is_dir():
             raise RemoteError(
                 f"{local} is {'not a directory' if local.exists() else 'not there'}",
                 hint="check the path in your run.yaml; it is relative to that file",
             )
-        found = tree_ops.scan(str(local), options.exclude, cache, follow_links=True)
+        found = tree_ops.hash_tree(str(local), options.exclude, cache, follow_links=True)
         paths = {path: local / path for path in found["files"]}
     else:
         for path, file in local.items():
             if not file.is_file():
                 raise RemoteError(f"{file} (for {path}) is not there, or no file")
-        found = tree_ops.listing([(path, str(file), "file") for path, file in local.items()], cache)
+        rows = [(path, str(file), "file") for path, file in local.items()]
+        found = tree_ops.hash_files(rows, cache)
         paths = dict(local)
     for path in paths:
         if offence := path_offence(path):
@@ -59,55 +60,55 @@ def scan_source(local: Path | Mapping[str, Path], options: SyncOptions) -> Sourc
                 f"the file name {path!r} cannot be sent: {offence}",
                 hint="rename the file, or exclude it by a pattern",
             )
-    return Source(
-        tree=as_tree(found["files"]),
+    return LocalSource(
+        tree=to_tree(found["files"]),
         paths=paths,
-        named=not isinstance(local, Path),
-        skipped=tuple(path for path, _ in found["odd"]),
+        is_file_list=not isinstance(local, Path),
+        skipped=tuple(path for path, _ in found["irregular"]),
     )
 
 
-def scan_target(local: Path, want: Tree, options: SyncOptions) -> dict[str, Entry]:
-    """Hash what is already here before a pull; links count as absent, so they are replaced.
+def scan_target(local: Path, source: Tree, options: SyncOptions) -> dict[str, Entry]:
+    """Hash what is here before a pull; links count as absent, so that they are replaced.
 
-    Raises `RemoteError` if a directory on the way to a wanted file is a link or a file.
+    Raises `RemoteError` if a directory on the way to a file of `source` is a link or a file.
     """
     try:
-        places = {path: tree_ops.inside(str(local), path) for path in want}
+        paths = {path: tree_ops.safe_join(str(local), path) for path in source}
     except OSError as error:
         raise RemoteError(
             f"{error.filename} is {error.strerror}: nothing is written through it",
             hint="remove the link, or pull to another directory",
         ) from error
+    cache = local_cache_path(local, options)
     if options.delete and options.only is None:
-        cache = cache_path(local, options)
-        asked = {"root": str(local), "exclude": options.exclude, "include": options.include}
-        return as_tree(tree_ops.manifest({**asked, "cache": cache})["files"])
-    rows = [(path, full, tree_ops.kind_of(full)) for path, full in places.items()]
-    there = [row for row in rows if row[2] == "file"]
-    return as_tree(tree_ops.listing(there, cache_path(local, options))["files"])
+        request = {"root": str(local), "exclude": options.exclude, "include": options.include}
+        return to_tree(tree_ops.list_files({**request, "cache": cache})["files"])
+    rows = [(path, full, tree_ops.file_kind(full)) for path, full in paths.items()]
+    return to_tree(tree_ops.hash_files([row for row in rows if row[2] == "file"], cache)["files"])
 
 
-def as_tree(files: Mapping[str, tuple[int, str]]) -> dict[str, Entry]:
-    """Turn our own listing into a tree."""
+def to_tree(files: Mapping[str, tuple[int, str]]) -> dict[str, Entry]:
+    """Turn a listing of `tree_ops` into a tree."""
     return {path: Entry(size=size, sha256=digest) for path, (size, digest) in files.items()}
 
 
 @contextmanager
-def local_errors(where: object) -> Iterator[None]:
+def translate_local_errors(where: object) -> Iterator[None]:
     """Translate this computer's file errors, once: a full disk, a file that cannot be read."""
     try:
         yield
     except OSError as error:
-        said = f"{tree_ops.place_of(error) or where}: {error.strerror or error}"
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            free = tree_ops.free_bytes(str(where))
+            free = tree_ops.free_disk_bytes(str(where))
             raise NoSpace(str(where), needed_bytes=free + 1, free_bytes=free) from error
-        raise RemoteError(f"a file cannot be synced: {said}") from error
+        path = tree_ops.error_path(error) or where
+        reason = error.strerror or error
+        raise RemoteError(f"a file cannot be synced: {path}: {reason}") from error
 
 
-def cache_path(local: Path | Mapping[str, Path], options: SyncOptions) -> str:
-    """Name the file that remembers the hashes of this source; empty if nothing is remembered."""
+def local_cache_path(local: Path | Mapping[str, Path], options: SyncOptions) -> str:
+    """Return the file that caches the hashes of these files; empty if nothing is cached."""
     if options.cache_dir is None:
         return ""
     where = str(local.resolve()) if isinstance(local, Path) else repr(sorted(local.items()))
@@ -117,7 +118,7 @@ def cache_path(local: Path | Mapping[str, Path], options: SyncOptions) -> str:
 
 def read_chunk(chunk: Chunk, paths: Mapping[str, Path]) -> bytes:
     """Read the bytes of a chunk; raises `StaleError` if a file is shorter than it was, or gone."""
-    found = []
+    parts = []
     for path, offset, size in file_ranges(chunk):
         try:
             with paths[path].open("rb") as file:
@@ -127,5 +128,5 @@ def read_chunk(chunk: Chunk, paths: Mapping[str, Path]) -> bytes:
             raise StaleError([path]) from error
         if len(data) != size:
             raise StaleError([path])
-        found.append(data)
-    return b"".join(found)
+        parts.append(data)
+    return b"".join(parts)

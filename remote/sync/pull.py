@@ -1,123 +1,110 @@
-"""One attempt to pull: what the machine offers is distrusted first, then fetched and verified."""
+"""Makes one attempt to pull: check what the machine offers, fetch what is missing, verify, rename.
+
+Nothing that the machine says is trusted: what it offers is checked before anything is written.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from remote.errors import Absent, Damaged, NoSpace, Untrusted
 from remote.on_machine import tree_ops
-from remote.remote_script import tree_cache
+from remote.remote_script import hash_cache_path
 from remote.sync import manifest, replies
 from remote.sync.local import StaleError, scan_target
-from remote.sync.manifest import Entry, Limits
-from remote.sync.plan import (
-    HASHING_S_MAX,
-    Blob,
-    Chunk,
-    ProgressCounter,
-    SyncReport,
-    blobs_for,
-    chunks_of,
-)
-from remote.sync.replies import Listing
+from remote.sync.manifest import Limits, Tree
+from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, SyncReport, chunks_of, make_blobs
+from remote.sync.replies import RemoteListing
 from remote.sync.sftp import Sftp
-from remote.sync.transfer import Transfer, transfer_chunks
+from remote.sync.transfer import ProgressCounter, Transfer, transfer_chunks
 
 HASHING_S_MIN = 600.0
 HASHING_BYTES_PER_S = 20e6
 """A machine that hashes slower than this is not waited for; a disk of the cloud reads five times
 as fast."""
 STREAM_BYTES_PER_S = 50_000
-"""The slowest line on which a bundle is still waited for."""
+"""The slowest connection on which a bundle is still waited for."""
 
 
 def pull_once(transfer: Transfer, local: Path, limits: Limits) -> SyncReport:
     """Pull what differs; raises `StaleError` if the machine's files changed meanwhile."""
-    listing = list_there(transfer, limits)
-    want = listing.tree
-    with tree_ops.alone_in(str(local)):
-        todo = manifest.difference(want, scan_target(local, want, transfer.options))
-        blobs = blobs_for(todo.missing, want, transfer.options)
+    listing = list_source(transfer, limits)
+    source = listing.tree
+    with tree_ops.exclusive_lock(str(local)):
+        difference = manifest.compare(source, scan_target(local, source, transfer.options))
+        blobs = make_blobs(difference.missing, source, transfer.options)
         if blobs:
-            with room_given_back(local):
-                bring(transfer, local, blobs, want)
-        removed = todo.extraneous if transfer.options.delete else ()
+            with partial_files_removed_if_refused(local):
+                fetch_blobs(transfer, local, blobs, source)
+        removed = difference.extraneous if transfer.options.delete else ()
         for path in removed:
-            tree_ops.remove(str(local), path)
-        tree_ops.clear(str(local))
+            tree_ops.remove_file(str(local), path)
+        tree_ops.remove_partial_dir(str(local))
     return SyncReport(
-        files=len(want),
-        bytes=manifest.total_bytes(want),
-        files_sent=len(todo.missing),
+        files=len(source),
+        bytes=manifest.total_bytes(source),
+        files_sent=len(difference.missing),
         bytes_sent=transfer.stats.sent,
         bytes_resumed=transfer.stats.resumed,
         removed=removed,
-        left=listing.left,
-        left_names=listing.left_names,
+        unmatched=listing.unmatched,
+        unmatched_names=listing.unmatched_names,
     )
 
 
 @contextlib.contextmanager
-def room_given_back(local: Path) -> Iterator[None]:
-    """Remove what was set aside or has come, once it is refused; what a cut left goes on later."""
+def partial_files_removed_if_refused(local: Path) -> Iterator[None]:
+    """Delete what has arrived once it is refused; what a cut connection left is kept to resume."""
     try:
         yield
     except (Untrusted, Damaged, NoSpace):
-        tree_ops.clear(str(local))
+        tree_ops.remove_partial_dir(str(local))
         raise
 
 
-def bring(
-    transfer: Transfer, local: Path, blobs: Sequence[Blob], want: Mapping[str, Entry]
-) -> None:
-    """Fetch the blobs, verify what they hold and put it in place."""
+def fetch_blobs(transfer: Transfer, local: Path, blobs: Sequence[Blob], source: Tree) -> None:
+    """Fetch the blobs, verify the files in them and rename these into place."""
     counter = transfer.counter(blobs)
-    begun = reserve(local, blobs)
+    partial_names = reserve_space(local, blobs)
     counter.report()
     for blob in blobs:
         if blob.bundled:
-            fetch_bundle(transfer, local, blob, want)
+            fetch_bundle(transfer, local, blob, source)
             counter.add(Chunk(blob=blob, offset=0, size=blob.size))
     big = [blob for blob in blobs if not blob.bundled]
-    chunks = to_fetch(transfer, local, big, begun, counter)
-    transfer_chunks(transfer, chunks, partial(fetch, transfer.remote, local), counter)
-    place(local, big, want)
+    chunks = missing_chunks(transfer, local, big, partial_names, counter)
+    transfer_chunks(transfer, chunks, partial(fetch_chunk, transfer.remote, local), counter)
+    commit(local, big, source)
 
 
-def list_there(transfer: Transfer, limits: Limits) -> Listing:
-    """Ask the machine what it has, and admit only what may be written here."""
+def list_source(transfer: Transfer, limits: Limits) -> RemoteListing:
+    """List the files there; raises `Untrusted` unless all may be written here."""
     options = transfer.options
-    request: dict[str, Any] = {"root": transfer.remote, "exclude": options.exclude}
-    request |= {
-        "cache": tree_cache(transfer.remote),
-        "only": options.only,
-        "include": options.include,
-    }
+    request: dict[str, Any] = {"exclude": options.exclude, "only": options.only}
+    request |= {"cache": hash_cache_path(transfer.remote), "include": options.include}
     wait_s = min(HASHING_S_MAX, HASHING_S_MIN + limits.total_bytes_max / HASHING_BYTES_PER_S)
-    answer = transfer.script.call("manifest", request, timeout_s=wait_s)
-    if refused := replies.read_refusal(answer):
-        raise NoSpace(transfer.there, needed_bytes=refused.needed, free_bytes=refused.free)
-    if not replies.read_exists(answer):
-        raise Absent(f"there is no directory {transfer.there}")
-    found = replies.read_listing(
-        answer,
-        wanted=manifest.Wanted(include=options.include),
-        limits=limits,
-        source=str(transfer.connection.host),
+    answer = transfer.call("list", request, timeout_s=wait_s)
+    if answer.get("exists") is not True:
+        raise Absent(f"there is no directory {transfer.place}")
+    listing = replies.read_listing(
+        answer, include=options.include, limits=limits, host=transfer.host
     )
-    if options.only is not None:
-        replies.refuse_alien(found.tree, options.only, source=transfer.there)
-    return found
+    if options.only is not None and (extra := sorted(set(listing.tree) - set(options.only))):
+        raise Untrusted(f"{transfer.place} offers {extra[0][:200]!r}, which was not asked for")
+    return listing
 
 
-def reserve(local: Path, blobs: Sequence[Blob]) -> list[str]:
-    """Set room aside here and name the blobs begun earlier; raises `NoSpace` before any travels."""
-    answer = tree_ops.stage(
+def reserve_space(local: Path, blobs: Sequence[Blob]) -> list[str]:
+    """Reserve disk space here; return the names of blobs that have a partial file already.
+
+    Raises `NoSpace` before anything travels.
+    """
+    answer = tree_ops.reserve_space(
         {
             "root": str(local),
             "chunk": 1,
@@ -128,73 +115,70 @@ def reserve(local: Path, blobs: Sequence[Blob]) -> list[str]:
     )
     if "error" in answer:
         raise NoSpace(str(local), needed_bytes=answer["needed"], free_bytes=answer["free"])
-    begun: list[str] = answer["begun"]
-    return begun
+    names: list[str] = answer["partial"]
+    return names
 
 
-def fetch_bundle(transfer: Transfer, local: Path, blob: Blob, want: Mapping[str, Entry]) -> None:
-    """Stream small files in one go, verify each, and put the good ones in place at once."""
-    said: list[bytes] = []
+def fetch_bundle(transfer: Transfer, local: Path, blob: Blob, source: Tree) -> None:
+    """Stream small files in one go, verify each, and rename the good ones into place at once."""
+    parts: list[bytes] = []
     code, stderr = transfer.script.stream(
         "pack",
-        {"root": transfer.remote, "files": blob.parts},
-        said.append,
+        {"root": transfer.remote, "files": blob.files},
+        parts.append,
         timeout_s=60 + blob.size / STREAM_BYTES_PER_S,
         limit_bytes=blob.size,
     )
-    data = b"".join(said)
+    data = b"".join(parts)
     if code != 0:
         raise transfer.script.failure("pack", code, b"", stderr)
     if len(data) != blob.size:
-        raise Untrusted(f"{transfer.there} sent {len(data)} bytes instead of {blob.size}")
-    staged = str(partial_file(local, blob))
-    tree_ops.write_whole(staged, data)
-    index = [[path, size, want[path].sha256] for path, size in blob.parts]
+        raise Untrusted(f"{transfer.place} sent {len(data)} bytes instead of {blob.size}")
+    bundle = str(partial_file(local, blob))
+    tree_ops.write_whole(bundle, data)
+    index = [[path, size, source[path].sha256] for path, size in blob.files]
     ready: list[tuple[str, str]] = []
-    wrong: dict[str, Any] = {"damaged": [], "absent": []}
-    tree_ops.unpack(str(local), staged, index, ready, wrong)
-    tree_ops.place(ready)
-    if wrong["damaged"]:
-        raise StaleError(wrong["damaged"])
+    failed: dict[str, Any] = {"damaged": [], "absent": []}
+    tree_ops.unpack_bundle(str(local), bundle, index, ready, failed)
+    tree_ops.rename_into_place(ready)
+    if failed["damaged"]:
+        raise StaleError(failed["damaged"])
 
 
-def to_fetch(
+def missing_chunks(
     transfer: Transfer,
     local: Path,
     blobs: Sequence[Blob],
-    begun: Sequence[str],
+    partial_names: Sequence[str],
     counter: ProgressCounter,
 ) -> list[Chunk]:
-    """Leave out the chunks that an earlier transfer has brought, by their hash."""
+    """Return the chunks that the partial files here still lack, by their hashes."""
     size = transfer.options.chunk_bytes
-    there: dict[str, tuple[str, ...]] = {}
-    if paths := [blob.parts[0][0] for blob in blobs if blob.name in begun]:
-        request = {"root": transfer.remote, "chunk": size, "paths": paths}
-        answer = transfer.script.call("hashes", request, timeout_s=HASHING_S_MAX)
-        there = replies.read_chunks(
-            answer, "hashes", names=paths, source=str(transfer.connection.host)
-        )
+    hashes: dict[str, tuple[str, ...]] = {}
+    if paths := [blob.files[0][0] for blob in blobs if blob.name in partial_names]:
+        answer = transfer.call("hash", {"chunk": size, "paths": paths})
+        hashes = replies.read_chunk_hashes(answer, "hashes", names=paths, host=transfer.host)
     chunks = []
     for blob in blobs:
-        hashes = there.get(blob.parts[0][0], ())
+        expected = hashes.get(blob.files[0][0], ())
         for number, chunk in enumerate(chunks_of(blob, size)):
-            if number < len(hashes) and chunk_digest(local, chunk) == hashes[number]:
+            if number < len(expected) and partial_digest(local, chunk) == expected[number]:
                 counter.add(chunk, sent=False)
             else:
                 chunks.append(chunk)
     return chunks
 
 
-def chunk_digest(local: Path, chunk: Chunk) -> str:
-    """Hash what the partial file holds at the place of a chunk."""
+def partial_digest(local: Path, chunk: Chunk) -> str:
+    """Hash the range of a chunk in its partial file."""
     with partial_file(local, chunk.blob).open("rb") as file:
         file.seek(chunk.offset)
         return hashlib.sha256(file.read(chunk.size)).hexdigest()
 
 
-def fetch(remote: str, local: Path, sftp: Sftp, chunk: Chunk) -> None:
-    """Carry one chunk into its partial file here."""
-    path = chunk.blob.parts[0][0]
+def fetch_chunk(remote: str, local: Path, sftp: Sftp, chunk: Chunk) -> None:
+    """Read one chunk there and write it into its partial file here."""
+    path = chunk.blob.files[0][0]
     try:
         data = sftp.read(f"{remote}/{path}", chunk.offset, chunk.size)
     except FileNotFoundError as error:
@@ -206,22 +190,22 @@ def fetch(remote: str, local: Path, sftp: Sftp, chunk: Chunk) -> None:
         file.write(data)
 
 
-def place(local: Path, blobs: Sequence[Blob], want: Mapping[str, Entry]) -> None:
-    """Verify, fsync and rename the big files; raises `StaleError` for what is not as announced."""
-    ready, wrong = [], []
+def commit(local: Path, blobs: Sequence[Blob], source: Tree) -> None:
+    """Verify, fsync and rename big files; raises `StaleError` for those not as announced."""
+    ready, failed = [], []
     for blob in blobs:
-        path = blob.parts[0][0]
-        staged = partial_file(local, blob)
-        if tree_ops.is_right(str(staged), want[path].size, want[path].sha256):
-            ready.append((str(staged), tree_ops.inside(str(local), path)))
+        path = blob.files[0][0]
+        file = partial_file(local, blob)
+        if tree_ops.has_content(str(file), source[path].size, source[path].sha256):
+            ready.append((str(file), tree_ops.safe_join(str(local), path)))
         else:
-            staged.unlink()
-            wrong.append(path)
-    tree_ops.place(ready)
-    if wrong:
-        raise StaleError(wrong)
+            file.unlink()
+            failed.append(path)
+    tree_ops.rename_into_place(ready)
+    if failed:
+        raise StaleError(failed)
 
 
 def partial_file(local: Path, blob: Blob) -> Path:
-    """Name the file in which a blob gathers."""
+    """Return the partial file of a blob."""
     return local / tree_ops.PARTIAL_DIR / blob.name

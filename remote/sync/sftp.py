@@ -1,8 +1,8 @@
-"""Speaks the part of SFTP that a sync needs (version 3), with every request of a chunk under way.
+"""Reads and writes ranges of files over SFTP (version 3), all requests of a chunk pipelined.
 
-The library's own client drops the answers of pipelined writes, so that a full disk goes unnoticed,
-and reads ahead in a thread that dies loudly when the line is cut. Protocol: the Internet draft
-draft-ietf-secsh-filexfer-02, which OpenSSH and asyncssh implement.
+paramiko's own client drops the answers of pipelined writes, so that a full disk goes unnoticed, and
+reads ahead in a thread that prints a traceback when the connection is cut. Protocol: the Internet
+draft draft-ietf-secsh-filexfer-02, which OpenSSH and asyncssh implement.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from remote.errors import NoSftp, shorten
-from remote.ssh_channel import reply_deadline, send_all
+from remote.ssh_transport import reply_deadline, send_all
 
 if TYPE_CHECKING:
     import paramiko
@@ -40,8 +40,8 @@ class Sftp:
     """One SFTP channel, used by one thread. Every method may raise `OSError` and `EOFError`."""
 
     channel: paramiko.Channel
-    arrived: Callable[[int], None] = lambda _count: None
-    """Told of every piece that came or was taken, in bytes; may raise to give the transfer up."""
+    on_bytes: Callable[[int], None] = lambda _count: None
+    """Called with the bytes of every part that arrived or was acknowledged; may raise."""
     _buffer: bytearray = field(default_factory=bytearray)
     _head: bytearray = field(default_factory=bytearray)
     """The first bytes that came, for messages."""
@@ -51,9 +51,9 @@ class Sftp:
 
     @classmethod
     def open(cls, transport: paramiko.Transport, *, silence_s: float) -> Self:
-        """Open one more channel; a server that says nothing for `silence_s` is a time-out.
+        """Open one more channel; a server that sends nothing for `silence_s` is a time-out.
 
-        Raises `NoSftp` if it has no SFTP, or what it starts for that does not speak it.
+        Raises `NoSftp` if the server has no SFTP, or starts something that does not speak it.
         """
         from paramiko import SSHException
 
@@ -69,7 +69,7 @@ class Sftp:
             raise
         except (EOFError, OSError, SSHException) as error:
             if transport.is_active():
-                message, hint = no_sftp(channel, bytes(sftp._head))
+                message, hint = explain_no_sftp(channel, bytes(sftp._head))
                 raise NoSftp(message, hint=hint) from error
             raise
         if kind != VERSION:
@@ -89,50 +89,52 @@ class Sftp:
         answers = []
         for _ in requests:  # all of them: the next call finds none
             answers.append(self._receive())
-            self.arrived(min(BLOCK_BYTES, len(data)))
+            self.on_bytes(min(BLOCK_BYTES, len(data)))
         for kind, body in answers:
             if status_of(kind, body) != OK:
-                fail(kind, body, path)
+                raise_status(kind, body, path)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Read `size` bytes; shorter only if the file ends before."""
         handle = self._handle(path, FLAG_READ)
-        found = bytearray(size)
+        result = bytearray(size)
         end = size
-        wanted: dict[int, tuple[int, int]] = {}
+        pending: dict[int, tuple[int, int]] = {}
         failures = []
 
-        def ask(start: int, length: int) -> bytes:
+        def request_range(start: int, length: int) -> bytes:
             place = struct.pack(">QI", offset + start, length)
             request = self._request(READ, string(handle), place)
-            wanted[self._number] = (start, length)
+            pending[self._number] = (start, length)
             return request
 
         spans = range(0, size, BLOCK_BYTES)
-        send_all(self.channel, b"".join(ask(at, min(BLOCK_BYTES, size - at)) for at in spans))
-        while wanted:
+        send_all(
+            self.channel, b"".join(request_range(at, min(BLOCK_BYTES, size - at)) for at in spans)
+        )
+        while pending:
             kind, body = self._receive()
-            if number_of(body) not in wanted:
+            if request_id(body) not in pending:
                 raise OSError(errno.EPROTO, "the SFTP server answers what was not asked", path)
-            start, length = wanted.pop(number_of(body))
+            start, length = pending.pop(request_id(body))
             data = body[8:][:length] if kind == DATA else b""
-            found[start : start + len(data)] = data
+            result[start : start + len(data)] = data
             if 0 < len(data) < length:  # a server may give less than was asked for
-                send_all(self.channel, ask(start + len(data), length - len(data)))
+                send_all(self.channel, request_range(start + len(data), length - len(data)))
             elif not data:
                 end = min(end, start)
                 if status_of(kind, body) != EOF:
                     failures.append((kind, body))
         for kind, body in failures:
-            fail(kind, body, path)
-        return bytes(found[:end])
+            raise_status(kind, body, path)
+        return bytes(result[:end])
 
     def close(self) -> None:
         """Close the channel; the connection stays."""
         self.channel.close()
 
     def _handle(self, path: str, flags: int) -> bytes:
-        """Open a file, or go on with the one that is open: most chunks are neighbours."""
+        """Return the handle of a file, open already if it was used last, as by most chunks."""
         if (path, flags) == self._open[0]:
             return self._open[1]
         name = path.encode("utf-8", "surrogateescape")
@@ -146,10 +148,10 @@ class Sftp:
             kind, body = self._receive()
             if status_of(kind, body) != OK:
                 self._receive()
-                fail(kind, body, old[0][0])
+                raise_status(kind, body, old[0][0])
         kind, body = self._receive()
         if kind != HANDLE:
-            fail(kind, body, path)
+            raise_status(kind, body, path)
         self._open = ((path, flags), bytes(body[8:]))
         return self._open[1]
 
@@ -173,7 +175,7 @@ class Sftp:
             if not data:
                 raise EOFError
             self._buffer += data
-            self.arrived(len(data))
+            self.on_bytes(len(data))
             if len(self._head) < SHOWN_BYTES:
                 self._head += data[:SHOWN_BYTES]
         taken = bytes(self._buffer[:size])
@@ -181,14 +183,14 @@ class Sftp:
         return taken
 
 
-def no_sftp(channel: paramiko.Channel, head: bytes) -> tuple[str, str]:
-    """Say why SFTP did not begin, and what to do: refused, ended, or talking something else."""
+def explain_no_sftp(channel: paramiko.Channel, head: bytes) -> tuple[str, str]:
+    """Return why SFTP did not begin, and a hint: refused, ended, or another protocol."""
     channel.status_event.wait(ENDING_S)
     code = channel.exit_status
-    said = head
+    output = head
     if channel.recv_stderr_ready():
-        said += channel.recv_stderr(SHOWN_BYTES)
-    text = shorten(said.decode("utf-8", "replace"), SHOWN_BYTES)
+        output += channel.recv_stderr(SHOWN_BYTES)
+    text = shorten(output.decode("utf-8", "replace"), SHOWN_BYTES)
     if head:
         return (
             f"SFTP there begins with text in the place of its protocol: {text}",
@@ -207,33 +209,33 @@ def no_sftp(channel: paramiko.Channel, head: bytes) -> tuple[str, str]:
 
 
 def packet(kind: int, *parts: bytes | memoryview) -> bytes:
-    """Frame a packet."""
+    """Encode a packet: length, type, body."""
     length = 1 + sum(len(part) for part in parts)
     return b"".join((struct.pack(">IB", length, kind), *parts))
 
 
 def string(data: bytes) -> bytes:
-    """Write a string as the protocol does."""
+    """Encode a string: length, bytes."""
     return struct.pack(">I", len(data)) + data
 
 
-def number_of(body: bytes) -> int:
-    """Read which request an answer belongs to."""
+def request_id(body: bytes) -> int:
+    """Return the id of the request that an answer belongs to."""
     return int.from_bytes(body[:4], "big")
 
 
 def status_of(kind: int, body: bytes) -> int:
-    """Read the code of a status; -1 for an answer of another type."""
+    """Return the code of a status; -1 for an answer of another type."""
     return int.from_bytes(body[4:8], "big") if kind == STATUS else -1
 
 
-def fail(kind: int, body: bytes, path: str) -> None:
-    """Raise what the server means."""
+def raise_status(kind: int, body: bytes, path: str) -> None:
+    """Raise the `OSError` that the server's status stands for."""
     code = status_of(kind, body)
     if code == NO_SUCH_FILE:
         raise FileNotFoundError(errno.ENOENT, "no such file over there", path)
     if code == PERMISSION_DENIED:
         raise PermissionError(errno.EACCES, "not permitted over there", path)
     length = int.from_bytes(body[8:12], "big")
-    said = body[12 : 12 + min(length, 200)].decode("utf-8", "replace")
-    raise OSError(errno.EIO, said or f"SFTP answers with type {kind}, code {code}", path)
+    message = body[12 : 12 + min(length, 200)].decode("utf-8", "replace")
+    raise OSError(errno.EIO, message or f"SFTP answers with type {kind}, code {code}", path)

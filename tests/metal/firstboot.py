@@ -19,7 +19,7 @@ from metal.units import enabled, start
 
 HEAD = "#cloud-config\n"
 BYTES_MAX = 65_535
-KNOWN: dict[str, type] = {
+SUPPORTED_KEYS: dict[str, type] = {
     "bootcmd": list,
     "disable_root": bool,
     "runcmd": list,
@@ -52,9 +52,9 @@ def parsed(custom_data: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError("a cloud-config is a mapping")  # noqa: TRY004  (of its text)
     offences = [
-        f"`{key}` is not known, or not a {KNOWN.get(key, dict).__name__}"
+        f"`{key}` is not known, or not a {SUPPORTED_KEYS.get(key, dict).__name__}"
         for key, value in document.items()
-        if not isinstance(value, KNOWN.get(key, type(None)))
+        if not isinstance(value, SUPPORTED_KEYS.get(key, type(None)))
     ]
     offences += [f"`{one}` is no command" for one in commands(document) if not is_command(one)]
     offences += [
@@ -139,9 +139,9 @@ def listening(machine: Path) -> int:
     while True:
         if (machine / "guest.json").exists():
             orders = json.loads((machine / "orders.json").read_text())
-            guest = json.loads((machine / "guest.json").read_text())
-            if guest["life"] == orders["life"]:
-                return int(guest["ssh_port"])
+            record = json.loads((machine / "guest.json").read_text())
+            if record["life"] == orders["life"]:
+                return int(record["ssh_port"])
         time.sleep(0.02)
 
 

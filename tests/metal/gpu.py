@@ -44,12 +44,12 @@ def trouble(state: State) -> tuple[int, str]:
 def nvidia_smi(store: Store, arguments: list[str]) -> int:
     """Answer the one kind of question that is asked: a table of fields."""
     state = store.read()
-    code, words = trouble(state)
+    code, message = trouble(state)
     if code:
-        sys.stdout.write(words)
+        sys.stdout.write(message)
         return code
     rows = {
-        "name": state.card,
+        "name": state.gpu_name,
         "driver_version": state.loaded,
         "memory.total": f"{state.memory_mb} MiB",
         "compute_cap": state.capability,
@@ -67,9 +67,9 @@ def nvidia_smi(store: Store, arguments: list[str]) -> int:
     if "noheader" not in style:
         sys.stdout.write(", ".join(fields) + "\n")
     sys.stdout.write((", ".join(cells) + "\n") * state.cards)
-    if state.worn:
+    if state.inforom_corrupted:
         sys.stdout.write(f"WARNING: infoROM is corrupted at gpu {BUS}.0\n")
-    return 14 * state.worn
+    return 14 * state.inforom_corrupted
 
 
 def cuda_trouble(store: Store, cuda: tuple[int, ...]) -> str:

@@ -154,10 +154,10 @@ class Metal:
         boot_id = root / "proc/sys/kernel/random/boot_id"
         boot_id.parent.mkdir(parents=True)
         (root / "proc/modules").write_text("hv_vmbus 131072 0 - Live 0x0\n")
-        switch = root / EFI
-        switch.parent.mkdir(parents=True)
+        variable = root / EFI
+        variable.parent.mkdir(parents=True)
         secure = quirks.secure_boot or secure_by(properties)
-        switch.write_bytes(b"\x06\0\0\0" + bytes([secure]))
+        variable.write_bytes(b"\x06\0\0\0" + bytes([secure]))
         tests = Path(__file__).resolve().parents[1]
         text = PLAY.format(python=sys.executable, tests=tests, directory=self.directory)
         executable(programs / ".play", text)
@@ -243,7 +243,7 @@ def installed(properties: dict[str, Any], quirks: Quirks, *, pace: float) -> Sta
         xid_on_cuda=quirks.xid_on_cuda,
         host=quirks.host,
         packages=[f"linux-image-{KERNEL}", "linux-azure", "curl"],
-        **card_of(properties["hardwareProfile"]["vmSize"]),
+        **gpu_of(properties["hardwareProfile"]["vmSize"]),
     )
     if image == "hpc":
         state.used_gb = 45
@@ -262,7 +262,7 @@ def installed(properties: dict[str, Any], quirks: Quirks, *, pace: float) -> Sta
     return state
 
 
-def card_of(size: str) -> dict[str, Any]:
+def gpu_of(size: str) -> dict[str, Any]:
     """The card that a size has."""
     size = size.lower()
     if "_a10_" in size:
@@ -276,11 +276,11 @@ def card_of(size: str) -> dict[str, Any]:
             "vgpu": True,
         }
     if "_a100_" in size:
-        card = {"card": "NVIDIA A100 80GB PCIe", "pci": "20b5", "memory_mb": 81920}
-        return {**card, "capability": "8.0"}
+        gpu = {"gpu_name": "NVIDIA A100 80GB PCIe", "pci": "20b5", "memory_mb": 81920}
+        return {**gpu, "capability": "8.0"}
     if "_h100_" in size:
-        card = {"card": "NVIDIA H100 NVL", "pci": "2321", "memory_mb": 95830}
-        return {**card, "capability": "9.0"}
+        gpu = {"gpu_name": "NVIDIA H100 NVL", "pci": "2321", "memory_mb": 95830}
+        return {**gpu, "capability": "9.0"}
     return {"cards": 4 if "nc64as" in size else 1}
 
 

@@ -61,8 +61,8 @@ MIRROR = "azure.archive.ubuntu.com"
 
 def apt_get(store: Store, arguments: list[str]) -> int:
     """`update`, `install`, `purge`, `check`, with or without patience for the lock."""
-    options, words = split(arguments)
-    verb, names = words[0], words[1:]
+    options, operands = split(arguments)
+    verb, names = operands[0], operands[1:]
     if not is_root():
         sys.stderr.write(f"E: Could not open lock file {FRONTEND} - open (13: Permission denied)\n")
         return 100
@@ -99,15 +99,15 @@ def apt_get(store: Store, arguments: list[str]) -> int:
 def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     """Tell `-o NAME=VALUE` and flags from words."""
     options: dict[str, str] = {}
-    words = []
+    operands = []
     rest = iter(arguments)
     for one in rest:
         if one == "-o":
             name, _, value = next(rest).partition("=")
             options[name] = value
         elif not one.startswith("-"):
-            words.append(one)
-    return options, words
+            operands.append(one)
+    return options, operands
 
 
 def update(store: Store) -> int:
@@ -131,23 +131,23 @@ def update(store: Store) -> int:
     return 0
 
 
-def wait(store: Store, patience_s: float) -> bool:
+def wait(store: Store, timeout_s: float) -> bool:
     """Wait for the lock on installing as long as apt was told to; say who has it."""
     began = time.time()
-    told = False
+    reported = False
     while (state := store.read()).frontend_until > time.time():
         held = (
             f"Could not get lock {FRONTEND}. It is held by process {PID} ({state.frontend_holder})"
         )
-        if time.time() - began >= patience_s / state.pace:
+        if time.time() - began >= timeout_s / state.pace:
             sys.stderr.write(
                 f"E: {held}\nN: Be aware that removing the lock file is not a solution and may"
                 " break your system.\nE: Unable to acquire the dpkg frontend lock"
                 f" ({FRONTEND}), is another process using it?\n"
             )
             return False
-        if not told:
-            told = True
+        if not reported:
+            reported = True
             sys.stdout.write(f"Waiting for cache lock: {held}...\n")
             sys.stdout.flush()
         time.sleep(0.05)
@@ -262,12 +262,12 @@ def apt_mark(store: Store, arguments: list[str]) -> int:
 
 def dpkg_query(store: Store, arguments: list[str]) -> int:
     """List `${Status} ${Package}` of what matches; patterns that match nothing are an error."""
-    _, words = split([one for one in arguments if one != "-W"])
+    _, operands = split([one for one in arguments if one != "-W"])
     state = store.read()
     code = 0
-    if "Abbrev" in words[0] and not words[1:]:
+    if "Abbrev" in operands[0] and not operands[1:]:
         sys.stdout.write("".join(f"ii {name}\n" for name in state.packages))
-    for pattern in words[1:]:  # the first is the format, after `-f`
+    for pattern in operands[1:]:  # the first is the format, after `-f`
         stem = pattern.removesuffix("*")
         found = [
             name

@@ -106,11 +106,11 @@ def read(text: str) -> dict[str, tuple[str, list[str]]]:
     """Version and hashes by name."""
     found = {}
     for line in text.replace("\\\n", " ").splitlines():
-        words = line.partition(" #")[0].strip()
-        if not words or words[0] in "#-":
+        requirement = line.partition(" #")[0].strip()
+        if not requirement or requirement[0] in "#-":
             continue
-        hashes = re.findall(r"--hash=(\S+)", words)
-        demand = re.sub(r"\s--hash=\S+", "", words).replace(" ", "")
+        hashes = re.findall(r"--hash=(\S+)", requirement)
+        demand = re.sub(r"\s--hash=\S+", "", requirement).replace(" ", "")
         if ";" in demand:
             raise ValueError(f"a marker, which the played pip does not know: {demand}")
         name, _, version = demand.partition("==")
@@ -145,7 +145,7 @@ class Torch:
         """Move it to the card; raises RuntimeError in torch's words."""
         from metal.gpu import cuda_trouble
 
-        words = cuda_trouble(self._store, self._cuda)
-        if words:
-            raise RuntimeError(words)
+        message = cuda_trouble(self._store, self._cuda)
+        if message:
+            raise RuntimeError(message)
         return self

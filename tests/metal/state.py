@@ -49,7 +49,7 @@ class State:
     """How long an environment takes to be filled."""
 
     # the card
-    card: str = "Tesla T4"
+    gpu_name: str = "Tesla T4"
     cards: int = 1
     pci: str = "1eb8"
     memory_mb: int = 15360
@@ -60,7 +60,7 @@ class State:
     """Whether the host rents out a slice: then only Azure's GRID driver works."""
     gone: bool = False
     """Whether the card has fallen off the bus; a reboot brings it back."""
-    worn: bool = False
+    inforom_corrupted: bool = False
     """Whether the card's own notes are damaged, of which every answer warns."""
     xid_on_cuda: int = 0
     """What the card's first use ends in; 0 if it works."""
@@ -95,7 +95,7 @@ class State:
     """Where SSH answers instead of at 22."""
     hurry: list[str]
     """Further arguments of services, for tests without an hour to wait."""
-    boots: int = 0
+    boot_count: int = 0
     booting: bool = True
     """Whether the first boot's commands have not come to their end yet."""
     cloud_init_until: float = 0.0
@@ -113,10 +113,10 @@ class State:
     done: list[str]
     """Every command that changed something, in order."""
 
-    def __init__(self, **known: Any) -> None:
+    def __init__(self, **fields: Any) -> None:
         self.packages, self.held, self.kernel_log, self.done, self.hurry = [], [], [], [], []
         self.active = list(UNITS[:3])
-        for name, value in known.items():
+        for name, value in fields.items():
             setattr(self, name, value)
 
     def note(self, line: str) -> None:
@@ -125,11 +125,11 @@ class State:
 
     def boot(self, now: float) -> None:
         """Begin a new life: what was installed is loaded if the kernel takes it."""
-        self.boots += 1
+        self.boot_count += 1
         self.gone = False
         self.kernel_log = []
         self.loaded = ""
-        if self.boots > 1:  # what the first boot does is over, and nothing upgrades at this moment
+        if self.boot_count > 1:  # the first boot's work is over, and nothing upgrades just now
             self.cloud_init_until = self.frontend_until = self.lists_until = now
         if self.driver and self.secure_boot and not self.signed:
             self.note("Loading of unsigned module is rejected")

@@ -66,11 +66,11 @@ def start(store: Store, name: str) -> None:
         return
     state = store.read()
     service = section(store, name, "Service")
-    words = [
+    base_argv = [
         f"{state.root}{word}" if word.startswith("/") else word
         for word in shlex.split(service["ExecStart"])
     ]
-    argv = [*words, "--ssh-port", str(state.ssh_port), *state.hurry]
+    argv = [*base_argv, "--ssh-port", str(state.ssh_port), *state.hurry]
     if service.get("Restart") == "always":
         text = KEEP.format(log=shlex.quote(str(log(store, name))), pause=service["RestartSec"])
         argv = ["/bin/sh", "-c", text, name, *argv]
@@ -81,7 +81,7 @@ def start(store: Store, name: str) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    log(store, name).with_suffix(".pid").write_text(f"{state.boots} {process.pid}")
+    log(store, name).with_suffix(".pid").write_text(f"{state.boot_count} {process.pid}")
 
 
 def stop(store: Store, name: str) -> None:
@@ -97,7 +97,7 @@ def running(store: Store, name: str) -> int:
         boot, group = log(store, name).with_suffix(".pid").read_text().split()
     except FileNotFoundError:
         return 0
-    if int(boot) != store.read().boots:
+    if int(boot) != store.read().boot_count:
         return 0
     try:
         os.killpg(int(group), 0)

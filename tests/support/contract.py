@@ -23,18 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from infra.provider import (
-    Gone,
-    NoCapacity,
-    Observation,
-    PowerState,
-    PriceAboveCap,
-    Provider,
-    StopReason,
-    Vm,
-    VmSpec,
-    Want,
-)
+from infra.errors import Gone, NoCapacity, PriceAboveCap
+from infra.provider import Observation, PowerState, Provider, StopReason, Vm, VmSpec, Want
 
 LOOKS_MAX = 4000
 """Minutes, where looking takes real time: so many only where something is stuck."""

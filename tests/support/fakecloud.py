@@ -11,17 +11,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from infra import errors
 from infra import provider as seam
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
 from infra.run.context import RunContext, TurnReport
-from infra.run.decide import Goal, JobPhase, JobView, Policy, RunPlan
 from infra.run.heartbeat import Heartbeat
 from infra.run.journal import Event, Journal, Kind
+from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import RunEnd
 from infra.run.supervisor import Supervisor
-from infra.run.workload import HostNotTrusted, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnreachable, JobOutcome, JobPhase, JobView
+from trainer.exit_codes import ExitCode
 
 SAVE_EVERY = 10
+OUTCOMES: dict[int | None, JobOutcome] = {
+    ExitCode.DONE: JobOutcome.DONE,
+    ExitCode.BAD_DATA: JobOutcome.BAD_INPUT,
+    ExitCode.BAD_CONFIG: JobOutcome.BAD_INPUT,
+    ExitCode.PREEMPTED: JobOutcome.PREEMPTED,
+}
+
+
+def outcome_of(exit_code: int | None) -> JobOutcome:
+    """What an exit code of the trainer means."""
+    return OUTCOMES.get(exit_code, JobOutcome.CRASHED)
 
 
 class Killed(BaseException):
@@ -139,7 +152,7 @@ class FakeCloud(seam.Provider):
         self.world.moment()
         self._hiccup()
         if vm.run_id not in self.vms:
-            raise seam.Gone("no such machine")
+            raise errors.Gone("no such machine")
         if self.power[vm.id] is not PowerState.RUNNING:
             self._admit(vm.region)
             self.log.append(f"start {vm.region}")
@@ -151,7 +164,7 @@ class FakeCloud(seam.Provider):
         self.world.moment()
         self._hiccup()
         if vm.run_id not in self.vms:
-            raise seam.Gone("no such machine")
+            raise errors.Gone("no such machine")
         self._halt(vm, StopReason.USER)
         self.log.append("deallocate")
         self.world.moment()
@@ -219,16 +232,16 @@ class FakeCloud(seam.Provider):
 
     def _admit(self, region: str) -> None:
         if region in self.full:
-            raise seam.NoCapacity(f"{region} is full")
+            raise errors.NoCapacity(f"{region} is full")
         if region in self.dear:
-            raise seam.PriceAboveCap(f"{region} is dear", current_usd_per_h=1.0)
+            raise errors.PriceAboveCap(f"{region} is dear", current_usd_per_h=1.0)
         if region in self.no_quota:
-            raise seam.OverQuota(f"{region} has no quota", family="T4", limit=0)
+            raise errors.OverQuota(f"{region} has no quota", family="T4", limit=0)
 
     def _hiccup(self) -> None:
         if self.hiccups:
             self.hiccups -= 1
-            raise seam.Transient("a hiccup", retry_after_s=1.0)
+            raise errors.Transient("a hiccup", retry_after_s=1.0)
 
 
 @dataclass
@@ -292,11 +305,12 @@ class FakeWorkload:
         told = Heartbeat(updated_at=beat, phase="training")
         view = JobView(phase=JobPhase.ABSENT, step=disk.step, steps=self.steps, heartbeat=told)
         if disk.done:
-            return replace(view, phase=JobPhase.EXITED, exit_code=0)
+            return replace(view, phase=JobPhase.EXITED, outcome=JobOutcome.DONE, exit_code=0)
         if disk.running_since is not None:
             return replace(view, phase=JobPhase.RUNNING)
         if disk.exit_code is None or disk.exit_code >= 0:
-            return replace(view, phase=JobPhase.EXITED, exit_code=disk.exit_code)
+            outcome = outcome_of(disk.exit_code)
+            return replace(view, phase=JobPhase.EXITED, outcome=outcome, exit_code=disk.exit_code)
         return view
 
     def stop(self, vm: Vm) -> None:

@@ -15,7 +15,7 @@ from infra.local.machine import Machine, MachinePower, MachineSpec, MachineState
 from infra.local.processes import machine_processes
 from support.contract import openssh_keys
 
-PATIENCE_S = 120.0  # nobody waits for it unless something is stuck
+TIMEOUT_S = 120.0  # nobody waits for it unless something is stuck
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Subject:
         """Look until the machine is in that state."""
         began = time.monotonic()
         while (state := self.machine.state()).power is not power:
-            assert time.monotonic() - began < PATIENCE_S, state
+            assert time.monotonic() - began < TIMEOUT_S, state
             time.sleep(0.01)
         return state
 
@@ -78,9 +78,9 @@ class Subject:
             key_filename=str(key or self.user_key),
             look_for_keys=False,
             allow_agent=False,
-            timeout=PATIENCE_S,
-            banner_timeout=PATIENCE_S,
-            auth_timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
+            banner_timeout=TIMEOUT_S,
+            auth_timeout=TIMEOUT_S,
         )
         transport = client.get_transport()
         assert transport is not None
@@ -91,7 +91,7 @@ class Subject:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for something that will be so."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -101,7 +101,7 @@ def execute(
     client: paramiko.SSHClient, command: str, data: bytes = b""
 ) -> tuple[int, bytes, bytes]:
     """Run a command with that input; return exit status, output and error output."""
-    stdin, stdout, stderr = client.exec_command(command, timeout=PATIENCE_S)
+    stdin, stdout, stderr = client.exec_command(command, timeout=TIMEOUT_S)
     stdin.write(data)
     stdin.channel.shutdown_write()
     out, error = stdout.read(), stderr.read()

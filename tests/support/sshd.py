@@ -23,7 +23,7 @@ from remote import keys
 from remote.ssh import Host, SshConnection
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-PATIENCE_S = 120.0  # nobody waits for it unless something is stuck
+TIMEOUT_S = 120.0  # nobody waits for it unless something is stuck
 TRIES = 5
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/sftp-server")
 
@@ -41,8 +41,8 @@ class Sshd:
     """The public line that the server presents."""
     process: subprocess.Popen[bytes]
 
-    def host(self, **changes: object) -> Host:
-        """Say how to connect; `changes` replace single fields."""
+    def host(self, **overrides: object) -> Host:
+        """Say how to connect; `overrides` replace single fields."""
         given: dict[str, object] = {
             "address": "127.0.0.1",
             "port": self.port,
@@ -50,7 +50,7 @@ class Sshd:
             "key_path": self.client_key,
             "host_key": self.host_key,
         }
-        return Host(**(given | changes))  # type: ignore[arg-type]  # fields by name
+        return Host(**(given | overrides))  # type: ignore[arg-type]  # fields by name
 
 
 @contextmanager
@@ -89,13 +89,13 @@ def serve(
     wrapper.chmod(0o700)
     settings = folder / "sshd_config"
     settings.write_text(
-        f"HostKey {folder / 'host'}\nPidFile none\n{without_penalties()}"
+        f"HostKey {folder / 'host'}\nPidFile none\n{no_penalties_line()}"
         f"AuthorizedKeysFile {authorized}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
         f"PermitRootLogin prohibit-password\nForceCommand {force or wrapper}\n{config}\n"
         f"SetEnv HOME={home}\n"  # or bash reads the start-up files of whoever runs the tests
         + ("" if subsystem is None else f"Subsystem sftp {subsystem or sftp_server()}\n")
     )
-    port, process = listening(SSHD, settings, folder / "sshd.log")
+    port, process = start_listening(SSHD, settings, folder / "sshd.log")
     try:
         yield Sshd(
             port=port,
@@ -107,7 +107,7 @@ def serve(
         )
     finally:
         process.terminate()
-        process.wait(PATIENCE_S)
+        process.wait(TIMEOUT_S)
 
 
 def sftp_server() -> str:
@@ -116,7 +116,7 @@ def sftp_server() -> str:
 
 
 @contextmanager
-def cut_when(there: Path, transport: paramiko.Transport) -> Iterator[None]:
+def cut_when_exists(there: Path, transport: paramiko.Transport) -> Iterator[None]:
     """While the block runs, cut a connection as soon as a file is there."""
     over = threading.Event()
 
@@ -139,11 +139,11 @@ def open_slowly(connection: SshConnection, patch: pytest.MonkeyPatch) -> None:
     """Let a busy computer open channels as slowly as it must; what is tried comes after that."""
     opened = connection.transport.open_session
     patch.setattr(
-        connection.transport, "open_session", lambda **how: opened(**how | {"timeout": PATIENCE_S})
+        connection.transport, "open_session", lambda **how: opened(**how | {"timeout": TIMEOUT_S})
     )
 
 
-def listening(program: str, settings: Path, log: Path) -> tuple[int, subprocess.Popen[bytes]]:
+def start_listening(program: str, settings: Path, log: Path) -> tuple[int, subprocess.Popen[bytes]]:
     """Start the server on a free port; again on another if somebody else was quicker to take it."""
     for _ in range(TRIES):
         with socket.socket() as free:
@@ -154,16 +154,16 @@ def listening(program: str, settings: Path, log: Path) -> tuple[int, subprocess.
             process = subprocess.Popen(
                 [program, "-D", "-e", "-f", str(settings), *where], stderr=errors
             )
-        if says_that_it_listens(log, process):
+        if wait_until_listening(log, process):
             return port, process
         if "Address already in use" not in log.read_text():
             break
     raise RuntimeError(f"sshd does not listen; exit code {process.poll()}: {log.read_text()}")
 
 
-def says_that_it_listens(log: Path, process: subprocess.Popen[bytes]) -> bool:
+def wait_until_listening(log: Path, process: subprocess.Popen[bytes]) -> bool:
     """Wait until it does; false if it has ended. An answer at the port might be somebody else's."""
-    ends_at = time.monotonic() + PATIENCE_S
+    ends_at = time.monotonic() + TIMEOUT_S
     while time.monotonic() < ends_at and process.poll() is None:
         if "Server listening on" in log.read_text():
             return True
@@ -173,9 +173,11 @@ def says_that_it_listens(log: Path, process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def without_penalties() -> str:
+def no_penalties_line() -> str:
     """The setting with which a new server lets in a caller whose lines were often cut."""
-    told = subprocess.run([str(SSHD), "-V"], capture_output=True, text=True, check=False).stderr
-    version = re.search(r"OpenSSH_(\d+)\.(\d+)", told)
-    known = version is not None and (int(version[1]), int(version[2])) >= (9, 8)
-    return "PerSourcePenalties no\n" if known else ""
+    version_output = subprocess.run(
+        [str(SSHD), "-V"], capture_output=True, text=True, check=False
+    ).stderr
+    version = re.search(r"OpenSSH_(\d+)\.(\d+)", version_output)
+    supported = version is not None and (int(version[1]), int(version[2])) >= (9, 8)
+    return "PerSourcePenalties no\n" if supported else ""

@@ -15,18 +15,18 @@ qft_probe==1.0 \\
 """
 
 
-def shelf_in(folder: Path, *, sets: tuple[str, ...] = ("cpu", "cu130")) -> Path:
-    """Make `requirements/` with locks of one package, and `shelf/` with its wheel; return this."""
-    shelf, requirements = folder / "shelf", folder / "requirements"
-    for one in (shelf, requirements):
+def make_wheel_dir(folder: Path, *, sets: tuple[str, ...] = ("cpu", "cu130")) -> Path:
+    """Make `requirements/` with locks of one package, and `wheels/` with its wheel; return this."""
+    wheel_dir, requirements = folder / "wheels", folder / "requirements"
+    for one in (wheel_dir, requirements):
         one.mkdir()
-    text = LOCK.format(sha256=sha256(make_wheel(shelf, "honest")))
+    text = LOCK.format(sha256=sha256(make_wheel(wheel_dir, "honest")))
     for name in sets:
         (requirements / f"{name}.txt").write_text(text)
-    return shelf
+    return wheel_dir
 
 
-def furnish(home: Path, pip_conf: str) -> None:
+def install_python(home: Path, pip_conf: str) -> None:
     """Give a home pip's settings, and a Python that makes environments.
 
     Its Python is the one that runs the tests; so is its pip, since unpacking another takes seconds.

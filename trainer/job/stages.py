@@ -41,6 +41,7 @@ from trainer.saving.checkpoint import Snapshot, Store
 from trainer.saving.checkpointer import Checkpointer
 from trainer.saving.manifest import Damaged
 from trainer.saving.state import Best, TrainingState
+from trainer.text import inexact
 from trainer.tracking.tracker import make_tracker
 from trainer.training.loop import train
 from trainer.training.objective import mean_loss
@@ -271,7 +272,7 @@ def _note_inexact(
     if differences and state.counters.inexact_from is None:
         state.counters.inexact_from = found.step + 1
     for line in differences:
-        job.on_message(f"not bit-exact from step {found.step + 1}: {line}")
+        job.on_message(f"{inexact(found.step + 1)}: {line}")
 
 
 def write_adapter(job: JobContext, adapted: Any, best: Best, *, computed: PrecisionChoice) -> None:

@@ -1,4 +1,4 @@
-"""The training loop, to be read aloud: one optimizer step, and when to look up.
+"""The training loop: one optimizer step after the other, each validated and saved when it is due.
 
 Everything a step does is set by its number and the state before it. So a step can be given up in
 the middle, done again, or done on another day, and gives the same bits.
@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from trainer.errors import Diverged, DoesNotFit, Preempted
 from trainer.saving.state import TrainingState, digest, finite_or_none
 from trainer.schedule import derive_seed, micro_batches
+from trainer.text import inexact
 from trainer.training.train_context import TrainContext
 
 SKIPS_MAX = 20  # the first float16 steps may overflow until the loss scale fits: 2^16 to 2^-4
@@ -92,7 +93,7 @@ class StepResult:
 
 
 def whole_step(context: TrainContext, state: TrainingState) -> StepResult:
-    """Do one step; if memory runs out in a pass, do all passes again with smaller portions.
+    """Do one step; if memory runs out in a pass, do all passes again with smaller micro-batches.
 
     Likewise without the demand for fixed bits, if this base has a part that cannot meet it.
     Nothing has changed by then. The update is never done twice: half of it may have happened.
@@ -138,18 +139,16 @@ def whole_step(context: TrainContext, state: TrainingState) -> StepResult:
 
 
 def note_inexact(context: TrainContext, state: TrainingState, refusal: RuntimeError) -> None:
-    """Say, and keep for status and receipt, that bits may differ from the present step on."""
+    """Report, and keep for status and receipt, that bits may differ from the present step on."""
     counters = state.counters
     if counters.inexact_from is None:
         counters.inexact_from = counters.step + 1
     reason = str(refusal).partition(",")[0]
-    context.on_message(
-        f"not bit-exact from step {counters.step + 1} on, even on this machine: {reason}"
-    )
+    context.on_message(f"{inexact(counters.step + 1)}, even on this machine: {reason}")
 
 
 def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
-    """Gather the gradient of a step, forward and backward per micro-batch; return the summed loss.
+    """Accumulate the gradient of a step, micro-batch by micro-batch, and return the summed loss.
 
     The loss of every micro-batch is divided by the target tokens of the whole step, so that the
     cut into micro-batches does not change the gradient's meaning. Raises `Preempted`, with

@@ -1,0 +1,139 @@
+"""Ends the compute of a machine before its group is removed: seconds, where that takes minutes.
+
+A deletion of a resource group that hangs must not bill a GPU. So the machine is deallocated first;
+one that is still being made is removed by force, because Azure deallocates no such machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from infra.azure.context import AzureContext
+from infra.azure.naming import Names
+from infra.azure.operations import OperationTracker
+from infra.azure.vm import power_of
+from infra.errors import Gone, ProviderError, SignedOut
+from infra.provider import PowerState
+from infra.renting.run_record import RunRecord
+
+if TYPE_CHECKING:
+    from infra.azure.sdk import Operation
+
+COMPUTE_WAIT_S = 300.0
+"""How long the release of a machine is waited for before the removal of its group is begun."""
+REPORT_EVERY_S = 60.0
+OnMessage = Callable[[str], None]
+
+
+def ignore_message(words: str) -> None:
+    """Tell nobody."""
+    del words
+
+
+@dataclass(kw_only=True)
+class ProgressReporter:
+    """Tells about once a minute how long something has taken."""
+
+    on_message: OnMessage
+    clock: Callable[[], float]
+    began_s: float
+    reported_at_s: float = 0.0
+
+    @property
+    def elapsed(self) -> str:
+        """How long it has taken, such as `3 min`."""
+        return f"{(self.clock() - self.began_s) / 60:.0f} min"
+
+    def report(self, doing: str) -> None:
+        """Tell what goes on, unless that was told within the last minute."""
+        if self.clock() - max(self.reported_at_s, self.began_s) >= REPORT_EVERY_S:
+            self.reported_at_s = self.clock()
+            self.on_message(f"{doing}: {self.elapsed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeRelease:
+    """Releases compute; refusals are no reason not to go on with the removal."""
+
+    context: AzureContext
+
+    def release(self, names: Names, record: RunRecord, on_message: OnMessage) -> bool:
+        """End what the machine bills for compute; whether Azure says that it has ended.
+
+        Waits `COMPUTE_WAIT_S` at most for each of two ways. Raises only `SignedOut`.
+        """
+        power = self._power(names)
+        if power in {PowerState.GONE, PowerState.DEALLOCATED}:
+            return True
+        if power is PowerState.FAILED:
+            return False  # nothing runs in it, and it holds on to what the group's removal ends
+        on_message(f"releasing the compute of `{names.vm}`")
+        machines: Any = self.context.arm.compute.virtual_machines
+        if power is not PowerState.CREATING:
+            where = (names.group, names.vm)
+            if self._carry_out(names, record, "release", machines.begin_deallocate, *where):
+                on_message(f"the compute of `{names.vm}` is released")
+                return True
+        done = self._carry_out(
+            names,
+            record,
+            "end",
+            machines.begin_delete,
+            names.group,
+            names.vm,
+            force_deletion=True,
+        )
+        message = "is removed" if done else "is not released yet: the group's removal ends it, too"
+        on_message(f"`{names.vm}` {message}")
+        return done
+
+    def _carry_out(
+        self, names: Names, record: RunRecord, key: str, order: Any, *args: Any, **kwargs: Any
+    ) -> bool:
+        """Give one order, or take up where a killed process left it; whether compute ended."""
+        began_s = self.context.clock()
+
+        def begin(token: str) -> Operation:
+            more = {"continuation_token": token} if token else {}
+            return self.context.arm.begin(f"release `{names.vm}`", order, *args, **kwargs, **more)
+
+        try:
+            operation = self.context.begin_or_resume(record, key, begin)
+            done = self.context.wait(record, key, operation, wait_s=COMPUTE_WAIT_S)
+        except SignedOut:
+            raise
+        except ProviderError:  # refused, busy, or its page has expired: the machine itself tells
+            self.context.clear_tokens(record, key)
+            return self._await(names, deadline_s=began_s + COMPUTE_WAIT_S)
+        if done:
+            ended = OperationTracker(context=self.context).here_s(
+                operation.times.get("endTime"), after_s=record.requested_at
+            )
+            record.compute_ended_at = ended or self.context.clock()
+            self.context.clear_tokens(record, key)
+        return done and self._power(names) in {PowerState.GONE, PowerState.DEALLOCATED}
+
+    def _await(self, names: Names, *, deadline_s: float) -> bool:
+        """Wait while it is on its way down; whether it got there."""
+        while (power := self._power(names)) is PowerState.STOPPING:
+            if self.context.clock() >= deadline_s:
+                return False
+            self.context.sleep(self.context.settings.polling_s)
+        return power in {PowerState.GONE, PowerState.DEALLOCATED}
+
+    def _power(self, names: Names) -> PowerState:
+        """The machine's power now; `FAILED`, which promises nothing, if it cannot be asked."""
+        machines = self.context.arm.compute.virtual_machines
+        try:
+            answer = self.context.arm.call(
+                "look at the machine", machines.get, names.group, names.vm, expand="instanceView"
+            )
+        except Gone:
+            return PowerState.GONE
+        except SignedOut:
+            raise
+        except ProviderError:
+            return PowerState.FAILED
+        return power_of(dict(answer))[0]
