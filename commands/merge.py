@@ -17,7 +17,7 @@ from commands.runs import base_files
 from commands.runs.config import LoadedConfig
 from commands.runs.extras import READS, demand
 from commands.runs.fetched_run import adapter_of, open_fetched
-from commands.runs.home import RunFolder, demand_place, environment, qft_home
+from commands.runs.home import RunFolder, environment, qft_home, require_writable
 from commands.runs.local_trainer import (
     LAST_LINES,
     local_run_dir,
@@ -115,7 +115,7 @@ def merge(
             f"`{folder.name}` was trained on a base that is not quantised",
             hint=f"`qft merge {folder.name}` merges onto that base",
         )
-    demand_place(target)
+    require_writable(target)
     demand((*READS, "peft"), "`qft merge`", qft_home(environment()))
     base = _find_base(folder, loaded, options, as_json=as_json)
     check_room(base, target)

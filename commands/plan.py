@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from commands.runs import factory
-from commands.runs.config import check_files
+from commands.runs.config import check_data_and_model
 from commands.runs.estimate import (
     cores,
     estimate_line,
@@ -172,7 +172,7 @@ def make_plan(wanted: str) -> PlanPage:
     """Ask the provider for offers and add up the worst case."""
     home = qft_home(environment())
     loaded = find_config(wanted, home)
-    check_files(loaded)
+    check_data_and_model(loaded)
     vm, table = loaded.config.vm, loaded.config.budget
     budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
     provider, want = factory.make_provider(vm, home), factory.want(vm)

@@ -17,7 +17,7 @@ from support.runs import Project, json_of, make_project
 from support.tiny import ROOT
 
 from commands.generate import GenerateOptions
-from commands.runs.config import check_files, load
+from commands.runs.config import check_data_and_model, load
 from commands.runs.home import check_name
 from commands.runs.request import RunRequest
 from commands.runs.session import open_session
@@ -42,7 +42,7 @@ def rewrite(project: Project, **tables: Any) -> None:
 def refused(project: Project) -> str:
     """What a person reads about this project's config or files."""
     with pytest.raises(UsageError) as caught:
-        check_files(load(project.config))
+        check_data_and_model(load(project.config))
     return "\n".join([caught.value.message, *caught.value.problems, caught.value.hint])
 
 

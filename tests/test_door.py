@@ -25,7 +25,7 @@ from commands.runs import factory, session
 from commands.runs.checkpoint_sync import CheckpointSync
 from commands.runs.config import check, load
 from commands.runs.home import RunFolder, make_home, run_folder, run_lock
-from commands.runs.payload import stage
+from commands.runs.payload import build_payload
 from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
@@ -170,7 +170,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
         payload=SimpleNamespace(pushes=lambda _base: [("config", {}, "qft/x/run")]),
         power_watch=PowerWatch(lambda _vm: ""),
     )
-    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     running = job.JobStatus(state=job.JobState.RUNNING)
     fakes: dict[str, Any] = {
         "_open": lambda _vm: None,
@@ -201,7 +201,7 @@ def test_a_set_up_step_that_fails_is_tried_again_twice(
         home=Path("/nowhere"),
         power_watch=PowerWatch(lambda _vm: ""),
     )
-    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     result = errors.CommandResult(exit_code=code, stdout="", stderr="503")
 
     def fail(*_all: object) -> None:
@@ -309,7 +309,7 @@ def test_a_pinned_host_key_that_is_none_is_refused_before_anything_else() -> Non
     table = VmTable.model_validate({"provider": "ssh", "ssh": ssh})
 
     with pytest.raises(UsageError, match=r"vm\.ssh\.host_key"):
-        factory.ssh_machine(table)
+        factory.check_host_key(factory.need_ssh(table))
 
 
 class SlowConnection:
@@ -416,7 +416,7 @@ def test_a_key_beside_the_run_yaml_is_found_from_everywhere(project: Project) ->
 
 def test_an_onlooker_writes_nothing(project: Project, tmp_path: Path) -> None:
     """`qft status` must not replace the config that a driver is about to push."""
-    payload = stage(load(project.config), tmp_path / "staging", write=False)
+    payload = build_payload(load(project.config), tmp_path / "staging", write=False)
 
     assert payload.config == tmp_path / "staging" / "config.json"
     assert not (tmp_path / "staging").exists()

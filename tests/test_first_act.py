@@ -201,13 +201,13 @@ def test_a_machine_is_never_forgotten_for_another_place(
     saved = session._saved(first, ())
     rented, requests = RunState(vm=VM), RunState(pending=Kind.CREATE_INTENDED)
 
-    config_diff.demand_same_machine(second, saved, RunState())
+    config_diff.require_same_machine(second, saved, RunState())
     for state in (rented, requests):
         if not key:
-            config_diff.demand_same_machine(second, saved, state)
+            config_diff.require_same_machine(second, saved, state)
             continue
         with pytest.raises(UsageError, match="still has a machine") as caught:
-            config_diff.demand_same_machine(second, saved, state)
+            config_diff.require_same_machine(second, saved, state)
         assert caught.value.problems[0].startswith(f"{key}: ")
         assert "`qft down --delete tiny`" in caught.value.hint
 

@@ -16,7 +16,7 @@ from subprocess import PIPE
 from commands.runs import python_program
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment
-from commands.runs.payload import stage
+from commands.runs.payload import build_payload
 from commands.ui.errors import HostError, TrainingError, UsageError
 from commands.ui.output import log
 from trainer.exit_codes import ExitCode
@@ -34,7 +34,7 @@ def local_run_dir(loaded: LoadedConfig, folder: RunFolder) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="qft-bench-") as scratch:
         root = Path(scratch)
-        payload = stage(loaded, folder.staging)
+        payload = build_payload(loaded, folder.payload)
         (root / "data").mkdir()
         for name, path in payload.data.items():
             (root / "data" / name).symlink_to(path.absolute())

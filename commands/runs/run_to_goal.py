@@ -11,8 +11,8 @@ import time
 
 from commands.runs.advice import (
     after_interrupt,
+    after_other_command,
     after_provider_error,
-    after_takeover,
     still_billing,
 )
 from commands.runs.attach import follow
@@ -96,7 +96,7 @@ def run_to_goal(request: RunRequest) -> RunResult:
         console.close()
         taker = lock_taker_of(folder)
         if taker is not None:
-            raise after_takeover(taker, folder) from None
+            raise after_other_command(taker, folder) from None
         console.log("\n" + after_interrupt(folder, request.goal))
         raise
     except ProviderError as error:

@@ -1,4 +1,4 @@
-"""A spot machine under a hard cap, or nothing that bills; never two, killed wherever it may be."""
+"""Creates one spot machine under a hard cap, or nothing that bills, wherever it is killed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ NAMESPACES = ("Microsoft.Compute", "Microsoft.Network")
 
 @dataclass(frozen=True, kw_only=True)
 class VmCreator:
-    """Makes the machine of a spec, in an order in which nothing can be lost."""
+    """Creates the machine of a spec, in an order in which nothing can be lost."""
 
     context: AzureContext
     observer: VmObserver
@@ -69,7 +69,7 @@ class VmCreator:
     refusal_cache: RefusalCache
 
     def create(self, spec: VmSpec) -> Vm:
-        """The machine of `spec`, the one that exists already, or an error and nothing left.
+        """Create the machine of `spec`, or return the one that exists; on errors nothing is left.
 
         Returns when ARM has accepted the machine and has not refused it for `accept_wait_s`. A
         `Transient` or `SignedOut` error leaves a half-made machine on purpose: the next call goes
@@ -103,7 +103,7 @@ class VmCreator:
         return replace(vm, host=record.address)
 
     def _existing(self, spec: VmSpec) -> Vm | None:
-        """The run's machine if it stands; an unusable one of an earlier generation is removed."""
+        """Find the run's machine; an unusable one of an earlier generation is removed."""
         group = self.deleter.existing_group(spec.run_id)
         if group is None:
             return None
@@ -124,7 +124,7 @@ class VmCreator:
         return None
 
     def _same_generation(self, spec: VmSpec, found: Vm) -> Vm | None:
-        """A machine that this very create made earlier: take it, or finish what failed."""
+        """Take the machine that this very create made earlier, or remove what failed."""
         if found.power in {PowerState.REMNANTS, PowerState.GONE}:
             return None
         if found.power is PowerState.FAILED:
@@ -174,7 +174,7 @@ class VmCreator:
         return self._create_vm(spec, names, record, tags)
 
     def _group(self, spec: VmSpec, names: Names, tags: dict[str, str]) -> dict[str, str]:
-        """The group with the intent in its tags, before anything that bills; the tags it has."""
+        """Create the group, tagged before anything bills; returns the tags it has."""
         groups = self.context.arm.resources.resource_groups
         body = {"location": spec.offer.region, "tags": tags}
         with contextlib.suppress(Gone):
@@ -241,7 +241,7 @@ class VmCreator:
         return self.context.arm.begin(*ask, body, **more)
 
     def _follow(self, doing: str, spec: VmSpec, names: Names) -> bool:
-        """Watch a machine whose operation we do not hold; whether it is made within the wait."""
+        """Poll a machine whose operation we do not hold; whether it is made within the wait."""
         deadline = self.context.clock() + self.context.settings.accept_wait_s
         while True:
             answer = self._get_vm(names)
@@ -267,7 +267,7 @@ class VmCreator:
         )
 
     def _set_safeguards(self, spec: VmSpec, names: Names, tags: dict[str, str]) -> None:
-        """Set what ends the bill without us while we are sure to be alive: the machine bills."""
+        """Set the safeguards as soon as the machine bills."""
         if spec.until_s is None:
             return
         vm = self._accepted(spec, names, tags, done=False)
@@ -302,7 +302,7 @@ class VmCreator:
         )
 
     def _clean_up(self, run_id: str, error: ProviderError) -> None:
-        """Remove what a failed create made; a failure of that is told beside the first one."""
+        """Remove what a failed create made; a failure of that is added to the first one."""
         try:
             self.deleter.remove(run_id)
         except ProviderError as second:

@@ -1,4 +1,4 @@
-"""Removal that proves itself: it returns when Azure says that nothing of the run remains."""
+"""Removes everything of a run, and returns when Azure says that nothing remains."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LOOK_AGAIN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Deleter:
-    """Removes what carries our tag, and nothing else."""
+    """Removes the resource group of a run: what carries our tag, and nothing else."""
 
     context: AzureContext
 
@@ -81,7 +81,7 @@ class Deleter:
     def _remove(
         self, record: RunRecord, names: Names, progress: ProgressReporter, deadline: float
     ) -> bool:
-        """Remove until nothing is left, or raise; whether the machine's rights are taken back."""
+        """Remove until nothing is left, or raise; whether the machine's role was revoked."""
         conflicts, revoked = CONFLICTS_MAX, False
         while True:
             group = self._group(names)
@@ -116,7 +116,7 @@ class Deleter:
                 progress.report(f"removing the resource group `{names.group}`")
 
     def _revoked_role(self, names: Names) -> bool:
-        """Whether the machine's rights could be taken back now; its bill does not wait for it."""
+        """Revoke the machine's role if possible now; whether it was."""
         try:
             revoke_role_assignments(self.context, names)
         except Transient:
@@ -124,7 +124,7 @@ class Deleter:
         return True
 
     def _release(self, names: Names, refusal: ProviderError) -> None:
-        """What may not be removed, as under a lock, is at least not left to bill its compute."""
+        """Deallocate what may not be removed, as under a lock, so that it bills no compute."""
         machines = self.context.arm.compute.virtual_machines
         try:
             operation = self.context.arm.begin(
@@ -140,7 +140,7 @@ class Deleter:
             )
 
     def existing_group(self, run_id: str) -> dict[str, Any] | None:
-        """The run's group, after waiting out a deletion under way; None if there is none."""
+        """Find the run's group, after waiting out a deletion under way; None if there is none."""
         names = self.context.names(run_id, 1)
         deadline = self.context.clock() + self.context.settings.operation_wait_s
         while True:
@@ -194,7 +194,7 @@ class Deleter:
     def _once(
         self, record: RunRecord, names: Names, deadline: float, progress: ProgressReporter
     ) -> bool:
-        """One attempt; whether everything is gone now."""
+        """Try to remove the group once; whether everything is gone now."""
         foreign = [one for one in self.parts.inventory(names) if not _ours(one, names)]
         if foreign:
             self._piece_by_piece(record, names, foreign, deadline)
@@ -261,7 +261,7 @@ AGAIN = "`qft down --delete` once more waits on, and tells when nothing is left"
 
 
 def _left(record: RunRecord, names: Names) -> str:
-    """What of a removal under way still bills, as far as this computer knows."""
+    """Describe what of a removal under way still bills, as far as this computer knows."""
     group = f"Azure goes on removing the resource group `{names.group}`"
     if record.compute_ended_at:
         return f"the compute is released; {group}, and its disk and address bill until then"
@@ -269,7 +269,7 @@ def _left(record: RunRecord, names: Names) -> str:
 
 
 def _gave_up(record: RunRecord, names: Names, progress: ProgressReporter) -> Transient:
-    """What is told when Azure has not removed the group for as long as we wait."""
+    """The error for a group that Azure has not removed for as long as we wait."""
     error = Transient(
         f"given up after {progress.elapsed}: `{names.group}` is not gone; {_left(record, names)}",
         hint=f"{AGAIN}; the portal shows what holds it, such as a lock",

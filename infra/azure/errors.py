@@ -1,4 +1,4 @@
-"""Each refusal of Azure becomes the one class of the seam's tree that says what to do next.
+"""Translates each error of Azure into the class of the seam's tree that says what to do next.
 
     capacity, allocation, constraints, a place
     that is closed, a failure at Azure           NoCapacity      the next offer
@@ -50,7 +50,7 @@ class UnregisteredError(NotAllowed):
 
 
 class ConflictError(Rejected):
-    """A 409 whose code nobody has told us of: mostly a second write on an object that is busy."""
+    """A 409 with an unlisted code: mostly a second write on an object that is busy."""
 
 
 class ImageRefusedError(NotAllowed):
@@ -65,7 +65,7 @@ class ImageRefusedError(NotAllowed):
 
 @dataclass(frozen=True, kw_only=True)
 class AzureErrorInfo:
-    """What Azure said, freed from the SDK's classes."""
+    """An error of Azure as plain values, without the SDK's classes."""
 
     code: str = ""
     message: str = ""
@@ -85,7 +85,7 @@ class AzureErrorInfo:
 
 
 def translate(info: AzureErrorInfo, *, doing: str) -> ProviderError:
-    """The error of the seam for what Azure answered while `doing` something; never raises."""
+    """Translate what Azure answered while `doing` something into the seam's error; never raises."""
     if info.auth:
         from infra.azure.credentials import no_credentials  # imports the SDK, loaded by now
 
@@ -105,14 +105,14 @@ def translate(info: AzureErrorInfo, *, doing: str) -> ProviderError:
 
 
 def _one(info: AzureErrorInfo, code: str, message: str) -> AzureErrorInfo:
-    """One of the errors that were told, with the status and the advice of the whole."""
+    """One of the reported errors, with the status and the advice of the whole."""
     return AzureErrorInfo(
         code=code, message=message, status=info.status, retry_after_s=info.retry_after_s
     )
 
 
 def _may_overrule(kind: ErrorKind, status: int) -> bool:
-    """Whether words are believed against a status: some statuses speak for themselves."""
+    """Whether a message overrules a status: some statuses are certain."""
     if status in {0, 401, 408, 425, 429} or status >= 500:
         return False
     if status in {404, 410}:
@@ -123,7 +123,7 @@ def _may_overrule(kind: ErrorKind, status: int) -> bool:
 
 
 def _of_unknown_provider(message: str) -> ErrorKind:
-    """A wrong api-version and a region without the type share a code: the lists tell them apart."""
+    """Distinguish a wrong api-version from a region without the type, which share a code."""
     version = re.search(r"API version '([^']*)'", message)
     supported = re.search(r"supported api-versions are '([^']*)'", message)
     place = re.search(r"location '([^']*)'", message)

@@ -1,4 +1,4 @@
-"""What is left of a run in a resource group that lost our tag: removed piece by piece, or told.
+"""Removes what is left of a run in a resource group that lost our tag, piece by piece.
 
 A person or a policy may take the tags off a group, or write others. What then still carries our tag
 goes; what carries none is not touched, only its compute is released where this computer wrote down
@@ -112,7 +112,7 @@ class Leftovers:
 
 
 def _untagged_remain(message: str, left: Sequence[str]) -> NotAllowed:
-    """What is told of pieces of the run that nothing but a memory calls ours."""
+    """The error for pieces of the run that carry no tag, but are on record as ours."""
     names = ", ".join(f"`{id_.rpartition('/')[2]}`" for id_ in left)
     error = NotAllowed(
         f"{message}, nor does everything of the run in it; {names} stay: the compute is released, "

@@ -13,7 +13,7 @@ from infra.azure.availability import Availability
 from infra.azure.context import AzureContext
 from infra.azure.create import VmCreator
 from infra.azure.delete import Deleter
-from infra.azure.doctor import Check, Doctor
+from infra.azure.doctor import Doctor
 from infra.azure.listing import Listing
 from infra.azure.observe import VmObserver
 from infra.azure.offers import (
@@ -38,6 +38,7 @@ from infra.provider import (
     Want,
 )
 from infra.renting.caller import own_address, public_address
+from infra.renting.checks import Check
 from infra.renting.prices import PriceWatch
 from infra.renting.refusal_cache import RefusalCache
 

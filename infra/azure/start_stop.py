@@ -1,4 +1,4 @@
-"""Start, deallocate, rehearse an eviction, and let the caller's present address through."""
+"""Starts, deallocates and evicts a machine, changes its price cap and the admitted address."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PowerControl:
         return None if held == NO_CAP else held
 
     def _change_cap(self, names: Names, wanted: float) -> float:
-        """Ask for another cap; the one that the machine then has."""
+        """Request another cap; returns the one that the machine then has."""
         machines = self.context.arm.compute.virtual_machines
         try:
             operation = self.context.arm.begin(
@@ -93,7 +93,7 @@ class PowerControl:
             )
 
     def evict(self, vm: Vm) -> None:
-        """Ask for a rehearsal. The record knows that the eviction, when seen, was asked for.
+        """Request a rehearsed eviction, and record that it was requested.
 
         A refused one is forgotten: it must not explain what stops the machine later.
         """
@@ -200,7 +200,7 @@ class PowerControl:
         return power in _TOWARDS[verb]
 
     def _watch(self, names: Names, verb: str, *, wait_s: float) -> bool:
-        """Look at the machine itself until it is where `verb` leads, for at most `wait_s`."""
+        """Poll the machine itself until it is where `verb` leads, for at most `wait_s`."""
         deadline = self.context.clock() + wait_s
         while True:
             power, _ = power_of(self.observer.get(names))

@@ -29,11 +29,11 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedGpu:
-    """What a GPU name means at a vendor."""
+    """The GPU that a name stands for."""
 
     gpu: Gpu
     note: str = ""
-    """What to tell the user when it is not literally what was asked for."""
+    """A message for the user where it is not literally what was named."""
 
 
 class UnknownGpu(BadRequest, ValueError):  # noqa: N818  (the seam's vocabulary)
