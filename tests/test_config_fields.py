@@ -213,7 +213,8 @@ def seen(place: Path, notes: dict[str, object], case: Case, changes: Tables) -> 
 
 def test_every_field_has_a_case() -> None:
     """All fields of all tables are walked."""
-    walked: list[type[BaseModel]] = [*tables.TABLES, tables.CostTable]
+    found = (tables.table_of(one.annotation) for one in tables.TrainerConfig.model_fields.values())
+    walked: list[type[BaseModel]] = [*filter(None, found), tables.CostTable]
     fields = {
         f"{table.__name__.removesuffix('Table').lower()}.{key}"
         for table in walked

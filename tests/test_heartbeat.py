@@ -61,7 +61,7 @@ def test_an_eviction_that_is_over_does_not_explain_the_next_stop(
         helper_python="python3",
         rents=True,
         brings_home=False,
-        site=SimpleNamespace(run_dir="qft/x/run"),
+        layout=SimpleNamespace(run_dir="qft/x/run"),
         home=Path("/nowhere"),
         expected=lambda: None,
         on_message=lambda _text: None,

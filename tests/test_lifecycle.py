@@ -249,7 +249,7 @@ def test_switches_are_renewed_before_they_strike() -> None:
 def test_lack_of_a_familys_quota_leaves_the_other_cards_of_the_region() -> None:
     """No quota for T4 machines rules out all of them there, zones too, and not the A10."""
     said = "the account's Standard NCASv3_T4 Family Cores quota in eastus is too small"
-    t4 = replace(OFFER, region="eastus", size="Standard_NC4as_T4_v3")
+    t4 = replace(OFFER, provider="azure", region="eastus", size="Standard_NC4as_T4_v3")
     quota = ErrorKind.OVER_QUOTA
     refusal = Refusal(place=t4.place, size=t4.size, kind=quota, message=said, at_s=NOW_S)
     state = RunState(run_id="run-1", refusals=(refusal,))

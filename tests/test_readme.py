@@ -31,9 +31,9 @@ def test_every_command_is_in_the_readme_and_the_other_way_round() -> None:
     """The table of commands has exactly the commands of `qft --help`."""
     listed = help_of().partition("Commands:")[2]
     real = set(re.findall(r"^  ([a-z]+)  ", listed, flags=re.MULTILINE))
-    told = set(re.findall(r"^\| `qft ([a-z]+)", README, flags=re.MULTILINE))
+    printed = set(re.findall(r"^\| `qft ([a-z]+)", README, flags=re.MULTILINE))
 
-    assert told == real
+    assert printed == real
 
 
 def test_the_options_that_the_readme_names_exist() -> None:
@@ -49,9 +49,9 @@ def test_the_options_that_the_readme_names_exist() -> None:
 def test_the_exit_codes_are_the_programs() -> None:
     """The table of exit codes lists each code that the program can give."""
     table = README.partition("## Exit codes")[2]
-    told = {int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
+    printed = {int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
 
-    assert told == {int(code) for code in Exit}
+    assert printed == {int(code) for code in Exit}
 
 
 def test_the_example_config_is_one() -> None:

@@ -13,10 +13,10 @@ from support.fakecloud import Story
 from support.recorded import COMMITS, RECORDED, read
 from support.runs import Project, json_of
 
-from infra.run.decide import Goal, RunPlan
 from infra.run.fold import fold
 from infra.run.journal import JournalDamaged
 from infra.run.journal import read as read_journal
+from infra.run.plan import Goal, RunPlan
 
 ENVELOPE = {"v", "n", "at", "kind"}
 FOR_PEOPLE = {

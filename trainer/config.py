@@ -1,4 +1,4 @@
-"""Every choice of a training run as checked values: whole and sane, or all its faults are listed.
+"""Checks the settings of a training run, and lists all their faults at once.
 
 The module needs pydantic only, so the laptop checks a run with the very tables that train it.
 """
@@ -9,9 +9,10 @@ import difflib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,6 +20,9 @@ from trainer import hub
 from trainer.exit_codes import ExitCode, TrainerError
 from trainer.method_table import MethodTable
 from trainer.text import bare
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class ModelTable(BaseModel):
@@ -82,7 +86,7 @@ class DataTable(BaseModel):
 
 
 class LrScheduleKind(StrEnum):
-    """The course of the learning rate after warm-up."""
+    """The shape of the learning rate after warm-up."""
 
     CONSTANT = "constant"
     LINEAR = "linear"
@@ -99,7 +103,7 @@ class PrecisionChoice(StrEnum):
 
 
 class TrainTable(BaseModel):
-    """How long, how fast and in what portions to learn."""
+    """How long to train, at what learning rate and in what batches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -118,7 +122,7 @@ class TrainTable(BaseModel):
         default=0.0, ge=0, description="Steps of linear warm-up; below 1, a share of all steps."
     )
     schedule: LrScheduleKind = Field(
-        default=LrScheduleKind.LINEAR, description="Course after warm-up."
+        default=LrScheduleKind.LINEAR, description="Shape after warm-up."
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(
@@ -299,11 +303,6 @@ class TrainerConfig(BaseModel):
         return self
 
 
-TABLES: tuple[type[BaseModel], ...] = (
-    ModelTable, MethodTable, DataTable, TrainTable, CheckpointTable, EvalTable,
-)  # fmt: skip
-
-
 class ConfigError(TrainerError):
     """The config cannot be used; the message lists every fault."""
 
@@ -324,35 +323,62 @@ def load_config(path: Path) -> TrainerConfig:
     try:
         return TrainerConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(problems(error)) from error
+        raise ConfigError(describe_errors(error, TrainerConfig)) from error
 
 
-def problems(error: ValidationError) -> list[str]:
-    """Say each fault of a failed check in one line: `table.field: what is wrong`."""
+def describe_errors(
+    error: ValidationError,
+    model: type[BaseModel],
+    *,
+    explain: Callable[[ErrorDetails, str], str] = lambda _details, message: message,
+    shorten: Callable[[str], str] = str,
+) -> list[str]:
+    """Say each error of a failed check in one line: `table.field: what is wrong`.
+
+    An unknown key comes with the nearest key that `model` has there, or with all of them. `explain`
+    may add to a message of pydantic's, `shorten` cuts an unknown key.
+    """
     found: dict[str, list[str]] = {}
-    for error_item in error.errors(include_url=False):
-        path = [str(part) for part in error_item["loc"]]
-        if error_item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(path[-1], valid_keys(path[:-1]), n=1, cutoff=0.6)
+    for details in error.errors(include_url=False):
+        path = [str(part) for part in details["loc"]]
+        if details["type"] == "extra_forbidden":
+            place, keys = ".".join(map(shorten, path)), keys_at(model, path[:-1])
+            near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.6)
             hint = f"; did you mean `{near[0]}`?" if near else ""
-            found.setdefault(".".join(path), []).append(f"unknown key{hint}")
-        else:  # beyond table and field a path names the branches of a union, which help nobody
-            messages = error_item["msg"].removeprefix("Value error, ")
-            found.setdefault(".".join(path[:2]) or "config", []).append(messages)
-    return [
-        f"{where}: {', or '.join(dict.fromkeys(messages))}" for where, messages in found.items()
-    ]
+            if keys and not near:
+                hint = f"; known keys are {', '.join(keys)}"
+            message = f"unknown key{hint}"
+        else:
+            place = ".".join(_written_path(model, path)) or "config"
+            message = explain(details, details["msg"].removeprefix("Value error, "))
+        found.setdefault(place, []).append(message)
+    return [f"{place}: {', or '.join(dict.fromkeys(lines))}" for place, lines in found.items()]
 
 
-def valid_keys(path: list[str]) -> list[str]:
-    """List the keys that the table at `path` has; the empty path is the config itself."""
-    fields = TrainerConfig.model_fields
-    if not path:
-        return list(fields)
-    if path[0] not in fields:
-        return []
-    annotation = fields[path[0]].annotation
-    for table in TABLES:
-        if annotation is table or table in get_args(annotation):
-            return list(table.model_fields)
-    return []
+def _written_path(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Return the part of a path that the user wrote; beyond it pydantic names union branches."""
+    kept: list[str] = []
+    for part in path:
+        if part not in keys_at(model, kept) and not (part.isdigit() and kept):
+            break
+        kept.append(part)
+    return kept
+
+
+def keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """List the keys of the table at `path` below `model`; empty if there is no such table."""
+    table: type[BaseModel] | None = model
+    for part in path:
+        if table is not None:
+            table.model_rebuild()  # a table that names a later one knows it from then on
+        field = table.model_fields.get(part) if table else None
+        table = table_of(field.annotation) if field else None
+    return list(table.model_fields) if table else []
+
+
+def table_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the table behind a field's type, also behind `Table | None`."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

@@ -42,10 +42,10 @@ def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> ssh.
     try:
         return in_time(lambda: ssh.connect(host, timeout_s=STEP_S), str(host), limit_s)
     except errors.RemoteError as error:
-        told = f"{error.hint}; " if error.hint else ""
+        hint = f"{error.hint}; " if error.hint else ""
         raise HostError(
             f"{error}; nothing was begun there",
-            hint=f"{told}`qft doctor` looks at every step of the way there",
+            hint=f"{hint}`qft doctor` looks at every step of the way there",
         ) from error
 
 

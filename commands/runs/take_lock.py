@@ -19,7 +19,7 @@ from typing import Any
 from commands.runs.home import RunBusyError, RunFolder, run_lock
 from infra.durable import read_json, write_json
 
-PATIENCE_S = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
+SIGNALS = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
 """What a driver is asked with, and how long it is waited for; a run survives each of them.
 
 Not SIGINT, which is ignored in what a script started in the background.
@@ -154,9 +154,9 @@ def _end(
     if pid is None:
         raise busy
     on_message(f"stopping the `qft` that drives `{folder.name}` ({busy.holder})")
-    for number, patience_s in PATIENCE_S:
+    for number, wait_s in SIGNALS:
         _signal(pid, number)
-        ends_s = clock() + patience_s
+        ends_s = clock() + wait_s
         while clock() < ends_s:
             if _driver(busy, folder) is None:
                 return

@@ -1,7 +1,7 @@
-"""Keeps what libraries say beside the matter off the terminal: their warnings go to a log file.
+"""Sends the warnings of libraries to a log file instead of the terminal.
 
-What qft has to say it says itself. `PYTHONWARNINGS` or `python -W`, set by somebody who wants to
-see them, leaves the warnings where they are.
+What a user should read qft prints itself. `PYTHONWARNINGS` or `python -W`, set by somebody who
+wants to see them, leaves the warnings where they are.
 """
 
 from __future__ import annotations

@@ -39,11 +39,11 @@ def run_job(options: JobOptions, on_message: Callable[[str], None]) -> None:
     """Do the whole job; return when the adapter is whole and scored.
 
     Raises:
-        Preempted: a notice came; everything done so far is saved (exit 75).
-        ConfigError, DoesNotFit, Diverged: the settings must change (exit 78).
-        DataError: the rows must change (exit 65).
-        Busy: another trainer runs in this directory (exit 73).
-        OSError: the disk or the network fails (exit 74); whole checkpoints stand.
+        Preempted: a notice came; everything done so far is saved.
+        ConfigError, DoesNotFit, Diverged: the settings must change.
+        DataError: the rows must change.
+        Busy: another trainer runs in this directory.
+        OSError: the disk or the network fails; whole checkpoints stand.
     """
     flag = PreemptionFlag(time.monotonic)
     with on_signals(flag), alone_in(options.run_dir):  # a SIGTERM is heard from the first moment
