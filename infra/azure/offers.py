@@ -61,13 +61,18 @@ class Offers:
             for size in sizes_wanted
             for region in regions
         ]
-        rank = {region: index for index, region in enumerate(regions)}
-        order = {one.size: index for index, one in enumerate(sizes_wanted)}
+        region_rank = {region: index for index, region in enumerate(regions)}
+        size_rank = {one.size: index for index, one in enumerate(sizes_wanted)}
         if want.regions:
-            offers.sort(key=lambda o: (order[o.size], _is_poor(o), rank[o.region]))
+            offers.sort(key=lambda o: (size_rank[o.size], _is_poor(o), region_rank[o.region]))
         else:
             offers.sort(
-                key=lambda o: (_is_poor(o), o.spot_usd_per_h, o.eviction_band, rank[o.region])
+                key=lambda o: (
+                    _is_poor(o),
+                    o.spot_usd_per_h,
+                    o.eviction_band,
+                    region_rank[o.region],
+                )
             )
         zonal = self._zonal(offers, found, want.max_price_usd_per_h)
         return free_first([*offers, *zonal])

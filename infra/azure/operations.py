@@ -130,7 +130,7 @@ class OperationTracker:
 
     def _resume(self, names: Names, requested: str, token: str) -> Operation:
         machines = self.context.arm.compute.virtual_machines
-        order: Any = {
+        begin_operation: Any = {
             "create": machines.begin_create_or_update,
             "start": machines.begin_start,
             "deallocate": machines.begin_deallocate,
@@ -138,7 +138,7 @@ class OperationTracker:
         body: list[Any] = [{}] if requested == "create" else []
         return self.context.arm.begin(
             f"{'rent' if requested == 'create' else requested} `{names.vm}`",
-            order,
+            begin_operation,
             names.group,
             names.vm,
             *body,

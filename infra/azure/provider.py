@@ -39,7 +39,7 @@ from infra.provider import (
 )
 from infra.renting.caller import own_address, public_address
 from infra.renting.checks import Check
-from infra.renting.prices import PriceWatch
+from infra.renting.prices import PriceMonitor
 from infra.renting.refusal_cache import RefusalCache
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class AzureProvider(Provider):
         return VmObserver(
             context=self.context,
             price_now=self._offers.price_now,
-            price_lately=PriceWatch(ask=self._offers.price_now, clock=self._clock),
+            price_lately=PriceMonitor(ask=self._offers.price_now, clock=self._clock),
         )
 
     @cached_property

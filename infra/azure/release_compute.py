@@ -73,10 +73,10 @@ class ComputeRelease:
         machines: Any = self.context.arm.compute.virtual_machines
         if power is not PowerState.CREATING:
             where = (names.group, names.vm)
-            if self._carry_out(names, record, "release", machines.begin_deallocate, *where):
+            if self._run_operation(names, record, "release", machines.begin_deallocate, *where):
                 on_message(f"the compute of `{names.vm}` is released")
                 return True
-        done = self._carry_out(
+        done = self._run_operation(
             names,
             record,
             "end",
@@ -89,15 +89,23 @@ class ComputeRelease:
         on_message(f"`{names.vm}` {message}")
         return done
 
-    def _carry_out(
-        self, names: Names, record: RunRecord, key: str, order: Any, *args: Any, **kwargs: Any
+    def _run_operation(
+        self,
+        names: Names,
+        record: RunRecord,
+        key: str,
+        begin_operation: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> bool:
         """Begin or resume one operation and wait for it; whether compute ended."""
         began_s = self.context.clock()
 
         def begin(token: str) -> Operation:
             more = {"continuation_token": token} if token else {}
-            return self.context.arm.begin(f"release `{names.vm}`", order, *args, **kwargs, **more)
+            return self.context.arm.begin(
+                f"release `{names.vm}`", begin_operation, *args, **kwargs, **more
+            )
 
         try:
             operation = self.context.begin_or_resume(record, key, begin)

@@ -66,12 +66,12 @@ class Parts:
 
     def exists(self, id_: str) -> bool:
         """Whether a part is there."""
-        return self.view(id_) is not None
+        return self.get(id_) is not None
 
-    def view(self, id_: str) -> dict[str, Any] | None:
+    def get(self, id_: str) -> dict[str, Any] | None:
         """A part as Azure describes it; None if there is none."""
         try:
-            return look_at(self.context.arm, id_)
+            return get_part(self.context.arm, id_)
         except (Gone, UnregisteredError):
             return None
 
@@ -84,7 +84,7 @@ class Parts:
             self.context.clear_tokens(record, "group")
 
 
-def look_at(arm: Arm, id_: str) -> dict[str, Any]:
+def get_part(arm: Arm, id_: str) -> dict[str, Any]:
     """Get a part as Azure describes it; raises `Gone` if there is none."""
     doing, operations = f"look at `{id_}`", _operations(arm, id_)
     if operations is None:
@@ -108,5 +108,5 @@ def _operations(arm: Arm, id_: str) -> Any:
 
 
 def _group_and_name(id_: str) -> tuple[str, str]:
-    words = id_.strip("/").split("/")
-    return words[3], words[-1]
+    segments = id_.strip("/").split("/")
+    return segments[3], segments[-1]

@@ -282,7 +282,7 @@ class Operation:
         self._polled = True
         with translated(self._doing):
             try:
-                return self._method.drive(wait_s=wait_s)
+                return self._method.poll(wait_s=wait_s)
             except HttpResponseError as error:
                 status = int(error.status_code or 0)
                 ended = 0 < status < 500 and status not in {408, 429}
@@ -303,9 +303,9 @@ class SteppedPolling(ARMPolling):
         self.times: dict[str, str] = {}
 
     def run(self) -> None:
-        """Leave the polling to `drive`: the SDK would do it in a thread that nobody can stop."""
+        """Leave the polling to `poll`: the SDK would do it in a thread that nobody can stop."""
 
-    def drive(self, *, wait_s: float) -> bool:
+    def poll(self, *, wait_s: float) -> bool:
         """Poll to the end of the operation; False if that is more than `wait_s` away."""
         self._deadline = self._clock() + wait_s
         try:
@@ -314,9 +314,9 @@ class SteppedPolling(ARMPolling):
             return False
         return True
 
-    def request_status(self, status_link: str) -> Any:
+    def request_status(self, url: str) -> Any:
         """Request the operation's status, and note when it began and ended."""
-        answer = super().request_status(status_link)
+        answer = super().request_status(url)
         with contextlib.suppress(ValueError, AttributeError):  # empty, or a page of another kind
             detail = answer.http_response.json()
             self.times |= {
