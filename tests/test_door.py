@@ -170,7 +170,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
         payload=SimpleNamespace(pushes=lambda _base: [("config", {}, "qft/x/run")]),
         power_watch=PowerWatch(lambda _vm: ""),
     )
-    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     running = job.JobStatus(state=job.JobState.RUNNING)
     fakes: dict[str, Any] = {
         "_open": lambda _vm: None,
@@ -201,7 +201,7 @@ def test_a_set_up_step_that_fails_is_tried_again_twice(
         home=Path("/nowhere"),
         power_watch=PowerWatch(lambda _vm: ""),
     )
-    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     result = errors.CommandResult(exit_code=code, stdout="", stderr="503")
 
     def fail(*_all: object) -> None:

@@ -143,7 +143,7 @@ class Stranger:
 
 def workload(connection: Stranger, status: bytes = b"") -> SshWorkload:
     """The real workload over such a connection; the status file has `status` if that is given."""
-    setting = SimpleNamespace(
+    config = SimpleNamespace(
         helper_python="python3",
         rents=True,
         brings_home=False,
@@ -152,7 +152,7 @@ def workload(connection: Stranger, status: bytes = b"") -> SshWorkload:
         expected=lambda: None,
         on_message=lambda _text: None,
     )
-    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     vars(work)["_open"] = lambda _vm: replace(connection, said=status or connection.said)
     answer_with(work, connection)
     return work

@@ -210,7 +210,7 @@ def test_a_base_in_a_directory_is_published_without_its_path(finished_run: Finis
     named = finished_run.push("--base", "me/base")
 
     assert named.returncode == 0, named.stderr
-    assert names(finished_run) == ("me/base", 'base_model: "me/base"')
+    assert names(finished_run) == ("me/base", "base_model: me/base")
     assert "hint" not in named.stderr
     assert (finished_run.out / "adapter" / "adapter_config.json").read_text(
         encoding="utf-8"
