@@ -254,7 +254,7 @@ def test_environment_is_the_same_for_all_boots(
 
 
 def test_vanished_process_is_no_running_machine(subject: Subject) -> None:
-    """If its process is killed from outside, the machine is dead, with everything in it."""
+    """If the process of a machine is killed from outside, the machine is dead, with everything in it."""
     subject.up()
     crowd = Crowd.gather(subject)
     crowd.vm_process.kill()
@@ -269,7 +269,7 @@ def test_vanished_process_is_no_running_machine(subject: Subject) -> None:
 
 
 def test_process_that_cannot_boot_logs_why(subject: Subject) -> None:
-    """A process of the machine that fails on its own leaves its last words to whoever looks."""
+    """A process that fails on its own leaves its last line of output in the look at the machine."""
     subject.machine.host_key.write_text("no key")
 
     subject.machine.power_on()
@@ -288,7 +288,7 @@ def test_process_that_cannot_boot_logs_why(subject: Subject) -> None:
 
 
 def test_reused_process_number_is_no_machine(subject: Subject) -> None:
-    """Another living process under its number does not make a machine run."""
+    """Another living process of the same number does not make a machine run."""
     subject.up()
     file = subject.machine.directory / "guest.json"
     record = json.loads(file.read_text())
@@ -301,7 +301,7 @@ def test_reused_process_number_is_no_machine(subject: Subject) -> None:
 
 
 def test_terminated_process_takes_all_along(subject: Subject) -> None:
-    """A process of the machine that is asked to end, as when the computer shuts down, leaves nothing running."""
+    """A process that is asked to end, as when the computer shuts down, leaves nothing running."""
     subject.up()
     crowd = Crowd.gather(subject)
 
@@ -334,7 +334,7 @@ def test_boot_has_one_process(subject: Subject) -> None:
 
 
 def test_process_of_an_earlier_boot_ends(subject: Subject) -> None:
-    """A process of the machine that comes up after its boot was ended touches nothing and leaves."""
+    """A process that comes up after its boot was ended touches nothing and ends."""
     subject.machine.power_on()
     subject.machine.power_off("user")
     (subject.machine.directory / "guest.json").unlink(missing_ok=True)  # it may have been quick
@@ -366,7 +366,7 @@ def test_full_disk_does_not_keep_a_machine_alive(
 
 
 def test_orphans_are_buried(subject: Subject) -> None:
-    """A detached process that has ended does not stay a zombie of its process for ever."""
+    """A detached process that has ended does not stay a zombie of the machine's process for ever."""
     subject.up()
     vm_process = psutil.Process(
         json.loads((subject.machine.directory / "guest.json").read_text())["pid"]
@@ -393,7 +393,9 @@ def test_machine_outlives_its_maker(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
     )
     with maker:
-        output = maker.communicate(timeout=60)[0]  # ends only if its process holds no pipe of ours
+        output = maker.communicate(timeout=60)[
+            0
+        ]  # ends only if the machine's process has no pipe of ours
 
     subject.wait_for(MachinePower.ON)
     subject.machine.power_off("user")

@@ -82,9 +82,9 @@ def act_and_die(root: Path, spec: VmSpec, act: str, after: int) -> bool:
 
 
 def vm_processes(root: Path) -> int:
-    """How many processes of this cloud live.
+    """How many processes of machines live.
 
-    A process of the machine that starts a program has, until that begins, a child with its own command line.
+    One that starts a program has, until that begins, a child with its own command line.
     """
     found = {}
     for process in psutil.process_iter():

@@ -61,7 +61,7 @@ class Subject:
         return state
 
     def processes(self) -> int:
-        """How many processes of the machine live, its process included."""
+        """How many processes of the machine live, its own included."""
         return len(machine_processes(self.mark, self.machine.disk))
 
     def enter(self, *, user: str = "qft", key: Path | None = None) -> paramiko.SSHClient:
