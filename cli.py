@@ -9,7 +9,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -25,7 +29,6 @@ from commands.ui.output import (
     print_error,
     print_interrupted,
 )
-from commands.ui.signals import sigterm_as_interrupt
 
 VERSION = "0.1.0"
 COMMANDS = {
@@ -117,6 +120,26 @@ def main() -> None:
     open_std_streams()
     with sigterm_as_interrupt():
         _run(as_json=as_json)
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM while inside; outside the main thread nothing changes.
+
+    A script's background job ignores SIGINT, so another `qft` asks with SIGTERM, as `kill` does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(*, as_json: bool) -> NoReturn:

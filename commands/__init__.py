@@ -1,1 +1,6 @@
-"""One file per command of `qft`, and the wiring that hands the rooms to each other."""
+"""The commands of `qft`, one file each: options, help, examples, and the work.
+
+`runs/` is what the commands share about runs: the config, the folder on this computer, and the way
+to a goal (begin at `runs/run_to_goal.py`). `ui/` is what they share about people: options, output,
+the consoles, errors and exit codes. `cli.py` lists the commands and imports the one that is run.
+"""

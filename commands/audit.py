@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from commands.runs.config import check_files
+from commands.runs.config import check_data_and_model
 from commands.runs.extras import READS, demand
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home, run_folder
@@ -44,7 +44,7 @@ def audit(wanted: str, *, html: str, as_json: bool) -> str:
         check_page(Path(html))
     home = qft_home(environment())
     loaded = find_config(wanted, home)
-    check_files(loaded)
+    check_data_and_model(loaded)
     demand(READS, "`qft audit`", home)
     flags = ["--html", str(Path(html).absolute())] if html else []
     flags += ["--json"] if as_json else []

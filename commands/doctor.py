@@ -12,14 +12,15 @@ import typer
 
 from commands.runs import factory
 from commands.runs.checks import Check, exit_code
-from commands.runs.config import LoadedConfig, check_files
+from commands.runs.config import LoadedConfig, check_data_and_model
 from commands.runs.extras import REHEARSES, missing, needed_here, remedy
 from commands.runs.find_config import find_config
-from commands.runs.home import demand_playable, environment, qft_home, run_folder
+from commands.runs.home import environment, qft_home, require_utf8_home, run_folder
 from commands.runs.ssh_host_checks import check_host
 from commands.ui.errors import QftError, UsageError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import print_data, print_json
+from infra import registry
 from infra.config import VmTable
 
 PYTHON_MIN = (3, 11)
@@ -58,19 +59,21 @@ def command(
 
 
 def examine(wanted: str, provider: str = "") -> list[Check]:
-    """Look at this computer, and at what the provider needs: the one named, or the config's.
+    """Check this computer, and what the provider needs: the one named, or the config's.
 
     Raises:
         UsageError: there is no such provider, or `ssh` was named and nothing says which machine.
     """
-    if provider not in {"", "local", "azure", "ssh"}:
-        raise UsageError(f"`--provider {provider}` is none", hint="it is `local`, `azure` or `ssh`")
+    if provider not in {"", *registry.NAMES}:
+        *most, last = [f"`{name}`" for name in registry.NAMES]
+        hint = f"it is {', '.join(most)} or {last}"
+        raise UsageError(f"`--provider {provider}` is none", hint=hint)
     checks = [_python(), _rooms(), _home()]
     loaded: LoadedConfig | None = None
     if wanted or Path("run.yaml").exists():
         try:
             loaded = find_config(wanted, qft_home(environment()))
-            check_files(loaded)
+            check_data_and_model(loaded)
             checks.append(Check(name="config", ok=True, detail=str(loaded.path)))
         except QftError as trouble:
             detail = "; ".join([trouble.message, *trouble.problems])
@@ -79,15 +82,13 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
     if vm.provider == "local":
         checks += _playable()
         checks += _packages(loaded)
-    if vm.provider == "azure":
-        checks += _azure(vm)
     if vm.provider == "ssh":
         checks += check_host(vm, run_folder(qft_home(environment()), "doctor"))
-    return checks
+    return checks + _account(vm)
 
 
 def _table(vm: VmTable, provider: str) -> VmTable:
-    """The table as it is, or a bare one of another provider for the same card."""
+    """Return the table as it is, or a bare one of another provider for the same card."""
     if provider in {"", vm.provider}:
         return vm
     if provider == "ssh":
@@ -110,7 +111,7 @@ def _python() -> Check:
 
 
 def _rooms() -> Check:
-    """The packages have plain names, so another project's could stand in front of ours."""
+    """Check that our packages are imported, and not another project's of the same names."""
     places = {}
     for room in ROOMS:
         spec = importlib.util.find_spec(room)
@@ -146,16 +147,16 @@ def _home() -> Check:
 
 
 def _playable() -> list[Check]:
-    """What keeps this computer from playing machines in the home there is; nothing if it can."""
+    """Check that machines can be simulated in `$QFT_HOME`; no check if they can."""
     try:
-        demand_playable(qft_home(environment()))
+        require_utf8_home(qft_home(environment()))
     except UsageError as error:
         return [Check(name="machines here", ok=False, detail=error.message, fix=error.hint)]
     return []
 
 
 def _packages(loaded: LoadedConfig | None) -> list[Check]:
-    """Each package that a training on this computer imports: there, new enough, and loadable."""
+    """Check each package that a training here imports: installed, new enough, and loadable."""
     wanted = needed_here(loaded.config) if loaded else ()
     names = wanted or REHEARSES
     lacks = {lack.package: lack for lack in missing(names, qft_home(environment()))}
@@ -172,11 +173,13 @@ def _packages(loaded: LoadedConfig | None) -> list[Check]:
     ]
 
 
-def _azure(vm: VmTable) -> list[Check]:
-    """What the account lacks, each with the command or link that mends it."""
-    from infra.azure import AzureProvider
-
-    provider = factory.make_provider(vm, qft_home(environment()))
-    if not isinstance(provider, AzureProvider):
-        raise TypeError(provider.name)
-    return [Check(**asdict(found)) for found in provider.checks(factory.want(vm))]
+def _account(vm: VmTable) -> list[Check]:
+    """What the provider's account lacks, each with the command or link that mends it."""
+    state_dir = qft_home(environment()) / vm.provider
+    try:
+        found = registry.registration(vm.provider).checks(
+            vm, factory.want(vm), state_dir, environment()
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return [Check(**asdict(one)) for one in found]

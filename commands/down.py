@@ -88,7 +88,7 @@ def command(  # noqa: PLR0913  (an argument is an option)
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """What was typed, and where messages go."""
+    """The options of the command, and where messages go."""
 
     delete: bool
     now: bool
@@ -97,7 +97,7 @@ class _Options:
 
     @property
     def command(self) -> str:
-        """The command line, without the name of a run."""
+        """Return the command line, without the name of a run."""
         words = (" --all", self.everything), (" --delete", self.delete), (" --now", self.now)
         return "qft down" + "".join(word * given for word, given in words)
 
@@ -128,7 +128,7 @@ def down(
 
 
 def _unfinished(folder: RunFolder, options: _Options) -> str:
-    """What bills after Ctrl-C: whoever drove the run was ended before, so nobody watches it."""
+    """Describe what bills after Ctrl-C: the driver was ended before, so nobody watches it."""
     state = fold(read(folder.journal))
     if state.vm is None and state.pending is None:
         return f"\ninterrupted; nothing of `{folder.name}` is rented"
@@ -143,7 +143,7 @@ def _unfinished(folder: RunFolder, options: _Options) -> str:
 def _release_run(
     options: _Options, folder: RunFolder, home: Path, provider: Provider, *, ended: bool
 ) -> Result:
-    """Let the trainer save, act, look again, and write down who ended the run."""
+    """Let the trainer save, release or remove the machine, and record who ended the run."""
     record = _Record(folder.name, Journal(folder.journal, clock=time.time), options.on_message)
     state = fold(record.journal.events)
     goes = options.delete or not provider.traits.rents or not provider.traits.keeps_disk
@@ -165,7 +165,7 @@ def _release_run(
 
 
 def _outcome(done: Result) -> str:
-    """What it did, in words for those who watched."""
+    """Describe what was done, for those who followed the run."""
     if done.removed:
         return "removed its machine"
     return "released its machine, its disk is kept" if done.deallocated else "found no machine"
@@ -173,21 +173,21 @@ def _outcome(done: Result) -> str:
 
 @dataclass(frozen=True)
 class _Record:
-    """The journal of a run that goes down; it may not stand in the way of the end of the bill."""
+    """The journal of a run whose machine is released, which must not fail with the journal."""
 
     name: str
     journal: Journal
     on_message: Callable[[str], None]
 
     def note(self, kind: Kind, **data: object) -> None:
-        """Write an event; on a disk that refuses, say so and go on: the cloud is the truth."""
+        """Append an event; on a disk that refuses, print so and go on: the cloud is the truth."""
         try:
             self.journal.append(kind, **data)
         except OSError as error:
             self.on_message(f"warning: `{kind}` is not recorded ({error}); releasing all the same")
 
     def saved(self, save: LastSave, state: RunState) -> None:
-        """Write down how far the trainer was, and what of it is at home."""
+        """Record how far the trainer was, and which checkpoint is at home."""
         if save.step > state.step:
             self.note(Kind.PROGRESS, step=save.step, steps=save.steps)
         if save.home_step > state.home_step:
@@ -195,7 +195,7 @@ class _Record:
 
 
 def _down_recorded(record: _Record, provider: Provider, state: RunState, *, delete: bool) -> Result:
-    """Journal the intent, act, and look again."""
+    """Release or remove the machine of a recorded run: journal the intent, act, observe."""
     unsure = state.pending in {Kind.CREATE_INTENDED, Kind.DELETE_INTENDED}
     if delete or unsure or not provider.traits.rents or not provider.traits.keeps_disk:
         return _remove(record, provider, state)
@@ -214,7 +214,7 @@ def _down_recorded(record: _Record, provider: Provider, state: RunState, *, dele
 
 
 def _remove(record: _Record, provider: Provider, state: RunState) -> Result:
-    """Remove everything of the run, and look again."""
+    """Remove everything of the run, and observe what is left."""
     record.note(Kind.DELETE_INTENDED, reason="qft down")
     gone = with_retries(lambda: provider.delete(state.run_id, record.on_message), time.sleep)
     removed = [f"{one.kind} {one.id}" for one in gone]
@@ -247,7 +247,7 @@ def down_all(
 
 
 def _down_listed_by(provider: Provider, home: Path, options: _Options) -> Iterator[Result]:
-    """Do it for every machine that one provider lists."""
+    """Release or remove every machine that one provider lists."""
     try:
         listed = with_retries(provider.list_all, time.sleep)
     except ProviderError as error:
@@ -265,7 +265,7 @@ def _down_listed_by(provider: Provider, home: Path, options: _Options) -> Iterat
 
 
 def failure(results: list[Result]) -> CloudError | None:
-    """Return the error that tells what could not be done; None if everything was."""
+    """Return the error that lists what could not be done; None if everything was."""
     failed = [one for one in results if one.trouble]
     if not failed:
         return None
@@ -305,12 +305,12 @@ def _without_drivers(
 
 
 def _records_machine(run: RunFolder, options: _Options) -> bool:
-    """Whether a run's record must tell of the release: or the bill there would go on for ever."""
+    """Whether the release must be journalled, or the bill in the record would go on for ever."""
     return options.delete or fold(read(run.journal)).vm is not None
 
 
 def _run_id(run: RunFolder) -> str:
-    """The id that a run's machines carry; empty if its record cannot be read."""
+    """Return the id that a run's machines carry; empty if its record cannot be read."""
     try:
         return fold(read(run.journal)).run_id
     except JournalDamaged:
@@ -326,7 +326,7 @@ def _down_listed(
         return _proved(result, provider, vm.run_id)
     released = []
     if vm.power is not PowerState.REMNANTS:
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone):  # somebody removed it meanwhile
             with_retries(lambda: provider.deallocate(vm), time.sleep)
             released.append(f"{vm.size} {vm.id}")
     return _proved(Result(run=vm.run_id, deallocated=released), provider, vm.run_id)
@@ -337,7 +337,7 @@ def _listed(provider: Provider, run_id: str) -> list[Vm]:
 
 
 def _proved(result: Result, provider: Provider, run_id: str, vm: Vm | None = None) -> Result:
-    """The result with what the provider still lists, looked at again."""
+    """Return the result with what the provider lists now, asked again."""
     left = still_there(provider, run_id, vm, time.sleep)
     return replace(
         result,
@@ -350,7 +350,7 @@ def _proved(result: Result, provider: Provider, run_id: str, vm: Vm | None = Non
 def _down_unrecorded(
     name: str, home: Path, on_message: Callable[[str], None], *, delete: bool
 ) -> Result:
-    """A run that this computer has no record of: the tags decide."""
+    """Release or remove the machine of a run without a record here, found by its tags."""
     for provider in providers_to_ask(home):
         try:
             listed = with_retries(provider.list_all, time.sleep)

@@ -9,7 +9,7 @@ import typer
 
 from commands.runs.extras import demand
 from commands.runs.fetched_run import add_results, open_fetched
-from commands.runs.home import demand_place, environment, qft_home
+from commands.runs.home import environment, qft_home, require_writable
 from commands.runs.local_trainer import check_exit, local_run_dir, start
 from commands.ui.errors import UsageError
 from commands.ui.options import Json, Run, examples
@@ -46,7 +46,7 @@ def export(wanted: str, *, rank: int | None) -> Path:
     target = loaded.out / (f"exported-rank-{rank}" if rank else "exported")
     if target.exists():
         raise UsageError(f"`{target}` is there already", hint="remove it, or choose another rank")
-    demand_place(target)
+    require_writable(target)
     demand(("torch", "safetensors"), "`qft export`", qft_home(environment()))
     with local_run_dir(loaded, folder) as run_dir:
         add_results(run_dir, loaded)

@@ -63,7 +63,7 @@ def command(  # noqa: PLR0913  (an argument is an option)
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
-    """The prompt: fields of the config's template, a ready prompt, or a conversation."""
+    """What to ask: fields of the config's prompt, a ready prompt, or a conversation."""
 
     fields: tuple[str, ...] = ()
     prompt: str | None = None
@@ -73,7 +73,7 @@ class GenerateOptions:
 
     @property
     def flags(self) -> list[str]:
-        """The same as flags of the generator. Raises UsageError for more than one prompt."""
+        """Return flags of the trainer's generator. Raises UsageError for more than one prompt."""
         ways = {"--field": self.fields, "--prompt": self.prompt is not None, "--chat": self.chat}
         chosen = [f"`{way}`" for way, taken in ways.items() if taken]
         if len(chosen) > 1:

@@ -17,7 +17,7 @@ import yaml
 
 from commands.runs import config
 from commands.runs.column_guess import Guess, guess_columns
-from commands.runs.extras import REHEARSES, told_of
+from commands.runs.extras import REHEARSES, missing_packages_text
 from commands.ui.errors import UsageError
 from commands.ui.options import Json, examples
 from commands.ui.output import log, print_data, print_json
@@ -94,7 +94,7 @@ def command(
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What was written, and what was guessed on the way."""
+    """The files that were written, and what was guessed from the rows."""
 
     config: Path
     files: Mapping[Path, int]
@@ -102,7 +102,7 @@ class Written:
     guess: Guess | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         rows = {str(path): count for path, count in self.files.items()}
         return {
             "config": str(self.config),
@@ -111,10 +111,10 @@ class Written:
         }
 
     def lines(self) -> list[str]:
-        """What to say."""
+        """Return the lines to print."""
         lines = [f"wrote {self.config}"]
         lines += [f"wrote {path}, {count} rows" for path, count in self.files.items()]
-        lines += [f"note: {lack}" for lack in told_of(REHEARSES)]
+        lines += [f"note: {lack}" for lack in missing_packages_text(REHEARSES)]
         if self.guess is None:
             return [*lines, "next: name your rows and your model in it, then `qft audit`"]
         guessed = f"guessed: {self.guess.description}"
@@ -145,7 +145,7 @@ def write(directory: str, rows: str = "") -> Written:
 
 
 def _template(*, name: str, guess: Guess | None, steps: int) -> str:
-    """The text of a run.yaml."""
+    """Fill in the text of a run.yaml."""
     words = dict(BLANK)
     if guess is not None:
         words = {
@@ -167,13 +167,13 @@ def _template(*, name: str, guess: Guess | None, steps: int) -> str:
 
 
 def _quoted(value: object) -> str:
-    """Words as YAML reads them back: JSON but for what YAML allows, or keeps, as an escape only."""
+    """Quote a value as YAML reads it back: JSON, with escapes where YAML takes nothing else."""
     text = json.dumps(value, ensure_ascii=False)
     return ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _read(path: Path) -> list[Mapping[str, Any]]:
-    """The rows of a file. Raises UsageError with everything that is wrong with it."""
+    """Read the rows of a file. Raises UsageError with everything that is wrong with it."""
     from trainer.data.rows import read_rows
     from trainer.exit_codes import DataError
 
@@ -195,11 +195,11 @@ def _split(
     from trainer.data.split import is_held_out
     from trainer.data.template import Template
 
-    question = Template.parse(guess.prompt or f"{{{guess.messages}}}")
+    question_template = Template.parse(guess.prompt or f"{{{guess.messages}}}")
     share = max(HELD_OUT, min(HELD_OUT_MAX, SCORED_ROWS / len(rows)))
     sides: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
     for row in rows:
-        group = json.dumps([row[field] for field in question.fields], sort_keys=True)
+        group = json.dumps([row[field] for field in question_template.fields], sort_keys=True)
         sides[is_held_out(group, share=share, seed=SEED)].append(row)
     if not all(sides):
         raise UsageError(
@@ -214,7 +214,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _name(path: Path) -> str:
-    """A run's name after the file's."""
+    """Name a run after a file."""
     stem = path.name.partition(".")[0].casefold()
     kept = "".join(char if char.isascii() and char.isalnum() else "-" for char in stem)
     return kept.strip("-")[:30].strip("-") or "my-run"

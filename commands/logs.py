@@ -131,7 +131,7 @@ class Reader:
             raise HostError(str(error), hint=error.hint) from error
 
     def fetched(self, state: RunState) -> None:
-        """Write what the log at home has beyond what was read on the machine.
+        """Write what the fetched log has beyond what was read on the machine.
 
         Raises:
             UsageError: there is none, and nothing was read.

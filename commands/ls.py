@@ -82,7 +82,7 @@ class MachineLine:
 
 
 def runs() -> list[RunLine]:
-    """Every run with a record here."""
+    """List every run with a record here."""
     lines = []
     now_s = time.time()
     for folder in all_runs(qft_home(environment())):
@@ -107,7 +107,7 @@ def runs() -> list[RunLine]:
 
 
 def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudError | None]:
-    """Every machine that the providers list as ours, and which of them could not be asked.
+    """List every machine of ours in the clouds, with an error for those that do not answer.
 
     One that does not answer hides no machine of the others.
     """
@@ -142,7 +142,7 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudError | N
 
 
 def _unlisted(provider: Provider, listed: set[str]) -> list[Vm]:
-    """Machines that the records of this computer know and the provider does not list.
+    """Return machines in the records of this computer that the provider does not list.
 
     Such as one whose resource group lost its tags: it is asked for by its id, for it may bill.
     """
@@ -165,7 +165,7 @@ def _unlisted(provider: Provider, listed: set[str]) -> list[Vm]:
 
 
 def to_json(lines: list[RunLine] | list[MachineLine]) -> list[dict[str, object]]:
-    """Plain values."""
+    """Return plain values."""
     return [asdict(line) for line in lines]
 
 
@@ -175,7 +175,7 @@ def _damaged(name: str, error: JournalDamaged) -> RunLine:
 
 
 def _state_word(state: RunState) -> str:
-    """Where a run is, as far as its record tells."""
+    """Name the state of a run, as far as its record shows it."""
     if state.fetched and state.deleted:
         return "done"
     if state.up:  # it bills from the moment it was asked for, and works once it is set up
@@ -186,13 +186,13 @@ def _state_word(state: RunState) -> str:
 
 
 def _power(vm: Vm, starting: Mapping[str, int]) -> str:
-    """The power of a machine; one that a run here could not set up since its start only starts."""
+    """Return the power of a machine; `starting` until a run here has set it up."""
     begun = vm.power is PowerState.RUNNING and starting.get(vm.run_id) == vm.generation
     return str(PowerState.STARTING if begun else vm.power)
 
 
 def _starting(home: Path) -> dict[str, int]:
-    """The runs of this computer whose machine was started and never set up, with its generation."""
+    """Map the ids of runs here whose machine was started and not set up to its generation."""
     found = {}
     for folder in all_runs(home):
         try:

@@ -17,7 +17,7 @@ from commands.runs import base_files
 from commands.runs.config import LoadedConfig
 from commands.runs.extras import READS, demand
 from commands.runs.fetched_run import adapter_of, open_fetched
-from commands.runs.home import RunFolder, demand_place, environment, qft_home
+from commands.runs.home import RunFolder, environment, qft_home, require_writable
 from commands.runs.local_trainer import (
     LAST_LINES,
     local_run_dir,
@@ -69,7 +69,7 @@ def command(  # noqa: PLR0913  (an argument is an option)
     dtype: Annotated[
         Dtype | None, typer.Option(help="Number format.", show_default="the base's own")
     ] = None,
-    onto: Annotated[
+    merge_base: Annotated[
         MergeBase,
         typer.Option("--onto", help="The base as its files have it, or as training quantised it."),
     ] = MergeBase.ORIGINAL,
@@ -80,7 +80,7 @@ def command(  # noqa: PLR0913  (an argument is an option)
 ) -> None:
     """Merge the adapter into its base, and compare."""
     options = MergeOptions(
-        base=base, dtype=dtype or "", quantised=onto is MergeBase.QUANTIZED, rows=rows
+        base=base, dtype=dtype or "", quantised=merge_base is MergeBase.QUANTIZED, rows=rows
     )
     merged, comparison = merge(run, options, as_json=as_json)
     if as_json:
@@ -115,12 +115,13 @@ def merge(
             f"`{folder.name}` was trained on a base that is not quantised",
             hint=f"`qft merge {folder.name}` merges onto that base",
         )
-    demand_place(target)
+    require_writable(target)
     demand((*READS, "peft"), "`qft merge`", qft_home(environment()))
     base = _find_base(folder, loaded, options, as_json=as_json)
     check_room(base, target)
-    onto = MergeBase.QUANTIZED if options.quantised else MergeBase.ORIGINAL
-    models = ["--base", str(base.absolute()), "--adapter", str(adapter_of(loaded)), "--onto", onto]
+    merge_base = MergeBase.QUANTIZED if options.quantised else MergeBase.ORIGINAL
+    models = ["--base", str(base.absolute()), "--adapter", str(adapter_of(loaded))]
+    models += ["--onto", merge_base]
     written = ["--out", str(target), *(["--dtype", options.dtype] if options.dtype else [])]
     (loaded.out / "merged-parity.json").unlink(missing_ok=True)  # of a merged model that is gone
     with local_run_dir(loaded, folder) if options.quantised else nullcontext() as run_dir:

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from commands.runs import factory
-from commands.runs.config import check_files
+from commands.runs.config import check_data_and_model
 from commands.runs.estimate import (
     cores,
     estimate_line,
@@ -18,7 +18,7 @@ from commands.runs.estimate import (
     has_card,
     local_estimate_line,
 )
-from commands.runs.extras import needed_here, told_of
+from commands.runs.extras import missing_packages_text, needed_here
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home
 from commands.ui.errors import CloudError
@@ -65,24 +65,24 @@ class PlanPage:
     worst_case_usd: float | None
     simulated: bool
     estimate: dict[str, Any] | None = None
-    """What `trainer.device.memory` foretells; None if the sizes of the model are unknown."""
+    """What `trainer.device.memory` estimates; None if the sizes of the model are unknown."""
     local_estimate: dict[str, Any] | None = None
     """The same of this computer, where it trains itself; None if that is unknown."""
     here: str = ""
     """What will happen on this computer, in words; empty if a machine is rented."""
     note: str = ""
     """What the catalog says about the name of the GPU."""
-    switches: tuple[Safeguard, ...] = ()
+    safeguards: tuple[Safeguard, ...] = ()
     """What can be expected to end the bill when everything of ours is dead."""
     lacks: tuple[str, ...] = ()
     """What `qft run` would refuse for: packages that this computer lacks, and what to type."""
     own: str = ""
     """The user's own machine, as `user@host:port`; empty if one is rented or played."""
-    asked_at_s: float = 0.0
+    offers_at_s: float = 0.0
     """When the offers were asked for, in seconds since 1970: prices are aged by it."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "run": self.run,
             "provider": self.provider,
@@ -101,84 +101,84 @@ class PlanPage:
                     "detail": one.detail,
                     "hint": one.hint or None,
                 }
-                for one in self.switches
+                for one in self.safeguards
             ],
             "offers": [
-                asdict(offer) | {"price_age_s": _age_s(offer, self.asked_at_s)}
+                asdict(offer) | {"price_age_s": _age_s(offer, self.offers_at_s)}
                 for offer in self.offers
             ],
         }
 
     def lines(self) -> list[str]:
-        """What to print."""
+        """Return the lines to print."""
         if self.own:
             return self._lines_of_own()
         cap = self.max_price_usd_per_h
-        said = [
+        lines = [
             f"run `{self.run}` on {self.provider}"
             + (f", cap ${_price(cap)}/h" if cap is not None else ", no price cap"),
             "",
         ]
-        said += [
-            f"{_mark(offer, self.offers)} {_offer_line(offer, self.asked_at_s)}"
+        lines += [
+            f"{_mark(offer, self.offers)} {_offer_line(offer, self.offers_at_s)}"
             for offer in self.offers
         ]
         if not self.offers:
-            said.append("  no offer")
-        said += ["", *self._foretold()]
+            lines.append("  no offer")
+        lines += ["", *self._estimate_lines()]
         if warning := _cap_warning(self.offers, cap):
-            said.append(f"warning: {warning}")
+            lines.append(f"warning: {warning}")
         if self.note:
-            said.append(f"note: {self.note}")
+            lines.append(f"note: {self.note}")
         worst = "unlimited: set `budget`" if self.worst_case_usd is None else ""
-        said += [
+        lines += [
             "",
             f"budget: {_budget_line(self.budget)}",
             f"worst case: {worst or f'${self.worst_case_usd:.2f}'}"
             + (" (simulated, nobody is charged)" if self.simulated else "")
-            + (" while `qft` watches; without it:" if self.switches else ""),
-            *(_switch_line(switch) for switch in self.switches),
+            + (" while `qft` watches; without it:" if self.safeguards else ""),
+            *(_safeguard_line(safeguard) for safeguard in self.safeguards),
             *(f"warning: {lack}" for lack in self.lacks),
             "nothing was created; `qft run` goes ahead"
             if not self.lacks
             else "nothing was created; `qft run` goes ahead once that is there",
         ]
-        return said
+        return lines
 
     def _lines_of_own(self) -> list[str]:
-        """What to print where nothing is rented: no offer, no price, no card that is guessed."""
-        said = [f"run `{self.run}` on your own machine {self.own}, which costs nothing here", ""]
-        said += [estimate_line(self.estimate)] if self.estimate else []
+        """Return the lines for the user's own machine: no offer, no price, no guessed card."""
+        lines = [f"run `{self.run}` on your own machine {self.own}, which costs nothing here", ""]
+        lines += [estimate_line(self.estimate)] if self.estimate else []
         hours = self.budget.hours
         limit = "none: set `budget.hours`" if hours is None else _counted(hours, "machine hour")
         return [
-            *said,
+            *lines,
             f"limit: {limit}",
             *(f"warning: {lack}" for lack in self.lacks),
             "nothing was looked at or changed there: `qft doctor` looks, `qft run` goes ahead",
         ]
 
-    def _foretold(self) -> list[str]:
-        """Memory and time, of a rehearsal first here and then on the card that it stands for."""
+    def _estimate_lines(self) -> list[str]:
+        """Return memory and time of a rehearsal here, then on the card that it stands for."""
         if not self.here:
             return [estimate_line(self.estimate)]
         if self.estimate is None and self.local_estimate is not None:  # no card is named
             return [self.here]
-        told = estimate_line(self.estimate).removeprefix("memory: ")
-        return [self.here, f"on a real card: {told}"]
+        on_card = estimate_line(self.estimate).removeprefix("memory: ")
+        return [self.here, f"on a real card: {on_card}"]
 
 
 def make_plan(wanted: str) -> PlanPage:
     """Ask the provider for offers and add up the worst case."""
     home = qft_home(environment())
     loaded = find_config(wanted, home)
-    check_files(loaded)
+    check_data_and_model(loaded)
     vm, table = loaded.config.vm, loaded.config.budget
     budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
     provider, want = factory.make_provider(vm, home), factory.want(vm)
     try:
         offers = tuple(provider.offers(want))
-        switches = _foreseen(provider, want, budget)
+        safeguards = _preview_safeguards(provider, want, budget)
     except ProviderError as error:
         raise CloudError(str(error), hint=error.hint) from error
     # Which card an own machine has is for set-up to find out, unless run.yaml names it.
@@ -199,29 +199,29 @@ def make_plan(wanted: str) -> PlanPage:
         local_estimate=here,
         here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",
         note="; ".join(filter(None, _notes(vm))) if knows_card else "",
-        switches=switches,
-        lacks=tuple(told_of(needed_here(loaded.config))),
-        asked_at_s=time.time(),
+        safeguards=safeguards,
+        lacks=tuple(missing_packages_text(needed_here(loaded.config))),
+        offers_at_s=time.time(),
     )
 
 
-def _foreseen(provider: Provider, want: Want, budget: Budget) -> tuple[Safeguard, ...]:
-    """The switches of a machine that would be rented now and run until the budget's end."""
+def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple[Safeguard, ...]:
+    """Return the safeguards of a machine rented now and kept until the budget's end."""
     now_s = time.time()
     until_s = budget_end_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
     return tuple(provider.preview_safeguards(want, until_s=until_s))
 
 
-def _switch_line(switch: Safeguard) -> str:
-    """Whether it holds comes first, for a reader in a hurry."""
-    if switch.is_set:
-        return f"will end the bill: {switch.name}: {switch.detail}"
-    how = f"; to get it: {switch.hint}" if switch.hint else ""
-    return f"will NOT end the bill: {switch.name}: {switch.detail}{how}"
+def _safeguard_line(safeguard: Safeguard) -> str:
+    """Describe a safeguard; whether it will end the bill comes first."""
+    if safeguard.is_set:
+        return f"will end the bill: {safeguard.name}: {safeguard.detail}"
+    how = f"; to get it: {safeguard.hint}" if safeguard.hint else ""
+    return f"will NOT end the bill: {safeguard.name}: {safeguard.detail}{how}"
 
 
 def _cap_warning(offers: tuple[Offer, ...], cap: float | None) -> str:
-    """Words for a cap so close to the market that the machine will soon be taken; else empty."""
+    """Warn of a cap so close to the market that the machine will soon be evicted; else empty."""
     first = next((candidate for candidate in offers if not candidate.blocked_by), None)
     if first is None or cap is None or cap >= first.spot_usd_per_h * CAP_MARGIN:
         return ""
@@ -232,19 +232,19 @@ def _cap_warning(offers: tuple[Offer, ...], cap: float | None) -> str:
 
 
 def _mark(offer: Offer, offers: tuple[Offer, ...]) -> str:
-    """An arrow at the offer that would be tried first."""
+    """Mark the offer that would be tried first."""
     first = next((candidate for candidate in offers if not candidate.blocked_by), None)
     return "→" if offer is first else " "
 
 
 def _age_s(offer: Offer, now_s: float) -> float | None:
-    """How old the price of an offer is, in seconds; None if it has no date."""
+    """Return the age of an offer's price in seconds; None if it has no date."""
     priced_s = parse_utc_s(offer.priced_at)
     return None if priced_s is None else max(now_s - priced_s, 0.0)
 
 
 def _price_line(offer: Offer, now_s: float) -> str:
-    """Where the price comes from, of when it is, and how old that makes it."""
+    """Describe the source, the date and the age of a price."""
     age_s = _age_s(offer, now_s)
     if not offer.price_source or age_s is None:
         return f"price from {offer.price_source}" if offer.price_source else ""
@@ -269,7 +269,7 @@ def _offer_line(offer: Offer, now_s: float) -> str:
 
 
 def _price(usd_per_h: float) -> str:
-    """A price with two digits behind the point, or as many as it has."""
+    """Format a price with two decimals, or as many as it has."""
     text = f"{usd_per_h:.2f}"
     return text if float(text) == usd_per_h else f"{usd_per_h:g}"
 
@@ -288,7 +288,7 @@ def _budget_line(budget: Budget) -> str:
 
 
 def _notes(vm: VmTable) -> list[str]:
-    """What to know of the names under `vm` that mean something else than they say at first."""
+    """Return notes on names under `vm` that mean something else than they seem to."""
     gpu = resolve_gpu(vm.gpu).note if vm.gpu else ""
     rents = vm.provider == "azure" and vm.image is not None
     return [gpu, vm.image.note(vm.gpu) if rents and vm.image else ""]

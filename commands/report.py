@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from commands.runs.fetched_run import add_results, open_fetched, write_facts
-from commands.runs.home import demand_place
+from commands.runs.home import require_writable
 from commands.runs.local_trainer import local_run_dir, output_of
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import print_data, print_json
@@ -33,7 +33,7 @@ def report(wanted: str, *, as_json: bool) -> Path:
     """Write `report.html` and `report.json` beside the adapter; return the page."""
     folder, loaded = open_fetched(wanted)
     page = loaded.out / "report.html"
-    demand_place(page)
+    require_writable(page)
     with local_run_dir(loaded, folder) as run_dir:
         add_results(run_dir, loaded)
         facts = write_facts(run_dir, folder, loaded)

@@ -54,7 +54,7 @@ def command(run: Run = "", *, as_json: Json = False) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Everything `qft status` tells."""
+    """Everything that `qft status` shows."""
 
     name: str
     state: RunState
@@ -72,7 +72,7 @@ class Status:
 
     @property
     def summary(self) -> str:
-        """The state of the run in one word or two."""
+        """Return the state of the run in one word or two."""
         if self.state.fetched and self.state.deleted:
             return "done"
         if self.job is not None and self.job.phase is JobPhase.RUNNING:
@@ -89,7 +89,7 @@ class Status:
 
     @property
     def power(self) -> str:
-        """The machine's power; one that the cloud runs and nobody could sign in to only starts."""
+        """Return the machine's power; one that runs and has let nobody sign in yet is starting."""
         if self.machine is None:
             return "not seen just now"
         if self.machine.power is not PowerState.RUNNING or self.signed_in:
@@ -98,7 +98,7 @@ class Status:
         return "not answering" if late else str(PowerState.STARTING)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         state = self.state
         return {
             "run": self.name,
@@ -126,7 +126,7 @@ class Status:
         }
 
     def lines(self) -> list[tuple[str, str]]:
-        """What to print: a word and its fact."""
+        """Return the rows to print: a word and its fact."""
         state, job = self.state, self.job
         step, steps = (job.step, job.steps) if job else (state.step, state.steps)
         rows = [("run", f"{self.name}: {self.summary}")]
@@ -149,8 +149,8 @@ class Status:
         if not source.exact:
             rows.append(("exactness", inexact(source.inexact_from)))
         rows.append(("evictions", str(state.evictions)))
-        rows += [("ends the bill", switch) for switch in state.safeguards if state.up]
-        rows += [("does not", switch) for switch in state.safeguards_missing if state.up]
+        rows += [("ends the bill", safeguard) for safeguard in state.safeguards if state.up]
+        rows += [("does not", safeguard) for safeguard in state.safeguards_missing if state.up]
         mark = " (simulated)" if self.receipt.simulated else ""
         money = f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"
         rows.append(("cost", "nothing: your own machine" if self.receipt.own else money))
@@ -168,7 +168,7 @@ class Status:
 
 
 def status(wanted: str) -> Status:
-    """Look at a run: its journal, then its machine, then the trainer."""
+    """Read the journal of a run, then observe its machine, then its trainer."""
     home = qft_home(environment())
     folder = pick_run(home, wanted, cwd=Path.cwd())
     loaded = reopen(folder)
@@ -196,7 +196,7 @@ def status(wanted: str) -> Status:
 
 
 def _as_seen(state: RunState, machine: Observation | None) -> RunState:
-    """The state as a driver would fold it after what was just seen: a machine that is down."""
+    """Return the state as a driver would fold it after this observation of a stopped machine."""
     if machine is None or not state.up or machine.power.bills_compute:
         return state
     data = stop_event_data(state, machine, machine.stop_reason or StopReason.UNKNOWN)
@@ -206,7 +206,7 @@ def _as_seen(state: RunState, machine: Observation | None) -> RunState:
 def _look(
     request: RunRequest, state: RunState
 ) -> tuple[Observation | None, JobView | None, str, bool]:
-    """The machine and the trainer as they are now, or what kept us from seeing them.
+    """Observe the machine and the trainer; return them, or why they could not be observed.
 
     Last, whether the machine has answered since it was started.
     """

@@ -61,7 +61,7 @@ def command(
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What a replay tells of itself, as plain values."""
+    """The answer of a replay, checked value by value."""
 
     after_step: int
     """The checkpoint that it began from; 0 is the first weights."""
@@ -77,7 +77,7 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the replay found."""
+    """What the replay found, and where it ran."""
 
     run: str
     where: str
@@ -89,18 +89,18 @@ class Verdict:
         return self.replay.equal
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {"run": self.run, "where": self.where, **asdict(self.replay)}
 
     def lines(self) -> list[str]:
-        """What to print."""
+        """Return the lines to print."""
         found = self.replay
         done = f"{found.steps} steps of `{self.run}` after step {found.after_step}"
         same = "every loss and parameter is the same, bit for bit"
         other = f"NOT the same: {json.dumps(found.first_difference)}"
-        said = [f"replayed {done}, {self.where}", same if self.equal else other]
-        said += [f"parameters {found.params}"] if found.params else []
-        return [*said, *(f"note: {note}" for note in found.caveats)]
+        lines = [f"replayed {done}, {self.where}", same if self.equal else other]
+        lines += [f"parameters {found.params}"] if found.params else []
+        return [*lines, *(f"note: {note}" for note in found.caveats)]
 
 
 def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None]) -> Verdict:
@@ -130,11 +130,11 @@ def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None])
 
 
 def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> Replay:
-    site = RemoteLayout(run_id=fold(read(folder.journal)).run_id)
+    layout = RemoteLayout(run_id=fold(read(folder.journal)).run_id)
     try:
         with ssh.connect(ssh_host(folder, loaded, vm)) as connection:
             helper = factory.helper_python(loaded.config.vm)
-            running = job.Job(connection=connection, directory=site.job, python=helper).status()
+            running = job.Job(connection=connection, directory=layout.job, python=helper).status()
             if running.state is job.JobState.RUNNING:
                 raise UsageError("the trainer is at work", hint="verify when it is done")
             if not running.argv:
@@ -142,40 +142,42 @@ def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> 
             python = strip_clean_environment(running.argv)[0]
             words = [python, "-m", "trainer", "verify", "--run-dir", "../run", *more]
             words = clean(words, ours=python.startswith(OURS))
-            go = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "verify", site.code, *words]
+            go = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "verify", layout.code, *words]
             done = connection.run(go, timeout_s=REPLAY_S_MAX, check=False)
     except errors.RemoteError as error:
         raise HostError(str(error), hint=error.hint) from error
     return read_replay(done.stdout, code=done.exit_code)
 
 
-def read_replay(said: str, *, code: int) -> Replay:
-    """Read what a replay printed, which may be a stranger's word; TrainingError if it is none."""
+def read_replay(lines: str, *, code: int) -> Replay:
+    """Parse the output of a replay, which is not trusted; TrainingError if it is no answer."""
     try:
-        found = parse(said, bytes_max=REPLAY_BYTES_MAX)
+        found = parse(lines, bytes_max=REPLAY_BYTES_MAX)
     except NotPlain as error:
         what = f"the replay ended with exit code {code} and no answer ({error})"
         raise TrainingError(what) from error
-    told = table(found)
-    steps, after = whole(told.get("steps")), whole(told.get("after_step"))
-    if steps is None or after is None or not isinstance(told.get("equal"), bool):
+    answer = table(found)
+    steps, after = whole(answer.get("steps")), whole(answer.get("after_step"))
+    if steps is None or after is None or not isinstance(answer.get("equal"), bool):
         raise TrainingError(f"the replay ended with exit code {code} and no answer")
-    differs = told.get("first_difference")
+    differs = answer.get("first_difference")
     return Replay(
         after_step=after,
         steps=steps,
-        equal=told["equal"],
+        equal=answer["equal"],
         first_difference=_difference(differs) if isinstance(differs, dict) else None,
-        params=text(told.get("params"), most=100),
-        checkpoint_compared=whole(told.get("checkpoint_compared")),
-        caveats=tuple(text(one) or "" for one in texts(told.get("caveats"), most=100) or ()),
+        params=text(answer.get("params"), most=100),
+        checkpoint_compared=whole(answer.get("checkpoint_compared")),
+        caveats=tuple(text(one) or "" for one in texts(answer.get("caveats"), most=100) or ()),
     )
 
 
-def _difference(told: dict[str, Any]) -> dict[str, str | float | None]:
-    """A step, a key and two values, each a number or a short text."""
+def _difference(answer: dict[str, Any]) -> dict[str, str | float | None]:
+    """Read a step, a key and two values, each a number or a short text."""
     return {
-        key: _value(told.get(key)) for key in ("step", "key", "logged", "replayed") if key in told
+        key: _value(answer.get(key))
+        for key in ("step", "key", "logged", "replayed")
+        if key in answer
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -90,8 +90,11 @@ class VmTable(BaseModel):
     def _check_provider_table(self) -> VmTable:
         if self.provider == "ssh" and self.ssh is None:
             raise ValueError("`provider: ssh` needs a table `ssh`: host, user, key, host_key")
-        if self.provider == "azure" and self.max_price is None:
-            raise ValueError("`provider: azure` needs `max_price`, the hard cap in USD per hour")
+        table = getattr(self, self.provider)
+        if getattr(table, "needs_max_price", False) and self.max_price is None:
+            raise ValueError(
+                f"`provider: {self.provider}` needs `max_price`, the hard cap in USD per hour"
+            )
         return self
 
 
@@ -210,6 +213,8 @@ class AzureTable(BaseModel):
     """Which account to use."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    needs_max_price: ClassVar[bool] = True
+    """Whether machines are really paid for, so that nobody may forget the cap."""
 
     subscription: str = Field(
         default="", description="Subscription id; empty uses AZURE_SUBSCRIPTION_ID."

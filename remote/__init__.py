@@ -1,1 +1,1 @@
-"""One host over SSH: knows no cloud and no training."""
+"""Works on one host over SSH, its files, jobs and set-up; knows no cloud and no training."""

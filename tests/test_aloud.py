@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import re
 
-from commands.ui.announcing_console import Aloud
-from commands.ui.console import PlainConsole
+from commands.ui.console import AnnouncingConsole, PlainConsole
 from infra.run import actions as act
 from infra.run.billing_spans import Span
 from infra.run.budget import bill
@@ -23,7 +22,7 @@ def shown(*moments: tuple[float, float | None], usd_per_h: float) -> tuple[list[
     Each moment is a time, and since when the machine is known to be down by then.
     """
     stream = io.StringIO()
-    console = Aloud(PlainConsole(stream, simulated=False, clock=lambda: 0.0))
+    console = AnnouncingConsole(PlainConsole(stream, simulated=False, clock=lambda: 0.0))
     for number, (now_s, down_s) in enumerate(moments):
         span = Span(start_s=0.0, end_s=down_s, usd_per_h=usd_per_h, compute=True)
         state = RunState(run_id="run-1", spans=(span,))
@@ -31,23 +30,23 @@ def shown(*moments: tuple[float, float | None], usd_per_h: float) -> tuple[list[
         console.report(
             TurnReport(state=state, seen=Seen(), action=wait, bill=bill(state, now_s), now_s=now_s)
         )
-    told = stream.getvalue()
-    return [float(one) for one in re.findall(r"\$([\d.]+) so far", told)], told
+    printed = stream.getvalue()
+    return [float(one) for one in re.findall(r"\$([\d.]+) so far", printed)], printed
 
 
 def test_cost_so_far_never_steps_back_when_a_stop_is_dated_before_it_was_seen() -> None:
     """An eviction half a minute ago takes nothing off the sum on the screen, however dear it is."""
-    sums, told = shown((60.0, None), (90.0, None), (91.0, 60.0), (500.0, 60.0), usd_per_h=9.0)
+    sums, printed = shown((60.0, None), (90.0, None), (91.0, 60.0), (500.0, 60.0), usd_per_h=9.0)
 
     assert sums == [0.15, 0.225, 0.225, 0.225]
-    assert "not $" not in told
+    assert "not $" not in printed
 
 
-def test_hours_that_were_not_billed_are_taken_back_aloud() -> None:
+def test_hours_that_were_not_billed_are_taken_off_in_print() -> None:
     """A laptop that was offline over an eviction shows the true sum again, and says so."""
     away_s = 6 * HOUR_S
 
-    sums, told = shown((60.0, None), (away_s, None), (away_s + 1, 60.0), usd_per_h=0.36)
+    sums, printed = shown((60.0, None), (away_s, None), (away_s + 1, 60.0), usd_per_h=0.36)
 
     assert sums == [0.006, 2.16, 0.006]
-    assert "the cost is $0.0060, not $2.1600" in told
+    assert "the cost is $0.0060, not $2.1600" in printed

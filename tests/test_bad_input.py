@@ -17,7 +17,7 @@ from support.runs import Project, json_of, make_project
 from support.tiny import ROOT
 
 from commands.generate import GenerateOptions
-from commands.runs.config import check_files, load
+from commands.runs.config import check_data_and_model, load
 from commands.runs.home import check_name
 from commands.runs.request import RunRequest
 from commands.runs.session import open_session
@@ -42,11 +42,11 @@ def rewrite(project: Project, **tables: Any) -> None:
 def refused(project: Project) -> str:
     """What a person reads about this project's config or files."""
     with pytest.raises(UsageError) as caught:
-        check_files(load(project.config))
+        check_data_and_model(load(project.config))
     return "\n".join([caught.value.message, *caught.value.problems, caught.value.hint])
 
 
-def test_every_fault_of_a_config_is_told_at_once(project: Project) -> None:
+def test_every_error_of_a_config_is_printed_at_once(project: Project) -> None:
     """Unknown keys with the nearest known one, wrong types and missing tables, in one go."""
     rewrite(
         project,
@@ -56,16 +56,16 @@ def test_every_fault_of_a_config_is_told_at_once(project: Project) -> None:
         modle={"id": "x"},
     )
 
-    said = refused(project)
+    message = refused(project)
 
-    assert "vm.max_prise: unknown key; did you mean `max_price`?" in said
-    assert "train.stepps: unknown key; did you mean `steps`?" in said
-    assert "modle: unknown key; did you mean `model`?" in said
-    assert "vm.gpu: " in said
-    assert "train.lr: " in said
-    assert "not `fast`" in said
-    assert "budget.usd: " in said
-    assert "6 faults" in said
+    assert "vm.max_prise: unknown key; did you mean `max_price`?" in message
+    assert "train.stepps: unknown key; did you mean `steps`?" in message
+    assert "modle: unknown key; did you mean `model`?" in message
+    assert "vm.gpu: " in message
+    assert "train.lr: " in message
+    assert "not `fast`" in message
+    assert "budget.usd: " in message
+    assert "6 faults" in message
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "../x", "", "UPPER", "-x", "x" * 31, "x y"])
@@ -83,7 +83,7 @@ def test_a_missing_data_file_is_named(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "train.jsonl"),
         (b'{"text": "\xff", "mood": "x"}\n', "UTF-8"),
@@ -92,31 +92,31 @@ def test_a_missing_data_file_is_named(project: Project) -> None:
     ],
     ids=["empty", "not UTF-8", "a field is missing", "not JSON"],
 )
-def test_unusable_rows_are_told_before_anything_is_rented(
-    project: Project, content: bytes, said: str
+def test_unusable_rows_are_refused_before_anything_is_rented(
+    project: Project, content: bytes, message: str
 ) -> None:
     """Empty, undecodable or incomplete data is refused on this computer, with file and row."""
     (project.folder / "train.jsonl").write_bytes(content)
 
-    assert said in refused(project)
+    assert message in refused(project)
 
 
-def test_a_label_outside_the_list_is_told_before_anything_is_rented(project: Project) -> None:
+def test_a_label_outside_the_list_is_refused_before_anything_is_rented(project: Project) -> None:
     """Every such row of both files is named, whether the label is a completion or a last turn."""
     rewrite(project, eval={"kind": "label", "labels": ["good", "bad"]}, data={"eval": "eval.jsonl"})
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "dunno"}]
-    row = json.dumps({"text": "a", "mood": "dunno", "talk": talk})
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "dunno"}]
+    row = json.dumps({"text": "a", "mood": "dunno", "talk": conversation})
     for name in ("train", "eval"):
         (project.folder / f"{name}.jsonl").write_text(f"{row}\n", encoding="utf-8")
-    said = refused(project)
+    message = refused(project)
 
-    assert "train.jsonl:1: 'dunno' is not among the labels (good, bad)" in said
-    assert "eval.jsonl:1: 'dunno' is not among the labels (good, bad)" in said
+    assert "train.jsonl:1: 'dunno' is not among the labels (good, bad)" in message
+    assert "eval.jsonl:1: 'dunno' is not among the labels (good, bad)" in message
     rewrite(project, data={"messages": "talk", "prompt": "", "completion": ""})
-    assert refused(project) == said
+    assert refused(project) == message
 
 
-def test_conversations_for_an_encoder_decoder_are_told_before_anything_is_rented(
+def test_conversations_for_an_encoder_decoder_are_refused_before_anything_is_rented(
     project: Project,
 ) -> None:
     """Its own config.json says what it is, and a broken conversation is named with its row."""
@@ -124,19 +124,19 @@ def test_conversations_for_an_encoder_decoder_are_told_before_anything_is_rented
     described.write_text('{"is_encoder_decoder": true}', encoding="utf-8")
     (project.folder / "train.jsonl").write_text('{"talk": []}\n', encoding="utf-8")
     rewrite(project, data={"messages": "talk", "prompt": "", "completion": ""})
-    said = refused(project)
+    message = refused(project)
 
-    assert "data.messages: `model` is an encoder-decoder, which reads a prompt" in said
-    assert "train.jsonl:1: the conversation is no list of messages" in said
+    assert "data.messages: `model` is an encoder-decoder, which reads a prompt" in message
+    assert "train.jsonl:1: the conversation is no list of messages" in message
 
 
-def test_a_model_directory_that_is_not_there_is_told(project: Project) -> None:
+def test_a_model_directory_that_is_not_there_is_refused(project: Project) -> None:
     """A base model that is neither a directory nor a hub id is refused, with both readings."""
     rewrite(project, model={"id": "modell"})
 
-    said = refused(project)
-    assert "no directory `modell`" in said
-    assert "owner/name" in said
+    message = refused(project)
+    assert "no directory `modell`" in message
+    assert "owner/name" in message
 
 
 def test_a_step_that_never_comes_cannot_be_rehearsed(project: Project) -> None:
@@ -170,7 +170,7 @@ def test_a_home_that_no_machine_can_live_in_is_refused(project: Project) -> None
 
 
 @pytest.mark.parametrize("taken", ["out", "out/tiny"])
-def test_a_place_of_results_that_is_taken_is_told_before_anything_is_rented(
+def test_a_place_of_results_that_is_taken_is_refused_before_anything_is_rented(
     project: Project, tmp_path: Path, taken: str
 ) -> None:
     """A file where `out` has to be used to be found out after the training."""
@@ -212,7 +212,7 @@ def test_a_completion_that_is_too_long_exits_2_and_leaves_no_machine(project: Pr
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "printed"),
     [
         ("down tiny --all --delete", "error: `tiny` is one run, and `--all` is every machine"),
         ("down --provider local", "hint: write `--all --provider local`"),
@@ -220,13 +220,13 @@ def test_a_completion_that_is_too_long_exits_2_and_leaves_no_machine(project: Pr
     ],
 )
 def test_words_that_mean_more_than_one_thing_release_nothing(
-    project: Project, words: str, told: str
+    project: Project, words: str, printed: str
 ) -> None:
     """A name beside `--all`, or a provider without it, is refused instead of half obeyed."""
     done = project.qft(*words.split())
 
     assert done.returncode == 2
-    assert told in done.stderr
+    assert printed in done.stderr
     assert done.stdout == ""
 
 

@@ -14,7 +14,7 @@ from support.runs import Project, make_project
 from support.tiny import ROOT
 
 from commands.runs import base_files
-from commands.runs.config import check_files, demand_weights, load
+from commands.runs.config import check_data_and_model, load, require_weights
 from commands.ui.errors import UsageError
 from trainer.data.placeholder_files import describe_placeholder
 from trainer.data.rows import read_rows
@@ -45,7 +45,7 @@ def project(whole: Project, tmp_path: Path) -> Project:
 def told(project: Project) -> list[str]:
     """Which problems are told before anything is rented."""
     with pytest.raises(UsageError, match="nothing was rented") as caught:
-        check_files(load(project.config))
+        check_data_and_model(load(project.config))
     return caught.value.problems
 
 
@@ -53,8 +53,8 @@ def test_a_base_as_the_libraries_write_it_has_no_fault(whole: Project) -> None:
     """A whole base passes, and its size is that of its weights."""
     folder = whole.folder / "model"
 
-    check_files(load(whole.config))
-    demand_weights(load(whole.config))
+    check_data_and_model(load(whole.config))
+    require_weights(load(whole.config))
 
     assert base_files.faults(folder) == []
     assert base_files.weights_bytes(folder) == (folder / WEIGHTS).stat().st_size
@@ -201,7 +201,7 @@ def test_what_nobody_loads_may_be_a_pointer(project: Project) -> None:
     for name in ("model.gguf", "pytorch_model.bin", "README.md", "tf_model.h5"):
         (project.folder / "model" / name).write_bytes(LFS)
 
-    check_files(load(project.config))
+    check_data_and_model(load(project.config))
 
 
 def test_a_folder_without_weights_is_refused_where_a_machine_would_be_rented(
@@ -210,9 +210,9 @@ def test_a_folder_without_weights_is_refused_where_a_machine_would_be_rented(
     """The description alone is enough for a forecast, and not for a training."""
     (project.folder / "model" / WEIGHTS).unlink()
 
-    check_files(load(project.config))
+    check_data_and_model(load(project.config))
     with pytest.raises(UsageError, match="holds no weights; nothing was rented"):
-        demand_weights(load(project.config))
+        require_weights(load(project.config))
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.json", "rows.parquet"])

@@ -64,15 +64,15 @@ def test_rows_count_by_what_they_are_and_not_by_their_name(project: Project) -> 
         file.write('{"text": "late", "mood": "neutral"}\n')
     with pytest.raises(UsageError) as caught:
         config_diff.changes(load(project.config), saved, ())
-    (said,) = caught.value.problems
-    assert said.startswith("data.train: 'train.jsonl (sha256 ")
-    assert "became 'rows.jsonl (sha256 " in said
-    assert said.endswith("(this can never change)")
+    (message,) = caught.value.problems
+    assert message.startswith("data.train: 'train.jsonl (sha256 ")
+    assert "became 'rows.jsonl (sha256 " in message
+    assert message.endswith("(this can never change)")
     assert "--allow-change" not in caught.value.hint
 
 
 @pytest.mark.parametrize("key", ["method.r", "data.train", "stepz", "train"])
-def test_what_can_never_change_is_told_before_a_trainer_is_stopped(key: str) -> None:
+def test_what_can_never_change_is_refused_before_a_trainer_is_stopped(key: str) -> None:
     """The trainer would refuse it, on the machine, after it was stopped for that."""
     with pytest.raises(UsageError, match="nothing was stopped or sent") as caught:
         config_diff.keys_for_trainer(["train.lr", key])

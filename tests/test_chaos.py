@@ -32,18 +32,18 @@ def run_chaos(*arguments: str, timeout_s: float) -> str:
 @pytest.mark.timeout(1800)  # half a minute alone, minutes on a busy machine
 def test_a_few_kills_change_nothing() -> None:
     """Runs killed twelve times at random moments end with the adapter and log of a calm run."""
-    said = run_chaos("--kills", "12", "--real-kills", "0", timeout_s=1700)
+    messages = run_chaos("--kills", "12", "--real-kills", "0", timeout_s=1700)
 
-    assert re.search(r"tiny model, float32: 12 kills over \d+ runs", said)
-    assert re.search(r"identical to it: (\d+) of \1 runs", said)
+    assert re.search(r"tiny model, float32: 12 kills over \d+ runs", messages)
+    assert re.search(r"identical to it: (\d+) of \1 runs", messages)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(7200)
 def test_a_hundred_kills_change_nothing() -> None:
     """Ninety kills of tiny runs and ten of a real one in 4 bits leave every run bit-identical."""
-    said = run_chaos(timeout_s=7000)
+    messages = run_chaos(timeout_s=7000)
 
-    assert re.search(r"tiny model, float32: 90 kills over \d+ runs", said)
-    assert re.search(r"SmolLM2-135M, NF4: 10 kills over \d+ runs", said)
-    assert len(re.findall(r"identical to it: (\d+) of \1 runs", said)) == 2
+    assert re.search(r"tiny model, float32: 90 kills over \d+ runs", messages)
+    assert re.search(r"SmolLM2-135M, NF4: 10 kills over \d+ runs", messages)
+    assert len(re.findall(r"identical to it: (\d+) of \1 runs", messages)) == 2

@@ -25,7 +25,7 @@ from commands.runs import factory, session
 from commands.runs.checkpoint_sync import CheckpointSync
 from commands.runs.config import check, load
 from commands.runs.home import RunFolder, make_home, run_folder, run_lock
-from commands.runs.payload import stage
+from commands.runs.payload import build_payload
 from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
@@ -55,9 +55,9 @@ def closed_pipe() -> io.TextIOWrapper:
 
 def test_words_of_a_machine_cannot_repaint_the_terminal() -> None:
     """Escape sequences, backspaces and text direction are shown as what they are: foreign."""
-    said = "loss 1\r\x1b]0;evil\x07\x9b2J\b\u202eabc\tä→\n"
+    message = "loss 1\r\x1b]0;evil\x07\x9b2J\b\u202eabc\tä→\n"
 
-    assert clean(said) == "loss 1\n�]0;evil��2J��abc\tä→\n"
+    assert clean(message) == "loss 1\n�]0;evil��2J��abc\tä→\n"
 
 
 def test_a_log_is_written_as_it_is_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_output_that_nobody_reads_ends_quietly() -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_an_existing_home_keeps_its_rights(tmp_path: Path) -> None:
+def test_an_existing_home_keeps_its_permissions(tmp_path: Path) -> None:
     """`QFT_HOME=/tmp` must not lock everybody else out of /tmp; a new home is its owner's only."""
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -161,7 +161,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
 ) -> None:
     """More steps allowed while the old job runs: it saves, ends, and the new config is pushed."""
     did: list[str] = []
-    setting = SimpleNamespace(
+    config = SimpleNamespace(
         changed=changed,
         on_message=lambda _text: None,
         helper_python="python3",
@@ -170,7 +170,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
         payload=SimpleNamespace(pushes=lambda _base: [("config", {}, "qft/x/run")]),
         power_watch=PowerWatch(lambda _vm: ""),
     )
-    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     running = job.JobStatus(state=job.JobState.RUNNING)
     fakes: dict[str, Any] = {
         "_open": lambda _vm: None,
@@ -193,7 +193,7 @@ def test_a_set_up_step_that_fails_is_tried_again_twice(
     monkeypatch: pytest.MonkeyPatch, code: int, tries: int
 ) -> None:
     """A package mirror has bad moments; a program that is not there stays away."""
-    setting = SimpleNamespace(
+    config = SimpleNamespace(
         on_message=lambda _text: None,
         helper_python="python3",
         rents=True,
@@ -201,7 +201,7 @@ def test_a_set_up_step_that_fails_is_tried_again_twice(
         home=Path("/nowhere"),
         power_watch=PowerWatch(lambda _vm: ""),
     )
-    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     result = errors.CommandResult(exit_code=code, stdout="", stderr="503")
 
     def fail(*_all: object) -> None:
@@ -233,18 +233,18 @@ def test_down_releases_although_the_disk_here_is_full(
 ) -> None:
     """The end of the bill does not wait for room in the record; what is not written is said."""
     journal = Journal(story.path, clock=story.world.clock)
-    said: list[str] = []
+    messages: list[str] = []
 
     def full(*_all: object, **_data: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(journal, "append", full)
-    record = down._Record("run", journal, said.append)
+    record = down._Record("run", journal, messages.append)
 
     result = down._down_recorded(record, story.cloud, fold(journal.events), delete=True)
 
     assert (story.cloud.vms, result.left) == ({}, [])
-    assert "No space left" in said[0]
+    assert "No space left" in messages[0]
 
 
 def test_down_of_a_machine_that_is_gone_removes_what_it_left(
@@ -279,7 +279,7 @@ def test_down_of_everything_is_written_into_the_record_of_each_run(
     assert all(not span.compute for span in state.spans if span.end_s is None)
 
 
-def test_a_name_that_two_computers_gave_is_asked_about(
+def test_a_name_that_two_computers_gave_is_refused(
     story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a record here, `down NAME` does not pick one of two machines silently."""
@@ -298,31 +298,31 @@ def test_paths_reach_ssh_whole(tmp_path: Path) -> None:
     path = tmp_path / "my home 100%" / "known_hosts"
     words = ["ssh", "-F", "none", "-o", f"UserKnownHostsFile={_quoted(path)}", "-G", "nowhere"]
 
-    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
-    assert f"userknownhostsfile {path}" in told.replace("%%", "%").replace('"', "")
+    assert f"userknownhostsfile {path}" in printed.replace("%%", "%").replace('"', "")
 
 
-def test_a_pinned_host_key_that_is_none_is_told_before_anything_else() -> None:
+def test_a_pinned_host_key_that_is_none_is_refused_before_anything_else() -> None:
     """A mangled line in run.yaml is the user's to mend: exit 2, no traceback."""
     ssh = {"host": "h", "user": "u", "key": "k", "host_key": "ssh-ed25519 nonsense!"}
     table = VmTable.model_validate({"provider": "ssh", "ssh": ssh})
 
     with pytest.raises(UsageError, match=r"vm\.ssh\.host_key"):
-        factory.ssh_machine(table)
+        factory.check_host_key(factory.need_ssh(table))
 
 
-class SlowLink:
+class SlowConnection:
     """A connection on which every command lasts until it is closed."""
 
     def __init__(self) -> None:
-        self.asked = threading.Event()
+        self.started = threading.Event()
         self.closed = threading.Event()
         self.cut = False
 
     def run(self, *_words: object, **_more: object) -> None:
         """Wait for the end."""
-        self.asked.set()
+        self.started.set()
         self.cut = self.closed.wait(600)
         raise errors.Unreachable("cut")
 
@@ -340,7 +340,7 @@ class SlowLink:
 VM = Vm(provider="x", run_id="x", id="x", region="a", size="s")
 
 
-def homing(tmp_path: Path, connect: Any, said: list[str]) -> CheckpointSync:
+def make_checkpoint_sync(tmp_path: Path, connect: Any, messages: list[str]) -> CheckpointSync:
     """Copy checkpoints from nowhere."""
     return CheckpointSync(
         connect=connect,
@@ -348,7 +348,7 @@ def homing(tmp_path: Path, connect: Any, said: list[str]) -> CheckpointSync:
         home=tmp_path / "checkpoints",
         options=SyncOptions(),
         expected=lambda: Expected(method=MethodTable(), tensor_bytes_max=1 << 20, steps_max=10),
-        on_message=said.append,
+        on_message=messages.append,
     )
 
 
@@ -357,32 +357,32 @@ def test_ctrl_c_does_not_wait_for_a_checkpoint_on_its_way(
 ) -> None:
     """Stopping closes the line under a copy; the next copy resumes it."""
     monkeypatch.setattr("commands.runs.checkpoint_sync.EVERY_S", 0.01)
-    connection, said = SlowLink(), list[str]()
-    copying = homing(tmp_path, lambda _vm: connection, said)
+    connection, messages = SlowConnection(), list[str]()
+    copying = make_checkpoint_sync(tmp_path, lambda _vm: connection, messages)
     copying.start(VM)
-    connection.asked.wait()
+    connection.started.wait()
 
     copying.stop()
 
     assert connection.cut
-    assert said == []
+    assert messages == []
 
 
-def test_checkpoints_that_do_not_come_home_are_told_once(tmp_path: Path) -> None:
+def test_checkpoints_that_do_not_come_home_are_reported_once(tmp_path: Path) -> None:
     """A full disk here is said, not hidden behind a thread that ends and starts again."""
-    said: list[str] = []
+    messages: list[str] = []
 
     def connect(_vm: Vm) -> None:
         raise errors.NoSpace("home", needed_bytes=2, free_bytes=1)
 
-    copying = homing(tmp_path, connect, said)
+    copying = make_checkpoint_sync(tmp_path, connect, messages)
     for _ in range(3):
         copying.start(VM)
         while copying._thread is not None and copying._thread.is_alive():
             time.sleep(0.01)
 
-    assert len(said) == 1
-    assert "no space left" in said[0]
+    assert len(messages) == 1
+    assert "no space left" in messages[0]
 
 
 def test_a_run_is_found_by_name_beside_a_folder_of_that_name(
@@ -416,7 +416,7 @@ def test_a_key_beside_the_run_yaml_is_found_from_everywhere(project: Project) ->
 
 def test_an_onlooker_writes_nothing(project: Project, tmp_path: Path) -> None:
     """`qft status` must not replace the config that a driver is about to push."""
-    staged = stage(load(project.config), tmp_path / "staging", write=False)
+    payload = build_payload(load(project.config), tmp_path / "staging", write=False)
 
-    assert staged.config == tmp_path / "staging" / "config.json"
+    assert payload.config == tmp_path / "staging" / "config.json"
     assert not (tmp_path / "staging").exists()

@@ -38,12 +38,12 @@ class Machine:
 
     def __init__(self, *, stuck: str = "", exit_code: int = 75, error: str = "") -> None:
         self.stuck, self.exit_code, self.error = stuck, exit_code, error
-        self.asked: list[str] = []
+        self.stop_requested: list[str] = []
         self.forgotten = threading.Event()
         self.ended = False
 
     def _do(self, what: str) -> None:
-        self.asked.append(what)
+        self.stop_requested.append(what)
         if what == self.error:
             raise HostUnreachable("the line was cut")
         if what == self.stuck:
@@ -73,7 +73,7 @@ class Machine:
 
     def home_step(self) -> int:
         """What came home."""
-        done = "bring_home" in self.asked and "bring_home" not in {self.stuck, self.error}
+        done = "bring_home" in self.stop_requested and "bring_home" not in {self.stuck, self.error}
         return (61 if self.exit_code == 75 and self.ended else 50) if done else 45
 
     def disconnect(self) -> None:
@@ -121,8 +121,8 @@ def test_a_machine_without_a_trainer_is_not_asked_to_save() -> None:
         machine, VM, pull_checkpoint=True, on_message=lambda _text: None, limits=QUICK
     )
 
-    assert machine.asked == ["look", "bring_home"]
-    assert (done.asked, done.saved_step, done.trouble) == (False, None, "")
+    assert machine.stop_requested == ["look", "bring_home"]
+    assert (done.stop_requested, done.saved_step, done.trouble) == (False, None, "")
 
 
 def test_what_goes_with_a_disk_is_told() -> None:

@@ -145,7 +145,7 @@ def test_a_conversation_keeps_what_was_said(run_dir: Path) -> None:
         {"role": "assistant", "content": answers[0] if answers[0].strip() else "."},
         {"role": "user", "content": "and why"},
     ]
-    second, _ = asked.answer(asked.encode_chat(messages), tokens_max=3)
+    second, _ = asked.generate(asked.encode_chat(messages), tokens_max=3)
 
     assert [second] == answers[1:]
     assert asked.tokenizer.decode(asked.encode_chat(messages)).endswith(

@@ -75,7 +75,7 @@ RENTED: list[tuple[Kind, dict[str, Any]]] = [
 ]
 
 
-def test_a_change_after_a_failed_start_counts_and_is_said(project: Project) -> None:
+def test_a_change_after_a_failed_start_counts_and_is_printed(project: Project) -> None:
     """Nothing was trained: steps, rows and prompt may be others, and the record has them."""
     assert attempt(project) == []
     edit(project, "steps: 250", "steps: 260")
@@ -83,10 +83,10 @@ def test_a_change_after_a_failed_start_counts_and_is_said(project: Project) -> N
     with (project.folder / "train.jsonl").open("a") as file:
         file.write('{"text": "late", "mood": "neutral"}\n')
 
-    (said,) = attempt(project)
+    (message,) = attempt(project)
 
-    assert "nothing was trained yet, so it counts" in said
-    assert all(key in said for key in ("train.steps", "data.prompt", "data.train"))
+    assert "nothing was trained yet, so it counts" in message
+    assert all(key in message for key in ("train.steps", "data.prompt", "data.train"))
     assert attempt(project) == []
     run = run_folder(project.home, "tiny")
     assert reopen(run).config.train.steps == 260
@@ -199,15 +199,15 @@ def test_a_machine_is_never_forgotten_for_another_place(
     first = load(make_project(tmp_path / "a", vm=was).config)
     second = load(make_project(tmp_path / "a", vm=now).config)
     saved = session._saved(first, ())
-    rented, asked = RunState(vm=VM), RunState(pending=Kind.CREATE_INTENDED)
+    rented, requests = RunState(vm=VM), RunState(pending=Kind.CREATE_INTENDED)
 
-    config_diff.demand_same_machine(second, saved, RunState())
-    for state in (rented, asked):
+    config_diff.require_same_machine(second, saved, RunState())
+    for state in (rented, requests):
         if not key:
-            config_diff.demand_same_machine(second, saved, state)
+            config_diff.require_same_machine(second, saved, state)
             continue
         with pytest.raises(UsageError, match="still has a machine") as caught:
-            config_diff.demand_same_machine(second, saved, state)
+            config_diff.require_same_machine(second, saved, state)
         assert caught.value.problems[0].startswith(f"{key}: ")
         assert "`qft down --delete tiny`" in caught.value.hint
 

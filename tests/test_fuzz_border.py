@@ -24,7 +24,7 @@ from support.jsons import FUZZED, documents
 from commands.runs.receipt import read_score
 from commands.runs.workload import SshWorkload
 from commands.ui.errors import TrainingError
-from commands.ui.snapshot import view
+from commands.ui.snapshot import take_snapshot
 from commands.verify import read_replay
 from infra.durable import read_json
 from infra.provider import Observation, Offer, PowerState, Vm
@@ -143,7 +143,7 @@ class Stranger:
 
 def workload(connection: Stranger, status: bytes = b"") -> SshWorkload:
     """The real workload over such a connection; the status file has `status` if that is given."""
-    setting = SimpleNamespace(
+    config = SimpleNamespace(
         helper_python="python3",
         rents=True,
         brings_home=False,
@@ -152,7 +152,7 @@ def workload(connection: Stranger, status: bytes = b"") -> SshWorkload:
         expected=lambda: None,
         on_message=lambda _text: None,
     )
-    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     vars(work)["_open"] = lambda _vm: replace(connection, said=status or connection.said)
     answer_with(work, connection)
     return work
@@ -188,7 +188,7 @@ def test_any_status_leads_to_a_decision(said: bytes) -> None:
     noted = _plain({"step": job.step, "steps": job.steps})
     after = apply(UP, Event(number=1, at_s=NOW_S, kind=Kind.PROGRESS, data=noted))
     used = bill(after, NOW_S + 1)
-    shown = view(
+    shown = take_snapshot(
         TurnReport(state=after, seen=seen, action=action, bill=used, now_s=NOW_S + 1),
         simulated=True,
     )

@@ -17,11 +17,11 @@ from support.oddities import HOSTS, KEYS, ODDITIES, PYTHONS, USERS
 from support.runs import make_project
 
 from commands.runs import factory
-from commands.runs.config import LoadedConfig, RunConfig, check, check_files, load, schema
+from commands.runs.config import LoadedConfig, RunConfig, check, check_data_and_model, load, schema
 from commands.runs.estimate import estimate_line, estimate_local_run, estimate_run
 from commands.runs.find_config import find_config
 from commands.runs.home import pick_run, run_folder
-from commands.runs.payload import stage
+from commands.runs.payload import build_payload
 from commands.runs.run_to_goal import worst_case_text
 from commands.runs.session import policy_of
 from commands.ui.errors import UsageError
@@ -153,9 +153,9 @@ def goes_on(folder: Path, loaded: LoadedConfig) -> None:
     worst_case_text(loaded)
     policy_of(loaded)
     factory.want(vm)
-    stage(loaded, folder / "staging", write=False)
+    build_payload(loaded, folder / "staging", write=False)
     for step in (
-        lambda: check_files(loaded),
+        lambda: check_data_and_model(loaded),
         lambda: factory.make_provider(vm, folder / "home") if vm.provider != "azure" else None,
         lambda: factory.user_key(vm, run_folder(folder / "home", "tiny")),
     ):
@@ -405,7 +405,7 @@ def test_a_pipe_in_the_place_of_rows_is_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "train.jsonl")
 
     with pytest.raises(UsageError) as caught:
-        check_files(load(project.config))
+        check_data_and_model(load(project.config))
 
     assert [fault.partition(": is ")[2] for fault in caught.value.problems] == [
         "a pipe or a device, not a data file"

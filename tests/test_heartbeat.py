@@ -66,7 +66,7 @@ def test_an_eviction_that_is_over_does_not_explain_the_next_stop(
         expected=lambda: None,
         on_message=lambda _text: None,
     )
-    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     beat = format_utc(STARTED_S - 60)
     old = Heartbeat(pid=5, updated_at=beat, phase="preempted", step=3)
     monkeypatch.setattr(work, "_job", lambda _vm: SimpleNamespace(status=lambda: RUNNING))

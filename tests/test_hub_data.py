@@ -17,8 +17,8 @@ import support.hub as hubs
 from pydantic import ValidationError
 from support import tiny
 
-from commands.runs.config import check, check_files
-from commands.runs.payload import stage
+from commands.runs.config import check, check_data_and_model
+from commands.runs.payload import build_payload
 from trainer.__main__ import main
 from trainer.config import DataTable, TrainerConfig
 from trainer.data.rows import read_rows
@@ -255,8 +255,8 @@ def test_nothing_is_copied_for_a_hub(tmp_path: Path) -> None:
     model = tiny.make_model(tmp_path / "model")
     tables: dict[str, Any] = tiny.make_config(model, Path("x"), data={"train": NAMED})
     loaded = check({"name": "rows", **tables}, tmp_path / "run.yaml")
-    check_files(loaded)
-    payload = stage(loaded, tmp_path / "staged")
+    check_data_and_model(loaded)
+    payload = build_payload(loaded, tmp_path / "staged")
 
     assert payload.data == {}
     assert NAMED in payload.config.read_text(encoding="utf-8")

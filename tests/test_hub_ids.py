@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.runs.config import check_files, load
+from commands.runs.config import check_data_and_model, load
 from commands.ui.errors import UsageError
 from trainer.config import ConfigError, ModelTable
 from trainer.hub import is_hub_id
@@ -76,7 +76,7 @@ def faults(folder: Path, model: str) -> list[str]:
     run = folder / "run.yaml"
     run.write_text(RUN.format(name="x", model=model), encoding="utf-8")
     try:
-        check_files(load(run))
+        check_data_and_model(load(run))
     except UsageError as error:
         return [*error.problems, error.message]
     return []

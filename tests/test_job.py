@@ -148,11 +148,11 @@ def test_kill_9_of_the_job_alone(job: Job) -> None:
 
 
 def test_kill_9_of_everything(job: Job, server: ssh_servers.RunningServer) -> None:
-    """A job killed together with its keeper is lost: not running, no exit code."""
+    """A job killed together with its supervisor is lost: not running, no exit code."""
     start(job, "sleep 60")
     lock = server.home / job.directory / "job.lock"
     found = holders(lock)
-    for number in (signal.SIGSTOP, signal.SIGKILL):  # the keeper must not outlive the job
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # the supervisor must not outlive the job
         for pid in found:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -164,7 +164,7 @@ def test_kill_9_of_everything(job: Job, server: ssh_servers.RunningServer) -> No
 def test_supervisor_killed_leaves_a_running_job(
     job: Job, server: ssh_servers.RunningServer
 ) -> None:
-    """Without its keeper a job still counts as running, cannot be started twice, can be stopped."""
+    """Without its supervisor a job still runs, cannot be started twice, and can be stopped."""
     start(job, "exec sleep 60")
     record = json.loads((server.home / job.directory / "job.json").read_text())
     os.kill(record["keeper"], signal.SIGKILL)

@@ -39,8 +39,8 @@ def test_warnings_and_logs_go_to_the_file(tmp_path: Path) -> None:
     log = (tmp_path / "warnings.log").read_text()
 
     assert (done.stdout, done.stderr) == ("1 ignore\n", "")
-    for said in ("old wheel", "a token is old", "half a traceback"):
-        assert said in log
+    for message in ("old wheel", "a token is old", "half a traceback"):
+        assert message in log
 
 
 def test_without_a_home_there_is_no_file_and_no_noise(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_who_asks_for_warnings_sees_them(tmp_path: Path) -> None:
     assert not (tmp_path / "log").exists()
 
 
-def test_commands_say_nothing_on_stderr_beside_their_own_words(tmp_path: Path) -> None:
+def test_commands_print_nothing_on_stderr_beside_their_own_messages(tmp_path: Path) -> None:
     """Looking commands in an empty home are silent, or speak in qft's own form."""
     environ = os.environ | {"QFT_HOME": str(tmp_path / "home")}
     for words in (["ls"], ["doctor"], ["status"], ["init", str(tmp_path / "new")]):

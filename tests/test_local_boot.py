@@ -254,7 +254,7 @@ def test_environment_is_the_same_for_all_boots(
 
 
 def test_vanished_process_is_no_running_machine(subject: Subject) -> None:
-    """If the process of a machine is killed from outside, the machine is dead, with everything in it."""
+    """If its own process is killed from outside, a machine is dead, with everything in it."""
     subject.up()
     crowd = Crowd.gather(subject)
     crowd.vm_process.kill()
@@ -366,7 +366,7 @@ def test_full_disk_does_not_keep_a_machine_alive(
 
 
 def test_orphans_are_buried(subject: Subject) -> None:
-    """A detached process that has ended does not stay a zombie of the machine's process for ever."""
+    """A detached process that has ended does not stay a zombie for ever."""
     subject.up()
     vm_process = psutil.Process(
         json.loads((subject.machine.directory / "guest.json").read_text())["pid"]

@@ -70,7 +70,7 @@ def test_a_spreadsheets_file_becomes_a_config_that_fits(
     assert all(count == len(read_rows(path)) for path, count in written.files.items())
 
 
-def test_conversations_are_told_from_columns(tmp_path: Path) -> None:
+def test_conversations_are_recognised_beside_columns(tmp_path: Path) -> None:
     """A field of turns becomes `data.messages`, without labels to score."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     lines = [
@@ -151,7 +151,7 @@ def test_labels_with_signs_that_yaml_keeps_from_texts_are_written_as_escapes(
 
 
 @pytest.mark.parametrize("labels", [("Good", "good", "bad"), ("a\u2028b", "c")])
-def test_labels_that_could_not_be_scored_are_told_at_once(
+def test_labels_that_could_not_be_scored_are_refused_at_once(
     tmp_path: Path, labels: tuple[str, ...]
 ) -> None:
     """Words that differ by case only, or hold a line break, are named, and nothing is written."""
@@ -172,7 +172,7 @@ def test_labels_that_could_not_be_scored_are_told_at_once(
         (("Salem, OR", "Portland, OR"), ("Portland, OR", "Salem, OR"), ""),
     ],
 )
-def test_sets_of_labels_are_told_from_single_ones(
+def test_sets_of_labels_are_recognised_beside_single_ones(
     tmp_path: Path, answers: tuple[Any, ...], labels: tuple[str, ...], none: str
 ) -> None:
     """Answers made of few words, one or more at a time, are scored as sets; the rest as a whole."""
@@ -207,7 +207,7 @@ def test_init_overwrites_nothing_and_leaves_nothing_half(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (table(",").replace("negative", ""), "20 rows have nothing in `label`"),
         ("one,two\n" * 30, "no telling which of the columns"),
@@ -216,18 +216,18 @@ def test_init_overwrites_nothing_and_leaves_nothing_half(tmp_path: Path) -> None
         (table(",").replace("text", "a {b}"), "no template can name the column 'a {b}'"),
     ],
 )
-def test_rows_that_cannot_be_guessed_from_say_what_is_missing(
-    tmp_path: Path, content: str, said: str
+def test_rows_that_cannot_be_guessed_from_are_refused_with_what_is_missing(
+    tmp_path: Path, content: str, message: str
 ) -> None:
     """An empty answer, unknown columns or too few rows are told instead of trained on."""
     (tmp_path / "rows.csv").write_text(content)
 
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         write(str(tmp_path), str(tmp_path / "rows.csv"))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.jsonl", b'{"a": 1},\n', "the line ends with a comma"),
         ("a.jsonl", b'[\n{"a": 1}\n]\n', "goes into a `.json` file"),
@@ -242,16 +242,16 @@ def test_rows_that_cannot_be_guessed_from_say_what_is_missing(
     ],
 )
 def test_the_usual_mistakes_in_files_are_named(
-    tmp_path: Path, name: str, content: bytes, said: str
+    tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     """A file that is something else than its name says is refused with what it is."""
     (tmp_path / name).write_bytes(content)
 
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         read_rows(tmp_path / name)
 
 
-def test_a_fault_of_every_row_is_told_once(tmp_path: Path) -> None:
+def test_an_error_of_every_row_is_printed_once(tmp_path: Path) -> None:
     """A misspelt field is one line with a count, not a screenful."""
     (tmp_path / "rows.csv").write_text(table(","))
     write(str(tmp_path), str(tmp_path / "rows.csv"))
@@ -260,10 +260,10 @@ def test_a_fault_of_every_row_is_told_once(tmp_path: Path) -> None:
 
     done = qft(tmp_path, "audit", "--json")
 
-    said = json.loads(done.stdout)
-    assert (done.returncode, len(said["problems"])) == (2, 2)
-    assert "train.jsonl:1: no field `lable`" in said["problems"][0]
-    assert "more rows" in said["problems"][0]
+    message = json.loads(done.stdout)
+    assert (done.returncode, len(message["problems"])) == (2, 2)
+    assert "train.jsonl:1: no field `lable`" in message["problems"][0]
+    assert "more rows" in message["problems"][0]
 
 
 def test_without_arguments_the_help_comes_without_a_reproach(tmp_path: Path) -> None:
@@ -300,11 +300,28 @@ def test_the_table_of_commands_says_what_each_command_says_of_itself() -> None:
     assert {name: cli.load_command(name).help for name in files} == cli.COMMANDS
 
 
-def test_help_of_a_command_is_found_through_the_table(tmp_path: Path) -> None:
-    """`qft` completes the name of a command, and suggests one for a name that is none."""
+def test_no_command_loads_a_heavy_library_before_its_work() -> None:
+    """All the files of commands together import neither clouds nor SSH nor torch: help is quick."""
+    load_all = "import sys, cli\nfor name in cli.COMMANDS: cli.load_command(name)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", load_all + "print(*sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded & {"asyncssh", "azure", "fabric", "paramiko", "psutil", "rich", "torch"} == set()
+    assert "typer" in loaded
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest_one(tmp_path: Path) -> None:
+    """The names in the table are enough to suggest one; no command is imported for it."""
     done = qft(tmp_path, "plam")
 
-    assert "Did you mean 'plan'" in done.stderr
+    assert done.returncode == 2
+    assert "Did you mean 'plan'?" in done.stderr
 
 
 def test_a_terminal_that_cannot_move_its_lines_gets_plain_ones(
@@ -327,16 +344,16 @@ def test_plain_lines_begin_with_the_time_of_day(capsys: pytest.CaptureFixture[st
     console.log("preparing the machine")
     console.progress("adapter", 2 << 20, 2 << 20)
     console.log("\nthe machine goes on")
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
 
-    assert told.err.split("\n") == [
+    assert printed.err.split("\n") == [
         "09:05:07 preparing the machine",
         "09:05:07 adapter: 2.1 MB transferred",
         "",
         "the machine goes on",
         "",
     ]
-    assert told.out == ""
+    assert printed.out == ""
 
 
 def test_a_mistyped_option_points_to_the_help_of_its_command(tmp_path: Path) -> None:
@@ -404,7 +421,7 @@ def test_a_start_that_was_killed_half_way_is_finished_by_the_same_command(tmp_pa
     assert not (tmp_path / "run.yaml").exists()
 
 
-def test_a_config_is_known_by_its_place_not_by_the_way_there(tmp_path: Path) -> None:
+def test_a_config_is_identified_by_its_place_not_by_the_way_there(tmp_path: Path) -> None:
     """A run started as `../run.yaml` does not hang on the folder it was typed in."""
     write(str(tmp_path))
     (tmp_path / "sub").mkdir()

@@ -16,7 +16,7 @@ import support.hub as hubs
 import torch
 from safetensors.torch import save_file
 from support import tiny
-from test_merge_fetched import in_here
+from support.trainer_here import in_here
 
 from commands import push
 from commands.runs import python_program
@@ -210,7 +210,7 @@ def test_a_base_in_a_directory_is_published_without_its_path(finished_run: Finis
     named = finished_run.push("--base", "me/base")
 
     assert named.returncode == 0, named.stderr
-    assert names(finished_run) == ("me/base", 'base_model: "me/base"')
+    assert names(finished_run) == ("me/base", "base_model: me/base")
     assert "hint" not in named.stderr
     assert (finished_run.out / "adapter" / "adapter_config.json").read_text(
         encoding="utf-8"

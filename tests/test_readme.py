@@ -10,7 +10,8 @@ from pathlib import Path
 import yaml
 
 from commands.runs.config import RunConfig
-from commands.ui.errors import Exit
+from commands.ui.errors import Exit, exit_of
+from infra.run.journal import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,9 +32,9 @@ def test_every_command_is_in_the_readme_and_the_other_way_round() -> None:
     """The table of commands has exactly the commands of `qft --help`."""
     listed = help_of().partition("Commands:")[2]
     real = set(re.findall(r"^  ([a-z]+)  ", listed, flags=re.MULTILINE))
-    told = set(re.findall(r"^\| `qft ([a-z]+)", README, flags=re.MULTILINE))
+    printed = set(re.findall(r"^\| `qft ([a-z]+)", README, flags=re.MULTILINE))
 
-    assert told == real
+    assert printed == real
 
 
 def test_the_options_that_the_readme_names_exist() -> None:
@@ -49,9 +50,23 @@ def test_the_options_that_the_readme_names_exist() -> None:
 def test_the_exit_codes_are_the_programs() -> None:
     """The table of exit codes lists each code that the program can give."""
     table = README.partition("## Exit codes")[2]
-    told = {int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
+    printed = {int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
 
-    assert told == {int(code) for code in Exit}
+    assert printed == {int(code) for code in Exit}
+
+
+def test_every_outcome_of_a_run_ends_qft_with_the_code_in_its_journal() -> None:
+    """The journal, the errors and the table of exit codes give one outcome the same code."""
+    assert {exit_of(outcome): outcome.value for outcome in Outcome} == {
+        code: int(code) for code in Exit if code is not Exit.BUG
+    }
+
+
+def test_the_help_lists_the_exit_codes_with_their_meanings() -> None:
+    """`qft --help` ends with the table of exit codes, word for word."""
+    listed = " ".join(help_of().partition("Exit codes:")[2].split())
+
+    assert listed == ", ".join(f"{int(code)} {code.meaning}" for code in Exit) + "."
 
 
 def test_the_example_config_is_one() -> None:

@@ -46,8 +46,8 @@ def test_down_stops_the_driver_first_and_the_machine_stays_down(project: Project
 
     done = project.qft("down", "--json")
 
-    _, said = driver.communicate(timeout=TIMEOUT_S)
-    assert (done.returncode, driver.returncode) == (0, 130), done.stderr + said
+    _, message = driver.communicate(timeout=TIMEOUT_S)
+    assert (done.returncode, driver.returncode) == (0, 130), done.stderr + message
     assert "stopping the `qft` that drives `tiny`" in done.stderr
     assert [m["power"] for m in json_of(project.qft("ls", "--all", "--json"))] == ["deallocated"]
 
@@ -72,12 +72,12 @@ def test_a_machine_stopped_by_hand_ends_the_run_with_a_clear_word(project: Proje
 
     cloud.deallocate(vm)
 
-    _, said = driver.communicate(timeout=TIMEOUT_S)
+    _, message = driver.communicate(timeout=TIMEOUT_S)
     assert driver.returncode == 130
-    assert "and not by this run" in said
-    assert "`qft train --resume tiny` starts it again and goes on" in said
-    assert "`qft down --delete tiny` removes everything" in said
-    assert "nothing of this run bills" in said
+    assert "and not by this run" in message
+    assert "`qft train --resume tiny` starts it again and goes on" in message
+    assert "`qft down --delete tiny` removes everything" in message
+    assert "nothing of this run bills" in message
     assert kinds(project)[-2:] == [Kind.STOP_SEEN, Kind.RUN_ENDED]
     again = driven(project, Kind.START_ACCEPTED)
     assert again.poll() is None
@@ -90,11 +90,11 @@ def test_ctrl_c_names_the_command_that_was_typed_and_the_price(project: Project)
     driver = driven(project, Kind.LAUNCHED)
 
     driver.send_signal(signal.SIGINT)
-    out, said = driver.communicate(timeout=TIMEOUT_S)
+    out, message = driver.communicate(timeout=TIMEOUT_S)
 
     assert (driver.returncode, json.loads(out)["exit_code"]) == (130, 130)
-    assert "the job goes on without this terminal; `qft run tiny` follows it again" in said
-    assert "`qft down tiny` ends the billing ($0.149/h)" in said
+    assert "the job goes on without this terminal; `qft run tiny` follows it again" in message
+    assert "`qft down tiny` ends the billing ($0.149/h)" in message
 
 
 def test_ctrl_c_before_the_training_does_not_claim_that_a_job_goes_on(project: Project) -> None:
@@ -102,11 +102,11 @@ def test_ctrl_c_before_the_training_does_not_claim_that_a_job_goes_on(project: P
     driver = driven(project, Kind.CREATE_ACCEPTED)
 
     driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=TIMEOUT_S)
+    _, message = driver.communicate(timeout=TIMEOUT_S)
 
     assert driver.returncode == 130
-    assert "the job goes on" not in said
-    assert "interrupted; the machine stays; `qft run tiny` goes on" in said
+    assert "the job goes on" not in message
+    assert "interrupted; the machine stays; `qft run tiny` goes on" in message
 
 
 def test_a_run_yaml_that_was_not_started_never_means_another_run(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from support import sshd, wheels
 from remote.errors import CommandFailed
 from remote.setup import python_env
 from remote.setup.apply import DIRECTORY, apply
-from remote.setup.progress import StepProgress, format_duration
+from remote.setup.progress import format_duration, progress_line
 from remote.setup.steps import SetupGoal
 from remote.ssh import connect
 
@@ -87,7 +87,7 @@ def test_line(name: str) -> None:
     """A log like this is told in this line."""
     log, elapsed_s, line = LINES[name]
 
-    assert StepProgress(name="make it").line(log, elapsed_s) == line
+    assert progress_line("make it", log, elapsed_s) == line
 
 
 def test_times_are_written_as_people_do() -> None:

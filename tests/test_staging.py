@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import sshd, tiny
 
-from commands.runs.payload import PayloadItem, Staged
+from commands.runs.payload import Payload, PayloadItem
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
@@ -20,9 +20,9 @@ from trainer.method_table import MethodTable
 LOADED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
 
 
-def staged(model: Path | None) -> Staged:
+def staged(model: Path | None) -> Payload:
     """What would be pushed with this base."""
-    return Staged(trainer=Path(), data={}, config=Path(), model=model)
+    return Payload(trainer=Path(), data={}, config=Path(), model=model)
 
 
 def sent(model: Path) -> set[str]:
@@ -62,7 +62,7 @@ def test_older_weights_are_sent_where_there_are_no_others(base: Path) -> None:
     assert staged(None).left_out == ()
 
 
-class Reworded(Staged):
+class Reworded(Payload):
     """The same payload with other labels."""
 
     def items(self, base: str) -> list[PayloadItem]:
@@ -72,9 +72,9 @@ class Reworded(Staged):
         return [replace(item, label=label) for item, label in zip(items, labels, strict=True)]
 
 
-@pytest.mark.parametrize("kind", [Staged, Reworded])
+@pytest.mark.parametrize("kind", [Payload, Reworded])
 def test_what_travels_and_what_is_deleted_does_not_hang_on_labels(
-    kind: type[Staged], tmp_path: Path, base: Path
+    kind: type[Payload], tmp_path: Path, base: Path
 ) -> None:
     """Code and base become exact copies; other rows and checkpoints stay where they are."""
     here, row = tmp_path / "here", tmp_path / "rows.jsonl"

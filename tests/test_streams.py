@@ -31,7 +31,7 @@ def shell(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_talk_never_lands_among_the_data(tmp_path: Path) -> None:
+def test_messages_never_land_among_the_data(tmp_path: Path) -> None:
     """With stderr closed, a script still reads JSON and nothing else from stdout."""
     listed = shell(tmp_path, "$QFT ls --json 2>&-")
     empty = shell(tmp_path, "$QFT ls 2>&-")
@@ -57,7 +57,9 @@ def test_a_closed_stream_leaves_its_number_to_no_file(tmp_path: Path, closed: st
 
 
 @pytest.mark.parametrize("words", ["status --json", "ls --json"])
-def test_a_full_disk_under_stdout_is_told_without_a_traceback(tmp_path: Path, words: str) -> None:
+def test_a_full_disk_under_stdout_is_reported_without_a_traceback(
+    tmp_path: Path, words: str
+) -> None:
     """The error reaches stderr, the exit code is documented, and no page of Python comes."""
     done = shell(tmp_path, f"$QFT {words} > {FULL}")
 
@@ -97,9 +99,9 @@ def test_a_log_that_is_followed_is_an_object_per_line(capsys: pytest.CaptureFixt
             write(b"\nthr")
             raise HostError("the machine is gone", hint="look")
 
-    with pytest.raises(HostError) as told:
+    with pytest.raises(HostError) as printed:
         read_it()
-    print_error(told.value, as_json=True)
+    print_error(printed.value, as_json=True)
     late = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     assert early == '{"line": "one"}\n'
@@ -107,9 +109,9 @@ def test_a_log_that_is_followed_is_an_object_per_line(capsys: pytest.CaptureFixt
     assert [one["error"] for one in late[2:]] == ["the machine is gone"]
 
 
-@pytest.mark.parametrize(("words", "told"), [(["ls"], []), (["ls", "--json"], ["interrupted"])])
+@pytest.mark.parametrize(("words", "printed"), [(["ls"], []), (["ls", "--json"], ["interrupted"])])
 def test_ctrl_c_while_qft_is_still_loading_ends_it_quietly(
-    tmp_path: Path, words: list[str], told: list[str]
+    tmp_path: Path, words: list[str], printed: list[str]
 ) -> None:
     """What is installed as `qft`, interrupted in an import, exits 130 with no talk, only data."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -125,4 +127,4 @@ def test_ctrl_c_while_qft_is_still_loading_ends_it_quietly(
     )
 
     assert (done.returncode, done.stderr) == (130, "")
-    assert [json.loads(line)["error"] for line in done.stdout.splitlines()] == told
+    assert [json.loads(line)["error"] for line in done.stdout.splitlines()] == printed

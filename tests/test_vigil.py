@@ -12,8 +12,8 @@ import pytest
 from support import sshd
 from support.fakecloud import FakeCloud, FakeWorkload, Story, World
 
-from commands.runs.payload import Staged
-from commands.runs.power_watch import MachineDown, PowerWatch, power_question
+from commands.runs.payload import Payload
+from commands.runs.power_watch import MachineDown, PowerWatch, power_check
 from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
@@ -100,7 +100,7 @@ class Place:
             WorkloadConfig(
                 layout=RemoteLayout(run_id="r"),
                 key_path=self.server.client_key,
-                payload=Staged(trainer=self.folder, data={}, config=config, model=None),
+                payload=Payload(trainer=self.folder, data={}, config=config, model=None),
                 home=self.folder / "home",
                 out=self.folder / "out",
                 make_ready=ready,
@@ -234,7 +234,7 @@ def test_every_state_but_up_ends_the_wait(power: PowerState) -> None:
     up = {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}
     provider = Answering(Observation(power=power, stop_reason=StopReason.USER, detail="by a@b"))
 
-    told = power_question(provider)(vm)  # type: ignore[arg-type]  # what is asked of it is there
+    told = power_check(provider)(vm)  # type: ignore[arg-type]  # what is asked of it is there
 
     assert bool(told) == (power not in up)
 
@@ -243,7 +243,7 @@ def test_cloud_that_cannot_be_asked_ends_no_wait() -> None:
     """Without network nothing is known, and the machine may well be working."""
     vm = Vm(provider="x", run_id="r", id="v", region="a", size="s")
 
-    assert power_question(Answering(None))(vm) == ""  # type: ignore[arg-type]  # as above
+    assert power_check(Answering(None))(vm) == ""  # type: ignore[arg-type]  # as above
 
 
 class Interrupted(FakeWorkload):

@@ -18,6 +18,7 @@ from commands.plan import _notes
 from commands.runs import factory
 from commands.runs.config import check
 from commands.ui.errors import UsageError
+from infra.azure.registration import settings_of
 from infra.azure.vm import PLAIN, WITH_DRIVER, image_for, security_for
 from infra.config import VmTable
 from infra.errors import BadRequest
@@ -179,7 +180,7 @@ def test_security_profile_is_one_that_the_sdk_knows() -> None:
 @pytest.mark.parametrize("urn", [OURS, FOREIGN])
 def test_the_chosen_image_is_the_one_of_the_machine(harness: AzureHarness, urn: str) -> None:
     """The URN of run.yaml is the image reference of the request, part by part."""
-    settings = factory.azure_settings(table(image=urn, azure={"subscription": "s"}))
+    settings = settings_of(table(image=urn, azure={"subscription": "s"}), {})
     harness.changes["image"] = settings.image
 
     harness.provider().create(spec())

@@ -52,7 +52,7 @@ def server(tmp_path: Path) -> Iterator[sshd.Sshd]:
 
 def workload(server: sshd.Sshd, python: str = sys.executable) -> tuple[SshWorkload, Vm]:
     """As much of a workload as it takes to start the trainer on that machine."""
-    setting = SimpleNamespace(
+    config = SimpleNamespace(
         on_message=lambda _text: None,
         helper_python="python3",
         rents=False,
@@ -65,7 +65,7 @@ def workload(server: sshd.Sshd, python: str = sys.executable) -> tuple[SshWorklo
         make_ready=lambda connection, _vm: (connection, python),
         power_watch=PowerWatch(lambda _vm: ""),
     )
-    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     vm = Vm(
         provider="ssh",
         run_id="r",
@@ -169,7 +169,7 @@ def test_a_bad_moment_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def attempts(monkeypatch: pytest.MonkeyPatch, *, code: int, final: bool) -> list[type[Exception]]:
     """Set up in vain up to three times; how each try ended, until one says that it is the last."""
-    setting = SimpleNamespace(
+    config = SimpleNamespace(
         on_message=lambda _text: None,
         helper_python="python3",
         rents=True,
@@ -177,7 +177,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch, *, code: int, final: bool) -> list
         home=Path("/nowhere"),
         power_watch=PowerWatch(lambda _vm: ""),
     )
-    work = SshWorkload(setting)  # type: ignore[arg-type]  # as much of a setting as is used
+    work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     result = errors.CommandResult(exit_code=code, stdout="", stderr="it went wrong")
 
     def fail(*_all: Any) -> None:

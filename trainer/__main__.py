@@ -54,10 +54,10 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; only a bug of ours shows a traceback."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    headings = not words or words[0] not in COMMANDS or COMMANDS[words[0]].headings
+    argv = sys.argv[1:] if argv is None else list(argv)
+    headings = not argv or argv[0] not in COMMANDS or COMMANDS[argv[0]].headings
     try:
-        arguments = make_parser(words).parse_args(words)
+        arguments = make_parser(argv).parse_args(argv)
         return int(arguments.run(arguments))
     except Preempted:
         print_line("preempted: the state is saved, the same command goes on from there")
@@ -84,15 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.BUG
 
 
-def make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """Describe all commands, and the arguments of the one that `words` begin with."""
+def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Describe all commands, and the arguments of the one that `argv` begin with."""
     top = argparse.ArgumentParser(
         prog="python -m trainer", description="Train, score and use adapters in a run directory."
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         parser = commands.add_parser(name, help=command.help, description=command.help)
-        if words and words[0] == name:
+        if argv and argv[0] == name:
             prepare_environment()
             module = importlib.import_module(f"trainer.{command.module}")
             module.add_arguments(parser)

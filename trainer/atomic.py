@@ -1,4 +1,4 @@
-"""The few ways in which the trainer touches a disk, so that tests can make each of them fail."""
+"""Replaces files and directories whole or not at all, by calls that a test can make fail."""
 
 from __future__ import annotations
 
@@ -15,35 +15,27 @@ class Disk(Protocol):
 
     def make_directory(self, path: Path) -> None:
         """Make `path`; its parent exists, it does not."""
-        ...
 
     def create(self, path: Path) -> int:
         """Open a new file for writing and return its descriptor; refuse one that exists."""
-        ...
 
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write some of `data` and return how many bytes were taken."""
-        ...
 
     def sync(self, descriptor: int) -> None:
         """Return once everything written to `descriptor` would survive a power cut."""
-        ...
 
     def close(self, descriptor: int) -> None:
         """Give the descriptor back."""
-        ...
 
     def rename(self, source: Path, target: Path) -> None:
         """Give `source` the name `target` in one step."""
-        ...
 
     def sync_directory(self, path: Path) -> None:
         """Return once the names in `path` would survive a power cut."""
-        ...
 
     def remove_tree(self, path: Path) -> None:
         """Remove a file, a link (not what it points to) or a whole directory."""
-        ...
 
 
 class RealDisk:
@@ -91,7 +83,7 @@ class RealDisk:
 
 
 def write_all(disk: Disk, descriptor: int, data: memoryview) -> None:
-    """Write every byte of `data`, in portions so that other threads get their turn."""
+    """Write every byte of `data`, in chunks so that other threads get their turn."""
     chunk = 4 << 20
     view = data.cast("B")
     done = 0
@@ -134,7 +126,7 @@ def _lives(process: int) -> bool:
 def replace_file(path: Path, text: str, *, disk: Disk) -> None:
     """Make `path` hold `text`, whole or not at all: temp file beside it, fsync, rename, fsync."""
     partial = partial_of(path)
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):  # usually none is left over
         disk.remove_tree(partial)
     descriptor = disk.create(partial)
     try:

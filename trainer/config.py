@@ -1,21 +1,21 @@
-"""Every choice of a training run as checked values: whole and sane, or all its faults are listed.
+"""Checks the settings of a training run, and lists all their faults at once.
 
 The module needs pydantic only, so the laptop checks a run with the very tables that train it.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trainer import hub
+from trainer.config_errors import describe_errors
 from trainer.exit_codes import ExitCode, TrainerError
 from trainer.method_table import MethodTable
 from trainer.text import bare
@@ -82,7 +82,7 @@ class DataTable(BaseModel):
 
 
 class LrScheduleKind(StrEnum):
-    """The course of the learning rate after warm-up."""
+    """The shape of the learning rate after warm-up."""
 
     CONSTANT = "constant"
     LINEAR = "linear"
@@ -99,7 +99,7 @@ class PrecisionChoice(StrEnum):
 
 
 class TrainTable(BaseModel):
-    """How long, how fast and in what portions to learn."""
+    """How long to train, at what learning rate and in what batches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -118,7 +118,7 @@ class TrainTable(BaseModel):
         default=0.0, ge=0, description="Steps of linear warm-up; below 1, a share of all steps."
     )
     schedule: LrScheduleKind = Field(
-        default=LrScheduleKind.LINEAR, description="Course after warm-up."
+        default=LrScheduleKind.LINEAR, description="Shape after warm-up."
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(
@@ -299,11 +299,6 @@ class TrainerConfig(BaseModel):
         return self
 
 
-TABLES: tuple[type[BaseModel], ...] = (
-    ModelTable, MethodTable, DataTable, TrainTable, CheckpointTable, EvalTable,
-)  # fmt: skip
-
-
 class ConfigError(TrainerError):
     """The config cannot be used; the message lists every fault."""
 
@@ -324,35 +319,4 @@ def load_config(path: Path) -> TrainerConfig:
     try:
         return TrainerConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(problems(error)) from error
-
-
-def problems(error: ValidationError) -> list[str]:
-    """Say each fault of a failed check in one line: `table.field: what is wrong`."""
-    found: dict[str, list[str]] = {}
-    for error_item in error.errors(include_url=False):
-        path = [str(part) for part in error_item["loc"]]
-        if error_item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(path[-1], valid_keys(path[:-1]), n=1, cutoff=0.6)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            found.setdefault(".".join(path), []).append(f"unknown key{hint}")
-        else:  # beyond table and field a path names the branches of a union, which help nobody
-            messages = error_item["msg"].removeprefix("Value error, ")
-            found.setdefault(".".join(path[:2]) or "config", []).append(messages)
-    return [
-        f"{where}: {', or '.join(dict.fromkeys(messages))}" for where, messages in found.items()
-    ]
-
-
-def valid_keys(path: list[str]) -> list[str]:
-    """List the keys that the table at `path` has; the empty path is the config itself."""
-    fields = TrainerConfig.model_fields
-    if not path:
-        return list(fields)
-    if path[0] not in fields:
-        return []
-    annotation = fields[path[0]].annotation
-    for table in TABLES:
-        if annotation is table or table in get_args(annotation):
-            return list(table.model_fields)
-    return []
+        raise ConfigError(describe_errors(error, TrainerConfig)) from error

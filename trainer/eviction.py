@@ -1,6 +1,6 @@
-"""Hears that the machine will be taken away, and only ever raises a flag with a deadline.
+"""Sets a flag with a deadline when the machine is about to be taken away.
 
-Two voices: Azure's scheduled events, asked once a second, and SIGTERM. Neither stops anything by
+Two sources: Azure's scheduled events, polled once a second, and SIGTERM. Neither stops anything by
 itself: the loop reads the flag where the state is whole.
 """
 

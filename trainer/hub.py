@@ -1,4 +1,4 @@
-"""Rows from a hub: named files of a data set at one named revision, and no code of anybody's.
+"""Fetches named files of a data set from a hub, at one named revision, and runs no code of it.
 
 Written `hub:OWNER/NAME@REVISION/PATH`, such as `hub:me/pairs@1f0c…/data/train.parquet`, or with a
 pattern for a split in several files, `data/train-*.parquet`. Splits are not guessed: what is learnt
@@ -132,13 +132,13 @@ def _shards(file: HubFile, endpoint: str | None) -> list[HubFile]:
     """Ask which files fit the pattern of `file`, at the commit that its revision means now."""
     from huggingface_hub import HfApi
 
-    told = HfApi(endpoint=endpoint).dataset_info(
+    info = HfApi(endpoint=endpoint).dataset_info(
         file.repo, revision=file.revision, timeout=LISTING_S
     )
     folder, _, pattern = file.path.rpartition("/")
     found = [
-        replace(file, path=path, revision=told.sha or file.revision)
-        for path in sorted(one.rfilename for one in told.siblings or [])
+        replace(file, path=path, revision=info.sha or file.revision)
+        for path in sorted(one.rfilename for one in info.siblings or [])
         if path.rpartition("/")[0] == folder
         and fnmatch.fnmatchcase(path.rpartition("/")[2], pattern)
     ]
@@ -155,10 +155,10 @@ def _readable_failure(file: HubFile) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         if hub_is_silent(error):
-            raise ConnectionError(f"the hub does not answer: {said[0]}") from error
-        raise DataError([f"{file} cannot be fetched: {said[0]}"]) from error
+            raise ConnectionError(f"the hub does not answer: {lines[0]}") from error
+        raise DataError([f"{file} cannot be fetched: {lines[0]}"]) from error
 
 
 def rely_on_cache(wait_s: float = ANSWER_S) -> str | None:

@@ -1,4 +1,4 @@
-"""The loss over supervised positions only: exact, and the head never sees the others.
+"""Computes the loss over target positions only; the others never reach the head.
 
 The logits of a whole batch (tokens times vocabulary) are the largest tensor of a short-answer
 task, and most of them are thrown away. A hook in front of the head drops them before they exist.

@@ -1,4 +1,4 @@
-"""The model to train: a frozen base in the right types with a float32 adapter, nothing else."""
+"""Loads the frozen base in the types of the run, and puts a float32 adapter on it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The whole schedule as pure functions: one integer, the step, tells its rows and learning rate.
+"""Computes the rows and the learning rate of every step as pure functions of its number.
 
 Nothing here has state, so a resumed run needs no iterator, no sampler and no random generator to
-find its place: the step says it all. The order comes from a hash, not from a library's shuffle, so
+find its place. The order comes from a hash, not from a library's shuffle, so
 that it is the same under every version of Python and torch.
 """
 
@@ -58,7 +58,7 @@ class Schedule:
 
 
 def make_schedule(table: TrainTable, lengths: Sequence[int]) -> Schedule:
-    """Turn the train table and the length of every row (tokens) into the plan of the run."""
+    """Return the schedule of a run, from its train table and the length of every row (tokens)."""
     per_epoch = batches_per_epoch(len(lengths), table.batch_size)
     steps = table.steps or max(1, math.ceil((table.epochs or 1.0) * per_epoch - 1e-9))
     warmup = table.warmup * steps if table.warmup < 1 else table.warmup

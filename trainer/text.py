@@ -1,4 +1,4 @@
-"""Words as people write them: spans of time, the same everywhere, and labels in a list."""
+"""Formats spans of time, reads labels and numbers that people wrote, and prints to the log."""
 
 from __future__ import annotations
 

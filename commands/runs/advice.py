@@ -46,7 +46,7 @@ def after_interrupt(folder: RunFolder, goal: Goal) -> str:
     return f"interrupted; the machine stays; {again} goes on; {ends}"
 
 
-def after_takeover(taker: LockTaker, folder: RunFolder) -> StoppedError:
+def after_other_command(taker: LockTaker, folder: RunFolder) -> StoppedError:
     """The error of a run that another `qft` ended: by whom, and what is left at that moment.
 
     The release is that one's business, and still under way.

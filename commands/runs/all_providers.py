@@ -8,13 +8,13 @@ from commands.runs import factory
 from commands.runs.find_config import reopen
 from commands.runs.home import all_runs, environment
 from commands.ui.errors import UsageError
-from infra.azure.context import subscriptions
-from infra.config import AzureTable, LocalTable, VmTable
+from infra.config import VmTable
 from infra.provider import Provider
+from infra.registry import registration, registrations
 
 
 def providers_to_ask(home: Path, name: str = "") -> list[Provider]:
-    """Return the provider named; else local, those that runs used, and a set-up Azure.
+    """Return the provider named; else local, those that runs used, and clouds in use.
 
     Works with every local file lost: what is in the cloud is found by its tags.
     """
@@ -26,24 +26,20 @@ def providers_to_ask(home: Path, name: str = "") -> list[Provider]:
             vm = reopen(run).config.vm
         except UsageError:
             continue  # a damaged record must not hide the machines of others
-        account = vm.azure.subscription.lower() if vm.provider == "azure" else ""
-        tables.setdefault((vm.provider, account), vm)
-    chosen = environment().get("AZURE_SUBSCRIPTION_ID", "")
-    accounts = {chosen.lower(), *subscriptions(home / "azure")} - {""}
-    tables |= {("azure", one): _bare_table("azure", one) for one in sorted(accounts)}
-    if accounts:
-        tables.pop(("azure", ""), None)
+        tables.setdefault((vm.provider, registration(vm.provider).account_of(vm)), vm)
+    for entry in registrations():
+        accounts = sorted(entry.accounts(home / entry.name, environment()))
+        tables |= {(entry.name, one): entry.bare_table(one) for one in accounts}
+        if accounts:
+            tables.pop((entry.name, ""), None)
     return [factory.make_provider(vm, home) for vm in tables.values()]
 
 
-def _bare_table(name: str, subscription: str = "") -> VmTable:
+def _bare_table(name: str) -> VmTable:
     """Build what it takes to list and remove machines of a provider, without any run's config."""
-    if name not in {"local", "azure"}:
-        raise UsageError(f"`--provider {name}` lists no machines", hint="it is `local` or `azure`")
-    return VmTable.model_construct(
-        provider=name,
-        local=LocalTable(),
-        azure=AzureTable(subscription=subscription),
-        ssh=None,
-        max_price=None,
-    )
+    listing = [one for one in registrations() if one.lists_machines]
+    for entry in listing:
+        if entry.name == name:
+            return entry.bare_table()
+    hint = f"it is {' or '.join(f'`{one.name}`' for one in listing)}"
+    raise UsageError(f"`--provider {name}` lists no machines", hint=hint)

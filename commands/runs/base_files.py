@@ -45,11 +45,11 @@ def faults(folder: Path) -> list[str]:
     found = []
     for path in _read_there(folder):
         try:
-            said = describe_placeholder(path) or _fault(path)
+            problem = describe_placeholder(path) or _file_problem(path)
         except OSError as error:
-            said = f"cannot be read ({error.strerror or error})"
-        if said:
-            found.append(f"{path.name}: {said}")
+            problem = f"cannot be read ({error.strerror or error})"
+        if problem:
+            found.append(f"{path.name}: {problem}")
     return [*found, *_missing(folder)]
 
 
@@ -86,7 +86,7 @@ def has_newer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (SINGLE, INDEX))
 
 
-def _fault(path: Path) -> str:
+def _file_problem(path: Path) -> str:
     """What is wrong with a file by its kind; empty if that is nothing, or not ours to judge."""
     if not path.is_file():
         return "is no file"
@@ -124,8 +124,8 @@ def _safetensors(path: Path, size: int) -> str:
         if length > HEADER_BYTES_MAX:
             return f"is no safetensors file: it begins with {start!r}; fetch it again"
         if length > size - LENGTH.size:
-            known = f"its header alone would have {length} bytes, the file has {size}"
-            return f"is cut off, or no safetensors file: {known}; fetch it again"
+            detail = f"its header alone would have {length} bytes, the file has {size}"
+            return f"is cut off, or no safetensors file: {detail}; fetch it again"
         header = file.read(length)
     try:
         table = json.loads(header)
@@ -161,8 +161,8 @@ def _missing(folder: Path) -> list[str]:
             if not inside:
                 found.append(f"{index}: names `{name}`, which lies outside of the model")
             elif not (folder / name).is_file() and not (folder / name).is_symlink():
-                said = describe_placeholder(folder / name) or "is not there: fetch the file"
-                found.append(f"{name}: {said} (`{index}` lists it)")
+                problem = describe_placeholder(folder / name) or "is not there: fetch the file"
+                found.append(f"{name}: {problem} (`{index}` lists it)")
     if not has_weights(folder):
         lone = describe_placeholder(folder / SINGLE)
         found += [f"{SINGLE}: {lone}"] if lone else []

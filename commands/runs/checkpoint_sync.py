@@ -277,10 +277,10 @@ def compare(there: Tree, manifest: Path, *, step: int) -> None:
     """Raise `Damaged` unless a listing is what the manifest, which has come, tells of that step."""
     if missing := sorted({*FILES, MANIFEST} - set(there)):
         raise Damaged(f"it has no {missing[0]}")
-    told = parse_manifest(manifest.read_bytes())
-    if told.step != step:
-        raise Damaged(f"its manifest is about step {told.step}")
-    for name, fact in told.files.items():
+    listed = parse_manifest(manifest.read_bytes())
+    if listed.step != step:
+        raise Damaged(f"its manifest is about step {listed.step}")
+    for name, fact in listed.files.items():
         if (there[name].size, there[name].sha256) != (fact.size, fact.sha256):
             raise Damaged(f"{name} is not what was saved")
 

@@ -7,18 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from commands.ui.errors import Exit
+from infra.renting.checks import Check as AccountCheck
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing that was looked at."""
+class Check(AccountCheck):
+    """One thing that was looked at, with how `qft doctor` ends for it."""
 
-    name: str
-    ok: bool
-    detail: str
-    fix: str = ""
-    required: bool = True
-    """Whether nothing can be done while this is not ok."""
     exit_code: int = int(Exit.USAGE)
     """How `qft doctor` ends for it: 4 where the machine is the trouble, not what it was told."""
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from commands.ui.errors import UsageError
-from trainer.config import EvalTable, problems
+from trainer.config import EvalTable
+from trainer.config_errors import describe_errors
 
 ANSWERS = (
     *("label", "labels", "class", "category", "sentiment", "completion", "response", "answer"),
@@ -114,7 +115,10 @@ def _check_labels(answer: str, guess: Guess) -> None:
     except ValidationError as error:
         raise UsageError(
             f"the labels in `{answer}` cannot be scored",
-            problems=[*problems(error), f"they are {', '.join(map(repr, guess.labels))}"],
+            problems=[
+                *describe_errors(error, EvalTable),
+                f"they are {', '.join(map(repr, guess.labels))}",
+            ],
             hint="write each in one way in the file, then type the same command again",
         ) from error
 

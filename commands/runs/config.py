@@ -32,9 +32,12 @@ from trainer.config import (
     TrainerConfig,
     TrainTable,
 )
+from trainer.config_errors import describe_errors
 from trainer.method_table import MethodTable
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from trainer.data.template import Template
 
 FAULTS_SHOWN = 40
@@ -117,7 +120,7 @@ def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) ->
     try:
         config = RunConfig.model_validate(content)
     except ValidationError as error:
-        found += [*fault_lines(error), *plain_faults(content)]
+        found += [*_validation_messages(error), *plain_faults(content)]
     except UnicodeEncodeError:  # half a character in a saved config: no message could show it
         found += plain_faults(content)
     else:
@@ -161,7 +164,7 @@ def _cross_faults(config: RunConfig) -> list[str]:
     try:
         TrainerConfig.model_validate(config.trainer_tables)
     except ValidationError as error:
-        return [*faults, *fault_lines(error)]
+        return [*faults, *_validation_messages(error)]
     late = [
         step for step in config.vm.rehearse_evictions if step >= (config.train.steps or step + 1)
     ]
@@ -171,70 +174,31 @@ def _cross_faults(config: RunConfig) -> list[str]:
     ]
 
 
-def fault_lines(error: ValidationError) -> list[str]:
-    """Each fault in one line: `table.field: what is wrong`, with the nearest known key."""
-    lines: dict[str, list[str]] = {}
-    for fault in error.errors(include_url=False):
-        where = [str(part) for part in fault["loc"]]
-        if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(where[-1], _keys(where[:-1]), n=1, cutoff=0.6)
-            hint = f"; did you mean `{near[0]}`?" if near else _known_keys(where[:-1])
-            shown = ".".join(shorten(part, SHOWN_MAX) for part in where)
-            lines.setdefault(shown, []).append(f"unknown key{hint}")
-            continue
-        path = _named(where)
-        said = _shown(fault["msg"].removeprefix("Value error, "))
-        got = fault["input"]
-        if isinstance(got, Misread):
-            said = got.why
-        elif isinstance(got, bool) and fault["type"] == "string_type":
-            said = f"{said}: YAML reads yes, no, on and off as true and false; put it in quotes"
-        elif fault["type"] not in {"missing", "value_error"} and isinstance(got, str | int | float):
-            said = f"{said}, not `{shorten(str(got), SHOWN_MAX)}`"
-        lines.setdefault(path, []).append(said)
-    return [f"{where}: {', or '.join(dict.fromkeys(said))}" for where, said in lines.items()]
+def _validation_messages(error: ValidationError) -> list[str]:
+    return describe_errors(
+        error, RunConfig, explain=_explain, shorten=lambda key: shorten(key, SHOWN_MAX)
+    )
 
 
-def _shown(said: str) -> str:
+def _explain(details: ErrorDetails, message: str) -> str:
+    """Add to a message of pydantic's what stands in the file, and what YAML made of it."""
+    got = details["input"]
+    if isinstance(got, Misread):
+        return got.why
+    message = _shown(message)
+    if isinstance(got, bool) and details["type"] == "string_type":
+        return f"{message}: YAML reads yes, no, on and off as true and false; put it in quotes"
+    if details["type"] not in {"missing", "value_error"} and isinstance(got, str | int | float):
+        return f"{message}, not `{shorten(str(got), SHOWN_MAX)}`"
+    return message
+
+
+def _shown(message: str) -> str:
     """A message of a length that can be read, whatever the value in it."""
-    return said if len(said) < MESSAGE_CHARS_MAX else shorten(said, MESSAGE_CHARS_MAX)
+    return message if len(message) < MESSAGE_CHARS_MAX else shorten(message, MESSAGE_CHARS_MAX)
 
 
-def _named(where: list[str]) -> str:
-    """The part of a fault's path that the user wrote; beyond it pydantic names union branches."""
-    kept: list[str] = []
-    for part in where:
-        if part not in _keys(kept) and not (part.isdigit() and kept):
-            break
-        kept.append(part)
-    return ".".join(kept) or "config"
-
-
-def _known_keys(where: list[str]) -> str:
-    keys = _keys(where)
-    return f"; known keys are {', '.join(keys)}" if keys else ""
-
-
-def _keys(where: list[str]) -> list[str]:
-    """The keys of the table at a path; empty if there is no such table."""
-    table: type[BaseModel] | None = RunConfig
-    for part in where:
-        if table is not None:
-            table.model_rebuild()  # a table that names a later one knows it from then on
-        field = table.model_fields.get(part) if table else None
-        table = _table_in(field.annotation) if field else None
-    return list(table.model_fields) if table else []
-
-
-def _table_in(annotation: Any) -> type[BaseModel] | None:
-    """The table behind a field's type, also behind `Table | None`."""
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
-
-
-def check_files(loaded: LoadedConfig) -> None:
+def check_data_and_model(loaded: LoadedConfig) -> None:
     """Check that model and data are there, readable, and fit the templates, before renting.
 
     Raises UsageError with every fault at once. Reads the data files whole; loads no model.
@@ -262,11 +226,11 @@ def check_files(loaded: LoadedConfig) -> None:
             continue
         for row in rows:
             try:
-                fault = _row_fault(row.fields, templates, loaded.config)
+                problem = _row_problem(row.fields, templates, loaded.config)
             except MissingFieldError as error:
-                fault = str(error)
-            if fault:
-                faults.append(f"data.{key}: {file}:{row.number}: {fault}")
+                problem = str(error)
+            if problem:
+                faults.append(f"data.{key}: {file}:{row.number}: {problem}")
     faults = [*gathered(faults), *_model_faults(loaded)]
     if faults:
         shown = [_shown(one) for one in faults[:20]]
@@ -280,7 +244,7 @@ def check_files(loaded: LoadedConfig) -> None:
         )
 
 
-def demand_weights(loaded: LoadedConfig) -> None:
+def require_weights(loaded: LoadedConfig) -> None:
     """Raise UsageError if the base is a directory here that holds no weights to send."""
     folder = loaded.model_folder
     if folder is not None and not base_files.has_weights(folder):
@@ -293,19 +257,19 @@ def demand_weights(loaded: LoadedConfig) -> None:
 def gathered(faults: list[str]) -> list[str]:
     """One line for a fault that many rows of a file have, with the first row and how many more."""
     rows: dict[tuple[str, str], list[str]] = {}
-    for fault in faults:
-        found = re.fullmatch(r"(.*?):(\d+): (.*)", fault, flags=re.DOTALL)
-        where, row, said = found.groups() if found else ("", "", fault)
-        rows.setdefault((where, said), []).append(row)
+    for problem in faults:
+        found = re.fullmatch(r"(.*?):(\d+): (.*)", problem, flags=re.DOTALL)
+        where, row, message = found.groups() if found else ("", "", problem)
+        rows.setdefault((where, message), []).append(row)
     lines = []
-    for (where, said), numbers in rows.items():
+    for (where, message), numbers in rows.items():
         more = len(numbers) - 1
         same = f" (and {more} more row{'s' * (more > 1)})" if more else ""
-        lines.append(f"{where}:{numbers[0]}: {said}{same}" if where else said)
+        lines.append(f"{where}:{numbers[0]}: {message}{same}" if where else message)
     return lines
 
 
-def _row_fault(
+def _row_problem(
     fields: Mapping[str, Any], templates: Sequence[Template], config: RunConfig
 ) -> str | None:
     """Return what is wrong with one row, so far as it shows without a tokenizer.
@@ -329,10 +293,10 @@ def _row_fault(
     return None if config.eval is None else label_problem(answer, config.eval)
 
 
-def _closed(fault: str) -> str:
+def _closed(problem: str) -> str:
     """A fault of a file with the mark that closes its name."""
-    file, _, said = fault.partition(": ")
-    return f"{file}`: {said}"
+    file, _, message = problem.partition(": ")
+    return f"{file}`: {message}"
 
 
 def _model_faults(loaded: LoadedConfig) -> list[str]:
@@ -341,7 +305,7 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
     if folder is not None:
         broken = base_files.faults(folder)
         if broken:
-            return [f"model.id: `{name}/{fault}" for fault in map(_closed, broken)]
+            return [f"model.id: `{name}/{problem}" for problem in map(_closed, broken)]
         try:
             described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -32,16 +32,16 @@ def keys_for_trainer(allowed: Sequence[str]) -> tuple[str, ...]:
 
     Raises UsageError, before anything is stopped or sent, if one may never change within a run.
     """
-    told = tuple(key for key in allowed if key not in PLACES and key.split(".")[0] != "checkpoint")
+    keys = tuple(key for key in allowed if key not in PLACES and key.split(".")[0] != "checkpoint")
     try:
-        permitted_keys(told)
+        permitted_keys(keys)
     except ConfigError as error:
         raise UsageError(
             "`--allow-change` names what no run can change; nothing was stopped or sent",
             problems=[problem.removeprefix("--allow-change ") for problem in error.problems],
             hint="undo that change, choose another `name`, or `--fresh`",
         ) from error
-    return told
+    return keys
 
 
 def is_bound(state: RunState) -> bool:
@@ -56,7 +56,9 @@ def is_bound(state: RunState) -> bool:
     return worked or unseen or began or state.trained or bool(state.fetched)
 
 
-def demand_same_machine(loaded: LoadedConfig, saved: Mapping[str, object], state: RunState) -> None:
+def require_same_machine(
+    loaded: LoadedConfig, saved: Mapping[str, object], state: RunState
+) -> None:
     """Raise UsageError if run.yaml names another place while the run has a machine in the old one.
 
     Whoever is asked there would not know it, and it would be forgotten and bill. Card, regions,
@@ -164,8 +166,8 @@ def _judged_by_content(
     Rows that were edited under the same name are a change, and a new name for the same is none.
     """
     judged = dict(found)
-    known = saved.get("rows")
-    rows = known if isinstance(known, dict) else {}
+    saved_rows = saved.get("rows")
+    rows = saved_rows if isinstance(saved_rows, dict) else {}
     for key, digest in (digests(loaded) if rows else {}).items():
         if key not in rows:
             continue
@@ -202,5 +204,5 @@ def _is_allowed(key: str, allowed: Sequence[str]) -> bool:
 def remembered(saved: Mapping[str, Any], allowed: Sequence[str]) -> tuple[str, ...]:
     """The keys that were ever allowed to change: the newest checkpoint may be older than that."""
     before = saved.get("allowed")
-    known = [key for key in before if isinstance(key, str)] if isinstance(before, list) else []
-    return tuple(sorted({*known, *allowed}))
+    saved_rows = [key for key in before if isinstance(key, str)] if isinstance(before, list) else []
+    return tuple(sorted({*saved_rows, *allowed}))

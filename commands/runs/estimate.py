@@ -38,8 +38,8 @@ def estimate_run(loaded: LoadedConfig) -> dict[str, Any] | None:
     `trainer.device.memory.estimate_training`, and `usual_tokens`, of a row.
     """
     gpu = loaded.config.vm.gpu
-    known = GPUS.get(resolve_gpu(gpu).gpu.name) if gpu else None
-    return None if known is None else _told(loaded, _tables(loaded), known)
+    card = GPUS.get(resolve_gpu(gpu).gpu.name) if gpu else None
+    return None if card is None else _estimate(loaded, _tables(loaded), card)
 
 
 def estimate_local_run(loaded: LoadedConfig) -> dict[str, Any] | None:
@@ -59,7 +59,7 @@ def estimate_local_run(loaded: LoadedConfig) -> dict[str, Any] | None:
         precision=PrecisionChoice.FP32,
         flops=cores(loaded) * CORE_FLOPS,
     )
-    return _told(loaded, tables, here)
+    return _estimate(loaded, tables, here)
 
 
 def warn_before_renting(loaded: LoadedConfig, on_message: Callable[[str], None]) -> None:
@@ -84,8 +84,8 @@ def cores(loaded: LoadedConfig) -> int:
     wanted = loaded.config.train.threads
     if wanted != "auto":
         return wanted
-    said = environment().get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdecimal() and int(said) else os.cpu_count() or 1
+    threads = environment().get("OMP_NUM_THREADS", "")
+    return int(threads) if threads.isdecimal() and int(threads) else os.cpu_count() or 1
 
 
 def cached(model: str, revision: str, env: Mapping[str, str]) -> Path | None:
@@ -105,35 +105,38 @@ def cached(model: str, revision: str, env: Mapping[str, str]) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def estimate_line(told: dict[str, Any] | None) -> str:
+def estimate_line(estimate: dict[str, Any] | None) -> str:
     """The forecast in one line."""
-    if told is None:
+    if estimate is None:
         there = "the base's config.json lies here (`hf download` brings it)"
         return f"memory and time: unknown until {there}"
-    memory = f"{told['memory_bytes']['reserved'] / 1e9:.1f} of {told['gpu_bytes'] / 1e9:.1f} GB"
-    if not told["fits"]:
-        return f"memory: does NOT fit a {told['gpu']}, {memory}; shorten rows or choose another"
-    return f"memory: {memory} of a {told['gpu']}, {told['micro_batch']} rows at once{_time(told)}"
+    memory = (
+        f"{estimate['memory_bytes']['reserved'] / 1e9:.1f} of {estimate['gpu_bytes'] / 1e9:.1f} GB"
+    )
+    if not estimate["fits"]:
+        return f"memory: does NOT fit a {estimate['gpu']}, {memory}; shorten rows or choose another"
+    rows = f"{estimate['micro_batch']} rows at once"
+    return f"memory: {memory} of a {estimate['gpu']}, {rows}{_time(estimate)}"
 
 
-def local_estimate_line(told: dict[str, Any] | None, *, threads: int, card: bool) -> str:
+def local_estimate_line(estimate: dict[str, Any] | None, *, threads: int, card: bool) -> str:
     """What the rehearsal itself will need, in one line."""
     if card:
         return "here: this computer trains, on its own NVIDIA card if torch can use it"
     trains = f"here: this computer trains, on {threads} core{'s' * (threads > 1)}"
-    if told is None:
+    if estimate is None:
         return f"{trains}, for as long as that takes"
-    need, free = told["memory_bytes"]["reserved"] / 1e9, told["gpu_bytes"] / 1e9
-    if not told["fits"]:
+    need, free = estimate["memory_bytes"]["reserved"] / 1e9, estimate["gpu_bytes"] / 1e9
+    if not estimate["fits"]:
         short = f"{need:.1f} GB needed, {free:.1f} GB free"
         return f"{trains}: does NOT fit, {short}; rehearse with a smaller model or shorter rows"
-    return f"{trains}: {need:.1f} of {free:.1f} GB that are free{_time(told)}"
+    return f"{trains}: {need:.1f} of {free:.1f} GB that are free{_time(estimate)}"
 
 
-def _time(told: dict[str, Any]) -> str:
-    if told["hours"] is None:
+def _time(estimate: dict[str, Any]) -> str:
+    if estimate["hours"] is None:
         return ""
-    seconds = told["hours"] * 3600
+    seconds = estimate["hours"] * 3600
     how_long = "less than a minute" if seconds < MINUTE_S else duration(seconds)
     return f"; {how_long}, within a factor of three"
 
@@ -155,18 +158,18 @@ def described(loaded: LoadedConfig) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _told(loaded: LoadedConfig, tables: TrainerConfig, gpu: Gpu) -> dict[str, Any] | None:
+def _estimate(loaded: LoadedConfig, tables: TrainerConfig, gpu: Gpu) -> dict[str, Any] | None:
     model = described(loaded)
     if model is None:
         return None
     try:
-        told = estimate_training(tables, model, gpu=gpu)
+        estimate = estimate_training(tables, model, gpu=gpu)
         usual = _usual_tokens(loaded) or tables.train.max_length
         step_s = estimate_training(tables, model, gpu=gpu, lengths=[usual])["step_seconds"]
     except (ValueError, UnknownShapeError):
         return None
-    hours = None if told["steps"] is None else told["steps"] * step_s / 3600
-    return {**told, "usual_tokens": usual, "step_seconds": step_s, "hours": hours}
+    hours = None if estimate["steps"] is None else estimate["steps"] * step_s / 3600
+    return {**estimate, "usual_tokens": usual, "step_seconds": step_s, "hours": hours}
 
 
 def _usual_tokens(loaded: LoadedConfig) -> int | None:
@@ -179,14 +182,14 @@ def _usual_tokens(loaded: LoadedConfig) -> int | None:
         return None
     try:
         rows = list(islice(stream_rows(file, []), ROWS_LOOKED_AT))
-        total = sum(len(_said(loaded, row).encode()) for row in rows)
-    except (DataError, MissingFieldError, TemplateError):  # `check_files` tells of it
+        total = sum(len(_row_text(loaded, row).encode()) for row in rows)
+    except (DataError, MissingFieldError, TemplateError):  # `check_data_and_model` tells of it
         return None
     usual = round(total / max(1, len(rows)) / BYTES_PER_TOKEN)
     return max(1, min(loaded.config.train.max_length, usual))
 
 
-def _said(loaded: LoadedConfig, row: Row) -> str:
+def _row_text(loaded: LoadedConfig, row: Row) -> str:
     table = loaded.config.data
     if table.messages is not None:
         turns = Template.parse("{" + table.messages + "}").value(row.fields)

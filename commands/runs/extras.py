@@ -77,7 +77,7 @@ def demand(packages: Iterable[str], purpose: str, home: Path) -> None:
         )
 
 
-def told_of(packages: Iterable[str]) -> list[str]:
+def missing_packages_text(packages: Iterable[str]) -> list[str]:
     """What a training on this computer lacks, in a sentence with what to type; none if nothing."""
     lacks = missing(packages)
     if not lacks:
@@ -215,8 +215,8 @@ def _loads(module: str, spec: ModuleSpec, version: str, memory: Path) -> str:
     origin = Path(spec.origin) if spec.origin else None
     stamp = origin.stat().st_mtime_ns if origin and origin.exists() else 0
     mark = [sys.executable, version, str(origin), stamp]
-    known = _remembered(memory)
-    if known.get(module) == mark:
+    remembered = _remembered(memory)
+    if remembered.get(module) == mark:
         return ""
     argv = [sys.executable, "-P", "-c", f"import {module}"]
     try:
@@ -224,11 +224,11 @@ def _loads(module: str, spec: ModuleSpec, version: str, memory: Path) -> str:
     except subprocess.TimeoutExpired:
         return ""  # a busy computer; whoever needs it will wait, or tell
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        return said[-1] if said else f"the import ended with exit code {done.returncode}"
+        output = done.stderr.strip().splitlines()
+        return output[-1] if output else f"the import ended with exit code {done.returncode}"
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, {**known, module: mark})
+        write_json(memory, {**remembered, module: mark})
     except OSError:
         return ""  # no room to remember it: it is loaded again the next time
     return ""
@@ -236,7 +236,7 @@ def _loads(module: str, spec: ModuleSpec, version: str, memory: Path) -> str:
 
 def _remembered(memory: Path) -> dict[str, Any]:
     try:
-        known = read_json(memory)
+        remembered = read_json(memory)
     except (ValueError, OSError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return remembered if isinstance(remembered, dict) else {}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from commands.runs.home import RunFolder, environment, make_private, qft_home
 from commands.ui.errors import UsageError
@@ -14,14 +12,11 @@ from infra.catalog.vendors import find_size
 from infra.config import SshTable, VmTable
 from infra.durable import write_bytes
 from infra.provider import Offer, Provider, Vm, VmSpec, Want
+from infra.registry import registration
 from remote import keys, ssh
 from remote.errors import RemoteError
 from remote.setup.facts import sha256_of
 from remote.setup.steps import DriverKind, SetupGoal
-
-if TYPE_CHECKING:
-    from infra.azure import AzureSettings
-    from infra.ssh_host import SshHostSettings
 
 USER_KEY = "user_ed25519"
 
@@ -32,46 +27,16 @@ and the Python interpreter there."""
 
 def make_provider(vm: VmTable, home: Path) -> Provider:
     """The provider that `vm.provider` names. Raises UsageError if it cannot work here."""
-    if vm.provider == "local":
-        from infra.local.provider import LocalProvider, LocalSettings
-
-        settings = LocalSettings(
-            notice_s=vm.local.notice_s, evict_after_s=tuple(vm.local.evict_after_s)
-        )
-        return LocalProvider(home / "local", settings=settings)
     if vm.provider == "ssh":
-        from infra.ssh_host import SshHostProvider
-
-        return SshHostProvider(home / "ssh", ssh_machine(vm))
-    return _azure(vm, home)
-
-
-def _azure(vm: VmTable, home: Path) -> Provider:
-    from infra.azure import AzureProvider
-
-    return AzureProvider(azure_settings(vm), home / "azure")
-
-
-def azure_settings(vm: VmTable) -> AzureSettings:
-    """The account, the image and the rest, from environment and config. Raises UsageError."""
-    from infra.azure import AzureSettings
-
+        check_host_key(need_ssh(vm))
     try:
-        settings = AzureSettings.from_environment(environment())
+        return registration(vm.provider).make(vm, home / vm.provider, environment())
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if vm.azure.subscription:
-        settings = replace(settings, subscription_id=vm.azure.subscription)
-    if vm.image is not None:
-        settings = replace(settings, image=vm.image.urn)
-    return settings
 
 
-def ssh_machine(vm: VmTable) -> SshHostSettings:
-    """The user's own machine for the provider. Raises UsageError without a host key."""
-    from infra.ssh_host import SshHostSettings
-
-    table = need_ssh(vm)
+def check_host_key(table: SshTable) -> None:
+    """Raise UsageError unless the user's own machine is named with a host key to expect."""
     if not table.host_key:
         raise UsageError(
             "`vm.ssh.host_key` is empty, and a machine is never trusted on first use",
@@ -81,9 +46,6 @@ def ssh_machine(vm: VmTable) -> SshHostSettings:
         keys.parse_line(table.host_key)
     except RemoteError as error:
         raise UsageError(f"vm.ssh.host_key: {error}", hint=error.hint) from error
-    return SshHostSettings(
-        host=table.host, port=table.port, user=table.user, host_public_key=table.host_key
-    )
 
 
 def need_ssh(vm: VmTable) -> SshTable:

@@ -62,7 +62,7 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
-    def staging(self) -> Path:
+    def payload(self) -> Path:
         """What is about to be pushed: the trainer's package and its config."""
         return self.root / "staging"
 
@@ -103,7 +103,7 @@ def make_home(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=stat.S_IRWXU)
 
 
-def demand_playable(home: Path) -> None:
+def require_utf8_home(home: Path) -> None:
     """Raise UsageError if no machine that this computer plays can live in there.
 
     Its SSH server hands out paths in UTF-8; with other bytes in them it would not come up.
@@ -117,20 +117,20 @@ def demand_playable(home: Path) -> None:
         ) from None
 
 
-def demand_place(out: Path) -> None:
+def require_writable(out: Path) -> None:
     """Raise UsageError if results could not be written to `out`: at the end, it would cost a run.
 
     Makes nothing: a folder is there, or the nearest one above it takes new ones.
     """
     there = next(path for path in (out, *out.parents) if os.path.lexists(path))
     if not there.is_dir():
-        fault = f"`{there}` is in the way: it is no directory"
+        problem = f"`{there}` is in the way: it is no directory"
     elif not os.access(there, os.W_OK | os.X_OK):
-        fault = f"`{there}` cannot be written"
+        problem = f"`{there}` cannot be written"
     else:
         return
     raise UsageError(
-        f"results go to `{out}`, and {fault}; nothing was rented",
+        f"results go to `{out}`, and {problem}; nothing was rented",
         hint="move it away or mend its rights; `out` lies beside the run.yaml, which may move, too",
     )
 
@@ -157,9 +157,9 @@ def pick_run(home: Path, wanted: str, *, cwd: Path) -> RunFolder:
     Raises UsageError when there is none or no telling which.
     """
     if wanted.endswith((".yaml", ".yml")) or "/" in wanted:
-        return _known(home, _name_in(Path(wanted)))
+        return _named_run(home, _name_in(Path(wanted)))
     if wanted:
-        return _known(home, wanted)
+        return _named_run(home, wanted)
     here = cwd / "run.yaml"
     if here.exists():
         return _of_folder(home, _name_in(here))
@@ -174,14 +174,14 @@ def pick_run(home: Path, wanted: str, *, cwd: Path) -> RunFolder:
     )
 
 
-def _known(home: Path, name: str) -> RunFolder:
+def _named_run(home: Path, name: str) -> RunFolder:
     run = run_folder(home, name)
     if not run.exists():
         names = [other.name for other in all_runs(home)]
         near = difflib.get_close_matches(name, names, n=1)
         meant = f"; did you mean `{near[0]}`?" if near else ""
-        known = ", ".join(names) or "none yet"
-        raise UsageError(f"there is no run `{name}` (known: {known}){meant}", hint=START_ONE)
+        names_text = ", ".join(names) or "none yet"
+        raise UsageError(f"there is no run `{name}` (known: {names_text}){meant}", hint=START_ONE)
     return run
 
 
@@ -212,12 +212,12 @@ def _name_in(path: Path) -> str:
 def run_lock(
     run: RunFolder,
     *,
-    patience_s: float = PROBE_S,
+    timeout_s: float = PROBE_S,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:
     """Hold the run alone; raise Busy if another `qft` drives it."""
     try:
-        with locked(run.lock, timeout_s=patience_s, sleep=sleep):
+        with locked(run.lock, timeout_s=timeout_s, sleep=sleep):
             yield
     except LockTimeout as error:
         raise RunBusyError(run, error.holder) from error
@@ -226,7 +226,7 @@ def run_lock(
 def is_locked(run: RunFolder) -> bool:
     """Whether a `qft` drives the run at this moment."""
     try:
-        with run_lock(run, patience_s=0.0):
+        with run_lock(run, timeout_s=0.0):
             return False
     except RunBusyError:
         return True

@@ -16,7 +16,7 @@ from subprocess import PIPE
 from commands.runs import python_program
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment
-from commands.runs.payload import stage
+from commands.runs.payload import build_payload
 from commands.ui.errors import HostError, TrainingError, UsageError
 from commands.ui.output import log
 from trainer.exit_codes import ExitCode
@@ -34,15 +34,15 @@ def local_run_dir(loaded: LoadedConfig, folder: RunFolder) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="qft-bench-") as scratch:
         root = Path(scratch)
-        staged = stage(loaded, folder.staging)
+        payload = build_payload(loaded, folder.payload)
         (root / "data").mkdir()
-        for name, path in staged.data.items():
+        for name, path in payload.data.items():
             (root / "data" / name).symlink_to(path.absolute())
-        if staged.model is not None:
-            (root / "model").symlink_to(staged.model.absolute())
+        if payload.model is not None:
+            (root / "model").symlink_to(payload.model.absolute())
         run_dir = root / "run"
         run_dir.mkdir()
-        shutil.copyfile(staged.config, run_dir / "config.json")
+        shutil.copyfile(payload.config, run_dir / "config.json")
         log_file = loaded.out / "metrics.jsonl"
         if log_file.exists():
             shutil.copyfile(log_file, run_dir / "metrics.jsonl")

@@ -28,7 +28,7 @@ class PayloadItem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Staged:
+class Payload:
     """What to push; `model` is None when the base comes from a hub."""
 
     trainer: Path
@@ -67,7 +67,7 @@ class Staged:
         return items
 
 
-def stage(loaded: LoadedConfig, folder: Path, *, write: bool = True) -> Staged:
+def build_payload(loaded: LoadedConfig, folder: Path, *, write: bool = True) -> Payload:
     """Gather what a run needs, and write its config with the paths that hold on the machine.
 
     Without `write` nothing is pushed from it: an onlooker must not touch what a driver pushes.
@@ -80,7 +80,7 @@ def stage(loaded: LoadedConfig, folder: Path, *, write: bool = True) -> Staged:
     if write:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(config, machine_tables(loaded, names))
-    return Staged(
+    return Payload(
         trainer=Path(trainer.__file__).parent,
         data={names[key]: path for key, path in files.items()},
         config=config,

@@ -30,7 +30,9 @@ HALVES = re.compile("[\ud800-\udfff]")
 def plain_faults(tables: dict[str, Any]) -> list[str]:
     """Say what is wrong with the values of a checked config, one line for each."""
     return [
-        f"{where}: {fault}" for where, value in _leaves(tables, ()) if (fault := _of(where, value))
+        f"{where}: {problem}"
+        for where, value in _leaves(tables, ())
+        if (problem := _of(where, value))
     ]
 
 
@@ -66,7 +68,7 @@ def _of(where: str, value: Any) -> str:
     if where in WORDS and value.startswith("-"):
         return f"`{shorten(value, 60)}` begins with `-`, like an option; a path may begin with `./`"
     if where in PATHS and not value.startswith(HUB):
-        return _path_fault(value)
+        return _path_problem(value)
     return ""
 
 
@@ -79,7 +81,7 @@ def odd_character(text: str) -> str:
     return ""
 
 
-def _path_fault(value: str) -> str:
+def _path_problem(value: str) -> str:
     """Say why a path cannot be one."""
     if len(value.encode()) > PATH_BYTES_MAX or any(
         len(part.encode()) > NAME_BYTES_MAX for part in value.split("/")

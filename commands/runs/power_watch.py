@@ -20,7 +20,7 @@ EVERY_S = 20.0
 JOIN_S_MAX = 5.0
 """How long a question under way is waited for at the end; its answer is of no use then."""
 
-Asked = Callable[[Vm], str]
+PowerCheck = Callable[[Vm], str]
 """Why a machine is no longer up, in words; empty if it is, or if that is not known just now."""
 
 
@@ -28,7 +28,7 @@ class MachineDown(errors.RemoteError):
     """The cloud says that the machine is no longer up: there is nobody to wait for."""
 
 
-def power_question(provider: Provider) -> Asked:
+def power_check(provider: Provider) -> PowerCheck:
     """Ask that provider, where machines can be taken away; nobody is asked elsewhere."""
 
     def ask(vm: Vm) -> str:
@@ -46,7 +46,7 @@ class PowerWatch:
 
     def __init__(
         self,
-        ask: Asked,
+        ask: PowerCheck,
         *,
         pause: Callable[[threading.Event, float], bool] = threading.Event.wait,
         every_s: float = EVERY_S,
@@ -90,9 +90,9 @@ class PowerWatch:
 
     def _watch(self, vm: Vm, ended: threading.Event, cut: Callable[[], None]) -> None:
         while not self._pause(ended, self._every_s):
-            told = self._ask(vm)
-            if told and not ended.is_set():
-                self._down = told
+            reason = self._ask(vm)
+            if reason and not ended.is_set():
+                self._down = reason
                 cut()
                 if self._made is not None:
                     self._made.close()

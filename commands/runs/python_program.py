@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 """Where `cli.py`, `commands` and `trainer` lie: a checkout, or a site-packages folder."""
-SITE_FOLDERS = ("site-packages", "dist-packages")
+PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 NOT_HANDED_ON = ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT")
 """Settings of the user's own Python work: the first may name the current folder, or be empty."""
 
@@ -31,7 +31,7 @@ def environment_of(around: Mapping[str, str]) -> dict[str, str]:
     before the standard library.
     """
     kept = {name: value for name, value in around.items() if name not in NOT_HANDED_ON}
-    return kept if ROOT.name in SITE_FOLDERS else {**kept, "PYTHONPATH": str(ROOT)}
+    return kept if ROOT.name in PACKAGE_FOLDERS else {**kept, "PYTHONPATH": str(ROOT)}
 
 
 def start(

@@ -79,14 +79,14 @@ class Receipt:
         survived = f"{self.evictions} survived" if self.evictions else "none"
         apart = self.downs > 0 or not self.evictions
         # Where they stand apart, the steps redone are not, or not all, an eviction's.
-        told = self.redone_steps > 0 or not self.exact
+        show_redone = self.redone_steps > 0 or not self.exact
         rows = [
             ("wall time", duration(self.wall_s)),
             ("machine time", duration(self.machine_h * 3600)),
             ("cost", "nothing: your own machine" if self.own else f"${self.usd:.4f}{mark}"),
             ("evictions", survived if apart else f"{survived}, {redone}"),
             *[("stopped", f"{_times(self.downs)} by `qft down`")] * (self.downs > 0),
-            *[("redone", again)] * (apart and told),
+            *[("redone", again)] * (apart and show_redone),
             ("steps", str(self.steps)),
         ]
         if self.before:

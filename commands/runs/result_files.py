@@ -111,10 +111,10 @@ def expected(loaded: LoadedConfig) -> Expected:
     tables = TrainerConfig.model_validate(loaded.config.trainer_tables)
     numbers = _trained_numbers(loaded, tables.method)
     unknown = tables.method.r * RANK_BYTES_MAX
-    known = None if numbers is None else COPIES_MAX * FLOAT_BYTES * numbers
+    size = None if numbers is None else COPIES_MAX * FLOAT_BYTES * numbers
     return Expected(
         method=tables.method,
-        tensor_bytes_max=(unknown if known is None else known) + ROOM_BYTES,
+        tensor_bytes_max=(unknown if size is None else size) + ROOM_BYTES,
         steps_max=_steps_max(loaded, tables),
     )
 

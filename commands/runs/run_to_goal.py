@@ -11,8 +11,8 @@ import time
 
 from commands.runs.advice import (
     after_interrupt,
+    after_other_command,
     after_provider_error,
-    after_takeover,
     still_billing,
 )
 from commands.runs.attach import follow
@@ -27,8 +27,7 @@ from commands.runs.request import RunRequest
 from commands.runs.result import RunResult, result_of
 from commands.runs.session import Session, is_over, open_session
 from commands.runs.take_lock import lock_taker_of
-from commands.ui.announcing_console import Aloud
-from commands.ui.console import make_console
+from commands.ui.console import AnnouncingConsole, make_console
 from commands.ui.errors import CloudError, Exit, QftError
 from infra.durable import write_json
 from infra.errors import BadRequest, ProviderError, Rejected
@@ -67,7 +66,7 @@ def request_run(  # noqa: PLR0913  (an argument is an option of a command)
     return RunRequest(
         loaded=loaded,
         home=home,
-        console=Aloud(console, most=worst_case_text(loaded)),
+        console=AnnouncingConsole(console, most=worst_case_text(loaded)),
         goal=goal,
         allow_change=allow_change,
         fresh=fresh,
@@ -97,7 +96,7 @@ def run_to_goal(request: RunRequest) -> RunResult:
         console.close()
         taker = lock_taker_of(folder)
         if taker is not None:
-            raise after_takeover(taker, folder) from None
+            raise after_other_command(taker, folder) from None
         console.log("\n" + after_interrupt(folder, request.goal))
         raise
     except ProviderError as error:

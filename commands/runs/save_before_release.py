@@ -53,7 +53,7 @@ class Limits:
 class LastSave:
     """What became of the trainer's state before the machine went."""
 
-    asked: bool = False
+    stop_requested: bool = False
     """Whether a trainer at work was asked to save."""
     saved_step: int | None = None
     """The step that it saved; None if it did not."""
@@ -68,7 +68,7 @@ class LastSave:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "asked": self.asked,
+            "asked": self.stop_requested,
             "saved_step": self.saved_step,
             "home_step": self.home_step,
             "trouble": self.trouble or None,
@@ -77,9 +77,9 @@ class LastSave:
     def lines(self) -> list[str]:
         """What to print."""
         saved = self.saved_step is not None
-        said = [f"the trainer saved at step {self.saved_step}"] * saved
+        lines = [f"the trainer saved at step {self.saved_step}"] * saved
         what = "NOT brought home" if saved else "NOT saved"
-        return [*said, *[f"{what}: {self.trouble}"] * bool(self.trouble)]
+        return [*lines, *[f"{what}: {self.trouble}"] * bool(self.trouble)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,19 +114,19 @@ class Result:
 
     def lines(self) -> list[str]:
         """What to print."""
-        said = self.save.lines()
-        said += [f"removed {what}" for what in self.removed]
-        said += [f"released {what}; its disk is kept" for what in self.deallocated]
+        lines = self.save.lines()
+        lines += [f"removed {what}" for what in self.removed]
+        lines += [f"released {what}; its disk is kept" for what in self.deallocated]
         if self.trouble:
-            said.append(f"NOT done for `{self.run}`: {self.trouble}")
+            lines.append(f"NOT done for `{self.run}`: {self.trouble}")
         elif self.left:
             price = f"${self.idle_usd_per_h:.4f}/h for the disk and address"
             price = "it bills its full price" if self.bills_compute else price
-            said.append(f"still there: {', '.join(self.left)} ({price})")
-            said.append(f"hint: `qft down --delete {self.run}` removes it too")
+            lines.append(f"still there: {', '.join(self.left)} ({price})")
+            lines.append(f"hint: `qft down --delete {self.run}` removes it too")
         else:
-            said.append(f"nothing of `{self.run}` bills: the provider lists no machine of it")
-        return said
+            lines.append(f"nothing of `{self.run}` bills: the provider lists no machine of it")
+        return lines
 
 
 class SavingWorkload(Protocol):
@@ -253,7 +253,7 @@ def let_trainer_save(
     try:
         if not attempt.answered.wait(limits.look_s):
             return LastSave(home_step=before, trouble="the machine does not answer")
-        if attempt.asked:
+        if attempt.stop_requested:
             on_message(
                 f"letting the trainer save, {limits.save_s:.0f} s at most (`--now` skips that)"
             )
@@ -267,7 +267,7 @@ def let_trainer_save(
                 trouble = f"the checkpoint did not come home within {limits.home_s / 60:.0f} min"
     finally:
         workload.disconnect()
-    return attempt.told(workload.home_step(), trouble)
+    return attempt.result(workload.home_step(), trouble)
 
 
 class _Attempt:
@@ -278,7 +278,7 @@ class _Attempt:
         self._save_s = save_s
         self.ends_s = time.monotonic() + save_s
         self.answered, self.stopped, self.home = (threading.Event() for _ in range(3))
-        self.asked = False
+        self.stop_requested = False
         self._job: JobView | None = None
         self._error = ""
 
@@ -287,9 +287,9 @@ class _Attempt:
         workload, vm = self._workload, self._vm
         try:
             self._job = workload.job_status(vm)
-            self.asked = self._job.phase is JobPhase.RUNNING
+            self.stop_requested = self._job.phase is JobPhase.RUNNING
             self.answered.set()
-            if self.asked:
+            if self.stop_requested:
                 left_s = self.ends_s - time.monotonic() - KILL_S
                 workload.stop(vm, max(0.0, left_s))
                 self._job = workload.job_status(vm)
@@ -304,18 +304,18 @@ class _Attempt:
             for event in (self.answered, self.stopped, self.home):
                 event.set()
 
-    def told(self, home_step: int, trouble: str) -> LastSave:
+    def result(self, home_step: int, trouble: str) -> LastSave:
         """What came of it."""
         job = self._job or JobView(phase=JobPhase.ABSENT)
         saved: int | None = None
-        if self.asked and self.stopped.is_set():
+        if self.stop_requested and self.stopped.is_set():
             if job.outcome in {JobOutcome.PREEMPTED, JobOutcome.DONE}:
                 saved = job.step  # it saves between two steps, and leaves
             elif not self._error and not trouble:
                 ended = "" if job.exit_code is None else f" (exit {job.exit_code})"
                 trouble = f"the trainer did not save within {self._save_s:.0f} s{ended}"
         return LastSave(
-            asked=self.asked,
+            stop_requested=self.stop_requested,
             saved_step=saved,
             step=job.step,
             steps=job.steps,

@@ -11,27 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from commands.runs import factory
-from commands.runs.config import LoadedConfig, check_files, demand_weights
+from commands.runs.config import LoadedConfig, check_data_and_model, require_weights
 from commands.runs.config_diff import (
     changes,
-    demand_same_machine,
     digests,
     is_bound,
     keys_for_trainer,
     remembered,
+    require_same_machine,
 )
 from commands.runs.home import (
     RunFolder,
-    demand_place,
-    demand_playable,
     is_locked,
     make_home,
     make_private,
     read_saved_config,
+    require_utf8_home,
+    require_writable,
     run_lock,
 )
-from commands.runs.payload import stage
-from commands.runs.power_watch import PowerWatch, power_question
+from commands.runs.payload import build_payload
+from commands.runs.power_watch import PowerWatch, power_check
 from commands.runs.request import RunRequest
 from commands.runs.result_files import expected
 from commands.runs.ssh_check import check_ssh_host
@@ -102,11 +102,11 @@ def open_session(request: RunRequest) -> Iterator[Session]:
     """
     loaded, folder = request.loaded, request.folder
     keys_for_trainer(request.allow_change)
-    check_files(loaded)
-    demand_weights(loaded)
-    demand_place(loaded.out)
+    check_data_and_model(loaded)
+    require_weights(loaded)
+    require_writable(loaded.out)
     if loaded.config.vm.provider == "local":
-        demand_playable(request.home)
+        require_utf8_home(request.home)
     if loaded.config.vm.provider == "ssh" and _begins(request):
         check_ssh_host(loaded.config.vm, folder)
     make_home(request.home)
@@ -119,7 +119,7 @@ def open_session(request: RunRequest) -> Iterator[Session]:
         bound = is_bound(state)
         if bound or state.vm is not None:
             _demand_same_file(loaded, saved)
-        demand_same_machine(loaded, saved, state)
+        require_same_machine(loaded, saved, state)
         changed = changes(loaded, saved, request.allow_change, bound=bound)
         if changed and not bound:
             keys = ", ".join(changed)
@@ -150,8 +150,8 @@ def _refresh_own_machine(request: RunRequest, journal: Journal) -> None:
         return
     if (vm.port, vm.host_public_key) == (table.port, table.host_key):
         return
-    known = replace(vm, port=table.port, host_public_key=table.host_key)
-    journal.append(Kind.CREATE_ACCEPTED, vm=asdict(known))
+    current = replace(vm, port=table.port, host_public_key=table.host_key)
+    journal.append(Kind.CREATE_ACCEPTED, vm=asdict(current))
 
 
 def _begins(request: RunRequest) -> bool:
@@ -206,12 +206,12 @@ def build_workload(
     changed: bool = False,
 ) -> SshWorkload:
     """Build what this run does on a machine; with `watch_only` it copies nothing home."""
-    power_watch = PowerWatch(power_question(provider))
+    power_watch = PowerWatch(power_check(provider))
     vm, on_message = request.loaded.config.vm, request.console.log
     config = WorkloadConfig(
         layout=RemoteLayout(run_id=run_id),
         key_path=factory.user_key(vm, request.folder),
-        payload=stage(request.loaded, request.folder.staging, write=not watch_only),
+        payload=build_payload(request.loaded, request.folder.payload, write=not watch_only),
         home=request.folder.checkpoints,
         out=request.loaded.out,
         make_ready=factory.make_ready(vm, on_message, power_watch.connect),
@@ -233,8 +233,8 @@ def build_workload(
 def _band(folder: RunFolder) -> str:
     """The eviction band of the offer that was taken; empty if the vendor tells none."""
     offer = fold(read(folder.journal)).offer
-    known = {str(band) for band in EvictionBand}
-    return offer.eviction_band if offer and offer.eviction_band in known else ""
+    bands = {str(band) for band in EvictionBand}
+    return offer.eviction_band if offer and offer.eviction_band in bands else ""
 
 
 def is_over(state: RunState) -> bool:
@@ -278,7 +278,7 @@ def _set_aside(folder: RunFolder, *, clock: Callable[[], float] = time.time) -> 
         folder.journal,
         folder.config,
         folder.checkpoints,
-        folder.staging,
+        folder.payload,
         folder.root / "scores",
     ):
         if path.exists():

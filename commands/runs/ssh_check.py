@@ -30,21 +30,22 @@ def check_ssh_host(vm: VmTable, folder: RunFolder) -> None:
 
 def sign_in(vm: VmTable, folder: RunFolder, *, limit_s: float = LIMIT_S) -> ssh.SshConnection:
     """Connect to the machine of `provider: ssh`, or raise HostError that says why not."""
-    settings = factory.ssh_machine(vm)
+    table = factory.need_ssh(vm)
+    factory.check_host_key(table)
     host = ssh.Host(
-        address=settings.host,
-        port=settings.port,
-        user=settings.user,
+        address=table.host,
+        port=table.port,
+        user=table.user,
         key_path=factory.user_key(vm, folder),
-        host_key=settings.host_public_key,
+        host_key=table.host_key,
     )
     try:
         return in_time(lambda: ssh.connect(host, timeout_s=STEP_S), str(host), limit_s)
     except errors.RemoteError as error:
-        told = f"{error.hint}; " if error.hint else ""
+        hint = f"{error.hint}; " if error.hint else ""
         raise HostError(
             f"{error}; nothing was begun there",
-            hint=f"{told}`qft doctor` looks at every step of the way there",
+            hint=f"{hint}`qft doctor` looks at every step of the way there",
         ) from error
 
 

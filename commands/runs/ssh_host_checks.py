@@ -111,12 +111,12 @@ def _python(connection: ssh.SshConnection, table: SshTable, facts: setup_facts.F
         ".".join(map(str, one)) for one in (setup_facts.PYTHON_MIN, setup_facts.PYTHON_MAX)
     )
     if table.python:
-        told = connection.run([table.python, "-I", "-c", VERSION], check=False, timeout_s=60)
-        if told.exit_code:
-            said = errors.shorten(told.stderr or told.stdout)
-            detail = f"`{table.python}` there ends with exit code {told.exit_code}: {said}"
+        output = connection.run([table.python, "-I", "-c", VERSION], check=False, timeout_s=60)
+        if output.exit_code:
+            message = errors.shorten(output.stderr or output.stdout)
+            detail = f"`{table.python}` there ends with exit code {output.exit_code}: {message}"
             return _bad("python there", detail, "name another in `vm.ssh.python`, or none")
-        version = ".".join(errors.shorten(told.stdout).split()[:2])
+        version = ".".join(errors.shorten(output.stdout).split()[:2])
         return Check(name="python there", ok=True, detail=f"{table.python} is {version}")
     best = facts.python
     if best is None:
@@ -150,8 +150,8 @@ def _gpu(table: SshTable, facts: setup_facts.Facts) -> Check:
     if not table.gpu:
         return Check(name="gpu there", ok=True, detail="none, and none is asked for")
     if facts.pci_gpus:
-        said = f" (`nvidia-smi` says: {facts.smi_message})" if facts.smi_message else ""
-        detail = f"{facts.pci_gpus} on the bus, and no driver answers{said}"
+        message = f" (`nvidia-smi` says: {facts.smi_message})" if facts.smi_message else ""
+        detail = f"{facts.pci_gpus} on the bus, and no driver answers{message}"
         fix = "`qft up` installs the driver where it may use sudo; else ask whoever runs it"
         return Check(name="gpu there", ok=False, detail=detail, fix=fix, required=False)
     return _bad(

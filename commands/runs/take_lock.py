@@ -19,7 +19,7 @@ from typing import Any
 from commands.runs.home import RunBusyError, RunFolder, run_lock
 from infra.durable import read_json, write_json
 
-PATIENCE_S = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
+SIGNALS = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
 """What a driver is asked with, and how long it is waited for; a run survives each of them.
 
 Not SIGINT, which is ignored in what a script started in the background.
@@ -97,7 +97,7 @@ def _noted(folder: RunFolder, command: str) -> Iterator[None]:
     """Leave a note of who takes the run; on a full disk none, and the driver will say less."""
     note = folder.root / NOTE
     mine = {"pid": os.getpid(), "since": _began(os.getpid()), "command": command}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a full disk: the other then says less
         write_json(note, mine)
     try:
         yield
@@ -154,9 +154,9 @@ def _end(
     if pid is None:
         raise busy
     on_message(f"stopping the `qft` that drives `{folder.name}` ({busy.holder})")
-    for number, patience_s in PATIENCE_S:
+    for number, wait_s in SIGNALS:
         _signal(pid, number)
-        ends_s = clock() + patience_s
+        ends_s = clock() + wait_s
         while clock() < ends_s:
             if _driver(busy, folder) is None:
                 return
@@ -184,5 +184,5 @@ def _signal(pid: int, number: signal.Signals) -> None:
     """Send a signal; a process that is gone already has done what was asked."""
     import psutil
 
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended: what was wanted
         psutil.Process(pid).send_signal(number)

@@ -140,12 +140,12 @@ class SshWorkload:
         """The job's state and the trainer's own heartbeat."""
         with self._translated():
             status = self._job(vm).status()
-            told = self._heartbeat(vm)
+            heartbeat = self._heartbeat(vm)
             self._garbled = 0
         if status.state is job.JobState.EXITED and status.exit_code in NEVER_AGAIN:
             raise self._not_started(vm, status.exit_code)
-        before = is_of_before(told, pid=status.pid, started_at=status.started_at)
-        heartbeat = SILENCE if before else told
+        before = is_of_before(heartbeat, pid=status.pid, started_at=status.started_at)
+        heartbeat = SILENCE if before else heartbeat
         if status.state is job.JobState.RUNNING:
             self._bring_home_from(vm)
         return JobView(
@@ -160,10 +160,10 @@ class SshWorkload:
     def _not_started(self, vm: Vm, code: int) -> HostUnfit:
         """What keeps the trainer from starting: nothing that it could do better the next time."""
         with self._translated():
-            said = self._job(vm).tail(-LOG_TAIL_BYTES).data.decode("utf-8", "replace")
-        last = "".join(f"\n  {line}" for line in said.splitlines()[-3:])
+            log = self._job(vm).tail(-LOG_TAIL_BYTES).data.decode("utf-8", "replace")
+        last = "".join(f"\n  {line}" for line in log.splitlines()[-3:])
         return HostUnfit(
-            f"the trainer cannot be started there{last}\n  hint: {explain_failure(said, '', code)}"
+            f"the trainer cannot be started there{last}\n  hint: {explain_failure(log, '', code)}"
         )
 
     def stop(self, vm: Vm, grace_s: float = STOP_GRACE_S) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from commands.runs.factory import MakeReady
-from commands.runs.payload import Staged
+from commands.runs.payload import Payload
 from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
 
@@ -45,7 +45,7 @@ class WorkloadConfig:
 
     layout: RemoteLayout
     key_path: Path
-    payload: Staged
+    payload: Payload
     home: Path
     """Where checkpoints come home to."""
     out: Path

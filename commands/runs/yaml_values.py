@@ -152,8 +152,8 @@ def _demand_bounded(root: yaml.Node) -> None:
 
     def size_of(node: yaml.Node, depth: int) -> int:
         if id(node) in above or depth > DEPTH_MAX:
-            said = "an anchor that holds itself, or leads too deep"
-            raise yaml.composer.ComposerError(None, None, said, node.start_mark)
+            message = "an anchor that holds itself, or leads too deep"
+            raise yaml.composer.ComposerError(None, None, message, node.start_mark)
         if id(node) not in sizes:
             above.add(id(node))
             sizes[id(node)] = 1 + sum(size_of(child, depth + 1) for child in _children(node))
@@ -161,8 +161,8 @@ def _demand_bounded(root: yaml.Node) -> None:
         return sizes[id(node)]
 
     if size_of(root, 0) > VALUES_MAX:
-        said = f"more than {VALUES_MAX:,} values, with its anchors followed"
-        raise yaml.composer.ComposerError(None, None, said, root.start_mark)
+        message = f"more than {VALUES_MAX:,} values, with its anchors followed"
+        raise yaml.composer.ComposerError(None, None, message, root.start_mark)
 
 
 class _Reading:

@@ -1,1 +1,1 @@
-"""What people see and type: output, console, errors, shared options."""
+"""What people see and type: options, results and messages, consoles, errors and exit codes."""

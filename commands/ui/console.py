@@ -1,6 +1,6 @@
-"""Talks to the person on stderr: a live line where there is a terminal, plain lines elsewhere.
+"""Shows a run on stderr while it goes on: a live display in a terminal, plain lines elsewhere.
 
-Data never goes through here; it belongs to stdout.
+Results never go through here; they belong to stdout.
 """
 
 from __future__ import annotations
@@ -9,22 +9,27 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TextIO
 
 from commands.ui.output import clean, write_line
-from commands.ui.snapshot import View, view
+from commands.ui.snapshot import Snapshot, take_snapshot
 from infra.run import actions as act
+from infra.run.budget import Bill
 from infra.run.context import TurnReport
+from infra.run.state import Refusal
 
 PLAIN_EVERY_S = 15.0
-TRANSFER_WORTH_TELLING = 1 << 20
+TRANSFER_SHOWN_BYTES = 1 << 20
+LATE_H = 0.25
+"""Hours. A stop seen while watching is dated back by less: the sum shown then just stays."""
 
 
 class Console(Protocol):
-    """Where a command says what it is doing."""
+    """Where a command shows what it is doing."""
 
     def log(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
         ...
 
     def report(self, report: TurnReport) -> None:
@@ -36,14 +41,14 @@ class Console(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave the terminal tidy."""
+        """Give the terminal back as it was."""
         ...
 
 
 class PlainConsole:
-    """One line per change, and one now and then while nothing changes: logs, CI, pipes.
+    """Prints one line per change, and one now and then in between: for logs, CI and pipes.
 
-    With `wall`, lines begin with the time of day that it tells.
+    With `wall`, lines begin with the time of day that it returns.
     """
 
     def __init__(
@@ -72,7 +77,7 @@ class PlainConsole:
 
     def report(self, report: TurnReport) -> None:
         """Print the phase when it changes, and a progress line every quarter of a minute."""
-        shown = view(report, simulated=self._simulated, own=self._own)
+        shown = take_snapshot(report, simulated=self._simulated, own=self._own)
         due = self._clock() - self._last_s >= PLAIN_EVERY_S
         if shown.phase != self._last or due:
             self._last, self._last_s = shown.phase, self._clock()
@@ -80,16 +85,16 @@ class PlainConsole:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Print once that a large transfer is complete."""
-        if total >= TRANSFER_WORTH_TELLING and done >= total and self._transfer != what:
+        if total >= TRANSFER_SHOWN_BYTES and done >= total and self._transfer != what:
             self._transfer = what
             self.log(f"{what}: {total / 1e6:.1f} MB transferred")
 
     def close(self) -> None:
-        """Nothing to tidy."""
+        """Do nothing: plain lines leave nothing behind."""
 
 
 class LiveConsole:
-    """Milestones scroll by; the last lines stay in place and move."""
+    """Prints milestones above a live part, which is redrawn in place."""
 
     def __init__(self, *, simulated: bool, own: bool = False) -> None:
         from rich.console import Console as RichConsole
@@ -108,7 +113,7 @@ class LiveConsole:
 
     def report(self, report: TurnReport) -> None:
         """Redraw; print milestones above."""
-        shown = view(report, simulated=self._simulated, own=self._own)
+        shown = take_snapshot(report, simulated=self._simulated, own=self._own)
         milestone = not isinstance(report.action, act.Wait)
         if milestone and shown.phase != self._phase:
             self._phase = shown.phase
@@ -117,7 +122,7 @@ class LiveConsole:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Draw a bar for a transfer that is worth one."""
-        if total >= TRANSFER_WORTH_TELLING:
+        if total >= TRANSFER_SHOWN_BYTES:
             self._draw(_transfer(what, done, total))
 
     def close(self) -> None:
@@ -132,7 +137,73 @@ class LiveConsole:
         self._live.update(renderable)
 
 
-def _panel(shown: View) -> Any:
+@dataclass
+class AnnouncingConsole:
+    """A console that also prints refusals, warnings and what ends the bill, each once.
+
+    What an earlier process printed is not printed again.
+    """
+
+    console: Console
+    most: str = ""
+    """The most that the run can cost, in words; empty if nothing limits it."""
+    _refusals_shown: set[Refusal] | None = None
+    _safeguards_shown_s: float = 0.0
+    _warning: str = ""
+    _shown_usd: float = 0.0
+    _usd_per_h_max: float = 0.0
+
+    def log(self, text: str) -> None:
+        """Print a line."""
+        self.console.log(text)
+
+    def report(self, report: TurnReport) -> None:
+        """Print what is new since the last report, then show the state of the run."""
+        refusals = set(report.state.refusals)
+        if self._refusals_shown is None:
+            self._refusals_shown = refusals
+            self._safeguards_shown_s = report.state.safeguards_set_at_s
+        for one in report.state.refusals:
+            if one not in self._refusals_shown:
+                self.log(f"refused: {one.size} in {one.place}: {one}")
+        self._refusals_shown |= refusals
+        if report.warning != self._warning:
+            self.log(f"warning: {report.warning}" if report.warning else "signed in again")
+            self._warning = report.warning
+        if report.state.safeguards_set_at_s > self._safeguards_shown_s:
+            self._safeguards_shown_s = report.state.safeguards_set_at_s
+            for safeguard in report.state.safeguards:
+                self.log(f"ends the bill: {safeguard}")
+            for safeguard in report.state.safeguards_missing:
+                self.log(f"does NOT end the bill: {safeguard}")
+            if self.most:
+                self.log(f"worst case of the whole run: {self.most}")
+        self.console.report(replace(report, bill=self._never_falling(report.bill)))
+
+    def _never_falling(self, used: Bill) -> Bill:
+        """Return the bill with a sum that a late observation does not lower by a little.
+
+        A machine that was seen down bills no more from a moment before. After hours without an
+        observation it may be hours before: that is printed, and the true sum is shown again.
+        """
+        self._usd_per_h_max = max(self._usd_per_h_max, used.usd_per_h_now)
+        before = self._shown_usd
+        if before - used.usd > LATE_H * self._usd_per_h_max:
+            self.log(f"the cost is ${used.usd:.4f}, not ${before:.4f}: it was down for a while")
+            before = 0.0
+        self._shown_usd = max(before, used.usd)
+        return replace(used, usd=self._shown_usd)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Show a transfer."""
+        self.console.progress(what, done, total)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self.console.close()
+
+
+def _panel(shown: Snapshot) -> Any:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -159,8 +230,8 @@ def _panel(shown: View) -> Any:
     )
 
 
-def duration_of(shown: View) -> str:
-    """The time left in words; empty when unknown."""
+def duration_of(shown: Snapshot) -> str:
+    """Return the time left in words; empty when unknown."""
     from trainer.text import duration
 
     if shown.eta_s is None or shown.step >= shown.steps:
@@ -190,7 +261,7 @@ def make_console(
     wall: Callable[[], time.struct_time] = time.localtime,
     own: bool = False,
 ) -> Console:
-    """The console that fits where stderr goes; `own` if nothing is rented."""
+    """Make the console that fits where stderr goes; `own` if nothing is rented."""
     if plain or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         return PlainConsole(sys.stderr, simulated=simulated, clock=clock, wall=wall, own=own)
     return LiveConsole(simulated=simulated, own=own)

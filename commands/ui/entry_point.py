@@ -1,4 +1,4 @@
-"""Starts `qft`: Ctrl-C while its parts are still loading ends it as at any later moment."""
+"""Starts `qft` so that Ctrl-C while its modules are loading ends it as at any later moment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def without_current_folder(path: list[str], *, ours: str) -> list[str]:
-    """Leave the current folder out of the places to import from, unless it is our own.
+    """Remove the current folder from the places to import from, unless it is our own.
 
     A PYTHONPATH with an empty part brings it there, such as `$PYTHONPATH:/more` where the variable
     was not set; then a `random.py` beside run.yaml would be executed as the module of that name.

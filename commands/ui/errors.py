@@ -31,7 +31,7 @@ class Exit(IntEnum):
 
 
 class QftError(Exception):
-    """Something a person must read: what happened, what it means, and a hint that can be typed.
+    """An error for a person: what happened, what it means, and a hint that can be typed.
 
     `problems` lists further lines, such as every fault of a config at once.
     """

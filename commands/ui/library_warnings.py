@@ -1,7 +1,7 @@
-"""Keeps what libraries say beside the matter off the terminal: their warnings go to a log file.
+"""Sends the warnings of libraries to a log file instead of the terminal.
 
-What qft has to say it says itself. `PYTHONWARNINGS` or `python -W`, set by somebody who wants to
-see them, leaves the warnings where they are.
+What a user should read qft prints itself. `PYTHONWARNINGS` or `python -W`, set by somebody who
+wants to see them, leaves the warnings where they are.
 """
 
 from __future__ import annotations
@@ -47,5 +47,6 @@ class _LogFile(logging.Handler):
         with contextlib.suppress(OSError):  # the first record finds no file yet
             if self._path.stat().st_size > LOG_BYTES_MAX:
                 self._path.replace(self._path.with_suffix(".log.old"))
+        # A warning is not worth a failure.
         with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:
             file.write(f"{self.format(record)}\n".encode(errors="replace").decode())

@@ -21,7 +21,7 @@ READER_GONE = 141
 
 
 def print_error(trouble: QftError, *, as_json: bool) -> None:
-    """Say what is wrong on stderr; with --json also as data, so that a script can read it."""
+    """Print an error on stderr; with --json also on stdout, so that a script can read it."""
     log(f"error: {trouble.message}")
     for problem in trouble.problems:
         log(f"  - {problem}")
@@ -32,7 +32,10 @@ def print_error(trouble: QftError, *, as_json: bool) -> None:
 
 
 def print_interrupted(*, as_json: bool) -> int:
-    """Give a script its JSON after Ctrl-C, too; a person has been told what goes on."""
+    """Print the JSON of an interruption for a script, and return its exit code.
+
+    A person has already read on stderr what goes on.
+    """
     if as_json:
         _print_error_json(StoppedError("interrupted"))
     return Exit.INTERRUPTED
@@ -40,13 +43,13 @@ def print_interrupted(*, as_json: bool) -> int:
 
 def _print_error_json(trouble: QftError) -> None:
     fields = {"error": trouble.message, "problems": trouble.problems, "hint": trouble.hint}
-    with contextlib.suppress(OSError):  # stdout takes nothing; stderr has said it
+    with contextlib.suppress(OSError):  # stdout takes nothing; stderr has it already
         # On one line: it is a document, and it may also end a stream of JSON lines.
         _print_json_line({**fields, "exit_code": int(trouble.exit_code)})
 
 
 def open_std_streams() -> None:
-    """Give every stream a place, and make stdout take any text.
+    """Open standard streams that are closed, and make stdout take any text.
 
     Where one was closed (`2>&-`), the next file that is opened, the journal for one, would take its
     number and be written into. A terminal that lacks our arrows is no reason to end either.
@@ -59,13 +62,13 @@ def open_std_streams() -> None:
 
 
 def columns(rows: list[tuple[str, str]]) -> str:
-    """Rows of a word and its fact, aligned."""
+    """Align rows of a word and its fact."""
     width = max(len(word) for word, _ in rows)
     return "\n".join(f"{word:<{width}}  {fact}" for word, fact in rows)
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """A plain table: the keys as heading, a line per row."""
+    """Lay out a plain table: the keys as heading, a line per row."""
     heads = list(rows[0])
     cells = [heads, *([str(row[head]) for head in heads] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
@@ -76,12 +79,12 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def clean(text: str) -> str:
-    """Replace control characters: some of what we print are words of a machine we do not trust."""
+    """Replace control characters: some of what we print comes from a machine we do not trust."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def log_writer() -> Callable[[bytes], None]:
-    """Make what writes a log to stdout: as it is to a file, cleaned to a terminal."""
+    """Return a function that writes a log to stdout: as it is to a file, cleaned to a terminal."""
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     to_terminal = sys.stdout.isatty()
 
@@ -95,10 +98,10 @@ def log_writer() -> Callable[[bytes], None]:
 
 @contextlib.contextmanager
 def json_log_writer(*, follow: bool) -> Iterator[Callable[[bytes], None]]:
-    """Yield what takes a log for stdout: one document of all lines, or as they come a line each.
+    """Yield a function that writes a log as JSON: one document, or with `follow` an object a line.
 
-    A line is told once its end is there; the last one may lack it. No document is written when
-    reading the log fails: the error will be one. Lines are told all the same.
+    A line is printed once its end is there; the last one may lack it. No document is printed when
+    reading the log fails: the error will be one. Objects of lines are printed all the same.
     """
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     lines: list[str] = []
@@ -126,19 +129,19 @@ def _print_json_line(value: object) -> None:
 
 
 def print_data(text: str) -> None:
-    """Data, to stdout."""
+    """Print a result on stdout."""
     with _end_if_unread():
         print(clean(text), flush=True)  # noqa: T201
 
 
 def print_json(value: object) -> None:
-    """Data as JSON, to stdout."""
+    """Print a result as JSON on stdout."""
     print_data(json.dumps(value, indent=2))
 
 
 @contextlib.contextmanager
 def _end_if_unread() -> Iterator[None]:
-    """End quietly when nobody reads stdout any more: what is asked for is only to be read."""
+    """End the process quietly when nobody reads stdout any more: it only had to print."""
     try:
         yield
     except BrokenPipeError:
@@ -150,12 +153,12 @@ def _end_if_unread() -> Iterator[None]:
 
 
 def log(text: str) -> None:
-    """Talk, to stderr."""
+    """Print a message on stderr."""
     write_line(sys.stderr, text)
 
 
 def write_line(stream: TextIO, text: str) -> None:
-    """Print a line; if that cannot be any more, be silent from now on: the work goes on.
+    """Print a line; if the stream takes no more, silence it and go on with the work.
 
     The reader has left, the terminal was closed, or the disk with the log is full.
     """
@@ -166,7 +169,7 @@ def write_line(stream: TextIO, text: str) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Let what is still printed there vanish, so that the end of the process does not complain."""
+    """Send what is still printed there to nowhere, so that the end of the process does not fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on: pure, so that all consoles show the same facts."""
+"""What is shown of a run while it goes on, in words and figures; pure, so all consoles agree."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from trainer.text import duration, inexact
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """One moment of a run, in words and figures."""
+class Snapshot:
+    """What is shown of a run at one moment."""
 
     phase: str
     step: int
@@ -31,7 +31,7 @@ class View:
     inexact: str = ""
     """From which step bits may differ; empty if from none."""
     own: bool = False
-    """Whether the machine is the user's own, so that there is no price to tell."""
+    """Whether the machine is the user's own, so that there is no price."""
 
     @property
     def line(self) -> str:
@@ -63,26 +63,26 @@ class View:
         return f"${self.price_usd_per_h:.3f}/h, ${self.spent_usd:.4f} so far{mark}"
 
 
-def view(report: TurnReport, *, simulated: bool, own: bool = False) -> View:
-    """Put what the supervisor reported into words."""
+def take_snapshot(report: TurnReport, *, simulated: bool, own: bool = False) -> Snapshot:
+    """Describe what the supervisor reported."""
     state, job = report.state, report.seen.job
-    told = job.heartbeat if job else SILENCE
+    heartbeat = job.heartbeat if job else SILENCE
     training = state.launched and job is not None and not state.trained
-    return View(
+    return Snapshot(
         phase=clean(_phase(report, own=own)),
         step=job.step if job else state.step,
         steps=job.steps if job else state.steps,
-        loss=told.loss if training else None,
-        tokens_per_s=told.tokens_per_s if training else None,
-        eta_s=told.eta_s if training else None,
+        loss=heartbeat.loss if training else None,
+        tokens_per_s=heartbeat.tokens_per_s if training else None,
+        eta_s=heartbeat.eta_s if training else None,
         place=f"{state.offer.size} in {state.offer.place}" if state.offer else "",
         price_usd_per_h=report.bill.usd_per_h_now,
         spent_usd=report.bill.usd,
         simulated=simulated,
         evictions=state.evictions,
         home_step=state.home_step,
-        note=told.message[:200],
-        inexact="" if told.exact else inexact(told.inexact_from),
+        note=heartbeat.message[:200],
+        inexact="" if heartbeat.exact else inexact(heartbeat.inexact_from),
         own=own,
     )
 
@@ -91,11 +91,11 @@ def _phase(report: TurnReport, *, own: bool) -> str:
     job = report.seen.job
     if isinstance(report.action, act.Wait) and job is not None:
         return job.heartbeat.phase or "starting the trainer"
-    return (_words_of_own(report.action) if own else "") or _words(report.action)
+    return (_own_machine_text(report.action) if own else "") or _action_text(report.action)
 
 
-def _words_of_own(action: act.Action) -> str:
-    """What an act is called where nothing is rented, released or removed; empty if as elsewhere."""
+def _own_machine_text(action: act.Action) -> str:
+    """Describe an action on the user's own machine; empty if it is described as elsewhere."""
     match action:
         case act.FindOffers():
             return "looking at your machine"
@@ -113,7 +113,7 @@ def _words_of_own(action: act.Action) -> str:
             return ""
 
 
-def _words(action: act.Action) -> str:  # the table of what each act is called
+def _action_text(action: act.Action) -> str:  # the table of what each act is called
     match action:
         case act.FindOffers():
             return "looking for machines"

@@ -1,4 +1,4 @@
-"""Azure behind the seam: spot GPU machines under a hard cap, found again and removed by tag alone.
+"""The Azure provider: rents spot GPU machines under a hard cap, found and removed by tag alone.
 
 Only `sdk.py` imports the Azure SDKs, and it is itself imported when the first request is due.
 """

@@ -23,7 +23,7 @@ SKEW_S = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class StopCause:
-    """Why a machine went down."""
+    """The reason for which a machine went down, and since when."""
 
     reason: StopReason
     detail: str
@@ -36,7 +36,7 @@ class StopCause:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivityLog:
-    """The activity log of one account; changes nothing."""
+    """Reads the activity log of one account; changes nothing."""
 
     context: AzureContext
 
@@ -49,7 +49,7 @@ class ActivityLog:
         before_s: float = math.inf,
         released_s: float = 0.0,
     ) -> StopCause | str:
-        """Why the log says that the machine stopped between those times, or why it says nothing.
+        """Find why the machine stopped between those times, or why the log does not say.
 
         What qft itself ordered at `released_s`, after it had seen the stop, explains no stop.
 
@@ -76,7 +76,7 @@ class ActivityLog:
         return "the activity log has nothing yet, it lags by minutes"
 
     def _events(self, names: Names) -> list[dict[str, Any]]:
-        """The events of the machine, newest first."""
+        """List the events of the machine, newest first."""
         start = datetime.fromtimestamp(self.context.clock(), tz=UTC) - timedelta(days=LOG_DAYS)
         wanted = (
             f"eventTimestamp ge '{start:%Y-%m-%dT%H:%M:%SZ}' and resourceUri eq '{names.vm_id}'"
@@ -97,7 +97,7 @@ def _is_start(event: dict[str, Any]) -> bool:
 
 
 def _reason_of(event: dict[str, Any], own: str) -> tuple[StopReason, str] | None:
-    """What one event of the activity log says about why a machine stopped; None if nothing.
+    """Read from one event why a machine stopped; None if the event does not say.
 
     `own` is the principal of the machine's own identity.
     """
@@ -107,8 +107,8 @@ def _reason_of(event: dict[str, Any], own: str) -> tuple[StopReason, str] | None
         return None
     who = str(event.get("caller") or "somebody")
     if operation.endswith("/evictspotvm/action"):
-        words = " ".join(str(value) for value in (event.get("properties") or {}).values())
-        if "price" in words.lower():
+        text = " ".join(str(value) for value in (event.get("properties") or {}).values())
+        if "price" in text.lower():
             return StopReason.PRICE, "evicted: the market price rose above the cap"
         return StopReason.EVICTED, "evicted: Azure took the capacity back"
     if operation.endswith("/simulateeviction/action"):

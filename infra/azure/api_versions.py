@@ -1,4 +1,4 @@
-"""The api-version of each ARM resource type that is asked for without a client of the SDK.
+"""Lists the api-version of each ARM resource type that is requested without a client of the SDK.
 
 Api-versions belong to a resource type, not to its namespace: a version that exists for virtual
 machines need not exist for disks. What the SDK's own clients ask for needs no entry, they know
@@ -29,7 +29,7 @@ _BY_TYPE = {type_.lower(): version for type_, version in API_VERSIONS.items()}
 
 
 def api_version_of(path: str) -> str:
-    """The api-version with which a path of ARM is asked for.
+    """Find the api-version with which a path of ARM is requested.
 
     Raises `ValueError` for a type that has no entry: better here than as a refusal of Azure's.
     """
@@ -42,7 +42,7 @@ def api_version_of(path: str) -> str:
 
 
 def type_of(path: str) -> str:
-    """The resource type that a path of ARM speaks of, such as `Microsoft.Compute/disks`.
+    """Find the resource type of a path of ARM, such as `Microsoft.Compute/disks`.
 
     The last `/providers/` counts: a role assignment hangs on the machine that it speaks of.
     """
@@ -50,5 +50,5 @@ def type_of(path: str) -> str:
     _, found, rest = f"/{plain}".rpartition("/providers/")
     if not found:
         return "Microsoft.Resources/subscriptions"
-    namespace, *words = rest.split("/")
-    return "/".join([namespace, *words[::2]])
+    namespace, *segments = rest.split("/")
+    return "/".join([namespace, *segments[::2]])

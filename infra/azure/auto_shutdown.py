@@ -1,4 +1,4 @@
-"""What ends the bill when everything of ours is dead: switches that Azure itself pulls.
+"""Sets the safeguards that end the bill at Azure when everything of ours is dead.
 
     price cap       at the cloud, from the first second; always there
     auto-shutdown   a schedule of Azure's that deallocates at a time of day; any Contributor may
@@ -42,22 +42,22 @@ ACTION = "Microsoft.Compute/virtualMachines/deallocate/action"
 
 @dataclass(frozen=True, kw_only=True)
 class AzureSafeguards:
-    """Sets the switches of one machine; safe to repeat, and meant to be."""
+    """Sets the safeguards of one machine; safe to repeat, and meant to be."""
 
     context: AzureContext
     observer: VmObserver
     permissions: Permissions
 
     def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
-        """Set every switch that this account may set, so that compute ends soon after `until_s`.
+        """Set every safeguard that this account may set, so that compute ends soon after `until_s`.
 
         A limit more than 23 hours away is approached in steps: call again within that time. Never
-        raises for a switch that cannot be set: that is a finding, to be shown to the user.
+        raises for one that cannot be set: that is a finding, to be shown to the user.
         `until_s` is by the clock of this computer; what is answered is by Azure's.
         """
         names = names_of(vm, self.context.settings.subscription_id)
         answer = self.observer.get(names)
-        skew_s = self.context.arm.skew_s  # Azure pulls its switch by its own clock
+        skew_s = self.context.arm.skew_s  # Azure's schedules follow its own clock
         now_s, until_s = self.context.clock() + skew_s, until_s + skew_s
         strike_s = next_strike_s(now_s, until_s)
         found = [
@@ -76,7 +76,7 @@ class AzureSafeguards:
         return _with_worst_case(found, now_s=now_s, price_max=price_max, disk_gb=_disk_gb(answer))
 
     def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
-        """Which switches this account will be able to set, from its rights alone; changes nothing.
+        """Tell from permissions alone which safeguards can be set; changes nothing.
 
         Rights that cannot be read count as missing, with the reason; never raises.
         """
@@ -160,13 +160,13 @@ class AzureSafeguards:
 
 
 def next_strike_s(now_s: float, until_s: float) -> float:
-    """When the schedule should strike: at the limit, on a full minute, within what Azure can do."""
+    """Choose when the schedule strikes: at the limit, on a full minute, within Azure's range."""
     wanted = min(max(until_s, now_s + LEAD_S), now_s + AHEAD_S_MAX)
     return math.ceil(wanted / 60) * 60.0
 
 
 def schedule_body(names: Names, *, region: str, strike_s: float) -> dict[str, Any]:
-    """The auto-shutdown schedule of one machine, in UTC, without mails."""
+    """Build the auto-shutdown schedule of one machine, in UTC, without mails."""
     at = datetime.fromtimestamp(strike_s, tz=UTC)
     return {
         "location": region,
@@ -183,7 +183,7 @@ def schedule_body(names: Names, *, region: str, strike_s: float) -> dict[str, An
 
 
 def role_body(subscription_id: str) -> dict[str, Any]:
-    """A role with a single right."""
+    """Build the role definition with a single permission."""
     return {
         "properties": {
             "roleName": f"qft deallocate ({subscription_id})",
@@ -196,13 +196,13 @@ def role_body(subscription_id: str) -> dict[str, Any]:
 
 
 def assignment_id(vm_id: str, principal: str) -> str:
-    """The assignment that lets one machine's identity deallocate that machine."""
+    """Name the role assignment that lets one machine's identity deallocate that machine."""
     name = uuid.uuid5(uuid.NAMESPACE_URL, f"qft{vm_id.lower()}/{principal}")
     return f"{vm_id}/providers/Microsoft.Authorization/roleAssignments/{name}"
 
 
 def _disk_gb(answer: dict[str, Any]) -> int:
-    """The size of its disk; Azure leaves it out of a machine that is deallocated."""
+    """Read the size of its disk, which Azure leaves out of a deallocated machine."""
     storage = (answer.get("properties") or {}).get("storageProfile") or {}
     return int((storage.get("osDisk") or {}).get("diskSizeGB") or DISK_GB)
 

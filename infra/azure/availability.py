@@ -1,4 +1,4 @@
-"""What the account may rent and is likely to keep; each source answers soon or not at all."""
+"""Reads what an account may rent and is likely to keep; what does not answer soon is left out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SKUS_FRESH_S = 24 * 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Availability:
-    """Quota, restrictions and eviction bands of one account."""
+    """Reads quota, restrictions, zones, placement scores and eviction bands of one account."""
 
     context: AzureContext
 
@@ -92,7 +92,7 @@ class Availability:
 
 
 def usage_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
-    """Used and limit by folded name: one account spells one family in several ways."""
+    """Read used and limit by folded name: one account spells one family in several ways."""
     return {
         folded(str((row.get("name") or {}).get("value") or "")): (
             int(row.get("currentValue") or 0),
@@ -103,7 +103,7 @@ def usage_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
 
 
 def bands_query(sizes: Sequence[str], regions: Sequence[str]) -> str:
-    """The Resource Graph query for eviction rates of the last 28 days."""
+    """Build the Resource Graph query for eviction rates of the last 28 days."""
     names = ", ".join(f"'{size.lower()}'" for size in sizes)
     places = ", ".join(f"'{region.lower()}'" for region in regions)
     return (
@@ -115,7 +115,7 @@ def bands_query(sizes: Sequence[str], regions: Sequence[str]) -> str:
 
 
 def restrictions_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str, str]:
-    """Why sizes cannot be rented as spot in a region, by name in lower case.
+    """Read why sizes cannot be rented as spot in a region, by name in lower case.
 
     A restriction of type `Zone` only takes zones away, and does not count.
     """
@@ -142,7 +142,7 @@ def _of_region(row: Mapping[str, Any], region: str) -> bool:
 
 
 def zones_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str, list[str]]:
-    """The zones of a region in which sizes are sold, less those closed to this subscription."""
+    """Read the zones in which sizes are sold, less those closed to this subscription."""
     found = {}
     for row in rows:
         if row.get("resourceType") != "virtualMachines":
@@ -162,7 +162,7 @@ def zones_of(rows: Sequence[Mapping[str, Any]], region: str) -> dict[str, list[s
 
 
 def fresh_skus(cache: Path, now: float) -> dict[str, dict[str, Any]] | None:
-    """Restrictions and zones from disk, unless older than a day, unreadable or of later."""
+    """Read restrictions and zones from disk, unless older than a day, unreadable or of later."""
     try:
         value = read_json(cache)
     except ValueError:
@@ -186,7 +186,7 @@ POOR = frozenset({"Low", "RestrictedSku"})
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Spot placement scores of one account."""
+    """Requests Azure's guess of where a spot machine would be granted: seldom, and optional."""
 
     context: AzureContext
 
@@ -212,7 +212,7 @@ class Placement:
             scores[size, region] = score
 
     def _ask(self, sizes: Sequence[str], regions: Sequence[str]) -> list[list[str]]:
-        """Size, region and score of each place; nothing if the account may not know."""
+        """Request size, region and score of each place; nothing if the account may not know."""
         subscription = self.context.settings.subscription_id
         try:
             answer = self.context.arm.send(
@@ -235,7 +235,7 @@ class Placement:
         ]
 
     def _kept(self, path: Path) -> list[list[str]] | None:
-        """The last answer if it is fresh and whole."""
+        """Read the last answer from disk if it is fresh and whole."""
         try:
             value = read_json(path)
         except ValueError:
@@ -251,5 +251,5 @@ class Placement:
 
 
 def chunks(regions: Sequence[str], size: int) -> list[Sequence[str]]:
-    """The regions in groups of at most `size`."""
+    """Split regions into groups of at most `size`."""
     return [regions[first : first + size] for first in range(0, len(regions), size)]

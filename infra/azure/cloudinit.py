@@ -1,4 +1,4 @@
-"""The first-boot data of an Azure machine: eviction notices switched on, and self-release."""
+"""Builds the first-boot data of an Azure machine, with eviction notices and self-release."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ boot, they flow by the time training starts."""
 def custom_data(
     *, host_private_key: str, host_public_key: str, self_release_arguments: Sequence[str] = ()
 ) -> str:
-    """The base64 `customData` that makes cloud-init install exactly this ed25519 host key.
+    """Build the base64 `customData` that makes cloud-init install exactly this ed25519 host key.
 
     `customData` is returned neither by ARM nor by the metadata service; `userData` would be, to
     every process. With `self_release_arguments`, the machine also runs `self_release_text` with
@@ -47,6 +47,6 @@ def custom_data(
 
 
 def self_release_text() -> str:
-    """The program with which a machine deallocates itself, as it is shipped: one file."""
+    """Compose the program with which a machine deallocates itself, as it is shipped: one file."""
     text = one_file(Path(deallocate_self.__file__))
     return text.replace(deallocate_self.API_VERSION, API_VERSIONS[VM], 1)

@@ -1,4 +1,4 @@
-"""One Azure account as this process sees it: the SDKs, the time, the memory and the caller."""
+"""Holds what all parts of the Azure provider share: SDKs, clock, state folder and caller."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AzureContext:
-    """What every part of this provider works with."""
+    """One Azure account, with the clock and the files that its parts share."""
 
     settings: AzureSettings
     arm: Arm
@@ -30,7 +30,7 @@ class AzureContext:
     """The caller's public address."""
 
     def names(self, run_id: str, generation: int) -> Names:
-        """The names of one machine's parts; raises `NotAllowed` without a subscription."""
+        """Name one machine's parts; raises `NotAllowed` without a subscription."""
         subscription = self.settings.subscription_id
         if not subscription:
             raise NotAllowed(
@@ -40,11 +40,11 @@ class AzureContext:
         return Names(subscription_id=subscription, run_id=run_id, generation=generation)
 
     def record(self, run_id: str) -> RunRecord:
-        """What this computer remembers of `run_id`."""
+        """Load what this computer recorded of `run_id`."""
         return RunRecord.load(self.state_dir, run_id)
 
     def caller(self) -> str:
-        """The caller's address, as the user set it or as the world sees it."""
+        """Find the caller's public address, as the user set it or as the world sees it."""
         return self.settings.caller_address or self.find_address()
 
     def begin_or_resume(
@@ -61,7 +61,7 @@ class AzureContext:
         return operation
 
     def wait(self, record: RunRecord, key: str, operation: Operation, *, wait_s: float) -> bool:
-        """Poll to the end, for `wait_s` at most; whether it ended well within that.
+        """Poll an operation for at most `wait_s`; whether it succeeded within that.
 
         The token of an operation that failed is forgotten: whoever tries again begins a new one,
         instead of hearing of the old failure for as long as Azure keeps its page.
@@ -75,14 +75,14 @@ class AzureContext:
 
     @staticmethod
     def clear_tokens(record: RunRecord, *keys: str) -> None:
-        """Forget tokens of operations that ended."""
+        """Remove the tokens of operations that ended."""
         for key in keys:
             record.tokens.pop(key, None)
         record.save()
 
 
 def subscriptions(directory: Path) -> set[str]:
-    """The subscriptions, in lower case, in which this computer remembers to have made something.
+    """List the subscriptions, in lower case, in which this computer recorded a machine.
 
     Whoever chooses another one afterwards should still see what the first one bills.
     """
@@ -90,7 +90,7 @@ def subscriptions(directory: Path) -> set[str]:
 
 
 def recorded_runs(directory: Path, subscription: str) -> set[str]:
-    """The ids of the runs that this computer has begun in a subscription and not seen removed."""
+    """List the runs that this computer has begun in a subscription and not seen removed, by id."""
     wanted = subscription.lower()
     return {run_id for run_id, one in _subscription_by_run(directory).items() if one == wanted}
 

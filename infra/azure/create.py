@@ -1,4 +1,4 @@
-"""A spot machine under a hard cap, or nothing that bills; never two, killed wherever it may be."""
+"""Creates one spot machine under a hard cap, or nothing that bills, wherever it is killed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ NAMESPACES = ("Microsoft.Compute", "Microsoft.Network")
 
 @dataclass(frozen=True, kw_only=True)
 class VmCreator:
-    """Makes the machine of a spec, in an order in which nothing can be lost."""
+    """Creates the machine of a spec, in an order in which nothing can be lost."""
 
     context: AzureContext
     observer: VmObserver
@@ -69,7 +69,7 @@ class VmCreator:
     refusal_cache: RefusalCache
 
     def create(self, spec: VmSpec) -> Vm:
-        """The machine of `spec`, the one that exists already, or an error and nothing left.
+        """Create the machine of `spec`, or return the one that exists; on errors nothing is left.
 
         Returns when ARM has accepted the machine and has not refused it for `accept_wait_s`. A
         `Transient` or `SignedOut` error leaves a half-made machine on purpose: the next call goes
@@ -103,7 +103,7 @@ class VmCreator:
         return replace(vm, host=record.address)
 
     def _existing(self, spec: VmSpec) -> Vm | None:
-        """The run's machine if it stands; an unusable one of an earlier generation is removed."""
+        """Find the run's machine; an unusable one of an earlier generation is removed."""
         group = self.deleter.existing_group(spec.run_id)
         if group is None:
             return None
@@ -124,7 +124,7 @@ class VmCreator:
         return None
 
     def _same_generation(self, spec: VmSpec, found: Vm) -> Vm | None:
-        """A machine that this very create made earlier: take it, or finish what failed."""
+        """Take the machine that this very create made earlier, or remove what failed."""
         if found.power in {PowerState.REMNANTS, PowerState.GONE}:
             return None
         if found.power is PowerState.FAILED:
@@ -134,7 +134,7 @@ class VmCreator:
             # `_create_parts` resumes, by token or by looking; but a machine that is being made with
             # keys that this caller does not know is somebody else's, and is only reported.
             return None if _same_key(found.host_public_key, spec.host_public_key) else found
-        answer = self._get_vm(self.context.names(spec.run_id, spec.generation))
+        answer = self.observer.get(self.context.names(spec.run_id, spec.generation))
         if difference_from(answer, spec):  # such as under a cap that was changed since
             self.deleter.remove(spec.run_id)
             return None
@@ -174,10 +174,10 @@ class VmCreator:
         return self._create_vm(spec, names, record, tags)
 
     def _group(self, spec: VmSpec, names: Names, tags: dict[str, str]) -> dict[str, str]:
-        """The group with the intent in its tags, before anything that bills; the tags it has."""
+        """Create the group, tagged before anything bills; returns the tags it has."""
         groups = self.context.arm.resources.resource_groups
         body = {"location": spec.offer.region, "tags": tags}
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone):  # not made yet
             found = self.context.arm.call("look at the resource group", groups.get, names.group)
             existing_tags = lower_case_names(found.get("tags"))
             same_key = _same_key(existing_tags.get("qft-host-key", ""), spec.host_public_key)
@@ -207,7 +207,8 @@ class VmCreator:
             operation = self.context.begin_or_resume(
                 record, "vm", lambda token: self._begin_vm(doing, names, body, token)
             )
-            self._verify(spec, self._get_vm(names))  # an answer to a PUT may echo what was asked
+            # Asked for anew, because an answer to a PUT may echo what was asked.
+            self._verify(spec, self.observer.get(names))
             self._set_safeguards(spec, names, tags)
             done = self.context.wait(
                 record, "vm", operation, wait_s=self.context.settings.accept_wait_s
@@ -241,10 +242,10 @@ class VmCreator:
         return self.context.arm.begin(*ask, body, **more)
 
     def _follow(self, doing: str, spec: VmSpec, names: Names) -> bool:
-        """Watch a machine whose operation we do not hold; whether it is made within the wait."""
+        """Poll a machine whose operation we do not hold; whether it is made within the wait."""
         deadline = self.context.clock() + self.context.settings.accept_wait_s
         while True:
-            answer = self._get_vm(names)
+            answer = self.observer.get(names)
             if not is_of_run(answer.get("tags"), spec.run_id):
                 raise NotAllowed(f"`{names.vm}` exists and does not carry our tag")
             self._verify(spec, answer)
@@ -258,16 +259,8 @@ class VmCreator:
                 return False
             self.context.sleep(self.context.settings.polling_s)
 
-    def _get_vm(self, names: Names) -> dict[str, Any]:
-        machines = self.context.arm.compute.virtual_machines
-        return dict(
-            self.context.arm.call(
-                "look at the machine", machines.get, names.group, names.vm, expand="instanceView"
-            )
-        )
-
     def _set_safeguards(self, spec: VmSpec, names: Names, tags: dict[str, str]) -> None:
-        """Set what ends the bill without us while we are sure to be alive: the machine bills."""
+        """Set the safeguards as soon as the machine bills."""
         if spec.until_s is None:
             return
         vm = self._accepted(spec, names, tags, done=False)
@@ -302,7 +295,7 @@ class VmCreator:
         )
 
     def _clean_up(self, run_id: str, error: ProviderError) -> None:
-        """Remove what a failed create made; a failure of that is told beside the first one."""
+        """Remove what a failed create made; a failure of that is added to the first one."""
         try:
             self.deleter.remove(run_id)
         except ProviderError as second:

@@ -39,13 +39,13 @@ class RenewableCredential:
     def get_token_info(
         self, *scopes: str, options: TokenRequestOptions | None = None
     ) -> AccessTokenInfo:
-        """A token for `scopes`; raises what the credential raises."""
+        """Get a token for `scopes`; raises what the credential raises."""
         token: AccessTokenInfo = self._credential.get_token_info(*scopes, options=options)
         self._given = token.token
         return token
 
     def renew(self, refused: str) -> bool:
-        """Forget what a refused token came from; False if a later one has been given out since.
+        """Replace the credential of a refused token; False if a later one was given out since.
 
         The credential before stays open for a while: another thread may be asking it.
         """
@@ -101,7 +101,7 @@ class RenewingPolicy(ARMChallengeAuthenticationPolicy):
 
 
 def chain() -> DefaultAzureCredential:
-    """The usual ways to sign in: environment, managed identity, `az login` and the rest.
+    """Make the usual credential chain: environment, managed identity, `az login` and the rest.
 
     `AZURE_TOKEN_CREDENTIALS` narrows them. A private authority (`AZURE_AUTHORITY_HOST`) is not
     known to the public directory, so it is taken at its word.
@@ -120,7 +120,7 @@ def _close(credential: Any) -> None:
 
 
 def no_credentials(message: str) -> ProviderError:
-    """Of a chain that tried ten ways to sign in, keep the lines that tell a human something."""
+    """Translate a failed credential chain, keeping the lines that help a person."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     useful = [line for line in lines if not _DULL.search(line)]
     tried = [line for line in useful if "authentication unavailable" not in line]

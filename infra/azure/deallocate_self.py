@@ -45,7 +45,7 @@ def deallocate_self(chosen: argparse.Namespace) -> bool:
 
 
 def request_json(url: str, *, headers: dict[str, str], method: str = "GET") -> dict[str, str]:
-    """One request, never through a proxy for the metadata service; the JSON answer."""
+    """Send one request, to the metadata service never through a proxy; returns the JSON answer."""
     opener = urllib.request.build_opener(
         *([urllib.request.ProxyHandler({})] if "/metadata/" in url else [])
     )

@@ -1,4 +1,4 @@
-"""Removal that proves itself: it returns when Azure says that nothing of the run remains."""
+"""Removes everything of a run, and returns when Azure says that nothing remains."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 CONFLICTS_MAX = 5
 """How often a removal may meet a 409 of an unknown code before a human is told."""
-LOOK_AGAIN = 3
+RETRY_INTERVALS = 3
 """After how many intervals of polling a removal that hit an obstacle is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deleter:
-    """Removes what carries our tag, and nothing else."""
+    """Removes the resource group of a run: what carries our tag, and nothing else."""
 
     context: AzureContext
 
@@ -75,13 +75,13 @@ class Deleter:
             Removed(kind=kind, id=id_, billed_until=ended if kind == KINDS[VM.lower()] else "")
             for kind, id_ in record.removing
         ]
-        record.forget()
+        record.delete()
         return removed
 
     def _remove(
         self, record: RunRecord, names: Names, progress: ProgressReporter, deadline: float
     ) -> bool:
-        """Remove until nothing is left, or raise; whether the machine's rights are taken back."""
+        """Remove until nothing is left, or raise; whether the machine's role was revoked."""
         conflicts, revoked = CONFLICTS_MAX, False
         while True:
             group = self._group(names)
@@ -104,7 +104,7 @@ class Deleter:
                 if not (conflicts := conflicts - 1):
                     self._release(names, error)
                     raise
-                self.context.sleep(self._look_again_s)
+                self.context.sleep(self._retry_after_s)
             except (NotAllowed, Rejected) as error:
                 self._release(names, error)
                 raise
@@ -112,11 +112,11 @@ class Deleter:
                 # Such as a network card reserved for the failed machine for another 180 s.
                 if self.context.clock() >= deadline:
                     raise _gave_up(record, names, progress) from error
-                self.context.sleep(error.retry_after_s or self._look_again_s)
+                self.context.sleep(error.retry_after_s or self._retry_after_s)
                 progress.report(f"removing the resource group `{names.group}`")
 
     def _revoked_role(self, names: Names) -> bool:
-        """Whether the machine's rights could be taken back now; its bill does not wait for it."""
+        """Revoke the machine's role if possible now; whether it was."""
         try:
             revoke_role_assignments(self.context, names)
         except Transient:
@@ -124,7 +124,7 @@ class Deleter:
         return True
 
     def _release(self, names: Names, refusal: ProviderError) -> None:
-        """What may not be removed, as under a lock, is at least not left to bill its compute."""
+        """Deallocate what may not be removed, as under a lock, so that it bills no compute."""
         machines = self.context.arm.compute.virtual_machines
         try:
             operation = self.context.arm.begin(
@@ -140,7 +140,7 @@ class Deleter:
             )
 
     def existing_group(self, run_id: str) -> dict[str, Any] | None:
-        """The run's group, after waiting out a deletion under way; None if there is none."""
+        """Find the run's group, after waiting out a deletion under way; None if there is none."""
         names = self.context.names(run_id, 1)
         deadline = self.context.clock() + self.context.settings.operation_wait_s
         while True:
@@ -151,11 +151,11 @@ class Deleter:
                 late = Transient(f"Azure is still removing `{names.group}`", hint=AGAIN)
                 late.unfinished = True  # waited for as long as it may be
                 raise late
-            self.context.sleep(self._look_again_s)
+            self.context.sleep(self._retry_after_s)
 
     @property
-    def _look_again_s(self) -> float:
-        return LOOK_AGAIN * self.context.settings.polling_s
+    def _retry_after_s(self) -> float:
+        return RETRY_INTERVALS * self.context.settings.polling_s
 
     def _group(self, names: Names) -> dict[str, Any] | None:
         groups = self.context.arm.resources.resource_groups
@@ -194,7 +194,7 @@ class Deleter:
     def _once(
         self, record: RunRecord, names: Names, deadline: float, progress: ProgressReporter
     ) -> bool:
-        """One attempt; whether everything is gone now."""
+        """Try to remove the group once; whether everything is gone now."""
         foreign = [one for one in self.parts.inventory(names) if not _ours(one, names)]
         if foreign:
             self._piece_by_piece(record, names, foreign, deadline)
@@ -261,7 +261,7 @@ AGAIN = "`qft down --delete` once more waits on, and tells when nothing is left"
 
 
 def _left(record: RunRecord, names: Names) -> str:
-    """What of a removal under way still bills, as far as this computer knows."""
+    """Describe what of a removal under way still bills, as far as this computer knows."""
     group = f"Azure goes on removing the resource group `{names.group}`"
     if record.compute_ended_at:
         return f"the compute is released; {group}, and its disk and address bill until then"
@@ -269,7 +269,7 @@ def _left(record: RunRecord, names: Names) -> str:
 
 
 def _gave_up(record: RunRecord, names: Names, progress: ProgressReporter) -> Transient:
-    """What is told when Azure has not removed the group for as long as we wait."""
+    """The error for a group that Azure has not removed for as long as we wait."""
     error = Transient(
         f"given up after {progress.elapsed}: `{names.group}` is not gone; {_left(record, names)}",
         hint=f"{AGAIN}; the portal shows what holds it, such as a lock",

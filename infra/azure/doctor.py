@@ -1,8 +1,8 @@
-"""Is everything in place before money is spent: each check says how to mend what it found."""
+"""Checks an account before money is spent; each check says how to mend what it found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,8 @@ from infra.azure.permissions import (
 )
 from infra.catalog.azure import SPOT_QUOTA
 from infra.catalog.vendor import GpuSize, folded
-from infra.errors import ProviderError, SignedOut
 from infra.renting.caller import source_prefix
+from infra.renting.checks import Check, checked
 
 NAMESPACES = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.DevTestLab")
 _SPOT_OFFERS = ("enterpriseagreement", "payasyougo", "sponsored", "csp", "mca", "microsoftcustomer")
@@ -28,26 +28,13 @@ _NO_SPOT_OFFERS = ("freetrial", "azureforstudents", "azurepass", "dreamspark", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """One finding."""
-
-    name: str
-    ok: bool
-    detail: str
-    fix: str = ""
-    """The command or link that mends it; empty if nothing needs mending."""
-    required: bool = True
-    """Whether nothing can be rented while this is not ok."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Looks at the account; changes nothing."""
+    """Checks the account; changes nothing."""
 
     context: AzureContext
 
     def checks(self, regions: Sequence[str], size: GpuSize) -> list[Check]:
-        """Every check in the order in which they should be mended.
+        """Make every check, in the order in which they should be mended.
 
         Without credentials or a subscription nothing further can be seen, and nothing is asked.
         """
@@ -77,7 +64,7 @@ class Doctor:
                 else "https://portal.azure.com/#view/Microsoft_Azure_GTM",
             )
 
-        return _checked("subscription", check)
+        return checked("subscription", check)
 
     def _facts(self) -> dict[str, Any]:
         names = self.context.names("-", 1)
@@ -104,7 +91,7 @@ class Doctor:
                 fix=f"upgrade to pay-as-you-go: {SPOT_OFFERS}" if bad else "",
             )
 
-        return _checked("offer type", check)
+        return checked("offer type", check)
 
     def _provider(self, namespace: str) -> Check:
         needed = namespace != "Microsoft.DevTestLab"
@@ -119,7 +106,7 @@ class Doctor:
                 required=False,
             )
 
-        return _checked(namespace, check, required=needed)
+        return checked(namespace, check, required=needed)
 
     def _permissions(self) -> list[Check]:
         def rent() -> Check:
@@ -144,7 +131,7 @@ class Doctor:
                 required=False,
             )
 
-        return [_checked("rights", rent), _checked("self-release", assign, required=False)]
+        return [checked("rights", rent), checked("self-release", assign, required=False)]
 
     def _quota(self, region: str, size: GpuSize) -> Check:
         name = f"spot quota in {region}"
@@ -166,7 +153,7 @@ class Doctor:
                 fix="" if ok else f"ask for more: {QUOTA_PORTAL}",
             )
 
-        return _checked(name, check, required=False)
+        return checked(name, check, required=False)
 
     def _caller(self) -> Check:
         def check() -> Check:
@@ -176,13 +163,4 @@ class Doctor:
                 detail=f"the firewall will admit {source_prefix(self.context.caller())} only",
             )
 
-        return _checked("your address", check)
-
-
-def _checked(name: str, check: Callable[[], Check], *, required: bool = True) -> Check:
-    """A check that could not be made is a finding, not a crash."""
-    try:
-        return check()
-    except ProviderError as error:
-        name = "credentials" if isinstance(error, SignedOut) else name
-        return Check(name=name, ok=False, detail=str(error), fix=error.hint, required=required)
+        return checked("your address", check)

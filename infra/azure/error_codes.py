@@ -1,4 +1,4 @@
-"""Which kind of refusal a code or a sentence of Azure's stands for; data, and the reading of it.
+"""Maps Azure's error codes and messages to kinds of error: the tables, and how they are read.
 
 The codes are those that Microsoft documents and that public issue trackers show; new ones come
 without notice. So a code that is not in the table is looked at for its parts, then its sentence is
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class ErrorKind(StrEnum):
-    """What a refusal is about, which decides what can be done next."""
+    """What an error is about, which decides what can be done next."""
 
     CAPACITY = "capacity"
     NOT_AS_SPOT = "not sold as spot"
@@ -187,12 +187,12 @@ _NAMED = {code: kind for code, kind in _BY_CODE.items() if kind is not ErrorKind
 
 
 def kind_by_code(code: str) -> ErrorKind | None:
-    """What a code in the table stands for; None for a general or an unknown one."""
+    """Find the kind of a code; None for a general or an unlisted one."""
     return _BY_CODE.get(code.lower())
 
 
 def kind_by_message(code: str, message: str) -> ErrorKind | None:
-    """What the parts of a code, or the words of its message, speak of; None for nothing known."""
+    """Find the kind by parts of a code or words of its message; None if neither is listed."""
     for word in re.findall(r"\b[A-Z][A-Za-z]{9,}\b", message):  # a code that a sentence quotes
         if word != code and word.lower() in _NAMED:
             return _NAMED[word.lower()]

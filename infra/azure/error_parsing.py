@@ -1,4 +1,4 @@
-"""What an exception of the SDK carries, freed from its classes; Azure may leave out any of it."""
+"""Reads what an exception of the SDK carries; Azure may leave out any of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEPTH_MAX = 5
 
 
 def error_info(error: AzureError) -> AzureErrorInfo:
-    """Code, message, status, advice and what is nested; never raises."""
+    """Read code, message, status, advice and what is nested; never raises."""
     if isinstance(error, ClientAuthenticationError) and error.response is None:
         return AzureErrorInfo(message=str(error.message), auth=True)
     if not isinstance(error, HttpResponseError) or error.response is None:
@@ -49,7 +49,7 @@ def error_info(error: AzureError) -> AzureErrorInfo:
 
 
 def is_unreadable(error: HttpResponseError) -> bool:
-    """Whether Azure reported success in words that say nothing: no refusal, and no end either.
+    """Whether Azure reported success without a readable body: no refusal, and no end either.
 
     Such as an empty page of an operation that is under way.
     """
@@ -58,7 +58,7 @@ def is_unreadable(error: HttpResponseError) -> bool:
 
 
 def advice_s(error: HttpResponseError) -> float | None:
-    """How long Azure asks to wait, in seconds or as a date; None if it does not say, or nonsense.
+    """Read how long Azure asks to wait, in seconds or as a date; None if unreadable or absent.
 
     A date counts from the answer's own: this computer's clock may be wrong.
     """
@@ -75,7 +75,7 @@ def advice_s(error: HttpResponseError) -> float | None:
 
 
 def moment_of(text: str) -> datetime | None:
-    """The time that a header tells; None for none, or nonsense."""
+    """Read the time in a header; None if unreadable or absent."""
     try:
         moment = parsedate_to_datetime(text)
     except ValueError:

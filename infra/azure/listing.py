@@ -1,4 +1,4 @@
-"""Every machine of ours: what tags say, and what this computer remembers where they were lost."""
+"""Lists every machine of ours, by its tags, or by this computer's records where they were lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Listing:
     observer: VmObserver
 
     def list_all(self) -> list[Vm]:
-        """Every machine whose group carries our tag, newest first, whoever made it.
+        """List every machine whose group carries our tag, newest first, whoever made it.
 
         Also one whose group lost it: found by the tags of its parts, or by what this computer wrote
         down. Lists lag: a group that is remembered and not listed is asked for by name.
@@ -38,7 +38,7 @@ class Listing:
         lost = []
         for run_id in sorted(recorded_runs(self.context.state_dir, subscription) - listed):
             name = self.context.names(run_id, 1).group
-            with contextlib.suppress(Gone):
+            with contextlib.suppress(Gone):  # removed meanwhile
                 group = self.context.arm.call("look at the group", client.get, name)
                 tagged = is_of_run(group.get("tags"), run_id)
                 groups += [group] * tagged
@@ -50,7 +50,7 @@ class Listing:
         return sorted(found, key=lambda vm: vm.created_at, reverse=True)
 
     def _of_tags(self, tags: dict[str, str] | None) -> Vm | None:
-        """The machine that tags speak of as it is now; None if nothing of it is left."""
+        """Observe the machine that tags describe; None if nothing of it is left."""
         vm = vm_of_group(tags, subscription_id=self.context.settings.subscription_id)
         return None if vm is None else self._seen(vm)
 
@@ -63,17 +63,17 @@ class Listing:
         )
 
     def _from_record(self, run_id: str) -> Vm | None:
-        """A machine that this computer wrote down, in a group that says nothing of it."""
+        """Observe a machine that this computer recorded, in a group without our tag."""
         names = self.context.names(run_id, max(self.context.record(run_id).generation, 1))
         answer: dict[str, Any] = {}
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone):  # the group may have no machine
             answer = self.observer.get(names)
         if is_of_run(answer.get("tags"), run_id):
             return self._of_tags(answer["tags"])
         return self._seen(vm_from_answer(answer, names))
 
     def _tagged(self, listed: set[str]) -> Iterator[Vm]:
-        """Machines of which only parts carry our tag."""
+        """Find machines of which only parts carry our tag."""
         parts: list[dict[str, Any]] = []
         with contextlib.suppress(Gone, NotAllowed, Rejected):  # groups are told all the same
             parts = self.context.arm.pages(

@@ -1,4 +1,4 @@
-"""Names and ids of a run's parts, by which they are found again with every local file lost."""
+"""Names the parts of a run, so that they are found again with every local file lost."""
 
 from __future__ import annotations
 

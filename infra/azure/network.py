@@ -100,7 +100,7 @@ class NetworkCreator:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One piece of the network: what it is called, who makes it, and from what."""
+    """One part of the network: its name, the client that creates it, and the request body."""
 
     key: str
     name: str
@@ -109,12 +109,12 @@ class Part:
 
 
 def nsg(*, region: str, tags: dict[str, str], source: str) -> dict[str, Any]:
-    """The network security group: SSH from `source`, nothing else from outside."""
+    """Build the network security group: SSH from `source`, nothing else from outside."""
     return {"location": region, "tags": tags, "properties": {"securityRules": [rule(source)]}}
 
 
 def rule(source: str) -> dict[str, Any]:
-    """The one rule that admits the caller."""
+    """Build the one rule that admits the caller."""
     return {
         "name": RULE,
         "properties": {
@@ -132,7 +132,7 @@ def rule(source: str) -> dict[str, Any]:
 
 
 def vnet(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
-    """A virtual network with one subnet; the firewall stands at the network card.
+    """Build a virtual network with one subnet; the security group is at the network interface.
 
     Subnets made with this API version have no way out of their own: the public address is not a
     convenience but what lets the machine install anything.
@@ -148,7 +148,7 @@ def vnet(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
 
 
 def public_ip(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
-    """A static Standard address, so that it survives deallocation (and bills while it exists)."""
+    """Build a static Standard address, which survives deallocation (and bills while it exists)."""
     return {
         "location": region,
         "tags": tags,
@@ -160,7 +160,7 @@ def public_ip(*, region: str, tags: dict[str, str]) -> dict[str, Any]:
 def nic(
     *, region: str, tags: dict[str, str], subnet_id: str, public_ip_id: str, nsg_id: str
 ) -> dict[str, Any]:
-    """The network card; its address is deleted with the machine that carries it."""
+    """Build the network interface; its address is deleted with the machine that has it."""
     return {
         "location": region,
         "tags": tags,

@@ -1,4 +1,4 @@
-"""What one look at Azure tells: power, address, and why a machine stopped, if anyone knows."""
+"""Observes a machine: power, address, and why it stopped, if Azure says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OUR_REQUESTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class VmObserver:
-    """Reads; changes nothing."""
+    """Observes machines; changes nothing."""
 
     context: AzureContext
     price_now: Callable[[str, str], float | None]
@@ -34,24 +34,24 @@ class VmObserver:
     """The same, some minutes old at most, for looks every few seconds."""
 
     def observe(self, vm: Vm) -> Observation:
-        """One look at a machine: one request while it runs, one more to learn why it stopped."""
+        """Observe a machine: one request while it runs, one more to learn why it stopped."""
         names = names_of(vm, self.context.settings.subscription_id)
         record = self.context.record(vm.run_id)
         try:
             answer = self.get(names)
         except Gone:
             return self._gone(names, record)
-        power, words = power_of(answer)
+        power, status_text = power_of(answer)
         code, message = failure_of(answer)
         pending = self.operations.follow(names, record)
         if pending and record.requested == "start" and power is PowerState.DEALLOCATED:
-            power, words = PowerState.STARTING, "accepted, and not yet started"
+            power, status_text = PowerState.STARTING, "accepted, and not yet started"
         if power is PowerState.FAILED:
             return Observation(
                 power=power,
                 host=self.address(record, names),
                 stop_reason=StopReason.FAILED,
-                detail=f"{code}: {message}" if code else words,
+                detail=f"{code}: {message}" if code else status_text,
                 refusal=self.operations.refusal(names, record, answer),
             )
         host = self.address(record, names)
@@ -62,7 +62,7 @@ class VmObserver:
                 host=host,
                 port=port,
                 metadata_url=url,
-                detail=words,
+                detail=status_text,
                 price_usd_per_h=self._price_of(answer),
                 bills_since=self.operations.bills_since(names, record, answer),
             )
@@ -80,7 +80,7 @@ class VmObserver:
             stop_reason=cause.reason,
             certain=cause.certain,
             since=cause.since,
-            detail=cause.detail or words,
+            detail=cause.detail or status_text,
             ran=cause.ran or self.operations.has_run(record),
             refusal=cause.refusal,
         )
@@ -88,7 +88,7 @@ class VmObserver:
     def stop_reason_from_log(
         self, vm: Vm, *, after_s: float, before_s: float
     ) -> Observation | None:
-        """What the activity log tells by now of a stop between those times; None if nothing."""
+        """Read from the activity log why it stopped between those times; None if not there."""
         names = names_of(vm, self.context.settings.subscription_id)
         try:
             answer = self.get(names)
@@ -114,11 +114,11 @@ class VmObserver:
 
     @property
     def operations(self) -> OperationTracker:
-        """How the last orders ended."""
+        """The tracker of the last operations."""
         return OperationTracker(context=self.context)
 
     def get(self, names: Names) -> dict[str, Any]:
-        """The machine with its instance view; raises `Gone` if there is none."""
+        """Get the machine with its instance view; raises `Gone` if there is none."""
         machines = self.context.arm.compute.virtual_machines
         return dict(
             self.context.arm.call(
@@ -127,7 +127,7 @@ class VmObserver:
         )
 
     def address(self, record: RunRecord, names: Names) -> str:
-        """The machine's public address, asked for once: it is static. Empty if there is none."""
+        """Get the public address, requested once: it is static. Empty if there is none."""
         if record.address and record.generation == names.generation:
             return record.address
         addresses = self.context.arm.network.public_ip_addresses
@@ -144,7 +144,7 @@ class VmObserver:
         return text
 
     def _gone(self, names: Names, record: RunRecord) -> Observation:
-        """No such machine: gone, or remnants if its group still stands."""
+        """Observe what is left of a machine: nothing, or remnants if its group exists."""
         groups = self.context.arm.resources.resource_groups
         try:
             group = self.context.arm.call("look at the group", groups.get, names.group)
@@ -173,9 +173,9 @@ class VmObserver:
         )
         if isinstance(cause, str):
             return seen
-        words = f"{detail}: {cause.detail}"
+        status_text = f"{detail}: {cause.detail}"
         return replace(
-            seen, stop_reason=cause.reason, since=cause.since, certain=True, detail=words
+            seen, stop_reason=cause.reason, since=cause.since, certain=True, detail=status_text
         )
 
     def _billing_remains(self, names: Names, record: RunRecord) -> bool:
@@ -202,7 +202,7 @@ class VmObserver:
     # ---- why it stopped ----
 
     def _stop_cause(self, names: Names, record: RunRecord, answer: dict[str, Any]) -> StopCause:
-        """Reason, since when, and words. Azure's model of an evicted machine does not say so.
+        """Find why a machine went down. Azure's model of an evicted machine does not say so.
 
         Proof comes from our own record of what we asked, then from the activity log, which may be
         minutes late or closed to this account. A spot machine that went down without anybody in
@@ -234,7 +234,7 @@ class VmObserver:
     def _power_off_cause(
         self, names: Names, record: RunRecord, answer: dict[str, Any]
     ) -> StopCause:
-        """Why it is switched off and billed: a `stop` that the log knows of, or from inside."""
+        """Find why it is switched off and billed: a `stop` in the log, or from inside."""
         bills = "still billed until it is deallocated"
         cause = ActivityLog(context=self.context).stop_cause(
             names, answer, after_s=self._started_at(names, record)
@@ -246,7 +246,7 @@ class VmObserver:
 
     @staticmethod
     def _started_at(names: Names, record: RunRecord) -> float:
-        """When this life of the machine began, as far as this computer knows; 0 if it does not."""
+        """When the machine was last created or started, as recorded here; 0 if it is not."""
         ours = record.generation == names.generation and record.requested in {"create", "start"}
         return record.requested_at if ours else 0.0
 
@@ -270,7 +270,7 @@ def _size_and_region(answer: dict[str, Any]) -> tuple[str, str]:
 
 
 def _inferred_cause(answer: dict[str, Any], silence: str, note: str) -> StopCause:
-    """Who did it when nobody says: of a spot machine, Azure, as far as anyone can tell."""
+    """Infer a cause that nobody reports: a spot machine counts as evicted by Azure."""
     spot = str((answer.get("properties") or {}).get("priority") or "").lower() == "spot"
     if not spot:
         detail = f"deallocated, not by us; {silence}{note}"

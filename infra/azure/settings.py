@@ -1,4 +1,4 @@
-"""Everything about Azure that a user or a test may choose, read once from the environment."""
+"""The settings of the Azure provider, read once from the environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PUBLIC_ADDRESS = "https://api.ipify.org"
 
 @dataclass(frozen=True, kw_only=True)
 class AzureSettings:
-    """Which account, which endpoints, and how patient to be. Holds no secret."""
+    """Account, endpoints and timeouts. Holds no secret."""
 
     subscription_id: str = ""
     arm_endpoint: str = PUBLIC_ARM
@@ -53,7 +53,7 @@ class AzureSettings:
 
     @property
     def audience(self) -> str:
-        """What tokens are asked for."""
+        """The audience of the tokens."""
         sovereign = self.arm_endpoint.lower() in SOVEREIGN_ARM
         own = self.arm_endpoint if sovereign else PUBLIC_ARM
         return self.arm_audience or own

@@ -26,7 +26,7 @@ CAP_STEP_USD = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class VmOptions:
-    """How machines are made, apart from what the spec says."""
+    """Options of a machine apart from its spec."""
 
     image: str
     """URN: publisher:offer:sku:version."""
@@ -34,7 +34,7 @@ class VmOptions:
     identity: bool
     """Whether it gets a managed identity of its own."""
     security: bool = True
-    """Whether the body says that Secure Boot is off; not where Azure refused to be told."""
+    """Whether the body says that Secure Boot is off; not where Azure refused that."""
     arm: str = PUBLIC_ARM
     """The Resource Manager that the machine itself asks to take it back."""
     audience: str = PUBLIC_ARM
@@ -43,7 +43,7 @@ class VmOptions:
 def vm_body(
     spec: VmSpec, *, names: Names, tags: dict[str, str], options: VmOptions
 ) -> dict[str, Any]:
-    """The `virtualMachines` PUT body: spot, under the cap, gone without a trace when deleted.
+    """Build the `virtualMachines` PUT body: spot, under the cap, with parts deleted along.
 
     Secure Boot is off, as `SECURITY` says why.
     """
@@ -88,7 +88,7 @@ def vm_body(
 
 
 def _os_profile(spec: VmSpec, names: Names, options: VmOptions) -> dict[str, Any]:
-    """Who may enter (one key, no password) and what happens at the first boot."""
+    """Build the OS profile: one SSH key, no password, and the first-boot data."""
     return {
         "computerName": names.vm[:63].rstrip("-"),
         "adminUsername": spec.user,
@@ -114,7 +114,7 @@ def _os_profile(spec: VmSpec, names: Names, options: VmOptions) -> dict[str, Any
 
 
 def _self_release_arguments(spec: VmSpec, options: VmOptions) -> list[str]:
-    """How the machine's own watchdog is started."""
+    """The arguments of the program with which the machine releases itself."""
     home = ["--home", f"/home/{spec.user}"]
     if options.arm == PUBLIC_ARM:
         return home
@@ -122,7 +122,7 @@ def _self_release_arguments(spec: VmSpec, options: VmOptions) -> list[str]:
 
 
 def cap_of(spec: VmSpec) -> float:
-    """The cap as Azure wants it: USD per hour with five decimals, or -1 for none.
+    """Read the cap as Azure wants it: USD per hour with five decimals, or -1 for none.
 
     Raises `BadRequest` for a cap that is not above zero.
     """
@@ -139,7 +139,7 @@ def cap_for(cap: float | None) -> float:
 
 
 def current_cap(answer: dict[str, Any]) -> float:
-    """The cap of a machine as Azure tells it, USD per hour; `NO_CAP` if it has none."""
+    """Read the cap of a machine, USD per hour; `NO_CAP` if it has none."""
     profile = (answer.get("properties") or {}).get("billingProfile") or {}
     return float(profile.get("maxPrice") or NO_CAP)
 
@@ -174,7 +174,7 @@ def difference_from(answer: dict[str, Any], spec: VmSpec) -> str:
 
 
 def vm_from_answer(answer: dict[str, Any], names: Names) -> Vm:
-    """A machine of ours as its own description tells it, where no tag does."""
+    """Read a machine of ours from its own description, where no tag describes it."""
     properties = answer.get("properties") or {}
     return Vm(
         provider="azure",
@@ -188,7 +188,7 @@ def vm_from_answer(answer: dict[str, Any], names: Names) -> Vm:
 
 
 def power_of(answer: dict[str, Any]) -> tuple[PowerState, str]:
-    """The power state and Azure's own words for it, from a GET with the instance view.
+    """Read the power state and Azure's own words for it, from a GET with the instance view.
 
     Statuses come in any order, and the power state can be absent, so nothing is read by position.
     """
@@ -202,10 +202,12 @@ def power_of(answer: dict[str, Any]) -> tuple[PowerState, str]:
     if made == "deleting":
         return PowerState.STOPPING, "being deleted"
     if state is not None and (made != "failed" or state in _TRUSTED_AFTER_FAILURE):
-        return state, _words(statuses, "powerstate/")
+        return state, _status_text(statuses, "powerstate/")
     if made == "failed":
-        return PowerState.FAILED, _words(statuses, "provisioningstate/") or "provisioning failed"
-    return PowerState.CREATING, _words(statuses, "provisioningstate/") or made
+        return PowerState.FAILED, _status_text(
+            statuses, "provisioningstate/"
+        ) or "provisioning failed"
+    return PowerState.CREATING, _status_text(statuses, "provisioningstate/") or made
 
 
 _POWER = {
@@ -221,7 +223,7 @@ _TRUSTED_AFTER_FAILURE = {PowerState.RUNNING, PowerState.DEALLOCATED}
 
 
 def failure_of(answer: dict[str, Any]) -> tuple[str, str]:
-    """Code and message of a failed provisioning, from the instance view; empty if not told."""
+    """Read code and message of a failed provisioning from the instance view; empty if not there."""
     view = (answer.get("properties") or {}).get("instanceView") or {}
     for one in view.get("statuses") or []:
         parts = str(one.get("code") or "").split("/")
@@ -234,7 +236,7 @@ def failure_of(answer: dict[str, Any]) -> tuple[str, str]:
 
 
 def last_finished_at(answer: dict[str, Any]) -> str:
-    """When Azure last finished something with the machine, from the instance view; else empty."""
+    """Read when Azure last finished something with the machine; empty if not in the view."""
     view = (answer.get("properties") or {}).get("instanceView") or {}
     for one in view.get("statuses") or []:
         if str(one.get("code") or "").lower() == "provisioningstate/succeeded":
@@ -242,16 +244,16 @@ def last_finished_at(answer: dict[str, Any]) -> str:
     return ""
 
 
-def _words(statuses: list[dict[str, Any]], prefix: str) -> str:
+def _status_text(statuses: list[dict[str, Any]], prefix: str) -> str:
     for one in statuses:
         if str(one.get("code") or "").lower().startswith(prefix):
-            words = [one.get("displayStatus"), one.get("message")]
-            return ": ".join(str(word) for word in words if word)
+            texts = [one.get("displayStatus"), one.get("message")]
+            return ": ".join(str(word) for word in texts if word)
     return ""
 
 
 def check_spec(spec: VmSpec) -> None:
-    """What Azure would refuse late and dearly is refused here at once."""
+    """Raise `BadRequest` at once for what Azure would refuse late and at a cost."""
     if spec.offer.provider != "azure":
         raise BadRequest(f"an offer of `{spec.offer.provider}` cannot be rented from azure")
     if spec.user.lower() in _FORBIDDEN_USERS:
@@ -286,7 +288,7 @@ REFUSED_SECURITY = ("trustedlaunch", "trusted launch", "securitytype", "security
 
 
 def image_for(size: str, chosen: str = "") -> str:
-    """The image URN for a size: the one that the user chose, else the one that suits its driver.
+    """Choose the image URN for a size: the user's, else the one that suits its driver.
 
     A size that the catalog lacks gets the image with the driver.
     """
@@ -302,13 +304,13 @@ def security_for(image: str) -> dict[str, object] | None:
 
 
 def refuses_security(text: str) -> bool:
-    """Whether a refusal in Azure's words is one of `SECURITY`, so that it helps to leave it out."""
+    """Whether a refusal is about `SECURITY`, so that it helps to leave it out."""
     lowered = text.lower()
     return any(word in lowered for word in REFUSED_SECURITY)
 
 
 def cannot_boot(image: str, size: GpuSize) -> str:
-    """Why a size cannot boot an image; empty if it can, or if nothing is known against it."""
+    """Explain why a size cannot boot an image; empty if it can, or if nothing speaks against it."""
     generation = generation_of(image)
     if generation is None or generation in size.hypervisor_generations:
         return ""

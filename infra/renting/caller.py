@@ -1,4 +1,4 @@
-"""The caller's public address, which is the only one that a rented machine's firewall admits."""
+"""Finds the caller's public address, the only one that a rented machine's firewall admits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDEST = 16
 
 
 def source_prefix(address: str) -> str:
-    """The caller's address as the source that the firewall admits: one host, or a given CIDR.
+    """Check the caller's address as the source that a firewall admits: one host, or a given CIDR.
 
     Raises `NotAllowed` for anything that would open the machine to the world, could not reach it,
     or is no address.
@@ -41,7 +41,7 @@ def source_prefix(address: str) -> str:
 
 
 def own_address(url: str) -> str:
-    """The address from which this computer reaches a cloud in its own network; else empty.
+    """Find the address from which this computer reaches a cloud in its own network; else empty.
 
     A cloud behind a private or loopback address hands out addresses of that same network, where
     the world's view of the caller would open the firewall to nobody. Sends nothing.
@@ -57,7 +57,7 @@ def own_address(url: str) -> str:
 
 
 def public_address(url: str) -> str:
-    """The caller's address as the page at `url` sees it."""
+    """Fetch the caller's address as the page at `url` sees it."""
     try:
         return fetch(url).decode("ascii", "replace").strip()
     except Transient as error:

@@ -1,4 +1,4 @@
-"""The cloud-init data of a machine, which then presents the host key pinned before it existed."""
+"""Builds cloud-init data: the machine presents the host key that was pinned before it existed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cloud_config(
     self_release_text: str = "",
     self_release_arguments: Sequence[str] = (),
 ) -> bytes:
-    """The document that makes cloud-init install exactly this ed25519 host key.
+    """Build the document that makes cloud-init install exactly this ed25519 host key.
 
     The key is throwaway: it dies with the machine. JSON is YAML, so the document needs no YAML
     writer and nothing in a key can break out of it. With `self_release_text`, a program of
@@ -44,7 +44,7 @@ def cloud_config(
 
 
 def one_file(release: Path | None = None) -> str:
-    """The text of `self_release.py`, with the vendor's way to release a machine behind it.
+    """Compose `self_release.py` and the vendor's way to release a machine into one file.
 
     `release` is a module that imports from `self_release` in one line and calls its `main` with a
     `release` of its own. Without one the machine switches itself off.
@@ -59,7 +59,7 @@ def one_file(release: Path | None = None) -> str:
 
 
 def _service_files(text: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """The files that make a program a service of the system, not of the user."""
+    """Build the files that make a program a service of the system, not of the user."""
     return [
         {"path": PROGRAM_PATH, "permissions": "0755", "content": text},
         {

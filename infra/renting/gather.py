@@ -18,7 +18,7 @@ GATHER_THREAD = "asking"
 
 @dataclass(kw_only=True)
 class Findings:
-    """What was learnt of an account in time; what is missing is unknown, never assumed."""
+    """What was learnt of an account in time; what is missing stays open, never assumed."""
 
     quota: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     """By region: used and limit by folded quota name."""

@@ -17,7 +17,7 @@ ANSWER_BYTES_MAX = 8 * 1024 * 1024
 
 
 def fetch(url: str, *, timeout_s: float = 10.0) -> bytes:
-    """The body at `url`, at most 8 MiB of it.
+    """Fetch the body at `url`, at most 8 MiB of it.
 
     `REQUESTS_CA_BUNDLE` is honoured, file or directory, as the SDKs do. Raises `Transient` if
     nothing came within `timeout_s`, `NotAllowed` for a URL that is neither https nor on this very
@@ -39,7 +39,7 @@ def fetch(url: str, *, timeout_s: float = 10.0) -> bytes:
 
 
 def fetch_json(url: str) -> Any:
-    """A page of JSON; raises `OSError` or `ValueError`, as price lists expect."""
+    """Fetch a page of JSON; raises `OSError` or `ValueError`, as price lists expect."""
     try:
         return parse(fetch(url, timeout_s=3.0), bytes_max=ANSWER_BYTES_MAX)
     except ProviderError as error:

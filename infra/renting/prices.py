@@ -56,7 +56,7 @@ class PriceList:
     """What went wrong, for people; a quote always comes back all the same."""
 
     def quotes(self, sizes: Sequence[str], regions: Sequence[str]) -> list[Quote]:
-        """One quote for each size in each region, in that order. Writes the cache if it learnt."""
+        """Quote each size in each region, in that order; writes the cache if anything is new."""
         quotes_by_place = self._cached()
         began_s = self.clock()
         learnt = False
@@ -110,7 +110,7 @@ class PriceList:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriceWatch:
+class PriceMonitor:
     """The price of a running machine for observations every few seconds: asks the list seldom."""
 
     ask: Callable[..., float | None]
@@ -137,7 +137,7 @@ def age_s(quote: Quote, now: float) -> float:
 
 
 def catalog_quote(catalog: VendorCatalog, size: str, region: str) -> Quote:
-    """The quote of last resort. Its spot price is that of one region, which its source names."""
+    """Quote from the catalog. Its spot price is that of one region, which its source names."""
     listed = catalog.find(size)
     spot = listed.spot_usd_per_h if listed else None
     on_demand = listed.on_demand_usd_per_h.get(region) if listed else None
@@ -156,12 +156,12 @@ def catalog_quote(catalog: VendorCatalog, size: str, region: str) -> Quote:
 
 
 def price_obstacle(price: float, cap: float | None) -> str:
-    """Why a price, USD per hour, cannot be taken under a cap; empty if it can."""
+    """Explain why a price, USD per hour, is above a cap; empty if it is not."""
     if cap is None or price <= cap:
         return ""
     return f"costs {price:.4f} USD/h now, above the cap of {cap:.4f}"
 
 
 def free_first(offers: Iterable[Offer]) -> list[Offer]:
-    """Offers in their own order, but those that are blocked behind the others."""
+    """Sort offers so that blocked ones come last, in their own order otherwise."""
     return sorted(offers, key=lambda one: bool(one.blocked_by))

@@ -14,7 +14,7 @@ from infra.timestamps import format_utc
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """One refusal and until when it is believed."""
+    """One refusal, and until when it counts."""
 
     size: str
     region: str

@@ -79,14 +79,14 @@ class RunRecord:
         write_json(self.path, {"version": 1, **value})
 
     def note(self, requested: str, at: float) -> None:
-        """Write down what is about to be asked for; how an earlier order ended is over."""
+        """Record what is about to be requested; how an earlier request ended is dropped."""
         self.requested, self.requested_at = requested, at
         self.began_at, self.ended_at, self.refusal = 0.0, 0.0, []
         if requested in {"create", "start"}:
             self.compute_ended_at = 0.0
         self.save()
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Remove the file: nothing of the run remains."""
         self.path.unlink(missing_ok=True)
 

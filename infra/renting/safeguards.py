@@ -1,4 +1,4 @@
-"""Safeguards end the bill of a rented machine when everything of ours is dead; what it then costs.
+"""Computes what a rented machine can cost when only its safeguards are left to end the bill.
 
 Each vendor sets safeguards of its own; what is here is the same for all of them.
 """

@@ -63,7 +63,7 @@ def main(
 
 
 def why_end(*, now_s: float, active_s: float, limit_s: float | None, idle_s: float) -> str:
-    """Why the machine should go now; empty if it should not."""
+    """Decide why the machine should be released now; empty if it should not."""
     if limit_s is not None and now_s >= limit_s:
         return "the budget's time is over"
     if now_s - active_s >= idle_s:
@@ -118,7 +118,7 @@ def booted_s(uptime: Path) -> float:
 
 
 def ssh_sessions(table: Path, port: int) -> int:
-    """How many connections to SSH are established, from the kernel's own table."""
+    """Count the established SSH connections in the kernel's own table."""
     try:
         lines = table.read_text(encoding="ascii").splitlines()[1:]
     except OSError:

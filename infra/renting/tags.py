@@ -1,4 +1,4 @@
-"""The tags of a rented machine, from which it is found again with every local file lost."""
+"""Tags a rented machine, so that it is found again with every local file lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS_MAX = 20
 def tags_of(
     spec: VmSpec, *, created_at: str, idle_usd_per_h: float, name_chars_max: int
 ) -> dict[str, str]:
-    """The tags that every part carries: enough to list, to reach and to remove the machine.
+    """Build the tags that every part carries: enough to list, reach and remove the machine.
 
     Holds public facts only; `name_chars_max` is the vendor's limit of a tag's name. Raises
     `BadRequest` for a label that no tag can hold.
@@ -60,7 +60,7 @@ def vm_from_tags(
     id_of: Callable[[str, int], str],
     default_idle_usd_per_h: float,
 ) -> Vm | None:
-    """The machine that tags describe, of which only remnants are sure; None if they are not ours.
+    """Read the machine that tags describe, of which only remnants are sure; None if not ours.
 
     `id_of` gives the provider's id for a run id and a generation.
     """

@@ -1,1 +1,1 @@
-"""Scripts that are copied to the machine and run there; the standard library only."""
+"""Scripts that are uploaded to the machine and run there; standard library only."""

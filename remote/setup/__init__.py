@@ -1,1 +1,1 @@
-"""Makes a machine trainable: driver, Python environment, and the checks of both."""
+"""Sets up a machine to train: driver, Python environment, and the checks of both."""

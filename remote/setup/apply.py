@@ -18,7 +18,7 @@ from remote.job import Job, JobState, JobStatus
 from remote.setup.driver import driver_steps
 from remote.setup.facts import Facts, gather_facts
 from remote.setup.failures import KILLED, KILLED_FOR_MEMORY, explain_failure, is_retryable
-from remote.setup.progress import StepProgress
+from remote.setup.progress import progress_line
 from remote.setup.python_env import cuda_for, environment_steps, gpu_steps, interpreter
 from remote.setup.steps import (
     REBOOT_S_MAX,
@@ -196,7 +196,6 @@ class _SetupRun:
         """Wait until the running step ends and report its progress; stop it when time is up."""
         wait_s = POLL_S_FIRST
         began, next_s = self.clock(), PROGRESS_S
-        progress = StepProgress(name=name)
         while status.state is JobState.RUNNING:
             if self.clock() > ends_at:
                 self.job_status(lambda job: job.stop(grace_s=10))
@@ -209,7 +208,7 @@ class _SetupRun:
             status = self.job_status(lambda job: job.status())
             elapsed_s = self.clock() - began
             if status.state is JobState.RUNNING and elapsed_s >= next_s:
-                self.on_message(progress.line(self.read_log_end(), elapsed_s))
+                self.on_message(progress_line(name, self.read_log_end(), elapsed_s))
                 next_s = elapsed_s + PROGRESS_S
         return status
 

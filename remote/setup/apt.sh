@@ -8,7 +8,7 @@ qft_apt() {
 }
 
 # Fetch the lists. Their lock has no time-out, so it is asked for again, for ten minutes at most. A
-# list that cannot be fetched is no failure yet: installing tells what it lacks.
+# list that cannot be fetched is no failure yet: installing reports what it lacks.
 qft_update() {
   n=0
   while qft_apt update 2>&1 | tee -a /dev/stderr | grep 'not get lock' > /dev/null && [ $n -lt 60 ]; do
@@ -23,37 +23,37 @@ qft_repair() {
   LC_ALL=C DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold --configure -a
 }
 
-# Say what apt-get says, and keep it in the file $said.
-qft_heard() {
-  { qft_apt "$@" 2>&1; echo $? > "$said.code"; } | tee "$said"
-  return "$(cat "$said.code")"
+# Run apt-get, and copy what it prints to the file $output.
+qft_apt_logged() {
+  { qft_apt "$@" 2>&1; echo $? > "$output.code"; } | tee "$output"
+  return "$(cat "$output.code")"
 }
 
 # Install packages; once more after what a cut or an old list left is put right. Whether there is
-# such a thing is read from apt-get's own words.
+# such a thing is found in what apt-get prints.
 qft_install() {
-  said=$(mktemp) || return
-  qft_heard install "$@"
+  output=$(mktemp) || return
+  qft_apt_logged install "$@"
   code=$?
   if [ $code != 0 ]; then
     again=
-    if grep -qE 'dpkg was interrupted|not fully installed' "$said"; then
+    if grep -qE 'dpkg was interrupted|not fully installed' "$output"; then
       again=yes
       qft_repair
     fi
-    if grep -qE -e '--fix-broken install|unmet dependencies' "$said"; then
+    if grep -qE -e '--fix-broken install|unmet dependencies' "$output"; then
       again=yes
       qft_apt --fix-broken install
     fi
-    if grep -qE '404 +[A-Z]|Hash Sum mismatch|unexpected size|to locate package' "$said"; then
+    if grep -qE '404 +[A-Z]|Hash Sum mismatch|unexpected size|to locate package' "$output"; then
       again=yes
       qft_update
     fi
     if [ "$again" ]; then
-      qft_heard install "$@"
+      qft_apt_logged install "$@"
       code=$?
     fi
   fi
-  rm -f "$said" "$said.code"
+  rm -f "$output" "$output.code"
   return $code
 }

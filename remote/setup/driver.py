@@ -93,7 +93,7 @@ def hold_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
                     " 'cuda-drivers*' 2>/dev/null | sed -n 's/^[a-z]* ok installed //p')"
                     " > /dev/null"
                 ),
-                why="an upgrade in mid-training ends in `DriverKind/library version mismatch`",
+                why="an upgrade in mid-training ends in `Driver/library version mismatch`",
                 timeout_s=700,
                 sudo=True,
             )
@@ -113,10 +113,7 @@ def datacenter_steps(facts: Facts) -> list[Step]:
     signed = any(name.startswith("linux-modules-nvidia-") for name in facts.packages)
     if facts.secure_boot and (facts.smi_code is not None or facts.pinned) and not signed:
         refused = "Secure Boot is on, and the kernel refuses its NVIDIA driver, which is unsigned"
-        raise Unfit(
-            [f"{refused}: {facts.smi_message}"],
-            hint=SECURE_BOOT_HINT,
-        )
+        raise Unfit([f"{refused}: {facts.smi_message}"], hint=SECURE_BOOT_HINT)
     if not facts.os.startswith("ubuntu"):
         raise Unfit(
             [f"no driver answers, and qft installs drivers on Ubuntu only, not on `{facts.os}`"],

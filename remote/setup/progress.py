@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 BEGUN = re.compile(r"^qft: (\d+) packages$", re.MULTILINE)
 """What the step that makes the environment prints before pip begins."""
@@ -17,19 +16,12 @@ UNPACKED = re.compile(r"^Unpacking (\S+)", re.MULTILINE)
 SET_UP = re.compile(r"^Setting up (\S+)", re.MULTILINE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepProgress:
-    """Formats the progress of one step."""
-
-    name: str
-    """What the step does, in the imperative."""
-
-    def line(self, log: str, elapsed_s: float) -> str:
-        """Return one line for people: what is done, how many of how many, and the time so far."""
-        done = pip_progress(log) or apt_progress(log)
-        text = f"{done}, {format_duration(elapsed_s)}" if done else format_duration(elapsed_s)
-        notices = NOTICE.findall(log)
-        return f"{self.name}: {text}" + (f" ({notices[-1].strip()})" if notices else "")
+def progress_line(name: str, log: str, elapsed_s: float) -> str:
+    """Return one line for people: how much of the step `name` is done, and the time so far."""
+    done = pip_progress(log) or apt_progress(log)
+    text = f"{done}, {format_duration(elapsed_s)}" if done else format_duration(elapsed_s)
+    notices = NOTICE.findall(log)
+    return f"{name}: {text}" + (f" ({notices[-1].strip()})" if notices else "")
 
 
 def pip_progress(log: str) -> str:

@@ -146,9 +146,9 @@ def install_step(python: PythonInterpreter, cuda: str) -> Step:
         # Where no index of the machine's has the smaller build, pip says so before it fetches any.
         again = COUNTED.format(count=len(pins(requirements(full), python)))
         fetch = (
-            f"{{ {{ {install} -r {lock} 2>&1; echo $? > {folder}/code; }} | tee {folder}/said;"
+            f"{{ {{ {install} -r {lock} 2>&1; echo $? > {folder}/code; }} | tee {folder}/log;"
             f' code=$(cat {folder}/code); [ "$code" = 0 ] ||'
-            f" {{ grep -q 'No matching distribution found for torch==' {folder}/said"
+            f" {{ grep -q 'No matching distribution found for torch==' {folder}/log"
             f" && echo {shlex.quote(NO_SMALL_BUILD)} && echo {shlex.quote(again)}"
             f" && {install} -r {more}; }}; }}"
         )
@@ -161,7 +161,7 @@ def install_step(python: PythonInterpreter, cuda: str) -> Step:
         f" {python.command} -m venv --clear {folder} && mkdir -p {folder}/wheels && {begin}"
         # The wheels go beside the environment: a /tmp in memory would not hold them.
         f' && {{ TMPDIR="$PWD"/{folder}/wheels; export TMPDIR; }} && {fetch}'
-        f" && rm -rf {folder}/wheels {folder}/said {folder}/code && sync && touch {folder}/.ready",
+        f" && rm -rf {folder}/wheels {folder}/log {folder}/code && sync && touch {folder}/.ready",
         why=f"the trainer needs the tested versions ({cuda})",
         timeout_s=3600,
         files={

@@ -121,20 +121,19 @@ def repair_steps(facts: Facts) -> list[Step]:
 
 def stop_upgrades_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
     """Plan to stop automatic upgrades, which would hold the package lock."""
-    steps = []
-    if goal.rented and facts.upgraders:
-        steps.append(
-            Step(
-                name="stop automatic upgrades",
-                command=f"systemctl disable --now {UPGRADERS} 2>/dev/null;"
-                " ! systemctl is-active --quiet unattended-upgrades.service",
-                why="they hold the package lock for minutes after boot, and would replace the"
-                " driver under a running training",
-                timeout_s=1800,  # stopping waits for an upgrade that is under way
-                sudo=True,
-            )
+    if not goal.rented or not facts.upgraders:
+        return []
+    return [
+        Step(
+            name="stop automatic upgrades",
+            command=f"systemctl disable --now {UPGRADERS} 2>/dev/null;"
+            " ! systemctl is-active --quiet unattended-upgrades.service",
+            why="they hold the package lock for minutes after boot, and would replace the"
+            " driver under a running training",
+            timeout_s=1800,  # stopping waits for an upgrade that is under way
+            sudo=True,
         )
-    return steps
+    ]
 
 
 def require_root(facts: Facts, steps: Sequence[Step]) -> list[Step]:

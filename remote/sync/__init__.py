@@ -1,1 +1,1 @@
-"""Verified file transfer over SFTP: pushes and pulls trees of files, whole or absent."""
+"""Pushes and pulls trees of files over SFTP, verified, every file whole or absent."""

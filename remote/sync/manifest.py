@@ -67,7 +67,6 @@ class Difference:
 
     missing: tuple[str, ...]
     """Paths that are absent from the target or have other bytes there."""
-    same: tuple[str, ...]
     extraneous: tuple[str, ...]
     """Paths that only the target has."""
 
@@ -76,7 +75,6 @@ def compare(source: Tree, target: Tree) -> Difference:
     """Compare the tree that should be there with the one that is there."""
     return Difference(
         missing=tuple(sorted(path for path in source if target.get(path) != source[path])),
-        same=tuple(sorted(path for path in source if target.get(path) == source[path])),
         extraneous=tuple(sorted(path for path in target if path not in source)),
     )
 

@@ -89,13 +89,13 @@ def list_source(transfer: Transfer, limits: Limits) -> RemoteListing:
     request |= {"cache": hash_cache_path(transfer.remote), "include": options.include}
     wait_s = min(HASHING_S_MAX, HASHING_S_MIN + limits.total_bytes_max / HASHING_BYTES_PER_S)
     answer = transfer.call("list", request, timeout_s=wait_s)
-    if not replies.read_exists(answer):
+    if answer.get("exists") is not True:
         raise Absent(f"there is no directory {transfer.place}")
     listing = replies.read_listing(
         answer, include=options.include, limits=limits, host=transfer.host
     )
-    if options.only is not None:
-        replies.refuse_unrequested(listing.tree, options.only, place=transfer.place)
+    if options.only is not None and (extra := sorted(set(listing.tree) - set(options.only))):
+        raise Untrusted(f"{transfer.place} offers {extra[0][:200]!r}, which was not asked for")
     return listing
 
 

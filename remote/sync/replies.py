@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from remote.errors import Garbled, Untrusted
+from remote.errors import Garbled
 from remote.sync import manifest
 from remote.sync.manifest import SHA256, Entry, Limits
 from remote.untrusted import text, texts, whole
@@ -31,22 +31,11 @@ class RemoteListing:
     """Some of them, made printable."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiskFull:
-    """The disk there is too small."""
-
-    needed_bytes: int
-    """0 if the answer does not say."""
-    free_bytes: int
-
-
-def read_disk_full(answer: Mapping[str, Any]) -> DiskFull | None:
-    """Return what the disk there lacks, None if the answer is no such refusal."""
+def read_disk_full(answer: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the bytes that are needed and free on a disk that is too small, None if it is not."""
     if "error" not in answer:
         return None
-    return DiskFull(
-        needed_bytes=whole(answer.get("needed")) or 0, free_bytes=whole(answer.get("free")) or 0
-    )
+    return whole(answer.get("needed")) or 0, read_free(answer)
 
 
 def read_listing(
@@ -89,11 +78,6 @@ def read_listing(
     )
 
 
-def read_exists(answer: Mapping[str, Any]) -> bool:
-    """Whether the directory that was listed exists."""
-    return answer.get("exists") is True
-
-
 def read_free(answer: Mapping[str, Any]) -> int:
     """Return how many bytes are free there, 0 if the answer does not say."""
     return whole(answer.get("free")) or 0
@@ -132,10 +116,3 @@ def read_failed_paths(
             raise Garbled(f"{host} did not say which files are in place")
         failed += paths
     return tuple(failed)
-
-
-def refuse_unrequested(tree: Mapping[str, Entry], only: Collection[str], *, place: str) -> None:
-    """Raise `Untrusted` if a file is offered that was not among those named one by one."""
-    unrequested = sorted(set(tree) - set(only))
-    if unrequested:
-        raise Untrusted(f"{place} offers {unrequested[0][:200]!r}, which was not asked for")

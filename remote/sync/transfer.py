@@ -72,8 +72,8 @@ class Transfer:
         """
         answer = self.script.call(verb, {"root": self.remote, **request}, timeout_s=timeout_s)
         if full := read_disk_full(answer):
-            needed = full.needed_bytes or needed_bytes
-            raise NoSpace(self.place, needed_bytes=needed, free_bytes=full.free_bytes)
+            needed, free = full
+            raise NoSpace(self.place, needed_bytes=needed or needed_bytes, free_bytes=free)
         return answer
 
     def counter(self, blobs: Sequence[Blob]) -> ProgressCounter:

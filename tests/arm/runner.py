@@ -16,7 +16,8 @@ import pytest
 import cli
 from arm.harness import AzureHarness
 from commands import down, plan
-from commands.runs import factory, session
+from commands.runs import session
+from infra.azure.registration import AzureRegistration
 from infra.provider import Vm
 from infra.run.fold import fold
 from infra.run.journal import Event, read
@@ -78,7 +79,9 @@ def cli_runner(
     with (
         mock.patch.dict("os.environ", {"QFT_HOME": str(home)}),
         mock.patch.object(
-            factory, "_azure", lambda _vm, where: harness.provider(state_dir=where / "azure")
+            AzureRegistration,
+            "make",
+            lambda _self, _vm, state_dir, _environment: harness.provider(state_dir=state_dir),
         ),
         mock.patch.object(session, "time", clock),
         mock.patch.object(plan, "time", clock),

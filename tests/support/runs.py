@@ -152,10 +152,10 @@ def make_project(folder: Path, *, name: str = "tiny", **tables: Any) -> Project:
     return project
 
 
-def wait_until(question: Callable[[], bool], timeout_s: float = 300.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 300.0) -> None:
     """Wait until the answer is yes."""
     ends_s = time.monotonic() + timeout_s
-    while not question():
+    while not condition():
         if time.monotonic() > ends_s:
             raise AssertionError("it did not happen in time")
         time.sleep(0.05)

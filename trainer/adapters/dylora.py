@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from trainer.adapters.method import AdapterMethod
 from trainer.adapters.settings import BYTES_MAX, CONFIG, RANK_MAX, TENSORS, load_tensors
 from trainer.config import ConfigError
 from trainer.method_table import MethodTable
@@ -32,17 +33,16 @@ ALL_UP_TO = 16  # ranks beyond it are compared at powers of two only
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it spread evenly
 
 
-class DyLora:
+class DyLora(AdapterMethod):
     """Sets the rank at which the LoRA layers of a model work: drawn in training, else `chosen`."""
 
     def __init__(self, model: Any, *, method: MethodTable, seed: int) -> None:
+        super().__init__(model, method=method, seed=seed)
         self.r = method.r
         self.alpha = method.alpha
         self.drawn = method.r
         self.chosen = method.r
         self.losses: dict[int, float] | None = None
-        self._model = model
-        self._seed = seed
         self._masks: dict[tuple[int, torch.device], torch.Tensor] = {}
         for module in model.modules():
             if hasattr(module, "lora_A") and "default" in module.lora_A:
@@ -52,14 +52,8 @@ class DyLora:
         """Draw the rank of `step`."""
         self.drawn = draw_rank(self._seed, step, self.r)
 
-    def after_backward(self) -> None:
-        """The gradients are where they belong; those beyond the drawn rank are zero."""
-
-    def materialize(self) -> None:
-        """Outside training the model works at the chosen rank, whatever was drawn last."""
-
     def choose(self, losses: dict[int, float]) -> None:
-        """Take note of the validation loss of every rank, and work at the best from now on."""
+        """Record the validation loss of every rank, and work at the best from now on."""
         self.losses = losses
         self.chosen = self.best
 
@@ -67,7 +61,7 @@ class DyLora:
         """Write a plain LoRA of the best rank, as PEFT does, and beside it all ranks together."""
         from safetensors.torch import load_file, save_file
 
-        self._model.save_pretrained(str(directory), save_embedding_layers=False)
+        super().save(directory)
         every_rank = load_file(directory / TENSORS)
         save_file(every_rank, directory / WHOLE, metadata={"format": "pt"})
         save_file(cut(every_rank, self.best), directory / TENSORS, metadata={"format": "pt"})
@@ -164,8 +158,8 @@ def ranks_to_compare(r: int) -> tuple[int, ...]:
     """Return every rank up to r, or from `ALL_UP_TO` on the powers of two and r."""
     if r <= ALL_UP_TO:
         return tuple(range(1, r + 1))
-    powers_of_two = [1 << at for at in range(r.bit_length()) if 1 << at < r]
-    return (*powers_of_two, r)
+    doublings = [1 << at for at in range(r.bit_length()) if 1 << at < r]
+    return (*doublings, r)
 
 
 def compare_ranks(

@@ -1,8 +1,8 @@
-"""Every method is a choice of values in one path: what PEFT is asked, and what a step needs beside.
+"""Makes each adapter method from PEFT's LoRA: its settings, its hooks and its saved form.
 
 LoRA, DoRA and rsLoRA are PEFT's own. DyLoRA and NOLA are ours, and differ from LoRA only in what
-happens before and after the passes of a step (`Method`). All are saved so that PEFT loads them, if
-need be after `python -m trainer export`.
+happens before and after the passes of a step (`AdapterMethod`). All are saved so that PEFT loads
+them, if need be after `python -m trainer export`.
 """
 
 from __future__ import annotations
@@ -11,56 +11,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from trainer.adapters import dylora, nola
 from trainer.adapters.dylora import DyLora
+from trainer.adapters.method import AdapterMethod
 from trainer.adapters.nola import Nola
 from trainer.adapters.settings import TENSORS, load_tensors, read_settings
 from trainer.config import ConfigError, TrainTable
 from trainer.method_table import MethodKind, MethodTable, OptimizerKind
 
-
-class Method(Protocol):
-    """What is done around the steps of a training, and at its end."""
-
-    def before_step(self, step: int) -> None:
-        """Prepare the model for the passes of `step`, by the step's number alone."""
-
-    def after_backward(self) -> None:
-        """Bring the gradients of all passes to the trained parameters, before they are clipped."""
-
-    def materialize(self) -> None:
-        """Make the model what its parameters say; call before it is used for anything else."""
-
-    def save(self, directory: Path) -> None:
-        """Write the adapter to `directory`; raises `OSError`."""
-
-
-class PeftMethod:
-    """PEFT alone: nothing happens around a step."""
-
-    def __init__(self, model: Any, *, method: MethodTable, seed: int) -> None:
-        del method, seed  # what the others need
-        self._model = model
-
-    def before_step(self, step: int) -> None:
-        """Nothing to prepare."""
-
-    def after_backward(self) -> None:
-        """The gradients are where they belong."""
-
-    def materialize(self) -> None:
-        """The parameters are the model."""
-
-    def save(self, directory: Path) -> None:
-        """Write PEFT's own files."""
-        self._model.save_pretrained(str(directory), save_embedding_layers=False)
-
-
-OWN_METHODS: Mapping[MethodKind, Callable[..., Method]] = MappingProxyType(
+OWN_METHODS: Mapping[MethodKind, Callable[..., AdapterMethod]] = MappingProxyType(
     {MethodKind.DYLORA: DyLora, MethodKind.QDYLORA: DyLora, MethodKind.NOLA: Nola}
 )
 """The methods that PEFT alone does not train."""
@@ -113,14 +76,14 @@ def settings(method: MethodTable, *, targets: list[str], seq2seq: bool) -> Any:
 
 
 def equip(model: Any, method: MethodTable, train: TrainTable) -> None:
-    """Give a fresh PEFT model what its method needs beside PEFT; `method_of` finds it again."""
-    make = OWN_METHODS.get(method.kind, PeftMethod)
+    """Set `qft_method` of a fresh PEFT model to its method; `method_of` returns it."""
+    make = OWN_METHODS.get(method.kind, AdapterMethod)
     model.qft_method = make(model, method=method, seed=train.seed)
 
 
-def method_of(model: Any) -> Method:
+def method_of(model: Any) -> AdapterMethod:
     """Return what `equip` gave to this model."""
-    found: Method = model.qft_method
+    found: AdapterMethod = model.qft_method
     return found
 
 

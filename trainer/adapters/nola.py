@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from trainer.adapters.method import AdapterMethod
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 from trainer.method_table import MethodTable
@@ -37,11 +38,11 @@ FACTS_BYTES_MAX = 16 << 20
 PREFIX = "base_model.model."
 
 
-class Nola:
+class Nola(AdapterMethod):
     """The coefficients of a PEFT LoRA model, and the ways between them and its matrices."""
 
     def __init__(self, model: Any, *, method: MethodTable, seed: int) -> None:
-        self._model = model
+        super().__init__(model, method=method, seed=seed)
         self._basis = Basis(seed=seed, count=method.combined or 1)
         self._layers = [
             (name.removeprefix(PREFIX), module)

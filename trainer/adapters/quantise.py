@@ -1,4 +1,4 @@
-"""Makes sure that a base asked for in four or eight bits really is: all its layers, or a refusal.
+"""Quantises every linear layer of a base that is loaded in four or eight bits, or refuses it.
 
 transformers 5.23 converts only layers that are exactly `torch.nn.Linear`. Falcon's are of a class
 of their own that computes the same, so they would stay in 16 bits, with one line in the log.

@@ -1,4 +1,4 @@
-"""Reads an adapter_config.json as what a stranger wrote: a closed list of plain values.
+"""Reads an adapter_config.json as untrusted input: a closed list of checked, plain values.
 
 PEFT imports modules that such a file names (`auto_mapping`, `megatron_core`), so it gets to see
 only what is checked here. No library is needed for the check.

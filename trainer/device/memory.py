@@ -1,8 +1,8 @@
-"""Foretells, before money is spent, whether a training fits a GPU, and about how long it takes.
+"""Estimates, before money is spent, whether a training fits a GPU, and about how long it takes.
 
 Nothing heavy is imported and no weight is loaded: the model's `config.json` is enough. Sizes are
 decimal bytes. The formula is written out in `docs/evaluation.md`, with its errors against published
-measurements; it foretells the peak that torch allocates, to which the allocator's slack and the
+measurements; it estimates the peak that torch allocates, to which the allocator's slack and the
 CUDA context are added. The trainer itself measures the truth in its first seconds.
 """
 

@@ -1,4 +1,4 @@
-"""How many sequences go through the model at once: as many as fit, and the loop halves on error."""
+"""Chooses how many sequences go through the model at once; the loop halves it on error."""
 
 from __future__ import annotations
 

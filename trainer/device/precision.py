@@ -1,4 +1,4 @@
-"""Which arithmetic a device gets: decided by its compute capability, never by what a driver claims.
+"""Chooses the arithmetic of a device by its compute capability, not by what its driver claims.
 
 A T4 answers "yes" when asked for bfloat16 support and then emulates it; so nothing is asked.
 """

@@ -1,4 +1,4 @@
-"""Facts about the machine as JSON, so that a wrong driver is found before anything is trained."""
+"""Prints versions and device as JSON, so that a wrong driver is found before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every stage of a job works with: what was ordered, and whom to tell."""
+"""What every stage of a job works with: options, config, status and the preemption flag."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
 def _hardware(device: torch.device, threads: int) -> Facts:
     """Name what computes; the bits of a result depend on it."""
     if device.type == "cuda":  # whatever processor feeds it
-        card = torch.cuda.get_device_name(device)
-        return {"device": device.type, "gpu": card, "cuda": torch.version.cuda}
+        gpu_name = torch.cuda.get_device_name(device)
+        return {"device": device.type, "gpu": gpu_name, "cuda": torch.version.cuda}
     return {"device": device.type, "cpu": cpu_model(), "threads": threads}
 
 

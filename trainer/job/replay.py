@@ -1,4 +1,4 @@
-"""Proves a run by doing a part of it again: the same steps must give the same bits."""
+"""Replays steps of a run and compares them with its log: they must give the same bits."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is made of a finished run: answers, a plain or a merged model, a place on a hub."""
+"""Uses a finished run: generates, exports a plain adapter, merges, publishes on a hub."""

@@ -1,4 +1,4 @@
-"""What a base model is called among strangers: a hub id, or a bare name, never a path of ours."""
+"""Names the base in what is published: by its hub id or a bare name, never by a local path."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from trainer.config import ConfigError
 from trainer.hub import is_hub_id
 
 CONFIGS = ("adapter_config.json", "config.json", "tokenizer_config.json")
-NAMING = ("base_model_name_or_path", "_name_or_path", "name_or_path")
+PATH_FIELDS = ("base_model_name_or_path", "_name_or_path", "name_or_path")
 """The fields in which the libraries write down where a model was loaded from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseName:
-    """What others call the base, and whether they find it on a hub under that name."""
+    """The published name of a base, and whether a hub has it under that name."""
 
     name: str
     on_hub: bool
@@ -42,7 +42,7 @@ def public_base_name(model: str, run_dir: Path, *, folder: str = "", given: str 
 
 
 def without_local_paths(path: Path, base: BaseName) -> bytes | None:
-    """Return a config without paths in the fields that name a model; None if it has none there."""
+    """Return a config with local paths replaced by the name of the base; None if it has none."""
     if path.name not in CONFIGS:
         return None
     try:
@@ -51,9 +51,9 @@ def without_local_paths(path: Path, base: BaseName) -> bytes | None:
         return None  # not ours to judge: it is sent as it is
     if not isinstance(content, dict):
         return None
-    found = {key: content[key] for key in NAMING if isinstance(content.get(key), str)}
-    ours = {key for key, value in found.items() if value and not is_hub_id(value)}
-    if not ours:
+    found = {key: content[key] for key in PATH_FIELDS if isinstance(content.get(key), str)}
+    local = {key for key, value in found.items() if value and not is_hub_id(value)}
+    if not local:
         return None
-    content |= dict.fromkeys(ours, base.name)
+    content |= dict.fromkeys(local, base.name)
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

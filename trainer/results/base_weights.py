@@ -1,4 +1,4 @@
-"""The 16-bit base that an adapter is merged into: where its weights lie, and how to fetch it.
+"""Finds, reads and downloads the weights of the 16-bit base that an adapter is merged into.
 
     python -m trainer fetch-base --model OWNER/NAME [--revision REVISION]
 
@@ -51,7 +51,7 @@ def shard_names(base: Path) -> list[str]:
 
 
 def _listed(base: Path, index: str, single: str) -> list[str]:
-    """Return what the index lists, or the one file if it is there."""
+    """Return the files that the index lists, or the single file if it is there."""
     if not (base / index).is_file():
         return [single] if (base / single).is_file() else []
     try:
@@ -66,7 +66,7 @@ def _listed(base: Path, index: str, single: str) -> list[str]:
 
 
 def safetensors_name(name: str) -> str:
-    """Return what a shard is called once it is written as safetensors."""
+    """Return the file name of a shard once it is written as safetensors."""
     return Path(name.removeprefix("pytorch_")).stem + ".safetensors"
 
 
@@ -84,11 +84,11 @@ def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
                     yield name, file.get_tensor(name)
         else:  # a copy each, since tied weights share their memory and safetensors refuses that
-            for name, tensor in _older(path).items():
+            for name, tensor in _load_pickle(path).items():
                 yield name, tensor.clone()
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise NoBaseError(f"{path} cannot be read: {said}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise NoBaseError(f"{path} cannot be read: {reason}") from error
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -104,8 +104,8 @@ def tensor_names(path: Path) -> list[str]:
         raise NoBaseError(f"{path} cannot be read: {error}") from error
 
 
-def _older(path: Path) -> dict[str, Any]:
-    """Map a file of `torch.save` into memory; nothing in it is run, and only tensors are read."""
+def _load_pickle(path: Path) -> dict[str, Any]:
+    """Map a file of `torch.save` into memory, reading tensors only; nothing in it is executed."""
     import torch
 
     found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -115,7 +115,7 @@ def _older(path: Path) -> dict[str, Any]:
 
 
 def stored_name(name: str, names: Collection[str]) -> str:
-    """Return the name of a loaded model's tensor as files with these `names` write it.
+    """Return the name of a loaded model's tensor in files with these `names`.
 
     A base may be stored without the first part of its names (GPT-2 is, on the hub), which
     transformers puts in front when it loads one.
@@ -125,7 +125,7 @@ def stored_name(name: str, names: Collection[str]) -> str:
 
 
 def download(model: str, revision: str) -> Path:
-    """Return the local copy of a base on the hub, fetched as far as it is not there yet.
+    """Download a base from the hub, as far as it is not there yet; return its directory.
 
     Endpoint, cache and token are those of `huggingface_hub` (`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`).
     What an earlier fetch left is used where the hub is not reached.
@@ -162,11 +162,11 @@ def _snapshot(
             model, revision=revision, allow_patterns=list(names), ignore_patterns=list(ignored)
         )
     except (HTTPError, OSError, ValueError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         refused = isinstance(error, HfHubHTTPError) and not hub_is_silent(error)
         if not refused and isinstance(error, HTTPError | LocalEntryNotFoundError):
-            raise ConnectionError(f"the hub does not give {model}: {said}") from error
-        raise NoBaseError(f"{model} at {revision} cannot be fetched: {said}") from error
+            raise ConnectionError(f"the hub does not give {model}: {reason}") from error
+        raise NoBaseError(f"{model} at {revision} cannot be fetched: {reason}") from error
     return Path(found)
 
 

@@ -1,4 +1,4 @@
-"""Writes a plain LoRA adapter, which any PEFT loads, from what a method of ours left.
+"""Exports a DyLoRA or NOLA adapter as a plain LoRA adapter that any PEFT loads.
 
 From a DyLoRA run at any rank, from a NOLA run by expanding it; the adapters of all other methods
 are plain already.
@@ -27,7 +27,7 @@ from trainer.text import positive
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written, and where."""
+    """The directory, rank and size of what was written."""
 
     directory: Path
     rank: int

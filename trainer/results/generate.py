@@ -1,4 +1,4 @@
-"""Asks a base model with its adapter, as training asked it: the same prompt, the same end.
+"""Generates answers with base and adapter, with the prompt tokens that training had.
 
     python -m trainer generate --run-dir DIR [--field text="..."] [--prompt "..."] [--chat]
 
@@ -25,7 +25,7 @@ from trainer.exit_codes import ExitCode
 
 @dataclass(frozen=True, kw_only=True)
 class Generator:
-    """A loaded model that answers prompts greedily."""
+    """A loaded model with its tokenizer, which generates greedily."""
 
     model: Any
     tokenizer: Any
@@ -33,11 +33,11 @@ class Generator:
 
     @property
     def seq2seq(self) -> bool:
-        """Whether the model reads with an encoder."""
+        """Whether the model is an encoder-decoder."""
         return bool(self.model.config.is_encoder_decoder)
 
-    def answer(self, prompt: Sequence[int], *, tokens_max: int) -> tuple[str, bool]:
-        """Return the answer to prompt tokens, and whether it came to its end by itself.
+    def generate(self, prompt: Sequence[int], *, tokens_max: int) -> tuple[str, bool]:
+        """Return the answer to prompt tokens, and whether it ended with the EOS.
 
         Raises:
             TooLongError: the prompt leaves no place for an answer, or there is none.
@@ -52,7 +52,7 @@ class Generator:
         return self.tokenizer.decode(written.tokens, skip_special_tokens=True), written.stopped
 
     def new_tokens_max(self, prompt: Sequence[int], *, wanted: int) -> int:
-        """Return how many of the tokens wanted the model can write after this prompt.
+        """Return how many of the tokens wanted the model can generate after this prompt.
 
         Raises:
             TooLongError: the prompt leaves no place for an answer, or there is none.
@@ -72,7 +72,7 @@ class Generator:
         return min(wanted, limit - len(prompt) + 1)  # the last one is not read again
 
     def encode_row(self, fields: dict[str, str]) -> tuple[int, ...]:
-        """Return the prompt of a row as training would have read it.
+        """Encode the prompt of a row as training did.
 
         Raises:
             DataError: the template names a field that is not given.
@@ -83,27 +83,27 @@ class Generator:
         )
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """Return a ready prompt in tokens; control tokens written in it count as such."""
+        """Encode a ready prompt; special tokens written in it count as such."""
         codec = self.codec()
         written = Template.parse(text.replace("{", "{{").replace("}", "}}"))
         ids, _, length, _ = codec.assemble(codec.encode([text], written)[0], [])
         return ids[:length]
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
-        """Return what leads to the next answer of a conversation, as training would have read it.
+        """Encode a conversation up to its next answer as training did.
 
         Raises:
             MissingFieldError: the messages are no conversation, or hold control tokens.
         """
         from trainer.data.chat import encode_conversation
 
-        # The dummy answer's place is where the real one begins.
-        chat_loop = [*messages, {"role": "assistant", "content": "."}]
-        item, _ = encode_conversation(self.codec(), chat_loop, style=self.config.data.chat, row=0)
+        # Where the dummy answer is, the real one will be.
+        with_answer = [*messages, {"role": "assistant", "content": "."}]
+        item, _ = encode_conversation(self.codec(), with_answer, style=self.config.data.chat, row=0)
         return item.prompt_ids
 
     def codec(self) -> Codec:
-        """Return how this model's tokenizer frames a text."""
+        """Return the codec of this model's tokenizer."""
         length = self.config.train.max_length
         return Codec.from_tokenizer(self.tokenizer, max_length=length, seq2seq=self.seq2seq)
 
@@ -139,13 +139,13 @@ def chat_loop(
     *,
     tokens_max: int,
 ) -> None:
-    """Answer line after line, each with the whole conversation before it, until the lines end."""
+    """Answer every line with the whole conversation before it, until the lines end."""
     messages: list[dict[str, str]] = []
     for line in lines:
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line.rstrip("\n")})
-        text, _ = generator.answer(generator.encode_chat(messages), tokens_max=tokens_max)
+        text, _ = generator.generate(generator.encode_chat(messages), tokens_max=tokens_max)
         on_message(text)
         messages.append({"role": "assistant", "content": text if text.strip() else "."})
 
@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
         if not (args.run_dir / Path(base).expanduser()).is_dir():
             hint = hub.rely_on_cache()
         generator = load(args.run_dir, adapter=args.adapter, base_only=args.base_only)
-        _check_question(args, generator)
+        _check_request(args, generator)
         if args.chat:
             # Started without a stdin there is none, and nobody asks anything.
             chat_loop(generator, iter(sys.stdin or ()), _log, tokens_max=args.tokens)
@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
             prompt = generator.encode_text(args.prompt)
         else:
             prompt = generator.encode_row(_fields(args))
-        text, stopped = generator.answer(prompt, tokens_max=args.tokens)
+        text, stopped = generator.generate(prompt, tokens_max=args.tokens)
     except (ConfigError, ConnectionError) as error:
         raise ConfigError([str(error), *([hint] if hint else [])]) from error
     _log(text)
@@ -194,8 +194,8 @@ def _fields(args: argparse.Namespace) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in args.field)
 
 
-def _check_question(args: argparse.Namespace, generator: Generator) -> None:
-    """Raise `ConfigError` if the command line asks for nothing that this run can answer."""
+def _check_request(args: argparse.Namespace, generator: Generator) -> None:
+    """Raise `ConfigError` for a command line that this run cannot answer."""
     config = generator.config
     if args.tokens < 1:
         raise ConfigError([f"--tokens: {args.tokens} is no length of an answer"])
@@ -203,20 +203,20 @@ def _check_question(args: argparse.Namespace, generator: Generator) -> None:
     if odd:
         raise ConfigError([f"--field {odd[0]}: write NAME=TEXT"])
     if config.data.messages is None and not args.chat and args.prompt is None:
-        asked, given = Template.parse(config.data.prompt).fields, _fields(args)
-        strangers = [name for name in given if name not in asked]
-        if strangers and all(name in given for name in asked):  # else what is missing says more
-            known = ", ".join(asked) or "none"
-            raise ConfigError([f"--field {strangers[0]}: the prompt's fields are {known}"])
+        fields, given = Template.parse(config.data.prompt).fields, _fields(args)
+        strangers = [name for name in given if name not in fields]
+        if strangers and all(name in given for name in fields):  # else what is missing says more
+            names = ", ".join(fields) or "none"
+            raise ConfigError([f"--field {strangers[0]}: the prompt's fields are {names}"])
     if config.data.messages is not None and not args.chat and args.prompt is None:
         raise ConfigError(["this run learnt conversations: ask with --chat, or with --prompt TEXT"])
-    wordless = config.data.chat == "template" and not generator.tokenizer.chat_template
-    if args.chat and config.data.messages is None and wordless:
-        fields = " ".join(
+    untemplated = config.data.chat == "template" and not generator.tokenizer.chat_template
+    if args.chat and config.data.messages is None and untemplated:
+        words = " ".join(
             f"--field {name}=TEXT" for name in Template.parse(config.data.prompt).fields
         )
-        said = "this run learnt no conversations, and its base has no chat template"
-        raise ConfigError([f"{said}\nhint: ask with {fields or '--prompt TEXT'}"])
+        problem = "this run learnt no conversations, and its base has no chat template"
+        raise ConfigError([f"{problem}\nhint: ask with {words or '--prompt TEXT'}"])
 
 
 def _log(text: str) -> None:

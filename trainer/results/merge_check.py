@@ -1,4 +1,4 @@
-"""How alike a merged model and the adapter that it was made of answer, on held-out rows.
+"""Compares a merged model with its adapter on held-out rows: greedy answers and logits.
 
     python -m trainer merge-check --run-dir DIR --merged DIR [--base DIR] [--adapter DIR]
         [--onto quantized]
@@ -32,14 +32,14 @@ from trainer.results.base_weights import shard_names
 from trainer.results.quantized_base import MergeBase
 from trainer.rundir.layout import CONFIG, resolve
 
-TOKENS_MAX = 64  # of an answer: whoever differs, mostly does so early
-ROOM = 1.2  # what a model takes of the memory that is free, over its weights
+TOKENS_MAX = 64  # of an answer: models that differ mostly do so early
+ROOM = 1.2  # memory that a model takes, over the size of its weights
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOutputs:
-    """What a model said to prompts: its first logits [prompts, words], and its greedy answers."""
+    """The first logits of a model for prompts [prompts, words], and its greedy answers."""
 
     logits: torch.Tensor
     answers: tuple[tuple[tuple[int, ...], bool], ...]
@@ -48,7 +48,7 @@ class ModelOutputs:
 def collect_outputs(
     model: Any, prompts: Sequence[Sequence[int]], *, tokens_max: int, eos_id: int, pad_id: int
 ) -> ModelOutputs:
-    """Return what `model` says to the prompts; nothing of it changes."""
+    """Run the model on the prompts; it is left as it was."""
     from trainer.scoring.constrained import Decoder, batches_by_length, eval_mode
 
     decoder = Decoder(model, eos_ids=[eos_id], pad_id=pad_id)
@@ -86,12 +86,12 @@ def difference(reference: ModelOutputs, merged: ModelOutputs) -> dict[str, Any]:
 def compare_models(
     reference: Any, merged: Any, prompts: Sequence[Sequence[int]], *, tokens_max: int, eos_id: int
 ) -> dict[str, Any]:
-    """Compare two loaded models on prompts, greedily and by their logits."""
-    heard = [
+    """Compare the greedy answers and the logits of two loaded models."""
+    outputs = [
         collect_outputs(model, prompts, tokens_max=tokens_max, eos_id=eos_id, pad_id=eos_id)
         for model in (reference, merged)
     ]
-    return difference(heard[0], heard[1])
+    return difference(outputs[0], outputs[1])
 
 
 def choose_dtype(weights_bytes: int, width: int, *, free_bytes: int) -> torch.dtype | None:
@@ -118,11 +118,11 @@ class CannotCompareError(TrainerError):
 
 def compare(  # noqa: PLR0913 - three places and how much
     run_dir: Path, merged: Path, adapter: Path, *, base: Path | None, rows: int,
-    on_message: Callable[[str], None], onto: MergeBase = MergeBase.ORIGINAL,
+    on_message: Callable[[str], None], merge_base: MergeBase = MergeBase.ORIGINAL,
 ) -> dict[str, Any]:  # fmt: skip
     """Return how `merged` differs from `adapter`, as plain JSON.
 
-    The figures at its top are those against the adapter on the base that was merged `onto`.
+    The figures at its top are those against the adapter on the `merge_base`.
 
     Raises:
         CannotCompareError: it does not fit into the memory.
@@ -139,44 +139,44 @@ def compare(  # noqa: PLR0913 - three places and how much
     tokenizer = models.load_tokenizer(source)
     seq2seq = models.is_seq2seq(models.load_config(source))
     dtype = _dtype_for(merged)
-    items, held_out = _questions(config, run_dir, tokenizer, seq2seq=seq2seq, rows=rows)
+    items, held_out = _load_rows(config, run_dir, tokenizer, seq2seq=seq2seq, rows=rows)
     codec = Codec.from_tokenizer(tokenizer, max_length=config.train.max_length, seq2seq=seq2seq)
     longest = min(max(item.answer_length for item in items), TOKENS_MAX)
     method = config.method.storage
     plain = MethodTable(kind=MethodKind.LORA)
 
-    def hear(place: models.Source, table: MethodTable, adapter: Path | None) -> ModelOutputs:
+    def outputs_of(place: models.Source, table: MethodTable, adapter: Path | None) -> ModelOutputs:
         arithmetic = Precision(
             compute=_CHOICES[dtype], autocast=False, loss_scaling=False, reason=""
         )
         model = models.load_base(place, table, precision=arithmetic, device=CPU)
         model = models.load_adapter(model, adapter) if adapter else model.eval()
-        said = collect_outputs(
+        outputs = collect_outputs(
             model, [item.prompt_ids for item in items],
             tokens_max=longest, eos_id=codec.eos_id, pad_id=padding_id(tokenizer),
         )  # fmt: skip
         del model
         gc.collect()
-        return said
+        return outputs
 
     bases = {MergeBase.ORIGINAL: (plain, "the original base")}
     if method is not Quant.NONE:
         bases[MergeBase.QUANTIZED] = (config.method, f"the {method} base it was trained on")
-    if onto not in bases:
+    if merge_base not in bases:
         raise ConfigError([f"method.quant: {config.method.kind} has no quantised base"])
-    answered = hear(replace(source, name=str(merged.absolute()), revision=None), plain, None)
+    answered = outputs_of(replace(source, name=str(merged.absolute()), revision=None), plain, None)
     found: dict[MergeBase, dict[str, Any]] = {}
-    for one in sorted(bases, key=lambda one: one is not onto):  # the one merged onto is first
+    for one in sorted(bases, key=lambda one: one is not merge_base):  # the one merged onto is first
         table, named = bases[one]
-        found[one] = difference(hear(source, table, adapter), answered)
-        same = ", which it was merged onto" if one is onto else ""
+        found[one] = difference(outputs_of(source, table, adapter), answered)
+        same = ", which it was merged onto" if one is merge_base else ""
         on_message(_sentence(f"the adapter on {named}{same}", found[one]))
     trained = found.get(MergeBase.QUANTIZED)
     return {
         "held_out": held_out,
         "dtype": str(dtype).removeprefix("torch."),
-        "onto": str(onto),
-        **found[onto],
+        "onto": str(merge_base),
+        **found[merge_base],
         "on_original": found[MergeBase.ORIGINAL],
         "as_trained": {"quant": str(method), **trained} if trained else None,
     }
@@ -186,7 +186,7 @@ _CHOICES = {torch.float32: PrecisionChoice.FP32, torch.bfloat16: PrecisionChoice
 
 
 def _dtype_for(merged: Path) -> torch.dtype:
-    """Return in which type a merged model is compared on this computer."""
+    """Return the number format in which a merged model is compared on this computer."""
     import psutil
     from safetensors import safe_open
 
@@ -204,10 +204,10 @@ def _dtype_for(merged: Path) -> torch.dtype:
     return dtype
 
 
-def _questions(
+def _load_rows(
     config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool, rows: int
 ) -> tuple[list[Example], bool]:
-    """Return the rows to ask, and whether they were held out; without such, learnt ones."""
+    """Return the rows to compare on, and whether they are held out; without those, learnt ones."""
     name = config.data.eval or config.data.train
     found = load_examples(
         config.data, resolve(run_dir, name), tokenizer,
@@ -244,7 +244,7 @@ def run(args: argparse.Namespace) -> int:
     adapter = args.adapter or args.run_dir / "adapter"
     found = compare(
         args.run_dir, args.merged, adapter,
-        base=args.base, rows=max(1, args.rows), on_message=on_message, onto=args.onto,
+        base=args.base, rows=max(1, args.rows), on_message=on_message, merge_base=args.onto,
     )  # fmt: skip
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
     return ExitCode.DONE

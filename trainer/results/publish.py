@@ -1,4 +1,4 @@
-"""Puts an adapter or a merged model on a hub, with a card that says what it is and how good.
+"""Publishes an adapter or a merged model on a hub, with a model card of method, data and scores.
 
     python -m trainer publish --run-dir DIR --repo NAME/MODEL [--folder DIR] [--public]
 
@@ -25,7 +25,7 @@ from trainer.adapters.methods import saved_format
 from trainer.config import TrainerConfig, load_config
 from trainer.exit_codes import ExitCode, TrainerError
 from trainer.pages import report
-from trainer.pages.run_files import MALFORMED
+from trainer.pages.run_files import MALFORMED, build_report
 from trainer.results.base_name import BaseName, public_base_name, without_local_paths
 from trainer.results.export import export
 
@@ -35,6 +35,41 @@ MAY_BE_THERE = {401, 402, 403, 409}
 TOO_MANY = 429  # the status of a hub that wants to be asked later
 SILENCE_S = 90.0  # that a hub may take over a word; its library would wait for ever
 NEVER_SENT = ("qft.json", "*optimizer*", "*rng*", ".*")
+
+
+CARD = """\
+---
+{{ card_data }}
+---
+
+# {{ base }}, fine-tuned ({{ kind }})
+
+## Method
+
+- {{ method.kind }}, rank {{ method.r }}, alpha {{ "%g" % method.alpha }}, \
+dropout {{ "%g" % method.dropout }}, base stored as {{ method.storage }}
+- {{ steps }} optimizer steps of {{ train.batch_size }} sequences, \
+learning rate {{ "%g" % train.lr }}, at most {{ train.max_length }} tokens, seed {{ train.seed }}
+
+## Data
+
+- {{ data }}
+{%- if template is not none %}
+- prompt and completion:
+
+{{ fence }}
+{{ template }}
+{{ fence }}
+{%- endif %}
+
+## Scores
+
+{{ scores }}
+
+## Cost
+
+{{ cost }}
+"""
 
 
 class CannotPublishError(TrainerError):
@@ -47,58 +82,47 @@ class SilentHubError(CannotPublishError):
     exit_code = ExitCode.FAILED_IO
 
 
-def card(config: TrainerConfig, told: Mapping[str, Any], *, base: BaseName, merged: bool) -> str:
+def model_card(
+    config: TrainerConfig, results: Mapping[str, Any], *, base: BaseName, merged: bool
+) -> str:
     """Return the model card: base, method, data, scores with intervals, and what it cost.
 
     Local paths are left out: a directory is named by its last part only. `base_model` is there only
     for a base on a hub, since a hub refuses a card that names another.
     """
-    method, train = config.method, config.train
-    kind = "merged model" if merged else "adapter"
-    used = (
-        f"- {method.kind}, rank {method.r}, alpha {method.alpha:g}, dropout {method.dropout:g}, "
-        f"base stored as {method.storage}"
-    )
-    schedule = (
-        f"- {told['steps']} optimizer steps of {train.batch_size} sequences, "
-        f"learning rate {train.lr:g}, at most {train.max_length} tokens, seed {train.seed}"
-    )
-    named = {"train": config.data.train, "eval": config.data.eval} | told["facts"].get("data", {})
-    rows = (told["after"] or told["before"] or {}).get("n")
+    from huggingface_hub import ModelCard, ModelCardData
+
+    data = {"train": config.data.train, "eval": config.data.eval} | results["facts"].get("data", {})
+    rows = (results["after"] or results["before"] or {}).get("n")
     counted = f"{rows} rows of " if rows else ""
-    scored = f", scored on {counted}`{_data_name(named['eval'])}`" if config.data.eval else ""
-    head = [
-        "---",
-        *([f"base_model: {json.dumps(base.name)}"] if base.on_hub else []),
-        f"library_name: {'transformers' if merged else 'peft'}",
-        f"tags: [qft, {method.kind}]",
-        "---",
-        "",
-        f"# {base.name}, fine-tuned ({kind})",
-        "",
-        "## Method",
-        "",
-        used,
-        schedule,
-        "",
-        "## Data",
-        "",
-        f"- learnt from `{_data_name(named['train'])}`{scored}",
-    ]
-    if config.data.messages is None:
-        template = config.data.prompt + config.data.completion
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", template)), default=0))
-        head += ["- prompt and completion:", "", fence, template, fence]
-    lines = [*head, "", "## Scores", "", *_scores(told, merged=merged)]
-    lines += ["", "## Cost", "", *_cost(told), ""]
-    return "\n".join(lines)
+    scored = f", scored on {counted}`{_data_name(data['eval'])}`" if config.data.eval else ""
+    template = config.data.prompt + config.data.completion
+    card = ModelCard.from_template(
+        ModelCardData(
+            base_model=base.name if base.on_hub else None,
+            library_name="transformers" if merged else "peft",
+            tags=["qft", str(config.method.kind)],
+        ),
+        template_str=CARD,
+        base=base.name,
+        kind="merged model" if merged else "adapter",
+        method=config.method,
+        train=config.train,
+        steps=results["steps"],
+        data=f"learnt from `{_data_name(data['train'])}`{scored}",
+        template=template if config.data.messages is None else None,
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", template)), default=0)),
+        scores="\n".join(_scores(results, merged=merged)),
+        cost="\n".join(_cost(results)),
+    )
+    return f"{card}\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repository:
-    """Where to publish: a repository on a hub, and the right to write there."""
+    """A repository on a hub, with the token to write to it."""
 
-    repo: str
+    repo_id: str
     token: str = field(repr=False)
     endpoint: str | None = None
     private: bool = True
@@ -137,13 +161,15 @@ def publish(folder: Path, repository: Repository, *, text: str, base: BaseName) 
         try:
             _make_repository(api, repository)
             api.create_commit(
-                repository.repo, operations=operations, commit_message="Add the model and its card"
+                repository.repo_id,
+                operations=operations,
+                commit_message="Add the model and its card",
             )
         except (HTTPError, OSError, ValueError, RuntimeError, KeyError) as error:
-            said = (str(error) or type(error).__name__).replace(repository.token, "***")
+            reason = (str(error) or type(error).__name__).replace(repository.token, "***")
             # From nothing: the cause holds the request, and the request the token.
-            raise _told(error, said, repository.repo) from None
-    return f"{(repository.endpoint or HUB).rstrip('/')}/{repository.repo}"
+            raise _publish_error(error, reason, repository.repo_id) from None
+    return f"{(repository.endpoint or HUB).rstrip('/')}/{repository.repo_id}"
 
 
 def _make_repository(api: Any, repository: Repository) -> None:
@@ -155,34 +181,34 @@ def _make_repository(api: Any, repository: Repository) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        api.create_repo(repository.repo, private=repository.private)
+        api.create_repo(repository.repo_id, private=repository.private)
     except HfHubHTTPError as error:
         if error.response.status_code not in MAY_BE_THERE:
             raise
 
 
-def _told(error: Exception, said: str, repo: str) -> CannotPublishError:
-    """Return what the hub said, and what to do about it."""
+def _publish_error(error: Exception, reason: str, repo: str) -> CannotPublishError:
+    """Return the error for what the hub answered, with what to do about it."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if isinstance(error, HFValidationError):
         return CannotPublishError(
-            f"`{repo}` cannot name a model: {said}\nhint: write --repo OWNER/MODEL"
+            f"`{repo}` cannot name a model: {reason}\nhint: write --repo OWNER/MODEL"
         )
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if 400 <= status < 500 and status != TOO_MANY:
         return CannotPublishError(
-            f"the hub refused: {said}\nhint: check that HF_TOKEN may write to {repo}"
+            f"the hub refused: {reason}\nhint: check that HF_TOKEN may write to {repo}"
         )
     return SilentHubError(
-        f"the hub does not answer as it should: {said}\n"
+        f"the hub does not answer as it should: {reason}\n"
         "hint: nothing is half-published; the same command tries again"
     )
 
 
 @contextmanager
-def plain(folder: Path) -> Iterator[Path]:
-    """Yield the folder, or for a NOLA adapter a copy for a while that PEFT alone can load.
+def peft_loadable(folder: Path) -> Iterator[Path]:
+    """Yield the folder, or for a NOLA adapter a temporary copy that PEFT alone can load.
 
     Raises:
         ConfigError: the adapter is not whole.
@@ -202,18 +228,18 @@ def _is_sent(path: Path) -> bool:
     )
 
 
-def _scores(told: Mapping[str, Any], *, merged: bool) -> list[str]:
-    alike = report.describe_agreement(told["merged"]) if merged else None
-    parity = ["", f"The merged model {alike}."] if alike else []
+def _scores(results: Mapping[str, Any], *, merged: bool) -> list[str]:
+    alike = report.describe_agreement(results["merged"]) if merged else None
+    agreement = ["", f"The merged model {alike}."] if alike else []
     rows = ["| model | figure | value | 95 % interval |", "| --- | --- | --- | --- |"]
-    for name, figures in told["baselines"].items():
+    for name, figures in results["baselines"].items():
         rows.append(
             _score(report.BASELINE_NAMES.get(name, name), "exact_match", figures["exact_match"])
         )
     for stage, word in (("before", "base"), ("after", "fine-tuned")):
-        if told[stage]:
-            rows.append(_score(word, told[stage]["metric"], told[stage]))
-    return [*(rows if len(rows) > 2 else ["not scored"]), *parity]
+        if results[stage]:
+            rows.append(_score(word, results[stage]["metric"], results[stage]))
+    return [*(rows if len(rows) > 2 else ["not scored"]), *agreement]
 
 
 def _score(name: str, metric: str, figure: Mapping[str, float]) -> str:
@@ -221,23 +247,23 @@ def _score(name: str, metric: str, figure: Mapping[str, float]) -> str:
     return f"| {name} | {metric} | {figure['value']:.3f} | {span} |"
 
 
-def _cost(told: Mapping[str, Any]) -> list[str]:
-    facts = told["facts"]
-    lines = [f"- {told['training_seconds'] / 3600:.2f} hours of training steps"]
+def _cost(results: Mapping[str, Any]) -> list[str]:
+    facts = results["facts"]
+    lines = [f"- {results['training_seconds'] / 3600:.2f} hours of training steps"]
     if "usd" in facts:
         listed = " at the listed price" if facts.get("listed") else ""
         lines.append(f"- {facts['usd']:.2f} USD{listed}")
-    lines.append(f"- {len(told['evictions'])} evictions survived")
+    lines.append(f"- {len(results['evictions'])} evictions survived")
     return lines
 
 
 def _data_name(name: str) -> str:
-    """Return a file's last part, but the whole name of one on a hub, which others can look up."""
+    """Return the last part of a file's name, or the whole name of a file on a hub."""
     return name if hub.parse(name) else Path(name).name
 
 
-def _written(write: Callable[[], str]) -> str:
-    """Return a card; raises `CannotPublishError` for results that no training here writes."""
+def _checked_card(write: Callable[[], str]) -> str:
+    """Return a card; raise `CannotPublishError` for results that no training here writes."""
     try:
         return write()
     except MALFORMED as error:
@@ -248,7 +274,7 @@ def _written(write: Callable[[], str]) -> str:
 
 
 def _warning(base: BaseName, *, merged: bool) -> str:
-    """Return what others lack when the base is not on a hub."""
+    """Return the warning that the card names no base, since it is not on a hub."""
     must = "" if merged else ", and others must say which base the adapter goes with"
     return (
         f"the base `{base.name}` was a directory here: the card leaves `base_model` out{must}\n"
@@ -280,13 +306,13 @@ def run(args: argparse.Namespace) -> int:
     called = {"folder": (facts or {}).get("base", ""), "given": args.base}
     base = public_base_name(config.model.id, args.run_dir, **called)
     merged = args.folder is not None
-    text = _written(
-        lambda: card(config, report.build(args.run_dir, facts), base=base, merged=merged)
+    text = _checked_card(
+        lambda: model_card(config, build_report(args.run_dir, facts), base=base, merged=merged)
     )
     repository = Repository(
-        repo=args.repo, token=token, endpoint=args.endpoint, private=not args.public
+        repo_id=args.repo, token=token, endpoint=args.endpoint, private=not args.public
     )
-    with plain(folder) as sent:
+    with peft_loadable(folder) as sent:
         address = publish(sent, repository, text=text, base=base)
     if not base.on_hub:
         sys.stderr.write(_warning(base, merged=merged))

@@ -1,4 +1,4 @@
-"""The base as training kept it: each quantised weight taken apart again, for a merge onto that.
+"""Dequantises the base as training quantised it, for a merge into those weights.
 
 A weight is quantised by the function that transformers loads a base with, after the same rounding
 and into the same empty model as in training, and dequantised as a forward pass does it.
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class MergeBase(StrEnum):
-    """Which base an adapter is merged into: as its files have it, or as training quantised it."""
+    """The base to merge into: as its files have it, or as training quantised it."""
 
     ORIGINAL = "original"
     QUANTIZED = "quantized"
@@ -32,7 +32,7 @@ class MergeBase(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedBase:
-    """How training kept a base: an empty model of its layers, and the type it was rounded to."""
+    """How training quantised a base: an empty model of it, and the type it was rounded to."""
 
     quant: Quant
     empty: Any
@@ -40,7 +40,7 @@ class QuantizedBase:
     weights: Mapping[str, str]  # in the base's files, by name: the parameter of the empty model
 
     def matched_to(self, names: set[str]) -> QuantizedBase:
-        """Return the same for files whose tensors have these names, perhaps without a first part.
+        """Return the same for files with these tensor names, maybe without their first part.
 
         Raises:
             NoBaseError: a quantised weight is in none of the files under its name.
@@ -55,10 +55,10 @@ class QuantizedBase:
         return replace(self, weights=found)
 
     def dequantized(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor of the base's files as training computed with it, the way round it lies.
+        """Return a tensor of the base as training computed with it, oriented as in its file.
 
-        What was not quantised is returned as it is. A layer of GPT-2's kind lies transposed and is
-        quantised the other way round.
+        What was not quantised is returned as it is. A layer of GPT-2's kind is stored transposed
+        and quantised untransposed.
         """
         parameter = self.weights.get(name)
         if parameter is None or not tensor.is_floating_point():
@@ -83,7 +83,7 @@ class QuantizedBase:
 def describe_quantized_base(
     base: Path, adapter: Path, run_dir: Path, *, on_message: Callable[[str], None]
 ) -> QuantizedBase:
-    """Return how the run in `run_dir` kept the base that lies in `base`; no weight is read.
+    """Describe how the run in `run_dir` quantised the base in `base`; no weight is read.
 
     Raises:
         ConfigError: the run quantised nothing, or its base cannot be loaded.
@@ -124,10 +124,10 @@ def describe_quantized_base(
 def _precision(
     config: TrainerConfig, adapter: Path, on_message: Callable[[str], None]
 ) -> PrecisionChoice:
-    """Return the arithmetic of the training: by the adapter's receipt, else by the config."""
-    told = read_table(adapter / RECEIPT).get("precision")
-    if told in set(PrecisionChoice) - {PrecisionChoice.AUTO}:
-        return PrecisionChoice(told)
+    """Return the precision of the training: by the adapter's receipt, else by the config."""
+    recorded = read_table(adapter / RECEIPT).get("precision")
+    if recorded in set(PrecisionChoice) - {PrecisionChoice.AUTO}:
+        return PrecisionChoice(recorded)
     if config.train.precision is not PrecisionChoice.AUTO:
         return config.train.precision
     on_message(

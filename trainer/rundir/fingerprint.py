@@ -1,4 +1,4 @@
-"""What a run depends on, so that a resume either continues the same run or says what changed.
+"""Records what a run depends on, so that a resume continues the same run or says what changed.
 
 A changed config or data file would make another run: it is refused with a readable difference.
 Other hardware or library versions continue the same run, though not bit for bit, and say so.
@@ -189,7 +189,7 @@ def own_sha256() -> str:
 
 
 def cpu_model() -> str:
-    """Return the processor's name as Linux tells it, or what Python knows."""
+    """Return the processor's name as Linux has it, or what Python knows."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""What lies in a run directory, and whether it is the result of this very config and data."""
+"""Names the files of a run directory, and tells whether they are of this config and data."""
 
 from __future__ import annotations
 

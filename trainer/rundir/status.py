@@ -1,8 +1,8 @@
-"""What a watcher may know at any moment: a heartbeat file, and one log line per optimizer step.
+"""Writes a heartbeat file, and one log line per optimizer step, for whoever watches a training.
 
 Both files are described in `docs/checkpoint.md`. Neither can stop the training: a full disk is
-remembered, told as soon as there is room, and costs no line of the log, which is kept in memory and
-travels inside every checkpoint.
+remembered, reported as soon as there is room, and costs no line of the log, which is kept in memory
+and in every checkpoint.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self._write()
@@ -108,7 +108,7 @@ class Heartbeat:
         if at_once:
             self._changed.set()
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         while not self._ended.is_set():
             self._changed.wait(HEARTBEAT_S)
             self._changed.clear()
@@ -118,7 +118,7 @@ class Heartbeat:
         with self._lock:
             self._status = replace(self._status, updated_at=_iso(self._now()))
             text = json.dumps(asdict(self._status), indent=1) + "\n"
-        with suppress(OSError):  # no room for a heartbeat: the next one tells, training goes on
+        with suppress(OSError):  # no room: the next heartbeat comes, training goes on
             replace_file(self._path, text, disk=self._disk)
 
 
@@ -156,7 +156,7 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Make the file hold this log and nothing else, durably; without room it stays as it is."""
-        with suppress(OSError):
+        with suppress(OSError):  # no room: the old file is whole
             replace_file(self.path, self.to_bytes().decode(), disk=RealDisk())
             self._written = self.path.stat().st_size
 
@@ -176,7 +176,7 @@ def parse_log(data: bytes) -> list[bytes]:
 
 
 def count_steps(path: Path) -> int:
-    """Return the last step that the log at `path` tells of, 0 if none; never raises."""
+    """Return the last step in the log at `path`, 0 if there is none; never raises."""
     try:
         return last_step(path.read_bytes()) or 0
     except OSError:
@@ -184,7 +184,7 @@ def count_steps(path: Path) -> int:
 
 
 def last_step(log: bytes) -> int | None:
-    """Return the step of the last whole line, 0 if there is none, None if it tells no step."""
+    """Return the step of the last whole line, 0 if there is none, None if it has no step."""
     lines = parse_log(log)
     if not lines:
         return 0
@@ -195,7 +195,7 @@ def last_step(log: bytes) -> int | None:
 
 
 def _read_previous(path: Path) -> Status:
-    """Return the counts that the process before left behind; nothing else of it is believed."""
+    """Return the counts that the process before left behind; nothing else of it is used."""
     try:
         raw = table(parse(path.read_bytes(), bytes_max=STATUS_BYTES_MAX))
     except (OSError, NotPlain):

@@ -1,4 +1,4 @@
-"""Saves in the background, one at a time, so that the loop waits for a copy and not for a disk."""
+"""Saves checkpoints in a background thread, so that the loop waits for a copy, not for a disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SaveResult:
 
 
 class AsyncSaver:
-    """Hands snapshots to one background thread; the loop collects the result when it looks up."""
+    """Runs one save at a time in a thread; the loop collects its result after a step."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float]) -> None:
         self._store = store

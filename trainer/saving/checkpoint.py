@@ -1,4 +1,4 @@
-"""Saves that are whole or absent: atomic write, verified load, rotation that spares the newest.
+"""Writes checkpoints whole or not at all, loads verified ones, and never removes the newest.
 
 A save writes into a temporary directory, brings every file to the medium, writes the manifest last,
 renames the directory and brings the new name to the medium. Whatever interrupts it leaves either
@@ -228,7 +228,7 @@ class Store:
 
     def _is_verified(self, step: int) -> bool:
         if step not in self._verified:
-            with suppress(Damaged):
+            with suppress(Damaged):  # then it is not verified
                 self._accept(verify(self.root / directory_name(step)))
         return step in self._verified
 
@@ -279,7 +279,7 @@ def check_same_tensors(what: str, expected: Tensors, found: Tensors) -> None:
 
 
 def tensor_chunks(tensors: Tensors) -> list[memoryview]:
-    """Spell host tensors in the safetensors format, without copying them, in order of name.
+    """Serialise host tensors in the safetensors format, without copying them, in order of name.
 
     The format (8 bytes little-endian header length, JSON header, raw data) is documented at
     https://huggingface.co/docs/safetensors; writing it here keeps the interpreter free during the
@@ -319,5 +319,5 @@ _DTYPES = {
 
 
 def _json(value: Mapping[str, Any]) -> memoryview:
-    """Spell a table as JSON bytes, the same table always as the same bytes."""
+    """Serialise a table as JSON, the same table always as the same bytes."""
     return memoryview((json.dumps(value, sort_keys=True, indent=1) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Keeps log, status and checkpoints in step with the loop: the only place that decides to save."""
+"""Writes log, curves and status after every step, and decides when to save a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOG_EVERY_S = 30.0
 
 @dataclass(kw_only=True)
 class Checkpointer:
-    """Told after every step; logs it, and saves when the cadence says so."""
+    """The step callback of a job: logs each step, and saves when the interval is over."""
 
     state: TrainingState
     saver: AsyncSaver
@@ -54,7 +54,7 @@ class Checkpointer:
         self.on_message(f"checkpoints: {self._interval.reason}")
 
     def after_step(self, record: dict[str, Any]) -> None:
-        """Log the step, tell the heartbeat, and start a save if one is due."""
+        """Log the step, update the status, and start a save if one is due."""
         self.state.log.append(record)
         self.tracker.log(record["step"], curves(record))
         self._report_step(record)
@@ -96,7 +96,7 @@ class Checkpointer:
         self._stall_s = self._tried_s - began_s
 
     def _note_result(self, result: SaveResult | None) -> None:
-        """Take note of how a save ended; one that failed costs a message, not the training."""
+        """Record how a save ended; one that failed costs a message, not the training."""
         if result is None:
             return
         if result.failure is not None:
@@ -131,7 +131,7 @@ class Checkpointer:
             self.heartbeat.update(message=self._validation_text)
 
     def _log_step(self) -> None:
-        """Say how far the training is, unless that step was said or there is none."""
+        """Print how far the training is, unless that was printed or there is no step."""
         record, status = self._last, self.heartbeat.status
         if not record or self._logged_step == record["step"]:
             return

@@ -1,4 +1,4 @@
-"""When to save: often enough to lose little to an eviction, seldom enough to cost little."""
+"""Chooses when to save: often enough to lose little to an eviction, seldom enough to be cheap."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SaveInterval:
 def choose_interval(
     table: CheckpointTable, *, band: EvictionBand | None, save_s: float | None
 ) -> SaveInterval:
-    """Return the cadence of the config; `auto` is computed from the measured time of a save.
+    """Return the interval of the config; `auto` is computed from the measured time of a save.
 
     The interval sqrt(2 * C * M) balances the cost C of a save against the expected loss with a
     mean time M between evictions (J. W. Young, CACM 17, 1974; J. T. Daly, FGCS 22, 2006). With a
@@ -59,12 +59,12 @@ def choose_interval(
             interval_steps=None,
             reason=f"auto: {INTERVAL_S_MIN / 60:.0f} min until the first save has been timed",
         )
-    known_band = band or table.eviction_band
-    share = EVICTED_PER_H[known_band or EvictionBand.OVER_20]
+    chosen_band = band or table.eviction_band
+    share = EVICTED_PER_H[chosen_band or EvictionBand.OVER_20]
     between_s = -3600.0 / math.log1p(-share)
     best_s = math.sqrt(2.0 * save_s * between_s)
     interval_s = min(max(best_s, INTERVAL_S_MIN), INTERVAL_S_MAX)
-    band_text = f"band {known_band} %/h" if known_band else "band unknown, taken as 20+ %/h"
+    band_text = f"band {chosen_band} %/h" if chosen_band else "band unknown, taken as 20+ %/h"
     return SaveInterval(
         interval_s=interval_s,
         interval_steps=None,

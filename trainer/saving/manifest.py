@@ -1,4 +1,4 @@
-"""What makes a checkpoint trustworthy: a manifest, checked before a byte of the rest is believed.
+"""Verifies a checkpoint against its manifest before a byte of the rest is used.
 
 The format is described in `docs/checkpoint.md`. This half needs no torch, so any machine that holds
 a checkpoint can verify it. A directory is treated as if an attacker had made it: names are a closed

@@ -1,4 +1,4 @@
-"""All that must survive an interruption, in one object, saved and restored by the same code path.
+"""Holds all that must survive an interruption, saved and restored by the same code path.
 
 There is no random-generator state and no data position: both are functions of the step.
 """
@@ -67,7 +67,7 @@ class TrainingState:
         self.best_adapter: dict[str, torch.Tensor] = {}  # on the host; empty if none is kept
 
     def judge(self, loss: float, *, keep: bool) -> bool:
-        """Take note of a validation; tell whether it is the best so far, and `keep` the adapter."""
+        """Record a validation; tell whether it is the best so far, and `keep` the adapter."""
         gained = math.isfinite(loss) and (self.best.loss is None or loss < self.best.loss)
         if gained:
             self.best = Best(step=self.counters.step, loss=loss)

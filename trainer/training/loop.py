@@ -1,4 +1,4 @@
-"""The training loop, to be read aloud: one optimizer step, and when to look up.
+"""The training loop: one optimizer step after the other, each validated and saved when it is due.
 
 Everything a step does is set by its number and the state before it. So a step can be given up in
 the middle, done again, or done on another day, and gives the same bits.
@@ -93,7 +93,7 @@ class StepResult:
 
 
 def whole_step(context: TrainContext, state: TrainingState) -> StepResult:
-    """Do one step; if memory runs out in a pass, do all passes again with smaller portions.
+    """Do one step; if memory runs out in a pass, do all passes again with smaller micro-batches.
 
     Likewise without the demand for fixed bits, if this base has a part that cannot meet it.
     Nothing has changed by then. The update is never done twice: half of it may have happened.
@@ -139,7 +139,7 @@ def whole_step(context: TrainContext, state: TrainingState) -> StepResult:
 
 
 def note_inexact(context: TrainContext, state: TrainingState, refusal: RuntimeError) -> None:
-    """Say, and keep for status and receipt, that bits may differ from the present step on."""
+    """Report, and keep for status and receipt, that bits may differ from the present step on."""
     counters = state.counters
     if counters.inexact_from is None:
         counters.inexact_from = counters.step + 1
@@ -148,7 +148,7 @@ def note_inexact(context: TrainContext, state: TrainingState, refusal: RuntimeEr
 
 
 def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
-    """Gather the gradient of a step, forward and backward per micro-batch; return the summed loss.
+    """Accumulate the gradient of a step, micro-batch by micro-batch, and return the summed loss.
 
     The loss of every micro-batch is divided by the target tokens of the whole step, so that the
     cut into micro-batches does not change the gradient's meaning. Raises `Preempted`, with

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from trainer.adapters.methods import Method
+from trainer.adapters.method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.device.determinism import Determinism
 from trainer.eviction import PreemptionFlag
@@ -35,7 +35,7 @@ class TrainContext:
     """The model with its method, rows, schedule and device, as the loop uses them."""
 
     model: Any
-    method: Method
+    method: AdapterMethod
     objective: Objective
     accelerator: Accelerator
     schedule: Schedule

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.adapters.methods import Method
+from trainer.adapters.method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.errors import Preempted
 from trainer.eviction import PreemptionFlag
@@ -25,7 +25,7 @@ class Validation:
     """When to validate, with what and on which rows, and what follows from it."""
 
     model: Any
-    method: Method
+    method: AdapterMethod
     objective: Objective
     autocast: Callable[[], AbstractContextManager[Any]]
     flag: PreemptionFlag
