@@ -76,15 +76,15 @@ class TestHost(ProviderContract):
         harness.listener.close()
 
 
-def test_host_is_what_the_user_said(harness: HostHarness) -> None:
+def test_host_is_the_one_in_the_settings(harness: HostHarness) -> None:
     """Address, user and pinned key come from the settings; the price is nothing."""
     provider = harness.provider()
 
     vm = provider.create(make_spec(provider, region="yours"))
 
-    said = harness.settings
-    assert (vm.host, vm.port, vm.user) == (said.host, said.port, said.user)
-    assert vm.host_public_key == said.host_public_key
+    settings = harness.settings
+    assert (vm.host, vm.port, vm.user) == (settings.host, settings.port, settings.user)
+    assert vm.host_public_key == settings.host_public_key
     assert vm.price_usd_per_h == 0.0
     assert not provider.traits.rents
 
