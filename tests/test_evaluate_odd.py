@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from support.tiny import evaluation, make_model, make_tokenizer
 
 from trainer.config import ConfigError, EvalTable
-from trainer.pages.report import as_page, build
+from trainer.pages.report import as_page
+from trainer.pages.run_files import build_report
 from trainer.scoring.answers import label_problem, read_answer, require_apart, write_answer
 from trainer.scoring.baselines import baselines
 from trainer.scoring.eval_set import LabelledTexts
@@ -56,7 +57,7 @@ def test_answers_that_are_no_numbers_are_mistakes_and_are_counted(
     assert found.details["not_numbers"] == 1
     assert found.details["documents"][0]["bound"] == []
     assert "NaN" not in text
-    assert "1 documents the model" in as_page(build(run_dir), run_dir, name="x")
+    assert "1 documents the model" in as_page(build_report(run_dir), run_dir, name="x")
 
 
 def test_a_model_without_a_single_number_is_refused(llama: Any, tmp_path: Path) -> None:

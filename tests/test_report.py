@@ -4,91 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from support.pages import read
 
 from trainer.__main__ import main
-from trainer.config import CostTable, EvalTable
-from trainer.data.codec import Example
-from trainer.data.template import Template
 from trainer.pages import html, report
-from trainer.scoring import evaluate
-from trainer.scoring.answers import Answer
-from trainer.scoring.eval_set import EvalSet, LabelledTexts
-from trainer.scoring.predict import Predictions
-
-MOODS = ["negative", "neutral", "positive"]
-
-
-class _Oracle:
-    """Stands in for a model: answers a share of the rows rightly."""
-
-    def __init__(self, right: int) -> None:
-        self.right = right
-
-    def predict(
-        self, _model: object, _tokenizer: object, eval_set: Any, **_: object
-    ) -> Predictions:
-        answers = [
-            labels if at < self.right else frozenset({"neutral"})
-            for at, labels in enumerate(eval_set.references)
-        ]
-        return Predictions(
-            texts=["<b>" for _ in answers],
-            stopped=[True] * len(answers),
-            free=[Answer(labels=labels, unknown=(), readable=True) for labels in answers],
-            bound=answers,
-            probabilities=np.array(
-                [[0.8 if mood in labels else 0.1 for mood in MOODS] for labels in answers]
-            ),
-        )
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What a finished run of thirty steps leaves behind."""
-    steps = [
-        {"step": at, "loss": 3 / at, "lr": 1e-3, "tokens": 100, "seconds": 0.5, "skipped": False}
-        for at in range(1, 31)
-    ]
-    lines = "".join(json.dumps(step) + "\n" for step in steps)
-    (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 31, "lo', encoding="utf-8")
-    (tmp_path / "config.json").write_text('{"model": {"id": "<i>m</i>"}}', encoding="utf-8")
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "qft.json").write_text(
-        '{"status": {"exact": true}, "best": {"step": 20, "loss": 0.5}}', encoding="utf-8"
-    )
-    table = EvalTable(kind="label", labels=MOODS, costs={"negative": CostTable(miss=5)})
-    references = tuple(frozenset({MOODS[at % 3]}) for at in range(12))
-    items = tuple(Example((1, 2), (-100, 2), f"p{at}", "c", at + 1, 1) for at in range(12))
-    eval_set = EvalSet(
-        items=items, references=references, table=table, completion=Template.parse("{mood}")
-    )
-    results = []
-    for stage, right in (("before", 0), ("after", 12)):
-        monkeypatch.setattr(evaluate, "predict", _Oracle(right).predict)
-        result = evaluate.evaluate(None, None, eval_set, stage=stage, on_progress=lambda *_: None)
-        results.append(result)
-    known = LabelledTexts(
-        texts=[f"mood {mood} {at}" for at in range(4) for mood in MOODS],
-        labels=np.tile(np.eye(3, dtype=bool), (4, 1)),
-    )
-    results[0].details["baselines"] = evaluate.score_baselines(known, eval_set)
-    results[1].details["gain"] = evaluate.gain(*results)
-    for result in results:
-        path = tmp_path / f"eval-{result.stage}.json"
-        path.write_text(json.dumps(asdict(result)), encoding="utf-8")
-    return tmp_path
+from trainer.pages.run_files import build_report
 
 
 def test_the_figures_are_those_of_the_files(run_dir: Path) -> None:
     """Steps, losses, speed, scores and the paired gain come from what the run wrote."""
-    found = report.build(run_dir, {"evictions": [{"step": 12}], "usd": 0.02})
+    found = build_report(run_dir, {"evictions": [{"step": 12}], "usd": 0.02})
 
     assert (found["steps"], found["tokens"], found["tokens_per_s"]) == (30, 3000, 200.0)
     assert found["first_loss"] == pytest.approx(sum(3 / at for at in range(1, 11)) / 10)
@@ -122,7 +50,7 @@ def test_times_are_words_and_what_is_unknown_has_no_line(run_dir: Path) -> None:
     """Spans read as people say them; a run without validation has no line about its loss."""
     (run_dir / "adapter" / "qft.json").write_text('{"status": {}, "best": null}', encoding="utf-8")
     facts = {"hours": 0.02158, "machine": "", "usd": 0.1}
-    page = read(report.as_page(report.build(run_dir, facts), run_dir, name="run"))
+    page = read(report.as_page(build_report(run_dir, facts), run_dir, name="run"))
 
     assert "time rented1 min 18 s" in page.text
     assert "time in training steps15 s" in page.text
@@ -154,7 +82,7 @@ def test_a_fast_run_has_throughput_labels_that_fit(run_dir: Path) -> None:
     steps = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     fast = [step | {"tokens": 7450 + 9 * step["step"]} for step in steps]
     path.write_text("".join(json.dumps(step) + "\n" for step in fast), encoding="utf-8")
-    text = report.as_page(report.build(run_dir), run_dir, name="run")
+    text = report.as_page(build_report(run_dir), run_dir, name="run")
     plot = text.partition('aria-label="Throughput"')[2].partition("</svg>")[0]
     labels = re.findall(r'text-anchor="end">([^<]*)<', plot)
 
@@ -182,7 +110,7 @@ def test_validation_losses_are_drawn_when_there_are_any(run_dir: Path) -> None:
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     changed = [json.loads(line) | {"validation_loss": 1.0 + at} for at, line in enumerate(lines)]
     path.write_text("".join(json.dumps(step) + "\n" for step in changed), encoding="utf-8")
-    page = read(report.as_page(report.build(run_dir), run_dir, name="run"))
+    page = read(report.as_page(build_report(run_dir), run_dir, name="run"))
 
     assert page.plots[:3] == ["Training loss", "Validation loss", "Throughput"]
 
@@ -219,4 +147,4 @@ def test_a_log_out_of_order_is_refused(tmp_path: Path) -> None:
     """A step that stands twice would be a resume gone wrong, and no curve hides it."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 2}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="step 2 stands after step 2"):
-        report.build(tmp_path)
+        build_report(tmp_path)

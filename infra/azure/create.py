@@ -177,7 +177,7 @@ class VmCreator:
         """Create the group, tagged before anything bills; returns the tags it has."""
         groups = self.context.arm.resources.resource_groups
         body = {"location": spec.offer.region, "tags": tags}
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone):  # not made yet
             found = self.context.arm.call("look at the resource group", groups.get, names.group)
             existing_tags = lower_case_names(found.get("tags"))
             same_key = _same_key(existing_tags.get("qft-host-key", ""), spec.host_public_key)

@@ -188,6 +188,7 @@ def revoke_role_assignments(context: AzureContext, names: Names) -> None:
     nothing. Raises `Transient` and `SignedOut`.
     """
     for id_ in _found(context, names):
+        # Gone, or not ours to take back: listed next time.
         with contextlib.suppress(Gone, NotAllowed, Rejected):
             context.arm.send("take back a right of the machine", "DELETE", id_)
 

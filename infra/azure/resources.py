@@ -36,7 +36,7 @@ class Parts:
 
     def inventory(self, names: Names) -> list[dict[str, Any]]:
         """List what the group contains; the list lags."""
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone):  # no group holds nothing
             return self.context.arm.pages(
                 "list what the group holds",
                 lambda: self.context.arm.resources.resources.list_by_resource_group(names.group),
@@ -57,7 +57,7 @@ class Parts:
 
     def remove_id(self, id_: str, deadline: float) -> None:
         """Remove one part and wait until it is gone, so that nothing holds on to the next."""
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone):  # gone is the goal
             begin_removal(self.context.arm, id_)
         while self.exists(id_):
             if self.context.clock() >= deadline:
@@ -77,7 +77,7 @@ class Parts:
 
     def remove_empty_group(self, record: RunRecord, names: Names) -> None:
         """Remove a group that holds nothing; whether it goes now or in a minute costs nothing."""
-        with contextlib.suppress(ProviderError):
+        with contextlib.suppress(ProviderError):  # an empty group costs nothing
             self.context.begin_or_resume(
                 record, "group", lambda token: self.begin_group_removal(names, token)
             )
