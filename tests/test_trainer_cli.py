@@ -20,9 +20,8 @@ from support import tiny
 from trainer.__main__ import COMMANDS, Command, main
 from trainer.config import ConfigError, TrainerConfig
 from trainer.config_errors import keys_at, table_of
-from trainer.exit_codes import DataError
 from trainer.errors import Busy, Preempted
-from trainer.exit_codes import ExitCode
+from trainer.exit_codes import DataError, ExitCode
 
 
 @pytest.fixture(scope="module")
