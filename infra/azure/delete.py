@@ -175,7 +175,7 @@ class Deleter:
         )
 
     def _remember(self, record: RunRecord, names: Names, group: dict[str, Any]) -> None:
-        """Record what will be removed before it is, so that a killed removal can still report it."""
+        """Record what will be removed, so that a removal that was killed can still report it."""
         ours = {
             str(one.get("id") or ""): KINDS.get(_type(one), _type(one))
             for one in self.parts.inventory(names)

@@ -49,9 +49,7 @@ class OperationTracker:
         except ProviderError as error:
             if isinstance(error, Transient | SignedOut) and not operation.over:
                 return True  # nothing is known: so it may still be
-            if not isinstance(
-                error, Gone
-            ):  # then its page has expired: the machine is read instead
+            if not isinstance(error, Gone):  # then its page has expired: read the machine
                 record.refusal = [error.kind, str(error), error.hint]
         else:
             self.learn(record, operation, done=done)
