@@ -112,7 +112,7 @@ class ComputeRelease:
             done = self.context.wait(record, key, operation, wait_s=COMPUTE_WAIT_S)
         except SignedOut:
             raise
-        except ProviderError:  # refused, busy, or its page has expired: the machine itself tells
+        except ProviderError:  # refused, busy, or its page has expired: poll the machine
             self.context.clear_tokens(record, key)
             return self._await(names, deadline_s=began_s + COMPUTE_WAIT_S)
         if done:
