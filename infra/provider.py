@@ -10,6 +10,14 @@ from typing import Any, ClassVar
 
 from infra.errors import ProviderError
 
+OnMessage = Callable[[str], None]
+"""Takes one line for people about something that lasts."""
+
+
+def ignore_message(message: str) -> None:
+    """Drop a message that nobody waits for."""
+    del message
+
 
 class Provider(ABC):
     """Rents machines. Every method is safe to call again after a crash at any point.
@@ -63,9 +71,7 @@ class Provider(ABC):
         """
 
     @abstractmethod
-    def delete(
-        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
-    ) -> list[Removed]:
+    def delete(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
         """Remove everything that carries `run_id`, and return when the provider says it is gone.
 
         Silent (an empty list) if nothing is left. Never touches what lacks our tag. Where it takes

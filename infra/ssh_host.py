@@ -18,6 +18,7 @@ from infra.errors import BadRequest, Gone, Transient
 from infra.provider import (
     Observation,
     Offer,
+    OnMessage,
     PowerState,
     Provider,
     Removed,
@@ -26,6 +27,7 @@ from infra.provider import (
     Vm,
     VmSpec,
     Want,
+    ignore_message,
 )
 
 SIZE = "yours"
@@ -117,9 +119,7 @@ class SshHostProvider(Provider):
         """Leave it as it is: it bills nothing, and it is not ours to power off."""
         self._require_in_use(vm)
 
-    def delete(
-        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
-    ) -> list[Removed]:
+    def delete(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
         """Forget that the run uses the machine; nothing on it is touched, so nothing is listed."""
         del on_message  # it takes no time
         with self._locked_table() as table:

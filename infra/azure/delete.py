@@ -14,9 +14,7 @@ from infra.azure.permissions import revoke_role_assignments
 from infra.azure.release_compute import (
     REPORT_EVERY_S,
     ComputeRelease,
-    OnMessage,
     ProgressReporter,
-    ignore_message,
 )
 from infra.azure.resources import Parts
 from infra.errors import (
@@ -28,7 +26,7 @@ from infra.errors import (
     Rejected,
     Transient,
 )
-from infra.provider import Removed
+from infra.provider import OnMessage, Removed, ignore_message
 from infra.renting.run_record import RunRecord
 from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 from infra.timestamps import format_utc

@@ -33,6 +33,7 @@ from infra.local.processes import StillAlive
 from infra.provider import (
     Observation,
     Offer,
+    OnMessage,
     PowerState,
     Provider,
     Removed,
@@ -41,6 +42,7 @@ from infra.provider import (
     Vm,
     VmSpec,
     Want,
+    ignore_message,
 )
 
 SIZE = "local-gpu"
@@ -178,9 +180,7 @@ class LocalProvider(Provider):
         with self._existing(vm) as (_, machine):
             machine.power_off(StopReason.USER)
 
-    def delete(
-        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
-    ) -> list[Removed]:
+    def delete(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
         """Kill everything of the run, remove its disk, and say what that was.
 
         Moving it away comes first: it needs no space, and ends the process of the machine.

@@ -96,11 +96,7 @@ def worst_case_usd(budget: Budget, max_price_usd_per_h: float | None) -> float |
 
     None if neither limits it.
     """
-    candidates = [
-        budget.usd,
-        budget.hours * max_price_usd_per_h
-        if budget.hours is not None and max_price_usd_per_h is not None
-        else None,
-    ]
-    limits = [value for value in candidates if value is not None]
-    return min(limits) if limits else None
+    cap_usd = None
+    if budget.hours is not None and max_price_usd_per_h is not None:
+        cap_usd = budget.hours * max_price_usd_per_h
+    return min((one for one in (budget.usd, cap_usd) if one is not None), default=None)

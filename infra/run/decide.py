@@ -59,7 +59,7 @@ def decide(state: RunState, seen: Seen, plan: RunPlan, now_s: float) -> Action:
     ends; a machine that should not bill stops billing; then the run moves one act forward.
     """
     if state.fetched or (plan.goal is Goal.TRAIN and state.trained):
-        return _wind_down(state, seen, plan)
+        return _wind_down(state, plan)
     if seen.machine is not None and _went_down(state, seen.machine):
         return RecordStop(observation=seen.machine)  # first: it says by whom, and since when
     if state.stopped_by_user and not _only_fetch_left(state, seen):
@@ -102,11 +102,10 @@ def _went_down(state: RunState, machine: Observation) -> bool:
     return state.vm is not None and down and counts and state.pending is not Kind.DELETE_INTENDED
 
 
-def _wind_down(state: RunState, seen: Seen, plan: RunPlan) -> Action:
+def _wind_down(state: RunState, plan: RunPlan) -> Action:
     """End the run: for the goal `run` nothing may remain, else the machine stays as it is."""
     if plan.goal is Goal.RUN and not state.deleted:
         return Delete(reason="the adapter is home")
-    del seen
     return Finish(ending=RunEnd(outcome=Outcome.DONE, reason="done"))
 
 

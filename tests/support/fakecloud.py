@@ -170,11 +170,10 @@ class FakeCloud(seam.Provider):
         self.world.moment()
 
     def delete(
-        self,
-        run_id: str,
-        on_message: Callable[[str], None] = lambda _message: None,  # noqa: ARG002
+        self, run_id: str, on_message: seam.OnMessage = seam.ignore_message
     ) -> list[seam.Removed]:
         """Remove it."""
+        del on_message
         self.world.moment()
         self._hiccup()
         vm = self.vms.pop(run_id, None)
