@@ -75,11 +75,11 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(evaluate, "predict", _Oracle(right).predict)
         result = evaluate.evaluate(None, None, eval_set, stage=stage, on_progress=lambda *_: None)
         results.append(result)
-    known = LabelledTexts(
+    training = LabelledTexts(
         texts=[f"mood {mood} {at}" for at in range(4) for mood in MOODS],
         labels=np.tile(np.eye(3, dtype=bool), (4, 1)),
     )
-    results[0].details["baselines"] = evaluate.score_baselines(known, eval_set)
+    results[0].details["baselines"] = evaluate.score_baselines(training, eval_set)
     results[1].details["gain"] = evaluate.gain(*results)
     for result in results:
         path = tmp_path / f"eval-{result.stage}.json"
@@ -119,7 +119,7 @@ def test_the_page_shows_every_plot_and_stands_alone(run_dir: Path, tmp_path: Pat
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["steps"] == 30
 
 
-def test_times_are_words_and_what_is_unknown_has_no_line(run_dir: Path) -> None:
+def test_times_are_readable_and_what_is_unknown_has_no_line(run_dir: Path) -> None:
     """Spans read as people say them; a run without validation has no line about its loss."""
     (run_dir / "adapter" / "qft.json").write_text('{"status": {}, "best": null}', encoding="utf-8")
     facts = {"hours": 0.02158, "machine": "", "usd": 0.1}
@@ -163,7 +163,7 @@ def test_a_fast_run_has_throughput_labels_that_fit(run_dir: Path) -> None:
     assert any(label.endswith("k") for label in labels)
 
 
-def test_a_merged_model_is_told_with_both_bases() -> None:
+def test_a_merged_model_is_reported_with_both_bases() -> None:
     """Which base it was merged onto is said first; without quantising there is but one."""
     found = {"held_out": True, "rows": 9, "equal": 9, "onto": "original"}
     trained = {**found, "as_trained": {"quant": "nf4", "equal": 7}}
