@@ -326,7 +326,7 @@ def _down_listed(
         return _proved(result, provider, vm.run_id)
     released = []
     if vm.power is not PowerState.REMNANTS:
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone):  # somebody removed it meanwhile
             with_retries(lambda: provider.deallocate(vm), time.sleep)
             released.append(f"{vm.size} {vm.id}")
     return _proved(Result(run=vm.run_id, deallocated=released), provider, vm.run_id)

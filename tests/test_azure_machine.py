@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 from arm import LocalHypervisor
 from arm.harness import AzureHarness, azure, spec
+from support.azure_login import TIMEOUT_S, enter
 
-from infra.provider import PowerState, Vm
+from infra.provider import PowerState
 from remote import keys
-from remote.errors import HostKeyMismatch, Unreachable
-from remote.ssh import Host, SshConnection, connect
-
-TIMEOUT_S = 120.0
+from remote.errors import HostKeyMismatch
 
 
 @pytest.fixture
@@ -31,18 +29,6 @@ def harness(tmp_path: Path, hypervisor: LocalHypervisor) -> Iterator[AzureHarnes
     """A cloud whose machines are real processes."""
     with azure(tmp_path / "state", hypervisor=hypervisor) as harness:
         yield harness
-
-
-def enter(vm: Vm, key: Path, host_key: str) -> SshConnection:
-    """Connect as soon as SSH answers."""
-    host = Host(address=vm.host, port=vm.port, user=vm.user, key_path=key, host_key=host_key)
-    ends_s = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < ends_s:
-        try:
-            return connect(host)
-        except Unreachable:
-            time.sleep(0.05)
-    raise AssertionError(f"{host} never answered")
 
 
 def test_machine_lives_through_an_eviction(harness: AzureHarness, tmp_path: Path) -> None:

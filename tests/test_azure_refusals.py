@@ -15,8 +15,8 @@ from arm.harness import T4, azure
 from arm.market import ALLOCATION_TEXTS, QUOTA_URL, SIZES
 from arm.replies import ArmError, Reply, Request
 from arm.runner import CliRunner, cli_runner
+from support.azure_texts import PRICE, RESERVED, quota_text
 from support.runs import make_project
-from test_azure_errors import PRICE, RESERVED, quota_text
 
 from infra.run.journal import Kind
 

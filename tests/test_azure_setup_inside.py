@@ -15,7 +15,7 @@ from arm import LocalHypervisor
 from arm.harness import T4, azure, spec
 from metal.machine import Metal, Quirks
 from metal.state import VENV
-from test_azure_machine import enter
+from support.azure_login import enter
 
 from commands.runs import factory
 from infra.config import VmTable

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_checkpoint_faults import flip, newest, snapshot, store
+from support.checkpoints import flip, newest, snapshot, store
 
 from trainer.saving.checkpoint import load
 from trainer.saving.manifest import FILES, MANIFEST, Damaged, directory_name, verify

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.checkpoints import LIMIT, flip, newest, snapshot, store
 from support.faulty_disk import (
     Died,
     DyingDisk,
@@ -18,39 +19,8 @@ from support.faulty_disk import (
     bytes_below,
 )
 
-from trainer.atomic import Disk, RealDisk
 from trainer.saving.checkpoint import Snapshot, Store, load
 from trainer.saving.manifest import Damaged, directory_name, steps_present, verify
-
-LIMIT = 1 << 20
-
-
-def snapshot(step: int) -> Snapshot:
-    """Return a snapshot whose every tensor tells its step."""
-    return Snapshot(
-        step=step,
-        adapter={"a": torch.full((3, 5), float(step)), "b": torch.zeros(2, dtype=torch.bfloat16)},
-        optimizer={"a/exp_avg": torch.full((3, 5), step / 3), "a/step": torch.tensor(float(step))},
-        state={"counters": {"step": step}},
-        log=b'{"step": 1}\n' * step,
-        fingerprint={"config": {"x": 1}},
-    )
-
-
-def store(root: Path, disk: Disk | None = None) -> Store:
-    """Return a store that keeps two checkpoints."""
-    return Store(root, keep=2, disk=disk or RealDisk())
-
-
-def newest(root: Path) -> int | None:
-    """Return the step that a fresh process would resume from."""
-    fresh = store(root)
-    fresh.sweep()
-    found = fresh.load_newest(tensor_bytes_max=LIMIT, on_message=lambda _text: None)
-    if found is None:
-        return None
-    assert torch.equal(found.adapter["a"], torch.full((3, 5), float(found.step)))
-    return found.step
 
 
 def calls_of_a_save(root: Path) -> list[str]:
@@ -262,13 +232,6 @@ def test_what_was_saved_is_loaded_with_the_same_bits_and_types(tmp_path: Path) -
         )
         assert torch.equal(found.adapter[name], tensor)
     assert found.state == {"x": 0.1}
-
-
-def flip(path: Path, at: int) -> None:
-    """Flip one bit of a file."""
-    data = bytearray(path.read_bytes())
-    data[at % len(data)] ^= 1
-    path.write_bytes(bytes(data))
 
 
 def _whole(root: Path, step: int) -> bool:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.checkpoints import snapshot
 from support.faulty_disk import FullDisk
 from support.runs import wait_until
-from test_checkpoint_faults import snapshot
 
 from trainer.atomic import RealDisk
 from trainer.config import CheckpointTable, EvictionBand

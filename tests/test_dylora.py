@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from support import tiny
+from support.adapters import logits, plain_peft
 from support.rig import Rig, rig
-from test_methods import logits, plain_peft
 
 from trainer.__main__ import main
 from trainer.adapters import methods

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import shutil
 import subprocess
@@ -19,6 +17,7 @@ import support.hub as hubs
 import torch
 from support import tiny
 from support.models import load, make_adapter
+from support.trainer_here import in_here
 
 from commands import merge
 from commands.runs import python_program
@@ -26,7 +25,6 @@ from commands.runs.estimate import cached
 from commands.runs.home import run_folder
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
-from trainer.__main__ import main
 from trainer.data.codec import Example
 from trainer.results.merge_check import choose_dtype, evenly_spaced
 
@@ -112,14 +110,6 @@ def test_a_base_on_a_hub_is_fetched_merged_and_compared(fetched_run: FetchedRun)
     assert json.loads((fetched_run.out / "merged-parity.json").read_text()) == output["parity"]
     assert again.returncode == 0, again.stderr
     assert (Path(again.stdout.strip()) / shards[0]).is_file()
-
-
-def in_here(_module: str, arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-    """Run a tool of the trainer in this process, which has loaded its libraries already."""
-    printed, output = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(output):
-        code = main(arguments)
-    return subprocess.CompletedProcess(arguments, code, printed.getvalue(), output.getvalue())
 
 
 def test_merged_into_the_quantised_base_it_is_compared_with_that_first(

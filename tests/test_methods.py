@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from support import tiny
+from support.adapters import fresh_base, logits, plain_peft
 from support.rig import Rig, outcome, restored, rig, twin_of
 
 from trainer import model as models
 from trainer.adapters import methods
-from trainer.config import ConfigError, load_config
-from trainer.data.examples import collate
+from trainer.config import ConfigError
 from trainer.method_table import MethodKind, MethodTable, Quant
 from trainer.results.export import export
 
@@ -84,34 +82,6 @@ def test_plain_peft_gives_the_logits_of_the_trained_model(trained: Rig, tmp_path
     torch.testing.assert_close(logits(again, trained), expected, rtol=0, atol=TOLERANCE)
     with loaded.disable_adapter():
         assert (logits(loaded, trained) - expected).abs().max() > 100 * TOLERANCE
-
-
-def plain_peft(made: Rig, adapter: Path) -> Any:
-    """Load an adapter as anybody would who has never heard of us."""
-    with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
-        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-        return peft.PeftModel.from_pretrained(fresh_base(made), str(adapter)).eval()
-
-
-def fresh_base(made: Rig) -> Any:
-    """Load the base of a run once more, stored as it was in training."""
-    config = load_config(made.run_dir / "config.json")
-    cpu = torch.device("cpu")
-    return models.load_base(
-        models.find_source(config.model, made.run_dir),
-        config.method,
-        precision=models.device_precision(config.train, device=cpu, seq2seq=False),
-        device=cpu,
-    )
-
-
-def logits(model: Any, made: Rig) -> torch.Tensor:
-    """Return what the model says about the first rows, without dropout."""
-    inputs = collate(made.context.examples[:4], 3)
-    model.eval()
-    with torch.no_grad():
-        found: torch.Tensor = model(**inputs).logits
-    return found
 
 
 @pytest.mark.parametrize("kind", list(MethodKind))

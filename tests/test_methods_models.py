@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from support import tiny
+from support.adapters import fresh_base, logits, make, plain_peft
 from support.rig import outcome, restored, rig, twin_of
-from test_methods import fresh_base, logits, plain_peft
 
 from trainer import model as models
 from trainer.adapters import methods
@@ -26,36 +26,6 @@ TARGETS = {
     "flan-t5": ["k", "o", "q", "v", "wi_0", "wi_1", "wo"],
 }
 KINDS = ({"kind": "qlora"}, {"kind": "qdora"}, {"kind": "qdylora"}, {"kind": "nola", "bases": 16})
-
-
-def make(kind: str, directory: Path) -> Path:
-    """Write a random model of this architecture with the byte tokenizer of the tiny one."""
-    import transformers
-
-    tiny.make_tokenizer().save_pretrained(str(directory))
-    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 3, "vocab_size": 320}
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config: Any
-    if kind == "phi":
-        config = transformers.PhiConfig(**sizes, **ends, intermediate_size=64)
-    elif kind == "falcon":
-        config = transformers.FalconConfig(**sizes, **ends, multi_query=True)
-    elif kind == "llama":
-        config = transformers.LlamaConfig(**sizes, **ends, intermediate_size=64)
-    else:
-        config = transformers.T5Config(
-            **ends, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-            decoder_start_token_id=3, tie_word_embeddings=kind == "t5",
-            feed_forward_proj="relu" if kind == "t5" else "gated-gelu",
-        )  # fmt: skip
-    torch.manual_seed(0)
-    family = (
-        transformers.AutoModelForSeq2SeqLM
-        if config.is_encoder_decoder
-        else transformers.AutoModelForCausalLM
-    )
-    family.from_config(config).save_pretrained(str(directory))
-    return directory
 
 
 @pytest.mark.parametrize("kind", sorted(TARGETS))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny
+from support.adapters import logits
 from support.rig import Rig, rig
-from test_methods import logits
 
 from trainer.adapters import methods
 from trainer.adapters.nola import Basis, expand, walsh

@@ -16,7 +16,7 @@ import support.hub as hubs
 import torch
 from safetensors.torch import save_file
 from support import tiny
-from test_merge_fetched import in_here
+from support.trainer_here import in_here
 
 from commands import push
 from commands.runs import python_program

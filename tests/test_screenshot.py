@@ -10,8 +10,8 @@ import zlib
 from pathlib import Path
 
 import pytest
-from test_audit import audited
-from test_report import run_dir
+from support.audits import audited
+from support.reports import run_dir
 
 from trainer.pages import audit, report
 

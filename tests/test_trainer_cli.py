@@ -16,7 +16,8 @@ import pytest
 from support import tiny
 
 from trainer.__main__ import main
-from trainer.config import TrainerConfig, keys_at, table_of
+from trainer.config import TrainerConfig
+from trainer.config_errors import keys_at, table_of
 from trainer.exit_codes import ExitCode
 
 

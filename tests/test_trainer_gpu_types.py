@@ -14,8 +14,8 @@ import accelerate
 import pytest
 import torch
 from support import tiny
+from support.adapters import make
 from support.rig import Rig, outcome, restored, rig, twin_of
-from test_methods_models import make
 from torch.nn import functional
 
 from trainer import model as models

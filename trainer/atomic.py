@@ -127,7 +127,7 @@ def _lives(process: int) -> bool:
 def replace_file(path: Path, text: str, *, disk: Disk) -> None:
     """Make `path` hold `text`, whole or not at all: temp file beside it, fsync, rename, fsync."""
     partial = partial_of(path)
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):  # usually none is left over
         disk.remove_tree(partial)
     descriptor = disk.create(partial)
     try:

@@ -97,7 +97,7 @@ def _noted(folder: RunFolder, command: str) -> Iterator[None]:
     """Leave a note of who takes the run; on a full disk none, and the driver will say less."""
     note = folder.root / NOTE
     mine = {"pid": os.getpid(), "since": _began(os.getpid()), "command": command}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a full disk: the other then says less
         write_json(note, mine)
     try:
         yield
@@ -184,5 +184,5 @@ def _signal(pid: int, number: signal.Signals) -> None:
     """Send a signal; a process that is gone already has done what was asked."""
     import psutil
 
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended: what was wanted
         psutil.Process(pid).send_signal(number)

@@ -47,5 +47,6 @@ class _LogFile(logging.Handler):
         with contextlib.suppress(OSError):  # the first record finds no file yet
             if self._path.stat().st_size > LOG_BYTES_MAX:
                 self._path.replace(self._path.with_suffix(".log.old"))
+        # A warning is not worth a failure.
         with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:
             file.write(f"{self.format(record)}\n".encode(errors="replace").decode())

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 CONFLICTS_MAX = 5
 """How often a removal may meet a 409 of an unknown code before a human is told."""
-LOOK_AGAIN = 3
+RETRY_INTERVALS = 3
 """After how many intervals of polling a removal that hit an obstacle is tried again."""
 
 
@@ -75,7 +75,7 @@ class Deleter:
             Removed(kind=kind, id=id_, billed_until=ended if kind == KINDS[VM.lower()] else "")
             for kind, id_ in record.removing
         ]
-        record.forget()
+        record.delete()
         return removed
 
     def _remove(
@@ -104,7 +104,7 @@ class Deleter:
                 if not (conflicts := conflicts - 1):
                     self._release(names, error)
                     raise
-                self.context.sleep(self._look_again_s)
+                self.context.sleep(self._retry_after_s)
             except (NotAllowed, Rejected) as error:
                 self._release(names, error)
                 raise
@@ -112,7 +112,7 @@ class Deleter:
                 # Such as a network card reserved for the failed machine for another 180 s.
                 if self.context.clock() >= deadline:
                     raise _gave_up(record, names, progress) from error
-                self.context.sleep(error.retry_after_s or self._look_again_s)
+                self.context.sleep(error.retry_after_s or self._retry_after_s)
                 progress.report(f"removing the resource group `{names.group}`")
 
     def _revoked_role(self, names: Names) -> bool:
@@ -151,11 +151,11 @@ class Deleter:
                 late = Transient(f"Azure is still removing `{names.group}`", hint=AGAIN)
                 late.unfinished = True  # waited for as long as it may be
                 raise late
-            self.context.sleep(self._look_again_s)
+            self.context.sleep(self._retry_after_s)
 
     @property
-    def _look_again_s(self) -> float:
-        return LOOK_AGAIN * self.context.settings.polling_s
+    def _retry_after_s(self) -> float:
+        return RETRY_INTERVALS * self.context.settings.polling_s
 
     def _group(self, names: Names) -> dict[str, Any] | None:
         groups = self.context.arm.resources.resource_groups

@@ -38,7 +38,7 @@ class Listing:
         lost = []
         for run_id in sorted(recorded_runs(self.context.state_dir, subscription) - listed):
             name = self.context.names(run_id, 1).group
-            with contextlib.suppress(Gone):
+            with contextlib.suppress(Gone):  # removed meanwhile
                 group = self.context.arm.call("look at the group", client.get, name)
                 tagged = is_of_run(group.get("tags"), run_id)
                 groups += [group] * tagged
@@ -66,7 +66,7 @@ class Listing:
         """Observe a machine that this computer recorded, in a group without our tag."""
         names = self.context.names(run_id, max(self.context.record(run_id).generation, 1))
         answer: dict[str, Any] = {}
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone):  # the group may have no machine
             answer = self.observer.get(names)
         if is_of_run(answer.get("tags"), run_id):
             return self._of_tags(answer["tags"])

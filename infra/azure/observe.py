@@ -41,17 +41,17 @@ class VmObserver:
             answer = self.get(names)
         except Gone:
             return self._gone(names, record)
-        power, words = power_of(answer)
+        power, status_text = power_of(answer)
         code, message = failure_of(answer)
         pending = self.operations.follow(names, record)
         if pending and record.requested == "start" and power is PowerState.DEALLOCATED:
-            power, words = PowerState.STARTING, "accepted, and not yet started"
+            power, status_text = PowerState.STARTING, "accepted, and not yet started"
         if power is PowerState.FAILED:
             return Observation(
                 power=power,
                 host=self.address(record, names),
                 stop_reason=StopReason.FAILED,
-                detail=f"{code}: {message}" if code else words,
+                detail=f"{code}: {message}" if code else status_text,
                 refusal=self.operations.refusal(names, record, answer),
             )
         host = self.address(record, names)
@@ -62,7 +62,7 @@ class VmObserver:
                 host=host,
                 port=port,
                 metadata_url=url,
-                detail=words,
+                detail=status_text,
                 price_usd_per_h=self._price_of(answer),
                 bills_since=self.operations.bills_since(names, record, answer),
             )
@@ -80,7 +80,7 @@ class VmObserver:
             stop_reason=cause.reason,
             certain=cause.certain,
             since=cause.since,
-            detail=cause.detail or words,
+            detail=cause.detail or status_text,
             ran=cause.ran or self.operations.has_run(record),
             refusal=cause.refusal,
         )
@@ -173,9 +173,9 @@ class VmObserver:
         )
         if isinstance(cause, str):
             return seen
-        words = f"{detail}: {cause.detail}"
+        status_text = f"{detail}: {cause.detail}"
         return replace(
-            seen, stop_reason=cause.reason, since=cause.since, certain=True, detail=words
+            seen, stop_reason=cause.reason, since=cause.since, certain=True, detail=status_text
         )
 
     def _billing_remains(self, names: Names, record: RunRecord) -> bool:

@@ -35,8 +35,8 @@ class Parts:
     context: AzureContext
 
     def inventory(self, names: Names) -> list[dict[str, Any]]:
-        """What the group holds, as the (lagging) list says."""
-        with contextlib.suppress(Gone):
+        """List what the group contains; the list lags."""
+        with contextlib.suppress(Gone):  # no group holds nothing
             return self.context.arm.pages(
                 "list what the group holds",
                 lambda: self.context.arm.resources.resources.list_by_resource_group(names.group),
@@ -57,7 +57,7 @@ class Parts:
 
     def remove_id(self, id_: str, deadline: float) -> None:
         """Remove one part and wait until it is gone, so that nothing holds on to the next."""
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone):  # gone is the goal
             begin_removal(self.context.arm, id_)
         while self.exists(id_):
             if self.context.clock() >= deadline:
@@ -66,26 +66,26 @@ class Parts:
 
     def exists(self, id_: str) -> bool:
         """Whether a part is there."""
-        return self.view(id_) is not None
+        return self.get(id_) is not None
 
-    def view(self, id_: str) -> dict[str, Any] | None:
+    def get(self, id_: str) -> dict[str, Any] | None:
         """A part as Azure describes it; None if there is none."""
         try:
-            return look_at(self.context.arm, id_)
+            return get_part(self.context.arm, id_)
         except (Gone, UnregisteredError):
             return None
 
     def remove_empty_group(self, record: RunRecord, names: Names) -> None:
         """Remove a group that holds nothing; whether it goes now or in a minute costs nothing."""
-        with contextlib.suppress(ProviderError):
+        with contextlib.suppress(ProviderError):  # an empty group costs nothing
             self.context.begin_or_resume(
                 record, "group", lambda token: self.begin_group_removal(names, token)
             )
             self.context.clear_tokens(record, "group")
 
 
-def look_at(arm: Arm, id_: str) -> dict[str, Any]:
-    """A part as Azure describes it; raises `Gone` if there is none."""
+def get_part(arm: Arm, id_: str) -> dict[str, Any]:
+    """Get a part as Azure describes it; raises `Gone` if there is none."""
     doing, operations = f"look at `{id_}`", _operations(arm, id_)
     if operations is None:
         return arm.send(doing, "GET", id_)
@@ -93,7 +93,7 @@ def look_at(arm: Arm, id_: str) -> dict[str, Any]:
 
 
 def begin_removal(arm: Arm, id_: str) -> None:
-    """Ask for a part to be removed, without waiting for it; raises `Gone` if there is none."""
+    """Begin to remove a part, without waiting for it; raises `Gone` if there is none."""
     doing, operations = f"remove `{id_}`", _operations(arm, id_)
     if operations is None:
         arm.send(doing, "DELETE", id_)
@@ -102,11 +102,11 @@ def begin_removal(arm: Arm, id_: str) -> None:
 
 
 def _operations(arm: Arm, id_: str) -> Any:
-    """The SDK's operations for the type of an id; None if it has none."""
+    """Find the SDK's operations for the type of an id; None if it has none."""
     client = _CLIENTS.get(type_of(id_).lower())
     return getattr(getattr(arm, client[0]), client[1]) if client else None
 
 
 def _group_and_name(id_: str) -> tuple[str, str]:
-    words = id_.strip("/").split("/")
-    return words[3], words[-1]
+    segments = id_.strip("/").split("/")
+    return segments[3], segments[-1]

@@ -228,7 +228,7 @@ async def _forward_output(handle: int, client: asyncssh.SSHWriter[bytes]) -> Non
 
 def _report_exit(process: asyncssh.SSHServerProcess[bytes], code: int | None) -> None:
     """Tell the client how the command ended, if there is still a client."""
-    with contextlib.suppress(OSError, asyncssh.Error):
+    with contextlib.suppress(OSError, asyncssh.Error):  # the client has left
         if code is not None and code < 0:
             name = signal.Signals(-code).name.removeprefix("SIG")
             process.exit_with_signal(name)
@@ -240,7 +240,7 @@ def _signal_group(pid: int, name: str) -> None:
     """Send a signal by name to the command and whatever shares its group."""
     number = getattr(signal, name, None)
     if isinstance(number, signal.Signals):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it has ended
             os.killpg(pid, number)
 
 

@@ -180,7 +180,7 @@ class VmProcess:
             if child.pid not in waited_for and _is_zombie(child)
         }
         for pid in zombies & self._reaping:
-            with contextlib.suppress(ChildProcessError):
+            with contextlib.suppress(ChildProcessError):  # reaped by its parent
                 os.waitpid(pid, os.WNOHANG)
         self._reaping = zombies
 

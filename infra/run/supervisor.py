@@ -272,7 +272,7 @@ class Supervisor:
     def _record_release(self) -> None:
         """Write down that the compute ended, where only the rest of a removal did not."""
         vm = self._state.vm
-        with contextlib.suppress(ProviderError):
+        with contextlib.suppress(ProviderError):  # asked again at the next look
             seen = self._context.provider.observe(vm) if vm and self._state.up else None
             if seen is not None and not seen.power.bills_compute:
                 self._record(

@@ -91,7 +91,7 @@ def supervise(request: dict[str, Any], folder: str, lock: int, writer: int) -> N
 
     This process shares the lock with the job; the one that ends last releases it.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # it leads a session already
         os.setsid()
     if os.fork() != 0:
         os._exit(0)  # the starter waits for this one only
@@ -124,7 +124,7 @@ def supervise(request: dict[str, Any], folder: str, lock: int, writer: int) -> N
 def launch(request: dict[str, Any], folder: str, lock: int) -> subprocess.Popen[bytes]:
     """Start the job itself in a session of its own, with the lock open, all output in the log."""
     attempt = load_json(os.path.join(folder, "job.json")).get("attempt", 0) + 1
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):  # the first attempt
         os.unlink(os.path.join(folder, "exit.json"))
     record = {"attempt": attempt, "argv": request["argv"], "started_at": time.time()}
     record["keeper"] = os.getpid()
@@ -152,7 +152,7 @@ def limit_log_forever(log: str, every_s: float) -> None:
     while True:
         time.sleep(every_s)
         # Without such holes (macOS, some network disks) the log stays whole, as long as it is.
-        with contextlib.suppress(OSError, AttributeError, ImportError):
+        with contextlib.suppress(OSError, AttributeError, ImportError):  # see above
             punch_hole(log)
 
 
@@ -187,7 +187,7 @@ def kill_leftovers(child: subprocess.Popen[bytes]) -> None:
     """Wait for the end, then kill what the job left in its group: it may still use the GPU."""
     if hasattr(os, "waitid"):
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # not reaped: the pid stays ours
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # none is left
             os.killpg(child.pid, signal.SIGKILL)
 
 
@@ -264,7 +264,7 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
         with start_lock_held(folder):  # another call that just tries the lock is not the job
             groups = process_groups(folder)
         for group in groups:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it has ended
                 os.killpg(group, number)
         ends_at = time.monotonic() + wait_s
         while time.monotonic() < ends_at and status(request)["state"] == "running":
@@ -285,7 +285,7 @@ def process_groups(folder: str) -> set[int]:
     groups: set[int] = set()
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) not in (os.getpid(), record.get("keeper")):
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it has ended
                 if has_open(int(name), lock):
                     groups.add(os.getpgid(int(name)))
     return groups
@@ -301,7 +301,7 @@ def has_open(pid: int, lock: os.stat_result) -> bool:
     folder = f"/proc/{pid}/fd"
     with contextlib.suppress(OSError):  # it ended, or belongs to somebody else
         for name in os.listdir(folder):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
                 found = os.stat(os.path.join(folder, name))
                 if (found.st_dev, found.st_ino) == (lock.st_dev, lock.st_ino):
                     return True

@@ -115,7 +115,7 @@ def walk(root: str, exclude: tuple[str, ...], *, follow: bool) -> Iterator[tuple
     while pending:
         prefix, folder, above = pending.pop()
         entries: list[os.DirEntry[str]] = []
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed meanwhile
             entries = sorted(os.scandir(folder), key=lambda item: item.name)
         for entry in entries:
             path = prefix + entry.name
@@ -188,7 +188,7 @@ def allocate(path: str, size: int) -> None:
 def chunk_hashes(path: str, chunk: int) -> list[str]:
     """Hash a file chunk by chunk; one that does not exist has no chunks."""
     found = []
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # no chunks then
         while data := file.read(chunk):
             found.append(hashlib.sha256(data).hexdigest())
     return found
@@ -288,7 +288,7 @@ def make_folders(folder: str) -> list[str]:
 def remove_file(root: str, path: str) -> None:
     """Delete one file and the directories that it leaves empty."""
     target = safe_join(root, path)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):  # gone is the goal
         os.unlink(target)
     folder = os.path.dirname(target)
     while os.path.normpath(folder) != os.path.normpath(root) and not os.listdir(folder):
@@ -302,7 +302,7 @@ def pack_files(request: dict[str, Any]) -> None:
     for path, size in request["files"]:
         missing = size
         full = safe_join(request["root"], path)
-        with contextlib.suppress(FileNotFoundError), open(full, "rb") as file:
+        with contextlib.suppress(FileNotFoundError), open(full, "rb") as file:  # padded below
             while missing and (data := file.read(min(missing, BLOCK_BYTES))):
                 out.write(data)
                 missing -= len(data)
@@ -338,7 +338,7 @@ def safe_join(root: str, path: str) -> str:
 
 def has_content(path: str, size: int, digest: str) -> bool:
     """Whether a regular file at `path` has this size and sha256."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # no such file
         info = os.lstat(path)
         return stat.S_ISREG(info.st_mode) and info.st_size == size and file_sha256(path) == digest
     return False

@@ -6,6 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
+
+from trainer.atomic import Disk, RealDisk
+from trainer.saving.checkpoint import Snapshot, Store
 from trainer.saving.manifest import (
     ADAPTER,
     FINGERPRINT,
@@ -47,3 +51,41 @@ def make_checkpoint(
     }
     (folder / "manifest.json").write_bytes(Manifest(step=step, files=facts).to_bytes())
     return folder
+
+
+LIMIT = 1 << 20
+
+
+def snapshot(step: int) -> Snapshot:
+    """Return a snapshot whose every tensor tells its step."""
+    return Snapshot(
+        step=step,
+        adapter={"a": torch.full((3, 5), float(step)), "b": torch.zeros(2, dtype=torch.bfloat16)},
+        optimizer={"a/exp_avg": torch.full((3, 5), step / 3), "a/step": torch.tensor(float(step))},
+        state={"counters": {"step": step}},
+        log=b'{"step": 1}\n' * step,
+        fingerprint={"config": {"x": 1}},
+    )
+
+
+def store(root: Path, disk: Disk | None = None) -> Store:
+    """Return a store that keeps two checkpoints."""
+    return Store(root, keep=2, disk=disk or RealDisk())
+
+
+def newest(root: Path) -> int | None:
+    """Return the step that a fresh process would resume from."""
+    fresh = store(root)
+    fresh.sweep()
+    found = fresh.load_newest(tensor_bytes_max=LIMIT, on_message=lambda _text: None)
+    if found is None:
+        return None
+    assert torch.equal(found.adapter["a"], torch.full((3, 5), float(found.step)))
+    return found.step
+
+
+def flip(path: Path, at: int) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1
+    path.write_bytes(bytes(data))

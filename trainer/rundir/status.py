@@ -156,7 +156,7 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Make the file hold this log and nothing else, durably; without room it stays as it is."""
-        with suppress(OSError):
+        with suppress(OSError):  # no room: the old file is whole
             replace_file(self.path, self.to_bytes().decode(), disk=RealDisk())
             self._written = self.path.stat().st_size
 

@@ -228,7 +228,7 @@ class Store:
 
     def _is_verified(self, step: int) -> bool:
         if step not in self._verified:
-            with suppress(Damaged):
+            with suppress(Damaged):  # then it is not verified
                 self._accept(verify(self.root / directory_name(step)))
         return step in self._verified
 
