@@ -72,7 +72,7 @@ def test_a_model_without_a_single_number_is_refused(llama: Any, tmp_path: Path) 
     assert not (run_dir / "eval-before.json").exists()
 
 
-def test_labels_that_the_tokenizer_cannot_tell_apart_are_named() -> None:
+def test_labels_with_the_same_tokens_are_named() -> None:
     """Two labels of unknown letters are the same tokens, so no model could choose between them."""
     require_apart([[2], [5]], ["ja", "nein"])
     with pytest.raises(ConfigError, match="writes 'ja' and 'nein' with the same tokens"):
@@ -105,8 +105,8 @@ def test_a_word_for_no_label_is_one_word_of_a_set() -> None:
 @pytest.mark.parametrize("single", [True, False])
 def test_texts_without_words_have_baselines_too(texts: tuple[str, ...], *, single: bool) -> None:
     """Digits and faces are told apart by their characters; where nothing is, all are the same."""
-    known = LabelledTexts(texts=texts, labels=np.array([[True, False], [False, True]] * 2))
-    found = baselines(known, known, single=single, resamples=1000)
+    training = LabelledTexts(texts=texts, labels=np.array([[True, False], [False, True]] * 2))
+    found = baselines(training, training, single=single, resamples=1000)
     right = found["tfidf_regression"]["figures"]["exact_match"]["value"]
 
     assert right == (1.0 if texts[0] else 0.5)

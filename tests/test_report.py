@@ -46,7 +46,7 @@ def test_the_page_shows_every_plot_and_stands_alone(run_dir: Path, tmp_path: Pat
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["steps"] == 30
 
 
-def test_times_are_words_and_what_is_unknown_has_no_line(run_dir: Path) -> None:
+def test_times_are_readable_and_what_is_unknown_has_no_line(run_dir: Path) -> None:
     """Spans read as people say them; a run without validation has no line about its loss."""
     (run_dir / "adapter" / "qft.json").write_text('{"status": {}, "best": null}', encoding="utf-8")
     facts = {"hours": 0.02158, "machine": "", "usd": 0.1}
@@ -90,7 +90,7 @@ def test_a_fast_run_has_throughput_labels_that_fit(run_dir: Path) -> None:
     assert any(label.endswith("k") for label in labels)
 
 
-def test_a_merged_model_is_told_with_both_bases() -> None:
+def test_a_merged_model_is_reported_with_both_bases() -> None:
     """Which base it was merged onto is said first; without quantising there is but one."""
     found = {"held_out": True, "rows": 9, "equal": 9, "onto": "original"}
     trained = {**found, "as_trained": {"quant": "nf4", "equal": 7}}

@@ -14,9 +14,7 @@ from infra.azure.permissions import revoke_role_assignments
 from infra.azure.release_compute import (
     REPORT_EVERY_S,
     ComputeRelease,
-    OnMessage,
     ProgressReporter,
-    ignore_message,
 )
 from infra.azure.resources import Parts
 from infra.errors import (
@@ -28,7 +26,7 @@ from infra.errors import (
     Rejected,
     Transient,
 )
-from infra.provider import Removed
+from infra.provider import OnMessage, Removed, ignore_message
 from infra.renting.run_record import RunRecord
 from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 from infra.timestamps import format_utc
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     from infra.azure.sdk import Operation
 
 CONFLICTS_MAX = 5
-"""How often a removal may meet a 409 of an unknown code before a human is told."""
+"""How often a removal may meet a 409 of an unknown code before a person is asked."""
 RETRY_INTERVALS = 3
 """After how many intervals of polling a removal that hit an obstacle is tried again."""
 
@@ -175,7 +173,7 @@ class Deleter:
         )
 
     def _remember(self, record: RunRecord, names: Names, group: dict[str, Any]) -> None:
-        """Write down what will be removed before it is, so that a killed removal can still tell."""
+        """Record what will be removed, so that a removal that was killed can still report it."""
         ours = {
             str(one.get("id") or ""): KINDS.get(_type(one), _type(one))
             for one in self.parts.inventory(names)

@@ -13,9 +13,10 @@ from typing import Any
 
 from infra.azure.context import AzureContext
 from infra.azure.naming import DISK, KINDS, Names
-from infra.azure.release_compute import ComputeRelease, OnMessage
+from infra.azure.release_compute import ComputeRelease
 from infra.azure.resources import Parts
 from infra.errors import NotAllowed
+from infra.provider import OnMessage
 from infra.renting.run_record import RunRecord
 from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 

@@ -29,7 +29,7 @@ class VmObserver:
 
     context: AzureContext
     price_now: Callable[[str, str], float | None]
-    """Size and region in, the spot price of now out; None if nobody tells."""
+    """Size and region in, the spot price of now out; None if unavailable."""
     price_lately: Callable[[str, str], float | None]
     """The same, some minutes old at most, for looks every few seconds."""
 
@@ -210,7 +210,7 @@ class VmObserver:
         """
         if record.generation == names.generation and record.requested in _OUR_REQUESTS:
             reason, detail = _OUR_REQUESTS[record.requested]
-            # A rehearsal takes minutes to strike: until it was seen, the machine bills.
+            # A rehearsal takes minutes to take effect: until it was seen, the machine bills.
             evict = record.requested == "evict"
             since = "" if evict else self.operations.down_since(record, answer)
             return StopCause(reason=reason, since=since, detail=detail, ran=evict or None)
@@ -222,7 +222,7 @@ class VmObserver:
         cause = ActivityLog(context=self.context).stop_cause(names, answer, after_s=started_at)
         if isinstance(cause, StopCause):
             return replace(cause, detail=cause.detail + note, refusal=refusal)
-        if refusal:  # such as one that somebody's later order overtook, of which the log may tell
+        if refusal:  # such as one that somebody's later request overtook
             detail = str(refusal)
             return StopCause(
                 reason=StopReason.UNKNOWN, detail=detail, certain=False, refusal=refusal

@@ -1,7 +1,7 @@
 """Tracks how the last request to create, start or release a machine ended, by its operation.
 
 Azure accepts such an order within seconds and may refuse it minutes later. Neither the caller's
-patience nor the state of the machine decides then, but the operation, whose continuation token is
+wait nor the state of the machine decides then, but the operation, whose continuation token is
 on the disk: so it is known after a restart of this program, too.
 """
 
@@ -49,7 +49,7 @@ class OperationTracker:
         except ProviderError as error:
             if isinstance(error, Transient | SignedOut) and not operation.over:
                 return True  # nothing is known: so it may still be
-            if not isinstance(error, Gone):  # then its page has expired: the machine tells
+            if not isinstance(error, Gone):  # then its page has expired: read the machine
                 record.refusal = [error.kind, str(error), error.hint]
         else:
             self.learn(record, operation, done=done)
@@ -78,7 +78,7 @@ class OperationTracker:
     ) -> ProviderError | None:
         """The error of the last create or start that failed; None if it did not, or nobody knows.
 
-        What this computer does not remember, the machine's own last failure tells.
+        What this computer does not remember, the machine's own last failure says.
         """
         mine = record.generation == names.generation
         if mine and record.requested in {"create", "start"} and record.refusal:
@@ -118,7 +118,7 @@ class OperationTracker:
         """Convert a time of Azure's to this computer's clock; None if it cannot be right.
 
         That is later than `after_s`, when it was asked for, and not in the future. An answer's own
-        date tells how far the clocks are apart; one that a proxy wrote may not.
+        date says how far the clocks are apart; one that a proxy wrote may not.
         """
         at_s, now_s = parse_utc_s(str(text or "")), self.context.clock()
         if at_s is None:

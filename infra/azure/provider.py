@@ -29,6 +29,7 @@ from infra.catalog.azure import AZURE
 from infra.provider import (
     Observation,
     Offer,
+    OnMessage,
     Provider,
     Removed,
     Safeguard,
@@ -36,6 +37,7 @@ from infra.provider import (
     Vm,
     VmSpec,
     Want,
+    ignore_message,
 )
 from infra.renting.caller import own_address, public_address
 from infra.renting.checks import Check
@@ -88,9 +90,7 @@ class AzureProvider(Provider):
         """Release the compute and keep the disk; returns when Azure says that it is released."""
         self._power.deallocate(vm)
 
-    def delete(
-        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
-    ) -> list[Removed]:
+    def delete(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
         """End the run's compute, then remove its resource group and wait until it is gone."""
         return self._deleter.remove(run_id, on_message)
 

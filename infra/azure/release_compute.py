@@ -15,7 +15,7 @@ from infra.azure.naming import Names
 from infra.azure.operations import OperationTracker
 from infra.azure.vm import power_of
 from infra.errors import Gone, ProviderError, SignedOut
-from infra.provider import PowerState
+from infra.provider import OnMessage, PowerState
 from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 COMPUTE_WAIT_S = 300.0
 """How long the release of a machine is waited for before the removal of its group is begun."""
 REPORT_EVERY_S = 60.0
-OnMessage = Callable[[str], None]
-
-
-def ignore_message(words: str) -> None:
-    """Drop the message."""
-    del words
 
 
 @dataclass(kw_only=True)
@@ -112,7 +106,7 @@ class ComputeRelease:
             done = self.context.wait(record, key, operation, wait_s=COMPUTE_WAIT_S)
         except SignedOut:
             raise
-        except ProviderError:  # refused, busy, or its page has expired: the machine itself tells
+        except ProviderError:  # refused, busy, or its page has expired: poll the machine
             self.context.clear_tokens(record, key)
             return self._await(names, deadline_s=began_s + COMPUTE_WAIT_S)
         if done:

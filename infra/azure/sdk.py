@@ -259,7 +259,7 @@ class Operation:
 
     @property
     def times(self) -> dict[str, str]:
-        """`startTime` and `endTime` as Azure's own page of the operation last told them."""
+        """`startTime` and `endTime` as last read from Azure's page of the operation."""
         return self._method.times
 
     @property

@@ -22,7 +22,7 @@ from trainer.atomic import RealDisk, replace_file
 from trainer.errors import DataError
 from trainer.exit_codes import ExitCode
 from trainer.pages import html
-from trainer.pages.run_files import MEAN_STEPS, Json, build_report, read, shown
+from trainer.pages.run_files import MEAN_STEPS, Json, build_report, read, section_parts
 from trainer.text import duration
 
 
@@ -44,16 +44,18 @@ def as_page(report: Json, run_dir: Path, *, name: str) -> str:
     plots.append(html.line_plot("Throughput", [speed], x="step", y="tokens/s", events=events))
     sections = [
         html.section(
-            "Summary", *shown("The run", lambda: [html.table(("", ""), _summary(report))])
+            "Summary", *section_parts("The run", lambda: [html.table(("", ""), _summary(report))])
         ),
         html.section("Learning", *plots),
     ]
     if report["before"] or report["after"]:
-        sections.append(html.section("Scores", *shown("The scores", lambda: _scores(report))))
+        sections.append(
+            html.section("Scores", *section_parts("The scores", lambda: _scores(report)))
+        )
     for stage in ("before", "after"):
         result = read(run_dir / f"eval-{stage}.json")
         if result:
-            parts = shown("The answers", partial(_answers, result))
+            parts = section_parts("The answers", partial(_answers, result))
             sections.append(html.section(f"Answers {stage} training", *parts))
     if report["config"]:
         config = json.dumps(report["config"], indent=1, ensure_ascii=False)
@@ -276,7 +278,7 @@ def _dollars(facts: Mapping[str, Any]) -> str | None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say of which run, and where to."""
+    """Declare the run and the directory to write to."""
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--facts", type=Path, help="JSON of what only the laptop knows")
     parser.add_argument("--out", type=Path, help="where to write; the run directory by default")

@@ -57,8 +57,8 @@ def read_log(path: Path) -> list[Json]:
     return steps
 
 
-def shown(what: str, make: Callable[[], list[Markup]]) -> list[Markup]:
-    """Return the parts of a section, or a sentence if what came home is of another build."""
+def section_parts(what: str, make: Callable[[], list[Markup]]) -> list[Markup]:
+    """Return the parts of a section, or a sentence if the files are not as written here."""
     try:
         return make()
     except MALFORMED as error:

@@ -284,7 +284,7 @@ def _warning(base: BaseName, *, merged: bool) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what is published where."""
+    """Declare what to publish, and the repository."""
     parser.add_argument("--run-dir", type=Path, required=True, help="what the run left behind")
     parser.add_argument("--repo", required=True, help="NAME/MODEL on the hub")
     parser.add_argument("--folder", type=Path, help="a merged model instead of the adapter")
