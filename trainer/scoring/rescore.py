@@ -13,8 +13,9 @@ from typing import Any
 
 from trainer import hub
 from trainer import model as models
-from trainer.config import ConfigError, load_config
+from trainer.config import load_config
 from trainer.device.determinism import make_deterministic, set_threads
+from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
 from trainer.rundir.layout import CONFIG, resolve
 from trainer.scoring import evaluate
