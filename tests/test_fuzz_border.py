@@ -425,7 +425,7 @@ def test_what_is_no_finite_number_is_none() -> None:
 def test_a_machine_that_answers_nonsense_stops_billing(tmp_path: Path) -> None:
     """The run ends with exit 4 and a sentence, and its compute is given back."""
     story = Story(path=tmp_path / "journal.jsonl")
-    vars(story.work)["look"] = workload(Stranger(b'{"state": ["running"]}')).job_status
+    vars(story.work)["job_status"] = workload(Stranger(b'{"state": ["running"]}')).job_status
     ending = story.go()
 
     assert ending.outcome is Outcome.MACHINE_FAILED
