@@ -1,4 +1,4 @@
-"""The tables of `run.yaml` that this room owns, `vm` and `budget`: checked before any spending."""
+"""Checks the tables `vm` and `budget` of `run.yaml` before anything is spent."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ class BudgetTable(BaseModel):
 
 
 def _require_valid(value: str, find_error: Callable[[str], str]) -> str:
-    """Give the value back; raises `ValueError` if there is a fault in it."""
+    """Return the value; raises `ValueError` if it is invalid."""
     if error := find_error(value):
         raise ValueError(error)
     return value

@@ -1,4 +1,4 @@
-"""Files that are whole or absent after a crash at any moment; locks that die with their holder."""
+"""Writes files that are whole or absent after a crash; locks that end with their holder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infra.untrusted import NotPlain, parse
 JSON_BYTES_MAX = 64 << 20
 
 
-class LockTimeout(Exception):  # noqa: N818  (says what happened; whoever asked decides what it means)
+class LockTimeout(Exception):  # noqa: N818  (the caller decides what it means)
     """Somebody else held the lock for the whole of the patience given; carries what they wrote."""
 
     def __init__(self, path: Path, *, holder: str, waited_s: float) -> None:

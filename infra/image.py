@@ -1,4 +1,4 @@
-"""The URN of a disk image, `publisher:offer:sku:version`: checked, and what is known of it."""
+"""Checks the URN of a disk image, `publisher:offer:sku:version`, and derives its facts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ImageFacts:
 
     driver: ImageDriver
     generation: int | None = None
-    """Of the virtual hardware that it boots on; None if the sku alone does not tell."""
+    """Of the virtual hardware that it boots on; None if the sku alone does not say."""
 
 
 def check_urn(urn: str) -> str:
@@ -74,7 +74,7 @@ def _check_kind(urn: str, parts: list[str]) -> None:
 
 
 def image_facts(urn: str) -> ImageFacts:
-    """What is known of an image: which driver it brings, and for which generation it is."""
+    """Return which driver an image brings, and for which generation it is."""
     publisher, offer, sku, *_ = [*urn.lower().split(":"), "", "", ""]
     if publisher == "microsoft-dsvm" and offer == "ubuntu-hpc":
         # Of 18.04 there were both generations; since 20.04 only the second.
@@ -102,5 +102,5 @@ def _by_sku(sku: str) -> int | None:
 
 
 def generation_of(urn: str) -> int | None:
-    """For which generation of virtual hardware an image is; None if its name does not tell."""
+    """Return for which generation of virtual hardware an image is; None if unknown."""
     return image_facts(urn).generation

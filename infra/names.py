@@ -1,7 +1,7 @@
-"""What may name a host, a user, a program or a place in a cloud: nothing that reads as an option.
+"""Validates names of hosts, users, programs and cloud resources: none may read as an option.
 
 Such names are words of `ssh`, of a shell on the machine and of a cloud's addresses. Every function
-says what is wrong with a name, and is empty if nothing is.
+returns what is wrong with a name, empty if nothing is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHOWN_MAX = 60
 
 
 def host_error(host: str) -> str:
-    """A host is a name of dotted parts, or an IPv4 or IPv6 address without brackets."""
+    """Check a host: a name of dotted parts, or an IPv4 or IPv6 address without brackets."""
     shown = _short(host)
     address, percent, zone = host.partition("%")
     try:
@@ -49,7 +49,7 @@ def host_error(host: str) -> str:
 
 
 def user_error(user: str) -> str:
-    """A user is a plain account name."""
+    """Check a user: a plain account name."""
     if USER.fullmatch(user):
         return ""
     return (
@@ -59,7 +59,7 @@ def user_error(user: str) -> str:
 
 
 def program_error(program: str) -> str:
-    """A program is a name or a path without spaces, so that no shell reads more than one word."""
+    """Check a program: a name or path without spaces, so that no shell reads two words."""
     if PROGRAM.fullmatch(program):
         return ""
     return (
@@ -69,14 +69,14 @@ def program_error(program: str) -> str:
 
 
 def cloud_name_error(name: str) -> str:
-    """A region, size or subscription is a word of letters, digits and hyphens."""
+    """Check a region, size or subscription: a word of letters, digits and hyphens."""
     if CLOUD_NAME.fullmatch(name):
         return ""
     return f"`{_short(name)}` is no such name: at most 64 letters and digits, with `-` inside"
 
 
 def key_path_error(path: str) -> str:
-    """A key file may lie in any folder that `ssh` can be told of."""
+    """Check the path of a key file: any that `ssh` can be given."""
     if path.startswith("-"):
         return f"`{_short(path)}` begins with `-`, like an option of ssh; write `./{_short(path)}`"
     if '"' in path or "${" in path:

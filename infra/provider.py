@@ -10,6 +10,14 @@ from typing import Any, ClassVar
 
 from infra.errors import ProviderError
 
+OnMessage = Callable[[str], None]
+"""Takes one line for people about something that lasts."""
+
+
+def ignore_message(message: str) -> None:
+    """Drop a message that nobody waits for."""
+    del message
+
 
 class Provider(ABC):
     """Rents machines. Every method is safe to call again after a crash at any point.
@@ -63,9 +71,7 @@ class Provider(ABC):
         """
 
     @abstractmethod
-    def delete(
-        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
-    ) -> list[Removed]:
+    def delete(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
         """Remove everything that carries `run_id`, and return when the provider says it is gone.
 
         Silent (an empty list) if nothing is left. Never touches what lacks our tag. Where it takes
@@ -222,7 +228,7 @@ class VmSpec:
     run_id: str
     """Unique for the run, stable over its restarts; `[a-z0-9-]`, at most 40 characters."""
     generation: int
-    """The how-manieth machine of this run, from 1; a new one gets a new host key."""
+    """The number of this machine in its run, from 1; a new one gets a new host key."""
     offer: Offer
     max_price_usd_per_h: float | None
     """The cap that goes to the provider; None leaves price evictions to the vendor's default."""
@@ -235,14 +241,15 @@ class VmSpec:
     """The matching public line, pinned before the first connection."""
     disk_gb: int = 128
     until_s: float | None = None
-    """When the budget ends at this price, in seconds since 1970: switches that end the bill without
-    us are set for it as soon as there is a machine, not only when it answers. None sets none."""
+    """When the budget ends at this price, in seconds since 1970: safeguards that end the bill
+    without us are set for it as soon as there is a machine, not only when it answers. None sets
+    none."""
     labels: dict[str, str] = field(default_factory=dict)
     """Further tags for people, such as the run's name; no secrets."""
 
 
 class PowerState(StrEnum):
-    """Where a machine is in its life. Compute bills in all but the last four."""
+    """The state of a machine. Compute bills in all but the last four."""
 
     CREATING = "creating"
     STARTING = "starting"
@@ -315,7 +322,7 @@ class Vm:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What one look at a machine told."""
+    """The result of one look at a machine."""
 
     power: PowerState
     host: str = ""
@@ -327,15 +334,15 @@ class Observation:
     certain: bool = True
     """False if the reason is inferred, and the provider may know better in a few minutes."""
     since: str = ""
-    """When this state began, ISO 8601 UTC; empty if the provider does not tell. Keeps an eviction
+    """When this state began, ISO 8601 UTC; empty if the provider does not say. Keeps an eviction
     that nobody watched from being counted as hours of compute."""
     detail: str = ""
-    """For people: what the provider said."""
+    """The message of the provider, for people."""
     price_usd_per_h: float | None = None
-    """The market price now while the machine runs, if the provider tells: what is really billed."""
+    """The market price now while the machine runs, if reported: what is really billed."""
     bills_since: str = ""
     """When the compute of a machine that is up began to bill this time, by this computer's clock,
-    ISO 8601 UTC; empty if the provider does not tell."""
+    ISO 8601 UTC; empty if the provider does not say."""
     ran: bool | None = None
     """Whether a machine that is down has run since it was last made or started; None: unknown."""
     refusal: ProviderError | None = None
@@ -352,4 +359,4 @@ class Removed:
     id: str
     billed_until: str = ""
     """When its compute ceased to bill, by this computer's clock, ISO 8601 UTC; empty if it has
-    none, or the provider does not tell."""
+    none, or the provider does not say."""

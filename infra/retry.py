@@ -1,4 +1,4 @@
-"""Rides out a provider's hiccups: every call of the seam is safe to repeat, none is for ever."""
+"""Retries calls of a provider that fail for a moment: all are safe to repeat, a few times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A machine that the user already has: nothing is rented, nothing taken away, nothing given back.
+"""Provides a machine that the user already has: nothing is rented or given back.
 
 All that `create` and `delete` do is remember and forget, in one small file, which run uses it.
 """
@@ -18,6 +18,7 @@ from infra.errors import BadRequest, Gone, Transient
 from infra.provider import (
     Observation,
     Offer,
+    OnMessage,
     PowerState,
     Provider,
     Removed,
@@ -26,6 +27,7 @@ from infra.provider import (
     Vm,
     VmSpec,
     Want,
+    ignore_message,
 )
 
 SIZE = "yours"
@@ -64,7 +66,7 @@ class SshHostProvider(Provider):
         self._clock = clock
 
     def offers(self, want: Want) -> list[Offer]:
-        """The one machine there is, for nothing; which GPU it has is for set-up to find out."""
+        """Offer the one machine, free of charge; set-up finds out which GPU it has."""
         return [
             Offer(
                 provider=self.name,
@@ -109,17 +111,15 @@ class SshHostProvider(Provider):
         )
 
     def start(self, vm: Vm) -> None:
-        """Make sure that it answers: switching it on is up to its owner."""
+        """Make sure that it answers: powering it on is up to its owner."""
         self._require_in_use(vm)
         self._check_port()
 
     def deallocate(self, vm: Vm) -> None:
-        """Leave it as it is: it bills nothing, and it is not ours to switch off."""
+        """Leave it as it is: it bills nothing, and it is not ours to power off."""
         self._require_in_use(vm)
 
-    def delete(
-        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
-    ) -> list[Removed]:
+    def delete(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
         """Forget that the run uses the machine; nothing on it is touched, so nothing is listed."""
         del on_message  # it takes no time
         with self._locked_table() as table:
@@ -127,7 +127,7 @@ class SshHostProvider(Provider):
         return []
 
     def list_all(self) -> list[Vm]:
-        """What was remembered on this computer: no cloud keeps a list of somebody's machines."""
+        """List what was remembered on this computer: no cloud lists such machines."""
         return sorted(self._read().values(), key=lambda vm: vm.created_at, reverse=True)
 
     def evict(self, vm: Vm) -> None:
@@ -151,7 +151,7 @@ class SshHostProvider(Provider):
             ) from error
 
     def _vm(self, spec: VmSpec) -> Vm:
-        """The machine as a value."""
+        """Return the machine as a value."""
         settings = self._settings
         return Vm(
             provider=self.name,
@@ -174,7 +174,7 @@ class SshHostProvider(Provider):
             raise Gone(f"the run `{vm.run_id}` does not use {vm.id}")
 
     def _read(self) -> dict[str, Vm]:
-        """Which runs use which machine; raises `BadRequest` naming a file that cannot be read."""
+        """Read which runs use which machine; raises `BadRequest` naming an unreadable file."""
         try:
             data = read_json(self._file)
             runs = {} if data is None else data["runs"]
@@ -187,7 +187,7 @@ class SshHostProvider(Provider):
 
     @contextlib.contextmanager
     def _locked_table(self) -> Iterator[dict[str, Vm]]:
-        """The table for us alone; written back if it was changed."""
+        """Lock the table and yield it; written back if it was changed."""
         try:
             with locked(self._root / "hosts.lock"):
                 table = self._read()

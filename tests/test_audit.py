@@ -37,8 +37,8 @@ def test_counts_are_those_of_the_rows(tmp_path: Path) -> None:
 
 def test_each_label_of_a_set_is_counted_by_itself(tmp_path: Path) -> None:
     """Text and page tell how often a label stands, alone or not, and which never does."""
-    said = ["a, b", "b", "N/A", "B, a"]
-    rows = [{"text": f"t {n}", "mood": mood} for n, mood in enumerate(said)]
+    output = ["a, b", "b", "N/A", "B, a"]
+    rows = [{"text": f"t {n}", "mood": mood} for n, mood in enumerate(output)]
     found = audited(tmp_path, rows, eval={"kind": "multilabel", "labels": ["a", "b", "c"]})
     page = read(as_page(found, "sets"))
 

@@ -14,12 +14,12 @@ from infra.errors import Transient
 from infra.provider import PowerState
 
 REQUESTS_MAX = 120
-"""A create takes 25 requests in fair weather."""
+"""A create takes 25 requests without disruptions."""
 
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[AzureHarness]:
-    """A cloud with bad weather to come."""
+    """A cloud that will disrupt requests."""
     with azure(tmp_path) as harness:
         yield harness
 
@@ -68,7 +68,7 @@ PLACES = {
 
 @pytest.mark.parametrize("kind", DISRUPTIONS)
 def test_create_converges(harness: AzureHarness, kind: str) -> None:
-    """Whatever the weather over whichever request, one machine comes up in bounded requests."""
+    """Whichever disruption hits whichever request, one machine comes up in bounded requests."""
     for number, (place, path) in enumerate(PLACES.items()):
         disruption = DISRUPTIONS[kind]()
         disruption.path = path
@@ -123,7 +123,7 @@ def test_orders_converge(harness: AzureHarness, kind: str, verb: str) -> None:
 
 @pytest.mark.parametrize("kind", DISRUPTIONS)
 def test_delete_converges(harness: AzureHarness, kind: str) -> None:
-    """Removal in bad weather still ends with nothing left."""
+    """Removal under disruptions still ends with nothing left."""
     harness.provider().create(spec())
     disruption = DISRUPTIONS[kind]()
     disruption.path = r"/(resourcegroups/[^/]+|operationresults/.+)$"

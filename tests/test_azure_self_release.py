@@ -186,9 +186,7 @@ def test_script_needs_nothing_but_python(text: str) -> None:
 
 
 @pytest.mark.parametrize(("exit_code", "expected"), [(0, 0), (1, 1)], ids=["obeyed", "refused"])
-def test_plain_script_switches_the_machine_off(
-    tmp_path: Path, exit_code: int, expected: int
-) -> None:
+def test_plain_script_shuts_the_machine_down(tmp_path: Path, exit_code: int, expected: int) -> None:
     """Without a vendor's own way the machine is shut down, and a refusal is tried again later."""
     script, shutdown = tmp_path / "watch.py", tmp_path / "bin" / "shutdown"
     script.write_text(one_file())

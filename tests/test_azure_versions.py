@@ -23,7 +23,7 @@ from infra.errors import NoCapacity
 ROOT = Path(__file__).resolve().parent.parent
 S = "/subscriptions/11111111-2222-3333-4444-555555555555"
 VM = f"{S}/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/v"
-ASKED: list[tuple[str, str, str, Callable[[Any], Any], str]] = [
+REQUESTED: list[tuple[str, str, str, Callable[[Any], Any], str]] = [
     # type, package, client, one operation of it, the path that qft asks for
     (
         "Microsoft.Authorization/permissions",
@@ -135,7 +135,7 @@ def sent_by_sdk(package: str, name: str, ask: Callable[[Any], Any]) -> tuple[str
 
 
 @pytest.mark.parametrize(
-    ("type_", "package", "client", "ask", "path"), ASKED, ids=[one[0] for one in ASKED]
+    ("type_", "package", "client", "ask", "path"), REQUESTED, ids=[one[0] for one in REQUESTED]
 )
 def test_table_has_the_version_that_the_sdk_sends(
     type_: str, package: str, client: str, ask: Callable[[Any], Any], path: str
@@ -150,7 +150,7 @@ def test_table_has_the_version_that_the_sdk_sends(
 
 def test_every_entry_is_compared() -> None:
     """No entry of the table escapes the comparison above."""
-    assert set(API_VERSIONS) == {type_ for type_, *_ in ASKED}
+    assert set(API_VERSIONS) == {type_ for type_, *_ in REQUESTED}
 
 
 def test_type_without_entry_is_not_guessed() -> None:

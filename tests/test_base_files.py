@@ -42,14 +42,14 @@ def project(whole: Project, tmp_path: Path) -> Project:
     return Project(folder=tmp_path / "project")
 
 
-def told(project: Project) -> list[str]:
+def problems_of(project: Project) -> list[str]:
     """Which problems are told before anything is rented."""
     with pytest.raises(UsageError, match="nothing was rented") as caught:
         check_data_and_model(load(project.config))
     return caught.value.problems
 
 
-def test_a_base_as_the_libraries_write_it_has_no_fault(whole: Project) -> None:
+def test_a_base_as_the_libraries_write_it_has_no_problem(whole: Project) -> None:
     """A whole base passes, and its size is that of its weights."""
     folder = whole.folder / "model"
 
@@ -62,7 +62,7 @@ def test_a_base_as_the_libraries_write_it_has_no_fault(whole: Project) -> None:
 
 @pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "config.json", "vocab.txt"])
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (LFS, "this is a Git LFS pointer: fetch the file (`git lfs pull` in"),
         (LFS.replace(b"\n", b"\r\n"), "this is a Git LFS pointer"),
@@ -74,14 +74,14 @@ def test_a_base_as_the_libraries_write_it_has_no_fault(whole: Project) -> None:
     ],
 )
 def test_what_stands_in_the_place_of_a_file_is_named(
-    project: Project, name: str, content: bytes, said: str
+    project: Project, name: str, content: bytes, message: str
 ) -> None:
     """Weights, tokenizer and description: each is told with its name and what fetches it."""
     (project.folder / "model" / name).write_bytes(content)
 
-    problems = told(project)
+    problems = problems_of(project)
 
-    assert any(f"model.id: `model/{name}`: {said}" in problem for problem in problems), problems
+    assert any(f"model.id: `model/{name}`: {message}" in problem for problem in problems), problems
 
 
 def cut(path: Path, size: int) -> None:
@@ -100,7 +100,7 @@ LONG = len(json.dumps(TABLE))
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b"1234", "is cut off"),
@@ -123,25 +123,25 @@ LONG = len(json.dumps(TABLE))
         ),
     ],
 )
-def test_cut_or_foreign_weights_are_told_by_their_own_lengths(
-    project: Project, content: bytes, said: str
+def test_cut_or_foreign_weights_are_recognised_by_their_own_lengths(
+    project: Project, content: bytes, message: str
 ) -> None:
     """A file of tensors says itself how long it is; no library is needed to compare."""
     (project.folder / "model" / WEIGHTS).write_bytes(content)
 
-    (problem,) = told(project)
+    (problem,) = problems_of(project)
 
     assert problem.startswith(f"model.id: `model/{WEIGHTS}`: ")
-    assert said in problem
+    assert message in problem
 
 
-def test_a_base_that_was_cut_in_its_last_byte_is_told(project: Project) -> None:
+def test_a_base_that_was_cut_in_its_last_byte_is_named(project: Project) -> None:
     """Real weights that lack one byte are not whole."""
     path = project.folder / "model" / WEIGHTS
     size = path.stat().st_size
     cut(path, size - 1)
 
-    assert f"{size - 1} of {size} bytes are here" in told(project)[0]
+    assert f"{size - 1} of {size} bytes are here" in problems_of(project)[0]
 
 
 def sharded(project: Project, names: list[str], *, without: tuple[str, ...] = ()) -> Path:
@@ -167,33 +167,35 @@ def test_shards_that_an_index_lists_are_looked_at(project: Project) -> None:
     assert base_files.weights_bytes(folder) == 2 * (folder / SHARDS[0]).stat().st_size
 
     (folder / SHARDS[1]).unlink()
-    assert f"`model/{SHARDS[1]}`: is not there: fetch the file" in told(project)[0]
+    assert f"`model/{SHARDS[1]}`: is not there: fetch the file" in problems_of(project)[0]
     (folder / f"{SHARDS[1]}.dvc").write_text("outs:\n- md5: 4d4d\n  path: model\n")
-    assert f"only its DVC pointer `{SHARDS[1]}.dvc` is here: fetch the file" in told(project)[0]
+    assert (
+        f"only its DVC pointer `{SHARDS[1]}.dvc` is here: fetch the file" in problems_of(project)[0]
+    )
     (folder / SHARDS[1]).symlink_to("../../.git/annex/objects/xy/SHA256E-s9--4d")
-    assert "this is a git-annex link to what is not here" in told(project)[0]
+    assert "this is a git-annex link to what is not here" in problems_of(project)[0]
     (folder / SHARDS[1]).unlink()
     (folder / SHARDS[1]).symlink_to("../../blobs/4d4d")
-    assert "this is a link to `../../blobs/4d4d`, which is not there" in told(project)[0]
+    assert "this is a link to `../../blobs/4d4d`, which is not there" in problems_of(project)[0]
     (folder / SHARDS[1]).unlink()
     (folder / SHARDS[1]).write_bytes(LFS)
-    assert "this is a Git LFS pointer" in told(project)[0]
+    assert "this is a Git LFS pointer" in problems_of(project)[0]
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"weight_map": 7}', b""])
-def test_an_index_that_cannot_be_read_ends_in_words(project: Project, content: bytes) -> None:
+def test_an_index_that_cannot_be_read_ends_in_a_sentence(project: Project, content: bytes) -> None:
     """Whatever the index holds, it is told or passed over, without a traceback."""
     folder = sharded(project, SHARDS)
     (folder / f"{WEIGHTS}.index.json").write_bytes(content)
 
-    assert all(isinstance(fault, str) for fault in base_files.faults(folder))
+    assert all(isinstance(problem, str) for problem in base_files.faults(folder))
 
 
 def test_an_index_that_leads_outside_is_refused(project: Project) -> None:
     """A listed name is one of a file in the folder."""
     sharded(project, ["../outside.safetensors"])
 
-    assert "lies outside of the model" in told(project)[0]
+    assert "lies outside of the model" in problems_of(project)[0]
 
 
 def test_what_nobody_loads_may_be_a_pointer(project: Project) -> None:
@@ -216,7 +218,7 @@ def test_a_folder_without_weights_is_refused_where_a_machine_would_be_rented(
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.json", "rows.parquet"])
-def test_rows_that_are_a_pointer_are_told_as_such(tmp_path: Path, name: str) -> None:
+def test_rows_that_are_a_pointer_are_recognised(tmp_path: Path, name: str) -> None:
     """In every format, and for one whose file DVC has not fetched."""
     path = tmp_path / name
     path.write_bytes(LFS)

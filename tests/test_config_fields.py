@@ -22,6 +22,7 @@ from support.rig import outcome, rig, saves_in_step
 from trainer import config as tables
 from trainer import model as models
 from trainer.config import ConfigError, load_config
+from trainer.config_errors import table_of
 from trainer.exit_codes import DataError
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job
@@ -213,7 +214,7 @@ def seen(place: Path, notes: dict[str, object], case: Case, changes: Tables) -> 
 
 def test_every_field_has_a_case() -> None:
     """All fields of all tables are walked."""
-    found = (tables.table_of(one.annotation) for one in tables.TrainerConfig.model_fields.values())
+    found = (table_of(one.annotation) for one in tables.TrainerConfig.model_fields.values())
     walked: list[type[BaseModel]] = [*filter(None, found), tables.CostTable]
     fields = {
         f"{table.__name__.removesuffix('Table').lower()}.{key}"

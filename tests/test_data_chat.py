@@ -18,7 +18,7 @@ CHATML = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
-TALK = [
+CONVERSATION = [
     {"role": "system", "content": "be kind"},
     {"role": "user", "content": "are you nice"},
     {"role": "assistant", "content": "very"},
@@ -27,10 +27,12 @@ TALK = [
 ]
 
 
-def load(tmp_path: Path, tokenizer: Any, talk: Any, *, chat: str, max_length: int = 256) -> Example:
+def load(
+    tmp_path: Path, tokenizer: Any, messages: Any, *, chat: str, max_length: int = 256
+) -> Example:
     """Write one conversation and load it."""
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"messages": talk}) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
     table = DataTable.model_validate({"train": "a", "messages": "messages", "chat": chat})
     return load_examples(table, path, tokenizer, max_length=max_length).items[0]
 
@@ -49,7 +51,7 @@ def learnt(tokenizer: Any, item: Example) -> list[str]:
 def test_markers_are_written_as_published(tmp_path: Path) -> None:
     """The turns stand under their headings, each answer ends with EOS, and only answers count."""
     tokenizer = build(bos=True)
-    item = load(tmp_path, tokenizer, TALK, chat="markers")
+    item = load(tmp_path, tokenizer, CONVERSATION, chat="markers")
 
     assert learnt(tokenizer, item) == ["very</s>", "I like it</s>"]
     assert tokenizer.decode(item.input_ids) == (
@@ -63,12 +65,10 @@ def test_markers_are_written_as_published(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_question_under_markers_has_the_tokens_of_its_plain_text(
-    tmp_path: Path, kind: str
-) -> None:
+def test_a_prompt_under_markers_has_the_tokens_of_its_plain_text(tmp_path: Path, kind: str) -> None:
     """Whoever asks with the text alone, without this program, asks in the same tokens."""
     tokenizer = build(kind)
-    item = load(tmp_path, tokenizer, TALK[1:3], chat="markers")
+    item = load(tmp_path, tokenizer, CONVERSATION[1:3], chat="markers")
     text = "### HUMAN:\nare you nice\n\n### RESPONSE:\n"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -79,14 +79,18 @@ def test_the_tokenizers_own_template_is_followed(tmp_path: Path) -> None:
     """The text is the template's own, and generation starts where the template asks."""
     tokenizer = build(bos=False)
     tokenizer.chat_template = CHATML
-    talk = [message | {"content": message["content"].replace(" </s>", "")} for message in TALK]
-    item = load(tmp_path, tokenizer, talk, chat="template")
+    messages = [
+        message | {"content": message["content"].replace(" </s>", "")} for message in CONVERSATION
+    ]
+    item = load(tmp_path, tokenizer, messages, chat="template")
 
-    whole = tokenizer.apply_chat_template(talk, tokenize=False)
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
     assert tokenizer.decode(item.input_ids) + "\n" == whole
     assert learnt(tokenizer, item) == ["very</s>", "I like it</s>"]
-    asked = tokenizer.apply_chat_template(talk[:-1], tokenize=False, add_generation_prompt=True)
-    assert tokenizer.decode(item.prompt_ids) == asked
+    prompting = tokenizer.apply_chat_template(
+        messages[:-1], tokenize=False, add_generation_prompt=True
+    )
+    assert tokenizer.decode(item.prompt_ids) == prompting
 
 
 TURNS = (
@@ -104,8 +108,13 @@ def test_an_answer_ends_with_the_token_that_its_template_closes_a_turn_with(
     tokenizer = build(bos=False)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|end|>"]})
     tokenizer.chat_template = template
-    talk = [TALK[1], TALK[2], {"role": "user", "content": "why so"}, TALK[4]]
-    item = load(tmp_path, tokenizer, talk, chat="template")
+    messages = [
+        CONVERSATION[1],
+        CONVERSATION[2],
+        {"role": "user", "content": "why so"},
+        CONVERSATION[4],
+    ]
+    item = load(tmp_path, tokenizer, messages, chat="template")
 
     assert learnt(tokenizer, item) == ["very<|end|>", "I like it<|end|></s>"]
     assert tokenizer.decode(item.input_ids) == (
@@ -121,7 +130,7 @@ def test_a_template_that_changes_an_answer_is_refused(tmp_path: Path) -> None:
     tokenizer = build(bos=False)
     tokenizer.chat_template = TURNS.replace("m['content']", "m['content'] | upper")
     with pytest.raises(DataError, match="rewrites what was said"):
-        load(tmp_path, tokenizer, TALK[1:3], chat="template")
+        load(tmp_path, tokenizer, CONVERSATION[1:3], chat="template")
 
 
 HEADED = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}"
@@ -134,11 +143,18 @@ def test_a_heading_that_only_a_finished_turn_has_is_read_and_not_learnt(
     """A template that knows no generation prompt still asks with the answer's heading."""
     tokenizer = build(bos=False)
     tokenizer.chat_template = HEADED
-    talk = [TALK[1], {"role": "assistant", "content": answer}, TALK[1], TALK[4]]
-    item = load(tmp_path, tokenizer, talk, chat="template")
+    messages = [
+        CONVERSATION[1],
+        {"role": "assistant", "content": answer},
+        CONVERSATION[1],
+        CONVERSATION[4],
+    ]
+    item = load(tmp_path, tokenizer, messages, chat="template")
 
     assert learnt(tokenizer, item) == [f"{answer}</s>", "I like it</s>"]
-    assert tokenizer.decode(item.input_ids) == tokenizer.apply_chat_template(talk, tokenize=False)
+    assert tokenizer.decode(item.input_ids) == tokenizer.apply_chat_template(
+        messages, tokenize=False
+    )
     assert tokenizer.decode(item.prompt_ids).endswith("<s>assistant\n")
 
 
@@ -156,7 +172,7 @@ def test_a_template_without_a_place_for_a_systems_word_is_refused(
     tokenizer = build(bos=False)
     tokenizer.chat_template = template
     with pytest.raises(DataError, match=rf"rows\.jsonl:1: the chat template .*{message}") as caught:
-        load(tmp_path, tokenizer, TALK[:3], chat="template")
+        load(tmp_path, tokenizer, CONVERSATION[:3], chat="template")
 
     assert "use `chat: markers`" in str(caught.value)
 
@@ -166,13 +182,13 @@ def test_a_control_token_in_a_message_is_refused_under_a_template(tmp_path: Path
     tokenizer = build(bos=False)
     tokenizer.chat_template = CHATML
     with pytest.raises(DataError, match=r"rows.jsonl:1: message 4 holds the control token '</s>'"):
-        load(tmp_path, tokenizer, TALK, chat="template")
+        load(tmp_path, tokenizer, CONVERSATION, chat="template")
 
 
 def test_a_long_conversation_loses_its_oldest_exchange_and_no_answer(tmp_path: Path) -> None:
     """What does not fit goes from the front; the answers that stay are whole."""
     tokenizer = build(bos=True)
-    item = load(tmp_path, tokenizer, TALK, chat="markers", max_length=40)
+    item = load(tmp_path, tokenizer, CONVERSATION, chat="markers", max_length=40)
 
     assert learnt(tokenizer, item) == ["I like it</s>"]
     assert len(item.input_ids) <= 40
@@ -180,19 +196,21 @@ def test_a_long_conversation_loses_its_oldest_exchange_and_no_answer(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("talk", "message"),
+    ("messages", "message"),
     [
         ("hi", "the conversation is no list of messages"),
-        (TALK[:2], "the conversation does not end with an answer"),
-        (TALK[2:], "message 1 is by 'assistant', and user's turn it is"),
-        ([TALK[1], {"role": "assistant", "content": " "}], "message 2 says nothing"),
-        ([TALK[1], TALK[2] | {"content": "x" * 300}], "an answer needs"),
+        (CONVERSATION[:2], "the conversation does not end with an answer"),
+        (CONVERSATION[2:], "message 1 is by 'assistant', and user's turn it is"),
+        ([CONVERSATION[1], {"role": "assistant", "content": " "}], "message 2 says nothing"),
+        ([CONVERSATION[1], CONVERSATION[2] | {"content": "x" * 300}], "an answer needs"),
     ],
 )
-def test_a_broken_conversation_names_its_message(talk: Any, message: str, tmp_path: Path) -> None:
+def test_a_broken_conversation_names_its_message(
+    messages: Any, message: str, tmp_path: Path
+) -> None:
     """Each disorder is an error with the row and the message."""
     with pytest.raises(DataError, match=f"rows.jsonl:1: {message}"):
-        load(tmp_path, build(), talk, chat="markers")
+        load(tmp_path, build(), messages, chat="markers")
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,8 @@ def test_comments_are_the_same_whatever_the_size_of_a_read(
         found.add((learnt.read_bytes(), held_out.read_bytes(), done.stats.table()))
 
     assert len(found) == 1
-    learn, keep, said = found.pop()
-    assert "left out:      28  does not decode (train.csv:1, train.csv:12" in said
+    learn, keep, message = found.pop()
+    assert "left out:      28  does not decode (train.csv:1, train.csv:12" in message
     texts = [json.loads(line)["text"] for line in (learn + keep).splitlines()]
     assert len(texts) == 54 + 60  # of 60 toxic ones six do not decode
     assert all(text.endswith(NASTY) for text in texts)
@@ -157,9 +157,9 @@ def test_a_source_is_never_replaced_by_its_own_rows(side: str, tmp_path: Path) -
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize(("seed", "told"), [(3, True), (0, False)])
-def test_a_group_of_most_rows_on_the_side_of_few_is_told(
-    tmp_path: Path, seed: int, *, told: bool
+@pytest.mark.parametrize(("seed", "uneven"), [(3, True), (0, False)])
+def test_a_group_of_most_rows_on_the_side_of_few_is_a_warning(
+    tmp_path: Path, seed: int, *, uneven: bool
 ) -> None:
     """Groups stay whole, so nine tenths of the rows may be held out for one asked for."""
     source = tmp_path / "pairs.csv"
@@ -167,8 +167,8 @@ def test_a_group_of_most_rows_on_the_side_of_few_is_told(
     source.write_text("text,label\n" + "".join(lines))
     done = convert("sentiment", source, tmp_path, options=ConvertOptions(seed=seed), held_out=0.1)
 
-    assert (done.held_out > done.train) is told
-    assert ("of the rows are held out where 10% was asked for" in done.to_text()) is told
+    assert (done.held_out > done.train) is uneven
+    assert ("of the rows are held out where 10% was asked for" in done.to_text()) is uneven
 
 
 def test_a_place_where_no_rows_can_be_written_is_named(

@@ -38,12 +38,12 @@ def write_json(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def write_jigsaw(path: Path, count: int, *, order: int = 1) -> Path:
+def write_jigsaw(path: Path, count: int, *, step: int = 1) -> Path:
     """Write comments that span lines and hold quotes; every seventh is toxic, some more so."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "comment_text", *TOXIC])
-        for number in range(count)[::order]:
+        for number in range(count)[::step]:
             toxic = number % 7 == 0
             flags = [toxic, False, toxic and number % 2 == 0, False, number % 21 == 0, False]
             text = f'"comment {number}\n\nsays ""so"", and more'
@@ -77,11 +77,11 @@ def test_jigsaws_equal_comments_are_one_group(tmp_path: Path) -> None:
     assert len(set(groups)) == 3
 
 
-def test_jigsaws_draw_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> None:
+def test_jigsaws_draw_depends_on_the_seed_and_not_on_the_sequence(tmp_path: Path) -> None:
     """The same comments are drawn from a file turned round, others with another seed."""
     forth, back = (
         write_jigsaw(tmp_path / "a.csv", 300),
-        write_jigsaw(tmp_path / "b.csv", 300, order=-1),
+        write_jigsaw(tmp_path / "b.csv", 300, step=-1),
     )
     drawn = {row["text"] for row in converted("jigsaw", forth, benign=50)[0]}
 
@@ -111,15 +111,15 @@ def test_jigsaws_length_is_counted_in_tokens_of_the_base(
     words = ["jigsaw", str(source), "--out", str(tmp_path), "--tokenizer", str(tmp_path / "base")]
 
     assert main(["convert", *words, "--max-length", "80", "--held-out", "0.5"]) == 0
-    said = capsys.readouterr().err
-    assert "left out:       1  too long (t.csv:4)" in said
-    assert "published rule" not in said
+    output = capsys.readouterr().err
+    assert "left out:       1  too long (t.csv:4)" in output
+    assert "published rule" not in output
     assert main(["convert", *words[:-1], str(tmp_path / "nothing")]) == 65
     assert "--tokenizer: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["sentiment", "--tokenizer", "base"], "--tokenizer: sentiment has no such choice"),
         (["ds1000", "--benign", "0"], "--benign: ds1000 has no such choice"),
@@ -127,11 +127,11 @@ def test_jigsaws_length_is_counted_in_tokens_of_the_base(
     ],
 )
 def test_a_choice_that_would_choose_nothing_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     """An option that the format has no use for is an error instead of a false comfort."""
     assert main(["convert", words[0], str(tmp_path / "rows.jsonl"), *words[1:]]) == 65
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_ds1000_keeps_indentation_and_families(tmp_path: Path) -> None:
     assert stats.left_out == {"no prompt or no reference code": 1}
 
 
-def test_counselling_keeps_all_answers_to_a_question_together(tmp_path: Path) -> None:
+def test_counselling_keeps_all_answers_to_a_context_together(tmp_path: Path) -> None:
     """The same pair counts once; several answers to one question share a group."""
     path = write_json(
         tmp_path / "c.json",
@@ -272,12 +272,12 @@ def test_conversations_report_every_kind_of_disorder(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_rest_of_json_behind_a_conversation_is_cut_off_and_told(tmp_path: Path) -> None:
+def test_a_rest_of_json_behind_a_conversation_is_cut_off_and_counted(tmp_path: Path) -> None:
     """One closing brace too much goes, code keeps its own; unnamed conversations stay apart."""
-    said = ("Sure.}", "f() {}", "a }", "}")
+    output = ("Sure.}", "f() {}", "a }", "}")
     path = write_json(
         tmp_path / "v.json",
-        [turns((" Human", "hi"), ("gpt", text)) | {"id": None} for text in said],
+        [turns((" Human", "hi"), ("gpt", text)) | {"id": None} for text in output],
     )
     rows, stats = converted("conversations", path)
 
@@ -298,14 +298,14 @@ def test_the_command_tells_counts_as_json_and_what_authors_ask(
         main(["convert", "ds1000", str(path), "--out", str(tmp_path), "--held-out", "0", "--json"])
         == 0
     )
-    told = capsys.readouterr()
-    assert json.loads(told.out) == {
+    message = capsys.readouterr()
+    assert json.loads(message.out) == {
         "rows": {"train": 1, "eval": 0}, "read": 2, "kept": 1, "classes": {"Pandas": 1},
         "left_out": {"no prompt or no reference code": 1}, "mended": {}, "across": 0,
         "places": {"no prompt or no reference code": ["d.json:2"]},
     }  # fmt: skip
-    assert "warning: no row is held out" in told.err
-    assert "ask that it never enters a training corpus" in told.err
+    assert "warning: no row is held out" in message.err
+    assert "ask that it never enters a training corpus" in message.err
 
 
 def test_sentiments_and_instructions(tmp_path: Path) -> None:
@@ -320,12 +320,12 @@ def test_sentiments_and_instructions(tmp_path: Path) -> None:
             {"instruction": "Sing.", "input": "", "output": ""},
         ],
     )
-    orders, stats = converted("instructions", path)
+    instructions, stats = converted("instructions", path)
 
     assert [(row["text"], row["label"]) for row in moods] == [
         ("good, really", "positive"), ("bad", "negative"),
     ]  # fmt: skip
-    assert [row["request"] for row in orders] == ["Add.\n\n1 1", "Sing."]
+    assert [row["request"] for row in instructions] == ["Add.\n\n1 1", "Sing."]
     assert stats.classes == {"with input": 1, "without input": 1}
 
 
@@ -368,13 +368,13 @@ def test_converting_writes_both_sides_and_prints_the_table(
     assert code == 0
     assert sum(map(len, sides)) == 70
     assert min(map(len, sides)) > 20
-    said = capsys.readouterr().err
-    assert "     15  obscene\n" in said
-    assert "the published rule drops those over 1024 tokens" in said
+    output = capsys.readouterr().err
+    assert "     15  obscene\n" in output
+    assert "the published rule drops those over 1024 tokens" in output
     assert main(["convert", "jigsaw", str(tmp_path / "no.csv"), "--out", str(tmp_path)]) == 65
 
 
-def test_rows_on_both_sides_of_a_split_are_told(
+def test_rows_on_both_sides_of_a_split_are_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two comments with the same words and other ids may part; how many did is a warning."""
@@ -393,12 +393,12 @@ def test_rows_on_both_sides_of_a_split_are_told(
     code = main(
         ["convert", "conversations", str(path), "--out", str(tmp_path), "--held-out", "0.5"]
     )
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     held_out = len((tmp_path / "eval.jsonl").read_text(encoding="utf-8").splitlines())
 
     assert code == 0
     assert held_out > 5
-    assert f"warning: {held_out} held-out rows stand among those to learn too" in said
+    assert f"warning: {held_out} held-out rows stand among those to learn too" in output
 
 
 @pytest.mark.parametrize("seed", range(3))

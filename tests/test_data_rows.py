@@ -14,7 +14,7 @@ from trainer.data.template import Template, TemplateError
 from trainer.exit_codes import DataError
 
 
-def test_a_csv_cell_may_span_lines_and_rows_count_records(tmp_path: Path) -> None:
+def test_a_csv_cell_may_span_lines_and_numbers_count_rows(tmp_path: Path) -> None:
     """Records are counted, not physical lines, and cells come back byte for byte."""
     path = tmp_path / "a.csv"
     path.write_bytes(b'id,text\r\n0a,"one\r\ntwo, ""three"""\r\n0b,\xc2\x85x\n')
@@ -122,7 +122,7 @@ def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
         read_rows(tmp_path / "d.jsonl")
 
 
-def test_all_broken_rows_are_found_in_one_reading(tmp_path: Path) -> None:
+def test_all_broken_rows_are_found_at_once(tmp_path: Path) -> None:
     """Two broken lines are two problems of one error."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": \n{"a": 1}\n\xff\n')
@@ -132,7 +132,7 @@ def test_all_broken_rows_are_found_in_one_reading(tmp_path: Path) -> None:
     assert [f"{path}:1", f"{path}:3"] == [p.split(": ")[0] for p in caught.value.problems]
 
 
-def test_what_ends_the_reading_is_told_before_the_rest(tmp_path: Path) -> None:
+def test_what_ends_the_parsing_is_named_before_the_rest(tmp_path: Path) -> None:
     """Where a quote is never closed no later row can be trusted; earlier faults are kept."""
     path = tmp_path / "a.csv"
     path.write_bytes(b'id,text\n1,\xff\n2,"a "b" c\n3,d\n')

@@ -150,20 +150,20 @@ def test_batches_hold_every_place_once_within_their_limits() -> None:
     assert found == [[4], [1, 5], [2, 3, 0]]
 
 
-def test_a_batch_for_which_memory_runs_out_is_asked_in_halves() -> None:
+def test_a_batch_for_which_memory_runs_out_is_run_in_halves() -> None:
     """Every place is answered once, progress never goes back, and one row too big is said so."""
     answered: list[int] = []
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
 
     def answer(batch: list[int], fitting: int = 3) -> None:
         if len(batch) > fitting:
             raise torch.OutOfMemoryError("test")
         answered.extend(batch)
 
-    run_in_batches([[1]] * 9, answer, lambda done, total: told.append((done, total)))
+    run_in_batches([[1]] * 9, answer, lambda done, total: reported.append((done, total)))
 
     assert sorted(answered) == list(range(9))
-    assert told == [(0, 9), (2, 9), (4, 9), (6, 9), (9, 9)]
+    assert reported == [(0, 9), (2, 9), (4, 9), (6, 9), (9, 9)]
     with pytest.raises(DoesNotFit, match="one held-out row does not fit"):
         run_in_batches([[1]] * 2, lambda batch: answer(batch, 0), lambda *_: None)
 
@@ -171,13 +171,13 @@ def test_a_batch_for_which_memory_runs_out_is_asked_in_halves() -> None:
 def test_a_run_scores_every_row_and_leaves_a_whole_file(llama: Any, tmp_path: Path) -> None:
     """The result counts all rows in both ways of answering, is on the disk, and is read back."""
     run_dir, config = evaluation(tmp_path)
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     result = run(
         run_dir, config, llama, make_tokenizer(), stage="before",
-        on_progress=lambda done, total: told.append((done, total)),
+        on_progress=lambda done, total: reported.append((done, total)),
     )  # fmt: skip
 
-    assert told == [(0, 9), (9, 9)]
+    assert reported == [(0, 9), (9, 9)]
     assert load_result(tmp_path / "eval-before.json") == result
     assert (result.n, result.metric, result.low <= result.value <= result.high) == (
         9, "accuracy", True,
@@ -207,7 +207,7 @@ def test_sets_of_labels_are_scored(llama: Any, tmp_path: Path) -> None:
     assert result.details["bound"]["figures"]["hamming_loss"]["value"] <= 1
 
 
-def test_a_wrong_label_to_learn_is_told_before_training(llama: Any, tmp_path: Path) -> None:
+def test_a_wrong_label_to_learn_is_found_before_training(llama: Any, tmp_path: Path) -> None:
     """The rows to learn from are read with the same eyes as the held-out ones."""
     run_dir, config = evaluation(tmp_path)
     rows = (tmp_path / "eval.jsonl").read_text(encoding="utf-8")
@@ -293,30 +293,30 @@ def test_a_result_stands_beside_its_baselines(llama: Any, tmp_path: Path) -> Non
     assert found["tfidf_regression"]["rows"] == 9
 
 
-def test_the_base_is_asked_with_examples_too(llama: Any, tmp_path: Path) -> None:
+def test_the_base_is_prompted_with_demonstrations_too(llama: Any, tmp_path: Path) -> None:
     """Few-shot figures stand beside the baselines, from the same draw each time."""
     run_dir, config = evaluation(tmp_path, shots=3)
     found = [
         run(run_dir, config, llama, make_tokenizer(), stage="before", on_progress=lambda *_: None)
         for _ in range(2)
     ]
-    told = [result.details["baselines"]["few_shot"] for result in found]
+    reported = [result.details["baselines"]["few_shot"] for result in found]
 
-    assert told[0] == told[1]
-    assert (told[0]["rows"], told[0]["fewest"]) == (3, 3)
-    assert 0 <= told[0]["figures"]["exact_match"]["value"] <= 1
+    assert reported[0] == reported[1]
+    assert (reported[0]["rows"], reported[0]["fewest"]) == (3, 3)
+    assert 0 <= reported[0]["figures"]["exact_match"]["value"] <= 1
 
 
-def test_examples_come_before_the_question_one_of_each_answer_first() -> None:
+def test_demonstrations_come_before_the_prompt_one_of_each_answer_first() -> None:
     """The draw takes turns among answers and not the file's order; a question keeps its own end."""
     rows = [(f"{at} is ", mood) for at, mood in enumerate(["good"] * 9 + ["bad"])]
     tokenizer = make_tokenizer()
     codec = Codec.from_tokenizer(tokenizer, max_length=100, seq2seq=False)
     prompt = Template.parse("{text} is ")
-    asked = Example((2, 3, 1), (-100, -100, 1), "q is ", "good", 1, 2)
+    item = Example((2, 3, 1), (-100, -100, 1), "q is ", "good", 1, 2)
     demonstrations = select_demonstrations(rows, 3)
-    prompts = with_demonstrations([asked], demonstrations, codec, prompt)
-    text = "".join(f"{question}{mood}\n\n" for question, mood in demonstrations) + "q is "
+    prompts = with_demonstrations([item], demonstrations, codec, prompt)
+    text = "".join(f"{text_shown}{mood}\n\n" for text_shown, mood in demonstrations) + "q is "
 
     assert {mood for _, mood in demonstrations[:2]} == {"good", "bad"}
     assert select_demonstrations(rows[::-1], 3) == demonstrations
@@ -324,7 +324,7 @@ def test_examples_come_before_the_question_one_of_each_answer_first() -> None:
     assert list(prompts.items[0].prompt_ids) == [*codec.prefix, *codec.encode([text], prompt)[0]]
     assert prompts.items[0].labels[-1:] == (1,)
     short = replace(codec, max_length=len(prompts.items[0].prompt_ids) - 1)
-    assert with_demonstrations([asked], demonstrations, short, prompt).fewest == 2
+    assert with_demonstrations([item], demonstrations, short, prompt).fewest == 2
 
 
 def test_with_too_many_sets_those_that_were_learnt_are_listed() -> None:
@@ -341,7 +341,7 @@ def test_with_too_many_sets_those_that_were_learnt_are_listed() -> None:
     assert possible_answers(few) == 4096
 
 
-def test_what_bound_answers_cannot_say_is_counted(llama: Any, tmp_path: Path) -> None:
+def test_what_constrained_answers_cannot_express_is_counted(llama: Any, tmp_path: Path) -> None:
     """A held-out set that nobody learnt, among too many to list, is told and scored as wrong."""
     labels = [f"{mood}{at}" for mood in MOODS for at in range(4)]
     run_dir, config = evaluation(tmp_path, kind="multilabel", labels=labels)
@@ -361,12 +361,12 @@ def test_what_bound_answers_cannot_say_is_counted(llama: Any, tmp_path: Path) ->
 
 def test_conversations_that_end_in_a_label_are_scored(llama: Any, tmp_path: Path) -> None:
     """The last answer is the label, and the baselines learn from the turns before it."""
-    talk = [
+    conversation = [
         {"messages": [{"role": "user", "content": f"mood {at}"},
                       {"role": "assistant", "content": MOODS[at % 3]}]}
         for at in range(9)
     ]  # fmt: skip
-    text = "".join(json.dumps(row) + "\n" for row in talk)
+    text = "".join(json.dumps(row) + "\n" for row in conversation)
     rows = tmp_path / "eval.jsonl"
     rows.write_text(text, encoding="utf-8")
     data = {"train": str(rows), "eval": "eval.jsonl", "messages": "messages", "chat": "markers"}

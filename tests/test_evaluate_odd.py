@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from support.tiny import evaluation, make_model, make_tokenizer
 
 from trainer.config import ConfigError, EvalTable
-from trainer.pages.report import as_page, build
+from trainer.pages.report import as_page
+from trainer.pages.run_files import build_report
 from trainer.scoring.answers import label_problem, read_answer, require_apart, write_answer
 from trainer.scoring.baselines import baselines
 from trainer.scoring.eval_set import LabelledTexts
@@ -56,7 +57,7 @@ def test_answers_that_are_no_numbers_are_mistakes_and_are_counted(
     assert found.details["not_numbers"] == 1
     assert found.details["documents"][0]["bound"] == []
     assert "NaN" not in text
-    assert "1 documents the model" in as_page(build(run_dir), run_dir, name="x")
+    assert "1 documents the model" in as_page(build_report(run_dir), run_dir, name="x")
 
 
 def test_a_model_without_a_single_number_is_refused(llama: Any, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_a_model_without_a_single_number_is_refused(llama: Any, tmp_path: Path) 
     assert not (run_dir / "eval-before.json").exists()
 
 
-def test_labels_that_the_tokenizer_cannot_tell_apart_are_named() -> None:
+def test_labels_with_the_same_tokens_are_named() -> None:
     """Two labels of unknown letters are the same tokens, so no model could choose between them."""
     require_apart([[2], [5]], ["ja", "nein"])
     with pytest.raises(ConfigError, match="writes 'ja' and 'nein' with the same tokens"):
@@ -103,8 +104,8 @@ def test_a_word_for_no_label_is_one_word_of_a_set() -> None:
 @pytest.mark.parametrize("single", [True, False])
 def test_texts_without_words_have_baselines_too(texts: tuple[str, ...], *, single: bool) -> None:
     """Digits and faces are told apart by their characters; where nothing is, all are the same."""
-    known = LabelledTexts(texts=texts, labels=np.array([[True, False], [False, True]] * 2))
-    found = baselines(known, known, single=single, resamples=1000)
+    training = LabelledTexts(texts=texts, labels=np.array([[True, False], [False, True]] * 2))
+    found = baselines(training, training, single=single, resamples=1000)
     right = found["tfidf_regression"]["figures"]["exact_match"]["value"]
 
     assert right == (1.0 if texts[0] else 0.5)

@@ -39,18 +39,18 @@ def generator(run_dir: Path, **tables: Any) -> Generator:
     return Generator(model=model.eval(), tokenizer=make_tokenizer(), config=config)
 
 
-def test_a_row_is_asked_as_training_asked_it(run_dir: Path) -> None:
+def test_a_row_is_encoded_as_training_encoded_it(run_dir: Path) -> None:
     """The prompt's tokens are those before the completion of the same row in training."""
-    asked = generator(run_dir)
+    given = generator(run_dir)
     rows = run_dir.parent / "train.jsonl"
-    item = load_examples(asked.config.data, rows, asked.tokenizer, max_length=128).items[0]
+    item = load_examples(given.config.data, rows, given.tokenizer, max_length=128).items[0]
     text = item.prompt.removesuffix("\nmood: ")
 
-    assert asked.encode_row({"text": text}) == item.prompt_ids
-    assert asked.encode_text(item.prompt) == item.prompt_ids
+    assert given.encode_row({"text": text}) == item.prompt_ids
+    assert given.encode_text(item.prompt) == item.prompt_ids
 
 
-def test_one_question_gets_one_answer(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_prompt_gets_one_answer(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The base can be asked without an adapter; an endless answer is cut and said to be."""
     arguments = ["--run-dir", str(run_dir), "--base-only", "--tokens", "4"]
 
@@ -61,7 +61,7 @@ def test_one_question_gets_one_answer(run_dir: Path, capsys: pytest.CaptureFixtu
     assert first.err == "(stopped after 4 tokens without an end)\n"
 
 
-def test_what_is_missing_is_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_is_named(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A field the template names, and an adapter that is not there yet."""
     assert main(["generate", "--run-dir", str(run_dir), "--base-only", "--field", "txt=a"]) == 65
     assert "no field `text`" in capsys.readouterr().err
@@ -70,7 +70,7 @@ def test_what_is_missing_is_told(run_dir: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("asked", "answer"),
+    ("given", "answer"),
     [
         ("--field text", (78, "--field text: write NAME=TEXT")),
         ("--field text=a --field mood=b", (78, "--field mood: the prompt's fields are text")),
@@ -81,22 +81,22 @@ def test_what_is_missing_is_told(run_dir: Path, capsys: pytest.CaptureFixture[st
         ),
     ],
 )
-def test_a_question_that_cannot_be_asked_is_told(
+def test_a_request_that_cannot_be_answered_is_refused(
     run_dir: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    asked: str,
+    given: str,
     answer: tuple[int, str],
 ) -> None:
     """Each slip of the command line ends with a sentence and a code."""
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
-    code = main(["generate", "--run-dir", str(run_dir), "--base-only", *asked.split()])
+    code = main(["generate", "--run-dir", str(run_dir), "--base-only", *given.split()])
 
     assert (code, answer[1] in capsys.readouterr().err) == (answer[0], True)
 
 
 @pytest.mark.parametrize(
-    ("asked", "answer"),
+    ("given", "answer"),
     [
         ("--field text=sky --tokens 99", (0, "(stopped after 55 tokens without an end)")),
         ("--prompt 0123456789012345678901234567890123456789012345678901234567890123", (0, "(stop")),
@@ -104,18 +104,18 @@ def test_a_question_that_cannot_be_asked_is_told(
     ],
 )
 def test_an_answer_ends_where_the_base_has_no_more_places(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: str, answer: tuple[int, str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str, answer: tuple[int, str]
 ) -> None:
     """A base with 64 learnt places reads 64 tokens and writes one more, and refuses a 65th."""
     gpt2(tmp_path / "model")
     rows = make_rows(tmp_path / "train.jsonl", 6)
     run = write_config(tmp_path / "run", make_config(tmp_path / "model", rows))
-    code = main(["generate", "--run-dir", str(run), "--base-only", *asked.split()])
+    code = main(["generate", "--run-dir", str(run), "--base-only", *given.split()])
 
     assert (code, answer[1] in capsys.readouterr().err) == (answer[0], True)
 
 
-def test_an_empty_prompt_is_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_prompt_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A base whose tokenizer puts nothing in front has nothing to begin with."""
     assert main(["generate", "--run-dir", str(run_dir), "--base-only", "--prompt", ""]) == 65
     assert "the prompt is empty" in capsys.readouterr().err
@@ -133,21 +133,21 @@ def test_without_a_stdin_a_conversation_has_no_questions(
     assert main(["generate", "--run-dir", str(run), "--base-only", "--chat"]) == 0
 
 
-def test_a_conversation_keeps_what_was_said(run_dir: Path) -> None:
+def test_a_conversation_keeps_all_messages(run_dir: Path) -> None:
     """Each question is asked after all before it, with the answers the model gave."""
     data = {"train": "rows.jsonl", "messages": "messages"}
-    asked = generator(run_dir, data=data)
-    asked.tokenizer.chat_template = CHATML
+    given = generator(run_dir, data=data)
+    given.tokenizer.chat_template = CHATML
     answers: list[str] = []
-    chat_loop(asked, iter(io.StringIO("hi\n\nand why\n")), answers.append, tokens_max=3)
+    chat_loop(given, iter(io.StringIO("hi\n\nand why\n")), answers.append, tokens_max=3)
     messages = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": answers[0] if answers[0].strip() else "."},
         {"role": "user", "content": "and why"},
     ]
-    second, _ = asked.generate(asked.encode_chat(messages), tokens_max=3)
+    second, _ = given.generate(given.encode_chat(messages), tokens_max=3)
 
     assert [second] == answers[1:]
-    assert asked.tokenizer.decode(asked.encode_chat(messages)).endswith(
+    assert given.tokenizer.decode(given.encode_chat(messages)).endswith(
         "and why</s>\n<s>assistant\n"
     )

@@ -88,15 +88,19 @@ def test_shards_are_merged_one_by_one(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "cut" / name).write_bytes((base / name).read_bytes())
     adapted = make_adapter(base, tmp_path / "adapter")
-    told: list[str] = []
+    message: list[str] = []
     merge(
-        tmp_path / "cut", tmp_path / "adapter", tmp_path / "out", dtype=None, on_message=told.append
+        tmp_path / "cut",
+        tmp_path / "adapter",
+        tmp_path / "out",
+        dtype=None,
+        on_message=message.append,
     )
     files = sorted(path.name for path in (tmp_path / "cut").glob("*.safetensors"))
 
     assert len(files) > 2
     assert files == sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
-    assert told[-1] == f"shard {len(files)} of {len(files)} merged"
+    assert message[-1] == f"shard {len(files)} of {len(files)} merged"
     assert (
         compare_models(adapted, load(tmp_path / "out"), PROMPTS, tokens_max=4, eos_id=1)["share"]
         == 1.0
@@ -150,7 +154,7 @@ def test_an_adapter_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("adapter/adapter_model.safetensors", "half", "adapter holds no whole adapter: "),
         ("adapter/adapter_config.json", "{", "adapter holds no whole adapter: "),
@@ -160,7 +164,7 @@ def test_an_adapter_of_another_kind_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_files_are_named_and_nothing_is_left(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, message: str
 ) -> None:
     """An adapter or base that was cut short or spoilt ends a merge in a sentence."""
     from safetensors.torch import save_file
@@ -175,7 +179,7 @@ def test_damaged_files_are_named_and_nothing_is_left(
     arguments = ["--base", str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter")]
 
     assert main(["merge", *arguments, "--out", str(tmp_path / "out")]) == 78
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 

@@ -62,28 +62,31 @@ def test_weights_and_card_arrive_and_nothing_else(
         ["publish", "--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint,
          "--facts", str(facts)]
     )  # fmt: skip
-    said = capsys.readouterr()
+    output = capsys.readouterr()
 
-    assert code == 0, said.err
-    assert said.out == f"{hub.endpoint}/me/model\n"
+    assert code == 0, output.err
+    assert output.out == f"{hub.endpoint}/me/model\n"
     assert set(hub.files) == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
     weights = (run_dir / "adapter" / "adapter_model.safetensors").read_bytes()
     assert hub.files["adapter_model.safetensors"] == weights
     assert hub.created[0]["visibility"] == "private"
     assert hub.commits == ["Add the model and its card"]
-    card = hub.files["README.md"].decode()
-    assert card.startswith("---\nlibrary_name: peft\n")
-    assert "# model, fine-tuned (adapter)" in card
-    assert "- lora, rank 4, alpha 8, dropout 0.1, base stored as none" in card
-    assert "- 12 optimizer steps of 4 sequences" in card
-    assert "- 0.12 hours of training steps\n- 0.03 USD at the listed price\n- 1 evictions" in card
-    assert "\n````\n```{text}```" in card  # the template cannot end the block it stands in
-    assert "secret place" not in card
-    everything = said.out + said.err + caplog.text + "".join(map(repr, hub.files.values()))
+    model_card = hub.files["README.md"].decode()
+    assert model_card.startswith("---\nlibrary_name: peft\n")
+    assert "# model, fine-tuned (adapter)" in model_card
+    assert "- lora, rank 4, alpha 8, dropout 0.1, base stored as none" in model_card
+    assert "- 12 optimizer steps of 4 sequences" in model_card
+    assert (
+        "- 0.12 hours of training steps\n- 0.03 USD at the listed price\n- 1 evictions"
+        in model_card
+    )
+    assert "\n````\n```{text}```" in model_card  # the template cannot end the block it stands in
+    assert "secret place" not in model_card
+    everything = output.out + output.err + caplog.text + "".join(map(repr, hub.files.values()))
     assert hubs.TOKEN not in everything
 
 
-def test_a_refusal_is_told_without_the_token(
+def test_a_refusal_is_reported_without_the_token(
     hub: hubs.Hub, run_dir: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -92,12 +95,12 @@ def test_a_refusal_is_told_without_the_token(
     code = main(
         ["publish", "--run-dir", str(run_dir), "--repo", "me/model", "--endpoint", hub.endpoint]
     )
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
 
     assert code == 78
-    assert "the hub refused: Client error '401 Unauthorized'" in said
-    assert "hint: check that HF_TOKEN may write to me/model" in said
-    assert "hf_wrongOfTheTest" not in said
+    assert "the hub refused: Client error '401 Unauthorized'" in output
+    assert "hint: check that HF_TOKEN may write to me/model" in output
+    assert "hf_wrongOfTheTest" not in output
     assert hub.refused > 0
     assert hub.files == {}
 
@@ -117,7 +120,7 @@ def test_a_token_that_makes_no_repositories_writes_to_one_that_is_there(
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "case",
     [
         ("me/model", 9, 74, "hint: nothing is half-published; the same command tries again"),
         ("a/b/c", None, 78, "`a/b/c` cannot name a model"),
@@ -126,25 +129,25 @@ def test_a_token_that_makes_no_repositories_writes_to_one_that_is_there(
 )
 def test_a_silent_hub_and_a_bad_name_are_not_blamed_on_the_token(
     hub: hubs.Hub, run_dir: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], asked: tuple[str, int | None, int, str],
+    capsys: pytest.CaptureFixture[str], case: tuple[str, int | None, int, str],
 ) -> None:  # fmt: skip
     """Each trouble has the hint that mends it and its own exit code, and none shows the token."""
-    repo, port, ends, said = asked
+    repo, port, ends, output = case
     monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
     endpoint = hub.endpoint if port is None else f"http://127.0.0.1:{port}"
     code = main(["publish", "--run-dir", str(run_dir), "--repo", repo, "--endpoint", endpoint])
-    told = capsys.readouterr().err
+    error = capsys.readouterr().err
 
     assert code == ends
-    assert said in told
-    assert "HF_TOKEN" not in told
-    assert hubs.TOKEN not in told
+    assert output in error
+    assert "HF_TOKEN" not in error
+    assert hubs.TOKEN not in error
 
 
-def test_a_hub_that_takes_the_question_and_says_nothing_is_given_up(
+def test_a_hub_that_takes_the_request_and_does_not_answer_is_given_up(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It may think for a while, and not for ever as the library would let it."""
+    """It may take a while, and not for ever as the library would let it."""
     monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
     monkeypatch.setattr(publish, "SILENCE_S", 0.2)
     monkeypatch.setattr(get_session(), "timeout", None)  # so that it gets back the one it has

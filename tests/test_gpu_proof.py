@@ -211,7 +211,7 @@ def test_the_table_claims_nothing_that_was_not_measured(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "deep" / "gpu.json").read_text())
 
     assert table(lines).splitlines() == [
-        "what      result   seconds  tokens/s  peak            forecast  said",
+        "what      result   seconds  tokens/s  peak            forecast  message",
         "a: train  done     3.2      12,346    6.25 / 7.00 GB            30 steps",
         "b: train  FAILED                                                exit 78",
         "c: train  not run                                               no time left",

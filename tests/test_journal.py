@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fakecloud import Story
 
+from commands.ui.errors import exit_of
+from infra import errors
+from infra.errors import ErrorKind
 from infra.run.fold import fold
-from infra.run.journal import Journal, JournalDamaged, Kind, read
+from infra.run.journal import Journal, JournalDamaged, Kind, Outcome, read
 from infra.run.plan import Goal, RunPlan
 
 
@@ -87,3 +90,22 @@ def _parses(line: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def test_each_error_of_a_provider_is_recorded_by_its_class_name() -> None:
+    """The kinds that journals hold are the names of the classes of the tree, each once."""
+    classes = [one for one in vars(errors).values() if isinstance(one, type)]
+    tree = [one for one in classes if issubclass(one, errors.ProviderError)]
+
+    assert {one.kind: one.__name__ for one in tree} == {one: one.value for one in ErrorKind}
+    assert len(tree) == len(ErrorKind)
+
+
+def test_an_error_that_another_version_recorded_is_the_base_of_the_tree() -> None:
+    """A class name that is not known here does not keep a journal from being read."""
+    assert ErrorKind("QuotaOfTomorrow") is ErrorKind.PROVIDER_ERROR
+
+
+def test_a_run_ends_with_the_exit_code_that_its_journal_holds() -> None:
+    """Journals of earlier versions hold exit codes; each is one outcome, and vice versa."""
+    assert {one: exit_of(one).value for one in Outcome} == {one: one.value for one in Outcome}

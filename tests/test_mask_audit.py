@@ -55,7 +55,9 @@ def load(way: str, tokenizer: Any, path: Path) -> tuple[list[list[str]], Sequenc
         tokenizer.chat_template = begin + CHAT
         clean = str if way == "markers" else harmless
         rows = [
-            {"messages": list(talk(clean(text), answer))} for text in TEXTS for answer in ANSWERS
+            {"messages": list(messages(clean(text), answer))}
+            for text in TEXTS
+            for answer in ANSWERS
         ]
         answers = [["so", answer] for _ in TEXTS for answer in ANSWERS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -64,7 +66,7 @@ def load(way: str, tokenizer: Any, path: Path) -> tuple[list[list[str]], Sequenc
     return answers, found.items
 
 
-def talk(text: str, answer: str) -> Iterator[dict[str, str]]:
+def messages(text: str, answer: str) -> Iterator[dict[str, str]]:
     """A conversation of two exchanges, the second of which asks about the text."""
     for role, content in (("system", "be kind"), ("user", "hi"), ("assistant", "so"),
                           ("user", text), ("assistant", answer)):  # fmt: skip
@@ -123,9 +125,9 @@ def test_all_rows_of_all_tokenizers_pass_the_audit(way: str, tmp_path: Path) -> 
             continue  # there is none that a template could write
         tokenizer = build(kind, bos=bos, pad=pad, frame=frame)
         answers, items = load(way, tokenizer, tmp_path / "rows.jsonl")
-        for number, (said, item) in enumerate(zip(answers, items, strict=True)):
+        for number, (written, item) in enumerate(zip(answers, items, strict=True)):
             audited += 1
-            found = faults(way, tokenizer, said, item)
+            found = faults(way, tokenizer, written, item)
             failed += [
                 f"{kind} bos={bos} pad={pad} frame={frame} row {number}: {one}" for one in found
             ]

@@ -40,21 +40,21 @@ class FetchedRun:
     out: Path
     hub: hubs.Hub
 
-    def merge(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    def merge(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `qft merge` in a process of its own."""
-        return self._run("cli.py", "merge", "moods", "--json", *words, **env)
+        return self._run("cli.py", "merge", "moods", "--json", *arguments, **env)
 
     def download(self, **env: str) -> subprocess.CompletedProcess[str]:
         """Only fetch the base, as `qft merge` does."""
         return self._run("-m", "trainer", "fetch-base", "--model", HUB_ID, **env)
 
-    def _run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    def _run(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         around = tiny.quiet_environment() | {
             "QFT_HOME": str(self.place / "home"), "HF_HOME": str(self.place / "hf"),
             "HF_ENDPOINT": self.hub.endpoint, "HF_HUB_OFFLINE": "0",
         }  # fmt: skip
         return subprocess.run(
-            [sys.executable, *words], cwd=tiny.ROOT,
+            [sys.executable, *arguments], cwd=tiny.ROOT,
             env=around | env, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_a_base_on_a_hub_is_fetched_merged_and_compared(fetched_run: FetchedRun)
     """Only its shards, configs and tokenizer are fetched, once; offline, the copy will do."""
     first = fetched_run.merge()
     assert first.returncode == 0, first.stderr
-    told = json.loads(first.stdout)
+    output = json.loads(first.stdout)
     shards = sorted(path.name for path in (fetched_run.out / "merged").glob("*.safetensors"))
     wanted = ["config.json", "generation_config.json", "model.safetensors.index.json"]
     wanted += ["tokenizer.json", "tokenizer_config.json"]
@@ -101,18 +101,18 @@ def test_a_base_on_a_hub_is_fetched_merged_and_compared(fetched_run: FetchedRun)
 
     assert len(shards) > 2
     assert fetched_run.fetched() == sorted([*shards, *wanted])
-    assert told["parity"]["rows"] == told["parity"]["equal"] == 6
-    assert told["parity"]["logits_difference_max"] < 1e-4
-    assert told["parity"]["onto"] == "original"
-    assert told["parity"]["on_original"]["logits_difference_max"] < 1e-4
-    assert told["parity"]["as_trained"]["quant"] == "nf4"
-    assert told["parity"]["as_trained"]["logits_difference_max"] > 1e-3
-    assert json.loads((fetched_run.out / "merged-parity.json").read_text()) == told["parity"]
+    assert output["parity"]["rows"] == output["parity"]["equal"] == 6
+    assert output["parity"]["logits_difference_max"] < 1e-4
+    assert output["parity"]["onto"] == "original"
+    assert output["parity"]["on_original"]["logits_difference_max"] < 1e-4
+    assert output["parity"]["as_trained"]["quant"] == "nf4"
+    assert output["parity"]["as_trained"]["logits_difference_max"] > 1e-3
+    assert json.loads((fetched_run.out / "merged-parity.json").read_text()) == output["parity"]
     assert again.returncode == 0, again.stderr
     assert (Path(again.stdout.strip()) / shards[0]).is_file()
 
 
-def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
+def test_merged_into_the_quantised_base_it_is_compared_with_that_first(
     fetched_run: FetchedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Top figures are of the base of the training, and go with their merge; else it is hinted."""
@@ -123,7 +123,7 @@ def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
     kept = json.loads((fetched_run.out / "merged-parity.json").read_text())
     shutil.rmtree(target)
     merge.merge("moods", replace(options, rows=0), as_json=True)
-    said, stale = capsys.readouterr().err, (fetched_run.out / "merged-parity.json").exists()
+    message, stale = capsys.readouterr().err, (fetched_run.out / "merged-parity.json").exists()
     shutil.rmtree(target)
     _, other = merge.merge("moods", replace(options, quantised=False, rows=6), as_json=True)
 
@@ -133,8 +133,8 @@ def test_merged_onto_the_quantised_base_it_is_compared_with_that_first(
     assert found["logits_difference_max"] < 1e-5
     assert found["as_trained"]["logits_difference_max"] == found["logits_difference_max"]
     assert found["on_original"]["logits_difference_max"] > 1e-3
-    assert "merged onto the nf4 base of the training, 14 matrices" in said
-    assert "hint" not in said
+    assert "merged onto the nf4 base of the training, 14 matrices" in message
+    assert "hint" not in message
     assert not stale
     assert other is not None
     assert other["as_trained"]["equal"] < 6

@@ -69,12 +69,12 @@ def trained(place: Path, make: Callable[[Path], Any], **method: Any) -> Any:
     return model.eval()
 
 
-def merged(place: Path, onto: str = "quantized", code: int = 0) -> Path:
+def merged(place: Path, merge_base: str = "quantized", code: int = 0) -> Path:
     """Merge the saved adapter in float32, as the program does; return the model's directory."""
-    places = {"base": "model", "adapter": "adapter", "run-dir": "run", "out": f"on-{onto}"}
+    places = {"base": "model", "adapter": "adapter", "run-dir": "run", "out": f"on-{merge_base}"}
     words = [word for flag, at in places.items() for word in (f"--{flag}", str(place / at))]
-    assert main(["merge", *words, "--onto", onto, "--dtype", "float32"]) == code
-    return place / f"on-{onto}"
+    assert main(["merge", *words, "--onto", merge_base, "--dtype", "float32"]) == code
+    return place / f"on-{merge_base}"
 
 
 def apart(model: Any, place: Path) -> tuple[float, float]:
@@ -96,7 +96,7 @@ def apart(model: Any, place: Path) -> tuple[float, float]:
     ],
     ids=["nf4", "single", "subset", "dora", "gpt2", "falcon", "t5"],
 )
-def test_merged_onto_four_bits_it_is_the_trained_model(
+def test_merged_into_four_bits_it_is_the_trained_model(
     make: Callable[[Path], Any], method: dict[str, Any], tmp_path: Path
 ) -> None:
     """Only float32's rounding is between them, but much more with the 16-bit base below it."""
@@ -107,7 +107,7 @@ def test_merged_onto_four_bits_it_is_the_trained_model(
     assert apart(model, merged(tmp_path, "original"))[1] > 100 * ROUNDING
 
 
-def test_merged_onto_eight_bits_it_is_near_the_trained_model_and_says_so(
+def test_merged_into_eight_bits_it_is_near_the_trained_model_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The weights are the int8 ones to the bit, but in training inputs were rounded as well."""
@@ -180,8 +180,10 @@ def test_a_run_without_quantisation_and_a_base_of_other_names_are_refused(
     table = json.loads((tmp_path / "run" / "config.json").read_text())
     tiny.write_config(tmp_path / "run", {**table, "method": {"kind": "lora"}})
     left = merged(tmp_path, code=78)
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
 
-    assert "have no model.layers.0.mlp.up_proj.weight, model.layers.1.mlp.up_proj.weight (2" in said
-    assert "method.quant: lora was trained on a base that is not quantised" in said
+    assert (
+        "have no model.layers.0.mlp.up_proj.weight, model.layers.1.mlp.up_proj.weight (2" in output
+    )
+    assert "method.quant: lora was trained on a base that is not quantised" in output
     assert not left.exists()

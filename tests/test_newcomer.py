@@ -300,11 +300,28 @@ def test_the_table_of_commands_says_what_each_command_says_of_itself() -> None:
     assert {name: cli.load_command(name).help for name in files} == cli.COMMANDS
 
 
-def test_help_of_a_command_is_found_through_the_table(tmp_path: Path) -> None:
-    """`qft` completes the name of a command, and suggests one for a name that is none."""
+def test_no_command_loads_a_heavy_library_before_its_work() -> None:
+    """All the files of commands together import neither clouds nor SSH nor torch: help is quick."""
+    load_all = "import sys, cli\nfor name in cli.COMMANDS: cli.load_command(name)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", load_all + "print(*sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded & {"asyncssh", "azure", "fabric", "paramiko", "psutil", "rich", "torch"} == set()
+    assert "typer" in loaded
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest_one(tmp_path: Path) -> None:
+    """The names in the table are enough to suggest one; no command is imported for it."""
     done = qft(tmp_path, "plam")
 
-    assert "Did you mean 'plan'" in done.stderr
+    assert done.returncode == 2
+    assert "Did you mean 'plan'?" in done.stderr
 
 
 def test_a_terminal_that_cannot_move_its_lines_gets_plain_ones(

@@ -202,14 +202,14 @@ def test_only_a_certain_stop_after_start_and_command_binds(
         "certain": certain,
         "since_s": since_s,
     }
-    told: list[tuple[float, Kind, dict[str, object]]] = [
+    entries: list[tuple[float, Kind, dict[str, object]]] = [
         (0.0, Kind.RUN_STARTED, {"run_id": "r", "name": "r"}),
         (10.0, Kind.CREATE_INTENDED, {"generation": 1, "offer": OFFER}),
         (100.0, Kind.CREATE_ACCEPTED, {"vm": VM}),
         (200.0, Kind.RUN_RESUMED, {"changed": False}),
         (300.0, Kind.STOP_SEEN, stop),
     ]
-    events = [Event(number=n, at_s=at, kind=k, data=d) for n, (at, k, d) in enumerate(told, 1)]
+    events = [Event(number=n, at_s=at, kind=k, data=d) for n, (at, k, d) in enumerate(entries, 1)]
 
     assert bool(fold(events).stopped_by_user) == bound
     assert not fold([*events, replace(events[3], number=6, at_s=400.0)]).stopped_by_user

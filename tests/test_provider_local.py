@@ -168,8 +168,8 @@ def test_slow_machine_comes_up_when_its_time_has_come(cloud: LocalHarness) -> No
     assert time.monotonic() - began_s >= 0.5
 
 
-def test_script_evicts_life_after_life(cloud: LocalHarness) -> None:
-    """The script's first entry ends the first life, its second the second, then no more."""
+def test_script_evicts_boot_after_boot(cloud: LocalHarness) -> None:
+    """The script's first entry ends the first boot, its second the second, then no more."""
     cloud.settings = LocalSettings(notice_s=0, evict_after_s=[0.3, 0.4])
     provider = cloud.provider()
     vm = provider.create(make_spec(provider, region="local-1"))

@@ -81,10 +81,10 @@ def act_and_die(root: Path, spec: VmSpec, act: str, after: int) -> bool:
     return done.returncode == -9
 
 
-def guests(root: Path) -> int:
-    """How many guests of this cloud live.
+def vm_processes(root: Path) -> int:
+    """How many processes of machines live.
 
-    A guest that starts a program has, until that begins, a child with its own command line.
+    One that starts a program has, until that begins, a child with its own command line.
     """
     found = {}
     for process in psutil.process_iter():
@@ -98,9 +98,9 @@ def guests(root: Path) -> int:
 
 
 def settles(root: Path, count: int) -> bool:
-    """Whether soon only so many guests live: one that was launched twice leaves by itself."""
+    """Whether soon only so many processes live: one that was launched twice leaves by itself."""
     deadline = time.monotonic() + PATIENCE_S
-    while guests(root) != count:
+    while vm_processes(root) != count:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
@@ -116,7 +116,7 @@ def wait_until_running(provider: LocalProvider, run_id: str) -> None:
 
 
 def test_killed_create_converges(provider: LocalProvider, tmp_path: Path) -> None:
-    """After a create killed at any step, a second one ends with one machine, one guest."""
+    """After a create killed at any step, a second one ends with one machine, one process."""
     root = tmp_path / "local"
     for after in range(STEPS_MAX):
         spec = make_spec(provider, f"run-{after}", region="local-1")
@@ -128,7 +128,7 @@ def test_killed_create_converges(provider: LocalProvider, tmp_path: Path) -> Non
         assert [one.id for one in provider.list_all()] == [vm.id]
         assert vm.host_public_key == spec.host_public_key
         provider.delete(spec.run_id)
-        assert guests(root) == 0
+        assert vm_processes(root) == 0
         if not killed:
             break
     assert 10 < after < STEPS_MAX - 1, after
@@ -174,7 +174,7 @@ def test_killed_delete_converges(provider: LocalProvider, tmp_path: Path, then: 
 
         assert bool(removed) == bool(left)
         assert provider.list_all() == []
-        assert guests(root) == 0
+        assert vm_processes(root) == 0
         assert [*(root / "vms").iterdir(), *(root / "trash").iterdir()] == []
         if not killed:
             break
@@ -182,7 +182,7 @@ def test_killed_delete_converges(provider: LocalProvider, tmp_path: Path, then: 
 
 
 @pytest.mark.parametrize("act", ["start", "deallocate"])
-def test_killed_switch_converges(provider: LocalProvider, tmp_path: Path, act: str) -> None:
+def test_killed_change_converges(provider: LocalProvider, tmp_path: Path, act: str) -> None:
     """After a start or a deallocate killed at any step, a second one does what was meant."""
     root = tmp_path / "local"
     spec = make_spec(provider, region="local-1")
@@ -208,16 +208,16 @@ def test_number_that_was_anothers_before_hides_no_process(tmp_path: Path) -> Non
     """
     environ = {processes.MARK: "m", processes.VM_PROCESS: "1"}
     with subprocess.Popen(["/bin/sleep", "600"], env=environ) as later:
-        (known,) = [one for one in psutil.process_iter() if one.pid == later.pid]
-        known._ident = (later.pid, 0.0)  # type: ignore[attr-defined]  # as if it were the earlier
+        (cached,) = [one for one in psutil.process_iter() if one.pid == later.pid]
+        cached._ident = (later.pid, 0.0)  # type: ignore[attr-defined]  # as if it were the earlier
 
         found = processes.machine_processes("m", tmp_path)
-        guest = processes.find_vm_process("m", 1)
+        vm_process = processes.find_vm_process("m", 1)
 
         later.kill()
     assert {one.pid for one in found} == {later.pid}
-    assert guest is not None
-    assert guest.pid == later.pid
+    assert vm_process is not None
+    assert vm_process.pid == later.pid
 
 
 def test_killed_process_that_a_slow_disk_holds_is_waited_for() -> None:

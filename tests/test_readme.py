@@ -10,7 +10,8 @@ from pathlib import Path
 import yaml
 
 from commands.runs.config import RunConfig
-from commands.ui.errors import Exit
+from commands.ui.errors import Exit, exit_of
+from infra.run.journal import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,6 +53,20 @@ def test_the_exit_codes_are_the_programs() -> None:
     printed = {int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
 
     assert printed == {int(code) for code in Exit}
+
+
+def test_every_outcome_of_a_run_ends_qft_with_the_code_in_its_journal() -> None:
+    """The journal, the errors and the table of exit codes give one outcome the same code."""
+    assert {exit_of(outcome): outcome.value for outcome in Outcome} == {
+        code: int(code) for code in Exit if code is not Exit.BUG
+    }
+
+
+def test_the_help_lists_the_exit_codes_with_their_meanings() -> None:
+    """`qft --help` ends with the table of exit codes, word for word."""
+    listed = " ".join(help_of().partition("Exit codes:")[2].split())
+
+    assert listed == ", ".join(f"{int(code)} {code.meaning}" for code in Exit) + "."
 
 
 def test_the_example_config_is_one() -> None:

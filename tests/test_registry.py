@@ -93,7 +93,7 @@ def test_settings_that_cannot_be_are_refused_when_the_provider_is_made(tmp_path:
     assert isinstance(registration("azure").make(azure, tmp_path, {}), AzureProvider)
 
 
-def test_the_registry_imports_no_provider_until_one_is_asked_for() -> None:
+def test_the_registry_imports_no_provider_before_it_is_used() -> None:
     """Whoever only reads a config pays for no cloud."""
     ask = "import sys, infra.registry\nprint(*[m for m in sys.modules if m.startswith('infra.')])"
 

@@ -11,11 +11,12 @@ from support.pages import read
 
 from trainer.__main__ import main
 from trainer.pages import html, report
+from trainer.pages.run_files import build_report
 
 
 def test_the_figures_are_those_of_the_files(run_dir: Path) -> None:
     """Steps, losses, speed, scores and the paired gain come from what the run wrote."""
-    found = report.build(run_dir, {"evictions": [{"step": 12}], "usd": 0.02})
+    found = build_report(run_dir, {"evictions": [{"step": 12}], "usd": 0.02})
 
     assert (found["steps"], found["tokens"], found["tokens_per_s"]) == (30, 3000, 200.0)
     assert found["first_loss"] == pytest.approx(sum(3 / at for at in range(1, 11)) / 10)
@@ -45,11 +46,11 @@ def test_the_page_shows_every_plot_and_stands_alone(run_dir: Path, tmp_path: Pat
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["steps"] == 30
 
 
-def test_times_are_words_and_what_is_unknown_has_no_line(run_dir: Path) -> None:
+def test_times_are_readable_and_what_is_unknown_has_no_line(run_dir: Path) -> None:
     """Spans read as people say them; a run without validation has no line about its loss."""
     (run_dir / "adapter" / "qft.json").write_text('{"status": {}, "best": null}', encoding="utf-8")
     facts = {"hours": 0.02158, "machine": "", "usd": 0.1}
-    page = read(report.as_page(report.build(run_dir, facts), run_dir, name="run"))
+    page = read(report.as_page(build_report(run_dir, facts), run_dir, name="run"))
 
     assert "time rented1 min 18 s" in page.text
     assert "time in training steps15 s" in page.text
@@ -81,7 +82,7 @@ def test_a_fast_run_has_throughput_labels_that_fit(run_dir: Path) -> None:
     steps = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     fast = [step | {"tokens": 7450 + 9 * step["step"]} for step in steps]
     path.write_text("".join(json.dumps(step) + "\n" for step in fast), encoding="utf-8")
-    text = report.as_page(report.build(run_dir), run_dir, name="run")
+    text = report.as_page(build_report(run_dir), run_dir, name="run")
     plot = text.partition('aria-label="Throughput"')[2].partition("</svg>")[0]
     labels = re.findall(r'text-anchor="end">([^<]*)<', plot)
 
@@ -89,7 +90,7 @@ def test_a_fast_run_has_throughput_labels_that_fit(run_dir: Path) -> None:
     assert any(label.endswith("k") for label in labels)
 
 
-def test_a_merged_model_is_told_with_both_bases() -> None:
+def test_a_merged_model_is_reported_with_both_bases() -> None:
     """Which base it was merged onto is said first; without quantising there is but one."""
     found = {"held_out": True, "rows": 9, "equal": 9, "onto": "original"}
     trained = {**found, "as_trained": {"quant": "nf4", "equal": 7}}
@@ -109,7 +110,7 @@ def test_validation_losses_are_drawn_when_there_are_any(run_dir: Path) -> None:
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     changed = [json.loads(line) | {"validation_loss": 1.0 + at} for at, line in enumerate(lines)]
     path.write_text("".join(json.dumps(step) + "\n" for step in changed), encoding="utf-8")
-    page = read(report.as_page(report.build(run_dir), run_dir, name="run"))
+    page = read(report.as_page(build_report(run_dir), run_dir, name="run"))
 
     assert page.plots[:3] == ["Training loss", "Validation loss", "Throughput"]
 
@@ -146,4 +147,4 @@ def test_a_log_out_of_order_is_refused(tmp_path: Path) -> None:
     """A step that stands twice would be a resume gone wrong, and no curve hides it."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 2}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="step 2 stands after step 2"):
-        report.build(tmp_path)
+        build_report(tmp_path)

@@ -91,7 +91,7 @@ def test_no_capacity_anywhere_is_waited_for(story: Story) -> None:
     assert kinds(story).count(Kind.CREATE_FAILED) < 20
 
 
-def test_no_quota_anywhere_is_told_at_once(story: Story) -> None:
+def test_no_quota_anywhere_ends_the_run_at_once(story: Story) -> None:
     """Quota does not come back by waiting, so a human hears of it, with every refusal."""
     story.cloud.no_quota = {"a", "b"}
 
@@ -175,14 +175,14 @@ def test_a_stranger_at_the_address_ends_the_run_and_the_billing(story: Story) ->
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"),
+    ("budget", "reason"),
     [
         (Budget(usd=0.002), "of $0.00 spent"),
         (Budget(hours=0.005), "machine hours used"),
         (Budget(evictions=0), "1 evictions, 0 allowed"),
     ],
 )
-def test_a_used_up_budget_releases_the_machine(story: Story, budget: Budget, said: str) -> None:
+def test_a_used_up_budget_releases_the_machine(story: Story, budget: Budget, reason: str) -> None:
     """At the limit the state is saved and brought home, the compute released, exit code 6."""
     story.plan = RunPlan(goal=Goal.RUN, budget=budget, rehearse_evictions=(10,))
     story.work.steps = 500
@@ -190,7 +190,7 @@ def test_a_used_up_budget_releases_the_machine(story: Story, budget: Budget, sai
     ending = story.go()
 
     assert ending.outcome is Outcome.BUDGET_REACHED
-    assert said in ending.reason
+    assert reason in ending.reason
     assert not any(p is PowerState.RUNNING for p in story.cloud.power.values())
 
 
@@ -258,7 +258,7 @@ def test_the_bill_counts_compute_until_the_eviction_and_the_disk_after(story: St
 
 
 @pytest.mark.parametrize(("poll_s", "missed_timed_evictions"), [(1.0, 0), (1000.0, 1)])
-def test_a_rehearsal_that_the_training_outran_is_told(
+def test_a_rehearsal_that_the_training_outran_is_reported(
     story: Story, poll_s: float, missed_timed_evictions: int
 ) -> None:
     """A training that is over at the next look ends well, and says how many it never had."""
@@ -267,7 +267,7 @@ def test_a_rehearsal_that_the_training_outran_is_told(
 
     ending = story.go()
     state = fold(story.journal().events)
-    told = RunResult(
+    result = RunResult(
         name="run",
         goal=Goal.RUN,
         reason=ending.reason,
@@ -276,15 +276,15 @@ def test_a_rehearsal_that_the_training_outran_is_told(
     )
 
     assert (ending.outcome, state.evictions) == (Outcome.DONE, 1 - missed_timed_evictions)
-    assert told.to_json()["rehearsals_missed"] == missed_timed_evictions
+    assert result.to_json()["rehearsals_missed"] == missed_timed_evictions
     assert (
-        dict(told.lines()).get("rehearsal", "").count("did NOT take place")
+        dict(result.lines()).get("rehearsal", "").count("did NOT take place")
         == missed_timed_evictions
     )
 
 
 @pytest.mark.parametrize(("comes", "never"), [(True, 0), (False, 1)])
-def test_a_timed_eviction_that_the_training_outran_is_told(
+def test_a_timed_eviction_that_the_training_outran_is_reported(
     story: Story, *, comes: bool, never: int
 ) -> None:
     """Of `vm.local.evict_after_s`, too, a user learns whether it really took place."""
@@ -299,10 +299,10 @@ def test_a_timed_eviction_that_the_training_outran_is_told(
     state = fold(read(story.path))
     assert (missed_timed_evictions([60.0], state), missed_timed_evictions([], state)) == (never, 0)
     receipt = make_receipt(run_folder(story.path.parent, "run"), story.path, simulated=True)
-    told = RunResult(
+    result = RunResult(
         name="run", goal=Goal.RUN, reason="done", receipt=receipt, missed_timed_evictions=never
     )
-    assert told.to_json()["timed_evictions_missed"] == never
+    assert result.to_json()["timed_evictions_missed"] == never
     assert (
-        dict(told.lines()).get("rehearsal", "").count("`vm.local.evict_after_s` did NOT") == never
+        dict(result.lines()).get("rehearsal", "").count("`vm.local.evict_after_s` did NOT") == never
     )

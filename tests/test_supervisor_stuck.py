@@ -176,9 +176,7 @@ def test_more_steps_allowed_later_are_trained_although_the_job_once_ended_well(
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_fetching_too_early_is_told_and_leaves_everything_as_it_was(
-    story: Story, *, running: bool
-) -> None:
+def test_fetching_too_early_leaves_everything_as_it_was(story: Story, *, running: bool) -> None:
     """`fetch` before the training is done neither stops the trainer nor releases the machine."""
     story.plan = RunPlan(goal=Goal.UP)
     story.go()
@@ -278,14 +276,14 @@ def test_a_cloud_that_does_not_answer_for_an_hour_does_not_end_the_watch(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The laptop's network is away for an hour: the job goes on there, and so does the watch."""
-    told: list[str] = []
+    looks: list[str] = []
 
     def away(begin_s: float) -> Callable[[Vm], seam.Observation]:
         observe = story.cloud.observe
 
         def look(vm: Vm) -> seam.Observation:
             if begin_s <= story.world.now_s < begin_s + 3600:
-                told.append("away")
+                looks.append("away")
                 raise errors.Transient("no network")
             return observe(vm)
 
@@ -294,10 +292,10 @@ def test_a_cloud_that_does_not_answer_for_an_hour_does_not_end_the_watch(
     monkeypatch.setattr(story.cloud, "observe", away(story.world.now_s + 10))
 
     assert story.go().outcome is Outcome.DONE
-    assert 10 < len(told) < 300
+    assert 10 < len(looks) < 300
 
 
-def test_a_cloud_that_stays_silent_is_told_in_the_end(
+def test_a_cloud_that_stays_silent_ends_the_run(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is an end to that patience too, with the cloud's own words."""

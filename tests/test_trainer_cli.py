@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import re
@@ -10,14 +11,17 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support import tiny
 
-from trainer.__main__ import main
-from trainer.config import TrainerConfig, keys_at, table_of
-from trainer.exit_codes import ExitCode
+from trainer.__main__ import COMMANDS, Command, main
+from trainer.config import ConfigError, TrainerConfig
+from trainer.config_errors import keys_at, table_of
+from trainer.errors import Busy, Preempted
+from trainer.exit_codes import DataError, ExitCode
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +187,7 @@ def test_a_full_disk_at_the_end_is_reported_and_ends_with_74(
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "adapter_model.safetensors")
 
-    monkeypatch.setattr("trainer.adapters.method.AdapterMethod.save", full)
+    monkeypatch.setattr("trainer.adapters.adapter_method.AdapterMethod.save", full)
     data = tiny.make_rows(tmp_path / "train.jsonl", 6)
     run = tiny.write_config(
         tmp_path / "run", tiny.make_config(model, data, train={"steps": 1, "epochs": None})
@@ -219,6 +223,52 @@ def test_help_and_checks_need_no_torch() -> None:
     )
 
     assert found.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_its_own_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its module is found, and describes its arguments."""
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m trainer {name} [-h]")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "heading", "problem"),
+    [
+        (Preempted(), 75, "", "preempted: the state is saved, the same command goes on"),
+        (ConfigError(["a: b", "c: d"]), 78, "the config cannot be used:\n  ", "a: b\n"),
+        (DataError(["rows:1: e"]), 65, "the data cannot be used:\n  ", "rows:1: e\n"),
+        (Busy("another one"), 73, "busy:\n  ", "another one\n"),
+        (OSError(errno.EIO, "bad", "x"), 74, "the disk or the network failed:\n  ", "x: bad\n"),
+        (ImportError("no x"), 78, "nothing can be trained here:\n  ", f"{sys.executable} lacks"),
+        (KeyboardInterrupt(), 130, "", "interrupted"),
+        (ZeroDivisionError("by 0"), 70, "", "Traceback"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_each_error_has_its_exit_code_and_its_words(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, heading: str, problem: str
+) -> None:
+    """A job's log has a heading above the problems; a tool says the problems alone."""
+
+    def run(_args: object) -> int:
+        raise error
+
+    module = SimpleNamespace(add_arguments=lambda _parser: None, run=run)
+    monkeypatch.setitem(sys.modules, "trainer.failing", module)
+    commands = {
+        "job": Command("failing", "fails", headings=True), "tool": Command("failing", "fails"),
+    }  # fmt: skip
+    monkeypatch.setattr("trainer.__main__.COMMANDS", commands)
+
+    for name, words in (("job", heading + problem), ("tool", problem)):
+        log = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", log)
+        assert main([name]) == code
+        assert log.getvalue().startswith(words)
 
 
 def test_the_manual_lists_every_exit_code() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -136,6 +137,27 @@ def replace_file(path: Path, text: str, *, disk: Disk) -> None:
         disk.close(descriptor)
     disk.rename(partial, path)
     disk.sync_directory(path.parent)
+
+
+@contextmanager
+def new_directory(target: Path, *, disk: Disk) -> Iterator[Path]:
+    """Yield an empty directory that becomes `target`, whole and synced, when the block ends.
+
+    If the block fails nothing is left. Files lie in it directly, not in folders.
+    """
+    clear_partials(target, disk=disk)
+    partial = partial_of(target)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in sorted(partial.iterdir()):
+            with path.open("rb") as file:
+                disk.sync(file.fileno())
+        disk.sync_directory(partial)
+        disk.rename(partial, target)
+        disk.sync_directory(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def replace_directory(fresh: Path, target: Path, *, disk: Disk) -> None:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from commands.ui.errors import UsageError
-from trainer.config import EvalTable, describe_errors
+from trainer.config import EvalTable
+from trainer.config_errors import describe_errors
 
 ANSWERS = (
     *("label", "labels", "class", "category", "sentiment", "completion", "response", "answer"),

@@ -31,8 +31,8 @@ from trainer.config import (
     ModelTable,
     TrainerConfig,
     TrainTable,
-    describe_errors,
 )
+from trainer.config_errors import describe_errors
 from trainer.method_table import MethodTable
 
 if TYPE_CHECKING:

@@ -107,8 +107,8 @@ def _reason_of(event: dict[str, Any], own: str) -> tuple[StopReason, str] | None
         return None
     who = str(event.get("caller") or "somebody")
     if operation.endswith("/evictspotvm/action"):
-        words = " ".join(str(value) for value in (event.get("properties") or {}).values())
-        if "price" in words.lower():
+        text = " ".join(str(value) for value in (event.get("properties") or {}).values())
+        if "price" in text.lower():
             return StopReason.PRICE, "evicted: the market price rose above the cap"
         return StopReason.EVICTED, "evicted: Azure took the capacity back"
     if operation.endswith("/simulateeviction/action"):

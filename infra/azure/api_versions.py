@@ -50,5 +50,5 @@ def type_of(path: str) -> str:
     _, found, rest = f"/{plain}".rpartition("/providers/")
     if not found:
         return "Microsoft.Resources/subscriptions"
-    namespace, *words = rest.split("/")
-    return "/".join([namespace, *words[::2]])
+    namespace, *segments = rest.split("/")
+    return "/".join([namespace, *segments[::2]])

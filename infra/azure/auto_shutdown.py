@@ -34,9 +34,9 @@ from infra.renting.tags import RUN
 from infra.timestamps import format_utc
 
 LEAD_S = 30 * 60.0
-"""A schedule set less than half an hour ahead may first strike a day later."""
+"""A schedule set less than half an hour ahead may first take effect a day later."""
 AHEAD_S_MAX = 23 * 3600.0
-"""A schedule strikes every day, so it cannot wait longer than one."""
+"""A schedule takes effect every day, so it cannot wait longer than one."""
 ACTION = "Microsoft.Compute/virtualMachines/deallocate/action"
 
 

@@ -134,7 +134,7 @@ class VmCreator:
             # `_create_parts` resumes, by token or by looking; but a machine that is being made with
             # keys that this caller does not know is somebody else's, and is only reported.
             return None if _same_key(found.host_public_key, spec.host_public_key) else found
-        answer = self._get_vm(self.context.names(spec.run_id, spec.generation))
+        answer = self.observer.get(self.context.names(spec.run_id, spec.generation))
         if difference_from(answer, spec):  # such as under a cap that was changed since
             self.deleter.remove(spec.run_id)
             return None
@@ -207,7 +207,8 @@ class VmCreator:
             operation = self.context.begin_or_resume(
                 record, "vm", lambda token: self._begin_vm(doing, names, body, token)
             )
-            self._verify(spec, self._get_vm(names))  # an answer to a PUT may echo what was asked
+            # Asked for anew, because an answer to a PUT may echo what was asked.
+            self._verify(spec, self.observer.get(names))
             self._set_safeguards(spec, names, tags)
             done = self.context.wait(
                 record, "vm", operation, wait_s=self.context.settings.accept_wait_s
@@ -244,7 +245,7 @@ class VmCreator:
         """Poll a machine whose operation we do not hold; whether it is made within the wait."""
         deadline = self.context.clock() + self.context.settings.accept_wait_s
         while True:
-            answer = self._get_vm(names)
+            answer = self.observer.get(names)
             if not is_of_run(answer.get("tags"), spec.run_id):
                 raise NotAllowed(f"`{names.vm}` exists and does not carry our tag")
             self._verify(spec, answer)
@@ -257,14 +258,6 @@ class VmCreator:
             if self.context.clock() >= deadline:
                 return False
             self.context.sleep(self.context.settings.polling_s)
-
-    def _get_vm(self, names: Names) -> dict[str, Any]:
-        machines = self.context.arm.compute.virtual_machines
-        return dict(
-            self.context.arm.call(
-                "look at the machine", machines.get, names.group, names.vm, expand="instanceView"
-            )
-        )
 
     def _set_safeguards(self, spec: VmSpec, names: Names, tags: dict[str, str]) -> None:
         """Set the safeguards as soon as the machine bills."""

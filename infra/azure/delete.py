@@ -14,9 +14,7 @@ from infra.azure.permissions import revoke_role_assignments
 from infra.azure.release_compute import (
     REPORT_EVERY_S,
     ComputeRelease,
-    OnMessage,
     ProgressReporter,
-    ignore_message,
 )
 from infra.azure.resources import Parts
 from infra.errors import (
@@ -28,7 +26,7 @@ from infra.errors import (
     Rejected,
     Transient,
 )
-from infra.provider import Removed
+from infra.provider import OnMessage, Removed, ignore_message
 from infra.renting.run_record import RunRecord
 from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 from infra.timestamps import format_utc
@@ -37,8 +35,8 @@ if TYPE_CHECKING:
     from infra.azure.sdk import Operation
 
 CONFLICTS_MAX = 5
-"""How often a removal may meet a 409 of an unknown code before a human is told."""
-LOOK_AGAIN = 3
+"""How often a removal may meet a 409 of an unknown code before a person is asked."""
+RETRY_INTERVALS = 3
 """After how many intervals of polling a removal that hit an obstacle is tried again."""
 
 
@@ -75,7 +73,7 @@ class Deleter:
             Removed(kind=kind, id=id_, billed_until=ended if kind == KINDS[VM.lower()] else "")
             for kind, id_ in record.removing
         ]
-        record.forget()
+        record.delete()
         return removed
 
     def _remove(
@@ -104,7 +102,7 @@ class Deleter:
                 if not (conflicts := conflicts - 1):
                     self._release(names, error)
                     raise
-                self.context.sleep(self._look_again_s)
+                self.context.sleep(self._retry_after_s)
             except (NotAllowed, Rejected) as error:
                 self._release(names, error)
                 raise
@@ -112,7 +110,7 @@ class Deleter:
                 # Such as a network card reserved for the failed machine for another 180 s.
                 if self.context.clock() >= deadline:
                     raise _gave_up(record, names, progress) from error
-                self.context.sleep(error.retry_after_s or self._look_again_s)
+                self.context.sleep(error.retry_after_s or self._retry_after_s)
                 progress.report(f"removing the resource group `{names.group}`")
 
     def _revoked_role(self, names: Names) -> bool:
@@ -151,11 +149,11 @@ class Deleter:
                 late = Transient(f"Azure is still removing `{names.group}`", hint=AGAIN)
                 late.unfinished = True  # waited for as long as it may be
                 raise late
-            self.context.sleep(self._look_again_s)
+            self.context.sleep(self._retry_after_s)
 
     @property
-    def _look_again_s(self) -> float:
-        return LOOK_AGAIN * self.context.settings.polling_s
+    def _retry_after_s(self) -> float:
+        return RETRY_INTERVALS * self.context.settings.polling_s
 
     def _group(self, names: Names) -> dict[str, Any] | None:
         groups = self.context.arm.resources.resource_groups
@@ -175,7 +173,7 @@ class Deleter:
         )
 
     def _remember(self, record: RunRecord, names: Names, group: dict[str, Any]) -> None:
-        """Write down what will be removed before it is, so that a killed removal can still tell."""
+        """Record what will be removed, so that a removal that was killed can still report it."""
         ours = {
             str(one.get("id") or ""): KINDS.get(_type(one), _type(one))
             for one in self.parts.inventory(names)

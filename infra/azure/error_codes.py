@@ -111,7 +111,7 @@ _CODES = {
 }
 _BY_CODE = {code.lower(): kind for kind, codes in _CODES.items() for code in codes.split()}
 
-# Parts of codes that nobody has told us of, the first that fits. What a limit on how often one may
+# Parts of codes that are not listed above, the first that fits. What a limit on how often one may
 # ask, or on how long a text may be, is called is no quota.
 _CODE_PATTERNS = [
     (ErrorKind.CAPACITY, r"allocation(failed|timeout|timedout)|overconstrained|skus?notavail"),

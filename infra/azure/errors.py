@@ -94,13 +94,13 @@ def translate(info: AzureErrorInfo, *, doing: str) -> ProviderError:
     for code, message in messages:
         kind = kind_by_code(code)
         if kind is not None:
-            return _BUILD[kind](_one(info, code, message), doing)
+            return _build(kind, _one(info, code, message), doing)
     for code, message in messages:
         kind = kind_by_message(code, message)
         if code.lower() == "noregisteredproviderfound":
             kind = _of_unknown_provider(message)
         if kind is not None and _may_overrule(kind, info.status):
-            return _BUILD[kind](_one(info, code, message), doing)
+            return _build(kind, _one(info, code, message), doing)
     return _by_status(info, doing)
 
 
@@ -147,13 +147,13 @@ def _by_status(info: AzureErrorInfo, doing: str) -> ProviderError:
             return _refused(info, doing, Rejected)
         return _refused(info, doing, ConflictError)
     if status in {404, 410}:
-        return _gone(info, doing)
+        return _build(ErrorKind.GONE, info, doing)
     if status == 401:
-        return _bad_token(info, doing)
+        return _build(ErrorKind.TOKEN, info, doing)
     if status in {402, 403, 451}:
-        return _not_allowed(info, doing)
+        return _build(ErrorKind.PERMISSIONS, info, doing)
     if status == 412:
-        return _exists(info, doing)
+        return _build(ErrorKind.EXISTS, info, doing)
     if status == 200:  # accepted, and failed at Azure: another host may do better
         why = f"({info.text})" if info.code else "without saying why"
         return NoCapacity(
@@ -168,31 +168,6 @@ def _refused(info: AzureErrorInfo, doing: str, kind: type[Rejected]) -> Provider
     return kind(
         f"cannot {doing}: Azure refused the request ({info.text or info.status})",
         hint="if its words do not say what to change, please report the line above",
-    )
-
-
-def _exists(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return AlreadyThereError(f"cannot {doing}: it exists already ({info.text})")
-
-
-def _no_capacity(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return NoCapacity(
-        f"cannot {doing}: no spot capacity there now ({info.text})",
-        hint="more regions under `vm.regions` help most; the same place is tried again in an hour",
-    )
-
-
-def _not_as_spot(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return NoCapacity(
-        f"cannot {doing}: this size is not rented as spot ({info.text})",
-        hint="choose another `vm.gpu` or let the next offer be tried",
-    )
-
-
-def _closed_place(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return NoCapacity(
-        f"cannot {doing}: that place is closed to this subscription ({info.text})",
-        hint="name other regions under `vm.regions`; the next offer is tried",
     )
 
 
@@ -272,66 +247,6 @@ def _silence(info: AzureErrorInfo) -> str:
     return f"Azure answered {info.status} and no word" if info.status else "Azure did not answer"
 
 
-def _gone(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return Gone(f"cannot {doing}: it does not exist ({info.text})")
-
-
-def _our_bug(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return BadRequest(
-        f"cannot {doing}: Azure refused the request ({info.text or info.status})",
-        hint="this is a bug of qft: please report the line above",
-    )
-
-
-def _api_version(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return Rejected(
-        f"cannot {doing}: this cloud does not know what qft asks it with ({info.text})",
-        hint="a newer qft may ask with another api-version; please report the line above",
-    )
-
-
-def _bad_cap(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return BadRequest(
-        f"cannot {doing}: {info.text}",
-        hint="`vm.max_price` is USD per hour, above 0, with at most five decimals",
-    )
-
-
-def _cap_is_fixed(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return BadRequest(
-        f"cannot {doing}: {info.text}",
-        hint="a cap changes only while the machine is deallocated: `qft down`, then `qft up`",
-    )
-
-
-def _no_spot_for_account(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return NotAllowed(
-        f"cannot {doing}: this subscription may not use spot machines ({info.text})",
-        hint=f"free trials and student offers cannot; pay-as-you-go can: {SPOT_OFFERS}",
-    )
-
-
-def _not_allowed(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return NotAllowed(
-        f"cannot {doing}: the account lacks the right ({info.text or info.status})",
-        hint="`Contributor` on the subscription is enough; `qft doctor` shows what is missing",
-    )
-
-
-def _bad_token(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return SignedOut(
-        f"cannot {doing}: Azure does not accept the credentials ({info.text or info.status})",
-        hint="`az login`, then `az account set --subscription NAME`",
-    )
-
-
-def _no_subscription(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return NotAllowed(
-        f"cannot {doing}: {info.text}",
-        hint="`az account list` shows yours; set AZURE_SUBSCRIPTION_ID to one that is enabled",
-    )
-
-
 def _unregistered(info: AzureErrorInfo, doing: str) -> ProviderError:
     found = re.search(r"namespace '([\w.]+)'", info.message)
     return UnregisteredError(
@@ -340,41 +255,92 @@ def _unregistered(info: AzureErrorInfo, doing: str) -> ProviderError:
     )
 
 
-def _policy(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return NotAllowed(
-        f"cannot {doing}: a policy or lock of your organisation forbids it ({info.text})",
-        hint="its administrator can exempt the resource groups named `qft-*`",
-    )
-
-
-def _image(info: AzureErrorInfo, doing: str) -> ProviderError:
-    return ImageRefusedError(
-        f"cannot {doing}: the image is not to be had for this account ({info.text})",
-        hint="`vm: {image: URN}` names another; `az vm image terms show --urn URN` tells whether "
-        "its terms are accepted",
-    )
-
-
-_Build = Callable[[AzureErrorInfo, str], ProviderError]
-_BUILD: dict[ErrorKind, _Build] = {
-    ErrorKind.CAPACITY: _no_capacity,
-    ErrorKind.NOT_AS_SPOT: _not_as_spot,
-    ErrorKind.CLOSED_PLACE: _closed_place,
+_PLAIN: dict[ErrorKind, tuple[type[ProviderError], str, str]] = {
+    ErrorKind.CAPACITY: (
+        NoCapacity,
+        "no spot capacity there now",
+        "more regions under `vm.regions` help most; the same place is tried again in an hour",
+    ),
+    ErrorKind.NOT_AS_SPOT: (
+        NoCapacity,
+        "this size is not rented as spot",
+        "choose another `vm.gpu` or let the next offer be tried",
+    ),
+    ErrorKind.CLOSED_PLACE: (
+        NoCapacity,
+        "that place is closed to this subscription",
+        "name other regions under `vm.regions`; the next offer is tried",
+    ),
+    ErrorKind.BAD_CAP: (
+        BadRequest,
+        "",
+        "`vm.max_price` is USD per hour, above 0, with at most five decimals",
+    ),
+    ErrorKind.FIXED_CAP: (
+        BadRequest,
+        "",
+        "a cap changes only while the machine is deallocated: `qft down`, then `qft up`",
+    ),
+    ErrorKind.IMAGE: (
+        ImageRefusedError,
+        "the image is not to be had for this account",
+        (
+            "`vm: {image: URN}` names another; `az vm image terms show --urn URN` tells whether "
+            "its terms are accepted"
+        ),
+    ),
+    ErrorKind.OUR_BUG: (
+        BadRequest,
+        "Azure refused the request",
+        "this is a bug of qft: please report the line above",
+    ),
+    ErrorKind.API_VERSION: (
+        Rejected,
+        "this cloud does not know what qft asks it with",
+        "a newer qft may ask with another api-version; please report the line above",
+    ),
+    ErrorKind.NO_SPOT: (
+        NotAllowed,
+        "this subscription may not use spot machines",
+        f"free trials and student offers cannot; pay-as-you-go can: {SPOT_OFFERS}",
+    ),
+    ErrorKind.PERMISSIONS: (
+        NotAllowed,
+        "the account lacks the right",
+        "`Contributor` on the subscription is enough; `qft doctor` shows what is missing",
+    ),
+    ErrorKind.TOKEN: (
+        SignedOut,
+        "Azure does not accept the credentials",
+        "`az login`, then `az account set --subscription NAME`",
+    ),
+    ErrorKind.SUBSCRIPTION: (
+        NotAllowed,
+        "",
+        "`az account list` shows yours; set AZURE_SUBSCRIPTION_ID to one that is enabled",
+    ),
+    ErrorKind.POLICY: (
+        NotAllowed,
+        "a policy or lock of your organisation forbids it",
+        "its administrator can exempt the resource groups named `qft-*`",
+    ),
+    ErrorKind.EXISTS: (AlreadyThereError, "it exists already", ""),
+    ErrorKind.GONE: (Gone, "it does not exist", ""),
+}
+"""The errors that say no more than what Azure said: their class, what it means, and the hint."""
+_SPECIAL: dict[ErrorKind, Callable[[AzureErrorInfo, str], ProviderError]] = {
     ErrorKind.ADDRESSES: _no_address,
     ErrorKind.QUOTA: _quota,
     ErrorKind.PRICE: _price,
-    ErrorKind.BAD_CAP: _bad_cap,
-    ErrorKind.FIXED_CAP: _cap_is_fixed,
-    ErrorKind.IMAGE: _image,
-    ErrorKind.OUR_BUG: _our_bug,
-    ErrorKind.API_VERSION: _api_version,
-    ErrorKind.NO_SPOT: _no_spot_for_account,
-    ErrorKind.PERMISSIONS: _not_allowed,
-    ErrorKind.TOKEN: _bad_token,
-    ErrorKind.SUBSCRIPTION: _no_subscription,
     ErrorKind.UNREGISTERED: _unregistered,
-    ErrorKind.POLICY: _policy,
     ErrorKind.TRANSIENT: _transient,
-    ErrorKind.EXISTS: _exists,
-    ErrorKind.GONE: _gone,
 }
+
+
+def _build(kind: ErrorKind, info: AzureErrorInfo, doing: str) -> ProviderError:
+    """The error of the seam for one kind of error."""
+    if kind in _SPECIAL:
+        return _SPECIAL[kind](info, doing)
+    error, meaning, hint = _PLAIN[kind]
+    text = str(info.text or info.status)
+    return error(f"cannot {doing}: {f'{meaning} ({text})' if meaning else text}", hint=hint)

@@ -13,9 +13,10 @@ from typing import Any
 
 from infra.azure.context import AzureContext
 from infra.azure.naming import DISK, KINDS, Names
-from infra.azure.release_compute import ComputeRelease, OnMessage
+from infra.azure.release_compute import ComputeRelease
 from infra.azure.resources import Parts
 from infra.errors import NotAllowed
+from infra.provider import OnMessage
 from infra.renting.run_record import RunRecord
 from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 
@@ -55,11 +56,11 @@ class Leftovers:
         ]
         record.note("delete", self.context.clock())
         for id_ in ours:
-            if self.parts.view(id_) is not None:
+            if self.parts.get(id_) is not None:
                 self.parts.remove_id(id_, deadline)
         ids = [id_ for one in every for id_ in one.all_ids()]
         left = [
-            id_ for id_ in ids if (recorded or id_ in tagged) and self.parts.view(id_) is not None
+            id_ for id_ in ids if (recorded or id_ in tagged) and self.parts.get(id_) is not None
         ]
         if left:
             raise _untagged_remain(message, left)
@@ -90,7 +91,7 @@ class Leftovers:
         """
         found: list[str] = []
         for id_ in names.all_ids():
-            view = self.parts.view(id_)
+            view = self.parts.get(id_)
             if view is None:
                 continue
             mine = is_of_run(view.get("tags"), names.run_id)
@@ -98,7 +99,7 @@ class Leftovers:
                 holder = str(view.get("managedBy") or "").lower()
                 written = record.ids.get("disk", "").lower() == id_.lower()
                 mine |= holder == names.vm_id.lower() and names.vm_id in found
-                held = holder and self.parts.view(names.vm_id) is not None
+                held = holder and self.parts.get(names.vm_id) is not None
                 mine |= written and not held
             if mine:
                 found.append(id_)
@@ -107,7 +108,7 @@ class Leftovers:
     def _removable(self, names: Names, tagged: Sequence[str]) -> list[str]:
         """Of the tagged pieces of one machine those that can go: what a machine uses stays."""
         mine = [id_ for id_ in names.all_ids() if id_ in tagged]
-        stays = names.vm_id not in mine and self.parts.view(names.vm_id) is not None
+        stays = names.vm_id not in mine and self.parts.get(names.vm_id) is not None
         return [] if stays else mine
 
 
@@ -132,4 +133,4 @@ def _is_gone(parts: Parts, listed: dict[str, Any], ids: Sequence[str]) -> bool:
     """Whether something that a list still shows is one of ours, and gone."""
     id_ = str(listed.get("id") or "")
     mine = next((one for one in ids if one.lower() == id_.lower()), "")
-    return bool(mine) and parts.view(mine) is None
+    return bool(mine) and parts.get(mine) is None

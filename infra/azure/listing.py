@@ -75,7 +75,7 @@ class Listing:
     def _tagged(self, listed: set[str]) -> Iterator[Vm]:
         """Find machines of which only parts carry our tag."""
         parts: list[dict[str, Any]] = []
-        with contextlib.suppress(Gone, NotAllowed, Rejected):  # groups are told all the same
+        with contextlib.suppress(Gone, NotAllowed, Rejected):  # groups are listed all the same
             parts = self.context.arm.pages(
                 "list what carries our tag",
                 self.context.arm.resources.resources.list,

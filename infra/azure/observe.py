@@ -29,7 +29,7 @@ class VmObserver:
 
     context: AzureContext
     price_now: Callable[[str, str], float | None]
-    """Size and region in, the spot price of now out; None if nobody tells."""
+    """Size and region in, the spot price of now out; None if unavailable."""
     price_lately: Callable[[str, str], float | None]
     """The same, some minutes old at most, for looks every few seconds."""
 
@@ -41,17 +41,17 @@ class VmObserver:
             answer = self.get(names)
         except Gone:
             return self._gone(names, record)
-        power, words = power_of(answer)
+        power, status_text = power_of(answer)
         code, message = failure_of(answer)
         pending = self.operations.follow(names, record)
         if pending and record.requested == "start" and power is PowerState.DEALLOCATED:
-            power, words = PowerState.STARTING, "accepted, and not yet started"
+            power, status_text = PowerState.STARTING, "accepted, and not yet started"
         if power is PowerState.FAILED:
             return Observation(
                 power=power,
                 host=self.address(record, names),
                 stop_reason=StopReason.FAILED,
-                detail=f"{code}: {message}" if code else words,
+                detail=f"{code}: {message}" if code else status_text,
                 refusal=self.operations.refusal(names, record, answer),
             )
         host = self.address(record, names)
@@ -62,7 +62,7 @@ class VmObserver:
                 host=host,
                 port=port,
                 metadata_url=url,
-                detail=words,
+                detail=status_text,
                 price_usd_per_h=self._price_of(answer),
                 bills_since=self.operations.bills_since(names, record, answer),
             )
@@ -80,7 +80,7 @@ class VmObserver:
             stop_reason=cause.reason,
             certain=cause.certain,
             since=cause.since,
-            detail=cause.detail or words,
+            detail=cause.detail or status_text,
             ran=cause.ran or self.operations.has_run(record),
             refusal=cause.refusal,
         )
@@ -173,9 +173,9 @@ class VmObserver:
         )
         if isinstance(cause, str):
             return seen
-        words = f"{detail}: {cause.detail}"
+        status_text = f"{detail}: {cause.detail}"
         return replace(
-            seen, stop_reason=cause.reason, since=cause.since, certain=True, detail=words
+            seen, stop_reason=cause.reason, since=cause.since, certain=True, detail=status_text
         )
 
     def _billing_remains(self, names: Names, record: RunRecord) -> bool:
@@ -210,7 +210,7 @@ class VmObserver:
         """
         if record.generation == names.generation and record.requested in _OUR_REQUESTS:
             reason, detail = _OUR_REQUESTS[record.requested]
-            # A rehearsal takes minutes to strike: until it was seen, the machine bills.
+            # A rehearsal takes minutes to take effect: until it was seen, the machine bills.
             evict = record.requested == "evict"
             since = "" if evict else self.operations.down_since(record, answer)
             return StopCause(reason=reason, since=since, detail=detail, ran=evict or None)
@@ -222,7 +222,7 @@ class VmObserver:
         cause = ActivityLog(context=self.context).stop_cause(names, answer, after_s=started_at)
         if isinstance(cause, StopCause):
             return replace(cause, detail=cause.detail + note, refusal=refusal)
-        if refusal:  # such as one that somebody's later order overtook, of which the log may tell
+        if refusal:  # such as one that somebody's later request overtook
             detail = str(refusal)
             return StopCause(
                 reason=StopReason.UNKNOWN, detail=detail, certain=False, refusal=refusal

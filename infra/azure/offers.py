@@ -1,4 +1,4 @@
-"""What could be rented now, best first, with price, age, band, quota, and why something cannot."""
+"""Lists what could be rented now, best first: price, its age, band, quota, and what blocks it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ ZONED_PLACES_MAX = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Offers:
-    """Sizes times regions, with what could be learnt of each in a few seconds."""
+    """Offers of sizes in regions, with what could be learnt of each in a few seconds."""
 
     context: AzureContext
     availability: Availability
     refusal_cache: RefusalCache
 
     def list(self, want: Want) -> list[Offer]:
-        """Every machine with one whole card of `want.gpu`; creates nothing, waits seconds at most.
+        """List machines with one whole card of `want.gpu`; creates nothing, waits seconds at most.
 
         Free offers come first. Named regions keep the user's order for each size; otherwise the
         cheapest comes first. Places that Azure scores as poor come behind, single zones last.
@@ -61,13 +61,18 @@ class Offers:
             for size in sizes_wanted
             for region in regions
         ]
-        rank = {region: index for index, region in enumerate(regions)}
-        order = {one.size: index for index, one in enumerate(sizes_wanted)}
+        region_rank = {region: index for index, region in enumerate(regions)}
+        size_rank = {one.size: index for index, one in enumerate(sizes_wanted)}
         if want.regions:
-            offers.sort(key=lambda o: (order[o.size], _is_poor(o), rank[o.region]))
+            offers.sort(key=lambda o: (size_rank[o.size], _is_poor(o), region_rank[o.region]))
         else:
             offers.sort(
-                key=lambda o: (_is_poor(o), o.spot_usd_per_h, o.eviction_band, rank[o.region])
+                key=lambda o: (
+                    _is_poor(o),
+                    o.spot_usd_per_h,
+                    o.eviction_band,
+                    region_rank[o.region],
+                )
             )
         zonal = self._zonal(offers, found, want.max_price_usd_per_h)
         return free_first([*offers, *zonal])
@@ -75,7 +80,7 @@ class Offers:
     def _zonal(
         self, offers: Sequence[Offer], found: Findings, cap: float | None
     ) -> tuple[Offer, ...]:
-        """The zones of the first few places, to be tried when every region has refused.
+        """Offer the zones of the first few places, to be tried when every region has refused.
 
         A machine without a zone and one in a zone are granted from different stocks.
         """
@@ -100,7 +105,7 @@ class Offers:
         )
 
     def prices(self, *, fresh_s: float) -> PriceList:
-        """The vendor's price list, from disk if it is younger than `fresh_s`."""
+        """Open the vendor's price list, from disk if it is younger than `fresh_s`."""
         endpoint = self.context.settings.prices_endpoint
         self.context.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         url = endpoint if RETAIL_PATH in endpoint else f"{endpoint}{RETAIL_PATH}"
@@ -119,7 +124,7 @@ class Offers:
         )
 
     def price_now(self, size: str, region: str, *, fresh_s: float = 60.0) -> float | None:
-        """The spot price as the price list tells it, at most that old; None if it is silent."""
+        """Get the spot price from the price list, at most that old; None if it does not answer."""
         prices = self.prices(fresh_s=fresh_s)
         (quote,) = prices.quotes([size], [region])
         return None if prices.problems else quote.spot_usd_per_h
@@ -162,7 +167,7 @@ class Offers:
 
 
 def places_of(regions: Sequence[str]) -> list[str]:
-    """Regions by Azure's own codes, each once: the portal writes `West US 2` for `westus2`."""
+    """Spell regions as Azure's codes, each once: the portal writes `West US 2` for `westus2`."""
     return [*dict.fromkeys(folded(one) for one in regions)]
 
 

@@ -1,7 +1,7 @@
-"""How the last order to make, start or release a machine ended: its own operation tells.
+"""Tracks how the last request to create, start or release a machine ended, by its operation.
 
 Azure accepts such an order within seconds and may refuse it minutes later. Neither the caller's
-patience nor the state of the machine decides then, but the operation, whose continuation token is
+wait nor the state of the machine decides then, but the operation, whose continuation token is
 on the disk: so it is known after a restart of this program, too.
 """
 
@@ -30,12 +30,12 @@ APART_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class OperationTracker:
-    """Reads how orders ended, and remembers it."""
+    """Reads how operations ended, and records it."""
 
     context: AzureContext
 
     def follow(self, names: Names, record: RunRecord) -> bool:
-        """Ask once about an order that is under way; whether it still is. Never raises.
+        """Poll an operation under way once; whether it still is. Never raises.
 
         Its end, good or bad, is in the record afterwards.
         """
@@ -49,7 +49,7 @@ class OperationTracker:
         except ProviderError as error:
             if isinstance(error, Transient | SignedOut) and not operation.over:
                 return True  # nothing is known: so it may still be
-            if not isinstance(error, Gone):  # then its page has expired: the machine tells
+            if not isinstance(error, Gone):  # then its page has expired: read the machine
                 record.refusal = [error.kind, str(error), error.hint]
         else:
             self.learn(record, operation, done=done)
@@ -59,7 +59,7 @@ class OperationTracker:
         return False
 
     def learn(self, record: RunRecord, operation: Operation, *, done: bool) -> None:
-        """Remember when Azure says that an order began and ended, by this computer's clock."""
+        """Record when Azure says that an operation began and ended, by this computer's clock."""
         began = self.here_s(operation.times.get("startTime"), after_s=record.requested_at)
         record.began_at = began or record.began_at
         if done:
@@ -69,16 +69,16 @@ class OperationTracker:
 
     @staticmethod
     def has_run(record: RunRecord) -> bool | None:
-        """Whether the machine ran after the last order to make or start it; None if not known."""
+        """Whether the machine ran after it was last created or started; None if unrecorded."""
         granted = record.requested in {"create", "start"} and record.ended_at and not record.refusal
         return True if granted else None
 
     def refusal(
         self, names: Names, record: RunRecord, answer: dict[str, Any]
     ) -> ProviderError | None:
-        """Why the last create or start came to nothing; None if it did not, or nobody knows.
+        """The error of the last create or start that failed; None if it did not, or nobody knows.
 
-        What this computer does not remember, the machine's own last failure tells.
+        What this computer does not remember, the machine's own last failure says.
         """
         mine = record.generation == names.generation
         if mine and record.requested in {"create", "start"} and record.refusal:
@@ -96,7 +96,7 @@ class OperationTracker:
         return translate(AzureErrorInfo(code=code, message=message, status=200), doing=doing)
 
     def bills_since(self, names: Names, record: RunRecord, answer: dict[str, Any]) -> str:
-        """Since when the machine that is up has billed: when Azure began to make or start it."""
+        """Read since when a machine that is up bills: when Azure began to create or start it."""
         if record.generation != names.generation or record.requested not in {"create", "start"}:
             return ""
         if record.began_at:
@@ -108,17 +108,17 @@ class OperationTracker:
         return format_utc(began) if began else ""
 
     def down_since(self, record: RunRecord, answer: dict[str, Any]) -> str:
-        """Since when a machine has been released that this computer asked to release."""
+        """Read since when a machine is released that this computer asked to release."""
         ended = record.ended_at or self.here_s(
             last_finished_at(answer), after_s=record.requested_at
         )
         return format_utc(ended or record.requested_at)
 
     def here_s(self, text: object, *, after_s: float) -> float | None:
-        """A time of Azure's by this computer's clock; None if it cannot be what it should be.
+        """Convert a time of Azure's to this computer's clock; None if it cannot be right.
 
         That is later than `after_s`, when it was asked for, and not in the future. An answer's own
-        date tells how far the clocks are apart; one that a proxy wrote may not.
+        date says how far the clocks are apart; one that a proxy wrote may not.
         """
         at_s, now_s = parse_utc_s(str(text or "")), self.context.clock()
         if at_s is None:
@@ -130,7 +130,7 @@ class OperationTracker:
 
     def _resume(self, names: Names, requested: str, token: str) -> Operation:
         machines = self.context.arm.compute.virtual_machines
-        order: Any = {
+        begin_operation: Any = {
             "create": machines.begin_create_or_update,
             "start": machines.begin_start,
             "deallocate": machines.begin_deallocate,
@@ -138,7 +138,7 @@ class OperationTracker:
         body: list[Any] = [{}] if requested == "create" else []
         return self.context.arm.begin(
             f"{'rent' if requested == 'create' else requested} `{names.vm}`",
-            order,
+            begin_operation,
             names.group,
             names.vm,
             *body,

@@ -1,4 +1,4 @@
-"""What this account may do, read from Azure's own list instead of found out by failing."""
+"""Reads what this account may do, registers resource providers, and revokes machines' roles."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SCHEDULE = "Microsoft.DevTestLab/schedules/write"
 
 
 def granted_permissions(context: AzureContext) -> list[dict[str, Any]]:
-    """The account's permissions on the subscription."""
+    """Read the account's permissions on the subscription."""
     return context.arm.listed(
         "read what this account may do",
         f"/subscriptions/{context.settings.subscription_id}"
@@ -46,7 +46,7 @@ def granted_permissions(context: AzureContext) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Settable:
-    """Which of the switches that end a bill the account may set."""
+    """Which of the safeguards that end a bill the account may set."""
 
     schedule: bool
     release: bool
@@ -54,7 +54,7 @@ class Settable:
 
 @dataclass
 class Permissions:
-    """What the account may do, asked for behind other questions and not waited for long."""
+    """Permissions of the account, requested in the background and not waited for long."""
 
     context: AzureContext
     settable: Settable | None = None
@@ -63,7 +63,7 @@ class Permissions:
     _until_s: float = 0.0
 
     def prefetch(self) -> None:
-        """Begin to ask; returns at once. A question that is still open is not asked twice."""
+        """Begin the request; returns at once. One that is still open is not repeated."""
         if self._thread is not None and self._thread.is_alive():
             return
         self.context.arm.warm()  # the SDK's clients are made here, not by two threads at once
@@ -73,7 +73,7 @@ class Permissions:
         self._thread.start()
 
     def result(self) -> Settable:
-        """Which switches may be set, within `offers_wait_s` of the question.
+        """Wait for which safeguards may be set, until `offers_wait_s` after the request.
 
         Raises `Transient` if they did not come by then, and what asking for them raised.
         """
@@ -121,7 +121,7 @@ def may_release(context: AzureContext, granted: Sequence[Mapping[str, Any]]) -> 
 
 
 def role_id(subscription_id: str) -> str:
-    """The one role of ours in a subscription; the same for every machine and every computer."""
+    """Name the one role of ours in a subscription; the same for every machine and computer."""
     name = uuid.uuid5(uuid.NAMESPACE_URL, f"qft/{subscription_id}/deallocate")
     home = f"/subscriptions/{subscription_id}"
     return f"{home}/providers/Microsoft.Authorization/roleDefinitions/{name}"
@@ -194,7 +194,7 @@ def revoke_role_assignments(context: AzureContext, names: Names) -> None:
 
 
 def _found(context: AzureContext, names: Names) -> list[str]:
-    """The ids of the assignments that go with the machine."""
+    """Find the ids of the role assignments that go with the machine."""
     home = f"/subscriptions/{names.subscription_id}"
     found: list[dict[str, Any]] = []
     if principal := _principal(context, names):
@@ -209,7 +209,7 @@ def _found(context: AzureContext, names: Names) -> list[str]:
 
 
 def _listed(context: AzureContext, path: str) -> list[dict[str, Any]] | None:
-    """Assignments; none for an account that may not look, None where the scope is gone."""
+    """List assignments; none for an account that may not, None where the scope is gone."""
     try:
         return context.arm.listed("list what the machine may do", path)
     except Gone:
@@ -228,7 +228,7 @@ def _is_ours(assignment: dict[str, Any], names: Names) -> bool:
 
 
 def _principal(context: AzureContext, names: Names) -> str:
-    """The identity of the machine; empty if it has none, or is gone."""
+    """Read the machine's identity; empty if it has none, or is gone."""
     machines = context.arm.compute.virtual_machines
     try:
         answer = context.arm.call("look at the machine", machines.get, names.group, names.vm)

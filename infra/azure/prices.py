@@ -21,7 +21,7 @@ Fetch = Callable[[str], Any]
 def retail_quotes(
     size: str, regions: Sequence[str], *, endpoint: str, fetch: Fetch, now: datetime
 ) -> dict[str, Quote]:
-    """What the list says of one size, by region. Raises `OSError` or `ValueError`."""
+    """Quote one size in each region. Raises `OSError` or `ValueError`."""
     found = parse_retail(retail_items(retail_url(endpoint, size, regions), fetch), now=now)
     return {
         region: found.get((size.lower(), region)) or _not_sold(size, region, now)
@@ -30,7 +30,7 @@ def retail_quotes(
 
 
 def retail_url(endpoint: str, size: str, regions: Sequence[str]) -> str:
-    """The address that lists one size's prices; the values are case-sensitive there."""
+    """Build the address that lists one size's prices; the values are case-sensitive there."""
     places = " or ".join(f"armRegionName eq '{region}'" for region in regions)
     places = f"({places})" if len(regions) > 1 else places
     wanted = (
@@ -42,7 +42,7 @@ def retail_url(endpoint: str, size: str, regions: Sequence[str]) -> str:
 
 
 def retail_items(url: str, fetch: Fetch) -> list[Mapping[str, Any]]:
-    """All items of a paged reply. Raises what `fetch` raises, and `ValueError` for nonsense.
+    """Fetch all items of a paged reply. Raises what `fetch` raises, `ValueError` for nonsense.
 
     A next page on another host is refused: the reply must not be able to send us elsewhere.
     """
@@ -64,7 +64,7 @@ def retail_items(url: str, fetch: Fetch) -> list[Mapping[str, Any]]:
 def parse_retail(
     items: Iterable[Mapping[str, Any]], *, now: datetime
 ) -> dict[tuple[str, str], Quote]:
-    """The Linux quotes in a retail reply, by (size in lower case, region).
+    """Read the Linux quotes in a retail reply, by (size in lower case, region).
 
     Left out: Windows, the retired low-priority meters, reservations, and prices that begin after
     `now`. Of several prices for one thing the newest holds.
@@ -120,7 +120,7 @@ def _begins_after(begins: str, now: datetime) -> bool:
 
 
 def _not_sold(size: str, region: str, now: datetime) -> Quote:
-    """The list answered, and does not sell this there."""
+    """The quote for what the list does not sell there."""
     return Quote(
         size=size,
         region=region,

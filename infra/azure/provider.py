@@ -1,4 +1,4 @@
-"""`Provider` over Azure: each promise of the seam in the words of Azure Resource Manager."""
+"""Implements `Provider` with Azure Resource Manager."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from infra.catalog.azure import AZURE
 from infra.provider import (
     Observation,
     Offer,
+    OnMessage,
     Provider,
     Removed,
     Safeguard,
@@ -36,10 +37,11 @@ from infra.provider import (
     Vm,
     VmSpec,
     Want,
+    ignore_message,
 )
 from infra.renting.caller import own_address, public_address
 from infra.renting.checks import Check
-from infra.renting.prices import PriceWatch
+from infra.renting.prices import PriceMonitor
 from infra.renting.refusal_cache import RefusalCache
 
 if TYPE_CHECKING:
@@ -68,16 +70,16 @@ class AzureProvider(Provider):
     traits = Traits(rents=True, evicts=True, has_safeguards=True)
 
     def offers(self, want: Want) -> list[Offer]:
-        """What could be rented now, best first, with what is blocked and why; creates nothing."""
+        """List what could be rented now, best first, and what is blocked; creates nothing."""
         self._permissions.prefetch()  # `preview_safeguards` asks next
         return self._offers.list(want)
 
     def create(self, spec: VmSpec) -> Vm:
-        """The machine of `spec.run_id`: accepted by ARM, spot, under the cap; or an error."""
+        """Create the machine of `spec.run_id`: accepted by ARM, spot, under the cap; or raise."""
         return self._creator.create(spec)
 
     def observe(self, vm: Vm) -> Observation:
-        """Look at the machine once."""
+        """Observe the machine once."""
         return self._observer.observe(vm)
 
     def start(self, vm: Vm) -> None:
@@ -88,18 +90,16 @@ class AzureProvider(Provider):
         """Release the compute and keep the disk; returns when Azure says that it is released."""
         self._power.deallocate(vm)
 
-    def delete(
-        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
-    ) -> list[Removed]:
+    def delete(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
         """End the run's compute, then remove its resource group and wait until it is gone."""
         return self._deleter.remove(run_id, on_message)
 
     def billed_until_s(self, vm: Vm) -> float | None:
-        """When a released machine ceased to bill compute, by Azure's own account."""
+        """Read when a released machine ceased to bill compute, as Azure reported."""
         return self._power.billed_until_s(vm)
 
     def list_all(self) -> list[Vm]:
-        """Every machine with our tag, newest first; of this computer's also those that lost it."""
+        """List every machine with our tag, newest first; this computer's also without it."""
         return Listing(context=self.context, observer=self._observer).list_all()
 
     def evict(self, vm: Vm) -> None:
@@ -107,32 +107,32 @@ class AzureProvider(Provider):
         self._power.evict(vm)
 
     def allow_caller_ip(self, vm: Vm) -> bool:
-        """Let the firewall admit the caller's address of now; whether it had to change."""
+        """Admit the caller's address of now to SSH; whether the rule had to change."""
         return self._power.allow_caller_ip(vm)
 
     def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
-        """Set what ends the bill when everything of ours is dead; which of it holds.
+        """Set what ends the bill when everything of ours is dead, and report which of it is set.
 
         `until_s` is the limit in seconds since 1970. Call again within 23 hours.
         """
         return self._safeguards.set_safeguards(vm, until_s=until_s)
 
     def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
-        """Which of those switches this account will be able to set; changes nothing."""
+        """Preview which safeguards this account will be able to set; changes nothing."""
         return self._safeguards.preview_safeguards(want, until_s=until_s)
 
     def update_max_price(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
-        """Change the cap of a deallocated machine; the cap then in force, USD per hour."""
+        """Change the cap of a deallocated machine; returns the cap then in force, USD per hour."""
         return self._power.update_max_price(vm, max_price_usd_per_h)
 
     def stop_reason_from_log(
         self, vm: Vm, *, after_s: float, before_s: float
     ) -> Observation | None:
-        """What the activity log tells by now of a stop between those times; None if nothing."""
+        """Read a stop between those times from the activity log; None if it is not there (yet)."""
         return self._observer.stop_reason_from_log(vm, after_s=after_s, before_s=before_s)
 
     def checks(self, want: Want) -> list[Check]:
-        """What `qft doctor` tells of this account, in the order of mending; changes nothing."""
+        """Make the checks of `qft doctor`, in the order of mending; changes nothing."""
         size = next(one for one in AZURE.matching(want.gpu) if one.gpu_count == 1)
         regions = places_of(want.regions) or AZURE.regions[:3]
         return Doctor(context=self.context).checks(regions, size)
@@ -157,7 +157,7 @@ class AzureProvider(Provider):
         )
 
     def _find_address(self) -> str:
-        """As the page that the user named sees it; else as the cloud itself does."""
+        """Find the caller's address: as the user's page sees it, else as the cloud itself does."""
         page, cloud = self._settings.address_endpoint, self._settings.arm_endpoint
         near = page == PUBLIC_ADDRESS and cloud != PUBLIC_ARM
         return (own_address(cloud) if near else "") or public_address(page)
@@ -172,7 +172,7 @@ class AzureProvider(Provider):
         return VmObserver(
             context=self.context,
             price_now=self._offers.price_now,
-            price_lately=PriceWatch(ask=self._offers.price_now, clock=self._clock),
+            price_lately=PriceMonitor(ask=self._offers.price_now, clock=self._clock),
         )
 
     @cached_property

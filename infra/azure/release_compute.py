@@ -15,7 +15,7 @@ from infra.azure.naming import Names
 from infra.azure.operations import OperationTracker
 from infra.azure.vm import power_of
 from infra.errors import Gone, ProviderError, SignedOut
-from infra.provider import PowerState
+from infra.provider import OnMessage, PowerState
 from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -24,17 +24,11 @@ if TYPE_CHECKING:
 COMPUTE_WAIT_S = 300.0
 """How long the release of a machine is waited for before the removal of its group is begun."""
 REPORT_EVERY_S = 60.0
-OnMessage = Callable[[str], None]
-
-
-def ignore_message(words: str) -> None:
-    """Tell nobody."""
-    del words
 
 
 @dataclass(kw_only=True)
 class ProgressReporter:
-    """Tells about once a minute how long something has taken."""
+    """Reports about once a minute how long something has taken."""
 
     on_message: OnMessage
     clock: Callable[[], float]
@@ -47,7 +41,7 @@ class ProgressReporter:
         return f"{(self.clock() - self.began_s) / 60:.0f} min"
 
     def report(self, doing: str) -> None:
-        """Tell what goes on, unless that was told within the last minute."""
+        """Report what goes on, unless that was reported within the last minute."""
         if self.clock() - max(self.reported_at_s, self.began_s) >= REPORT_EVERY_S:
             self.reported_at_s = self.clock()
             self.on_message(f"{doing}: {self.elapsed}")
@@ -55,12 +49,12 @@ class ProgressReporter:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeRelease:
-    """Releases compute; refusals are no reason not to go on with the removal."""
+    """Releases a machine's compute; the removal goes on even where that is refused."""
 
     context: AzureContext
 
     def release(self, names: Names, record: RunRecord, on_message: OnMessage) -> bool:
-        """End what the machine bills for compute; whether Azure says that it has ended.
+        """End the billing of compute; whether Azure says that it has ended.
 
         Waits `COMPUTE_WAIT_S` at most for each of two ways. Raises only `SignedOut`.
         """
@@ -73,10 +67,10 @@ class ComputeRelease:
         machines: Any = self.context.arm.compute.virtual_machines
         if power is not PowerState.CREATING:
             where = (names.group, names.vm)
-            if self._carry_out(names, record, "release", machines.begin_deallocate, *where):
+            if self._run_operation(names, record, "release", machines.begin_deallocate, *where):
                 on_message(f"the compute of `{names.vm}` is released")
                 return True
-        done = self._carry_out(
+        done = self._run_operation(
             names,
             record,
             "end",
@@ -89,22 +83,30 @@ class ComputeRelease:
         on_message(f"`{names.vm}` {message}")
         return done
 
-    def _carry_out(
-        self, names: Names, record: RunRecord, key: str, order: Any, *args: Any, **kwargs: Any
+    def _run_operation(
+        self,
+        names: Names,
+        record: RunRecord,
+        key: str,
+        begin_operation: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> bool:
-        """Give one order, or take up where a killed process left it; whether compute ended."""
+        """Begin or resume one operation and wait for it; whether compute ended."""
         began_s = self.context.clock()
 
         def begin(token: str) -> Operation:
             more = {"continuation_token": token} if token else {}
-            return self.context.arm.begin(f"release `{names.vm}`", order, *args, **kwargs, **more)
+            return self.context.arm.begin(
+                f"release `{names.vm}`", begin_operation, *args, **kwargs, **more
+            )
 
         try:
             operation = self.context.begin_or_resume(record, key, begin)
             done = self.context.wait(record, key, operation, wait_s=COMPUTE_WAIT_S)
         except SignedOut:
             raise
-        except ProviderError:  # refused, busy, or its page has expired: the machine itself tells
+        except ProviderError:  # refused, busy, or its page has expired: poll the machine
             self.context.clear_tokens(record, key)
             return self._await(names, deadline_s=began_s + COMPUTE_WAIT_S)
         if done:
@@ -124,7 +126,7 @@ class ComputeRelease:
         return power in {PowerState.GONE, PowerState.DEALLOCATED}
 
     def _power(self, names: Names) -> PowerState:
-        """The machine's power now; `FAILED`, which promises nothing, if it cannot be asked."""
+        """Read the machine's power; `FAILED`, which promises nothing, if it cannot be read."""
         machines = self.context.arm.compute.virtual_machines
         try:
             answer = self.context.arm.call(

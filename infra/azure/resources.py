@@ -35,7 +35,7 @@ class Parts:
     context: AzureContext
 
     def inventory(self, names: Names) -> list[dict[str, Any]]:
-        """What the group holds, as the (lagging) list says."""
+        """List what the group contains; the list lags."""
         with contextlib.suppress(Gone):  # no group holds nothing
             return self.context.arm.pages(
                 "list what the group holds",
@@ -66,12 +66,12 @@ class Parts:
 
     def exists(self, id_: str) -> bool:
         """Whether a part is there."""
-        return self.view(id_) is not None
+        return self.get(id_) is not None
 
-    def view(self, id_: str) -> dict[str, Any] | None:
+    def get(self, id_: str) -> dict[str, Any] | None:
         """A part as Azure describes it; None if there is none."""
         try:
-            return look_at(self.context.arm, id_)
+            return get_part(self.context.arm, id_)
         except (Gone, UnregisteredError):
             return None
 
@@ -84,8 +84,8 @@ class Parts:
             self.context.clear_tokens(record, "group")
 
 
-def look_at(arm: Arm, id_: str) -> dict[str, Any]:
-    """A part as Azure describes it; raises `Gone` if there is none."""
+def get_part(arm: Arm, id_: str) -> dict[str, Any]:
+    """Get a part as Azure describes it; raises `Gone` if there is none."""
     doing, operations = f"look at `{id_}`", _operations(arm, id_)
     if operations is None:
         return arm.send(doing, "GET", id_)
@@ -93,7 +93,7 @@ def look_at(arm: Arm, id_: str) -> dict[str, Any]:
 
 
 def begin_removal(arm: Arm, id_: str) -> None:
-    """Ask for a part to be removed, without waiting for it; raises `Gone` if there is none."""
+    """Begin to remove a part, without waiting for it; raises `Gone` if there is none."""
     doing, operations = f"remove `{id_}`", _operations(arm, id_)
     if operations is None:
         arm.send(doing, "DELETE", id_)
@@ -102,11 +102,11 @@ def begin_removal(arm: Arm, id_: str) -> None:
 
 
 def _operations(arm: Arm, id_: str) -> Any:
-    """The SDK's operations for the type of an id; None if it has none."""
+    """Find the SDK's operations for the type of an id; None if it has none."""
     client = _CLIENTS.get(type_of(id_).lower())
     return getattr(getattr(arm, client[0]), client[1]) if client else None
 
 
 def _group_and_name(id_: str) -> tuple[str, str]:
-    words = id_.strip("/").split("/")
-    return words[3], words[-1]
+    segments = id_.strip("/").split("/")
+    return segments[3], segments[-1]

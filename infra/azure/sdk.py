@@ -1,4 +1,4 @@
-"""The only door to the Azure SDKs: they wait with our clock, and fail with our errors.
+"""Wraps the Azure SDKs, alone: they wait with our clock, and fail with our errors.
 
 What is set right here, each found by running these very versions: the pollers' own threads and
 30-second sleeps (operations are stepped by the caller instead), retries that sleep where nobody
@@ -113,7 +113,7 @@ class Arm:
         }
 
     def _policies(self) -> list[Any]:
-        """What each request passes through: as the SDK's own clients have it, but for one thing.
+        """The pipeline of each request: that of the SDK's own clients, but for one policy.
 
         Theirs also registers resource providers, by a POST and pauses of ten seconds, whenever a
         subscription is fresh, even where something is only looked at. Registration is ours:
@@ -151,7 +151,7 @@ class Arm:
         return self._skew_s if abs(self._skew_s) > SKEW_S_MIN else 0.0
 
     def _note_clock(self, response: Any) -> None:
-        """Learn the time from an answer that tells it."""
+        """Note the difference of the clocks from an answer that has a date."""
         moment = moment_of(str(response.http_response.headers.get("Date", "")))
         if moment is not None:
             self._skew_s = moment.timestamp() - self._clock()
@@ -169,12 +169,12 @@ class Arm:
         return self._patiently(ask)
 
     def pages(self, doing: str, function: Callable[..., Any], **kwargs: Any) -> list[Any]:
-        """Every item of a paged list."""
+        """List every item of a paged list."""
         with translated(doing):
             return [_plain(item) for item in function(**kwargs)]
 
     def send(self, doing: str, method: str, path: str, *, body: Any = None) -> dict[str, Any]:
-        """Ask an API for which no client is installed; `path` is absolute within ARM.
+        """Send a request for which no client is installed; `path` is absolute within ARM.
 
         Its api-version is that of its resource type. Returns the JSON answer, `{}` for an empty
         one.
@@ -194,7 +194,7 @@ class Arm:
         return self._patiently(ask)
 
     def listed(self, doing: str, path: str) -> list[dict[str, Any]]:
-        """Every item of a paged list for which no client is installed.
+        """List every item of a paged list for which no client is installed.
 
         A next page on another host is not asked for: it would be shown our token.
         """
@@ -229,7 +229,7 @@ class Arm:
         return self._patiently(ask)
 
     def _patiently(self, ask: Callable[[], Answer]) -> Answer:
-        """Ask again a few times where another write is in the way; raises the last refusal."""
+        """Retry a few times where another write is in the way; raises the last refusal."""
         for pause_s in CONFLICT_PAUSES_S:
             try:
                 return ask()
@@ -259,7 +259,7 @@ class Operation:
 
     @property
     def times(self) -> dict[str, str]:
-        """`startTime` and `endTime` as Azure's own page of the operation last told them."""
+        """`startTime` and `endTime` as last read from Azure's page of the operation."""
         return self._method.times
 
     @property
@@ -282,7 +282,7 @@ class Operation:
         self._polled = True
         with translated(self._doing):
             try:
-                return self._method.drive(wait_s=wait_s)
+                return self._method.poll(wait_s=wait_s)
             except HttpResponseError as error:
                 status = int(error.status_code or 0)
                 ended = 0 < status < 500 and status not in {408, 429}
@@ -291,7 +291,7 @@ class Operation:
 
 
 class SteppedPolling(ARMPolling):
-    """Polling in the caller's thread, with the caller's clock, for no longer than asked."""
+    """Polls in the caller's thread, with the caller's clock, for no longer than requested."""
 
     def __init__(
         self, interval_s: float, *, clock: Callable[[], float], sleep: Callable[[float], None]
@@ -303,9 +303,9 @@ class SteppedPolling(ARMPolling):
         self.times: dict[str, str] = {}
 
     def run(self) -> None:
-        """Leave the polling to `drive`: the SDK would do it in a thread that nobody can stop."""
+        """Leave the polling to `poll`: the SDK would do it in a thread that nobody can stop."""
 
-    def drive(self, *, wait_s: float) -> bool:
+    def poll(self, *, wait_s: float) -> bool:
         """Poll to the end of the operation; False if that is more than `wait_s` away."""
         self._deadline = self._clock() + wait_s
         try:
@@ -314,9 +314,9 @@ class SteppedPolling(ARMPolling):
             return False
         return True
 
-    def request_status(self, status_link: str) -> Any:
-        """Ask about the operation, and hear when it began and ended."""
-        answer = super().request_status(status_link)
+    def request_status(self, url: str) -> Any:
+        """Request the operation's status, and note when it began and ended."""
+        answer = super().request_status(url)
         with contextlib.suppress(ValueError, AttributeError):  # empty, or a page of another kind
             detail = answer.http_response.json()
             self.times |= {
@@ -332,7 +332,7 @@ class SteppedPolling(ARMPolling):
 
 
 class _OutOfTimeError(Exception):
-    """The caller's patience ended before the operation did."""
+    """The caller's wait ended before the operation did."""
 
 
 class PatientTransport(RequestsTransport):  # type: ignore[misc]  # exported without types

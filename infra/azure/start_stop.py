@@ -38,7 +38,7 @@ class PowerControl:
             return
         self.allow_caller_ip(vm)
         record = self._record(vm)
-        self._act(record, names, "start", wait_s=self.context.settings.accept_wait_s)
+        self._change_power(record, names, "start", wait_s=self.context.settings.accept_wait_s)
 
     def update_max_price(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
         """Give a deallocated machine that cap; the one then in force, USD per hour, None for none.
@@ -86,7 +86,7 @@ class PowerControl:
             return
         record.released_at = self.context.clock()
         wait_s = self.context.settings.operation_wait_s
-        if not self._act(record, names, "deallocate", wait_s=wait_s):
+        if not self._change_power(record, names, "deallocate", wait_s=wait_s):
             raise Transient(
                 f"Azure has been deallocating `{names.vm}` for {wait_s:.0f} s: it still bills",
                 hint="`qft ls --all` shows when it stops; the portal can stop it too",
@@ -155,7 +155,7 @@ class PowerControl:
             record = RunRecord(path=record.path, generation=vm.generation)
         return record
 
-    def _act(self, record: RunRecord, names: Names, verb: str, *, wait_s: float) -> bool:
+    def _change_power(self, record: RunRecord, names: Names, verb: str, *, wait_s: float) -> bool:
         """Start or deallocate; whether it was done within `wait_s`."""
         if record.requested != verb:
             record.tokens.pop(verb, None)  # an older order of the same kind has long ended
@@ -171,7 +171,7 @@ class PowerControl:
             self.context.clear_tokens(record, verb)
             if not self._under_way(names, verb):
                 raise
-            done = self._watch(names, verb, wait_s=wait_s)
+            done = self._poll(names, verb, wait_s=wait_s)
         except PASSING as error:
             if verb == "start":
                 raise
@@ -182,7 +182,7 @@ class PowerControl:
         except Gone:
             self.context.clear_tokens(record, verb)
             self.observer.get(names)  # raises Gone if it is the machine that is gone
-            done = self._watch(names, verb, wait_s=wait_s)
+            done = self._poll(names, verb, wait_s=wait_s)
         if done:
             self.context.clear_tokens(record, verb)
             if not self._under_way(names, verb):  # an answer may come from a proxy, not from Azure
@@ -191,15 +191,15 @@ class PowerControl:
 
     def _begin(self, names: Names, verb: str, token: str) -> Operation:
         machines = self.context.arm.compute.virtual_machines
-        order: Any = {"start": machines.begin_start, "deallocate": machines.begin_deallocate}[verb]
+        begin: Any = {"start": machines.begin_start, "deallocate": machines.begin_deallocate}[verb]
         more = {"continuation_token": token} if token else {}
-        return self.context.arm.begin(f"{verb} `{names.vm}`", order, names.group, names.vm, **more)
+        return self.context.arm.begin(f"{verb} `{names.vm}`", begin, names.group, names.vm, **more)
 
     def _under_way(self, names: Names, verb: str) -> bool:
         power, _ = power_of(self.observer.get(names))
         return power in _TOWARDS[verb]
 
-    def _watch(self, names: Names, verb: str, *, wait_s: float) -> bool:
+    def _poll(self, names: Names, verb: str, *, wait_s: float) -> bool:
         """Poll the machine itself until it is where `verb` leads, for at most `wait_s`."""
         deadline = self.context.clock() + wait_s
         while True:

@@ -202,10 +202,12 @@ def power_of(answer: dict[str, Any]) -> tuple[PowerState, str]:
     if made == "deleting":
         return PowerState.STOPPING, "being deleted"
     if state is not None and (made != "failed" or state in _TRUSTED_AFTER_FAILURE):
-        return state, _words(statuses, "powerstate/")
+        return state, _status_text(statuses, "powerstate/")
     if made == "failed":
-        return PowerState.FAILED, _words(statuses, "provisioningstate/") or "provisioning failed"
-    return PowerState.CREATING, _words(statuses, "provisioningstate/") or made
+        return PowerState.FAILED, _status_text(
+            statuses, "provisioningstate/"
+        ) or "provisioning failed"
+    return PowerState.CREATING, _status_text(statuses, "provisioningstate/") or made
 
 
 _POWER = {
@@ -242,11 +244,11 @@ def last_finished_at(answer: dict[str, Any]) -> str:
     return ""
 
 
-def _words(statuses: list[dict[str, Any]], prefix: str) -> str:
+def _status_text(statuses: list[dict[str, Any]], prefix: str) -> str:
     for one in statuses:
         if str(one.get("code") or "").lower().startswith(prefix):
-            words = [one.get("displayStatus"), one.get("message")]
-            return ": ".join(str(word) for word in words if word)
+            texts = [one.get("displayStatus"), one.get("message")]
+            return ": ".join(str(word) for word in texts if word)
     return ""
 
 

@@ -42,12 +42,12 @@ class UnknownGpu(BadRequest, ValueError):  # noqa: N818  (the seam's vocabulary)
     Also a `ValueError`, so that a config that names it is refused where it is read.
     """
 
-    def __init__(self, name: str, *, candidates: list[str], known: list[str]) -> None:
+    def __init__(self, name: str, *, candidates: list[str], names: list[str]) -> None:
         guess = " or ".join(f"`{one}`" for one in candidates)
-        question = f": did you mean {guess}?" if guess else ""
+        suggestion = f": did you mean {guess}?" if guess else ""
         super().__init__(
-            f"no GPU called `{name}` is in the catalog{question}",
-            hint=f"known: {', '.join(known)}",
+            f"no GPU called `{name}` is in the catalog{suggestion}",
+            hint=f"known: {', '.join(names)}",
         )
         self.candidates = candidates
 
@@ -82,4 +82,4 @@ def resolve_gpu(name: str) -> ResolvedGpu:
         ours, note = _FOREIGN_NAMES[key]
         return ResolvedGpu(gpu=GPUS[ours], note=note)
     candidates = difflib.get_close_matches(key, GPUS, n=3, cutoff=0.6)
-    raise UnknownGpu(name, candidates=candidates, known=list(GPUS))
+    raise UnknownGpu(name, candidates=candidates, names=list(GPUS))

@@ -1,4 +1,4 @@
-"""The instance-metadata service of a local machine, speaking Azure's scheduled-events protocol."""
+"""Serves a local machine's instance metadata, with Azure's scheduled-events protocol."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class MetadataService:
     vm_name: str
     compute: dict[str, str]
     first_call_s: float
-    """How long the first look at the events takes; on Azure that call switches them on."""
+    """How long the first look at the events takes; on Azure that call enables them."""
     clock: Callable[[], float]
     """Seconds since 1970."""
     on_start_request: Callable[[], None]
-    """Called when the machine says that the announced event need not wait for its time."""
+    """Called when the machine approves the announced event before its time."""
     secret: str = ""
     """What every path begins with; whoever asks without it is another machine of this computer."""
     owner: int = field(default_factory=os.getuid)
-    """The user of this computer who may ask; all others are refused."""
+    """The user of this computer who is answered; all others are refused."""
     _incarnation: int = 1
     _events: list[dict[str, Any]] = field(default_factory=list)
     _asked_before: bool = False
 
     def announce_preemption(self, notice_s: float) -> None:
-        """Tell the machine that it will be taken away in `notice_s` seconds."""
+        """Announce that the machine will be taken away in `notice_s` seconds."""
         self._incarnation += 1
         not_before = email.utils.formatdate(self.clock() + notice_s, usegmt=True)
         self._events = [
@@ -94,10 +94,10 @@ class MetadataService:
             writer.close()
             await writer.wait_closed()
         except ConnectionError:
-            return  # the asker hung up, which is the asker's business
+            return  # the client hung up
 
     def _may_ask(self, writer: asyncio.StreamWriter) -> bool:
-        """Whether the asker is our own user; where no kernel can tell, the secret has to do."""
+        """Whether the client is our own user; where the kernel cannot say, the secret has to do."""
         here, there = writer.get_extra_info("sockname"), writer.get_extra_info("peername")
         if not CONNECTIONS.exists():
             return True
@@ -126,7 +126,7 @@ class MetadataService:
         return HTTPStatus.NOT_FOUND, {"error": "Not found"}
 
     async def _scheduled_events(self, request: _Request) -> tuple[HTTPStatus, Any]:
-        """Show the events, or take the machine's word that one of them may start now."""
+        """Return the events, or start one that the machine approves."""
         if request.method == "POST":
             message = json.loads(request.body)
             asked = message.get("StartRequests") if isinstance(message, dict) else None
@@ -145,7 +145,7 @@ class MetadataService:
         return HTTPStatus.OK, {"DocumentIncarnation": self._incarnation, "Events": self._events}
 
     def _instance(self, path: list[str], style: str) -> tuple[HTTPStatus, Any]:
-        """Show facts about the machine; a single value is only served as text."""
+        """Return facts about the machine; a single value is only served as text."""
         value: Any = {"compute": self.compute}
         for name in path:
             folded = {key.lower(): key for key in value} if isinstance(value, dict) else {}

@@ -1,15 +1,15 @@
-"""One machine played by this computer: a directory that tells the truth about it after any crash.
+"""A machine simulated by this computer, described by a directory that is right after any crash.
 
 Files of a machine's directory, each whole or absent:
 
     spec.json     what the machine is; written once by its owner, last of what makes it
     host_key      the private host key it presents
-    orders.json   which life it is in and whether it should be on; written by its owner
-    eviction.json that this life will be taken away, by whom and with how much notice
-    guest.json    where the guest of a life listens; written by the guest
-    stopped.json  why a life ended, written by the guest before it ends
+    orders.json   the desired state: the number of the boot, and whether it should be on
+    eviction.json that this boot will be ended, by whom and with how much notice
+    guest.json    where the process of a boot listens; written by that process
+    stopped.json  why a boot ended, written by its process before it ends
     disk/         the machine's home directory, kept while it is off
-    guest.log     what the guest had to say
+    guest.log     the output of the process
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from infra.local.processes import (
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BOOT_TIMEOUT_S = 10.0
-"""How long a life may have no process at all before it counts as dead on arrival."""
+"""How long a boot may have no process at all before it counts as failed."""
 KEPT_ENVIRONMENT = (
     "LANG",
     "LC_ALL",
@@ -57,7 +57,7 @@ KEPT_ENVIRONMENT = (
 
 
 def inherited_environ() -> dict[str, str]:
-    """What of our environment a machine made now gets for life.
+    """Return what of our environment a machine made now keeps.
 
     Settled once: a job resumed from another shell must compute with the same number of threads.
     """
@@ -94,7 +94,7 @@ class MachineSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DesiredState:
-    """What the owner wants of the machine."""
+    """The desired state of the machine: which boot, and on or off."""
 
     boot: int
     on: bool
@@ -102,12 +102,12 @@ class DesiredState:
     reason: str = ""
     """Why it is off."""
     evict_after_s: float | None = None
-    """When this life is to be evicted by script, counted from its start."""
+    """When this boot is to be evicted by script, counted from its start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eviction:
-    """That a life will be taken away."""
+    """An eviction that is due for one boot."""
 
     boot: int
     notice_s: float
@@ -116,7 +116,7 @@ class Eviction:
 
 
 class MachinePower(StrEnum):
-    """What can be seen of a machine from outside."""
+    """The states of a machine, as seen from outside."""
 
     ABSENT = "absent"
     OFF = "off"
@@ -124,7 +124,7 @@ class MachinePower(StrEnum):
     ON = "on"
     ENDING = "ending"
     DEAD = "dead"
-    """Should be on, but its guest is gone without a word: the computer restarted, or it crashed."""
+    """Should be on, but its process is gone without a record: it crashed, or the computer did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ class MachineState:
 
 
 class Machine:
-    """The levers of one machine; the caller makes sure that only one pulls them at a time."""
+    """Controls one machine; the caller makes sure that only one process does at a time."""
 
     def __init__(
         self,
@@ -157,13 +157,13 @@ class Machine:
         self._clock = clock
 
     def make(self, spec: MachineSpec, host_private_key: str) -> None:
-        """Make the machine, switched off, with an empty disk; again after a crash, no harm done."""
+        """Make the machine, powered off, with an empty disk; safe to repeat after a crash."""
         self.disk.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_bytes(self.host_key, host_private_key.encode())
         write_json(self.directory / "spec.json", asdict(spec))
 
     def power_on(self, *, evict_after_s: float | None = None) -> None:
-        """Begin a new life unless one is on; returns before SSH answers. Raises `LaunchFailed`."""
+        """Begin a new boot unless one is on; returns before SSH answers. Raises `LaunchFailed`."""
         spec, desired = self.spec(), self.desired_state()
         if spec is None:
             raise FileNotFoundError(f"`{self.directory}` holds no machine")
@@ -178,9 +178,9 @@ class Machine:
             self._launch(spec, desired.boot)
 
     def power_off(self, reason: str) -> None:
-        """End this life at once: no notice, no process left when this returns.
+        """End this boot at once: no notice, no process left when this returns.
 
-        If the reason cannot be written down, as on a full disk, the life ends all the same.
+        If the reason cannot be written down, as on a full disk, the boot ends all the same.
         """
         desired = self.desired_state()
         try:
@@ -199,7 +199,7 @@ class Machine:
     def request_eviction(
         self, notice_s: float, reason: str = "evicted", detail: str = "", boot: int | None = None
     ) -> None:
-        """Have the machine take itself away after `notice_s`; needs nobody to wait for it.
+        """Have the machine evict itself after `notice_s`; nobody needs to wait for it.
 
         Silent if that is under way already, or the machine is not on.
         """
@@ -211,7 +211,7 @@ class Machine:
             self._write("eviction.json", eviction)
 
     def state(self) -> MachineState:
-        """Look at the machine. One that is found dead takes its last processes with it."""
+        """Look at the machine. If it is found dead, its last processes are ended."""
         spec, desired = self.spec(), self.desired_state()
         if spec is None:
             return MachineState(power=MachinePower.ABSENT)
@@ -247,22 +247,22 @@ class Machine:
         return self._clean_up_dead(desired)
 
     def spec(self) -> MachineSpec | None:
-        """What the machine is; None if it does not exist."""
+        """Read what the machine is; None if it does not exist."""
         data = read_json(self.directory / "spec.json")
         return None if data is None else MachineSpec(**data)
 
     def desired_state(self) -> DesiredState | None:
-        """What is wanted of the machine; None if it was never switched on or is being deleted."""
+        """Read the desired state; None if it was never powered on or is being deleted."""
         data = read_json(self.directory / "orders.json")
         return None if data is None else DesiredState(**_with_boot(data))
 
     def eviction(self, boot: int) -> Eviction | None:
-        """Whether that life will be taken away."""
+        """Read the eviction that is due for that boot; None if there is none."""
         data = self._record("eviction.json", boot)
         return None if data is None else Eviction(**_with_boot(data))
 
     def report_listening(self, boot: int, *, ssh_port: int, metadata_port: int) -> None:
-        """The guest says where it listens."""
+        """Record where the calling process of the machine listens."""
         me = psutil.Process()
         record = {
             "life": boot,
@@ -275,18 +275,18 @@ class Machine:
         write_json(self.directory / "guest.json", record)
 
     def report_stop(self, boot: int, reason: str, detail: str) -> None:
-        """The guest says why it is about to end."""
+        """Record why the calling process of the machine is about to end."""
         record = {"life": boot, "reason": reason, "detail": detail, "since": self._now()}
         write_json(self.directory / "stopped.json", record)
 
     def report_alive(self) -> None:
-        """The guest leaves a trace of when it was last seen, for the case that it just vanishes."""
+        """Record that the process of the machine is alive, in case it just vanishes."""
         with contextlib.suppress(FileNotFoundError):  # deleted, which the next look notices
             os.utime(self.directory / "guest.lock")
 
     @contextlib.contextmanager
     def as_only_process(self) -> Iterator[bool]:
-        """Whether the caller is the only guest here; held until it ends."""
+        """Hold the machine for the calling process; False if another one is its process."""
         try:
             handle = os.open(self.directory / "guest.lock", os.O_RDWR | os.O_CREAT, 0o600)
         except FileNotFoundError:
@@ -303,7 +303,7 @@ class Machine:
             os.close(handle)
 
     def _clean_up_dead(self, desired: DesiredState) -> MachineState:
-        """Make it so that nothing of a machine without a guest runs, and say what was found."""
+        """End what is left of a machine without its process; return what was found."""
         self.kill_processes()
         stop = self._stop_record(desired.boot)
         if stop is not None:  # it ended properly between two of our looks
@@ -318,7 +318,7 @@ class Machine:
         )
 
     def _log_tail(self) -> str:
-        """The last words of a guest, for people; empty if it had none."""
+        """The last line of the log, for people; empty if there is none."""
         try:
             lines = (self.directory / "guest.log").read_text(errors="replace").splitlines()
         except FileNotFoundError:
@@ -326,7 +326,7 @@ class Machine:
         return f"; `guest.log` ends with: {lines[-1][:300]}" if lines else ""
 
     def _last_seen(self) -> str:
-        """When a guest was last seen, ISO 8601 UTC; empty if there never was one."""
+        """When the process was last alive, ISO 8601 UTC; empty if there never was one."""
         try:
             seen = (self.directory / "guest.lock").stat().st_mtime
         except FileNotFoundError:
@@ -334,12 +334,12 @@ class Machine:
         return datetime.fromtimestamp(seen, UTC).isoformat()
 
     def _may_be_starting(self, desired: DesiredState) -> bool:
-        """Whether whoever began this life may be about to launch its guest."""
+        """Whether this boot was begun so recently that its process may not exist yet."""
         age_s = self._clock() - datetime.fromisoformat(desired.since).timestamp()
         return 0 <= age_s < BOOT_TIMEOUT_S
 
     def _launch(self, spec: MachineSpec, boot: int) -> None:
-        """Start the guest in a session of its own, with nothing of ours but this code."""
+        """Start the process of a boot in its own session, with nothing of ours but this code."""
         environ = {
             "LANG": "C.UTF-8",
             **spec.environ,
@@ -368,12 +368,12 @@ class Machine:
             raise LaunchFailed(self.directory / "guest.log", os.waitstatus_to_exitcode(status))
 
     def _record(self, name: str, boot: int) -> dict[str, Any] | None:
-        """Read a record if it is about that life."""
+        """Read a record if it is about that boot."""
         data: dict[str, Any] | None = read_json(self.directory / name)
         return data if data is not None and data["life"] == boot else None
 
     def _stop_record(self, boot: int) -> dict[str, Any] | None:
-        """Why that life ended (reason, detail, since), if its guest said so."""
+        """Read why that boot ended (reason, detail, since), if its process recorded it."""
         data = self._record("stopped.json", boot)
         return None if data is None else {key: data[key] for key in ("reason", "detail", "since")}
 
@@ -393,7 +393,7 @@ def _with_boot(record: dict[str, Any]) -> dict[str, Any]:
 
 
 class LaunchFailed(Exception):  # noqa: N818  (says what happened)
-    """The guest's process did not even start."""
+    """The process of a machine did not even start."""
 
     def __init__(self, log: Path, code: int) -> None:
         super().__init__(f"the local machine's process ended with code {code}; see `{log}`")

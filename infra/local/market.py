@@ -1,4 +1,4 @@
-"""The price and capacity of simulated regions over time, as one file of the user's tells them.
+"""Reads the price and capacity of simulated regions over time from a file of the user's.
 
 `market.json` beside the machines; without it every region, whatever its name, is open at the
 reference price, so that a `run.yaml` meant for a real cloud can be rehearsed as it is:
@@ -47,7 +47,7 @@ class Market:
     """All regions at one moment."""
 
     quotes: Mapping[str, RegionQuote] | None
-    """As a file tells them, in its order; None where there is no file."""
+    """As in the file, in its order; None where there is no file."""
 
     @property
     def regions(self) -> tuple[str, ...]:
@@ -55,13 +55,13 @@ class Market:
         return DEFAULT_REGIONS if self.quotes is None else tuple(self.quotes)
 
     def quote(self, region: str) -> RegionQuote | None:
-        """One region's quote; None if there is no such region."""
+        """Return one region's quote; None if there is no such region."""
         if self.quotes is None:
             return RegionQuote(spot_usd_per_h=None)
         return self.quotes.get(region)
 
     def price(self, region: str, gpu: str) -> float:
-        """The spot price of a GPU there, USD per hour. Raises `BadRequest` for no region."""
+        """Return the spot price of a GPU there, USD per hour. Raises `BadRequest` for no region."""
         quote = self.quote(region)
         if quote is None:
             names = ", ".join(self.regions)
@@ -84,7 +84,7 @@ class Market:
             )
 
     def blocked_by(self, region: str, gpu: str, cap_usd_per_h: float | None) -> str:
-        """Why a machine would be refused, in few words; empty if it would not."""
+        """Return why a machine would be refused, in few words; empty if it would not."""
         try:
             self.check_available(region, gpu, cap_usd_per_h)
         except PriceAboveCap:
@@ -133,6 +133,6 @@ def _quote(region: dict[str, Any], elapsed_s: float) -> RegionQuote:
 
 
 def _refuse_unknown(table: dict[str, Any], names: set[str]) -> None:
-    """A misspelt key would otherwise be a market that never changes."""
+    """Refuse unknown keys: a misspelt one would be a market that never changes."""
     if unknown := set(table) - names:
         raise ValueError(f"unknown keys {sorted(unknown)}, known are {sorted(names)}")

@@ -1,4 +1,4 @@
-"""Every process that ever ran in a local machine is found and ended, whatever it did to hide."""
+"""Finds and ends every process that ever ran in a local machine, whatever it did to hide."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import psutil
 MARK = "QFT_VM"
 """Environment variable that every process of a machine inherits; it holds the machine's mark."""
 VM_PROCESS = "QFT_GUEST"
-"""Environment variable that only the guest itself carries: the life it plays."""
+"""Environment variable of the machine's own process alone: the number of its boot."""
 FREEZE_AFTER_S = 0.5
-"""How long processes are killed one by one before they are suspected of breeding."""
+"""How long processes are killed one by one before they are suspected of forking."""
 KILL_TIMEOUT_S = 60.0
 """How long a killed process may take: in the middle of an fsync it ends when the disk is done."""
 
 
-class StillAlive(Exception):  # noqa: N818  (says what is so; the provider decides what it means)
+class StillAlive(Exception):  # noqa: N818  (the provider decides what it means)
     """Some processes did not die in time, such as one stuck in a disk that hangs."""
 
     def __init__(self, pids: Iterable[int], *, waited_s: float) -> None:
@@ -40,9 +40,9 @@ def kill_all(
 ) -> None:
     """Kill what `find` finds until it finds nothing; raises `StillAlive` after `timeout_s`.
 
-    The guest dies last, because it adopts what the others leave behind. What is not dead soon may
-    be breeding: then all are frozen before the first is killed. Not sooner, because if we were
-    killed in between, the frozen would stay.
+    The machine's own process dies last, because it adopts what the others leave behind. What is not
+    dead soon may be forking: then all are frozen before the first is killed. Not sooner, because if
+    we were killed in between, the frozen would stay.
     """
     began = clock()
     while found := find():
@@ -58,11 +58,11 @@ def kill_all(
 
 
 def machine_processes(mark: str, disk: Path) -> set[psutil.Process]:
-    """All living processes of a machine: those that carry its mark, and all their descendants.
+    """Find all living processes of a machine: those with its mark, and all their descendants.
 
     The mark finds those whose ancestors died; descent finds those that cleaned their environment.
-    If the guest was killed from outside, something may be neither marked nor descended: then it is
-    known by standing in the machine's disk without a terminal, which no person does.
+    If the machine's own process was killed from outside, one may be neither marked nor descended:
+    it is known by its working directory on the machine's disk without a terminal, as no person has.
     """
     ours = _self_and_ancestors()
 
@@ -75,14 +75,14 @@ def machine_processes(mark: str, disk: Path) -> set[psutil.Process]:
 
 
 def processes_inside(mark: str, disk: Path) -> set[psutil.Process]:
-    """All living processes of the machine except this one, the guest that plays it."""
+    """Find all living processes of the machine except this one, the machine's own."""
     me = os.getpid()
     below = _with_descendants(lambda process: process.pid == me)
     return {process for process in below if process.pid != me} | machine_processes(mark, disk)
 
 
 def find_vm_process(mark: str, boot: int) -> psutil.Process | None:
-    """Find the living guest that plays this life of the machine, by search over all processes."""
+    """Find the living process that is this boot of the machine, by search over all processes."""
     for process in _all_processes():
         environ = _environ(process)
         if environ.get(MARK) == mark and environ.get(VM_PROCESS) == str(boot) and _alive(process):
@@ -91,7 +91,7 @@ def find_vm_process(mark: str, boot: int) -> psutil.Process | None:
 
 
 def is_vm_process(pid: int, created_at: float, mark: str, boot: int) -> bool:
-    """Whether `pid` is alive and still the guest it was, not a later process of that number.
+    """Whether `pid` is alive and still that process, not a later one of the same number.
 
     `created_at` (seconds since 1970) decides only where the environment may not be read: it moves
     when the clock of the computer is set.

@@ -1,10 +1,10 @@
-"""A spot cloud played by this computer: the seam's promises kept by real processes, for free.
+"""Simulates a spot cloud on this computer: real processes keep the promises of `Provider`.
 
-State lives under one directory and nowhere else, so that any process finds it again:
+State lives under one directory and nowhere else, so that any process finds it:
 
     lock            one caller at a time changes anything
-    market.json     prices and capacity, if the user wants other than the default (local_market.py)
-    vms/RUN/        one machine: vm.json is what we told the caller, the rest local_machine.py's
+    market.json     prices and capacity, if the user wants other than the default (market.py)
+    vms/RUN/        one machine: vm.json is what `create` returned, the rest machine.py's
     trash/RUN.ID/   a machine being deleted
 """
 
@@ -33,6 +33,7 @@ from infra.local.processes import StillAlive
 from infra.provider import (
     Observation,
     Offer,
+    OnMessage,
     PowerState,
     Provider,
     Removed,
@@ -41,6 +42,7 @@ from infra.provider import (
     Vm,
     VmSpec,
     Want,
+    ignore_message,
 )
 
 SIZE = "local-gpu"
@@ -55,7 +57,7 @@ class LocalSettings:
     notice_s: float = 5.0
     """How long an eviction is announced; 0 is no notice at all."""
     evict_after_s: Sequence[float] = ()
-    """One entry per life: after how many seconds it is evicted by script. Lives of later machines
+    """One entry per boot: after how many seconds it is evicted by script. Boots of later machines
     of a run count on from the generation."""
     boot_s: float = 0.0
     first_metadata_s: float = 0.0
@@ -81,7 +83,7 @@ class LocalProvider(Provider):
         self._clock = clock
 
     def offers(self, want: Want) -> list[Offer]:
-        """One offer per simulated region: free ones first, as wanted or else the cheapest first."""
+        """List one offer per simulated region: free ones first, as wanted or else by price."""
         gpu = resolve_gpu(want.gpu or DEFAULT_GPU).gpu
         market = self._market()
         from_file = market.quotes is not None
@@ -161,7 +163,7 @@ class LocalProvider(Provider):
         )
 
     def start(self, vm: Vm) -> None:
-        """Begin the machine's next life on the same disk, behind the same host key."""
+        """Boot the machine again with the same disk and the same host key."""
         with self._existing(vm) as (record, machine):
             power = machine.state().power
             if power is MachinePower.ON:
@@ -178,12 +180,10 @@ class LocalProvider(Provider):
         with self._existing(vm) as (_, machine):
             machine.power_off(StopReason.USER)
 
-    def delete(
-        self, run_id: str, on_message: Callable[[str], None] = lambda _message: None
-    ) -> list[Removed]:
+    def delete(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
         """Kill everything of the run, remove its disk, and say what that was.
 
-        Moving it away comes first: it needs no space, and the guest takes it as its end.
+        Moving it away comes first: it needs no space, and ends the process of the machine.
         """
         del on_message  # it takes less than a second
         directory = self._directory(run_id)
@@ -195,7 +195,7 @@ class LocalProvider(Provider):
             return removed
 
     def list_all(self) -> list[Vm]:
-        """Every machine of this directory, and every half of one, newest first."""
+        """List every machine of this directory, and every half of one, newest first."""
         found = []
         with _seam_errors():
             for directory in _entries(self._root / "vms"):
@@ -209,7 +209,7 @@ class LocalProvider(Provider):
         return sorted(found, key=lambda vm: vm.created_at, reverse=True)
 
     def evict(self, vm: Vm) -> None:
-        """Order the eviction; the machine carries it out itself, whatever becomes of us."""
+        """Request the eviction; the machine carries it out itself, also if we are killed."""
         with self._existing(vm) as (record, machine):
             machine.request_eviction(record["notice_s"], StopReason.EVICTED, "asked for")
 
@@ -266,7 +266,7 @@ class LocalProvider(Provider):
         return record
 
     def _vm(self, record: dict[str, Any], state: MachineState) -> Vm:
-        """What the caller was told once, with what is true now."""
+        """Return the machine as `create` returned it, with what is true now."""
         vm = Vm.from_json(record["vm"])
         power = {
             MachinePower.ABSENT: PowerState.REMNANTS,
@@ -312,7 +312,7 @@ class LocalProvider(Provider):
         return self._root / "vms" / run_id
 
     def _machine(self, directory: Path) -> Machine:
-        """The levers of the machine that lives in `directory`."""
+        """Return the machine that lives in `directory`."""
         return Machine(directory, sleep=self._sleep, clock=self._clock)
 
     def _discard(self, directory: Path) -> bool:
@@ -349,7 +349,7 @@ class LocalProvider(Provider):
 
 
 def _next_eviction_s(record: dict[str, Any], machine: Machine) -> float | None:
-    """When the life that would begin now is to be evicted by script."""
+    """Return when the boot that would begin now is to be evicted by script."""
     desired = machine.desired_state()
     index = record["vm"]["generation"] - 1 + (desired.boot if desired else 0)
     script: list[float] = record["evict_after_s"]
@@ -357,7 +357,7 @@ def _next_eviction_s(record: dict[str, Any], machine: Machine) -> float | None:
 
 
 def _remnants_of(run_id: str) -> Vm:
-    """A run of which only parts are left."""
+    """Return a run of which only parts are left."""
     return Vm(
         provider="local", run_id=run_id, id=run_id, region="", size="", power=PowerState.REMNANTS
     )

@@ -1,4 +1,4 @@
-"""The way into a local machine: SSH and SFTP as a Linux server speaks them, for one key only."""
+"""Serves SSH and SFTP of a local machine as a Linux server does, for one key only."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class _SftpServer(asyncssh.SFTPServer):
 
 
 async def _forward_input(process: asyncssh.SSHServerProcess[bytes], handle: int, pid: int) -> None:
-    """Carry the client's input and signals to the command until either side ends."""
+    """Forward the client's input and signals to the command until either side ends."""
     loop = asyncio.get_running_loop()
     transport, protocol = await loop.connect_write_pipe(
         asyncio.streams.FlowControlMixin, os.fdopen(handle, "wb", buffering=0)
@@ -210,7 +210,7 @@ async def _forward_input(process: asyncssh.SSHServerProcess[bytes], handle: int,
 
 
 async def _forward_output(handle: int, client: asyncssh.SSHWriter[bytes]) -> None:
-    """Carry output to the client; if the client is gone, close it, so that writing is an error."""
+    """Forward output to the client; close it if that is gone, so that writing is an error."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=CHUNK_BYTES)
     transport, _ = await loop.connect_read_pipe(

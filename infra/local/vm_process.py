@@ -1,4 +1,4 @@
-"""The process that is one boot of a local machine; when it ends, nothing that ran in it is spared.
+"""Runs one boot of a local machine; when it ends, every process that ran in it is killed.
 
 Started by `machine.py` as `python -m infra.local.vm_process --dir DIR --boot N`, detached: whoever
 started it may die, the machine stays. It listens to nobody but the files in `DIR`.
@@ -133,7 +133,7 @@ class VmProcess:
             self.machine.report_alive()
 
     def _check_eviction(self, mark: str, metadata: MetadataService, now: float) -> None:
-        """Announce an eviction that was ordered, and end this boot when its time has come."""
+        """Announce an eviction that was requested, and end this boot when its time has come."""
         eviction = self.machine.eviction(self.boot)
         if eviction is None:
             return
@@ -149,7 +149,7 @@ class VmProcess:
                 self._kill(mark)
 
     def _check_market(self, spec: MachineSpec) -> None:
-        """Order our own eviction when the price has risen above the cap."""
+        """Request our own eviction when the price has risen above the cap."""
         if not spec.market_file or spec.max_price_usd_per_h is None:
             return
         try:

@@ -110,7 +110,7 @@ class PriceList:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriceWatch:
+class PriceMonitor:
     """The price of a running machine for observations every few seconds: asks the list seldom."""
 
     ask: Callable[..., float | None]

@@ -86,7 +86,7 @@ class RunRecord:
             self.compute_ended_at = 0.0
         self.save()
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Remove the file: nothing of the run remains."""
         self.path.unlink(missing_ok=True)
 

@@ -110,7 +110,7 @@ def limit_of(home: Path, boot_s: float) -> float | None:
 
 
 def booted_s(uptime: Path) -> float:
-    """When this machine was switched on, in seconds since 1970; 0 if the kernel does not tell."""
+    """When this machine was switched on, in seconds since 1970; 0 if unreadable."""
     try:
         return time.time() - float(uptime.read_text(encoding="ascii").split()[0])
     except (OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""Everything the supervisor can be told to do: the answers of `lifecycle.decide`, as values."""
+"""The actions that `decide.decide` returns and the supervisor carries out, as values."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class RecordStop:
 
 @dataclass(frozen=True, kw_only=True)
 class AbandonBoot:
-    """The machine runs but does not answer: deallocate it, and count that."""
+    """Deallocate a machine that runs but does not answer, and count that."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Set the machine up and bring data, code and the newest checkpoint to it."""
+    """Set the machine up and push data, code and the newest checkpoint to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetSafeguards:
-    """Set the switches that end the bill when everything of ours is dead."""
+    """Set the safeguards that end the bill when everything of ours is dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class RecordExit:
 
 @dataclass(frozen=True, kw_only=True)
 class StopHung:
-    """Stop a trainer that shows no life."""
+    """Stop a trainer that no longer makes progress or writes heartbeats."""
 
     step: int
     reason: str
@@ -86,7 +86,7 @@ class RecordTrained:
 
 @dataclass(frozen=True, kw_only=True)
 class Fetch:
-    """Bring the adapter home, verified."""
+    """Copy the adapter to this computer, verified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class Wait:
 
 @dataclass(frozen=True, kw_only=True)
 class Finish:
-    """The goal is reached, or cannot be."""
+    """End the run: its goal is reached, or cannot be."""
 
     ending: RunEnd
 

@@ -1,4 +1,4 @@
-"""Stretches of time at one price: what the bill of a run is added up from."""
+"""Computes the stretches of time at one price from which the bill of a run is added up."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def without_compute(
 ) -> tuple[Span, ...]:
     """Price the compute between two times as `usd_per_h` of what is not compute.
 
-    For what the provider says later: that a start came to nothing, or when the machine really
+    For what the provider reports later: that a start came to nothing, or when the machine really
     began to bill or ceased to.
     """
     kept: list[Span] = []

@@ -1,4 +1,4 @@
-"""Hours and dollars of a run, and whether its budget still lets it go on: pure arithmetic.
+"""Adds up the hours and dollars of a run, and checks them against its budget: pure arithmetic.
 
 Errs towards spending: a span opens when a machine is asked for and closes when it was seen down.
 """
@@ -18,7 +18,7 @@ RENEW_S_MIN = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The most that a run may use, counted across restarts, machines and laptops' naps."""
+    """The most that a run may use, counted across restarts and machines."""
 
     usd: float | None = None
     hours: float | None = None
@@ -54,7 +54,7 @@ def bill(state: RunState, now_s: float) -> Bill:
 
 
 def limit_reached(budget: Budget, state: RunState, now_s: float) -> str:
-    """Say which limit of the budget is used up, with its figures; empty if none is."""
+    """Return which limit of the budget is used up, with its figures; empty if none is."""
     used = bill(state, now_s)
     if budget.usd is not None and used.usd >= budget.usd:
         return f"${used.usd:.2f} of ${budget.usd:.2f} spent"
@@ -66,7 +66,7 @@ def limit_reached(budget: Budget, state: RunState, now_s: float) -> str:
 
 
 def seconds_left(budget: Budget, state: RunState, now_s: float, usd_per_h: float) -> float | None:
-    """How long a machine at that price may go on within the budget; None if nothing limits it."""
+    """Return how long a machine at that price may run within the budget; None for no limit."""
     used = bill(state, now_s)
     limits = []
     if budget.hours is not None:
@@ -77,13 +77,13 @@ def seconds_left(budget: Budget, state: RunState, now_s: float, usd_per_h: float
 
 
 def budget_end_s(budget: Budget, state: RunState, now_s: float, usd_per_h: float) -> float:
-    """When that is, in seconds since 1970; without a limit, a day from now."""
+    """Return when the budget ends, in seconds since 1970; without a limit, a day from now."""
     left_s = seconds_left(budget, state, now_s, usd_per_h)
     return now_s + (LIMIT_S_MAX if left_s is None else left_s)
 
 
 def renewal_age_s(set_s: float, until_s: float, every_s: float) -> float:
-    """How old a limit that was set at `set_s` to strike at `until_s` may get, `every_s` at most.
+    """Return at what age safeguards set at `set_s` for `until_s` are renewed, `every_s` at most.
 
     It was set for the highest price that is possible. At a lower one the budget lasts longer, and a
     limit that is not moved on in time would end the machine with money left.
@@ -92,15 +92,11 @@ def renewal_age_s(set_s: float, until_s: float, every_s: float) -> float:
 
 
 def worst_case_usd(budget: Budget, max_price_usd_per_h: float | None) -> float | None:
-    """The most a run can cost: the smaller of the dollar budget and cap times hours.
+    """Return the most a run can cost: the smaller of the dollar budget and cap times hours.
 
     None if neither limits it.
     """
-    candidates = [
-        budget.usd,
-        budget.hours * max_price_usd_per_h
-        if budget.hours is not None and max_price_usd_per_h is not None
-        else None,
-    ]
-    limits = [value for value in candidates if value is not None]
-    return min(limits) if limits else None
+    cap_usd = None
+    if budget.hours is not None and max_price_usd_per_h is not None:
+        cap_usd = budget.hours * max_price_usd_per_h
+    return min((one for one in (budget.usd, cap_usd) if one is not None), default=None)

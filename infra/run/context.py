@@ -1,4 +1,4 @@
-"""What the loop works with, and what it tells at each turn."""
+"""The dependencies of the supervisor, and the report that it sends at each turn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.run.workload import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class TurnReport:
-    """What the supervisor tells the console at each turn."""
+    """What the supervisor reports to the console at each turn."""
 
     state: RunState
     seen: Seen
@@ -29,7 +29,7 @@ class TurnReport:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What the loop works with; nothing in it is global."""
+    """The dependencies of the supervisor; nothing in it is global."""
 
     provider: Provider
     workload: Workload

@@ -1,4 +1,4 @@
-"""The next act of a run, as a pure function of what is known, what was seen and the time.
+"""Decides the next action of a run: a pure function of its state, what was seen and the time.
 
     decide(state, seen, plan, now_s) -> Action
 
@@ -40,7 +40,7 @@ from infra.run.workload import JobOutcome, JobPhase, JobView
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What was just observed, cheapest first; later fields stay unset if earlier ones rule."""
+    """What one turn observed, cheapest first; later fields stay unset if earlier ones decide."""
 
     machine: Observation | None = None
     """None if there is no machine to look at."""
@@ -53,15 +53,15 @@ class Seen:
 
 
 def decide(state: RunState, seen: Seen, plan: RunPlan, now_s: float) -> Action:
-    """Say what to do next.
+    """Return the next action.
 
     Order matters and reads like the priorities of somebody careful with money: what is finished
     ends; a machine that should not bill stops billing; then the run moves one act forward.
     """
     if state.fetched or (plan.goal is Goal.TRAIN and state.trained):
-        return _wind_down(state, seen, plan)
+        return _wind_down(state, plan)
     if seen.machine is not None and _went_down(state, seen.machine):
-        return RecordStop(observation=seen.machine)  # first: it tells who did it, and since when
+        return RecordStop(observation=seen.machine)  # first: it says by whom, and since when
     if state.stopped_by_user and not _only_fetch_left(state, seen):
         return _stop_for_user(state, seen, plan)
     spent = limit_reached(plan.budget, state, now_s)
@@ -81,7 +81,7 @@ def decide(state: RunState, seen: Seen, plan: RunPlan, now_s: float) -> Action:
 
 
 def _only_fetch_left(state: RunState, seen: Seen) -> bool:
-    """Whether only the fetching is left on a machine that answers: seconds, and all is saved."""
+    """Whether only fetching is left to do on a machine that answers: a matter of seconds."""
     answers = (
         seen.machine is not None
         and seen.machine.power is PowerState.RUNNING
@@ -102,41 +102,40 @@ def _went_down(state: RunState, machine: Observation) -> bool:
     return state.vm is not None and down and counts and state.pending is not Kind.DELETE_INTENDED
 
 
-def _wind_down(state: RunState, seen: Seen, plan: RunPlan) -> Action:
-    """The work is done: for `run`, nothing may remain; otherwise the machine stays as it is."""
+def _wind_down(state: RunState, plan: RunPlan) -> Action:
+    """End the run: for the goal `run` nothing may remain, else the machine stays as it is."""
     if plan.goal is Goal.RUN and not state.deleted:
         return Delete(reason="the adapter is home")
-    del seen
     return Finish(ending=RunEnd(outcome=Outcome.DONE, reason="done"))
 
 
 def _stop_for_user(state: RunState, seen: Seen, plan: RunPlan) -> Action:
-    """Somebody stopped the machine and meant it: nothing of ours may start it again."""
-    if plan.rents and state.vm is not None and seen.machine is not None:
-        if seen.machine.power in {PowerState.GONE, PowerState.REMNANTS, PowerState.FAILED}:
+    """End the run: somebody stopped the machine, so that nothing of ours may start it again."""
+    machine = _rented(state, seen, plan)
+    if machine is not None:
+        if machine.power in {PowerState.GONE, PowerState.REMNANTS, PowerState.FAILED}:
             return Delete(reason="the machine is gone; clearing what is left of it")
-        if (
-            seen.machine.power.bills_compute
-        ):  # started again before the records told who had stopped it
+        if machine.power.bills_compute:  # started again before the log said who had stopped it
             return Deallocate(reason=state.stopped_by_user)
     return Finish(ending=RunEnd(outcome=Outcome.STOPPED_BY_USER, reason=state.stopped_by_user))
 
 
 def _stop_for_budget(state: RunState, seen: Seen, plan: RunPlan, spent: str) -> Action:
+    """End the run within its budget: what bills compute is released."""
+    reason = f"budget reached: {spent}"
     if state.pending is Kind.CREATE_INTENDED:
-        return Delete(reason=f"budget reached: {spent}")  # the machine may exist, unknown to us
-    if (
-        plan.rents
-        and state.vm is not None
-        and seen.machine is not None
-        and seen.machine.power.bills_compute
-    ):
-        if (
-            seen.machine.power is PowerState.FAILED
-        ):  # nothing runs in it, and releasing may not help
-            return Delete(reason=f"budget reached: {spent}")
-        return Deallocate(reason=f"budget reached: {spent}")
-    return Finish(ending=RunEnd(outcome=Outcome.BUDGET_REACHED, reason=f"budget reached: {spent}"))
+        return Delete(reason=reason)  # the machine may exist, unknown to us
+    machine = _rented(state, seen, plan)
+    if machine is not None and machine.power.bills_compute:
+        if machine.power is PowerState.FAILED:  # nothing runs in it, and releasing may not help
+            return Delete(reason=reason)
+        return Deallocate(reason=reason)
+    return Finish(ending=RunEnd(outcome=Outcome.BUDGET_REACHED, reason=reason))
+
+
+def _rented(state: RunState, seen: Seen, plan: RunPlan) -> Observation | None:
+    """Return the look at the machine if it is a rented one, which may be given back."""
+    return seen.machine if plan.rents and state.vm is not None else None
 
 
 def _rent(state: RunState, seen: Seen, plan: RunPlan, now_s: float) -> Action:
@@ -158,7 +157,7 @@ def _rent(state: RunState, seen: Seen, plan: RunPlan, now_s: float) -> Action:
 
 
 def _idle_since_s(state: RunState, now_s: float) -> float:
-    """When compute last ran, or somebody last asked for the run: pauses grow from there."""
+    """Return when compute last ran, or somebody last asked for the run: pauses grow from there."""
     ran = [now_s if span.end_s is None else span.end_s for span in state.spans if span.compute]
     return max([state.started_s, state.resumed_s, *ran])
 
@@ -206,9 +205,9 @@ def explain_refusals(state: RunState, offers: tuple[Offer, ...]) -> str:
 def _recover(
     state: RunState, seen: Seen, machine: Observation, plan: RunPlan, now_s: float
 ) -> Action:
-    """The machine is down: same machine first (its disk may be ahead), then another place."""
+    """Start the machine that is down (its disk may be ahead), then rent at another place."""
     if machine.power is PowerState.STOPPING:
-        # Why it stops is told when it has; until then its compute bills, whoever ordered it.
+        # Why it stops is known when it has; until then its compute bills, whoever ordered it.
         return Wait(wait_s=plan.policy.poll_s, reason="the machine is stopping")
     if machine.power in {PowerState.GONE, PowerState.REMNANTS, PowerState.FAILED}:
         return Delete(reason="the machine is gone; clearing what is left of it")
@@ -247,7 +246,7 @@ def _is_elsewhere_and_free(state: RunState, offer: Offer, policy: Policy, now_s:
 
 
 def _work(state: RunState, seen: Seen, machine: Observation, plan: RunPlan, now_s: float) -> Action:
-    """The machine runs: make it answer, prepare it, launch, follow, fetch."""
+    """Use the machine that runs: make it answer, prepare it, launch, follow, fetch."""
     policy = plan.policy
     if machine.power is not PowerState.RUNNING or not machine.host:
         if now_s - state.vm_started_s > policy.boot_wait_s:
@@ -275,7 +274,7 @@ def _work(state: RunState, seen: Seen, machine: Observation, plan: RunPlan, now_
 
 
 def _fetch_untrained(job: JobView | None) -> Action:
-    """Nobody wrote down that the training is done: perhaps it ended while nobody watched."""
+    """Record a training that ended while nobody watched; else end the run as too early."""
     if job is not None and job.phase is JobPhase.EXITED and job.outcome is JobOutcome.DONE:
         return RecordTrained()
     at = f"step {job.step} of {job.steps}" if job and job.steps else "no step yet"

@@ -1,7 +1,7 @@
-"""What is known of a run: a pure fold over its journal, valid after any prefix of it.
+"""Derives the state of a run from its journal: a pure fold, valid after any prefix of it.
 
-Nothing here acts or reads a clock. `lifecycle.decide` looks at the folded state and at what was
-just seen, and says what to do next.
+Nothing here acts or reads a clock. `decide.decide` takes the folded state and what was just
+observed, and returns the next action.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def fold(events: Iterable[Event]) -> RunState:
 
 
 def apply(state: RunState, event: Event) -> RunState:
-    """The state after one more event."""
+    """Return the state after one more event."""
     after = _RULES[event.kind](state, event)
-    return replace(after, alive_s=event.at_s) if event.kind in _LIFE else after
+    return replace(after, alive_s=event.at_s) if event.kind in _ALIVE else after
 
 
 def _run_started(state: RunState, event: Event) -> RunState:
@@ -62,11 +62,11 @@ def _run_started(state: RunState, event: Event) -> RunState:
 
 
 def _run_resumed(state: RunState, event: Event) -> RunState:
-    """A human asked again: an old ending and old crashes no longer bind.
+    """Clear what no longer binds when a person asks again, as an old ending or crashes.
 
     With `changed`, the training itself was changed (more steps, say), so it is not over either.
-    The machine is prepared and guarded anew: data, config or budget may have been edited. Quota may
-    have been granted: what only a person could change is asked of the cloud again.
+    The machine is prepared and its safeguards are set anew: data, config or budget may have been
+    edited. Quota may have been granted: what only a person could change is tried again.
     """
     changed = bool(event.data.get("changed"))
     return replace(
@@ -86,7 +86,7 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
 
 
 def _create_intended(state: RunState, event: Event) -> RunState:
-    """Bills from here on: the machine may exist although its answer never arrived."""
+    """Bill from here on: the machine may exist although its answer never arrived."""
     offer = Offer.from_json(event.data["offer"])
     return replace(
         state,
@@ -148,7 +148,7 @@ def _start_failed(state: RunState, event: Event) -> RunState:
 
 
 def _running_seen(state: RunState, event: Event) -> RunState:
-    """It was granted: past refusals are past. It bills since when the provider says it does."""
+    """Forget refused starts, and date the bill by what the provider reports."""
     since_s = event.data.get("since_s") or 0.0
     spans = state.spans
     if state.start_requested_s < since_s <= event.at_s:
@@ -166,7 +166,7 @@ def _address_seen(state: RunState, event: Event) -> RunState:
 
 
 def _stop_seen(state: RunState, event: Event) -> RunState:
-    """The machine went down without our asking, or never came up."""
+    """Count a stop that this run did not order, or a start that came to nothing."""
     if is_refusal(state, event.data):
         return after_late_refusal(state, event)
     ran = had_run(state, event.data)
@@ -204,7 +204,7 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
 
 
 def _stop_explained(state: RunState, event: Event) -> RunState:
-    """The provider's records have caught up: an inferred reason gives way to the true one."""
+    """Replace an inferred reason by the one in the provider's log."""
     stop = state.unexplained_stop
     if stop is None:
         return state
@@ -226,7 +226,7 @@ def _stop_explained(state: RunState, event: Event) -> RunState:
 
 
 def _price_seen(state: RunState, event: Event) -> RunState:
-    """The market moved while the machine ran: from here on it bills at the price of now."""
+    """Bill the machine at the market price of now from here on."""
     price = float(event.data["usd_per_h"])
     vm = None if state.vm is None else replace(state.vm, price_usd_per_h=price)
     spans = reprice_span(state.spans, event.at_s, price + state.idle_usd_per_h)
@@ -249,7 +249,7 @@ def _progress(state: RunState, event: Event) -> RunState:
 
 
 def _checkpoint_home(state: RunState, event: Event) -> RunState:
-    """Work that got home shows that earlier silences were hiccups."""
+    """Reset the count of silent boots: new work was copied to this computer."""
     return replace(state, home_step=max(state.home_step, event.data["step"]), unreachable=0)
 
 
@@ -364,7 +364,7 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
     Kind.DELETED: _deleted,
     Kind.RUN_ENDED: _run_ended,
 }
-_LIFE = {
+_ALIVE = {
     Kind.RUNNING_SEEN,
     Kind.SAFEGUARDS_SET,
     Kind.PREPARED,
@@ -375,4 +375,4 @@ _LIFE = {
     Kind.TRAINED,
     Kind.FETCHED,
 }
-"""What is only written down of a machine that answered just then."""
+"""Events that are only recorded of a machine that answered just then."""

@@ -1,4 +1,4 @@
-"""What the trainer on a machine says of itself, as plain values that nothing later has to doubt."""
+"""Reads the trainer's `status.json` into plain, checked values."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ WORDS_MAX = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """One `status.json`; None or empty where it says nothing that can be used.
+    """The values of one `status.json`; None or empty where it has none that can be used.
 
-    All of it is a stranger's word: plausible in kind and size, and nothing more.
+    The machine is not trusted: the values are plausible in kind and size, and nothing more.
     """
 
     phase: str = ""
@@ -44,13 +44,13 @@ class Heartbeat:
     pid: int | None = None
 
     @property
-    def heard(self) -> bool:
-        """Whether the trainer has said anything yet."""
+    def is_present(self) -> bool:
+        """Whether the trainer has written anything yet."""
         return self != SILENCE
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values as `status.json` spells them; empty if nothing was heard."""
-        if not self.heard:
+        """Plain values as `status.json` spells them; empty if nothing was written."""
+        if not self.is_present:
             return {}
         return {key: None if value == "" else value for key, value in asdict(self).items()}
 
@@ -58,13 +58,13 @@ class Heartbeat:
 SILENCE = Heartbeat()
 
 
-def read_heartbeat(said: bytes | str) -> Heartbeat:
-    """Read a `status.json`; one that is no JSON, too long or too deep says nothing at all.
+def read_heartbeat(content: bytes | str) -> Heartbeat:
+    """Read a `status.json`; one that is no JSON, too long or too deep gives `SILENCE`.
 
     Single values of a wrong kind are left out. Never raises.
     """
     try:
-        found = table(parse(said, bytes_max=BYTES_MAX))
+        found = table(parse(content, bytes_max=BYTES_MAX))
     except NotPlain:
         return SILENCE
     phase = text(found.get("phase"), most=PHASE_LETTERS_MAX + 1) or ""

@@ -1,4 +1,4 @@
-"""The append-only record of one run: intent before every act that costs money, result after it.
+"""Appends the record of one run: intent before every act that costs money, result after it.
 
 One JSON object a line, fsynced before the caller goes on. Killed between any two bytes it stays
 readable: a torn line was never acknowledged and carries no number, so the numbers have no gap; a
@@ -24,7 +24,7 @@ TIME_S_MAX = 253402300799.0
 
 
 class Kind(StrEnum):
-    """What an event says; `*_intended` comes before the act, its result after."""
+    """The kinds of events; `*_intended` comes before the act, its result after."""
 
     RUN_STARTED = "run_started"
     RUN_RESUMED = "run_resumed"
@@ -89,7 +89,7 @@ class Event:
     data: dict[str, Any]
 
 
-class JournalDamaged(Exception):  # noqa: N818  (said to people, who do not care for suffixes)
+class JournalDamaged(Exception):  # noqa: N818  (printed for people)
     """An acknowledged line is missing or changed: somebody edited it, or the disk lies.
 
     Nothing is repaired silently, because money depends on it.
@@ -153,7 +153,7 @@ def read(path: Path) -> list[Event]:
 
 
 def _parse(path: Path, line: bytes) -> Event | None:
-    """One event, or None for the torn trace of a crash."""
+    """Parse one event; None for a line that a crash tore."""
     try:
         raw = parse(line, bytes_max=LINE_BYTES_MAX)
     except NotPlain:
@@ -163,7 +163,7 @@ def _parse(path: Path, line: bytes) -> Event | None:
     try:
         at_s = number(raw.pop("at"), most=TIME_S_MAX)
         if at_s is None:
-            raise ValueError("it has no time")  # noqa: TRY301  (told as the others)
+            raise ValueError("it has no time")  # noqa: TRY301  (handled as the others)
         return Event(
             number=int(raw.pop("n")),
             at_s=at_s,

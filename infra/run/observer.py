@@ -34,7 +34,7 @@ UNWATCHED_S = 600.0
 
 
 class Observer:
-    """Asks the provider, for hours if need be: an offline laptop must not abandon the run.
+    """Observes one run, for hours without an answer if need be: being offline must not end it.
 
     A sign-in that expired blocks the provider and not the machine. One that had been answering is
     followed over SSH alone, its work brought home, until somebody signs in again. What is worth a
@@ -145,14 +145,14 @@ class Observer:
             left_s -= OBSERVE_EVERY_S
 
     def _went_down(self, vm: Vm) -> bool:
-        """Whether the provider says so; False if it cannot be asked, or not yet."""
+        """Whether the provider reports it down; False if it cannot be asked."""
         try:
             return not is_up(self._provider.observe(vm))
         except ProviderError:
             return False
 
     def _signed_out_for_s(self) -> float:
-        """For how long nobody has been signed in."""
+        """Return for how long nobody has been signed in."""
         if self._assumed_since_s is None:
             self._assumed_since_s = self._asked_s
         return self._asked_s - self._assumed_since_s
@@ -176,7 +176,7 @@ class Observer:
     def _observed_events(
         self, state: RunState, vm: Vm, seen: Observation
     ) -> Iterator[tuple[Kind, dict[str, Any]]]:
-        """What should be written down after a look at the machine."""
+        """Yield what should be recorded after a look at the machine."""
         if seen.power is PowerState.RUNNING and state.is_unseen:
             yield Kind.RUNNING_SEEN, {"since_s": parse_utc_s(seen.bills_since)}
         yield from self._price_events(state, vm, seen)
@@ -185,7 +185,7 @@ class Observer:
     def _price_events(
         self, state: RunState, vm: Vm, seen: Observation
     ) -> Iterator[tuple[Kind, dict[str, Any]]]:
-        """The price of now, which the budget counts, not the one at which we rented."""
+        """Yield the price of now, which the budget counts, not the one at which we rented."""
         now_s, price = self._clock(), seen.price_usd_per_h
         if price is None or not state.up or not seen.power.bills_compute:
             return
@@ -195,7 +195,7 @@ class Observer:
             yield Kind.PRICE_SEEN, {"usd_per_h": price}
 
     def _stop_reason_events(self, state: RunState, vm: Vm) -> Iterator[tuple[Kind, dict[str, Any]]]:
-        """Why the machine really went down, once the provider's records have caught up."""
+        """Yield why the machine really went down, once the provider's log has caught up."""
         stop, now_s = state.unexplained_stop, self._clock()
         if stop is None or not stop.is_due(now_s, asked_s=self._explain_s):
             return
@@ -218,9 +218,9 @@ class Observer:
 
 
 class StallDetector:
-    """Tells how long the trainer has been silent or stalled, on this side's clock.
+    """Measures how long the trainer has been silent or stalled, by this computer's clock.
 
-    The machine's clock may be wrong, so only the change of what it says counts.
+    The machine's clock may be wrong, so only changes of what it reports count.
     """
 
     def __init__(self, *, now_s: float) -> None:
@@ -233,10 +233,10 @@ class StallDetector:
         self.caller_allowed = False
         """Whether, in this silence, the firewall was asked to let this computer in."""
         self.saw_preemption = False
-        """Whether the trainer wrote down that it was told of an eviction."""
+        """Whether the trainer recorded the notice of an eviction."""
 
     def with_durations(self, job: JobView, now_s: float) -> JobView:
-        """Fill in `silent_s` and `stalled_s`."""
+        """Return the look at the job with `silent_s` and `stalled_s` filled in."""
         beat = job.heartbeat.updated_at
         mark = (job.step, job.heartbeat.phase, job.heartbeat.message)
         self.saw_preemption |= job.heartbeat.phase == "preempted"
@@ -247,13 +247,13 @@ class StallDetector:
         return replace(job, silent_s=now_s - self._beat_s, stalled_s=now_s - self._mark_s)
 
     def reason_of(self, stop: Observation) -> StopReason:
-        """Why the machine stopped; the notice that the trainer wrote down counts if nobody says."""
+        """Return why the machine stopped; if unknown, a notice that the trainer recorded counts."""
         reason, saw_preemption = stop.stop_reason or StopReason.UNKNOWN, self.saw_preemption
         self.saw_preemption = False
         return StopReason.EVICTED if saw_preemption and reason is StopReason.UNKNOWN else reason
 
     def unreachable_for_s(self, now_s: float) -> float:
-        """The machine does not answer; return since how many seconds."""
+        """Note that the machine does not answer; return since how many seconds."""
         if self._unreachable_since_s is None or now_s - self._observed_s > UNWATCHED_S:
             self._unreachable_since_s = now_s
             self.caller_allowed = False
@@ -261,7 +261,7 @@ class StallDetector:
         return now_s - self._unreachable_since_s
 
     def reachable(self) -> None:
-        """The machine answers, or is known to be down."""
+        """Note that the machine answers, or is down."""
         self._unreachable_since_s = None
         self.caller_allowed = False
 

@@ -31,7 +31,7 @@ class Policy:
     unreachable_wait_s: float = 120.0
     """A machine that answered before may be silent this long before it is restarted."""
     unreachable_max: int = 2
-    """Boots that failed or stayed silent before a human is told."""
+    """Boots that failed or stayed silent before the run ends with that."""
     capacity_ttl_s: float = 600.0
     price_ttl_s: float = 300.0
     quota_ttl_s: float = 6 * 3600.0
@@ -50,14 +50,14 @@ class Policy:
     preempt_grace_s: float = 60.0
     """A trainer that saved for an eviction is started again if none has come by then."""
     safeguards_every_s: float = 6 * 3600.0
-    """The switches strike at a time of day, so they are set anew well within a day."""
+    """Safeguards act at a time of day, so they are set anew well within a day."""
     silent_max_s: float = 180.0
     stalled_max_s: float = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """What the user wants of this run."""
+    """What the supervisor is asked to reach, and within which limits."""
 
     goal: Goal
     budget: Budget = field(default_factory=Budget)

@@ -1,4 +1,4 @@
-"""Releases the compute of a run and says when billing stopped, and what of the run remains."""
+"""Releases the compute of a run, with the end of its billing and what remains of the run."""
 
 from __future__ import annotations
 

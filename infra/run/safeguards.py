@@ -11,7 +11,7 @@ from infra.retry import with_retries
 
 @dataclass(frozen=True, kw_only=True)
 class SafeguardsSet:
-    """One line for each safeguard."""
+    """The safeguards of a machine, one line for each."""
 
     holding: list[str]
     missing: list[str]
@@ -40,13 +40,13 @@ def set_safeguards(
 
 
 def _missing(safeguard: Safeguard) -> str:
-    """Say which safeguard could not be set, why, and how to get it."""
+    """Describe a safeguard that could not be set: why, and how to get it."""
     how = f"; to get it: {safeguard.hint}" if safeguard.hint else ""
     return f"{safeguard.name}: {safeguard.detail}{how}"
 
 
 def _other_cap(in_force: float | None, wanted: float | None) -> str:
-    """Say that the machine runs under another cap than the one asked for since."""
+    """Describe that the machine runs under another cap than the one asked for since."""
     now = "none" if in_force is None else f"{in_force} USD/h"
     return (
         f"price cap: the machine's is {now}, not the {wanted} USD/h asked for: it changes only "

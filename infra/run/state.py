@@ -1,4 +1,4 @@
-"""Everything that is known of a run, as values: what the fold over its journal yields."""
+"""The state of a run as values: what the fold over its journal yields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infra.run.journal import Kind, Outcome
 EXPLAIN_EVERY_S = 180.0
 EXPLAIN_S_MAX = 3600.0
 REJECTIONS_MAX = 3
-"""How many places may refuse in words that nobody foresaw before a human is told."""
+"""How many places may refuse in words that no rule knows before the run ends with that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,11 @@ class Refusal:
 
     @property
     def needs_human(self) -> bool:
-        """Whether it lasts until a person has asked the cloud for more."""
+        """Whether it lasts until a person has asked the provider for more."""
         return self.kind in {ErrorKind.OVER_QUOTA, ErrorKind.REJECTED}
 
     def rules_out(self, offer: Offer) -> bool:
-        """Whether it speaks of that offer, too: quota is a pool of the region, zones and all."""
+        """Whether it also rules out that offer: quota is a pool of the region, zones and all."""
         if self.kind is ErrorKind.OVER_QUOTA:
             there = self.place.partition("/")[0] == offer.region
             return there and quota_covers(
@@ -57,7 +57,7 @@ class RunEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class UnexplainedStop:
-    """A stop whose reason was inferred, until the provider's records tell the true one."""
+    """A stop whose reason is inferred until the provider's log has the true one."""
 
     after_s: float
     """When the machine was last started: what is on record from before speaks of another stop."""
@@ -68,7 +68,7 @@ class UnexplainedStop:
     ran: bool = True
     """Whether the machine had been seen running before: else no record makes it an eviction."""
     alive_s: float = 0.0
-    """When it had last given a sign of life."""
+    """When the machine had last been seen alive."""
 
     def is_due(self, now_s: float, *, asked_s: float) -> bool:
         """Whether to ask (again, after `asked_s`): records lag by minutes, not by hours."""
@@ -78,7 +78,7 @@ class UnexplainedStop:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Everything that must survive the laptop's death, derived from the journal alone."""
+    """The state of a run, derived from the journal alone: it survives this computer."""
 
     run_id: str = ""
     name: str = ""
@@ -101,14 +101,14 @@ class RunState:
     running_s: float = 0.0
     """When it was first seen running since then; 0 if it never was."""
     alive_s: float = 0.0
-    """When it last gave a sign of life."""
+    """When the machine was last seen alive."""
     prepared: bool = False
     launched: bool = False
     launches: int = 0
     step: int = 0
     steps: int = 0
     disk_step: int = 0
-    """The furthest step seen on this machine: its disk may hold it, whatever a new start tells."""
+    """The furthest step seen on this machine: its disk may hold it."""
     home_step: int = 0
     """Step of the newest verified checkpoint at home; 0 if none."""
     evictions: int = 0
@@ -127,17 +127,17 @@ class RunState:
     fetched: str = ""
     """Where the adapter lies at home; empty until it does."""
     deleted: bool = False
-    """Whether the provider said that nothing of the run remains."""
+    """Whether the provider confirmed that nothing of the run remains."""
     safeguards_set_at_s: float = 0.0
-    """When the switches that end the bill without us were last set, on this boot."""
+    """When the safeguards that end the bill without us were last set, on this boot."""
     safeguards_until_s: float = 0.0
-    """When they strike unless they are set anew, in seconds since 1970."""
+    """When they end compute unless they are set anew, in seconds since 1970."""
     safeguards: tuple[str, ...] = ()
-    """Which of them hold."""
+    """Which of them are set, and what they do."""
     safeguards_missing: tuple[str, ...] = ()
     """Which could not be set, why, and how to get them."""
     stopped_by_user: str = ""
-    """Who stopped the machine while the run was driven, meaning it; empty if nobody did."""
+    """Who stopped the machine on purpose while the run was driven; empty if nobody did."""
     unexplained_stop: UnexplainedStop | None = None
     """The last stop, while its reason is only inferred."""
     ending: RunEnd | None = None

@@ -1,4 +1,4 @@
-"""What a stop that this run did not ask for says: an eviction, a refusal, or its owner's word."""
+"""Explains a stop that this run did not order: an eviction, a late refusal, or a person's order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infra.run.state import Refusal, RunState, UnexplainedStop
 from infra.timestamps import format_utc, parse_utc_s
 
 CLOCK_SKEW_S = 60.0
-"""How much earlier than the last sign of life a stop may be dated: clocks and logs are not one."""
+"""How much earlier than the machine was last seen alive a stop may be dated: clocks differ."""
 MARKET_REASONS = {StopReason.EVICTED, StopReason.PRICE, StopReason.UNKNOWN}
 """Reasons for which Azure, as far as anyone knows, took back what it had granted."""
 
@@ -26,7 +26,7 @@ def is_eviction(reason: object) -> bool:
 
 
 def stop_event_data(state: RunState, seen: Observation, reason: StopReason) -> dict[str, Any]:
-    """What the journal holds of a stop that was just seen."""
+    """Return what the journal holds of a stop that was just seen."""
     return {
         "power": seen.power,
         "reason": reason,
@@ -49,9 +49,9 @@ def had_run(state: RunState, stop: Mapping[str, Any]) -> bool:
 
 
 def is_refusal(state: RunState, stop: Mapping[str, Any]) -> bool:
-    """Whether a stop is really the late end of an order to make or start the machine.
+    """Whether a stop is really the late refusal of a create or start that was accepted.
 
-    So the provider says, or the market is all that can have stopped what never ran. A person's
+    So the provider reports, or the market is all that can have stopped what never ran. A person's
     order, a machine that gave itself back and one that failed by itself are what they are.
     """
     if had_run(state, stop) or stop["reason"] in {StopReason.USER, StopReason.RETURNED}:
@@ -60,7 +60,7 @@ def is_refusal(state: RunState, stop: Mapping[str, Any]) -> bool:
 
 
 def after_late_refusal(state: RunState, event: Event) -> RunState:
-    """The state after an order that was accepted came to nothing: as after one refused at once.
+    """Return the state after a create or start that was refused late: as after one refused at once.
 
     What the provider itself calls refused has never billed compute. Where that is only inferred,
     the hours count until the stop was seen.
@@ -95,7 +95,7 @@ def after_late_refusal(state: RunState, event: Event) -> RunState:
 
 
 def with_refusal(state: RunState, event: Event, *, kind: ErrorKind, message: str) -> RunState:
-    """The state with one more refusal of the present offer, in the place of an older one."""
+    """Return the state with one more refusal of the present offer, replacing an older one."""
     offer = state.offer
     if offer is None:
         return state
@@ -107,7 +107,7 @@ def with_refusal(state: RunState, event: Event, *, kind: ErrorKind, message: str
 
 
 def went_down_s(state: RunState, event: Event) -> float:
-    """Since when it has been down: as the provider says, unless it was seen alive after that.
+    """Return since when it has been down, as the provider reports unless it was seen alive later.
 
     A provider that speaks of an earlier stop must not make the hours since then free of charge.
     """
@@ -118,7 +118,7 @@ def went_down_s(state: RunState, event: Event) -> float:
 
 
 def spans_until_release(state: RunState, event: Event) -> tuple[Span, ...]:
-    """The spans with the compute that ended before its end was told, by the provider's account."""
+    """Return the spans with compute ended when the provider reports that it did, not when asked."""
     until_s = event.data.get("until_s") or math.inf
     if not max(state.start_requested_s, state.alive_s) <= until_s <= event.at_s:
         return state.spans
@@ -128,7 +128,7 @@ def spans_until_release(state: RunState, event: Event) -> tuple[Span, ...]:
 
 
 def describe_user_stop(state: RunState, event: Event) -> str:
-    """Who stopped the machine for good, in words; empty if nobody did, or not yet for certain.
+    """Describe who stopped the machine on purpose; empty if nobody did, or not yet for certain.
 
     `state` is the one before the event. A stop binds the run if a person ordered it after the
     machine last started and after somebody last asked for the run: a command typed later is a
@@ -147,7 +147,7 @@ def describe_user_stop(state: RunState, event: Event) -> str:
 
 
 def describe_user_stop_from_log(state: RunState, event: Event) -> str:
-    """The same of a stop that was taken for an eviction until the records told otherwise."""
+    """Describe it for a stop that counted as an eviction until the log said otherwise."""
     if state.unexplained_stop is None or event.data["reason"] != StopReason.USER:
         return ""
     since_s = float(event.data.get("since_s") or state.unexplained_stop.at_s)

@@ -1,4 +1,4 @@
-"""The loop that brings a run home: observe, decide, journal, act, again.
+"""Drives a run to its goal in a loop: observe, decide, journal, act.
 
 It holds no policy (that is `decide.decide`) and no memory of its own that matters: killed at any
 point, a new supervisor over the same journal goes on. Clock and sleep come in as arguments.
@@ -49,7 +49,7 @@ class Supervisor:
         return self._state
 
     def run(self, plan: RunPlan) -> RunEnd:
-        """Turn until the goal is reached or cannot be, and say how it ended.
+        """Run turns until the goal is reached or cannot be; return how it ended.
 
         Raises ProviderError only for what a human must fix (`NotAllowed`, `BadRequest`) while no
         machine bills, or what stayed broken through every retry; the journal is always whole.
@@ -67,7 +67,7 @@ class Supervisor:
                 return self._end(ending, plan)
 
     def _turn(self, plan: RunPlan) -> RunEnd | None:
-        """Look, decide, tell, act: once."""
+        """Run one turn: observe, decide, report, act."""
         seen = self._look(plan)
         now_s = self._context.clock()
         able = replace(plan, has_safeguards=False) if self._observer.assumed_up else plan
@@ -84,7 +84,7 @@ class Supervisor:
         return ending
 
     def _act_interrupted(self, reason: str, plan: RunPlan) -> RunEnd | None:
-        """The machine answered, then the act was cut: repeat it after a pause, but not for ever."""
+        """Pause before an act that was cut on a machine that answers is repeated; not for ever."""
         now_s = self._context.clock()
         self._observer.stalls.unreachable_for_s(now_s)
         self._interruptions += 1
@@ -109,7 +109,7 @@ class Supervisor:
         self._context.on_turn(report)
 
     def _look(self, plan: RunPlan) -> Seen:
-        """Look at what is at home, at the machine and the job on it, and at recent offers."""
+        """Observe the newest copy here, the machine and the job on it, and recent offers."""
         home = self._context.workload.home_step()
         if home > self._state.home_step:
             self._record(Kind.CHECKPOINT_HOME, step=home)
@@ -150,7 +150,7 @@ class Supervisor:
         return None
 
     def _work(self, action: act.Action, vm: Vm, plan: RunPlan) -> None:
-        """What happens on a machine that answers."""
+        """Carry out an action on a machine that answers."""
         workload = self._context.workload
         match action:
             case act.SetSafeguards():
@@ -184,7 +184,7 @@ class Supervisor:
         )
 
     def _until_s(self, plan: RunPlan, price_usd_per_h: float) -> float:
-        """When the budget ends, in seconds since 1970, if the price rises to the cap."""
+        """Return when the budget ends (since 1970) if the price rises to the cap."""
         price = max(self._context.want.max_price_usd_per_h or 0.0, price_usd_per_h)
         return budget_end_s(plan.budget, self._state, self._context.clock(), price)
 
@@ -227,7 +227,7 @@ class Supervisor:
             self._record(Kind.START_ACCEPTED)
 
     def _refused(self, kind: Kind, error: ProviderError) -> None:
-        """Remember a refusal; hand on what only a human or a developer can fix."""
+        """Record a refusal; raise what only a human or a developer can fix."""
         stays = error.unfinished and not isinstance(error, PASSING)
         if stays or isinstance(error, Transient | SignedOut):
             raise error  # nothing is known of the act: its intent stays pending
@@ -270,7 +270,7 @@ class Supervisor:
         self._record(Kind.DELETED, removed=names, until_s=billed_until_s(removed))
 
     def _record_release(self) -> None:
-        """Write down that the compute ended, where only the rest of a removal did not."""
+        """Record that compute ended where only the rest of a removal did not."""
         vm = self._state.vm
         with contextlib.suppress(ProviderError):  # asked again at the next look
             seen = self._context.provider.observe(vm) if vm and self._state.up else None
@@ -297,7 +297,7 @@ class Supervisor:
         return None
 
     def _end(self, ending: RunEnd, plan: RunPlan) -> RunEnd:
-        """Write the ending down; a run that failed must not go on billing compute."""
+        """Record the end; a run that failed must not go on billing compute."""
         failed = ending.outcome is not Outcome.DONE and not ending.keeps_machine
         if failed and plan.rents and self._state.up and self._state.vm is not None:
             if self._state.disk_step == 0 and self._state.home_step == 0:
@@ -310,11 +310,11 @@ class Supervisor:
     # ---- helpers ----
 
     def _report_progress(self, words: str) -> None:
-        """Tell something that goes on for minutes."""
+        """Report what goes on for minutes."""
         self._report(Seen(), act.Wait(wait_s=0, reason=words), self._context.clock())
 
     def _record(self, kind: Kind, **data: object) -> RunState:
-        """Write one event down; return the state after it."""
+        """Record one event; return the state after it."""
         self._state = apply(self._state, self._context.journal.append(kind, **data))
         return self._state
 

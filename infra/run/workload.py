@@ -1,4 +1,4 @@
-"""What the supervisor needs done on a machine, stated by this room so that it knows no SSH."""
+"""The seam to what happens on a machine, stated here so that `infra` knows no SSH."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infra.run.heartbeat import SILENCE, Heartbeat
 
 
 class JobPhase(StrEnum):
-    """What the supervisor must know of the trainer's process."""
+    """The phases of the trainer's process."""
 
     ABSENT = "absent"
     RUNNING = "running"
@@ -19,7 +19,7 @@ class JobPhase(StrEnum):
 
 
 class JobOutcome(StrEnum):
-    """How the trainer's process ended, as far as its exit code says."""
+    """How the trainer's process ended, by its exit code."""
 
     DONE = "done"
     PREEMPTED = "preempted"
@@ -46,26 +46,26 @@ class JobView:
     silent_s: float = 0.0
     """Seconds without a heartbeat."""
     heartbeat: Heartbeat = SILENCE
-    """What the trainer says of itself."""
+    """What the trainer last wrote into `status.json`."""
 
 
 class Workload(Protocol):
-    """What happens on the machine; the door hands it in, so that this room knows no SSH.
+    """Prepares a machine and runs the trainer on it; `commands` hands the implementation in.
 
     Methods raise `HostUnreachable` when the machine does not answer, `HostNotTrusted` when it is
     not who it claims to be, `HostUnfit` when the work cannot be done there. All may be repeated.
     """
 
     def connect(self, vm: Vm) -> None:
-        """Make sure that the machine answers; quick when it does."""
+        """Connect to the machine; quick when it is connected."""
         ...
 
     def prepare(self, vm: Vm) -> None:
-        """Make the machine trainable and bring data, code and the newest checkpoint to it."""
+        """Set the machine up and push data, code and the newest checkpoint to it."""
         ...
 
     def set_time_limit(self, vm: Vm, left_s: float) -> None:
-        """Tell the machine how many seconds its budget lasts from now, for its own watchdog.
+        """Set how many seconds the budget lasts from now, for the self-release on the machine.
 
         Not when it ends: the clock of this computer may be wrong by hours.
         """
@@ -76,7 +76,7 @@ class Workload(Protocol):
         ...
 
     def job_status(self, vm: Vm) -> JobView:
-        """Look at the trainer once."""
+        """Return the state of the trainer."""
         ...
 
     def stop(self, vm: Vm) -> None:
@@ -84,11 +84,11 @@ class Workload(Protocol):
         ...
 
     def save_and_pull(self, vm: Vm) -> None:
-        """End the trainer and bring its newest checkpoint home, before the machine goes."""
+        """End the trainer and pull its newest checkpoint, before the machine goes."""
         ...
 
     def fetch(self, vm: Vm) -> str:
-        """Bring the results home, verified; return where they lie."""
+        """Pull the results, verified; return where they lie."""
         ...
 
     def clear(self, vm: Vm) -> None:
@@ -96,11 +96,11 @@ class Workload(Protocol):
         ...
 
     def home_step(self) -> int:
-        """Step of the newest verified checkpoint at home; 0 if there is none."""
+        """Return the step of the newest verified copy of a checkpoint here; 0 if there is none."""
         ...
 
     def disconnect(self) -> None:
-        """Drop connections to a machine that went down."""
+        """Close connections to a machine that went down."""
         ...
 
 

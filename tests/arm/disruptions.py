@@ -1,4 +1,4 @@
-"""Bad weather on demand: throttling, server errors, broken connections, slow answers."""
+"""Disruptions on demand: throttling, server errors, broken connections, slow answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from arm.replies import Reply, Request
 
 
 class DisruptionKind(StrEnum):
-    """What can go wrong with one request."""
+    """How one request can be disrupted."""
 
     ANSWER = "answer"
     """An error instead of the answer; nothing happens behind it."""
@@ -25,7 +25,7 @@ class DisruptionKind(StrEnum):
 
 @dataclass(kw_only=True)
 class Disruption:
-    """One kind of bad weather over some requests."""
+    """One disruption of some requests."""
 
     kind: DisruptionKind
     times: int = 1
@@ -41,7 +41,7 @@ class Disruption:
     """Set to let a slow answer go before its time."""
 
     def matches(self, request: Request) -> bool:
-        """Whether this request is under it."""
+        """Whether it disrupts this request."""
         return (not self.method or self.method == request.method) and bool(
             re.search(self.path, request.path, re.IGNORECASE)
         )
@@ -49,18 +49,18 @@ class Disruption:
 
 @dataclass
 class Disruptions:
-    """What is in store."""
+    """The disruptions to come."""
 
     queue: list[Disruption] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, disruption: Disruption) -> None:
-        """Put one in store."""
+        """Queue a disruption."""
         with self._lock:
             self.queue.append(disruption)
 
     def take(self, request: Request) -> Disruption | None:
-        """The fault that this request meets, if any."""
+        """Take the disruption of this request, if any."""
         with self._lock:
             for disruption in self.queue:
                 if not disruption.matches(request):

@@ -1,4 +1,4 @@
-"""What runs inside simulated machines: real guests with SSH and metadata, under their public IP."""
+"""Runs simulated machines as real processes, with SSH and metadata, under their public IP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONCE_BYTES = 1 << 16
 
 @dataclass
 class LocalHypervisor:
-    """Plays every machine as a process of this computer, behind the address the cloud gave it.
+    """Runs every machine as a process of this computer, behind the address the cloud gave it.
 
     SSH answers on the machine's own loopback address at `ssh_port`. The metadata service of the
     machine that booted last answers on `metadata_port` of 127.0.0.1, for `QFT_IMDS_ENDPOINT`.

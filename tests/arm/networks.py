@@ -1,4 +1,4 @@
-"""Firewalls, networks, addresses and cards of the simulated cloud."""
+"""Security groups, networks, addresses and interfaces of the simulated cloud."""
 
 from __future__ import annotations
 

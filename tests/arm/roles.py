@@ -1,4 +1,4 @@
-"""Rights and dead-man switches of the simulated cloud: roles, assignments, auto-shutdown."""
+"""Permissions and safeguards of the simulated cloud: roles, assignments, auto-shutdown."""
 
 from __future__ import annotations
 

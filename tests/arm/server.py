@@ -90,7 +90,7 @@ class Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Decodes a request, lets it meet the weather, encodes the answer."""
+    """Decodes a request, applies its disruption, encodes the answer."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16

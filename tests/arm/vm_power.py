@@ -1,4 +1,4 @@
-"""The power of simulated machines: start, deallocate, evictions, and what the views tell."""
+"""The power of simulated machines: start, deallocate, evictions, and the instance view."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BILLED = frozenset({"", "starting", "running", "stopping", "stopped", "deallocat
 
 
 class Hypervisor(Protocol):
-    """What runs inside the machines; the cloud tells it what becomes of them."""
+    """Runs the machines; the cloud calls it when they start and stop."""
 
     def boot(self, vm: Resource, host: str, *, outbound: bool) -> None:
         """The machine was switched on; `outbound` tells whether its network has a way out."""

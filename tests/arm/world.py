@@ -112,7 +112,7 @@ class World:
         self.providers: dict[str, str] = {}
         self.log: list[dict[str, Any]] = []
         self.hypervisor: Any = None
-        """What runs inside the machines; see `lives.Hypervisor`."""
+        """What runs inside the machines; see `vm_power.Hypervisor`."""
         self.roles: dict[str, dict[str, Any]] = {}
         """Role definitions and assignments by type and name."""
         self.caller = "a@b.example"

@@ -40,7 +40,7 @@ def notes(path: str, *, step_s: float = 2.0) -> None:
     output = {
         "peak_allocated_bytes": 6_000_000_000,
         "peak_reserved_bytes": 7_000_000_000,
-        "forecast": {"allocated": 5e9, "reserved": 6e9, "base": 1e9},
+        "estimate": {"allocated": 5e9, "reserved": 6e9, "base": 1e9},
         "steps": [{"step": at, "tokens": 100, "at_s": at * step_s} for at in range(1, 7)],
     }
     Path(path).write_text(json.dumps(output))

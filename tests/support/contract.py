@@ -90,17 +90,17 @@ def make_spec(
     )
 
 
-def wait_for(harness: Harness, vm: Vm, *powers: PowerState) -> Observation:
+def wait_for(harness: Harness, vm: Vm, *power_states: PowerState) -> Observation:
     """Look until the machine is in one of the states; a bounded number of looks."""
     provider = harness.provider()
     seen = []
     for _ in range(LOOKS_MAX):
         observation = provider.observe(vm)
-        if observation.power in powers:
+        if observation.power in power_states:
             return observation
         seen.append(observation.power)
         harness.advance(0.05)
-    raise AssertionError(f"never {powers}, but {sorted(set(seen))}")
+    raise AssertionError(f"never {power_states}, but {sorted(set(seen))}")
 
 
 def running(harness: Harness, run_id: str = "contract-a") -> tuple[Vm, VmSpec]:

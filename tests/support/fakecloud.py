@@ -120,7 +120,7 @@ class FakeCloud(seam.Provider):
         self._hiccup()
         if spec.run_id in self.vms:
             return self.vms[spec.run_id]
-        self._admit(spec.offer.region)
+        self._check_available(spec.offer.region)
         self.created += 1
         self.log.append(f"create {spec.offer.region}")
         vm = Vm(
@@ -154,7 +154,7 @@ class FakeCloud(seam.Provider):
         if vm.run_id not in self.vms:
             raise errors.Gone("no such machine")
         if self.power[vm.id] is not PowerState.RUNNING:
-            self._admit(vm.region)
+            self._check_available(vm.region)
             self.log.append(f"start {vm.region}")
             self._boot(vm)
         self.world.moment()
@@ -170,11 +170,10 @@ class FakeCloud(seam.Provider):
         self.world.moment()
 
     def delete(
-        self,
-        run_id: str,
-        on_message: Callable[[str], None] = lambda _message: None,  # noqa: ARG002
+        self, run_id: str, on_message: seam.OnMessage = seam.ignore_message
     ) -> list[seam.Removed]:
         """Remove it."""
+        del on_message
         self.world.moment()
         self._hiccup()
         vm = self.vms.pop(run_id, None)
@@ -230,7 +229,7 @@ class FakeCloud(seam.Provider):
         self.power[vm.id] = PowerState.DEALLOCATED
         self.reason[vm.id] = reason
 
-    def _admit(self, region: str) -> None:
+    def _check_available(self, region: str) -> None:
         if region in self.full:
             raise errors.NoCapacity(f"{region} is full")
         if region in self.dear:
@@ -302,8 +301,8 @@ class FakeWorkload:
             disk.running_since = None
         self.home = max(self.home, disk.saved)
         beat = "frozen" if self.cloud.hung else str(self.world.now_s)
-        told = Heartbeat(updated_at=beat, phase="training")
-        view = JobView(phase=JobPhase.ABSENT, step=disk.step, steps=self.steps, heartbeat=told)
+        heartbeat = Heartbeat(updated_at=beat, phase="training")
+        view = JobView(phase=JobPhase.ABSENT, step=disk.step, steps=self.steps, heartbeat=heartbeat)
         if disk.done:
             return replace(view, phase=JobPhase.EXITED, outcome=JobOutcome.DONE, exit_code=0)
         if disk.running_since is not None:

@@ -66,10 +66,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer({"error": "You don't have the rights to create a model."}, code=403)
         elif self.path == "/api/repos/create":
             wanted = json.loads(body)
-            known = wanted in self.store.created
+            created = wanted in self.store.created
             self.store.created.append(wanted)
             where = {"url": f"{self.store.endpoint}/me/model", "id": "me/model"}
-            self._answer(where, code=409 if known else 200)
+            self._answer(where, code=409 if created else 200)
         elif self.path == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:

@@ -28,7 +28,7 @@ class Subject:
 
     @classmethod
     def make(cls, directory: Path, **settings: object) -> Subject:
-        """Make a machine, switched off."""
+        """Make a machine, powered off."""
         user_private, user_public = openssh_keys()
         host_private, host_public = openssh_keys()
         directory.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class Subject:
         return state
 
     def processes(self) -> int:
-        """How many processes of the machine live, the guest included."""
+        """How many processes of the machine live, its own included."""
         return len(machine_processes(self.mark, self.machine.disk))
 
     def enter(self, *, user: str = "qft", key: Path | None = None) -> paramiko.SSHClient:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def lay_out(folder: Path, *, machine: bool) -> Project:
     """Put the interrupted run into `folder`; with `machine`, also what was left of its machine.
 
     The base is made by its seed, as it was then. Recorded paths become those of `folder`, and the
-    key pairs of the run, which are not recorded, are made anew.
+    key pairs of the run, which are not recorded, are made anew. The last event becomes one of now:
+    the budget counts the hours since.
     """
     shutil.copytree(INTERRUPTED / "project", folder)
     make_model(folder / "model")
@@ -47,7 +49,17 @@ def lay_out(folder: Path, *, machine: bool) -> Project:
         _renew_keys(project, run)
     for path in project.home.rglob("*.json*"):
         _replace(path, {RECORDED_FOLDER: str(folder)})
+    _move_to_now(run / "journal.jsonl")
     return project
+
+
+def _move_to_now(journal: Path) -> None:
+    """Add to every time of a journal what has passed since its last event."""
+    events = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    past_s = time.time() - events[-1]["at"]
+    for event in events:
+        event.update({key: event[key] + past_s for key in ("at", "since_s") if event.get(key)})
+    journal.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
 
 
 def log_until(step: int) -> str:

@@ -70,11 +70,11 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(evaluate, "predict", _Oracle(right).predict)
         result = evaluate.evaluate(None, None, eval_set, stage=stage, on_progress=lambda *_: None)
         results.append(result)
-    known = LabelledTexts(
+    training = LabelledTexts(
         texts=[f"mood {mood} {at}" for at in range(4) for mood in MOODS],
         labels=np.tile(np.eye(3, dtype=bool), (4, 1)),
     )
-    results[0].details["baselines"] = evaluate.score_baselines(known, eval_set)
+    results[0].details["baselines"] = evaluate.score_baselines(training, eval_set)
     results[1].details["gain"] = evaluate.gain(*results)
     for result in results:
         path = tmp_path / f"eval-{result.stage}.json"

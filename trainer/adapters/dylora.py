@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from trainer.adapters.method import AdapterMethod
+from trainer.adapters.adapter_method import AdapterMethod
 from trainer.adapters.settings import BYTES_MAX, CONFIG, RANK_MAX, TENSORS, load_tensors
 from trainer.config import ConfigError
 from trainer.method_table import MethodTable

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from trainer.adapters import dylora, nola
+from trainer.adapters.adapter_method import AdapterMethod
 from trainer.adapters.dylora import DyLora
-from trainer.adapters.method import AdapterMethod
 from trainer.adapters.nola import Nola
 from trainer.adapters.settings import TENSORS, load_tensors, read_settings
 from trainer.config import ConfigError, TrainTable

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from trainer.adapters.method import AdapterMethod
+from trainer.adapters.adapter_method import AdapterMethod
 from trainer.adapters.settings import read_settings
 from trainer.config import ConfigError
 from trainer.method_table import MethodTable

@@ -77,8 +77,8 @@ def stream_rows(path: Path, problems: list[str]) -> Iterator[Row]:
     """
     kind, opener = _kind(path)
     try:
-        if said := describe_placeholder(path):
-            raise DataError([f"{path}: {said}"])
+        if reason := describe_placeholder(path):
+            raise DataError([f"{path}: {reason}"])
         with opener(path) as file:
             start = file.read(len(BOM))
             if not start:

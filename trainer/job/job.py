@@ -50,36 +50,26 @@ def run_job(options: JobOptions, on_message: Callable[[str], None]) -> None:
         sweep(options.run_dir, disk=RealDisk())
         heartbeat = Heartbeat(options.run_dir / "status.json", disk=RealDisk(), now=_now)
         with heartbeat, polling(options.metadata_url, flag, on_message):
-            _reported(options, heartbeat, flag, on_message)
+            try:
+                _do_what_is_missing(options, heartbeat, flag, on_message)
+            except Preempted:
+                reason = flag.notice.reason if flag.notice else "notice"
+                heartbeat.update(phase=Phase.PREEMPTED, message=f"stopped by {reason}, state saved")
+                raise
+            except BaseException as error:
+                heartbeat.update(phase=Phase.FAILED, error=f"{type(error).__name__}: {error}")
+                raise
+            heartbeat.update(phase=Phase.DONE, message=None, eta_s=0.0)
 
 
-def _reported(
-    options: JobOptions,
-    heartbeat: Heartbeat,
-    flag: PreemptionFlag,
-    on_message: Callable[[str], None],
-) -> None:
-    """Do the job and leave its end, whatever it is, in the status."""
-    try:
-        _stages(options, heartbeat, flag, on_message)
-    except Preempted:
-        reason = flag.notice.reason if flag.notice else "notice"
-        heartbeat.update(phase=Phase.PREEMPTED, message=f"stopped by {reason}, state saved")
-        raise
-    except BaseException as error:
-        heartbeat.update(phase=Phase.FAILED, error=f"{type(error).__name__}: {error}")
-        raise
-    heartbeat.update(phase=Phase.DONE, message=None, eta_s=0.0)
-
-
-def _stages(
+def _do_what_is_missing(
     options: JobOptions,
     heartbeat: Heartbeat,
     flag: PreemptionFlag,
     on_message: Callable[[str], None],
 ) -> None:
     config = load_config(options.run_dir / CONFIG)
-    permitted_keys(options.allow_change)  # a slip is told now, not at the first resume
+    permitted_keys(options.allow_change)  # a slip is reported now, not at the first resume
     inputs = data_facts(config, options.run_dir)
     if adapter_done(options.run_dir, config, inputs):
         heartbeat.update(**read_table(options.run_dir / ADAPTER / RECEIPT).get("status", {}))
@@ -87,19 +77,18 @@ def _stages(
         on_message("everything is done already: nothing to do")
         return
     prepare_environment()
-    from trainer.job import (
-        stages,  # torch and friends take seconds; what is done needs none of them
-    )
+    from trainer.job import stages  # torch takes seconds; what is done needs none of it
 
-    job = JobContext(
-        options=options,
-        config=config,
-        inputs=inputs,
-        heartbeat=heartbeat,
-        flag=flag,
-        on_message=on_message,
+    stages.run_stages(
+        JobContext(
+            options=options,
+            config=config,
+            inputs=inputs,
+            heartbeat=heartbeat,
+            flag=flag,
+            on_message=on_message,
+        )
     )
-    stages.run_stages(job)
 
 
 def prepare_environment() -> None:

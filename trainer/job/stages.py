@@ -125,6 +125,42 @@ def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
     return state.best
 
 
+def select_rank(job: JobContext, prepared: PreparedInputs, adapted: Any) -> None:
+    """Measure the ranks of a DyLoRA model on `data.eval`; of other models there is only one.
+
+    Raises:
+        Preempted: a notice came; the comparison is done again from the last checkpoint.
+        DataError: the held-out rows cannot be used.
+    """
+    dylora_method = methods.method_of(adapted)
+    if not isinstance(dylora_method, dylora.DyLora):
+        return
+    config = job.config
+    if config.data.eval is None:
+        job.on_message(f"no rows in `data.eval` to choose a rank by: {dylora_method.r} it is")
+        return
+    job.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
+
+    def on_progress(done: int, total: int) -> None:
+        job.heartbeat.update(message=f"compared {done} of {total} ranks")
+        if job.flag.notice is not None:
+            raise Preempted
+
+    rows = prepared.objective.load(resolve(job.run_dir, config.data.eval))
+    measure = partial(
+        mean_loss,
+        adapted,
+        rows.items,
+        objective=prepared.objective,
+        micro_batch=config.train.batch_size,
+    )
+    losses = dylora.compare_ranks(adapted, measure, on_progress=on_progress)
+    dylora_method.choose(losses)
+    job.heartbeat.update(message=None)
+    shown = ", ".join(f"{rank}: {loss:.4f}" for rank, loss in losses.items())
+    job.on_message(f"validation loss by rank: {shown}; best: {dylora_method.best}")
+
+
 def set_up(
     job: JobContext, prepared: PreparedInputs, adapted: Any
 ) -> tuple[TrainContext, TrainingState]:
@@ -328,39 +364,3 @@ def score(
         f"{stage} training: {result.metric} {result.value:.3f} "
         f"[{result.low:.3f}, {result.high:.3f}] on {result.n} rows"
     )
-
-
-def select_rank(job: JobContext, prepared: PreparedInputs, adapted: Any) -> None:
-    """Measure the ranks of a DyLoRA model on `data.eval`; of other models there is only one.
-
-    Raises:
-        Preempted: a notice came; the comparison is done again from the last checkpoint.
-        DataError: the held-out rows cannot be used.
-    """
-    dylora_method = methods.method_of(adapted)
-    if not isinstance(dylora_method, dylora.DyLora):
-        return
-    config = job.config
-    if config.data.eval is None:
-        job.on_message(f"no rows in `data.eval` to choose a rank by: {dylora_method.r} it is")
-        return
-    job.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
-
-    def on_progress(done: int, total: int) -> None:
-        job.heartbeat.update(message=f"compared {done} of {total} ranks")
-        if job.flag.notice is not None:
-            raise Preempted
-
-    rows = prepared.objective.load(resolve(job.run_dir, config.data.eval))
-    measure = partial(
-        mean_loss,
-        adapted,
-        rows.items,
-        objective=prepared.objective,
-        micro_batch=config.train.batch_size,
-    )
-    losses = dylora.compare_ranks(adapted, measure, on_progress=on_progress)
-    dylora_method.choose(losses)
-    job.heartbeat.update(message=None)
-    shown = ", ".join(f"{rank}: {loss:.4f}" for rank, loss in losses.items())
-    job.on_message(f"validation loss by rank: {shown}; best: {dylora_method.best}")

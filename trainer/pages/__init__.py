@@ -1,1 +1,1 @@
-"""What people look at: the rows before money is spent, the run after it."""
+"""Shows the rows before money is spent and the run after it, as text, HTML and JSON."""

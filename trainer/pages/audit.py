@@ -1,4 +1,4 @@
-"""Shows what would be trained on before money is spent: as text for a terminal, and as a page.
+"""Audits the rows before money is spent: as text for a terminal, and as an HTML page.
 
     python -m trainer audit --run-dir DIR [--html audit.html]
 
@@ -38,7 +38,7 @@ ROWS_SHOWN_MAX = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """Everything worth knowing about the rows; all of it is plain JSON but the samples' pieces."""
+    """The findings about the rows; all of it is plain JSON but the pieces of the samples."""
 
     train: dict[str, Any]
     held_out: dict[str, Any] | None
@@ -53,7 +53,7 @@ class Audit:
 
 
 def audit(config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool) -> Audit:
-    """Load the rows as the training would and look at them from every side.
+    """Load the rows as training does, and count, sample and compare them.
 
     Raises:
         DataError: the rows cannot be trained on.
@@ -109,7 +109,12 @@ def as_text(found: Audit) -> str:
         lines.append(_side("held out", found.held_out))
     lines += [_dropped(found), "", "what is learnt stands in 【brackets】"]
     for sample in found.samples:
-        lines.append("  " + _harmless("".join(f"【{t}】" if learnt else t for t, learnt in sample)))
+        lines.append(
+            "  "
+            + _without_control_characters(
+                "".join(f"【{t}】" if learnt else t for t, learnt in sample)
+            )
+        )
     lines += ["", "tokens per row"]
     most = max((count for _, count in found.lengths), default=1) or 1
     lines += [
@@ -128,7 +133,10 @@ def as_text(found: Audit) -> str:
         "",
         "answers (to learn, held out)",
     ]
-    lines += [f"  {count:>7} {other:>7}  {_harmless(name)}" for name, count, other in found.labels]
+    lines += [
+        f"  {count:>7} {other:>7}  {_without_control_characters(name)}"
+        for name, count, other in found.labels
+    ]
     if found.per_label:
         lines += ["", "labels (to learn, held out)"]
         lines += [f"  {count:>7} {other:>7}  {name}" for name, count, other in found.per_label]
@@ -175,7 +183,7 @@ def as_page(found: Audit, name: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which run is audited, and into what form."""
+    """Declare the run and the form of the audit."""
     parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
     parser.add_argument("--html", type=Path, help="also write a page there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -217,7 +225,7 @@ def _texts(examples: Examples) -> list[tuple[int, str]]:
 
 
 def _spread(items: Sequence[Example]) -> list[Example]:
-    """Return a few items from all over the file, the first and the last among them."""
+    """Return a few items spread over the file, with the first and the last."""
     count = min(SAMPLES, len(items))
     places = sorted({round(at * (len(items) - 1) / max(count - 1, 1)) for at in range(count)})
     return [items[at] for at in places]
@@ -276,18 +284,18 @@ def _per_label(
 
 
 def _dropped(found: Audit) -> str:
-    """Say that nothing is left out, and which prompts do not stay whole."""
-    said = ["dropped: none, as a row that cannot be learnt with its whole answer is an error"]
+    """Describe what is dropped (nothing) and which prompts are truncated."""
+    notes = ["dropped: none, as a row that cannot be learnt with its whole answer is an error"]
     for word, side in (("to learn from", found.train), ("held out", found.held_out)):
         if side and side["truncated"]:
             shown = [str(row) for row in side["truncated_rows"][:ROWS_SHOWN_MAX]]
             shown += ["..."] * (side["truncated"] > len(shown))
-            said.append(f"shortened in the middle, {word}: row {', '.join(shown)}")
-    return "; ".join(said)
+            notes.append(f"shortened in the middle, {word}: row {', '.join(shown)}")
+    return "; ".join(notes)
 
 
-def _harmless(text: str) -> str:
-    """Return a text whose control characters are spelt out, so that a terminal obeys none."""
+def _without_control_characters(text: str) -> str:
+    """Return a text with its control characters spelt out, so that a terminal obeys none."""
     return "".join(
         f"\\x{ord(char):02x}" if unicodedata.category(char) == "Cc" and char not in "\n\t" else char
         for char in text

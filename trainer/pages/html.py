@@ -1,6 +1,6 @@
-"""Small self-contained HTML pages: no script, no font, no picture from elsewhere, nothing injected.
+"""Writes self-contained HTML pages: no script, no font, nothing from elsewhere, nothing injected.
 
-Every text goes through `escape`; plots are inline SVG drawn here.
+`parts.html` has the markup; jinja2 escapes every value in it. Plots are inline SVG drawn here.
 """
 
 from __future__ import annotations
@@ -8,36 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1f23; --dim: #667; --line: #d5d9df; --back: #fff;
-  --mark: #fff0b8; --a: #1f6feb; --b: #d1242f; --c: #1a7f37; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --dim: #9aa3ad; --line: #3a4048;
-  --back: #16181b; --mark: #5a4a12; --a: #6ea8fe; --b: #ff7b72; --c: #56d364; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back);
-  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-figure { margin: .8rem 0; overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--dim); padding-bottom: .3rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .25rem .5rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-.heat td + td { min-width: 3.5rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line);
-  border-radius: 6px; padding: .7rem; margin: .5rem 0; font-size: 13px; }
-mark { background: var(--mark); color: inherit; border-radius: 3px; }
-svg { width: 100%; min-width: 34rem; max-width: 52rem; height: auto; display: block; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--dim); }
-svg .name { font-weight: bold; fill: var(--ink); }
-.a { stroke: var(--a); fill: none; } .b { stroke: var(--b); fill: none; }
-.c { stroke: var(--c); fill: none; }
-.fa { fill: var(--a); } .fb { fill: var(--b); } .fc { fill: var(--c); }
-.axis { stroke: var(--line); } .event { stroke: var(--dim); stroke-dasharray: 4 3; }
-@media print { body { max-width: none; margin: 0; } svg { min-width: 0; }
-  h2 { break-after: avoid; } figure, pre, tr { break-inside: avoid; }
-  figure { overflow: visible; } }
-"""
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
 WIDE, HIGH, LEFT, BOTTOM = 760, 240, 58, 34
 TICKS = 7  # about so many on an axis
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))  # thousands from 10k on: 9,500 is as short
@@ -57,40 +34,56 @@ class Line:
     faint: bool = False
 
 
-def page(title: str, sections: Iterable[str]) -> str:
-    """Return a whole page of ready sections under `title`."""
-    body = "\n".join(sections)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
+@cache
+def _parts() -> Any:
+    """Return the macros of `parts.html`."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"number": format_number, "zip": partial(zip, strict=True)}
+    text = Path(__file__).with_name("parts.html").read_text(encoding="utf-8")
+    return environment.from_string(text).module
 
 
-def section(title: str, *parts: str) -> str:
-    """Return ready parts under a heading."""
-    return f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "</section>"
+def _render(macro: str, *values: object) -> Markup:
+    made: Markup = getattr(_parts(), macro)(*values)
+    return made
 
 
-def paragraph(text: str) -> str:
+def page(title: str, sections: Iterable[Markup]) -> str:
+    """Return a whole page of sections under a title."""
+    return str(_render("page", title, list(sections)))
+
+
+def section(title: str, *parts: Markup) -> Markup:
+    """Return parts under a heading."""
+    return _render("section", title, parts)
+
+
+def paragraph(text: str) -> Markup:
     """Return a text as a paragraph."""
-    return f"<p>{escape(text)}</p>"
+    return _render("paragraph", text)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
     """Return a table; numbers are written with at most four digits behind the point."""
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{escape(written(cell))}</td>" for cell in row) + "</tr>\n"
-        for row in rows
-    )
-    head_row = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
-    return f"<figure><table>{head_row}<tbody>\n{lines}</tbody></table></figure>"
+    return _render("table", head, list(rows))
 
 
-def written(value: object) -> str:
-    """Return a value as people read it."""
+def marked(pieces: Iterable[tuple[str, bool]]) -> Markup:
+    """Return text pieces as one block, with those that are learnt highlighted."""
+    return _render("marked", list(pieces))
+
+
+def heat_table(
+    name: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[float]]
+) -> Markup:
+    """Return a table whose cells are the darker the larger their share of the row."""
+    return _render("heat_table", name, rows, columns, cells)
+
+
+def format_number(value: object) -> str:
+    """Return a value as text: numbers with four significant digits or thousands separated."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else str(value)
     if abs(value) >= 1000:
@@ -99,7 +92,7 @@ def written(value: object) -> str:
 
 
 def axis_labels(ticks: Sequence[float]) -> list[str]:
-    """Return evenly spaced numbers as an axis has room for them: `15k` and `1.5M`, never `e+04`.
+    """Return evenly spaced numbers as short labels: `15k` and `1.5M`, never `e+04`.
 
     All are in one unit, with as many digits as tell neighbours apart.
     """
@@ -109,23 +102,15 @@ def axis_labels(ticks: Sequence[float]) -> list[str]:
         (1.0, ""),
     )
     if not sign or len(ticks) < 2:
-        return [written(tick) for tick in ticks]
+        return [format_number(tick) for tick in ticks]
     digits = max(0, -math.floor(math.log10((ticks[1] - ticks[0]) / unit) + 1e-9))
     return [f"{tick / unit:.{digits}f}{sign}" if tick else "0" for tick in ticks]
 
 
-def marked(pieces: Iterable[tuple[str, bool]]) -> str:
-    """Return text pieces as one block, with those that are learnt highlighted."""
-    inner = "".join(
-        f"<mark>{escape(text)}</mark>" if learnt else escape(text) for text, learnt in pieces
-    )
-    return f"<pre>{inner}</pre>"
-
-
 def line_plot(
     name: str, lines: Sequence[Line], *, x: str, y: str, events: Mapping[float, str] | None = None
-) -> str:
-    """Return curves over one another; `events` are dashed uprights with their words."""
+) -> Markup:
+    """Plot curves over one another; `events` are dashed vertical lines with their labels."""
     points = [point for line in lines for point in line.points]
     if not points:
         return paragraph(f"{name}: nothing was recorded")
@@ -158,7 +143,7 @@ def line_plot(
 
 
 def _legend(lines: Sequence[Line]) -> str:
-    """Return the names of the curves, above the plot where no curve can run through them."""
+    """Return the legend, above the plot where no curve can run through it."""
     words = "\u2003".join(
         f'<tspan class="f{line.style}"{FAINT if line.faint else ""}>■</tspan> {escape(line.name)}'
         for line in lines
@@ -168,8 +153,8 @@ def _legend(lines: Sequence[Line]) -> str:
 
 def bar_plot(
     name: str, bars: Sequence[tuple[str, float]], *, x: str, y: str, diagonal: bool = False
-) -> str:
-    """Return upright bars, each with its word below; many bars show every other word.
+) -> Markup:
+    """Plot vertical bars, each with its label below; of many bars only some have one.
 
     With `diagonal` bars are shares from 0 to 1, and a line shows where they should end.
     """
@@ -185,7 +170,8 @@ def bar_plot(
         height = HIGH - BOTTOM - top
         parts.append(
             f'<rect class="fa" x="{left + 1:.1f}" y="{top:.1f}" width="{max(width - 2, 1):.1f}" '
-            f'height="{height:.1f}"><title>{escape(word)}: {escape(written(value))}</title></rect>'
+            f'height="{height:.1f}">'
+            f"<title>{escape(word)}: {escape(format_number(value))}</title></rect>"
         )
         if number % every == 0:
             parts.append(
@@ -200,42 +186,20 @@ def bar_plot(
     return _svg(name, parts)
 
 
-def heat_table(
-    name: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[float]]
-) -> str:
-    """Return a table whose cells are the darker the larger their share of the row."""
-    head = "".join(f"<th>{escape(word)}</th>" for word in ("", *columns))
-    body = ""
-    for word, values in zip(rows, cells, strict=True):
-        total = sum(values) or 1
-        body += (
-            f"<tr><td>{escape(word)}</td>"
-            + "".join(
-                f'<td style="background: color-mix(in srgb, var(--a) {60 * value / total:.0f}%, '
-                f'transparent)">{escape(written(value))}</td>'
-                for value in values
-            )
-            + "</tr>\n"
-        )
-    return (
-        f'<figure><table class="heat"><caption>{escape(name)}</caption><thead><tr>{head}</tr>'
-        f"</thead><tbody>{body}</tbody></table></figure>"
-    )
-
-
-def _svg(name: str, parts: Iterable[str]) -> str:
-    return (
+def _svg(name: str, parts: Iterable[str]) -> Markup:
+    drawing = (
         f'<figure><svg role="img" aria-label="{escape(name)}" '
         f'viewBox="0 {-HEAD} {WIDE} {HIGH + HEAD}" '
         f'width="{WIDE}" height="{HIGH + HEAD}"><title>{escape(name)}</title>'
         f'<text x="{(LEFT + WIDE) / 2:.0f}" y="-8" text-anchor="middle" class="name">'
         f"{escape(name)}</text>{''.join(parts)}</svg></figure>"
     )
+    return Markup(drawing)  # noqa: S704 - every text in it went through `escape`
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Frame:
-    """Where numbers lie on the drawing."""
+    """Maps values to places in the drawing."""
 
     left: float
     right_end: float

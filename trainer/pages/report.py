@@ -1,4 +1,4 @@
-"""One page and one JSON file that tell what a run did: learning, evictions, scores, money.
+"""Reports a run on one page and in one JSON file: learning, evictions, scores, cost.
 
     python -m trainer report --run-dir DIR [--facts facts.json] [--out DIR]
 
@@ -16,62 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from trainer.atomic import RealDisk, replace_file
 from trainer.exit_codes import DataError, ExitCode
 from trainer.pages import html
-from trainer.pages.run_files import MALFORMED, Json, read, read_log, shown
+from trainer.pages.run_files import MEAN_STEPS, Json, build_report, read, section_parts
 from trainer.text import duration
-from trainer.untrusted import table
-
-SMOOTH_STEPS = 10
-
-
-def build(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
-    """Return all that is known of a run as plain JSON; whatever is missing is null or empty."""
-    steps = read_log(run_dir / "metrics.jsonl")
-    before, after = (read(run_dir / f"eval-{stage}.json") for stage in ("before", "after"))
-    receipt = read(run_dir / "adapter" / "qft.json") or {}
-    ended = table(receipt.get("status"))
-    seconds = sum(step.get("seconds") or 0.0 for step in steps)
-    tokens = sum(step.get("tokens") or 0 for step in steps)
-    return {
-        "version": 1,
-        "config": read(run_dir / "config.json"),
-        "steps": len(steps),
-        "first_loss": _mean_loss(steps[:SMOOTH_STEPS]),
-        "last_loss": _mean_loss(steps[-SMOOTH_STEPS:]),
-        "training_seconds": seconds,
-        "tokens": tokens,
-        "tokens_per_s": tokens / seconds if seconds else None,
-        "exact": ended.get("exact"),
-        "inexact_from": ended.get("inexact_from"),
-        "best": receipt.get("best"),
-        "skipped_steps": sum(bool(step.get("skipped")) for step in steps),
-        "before": _headline(before),
-        "after": _headline(after),
-        "gain": table((after or {}).get("details")).get("gain"),
-        "baselines": {
-            name: table(found).get("figures")
-            for name, found in table(table((before or {}).get("details")).get("baselines")).items()
-        },
-        "merged": read(run_dir / "merged-parity.json"),
-        "evictions": list((facts or {}).get("evictions") or []),
-        "facts": dict(facts or {}),
-        "curves": {
-            "loss": [[step["step"], step["loss"]] for step in steps if _finite(step.get("loss"))],
-            "validation": [
-                [step["step"], step["validation_loss"]]
-                for step in steps
-                if _finite(step.get("validation_loss"))
-            ],
-            "lr": [[step["step"], step["lr"]] for step in steps if _finite(step.get("lr"))],
-            "tokens_per_s": [
-                [step["step"], step["tokens"] / step["seconds"]]
-                for step in steps
-                if step.get("seconds") and step.get("tokens")
-            ],
-        },
-    }
 
 
 def as_page(report: Json, run_dir: Path, *, name: str) -> str:
@@ -82,7 +33,7 @@ def as_page(report: Json, run_dir: Path, *, name: str) -> str:
     curves = report["curves"]
     loss = [
         html.Line(name="each step", points=curves["loss"], style="a", faint=True),
-        html.Line(name=f"mean of {SMOOTH_STEPS}", points=_smooth(curves["loss"]), style="a"),
+        html.Line(name=f"mean of {MEAN_STEPS}", points=_smooth(curves["loss"]), style="a"),
     ]
     plots = [html.line_plot("Training loss", loss, x="step", y="loss", events=events)]
     if curves["validation"]:
@@ -92,16 +43,18 @@ def as_page(report: Json, run_dir: Path, *, name: str) -> str:
     plots.append(html.line_plot("Throughput", [speed], x="step", y="tokens/s", events=events))
     sections = [
         html.section(
-            "Summary", *shown("The run", lambda: [html.table(("", ""), _summary(report))])
+            "Summary", *section_parts("The run", lambda: [html.table(("", ""), _summary(report))])
         ),
         html.section("Learning", *plots),
     ]
     if report["before"] or report["after"]:
-        sections.append(html.section("Scores", *shown("The scores", lambda: _scores(report))))
+        sections.append(
+            html.section("Scores", *section_parts("The scores", lambda: _scores(report)))
+        )
     for stage in ("before", "after"):
         result = read(run_dir / f"eval-{stage}.json")
         if result:
-            parts = shown("The answers", partial(_answers, result))
+            parts = section_parts("The answers", partial(_answers, result))
             sections.append(html.section(f"Answers {stage} training", *parts))
     if report["config"]:
         config = json.dumps(report["config"], indent=1, ensure_ascii=False)
@@ -118,7 +71,7 @@ _FIGURES = {"exact_match": "exact match", "micro_f1": "micro F1", "macro_f1": "m
 
 
 def _summary(report: Json) -> list[tuple[str, object]]:
-    """Return what is known, a word and its fact; what is not known has no line."""
+    """Return name and value of everything known; what is not known has no line."""
     facts, config = report["facts"], report["config"] or {}
     method, train = config.get("method") or {}, config.get("train") or {}
     speed, seconds = report["tokens_per_s"], report["training_seconds"]
@@ -152,8 +105,8 @@ def _summary(report: Json) -> list[tuple[str, object]]:
     return [(word, fact) for word, fact in rows if fact not in (None, "")]
 
 
-def _scores(report: Json) -> list[str]:
-    """Return who answered how well, a line each, and what training gained."""
+def _scores(report: Json) -> list[Markup]:
+    """Return a table of the scores, and the gain by training."""
     found: list[tuple[str, Mapping[str, Any]]] = [
         (BASELINE_NAMES.get(name, name), figures) for name, figures in report["baselines"].items()
     ]
@@ -162,11 +115,11 @@ def _scores(report: Json) -> list[str]:
             found += [(f"{word}, {way} answers", report[stage][way]) for way in ("bound", "free")]
     rows = [(name, *(_interval(figures[key]) for key in _FIGURES)) for name, figures in found]
     documents = next(report[stage]["n"] for stage in ("after", "before") if report[stage])
-    said = (
+    note = (
         f"{documents:,} held-out documents, 95 % intervals over them; bound answers are held to "
         "the labels, free ones are what the model writes."
     )
-    parts = [html.table(("", *_FIGURES.values()), rows), html.paragraph(said)]
+    parts = [html.table(("", *_FIGURES.values()), rows), html.paragraph(note)]
     if report["gain"]:
         parts.append(
             html.paragraph(f"Gain in documents wholly right: {_interval(report['gain'])}.")
@@ -174,7 +127,7 @@ def _scores(report: Json) -> list[str]:
     return parts
 
 
-def _answers(result: Json) -> list[str]:
+def _answers(result: Json) -> list[Markup]:
     details = result["details"]
     labels = details["labels"]
     bound = details["bound"]
@@ -221,8 +174,8 @@ def _answers(result: Json) -> list[str]:
     return parts
 
 
-def _left_out(answers: Mapping[str, int]) -> list[str]:
-    """Say so if bound answers could not be all that there are."""
+def _left_out(answers: Mapping[str, int]) -> list[Markup]:
+    """Return a note if constrained decoding did not have every answer among its candidates."""
     if not answers or answers["listed"] == answers["possible"]:
         return []
     return [
@@ -234,14 +187,14 @@ def _left_out(answers: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _not_numbers(rows: int) -> list[str]:
-    """Say so if the model overflowed on some documents."""
-    said = f"On {rows:,} documents the model's probabilities were not numbers: no bound answer."
-    return [html.paragraph(said)] if rows else []
+def _not_numbers(rows: int) -> list[Markup]:
+    """Return a note if the model overflowed on some documents."""
+    note = f"On {rows:,} documents the model's probabilities were not numbers: no bound answer."
+    return [html.paragraph(note)] if rows else []
 
 
-def _calibration(found: Json) -> list[str]:
-    """Return how often what was held likely was true, on a scale that shows all probabilities."""
+def _calibration(found: Json) -> list[Markup]:
+    """Return the reliability diagram over all probabilities, with its figures."""
     if not found["table"]:
         return []
     truth = {round(row["from"], 6): row["truth"] for row in found["table"]}
@@ -250,9 +203,9 @@ def _calibration(found: Json) -> list[str]:
         (f"{at * width:.1f}", truth.get(round(at * width, 6), 0.0))
         for at in range(round(1 / width))
     ]
-    words = {"x": "stated probability, from", "y": "share that was true"}
+    axes = {"x": "stated probability, from", "y": "share that was true"}
     return [
-        html.bar_plot("Calibration", bars, **words, diagonal=True),
+        html.bar_plot("Calibration", bars, **axes, diagonal=True),
         html.paragraph(
             f"Expected calibration error {found['ece']:.3f}, Brier score {found['brier']:.3f}; the "
             "line is where bars of honest probabilities end."
@@ -260,33 +213,12 @@ def _calibration(found: Json) -> list[str]:
     ]
 
 
-def _headline(result: Json | None) -> Json | None:
-    """Return the figures of a result, None if there is none or it is not one of ours."""
-    if result is None:
-        return None
-    keys = ("metric", "decoding", "value", "low", "high", "n", "stop_rate", "parse_failures")
-    try:
-        ways = {way: result["details"][way]["figures"] for way in ("bound", "free")}
-        return {key: result[key] for key in keys} | ways
-    except MALFORMED:
-        return None
-
-
 def _smooth(points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
     result = []
     for at in range(len(points)):
-        window = points[max(0, at - SMOOTH_STEPS + 1) : at + 1]
+        window = points[max(0, at - MEAN_STEPS + 1) : at + 1]
         result.append((points[at][0], sum(value for _, value in window) / len(window)))
     return result
-
-
-def _mean_loss(steps: Sequence[Json]) -> float | None:
-    losses = [step["loss"] for step in steps if _finite(step.get("loss"))]
-    return sum(losses) / len(losses) if losses else None
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < html.MOST
 
 
 def _between(first: float | None, last: float | None) -> str | None:
@@ -298,23 +230,23 @@ def _best(found: Mapping[str, Any] | None) -> str | None:
 
 
 def describe_agreement(found: Mapping[str, Any] | None) -> str | None:
-    """Say how alike the merged model and the adapter answer; None if they were not compared.
+    """Describe how often merged model and adapter answer alike; None if they were not compared.
 
     After a training on a quantised base, it is said of that base and of the original one.
     """
     if not found:
         return None
     rows = "held-out rows" if found["held_out"] else "learnt rows"
-    told = f"answers {found['equal']} of {found['rows']} {rows} as the adapter does"
+    agreement = f"answers {found['equal']} of {found['rows']} {rows} as the adapter does"
     trained = found.get("as_trained")
     if not trained:
-        return told
+        return agreement
     quantised, original = f"the {trained['quant']} base it was trained on", "the original base"
     if found.get("onto") == "quantized":
         other = f"{found['on_original']['equal']} as on {original}"
-        return f"{told} on {quantised}, which it was merged onto, and {other}"
+        return f"{agreement} on {quantised}, which it was merged onto, and {other}"
     other = f"{trained['equal']} as on {quantised}"
-    return f"{told} on {original}, which it was merged onto, and {other}"
+    return f"{agreement} on {original}, which it was merged onto, and {other}"
 
 
 def _yes(value: object) -> str | None:
@@ -327,8 +259,10 @@ def _interval(figure: Mapping[str, float]) -> str:
 
 
 def _named(table: Mapping[str, Any], words: Mapping[str, str]) -> str | None:
-    known = [f"{word}{html.written(table[key])}" for key, word in words.items() if key in table]
-    return ", ".join(known) or None
+    parts = [
+        f"{word}{html.format_number(table[key])}" for key, word in words.items() if key in table
+    ]
+    return ", ".join(parts) or None
 
 
 def _rented(hours: float | None) -> str | None:
@@ -343,7 +277,7 @@ def _dollars(facts: Mapping[str, Any]) -> str | None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say of which run, and where to."""
+    """Declare the run and the directory to write to."""
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--facts", type=Path, help="JSON of what only the laptop knows")
     parser.add_argument("--out", type=Path, help="where to write; the run directory by default")
@@ -363,7 +297,7 @@ def run(args: argparse.Namespace) -> int:
 
 def write(run_dir: Path, out: Path, facts: Mapping[str, Any] | None, *, name: str) -> Json:
     """Write both files into `out` and return the report."""
-    report = build(run_dir, facts)
+    report = build_report(run_dir, facts)
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     replace_file(out / "report.json", text, disk=RealDisk())
     replace_file(out / "report.html", as_page(report, run_dir, name=name), disk=RealDisk())

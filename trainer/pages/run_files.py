@@ -1,11 +1,13 @@
-"""Reads what a run left behind, which may have come from a stranger's machine, as plain values."""
+"""Reads what a run left behind, untrusted, as plain values, and sums it up in `report.json`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from trainer.pages import html
 from trainer.untrusted import NotPlain, number, parse, table, whole
@@ -14,13 +16,14 @@ Json = dict[str, Any]
 TABLE_BYTES_MAX = 256 << 20
 """Of the answers to all held-out rows."""
 LINE_BYTES_MAX = 1 << 20
+MEAN_STEPS = 10  # over which the first and the last loss are averaged
 FIGURES = ("loss", "validation_loss", "lr", "grad_norm", "tokens", "seconds", "target_tokens")
 MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
-"""What it is to look into a document that has another build than the one that is written here."""
+"""Errors of looking into a document that is not built as the trainer writes it."""
 
 
 def read(path: Path) -> Json | None:
-    """Return a table, None if there is none or it cannot be read."""
+    """Return a JSON file as a dictionary, None if there is none or it cannot be read."""
     try:
         value = parse(path.read_bytes(), bytes_max=TABLE_BYTES_MAX)
     except (OSError, NotPlain):
@@ -54,10 +57,79 @@ def read_log(path: Path) -> list[Json]:
     return steps
 
 
-def shown(what: str, make: Callable[[], list[str]]) -> list[str]:
-    """Return the parts of a section, or a sentence if what came home is of another build."""
+def section_parts(what: str, make: Callable[[], list[Markup]]) -> list[Markup]:
+    """Return the parts of a section, or a sentence if the files are not as written here."""
     try:
         return make()
     except MALFORMED as error:
         why = f"what came home is not as a training here writes it ({type(error).__name__})"
         return [html.paragraph(f"{what} cannot be shown: {why}.")]
+
+
+def build_report(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
+    """Return all that is known of a run as plain JSON; whatever is missing is null or empty."""
+    steps = read_log(run_dir / "metrics.jsonl")
+    before, after = (read(run_dir / f"eval-{stage}.json") for stage in ("before", "after"))
+    receipt = read(run_dir / "adapter" / "qft.json") or {}
+    ended = table(receipt.get("status"))
+    seconds = sum(step.get("seconds") or 0.0 for step in steps)
+    tokens = sum(step.get("tokens") or 0 for step in steps)
+    return {
+        "version": 1,
+        "config": read(run_dir / "config.json"),
+        "steps": len(steps),
+        "first_loss": _mean_loss(steps[:MEAN_STEPS]),
+        "last_loss": _mean_loss(steps[-MEAN_STEPS:]),
+        "training_seconds": seconds,
+        "tokens": tokens,
+        "tokens_per_s": tokens / seconds if seconds else None,
+        "exact": ended.get("exact"),
+        "inexact_from": ended.get("inexact_from"),
+        "best": receipt.get("best"),
+        "skipped_steps": sum(bool(step.get("skipped")) for step in steps),
+        "before": _headline(before),
+        "after": _headline(after),
+        "gain": table((after or {}).get("details")).get("gain"),
+        "baselines": {
+            name: table(found).get("figures")
+            for name, found in table(table((before or {}).get("details")).get("baselines")).items()
+        },
+        "merged": read(run_dir / "merged-parity.json"),
+        "evictions": list((facts or {}).get("evictions") or []),
+        "facts": dict(facts or {}),
+        "curves": {
+            "loss": [[step["step"], step["loss"]] for step in steps if _finite(step.get("loss"))],
+            "validation": [
+                [step["step"], step["validation_loss"]]
+                for step in steps
+                if _finite(step.get("validation_loss"))
+            ],
+            "lr": [[step["step"], step["lr"]] for step in steps if _finite(step.get("lr"))],
+            "tokens_per_s": [
+                [step["step"], step["tokens"] / step["seconds"]]
+                for step in steps
+                if step.get("seconds") and step.get("tokens")
+            ],
+        },
+    }
+
+
+def _headline(result: Json | None) -> Json | None:
+    """Return the figures of a result, None if there is none or it is not one of ours."""
+    if result is None:
+        return None
+    keys = ("metric", "decoding", "value", "low", "high", "n", "stop_rate", "parse_failures")
+    try:
+        ways = {way: result["details"][way]["figures"] for way in ("bound", "free")}
+        return {key: result[key] for key in keys} | ways
+    except MALFORMED:
+        return None
+
+
+def _mean_loss(steps: Sequence[Json]) -> float | None:
+    losses = [step["loss"] for step in steps if _finite(step.get("loss"))]
+    return sum(losses) / len(losses) if losses else None
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < html.MOST

@@ -171,7 +171,7 @@ def _snapshot(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which base is fetched."""
+    """Declare the base to download."""
     parser.add_argument("--model", required=True, help="OWNER/NAME on the hub")
     parser.add_argument("--revision", default="main", help="branch, tag or commit")
 

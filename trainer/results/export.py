@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 
 from trainer.adapters.methods import saved_format
 from trainer.adapters.settings import CONFIG, TENSORS, read_settings
-from trainer.atomic import RealDisk, clear_partials, partial_of
+from trainer.atomic import RealDisk, new_directory
 from trainer.config import ConfigError
 from trainer.exit_codes import ExitCode
 from trainer.text import positive
@@ -54,28 +53,16 @@ def export(adapter: Path, out: Path, *, rank: int | None = None) -> Exported:
 def _write(out: Path, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Exported:
     from safetensors.torch import save_file
 
-    disk = RealDisk()
-    clear_partials(out, disk=disk)
-    partial = partial_of(out)
-    partial.mkdir(parents=True)
-    try:
-        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-        (partial / CONFIG).write_text(text, encoding="utf-8")
-        save_file(dict(tensors), partial / TENSORS, metadata={"format": "pt"})
-        for path in sorted(partial.iterdir()):
-            with path.open("rb") as file:
-                disk.sync(file.fileno())
-        disk.sync_directory(partial)
-        disk.rename(partial, out)
-        disk.sync_directory(out.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    with new_directory(out, disk=RealDisk()) as directory:
+        (directory / CONFIG).write_text(text, encoding="utf-8")
+        save_file(dict(tensors), directory / TENSORS, metadata={"format": "pt"})
     size = sum(path.stat().st_size for path in out.iterdir())
     return Exported(directory=out, rank=int(settings["r"]), bytes=size)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which rank is written, and where to."""
+    """Declare the rank and the directory to write."""
     parser.add_argument("--run-dir", type=Path, required=True, help="where adapter/ lies")
     parser.add_argument("--rank", type=positive, help="of a DyLoRA run; default: the best one")
     parser.add_argument("--out", type=Path, help="new directory; default: exported/ in the run")

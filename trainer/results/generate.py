@@ -151,7 +151,7 @@ def chat_loop(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which run answers, and what it is asked."""
+    """Declare the run, the prompt and the length of the answer."""
     parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
     parser.add_argument("--adapter", type=Path, help="another adapter than the run's own")
     parser.add_argument("--base-only", action="store_true", help="ask the base without an adapter")

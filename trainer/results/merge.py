@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ import torch
 
 from trainer.adapters.methods import saved_format
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TENSORS
-from trainer.atomic import RealDisk, clear_partials, partial_of
+from trainer.atomic import RealDisk, new_directory
 from trainer.config import ConfigError
 from trainer.exit_codes import ExitCode
 from trainer.results.base_weights import (
@@ -152,21 +151,14 @@ def merge(  # noqa: PLR0913 - three places and how
     quantized = quantized.matched_to(names) if quantized else None
     if out.exists():
         raise CannotMergeError(f"{out} exists already; name another directory or remove it")
-    clear_partials(out, disk=RealDisk())
-    partial = partial_of(out)
-    partial.mkdir(parents=True)
     sizes = {}
-    try:
+    with new_directory(out, disk=RealDisk()) as directory:
         for number, name in enumerate(shards, start=1):
             target = safetensors_name(name)
-            sizes[target] = _merge_shard(base / name, partial / target, found, dtype, quantized)
+            sizes[target] = _merge_shard(base / name, directory / target, found, dtype, quantized)
             on_message(f"shard {number} of {len(shards)} merged")
-        _write_index(partial, sizes)
-        _copy_the_rest(base, adapter, partial, dtype)
-        _sync(partial)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _write_index(directory, sizes)
+        _copy_the_rest(base, adapter, directory, dtype)
     changed = {f"{name}.weight" for name in found.layers} | found.replaced.keys()
     return len(changed | quantized.weights.keys() if quantized else changed)
 
@@ -294,30 +286,25 @@ def _copy_the_rest(base: Path, adapter: Path, target: Path, dtype: torch.dtype |
     config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _sync(directory: Path) -> None:
-    for path in (*directory.iterdir(), directory):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which adapter goes into which base, and how."""
+    """Declare base, adapter, output and number format."""
     parser.add_argument("--base", type=Path, required=True, help="directory of the 16-bit base")
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"])
     parser.add_argument(
-        "--onto", type=MergeBase, choices=list(MergeBase), default=MergeBase.ORIGINAL
+        "--onto",
+        dest="merge_base",
+        type=MergeBase,
+        choices=list(MergeBase),
+        default=MergeBase.ORIGINAL,
     )
     parser.add_argument("--run-dir", type=Path, help="whose config.json says how it was quantised")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merge, and say how much changed."""
-    if args.onto is MergeBase.QUANTIZED and args.run_dir is None:
+    """Merge, and log how many matrices changed."""
+    if args.merge_base is MergeBase.QUANTIZED and args.run_dir is None:
         raise ConfigError(["--onto quantized needs --run-dir"])
     dtype = getattr(torch, args.dtype) if args.dtype else None
 
@@ -326,7 +313,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         quantized = None
-        if args.onto is MergeBase.QUANTIZED:
+        if args.merge_base is MergeBase.QUANTIZED:
             quantized = describe_quantized_base(
                 args.base, args.adapter, args.run_dir, on_message=on_message
             )
@@ -343,6 +330,6 @@ def run(args: argparse.Namespace) -> int:
         raise OSError(
             f"{place}: {error.strerror or error}; nothing is left of the merge"
         ) from error
-    onto = f"the {quantized.quant} base of the training" if quantized else "the original base"
-    on_message(f"{args.out}: merged onto {onto}, {changed} matrices changed")
+    base = f"the {quantized.quant} base of the training" if quantized else "the original base"
+    on_message(f"{args.out}: merged onto {base}, {changed} matrices changed")
     return ExitCode.DONE

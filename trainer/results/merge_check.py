@@ -224,13 +224,17 @@ def _sentence(other: str, found: dict[str, Any]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which merged model is compared with which adapter."""
+    """Declare the merged model, the adapter and the rows to compare on."""
     parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
     parser.add_argument("--merged", type=Path, required=True, help="directory of the merged model")
     parser.add_argument("--adapter", type=Path, help="the run's own without")
     parser.add_argument("--base", type=Path, help="the base, if it is not where the config says")
     parser.add_argument(
-        "--onto", type=MergeBase, choices=list(MergeBase), default=MergeBase.ORIGINAL
+        "--onto",
+        dest="merge_base",
+        type=MergeBase,
+        choices=list(MergeBase),
+        default=MergeBase.ORIGINAL,
     )
     parser.add_argument("--rows", type=int, default=32, help="how many rows to ask")
 
@@ -244,7 +248,7 @@ def run(args: argparse.Namespace) -> int:
     adapter = args.adapter or args.run_dir / "adapter"
     found = compare(
         args.run_dir, args.merged, adapter,
-        base=args.base, rows=max(1, args.rows), on_message=on_message, merge_base=args.onto,
+        base=args.base, rows=max(1, args.rows), on_message=on_message, merge_base=args.merge_base,
     )  # fmt: skip
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
     return ExitCode.DONE

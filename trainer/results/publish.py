@@ -25,7 +25,7 @@ from trainer.adapters.methods import saved_format
 from trainer.config import TrainerConfig, load_config
 from trainer.exit_codes import ExitCode, TrainerError
 from trainer.pages import report
-from trainer.pages.run_files import MALFORMED
+from trainer.pages.run_files import MALFORMED, build_report
 from trainer.results.base_name import BaseName, public_base_name, without_local_paths
 from trainer.results.export import export
 
@@ -283,7 +283,7 @@ def _warning(base: BaseName, *, merged: bool) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what is published where."""
+    """Declare what to publish, and the repository."""
     parser.add_argument("--run-dir", type=Path, required=True, help="what the run left behind")
     parser.add_argument("--repo", required=True, help="NAME/MODEL on the hub")
     parser.add_argument("--folder", type=Path, help="a merged model instead of the adapter")
@@ -307,7 +307,7 @@ def run(args: argparse.Namespace) -> int:
     base = public_base_name(config.model.id, args.run_dir, **called)
     merged = args.folder is not None
     text = _checked_card(
-        lambda: model_card(config, report.build(args.run_dir, facts), base=base, merged=merged)
+        lambda: model_card(config, build_report(args.run_dir, facts), base=base, merged=merged)
     )
     repository = Repository(
         repo_id=args.repo, token=token, endpoint=args.endpoint, private=not args.public

@@ -239,8 +239,8 @@ def cheapest_threshold(probabilities: Floats, right: Bools, cost: CostTable) -> 
     Tried are all cuts between neighbouring probabilities, never to answer and always to answer.
     Choose it on validation rows, and use it on others.
     """
-    order = np.argsort(-probabilities, kind="stable")
-    ranked, truth = probabilities[order], right[order].astype(float)
+    ranking = np.argsort(-probabilities, kind="stable")
+    ranked, truth = probabilities[ranking], right[ranking].astype(float)
     hits = np.append(0.0, np.cumsum(truth))
     alarms = np.append(0.0, np.cumsum(1 - truth))
     totals = cost.miss * (truth.sum() - hits) + cost.false_alarm * alarms

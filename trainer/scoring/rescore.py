@@ -66,7 +66,7 @@ def rescore(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what is scored."""
+    """Declare the run and the adapter to score."""
     parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
     parser.add_argument("--adapter", type=Path, help="directory of an adapter; without: the base")
 

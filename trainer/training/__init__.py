@@ -1,1 +1,1 @@
-"""The training loop and what it needs: its context and its validation."""
+"""The training loop with its context, its objective and its validation."""

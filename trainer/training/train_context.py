@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from trainer.adapters.method import AdapterMethod
+from trainer.adapters.adapter_method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.device.determinism import Determinism
 from trainer.eviction import PreemptionFlag

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.adapters.method import AdapterMethod
+from trainer.adapters.adapter_method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.errors import Preempted
 from trainer.eviction import PreemptionFlag

@@ -218,7 +218,7 @@ def test_machine_can_agree_to_go_now() -> None:
     assert agreed == [True]
 
 
-def test_nonsense_on_the_wire_is_survived() -> None:
+def test_nonsense_requests_are_survived() -> None:
     """What is no HTTP is answered with a 400 or nothing, and the next request is served."""
 
     async def play() -> list[bytes]:
@@ -279,7 +279,7 @@ def asked_by_processes(*users: str, **changes: Any) -> list[str]:
         service = MetadataService(**(settings | changes))
         server = await service.serve()
         port = server.sockets[0].getsockname()[1]
-        said = []
+        statuses = []
         for user in users:
             ask = partial(
                 subprocess.run,
@@ -288,10 +288,10 @@ def asked_by_processes(*users: str, **changes: Any) -> list[str]:
                 text=True,
                 check=True,
             )
-            said.append((await asyncio.to_thread(ask)).stdout.strip())
+            statuses.append((await asyncio.to_thread(ask)).stdout.strip())
         server.close()
         await server.wait_closed()
-        return said
+        return statuses
 
     return asyncio.run(play())
 

@@ -28,7 +28,7 @@ UP = RunState(
     run_id="run-1", offer=OFFER, vm=VM, generation=1, up=True, vm_started_s=NOW_S, steps=50
 )
 
-powers = st.sampled_from(list(PowerState))
+power_states = st.sampled_from(list(PowerState))
 jobs = st.none() | st.builds(
     JobView,
     phase=st.sampled_from(list(JobPhase)),
@@ -40,7 +40,7 @@ jobs = st.none() | st.builds(
 )
 observations = st.none() | st.builds(
     Observation,
-    power=powers,
+    power=power_states,
     host=st.sampled_from(["", "h"]),
     stop_reason=st.none() | st.sampled_from(list(StopReason)),
 )
@@ -158,13 +158,13 @@ def test_a_disk_that_is_ahead_is_worth_more_tries() -> None:
     assert isinstance(decide(level, seen, RunPlan(goal=Goal.RUN), NOW_S), act.Delete)
 
 
-def test_switched_off_from_inside_is_deallocated_because_it_still_bills() -> None:
+def test_powered_off_from_inside_is_deallocated_because_it_still_bills() -> None:
     """`shutdown` on the machine does not end the bill; deallocating does."""
     off = Observation(power=PowerState.STOPPED, stop_reason=StopReason.USER)
-    known = replace(UP, up=False)
+    stopped = replace(UP, up=False)
 
     assert isinstance(
-        decide(known, Seen(machine=off), RunPlan(goal=Goal.RUN), NOW_S), act.Deallocate
+        decide(stopped, Seen(machine=off), RunPlan(goal=Goal.RUN), NOW_S), act.Deallocate
     )
 
 
@@ -233,13 +233,13 @@ def test_switches_are_renewed_before_they_strike() -> None:
     vm = Observation(power=PowerState.RUNNING, host="h")
 
     def acts_at(state: RunState, age_s: float) -> bool:
-        known = replace(
+        stopped = replace(
             UP,
             safeguards_set_at_s=state.safeguards_set_at_s,
             safeguards_until_s=state.safeguards_until_s,
             prepared=True,
         )
-        return decide(known, Seen(machine=vm), plan, NOW_S + age_s) == act.SetSafeguards()
+        return decide(stopped, Seen(machine=vm), plan, NOW_S + age_s) == act.SetSafeguards()
 
     assert [acts_at(day, hours * 3600) for hours in (5, 7, -7)] == [False, True, True]
     assert [acts_at(hour, minutes * 60) for minutes in (20, 31)] == [False, True]
@@ -248,10 +248,10 @@ def test_switches_are_renewed_before_they_strike() -> None:
 
 def test_lack_of_a_familys_quota_leaves_the_other_cards_of_the_region() -> None:
     """No quota for T4 machines rules out all of them there, zones too, and not the A10."""
-    said = "the account's Standard NCASv3_T4 Family Cores quota in eastus is too small"
+    message = "the account's Standard NCASv3_T4 Family Cores quota in eastus is too small"
     t4 = replace(OFFER, provider="azure", region="eastus", size="Standard_NC4as_T4_v3")
     quota = ErrorKind.OVER_QUOTA
-    refusal = Refusal(place=t4.place, size=t4.size, kind=quota, message=said, at_s=NOW_S)
+    refusal = Refusal(place=t4.place, size=t4.size, kind=quota, message=message, at_s=NOW_S)
     state = RunState(run_id="run-1", refusals=(refusal,))
     bigger = replace(t4, size="Standard_NC8as_T4_v3", zone="1")
     a10 = replace(t4, size="Standard_NV36ads_A10_v5")

@@ -39,7 +39,7 @@ SLEEPERS = {"301", "302", "303", "304", "305", "306", "308"}  # 307 comes after 
 
 @pytest.fixture
 def subject(tmp_path: Path) -> Iterator[Subject]:
-    """A machine that by itself announces its end an hour before, switched off; ended afterwards."""
+    """A machine that by itself announces its end an hour before, powered off; ended afterwards."""
     subject = Subject.make(tmp_path, notice_s=3600.0)
     yield subject
     subject.machine.power_off("user")
@@ -49,19 +49,19 @@ def subject(tmp_path: Path) -> Iterator[Subject]:
 class Crowd:
     """A machine full of processes that hide in every way we know."""
 
-    guest: psutil.Process
+    vm_process: psutil.Process
     processes: set[psutil.Process]
 
     @classmethod
     def gather(cls, subject: Subject) -> Crowd:
         """Let them in, and see that each is there, with some of the breed."""
         record = json.loads((subject.machine.directory / "guest.json").read_text())
-        guest = psutil.Process(record["pid"])
+        vm_process = psutil.Process(record["pid"])
         client = subject.enter()
         for command in HIDERS.values():
             client.exec_command(command)
-        until(lambda: is_gathered(guest.children(recursive=True)))
-        return cls(guest, {guest, *guest.children(recursive=True)})
+        until(lambda: is_gathered(vm_process.children(recursive=True)))
+        return cls(vm_process, {vm_process, *vm_process.children(recursive=True)})
 
     def living(self) -> list[list[str]]:
         """Which of them can still do anything."""
@@ -190,7 +190,7 @@ def test_eviction_needs_nobody(subject: Subject) -> None:
 
 
 def test_scripted_eviction_comes_by_itself(subject: Subject) -> None:
-    """A life that is to be evicted after a while is, and the next one is not."""
+    """A boot that is to be evicted after a while is, and the next one is not."""
     spec = subject.machine.spec()
     assert spec is not None
     data = json.loads((subject.machine.directory / "spec.json").read_text())
@@ -227,7 +227,7 @@ def test_machine_may_end_before_it_is_up(tmp_path: Path, how: str) -> None:
     )
 
 
-def test_next_life_has_the_disk_and_the_key(subject: Subject) -> None:
+def test_next_boot_has_the_disk_and_the_key(subject: Subject) -> None:
     """After an end the machine starts again with its files, behind the key that was pinned."""
     subject.up()
     execute(subject.enter(), "echo kept > file")
@@ -239,7 +239,7 @@ def test_next_life_has_the_disk_and_the_key(subject: Subject) -> None:
     assert execute(subject.enter(), "cat file") == (0, b"kept\n", b"")
 
 
-def test_environment_is_settled_for_all_lives(
+def test_environment_is_the_same_for_all_boots(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine started again from a shell with other settings computes as it did before."""
@@ -253,11 +253,11 @@ def test_environment_is_settled_for_all_lives(
     assert b"NUM_THREADS=7" not in out
 
 
-def test_vanished_guest_is_no_running_machine(subject: Subject) -> None:
-    """If the guest is killed from outside, the machine is dead, with everything in it."""
+def test_vanished_process_is_no_running_machine(subject: Subject) -> None:
+    """If its own process is killed from outside, a machine is dead, with everything in it."""
     subject.up()
     crowd = Crowd.gather(subject)
-    crowd.guest.kill()
+    crowd.vm_process.kill()
 
     state = subject.wait_for(MachinePower.DEAD)
 
@@ -268,8 +268,8 @@ def test_vanished_guest_is_no_running_machine(subject: Subject) -> None:
     assert subject.up().boot == 2
 
 
-def test_guest_that_cannot_play_says_why(subject: Subject) -> None:
-    """A guest that fails on its own leaves its last words to whoever looks."""
+def test_process_that_cannot_boot_logs_why(subject: Subject) -> None:
+    """A process that fails on its own leaves its last line of output in the look at the machine."""
     subject.machine.host_key.write_text("no key")
 
     subject.machine.power_on()
@@ -287,8 +287,8 @@ def test_guest_that_cannot_play_says_why(subject: Subject) -> None:
     assert "KeyImportError" in state.detail
 
 
-def test_reused_process_number_is_no_guest(subject: Subject) -> None:
-    """Another living process under the guest's number does not make a machine run."""
+def test_reused_process_number_is_no_machine(subject: Subject) -> None:
+    """Another living process of the same number does not make a machine run."""
     subject.up()
     file = subject.machine.directory / "guest.json"
     record = json.loads(file.read_text())
@@ -300,12 +300,12 @@ def test_reused_process_number_is_no_guest(subject: Subject) -> None:
     assert subject.wait_for(MachinePower.DEAD).reason == "failed"
 
 
-def test_terminated_guest_takes_all_along(subject: Subject) -> None:
-    """A guest that is asked to end, as when the computer shuts down, leaves nothing running."""
+def test_terminated_process_takes_all_along(subject: Subject) -> None:
+    """A process that is asked to end, as when the computer shuts down, leaves nothing running."""
     subject.up()
     crowd = Crowd.gather(subject)
 
-    crowd.guest.terminate()
+    crowd.vm_process.terminate()
 
     until(lambda: crowd.living() == [])
     assert subject.machine.state().power is MachinePower.DEAD
@@ -321,8 +321,8 @@ def test_deleted_machine_ends_by_itself(subject: Subject) -> None:
     until(lambda: crowd.living() == [])
 
 
-def test_life_has_one_guest(subject: Subject) -> None:
-    """A second guest for a life that is being played leaves at once."""
+def test_boot_has_one_process(subject: Subject) -> None:
+    """A second process for a boot that has one ends at once."""
     subject.up()
     environ = {**os.environ, "QFT_VM": subject.mark, "QFT_GUEST": "1"}
     argv = ["-m", "infra.local.vm_process", "--dir", str(subject.machine.directory), "--boot", "1"]
@@ -333,8 +333,8 @@ def test_life_has_one_guest(subject: Subject) -> None:
     assert subject.machine.state().power is MachinePower.ON
 
 
-def test_guest_of_a_past_life_leaves(subject: Subject) -> None:
-    """A guest that comes up after its life was ended touches nothing and leaves."""
+def test_process_of_an_earlier_boot_ends(subject: Subject) -> None:
+    """A process that comes up after its boot was ended touches nothing and ends."""
     subject.machine.power_on()
     subject.machine.power_off("user")
     (subject.machine.directory / "guest.json").unlink(missing_ok=True)  # it may have been quick
@@ -366,20 +366,20 @@ def test_full_disk_does_not_keep_a_machine_alive(
 
 
 def test_orphans_are_buried(subject: Subject) -> None:
-    """A detached process that has ended does not stay a zombie of the guest for ever."""
+    """A detached process that has ended does not stay a zombie for ever."""
     subject.up()
-    guest = psutil.Process(
+    vm_process = psutil.Process(
         json.loads((subject.machine.directory / "guest.json").read_text())["pid"]
     )
 
     execute(subject.enter(), "setsid sh -c 'setsid sleep 0.1 & exit' </dev/null >/dev/null 2>&1")
     time.sleep(0.3)
 
-    until(lambda: guest.children() == [])
+    until(lambda: vm_process.children() == [])
 
 
 def test_machine_outlives_its_maker(tmp_path: Path) -> None:
-    """A machine switched on by a process that is killed runs on, in a session of its own."""
+    """A machine powered on by a process that is killed runs on, in a session of its own."""
     subject = Subject.make(tmp_path)
     script = (
         "import os, pathlib, signal, sys\nfrom infra.local.machine import Machine\n"
@@ -393,7 +393,9 @@ def test_machine_outlives_its_maker(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
     )
     with maker:
-        output = maker.communicate(timeout=60)[0]  # ends only if the guest holds no pipe of ours
+        output = maker.communicate(timeout=60)[
+            0
+        ]  # ends only if the machine's process has no pipe of ours
 
     subject.wait_for(MachinePower.ON)
     subject.machine.power_off("user")

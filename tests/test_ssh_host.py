@@ -76,15 +76,15 @@ class TestHost(ProviderContract):
         harness.listener.close()
 
 
-def test_host_is_what_the_user_said(harness: HostHarness) -> None:
+def test_host_is_the_one_in_the_settings(harness: HostHarness) -> None:
     """Address, user and pinned key come from the settings; the price is nothing."""
     provider = harness.provider()
 
     vm = provider.create(make_spec(provider, region="yours"))
 
-    said = harness.settings
-    assert (vm.host, vm.port, vm.user) == (said.host, said.port, said.user)
-    assert vm.host_public_key == said.host_public_key
+    settings = harness.settings
+    assert (vm.host, vm.port, vm.user) == (settings.host, settings.port, settings.user)
+    assert vm.host_public_key == settings.host_public_key
     assert vm.price_usd_per_h == 0.0
     assert not provider.traits.rents
 
@@ -147,3 +147,17 @@ def test_the_offer_takes_any_gpu(harness: HostHarness) -> None:
     (offer,) = harness.provider().offers(Want(gpu="B300", max_price_usd_per_h=0.01))
 
     assert (offer.spot_usd_per_h, offer.blocked_by) == (0.0, "")
+
+
+def test_what_a_provider_lacks_does_nothing(harness: HostHarness) -> None:
+    """Without safeguards, firewall, price cap or log, nothing is set, missing, changed or known."""
+    provider = harness.provider()
+    vm = provider.create(make_spec(provider, region="yours"))
+
+    assert provider.traits.has_safeguards is False
+    assert provider.set_safeguards(vm, until_s=1.0) == []
+    assert provider.preview_safeguards(Want(), until_s=1.0) == []
+    assert provider.allow_caller_ip(vm) is False
+    assert provider.update_max_price(vm, 0.5) == 0.5
+    assert provider.stop_reason_from_log(vm, after_s=0.0, before_s=1.0) is None
+    assert provider.billed_until_s(vm) is None

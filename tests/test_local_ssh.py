@@ -105,7 +105,7 @@ def test_command_starts_at_home_in_a_clean_environment(
     assert (environ["USER"], environ["LANG"]) == ("qft", "C.UTF-8")
 
 
-def test_the_guest_itself_holds_no_secret(client: paramiko.SSHClient) -> None:
+def test_the_machines_process_holds_no_secret(client: paramiko.SSHClient) -> None:
     """A command that reads its parent's environment finds nothing of the caller there either."""
     _, out, _ = execute(client, "cat /proc/$PPID/environ")
 
@@ -244,11 +244,15 @@ def test_openssh_client_works(subject: Subject, tmp_path: Path) -> None:
     program = shutil.which("ssh")
     assert program is not None, "the tests need OpenSSH's client"
     port = subject.machine.state().ssh_port
-    known = tmp_path / "known_hosts"
+    known_hosts = tmp_path / "known_hosts"
 
     def ssh(host_key: str) -> subprocess.CompletedProcess[str]:
-        known.write_text(f"[127.0.0.1]:{port} {host_key}\n")
-        options = ["StrictHostKeyChecking=yes", f"UserKnownHostsFile={known}", "BatchMode=yes"]
+        known_hosts.write_text(f"[127.0.0.1]:{port} {host_key}\n")
+        options = [
+            "StrictHostKeyChecking=yes",
+            f"UserKnownHostsFile={known_hosts}",
+            "BatchMode=yes",
+        ]
         argv = [program, "-F", "/dev/null", "-i", str(subject.user_key), "-p", str(port)]
         argv += [part for option in options for part in ("-o", option)]
         argv += ["qft@127.0.0.1", "cat; exit 4"]

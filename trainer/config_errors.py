@@ -1,0 +1,70 @@
+"""Turns pydantic's errors into lines that a person can act on, and lists the keys of tables."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+
+def describe_errors(
+    error: ValidationError,
+    model: type[BaseModel],
+    *,
+    explain: Callable[[ErrorDetails, str], str] = lambda _details, message: message,
+    shorten: Callable[[str], str] = str,
+) -> list[str]:
+    """Say each error of a failed check in one line: `table.field: what is wrong`.
+
+    An unknown key comes with the nearest key that `model` has there, or with all of them. `explain`
+    may add to a message of pydantic's, `shorten` cuts an unknown key.
+    """
+    found: dict[str, list[str]] = {}
+    for details in error.errors(include_url=False):
+        path = [str(part) for part in details["loc"]]
+        if details["type"] == "extra_forbidden":
+            place, keys = ".".join(map(shorten, path)), keys_at(model, path[:-1])
+            near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.6)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            if keys and not near:
+                hint = f"; known keys are {', '.join(keys)}"
+            message = f"unknown key{hint}"
+        else:
+            place = ".".join(_written_path(model, path)) or "config"
+            message = explain(details, details["msg"].removeprefix("Value error, "))
+        found.setdefault(place, []).append(message)
+    return [f"{place}: {', or '.join(dict.fromkeys(lines))}" for place, lines in found.items()]
+
+
+def _written_path(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Return the part of a path that the user wrote; beyond it pydantic names union branches."""
+    kept: list[str] = []
+    for part in path:
+        if part not in keys_at(model, kept) and not (part.isdigit() and kept):
+            break
+        kept.append(part)
+    return kept
+
+
+def keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """List the keys of the table at `path` below `model`; empty if there is no such table."""
+    table: type[BaseModel] | None = model
+    for part in path:
+        if table is not None:
+            table.model_rebuild()  # a table that names a later one knows it from then on
+        field = table.model_fields.get(part) if table else None
+        table = table_of(field.annotation) if field else None
+    return list(table.model_fields) if table else []
+
+
+def table_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the table behind a field's type, also behind `Table | None`."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
