@@ -175,7 +175,7 @@ def _quoted(value: object) -> str:
 def _read(path: Path) -> list[Mapping[str, Any]]:
     """Read the rows of a file. Raises UsageError with everything that is wrong with it."""
     from trainer.data.rows import read_rows
-    from trainer.exit_codes import DataError
+    from trainer.errors import DataError
 
     try:
         rows = read_rows(path)

@@ -16,8 +16,7 @@ from support.tiny import evaluation, make_config, make_model, make_tokenizer
 from trainer.config import CostTable, EvalTable, TrainerConfig
 from trainer.data.codec import Codec, Example
 from trainer.data.template import Template
-from trainer.errors import DoesNotFit
-from trainer.exit_codes import DataError
+from trainer.errors import DataError, DoesNotFit
 from trainer.scoring.answers import all_answers, possible_answers, read_answer, write_answer
 from trainer.scoring.baselines import select_demonstrations, with_demonstrations
 from trainer.scoring.constrained import Decoder, Trie, batches_by_length, eval_mode, run_in_batches

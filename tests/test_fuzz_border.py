@@ -46,7 +46,7 @@ from remote.remote_script import read_answer
 from remote.ssh import Host
 from remote.sync import manifest, replies
 from trainer.adapters.settings import read_settings
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.eviction import preemption_in
 from trainer.rundir.status import last_step
 from trainer.saving.manifest import (

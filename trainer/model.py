@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 
 from trainer.adapters import methods, quantise
 from trainer.adapters.settings import TENSORS, read_settings
-from trainer.config import ConfigError, ModelTable, TrainerConfig, TrainTable
+from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.precision import Precision, choose_precision
-from trainer.errors import DoesNotFit
+from trainer.errors import ConfigError, DoesNotFit
 from trainer.hub import hub_is_silent, is_hub_id
 from trainer.method_table import MethodTable, Quant
 from trainer.schedule import derive_seed

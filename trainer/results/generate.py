@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer import hub
-from trainer.config import ConfigError, TrainerConfig, load_config
+from trainer.config import TrainerConfig, load_config
 from trainer.data.codec import Codec, TooLongError
 from trainer.data.examples import encode_prompt, padding_id
 from trainer.data.template import Template
+from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer import hub
-from trainer.config import ConfigError, load_config
+from trainer.config import load_config
 from trainer.device.determinism import make_deterministic, set_threads
+from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
 from trainer.model import load_for_inference
 from trainer.rundir.layout import CONFIG, resolve
