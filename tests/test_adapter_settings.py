@@ -11,7 +11,7 @@ import pytest
 
 from trainer.__main__ import main
 from trainer.adapters.settings import AdapterSettings, read_settings
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.model import load_adapter
 
 HONEST: dict[str, Any] = {

@@ -18,7 +18,7 @@ from commands.runs.config import check_data_and_model, load, require_weights
 from commands.ui.errors import UsageError
 from trainer.data.placeholder_files import describe_placeholder
 from trainer.data.rows import read_rows
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 
 LFS = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 269060552\n"

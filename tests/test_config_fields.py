@@ -21,9 +21,9 @@ from support.rig import outcome, rig, saves_in_step
 
 from trainer import config as tables
 from trainer import model as models
-from trainer.config import ConfigError, load_config
+from trainer.config import load_config
 from trainer.config_errors import table_of
-from trainer.exit_codes import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job
 from trainer.saving.interval import choose_interval

@@ -16,7 +16,7 @@ from tokenizers import normalizers
 from trainer.config import DataTable
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import collate, encode_prompt, load_examples, padding_id
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 
 FRAMES = list(itertools.product(KINDS, (True, False), (True, False), (True, False)))
 

@@ -12,7 +12,7 @@ from support.tokenizers_built import KINDS, build
 from trainer.config import DataTable
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import load_examples
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 
 CHATML = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"

@@ -21,7 +21,7 @@ from trainer.data import rows
 from trainer.data.convert import convert
 from trainer.data.converters import FORMATS, TOXIC, ConversionStats, ConvertOptions
 from trainer.data.rows import READERS, Row, read_rows
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 
 PIECES = (1, 2, 3, 7, 64, 8191, 8192, 8193)
 NASTY = 'ends here" \n\n,"¡señor! 你好 \U0001f9e8"",\r\n\u0085\u2028 and "" so on'

@@ -21,7 +21,7 @@ from trainer.data.converters import (
     PublishedFormat,
 )
 from trainer.data.split import find_duplicates, is_held_out
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 
 
 def converted(

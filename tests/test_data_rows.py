@@ -11,7 +11,7 @@ import pytest
 
 from trainer.data.rows import read_rows
 from trainer.data.template import Template, TemplateError
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 
 
 def test_a_csv_cell_may_span_lines_and_numbers_count_rows(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from support.rig import Rig, rig
 from trainer.__main__ import main
 from trainer.adapters import methods
 from trainer.adapters.dylora import DyLora, compare_ranks, cut, draw_rank, ranks_to_compare
-from trainer.config import ConfigError
 from trainer.data.examples import collate
+from trainer.errors import ConfigError
 from trainer.loss import summed_cross_entropy
 from trainer.results.export import export
 from trainer.training.objective import mean_loss

@@ -16,8 +16,7 @@ from support.tiny import evaluation, make_config, make_model, make_tokenizer
 from trainer.config import CostTable, EvalTable, TrainerConfig
 from trainer.data.codec import Codec, Example
 from trainer.data.template import Template
-from trainer.errors import DoesNotFit
-from trainer.exit_codes import DataError
+from trainer.errors import DataError, DoesNotFit
 from trainer.scoring.answers import all_answers, possible_answers, read_answer, write_answer
 from trainer.scoring.baselines import select_demonstrations, with_demonstrations
 from trainer.scoring.constrained import Decoder, Trie, batches_by_length, eval_mode, run_in_batches
@@ -295,7 +294,7 @@ def test_a_result_stands_beside_its_baselines(llama: Any, tmp_path: Path) -> Non
 
 def test_the_base_is_prompted_with_demonstrations_too(llama: Any, tmp_path: Path) -> None:
     """Few-shot figures stand beside the baselines, from the same draw each time."""
-    run_dir, config = evaluation(tmp_path, shots=3)
+    run_dir, config = evaluation(tmp_path, few_shot=3)
     found = [
         run(run_dir, config, llama, make_tokenizer(), stage="before", on_progress=lambda *_: None)
         for _ in range(2)

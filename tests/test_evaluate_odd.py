@@ -13,7 +13,8 @@ import torch
 from pydantic import ValidationError
 from support.tiny import evaluation, make_model, make_tokenizer
 
-from trainer.config import ConfigError, EvalTable
+from trainer.config import EvalTable
+from trainer.errors import ConfigError
 from trainer.pages.report import as_page
 from trainer.pages.run_files import build_report
 from trainer.scoring.answers import label_problem, read_answer, require_apart, write_answer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.results.base_name import BaseName, public_base_name, without_local_paths
 
 

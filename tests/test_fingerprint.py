@@ -11,7 +11,8 @@ import pytest
 from support import tiny
 
 from trainer.__main__ import main
-from trainer.config import ConfigError, TrainerConfig, load_config
+from trainer.config import TrainerConfig, load_config
+from trainer.errors import ConfigError
 from trainer.rundir.fingerprint import (
     CHANGEABLE,
     compare,

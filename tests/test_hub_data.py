@@ -22,7 +22,7 @@ from commands.runs.payload import build_payload
 from trainer.__main__ import main
 from trainer.config import DataTable, TrainerConfig
 from trainer.data.rows import read_rows
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 from trainer.hub import HubFile, Shards, fetch, parse, rely_on_cache
 from trainer.rundir.layout import data_facts
 

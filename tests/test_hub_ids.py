@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from commands.runs.config import check_data_and_model, load
 from commands.ui.errors import UsageError
-from trainer.config import ConfigError, ModelTable
+from trainer.config import ModelTable
+from trainer.errors import ConfigError
 from trainer.hub import is_hub_id
 from trainer.model import find_source
 

@@ -18,7 +18,7 @@ from support.tokenizers_built import KINDS, build
 from trainer.config import DataTable
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import load_examples
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 
 FRAMES = list(itertools.product(KINDS, (True, False), (True, False), (True, False)))
 WAYS = ("template", "template with BOS", "markers", "chat", "chat with BOS", "encoder-decoder")

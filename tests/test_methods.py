@@ -13,7 +13,7 @@ from support.rig import Rig, outcome, restored, rig, twin_of
 
 from trainer import model as models
 from trainer.adapters import methods
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.method_table import MethodKind, MethodTable, Quant
 from trainer.results.export import export
 

@@ -13,8 +13,8 @@ from support.rig import outcome, restored, rig, twin_of
 
 from trainer import model as models
 from trainer.adapters import methods
-from trainer.config import ConfigError
 from trainer.data.examples import collate
+from trainer.errors import ConfigError
 from trainer.method_table import MethodTable
 from trainer.results.export import export
 

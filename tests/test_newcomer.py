@@ -21,7 +21,7 @@ from commands.ui.console import LiveConsole, PlainConsole, make_console
 from commands.ui.errors import UsageError
 from infra.durable import write_bytes
 from trainer.data.rows import read_rows
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 
 HEAD, LABELS = ("text", "label"), ("negative", "neutral", "positive")
 

@@ -14,7 +14,7 @@ from support.rig import Rig, rig
 
 from trainer.adapters import methods
 from trainer.adapters.nola import Basis, expand, walsh
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.results.merge import merge
 
 BITS = (1 << 64) - 1

@@ -14,8 +14,9 @@ from transformers.models.falcon.modeling_falcon import FalconLinear
 
 from trainer import model as models
 from trainer.adapters import quantise
-from trainer.config import ConfigError, PrecisionChoice
+from trainer.config import PrecisionChoice
 from trainer.device.precision import Precision
+from trainer.errors import ConfigError
 from trainer.method_table import MethodKind, MethodTable
 
 

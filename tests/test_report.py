@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 from support.pages import read
+from support.reports import run_dir
 
 from trainer.__main__ import main
 from trainer.pages import html, report
 from trainer.pages.run_files import build_report
+
+__all__ = ["run_dir"]  # a fixture of another file, found by its name here
 
 
 def test_the_figures_are_those_of_the_files(run_dir: Path) -> None:

@@ -18,10 +18,10 @@ import pytest
 from support import tiny
 
 from trainer.__main__ import COMMANDS, Command, main
-from trainer.config import ConfigError, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.config_errors import keys_at, table_of
-from trainer.errors import Busy, Preempted
-from trainer.exit_codes import DataError, ExitCode
+from trainer.errors import Busy, ConfigError, DataError, Preempted
+from trainer.exit_codes import ExitCode
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ from support.models import gpt2
 from support.rig import outcome_tensors, rig
 
 from trainer import model as models
-from trainer.config import ConfigError, ModelTable, PrecisionChoice, TrainTable
+from trainer.config import ModelTable, PrecisionChoice, TrainTable
 from trainer.data.examples import collate
 from trainer.device.precision import choose_precision
+from trainer.errors import ConfigError
 from trainer.method_table import MethodTable
 
 QLORA = {"kind": "qlora", "quant": "nf4", "dropout": 0.0}

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
-from trainer.errors import Preempted
-from trainer.exit_codes import ExitCode, TrainerError
+from trainer.errors import Preempted, TrainerError
+from trainer.exit_codes import ExitCode
 from trainer.job.job import prepare_environment
 from trainer.text import print_line
 

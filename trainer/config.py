@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from trainer import hub
 from trainer.config_errors import describe_errors
-from trainer.exit_codes import ExitCode, TrainerError
+from trainer.errors import ConfigError
 from trainer.method_table import MethodTable
 from trainer.text import bare
 
@@ -297,13 +297,6 @@ class TrainerConfig(BaseModel):
         if self.train.validate_every is not None and self.data.eval is None:
             raise ValueError("`train.validate_every` needs held-out rows: name them in `data.eval`")
         return self
-
-
-class ConfigError(TrainerError):
-    """The config cannot be used; the message lists every fault."""
-
-    exit_code = ExitCode.BAD_CONFIG
-    heading = "the config cannot be used"
 
 
 def load_config(path: Path) -> TrainerConfig:

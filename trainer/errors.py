@@ -1,18 +1,56 @@
-"""The errors that end a job; each stands for an exit code of `exit_codes.py`.
+"""The errors that end a command of the trainer, each with its exit code.
 
-Preempted    the machine goes away; the state is saved, start again elsewhere
-Busy         another trainer works here
-OSError      the disk or the network failed; whole checkpoints stand
-DataError    rows must change (defined in `rows.py`)
-ConfigError  settings must change (defined in `config.py`)
-├── DoesNotFit   even one sequence exceeds the device's memory
-└── Diverged     the training left the finite numbers
+Preempted          the machine goes away; the state is saved, start again elsewhere
+OSError            the disk or the network failed; whole checkpoints stand
+TrainerError
+├── Busy           another trainer works here
+├── DataError      rows must change
+└── ConfigError    settings must change
+    ├── DoesNotFit   even one sequence exceeds the device's memory
+    └── Diverged     the training left the finite numbers
 """
 
 from __future__ import annotations
 
-from trainer.config import ConfigError
-from trainer.exit_codes import ExitCode, TrainerError
+from collections.abc import Sequence
+from typing import ClassVar
+
+from trainer.exit_codes import ExitCode
+
+PROBLEMS_SHOWN_MAX = 20
+
+
+class TrainerError(Exception):
+    """Ends a command with `exit_code`; its text, one line a problem, says what to change."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BAD_CONFIG
+    heading: ClassVar[str] = ""  # above the problems in the log of a job
+
+    def __init__(self, problems: Sequence[str] | str = ()) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(TrainerError):
+    """The data cannot be trained on; `problems` are all that were found, the text the first twenty.
+
+    Repeating the run cannot help, mending the data can.
+    """
+
+    exit_code = ExitCode.BAD_DATA
+    heading = "the data cannot be used"
+
+    def __str__(self) -> str:
+        shown = self.problems[:PROBLEMS_SHOWN_MAX]
+        hidden = len(self.problems) - len(shown)
+        return "\n".join([*shown, *([f"... and {hidden} more"] if hidden else [])])
+
+
+class ConfigError(TrainerError):
+    """The config cannot be used; the message lists every fault."""
+
+    exit_code = ExitCode.BAD_CONFIG
+    heading = "the config cannot be used"
 
 
 class Preempted(Exception):  # noqa: N818 - an order from outside, not an error

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 
 PREFIX = "hub:"
 PLACE = "https://huggingface.co"  # unless HF_ENDPOINT names another

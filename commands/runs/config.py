@@ -205,7 +205,7 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
     """
     from trainer.data.rows import read_rows
     from trainer.data.template import MissingFieldError, Template, TemplateError
-    from trainer.exit_codes import DataError
+    from trainer.errors import DataError
 
     faults: list[str] = []
     table = loaded.config.data

@@ -15,7 +15,7 @@ from commands.ui.errors import UsageError
 from infra.run.fold import fold
 from infra.run.journal import Kind, read
 from infra.run.state import RunState
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.rundir.fingerprint import file_sha256, permitted_keys
 
 PLACES = ("model.id", "model.revision")

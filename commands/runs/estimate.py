@@ -17,7 +17,7 @@ from trainer.data.template import MissingFieldError, Template, TemplateError
 from trainer.device.gpus import GPUS, Gpu
 from trainer.device.memory import estimate_training
 from trainer.device.shapes import UnknownShapeError
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 from trainer.text import MINUTE_S, duration
 from trainer.untrusted import NotPlain, parse
 

@@ -32,7 +32,7 @@ from remote.sync.api import pull, push
 from remote.sync.plan import Progress, SyncOptions
 from remote.sync.transfer import require_sftp
 from trainer.adapters.settings import read_settings
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
 
 CONNECT_TIMEOUT_S = 20.0

@@ -268,7 +268,7 @@ def gpu_of(size: str) -> dict[str, Any]:
     if "_a10_" in size:
         share = {"nv6ads": 4, "nv12ads": 8, "nv18ads": 12}.get(size.split("_")[1], 24)
         return {
-            "card": f"NVIDIA A10-{share}Q",
+            "gpu_name": f"NVIDIA A10-{share}Q",
             "cards": 2 if "nv72ads" in size else 1,
             "pci": "2236",
             "memory_mb": share * 1024 - 64,

@@ -21,7 +21,7 @@ import torch
 
 from trainer.adapters.adapter_method import AdapterMethod
 from trainer.adapters.settings import BYTES_MAX, CONFIG, RANK_MAX, TENSORS, load_tensors
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.method_table import MethodTable
 from trainer.schedule import derive_seed
 from trainer.untrusted import NotPlain, parse, table, whole

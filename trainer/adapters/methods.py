@@ -20,7 +20,8 @@ from trainer.adapters.adapter_method import AdapterMethod
 from trainer.adapters.dylora import DyLora
 from trainer.adapters.nola import Nola
 from trainer.adapters.settings import TENSORS, load_tensors, read_settings
-from trainer.config import ConfigError, TrainTable
+from trainer.config import TrainTable
+from trainer.errors import ConfigError
 from trainer.method_table import MethodKind, MethodTable, OptimizerKind
 
 OWN_METHODS: Mapping[MethodKind, Callable[..., AdapterMethod]] = MappingProxyType(

@@ -26,7 +26,7 @@ import torch
 
 from trainer.adapters.adapter_method import AdapterMethod
 from trainer.adapters.settings import read_settings
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.method_table import MethodTable
 from trainer.schedule import derive_seed
 from trainer.untrusted import parse, whole

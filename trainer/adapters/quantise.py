@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 
 
 class _Enough(Exception):  # noqa: N818 - no error, a way out

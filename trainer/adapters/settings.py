@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.untrusted import NotPlain, number, parse, text, texts, whole
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.data.template import Template
-from trainer.exit_codes import DataError, ExitCode, TrainerError
+from trainer.errors import DataError, TrainerError
+from trainer.exit_codes import ExitCode
 
 NOT_TRAINED = -100  # the label that cross_entropy ignores
 

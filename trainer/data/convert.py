@@ -27,7 +27,8 @@ from trainer.data.converters import (
     PublishedFormat,
 )
 from trainer.data.split import is_held_out, normalized, short_hash
-from trainer.exit_codes import DataError, ExitCode, TrainerError
+from trainer.errors import DataError, TrainerError
+from trainer.exit_codes import ExitCode
 
 NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 UNEVEN = 0.25  # a share of held-out rows this far from the one asked for is a warning

@@ -19,7 +19,7 @@ from typing import Any
 
 from trainer.data.rows import Row, stream_rows
 from trainer.data.split import duplicate_key, short_hash
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 
 ConvertedRow = dict[str, Any]
 TOXIC = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")

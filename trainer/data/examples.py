@@ -16,7 +16,7 @@ from trainer.data.chat import encode_conversation
 from trainer.data.codec import NOT_TRAINED, Codec, Example, TooLongError
 from trainer.data.rows import Row, read_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 from trainer.hub import Shards
 
 if TYPE_CHECKING:

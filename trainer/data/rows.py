@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import IO, Any
 
 from trainer.data.placeholder_files import describe_placeholder
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 from trainer.hub import Shards
 
 CELL_CHARACTERS_MAX = 1 << 30  # csv's own limit of 131,072 is too small for documents

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.exit_codes import ExitCode, TrainerError
+from trainer.errors import TrainerError
+from trainer.exit_codes import ExitCode
 
 
 class TemplateError(ValueError):

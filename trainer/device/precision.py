@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.config import ConfigError, PrecisionChoice
+from trainer.config import PrecisionChoice
+from trainer.errors import ConfigError
 
 BF16_SINCE = (8, 0)  # Ampere
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from trainer import model as models
 from trainer.atomic import RealDisk
-from trainer.config import ConfigError, load_config
+from trainer.config import load_config
+from trainer.errors import ConfigError
 from trainer.eviction import PreemptionFlag
 from trainer.exit_codes import ExitCode
 from trainer.job.context import JobContext, JobOptions

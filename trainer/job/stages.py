@@ -16,10 +16,10 @@ import torch
 from trainer import model as models
 from trainer.adapters import dylora, methods
 from trainer.atomic import RealDisk, replace_directory, replace_file
-from trainer.config import ConfigError, PrecisionChoice
+from trainer.config import PrecisionChoice
 from trainer.device.gpus import Gpu
 from trainer.device.micro_batch import choose_micro_batch
-from trainer.errors import Preempted
+from trainer.errors import ConfigError, Preempted
 from trainer.job.context import JobContext
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.rundir.fingerprint import compare

@@ -20,11 +20,12 @@ from typing import Any
 
 from trainer import hub
 from trainer.atomic import RealDisk, replace_file
-from trainer.config import ConfigError, EvalTable, TrainerConfig, load_config
+from trainer.config import EvalTable, TrainerConfig, load_config
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import Examples, load_examples
 from trainer.data.split import Duplicates, find_duplicates
-from trainer.exit_codes import DataError, ExitCode
+from trainer.errors import ConfigError, DataError
+from trainer.exit_codes import ExitCode
 from trainer.pages import html
 from trainer.rundir.layout import resolve
 from trainer.schedule import make_schedule

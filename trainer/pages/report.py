@@ -19,7 +19,8 @@ from typing import Any
 from markupsafe import Markup
 
 from trainer.atomic import RealDisk, replace_file
-from trainer.exit_codes import DataError, ExitCode
+from trainer.errors import DataError
+from trainer.exit_codes import ExitCode
 from trainer.pages import html
 from trainer.pages.run_files import MEAN_STEPS, Json, build_report, read, section_parts
 from trainer.text import duration

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.hub import is_hub_id
 
 CONFIGS = ("adapter_config.json", "config.json", "tokenizer_config.json")

@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.exit_codes import ExitCode, TrainerError
+from trainer.errors import TrainerError
+from trainer.exit_codes import ExitCode
 from trainer.hub import hub_is_silent
 
 if TYPE_CHECKING:  # fetching needs no torch, and loading it takes seconds

@@ -19,7 +19,7 @@ import torch
 from trainer.adapters.methods import saved_format
 from trainer.adapters.settings import CONFIG, TENSORS, read_settings
 from trainer.atomic import RealDisk, new_directory
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
 from trainer.text import positive
 

@@ -25,7 +25,7 @@ import torch
 from trainer.adapters.methods import saved_format
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TENSORS
 from trainer.atomic import RealDisk, new_directory
-from trainer.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
 from trainer.results.base_weights import (
     INDEX,

@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 
-from trainer.config import ConfigError, PrecisionChoice, TrainerConfig, load_config
+from trainer.config import PrecisionChoice, TrainerConfig, load_config
 from trainer.data.codec import Codec, Example
 from trainer.data.examples import load_examples, padding_id
 from trainer.device.precision import Precision
-from trainer.exit_codes import ExitCode, TrainerError
+from trainer.errors import ConfigError, TrainerError
+from trainer.exit_codes import ExitCode
 from trainer.method_table import MethodKind, MethodTable, Quant
 from trainer.results.base_weights import shard_names
 from trainer.results.quantized_base import MergeBase

@@ -23,7 +23,8 @@ from typing import Any
 from trainer import hub
 from trainer.adapters.methods import saved_format
 from trainer.config import TrainerConfig, load_config
-from trainer.exit_codes import ExitCode, TrainerError
+from trainer.errors import TrainerError
+from trainer.exit_codes import ExitCode
 from trainer.pages import report
 from trainer.pages.run_files import MALFORMED, build_report
 from trainer.results.base_name import BaseName, public_base_name, without_local_paths

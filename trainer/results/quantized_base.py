@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from trainer.config import ConfigError, PrecisionChoice, TrainerConfig, load_config
+from trainer.config import PrecisionChoice, TrainerConfig, load_config
 from trainer.device.precision import Precision
+from trainer.errors import ConfigError
 from trainer.method_table import Quant
 from trainer.results.base_weights import NoBaseError, stored_name
 from trainer.rundir.layout import CONFIG, RECEIPT, read_table

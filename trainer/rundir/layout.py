@@ -12,9 +12,8 @@ from pathlib import Path
 
 from trainer import hub, untrusted
 from trainer.atomic import Disk, restore_directory
-from trainer.config import ConfigError, TrainerConfig
-from trainer.errors import Busy
-from trainer.exit_codes import DataError
+from trainer.config import TrainerConfig
+from trainer.errors import Busy, ConfigError, DataError
 from trainer.hub import Shards
 from trainer.rundir.fingerprint import Facts, file_sha256, flatten_config
 

@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from trainer.config import ConfigError, EvalTable
+from trainer.config import EvalTable
+from trainer.errors import ConfigError
 from trainer.text import bare
 
 SETS_MAX = 256  # more sets of labels than this are not listed for constrained decoding

@@ -14,7 +14,7 @@ from trainer.config import EvalTable, TrainerConfig
 from trainer.data.codec import Example
 from trainer.data.examples import Examples, load_examples, load_texts
 from trainer.data.template import Template
-from trainer.exit_codes import DataError
+from trainer.errors import DataError
 from trainer.rundir.layout import resolve
 from trainer.scoring import metrics
 from trainer.scoring.answers import all_answers, label_problem, read_answer

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from trainer.config import ConfigError
 from trainer.data.codec import Codec
 from trainer.data.examples import padding_id
 from trainer.data.template import Template
+from trainer.errors import ConfigError
 from trainer.scoring import metrics
 from trainer.scoring.answers import Answer, read_answer, require_apart, write_answer
 from trainer.scoring.eval_set import EvalSet, indicator_matrix
