@@ -195,11 +195,11 @@ def _split(
     from trainer.data.split import is_held_out
     from trainer.data.template import Template
 
-    question_template = Template.parse(guess.prompt or f"{{{guess.messages}}}")
+    template = Template.parse(guess.prompt or f"{{{guess.messages}}}")
     share = max(HELD_OUT, min(HELD_OUT_MAX, SCORED_ROWS / len(rows)))
     sides: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
     for row in rows:
-        group = json.dumps([row[field] for field in question_template.fields], sort_keys=True)
+        group = json.dumps([row[field] for field in template.fields], sort_keys=True)
         sides[is_held_out(group, share=share, seed=SEED)].append(row)
     if not all(sides):
         raise UsageError(

@@ -96,21 +96,21 @@ def foretold(name: str) -> str:
     """
     recipe = load(name)
     settings = yaml.safe_load((EXAMPLES / name / "run.yaml").read_text(encoding="utf-8"))
-    told = forecast(recipe, settings)
+    estimate = estimate_recipe(recipe, settings)
     gpu, cap, budget = settings["vm"]["gpu"], settings["vm"]["max_price"], settings["budget"]
     catalog, size = cheapest_size(gpu)
     price = catalog.reference_spot(size)
-    hours = [told["hours"] * factor for factor in (1.0, 1 / HOURS_FACTOR, HOURS_FACTOR)]
+    hours = [estimate["hours"] * factor for factor in (1.0, 1 / HOURS_FACTOR, HOURS_FACTOR)]
     usual, low, high = (_span(each) for each in hours)
     spent = [f"{max(0.01, each * price):.2f}" for each in hours]
-    memory = told["memory_bytes"]["reserved"] / 1e9
-    rows = "1 row" if told["micro_batch"] == 1 else f"{told['micro_batch']} rows"
+    memory = estimate["memory_bytes"]["reserved"] / 1e9
+    rows = "1 row" if estimate["micro_batch"] == 1 else f"{estimate['micro_batch']} rows"
     limits = f"cap {cap:.2f}, budget {budget['usd']:.2f}"
     needs = (
-        f"{memory:.1f} GB of the {gpu}'s {told['gpu_bytes'] / 1e9:.1f}",
-        f"{rows} of {told['tokens']:,} tokens at once",
+        f"{memory:.1f} GB of the {gpu}'s {estimate['gpu_bytes'] / 1e9:.1f}",
+        f"{rows} of {estimate['tokens']:,} tokens at once",
         f"{usual} ({low} to {high})",
-        f"{told['steps']:,} steps, {recipe.USUAL_TOKENS} tokens in a usual row",
+        f"{estimate['steps']:,} steps, {recipe.USUAL_TOKENS} tokens in a usual row",
         f"{spent[0]} ({spent[1]} to {spent[2]})",
         f"{price:.3f} an hour, spot, {catalog.spot_date}; {limits}",
     )
@@ -126,7 +126,7 @@ def _span(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(hours * 60))} min"
 
 
-def forecast(recipe: ModuleType, settings: Mapping[str, Any]) -> dict[str, Any]:
+def estimate_recipe(recipe: ModuleType, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return `estimate_training` of a recipe's real run, on the GPU that it names."""
     tables = {key: settings[key] for key in TrainerConfig.model_fields if key in settings}
     config = TrainerConfig.model_validate(tables)

@@ -27,7 +27,7 @@ MERGED = ("openllama7b-chat",)  # the published run ended with a merged model
 EVICTIONS = 1
 COMMAND_S_MAX = 600
 CLEARING_S_MAX = 120
-SAID_LINES_MAX = 15
+LINES_MAX = 15
 
 
 class StrandedError(Exception):
@@ -58,25 +58,25 @@ HEAD = ("recipe", "evictions survived", "steps", "wall", "adapter", "report", "m
 
 def main(argv: Sequence[str]) -> int:
     """Walk the recipes named, or all of them; print a table at the end."""
-    known = names()
-    if unknown := sorted(set(argv) - set(known)):
-        print(f"no recipe {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+    listed = names()
+    if unknown := sorted(set(argv) - set(listed)):
+        print(f"no recipe {', '.join(unknown)}; there are {', '.join(listed)}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, _interrupt)
-    arrived: list[Arrival] = []
+    done: list[Arrival] = []
     begun = time.monotonic()
-    wanted = list(argv) or known
+    wanted = list(argv) or listed
     try:
         with Loader() as loader:
             # One by one, so that those which arrived before an interruption are in the table.
-            arrived.extend(walk(name, loader) for name in wanted)
+            done.extend(walk(name, loader) for name in wanted)
     except KeyboardInterrupt:
         print("\ninterrupted; its machine is gone", flush=True)
         return 130
     finally:
-        if arrived:
-            print("\n" + table(arrived), flush=True)
-    lost = [one for one in arrived if one.trouble]
+        if done:
+            print("\n" + table(done), flush=True)
+    lost = [one for one in done if one.trouble]
     spent = time.monotonic() - begun
     print(f"{len(wanted) - len(lost)} of {len(wanted)} arrived in {spent / 60:.1f} min", flush=True)
     for one in lost:
@@ -128,8 +128,8 @@ class Walk:
         """Do every step; raise `StrandedError` at the first that fails."""
         self.step("prepared", "examples/recipes.py", self.name, "--tiny")
         run_file = str(self.place / "run.yaml")
-        said = self.step("run", "cli.py", "run", run_file, "--fresh", "--plain", "--json")
-        receipt = read_receipt(said)
+        output = self.step("run", "cli.py", "run", run_file, "--fresh", "--plain", "--json")
+        receipt = read_receipt(output)
         survived, steps = receipt["evictions"], receipt["steps"]
         if survived != EVICTIONS:
             raise StrandedError(
@@ -162,7 +162,7 @@ class Walk:
         except subprocess.TimeoutExpired:
             raise StrandedError(f"`{shown}` did not end in {COMMAND_S_MAX} s") from None
         if done.returncode:
-            words = (done.stderr or done.stdout).strip().splitlines()[-SAID_LINES_MAX:]
+            words = (done.stderr or done.stdout).strip().splitlines()[-LINES_MAX:]
             raise StrandedError(f"`{shown}` exited {done.returncode}:\n  " + "\n  ".join(words))
         print(f" {word} {time.monotonic() - begun:.0f} s", end="", flush=True)
         return done.stdout
@@ -206,17 +206,17 @@ class Loader:
         return str(json.loads(answer)) if answer else "the process that loads models is gone"
 
 
-def read_receipt(said: str) -> dict[str, Any]:
+def read_receipt(output: str) -> dict[str, Any]:
     """Return what `qft run --json` ended with; raise `StrandedError` if that is no receipt."""
     try:
-        receipt = json.loads(said)
+        receipt = json.loads(output)
     except ValueError:
-        raise StrandedError(f"`qft run --json` wrote no receipt: {said[-200:]!r}") from None
+        raise StrandedError(f"`qft run --json` wrote no receipt: {output[-200:]!r}") from None
     if (
         not isinstance(receipt, dict)
         or not {"evictions", "steps", "usd_per_h_now"} <= receipt.keys()
     ):
-        raise StrandedError(f"`qft run --json` wrote no receipt: {said[-200:]!r}")
+        raise StrandedError(f"`qft run --json` wrote no receipt: {output[-200:]!r}")
     return receipt
 
 
@@ -239,9 +239,9 @@ def run(
     )  # fmt: skip
 
 
-def table(arrived: Sequence[Arrival]) -> str:
+def table(done: Sequence[Arrival]) -> str:
     """Return the walks as lines under their headings."""
-    rows = [HEAD, *(one.cells() for one in arrived)]
+    rows = [HEAD, *(one.cells() for one in done)]
     widths = [max(len(row[at]) for row in rows) for at in range(len(HEAD))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -188,10 +188,14 @@ def test_help_loads_none_of_the_heavy_libraries() -> None:
     ask = (
         "import sys, cli; sys.argv = ['qft', '--help'];\ntry: cli.main()\nexcept SystemExit: pass\n"
     )
-    tell = "print('LOADED', *sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded_code = "print('LOADED', *sorted({name.split('.')[0] for name in sys.modules}))"
 
     done = subprocess.run(
-        [sys.executable, "-c", ask + tell], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", ask + loaded_code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     loaded = set(done.stdout.rpartition("LOADED")[2].split())

@@ -44,23 +44,23 @@ class Place:
     home: Path
     connection: SshConnection
     remote: str
-    said: list[str] = field(default_factory=list)
+    printed: list[str] = field(default_factory=list)
     now_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.homing = CheckpointSync(
+        self.checkpoint_sync = CheckpointSync(
             connect=lambda _vm: self.connection,
             remote_run=self.remote,
             home=self.home,
             options=SyncOptions(python=sys.executable),
             expected=lambda: EXPECTED,
-            on_message=self.said.append,
+            on_message=self.printed.append,
             clock=lambda: self.now_s,
         )
 
     def pull_newest(self) -> None:
         """Copy once."""
-        self.homing.pull_newest(self.connection)
+        self.checkpoint_sync.pull_newest(self.connection)
 
     def names(self) -> list[str]:
         """What lies at home, all of it."""
@@ -90,7 +90,7 @@ def flip(folder: Path) -> None:
     (folder / ADAPTER).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
-def link_away(folder: Path) -> None:
+def symlink_away(folder: Path) -> None:
     """Put a link in the place of the weights."""
     (folder / ADAPTER).unlink()
     (folder / ADAPTER).symlink_to("/etc/passwd")
@@ -111,7 +111,7 @@ def become_file(folder: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "torn": tear,
     "flipped": flip,
-    "link": link_away,
+    "link": symlink_away,
     "swollen": swell,
     "no manifest": lambda folder: (folder / MANIFEST).unlink(),
     "no weights": lambda folder: (folder / ADAPTER).unlink(),
@@ -131,9 +131,9 @@ def test_a_newer_one_that_does_not_verify_hides_no_good_one(place: Place, name: 
         place.pull_newest()
 
     assert place.names() == ["step-00000004"]
-    assert place.homing.newest_step() == 4
-    assert [line for line in place.said if "step 6" in line] == place.said
-    assert len(place.said) <= 1
+    assert place.checkpoint_sync.newest_step() == 4
+    assert [line for line in place.printed if "step 6" in line] == place.printed
+    assert len(place.printed) <= 1
     assert not list(place.home.parent.glob("incoming/*"))
 
 
@@ -150,8 +150,8 @@ def test_a_name_proves_nothing(place: Place, named: int, step: int, state: int |
     place.pull_newest()
 
     assert place.names() == ["step-00000004"]
-    assert len(place.said) == 1
-    assert f"step {named}" in place.said[0]
+    assert len(place.printed) == 1
+    assert f"step {named}" in place.printed[0]
 
 
 def test_a_thousand_names_only_delay_the_good_one(place: Place) -> None:
@@ -177,18 +177,18 @@ def test_a_step_that_is_saved_anew_comes_home_after_all(place: Place) -> None:
     assert place.names() == ["step-00000006"]
 
 
-def test_a_damaged_copy_at_home_is_said_once_and_fetched_again(place: Place) -> None:
+def test_a_damaged_copy_at_home_is_printed_once_and_fetched_again(place: Place) -> None:
     """It does not count, and a good one takes its place."""
     make_checkpoint(place.home, 2)
     flip(make_checkpoint(place.home, 6))
-    first = [place.homing.newest_step() for _ in range(3)]
+    first = [place.checkpoint_sync.newest_step() for _ in range(3)]
     make_checkpoint(place.there, 6)
     place.pull_newest()
 
     assert first == [2, 2, 2]
-    assert len([line for line in place.said if "copy at home" in line]) == 1
+    assert len([line for line in place.printed if "copy at home" in line]) == 1
     assert place.names() == ["step-00000002", "step-00000006"]
-    assert place.homing.newest_step() == 6
+    assert place.checkpoint_sync.newest_step() == 6
 
 
 def test_only_the_files_of_a_checkpoint_come(place: Place) -> None:
@@ -198,7 +198,7 @@ def test_only_the_files_of_a_checkpoint_come(place: Place) -> None:
     (folder / "pipe").symlink_to("/dev/zero")
     place.pull_newest()
 
-    assert place.homing.newest_step() == 2
+    assert place.checkpoint_sync.newest_step() == 2
     assert len(list((place.home / directory_name(2)).iterdir())) == 6
 
 
@@ -210,7 +210,7 @@ def test_the_newest_that_is_whole_decides_what_goes_back(place: Place, name: str
         folder = make_checkpoint(place.there, 6)
         if name in DAMAGES:
             DAMAGES[name](folder)
-    place.homing.push_newest(place.connection)
+    place.checkpoint_sync.push_newest(place.connection)
 
     assert (place.there / directory_name(4) / MANIFEST).exists() is (name != "whole")
 
@@ -222,7 +222,7 @@ def test_older_ones_go_only_after_a_newer_one_is_whole_at_home(place: Place) -> 
         place.pull_newest()
 
     assert place.names() == ["step-00000004", "step-00000006"]
-    assert place.said == []
+    assert place.printed == []
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -231,18 +231,18 @@ def test_a_trainer_there_resumes_from_the_newest_that_verifies(tmp_path: Path, n
     from trainer.atomic import RealDisk
     from trainer.saving.checkpoint import Store
 
-    said: list[str] = []
+    printed: list[str] = []
     make_checkpoint(tmp_path, 2)
     make_checkpoint(tmp_path, 4)
     make_checkpoint(tmp_path, 3, named=99_999_999)
     DAMAGES[name](make_checkpoint(tmp_path, 6))
     store = Store(tmp_path, keep=2, disk=RealDisk())
-    found = store.load_newest(tensor_bytes_max=EXPECTED.tensor_bytes_max, on_message=said.append)
+    found = store.load_newest(tensor_bytes_max=EXPECTED.tensor_bytes_max, on_message=printed.append)
 
     assert found is not None
     assert found.step == 4
-    assert len(said) == 2
-    assert "step-99999999 is unusable (its manifest is about step 3)" in said[0]
+    assert len(printed) == 2
+    assert "step-99999999 is unusable (its manifest is about step 3)" in printed[0]
     store._rotate()
     left = sorted(path.name for path in tmp_path.glob("step-*"))
     assert left == ["step-00000002", "step-00000004"]

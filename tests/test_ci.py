@@ -162,7 +162,7 @@ def test_shells_for_trying_are_no_condition(tmp_path: Path) -> None:
     assert without.stdout.endswith("going on without: fish tcsh\n")
 
 
-def test_nothing_is_said_or_done_where_nothing_is_missing(tmp_path: Path) -> None:
+def test_nothing_is_printed_or_done_where_nothing_is_missing(tmp_path: Path) -> None:
     """With every program there, the set-up is silent and installs nothing."""
     programs = ALL | SHELLS | {"id": ROOT_USER, "apt-get": APT}
     done = system(tmp_path / "bin", "python3", "tests", programs=programs)
@@ -171,7 +171,7 @@ def test_nothing_is_said_or_done_where_nothing_is_missing(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("words", "programs", "told"),
+    ("words", "programs", "reported"),
     [
         (("python3",), {"python3": OLD}, "needs Python 3.11 or later, and python3 is 3.9"),
         (("python3.99",), ALL, "no `python3.99` here"),
@@ -190,9 +190,9 @@ def test_nothing_is_said_or_done_where_nothing_is_missing(tmp_path: Path) -> Non
     ids=["old", "unknown", "no apt", "no apt, no root", "apt fails"],
 )
 def test_set_up_that_cannot_go_on_says_what_to_do(
-    tmp_path: Path, words: tuple[str, ...], programs: dict[str, str], told: str
+    tmp_path: Path, words: tuple[str, ...], programs: dict[str, str], reported: str
 ) -> None:
     """An old or unknown Python, a system without apt, and an apt that fails end with the cause."""
     done = system(tmp_path / "bin", *words, programs=programs)
     assert done.returncode == 2
-    assert told in done.stderr.splitlines()[-1]
+    assert reported in done.stderr.splitlines()[-1]

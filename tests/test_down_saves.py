@@ -112,7 +112,7 @@ def test_a_machine_that_goes_is_waited_for_within_limits(
     assert time.monotonic() - began_s < 20
 
 
-def test_a_machine_without_a_trainer_is_not_asked_to_save() -> None:
+def test_a_machine_without_a_trainer_need_not_save() -> None:
     """One that ended by itself left its state already; only the way home is to be gone."""
     machine = Machine()
     machine.ended = True
@@ -125,7 +125,7 @@ def test_a_machine_without_a_trainer_is_not_asked_to_save() -> None:
     assert (done.stop_requested, done.saved_step, done.trouble) == (False, None, "")
 
 
-def test_what_goes_with_a_disk_is_told() -> None:
+def test_what_goes_with_a_disk_is_reported() -> None:
     """Steps beyond the checkpoint at home, and an adapter that nobody fetched, are named."""
     state = RunState(vm=VM, disk_step=60, home_step=45)
 
@@ -197,8 +197,8 @@ def test_steps_are_counted_as_what_they_were(  # noqa: PLR0917  (parameters of t
 
     assert (receipt.evictions, receipt.downs, receipt.redone_steps) == (evictions, downs, redone)
     rows = dict(receipt.lines())
-    told = [rows[key] for key in ("evictions", "stopped", "redone") if key in rows]
-    assert all(line.startswith(word) for line, word in zip(told, words, strict=True))
+    reported = [rows[key] for key in ("evictions", "stopped", "redone") if key in rows]
+    assert all(line.startswith(word) for line, word in zip(reported, words, strict=True))
 
 
 @pytest.fixture
@@ -254,15 +254,15 @@ def test_down_delete_brings_home_what_the_trainer_saved_and_ends_who_drives_or_f
     done = project.qft("down", "--delete", "--json")
 
     out, _ = driver.communicate(timeout=TIMEOUT_S)
-    _, said = follower.communicate(timeout=TIMEOUT_S)
+    _, printed = follower.communicate(timeout=TIMEOUT_S)
     (result,) = json_of(done)
     step = result["save"]["saved_step"]
     assert result["save"] == {"asked": True, "saved_step": step, "home_step": step, "trouble": None}
     assert step > 2
-    assert (driver.returncode, follower.returncode) == (130, 130), said
+    assert (driver.returncode, follower.returncode) == (130, 130), printed
     assert "another `qft` ended the run `tiny`: `qft down --delete`" in json.loads(out)["error"]
     assert "bills $0.149/h until it is gone" in json.loads(out)["problems"][-1]
-    assert "another `qft` ended the run" in said
+    assert "another `qft` ended the run" in printed
     assert (result["left"], project.processes()) == ([], [])
     content = project.config.read_text().replace("steps: 1000000", f"steps: {step + 3}")
     project.config.write_text(content)
@@ -301,10 +301,10 @@ def test_ctrl_c_while_the_trainer_saves_says_what_bills_and_another_down_goes_on
     second = project.start("down")
     hear(second, "is at work on `tiny`: waiting for it")
     first.send_signal(signal.SIGINT)
-    _, said = first.communicate(timeout=TIMEOUT_S)
+    _, printed = first.communicate(timeout=TIMEOUT_S)
     assert first.returncode == 130
-    assert "`tiny` bills $0.149/h, and nobody drives it" in said
-    assert "`qft down --now tiny` ends that at once" in said
+    assert "`tiny` bills $0.149/h, and nobody drives it" in printed
+    assert "`qft down --now tiny` ends that at once" in printed
     second.kill()
     second.communicate(timeout=TIMEOUT_S)
 

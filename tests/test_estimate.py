@@ -81,9 +81,9 @@ def test_a_rehearsal_is_foretold_for_this_computer_and_for_the_card(tmp_path: Pa
 def test_a_rented_card_is_foretold_alone(tmp_path: Path) -> None:
     """Where this computer does not train, its cores are nobody's business."""
     loaded = project(tmp_path, vm={"provider": "azure", "gpu": "T4", "max_price": 0.25})
-    told = estimate.estimate_run(loaded)
+    reported = estimate.estimate_run(loaded)
 
-    assert estimate.estimate_line(told).startswith("memory: ")
+    assert estimate.estimate_line(reported).startswith("memory: ")
 
 
 def test_time_follows_the_rows_and_memory_the_longest_allowed(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_time_follows_the_rows_and_memory_the_longest_allowed(tmp_path: Path) ->
     assert short["memory_bytes"] == long["memory_bytes"]
 
 
-def test_a_model_too_large_to_rehearse_is_told(
+def test_a_model_too_large_to_rehearse_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever lacks the memory reads it before the machine grinds to a halt."""
@@ -132,15 +132,15 @@ def test_a_base_on_a_hub_has_no_figures_yet(tmp_path: Path) -> None:
     assert "`hf download`" in real
 
 
-def test_rows_that_cannot_be_read_spoil_no_forecast(tmp_path: Path) -> None:
+def test_rows_that_cannot_be_read_spoil_no_estimate(tmp_path: Path) -> None:
     """They are told with file and row elsewhere; here each counts as long as is allowed."""
     loaded = project(tmp_path)
     (tmp_path / "train.jsonl").write_text('{"other": 1}\n')
 
-    told = estimate.estimate_run(loaded)
+    reported = estimate.estimate_run(loaded)
 
-    assert told is not None
-    assert told["usual_tokens"] == 1024
+    assert reported is not None
+    assert reported["usual_tokens"] == 1024
 
 
 def test_limits_read_as_money_and_as_counts(tmp_path: Path) -> None:

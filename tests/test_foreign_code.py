@@ -57,7 +57,7 @@ class Fetched:
     """A project whose results came from a machine that planted something in them."""
 
     project: Project
-    said: str
+    printed: str
     marker: Path
 
 
@@ -86,7 +86,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Fetched:
         plant(project.folder, marker)
         done = project.qft("run")
     assert done.returncode == 0, done.stderr
-    return Fetched(project=project, said=done.stderr, marker=marker)
+    return Fetched(project=project, printed=done.stderr, marker=marker)
 
 
 def test_only_what_the_contract_names_comes_home(fetched: Fetched) -> None:
@@ -101,8 +101,8 @@ def test_only_what_the_contract_names_comes_home(fetched: Fetched) -> None:
         *("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/qft.json"),
     }
     assert len(curves) == 1
-    assert "files that are no results (" in fetched.said
-    assert fetched.said.count("stayed on the machine") == 1
+    assert "files that are no results (" in fetched.printed
+    assert fetched.printed.count("stayed on the machine") == 1
     assert not fetched.marker.exists()
 
 

@@ -123,21 +123,21 @@ BEGUN = {"partial": {"blob": [SHA, SHA]}, "error": "no-space", "needed": 5, "fre
 class Stranger:
     """A connection to a machine that answers every call with the same bytes."""
 
-    said: bytes
+    printed: bytes
     code: int = 0
     host: Host = HOST
 
     def run(self, *_words: object, **_more: object) -> errors.CommandResult:
         """Answer a command as the line would hand it on."""
         return errors.CommandResult(
-            exit_code=self.code, stdout=self.said.decode("utf-8", "replace"), stderr=""
+            exit_code=self.code, stdout=self.printed.decode("utf-8", "replace"), stderr=""
         )
 
     def stream(
         self, _command: str, take: Callable[[bytes], object], **_more: object
     ) -> tuple[int, bytes]:
         """Answer as our helper does."""
-        take(tree_ops.ANSWER_MARK.encode() + self.said)
+        take(tree_ops.ANSWER_MARK.encode() + self.printed)
         return self.code, b""
 
 
@@ -153,7 +153,7 @@ def workload(connection: Stranger, status: bytes = b"") -> SshWorkload:
         on_message=lambda _text: None,
     )
     work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
-    vars(work)["_open"] = lambda _vm: replace(connection, said=status or connection.said)
+    vars(work)["_open"] = lambda _vm: replace(connection, printed=status or connection.printed)
     answer_with(work, connection)
     return work
 
@@ -177,10 +177,10 @@ def answer_with(work: SshWorkload, connection: Stranger) -> None:
 
 
 @FUZZED
-@given(said=documents(STATUS))
-def test_any_status_leads_to_a_decision(said: bytes) -> None:
+@given(printed=documents(STATUS))
+def test_any_status_leads_to_a_decision(printed: bytes) -> None:
     """What the trainer's status may be, the supervisor decides, reports and writes it down."""
-    work = workload(Stranger(json.dumps(JOB).encode()), status=said or b" ")
+    work = workload(Stranger(json.dumps(JOB).encode()), status=printed or b" ")
     job = StallDetector(now_s=NOW_S).with_durations(work.job_status(VM), NOW_S + 1)
     seen = Seen(machine=Observation(power=PowerState.RUNNING, host="h"), job=job)
     plan = RunPlan(goal=Goal.RUN)
@@ -200,10 +200,10 @@ def test_any_status_leads_to_a_decision(said: bytes) -> None:
 
 
 @FUZZED
-@given(said=documents(TAIL) | documents(JOB), code=st.sampled_from([0, 0, 3, 1, 97, 127, -1]))
-def test_any_answer_about_a_job_is_read_or_a_failed_act(said: bytes, code: int) -> None:
+@given(printed=documents(TAIL) | documents(JOB), code=st.sampled_from([0, 0, 3, 1, 97, 127, -1]))
+def test_any_answer_about_a_job_is_read_or_a_failed_act(printed: bytes, code: int) -> None:
     """A wrong answer is a class that the supervisor knows, never anything else."""
-    connection = Stranger(said, code)
+    connection = Stranger(printed, code)
     job = Job(connection=connection, directory="qft/x/job")  # type: ignore[arg-type]  # it only answers
     work = workload(connection)
     calls: list[Callable[[], object]] = [job.status, job.tail, job.stop]
@@ -217,11 +217,11 @@ def test_any_answer_about_a_job_is_read_or_a_failed_act(said: bytes, code: int) 
 
 
 @FUZZED
-@given(said=documents(LISTING) | documents(COMMITTED) | documents(BEGUN))
-def test_any_answer_about_files_is_read_or_refused(said: bytes) -> None:
+@given(printed=documents(LISTING) | documents(COMMITTED) | documents(BEGUN))
+def test_any_answer_about_files_is_read_or_refused(printed: bytes) -> None:
     """Lists, chunks and commits are plain bounded values afterwards, or a `RemoteError`."""
     include = r"metrics\.jsonl|adapter/[a-z.]+"
-    answer = outcome(lambda: read_answer(said, verb="x", source="h"), errors.Garbled)
+    answer = outcome(lambda: read_answer(printed, verb="x", source="h"), errors.Garbled)
     assert isinstance(answer, dict | errors.Garbled)
     if isinstance(answer, errors.Garbled):
         return
@@ -242,12 +242,12 @@ def test_any_answer_about_files_is_read_or_refused(said: bytes) -> None:
 
 
 @FUZZED
-@given(said=documents(Manifest(step=3, files={}).__dict__ | {"format": "qft-checkpoint"}))
-def test_any_manifest_is_read_or_damaged(said: bytes) -> None:
+@given(printed=documents(Manifest(step=3, files={}).__dict__ | {"format": "qft-checkpoint"}))
+def test_any_manifest_is_read_or_damaged(printed: bytes) -> None:
     """Nothing but `Damaged` comes out of a manifest, and nothing out of the end of a log."""
     with suppress(Damaged):
-        parse_manifest(said)
-    assert last_step(said + b"\n") is None or isinstance(last_step(said + b"\n"), int)
+        parse_manifest(printed)
+    assert last_step(printed + b"\n") is None or isinstance(last_step(printed + b"\n"), int)
 
 
 @FUZZED
@@ -301,15 +301,15 @@ def test_any_result_that_came_home_is_read_or_refused(
     found = read_score(folder / "eval.json")
     assert found is None or str(found).isprintable()
     with suppress(ConfigError):
-        told = read_settings(folder)
-        assert 1 <= told.r <= 1024
+        reported = read_settings(folder)
+        assert 1 <= reported.r <= 1024
     with suppress(TrainingError):
         json.dumps(asdict(read_replay(replay.decode("utf-8", "replace"), code=0)), allow_nan=False)
 
 
 @FUZZED
 @given(
-    said=documents(
+    printed=documents(
         {
             "Events": [
                 {"EventType": "Preempt", "EventStatus": "Scheduled", "NotBefore": "Mon, 1 Jan"}
@@ -317,12 +317,12 @@ def test_any_result_that_came_home_is_read_or_refused(
         }
     )
 )
-def test_any_answer_of_a_metadata_service_is_a_notice_or_none(said: bytes) -> None:
+def test_any_answer_of_a_metadata_service_is_a_notice_or_none(printed: bytes) -> None:
     """Seconds within bounds, or nothing."""
     from datetime import UTC, datetime
 
     with suppress(NotPlain):
-        left_s = preemption_in(parse(said, bytes_max=1 << 20), datetime.now(UTC))
+        left_s = preemption_in(parse(printed, bytes_max=1 << 20), datetime.now(UTC))
         assert left_s is None or 0 <= left_s <= 3600
 
 
@@ -344,10 +344,10 @@ def test_any_line_of_a_journal_folds_or_is_called_damaged(
 
 def test_a_status_nested_200_000_deep_is_no_heartbeat() -> None:
     """The first of the reported inputs: it ended the driver while the machine billed on."""
-    said = '{"a":' + "[" * 200_000 + "]" * 200_000 + "}"
+    printed = '{"a":' + "[" * 200_000 + "]" * 200_000 + "}"
 
-    assert read_heartbeat(said) == SILENCE
-    assert workload(Stranger(json.dumps(JOB).encode()), said.encode()).job_status(VM).step == 0
+    assert read_heartbeat(printed) == SILENCE
+    assert workload(Stranger(json.dumps(JOB).encode()), printed.encode()).job_status(VM).step == 0
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_a_status_nested_200_000_deep_is_no_heartbeat() -> None:
         {},
     ],
 )
-def test_a_commit_that_does_not_say_what_is_in_place_is_garbled(answer: dict[str, Any]) -> None:
+def test_a_commit_without_what_is_in_place_is_garbled(answer: dict[str, Any]) -> None:
     """Every file is taken as not there, and the act is tried again."""
     with pytest.raises(errors.Garbled, match="did not say which files are in place"):
         replies.read_failed_paths(answer, sent=["a"], host="h")
@@ -397,7 +397,7 @@ def test_the_rooms_read_strangers_words_alike() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("printed", "why"),
     [
         (b"", "empty"),
         (b" \n", "empty"),
@@ -408,16 +408,18 @@ def test_the_rooms_read_strangers_words_alike() -> None:
         (b'"' + b"x" * 2000 + b'"', "bytes"),
     ],
 )
-def test_what_is_no_plain_json_is_refused_with_the_reason(said: bytes, why: str) -> None:
+def test_what_is_no_plain_json_is_refused_with_the_reason(printed: bytes, why: str) -> None:
     """Each in a few words, without the text."""
     with pytest.raises(NotPlain, match=why):
-        parse(said, bytes_max=1000)
+        parse(printed, bytes_max=1000)
 
 
 def test_what_is_no_finite_number_is_none() -> None:
     """NaN, infinities, and digits beyond what any count has; brackets in texts are no depth."""
-    said = b'{"a":NaN,"b":-Infinity,"c":1e999,"d":' + b"9" * 5000 + b',"e":"' + b"[" * 500 + b'"}'
-    found = parse(said, bytes_max=10_000)
+    printed = (
+        b'{"a":NaN,"b":-Infinity,"c":1e999,"d":' + b"9" * 5000 + b',"e":"' + b"[" * 500 + b'"}'
+    )
+    found = parse(printed, bytes_max=10_000)
 
     assert found == {"a": None, "b": None, "c": None, "d": None, "e": "[" * 500}
 

@@ -246,8 +246,10 @@ FATAL = [
 ]
 
 
-@pytest.mark.parametrize(("line", "told"), FATAL, ids=[told for _, told in FATAL])
-def test_what_is_wrong_is_told_beside_every_other_fault(folder: Path, line: str, told: str) -> None:
+@pytest.mark.parametrize(("line", "reported"), FATAL, ids=[reported for _, reported in FATAL])
+def test_what_is_wrong_is_reported_beside_every_other_problem(
+    folder: Path, line: str, reported: str
+) -> None:
     """One bad value does not hide another: both are told, with the place of each."""
     place, _, table = line.partition(":")
     tables = {name: Raw(written(inner)) for name, inner in BASE.items()} | {
@@ -261,10 +263,10 @@ def test_what_is_wrong_is_told_beside_every_other_fault(folder: Path, line: str,
     refused = tried(folder, text.encode())
 
     assert isinstance(refused, UsageError)
-    said = "\n".join([refused.message, *refused.problems])
-    assert told in said
+    printed = "\n".join([refused.message, *refused.problems])
+    assert reported in printed
     if "is not YAML" not in refused.message:
-        assert "checkpoint.keeep: unknown key; did you mean `keep`?" in said
+        assert "checkpoint.keeep: unknown key; did you mean `keep`?" in printed
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_words_of_the_config_never_become_options(folder: Path, field: str, valu
     refused = tried(folder, text.encode("utf-8", "surrogatepass"))
 
     assert isinstance(refused, UsageError)
-    assert any(fault.startswith(f"vm.ssh.{field}: ") for fault in refused.problems), (
+    assert any(problem.startswith(f"vm.ssh.{field}: ") for problem in refused.problems), (
         refused.problems
     )
 
@@ -335,7 +337,7 @@ def _bomb() -> str:
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "reported"),
     [
         ("nothing", "there is no `"),
         ("folder", "is a directory"),
@@ -355,7 +357,7 @@ def _bomb() -> str:
         ("bomb", "is not YAML"),
     ],
 )
-def test_what_is_no_run_yaml_is_told_at_once(tmp_path: Path, how: str, told: str) -> None:
+def test_what_is_no_run_yaml_is_reported_at_once(tmp_path: Path, how: str, reported: str) -> None:
     """Anything in the place of the file is named, and nothing waits for it."""
     path = tmp_path / "run.yaml"
     _file(path, how)
@@ -366,10 +368,10 @@ def test_what_is_no_run_yaml_is_told_at_once(tmp_path: Path, how: str, told: str
     ):
         with pytest.raises(UsageError) as caught:
             ask()
-        assert told in caught.value.message
+        assert reported in caught.value.message
 
 
-def test_a_byte_order_mark_is_no_fault(folder: Path) -> None:
+def test_a_byte_order_mark_is_no_problem(folder: Path) -> None:
     """Editors on Windows begin UTF-8 files with one."""
     text = changed(("name",), "tiny", ssh=False)
 
@@ -398,7 +400,7 @@ def test_the_schema_names_every_place(folder: Path) -> None:
     assert ("vm", "ssh", "user") in PLACES
 
 
-def test_a_pipe_in_the_place_of_rows_is_told(tmp_path: Path) -> None:
+def test_a_pipe_in_the_place_of_rows_is_reported(tmp_path: Path) -> None:
     """Rows are read from files: a pipe would be waited for without end."""
     project = make_project(tmp_path)
     (tmp_path / "train.jsonl").unlink()
@@ -407,6 +409,6 @@ def test_a_pipe_in_the_place_of_rows_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         check_data_and_model(load(project.config))
 
-    assert [fault.partition(": is ")[2] for fault in caught.value.problems] == [
+    assert [problem.partition(": is ")[2] for problem in caught.value.problems] == [
         "a pipe or a device, not a data file"
     ]

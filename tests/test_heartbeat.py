@@ -29,9 +29,7 @@ RUNNING = JobStatus(state=JobState.RUNNING, attempt=2, pid=7, started_at=STARTED
         (5, STARTED_S + 5, False),  # the interpreter is a launcher with a child
     ],
 )
-def test_a_heartbeat_is_of_before_if_pid_and_time_say_so(
-    pid: int, beat_s: float, *, before: bool
-) -> None:
+def test_a_heartbeat_is_of_before_by_pid_and_time(pid: int, beat_s: float, *, before: bool) -> None:
     """One mark alone may deceive, and a trainer without any heartbeat would be restarted."""
     assert (
         is_of_before(

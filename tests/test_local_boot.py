@@ -144,12 +144,12 @@ def test_eviction_is_announced_inside(subject: Subject) -> None:
 def test_notice_is_kept(subject: Subject) -> None:
     """An announced eviction comes when its time has come, not before."""
     subject.up()
-    asked_s = time.time()
+    requested_s = time.time()
 
     subject.machine.request_eviction(0.5)
 
     gone_s = datetime.fromisoformat(subject.wait_for(MachinePower.OFF).since).timestamp()
-    assert gone_s - asked_s > 0.4  # less than half a second only where the clock is being set
+    assert gone_s - requested_s > 0.4  # less than half a second only where the clock is being set
 
 
 def test_zero_notice_is_no_notice(subject: Subject) -> None:
@@ -239,7 +239,7 @@ def test_next_boot_has_the_disk_and_the_key(subject: Subject) -> None:
     assert execute(subject.enter(), "cat file") == (0, b"kept\n", b"")
 
 
-def test_environment_is_the_same_for_all_boots(
+def test_environment_is_the_same_for_all_starts(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine started again from a shell with other settings computes as it did before."""

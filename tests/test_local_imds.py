@@ -265,7 +265,7 @@ with socket.socket() as line:
 """
 
 
-def asked_by_processes(*users: str, **changes: Any) -> list[str]:
+def requested_by_processes(*users: str, **changes: Any) -> list[str]:
     """What processes of these users (empty: our own) are answered by one service."""
 
     async def play() -> list[str]:
@@ -301,8 +301,8 @@ def test_only_the_machines_own_user_is_answered() -> None:
     ours = os.getuid()
     others = ["65534"] if ours == 0 else []  # only root can become another
 
-    assert asked_by_processes("", *others) == ["200", *["403" for _ in others]]
-    assert asked_by_processes("", owner=ours + 1) == ["403"]
+    assert requested_by_processes("", *others) == ["200", *["403" for _ in others]]
+    assert requested_by_processes("", owner=ours + 1) == ["403"]
 
 
 def test_only_the_machine_that_knows_its_path_is_answered() -> None:

@@ -244,13 +244,13 @@ def test_openssh_client_works(subject: Subject, tmp_path: Path) -> None:
     program = shutil.which("ssh")
     assert program is not None, "the tests need OpenSSH's client"
     port = subject.machine.state().ssh_port
-    known_hosts = tmp_path / "known_hosts"
+    listed_hosts = tmp_path / "known_hosts"
 
     def ssh(host_key: str) -> subprocess.CompletedProcess[str]:
-        known_hosts.write_text(f"[127.0.0.1]:{port} {host_key}\n")
+        listed_hosts.write_text(f"[127.0.0.1]:{port} {host_key}\n")
         options = [
             "StrictHostKeyChecking=yes",
-            f"UserKnownHostsFile={known_hosts}",
+            f"UserKnownHostsFile={listed_hosts}",
             "BatchMode=yes",
         ]
         argv = [program, "-F", "/dev/null", "-i", str(subject.user_key), "-p", str(port)]

@@ -188,16 +188,16 @@ def test_a_second_train_attaches_and_interrupting_it_leaves_the_job(tmp_path: Pa
         assert second.stderr is not None
         assert any("following it" in line for line in second.stderr)  # reads until it is said
         second.send_signal(signal.SIGINT)
-        _, said = second.communicate(timeout=TIMEOUT_S)
+        _, printed = second.communicate(timeout=TIMEOUT_S)
 
-        assert second.returncode == 130, said
-        assert "qft train tiny" in said
+        assert second.returncode == 130, printed
+        assert "qft train tiny" in printed
         assert project.kinds().count(Kind.LAUNCHED) == 1
         assert any({"trainer", "train"} <= set(words) for words in command_lines(project))
 
         first.send_signal(signal.SIGINT)
-        _, said = first.communicate(timeout=TIMEOUT_S)
-        assert first.returncode == 130, said
+        _, printed = first.communicate(timeout=TIMEOUT_S)
+        assert first.returncode == 130, printed
         assert json_of(project.qft("status", "--json"))["job"] == "running"
     finally:
         first.kill()
@@ -245,10 +245,10 @@ def test_status_is_json_in_every_state(project: Project) -> None:
 
     assert project.qft("fetch").returncode == 0
     assert json_of(project.qft("status", "--json"))["summary"] == "fetched"
-    said = project.qft("logs").stdout
+    printed = project.qft("logs").stdout
     logged = project.qft("logs", "--json")
     assert logged.returncode == 0, logged.stdout
-    assert json_of(logged)["lines"] == said.splitlines()
+    assert json_of(logged)["lines"] == printed.splitlines()
     there = project.qft("verify", "--steps", "5", "--json")
     assert there.returncode == 0, there.stderr
     assert (json_of(there)["equal"], json_of(there)["where"]) == (True, "on the machine")

@@ -22,18 +22,18 @@ def story(tmp_path: Path) -> Story:
 
 def sign_out(story: Story, when: Callable[[], bool], patch: pytest.MonkeyPatch) -> list[str]:
     """Let the cloud refuse every question as long as `when` holds; return what it was asked."""
-    asked: list[str] = []
+    requested: list[str] = []
     for name in ("observe", "create", "start", "deallocate", "delete"):
         real = getattr(story.cloud, name)
 
         def call(*given: object, real: Callable[..., object] = real, name: str = name) -> object:
             if when():
-                asked.append(name)
+                requested.append(name)
                 raise SignedOut("the sign-in has expired", hint="`az login`")
             return real(*given)
 
         patch.setattr(story.cloud, name, call)
-    return asked
+    return requested
 
 
 def test_training_goes_on_until_somebody_signs_in_again(
@@ -41,14 +41,14 @@ def test_training_goes_on_until_somebody_signs_in_again(
 ) -> None:
     """The driver says once what to type, asks once a minute, and ends as if nothing had been."""
     story.work.steps = 500
-    asked = sign_out(story, lambda: 10 <= story.work.home < 310, monkeypatch)
+    requested = sign_out(story, lambda: 10 <= story.work.home < 310, monkeypatch)
 
     ending = story.go()
 
     assert ending.outcome is Outcome.DONE
     assert story.cloud.log == ["create a", "delete"]
-    assert set(asked) == {"observe"}
-    assert 3 <= len(asked) <= 7
+    assert set(requested) == {"observe"}
+    assert 3 <= len(requested) <= 7
     (warning, over) = story.warnings
     assert "sign in again in another terminal (`az login`)" in warning
     assert "goes on working and billing" in warning

@@ -16,7 +16,7 @@ from infra.config import VmTable
 RENTED = re.compile(r"\$|yours in yours|0 GB|renting|bill|\bspot\b|price")
 
 
-def test_nothing_is_said_of_prices_rents_or_cards_that_are_not_known(tmp_path: Path) -> None:
+def test_no_price_rent_or_card_is_printed_that_is_unknown(tmp_path: Path) -> None:
     """`plan`, `up`, `status`, `run`'s lines and `down` speak of a machine that is there already."""
     with serve(tmp_path / "server") as server:
         ssh = {
@@ -48,8 +48,8 @@ def test_nothing_is_said_of_prices_rents_or_cards_that_are_not_known(tmp_path: P
     assert "nothing: your own machine" in up.stdout
     assert f"your own, {where}, running" in status.stdout
     assert json_of(listed)[0]["bills_compute"] is False
-    for said in (plan.stdout, plan.stderr, up.stdout, up.stderr, status.stdout, status.stderr):
-        assert RENTED.search(said) is None, said
+    for printed in (plan.stdout, plan.stderr, up.stdout, up.stderr, status.stdout, status.stderr):
+        assert RENTED.search(printed) is None, printed
     lines = up.stderr.strip().splitlines()
     assert [line for line in lines if not re.match(r"\d\d:\d\d:\d\d \w", line)] == []
 

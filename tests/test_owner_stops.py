@@ -166,7 +166,7 @@ def test_a_release_of_our_own_that_was_cut_short_is_nobody_elses(tmp_path: Path)
         assert story.go().outcome is Outcome.BUDGET_REACHED, kill_at
 
 
-def test_every_prefix_of_a_stopped_run_completes_when_asked_again(tmp_path: Path) -> None:
+def test_every_prefix_of_a_stopped_run_completes_when_run_again(tmp_path: Path) -> None:
     """Cut the journal after any event of a run that a person stopped: the command finishes it."""
     calm = Story(path=tmp_path / "calm.jsonl")
     once_at(calm, 20, lambda: calm.cloud.stop_all(StopReason.USER))

@@ -20,14 +20,14 @@ from trainer.method_table import MethodTable
 LOADED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
 
 
-def staged(model: Path | None) -> Payload:
+def prepared(model: Path | None) -> Payload:
     """What would be pushed with this base."""
     return Payload(trainer=Path(), data={}, config=Path(), model=model)
 
 
 def sent(model: Path) -> set[str]:
     """The files of a base that a push would list."""
-    found = tree_ops.hash_tree(str(model), staged(model).left_out, follow_links=True)["files"]
+    found = tree_ops.hash_tree(str(model), prepared(model).left_out, follow_links=True)["files"]
     return set(found) - {"tokenizer_config.json", "special_tokens_map.json"}
 
 
@@ -59,7 +59,7 @@ def test_older_weights_are_sent_where_there_are_no_others(base: Path) -> None:
     shutil.move(base / "model.safetensors", base / "pytorch_model.bin")
 
     assert sent(base) == LOADED - {"model.safetensors"} | {"pytorch_model.bin"}
-    assert staged(None).left_out == ()
+    assert prepared(None).left_out == ()
 
 
 class Reworded(Payload):

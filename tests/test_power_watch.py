@@ -37,13 +37,13 @@ class Clock:
     began: Path
     now_s: float = 0.0
     noticed_s: float = 0.0
-    asked: int = 0
+    requested: int = 0
     failing: int = 0
 
     def pause(self, ended: threading.Event, seconds: float) -> bool:
         """Wait for the work to hang, then let time pass."""
-        patience = time.monotonic() + sshd.TIMEOUT_S
-        while not self.began.exists() and time.monotonic() < patience:
+        timeout = time.monotonic() + sshd.TIMEOUT_S
+        while not self.began.exists() and time.monotonic() < timeout:
             if ended.wait(0.01):
                 return True
         self.now_s += seconds
@@ -52,7 +52,7 @@ class Clock:
     def ask(self, vm: Vm) -> str:
         """What the cloud says by now."""
         del vm
-        self.asked += 1
+        self.requested += 1
         if self.now_s < EVICTED_S:
             return ""
         self.noticed_s = self.now_s
@@ -159,8 +159,8 @@ def test_line_that_was_cut_is_not_waited_for_when_the_machine_is_gone(place: Pla
         place.server.process.wait(sshd.TIMEOUT_S)
         connection.close()
         place.clock.began.touch()
-        patience = time.monotonic() + sshd.TIMEOUT_S
-        while time.monotonic() < patience:
+        timeout = time.monotonic() + sshd.TIMEOUT_S
+        while time.monotonic() < timeout:
             try:
                 return place.power_watch.connect(connection.host)
             except Unreachable:
@@ -234,12 +234,12 @@ def test_every_state_but_up_ends_the_wait(power: PowerState) -> None:
     up = {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}
     provider = Answering(Observation(power=power, stop_reason=StopReason.USER, detail="by a@b"))
 
-    told = power_check(provider)(vm)  # type: ignore[arg-type]  # what is asked of it is there
+    reported = power_check(provider)(vm)  # type: ignore[arg-type]  # what is asked of it is there
 
-    assert bool(told) == (power not in up)
+    assert bool(reported) == (power not in up)
 
 
-def test_cloud_that_cannot_be_asked_ends_no_wait() -> None:
+def test_cloud_that_does_not_answer_ends_no_wait() -> None:
     """Without network nothing is known, and the machine may well be working."""
     vm = Vm(provider="x", run_id="r", id="v", region="a", size="s")
 

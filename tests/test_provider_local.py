@@ -82,7 +82,7 @@ class TestLocal(RentingContract):
         return cloud
 
 
-def test_offers_name_the_gpu_and_say_that_prices_are_simulated(cloud: LocalHarness) -> None:
+def test_offers_name_the_gpu_and_mark_simulated_prices(cloud: LocalHarness) -> None:
     """Two regions offer the GPU that was asked for, at the catalog's price, marked as played."""
     provider = cloud.provider()
 

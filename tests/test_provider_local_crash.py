@@ -56,7 +56,7 @@ print(left)
 """
 STEPS_MAX = 300
 """Far more than any act takes; how many there are depends on how soon killed processes die."""
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def vm_processes(root: Path) -> int:
 
 def settles(root: Path, count: int) -> bool:
     """Whether soon only so many processes live: one that was launched twice leaves by itself."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while vm_processes(root) != count:
         if time.monotonic() > deadline:
             return False
@@ -109,7 +109,7 @@ def settles(root: Path, count: int) -> bool:
 
 def wait_until_running(provider: LocalProvider, run_id: str) -> None:
     """Look until the run's machine runs."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while [vm.power for vm in provider.list_all() if vm.run_id == run_id] != [PowerState.RUNNING]:
         assert time.monotonic() < deadline, provider.list_all()
         time.sleep(0.02)

@@ -80,7 +80,7 @@ def test_the_draw_depends_on_the_seed_and_not_on_the_order(prepare: ModuleType) 
     assert prepare.select(tweets, train=30, held_out=15, seed=1) != drawn
 
 
-def test_too_few_tweets_are_told(prepare: ModuleType) -> None:
+def test_too_few_tweets_are_reported(prepare: ModuleType) -> None:
     """A corpus that cannot fill the sets is an error with both numbers."""
     with pytest.raises(ValueError, match="4 tweets are wanted for negative, there are 0"):
         prepare.select([], train=6, held_out=6, seed=0)

@@ -55,21 +55,25 @@ def test_a_recipe_is_accepted_as_it_stands_and_tiny(name: str, recipes: ModuleTy
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "reported"),
     [
         ("phi15-toxic", "--tokenizer: `{place}` cannot be loaded"),
         ("phi15-ds1000", "--tokenizer: ds1000 has no such choice"),
     ],
 )
-def test_a_tokenizer_that_cannot_count_is_told(
-    recipes: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, told: str
+def test_a_tokenizer_that_cannot_count_is_reported(
+    recipes: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    name: str,
+    reported: str,
 ) -> None:
     """One that is not there, or that the recipe has no use for, ends in a sentence."""
     source = tmp_path / "rows.csv"
     code = recipes.main([name, "--source", str(source), "--tokenizer", str(tmp_path)])
 
     assert code == 65
-    assert told.format(place=tmp_path) in capsys.readouterr().err
+    assert reported.format(place=tmp_path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,13 +83,13 @@ def test_a_recipe_fits_the_card_it_names_within_its_budget(
     """Its run file passes the check, its forecast fits, and even the slowest guess is paid for."""
     text = (EXAMPLES / name / "run.yaml").read_text(encoding="utf-8")
     loaded = check(yaml.safe_load(text), tmp_path / "run.yaml")
-    told = recipes.forecast(recipes.load(name), yaml.safe_load(text))
-    slowest_h = told["hours"] * told["hours_factor"]
+    reported = recipes.estimate_recipe(recipes.load(name), yaml.safe_load(text))
+    slowest_h = reported["hours"] * reported["hours_factor"]
     vm, budget = loaded.config.vm, loaded.config.budget
     price = reference_spot_usd_per_h(vm.gpu)
 
-    assert told["fits"]
-    assert told["gpu"] == vm.gpu
+    assert reported["fits"]
+    assert reported["gpu"] == vm.gpu
     assert vm.max_price is not None
     assert price < vm.max_price
     assert budget.usd is not None
@@ -98,9 +102,9 @@ def test_a_recipe_fits_the_card_it_names_within_its_budget(
 def test_a_recipes_page_tells_what_the_program_foretells(name: str, recipes: ModuleType) -> None:
     """Memory, time and dollars on the page are what `--plan` prints, and its commands are there."""
     page = (EXAMPLES / name / "README.md").read_text(encoding="utf-8")
-    told = "".join(f"    {line}\n" for line in recipes.foretold(name).splitlines())
+    reported = "".join(f"    {line}\n" for line in recipes.foretold(name).splitlines())
 
-    assert told in page
+    assert reported in page
     for command in (
         f"    python examples/{name}/prepare.py --source ",
         f"    qft run examples/{name}/run.yaml\n",

@@ -84,7 +84,7 @@ def test_every_recorded_field_is_read(tmp_path: Path, commit: str) -> None:
     for path in journals(commit):
         state = fold(read_journal(path))
         for name in sorted(unread):
-            if any(told != state for told in retold(path, name, tmp_path)):
+            if any(reported != state for reported in retold(path, name, tmp_path)):
                 unread.discard(name)
 
     assert unread <= FOR_PEOPLE | OF_REFUSALS
@@ -125,7 +125,7 @@ def test_every_recorded_field_is_still_written(tmp_path: Path, commit: str) -> N
     """
     recorded = fields_by_kind(journals(commit))
 
-    written = fields_by_kind(told_today(tmp_path))
+    written = fields_by_kind(reported_today(tmp_path))
 
     missing = {kind: recorded[kind] - written[kind] for kind in recorded if kind in written}
     assert {kind: fields for kind, fields in missing.items() if fields} == {}
@@ -136,7 +136,7 @@ NOT_PLAYED = {"guarded", "price_seen", "stop_explained"}
 """Kinds for which the cloud of plain values has no reason; the tags' tests write them."""
 
 
-def told_today(folder: Path) -> list[Path]:
+def reported_today(folder: Path) -> list[Path]:
     """Let a cloud of plain values do to runs what clouds do; return the journals of it."""
     evicted, full, mute, hung, crashed = (
         Story(path=folder / f"{name}.jsonl")

@@ -94,8 +94,8 @@ def test_a_run_finished_by_other_code_is_called_not_bit_for_bit(finished: Finish
     assert any(line.startswith(f"{words}: trainer: was ") for line in lines)
     assert (finished.printed["run"]["exact"], words in project.qft("run").stdout) == (False, True)
     for name in ("status.json", "report.json"):
-        told = read(project.out / name)
-        assert (told["exact"], told["inexact_from"]) == (False, since), name
+        reported = read(project.out / name)
+        assert (reported["exact"], reported["inexact_from"]) == (False, since), name
     adapter = read(project.out / "adapter" / "qft.json")["status"]
     assert (adapter["exact"], adapter["inexact_from"]) == (False, since)
 

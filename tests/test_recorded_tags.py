@@ -71,19 +71,19 @@ def test_a_recorded_machine_is_listed_as_it_was(runner: CliRunner) -> None:
     assert json.loads(listed.out) == read(RECORDED / "printed.json")["ls --all"]
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_a_recorded_machine_is_removed(runner: CliRunner, known: bool) -> None:  # noqa: FBT001
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_recorded_machine_is_removed(runner: CliRunner, listed: bool) -> None:  # noqa: FBT001
     """Known by the files that the earlier commit left, or by its tags alone, all of it goes."""
     ask_again(runner)
-    if known:
+    if listed:
         shutil.copytree(RECORDED / "home", runner.home)
-    words = [RUN, "--now"] if known else ["--all", "--provider", "azure"]
+    words = [RUN, "--now"] if listed else ["--all", "--provider", "azure"]
 
     down = runner.qft("down", *words, "--delete", "--json")
 
     assert down.code == 0, down.err
-    (told,) = json.loads(down.out)
-    assert (told["left"], told["bills_compute"]) == ([], False)
+    (reported,) = json.loads(down.out)
+    assert (reported["left"], reported["bills_compute"]) == ([], False)
     assert runner.harness.cloud.leftovers() == []
 
 

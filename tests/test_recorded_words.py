@@ -27,9 +27,9 @@ def test_no_recorded_command_or_option_is_gone(commit: str) -> None:
     recorded = read(RECORDED / commit / "words" / "options.json")
     gone = {}
     for command, options in recorded.items():
-        told = CliRunner().invoke(cli.app, [*command.split(), "--help"], terminal_width=200)
-        assert told.exit_code == 0, command
-        gone[command] = set(options) - set(OPTION.findall(told.output))
+        reported = CliRunner().invoke(cli.app, [*command.split(), "--help"], terminal_width=200)
+        assert reported.exit_code == 0, command
+        gone[command] = set(options) - set(OPTION.findall(reported.output))
 
     assert {command: options for command, options in gone.items() if options} == {}
 

@@ -102,7 +102,7 @@ HASHED = "|1|F1E1KeoE/eEWhi10WpGv4OdiO6Y=|3988QV0VE8wmZL7suNrYQLITLCg="
         "gpu {b}\ngpu {a}\n@revoked gpu {b}",
     ],
 )
-def test_the_forms_of_known_hosts_are_read(text: str) -> None:
+def test_the_forms_of_listed_hosts_are_read(text: str) -> None:
     """A pin may be given as any line that names a host's key, among others, too."""
     key_lines = lines("a", "b")
 

@@ -144,22 +144,22 @@ def test_key_of_another_type_is_refused(tmp_path: Path) -> None:
             connect(server.host(host_key=line))
 
 
-def test_known_hosts_of_the_user_takes_no_part(
+def test_listed_hosts_of_the_user_takes_no_part(
     server: sshd.Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The user's known_hosts and config neither help nor hinder, and are not written."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ssh").mkdir()
-    known_hosts = tmp_path / ".ssh" / "known_hosts"
-    known_hosts.write_text(f"[127.0.0.1]:{server.port} {server.host_key}\n")
+    listed_hosts = tmp_path / ".ssh" / "known_hosts"
+    listed_hosts.write_text(f"[127.0.0.1]:{server.port} {server.host_key}\n")
     (tmp_path / ".ssh" / "config").write_text("Host *\n  Port 1\n  User nobody\n")
-    before = known_hosts.read_bytes()
+    before = listed_hosts.read_bytes()
 
     with connect(server.host()) as connection:
         assert connection.run("echo in").stdout == "in\n"
     with pytest.raises(HostKeyMismatch):
         connect(server.host(host_key=keys.pair()[1]))
-    assert known_hosts.read_bytes() == before
+    assert listed_hosts.read_bytes() == before
 
 
 def test_no_pinned_key_no_connection(server: sshd.Sshd) -> None:

@@ -154,7 +154,7 @@ def test_a_trainer_without_a_heartbeat_is_restarted(story: Story) -> None:
     assert kinds(story).count(Kind.TRAINER_HUNG) == 1
 
 
-def test_a_mute_machine_is_given_up_after_three_boots(story: Story) -> None:
+def test_a_mute_machine_is_given_up_after_three_starts(story: Story) -> None:
     """A machine that never answers SSH ends with exit 4 and nothing that bills compute."""
     story.work.mute = True
 

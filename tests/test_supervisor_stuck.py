@@ -86,15 +86,15 @@ def test_a_machine_that_never_starts_again_is_not_waited_for_without_end(story: 
     assert "a is full" in ending.reason
 
 
-def test_asked_again_the_next_day_a_run_waits_again(story: Story) -> None:
+def test_run_again_the_next_day_it_waits_again(story: Story) -> None:
     """A run that found no capacity yesterday does not give up at once today."""
     story.cloud.full = {"a", "b"}
     assert story.go().outcome is Outcome.CLOUD_REFUSED
     story.world.now_s += 86_400
-    asked_s = story.world.now_s
+    requested_s = story.world.now_s
 
     def free_later() -> None:
-        if story.world.now_s - asked_s > 3600:
+        if story.world.now_s - requested_s > 3600:
             story.cloud.full.clear()
 
     story.between = free_later
@@ -106,19 +106,19 @@ def test_waiting_for_capacity_asks_less_and_less_often(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twelve hours without capacity cost the provider tens of questions, not thousands."""
-    asked: list[float] = []
+    requested: list[float] = []
     offers = story.cloud.offers
     story.cloud.full = {"a", "b"}
 
     def count(want: seam.Want) -> list[seam.Offer]:
-        asked.append(story.world.now_s)
+        requested.append(story.world.now_s)
         return offers(want)
 
     monkeypatch.setattr(story.cloud, "offers", count)
 
     story.go()
 
-    assert len(asked) < 150
+    assert len(requested) < 150
 
 
 def test_an_old_verdict_of_the_trainer_does_not_bind_a_new_start(story: Story) -> None:

@@ -24,7 +24,7 @@ from remote.job import JobState
 from remote.ssh import connect
 from remote.sync.api import push
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 TRAINER = """import json, os, sys
 import numpy
 with open("../run/seen.json", "w") as file:
@@ -93,7 +93,7 @@ def shipped(server: sshd.Sshd) -> Path:
 
 def ended(work: SshWorkload, vm: Vm) -> None:
     """Wait until the trainer's job is over."""
-    ends_s = time.monotonic() + PATIENCE_S
+    ends_s = time.monotonic() + TIMEOUT_S
     while work._job(vm).status().state is JobState.RUNNING:
         assert time.monotonic() < ends_s
         time.sleep(0.05)
@@ -128,7 +128,7 @@ UNSTARTABLE = {
 
 
 @pytest.mark.parametrize("name", UNSTARTABLE)
-def test_a_trainer_that_cannot_start_is_told_at_once(server: sshd.Sshd, name: str) -> None:
+def test_a_trainer_that_cannot_start_is_reported_at_once(server: sshd.Sshd, name: str) -> None:
     """An interpreter that is gone or may not run is no crash: launching again would not help."""
     content, words = UNSTARTABLE[name]
     python = server.home / "python"

@@ -45,7 +45,7 @@ class MetadataService:
     """The user of this computer who is answered; all others are refused."""
     _incarnation: int = 1
     _events: list[dict[str, Any]] = field(default_factory=list)
-    _asked_before: bool = False
+    _requested_before: bool = False
 
     def announce_preemption(self, notice_s: float) -> None:
         """Announce that the machine will be taken away in `notice_s` seconds."""
@@ -129,18 +129,18 @@ class MetadataService:
         """Return the events, or start one that the machine approves."""
         if request.method == "POST":
             message = json.loads(request.body)
-            asked = message.get("StartRequests") if isinstance(message, dict) else None
-            if not isinstance(asked, list) or not asked:
+            requests = message.get("StartRequests") if isinstance(message, dict) else None
+            if not isinstance(requests, list) or not requests:
                 raise ValueError("StartRequests is missing")
             event_ids = {event["EventId"] for event in self._events}
             if any(
-                not isinstance(one, dict) or one.get("EventId") not in event_ids for one in asked
+                not isinstance(one, dict) or one.get("EventId") not in event_ids for one in requests
             ):
                 return HTTPStatus.BAD_REQUEST, {"error": "Unknown EventId"}
             self.on_start_request()
             return HTTPStatus.OK, {}
-        if not self._asked_before:
-            self._asked_before = True
+        if not self._requested_before:
+            self._requested_before = True
             await asyncio.sleep(self.first_call_s)
         return HTTPStatus.OK, {"DocumentIncarnation": self._incarnation, "Events": self._events}
 

@@ -215,8 +215,8 @@ def _recover(
         return Deallocate(reason="switched off from inside, which still bills")
     policy = plan.policy
     if state.unreachable > policy.unreachable_max:
-        boots = f"{state.unreachable} boots without new work at home"
-        reason = f"the machine failed or stayed silent in {boots}"
+        starts = f"{state.unreachable} boots without new work at home"
+        reason = f"the machine failed or stayed silent in {starts}"
         reason += f" ({machine.detail})" if machine.detail else ""
         return Finish(ending=RunEnd(outcome=Outcome.MACHINE_FAILED, reason=reason))
     if state.start_failures == 0:
@@ -253,8 +253,8 @@ def _work(state: RunState, seen: Seen, machine: Observation, plan: RunPlan, now_
             return AbandonBoot(reason="it did not come up")
         return Wait(wait_s=policy.poll_s, reason=f"the machine is {machine.power}")
     if seen.unreachable:
-        patience_s = policy.unreachable_wait_s if state.prepared else policy.boot_wait_s
-        if seen.unreachable_s > patience_s:
+        wait_s = policy.unreachable_wait_s if state.prepared else policy.boot_wait_s
+        if seen.unreachable_s > wait_s:
             return AbandonBoot(reason=seen.unreachable)
         return Wait(wait_s=policy.poll_s, reason=seen.unreachable)
     age_s = abs(now_s - state.safeguards_set_at_s)  # a clock that was set back is a reason, too

@@ -137,12 +137,14 @@ def _start_intended(state: RunState, event: Event) -> RunState:
 
 
 def _start_failed(state: RunState, event: Event) -> RunState:
-    asked_s = state.spans[-1].start_s if state.spans else event.at_s
+    requested_s = state.spans[-1].start_s if state.spans else event.at_s
     return replace(
         _refused(state, event),
         pending=None,
         start_failures=state.start_failures + 1,
-        spans=open_span(drop_open_span(state.spans), asked_s, state.idle_usd_per_h, compute=False),
+        spans=open_span(
+            drop_open_span(state.spans), requested_s, state.idle_usd_per_h, compute=False
+        ),
         up=False,
     )
 

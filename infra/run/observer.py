@@ -57,7 +57,7 @@ class Observer:
         self._report = report
         self.stalls = StallDetector(now_s=context.clock())
         self._assumed_since_s: float | None = None
-        self._asked_s = 0.0
+        self._observed_at_s = 0.0
         self._price_s = 0.0
         self._explain_s = 0.0
         self._progress_s = 0.0
@@ -112,10 +112,10 @@ class Observer:
         for `policy.offline_max_s`; `Rejected` after `UNKNOWN_REFUSAL_S_MAX`.
         """
         began_s, pause_s = self._clock(), policy.backoff_first_s * 4
-        if answers and self.assumed_up and began_s - self._asked_s < pause_s:
+        if answers and self.assumed_up and began_s - self._observed_at_s < pause_s:
             return _assume_up(vm)
         while True:
-            self._asked_s = self._clock()
+            self._observed_at_s = self._clock()
             try:
                 seen = with_retries(lambda: self._provider.observe(vm), self._sleep)
             except SignedOut as error:
@@ -154,8 +154,8 @@ class Observer:
     def _signed_out_for_s(self) -> float:
         """Return for how long nobody has been signed in."""
         if self._assumed_since_s is None:
-            self._assumed_since_s = self._asked_s
-        return self._asked_s - self._assumed_since_s
+            self._assumed_since_s = self._observed_at_s
+        return self._observed_at_s - self._assumed_since_s
 
     def _allow_caller_ip(self, vm: Vm, silent_s: float) -> None:
         """Let this computer's present address in once a silence has begun: it may have moved."""
@@ -197,7 +197,7 @@ class Observer:
     def _stop_reason_events(self, state: RunState, vm: Vm) -> Iterator[tuple[Kind, dict[str, Any]]]:
         """Yield why the machine really went down, once the provider's log has caught up."""
         stop, now_s = state.unexplained_stop, self._clock()
-        if stop is None or not stop.is_due(now_s, asked_s=self._explain_s):
+        if stop is None or not stop.is_due(now_s, requested_s=self._explain_s):
             return
         self._explain_s = now_s
         found = with_retries(

@@ -70,9 +70,9 @@ class UnexplainedStop:
     alive_s: float = 0.0
     """When the machine had last been seen alive."""
 
-    def is_due(self, now_s: float, *, asked_s: float) -> bool:
-        """Whether to ask (again, after `asked_s`): records lag by minutes, not by hours."""
-        waited_s = now_s - max(self.at_s, asked_s)
+    def is_due(self, now_s: float, *, requested_s: float) -> bool:
+        """Whether to ask (again, after `requested_s`): records lag by minutes, not by hours."""
+        waited_s = now_s - max(self.at_s, requested_s)
         return waited_s >= EXPLAIN_EVERY_S and now_s - self.at_s <= EXPLAIN_S_MAX
 
 

@@ -138,11 +138,11 @@ def describe_user_stop(state: RunState, event: Event) -> str:
     sure = stop["reason"] == StopReason.USER and stop.get("certain", True)
     if not sure or state.pending in RELEASE_INTENTS:
         return ""
-    asked_s, since_s = max(state.started_s, state.resumed_s), float(stop.get("since_s") or 0.0)
+    requested_s, since_s = max(state.started_s, state.resumed_s), float(stop.get("since_s") or 0.0)
     if since_s:
-        meant = since_s >= max(asked_s, state.vm_started_s)
+        meant = since_s >= max(requested_s, state.vm_started_s)
     else:
-        meant = state.prepared or state.vm_started_s >= asked_s
+        meant = state.prepared or state.vm_started_s >= requested_s
     return _describe(since_s or event.at_s, stop) if meant else ""
 
 

@@ -78,7 +78,7 @@ def _write_log(checkpoints: Path) -> None:
 def _renew_keys(project: Project, run: Path) -> None:
     """Make the user's and the machine's key pairs, and write the new public keys everywhere."""
     (place,) = (project.home / "local" / "vms").iterdir()
-    known = (
+    listed = (
         read(place / "vm.json")["vm"]["host_public_key"],
         read(place / "spec.json")["public_key"],
     )
@@ -91,7 +91,7 @@ def _renew_keys(project: Project, run: Path) -> None:
     shutil.copy(keys / names[0], place / "host_key")
     fresh = [(keys / f"{name}.pub").read_text(encoding="utf-8").strip() for name in names]
     for path in (run / "journal.jsonl", place / "vm.json", place / "spec.json"):
-        _replace(path, dict(zip(known, fresh, strict=True)))
+        _replace(path, dict(zip(listed, fresh, strict=True)))
 
 
 def _replace(path: Path, words: Mapping[str, str]) -> None:
