@@ -290,5 +290,5 @@ def _budget_line(budget: Budget) -> str:
 def _notes(vm: VmTable) -> list[str]:
     """Return notes on names under `vm` that mean something else than they seem to."""
     gpu = resolve_gpu(vm.gpu).note if vm.gpu else ""
-    rents = vm.provider == "azure" and vm.image is not None
-    return [gpu, vm.image.note(vm.gpu) if rents and vm.image else ""]
+    is_rented = vm.provider not in {"local", "ssh"}
+    return [gpu, vm.image.note(vm.gpu) if is_rented and vm.image else ""]

@@ -24,7 +24,7 @@ _MARKS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-class NotPlain(ValueError):  # noqa: N818  (the caller decides what it means)
+class NotPlain(ValueError):  # noqa: N818  (says what the text is; the caller says what that means)
     """A text is not JSON that is accepted from outside; the message says why, without the text."""
 
 

@@ -167,7 +167,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
         helper_python="python3",
         layout=SimpleNamespace(base="qft/x", run_dir="qft/x/run"),
         home=Path("/nowhere"),
-        payload=SimpleNamespace(pushes=lambda _base: [("config", {}, "qft/x/run")]),
+        payload=SimpleNamespace(items=lambda _base: ["config"]),
         power_watch=PowerWatch(lambda _vm: ""),
     )
     work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used

@@ -21,7 +21,6 @@ from infra.provider import PowerState, VmSpec
 
 VICTIM = """
 import json, os, pathlib, signal, sys
-from infra import local_processes
 from infra.local.provider import LocalProvider, LocalSettings
 from infra.provider import Offer, Vm, VmSpec
 

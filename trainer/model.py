@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from trainer.adapters import methods, quantise
 from trainer.adapters.settings import TENSORS, read_settings
-from trainer.config import ModelTable, TrainTable
+from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import ConfigError, DoesNotFit
 from trainer.hub import hub_is_silent, is_hub_id
@@ -265,6 +265,24 @@ def load_adapter(base: Model, directory: Path) -> Model:
         odd = ", ".join(outcome.unexpected_keys[:3])
         raise ConfigError([f"{directory}: the base has no place for {odd}"])
     return model.eval()
+
+
+def load_for_inference(
+    config: TrainerConfig, run_dir: Path, adapter: Path | None
+) -> tuple[Model, Any]:
+    """Load a run's base on the device there is, with an adapter if one is given; and its tokenizer.
+
+    Raises:
+        ConfigError, ConnectionError: as `load_base` and `load_adapter` do.
+    """
+    source = find_source(config.model, run_dir)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seq2seq = is_seq2seq(load_config(source))
+    precision = device_precision(config.train, device=device, seq2seq=seq2seq)
+    model = load_base(source, config.method, precision=precision, device=device)
+    if adapter is not None:
+        model = load_adapter(model, adapter)
+    return model.eval(), load_tokenizer(source)
 
 
 def trainable(model: Model) -> dict[str, torch.nn.Parameter]:

@@ -84,7 +84,7 @@ class MachineSpec:
     """Facts for `/metadata/instance/compute`."""
     environ: dict[str, str] = field(default_factory=inherited_environ)
     market_file: str = ""
-    """Where the machine's price stands (local_market.py); empty if it has none."""
+    """Where the machine's price stands (market.py); empty if it has none."""
     region: str = ""
     max_price_usd_per_h: float | None = None
     """The machine evicts itself when its price in `region` rises above this."""

@@ -332,20 +332,15 @@ class Conversion:
     """How one published format is recognised, and its rows selected and converted."""
 
     convert: Converter
-    columns: frozenset[str] = frozenset()
-    """A file with these needs the converter; empty where a template over the columns would do."""
-    selectable: bool = False
-    """Whether `--benign`, `--tokenizer` and `--max-length` select among the rows."""
-    usage_note: str = ""
-    """What the authors ask of those who use it."""
+    columns: frozenset[str] = frozenset()  # a file with these needs more than a template
+    selectable: bool = False  # whether `--benign`, `--tokenizer` and `--max-length` apply
+    usage_note: str = ""  # what the authors ask of users
 
 
 FORMATS: Mapping[str, Conversion] = MappingProxyType(
     {
         PublishedFormat.JIGSAW: Conversion(
-            convert=jigsaw,
-            columns=frozenset({"comment_text", "toxic", "severe_toxic"}),
-            selectable=True,
+            convert=jigsaw, columns=frozenset({"comment_text", *TOXIC[:2]}), selectable=True
         ),
         PublishedFormat.DS1000: Conversion(
             convert=ds1000,

@@ -115,22 +115,14 @@ def load(run_dir: Path, *, adapter: Path | None, base_only: bool) -> Generator:
     Raises:
         ConfigError: the run, its base or its adapter cannot be loaded.
     """
-    import torch
-
-    from trainer import model as models
+    from trainer.model import load_for_inference
 
     config = load_config(run_dir / "config.json")
-    source = models.find_source(config.model, run_dir)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    seq2seq = models.is_seq2seq(models.load_config(source))
-    precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
-    model = models.load_base(source, config.method, precision=precision, device=device)
-    if not base_only:
-        directory = adapter or run_dir / "adapter"
-        if not (directory / "adapter_config.json").is_file():
-            raise ConfigError([f"{directory} holds no adapter; train first, or give --adapter"])
-        model = models.load_adapter(model, directory)
-    return Generator(model=model.eval(), tokenizer=models.load_tokenizer(source), config=config)
+    directory = None if base_only else adapter or run_dir / "adapter"
+    if directory is not None and not (directory / "adapter_config.json").is_file():
+        raise ConfigError([f"{directory} holds no adapter; train first, or give --adapter"])
+    model, tokenizer = load_for_inference(config, run_dir, directory)
+    return Generator(model=model, tokenizer=tokenizer, config=config)
 
 
 def chat_loop(

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer import hub
-from trainer import model as models
 from trainer.config import load_config
 from trainer.device.determinism import make_deterministic, set_threads
 from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
+from trainer.model import load_for_inference
 from trainer.rundir.layout import CONFIG, resolve
 from trainer.scoring import evaluate
 from trainer.text import print_line
@@ -33,8 +33,6 @@ def rescore(
         ConfigError: the run has no table `eval`, or there is no adapter where one was named.
         DataError: the held-out rows cannot be used.
     """
-    import torch
-
     config = load_config(run_dir / CONFIG)
     if config.eval is None or config.data.eval is None:
         raise ConfigError(["eval: the config has no such table, so there is nothing to score"])
@@ -46,14 +44,7 @@ def rescore(
     }
     make_deterministic()
     set_threads(config.train)
-    source = models.find_source(config.model, run_dir)
-    tokenizer = models.load_tokenizer(source)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    seq2seq = models.is_seq2seq(models.load_config(source))
-    precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
-    model = models.load_base(source, config.method, precision=precision, device=device)
-    if adapter is not None:
-        model = models.load_adapter(model, adapter)
+    model, tokenizer = load_for_inference(config, run_dir, adapter)
     with tempfile.TemporaryDirectory() as scratch:
         result = evaluate.run(
             Path(scratch),
