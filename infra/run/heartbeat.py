@@ -8,6 +8,8 @@ from typing import Any
 from infra.timestamps import parse_utc_s
 from infra.untrusted import NotPlain, number, parse, table, text, whole
 
+FORMAT_VERSION = 1
+"""Of `status.json`, as it is printed with its values."""
 BYTES_MAX = 1 << 20
 """Of `status.json`; an honest one has less than a thousandth of it."""
 STEPS_MAX = 1 << 40
@@ -52,7 +54,8 @@ class Heartbeat:
         """Plain values as `status.json` spells them; empty if nothing was written."""
         if not self.is_present:
             return {}
-        return {key: None if value == "" else value for key, value in asdict(self).items()}
+        values = {key: None if value == "" else value for key, value in asdict(self).items()}
+        return {"version": FORMAT_VERSION, **values}
 
 
 SILENCE = Heartbeat()
