@@ -294,7 +294,7 @@ def test_a_result_stands_beside_its_baselines(llama: Any, tmp_path: Path) -> Non
 
 def test_the_base_is_prompted_with_demonstrations_too(llama: Any, tmp_path: Path) -> None:
     """Few-shot figures stand beside the baselines, from the same draw each time."""
-    run_dir, config = evaluation(tmp_path, few_shot=3)
+    run_dir, config = evaluation(tmp_path, shots=3)
     found = [
         run(run_dir, config, llama, make_tokenizer(), stage="before", on_progress=lambda *_: None)
         for _ in range(2)

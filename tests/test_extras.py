@@ -325,7 +325,7 @@ def test_a_page_that_cannot_be_written_is_reported_before_the_rows_are_read(
         audit.audit("run.yaml", html=page, as_json=False)
 
 
-TOOL, TRAINER = ["trainer", "generate"], ["trainer", "train"]
+TOOL, TRAINER = ["trainer", "audit"], ["trainer", "train"]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ PLANTER = """
 import os, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from planted import plant
+from support.planted import plant
 run = Path(sys.argv[1])
 marker = Path({marker!r})
 for folder in (run, run / "adapter", run / "tb", run / "trainer", run / "torch"):
