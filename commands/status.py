@@ -53,7 +53,7 @@ def command(run: Run = "", *, as_json: Json = False) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
+class RunStatus:
     """Everything that `qft status` shows."""
 
     name: str
@@ -167,7 +167,7 @@ class Status:
         return rows
 
 
-def status(wanted: str) -> Status:
+def status(wanted: str) -> RunStatus:
     """Read the journal of a run, then observe its machine, then its trainer."""
     home = qft_home(environment())
     folder = pick_run(home, wanted, cwd=Path.cwd())
@@ -180,7 +180,7 @@ def status(wanted: str) -> Status:
     now_s = time.time()
     used = bill(state, now_s)
     simulated = loaded.config.vm.provider == "local"
-    return Status(
+    return RunStatus(
         name=folder.name,
         state=state,
         receipt=make_receipt(folder, loaded.out, simulated=simulated),
@@ -234,7 +234,7 @@ def _look(
         workload.disconnect()
 
 
-def _machine_json(status: Status) -> dict[str, Any] | None:
+def _machine_json(status: RunStatus) -> dict[str, Any] | None:
     vm = status.state.vm
     if vm is None:
         return None

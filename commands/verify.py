@@ -60,7 +60,7 @@ def command(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay:
+class ReplayAnswer:
     """The answer of a replay, checked value by value."""
 
     after_step: int
@@ -76,12 +76,12 @@ class Replay:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class ReplayVerdict:
     """What the replay found, and where it ran."""
 
     run: str
     where: str
-    replay: Replay
+    replay: ReplayAnswer
 
     @property
     def equal(self) -> bool:
@@ -103,7 +103,7 @@ class Verdict:
         return [*lines, *(f"note: {note}" for note in found.caveats)]
 
 
-def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None]) -> Verdict:
+def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None]) -> ReplayVerdict:
     """Replay on the machine if it runs, since only its hardware gives the same bits; else here.
 
     Raises UsageError if there is nothing to replay from, TrainingError if the replay failed.
@@ -126,10 +126,10 @@ def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None])
         with local_run_dir(loaded, folder) as run_dir:
             done = start("verify", "--run-dir", str(run_dir), *more)
         found, where = read_replay(done.stdout, code=done.returncode), "on this computer"
-    return Verdict(run=folder.name, where=where, replay=found)
+    return ReplayVerdict(run=folder.name, where=where, replay=found)
 
 
-def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> Replay:
+def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> ReplayAnswer:
     layout = RemoteLayout(run_id=fold(read(folder.journal)).run_id)
     try:
         with ssh.connect(ssh_host(folder, loaded, vm)) as connection:
@@ -149,7 +149,7 @@ def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> 
     return read_replay(done.stdout, code=done.exit_code)
 
 
-def read_replay(lines: str, *, code: int) -> Replay:
+def read_replay(lines: str, *, code: int) -> ReplayAnswer:
     """Parse the output of a replay, which is not trusted; TrainingError if it is no answer."""
     try:
         found = parse(lines, bytes_max=REPLAY_BYTES_MAX)
@@ -161,7 +161,7 @@ def read_replay(lines: str, *, code: int) -> Replay:
     if steps is None or after is None or not isinstance(answer.get("equal"), bool):
         raise TrainingError(f"the replay ended with exit code {code} and no answer")
     differs = answer.get("first_difference")
-    return Replay(
+    return ReplayAnswer(
         after_step=after,
         steps=steps,
         equal=answer["equal"],

@@ -20,7 +20,7 @@ from support.runs import wait_until
 
 from trainer.atomic import RealDisk
 from trainer.config import CheckpointTable, EvictionBand
-from trainer.rundir.status import Heartbeat, MetricsLog, Phase, count_steps, parse_log
+from trainer.rundir.status import HeartbeatWriter, MetricsLog, Phase, count_steps, parse_log
 from trainer.saving.async_saver import AsyncSaver
 from trainer.saving.checkpoint import Store
 from trainer.saving.checkpointer import Checkpointer
@@ -69,7 +69,7 @@ def checkpointer(
         table=table,
         band=None,
         fingerprint={},
-        heartbeat=Heartbeat(
+        heartbeat=HeartbeatWriter(
             directory / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC)
         ),
         tracker=TensorBoard(directory / "tb", steps_done=0, wall_s=lambda: 0.0),
@@ -298,7 +298,7 @@ def test_the_heartbeat_beats_while_nobody_reports(
     monkeypatch.setattr("trainer.rundir.status.HEARTBEAT_S", 0.01)
     path = tmp_path / "status.json"
     moments = iter(datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=s) for s in range(10**6))
-    with Heartbeat(path, disk=RealDisk(), now=lambda: next(moments)) as heartbeat:
+    with HeartbeatWriter(path, disk=RealDisk(), now=lambda: next(moments)) as heartbeat:
         heartbeat.update(phase=Phase.LOADING)
         first = json.loads(path.read_text())
         wait_until(lambda: json.loads(path.read_text())["updated_at"] != first["updated_at"])
@@ -312,7 +312,7 @@ def test_the_heartbeat_beats_while_nobody_reports(
 def test_the_status_is_never_half_written(tmp_path: Path) -> None:
     """A reader that looks all the time always sees a whole document."""
     path = tmp_path / "status.json"
-    with Heartbeat(path, disk=RealDisk(), now=lambda: datetime.now(UTC)) as heartbeat:
+    with HeartbeatWriter(path, disk=RealDisk(), now=lambda: datetime.now(UTC)) as heartbeat:
         for step in range(200):
             heartbeat.update(step=step, message="x" * (step * 20), at_once=True)
             assert json.loads(path.read_text())["version"] == 1
@@ -323,7 +323,9 @@ def test_the_status_is_never_half_written(tmp_path: Path) -> None:
 def test_a_full_disk_does_not_stop_the_heartbeat(tmp_path: Path) -> None:
     """Without room the old status stays, whole, and the next beat with room tells the new one."""
     disk = FullDisk(10**6)
-    with Heartbeat(tmp_path / "status.json", disk=disk, now=lambda: datetime.now(UTC)) as heartbeat:
+    with HeartbeatWriter(
+        tmp_path / "status.json", disk=disk, now=lambda: datetime.now(UTC)
+    ) as heartbeat:
         disk.room = 0
         heartbeat.update(step=7)
         heartbeat._write()
@@ -337,9 +339,9 @@ def test_counts_of_the_process_before_are_read_back(tmp_path: Path) -> None:
     """A new process knows how often the run was resumed, and survives a status that is garbage."""
     path = tmp_path / "status.json"
     path.write_text(json.dumps({"resumes": 3, "redone_steps": 17, "phase": "nonsense"}))
-    counts = Heartbeat(path, disk=RealDisk(), now=lambda: datetime.now(UTC)).previous
+    counts = HeartbeatWriter(path, disk=RealDisk(), now=lambda: datetime.now(UTC)).previous
     path.write_text("{")
-    none = Heartbeat(path, disk=RealDisk(), now=lambda: datetime.now(UTC)).previous
+    none = HeartbeatWriter(path, disk=RealDisk(), now=lambda: datetime.now(UTC)).previous
 
     assert (counts.resumes, counts.redone_steps, counts.phase) == (3, 17, Phase.LOADING)
     assert (none.resumes, none.redone_steps) == (0, 0)

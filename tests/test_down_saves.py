@@ -22,7 +22,7 @@ from support.sshd import serve
 
 from commands.runs.home import RunFolder
 from commands.runs.receipt import make_receipt
-from commands.runs.save_before_release import LastSave, Limits, let_trainer_save, lost_with_disk
+from commands.runs.save_before_release import LastSave, SaveLimits, let_trainer_save, lost_with_disk
 from commands.runs.take_lock import lock_taker_of, take_lock
 from infra.provider import Offer, Vm
 from infra.run.journal import Journal, Kind
@@ -30,7 +30,7 @@ from infra.run.state import RunState
 from infra.run.workload import HostUnreachable, JobPhase, JobView
 
 VM = Vm(provider="x", run_id="run-1", id="1", region="a", size="s", host="127.0.0.1")
-QUICK = Limits(look_s=0.2, save_s=0.4, home_s=0.4)
+QUICK = SaveLimits(look_s=0.2, save_s=0.4, home_s=0.4)
 
 
 class Machine:

@@ -19,7 +19,7 @@ from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.gpus import GPUS
 from trainer.device.memory import (
     HOURS_FACTOR,
-    Workload,
+    TrainingSetup,
     adapter_parameters,
     base_bytes,
     dora_bytes,
@@ -116,7 +116,7 @@ def test_the_adapter_is_counted_as_peft_makes_it(tmp_path: Path) -> None:
             model,
             peft.LoraConfig(r=4, target_modules=wanted, task_type="CAUSAL_LM", use_dora=dora),
         )
-        work = Workload(tokens=8, r=4, targets=targets, dora=dora)
+        work = TrainingSetup(tokens=8, r=4, targets=targets, dora=dora)
 
         assert adapter_parameters(read_shape(config.to_dict()), work) == sum(
             parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
@@ -126,8 +126,8 @@ def test_the_adapter_is_counted_as_peft_makes_it(tmp_path: Path) -> None:
 def test_the_footprint_of_t5_3b_is_the_published_one() -> None:
     """11.4 GB in float32; 4.29 GB in 4 bits beside float16, because `wo` stays in float32."""
     shape = read_shape(T5_3B)
-    fp32 = Workload(tokens=1, quant=Quant.NONE, precision=PrecisionChoice.FP32)
-    nf4 = Workload(tokens=1, precision=PrecisionChoice.FP16)
+    fp32 = TrainingSetup(tokens=1, quant=Quant.NONE, precision=PrecisionChoice.FP32)
+    nf4 = TrainingSetup(tokens=1, precision=PrecisionChoice.FP16)
     bf16 = replace(nf4, precision=PrecisionChoice.BF16)
 
     assert base_bytes(shape, fp32) / 1e9 == pytest.approx(11.406, abs=0.001)
@@ -139,8 +139,8 @@ def test_the_footprint_of_t5_3b_is_the_published_one() -> None:
 def test_the_phi_15_experiment_fits_a_t4_and_a_13b_model_without_quantisation_does_not() -> None:
     """What was published to run on 16 GB is foretold to fit, what cannot, not to."""
     t4 = GPUS["T4"].memory_bytes
-    phi = Workload(tokens=1024, r=8, dropout=True)
-    big = Workload(tokens=512, quant=Quant.NONE)
+    phi = TrainingSetup(tokens=1024, r=8, dropout=True)
+    big = TrainingSetup(tokens=512, quant=Quant.NONE)
 
     assert (largest_micro_batch(PHI_15, phi, memory_bytes=t4, batch_size=8) or 0) >= 1
     assert largest_micro_batch(MODELS["llama-2-13b"], big, memory_bytes=t4, batch_size=8) is None
@@ -148,7 +148,7 @@ def test_the_phi_15_experiment_fits_a_t4_and_a_13b_model_without_quantisation_do
 
 def test_llama_7b_in_4_bits_without_checkpointing_fits_a_t4() -> None:
     """A published fit test: batch 1 of 512 tokens, AdamW, on 16 GB."""
-    work = Workload(tokens=512, checkpointing=False, precision=PrecisionChoice.BF16)
+    work = TrainingSetup(tokens=512, checkpointing=False, precision=PrecisionChoice.BF16)
 
     assert estimate(MODELS["llama-2-7b"], work).reserved < GPUS["T4"].memory_bytes
 
@@ -165,7 +165,7 @@ def test_llama_7b_in_4_bits_without_checkpointing_fits_a_t4() -> None:
 )  # fmt: skip
 def test_each_saving_saves(cheaper: dict[str, Any]) -> None:
     """Changing one choice to its thriftier value lowers the foretold peak."""
-    dear = Workload(
+    dear = TrainingSetup(
         tokens=1024, micro_batch=4, quant=Quant.NONE, r=64, checkpointing=False, dropout=True,
         precision=PrecisionChoice.FP32, dora=True,
     )  # fmt: skip
@@ -175,7 +175,7 @@ def test_each_saving_saves(cheaper: dict[str, Any]) -> None:
 
 def test_nola_has_coefficients_with_moments_and_matrices_without() -> None:
     """What NOLA saves of LoRA's need is the moments, but for those of its few coefficients."""
-    lora = Workload(tokens=64, r=64)
+    lora = TrainingSetup(tokens=64, r=64)
     nola = replace(lora, bases=256)
     shape = read_shape(PHI_15)
     matrices, layers = adapter_parameters(shape, lora), 24 * 6
@@ -200,7 +200,7 @@ def test_dora_needs_what_peft_allocates(columns: int, rows: int) -> None:
     peaks = [
         one_pass(torch.nn.Linear(columns, rows, bias=False), dora=dora) for dora in (False, True)
     ]
-    work = Workload(tokens=1, r=4, dora=True, quant=Quant.NONE, precision=PrecisionChoice.FP32)
+    work = TrainingSetup(tokens=1, r=4, dora=True, quant=Quant.NONE, precision=PrecisionChoice.FP32)
     foretold = dora_bytes(Linear(name="up", columns=columns, rows=rows), work)
 
     assert peaks[1] - peaks[0] == pytest.approx(foretold, rel=0.03)
@@ -224,8 +224,8 @@ def one_pass(linear: Any, *, dora: bool) -> int:
 def test_double_quantisation_saves_its_third_of_a_bit() -> None:
     """4.127 bits a weight instead of 4.5."""
     shape = read_shape(PHI_15)
-    plain = base_bytes(shape, Workload(tokens=1, double_quant=False))
-    double = base_bytes(shape, Workload(tokens=1, double_quant=True))
+    plain = base_bytes(shape, TrainingSetup(tokens=1, double_quant=False))
+    double = base_bytes(shape, TrainingSetup(tokens=1, double_quant=True))
 
     assert (plain - double) / shape.linear_parameters * 8 == pytest.approx(4.5 - 4.127, abs=0.001)
 
@@ -233,8 +233,8 @@ def test_double_quantisation_saves_its_third_of_a_bit() -> None:
 def test_transposed_layers_are_foretold_in_four_bits_too() -> None:
     """GPT-2's layers are quantised like others (a test of merging counts them)."""
     shape = read_shape({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "vocab_size": 50257})
-    saved = base_bytes(shape, Workload(tokens=1, quant=Quant.NONE)) - base_bytes(
-        shape, Workload(tokens=1)
+    saved = base_bytes(shape, TrainingSetup(tokens=1, quant=Quant.NONE)) - base_bytes(
+        shape, TrainingSetup(tokens=1)
     )
 
     assert saved / shape.linear_parameters == pytest.approx(2 - 4.127 / 8, abs=0.001)
@@ -242,7 +242,7 @@ def test_transposed_layers_are_foretold_in_four_bits_too() -> None:
 
 def test_the_micro_batch_is_the_largest_that_fits() -> None:
     """One more sequence would not fit, and the batch size is never exceeded."""
-    work = Workload(tokens=1024)
+    work = TrainingSetup(tokens=1024)
     memory = GPUS["T4"].memory_bytes
     found = largest_micro_batch(PHI_15, work, memory_bytes=memory, batch_size=1000)
 
@@ -254,8 +254,8 @@ def test_the_micro_batch_is_the_largest_that_fits() -> None:
 
 def test_the_phi_15_run_takes_hours_as_published() -> None:
     """1000 updates of 8 comments of some 100 to 1024 tokens took about 7 hours on a T4."""
-    short = step_seconds(PHI_15, Workload(tokens=200), gpu=GPUS["T4"], batch_size=8)
-    long = step_seconds(PHI_15, Workload(tokens=1024), gpu=GPUS["T4"], batch_size=8)
+    short = step_seconds(PHI_15, TrainingSetup(tokens=200), gpu=GPUS["T4"], batch_size=8)
+    long = step_seconds(PHI_15, TrainingSetup(tokens=1024), gpu=GPUS["T4"], batch_size=8)
 
     assert short * 1000 / 3600 < 7 < long * 1000 / 3600 * HOURS_FACTOR
 

@@ -10,7 +10,7 @@ import yaml
 from support.runs import json_of, make_project
 from support.sshd import serve
 
-from commands.ui.snapshot import Snapshot
+from commands.ui.snapshot import RunSnapshot
 from infra.config import VmTable
 
 RENTED = re.compile(r"\$|yours in yours|0 GB|renting|bill|\bspot\b|price")
@@ -72,5 +72,5 @@ def test_a_moment_on_an_own_machine_has_no_money_in_it() -> None:
         "note": "",
     }
 
-    assert Snapshot(**facts, own=True).line == "training · step 1/2"  # type: ignore[arg-type]
-    assert Snapshot(**facts).line.endswith("$0.000/h, $0.0000 so far")  # type: ignore[arg-type]
+    assert RunSnapshot(**facts, own=True).line == "training · step 1/2"  # type: ignore[arg-type]
+    assert RunSnapshot(**facts).line.endswith("$0.000/h, $0.0000 so far")  # type: ignore[arg-type]

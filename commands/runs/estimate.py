@@ -14,7 +14,7 @@ from infra.catalog.gpus import resolve_gpu
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.data.rows import Row, stream_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
-from trainer.device.gpus import GPUS, Gpu
+from trainer.device.gpus import GPUS, TrainingGpu
 from trainer.device.memory import estimate_training
 from trainer.device.shapes import UnknownShapeError
 from trainer.errors import DataError
@@ -53,7 +53,7 @@ def estimate_local_run(loaded: LoadedConfig) -> dict[str, Any] | None:
     if tables.train.micro_batch == "auto":
         train = tables.train.model_copy(update={"micro_batch": tables.train.batch_size})
         tables = tables.model_copy(update={"train": train})
-    here = Gpu(
+    here = TrainingGpu(
         name="this computer",
         memory_bytes=float(psutil.virtual_memory().available),
         precision=PrecisionChoice.FP32,
@@ -158,7 +158,9 @@ def described(loaded: LoadedConfig) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _estimate(loaded: LoadedConfig, tables: TrainerConfig, gpu: Gpu) -> dict[str, Any] | None:
+def _estimate(
+    loaded: LoadedConfig, tables: TrainerConfig, gpu: TrainingGpu
+) -> dict[str, Any] | None:
     model = described(loaded)
     if model is None:
         return None

@@ -14,7 +14,7 @@ from commands.runs.config import LoadedConfig
 from commands.runs.estimate import described
 from remote.sync.manifest import Limits
 from trainer.config import TrainerConfig
-from trainer.device.memory import Workload, adapter_parameters
+from trainer.device.memory import TrainingSetup, adapter_parameters
 from trainer.device.shapes import UnknownShapeError, read_shape
 from trainer.method_table import MethodKind, MethodTable
 from trainer.saving.manifest import FILES, LOG, MANIFEST, MANIFEST_BYTES_MAX, TEXT_BYTES_MAX
@@ -124,7 +124,7 @@ def _trained_numbers(loaded: LoadedConfig, method: MethodTable) -> int | None:
     config = described(loaded)
     if config is None:
         return None
-    work = Workload(
+    work = TrainingSetup(
         tokens=1,
         r=method.r,
         targets=None if method.targets == "all-linear" else tuple(method.targets),

@@ -38,7 +38,7 @@ KILL_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class SaveLimits:
     """How long the machine is waited for, in seconds."""
 
     look_s: float = 10.0
@@ -211,7 +211,7 @@ def clear(  # noqa: PLR0913  (each is another room's)
         return
     try:
         if state.vm is not None:
-            workload.clear(state.vm, 0.0 if now else Limits().save_s)
+            workload.clear(state.vm, 0.0 if now else SaveLimits().save_s)
     except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
         on_message(f"the folder `qft/{state.run_id}` stays on the machine: {error}")
     finally:
@@ -241,10 +241,10 @@ def let_trainer_save(
     *,
     pull_checkpoint: bool,
     on_message: Callable[[str], None],
-    limits: Limits | None = None,
+    limits: SaveLimits | None = None,
 ) -> LastSave:
     """Ask the trainer on a machine to save, within the limits; KeyboardInterrupt ends the wait."""
-    limits = limits or Limits()
+    limits = limits or SaveLimits()
     before = workload.home_step()
     attempt = _Attempt(workload, vm, save_s=limits.save_s)
     thread = threading.Thread(target=attempt.run, name="last save", daemon=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TextIO
 
 from commands.ui.output import clean, write_line
-from commands.ui.snapshot import Snapshot, take_snapshot
+from commands.ui.snapshot import RunSnapshot, take_snapshot
 from infra.run import actions as act
 from infra.run.budget import Bill
 from infra.run.context import TurnReport
@@ -203,7 +203,7 @@ class AnnouncingConsole:
         self.console.close()
 
 
-def _panel(shown: Snapshot) -> Any:
+def _panel(shown: RunSnapshot) -> Any:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -230,7 +230,7 @@ def _panel(shown: Snapshot) -> Any:
     )
 
 
-def duration_of(shown: Snapshot) -> str:
+def duration_of(shown: RunSnapshot) -> str:
     """Return the time left in words; empty when unknown."""
     from trainer.text import duration
 

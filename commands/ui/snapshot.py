@@ -12,7 +12,7 @@ from trainer.text import duration, inexact
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class RunSnapshot:
     """What is shown of a run at one moment."""
 
     phase: str
@@ -63,12 +63,12 @@ class Snapshot:
         return f"${self.price_usd_per_h:.3f}/h, ${self.spent_usd:.4f} so far{mark}"
 
 
-def take_snapshot(report: TurnReport, *, simulated: bool, own: bool = False) -> Snapshot:
+def take_snapshot(report: TurnReport, *, simulated: bool, own: bool = False) -> RunSnapshot:
     """Describe what the supervisor reported."""
     state, job = report.state, report.seen.job
     heartbeat = job.heartbeat if job else SILENCE
     training = state.launched and job is not None and not state.trained
-    return Snapshot(
+    return RunSnapshot(
         phase=clean(_phase(report, own=own)),
         step=job.step if job else state.step,
         steps=job.steps if job else state.steps,

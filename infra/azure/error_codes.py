@@ -11,7 +11,7 @@ import re
 from enum import StrEnum
 
 
-class ErrorKind(StrEnum):
+class AzureErrorKind(StrEnum):
     """What an error is about, which decides what can be done next."""
 
     CAPACITY = "capacity"
@@ -37,34 +37,36 @@ class ErrorKind(StrEnum):
 
 
 _CODES = {
-    ErrorKind.CAPACITY: """
+    AzureErrorKind.CAPACITY: """
         SkuNotAvailable AllocationFailed ZonalAllocationFailed OverconstrainedAllocationRequest
         OverconstrainedZonalAllocationRequest InsufficientCapacity OutOfCapacity CapacityUnavailable
     """,
-    ErrorKind.NOT_AS_SPOT: "AzureSpotIsNotSupportedForThisVMSize",
-    ErrorKind.CLOSED_PLACE: """
+    AzureErrorKind.NOT_AS_SPOT: "AzureSpotIsNotSupportedForThisVMSize",
+    AzureErrorKind.CLOSED_PLACE: """
         RequestDisallowedByAzure LocationNotAvailableForResourceType NotAvailableForSubscription
         InvalidAvailabilityZone AvailabilityZoneNotSupported LocationNotAvailableForResourceGroup
         LocationNotSupported VMSizeNotSupported VMSizeIsNotPermittedToEnableAcceleratedNetworking
     """,
-    ErrorKind.ADDRESSES: """
+    AzureErrorKind.ADDRESSES: """
         PublicIPCountLimitReached StaticPublicIPCountLimitReached
         DynamicPublicIPCountLimitReached IPv4BasicSkuPublicIpCountLimitReached
         IPv4StandardSkuPublicIpCountLimitReached IPv6StandardSkuPublicIpCountLimitReached
         PublicIPAddressCountLimitReached PublicIpCountExceeded
     """,
-    ErrorKind.QUOTA: """
+    AzureErrorKind.QUOTA: """
         QuotaExceeded ResourceGroupQuotaExceeded ResourceCountExceedsLimitDueToTemplate
         ResourceQuotaExceeded SubscriptionQuotaExceeded ResourceLimitExceeded ResourceQuotaLimit
     """,
-    ErrorKind.PRICE: "SpotPriceGreaterThanProvidedMaxPrice",
-    ErrorKind.BAD_CAP: "MaxPriceValueInvalid MaxPriceIsSupportedOnlyForAzureSpotVirtualMachines",
-    ErrorKind.FIXED_CAP: "MaxPriceChangeNotAllowedForAllocatedVMs MaxPriceChangeNotAllowed",
-    ErrorKind.OUR_BUG: """
+    AzureErrorKind.PRICE: "SpotPriceGreaterThanProvidedMaxPrice",
+    AzureErrorKind.BAD_CAP: """
+        MaxPriceValueInvalid MaxPriceIsSupportedOnlyForAzureSpotVirtualMachines
+    """,
+    AzureErrorKind.FIXED_CAP: "MaxPriceChangeNotAllowedForAllocatedVMs MaxPriceChangeNotAllowed",
+    AzureErrorKind.OUR_BUG: """
         EvictionPolicyCanBeSetOnlyOnAzureSpotVirtualMachines VMPriorityCannotBeApplied
         AzureSpotVMNotSupportedInAvailabilitySet PropertyChangeNotAllowed
     """,
-    ErrorKind.IMAGE: """
+    AzureErrorKind.IMAGE: """
         ImageNotFound PlatformImageNotFound VMImageNotFound GalleryImageNotFound ImageDeprecated
         ImageVersionDeprecated ArtifactNotFound MarketplacePurchaseEligibilityFailed
         VMMarketplaceInvalidInput ResourcePurchaseValidationFailed
@@ -72,31 +74,31 @@ _CODES = {
         MarketplaceImageTermsNotAccepted UserHasNotAcceptedTerms LegalTermsNotAccepted
         InvalidImageReference ImageBlobNotFound
     """,
-    ErrorKind.API_VERSION: """
+    AzureErrorKind.API_VERSION: """
         InvalidApiVersionParameter MissingApiVersionParameter UnsupportedApiVersion
         InvalidResourceType ApiVersionNotSupported InvalidResourceNamespace
     """,
-    ErrorKind.NO_SPOT: "AzureSpotFeatureNotEnabledForSubscription",
-    ErrorKind.PERMISSIONS: """
+    AzureErrorKind.NO_SPOT: "AzureSpotFeatureNotEnabledForSubscription",
+    AzureErrorKind.PERMISSIONS: """
         AuthorizationFailed LinkedAuthorizationFailed InsufficientPermissions
         LinkedAccessCheckFailed Forbidden
     """,
-    ErrorKind.TOKEN: """
+    AzureErrorKind.TOKEN: """
         ExpiredAuthenticationToken InvalidAuthenticationToken AuthenticationFailed
         InvalidAuthenticationTokenTenant InvalidAuthenticationTokenAudience
         AuthenticationFailedMissingToken AuthenticationFailedInvalidHeader InvalidAuthenticationInfo
     """,
-    ErrorKind.SUBSCRIPTION: """
+    AzureErrorKind.SUBSCRIPTION: """
         SubscriptionNotFound InvalidSubscriptionId ReadOnlyDisabledSubscription
         SubscriptionNotRegistered DisabledSubscription SubscriptionDisabled SubscriptionSuspended
         SubscriptionDeleted SubscriptionWarned BillingNotEnabled SpendingLimitReached
     """,
-    ErrorKind.UNREGISTERED: "MissingSubscriptionRegistration",
-    ErrorKind.POLICY: """
+    AzureErrorKind.UNREGISTERED: "MissingSubscriptionRegistration",
+    AzureErrorKind.POLICY: """
         RequestDisallowedByPolicy ScopeLocked DisallowedOperation DenyAssignmentAuthorizationFailed
         ResourceDisallowedByPolicy LockedResource
     """,
-    ErrorKind.TRANSIENT: """
+    AzureErrorKind.TRANSIENT: """
         TooManyRequests SubscriptionRequestsThrottled OperationPreempted AnotherOperationInProgress
         RetryableError RetryableErrorDueToAnotherOperation InternalServerError InternalServiceError
         ServerTimeout GatewayTimeout NetworkingInternalOperationError OSProvisioningTimedOut
@@ -106,92 +108,122 @@ _CODES = {
         InvalidResourceReference ReferencedResourceNotProvisioned
         CanceledAndSupersededDueToAnotherOperation
     """,
-    ErrorKind.EXISTS: "RoleAssignmentExists RoleDefinitionWithSameNameExists",
-    ErrorKind.GONE: "NotFound ResourceNotFound ResourceGroupNotFound ParentResourceNotFound",
+    AzureErrorKind.EXISTS: "RoleAssignmentExists RoleDefinitionWithSameNameExists",
+    AzureErrorKind.GONE: "NotFound ResourceNotFound ResourceGroupNotFound ParentResourceNotFound",
 }
 _BY_CODE = {code.lower(): kind for kind, codes in _CODES.items() for code in codes.split()}
 
 # Parts of codes that are not listed above, the first that fits. What a limit on how often one may
 # ask, or on how long a text may be, is called is no quota.
 _CODE_PATTERNS = [
-    (ErrorKind.CAPACITY, r"allocation(failed|timeout|timedout)|overconstrained|skus?notavail"),
+    (AzureErrorKind.CAPACITY, r"allocation(failed|timeout|timedout)|overconstrained|skus?notavail"),
     (
-        ErrorKind.TRANSIENT,
+        AzureErrorKind.TRANSIENT,
         r"throttl|ratelimit|requestlimit|toomanyreq|inprogress|being(deleted|created)",
     ),
     (
-        ErrorKind.TRANSIENT,
+        AzureErrorKind.TRANSIENT,
         r"timeout|timedout|temporarily|serverbusy|unavailable|preempted|superseded",
     ),
-    (ErrorKind.ADDRESSES, r"publicip\w*(limit|quota|exceeded)"),
-    (ErrorKind.QUOTA, r"quota|(core|vcpu|count|resource|subscription|regional)s?limit"),
-    (ErrorKind.QUOTA, r"^(?!.*(size|length|char|depth)).*limit(reached|exceeded)"),
-    (ErrorKind.QUOTA, r"(count|persubscription|perregion|cores)\w*(exceed|reached)"),
-    (ErrorKind.CAPACITY, r"capacity"),
-    (ErrorKind.PRICE, r"spotprice|pricegreater|pricetoolow"),
-    (ErrorKind.IMAGE, r"image|marketplace|purchase|legalterms|terms(not|of)"),
+    (AzureErrorKind.ADDRESSES, r"publicip\w*(limit|quota|exceeded)"),
+    (AzureErrorKind.QUOTA, r"quota|(core|vcpu|count|resource|subscription|regional)s?limit"),
+    (AzureErrorKind.QUOTA, r"^(?!.*(size|length|char|depth)).*limit(reached|exceeded)"),
+    (AzureErrorKind.QUOTA, r"(count|persubscription|perregion|cores)\w*(exceed|reached)"),
+    (AzureErrorKind.CAPACITY, r"capacity"),
+    (AzureErrorKind.PRICE, r"spotprice|pricegreater|pricetoolow"),
+    (AzureErrorKind.IMAGE, r"image|marketplace|purchase|legalterms|terms(not|of)"),
     (
-        ErrorKind.POLICY,
+        AzureErrorKind.POLICY,
         r"(by|denied|disallowed)policy|policyviolation|disallowed|locked|denyassignment",
     ),
     (
-        ErrorKind.SUBSCRIPTION,
+        AzureErrorKind.SUBSCRIPTION,
         r"subscription\w*(disabled|suspended|deleted|notfound|warned|expired)",
     ),
-    (ErrorKind.SUBSCRIPTION, r"disabledsubscription|billingnotenabled|spendinglimit"),
-    (ErrorKind.API_VERSION, r"apiversion"),
-    (ErrorKind.PERMISSIONS, r"authorization|permission|accessdenied|accesscheck"),
-    (ErrorKind.TOKEN, r"authentication(token|failed)"),
+    (AzureErrorKind.SUBSCRIPTION, r"disabledsubscription|billingnotenabled|spendinglimit"),
+    (AzureErrorKind.API_VERSION, r"apiversion"),
+    (AzureErrorKind.PERMISSIONS, r"authorization|permission|accessdenied|accesscheck"),
+    (AzureErrorKind.TOKEN, r"authentication(token|failed)"),
 ]
 _MESSAGE_PATTERNS = [
-    (ErrorKind.PRICE, r"(max(imum)? ?price|price cap|bid).{0,80}(spot|market|current) price"),
-    (ErrorKind.PRICE, r"(spot|market|current) price.{0,80}(max(imum)? ?price|cap\b|bid\b)"),
-    (ErrorKind.TRANSIENT, r"throttl|too many requests|request rate|rate limit|rate of requests"),
-    (ErrorKind.ADDRESSES, r"(more than \d+|limit|quota|maximum).{0,60}public ?ip"),
-    (ErrorKind.ADDRESSES, r"public ?ip( address(es)?)?.{0,80}(limit|quota|maximum number)"),
+    (AzureErrorKind.PRICE, r"(max(imum)? ?price|price cap|bid).{0,80}(spot|market|current) price"),
+    (AzureErrorKind.PRICE, r"(spot|market|current) price.{0,80}(max(imum)? ?price|cap\b|bid\b)"),
     (
-        ErrorKind.QUOTA,
+        AzureErrorKind.TRANSIENT,
+        r"throttl|too many requests|request rate|rate limit|rate of requests",
+    ),
+    (AzureErrorKind.ADDRESSES, r"(more than \d+|limit|quota|maximum).{0,60}public ?ip"),
+    (AzureErrorKind.ADDRESSES, r"public ?ip( address(es)?)?.{0,80}(limit|quota|maximum number)"),
+    (
+        AzureErrorKind.QUOTA,
         r"\bquotas?\b|exceed\w* .{0,60}\b(core|vcpu|resource|count|subscription)s? limit",
     ),
-    (ErrorKind.QUOTA, r"(cannot|can not|can't) (create|have|deploy|allocate|add) more than \d+"),
-    (ErrorKind.QUOTA, r"\blimit\b.{0,60}(has been|have been|was|is|were) (reached|exceeded|hit)\b"),
-    (ErrorKind.QUOTA, r"(reached|exceed\w*) (the|your|its) (max\w* )?(limit|number)"),
-    (ErrorKind.QUOTA, r"(maximum|max) number of .{1,60}(reached|exceeded|subscription|region)"),
-    (ErrorKind.IMAGE, r"\bimages?\b.{0,120}(not found|not available|deprecat|retired|not exist)"),
-    (ErrorKind.IMAGE, r"(not found|deprecat|retired|could not find|no longer).{0,80}\bimages?\b"),
-    (ErrorKind.IMAGE, r"legal terms|terms of use|accept\w* the terms|marketplace|plan information"),
-    (ErrorKind.CAPACITY, r"(sufficient|enough|out of|no|lack of|available) (\w+ ){0,2}capacity"),
-    (ErrorKind.CAPACITY, r"capacity restriction|allocation failed|currently not available in"),
-    (ErrorKind.UNREGISTERED, r"not registered to use namespace"),
-    (ErrorKind.POLICY, r"disallowed by|by policy|scope.{0,200}lock|\blocked\b|deny assignment"),
     (
-        ErrorKind.SUBSCRIPTION,
+        AzureErrorKind.QUOTA,
+        r"(cannot|can not|can't) (create|have|deploy|allocate|add) more than \d+",
+    ),
+    (
+        AzureErrorKind.QUOTA,
+        r"\blimit\b.{0,60}(has been|have been|was|is|were) (reached|exceeded|hit)\b",
+    ),
+    (AzureErrorKind.QUOTA, r"(reached|exceed\w*) (the|your|its) (max\w* )?(limit|number)"),
+    (
+        AzureErrorKind.QUOTA,
+        r"(maximum|max) number of .{1,60}(reached|exceeded|subscription|region)",
+    ),
+    (
+        AzureErrorKind.IMAGE,
+        r"\bimages?\b.{0,120}(not found|not available|deprecat|retired|not exist)",
+    ),
+    (
+        AzureErrorKind.IMAGE,
+        r"(not found|deprecat|retired|could not find|no longer).{0,80}\bimages?\b",
+    ),
+    (
+        AzureErrorKind.IMAGE,
+        r"legal terms|terms of use|accept\w* the terms|marketplace|plan information",
+    ),
+    (
+        AzureErrorKind.CAPACITY,
+        r"(sufficient|enough|out of|no|lack of|available) (\w+ ){0,2}capacity",
+    ),
+    (AzureErrorKind.CAPACITY, r"capacity restriction|allocation failed|currently not available in"),
+    (AzureErrorKind.UNREGISTERED, r"not registered to use namespace"),
+    (
+        AzureErrorKind.POLICY,
+        r"disallowed by|by policy|scope.{0,200}lock|\blocked\b|deny assignment",
+    ),
+    (
+        AzureErrorKind.SUBSCRIPTION,
         r"subscription.{0,80}(disabled|suspended|read.?only|not enabled|expired)",
     ),
-    (ErrorKind.NO_SPOT, r"spot.{0,60}not (enabled|supported|allowed|available).{0,40}subscription"),
     (
-        ErrorKind.PERMISSIONS,
+        AzureErrorKind.NO_SPOT,
+        r"spot.{0,60}not (enabled|supported|allowed|available).{0,40}subscription",
+    ),
+    (
+        AzureErrorKind.PERMISSIONS,
         r"(does not have|lacks|insufficient) (\w+ ){0,2}(authori|permission|rights)",
     ),
     (
-        ErrorKind.TRANSIENT,
+        AzureErrorKind.TRANSIENT,
         r"in progress|is being |marked for deletion|concurrent|another operation",
     ),
     (
-        ErrorKind.TRANSIENT,
+        AzureErrorKind.TRANSIENT,
         r"(try|retry)( again| the (request|operation))? (later|in a|after)|retryable",
     ),
-    (ErrorKind.TRANSIENT, r"temporar(y|ily)|timed out|internal (server )?error"),
+    (AzureErrorKind.TRANSIENT, r"temporar(y|ily)|timed out|internal (server )?error"),
 ]
-_NAMED = {code: kind for code, kind in _BY_CODE.items() if kind is not ErrorKind.GONE}
+_NAMED = {code: kind for code, kind in _BY_CODE.items() if kind is not AzureErrorKind.GONE}
 
 
-def kind_by_code(code: str) -> ErrorKind | None:
+def kind_by_code(code: str) -> AzureErrorKind | None:
     """Find the kind of a code; None for a general or an unlisted one."""
     return _BY_CODE.get(code.lower())
 
 
-def kind_by_message(code: str, message: str) -> ErrorKind | None:
+def kind_by_message(code: str, message: str) -> AzureErrorKind | None:
     """Find the kind by parts of a code or words of its message; None if neither is listed."""
     for word in re.findall(r"\b[A-Z][A-Za-z]{9,}\b", message):  # a code that a sentence quotes
         if word != code and word.lower() in _NAMED:

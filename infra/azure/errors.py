@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infra.azure.error_codes import ErrorKind, kind_by_code, kind_by_message
+from infra.azure.error_codes import AzureErrorKind, kind_by_code, kind_by_message
 from infra.errors import (
     BadRequest,
     Gone,
@@ -111,29 +111,35 @@ def _one(info: AzureErrorInfo, code: str, message: str) -> AzureErrorInfo:
     )
 
 
-def _may_overrule(kind: ErrorKind, status: int) -> bool:
+def _may_overrule(kind: AzureErrorKind, status: int) -> bool:
     """Whether a message overrules a status: some statuses are certain."""
     if status in {0, 401, 408, 425, 429} or status >= 500:
         return False
     if status in {404, 410}:
-        return kind in {ErrorKind.IMAGE, ErrorKind.API_VERSION, ErrorKind.CLOSED_PLACE}
+        return kind in {
+            AzureErrorKind.IMAGE,
+            AzureErrorKind.API_VERSION,
+            AzureErrorKind.CLOSED_PLACE,
+        }
     return not (
-        status == 200 and kind is ErrorKind.TRANSIENT
+        status == 200 and kind is AzureErrorKind.TRANSIENT
     )  # over, and not to be repeated as it is
 
 
-def _of_unknown_provider(message: str) -> ErrorKind:
+def _of_unknown_provider(message: str) -> AzureErrorKind:
     """Distinguish a wrong api-version from a region without the type, which share a code."""
     version = re.search(r"API version '([^']*)'", message)
     supported = re.search(r"supported api-versions are '([^']*)'", message)
     place = re.search(r"location '([^']*)'", message)
     places = re.search(r"supported locations are '([^']*)'", message)
     if version and supported and version[1] not in supported[1].replace(" ", "").split(","):
-        return ErrorKind.API_VERSION
+        return AzureErrorKind.API_VERSION
     if place and place[1] and places:
         there = [one.strip().lower() for one in places[1].split(",")]
-        return ErrorKind.API_VERSION if place[1].lower() in there else ErrorKind.CLOSED_PLACE
-    return ErrorKind.API_VERSION if version else ErrorKind.CLOSED_PLACE
+        return (
+            AzureErrorKind.API_VERSION if place[1].lower() in there else AzureErrorKind.CLOSED_PLACE
+        )
+    return AzureErrorKind.API_VERSION if version else AzureErrorKind.CLOSED_PLACE
 
 
 def _by_status(info: AzureErrorInfo, doing: str) -> ProviderError:
@@ -147,13 +153,13 @@ def _by_status(info: AzureErrorInfo, doing: str) -> ProviderError:
             return _refused(info, doing, Rejected)
         return _refused(info, doing, ConflictError)
     if status in {404, 410}:
-        return _build(ErrorKind.GONE, info, doing)
+        return _build(AzureErrorKind.GONE, info, doing)
     if status == 401:
-        return _build(ErrorKind.TOKEN, info, doing)
+        return _build(AzureErrorKind.TOKEN, info, doing)
     if status in {402, 403, 451}:
-        return _build(ErrorKind.PERMISSIONS, info, doing)
+        return _build(AzureErrorKind.PERMISSIONS, info, doing)
     if status == 412:
-        return _build(ErrorKind.EXISTS, info, doing)
+        return _build(AzureErrorKind.EXISTS, info, doing)
     if status == 200:  # accepted, and failed at Azure: another host may do better
         why = f"({info.text})" if info.code else "without saying why"
         return NoCapacity(
@@ -255,33 +261,33 @@ def _unregistered(info: AzureErrorInfo, doing: str) -> ProviderError:
     )
 
 
-_PLAIN: dict[ErrorKind, tuple[type[ProviderError], str, str]] = {
-    ErrorKind.CAPACITY: (
+_PLAIN: dict[AzureErrorKind, tuple[type[ProviderError], str, str]] = {
+    AzureErrorKind.CAPACITY: (
         NoCapacity,
         "no spot capacity there now",
         "more regions under `vm.regions` help most; the same place is tried again in an hour",
     ),
-    ErrorKind.NOT_AS_SPOT: (
+    AzureErrorKind.NOT_AS_SPOT: (
         NoCapacity,
         "this size is not rented as spot",
         "choose another `vm.gpu` or let the next offer be tried",
     ),
-    ErrorKind.CLOSED_PLACE: (
+    AzureErrorKind.CLOSED_PLACE: (
         NoCapacity,
         "that place is closed to this subscription",
         "name other regions under `vm.regions`; the next offer is tried",
     ),
-    ErrorKind.BAD_CAP: (
+    AzureErrorKind.BAD_CAP: (
         BadRequest,
         "",
         "`vm.max_price` is USD per hour, above 0, with at most five decimals",
     ),
-    ErrorKind.FIXED_CAP: (
+    AzureErrorKind.FIXED_CAP: (
         BadRequest,
         "",
         "a cap changes only while the machine is deallocated: `qft down`, then `qft up`",
     ),
-    ErrorKind.IMAGE: (
+    AzureErrorKind.IMAGE: (
         ImageRefusedError,
         "the image is not to be had for this account",
         (
@@ -289,55 +295,55 @@ _PLAIN: dict[ErrorKind, tuple[type[ProviderError], str, str]] = {
             "its terms are accepted"
         ),
     ),
-    ErrorKind.OUR_BUG: (
+    AzureErrorKind.OUR_BUG: (
         BadRequest,
         "Azure refused the request",
         "this is a bug of qft: please report the line above",
     ),
-    ErrorKind.API_VERSION: (
+    AzureErrorKind.API_VERSION: (
         Rejected,
         "this cloud does not know what qft asks it with",
         "a newer qft may ask with another api-version; please report the line above",
     ),
-    ErrorKind.NO_SPOT: (
+    AzureErrorKind.NO_SPOT: (
         NotAllowed,
         "this subscription may not use spot machines",
         f"free trials and student offers cannot; pay-as-you-go can: {SPOT_OFFERS}",
     ),
-    ErrorKind.PERMISSIONS: (
+    AzureErrorKind.PERMISSIONS: (
         NotAllowed,
         "the account lacks the right",
         "`Contributor` on the subscription is enough; `qft doctor` shows what is missing",
     ),
-    ErrorKind.TOKEN: (
+    AzureErrorKind.TOKEN: (
         SignedOut,
         "Azure does not accept the credentials",
         "`az login`, then `az account set --subscription NAME`",
     ),
-    ErrorKind.SUBSCRIPTION: (
+    AzureErrorKind.SUBSCRIPTION: (
         NotAllowed,
         "",
         "`az account list` shows yours; set AZURE_SUBSCRIPTION_ID to one that is enabled",
     ),
-    ErrorKind.POLICY: (
+    AzureErrorKind.POLICY: (
         NotAllowed,
         "a policy or lock of your organisation forbids it",
         "its administrator can exempt the resource groups named `qft-*`",
     ),
-    ErrorKind.EXISTS: (AlreadyThereError, "it exists already", ""),
-    ErrorKind.GONE: (Gone, "it does not exist", ""),
+    AzureErrorKind.EXISTS: (AlreadyThereError, "it exists already", ""),
+    AzureErrorKind.GONE: (Gone, "it does not exist", ""),
 }
 """The errors that say no more than what Azure said: their class, what it means, and the hint."""
-_SPECIAL: dict[ErrorKind, Callable[[AzureErrorInfo, str], ProviderError]] = {
-    ErrorKind.ADDRESSES: _no_address,
-    ErrorKind.QUOTA: _quota,
-    ErrorKind.PRICE: _price,
-    ErrorKind.UNREGISTERED: _unregistered,
-    ErrorKind.TRANSIENT: _transient,
+_SPECIAL: dict[AzureErrorKind, Callable[[AzureErrorInfo, str], ProviderError]] = {
+    AzureErrorKind.ADDRESSES: _no_address,
+    AzureErrorKind.QUOTA: _quota,
+    AzureErrorKind.PRICE: _price,
+    AzureErrorKind.UNREGISTERED: _unregistered,
+    AzureErrorKind.TRANSIENT: _transient,
 }
 
 
-def _build(kind: ErrorKind, info: AzureErrorInfo, doing: str) -> ProviderError:
+def _build(kind: AzureErrorKind, info: AzureErrorInfo, doing: str) -> ProviderError:
     """The error of the seam for one kind of error."""
     if kind in _SPECIAL:
         return _SPECIAL[kind](info, doing)

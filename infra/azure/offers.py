@@ -18,7 +18,7 @@ from infra.provider import Offer, Want
 from infra.renting.gather import Findings
 from infra.renting.http import fetch_json
 from infra.renting.prices import PRICES_FRESH_S, PriceList, Quote, free_first, price_obstacle
-from infra.renting.refusal_cache import Refusal, RefusalCache
+from infra.renting.refusal_cache import CachedRefusal, RefusalCache
 
 RETAIL_PATH = "/api/retail/prices"
 REFUSALS_TTL_S: Mapping[type[ProviderError], float] = {
@@ -171,7 +171,7 @@ def places_of(regions: Sequence[str]) -> list[str]:
     return [*dict.fromkeys(folded(one) for one in regions)]
 
 
-def quota_covers(refusal: Refusal, size: str, quota_is_listed: bool) -> bool:  # noqa: FBT001  (a callback)
+def quota_covers(refusal: CachedRefusal, size: str, quota_is_listed: bool) -> bool:  # noqa: FBT001  (a callback)
     """Whether a refusal for quota still counts for a size of its region.
 
     The spot quota is one pool for a whole region, so its refusal counts for every size there;

@@ -13,7 +13,7 @@ from infra.timestamps import format_utc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal:
+class CachedRefusal:
     """One refusal, and until when it counts."""
 
     size: str
@@ -44,7 +44,7 @@ class RefusalCache:
     clock: Callable[[], float]
     ttl_s: Mapping[type[ProviderError], float]
     """How long each kind of refusal is believed; kinds that are not listed are not remembered."""
-    quota_covers: Callable[[Refusal, str, bool], bool]
+    quota_covers: Callable[[CachedRefusal, str, bool], bool]
     """Whether a refusal for quota still counts for a size of its region; the last argument says
     whether the region's usage list could be read."""
 
@@ -54,7 +54,7 @@ class RefusalCache:
         if ttl_s is None:
             return
         now = self.clock()
-        fresh = Refusal(
+        fresh = CachedRefusal(
             size=offer.size,
             region=offer.region,
             zone=offer.zone,
@@ -68,18 +68,18 @@ class RefusalCache:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_json(self.path, [asdict(one) for one in (*others, fresh)])
 
-    def refusals(self) -> list[Refusal]:
+    def refusals(self) -> list[CachedRefusal]:
         """The refusals that are still believed; none from a clock that was ahead of this one."""
         try:
             rows = read_json(self.path) or []
-            kept = [Refusal(**row) for row in rows]
+            kept = [CachedRefusal(**row) for row in rows]
         except (ValueError, TypeError):  # damaged or of another version: forgotten
             return []
         return [one for one in kept if one.at_s <= self.clock() < one.until_s]
 
     def against(
         self, size: str, region: str, *, zone: str = "", quota_is_listed: bool
-    ) -> Refusal | None:
+    ) -> CachedRefusal | None:
         """The refusal for which that place is not worth asking now; None if it is.
 
         A refusal for capacity or price counts for its size and zone, one for quota for every size

@@ -76,7 +76,7 @@ def base(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[str, Fig
     import torch
 
     from trainer.config import PrecisionChoice
-    from trainer.device.memory import Workload, base_bytes
+    from trainer.device.memory import TrainingSetup, base_bytes
     from trainer.device.shapes import read_shape
 
     model = empty(name)
@@ -90,7 +90,7 @@ def base(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[str, Fig
     rows, columns = largest.weight.shape
     # A layer as it is, or as much of it as a CPU quantises in a moment.
     measured = weights * quantised_bytes(min(rows, ROWS_MAX), columns) + 2 * others
-    work = Workload(tokens=LONGEST, precision=PrecisionChoice.BF16)
+    work = TrainingSetup(tokens=LONGEST, precision=PrecisionChoice.BF16)
     computed = base_bytes(read_shape(config), work)
     figures = {
         "base": Figure(value=measured, unit="bytes"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config import PrecisionChoice
-from trainer.device.memory import Workload
+from trainer.device.memory import TrainingSetup
 from trainer.method_table import OptimizerKind, Quant
 
 LITGPT = "litgpt 26857050, config_hub/finetune/README.md and tutorials/resource-tables.md"
@@ -37,9 +37,9 @@ class Point:
     source: str
 
     @property
-    def workload(self) -> Workload:
+    def workload(self) -> TrainingSetup:
         """The measured training in our terms; litgpt and torchtune keep adapters in 16 bits."""
-        return Workload(
+        return TrainingSetup(
             tokens=self.tokens,
             micro_batch=self.micro_batch,
             quant=Quant.NONE if self.quant == "none" else Quant.NF4,

@@ -21,7 +21,7 @@ from trainer.job.context import JobContext, JobOptions
 from trainer.job.prepare import prepare_inputs
 from trainer.job.stages import set_up, size_limit
 from trainer.rundir.layout import CONFIG, data_facts
-from trainer.rundir.status import Heartbeat
+from trainer.rundir.status import HeartbeatWriter
 from trainer.saving.async_saver import AsyncSaver, SaveResult
 from trainer.saving.checkpoint import Store
 from trainer.saving.state import TrainingState
@@ -38,7 +38,7 @@ class Rig:
     state: TrainingState
     store: Store
     messages: list[str]
-    heartbeat: Heartbeat
+    heartbeat: HeartbeatWriter
 
     def train(self, until: int) -> None:
         """Train up to and including step `until`."""
@@ -93,7 +93,9 @@ def rig(run_dir: Path) -> Rig:
     """Set everything up from the config in `run_dir` and restore the newest checkpoint."""
     messages: list[str] = []
     config = load_config(run_dir / CONFIG)
-    heartbeat = Heartbeat(run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC))
+    heartbeat = HeartbeatWriter(
+        run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC)
+    )
     job = JobContext(
         options=JobOptions(run_dir=run_dir),
         config=config,

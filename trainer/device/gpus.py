@@ -15,7 +15,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
+class TrainingGpu:
     """A GPU as a training sees it; `flops` is what such a training reaches, not the data sheet."""
 
     name: str
@@ -27,9 +27,9 @@ class Gpu:
 # Usable memory is what the driver leaves, as torch's messages name it; the H100 is the NVL with
 # 94 GB, which Azure rents. Speeds: T4 and A10 between published runs of this kind, which differ by
 # a factor of three; the others scaled from A10 by their data sheets.
-GPUS: Mapping[str, Gpu] = MappingProxyType(
+GPUS: Mapping[str, TrainingGpu] = MappingProxyType(
     {
-        name: Gpu(name=name, memory_bytes=gib * GIB, precision=precision, flops=flops)
+        name: TrainingGpu(name=name, memory_bytes=gib * GIB, precision=precision, flops=flops)
         for name, gib, precision, flops in (
             ("T4", 14.75, PrecisionChoice.FP16, 6e12),
             ("V100", 15.77, PrecisionChoice.FP16, 12e12),

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trainer.config import PrecisionChoice, TrainerConfig
-from trainer.device.gpus import Gpu
+from trainer.device.gpus import TrainingGpu
 from trainer.device.shapes import Block, Linear, Shape, read_shape
 from trainer.method_table import OptimizerKind, Quant
 
@@ -29,7 +29,7 @@ BYTES: Mapping[PrecisionChoice, int] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
+class TrainingSetup:
     """What is trained and how; `tokens` is the length of the sequences, prompt and answer."""
 
     tokens: int
@@ -62,7 +62,7 @@ class Memory:
     reserved: float
 
 
-def estimate(config: Mapping[str, Any], work: Workload) -> Memory:
+def estimate(config: Mapping[str, Any], work: TrainingSetup) -> Memory:
     """Return the peak of one training step of the model that `config` (its config.json) describes.
 
     Raises:
@@ -106,7 +106,7 @@ def estimate(config: Mapping[str, Any], work: Workload) -> Memory:
     )
 
 
-def base_bytes(shape: Shape, work: Workload) -> float:
+def base_bytes(shape: Shape, work: TrainingSetup) -> float:
     """Return the bytes of the frozen weights as they lie in the GPU's memory.
 
     A 4-bit weight takes half a byte and its share of the scales: one float32 per 64 weights, or
@@ -132,7 +132,7 @@ def base_bytes(shape: Shape, work: Workload) -> float:
     return total + (shape.embedding_parameters + shape.small_parameters) * size
 
 
-def adapter_parameters(shape: Shape, work: Workload) -> int:
+def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
     """Return how many numbers are trained: LoRA's, with a length per row for DoRA.
 
     NOLA trains two times `bases` per layer instead.
@@ -146,7 +146,7 @@ def adapter_parameters(shape: Shape, work: Workload) -> int:
     return matrix_parameters(shape, work) + (lengths if work.dora else 0)
 
 
-def matrix_parameters(shape: Shape, work: Workload) -> int:
+def matrix_parameters(shape: Shape, work: TrainingSetup) -> int:
     """Return the elements of LoRA's matrices: r x (columns + rows) for every adapted layer."""
     return sum(
         block.count * sum(work.r * (one.columns + one.rows) for one in _adapted(block, work))
@@ -154,7 +154,7 @@ def matrix_parameters(shape: Shape, work: Workload) -> int:
     )
 
 
-def dora_bytes(one: Linear, work: Workload) -> float:
+def dora_bytes(one: Linear, work: TrainingSetup) -> float:
     """Return what PEFT's DoRA holds at once to find the row lengths of one layer's weight.
 
     It multiplies B and A by way of a unit matrix of float32, which the graph keeps with its product
@@ -166,7 +166,7 @@ def dora_bytes(one: Linear, work: Workload) -> float:
     return one.columns * (one.columns * 4 + work.r * size) + copies * one.weights
 
 
-def _activations(shape: Shape, work: Workload, rows: int) -> tuple[float, float, float]:
+def _activations(shape: Shape, work: TrainingSetup, rows: int) -> tuple[float, float, float]:
     """Return the bytes kept for all layers, live in one layer, and brief in its backward pass."""
     live = max(_layer_bytes(shape, block, work) for block in shape.blocks) * rows
     brief = max(_brief_bytes(shape, block, work) for block in shape.blocks) * rows
@@ -178,7 +178,7 @@ def _activations(shape: Shape, work: Workload, rows: int) -> tuple[float, float,
     return kept, 0.0, brief
 
 
-def _layer_bytes(shape: Shape, block: Block, work: Workload) -> float:
+def _layer_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
     """Return what one layer keeps of one token for its backward pass.
 
     The base is frozen, so a linear layer keeps its input only if it is adapted, or if it is
@@ -205,20 +205,20 @@ def _layer_bytes(shape: Shape, block: Block, work: Workload) -> float:
     return norms + attention + feed + results + max(sum(inputs.values()), kept)
 
 
-def _brief_bytes(shape: Shape, block: Block, work: Workload) -> float:
+def _brief_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
     """Return what the backward pass of one layer holds of one token at its widest moment."""
     size = BYTES[work.precision]
     return size * (2 * block.feed_forward + 2 * shape.hidden)
 
 
-def _adapted(block: Block, work: Workload) -> list[Linear]:
+def _adapted(block: Block, work: TrainingSetup) -> list[Linear]:
     if work.targets is None:
         return list(block.linears)
     return [one for one in block.linears if one.name in work.targets]
 
 
 def largest_micro_batch(
-    config: Mapping[str, Any], work: Workload, *, memory_bytes: float, batch_size: int
+    config: Mapping[str, Any], work: TrainingSetup, *, memory_bytes: float, batch_size: int
 ) -> int | None:
     """Return how many of `batch_size` sequences fit at once, or None if not even one does.
 
@@ -232,7 +232,9 @@ def largest_micro_batch(
     return max(fitting, default=None)
 
 
-def step_seconds(config: Mapping[str, Any], work: Workload, *, gpu: Gpu, batch_size: int) -> float:
+def step_seconds(
+    config: Mapping[str, Any], work: TrainingSetup, *, gpu: TrainingGpu, batch_size: int
+) -> float:
     """Return about how long one optimizer step takes: work over what such a training reaches.
 
     Forward and backward through frozen weights cost 2 FLOP each per weight and token, recomputing
@@ -250,7 +252,7 @@ def estimate_training(
     config: TrainerConfig,
     model: Mapping[str, Any],
     *,
-    gpu: Gpu,
+    gpu: TrainingGpu,
     lengths: Sequence[int] | None = None,
     loss_tokens: int | None = None,
 ) -> dict[str, Any]:
@@ -263,7 +265,7 @@ def estimate_training(
     longest = max(lengths) if lengths else train.max_length
     usual = sum(lengths) / len(lengths) if lengths else train.max_length
     chosen = train.precision
-    work = Workload(
+    work = TrainingSetup(
         tokens=longest,
         quant=method.storage,
         double_quant=method.double_quant,

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.config import TrainerConfig
 from trainer.data.codec import NOT_TRAINED, Example
-from trainer.device.gpus import Gpu
+from trainer.device.gpus import TrainingGpu
 from trainer.device.memory import estimate_training
 from trainer.device.shapes import UnknownShapeError
 
@@ -26,7 +26,7 @@ def choose_micro_batch(
     model_config: Mapping[str, Any],
     examples: Sequence[Example],
     *,
-    gpu: Gpu | None,
+    gpu: TrainingGpu | None,
 ) -> MicroBatch:
     """Return the configured micro-batch, or for `auto` the largest that fits (all on a CPU).
 

@@ -11,7 +11,7 @@ from trainer.eviction import PreemptionFlag
 from trainer.rundir.fingerprint import (
     Facts,
 )
-from trainer.rundir.status import Heartbeat
+from trainer.rundir.status import HeartbeatWriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class JobContext:
     options: JobOptions
     config: TrainerConfig
     inputs: Facts
-    heartbeat: Heartbeat
+    heartbeat: HeartbeatWriter
     flag: PreemptionFlag
     on_message: Callable[[str], None]
 

@@ -31,7 +31,7 @@ from trainer.rundir.layout import (
     read_table,
     sweep,
 )
-from trainer.rundir.status import Heartbeat, Phase
+from trainer.rundir.status import HeartbeatWriter, Phase
 from trainer.text import amount, print_line
 
 
@@ -48,7 +48,7 @@ def run_job(options: JobOptions, on_message: Callable[[str], None]) -> None:
     flag = PreemptionFlag(time.monotonic)
     with on_signals(flag), alone_in(options.run_dir):  # a SIGTERM is heard from the first moment
         sweep(options.run_dir, disk=RealDisk())
-        heartbeat = Heartbeat(options.run_dir / "status.json", disk=RealDisk(), now=_now)
+        heartbeat = HeartbeatWriter(options.run_dir / "status.json", disk=RealDisk(), now=_now)
         with heartbeat, polling(options.metadata_url, flag, on_message):
             try:
                 _do_what_is_missing(options, heartbeat, flag, on_message)
@@ -64,7 +64,7 @@ def run_job(options: JobOptions, on_message: Callable[[str], None]) -> None:
 
 def _do_what_is_missing(
     options: JobOptions,
-    heartbeat: Heartbeat,
+    heartbeat: HeartbeatWriter,
     flag: PreemptionFlag,
     on_message: Callable[[str], None],
 ) -> None:

@@ -24,7 +24,7 @@ from trainer.job.prepare import prepare_inputs
 from trainer.job.stages import set_up, size_limit
 from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import CONFIG, alone_in, data_facts
-from trainer.rundir.status import Heartbeat, parse_log
+from trainer.rundir.status import HeartbeatWriter, parse_log
 from trainer.saving.checkpoint import load, tensor_chunks
 from trainer.saving.manifest import (
     ADAPTER,
@@ -73,7 +73,7 @@ def replay(
     """
     with alone_in(run_dir):
         logged = _logged(run_dir)
-        heartbeat = Heartbeat(
+        heartbeat = HeartbeatWriter(
             run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC)
         )
         config = load_config(run_dir / CONFIG)

@@ -17,7 +17,7 @@ from trainer import model as models
 from trainer.adapters import dylora, methods
 from trainer.atomic import RealDisk, replace_directory, replace_file
 from trainer.config import PrecisionChoice
-from trainer.device.gpus import Gpu
+from trainer.device.gpus import TrainingGpu
 from trainer.device.micro_batch import choose_micro_batch
 from trainer.errors import ConfigError, Preempted
 from trainer.job.context import JobContext
@@ -232,12 +232,12 @@ def _make_validation(
     )
 
 
-def _gpu(prepared: PreparedInputs) -> Gpu | None:
+def _gpu(prepared: PreparedInputs) -> TrainingGpu | None:
     """Return the GPU at hand as the memory estimate wants it, None on a CPU."""
     if prepared.device.type != "cuda":
         return None
     found = torch.cuda.get_device_properties(prepared.device)
-    return Gpu(
+    return TrainingGpu(
         name=found.name,
         memory_bytes=found.total_memory,
         precision=prepared.precision.compute,

@@ -63,7 +63,7 @@ class Status:
     pid: int | None = None
 
 
-class Heartbeat:
+class HeartbeatWriter:
     """Keeps `status.json` fresh from a small thread, so that a hang and a death look different.
 
     A dead process has a stale `updated_at`; a hung one keeps beating with the same phase and step.

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.config import CheckpointTable, EvictionBand
 from trainer.rundir.fingerprint import Facts
-from trainer.rundir.status import Heartbeat, Phase
+from trainer.rundir.status import HeartbeatWriter, Phase
 from trainer.saving.async_saver import AsyncSaver, SaveResult
 from trainer.saving.interval import SaveInterval, choose_interval
 from trainer.saving.state import TrainingState
@@ -28,7 +28,7 @@ class Checkpointer:
     table: CheckpointTable
     band: EvictionBand | None
     fingerprint: Facts
-    heartbeat: Heartbeat
+    heartbeat: HeartbeatWriter
     tracker: Tracker
     clock: Callable[[], float]  # seconds, monotonic
     on_message: Callable[[str], None]
