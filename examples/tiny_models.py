@@ -6,6 +6,8 @@ recipe's whole path can be walked on any computer in a minute. They know nothing
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ HIDDEN, LAYERS, HEADS, WIDE, WORDS_MAX = 64, 2, 4, 128, 600
 
 
 def make(kind: str, directory: Path, texts: Sequence[str]) -> None:
-    """Write a model of this kind to `directory`, with a tokenizer trained on `texts`."""
+    """Write a model of this kind to `directory`, with a tokenizer made of `texts`."""
     import torch
     import transformers
 
@@ -95,17 +97,19 @@ def _llama(texts: Sequence[str]) -> tuple[Any, Mapping[str, Any]]:
 
 def _t5(texts: Sequence[str]) -> tuple[Any, Mapping[str, Any]]:
     """T5: Unigram pieces, an end token behind every text, its own padding token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    specials = ["<pad>", "</s>", "<unk>"]
-    inner = Tokenizer(models.Unigram())
+    specials = [(name, 0.0) for name in ("<pad>", "</s>", "<unk>")]
+    # Counted, not trained: the library's Unigram trainer makes other pieces of the same texts each
+    # time, and a run on them could not be compared with an earlier one.
+    words = [f"▁{word}" for text in texts for word in text.split()]
+    counts = Counter(piece for word in words for piece in (word, *word))
+    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    pieces = [(piece, math.log(count / counts.total())) for piece, count in common]
+    inner = Tokenizer(models.Unigram([*specials, *pieces[: WORDS_MAX - len(specials)]], unk_id=2))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=WORDS_MAX, special_tokens=specials, show_progress=False, **UNKNOWN
-    )
-    inner.train_from_iterator(texts, trainer)
     inner.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )

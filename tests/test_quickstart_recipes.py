@@ -26,12 +26,28 @@ NAMES = (
 @pytest.fixture(scope="module")
 def recipes() -> ModuleType:
     """Load the shared script as a module."""
-    spec = importlib.util.spec_from_file_location("recipes", EXAMPLES / "recipes.py")
+    return load_example("recipes")
+
+
+def load_example(name: str) -> ModuleType:
+    """Load a module of the examples, which are no package."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("kind", ["phi", "falcon", "llama", "flan-t5", "t5"])
+def test_a_stand_in_has_the_same_tokenizer_each_time(kind: str) -> None:
+    """Two preparations give the same pieces and scores, so that two runs of a recipe compare."""
+    texts = [f"{word} the {word}s of {number}" for number in range(40) for word in ("ab", "abc")]
+    make = load_example("tiny_models").TOKENIZERS[kind]
+
+    first, second = (make(texts)[0].backend_tokenizer.to_str() for _ in range(2))
+
+    assert first == second
 
 
 def test_all_seven_experiments_are_there(recipes: ModuleType) -> None:
