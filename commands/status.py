@@ -179,7 +179,7 @@ def status(wanted: str) -> RunStatus:
     state = _as_seen(state, machine)
     now_s = time.time()
     used = bill(state, now_s)
-    simulated = loaded.config.vm.provider == "local"
+    simulated = loaded.simulated
     return RunStatus(
         name=folder.name,
         state=state,

@@ -114,7 +114,7 @@ def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None])
     more = ["--json", *(["--steps", str(steps)] if steps else [])]
     if vm is not None:
         on_message("replaying on the machine")
-        found, where = _there(folder, loaded, vm, more), "on the machine"
+        found, where = _replay_on_machine(folder, loaded, vm, more), "on the machine"
     else:
         if not (loaded.out / "metrics.jsonl").exists():
             raise UsageError(
@@ -129,7 +129,9 @@ def verify(wanted: str, *, steps: int | None, on_message: Callable[[str], None])
     return ReplayVerdict(run=folder.name, where=where, replay=found)
 
 
-def _there(folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]) -> ReplayAnswer:
+def _replay_on_machine(
+    folder: RunFolder, loaded: LoadedConfig, vm: Vm, more: list[str]
+) -> ReplayAnswer:
     layout = RemoteLayout(run_id=fold(read(folder.journal)).run_id)
     try:
         with ssh.connect(ssh_host(folder, loaded, vm)) as connection:

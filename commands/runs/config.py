@@ -81,6 +81,16 @@ class LoadedConfig:
         return self.path.parent
 
     @property
+    def simulated(self) -> bool:
+        """Whether this computer plays the machine, so that nobody is charged."""
+        return self.config.vm.provider == "local"
+
+    @property
+    def own_machine(self) -> bool:
+        """Whether the machine is the user's own, so that nothing is rented."""
+        return self.config.vm.provider == "ssh"
+
+    @property
     def model_folder(self) -> Path | None:
         """The base model's directory, or None when `model.id` is a hub id."""
         candidate = self.folder / Path(self.config.model.id).expanduser()

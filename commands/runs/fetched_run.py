@@ -65,7 +65,7 @@ def write_facts(run_dir: Path, folder: RunFolder, loaded: LoadedConfig) -> Path:
 
 def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
     """Gather what only this computer knows: evictions on the time line, dollars, hours."""
-    simulated = loaded.config.vm.provider == "local"
+    simulated = loaded.simulated
     receipt = make_receipt(folder, loaded.out, simulated=simulated)
     return {
         "evictions": _evictions(read(folder.journal)),

@@ -59,9 +59,8 @@ def request_run(  # noqa: PLR0913  (an argument is an option of a command)
     """
     home = qft_home(environment())
     loaded = find_config(wanted, home)
-    provider = loaded.config.vm.provider
     console = make_console(
-        simulated=provider == "local", plain=plain, clock=time.monotonic, own=provider == "ssh"
+        simulated=loaded.simulated, plain=plain, clock=time.monotonic, own=loaded.own_machine
     )
     return RunRequest(
         loaded=loaded,
@@ -132,14 +131,14 @@ def _follow(request: RunRequest, began: int) -> RunResult | None:
     ending = follow(request, began=began)
     if ending is None:
         return None
-    receipt = make_receipt(folder, loaded.out, simulated=loaded.config.vm.provider == "local")
+    receipt = make_receipt(folder, loaded.out, simulated=loaded.simulated)
     return result_of(request, ending, receipt, fold(read(folder.journal)))
 
 
 def _as_trouble(error: ProviderError, request: RunRequest) -> QftError:
     """What a person is told of a provider's error: the fix, what goes on, and what bills."""
     loaded, folder = request.loaded, request.folder
-    receipt = make_receipt(folder, loaded.out, simulated=loaded.config.vm.provider == "local")
+    receipt = make_receipt(folder, loaded.out, simulated=loaded.simulated)
     # What is wrong with the request itself stays so, however often it is repeated.
     is_bad = isinstance(error, BadRequest)
     goes_on = "" if is_bad else after_provider_error(error, folder, request.goal)

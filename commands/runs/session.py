@@ -90,7 +90,7 @@ class Session:
 
 def policy_of(loaded: LoadedConfig) -> Policy:
     """The numbers that fit the provider of a run."""
-    return LOCAL_POLICY if loaded.config.vm.provider == "local" else Policy()
+    return LOCAL_POLICY if loaded.simulated else Policy()
 
 
 @contextlib.contextmanager
@@ -105,9 +105,9 @@ def open_session(request: RunRequest) -> Iterator[Session]:
     check_data_and_model(loaded)
     require_weights(loaded)
     require_writable(loaded.out)
-    if loaded.config.vm.provider == "local":
+    if loaded.simulated:
         require_utf8_home(request.home)
-    if loaded.config.vm.provider == "ssh" and _begins(request):
+    if loaded.own_machine and _begins(request):
         check_ssh_host(loaded.config.vm, folder)
     make_home(request.home)
     make_private(folder.root)

@@ -42,8 +42,6 @@ LOG_TAIL_BYTES = 2000
 FAILURES_BORNE = 2
 NEVER_AGAIN = (126, 127)
 """Exit codes of what may not run or is not there, as shells tell them: it ends so every time."""
-KILLED = (-1, 129, 137, 143)
-"""Exit codes of a command that a signal ended, as SSH or a shell tells them."""
 UP = "../../../"
 """From the job's working directory to the user's home."""
 OURS = f"{UP}qft/venv-"
@@ -329,27 +327,29 @@ class SshWorkload:
             yield
         except errors.AuthRefused as error:
             # A booting cloud machine opens its port before cloud-init has put our key there.
-            raise (HostUnreachable if self._config.rents else HostUnfit)(_log(error)) from error
+            raise (HostUnreachable if self._config.rents else HostUnfit)(
+                _with_hint(error)
+            ) from error
         except errors.Unreachable as error:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
-            raise HostUnreachable(_log(error)) from error
+            raise HostUnreachable(_with_hint(error)) from error
         except errors.CommandFailed as error:
             # Killed rather than failed: a machine that is taken away ends its commands first.
-            killed = error.result.exit_code in KILLED and not error.final
-            raise (HostUnreachable if killed else HostUnfit)(_log(error)) from error
+            killed = error.result.exit_code in ssh.KILLED and not error.final
+            raise (HostUnreachable if killed else HostUnfit)(_with_hint(error)) from error
         except MachineDown as error:
             self._connection = None
-            raise HostUnreachable(_log(error)) from error
+            raise HostUnreachable(_with_hint(error)) from error
         except errors.Garbled as error:
             self._garbled += 1
             tries = self._garbled <= FAILURES_BORNE
-            raise (HostUnreachable if tries else HostUnfit)(_log(error)) from error
+            raise (HostUnreachable if tries else HostUnfit)(_with_hint(error)) from error
         except (errors.HostKeyMismatch, errors.Untrusted) as error:
-            raise HostNotTrusted(_log(error)) from error
+            raise HostNotTrusted(_with_hint(error)) from error
         except errors.RemoteError as error:
-            raise HostUnfit(_log(error)) from error
+            raise HostUnfit(_with_hint(error)) from error
 
 
 _PHASES = {
@@ -374,5 +374,5 @@ def _outcome(status: job.JobStatus) -> JobOutcome | None:
     return _OUTCOMES.get(status.exit_code, JobOutcome.CRASHED)
 
 
-def _log(error: errors.RemoteError) -> str:
+def _with_hint(error: errors.RemoteError) -> str:
     return f"{error}\n  hint: {error.hint}" if error.hint else str(error)
