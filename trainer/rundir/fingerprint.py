@@ -31,6 +31,9 @@ CHANGEABLE = frozenset(
 )  # fmt: skip
 # Not even asked about: they decide when the state is saved, or where files lie, not what is learnt.
 IRRELEVANT = frozenset({"model.id", "model.revision", "data.train", "data.eval"})
+# Fields that runs of earlier versions did not know. At their default they are left out of the
+# facts, so that such a run is still the same run.
+ADDED_LATER: frozenset[str] = frozenset()
 
 Facts = dict[str, Any]
 
@@ -134,12 +137,14 @@ def flatten_config(config: TrainerConfig) -> Facts:
     if config.train.validate_every is None:  # then the others have no say either
         for field in ("validate_every", "stop_after", "keep_best"):
             del dumped["train"][field]
+    given = config.model_dump(mode="json", exclude_defaults=True)
     return {
         f"{table}.{field}": value
         for table, fields in dumped.items()
         if fields is not None
         for field, value in fields.items()
         if f"{table}.{field}" not in IRRELEVANT
+        and (f"{table}.{field}" not in ADDED_LATER or field in (given.get(table) or {}))
     }
 
 
