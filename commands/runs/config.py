@@ -234,9 +234,10 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
         except DataError as error:
             faults += [f"data.{key}: {problem}" for problem in error.problems]
             continue
+        there = [one.for_rows(row.fields for row in rows) for one in templates]
         for row in rows:
             try:
-                problem = _row_problem(row.fields, templates, loaded.config)
+                problem = _row_problem(row.fields, there, loaded.config)
             except MissingFieldError as error:
                 problem = str(error)
             if problem:
