@@ -18,24 +18,24 @@ from typing import IO, Protocol
 
 from trainer.data.csv_rows import read_table
 from trainer.data.json_rows import cleaned, read_lines, read_whole
-from trainer.data.placeholder_files import describe_placeholder
+from trainer.data.placeholder_files import (
+    BOM,
+    HEAD_BYTES,
+    SAVE_AS,
+    UNPACK,
+    describe_format,
+    describe_head,
+    describe_placeholder,
+)
 from trainer.data.row import Notes, Row
 from trainer.errors import DataError
 from trainer.hub import Shards
 
 __all__ = ["READERS", "Notes", "Row", "read_rows", "stream_rows"]
 
-BOM = b"\xef\xbb\xbf"
-SAVE_AS = 'in a spreadsheet: save as "CSV UTF-8"'
-SIGNATURES = MappingProxyType(
-    {
-        b"PK\x03": f"a zip archive or a spreadsheet, whatever its name; {SAVE_AS}",
-        b"\xff\xfe": f"UTF-16 text; save it as UTF-8; {SAVE_AS}",
-        b"\xfe\xff": f"UTF-16 text; save it as UTF-8; {SAVE_AS}",
-        b"\x1f\x8b": "gzip; let its name end in `.gz`",
-    }
-)
-"""What a file really is by its first bytes, when its name says that it is text."""
+PARQUET = b"PAR1"
+SPREADSHEETS = frozenset({".xls", ".xlsx", ".ods", ".numbers"})
+ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
 
 
 def read_rows(path: Path | Shards, notes: Notes | None = None) -> list[Row]:
@@ -77,16 +77,15 @@ def stream_rows(path: Path, problems: list[str], notes: Notes | None = None) -> 
         if reason := describe_placeholder(path):
             raise DataError([f"{path}: {reason}"])
         with opener(path) as file:
-            start = file.read(len(BOM))
-            if not start:
+            head = file.read(HEAD_BYTES)
+            if not head:
                 raise DataError([f"{path}: the file is empty"])
-            strange = next(
-                (is_ for sign, is_ in SIGNATURES.items() if start.startswith(sign)), None
-            )
-            if strange and kind != ".parquet":
+            if reason := describe_head(head, path):  # of what was packed, too
+                raise DataError([f"{path}: {reason}"])
+            strange = describe_format(head)
+            if strange and not (kind == ".parquet" and head.startswith(PARQUET)):
                 raise DataError([f"{path}: this is {strange}"])
-            if start != BOM:
-                file.seek(0)
+            file.seek(len(BOM) if head.startswith(BOM) else 0)
             yield from READERS[kind](path, file, problems, notes)
     except FileNotFoundError:
         raise DataError([f"{path}: there is no such file"]) from None
@@ -105,7 +104,9 @@ def _kind(path: Path) -> tuple[str, Callable[[Path], IO[bytes]]]:
     if kind[0] not in READERS or (packed and kind[0] == ".parquet"):
         supported = ", ".join(sorted(READERS))
         named = f"`{path.suffix}`" if path.suffix else "a name without an ending"
-        more = f"; {SAVE_AS}" if path.suffix.lower() in {".xls", ".xlsx", ".ods"} else ""
+        ending = path.suffix.lower()
+        more = f"; {SAVE_AS}" if ending in SPREADSHEETS else ""
+        more = f"; {UNPACK}" if ending in ARCHIVES else more
         raise DataError(
             [f"{path}: {named} is not a format qft reads (it reads {supported} and .gz){more}"]
         )
