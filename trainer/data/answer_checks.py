@@ -1,7 +1,7 @@
 """Compares answers with each other and with what is read before them.
 
-`spellings` finds one label written in several ways; `stands_in` tells whether a text gives its own
-answer away. Both are used where rows are guessed from and where they are audited.
+`spellings` finds one label written in several ways; `ends_with` tells whether a text gives its
+own answer away. Both are used where rows are guessed from and where they are audited.
 """
 
 from __future__ import annotations
@@ -57,15 +57,11 @@ def one_spelling(answer: str) -> str:
     return str(int(value)) if value == value.to_integral_value() else str(value.normalize())
 
 
-def stands_in(answer: str, text: str) -> bool:
-    """Return whether a text holds a long answer, or ends with a short one as a word of its own."""
+def ends_with(answer: str, text: str) -> bool:
+    """Return whether a text ends with an answer as words of their own, but for end tokens."""
     answer, text = answer.strip(), ENDS.sub("", text)
-    if not answer:
-        return False
-    if is_long(answer):
-        return answer in text
     before = text[: -len(answer)]
-    return text.endswith(answer) and not before[-1:].isalnum()
+    return bool(answer) and text.endswith(answer) and not before[-1:].isalnum()
 
 
 def is_long(answer: str) -> bool:

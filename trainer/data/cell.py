@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from trainer.data.json_rows import KeyTwiceError, null_for_nan, parse
+from trainer.data.json_rows import KeyTwiceError, has_lone_surrogate, null_for_nan, parse
 
 CHARACTERS_MAX = 4 << 20
 SPREADSHEET_CHARACTERS_MAX = 32_767
@@ -34,13 +34,19 @@ def parse_cell(text: str) -> Any:
     if len(stripped) > CHARACTERS_MAX:
         raise CellError(f"{len(stripped)} characters in one cell are too many")
     try:
-        return null_for_nan(parse(stripped))
+        value = null_for_nan(parse(stripped))
     except KeyTwiceError as error:
         raise CellError(str(error)) from error
     except (ValueError, RecursionError):
-        literal = BETWEEN_OBJECTS.sub("}, {", stripped)
+        value = _python_value(text, stripped)
+    if has_lone_surrogate(value):
+        raise CellError("a text in it holds half of a character (a lone surrogate)")
+    return value
+
+
+def _python_value(text: str, stripped: str) -> Any:
     try:
-        return _value(ast.parse(literal, mode="eval").body)
+        return _value(ast.parse(BETWEEN_OBJECTS.sub("}, {", stripped), mode="eval").body)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         cut = len(text) >= SPREADSHEET_CHARACTERS_MAX - 1
         why = "Excel cut it at 32,767 characters" if cut else "neither JSON nor a Python list"

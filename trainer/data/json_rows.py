@@ -183,7 +183,7 @@ def _row(
         if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
             more = "; a list of objects goes into a `.json` file"
         problems.append(f"{path}:{number}: a row must be a JSON object, this one is a {kind}{more}")
-    elif _has_lone_surrogate(value):
+    elif has_lone_surrogate(value):
         problems.append(
             f"{path}:{number}: holds half of a character (a lone surrogate such as \\ud83d), which "
             "is no text; cut such texts between characters, or leave the row out"
@@ -192,7 +192,7 @@ def _row(
         yield Row(number=number, fields=cleaned(value, number, notes))
 
 
-def _has_lone_surrogate(value: object) -> bool:
+def has_lone_surrogate(value: object) -> bool:
     """Return whether a text in `value` holds a lone surrogate, which UTF-8 cannot encode."""
     if isinstance(value, str):
         try:
@@ -201,8 +201,8 @@ def _has_lone_surrogate(value: object) -> bool:
             return True
         return False
     if isinstance(value, dict):
-        return any(map(_has_lone_surrogate, (*value, *value.values())))
-    return isinstance(value, list) and any(map(_has_lone_surrogate, value))
+        return any(map(has_lone_surrogate, (*value, *value.values())))
+    return isinstance(value, list) and any(map(has_lone_surrogate, value))
 
 
 def _unusable(error: ValueError | RecursionError) -> str:
