@@ -48,7 +48,7 @@ def _python_value(text: str, stripped: str) -> Any:
     try:
         return _value(ast.parse(BETWEEN_OBJECTS.sub("}, {", stripped), mode="eval").body)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        cut = len(text) >= SPREADSHEET_CHARACTERS_MAX - 1
+        cut = len(text) == SPREADSHEET_CHARACTERS_MAX
         why = "Excel cut it at 32,767 characters" if cut else "neither JSON nor a Python list"
         raise CellError(f"the text cannot be parsed ({why}); write it as JSON") from error
 

@@ -33,7 +33,7 @@ def unwrap(values: dict[str, Any], depth: int = 1) -> tuple[list[Any], str]:
     if lists:
         names = ", ".join(f"`{key}`" for key in lists)
         raise UnknownWrapperError(f"this one holds several, {names}: write each to its own file")
-    inner = [key for key, value in values.items() if isinstance(value, dict)]
+    inner = [key for key, value in values.items() if isinstance(value, dict) and value]
     if len(inner) == 1 and depth < DEPTH_MAX:
         rows, note = unwrap(values[inner[0]], depth + 1)
         return rows, f"{note} within `{inner[0]}`"
