@@ -45,12 +45,12 @@ def refused(path: Path, content: str | bytes) -> str:
 @pytest.mark.parametrize(
     ("content", "note"),
     [
-        # SQuAD's own form, and what people wrap rows into (huggingface/datasets#3100).
+        # SQuAD's own form, and what people wrap rows into (huggingface/datasets#372).
         ({"version": "1.1", "data": ROWS}, "`data`"),
         ({"train": ROWS}, "`train`"),
         ({"meta": {"source": "x"}, "items": ROWS}, "`items`"),
         ({"result": {"rows": ROWS, "count": 4}}, "`rows` within `result`"),
-        # pandas.DataFrame.to_json: the documented orientations.
+        # pandas.DataFrame.to_json: the documented orientations (mindsdb/mindshub#8042).
         ({"columns": ["text", "label"], "index": [0, 1, 2, 3],
           "data": [list(row.values()) for row in ROWS]}, "orient=split"),
         ({"text": {str(n): text for n, text in enumerate(TEXTS)},
@@ -100,7 +100,7 @@ def test_an_object_without_one_list_of_rows_is_refused_by_its_keys(
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.parquet"])
 def test_nan_is_null_and_counted_by_column(tmp_path: Path, name: str) -> None:
-    """NaN, infinities and too large numbers are null (huggingface/accelerate#74, pandas#31801)."""
+    """NaN, infinities and too large numbers are null (huggingface/accelerate#74)."""
     rows = [{"q": "a", "a": math.nan}, {"q": "b", "a": 1.5}, {"q": "c", "a": -math.inf}]
     path = tmp_path / name
     if name.endswith(".parquet"):
@@ -121,7 +121,7 @@ def test_nan_is_null_and_counted_by_column(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("cell", ["NaN", "nan", "<NA>", "\\N", "#N/A"])
 def test_a_programs_word_for_nothing_is_null_in_a_table(tmp_path: Path, cell: str) -> None:
-    """The `na_rep` and `str(nan)` of pandas, MySQL's and PostgreSQL's NULL, Excel's error."""
+    """The `nan` of pandas (pandas#25353), MySQL's and PostgreSQL's NULL, Excel's error."""
     rows, notes = read(tmp_path / "rows.csv", f"text,label\na,{cell}\nb,nan bread\n")
 
     assert [row["label"] for row in rows] == [None, "nan bread"]
@@ -163,7 +163,7 @@ def test_separators_of_all_programs_are_found(tmp_path: Path, name: str, content
 
 
 def test_quotes_escaped_by_backslashes_are_read_and_told(tmp_path: Path) -> None:
-    r"""MySQL's `ESCAPED BY` and Spark's default: `\"` is a quote, other backslashes stay."""
+    r"""As MySQL and Spark write: `\"` is a quote, other backslashes stay (pandas#21862, #33720)."""
     content = 'text,label\n"C:\\\\new \\"x\\", y",good\n"a \\n b \\\n c",bad\n'
     rows, notes = read(tmp_path / "rows.csv", content)
 
@@ -321,7 +321,7 @@ TURNS = [{"role": "user", "content": 'it\'s\na "test" }'}, {"role": "assistant",
     "text",
     [
         json.dumps(TURNS),
-        repr(TURNS),  # pandas' to_csv of a list (pandas#12148)
+        repr(TURNS),  # pandas' to_csv of a list (pandas#58906)
         "[" + "\n ".join(map(repr, TURNS)) + "]",  # of an array of objects, as Parquet gives it
         f"array({TURNS!r}, dtype=object)",
     ],

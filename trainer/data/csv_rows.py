@@ -74,10 +74,7 @@ def read_table(
             elif not any(map(str.strip, cells)) and len(header) > 1:
                 notes.add("rows of empty cells are left out", number)
             elif len(fields) != len(header):
-                problems.append(
-                    f"{path}:{number}: {len(cells)} cells where the header has {len(header)}"
-                    f"{_typographic(cells)}"
-                )
+                problems.append(f"{path}:{number}: {_uneven(cells, header, separator)}")
             else:
                 if len(fields) < len(cells):
                     notes.add("empty cells beyond the header are left out", number)
@@ -228,9 +225,16 @@ def _row(number: int, header: list[str], cells: list[str], notes: Notes) -> Row:
     return Row(number=number, fields=fields)
 
 
-def _typographic(cells: Sequence[str]) -> str:
-    found = any(TYPOGRAPHIC.match(cell.lstrip()) for cell in cells)
-    return '; a cell begins with a typographic quote, and only the plain " quotes' if found else ""
+def _uneven(cells: Sequence[str], header: Sequence[str], separator: str) -> str:
+    """Return the problem of a record with other cells than the header has, and its usual cause."""
+    if any(TYPOGRAPHIC.match(cell.lstrip()) for cell in cells):
+        cause = 'a cell begins with a typographic quote, and only the plain " quotes'
+    elif len(cells) > len(header):
+        mark = "tab" if separator == "\t" else f"`{separator}`"
+        cause = f"put a cell that holds a {mark} in quotes"
+    else:
+        cause = "put a cell that holds a line break in quotes"
+    return f"{len(cells)} cells where the header has {len(header)}; {cause}"
 
 
 def _stray_byte(cells: Sequence[str]) -> int | None:
