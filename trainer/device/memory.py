@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.gpus import TrainingGpu
-from trainer.device.shapes import Block, Linear, Shape, read_shape
+from trainer.device.shapes import Block, Experts, Linear, Shape, read_shape
 from trainer.method_table import OptimizerKind, Quant
 
 SLACK = 1.08  # reserved over allocated, the low end of what is seen in training (1.08 to 1.41)
@@ -46,8 +46,6 @@ class TrainingSetup:
     adapter_bytes: int = 4  # of one trained number; ours are always float32
     dora: bool = False
     bases: int | None = None  # per matrix, if the matrices are combinations of so many (NOLA)
-    experts_quantised: bool = True  # fused experts too, where the layers are in 4 bits
-    experts_adapted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +116,6 @@ def base_bytes(shape: Shape, work: TrainingSetup) -> float:
     size = BYTES[work.precision]
     fp16 = work.precision is PrecisionChoice.FP16
     packed = _packed_bytes(work)
-    experts = packed if quantises_experts(work) else float(size)
     total = 0.0
     for block in shape.blocks:
         for one in block.linears:
@@ -126,30 +123,29 @@ def base_bytes(shape: Shape, work: TrainingSetup) -> float:
             if one.name in block.never_quantised:
                 each = 4.0 if fp16 else float(size)
             total += block.count * one.weights * each
-    total += shape.expert_parameters * experts
+        for stack in block.experts:
+            each = packed if quantises(stack, work) else float(size)
+            total += block.count * stack.weights * each
     return total + (shape.embedding_parameters + shape.small_parameters) * size
 
 
-def quantises_experts(work: TrainingSetup) -> bool:
-    """Tell whether fused experts are quantised: bitsandbytes has a way for 4 bits alone."""
-    return work.experts_quantised and work.quant.four_bit
+def quantises(experts: Experts, work: TrainingSetup) -> bool:
+    """Tell whether a tensor of experts is quantised: bitsandbytes can in 4 bits, up to a size."""
+    return work.quant.four_bit and experts.quantisable
 
 
-def quantised_share(shape: Shape, work: TrainingSetup) -> float:
-    """Return how much of the weights of the layers' matrices lies in 4 or 8 bits, from 0 to 1.
-
-    Those are the matrices of attention, feed-forward and experts; embeddings, head and norms do not
-    count, nor do routers.
-    """
+def quantised_parameters(shape: Shape, work: TrainingSetup) -> int:
+    """Return how many of the weights of the layers' matrices lie in 4 or 8 bits."""
     if work.quant is Quant.NONE:
-        return 0.0
-    kept = 0 if quantises_experts(work) else shape.expert_parameters
-    kept += sum(
-        block.count * sum(o.weights for o in block.linears if o.name in block.never_quantised)
+        return 0
+    return sum(
+        block.count
+        * (
+            sum(o.weights for o in block.linears if o.name not in block.never_quantised)
+            + sum(o.weights for o in block.experts if quantises(o, work))
+        )
         for block in shape.blocks
     )
-    matrices = shape.linear_parameters + shape.expert_parameters
-    return 1 - kept / max(matrices, 1)
 
 
 def _packed_bytes(work: TrainingSetup) -> float:
@@ -164,25 +160,22 @@ def _packed_bytes(work: TrainingSetup) -> float:
 def _unpacked_bytes(shape: Shape, work: TrainingSetup) -> float:
     """Return what quantised weights take while they are unpacked to be computed with.
 
-    A linear layer unpacks itself, and again for its backward pass. Fused experts are unpacked all
-    at once, and the graph keeps what their inputs' gradients need: with checkpointing those of one
-    layer, without it those of all.
+    A linear layer unpacks itself, and again for its backward pass. The experts of a layer are
+    unpacked all at once: with checkpointing those of one layer are there, without it those of all.
     """
     if work.quant is Quant.NONE:
         return 0.0
     size = BYTES[work.precision]
     widest = max((o.weights for b in shape.text_blocks for o in b.linears), default=0)
-    experts = [
-        (block.count, sum(one.weights for one in block.experts))
+    layers = [
+        (block.count, [one.weights for one in block.experts if quantises(one, work)])
         for block in shape.text_blocks
-        if quantises_experts(work)
     ]
-    kept = (
-        max((weights for _, weights in experts), default=0)
-        if work.checkpointing
-        else sum(count * weights for count, weights in experts)
-    )
-    return float(max(widest, kept) * size)
+    # The graph keeps what its inputs' gradients need; beside it, one is packed or gets its own.
+    one_layer = max((sum(each) + max(each, default=0) for _, each in layers), default=0)
+    kept = sum((count - 1) * sum(each) for count, each in layers)
+    experts = one_layer if work.checkpointing else one_layer + max(kept, 0)
+    return float(max(widest, experts) * size)
 
 
 def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
@@ -212,7 +205,7 @@ def matrix_parameters(shape: Shape, work: TrainingSetup) -> int:
             + sum(
                 one.count * (one.columns + one.rows)
                 for one in block.experts
-                if work.experts_adapted
+                if work.targets is None or one.name in work.targets
             )
         )
         for block in shape.text_blocks

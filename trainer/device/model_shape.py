@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+QUANTISABLE_MAX = (1 << 31) - 1
+"""Elements of one tensor: bitsandbytes 0.50 counts them in 32 bits."""
+
 
 class UnknownShapeError(Exception):
     """The config describes no architecture whose sizes are known here; the text says what to do."""
@@ -44,6 +47,11 @@ class Experts:
         return self.count * self.columns * self.rows
 
     @property
+    def quantisable(self) -> bool:
+        """Whether bitsandbytes takes the tensor."""
+        return self.weights <= QUANTISABLE_MAX
+
+    @property
     def active_weights(self) -> int:
         """Number of weights that compute for one token."""
         return self.chosen * self.columns * self.rows
@@ -72,7 +80,8 @@ class Block:
     @property
     def matrices(self) -> int:
         """Weights of the matrices of one layer."""
-        return sum(one.weights for one in (*self.linears, *self.experts))
+        linears, experts = self.linears, self.experts
+        return sum(one.weights for one in linears) + sum(one.weights for one in experts)
 
     @property
     def biases(self) -> int:

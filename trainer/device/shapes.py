@@ -27,10 +27,10 @@ from trainer.device.architectures.gpt import (
 from trainer.device.architectures.hybrid import read_hybrid
 from trainer.device.architectures.sizes import Sizes
 from trainer.device.architectures.t5 import read_t5
-from trainer.device.architectures.vision import SEEING, Seeing
+from trainer.device.architectures.vision import MULTIMODAL, Multimodal
 from trainer.device.model_shape import Block, Experts, Linear, Shape, UnknownShapeError
 
-__all__ = ["HELD", "Block", "Experts", "Linear", "Shape", "UnknownShapeError", "read_shape"]
+__all__ = ["SUPPORTED", "Block", "Experts", "Linear", "Shape", "UnknownShapeError", "read_shape"]
 
 Reader = Callable[[str, Mapping[str, Any]], Shape]
 READERS: Mapping[str, Reader] = MappingProxyType(
@@ -43,7 +43,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "gptj": read_gptj, "opt": read_opt, "bloom": read_bloom, "qwen": read_qwen,
     }
 )  # fmt: skip
-HELD = frozenset(READERS) | frozenset(SEEING)
+SUPPORTED = frozenset(READERS) | frozenset(MULTIMODAL)
 """Every `model_type` whose sizes are known from its config."""
 
 
@@ -51,16 +51,20 @@ def read_shape(config: Mapping[str, Any] | Shape) -> Shape:
     """Return the sizes that `config` (a parsed `config.json`) describes; a shape is itself.
 
     Raises:
-        UnknownShapeError: its architecture is not in `HELD`, or a value in it is no size.
+        UnknownShapeError: its architecture is not in `SUPPORTED`, or a value in it is no size.
     """
     if isinstance(config, Shape):
         return config
     kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in HELD:
+    if not isinstance(kind, str) or kind not in SUPPORTED:
         raise UnknownShapeError(f"{named(config)} is of an architecture that is not known here")
     try:
-        seeing = SEEING.get(kind)
-        return READERS[kind](kind, config) if seeing is None else _read_seeing(seeing, kind, config)
+        multimodal = MULTIMODAL.get(kind)
+        return (
+            READERS[kind](kind, config)
+            if multimodal is None
+            else _read_multimodal(multimodal, kind, config)
+        )
     except UnknownShapeError as error:
         raise UnknownShapeError(f"the sizes of {named(config)} cannot be read: {error}") from error
 
@@ -72,24 +76,24 @@ def named(config: Mapping[str, Any]) -> str:
     return f"a `{kind}` model" if readable else "this model"
 
 
-def _read_seeing(seeing: Seeing, kind: str, config: Mapping[str, Any]) -> Shape:
+def _read_multimodal(multimodal: Multimodal, kind: str, config: Mapping[str, Any]) -> Shape:
     """Return the shape of the text model, with the tower beside it if that is loaded, too."""
     whole = Sizes(kind, config)
     text = config.get("text_config")
-    if text is None and seeing.flat:
+    if text is None and multimodal.flat:
         text = {key: value for key, value in config.items() if key != "model_type"}
     if not isinstance(text, Mapping):
         raise UnknownShapeError("its config.json has no `text_config`")
-    inner = text.get("model_type", seeing.text)
+    inner = text.get("model_type", multimodal.text)
     if inner not in READERS:
         raise UnknownShapeError(f"the text model in it, {named(text)}, is not known here")
     shape = replace(READERS[inner](inner, text), kind=kind)
-    if seeing.tower is None:
+    if multimodal.tower is None:
         return shape
-    tower = seeing.tower(whole.part("vision_config", seeing.vision), shape.hidden)
+    tower = multimodal.tower(whole.part("vision_config", multimodal.vision), shape.hidden)
     return replace(
         shape,
-        tied=whole.flag("tie_word_embeddings", default=seeing.tied),
+        tied=whole.flag("tie_word_embeddings", default=multimodal.tied),
         blocks=shape.blocks + tower.blocks,
         other_parameters=shape.other_parameters + tower.others,
     )

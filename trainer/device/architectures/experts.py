@@ -183,15 +183,15 @@ def _latent(sizes: Sizes) -> Attention:
     rank = sizes.optional("q_lora_rank")
     others = small
     if rank:
-        asked: tuple[Linear, ...] = (
+        query: tuple[Linear, ...] = (
             Linear(name="q_a_proj", columns=hidden, rows=rank, bias=bias),
             Linear(name="q_b_proj", columns=rank, rows=queries),
         )
         others += rank
     else:
-        asked = (Linear(name="q_proj", columns=hidden, rows=queries),)
+        query = (Linear(name="q_proj", columns=hidden, rows=queries),)
     linears = (
-        *asked,
+        *query,
         Linear(name="kv_a_proj_with_mqa", columns=hidden, rows=small + turned, bias=bias),
         Linear(name="kv_b_proj", columns=small, rows=heads * (plain + values)),
         Linear(name="o_proj", columns=heads * values, rows=hidden, bias=bias),

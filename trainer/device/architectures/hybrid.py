@@ -84,7 +84,7 @@ def _state(sizes: Sizes) -> Attention:
     values = value_heads * value
     mixed = 2 * keys + values
     if sizes.kind == "qwen3_next":
-        into = (
+        into: tuple[Linear, ...] = (
             Linear(name="in_proj_qkvz", columns=hidden, rows=mixed + values),
             Linear(name="in_proj_ba", columns=hidden, rows=2 * value_heads),
         )

@@ -29,7 +29,7 @@ TowerReader = Callable[[Sizes, int], Tower]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seeing:
+class Multimodal:
     """A model that sees: the text model's kind where its config does not say, and its tower."""
 
     text: str
@@ -161,15 +161,15 @@ QWEN3 = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "patch_siz
          "spatial_merge_size": 2, "out_hidden_size": 3584,
          "num_position_embeddings": 2304}  # fmt: skip
 
-SEEING: Mapping[str, Seeing] = MappingProxyType(
+MULTIMODAL: Mapping[str, Multimodal] = MappingProxyType(
     {
-        "gemma3": Seeing(text="gemma3_text", tower=_siglip, tied=True, vision=SIGLIP),
-        "llama4": Seeing(text="llama4_text"),
-        "qwen2_vl": Seeing(text="qwen2_vl_text", tower=_qwen2, flat=True, vision=QWEN2),
-        "qwen2_5_vl": Seeing(text="qwen2_5_vl_text", tower=_qwen2_5, flat=True, vision=QWEN2_5),
-        "qwen3_vl": Seeing(text="qwen3_vl_text", tower=_qwen3, vision=QWEN3),
-        "qwen3_vl_moe": Seeing(text="qwen3_vl_moe_text", tower=_qwen3, vision=QWEN3),
-        "qwen3_5": Seeing(text="qwen3_5_text"),
-        "qwen3_5_moe": Seeing(text="qwen3_5_moe_text"),
+        "gemma3": Multimodal(text="gemma3_text", tower=_siglip, tied=True, vision=SIGLIP),
+        "llama4": Multimodal(text="llama4_text"),
+        "qwen2_vl": Multimodal(text="qwen2_vl_text", tower=_qwen2, flat=True, vision=QWEN2),
+        "qwen2_5_vl": Multimodal(text="qwen2_5_vl_text", tower=_qwen2_5, flat=True, vision=QWEN2_5),
+        "qwen3_vl": Multimodal(text="qwen3_vl_text", tower=_qwen3, vision=QWEN3),
+        "qwen3_vl_moe": Multimodal(text="qwen3_vl_moe_text", tower=_qwen3, vision=QWEN3),
+        "qwen3_5": Multimodal(text="qwen3_5_text"),
+        "qwen3_5_moe": Multimodal(text="qwen3_5_moe_text"),
     }
 )
