@@ -98,11 +98,16 @@ class HubModel:
     id: str
     commit: str
     """What the revision means now: 40 hexadecimal digits."""
-    restricted: bool
-    """Whether it is gated or private, so that only a machine with a token could fetch it."""
+    gated: bool
+    private: bool
     files: Mapping[str, int | None]
     """The files of the repository with their sizes in bytes, as far as they are told."""
     warning: str = ""
+
+    @property
+    def restricted(self) -> bool:
+        """Whether only a machine with a token could fetch it."""
+        return self.gated or self.private
 
     @property
     def weights_bytes(self) -> int | None:
@@ -164,8 +169,14 @@ def find_model(
     problem = model_problem(model, files, info, trust_remote_code=trust_remote_code)
     if problem:
         raise NotABaseError(*problem)
-    restricted = bool(info.gated or info.private)
-    return HubModel(id=model, commit=info.sha, restricted=restricted, files=files, warning=warning)
+    return HubModel(
+        id=model,
+        commit=info.sha,
+        gated=bool(info.gated),
+        private=bool(info.private),
+        files=files,
+        warning=warning,
+    )
 
 
 def fetch_description(
