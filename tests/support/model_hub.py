@@ -181,6 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         if model is None:
             self._not_found(token)
             return
+        rest, _, folder = rest.partition("/") if ask == "tree" else (rest, "", "")
         commit = self._commit(model, rest or "main")
         if ask == "refs":
             branches = [
@@ -194,8 +195,12 @@ class _Handler(BaseHTTPRequestHandler):
             tree = [
                 {"type": "file", "oid": "0" * 40, "path": name, "size": len(body)}
                 for name, body in model.files.items()
+                if name.startswith(f"{folder}/" * bool(folder))
             ]
-            self._json(tree)
+            if tree:
+                self._json(tree)
+            else:
+                self._refuse(404, "EntryNotFound", f"{folder} does not exist on {rest}")
         else:
             siblings = [
                 {"rfilename": name, "size": len(body), "blobId": "0" * 40}
