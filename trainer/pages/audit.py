@@ -20,7 +20,7 @@ from typing import Any
 
 from trainer import hub
 from trainer.atomic import RealDisk, replace_file
-from trainer.base_limits import check_rows
+from trainer.base_limits import check_token_limits
 from trainer.config import EvalTable, TrainerConfig, load_config
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import Examples, load_examples
@@ -86,7 +86,7 @@ def audit(
     read = [one for side in sides if side for one in side.items]
     tokens = [(one.row, one.input_ids) for one in read]
     tokens += [(one.row, one.labels) for one in read if seq2seq]
-    too_long = check_rows(base or {}, tokens, tokenizer)
+    too_long = check_token_limits(base or {}, tokens, tokenizer)
     lengths = [len(item.input_ids) for item in train.items]
     doubles = find_duplicates(_texts(train), _texts(held_out) if held_out else [])
     waste, unsorted = _waste(config, lengths)
