@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from commands.runs import base_files
+from commands.runs.base_tokens import token_faults
 from commands.runs.home import check_name
 from commands.runs.plain_values import plain_faults
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
@@ -342,7 +343,8 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
         if talks and isinstance(described, dict) and described.get("is_encoder_decoder"):
             why = "is an encoder-decoder, which reads a prompt and no conversation"
             return [f"data.messages: `{name}` {why}; give `prompt` and `completion`"]
-        return []
+        tokens = token_faults(folder, described) if isinstance(described, dict) else []
+        return [f"model.id: `{name}/{problem}" for problem in map(_closed, tokens)]
     missing = f"there is no directory `{shorten(name, SHOWN_MAX)}` beside {loaded.path.name}"
     if not hub.is_hub_id(name):
         words = "`owner/name` or `name`, of A-Z, a-z, 0-9, `_`, `-` and `.`"

@@ -181,11 +181,15 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]
     }
 
 
-def padding_id(tokenizer: Any) -> int:
-    """Return a token id to pad with; none is ever added, since the mask hides it."""
+def padding_id(tokenizer: Any, rows: int | None = None) -> int:
+    """Return a token id to pad with; none is ever added, since the mask hides it.
+
+    `rows` are those of the base's embedding, if they are known: a padding token that was added to
+    the tokenizer alone has no row there, and looking it up would end the process.
+    """
     for name in ("pad_token_id", "unk_token_id", "eos_token_id"):
         value = getattr(tokenizer, name, None)
-        if value is not None:
+        if value is not None and (rows is None or value < rows):
             return int(value)
     return 0
 
