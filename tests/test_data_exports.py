@@ -202,6 +202,12 @@ def test_a_tsv_with_stray_quotes_is_read_as_databases_write_it(tmp_path: Path) -
         ("a.csv", "text,label\n“a, b”,c\n", "typographic quote"),
         ("a.csv", "text,label\n1,a,b\n", "a.csv:1: 3 cells where the header has 2"),
         ("a.csv", "text,text\n1,a\n", "a column name stands twice"),
+        (
+            "a.csv",
+            '{"text": "a", "label": "b"}\n',
+            "this is JSON, not a table; let its name end in",
+        ),
+        ("a.jsonl", "text,label\na,b\n", "a.jsonl:1: not JSON (this looks like a table"),
         ("a.jsonl", '{"a": {"b": 1, "b": 2}}\n', "a.jsonl:1: the key `b` stands twice"),
         ("a.json", '[{"a": 1, "a": 2}]', "a.json: the key `a` stands twice"),
         ("a.jsonl", '[{"a": 1}, {"a": 2}]\n', "a list of objects goes into a `.json` file"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from trainer.config import EvalTable, TrainerConfig
 from trainer.data.answer_checks import (
+    INVISIBLE,
     LABELS_MAX,
     ROWS_PER_LABEL_MIN,
     are_labels,
@@ -37,7 +38,6 @@ PERHAPS_EMPTY = frozenset({"none", "n/a", "na"})
 MOJIBAKE = re.compile("[\u00c3\u00c2][\u0080-\u00bf]|\u00e2\u20ac|\u00ef\u00bb\u00bf")
 """UTF-8 that was read as Windows-1252: e with an acute as two signs, an apostrophe as three."""
 ENTITY = re.compile(r"&(amp|lt|gt|quot|nbsp|#39|#x27);")
-INVISIBLE = frozenset("\u200b\u200c\u2060\ufeff\u00ad")
 
 
 def check_rows(
@@ -175,7 +175,7 @@ def _cut_cells(rows: Sequence[Row]) -> Iterator[str]:
 
 def _value(field: Template, row: Row) -> object:
     try:
-        return field.value(row.fields)
+        return field.cell(row.fields)
     except MissingFieldError:  # told as an error of its row
         return ""
 
