@@ -217,7 +217,7 @@ WRONG: list[tuple[str, object]] = [
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG)
-def test_a_strange_value_is_not_known_and_no_crash(key: str, value: object) -> None:
+def test_a_strange_value_is_refused_in_words(key: str, value: object) -> None:
     """A config with something else than a size is refused in words, without its raw text."""
     with pytest.raises(UnknownShapeError) as caught:
         read_shape({"model_type": "llama", **DENSE, "attention_bias": False, key: value})
@@ -225,7 +225,7 @@ def test_a_strange_value_is_not_known_and_no_crash(key: str, value: object) -> N
     assert "\x1b" not in str(caught.value)
 
 
-def test_widths_that_are_a_list_are_not_known() -> None:
+def test_widths_that_are_a_list_are_refused_in_words() -> None:
     """Gemma 3n has a width for each layer; its config is no traceback."""
     with pytest.raises(UnknownShapeError, match="gemma3n_text"):
         read_shape(
@@ -235,7 +235,7 @@ def test_widths_that_are_a_list_are_not_known() -> None:
         )  # fmt: skip
 
 
-STRANGE = (None, [], {}, "x", "", -1, 0, 1, 3, 1.5, True, False, [1], {"a": 1}, 1 << 31, 1 << 62)
+STRANGE: tuple[Any, ...] = (None, [], {}, "x", "", -1, 0, 1, 3, 1.5, True, False, [1], {"a": 1}, 1 << 31, 1 << 62)
 
 
 @pytest.mark.parametrize("seed", range(4))
