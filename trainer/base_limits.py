@@ -146,7 +146,7 @@ def require_embedded_roles(rows: int | None, tokenizer: Any) -> None:
             raise ConfigError([f"model.id: the tokenizer's `{role}` {text!r} is {has}; {fix}"])
 
 
-def check_rows(
+def check_token_limits(
     config: Mapping[str, Any], numbered: Iterable[tuple[int, Sequence[int]]], tokenizer: Any
 ) -> list[str]:
     """Return what to warn of in rows of tokens that a base of this config would read.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -197,17 +197,25 @@ def _usual_tokens(loaded: LoadedConfig) -> int | None:
         return None
     try:
         rows = list(islice(stream_rows(file, []), ROWS_LOOKED_AT))
-        total = sum(len(_row_text(loaded, row).encode()) for row in rows)
+        total = sum(len(text.encode()) for text in _row_texts(loaded, rows))
     except (DataError, MissingFieldError, TemplateError):  # `check_data_and_model` tells of it
         return None
     usual = round(total / max(1, len(rows)) / BYTES_PER_TOKEN)
     return max(1, min(loaded.config.train.max_length, usual))
 
 
-def _row_text(loaded: LoadedConfig, row: Row) -> str:
+def _row_texts(loaded: LoadedConfig, rows: Sequence[Row]) -> list[str]:
     table = loaded.config.data
+    fields = [row.fields for row in rows]
     if table.messages is not None:
-        turns = Template.parse("{" + table.messages + "}").value(row.fields)
-        return "".join(str(turn["content"]) for turn in turns) if isinstance(turns, list) else ""
+        field = Template.parse("{" + table.messages + "}")
+        talks = [field.value(one) for one in fields]
+        return [
+            "".join(str(turn.get("content") or "") for turn in turns if isinstance(turn, Mapping))
+            if isinstance(turns, list)
+            else ""
+            for turns in talks
+        ]
     texts = (table.prompt, table.completion)
-    return "".join(Template.parse(text).render(row.fields) for text in texts)
+    templates = [Template.parse(text).for_rows(fields) for text in texts]
+    return ["".join(template.render(one) for template in templates) for one in fields]

@@ -44,7 +44,7 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     config, run_dir = job.config, job.run_dir
     make_deterministic()
     threads = set_threads(config.train)
-    source = models.find_source(config.model, run_dir)
+    source = models.find_source(config.model, run_dir, job.options.token)
     tokenizer = models.load_tokenizer(source)
     model_config = models.load_config(source)
     seq2seq = models.is_seq2seq(model_config)

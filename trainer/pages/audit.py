@@ -20,10 +20,12 @@ from typing import Any
 
 from trainer import hub
 from trainer.atomic import RealDisk, replace_file
-from trainer.base_limits import check_rows
+from trainer.base_limits import check_token_limits
 from trainer.config import EvalTable, TrainerConfig, load_config
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import Examples, load_examples
+from trainer.data.row_checks import check_rows
+from trainer.data.rows import Notes, read_rows
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.errors import ConfigError, DataError
 from trainer.exit_codes import ExitCode
@@ -84,7 +86,7 @@ def audit(
     read = [one for side in sides if side for one in side.items]
     tokens = [(one.row, one.input_ids) for one in read]
     tokens += [(one.row, one.labels) for one in read if seq2seq]
-    too_long = check_rows(base or {}, tokens, tokenizer)
+    too_long = check_token_limits(base or {}, tokens, tokenizer)
     lengths = [len(item.input_ids) for item in train.items]
     doubles = find_duplicates(_texts(train), _texts(held_out) if held_out else [])
     waste, unsorted = _waste(config, lengths)
@@ -100,8 +102,27 @@ def audit(
         labels=labels,
         per_label=per_label,
         duplicates=doubles,
-        warnings=[*too_long, *_warnings(config.eval, train, doubles, (labels, per_label))],
+        warnings=[
+            *too_long,
+            *_warnings(config.eval, train, doubles, (labels, per_label)),
+            *_row_warnings(config, run_dir, sides, tokenizer),
+        ],
     )
+
+
+def _row_warnings(
+    config: TrainerConfig, run_dir: Path, sides: Sequence[Examples | None], tokenizer: Any
+) -> list[str]:
+    """Return what is to be said about the rows of each file, as they are written."""
+    found = []
+    for key, side in zip(("train", "eval"), sides, strict=True):
+        name = getattr(config.data, key)
+        if side is not None and name:
+            notes = Notes()
+            rows = read_rows(resolve(run_dir, name), notes)
+            lines = check_rows(config, rows, notes, side, tokenizer)
+            found += [f"data.{key}: {line}" for line in lines]
+    return found
 
 
 def pieces(item: Example, tokenizer: Any, *, seq2seq: bool) -> list[tuple[str, bool]]:

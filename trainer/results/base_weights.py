@@ -92,6 +92,21 @@ def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         raise NoBaseError(f"{path} cannot be read: {reason}") from error
 
 
+def read_tensor(path: Path, name: str) -> torch.Tensor:
+    """Return one tensor of a shard by its name; raises as `read_tensors` does."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        whole: torch.Tensor = _load_pickle(path)[name]
+        return whole.clone()
+    try:
+        with safe_open(path, framework="pt") as file:
+            found: torch.Tensor = file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise NoBaseError(f"{path} cannot be read: {error}") from error
+    return found
+
+
 def tensor_names(path: Path) -> list[str]:
     """Return the names of a shard's tensors; raises as `read_tensors` does."""
     from safetensors import SafetensorError, safe_open
