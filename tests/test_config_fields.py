@@ -25,6 +25,7 @@ from trainer.adapters.quantised_share import QuantisedShare
 from trainer.config import load_config
 from trainer.config_errors import table_of
 from trainer.errors import ConfigError, DataError
+from trainer.hub_models import find_account
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job
 from trainer.saving.interval import choose_interval
@@ -87,6 +88,12 @@ def admitted(run: Path) -> object:
     return half.problem(partly_quantised=table.partly_quantised)
 
 
+def token_name(run: Path) -> object:
+    """Which of two tokens a hub would be shown."""
+    name = load_config(run / "config.json").model.token_env
+    return find_account({"HF_READ": "hf_a", "HF_TOKEN": "hf_b"}, token_env=name).token_name
+
+
 def rhythm(run: Path) -> object:
     """When the state would be saved if a save took ten seconds."""
     return choose_interval(load_config(run / "config.json").checkpoint, band=None, save_s=10.0)
@@ -112,6 +119,7 @@ CASES: Mapping[str, Case] = {
     "model.id": Case({"id": "other"}),
     "model.revision": Case({"revision": "v2"}, source, HUB),
     "model.trust_remote_code": Case({"trust_remote_code": True}, source, HUB),
+    "model.token_env": Case({"token_env": "HF_READ"}, token_name, HUB),
     "method.kind": Case({"kind": "dora"}),
     "method.r": Case({"r": 2}),
     "method.alpha": Case({"alpha": 2}),

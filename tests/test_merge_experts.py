@@ -91,7 +91,7 @@ def test_a_mixture_merged_onto_the_original_base_is_peft_on_it(tmp_path: Path, f
 
 def tensors(place: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors in the files of a model."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for path in sorted(place.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

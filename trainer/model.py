@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from trainer.errors import ConfigError, DoesNotFit
 from trainer.hub import hub_is_silent, is_hub_id
 from trainer.method_table import MethodTable, Quant
 from trainer.schedule import derive_seed
+from trainer.secret import Secret
 
 Model = Any  # a transformers model, later wrapped by PEFT; neither ships types
 
@@ -33,6 +34,7 @@ class Source:
     name: str
     revision: str | None
     trust_remote_code: bool
+    token: Secret | None = field(default=None, repr=False, compare=False)
 
     @property
     def local(self) -> bool:
@@ -43,11 +45,14 @@ class Source:
     def arguments(self) -> dict[str, Any]:
         """What every `from_pretrained` gets."""
         revision = {} if self.revision is None else {"revision": self.revision}
-        return {"trust_remote_code": self.trust_remote_code, **revision}
+        token = {} if self.token is None else {"token": self.token.reveal()}
+        return {"trust_remote_code": self.trust_remote_code, **revision, **token}
 
 
-def find_source(table: ModelTable, run_dir: Path) -> Source:
+def find_source(table: ModelTable, run_dir: Path, token: Secret | None = None) -> Source:
     """Resolve `model.id`: a directory (absolute, or relative to the run directory) or a hub id.
+
+    The hub gets `token`, if there is one; else that of the environment, as its library finds it.
 
     Raises:
         ConfigError: no such directory exists, and no hub could have a model of that name.
@@ -57,7 +62,12 @@ def find_source(table: ModelTable, run_dir: Path) -> Source:
         return Source(name=str(path), revision=None, trust_remote_code=table.trust_remote_code)
     if not is_hub_id(table.id):
         raise ConfigError([f"model.id: there is no directory {path}"])
-    return Source(name=table.id, revision=table.revision, trust_remote_code=table.trust_remote_code)
+    return Source(
+        name=table.id,
+        revision=table.revision,
+        trust_remote_code=table.trust_remote_code,
+        token=token,
+    )
 
 
 def load_tokenizer(source: Source) -> Any:

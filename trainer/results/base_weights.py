@@ -97,7 +97,8 @@ def read_tensor(path: Path, name: str) -> torch.Tensor:
     from safetensors import SafetensorError, safe_open
 
     if path.suffix != ".safetensors":
-        return _load_pickle(path)[name].clone()
+        whole: torch.Tensor = _load_pickle(path)[name]
+        return whole.clone()
     try:
         with safe_open(path, framework="pt") as file:
             found: torch.Tensor = file.get_tensor(name)

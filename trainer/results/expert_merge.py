@@ -198,7 +198,7 @@ def low_rank(
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # as in `model.py`
     from peft import LoraConfig, inject_adapter_in_model
 
-    model = torch.nn.Module()
+    model: Any = torch.nn.Module()
     model.experts = torch.nn.Module()
     model.experts.stack = torch.nn.Parameter(torch.zeros(()).expand(shape), requires_grad=False)
     model.experts.is_transposed = transposed
