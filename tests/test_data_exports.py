@@ -24,6 +24,7 @@ from trainer.data.cell import CellError, parse_cell
 from trainer.data.convert import convert
 from trainer.data.converters import FORMATS, ConversionStats, ConvertOptions
 from trainer.data.rows import Notes, read_rows
+from trainer.data.template import Template
 from trainer.errors import DataError
 
 ROWS = [{"text": f"Is shelf {n} free?", "label": ("yes", "no")[n % 2]} for n in range(4)]
@@ -389,3 +390,11 @@ def test_a_table_without_names_is_refused_with_its_first_line(tmp_path: Path) ->
 
     with pytest.raises(DataError, match="the first line seems to hold values"):
         convert("sentiment", path, tmp_path / "out", options=ConvertOptions(), held_out=0.1)
+
+
+def test_an_object_in_a_cell_has_fields(tmp_path: Path) -> None:
+    """`{outer.inner}` reaches into JSON that a table holds as text."""
+    rows, _ = read(tmp_path / "a.csv", 'meta,label\n"{""city"": ""Ulm""}",x\n"{torn",y\n')
+    template = Template.parse("In {meta.city}?").for_rows(rows)
+
+    assert [template.render(row) for row in rows] == ["In Ulm?", "In ?"]

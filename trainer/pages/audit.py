@@ -24,11 +24,11 @@ from trainer.base_limits import check_token_limits
 from trainer.config import EvalTable, TrainerConfig, load_config
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import Examples, load_examples
-from trainer.data.row_checks import check_files
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.errors import ConfigError, DataError
 from trainer.exit_codes import ExitCode
 from trainer.pages import html
+from trainer.pages.row_checks import check_files
 from trainer.rundir.layout import resolve
 from trainer.schedule import make_schedule
 from trainer.scoring.answers import read_answer
