@@ -215,6 +215,8 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
 
     Raises UsageError with every fault at once. Reads the data files whole; loads no model.
     """
+    from trainer.data.header import header_problem
+    from trainer.data.row import Notes
     from trainer.data.rows import read_rows
     from trainer.data.template import Template, TemplateError
     from trainer.errors import DataError
@@ -231,13 +233,17 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
         if file.exists() and not (file.is_file() or file.is_dir()):  # to open a pipe would wait
             faults.append(f"data.{key}: {file}: is a pipe or a device, not a data file")
             continue
+        notes = Notes()
         try:
-            rows = read_rows(file)
+            rows = read_rows(file, notes)
         except DataError as error:
             faults += [f"data.{key}: {problem}" for problem in error.problems]
             continue
         found = row_problems(rows, templates, loaded.config)
         faults += [f"data.{key}: {file}:{number}: {problem}" for number, problem in found]
+        if found:
+            causes = [*notes.lines(), header_problem(row.fields for row in rows)]
+            faults += [f"data.{key}: {file}: {cause}" for cause in causes if cause]
     faults = [*gathered(faults), *_model_faults(loaded)]
     if faults:
         shown = [_shown(one) for one in faults[:20]]

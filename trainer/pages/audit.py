@@ -24,8 +24,7 @@ from trainer.base_limits import check_token_limits
 from trainer.config import EvalTable, TrainerConfig, load_config
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import Examples, load_examples
-from trainer.data.row_checks import check_rows
-from trainer.data.rows import Notes, read_rows
+from trainer.data.row_checks import check_files
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.errors import ConfigError, DataError
 from trainer.exit_codes import ExitCode
@@ -105,24 +104,22 @@ def audit(
         warnings=[
             *too_long,
             *_warnings(config.eval, train, doubles, (labels, per_label)),
-            *_row_warnings(config, run_dir, sides, tokenizer),
+            *check_files(
+                config,
+                [
+                    (key, resolve(run_dir, name), side)
+                    for key, name, side in zip(
+                        ("data.train", "data.eval"),
+                        (config.data.train, config.data.eval),
+                        sides,
+                        strict=True,
+                    )
+                    if name and side
+                ],
+                tokenizer,
+            ),
         ],
     )
-
-
-def _row_warnings(
-    config: TrainerConfig, run_dir: Path, sides: Sequence[Examples | None], tokenizer: Any
-) -> list[str]:
-    """Return what is to be said about the rows of each file, as they are written."""
-    found = []
-    for key, side in zip(("train", "eval"), sides, strict=True):
-        name = getattr(config.data, key)
-        if side is not None and name:
-            notes = Notes()
-            rows = read_rows(resolve(run_dir, name), notes)
-            lines = check_rows(config, rows, notes, side, tokenizer)
-            found += [f"data.{key}: {line}" for line in lines]
-    return found
 
 
 def pieces(item: Example, tokenizer: Any, *, seq2seq: bool) -> list[tuple[str, bool]]:
