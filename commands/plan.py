@@ -17,6 +17,7 @@ from commands.runs.estimate import (
     estimate_run,
     has_card,
     local_estimate_line,
+    why_unknown,
 )
 from commands.runs.extras import missing_packages_text, needed_here
 from commands.runs.find_config import find_config
@@ -66,6 +67,8 @@ class PlanPage:
     simulated: bool
     estimate: dict[str, Any] | None = None
     """What `trainer.device.memory` estimates; None if the sizes of the model are unknown."""
+    unknown: str = ""
+    """Why they are, and what to do; empty if they are known, or the card is not."""
     local_estimate: dict[str, Any] | None = None
     """The same of this computer, where it trains itself; None if that is unknown."""
     here: str = ""
@@ -96,6 +99,7 @@ class PlanPage:
             "lacks": list(self.lacks),
             "base": self.base.to_json() if self.base else None,
             "forecast": self.estimate,
+            "forecast_problem": self.unknown or None,
             "rehearsal": self.local_estimate,
             "switches": [
                 {
@@ -167,10 +171,10 @@ class PlanPage:
     def _estimate_lines(self) -> list[str]:
         """Return memory and time of a rehearsal here, then on the card that it stands for."""
         if not self.here:
-            return [estimate_line(self.estimate)]
+            return [estimate_line(self.estimate, self.unknown)]
         if self.estimate is None and self.local_estimate is not None:  # no card is named
             return [self.here]
-        on_card = estimate_line(self.estimate).removeprefix("memory: ")
+        on_card = estimate_line(self.estimate, self.unknown).removeprefix("memory: ")
         return [self.here, f"on a real card: {on_card}"]
 
 
@@ -193,6 +197,7 @@ def make_plan(wanted: str) -> PlanPage:
     knows_card = not own or ("gpu" in vm.model_fields_set and bool(vm.ssh and vm.ssh.gpu))
     at_home, card = vm.provider == "local", has_card()
     here = estimate_local_run(loaded) if at_home and not card else None
+    estimate = estimate_run(loaded) if knows_card else None
     return PlanPage(
         run=loaded.config.name,
         provider=provider.name,
@@ -201,7 +206,8 @@ def make_plan(wanted: str) -> PlanPage:
         budget=budget,
         worst_case_usd=worst_case_usd(budget, vm.max_price),
         simulated=provider.traits.simulated_prices,
-        estimate=estimate_run(loaded) if knows_card else None,
+        estimate=estimate,
+        unknown=why_unknown(loaded) if estimate is None else "",
         own=own,
         local_estimate=here,
         here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",

@@ -21,6 +21,7 @@ from support.rig import outcome, rig, saves_in_step
 
 from trainer import config as tables
 from trainer import model as models
+from trainer.adapters.quantised_share import QuantisedShare
 from trainer.config import load_config
 from trainer.config_errors import table_of
 from trainer.errors import ConfigError, DataError
@@ -37,6 +38,7 @@ LABEL: Tables = {
 }
 EPOCHS: Tables = {"train": {"steps": None, "epochs": 1}}
 NOLA: Tables = {"method": {"kind": "nola"}}
+QUANTISED: Tables = {"method": {"kind": "qlora"}}
 AUTO: Tables = {"checkpoint": {"every": "auto"}}
 HELD_OUT: Tables = {"data": {"eval": "eval.jsonl"}}
 VALIDATED: Tables = {**HELD_OUT, "train": {"validate_every": 1}}
@@ -75,6 +77,15 @@ def scores(run: Path) -> object:
 def source(run: Path) -> object:
     """What a hub would be asked for."""
     return models.find_source(load_config(run / "config.json").model, run)
+
+
+def admitted(run: Path) -> object:
+    """Whether a base of which half is quantised may be trained."""
+    table = load_config(run / "config.json").method
+    half = QuantisedShare(
+        storage=str(table.storage), weights=9, quantised=4, matrices=8, quantised_matrices=4
+    )
+    return half.problem(partly_quantised=table.partly_quantised)
 
 
 def token_name(run: Path) -> object:
@@ -116,6 +127,7 @@ CASES: Mapping[str, Case] = {
     "method.targets": Case({"targets": ["q_proj"]}),
     "method.quant": Case({"quant": "nf4"}, around={"method": {"kind": "rslora"}}),
     "method.double_quant": Case({"double_quant": False}, around={"method": {"kind": "qlora"}}),
+    "method.partly_quantised": Case({"partly_quantised": True}, admitted, QUANTISED),
     "method.optimizer": Case({"optimizer": "adamw8bit"}),
     "method.bases": Case({"bases": 7}, around=NOLA),
     "data.train": Case({"train": "eval.jsonl"}),
