@@ -353,6 +353,10 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
         return [f"model.id: `{name}/{problem}" for problem in map(_closed, tokens)]
     missing = f"there is no directory `{shorten(name, SHOWN_MAX)}` beside {loaded.path.name}"
     if not hub.is_hub_id(name):
+        meant, revision = hub.model_in(name)
+        if meant:
+            table = f"{{id: {meant}{f', revision: {revision}' * bool(revision)}}}"
+            return [f"model.id: `{shorten(name, SHOWN_MAX)}` is no hub id; write `model: {table}`"]
         words = "`owner/name` or `name`, of A-Z, a-z, 0-9, `_`, `-` and `.`"
         return [f"model.id: {missing}, and a hub id reads {words}"]
     if "/" not in name:  # `gpt2` is one, and so would be most slips in the name of a directory
