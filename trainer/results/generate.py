@@ -96,12 +96,13 @@ class Generator:
         Raises:
             MissingFieldError: the messages are no conversation, or hold control tokens.
         """
-        from trainer.data.chat import encode_conversation
+        from trainer.data.chat.conversation import parse_messages
+        from trainer.data.chat.encoder import ChatEncoder
 
         # Where the dummy answer is, the real one will be.
         with_answer = [*messages, {"role": "assistant", "content": "."}]
-        item, _ = encode_conversation(self.codec(), with_answer, style=self.config.data.chat, row=0)
-        return item.prompt_ids
+        encoder = ChatEncoder(codec=self.codec(), style=self.config.data.chat, answers="last")
+        return encoder.encode(parse_messages(with_answer), row=0)[-1][0].prompt_ids
 
     def codec(self) -> Codec:
         """Return the codec of this model's tokenizer."""

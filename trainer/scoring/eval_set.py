@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,16 @@ def load_training_texts(
 
 
 def _load(config: TrainerConfig, run_dir: Path, name: str, model: Any, tokenizer: Any) -> Examples:
-    return load_examples(
+    """Load the rows; of a conversation that is several examples, the one of its last answer."""
+    found = load_examples(
         config.data,
         resolve(run_dir, name),
         tokenizer,
         max_length=config.train.max_length,
         seq2seq=bool(model.config.is_encoder_decoder),
     )
+    last = {item.row: item for item in found.items}
+    return replace(found, items=tuple(last.values()))
 
 
 def read_references(
