@@ -82,7 +82,9 @@ def source(run: Path) -> object:
 def admitted(run: Path) -> object:
     """Whether a base of which half is quantised may be trained."""
     table = load_config(run / "config.json").method
-    half = QuantisedShare(storage=str(table.storage), weights=9, matrices=8, quantised=4)
+    half = QuantisedShare(
+        storage=str(table.storage), weights=9, quantised=4, matrices=8, quantised_matrices=4
+    )
     return half.problem(partly_quantised=table.partly_quantised)
 
 

@@ -162,7 +162,7 @@ def test_separators_of_all_programs_are_found(tmp_path: Path, name: str, content
     assert next(iter(rows[0].values())) == "a, b"
 
 
-def test_quotes_escaped_by_backslashes_are_read_and_told(tmp_path: Path) -> None:
+def test_quotes_escaped_by_backslashes_are_read_and_noted(tmp_path: Path) -> None:
     r"""As MySQL and Spark write: `\"` is a quote, other backslashes stay (pandas#21862, #33720)."""
     content = 'text,label\n"C:\\\\new \\"x\\", y",good\n"a \\n b \\\n c",bad\n'
     rows, notes = read(tmp_path / "rows.csv", content)
@@ -211,7 +211,7 @@ def test_a_tsv_with_stray_quotes_is_read_as_databases_write_it(tmp_path: Path) -
         ("a.json", '{\n"a": 1}\n{\n"a": 2}\n', "objects follow one another: put a comma"),
     ],
 )
-def test_a_mistake_in_a_file_is_told_with_its_cause(
+def test_a_mistake_in_a_file_is_reported_with_its_cause(
     tmp_path: Path, name: str, content: str, message: str
 ) -> None:
     """The usual slips of hands and programs each have their own words."""
@@ -307,7 +307,7 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "ab" * 32 + "\
 @pytest.mark.parametrize(
     "name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.csv.gz"]
 )
-def test_a_pointer_is_told_in_every_format(tmp_path: Path, name: str) -> None:
+def test_a_pointer_is_reported_in_every_format(tmp_path: Path, name: str) -> None:
     """A pointer of Git LFS is one whatever its name ends in (transformers#23099)."""
     assert "this is a Git LFS pointer: fetch the file (`git lfs pull`" in refused(
         tmp_path / name, LFS

@@ -220,8 +220,12 @@ def test_t5_says_that_a_part_of_it_stays_in_float32(tmp_path: Path) -> None:
 
 def test_the_share_of_a_whole_is_never_rounded_up() -> None:
     """99.96 % is said as 99.9 %, and 89.99 % is below nine tenths."""
-    nearly = QuantisedShare(storage="nf4", weights=20_000, matrices=10_000, quantised=9_996)
-    below = QuantisedShare(storage="nf4", weights=20_000, matrices=10_000, quantised=8_999)
+    nearly = QuantisedShare(
+        storage="nf4", weights=20_000, quantised=9_996, matrices=10_000, quantised_matrices=9_996
+    )
+    below = QuantisedShare(
+        storage="nf4", weights=20_000, quantised=8_999, matrices=10_000, quantised_matrices=8_999
+    )
 
     assert "99.9 % of the weights" in nearly.to_text()
     assert nearly.problem(partly_quantised=False) is None

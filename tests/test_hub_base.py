@@ -22,11 +22,12 @@ from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig, load
 from commands.runs.config_diff import changes
 from commands.runs.home import RunFolder
-from commands.runs.hub_base import choose_base, inspect_base, require_token
+from commands.runs.hub_base import choose_base, inspect_base, name_sent_base, require_token
 from commands.runs.local_trainer import local_run_dir
 from commands.runs.payload import build_payload
 from commands.runs.session import _saved
 from commands.ui.errors import UsageError
+from infra.durable import write_json
 from trainer.config import load_config
 
 BASE = "meta/llama"
@@ -270,6 +271,23 @@ def test_a_gated_base_is_fetched_here_and_sent(
     }
     assert again == base
     assert len(hub.requests) == before
+
+
+def test_an_adapter_of_a_base_that_was_sent_names_the_hub(
+    hub: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of the base on the machine becomes its id, which PEFT can load."""
+    monkeypatch.setenv("HF_TOKEN", hub.sign_up("ann"))
+    loaded, run = project(tmp_path), folder_of(tmp_path)
+    run.root.mkdir(parents=True)
+    write_json(run.config, _saved(loaded, (), chosen(loaded, tmp_path)))
+    config = loaded.out / "adapter" / "adapter_config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text('{"base_model_name_or_path": "/root/qft/r/model", "r": 8}')
+
+    name_sent_base(loaded, run)
+
+    assert json.loads(config.read_text()) == {"base_model_name_or_path": BASE, "r": 8}
 
 
 def test_a_base_that_left_the_cache_is_fetched_again(

@@ -61,8 +61,8 @@ def test_a_column_that_some_rows_lack_stays_in_the_prompt(
 ) -> None:
     """Null, NaN and absent are empty text, counted (alpaca-lora#565, unsloth#10813)."""
     rows = [
-        {"instruction": question, **(empty if n % 2 else {"input": "by day"}), "output": answer}
-        for n, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
+        {"instruction": asks, **(empty if n % 2 else {"input": "by day"}), "output": answer}
+        for n, (asks, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
     ]
     made = started(tmp_path, rows)
     found = audited(tmp_path)
@@ -81,8 +81,8 @@ def test_a_column_that_some_rows_lack_stays_in_the_prompt(
 def test_rows_without_an_answer_are_left_out_and_counted(tmp_path: Path, nothing: object) -> None:
     """A label that is null is told with its rows, and the rest is used."""
     rows = [
-        {"text": question, "label": nothing if n % 8 == 0 else ("early", "late")[n % 2]}
-        for n, question in enumerate(QUESTIONS)
+        {"text": asks, "label": nothing if n % 8 == 0 else ("early", "late")[n % 2]}
+        for n, asks in enumerate(QUESTIONS)
     ]
     made = started(tmp_path, rows)
 
@@ -208,8 +208,10 @@ TURNS = [{"role": "user", "content": "?"}, {"role": "assistant", "content": 'Yes
 @pytest.mark.parametrize("written", [json.dumps, repr])
 def test_conversations_in_cells_of_a_table_are_read(tmp_path: Path, written: Any) -> None:
     """A list of turns that a CSV holds as text becomes one, whoever printed it."""
-    talks = [[{"role": "user", "content": q}, TURNS[1]] for q in QUESTIONS]
-    cells = ['{},"{}"'.format(n, written(one).replace('"', '""')) for n, one in enumerate(talks)]
+    conversations = [[{"role": "user", "content": q}, TURNS[1]] for q in QUESTIONS]
+    cells = [
+        '{},"{}"'.format(n, written(one).replace('"', '""')) for n, one in enumerate(conversations)
+    ]
     made = started(tmp_path, "id,messages\n" + "\n".join(cells), "rows.csv")
 
     assert config_of(tmp_path).data.messages == "messages"
@@ -220,12 +222,12 @@ def test_conversations_in_cells_of_a_table_are_read(tmp_path: Path, written: Any
     assert audited(tmp_path).train["rows"] == made.files[tmp_path / "train.jsonl"]
 
 
-def test_conversations_without_an_answer_are_left_out_and_told(tmp_path: Path) -> None:
+def test_conversations_without_an_answer_are_left_out_and_noted(tmp_path: Path) -> None:
     """Null, no answer at all, and a last question that nobody answered each have a note."""
-    talks: list[Any] = [[{"role": "user", "content": q}, TURNS[1]] for q in QUESTIONS]
-    talks[2], talks[4] = None, [TURNS[0]]
-    talks[6] = [*talks[6], TURNS[0]]
-    made = started(tmp_path, [{"messages": one} for one in talks])
+    conversations: list[Any] = [[{"role": "user", "content": q}, TURNS[1]] for q in QUESTIONS]
+    conversations[2], conversations[4] = None, [TURNS[0]]
+    conversations[6] = [*conversations[6], TURNS[0]]
+    made = started(tmp_path, [{"messages": one} for one in conversations])
 
     assert made.notes == (
         "left out: rows without an answer in `messages` (2 rows: 3, 5)",

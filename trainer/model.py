@@ -91,6 +91,29 @@ def is_seq2seq(model_config: Any) -> bool:
     return bool(getattr(model_config, "is_encoder_decoder", False))
 
 
+def choose_family(model_config: Any) -> Any:
+    """Return the class of transformers that loads a base: the one of a plain program.
+
+    A multimodal base for which there is no model of the text alone is loaded whole.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as WHOLE,
+    )
+
+    if is_seq2seq(model_config):
+        return transformers.AutoModelForSeq2SeqLM
+    kind = type(model_config)
+    only_whole = kind in WHOLE and kind not in CAUSAL
+    remote = "AutoModelForCausalLM" in (getattr(model_config, "auto_map", None) or {})
+    if only_whole and not remote:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
 def device_precision(train: TrainTable, *, device: torch.device, seq2seq: bool) -> Precision:
     """Choose the arithmetic for the device at hand."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
@@ -166,11 +189,7 @@ def _read(
     # On some CPUs it advises a package with a kernel for inference, which training would not use.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     model_config = load_config(source)
-    family = (
-        transformers.AutoModelForSeq2SeqLM
-        if is_seq2seq(model_config)
-        else transformers.AutoModelForCausalLM
-    )
+    family = choose_family(model_config)
     dtype = DTYPES[precision.compute]
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, **source.arguments}
     if method.storage is not Quant.NONE:
@@ -228,10 +247,13 @@ def place_limit(model: Model) -> int | None:
 
     Beyond it there is nothing to look up (GPT-2, OPT): on a GPU that ends the whole process.
     """
+    reading = quantise.text_prefix(model)
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
-        if isinstance(module, torch.nn.Embedding) and (last == "wpe" or "position" in last):
-            limit = getattr(model.config, "max_position_embeddings", None)
+        if not isinstance(module, torch.nn.Embedding) or not name.startswith(reading):
+            continue
+        if last == "wpe" or "position" in last:
+            limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
             return int(limit or module.num_embeddings)
     return None
 
@@ -338,9 +360,20 @@ def trainable(model: Model) -> dict[str, torch.nn.Parameter]:
 def find_targets(base: Model, method: MethodTable) -> list[str]:
     """Return the last name parts of the linear layers to adapt, sorted.
 
+    Of a multimodal base only layers that read text are adapted. Others have the same last parts, so
+    whole names are returned.
+
     Raises:
         ConfigError: a wanted name fits no linear layer and no experts.
     """
+    wanted = _find_last_names(base, method)
+    if not quantise.text_prefix(base):
+        return wanted
+    return sorted(name for name in _linear_names(base) if name.rsplit(".", 1)[-1] in wanted)
+
+
+def _find_last_names(base: Model, method: MethodTable) -> list[str]:
+    """Return the last name parts of the linear layers to adapt; raises as `find_targets` does."""
     linears = sorted({name.rsplit(".", 1)[-1] for name in _linear_names(base)})
     expert_names = experts.last_names(base)
     taken = experts.claimed_by_peft(base, linears) if expert_names else frozenset()
@@ -370,7 +403,7 @@ def find_experts(base: Model, method: MethodTable) -> list[str]:
     wanted = [name for last, name in expert_names.items() if every or last in method.targets]
     refusal = experts.refusal(method) if wanted else None
     if refusal is not None:
-        others = ", ".join(find_targets(base, method)) or "none"
+        others = ", ".join(_find_last_names(base, method)) or "none"
         raise ConfigError(
             [f"{refusal}; or name the layers to adapt without experts: `targets: [{others}]`"]
         )
@@ -380,24 +413,28 @@ def find_experts(base: Model, method: MethodTable) -> list[str]:
 def describe_targets(base: Model, method: MethodTable) -> list[str]:
     """Return what the user should know of what is adapted: nothing where that is every layer."""
     expert_names = experts.last_names(base)
-    if not expert_names:
+    reading = quantise.text_prefix(base)
+    if not expert_names and not reading:
         return []
-    adapted = [*find_targets(base, method), *find_experts(base, method)]
+    adapted = [*_find_last_names(base, method), *find_experts(base, method)]
     every = {name.rsplit(".", 1)[-1] for name in _linear_names(base)} | set(expert_names.values())
     left = sorted(every - set(adapted))
-    lines = [f"adapted: {', '.join(adapted)}"]
+    where = f" of {reading.removesuffix('.')}" if reading else ""
+    lines = [f"adapted: {', '.join(adapted)}{where}"]
     if left:
         lines.append(f"frozen, not adapted: {', '.join(left)}")
     return lines
 
 
 def _linear_names(base: Model) -> Iterator[str]:
-    """Yield the name of every linear layer but the one that makes the logits."""
+    """Yield the name of every linear layer that reads text, but the one that makes the logits."""
     from transformers.pytorch_utils import Conv1D
 
-    head = base.get_output_embeddings()
+    head, reading = base.get_output_embeddings(), quantise.text_prefix(base)
     for name, module in base.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
+        if not name.startswith(reading) or module is head or quantise.is_router(module):
+            continue
+        if isinstance(module, torch.nn.Linear | Conv1D):
             yield name
 
 

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from commands.runs import base_files
 from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig
-from commands.runs.home import RunFolder, environment, make_private
+from commands.runs.home import RunFolder, environment, make_private, read_saved_config
 from commands.runs.local_trainer import start
 from commands.ui.errors import HostError, UsageError
+from infra.durable import write_bytes
 from remote.errors import megabytes
 from trainer import hub_models
 from trainer.exit_codes import ExitCode
+from trainer.results.base_name import BaseName, without_local_paths
 from trainer.secret import Secret
 
 if TYPE_CHECKING:
@@ -176,6 +178,17 @@ def fetch_weights(
                 hint=f"remove `{fetched.parents[1]}`, so that it is fetched again",
             )
     return replace(base, folder=run.base)
+
+
+def name_sent_base(loaded: LoadedConfig, run: RunFolder) -> None:
+    """Let the adapter that came home name its base by the hub's id, and not by a path there."""
+    base = recorded_base(loaded, read_saved_config(run), run)
+    path = loaded.out / "adapter" / "adapter_config.json"
+    if base is None or not base.sent or not path.is_file():
+        return
+    content = without_local_paths(path, BaseName(name=base.id, on_hub=True))
+    if content is not None:
+        write_bytes(path, content, mode=0o644)
 
 
 def _fetched(base: HubBase) -> Path:

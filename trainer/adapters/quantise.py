@@ -77,10 +77,10 @@ def measure(model: Any, storage: Quant, *, experts: frozenset[str] = frozenset()
 
     `experts` are the tensors of experts that will be quantised when they are read.
     """
-    weights = matrices = quantised = 0
+    weights = quantised = matrices = quantised_matrices = 0
     seen: set[int] = set()
-    head = model.get_output_embeddings()
-    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    head, reading = model.get_output_embeddings(), text_prefix(model)
+    tied = _is_tied(model.config)
     for path, module in model.named_modules():
         if module is head and tied:
             continue
@@ -94,11 +94,46 @@ def measure(model: Any, storage: Quant, *, experts: frozenset[str] = frozenset()
                 tensor.dim() > 1 and module is not head and not isinstance(module, _NO_MATRICES)
             )
             weights += size
-            matrices += size if matrix else 0
-            quantised += size if in_few_bits else 0
+            quantised += size * in_few_bits
+            if matrix and path.startswith(reading):
+                matrices += size
+                quantised_matrices += size * in_few_bits
     return QuantisedShare(
-        storage=str(storage), weights=weights, matrices=matrices, quantised=quantised
+        storage=str(storage),
+        weights=weights,
+        quantised=quantised,
+        matrices=matrices,
+        quantised_matrices=quantised_matrices,
     )
+
+
+def text_prefix(model: Any) -> str:
+    """Return how the names begin of the part of a model that reads text; empty if it is all of it.
+
+    Raises:
+        ConfigError: it also looks or listens, and that part cannot be told from the rest.
+    """
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False) or config.get_text_config() is config:
+        return ""
+    part = model.get_decoder()
+    name = next((name for name, module in model.named_modules() if module is part), "")
+    if not name:
+        kind = type(model).__name__
+        raise ConfigError([f"model.id: which part of a {kind} reads text cannot be told"])
+    return f"{name}."
+
+
+def is_router(module: Any) -> bool:
+    """Tell whether it chooses experts: Llama 4 has a linear layer for that, with two results."""
+    return "router" in type(module).__name__.lower()
+
+
+def _is_tied(config: Any) -> bool:
+    """Tell whether the head of a model is the matrix of its embeddings."""
+    places = (config.get_text_config(), config)
+    found = (getattr(place, "tie_word_embeddings", None) for place in places)
+    return bool(next((one for one in found if one is not None), False))
 
 
 def _size(module: Any, name: str, tensor: torch.Tensor) -> tuple[int, bool]:

@@ -17,14 +17,15 @@ REQUIRED = 0.9
 class QuantisedShare:
     """Numbers of weights of a base: all of it, its layers' matrices, and what of both is quantised.
 
-    The layers' matrices are those of attention, MLP and experts: no embeddings, head, norms, biases
-    or convolutions. All that is quantised is one of them.
+    The layers' matrices are those of attention, MLP and experts, in the part that reads text: no
+    embeddings, head, norms, biases or convolutions, and nothing of what looks or listens.
     """
 
     storage: str
     weights: int
-    matrices: int
     quantised: int
+    matrices: int
+    quantised_matrices: int
 
     @property
     def of_base(self) -> float:
@@ -34,7 +35,7 @@ class QuantisedShare:
     @property
     def of_matrices(self) -> float:
         """Share of the weights of the layers' matrices that is quantised, 0 to 1."""
-        return self.quantised / self.matrices if self.matrices else 0.0
+        return self.quantised_matrices / self.matrices if self.matrices else 0.0
 
     def problem(self, *, partly_quantised: bool) -> str | None:
         """Return why a base like this is not trained, None if it is.
@@ -43,7 +44,7 @@ class QuantisedShare:
         """
         if self.storage == "none" or partly_quantised or self.of_matrices >= REQUIRED:
             return None
-        left = self.matrices - self.quantised
+        left = self.matrices - self.quantised_matrices
         advice = (
             "bitsandbytes has experts in 4 bits only: use `quant: nf4`"
             if self.storage == "int8"
@@ -71,8 +72,9 @@ class QuantisedShare:
         return {
             "storage": self.storage,
             "weights": self.weights,
-            "matrices": self.matrices,
             "quantised": self.quantised,
+            "matrices": self.matrices,
+            "quantised_matrices": self.quantised_matrices,
             "of_base": round(self.of_base, 6),
             "of_matrices": round(self.of_matrices, 6),
         }

@@ -134,10 +134,23 @@ def stored_name(name: str, names: Collection[str]) -> str:
     """Return the name of a loaded model's tensor in files with these `names`.
 
     A base may be stored without the first part of its names (GPT-2 is, on the hub), which
-    transformers puts in front when it loads one.
+    transformers puts in front when it loads one. A multimodal base is loaded whole or as its text
+    model alone, and names that otherwise than its files do (Gemma 3, Llama 4, Qwen2.5-VL).
     """
-    short = name.partition(".")[2]
-    return short if name not in names and short in names else name
+    return next((one for one in _spellings(name) if one in names), name)
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Yield the names that a tensor may have in files, its own first."""
+    yield name
+    yield name.partition(".")[2]
+    yield f"language_model.{name}"
+    rest = name.removeprefix("model.")
+    if rest != name:
+        text = rest.removeprefix("language_model.")
+        yield f"language_model.model.{text}"
+        yield f"model.language_model.{text}"
+        yield f"model.{text}"
 
 
 def download(model: str, revision: str) -> Path:

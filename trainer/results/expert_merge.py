@@ -175,12 +175,14 @@ def empty_model(base: Path, *, trust_remote_code: bool = False) -> Any:
     """
     import transformers
 
+    from trainer.model import choose_family
+
     try:
         config = transformers.AutoConfig.from_pretrained(
             str(base), trust_remote_code=trust_remote_code
         )
         with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(config)
+            return choose_family(config).from_config(config)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise NoBaseError(f"{base / 'config.json'} describes no model: {error}") from error
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from trainer.adapters.experts import quantisable, quantise_tensor
+from trainer.adapters.quantise import text_prefix
 from trainer.config import PrecisionChoice, TrainerConfig, load_config
 from trainer.device.precision import Precision
 from trainer.errors import ConfigError
@@ -124,10 +125,11 @@ def describe_quantized_base(
     empty = models.empty_base(source, config.method, precision=arithmetic, device=CPU)
     from bitsandbytes.nn import Linear4bit, Linear8bitLt  # quiet only since a base was asked for
 
+    reading = text_prefix(empty)  # what looks or listens took no part in the training
     names = [
         f"{name}.weight"
         for name, module in empty.named_modules()
-        if isinstance(module, Linear4bit | Linear8bitLt)
+        if isinstance(module, Linear4bit | Linear8bitLt) and name.startswith(reading)
     ]
     return QuantizedBase(
         quant=quant,
