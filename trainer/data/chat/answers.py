@@ -312,6 +312,10 @@ class AnswerRenderer:
                 break
             self.find_words(conversation, earlier, prompt)
 
+    def end_of_turn(self) -> str:
+        """Return the tokens with which a plain answer ends, as far as the template has any."""
+        return self.closing() or self._next_begins
+
     def find_words(self, conversation: Conversation, at: int, text: str, start: int = 0) -> int:
         """Return where in a text a message's words stand, searched from `start` first.
 

@@ -13,8 +13,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
-from typing import Literal
+from itertools import accumulate, takewhile
+from typing import Any, Literal
 
 from trainer.data.chat.answers import AnswerRenderer, special_in
 from trainer.data.chat.conversation import Conversation
@@ -69,6 +69,14 @@ class ChatEncoder:
         if rendering is not None:
             return [self._fitting(conversation, row, rendering)]
         return list(self._one_by_one(conversation, row))
+
+    def stop_ids(self) -> tuple[int, ...]:
+        """Return the tokens that end an answer: EOS, and what the template closes a turn with."""
+        if self.style == "markers" or not self.codec.tokenizer.chat_template:
+            return (self.codec.eos_id,)
+        closing = self._renderer_of(tools=False).end_of_turn()
+        ids = self._encoded([Segment(text=closing, by_template=True)])[0]
+        return tuple(dict.fromkeys((self.codec.eos_id, *ids)))
 
     def _fitting(
         self, conversation: Conversation, row: int, rendering: Rendering | None = None
@@ -161,7 +169,7 @@ class ChatEncoder:
         """Return all answers behind one another, or None where the template rewrites."""
         if sum(conversation.learnt) == 1:
             return self._prompted(conversation, len(conversation.messages) - 1)
-        found = self._whole(conversation).spans(conversation)
+        found = self._whole(tools=bool(conversation.tools)).spans(conversation)
         if found is None:
             return None
         text, spans = found
@@ -189,10 +197,12 @@ class ChatEncoder:
         )
 
     def _renderer(self, conversation: Conversation) -> AnswerRenderer:
-        return self._whole(conversation).renderer
+        return self._renderer_of(tools=bool(conversation.tools))
 
-    def _whole(self, conversation: Conversation) -> WholeRenderer:
-        tools = bool(conversation.tools)
+    def _renderer_of(self, *, tools: bool) -> AnswerRenderer:
+        return self._whole(tools=tools).renderer
+
+    def _whole(self, *, tools: bool) -> WholeRenderer:
         if tools not in self._wholes:
             tokenizer = self.codec.tokenizer
             template = ChatTemplate.of(tokenizer, day=self.codec.day, tools=tools)
@@ -273,8 +283,21 @@ class ChatEncoder:
             start = len(ids)
             ids += exchange.answer
             labels += [NOT_TRAINED] * len(exchange.ids) + exchange.answer
-        prompt = "".join(segment.text for segment in rendering.segments[:-1])
-        return Example(tuple(ids), tuple(labels), prompt, _completion(conversation), row, start)
+        return Example(
+            input_ids=tuple(ids),
+            labels=tuple(labels),
+            prompt="".join(segment.text for segment in rendering.segments[:-1]),
+            completion=_completion(conversation),
+            row=row,
+            prompt_length=start,
+            opening=self._opening(rendering.opening, ids[start:]),
+        )
+
+    def _opening(self, text: str, answer: list[int]) -> tuple[int, ...]:
+        """Return the first tokens of an answer, those that the template's opening of it takes."""
+        opening = self._encoded([Segment(text=text, by_template=True)])[0]
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(opening, answer, strict=False))
+        return tuple(token for token, _ in same)
 
     def _check_answers(self, exchanges: Sequence[Exchange]) -> None:
         room = self.codec.max_length - len(self.codec.prefix)
@@ -319,3 +342,19 @@ def _joined(segments: Sequence[Segment]) -> list[Segment]:
 
 def _literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
+
+
+def words_of(tokenizer: Any, tokens: Sequence[int], opening: Sequence[int]) -> str:
+    """Return the words of a generated answer, without what the template opens answers with.
+
+    Where the model wrote another opening (reasoning of its own, say), the words begin behind the
+    last token that ends such an opening: `</think>`, or gpt-oss's `<|message|>`.
+    """
+    added = tokenizer.added_tokens_decoder
+    ends = [token for token in opening if token in added]
+    if opening and tuple(tokens[: len(opening)]) == tuple(opening):
+        tokens = tokens[len(opening) :]
+    elif ends and ends[-1] in tokens:
+        last = max(at for at, token in enumerate(tokens) if token == ends[-1])
+        tokens = tokens[last + 1 :]
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
