@@ -59,7 +59,7 @@ def test_an_adapter_that_is_a_pointer_is_named(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_bytes(LFS)
     (tmp_path / "adapter_model.safetensors").write_bytes(LFS)
 
-    with pytest.raises(ConfigError, match="adapter_config.json: this is a Git LFS pointer"):
+    with pytest.raises(ConfigError, match=r"adapter_config\.json: this is a Git LFS pointer"):
         read_settings(tmp_path)
     with pytest.raises(ConfigError, match="safetensors: this is a Git LFS pointer"):
         load_tensors(tmp_path / "adapter_model.safetensors")

@@ -307,13 +307,15 @@ def _row_problem(
 
     Raises MissingFieldError if it lacks a field, or is no conversation where one is wanted.
     """
-    from trainer.data.chat import validate_messages
-    from trainer.data.template import Template as Parsed
+    from trainer.data.chat.conversation import read_conversation
+    from trainer.data.chat.markers import require_plain_turns
     from trainer.scoring.answers import label_problem
 
     if config.data.messages is not None:
-        field = Parsed.parse("{" + config.data.messages + "}")
-        answer = validate_messages(field.value(fields))[-1]["content"]
+        found = read_conversation(fields, config.data.messages, ignore=config.data.ignore)
+        if config.data.chat == "markers":
+            require_plain_turns(found)
+        answer = found.answer or "a tool call"
     else:
         rendered = [template.render(fields) for template in templates]
         if len(rendered) < 2:  # the other template is broken, which is told on its own
