@@ -32,6 +32,9 @@ def config_of(family: str) -> Any:
     """Return the sizes of a small multimodal model of this family."""
     import transformers as tf
 
+    text: dict[str, Any]
+    tower: dict[str, Any]
+    more: dict[str, Any]
     if family == "gemma3":  # a picture is four places
         return tf.Gemma3Config(
             text_config={**TEXT, "sliding_window": 64}, vision_config=TOWER,
@@ -62,7 +65,7 @@ def config_of(family: str) -> Any:
             text_config={**TEXT, "rope_parameters": ROPE}, vision_config={**QWEN_TOWER, **places}
         )
     if family == "qwen3_5":
-        text: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2}
+        text = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2}
         more = {"linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
         return tf.Qwen3_5Config(
             text_config={**TEXT, **text, **more},
@@ -70,7 +73,7 @@ def config_of(family: str) -> Any:
         )
     if family == "mllama":
         plain = {"rope_type": "default", "rope_theta": 10_000.0}
-        tower: dict[str, Any] = {"num_global_layers": 1, "attention_heads": 2, "vision_output_dim": 32}
+        tower = {"num_global_layers": 1, "attention_heads": 2, "vision_output_dim": 32}
         sizes = {key: value for key, value in TOWER.items() if key != "num_attention_heads"}
         more = {"intermediate_layers_indices": [0], "max_num_tiles": 1}
         return tf.MllamaConfig(
