@@ -307,13 +307,15 @@ def _row_problem(
 
     Raises MissingFieldError if it lacks a field, or is no conversation where one is wanted.
     """
-    from trainer.data.chat import validate_messages
-    from trainer.data.template import Template as Parsed
+    from trainer.data.chat.conversation import read_conversation
+    from trainer.data.chat.markers import require_plain_turns
     from trainer.scoring.answers import label_problem
 
     if config.data.messages is not None:
-        field = Parsed.parse("{" + config.data.messages + "}")
-        answer = validate_messages(field.value(fields))[-1]["content"]
+        found = read_conversation(fields, config.data.messages, ignore=config.data.ignore)
+        if config.data.chat == "markers":
+            require_plain_turns(found)
+        answer = found.answer or "a tool call"
     else:
         rendered = [template.render(fields) for template in templates]
         if len(rendered) < 2:  # the other template is broken, which is told on its own
@@ -353,6 +355,10 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
         return [f"model.id: `{name}/{problem}" for problem in map(_closed, tokens)]
     missing = f"there is no directory `{shorten(name, SHOWN_MAX)}` beside {loaded.path.name}"
     if not hub.is_hub_id(name):
+        meant, revision = hub.model_in(name)
+        if meant:
+            table = f"{{id: {meant}{f', revision: {revision}' * bool(revision)}}}"
+            return [f"model.id: `{shorten(name, SHOWN_MAX)}` is no hub id; write `model: {table}`"]
         words = "`owner/name` or `name`, of A-Z, a-z, 0-9, `_`, `-` and `.`"
         return [f"model.id: {missing}, and a hub id reads {words}"]
     if "/" not in name:  # `gpt2` is one, and so would be most slips in the name of a directory
