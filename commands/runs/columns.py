@@ -129,13 +129,13 @@ def ignorable(columns: Sequence[Column]) -> tuple[str, ...]:
     Not those that it uses or knows as descriptions; nor pictures and preferences, which it refuses;
     nor names that messages have as keys, which would be ignored there, too.
     """
-    from trainer.data.chat import conversation as known
+    from trainer.data.chat import conversation as chat
 
-    left = known.ROW_KEYS | known.DESCRIPTIONS | known.MEDIA_COLUMNS | known.PREFERENCES
+    left = chat.ROW_KEYS | chat.DESCRIPTIONS | chat.MEDIA_COLUMNS | chat.PREFERENCES
     return tuple(
         column.name
         for column in columns
-        if column.name not in left | known.MESSAGE_KEYS and column.name
+        if column.name not in left | chat.MESSAGE_KEYS and column.name
     )
 
 
