@@ -246,7 +246,8 @@ def _unused(
     """Return a note that names the columns that are not used, with the reason if there is one."""
     left = [column for column in columns if column not in used]
     named = [
-        f"`{column.name}`" + (f" ({reason})" if reason else "")
+        (f"`{column.name}`" if column.name.strip() else "a column without a name")
+        + (f" ({reason})" if reason else "")
         for column in left
         for reason in [leaks.get(column.name) or column.problem]
     ]

@@ -15,6 +15,8 @@ from trainer.data.row import rows_text
 
 DECODED_MAX = 200
 """So many different answers are decoded; what a tokenizer cannot write shows in the first ones."""
+COMPARED_MAX = 1000
+"""So many different answers are compared; more are no labels, which must be told apart."""
 UNKNOWN_PROMPTS = 0.01
 """The share of unknown tokens in what is read from which on it is told."""
 CHARACTERS_SHOWN_MAX = 12
@@ -61,6 +63,8 @@ def _same_tokens(items: Sequence[Example]) -> Iterator[str]:
     """Tell of two answers that are learnt as the same tokens, so that neither can be told apart."""
     first: dict[tuple[int, ...], Example] = {}
     for item in items:
+        if len(first) > COMPARED_MAX:
+            return
         other = first.setdefault(item.labels[-item.answer_length :], item)
         if other.completion.split() != item.completion.split():
             yield (
