@@ -98,13 +98,14 @@ class LoadedConfig:
 
     @property
     def data_files(self) -> dict[str, Path]:
-        """`train` and, if named, `eval`, with their absolute paths; the machine fetches a hub's."""
-        table = self.config.data
-        named = {"train": table.train, "eval": table.eval}
+        """The data files here by their keys, with absolute paths; the machine fetches a hub's.
+
+        The keys are `train`, or `train.0` and so on where several are listed, and `eval` if named.
+        """
         return {
-            key: self.folder / Path(value).expanduser()
-            for key, value in named.items()
-            if value and hub.parse(value) is None
+            key: self.folder / Path(name).expanduser()
+            for key, name in self.config.data.files.items()
+            if hub.parse(name) is None
         }
 
     @property
@@ -213,12 +214,13 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
 
     Raises UsageError with every fault at once. Reads the data files whole; loads no model.
     """
+    from trainer.data.preferences import describe_preferences
     from trainer.data.rows import read_rows
     from trainer.data.template import MissingFieldError, Template, TemplateError
     from trainer.errors import DataError
 
-    faults: list[str] = []
     table = loaded.config.data
+    faults = same_file_twice(loaded.data_files)
     templates: list[Template] = []
     for field, text in (("prompt", table.prompt), ("completion", table.completion)):
         try:
@@ -238,7 +240,8 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
             try:
                 problem = _row_problem(row.fields, templates, loaded.config)
             except MissingFieldError as error:
-                problem = str(error)
+                kind = describe_preferences(row.fields)
+                problem = f"{error}; {kind}" if kind else str(error)
             if problem:
                 faults.append(f"data.{key}: {file}:{row.number}: {problem}")
     faults = [*gathered(faults), *_model_faults(loaded)]
@@ -252,6 +255,17 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
             hint="mend the file, or what run.yaml says of it (paths begin at its folder), then "
             "`qft audit` shows what would be trained",
         )
+
+
+def same_file_twice(files: Mapping[str, Path]) -> list[str]:
+    """Say which data files to learn from are one file under two names: it would count twice."""
+    places: dict[Path, str] = {}
+    faults = []
+    for key, path in files.items():
+        first = places.setdefault(path.resolve(), key)
+        if key not in {first, "eval"}:
+            faults.append(f"data.{key}: {path}: is `data.{first}` too: list it once, with a weight")
+    return faults
 
 
 def require_weights(loaded: LoadedConfig) -> None:
@@ -287,9 +301,13 @@ def _row_problem(
     Raises MissingFieldError if it lacks a field, or is no conversation where one is wanted.
     """
     from trainer.data.chat import validate_messages
+    from trainer.data.examples import text_problem
     from trainer.data.template import Template as Parsed
     from trainer.scoring.answers import label_problem
 
+    if config.data.text is not None:
+        text = Parsed.parse("{" + config.data.text + "}").value(fields)
+        return text_problem(config.data.text, text)
     if config.data.messages is not None:
         field = Parsed.parse("{" + config.data.messages + "}")
         answer = validate_messages(field.value(fields))[-1]["content"]
@@ -324,10 +342,13 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
             return [f"model.id: `{name}/config.json` is not JSON: {error}"]
         except OSError as error:
             return [f"model.id: `{name}/config.json` cannot be read: {error.strerror}"]
-        talks = loaded.config.data.messages is not None
-        if talks and isinstance(described, dict) and described.get("is_encoder_decoder"):
-            why = "is an encoder-decoder, which reads a prompt and no conversation"
-            return [f"data.messages: `{name}` {why}; give `prompt` and `completion`"]
+        table = loaded.config.data
+        field = "text" if table.text is not None else "messages"
+        whole = table.text is not None or table.messages is not None
+        if whole and isinstance(described, dict) and described.get("is_encoder_decoder"):
+            what = "no text of its own" if field == "text" else "no conversation"
+            why = f"is an encoder-decoder, which reads a prompt and {what}"
+            return [f"data.{field}: `{name}` {why}; give `prompt` and `completion`"]
         return []
     missing = f"there is no directory `{shorten(name, SHOWN_MAX)}` beside {loaded.path.name}"
     if not hub.is_hub_id(name):

@@ -179,11 +179,12 @@ def _usual_tokens(loaded: LoadedConfig) -> int | None:
 
     Only time is foretold from it: memory depends on the longest row, which may be any.
     """
-    file = loaded.data_files.get("train")
-    if file is None:  # on a hub
+    files = [path for key, path in loaded.data_files.items() if key != "eval"]
+    if not files:  # on a hub
         return None
+    each = -(-ROWS_LOOKED_AT // len(files))
     try:
-        rows = list(islice(stream_rows(file, []), ROWS_LOOKED_AT))
+        rows = [row for file in files for row in islice(stream_rows(file, []), each)]
         total = sum(len(_row_text(loaded, row).encode()) for row in rows)
     except (DataError, MissingFieldError, TemplateError):  # `check_data_and_model` tells of it
         return None
@@ -196,5 +197,7 @@ def _row_text(loaded: LoadedConfig, row: Row) -> str:
     if table.messages is not None:
         turns = Template.parse("{" + table.messages + "}").value(row.fields)
         return "".join(str(turn["content"]) for turn in turns) if isinstance(turns, list) else ""
+    if table.text is not None:
+        return str(Template.parse("{" + table.text + "}").value(row.fields))
     texts = (table.prompt, table.completion)
     return "".join(Template.parse(text).render(row.fields) for text in texts)

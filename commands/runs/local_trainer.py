@@ -17,6 +17,7 @@ from commands.runs import python_program
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment
 from commands.runs.payload import build_payload
+from commands.runs.run_day import day_of_run
 from commands.ui.errors import HostError, TrainingError, UsageError
 from commands.ui.output import log
 from trainer.exit_codes import ExitCode
@@ -34,7 +35,7 @@ def local_run_dir(loaded: LoadedConfig, folder: RunFolder) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="qft-bench-") as scratch:
         root = Path(scratch)
-        payload = build_payload(loaded, folder.payload)
+        payload = build_payload(loaded, folder.payload, day=day_of_run(loaded, folder))
         (root / "data").mkdir()
         for name, path in payload.data.items():
             (root / "data" / name).symlink_to(path.absolute())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +68,22 @@ class Payload:
         return items
 
 
-def build_payload(loaded: LoadedConfig, folder: Path, *, write: bool = True) -> Payload:
+def build_payload(
+    loaded: LoadedConfig, folder: Path, *, write: bool = True, day: date | None = None
+) -> Payload:
     """Gather what a run needs, and write its config with the paths that hold on the machine.
 
-    Without `write` nothing is pushed from it: an onlooker must not touch what a driver pushes.
+    `day` is that on which the run began, which chat templates see there from then on. Without
+    `write` nothing is pushed from it: an onlooker must not touch what a driver pushes.
     """
     import trainer
 
     files = loaded.data_files
-    names = {key: f"{key}{path.suffix.lower()}" for key, path in files.items()}
+    names = {key: f"{key.replace('.', '-')}{_ending(path)}" for key, path in files.items()}
     config = folder / "config.json"
     if write:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(config, machine_tables(loaded, names))
+        write_json(config, machine_tables(loaded, names, day=day))
     return Payload(
         trainer=Path(trainer.__file__).parent,
         data={names[key]: path for key, path in files.items()},
@@ -88,10 +92,31 @@ def build_payload(loaded: LoadedConfig, folder: Path, *, write: bool = True) -> 
     )
 
 
-def machine_tables(loaded: LoadedConfig, names: dict[str, str]) -> dict[str, Any]:
+def _ending(path: Path) -> str:
+    """Return what says in a file's name of which format it is, `.jsonl.gz` included."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+
+
+def machine_tables(
+    loaded: LoadedConfig, names: dict[str, str], *, day: date | None = None
+) -> dict[str, Any]:
     """The trainer's tables with paths as the machine has them, relative to the run directory."""
     tables = loaded.config.trainer_tables
-    data = {**tables["data"], **{key: f"../data/{name}" for key, name in names.items()}}
+    data = dict(tables["data"])
+    there = {key: f"../data/{name}" for key, name in names.items()}
+    if isinstance(data["train"], str):
+        data["train"] = there.get("train", data["train"])
+    else:
+        alone = there.get("train")
+        data["train"] = [
+            {**one, "path": there.get(f"train.{at}", alone or one["path"])}
+            for at, one in enumerate(data["train"])
+        ]
+    if day is not None:
+        data["day"] = day.isoformat()
+    if "eval" in there:
+        data["eval"] = there["eval"]
     model = tables["model"]
     if loaded.model_folder is not None:
         model = {**model, "id": "../model"}

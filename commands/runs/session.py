@@ -34,6 +34,7 @@ from commands.runs.payload import build_payload
 from commands.runs.power_watch import PowerWatch, power_check
 from commands.runs.request import RunRequest
 from commands.runs.result_files import expected
+from commands.runs.run_day import day_of_run
 from commands.runs.ssh_check import check_ssh_host
 from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
@@ -211,7 +212,12 @@ def build_workload(
     config = WorkloadConfig(
         layout=RemoteLayout(run_id=run_id),
         key_path=factory.user_key(vm, request.folder),
-        payload=build_payload(request.loaded, request.folder.payload, write=not watch_only),
+        payload=build_payload(
+            request.loaded,
+            request.folder.payload,
+            write=not watch_only,
+            day=day_of_run(request.loaded, request.folder),
+        ),
         home=request.folder.checkpoints,
         out=request.loaded.out,
         make_ready=factory.make_ready(vm, on_message, power_watch.connect),

@@ -184,10 +184,16 @@ def _closed(turn: str, content: str, closing: Sequence[str]) -> str:
 
 def _rendered(codec: Codec, messages: Sequence[Mapping[str, str]], *, prompting: bool) -> str:
     from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
-        text: str = codec.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=prompting
+        # Of the tokenizer's own `apply_chat_template`, which sees today, and takes no other day.
+        compiled = _compile_jinja_template(codec.tokenizer.get_chat_template())
+        text: str = compiled.render(
+            messages=list(messages),
+            add_generation_prompt=prompting,
+            strftime_now=codec.day.strftime,
+            **codec.tokenizer.special_tokens_map,
         )
     except TemplateError as error:  # many refuse a system message, or want other roles
         raise MissingFieldError(

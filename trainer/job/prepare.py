@@ -12,6 +12,8 @@ import torch
 
 from trainer import model as models
 from trainer.adapters import methods
+from trainer.data.codec import tokens_sha256
+from trainer.data.datasets import TrainingRows, load_training_rows
 from trainer.data.examples import Examples
 from trainer.device.determinism import make_deterministic, set_threads
 from trainer.device.precision import Precision
@@ -29,7 +31,7 @@ class PreparedInputs:
     source: models.Source
     tokenizer: Any
     objective: Objective
-    rows: Examples
+    rows: TrainingRows
     held_out: Examples | None  # read only if they are looked at while training
     schedule: Schedule
     device: torch.device
@@ -49,17 +51,26 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     seq2seq = models.is_seq2seq(model_config)
 
     objective = make_objective(config, tokenizer, seq2seq=seq2seq)
-    rows = objective.load(resolve(run_dir, config.data.train))
+    rows = load_training_rows(
+        config.data, lambda name: objective.load(resolve(run_dir, name))
+    )  # fmt: skip
     wanted = config.data.eval if config.train.validate_every is not None else None
     held_out = objective.load(resolve(run_dir, wanted)) if wanted else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     methods.check_device(config.method, device)
-    schedule = make_schedule(config.train, [len(item.input_ids) for item in rows.items])
+    lengths = [len(item.input_ids) for item in rows.items]
+    schedule = make_schedule(config.train, lengths, rows.shares)
     precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
+    report = rows.report
     job.on_message(
-        f"{rows.report.rows} rows, {schedule.steps} steps of {config.train.batch_size}; "
+        f"{report.rows} rows, {schedule.steps} steps of {config.train.batch_size}; "
         f"{device.type}, {precision.reason}"
     )
+    if report.dropped:
+        most = config.train.max_length
+        job.on_message(f"{report.dropped} rows have more than {most} tokens and were left out")
+    for warning in report.warnings:
+        job.on_message(f"warning: {warning}")
     for line in methods.advice(config.method):
         job.on_message(line)
     job.heartbeat.update(steps=schedule.steps, at_once=True)
@@ -73,6 +84,10 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
         data=job.inputs,
         base={"base.model": identity, "base.tokenizer": _tokenizer_sha256(tokenizer)},
         hardware=_hardware(device, threads),
+        tokens={
+            "data.train": tokens_sha256(rows.items),
+            **({"data.eval": tokens_sha256(held_out.items)} if held_out else {}),
+        },
     )
     return PreparedInputs(
         source=source,

@@ -329,6 +329,7 @@ def write_adapter(job: JobContext, adapted: Any, best: Best, *, computed: Precis
         "status": {name: getattr(status, name) for name in KEPT},
         "best": asdict(best) if best.step else None,
         "precision": str(computed),
+        "day": str(job.config.data.day or "") or None,
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
     }
     (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")

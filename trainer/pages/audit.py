@@ -20,21 +20,23 @@ from typing import Any
 
 from trainer import hub
 from trainer.atomic import RealDisk, replace_file
-from trainer.config import EvalTable, TrainerConfig, load_config
+from trainer.config import EvalTable, TrainerConfig
 from trainer.data.codec import NOT_TRAINED, Example
+from trainer.data.datasets import load_training_rows
 from trainer.data.examples import Examples, load_examples
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.errors import ConfigError, DataError
 from trainer.exit_codes import ExitCode
 from trainer.pages import html
+from trainer.pages.audit_sets import row_list, row_texts, set_lines, set_reports
 from trainer.rundir.layout import resolve
-from trainer.schedule import make_schedule
+from trainer.saving.run_day import load_run_config
+from trainer.schedule import Share, make_schedule
 from trainer.scoring.answers import read_answer
 
 SAMPLES = 5
 BINS = 16
 LABELS_SHOWN_MAX = 30
-ROWS_SHOWN_MAX = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +62,22 @@ def audit(config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool
         DataError: the rows cannot be trained on.
     """
     length = config.train.max_length
-    sides = [
-        load_examples(
+
+    def load(name: str) -> Examples:
+        return load_examples(
             config.data, resolve(run_dir, name), tokenizer, max_length=length, seq2seq=seq2seq
         )
-        if name
-        else None
-        for name in (config.data.train, config.data.eval)
-    ]
-    train, held_out = sides
-    assert train is not None
+
+    rows = load_training_rows(config.data, load)
+    held_out = load(config.data.eval) if config.data.eval else None
+    train = Examples(items=rows.items, report=rows.report)
     lengths = [len(item.input_ids) for item in train.items]
-    doubles = find_duplicates(_texts(train), _texts(held_out) if held_out else [])
-    waste, unsorted = _waste(config, lengths)
-    labels = _labels(train, held_out)
+    doubles = find_duplicates(row_texts(rows.sets), row_texts([held_out] if held_out else []))
+    waste, unsorted = _waste(config, lengths, rows.shares)
+    labels = [] if config.data.text else _labels(train, held_out)
     per_label = _per_label(config.eval, train, held_out)
     return Audit(
-        train=asdict(train.report),
+        train=asdict(train.report) | set_reports(rows),
         held_out=asdict(held_out.report) if held_out else None,
         samples=[pieces(item, tokenizer, seq2seq=seq2seq) for item in _spread(train.items)],
         lengths=_histogram(lengths),
@@ -85,7 +86,10 @@ def audit(config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool
         labels=labels,
         per_label=per_label,
         duplicates=doubles,
-        warnings=_warnings(config.eval, train, doubles, (labels, per_label)),
+        warnings=[
+            *_warnings(config.eval, train, doubles, (labels, per_label)),
+            *train.report.warnings,
+        ],
     )
 
 
@@ -108,7 +112,7 @@ def as_text(found: Audit) -> str:
     lines = [_side("to learn from", found.train)]
     if found.held_out:
         lines.append(_side("held out", found.held_out))
-    lines += [_dropped(found), "", "what is learnt stands in 【brackets】"]
+    lines += [*set_lines(found.train), _dropped(found), "", "what is learnt stands in 【brackets】"]
     for sample in found.samples:
         lines.append(
             "  "
@@ -131,8 +135,7 @@ def as_text(found: Audit) -> str:
             f"duplicates: {found.duplicates.exact} exact, {found.duplicates.near} near, "
             f"{found.duplicates.across_count} held-out rows also to be learnt"
         ),
-        "",
-        "answers (to learn, held out)",
+        *(["", "answers (to learn, held out)"] if found.labels else []),
     ]
     lines += [
         f"  {count:>7} {other:>7}  {_without_control_characters(name)}"
@@ -166,14 +169,16 @@ def as_page(found: Audit, name: str) -> str:
     heads = ("row to learn", "is held-out row")
     across = [html.table(heads, doubles.across)] if doubles.across else []
     legend = html.paragraph("Highlighted tokens are learnt, the others are read.")
-    answers = [html.table(("answer", "to learn", "held out"), found.labels)]
+    answers = [html.table(("answer", "to learn", "held out"), found.labels)] * bool(found.labels)
     if found.per_label:
         answers.insert(0, html.table(("label", "to learn", "held out"), found.per_label))
     plot = html.bar_plot("tokens per row", found.lengths, x="tokens", y="rows")
     sections = [
         html.section("Warnings", *map(html.paragraph, found.warnings or ["none"])),
         html.section(
-            "Rows", html.table(("", *keys.values()), rows), html.paragraph(_dropped(found))
+            "Rows",
+            html.table(("", *keys.values()), rows),
+            *map(html.paragraph, [*set_lines(found.train), _dropped(found)]),
         ),
         html.section("What is learnt", legend, *map(html.marked, found.samples)),
         html.section("Lengths", plot, html.paragraph(waste)),
@@ -194,22 +199,22 @@ def run(args: argparse.Namespace) -> int:
     """Audit a run directory; the text goes to stdout."""
     hint = None
     try:
-        config = load_config(args.run_dir / "config.json")
+        config = load_run_config(args.run_dir)
         hint = hub.rely_on_cache() if _needs_hub(config, args.run_dir) else None
         found = _loaded(config, args.run_dir)
     except (ConfigError, DataError, ConnectionError) as error:
         kind = DataError if isinstance(error, DataError) else ConfigError
         raise kind([str(error), *([hint] if hint else [])]) from error
     if args.html:
-        replace_file(args.html, as_page(found, Path(config.data.train).name), disk=RealDisk())
+        names = ", ".join(Path(one.path).name for one in config.data.train_sets)
+        replace_file(args.html, as_page(found, names), disk=RealDisk())
     sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n" if args.json else as_text(found))
     return ExitCode.DONE
 
 
 def _needs_hub(config: TrainerConfig, run_dir: Path) -> bool:
-    rows = (config.data.train, config.data.eval)
     model = run_dir / Path(config.model.id).expanduser()
-    return not model.is_dir() or any(hub.parse(name) for name in rows if name)
+    return not model.is_dir() or any(map(hub.parse, config.data.files.values()))
 
 
 def _loaded(config: TrainerConfig, run_dir: Path) -> Audit:
@@ -219,10 +224,6 @@ def _loaded(config: TrainerConfig, run_dir: Path) -> Audit:
     source = find_source(config.model, run_dir)
     seq2seq = is_seq2seq(describe(source))
     return audit(config, run_dir, load_tokenizer(source), seq2seq=seq2seq)
-
-
-def _texts(examples: Examples) -> list[tuple[int, str]]:
-    return [(item.row, item.prompt) for item in examples.items]
 
 
 def _spread(items: Sequence[Example]) -> list[Example]:
@@ -243,21 +244,23 @@ def _histogram(lengths: Sequence[int]) -> list[tuple[str, float]]:
     ]  # fmt: skip
 
 
-def _waste(config: TrainerConfig, lengths: Sequence[int]) -> tuple[float, float]:
+def _waste(
+    config: TrainerConfig, lengths: Sequence[int], shares: Sequence[Share]
+) -> tuple[float, float]:
     """Return the share of padding in the first epoch's batches, as planned and without grouping."""
-    shares = []
+    waste = []
     for grouped in (config.train.group_by_length, False):
         table = config.train.model_copy(
             update={"group_by_length": grouped, "steps": None, "epochs": 1.0}
         )
-        schedule = make_schedule(table, list(lengths))
+        schedule = make_schedule(table, lengths, shares)
         real = computed = 0
         for step in range(1, schedule.steps + 1):
             batch = [lengths[at] for at in schedule.batch(step)]
             real += sum(batch)
             computed += max(batch) * len(batch)
-        shares.append(1 - real / max(computed, 1))
-    return shares[0], shares[1]
+        waste.append(1 - real / max(computed, 1))
+    return waste[0], waste[1]
 
 
 def _labels(train: Examples, held_out: Examples | None) -> list[tuple[str, int, int]]:
@@ -285,13 +288,20 @@ def _per_label(
 
 
 def _dropped(found: Audit) -> str:
-    """Describe what is dropped (nothing) and which prompts are truncated."""
-    notes = ["dropped: none, as a row that cannot be learnt with its whole answer is an error"]
-    for word, side in (("to learn from", found.train), ("held out", found.held_out)):
-        if side and side["truncated"]:
-            shown = [str(row) for row in side["truncated_rows"][:ROWS_SHOWN_MAX]]
-            shown += ["..."] * (side["truncated"] > len(shown))
-            notes.append(f"shortened in the middle, {word}: row {', '.join(shown)}")
+    """Describe which rows are left out as too long, and which prompts are truncated."""
+    sides = [
+        ("to learn from", found.train), *([("held out", found.held_out)] if found.held_out else [])
+    ]  # fmt: skip
+    notes = [
+        f"dropped as too long, {word}: {row_list(side, 'dropped')}"
+        for word, side in sides
+        if side["dropped"]
+    ] or ["dropped: none, as a row that cannot be learnt with its whole answer is an error"]
+    notes += [
+        f"shortened in the middle, {word}: {row_list(side, 'truncated')}"
+        for word, side in sides
+        if side["truncated"]
+    ]
     return "; ".join(notes)
 
 
