@@ -7,7 +7,8 @@ to its EOS; one that is cut has lost its end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.config import DataTable
 from trainer.data.chat import encode_conversation
 from trainer.data.codec import NOT_TRAINED, Codec, Example, TooLongError
-from trainer.data.preferences import describe_preferences, judged_bad
+from trainer.data.preferences import bad_answer, describe_preferences
 from trainer.data.rows import Row, read_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
 from trainer.errors import DataError
@@ -64,6 +65,15 @@ class _Collected:
     dropped: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    bad: Counter[str] = field(default_factory=Counter)
+    """How many rows call what is learnt of them a bad answer, by how they say it."""
+
+    def read(self, learnt: Sequence[str]) -> Iterator[Row]:
+        """Yield the rows; `learnt` are the fields that are learnt of them."""
+        for row in read_rows(self.path):
+            if why := bad_answer(row.fields, learnt):
+                self.bad[why] += 1
+            yield row
 
     def add(self, item: Example, *, was_shortened: bool, tokens: int | None = None) -> None:
         """Take an example, or what `data.too_long` says if it had to be shortened to fit."""
@@ -113,7 +123,13 @@ class _Collected:
             longest=max((len(item.input_ids) for item in items), default=0),
             dropped=len(self.dropped),
             dropped_rows=tuple(self.dropped[:NUMBERS_KEPT_MAX]),
-            warnings=tuple(self.warnings),
+            warnings=(
+                *self.warnings,
+                *(
+                    f"bad answers among those to learn: {n} ({why}); leave these rows out"
+                    for why, n in self.bad.items()
+                ),
+            ),
         )
 
 
@@ -145,8 +161,7 @@ def _templated(codec: Codec, rows: _Collected) -> None:
     """Make the examples of rows that fill two templates."""
     prompt_of, completion_of = _parse(rows.table)
     texts: list[tuple[Row, str, str]] = []
-    bad = 0
-    for row in read_rows(rows.path):
+    for row in rows.read(completion_of.fields):
         try:
             prompt, completion = prompt_of.render(row.fields), completion_of.render(row.fields)
         except MissingFieldError as error:
@@ -155,13 +170,7 @@ def _templated(codec: Codec, rows: _Collected) -> None:
         for text, template in ((prompt, prompt_of), (completion, completion_of)):
             for problem in codec.special_tokens_in(text, template):
                 rows.refuse(row.number, problem)
-        bad += judged_bad(row.fields, completion_of.fields)
         texts.append((row, prompt, completion))
-    if bad:
-        rows.warnings.append(
-            f"{bad} of {len(texts)} answers to learn are called bad by `label: false` (rows as for "
-            "KTO): leave those rows out"
-        )
     prompts = codec.encode([prompt for _, prompt, _ in texts], prompt_of)
     completions = codec.encode([completion for _, _, completion in texts], completion_of)
     for (row, prompt, completion), head, tail in zip(texts, prompts, completions, strict=True):
@@ -183,7 +192,7 @@ def _conversations(codec: Codec, rows: _Collected) -> None:
     if codec.seq2seq:
         raise DataError(["`data.messages`: an encoder-decoder reads a prompt, not a conversation"])
     template = Template.parse("{" + (rows.table.messages or "") + "}")
-    for row in read_rows(rows.path):
+    for row in rows.read(template.fields):
         try:
             value = template.value(row.fields)
             item, was_shortened = encode_conversation(
@@ -201,7 +210,7 @@ def _plain_texts(codec: Codec, rows: _Collected) -> None:
         raise DataError(["`data.text`: an encoder-decoder reads a prompt and learns the answer"])
     template = Template.parse("{" + (rows.table.text or "") + "}")
     texts: list[tuple[Row, str]] = []
-    for row in read_rows(rows.path):
+    for row in rows.read(template.fields):
         try:
             value = template.value(row.fields)
         except MissingFieldError as error:
@@ -215,11 +224,12 @@ def _plain_texts(codec: Codec, rows: _Collected) -> None:
     for (row, text), written in zip(
         texts, codec.encode_written([text for _, text in texts]), strict=True
     ):
-        if not written:  # characters that a tokenizer drops are none
+        ids, cut = codec.frame_text(written)
+        if not written or len(ids) < 2:  # characters that a tokenizer drops are none
             rows.refuse(row.number, "the text is empty; leave the row out")
             continue
-        ids, cut = codec.frame_text(written)
-        item = Example(ids, ids, "", text, row.number, max(1, len(codec.prefix)))
+        # Who lets the model go on with a text, to compare models, begins in its middle.
+        item = Example(ids, ids, "", text, row.number, max(1, len(ids) // 2))
         rows.add(item, was_shortened=cut, tokens=codec.framed_length([], written))
         seen.update(controls.intersection(written))
     if seen:

@@ -28,11 +28,15 @@ def describe_preferences(fields: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
-def judged_bad(fields: Mapping[str, Any], learnt: Sequence[str]) -> bool:
-    """Return whether a row calls one of the `learnt` fields a bad answer, as in KTO's form."""
+def bad_answer(fields: Mapping[str, Any], learnt: Sequence[str]) -> str:
+    """Return by what a row calls one of the `learnt` fields a bad answer; empty if it does not."""
     names = {name.casefold(): name for name in fields}
-    answer = _first(names, ANSWERS)
-    return answer in learnt and fields.get(names.get("label", "")) is False
+    label, rejected = names.get("label", ""), _first(names, REJECTED)
+    if rejected in learnt and _first(names, CHOSEN):
+        return f"`{rejected}` is the worse answer of a preference"
+    if _first(names, ANSWERS) in learnt and fields.get(label) is False:
+        return f"`{label}: false`, as in rows for KTO"
+    return ""
 
 
 def _pair(fields: Mapping[str, Any], names: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ from trainer.device.precision import Precision
 from trainer.job.context import JobContext
 from trainer.rundir.fingerprint import Facts, cpu_model, directory_sha256, take_fingerprint
 from trainer.rundir.layout import HASHES, resolve
-from trainer.schedule import Schedule, make_schedule
+from trainer.schedule import Schedule, make_schedule, rows_per_epoch
 from trainer.training.objective import Objective, make_objective
 
 
@@ -61,16 +61,8 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     lengths = [len(item.input_ids) for item in rows.items]
     schedule = make_schedule(config.train, lengths, rows.shares)
     precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
-    report = rows.report
-    job.on_message(
-        f"{report.rows} rows, {schedule.steps} steps of {config.train.batch_size}; "
-        f"{device.type}, {precision.reason}"
-    )
-    if report.dropped:
-        most = config.train.max_length
-        job.on_message(f"{report.dropped} rows have more than {most} tokens and were left out")
-    for warning in report.warnings:
-        job.on_message(f"warning: {warning}")
+    steps = f"{schedule.steps} steps of {config.train.batch_size}"
+    _report_rows(job, rows, f"{steps}; {device.type}, {precision.reason}")
     for line in methods.advice(config.method):
         job.on_message(line)
     job.heartbeat.update(steps=schedule.steps, at_once=True)
@@ -101,6 +93,18 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
         fingerprint=fingerprint,
         model_config=model_config.to_dict(),
     )
+
+
+def _report_rows(job: JobContext, rows: TrainingRows, then: str) -> None:
+    """Report how many rows are learnt and `then` how, what was left out, and what may be wrong."""
+    report, in_epoch = rows.report, rows_per_epoch(rows.shares)
+    counted = f" ({in_epoch} in an epoch)" if in_epoch != report.rows else ""
+    job.on_message(f"{report.rows} rows{counted}, {then}")
+    if report.dropped:
+        most = job.config.train.max_length
+        job.on_message(f"{report.dropped} rows have more than {most} tokens and were left out")
+    for warning in report.warnings:
+        job.on_message(f"warning: {warning}")
 
 
 def _hardware(device: torch.device, threads: int) -> Facts:
