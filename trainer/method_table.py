@@ -92,6 +92,10 @@ class MethodTable(BaseModel):
     double_quant: bool = Field(
         default=True, description="Quantise the scales of 4-bit weights too: 4.13 bits, not 4.5."
     )
+    partly_quantised: bool = Field(
+        default=False,
+        description="Train although less than 90 % of the layers' weights can be quantised.",
+    )
     optimizer: OptimizerKind = Field(default=OptimizerKind.ADAMW, description="Optimizer.")
     bases: int | None = Field(
         default=None, ge=1, le=65536, description="Random bases per matrix (nola only); 256."

@@ -126,6 +126,7 @@ def changes(
             if was.get(key) != is_now.get(key):
                 found[f"{table}.{key}"] = (was.get(key), is_now.get(key))
     found.pop("data.day", None)  # the trainer compares tokens: it counts where a template shows it
+    found.pop("model.token_env", None)  # who fetches the base decides nothing of the training
     found = _judged_by_content(found, loaded, saved)
     refused = {key: pair for key, pair in found.items() if not _is_allowed(key, allowed)}
     if refused and bound:

@@ -14,8 +14,9 @@ from pathlib import Path
 from subprocess import PIPE
 
 from commands.runs import python_program
+from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig
-from commands.runs.home import RunFolder, environment
+from commands.runs.home import RunFolder, environment, read_saved_config
 from commands.runs.payload import build_payload
 from commands.runs.run_day import day_of_run
 from commands.ui.errors import HostError, TrainingError, UsageError
@@ -28,14 +29,19 @@ LAST_LINES = 20
 
 
 @contextlib.contextmanager
-def local_run_dir(loaded: LoadedConfig, folder: RunFolder) -> Iterator[Path]:
+def local_run_dir(
+    loaded: LoadedConfig, folder: RunFolder, base: HubBase | None = None
+) -> Iterator[Path]:
     """Yield a scratch run directory with config, data, model, log and checkpoints of the run.
 
-    Paths are those of the machine, so the trainer's fingerprint is the same. Gone afterwards.
+    Paths are those of the machine, so the trainer's fingerprint is the same. Gone afterwards. The
+    base on a hub is the one that the run recorded, unless another `base` is given.
     """
     with tempfile.TemporaryDirectory(prefix="qft-bench-") as scratch:
         root = Path(scratch)
-        payload = build_payload(loaded, folder.payload, day=day_of_run(loaded, folder))
+        base = base or recorded_base(loaded, read_saved_config(folder), folder)
+        day = day_of_run(loaded, folder)
+        payload = build_payload(loaded, root / "staging", base=base, day=day)
         (root / "data").mkdir()
         for name, path in payload.data.items():
             (root / "data" / name).symlink_to(path.absolute())

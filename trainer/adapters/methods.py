@@ -61,8 +61,13 @@ def saved_format(directory: Path) -> SavedFormat:
     return next(found, SAVED_FORMATS[-1])
 
 
-def settings(method: MethodTable, *, targets: list[str], seq2seq: bool) -> Any:
-    """Return the `peft.LoraConfig` of the method over the layers called `targets`."""
+def settings(
+    method: MethodTable, *, targets: list[str], seq2seq: bool, experts: list[str] | None = None
+) -> Any:
+    """Return the `peft.LoraConfig` of the method over the layers called `targets`.
+
+    `experts` are the tensors of experts that are adapted, too.
+    """
     import peft
 
     return peft.LoraConfig(
@@ -70,6 +75,7 @@ def settings(method: MethodTable, *, targets: list[str], seq2seq: bool) -> Any:
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
         target_modules=targets,
+        target_parameters=experts or None,
         use_dora=method.kind.dora,
         use_rslora=method.kind is MethodKind.RSLORA,
         task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",

@@ -41,12 +41,18 @@ class AdapterSettings:
     use_dora: bool = False
     use_rslora: bool = False
     fan_in_fan_out: bool = False
+    target_parameters: tuple[str, ...] = ()
+    """Tensors of experts, each by the end of its name."""
     base_model_name_or_path: str | None = None
     """A word for people: nothing is loaded from there."""
 
     def for_peft(self) -> dict[str, Any]:
         """The arguments of PEFT's `LoraConfig`."""
         fields = {**asdict(self), "target_modules": list(self.target_modules)}
+        if self.target_parameters:
+            fields["target_parameters"] = list(self.target_parameters)
+        else:
+            del fields["target_parameters"]
         return {**fields, "bias": "none", "inference_mode": True}
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +88,7 @@ def read_settings(directory: Path) -> AdapterSettings:
         use_dora=found.get("use_dora") is True,
         use_rslora=found.get("use_rslora") is True,
         fan_in_fan_out=found.get("fan_in_fan_out") is True,
+        target_parameters=tuple(found.get("target_parameters") or ()),
         base_model_name_or_path=text(found.get("base_model_name_or_path")),
     )
 
@@ -111,8 +118,11 @@ def _offences(found: dict[str, Any]) -> list[tuple[str, str]]:
     dropout = number(found.get("lora_dropout", 0.0), most=1.0)
     if dropout is None or dropout < 0:
         problems.append(("lora_dropout", "is no share from 0 to 1"))
+    experts = texts(found.get("target_parameters") or [], most=TARGETS_MAX)
+    if experts is None or not all(_MODULE.fullmatch(one) for one in experts):
+        problems.append(("target_parameters", "is no list of names of tensors"))
     targets = texts(found.get("target_modules"), most=TARGETS_MAX)
-    if not targets or not all(_MODULE.fullmatch(one) for one in targets):
+    if not (targets or (experts and targets == ())) or not all(map(_MODULE.fullmatch, targets)):
         problems.append(("target_modules", "is no list of names of layers"))
     if found.get("task_type") is not None and found["task_type"] not in TASKS:
         problems.append(("task_type", f"is none of {', '.join(TASKS)}"))

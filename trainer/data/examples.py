@@ -68,9 +68,9 @@ class _Collected:
     bad: Counter[str] = field(default_factory=Counter)
     """How many rows call what is learnt of them a bad answer, by how they say it."""
 
-    def read(self, learnt: Sequence[str]) -> Iterator[Row]:
-        """Yield the rows; `learnt` are the fields that are learnt of them."""
-        for row in read_rows(self.path):
+    def judge(self, rows: Sequence[Row], learnt: Sequence[str]) -> Iterator[Row]:
+        """Yield the rows, counting those that call one of the `learnt` fields a bad answer."""
+        for row in rows:
             if why := bad_answer(row.fields, learnt):
                 self.bad[why] += 1
             yield row
@@ -157,34 +157,35 @@ def load_examples(
     return Examples(items=items, report=report)
 
 
-def _templated(codec: Codec, rows: _Collected) -> None:
+def _templated(codec: Codec, collected: _Collected) -> None:
     """Make the examples of rows that fill two templates."""
-    prompt_of, completion_of = _parse(rows.table)
+    rows = read_rows(collected.path)
+    prompt_of, completion_of = _parse(collected.table, rows)
     texts: list[tuple[Row, str, str]] = []
-    for row in rows.read(completion_of.fields):
+    for row in collected.judge(rows, completion_of.fields):
         try:
             prompt, completion = prompt_of.render(row.fields), completion_of.render(row.fields)
         except MissingFieldError as error:
-            rows.fail(row, error)
+            collected.fail(row, error)
             continue
         for text, template in ((prompt, prompt_of), (completion, completion_of)):
             for problem in codec.special_tokens_in(text, template):
-                rows.refuse(row.number, problem)
+                collected.refuse(row.number, problem)
         texts.append((row, prompt, completion))
     prompts = codec.encode([prompt for _, prompt, _ in texts], prompt_of)
     completions = codec.encode([completion for _, _, completion in texts], completion_of)
     for (row, prompt, completion), head, tail in zip(texts, prompts, completions, strict=True):
         if not tail or not completion.strip():  # characters that a tokenizer drops are none
             hint = "write a word for it (such as N/A) or leave the row out"
-            rows.refuse(row.number, f"the completion is empty; {hint}")
+            collected.refuse(row.number, f"the completion is empty; {hint}")
             continue
         try:
             ids, labels, length, cut = codec.assemble(head, tail)
         except TooLongError as error:
-            rows.fail(row, error)
+            collected.fail(row, error)
             continue
         item = Example(ids, labels, prompt, completion, row.number, length)
-        rows.add(item, was_shortened=cut, tokens=codec.framed_length(head, tail))
+        collected.add(item, was_shortened=cut, tokens=codec.framed_length(head, tail))
 
 
 def _conversations(codec: Codec, rows: _Collected) -> None:
@@ -192,7 +193,7 @@ def _conversations(codec: Codec, rows: _Collected) -> None:
     if codec.seq2seq:
         raise DataError(["`data.messages`: an encoder-decoder reads a prompt, not a conversation"])
     template = Template.parse("{" + (rows.table.messages or "") + "}")
-    for row in rows.read(template.fields):
+    for row in rows.judge(read_rows(rows.path), template.fields):
         try:
             value = template.value(row.fields)
             item, was_shortened = encode_conversation(
@@ -210,16 +211,16 @@ def _plain_texts(codec: Codec, rows: _Collected) -> None:
         raise DataError(["`data.text`: an encoder-decoder reads a prompt and learns the answer"])
     template = Template.parse("{" + (rows.table.text or "") + "}")
     texts: list[tuple[Row, str]] = []
-    for row in rows.read(template.fields):
+    for row in rows.judge(read_rows(rows.path), template.fields):
         try:
-            value = template.value(row.fields)
+            text = template.render(row.fields)
         except MissingFieldError as error:
             rows.fail(row, error)
             continue
-        if problem := text_problem(template.fields[0], value):
+        if problem := text_problem(text):
             rows.refuse(row.number, problem)
         else:
-            texts.append((row, str(value)))
+            texts.append((row, text))
     controls, seen = {*codec.special_tokens.values()}, set[int]()
     for (row, text), written in zip(
         texts, codec.encode_written([text for _, text in texts]), strict=True
@@ -240,12 +241,9 @@ def _plain_texts(codec: Codec, rows: _Collected) -> None:
         )
 
 
-def text_problem(field_name: str, value: object) -> str | None:
-    """Return why a field of `data.text` is nothing to learn; None if it is."""
-    if not isinstance(value, str):
-        kind = "empty (null)" if value is None else f"a {type(value).__name__}"
-        return f"field `{field_name}` is {kind}, and a text is needed"
-    return None if value.strip() else "the text is empty; leave the row out"
+def text_problem(text: str) -> str | None:
+    """Return why a text of `data.text` is nothing to learn; None if it is."""
+    return None if text.strip() else "the text is empty; leave the row out"
 
 
 def load_texts(table: DataTable, path: Path | Shards) -> list[tuple[int, str, str]]:
@@ -257,11 +255,12 @@ def load_texts(table: DataTable, path: Path | Shards) -> list[tuple[int, str, st
     if table.messages is not None or table.text is not None:
         what = "conversations" if table.text is None else "texts"
         raise DataError([f"{path}: {what} are no pairs of prompt and completion"])
-    prompt_of, completion_of = _parse(table)
+    rows = read_rows(path)
+    prompt_of, completion_of = _parse(table, rows)
     try:
         return [
             (row.number, prompt_of.render(row.fields), completion_of.render(row.fields))
-            for row in read_rows(path)
+            for row in rows
         ]
     except MissingFieldError as error:
         raise DataError([f"{path}: {error}"]) from error
@@ -308,17 +307,24 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]
     }
 
 
-def padding_id(tokenizer: Any) -> int:
-    """Return a token id to pad with; none is ever added, since the mask hides it."""
+def padding_id(tokenizer: Any, rows: int | None = None) -> int:
+    """Return a token id to pad with; none is ever added, since the mask hides it.
+
+    `rows` are those of the base's embedding, if they are known: a padding token that was added to
+    the tokenizer alone has no row there, and looking it up would end the process.
+    """
     for name in ("pad_token_id", "unk_token_id", "eos_token_id"):
         value = getattr(tokenizer, name, None)
-        if value is not None:
+        if value is not None and (rows is None or value < rows):
             return int(value)
     return 0
 
 
-def _parse(table: DataTable) -> tuple[Template, Template]:
+def _parse(table: DataTable, rows: Sequence[Row] = ()) -> tuple[Template, Template]:
+    """Return the templates of prompt and completion; a row may lack what another of `rows` has."""
     try:
-        return Template.parse(table.prompt), Template.parse(table.completion)
+        both = Template.parse(table.prompt), Template.parse(table.completion)
     except TemplateError as error:
         raise DataError([str(error)]) from error
+    prompt, completion = (one.for_rows(row.fields for row in rows) for one in both)
+    return prompt, completion

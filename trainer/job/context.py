@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.config import EvictionBand, TrainerConfig
@@ -12,6 +12,7 @@ from trainer.rundir.fingerprint import (
     Facts,
 )
 from trainer.rundir.status import HeartbeatWriter
+from trainer.secret import Secret
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class JobOptions:
     allow_change: tuple[str, ...] = ()
     band: EvictionBand | None = None
     price_usd_per_h: float = 0.0
+    token: Secret | None = field(default=None, repr=False)
+    """For a hub, to fetch a base that not everybody may have; kept in memory only."""
 
 
 @dataclass(frozen=True, kw_only=True)

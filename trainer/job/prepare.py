@@ -12,6 +12,7 @@ import torch
 
 from trainer import model as models
 from trainer.adapters import methods
+from trainer.base_limits import embedding_rows, require_embedded
 from trainer.data.codec import tokens_sha256
 from trainer.data.datasets import TrainingRows, load_training_rows
 from trainer.data.examples import Examples
@@ -45,17 +46,19 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     config, run_dir = job.config, job.run_dir
     make_deterministic()
     threads = set_threads(config.train)
-    source = models.find_source(config.model, run_dir)
+    source = models.find_source(config.model, run_dir, job.options.token)
     tokenizer = models.load_tokenizer(source)
     model_config = models.load_config(source)
     seq2seq = models.is_seq2seq(model_config)
 
-    objective = make_objective(config, tokenizer, seq2seq=seq2seq)
-    rows = load_training_rows(
-        config.data, lambda name: objective.load(resolve(run_dir, name))
-    )  # fmt: skip
+    id_count = embedding_rows(model_config.to_dict())
+    objective = make_objective(config, tokenizer, seq2seq=seq2seq, embedding_rows=id_count)
+    rows = load_training_rows(config.data, lambda name: objective.load(resolve(run_dir, name)))
     wanted = config.data.eval if config.train.validate_every is not None else None
     held_out = objective.load(resolve(run_dir, wanted)) if wanted else None
+    for items in (rows.items, held_out.items if held_out else ()):
+        tokens = ((item.row, (*item.input_ids, *item.labels)) for item in items)
+        require_embedded(tokens, id_count, tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     methods.check_device(config.method, device)
     lengths = [len(item.input_ids) for item in rows.items]

@@ -30,12 +30,16 @@ CHANGEABLE = frozenset(
         "train.gradient_checkpointing", "eval", "data.eval",
     }
 )  # fmt: skip
-# Not even asked about: they decide when the state is saved, or where files lie, not what is learnt.
-# The day is seen in the tokens, which are compared, if a template depends on it at all.
-IRRELEVANT = frozenset({"model.id", "model.revision", "data.train", "data.eval", "data.day"})
+# Not even asked about: they decide when the state is saved, or where files come from, not what is
+# learnt. The day is seen in the tokens, which are compared, if a template depends on it at all.
+IRRELEVANT = frozenset(
+    {
+        "model.id", "model.revision", "model.token_env", "data.train", "data.eval", "data.day",
+    }
+)  # fmt: skip
 # Fields that runs of earlier versions did not know. At their default they are left out of the
 # facts, so that such a run is still the same run.
-ADDED_LATER: frozenset[str] = frozenset({"data.text", "data.too_long"})
+ADDED_LATER: frozenset[str] = frozenset({"data.text", "data.too_long", "method.partly_quantised"})
 
 Facts = dict[str, Any]
 
