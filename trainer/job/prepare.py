@@ -66,6 +66,7 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
     steps = f"{schedule.steps} steps of {config.train.batch_size}"
     _report_rows(job, rows, f"{steps}; {device.type}, {precision.reason}")
+    _report_dropped(job, "held-out rows", held_out.report.dropped if held_out else 0)
     for line in methods.advice(config.method):
         job.on_message(line)
     job.heartbeat.update(steps=schedule.steps, at_once=True)
@@ -103,11 +104,15 @@ def _report_rows(job: JobContext, rows: TrainingRows, then: str) -> None:
     report, in_epoch = rows.report, rows_per_epoch(rows.shares)
     counted = f" ({in_epoch} in an epoch)" if in_epoch != report.rows else ""
     job.on_message(f"{report.rows} rows{counted}, {then}")
-    if report.dropped:
-        most = job.config.train.max_length
-        job.on_message(f"{report.dropped} rows have more than {most} tokens and were left out")
+    _report_dropped(job, "rows", report.dropped)
     for warning in report.warnings:
         job.on_message(f"warning: {warning}")
+
+
+def _report_dropped(job: JobContext, what: str, count: int) -> None:
+    if count:
+        most = job.config.train.max_length
+        job.on_message(f"{count} {what} have more than {most} tokens and were left out")
 
 
 def _hardware(device: torch.device, threads: int) -> Facts:

@@ -25,13 +25,17 @@ from trainer.config import EvalTable, TrainerConfig
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.datasets import load_training_rows
 from trainer.data.examples import Examples, load_examples
-from trainer.data.row_checks import check_rows
-from trainer.data.rows import Notes, read_rows
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.errors import ConfigError, DataError
 from trainer.exit_codes import ExitCode
 from trainer.pages import html
-from trainer.pages.audit_sets import row_list, row_texts, set_lines, set_reports
+from trainer.pages.audit_sets import (
+    left_out,
+    row_texts,
+    row_warnings,
+    set_lines,
+    set_reports,
+)
 from trainer.rundir.layout import resolve
 from trainer.saving.run_day import load_run_config
 from trainer.schedule import Share, make_schedule
@@ -107,24 +111,11 @@ def audit(
             *too_long,
             *_warnings(config.eval, train, doubles, (labels, per_label)),
             *train.report.warnings,
-            *_row_warnings(
+            *row_warnings(
                 config, run_dir, [*rows.sets, *([held_out] if held_out else [])], tokenizer
             ),
         ],
     )
-
-
-def _row_warnings(
-    config: TrainerConfig, run_dir: Path, sides: Sequence[Examples], tokenizer: Any
-) -> list[str]:
-    """Return what is to be said about the rows of each file, as they are written."""
-    found = []
-    for (key, name), side in zip(config.data.files.items(), sides, strict=True):
-        notes = Notes()
-        rows = read_rows(resolve(run_dir, name), notes)
-        lines = check_rows(config, rows, notes, side, tokenizer)
-        found += [f"data.{key}: {line}" for line in lines]
-    return found
 
 
 def pieces(item: Example, tokenizer: Any, *, seq2seq: bool) -> list[tuple[str, bool]]:
@@ -146,7 +137,12 @@ def as_text(found: Audit) -> str:
     lines = [_side("to learn from", found.train)]
     if found.held_out:
         lines.append(_side("held out", found.held_out))
-    lines += [*set_lines(found.train), _dropped(found), "", "what is learnt stands in 【brackets】"]
+    lines += [
+        *set_lines(found.train),
+        left_out(found.train, found.held_out),
+        "",
+        "what is learnt stands in 【brackets】",
+    ]
     for sample in found.samples:
         lines.append(
             "  "
@@ -212,7 +208,7 @@ def as_page(found: Audit, name: str) -> str:
         html.section(
             "Rows",
             html.table(("", *keys.values()), rows),
-            *map(html.paragraph, [*set_lines(found.train), _dropped(found)]),
+            *map(html.paragraph, [*set_lines(found.train), left_out(found.train, found.held_out)]),
         ),
         html.section("What is learnt", legend, *map(html.marked, found.samples)),
         html.section("Lengths", plot, html.paragraph(waste)),
@@ -325,24 +321,6 @@ def _per_label(
     learn, keep = counted(train), counted(held_out)
     names = [*table.labels, *([table.none] if table.kind == "multilabel" else [])]
     return [(name, learn[name], keep[name]) for name in names]
-
-
-def _dropped(found: Audit) -> str:
-    """Describe which rows are left out as too long, and which prompts are truncated."""
-    sides = [
-        ("to learn from", found.train), *([("held out", found.held_out)] if found.held_out else [])
-    ]  # fmt: skip
-    notes = [
-        f"dropped as too long, {word}: {row_list(side, 'dropped')}"
-        for word, side in sides
-        if side["dropped"]
-    ] or ["dropped: none, as a row that cannot be learnt with its whole answer is an error"]
-    notes += [
-        f"shortened in the middle, {word}: {row_list(side, 'truncated')}"
-        for word, side in sides
-        if side["truncated"]
-    ]
-    return "; ".join(notes)
 
 
 def _without_control_characters(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Says of the data sets of an audit which is which, and in which file a row stands."""
+"""Says of the files of an audit what is left out and what to mind, and in which file a row is."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from trainer.config import TrainerConfig
 from trainer.data.datasets import TrainingRows
 from trainer.data.examples import Examples
+from trainer.data.row_checks import check_rows
+from trainer.data.rows import Notes, read_rows
 from trainer.data.split import RowPlace
+from trainer.rundir.layout import resolve
 
 ROWS_SHOWN_MAX = 10
 
@@ -50,7 +54,36 @@ def set_lines(train: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def row_list(side: Mapping[str, Any], what: str) -> str:
+def row_warnings(
+    config: TrainerConfig, run_dir: Path, sides: Sequence[Examples], tokenizer: Any
+) -> list[str]:
+    """Return what is to be said about the rows of each file, as they are written."""
+    found = []
+    for (key, name), side in zip(config.data.files.items(), sides, strict=True):
+        notes = Notes()
+        rows = read_rows(resolve(run_dir, name), notes)
+        lines = check_rows(config, rows, notes, side, tokenizer)
+        found += [f"data.{key}: {line}" for line in lines]
+    return found
+
+
+def left_out(train: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> str:
+    """Describe which rows are left out as too long, and which prompts are truncated."""
+    sides = [("to learn from", train), *([("held out", held_out)] if held_out else [])]
+    notes = [
+        f"dropped as too long, {word}: {_row_list(side, 'dropped')}"
+        for word, side in sides
+        if side["dropped"]
+    ] or ["dropped: none, as a row that cannot be learnt with its whole answer is an error"]
+    notes += [
+        f"shortened in the middle, {word}: {_row_list(side, 'truncated')}"
+        for word, side in sides
+        if side["truncated"]
+    ]
+    return "; ".join(notes)
+
+
+def _row_list(side: Mapping[str, Any], what: str) -> str:
     """List the first rows that were `truncated` or `dropped`, each with its file if several."""
     shown = [
         f"{Path(one['path']).name}:{row}" if "sets" in side else str(row)
