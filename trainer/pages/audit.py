@@ -14,7 +14,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -364,8 +364,9 @@ def _warnings(
 
 def _side(word: str, report: dict[str, Any]) -> str:
     rows = f"{report['rows']} rows, {report['tokens']} tokens"
+    counts = DataReport(**{one.name: report[one.name] for one in fields(DataReport)})
     return (
-        f"{word}: {DataReport(**report).expansion or rows}, of which "
+        f"{word}: {counts.expansion or rows}, of which "
         f"{report['supervised_tokens']} are learnt; longest {report['longest']}; "
         f"{report['truncated']} prompts shortened"
     )
