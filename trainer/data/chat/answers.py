@@ -253,6 +253,7 @@ class AnswerRenderer:
         """Refuse an answer whose words, or words said since the last one, are not rendered."""
         message = conversation.messages[at]
         if "reasoning_content" in message and not contains(text, message["reasoning_content"]):
+            self._require_text()
             raise MissingFieldError(
                 f"the chat template leaves out the reasoning of message {conversation.numbers[at]};"
                 " `data: {ignore: [reasoning_content]}` learns the answer without it"
@@ -284,7 +285,7 @@ class AnswerRenderer:
             if not contains(text, call["function"]["name"]):
                 raise MissingFieldError(
                     f"the chat template leaves out the tool calls of message {number}; "
-                    "leave the row out, or `data: {ignore: [tool_calls]}`"
+                    "this base is never shown them, so leave the row out"
                 )
         return place
 
