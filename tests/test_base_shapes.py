@@ -12,8 +12,14 @@ from support.tiny import make_config
 
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.gpus import GPUS
-from trainer.device.memory import TrainingSetup, base_bytes, estimate_training
+from trainer.device.memory import (
+    TrainingSetup,
+    adapter_parameters,
+    base_bytes,
+    estimate_training,
+)
 from trainer.device.shapes import SUPPORTED, Shape, UnknownShapeError, read_shape
+from trainer.method_table import MethodKind, MethodTable
 
 PUBLIC = {**MIXTURES, **MULTIMODAL}
 DENSE = {
@@ -203,6 +209,38 @@ def test_time_follows_the_experts_that_are_chosen(tmp_path: Any) -> None:
     # Two of eight experts: attention is the same, the feed-forward part twice that of Mistral.
     assert 1.6 < seconds[0] / seconds[1] < 2.0
     assert mixture.parameters > 6 * one.parameters
+
+
+FIRST = dict(reversed(SMALL))
+ADAPTED = (
+    "llama", "phi3", "opt", "falcon", "t5", "mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss",
+    "deepseek_v3", "glm4_moe", "llama4", "granitemoeshared", "qwen3_next", "qwen3_5_moe", "gemma3",
+    "qwen2_5_vl", "qwen3_vl_moe",
+)  # fmt: skip
+
+
+# PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_the_adapter_has_the_numbers_that_the_trainer_puts_on(kind: str) -> None:
+    """Experts have a pair of matrices each, what sees has none, PEFT's blind spots are left out."""
+    import peft
+
+    from trainer import model as models
+    from trainer.adapters import methods
+
+    described = {"model_type": kind, **FIRST[kind]}
+    base, method = build_empty(described), MethodTable(kind=MethodKind.LORA, r=4)
+    settings = methods.settings(
+        method,
+        targets=models.find_targets(base, method),
+        experts=models.find_experts(base, method),
+        seq2seq=models.is_seq2seq(base.config),
+    )
+    adapted = peft.get_peft_model(base, settings)
+    trained = sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+
+    assert adapter_parameters(read_shape(described), TrainingSetup(tokens=1, r=4)) == trained
 
 
 WRONG: list[tuple[str, object]] = [

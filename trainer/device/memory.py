@@ -273,9 +273,11 @@ def _brief_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
 
 
 def _adapted(block: Block, work: TrainingSetup) -> list[Linear]:
-    if work.targets is None:
-        return list(block.linears)
-    return [one for one in block.linears if one.name in work.targets]
+    return [
+        one
+        for one in block.linears
+        if one.name not in block.unadapted and (work.targets is None or one.name in work.targets)
+    ]
 
 
 def largest_micro_batch(

@@ -74,6 +74,8 @@ class Block:
     experts: tuple[Experts, ...] = ()
     never_quantised: tuple[str, ...] = ()
     """Layers that transformers never quantises, and keeps in float32 in a float16 model."""
+    unadapted: tuple[str, ...] = ()
+    """Layers that PEFT cannot adapt beside experts, since it takes their names for those."""
     idle: bool = False
     """It lies in memory, but no text passes it, nor is it adapted: the tower that sees."""
 
@@ -163,6 +165,7 @@ class Shape:
                 "linears": tuple(Linear(**each) for each in one["linears"]),
                 "experts": tuple(Experts(**each) for each in one["experts"]),
                 "never_quantised": tuple(one["never_quantised"]),
+                "unadapted": tuple(one["unadapted"]),
             }
             return Block(**{**one, **made})
 
