@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +17,13 @@ from trainer.device.memory import (
     TrainingSetup,
     adapter_parameters,
     base_bytes,
+    estimate,
     estimate_training,
 )
 from trainer.device.shapes import SUPPORTED, Shape, UnknownShapeError, read_shape
 from trainer.method_table import MethodKind, MethodTable
 
+ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {**MIXTURES, **MULTIMODAL}
 DENSE = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -150,6 +153,19 @@ def test_every_architecture_with_a_formula_is_held_by_a_count() -> None:
     inner = {one.get("model_type") for _, config in SMALL for one in config.values()
              if isinstance(one, dict)}  # fmt: skip
     assert {kind for kind, _ in SMALL} | inner >= SUPPORTED - INSIDE_ONLY - NOT_IN_TRANSFORMERS
+
+
+def test_the_documents_name_every_architecture_and_its_figures() -> None:
+    """`docs/bases.md` lists what has a formula, and the published bases as the formula has them."""
+    page = (ROOT / "docs" / "bases.md").read_text(encoding="utf-8")
+    work = TrainingSetup(tokens=1, precision=PrecisionChoice.BF16)
+
+    assert {kind for kind in SUPPORTED if f"`{kind}`" not in page} == set()
+    for name, one in PUBLIC.items():
+        shape = read_shape(one.config)
+        gb = base_bytes(shape, work) / 1e9
+        row = f"| {name} | {shape.parameters / 1e9:.2f} B | {shape.active_in_all / 1e9:.2f} B | "
+        assert f"{row}{gb:.2f} GB | {gb:.2f} GB |" in page
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -298,3 +314,6 @@ def test_no_config_whatever_is_a_crash(seed: int) -> None:
             continue
         assert Shape.from_plain(shape.to_plain()) == shape
         assert shape.parameters > 0
+        for targets in (None, ("of_no_layer",)):
+            work = TrainingSetup(tokens=8, dora=True, targets=targets, checkpointing=False)
+            assert estimate(shape, work).reserved > 0

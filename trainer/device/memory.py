@@ -86,7 +86,7 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
     workspace = _unpacked_bytes(shape, work)
     if work.dora:
         adapted = (one for block in shape.text_blocks for one in _adapted(block, work))
-        workspace = max(workspace, *(dora_bytes(one, work) for one in adapted))
+        workspace = max([workspace, *(dora_bytes(one, work) for one in adapted)])
     # The head's moment is over before the backward pass of the last layer: the two never add up.
     if logits > live + brief:
         activations = kept
@@ -355,10 +355,7 @@ def estimate_training(
         "gpu": gpu.name,
         "gpu_bytes": gpu.memory_bytes,
         "parameters": shape.parameters,
-        "active_parameters": shape.parameters
-        - shape.linear_parameters
-        - shape.expert_parameters
-        + shape.active_parameters,
+        "active_parameters": shape.active_in_all,
         "trained_parameters": adapter_parameters(shape, work),
         "tokens": longest,
         "micro_batch": wanted,

@@ -132,6 +132,12 @@ class Shape:
         )
 
     @property
+    def active_in_all(self) -> int:
+        """All parameters but those of experts that a token does not choose, and of idle blocks."""
+        matrices = self.linear_parameters + self.expert_parameters
+        return self.parameters - matrices + self.active_parameters
+
+    @property
     def embedding_parameters(self) -> int:
         """Weights of the embeddings, and of the head if it is not the same matrix."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
