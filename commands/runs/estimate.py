@@ -153,7 +153,13 @@ def estimate_line(estimate: dict[str, Any] | None, unknown: str = "") -> str:
         f"{estimate['memory_bytes']['reserved'] / 1e9:.1f} of {estimate['gpu_bytes'] / 1e9:.1f} GB"
     )
     if not estimate["fits"]:
-        return f"memory: does NOT fit a {estimate['gpu']}, {memory}; shorten rows or choose another"
+        remedy = "shorten rows or choose another"
+        base = estimate["memory_bytes"]["base"]
+        if base > estimate["gpu_bytes"]:
+            remedy = (
+                f"the base alone takes {base / 1e9:.1f} GB; choose a larger one, or another base"
+            )
+        return f"memory: does NOT fit a {estimate['gpu']}, {memory}; {remedy}"
     rows = f"{estimate['micro_batch']} rows at once"
     return f"memory: {memory} of a {estimate['gpu']}, {rows}{_time(estimate)}"
 
