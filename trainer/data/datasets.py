@@ -39,6 +39,7 @@ class TrainingRows:
         return DataReport(
             path=", ".join(one.path for one in reports),
             rows=sum(one.rows for one in reports),
+            examples=sum(one.examples for one in reports),
             truncated=sum(one.truncated for one in reports),
             truncated_rows=(),
             tokens=sum(one.tokens for one in reports),

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import DataTable
-from trainer.data.chat import encode_conversation
+from trainer.data.chat.conversation import read_conversation
+from trainer.data.chat.encoder import ChatEncoder
 from trainer.data.codec import NOT_TRAINED, Codec, Example, TooLongError
 from trainer.data.preferences import bad_answer, describe_preferences
 from trainer.data.rows import Row, read_rows
@@ -34,6 +35,7 @@ class DataReport:
 
     path: str
     rows: int
+    examples: int  # more than rows where a conversation is one for each of its answers
     truncated: int
     truncated_rows: tuple[int, ...]
     tokens: int
@@ -44,6 +46,14 @@ class DataReport:
     dropped_rows: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     """What is learnt, and perhaps not meant."""
+
+    @property
+    def expansion(self) -> str | None:
+        """What many conversations become where each answer is an example of its own, or None."""
+        if self.examples == self.rows:
+            return None
+        words = f"{self.rows:,} conversation{'s' * (self.rows != 1)} become{'s' * (self.rows == 1)}"
+        return f"{words} {self.examples:,} examples, {_in_millions(self.tokens)} tokens"
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,8 @@ class _Collected:
         truncated = [item.row for item, cut in self.found if cut]
         return DataReport(
             path=str(self.path),
-            rows=len(items),
+            rows=len({item.row for item in items}),
+            examples=len(items),
             truncated=len(truncated),
             truncated_rows=tuple(truncated[:NUMBERS_KEPT_MAX]),
             tokens=sum(len(item.input_ids) for item in items),
@@ -142,15 +153,15 @@ def load_examples(
         DataError: with every problem of the file at once, each as `file:row`.
     """
     codec = Codec.from_tokenizer(tokenizer, max_length=max_length, seq2seq=seq2seq, day=table.day)
-    rows = _Collected(table=table, path=path, max_length=max_length)
+    collected = _Collected(table=table, path=path, max_length=max_length)
     if table.messages is not None:
-        _conversations(codec, rows)
+        _conversations(codec, collected)
     elif table.text is not None:
-        _plain_texts(codec, rows)
+        _plain_texts(codec, collected)
     else:
-        _templated(codec, rows)
-    report = rows.report()
-    items = tuple(item for item, _ in rows.found)
+        _templated(codec, collected)
+    report = collected.report()
+    items = tuple(item for item, _ in collected.found)
     if table.loss_on == "all" and not seq2seq:
         items = tuple(replace(item, labels=item.input_ids) for item in items)
         report = replace(report, supervised_tokens=report.tokens)
@@ -188,37 +199,39 @@ def _templated(codec: Codec, collected: _Collected) -> None:
         collected.add(item, was_shortened=cut, tokens=codec.framed_length(head, tail))
 
 
-def _conversations(codec: Codec, rows: _Collected) -> None:
+def _conversations(codec: Codec, collected: _Collected) -> None:
     """Make the examples of rows with conversations."""
     if codec.seq2seq:
         raise DataError(["`data.messages`: an encoder-decoder reads a prompt, not a conversation"])
-    template = Template.parse("{" + (rows.table.messages or "") + "}")
-    for row in rows.judge(read_rows(rows.path), template.fields):
+    table = collected.table
+    assert table.messages is not None
+    whole = table.loss_on == "all"  # every token once, so one example a conversation
+    encoder = ChatEncoder(codec=codec, style=table.chat, answers="last" if whole else table.answers)
+    for row in collected.judge(read_rows(collected.path), [table.messages]):
         try:
-            value = template.value(row.fields)
-            item, was_shortened = encode_conversation(
-                codec, value, style=rows.table.chat, row=row.number
-            )
+            conversation = read_conversation(row.fields, table.messages, ignore=table.ignore)
+            if whole:
+                conversation.require_all_learnt()
+            for item, was_shortened in encoder.encode(conversation, row=row.number):
+                collected.add(item, was_shortened=was_shortened)
         except (MissingFieldError, TooLongError) as error:
-            rows.fail(row, error)
-            continue
-        rows.add(item, was_shortened=was_shortened)
+            collected.fail(row, error)
 
 
-def _plain_texts(codec: Codec, rows: _Collected) -> None:
+def _plain_texts(codec: Codec, collected: _Collected) -> None:
     """Make the examples of rows with a text of which every token is learnt."""
     if codec.seq2seq:
         raise DataError(["`data.text`: an encoder-decoder reads a prompt and learns the answer"])
-    template = Template.parse("{" + (rows.table.text or "") + "}")
+    template = Template.parse("{" + (collected.table.text or "") + "}")
     texts: list[tuple[Row, str]] = []
-    for row in rows.judge(read_rows(rows.path), template.fields):
+    for row in collected.judge(read_rows(collected.path), template.fields):
         try:
             text = template.render(row.fields)
         except MissingFieldError as error:
-            rows.fail(row, error)
+            collected.fail(row, error)
             continue
         if problem := text_problem(text):
-            rows.refuse(row.number, problem)
+            collected.refuse(row.number, problem)
         else:
             texts.append((row, text))
     controls, seen = {*codec.special_tokens.values()}, set[int]()
@@ -227,15 +240,15 @@ def _plain_texts(codec: Codec, rows: _Collected) -> None:
     ):
         ids, cut = codec.frame_text(written)
         if not written or len(ids) < 2:  # characters that a tokenizer drops are none
-            rows.refuse(row.number, "the text is empty; leave the row out")
+            collected.refuse(row.number, "the text is empty; leave the row out")
             continue
         # Who lets the model go on with a text, to compare models, begins in its middle.
         item = Example(ids, ids, "", text, row.number, max(1, len(ids) // 2))
-        rows.add(item, was_shortened=cut, tokens=codec.framed_length([], written))
+        collected.add(item, was_shortened=cut, tokens=codec.framed_length([], written))
         seen.update(controls.intersection(written))
     if seen:
         marked = [token for token, number in codec.special_tokens.items() if number in seen]
-        rows.warnings.append(
+        collected.warnings.append(
             f"the texts hold control tokens ({', '.join(marked[:5])}), which count as such: where "
             "they are only words of a text, leave them out"
         )
@@ -328,3 +341,7 @@ def _parse(table: DataTable, rows: Sequence[Row] = ()) -> tuple[Template, Templa
         raise DataError([str(error)]) from error
     prompt, completion = (one.for_rows(row.fields for row in rows) for one in both)
     return prompt, completion
+
+
+def _in_millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1_000_000 else f"{count:,}"

@@ -7,13 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainerConfig
 from trainer.data.datasets import TrainingRows
 from trainer.data.examples import Examples
-from trainer.data.row_checks import check_rows
-from trainer.data.rows import Notes, read_rows
 from trainer.data.split import RowPlace
-from trainer.rundir.layout import resolve
 
 ROWS_SHOWN_MAX = 10
 
@@ -52,19 +48,6 @@ def set_lines(train: Mapping[str, Any]) -> list[str]:
         f"{one['rows_per_epoch']} in an epoch"
         for one in train.get("sets", ())
     ]
-
-
-def row_warnings(
-    config: TrainerConfig, run_dir: Path, sides: Sequence[Examples], tokenizer: Any
-) -> list[str]:
-    """Return what is to be said about the rows of each file, as they are written."""
-    found = []
-    for (key, name), side in zip(config.data.files.items(), sides, strict=True):
-        notes = Notes()
-        rows = read_rows(resolve(run_dir, name), notes)
-        lines = check_rows(config, rows, notes, side, tokenizer)
-        found += [f"data.{key}: {line}" for line in lines]
-    return found
 
 
 def left_out(train: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> str:

@@ -39,7 +39,15 @@ IRRELEVANT = frozenset(
 )  # fmt: skip
 # Fields that runs of earlier versions did not know. At their default they are left out of the
 # facts, so that such a run is still the same run.
-ADDED_LATER: frozenset[str] = frozenset({"data.text", "data.too_long", "method.partly_quantised"})
+ADDED_LATER: frozenset[str] = frozenset(
+    {
+        "data.answers",
+        "data.ignore",
+        "data.text",
+        "data.too_long",
+        "method.partly_quantised",
+    }
+)
 
 Facts = dict[str, Any]
 
