@@ -102,8 +102,9 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
 def _report_rows(job: JobContext, rows: TrainingRows, then: str) -> None:
     """Report how many rows are learnt and `then` how, what was left out, and what may be wrong."""
     report, in_epoch = rows.report, rows_per_epoch(rows.shares)
-    counted = f" ({in_epoch} in an epoch)" if in_epoch != report.examples else ""
-    job.on_message(f"{report.expansion or f'{report.rows} rows'}{counted}, {then}")
+    count = report.expansion or f"{report.rows} rows"
+    weighted = f" ({in_epoch} in an epoch)" if in_epoch != report.examples else ""
+    job.on_message(f"{count}{weighted}, {then}")
     _report_dropped(job, "rows", report.dropped)
     for warning in report.warnings:
         job.on_message(f"warning: {warning}")
