@@ -25,17 +25,12 @@ from trainer.config import EvalTable, TrainerConfig
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.datasets import load_training_rows
 from trainer.data.examples import DataReport, Examples, load_examples
-from trainer.data.row_checks import check_files
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.errors import ConfigError, DataError
 from trainer.exit_codes import ExitCode
 from trainer.pages import html
-from trainer.pages.audit_sets import (
-    left_out,
-    row_texts,
-    set_lines,
-    set_reports,
-)
+from trainer.pages.audit_sets import left_out, row_texts, set_lines, set_reports
+from trainer.pages.row_checks import check_files
 from trainer.rundir.layout import resolve
 from trainer.saving.run_day import load_run_config
 from trainer.schedule import Share, make_schedule
