@@ -23,7 +23,7 @@ from commands.runs import hub_base
 from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig, check_data_and_model, load
 from commands.runs.config_diff import changes
-from commands.runs.home import RunFolder
+from commands.runs.home import RunFolder, make_private
 from commands.runs.hub_base import choose_base, inspect_base, name_sent_base, require_token
 from commands.runs.local_trainer import local_run_dir
 from commands.runs.payload import build_payload
@@ -220,6 +220,20 @@ def test_a_free_base_is_fetched_by_the_machine_at_one_commit(hub: ModelHub, tmp_
     assert len(hub.requests) == before
     wanted = {"id": "free/gpt", "revision": model_hub.COMMIT, "trust_remote_code": False}
     assert pushed(loaded, tmp_path, again) == (wanted, None)
+
+
+def test_a_plan_of_a_run_that_began_shows_its_commit(hub: ModelHub, tmp_path: Path) -> None:
+    """What is planned and audited is what goes on, though the branch has moved since."""
+    loaded, run = project(tmp_path, "free/gpt"), folder_of(tmp_path)
+    make_private(run.root)
+    write_json(run.config, _saved(loaded, (), chosen(loaded, tmp_path)))
+    run.journal.touch()
+    hub.models["free/gpt"].commits = {"main": NEXT, "old": model_hub.COMMIT}
+
+    page = make_plan(str(loaded.path))
+
+    assert page.base is not None
+    assert page.base.base.commit == model_hub.COMMIT
 
 
 def test_a_run_of_before_goes_on_as_it_was(hub: ModelHub, tmp_path: Path) -> None:

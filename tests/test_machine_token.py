@@ -109,10 +109,13 @@ def pickled(model: Path) -> dict[str, bytes]:
 def test_a_gated_base_trains_with_a_token_that_is_nowhere(
     hub: ModelHub, server: sshd.Sshd, tmp_path: Path
 ) -> None:
-    """The machine fetches the base with the token; nothing there or here contains it but memory."""
+    """The machine fetches the base with the token; nothing there or here contains it but memory.
+
+    To verify the steps on the machine afterwards takes no token: the base is in the cache there.
+    """
     token = hub.sign_up("ann", "fineGrained", ("repo.content.read",))
     files = pickled(tiny.make_model(tmp_path / "made"))
-    hub.models[BASE] = Repository(files=files, gated="manual", readers={"ann"})
+    hub.models[BASE] = Repository(files=files, gated="manual", private=True, readers={"ann"})
     wrapper = server.home.parent / "enter"
     first, _, rest = wrapper.read_text().partition("\n")
     wrapper.write_text(f"{first}\nexport HF_ENDPOINT=http://127.0.0.1:9 OMP_NUM_THREADS=1\n{rest}")
@@ -162,6 +165,16 @@ def test_a_gated_base_trains_with_a_token_that_is_nowhere(
     assert [path for _, path, _ in hub.requests if "/commits/" in path or "/discuss" in path] == []
     assert files_with(token, tmp_path) == []
     assert token not in output
+    del env["HF_READ"]
+    verified = subprocess.run(
+        [sys.executable, str(tiny.ROOT / "cli.py"), "verify"],
+        cwd=project.folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "bit for bit" in verified.stdout, verified.stderr
     recorded = json.loads((project.home / "runs" / "tiny" / "run.json").read_text())["base"]
     assert recorded == {
         "id": BASE,
