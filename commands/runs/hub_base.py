@@ -221,7 +221,7 @@ def _fetched(base: HubBase) -> Path:
 @contextmanager
 def _progress_shown(base: HubBase, size: int | None, console: Console) -> Iterator[None]:
     """Tell every second inside how much of a base the cache has; nothing if its size is unknown."""
-    blobs = hub_models.cache_folder(environment()) / _cached_name(base.id) / "blobs"
+    blobs = hub_models.cached_repository(base.id, environment()) / "blobs"
     over = threading.Event()
 
     def show() -> None:
@@ -235,11 +235,6 @@ def _progress_shown(base: HubBase, size: int | None, console: Console) -> Iterat
     finally:
         over.set()
         thread.join()
-
-
-def _cached_name(model: str) -> str:
-    """Return the folder of a model in the cache of the hub's library."""
-    return f"models--{model.replace('/', '--')}"
 
 
 def _bytes_in(folder: Path) -> int:
