@@ -21,6 +21,7 @@ from commands.runs.config_diff import (
     remembered,
     require_same_machine,
 )
+from commands.runs.estimate import described, warn_if_too_large
 from commands.runs.home import (
     RunFolder,
     is_locked,
@@ -259,13 +260,17 @@ def _base_of(request: RunRequest, saved: Mapping[str, object], state: RunState) 
     """The base on a hub that the run takes; the hub is asked, where that is still open."""
     if request.goal is Goal.FETCH or is_over(state):
         return recorded_base(request.loaded, saved, request.folder)
-    return choose_base(
+    described_before = described(request.loaded) is not None
+    base = choose_base(
         request.loaded,
         saved,
         request.folder,
         bound=is_bound(state),
         console=request.console,
     )
+    if not described_before:
+        warn_if_too_large(request.loaded, request.console.log)
+    return base
 
 
 def _account_for_machine(
