@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from commands.runs.base_checks import require_trainable
 from commands.runs.config import check_data_and_model
 from commands.runs.extras import READS, demand
 from commands.runs.find_config import find_config
@@ -47,6 +48,7 @@ def audit(wanted: str, *, html: str, as_json: bool) -> str:
     loaded = find_config(wanted, home)
     check_data_and_model(loaded)
     answer = inspect_base(loaded, log)
+    require_trainable(loaded)
     demand(READS, "`qft audit`", home)
     flags = ["--html", str(Path(html).absolute())] if html else []
     flags += ["--json"] if as_json else []

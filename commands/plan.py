@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from commands.runs import factory, hub_base
+from commands.runs.base_checks import require_trainable
 from commands.runs.config import check_data_and_model
 from commands.runs.estimate import (
     cores,
@@ -184,6 +185,7 @@ def make_plan(wanted: str) -> PlanPage:
     loaded = find_config(wanted, home)
     check_data_and_model(loaded)
     base = hub_base.inspect_base(loaded, log)
+    require_trainable(loaded)
     vm, table = loaded.config.vm, loaded.config.budget
     budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
     provider, want = factory.make_provider(vm, home), factory.want(vm)

@@ -16,6 +16,7 @@ from trainer.adapters import experts, methods, quantise
 from trainer.adapters.experts import ExpertQuantiser
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.adapters.settings import TENSORS, read_settings
+from trainer.base_config import base_problems, stored_quantisation
 from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import ConfigError, DoesNotFit
@@ -84,6 +85,14 @@ def load_config(source: Source) -> Any:
 
     with _readable_failure(source):
         return AutoConfig.from_pretrained(source.name, **source.arguments)
+
+
+def require_usable(model_config: Any, method: MethodTable, source: Source) -> None:
+    """Raise `ConfigError` if a base cannot be trained by this method, by its description alone."""
+    name = Path(source.name).name if source.local else source.name
+    problems = base_problems(model_config.to_dict(), method, name=name)
+    if problems:
+        raise ConfigError(problems)
 
 
 def is_seq2seq(model_config: Any) -> bool:
@@ -189,10 +198,14 @@ def _read(
     # On some CPUs it advises a package with a kernel for inference, which training would not use.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     model_config = load_config(source)
+    require_usable(model_config, method, source)
     family = choose_family(model_config)
     dtype = DTYPES[precision.compute]
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, **source.arguments}
-    if method.storage is not Quant.NONE:
+    stored = stored_quantisation(model_config.to_dict())
+    if stored is not None:  # already quantised, as wanted; but its arithmetic is this device's
+        model_config.quantization_config = {**stored, "bnb_4bit_compute_dtype": dtype}
+    elif method.storage is not Quant.NONE:
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_8bit=not method.storage.four_bit,
             load_in_4bit=method.storage.four_bit,

@@ -25,6 +25,7 @@ from infra.config import BudgetTable, VmTable
 from remote import keys
 from remote.errors import RemoteError, shorten
 from trainer import hub
+from trainer.base_config import base_problems
 from trainer.config import (
     CheckpointTable,
     DataTable,
@@ -343,8 +344,11 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
         if talks and isinstance(described, dict) and described.get("is_encoder_decoder"):
             why = "is an encoder-decoder, which reads a prompt and no conversation"
             return [f"data.messages: `{name}` {why}; give `prompt` and `completion`"]
-        tokens = token_faults(folder, described) if isinstance(described, dict) else []
-        return [f"model.id: `{name}/{problem}" for problem in map(_closed, tokens)]
+        if not isinstance(described, dict):
+            return []
+        tokens = token_faults(folder, described)
+        refused = base_problems(described, loaded.config.method, name=name)
+        return [*(f"model.id: `{name}/{problem}" for problem in map(_closed, tokens)), *refused]
     missing = f"there is no directory `{shorten(name, SHOWN_MAX)}` beside {loaded.path.name}"
     if not hub.is_hub_id(name):
         words = "`owner/name` or `name`, of A-Z, a-z, 0-9, `_`, `-` and `.`"

@@ -31,7 +31,16 @@ CHANGEABLE = frozenset(
 )  # fmt: skip
 # Not even asked about: they decide when the state is saved, or where files come from, not what is
 # learnt.
-IRRELEVANT = frozenset({"model.id", "model.revision", "model.token_env", "data.train", "data.eval"})
+IRRELEVANT = frozenset(
+    {
+        "model.id",
+        "model.revision",
+        "model.token_env",
+        "data.train",
+        "data.eval",
+        "method.partly_quantised",
+    }
+)
 # Fields that runs of earlier versions did not know. At their default they are left out of the
 # facts, so that such a run is still the same run.
 ADDED_LATER: frozenset[str] = frozenset({"method.partly_quantised"})
