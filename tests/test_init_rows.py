@@ -61,8 +61,8 @@ def test_a_column_that_some_rows_lack_stays_in_the_prompt(
 ) -> None:
     """Null, NaN and absent are empty text, counted (alpaca-lora#565, unsloth#10813)."""
     rows = [
-        {"instruction": question, **(empty if n % 2 else {"input": "by day"}), "output": answer}
-        for n, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
+        {"instruction": asks, **(empty if n % 2 else {"input": "by day"}), "output": answer}
+        for n, (asks, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
     ]
     made = started(tmp_path, rows)
     found = audited(tmp_path)
@@ -81,8 +81,8 @@ def test_a_column_that_some_rows_lack_stays_in_the_prompt(
 def test_rows_without_an_answer_are_left_out_and_counted(tmp_path: Path, nothing: object) -> None:
     """A label that is null is told with its rows, and the rest is used."""
     rows = [
-        {"text": question, "label": nothing if n % 8 == 0 else ("early", "late")[n % 2]}
-        for n, question in enumerate(QUESTIONS)
+        {"text": asks, "label": nothing if n % 8 == 0 else ("early", "late")[n % 2]}
+        for n, asks in enumerate(QUESTIONS)
     ]
     made = started(tmp_path, rows)
 
@@ -208,8 +208,10 @@ TURNS = [{"role": "user", "content": "?"}, {"role": "assistant", "content": 'Yes
 @pytest.mark.parametrize("written", [json.dumps, repr])
 def test_conversations_in_cells_of_a_table_are_read(tmp_path: Path, written: Any) -> None:
     """A list of turns that a CSV holds as text becomes one, whoever printed it."""
-    talks = [[{"role": "user", "content": q}, TURNS[1]] for q in QUESTIONS]
-    cells = ['{},"{}"'.format(n, written(one).replace('"', '""')) for n, one in enumerate(talks)]
+    conversations = [[{"role": "user", "content": q}, TURNS[1]] for q in QUESTIONS]
+    cells = [
+        '{},"{}"'.format(n, written(one).replace('"', '""')) for n, one in enumerate(conversations)
+    ]
     made = started(tmp_path, "id,messages\n" + "\n".join(cells), "rows.csv")
 
     assert config_of(tmp_path).data.messages == "messages"
@@ -220,12 +222,12 @@ def test_conversations_in_cells_of_a_table_are_read(tmp_path: Path, written: Any
     assert audited(tmp_path).train["rows"] == made.files[tmp_path / "train.jsonl"]
 
 
-def test_conversations_without_an_answer_are_left_out_and_told(tmp_path: Path) -> None:
+def test_conversations_without_an_answer_are_left_out_and_noted(tmp_path: Path) -> None:
     """Null, no answer at all, and a last question that nobody answered each have a note."""
-    talks: list[Any] = [[{"role": "user", "content": q}, TURNS[1]] for q in QUESTIONS]
-    talks[2], talks[4] = None, [TURNS[0]]
-    talks[6] = [*talks[6], TURNS[0]]
-    made = started(tmp_path, [{"messages": one} for one in talks])
+    conversations: list[Any] = [[{"role": "user", "content": q}, TURNS[1]] for q in QUESTIONS]
+    conversations[2], conversations[4] = None, [TURNS[0]]
+    conversations[6] = [*conversations[6], TURNS[0]]
+    made = started(tmp_path, [{"messages": one} for one in conversations])
 
     assert made.notes == (
         "left out: rows without an answer in `messages` (2 rows: 3, 5)",
@@ -281,6 +283,33 @@ def test_a_table_of_an_index_is_used_without_it(tmp_path: Path) -> None:
 
     assert config_of(tmp_path).data.prompt == "Body: {body}\nLabel:"
     assert "not used: `Unnamed: 0`, `__index_level_0__`" in made.notes
+
+
+def test_numbers_that_nan_turned_into_floats_are_whole_again(tmp_path: Path) -> None:
+    """Pandas writes 1.0 for 1 where a label is missing; and what numbers mean is asked for."""
+    labels = ("", "1.0", "0.0", "1.0", "0.0", "0.0")
+    lines = [f"{q},{labels[n % 6]}" for n, q in enumerate(QUESTIONS)]
+    made = started(tmp_path, "text,label\n" + "\n".join(lines), "rows.csv")
+    (tmp_path / "clean").mkdir()
+    clean = started(
+        tmp_path / "clean", [{"text": q, "label": n % 2 + 0.0} for n, q in enumerate(QUESTIONS)]
+    )
+
+    assert made.guess is not None
+    assert clean.guess is not None
+    assert made.guess.labels == ("0", "1")
+    assert clean.guess.labels == ("0.0", "1.0")
+    note = "the labels are numbers (0, 1): if they stand for words, write these"
+    assert note in made.notes
+
+
+def test_a_name_with_an_invisible_mark_is_recognised(tmp_path: Path) -> None:
+    """A second byte order mark and a space without a width are no part of a column's name."""
+    lines = [f"{q},{('early', 'late')[n % 2]}" for n, q in enumerate(QUESTIONS)]
+    started(tmp_path, "\ufeff\ufefftext\u200b,label\n" + "\n".join(lines), "rows.csv")
+
+    assert config_of(tmp_path).data.prompt == "Text\u200b: {text\u200b}\nLabel:"
+    assert audited(tmp_path).train["rows"] > 0
 
 
 def test_long_answers_raise_the_length_so_that_the_audit_accepts_them(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Reads the sizes of a model from its `config.json` alone: every matrix, without loading any.
 
 Only architectures of a closed list are read, each held by a test against the count of the model
-that transformers builds (`tests/test_shapes_held.py`); of any other nothing is guessed.
+that transformers builds (`tests/test_base_shapes.py`); of any other nothing is guessed.
 """
 
 from __future__ import annotations

@@ -128,10 +128,7 @@ def read_dense(kind: str, config: Mapping[str, Any]) -> Shape:
 def attention_of(sizes: Sizes, family: Family) -> Attention:
     """Return what attends in each layer of a family."""
     queries, keys, head = heads_of(sizes, head=family.head)
-    bias, out_bias = (
-        sizes.whether(answer, default=family.bias_default and answer != "attention_out_bias")
-        for answer in (family.bias, family.out_bias)
-    )
+    bias, out_bias = (_has_bias(sizes, family, one) for one in (family.bias, family.out_bias))
     found = split_attention(sizes, bias=bias, out_bias=out_bias, head=family.head)
     if family.fused_attention:
         hidden = sizes.number("hidden_size")
@@ -142,9 +139,14 @@ def attention_of(sizes: Sizes, family: Family) -> Attention:
     return replace(found, others=widths[family.head_norms] * with_norms)
 
 
+def _has_bias(sizes: Sizes, family: Family, answer: Answer) -> bool:
+    """Return whether matrices have a bias; the default is that of the key for the queries."""
+    return sizes.whether(answer, default=family.bias_default and answer == family.bias)
+
+
 def _feed_of(sizes: Sizes, family: Family) -> FeedForward:
     hidden, width = sizes.number("hidden_size"), sizes.number("intermediate_size")
-    bias = sizes.whether(family.feed_bias, default=family.bias_default)
+    bias = _has_bias(sizes, family, family.feed_bias)
     if family.feed == "plain":
         found = plain(hidden, width, bias=bias, names=family.feed_names)
         return replace(found, others=family.feed_others)

@@ -50,7 +50,9 @@ DEEPSEEK = Mixture(
     attention=BIASED, count=("n_routed_experts",), width="moe_intermediate_size",
     shared_count="n_shared_experts", dense="first", latent=True,
 )  # fmt: skip
-QWEN_MOE = Mixture(attention=QWEN3, width="moe_intermediate_size", dense="listed")
+QWEN_MOE = Mixture(
+    attention=replace(QWEN3, head=None), width="moe_intermediate_size", dense="listed"
+)
 QWEN3_VL_MOE = {
     "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
     "num_attention_heads": 16, "num_key_value_heads": 16, "moe_intermediate_size": 1408,
@@ -71,7 +73,7 @@ MIXTURES: Mapping[str, Mixture] = MappingProxyType(
             width="moe_intermediate_size", shared_width="shared_expert_intermediate_size",
             shared_gate=True, dense="listed",
         ),
-        "qwen3_moe": replace(QWEN_MOE, attention=replace(QWEN3, head=None)),
+        "qwen3_moe": QWEN_MOE,
         "qwen3_vl_moe_text": replace(QWEN_MOE, defaults=QWEN3_VL_MOE),
         "deepseek_v2": DEEPSEEK,
         "deepseek_v3": DEEPSEEK,

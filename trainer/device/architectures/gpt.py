@@ -18,6 +18,9 @@ from trainer.device.architectures.decoder import (
 from trainer.device.architectures.sizes import Sizes
 from trainer.device.model_shape import Linear, Shape, UnknownShapeError
 
+NO_GROUPS = {"num_key_value_heads": None, "head_dim": None}
+"""Keys that these classes do not read, whatever a config says."""
+
 
 def read_qwen(kind: str, config: Mapping[str, Any]) -> Shape:
     """Return the shape of the first Qwen; its `intermediate_size` is that of gate and up together.
@@ -116,7 +119,7 @@ def read_gptj(kind: str, config: Mapping[str, Any]) -> Shape:
     hidden, heads = old.number("n_embd"), old.number("n_head")
     width = old.optional("n_inner") or 4 * hidden
     names = {"hidden_size": hidden, "num_hidden_layers": old.number("n_layer")}
-    sizes = Sizes(kind, {**config, **names, "num_attention_heads": heads})
+    sizes = Sizes(kind, {**config, **names, "num_attention_heads": heads, **NO_GROUPS})
     attention = split_attention(sizes, out="out_proj")
     feed = plain(hidden, width, bias=True, names=("fc_in", "fc_out"))
     last = 2 * hidden + sizes.number("vocab_size")
@@ -125,7 +128,7 @@ def read_gptj(kind: str, config: Mapping[str, Any]) -> Shape:
 
 def read_opt(kind: str, config: Mapping[str, Any]) -> Shape:
     """Return the shape of OPT, whose places are learnt, two more than its texts may be long."""
-    sizes = Sizes(kind, config)
+    sizes = Sizes(kind, {**config, **NO_GROUPS})
     hidden, width = sizes.number("hidden_size"), sizes.number("ffn_dim")
     if sizes.number("word_embed_proj_dim", default=hidden) != hidden:
         raise UnknownShapeError("its embeddings are narrower than its layers")

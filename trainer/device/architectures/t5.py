@@ -14,7 +14,8 @@ def read_t5(kind: str, config: Mapping[str, Any]) -> Shape:
     sizes = Sizes(kind, config)
     hidden, wide, heads = sizes.number("d_model"), sizes.number("d_ff"), sizes.number("num_heads")
     width = heads * sizes.number("d_kv")
-    gated = sizes.text("feed_forward_proj", "relu").startswith("gated")
+    usual = "relu" if kind == "t5" else "gated-gelu"
+    gated = sizes.text("feed_forward_proj", usual).startswith("gated")
     attention = (
         Linear(name="q", columns=hidden, rows=width),
         Linear(name="k", columns=hidden, rows=width),
@@ -49,7 +50,10 @@ def read_t5(kind: str, config: Mapping[str, Any]) -> Shape:
         kind=kind,
         hidden=hidden,
         vocabulary=sizes.number("vocab_size"),
-        tied=sizes.flag("tie_word_embeddings", default=True),
+        # transformers 5 says that all are tied, and does not tie what is saved with two matrices:
+        # those of T5 v1.1 and Flan-T5, whose config it gives the other mark.
+        tied=sizes.flag("tie_word_embeddings", default=True)
+        and sizes.flag("scale_decoder_outputs", default=True),
         blocks=(block(layers, 1), block(decoding, 2)),
         encoder_decoder=True,
         other_parameters=2 * hidden + tables * distances,
