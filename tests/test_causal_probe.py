@@ -88,6 +88,20 @@ def test_a_multimodal_model_reads_text_one_way(tmp_path: Path, family: str) -> N
     assert refusal(loaded(make_multimodal(tmp_path, family))) == ""
 
 
+def test_a_prefix_model_is_found_out() -> None:
+    """PaliGemma reads the whole of a prompt from both sides, also one without a picture."""
+    text = {**WIDE, "model_type": "gemma", "head_dim": 8, "num_key_value_heads": 2}
+    tower = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 32}
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14, "image_size": 28}
+    config = transformers.PaliGemmaConfig(
+        text_config=text, vision_config={**tower, **sizes}, projection_dim=32, image_token_index=319
+    )
+    torch.manual_seed(0)
+    base = transformers.AutoModelForImageTextToText.from_config(config).eval()
+
+    assert "is no causal model" in refusal(base)
+
+
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "deepseek_v3"])
 def test_a_mixture_is_let_through(tmp_path: Path, family: str) -> None:
     """Another last token regroups the tokens of its experts, which is rounding."""

@@ -60,15 +60,12 @@ def config_of(family: str) -> Any:
             vision_config={**QWEN_TOWER, "fullatt_block_indexes": [1]},
         )
     if family == "qwen3_vl":
-        places: dict[str, Any] = {"deepstack_visual_indexes": [1], "num_position_embeddings": 16}
+        places = {"deepstack_visual_indexes": [1], "num_position_embeddings": 16}
         return tf.Qwen3VLConfig(
             text_config={**TEXT, "rope_parameters": ROPE}, vision_config={**QWEN_TOWER, **places}
         )
     if family == "qwen3_5":
-        text: dict[str, Any] = {
-            "layer_types": ["linear_attention", "full_attention"],
-            "linear_num_key_heads": 2,
-        }
+        text = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2}
         more = {"linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
         return tf.Qwen3_5Config(
             text_config={**TEXT, **text, **more},
