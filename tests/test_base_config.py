@@ -171,6 +171,41 @@ def test_a_plan_says_before_renting_what_the_trainer_would_refuse() -> None:
     assert base_faults(LLAMA, strict, name="base") == []
 
 
+# Qwen3-30B-A3B's published config.json: huggingface.co/Qwen/Qwen3-30B-A3B.
+QWEN3_30B_A3B = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "vocab_size": 151936,
+    "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+    "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+    "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    "tie_word_embeddings": False, "hidden_act": "silu", "max_position_embeddings": 40960,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ({"kind": "qlora"}, ""),
+        ({"kind": "lora"}, ""),
+        ({"kind": "qlora", "dropout": 0.1}, "method.dropout: PEFT has no dropout in front of"),
+        ({"kind": "qlora", "dropout": 0.1, "targets": ["q_proj"]}, ""),
+        ({"kind": "qlora", "dropout": 0.1, "targets": ["gate_up_proj"]}, "method.dropout"),
+        ({"kind": "qdora"}, "method.kind: qdora cannot adapt the experts of a mixture"),
+        ({"kind": "dora"}, "method.kind: dora cannot adapt the experts of a mixture"),
+        ({"kind": "nola"}, "method.kind: nola cannot adapt the experts of a mixture"),
+        ({"kind": "qlora", "quant": "int8"}, "method.quant: only 3.0 % of the weights"),
+        ({"kind": "qlora", "quant": "int8", "partly_quantised": True}, ""),
+    ],
+)
+def test_a_plan_says_what_a_mixture_cannot_be_trained_by(
+    method: dict[str, Any], reason: str
+) -> None:
+    """Qwen3-30B-A3B: by which method its experts have no form, and that 8 bits leave them out."""
+    found = base_faults(QWEN3_30B_A3B, MethodTable.model_validate(method), name="base")
+
+    assert len(found) == bool(reason)
+    assert not found or found[0].startswith(reason)
+
+
 @pytest.mark.parametrize("quant", ["nf4", "int8"])
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "olmoe"])
 def test_a_plan_counts_the_share_of_a_mixture_as_the_trainer_does(

@@ -99,7 +99,7 @@ def _quantised_problem(config: Mapping[str, Any], method: MethodTable, name: str
             "trained here on unquantised weights or bitsandbytes' nf4, fp4 and int8. "
             f"Take {instead}"
         )
-    if _experts(config) > 1:
+    if expert_count(config) > 1:
         return (
             f"model.id: the experts of this base are quantised already ({kind}) one by one, which "
             f"transformers 5 cannot load: it has them in one tensor. Take {instead}"
@@ -119,8 +119,8 @@ def _wanted(method: MethodTable) -> str:
     return "unquantised ones" if method.storage is Quant.NONE else str(method.storage)
 
 
-def _experts(config: Mapping[str, Any]) -> int:
-    """Return how many experts a layer has, by the names that configs have for that."""
+def expert_count(config: Mapping[str, Any]) -> int:
+    """Return how many experts a layer has, by the names that configs have for that; 0 if none."""
     text = config.get("text_config")
     places = (config, text if isinstance(text, Mapping) else {})
     keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

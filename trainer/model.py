@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from trainer.adapters import experts, methods, quantise
+from trainer.adapters.expert_methods import expert_problem
 from trainer.adapters.experts import ExpertQuantiser
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.adapters.settings import TENSORS, read_settings
@@ -414,12 +415,10 @@ def find_experts(base: Model, method: MethodTable) -> list[str]:
     expert_names = experts.last_names(base)
     every = method.targets == "all-linear"
     wanted = [name for last, name in expert_names.items() if every or last in method.targets]
-    refusal = experts.refusal(method) if wanted else None
-    if refusal is not None:
-        others = ", ".join(_find_last_names(base, method)) or "none"
-        raise ConfigError(
-            [f"{refusal}; or name the layers to adapt without experts: `targets: [{others}]`"]
-        )
+    layers = _find_last_names(base, method)
+    problem = expert_problem(method, experts=expert_names, layers=layers)
+    if problem is not None:
+        raise ConfigError([problem])
     return sorted(wanted)
 
 

@@ -14,8 +14,9 @@ from commands.runs.base_shape import base_shape
 from commands.runs.config import LoadedConfig
 from commands.runs.estimate import described
 from commands.ui.errors import UsageError
+from trainer.adapters.expert_methods import expert_problem
 from trainer.adapters.quantised_share import QuantisedShare
-from trainer.base_config import base_problems, stored_quantisation
+from trainer.base_config import base_problems, expert_count, stored_quantisation
 from trainer.device.memory import TrainingSetup, quantised_parameters
 from trainer.device.model_shape import Shape
 from trainer.device.shapes import UnknownShapeError
@@ -35,14 +36,25 @@ def require_trainable(loaded: LoadedConfig) -> None:
 def base_faults(config: Mapping[str, Any], method: MethodTable, *, name: str) -> list[str]:
     """Return why the trainer would refuse a base with this config; empty if nothing is known."""
     problems = base_problems(config, method, name=name)
-    if problems or method.storage is Quant.NONE or stored_quantisation(config) is not None:
+    plain = method.storage is Quant.NONE and expert_count(config) <= 1
+    if problems or plain:  # its sizes, which may take seconds to count, decide nothing
         return problems
     try:
         shape = base_shape(config)
     except UnknownShapeError:
         return []
-    problem = share_of(shape, method).problem(partly_quantised=method.partly_quantised)
-    return [] if problem is None else [problem]
+    found = [_experts_problem(shape, method)]
+    if stored_quantisation(config) is None:
+        share = share_of(shape, method)
+        found.append(share.problem(partly_quantised=method.partly_quantised))
+    return [problem for problem in found if problem is not None]
+
+
+def _experts_problem(shape: Shape, method: MethodTable) -> str | None:
+    """Return why the method cannot adapt the experts of a base of this shape; None if it can."""
+    experts = {one.name for block in shape.text_blocks for one in block.experts}
+    layers = {one.name for block in shape.text_blocks for one in block.linears}
+    return expert_problem(method, experts=experts, layers=layers)
 
 
 def share_of(shape: Shape, method: MethodTable) -> QuantisedShare:
