@@ -224,11 +224,12 @@ def _usual_tokens(loaded: LoadedConfig) -> int | None:
 
     Only time is foretold from it: memory depends on the longest row, which may be any.
     """
-    file = loaded.data_files.get("train")
-    if file is None:  # on a hub
+    files = [path for key, path in loaded.data_files.items() if key != "eval"]
+    if not files:  # on a hub
         return None
+    each = -(-ROWS_LOOKED_AT // len(files))
     try:
-        rows = list(islice(stream_rows(file, []), ROWS_LOOKED_AT))
+        rows = [row for file in files for row in islice(stream_rows(file, []), each)]
         total = sum(len(text.encode()) for text in _row_texts(loaded, rows))
     except (DataError, MissingFieldError, TemplateError):  # `check_data_and_model` tells of it
         return None
@@ -248,6 +249,8 @@ def _row_texts(loaded: LoadedConfig, rows: Sequence[Row]) -> list[str]:
             else ""
             for turns in talks
         ]
+    if table.text is not None:
+        return [Template.parse("{" + table.text + "}").render(one) for one in fields]
     texts = (table.prompt, table.completion)
     templates = [Template.parse(text).for_rows(fields) for text in texts]
     return ["".join(template.render(one) for template in templates) for one in fields]

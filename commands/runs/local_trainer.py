@@ -18,6 +18,7 @@ from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, read_saved_config
 from commands.runs.payload import build_payload
+from commands.runs.run_day import day_of_run
 from commands.ui.errors import HostError, TrainingError, UsageError
 from commands.ui.output import log
 from trainer.exit_codes import ExitCode
@@ -39,7 +40,8 @@ def local_run_dir(
     with tempfile.TemporaryDirectory(prefix="qft-bench-") as scratch:
         root = Path(scratch)
         base = base or recorded_base(loaded, read_saved_config(folder), folder)
-        payload = build_payload(loaded, root / "staging", base=base)
+        day = day_of_run(loaded, folder)
+        payload = build_payload(loaded, root / "staging", base=base, day=day)
         (root / "data").mkdir()
         for name, path in payload.data.items():
             (root / "data" / name).symlink_to(path.absolute())

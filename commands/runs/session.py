@@ -37,6 +37,7 @@ from commands.runs.payload import build_payload
 from commands.runs.power_watch import PowerWatch, power_check
 from commands.runs.request import RunRequest
 from commands.runs.result_files import expected
+from commands.runs.run_day import day_of_run
 from commands.runs.ssh_check import check_ssh_host
 from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
@@ -223,6 +224,7 @@ def build_workload(
             request.loaded,
             request.folder.payload,
             write=not watch_only,
+            day=day_of_run(request.loaded, request.folder),
             base=recorded_base(request.loaded, read_saved_config(request.folder), request.folder),
         ),
         home=request.folder.checkpoints,

@@ -357,6 +357,7 @@ def write_adapter(
         "status": {name: getattr(status, name) for name in KEPT},
         "best": asdict(best) if best.step else None,
         "precision": str(computed),
+        "day": str(job.config.data.day or "") or None,
         "quantised": share.to_json(),
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
     }
