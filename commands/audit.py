@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from commands.runs.base_checks import require_trainable
 from commands.runs.config import check_data_and_model
 from commands.runs.extras import READS, demand
 from commands.runs.find_config import find_config
@@ -48,6 +49,7 @@ def audit(wanted: str, *, html: str, as_json: bool) -> str:
     check_data_and_model(loaded)
     run = run_folder(home, loaded.config.name)
     answer = inspect_base(loaded, log, base_begun_with(loaded, run))
+    require_trainable(loaded)
     demand(READS, "`qft audit`", home)
     flags = ["--html", str(Path(html).absolute())] if html else []
     flags += ["--json"] if as_json else []

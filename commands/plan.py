@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from commands.runs import factory, hub_base
+from commands.runs.base_checks import require_trainable
 from commands.runs.config import check_data_and_model
 from commands.runs.estimate import (
     cores,
@@ -193,6 +194,7 @@ def make_plan(wanted: str) -> PlanPage:
     check_data_and_model(loaded)
     begun = hub_base.base_begun_with(loaded, run_folder(home, loaded.config.name))
     base = hub_base.inspect_base(loaded, log, begun)
+    require_trainable(loaded)
     require_embedded_tokens(loaded)
     vm, table = loaded.config.vm, loaded.config.budget
     budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.runs import factory
+from commands.runs.base_checks import require_trainable
 from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig, check_data_and_model, require_weights
 from commands.runs.config_diff import (
@@ -131,6 +132,8 @@ def open_session(request: RunRequest) -> Iterator[Session]:
             request.console.log(f"run.yaml changed ({keys}); nothing was trained yet, so it counts")
         request = replace(request, allow_change=remembered(saved, request.allow_change))
         base = _base_of(request, saved, state)
+        if not bound:
+            require_trainable(loaded)
         request = replace(request, account=_account_for_machine(request, base, state))
         # The config first: a record without one could not be opened again.
         write_json(folder.config, _saved(loaded, request.allow_change, base))

@@ -49,6 +49,7 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     source = models.find_source(config.model, run_dir, job.options.token)
     tokenizer = models.load_tokenizer(source)
     model_config = models.load_config(source)
+    models.require_usable(model_config, config.method, source)
     seq2seq = models.is_seq2seq(model_config)
 
     id_count = embedding_rows(model_config.to_dict())
