@@ -21,6 +21,7 @@ from commands.runs.estimate import (
 from commands.runs.extras import missing_packages_text, needed_here
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home
+from commands.runs.parent_adapter import resolve_parent
 from commands.ui.errors import CloudError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import print_data, print_json
@@ -171,7 +172,7 @@ class PlanPage:
 def make_plan(wanted: str) -> PlanPage:
     """Ask the provider for offers and add up the worst case."""
     home = qft_home(environment())
-    loaded = find_config(wanted, home)
+    loaded, _ = resolve_parent(find_config(wanted, home), home)
     check_data_and_model(loaded)
     vm, table = loaded.config.vm, loaded.config.budget
     budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)

@@ -30,6 +30,11 @@ class MethodKind(StrEnum):
         return self.startswith("q")
 
     @property
+    def on_any_base(self) -> MethodKind:
+        """The same kind without a word about the base: `lora` of `qlora`."""
+        return MethodKind(self.removeprefix("q")) if self.quantised else self
+
+    @property
     def adapter_files(self) -> tuple[str, ...]:
         """The names in `adapter/` after a training: what its `save` writes, and the receipt."""
         if self is MethodKind.NOLA:
@@ -74,8 +79,16 @@ class OptimizerKind(StrEnum):
 class MethodTable(BaseModel):
     """Which parameters are trained, and how the frozen ones are kept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True
+    )
 
+    parent: str | None = Field(
+        default=None,
+        alias="from",
+        min_length=1,
+        description="Adapter to go on from: a directory, a finished run, or OWNER/NAME[@REVISION].",
+    )
     kind: MethodKind = Field(
         default=MethodKind.QLORA,
         description="lora, dora, rslora, dylora or nola; qlora, qdora, qdylora: quantised base.",

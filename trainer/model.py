@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from trainer.adapters import methods, quantise
+from trainer.adapters.parent import ParentAdapter
 from trainer.adapters.settings import TENSORS, read_settings
 from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.precision import Precision, choose_precision
@@ -208,17 +209,20 @@ def require_places(model: Model, longest: int) -> None:
         raise ConfigError([f"train.max_length: {has}; set it to {limit} or less"])
 
 
-def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model:
-    """Put a fresh trainable adapter on `base`; its first weights depend on the seed only.
+def attach_adapter(
+    base: Model, method: MethodTable, train: TrainTable, *, parent: ParentAdapter | None = None
+) -> Model:
+    """Put a trainable adapter on `base`; its first weights depend on the seed only, or on `parent`.
 
     Raises:
-        ConfigError: a target is no linear layer of this model; the message lists the candidates.
+        ConfigError: a target is no linear layer of this model (the message lists the candidates),
+            or the tensors of `parent` are not those of an adapter on this base.
     """
     import peft
 
     torch.manual_seed(derive_seed(train.seed, "adapter"))
     settings = methods.settings(
-        method, targets=find_targets(base, method), seq2seq=is_seq2seq(base.config)
+        method, targets=_targets(base, method, parent), seq2seq=is_seq2seq(base.config)
     )
     on_gpu = base.device.type == "cuda"
     with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
@@ -235,6 +239,8 @@ def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model
             )
     base.config.use_cache = False
     methods.equip(model, method, train)
+    if parent is not None:
+        methods.begin_from(model, parent)
     for name, parameter in trainable(model).items():
         if parameter.dtype is not torch.float32:
             raise TypeError(f"{name} is {parameter.dtype}; trained parameters must be float32")
@@ -305,6 +311,30 @@ def find_targets(base: Model, method: MethodTable) -> list[str]:
         missing = f"the model has no linear layer called {', '.join(unknown)}"
         raise ConfigError([f"method.targets: {missing}; it has {', '.join(candidates)}"])
     return sorted(set(method.targets))
+
+
+def _targets(base: Model, method: MethodTable, parent: ParentAdapter | None) -> list[str]:
+    """Return the layers to adapt: those of `parent`, as PEFT reads their names, or `find_targets`.
+
+    Raises:
+        ConfigError: as `find_targets` does, or `all-linear` was asked for and `parent` has less.
+    """
+    if parent is None:
+        return find_targets(base, method)
+    adapted = sorted(parent.settings.target_modules)
+    if method.targets == "all-linear":
+        lacking = {
+            name
+            for name in _linear_names(base)
+            if not any(name == one or name.endswith(f".{one}") for one in adapted)
+        }
+        if lacking:
+            names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in lacking}))
+            raise ConfigError(
+                "method.targets: all-linear is given, and the adapter in `method.from` has "
+                f"{', '.join(adapted)}, without {names}; leave `targets` out, or train anew"
+            )
+    return adapted
 
 
 def _linear_names(base: Model) -> Iterator[str]:

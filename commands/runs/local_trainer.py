@@ -40,6 +40,8 @@ def local_run_dir(loaded: LoadedConfig, folder: RunFolder) -> Iterator[Path]:
             (root / "data" / name).symlink_to(path.absolute())
         if payload.model is not None:
             (root / "model").symlink_to(payload.model.absolute())
+        if payload.parent is not None:
+            (root / "parent").symlink_to(payload.parent.absolute())
         run_dir = root / "run"
         run_dir.mkdir()
         shutil.copyfile(payload.config, run_dir / "config.json")

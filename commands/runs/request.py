@@ -27,6 +27,10 @@ class RunRequest:
     attach: bool = False
     """Whether to follow, rather than refuse, when another process drives the run."""
 
+    parent: Path | None = None
+    """The directory of the adapter that the run goes on from; None if it begins with a fresh one.
+    """
+
     @property
     def folder(self) -> RunFolder:
         """The run's folder on this computer."""

@@ -30,6 +30,7 @@ from commands.runs.home import (
     require_writable,
     run_lock,
 )
+from commands.runs.parent_adapter import keep_parent
 from commands.runs.payload import build_payload
 from commands.runs.power_watch import PowerWatch, power_check
 from commands.runs.request import RunRequest
@@ -127,6 +128,8 @@ def open_session(request: RunRequest) -> Iterator[Session]:
         request = replace(request, allow_change=remembered(saved, request.allow_change))
         # The config first: a record without one could not be opened again.
         write_json(folder.config, _saved(loaded, request.allow_change))
+        if request.parent is not None:
+            keep_parent(request.parent, folder.payload)
         if not state.run_id:
             run_id = f"{loaded.config.name}-{secrets.token_hex(2)}"
             journal.append(Kind.RUN_STARTED, run_id=run_id, name=loaded.config.name)

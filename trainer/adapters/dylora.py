@@ -20,13 +20,19 @@ from typing import Any
 import torch
 
 from trainer.adapters.adapter_method import AdapterMethod
-from trainer.adapters.settings import BYTES_MAX, CONFIG, RANK_MAX, TENSORS, load_tensors
+from trainer.adapters.settings import (
+    BYTES_MAX,
+    CONFIG,
+    RANK_MAX,
+    RANKS,
+    TENSORS,
+    load_tensors,
+)
 from trainer.errors import ConfigError
 from trainer.method_table import MethodTable
 from trainer.schedule import derive_seed
 from trainer.untrusted import NotPlain, parse, table, whole
 
-RANKS = "ranks.json"
 WHOLE = "ranks.safetensors"  # A and B of rank r, of which every lower rank is a part
 VERSION = 2  # of `RANKS`; in 1 the columns of a rank were scaled alike
 ALL_UP_TO = 16  # ranks beyond it are compared at powers of two only

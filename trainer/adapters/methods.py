@@ -19,7 +19,8 @@ from trainer.adapters import dylora, nola
 from trainer.adapters.adapter_method import AdapterMethod
 from trainer.adapters.dylora import DyLora
 from trainer.adapters.nola import Nola
-from trainer.adapters.settings import TENSORS, load_tensors, read_settings
+from trainer.adapters.parent import ParentAdapter
+from trainer.adapters.settings import RANKS, TENSORS, load_tensors, read_settings
 from trainer.config import TrainTable
 from trainer.errors import ConfigError
 from trainer.method_table import MethodKind, MethodTable, OptimizerKind
@@ -50,7 +51,7 @@ def peft_tensors(directory: Path, rank: int | None) -> dict[str, torch.Tensor]:
 
 SAVED_FORMATS = (
     SavedFormat(marker=nola.FACTS, peft_loads=False, lora=nola.lora_tensors),
-    SavedFormat(marker=dylora.RANKS, peft_loads=True, lora=dylora.lora_tensors),
+    SavedFormat(marker=RANKS, peft_loads=True, lora=dylora.lora_tensors),
     SavedFormat(marker=TENSORS, peft_loads=True, lora=peft_tensors),
 )
 
@@ -80,6 +81,29 @@ def equip(model: Any, method: MethodTable, train: TrainTable) -> None:
     """Set `qft_method` of a fresh PEFT model to its method; `method_of` returns it."""
     make = OWN_METHODS.get(method.kind, AdapterMethod)
     model.qft_method = make(model, method=method, seed=train.seed)
+
+
+def begin_from(model: Any, parent: ParentAdapter) -> None:
+    """Give a fresh PEFT model the weights of `parent`, in the float32 that is trained.
+
+    Raises:
+        ConfigError: `parent` has other tensors than the model, or of other shapes.
+    """
+    import peft
+
+    own = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    found = load_tensors(parent.tensors)
+    wrong = sorted(own.keys() ^ found.keys()) or sorted(
+        name for name, tensor in own.items() if tensor.shape != found[name].shape
+    )
+    if wrong:
+        name = wrong[0]
+        shapes = [str(list(one[name].shape)) if name in one else "none" for one in (found, own)]
+        raise ConfigError(
+            f"method.from: {parent.tensors} does not fit this base: {len(wrong)} tensors "
+            f"differ, such as {name}: it has {shapes[0]}, the base needs {shapes[1]}"
+        )
+    peft.set_peft_model_state_dict(model, found)
 
 
 def method_of(model: Any) -> AdapterMethod:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+RANKS = "ranks.json"  # beside them, of an adapter of every rank (`trainer/adapters/dylora.py`)
 BYTES_MAX = 4 << 20
 RANK_MAX = 1024
 TARGETS_MAX = 100_000
@@ -26,6 +27,17 @@ NAMES_CODE = ("auto_mapping", "megatron_config", "runtime_config")
 """What makes PEFT or a program after it import something; null in every adapter trained here."""
 CHANGES_SHAPE = ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication")
 """What makes an adapter another one than this program trains."""
+PLAIN_KEYS = frozenset(
+    {
+        "peft_type", "peft_version", "task_type", "inference_mode", "base_model_name_or_path",
+        "revision", "r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora",
+        "fan_in_fan_out", "megatron_core", "qalora_group_size", "init_lora_weights", "bias",
+        "loftq_config", "eva_config", "ensure_weight_tying",
+    }
+)  # fmt: skip
+"""What may be set in an adapter that is gone on from: it is understood, or changes no weight."""
+BASE_KEPT_BY = (None, True, False, "gaussian", "orthogonal", "eva")
+"""The values of `init_lora_weights` that leave the weights of the base as they are."""
 _MODULE = re.compile(r"[\w.]{1,300}")
 
 
@@ -61,6 +73,39 @@ def read_settings(directory: Path) -> AdapterSettings:
         ConfigError: there are none, or they are not those of an adapter that is trained here; the
             message names the file and the setting.
     """
+    found = _read(directory)
+    problems = [f"{directory / CONFIG}: `{key}` {why}" for key, why in _offences(found)]
+    if problems:
+        raise ConfigError(problems)
+    return _checked(found)
+
+
+def read_foreign_settings(directory: Path) -> AdapterSettings:
+    """Return the settings of an adapter that others may have trained, to train it further.
+
+    Raises:
+        ConfigError: as `read_settings` does, or a setting is one that training here would drop,
+            so that another adapter would come of it; the message names every such setting.
+    """
+    found = _read(directory)
+    offences = dict(_offences(found))
+    for key in sorted(found.keys() - PLAIN_KEYS - {*NAMES_CODE}):
+        if found[key]:
+            offences[key] = "is set, which cannot be trained further here"
+    if found.get("bias", "none") != "none":
+        offences["bias"] = "is not `none`: biases are not trained here"
+    if found.get("init_lora_weights") not in BASE_KEPT_BY:
+        offences["init_lora_weights"] = (
+            f"is {text(found['init_lora_weights'], most=40)}: the adapter goes with a changed base;"
+            " PEFT writes one for the original base with `path_initial_model_for_weight_conversion`"
+        )
+    if offences:
+        raise ConfigError([f"{directory / CONFIG}: `{k}` {why}" for k, why in offences.items()])
+    return _checked(found)
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    """Return the table in the config of an adapter; raise `ConfigError` if there is none."""
     path = directory / CONFIG
     try:
         found = parse(path.read_bytes(), bytes_max=BYTES_MAX)
@@ -70,9 +115,11 @@ def read_settings(directory: Path) -> AdapterSettings:
         raise ConfigError([f"{path} cannot be read: {error}"]) from error
     if not isinstance(found, dict):
         raise ConfigError([f"{path} is no table"])
-    problems = [f"{path}: `{key}` {why}" for key, why in _offences(found)]
-    if problems:
-        raise ConfigError(problems)
+    return found
+
+
+def _checked(found: dict[str, Any]) -> AdapterSettings:
+    """Return what was found, once nothing of it offends."""
     return AdapterSettings(
         r=found["r"],
         lora_alpha=found["lora_alpha"],

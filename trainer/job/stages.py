@@ -16,7 +16,6 @@ import torch
 from trainer import model as models
 from trainer.adapters import dylora, methods
 from trainer.atomic import RealDisk, replace_directory, replace_file
-from trainer.config import PrecisionChoice
 from trainer.device.gpus import TrainingGpu
 from trainer.device.micro_batch import choose_micro_batch
 from trainer.errors import ConfigError, Preempted
@@ -67,10 +66,12 @@ def run_stages(job: JobContext) -> None:
     if done:
         adapted = models.load_adapter(base, job.run_dir / ADAPTER)
     else:
-        adapted = models.attach_adapter(base, job.config.method, job.config.train)
+        adapted = models.attach_adapter(
+            base, job.config.method, job.config.train, parent=prepared.parent
+        )
         best = learn(job, prepared, adapted)
         select_rank(job, prepared, adapted)
-        write_adapter(job, adapted, best, computed=prepared.precision.compute)
+        write_adapter(job, prepared, adapted, best)
     score(job, prepared, adapted, "after")
 
 
@@ -311,10 +312,10 @@ def _note_inexact(
         job.on_message(f"{inexact(found.step + 1)}: {line}")
 
 
-def write_adapter(job: JobContext, adapted: Any, best: Best, *, computed: PrecisionChoice) -> None:
+def write_adapter(job: JobContext, prepared: PreparedInputs, adapted: Any, best: Best) -> None:
     """Write `adapter/` in PEFT's own format, whole or not at all, with a receipt inside.
 
-    `computed` is the arithmetic that `train.precision: auto` became here: the base was rounded to
+    The receipt has the arithmetic that `train.precision: auto` became here: the base was rounded to
     it before it was quantised, which whoever quantises it again has to know.
     """
     disk = RealDisk()
@@ -328,7 +329,9 @@ def write_adapter(job: JobContext, adapted: Any, best: Best, *, computed: Precis
         "training": training_facts(job.config, job.inputs),
         "status": {name: getattr(status, name) for name in KEPT},
         "best": asdict(best) if best.step else None,
-        "precision": str(computed),
+        "precision": str(prepared.precision.compute),
+        "base": prepared.fingerprint["base"],
+        **({"parent": parent_facts(job)} if prepared.parent else {}),
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
     }
     (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
@@ -337,6 +340,11 @@ def write_adapter(job: JobContext, adapted: Any, best: Best, *, computed: Precis
             disk.sync(file.fileno())
     disk.sync_directory(temporary)
     replace_directory(temporary, target, disk=disk)
+
+
+def parent_facts(job: JobContext) -> dict[str, Any]:
+    """Return the name and the SHA-256 of the adapter that the training went on from."""
+    return {"name": job.config.method.parent, "sha256": job.inputs["method.from"]}
 
 
 def score(

@@ -30,7 +30,7 @@ CHANGEABLE = frozenset(
     }
 )  # fmt: skip
 # Not even asked about: they decide when the state is saved, or where files lie, not what is learnt.
-IRRELEVANT = frozenset({"model.id", "model.revision", "data.train", "data.eval"})
+IRRELEVANT = frozenset({"model.id", "model.revision", "method.from", "data.train", "data.eval"})
 # Fields that runs of earlier versions did not know. At their default they are left out of the
 # facts, so that such a run is still the same run.
 ADDED_LATER: frozenset[str] = frozenset()

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer import hub, untrusted
+from trainer.adapters.parent import adapter_sha256, find_parent
 from trainer.atomic import Disk, restore_directory
 from trainer.config import TrainerConfig
 from trainer.errors import Busy, ConfigError, DataError
@@ -76,7 +77,9 @@ def training_facts(config: TrainerConfig, inputs: Facts) -> Facts:
     """Return the part of config and data that decides about the adapter."""
     flat = {k: v for k, v in flatten_config(config).items() if not k.startswith("eval.")}
     chosen_by = {} if config.train.validate_every is None else {"data.eval": inputs["data.eval"]}
-    return {**flat, **_base_named(config), "data.train": inputs["data.train"], **chosen_by}
+    begun_from = {key: inputs[key] for key in ("method.from",) if key in inputs}
+    learnt = {"data.train": inputs["data.train"], **chosen_by, **begun_from}
+    return {**flat, **_base_named(config), **learnt}
 
 
 def _base_named(config: TrainerConfig) -> Facts:
@@ -85,7 +88,12 @@ def _base_named(config: TrainerConfig) -> Facts:
 
 
 def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
-    """Return the SHA-256 of the data files; raise `DataError` if one cannot be read."""
+    """Return the SHA-256 of the data files, and of the adapter that is gone on from, if any.
+
+    Raises:
+        DataError: one of them cannot be read.
+        ConfigError: there is no such adapter.
+    """
     facts: Facts = {"data.train": None, "data.eval": None}
     missing: list[str] = []
     for key, name in (("data.train", config.data.train), ("data.eval", config.data.eval)):
@@ -95,6 +103,12 @@ def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
                 facts[key] = _digest(path)
             except OSError as error:
                 missing.append(f"{path}: {error.strerror} (`{key}`)")
+    parent = find_parent(config.method, run_dir)
+    if parent is not None:
+        try:
+            facts["method.from"] = adapter_sha256(parent)
+        except OSError as error:
+            missing.append(f"{parent}: {error.strerror} (`method.from`)")
     if missing:
         raise DataError(missing)
     return facts
