@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from typing import Any
 
 from trainer.data.template import Template
@@ -67,10 +68,13 @@ class Codec:
     suffix: tuple[int, ...]  # what an encoder expects after it: T5's EOS, BERT's [SEP]
     eos_id: int
     special_tokens: Mapping[str, int]  # text -> id
+    day: date  # what a chat template sees as today
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any, *, max_length: int, seq2seq: bool) -> Codec:
-        """Probe the tokenizer.
+    def from_tokenizer(
+        cls, tokenizer: Any, *, max_length: int, seq2seq: bool, day: date | None = None
+    ) -> Codec:
+        """Probe the tokenizer; without a `day`, chat templates see today's, in UTC.
 
         Raises:
             DataError: it has no token to end a sequence with, so no model could learn to stop.
@@ -94,6 +98,7 @@ class Codec:
             suffix=tuple(framed[start + len(bare) :]) if seq2seq else (),
             eos_id=int(eos_id),
             special_tokens={token.content: number for number, token in added if token.special},
+            day=day or datetime.now(tz=UTC).date(),
         )
 
     def encode(self, texts: Sequence[str], template: Template) -> list[list[int]]:
