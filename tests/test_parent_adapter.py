@@ -329,4 +329,5 @@ def test_the_card_names_the_parent_and_what_it_hashes_to(continued: Path) -> Non
     assert "base_model_relation: adapter" in cards[0]
     assert "- qlora, rank 3, alpha 5" in cards[0]
     assert "goes on" not in cards[1]
+    assert "trained whole" not in cards[0]
     assert "base_model_relation" not in cards[1]

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+EMBEDDINGS = frozenset({"embed_tokens", "word_embeddings", "wte", "embed_in", "tok_embeddings"})
+HEADS = frozenset({"lm_head", "embed_out"})
+"""What these two layers are called in the architectures of transformers."""
 BASES = 256  # per matrix, unless `method.bases` says otherwise
 
 
@@ -101,6 +104,10 @@ class MethodTable(BaseModel):
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
         default="all-linear", description="Every linear layer but the head, or names of layers."
     )
+    save: tuple[Annotated[str, Field(max_length=300, pattern=r"^[\w.]+$")], ...] = Field(
+        default=(),
+        description="Layers trained whole beside the adapter, such as embed_tokens and lm_head.",
+    )
     quant: Quant = Field(default=Quant.AUTO, description="Storage of the frozen weights.")
     double_quant: bool = Field(
         default=True, description="Quantise the scales of 4-bit weights too: 4.13 bits, not 4.5."
@@ -109,6 +116,19 @@ class MethodTable(BaseModel):
     bases: int | None = Field(
         default=None, ge=1, le=65536, description="Random bases per matrix (nola only); 256."
     )
+
+    @property
+    def target_names(self) -> tuple[str, ...] | None:
+        """The last parts of the names in `targets`; None if every linear layer is adapted."""
+        if self.targets == "all-linear":
+            return None
+        return tuple(sorted({name.rpartition(".")[2] for name in self.targets}))
+
+    @property
+    def saved_matrices(self) -> int:
+        """How many of embedding and head are trained whole, as far as their names are usual."""
+        names = {name.rpartition(".")[2] for name in self.save}
+        return bool(names & EMBEDDINGS) + bool(names & HEADS)
 
     @property
     def combined(self) -> int | None:
@@ -136,6 +156,11 @@ class MethodTable(BaseModel):
             raise ValueError(
                 "`kind: qdora` needs `quant: nf4` or `fp4`: PEFT's DoRA takes the scales of an "
                 "8-bit layer away before its first pass"
+            )
+        if self.save and self.kind is MethodKind.NOLA:
+            raise ValueError(
+                "`save` does not go with `kind: nola`, whose file holds coefficients only; "
+                "take lora or qlora"
             )
         if self.bases is not None and self.kind is not MethodKind.NOLA:
             raise ValueError(f"`bases` belongs to `kind: nola`; {self.kind} has none")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from trainer.adapters import methods, quantise
+from trainer.adapters import methods, quantise, saved_modules
 from trainer.adapters.parent import ParentAdapter
-from trainer.adapters.settings import TENSORS, read_settings
+from trainer.adapters.settings import TENSORS, load_tensors, read_settings
 from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import ConfigError, DoesNotFit
@@ -221,8 +221,14 @@ def attach_adapter(
     import peft
 
     torch.manual_seed(derive_seed(train.seed, "adapter"))
+    targets = _targets(base, method, parent)
+    saved = saved_modules.find_saved(base, method.save, targets=targets)
     settings = methods.settings(
-        method, targets=_targets(base, method, parent), seq2seq=is_seq2seq(base.config)
+        method,
+        targets=targets,
+        saved=[*saved],  # PEFT changes the list
+        tied=saved_modules.is_tied_among(base, saved),
+        seq2seq=is_seq2seq(base.config),
     )
     on_gpu = base.device.type == "cuda"
     with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
@@ -238,6 +244,8 @@ def attach_adapter(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
     base.config.use_cache = False
+    saved_modules.record_saved(model, saved)
+    saved_modules.train_in_float32(model)
     methods.equip(model, method, train)
     if parent is not None:
         methods.begin_from(model, parent)
@@ -263,7 +271,11 @@ def load_adapter(base: Model, directory: Path) -> Model:
         if saved.peft_loads:
             if not (directory / TENSORS).is_file():  # or PEFT would unpickle an older format
                 raise ConfigError([f"{directory}: there is no {TENSORS}"])
-            return peft.PeftModel.from_pretrained(base, str(directory), config=config).eval()
+            model = peft.PeftModel.from_pretrained(base, str(directory), config=config)
+            if settings.modules_to_save:  # copied in the type of the base, to which PEFT rounds
+                saved_modules.train_in_float32(model)
+                peft.set_peft_model_state_dict(model, load_tensors(directory / TENSORS))
+            return model.eval()
         matrices = saved.lora(directory, None)
         model = peft.PeftModel(base, config)
         outcome = peft.set_peft_model_state_dict(model, matrices)

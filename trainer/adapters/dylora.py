@@ -119,12 +119,15 @@ def cut(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tenso
     Column i of B is multiplied by rank/i: a plain LoRA scales all of them by alpha/rank.
     """
     factors = rank / torch.arange(1, rank + 1)
-    return {
-        name: tensor[:rank].contiguous()
-        if ".lora_A." in name
-        else (tensor[:, :rank] * factors.to(tensor)).contiguous()
-        for name, tensor in tensors.items()
-    }
+    parts: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if ".lora_A." in name:
+            parts[name] = tensor[:rank].contiguous()
+        elif ".lora_B." in name:
+            parts[name] = (tensor[:, :rank] * factors.to(tensor)).contiguous()
+        else:  # a module that is trained whole
+            parts[name] = tensor
+    return parts
 
 
 def lora_tensors(directory: Path, rank: int | None) -> dict[str, torch.Tensor]:

@@ -62,8 +62,13 @@ def saved_format(directory: Path) -> SavedFormat:
     return next(found, SAVED_FORMATS[-1])
 
 
-def settings(method: MethodTable, *, targets: list[str], seq2seq: bool) -> Any:
-    """Return the `peft.LoraConfig` of the method over the layers called `targets`."""
+def settings(
+    method: MethodTable, *, targets: list[str], saved: list[str], tied: bool, seq2seq: bool
+) -> Any:
+    """Return the `peft.LoraConfig` of the method over the layers called `targets`.
+
+    Those called `saved` are trained whole; `tied` says that embedding and head are one of them.
+    """
     import peft
 
     return peft.LoraConfig(
@@ -73,6 +78,8 @@ def settings(method: MethodTable, *, targets: list[str], seq2seq: bool) -> Any:
         target_modules=targets,
         use_dora=method.kind.dora,
         use_rslora=method.kind is MethodKind.RSLORA,
+        modules_to_save=saved or None,
+        ensure_weight_tying=tied,
         task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
     )
 

@@ -132,12 +132,13 @@ def inherit(method: MethodTable, parent: ParentAdapter) -> MethodTable:
         "r": parent.rank,
         "alpha": parent.settings.lora_alpha,
         "targets": sorted(parent.settings.target_modules),
+        "save": sorted(parent.settings.modules_to_save),
     }
     problems = [
         f"method.{name}: {_shown(given[name])} is given, and the adapter in `method.from` has "
         f"{_shown(value)}"
         for name, value in own.items()
-        if name in given and not _agrees(given[name], value)
+        if name in given and not _agrees(name, given[name], value, parent.settings)
     ]
     kind = given.get("kind", parent.kind if parent.kept else _usual(parent.kind))
     if kind.on_any_base is not parent.kind.on_any_base:
@@ -215,14 +216,24 @@ def _usual(kind: MethodKind) -> MethodKind:
     return next((one for one in MethodKind if one == f"q{kind}"), kind)
 
 
-def _agrees(given: object, own: object) -> bool:
+def _agrees(name: str, given: Any, own: Any, settings: AdapterSettings) -> bool:
+    """Tell whether a given value is the adapter's own.
+
+    Layers to save may have shorter names, and one of two that are tied may be given alone.
+    """
     if given == "all-linear":
         return True
-    return sorted(given) == own if isinstance(given, list) else given == own
+    if name == "save":
+        wanted, there = ({one.rpartition(".")[2] for one in names} for names in (given, own))
+        return wanted == there or (settings.ensure_weight_tying and set() < wanted < there)
+    same = sorted(given) == own if isinstance(given, list | tuple) else given == own
+    return bool(same)
 
 
 def _shown(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:g}"
 
 
 def _json_table(path: Path) -> dict[str, Any]:

@@ -25,14 +25,14 @@ TARGETS_MAX = 100_000
 TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 NAMES_CODE = ("auto_mapping", "megatron_config", "runtime_config")
 """What makes PEFT or a program after it import something; null in every adapter trained here."""
-CHANGES_SHAPE = ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication")
+CHANGES_SHAPE = ("rank_pattern", "alpha_pattern", "layer_replication")
 """What makes an adapter another one than this program trains."""
 PLAIN_KEYS = frozenset(
     {
         "peft_type", "peft_version", "task_type", "inference_mode", "base_model_name_or_path",
         "revision", "r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora",
         "fan_in_fan_out", "megatron_core", "qalora_group_size", "init_lora_weights", "bias",
-        "loftq_config", "eva_config", "ensure_weight_tying",
+        "loftq_config", "eva_config", "modules_to_save", "ensure_weight_tying",
     }
 )  # fmt: skip
 """What may be set in an adapter that is gone on from: it is understood, or changes no weight."""
@@ -53,12 +53,15 @@ class AdapterSettings:
     use_dora: bool = False
     use_rslora: bool = False
     fan_in_fan_out: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    ensure_weight_tying: bool = False
     base_model_name_or_path: str | None = None
     """A word for people: nothing is loaded from there."""
 
     def for_peft(self) -> dict[str, Any]:
         """The arguments of PEFT's `LoraConfig`."""
         fields = {**asdict(self), "target_modules": list(self.target_modules)}
+        fields["modules_to_save"] = list(self.modules_to_save) or None
         return {**fields, "bias": "none", "inference_mode": True}
 
     def to_json(self) -> dict[str, Any]:
@@ -129,6 +132,8 @@ def _checked(found: dict[str, Any]) -> AdapterSettings:
         use_dora=found.get("use_dora") is True,
         use_rslora=found.get("use_rslora") is True,
         fan_in_fan_out=found.get("fan_in_fan_out") is True,
+        modules_to_save=tuple(dict.fromkeys(found.get("modules_to_save") or ())),
+        ensure_weight_tying=found.get("ensure_weight_tying") is True,
         base_model_name_or_path=text(found.get("base_model_name_or_path")),
     )
 
@@ -161,11 +166,14 @@ def _offences(found: dict[str, Any]) -> list[tuple[str, str]]:
     targets = texts(found.get("target_modules"), most=TARGETS_MAX)
     if not targets or not all(_MODULE.fullmatch(one) for one in targets):
         problems.append(("target_modules", "is no list of names of layers"))
+    saved = texts(found.get("modules_to_save") or [], most=TARGETS_MAX)
+    if saved is None or not all(_MODULE.fullmatch(one) for one in saved):
+        problems.append(("modules_to_save", "is no list of names of layers"))
     if found.get("task_type") is not None and found["task_type"] not in TASKS:
         problems.append(("task_type", f"is none of {', '.join(TASKS)}"))
     problems += [
         (key, "is neither true nor false")
-        for key in ("use_dora", "use_rslora", "fan_in_fan_out")
+        for key in ("use_dora", "use_rslora", "fan_in_fan_out", "ensure_weight_tying")
         if not isinstance(found.get(key, False), bool)
     ]
     problems += [

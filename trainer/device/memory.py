@@ -46,6 +46,7 @@ class TrainingSetup:
     adapter_bytes: int = 4  # of one trained number; ours are always float32
     dora: bool = False
     bases: int | None = None  # per matrix, if the matrices are combinations of so many (NOLA)
+    saved: int = 0  # embedding and head, as far as they are trained whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ def base_bytes(shape: Shape, work: TrainingSetup) -> float:
 
 
 def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
-    """Return how many numbers are trained: LoRA's, with a length per row for DoRA.
+    """Return how many numbers are trained: LoRA's, a length per row for DoRA, whole matrices.
 
     NOLA trains two times `bases` per layer instead.
     """
@@ -143,7 +144,8 @@ def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
     lengths = sum(
         block.count * sum(one.rows for one in _adapted(block, work)) for block in shape.blocks
     )
-    return matrix_parameters(shape, work) + (lengths if work.dora else 0)
+    saved = min(work.saved, 1 if shape.tied else 2) * shape.vocabulary * shape.hidden
+    return matrix_parameters(shape, work) + (lengths if work.dora else 0) + saved
 
 
 def matrix_parameters(shape: Shape, work: TrainingSetup) -> int:
@@ -270,7 +272,7 @@ def estimate_training(
         quant=method.storage,
         double_quant=method.double_quant,
         r=method.r,
-        targets=None if method.targets == "all-linear" else tuple(method.targets),
+        targets=method.target_names,
         dropout=method.dropout > 0,
         optimizer=method.optimizer,
         precision=gpu.precision if chosen is PrecisionChoice.AUTO else chosen,
@@ -278,6 +280,7 @@ def estimate_training(
         loss_tokens=loss_tokens if config.data.loss_on == "completion" else None,
         dora=method.kind.dora,
         bases=method.combined,
+        saved=method.saved_matrices,
     )
     fitting = largest_micro_batch(
         model, work, memory_bytes=gpu.memory_bytes, batch_size=train.batch_size

@@ -27,6 +27,7 @@ from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TENSORS
 from trainer.atomic import RealDisk, new_directory
 from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
+from trainer.method_table import EMBEDDINGS, HEADS
 from trainer.results.base_weights import (
     INDEX,
     SINGLE,
@@ -174,7 +175,8 @@ def _matched(adapter: Adapter, names: set[str], base: Path) -> Adapter:
         return stored_name(name + ending, names).removesuffix(ending)
 
     try:
-        kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
+        described = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        kind, ties = described.get("model_type"), described.get("tie_word_embeddings")
     except (ValueError, AttributeError, FileNotFoundError) as error:
         raise CannotMergeError(f"{base / 'config.json'} cannot be read: {error}") from error
     matched = replace(
@@ -183,6 +185,14 @@ def _matched(adapter: Adapter, names: set[str], base: Path) -> Adapter:
         layers={place(name, ".weight"): one for name, one in adapter.layers.items()},
         replaced={place(name, ""): tensor for name, tensor in adapter.replaced.items()},
     )
+    ends = {name.removesuffix(".weight").rpartition(".")[2] for name in matched.replaced}
+    if ties and (ends & EMBEDDINGS) and not (ends & HEADS):
+        raise CannotMergeError(
+            "the embedding and the head of the base are one matrix, and the adapter trained the "
+            "embedding alone: merged, they would change together; train with PEFT's "
+            "`ensure_weight_tying`, or `method.save` here"
+        )
+    matched = replace(matched, replaced=_one_of_tied(matched.replaced, names))
     wanted = {f"{name}.weight": name for name in matched.layers} | {n: n for n in matched.replaced}
     unused = sorted(wanted[name] for name in wanted.keys() - names)
     if unused:
@@ -191,6 +201,19 @@ def _matched(adapter: Adapter, names: set[str], base: Path) -> Adapter:
             f"the adapter was made for {adapter.base}, and this is {base}"
         )
     return matched
+
+
+def _one_of_tied(replaced: Mapping[str, torch.Tensor], names: set[str]) -> dict[str, torch.Tensor]:
+    """Return the replaced weights without second names of one that the files of the base have.
+
+    Where embedding and head are one matrix, an adapter holds it twice and the base once.
+    """
+    there = [tensor for name, tensor in replaced.items() if name in names]
+    return {
+        name: tensor
+        for name, tensor in replaced.items()
+        if name in names or not any(torch.equal(tensor, one) for one in there)
+    }
 
 
 def _merge_shard(

@@ -50,6 +50,9 @@ CARD = """\
 {% if parent %}- goes on from {{ parent }}
 {% endif %}- {{ method.kind }}, rank {{ method.r }}, alpha {{ "%g" % method.alpha }}, \
 dropout {{ "%g" % method.dropout }}, base stored as {{ method.storage }}
+{%- if method.save %}
+- trained whole beside it: {{ method.save | join(", ") }}
+{%- endif %}
 - {{ steps }} optimizer steps of {{ train.batch_size }} sequences, \
 learning rate {{ "%g" % train.lr }}, at most {{ train.max_length }} tokens, seed {{ train.seed }}
 
