@@ -109,6 +109,7 @@ CASES: Mapping[str, Case] = {
     "method.alpha": Case({"alpha": 2}),
     "method.dropout": Case({"dropout": 0.5}),
     "method.targets": Case({"targets": ["q_proj"]}),
+    "method.init": Case({"init": "gaussian"}),
     "method.save": Case({"save": ["embed_tokens"]}),
     "method.quant": Case({"quant": "nf4"}, around={"method": {"kind": "rslora"}}),
     "method.double_quant": Case({"double_quant": False}, around={"method": {"kind": "qlora"}}),

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 EMBEDDINGS = frozenset({"embed_tokens", "word_embeddings", "wte", "embed_in", "tok_embeddings"})
 HEADS = frozenset({"lm_head", "embed_out"})
 """What these two layers are called in the architectures of transformers."""
+RANK_MAX = 1024
 BASES = 256  # per matrix, unless `method.bases` says otherwise
 
 
@@ -71,6 +72,40 @@ class Quant(StrEnum):
         return self in {Quant.NF4, Quant.FP4}
 
 
+class AdapterInit(StrEnum):
+    """The first weights of an adapter, by PEFT's `init_lora_weights`; the last four are refused."""
+
+    DEFAULT = "default"  # A random, B zero
+    GAUSSIAN = "gaussian"  # the same with a normal distribution of width 1/r
+    ORTHOGONAL = "orthogonal"  # A and B random with orthogonal rows, so that their product is zero
+    PISSA = "pissa"  # the largest singular values of each weight, which the base loses
+    OLORA = "olora"  # the first columns of each weight's QR decomposition, which the base loses
+    EVA = "eva"
+    CORDA = "corda"
+    LORA_GA = "lora_ga"
+    LOFTQ = "loftq"
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the weights of the base are another matrix afterwards: the residual."""
+        return self in {AdapterInit.PISSA, AdapterInit.OLORA}
+
+    @property
+    def unavailable(self) -> str:
+        """Why it cannot be had, with what to take instead; empty if it can."""
+        if self in {AdapterInit.EVA, AdapterInit.CORDA, AdapterInit.LORA_GA}:
+            return (
+                "needs a pass over the data before the training, which is not made here; take "
+                "`init: gaussian`, or `init: pissa` with `kind: lora`"
+            )
+        if self is AdapterInit.LOFTQ:
+            return (
+                "quantises the base by itself, and the base is quantised by `quant`; take "
+                "`init: gaussian`"
+            )
+        return ""
+
+
 class OptimizerKind(StrEnum):
     """AdamW with 32-bit moments, with 8-bit ones, or with 8-bit ones that page to the host."""
 
@@ -96,7 +131,7 @@ class MethodTable(BaseModel):
         default=MethodKind.QLORA,
         description="lora, dora, rslora, dylora or nola; qlora, qdora, qdylora: quantised base.",
     )
-    r: int = Field(default=8, ge=1, le=1024, description="Rank of the adapter.")
+    r: int = Field(default=8, ge=1, le=RANK_MAX, description="Rank of the adapter.")
     alpha: float = Field(
         default=16, gt=0, description="Adapter scale; the update is alpha/r times B·A."
     )
@@ -111,6 +146,10 @@ class MethodTable(BaseModel):
     quant: Quant = Field(default=Quant.AUTO, description="Storage of the frozen weights.")
     double_quant: bool = Field(
         default=True, description="Quantise the scales of 4-bit weights too: 4.13 bits, not 4.5."
+    )
+    init: AdapterInit = Field(
+        default=AdapterInit.DEFAULT,
+        description="First weights: default, gaussian; orthogonal, pissa or olora: unquantised.",
     )
     optimizer: OptimizerKind = Field(default=OptimizerKind.ADAMW, description="Optimizer.")
     bases: int | None = Field(
@@ -164,4 +203,32 @@ class MethodTable(BaseModel):
             )
         if self.bases is not None and self.kind is not MethodKind.NOLA:
             raise ValueError(f"`bases` belongs to `kind: nola`; {self.kind} has none")
+        return self
+
+    @model_validator(mode="after")
+    def _init_fits(self) -> MethodTable:
+        named = f"`init: {self.init}`"
+        if self.init is AdapterInit.DEFAULT:
+            return self
+        if self.init.unavailable:
+            raise ValueError(f"{named} {self.init.unavailable}")
+        if self.parent is not None:
+            raise ValueError(f"{named}: the adapter in `from` has its weights already; keep one")
+        if self.kind is MethodKind.NOLA:
+            raise ValueError(f"{named} does not go with `kind: nola`, which trains coefficients")
+        if self.init is AdapterInit.GAUSSIAN:
+            return self
+        if self.storage is not Quant.NONE:
+            raise ValueError(
+                f"{named} needs the weights of an unquantised base, and `quant` is {self.storage}; "
+                "take `kind: lora`, or `init: gaussian`"
+            )
+        if self.kind.dylora or (self.init.changes_base and self.kind.dora):
+            raise ValueError(f"{named} does not go with `kind: {self.kind}`; take `kind: lora`")
+        if self.init is AdapterInit.ORTHOGONAL and self.r % 2:
+            raise ValueError(f"{named} needs an even rank, and `r` is {self.r}")
+        if self.init.changes_base and self.r > RANK_MAX // 2:
+            raise ValueError(
+                f"{named} is saved with twice the rank, which may be {RANK_MAX}; `r` is {self.r}"
+            )
         return self

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from trainer.adapters import methods, quantise, saved_modules
 from trainer.adapters.parent import ParentAdapter
+from trainer.adapters.residual import require_rank
 from trainer.adapters.settings import TENSORS, load_tensors, read_settings
 from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.precision import Precision, choose_precision
@@ -230,6 +231,8 @@ def attach_adapter(
         tied=saved_modules.is_tied_among(base, saved),
         seq2seq=is_seq2seq(base.config),
     )
+    if method.init.changes_base:
+        require_rank(base, method, targets)
     on_gpu = base.device.type == "cuda"
     with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)

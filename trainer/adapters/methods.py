@@ -20,10 +20,11 @@ from trainer.adapters.adapter_method import AdapterMethod
 from trainer.adapters.dylora import DyLora
 from trainer.adapters.nola import Nola
 from trainer.adapters.parent import ParentAdapter
+from trainer.adapters.residual import ResidualLora
 from trainer.adapters.settings import RANKS, TENSORS, load_tensors, read_settings
 from trainer.config import TrainTable
 from trainer.errors import ConfigError
-from trainer.method_table import MethodKind, MethodTable, OptimizerKind
+from trainer.method_table import AdapterInit, MethodKind, MethodTable, OptimizerKind
 
 OWN_METHODS: Mapping[MethodKind, Callable[..., AdapterMethod]] = MappingProxyType(
     {MethodKind.DYLORA: DyLora, MethodKind.QDYLORA: DyLora, MethodKind.NOLA: Nola}
@@ -80,13 +81,15 @@ def settings(
         use_rslora=method.kind is MethodKind.RSLORA,
         modules_to_save=saved or None,
         ensure_weight_tying=tied,
+        init_lora_weights=True if method.init is AdapterInit.DEFAULT else str(method.init),
         task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
     )
 
 
 def equip(model: Any, method: MethodTable, train: TrainTable) -> None:
     """Set `qft_method` of a fresh PEFT model to its method; `method_of` returns it."""
-    make = OWN_METHODS.get(method.kind, AdapterMethod)
+    usual = ResidualLora if method.init.changes_base else AdapterMethod
+    make = OWN_METHODS.get(method.kind, usual)
     model.qft_method = make(model, method=method, seed=train.seed)
 
 

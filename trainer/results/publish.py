@@ -50,6 +50,9 @@ CARD = """\
 {% if parent %}- goes on from {{ parent }}
 {% endif %}- {{ method.kind }}, rank {{ method.r }}, alpha {{ "%g" % method.alpha }}, \
 dropout {{ "%g" % method.dropout }}, base stored as {{ method.storage }}
+{%- if method.init != "default" %}
+- first weights: {{ method.init }}
+{%- endif %}
 {%- if method.save %}
 - trained whole beside it: {{ method.save | join(", ") }}
 {%- endif %}

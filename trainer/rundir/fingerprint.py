@@ -33,7 +33,7 @@ CHANGEABLE = frozenset(
 IRRELEVANT = frozenset({"model.id", "model.revision", "method.from", "data.train", "data.eval"})
 # Fields that runs of earlier versions did not know. At their default they are left out of the
 # facts, so that such a run is still the same run.
-ADDED_LATER: frozenset[str] = frozenset({"method.save"})
+ADDED_LATER: frozenset[str] = frozenset({"method.save", "method.init"})
 
 Facts = dict[str, Any]
 
